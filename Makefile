@@ -1,0 +1,59 @@
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+	--generate-hashes --custom-compile-command "make lock"
+
+$(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(VENV)/.installed ## Make .venv with the locked dependencies
+
+.PHONY: run
+run: install ## Start the service on http://localhost:8080
+	$(BIN)/gunicorn wsgi:app
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Run all tests
+	$(BIN)/pytest
+
+.PHONY: test-quick
+test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
+	$(BIN)/pytest -m "not slow"
+
+.PHONY: check
+check: $(VENV)/.installed-dev ## Lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog wsgi.py gunicorn.conf.py
+
+.PHONY: format
+format: $(VENV)/.installed-dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: lock
+lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
+	python3 -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet --disable-pip-version-check uv
+	echo 'setuptools >= 77' | $(COMPILE) --output-file requirements.lock setup.cfg -
+	$(COMPILE) --extra dev --constraints requirements.lock --output-file requirements-dev.lock setup.cfg
+	rm -rf $(VENV)-lock
+
+.PHONY: clean
+clean: ## Remove what make and the tools made; the data directory stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,32 @@
+"""GET /health and /ready: what load balancers and orchestrators ask."""
+
+from http import HTTPStatus
+
+from flask import Blueprint, Response
+
+from astralog.errors import RETRY_AFTER_SECONDS, json_response
+from astralog.pipeline import Pipeline
+
+
+def create_blueprint(pipeline: Pipeline) -> Blueprint:
+    """Return the blueprint of the routes that need no token."""
+    blueprint = Blueprint("health", __name__)
+
+    @blueprint.get("/health")
+    def health() -> Response:
+        """Answer while the process serves, without a look at the disk."""
+        return json_response({"status": "ok"})
+
+    @blueprint.get("/ready")
+    def ready() -> Response:
+        """Tell whether a batch would be taken now, and if not, the code that would refuse it."""
+        reason = pipeline.unavailable()
+        if reason is None:
+            return json_response({"status": "ready"})
+        response = json_response(
+            {"status": "unavailable", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE
+        )
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        return response
+
+    return blueprint

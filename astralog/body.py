@@ -1,0 +1,149 @@
+"""Read the body of a request: bounded in bytes, in time and in memory, and inflated."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import gevent
+from gunicorn.http.errors import ParseException
+
+from astralog.errors import Refusal
+
+#: Bytes asked for at once where the length is not known, and inflated at once.
+STEP_BYTES = 256 * 1024
+
+Environ = dict[str, Any]
+
+
+class Room(Protocol):
+    """Memory granted to a body."""
+
+    def resize(self, size: int) -> None:
+        """Take `size` bytes in all, or raise Refusal `queue_full`."""
+
+
+class BodyReader:
+    """Read bodies of at most `max_bytes`, inflated, each within `timeout_seconds`."""
+
+    def __init__(self, max_bytes: int, timeout_seconds: float) -> None:
+        self._max_bytes = max_bytes
+        self._timeout_seconds = timeout_seconds
+
+    def read(self, environ: Environ, room: Room) -> bytes:
+        """Return the body, inflated as its Content-Encoding says.
+
+        Raises Refusal: `unsupported_encoding` or `body_too_large` before a byte is read where
+        the headers say enough; else `body_too_large`, `body_timeout`, `invalid_encoding`,
+        `invalid_json` for a body that ends early, and `queue_full` where `room` ends.
+        """
+        inflater = _inflater(environ.get("HTTP_CONTENT_ENCODING", ""))
+        length = int(environ.get("CONTENT_LENGTH") or -1)
+        if length > self._max_bytes:
+            raise self._too_large()
+        with gevent.Timeout(self._timeout_seconds) as timeout:
+            try:
+                if inflater is None and length >= 0:
+                    return _read_exactly(environ, length, room)
+                return self._read_stream(environ, length, inflater, room)
+            except gevent.Timeout as fired:
+                if fired is not timeout:
+                    raise
+                seconds = f"{self._timeout_seconds:g}"
+                message = f"The body did not arrive within {seconds} seconds."
+                raise Refusal("body_timeout", message) from None
+            except (OSError, ParseException):  # the client vanished, or its chunks are malformed
+                raise _ended_early() from None
+
+    def _read_stream(
+        self, environ: Environ, length: int, inflater: "Inflater | None", room: Room
+    ) -> bytes:
+        body = bytearray()
+        chunks = _chunks(environ, length)
+        for piece in inflater(chunks) if inflater else chunks:
+            size = len(body) + len(piece)
+            if size > self._max_bytes:
+                raise self._too_large()
+            room.resize(size)
+            body += piece
+        return bytes(body)
+
+    def _too_large(self) -> Refusal:
+        return Refusal("body_too_large", f"The body is larger than {self._max_bytes} bytes.")
+
+
+def _ended_early() -> Refusal:
+    return Refusal("invalid_json", "The body ended early or its chunks are malformed.")
+
+
+def _read_exactly(environ: Environ, length: int, room: Room) -> bytes:
+    room.resize(length)
+    body: bytes = environ["wsgi.input"].read(length)
+    if len(body) < length:
+        raise _ended_early()
+    return body
+
+
+def _chunks(environ: Environ, length: int) -> Iterator[bytes]:
+    """Yield the body as it arrives; `length` is -1 where it is not known."""
+    if length < 0 and not environ.get("wsgi.input_terminated"):
+        return
+    stream = environ["wsgi.input"]
+    while length and (chunk := stream.read(min(length, STEP_BYTES) if length > 0 else STEP_BYTES)):
+        yield chunk
+        if length > 0:
+            length -= len(chunk)
+    if length > 0:
+        raise _ended_early()
+
+
+Inflater = Callable[[Iterator[bytes]], Iterator[bytes]]
+
+
+def _inflater(encoding: str) -> Inflater | None:
+    """Return what undoes a Content-Encoding, None for identity.
+
+    Raises Refusal `unsupported_encoding`; more than one coding at once is not supported.
+    """
+    coding = encoding.strip().lower()
+    if coding in ("", "identity"):
+        return None
+    if coding not in INFLATERS:
+        known = ", ".join(INFLATERS)
+        message = f"The Content-Encoding is not supported; use {known} or none."
+        raise Refusal("unsupported_encoding", message)
+    return INFLATERS[coding]
+
+
+def _inflate(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) -> Iterator[bytes]:
+    """Yield the inflated bytes, STEP_BYTES at most at once. Sources: RFC 1950, 1951, 1952."""
+    stream: Any = None
+    try:
+        for data in chunks:
+            rest = data
+            while rest:
+                if stream is None or stream.eof:  # gzip members may follow one another
+                    stream = zlib.decompressobj(window_bits(rest))
+                yield stream.decompress(rest, STEP_BYTES)
+                rest = stream.unused_data if stream.eof else stream.unconsumed_tail
+        if stream is not None:
+            yield stream.flush()  # at most one match of 258 bytes
+    except zlib.error:
+        raise Refusal("invalid_encoding", "The body does not inflate.") from None
+    if stream is None or not stream.eof:
+        raise Refusal("invalid_encoding", "The compressed body ends early.")
+
+
+def _inflate_gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    return _inflate(chunks, lambda start: 16 + zlib.MAX_WBITS)
+
+
+def _inflate_deflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Inflate zlib's format, which the standard means, or bare deflate, which some clients send."""
+    return _inflate(chunks, lambda start: zlib.MAX_WBITS * (1 if start[0] & 0x0F == 8 else -1))
+
+
+INFLATERS: dict[str, Inflater] = {
+    "gzip": _inflate_gzip,
+    "x-gzip": _inflate_gzip,
+    "deflate": _inflate_deflate,
+}

@@ -1,0 +1,207 @@
+"""The way from a batch in memory to a batch on disk: a bounded queue and its drain pool.
+
+Requests wait on their batch's commit while a drain greenlet stores everything that has queued up
+in one write and one sync (group commit).
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.pool import Group
+from gevent.queue import Empty, Queue
+from gevent.threadpool import ThreadPool
+
+from astralog import directory
+from astralog.admission import Admission, Reservation
+from astralog.codec import Batch
+from astralog.errors import Refusal
+from astralog.settings import Settings
+from astralog.storage import TEND_SECONDS, Storage
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Bytes that are written and synced at once; what is queued beyond them waits for the next chunk.
+CHUNK_BYTES = 8 * 1024 * 1024
+
+MESSAGES = {
+    "stopping": "The service is stopping; nothing was stored.",
+    "storage_full": "The disk is full; nothing was stored.",
+    "storage_failed": "The disk failed; nothing was stored.",
+}
+
+
+class _Entry:
+    """A batch in the queue."""
+
+    __slots__ = ("done", "is_dropped", "is_taken", "lines", "size")
+
+    def __init__(self, lines: bytes, size: int) -> None:
+        self.lines = lines
+        self.size = size  # reserved bytes
+        self.done: AsyncResult[None] = AsyncResult()
+        self.is_taken = False
+        self.is_dropped = False
+
+
+class Pipeline:
+    """Store batches; all of its greenlets start with `start` or with the first batch."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._commit_timeout_seconds = settings.commit_timeout_seconds
+        self._data_dir = settings.data_dir
+        self._storages = [Storage(settings) for _ in range(settings.writers)]
+        self._admission = Admission(settings.queue_bytes)
+        self._queue: Queue[_Entry | None] = Queue()  # bounded by the admission; None ends a drain
+        self._greenlets = Group()
+        self._threads = ThreadPool(settings.writers + 1)
+        self._is_started = False
+        self._is_stopping = False
+
+    def unavailable(self) -> str | None:
+        """Return the code with which a batch would be refused now, None where it would not."""
+        if self._is_stopping:
+            return "stopping"
+        troubles = [storage.trouble for storage in self._storages]
+        if all(troubles):
+            return troubles[0]
+        return "queue_full" if self._admission.is_full else None
+
+    def admit(self) -> Reservation:
+        """Let a request in; what it reserves, its body first, counts against the queue's bytes.
+
+        Raises Refusal: `stopping`, `storage_full`, `storage_failed` or `queue_full`.
+        """
+        code = self.unavailable()
+        if code and code != "queue_full":
+            raise Refusal(code, MESSAGES[code])
+        return Reservation(self._admission)
+
+    def commit(self, batch: Batch, room: Reservation) -> None:
+        """Return when every line of the batch is stored.
+
+        Raises Refusal when nothing of it is: `stopping`, `storage_full`, `storage_failed` or
+        `queue_full`; or `commit_timeout`, after which it may still be stored if a writer had
+        taken it.
+        """
+        if not batch.lines:
+            return
+        room.resize(len(batch.lines))
+        if self._is_stopping:
+            raise Refusal("stopping", MESSAGES["stopping"])
+        self.start()
+        entry = _Entry(batch.lines, room.hand_over())
+        self._queue.put(entry)
+        try:
+            entry.done.get(timeout=self._commit_timeout_seconds)
+        except gevent.Timeout:
+            raise self._timed_out(entry) from None
+        finally:
+            self._drop(entry)
+
+    def start(self) -> None:
+        """Start the drain pool, unless it runs."""
+        if self._is_started:
+            return
+        self._is_started = True
+        self._threads.spawn(directory.recover, self._data_dir)
+        for storage in self._storages:
+            self._greenlets.spawn(self._drain, storage)
+
+    def stop(self, timeout_seconds: float) -> None:
+        """Store what is queued, seal the segments and end the drain pool.
+
+        Batches that cannot be stored in time are refused.
+        """
+        self._is_stopping = True
+        for _ in self._greenlets:
+            self._queue.put(None)
+        self._greenlets.join(timeout_seconds)
+        while not self._queue.empty():
+            entry = self._queue.get()
+            if entry is not None:
+                self._finish([entry], "stopping")
+        if len(self._greenlets):
+            log.error("stopped before everything queued was stored; what was not is refused")
+
+    def _drain(self, storage: Storage) -> None:
+        while not self._is_drained(storage):
+            pass
+
+    def _is_drained(self, storage: Storage) -> bool:
+        """Run one turn, and tell whether it was the last; a fault ends the turn, not the drain."""
+        try:
+            return self.drain_once(storage)
+        except Exception:
+            log.exception("drain failed; it goes on")
+            gevent.sleep(TEND_SECONDS)
+            return False
+
+    def drain_once(self, storage: Storage) -> bool:
+        """Store one chunk, or look after the storage when none comes; true at the queue's end."""
+        chunk, is_last = self._take_chunk()
+        if chunk:
+            self._store(storage, chunk)
+        if is_last:
+            self._in_thread(storage.close)
+        elif storage.is_tending_due():
+            self._in_thread(storage.tend)
+        return is_last
+
+    def _take_chunk(self) -> tuple[list[_Entry], bool]:
+        """Return what is queued, a chunk at most, and whether the queue ended."""
+        chunk: list[_Entry] = []
+        size = 0
+        try:
+            entry = self._queue.get(timeout=TEND_SECONDS)
+            while entry is not None:
+                if not entry.is_dropped:
+                    entry.is_taken = True
+                    chunk.append(entry)
+                    size += len(entry.lines)
+                if size >= CHUNK_BYTES:
+                    return chunk, False
+                entry = self._queue.get_nowait()
+        except Empty:
+            return chunk, False
+        return chunk, True
+
+    def _store(self, storage: Storage, chunk: list[_Entry]) -> None:
+        code: str | None = "storage_failed"
+        try:
+            code = self._in_thread(storage.store, [entry.lines for entry in chunk])
+        finally:
+            self._finish(chunk, code)
+
+    def _finish(self, chunk: list[_Entry], code: str | None) -> None:
+        """Answer the batches of a chunk: stored, or refused with a code."""
+        for entry in chunk:
+            self._admission.give_back(entry.size)
+            entry.is_taken = True
+            entry.lines = b""
+            if code is None:
+                entry.done.set()
+            else:
+                entry.done.set_exception(Refusal(code, MESSAGES[code]))
+
+    def _drop(self, entry: _Entry) -> None:
+        """Take a batch whose client is gone out of the queue, unless a writer has taken it."""
+        if not entry.is_taken:
+            entry.is_taken = entry.is_dropped = True
+            entry.lines = b""
+            self._admission.give_back(entry.size)
+
+    def _timed_out(self, entry: _Entry) -> Refusal:
+        outcome = "may still be stored" if entry.is_taken else "was not stored"
+        seconds = f"{self._commit_timeout_seconds:g}"
+        message = f"The disk took longer than {seconds} seconds; the batch {outcome}."
+        return Refusal("commit_timeout", message)
+
+    def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what may block on the disk outside the hub's thread."""
+        result: T = self._threads.apply(function, args)
+        return result

@@ -1,0 +1,149 @@
+"""The contract: what a batch and a log are, declared once, in marshmallow."""
+
+import time
+from typing import Any
+
+import msgspec
+from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow.validate import Length
+
+from astralog import fastload, strictjson, timestamps
+
+#: Malformed logs of a batch that are described; the rest is counted.
+DESCRIBED_LOGS = 20
+
+#: Malformed logs of a batch that are counted; the rest is not looked at.
+COUNTED_LOGS = 1000
+
+#: Logs that are checked one by one between two chances for other requests to run.
+LOGS_A_TURN = 50
+
+_NOT_EMPTY = Length(min=1, error="Must not be empty.")
+
+
+class Timestamp(fields.String):
+    """A string in any form that `timestamps.normalise` takes, loaded as RFC 3339 in UTC."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        try:
+            return timestamps.normalise(text)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
+class LogSchema(Schema):
+    """One log: these six fields and no other."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {
+        "unknown": "Unknown field; put extra context under metadata.",
+        "type": "Not an object.",
+    }
+
+    project_id = fields.String(required=True, validate=_NOT_EMPTY)
+    timestamp = Timestamp(required=True)
+    level = fields.String(required=True, validate=_NOT_EMPTY)
+    service = fields.String(required=True, validate=_NOT_EMPTY)
+    message = fields.String(required=True)
+    metadata = fields.Dict(allow_none=True, error_messages={"invalid": "Not an object."})
+
+
+class MalformedBatch(ValidationError):
+    """`malformed` of `total` logs do not keep the contract; `messages` describes the first few.
+
+    `complete` is false where the counting stopped early.
+    """
+
+    def __init__(self, errors: dict[int, Any], malformed: int, total: int, complete: bool) -> None:
+        super().__init__({"logs": errors})
+        self.errors = errors
+        self.malformed = malformed
+        self.total = total
+        self.complete = complete
+
+    def shifted(self, offset: int, total: int) -> "MalformedBatch":
+        """Return this fault as seen from the batch of `total` logs that the logs were cut from."""
+        errors = {offset + index: messages for index, messages in self.errors.items()}
+        return MalformedBatch(errors, self.malformed, total, complete=self.total == total)
+
+    def __str__(self) -> str:
+        least = "" if self.complete else "At least "
+        return f"{least}{self.malformed} of {self.total} logs are malformed"
+
+
+class BatchSchema(Schema):
+    """A batch: an object with a list of logs."""
+
+    class Meta:
+        unknown = RAISE
+
+    error_messages = {
+        "unknown": "Unknown field; a batch holds only logs.",
+        "type": 'Not an object; a batch is {"logs": [...]}.',
+    }
+
+    logs = fields.List(
+        fields.Nested(LogSchema), required=True, error_messages={"invalid": "Not a list."}
+    )
+
+    def loads(self, json_data: bytes, **kwargs: Any) -> dict[str, list["Log"]]:  # type: ignore[override]
+        """Load the JSON text of a batch.
+
+        The compiled decoder takes what it recognises; all else goes marshmallow's way, which
+        alone words the errors. Raises ValidationError, as MalformedBatch where single logs are at
+        fault, and ValueError for what is no JSON.
+        """
+        logs = _decode(json_data)
+        return {"logs": self._load_slowly(json_data) if logs is None else logs}
+
+    def _load_slowly(self, body: bytes) -> list["Log"]:
+        data = strictjson.parse(strictjson.replace_lone_surrogates(body))
+        if not (isinstance(data, dict) and isinstance(data.get("logs"), list)):
+            self.load(data)
+            raise AssertionError("marshmallow took a batch without a list of logs")
+        self.load(data | {"logs": []})
+        return _load_logs(data["logs"])
+
+
+_log_schema = LogSchema()
+_Batch: Any = fastload.compile_struct(BatchSchema())
+_decoder = msgspec.json.Decoder(_Batch)
+
+#: The struct of one log, made from LogSchema's fields, in their order.
+Log: Any = fastload.item_type(_Batch, "logs")
+
+
+def _decode(body: bytes) -> list[Any] | None:
+    """Return the logs of a batch that the compiled decoder recognises, else None."""
+    try:
+        logs: list[Any] = _decoder.decode(body).logs
+        stored = timestamps.normalise_all([log.timestamp for log in logs])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    if stored is not None:
+        for log, timestamp in zip(logs, stored, strict=True):
+            log.timestamp = timestamp
+    return logs
+
+
+def _load_logs(items: list[Any]) -> list[Any]:
+    logs: list[Any] = []
+    errors: dict[int, Any] = {}
+    malformed = 0
+    for index, item in enumerate(items):
+        if index % LOGS_A_TURN == 0:
+            time.sleep(0)  # under gevent, other requests run now
+        try:
+            logs.append(Log(**_log_schema.load(item)))
+        except ValidationError as error:
+            malformed += 1
+            if malformed <= DESCRIBED_LOGS:
+                errors[index] = error.messages
+            if malformed == COUNTED_LOGS:
+                break
+    if malformed:
+        raise MalformedBatch(errors, malformed, len(items), complete=index == len(items) - 1)
+    return logs

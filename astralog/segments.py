@@ -1,0 +1,225 @@
+"""Rotating NDJSON segment files: append, sync, seal; the names are in `directory`."""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from astralog import directory as directories
+from astralog.settings import SyncMode
+
+log = logging.getLogger(__name__)
+
+FILE_MODE = 0o640
+
+#: Buffers that one writev takes (IOV_MAX on Linux).
+WRITEV_BUFFERS = 1024
+
+#: Seconds between two syncs in the mode `everysec`.
+SYNC_SECONDS = 1.0
+
+
+class SegmentLost(OSError):
+    """What was written to the open segment cannot be trusted to be on the disk."""
+
+
+class Segment:
+    """One open segment file; raises OSError throughout."""
+
+    def __init__(self, directory: Path, start: datetime) -> None:
+        """Create the file named after `start`, an aware datetime in UTC.
+
+        Raises FileExistsError where the name is taken.
+        """
+        name = f"{start:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}{directories.OPEN_SUFFIX}"
+        self.path = directory / name
+        self.size = 0  # bytes of accepted chunks: what the file is cut back to
+        self.synced_at = self._started_at = time.monotonic()
+        self.is_dirty = False
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
+        self._fd = os.open(self.path, flags, FILE_MODE)
+        try:
+            os.fchmod(self._fd, FILE_MODE)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.check_in_place()
+            directories.sync_directory(directory)
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            self.close()
+            raise
+
+    def age(self) -> float:
+        """Return the seconds since the file was created."""
+        return time.monotonic() - self._started_at
+
+    def write(self, buffers: Sequence[bytes]) -> None:
+        """Append the buffers; after an error, some of them may be there in part."""
+        self.is_dirty = True
+        for first in range(0, len(buffers), WRITEV_BUFFERS):
+            group = buffers[first : first + WRITEV_BUFFERS]
+            written = os.writev(self._fd, group)
+            if written < sum(map(len, group)):
+                self._write_rest(b"".join(group)[written:])
+
+    def _write_rest(self, rest: bytes) -> None:
+        """Finish a short write: the next write says why it was short, or goes through."""
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+    def sync(self) -> None:
+        """Make what was written durable.
+
+        Raises SegmentLost when that fails: the system may have dropped the written pages, and a
+        second sync of this descriptor would not say so.
+        """
+        if self.is_dirty:
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                raise SegmentLost(error.errno, f"sync failed: {error.strerror}") from error
+            self.is_dirty = False
+        self.synced_at = time.monotonic()
+
+    def check_in_place(self) -> None:
+        """Raise SegmentLost where the file was removed or replaced."""
+        try:
+            in_place = directories.is_same_file(self._fd, self.path)
+        except FileNotFoundError:
+            in_place = False
+        if not in_place:
+            raise SegmentLost("removed from its directory")
+
+    def seal(self) -> None:
+        """Give the file its final name."""
+        directories.seal_file(self.path, self.size)
+        log.debug("sealed %s: %d bytes", self.path.name, self.size)
+
+    def cut_back(self) -> None:
+        """Cut what was written after the last accepted chunk."""
+        os.ftruncate(self._fd, self.size)
+
+    def close(self) -> None:
+        """Close the file and so release its lock."""
+        os.close(self._fd)
+
+
+class SegmentWriter:
+    """Append chunks to one segment after another; only one thread may use it at a time."""
+
+    def __init__(
+        self, directory: Path, *, segment_bytes: int, segment_seconds: float, sync: SyncMode
+    ) -> None:
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._segment_seconds = segment_seconds
+        self._sync_mode = sync
+        self._segment: Segment | None = None
+        self._last_start = datetime.min.replace(tzinfo=UTC)
+        self._unsealed: dict[Path, int] = {}  # segments that could not be sealed, with their size
+
+    def append(self, buffers: Sequence[bytes]) -> None:
+        """Append a chunk, all of it or nothing, synced as the mode says.
+
+        Raises OSError when nothing of it is there. Where a segment was lost, the chunk goes to a
+        new one, once.
+        """
+        size = sum(map(len, buffers))
+        if self._segment and self._segment.size + size > self._segment_bytes:
+            self.seal()
+        try:
+            self._append(buffers, size)
+        except SegmentLost as error:
+            log.error("segment lost: %s; its last batches are written anew", error)
+            self._append(buffers, size)
+        if self._segment and self._segment.size >= self._segment_bytes:
+            self.seal()
+
+    def _append(self, buffers: Sequence[bytes], size: int) -> None:
+        segment = self._segment = self._segment or self._create()
+        try:
+            segment.write(buffers)
+            if self._sync_mode == "always" or self._sync_is_due(segment):
+                segment.sync()
+            segment.check_in_place()
+        except OSError:
+            self._abandon(segment)
+            raise
+        segment.size += size
+
+    def tend(self) -> None:
+        """Do what is due by time: seal by age, sync in the mode `everysec`, retry seals."""
+        segment = self._segment
+        if segment and segment.age() >= self._segment_seconds:
+            self.seal()
+        elif segment and self._sync_is_due(segment):
+            try:
+                segment.sync()
+            except SegmentLost as error:
+                log.error("%s: %s", segment.path.name, error)
+                self._abandon(segment)
+        for path in list(self._unsealed):
+            self._recover(path)
+
+    def seal(self) -> None:
+        """Seal the open segment, if any; one that cannot be sealed now is tried again."""
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        try:
+            if self._sync_mode != "never":
+                segment.sync()
+            segment.seal()
+        except OSError as error:
+            log.error("cannot seal %s: %s", segment.path.name, error)
+            self._unsealed[segment.path] = segment.size
+        finally:
+            segment.close()
+
+    def probe(self) -> None:
+        """Raise OSError where a chunk would fail for want of a file."""
+        if self._segment is None:
+            self._segment = self._create()
+            return
+        try:
+            self._segment.check_in_place()
+        except OSError:
+            self._abandon(self._segment)
+            raise
+
+    def _sync_is_due(self, segment: Segment) -> bool:
+        waited = time.monotonic() - segment.synced_at
+        return self._sync_mode == "everysec" and waited >= SYNC_SECONDS
+
+    def _create(self) -> Segment:
+        """Create a segment with a name later than the last one's, wherever the clock stands."""
+        while True:
+            start = max(datetime.now(UTC), self._last_start + timedelta(microseconds=1))
+            self._last_start = start
+            try:
+                return Segment(self._directory, start)
+            except FileExistsError:
+                continue
+
+    def _abandon(self, segment: Segment) -> None:
+        """Cut the segment back to what was accepted and never write to it again."""
+        self._segment = None
+        self._unsealed[segment.path] = segment.size
+        try:
+            segment.cut_back()
+        except OSError as error:
+            log.error("cannot cut %s back: %s", segment.path.name, error.strerror)
+        finally:
+            segment.close()
+        self._recover(segment.path)
+
+    def _recover(self, path: Path) -> None:
+        """Seal a segment through a new descriptor; the old one's errors are spent."""
+        try:
+            directories.recover_file(path, limit=self._unsealed[path])
+        except OSError as error:
+            log.debug("cannot seal %s yet: %s", path.name, error.strerror)
+        else:
+            del self._unsealed[path]

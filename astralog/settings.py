@@ -1,0 +1,163 @@
+"""Read the `ASTRALOG_*` environment variables into one frozen `Settings`."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from environs import Env, EnvValidationError
+from marshmallow.validate import OneOf, Range, Regexp
+
+PREFIX = "ASTRALOG_"
+KIB = 1024
+MIB = 1024 * KIB
+
+T = TypeVar("T")
+SyncMode = Literal["always", "everysec", "never"]
+
+
+class InvalidSettings(Exception):
+    """The environment does not make usable settings; `problems` holds one line for each fault."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _setting(
+    default: T, help: str, validate: Callable[[Any], Any] | None = None, shown: str = ""
+) -> T:
+    """Declare a setting; `shown` is the default as the README's table words it."""
+    metadata = {"help": help, "validate": validate, "shown": shown or str(default)}
+    field: T = dataclasses.field(default=default, metadata=metadata)
+    return field
+
+
+def _size_setting(default: int, help: str, minimum: int = 1) -> int:
+    return _setting(default, help, Range(min=minimum))
+
+
+def _cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every tunable; `ASTRALOG_` and the name in capitals is its environment variable."""
+
+    bind: str = _setting(
+        "127.0.0.1:8080",
+        "Address to listen on: `host:port`, or `unix:/path` for a local socket. "
+        "Port 0 takes a free one.",
+        Regexp(
+            r"(unix:.+|(\[[0-9A-Fa-f:]+\]|[^:\s]+):[0-9]{1,5})\Z",
+            error="Not host:port or unix:/path.",
+        ),
+    )
+    tokens: str = _setting(
+        "",
+        "Tokens that may write, comma separated. "
+        "With neither this nor `ASTRALOG_TOKENS_FILE`, one is made in `<data dir>/token`.",
+        shown="(none)",
+    )
+    tokens_file: str = _setting(
+        "", "File of tokens, one a line; `#` starts a comment.", shown="(none)"
+    )
+    data_dir: Path = _setting(
+        Path("data"), "Directory of the segment files; made at start if missing.", shown="./data"
+    )
+    workers: int = _setting(
+        _cores(),
+        "Worker processes, each with its own queue and segment file.",
+        Range(min=1, max=256),
+        shown="the cores",
+    )
+    sync: SyncMode = _setting(
+        "always",
+        "When a batch is answered 200: `always` once synced to the disk; `everysec` once written, "
+        "synced within a second; `never` once written, synced when the system likes.",
+        OneOf(("always", "everysec", "never")),
+    )
+    max_body_bytes: int = _size_setting(
+        10 * MIB, "Largest body, after inflating. Above it: 413 `body_too_large`."
+    )
+    body_timeout_seconds: float = _setting(
+        10.0,
+        "Time a client has to send its body. After it: 408 `body_timeout`.",
+        Range(min=0, min_inclusive=False),
+    )
+    commit_timeout_seconds: float = _setting(
+        8.0,
+        "Time a batch may wait for its commit; keep it below the clients' own timeout. "
+        "After it: 503 `commit_timeout`.",
+        Range(min=0, min_inclusive=False),
+    )
+    queue_bytes: int = _size_setting(
+        64 * MIB,
+        "Memory a worker grants to bodies being read and batches waiting for their commit. "
+        "Beyond it: 503 `queue_full`. At least `ASTRALOG_MAX_BODY_BYTES`.",
+    )
+    writers: int = _setting(
+        1, "Drain greenlets a worker, each with its own segment file.", Range(min=1, max=64)
+    )
+    segment_bytes: int = _size_setting(
+        256 * MIB, "A segment is sealed before it grows past this size."
+    )
+    segment_seconds: float = _setting(
+        3600.0, "A segment is sealed at this age, idle or not.", Range(min=0, min_inclusive=False)
+    )
+    min_free_bytes: int = _size_setting(
+        256 * MIB, "Free disk below which batches are refused: 503 `storage_full`.", 0
+    )
+    retain_bytes: int = _size_setting(
+        0, "Total size of segments beyond which the oldest sealed ones are removed; 0 keeps all.", 0
+    )
+    retain_seconds: float = _setting(
+        0.0, "Age at which sealed segments are removed; 0 keeps all.", Range(min=0)
+    )
+    log_level: str = _setting(
+        "info",
+        "Least severe of the service's own log lines on stderr: "
+        "`debug`, `info`, `warning` or `error`.",
+        OneOf(("debug", "info", "warning", "error")),
+    )
+
+    @classmethod
+    def from_environ(cls) -> "Settings":
+        """Read the settings from `os.environ`.
+
+        Raises InvalidSettings, with a line for each wrong value and each unknown name.
+        """
+        env = Env(eager=False, prefix=PREFIX)
+        values = {field.name: _parse(env, field) for field in dataclasses.fields(cls)}
+        problems = _unknown_names(cls)
+        try:
+            env.seal()
+        except EnvValidationError as error:
+            messages: Any = error.error_messages
+            problems += [f"{name}: {' '.join(texts)}" for name, texts in messages.items()]
+        if problems:
+            raise InvalidSettings(problems)
+        return cls(**values)._checked()
+
+    def _checked(self) -> "Settings":
+        """Refuse combinations that no single variable shows to be wrong."""
+        if self.queue_bytes < self.max_body_bytes:
+            raise InvalidSettings(
+                [f"{PREFIX}QUEUE_BYTES: Must be at least {PREFIX}MAX_BODY_BYTES, or no body fits."]
+            )
+        return self
+
+
+def _parse(env: Env, field: "dataclasses.Field[Any]") -> Any:
+    parsers: dict[Any, Any] = {int: env.int, float: env.float, Path: env.path}
+    parse = parsers.get(field.type, env.str)
+    return parse(field.name.upper(), field.default, validate=field.metadata["validate"])
+
+
+def _unknown_names(settings: type[Settings]) -> list[str]:
+    known = {PREFIX + field.name.upper() for field in dataclasses.fields(settings)}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    return [f"{name}: No such setting; see the README's table." for name in unknown]

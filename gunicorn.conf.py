@@ -1,0 +1,55 @@
+"""gunicorn's settings, made from AstraLog's; gunicorn reads this file by itself."""
+
+import os
+from typing import Any
+
+from astralog import server as astralog_server
+from astralog.settings import InvalidSettings, Settings
+
+try:
+    _settings = Settings.from_environ()
+    astralog_server.check_start(_settings)
+except InvalidSettings as error:
+    astralog_server.exit_for(error)
+
+bind = _settings.bind
+workers = _settings.workers
+worker_class = astralog_server.Worker
+logger_class = astralog_server.ServerLogger
+loglevel = "info" if _settings.log_level == "debug" else "warning"
+graceful_timeout = astralog_server.STOP_SECONDS
+control_socket_disable = True
+
+# Longer than the usual load balancer keeps an idle connection, so that it closes first. It also
+# bounds the time to send a request's head.
+keepalive = 75
+
+# What a connection may cost before it has shown a token: its head is held in memory.
+worker_connections = 4096
+limit_request_fields = 40
+limit_request_field_size = 4094
+
+# Nothing that a proxy adds is used, so nothing is trusted.
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+
+# The heartbeat must not wait for the disk that the segments fill; gunicorn unlinks its file.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nosec B108
+
+astralog_server.configure_logging(_settings.log_level)
+astralog_server.raise_open_files_limit()
+
+
+def when_ready(server: Any) -> None:
+    """Say where the service listens; the address has the real port where the setting has 0."""
+    astralog_server.announce(_settings, server.LISTENERS[0].sock.getsockname())
+
+
+def post_worker_init(worker: astralog_server.Worker) -> None:
+    """Start the worker's pipeline."""
+    astralog_server.start_pipeline(worker)
+
+
+def worker_exit(server: Any, worker: astralog_server.Worker) -> None:
+    """Stop the worker's pipeline."""
+    astralog_server.stop_pipeline(worker)
