@@ -29,9 +29,10 @@ worker_connections = 4096
 limit_request_fields = 40
 limit_request_field_size = 4094
 
-# Nothing that a proxy adds is used, so nothing is trusted.
+# Nothing that a proxy adds is used: whoever may add it, it changes nothing.
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
+forwarded_allow_ips = "*"
 
 # The heartbeat must not wait for the disk that the segments fill; gunicorn unlinks its file.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nosec B108

@@ -9,6 +9,7 @@ from astralog.body import BodyReader
 from astralog.directory import make_directory
 from astralog.pipeline import Pipeline
 from astralog.settings import Settings
+from astralog.web import App
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     make_directory(settings.data_dir)
     pipeline = Pipeline(settings)
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
-    app = Flask(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     app.extensions["astralog"] = pipeline
     errors.init_app(app)
     app.register_blueprint(drain.create_blueprint(load_tokens(settings), bodies, pipeline))

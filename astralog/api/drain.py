@@ -5,8 +5,10 @@ from flask import Blueprint, Response, request
 from astralog.auth import Tokens
 from astralog.body import BodyReader
 from astralog.codec import encode_batch
-from astralog.errors import json_response
 from astralog.pipeline import Pipeline
+from astralog.web import FixedResponse
+
+ACCEPTED = FixedResponse(b'{"status":"accepted"}')
 
 
 def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> Blueprint:
@@ -20,6 +22,6 @@ def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> 
         with pipeline.admit() as room:
             batch = encode_batch(bodies.read(request.environ, room))
             pipeline.commit(batch, room)
-        return json_response({"status": "accepted"})
+        return ACCEPTED
 
     return blueprint

@@ -6,6 +6,10 @@ from flask import Blueprint, Response
 
 from astralog.errors import RETRY_AFTER_SECONDS, json_response
 from astralog.pipeline import Pipeline
+from astralog.web import FixedResponse
+
+OK = FixedResponse(b'{"status":"ok"}')
+READY = FixedResponse(b'{"status":"ready"}')
 
 
 def create_blueprint(pipeline: Pipeline) -> Blueprint:
@@ -15,14 +19,14 @@ def create_blueprint(pipeline: Pipeline) -> Blueprint:
     @blueprint.get("/health")
     def health() -> Response:
         """Answer while the process serves, without a look at the disk."""
-        return json_response({"status": "ok"})
+        return OK
 
     @blueprint.get("/ready")
     def ready() -> Response:
         """Tell whether a batch would be taken now, and if not, the code that would refuse it."""
         reason = pipeline.unavailable()
         if reason is None:
-            return json_response({"status": "ready"})
+            return READY
         response = json_response(
             {"status": "unavailable", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE
         )
