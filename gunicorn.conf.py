@@ -5,6 +5,7 @@ from typing import Any
 
 from astralog import server as astralog_server
 from astralog.settings import InvalidSettings, Settings
+from astralog.worker import Worker
 
 try:
     _settings = Settings.from_environ()
@@ -14,7 +15,7 @@ except InvalidSettings as error:
 
 bind = _settings.bind
 workers = _settings.workers
-worker_class = astralog_server.Worker
+worker_class = Worker
 logger_class = astralog_server.ServerLogger
 loglevel = "info" if _settings.log_level == "debug" else "warning"
 graceful_timeout = astralog_server.STOP_SECONDS
@@ -46,11 +47,11 @@ def when_ready(server: Any) -> None:
     astralog_server.announce(_settings, server.LISTENERS[0].sock.getsockname())
 
 
-def post_worker_init(worker: astralog_server.Worker) -> None:
+def post_worker_init(worker: Worker) -> None:
     """Start the worker's pipeline."""
     astralog_server.start_pipeline(worker)
 
 
-def worker_exit(server: Any, worker: astralog_server.Worker) -> None:
+def worker_exit(server: Any, worker: Worker) -> None:
     """Stop the worker's pipeline."""
     astralog_server.stop_pipeline(worker)

@@ -143,7 +143,11 @@ def retain(directory: Path, total_bytes: int, age_seconds: float) -> None:
         too_old = age_seconds and stat.st_mtime < oldest_kept
         if not (too_much or too_old):
             break
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("cannot remove %s: %s", path.name, error.strerror)
+            break
         total -= stat.st_size
         log.info("removed %s: beyond the %s to keep", path.name, "size" if too_much else "age")
 
