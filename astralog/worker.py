@@ -1,6 +1,7 @@
 """The gunicorn worker that serves AstraLog: gunicorn's gevent worker, with less to do a request."""
 
 import contextlib
+import logging
 import time
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,11 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.util import close
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.http import http_date
+
+from astralog import create_app
+from astralog.settings import InvalidSettings
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks at which connections wait too long for a head; at the stop, one that is
 #: idle as long is closed.
@@ -83,6 +89,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle: dict[Any, float] = {}  # connections that wait for a head, and since when
+
+    def load_wsgi(self) -> None:
+        """Load the application; after a reload with a faulty file of tokens, with the old ones."""
+        try:
+            super().load_wsgi()
+        except InvalidSettings as error:
+            log.error("tokens stay as they are: %s", "; ".join(error.problems))
+            self.wsgi = create_app(tokens=self.app.tokens)
 
     def run(self) -> None:
         """Serve until the stop."""
