@@ -4,6 +4,7 @@ import logging
 import os
 import resource
 import shlex
+import signal
 import sys
 import time
 from typing import Any, NoReturn
@@ -24,6 +25,8 @@ STOP_SECONDS = 9
 #: Of these, a worker gives open requests this long, and then the drain this long.
 REQUESTS_STOP_SECONDS = 4
 DRAIN_STOP_SECONDS = 2
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 #: A client that takes longer to set TLS up loses its connection.
 HANDSHAKE_SECONDS = 10.0
@@ -80,6 +83,29 @@ def raise_open_files_limit() -> None:
     """Allow as many connections as the system does; the usual limit of 1,024 is low."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def end_booting_workers_at_stops() -> None:
+    """Let a worker that is only starting hear the signals that stop it.
+
+    Between its fork and gunicorn's own handlers it would have the master's, which do nothing
+    there: it would serve on until it is killed.
+    """
+    os.register_at_fork(
+        before=lambda: _mask_stops(signal.SIG_BLOCK),
+        after_in_parent=lambda: _mask_stops(signal.SIG_UNBLOCK),
+        after_in_child=_end_at_stops,
+    )
+
+
+def _mask_stops(how: int) -> None:
+    signal.pthread_sigmask(how, STOP_SIGNALS)
+
+
+def _end_at_stops() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))
+    _mask_stops(signal.SIG_UNBLOCK)
 
 
 def announce(settings: Settings, address: str | tuple[Any, ...]) -> None:
