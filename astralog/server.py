@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
+import gevent
 from gunicorn.glogging import Logger
 
 from astralog.auth import TOKEN_FILE_NAME, Tokens
@@ -152,7 +153,11 @@ def bound_handshakes(context: Any) -> Any:
 
     def wrap_within_bound(sock: Any, *args: Any, **kwargs: Any) -> Any:
         sock.settimeout(HANDSHAKE_SECONDS)
-        return wrap_socket(sock, *args, **kwargs)
+        try:
+            return wrap_socket(sock, *args, **kwargs)
+        except OSError as error:
+            log.debug("no TLS with a client: %s", error)
+            raise gevent.GreenletExit from None  # ends the connection without a traceback
 
     context.wrap_socket = wrap_within_bound
     return context
