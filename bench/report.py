@@ -84,8 +84,9 @@ def _sections(results: Results) -> Iterator[str]:
         yield (
             f"Bare codec, CPU for a log by batch: {', '.join(codec.values())}. "
             f"Plain write + fdatasync by batch: {', '.join(disk.values())}. "
-            "CPU is that of the master and all workers. "
-            f"The load generator shares the cores and takes up to {busiest:.2f} of one."
+            "CPU is that of the master and all workers, of which there are "
+            f"{results.cells[0].workers}, so that the load generator has a core of its own; "
+            f"it takes up to {busiest:.2f} of one."
         )
     for cell in results.cells:
         if set(cell.answers) != {ACKNOWLEDGED}:

@@ -17,6 +17,9 @@ from tests.service import TOKEN, Service, wait_for
 WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
 GROWTH_BATCH, GROWTH_CONNECTIONS = 500, 8
 
+#: Workers in a cell of the table: they leave the load generator a core, and so their caches alone.
+CELL_WORKERS = max(1, len(os.sched_getaffinity(0)) - 1)
+
 #: Times that two sides of a comparison are run, alternating.
 ROUNDS = 3
 
@@ -142,7 +145,7 @@ class Runner:
             check=check,
         )
 
-    def _cell(self, batch: int, connections: int, workers: int | None = None) -> Cell:
+    def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS) -> Cell:
         with self._service(workers=workers) as service:
             outcome = self._load(service, batch, connections, [self._seconds])
             pids = service.worker_pids()
@@ -177,7 +180,7 @@ class Runner:
         plan = load.Plan(
             address=service.address,
             token=TOKEN,
-            pids=_pids(service),
+            pids=[service.process.pid, *service.worker_pids()],
             batch=batch,
             connections=connections,
             phase_seconds=[self._warm_up_seconds, *phase_seconds],
@@ -204,10 +207,6 @@ class Runner:
 def progress(text: str) -> None:
     """Say on stderr what is being done."""
     print(text, file=sys.stderr, flush=True)
-
-
-def _pids(service: Service) -> list[int]:
-    return [service.process.pid, *service.worker_pids()]
 
 
 def _wait_until_idle(service: Service, workers: int) -> None:
