@@ -30,6 +30,8 @@ _NOT_EMPTY = Length(min=1, error="Must not be empty.")
 class Timestamp(fields.String):
     """A string in any form that `timestamps.normalise` takes, loaded as RFC 3339 in UTC."""
 
+    default_error_messages = {"invalid": timestamps.EXPECTED}
+
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         text: str = super()._deserialize(value, *args, **kwargs)
         try:

@@ -212,7 +212,7 @@ def progress(text: str) -> None:
 def _wait_until_idle(service: Service, workers: int) -> None:
     """Wait until all workers have started, so that each takes its share of the connections."""
     wait_for(lambda: len(service.worker_pids()) == workers)
-    pids = _pids(service)
+    pids = [service.process.pid, *service.worker_pids()]
     before, used = 0.0, measure.cpu_seconds(pids)
     while used - before > IDLE_CPU_SECONDS:
         time.sleep(IDLE_SECONDS)
