@@ -52,7 +52,7 @@ def encode_batch(body: bytes) -> Batch:
         return _encode_piece(body) if len(body) <= PIECE_BYTES else _encode_long(body)
     except MalformedBatch as error:
         message = f"{error}; nothing was stored"
-        raise Refusal("invalid_batch", message, error.messages_dict) from None
+        raise Refusal("invalid_batch", message, error.messages_dict, error.total) from None
     except ValidationError as error:
         message = "The batch is malformed; nothing was stored"
         raise Refusal("invalid_batch", message, error.messages_dict) from None

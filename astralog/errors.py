@@ -37,16 +37,20 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
 class Refusal(Exception):
     """A request is refused whole.
 
-    `code` is a key of STATUS_OF_CODE, `message` one sentence for the client, and `errors` the
-    marshmallow structure that says what is malformed where.
+    `code` is a key of STATUS_OF_CODE, `message` one sentence for the client, `errors` the
+    marshmallow structure that says what is malformed where, and `logs` how many logs the batch
+    had, where they were counted.
     """
 
-    def __init__(self, code: str, message: str, errors: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, errors: Mapping[str, Any] | None = None, logs: int = 0
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.status = STATUS_OF_CODE[code]
         self.message = message
         self.errors = errors
+        self.logs = logs
 
     def response(self) -> Response:
         """Return the refusal as the one JSON shape."""

@@ -20,6 +20,7 @@ from astralog.codec import Batch
 from astralog.errors import Refusal
 from astralog.settings import Settings
 from astralog.storage import TEND_SECONDS, Storage
+from astralog.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ MESSAGES = {
 class _Entry:
     """A batch in the queue."""
 
-    __slots__ = ("done", "is_dropped", "is_taken", "lines", "size")
+    __slots__ = ("done", "is_dropped", "is_taken", "lines", "logs", "size")
 
-    def __init__(self, lines: bytes, size: int) -> None:
-        self.lines = lines
+    def __init__(self, batch: Batch, size: int) -> None:
+        self.lines = batch.lines
+        self.logs = batch.logs
         self.size = size  # reserved bytes
         self.done: AsyncResult[None] = AsyncResult()
         self.is_taken = False
@@ -65,6 +67,22 @@ class Pipeline:
         self._threads = ThreadPool(settings.writers + 1)
         self._is_started = False
         self._is_stopping = False
+        self.tally = Tally()
+
+    @property
+    def backlog_bytes(self) -> int:
+        """The bytes of the bodies being read and the batches waiting for their commit."""
+        return self._admission.reserved
+
+    @property
+    def sealed_segments(self) -> int:
+        """The segments sealed so far."""
+        return sum(storage.sealed_segments for storage in self._storages)
+
+    @property
+    def synced_at(self) -> float:
+        """The time of the last sync, in seconds since 1970; 0 before the first."""
+        return max(storage.synced_at for storage in self._storages)
 
     def unavailable(self) -> str | None:
         """Return the code with which a batch would be refused now, None where it would not."""
@@ -98,12 +116,14 @@ class Pipeline:
         if self._is_stopping:
             raise Refusal("stopping", MESSAGES["stopping"])
         self.start()
-        entry = _Entry(batch.lines, room.hand_over())
+        entry = _Entry(batch, room.hand_over())
         self._queue.put(entry)
         try:
             entry.done.get(timeout=self._commit_timeout_seconds)
         except gevent.Timeout:
-            raise self._timed_out(entry) from None
+            if not entry.done.ready():
+                raise self._timed_out(entry) from None
+            entry.done.get()
         finally:
             self._drop(entry)
 
@@ -188,16 +208,18 @@ class Pipeline:
         for entry in chunk:
             self._admission.give_back(entry.size)
             entry.is_taken = True
-            entry.lines = b""
             if code is None:
+                self.tally.store(len(entry.lines), entry.logs, entry.is_dropped)
                 entry.done.set()
             else:
                 entry.done.set_exception(Refusal(code, MESSAGES[code]))
+            entry.lines = b""
 
     def _drop(self, entry: _Entry) -> None:
         """Take a batch whose client is gone out of the queue, unless a writer has taken it."""
+        entry.is_dropped = True
         if not entry.is_taken:
-            entry.is_taken = entry.is_dropped = True
+            entry.is_taken = True
             entry.lines = b""
             self._admission.give_back(entry.size)
 
