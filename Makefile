@@ -33,6 +33,10 @@ test: $(VENV)/.installed-dev ## Run all tests
 test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
 	$(BIN)/pytest -m "not slow"
 
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
+	$(BIN)/python -m bench
+
 .PHONY: check
 check: $(VENV)/.installed-dev ## Lint, check the format and the types
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ The schema stays the only list of fields. What the decoder takes, the schema tak
 values; what it does not take is no verdict, and goes the schema's own way.
 """
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import msgspec
@@ -11,27 +12,33 @@ from marshmallow import RAISE, Schema, fields, missing
 from marshmallow.validate import Length
 
 
-def compile_struct(schema: Schema) -> type[msgspec.Struct]:
+def compile_struct(
+    schema: Schema, text_fields: Collection[type[fields.String]] = ()
+) -> type[msgspec.Struct]:
     """Return the struct type that holds exactly what `schema` loads.
 
-    Raises TypeError for a field, validator or option that has no equal in msgspec, so that the
-    two cannot drift apart unseen.
+    `text_fields` are the kinds of string whose text the caller checks after decoding. Raises
+    TypeError for a field, validator, hook or option that has no equal in msgspec, so that the two
+    cannot drift apart unseen.
     """
-    if schema.unknown != RAISE:
-        raise TypeError(f"{type(schema).__name__} does not refuse unknown fields")
+    if schema.unknown != RAISE or any(schema._hooks.values()):
+        raise TypeError(f"{type(schema).__name__}: takes unknown fields or has hooks")
     return msgspec.defstruct(
         type(schema).__name__.removesuffix("Schema"),
-        [_struct_field(name, field) for name, field in schema.fields.items()],
+        [_struct_field(name, field, text_fields) for name, field in schema.fields.items()],
         forbid_unknown_fields=True,
         omit_defaults=True,
         gc=False,
     )
 
 
-def _struct_field(name: str, field: fields.Field[Any]) -> tuple[Any, ...]:
-    if field.data_key is not None or field.load_default is not missing:
-        raise TypeError(f"{name}: data_key and load_default have no equal")
-    kind = _kind(name, field)
+def _struct_field(
+    name: str, field: fields.Field[Any], text_fields: Collection[type[fields.String]]
+) -> tuple[Any, ...]:
+    options = (field.data_key, field.attribute, field.dump_only or None)
+    if any(option is not None for option in options) or field.load_default is not missing:
+        raise TypeError(f"{name}: data_key, attribute, dump_only, load_default have no equal")
+    kind = _kind(name, field, text_fields)
     if field.required and not field.allow_none:
         return name, kind
     if not field.required and field.allow_none:
@@ -39,13 +46,13 @@ def _struct_field(name: str, field: fields.Field[Any]) -> tuple[Any, ...]:
     raise TypeError(f"{name}: a field is either required or may be null")
 
 
-def _kind(name: str, field: fields.Field[Any]) -> Any:
+def _kind(name: str, field: fields.Field[Any], text_fields: Collection[type[fields.String]]) -> Any:
     match field:
-        case fields.List(inner=fields.Nested() as nested) if not field.validators:
-            return list[compile_struct(nested.schema)]  # type: ignore[misc]
-        case fields.Dict(key_field=None, value_field=None) if not field.validators:
+        case fields.List(validators=[], inner=fields.Nested(validators=[], many=None) as nested):
+            return list[compile_struct(nested.schema, text_fields)]  # type: ignore[misc]
+        case fields.Dict(validators=[], key_field=None, value_field=None):
             return dict[str, Any]
-        case fields.String():
+        case fields.String() if type(field) in (fields.String, *text_fields):
             return Annotated[str, msgspec.Meta(min_length=_min_length(name, field))]
     raise TypeError(f"{name}: {type(field).__name__} has no equal")
 

@@ -5,6 +5,8 @@ in one write and one sync (group commit).
 """
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,6 +35,9 @@ CHUNK_BYTES = 8 * 1024 * 1024
 #: it, the fewer writes and syncs. Measured at 8 connections, it saves a fifth of the CPU a log.
 GATHER_SECONDS = 0.005
 
+#: Seconds between two looks at which waits are over.
+OVERDUE_SECONDS = 0.1
+
 MESSAGES = {
     "stopping": "The service is stopping; nothing was stored.",
     "storage_full": "The disk is full; nothing was stored.",
@@ -43,12 +48,13 @@ MESSAGES = {
 class _Entry:
     """A batch in the queue."""
 
-    __slots__ = ("done", "is_dropped", "is_taken", "lines", "logs", "size")
+    __slots__ = ("deadline", "done", "is_dropped", "is_taken", "lines", "logs", "size")
 
-    def __init__(self, batch: Batch, size: int) -> None:
+    def __init__(self, batch: Batch, size: int, deadline: float) -> None:
         self.lines = batch.lines
         self.logs = batch.logs
         self.size = size  # reserved bytes
+        self.deadline = deadline
         self.done: AsyncResult[None] = AsyncResult()
         self.is_taken = False
         self.is_dropped = False
@@ -63,6 +69,7 @@ class Pipeline:
         self._storages = [Storage(settings) for _ in range(settings.writers)]
         self._admission = Admission(settings.queue_bytes)
         self._queue: Queue[_Entry | None] = Queue()  # bounded by the admission; None ends a drain
+        self._waiting: deque[_Entry] = deque()  # in the order of their deadlines
         self._greenlets = Group()
         self._threads = ThreadPool(settings.writers + 1)
         self._is_started = False
@@ -104,25 +111,21 @@ class Pipeline:
         return Reservation(self._admission)
 
     def commit(self, batch: Batch, room: Reservation) -> None:
-        """Return when every line of the batch is stored.
+        """Return when every line of the batch is stored; it is charged as its body was.
 
-        Raises Refusal when nothing of it is: `stopping`, `storage_full`, `storage_failed` or
-        `queue_full`; or `commit_timeout`, after which it may still be stored if a writer had
-        taken it.
+        Raises Refusal when nothing of it is: `stopping`, `storage_full` or `storage_failed`;
+        or `commit_timeout`, after which it may still be stored if a writer had taken it.
         """
         if not batch.lines:
             return
-        room.resize(len(batch.lines))
         if self._is_stopping:
             raise Refusal("stopping", MESSAGES["stopping"])
         self.start()
-        entry = _Entry(batch, room.hand_over())
+        deadline = time.monotonic() + self._commit_timeout_seconds
+        entry = _Entry(batch, room.hand_over(), deadline)
         self._queue.put(entry)
+        self._waiting.append(entry)
         try:
-            entry.done.get(timeout=self._commit_timeout_seconds)
-        except gevent.Timeout:
-            if not entry.done.ready():
-                raise self._timed_out(entry) from None
             entry.done.get()
         finally:
             self._drop(entry)
@@ -135,6 +138,7 @@ class Pipeline:
         self._threads.spawn(directory.recover, self._data_dir)
         for storage in self._storages:
             self._greenlets.spawn(self._drain, storage)
+        gevent.spawn(self._time_out_overdue)
 
     def stop(self, timeout_seconds: float) -> None:
         """Store what is queued, seal the segments and end the drain pool.
@@ -209,11 +213,15 @@ class Pipeline:
             self._admission.give_back(entry.size)
             entry.is_taken = True
             if code is None:
-                self.tally.store(len(entry.lines), entry.logs, entry.is_dropped)
+                is_late = entry.is_dropped or entry.done.ready()
+                self.tally.store(len(entry.lines), entry.logs, is_late)
+            entry.lines = b""
+            if entry.done.ready():
+                continue  # its client was told that this took too long
+            if code is None:
                 entry.done.set()
             else:
                 entry.done.set_exception(Refusal(code, MESSAGES[code]))
-            entry.lines = b""
 
     def _drop(self, entry: _Entry) -> None:
         """Take a batch whose client is gone out of the queue, unless a writer has taken it."""
@@ -222,6 +230,18 @@ class Pipeline:
             entry.is_taken = True
             entry.lines = b""
             self._admission.give_back(entry.size)
+
+    def _time_out_overdue(self) -> None:
+        """End the waits that last too long; one timer for all costs less than one for each."""
+        while True:
+            gevent.sleep(OVERDUE_SECONDS)
+            now = time.monotonic()
+            while self._waiting and (
+                self._waiting[0].done.ready() or self._waiting[0].deadline <= now
+            ):
+                entry = self._waiting.popleft()
+                if not entry.done.ready():
+                    entry.done.set_exception(self._timed_out(entry))
 
     def _timed_out(self, entry: _Entry) -> Refusal:
         outcome = "may still be stored" if entry.is_taken else "was not stored"

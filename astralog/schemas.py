@@ -109,7 +109,7 @@ class BatchSchema(Schema):
 
 
 _log_schema = LogSchema()
-_Batch: Any = fastload.compile_struct(BatchSchema())
+_Batch: Any = fastload.compile_struct(BatchSchema(), text_fields=[Timestamp])
 _decoder = msgspec.json.Decoder(_Batch)
 
 #: The struct of one log, made from LogSchema's fields, in their order.

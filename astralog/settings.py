@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from environs import Env, EnvValidationError
-from marshmallow.validate import OneOf, Range, Regexp
+from marshmallow import ValidationError
+from marshmallow.validate import OneOf, Range
 
 PREFIX = "ASTRALOG_"
 KIB = 1024
@@ -38,6 +40,14 @@ def _size_setting(default: int, help: str, minimum: int = 1) -> int:
     return _setting(default, help, Range(min=minimum))
 
 
+def _check_bind(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    is_port = port.isdecimal() and int(port) <= 65535
+    is_host = re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[^:\s]+", host)
+    if not (address.startswith("unix:/") or (is_host and is_port)):
+        raise ValidationError("Not host:port or unix:/path.")
+
+
 def _cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -51,10 +61,7 @@ class Settings:
         "127.0.0.1:8080",
         "Address to listen on: `host:port`, or `unix:/path` for a local socket. "
         "Port 0 takes a free one.",
-        Regexp(
-            r"(unix:.+|(\[[0-9A-Fa-f:]+\]|[^:\s]+):[0-9]{1,5})\Z",
-            error="Not host:port or unix:/path.",
-        ),
+        _check_bind,
     )
     tokens: str = _setting(
         "",

@@ -81,7 +81,7 @@ _normalise_cached = lru_cache(maxsize=8192)(_normalise)
 def _parse_date(text: str) -> date:
     try:
         day: date = isoparser().parse_isodate(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"No such date: {text}.") from None
     _, _, week = text.partition("W")
     if week and day.isocalendar().week != int(week[:2]):  # dateutil rolls week 53 over

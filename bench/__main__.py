@@ -1,0 +1,116 @@
+"""Measure the service: `python -m bench --help`."""
+
+import argparse
+import multiprocessing
+import signal
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from bench import measure, report
+from bench.results import Results, figures
+from bench.runs import Runner, progress
+
+BATCHES = (1, 10, 100, 500)
+CONNECTIONS = (1, 8, 32)
+SECTIONS = ("workers", "growth", "flood")
+
+SECONDS = 5.0
+QUICK_SECONDS = 1.0
+
+
+def main() -> int:
+    """Run what the command line asks for; 1 where an acknowledged log is not on the disk."""
+    options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
+    is_whole = not (options.cells or options.sections is not None or options.quick)
+    cells = options.cells
+    if cells is None:
+        cells = [(batch, count) for batch in BATCHES for count in CONNECTIONS]
+    sections = options.sections
+    if sections is None:
+        sections = [] if options.cells else list(SECTIONS)
+    results = Results(
+        commit=measure.commit(),
+        machine=measure.machine(),
+        taken_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        seconds=seconds,
+    )
+    _run(results, cells, sections)
+    print(report.text(results))
+    output = options.output or (Path(__file__).parent if is_whole else None)
+    if output:
+        _write(results, output)
+    return 0 if all(check.is_sound for check in results.checks()) else 1
+
+
+def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) -> None:
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix=".work-", dir=Path(__file__).parent) as directory,
+        ProcessPoolExecutor(max_workers=1, mp_context=context) as executor,
+    ):
+        runner = Runner(Path(directory), executor, results.seconds)
+        results.cells = runner.cells(cells)
+        if "workers" in sections:
+            results.workers = runner.workers()
+        if "growth" in sections:
+            results.growth = runner.growth()
+        if "flood" in sections:
+            results.flood = runner.flood()
+
+
+def _write(results: Results, directory: Path) -> None:
+    """Write the figures, the tables and the picture."""
+    directory.mkdir(parents=True, exist_ok=True)
+    encoded = msgspec.json.format(msgspec.json.encode(figures(results)), indent=1)
+    (directory / "results.json").write_bytes(encoded + b"\n")
+    (directory / "results.md").write_text(report.markdown(results))
+    if results.cells:
+        from bench import plot  # noqa: PLC0415  # slow to import, and only wanted here
+
+        plot.draw(results, directory / "results.png")
+    progress(f"wrote {directory}/results.*")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--seconds", type=float, help=f"a cell, {SECONDS:g} by default")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"everything, {QUICK_SECONDS:g} s a cell"
+    )
+    parser.add_argument(
+        "--cells", type=_cells, help="only these, as 500x8,100x8: logs a batch x connections"
+    )
+    parser.add_argument(
+        "--sections",
+        type=_sections,
+        help=f"only these, of {','.join(SECTIONS)}; none is an empty word",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="directory of results.json, .md and .png; only a whole run has a default, bench/",
+    )
+    return parser
+
+
+def _cells(text: str) -> list[tuple[int, int]]:
+    pairs = [cell.split("x") for cell in text.split(",") if cell]
+    return [(int(batch), int(connections)) for batch, connections in pairs]
+
+
+def _sections(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if not set(names) <= set(SECTIONS):
+        raise argparse.ArgumentTypeError(f"choose from {','.join(SECTIONS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

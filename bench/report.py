@@ -1,0 +1,139 @@
+"""The tables for the terminal and the README."""
+
+from collections.abc import Iterator, Sequence
+
+from bench.load import ACKNOWLEDGED
+from bench.results import Cell, Results, marks
+
+_HEADINGS = (
+    "logs a batch",
+    "connections",
+    "logs/s",
+    "MB/s",
+    "p50 ms",
+    "p99 ms",
+    "CPU µs/log",
+    "CPU µs/request",
+    "logs/CPU s",
+    "x codec",
+    "x disk",
+    "peak MiB",
+)
+
+
+def rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    """Return the table of the cells, headings first."""
+    return [_HEADINGS, *map(_row, cells)]
+
+
+def _row(cell: Cell) -> tuple[str, ...]:
+    return (
+        str(cell.batch),
+        str(cell.connections),
+        f"{cell.logs_per_second:,.0f}",
+        f"{cell.mb_per_second:.1f}",
+        f"{cell.p50_ms:.2f}",
+        f"{cell.p99_ms:.2f}",
+        f"{cell.cpu_us_per_log:.2f}",
+        f"{cell.cpu_us_per_request:.0f}",
+        f"{cell.logs_per_cpu_second:,.0f}",
+        f"{cell.codec_ratio:.2f}",
+        f"{cell.disk_ratio:.2f}",
+        f"{cell.peak_mib:.0f}",
+    )
+
+
+def text_table(table: Sequence[Sequence[str]]) -> str:
+    """Return a table for the terminal, every column as wide as it must be."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(value.rjust(width) for value, width in zip(row, widths, strict=True))
+        for row in table
+    )
+
+
+def markdown_table(table: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, numbers to the right."""
+    first, *rest = ("| " + " | ".join(row) + " |" for row in table)
+    return "\n".join([first, "|" + " ---: |" * len(table[0]), *rest])
+
+
+def text(results: Results) -> str:
+    """Return the whole report for the terminal."""
+    parts = [text_table(rows(results.cells))] if results.cells else []
+    return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)])
+
+
+def markdown(results: Results) -> str:
+    """Return the whole report for the README."""
+    machine = results.machine
+    source = (
+        f"Commit `{results.commit}`, {results.taken_at}: {machine['cpu']}, {machine['cores']} "
+        f"cores, Linux {machine['kernel']}, Python {machine['python']}; `make bench`, "
+        f"{results.seconds:g} s a row, default settings, synced before each 200."
+    )
+    parts = [source, markdown_table(rows(results.cells))]
+    return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)]) + "\n"
+
+
+def _sections(results: Results) -> Iterator[str]:
+    if results.cells:
+        codec = {c.batch: f"{c.codec_us_per_log:.2f} µs at {c.batch}" for c in results.cells}
+        disk = {c.batch: f"{c.disk_mb_per_second:.0f} MB/s at {c.batch}" for c in results.cells}
+        busiest = max(cell.load_cores for cell in results.cells)
+        yield (
+            f"Bare codec, CPU for a log by batch: {', '.join(codec.values())}. "
+            f"Plain write + fdatasync by batch: {', '.join(disk.values())}. "
+            "CPU is that of the master and all workers. "
+            f"The load generator shares the cores and takes up to {busiest:.2f} of one."
+        )
+    for cell in results.cells:
+        if set(cell.answers) != {ACKNOWLEDGED}:
+            yield f"Answers at {cell.batch} x {cell.connections}: {cell.answers}."
+    if workers := results.workers:
+        one, two = workers.one[0], workers.two[0]
+        yield (
+            f"Workers ({two.batch} a batch, {two.connections} connections): two take in "
+            f"{workers.throughput_factor:.2f} times the logs of one, at {workers.efficiency:.2f} "
+            "times its logs per CPU second. The load generator shares the cores, taking "
+            f"{one.load_cores:.2f} of one beside one worker and {two.load_cores:.2f} beside two "
+            f"(which take {two.server_cores:.2f}): on two cores free for the service the factor "
+            f"would be near {2 * workers.efficiency:.2f}."
+        )
+    if growth := results.growth:
+        fifths = ", ".join(f"{value:.2f}" for value in growth.fifths_us)
+        yield (
+            f"Growth: CPU µs for a log in five fifths of a run of {growth.fifths_logs:,} logs "
+            f"into one segment a worker: {fifths}. Beside {growth.sealed_segments:,} sealed "
+            f"segments: {growth.sealed_factor:.2f} times that in an empty directory."
+        )
+    if flood := results.flood:
+        answers = ", ".join(f"{count} x {answer}" for answer, count in flood.answers.items())
+        yield (
+            f"Flood: {flood.clients} clients, each sending {flood.body_bytes / 2**20:.1f} MiB at "
+            f"once, in {flood.seconds:.1f} s: {answers}; peak of a worker "
+            f"{flood.peak_mib:.0f} MiB; {flood.workers_lost} workers died."
+        )
+
+
+def _marks(results: Results) -> Iterator[str]:
+    lines = [
+        f"- {mark.name}: {_figure(mark.value)}, {'at most' if mark.is_at_most else 'at least'} "
+        f"{_figure(mark.limit)}: {'holds' if mark.holds else 'does not hold'}"
+        for mark in marks(results)
+    ]
+    if lines:
+        yield "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}" if value < 0.1 else f"{value:.2f}"
+
+
+def _verdict(results: Results) -> str:
+    checks = results.checks()
+    if all(check.is_sound for check in checks):
+        total = sum(check.stored for check in checks)
+        return f"Every acknowledged log is on disk exactly once ({total:,} lines checked)."
+    faults = [str(check) for check in checks if not check.is_sound]
+    return "\n".join(["LOGS WERE LOST OR SPOILT:", *faults])

@@ -1,0 +1,167 @@
+"""The figures of a run, and the marks that they are held against."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bench.stored import Check
+
+#: Connections at which the marks are read, where the run has such cells.
+MARK_CONNECTIONS = 8
+
+
+@dataclass
+class Cell:
+    """One batch size at one number of connections; throughput counts acknowledged logs only."""
+
+    batch: int
+    connections: int
+    workers: int
+    seconds: float
+    requests: int
+    logs_per_second: float
+    mb_per_second: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us_per_log: float
+    cpu_us_per_request: float
+    logs_per_cpu_second: float
+    server_cores: float  # CPU seconds of the server for each second
+    load_cores: float  # the same of the load generator
+    peak_mib: float  # of the largest worker
+    answers: dict[str, int]
+    check: Check
+    codec_us_per_log: float = 0.0
+    disk_mb_per_second: float = 0.0
+
+    @property
+    def codec_ratio(self) -> float:
+        """CPU of the whole service for a log, in those of the bare codec."""
+        return self.cpu_us_per_log / self.codec_us_per_log
+
+    @property
+    def disk_ratio(self) -> float:
+        """Bytes stored a second, in those of a plain loop of write and fdatasync."""
+        return self.mb_per_second / self.disk_mb_per_second
+
+
+@dataclass
+class Workers:
+    """One worker against two, alternating."""
+
+    one: list[Cell]
+    two: list[Cell]
+    throughput_factor: float
+    efficiency: float  # logs per CPU second of two workers, in those of one
+
+
+@dataclass
+class Growth:
+    """CPU for a log as data grows, in µs."""
+
+    fifths_us: list[float]  # of one run into one segment
+    fifths_logs: int
+    sealed_segments: int
+    empty_us: list[float]  # alternating with the next
+    sealed_us: list[float]
+    fifths_factor: float
+    sealed_factor: float
+    checks: list[Check]
+
+
+@dataclass
+class Flood:
+    """Clients that each send the largest body at once."""
+
+    clients: int
+    body_bytes: int
+    seconds: float
+    answers: dict[str, int]
+    peak_mib: float
+    workers_lost: int
+    check: Check
+
+
+@dataclass
+class Results:
+    """Everything that a run found."""
+
+    commit: str
+    machine: dict[str, str | int]
+    taken_at: str
+    seconds: float
+    cells: list[Cell] = field(default_factory=list)
+    workers: Workers | None = None
+    growth: Growth | None = None
+    flood: Flood | None = None
+
+    def checks(self) -> list[Check]:
+        """Return what was found on the disk after each load."""
+        cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
+        checks = [cell.check for cell in cells]
+        checks += self.growth.checks if self.growth else []
+        return checks + ([self.flood.check] if self.flood else [])
+
+    def cell(self, batch: int) -> Cell | None:
+        """Return the cell of a batch size by which its marks are judged."""
+        cells = [cell for cell in self.cells if cell.batch == batch]
+        nearest = sorted(cells, key=lambda cell: abs(cell.connections - MARK_CONNECTIONS))
+        return nearest[0] if nearest else None
+
+
+class Mark(NamedTuple):
+    """A figure that should not leave its limit."""
+
+    name: str
+    value: float
+    limit: float
+    is_at_most: bool
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether the figure keeps the limit."""
+        return self.value <= self.limit if self.is_at_most else self.value >= self.limit
+
+
+def figures(results: Results) -> dict[str, Any]:
+    """Return everything for JSON, with the ratios and the marks."""
+    data: dict[str, Any] = msgspec.to_builtins(results)
+    for cell, values in zip(results.cells, data["cells"], strict=True):
+        values |= {"codec_ratio": cell.codec_ratio, "disk_ratio": cell.disk_ratio}
+    data["marks"] = [{**mark._asdict(), "holds": mark.holds} for mark in marks(results)]
+    return data
+
+
+def marks(results: Results) -> Iterator[Mark]:
+    """Yield every mark that the run has a figure for."""
+    for batch, ratio, rate in ((500, 1.6, 500e3), (100, 3.0, 280e3), (1, None, 5e3)):
+        cell = results.cell(batch)
+        if cell is None:
+            continue
+        name = f"{batch} a batch, {cell.connections} connections"
+        if ratio:
+            yield Mark(f"{name}: CPU in bare codecs", cell.codec_ratio, ratio, True)
+        yield Mark(f"{name}: logs per CPU second", cell.logs_per_cpu_second, rate, False)
+    for cell in results.cells:
+        if (cell.batch, cell.connections) == (500, 32):
+            name = "500 a batch, 32 connections: peak MiB of a worker"
+            yield Mark(name, cell.peak_mib, 120, True)
+    if results.workers:
+        workers = results.workers
+        yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
+        yield Mark("two workers: logs per CPU second of one", workers.efficiency, 0.9, False)
+    if results.growth:
+        growth = results.growth
+        yield Mark("last fifth of a segment: CPU of the first", growth.fifths_factor, 1.1, True)
+        name = f"beside {growth.sealed_segments} sealed segments: CPU of none"
+        yield Mark(name, growth.sealed_factor, 1.1, True)
+    if results.flood:
+        flood = results.flood
+        served = flood.answers.get("200", 0) + flood.answers.get("503", 0)
+        name = f"{flood.clients} clients with {flood.body_bytes / 2**20:.1f} MiB"
+        yield Mark(f"{name}: peak MiB of a worker", flood.peak_mib, 500, True)
+        wrong = sum(flood.answers.values()) - served
+        yield Mark(f"{name}: workers that died", flood.workers_lost, 0, True)
+        yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)

@@ -1,0 +1,249 @@
+"""The runs: start the service, put a load on it, and read what it did."""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench import bodies, load, measure, stored
+from bench.results import Cell, Flood, Growth, Workers
+from tests.service import TOKEN, Service, wait_for
+
+WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
+GROWTH_BATCH, GROWTH_CONNECTIONS = 500, 8
+
+#: Times that two sides of a comparison are run, alternating.
+ROUNDS = 3
+
+SEALED_SEGMENTS = 10_000
+_SEALED_PREFIX = "2000"  # before any segment of the run
+
+#: A service that takes less CPU than this in so many seconds has started.
+IDLE_CPU_SECONDS = 0.01
+IDLE_SECONDS = 0.5
+
+#: Seconds between two looks at the peak memory of workers that may not live.
+PEAK_EVERY_SECONDS = 0.2
+
+FLOOD_CLIENTS = 500
+FLOOD_BODY_BYTES = 10 * 1024 * 1024
+FLOOD_SECONDS = 60.0  # and load.PATIENCE_SECONDS more
+
+
+class Runner:
+    """Runs of a fixed length, on the disk of `directory`."""
+
+    def __init__(self, directory: Path, executor: Executor, seconds: float) -> None:
+        self._directory = directory
+        self._executor = executor
+        self._seconds = seconds
+        self._warm_up_seconds = min(1.0, seconds / 2)
+        self._codec = measure.Yardstick(measure.codec_cpu_per_log)
+        self._disk = measure.Yardstick(
+            lambda size: measure.disk_bytes_per_second(directory, size) / 1e6
+        )
+
+    def cells(self, sizes: list[tuple[int, int]]) -> list[Cell]:
+        """Measure batch sizes and connections, the yardsticks before and after each."""
+        cells = []
+        for count, (batch, connections) in enumerate(sizes, 1):
+            progress(f"cell {count} of {len(sizes)}: {batch} a batch, {connections} connections")
+            self._take_yardsticks(batch)
+            cells.append(self._cell(batch, connections))
+            self._take_yardsticks(batch)
+        for cell in cells:
+            cell.codec_us_per_log = self._codec.median(cell.batch) * 1e6
+            cell.disk_mb_per_second = self._disk.median(_mean_body_bytes(cell.batch))
+        return cells
+
+    def _take_yardsticks(self, batch: int) -> None:
+        self._codec.take(batch)
+        self._disk.take(_mean_body_bytes(batch))
+
+    def workers(self) -> Workers:
+        """Compare one worker with two."""
+        one, two = [], []
+        for count in range(1, ROUNDS + 1):
+            progress(f"one worker and two, round {count} of {ROUNDS}")
+            one.append(self._cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=1))
+            two.append(self._cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=2))
+        throughput = [statistics.median(c.logs_per_second for c in side) for side in (one, two)]
+        per_cpu = [statistics.median(c.logs_per_cpu_second for c in side) for side in (one, two)]
+        return Workers(one, two, throughput[1] / throughput[0], per_cpu[1] / per_cpu[0])
+
+    def growth(self) -> Growth:
+        """Compare the CPU for a log early and late in a segment, and in a full directory."""
+        progress("growth: five fifths of one segment")
+        phases, check = self._growth_run([self._seconds / 2] * 5, segment_bytes=2**40)
+        fifths = [_cpu_us(phase, GROWTH_BATCH) for phase in phases]
+        empty: list[float] = []
+        sealed: list[float] = []
+        checks = [check]
+        for count in range(1, ROUNDS + 1):
+            progress(f"growth: {SEALED_SEGMENTS} sealed segments, round {count} of {ROUNDS}")
+            for side, segments in ((empty, 0), (sealed, SEALED_SEGMENTS)):
+                phases_of_side, check = self._growth_run([self._seconds], segments)
+                side.append(_cpu_us(phases_of_side[0], GROWTH_BATCH))
+                checks.append(check)
+        return Growth(
+            fifths_us=fifths,
+            fifths_logs=sum(phase.acknowledged for phase in phases) * GROWTH_BATCH,
+            sealed_segments=SEALED_SEGMENTS,
+            empty_us=empty,
+            sealed_us=sealed,
+            fifths_factor=fifths[-1] / fifths[0],
+            sealed_factor=statistics.median(sealed) / statistics.median(empty),
+            checks=checks,
+        )
+
+    def _growth_run(
+        self, phase_seconds: list[float], sealed_segments: int = 0, **settings: object
+    ) -> tuple[list[load.Phase], stored.Check]:
+        with self._service(**settings) as service:
+            _make_sealed(service.data_dir, sealed_segments)
+            outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, phase_seconds)
+            return outcome.phases[1:], _check(service, GROWTH_BATCH, outcome)
+
+    def flood(self) -> Flood:
+        """Let many clients send the largest body at once, one request each."""
+        progress(f"flood: {FLOOD_CLIENTS} clients with the largest body")
+        batch = bodies.largest_batch(FLOOD_BODY_BYTES)
+        with self._service() as service:
+            plan = load.Plan(
+                address=service.address,
+                token=TOKEN,
+                pids=[],
+                batch=batch,
+                connections=FLOOD_CLIENTS,
+                phase_seconds=[FLOOD_SECONDS],
+                requests=FLOOD_CLIENTS,
+            )
+            pids = service.worker_pids()
+            peaks = [0.0]
+            future = self._executor.submit(load.run, plan)
+            while not future.done():
+                wait([future], PEAK_EVERY_SECONDS)
+                peaks += map(measure.peak_mib, service.worker_pids())
+            lost = len(set(pids) - set(service.worker_pids()))
+            outcome = future.result()
+            check = _check(service, batch, outcome)
+        return Flood(
+            clients=FLOOD_CLIENTS,
+            body_bytes=bodies.templates(batch)[0].body_bytes,
+            seconds=outcome.phases[0].seconds,
+            answers=dict(outcome.phases[0].answers),
+            peak_mib=max(peaks),
+            workers_lost=lost,
+            check=check,
+        )
+
+    def _cell(self, batch: int, connections: int, workers: int | None = None) -> Cell:
+        with self._service(workers=workers) as service:
+            outcome = self._load(service, batch, connections, [self._seconds])
+            pids = service.worker_pids()
+            peak = max(map(measure.peak_mib, pids))
+            check = _check(service, batch, outcome)
+        phase = outcome.phases[-1]
+        logs = phase.acknowledged * batch
+        return Cell(
+            batch=batch,
+            connections=connections,
+            workers=len(pids),
+            seconds=phase.seconds,
+            requests=phase.acknowledged,
+            logs_per_second=logs / phase.seconds,
+            mb_per_second=phase.body_bytes / phase.seconds / 1e6,
+            p50_ms=measure.percentile(phase.latencies, 50) * 1e3,
+            p99_ms=measure.percentile(phase.latencies, 99) * 1e3,
+            cpu_us_per_log=_cpu_us(phase, batch),
+            cpu_us_per_request=_cpu_us(phase, 1),
+            logs_per_cpu_second=logs / phase.server_cpu,
+            server_cores=phase.server_cpu / phase.seconds,
+            load_cores=phase.load_cpu / phase.seconds,
+            peak_mib=peak,
+            answers=dict(sum((p.answers for p in outcome.phases), start=type(phase.answers)())),
+            check=check,
+        )
+
+    def _load(
+        self, service: Service, batch: int, connections: int, phase_seconds: list[float]
+    ) -> load.Outcome:
+        """Drive the service, a warm-up phase first."""
+        plan = load.Plan(
+            address=service.address,
+            token=TOKEN,
+            pids=_pids(service),
+            batch=batch,
+            connections=connections,
+            phase_seconds=[self._warm_up_seconds, *phase_seconds],
+        )
+        outcome = self._executor.submit(load.run, plan).result()
+        for phase in outcome.phases:
+            if not phase.acknowledged:
+                answers = dict(phase.answers)
+                raise RuntimeError(f"nothing was acknowledged: {answers}\n{service.log()[-5000:]}")
+        return outcome
+
+    @contextmanager
+    def _service(self, **settings: object) -> Iterator[Service]:
+        """Start the service with its default settings but for those given; files go after it."""
+        settings = {"workers": None, "min_free_bytes": None, **settings}
+        with (
+            tempfile.TemporaryDirectory(dir=self._directory) as directory,
+            Service(Path(directory), **settings) as service,
+        ):
+            _wait_until_idle(service, int(str(settings["workers"] or len(os.sched_getaffinity(0)))))
+            yield service
+
+
+def progress(text: str) -> None:
+    """Say on stderr what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _pids(service: Service) -> list[int]:
+    return [service.process.pid, *service.worker_pids()]
+
+
+def _wait_until_idle(service: Service, workers: int) -> None:
+    """Wait until all workers have started, so that each takes its share of the connections."""
+    wait_for(lambda: len(service.worker_pids()) == workers)
+    pids = _pids(service)
+    before, used = 0.0, measure.cpu_seconds(pids)
+    while used - before > IDLE_CPU_SECONDS:
+        time.sleep(IDLE_SECONDS)
+        before, used = used, measure.cpu_seconds(pids)
+
+
+def _mean_body_bytes(batch: int) -> int:
+    return int(statistics.mean(template.body_bytes for template in bodies.templates(batch)))
+
+
+def _cpu_us(phase: load.Phase, logs_per_request: int) -> float:
+    """Return the server's CPU for one log, in µs."""
+    return phase.server_cpu * 1e6 / (phase.acknowledged * logs_per_request)
+
+
+def _check(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
+    """Look at the disk while the service still runs: what it acknowledged needs no stop.
+
+    Where something was not acknowledged, it may still be about to be stored.
+    """
+    progress("  checking the disk")
+    if outcome.refused or outcome.unanswered:
+        service.stop()
+    paths = [path for path in service.files() if not path.name.startswith(_SEALED_PREFIX)]
+    return stored.check(paths, batch, outcome)
+
+
+def _make_sealed(directory: Path, count: int) -> None:
+    """Put sealed segments of one line each into the data directory."""
+    line = bodies.templates(1)[0].body(0).removeprefix(b'{"logs":[').removesuffix(b"]}") + b"\n"
+    for number in range(count):
+        name = f"{_SEALED_PREFIX}0101T{number:06d}.000000Z-1.ndjson"
+        (directory / name).write_bytes(line)

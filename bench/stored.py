@@ -1,0 +1,99 @@
+"""Check the segment files: every acknowledged log is there exactly once, and whole."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from bench import bodies
+from bench.load import Outcome
+
+#: Bytes that are read and decoded at once.
+BLOCK_BYTES = 4 * 1024 * 1024
+
+
+class _Metadata(msgspec.Struct):
+    log_id: str
+
+
+class _Log(msgspec.Struct, forbid_unknown_fields=True):
+    project_id: str
+    timestamp: str
+    level: str
+    service: str
+    message: str
+    metadata: _Metadata
+
+
+_decoder = msgspec.json.Decoder(_Log)
+
+
+@dataclass
+class Check:
+    """What is wrong on the disk, counted; all zero but `stored` when nothing is."""
+
+    stored: int = 0  # well-formed lines
+    malformed: int = 0  # lines that are no whole log
+    unknown: int = 0  # logs that were never sent
+    doubled: int = 0  # logs that are there once more than they should
+    missing: int = 0  # logs that were acknowledged and are not there
+    halved: int = 0  # refused batches of which a part is there
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether nothing was lost, doubled or spoilt."""
+        wrong = (self.malformed, self.unknown, self.doubled, self.missing, self.halved)
+        return not any(wrong)
+
+
+def check(paths: Iterable[Path], batch: int, outcome: Outcome) -> Check:
+    """Compare the files with what was sent, `batch` logs a request.
+
+    A refused batch may be there or not, but not in part; one without an answer may be that too.
+    """
+    result = Check()
+    sent = outcome.sent
+    seen = bytearray(sent * batch)
+    for path in paths:
+        for log_id in _read_ids(path, result):
+            sequence, index = bodies.place(log_id)
+            if not (sequence < sent and index < batch):
+                result.unknown += 1
+            elif seen[sequence * batch + index]:
+                result.doubled += 1
+            else:
+                seen[sequence * batch + index] = 1
+    result.missing = seen.count(0)
+    for sequence in outcome.refused | outcome.unanswered:
+        absent = seen.count(0, sequence * batch, (sequence + 1) * batch)
+        result.missing -= absent
+        result.halved += 0 < absent < batch and sequence in outcome.refused
+    return result
+
+
+def _read_ids(path: Path, result: Check) -> Iterator[str]:
+    """Yield the `log_id` of each line, and count the lines."""
+    rest = b""
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            complete, newline, rest = (rest + block).rpartition(b"\n")
+            for log in _decode(complete + newline, result):
+                result.stored += 1
+                yield log.metadata.log_id
+    result.malformed += bool(rest)
+
+
+def _decode(lines: bytes, result: Check) -> list[_Log]:
+    try:
+        return _decoder.decode_lines(lines)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return list(_decode_one_by_one(lines, result))
+
+
+def _decode_one_by_one(lines: bytes, result: Check) -> Iterator[_Log]:
+    for line in lines.splitlines():
+        try:
+            yield _decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            result.malformed += 1
