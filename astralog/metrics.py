@@ -88,12 +88,12 @@ class Metrics:
 
     def _count_batches(self) -> None:
         tally = self._pipeline.tally
-        self._count_volume("received", tally.received, "answered, whatever the answer")
+        self._count_volume("received", tally.received, "that were answered")
         self._count_volume("accepted", tally.accepted, "answered 200")
         for unit in ("batches", "logs", "bytes"):
             counter = Counter(
                 f"astralog_refused_{unit}",
-                _describe(unit, "refused, by the refusal's code"),
+                _describe(unit, "refused, by code"),
                 ["code"],
                 registry=self._registry,
             )
@@ -104,10 +104,15 @@ class Metrics:
         self._count("stored_bytes", f"Bytes of lines {stored}.", lambda: tally.stored.bytes)
         self._count(
             "late_logs",
-            "Logs stored after their client was refused or gone; sent again, they are doubled.",
+            "Logs stored although their client was told commit_timeout, or was gone.",
             lambda: tally.late_logs,
         )
-        self._count("sealed_segments", "Segments sealed.", lambda: self._pipeline.sealed_segments)
+        storages = self._pipeline.storages
+        self._count(
+            "sealed_segments",
+            "Segments sealed by the worker that wrote them.",
+            lambda: sum(storage.sealed_segments for storage in storages),
+        )
 
     def _count_volume(self, name: str, volume: Volume, words: str) -> None:
         for unit in ("batches", "logs", "bytes"):
@@ -162,8 +167,7 @@ class Metrics:
         for mirror in self._mirrors:
             mirror.flush()
         self._backlog.set(self._pipeline.backlog_bytes)
-        if self._pipeline.synced_at:
-            self._synced_at.set(self._pipeline.synced_at)
+        self._synced_at.set(max(storage.synced_at for storage in self._pipeline.storages))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all workers' metrics in the text format that an Accept header asks for.
@@ -192,7 +196,12 @@ class Metrics:
 
 
 def _describe(unit: str, words: str) -> str:
-    return f"Bytes of bodies, inflated, {words}." if unit == "bytes" else f"{unit.title()} {words}."
+    start = {
+        "batches": "Batches",
+        "logs": "Logs, as far as they were counted, of batches",
+        "bytes": "Bytes, inflated, of the bodies of batches",
+    }
+    return f"{start[unit]} {words}."
 
 
 def _as_age(metric: Metric) -> Iterable[Metric]:

@@ -82,14 +82,9 @@ class Pipeline:
         return self._admission.reserved
 
     @property
-    def sealed_segments(self) -> int:
-        """The segments sealed so far."""
-        return sum(storage.sealed_segments for storage in self._storages)
-
-    @property
-    def synced_at(self) -> float:
-        """The time of the last sync, in seconds since 1970; 0 before the first."""
-        return max(storage.synced_at for storage in self._storages)
+    def storages(self) -> tuple[Storage, ...]:
+        """The storage of each writer."""
+        return tuple(self._storages)
 
     def unavailable(self) -> str | None:
         """Return the code with which a batch would be refused now, None where it would not."""
