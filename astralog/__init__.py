@@ -3,7 +3,7 @@
 from flask import Flask
 
 from astralog import errors
-from astralog.api import drain, health, metrics
+from astralog.api import docs, drain, health, metrics
 from astralog.auth import load_tokens
 from astralog.body import BodyReader
 from astralog.directory import make_directory
@@ -32,5 +32,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.init_app(app)
     app.register_blueprint(drain.create_blueprint(tokens, bodies, pipeline))
     app.register_blueprint(health.create_blueprint(pipeline))
+    app.register_blueprint(docs.create_blueprint(__version__))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))
     return app
