@@ -19,7 +19,7 @@ OPENAPI_VERSION = "3.1.0"
 ABOUT = """\
 A log collector that answers 200 when every line is on disk.
 
-While the service runs on this machine with the token of its first start:
+On the service's own machine, with the token of its first start:
 
 ```
 curl -s http://localhost:8080/v1/drain \\
