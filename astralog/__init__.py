@@ -4,7 +4,7 @@ from flask import Flask
 
 from astralog import errors
 from astralog.api import docs, drain, health, metrics
-from astralog.auth import load_tokens
+from astralog.auth import Tokens
 from astralog.body import BodyReader
 from astralog.directory import make_directory
 from astralog.metrics import Metrics
@@ -15,14 +15,14 @@ from astralog.web import App
 __version__ = "0.1.0"
 
 
-def create_app(settings: Settings | None = None) -> Flask:
-    """Join the parts to an app; without settings, those of the environment.
+def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
+    """Join the parts to an app; without settings and tokens, those of the environment.
 
     Raises InvalidSettings, and OSError where the data directory cannot be made.
     """
     settings = settings or Settings.from_environ()
     make_directory(settings.data_dir)
-    tokens = load_tokens(settings)
+    tokens = tokens or Tokens(settings)
     pipeline = Pipeline(settings)
     numbers = Metrics(pipeline, settings.data_dir)
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)

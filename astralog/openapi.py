@@ -10,60 +10,13 @@ from typing import Any
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
+from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
 from astralog.body import INFLATERS
 from astralog.errors import MEANING_OF_CODE, RETRY_AFTER_SECONDS, STATUS_OF_CODE
-from astralog.schemas import BatchSchema
+from astralog.openapi_words import ABOUT, DRAIN, EXAMPLE, NDJSON_EXAMPLE, REJECTED_BATCH
+from astralog.schemas import BatchSchema, LogSchema
 
 OPENAPI_VERSION = "3.1.0"
-
-ABOUT = """\
-A log collector that answers 200 when every line is on disk.
-
-On the service's own machine, with the token of its first start:
-
-```
-curl -s http://localhost:8080/v1/drain \\
-  -H "Authorization: Bearer $(cat data/token)" \\
-  -d '{"logs": [{"project_id": "org-xyz", "timestamp": "2024-05-31T15:30:45Z",
-       "level": "info", "service": "api-gateway", "message": "User logged in",
-       "metadata": {"user_id": 123, "ip": "1.1.1.1"}}]}'
-```
-
-To try it on this page, put the token under *Authorize*. Send 100 to 500 logs a batch over several
-connections, and give up after 10 seconds. This page is made of [openapi.json](openapi.json).
-"""
-
-DRAIN = """\
-Every log of the batch is stored, or none: 200 means that all of them are written and synced.
-
-A body may be compressed, as its Content-Encoding says: {codings}.
-
-```
-gzip -c batch.json | curl -s http://localhost:8080/v1/drain \\
-  -H "Authorization: Bearer $(cat data/token)" \\
-  -H "Content-Encoding: gzip" --data-binary @-
-```
-"""
-
-EXAMPLE = {
-    "logs": [
-        {
-            "project_id": "org-xyz",
-            "timestamp": "2024-05-31T15:30:45Z",
-            "level": "info",
-            "service": "api-gateway",
-            "message": "User logged in",
-            "metadata": {"user_id": 123, "ip": "1.1.1.1"},
-        }
-    ]
-}
-
-_REJECTED_BATCH = {
-    "status": "rejected",
-    "code": "invalid_batch",
-    "message": "1 of 500 logs are malformed; nothing was stored",
-    "errors": {"logs": {"3": {"level": ["Must not be empty."]}}},
-}
 
 #: Refusals that no batch gets.
 NOT_OF_BATCHES = ("not_found", "method_not_allowed")
@@ -117,21 +70,53 @@ def describe(version: str) -> dict[str, Any]:
 
 
 def _drain() -> Operation:
+    lines = {
+        "schema": {"type": "string", "description": "One log a line."},
+        "example": NDJSON_EXAMPLE,
+    }
     body = {
         "required": True,
-        "content": {"application/json": {"schema": BatchSchema, "example": EXAMPLE}},
+        "content": {
+            "application/json": {"schema": BatchSchema, "example": EXAMPLE},
+            **dict.fromkeys(sorted(NDJSON_TYPES), lines),
+        },
+    }
+    dry_run = {
+        "name": "dry_run",
+        "in": "query",
+        "description": "Check the batch, and store nothing.",
+        "schema": {"type": "boolean", "default": False},
     }
     codes = [code for code in STATUS_OF_CODE if code not in NOT_OF_BATCHES]
-    accepted = _json("Every log is stored.", {"status": "accepted"})
     return {
         "operationId": "drain",
         "tags": ["Logs"],
         "summary": "Store a batch of logs",
         "description": DRAIN.format(codings=", ".join(INFLATERS)),
         "security": [{"token": []}],
+        "parameters": [dry_run],
         "requestBody": body,
-        "responses": {"200": accepted, **_refusals(codes)},
+        "responses": {"200": _accepted(), **_refusals(codes)},
     }
+
+
+def _accepted() -> dict[str, Any]:
+    properties = {
+        "status": {"type": "string", "enum": ["accepted", "valid"]},
+        "logs": {
+            "type": "array",
+            "items": LogSchema,
+            "maxItems": SHOWN_LOGS,
+            "description": "Of a dry run: the first logs, as they would be stored.",
+        },
+    }
+    schema = {"type": "object", "required": ["status"], "properties": properties}
+    examples = {
+        "accepted": {"summary": "Every log is stored", "value": {"status": "accepted"}},
+        "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
+    }
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    return {"description": "Every log is stored, or a dry run found no fault.", "content": content}
 
 
 def _refusals(codes: Iterable[str]) -> dict[str, Any]:
@@ -144,7 +129,7 @@ def _refusals(codes: Iterable[str]) -> dict[str, Any]:
 
 def _refusal(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
     lines = [f"- `{code}`: {MEANING_OF_CODE[code]}" for code in codes]
-    example = _REJECTED_BATCH if "invalid_batch" in codes else _rejected(codes[0])
+    example = REJECTED_BATCH if "invalid_batch" in codes else _rejected(codes[0])
     response: dict[str, Any] = {
         "description": "\n".join([f"{status.phrase}.", "", *lines]),
         "content": {"application/json": {"schema": _REFUSAL, "example": example}},

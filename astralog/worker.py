@@ -1,18 +1,27 @@
 """The gunicorn worker that serves AstraLog: gunicorn's gevent worker, with less to do a request."""
 
 import contextlib
+import logging
 import time
 from functools import lru_cache
 from typing import Any
 
 import gevent
 from gunicorn.http import wsgi
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.parser import RequestParser
+from gunicorn.util import close
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.http import http_date
 
-#: A connection that is idle when the stop begins gets this long to send one more request.
-IDLE_STOP_SECONDS = 0.5
+from astralog import create_app
+from astralog.settings import InvalidSettings
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at which connections wait too long for a head; at the stop, one that is
+#: idle as long is closed.
+OVERDUE_SECONDS = 0.5
 
 #: What is read of a refused body before its connection is closed.
 DISCARD_BYTES = 32 * 1024 * 1024
@@ -71,37 +80,57 @@ class OnePacketResponse(wsgi.Response):  # type: ignore[misc]
             self.sock.sendall(data[sent:])
 
 
-class _WaitForHead:
-    """Bound the wait for a request's head, and keep the connection in `idle` meanwhile."""
-
-    def __init__(self, idle: set[Any], seconds: float) -> None:
-        self._idle = idle
-        self._timeout = gevent.Timeout(seconds, False)
-
-    def __enter__(self) -> None:
-        self._connection = gevent.getcurrent()
-        self._idle.add(self._connection)
-        self._timeout.start()
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        self._timeout.close()
-        self._idle.discard(self._connection)
-        return error is self._timeout
-
-
 class Worker(GeventWorker):  # type: ignore[misc]
     """A gevent worker that stops without waiting for idle connections and does less a request.
 
-    A request takes 57 µs here where it takes gunicorn's own worker 77 µs.
+    It serves HTTP/1.1 alone, with gunicorn's own parser.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._idle: set[Any] = set()
+        self._idle: dict[Any, float] = {}  # connections that wait for a head, and since when
 
-    def timeout_ctx(self) -> _WaitForHead:
-        """Bound the wait for the next request's head."""
-        return _WaitForHead(self._idle, self.cfg.keepalive)
+    def load_wsgi(self) -> None:
+        """Load the application; after a reload with a faulty file of tokens, with the old ones."""
+        try:
+            super().load_wsgi()
+        except InvalidSettings as error:
+            log.error("tokens stay as they are: %s", "; ".join(error.problems))
+            self.wsgi = create_app(tokens=self.app.tokens)
+
+    def run(self) -> None:
+        """Serve until the stop."""
+        gevent.spawn(self._close_overdue)
+        super().run()
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve a connection, one request after another."""
+        request = None
+        try:
+            client.setblocking(1)
+            parser = RequestParser(self.cfg, client, addr)
+            name = listener.getsockname()
+            while True:
+                request = None
+                request = self._next_request(parser)
+                self.handle_request(name, request, client, addr)
+        except (StopIteration, NoMoreData):
+            pass
+        except OSError as error:
+            self.log.debug("connection lost: %s", error)
+        except Exception as error:
+            self.handle_error(request, client, addr, error)
+        finally:
+            close(client)
+
+    def _next_request(self, parser: RequestParser) -> Any:
+        """Return the next request; StopIteration says that there is none."""
+        connection = gevent.getcurrent()
+        self._idle[connection] = time.monotonic()
+        try:
+            return next(parser)
+        finally:
+            del self._idle[connection]
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Answer one request; StopIteration ends its connection."""
@@ -125,15 +154,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if is_last:
             raise StopIteration
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """Stop accepting, answer what is in flight, and close what is idle."""
-        super().handle_exit(sig, frame)
-        gevent.spawn(self._close_idle)
-
-    def _close_idle(self) -> None:
+    def _close_overdue(self) -> None:
+        """Close the connections that wait too long for a head; one timer serves them all."""
         while True:
-            gevent.sleep(IDLE_STOP_SECONDS)
-            gevent.killall(list(self._idle), StopIteration, block=False)
+            gevent.sleep(OVERDUE_SECONDS)
+            patience = self.cfg.keepalive if self.alive else OVERDUE_SECONDS
+            latest = time.monotonic() - patience
+            overdue = [connection for connection, since in self._idle.items() if since <= latest]
+            gevent.killall(overdue, StopIteration, block=False)
 
 
 def _discard(body: Any) -> bool:

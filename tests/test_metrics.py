@@ -128,7 +128,11 @@ def test_a_fault_of_ours_is_in_the_books(
 
 
 def test_what_is_no_batch_is_not_in_the_books(client: FlaskClient) -> None:
-    """Health checks, scrapes and wrong paths are not batches."""
+    """Health checks, scrapes, wrong paths and dry runs are not batches."""
+    headers = {"Authorization": TOKEN}
+    for body, status in ((make_batch("a"), 200), ({}, 400)):
+        dry = client.post("/v1/drain?dry_run=true", json=body, headers=headers)
+        assert status == dry.status_code
     for path in ("/health", "/ready", "/metrics", "/v1/other", "/v1/drain"):
         client.get(path)
     assert not any("batches" in name for name in scrape(client))

@@ -9,6 +9,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
 from astralog.api.docs import CONTENT_SECURITY_POLICY, load_assets
+from astralog.api.drain import NDJSON_TYPES
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.openapi import NOT_OF_BATCHES
 from astralog.schemas import BatchSchema, LogSchema
@@ -90,6 +91,19 @@ def test_the_documents_batch_is_the_schemas(document: dict[str, Any]) -> None:
     assert batch["additionalProperties"] is False
     content = document["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
     assert {"$ref": "#/components/schemas/Batch"} == content["application/json"]["schema"]
+    assert NDJSON_TYPES == content.keys() - {"application/json"}
+
+
+def test_the_documents_lines_are_taken(client: FlaskClient, document: dict[str, Any]) -> None:
+    """The example of one log a line is stored."""
+    content = document["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
+    for kind in NDJSON_TYPES:
+        response = client.post(
+            "/v1/drain",
+            data=content[kind]["example"],
+            headers={"Authorization": "test-token", "Content-Type": kind},
+        )
+        assert 200 == response.status_code
 
 
 def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str, Any]) -> None:
@@ -97,8 +111,12 @@ def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str
     drain = document["paths"]["/v1/drain"]["post"]
     example = drain["requestBody"]["content"]["application/json"]["example"]
     response = client.post("/v1/drain", json=example, headers={"Authorization": "test-token"})
-    answer = drain["responses"]["200"]["content"]["application/json"]["example"]
-    assert (200, answer) == (response.status_code, response.get_json())
+    shown = drain["responses"]["200"]["content"]["application/json"]["examples"]
+    assert (200, shown["accepted"]["value"]) == (response.status_code, response.get_json())
+    response = client.post(
+        "/v1/drain?dry_run=true", json=example, headers={"Authorization": "test-token"}
+    )
+    assert (200, shown["valid"]["value"]) == (response.status_code, response.get_json())
     for path in ("/health", "/ready"):
         shown = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
         assert shown["example"] == client.get(path).get_json()

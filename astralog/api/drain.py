@@ -1,16 +1,27 @@
 """POST /v1/drain: take a batch and answer when it is stored."""
 
+from collections.abc import Mapping
 from time import perf_counter
 
+import msgspec
 from flask import Blueprint, Response, request
 
 from astralog.auth import Tokens
 from astralog.body import BodyReader
-from astralog.codec import encode_batch
+from astralog.codec import Batch, encode_batch, encode_lines
+from astralog.errors import Refusal, json_response
 from astralog.pipeline import Pipeline
 from astralog.web import FixedResponse
 
 ACCEPTED = FixedResponse(b'{"status":"accepted"}')
+
+#: Media types of one log a line; a body of any other type, or of none, is read as JSON.
+NDJSON_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
+
+#: Logs that a dry run shows as they would be stored.
+SHOWN_LOGS = 20
+
+_FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 
 def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> Blueprint:
@@ -23,19 +34,43 @@ def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> 
         """Store a batch; 200 means that every line of it is in a segment file."""
         started_at = perf_counter()
         size = logs = 0
+        environ = request.environ
+        is_dry_run = False
         try:
-            tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+            token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
+            is_dry_run = bool(environ.get("QUERY_STRING")) and _is_dry_run()
             with pipeline.admit() as room:
-                body = bodies.read(request.environ, room)
+                is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
+                body = bodies.read(environ, room)
                 size = len(body)
-                batch = encode_batch(body)
+                batch = (encode_lines if is_ndjson else encode_batch)(body, token.projects)
+                if is_dry_run:
+                    return _valid(batch)
                 logs = batch.logs
                 committing_at = perf_counter()
                 pipeline.commit(batch, room)
         except BaseException as error:
-            tally.refuse(error, size, logs, started_at)
+            if not is_dry_run:
+                tally.refuse(error, size, logs, started_at)
             raise
         tally.accept(size, logs, started_at, committing_at)
         return ACCEPTED
 
     return blueprint
+
+
+def _is_ndjson(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() in NDJSON_TYPES
+
+
+def _is_dry_run() -> bool:
+    text = request.args.get("dry_run", "false")
+    if text not in _FLAGS:
+        raise Refusal("bad_request", "dry_run is true or false.")
+    return _FLAGS[text]
+
+
+def _valid(batch: Batch) -> Response:
+    """Show a batch as it would be stored."""
+    lines = batch.lines.split(b"\n", SHOWN_LOGS)[: min(SHOWN_LOGS, batch.logs)]
+    return json_response({"status": "valid", "logs": [msgspec.Raw(line) for line in lines]})
