@@ -1,6 +1,5 @@
 """What the API's description says in words and examples."""
 
-
 ABOUT = """\
 A log collector that answers 200 when every line is on disk.
 

@@ -1,7 +1,8 @@
 """What one worker has counted, in plain numbers; `metrics` shows them to Prometheus.
 
-An answered batch leaves one tuple, and the arithmetic is done for many at once: that is a
-microsecond a batch, where counting in prometheus_client takes 20. Only the hub's thread counts.
+An answered batch leaves one tuple, and the arithmetic is done for many at once: measured, that
+takes a microsecond a request, where counting in prometheus_client takes 10. Only the hub's thread
+counts.
 """
 
 from bisect import bisect_right
