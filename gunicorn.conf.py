@@ -56,7 +56,8 @@ astralog_server.raise_open_files_limit()
 
 
 def on_starting(server: Any) -> None:
-    """Stop the start where the data directory or the tokens are of no use."""
+    """Prepare the master; stop the start where the data directory or the tokens are of no use."""
+    astralog_server.end_booting_workers_at_stops()
     try:
         server.app.tokens = astralog_server.check_start(_settings)
     except InvalidSettings as error:

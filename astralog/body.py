@@ -15,8 +15,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-#: Bytes asked for at once where the length is not known, and inflated at once.
-STEP_BYTES = 256 * 1024
+#: Bytes asked for at once where the length is not known, and inflated at once; room for them is
+#: taken before they are read.
+STEP_BYTES = 64 * 1024
 
 #: The largest window a zstd frame may ask for, 8 MiB, as RFC 9659 has it for HTTP.
 ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
@@ -67,13 +68,15 @@ class BodyReader:
         self, environ: Environ, length: int, inflater: "Inflater | None", room: Room
     ) -> bytes:
         body = bytearray()
+        room.resize(min(STEP_BYTES, self._max_bytes))
         chunks = _chunks(environ, length)
         for piece in inflater(chunks) if inflater else chunks:
             size = len(body) + len(piece)
             if size > self._max_bytes:
                 raise self._too_large()
-            room.resize(size)
+            room.resize(min(size + STEP_BYTES, self._max_bytes))
             body += piece
+        room.resize(len(body))
         return bytes(body)
 
     def _too_large(self) -> Refusal:

@@ -4,11 +4,13 @@ import logging
 import os
 import resource
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import gevent
 from gunicorn.glogging import Logger
 
 from astralog import metricfiles
@@ -27,6 +29,8 @@ STOP_SECONDS = 9
 #: Of these, a worker gives open requests this long, and then the drain this long.
 REQUESTS_STOP_SECONDS = 4
 DRAIN_STOP_SECONDS = 2
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 #: A client that takes longer to set TLS up loses its connection.
 HANDSHAKE_SECONDS = 10.0
@@ -85,6 +89,29 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def end_booting_workers_at_stops() -> None:
+    """Let a worker that is only starting hear the signals that stop it.
+
+    Between its fork and gunicorn's own handlers it would have the master's, which do nothing
+    there: it would serve on until it is killed.
+    """
+    os.register_at_fork(
+        before=lambda: _mask_stops(signal.SIG_BLOCK),
+        after_in_parent=lambda: _mask_stops(signal.SIG_UNBLOCK),
+        after_in_child=_end_at_stops,
+    )
+
+
+def _mask_stops(how: int) -> None:
+    signal.pthread_sigmask(how, STOP_SIGNALS)
+
+
+def _end_at_stops() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))
+    _mask_stops(signal.SIG_UNBLOCK)
+
+
 def announce(settings: Settings, address: str | tuple[Any, ...]) -> None:
     """Log the start in one line and, where the token was made here, print a line to try it."""
     log.info(
@@ -129,7 +156,11 @@ def bound_handshakes(context: Any) -> Any:
 
     def wrap_within_bound(sock: Any, *args: Any, **kwargs: Any) -> Any:
         sock.settimeout(HANDSHAKE_SECONDS)
-        return wrap_socket(sock, *args, **kwargs)
+        try:
+            return wrap_socket(sock, *args, **kwargs)
+        except OSError as error:
+            log.debug("no TLS with a client: %s", error)
+            raise gevent.GreenletExit from None  # ends the connection without a traceback
 
     context.wrap_socket = wrap_within_bound
     return context

@@ -91,7 +91,7 @@ class Service:
     def _started(self) -> re.Match[str] | None:
         if self.process.poll() is not None:
             raise AssertionError(f"the service did not start:\n{self.log()}")
-        return re.search(r"listening on http://127\.0\.0\.1:([0-9]+)", self.log())
+        return re.search(r"listening on https?://127\.0\.0\.1:([0-9]+)", self.log())
 
     def log(self) -> str:
         """Return what the service wrote to stdout and stderr since it was last started."""

@@ -1,0 +1,112 @@
+"""Tokens that change under the running service, and TLS."""
+
+import contextlib
+import http.client
+import json
+import shutil
+import signal
+import ssl
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.service import TOKEN, Service, make_batch, wait_for
+
+
+def status_for(service: Service, token: str) -> int:
+    return service.drain(make_batch("x"), {"Authorization": token}).status
+
+
+def reload(service: Service) -> None:
+    """Have the workers replaced, and return when the old ones are gone and new ones serve."""
+    before = set(service.worker_pids())
+    service.signal(signal.SIGHUP)
+    wait_for(lambda: service.worker_pids() and not before & set(service.worker_pids()))
+    wait_for(lambda: service.request("GET", "/health").status == 200)
+
+
+def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
+    """A change of the file is noticed by every worker; a faulty one is named and ignored."""
+    path = tmp_path / "tokens"
+    path.write_text("old\n")
+    with Service(tmp_path, tokens=None, tokens_file=path, workers=2) as service:
+        assert 200 == status_for(service, "old")
+        path.write_text("new org-xyz\n")
+        wait_for(lambda: {401} == {status_for(service, "old") for _ in range(8)})
+        assert {200} == {status_for(service, "new") for _ in range(8)}
+        path.write_text("# nothing\n")
+        wait_for(lambda: status_for(service, "new") and "Holds no token" in service.log())
+        assert 200 == status_for(service, "new")
+
+
+def test_a_reload_with_a_faulty_file_keeps_the_tokens(tmp_path: Path) -> None:
+    """SIGHUP reads the tokens again, and a slip in the file does not end the service."""
+    path = tmp_path / "tokens"
+    path.write_text("first\n")
+    with Service(tmp_path, tokens=None, tokens_file=path) as service:
+        for content, token in (("second\n", "second"), ("\n", "second"), ("third\n", "third")):
+            path.write_text(content)
+            reload(service)
+            assert 200 == status_for(service, token)
+        assert 0 == service.stop()
+
+
+def test_a_token_is_told_which_project_it_may_not_write(tmp_path: Path) -> None:
+    """A batch with one log of another project is refused, and nothing of it is stored."""
+    path = tmp_path / "tokens"
+    path.write_text("bound other-project\n")
+    with Service(tmp_path, tokens=None, tokens_file=path) as service:
+        answer = service.drain(make_batch("x"), {"Authorization": "Bearer bound"})
+        assert (403, "forbidden_project") == (answer.status, answer.body["code"])
+        assert "'org-xyz'" in answer.body["message"]
+        assert [] == service.logs()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a certificate for localhost and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("NOT TESTED: openssl is not installed")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    files = ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*command.split(), *options, *files], check=True, capture_output=True)
+    return cert, key
+
+
+def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """With a certificate, batches come over TLS, while other clients do not finish theirs."""
+    cert, key = certificate
+    with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
+        assert f"listening on https://127.0.0.1:{service.address[1]}" in service.log()
+        stalled = [service.connect() for _ in range(20)]
+        context = ssl.create_default_context(cafile=str(cert))
+        connection = http.client.HTTPSConnection(*service.address, timeout=10, context=context)
+        for number in range(3):
+            body = json.dumps(make_batch(str(number)))
+            connection.request("POST", "/v1/drain", body, {"Authorization": TOKEN})
+            response = connection.getresponse()
+            assert (200, b'{"status":"accepted"}') == (response.status, response.read())
+        connection.close()
+        assert ["0", "1", "2"] == [log["message"] for log in service.logs()]
+        with service.connect() as plain:
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert b"200" not in plain.recv(1000)
+        for client in stalled:
+            client.close()
+        started = time.monotonic()
+        assert 0 == service.stop()
+        assert time.monotonic() - started < 10
+        assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key"])
+def test_one_half_of_a_certificate_stops_the_start(tmp_path: Path, name: str) -> None:
+    """A certificate without a key, or the other way round, is told apart from none."""
+    service = Service(tmp_path, **{name: tmp_path / "file"})
+    assert 1 == service.fail_to_start()
+    assert "ASTRALOG_TLS_CERT and ASTRALOG_TLS_KEY: One needs the other.\n" == service.log()
