@@ -2,11 +2,22 @@
 
 import contextlib
 import os
+import secrets
+import tempfile
 from typing import Any
 
-from astralog import server as astralog_server
-from astralog.settings import InvalidSettings, Settings
-from astralog.worker import Worker
+_memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()  # nosec B108
+
+# prometheus_client shares its numbers between processes only where this is set when it is first
+# imported. A reload runs this file again, and the directory stays; an upgraded master inherits
+# the variable, and takes a directory of its own.
+_metrics_name = f"astralog-metrics-{os.getpid()}-"
+if _metrics_name not in os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""):
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = f"{_memory}/{_metrics_name}{secrets.token_hex(8)}"
+
+from astralog import server as astralog_server  # noqa: E402
+from astralog.settings import InvalidSettings, Settings  # noqa: E402
+from astralog.worker import Worker  # noqa: E402
 
 try:
     _settings = Settings.from_environ()
@@ -38,7 +49,7 @@ secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
 
 # The heartbeat must not wait for the disk that the segments fill; gunicorn unlinks its file.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nosec B108
+worker_tmp_dir = _memory
 
 astralog_server.configure_logging(_settings.log_level)
 astralog_server.raise_open_files_limit()
@@ -66,14 +77,27 @@ def ssl_context(config: Any, default_ssl_context_factory: Any) -> Any:
 
 def when_ready(server: Any) -> None:
     """Say where the service listens; the address has the real port where the setting has 0."""
+    astralog_server.share_metrics()
     astralog_server.announce(_settings, server.LISTENERS[0].sock.getsockname())
 
 
 def post_worker_init(worker: Worker) -> None:
     """Start the worker's pipeline."""
     astralog_server.start_pipeline(worker)
+    astralog_server.start_metrics(worker)
 
 
 def worker_exit(server: Any, worker: Worker) -> None:
     """Stop the worker's pipeline."""
     astralog_server.stop_pipeline(worker)
+    astralog_server.stop_metrics(worker)
+
+
+def child_exit(server: Any, worker: Worker) -> None:
+    """Keep what a dead worker counted."""
+    astralog_server.bury_metrics(worker)
+
+
+def on_exit(server: Any) -> None:
+    """Remove what the workers shared."""
+    astralog_server.unshare_metrics()

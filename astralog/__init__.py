@@ -3,10 +3,11 @@
 from flask import Flask
 
 from astralog import errors
-from astralog.api import drain, health
+from astralog.api import docs, drain, health, metrics
 from astralog.auth import Tokens
 from astralog.body import BodyReader
 from astralog.directory import make_directory
+from astralog.metrics import Metrics
 from astralog.pipeline import Pipeline
 from astralog.settings import Settings
 from astralog.web import App
@@ -21,11 +22,16 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     """
     settings = settings or Settings.from_environ()
     make_directory(settings.data_dir)
+    tokens = tokens or Tokens(settings)
     pipeline = Pipeline(settings)
+    numbers = Metrics(pipeline, settings.data_dir)
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
     app = App(__name__, static_folder=None)
     app.extensions["astralog"] = pipeline
+    app.extensions["astralog_metrics"] = numbers
     errors.init_app(app)
-    app.register_blueprint(drain.create_blueprint(tokens or Tokens(settings), bodies, pipeline))
+    app.register_blueprint(drain.create_blueprint(tokens, bodies, pipeline))
     app.register_blueprint(health.create_blueprint(pipeline))
+    app.register_blueprint(docs.create_blueprint(__version__))
+    app.register_blueprint(metrics.create_blueprint(tokens, numbers))
     return app

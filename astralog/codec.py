@@ -76,7 +76,7 @@ def _refusing() -> Iterator[None]:
         yield
     except MalformedBatch as error:
         message = f"{error}; nothing was stored"
-        raise Refusal("invalid_batch", message, error.messages_dict) from None
+        raise Refusal("invalid_batch", message, error.messages_dict, error.total) from None
     except ValidationError as error:
         message = "The batch is malformed; nothing was stored"
         raise Refusal("invalid_batch", message, error.messages_dict) from None
@@ -92,7 +92,7 @@ def _encode(logs: list[Log], projects: Projects) -> Batch:
             if log.project_id not in projects:
                 name = log.project_id[:SHOWN_CHARACTERS]
                 message = f"The token may not write the project {name!r}; nothing was stored"
-                raise Refusal("forbidden_project", message)
+                raise Refusal("forbidden_project", message, logs=len(logs))
     return Batch(_encoder.encode_lines(logs), len(logs))
 
 

@@ -34,20 +34,46 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
+#: What each code means, in a sentence.
+MEANING_OF_CODE: Mapping[str, str] = {
+    "unauthorized": "The token is missing or not known.",
+    "invalid_json": "The body is not valid JSON.",
+    "invalid_batch": "The batch is malformed; `errors` says what, where.",
+    "invalid_encoding": "The body does not inflate.",
+    "bad_request": "The request is malformed.",
+    "forbidden_project": "The token may not write a project of the batch.",
+    "not_found": "There is no such path.",
+    "method_not_allowed": "The path takes other methods.",
+    "body_timeout": "The body took too long to arrive.",
+    "body_too_large": "The body is too large, or holds too many values; send smaller batches.",
+    "unsupported_encoding": "The Content-Encoding is not known here.",
+    "queue_full": "Too much waits for the disk already; try again.",
+    "storage_full": "The disk is full; nothing was stored. Try again.",
+    "storage_failed": "The disk failed; nothing was stored. Try again.",
+    "commit_timeout": "The disk took too long. Try again; the message says whether the batch may "
+    "be stored all the same.",
+    "stopping": "The service is stopping; nothing was stored. Try again.",
+    "internal": "The service failed; its own log says why.",
+}
+
 
 class Refusal(Exception):
     """A request is refused whole.
 
-    `code` is a key of STATUS_OF_CODE, `message` one sentence for the client, and `errors` the
-    marshmallow structure that says what is malformed where.
+    `code` is a key of STATUS_OF_CODE, `message` one sentence for the client, `errors` the
+    marshmallow structure that says what is malformed where, and `logs` how many logs the batch
+    had, where they were counted.
     """
 
-    def __init__(self, code: str, message: str, errors: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, errors: Mapping[str, Any] | None = None, logs: int = 0
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.status = STATUS_OF_CODE[code]
         self.message = message
         self.errors = errors
+        self.logs = logs
 
     def response(self) -> Response:
         """Return the refusal as the one JSON shape."""

@@ -22,6 +22,7 @@ from astralog.codec import Batch
 from astralog.errors import Refusal
 from astralog.settings import Settings
 from astralog.storage import TEND_SECONDS, Storage
+from astralog.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,11 @@ MESSAGES = {
 class _Entry:
     """A batch in the queue."""
 
-    __slots__ = ("deadline", "done", "is_dropped", "is_taken", "lines", "size")
+    __slots__ = ("deadline", "done", "is_dropped", "is_taken", "lines", "logs", "size")
 
-    def __init__(self, lines: bytes, size: int, deadline: float) -> None:
-        self.lines = lines
+    def __init__(self, batch: Batch, size: int, deadline: float) -> None:
+        self.lines = batch.lines
+        self.logs = batch.logs
         self.size = size  # reserved bytes
         self.deadline = deadline
         self.done: AsyncResult[None] = AsyncResult()
@@ -72,6 +74,17 @@ class Pipeline:
         self._threads = ThreadPool(settings.writers + 1)
         self._is_started = False
         self._is_stopping = False
+        self.tally = Tally()
+
+    @property
+    def backlog_bytes(self) -> int:
+        """The bytes of the bodies being read and the batches waiting for their commit."""
+        return self._admission.reserved
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """The storage of each writer."""
+        return tuple(self._storages)
 
     def unavailable(self) -> str | None:
         """Return the code with which a batch would be refused now, None where it would not."""
@@ -104,7 +117,7 @@ class Pipeline:
             raise Refusal("stopping", MESSAGES["stopping"])
         self.start()
         deadline = time.monotonic() + self._commit_timeout_seconds
-        entry = _Entry(batch.lines, room.hand_over(), deadline)
+        entry = _Entry(batch, room.hand_over(), deadline)
         self._queue.put(entry)
         self._waiting.append(entry)
         try:
@@ -194,6 +207,9 @@ class Pipeline:
         for entry in chunk:
             self._admission.give_back(entry.size)
             entry.is_taken = True
+            if code is None:
+                is_late = entry.is_dropped or entry.done.ready()
+                self.tally.store(len(entry.lines), entry.logs, is_late)
             entry.lines = b""
             if entry.done.ready():
                 continue  # its client was told that this took too long
@@ -204,8 +220,9 @@ class Pipeline:
 
     def _drop(self, entry: _Entry) -> None:
         """Take a batch whose client is gone out of the queue, unless a writer has taken it."""
+        entry.is_dropped = True
         if not entry.is_taken:
-            entry.is_taken = entry.is_dropped = True
+            entry.is_taken = True
             entry.lines = b""
             self._admission.give_back(entry.size)
 

@@ -51,12 +51,33 @@ class LogSchema(Schema):
         "type": "Not an object.",
     }
 
-    project_id = fields.String(required=True, validate=_NOT_EMPTY)
-    timestamp = Timestamp(required=True)
-    level = fields.String(required=True, validate=_NOT_EMPTY)
-    service = fields.String(required=True, validate=_NOT_EMPTY)
-    message = fields.String(required=True)
-    metadata = fields.Dict(allow_none=True, error_messages={"invalid": "Not an object."})
+    project_id = fields.String(
+        required=True,
+        validate=_NOT_EMPTY,
+        metadata={"description": "The organisation or project."},
+    )
+    timestamp = Timestamp(
+        required=True,
+        metadata={
+            "description": "When it happened: RFC 3339, ISO 8601 or SQL; without an offset, UTC."
+        },
+    )
+    level = fields.String(
+        required=True,
+        validate=_NOT_EMPTY,
+        metadata={"description": "How severe it is: info, error, debug, …"},
+    )
+    service = fields.String(
+        required=True,
+        validate=_NOT_EMPTY,
+        metadata={"description": "The service or process that logged it."},
+    )
+    message = fields.String(required=True, metadata={"description": "What happened."})
+    metadata = fields.Dict(
+        allow_none=True,
+        error_messages={"invalid": "Not an object."},
+        metadata={"description": "Any extra context."},
+    )
 
 
 class MalformedBatch(ValidationError):

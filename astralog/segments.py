@@ -119,6 +119,8 @@ class SegmentWriter:
         self._segment: Segment | None = None
         self._last_start = datetime.min.replace(tzinfo=UTC)
         self._unsealed: dict[Path, int] = {}  # segments that could not be sealed, with their size
+        self.sealed_segments = 0
+        self.synced_at = 0.0  # in seconds since 1970
 
     def append(self, buffers: Sequence[bytes]) -> None:
         """Append a chunk, all of it or nothing, synced as the mode says.
@@ -142,7 +144,7 @@ class SegmentWriter:
         try:
             segment.write(buffers)
             if self._sync_mode == "always" or self._sync_is_due(segment):
-                segment.sync()
+                self._sync(segment)
             segment.check_in_place()
         except OSError:
             self._abandon(segment)
@@ -156,7 +158,7 @@ class SegmentWriter:
             self.seal()
         elif segment and self._sync_is_due(segment):
             try:
-                segment.sync()
+                self._sync(segment)
             except SegmentLost as error:
                 log.error("%s: %s", segment.path.name, error)
                 self._abandon(segment)
@@ -170,8 +172,9 @@ class SegmentWriter:
             return
         try:
             if self._sync_mode != "never":
-                segment.sync()
+                self._sync(segment)
             segment.seal()
+            self.sealed_segments += bool(segment.size)
         except OSError as error:
             log.error("cannot seal %s: %s", segment.path.name, error)
             self._unsealed[segment.path] = segment.size
@@ -188,6 +191,10 @@ class SegmentWriter:
         except OSError:
             self._abandon(self._segment)
             raise
+
+    def _sync(self, segment: Segment) -> None:
+        segment.sync()
+        self.synced_at = time.time()
 
     def _sync_is_due(self, segment: Segment) -> bool:
         waited = time.monotonic() - segment.synced_at
@@ -222,4 +229,4 @@ class SegmentWriter:
         except OSError as error:
             log.debug("cannot seal %s yet: %s", path.name, error.strerror)
         else:
-            del self._unsealed[path]
+            self.sealed_segments += bool(self._unsealed.pop(path))

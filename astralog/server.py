@@ -7,13 +7,16 @@ import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import gevent
 from gunicorn.glogging import Logger
 
+from astralog import metricfiles
 from astralog.auth import TOKEN_FILE_NAME, Tokens
 from astralog.directory import make_directory
+from astralog.metrics import Metrics
 from astralog.pipeline import Pipeline
 from astralog.settings import InvalidSettings, Settings
 from astralog.worker import Worker
@@ -180,3 +183,38 @@ def stop_pipeline(worker: Worker) -> None:
 def _pipeline_of(worker: Worker) -> Pipeline:
     pipeline: Pipeline = worker.wsgi.extensions["astralog"]
     return pipeline
+
+
+def share_metrics() -> None:
+    """Make the directory through which the workers share what they count."""
+    metricfiles.make(_metrics_path())
+
+
+def start_metrics(worker: Worker) -> None:
+    """Write out what a worker counts, from now on."""
+    _metrics_of(worker).start()
+
+
+def stop_metrics(worker: Worker) -> None:
+    """Write out what a worker has counted; gunicorn calls this in the master too."""
+    if worker.pid == os.getpid() and hasattr(worker, "wsgi"):
+        _metrics_of(worker).flush()
+
+
+def bury_metrics(worker: Worker) -> None:
+    """Keep what a dead worker counted."""
+    metricfiles.bury(_metrics_path(), worker.pid)
+
+
+def unshare_metrics() -> None:
+    """Remove what the workers shared."""
+    metricfiles.remove(_metrics_path())
+
+
+def _metrics_path() -> Path:
+    return Path(os.environ[metricfiles.VARIABLE])
+
+
+def _metrics_of(worker: Worker) -> Metrics:
+    metrics: Metrics = worker.wsgi.extensions["astralog_metrics"]
+    return metrics

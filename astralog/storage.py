@@ -56,6 +56,16 @@ class Storage:
             self._episode = None
         return None
 
+    @property
+    def sealed_segments(self) -> int:
+        """The segments sealed so far."""
+        return self._writer.sealed_segments
+
+    @property
+    def synced_at(self) -> float:
+        """The time of the last sync, in seconds since 1970; 0 before the first."""
+        return self._writer.synced_at
+
     def is_tending_due(self) -> bool:
         """Tell whether `tend` was last called long enough ago."""
         return time.monotonic() - self._tended_at >= TEND_SECONDS

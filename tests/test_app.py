@@ -326,7 +326,7 @@ def test_what_a_refused_request_held_is_free_again(client: FlaskClient, tmp_path
 # --- Other paths and methods
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/drain/", "/v2/drain", "/static/x", "/metric"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/drain/", "/v2/drain", "/static/x", "/metric"])
 def test_another_path_is_not_found(client: FlaskClient, tmp_path: Path, path: str) -> None:
     """404 names the path that takes logs."""
     body = assert_refused(client.post(path, data=EXAMPLE), 404, "not_found", tmp_path)

@@ -1,6 +1,7 @@
 """POST /v1/drain: take a batch and answer when it is stored."""
 
 from collections.abc import Mapping
+from time import perf_counter
 
 import msgspec
 from flask import Blueprint, Response, request
@@ -26,19 +27,33 @@ _FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": Fals
 def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> Blueprint:
     """Return the blueprint of the one route that takes logs."""
     blueprint = Blueprint("drain", __name__)
+    tally = pipeline.tally
 
     @blueprint.post("/v1/drain")
     def drain() -> Response:
         """Store a batch; 200 means that every line of it is in a segment file."""
+        started_at = perf_counter()
+        size = logs = 0
         environ = request.environ
-        token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
-        is_dry_run = bool(environ.get("QUERY_STRING")) and _is_dry_run()
-        with pipeline.admit() as room:
-            encode = encode_lines if _is_ndjson(environ.get("CONTENT_TYPE", "")) else encode_batch
-            batch = encode(bodies.read(environ, room), token.projects)
-            if is_dry_run:
-                return _valid(batch)
-            pipeline.commit(batch, room)
+        is_dry_run = False
+        try:
+            token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
+            is_dry_run = bool(environ.get("QUERY_STRING")) and _is_dry_run()
+            with pipeline.admit() as room:
+                is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
+                body = bodies.read(environ, room)
+                size = len(body)
+                batch = (encode_lines if is_ndjson else encode_batch)(body, token.projects)
+                if is_dry_run:
+                    return _valid(batch)
+                logs = batch.logs
+                committing_at = perf_counter()
+                pipeline.commit(batch, room)
+        except BaseException as error:
+            if not is_dry_run:
+                tally.refuse(error, size, logs, started_at)
+            raise
+        tally.accept(size, logs, started_at, committing_at)
         return ACCEPTED
 
     return blueprint

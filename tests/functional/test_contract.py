@@ -662,7 +662,8 @@ def test_a_probe_may_ask_by_head(service: Service, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "BREW"])
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/drain/", "/v1/Drain", "/v2/drain", "/health/", "/%ff%00", "/../x"]
+    "path",
+    ["/docs/", "/v1", "/v1/drain/", "/v1/Drain", "/v2/drain", "/health/", "/%ff%00", "/../x"],
 )
 def test_an_unknown_path_is_refused_as_json(service: Service, method: str, path: str) -> None:
     """404 has the shape of every refusal, whatever the method."""

@@ -1,0 +1,61 @@
+"""The docs page in a real browser, on a desktop and on a phone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser import CHROMIUM, DRIVER, Browser
+from tests.service import TOKEN, Service, wait_for
+
+pytestmark = pytest.mark.slow
+
+OPERATIONS = "return [...document.querySelectorAll('.opblock-summary-path')].map(e => e.innerText)"
+
+#: Zero-width spaces, with which Swagger UI lets long paths break.
+ZERO_WIDTH_SPACE = "\u200b"
+
+
+@pytest.fixture(params=[(1280, 1000), (390, 844)], ids=["desktop", "phone"])
+def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Browser]:
+    """Return a browser window of a desktop's and of a phone's width."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("THE DOCS PAGE IS NOT TESTED: apt-get install chromium chromium-driver")
+    with Browser(tmp_path, *request.param) as browser:
+        yield browser
+
+
+def try_it(browser: Browser) -> str:
+    """Show the token to the page's form, send its example, and return what the page answers."""
+    browser.click(".scheme-container .authorize")
+    browser.type(".auth-container input", TOKEN)
+    browser.click(".modal-btn.authorize")
+    browser.click(".btn-done")
+    browser.click(".try-out__btn")
+    browser.click(".execute")
+    return wait_for(lambda: browser.text(".live-responses-table"))
+
+
+def test_the_page_works_without_another_host(tmp_path: Path, browser: Browser) -> None:
+    """It shows every operation, fits the window, and its form stores a batch; nothing leaves."""
+    with Service(tmp_path) as service:
+        host = f"127.0.0.1:{service.address[1]}"
+        browser.open(f"http://{host}/")
+        wait_for(lambda: browser.text(".opblock-summary-path"))
+        assert f"http://{host}/docs" == browser.run("return location.href")
+        paths = {path.replace(ZERO_WIDTH_SPACE, "") for path in browser.run(OPERATIONS)}
+        assert {"/v1/drain", "/health", "/ready", "/metrics", "/openapi.json"} <= paths
+        assert f"curl -s http://{host}/v1/drain" in browser.text(".info")
+        assert "invalid_batch" in wait_for(lambda: browser.text(".responses-table"))
+        assert "project_id" in browser.text(".models")
+
+        assert '"status": "accepted"' in try_it(browser)
+        assert "curl -X 'POST'" in browser.text(".curl-command")
+        assert ["User logged in"] == [log["message"] for log in service.logs()]
+
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert [] == browser.messages()
+        assert {host} == browser.requested_hosts()
+
+        browser.run("new Image().src = 'http://127.0.0.2:9/'")
+        assert "Content Security Policy" in wait_for(browser.messages)[0]
