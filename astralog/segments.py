@@ -1,5 +1,6 @@
 """Rotating NDJSON segment files: append, sync, seal; the names are in `directory`."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -14,6 +15,9 @@ from astralog.settings import SyncMode
 log = logging.getLogger(__name__)
 
 FILE_MODE = 0o640
+
+#: Names that are tried for a new segment.
+CREATE_ATTEMPTS = 10
 
 #: Buffers that one writev takes (IOV_MAX on Linux).
 WRITEV_BUFFERS = 1024
@@ -202,13 +206,16 @@ class SegmentWriter:
 
     def _create(self) -> Segment:
         """Create a segment with a name later than the last one's, wherever the clock stands."""
-        while True:
-            start = max(datetime.now(UTC), self._last_start + timedelta(microseconds=1))
-            self._last_start = start
-            try:
-                return Segment(self._directory, start)
-            except FileExistsError:
-                continue
+        for _ in range(CREATE_ATTEMPTS - 1):
+            # The name may be taken, and a recovery may have taken the new file for an orphan.
+            with contextlib.suppress(FileExistsError, BlockingIOError, SegmentLost):
+                return Segment(self._directory, self._next_start())
+        return Segment(self._directory, self._next_start())
+
+    def _next_start(self) -> datetime:
+        start = max(datetime.now(UTC), self._last_start + timedelta(microseconds=1))
+        self._last_start = start
+        return start
 
     def _abandon(self, segment: Segment) -> None:
         """Cut the segment back to what was accepted and never write to it again."""

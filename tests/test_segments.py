@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import re
@@ -81,6 +82,28 @@ def test_a_name_that_is_taken_is_left_alone(tmp_path: Path) -> None:
         Segment(tmp_path, start)
     assert [A] == still_open(tmp_path)
     segment.close()
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_segment_that_a_recovery_takes_for_an_orphan_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    """Between its making and its lock, a recovery may hold a new file, or have removed it."""
+    flock, calls = fcntl.flock, itertools.count()
+
+    def flock_after_a_recovery(fd: int, how: int) -> None:
+        if next(calls) == 0:
+            if not is_removed:
+                raise BlockingIOError(errno.EAGAIN, "held")
+            for path in tmp_path.iterdir():
+                path.unlink()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_a_recovery)
+    writer = make_writer(tmp_path)
+    writer.append([A])
+    assert [A] == still_open(tmp_path)
+    writer.seal()
 
 
 def test_a_segment_whose_name_cannot_be_made_durable_is_removed(
