@@ -44,6 +44,7 @@ def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> 
                 body = bodies.read(environ, room)
                 size = len(body)
                 batch = (encode_lines if is_ndjson else encode_batch)(body, token.projects)
+                del body  # what it was charged for is the batch from now on
                 if is_dry_run:
                     return _valid(batch)
                 logs = batch.logs
