@@ -41,6 +41,7 @@ def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
         assert 200 == status_for(service, "new")
 
 
+@pytest.mark.slow
 def test_a_reload_with_a_faulty_file_keeps_the_tokens(tmp_path: Path) -> None:
     """SIGHUP reads the tokens again, and a slip in the file does not end the service."""
     path = tmp_path / "tokens"

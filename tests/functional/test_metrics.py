@@ -208,6 +208,7 @@ def shared_directories() -> list[Path]:
     return list(memory.glob("astralog-metrics-*")) if memory.is_dir() else []
 
 
+@pytest.mark.slow
 def test_nothing_shared_is_left_by_a_stop(tmp_path: Path) -> None:
     """The directory is the service's own while it runs, and goes with it; reloads keep it."""
     before = shared_directories()
