@@ -78,7 +78,7 @@ class Storage:
 
     def close(self) -> None:
         """Seal what is open."""
-        self._writer.seal()
+        self._writer.close()
 
     def _check_free(self, size: int) -> None:
         if directory.free_bytes(self._directory) - size < self._min_free_bytes:

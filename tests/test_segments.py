@@ -545,3 +545,16 @@ def test_a_probe_notices_a_removed_file(tmp_path: Path) -> None:
     writer.probe()
     writer.seal()
     assert [] == list(tmp_path.iterdir())
+
+
+def test_the_end_tries_once_more_what_could_not_be_sealed(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
+    """A rename that failed is done at the stop, and not left to the next start."""
+    writer = make_writer(tmp_path)
+    writer.append([A])
+    break_os("rename", errno.EIO, times=1)
+    writer.seal()
+    assert [A] == still_open(tmp_path)
+    writer.close()
+    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
