@@ -1,5 +1,6 @@
 """Rotating NDJSON segment files: append, sync, seal; the names are in `directory`."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -47,7 +48,8 @@ class Segment:
             self.check_in_place()
             directories.sync_directory(directory)
         except OSError:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next start removes an empty segment
+                self.path.unlink(missing_ok=True)
             self.close()
             raise
 
