@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from astralog.directory import sync_directory
 from astralog.errors import Refusal
 from astralog.settings import InvalidSettings, Settings
 
@@ -80,6 +81,7 @@ def make_token_file(data_dir: Path) -> Path:
             pass
         finally:
             draft.unlink()
+        sync_directory(data_dir)
     return path
 
 
