@@ -213,13 +213,16 @@ class Pipeline:
         """End the waits that last too long; one timer for all costs less than one for each."""
         while True:
             gevent.sleep(OVERDUE_SECONDS)
-            now = time.monotonic()
-            while self._waiting and (
-                self._waiting[0].done.ready() or self._waiting[0].deadline <= now
-            ):
-                entry = self._waiting.popleft()
-                if not entry.done.ready():
-                    entry.done.set_exception(self._timed_out(entry))
+            self.time_out_once()
+
+    def time_out_once(self) -> None:
+        """End the waits that are over by now."""
+        now = time.monotonic()
+        while self._waiting and (self._waiting[0].done.ready() or self._waiting[0].deadline <= now):
+            entry = self._waiting.popleft()
+            if not entry.done.ready():
+                entry.done.set_exception(self._timed_out(entry))
+                self._drop(entry)  # before a writer that wakes up meanwhile takes it
 
     def _timed_out(self, entry: _Entry) -> Refusal:
         outcome = "may still be stored" if entry.is_taken else "was not stored"
