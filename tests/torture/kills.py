@@ -30,7 +30,7 @@ def torture(bench: Bench, rounds: int) -> list[Row]:
         _kill_master: Row("kill -9 of the master"),
         _kill_all: Row("kill -9 of everything at once"),
     }
-    left = {_kill_worker: rounds // 2, _kill_master: max(1, rounds // 6)}
+    left: dict[Kill, int] = {_kill_worker: rounds // 2, _kill_master: max(1, rounds // 6)}
     left[_kill_all] = rounds - sum(left.values())
     while any(left.values()) and bench.has_time:
         for kill, row in rows.items():

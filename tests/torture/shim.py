@@ -34,8 +34,8 @@ def compile_shim(directory: Path) -> Path:
     """Return the compiled shim."""
     library = directory / "shim.so"
     if not library.exists():
-        command = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, SOURCE]
-        subprocess.run([*command, "-ldl"], check=True)
+        options = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
+        subprocess.run(["gcc", *options, "-o", library, SOURCE, "-ldl"], check=True)
     return library
 
 

@@ -77,9 +77,7 @@ def _campaign(bench: Bench, row: Row, fault: Fault, rounds: int) -> None:
     bench.remove(directory)
 
 
-def _break_once(
-    bench: Bench, row: Row, fault: Fault, service: ShimmedService, load: Load
-) -> None:
+def _break_once(bench: Bench, row: Row, fault: Fault, service: ShimmedService, load: Load) -> None:
     wait_for_more(load, 1, Row(""))
     times = bench.random.choice((1, 1, 2, 4))
     argument = SHORT_BYTES if fault.outcome == SHORT else STALL_MS
