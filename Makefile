@@ -44,6 +44,10 @@ check: $(VENV)/.installed-dev ## Lint, check the format and the types
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog wsgi.py gunicorn.conf.py
 
+.PHONY: token
+token: ## Print a strong token for the file of tokens
+	@python3 -c 'import secrets; print(secrets.token_urlsafe(32))'
+
 .PHONY: format
 format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """gunicorn's settings, made from AstraLog's; gunicorn reads this file by itself."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -9,11 +10,12 @@ from astralog.worker import Worker
 
 try:
     _settings = Settings.from_environ()
-    astralog_server.check_start(_settings)
 except InvalidSettings as error:
     astralog_server.exit_for(error)
 
 bind = _settings.bind
+certfile = _settings.tls_cert or None
+keyfile = _settings.tls_key or None
 workers = _settings.workers
 worker_class = Worker
 logger_class = astralog_server.ServerLogger
@@ -40,6 +42,26 @@ worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nosec B108
 
 astralog_server.configure_logging(_settings.log_level)
 astralog_server.raise_open_files_limit()
+
+
+def on_starting(server: Any) -> None:
+    """Prepare the master; stop the start where the data directory or the tokens are of no use."""
+    astralog_server.end_booting_workers_at_stops()
+    try:
+        server.app.tokens = astralog_server.check_start(_settings)
+    except InvalidSettings as error:
+        astralog_server.exit_for(error)
+
+
+def on_reload(server: Any) -> None:
+    """Keep the newest tokens that were of use, for workers that find their file faulty."""
+    with contextlib.suppress(InvalidSettings):
+        server.app.tokens = astralog_server.check_start(_settings)
+
+
+def ssl_context(config: Any, default_ssl_context_factory: Any) -> Any:
+    """Bound the time for setting TLS up."""
+    return astralog_server.bound_handshakes(default_ssl_context_factory())
 
 
 def when_ready(server: Any) -> None:

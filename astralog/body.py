@@ -1,5 +1,6 @@
 """Read the body of a request: bounded in bytes, in time and in memory, and inflated."""
 
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -9,8 +10,17 @@ from gunicorn.http.errors import ParseException
 
 from astralog.errors import Refusal
 
-#: Bytes asked for at once where the length is not known, and inflated at once.
-STEP_BYTES = 256 * 1024
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+#: Bytes asked for at once where the length is not known, and inflated at once; room for them is
+#: taken before they are read.
+STEP_BYTES = 64 * 1024
+
+#: The largest window a zstd frame may ask for, 8 MiB, as RFC 9659 has it for HTTP.
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
 Environ = dict[str, Any]
 
@@ -58,13 +68,15 @@ class BodyReader:
         self, environ: Environ, length: int, inflater: "Inflater | None", room: Room
     ) -> bytes:
         body = bytearray()
+        room.resize(min(STEP_BYTES, self._max_bytes))
         chunks = _chunks(environ, length)
         for piece in inflater(chunks) if inflater else chunks:
             size = len(body) + len(piece)
             if size > self._max_bytes:
                 raise self._too_large()
-            room.resize(size)
+            room.resize(min(size + STEP_BYTES, self._max_bytes))
             body += piece
+        room.resize(len(body))
         return bytes(body)
 
     def _too_large(self) -> Refusal:
@@ -114,7 +126,7 @@ def _inflater(encoding: str) -> Inflater | None:
     return INFLATERS[coding]
 
 
-def _inflate(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) -> Iterator[bytes]:
+def _inflate_zlib(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) -> Iterator[bytes]:
     """Yield the inflated bytes, STEP_BYTES at most at once. Sources: RFC 1950, 1951, 1952."""
     stream: Any = None
     try:
@@ -134,16 +146,36 @@ def _inflate(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) -> It
 
 
 def _inflate_gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    return _inflate(chunks, lambda start: 16 + zlib.MAX_WBITS)
+    return _inflate_zlib(chunks, lambda start: 16 + zlib.MAX_WBITS)
 
 
 def _inflate_deflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Inflate zlib's format, which the standard means, or bare deflate, which some clients send."""
-    return _inflate(chunks, lambda start: zlib.MAX_WBITS * (1 if start[0] & 0x0F == 8 else -1))
+    return _inflate_zlib(chunks, lambda start: zlib.MAX_WBITS * (1 if start[0] & 0x0F == 8 else -1))
+
+
+def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the inflated bytes, STEP_BYTES at most at once. Source: RFC 8878."""
+    stream: Any = None
+    try:
+        for data in chunks:
+            rest = data
+            while rest:
+                if stream is None or stream.eof:  # frames may follow one another
+                    stream = zstd.ZstdDecompressor(options=ZSTD_OPTIONS)
+                yield stream.decompress(rest, STEP_BYTES)
+                while not (stream.eof or stream.needs_input):
+                    yield stream.decompress(b"", STEP_BYTES)
+                rest = stream.unused_data if stream.eof else b""
+    except zstd.ZstdError:
+        raise Refusal("invalid_encoding", "The body does not inflate.") from None
+    if stream is None or not stream.eof:
+        raise Refusal("invalid_encoding", "The compressed body ends early.")
 
 
 INFLATERS: dict[str, Inflater] = {
     "gzip": _inflate_gzip,
     "x-gzip": _inflate_gzip,
     "deflate": _inflate_deflate,
+    "zstd": _inflate_zstd,
 }

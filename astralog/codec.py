@@ -1,14 +1,15 @@
 """Turn the body of a request into the NDJSON lines that are stored."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
 from marshmallow import ValidationError
 
 from astralog.errors import Refusal
-from astralog.schemas import BatchSchema, MalformedBatch
+from astralog.schemas import BatchSchema, Log, MalformedBatch, load_lines
 from astralog.strictjson import replace_lone_surrogates
 
 #: Bytes of a body that are decoded in one go; other requests run between two pieces, and only one
@@ -22,6 +23,11 @@ LEAST_LOG_BYTES = 72
 #: values, and with them what the body costs as objects.
 LONG_BODY_COMMAS = 750_000
 LONG_LOG_COMMAS = 100_000
+
+#: Characters of a name that a refusal repeats.
+SHOWN_CHARACTERS = 100
+
+Projects = Collection[str] | None
 
 
 class Envelope(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,13 +49,31 @@ class Batch(NamedTuple):
     logs: int
 
 
-def encode_batch(body: bytes) -> Batch:
-    """Return the batch in the JSON text `body`.
+def encode_batch(body: bytes, projects: Projects = None) -> Batch:
+    """Return the batch in the JSON text `body`; `projects` are those it may write, None for all.
 
-    Raises Refusal: `invalid_json`, `invalid_batch`, or `body_too_large` for too many values.
+    Raises Refusal: `invalid_json`, `invalid_batch`, `forbidden_project`, or `body_too_large` for
+    too many values.
     """
+    with _refusing():
+        if len(body) <= PIECE_BYTES:
+            return _encode(_schema.loads(body)["logs"], projects)
+        return _encode_long(body, projects)
+
+
+def encode_lines(body: bytes, projects: Projects = None) -> Batch:
+    """Return the batch in the NDJSON text `body`, one log a line; else as `encode_batch`."""
+    with _refusing():
+        if len(body) <= PIECE_BYTES:
+            return _encode(load_lines(body), projects)
+        return _encode_long_lines(body, projects)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what is wrong with a body into its refusal."""
     try:
-        return _encode_piece(body) if len(body) <= PIECE_BYTES else _encode_long(body)
+        yield
     except MalformedBatch as error:
         message = f"{error}; nothing was stored"
         raise Refusal("invalid_batch", message, error.messages_dict) from None
@@ -62,13 +86,18 @@ def encode_batch(body: bytes) -> Batch:
         raise Refusal("invalid_json", f"The body is not valid JSON: {error}") from None
 
 
-def _encode_piece(piece: bytes) -> Batch:
-    logs = _schema.loads(piece)["logs"]
+def _encode(logs: list[Log], projects: Projects) -> Batch:
+    if projects is not None:
+        for log in logs:
+            if log.project_id not in projects:
+                name = log.project_id[:SHOWN_CHARACTERS]
+                message = f"The token may not write the project {name!r}; nothing was stored"
+                raise Refusal("forbidden_project", message)
     return Batch(_encoder.encode_lines(logs), len(logs))
 
 
-def _encode_long(body: bytes) -> Batch:
-    """Encode a body piece by piece."""
+def _encode_long(body: bytes, projects: Projects) -> Batch:
+    """Encode a JSON text piece by piece."""
     if body.count(b",") > LONG_BODY_COMMAS:
         message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
         raise Refusal("body_too_large", message)
@@ -76,17 +105,40 @@ def _encode_long(body: bytes) -> Batch:
         raws = _split(body)
     except msgspec.DecodeError:
         raws = _split(replace_lone_surrogates(body))
-    lines: list[bytes] = []
+    pieces: list[Batch] = []
     start = 0
     for end in _piece_ends(raws):
         time.sleep(0)  # under gevent, other requests run now
         piece = b",".join(raws[start:end])
         try:
-            lines.append(_encode_piece(b'{"logs":[%s]}' % piece).lines)
+            pieces.append(_encode(_schema.loads(b'{"logs":[%s]}' % piece)["logs"], projects))
         except MalformedBatch as error:
             raise error.shifted(start, len(raws)) from None
         start = end
-    return Batch(b"".join(lines), len(raws))
+    return _join(pieces)
+
+
+def _encode_long_lines(body: bytes, projects: Projects) -> Batch:
+    """Encode an NDJSON text piece by piece, cut at the ends of lines."""
+    pieces: list[Batch] = []
+    start = number = 0
+    while start < len(body):
+        time.sleep(0)  # under gevent, other requests run now
+        end = body.find(b"\n", min(start + PIECE_BYTES, len(body))) + 1 or len(body)
+        piece = body[start:end]
+        if len(piece) > 2 * PIECE_BYTES and piece.count(b",") > LONG_LOG_COMMAS:
+            raise _too_many_values(number + piece.count(b"\n", 0, -1), body.count(b"\n"))
+        try:
+            pieces.append(_encode(load_lines(piece, number), projects))
+        except MalformedBatch as error:
+            raise error.shifted(0, body.count(b"\n")) from None
+        start = end
+        number += piece.count(b"\n")
+    return _join(pieces)
+
+
+def _join(pieces: list[Batch]) -> Batch:
+    return Batch(b"".join(piece.lines for piece in pieces), sum(piece.logs for piece in pieces))
 
 
 def _split(body: bytes) -> list[msgspec.Raw]:
@@ -102,9 +154,13 @@ def _split(body: bytes) -> list[msgspec.Raw]:
         if len(raw) < LEAST_LOG_BYTES:
             _refuse_log(raw, index, len(raws))
         if len(raw) > PIECE_BYTES and bytes(raw).count(b",") > LONG_LOG_COMMAS:
-            message = f"Longer than {PIECE_BYTES} bytes with more than {LONG_LOG_COMMAS} values."
-            raise MalformedBatch({index: {"_schema": [message]}}, 1, len(raws), complete=False)
+            raise _too_many_values(index, len(raws))
     return raws
+
+
+def _too_many_values(index: int, total: int) -> MalformedBatch:
+    message = f"Longer than {PIECE_BYTES} bytes with more than {LONG_LOG_COMMAS} values."
+    return MalformedBatch({index: {"_schema": [message]}}, 1, total, complete=False)
 
 
 def _refuse_log(raw: msgspec.Raw, index: int, total: int) -> None:

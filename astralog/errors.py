@@ -20,6 +20,7 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "invalid_batch": HTTPStatus.BAD_REQUEST,
     "invalid_encoding": HTTPStatus.BAD_REQUEST,
     "bad_request": HTTPStatus.BAD_REQUEST,
+    "forbidden_project": HTTPStatus.FORBIDDEN,
     "not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "body_timeout": HTTPStatus.REQUEST_TIMEOUT,

@@ -1,16 +1,22 @@
 """The contract: what a batch and a log are, declared once, in marshmallow."""
 
 import time
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import msgspec
 from marshmallow import RAISE, Schema, ValidationError, fields
 from marshmallow.validate import Length
 
-from astralog import fastload, strictjson, timestamps
+from astralog import fastload, timestamps
+from astralog.strictjson import parse, replace_lone_surrogates
 
 #: Malformed logs of a batch that are described; the rest is counted.
 DESCRIBED_LOGS = 20
+
+#: Fields of a malformed log that are described.
+DESCRIBED_FIELDS = 20
 
 #: Malformed logs of a batch that are counted; the rest is not looked at.
 COUNTED_LOGS = 1000
@@ -100,50 +106,93 @@ class BatchSchema(Schema):
         return {"logs": self._load_slowly(json_data) if logs is None else logs}
 
     def _load_slowly(self, body: bytes) -> list["Log"]:
-        data = strictjson.parse(strictjson.replace_lone_surrogates(body))
+        data = parse(replace_lone_surrogates(body))
         if not (isinstance(data, dict) and isinstance(data.get("logs"), list)):
             self.load(data)
             raise AssertionError("marshmallow took a batch without a list of logs")
         self.load(data | {"logs": []})
-        return _load_logs(data["logs"])
+        return _load_logs(enumerate(data["logs"]), len(data["logs"]))
 
 
 _log_schema = LogSchema()
 _Batch: Any = fastload.compile_struct(BatchSchema(), text_fields=[Timestamp])
-_decoder = msgspec.json.Decoder(_Batch)
-
 #: The struct of one log, made from LogSchema's fields, in their order.
 Log: Any = fastload.item_type(_Batch, "logs")
+
+_decoder = msgspec.json.Decoder(_Batch)
+_line_decoder = msgspec.json.Decoder(Log)
+
+
+def load_lines(body: bytes, first: int = 0) -> list["Log"]:
+    """Load NDJSON: one log a line, blank lines aside.
+
+    As `BatchSchema.loads`, with the number of a line for the index of a log; `first` is the
+    number of the body's first line.
+    """
+    logs = _decode_lines(body)
+    return _load_lines_slowly(body, first) if logs is None else logs
 
 
 def _decode(body: bytes) -> list[Any] | None:
     """Return the logs of a batch that the compiled decoder recognises, else None."""
     try:
-        logs: list[Any] = _decoder.decode(body).logs
-        stored = timestamps.normalise_all([log.timestamp for log in logs])
+        return _store_timestamps(_decoder.decode(body).logs)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+def _decode_lines(body: bytes) -> list[Any] | None:
+    """Return the logs of the lines that the compiled decoder recognises, else None.
+
+    The decoder looks at values, not at lines; only as many of one as of the other will do.
+    """
+    lines = body.count(b"\n") + (not body.endswith(b"\n"))
+    try:
+        logs = _store_timestamps(_line_decoder.decode_lines(body))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return logs if len(logs) == lines else None
+
+
+def _store_timestamps(logs: list[Any]) -> list[Any]:
+    """Bring the timestamps into their stored form; raises ValueError where one has none."""
+    stored = timestamps.normalise_all([log.timestamp for log in logs])
     if stored is not None:
         for log, timestamp in zip(logs, stored, strict=True):
             log.timestamp = timestamp
     return logs
 
 
-def _load_logs(items: list[Any]) -> list[Any]:
+def _load_lines_slowly(body: bytes, first: int) -> list[Any]:
+    lines = replace_lone_surrogates(body).split(b"\n")
+    numbered = [(number, line) for number, line in enumerate(lines, first) if line.strip()]
+    items = ((number, _parse_line(number, line)) for number, line in numbered)
+    return _load_logs(items, len(numbered))
+
+
+def _parse_line(number: int, line: bytes) -> Any:
+    try:
+        return parse(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+
+
+def _load_logs(items: Iterable[tuple[int, Any]], total: int) -> list[Any]:
+    """Load `total` logs one by one; `items` are their numbers and values."""
     logs: list[Any] = []
     errors: dict[int, Any] = {}
-    malformed = 0
-    for index, item in enumerate(items):
-        if index % LOGS_A_TURN == 0:
+    malformed = seen = 0
+    for seen, (number, item) in enumerate(items, 1):
+        if seen % LOGS_A_TURN == 0:
             time.sleep(0)  # under gevent, other requests run now
         try:
             logs.append(Log(**_log_schema.load(item)))
         except ValidationError as error:
             malformed += 1
             if malformed <= DESCRIBED_LOGS:
-                errors[index] = error.messages
+                errors[number] = dict(islice(error.messages_dict.items(), DESCRIBED_FIELDS))
             if malformed == COUNTED_LOGS:
                 break
     if malformed:
-        raise MalformedBatch(errors, malformed, len(items), complete=index == len(items) - 1)
+        raise MalformedBatch(errors, malformed, total, complete=seen == total)
     return logs

@@ -4,13 +4,14 @@ import logging
 import os
 import resource
 import shlex
+import signal
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from gunicorn.glogging import Logger
 
-from astralog.auth import TOKEN_FILE_NAME, load_tokens
+from astralog.auth import TOKEN_FILE_NAME, Tokens
 from astralog.directory import make_directory
 from astralog.pipeline import Pipeline
 from astralog.settings import InvalidSettings, Settings
@@ -24,6 +25,11 @@ STOP_SECONDS = 9
 #: Of these, a worker gives open requests this long, and then the drain this long.
 REQUESTS_STOP_SECONDS = 4
 DRAIN_STOP_SECONDS = 2
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+#: A client that takes longer to set TLS up loses its connection.
+HANDSHAKE_SECONDS = 10.0
 
 LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(message)s"
 LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -48,22 +54,25 @@ def configure_logging(level: str) -> None:
     logger.setLevel(level.upper())
 
 
-def check_start(settings: Settings) -> None:
+def check_start(settings: Settings) -> Tokens:
     """Make the data directory and the first token, so that what is wrong stops the start.
 
     Raises InvalidSettings.
     """
+    for path in filter(None, (settings.tls_cert, settings.tls_key)):
+        if not os.access(path, os.R_OK):
+            raise InvalidSettings([f"{path}: Cannot be read."])
     try:
         make_directory(settings.data_dir)
         if not os.access(settings.data_dir, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError("not readable and writable")
-        load_tokens(settings)
+        return Tokens(settings)
     except OSError as error:
         problem = f"ASTRALOG_DATA_DIR: {settings.data_dir}: {error.strerror or error}."
         raise InvalidSettings([problem]) from None
 
 
-def exit_for(error: InvalidSettings) -> None:
+def exit_for(error: InvalidSettings) -> NoReturn:
     """End the process with one line for each problem."""
     for problem in error.problems:
         print(problem, file=sys.stderr)
@@ -76,11 +85,34 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def end_booting_workers_at_stops() -> None:
+    """Let a worker that is only starting hear the signals that stop it.
+
+    Between its fork and gunicorn's own handlers it would have the master's, which do nothing
+    there: it would serve on until it is killed.
+    """
+    os.register_at_fork(
+        before=lambda: _mask_stops(signal.SIG_BLOCK),
+        after_in_parent=lambda: _mask_stops(signal.SIG_UNBLOCK),
+        after_in_child=_end_at_stops,
+    )
+
+
+def _mask_stops(how: int) -> None:
+    signal.pthread_sigmask(how, STOP_SIGNALS)
+
+
+def _end_at_stops() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))
+    _mask_stops(signal.SIG_UNBLOCK)
+
+
 def announce(settings: Settings, address: str | tuple[Any, ...]) -> None:
     """Log the start in one line and, where the token was made here, print a line to try it."""
     log.info(
         "listening on %s, %d workers, data in %s, sync %s",
-        _url(address),
+        _url(settings, address),
         settings.workers,
         settings.data_dir.absolute(),
         settings.sync,
@@ -89,11 +121,13 @@ def announce(settings: Settings, address: str | tuple[Any, ...]) -> None:
         print(_curl_line(settings, address), file=sys.stderr, flush=True)
 
 
-def _url(address: str | tuple[Any, ...]) -> str:
+def _url(settings: Settings, address: str | tuple[Any, ...], host: str | None = None) -> str:
+    """Return the service's address as a URL, with another `host` where one is given."""
     if isinstance(address, str):
         return f"unix:{address}"
-    host, port = address[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.tls_cert else "http"
+    host = host or (f"[{address[0]}]" if ":" in address[0] else address[0])
+    return f"{scheme}://{host}:{address[1]}"
 
 
 def _curl_line(settings: Settings, address: str | tuple[Any, ...]) -> str:
@@ -101,13 +135,27 @@ def _curl_line(settings: Settings, address: str | tuple[Any, ...]) -> str:
     if isinstance(address, str):
         target = f"--unix-socket {shlex.quote(address)} http://localhost/v1/drain"
     else:
-        target = f"http://localhost:{address[1]}/v1/drain"
+        target = _url(settings, address, "localhost") + "/v1/drain"
+    if settings.tls_cert:
+        target = f"--cacert {shlex.quote(os.path.abspath(settings.tls_cert))} {target}"
     token = shlex.quote(str((settings.data_dir / TOKEN_FILE_NAME).absolute()))
     log_line = (
         '{"logs":[{"project_id":"demo","timestamp":"2024-05-31T15:30:45Z","level":"info",'
         '"service":"shell","message":"Hello, AstraLog"}]}'
     )
     return f"""\nTry it:\n\n  curl {target} -H "Authorization: $(cat {token})" -d '{log_line}'\n"""
+
+
+def bound_handshakes(context: Any) -> Any:
+    """Return the TLS context with a bound on the time that a client may take to shake hands."""
+    wrap_socket = context.wrap_socket
+
+    def wrap_within_bound(sock: Any, *args: Any, **kwargs: Any) -> Any:
+        sock.settimeout(HANDSHAKE_SECONDS)
+        return wrap_socket(sock, *args, **kwargs)
+
+    context.wrap_socket = wrap_within_bound
+    return context
 
 
 def start_pipeline(worker: Worker) -> None:

@@ -70,8 +70,17 @@ class Settings:
         shown="(none)",
     )
     tokens_file: str = _setting(
-        "", "File of tokens, one a line; `#` starts a comment.", shown="(none)"
+        "",
+        "File of tokens, one a line, each followed by the projects it may write, none for all; "
+        "`#` starts a comment. Read again when it changes.",
+        shown="(none)",
     )
+    tls_cert: str = _setting(
+        "",
+        "File of the TLS certificate chain, in PEM; with it, the service speaks HTTPS alone.",
+        shown="(none)",
+    )
+    tls_key: str = _setting("", "File of the certificate's key, in PEM.", shown="(none)")
     data_dir: Path = _setting(
         Path("data"), "Directory of the segment files; made at start if missing.", shown="./data"
     )
@@ -151,6 +160,8 @@ class Settings:
 
     def _checked(self) -> "Settings":
         """Refuse combinations that no single variable shows to be wrong."""
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise InvalidSettings([f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: One needs the other."])
         if self.queue_bytes < self.max_body_bytes:
             raise InvalidSettings(
                 [f"{PREFIX}QUEUE_BYTES: Must be at least {PREFIX}MAX_BODY_BYTES, or no body fits."]

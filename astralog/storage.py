@@ -81,8 +81,9 @@ class Storage:
         self._writer.close()
 
     def _check_free(self, size: int) -> None:
-        if directory.free_bytes(self._directory) - size < self._min_free_bytes:
-            raise OSError(errno.ENOSPC, f"less than {self._min_free_bytes} bytes of disk free")
+        free = directory.free_bytes(self._directory)
+        if free - size < self._min_free_bytes or not free:
+            raise OSError(errno.ENOSPC, f"{free} bytes of disk are free")
 
     def _note_trouble(self, error: OSError) -> None:
         self.trouble = "storage_full" if error.errno in _FULL else "storage_failed"

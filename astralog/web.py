@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Request, Response
 from flask.sessions import NullSession, SessionInterface
+from werkzeug.datastructures import ImmutableDict
 from werkzeug.routing import MapAdapter
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class App(Flask):
     """A Flask application that routes by path and method alone and keeps no sessions."""
 
     session_interface = _NoSession()
+    default_config = ImmutableDict(Flask.default_config | {"PROVIDE_AUTOMATIC_OPTIONS": False})
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Bind a request's path and method; no route depends on its host."""

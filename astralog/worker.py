@@ -1,6 +1,7 @@
 """The gunicorn worker that serves AstraLog: gunicorn's gevent worker, with less to do a request."""
 
 import contextlib
+import logging
 import time
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,12 @@ from gunicorn.util import close
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.http import http_date
 
+from astralog import create_app
+from astralog.errors import Refusal
+from astralog.settings import InvalidSettings
+
+log = logging.getLogger(__name__)
+
 #: Seconds between two looks at which connections wait too long for a head; at the stop, one that is
 #: idle as long is closed.
 OVERDUE_SECONDS = 0.5
@@ -21,6 +28,12 @@ OVERDUE_SECONDS = 0.5
 DISCARD_BYTES = 32 * 1024 * 1024
 DISCARD_SECONDS = 10.0
 DISCARD_STEP_BYTES = 256 * 1024
+
+
+MALFORMED_HEAD = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 @lru_cache(maxsize=1)
@@ -84,6 +97,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._idle: dict[Any, float] = {}  # connections that wait for a head, and since when
 
+    def load_wsgi(self) -> None:
+        """Load the application; after a reload with a faulty file of tokens, with the old ones."""
+        try:
+            super().load_wsgi()
+        except InvalidSettings as error:
+            log.error("tokens stay as they are: %s", "; ".join(error.problems))
+            self.wsgi = create_app(tokens=self.app.tokens)
+
     def run(self) -> None:
         """Serve until the stop."""
         gevent.spawn(self._close_overdue)
@@ -139,6 +160,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
             is_last = True
         if is_last:
             raise StopIteration
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Refuse what is no HTTP, without a word of it in the log: it may hold a token."""
+        if not isinstance(exc, ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        kind = type(exc).__name__
+        log.warning("malformed request from %s: %s", addr[0] if addr else "a local socket", kind)
+        body = Refusal("bad_request", f"The request is no valid HTTP: {kind}.").response().data
+        with contextlib.suppress(OSError):
+            client.sendall(MALFORMED_HEAD % len(body) + body)
 
     def _close_overdue(self) -> None:
         """Close the connections that wait too long for a head; one timer serves them all."""

@@ -70,8 +70,12 @@ class Load:
 
     def wait_for_every_worker(self) -> None:
         """Return when every worker has a segment of its own, and so has begun to serve."""
-        service = self._service
-        wait_for(lambda: set(service.worker_pids()) <= set(map(segment_pid, service.files())))
+        wait_for(self._has_every_worker_stored)
+
+    def _has_every_worker_stored(self) -> bool:
+        pids = set(self._service.worker_pids())
+        writers = set(map(segment_pid, self._service.files()))
+        return len(pids) == self._service.workers and pids <= writers
 
     def check(self, logs: Iterable[dict[str, Any]]) -> None:
         """Check that of the stored logs each acknowledged batch is there whole, and none twice.

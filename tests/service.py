@@ -136,6 +136,11 @@ class Service:
         headers = {"Authorization": TOKEN, **(headers or {})}
         return self.request("POST", "/v1/drain", body, headers, **kwargs)
 
+    @property
+    def workers(self) -> int:
+        """How many workers the service is to have."""
+        return int(self._environ["ASTRALOG_WORKERS"])
+
     def worker_pids(self) -> list[int]:
         """Return the processes of the workers, oldest first."""
         pid = self.process.pid

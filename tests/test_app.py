@@ -338,7 +338,7 @@ def test_another_method_is_not_allowed(client: FlaskClient, tmp_path: Path, meth
     """405 names the methods that the path takes."""
     response = client.open("/v1/drain", method=method, headers={"Authorization": TOKEN})
     assert_refused(response, 405, "method_not_allowed", tmp_path)
-    assert "OPTIONS, POST" == response.headers["Allow"]
+    assert "POST" == response.headers["Allow"]
 
 
 # --- Health
@@ -376,3 +376,85 @@ def test_health_does_not_look_at_the_disk(
             patch.setattr(f"os.{name}", touched)
         statuses = [client.get(path).status_code for path in ("/health", "/ready")]
     assert [200, 200] == statuses
+
+
+# --- NDJSON, the dry run, and tokens bound to projects
+
+HEADERS = {"Authorization": TOKEN}
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/x-ndjson",
+        "application/ndjson",
+        "application/jsonl",
+        "Application/X-NDJSON; a=b",
+    ],
+)
+def test_a_body_of_one_log_a_line_is_stored(
+    client: FlaskClient, tmp_path: Path, content_type: str
+) -> None:
+    """The content type says that a body is NDJSON."""
+    body = "\n".join(json.dumps(make_log(message=text)) for text in "ab")
+    answer = client.post("/v1/drain", data=body, headers=HEADERS, content_type=content_type)
+    assert (200, b'{"status":"accepted"}') == (answer.status_code, answer.data)
+    (path,) = tmp_path.glob("*.ndjson.open")
+    assert ["a", "b"] == [json.loads(text)["message"] for text in path.read_text().splitlines()]
+    answer = client.post("/v1/drain", data=body, headers=HEADERS, content_type="application/json")
+    assert 400 == answer.status_code
+
+
+def test_a_dry_run_shows_a_batch_and_stores_nothing(client: FlaskClient, tmp_path: Path) -> None:
+    """A dry run answers with the first logs as they would be stored."""
+    logs = [make_log(timestamp="2024-05-31 15:30", message=str(number)) for number in range(30)]
+    answer = client.post("/v1/drain?dry_run=true", json={"logs": logs}, headers=HEADERS)
+    expected = [log | {"timestamp": "2024-05-31T15:30:00Z"} for log in logs[:20]]
+    assert (200, {"status": "valid", "logs": expected}) == (answer.status_code, answer.json)
+    assert [] == list(tmp_path.glob("*.ndjson*"))
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "expected"),
+    [
+        ("dry_run=1", {"logs": []}, {"status": "valid", "logs": []}),
+        ("dry_run=false", {"logs": []}, {"status": "accepted"}),
+        ("dry_run=0", {"logs": []}, {"status": "accepted"}),
+        ("other=1", {"logs": []}, {"status": "accepted"}),
+    ],
+)
+def test_the_query_says_whether_a_run_is_dry(
+    client: FlaskClient, query: str, body: Any, expected: Any
+) -> None:
+    """Only dry_run=true is a dry run."""
+    assert expected == client.post(f"/v1/drain?{query}", json=body, headers=HEADERS).json
+
+
+@pytest.mark.parametrize(
+    ("query", "code"), [("dry_run=true", "invalid_batch"), ("dry_run=maybe", "bad_request")]
+)
+def test_a_dry_run_refuses_as_usual(client: FlaskClient, query: str, code: str) -> None:
+    """A dry run of a malformed batch, or a query that says nothing, is refused."""
+    body = {"logs": [make_log(level="")]}
+    answer = client.post(f"/v1/drain?{query}", json=body, headers=HEADERS)
+    assert answer.json is not None
+    assert (400, code) == (answer.status_code, answer.json["code"])
+
+
+def test_a_token_writes_only_its_projects(
+    make_app: MakeApp, settings: Settings, tmp_path: Path
+) -> None:
+    """A batch with another project is refused whole, and named."""
+    path = tmp_path / "tokens"
+    path.write_text("bound org-xyz other\n")
+    changed = replace(settings, tokens="", tokens_file=str(path))
+    client = make_app(changed).test_client()
+    headers = {"Authorization": "bound"}
+    mine, theirs = make_log(), make_log(project_id="theirs")
+    assert 200 == client.post("/v1/drain", json={"logs": [mine]}, headers=headers).status_code
+    answer = client.post("/v1/drain", json={"logs": [mine, theirs]}, headers=headers)
+    assert answer.json is not None
+    assert (403, "forbidden_project") == (answer.status_code, answer.json["code"])
+    assert "'theirs'" in answer.json["message"]
+    (stored,) = tmp_path.glob("*.ndjson.open")
+    assert 1 == len(stored.read_text().splitlines())

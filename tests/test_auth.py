@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from astralog.auth import TOKEN_FILE_NAME, Tokens, load_tokens, make_token_file
+from astralog import auth
+from astralog.auth import TOKEN_FILE_NAME, Tokens, make_token_file
 from astralog.errors import Refusal
 from astralog.settings import InvalidSettings, Settings
 
@@ -56,7 +57,7 @@ def test_a_request_shows_its_token_as_it_is_or_after_bearer(
     authorization: str | None, expected: bool
 ) -> None:
     """Any known token is let in, alone or after `Bearer ` in any case, and nothing else is."""
-    tokens = Tokens([SECRET.encode(), b"other"])
+    tokens = Tokens(Settings(tokens=f"{SECRET},other"))
     assert expected is is_let_in(tokens, authorization)
 
 
@@ -64,21 +65,16 @@ def test_a_request_shows_its_token_as_it_is_or_after_bearer(
 def test_a_refusal_tells_neither_what_was_sent_nor_what_is_known(authorization: str | None) -> None:
     """The message of a 401 holds no token, and is the same for every wrong one."""
     with pytest.raises(Refusal) as refused:
-        Tokens([SECRET.encode()]).authenticate(authorization)
+        Tokens(Settings(tokens=SECRET)).authenticate(authorization)
     assert "unauthorized" == refused.value.code
     assert SECRET not in refused.value.message
     assert "my-guess" not in refused.value.message
 
 
-def test_no_token_lets_nobody_in() -> None:
-    """Without tokens every header is refused, the empty one too."""
-    assert not is_let_in(Tokens([]), "")
-
-
 def test_a_token_may_hold_any_byte_that_a_header_carries(settings: Settings) -> None:
     """A token outside ASCII is compared as the bytes that the client sends."""
     token = "jalapeño-\U0001f336"
-    tokens = load_tokens(replace(settings, tokens=token))
+    tokens = Tokens(replace(settings, tokens=token))
     as_wsgi_has_it = token.encode().decode("latin-1")
     assert is_let_in(tokens, as_wsgi_has_it)
     assert is_let_in(tokens, f"Bearer {as_wsgi_has_it}")
@@ -95,13 +91,13 @@ def test_a_token_of_bytes_that_are_no_text_is_compared_as_bytes(
         replace(settings, tokens="", tokens_file=str(path)),
         replace(settings, tokens=os.fsdecode(b"\xff\xfe\x80")),
     ):
-        assert is_let_in(load_tokens(changed), "\xff\xfe\x80")
-        assert not is_let_in(load_tokens(changed), "\xff\xfe")
+        assert is_let_in(Tokens(changed), "\xff\xfe\x80")
+        assert not is_let_in(Tokens(changed), "\xff\xfe")
 
 
 def test_several_tokens_come_from_the_environment(settings: Settings) -> None:
     """Tokens are separated by commas; spaces around them and empty ones do not count."""
-    tokens = load_tokens(replace(settings, tokens=" one, two ,,three,"))
+    tokens = Tokens(replace(settings, tokens=" one, two ,,three,"))
     for token in ("one", "two", "three"):
         assert is_let_in(tokens, token)
     assert not is_let_in(tokens, "")
@@ -112,7 +108,7 @@ def test_tokens_come_from_a_file(settings: Settings, tmp_path: Path) -> None:
     """A tokens file holds one token a line, besides comments and empty lines."""
     path = tmp_path / "tokens"
     path.write_bytes(b"# who: team a\none\n\n  two  \r\n   # three\nfo#ur\n\tfive,six")
-    tokens = load_tokens(replace(settings, tokens="", tokens_file=str(path)))
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
     for token in ("one", "two", "fo#ur", "five,six"):
         assert is_let_in(tokens, token)
     for other in ("# who: team a", "# three", "three", "", "five", "test-token"):
@@ -126,7 +122,7 @@ def test_tokens_of_the_environment_and_of_the_file_both_count(
     """Both sources may be given at once, as when a token is replaced."""
     path = tmp_path / "tokens"
     path.write_text("two\n")
-    tokens = load_tokens(replace(settings, tokens="one", tokens_file=str(path)))
+    tokens = Tokens(replace(settings, tokens="one", tokens_file=str(path)))
     assert is_let_in(tokens, "one")
     assert is_let_in(tokens, "two")
 
@@ -135,7 +131,7 @@ def test_tokens_of_the_environment_and_of_the_file_both_count(
 def test_tokens_that_hold_none_stop_the_start(settings: Settings, tokens: str) -> None:
     """A list of nothing is refused, rather than letting everybody or nobody in."""
     with pytest.raises(InvalidSettings) as refused:
-        load_tokens(replace(settings, tokens=tokens))
+        Tokens(replace(settings, tokens=tokens))
     assert ["ASTRALOG_TOKENS: Holds no token."] == refused.value.problems
 
 
@@ -147,7 +143,7 @@ def test_a_tokens_file_that_holds_none_stops_the_start(
     path = tmp_path / "tokens"
     path.write_bytes(content)
     with pytest.raises(InvalidSettings) as refused:
-        load_tokens(replace(settings, tokens="", tokens_file=str(path)))
+        Tokens(replace(settings, tokens="", tokens_file=str(path)))
     assert [f"{path}: Holds no token."] == refused.value.problems
 
 
@@ -158,7 +154,7 @@ def test_a_tokens_file_that_cannot_be_read_stops_the_start(
     missing = tmp_path / "missing"
     for path, reason in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(InvalidSettings) as refused:
-            load_tokens(replace(settings, tokens_file=str(path)))
+            Tokens(replace(settings, tokens_file=str(path)))
         assert [f"{path}: {reason}."] == refused.value.problems
 
 
@@ -166,24 +162,56 @@ def test_a_tokens_file_that_cannot_be_read_stops_the_start(
 def test_a_token_that_no_header_carries_stops_the_start(settings: Settings, token: str) -> None:
     """A token with a space or control character is refused by its place, never by its text."""
     with pytest.raises(InvalidSettings) as refused:
-        load_tokens(replace(settings, tokens=f"good,{token}"))
+        Tokens(replace(settings, tokens=f"good,{token}"))
     expected = "ASTRALOG_TOKENS, token 2: A token holds no spaces or control characters."
     assert [expected] == refused.value.problems
 
 
-def test_every_token_that_no_header_carries_is_named(settings: Settings, tmp_path: Path) -> None:
-    """Each wrong line of a tokens file gives a line of its own."""
+def test_a_token_that_no_header_carries_is_named(settings: Settings, tmp_path: Path) -> None:
+    """A faulty line of a tokens file is named by its number, and its token is not shown."""
     path = tmp_path / "tokens"
-    path.write_text("a b\n# comment\ngood\nc d\n")
+    path.write_bytes(b"good\n# comment\nse\x01cret\n")
     with pytest.raises(InvalidSettings) as refused:
-        load_tokens(replace(settings, tokens_file=str(path)))
-    places = [problem.partition(": ")[0] for problem in refused.value.problems]
-    assert [f"{path}, line 1", f"{path}, line 4"] == places
+        Tokens(replace(settings, tokens_file=str(path)))
+    message = f"{path}, line 3: A token holds no spaces or control characters."
+    assert [message] == refused.value.problems
+
+
+def test_a_token_may_be_bound_to_projects(settings: Settings, tmp_path: Path) -> None:
+    """The names after a token are the projects it may write; a bare token writes all."""
+    path = tmp_path / "tokens"
+    path.write_text("bound  org-xyz\torg-ä \nbare\n")
+    tokens = Tokens(replace(settings, tokens="listed", tokens_file=str(path)))
+    assert {"org-xyz", "org-ä"} == tokens.authenticate("bound").projects
+    assert tokens.authenticate("bare").projects is None
+    assert tokens.authenticate("listed").projects is None
+    with pytest.raises(Refusal):
+        tokens.authenticate("org-xyz")
+
+
+def test_tokens_are_read_again_when_their_file_changes(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token can be replaced without a restart, and a faulty file changes nothing."""
+    monkeypatch.setattr(auth, "CHANGED_SECONDS", 0)
+    path = tmp_path / "tokens"
+    path.write_text("old\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    assert is_let_in(tokens, "old")
+    path.write_text("old\nnewer\n")
+    assert is_let_in(tokens, "newer")
+    path.write_text("# none\n")
+    assert is_let_in(tokens, "newer")
+    path.unlink()
+    assert is_let_in(tokens, "newer")
+    path.write_text("newer\n")
+    assert not is_let_in(tokens, "old")
+    assert is_let_in(tokens, "newer")
 
 
 def test_the_first_start_makes_a_token(settings: Settings, tmp_path: Path) -> None:
     """Without tokens, a random one is made that only its owner may read, and it lets in."""
-    tokens = load_tokens(replace(settings, tokens=""))
+    tokens = Tokens(replace(settings, tokens=""))
     path = tmp_path / TOKEN_FILE_NAME
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
     token = path.read_text().strip()
@@ -198,7 +226,7 @@ def test_a_later_start_keeps_the_token(settings: Settings, tmp_path: Path) -> No
     first = make_token_file(tmp_path).read_bytes()
     assert first == make_token_file(tmp_path).read_bytes()
     (tmp_path / TOKEN_FILE_NAME).write_text("by-hand\n")
-    assert is_let_in(load_tokens(replace(settings, tokens="")), "by-hand")
+    assert is_let_in(Tokens(replace(settings, tokens="")), "by-hand")
 
 
 def test_two_data_directories_have_different_tokens(tmp_path: Path) -> None:

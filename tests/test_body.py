@@ -1,5 +1,6 @@
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,11 @@ from gunicorn.http.errors import InvalidChunkSize
 
 from astralog.body import STEP_BYTES, BodyReader
 from astralog.errors import Refusal
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MAX_BYTES = 2 * STEP_BYTES + 1000
 
@@ -100,10 +106,11 @@ def test_a_body_declared_too_large_is_refused_before_it_is_read(encoding: str | 
 
 
 def test_a_body_of_unknown_length_is_read_to_its_end() -> None:
-    """A chunked body is put together, with room for every part before it is kept."""
+    """A chunked body is put together, with room for every part before it is read."""
     room = Room()
     assert b"one two" == read(environ(Stream(b"one", b" ", b"two")), room)
-    assert [3, 4, 7] == room.sizes
+    assert [STEP_BYTES + size for size in (0, 3, 4, 7)] == room.sizes[:-1]
+    assert 7 == room.sizes[-1]
 
 
 def test_a_chunked_body_as_large_as_the_limit_is_taken() -> None:
@@ -152,10 +159,10 @@ def test_a_connection_that_breaks_is_a_body_that_ends_early(error: Exception) ->
 
 @pytest.mark.parametrize("length", [1000, None])
 def test_a_body_without_room_is_refused(length: int | None) -> None:
-    """Where memory ends, the body is refused, before it is read if its length is known."""
+    """Where memory ends, the body is refused before it is read."""
     stream = Stream(b"x" * 1000)
     assert "queue_full" == code_of(environ(stream, length), Room(999))
-    assert (length is None) is bool(stream.asked)
+    assert [] == stream.asked
 
 
 def test_an_inflated_body_takes_room_for_its_inflated_size() -> None:
@@ -163,7 +170,8 @@ def test_an_inflated_body_takes_room_for_its_inflated_size() -> None:
     body = gzip.compress(b"x" * 100_000)
     room = Room()
     read(environ(body, encoding="gzip"), room)
-    assert 100_000 == max(room.sizes)
+    assert MAX_BYTES == max(room.sizes)
+    assert 100_000 == room.sizes[-1]
     assert "queue_full" == code_of(environ(body, encoding="gzip"), Room(99_999))
 
 
@@ -220,6 +228,7 @@ CODINGS = [
     ("gzip", gzip.compress),
     ("x-gzip", gzip.compress),
     (" GZip ", gzip.compress),
+    ("zstd", zstd.compress),
     ("deflate", zlib.compress),
     ("Deflate", raw_deflate),
 ]
@@ -230,7 +239,7 @@ BODIES = [
     b"a" * STEP_BYTES,
     b"a" * (STEP_BYTES + 1),
     b"ab" * STEP_BYTES,
-    bytes(range(256)) * 2000,
+    bytes(range(256)) * 500,
     b"x" * MAX_BYTES,
 ]
 
@@ -244,7 +253,7 @@ def in_parts(body: bytes, size: int) -> Iterator[bytes]:
 def test_a_compressed_body_is_inflated(
     encoding: str, compress: Callable[[bytes], bytes], body: bytes
 ) -> None:
-    """gzip, zlib and bare deflate give the body back, whole or in parts of any length."""
+    """Every coding gives the body back, whole or in parts of any length."""
     sent = compress(body)
     assert body == read(environ(sent, encoding=encoding))
     for size in (1, 7) if len(sent) < 3000 else (997,):
@@ -252,12 +261,15 @@ def test_a_compressed_body_is_inflated(
         assert body == read(environ(Stream(*in_parts(sent, size)), len(sent), encoding))
 
 
-def test_gzip_members_may_follow_one_another() -> None:
-    """A body put together from gzip files is inflated to its end, wherever it is cut."""
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
+)
+def test_members_may_follow_one_another(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    """A body put together from compressed files is inflated to its end, wherever it is cut."""
     parts = [b"a" * STEP_BYTES, b"", b"b" * 10, b"c" * 1000]
-    sent = b"".join(map(gzip.compress, parts))
+    sent = b"".join(map(compress, parts))
     for size in (1, 13, len(sent)):
-        assert b"".join(parts) == read(environ(Stream(*in_parts(sent, size)), None, "gzip"))
+        assert b"".join(parts) == read(environ(Stream(*in_parts(sent, size)), None, encoding))
 
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)
@@ -282,6 +294,10 @@ def test_a_truncated_body_is_refused(encoding: str, compress: Callable[[bytes], 
         (gzip.compress(b"{}" * 50)[:-8] + bytes(8), "gzip"),
         (zlib.compress(b"{}" * 50)[:-4] + bytes(4), "deflate"),
         (b"\x1f\x8b\x08" + b"\xff" * 50, "gzip"),
+        (zstd.compress(b"{}")[:-1], "zstd"),
+        (zstd.compress(b"{}") + b"rest", "zstd"),
+        (gzip.compress(b"{}"), "zstd"),
+        (b"", "zstd"),
     ],
 )
 def test_a_corrupt_body_is_refused(sent: bytes, encoding: str) -> None:
@@ -301,7 +317,7 @@ def test_a_bomb_is_refused_at_the_limit(encoding: str, compress: Callable[[bytes
 
 
 @pytest.mark.parametrize(
-    "encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip;q=1", "*", "gzıp", "\xff"]
+    "encoding", ["br", "compress", "gzip, gzip", "gzip;q=1", "*", "gzıp", "\xff"]
 )
 def test_an_unknown_encoding_is_refused_before_the_body_is_read(encoding: str) -> None:
     """A coding that we do not undo is refused, and the ones that we do are named."""

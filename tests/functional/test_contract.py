@@ -1,0 +1,738 @@
+"""The contract, case by case, over real HTTP."""
+
+import gzip
+import json
+import socket
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.service import (
+    ROOT,
+    TOKEN,
+    Answer,
+    Service,
+    make_batch,
+    make_head,
+    make_log,
+    read_answer,
+)
+
+MAX_BODY_BYTES = 1_000_000
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all cases; it must still be in order after the last one."""
+    settings = {"max_body_bytes": MAX_BODY_BYTES}
+    with Service(tmp_path_factory.mktemp("contract"), **settings) as service:
+        yield service
+        assert {"status": "ready"} == service.request("GET", "/ready").body
+        assert "Traceback" not in service.log()
+        assert TOKEN not in service.log()
+        assert 0 == service.stop()
+
+
+def check_refusal(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    """Check the one shape of refusals and return the body."""
+    body: dict[str, Any] = answer.body
+    assert (status, code) == (answer.status, body["code"])
+    keys = ["status", "code", "message"] + ["errors"] * (code == "invalid_batch")
+    assert keys == list(body)
+    assert "rejected" == body["status"]
+    assert body["message"]
+    assert "application/json" == answer.headers["Content-Type"]
+    assert ("Bearer" if status == 401 else None) == answer.headers["WWW-Authenticate"]
+    assert (status == 503) == ("Retry-After" in answer.headers)
+    assert (status == 405) == ("Allow" in answer.headers)
+    for secret in (TOKEN, str(ROOT), ".py", "/tmp", "Traceback"):
+        assert secret not in answer.raw.decode()
+    return body
+
+
+def refuse(
+    service: Service,
+    body: Any,
+    status: int,
+    code: str,
+    headers: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Post what must be refused whole, and return the body of the refusal."""
+    before = service.content()
+    refusal = check_refusal(service.drain(body, headers), status, code)
+    assert before == service.content()
+    return refusal
+
+
+def accept(
+    service: Service, body: Any, headers: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Post what must be accepted, and return the logs that are stored of it."""
+    before = service.logs()
+    check_accepted(service.drain(body, headers))
+    after = service.logs()
+    assert before == after[: len(before)]
+    return after[len(before) :]
+
+
+def check_accepted(answer: Answer) -> None:
+    assert (200, b'{"status":"accepted"}') == (answer.status, answer.raw)
+    assert "application/json" == answer.headers["Content-Type"]
+
+
+# What is accepted
+
+
+def test_the_example_of_the_api_page_is_stored_as_sent(service: Service) -> None:
+    """The page's log is one line, its fields in the page's order, when 200 is answered."""
+    before = service.content()
+    check_accepted(service.drain({"logs": [make_log()]}))
+    line = service.content().removeprefix(before)
+    assert json.dumps(make_log(), separators=(",", ":")) + "\n" == line.decode()
+
+
+def test_a_batch_is_stored_in_its_order(service: Service) -> None:
+    """The 500 logs of a batch are 500 lines in the batch's order."""
+    batch = make_batch(*(str(number) for number in range(500)))
+    assert batch["logs"] == accept(service, batch)
+
+
+def test_an_empty_batch_is_accepted(service: Service) -> None:
+    """No logs are no fault, and store nothing."""
+    assert [] == accept(service, {"logs": []})
+
+
+@pytest.mark.parametrize(
+    ("fields", "stored"),
+    [
+        ({"message": ""}, {"message": ""}),
+        ({"message": "two\nlines\r\n\u2028\x00\x7f"}, {"message": "two\nlines\r\n\u2028\x00\x7f"}),
+        ({"message": "Grüße 👋 \U0010ffff"}, {"message": "Grüße 👋 \U0010ffff"}),
+        ({"message": "cut \ud83d"}, {"message": "cut \ufffd"}),
+        ({"message": "\\ud83d"}, {"message": "\\ud83d"}),
+        ({"level": " ", "service": "\t"}, {"level": " ", "service": "\t"}),
+        ({"metadata": {}}, {"metadata": {}}),
+        ({"metadata": {"": [None, True, {"a": [1.5, -0.1, "x"]}]}},) * 2,
+        ({"metadata": {"big": 2**70, "small": -(2**70)}},) * 2,
+        (
+            {"metadata": {"cut \ude00": "\ud83d\ud83d"}},
+            {"metadata": {"cut \ufffd": "\ufffd\ufffd"}},
+        ),
+    ],
+)
+def test_values_are_stored_as_sent(
+    service: Service, fields: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    """Whatever a field may hold comes back the same, but for halves of surrogate pairs."""
+    assert [make_log(**stored)] == accept(service, {"logs": [make_log(**fields)]})
+
+
+def test_metadata_may_be_null_or_absent(service: Service) -> None:
+    """Null metadata is stored like none."""
+    without = make_log()
+    del without["metadata"]
+    assert [without, without] == accept(service, {"logs": [without, make_log(metadata=None)]})
+
+
+def test_nested_metadata_is_stored(service: Service) -> None:
+    """A hundred levels are no trouble."""
+    metadata = json.loads('{"a":[' * 100 + "]}" * 100)
+    assert [make_log(metadata=metadata)] == accept(service, {"logs": [make_log(metadata=metadata)]})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": "application/json; charset=utf-8"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "nonsense"},
+    ],
+)
+def test_the_content_type_is_not_looked_at(service: Service, headers: dict[str, str]) -> None:
+    """A client that forgets the header, as curl users do, is understood."""
+    assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
+
+
+@pytest.mark.parametrize("prefix", ["", "Bearer ", "bearer ", "BEARER   ", "  "])
+def test_the_token_is_taken_alone_or_after_bearer(service: Service, prefix: str) -> None:
+    """The scheme may be left out or written in any case."""
+    headers = {"Authorization": prefix + TOKEN}
+    assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
+
+
+TIMESTAMPS = {
+    # RFC 3339
+    "2024-05-31T15:30:45Z": "2024-05-31T15:30:45Z",
+    "2024-05-31t15:30:45z": "2024-05-31T15:30:45Z",
+    "2024-05-31T15:30:45+00:00": "2024-05-31T15:30:45Z",
+    "2024-05-31T15:30:45-00:00": "2024-05-31T15:30:45Z",
+    "2024-05-31T15:30:45+05:30": "2024-05-31T10:00:45Z",
+    "2024-12-31T23:30:45-01:00": "2025-01-01T00:30:45Z",
+    "2024-05-31T15:30:45.1Z": "2024-05-31T15:30:45.1Z",
+    "2024-05-31T15:30:45.123456789Z": "2024-05-31T15:30:45.123456789Z",
+    "2024-05-31T15:30:45.000Z": "2024-05-31T15:30:45.000Z",
+    "2024-05-31T15:30:45.12345678901234567890+02:00": "2024-05-31T13:30:45.12345678901234567890Z",
+    "2016-12-31T23:59:60Z": "2017-01-01T00:00:00Z",
+    "2016-12-31T23:59:60.5Z": "2017-01-01T00:00:00.5Z",
+    "2017-01-01T00:59:60+01:00": "2017-01-01T00:00:00Z",
+    "2024-02-29T00:00:00Z": "2024-02-29T00:00:00Z",
+    "0001-01-01T00:00:00Z": "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59.999999999Z": "9999-12-31T23:59:59.999999999Z",
+    # ISO 8601
+    "2024-05-31": "2024-05-31T00:00:00Z",
+    "20240531": "2024-05-31T00:00:00Z",
+    "2024-152": "2024-05-31T00:00:00Z",
+    "2024152": "2024-05-31T00:00:00Z",
+    "2024-W22-5": "2024-05-31T00:00:00Z",
+    "2024W225": "2024-05-31T00:00:00Z",
+    "2020-W53-7": "2021-01-03T00:00:00Z",
+    "2024-05-31T15": "2024-05-31T15:00:00Z",
+    "2024-05-31T15:30": "2024-05-31T15:30:00Z",
+    "2024-05-31T15:30+02": "2024-05-31T13:30:00Z",
+    "2024-05-31T15:30:45": "2024-05-31T15:30:45Z",
+    "2024-05-31T15:30:45,25": "2024-05-31T15:30:45.25Z",
+    "2024-05-31T24:00:00": "2024-06-01T00:00:00Z",
+    "2024-12-31T24:00:00Z": "2025-01-01T00:00:00Z",
+    "20240531T153045Z": "2024-05-31T15:30:45Z",
+    "20240531T153045.5+0200": "2024-05-31T13:30:45.5Z",
+    "20240531T1530": "2024-05-31T15:30:00Z",
+    "2024-152T15:30:45Z": "2024-05-31T15:30:45Z",
+    "2024-W22-5T15:30:45+0200": "2024-05-31T13:30:45Z",
+    # SQL
+    "2024-05-31 15:30": "2024-05-31T15:30:00Z",
+    "2024-05-31 15:30:45": "2024-05-31T15:30:45Z",
+    "2024-05-31 15:30:45.123456": "2024-05-31T15:30:45.123456Z",
+    "2024-05-31 15:30:45.1234567 +02:00": "2024-05-31T13:30:45.1234567Z",
+    "2024-05-31 15:30:45+02": "2024-05-31T13:30:45Z",
+    "2024-05-31 15:30:45-0930": "2024-06-01T01:00:45Z",
+    "2024-05-31 15:30:45 UTC": "2024-05-31T15:30:45Z",
+    "2024-05-31 15:30:45UTC": "2024-05-31T15:30:45Z",
+    "2024-05-31 15:30:45Z": "2024-05-31T15:30:45Z",
+}
+
+
+@pytest.mark.parametrize("sent", TIMESTAMPS)
+def test_each_timestamp_form_is_stored_as_rfc_3339_in_utc(service: Service, sent: str) -> None:
+    """Every accepted form has one stored form, its fraction digit for digit as sent."""
+    (log,) = accept(service, {"logs": [make_log(timestamp=sent)]})
+    assert make_log(timestamp=TIMESTAMPS[sent]) == log
+
+
+def test_timestamp_forms_may_differ_within_a_batch(service: Service) -> None:
+    """Each log of a batch keeps its own form, whichever the others have."""
+    logs = accept(service, {"logs": [make_log(timestamp=sent) for sent in TIMESTAMPS]})
+    assert list(TIMESTAMPS.values()) == [log["timestamp"] for log in logs]
+
+
+# Bodies
+
+
+def test_a_body_of_exactly_the_limit_is_accepted(service: Service) -> None:
+    """The limit itself is allowed."""
+    body = json.dumps(make_batch("big")).encode()
+    assert 1 == len(accept(service, body.ljust(MAX_BODY_BYTES)))
+
+
+def test_a_body_over_the_limit_is_refused(service: Service) -> None:
+    """One byte more than the limit is too much, whether its length is announced or not."""
+    body = json.dumps(make_batch("big")).encode().ljust(MAX_BODY_BYTES + 1)
+    refuse(service, body, 413, "body_too_large")
+    refuse(service, iter([body[:500_000], body[500_000:]]), 413, "body_too_large")
+
+
+def test_an_announced_oversize_body_is_refused_before_it_is_sent(service: Service) -> None:
+    """The length alone is reason enough."""
+    head = make_head(f"Content-Length: {MAX_BODY_BYTES + 1}")
+    check_refusal(service.exchange(head), 413, "body_too_large")
+
+
+def test_an_unannounced_oversize_body_is_refused_before_its_end(service: Service) -> None:
+    """A chunked body is refused as soon as the limit is passed; its end need not come."""
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    data = make_head(CHUNKED) + chunk * (MAX_BODY_BYTES // 0x10000 + 8)
+    check_refusal(service.exchange(data), 413, "body_too_large")
+
+
+def test_a_chunked_body_is_accepted(service: Service) -> None:
+    """A body may come in pieces of unknown number, cut anywhere."""
+    body = json.dumps(make_batch("grüße")).encode()
+    pieces = (body[i : i + 7] for i in range(0, len(body), 7))
+    assert make_batch("grüße")["logs"] == accept(service, pieces)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"ZZ\r\nabc",
+        b"-3\r\nabc\r\n0\r\n\r\n",
+        b"3\r\nabcXX",
+        b"fffffffffffffffffff\r\nabc",
+        b"2\r\n{}\r\n0\r\nno trailer\r\n\r\n",
+        b'b\r\n{"logs":[]}\r\n',
+        b'b\r\n{"logs":[]}\r\n0\r\n',
+        b'b\r\n{"logs":[',
+        b"",
+    ],
+)
+def test_malformed_chunks_are_refused(service: Service, chunks: bytes) -> None:
+    """Chunks that are malformed, or end early, are the client's fault."""
+    answer = service.exchange(make_head(CHUNKED) + chunks, half_close=True)
+    check_refusal(answer, 400, "invalid_json")
+
+
+def test_a_body_that_ends_early_is_refused(service: Service) -> None:
+    """What is shorter than announced is not taken, even if it is JSON so far."""
+    before = service.content()
+    body = json.dumps(make_batch("short")).encode()
+    head = make_head(f"Content-Length: {len(body) + 1}")
+    check_refusal(service.exchange(head + body, half_close=True), 400, "invalid_json")
+    assert before == service.content()
+
+
+def test_a_request_without_a_body_is_refused(service: Service) -> None:
+    """No body is no JSON."""
+    check_refusal(service.exchange(make_head()), 400, "invalid_json")
+    check_refusal(service.exchange(make_head("Content-Length: 0")), 400, "invalid_json")
+
+
+def deflate_bare(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("gzip", lambda data: gzip.compress(data[:50]) + gzip.compress(data[50:])),
+        ("deflate", zlib.compress),
+        ("deflate", deflate_bare),
+        ("identity", bytes),
+    ],
+)
+def test_a_compressed_body_is_inflated(service: Service, coding: str, pack: Any) -> None:
+    """Each supported coding gives the batch, with a length and in chunks."""
+    headers = {"Content-Encoding": coding}
+    batch = make_batch(*"packed")
+    body = pack(json.dumps(batch).encode())
+    assert batch["logs"] == accept(service, body, headers)
+    assert batch["logs"] == accept(service, (bytes([byte]) for byte in body), headers)
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", b"not gzip at all"),
+        ("gzip", b""),
+        ("gzip", gzip.compress(b'{"logs":[]}')[:-1]),
+        ("gzip", gzip.compress(b'{"logs":[]}') + b"more"),
+        ("gzip", gzip.compress(b'{"logs":[]}')[:-8] + bytes(8)),
+        ("deflate", b"\xff" * 100),
+        ("deflate", zlib.compress(b'{"logs":[]}')[:-4]),
+    ],
+)
+def test_a_body_that_does_not_inflate_is_refused(
+    service: Service, coding: str, body: bytes
+) -> None:
+    """Compressed data that are damaged, cut or followed by others are refused."""
+    refuse(service, body, 400, "invalid_encoding", {"Content-Encoding": coding})
+
+
+@pytest.mark.parametrize("coding", ["br", "lz4", "gzip, gzip", "x"])
+def test_an_unknown_coding_is_refused(service: Service, coding: str) -> None:
+    """The refusal names the codings that are supported."""
+    refusal = refuse(
+        service, {"logs": []}, 415, "unsupported_encoding", {"Content-Encoding": coding}
+    )
+    assert "gzip" in refusal["message"]
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_bomb_is_refused(service: Service, coding: str, pack: Any) -> None:
+    """A small body that inflates beyond the limit is as large as it inflates."""
+    bomb = pack(b'{"logs":[' + b" " * 64_000_000 + b"]}")
+    assert len(bomb) < 100_000
+    refuse(service, bomb, 413, "body_too_large", {"Content-Encoding": coding})
+
+
+def test_a_client_that_expects_to_be_told_to_go_on_is(service: Service) -> None:
+    """A client such as curl waits for `100 Continue` before it sends a large body."""
+    body = json.dumps(make_batch("expected")).encode()
+    head = make_head(f"Content-Length: {len(body)}", "Expect: 100-continue")
+    with service.connect() as connection:
+        connection.sendall(head)
+        assert b"HTTP/1.1 100 Continue\r\n\r\n" == connection.recv(25)
+        connection.sendall(body)
+        check_accepted(read_answer(connection))
+    assert "expected" == service.logs()[-1]["message"]
+
+
+def test_a_connection_serves_many_requests(service: Service) -> None:
+    """A refusal in between does no harm to the next request on the connection."""
+    body = json.dumps(make_batch("kept")).encode()
+    request = make_head(f"Content-Length: {len(body)}") + body
+    with service.connect() as connection:
+        connection.sendall(request)
+        check_accepted(read_answer(connection))
+        connection.sendall(make_head("Content-Length: 7", token="wrong") + b"no json")
+        check_refusal(read_answer(connection), 401, "unauthorized")
+        connection.sendall(make_head("Content-Length: 7") + b"no json")
+        check_refusal(read_answer(connection), 400, "invalid_json")
+        connection.sendall(request)
+        check_accepted(read_answer(connection))
+
+
+# Authorization
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": ""},
+        {"Authorization": "wrong"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Bearer Bearer {TOKEN}"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": TOKEN[:-1]},
+        {"Authorization": TOKEN + "x"},
+        {"Authorization": TOKEN.upper()},
+        {"Authorization": f"{TOKEN},{TOKEN}"},
+        {"Authorization": "grün"},
+    ],
+)
+def test_a_wrong_token_is_refused(service: Service, headers: dict[str, str]) -> None:
+    """Whatever is not the token, alone or after Bearer, is refused."""
+    refuse(service, {"logs": [make_log()]}, 401, "unauthorized", headers)
+
+
+@pytest.mark.parametrize("path", ["/v1/drain", f"/v1/drain?token={TOKEN}"])
+def test_a_missing_token_is_refused(service: Service, path: str) -> None:
+    """A request without the header is refused; a token in the address is none."""
+    answer = service.request("POST", path, json.dumps({"logs": [make_log()]}))
+    check_refusal(answer, 401, "unauthorized")
+
+
+def test_a_wrong_token_is_refused_before_the_body_is_read(service: Service) -> None:
+    """401 comes first: before any byte of the body, and before any other refusal."""
+    for headers in (["Content-Length: 100000000000"], [CHUNKED], ["Content-Encoding: br"]):
+        answer = service.exchange(make_head(*headers, token="wrong"))
+        check_refusal(answer, 401, "unauthorized")
+
+
+# Malformed JSON
+
+VALID = json.dumps({"logs": [make_log()]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        " ",
+        "{",
+        '{"logs":[}',
+        "{'logs':[]}",
+        '{"logs":[],}',
+        VALID + "x",
+        VALID + VALID,
+        VALID.replace("123", "NaN"),
+        VALID.replace("123", "Infinity"),
+        VALID.replace("123", "-Infinity"),
+        VALID.replace("123", "1e999"),
+        VALID.replace("123", "0x1"),
+        VALID.replace("123", "01"),
+        VALID.replace("123", "9" * 5000),
+        VALID.replace("logged", "log\nged"),
+        VALID.replace("logged", r"\x"),
+        VALID.replace("logged", r"\u12"),
+        VALID.replace("123", "[" * 100_000 + "]" * 100_000),
+        VALID.replace("123", '{"a":' * 50_000 + "1" + "}" * 50_000),
+        "[" * 400_000,
+    ],
+)
+def test_what_is_not_strict_json_is_refused(service: Service, body: str) -> None:
+    """JSON is what RFC 8259 says, and not what Python takes for it."""
+    refuse(service, body.encode(), 400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf5\x80\x80\x80"]
+)
+@pytest.mark.parametrize("place", ["org-xyz", "logged", "user_id", "1.1.1.1"])
+def test_invalid_utf_8_is_refused(service: Service, bad: bytes, place: str) -> None:
+    """No field, no metadata key and no metadata value takes bytes that are not UTF-8."""
+    refuse(service, VALID.encode().replace(place.encode(), bad), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-32"])
+def test_other_encodings_are_refused(service: Service, coding: str) -> None:
+    """JSON over HTTP is UTF-8."""
+    refuse(service, VALID.encode(coding), 400, "invalid_json")
+
+
+# Malformed batches
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ("null", "_schema"),
+        ("[]", "_schema"),
+        ('"logs"', "_schema"),
+        ("1", "_schema"),
+        (json.dumps([make_log()]), "_schema"),
+        (json.dumps(make_log()), "logs"),
+        ("{}", "logs"),
+        ('{"logs":null}', "logs"),
+        ('{"logs":{}}', "logs"),
+        ('{"logs":"x"}', "logs"),
+        ('{"logs":[],"more":1}', "more"),
+    ],
+)
+def test_what_is_not_a_batch_is_refused(service: Service, body: str, field: str) -> None:
+    """The errors name what is wrong with the batch itself."""
+    assert field in refuse(service, body.encode(), 400, "invalid_batch")["errors"]
+
+
+WRONG_VALUES: dict[str, list[Any]] = {
+    "project_id": ["", None, 1],
+    "level": ["", None, 1],
+    "service": ["", None, 1],
+    "message": [None, 1, True, [], {}],
+    "metadata": ["", 1, [], False],
+    "timestamp": [None, 1717120112, 1717120112.5, True, []],
+    "extra": [1, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values]
+)
+def test_a_malformed_field_is_named(service: Service, field: str, value: Any) -> None:
+    """The errors name the log by its index, and the field."""
+    batch = {"logs": [make_log(), make_log(**{field: value})]}
+    errors = refuse(service, batch, 400, "invalid_batch")["errors"]
+    assert [("1", [field])] == [(index, list(fields)) for index, fields in errors["logs"].items()]
+
+
+@pytest.mark.parametrize("field", ["project_id", "timestamp", "level", "service", "message"])
+def test_a_missing_field_is_named(service: Service, field: str) -> None:
+    """All fields but metadata are required."""
+    log = make_log()
+    del log[field]
+    errors = refuse(service, {"logs": [log]}, 400, "invalid_batch")["errors"]
+    assert {"logs": {"0": {field: ["Missing data for required field."]}}} == errors
+
+
+def test_an_unknown_field_is_refused_with_advice(service: Service) -> None:
+    """Dropping a field would lose it silently, so the client is told where it may go."""
+    errors = refuse(service, {"logs": [make_log(host="a")]}, 400, "invalid_batch")["errors"]
+    assert "put extra context under metadata" in errors["logs"]["0"]["host"][0]
+
+
+@pytest.mark.parametrize("log", [None, 1, "x", [], [make_log()]])
+def test_a_log_that_is_no_object_is_refused(service: Service, log: Any) -> None:
+    """The errors name the log by its index."""
+    errors = refuse(service, {"logs": [make_log(), log]}, 400, "invalid_batch")["errors"]
+    assert ["1"] == list(errors["logs"])
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [
+        "",
+        " ",
+        "now",
+        "10",
+        "Monday",
+        "31 May 2024",
+        "05/31/2024",
+        "31.05.2024",
+        "1717120112",
+        "1717120112345",
+        "1717120112.5",
+        "2024",
+        "2024-05",
+        "202405",
+        "15:30:45",
+        "2024-5-31",
+        "24-05-31",
+        "2024-05-31_15:30:45",
+        "2024-05-31  15:30:45",
+        "2024-05-31T15:30:45.Z",
+        "2024-05-31T15:30:45 Z",
+        "2024-05-31T15:30:45ZZ",
+        " 2024-05-31T15:30:45Z",
+        "2024-05-31T15:30:45Z\n",
+        "2024-05-31T1530:45Z",
+        "2024-05-31T15:30:45+2",
+        "2024-05-31T15:30:45+24:00",
+        "2024-05-31T15:30:45+02:60",
+        "2024-05-31T15:30:45 CEST",
+        "2024-05-31T15:30:45[Europe/Berlin]",
+        "2024-02-30T00:00:00Z",
+        "2023-02-29T00:00:00Z",
+        "2024-13-01T00:00:00Z",
+        "2024-00-01T00:00:00Z",
+        "2023-366",
+        "2024-000",
+        "2024-W53-1",
+        "2024-W22-8",
+        "2024-05-31T24:00:01Z",
+        "2024-05-31T25:00:00Z",
+        "2024-05-31T15:60:00Z",
+        "2024-05-31T15:30:61Z",
+        "2024-05-31T15:30:60Z",
+        "2024-05-31T23:59:60+01:00",
+        "0000-01-01T00:00:00Z",
+        "10000-01-01T00:00:00Z",
+        "-2024-05-31T15:30:45Z",
+        "0001-01-01T00:00:00+00:01",
+        "9999-12-31T23:59:59-00:01",
+        "9999-12-31T24:00:00Z",
+        "9999-12-31T23:59:60Z",
+        "\uff12\uff10\uff12\uff14-05-31T15:30:45Z",
+        "2024-05-31T15:30:4\u0665Z",
+        "2024-05-31T15:30:45.\u0665Z",
+        "2024-05-31T15:30:45\u221202:00",
+        "2024-05-31T15:30:45Z\x00",
+    ],
+)
+def test_what_is_no_full_timestamp_is_refused(service: Service, timestamp: str) -> None:
+    """Epochs, spelled, ambiguous, incomplete and impossible timestamps are refused by name."""
+    errors = refuse(service, {"logs": [make_log(timestamp=timestamp)]}, 400, "invalid_batch")
+    assert ["timestamp"] == list(errors["errors"]["logs"]["0"])
+
+
+def test_one_malformed_log_refuses_the_whole_batch(service: Service) -> None:
+    """Nothing of 500 logs is stored because of one, and the refusal says so."""
+    batch = make_batch(*(str(number) for number in range(500)))
+    batch["logs"][457]["timestamp"] = "yesterday"
+    refusal = refuse(service, batch, 400, "invalid_batch")
+    assert "1 of 500 logs are malformed; nothing was stored" == refusal["message"]
+    (text,) = refusal["errors"]["logs"].pop("457").pop("timestamp")
+    assert "Not a timestamp" in text
+    assert {"logs": {}} == refusal["errors"]
+
+
+def test_at_most_20_malformed_logs_are_described(service: Service) -> None:
+    """The first 20 are described and all of them counted."""
+    batch = make_batch(*(str(number) for number in range(500)))
+    for log in batch["logs"][100:150]:
+        log["level"] = ""
+    refusal = refuse(service, batch, 400, "invalid_batch")
+    assert "50 of 500 logs are malformed; nothing was stored" == refusal["message"]
+    assert [str(index) for index in range(100, 120)] == list(refusal["errors"]["logs"])
+
+
+# Routes, methods and heads
+
+
+def test_health_needs_no_token(service: Service) -> None:
+    """GET /health says that the process serves."""
+    answer = service.request("GET", "/health")
+    assert (200, b'{"status":"ok"}') == (answer.status, answer.raw)
+    assert "application/json" == answer.headers["Content-Type"]
+
+
+def test_ready_needs_no_token(service: Service) -> None:
+    """GET /ready says that a batch would be taken."""
+    answer = service.request("GET", "/ready")
+    assert (200, b'{"status":"ready"}') == (answer.status, answer.raw)
+    assert "application/json" == answer.headers["Content-Type"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_a_probe_may_ask_by_head(service: Service, path: str) -> None:
+    """HEAD has the status and headers of GET, and no body."""
+    get, head = (service.request(method, path) for method in ("GET", "HEAD"))
+    assert (200, b"") == (head.status, head.raw)
+    for name in ("Content-Type", "Content-Length"):
+        assert get.headers[name] == head.headers[name]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "BREW"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/drain/", "/v1/Drain", "/v2/drain", "/health/", "/%ff%00", "/../x"]
+)
+def test_an_unknown_path_is_refused_as_json(service: Service, method: str, path: str) -> None:
+    """404 has the shape of every refusal, whatever the method."""
+    check_refusal(service.request(method, path), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        *((method, "/v1/drain", "POST") for method in ("GET", "PUT", "PATCH", "DELETE", "BREW")),
+        *((method, "/health", "GET") for method in ("POST", "PUT", "PATCH", "DELETE", "BREW")),
+        ("POST", "/ready", "GET"),
+    ],
+)
+def test_a_wrong_method_is_refused_as_json(
+    service: Service, method: str, path: str, allowed: str
+) -> None:
+    """405 has the shape of every refusal, and says what the path takes."""
+    answer = service.request(method, path, headers={"Authorization": TOKEN})
+    check_refusal(answer, 405, "method_not_allowed")
+    assert allowed in answer.headers["Allow"].split(", ")
+    assert allowed in answer.body["message"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET /health HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        make_head("no colon"),
+        make_head("X: " + "a" * 10_000),
+        make_head(*(f"X-{number}: 1" for number in range(200))),
+        make_head("Content-Length: -1"),
+        make_head("Content-Length: ten"),
+        make_head("Content-Length: 1", "Content-Length: 2"),
+        make_head("Content-Length: 1", CHUNKED),
+        make_head("Expect: miracles"),
+    ],
+)
+def test_a_malformed_head_is_refused(service: Service, request_: bytes) -> None:
+    """What is no HTTP is the client's fault, and gets no more than it sent."""
+    answer = service.exchange(request_)
+    assert 400 <= answer.status < 500
+    for secret in (TOKEN, str(ROOT), ".py", "Traceback"):
+        assert secret not in answer.raw.decode()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        make_head(CHUNKED, token="wrong") + b"{the patient's name}\r\n",
+        make_head(CHUNKED) + b"{the patient's name}\r\n",
+        make_head(CHUNKED, token="wrong") + b"0\r\nthe patient's name\r\n\r\n",
+        make_head("Content-Length: 2") + b"{}the-patient's-name\r\n\r\n",
+        f"GET / HTTP/1.1\r\nAuthorization {TOKEN}\r\n\r\n".encode(),
+        f"GET / HTTP/1.1\r\nAuthorization\r\n {TOKEN}\r\n\r\n".encode(),
+        f"{TOKEN}\r\n\r\n".encode(),
+    ],
+)
+def test_what_is_no_http_is_not_repeated_in_the_log(service: Service, request_: bytes) -> None:
+    """A client that gets the framing wrong puts neither a token nor a log into the own log."""
+    before = service.log()
+    with service.connect() as connection:
+        connection.sendall(request_)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_answer(connection).status in (400, 401)
+        while connection.recv(65536):
+            pass
+    log = service.log().removeprefix(before)
+    assert "patient" not in log
+    assert TOKEN not in log

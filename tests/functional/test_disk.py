@@ -1,0 +1,208 @@
+"""A disk that is full or gone: what is refused meanwhile, and that all is well again by itself."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import Answer, Service, make_batch, wait_for
+
+pytestmark = pytest.mark.slow
+
+KIB = 1024
+DISK_BYTES = 4096 * KIB
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a small file system and return its directory."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT TESTED: a full disk; it takes root to mount a small file system")
+    path = tmp_path / "disk"
+    path.mkdir()
+    options = f"size={DISK_BYTES},mode=0755"
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "astralog-test", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mount.returncode:
+        pytest.skip(f"NOT TESTED: a full disk; mounting one is not allowed here: {mount.stderr}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def check_unavailable(answer: Answer, code: str) -> None:
+    """Check the refusal of a batch."""
+    assert (503, code) == (answer.status, answer.body["code"])
+    assert ["status", "code", "message"] == list(answer.body)
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def check_not_ready(service: Service, code: str) -> None:
+    """Check what a load balancer is told, and that the process is alive all the same."""
+    ready, health = (service.request("GET", path) for path in ("/ready", "/health"))
+    assert (503, {"status": "unavailable", "reason": code}) == (ready.status, ready.body)
+    assert int(ready.headers["Retry-After"]) > 0
+    assert (200, {"status": "ok"}) == (health.status, health.body)
+
+
+def wait_until_ready(service: Service) -> None:
+    wait_for(lambda: service.request("GET", "/ready").status == 200)
+
+
+def fill(directory: Path, leave_bytes: int = 0) -> Path:
+    """Fill the disk up to some bytes, and return the file that does."""
+    path = directory / "ballast"
+    with path.open("wb") as file:
+        file.write(bytes(free_bytes(directory) - leave_bytes))
+    return path
+
+
+def free_bytes(directory: Path) -> int:
+    return shutil.disk_usage(directory).free
+
+
+@pytest.mark.parametrize("sync", ["always", "never"])
+def test_a_full_disk_refuses_whole_batches(tmp_path: Path, disk: Path, sync: str) -> None:
+    """What does not fit is refused with nothing of it written; space is all it takes to go on."""
+    with Service(tmp_path, data_dir=disk / "data", sync=sync) as service:
+        service.data_dir = disk / "data"
+        assert 200 == service.drain(make_batch("first")).status
+        before = service.content()
+        ballast = fill(disk, leave_bytes=64 * KIB)
+        big = make_batch(*["x" * 1000] * 400)
+        for _ in range(5):
+            check_unavailable(service.drain(big), "storage_full")
+            assert before == service.content()
+        check_not_ready(service, "storage_full")
+        ballast.unlink()
+        wait_until_ready(service)
+        assert 200 == service.drain(big).status
+        assert 401 == len(service.logs())
+        assert 1 == service.log().count("batches are refused")
+        assert 1 == service.log().count("storage_full is over")
+        assert 0 == service.stop()
+        assert [] == service.files("*.open")
+        assert 401 == len(service.logs())
+
+
+def test_what_still_fits_is_accepted(tmp_path: Path, disk: Path) -> None:
+    """A batch that is too big for the disk does not keep a small one out for long."""
+    with Service(tmp_path, data_dir=disk / "data") as service:
+        service.data_dir = disk / "data"
+        fill(disk, leave_bytes=64 * KIB)
+        check_unavailable(service.drain(make_batch("x" * 200_000)), "storage_full")
+        wait_until_ready(service)
+        assert 200 == service.drain(make_batch("small")).status
+        assert ["small"] == [log["message"] for log in service.logs()]
+
+
+def test_a_service_on_a_full_disk_is_not_ready(tmp_path: Path, disk: Path) -> None:
+    """While nothing at all would fit, /ready does not say otherwise from time to time."""
+    with Service(tmp_path, data_dir=disk / "data") as service:
+        service.data_dir = disk / "data"
+        assert 200 == service.drain(make_batch("first")).status
+        ballast = fill(disk)
+        check_unavailable(service.drain(make_batch("x" * 10_000)), "storage_full")
+        with pytest.raises(AssertionError, match="in vain"):
+            wait_for(lambda: service.request("GET", "/ready").status == 200, timeout=2.5)
+        check_not_ready(service, "storage_full")
+        ballast.unlink()
+        wait_until_ready(service)
+        assert 200 == service.drain(make_batch("last")).status
+        assert ["first", "last"] == [log["message"] for log in service.logs()]
+
+
+def test_the_floor_keeps_some_of_the_disk_free(tmp_path: Path, disk: Path) -> None:
+    """Below the floor batches are refused although they would fit, and accepted above it."""
+    floor = DISK_BYTES // 2
+    with Service(tmp_path, data_dir=disk / "data", min_free_bytes=floor) as service:
+        service.data_dir = disk / "data"
+        statuses = [service.drain(make_batch("x" * 100_000)).status for _ in range(40)]
+        accepted = statuses.index(503)
+        assert 10 < accepted < 25
+        assert free_bytes(disk) >= floor
+        ballast = fill(disk, leave_bytes=floor - KIB)
+        wait_for(lambda: service.request("GET", "/ready").status == 503)
+        check_unavailable(service.drain(make_batch("small")), "storage_full")
+        check_not_ready(service, "storage_full")
+        ballast.unlink()
+        wait_until_ready(service)
+        assert 200 == service.drain(make_batch("small")).status
+        assert floor <= free_bytes(disk)
+
+
+def test_a_floor_above_the_free_space_is_noticed_without_a_batch(tmp_path: Path) -> None:
+    """A load balancer learns by itself that batches would be refused; once is logged."""
+    with Service(tmp_path, min_free_bytes=1 << 60) as service:
+        wait_for(lambda: service.request("GET", "/ready").status == 503)
+        check_not_ready(service, "storage_full")
+        for _ in range(5):
+            check_unavailable(service.drain(make_batch("a")), "storage_full")
+        assert [] == service.files()
+        assert 1 == service.log().count("batches are refused")
+        assert 0 == service.stop()
+
+
+def test_a_removed_directory_is_noticed_and_welcomed_back(tmp_path: Path) -> None:
+    """Without its directory the service refuses, and goes on when it is there again."""
+    with Service(tmp_path) as service:
+        assert 200 == service.drain(make_batch("lost")).status
+        shutil.rmtree(service.data_dir)
+        for _ in range(5):
+            check_unavailable(service.drain(make_batch("refused")), "storage_failed")
+        check_not_ready(service, "storage_failed")
+        assert not service.data_dir.exists()
+        service.data_dir.mkdir()
+        wait_until_ready(service)
+        assert 200 == service.drain(make_batch("stored")).status
+        assert ["stored"] == [log["message"] for log in service.logs()]
+        assert 1 == service.log().count("batches are refused")
+        assert 1 == service.log().count("storage_failed is over")
+        assert 0 == service.stop()
+        assert [] == service.files("*.open")
+        assert ["stored"] == [log["message"] for log in service.logs()]
+
+
+def test_a_removed_directory_is_noticed_without_a_batch(tmp_path: Path) -> None:
+    """A load balancer learns by itself that batches would be refused."""
+    with Service(tmp_path) as service:
+        wait_until_ready(service)
+        shutil.rmtree(service.data_dir)
+        wait_for(lambda: service.request("GET", "/ready").status == 503)
+        check_not_ready(service, "storage_failed")
+        service.data_dir.mkdir()
+        wait_until_ready(service)
+
+
+def test_a_replaced_directory_is_used(tmp_path: Path) -> None:
+    """What is acknowledged lies in the directory of that name, not in the one moved away."""
+    with Service(tmp_path) as service:
+        assert 200 == service.drain(make_batch("before")).status
+        moved = service.data_dir.rename(tmp_path / "moved")
+        service.data_dir.mkdir()
+        for number in range(3):
+            assert 200 == service.drain(make_batch(str(number))).status
+        assert ["0", "1", "2"] == [log["message"] for log in service.logs()]
+        (old,) = moved.glob("*.ndjson*")
+        assert 1 == old.read_bytes().count(b"\n")
+        assert 0 == service.stop()
+
+
+def test_a_removed_segment_is_noticed(tmp_path: Path) -> None:
+    """A batch is not acknowledged because it went to a file that nobody will ever find."""
+    with Service(tmp_path) as service:
+        assert 200 == service.drain(make_batch("lost")).status
+        (path,) = service.files()
+        path.unlink()
+        assert 200 == service.drain(make_batch("kept")).status
+        assert ["kept"] == [log["message"] for log in service.logs()]
+        assert 0 == service.stop()
+        assert ["kept"] == [log["message"] for log in service.logs()]

@@ -1,0 +1,203 @@
+"""Segment files: when they are sealed, what they are called, and how long they are kept."""
+
+import contextlib
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.load import Load
+from tests.service import Service, make_batch, read_logs, segment_pid, wait_for
+
+NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]+\.ndjson(\.open)?")
+
+
+def post_in_turn(service: Service, count: int) -> list[str]:
+    """Post batches of a log of about 1,000 bytes one after another, and return their messages."""
+    messages = [f"{number} ".ljust(830, "x") for number in range(count)]
+    for message in messages:
+        assert 200 == service.drain(make_batch(message)).status
+    return messages
+
+
+def stored_messages(paths: list[Path]) -> list[str]:
+    return [log["message"] for log in read_logs(paths)]
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_segments_are_sealed_by_size(tmp_path: Path) -> None:
+    """No segment grows past its size, and their names are in the order of their logs."""
+    with Service(tmp_path, segment_bytes=10_000) as service:
+        messages = post_in_turn(service, 50)
+        sealed = service.files("*.ndjson")
+        assert all(9_000 < path.stat().st_size <= 10_000 for path in sealed)
+        assert len(service.files("*.open")) <= 1
+        assert messages == stored_messages(service.files())
+        assert 0 == service.stop()
+        assert sealed == service.files()[: len(sealed)]
+        assert messages == stored_messages(service.files("*.ndjson"))
+        assert max(path.stat().st_size for path in service.files()) <= 10_000
+
+
+def test_a_batch_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> None:
+    """A batch is never split over two files."""
+    with Service(tmp_path, segment_bytes=10_000) as service:
+        for messages in (["a"], ["x" * 900] * 50, ["b"]):
+            assert 200 == service.drain(make_batch(*messages)).status
+        assert [1, 50, 1] == [path.read_bytes().count(b"\n") for path in service.files()]
+
+
+@pytest.mark.slow
+def test_segments_are_sealed_by_age_also_when_idle(tmp_path: Path) -> None:
+    """A segment is sealed at its age, without another batch, and the next one has a new file."""
+    with Service(tmp_path, segment_seconds=1) as service:
+        for number in range(2):
+            assert 200 == service.drain(make_batch(str(number))).status
+            wait_for(lambda: not service.files("*.open"))
+            assert number + 1 == len(service.files("*.ndjson"))
+        assert ["0", "1"] == stored_messages(service.files())
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_segments_are_named_and_guarded(tmp_path: Path, umask: int) -> None:
+    """Files are for the owner and the group alone, whatever the umask, and sealed at the stop."""
+    service = Service(tmp_path)
+    stack = contextlib.ExitStack()
+    before = os.umask(umask)
+    try:
+        stack.enter_context(service)
+    finally:
+        os.umask(before)
+    with stack:
+        assert 200 == service.drain(make_batch("a")).status
+        (path,) = service.files()
+        assert NAME.fullmatch(path.name)
+        assert path.name.endswith(".ndjson.open")
+        assert service.worker_pids() == [segment_pid(path)]
+        assert time.strftime("%Y%m%d", time.gmtime(path.stat().st_mtime)) == path.name[:8]
+        assert (0o640, 0o750) == (mode_of(path), mode_of(service.data_dir))
+        content = path.read_bytes()
+        assert 0 == service.stop()
+        sealed = path.with_suffix("")
+        assert [sealed] == service.files()
+        assert (0o640, content) == (mode_of(sealed), sealed.read_bytes())
+
+
+@pytest.mark.slow
+def test_a_service_without_logs_leaves_no_file(tmp_path: Path) -> None:
+    """An idle service makes no segment, neither in its life nor at its end."""
+    with Service(tmp_path, segment_seconds=0.5) as service:
+        assert 200 == service.drain({"logs": []}).status
+        time.sleep(1.5)
+        assert 0 == service.stop()
+        assert [] == service.files()
+
+
+@pytest.mark.slow
+def test_workers_share_a_directory(tmp_path: Path) -> None:
+    """Each worker writes files of its own, whose names tell it."""
+    with Service(tmp_path, workers=3, segment_bytes=100_000) as service:
+        with Load(service) as load:
+            load.wait_for_every_worker()
+            load.wait_for_acknowledged(200)
+        assert set(service.worker_pids()) == set(map(segment_pid, service.files()))
+        assert 0 == service.stop()
+        assert all(NAME.fullmatch(path.name) for path in service.files())
+        assert [] == service.files("*.open")
+        load.check(service.logs())
+
+
+@pytest.mark.slow
+def test_two_services_share_a_directory(tmp_path: Path) -> None:
+    """Neither start, crash nor stop of one does the files of the other any harm."""
+    settings = {"data_dir": tmp_path / "data", "segment_bytes": 100_000, "segment_seconds": 1}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = Service(tmp_path / "one", **settings)
+    two = Service(tmp_path / "two", **settings)
+    one.data_dir = two.data_dir = tmp_path / "data"
+    with one, Load(one, 4) as load_one:
+        load_one.wait_for_acknowledged(50)
+        with two, Load(two, 4, start=1_000_000) as load_two:
+            load_two.wait_for_acknowledged(50)
+            two.kill()
+            load_one.wait_for_acknowledged(50)
+            two.start()
+            load_two.wait_for_acknowledged(50)
+            wait_for(lambda: not two.has_orphans())
+            load_two.stop()
+            assert 0 == two.stop()
+        load_one.wait_for_acknowledged(50)
+        load_one.stop()
+        assert 0 == one.stop()
+    assert [] == one.files("*.open")
+    logs = one.logs()
+    assert {True, False} == {log["metadata"]["batch"] < 1_000_000 for log in logs}
+    load_one.check(logs)
+    load_two.check(logs)
+
+
+OLD = [f"20260101T00000{number}.000000Z-1.ndjson" for number in range(5)]
+
+
+def prepare_sealed(service: Service, age_seconds: float = 0) -> None:
+    """Make five old segments of 1,000 bytes, each `age_seconds` older than the next."""
+    service.data_dir.mkdir()
+    now = time.time()
+    for number, name in enumerate(OLD):
+        path = service.data_dir / name
+        path.write_bytes(b"x" * 999 + b"\n")
+        moment = now - (len(OLD) - number) * age_seconds
+        os.utime(path, (moment, moment))
+    (service.data_dir / "notes.txt").write_bytes(b"x" * 100_000)
+
+
+def names_in(service: Service) -> list[str]:
+    return sorted(path.name for path in service.data_dir.iterdir())
+
+
+@pytest.mark.slow
+def test_all_segments_are_kept_by_default(tmp_path: Path) -> None:
+    """Without a retention nothing is ever removed."""
+    service = Service(tmp_path)
+    prepare_sealed(service, age_seconds=10**8)
+    with service:
+        time.sleep(2)
+        assert [*OLD, "notes.txt"] == names_in(service)
+
+
+def test_the_oldest_segments_beyond_the_size_are_removed(tmp_path: Path) -> None:
+    """What is kept fits in the size, is the newest, and other files neither count nor go."""
+    service = Service(tmp_path, retain_bytes=3_500)
+    prepare_sealed(service)
+    with service:
+        wait_for(lambda: len(service.files()) < 4)
+        assert [*OLD[2:], "notes.txt"] == names_in(service)
+        assert 2 == service.log().count("removed")
+
+
+def test_segments_beyond_the_age_are_removed(tmp_path: Path) -> None:
+    """A segment's age is the time since its last write."""
+    service = Service(tmp_path, retain_seconds=3500)
+    prepare_sealed(service, age_seconds=1000)
+    with service:
+        wait_for(lambda: len(service.files()) < 4)
+        assert [*OLD[2:], "notes.txt"] == names_in(service)
+
+
+@pytest.mark.slow
+def test_retention_goes_on_while_logs_come_in(tmp_path: Path) -> None:
+    """The newest logs are kept, the open segment among them."""
+    with Service(tmp_path, segment_bytes=10_000, retain_bytes=30_000) as service:
+        for _ in range(2):
+            messages = post_in_turn(service, 100)
+            wait_for(lambda: sum(path.stat().st_size for path in service.files()) <= 30_000)
+            kept = stored_messages(service.files())
+            assert 20 <= len(kept) <= 30
+            assert messages[-len(kept) :] == kept

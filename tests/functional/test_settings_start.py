@@ -1,0 +1,138 @@
+"""The start: what stops it, what it says, and the token that the first one makes."""
+
+import re
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.service import TOKEN, Service, make_batch, wait_for
+
+
+def check_refused_start(service: Service, *variables: str) -> None:
+    """Check that the service does not start, and says why in a line for each variable."""
+    assert 0 != service.fail_to_start()
+    lines = service.log().splitlines()
+    assert len(variables) == len(lines)
+    for variable in variables:
+        (line,) = (line for line in lines if line.startswith(variable + ": "))
+        assert len(line) > len(variable) + 10
+    assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bind", "nonsense"),
+        ("bind", "127.0.0.1"),
+        ("workers", 0),
+        ("workers", "two"),
+        ("sync", "sometimes"),
+        ("max_body_bytes", "10MB"),
+        ("max_body_bytes", -1),
+        ("body_timeout_seconds", 0),
+        ("commit_timeout_seconds", "soon"),
+        ("queue_bytes", 1000),
+        ("segment_seconds", 0),
+        ("min_free_bytes", -1),
+        ("tokens", " , "),
+        ("tokens_file", "/nonexistent/tokens"),
+        ("data_dir", "/proc/nonexistent"),
+        ("data_dirr", "/tmp"),
+        ("token", TOKEN),
+    ],
+)
+def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: object) -> None:
+    """One line says which variable is wrong or unknown, and nothing else is said."""
+    service = Service(tmp_path, **{name: value})
+    variable = "/nonexistent/tokens" if name == "tokens_file" else "ASTRALOG_" + name.upper()
+    check_refused_start(service, variable)
+
+
+def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
+    """Nobody has to start the service five times to find five mistakes."""
+    service = Service(tmp_path, workers=0, sync="no", segment_bytes="x", unknown=1, other=2)
+    names = ("WORKERS", "SYNC", "SEGMENT_BYTES", "UNKNOWN", "OTHER")
+    check_refused_start(service, *("ASTRALOG_" + name for name in names))
+
+
+def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:
+    """The line tells which token is wrong by its place."""
+    service = Service(tmp_path, tokens="good,se cret,good")
+    assert 0 != service.fail_to_start()
+    assert "ASTRALOG_TOKENS, token 2: " in service.log()
+    assert "cret" not in service.log()
+
+
+@pytest.mark.slow
+def test_an_address_in_use_stops_the_start(tmp_path: Path) -> None:
+    """The service says which address is taken, and ends."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+        service = Service(tmp_path, bind=f"{host}:{port}")
+        assert 0 != service.fail_to_start()
+    assert f"{host}:{port}" in service.log() or f"('{host}', {port})" in service.log()
+    assert "in use" in service.log()
+    assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize("sync", ["always", "everysec"])
+def test_the_start_is_told_in_one_line(tmp_path: Path, sync: str) -> None:
+    """The line names address, workers, data directory and sync mode; nothing else is said."""
+    with Service(tmp_path, workers=3, sync=sync) as service:
+        assert 200 == service.drain(make_batch("a")).status
+        assert 0 == service.stop()
+        host, port = service.address
+        (line,) = service.log().splitlines()
+    assert re.match(r"[0-9-]{10}T[0-9:]{8}Z INFO \[[0-9]+\] listening on ", line)
+    assert f"http://{host}:{port}, 3 workers, data in {service.data_dir}, sync {sync}" in line
+
+
+def test_the_first_start_makes_a_token(tmp_path: Path) -> None:
+    """The token is for the owner alone, never printed, and kept by the next start."""
+    path = tmp_path / "data" / "token"
+    with Service(tmp_path, tokens=None, workers=2) as service:
+        token = path.read_text().strip()
+        assert len(token) >= 32
+        assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+        assert 200 == service.drain(make_batch("a"), {"Authorization": token}).status
+        assert 401 == service.drain(make_batch("b")).status
+        assert ["token"] == [one.name for one in path.parent.iterdir() if "token" in one.name]
+        assert 0 == service.stop()
+        assert token not in service.log()
+        service.start()
+        assert token == path.read_text().strip()
+        assert 200 == service.drain(make_batch("c"), {"Authorization": token}).status
+        assert token not in service.log()
+
+
+def test_the_printed_command_works_as_pasted(tmp_path: Path) -> None:
+    """The first start prints a curl line that stores a log, also for a path that needs quotes."""
+    directory = tmp_path / 'it\'s a "path" with $signs'
+    directory.mkdir()
+    with Service(directory, tokens=None) as service:
+        wait_for(lambda: "curl" in service.log())
+        (command,) = (line for line in service.log().splitlines() if "curl" in line)
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert (0, '{"status":"accepted"}') == (done.returncode, done.stdout)
+        assert 1 == len(service.logs())
+        assert (directory / "data" / "token").read_text().strip() not in service.log()
+
+
+def test_no_command_is_printed_for_tokens_of_the_operator(tmp_path: Path) -> None:
+    """With tokens of its own the service makes none and prints none."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("# ours\n\nfrom-file\n")
+    with Service(tmp_path, tokens="one, two", tokens_file=tokens) as service:
+        for token in ("one", "two", "from-file"):
+            assert 200 == service.drain(make_batch(token), {"Authorization": token}).status
+            assert token not in service.log().replace(str(tmp_path), "")
+        for token in ("one, two", "# ours", "ours", ""):
+            assert 401 == service.drain(make_batch(token), {"Authorization": token}).status
+        assert "curl" not in service.log()
+        assert not (service.data_dir / "token").exists()
+        assert ["one", "two", "from-file"] == [log["message"] for log in service.logs()]

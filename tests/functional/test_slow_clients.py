@@ -1,0 +1,228 @@
+"""Clients that are slow, silent, many or suddenly gone do not disturb the others."""
+
+import contextlib
+import json
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service, make_batch, make_head, read_answer, wait_for
+
+pytestmark = pytest.mark.slow
+
+#: Connections that are idle while others are served.
+IDLE_CONNECTIONS = 1000
+
+#: Files that the test process needs for them, and some to spare.
+OPEN_FILES = IDLE_CONNECTIONS + 500
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Allow this process enough open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        pytest.skip(f"NOT TESTED: many connections; only {hard} open files are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, OPEN_FILES), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def vanish(connection: socket.socket) -> None:
+    """Reset a connection, as the end of a process or a host does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def is_ready(service: Service) -> bool:
+    return service.request("GET", "/ready").status == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        make_head("Content-Length: 100"),
+        make_head("Content-Length: 100") + b'{"logs":[',
+        make_head("Transfer-Encoding: chunked"),
+        make_head("Transfer-Encoding: chunked") + b"100\r\nabc",
+        make_head("Content-Length: 100", "Content-Encoding: gzip") + b"\x1f\x8b",
+    ],
+)
+def test_a_stalled_body_is_refused_in_time(service: Service, start: bytes) -> None:
+    """A client that stops in its body gets 408, and others are served meanwhile."""
+    with service.connect(timeout=10) as connection:
+        connection.sendall(start)
+        assert 200 == service.drain(make_batch("meanwhile")).status
+        answer = read_answer(connection)
+    assert (408, "body_timeout") == (answer.status, answer.body["code"])
+    assert "1 seconds" in answer.body["message"]
+
+
+def test_a_trickling_body_is_refused_in_time(service: Service) -> None:
+    """The time counts for the whole body, so that a byte now and then does not prolong it."""
+    with service.connect() as connection:
+        connection.sendall(make_head("Content-Length: 1000"))
+        connection.settimeout(0.1)
+        for _ in range(100):
+            connection.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                assert b"HTTP/1.1 408" == connection.recv(12)
+                break
+        else:
+            pytest.fail("the service read on for 10 seconds")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service that gives a body a second."""
+    with Service(tmp_path_factory.mktemp("slow"), body_timeout_seconds=1) as service:
+        yield service
+        assert is_ready(service)
+        assert "Traceback" not in service.log()
+
+
+def test_slow_heads_do_not_block_others(service: Service) -> None:
+    """Clients in the middle of a head cost no more than their connection."""
+    body = json.dumps(make_batch("at last")).encode()
+    request = make_head(f"Content-Length: {len(body)}") + body
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(service.connect()) for _ in range(100)]
+        for connection in slow:
+            connection.sendall(request[:30])
+        for _ in range(20):
+            assert 200 == service.drain(make_batch("meanwhile")).status
+        for connection in slow:
+            connection.sendall(request[30:])
+        assert [200] * 100 == [read_answer(connection).status for connection in slow]
+
+
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize("start", [b"", make_head()[:40], make_head("Content-Length: 9") + b"{"])
+def test_a_thousand_idle_connections_do_not_block_others(tmp_path: Path, start: bytes) -> None:
+    """Clients that say nothing, half a head or half a body leave room for those that do."""
+    with (
+        Service(tmp_path, body_timeout_seconds=60) as service,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(IDLE_CONNECTIONS):
+            stack.enter_context(service.connect()).sendall(start)
+        for number in range(100):
+            assert 200 == service.drain(make_batch(str(number))).status
+            assert is_ready(service)
+        assert 100 == len(service.logs())
+        assert "Traceback" not in service.log()
+
+
+# What a client reserves comes back
+
+BODY_BYTES = 400_000
+SMALL_QUEUE = {
+    "max_body_bytes": BODY_BYTES,
+    "queue_bytes": 2 * BODY_BYTES + 10_000,  # two large bodies and what goes with them
+    "body_timeout_seconds": 60,
+}
+LARGE_BODY = json.dumps(make_batch("x" * (BODY_BYTES - 1000))).encode().ljust(BODY_BYTES)
+
+
+def stall(service: Service) -> socket.socket:
+    """Begin a large body, so that its bytes are reserved, and leave it there."""
+    connection = service.connect()
+    connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + b"{")
+    return connection
+
+
+def is_refused(service: Service) -> bool:
+    return service.drain(LARGE_BODY).status == 503
+
+
+def test_a_full_queue_refuses_until_there_is_room(tmp_path: Path) -> None:
+    """Stalled uploads fill the queue: others get 503 at once, and 200 when the uploads end."""
+    with Service(tmp_path, **SMALL_QUEUE) as service:
+        stalled = [stall(service) for _ in range(2)]
+        wait_for(lambda: is_refused(service))
+        answers = [service.drain(LARGE_BODY) for _ in range(5)]
+        assert {(503, "queue_full")} == {(one.status, one.body["code"]) for one in answers}
+        assert all(int(one.headers["Retry-After"]) > 0 for one in answers)
+        ready = service.request("GET", "/ready")
+        assert (503, {"status": "unavailable", "reason": "queue_full"}) == (
+            ready.status,
+            ready.body,
+        )
+        assert 200 == service.request("GET", "/health").status
+        before = service.content()
+        for connection in stalled:
+            vanish(connection)
+        wait_for(lambda: is_ready(service))
+        assert 200 == service.drain(LARGE_BODY).status
+        assert len(before) < len(service.content())
+        assert 1 == service.log().count("queue full")
+        assert 1 == service.log().count("queue has room again")
+
+
+@pytest.mark.parametrize(
+    ("uploads", "size"), [(2, BODY_BYTES - 1000), (3, BODY_BYTES - 100_000), (10, 100_000)]
+)
+def test_chunked_bodies_count_as_they_grow(tmp_path: Path, uploads: int, size: int) -> None:
+    """A body of unknown length reserves what is held of it, so that memory stays bounded."""
+    chunk = b"%x\r\n" % size + b" " * size + b"\r\n"
+    with Service(tmp_path, **SMALL_QUEUE) as service, contextlib.ExitStack() as stack:
+        assert 200 == service.drain(LARGE_BODY).status
+        for _ in range(uploads):
+            connection = stack.enter_context(service.connect())
+            connection.sendall(make_head("Transfer-Encoding: chunked") + chunk)
+        wait_for(lambda: is_refused(service), timeout=5)
+
+
+@pytest.mark.parametrize("sent", [1, BODY_BYTES // 2, BODY_BYTES - 1, BODY_BYTES])
+def test_clients_that_vanish_leave_no_reservation(tmp_path: Path, sent: int) -> None:
+    """Whether they go within their body or before the answer, all of the queue is free again."""
+    with Service(tmp_path, **SMALL_QUEUE) as service:
+        for _ in range(20):
+            connection = service.connect()
+            connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + LARGE_BODY[:sent])
+            vanish(connection)
+        wait_for(lambda: not is_refused(service))
+        stalled = stall(service)  # half of the queue, so that a leak of the other half shows
+        for _ in range(5):
+            assert 200 == service.drain(LARGE_BODY).status
+        stalled.close()
+        assert service.logs()
+        assert is_ready(service)
+        assert "Traceback" not in service.log()
+
+
+def test_refusals_leave_no_reservation(tmp_path: Path) -> None:
+    """Whatever a batch is refused for, all of the queue is free again."""
+    with Service(tmp_path, **SMALL_QUEUE) as service:
+        for _ in range(20):
+            assert 400 == service.drain(b" " * BODY_BYTES).status
+            assert 400 == service.drain(b'{"logs":[1]}'.ljust(BODY_BYTES)).status
+            assert 413 == service.drain(b" " * (BODY_BYTES + 1)).status
+            assert 400 == service.drain(LARGE_BODY, {"Content-Encoding": "gzip"}).status
+            assert 413 == service.drain(iter([b" " * BODY_BYTES, b" "])).status
+        stalled = stall(service)
+        assert 200 == service.drain(LARGE_BODY).status
+        stalled.close()
+
+
+def test_clients_that_vanish_do_not_stop_the_service(tmp_path: Path) -> None:
+    """Connections that are reset anywhere in a request are nothing to speak of."""
+    request = make_head(f"Content-Length: {len(LARGE_BODY)}") + LARGE_BODY
+    with Service(tmp_path) as service:
+        assert is_ready(service)
+        pid = service.worker_pids()
+        for end in (0, 1, 30, 100, len(request) // 2, len(request)):
+            for _ in range(10):
+                connection = service.connect()
+                connection.sendall(request[:end])
+                vanish(connection)
+        assert 200 == service.drain(make_batch("after")).status
+        assert "after" in [log["message"] for log in service.logs()]
+        assert pid == service.worker_pids()
+        time.sleep(0.2)  # for what is logged late
+        assert "Traceback" not in service.log()

@@ -1,0 +1,152 @@
+"""Stop and reload: what is acknowledged is on disk, and the end comes soon."""
+
+import json
+import signal
+import socket
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.load import Load
+from tests.service import Service, make_batch, make_head, read_answer, wait_for
+
+pytestmark = pytest.mark.slow
+
+#: Seconds within which the service has to end, whatever its clients do.
+STOP_SECONDS = 10
+
+
+def check_sealed(service: Service) -> None:
+    assert [] == service.files("*.open")
+
+
+def test_sigterm_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """The service ends by itself with all files sealed and every acknowledged batch in them."""
+    with Service(tmp_path, workers=2) as service, Load(service) as load:
+        load.wait_for_every_worker()
+        load.wait_for_acknowledged(200)
+        service.signal(signal.SIGTERM)
+        assert 0 == service.wait(STOP_SECONDS)
+        load.stop()
+        check_sealed(service)
+        load.check(service.logs())
+        assert set() == set(load.refused.values()) - {"stopping"}
+        assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_a_quick_stop_loses_nothing_acknowledged(tmp_path: Path, number: signal.Signals) -> None:
+    """A stop that does not wait for requests keeps what is acknowledged, and seals it."""
+    with Service(tmp_path, workers=2) as service, Load(service) as load:
+        load.wait_for_every_worker()
+        load.wait_for_acknowledged(100)
+        service.signal(number)
+        assert 0 == service.wait(STOP_SECONDS)
+        load.stop()
+        check_sealed(service)
+        load.check(service.logs())
+        assert "Traceback" not in service.log()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_worker_that_just_starts_hears_the_stop(tmp_path: Path, number: signal.Signals) -> None:
+    """An idle service ends long before the master would have to kill a worker."""
+    with Service(tmp_path) as service:
+        wait_for(service.worker_pids)
+        service.signal(number)
+        assert 0 == service.wait(STOP_SECONDS / 2)
+
+
+def test_idle_connections_do_not_hold_up_the_stop(tmp_path: Path) -> None:
+    """Connections that are kept for later, used before or never, are closed."""
+    with Service(tmp_path) as service:
+        body = json.dumps(make_batch("kept")).encode()
+        connections = [service.connect() for _ in range(20)]
+        for connection in connections[:10]:
+            connection.sendall(make_head(f"Content-Length: {len(body)}") + body)
+            assert 200 == read_answer(connection).status
+        service.signal(signal.SIGTERM)
+        assert 0 == service.wait(STOP_SECONDS / 2)
+        for connection in connections:
+            assert b"" == connection.recv(1)
+            connection.close()
+        assert 10 == len(service.logs())
+        check_sealed(service)
+
+
+def test_stalled_clients_do_not_hold_up_the_stop(tmp_path: Path) -> None:
+    """Clients that stop in the middle of a head or a body are not waited for to the end."""
+    with Service(tmp_path, body_timeout_seconds=60) as service:
+        assert 200 == service.drain(make_batch("stored")).status
+        stalled = [
+            start_request(service, make_head("Content-Length: 100") + b"{"),
+            start_request(service, make_head("Transfer-Encoding: chunked") + b"5\r\n{"),
+            start_request(service, make_head("X: y")[:-2]),
+            start_request(service, b""),
+        ]
+        wait_for(lambda: "ready" in service.request("GET", "/ready").body["status"])
+        service.signal(signal.SIGTERM)
+        assert 0 == service.wait(STOP_SECONDS)
+        check_sealed(service)
+        assert ["stored"] == [log["message"] for log in service.logs()]
+        for connection in stalled:
+            connection.close()
+
+
+def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
+    """A client that is in the middle of its body when the stop begins can finish it."""
+    with Service(tmp_path) as service:
+        body = json.dumps(make_batch("late")).encode()
+        connection = start_request(service, make_head(f"Content-Length: {len(body)}") + body[:10])
+        assert 200 == service.drain(make_batch("before")).status
+        service.signal(signal.SIGTERM)
+        wait_for(lambda: refuses_connections(service))
+        connection.sendall(body[10:])
+        answer = read_answer(connection)
+        connection.close()
+        assert 200 == answer.status
+        assert 0 == service.wait(STOP_SECONDS)
+        assert ["before", "late"] == [log["message"] for log in service.logs()]
+        check_sealed(service)
+
+
+def test_sighup_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """A reload replaces the workers one by one while the service goes on."""
+    with Service(tmp_path, workers=2) as service, Load(service) as load:
+        for _ in range(2):
+            load.wait_for_every_worker()
+            load.wait_for_acknowledged(100)
+            before = set(service.worker_pids())
+            service.signal(signal.SIGHUP)
+            wait_for(partial(has_new_workers, service, before))
+        load.wait_for_acknowledged(100)
+        load.stop()
+        assert "ready" == service.request("GET", "/ready").body["status"]
+        assert 0 == service.stop()
+        check_sealed(service)
+        load.check(service.logs())
+        assert set() == set(load.refused.values()) - {"stopping"}
+        assert "Traceback" not in service.log()
+
+
+def start_request(service: Service, data: bytes) -> socket.socket:
+    """Send the beginning of a request, and leave it there."""
+    connection = service.connect()
+    connection.sendall(data)
+    return connection
+
+
+def refuses_connections(service: Service) -> bool:
+    """Tell whether the service has begun to stop."""
+    try:
+        service.connect(timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
+def has_new_workers(service: Service, before: set[int]) -> bool:
+    """Tell whether the workers are as many as before, and others."""
+    now = set(service.worker_pids())
+    return len(now) == len(before) and not now & before

@@ -1,0 +1,136 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astralog import codec
+from astralog.codec import PIECE_BYTES, encode_batch, encode_lines
+from astralog.errors import Refusal
+from astralog.schemas import _decode_lines, load_lines
+from tests.service import make_log
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(make_log(**fields)).encode()
+
+
+def refusal_of(body: bytes) -> Refusal:
+    with pytest.raises(Refusal) as refused:
+        encode_lines(body)
+    return refused.value
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n", b"\n \n"])
+@pytest.mark.parametrize("between", [b"\n", b"\r\n", b"\n\n"])
+def test_a_log_a_line_is_stored_as_the_same_batch_in_json(between: bytes, end: bytes) -> None:
+    """Both forms of a batch store the same lines; blank lines do not count."""
+    lines = [line(message=f"line {number}", timestamp="2024-05-31 15:30") for number in range(3)]
+    expected = encode_batch(b'{"logs":[%s]}' % b",".join(lines))
+    assert expected == encode_lines(between.join(lines) + end)
+
+
+@pytest.mark.parametrize("body", [b"", b"\n", b"\r\n \n"])
+def test_no_lines_are_an_empty_batch(body: bytes) -> None:
+    """As with JSON, a batch may hold no logs."""
+    assert (b"", 0) == encode_lines(body)
+
+
+def test_a_malformed_log_is_named_by_its_line() -> None:
+    """Blank lines count in the number of a line, which starts at 0."""
+    body = b"\n".join([line(), b"", line(level=""), line(), line(extra=1)])
+    refusal = refusal_of(body)
+    assert "invalid_batch" == refusal.code
+    assert "2 of 4 logs are malformed; nothing was stored" == refusal.message
+    assert refusal.errors is not None
+    assert {2: ["level"], 4: ["extra"]} == {
+        number: list(errors) for number, errors in refusal.errors["logs"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"{",
+        line()[:-1],
+        line() + b"," + line(),
+        line() + b" " + line(),
+        b"\xff",
+        b'{"message": NaN}',
+        b"nonsense",
+    ],
+)
+def test_a_line_that_is_no_json_is_named(broken: bytes) -> None:
+    """A line holds one JSON value, whole."""
+    refusal = refusal_of(b"\n".join([line(), broken, line()]))
+    assert "invalid_json" == refusal.code
+    assert "line 1: " in refusal.message
+
+
+@pytest.mark.parametrize("value", [b"1", b"[]", b"null", b'"x"', b"{}"])
+def test_a_line_that_is_no_log_is_malformed(value: bytes) -> None:
+    """A JSON value that is no log is refused as one."""
+    assert "1 of 2 logs" in refusal_of(line() + b"\n" + value).message
+
+
+def test_a_long_text_is_read_piece_by_piece() -> None:
+    """A body of several pieces is stored whole, in its order."""
+    lines = [line(message=str(number)) for number in range(3 * PIECE_BYTES // 200)]
+    batch = encode_lines(b"\n".join(lines))
+    assert len(lines) == batch.logs
+    stored = [json.loads(text)["message"] for text in batch.lines.splitlines()]
+    assert [str(number) for number in range(len(lines))] == stored
+
+
+def test_a_fault_in_a_long_text_is_named_by_its_line() -> None:
+    """The number of a line is that in the body, not in a piece of it."""
+    lines = [line(message=str(number)) for number in range(3 * PIECE_BYTES // 200)]
+    place = len(lines) - 10
+    lines[place] = line(level="")
+    refusal = refusal_of(b"\n".join(lines))
+    assert refusal.errors is not None
+    assert [place] == list(refusal.errors["logs"])
+    lines[place] = b"{"
+    assert f"line {place}: " in refusal_of(b"\n".join(lines)).message
+
+
+def test_a_long_line_may_not_hold_many_values() -> None:
+    """The values of one log are bounded, since each costs memory."""
+    body = line() + b"\n" + line(metadata={"values": [0] * 4 * PIECE_BYTES})
+    assert codec.LONG_LOG_COMMAS < body.count(b",")
+    refusal = refusal_of(body)
+    assert refusal.errors is not None
+    assert [1] == list(refusal.errors["logs"])
+
+
+@pytest.mark.parametrize("encode", [encode_batch, encode_lines])
+def test_a_batch_may_hold_only_the_projects_of_its_token(encode: Any) -> None:
+    """One log of another project refuses the batch and names the project."""
+    logs = [line(project_id="mine"), line(project_id="theirs")]
+    separator = b"\n" if encode is encode_lines else b","
+    body = separator.join(logs)
+    if encode is encode_batch:
+        body = b'{"logs":[%s]}' % body
+    assert 2 == encode(body, {"mine", "theirs"}).logs
+    assert 2 == encode(body, None).logs
+    with pytest.raises(Refusal) as refused:
+        encode(body, {"mine"})
+    assert "forbidden_project" == refused.value.code
+    assert "'theirs'" in refused.value.message
+
+
+texts = st.sampled_from(
+    [line(), line(message="a\nb"), line(level=""), b"", b" ", b"{}", b"{", b"1", b"\xff", b"\r"]
+)
+
+
+@given(st.lists(st.one_of(texts, st.binary(max_size=20))))
+def test_what_the_decoder_takes_is_what_the_schema_takes(lines: list[bytes]) -> None:
+    """The quick way through the lines gives the same logs as the one that words the errors."""
+    body = b"\n".join(lines)
+    quick = _decode_lines(body)
+    if quick is not None:
+        expected = [json.loads(text) for text in body.split(b"\n") if text.strip()]
+        assert len(expected) == len(quick)
+        assert quick == load_lines(body + b"\n\n")
