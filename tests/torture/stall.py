@@ -37,7 +37,7 @@ STOP_SECONDS = 10.0
 
 
 class TimedLoad(Load):
-    """A load that notes how long answers take, and which timeouts promise that nothing is stored."""
+    """A load that notes how long answers take, and tells two kinds of timeouts apart."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service, threads=CLIENTS, largest=LARGEST_BATCH)
