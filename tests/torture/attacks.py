@@ -123,7 +123,14 @@ def lying_bodies() -> Iterator[tuple[str, bytes, bytes]]:
     batch = json.dumps(make_batch("x")).encode()
     for length in ("5000", "-1", "+5", "5_0", "0x10", "1e3", "99999999999999999999", " ", "5 5"):
         yield f"Content-Length {length}", make_head(f"Content-Length: {length}"), batch
-    for chunk in (b"zz\r\nx", b"-1\r\n", b"5\r\nab", b"FFFFFFFFFFFFFFFF\r\nx", b"\r\n", b"5\nabcde"):
+    for chunk in (
+        b"zz\r\nx",
+        b"-1\r\n",
+        b"5\r\nab",
+        b"FFFFFFFFFFFFFFFF\r\nx",
+        b"\r\n",
+        b"5\nabcde",
+    ):
         yield f"chunk {chunk!r}", make_head("Transfer-Encoding: chunked"), chunk
     bomb = b"\0" * (100 * MIB)
     spaces = b" " * (100 * MIB) + batch
@@ -157,7 +164,10 @@ def _heavy_bodies() -> Iterator[tuple[str, bytes]]:
     yield "an exponent", f'{{"logs":[{log},"n":1e999999999}}}}]}}'.encode()
     deep = '{"a":' * 100_000 + "1" + "}" * 100_000
     yield "deep metadata", f'{{"logs":[{log},"d":{deep}}}}}]}}'.encode()
-    yield "a timestamp of a million", json.dumps({"logs": [make_log(timestamp="9" * 10**6)]}).encode()
+    yield (
+        "a timestamp of a million",
+        json.dumps({"logs": [make_log(timestamp="9" * 10**6)]}).encode(),
+    )
 
 
 def _encoded(coding: str, body: bytes) -> tuple[bytes, bytes]:
@@ -175,7 +185,9 @@ def _break_lines(bench: Bench, row: Row, service: Service) -> None:
     breaks = ["\n", "\r", "\r\n", "\0", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"]
     for text in (f'"}}{line_break}{forged}{line_break}' for line_break in breaks):
         batches = [make_log(**{name: text}, metadata=mark) for name in ("message", "service")]
-        batches += [make_log(project_id=text, level=text, metadata=mark | {text: [text, {text: 1}]})]
+        batches += [
+            make_log(project_id=text, level=text, metadata=mark | {text: [text, {text: 1}]})
+        ]
         for ensure_ascii in (True, False):
             body = json.dumps({"logs": batches}, ensure_ascii=ensure_ascii).encode()
             _expect(row, service.drain(body), repr(text[:5]), 200)
