@@ -7,6 +7,7 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -92,10 +93,21 @@ def run(seconds: float, seed: int, only: list[str]) -> list[Row]:
                 bench.say(f"NOT TESTED: {kind.name}; it takes gcc to compile the shim")
             elif left > 0:
                 bench.say(f"--- {kind.name}")
-                rows += kind.torture(bench)
+                rows += _run_kind(kind, bench)
             else:
                 bench.say(f"NOT TESTED: {kind.name}; there is no time left")
     return rows
+
+
+def _run_kind(kind: Kind, bench: Bench) -> list[Row]:
+    """Run a kind; where it cannot go on, that is a failure of its own, and the others still run."""
+    try:
+        return kind.torture(bench)
+    except Exception as error:
+        traceback.print_exc()
+        row = Row(f"{kind.name}: did not come to its end")
+        row.fail(repr(error))
+        return [row]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Thousands of connections that are slow, idle, half-closed or gone; others are served meanwhile."""
+"""Thousands of connections that are slow, idle or gone; others are served meanwhile."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from tests.load import Load
 from tests.service import Service, make_head, wait_for
@@ -32,27 +32,32 @@ RESET = struct.pack("ii", 1, 0)
 Behaviour = Callable[[socket.socket], None]
 
 
-def torture(bench: Bench, connections: int) -> list[Row]:
+def torture(
+    bench: Bench,
+    connections: int,
+    stay_seconds: float = STAY_SECONDS,
+    kinds: Collection[str] = (),
+) -> list[Row]:
     """Let a crowd of each kind come, stay and go."""
     raise_open_files_limit()
     rows = []
-    for what, behave in BEHAVIOURS.items():
+    for what in kinds or BEHAVIOURS:
         row = Row(f"{connections:,} connections: {what}")
         if bench.has_time:
-            _visit(bench, row, behave, connections)
+            _visit(bench, row, BEHAVIOURS[what], connections, stay_seconds)
             bench.say(row.what)
         rows.append(row)
     if bench.has_time:
-        rows.append(_flood(bench))
+        rows.append(_flood(bench, stay_seconds))
     return rows
 
 
-def _flood(bench: Bench) -> Row:
+def _flood(bench: Bench, seconds: float) -> Row:
     """Let two clients send requests without a pause, and without waiting for the answers."""
     row = Row("2 connections: requests without a pause")
     data = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
     with Service(bench.make_directory()) as service:
-        end = time.monotonic() + STAY_SECONDS
+        end = time.monotonic() + seconds
 
         def send() -> None:
             with service.connect() as connection:
@@ -88,7 +93,9 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _visit(bench: Bench, row: Row, behave: Behaviour, connections: int) -> None:
+def _visit(
+    bench: Bench, row: Row, behave: Behaviour, connections: int, stay_seconds: float
+) -> None:
     with Service(bench.make_directory(), body_timeout_seconds=3) as service:
         load = Load(service, threads=2)
         with load:
@@ -102,7 +109,7 @@ def _visit(bench: Bench, row: Row, behave: Behaviour, connections: int) -> None:
                 with contextlib.suppress(OSError):
                     behave(connection)
                 row.tried += 1
-            time.sleep(STAY_SECONDS)
+            time.sleep(stay_seconds)
         if not others.acknowledged:
             row.fail("no batch was taken while the crowd was there")
         with contextlib.suppress(AssertionError):

@@ -97,10 +97,17 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
 
 
 def _leave(filler: Path, size: int) -> None:
-    """Fill a disk but for `size` bytes."""
+    """Fill a disk, which others write to, but for about `size` bytes."""
     free = os.statvfs(filler.parent)
+    left = free.f_bavail * free.f_frsize - size
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - size))
+        while left > 0:
+            step = min(MIB, left)
+            try:
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
+            except OSError:
+                return  # full already
+            left -= step
 
 
 def _make_read_only(bench: Bench, rounds: int) -> Row:

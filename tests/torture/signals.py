@@ -3,9 +3,10 @@
 import json
 import signal
 import time
+from collections.abc import Iterable
 
 from tests.load import Load, make_body
-from tests.service import Service, wait_for
+from tests.service import Service, segment_pid, wait_for
 from tests.torture.bench import Bench, tally, wait_for_more
 from tests.torture.table import Row
 
@@ -27,12 +28,15 @@ ENDING = {
 }
 
 
-def torture(bench: Bench, rounds: int, segments: int) -> list[Row]:
+def torture(
+    bench: Bench, rounds: int, segments: int, endings: Iterable[str] = tuple(ENDING)
+) -> list[Row]:
     """Try each signal `rounds` times, and a start on `segments` sealed segments once."""
-    rows = []
-    for name, numbers in ENDING.items():
-        if bench.has_time:
-            rows.append(_end(bench, Row(f"{name}, start again"), numbers, rounds))
+    rows = [
+        _end(bench, Row(f"{name}, start again"), ENDING[name], rounds)
+        for name in endings
+        if bench.has_time
+    ]
     if bench.has_time:
         rows += [_reload(bench, rounds), _resize(bench, rounds), _start_on_many(bench, segments)]
     return rows
@@ -106,11 +110,15 @@ def _resize(bench: Bench, rounds: int) -> Row:
             for number, workers in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
                 service.signal(number)
                 wait_for(lambda: len(service.worker_pids()) == workers)  # noqa: B023
-                load.wait_for_every_worker()
+                wait_for(lambda: _has_every_worker_stored(service))
                 wait_for_more(load, 5, row)
             row.tried += 1
         load.stop()
         return _finish(bench, row, service, load)
+
+
+def _has_every_worker_stored(service: Service) -> bool:
+    return set(service.worker_pids()) <= set(map(segment_pid, service.files()))
 
 
 def _start_on_many(bench: Bench, segments: int) -> Row:

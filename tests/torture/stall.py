@@ -74,9 +74,12 @@ def torture(bench: Bench, stall_seconds: float, commit_timeout_seconds: float) -
 
 def _stall(bench: Bench, row: Row, stall_seconds: float, commit_timeout_seconds: float) -> None:
     directory = bench.make_directory()
-    settings = {"max_body_bytes": QUEUE_BYTES, "queue_bytes": QUEUE_BYTES, "min_free_bytes": 0}
-    settings["commit_timeout_seconds"] = commit_timeout_seconds  # type: ignore[assignment]
-    service = ShimmedService(directory, **settings).start()
+    service = ShimmedService(
+        directory,
+        max_body_bytes=QUEUE_BYTES,
+        queue_bytes=QUEUE_BYTES,
+        commit_timeout_seconds=commit_timeout_seconds,
+    ).start()
     load = TimedLoad(service)
     try:
         with load:
