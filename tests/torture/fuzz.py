@@ -27,6 +27,13 @@ PIECES = (
     *(b'{"logs":[]}', b'"metadata":{"a":{"b":[1,2.50,null]}}', b'"metadata":null'),
 )
 
+#: What stands where a value should.
+VALUES = (
+    *(b"NaN", b"Infinity", b"-Infinity", b"-0", b"-0.0", b"01", b"+1", b".5", b"1.", b"1e999"),
+    *(b"1e-999", b"9" * 30, b"null", b"true", b"True", b"'x'", b"undefined", b'"\\ud83d"', b'""'),
+    *(b'"\\x41"', b'"\t"', b"[]", b"{}", b"[1,]", b'{"a":1,"a":2}', b"0x10", b"1_0", b"0.1", b""),
+)
+
 TIMESTAMPS = (
     *("2024-05-31T15:30:45Z", "2024-05-31 15:30:45.123456789+02:00", "2024-W22-5T15"),
     *("20240531T153045,5Z", "2024-152", "2024-05-31", "2016-12-31T23:59:60Z", "2024-05-31T24:00"),
@@ -75,7 +82,12 @@ def _mutated(chance: random.Random, frame: bytes, separator: bytes) -> bytes:
     body = bytearray(frame % separator.join(logs))
     for _ in range(chance.choice((0, 1, 1, 1, 2, 4))):
         place = chance.randrange(len(body) + 1)
-        match chance.randrange(6):
+        match chance.randrange(8):
+            case 6 | 7:
+                colon = body.find(b":", place)
+                comma = body.find(b",", colon)
+                if 0 <= colon < comma:
+                    body[colon + 1 : comma] = chance.choice(VALUES)
             case 0:
                 body[place:place] = chance.choice(PIECES)
             case 1:
@@ -113,6 +125,7 @@ def _try_body(row: Row, body: bytes, is_lines: bool) -> None:
             sent = [json.loads(line) for line in body.split(b"\n") if line.strip()]
         else:
             sent = json.loads(body)["logs"]
+        meant = [_as_stored(log) for log in sent]
     except ValueError as error:
         row.half += 1
         row.remark(f"{error}: {body[:200]!r}")
@@ -120,7 +133,7 @@ def _try_body(row: Row, body: bytes, is_lines: bool) -> None:
     if rest or not len(lines) == len(sent) == batch.logs:
         row.forged += 1
         row.remark(f"{len(lines)} lines: {body[:200]!r}")
-    elif [_as_stored(log) for log in sent] != stored:
+    elif meant != stored:
         row.lost += 1
         row.remark(f"stored otherwise: {body[:200]!r}")
 
