@@ -1,10 +1,10 @@
 """What every kind of torture needs: a place, chance, time, and the tally of what is stored."""
 
-import itertools
 import json
 import random
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,7 +23,6 @@ class Bench:
         self.random = random.Random(seed)
         self._deadline = time.monotonic() + seconds
         self._quiet = quiet
-        self._numbers = itertools.count()
 
     @property
     def has_time(self) -> bool:
@@ -32,9 +31,7 @@ class Bench:
 
     def make_directory(self) -> Path:
         """Return a new directory."""
-        path = self.directory / f"service-{next(self._numbers)}"
-        path.mkdir(parents=True)
-        return path
+        return Path(tempfile.mkdtemp(dir=self.directory))
 
     def remove(self, path: Path) -> None:
         """Remove a directory whose files were tallied."""
