@@ -26,7 +26,7 @@
 
 enum { WRITE, SYNC, DIRSYNC, OPEN, RENAME, UNLINK, TRUNCATE, OPERATIONS };
 enum { SKIP, TIMES, OUTCOME, ARGUMENT, HITS, CALLS, SLOTS };
-enum { SHORT = -1, STALL = -2 };
+enum { SHORT = -1, STALL = -2, TORN = -3 };
 #define CLOCK_SECONDS (OPERATIONS * SLOTS)
 #define CONTROL_BYTES ((CLOCK_SECONDS + 1) * 8)
 #define KNOWN_FILES 65536
@@ -115,14 +115,18 @@ static uint64_t inode_of(int fd, int64_t *size) {
     static __typeof__(name) *real; \
     if (!real) real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
+/* The disk was full after the first bytes of a write: the next one says so. */
+static __thread int is_full;
+
 static ssize_t do_write(int fd, const struct iovec *data, int count) {
-    int64_t outcome = fault(WRITE);
+    int64_t outcome = is_full ? ENOSPC : fault(WRITE);
+    is_full = outcome == TORN;
     if (outcome > 0) {
         errno = outcome;
         return -1;
     }
     struct iovec part;
-    if (outcome == SHORT) {
+    if (outcome == SHORT || outcome == TORN) {
         size_t most = control[WRITE * SLOTS + ARGUMENT];
         part = data[0];
         if (part.iov_len > most) part.iov_len = most;

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tests.load import Load
 from tests.service import wait_for
 from tests.torture.bench import Bench, tally, wait_for_more
-from tests.torture.shim import SHORT, STALL, ShimmedService
+from tests.torture.shim import SHORT, STALL, TORN, ShimmedService
 from tests.torture.table import Row
 
 
@@ -24,6 +24,7 @@ FAULTS = (
     Fault("EIO on write", "write", errno.EIO),
     Fault("ENOSPC on write", "write", errno.ENOSPC),
     Fault("short write", "write", SHORT),
+    Fault("short write, then ENOSPC", "write", TORN),
     Fault("EIO on write and on cutting back", "write", errno.EIO, "truncate"),
     Fault("EIO on sync, pages lost", "sync", errno.EIO),
     Fault("ENOSPC on sync, pages lost", "sync", errno.ENOSPC),
@@ -81,7 +82,7 @@ def _campaign(bench: Bench, row: Row, fault: Fault, rounds: int) -> None:
 def _break_once(bench: Bench, row: Row, fault: Fault, service: ShimmedService, load: Load) -> None:
     wait_for_more(load, 1, Row(""))
     times = bench.random.choice((1, 1, 2, 4))
-    argument = SHORT_BYTES if fault.outcome == SHORT else STALL_MS
+    argument = STALL_MS if fault.outcome == STALL else SHORT_BYTES
     before = service.control.hits(fault.operation)
     if fault.also:
         service.control.fail(fault.also, errno.EIO, times=times)
