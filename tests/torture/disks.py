@@ -160,7 +160,8 @@ def _delete(bench: Bench, rounds: int) -> Row:
         for number in range(rounds):
             with Load(service, start=number << 32) as before:
                 before.wait_for_acknowledged(20)
-                shutil.rmtree(service.data_dir)
+                doomed = service.data_dir.rename(service.data_dir.with_name("doomed"))
+                shutil.rmtree(doomed)
                 _wait_for_refusal(before, row, "storage_failed")
             service.data_dir.mkdir()
             row.tried += 1
