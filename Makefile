@@ -33,6 +33,10 @@ test: $(VENV)/.installed-dev ## Run all tests
 test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
 	$(BIN)/pytest -m "not slow"
 
+.PHONY: torture
+torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=600, and count
+	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),600) $(TORTURE)
+
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
 	$(BIN)/python -m bench

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from astralog.directory import sync_directory
 from astralog.errors import Refusal
 from astralog.settings import InvalidSettings, Settings
 
@@ -119,6 +120,7 @@ def make_token_file(data_dir: Path) -> Path:
             pass
         finally:
             draft.unlink()
+        sync_directory(data_dir)
     return path
 
 

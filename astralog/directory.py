@@ -21,10 +21,17 @@ BLOCK_BYTES = 1024 * 1024
 
 
 def make_directory(path: Path) -> None:
-    """Make the data directory where it is missing, for the owner and the group only."""
-    if not path.is_dir():
-        path.mkdir(mode=DIRECTORY_MODE, parents=True)
-        path.chmod(DIRECTORY_MODE)
+    """Make the data directory where it is missing, for the owner and the group only.
+
+    It is durable when this returns, and so are the parents that were made for it.
+    """
+    if path.is_dir():
+        return
+    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+    path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    path.chmod(DIRECTORY_MODE)
+    for made in missing:
+        sync_directory(made.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -66,7 +66,7 @@ class Pipeline:
     def __init__(self, settings: Settings) -> None:
         self._commit_timeout_seconds = settings.commit_timeout_seconds
         self._data_dir = settings.data_dir
-        self._storages = [Storage(settings) for _ in range(settings.writers)]
+        self.storages = tuple(Storage(settings) for _ in range(settings.writers))
         self._admission = Admission(settings.queue_bytes)
         self._queue: Queue[_Entry | None] = Queue()  # bounded by the admission; None ends a drain
         self._waiting: deque[_Entry] = deque()  # in the order of their deadlines
@@ -81,16 +81,11 @@ class Pipeline:
         """The bytes of the bodies being read and the batches waiting for their commit."""
         return self._admission.reserved
 
-    @property
-    def storages(self) -> tuple[Storage, ...]:
-        """The storage of each writer."""
-        return tuple(self._storages)
-
     def unavailable(self) -> str | None:
         """Return the code with which a batch would be refused now, None where it would not."""
         if self._is_stopping:
             return "stopping"
-        troubles = [storage.trouble for storage in self._storages]
+        troubles = [storage.trouble for storage in self.storages]
         if all(troubles):
             return troubles[0]
         return "queue_full" if self._admission.is_full else None
@@ -131,7 +126,7 @@ class Pipeline:
             return
         self._is_started = True
         self._threads.spawn(directory.recover, self._data_dir)
-        for storage in self._storages:
+        for storage in self.storages:
             self._greenlets.spawn(self._drain, storage)
         gevent.spawn(self._time_out_overdue)
 
@@ -230,13 +225,16 @@ class Pipeline:
         """End the waits that last too long; one timer for all costs less than one for each."""
         while True:
             gevent.sleep(OVERDUE_SECONDS)
-            now = time.monotonic()
-            while self._waiting and (
-                self._waiting[0].done.ready() or self._waiting[0].deadline <= now
-            ):
-                entry = self._waiting.popleft()
-                if not entry.done.ready():
-                    entry.done.set_exception(self._timed_out(entry))
+            self.time_out_once()
+
+    def time_out_once(self) -> None:
+        """End the waits that are over by now."""
+        now = time.monotonic()
+        while self._waiting and (self._waiting[0].done.ready() or self._waiting[0].deadline <= now):
+            entry = self._waiting.popleft()
+            if not entry.done.ready():
+                entry.done.set_exception(self._timed_out(entry))
+                self._drop(entry)  # before a writer that wakes up meanwhile takes it
 
     def _timed_out(self, entry: _Entry) -> Refusal:
         outcome = "may still be stored" if entry.is_taken else "was not stored"

@@ -51,7 +51,8 @@ class Segment:
             self.check_in_place()
             directories.sync_directory(directory)
         except OSError:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next start removes an empty segment
+                self.path.unlink(missing_ok=True)
             self.close()
             raise
 
@@ -166,8 +167,12 @@ class SegmentWriter:
             except SegmentLost as error:
                 log.error("%s: %s", segment.path.name, error)
                 self._abandon(segment)
-        for path in list(self._unsealed):
-            self._recover(path)
+        self._seal_the_rest()
+
+    def close(self) -> None:
+        """Seal the open segment, and once more try those that could not be sealed before."""
+        self.seal()
+        self._seal_the_rest()
 
     def seal(self) -> None:
         """Seal the open segment, if any; one that cannot be sealed now is tried again."""
@@ -228,6 +233,10 @@ class SegmentWriter:
         finally:
             segment.close()
         self._recover(segment.path)
+
+    def _seal_the_rest(self) -> None:
+        for path in list(self._unsealed):
+            self._recover(path)
 
     def _recover(self, path: Path) -> None:
         """Seal a segment through a new descriptor; the old one's errors are spent."""

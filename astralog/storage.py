@@ -88,7 +88,7 @@ class Storage:
 
     def close(self) -> None:
         """Seal what is open."""
-        self._writer.seal()
+        self._writer.close()
 
     def _check_free(self, size: int) -> None:
         free = directory.free_bytes(self._directory)

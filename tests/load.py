@@ -110,19 +110,30 @@ class Load:
     def _post(self, connection: http.client.HTTPConnection) -> None:
         number = next(self._numbers)
         size = number % self._largest + 1
+        if connection.sock is None:
+            connection.connect()
         with self._lock:
             self.unanswered.add(number)
-        connection.request("POST", "/v1/drain", _make_body(number, size), {"Authorization": TOKEN})
+        self.note_post(number, connection.sock.getsockname()[1])
+        connection.request("POST", "/v1/drain", make_body(number, size), {"Authorization": TOKEN})
         response = connection.getresponse()
         body = json.loads(response.read())
         with self._lock:
+            self.note_answer(number, size, response.status, body)
             self.unanswered.discard(number)
-            if response.status == 200:
-                self.acknowledged[number] = size
-            else:
-                self.refused[number] = body["code"]
+
+    def note_post(self, number: int, port: int) -> None:
+        """Take note of a batch that is about to be posted from a port."""
+
+    def note_answer(self, number: int, size: int, status: int, body: dict[str, Any]) -> None:
+        """Take note of what became of a batch; only one thread at a time does so."""
+        if status == 200:
+            self.acknowledged[number] = size
+        else:
+            self.refused[number] = body["code"]
 
 
-def _make_body(batch: int, size: int) -> bytes:
+def make_body(batch: int, size: int) -> bytes:
+    """Return the body of a batch of `size` logs."""
     logs = [make_log(metadata={"batch": batch, "line": line}) for line in range(size)]
     return json.dumps({"logs": logs}).encode()

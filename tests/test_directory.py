@@ -64,6 +64,14 @@ def test_a_directory_is_made_for_owner_and_group_only(tmp_path: Path) -> None:
     assert 0o750 == stat.S_IMODE(path.stat().st_mode)
 
 
+def test_a_new_directory_is_durable(tmp_path: Path, break_os: Callable[..., Fault]) -> None:
+    """Each directory that got a new entry is synced, so that a power cut leaves the segments."""
+    fsync = break_os("fsync", errno.EIO, times=0)
+    directory.make_directory(tmp_path / "a" / "b")
+    synced = {call.split(" ")[0] for call in fsync.calls}
+    assert {str(tmp_path), str(tmp_path / "a")} == synced
+
+
 def test_a_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     """An operator's own mode is kept."""
     tmp_path.chmod(0o770)

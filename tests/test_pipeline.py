@@ -1,6 +1,7 @@
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -235,7 +236,7 @@ def test_one_writer_in_trouble_does_not_refuse_requests(
 ) -> None:
     """Requests are only turned away when no writer can store."""
     pipeline = make_pipeline(writers=2)
-    first, second = pipeline._storages
+    first, second = pipeline.storages
     first.trouble = "storage_failed"
     assert pipeline.unavailable() is None
     second.trouble = "storage_full"
@@ -291,6 +292,30 @@ def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
     pipeline.stop(PATIENCE_SECONDS)
     assert line(1) + line(4) == stored(tmp_path)
     assert 0 == reserved(pipeline)
+
+
+def test_a_batch_is_dropped_as_soon_as_its_client_is_to_be_told_so(
+    make_pipeline: Callable[..., Pipeline],
+    settings: Settings,
+    gate: Gate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A writer that runs between the decision and the answer does not store it."""
+    pipeline = make_pipeline(commit_timeout_seconds=0.5)
+    gate.close()
+    commit_later(pipeline, line(1))
+    wait_until(lambda: gate.chunks)
+    waiting = commit_later(pipeline, line(2))
+    gevent.sleep(0)
+    time.sleep(0.6)  # nothing else runs, so that the timer is late
+    monkeypatch.setattr(gevent, "idle", pipeline.time_out_once)
+    gate.open()
+    pipeline.drain_once(Storage(settings))
+    refusal = waiting.get(timeout=PATIENCE_SECONDS)
+    assert refusal is not None
+    assert "the batch was not stored" in refusal.message
+    assert line(2) not in stored(tmp_path)
 
 
 def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(

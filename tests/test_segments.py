@@ -117,6 +117,18 @@ def test_a_segment_whose_name_cannot_be_made_durable_is_removed(
     assert not any(name.startswith(str(tmp_path)) for name in descriptors())
 
 
+def test_a_new_segment_that_can_neither_be_kept_nor_removed_is_closed(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
+    """The first error is the one that is raised, and no descriptor or lock is left behind."""
+    before = descriptors()
+    break_os("fsync", errno.EIO)
+    break_os("unlink", errno.EROFS)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Segment(tmp_path, datetime.now(UTC))
+    assert before == descriptors()
+
+
 def test_more_buffers_than_one_call_takes_are_written_in_order(tmp_path: Path) -> None:
     """A chunk may hold any number of batches."""
     buffers = [b"%d\n" % number for number in range(segments.WRITEV_BUFFERS * 2 + 5)]
@@ -568,3 +580,16 @@ def test_a_probe_notices_a_removed_file(tmp_path: Path) -> None:
     writer.probe()
     writer.seal()
     assert [] == list(tmp_path.iterdir())
+
+
+def test_the_end_tries_once_more_what_could_not_be_sealed(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
+    """A rename that failed is done at the stop, and not left to the next start."""
+    writer = make_writer(tmp_path)
+    writer.append([A])
+    break_os("rename", errno.EIO, times=1)
+    writer.seal()
+    assert [A] == still_open(tmp_path)
+    writer.close()
+    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))

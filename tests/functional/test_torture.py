@@ -1,0 +1,113 @@
+"""A short form of each kind of torture; `make torture` runs them all for longer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.torture import (
+    attacks,
+    crowd,
+    disks,
+    fuzz,
+    kills,
+    powercut,
+    shim,
+    signals,
+    stall,
+    writes,
+)
+from tests.torture.bench import Bench
+from tests.torture.table import HEADINGS, Row, render, render_markdown
+
+SECONDS = 100
+SEED = 1
+
+FAULTS = [
+    fault
+    for fault in writes.FAULTS
+    if fault.what in ("short write, then ENOSPC", "EIO on sync, pages lost", "EIO on rename")
+]
+
+needs_shim = pytest.mark.skipif(
+    not shim.is_available(), reason="NOT TESTED: failing calls; it takes gcc to compile the shim"
+)
+
+
+def check(tmp_path: Path, torture: Callable[[Bench], list[Row]]) -> None:
+    """Run a kind, and check that it tried something and that no promise was broken."""
+    rows = torture(Bench(tmp_path, SEED, SECONDS, quiet=True))
+    assert rows
+    assert all(row.tried for row in rows)
+    assert [] == [(row.cells(), row.remarks) for row in rows if row.is_bad]
+
+
+@pytest.mark.slow
+def test_kills(tmp_path: Path) -> None:
+    """Nothing acknowledged is lost when processes are killed."""
+    check(tmp_path, lambda bench: kills.torture(bench, rounds=6))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_failing_calls(tmp_path: Path) -> None:
+    """Nothing is acknowledged on the strength of a failed sync, and nothing left unsealed."""
+    check(tmp_path, lambda bench: writes.torture(bench, rounds=2, faults=FAULTS))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_power_cuts(tmp_path: Path) -> None:
+    """Every disk that a power cut may leave holds what was acknowledged."""
+    check(tmp_path, lambda bench: powercut.torture(bench, states=300))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_disks(tmp_path: Path) -> None:
+    """A full, read-only or missing disk is refused on, and used again when it is back."""
+    if not disks.can_mount():
+        pytest.skip("NOT TESTED: troubled disks; it takes root to mount a small file system")
+    check(tmp_path, lambda bench: disks.torture(bench, rounds=1))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_a_stall(tmp_path: Path) -> None:
+    """A sync that hangs costs its batches a timely 503, and health nothing."""
+    check(tmp_path, lambda bench: stall.torture(bench, stall_seconds=3, commit_timeout_seconds=1))
+
+
+@pytest.mark.slow
+def test_signals(tmp_path: Path) -> None:
+    """Stops and reloads under load lose nothing, and a full directory is no hindrance."""
+    endings = ("SIGTERM twice", "SIGQUIT")
+    check(tmp_path, lambda bench: signals.torture(bench, 1, segments=1000, endings=endings))
+
+
+@pytest.mark.slow
+def test_attacks(tmp_path: Path) -> None:
+    """Lying bodies and smuggled requests are refused, and no line is forged."""
+    check(tmp_path, lambda bench: attacks.torture(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_crowds(tmp_path: Path) -> None:
+    """Slow, silent and vanished clients do not keep others waiting."""
+    kinds = ("half a head", "half a body", "gone before the answer")
+    check(tmp_path, lambda bench: crowd.torture(bench, 100, stay_seconds=0.5, kinds=kinds))
+
+
+def test_fuzz(tmp_path: Path) -> None:
+    """Mutated bodies are stored as they are meant, or refused."""
+    check(tmp_path, lambda bench: fuzz.torture(bench, inputs=5000))
+
+
+def test_the_table_has_a_cell_for_each_heading() -> None:
+    """A broken promise is seen, in a terminal and in Markdown."""
+    row = Row("a", tried=1000, lost=1)
+    assert row.is_bad
+    assert not Row("b", undecided=1).is_bad
+    assert len(HEADINGS) == len(row.cells())
+    assert "1,000" in render([row])
+    assert "| a | 1,000 | 0 | 1 |" in render_markdown([row])

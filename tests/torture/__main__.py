@@ -1,0 +1,133 @@
+"""Run all of the torture: `python -m tests.torture [--seconds N] [--markdown FILE] [--only KIND]`.
+
+Ends with status 1 where a promise was broken.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.torture import (
+    attacks,
+    crowd,
+    disks,
+    fuzz,
+    kills,
+    powercut,
+    shim,
+    signals,
+    stall,
+    writes,
+)
+from tests.torture.bench import Bench
+from tests.torture.table import Row, render, render_markdown
+
+
+class Kind(NamedTuple):
+    """A kind of torture: how much of it there is, and its share of the time at most."""
+
+    name: str
+    torture: Callable[[Bench], list[Row]]
+    share: float
+    needs_shim: bool = False
+
+
+DEFAULT_SECONDS = 600
+
+
+def kinds(scale: float) -> list[Kind]:
+    """Return every kind; `scale` is how much longer than by default the run may be."""
+
+    def times(count: int) -> int:
+        return max(1, int(count * scale))
+
+    def kind(name: str, share: float, *counts: Any, needs_shim: bool = False) -> Kind:
+        function = partial(
+            MODULES[name].torture, **dict(zip(counts[::2], counts[1::2], strict=True))
+        )
+        return Kind(name, function, share, needs_shim)
+
+    return [
+        kind("kills", 0.35, "rounds", max(100, times(102))),
+        kind("writes", 0.25, "rounds", times(10), needs_shim=True),
+        kind("powercut", 0.2, "states", times(3000), needs_shim=True),
+        kind("disks", 0.1, "rounds", times(3), needs_shim=True),
+        kind("stall", 0.1, "stall_seconds", 30, "commit_timeout_seconds", 8, needs_shim=True),
+        kind("signals", 0.2, "rounds", times(4), "segments", 10_000),
+        kind("attacks", 0.1, "rounds", times(1)),
+        kind("crowd", 0.15, "connections", 2000),
+        kind("fuzz", 0.1, "inputs", times(200_000)),
+    ]
+
+
+MODULES: dict[str, Any] = {
+    "kills": kills,
+    "writes": writes,
+    "powercut": powercut,
+    "disks": disks,
+    "stall": stall,
+    "signals": signals,
+    "attacks": attacks,
+    "crowd": crowd,
+    "fuzz": fuzz,
+}
+
+
+def run(seconds: float, seed: int, only: list[str]) -> list[Row]:
+    """Run the kinds one after another, and return their rows."""
+    rows: list[Row] = []
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="astralog-torture-") as path:
+        for kind in kinds(seconds / DEFAULT_SECONDS):
+            if only and kind.name not in only:
+                continue
+            left = end - time.monotonic()
+            bench = Bench(Path(path), seed, min(left, seconds * kind.share if not only else left))
+            if kind.needs_shim and not shim.is_available():
+                bench.say(f"NOT TESTED: {kind.name}; it takes gcc to compile the shim")
+            elif left > 0:
+                bench.say(f"--- {kind.name}")
+                rows += _run_kind(kind, bench)
+            else:
+                bench.say(f"NOT TESTED: {kind.name}; there is no time left")
+    return rows
+
+
+def _run_kind(kind: Kind, bench: Bench) -> list[Row]:
+    """Run a kind; where it cannot go on, that is a failure of its own, and the others still run."""
+    try:
+        return kind.torture(bench)
+    except Exception as error:
+        traceback.print_exc()
+        row = Row(f"{kind.name}: did not come to its end")
+        row.fail(repr(error))
+        return [row]
+
+
+def main() -> int:
+    """Run what the command line says, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="bound of the run")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of all chance")
+    parser.add_argument("--markdown", type=Path, help="file that gets the table")
+    parser.add_argument("--only", action="append", choices=list(MODULES), default=[])
+    options = parser.parse_args()
+    print(f"seed {options.seed}, {options.seconds:g} s", file=sys.stderr)
+    rows = run(options.seconds, options.seed, options.only)
+    print(render(rows))
+    for row in rows:
+        for remark in row.remarks:
+            print(f"{row.what}: {remark}")
+    if options.markdown:
+        options.markdown.write_text(render_markdown(rows))
+    return int(any(row.is_bad for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Bodies that lie, bombs, requests smuggled in, and tokens that must not leak."""
+
+import gzip
+import json
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.service import TOKEN, Answer, Service, make_batch, make_head, make_log, read_answer
+from tests.torture.bench import Bench
+from tests.torture.smuggling import POISON, requests
+from tests.torture.stall import resident_bytes
+from tests.torture.table import Row
+
+KIB = 1024
+MIB = 1024 * KIB
+
+#: Memory that one body may cost a worker, its largest size being 10 MiB.
+MEMORY_BYTES = 400 * MIB
+
+#: Seconds in which the worst body has its answer.
+ANSWER_SECONDS = 10.0
+
+#: Metadata of every batch that may be stored; any other line is forged.
+MARK = "honest"
+
+
+def torture(bench: Bench, rounds: int) -> list[Row]:
+    """Run each set of attacks `rounds` times."""
+    sets: list[tuple[str, Callable[[Bench, Row, Service], None]]] = [
+        ("no or wrong token, body unread", _knock),
+        ("lying and malformed bodies", _lie),
+        ("line breaks and NUL in every field", _break_lines),
+        ("invalid UTF-8 in every position", _spoil_utf8),
+        ("smuggled requests", _smuggle),
+    ]
+    rows = []
+    for what, attack in sets:
+        row = Row(what)
+        rows.append(row)
+        with Service(bench.make_directory()) as service:
+            for _ in range(rounds):
+                if bench.has_time:
+                    attack(bench, row, service)
+            _check_health(row, service)
+        bench.say(f"{what}: {row.tried} requests")
+    return rows
+
+
+def _check_health(row: Row, service: Service) -> None:
+    """Check what must hold after any attack: no forged line, no traceback, no word of a token."""
+    marked = make_batch("x") | {"logs": [make_log(metadata={"mark": MARK})]}
+    if service.drain(marked).status != 200:
+        row.fail("accepts nothing after the attack")
+    for path in service.files():
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                if json.loads(line)["metadata"]["mark"] != MARK:
+                    row.forged += 1
+                    row.remark(f"stored {line[:100]!r}")
+            except (ValueError, KeyError, TypeError):
+                row.half += 1
+                row.remark(f"stored {line[:100]!r}")
+    if "Traceback" in service.log():
+        row.fail("wrote a traceback")
+        row.remark(service.log()[-300:])
+    titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in service.pids()]
+    if TOKEN in service.log() or any(TOKEN in title for title in titles):
+        row.fail("a token is in the log or in a process title")
+    if service.stop() != 0:
+        row.fail("did not stop with status 0")
+
+
+def _expect(row: Row, answer: Answer | None, what: str, status: int = 400) -> None:
+    """Note a request whose answer must be of the hundred of `status`."""
+    row.tried += 1
+    if answer is None:
+        return
+    row.errors += answer.status == 500
+    if answer.status // 100 != status // 100:
+        row.fail(f"{what}: answered {answer.status}")
+    if TOKEN.encode() in answer.raw:
+        row.fail(f"{what}: the answer holds the token")
+
+
+def _knock(bench: Bench, row: Row, service: Service) -> None:
+    """Show every kind of wrong token, with a body that is never sent."""
+    tokens = [b"", b"Bearer", b"Bearer ", b"Basic " + TOKEN.encode(), TOKEN[:-1].encode()]
+    tokens += [TOKEN.encode() + b"x", b"Bearer Bearer " + TOKEN.encode(), TOKEN.upper().encode()]
+    tokens += [b"\xff\xfe", "töken".encode(), b"%s", b"{}", b'"', b"'", b"x" * 4000, b"\x80" * 99]
+    tokens += [TOKEN.encode() + b", " + TOKEN.encode(), b"\t" + TOKEN[1:].encode()]
+    for token in tokens:
+        head = b"POST /v1/drain HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n" % token
+        for length in (b"Content-Length: 1000000", b"Transfer-Encoding: chunked"):
+            with service.connect(timeout=5) as connection:
+                connection.sendall(head + length + b"\r\n\r\n")
+                answer = read_answer(connection)
+            _expect(row, answer, f"token {token[:20]!r}")
+            if answer.status != 401:
+                row.fail(f"token {token[:20]!r}: answered {answer.status}")
+
+
+def _lie(bench: Bench, row: Row, service: Service) -> None:
+    (worker,) = service.worker_pids()
+    before = resident_bytes(worker)
+    for what, head, body in lying_bodies():
+        start = time.monotonic()
+        try:
+            answer = service.exchange(head + body, half_close=True)
+        except OSError:
+            answer = None  # it refused before it had read all
+        _expect(row, answer, what)
+        if time.monotonic() - start > ANSWER_SECONDS:
+            row.fail(f"{what}: took {time.monotonic() - start:.1f} s")
+    if resident_bytes(worker) - before > MEMORY_BYTES:
+        row.fail(f"the worker grew by {resident_bytes(worker) - before:,} bytes")
+
+
+def lying_bodies() -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield bodies that must be refused: what it is, its head and its bytes."""
+    batch = json.dumps(make_batch("x")).encode()
+    for length in ("5000", "-1", "+5", "5_0", "0x10", "1e3", "99999999999999999999", " ", "5 5"):
+        yield f"Content-Length {length}", make_head(f"Content-Length: {length}"), batch
+    for chunk in (
+        b"zz\r\nx",
+        b"-1\r\n",
+        b"5\r\nab",
+        b"FFFFFFFFFFFFFFFF\r\nx",
+        b"\r\n",
+        b"5\nabcde",
+    ):
+        yield f"chunk {chunk!r}", make_head("Transfer-Encoding: chunked"), chunk
+    bomb = b"\0" * (100 * MIB)
+    spaces = b" " * (100 * MIB) + batch
+    for name, data in (("zeros", bomb), ("spaces", spaces)):
+        yield f"gzip bomb of {name}", *_encoded("gzip", gzip.compress(data, 9))
+        yield f"deflate bomb of {name}", *_encoded("deflate", zlib.compress(data, 9))
+    nested = gzip.compress(gzip.compress(bomb, 9), 9)
+    yield "nested gzip bomb", *_encoded("gzip", nested)
+    yield "nested codings", *_encoded("gzip, gzip", nested)
+    yield "gzip cut short", *_encoded("gzip", gzip.compress(batch)[:-9])
+    yield "gzip with a tail", *_encoded("gzip", gzip.compress(batch) + b"tail")
+    yield "no gzip", *_encoded("gzip", batch)
+    for what, body in _heavy_bodies():
+        yield what, make_head(f"Content-Length: {len(body)}"), body
+        yield f"{what}, NDJSON", *_with_type("application/x-ndjson", body)
+
+
+def _heavy_bodies() -> Iterator[tuple[str, bytes]]:
+    size = 10 * MIB
+    log = json.dumps(make_log(metadata={"x": 1}))[:-2]  # ready for more metadata
+    yield "10 MiB of [", b"[" * size
+    yield '10 MiB of {"a":', (b'{"a":' * (size // 5))[:size]
+    yield "10 MiB of quotes", b'"' * size
+    yield "10 MiB of backslashes", b'{"logs":["' + b"\\" * (size - 20)
+    yield "10 MiB of zeros", bytes(size)
+    yield "a long list of nothing", b'{"logs":[' + b"0," * (size // 2 - 10) + b"0]}"
+    keys = ",".join(f'"k{number}":{number}' for number in range(500_000))
+    yield "half a million keys", f'{{"logs":[{log},{keys}}}}}]}}'.encode()
+    yield "an unknown field each", f'{{"logs":[{{{keys}}}]}}'.encode()
+    yield "a number of a million digits", f'{{"logs":[{log},"n":{"9" * 10**6}}}}}]}}'.encode()
+    yield "an exponent", f'{{"logs":[{log},"n":1e999999999}}}}]}}'.encode()
+    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
+    yield "deep metadata", f'{{"logs":[{log},"d":{deep}}}}}]}}'.encode()
+    yield (
+        "a timestamp of a million",
+        json.dumps({"logs": [make_log(timestamp="9" * 10**6)]}).encode(),
+    )
+
+
+def _encoded(coding: str, body: bytes) -> tuple[bytes, bytes]:
+    return make_head(f"Content-Encoding: {coding}", f"Content-Length: {len(body)}"), body
+
+
+def _with_type(kind: str, body: bytes) -> tuple[bytes, bytes]:
+    return make_head(f"Content-Type: {kind}", f"Content-Length: {len(body)}"), body
+
+
+def _break_lines(bench: Bench, row: Row, service: Service) -> None:
+    """Store text made to look like the end of a line and a line of its own."""
+    forged = json.dumps(make_log(metadata={"mark": "forged"}))
+    mark = {"mark": MARK}
+    breaks = ["\n", "\r", "\r\n", "\0", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"]
+    for text in (f'"}}{line_break}{forged}{line_break}' for line_break in breaks):
+        batches = [make_log(**{name: text}, metadata=mark) for name in ("message", "service")]
+        batches += [
+            make_log(project_id=text, level=text, metadata=mark | {text: [text, {text: 1}]})
+        ]
+        for ensure_ascii in (True, False):
+            body = json.dumps({"logs": batches}, ensure_ascii=ensure_ascii).encode()
+            _expect(row, service.drain(body), repr(text[:5]), 200)
+        raw = json.dumps({"logs": batches}, ensure_ascii=False)
+        if text[2] < " ":
+            body = raw.replace(json.dumps(text[2])[1:-1], text[2]).encode()
+            _expect(row, service.drain(body), f"bare {text[2]!r}")
+
+
+def _spoil_utf8(bench: Bench, row: Row, service: Service) -> None:
+    """Put a byte that no UTF-8 has, and others that lack their rest, at each place in a batch."""
+    body = json.dumps(make_batch("Grüße", "x"), ensure_ascii=False).encode()
+    for spoil in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80"):
+        with service.connect() as connection:
+            for place in range(len(body)):
+                spoilt = body[:place] + spoil + body[place:]
+                connection.sendall(make_head(f"Content-Length: {len(spoilt)}") + spoilt)
+                _expect(row, read_answer(connection), f"{spoil!r} at {place}")
+
+
+def _smuggle(bench: Bench, row: Row, service: Service) -> None:
+    """Send requests whose end is in doubt; the poisoned second one must never run."""
+    for what, data in requests():
+        row.tried += 1
+        with service.connect(timeout=2) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            received = b""
+            try:
+                while data := connection.recv(65536):
+                    received += data
+            except OSError:
+                pass
+        row.errors += received.count(b"HTTP/1.1 500")
+        if POISON.encode() in service.content():
+            row.forged += 1
+            row.remark(f"{what}: the second request was stored")
+            return
+        if received.count(b'{"status":"accepted"}'):
+            row.fail(f"{what}: was accepted")

@@ -1,0 +1,104 @@
+"""What every kind of torture needs: a place, chance, time, and the tally of what is stored."""
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tests.load import UNDECIDED_CODES, Load
+from tests.service import PATIENCE_SECONDS
+from tests.torture.table import Row
+
+
+class Bench:
+    """The place where a kind runs: a directory, a source of chance, and a deadline."""
+
+    def __init__(self, directory: Path, seed: int, seconds: float, quiet: bool = False) -> None:
+        self.directory = directory
+        self.random = random.Random(seed)
+        self._deadline = time.monotonic() + seconds
+        self._quiet = quiet
+
+    @property
+    def has_time(self) -> bool:
+        """Tell whether another round may begin."""
+        return time.monotonic() < self._deadline
+
+    def make_directory(self) -> Path:
+        """Return a new directory."""
+        return Path(tempfile.mkdtemp(dir=self.directory))
+
+    def remove(self, path: Path) -> None:
+        """Remove a directory whose files were tallied."""
+        shutil.rmtree(path, ignore_errors=True)
+
+    def say(self, text: str) -> None:
+        """Show progress."""
+        if not self._quiet:
+            print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def read_lines(paths: Iterable[Path], row: Row) -> Counter[tuple[int, int]]:
+    """Count the stored lines by batch and line; what is no whole log of the load is noted."""
+    lines: Counter[tuple[int, int]] = Counter()
+    for path in paths:
+        content = path.read_bytes()
+        *whole, rest = content.split(b"\n")
+        if rest:
+            row.half += 1
+            row.remark(f"{path.name} ends in {rest[:80]!r}")
+        for line in whole:
+            try:
+                metadata = json.loads(line)["metadata"]
+                lines[metadata["batch"], metadata["line"]] += 1
+            except (ValueError, KeyError, TypeError):
+                row.half += 1
+                row.remark(f"{path.name} holds {line[:80]!r}")
+    return lines
+
+
+def tally(row: Row, load: Load, paths: Iterable[Path]) -> None:
+    """Add to the row what became of the load's batches."""
+    lines = read_lines(paths, row)
+    found = Counter(batch for batch, _ in lines)
+    row.acknowledged += len(load.acknowledged)
+    lost = [batch for batch, size in load.acknowledged.items() if found[batch] != size]
+    twice = {batch for (batch, _), count in lines.items() if count > 1}
+    final = {batch for batch, code in load.refused.items() if code not in UNDECIDED_CODES}
+    row.lost += len(lost)
+    row.doubled += len(twice) + sum(1 for batch in final if found[batch])
+    posted = load.acknowledged.keys() | load.refused.keys() | load.unanswered
+    row.forged += len(found.keys() - posted)
+    row.errors += sum(1 for code in load.refused.values() if code == "internal")
+    undecided = (load.refused.keys() - final) | load.unanswered
+    row.undecided += sum(1 for batch in undecided if found[batch])
+    for name, batches in (("lost", lost), ("twice", sorted(twice))):
+        if batches:
+            row.remark(f"{name}: batches {batches[:10]}")
+
+
+def wait_for_more(load: Load, count: int, row: Row, since: float | None = None) -> None:
+    """Return when `count` more batches are acknowledged.
+
+    Note in the row how long after `since`, or after now, the first one came.
+    """
+    before = len(load.acknowledged)
+    start = time.monotonic() if since is None else since
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    noted = False
+    while len(load.acknowledged) < before + count:
+        if time.monotonic() > deadline:
+            row.fail(f"accepted no batch for {PATIENCE_SECONDS:g} s")
+            return
+        time.sleep(0.005)
+        if not noted and len(load.acknowledged) > before:
+            row.was_back_after(time.monotonic() - start)
+            noted = True
+
+
+Kind = Callable[[Bench], list[Row]]

@@ -1,0 +1,205 @@
+"""Thousands of connections that are slow, idle or gone; others are served meanwhile."""
+
+import contextlib
+import os
+import resource
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+
+from tests.load import Load
+from tests.service import Service, make_head, wait_for
+from tests.torture.bench import Bench, tally
+from tests.torture.stall import MIB, resident_bytes
+from tests.torture.table import Row
+
+#: Seconds in which anyone else has an answer.
+OTHERS_SECONDS = 1.0
+
+#: Seconds that the crowd stays.
+STAY_SECONDS = 5.0
+
+#: What a worker may keep when the crowd is gone.
+KEPT_BYTES = 64 * MIB
+KEPT_DESCRIPTORS = 12
+
+#: Makes a close reset the connection.
+RESET = struct.pack("ii", 1, 0)
+
+
+Behaviour = Callable[[socket.socket], None]
+
+
+def torture(
+    bench: Bench,
+    connections: int,
+    stay_seconds: float = STAY_SECONDS,
+    kinds: Collection[str] = (),
+) -> list[Row]:
+    """Let a crowd of each kind come, stay and go."""
+    raise_open_files_limit()
+    rows = []
+    for what in kinds or BEHAVIOURS:
+        row = Row(f"{connections:,} connections: {what}")
+        if bench.has_time:
+            _visit(bench, row, BEHAVIOURS[what], connections, stay_seconds)
+            bench.say(row.what)
+        rows.append(row)
+    if bench.has_time:
+        rows.append(_flood(bench, stay_seconds))
+    return rows
+
+
+def _flood(bench: Bench, seconds: float) -> Row:
+    """Let two clients send requests without a pause, and without waiting for the answers."""
+    row = Row("2 connections: requests without a pause")
+    data = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+    with Service(bench.make_directory()) as service:
+        end = time.monotonic() + seconds
+
+        def send() -> None:
+            with service.connect() as connection:
+                reader = threading.Thread(target=_read_all, args=[connection], daemon=True)
+                reader.start()
+                while time.monotonic() < end:
+                    connection.sendall(data)
+                    row.tried += 1000
+                connection.shutdown(socket.SHUT_WR)
+                reader.join()
+
+        senders = [threading.Thread(target=send, daemon=True) for _ in range(2)]
+        for sender in senders:
+            sender.start()
+        time.sleep(0.2)
+        with _watch(service, row):
+            for sender in senders:
+                sender.join()
+        if service.stop() != 0:
+            row.fail("did not stop with status 0")
+    bench.say(row.what)
+    return row
+
+
+def _read_all(connection: socket.socket) -> None:
+    while connection.recv(1 << 20):
+        pass
+
+
+def raise_open_files_limit() -> None:
+    """Allow as many connections as the system does."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _visit(
+    bench: Bench, row: Row, behave: Behaviour, connections: int, stay_seconds: float
+) -> None:
+    with Service(bench.make_directory(), body_timeout_seconds=3) as service:
+        load = Load(service, threads=2)
+        with load:
+            load.wait_for_acknowledged(20)
+        (worker,) = service.worker_pids()
+        memory, descriptors = resident_bytes(worker), _descriptors(worker)
+        others = Load(service, threads=1, start=1 << 32)
+        with contextlib.ExitStack() as crowd, _watch(service, row), others:
+            for _ in range(connections):
+                connection = crowd.enter_context(contextlib.closing(service.connect()))
+                with contextlib.suppress(OSError):
+                    behave(connection)
+                row.tried += 1
+            time.sleep(stay_seconds)
+        if not others.acknowledged:
+            row.fail("no batch was taken while the crowd was there")
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: _descriptors(worker) <= descriptors + KEPT_DESCRIPTORS)
+        if _descriptors(worker) > descriptors + KEPT_DESCRIPTORS:
+            row.fail(f"keeps {_descriptors(worker) - descriptors} descriptors")
+        if resident_bytes(worker) > memory + KEPT_BYTES:
+            row.fail(f"keeps {resident_bytes(worker) - memory:,} bytes")
+        if "Traceback" in service.log():
+            row.fail("wrote a traceback")
+        if service.stop() != 0:
+            row.fail("did not stop with status 0")
+        others.acknowledged.update(load.acknowledged)
+        tally(row, others, service.files())
+
+
+def _descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@contextlib.contextmanager
+def _watch(service: Service, row: Row) -> Iterator[None]:
+    """Ask /health and send empty batches on new connections, and note what is slow."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            start = time.monotonic()
+            try:
+                statuses = service.request("GET", "/health", timeout=5).status
+                statuses += service.drain({"logs": []}, timeout=5).status
+            except OSError as error:
+                row.fail(f"not served: {error!r}")
+                continue
+            seconds = time.monotonic() - start
+            if statuses != 400 or seconds > 2 * OTHERS_SECONDS:
+                row.fail(f"two answers took {seconds:.1f} s, statuses sum to {statuses}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _say_nothing(connection: socket.socket) -> None:
+    pass
+
+
+def _send_half_a_head(connection: socket.socket) -> None:
+    connection.sendall(b"POST /v1/drain HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+
+
+def _send_half_a_body(connection: socket.socket) -> None:
+    connection.sendall(make_head("Content-Length: 1000") + b'{"logs":[')
+
+
+def _send_half_a_chunk(connection: socket.socket) -> None:
+    connection.sendall(make_head("Transfer-Encoding: chunked") + b'100\r\n{"logs":[')
+
+
+def _close_half(connection: socket.socket) -> None:
+    connection.sendall(make_head("Content-Length: 1000") + b'{"logs":[')
+    connection.shutdown(socket.SHUT_WR)
+
+
+def _vanish(connection: socket.socket) -> None:
+    connection.sendall(make_head("Content-Length: 11") + b'{"logs":[]}')
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    connection.close()
+
+
+def _stay_idle(connection: socket.socket) -> None:
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def _read_nothing(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "silent": _say_nothing,
+    "half a head": _send_half_a_head,
+    "half a body": _send_half_a_body,
+    "half a chunk": _send_half_a_chunk,
+    "half-closed": _close_half,
+    "gone before the answer": _vanish,
+    "idle": _stay_idle,
+    "read no answer": _read_nothing,
+}

@@ -1,0 +1,195 @@
+"""A disk that is full, below its floor, read-only or gone, and a clock that jumps."""
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.load import Load
+from tests.service import Service, segment_pid, wait_for
+from tests.torture.bench import Bench, tally, wait_for_more
+from tests.torture.shim import ALWAYS, ShimmedService
+from tests.torture.table import Row
+
+KIB = 1024
+MIB = 1024 * KIB
+DISK_BYTES = 64 * MIB
+FLOOR_BYTES = 8 * MIB
+
+#: A chunk that was checked against the floor by each of two workers.
+FLOOR_SLACK_BYTES = MIB
+
+
+def can_mount() -> bool:
+    """Tell whether a small file system can be mounted here."""
+    return os.geteuid() == 0
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    """Mount a small file system while the block runs."""
+    path.mkdir(exist_ok=True)
+    options = f"size={DISK_BYTES},mode=0755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "astralog-torture", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def torture(bench: Bench, rounds: int) -> list[Row]:
+    """Try each trouble `rounds` times."""
+    rows = []
+    if can_mount():
+        rows += [_fill(bench, rounds, 0), _fill(bench, rounds, FLOOR_BYTES)]
+    else:
+        bench.say("NOT TESTED: a full disk; it takes root to mount a small file system")
+    if bench.has_time:
+        rows += [_make_read_only(bench, rounds), _move_away(bench, rounds)]
+        rows += [_delete(bench, rounds), _turn_clock_back(bench, rounds)]
+    return rows
+
+
+def _finish(bench: Bench, row: Row, service: Service, load: Load, *, stray: Path | None) -> None:
+    wait_for(lambda: not service.has_orphans())
+    if service.stop() != 0:
+        row.fail("did not stop with status 0")
+    moved = sorted(stray.glob("*.ndjson*")) if stray else []
+    tally(row, load, [*service.files(), *moved])
+    bench.say(f"{row.what}: {row.tried} rounds")
+
+
+def _wait_for_refusal(load: Load, row: Row, *codes: str) -> None:
+    before = len(load.refused)
+    wait_for(lambda: len(load.refused) > before + 5)
+    for code in set(list(load.refused.values())[before:]) - {*codes}:
+        row.fail(f"refused with {code}")
+
+
+def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
+    """Fill a small disk, really or down to the floor, and make room again."""
+    row = Row("free disk below the floor" if floor_bytes else "disk full")
+    directory = bench.make_directory()
+    disk = directory / "disk"
+    with small_disk(disk):
+        filler = disk / "filler"
+        service = Service(disk, workers=2, min_free_bytes=floor_bytes, segment_bytes=2 * MIB)
+        load = Load(service)
+        with service, load:
+            for _ in range(rounds):
+                load.wait_for_acknowledged(20)
+                _leave(filler, floor_bytes + bench.random.randrange(200 * KIB))
+                _wait_for_refusal(load, row, "storage_full")
+                free = os.statvfs(disk)
+                if free.f_bavail * free.f_frsize < floor_bytes - FLOOR_SLACK_BYTES:
+                    row.fail("wrote below the floor")
+                filler.unlink()
+                row.tried += 1
+                wait_for_more(load, 5, row)
+            load.stop()
+            _finish(bench, row, service, load, stray=None)
+    bench.remove(directory)
+    return row
+
+
+def _leave(filler: Path, size: int) -> None:
+    """Fill a disk, which others write to, but for about `size` bytes."""
+    free = os.statvfs(filler.parent)
+    left = free.f_bavail * free.f_frsize - size
+    with filler.open("wb") as file:
+        while left > 0:
+            step = min(MIB, left)
+            try:
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
+            except OSError:
+                return  # full already
+            left -= step
+
+
+def _make_read_only(bench: Bench, rounds: int) -> Row:
+    """Let every change fail as on a file system that turned read-only after an error."""
+    row = Row("disk read-only for a while")
+    service = ShimmedService(bench.make_directory(), workers=2, segment_bytes=100_000)
+    load = Load(service)
+    with service, load:
+        for _ in range(rounds):
+            load.wait_for_acknowledged(20)
+            for operation in ("write", "open", "rename", "unlink", "truncate"):
+                service.control.fail(operation, errno.EROFS, times=ALWAYS)
+            _wait_for_refusal(load, row, "storage_failed")
+            time.sleep(bench.random.uniform(0, 1.5))
+            service.control.mend()
+            row.tried += 1
+            wait_for_more(load, 5, row)
+        load.stop()
+        _finish(bench, row, service, load, stray=None)
+    return row
+
+
+def _move_away(bench: Bench, rounds: int) -> Row:
+    """Move the data directory away under the service, and make a new one later."""
+    row = Row("data directory moved away")
+    service = Service(bench.make_directory(), workers=2, segment_bytes=100_000)
+    stray = service.data_dir.parent / "stray"
+    stray.mkdir()
+    load = Load(service)
+    with service, load:
+        for number in range(rounds):
+            load.wait_for_acknowledged(20)
+            service.data_dir.rename(stray / str(number))
+            _wait_for_refusal(load, row, "storage_failed")
+            service.data_dir.mkdir()
+            row.tried += 1
+            wait_for_more(load, 5, row)
+            for path in sorted((stray / str(number)).glob("*.ndjson*")):
+                path.rename(stray / f"{number}-{path.name}")
+        load.stop()
+        _finish(bench, row, service, load, stray=stray)
+    return row
+
+
+def _delete(bench: Bench, rounds: int) -> Row:
+    """Delete the data directory; what is acknowledged once it is back must be there."""
+    row = Row("data directory deleted")
+    service = Service(bench.make_directory(), workers=2, segment_bytes=100_000)
+    with service:
+        for number in range(rounds):
+            with Load(service, start=number << 32) as before:
+                before.wait_for_acknowledged(20)
+                doomed = service.data_dir.rename(service.data_dir.with_name("doomed"))
+                shutil.rmtree(doomed)
+                _wait_for_refusal(before, row, "storage_failed")
+            service.data_dir.mkdir()
+            row.tried += 1
+            with Load(service, start=(number << 32) + (1 << 31)) as load:
+                wait_for_more(load, 50, row)
+            tally(row, load, service.files())
+        service.stop()
+    bench.say(f"{row.what}: {row.tried} rounds")
+    return row
+
+
+def _turn_clock_back(bench: Bench, rounds: int) -> Row:
+    """Set the clock back an hour and forth again, while segments are sealed every second."""
+    row = Row("clock jumps an hour back and forth")
+    service = ShimmedService(bench.make_directory(), workers=2, segment_seconds=1)
+    load = Load(service)
+    with service, load:
+        for seconds in [-3600, 0] * rounds:
+            load.wait_for_acknowledged(20)
+            service.control.set_clock(seconds)
+            before = len(service.files("*.ndjson"))
+            wait_for(lambda: len(service.files("*.ndjson")) > before + 3)  # noqa: B023
+            row.tried += 1
+            wait_for_more(load, 5, row)
+        load.stop()
+        _finish(bench, row, service, load, stray=None)
+    for pid in set(map(segment_pid, service.files())):
+        written = [path.stat().st_mtime for path in service.files(f"*-{pid}.ndjson")]
+        if written != sorted(written):
+            row.fail("a later segment has an earlier name")
+    return row

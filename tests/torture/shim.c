@@ -1,0 +1,326 @@
+/* Preloaded into the service: makes calls on files below a directory fail, and records them.
+ *
+ * TORTURE_DIRECTORY  the directory whose files are meant
+ * TORTURE_CONTROL    a file of 64-bit integers, mapped and shared with the test; see shim.py
+ * TORTURE_TRACE      a file to which every change and every response is appended; may be missing
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WRITE, SYNC, DIRSYNC, OPEN, RENAME, UNLINK, TRUNCATE, OPERATIONS };
+enum { SKIP, TIMES, OUTCOME, ARGUMENT, HITS, CALLS, SLOTS };
+enum { SHORT = -1, STALL = -2, TORN = -3 };
+#define CLOCK_SECONDS (OPERATIONS * SLOTS)
+#define CONTROL_BYTES ((CLOCK_SECONDS + 1) * 8)
+#define KNOWN_FILES 65536
+
+static int64_t *control;
+static const char *directory;
+static size_t directory_length;
+static int trace = -1;
+/* How much of each file that this process made is on the disk, by inode. */
+static int64_t durable[KNOWN_FILES];
+
+__attribute__((constructor)) static void start(void) {
+    directory = getenv("TORTURE_DIRECTORY");
+    const char *path = getenv("TORTURE_CONTROL");
+    if (!directory || !path) return;
+    directory_length = strlen(directory);
+    int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
+    if (fd < 0) abort();
+    void *memory = mmap(NULL, CONTROL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED) abort();
+    syscall(SYS_close, fd);
+    path = getenv("TORTURE_TRACE");
+    if (path) trace = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    for (int i = 0; i < KNOWN_FILES; i++) durable[i] = -1;
+    control = memory;
+}
+
+static int is_ours(const char *path) {
+    return control && path && !strncmp(path, directory, directory_length);
+}
+
+static int is_ours_fd(int fd) {
+    if (!control) return 0;
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return 0;
+    path[length] = 0;
+    return is_ours(path);
+}
+
+/* Count a call and return what becomes of it: 0, an errno, SHORT or STALL (already waited for). */
+static int64_t fault(int operation) {
+    int saved = errno;
+    int64_t *slot = control + operation * SLOTS;
+    __atomic_add_fetch(slot + CALLS, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(slot + TIMES, __ATOMIC_SEQ_CST) <= 0) return 0;
+    if (__atomic_sub_fetch(slot + SKIP, 1, __ATOMIC_SEQ_CST) >= 0) return 0;
+    if (__atomic_sub_fetch(slot + TIMES, 1, __ATOMIC_SEQ_CST) < 0) return 0;
+    __atomic_add_fetch(slot + HITS, 1, __ATOMIC_SEQ_CST);
+    int64_t outcome = slot[OUTCOME];
+    if (outcome == STALL) {
+        struct timespec wait = {slot[ARGUMENT] / 1000, slot[ARGUMENT] % 1000 * 1000000};
+        while (nanosleep(&wait, &wait) && errno == EINTR) ;
+        errno = saved;
+        return 0;
+    }
+    return outcome;
+}
+
+static void record(const char *head, const struct iovec *data, int count, size_t bytes) {
+    if (trace < 0) return;
+    int saved = errno;
+    char *buffer = malloc(strlen(head) + bytes);
+    size_t end = strlen(head);
+    memcpy(buffer, head, end);
+    for (int i = 0; i < count && bytes; i++) {
+        size_t part = data[i].iov_len < bytes ? data[i].iov_len : bytes;
+        memcpy(buffer + end, data[i].iov_base, part);
+        end += part;
+        bytes -= part;
+    }
+    if (syscall(SYS_write, trace, buffer, end) != (long)end) abort();
+    free(buffer);
+    errno = saved;
+}
+
+static uint64_t inode_of(int fd, int64_t *size) {
+    struct stat status;
+    if (fstat(fd, &status)) return 0;
+    if (size) *size = status.st_size;
+    return status.st_ino;
+}
+
+#define REAL(name) \
+    static __typeof__(name) *real; \
+    if (!real) real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
+
+/* The disk was full after the first bytes of a write: the next one says so. */
+static __thread int is_full;
+
+static ssize_t do_write(int fd, const struct iovec *data, int count) {
+    int64_t outcome = is_full ? ENOSPC : fault(WRITE);
+    is_full = outcome == TORN;
+    if (outcome > 0) {
+        errno = outcome;
+        return -1;
+    }
+    struct iovec part;
+    if (outcome == SHORT || outcome == TORN) {
+        size_t most = control[WRITE * SLOTS + ARGUMENT];
+        part = data[0];
+        if (part.iov_len > most) part.iov_len = most;
+        data = &part;
+        count = 1;
+    }
+    ssize_t written = syscall(SYS_writev, fd, data, count);
+    if (written > 0 && trace >= 0) {
+        char head[96];
+        int64_t size = 0;
+        uint64_t inode = inode_of(fd, &size);
+        snprintf(head, sizeof head, "W %lu %ld %zd\n", inode, size - written, written);
+        record(head, data, count, written);
+    }
+    return written;
+}
+
+ssize_t write(int fd, const void *data, size_t size) {
+    REAL(write);
+    struct iovec one = {(void *)data, size};
+    return is_ours_fd(fd) ? do_write(fd, &one, 1) : real(fd, data, size);
+}
+
+ssize_t writev(int fd, const struct iovec *data, int count) {
+    REAL(writev);
+    return is_ours_fd(fd) ? do_write(fd, data, count) : real(fd, data, count);
+}
+
+/* A failed sync loses the pages and marks them clean, as Linux does: they read as zeros. */
+static void lose_pages(int fd, uint64_t inode, int64_t size) {
+    int64_t position = durable[inode % KNOWN_FILES];
+    if (position < 0) return;
+    char link[64];
+    static const char zeros[65536];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int own = syscall(SYS_openat, AT_FDCWD, link, O_WRONLY | O_CLOEXEC, 0);
+    while (own >= 0 && position < size) {
+        size_t step = size - position < 65536 ? size - position : 65536;
+        if (syscall(SYS_pwrite64, own, zeros, step, position) <= 0) break;
+        position += step;
+    }
+    if (own >= 0) syscall(SYS_close, own);
+}
+
+static int do_sync(int fd, int number) {
+    struct stat status;
+    if (fstat(fd, &status)) return -1;
+    int is_directory = S_ISDIR(status.st_mode);
+    int64_t outcome = fault(is_directory ? DIRSYNC : SYNC);
+    if (outcome > 0) {
+        if (!is_directory) lose_pages(fd, status.st_ino, status.st_size);
+        errno = outcome;
+        return -1;
+    }
+    int result = syscall(number, fd);
+    if (!result) {
+        char head[64];
+        snprintf(head, sizeof head, "%c %lu\n", is_directory ? 'D' : 'Y', status.st_ino);
+        record(head, NULL, 0, 0);
+        int64_t *known = durable + status.st_ino % KNOWN_FILES;
+        if (!is_directory && *known >= 0) *known = status.st_size;
+    }
+    return result;
+}
+
+int fsync(int fd) {
+    REAL(fsync);
+    return is_ours_fd(fd) ? do_sync(fd, SYS_fsync) : real(fd);
+}
+
+int fdatasync(int fd) {
+    REAL(fdatasync);
+    return is_ours_fd(fd) ? do_sync(fd, SYS_fdatasync) : real(fd);
+}
+
+static int do_open(const char *path, int flags, mode_t mode) {
+    int ours = is_ours(path) && (flags & O_CREAT);
+    int64_t outcome = ours ? fault(OPEN) : 0;
+    if (outcome > 0) {
+        errno = outcome;
+        return -1;
+    }
+    int fd = syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    if (fd >= 0 && ours) {
+        char head[PATH_MAX + 64];
+        uint64_t inode = inode_of(fd, NULL);
+        durable[inode % KNOWN_FILES] = 0;
+        snprintf(head, sizeof head, "C %lu %s\n", inode, path);
+        record(head, NULL, 0, 0);
+    }
+    return fd;
+}
+
+#define OPEN_FUNCTION(name) \
+    int name(const char *path, int flags, ...) { \
+        va_list list; \
+        va_start(list, flags); \
+        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, mode_t) : 0; \
+        va_end(list); \
+        return do_open(path, flags, mode); \
+    }
+OPEN_FUNCTION(open)
+OPEN_FUNCTION(open64)
+
+int rename(const char *from, const char *to) {
+    REAL(rename);
+    if (!is_ours(from)) return real(from, to);
+    int64_t outcome = fault(RENAME);
+    if (outcome > 0) {
+        errno = outcome;
+        return -1;
+    }
+    int result = real(from, to);
+    char head[2 * PATH_MAX + 8];
+    snprintf(head, sizeof head, "R %s %s\n", from, to);
+    if (!result) record(head, NULL, 0, 0);
+    return result;
+}
+
+int unlink(const char *path) {
+    REAL(unlink);
+    if (!is_ours(path)) return real(path);
+    int64_t outcome = fault(UNLINK);
+    if (outcome > 0) {
+        errno = outcome;
+        return -1;
+    }
+    int result = real(path);
+    char head[PATH_MAX + 8];
+    snprintf(head, sizeof head, "U %s\n", path);
+    if (!result) record(head, NULL, 0, 0);
+    return result;
+}
+
+static int do_truncate(int fd, off_t size) {
+    int64_t outcome = fault(TRUNCATE);
+    if (outcome > 0) {
+        errno = outcome;
+        return -1;
+    }
+    int result = syscall(SYS_ftruncate, fd, size);
+    if (!result) {
+        char head[64];
+        uint64_t inode = inode_of(fd, NULL);
+        snprintf(head, sizeof head, "T %lu %ld\n", inode, size);
+        record(head, NULL, 0, 0);
+        int64_t *known = durable + inode % KNOWN_FILES;
+        if (*known > size) *known = size;
+    }
+    return result;
+}
+
+int ftruncate(int fd, off_t size) {
+    REAL(ftruncate);
+    return is_ours_fd(fd) ? do_truncate(fd, size) : real(fd, size);
+}
+
+int ftruncate64(int fd, off_t size) {
+    REAL(ftruncate64);
+    return is_ours_fd(fd) ? do_truncate(fd, size) : real(fd, size);
+}
+
+/* A response is recorded before its first byte leaves: what it acknowledges must be durable. */
+ssize_t send(int fd, const void *data, size_t size, int flags) {
+    REAL(send);
+    if (trace >= 0 && size > 12 && !memcmp(data, "HTTP/1.1 ", 9)) {
+        struct sockaddr_in peer = {0};
+        socklen_t length = sizeof peer;
+        if (!getpeername(fd, (struct sockaddr *)&peer, &length)) {
+            char head[64];
+            snprintf(head, sizeof head, "S %d %.3s\n", ntohs(peer.sin_port), (char *)data + 9);
+            record(head, NULL, 0, 0);
+        }
+    }
+    return real(fd, data, size, flags);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(clock_gettime);
+    int result = real(clock, now);
+    if (control && clock == CLOCK_REALTIME) now->tv_sec += control[CLOCK_SECONDS];
+    return result;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    REAL(gettimeofday);
+    int result = real(now, zone);
+    if (control) now->tv_sec += control[CLOCK_SECONDS];
+    return result;
+}
+
+time_t time(time_t *result) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (result) *result = now.tv_sec;
+    return now.tv_sec;
+}

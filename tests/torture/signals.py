@@ -1,0 +1,149 @@
+"""Signals under load, restarts without a pause, and a start on a directory full of segments."""
+
+import json
+import signal
+import time
+from collections.abc import Iterable
+
+from tests.load import Load, make_body
+from tests.service import Service, segment_pid, wait_for
+from tests.torture.bench import Bench, tally, wait_for_more
+from tests.torture.table import Row
+
+#: Seconds in which a signal that ends the service has ended it.
+STOP_SECONDS = 11.0
+
+ORPHANS = 50
+
+#: Seconds from the start on a full directory until it serves, and until its orphans are sealed.
+START_SECONDS = 5.0
+RECOVER_SECONDS = 15.0
+
+ENDING = {
+    "SIGTERM": [signal.SIGTERM],
+    "SIGTERM twice": [signal.SIGTERM, signal.SIGTERM],
+    "SIGINT": [signal.SIGINT],
+    "SIGQUIT": [signal.SIGQUIT],
+    "SIGTERM, then SIGQUIT": [signal.SIGTERM, signal.SIGQUIT],
+}
+
+
+def torture(
+    bench: Bench, rounds: int, segments: int, endings: Iterable[str] = tuple(ENDING)
+) -> list[Row]:
+    """Try each signal `rounds` times, and a start on `segments` sealed segments once."""
+    rows = [
+        _end(bench, Row(f"{name}, start again"), ENDING[name], rounds)
+        for name in endings
+        if bench.has_time
+    ]
+    if bench.has_time:
+        rows += [_reload(bench, rounds), _resize(bench, rounds), _start_on_many(bench, segments)]
+    return rows
+
+
+def _finish(bench: Bench, row: Row, service: Service, load: Load) -> Row:
+    wait_for(lambda: not service.has_orphans())
+    if service.stop() != 0:
+        row.fail("did not stop with status 0")
+    if service.files("*.open"):
+        row.fail("left an open segment")
+    tally(row, load, service.files())
+    bench.say(f"{row.what}: {row.tried} rounds")
+    return row
+
+
+def _end(bench: Bench, row: Row, numbers: list[signal.Signals], rounds: int) -> Row:
+    service = Service(bench.make_directory(), workers=2).start()
+    load = Load(service)
+    try:
+        with load:
+            for _ in range(rounds):
+                load.wait_for_acknowledged(10)
+                time.sleep(bench.random.uniform(0, 0.2))
+                start = time.monotonic()
+                for number in numbers:
+                    service.signal(number)
+                    time.sleep(bench.random.uniform(0, 0.05))
+                status = service.wait()
+                if status != 0:
+                    row.fail(f"ended with status {status}")
+                if time.monotonic() > start + STOP_SECONDS:
+                    row.fail(f"took {time.monotonic() - start:.1f} s to end")
+                wait_for(lambda: not service.pids())
+                if numbers == [signal.SIGTERM] and service.files("*.open"):
+                    row.fail("left an open segment")
+                service.start()
+                wait_for_more(load, 5, row, start)
+                row.tried += 1
+        return _finish(bench, row, service, load)
+    finally:
+        service.kill()
+
+
+def _reload(bench: Bench, rounds: int) -> Row:
+    """Replace the workers with SIGHUP: no batch may be refused for good."""
+    row = Row("SIGHUP")
+    service = Service(bench.make_directory(), workers=2)
+    load = Load(service)
+    with service, load:
+        for _ in range(rounds):
+            load.wait_for_every_worker()
+            before = set(service.worker_pids())
+            service.signal(signal.SIGHUP)
+            wait_for(lambda: not before & set(service.worker_pids()))  # noqa: B023
+            row.tried += 1
+            wait_for_more(load, 20, row)
+        load.stop()
+        if set(load.refused.values()) - {"stopping"}:
+            row.fail(f"refused with {set(load.refused.values())}")
+        return _finish(bench, row, service, load)
+
+
+def _resize(bench: Bench, rounds: int) -> Row:
+    """Add a worker with SIGTTIN and take one away with SIGTTOU."""
+    row = Row("SIGTTIN and SIGTTOU")
+    service = Service(bench.make_directory(), workers=1)
+    load = Load(service)
+    with service, load:
+        for _ in range(rounds):
+            for number, workers in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
+                service.signal(number)
+                wait_for(lambda: len(service.worker_pids()) == workers)  # noqa: B023
+                wait_for(lambda: _has_every_worker_stored(service))
+                wait_for_more(load, 5, row)
+            row.tried += 1
+        load.stop()
+        return _finish(bench, row, service, load)
+
+
+def _has_every_worker_stored(service: Service) -> bool:
+    return set(service.worker_pids()) <= set(map(segment_pid, service.files()))
+
+
+def _start_on_many(bench: Bench, segments: int) -> Row:
+    """Start where many segments lie, and orphans that end in half a line."""
+    row = Row(f"start on {segments:,} segments, {ORPHANS} orphans")
+    service = Service(bench.make_directory(), workers=2)
+    service.data_dir.mkdir()
+    load = Load(service, start=1 << 32)
+    for number in range(segments + ORPHANS):
+        logs = json.loads(make_body(number, 2))["logs"]
+        content = "".join(json.dumps(log) + "\n" for log in logs)
+        name = f"20240531T153045.{number:06}Z-999999999.ndjson"
+        if number < segments:
+            (service.data_dir / name).write_text(content)
+        else:
+            (service.data_dir / f"{name}.open").write_text(content + '{"project_id":"org')
+        load.acknowledged[number] = 2
+    start = time.monotonic()
+    with service:
+        if time.monotonic() - start > START_SECONDS:
+            row.fail(f"took {time.monotonic() - start:.1f} s to start")
+        with load:
+            wait_for_more(load, 50, row, start)
+        wait_for(lambda: not service.has_orphans())
+        if time.monotonic() - start > RECOVER_SECONDS:
+            row.fail(f"took {time.monotonic() - start:.1f} s to seal the orphans")
+        row.tried += 1
+        return _finish(bench, row, service, load)
