@@ -124,8 +124,10 @@ def _recover(row: Row, data_dir: Path) -> None:
     """Let the service's own recovery mend the files, now and then as part of a real start."""
     row.tried += 1
     if row.tried % STATES_A_START:
-        logging.getLogger(directories.__name__).setLevel(logging.CRITICAL)
+        logger = logging.getLogger(directories.__name__)
+        logger.disabled = True  # a line for each of the many states helps nobody
         directories.recover(data_dir)
+        logger.disabled = False
         return
     with Service(data_dir.parent) as service:
         wait_for(lambda: not service.has_orphans())
