@@ -70,7 +70,8 @@ def markdown(results: Results) -> str:
     source = (
         f"Commit `{results.commit}`, {results.taken_at}: {machine['cpu']}, {machine['cores']} "
         f"cores, Linux {machine['kernel']}, Python {machine['python']}; `make bench`, "
-        f"{results.seconds:g} s a row, default settings but for the workers, synced before each 200."
+        f"{results.seconds:g} s a row, default settings but for the workers, "
+        "synced before each 200."
     )
     parts = [source, markdown_table(rows(results.cells))]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)]) + "\n"
