@@ -140,6 +140,7 @@ def _move_away(bench: Bench, rounds: int) -> Row:
     with service, load:
         for number in range(rounds):
             load.wait_for_acknowledged(20)
+            load.wait_for_every_worker()  # one that starts makes a missing directory
             service.data_dir.rename(stray / str(number))
             _wait_for_refusal(load, row, "storage_failed")
             service.data_dir.mkdir()
@@ -160,6 +161,7 @@ def _delete(bench: Bench, rounds: int) -> Row:
         for number in range(rounds):
             with Load(service, start=number << 32) as before:
                 before.wait_for_acknowledged(20)
+                before.wait_for_every_worker()  # one that starts makes a missing directory
                 doomed = service.data_dir.rename(service.data_dir.with_name("doomed"))
                 shutil.rmtree(doomed)
                 _wait_for_refusal(before, row, "storage_failed")
