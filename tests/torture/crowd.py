@@ -7,12 +7,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 from tests.load import Load
 from tests.service import Service, make_head, wait_for
 from tests.torture.bench import Bench, tally
-from tests.torture.stall import MIB, resident_bytes
+from tests.torture.stall import MIB, meanwhile, resident_bytes
 from tests.torture.table import Row
 
 #: Seconds in which anyone else has an answer.
@@ -130,31 +130,22 @@ def _descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-@contextlib.contextmanager
-def _watch(service: Service, row: Row) -> Iterator[None]:
+def _watch(service: Service, row: Row) -> contextlib.AbstractContextManager[None]:
     """Ask /health and send empty batches on new connections, and note what is slow."""
-    over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(0.1):
-            start = time.monotonic()
-            try:
-                statuses = service.request("GET", "/health", timeout=5).status
-                statuses += service.drain({"logs": []}, timeout=5).status
-            except OSError as error:
-                row.fail(f"not served: {error!r}")
-                continue
-            seconds = time.monotonic() - start
-            if statuses != 400 or seconds > 2 * OTHERS_SECONDS:
-                row.fail(f"two answers took {seconds:.1f} s, statuses sum to {statuses}")
+    def look() -> None:
+        start = time.monotonic()
+        try:
+            statuses = service.request("GET", "/health", timeout=5).status
+            statuses += service.drain({"logs": []}, timeout=5).status
+        except OSError as error:
+            row.fail(f"not served: {error!r}")
+            return
+        seconds = time.monotonic() - start
+        if statuses != 400 or seconds > 2 * OTHERS_SECONDS:
+            row.fail(f"two answers took {seconds:.1f} s, statuses sum to {statuses}")
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return meanwhile(look, 0.1)
 
 
 def _say_nothing(connection: socket.socket) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,26 +143,35 @@ def resident_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def watch_health(service: Service, row: Row) -> Iterator[None]:
-    """Ask /health all the time, and note in the row when it does not answer at once."""
+def meanwhile(look: Callable[[], None], pause_seconds: float) -> Iterator[None]:
+    """Look again and again, in a thread of its own, while the block runs."""
     over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(0.05):
-            start = time.monotonic()
-            try:
-                status = service.request("GET", "/health", timeout=10).status
-            except OSError as error:
-                row.fail(f"/health: {error}")
-                continue
-            seconds = time.monotonic() - start
-            if status != 200 or seconds > HEALTH_SECONDS:
-                row.fail(f"/health answered {status} after {seconds:.1f} s")
+    def keep_looking() -> None:
+        while not over.wait(pause_seconds):
+            look()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=keep_looking, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+
+
+def watch_health(service: Service, row: Row) -> contextlib.AbstractContextManager[None]:
+    """Ask /health all the time, and note in the row when it does not answer at once."""
+
+    def look() -> None:
+        start = time.monotonic()
+        try:
+            status = service.request("GET", "/health", timeout=10).status
+        except OSError as error:
+            row.fail(f"/health: {error}")
+            return
+        seconds = time.monotonic() - start
+        if status != 200 or seconds > HEALTH_SECONDS:
+            row.fail(f"/health answered {status} after {seconds:.1f} s")
+
+    return meanwhile(look, 0.05)
