@@ -4,6 +4,7 @@
 `<...>.ndjson` is sealed and never changes. Lexical order is time order.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -52,6 +53,12 @@ def free_bytes(path: Path) -> int:
 def is_same_file(fd: int, path: Path) -> bool:
     """Tell whether the open file is still the one at `path`; raises OSError."""
     return os.path.samestat(os.fstat(fd), os.stat(path))
+
+
+def uncache(fd: int, size: int) -> None:
+    """Take the first `size` bytes of a synced file out of the page cache, where that works."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, 0, size, os.POSIX_FADV_DONTNEED)
 
 
 def sealed_path(path: Path) -> Path:

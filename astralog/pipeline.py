@@ -244,5 +244,5 @@ class Pipeline:
 
     def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run what may block on the disk outside the hub's thread."""
-        result: T = self._threads.apply(function, args)
+        result: T = self._threads.spawn(function, *args).get()
         return result

@@ -106,6 +106,28 @@ def test_a_segment_that_a_recovery_takes_for_an_orphan_is_made_anew(
     writer.seal()
 
 
+@pytest.mark.parametrize("error", [None, OSError(errno.EINVAL, "no advice here")])
+def test_all_but_the_newest_synced_bytes_leave_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None
+) -> None:
+    """A large segment does not take the memory of others; a system without it does no harm."""
+    advised: list[tuple[int, int, int]] = []
+
+    def advise(fd: int, offset: int, length: int, advice: int) -> None:
+        advised.append((offset, length, advice))
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(segments, "CACHED_BYTES", 2 * len(A))
+    writer = make_writer(tmp_path)
+    for _ in range(9):
+        writer.append([A])
+    assert [(0, size * len(A), os.POSIX_FADV_DONTNEED) for size in (2, 4, 6)] == advised
+    writer.seal()
+    assert [A * 9] == sealed(tmp_path)
+
+
 def test_a_segment_whose_name_cannot_be_made_durable_is_removed(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
