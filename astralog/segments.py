@@ -22,8 +22,8 @@ CREATE_ATTEMPTS = 10
 #: Buffers that one writev takes (IOV_MAX on Linux).
 WRITEV_BUFFERS = 1024
 
-#: Newest bytes of a segment that stay in the page cache, for who follows it. More would take others'
-#: memory, and a used page costs less than a fresh one: measured, a sixth of the CPU at 500 logs.
+#: Newest bytes of a segment that stay in the page cache, for who follows it. More would take the
+#: memory of others, and fresh pages cost more than used ones: measured, a sixth of the CPU at 500.
 CACHED_BYTES = 8 * 1024 * 1024
 
 #: Seconds between two syncs in the mode `everysec`.
