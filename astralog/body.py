@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import gevent
 from gunicorn.http.errors import ParseException
 
+from astralog.deadlines import Deadlines
 from astralog.errors import Refusal
 
 if sys.version_info >= (3, 14):
@@ -38,6 +38,7 @@ class BodyReader:
     def __init__(self, max_bytes: int, timeout_seconds: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_seconds = timeout_seconds
+        self._deadlines = Deadlines(lambda: timeout_seconds, self._too_slow)
 
     def read(self, environ: Environ, room: Room) -> bytes:
         """Return the body, inflated as its Content-Encoding says.
@@ -50,19 +51,13 @@ class BodyReader:
         length = int(environ.get("CONTENT_LENGTH") or -1)
         if length > self._max_bytes:
             raise self._too_large()
-        with gevent.Timeout(self._timeout_seconds) as timeout:
-            try:
+        try:
+            with self._deadlines:
                 if inflater is None and length >= 0:
                     return _read_exactly(environ, length, room)
                 return self._read_stream(environ, length, inflater, room)
-            except gevent.Timeout as fired:
-                if fired is not timeout:
-                    raise
-                seconds = f"{self._timeout_seconds:g}"
-                message = f"The body did not arrive within {seconds} seconds."
-                raise Refusal("body_timeout", message) from None
-            except (OSError, ParseException):  # the client vanished, or its chunks are malformed
-                raise _ended_early() from None
+        except (OSError, ParseException):  # the client vanished, or its chunks are malformed
+            raise _ended_early() from None
 
     def _read_stream(
         self, environ: Environ, length: int, inflater: "Inflater | None", room: Room
@@ -81,6 +76,10 @@ class BodyReader:
 
     def _too_large(self) -> Refusal:
         return Refusal("body_too_large", f"The body is larger than {self._max_bytes} bytes.")
+
+    def _too_slow(self) -> Refusal:
+        seconds = f"{self._timeout_seconds:g}"
+        return Refusal("body_timeout", f"The body did not arrive within {seconds} seconds.")
 
 
 def _ended_early() -> Refusal:

@@ -374,6 +374,24 @@ def test_a_client_that_expects_to_be_told_to_go_on_is(service: Service) -> None:
     assert "expected" == service.logs()[-1]["message"]
 
 
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_a_client_that_is_refused_by_its_head_is_not_told_to_go_on(
+    service: Service, is_sent: bool
+) -> None:
+    """A wrong token is refused before the body is asked for; one sent all the same is ignored."""
+    body = json.dumps(make_batch("unwanted")).encode() + b" " * 1_000_000
+    head = make_head(f"Content-Length: {len(body)}", "Expect: 100-continue", token="wrong")
+    with service.connect() as connection:
+        connection.sendall(head + body * is_sent)
+        answer = read_answer(connection)
+        check_refusal(answer, 401, "unauthorized")
+        assert "close" == answer.headers["Connection"]
+        connection.shutdown(socket.SHUT_WR)
+        assert b"" == connection.recv(1)
+    assert service.drain(make_batch("next")).status == 200
+    assert "next" == service.logs()[-1]["message"]
+
+
 def test_a_connection_serves_many_requests(service: Service) -> None:
     """A refusal in between does no harm to the next request on the connection."""
     body = json.dumps(make_batch("kept")).encode()

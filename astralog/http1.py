@@ -1,0 +1,164 @@
+"""HTTP/1.1 requests and responses: gunicorn's, with less to do for each."""
+
+import sys
+import time
+from functools import lru_cache
+from typing import Any
+
+from gunicorn.http import body, message, parser, wsgi
+from gunicorn.util import unquote_to_wsgi_str
+from werkzeug.http import http_date
+
+#: Bodies up to this size are read in one buffer as large as they are.
+WHOLE_BODY_BYTES = 1024 * 1024
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Body(body.Body):  # type: ignore[misc]
+    """The body of a request.
+
+    `is_awaited` says that the client waits to be asked for it. That is done when the body is first
+    read, and so not where the head alone refuses a request.
+    """
+
+    def __init__(self, reader: Any, unreader: Any, is_awaited: bool) -> None:
+        super().__init__(reader)
+        self._unreader = unreader
+        self.is_awaited = is_awaited
+
+    def read(self, size: int | None = None) -> bytes:
+        """Return at most `size` bytes, fewer only at the body's end."""
+        if self.is_awaited:
+            self.is_awaited = False
+            self._unreader.sock.sendall(CONTINUE)
+        left = getattr(self.reader, "length", None)
+        if left is None or size is None or left > min(size, WHOLE_BODY_BYTES) or self.buf.tell():
+            data: bytes = super().read(size)
+            return data
+        return self._read_all() if left else b""
+
+    def _read_all(self) -> bytes:
+        """Read the rest of a body of known length without copying it from buffer to buffer."""
+        reader, unreader = self.reader, self._unreader
+        data = unreader.take_buffered()
+        if len(data) > reader.length:  # the next request is there, too
+            unreader.unread(data[reader.length :])
+            data = data[: reader.length]
+        pieces = [data]
+        reader.length -= len(data)
+        while reader.length and (data := unreader.sock.recv(reader.length)):
+            pieces.append(data)
+            reader.length -= len(data)
+        return b"".join(pieces)
+
+
+class Request(message.Request):  # type: ignore[misc]
+    """A request with a Body."""
+
+    body: Body
+    _expected_100_continue: bool
+
+    def set_body_reader(self) -> None:
+        """Say how the body is read; raises ParseException for a head that leaves it open."""
+        super().set_body_reader()
+        self.body = Body(self.body.reader, self.unreader, is_awaited=self._expected_100_continue)
+        self._expected_100_continue = False  # else gunicorn answers it before the body is read
+
+    def should_close(self) -> bool:
+        """Tell whether the connection ends with this request.
+
+        It does where the client still waits to be asked for a body that nobody wants.
+        """
+        return self.body.is_awaited or bool(super().should_close())
+
+    def environ(self, client: Any, server: Any) -> dict[str, Any]:
+        """Return the WSGI environ (PEP 3333) of a request between two socket addresses."""
+        host, port = _host_and_port(server)
+        peer, peer_port = _host_and_port(client)
+        environ = {
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": self.scheme,
+            "wsgi.input": self.body,
+            "wsgi.input_terminated": True,
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "REQUEST_METHOD": self.method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": unquote_to_wsgi_str(self.path),
+            "QUERY_STRING": self.query,
+            "SERVER_PROTOCOL": f"HTTP/{self.version[0]}.{self.version[1]}",
+            "SERVER_NAME": host,
+            "SERVER_PORT": port,
+            "REMOTE_ADDR": peer,
+            "REMOTE_PORT": peer_port,
+        }
+        for field, value in self.headers:
+            name = field.replace("-", "_")
+            key = name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
+            environ[key] = f"{environ[key]},{value}" if key in environ else value
+        return environ
+
+
+def _host_and_port(address: Any) -> tuple[str, str]:
+    """Return both as WSGI has them; a unix socket has neither."""
+    return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
+
+
+class RequestParser(parser.RequestParser):  # type: ignore[misc]
+    """The requests of a connection, one after another."""
+
+    mesg_class = Request
+
+
+@lru_cache(maxsize=1)
+def _http_date(timestamp: int) -> str:
+    return http_date(timestamp)
+
+
+class Response(wsgi.Response):  # type: ignore[misc]
+    """A response whose head goes out with its body, in one send where gunicorn takes two."""
+
+    headers_sent: bool
+    _head = b""
+
+    def default_headers(self) -> list[str]:
+        """Return the status line and gunicorn's headers, the date rendered once a second."""
+        major, minor = self.req.version
+        lines = [
+            f"HTTP/{major}.{minor} {self.status}\r\n",
+            f"Date: {_http_date(int(time.time()))}\r\n",
+            f"Connection: {'close' if self.should_close() else 'keep-alive'}\r\n",
+        ]
+        return [*lines, "Transfer-Encoding: chunked\r\n"] if self.chunked else lines
+
+    def send_headers(self) -> None:
+        """Render the head, and keep it for the body."""
+        if not self.headers_sent:
+            lines = self.default_headers()
+            lines += [f"{name}: {value}\r\n" for name, value in self.headers]
+            self._head = ("".join(lines) + "\r\n").encode("latin-1")
+            self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        if self.chunked:
+            self.sock.sendall(head)
+            super()._emit_body(data)
+        else:
+            self._send(head + data)
+
+    def close(self) -> None:
+        """Send what is left: the head, where there was no body."""
+        self.send_headers()
+        if self._head:
+            self._send(self._head)
+        super().close()
+
+    def _send(self, data: bytes) -> None:
+        """Send all, without sendall's look at the buffer's size where one send is enough."""
+        sent = self.sock.send(data)
+        if sent < len(data):
+            self.sock.sendall(data[sent:])

@@ -1,0 +1,70 @@
+"""Waits that last too long are ended, and no others."""
+
+import time
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from astralog import deadlines
+from astralog.deadlines import Deadlines
+
+
+class Late(Exception):
+    pass
+
+
+def test_a_wait_that_lasts_too_long_is_ended() -> None:
+    """The error comes where the greenlet waits, not before its time."""
+    waits = Deadlines(lambda: 0.2, Late)
+    started_at = time.monotonic()
+    with pytest.raises(Late), waits:
+        gevent.sleep(10)
+    assert 0.2 <= time.monotonic() - started_at < 5
+
+
+def test_a_wait_that_is_over_is_left_alone() -> None:
+    """What a greenlet does after its wait may take as long as it likes."""
+    waits = Deadlines(lambda: 0.05, Late)
+    with waits:
+        gevent.sleep(0)
+    gevent.sleep(0.3)
+
+
+def test_waits_of_many_greenlets_end_one_by_one() -> None:
+    """Each has its own time, counted from its own start."""
+    waits = Deadlines(lambda: 0.3, Late)
+    ended: list[int] = []
+
+    def wait(number: int) -> None:
+        gevent.sleep(0.25 * number)
+        try:
+            with waits:
+                gevent.sleep(10)
+        except Late:
+            ended.append(number)
+
+    greenlets = [gevent.spawn(wait, number) for number in (2, 0, 1)]
+    gevent.joinall(greenlets, timeout=10)
+    assert [0, 1, 2] == ended
+
+
+def test_what_comes_at_the_last_moment_counts() -> None:
+    """A wait that ended after its time was found over, and before it was told, goes on unharmed."""
+    waits = Deadlines(lambda: deadlines.LOOK_SECONDS / 2, Late)
+    came = Event()
+    done = []
+
+    def wait() -> None:
+        with waits:
+            came.wait()
+        gevent.sleep(0.3)
+        done.append(True)
+
+    greenlet = gevent.spawn(wait)
+    gevent.sleep(0)
+    [(waiting, since)] = waits._waiting.items()
+    came.set()
+    gevent.get_hub().loop.run_callback(waits._end, waiting, since)  # after the event's own callback
+    greenlet.join(timeout=10)
+    assert [True] == done
