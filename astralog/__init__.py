@@ -6,7 +6,6 @@ from astralog import errors
 from astralog.api import docs, drain, health, metrics
 from astralog.auth import Tokens
 from astralog.body import BodyReader
-from astralog.directory import make_directory
 from astralog.metrics import Metrics
 from astralog.pipeline import Pipeline
 from astralog.settings import Settings
@@ -18,10 +17,10 @@ __version__ = "0.1.0"
 def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
     """Join the parts to an app; without settings and tokens, those of the environment.
 
-    Raises InvalidSettings, and OSError where the data directory cannot be made.
+    Raises InvalidSettings. It makes neither the data directory nor a token (`server.check_start`
+    does): a worker that starts while a disk is not mounted must not take another in its place.
     """
     settings = settings or Settings.from_environ()
-    make_directory(settings.data_dir)
     tokens = tokens or Tokens(settings)
     pipeline = Pipeline(settings)
     numbers = Metrics(pipeline, settings.data_dir)

@@ -37,7 +37,7 @@ class Tokens:
     """The tokens that may write, read again when their file changes."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the tokens from the settings, their file, or the one the first start makes.
+        """Read the tokens from the settings, their file, or the one that the first start made.
 
         Raises InvalidSettings where there are none, or one that no header can carry.
         """
@@ -46,7 +46,7 @@ class Tokens:
         if settings.tokens_file:
             self._path = Path(settings.tokens_file)
         elif not settings.tokens:
-            self._path = make_token_file(settings.data_dir)
+            self._path = settings.data_dir / TOKEN_FILE_NAME
         self._version = _version(self._path)
         self._looked_at = time.monotonic()
         self._tokens = self._read()

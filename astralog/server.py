@@ -14,7 +14,7 @@ import gevent
 from gunicorn.glogging import Logger
 
 from astralog import metricfiles
-from astralog.auth import TOKEN_FILE_NAME, Tokens
+from astralog.auth import TOKEN_FILE_NAME, Tokens, make_token_file
 from astralog.directory import make_directory
 from astralog.metrics import Metrics
 from astralog.pipeline import Pipeline
@@ -70,6 +70,8 @@ def check_start(settings: Settings) -> Tokens:
         make_directory(settings.data_dir)
         if not os.access(settings.data_dir, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError("not readable and writable")
+        if not (settings.tokens or settings.tokens_file):
+            make_token_file(settings.data_dir)
         return Tokens(settings)
     except OSError as error:
         problem = f"ASTRALOG_DATA_DIR: {settings.data_dir}: {error.strerror or error}."

@@ -13,7 +13,6 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from astralog import create_app
-from astralog.auth import TOKEN_FILE_NAME
 from astralog.settings import InvalidSettings, Settings
 from tests.conftest import Disk, Fault
 from tests.service import TOKEN, make_log, read_logs
@@ -82,10 +81,15 @@ def stored(path: Path) -> list[dict[str, Any]]:
 def test_an_app_is_made_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without settings those of the environment count, and the data directory is made."""
-    monkeypatch.setenv("ASTRALOG_DATA_DIR", str(tmp_path / "a" / "b"))
-    create_app()
-    assert [TOKEN_FILE_NAME] == [path.name for path in (tmp_path / "a" / "b").iterdir()]
+    """Without settings those of the environment count; a missing data directory is not made."""
+    monkeypatch.setenv("ASTRALOG_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(InvalidSettings, match="data/token: No such file"):
+        create_app()
+    monkeypatch.setenv("ASTRALOG_TOKENS", TOKEN)
+    app = create_app()
+    assert 503 == drain(app.test_client(), {"logs": [make_log()]}).status_code
+    app.extensions["astralog"].stop(1)
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_an_app_with_wrong_settings_is_not_made(
@@ -101,6 +105,8 @@ def test_an_app_with_wrong_settings_is_not_made(
 
 def test_two_apps_share_nothing(make_app: MakeApp, settings: Settings, tmp_path: Path) -> None:
     """All state hangs off the app: each has its own tokens, pipeline and files."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
     first = make_app(replace(settings, data_dir=tmp_path / "a"))
     second = make_app(replace(settings, data_dir=tmp_path / "b", tokens="other"))
     batch = {"logs": [make_log()]}

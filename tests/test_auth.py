@@ -211,8 +211,9 @@ def test_tokens_are_read_again_when_their_file_changes(
 
 def test_the_first_start_makes_a_token(settings: Settings, tmp_path: Path) -> None:
     """Without tokens, a random one is made that only its owner may read, and it lets in."""
+    path = make_token_file(tmp_path)
     tokens = Tokens(replace(settings, tokens=""))
-    path = tmp_path / TOKEN_FILE_NAME
+    assert tmp_path / TOKEN_FILE_NAME == path
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
     token = path.read_text().strip()
     assert len(token) >= 32

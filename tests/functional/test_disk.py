@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.service import Answer, Service, make_batch, wait_for
+from tests.service import TOKEN, Answer, Service, make_batch, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +169,27 @@ def test_a_removed_directory_is_noticed_and_welcomed_back(tmp_path: Path) -> Non
         assert 1 == service.log().count("storage_failed is over")
         assert 0 == service.stop()
         assert [] == service.files("*.open")
+        assert ["stored"] == [log["message"] for log in service.logs()]
+
+
+@pytest.mark.parametrize("tokens", [TOKEN, ""], ids=["listed token", "made token"])
+def test_a_worker_that_starts_without_the_directory_does_not_make_it(
+    tmp_path: Path, tokens: str
+) -> None:
+    """It would take the place of a disk that is not mounted; the tokens stay good meanwhile."""
+    with Service(tmp_path, tokens=tokens, workers=1) as service:
+        token = tokens or (service.data_dir / "token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        away = service.data_dir.rename(tmp_path / "away")
+        (pid,) = service.worker_pids()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: service.worker_pids() and service.worker_pids() != [pid])
+        wait_for(lambda: service.drain(make_batch("refused"), headers).status == 503)
+        check_unavailable(service.drain(make_batch("refused"), headers), "storage_failed")
+        assert not service.data_dir.exists()
+        away.rename(service.data_dir)
+        wait_until_ready(service)
+        assert 200 == service.drain(make_batch("stored"), headers).status
         assert ["stored"] == [log["message"] for log in service.logs()]
 
 
