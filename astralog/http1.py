@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from gunicorn.http import body, message, parser, wsgi
+from gunicorn.http.errors import UnsupportedTransferCoding
 from gunicorn.util import unquote_to_wsgi_str
 from werkzeug.http import http_date
 
@@ -62,6 +63,10 @@ class Request(message.Request):  # type: ignore[misc]
     def set_body_reader(self) -> None:
         """Say how the body is read; raises ParseException for a head that leaves it open."""
         super().set_body_reader()
+        if isinstance(self.body.reader, body.ChunkedReader):
+            for name, value in self.headers:
+                if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
+                    raise UnsupportedTransferCoding(value)
         self.body = Body(self.body.reader, self.unreader, is_awaited=self._expected_100_continue)
         self._expected_100_continue = False  # else gunicorn answers it before the body is read
 

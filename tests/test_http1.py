@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.http.errors import UnsupportedTransferCoding
 
 from astralog import http1
 from astralog.http1 import RequestParser
@@ -82,6 +83,18 @@ def test_a_chunked_body_is_put_together(connection: Connection) -> None:
     """The chunks' sizes are no part of it."""
     connection.send(head("Transfer-Encoding: chunked") + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
     assert b"abcde" == connection.next().body.read(100)
+    connection.send(head("Transfer-Encoding: Chunked") + b"1\r\nf\r\n0\r\n\r\n")
+    assert b"f" == connection.next().body.read(100)
+
+
+@pytest.mark.parametrize("codings", ["gzip, chunked", "identity, chunked"])
+def test_a_transfer_coding_that_would_not_be_undone_is_refused(
+    connection: Connection, codings: str
+) -> None:
+    """A body is never taken for what it is not."""
+    connection.send(head(f"Transfer-Encoding: {codings}") + b"2\r\n{}\r\n0\r\n\r\n")
+    with pytest.raises(UnsupportedTransferCoding):
+        connection.next()
 
 
 def test_an_unread_body_is_skipped(connection: Connection) -> None:
