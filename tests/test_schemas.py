@@ -150,7 +150,15 @@ def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b'{"logs": []} x', b'{"logs": [}', b"\xff", b'{"logs":' + b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b'{"logs": []} x',
+        b'{"logs": [}',
+        b"\xff",
+        b'{"logs":' + b"[" * 100_000,
+        b'{"logs":[{"metadata":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}]}",
+    ],
     ids=lambda body: str(body)[:20],
 )
 def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
