@@ -130,6 +130,14 @@ def test_a_batch_may_hold_only_the_projects_of_its_token(encode: Any, is_long: b
     assert "'theirs'" in refused.value.message
 
 
+def test_a_long_name_of_a_project_is_shown_in_part() -> None:
+    """A refusal is not as long as what it refuses."""
+    with pytest.raises(Refusal) as refused:
+        encode_lines(line(project_id="x" * 5000), {"mine"})
+    assert "forbidden_project" == refused.value.code
+    assert len(refused.value.message) < 200
+
+
 texts = st.sampled_from(
     [line(), line(message="a\nb"), line(level=""), b"", b" ", b"{}", b"{", b"1", b"\xff", b"\r"]
 )

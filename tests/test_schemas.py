@@ -191,6 +191,13 @@ def test_counting_ends_at_a_thousand(malformed: int, expected: str) -> None:
     assert expected == str(refusal_of(*logs))
 
 
+@pytest.mark.parametrize(("unknown", "described"), [(20, 20), (21, 20), (5000, 20)])
+def test_the_first_twenty_fields_of_a_log_are_described(unknown: int, described: int) -> None:
+    """A log of nothing but unknown fields does not make a refusal larger than the batch."""
+    refused = refusal_of(make_log() | {f"x{number}": 1 for number in range(unknown)})
+    assert described == len(refused.messages_dict["logs"][0])
+
+
 def test_a_thousand_of_a_thousand_is_the_whole_count() -> None:
     """Where the last log is the thousandth malformed one, nothing was left out."""
     refused = refusal_of(*[make_log(level="")] * 1000)

@@ -95,6 +95,20 @@ def test_a_refusal_is_heard_by_a_client_that_still_sends(service: Service) -> No
         assert 200 == read_answer(connection).status
 
 
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nabc", b"0\r\nno trailer\r\n\r\n", b"5\r\na"])
+def test_a_refused_body_that_is_malformed_has_one_answer(service: Service, broken: bytes) -> None:
+    """Whatever follows a refusal, no second answer does, that the next request could get."""
+    with service.connect() as connection:
+        connection.sendall(make_head("Transfer-Encoding: chunked", token="wrong") + broken)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                received += data
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert 1 == received.count(b"HTTP/1.1 ")
+
+
 def send_again_and_again(connection: socket.socket, piece: bytes, times: int) -> None:
     for _ in range(times):
         connection.sendall(piece)
