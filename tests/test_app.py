@@ -166,11 +166,12 @@ def test_a_token_is_shown_alone_or_as_a_bearers(
 
 
 @pytest.mark.parametrize("authorization", ["", "wrong", "Bearer wrong", f"Basic {TOKEN}", "\xff"])
+@pytest.mark.parametrize("query", ["", "dry_run=true", "dry_run=maybe"])
 def test_an_unknown_token_is_refused_before_the_body_is_read(
-    client: FlaskClient, tmp_path: Path, authorization: str
+    client: FlaskClient, tmp_path: Path, authorization: str, query: str
 ) -> None:
-    """401 costs the client its header only, and says which scheme to use."""
-    response = drain_unread(client, HTTP_AUTHORIZATION=authorization)
+    """401 costs the client its header only, and says which scheme to use; a dry run needs one."""
+    response = drain_unread(client, HTTP_AUTHORIZATION=authorization, QUERY_STRING=query)
     assert_refused(response, 401, "unauthorized", tmp_path)
     assert "Bearer" == response.headers["WWW-Authenticate"]
 
@@ -450,7 +451,7 @@ def test_a_dry_run_refuses_as_usual(client: FlaskClient, query: str, code: str) 
 def test_a_token_writes_only_its_projects(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
-    """A batch with another project is refused whole, and named."""
+    """A batch with another project is refused whole, and named, in any form and as a dry run."""
     path = tmp_path / "tokens"
     path.write_text("bound org-xyz other\n")
     changed = replace(settings, tokens="", tokens_file=str(path))
@@ -458,9 +459,15 @@ def test_a_token_writes_only_its_projects(
     headers = {"Authorization": "bound"}
     mine, theirs = make_log(), make_log(project_id="theirs")
     assert 200 == client.post("/v1/drain", json={"logs": [mine]}, headers=headers).status_code
-    answer = client.post("/v1/drain", json={"logs": [mine, theirs]}, headers=headers)
-    assert answer.json is not None
-    assert (403, "forbidden_project") == (answer.status_code, answer.json["code"])
-    assert "'theirs'" in answer.json["message"]
+    ndjson = {**headers, "Content-Type": "application/x-ndjson"}
+    lines = f"{json.dumps(mine)}\n{json.dumps(theirs)}"
+    for path_and_query in ("/v1/drain", "/v1/drain?dry_run=true"):
+        for answer in (
+            client.post(path_and_query, json={"logs": [mine, theirs]}, headers=headers),
+            client.post(path_and_query, data=lines, headers=ndjson),
+        ):
+            assert answer.json is not None
+            assert (403, "forbidden_project") == (answer.status_code, answer.json["code"])
+            assert "'theirs'" in answer.json["message"]
     (stored,) = tmp_path.glob("*.ndjson.open")
     assert 1 == len(stored.read_text().splitlines())

@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gunicorn.http.errors import InvalidChunkSize
 
-from astralog.body import STEP_BYTES, BodyReader
+from astralog.body import INFLATERS, STEP_BYTES, BodyReader
 from astralog.errors import Refusal
 
 if sys.version_info >= (3, 14):
@@ -314,6 +314,28 @@ def test_a_bomb_is_refused_at_the_limit(encoding: str, compress: Callable[[bytes
     assert "body_too_large" == code_of(environ(bomb, encoding=encoding), room)
     assert max(room.sizes) <= MAX_BYTES
     assert "body_too_large" == code_of(environ(compress(b"x" * (MAX_BYTES + 1)), encoding=encoding))
+
+
+@pytest.mark.parametrize(("encoding", "compress"), CODINGS)
+def test_a_bomb_is_inflated_step_by_step(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    """However much one piece of a body inflates to, no more than a step of it is held at once."""
+    bomb = compress(bytes(20 * 1024 * 1024))
+    pieces = list(map(len, INFLATERS[encoding.strip().lower()](iter([bomb]))))
+    assert 20 * 1024 * 1024 == sum(pieces)
+    assert max(pieces) <= STEP_BYTES
+
+
+@pytest.mark.parametrize(("window_log", "is_taken"), [(23, True), (24, False), (27, False)])
+def test_a_zstd_frame_may_ask_for_a_window_of_8_mib(window_log: int, is_taken: bool) -> None:
+    """A few bytes could otherwise cost 128 MiB of memory that nobody has admitted."""
+    option = zstd.CompressionParameter
+    options: dict[int, int] = {option.window_log: window_log, option.content_size_flag: 0}
+    packer = zstd.ZstdCompressor(options=options)
+    made = environ(packer.compress(b"{}") + packer.flush(), encoding="zstd")
+    if is_taken:
+        assert b"{}" == read(made)
+    else:
+        assert "invalid_encoding" == code_of(made)
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_a_recovered_segment_is_held_while_it_is_cut(
     def watch(fd: int, size: int) -> None:
         with path.open() as other:
             try:
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 held.append(True)
         truncate(fd, size)
@@ -351,6 +351,31 @@ def test_other_files_are_neither_counted_nor_removed(tmp_path: Path) -> None:
     write_sealed(tmp_path, "a", 100)
     directory.retain(tmp_path, 100, 0)
     assert ["a", "token"] == names(tmp_path)
+
+
+def test_what_another_process_removed_meanwhile_is_passed_over(
+    tmp_path: Path, break_os: Callable[..., Fault]
+) -> None:
+    """Of two that remove the same files, neither stops at one that is gone."""
+    (tmp_path / "a.ndjson").symlink_to(tmp_path / "gone")  # listed, but not there to be looked at
+    for name in "bcd":
+        write_sealed(tmp_path, name, 100)
+    unlinks = break_os("unlink", errno.ENOENT, times=1)
+    directory.retain(tmp_path, 100, 0)
+    assert [str(tmp_path / f"{name}.ndjson") for name in "bc"] == unlinks.calls
+    assert ["a", "b", "d"] == names(tmp_path)
+
+
+def test_a_file_that_cannot_be_removed_keeps_all_later_ones(
+    tmp_path: Path, break_os: Callable[..., Fault], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No newer logs go while older ones stay."""
+    for name in "abc":
+        write_sealed(tmp_path, name, 100)
+    break_os("unlink", errno.EROFS, times=1)
+    directory.retain(tmp_path, 100, 0)
+    assert list("abc") == names(tmp_path)
+    assert ["cannot remove a.ndjson: Read-only file system"] == caplog.messages
 
 
 def test_a_removal_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

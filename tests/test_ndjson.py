@@ -59,6 +59,7 @@ def test_a_malformed_log_is_named_by_its_line() -> None:
         b"\xff",
         b'{"message": NaN}',
         b"nonsense",
+        b'{"metadata":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
     ],
 )
 def test_a_line_that_is_no_json_is_named(broken: bytes) -> None:
@@ -66,6 +67,13 @@ def test_a_line_that_is_no_json_is_named(broken: bytes) -> None:
     refusal = refusal_of(b"\n".join([line(), broken, line()]))
     assert "invalid_json" == refusal.code
     assert "line 1: " in refusal.message
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
+    """Half an emoji costs neither its line nor any other."""
+    batch = encode_lines(line(message="cut \ud83d") + b"\n" + line(message="\U0001f600"))
+    texts = [json.loads(text)["message"] for text in batch.lines.splitlines()]
+    assert ["cut \ufffd", "\U0001f600"] == texts
 
 
 @pytest.mark.parametrize("value", [b"1", b"[]", b"null", b'"x"', b"{}"])
@@ -104,10 +112,12 @@ def test_a_long_line_may_not_hold_many_values() -> None:
     assert [1] == list(refusal.errors["logs"])
 
 
+@pytest.mark.parametrize("is_long", [False, True])
 @pytest.mark.parametrize("encode", [encode_batch, encode_lines])
-def test_a_batch_may_hold_only_the_projects_of_its_token(encode: Any) -> None:
-    """One log of another project refuses the batch and names the project."""
-    logs = [line(project_id="mine"), line(project_id="theirs")]
+def test_a_batch_may_hold_only_the_projects_of_its_token(encode: Any, is_long: bool) -> None:
+    """One log of another project refuses the batch, wherever it is, and names the project."""
+    size = PIECE_BYTES if is_long else 1
+    logs = [line(project_id="mine", message="x" * size), line(project_id="theirs")]
     separator = b"\n" if encode is encode_lines else b","
     body = separator.join(logs)
     if encode is encode_batch:
@@ -118,6 +128,14 @@ def test_a_batch_may_hold_only_the_projects_of_its_token(encode: Any) -> None:
         encode(body, {"mine"})
     assert "forbidden_project" == refused.value.code
     assert "'theirs'" in refused.value.message
+
+
+def test_a_long_name_of_a_project_is_shown_in_part() -> None:
+    """A refusal is not as long as what it refuses."""
+    with pytest.raises(Refusal) as refused:
+        encode_lines(line(project_id="x" * 5000), {"mine"})
+    assert "forbidden_project" == refused.value.code
+    assert len(refused.value.message) < 200
 
 
 texts = st.sampled_from(

@@ -318,6 +318,24 @@ def test_a_batch_is_dropped_as_soon_as_its_client_is_to_be_told_so(
     assert line(2) not in stored(tmp_path)
 
 
+def test_a_clock_that_jumps_ends_no_wait(
+    pipeline: Pipeline, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches have their time whatever an operator or NTP does to the clock."""
+    gate.close()
+    greenlets = [commit_later(pipeline, line(0))]
+    wait_until(lambda: gate.chunks)
+    greenlets.append(commit_later(pipeline, line(1)))
+    gevent.sleep(0.01)
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now + 3600)
+        pipeline.time_out_once()
+    gate.open()
+    assert [None, None] == [result(greenlet) for greenlet in greenlets]
+    assert line(0) + line(1) == stored(tmp_path)
+
+
 def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
     make_pipeline: Callable[..., Pipeline], gate: Gate
 ) -> None:

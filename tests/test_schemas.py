@@ -150,7 +150,15 @@ def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b'{"logs": []} x', b'{"logs": [}', b"\xff", b'{"logs":' + b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b'{"logs": []} x',
+        b'{"logs": [}',
+        b"\xff",
+        b'{"logs":' + b"[" * 100_000,
+        b'{"logs":[{"metadata":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}]}",
+    ],
     ids=lambda body: str(body)[:20],
 )
 def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
@@ -181,6 +189,13 @@ def test_counting_ends_at_a_thousand(malformed: int, expected: str) -> None:
     """A batch of nothing but malformed logs costs no more than a thousand of them."""
     logs = [make_log(level="")] * malformed + [make_log()] * (1500 - malformed)
     assert expected == str(refusal_of(*logs))
+
+
+@pytest.mark.parametrize(("unknown", "described"), [(20, 20), (21, 20), (5000, 20)])
+def test_the_first_twenty_fields_of_a_log_are_described(unknown: int, described: int) -> None:
+    """A log of nothing but unknown fields does not make a refusal larger than the batch."""
+    refused = refusal_of(make_log() | {f"x{number}": 1 for number in range(unknown)})
+    assert described == len(refused.messages_dict["logs"][0])
 
 
 def test_a_thousand_of_a_thousand_is_the_whole_count() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from astralog import segments
+from astralog import directory, segments
 from astralog.segments import Segment, SegmentLost, SegmentWriter
 from astralog.settings import SyncMode
 from tests.conftest import Fault
@@ -84,9 +84,29 @@ def test_a_name_that_is_taken_is_left_alone(tmp_path: Path) -> None:
     segment.close()
 
 
+def test_a_segment_is_held_from_its_first_moment_to_its_seal(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
+    """A recovery at any time, as when another worker starts, leaves it to its writer."""
+    writer = make_writer(tmp_path)
+    writer.probe()
+    directory.recover(tmp_path)
+    assert [b""] == still_open(tmp_path)
+    writer.append([A])
+    directory.recover(tmp_path)
+    assert ([], [A]) == (sealed(tmp_path), still_open(tmp_path))
+    break_os("rename", errno.EIO, times=1)
+    writer.seal()
+    directory.recover(tmp_path)
+    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
+
+
 @pytest.mark.parametrize("is_removed", [True, False])
 def test_a_segment_that_a_recovery_takes_for_an_orphan_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_removed: bool,
 ) -> None:
     """Between its making and its lock, a recovery may hold a new file, or have removed it."""
     flock, calls = fcntl.flock, itertools.count()
@@ -103,6 +123,7 @@ def test_a_segment_that_a_recovery_takes_for_an_orphan_is_made_anew(
     writer = make_writer(tmp_path)
     writer.append([A])
     assert [A] == still_open(tmp_path)
+    assert [] == caplog.messages  # no batch was written to the one that was removed
     writer.seal()
 
 

@@ -28,7 +28,7 @@ def storage(settings: Settings) -> Storage:
 
 
 class Time:
-    """The time as the storage sees it."""
+    """The time as the storage sees it, while the clock is put back again and again."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -37,7 +37,7 @@ class Time:
         return self.now
 
     def time(self) -> float:
-        return self.now
+        return -self.now
 
 
 def test_a_chunk_is_stored(storage: Storage, tmp_path: Path) -> None:
@@ -93,6 +93,17 @@ def test_a_chunk_is_refused_before_the_disk_is_really_full(
     disk.free = free
     assert code == storage.store([A])
     assert (b"" if code else A) == stored(tmp_path)
+    storage.close()
+
+
+def test_a_disk_without_a_free_byte_is_full(storage: Storage, disk: Disk) -> None:
+    """Where nothing is to be kept free, nothing is stored on a full disk all the same."""
+    disk.free = 0
+    storage.tend()
+    assert "storage_full" == storage.trouble
+    disk.free = 1
+    storage.tend()
+    assert storage.trouble is None
     storage.close()
 
 

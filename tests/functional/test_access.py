@@ -105,6 +105,18 @@ def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]
         assert "Traceback" not in service.log()
 
 
+@pytest.mark.slow
+def test_a_handshake_that_does_not_come_ends_its_connection(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    """A client that connects and says nothing of TLS does not keep its connection."""
+    cert, key = certificate
+    with Service(tmp_path, tls_cert=cert, tls_key=key) as service, service.connect() as client:
+        with contextlib.suppress(ConnectionResetError):
+            assert b"" == client.recv(1)
+        assert "Traceback" not in service.log()
+
+
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key"])
 def test_one_half_of_a_certificate_stops_the_start(tmp_path: Path, name: str) -> None:
     """A certificate without a key, or the other way round, is told apart from none."""

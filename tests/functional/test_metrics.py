@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -202,19 +203,18 @@ def test_a_scrape_needs_a_token_through_a_proxy(service: Service) -> None:
     assert 200 == service.request("GET", "/metrics", headers=shown).status
 
 
-def shared_directories() -> list[Path]:
-    """Return the directories through which workers share metrics."""
-    memory = Path("/dev/shm")
-    return list(memory.glob("astralog-metrics-*")) if memory.is_dir() else []
+def shared_directories(service: Service) -> list[Path]:
+    """Return the directories through which the service's workers share metrics."""
+    memory = Path("/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
+    return list(memory.glob(f"astralog-metrics-{service.process.pid}-*"))
 
 
 @pytest.mark.slow
 def test_nothing_shared_is_left_by_a_stop(tmp_path: Path) -> None:
     """The directory is the service's own while it runs, and goes with it; reloads keep it."""
-    before = shared_directories()
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("a")).status
-        (directory,) = set(shared_directories()) - set(before)
+        (directory,) = shared_directories(service)
         assert 0o700 == directory.stat().st_mode & 0o777
         reload_one(service)
         assert 1 == scrape_idle(service)["stored_logs_total"]

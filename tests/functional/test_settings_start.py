@@ -1,9 +1,12 @@
 """The start: what stops it, what it says, and the token that the first one makes."""
 
+import contextlib
+import os
 import re
 import socket
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,3 +139,29 @@ def test_no_command_is_printed_for_tokens_of_the_operator(tmp_path: Path) -> Non
         assert "curl" not in service.log()
         assert not (service.data_dir / "token").exists()
         assert ["one", "two", "from-file"] == [log["message"] for log in service.logs()]
+
+
+def test_nothing_listens_but_the_address(tmp_path: Path) -> None:
+    """The one address of the settings is the only way in: no second port, no local socket."""
+    with Service(tmp_path) as service:
+        assert 200 == service.drain(make_batch("a")).status
+        sockets = {inode for pid in service.pids() for inode in socket_inodes(pid)}
+        assert set() == sockets & listening_inodes("unix")
+        assert 1 == len(sockets & (listening_inodes("tcp") | listening_inodes("tcp6")))
+
+
+def socket_inodes(pid: int) -> Iterator[str]:
+    """Yield the inode of each socket that a process holds."""
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(path)
+            if target.startswith("socket:["):
+                yield target[len("socket:[") : -1]
+
+
+def listening_inodes(kind: str) -> set[str]:
+    """Return the inodes of the sockets of this machine that listen."""
+    rows = [row.split() for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    if kind == "unix":
+        return {row[6] for row in rows if row[3] == "00010000"}
+    return {row[9] for row in rows if row[3] == "0A"}

@@ -1,6 +1,7 @@
 """Stop and reload: what is acknowledged is on disk, and the end comes soon."""
 
 import json
+import os
 import signal
 import socket
 from functools import partial
@@ -109,6 +110,18 @@ def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
         assert 0 == service.wait(STOP_SECONDS)
         assert ["before", "late"] == [log["message"] for log in service.logs()]
         check_sealed(service)
+
+
+def test_a_worker_that_does_not_hear_the_stop_is_killed(tmp_path: Path) -> None:
+    """One that hangs for good holds the stop up for some seconds only, and loses nothing."""
+    with Service(tmp_path) as service:
+        assert 200 == service.drain(make_batch("stored")).status
+        (worker,) = service.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        service.signal(signal.SIGTERM)
+        assert 0 == service.wait(2 * STOP_SECONDS)
+        wait_for(lambda: not service.pids())
+        assert ["stored"] == [log["message"] for log in service.logs()]
 
 
 def test_sighup_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""Connections that say nothing, or more than anyone wants to hear, end within their bounds."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service import Service, make_batch, make_head, read_answer, wait_for
+
+pytestmark = pytest.mark.slow
+
+MIB = 1024 * 1024
+
+#: Seconds that a head may take here.
+HEAD_SECONDS = 1
+
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class ImpatientService(Service):
+    """A service that waits for a head no longer than HEAD_SECONDS."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        self._environ["GUNICORN_CMD_ARGS"] = f"--keep-alive {HEAD_SECONDS}"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all cases; it must still be in order after the last one."""
+    with ImpatientService(tmp_path_factory.mktemp("heads")) as service:
+        yield service
+        assert "Traceback" not in service.log()
+        assert 0 == service.stop()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Tell whether the service has closed the connection, without waiting for it."""
+    connection.settimeout(0.01)
+    try:
+        return not connection.recv(65536)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"GET", GET[:-2], make_head()[:60], GET, GET * 2, GET + GET[:-2]]
+)
+def test_a_head_that_does_not_come_ends_its_connection(service: Service, start: bytes) -> None:
+    """A connection is kept for a while, whether or not it was used, and then closed."""
+    with service.connect() as connection:
+        connection.sendall(start)
+        wait_for(lambda: is_closed(connection))
+
+
+def test_a_head_that_trickles_has_no_more_time(service: Service) -> None:
+    """The time is for the whole head, so that a byte now and then does not prolong it."""
+    with service.connect() as connection:
+        connection.sendall(GET[:-2])
+        end = time.monotonic() + 20 * HEAD_SECONDS
+        while not is_closed(connection):
+            assert time.monotonic() < end, "the service read on"
+            with contextlib.suppress(OSError):
+                connection.sendall(b"X: y\r\n")
+            time.sleep(0.05)
+
+
+def test_the_time_for_a_head_is_not_that_of_the_request(service: Service) -> None:
+    """Who is in the middle of a body has the body's time, in the first request and the next."""
+    with service.connect() as connection:
+        for _ in range(2):
+            connection.sendall(make_head("Content-Length: 11") + b'{"logs"')
+            time.sleep(3 * HEAD_SECONDS)
+            connection.sendall(b":[]}")
+            assert 200 == read_answer(connection).status
+
+
+# What is left of a refused body
+
+
+def test_a_refusal_is_heard_by_a_client_that_still_sends(service: Service) -> None:
+    """A large body is read to its end, so that its client reads the answer and goes on."""
+    with service.connect() as connection:
+        for _ in range(3):
+            connection.sendall(make_head(f"Content-Length: {16 * MIB}", token="wrong"))
+            connection.sendall(bytes(16 * MIB))
+            assert 401 == read_answer(connection).status
+        connection.sendall(GET)
+        assert 200 == read_answer(connection).status
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nabc", b"0\r\nno trailer\r\n\r\n", b"5\r\na"])
+def test_a_refused_body_that_is_malformed_has_one_answer(service: Service, broken: bytes) -> None:
+    """Whatever follows a refusal, no second answer does, that the next request could get."""
+    with service.connect() as connection:
+        connection.sendall(make_head("Transfer-Encoding: chunked", token="wrong") + broken)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                received += data
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert 1 == received.count(b"HTTP/1.1 ")
+
+
+def send_again_and_again(connection: socket.socket, piece: bytes, times: int) -> None:
+    for _ in range(times):
+        connection.sendall(piece)
+
+
+@pytest.mark.parametrize("framing", [f"Content-Length: {1 << 40}", "Transfer-Encoding: chunked"])
+def test_an_endless_refused_body_is_not_read_for_ever(service: Service, framing: str) -> None:
+    """A connection that sends on and on after its refusal is closed, and others are served."""
+    piece = b"100000\r\n" + bytes(MIB) + b"\r\n" if "chunked" in framing else bytes(MIB)
+    with service.connect() as connection:
+        connection.sendall(make_head(framing, token="wrong"))
+        assert 401 == read_answer(connection).status
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            send_again_and_again(connection, piece, 200)
+    assert 200 == service.drain(make_batch("after")).status
+
+
+def test_a_trickling_refused_body_is_not_read_for_ever(service: Service) -> None:
+    """A byte now and then after a refusal keeps its connection for some seconds only."""
+    with service.connect() as connection:
+        connection.sendall(make_head("Content-Length: 1000000", token="wrong"))
+        assert 401 == read_answer(connection).status
+        end = time.monotonic() + 30
+        while not is_closed(connection):
+            assert time.monotonic() < end, "the service read on"
+            with contextlib.suppress(OSError):
+                connection.sendall(b" ")
+            time.sleep(0.1)
