@@ -42,11 +42,20 @@ bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
 	$(BIN)/python -m bench
 
 .PHONY: check
-check: $(VENV)/.installed-dev ## Lint, check the format and the types
+check: $(VENV)/.installed-dev ## Lint, check the format, the types and that the lock files are not behind
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog wsgi.py gunicorn.conf.py
+	# What is locked, and installed by its hashes, is all that setup.cfg asks for; nothing is fetched.
+	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --no-index --no-build-isolation '.[dev]'
+
+.PHONY: audit
+audit: ## Look the locked packages up among known vulnerabilities; needs the internet
+	python3 -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit && \
+	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock \
+	|| { echo "make audit: something is vulnerable, or was SKIPPED, as without the internet; see above"; false; }
 
 .PHONY: token
 token: ## Print a strong token for the file of tokens
@@ -67,5 +76,5 @@ lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
 
 .PHONY: clean
 clean: ## Remove what make and the tools made; the data directory stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

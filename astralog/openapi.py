@@ -135,7 +135,7 @@ def _refusal(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
         "content": {"application/json": {"schema": _REFUSAL, "example": example}},
     }
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response["headers"] = {"Retry-After": _header("Seconds to wait.", RETRY_AFTER_SECONDS)}
+        response["headers"] = _RETRY_AFTER
     if status == HTTPStatus.UNAUTHORIZED:
         response["headers"] = {"WWW-Authenticate": _header("How to show a token.", "Bearer")}
     return response
@@ -147,7 +147,8 @@ def _rejected(code: str) -> dict[str, Any]:
 
 def _header(description: str, value: str | int) -> dict[str, Any]:
     kind = "integer" if isinstance(value, int) else "string"
-    return {"description": description, "schema": {"type": kind, "const": value}}
+    schema = {"type": kind, "const": value}
+    return {"description": description, "required": True, "schema": schema}
 
 
 def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -174,9 +175,14 @@ def _get(tag: str, summary: str, responses: dict[str, Any], **more: Any) -> Oper
     return {"tags": [tag], "summary": summary, "responses": responses, **more}
 
 
-_UNREADY = _json(
-    "Batches would be refused, with this code.", {"status": "unavailable", "reason": "storage_full"}
-)
+_RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", RETRY_AFTER_SECONDS)}
+_UNREADY = {
+    **_json(
+        "Batches would be refused, with this code.",
+        {"status": "unavailable", "reason": "storage_full"},
+    ),
+    "headers": _RETRY_AFTER,
+}
 _LINKS = {"docs": "/docs", "openapi": "/openapi.json"}
 
 #: What can be asked for with GET.

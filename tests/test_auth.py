@@ -93,6 +93,27 @@ def test_a_refusal_tells_neither_what_was_sent_nor_what_is_known(authorization: 
     assert "my-guess" not in refused.value.message
 
 
+@pytest.mark.parametrize(
+    "shown",
+    ["first", "middle", "last", "", "x", "firs", "firsx", "lasx", "la", "last,first", "y" * 8192],
+)
+def test_every_token_is_compared_whatever_is_shown(
+    shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a match nor how much of a token is right changes what is compared, nor its length."""
+    compared: list[tuple[int, int]] = []
+    compare = hmac.compare_digest
+
+    def spy(known: bytes, other: bytes) -> bool:
+        compared.append((len(known), len(other)))
+        return compare(known, other)
+
+    tokens = Tokens(Settings(tokens="first,middle,last"))
+    monkeypatch.setattr(hmac, "compare_digest", spy)
+    assert (shown in ("first", "middle", "last")) is is_let_in(tokens, shown)
+    assert [(32, 32)] * 3 == compared
+
+
 def test_a_token_may_hold_any_byte_that_a_header_carries(settings: Settings) -> None:
     """A token outside ASCII is compared as the bytes that the client sends."""
     token = "jalapeño-\U0001f336"

@@ -53,6 +53,19 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
     assert taken == described
 
 
+@pytest.mark.parametrize(
+    ("status", "header"), [("401", "WWW-Authenticate"), ("503", "Retry-After")]
+)
+def test_the_document_has_the_headers_of_refusals(
+    document: dict[str, Any], status: str, header: str
+) -> None:
+    """A header that each response of a status has is required there, whatever the path."""
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    found = [each["responses"][status] for each in operations if status in each["responses"]]
+    assert len(found) == 2
+    assert all(response["headers"][header]["required"] for response in found)
+
+
 def test_the_document_has_every_refusal(document: dict[str, Any]) -> None:
     """Each code is in the refusal's schema, and each that a batch can get under its status."""
     assert set(STATUS_OF_CODE) == set(MEANING_OF_CODE)
@@ -168,8 +181,8 @@ def test_a_file_of_the_page_is_sent_once(client: FlaskClient, name: str) -> None
     assert (304, b"") == (again.status_code, again.data)
 
 
-@pytest.mark.parametrize("name", ["", "other.js", "..%2fapi%2fdocs.py", "swagger-ui.js"])
+@pytest.mark.parametrize("name", ["", "docs.html", "..%2fapi%2fdocs.py", "swagger-ui.js"])
 def test_the_page_has_no_other_files(client: FlaskClient, name: str) -> None:
-    """Only what the page needs is served."""
+    """Only what the page needs is served, and the page itself at its own path alone."""
     response = client.get(f"/docs/{name}")
     assert (404, "not_found") == (response.status_code, response.get_json()["code"])

@@ -45,9 +45,8 @@ class Asset(NamedTuple):
 
 
 def load_assets() -> dict[str, Asset]:
-    """Return the files of the page by name."""
+    """Return the files that the page is made of, by name."""
     return {
-        "docs.html": _load(OWN / "docs.html", HTML),
         "docs.css": _load(OWN / "docs.css", CSS),
         "docs.js": _load(OWN / "docs.js", JAVASCRIPT),
         "swagger-ui.css": _load(SWAGGER_UI / "swagger-ui.css", CSS),
@@ -64,7 +63,7 @@ def _load(path: Traversable, kind: str) -> Asset:
 def create_blueprint(version: str) -> Blueprint:
     """Return the blueprint of the routes that tell what the others do."""
     blueprint = Blueprint("docs", __name__)
-    assets = load_assets()
+    page, assets = _load(OWN / "docs.html", HTML), load_assets()
     document: Callable[[], bytes] = cache(lambda: msgspec.json.encode(describe(version)))
 
     @blueprint.get("/")
@@ -88,7 +87,7 @@ def create_blueprint(version: str) -> Blueprint:
     @blueprint.get("/docs")
     def show_docs() -> Response:
         """Show the API to a person."""
-        response = _send(assets["docs.html"])
+        response = _send(page)
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         response.headers["Referrer-Policy"] = "no-referrer"
         return response

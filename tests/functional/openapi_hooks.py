@@ -1,0 +1,41 @@
+"""What schemathesis cannot read in the OpenAPI document, told as its hooks.
+
+Loaded by `SCHEMATHESIS_HOOKS`; the document itself stays as the service gives it.
+"""
+
+import json
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis import HookContext
+
+from astralog.api.docs import load_assets
+from astralog.api.drain import NDJSON_TYPES
+
+NAMES = ("project_id", "level", "service", "message")
+
+timestamps = st.datetimes().map(str) | st.sampled_from(
+    ["2024-05-31T15:30:45.123456789Z", "20240531T153045,5+0200", "2024-152", "2024-W22-5T15"]
+)
+logs = st.fixed_dictionaries(
+    {name: st.text(min_size=1) for name in NAMES} | {"timestamp": timestamps},
+    optional={"metadata": st.dictionaries(st.text(), st.integers() | st.text() | st.none())},
+)
+lines = st.lists(logs.map(json.dumps)).map("\n".join)
+
+schemathesis.openapi.format("timestamp", timestamps)
+for kind in NDJSON_TYPES:
+    schemathesis.openapi.media_type(kind, lines.map(str.encode))
+
+
+@schemathesis.hook
+def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
+    """Say which texts are timestamps, that NDJSON comes from here, and which files there are."""
+    log = raw_schema["components"]["schemas"]["Log"]
+    log["properties"]["timestamp"]["format"] = "timestamp"
+    content = raw_schema["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
+    for kind in NDJSON_TYPES:
+        del content[kind]["example"]
+    (asset,) = raw_schema["paths"]["/docs/{asset}"]["get"]["parameters"]
+    asset["schema"]["enum"] = list(load_assets())

@@ -1,0 +1,46 @@
+"""The service keeps what its own OpenAPI document says, as schemathesis finds it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service import PATIENCE_SECONDS, ROOT, TOKEN, Service
+
+#: Requests an operation, and the seed that chooses them.
+EXAMPLES, SEED = 200, 20261123
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_service_keeps_its_own_document(tmp_path: Path) -> None:
+    """Requests that the document allows are answered as it says, and all others are refused.
+
+    Among the checks: no 5xx, documented statuses, types, bodies and headers alone, no malformed
+    batch taken, no request served without its token, other methods refused.
+    """
+    environ = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "SCHEMATHESIS_HOOKS": "tests.functional.openapi_hooks",
+    }
+    with Service(tmp_path) as service:
+        command = [
+            *(str(Path(sys.executable).parent / "schemathesis"), "run"),
+            *(f"http://127.0.0.1:{service.address[1]}/openapi.json", "--checks", "all"),
+            *("--header", f"Authorization: Bearer {TOKEN}", "--no-color"),
+            *("--max-examples", str(EXAMPLES), "--seed", str(SEED), "--warnings", "off"),
+            *("--suppress-health-check", "all", "--request-timeout", str(PATIENCE_SECONDS)),
+        ]
+        run = subprocess.run(
+            command, check=False, cwd=tmp_path, env=environ, capture_output=True, text=True
+        )
+        assert (0, "") == (run.returncode, run.stderr), run.stdout
+        found = re.search(r"([0-9]+) generated, ([0-9]+) passed", run.stdout)
+        assert found
+        assert int(found[1]) >= EXAMPLES
+        assert len(service.logs()) >= EXAMPLES // 10
+        assert "Traceback" not in service.log()
+        assert 0 == service.stop()

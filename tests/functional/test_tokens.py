@@ -1,0 +1,139 @@
+"""Tokens over real HTTP: which are taken, and what the service shows of them."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service, make_batch, wait_for
+
+SECRET = "9pVkR0zX4o6s2Yw8-Jm3tQ7uN1bH5cE0d"
+
+#: Tokens that a careless service would decode, split, unquote or cut.
+ODD_TOKENS = {
+    "latin-1": b"na\xefve",
+    "utf-8": "jalapeño-\U0001f336".encode(),
+    "no text": b"\xff\xfe\x80",
+    "no-break space": b"\xa0x\xa0",
+    "quotes": b"\"a\"'b'\\",
+    "percent": b"a%20b%00%ff",
+    "commas and equals": b"a,b;c=d==",
+    "hash": b"a#b",
+    "long": b"x" * 4000,
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Return a service that knows SECRET and the odd tokens."""
+    directory = tmp_path_factory.mktemp("tokens")
+    path = directory / "tokens"
+    path.write_bytes(b"\n".join([SECRET.encode(), *ODD_TOKENS.values()]))
+    with Service(directory, tokens=None, tokens_file=path) as service:
+        yield service
+
+
+def exchange(service: Service, *headers: bytes) -> bytes:
+    """Send an empty batch with these headers, and return all of the answer but its date."""
+    head = b"\r\n".join(
+        [b"POST /v1/drain HTTP/1.1", b"Host: x", b"Connection: close", b"Content-Length: 11"]
+    )
+    with service.connect() as connection:
+        connection.sendall(b"\r\n".join([head, *headers, b"", b'{"logs":[]}']))
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+    return re.sub(rb"\r\nDate: [^\r]+", b"", answer)
+
+
+@pytest.mark.parametrize("token", ODD_TOKENS.values(), ids=ODD_TOKENS)
+def test_an_odd_token_is_its_bytes(service: Service, token: bytes) -> None:
+    """A token is taken as it is or after Bearer, byte for byte, and no other for it."""
+    assert exchange(service, b"Authorization: " + token).startswith(b"HTTP/1.1 200 ")
+    assert exchange(service, b"Authorization: bearer " + token).startswith(b"HTTP/1.1 200 ")
+    for other in (token[:-1], token + b"x", token[::-1] + b"\xc3", b"'" + token + b"'"):
+        assert exchange(service, b"Authorization: " + other).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_token_that_is_too_long_for_a_header_is_refused(service: Service) -> None:
+    """The head has a limit, whether its token would be right or not."""
+    answer = exchange(service, b"Authorization: " + b"x" * 8192)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code":"bad_request"' in answer
+
+
+def test_all_wrong_tokens_get_the_same_answer(service: Service) -> None:
+    """The answer tells nothing of how wrong a token is, its length included."""
+    wrong = [SECRET[:-1], SECRET[:16], SECRET + "x", SECRET.swapcase(), "y" * len(SECRET), "y"]
+    values = [*wrong, "y" * 4000, "\x80", "", " ", "Bearer", f"Bearer {SECRET[:-1]}"]
+    values += [f"Basic {SECRET}", f"Bearer Bearer {SECRET}", f"{SECRET}\r\nAuthorization: {SECRET}"]
+    answers = {exchange(service, f"Authorization: {value}".encode("latin-1")) for value in values}
+    (answer,) = answers
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    missing = exchange(service)
+    assert b"missing" in missing
+    assert head_but_length(answer) == head_but_length(missing)
+
+
+def head_but_length(answer: bytes) -> bytes:
+    """Return the head of an answer without the length of its body."""
+    return re.sub(rb"Content-Length: [0-9]+", b"", answer.partition(b"\r\n\r\n")[0])
+
+
+def provoke(service: Service) -> Iterator[bytes]:
+    """Show tokens to the service in every place that it might repeat, and yield the answers."""
+    bound = f"{SECRET}-bound"
+    for token in (SECRET, bound, f"Basic {SECRET}", f"{SECRET} {SECRET}"):
+        yield service.drain(make_batch("x"), {"Authorization": token}).raw
+    for headers in ({"Content-Encoding": SECRET}, {"Content-Type": SECRET}, {"Host": SECRET}):
+        yield service.drain(b"no JSON", {"Authorization": SECRET, **headers}).raw
+    for path in ("/metrics", "/docs", "/openapi.json", "/", "/health", "/ready", f"/{SECRET}"):
+        headers = {"Authorization": SECRET, "Accept": SECRET, "X-Forwarded-For": SECRET}
+        yield service.request("GET", f"{path}?token={SECRET}", headers=headers).raw
+    yield service.request(SECRET, "/v1/drain").raw
+    yield service.request(
+        "POST", f"/v1/drain?dry_run={SECRET}", b"{}", {"Authorization": SECRET}
+    ).raw
+    for head in (
+        f"GET / HTTP/1.1\r\nAuthorization {SECRET}",
+        f"{SECRET}",
+        f"GET {SECRET} {SECRET}",
+    ):
+        yield service.exchange(f"{head}\r\n\r\n".encode(), half_close=True).raw
+
+
+def told_by_the_system(pid: int) -> Iterator[bytes]:
+    """Yield what other programs see of a process, but for the tokens in its environment."""
+    process = Path("/proc", str(pid))
+    yield from ((process / name).read_bytes() for name in ("cmdline", "comm", "status"))
+    environ = (process / "environ").read_bytes().split(b"\0")
+    yield from (entry for entry in environ if not entry.startswith(b"ASTRALOG_TOKENS="))
+    yield from (os.readlink(link).encode() for link in (process / "fd").iterdir())
+
+
+@pytest.mark.parametrize("source", ["file", "environment"])
+def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
+    """Neither answers, the own log, files nor what the system tells of a process show a token."""
+    path = tmp_path / "tokens"
+    path.write_text(f"other\n{SECRET}-bound other-project\n" + f"{SECRET}\n" * (source == "file"))
+    listed = SECRET if source == "environment" else None
+    settings = {"tokens": listed, "tokens_file": path, "log_level": "debug", "workers": 2}
+    with Service(tmp_path, **settings) as service:
+        shown = list(provoke(service))
+        path.write_text(f"other\n{SECRET}\x01\n")
+        wait_for(lambda: service.drain({}) and "tokens stay as they are" in service.log())
+        service.signal(signal.SIGHUP)
+        wait_for(lambda: service.log().count("tokens stay as they are") > 1)
+        assert 200 == service.drain(make_batch("y"), {"Authorization": SECRET}).status
+        for pid in service.pids():
+            shown += told_by_the_system(pid)
+        pid = service.process.pid
+        memory = list(Path("/dev/shm").glob(f"astralog-metrics-{pid}-*/*"))
+        assert memory
+        shown += [file.read_bytes() for file in [*memory, *service.files()]]
+        assert 0 == service.stop()
+    shown.append(service.log().encode())
+    assert not [data for data in shown if SECRET.encode() in data]
