@@ -27,7 +27,7 @@ ANSWER_SECONDS = 10.0
 MARK = "honest"
 
 
-def torture(bench: Bench, rounds: int) -> list[Row]:
+def torture(bench: Bench, rounds: int) -> Iterator[Row]:
     """Run each set of attacks `rounds` times."""
     sets: list[tuple[str, Callable[[Bench, Row, Service], None]]] = [
         ("no or wrong token, body unread", _knock),
@@ -36,17 +36,15 @@ def torture(bench: Bench, rounds: int) -> list[Row]:
         ("invalid UTF-8 in every position", _spoil_utf8),
         ("smuggled requests", _smuggle),
     ]
-    rows = []
     for what, attack in sets:
         row = Row(what)
-        rows.append(row)
         with Service(bench.make_directory()) as service:
             for _ in range(rounds):
                 if bench.has_time:
                     attack(bench, row, service)
             _check_health(row, service)
         bench.say(f"{what}: {row.tried} requests")
-    return rows
+        yield row
 
 
 def _check_health(row: Row, service: Service) -> None:

@@ -41,17 +41,18 @@ def small_disk(path: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def torture(bench: Bench, rounds: int) -> list[Row]:
+def torture(bench: Bench, rounds: int) -> Iterator[Row]:
     """Try each trouble `rounds` times."""
-    rows = []
     if can_mount():
-        rows += [_fill(bench, rounds, 0), _fill(bench, rounds, FLOOR_BYTES)]
+        yield _fill(bench, rounds, 0)
+        yield _fill(bench, rounds, FLOOR_BYTES)
     else:
         bench.say("NOT TESTED: a full disk; it takes root to mount a small file system")
     if bench.has_time:
-        rows += [_make_read_only(bench, rounds), _move_away(bench, rounds)]
-        rows += [_delete(bench, rounds), _turn_clock_back(bench, rounds)]
-    return rows
+        yield _make_read_only(bench, rounds)
+        yield _move_away(bench, rounds)
+        yield _delete(bench, rounds)
+        yield _turn_clock_back(bench, rounds)
 
 
 def _finish(bench: Bench, row: Row, service: Service, load: Load, *, stray: Path | None) -> None:

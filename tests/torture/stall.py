@@ -59,17 +59,16 @@ class TimedLoad(Load):
         self.codes.add(body.get("code", "accepted"))
 
 
-def torture(bench: Bench, stall_seconds: float, commit_timeout_seconds: float) -> list[Row]:
+def torture(bench: Bench, stall_seconds: float, commit_timeout_seconds: float) -> Iterator[Row]:
     """Let a sync hang under load, once until it goes on and once until a stop."""
-    rows = [
-        Row(f"a sync stalls {stall_seconds:g} s, {CLIENTS} clients"),
-        Row("SIGTERM while a sync stalls"),
-    ]
-    _stall(bench, rows[0], stall_seconds, commit_timeout_seconds)
-    bench.say(rows[0].what)
-    _stop_while_stalled(bench, rows[1])
-    bench.say(rows[1].what)
-    return rows
+    row = Row(f"a sync stalls {stall_seconds:g} s, {CLIENTS} clients")
+    _stall(bench, row, stall_seconds, commit_timeout_seconds)
+    bench.say(row.what)
+    yield row
+    row = Row("SIGTERM while a sync stalls")
+    _stop_while_stalled(bench, row)
+    bench.say(row.what)
+    yield row
 
 
 def _stall(bench: Bench, row: Row, stall_seconds: float, commit_timeout_seconds: float) -> None:
