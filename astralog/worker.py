@@ -16,6 +16,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.http import http_date
 
 from astralog import create_app
+from astralog.body import Turn
 from astralog.errors import Refusal
 from astralog.settings import InvalidSettings
 
@@ -32,7 +33,7 @@ REQUESTS_A_TURN = 8
 #: What is read of a refused body before its connection is closed.
 DISCARD_BYTES = 32 * 1024 * 1024
 DISCARD_SECONDS = 10.0
-DISCARD_STEP_BYTES = 256 * 1024
+DISCARD_STEP_BYTES = 32 * 1024
 
 
 MALFORMED_HEAD = (
@@ -195,10 +196,12 @@ def _discard(body: Any) -> bool:
     A client that still sends would otherwise lose its connection before it reads the refusal.
     """
     left = DISCARD_BYTES
+    turn = Turn()
     with gevent.Timeout(DISCARD_SECONDS, False), contextlib.suppress(OSError, ParseException):
         while left > 0:
             data = body.read(min(left, DISCARD_STEP_BYTES))
             if not data:
                 return True
             left -= len(data)
+            turn.end_if_over()
     return False
