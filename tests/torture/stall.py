@@ -1,6 +1,7 @@
 """A disk whose syncs hang: what clients, health checks and the operator see meanwhile."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -139,6 +140,18 @@ def resident_bytes(pid: int) -> int:
     """Return the memory that a process takes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4 * KIB
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process has taken so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * KIB
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has taken so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
