@@ -11,6 +11,7 @@ from gunicorn.util import close
 from gunicorn.workers.ggevent import GeventWorker
 
 from astralog import create_app
+from astralog.body import Turn
 from astralog.deadlines import Deadlines
 from astralog.errors import Refusal
 from astralog.http1 import RequestParser, Response
@@ -28,7 +29,7 @@ REQUESTS_A_TURN = 8
 #: What is read of a refused body before its connection is closed.
 DISCARD_BYTES = 32 * 1024 * 1024
 DISCARD_SECONDS = 10.0
-DISCARD_STEP_BYTES = 256 * 1024
+DISCARD_STEP_BYTES = 32 * 1024
 
 #: A block as large is mapped and freed at the start. Twice as many bytes of freed heap then stay
 #: with the process (mallopt(3), M_MMAP_THRESHOLD); else they are given back and faulted in again
@@ -131,10 +132,12 @@ def _discard(body: Any) -> bool:
     """
     left = DISCARD_BYTES
     body.is_awaited = False  # nobody asks for it now
+    turn = Turn()
     with gevent.Timeout(DISCARD_SECONDS, False), contextlib.suppress(OSError, ParseException):
         while left > 0:
             data = body.read(min(left, DISCARD_STEP_BYTES))
             if not data:
                 return True
             left -= len(data)
+            turn.end_if_over()
     return False

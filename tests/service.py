@@ -42,7 +42,7 @@ class Service:
     """
 
     def __init__(self, directory: Path, **settings: object) -> None:
-        self.data_dir = directory / "data"
+        self.data_dir = Path(str(settings.get("data_dir", directory / "data")))
         self._log_path = directory / "stderr.log"
         defaults = {
             "bind": "127.0.0.1:0",

@@ -1,15 +1,18 @@
 import gzip
 import io
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 from gunicorn.http.errors import InvalidChunkSize
 
-from astralog.body import INFLATERS, STEP_BYTES, BodyReader
+from astralog import body
+from astralog.body import INFLATERS, STEP_BYTES, TURN_SECONDS, BodyReader
 from astralog.errors import Refusal
 
 if sys.version_info >= (3, 14):
@@ -124,7 +127,7 @@ def test_an_endless_body_is_refused_at_the_limit() -> None:
     stream = Stream(*[b"x" * STEP_BYTES] * 100)
     room = Room()
     assert "body_too_large" == code_of(environ(stream), room)
-    assert len(stream.asked) <= 3
+    assert sum(stream.asked) <= MAX_BYTES + STEP_BYTES
     assert max(stream.asked) <= STEP_BYTES
     assert max(room.sizes) <= MAX_BYTES
 
@@ -216,6 +219,39 @@ def test_a_body_in_time_leaves_no_timeout_behind() -> None:
     gevent.sleep(0.1)
 
 
+class Busy(Stream):
+    """A client whose body is there already, each part of it after some computing."""
+
+    def read(self, size: int) -> bytes:
+        """Return the next part after more than a turn of work."""
+        end = time.monotonic() + 1.5 * TURN_SECONDS
+        while time.monotonic() < end:
+            pass
+        return super().read(size)
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_a_body_that_is_there_already_makes_no_one_wait(encoding: str | None) -> None:
+    """Between two parts that take long, others look at their sockets."""
+
+    def answer() -> None:
+        while True:
+            us.recv(1)
+            us.send(b"answer")
+            served.append(1)
+
+    served: list[int] = []
+    them, us = gevent.socket.socketpair()
+    other = gevent.spawn(answer)
+    gevent.sleep(0)  # it waits now
+    with them, us:
+        them.send(b"123456789")
+        parts = list(in_parts(gzip.compress(b"some of it"), 4))
+        read(environ(Busy(*parts), None, encoding))
+        assert len(served) >= 3
+        other.kill()
+
+
 # --- Inflating
 
 
@@ -270,6 +306,19 @@ def test_members_may_follow_one_another(encoding: str, compress: Callable[[bytes
     sent = b"".join(map(compress, parts))
     for size in (1, 13, len(sent)):
         assert b"".join(parts) == read(environ(Stream(*in_parts(sent, size)), None, encoding))
+
+
+@pytest.mark.parametrize(("encoding", "compress"), CODINGS)
+def test_the_members_of_a_body_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """To begin a member costs more than it takes to send it, so that there may not be too many."""
+    monkeypatch.setattr(body, "MAX_MEMBERS", 5)
+    assert b"xxxxx" == read(environ(compress(b"x") * 5, encoding=encoding))
+    with pytest.raises(Refusal) as refused:
+        read(environ(compress(b"x") * 6, encoding=encoding))
+    assert "invalid_encoding" == refused.value.code
+    assert "more than 5" in refused.value.message
 
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)

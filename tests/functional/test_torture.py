@@ -1,16 +1,18 @@
 """A short form of each kind of torture; `make torture` runs them all for longer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.torture import (
+    __main__,
     attacks,
     crowd,
     disks,
     fuzz,
     kills,
+    mounts,
     powercut,
     shim,
     signals,
@@ -34,9 +36,9 @@ needs_shim = pytest.mark.skipif(
 )
 
 
-def check(tmp_path: Path, torture: Callable[[Bench], list[Row]]) -> None:
+def check(tmp_path: Path, torture: Callable[[Bench], Iterator[Row]]) -> None:
     """Run a kind, and check that it tried something and that no promise was broken."""
-    rows = torture(Bench(tmp_path, SEED, SECONDS, quiet=True))
+    rows = list(torture(Bench(tmp_path, SEED, SECONDS, quiet=True)))
     assert rows
     assert all(row.tried for row in rows)
     assert [] == [(row.cells(), row.remarks) for row in rows if row.is_bad]
@@ -66,9 +68,11 @@ def test_power_cuts(tmp_path: Path) -> None:
 @needs_shim
 def test_disks(tmp_path: Path) -> None:
     """A full, read-only or missing disk is refused on, and used again when it is back."""
-    if not disks.can_mount():
+    if not mounts.can_mount():
         pytest.skip("NOT TESTED: troubled disks; it takes root to mount a small file system")
     check(tmp_path, lambda bench: disks.torture(bench, rounds=1))
+    if not mounts.can_mount_ext4():
+        pytest.skip("NOT TESTED: an ext4 with an error; it takes mkfs.ext4, a loop device")
 
 
 @pytest.mark.slow
@@ -101,6 +105,32 @@ def test_crowds(tmp_path: Path) -> None:
 def test_fuzz(tmp_path: Path) -> None:
     """Mutated bodies are stored as they are meant, or refused."""
     check(tmp_path, lambda bench: fuzz.torture(bench, inputs=5000))
+
+
+def test_a_kind_that_fails_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a kind found before it failed is in the table, and the run ends with status 1."""
+
+    def fail_after_a_row(bench: Bench) -> Iterator[Row]:
+        yield Row("finished", tried=7)
+        raise RuntimeError("no more")
+
+    def succeed(bench: Bench) -> Iterator[Row]:
+        yield Row("after it", tried=8)
+
+    kinds = [__main__.Kind("a", fail_after_a_row, 1), __main__.Kind("b", succeed, 1)]
+    monkeypatch.setattr(__main__, "kinds", lambda scale: kinds)
+    markdown = tmp_path / "table.md"
+    monkeypatch.setattr("sys.argv", ["torture", "--markdown", str(markdown)])
+    assert 1 == __main__.main()
+    _, _, *rows = markdown.read_text().splitlines()
+    assert ["| finished | 7 ", "| a: did not come to its end | 0 ", "| after it | 8 "] == [
+        row[: row.index("|", row.index("|", 2) + 1)] for row in rows
+    ]
+    assert "a: did not come to its end: RuntimeError('no more')" in capsys.readouterr().out
+    monkeypatch.setattr(__main__, "kinds", lambda scale: kinds[1:])
+    assert 0 == __main__.main()
 
 
 def test_the_table_has_a_cell_for_each_heading() -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     """A kind of torture: how much of it there is, and its share of the time at most."""
 
     name: str
-    torture: Callable[[Bench], list[Row]]
+    torture: Callable[[Bench], Iterator[Row]]
     share: float
     needs_shim: bool = False
 
@@ -99,15 +99,18 @@ def run(seconds: float, seed: int, only: list[str]) -> list[Row]:
     return rows
 
 
-def _run_kind(kind: Kind, bench: Bench) -> list[Row]:
-    """Run a kind; where it cannot go on, that is a failure of its own, and the others still run."""
+def _run_kind(kind: Kind, bench: Bench) -> Iterator[Row]:
+    """Yield a kind's rows; where it cannot go on, that is a failure of its own.
+
+    The rows it had by then stay, and the other kinds still run.
+    """
     try:
-        return kind.torture(bench)
+        yield from kind.torture(bench)
     except Exception as error:
         traceback.print_exc()
         row = Row(f"{kind.name}: did not come to its end")
         row.fail(repr(error))
-        return [row]
+        yield row
 
 
 def main() -> int:

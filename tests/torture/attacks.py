@@ -1,17 +1,17 @@
 """Bodies that lie, bombs, requests smuggled in, and tokens that must not leak."""
 
-import gzip
+import http.client
 import json
 import socket
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.service import TOKEN, Answer, Service, make_batch, make_head, make_log, read_answer
 from tests.torture.bench import Bench
+from tests.torture.bodies import bombs, honest, lying_bodies
 from tests.torture.smuggling import POISON, requests
-from tests.torture.stall import resident_bytes
+from tests.torture.stall import cpu_seconds, peak_bytes, resident_bytes, watch_health
 from tests.torture.table import Row
 
 KIB = 1024
@@ -20,6 +20,14 @@ MIB = 1024 * KIB
 #: Memory that one body may cost a worker, its largest size being 10 MiB.
 MEMORY_BYTES = 400 * MIB
 
+#: Chunks of a byte, that take seconds to read, and of a refused body.
+CHUNKS = 700_000
+REFUSED_CHUNKS = 1_800_000
+
+#: Memory on top of what a worker has, and CPU, that one body may cost until it is refused.
+INFLATE_BYTES = 96 * MIB
+CPU_SECONDS = 4.0
+
 #: Seconds in which the worst body has its answer.
 ANSWER_SECONDS = 10.0
 
@@ -27,26 +35,26 @@ ANSWER_SECONDS = 10.0
 MARK = "honest"
 
 
-def torture(bench: Bench, rounds: int) -> list[Row]:
+def torture(bench: Bench, rounds: int) -> Iterator[Row]:
     """Run each set of attacks `rounds` times."""
     sets: list[tuple[str, Callable[[Bench, Row, Service], None]]] = [
         ("no or wrong token, body unread", _knock),
         ("lying and malformed bodies", _lie),
+        ("bombs and broken compression", _inflate),
+        ("bodies in a million chunks", _chop),
         ("line breaks and NUL in every field", _break_lines),
         ("invalid UTF-8 in every position", _spoil_utf8),
         ("smuggled requests", _smuggle),
     ]
-    rows = []
     for what, attack in sets:
         row = Row(what)
-        rows.append(row)
         with Service(bench.make_directory()) as service:
             for _ in range(rounds):
                 if bench.has_time:
                     attack(bench, row, service)
             _check_health(row, service)
         bench.say(f"{what}: {row.tried} requests")
-    return rows
+        yield row
 
 
 def _check_health(row: Row, service: Service) -> None:
@@ -118,64 +126,45 @@ def _lie(bench: Bench, row: Row, service: Service) -> None:
         row.fail(f"the worker grew by {resident_bytes(worker) - before:,} bytes")
 
 
-def lying_bodies() -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield bodies that must be refused: what it is, its head and its bytes."""
-    batch = json.dumps(make_batch("x")).encode()
-    for length in ("5000", "-1", "+5", "5_0", "0x10", "1e3", "99999999999999999999", " ", "5 5"):
-        yield f"Content-Length {length}", make_head(f"Content-Length: {length}"), batch
-    for chunk in (
-        b"zz\r\nx",
-        b"-1\r\n",
-        b"5\r\nab",
-        b"FFFFFFFFFFFFFFFF\r\nx",
-        b"\r\n",
-        b"5\nabcde",
-    ):
-        yield f"chunk {chunk!r}", make_head("Transfer-Encoding: chunked"), chunk
-    bomb = b"\0" * (100 * MIB)
-    spaces = b" " * (100 * MIB) + batch
-    for name, data in (("zeros", bomb), ("spaces", spaces)):
-        yield f"gzip bomb of {name}", *_encoded("gzip", gzip.compress(data, 9))
-        yield f"deflate bomb of {name}", *_encoded("deflate", zlib.compress(data, 9))
-    nested = gzip.compress(gzip.compress(bomb, 9), 9)
-    yield "nested gzip bomb", *_encoded("gzip", nested)
-    yield "nested codings", *_encoded("gzip, gzip", nested)
-    yield "gzip cut short", *_encoded("gzip", gzip.compress(batch)[:-9])
-    yield "gzip with a tail", *_encoded("gzip", gzip.compress(batch) + b"tail")
-    yield "no gzip", *_encoded("gzip", batch)
-    for what, body in _heavy_bodies():
-        yield what, make_head(f"Content-Length: {len(body)}"), body
-        yield f"{what}, NDJSON", *_with_type("application/x-ndjson", body)
+def _inflate(bench: Bench, row: Row, service: Service) -> None:
+    """Send what is dear to inflate, and look at what it costs the worker and everyone else."""
+    with watch_health(service, row):
+        for what, coding, body, code in bombs():
+            head = make_head(f"Content-Encoding: {coding}", f"Content-Length: {len(body)}")
+            answer = _cost(row, service, what, head + body)
+            if answer and answer.body.get("code") != code:
+                row.fail(f"{what}: answered {answer.body}")
+    for what, coding, body in honest():
+        _expect(row, service.drain(body, {"Content-Encoding": coding}), what, 200)
 
 
-def _heavy_bodies() -> Iterator[tuple[str, bytes]]:
-    size = 10 * MIB
-    log = json.dumps(make_log(metadata={"x": 1}))[:-2]  # ready for more metadata
-    yield "10 MiB of [", b"[" * size
-    yield '10 MiB of {"a":', (b'{"a":' * (size // 5))[:size]
-    yield "10 MiB of quotes", b'"' * size
-    yield "10 MiB of backslashes", b'{"logs":["' + b"\\" * (size - 20)
-    yield "10 MiB of zeros", bytes(size)
-    yield "a long list of nothing", b'{"logs":[' + b"0," * (size // 2 - 10) + b"0]}"
-    keys = ",".join(f'"k{number}":{number}' for number in range(500_000))
-    yield "half a million keys", f'{{"logs":[{log},{keys}}}}}]}}'.encode()
-    yield "an unknown field each", f'{{"logs":[{{{keys}}}]}}'.encode()
-    yield "a number of a million digits", f'{{"logs":[{log},"n":{"9" * 10**6}}}}}]}}'.encode()
-    yield "an exponent", f'{{"logs":[{log},"n":1e999999999}}}}]}}'.encode()
-    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
-    yield "deep metadata", f'{{"logs":[{log},"d":{deep}}}}}]}}'.encode()
-    yield (
-        "a timestamp of a million",
-        json.dumps({"logs": [make_log(timestamp="9" * 10**6)]}).encode(),
-    )
+def _chop(bench: Bench, row: Row, service: Service) -> None:
+    """Send bodies of a byte a chunk, with and without the token."""
+    with watch_health(service, row):
+        for token, count in ((TOKEN, CHUNKS), ("wrong", REFUSED_CHUNKS)):
+            head = make_head("Transfer-Encoding: chunked", token=token)
+            chunks = b"1\r\n \r\n" * count + b"0\r\n\r\n"
+            _cost(row, service, f"{count:,} chunks, token {token}", head + chunks)
 
 
-def _encoded(coding: str, body: bytes) -> tuple[bytes, bytes]:
-    return make_head(f"Content-Encoding: {coding}", f"Content-Length: {len(body)}"), body
-
-
-def _with_type(kind: str, body: bytes) -> tuple[bytes, bytes]:
-    return make_head(f"Content-Type: {kind}", f"Content-Length: {len(body)}"), body
+def _cost(row: Row, service: Service, what: str, request: bytes) -> Answer | None:
+    """Send a request that must be refused, and bound what it takes of the worker."""
+    (worker,) = service.worker_pids()
+    memory, seconds = resident_bytes(worker), cpu_seconds(worker)
+    try:
+        answer: Answer | None = service.exchange(request, half_close=True)
+    except (OSError, http.client.HTTPException) as error:
+        row.fail(f"{what}: no answer, {error!r}")
+        answer = None
+    _expect(row, answer, what)
+    if service.worker_pids() != [worker]:
+        row.fail(f"{what}: the worker died of it")
+        return None
+    if cpu_seconds(worker) - seconds > CPU_SECONDS:
+        row.fail(f"{what}: took {cpu_seconds(worker) - seconds:.1f} s of CPU")
+    if peak_bytes(worker) - memory > INFLATE_BYTES:
+        row.fail(f"{what}: the worker grew by {peak_bytes(worker) - memory:,} bytes")
+    return answer
 
 
 def _break_lines(bench: Bench, row: Row, service: Service) -> None:

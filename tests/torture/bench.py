@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.load import UNDECIDED_CODES, Load
@@ -99,6 +99,3 @@ def wait_for_more(load: Load, count: int, row: Row, since: float | None = None) 
         if not noted and len(load.acknowledged) > before:
             row.was_back_after(time.monotonic() - start)
             noted = True
-
-
-Kind = Callable[[Bench], list[Row]]

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from tests.load import Load
 from tests.service import Service, make_head, wait_for
@@ -37,19 +37,17 @@ def torture(
     connections: int,
     stay_seconds: float = STAY_SECONDS,
     kinds: Collection[str] = (),
-) -> list[Row]:
+) -> Iterator[Row]:
     """Let a crowd of each kind come, stay and go."""
     raise_open_files_limit()
-    rows = []
     for what in kinds or BEHAVIOURS:
         row = Row(f"{connections:,} connections: {what}")
         if bench.has_time:
             _visit(bench, row, BEHAVIOURS[what], connections, stay_seconds)
             bench.say(row.what)
-        rows.append(row)
+        yield row
     if bench.has_time:
-        rows.append(_flood(bench, stay_seconds))
-    return rows
+        yield _flood(bench, stay_seconds)
 
 
 def _flood(bench: Bench, seconds: float) -> Row:

@@ -1,57 +1,44 @@
 """A disk that is full, below its floor, read-only or gone, and a clock that jumps."""
 
-import contextlib
 import errno
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.load import Load
 from tests.service import Service, segment_pid, wait_for
+from tests.torture import mounts
 from tests.torture.bench import Bench, tally, wait_for_more
 from tests.torture.shim import ALWAYS, ShimmedService
 from tests.torture.table import Row
 
 KIB = 1024
 MIB = 1024 * KIB
-DISK_BYTES = 64 * MIB
 FLOOR_BYTES = 8 * MIB
 
 #: A chunk that was checked against the floor by each of two workers.
 FLOOR_SLACK_BYTES = MIB
 
 
-def can_mount() -> bool:
-    """Tell whether a small file system can be mounted here."""
-    return os.geteuid() == 0
-
-
-@contextlib.contextmanager
-def small_disk(path: Path) -> Iterator[None]:
-    """Mount a small file system while the block runs."""
-    path.mkdir(exist_ok=True)
-    options = f"size={DISK_BYTES},mode=0755"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "astralog-torture", path], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
-
-
-def torture(bench: Bench, rounds: int) -> list[Row]:
+def torture(bench: Bench, rounds: int) -> Iterator[Row]:
     """Try each trouble `rounds` times."""
-    rows = []
-    if can_mount():
-        rows += [_fill(bench, rounds, 0), _fill(bench, rounds, FLOOR_BYTES)]
+    if mounts.can_mount():
+        yield _fill(bench, rounds, 0)
+        yield _fill(bench, rounds, FLOOR_BYTES)
+        yield _remount(bench, rounds)
     else:
-        bench.say("NOT TESTED: a full disk; it takes root to mount a small file system")
+        bench.say("NOT TESTED: a disk full or remounted; it takes root to mount a file system")
+    if mounts.can_mount_ext4():
+        yield _break_file_system(bench, rounds)
+    else:
+        bench.say("NOT TESTED: an ext4 with an error; it takes root, mkfs.ext4, a loop device")
     if bench.has_time:
-        rows += [_make_read_only(bench, rounds), _move_away(bench, rounds)]
-        rows += [_delete(bench, rounds), _turn_clock_back(bench, rounds)]
-    return rows
+        yield _make_read_only(bench, rounds)
+        yield _move_away(bench, rounds)
+        yield _delete(bench, rounds)
+        yield _turn_clock_back(bench, rounds)
 
 
 def _finish(bench: Bench, row: Row, service: Service, load: Load, *, stray: Path | None) -> None:
@@ -75,7 +62,7 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
     row = Row("free disk below the floor" if floor_bytes else "disk full")
     directory = bench.make_directory()
     disk = directory / "disk"
-    with small_disk(disk):
+    with mounts.small_disk(disk):
         filler = disk / "filler"
         service = Service(disk, workers=2, min_free_bytes=floor_bytes, segment_bytes=2 * MIB)
         load = Load(service)
@@ -108,6 +95,55 @@ def _leave(filler: Path, size: int) -> None:
             except OSError:
                 return  # full already
             left -= step
+
+
+def _remount(bench: Bench, rounds: int) -> Row:
+    """Remount the disk read-only as an administrator does, and writable again."""
+    row = Row("disk remounted read-only")
+    directory = bench.make_directory()
+    disk = directory / "disk"
+    with mounts.small_disk(disk):
+        # Only between two segments no file is open, which a read-only remount waits for.
+        service = Service(directory, data_dir=disk / "data", segment_bytes=20 * KIB)
+        load = Load(service)
+        with service, load:
+            for _ in range(rounds):
+                load.wait_for_acknowledged(20)
+                mounts.remount(disk, read_only=True)
+                _wait_for_refusal(load, row, "storage_failed")
+                time.sleep(bench.random.uniform(0, 1.5))
+                mounts.remount(disk, read_only=False)
+                row.tried += 1
+                wait_for_more(load, 5, row)
+            load.stop()
+            _finish(bench, row, service, load, stray=None)
+    bench.remove(directory)
+    return row
+
+
+def _break_file_system(bench: Bench, rounds: int) -> Row:
+    """Let ext4 turn read-only at an error, while segments are open, and mount it anew."""
+    row = Row("ext4 turned read-only by an error")
+    directory = bench.make_directory()
+    disk = directory / "disk"
+    with mounts.ext4_disk(disk):
+        service = Service(directory, data_dir=disk / "data", workers=2, segment_bytes=100_000)
+        load = Load(service)
+        with service, load:
+            for _ in range(rounds):
+                load.wait_for_acknowledged(20)
+                load.wait_for_every_worker()  # one that starts makes a missing directory
+                mounts.fail_ext4(disk)
+                _wait_for_refusal(load, row, "storage_failed")
+                mounts.unmount(disk)
+                _wait_for_refusal(load, row, "storage_failed")
+                mounts.mount_ext4(disk)
+                row.tried += 1
+                wait_for_more(load, 5, row)
+            load.stop()
+            _finish(bench, row, service, load, stray=None)
+    bench.remove(directory)
+    return row
 
 
 def _make_read_only(bench: Bench, rounds: int) -> Row:

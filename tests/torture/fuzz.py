@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ SHORT_PIECE_BYTES = 64
 INPUTS_A_TURN = 5000
 
 
-def torture(bench: Bench, inputs: int) -> list[Row]:
+def torture(bench: Bench, inputs: int) -> Iterator[Row]:
     """Try `inputs` mutated bodies, as short and as long ones, and a quarter as many timestamps."""
     bodies, lines, texts = (Row(f"fuzzed {what}") for what in ("bodies", "NDJSON", "timestamps"))
+    yield from (bodies, lines, texts)  # they fill up together
     piece_bytes = codec.PIECE_BYTES
     for turn in range(-(-inputs // INPUTS_A_TURN)):
         if not bench.has_time:
@@ -64,7 +66,6 @@ def torture(bench: Bench, inputs: int) -> list[Row]:
         if bodies.tried % 100_000 == 0:
             bench.say(f"fuzz: {bodies.tried:,} bodies, {bodies.acknowledged:,} of them taken")
     codec.PIECE_BYTES = piece_bytes
-    return [bodies, lines, texts]
 
 
 def _valid(chance: random.Random) -> bytes:
@@ -183,7 +184,7 @@ def _try_timestamp(row: Row, text: str) -> None:
 def main() -> int:
     """Try as many bodies as the first argument says."""
     seed = int(time.time())
-    rows = torture(Bench(Path(), seed, float("inf")), int(sys.argv[1]))
+    rows = list(torture(Bench(Path(), seed, float("inf")), int(sys.argv[1])))
     print(f"seed {seed}\n{render(rows)}")
     for row in rows:
         print(*row.remarks, sep="\n")

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tests.load import Load
 from tests.service import Service, wait_for
@@ -20,7 +20,7 @@ LONGEST_LIFE_SECONDS = 0.3
 Kill = Callable[[Bench, Service], None]
 
 
-def torture(bench: Bench, rounds: int) -> list[Row]:
+def torture(bench: Bench, rounds: int) -> Iterator[Row]:
     """Kill a worker, the master and everything in turn, `rounds` times in all.
 
     Workers take seconds to find their master gone, so that there are fewer such rounds.
@@ -32,6 +32,7 @@ def torture(bench: Bench, rounds: int) -> list[Row]:
     }
     left: dict[Kill, int] = {_kill_worker: rounds // 2, _kill_master: max(1, rounds // 6)}
     left[_kill_all] = rounds - sum(left.values())
+    yield from rows.values()  # they fill up together, and what they have stays if one fails
     while any(left.values()) and bench.has_time:
         for kill, row in rows.items():
             count = min(left[kill], ROUNDS_A_DIRECTORY)
@@ -39,7 +40,6 @@ def torture(bench: Bench, rounds: int) -> list[Row]:
             if count and bench.has_time:
                 _campaign(bench, row, kill, count)
                 bench.say(f"{row.what}: {row.tried} rounds, {row.acknowledged} acknowledged")
-    return list(rows.values())
 
 
 def _campaign(bench: Bench, row: Row, kill: Kill, rounds: int) -> None:

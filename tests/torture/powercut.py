@@ -7,7 +7,7 @@ import signal
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from astralog import directory as directories
@@ -49,13 +49,14 @@ class TracedLoad(Load):
 Disturb = Callable[[Bench, ShimmedService, TracedLoad], None]
 
 
-def torture(bench: Bench, states: int) -> list[Row]:
+def torture(bench: Bench, states: int) -> Iterator[Row]:
     """Recover `states` disks that runs may have left, from runs without and with other faults."""
     rows = [
         Row("power cut"),
         Row("power cut, calls failing before"),
         Row("power cut, workers killed before"),
     ]
+    yield from rows  # they fill up together, and what they have stays if one fails
     disturbances: tuple[Disturb | None, ...] = (None, _fail_calls, _kill_workers)
     left = dict.fromkeys(range(len(rows)), states // len(rows))
     while any(left.values()) and bench.has_time:
@@ -65,7 +66,6 @@ def torture(bench: Bench, states: int) -> list[Row]:
             if count and bench.has_time:
                 _campaign(bench, row, disturbances[index], count)
                 bench.say(f"{row.what}: {row.tried} states")
-    return rows
 
 
 def _campaign(bench: Bench, row: Row, disturb: Disturb | None, states: int) -> None:

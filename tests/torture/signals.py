@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tests.load import Load, make_body
 from tests.service import Service, segment_pid, wait_for
@@ -30,16 +30,15 @@ ENDING = {
 
 def torture(
     bench: Bench, rounds: int, segments: int, endings: Iterable[str] = tuple(ENDING)
-) -> list[Row]:
+) -> Iterator[Row]:
     """Try each signal `rounds` times, and a start on `segments` sealed segments once."""
-    rows = [
-        _end(bench, Row(f"{name}, start again"), ENDING[name], rounds)
-        for name in endings
-        if bench.has_time
-    ]
+    for name in endings:
+        if bench.has_time:
+            yield _end(bench, Row(f"{name}, start again"), ENDING[name], rounds)
     if bench.has_time:
-        rows += [_reload(bench, rounds), _resize(bench, rounds), _start_on_many(bench, segments)]
-    return rows
+        yield _reload(bench, rounds)
+        yield _resize(bench, rounds)
+        yield _start_on_many(bench, segments)
 
 
 def _finish(bench: Bench, row: Row, service: Service, load: Load) -> Row:

@@ -1,6 +1,7 @@
 """A disk whose syncs hang: what clients, health checks and the operator see meanwhile."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -59,17 +60,16 @@ class TimedLoad(Load):
         self.codes.add(body.get("code", "accepted"))
 
 
-def torture(bench: Bench, stall_seconds: float, commit_timeout_seconds: float) -> list[Row]:
+def torture(bench: Bench, stall_seconds: float, commit_timeout_seconds: float) -> Iterator[Row]:
     """Let a sync hang under load, once until it goes on and once until a stop."""
-    rows = [
-        Row(f"a sync stalls {stall_seconds:g} s, {CLIENTS} clients"),
-        Row("SIGTERM while a sync stalls"),
-    ]
-    _stall(bench, rows[0], stall_seconds, commit_timeout_seconds)
-    bench.say(rows[0].what)
-    _stop_while_stalled(bench, rows[1])
-    bench.say(rows[1].what)
-    return rows
+    row = Row(f"a sync stalls {stall_seconds:g} s, {CLIENTS} clients")
+    _stall(bench, row, stall_seconds, commit_timeout_seconds)
+    bench.say(row.what)
+    yield row
+    row = Row("SIGTERM while a sync stalls")
+    _stop_while_stalled(bench, row)
+    bench.say(row.what)
+    yield row
 
 
 def _stall(bench: Bench, row: Row, stall_seconds: float, commit_timeout_seconds: float) -> None:
@@ -140,6 +140,18 @@ def resident_bytes(pid: int) -> int:
     """Return the memory that a process takes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4 * KIB
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process has taken so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * KIB
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has taken so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """System calls on the segment files that fail: one kind of call, one outcome, at random moments."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tests.load import Load
@@ -43,15 +43,15 @@ STALL_MS = 300
 SHORT_BYTES = 700
 
 
-def torture(bench: Bench, rounds: int, faults: Sequence[Fault] = FAULTS) -> list[Row]:
+def torture(bench: Bench, rounds: int, faults: Sequence[Fault] = FAULTS) -> Iterator[Row]:
     """Let calls fail, each kind `rounds` times, each time one to four in a row."""
     rows = [Row(fault.what) for fault in faults]
+    yield from rows  # they fill up together, and what they have stays if one fails
     for first in range(0, rounds, ROUNDS_A_SERVICE):
         for fault, row in zip(faults, rows, strict=True):
             if bench.has_time:
                 _campaign(bench, row, fault, min(rounds - first, ROUNDS_A_SERVICE))
         bench.say(f"failing calls: {sum(row.tried for row in rows)} rounds")
-    return rows
 
 
 def _campaign(bench: Bench, row: Row, fault: Fault, rounds: int) -> None:
