@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +212,17 @@ def _delete(bench: Bench, rounds: int) -> Row:
     return row
 
 
+def _count_sealed(service: Service) -> Counter[int]:
+    """Return how many segments each worker has sealed."""
+    return Counter(map(segment_pid, service.files("*.ndjson")))
+
+
+def _has_every_worker_sealed(service: Service, before: Counter[int]) -> bool:
+    """Tell whether each worker has sealed the segment it had, and one that it made since."""
+    sealed = _count_sealed(service)
+    return all(sealed[pid] > before[pid] + 1 for pid in service.worker_pids())
+
+
 def _turn_clock_back(bench: Bench, rounds: int) -> Row:
     """Set the clock back an hour and forth again, while segments are sealed every second."""
     row = Row("clock jumps an hour back and forth")
@@ -219,9 +231,10 @@ def _turn_clock_back(bench: Bench, rounds: int) -> Row:
     with service, load:
         for seconds in [-3600, 0] * rounds:
             load.wait_for_acknowledged(20)
+            load.wait_for_every_worker()  # one that has no segment yet starts it by the new clock
+            before = _count_sealed(service)
             service.control.set_clock(seconds)
-            before = len(service.files("*.ndjson"))
-            wait_for(lambda: len(service.files("*.ndjson")) > before + 3)  # noqa: B023
+            wait_for(lambda: _has_every_worker_sealed(service, before))  # noqa: B023
             row.tried += 1
             wait_for_more(load, 5, row)
         load.stop()
