@@ -55,7 +55,9 @@ class _Entry:
         self.logs = batch.logs
         self.size = size  # reserved bytes
         self.deadline = deadline
-        self.done: AsyncResult[None] = AsyncResult()
+        # None, or what its client is told. No exception: its traceback would hold the request's
+        # frames, and the batch in them, for as long as the disk leaves the entry in the queue.
+        self.done: AsyncResult[tuple[str, str] | None] = AsyncResult()
         self.is_taken = False
         self.is_dropped = False
 
@@ -116,9 +118,11 @@ class Pipeline:
         self._queue.put(entry)
         self._waiting.append(entry)
         try:
-            entry.done.get()
+            refusal = entry.done.get()
         finally:
             self._drop(entry)
+        if refusal:
+            raise Refusal(*refusal)
 
     def start(self) -> None:
         """Start the drain pool, unless it runs."""
@@ -208,10 +212,7 @@ class Pipeline:
             entry.lines = b""
             if entry.done.ready():
                 continue  # its client was told that this took too long
-            if code is None:
-                entry.done.set()
-            else:
-                entry.done.set_exception(Refusal(code, MESSAGES[code]))
+            entry.done.set((code, MESSAGES[code]) if code else None)
 
     def _drop(self, entry: _Entry) -> None:
         """Take a batch whose client is gone out of the queue, unless a writer has taken it."""
@@ -233,14 +234,13 @@ class Pipeline:
         while self._waiting and (self._waiting[0].done.ready() or self._waiting[0].deadline <= now):
             entry = self._waiting.popleft()
             if not entry.done.ready():
-                entry.done.set_exception(self._timed_out(entry))
+                entry.done.set(("commit_timeout", self._timed_out(entry)))
                 self._drop(entry)  # before a writer that wakes up meanwhile takes it
 
-    def _timed_out(self, entry: _Entry) -> Refusal:
+    def _timed_out(self, entry: _Entry) -> str:
         outcome = "may still be stored" if entry.is_taken else "was not stored"
         seconds = f"{self._commit_timeout_seconds:g}"
-        message = f"The disk took longer than {seconds} seconds; the batch {outcome}."
-        return Refusal("commit_timeout", message)
+        return f"The disk took longer than {seconds} seconds; the batch {outcome}."
 
     def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run what may block on the disk outside the hub's thread."""

@@ -1,5 +1,7 @@
 import errno
+import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -349,6 +351,32 @@ def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
     assert 10_000 < reserved(pipeline) < 20_000
     gate.open()
     wait_until(lambda: not reserved(pipeline))
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_batch_that_is_dropped_is_let_go_of(
+    make_pipeline: Callable[..., Pipeline], gate: Gate, is_killed: bool
+) -> None:
+    """While the disk hangs, a batch whose client is gone or was told so takes no memory."""
+    pipeline = make_pipeline(commit_timeout_seconds=PATIENCE_SECONDS if is_killed else 0.1)
+    gate.close()
+    commit_later(pipeline, line(1))
+    wait_until(lambda: gate.chunks)
+    lines = line(2, 50_000)
+    held = sys.getrefcount(lines)
+    greenlet = commit_later(pipeline, lines)
+    gevent.sleep(0.01)
+    if is_killed:
+        greenlet.kill()
+    else:
+        assert "commit_timeout" == result(greenlet)
+    del greenlet
+
+    def is_let_go_of() -> bool:
+        gc.collect()
+        return held == sys.getrefcount(lines)
+
+    wait_until(is_let_go_of)
 
 
 @pytest.mark.parametrize("is_taken", [True, False])
