@@ -98,9 +98,7 @@ def _encode(logs: list[Log], projects: Projects) -> Batch:
 
 def _encode_long(body: bytes, projects: Projects) -> Batch:
     """Encode a JSON text piece by piece."""
-    if body.count(b",") > LONG_BODY_COMMAS:
-        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
-        raise Refusal("body_too_large", message)
+    _check_values(body)
     try:
         raws = _split(body)
     except msgspec.DecodeError:
@@ -120,21 +118,30 @@ def _encode_long(body: bytes, projects: Projects) -> Batch:
 
 def _encode_long_lines(body: bytes, projects: Projects) -> Batch:
     """Encode an NDJSON text piece by piece, cut at the ends of lines."""
+    _check_values(body)
+    total = body.count(b"\n") + (not body.endswith(b"\n"))
     pieces: list[Batch] = []
     start = number = 0
     while start < len(body):
         time.sleep(0)  # under gevent, other requests run now
         end = body.find(b"\n", min(start + PIECE_BYTES, len(body))) + 1 or len(body)
         piece = body[start:end]
-        if len(piece) > 2 * PIECE_BYTES and piece.count(b",") > LONG_LOG_COMMAS:
-            raise _too_many_values(number + piece.count(b"\n", 0, -1), body.count(b"\n"))
+        last = piece.rfind(b"\n", 0, -1) + 1  # no other line of a piece is longer than a piece
+        if len(piece) - last > PIECE_BYTES and piece.count(b",", last) > LONG_LOG_COMMAS:
+            raise _too_many_values(number + piece.count(b"\n", 0, -1), total)
         try:
             pieces.append(_encode(load_lines(piece, number), projects))
         except MalformedBatch as error:
-            raise error.shifted(0, body.count(b"\n")) from None
+            raise error.shifted(0, total) from None
         start = end
         number += piece.count(b"\n")
     return _join(pieces)
+
+
+def _check_values(body: bytes) -> None:
+    if body.count(b",") > LONG_BODY_COMMAS:
+        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
+        raise Refusal("body_too_large", message)
 
 
 def _join(pieces: list[Batch]) -> Batch:

@@ -96,7 +96,8 @@ class MalformedBatch(ValidationError):
     def shifted(self, offset: int, total: int) -> "MalformedBatch":
         """Return this fault as seen from the batch of `total` logs that the logs were cut from."""
         errors = {offset + index: messages for index, messages in self.errors.items()}
-        return MalformedBatch(errors, self.malformed, total, complete=self.total == total)
+        complete = self.complete and self.total == total
+        return MalformedBatch(errors, self.malformed, total, complete)
 
     def __str__(self) -> str:
         least = "" if self.complete else "At least "

@@ -259,6 +259,12 @@ def test_a_body_of_too_many_values_is_refused() -> None:
     assert str(codec.LONG_BODY_COMMAS) in refusal.message
 
 
+def test_a_long_bodys_refusal_says_that_the_counting_stopped() -> None:
+    """Beyond a number of malformed logs nobody counts on, also within one piece of a body."""
+    refusal = refusal_of(body_of(*[make_log(level="")] * 2000) + b" " * PIECE_BYTES)
+    assert "At least 1000 of 2000 logs are malformed; nothing was stored" == refusal.message
+
+
 def test_a_long_log_of_too_many_values_is_refused() -> None:
     """One log may not hold more values than memory is meant for, long texts it may."""
     values = [0.123456789] * (codec.LONG_LOG_COMMAS + 10)

@@ -104,12 +104,28 @@ def test_a_fault_in_a_long_text_is_named_by_its_line() -> None:
 
 
 def test_a_long_line_may_not_hold_many_values() -> None:
-    """The values of one log are bounded, since each costs memory."""
-    body = line() + b"\n" + line(metadata={"values": [0] * 4 * PIECE_BYTES})
-    assert codec.LONG_LOG_COMMAS < body.count(b",")
-    refusal = refusal_of(body)
+    """The values of one log are bounded, since each costs memory; the lines before do not count."""
+    values = line(metadata={"values": [0.123456789] * (codec.LONG_LOG_COMMAS + 10)})
+    refusal = refusal_of(line() + b"\n" + values)
     assert refusal.errors is not None
     assert [1] == list(refusal.errors["logs"])
+    many = [line(metadata={"values": [0] * 2000}) for _ in range(100)]
+    text = line(message="x" * (PIECE_BYTES + 1))
+    assert 101 == encode_lines(b"\n".join([*many, text])).logs
+
+
+def test_a_body_of_too_many_values_is_refused() -> None:
+    """As with JSON, all values of a long body are bounded, too."""
+    body = b"\n".join([line(metadata={"a": [0] * 9_000})] * 90)
+    assert "body_too_large" == refusal_of(body).code
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_long_bodys_refusal_counts_its_lines(end: bytes) -> None:
+    """The last line counts with and without its end; what was not counted is said."""
+    lines = [line(level=""), *[line(message="x" * 8000)] * 200]
+    refusal = refusal_of(b"\n".join(lines) + end)
+    assert "At least 1 of 201 logs are malformed; nothing was stored" == refusal.message
 
 
 @pytest.mark.parametrize("is_long", [False, True])
