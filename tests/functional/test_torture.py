@@ -84,9 +84,10 @@ def test_a_stall(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_signals(tmp_path: Path) -> None:
-    """Stops and reloads under load lose nothing, and a full directory is no hindrance."""
+    """Stops, reloads and restarts under load lose nothing; a full directory is no hindrance."""
+    little = {"rounds": 1, "starts": 4, "segments": 1000}
     endings = ("SIGTERM twice", "SIGQUIT")
-    check(tmp_path, lambda bench: signals.torture(bench, 1, segments=1000, endings=endings))
+    check(tmp_path, lambda bench: signals.torture(bench, **little, endings=endings))
 
 
 @pytest.mark.slow
