@@ -106,6 +106,10 @@ class Service:
         """Return a bare connection to the service."""
         return socket.create_connection(self.address, timeout)
 
+    def open_connection(self, timeout: float) -> http.client.HTTPConnection:
+        """Return a connection that speaks HTTP to the service."""
+        return http.client.HTTPConnection(*self.address, timeout=timeout)
+
     def request(
         self,
         method: str,
@@ -115,7 +119,7 @@ class Service:
         timeout: float = PATIENCE_SECONDS,
     ) -> Answer:
         """Send one request on a connection of its own."""
-        connection = http.client.HTTPConnection(*self.address, timeout=timeout)
+        connection = self.open_connection(timeout)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
