@@ -93,9 +93,7 @@ class Load:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            connection = http.client.HTTPConnection(
-                *self._service.address, timeout=PATIENCE_SECONDS
-            )
+            connection = self._service.open_connection(PATIENCE_SECONDS)
             with contextlib.closing(connection):
                 try:
                     self._post_some(connection)

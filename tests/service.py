@@ -63,20 +63,25 @@ class Service:
 
     def start(self) -> Self:
         """Start the service and return when it listens."""
-        self._launch()
+        self.launch()
+        return self.wait_until_listening()
+
+    def wait_until_listening(self) -> Self:
+        """Return when the service that was launched listens."""
         match = wait_for(self._started)
         self.address = ("127.0.0.1", int(match[1]))
         return self
 
     def fail_to_start(self) -> int:
         """Start the service, which is expected to end by itself, and return its exit status."""
-        self._launch()
+        self.launch()
         try:
             return self.wait()
         finally:
             self.kill()
 
-    def _launch(self) -> None:
+    def launch(self) -> None:
+        """Start the service and return at once."""
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
@@ -101,6 +106,10 @@ class Service:
         """Return a bare connection to the service."""
         return socket.create_connection(self.address, timeout)
 
+    def open_connection(self, timeout: float) -> http.client.HTTPConnection:
+        """Return a connection that speaks HTTP to the service."""
+        return http.client.HTTPConnection(*self.address, timeout=timeout)
+
     def request(
         self,
         method: str,
@@ -110,7 +119,7 @@ class Service:
         timeout: float = PATIENCE_SECONDS,
     ) -> Answer:
         """Send one request on a connection of its own."""
-        connection = http.client.HTTPConnection(*self.address, timeout=timeout)
+        connection = self.open_connection(timeout)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificate import can_make_certificate
 from tests.torture import (
     __main__,
     attacks,
@@ -17,6 +18,7 @@ from tests.torture import (
     shim,
     signals,
     stall,
+    tls,
     writes,
 )
 from tests.torture.bench import Bench
@@ -84,9 +86,10 @@ def test_a_stall(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_signals(tmp_path: Path) -> None:
-    """Stops and reloads under load lose nothing, and a full directory is no hindrance."""
+    """Stops, reloads and restarts under load lose nothing; a full directory is no hindrance."""
+    little = {"rounds": 1, "starts": 4, "segments": 1000}
     endings = ("SIGTERM twice", "SIGQUIT")
-    check(tmp_path, lambda bench: signals.torture(bench, 1, segments=1000, endings=endings))
+    check(tmp_path, lambda bench: signals.torture(bench, **little, endings=endings))
 
 
 @pytest.mark.slow
@@ -100,6 +103,15 @@ def test_crowds(tmp_path: Path) -> None:
     """Slow, silent and vanished clients do not keep others waiting."""
     kinds = ("half a body", "gone before the answer")
     check(tmp_path, lambda bench: crowd.torture(bench, 100, stay_seconds=0.5, kinds=kinds))
+
+
+@pytest.mark.slow
+def test_broken_tls(tmp_path: Path) -> None:
+    """Clients that break TLS keep no one waiting, and leave nothing behind."""
+    if not can_make_certificate():
+        pytest.skip("NOT TESTED: broken TLS; openssl is not installed")
+    kinds = ("plain HTTP", "garbage", "gone in the midst of a body")
+    check(tmp_path, lambda bench: tls.torture(bench, 50, 0.2, kinds, until_dropped=False))
 
 
 def test_fuzz(tmp_path: Path) -> None:

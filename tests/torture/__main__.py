@@ -23,6 +23,7 @@ from tests.torture import (
     shim,
     signals,
     stall,
+    tls,
     writes,
 )
 from tests.torture.bench import Bench
@@ -59,9 +60,10 @@ def kinds(scale: float) -> list[Kind]:
         kind("powercut", 0.2, "states", times(3000), needs_shim=True),
         kind("disks", 0.1, "rounds", times(3), needs_shim=True),
         kind("stall", 0.1, "stall_seconds", 30, "commit_timeout_seconds", 8, needs_shim=True),
-        kind("signals", 0.2, "rounds", times(4), "segments", 10_000),
+        kind("signals", 0.2, "rounds", times(4), "starts", max(24, times(24)), "segments", 10_000),
         kind("attacks", 0.1, "rounds", times(1)),
         kind("crowd", 0.15, "connections", 2000),
+        kind("tls", 0.2, "connections", 500),
         kind("fuzz", 0.1, "inputs", times(200_000)),
     ]
 
@@ -75,6 +77,7 @@ MODULES: dict[str, Any] = {
     "signals": signals,
     "attacks": attacks,
     "crowd": crowd,
+    "tls": tls,
     "fuzz": fuzz,
 }
 

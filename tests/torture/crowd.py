@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from tests.load import Load
 from tests.service import Service, make_head, wait_for
@@ -43,7 +43,9 @@ def torture(
     for what in kinds or BEHAVIOURS:
         row = Row(f"{connections:,} connections: {what}")
         if bench.has_time:
-            _visit(bench, row, BEHAVIOURS[what], connections, stay_seconds)
+            with Service(bench.make_directory(), body_timeout_seconds=3) as service:
+                arrivals = (_arrive(service, BEHAVIOURS[what]) for _ in range(connections))
+                visit(row, service, arrivals, stay_seconds)
             bench.say(row.what)
         yield row
     if bench.has_time:
@@ -91,37 +93,62 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _visit(
-    bench: Bench, row: Row, behave: Behaviour, connections: int, stay_seconds: float
+def _arrive(service: Service, behave: Behaviour) -> socket.socket:
+    connection = service.connect()
+    with contextlib.suppress(OSError):
+        behave(connection)
+    return connection
+
+
+def visit(
+    row: Row,
+    service: Service,
+    arrivals: Iterable[socket.socket],
+    stay_seconds: float,
+    until_dropped: bool = False,
+    linger: Behaviour = lambda connection: None,
 ) -> None:
-    with Service(bench.make_directory(), body_timeout_seconds=3) as service:
-        load = Load(service, threads=2)
-        with load:
-            load.wait_for_acknowledged(20)
-        (worker,) = service.worker_pids()
-        memory, descriptors = resident_bytes(worker), _descriptors(worker)
-        others = Load(service, threads=1, start=1 << 32)
-        with contextlib.ExitStack() as crowd, _watch(service, row), others:
-            for _ in range(connections):
-                connection = crowd.enter_context(contextlib.closing(service.connect()))
+    """Let a crowd of connections come, stay and go, and look at what the service makes of it.
+
+    Each of the crowd is told to `linger` once a second; `until_dropped`, none of it goes by itself.
+    """
+    load = Load(service, threads=2)
+    with load:
+        load.wait_for_acknowledged(20)
+    (worker,) = service.worker_pids()
+    memory, descriptors = resident_bytes(worker), _descriptors(worker)
+    others = Load(service, threads=1, start=1 << 32)
+    with contextlib.ExitStack() as crowd, _watch(service, row), others:
+        connections = []
+        for connection in arrivals:
+            connections.append(crowd.enter_context(contextlib.closing(connection)))
+            row.tried += 1
+        end = time.monotonic() + stay_seconds
+        while time.monotonic() < end:
+            for connection in connections:
                 with contextlib.suppress(OSError):
-                    behave(connection)
-                row.tried += 1
-            time.sleep(stay_seconds)
-        if not others.acknowledged:
-            row.fail("no batch was taken while the crowd was there")
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: _descriptors(worker) <= descriptors + KEPT_DESCRIPTORS)
-        if _descriptors(worker) > descriptors + KEPT_DESCRIPTORS:
-            row.fail(f"keeps {_descriptors(worker) - descriptors} descriptors")
-        if resident_bytes(worker) > memory + KEPT_BYTES:
-            row.fail(f"keeps {resident_bytes(worker) - memory:,} bytes")
-        if "Traceback" in service.log():
-            row.fail("wrote a traceback")
-        if service.stop() != 0:
-            row.fail("did not stop with status 0")
-        others.acknowledged.update(load.acknowledged)
-        tally(row, others, service.files())
+                    linger(connection)
+            time.sleep(min(1.0, stay_seconds))
+        if until_dropped:
+            _check_descriptors(row, worker, descriptors, " of a crowd that is still there")
+    if not others.acknowledged:
+        row.fail("no batch was taken while the crowd was there")
+    _check_descriptors(row, worker, descriptors)
+    if resident_bytes(worker) > memory + KEPT_BYTES:
+        row.fail(f"keeps {resident_bytes(worker) - memory:,} bytes")
+    if "Traceback" in service.log():
+        row.fail("wrote a traceback")
+    if service.stop() != 0:
+        row.fail("did not stop with status 0")
+    others.acknowledged.update(load.acknowledged)
+    tally(row, others, service.files())
+
+
+def _check_descriptors(row: Row, worker: int, before: int, of_what: str = "") -> None:
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: _descriptors(worker) <= before + KEPT_DESCRIPTORS)
+    if _descriptors(worker) > before + KEPT_DESCRIPTORS:
+        row.fail(f"keeps {_descriptors(worker) - before} descriptors{of_what}")
 
 
 def _descriptors(pid: int) -> int:

@@ -1,12 +1,15 @@
 """Signals under load, restarts without a pause, and a start on a directory full of segments."""
 
+import contextlib
 import json
+import os
 import signal
+import socket
 import time
 from collections.abc import Iterable, Iterator
 
 from tests.load import Load, make_body
-from tests.service import Service, segment_pid, wait_for
+from tests.service import Service, process_group, running_pids, segment_pid, wait_for
 from tests.torture.bench import Bench, tally, wait_for_more
 from tests.torture.table import Row
 
@@ -19,6 +22,20 @@ ORPHANS = 50
 START_SECONDS = 5.0
 RECOVER_SECONDS = 15.0
 
+#: How the lives of a service end that is started again and again, and the statuses that this may
+#: have: before the service minds a signal, the signal ends its process.
+ABRUPT = {
+    signal.SIGTERM: (0, -signal.SIGTERM),
+    signal.SIGQUIT: (0, -signal.SIGQUIT),
+    signal.SIGKILL: (-signal.SIGKILL,),
+}
+
+#: Longest time from a start to a signal that is to come while the service boots.
+BOOT_SECONDS = 1.0
+
+#: The master ends a worker by force after 9 s, which none needs, whether it serves or boots.
+FORCE_SECONDS = 8.5
+
 ENDING = {
     "SIGTERM": [signal.SIGTERM],
     "SIGTERM twice": [signal.SIGTERM, signal.SIGTERM],
@@ -29,20 +46,28 @@ ENDING = {
 
 
 def torture(
-    bench: Bench, rounds: int, segments: int, endings: Iterable[str] = tuple(ENDING)
+    bench: Bench,
+    rounds: int,
+    starts: int,
+    segments: int,
+    endings: Iterable[str] = tuple(ENDING),
 ) -> Iterator[Row]:
-    """Try each signal `rounds` times, and a start on `segments` sealed segments once."""
+    """Try each signal `rounds` times, `starts` without a pause, and one on sealed `segments`."""
     for name in endings:
         if bench.has_time:
             yield _end(bench, Row(f"{name}, start again"), ENDING[name], rounds)
     if bench.has_time:
         yield _reload(bench, rounds)
         yield _resize(bench, rounds)
+        yield _restart(bench, starts)
         yield _start_on_many(bench, segments)
 
 
 def _finish(bench: Bench, row: Row, service: Service, load: Load) -> Row:
-    wait_for(lambda: not service.has_orphans())
+    try:
+        wait_for(lambda: not service.has_orphans())
+    except AssertionError:
+        row.fail("left an orphan")
     if service.stop() != 0:
         row.fail("did not stop with status 0")
     if service.files("*.open"):
@@ -118,6 +143,68 @@ def _resize(bench: Bench, rounds: int) -> Row:
 
 def _has_every_worker_stored(service: Service) -> bool:
     return set(service.worker_pids()) <= set(map(segment_pid, service.files()))
+
+
+def _restart(bench: Bench, starts: int) -> Row:
+    """Start and end a service again and again on one port, every other time while it boots.
+
+    While it serves, SIGKILL is for all of it. A master that is killed alone leaves workers that
+    hold the port for a while; the next one waits.
+    """
+    row = Row("started and ended without a pause")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+    service = Service(bench.make_directory(), workers=2, bind=f"{address[0]}:{address[1]}").start()
+    groups = {service.process.pid}
+    load = Load(service)
+    try:
+        with load:
+            wait_for_more(load, 10, row)
+            for number in range(starts):
+                end = list(ABRUPT)[number % len(ABRUPT)]
+                _end_abruptly(row, service, end, is_serving=number % 2 == 0)
+                service.launch()
+                groups.add(service.process.pid)
+                row.tried += 1
+                if number % 2:
+                    service.wait_until_listening()
+                    wait_for_more(load, 5, row)
+                else:
+                    time.sleep(bench.random.uniform(0, BOOT_SECONDS))
+            service.wait_until_listening()
+            wait_for_more(load, 20, row)
+        _finish(bench, row, service, load)
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not _pids_of(groups))
+        if _pids_of(groups):
+            row.fail("left processes")
+        try:
+            socket.create_server(address).close()
+        except OSError:
+            row.fail("left the port taken")
+    finally:
+        for pid in _pids_of(groups):
+            os.kill(pid, signal.SIGKILL)
+    return row
+
+
+def _end_abruptly(row: Row, service: Service, number: signal.Signals, is_serving: bool) -> None:
+    start = time.monotonic()
+    if number == signal.SIGKILL and is_serving:
+        service.kill()
+    else:
+        service.signal(number)
+    status = service.wait()
+    if status not in ABRUPT[number]:
+        row.fail(f"{number.name}: ended with status {status}")
+    if time.monotonic() > start + FORCE_SECONDS:
+        row.fail(f"{number.name}: took {time.monotonic() - start:.1f} s to end")
+    if "Traceback" in service.log():
+        row.fail(f"{number.name}: wrote a traceback")
+
+
+def _pids_of(groups: set[int]) -> list[int]:
+    return [pid for pid in running_pids() if process_group(pid) in groups]
 
 
 def _start_on_many(bench: Bench, segments: int) -> Row:
