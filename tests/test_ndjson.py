@@ -76,6 +76,21 @@ def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
     assert ["cut \ufffd", "\U0001f600"] == texts
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        line() + line().replace(b"{", b"{\n", 1),
+        line() + b" " + line() + b"\n\n",
+        b"\n" + line() + line(),
+        line().replace(b": ", b":\n", 1) + line(),
+        line() + line()[:-1] + b"\r\n}",
+    ],
+)
+def test_as_many_logs_as_lines_are_not_enough(body: bytes) -> None:
+    """Two logs in one line are refused, also where a blank line or half a log makes up for it."""
+    assert "invalid_json" == refusal_of(body).code
+
+
 @pytest.mark.parametrize("value", [b"1", b"[]", b"null", b'"x"', b"{}"])
 def test_a_line_that_is_no_log_is_malformed(value: bytes) -> None:
     """A JSON value that is no log is refused as one."""
