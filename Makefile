@@ -34,8 +34,8 @@ test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute
 	$(BIN)/pytest -m "not slow"
 
 .PHONY: torture
-torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=600, and count
-	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),600) $(TORTURE)
+torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=900, and count
+	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),900) $(TORTURE)
 
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*

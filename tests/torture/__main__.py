@@ -39,7 +39,7 @@ class Kind(NamedTuple):
     needs_shim: bool = False
 
 
-DEFAULT_SECONDS = 600
+DEFAULT_SECONDS = 900
 
 
 def kinds(scale: float) -> list[Kind]:
