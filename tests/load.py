@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,6 +36,8 @@ class Load:
         self._service = service
         self._largest = largest
         self._stopping = threading.Event()
+        self._may_post = threading.Event()
+        self._may_post.set()
         self._lock = threading.Lock()
         self._numbers = itertools.count(start)
         self.acknowledged: dict[int, int] = {}  # id of the batch -> how many logs it has
@@ -62,6 +64,17 @@ class Load:
         for thread in self._threads:
             thread.join(2 * PATIENCE_SECONDS)
             assert not thread.is_alive(), "a client waits for an answer in vain"
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let each client finish its request, and post no more while the block runs."""
+        with self._lock:
+            self._may_post.clear()
+        wait_for(lambda: not self.unanswered)
+        try:
+            yield
+        finally:
+            self._may_post.set()
 
     def wait_for_acknowledged(self, count: int) -> None:
         """Return when `count` more batches are acknowledged."""
@@ -110,7 +123,10 @@ class Load:
         size = number % self._largest + 1
         if connection.sock is None:
             connection.connect()
+        self._may_post.wait()
         with self._lock:
+            if not self._may_post.is_set():
+                return
             self.unanswered.add(number)
         self.note_post(number, connection.sock.getsockname()[1])
         connection.request("POST", "/v1/drain", make_body(number, size), {"Authorization": TOKEN})

@@ -123,7 +123,10 @@ def _remount(bench: Bench, rounds: int) -> Row:
 
 
 def _break_file_system(bench: Bench, rounds: int) -> Row:
-    """Let ext4 turn read-only at an error, while segments are open, and mount it anew."""
+    """Let ext4 turn read-only at an error, while segments are open, and mount it anew.
+
+    Nothing is written at the moment of the error: a sync may then succeed whose bytes are lost.
+    """
     row = Row("ext4 turned read-only by an error")
     directory = bench.make_directory()
     disk = directory / "disk"
@@ -134,7 +137,8 @@ def _break_file_system(bench: Bench, rounds: int) -> Row:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 load.wait_for_every_worker()  # one that starts makes a missing directory
-                mounts.fail_ext4(disk)
+                with load.paused():
+                    mounts.fail_ext4(disk)
                 _wait_for_refusal(load, row, "storage_failed")
                 mounts.unmount(disk)
                 _wait_for_refusal(load, row, "storage_failed")
