@@ -34,6 +34,7 @@ def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
     with Service(tmp_path, tokens=None, tokens_file=path, workers=2) as service:
         assert 200 == status_for(service, "old")
         path.write_text("new org-xyz\n")
+        wait_for(lambda: len(service.worker_pids()) == service.workers)
         for halted in service.worker_pids():  # so that the other one answers
             os.kill(halted, signal.SIGSTOP)
             wait_for(lambda: [401, 200] == [status_for(service, token) for token in ("old", "new")])
