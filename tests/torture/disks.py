@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.load import Load
@@ -66,8 +67,7 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
     with mounts.small_disk(disk):
         filler = disk / "filler"
         service = Service(disk, workers=2, min_free_bytes=floor_bytes, segment_bytes=2 * MIB)
-        load = Load(service)
-        with service, load:
+        with service, Load(service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 _leave(filler, floor_bytes + bench.random.randrange(200 * KIB))
@@ -106,8 +106,7 @@ def _remount(bench: Bench, rounds: int) -> Row:
     with mounts.small_disk(disk):
         # Only between two segments no file is open, which a read-only remount waits for.
         service = Service(directory, data_dir=disk / "data", segment_bytes=20 * KIB)
-        load = Load(service)
-        with service, load:
+        with service, Load(service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 mounts.remount(disk, read_only=True)
@@ -132,11 +131,10 @@ def _break_file_system(bench: Bench, rounds: int) -> Row:
     disk = directory / "disk"
     with mounts.ext4_disk(disk):
         service = Service(directory, data_dir=disk / "data", workers=2, segment_bytes=100_000)
-        load = Load(service)
-        with service, load:
+        with service, Load(service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
-                load.wait_for_every_worker()  # one that starts makes a missing directory
+                load.wait_for_every_worker()  # so that each has an open segment
                 with load.paused():
                     mounts.fail_ext4(disk)
                 _wait_for_refusal(load, row, "storage_failed")
@@ -181,7 +179,7 @@ def _move_away(bench: Bench, rounds: int) -> Row:
     with service, load:
         for number in range(rounds):
             load.wait_for_acknowledged(20)
-            load.wait_for_every_worker()  # one that starts makes a missing directory
+            load.wait_for_every_worker()  # so that each has an open segment
             service.data_dir.rename(stray / str(number))
             _wait_for_refusal(load, row, "storage_failed")
             service.data_dir.mkdir()
@@ -202,7 +200,7 @@ def _delete(bench: Bench, rounds: int) -> Row:
         for number in range(rounds):
             with Load(service, start=number << 32) as before:
                 before.wait_for_acknowledged(20)
-                before.wait_for_every_worker()  # one that starts makes a missing directory
+                before.wait_for_every_worker()  # so that each has an open segment
                 doomed = service.data_dir.rename(service.data_dir.with_name("doomed"))
                 shutil.rmtree(doomed)
                 _wait_for_refusal(before, row, "storage_failed")
@@ -238,7 +236,7 @@ def _turn_clock_back(bench: Bench, rounds: int) -> Row:
             load.wait_for_every_worker()  # one that has no segment yet starts it by the new clock
             before = _count_sealed(service)
             service.control.set_clock(seconds)
-            wait_for(lambda: _has_every_worker_sealed(service, before))  # noqa: B023
+            wait_for(partial(_has_every_worker_sealed, service, before))
             row.tried += 1
             wait_for_more(load, 5, row)
         load.stop()
