@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import UnsupportedTransferCoding
+from gunicorn.http.errors import NoMoreData, ParseException, UnsupportedTransferCoding
+from gunicorn.http.unreader import SocketUnreader
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from astralog import http1
-from astralog.http1 import RequestParser
+from astralog.http1 import KnownHead, Request, RequestParser
 
 CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 
@@ -152,3 +155,106 @@ def test_a_unix_socket_has_no_addresses(connection: Connection) -> None:
     connection.send(head())
     environ = connection.next().environ("", "/run/astralog.sock")
     assert ["", ""] == [environ["REMOTE_ADDR"], environ["SERVER_NAME"]]
+
+
+def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request still has its own length and body; a head that is too long is not kept."""
+    parsed = []
+    parse_headers = http1.Request.parse_headers
+
+    def count(request: Any, data: bytes, **kwargs: Any) -> Any:
+        parsed.append(data)
+        return parse_headers(request, data, **kwargs)
+
+    monkeypatch.setattr(http1.Request, "parse_headers", count)
+    for length in (3, 10, 0, 3):
+        connection.send(head(f"Content-Length: {length}", "X-A: 1") + b"x" * length)
+        request = connection.next()
+        assert str(length) == request.environ(CLIENT, SERVER)["CONTENT_LENGTH"]
+        assert b"x" * length == request.body.read(100)
+    assert 1 == len(parsed)
+    for _ in range(2):
+        connection.send(head("Content-Length: 0", "X-A: " + "x" * http1.KEPT_HEAD_BYTES))
+        connection.next()
+    assert 3 == len(parsed)
+
+
+_LINES = [
+    "Content-Length: 1",
+    "content-length: 2",
+    "Content-Length: 0",
+    "Content-Length: 01",
+    "Content-Length: +1",
+    "Content-Length:1",
+    "Content-Length : 1",
+    "Content-Length: 1, 1",
+    "Content-Length: ²",
+    " folded",
+    "X-A: 1",
+    "X-A: 2",
+    "X_A: 1",
+    "Expect: 100-continue",
+    "Connection: close",
+    "Transfer-Encoding: chunked",
+    "X-Forwarded-Proto: https",
+    "no field",
+    "",
+]
+_STARTS = ["", "\r\n", "\n", "Content-Length: 1\r\n"]
+_REQUEST_LINES = ["POST /a HTTP/1.1", "POST /b?c HTTP/1.1", "POST /a HTTP/1.0", "GET /a HTTP/1.1"]
+
+heads = st.builds(
+    lambda start, line, fields: (start + "\r\n".join([line, *fields, "", ""])).encode("latin-1"),
+    st.sampled_from(_STARTS) | st.just(""),
+    st.sampled_from(_REQUEST_LINES) | st.just(_REQUEST_LINES[0]),
+    st.lists(st.sampled_from(_LINES), max_size=3),
+)
+
+
+def _config() -> Config:
+    """Return settings with which a head can say all that gunicorn knows of."""
+    config = Config()
+    config.set("forwarded_allow_ips", "*")
+    config.set("proxy_protocol", "v1")
+    config.set("proxy_allow_ips", "*")
+    return config
+
+
+CONFIG = _config()
+
+
+def _outcome(known: KnownHead, number: int, data: bytes) -> Any:
+    """Return what a connection's request says, or the error that its head is refused with."""
+    client, server = socket.socketpair()
+    with client, server:
+        client.sendall(data + b"ab")
+        client.shutdown(socket.SHUT_WR)
+        try:
+            request = Request(known, CONFIG, SocketUnreader(server), CLIENT, number)
+        except (ParseException, NoMoreData) as error:
+            return type(error)
+        environ = request.environ(CLIENT, SERVER)
+        said = request.headers, request.uri, request.scheme, request.should_close()
+        return environ | {"wsgi.input": environ["wsgi.input"].reader.__class__}, said
+
+
+PROXIED = b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\n" + head("Content-Length: 1")
+AWAITED = head("Content-Length: 1", "Expect: 100-continue")
+FORWARDED = head("Content-Length: 1", "X-Forwarded-Proto: https")
+
+
+@given(st.lists(heads, min_size=1, max_size=3), heads)
+@example([PROXIED], PROXIED)
+@example([AWAITED], AWAITED)
+@example([FORWARDED], FORWARDED)
+@example([AWAITED], FORWARDED)
+@example([head("Content-Length: 1", "X-A: 1")], head("X-A: 1", "Content-Length: 1"))
+def test_a_head_says_the_same_after_any_others(before: list[bytes], data: bytes) -> None:
+    """Whatever a connection remembers, the next head is taken or refused as if it did not."""
+    known = KnownHead()
+    for number, other in enumerate(before, 1):
+        _outcome(known, number, other)
+    number = len(before) + 1
+    assert _outcome(KnownHead(), number, data) == _outcome(known, number, data)
