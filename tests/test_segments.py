@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from astralog import directory, segments
-from astralog.segments import Segment, SegmentLost, SegmentWriter
+from astralog.segment import WRITEV_BUFFERS, Segment, SegmentLost
+from astralog.segments import SegmentWriter
 from astralog.settings import SyncMode
 from tests.conftest import Fault
 
@@ -66,11 +67,11 @@ def test_a_segment_is_for_owner_and_group_only(tmp_path: Path) -> None:
     """The file has mode 0640 whatever the umask."""
     mask = os.umask(0o077)
     try:
-        segment = Segment(tmp_path, datetime.now(UTC))
+        make_writer(tmp_path).probe()
     finally:
         os.umask(mask)
-    assert 0o640 == stat.S_IMODE(segment.path.stat().st_mode)
-    segment.close()
+    (path,) = tmp_path.iterdir()
+    assert 0o640 == stat.S_IMODE(path.stat().st_mode)
 
 
 def test_a_name_that_is_taken_is_left_alone(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_all_but_the_newest_synced_bytes_leave_the_page_cache(
             raise error
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr(segments, "CACHED_BYTES", 2 * len(A))
+    monkeypatch.setattr("astralog.segment.CACHED_BYTES", 2 * len(A))
     writer = make_writer(tmp_path)
     for _ in range(9):
         writer.append([A])
@@ -155,26 +156,48 @@ def test_a_segment_whose_name_cannot_be_made_durable_is_removed(
     """A file that a power cut might take leaves neither a name nor a descriptor."""
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
-        Segment(tmp_path, datetime.now(UTC))
+        make_writer(tmp_path).append([A])
     assert [] == list(tmp_path.iterdir())
     assert not any(name.startswith(str(tmp_path)) for name in descriptors())
 
 
-def test_a_new_segment_that_can_neither_be_kept_nor_removed_is_closed(
-    tmp_path: Path, break_os: BreakOs
+@pytest.mark.parametrize("is_stopping", [True, False])
+def test_a_new_segment_that_can_neither_be_kept_nor_removed_is_removed_later(
+    tmp_path: Path, break_os: BreakOs, is_stopping: bool
 ) -> None:
-    """The first error is the one that is raised, and no descriptor or lock is left behind."""
+    """The first error is the one that is raised; neither a descriptor nor a name stays behind."""
     before = descriptors()
-    break_os("fsync", errno.EIO)
-    break_os("unlink", errno.EROFS)
+    break_os("fsync", errno.EIO, times=1)
+    break_os("unlink", errno.EROFS, times=1)
+    writer = make_writer(tmp_path)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        Segment(tmp_path, datetime.now(UTC))
+        writer.append([A])
     assert before == descriptors()
+    assert [b""] == still_open(tmp_path)
+    (writer.close if is_stopping else writer.tend)()
+    assert [] == list(tmp_path.iterdir())
+    assert 0 == writer.sealed_segments
+
+
+def test_a_name_that_another_took_is_not_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the way of a new segment is someone else's."""
+    start = datetime(2026, 11, 23, tzinfo=UTC)
+    taken = Segment(tmp_path, start)
+    taken.write([A])
+    taken.close()
+    writer = make_writer(tmp_path)
+    monkeypatch.setattr(writer, "_next_start", lambda: start)
+    with pytest.raises(FileExistsError):
+        writer.append([B])
+    writer.close()
+    assert [A] == still_open(tmp_path)
 
 
 def test_more_buffers_than_one_call_takes_are_written_in_order(tmp_path: Path) -> None:
     """A chunk may hold any number of batches."""
-    buffers = [b"%d\n" % number for number in range(segments.WRITEV_BUFFERS * 2 + 5)]
+    buffers = [b"%d\n" % number for number in range(WRITEV_BUFFERS * 2 + 5)]
     segment = Segment(tmp_path, datetime.now(UTC))
     segment.write(buffers)
     assert b"".join(buffers) == segment.path.read_bytes()
@@ -432,7 +455,7 @@ def test_a_chunk_of_many_buffers_is_cut_back_as_a_whole(
     with monkeypatch.context() as patch:
         patch.setattr(os, "writev", write_once)
         with pytest.raises(OSError, match="No space left"):
-            writer.append([A] * (segments.WRITEV_BUFFERS + 1))
+            writer.append([A] * (WRITEV_BUFFERS + 1))
     assert [] == list(tmp_path.iterdir())
 
 
