@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 #: Name of the token that the first start makes, inside the data directory.
 TOKEN_FILE_NAME = "token"  # nosec B105
 
+#: The longest token: with the header's name, it fits into what the server reads of a header
+#: (`limit_request_field_size` in gunicorn.conf.py).
+MAX_TOKEN_BYTES = 4000
+
 #: Seconds between two looks at whether the file of tokens has changed.
 CHANGED_SECONDS = 1.0
 
@@ -143,6 +147,8 @@ def _read_file(path: Path) -> list[Token]:
 def _parse(text: bytes, place: str, projects: Collection[bytes] = ()) -> Token:
     if any(byte <= 0x20 or byte == 0x7F for byte in text):
         raise InvalidSettings([f"{place}: A token holds no spaces or control characters."])
+    if len(text) > MAX_TOKEN_BYTES:
+        raise InvalidSettings([f"{place}: A token holds at most {MAX_TOKEN_BYTES} bytes."])
     try:
         names = frozenset(project.decode() for project in projects)
     except UnicodeDecodeError:

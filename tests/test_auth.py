@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from astralog import auth
-from astralog.auth import TOKEN_FILE_NAME, Tokens, make_token_file
+from astralog.auth import MAX_TOKEN_BYTES, TOKEN_FILE_NAME, Tokens, make_token_file
 from astralog.errors import Refusal
 from astralog.settings import InvalidSettings, Settings
 from tests.conftest import Fault
@@ -190,6 +190,15 @@ def test_a_token_that_no_header_carries_stops_the_start(settings: Settings, toke
         Tokens(replace(settings, tokens=f"good,{token}"))
     expected = "ASTRALOG_TOKENS, token 2: A token holds no spaces or control characters."
     assert [expected] == refused.value.problems
+
+
+def test_a_token_may_be_as_long_as_a_header_field(settings: Settings) -> None:
+    """The longest token is known; one byte more stops the start."""
+    token = "t" * MAX_TOKEN_BYTES
+    assert Tokens(replace(settings, tokens=token)).authenticate(f"Bearer {token}")
+    with pytest.raises(InvalidSettings) as refused:
+        Tokens(replace(settings, tokens=f"{token}t"))
+    assert ["ASTRALOG_TOKENS, token 1: A token holds at most 4000 bytes."] == refused.value.problems
 
 
 def test_a_token_that_no_header_carries_is_named(settings: Settings, tmp_path: Path) -> None:
