@@ -1,5 +1,6 @@
 """What every kind of torture needs: a place, chance, time, and the tally of what is stored."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -7,11 +8,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.load import UNDECIDED_CODES, Load
-from tests.service import PATIENCE_SECONDS
+from tests.service import PATIENCE_SECONDS, Service, wait_for
 from tests.torture.table import Row
 
 
@@ -99,3 +100,32 @@ def wait_for_more(load: Load, count: int, row: Row, since: float | None = None) 
         if not noted and len(load.acknowledged) > before:
             row.was_back_after(time.monotonic() - start)
             noted = True
+
+
+def finish(
+    bench: Bench, row: Row, service: Service, load: Load, strays: Path | None = None
+) -> None:
+    """Stop a service and tally its files, and the segments in `strays` that were moved there."""
+    try:
+        wait_for(lambda: not service.has_orphans())
+    except AssertionError:
+        row.fail("left an orphan")
+    if service.stop() != 0:
+        row.fail("did not stop with status 0")
+    if service.files("*.open"):
+        row.fail("left an open segment")
+    if "Traceback" in service.log():
+        row.fail("wrote a traceback")
+    tally(row, load, [*service.files(), *(strays.glob("*.ndjson*") if strays else ())])
+    bench.say(f"{row.what}: {row.tried} rounds, {row.acknowledged} acknowledged")
+
+
+@contextlib.contextmanager
+def under_load(
+    bench: Bench, row: Row, service: Service, *, threads: int = 8, strays: Path | None = None
+) -> Iterator[Load]:
+    """Run a service with clients that post, for the caller to break it, and `finish` it."""
+    with service:
+        with Load(service, threads) as load:
+            yield load
+        finish(bench, row, service, load, strays)

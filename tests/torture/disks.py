@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.load import Load
 from tests.service import Service, segment_pid, wait_for
 from tests.torture import mounts
-from tests.torture.bench import Bench, tally, wait_for_more
+from tests.torture.bench import Bench, tally, under_load, wait_for_more
 from tests.torture.shim import ALWAYS, ShimmedService
 from tests.torture.table import Row
 
@@ -43,15 +43,6 @@ def torture(bench: Bench, rounds: int) -> Iterator[Row]:
         yield _turn_clock_back(bench, rounds)
 
 
-def _finish(bench: Bench, row: Row, service: Service, load: Load, *, stray: Path | None) -> None:
-    wait_for(lambda: not service.has_orphans())
-    if service.stop() != 0:
-        row.fail("did not stop with status 0")
-    moved = sorted(stray.glob("*.ndjson*")) if stray else []
-    tally(row, load, [*service.files(), *moved])
-    bench.say(f"{row.what}: {row.tried} rounds")
-
-
 def _wait_for_refusal(load: Load, row: Row, *codes: str) -> None:
     before = len(load.refused)
     wait_for(lambda: len(load.refused) > before + 5)
@@ -67,7 +58,7 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
     with mounts.small_disk(disk):
         filler = disk / "filler"
         service = Service(disk, workers=2, min_free_bytes=floor_bytes, segment_bytes=2 * MIB)
-        with service, Load(service) as load:
+        with under_load(bench, row, service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 _leave(filler, floor_bytes + bench.random.randrange(200 * KIB))
@@ -78,8 +69,6 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
                 filler.unlink()
                 row.tried += 1
                 wait_for_more(load, 5, row)
-            load.stop()
-            _finish(bench, row, service, load, stray=None)
     bench.remove(directory)
     return row
 
@@ -106,7 +95,7 @@ def _remount(bench: Bench, rounds: int) -> Row:
     with mounts.small_disk(disk):
         # Only between two segments no file is open, which a read-only remount waits for.
         service = Service(directory, data_dir=disk / "data", segment_bytes=20 * KIB)
-        with service, Load(service) as load:
+        with under_load(bench, row, service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 mounts.remount(disk, read_only=True)
@@ -115,8 +104,6 @@ def _remount(bench: Bench, rounds: int) -> Row:
                 mounts.remount(disk, read_only=False)
                 row.tried += 1
                 wait_for_more(load, 5, row)
-            load.stop()
-            _finish(bench, row, service, load, stray=None)
     bench.remove(directory)
     return row
 
@@ -131,7 +118,7 @@ def _break_file_system(bench: Bench, rounds: int) -> Row:
     disk = directory / "disk"
     with mounts.ext4_disk(disk):
         service = Service(directory, data_dir=disk / "data", workers=2, segment_bytes=100_000)
-        with service, Load(service) as load:
+        with under_load(bench, row, service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 load.wait_for_every_worker()  # so that each has an open segment
@@ -143,8 +130,6 @@ def _break_file_system(bench: Bench, rounds: int) -> Row:
                 mounts.mount_ext4(disk)
                 row.tried += 1
                 wait_for_more(load, 5, row)
-            load.stop()
-            _finish(bench, row, service, load, stray=None)
     bench.remove(directory)
     return row
 
@@ -153,8 +138,7 @@ def _make_read_only(bench: Bench, rounds: int) -> Row:
     """Let every change fail as on a file system that turned read-only after an error."""
     row = Row("disk read-only for a while")
     service = ShimmedService(bench.make_directory(), workers=2, segment_bytes=100_000)
-    load = Load(service)
-    with service, load:
+    with under_load(bench, row, service) as load:
         for _ in range(rounds):
             load.wait_for_acknowledged(20)
             for operation in ("write", "open", "rename", "unlink", "truncate"):
@@ -164,8 +148,6 @@ def _make_read_only(bench: Bench, rounds: int) -> Row:
             service.control.mend()
             row.tried += 1
             wait_for_more(load, 5, row)
-        load.stop()
-        _finish(bench, row, service, load, stray=None)
     return row
 
 
@@ -175,8 +157,7 @@ def _move_away(bench: Bench, rounds: int) -> Row:
     service = Service(bench.make_directory(), workers=2, segment_bytes=100_000)
     stray = service.data_dir.parent / "stray"
     stray.mkdir()
-    load = Load(service)
-    with service, load:
+    with under_load(bench, row, service, strays=stray) as load:
         for number in range(rounds):
             load.wait_for_acknowledged(20)
             load.wait_for_every_worker()  # so that each has an open segment
@@ -187,8 +168,6 @@ def _move_away(bench: Bench, rounds: int) -> Row:
             wait_for_more(load, 5, row)
             for path in sorted((stray / str(number)).glob("*.ndjson*")):
                 path.rename(stray / f"{number}-{path.name}")
-        load.stop()
-        _finish(bench, row, service, load, stray=stray)
     return row
 
 
@@ -229,8 +208,7 @@ def _turn_clock_back(bench: Bench, rounds: int) -> Row:
     """Set the clock back an hour and forth again, while segments are sealed every second."""
     row = Row("clock jumps an hour back and forth")
     service = ShimmedService(bench.make_directory(), workers=2, segment_seconds=1)
-    load = Load(service)
-    with service, load:
+    with under_load(bench, row, service) as load:
         for seconds in [-3600, 0] * rounds:
             load.wait_for_acknowledged(20)
             load.wait_for_every_worker()  # one that has no segment yet starts it by the new clock
@@ -239,8 +217,6 @@ def _turn_clock_back(bench: Bench, rounds: int) -> Row:
             wait_for(partial(_has_every_worker_sealed, service, before))
             row.tried += 1
             wait_for_more(load, 5, row)
-        load.stop()
-        _finish(bench, row, service, load, stray=None)
     for pid in set(map(segment_pid, service.files())):
         written = [path.stat().st_mtime for path in service.files(f"*-{pid}.ndjson")]
         if written != sorted(written):

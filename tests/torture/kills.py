@@ -5,9 +5,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from tests.load import Load
 from tests.service import Service, wait_for
-from tests.torture.bench import Bench, tally, wait_for_more
+from tests.torture.bench import Bench, under_load, wait_for_more
 from tests.torture.table import Row
 
 #: Rounds on one data directory, before its files are tallied.
@@ -39,32 +38,21 @@ def torture(bench: Bench, rounds: int) -> Iterator[Row]:
             left[kill] -= count
             if count and bench.has_time:
                 _campaign(bench, row, kill, count)
-                bench.say(f"{row.what}: {row.tried} rounds, {row.acknowledged} acknowledged")
 
 
 def _campaign(bench: Bench, row: Row, kill: Kill, rounds: int) -> None:
     directory = bench.make_directory()
-    service = Service(directory, workers=2, segment_bytes=300_000).start()
-    load = Load(service, threads=6)
-    try:
-        with load:
-            wait_for_more(load, 1, row)
-            for _ in range(rounds):
-                wait_for(lambda: len(service.worker_pids()) == 2)
-                time.sleep(bench.random.uniform(0, LONGEST_LIFE_SECONDS))
-                killed_at = time.monotonic()
-                kill(bench, service)
-                wait_for_more(load, 1, row, killed_at)
-                row.tried += 1
-            wait_for_more(load, 20, row)
-        wait_for(lambda: not service.has_orphans())
-        if service.stop() != 0:
-            row.fail("did not stop with status 0")
-        if service.files("*.open"):
-            row.fail("left an open segment")
-    finally:
-        service.kill()
-    tally(row, load, service.files())
+    service = Service(directory, workers=2, segment_bytes=300_000)
+    with under_load(bench, row, service, threads=6) as load:
+        wait_for_more(load, 1, row)
+        for _ in range(rounds):
+            wait_for(lambda: len(service.worker_pids()) == 2)
+            time.sleep(bench.random.uniform(0, LONGEST_LIFE_SECONDS))
+            killed_at = time.monotonic()
+            kill(bench, service)
+            wait_for_more(load, 1, row, killed_at)
+            row.tried += 1
+        wait_for_more(load, 20, row)
     bench.remove(directory)
 
 

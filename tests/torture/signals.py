@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from tests.load import Load, make_body
 from tests.service import Service, process_group, running_pids, segment_pid, wait_for
-from tests.torture.bench import Bench, tally, wait_for_more
+from tests.torture.bench import Bench, finish, under_load, wait_for_more
 from tests.torture.table import Row
 
 #: Seconds in which a signal that ends the service has ended it.
@@ -63,54 +63,35 @@ def torture(
         yield _start_on_many(bench, segments)
 
 
-def _finish(bench: Bench, row: Row, service: Service, load: Load) -> Row:
-    try:
-        wait_for(lambda: not service.has_orphans())
-    except AssertionError:
-        row.fail("left an orphan")
-    if service.stop() != 0:
-        row.fail("did not stop with status 0")
-    if service.files("*.open"):
-        row.fail("left an open segment")
-    tally(row, load, service.files())
-    bench.say(f"{row.what}: {row.tried} rounds")
-    return row
-
-
 def _end(bench: Bench, row: Row, numbers: list[signal.Signals], rounds: int) -> Row:
-    service = Service(bench.make_directory(), workers=2).start()
-    load = Load(service)
-    try:
-        with load:
-            for _ in range(rounds):
-                load.wait_for_acknowledged(10)
-                time.sleep(bench.random.uniform(0, 0.2))
-                start = time.monotonic()
-                for number in numbers:
-                    service.signal(number)
-                    time.sleep(bench.random.uniform(0, 0.05))
-                status = service.wait()
-                if status != 0:
-                    row.fail(f"ended with status {status}")
-                if time.monotonic() > start + STOP_SECONDS:
-                    row.fail(f"took {time.monotonic() - start:.1f} s to end")
-                wait_for(lambda: not service.pids())
-                if numbers == [signal.SIGTERM] and service.files("*.open"):
-                    row.fail("left an open segment")
-                service.start()
-                wait_for_more(load, 5, row, start)
-                row.tried += 1
-        return _finish(bench, row, service, load)
-    finally:
-        service.kill()
+    service = Service(bench.make_directory(), workers=2)
+    with under_load(bench, row, service) as load:
+        for _ in range(rounds):
+            load.wait_for_acknowledged(10)
+            time.sleep(bench.random.uniform(0, 0.2))
+            start = time.monotonic()
+            for number in numbers:
+                service.signal(number)
+                time.sleep(bench.random.uniform(0, 0.05))
+            status = service.wait()
+            if status != 0:
+                row.fail(f"ended with status {status}")
+            if time.monotonic() > start + STOP_SECONDS:
+                row.fail(f"took {time.monotonic() - start:.1f} s to end")
+            wait_for(lambda: not service.pids())
+            if numbers == [signal.SIGTERM] and service.files("*.open"):
+                row.fail("left an open segment")
+            service.start()
+            wait_for_more(load, 5, row, start)
+            row.tried += 1
+    return row
 
 
 def _reload(bench: Bench, rounds: int) -> Row:
     """Replace the workers with SIGHUP: no batch may be refused for good."""
     row = Row("SIGHUP")
     service = Service(bench.make_directory(), workers=2)
-    load = Load(service)
-    with service, load:
+    with under_load(bench, row, service) as load:
         for _ in range(rounds):
             load.wait_for_every_worker()
             before = set(service.worker_pids())
@@ -118,18 +99,16 @@ def _reload(bench: Bench, rounds: int) -> Row:
             wait_for(lambda: not before & set(service.worker_pids()))  # noqa: B023
             row.tried += 1
             wait_for_more(load, 20, row)
-        load.stop()
-        if set(load.refused.values()) - {"stopping"}:
-            row.fail(f"refused with {set(load.refused.values())}")
-        return _finish(bench, row, service, load)
+    if set(load.refused.values()) - {"stopping"}:
+        row.fail(f"refused with {set(load.refused.values())}")
+    return row
 
 
 def _resize(bench: Bench, rounds: int) -> Row:
     """Add a worker with SIGTTIN and take one away with SIGTTOU."""
     row = Row("SIGTTIN and SIGTTOU")
     service = Service(bench.make_directory(), workers=1)
-    load = Load(service)
-    with service, load:
+    with under_load(bench, row, service) as load:
         for _ in range(rounds):
             for number, workers in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
                 service.signal(number)
@@ -137,8 +116,7 @@ def _resize(bench: Bench, rounds: int) -> Row:
                 wait_for(lambda: _has_every_worker_stored(service))
                 wait_for_more(load, 5, row)
             row.tried += 1
-        load.stop()
-        return _finish(bench, row, service, load)
+    return row
 
 
 def _has_every_worker_stored(service: Service) -> bool:
@@ -173,7 +151,7 @@ def _restart(bench: Bench, starts: int) -> Row:
                     time.sleep(bench.random.uniform(0, BOOT_SECONDS))
             service.wait_until_listening()
             wait_for_more(load, 20, row)
-        _finish(bench, row, service, load)
+        finish(bench, row, service, load)
         with contextlib.suppress(AssertionError):
             wait_for(lambda: not _pids_of(groups))
         if _pids_of(groups):
@@ -232,4 +210,5 @@ def _start_on_many(bench: Bench, segments: int) -> Row:
         if time.monotonic() - start > RECOVER_SECONDS:
             row.fail(f"took {time.monotonic() - start:.1f} s to seal the orphans")
         row.tried += 1
-        return _finish(bench, row, service, load)
+        finish(bench, row, service, load)
+    return row
