@@ -16,7 +16,7 @@ WHOLE_BODY_BYTES = 1024 * 1024
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-#: The longest head, in bytes, that a connection keeps; two thousand connections take 10 MiB then.
+#: The longest head, in bytes, that a connection keeps: an idle one shall stay cheap.
 KEPT_HEAD_BYTES = 2048
 
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]{1,15})\r\n", re.IGNORECASE)
@@ -101,7 +101,7 @@ class Request(message.Request):  # type: ignore[misc]
 
     def __init__(self, known: KnownHead, *args: Any) -> None:
         self._known = known
-        self._length: str | None = None  # as the head has it, where the head is the known one
+        self._length: str | None = None  # its digits, where the known head is this one's
         super().__init__(*args)
 
     def parse(self, unreader: Any) -> bytes:
@@ -113,7 +113,7 @@ class Request(message.Request):  # type: ignore[misc]
         if not data:
             raise StopIteration
         end = data.find(b"\r\n\r\n", 0, KEPT_HEAD_BYTES)
-        # What gunicorn takes only once, before the request line, is left to it.
+        # What may come before a first request line, and no later one, is so left to gunicorn.
         found = _LENGTH.search(data, 0, end + 2) if data.startswith(b"POST ") else None
         if not found:
             unreader.unread(data)

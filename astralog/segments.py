@@ -32,7 +32,8 @@ class SegmentWriter:
         self._sync_mode = sync
         self._segment: Segment | None = None
         self._last_start = datetime.min.replace(tzinfo=UTC)
-        self._unsealed: dict[Path, int] = {}  # segments that could not be sealed, with their size
+        # Segments that could not be sealed, or removed where they are empty, with their size.
+        self._unsealed: dict[Path, int] = {}
         self.sealed_segments = 0
         self.synced_at = 0.0  # in seconds since 1970
 
