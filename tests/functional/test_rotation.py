@@ -12,6 +12,8 @@ import pytest
 from tests.load import Load
 from tests.service import Service, make_batch, read_logs, segment_pid, wait_for
 
+pytestmark = pytest.mark.slow
+
 NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]+\.ndjson(\.open)?")
 
 
@@ -53,7 +55,6 @@ def test_a_batch_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> Non
         assert [1, 50, 1] == [path.read_bytes().count(b"\n") for path in service.files()]
 
 
-@pytest.mark.slow
 def test_segments_are_sealed_by_age_also_when_idle(tmp_path: Path) -> None:
     """A segment is sealed at its age, without another batch, and the next one has a new file."""
     with Service(tmp_path, segment_seconds=1) as service:
@@ -89,7 +90,6 @@ def test_segments_are_named_and_guarded(tmp_path: Path, umask: int) -> None:
         assert (0o640, content) == (mode_of(sealed), sealed.read_bytes())
 
 
-@pytest.mark.slow
 def test_a_service_without_logs_leaves_no_file(tmp_path: Path) -> None:
     """An idle service makes no segment, neither in its life nor at its end."""
     with Service(tmp_path, segment_seconds=0.5) as service:
@@ -99,7 +99,6 @@ def test_a_service_without_logs_leaves_no_file(tmp_path: Path) -> None:
         assert [] == service.files()
 
 
-@pytest.mark.slow
 def test_workers_share_a_directory(tmp_path: Path) -> None:
     """Each worker writes files of its own, whose names tell it."""
     with Service(tmp_path, workers=3, segment_bytes=100_000) as service:
@@ -113,7 +112,6 @@ def test_workers_share_a_directory(tmp_path: Path) -> None:
         load.check(service.logs())
 
 
-@pytest.mark.slow
 def test_two_services_share_a_directory(tmp_path: Path) -> None:
     """Neither start, crash nor stop of one does the files of the other any harm."""
     settings = {"data_dir": tmp_path / "data", "segment_bytes": 100_000, "segment_seconds": 1}
@@ -162,7 +160,6 @@ def names_in(service: Service) -> list[str]:
     return sorted(path.name for path in service.data_dir.iterdir())
 
 
-@pytest.mark.slow
 def test_all_segments_are_kept_by_default(tmp_path: Path) -> None:
     """Without a retention nothing is ever removed."""
     service = Service(tmp_path)
@@ -191,7 +188,6 @@ def test_segments_beyond_the_age_are_removed(tmp_path: Path) -> None:
         assert [*OLD[2:], "notes.txt"] == names_in(service)
 
 
-@pytest.mark.slow
 def test_retention_goes_on_while_logs_come_in(tmp_path: Path) -> None:
     """The newest logs are kept, the open segment among them."""
     with Service(tmp_path, segment_bytes=10_000, retain_bytes=30_000) as service:

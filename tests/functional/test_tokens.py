@@ -118,6 +118,7 @@ def told_by_the_system(pid: int) -> Iterator[bytes]:
             yield os.readlink(link).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["file", "environment"])
 def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
     """Neither answers, the own log, files nor what the system tells of a process show a token."""
