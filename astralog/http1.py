@@ -67,9 +67,9 @@ class KnownHead:
     that differs in nothing else is not parsed again. Measured: -54 of 954 µs a request at 500 logs.
     """
 
-    #: What a head says, as attributes of its request.
-    SAID = ("method", "uri", "path", "query", "fragment", "version", "scheme", "headers")
-    EXPECTS = "_expected_100_continue"
+    #: What a head's first line and its fields say, as attributes of its request.
+    LINE = ("method", "uri", "path", "query", "fragment", "version")
+    FIELDS = ("scheme", "headers", "_expected_100_continue")
 
     def __init__(self) -> None:
         self._around: tuple[bytes, bytes] | None = None  # its bytes before and after the digits
@@ -79,7 +79,7 @@ class KnownHead:
     def keep(self, around: tuple[bytes, bytes], request: "Request") -> None:
         """Keep what the head of a request says, which was parsed."""
         self._around = around
-        self._said = {name: getattr(request, name) for name in (*self.SAID, self.EXPECTS)}
+        self._said = {name: getattr(request, name) for name in self.LINE + self.FIELDS}
         self.environ = {}
 
     def recall(self, around: tuple[bytes, bytes], length: str) -> dict[str, Any] | None:

@@ -428,11 +428,14 @@ def test_a_short_write_that_then_fails_is_cut_back(
 ) -> None:
     """Half a chunk on a full disk is cut, though its first line is whole."""
     write = os.write
+
+    def write_half(fd: int, buffers: Sequence[bytes]) -> int:
+        return write(fd, b"".join(buffers)[: len(B) + 3])
+
     writer = make_writer(tmp_path)
     writer.append([A])
-    half: Callable[..., int] = lambda fd, buffers: write(fd, b"".join(buffers)[: len(B) + 3])  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", half)
+        patch.setattr(os, "writev", write_half)
         break_os("write", errno.ENOSPC, times=1)
         with pytest.raises(OSError, match="No space left"):
             writer.append([B, C])

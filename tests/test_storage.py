@@ -96,24 +96,19 @@ def test_a_chunk_is_refused_before_the_disk_is_really_full(
     storage.close()
 
 
-def test_a_disk_without_a_free_byte_is_full(storage: Storage, disk: Disk) -> None:
-    """Where nothing is to be kept free, nothing is stored on a full disk all the same."""
-    disk.free = 0
+@pytest.mark.parametrize(("kept", "full", "enough"), [(0, 0, 1), (1000, 999, 1000)])
+def test_acceptance_comes_back_by_itself(
+    settings: Settings, disk: Disk, kept: int, full: int, enough: int
+) -> None:
+    """Looking after the storage finds both that the disk is full and that it is not any more.
+
+    Where nothing is to be kept free, nothing is stored on a full disk all the same.
+    """
+    storage = Storage(replace(settings, min_free_bytes=kept))
+    disk.free = full
     storage.tend()
     assert "storage_full" == storage.trouble
-    disk.free = 1
-    storage.tend()
-    assert storage.trouble is None
-    storage.close()
-
-
-def test_acceptance_comes_back_by_itself(settings: Settings, disk: Disk) -> None:
-    """Looking after the storage finds both that the disk is full and that it is not any more."""
-    storage = Storage(replace(settings, min_free_bytes=1000))
-    disk.free = 999
-    storage.tend()
-    assert "storage_full" == storage.trouble
-    disk.free = 1000
+    disk.free = enough
     storage.tend()
     assert storage.trouble is None
     storage.close()

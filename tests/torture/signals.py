@@ -7,9 +7,10 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from tests.load import Load, make_body
-from tests.service import Service, process_group, running_pids, segment_pid, wait_for
+from tests.service import Service, process_group, running_pids, wait_for
 from tests.torture.bench import Bench, finish, under_load, wait_for_more
 from tests.torture.table import Row
 
@@ -96,12 +97,16 @@ def _reload(bench: Bench, rounds: int) -> Row:
             load.wait_for_every_worker()
             before = set(service.worker_pids())
             service.signal(signal.SIGHUP)
-            wait_for(lambda: not before & set(service.worker_pids()))  # noqa: B023
+            wait_for(partial(_is_replaced, service, before))
             row.tried += 1
             wait_for_more(load, 20, row)
     if set(load.refused.values()) - {"stopping"}:
         row.fail(f"refused with {set(load.refused.values())}")
     return row
+
+
+def _is_replaced(service: Service, workers: set[int]) -> bool:
+    return workers.isdisjoint(service.worker_pids())
 
 
 def _resize(bench: Bench, rounds: int) -> Row:
@@ -112,15 +117,10 @@ def _resize(bench: Bench, rounds: int) -> Row:
         for _ in range(rounds):
             for number, workers in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
                 service.signal(number)
-                wait_for(lambda: len(service.worker_pids()) == workers)  # noqa: B023
-                wait_for(lambda: _has_every_worker_stored(service))
+                load.wait_for_every_worker(workers)
                 wait_for_more(load, 5, row)
             row.tried += 1
     return row
-
-
-def _has_every_worker_stored(service: Service) -> bool:
-    return set(service.worker_pids()) <= set(map(segment_pid, service.files()))
 
 
 def _restart(bench: Bench, starts: int) -> Row:
