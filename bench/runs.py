@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import bodies, load, measure, stored
 from bench.results import Cell, Flood, Growth, Workers
-from tests.service import TOKEN, Service, wait_for
+from tests.service import TOKEN, Service
 
 WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
 GROWTH_BATCH, GROWTH_CONNECTIONS = 500, 8
@@ -200,7 +200,7 @@ class Runner:
             tempfile.TemporaryDirectory(dir=self._directory) as directory,
             Service(Path(directory), **settings) as service,
         ):
-            _wait_until_idle(service, int(str(settings["workers"] or len(os.sched_getaffinity(0)))))
+            _wait_until_idle(service)
             yield service
 
 
@@ -209,9 +209,8 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _wait_until_idle(service: Service, workers: int) -> None:
+def _wait_until_idle(service: Service) -> None:
     """Wait until all workers have started, so that each takes its share of the connections."""
-    wait_for(lambda: len(service.worker_pids()) == workers)
     pids = [service.process.pid, *service.worker_pids()]
     before, used = 0.0, measure.cpu_seconds(pids)
     while used - before > IDLE_CPU_SECONDS:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -82,17 +81,14 @@ class Load:
         enough = len(self.acknowledged) + count
         wait_for(lambda: len(self.acknowledged) >= enough)
 
-    def wait_for_every_worker(self, workers: int | None = None) -> None:
-        """Return when every worker has a segment of its own, and so has begun to serve.
+    def wait_for_every_worker(self) -> None:
+        """Return when every worker has a segment of its own, and so has begun to serve."""
+        wait_for(self._has_every_worker_stored)
 
-        There are `workers` of them, as many as the settings say if none are given.
-        """
-        wait_for(partial(self._has_every_worker_stored, workers or self._service.workers))
-
-    def _has_every_worker_stored(self, workers: int) -> bool:
+    def _has_every_worker_stored(self) -> bool:
         pids = set(self._service.worker_pids())
         writers = set(map(segment_pid, self._service.files()))
-        return len(pids) == workers and pids <= writers
+        return len(pids) == self._service.workers and pids <= writers
 
     def check(self, logs: Iterable[dict[str, Any]]) -> None:
         """Check that of the stored logs each acknowledged batch is there whole, and none twice.

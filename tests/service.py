@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -21,6 +21,9 @@ TOKEN = "test-token"
 
 #: Seconds to wait for what should come soon; an upper bound that a slow machine needs.
 PATIENCE_SECONDS = 30.0
+
+#: What the service says when it listens: its port, and how many workers it has.
+STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers")
 
 
 class Answer(NamedTuple):
@@ -60,16 +63,19 @@ class Service:
             if value is not None:
                 self._environ["ASTRALOG_" + name.upper()] = str(value)
         self.address = ("127.0.0.1", 0)
+        self.workers = 0  #: How many there are to be, as the service said when it started.
 
     def start(self) -> Self:
-        """Start the service and return when it listens."""
+        """Start the service and return when it listens and its workers are there."""
         self.launch()
         return self.wait_until_listening()
 
     def wait_until_listening(self) -> Self:
-        """Return when the service that was launched listens."""
+        """Return when the service that was launched listens and its workers are there."""
         match = wait_for(self._started)
         self.address = ("127.0.0.1", int(match[1]))
+        self.workers = int(match[2])
+        self.wait_for_workers()
         return self
 
     def fail_to_start(self) -> int:
@@ -96,7 +102,7 @@ class Service:
     def _started(self) -> re.Match[str] | None:
         if self.process.poll() is not None:
             raise AssertionError(f"the service did not start:\n{self.log()}")
-        return re.search(r"listening on https?://127\.0\.0\.1:([0-9]+)", self.log())
+        return STARTED.search(self.log())
 
     def log(self) -> str:
         """Return what the service wrote to stdout and stderr since it was last started."""
@@ -145,19 +151,28 @@ class Service:
         headers = {"Authorization": TOKEN, **(headers or {})}
         return self.request("POST", "/v1/drain", body, headers, **kwargs)
 
-    @property
-    def workers(self) -> int:
-        """How many workers the service is to have."""
-        return int(self._environ["ASTRALOG_WORKERS"])
-
     def worker_pids(self) -> list[int]:
         """Return the processes of the workers, oldest first."""
         pid = self.process.pid
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+    def wait_for_workers(self, other_than: Iterable[int] = ()) -> None:
+        """Return when there are as many workers as there are to be, none of them of those given."""
+        wait_for(lambda: self._has_workers(set(other_than)))
+
+    def _has_workers(self, others: set[int]) -> bool:
+        pids = self.worker_pids()
+        return len(pids) == self.workers and others.isdisjoint(pids)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the master."""
         self.process.send_signal(number)
+
+    def reload(self) -> None:
+        """Have the workers replaced, and return when the old ones are gone."""
+        before = self.worker_pids()
+        self.signal(signal.SIGHUP)
+        self.wait_for_workers(other_than=before)
 
     def wait(self, timeout: float = PATIENCE_SECONDS) -> int:
         """Wait for the master's end and return its exit status."""

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import signal
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def test_a_killed_worker_is_replaced_and_its_file_recovered(tmp_path: Path) -> N
             load.wait_for_acknowledged(100)
             victim, other = service.worker_pids()
             os.kill(victim, signal.SIGKILL)
-            wait_for(partial(has_replaced, service, victim))
+            service.wait_for_workers(other_than=[victim])
             wait_for(lambda: not service.has_orphans())
             assert other in service.worker_pids()
             assert victim in map(segment_pid, service.files("*.ndjson"))
@@ -32,12 +31,6 @@ def test_a_killed_worker_is_replaced_and_its_file_recovered(tmp_path: Path) -> N
         assert 0 == service.stop()
         assert [] == service.files("*.open")
         load.check(service.logs())
-
-
-def has_replaced(service: Service, victim: int) -> bool:
-    """Tell whether two workers run again."""
-    pids = service.worker_pids()
-    return len(pids) == 2 and victim not in pids
 
 
 @pytest.mark.slow

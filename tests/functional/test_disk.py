@@ -183,7 +183,7 @@ def test_a_worker_that_starts_without_the_directory_does_not_make_it(
         away = service.data_dir.rename(tmp_path / "away")
         (pid,) = service.worker_pids()
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: service.worker_pids() and service.worker_pids() != [pid])
+        service.wait_for_workers(other_than=[pid])
         wait_for(lambda: service.drain(make_batch("refused"), headers).status == 503)
         check_unavailable(service.drain(make_batch("refused"), headers), "storage_failed")
         assert not service.data_dir.exists()

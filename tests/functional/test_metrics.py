@@ -165,7 +165,7 @@ def test_the_books_balance_whatever_happens_to_workers(service: Service) -> None
     """Killed and reloaded workers take along what they had not written out, but no more."""
     with Storm(service) as storm:
         seen = [scrape(service)]
-        for end_workers in (kill_a_worker, reload, kill_a_worker, reload):
+        for end_workers in (kill_a_worker, Service.reload, kill_a_worker, Service.reload):
             storm.wait_for(150)
             end_workers(service)
             storm.wait_for(150)
@@ -182,16 +182,9 @@ def test_the_books_balance_whatever_happens_to_workers(service: Service) -> None
 
 def kill_a_worker(service: Service) -> None:
     """Kill a worker, and wait for the next one."""
-    before = service.worker_pids()
-    os.kill(before[0], signal.SIGKILL)
-    wait_for(lambda: len(service.worker_pids()) == 2 and before[0] not in service.worker_pids())
-
-
-def reload(service: Service) -> None:
-    """Replace the workers."""
-    before = set(service.worker_pids())
-    service.signal(signal.SIGHUP)
-    wait_for(lambda: len(service.worker_pids()) == 2 and not before & set(service.worker_pids()))
+    victim = service.worker_pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    service.wait_for_workers(other_than=[victim])
 
 
 def test_a_scrape_needs_a_token_through_a_proxy(service: Service) -> None:
@@ -216,17 +209,10 @@ def test_nothing_shared_is_left_by_a_stop(tmp_path: Path) -> None:
         assert 200 == service.drain(make_batch("a")).status
         (directory,) = shared_directories(service)
         assert 0o700 == directory.stat().st_mode & 0o777
-        reload_one(service)
+        service.reload()
         assert 1 == scrape_idle(service)["stored_logs_total"]
         assert 0 == service.stop()
         assert not directory.exists()
-
-
-def reload_one(service: Service) -> None:
-    """Replace the only worker."""
-    (before,) = service.worker_pids()
-    service.signal(signal.SIGHUP)
-    wait_for(lambda: len(service.worker_pids()) == 1 and before not in service.worker_pids())
 
 
 def test_every_metric_is_in_the_readme(service: Service) -> None:

@@ -46,7 +46,7 @@ def _campaign(bench: Bench, row: Row, kill: Kill, rounds: int) -> None:
     with under_load(bench, row, service, threads=6) as load:
         wait_for_more(load, 1, row)
         for _ in range(rounds):
-            wait_for(lambda: len(service.worker_pids()) == 2)
+            service.wait_for_workers()
             time.sleep(bench.random.uniform(0, LONGEST_LIFE_SECONDS))
             killed_at = time.monotonic()
             kill(bench, service)

@@ -95,7 +95,7 @@ def _fail_calls(bench: Bench, service: ShimmedService, load: TracedLoad) -> None
 
 def _kill_workers(bench: Bench, service: ShimmedService, load: TracedLoad) -> None:
     for _ in range(3):
-        wait_for(lambda: len(service.worker_pids()) == 2)
+        service.wait_for_workers()
         time.sleep(bench.random.uniform(0.05, 0.3))
         os.kill(bench.random.choice(service.worker_pids()), signal.SIGKILL)
         load.wait_for_acknowledged(20)

@@ -7,7 +7,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from functools import partial
 
 from tests.load import Load, make_body
 from tests.service import Service, process_group, running_pids, wait_for
@@ -95,18 +94,12 @@ def _reload(bench: Bench, rounds: int) -> Row:
     with under_load(bench, row, service) as load:
         for _ in range(rounds):
             load.wait_for_every_worker()
-            before = set(service.worker_pids())
-            service.signal(signal.SIGHUP)
-            wait_for(partial(_is_replaced, service, before))
+            service.reload()
             row.tried += 1
             wait_for_more(load, 20, row)
     if set(load.refused.values()) - {"stopping"}:
         row.fail(f"refused with {set(load.refused.values())}")
     return row
-
-
-def _is_replaced(service: Service, workers: set[int]) -> bool:
-    return workers.isdisjoint(service.worker_pids())
 
 
 def _resize(bench: Bench, rounds: int) -> Row:
@@ -117,7 +110,8 @@ def _resize(bench: Bench, rounds: int) -> Row:
         for _ in range(rounds):
             for number, workers in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
                 service.signal(number)
-                load.wait_for_every_worker(workers)
+                service.workers = workers
+                load.wait_for_every_worker()
                 wait_for_more(load, 5, row)
             row.tried += 1
     return row
