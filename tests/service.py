@@ -158,7 +158,8 @@ class Service:
 
     def wait_for_workers(self, other_than: Iterable[int] = ()) -> None:
         """Return when there are as many workers as there are to be, none of them of those given."""
-        wait_for(lambda: self._has_workers(set(other_than)))
+        others = set(other_than)
+        wait_for(lambda: self._has_workers(others))
 
     def _has_workers(self, others: set[int]) -> bool:
         pids = self.worker_pids()
