@@ -1,5 +1,5 @@
 """The WSGI entry point: `gunicorn wsgi:app`."""
 
-from astralog import create_app
+from astralog.app import create_app
 
 app = create_app()

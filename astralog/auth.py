@@ -4,14 +4,12 @@ import hashlib
 import hmac
 import logging
 import os
-import secrets
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.directory import sync_directory
-from astralog.errors import Refusal
+from astralog.errors import Rejection
 from astralog.settings import InvalidSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -58,10 +56,10 @@ class Tokens:
     def authenticate(self, authorization: str | None) -> Token:
         """Return the token in an Authorization header's value: as it is, or after `Bearer `.
 
-        Raises Refusal `unauthorized`.
+        Raises Rejection `unauthorized`.
         """
         if authorization is None:
-            raise Refusal("unauthorized", "The Authorization header is missing.")
+            raise Rejection("unauthorized", "The Authorization header is missing.")
         if time.monotonic() - self._looked_at >= CHANGED_SECONDS:
             self._read_if_changed()
         text = authorization.encode("latin-1").strip()  # WSGI hands header bytes on as latin-1
@@ -73,7 +71,7 @@ class Tokens:
             if hmac.compare_digest(token.digest, shown):
                 known = token
         if known is None:
-            raise Refusal("unauthorized", "The token in the Authorization header is not known.")
+            raise Rejection("unauthorized", "The token in the Authorization header is not known.")
         return known
 
     def _read_if_changed(self) -> None:
@@ -103,29 +101,6 @@ class Tokens:
         if self._path:
             tokens += _read_file(self._path)
         return tokens
-
-
-def make_token_file(data_dir: Path) -> Path:
-    """Return the path of the data directory's token, after making a random one at first start.
-
-    Several processes may do so at once: the first one's token is everyone's.
-    """
-    path = data_dir / TOKEN_FILE_NAME
-    if not path.exists():
-        draft = data_dir / f".{TOKEN_FILE_NAME}-{os.getpid()}"
-        fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-        with open(fd, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-            file.flush()
-            os.fsync(fd)
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-        sync_directory(data_dir)
-    return path
 
 
 def _read_file(path: Path) -> list[Token]:

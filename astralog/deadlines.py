@@ -17,9 +17,9 @@ class Deadlines:
     Measured, a context takes 0.5 µs; gevent.Timeout takes 4.
     """
 
-    def __init__(self, patience: Callable[[], float], error: Callable[[], BaseException]) -> None:
-        """Throw what `error` returns into a context after the seconds that `patience` returns."""
-        self._patience = patience
+    def __init__(self, seconds: Callable[[], float], error: Callable[[], BaseException]) -> None:
+        """Throw what `error` returns into a context after the seconds that `seconds` returns."""
+        self._seconds = seconds
         self._error = error
         self._waiting: dict[Any, float] = {}  # greenlets and since when, the longest first
         self._is_watched = False
@@ -42,7 +42,7 @@ class Deadlines:
         run_in_hub = gevent.get_hub().loop.run_callback
         while True:
             gevent.sleep(LOOK_SECONDS)
-            latest = time.monotonic() - self._patience()
+            latest = time.monotonic() - self._seconds()
             for waiting, since in self._waiting.items():
                 if since > latest:
                     break

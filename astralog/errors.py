@@ -1,15 +1,8 @@
-"""Every refusal: its code, its status and the one JSON shape."""
+"""Every rejection: its code, its HTTP status and its meaning."""
 
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-
-import msgspec
-from flask import Flask, Response
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
-
-log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 1
 
@@ -38,7 +31,7 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
 MEANING_OF_CODE: Mapping[str, str] = {
     "unauthorized": "The token is missing or not known.",
     "invalid_json": "The body is not valid JSON.",
-    "invalid_batch": "The batch is malformed; `errors` says what, where.",
+    "invalid_batch": "The batch is invalid; `errors` says what, where.",
     "invalid_encoding": "The body does not inflate.",
     "bad_request": "The request is malformed.",
     "forbidden_project": "The token may not write a project of the batch.",
@@ -57,8 +50,8 @@ MEANING_OF_CODE: Mapping[str, str] = {
 }
 
 
-class Refusal(Exception):
-    """A request is refused whole.
+class Rejection(Exception):
+    """A request is rejected whole.
 
     `code` is a key of STATUS_OF_CODE, `message` one sentence for the client, `errors` the
     marshmallow structure that says what is malformed where, and `logs` how many logs the batch
@@ -74,43 +67,3 @@ class Refusal(Exception):
         self.message = message
         self.errors = errors
         self.logs = logs
-
-    def response(self) -> Response:
-        """Return the refusal as the one JSON shape."""
-        body: dict[str, Any] = {"status": "rejected", "code": self.code, "message": self.message}
-        if self.errors is not None:
-            body["errors"] = self.errors
-        response = json_response(body, self.status)
-        if self.status == HTTPStatus.UNAUTHORIZED:
-            response.headers["WWW-Authenticate"] = "Bearer"
-        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-        return response
-
-
-def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
-    """Return `body` as a JSON response."""
-    return Response(msgspec.json.encode(body), status=status, content_type="application/json")
-
-
-def init_app(app: Flask) -> None:
-    """Turn every refusal, and every error that is none, into the one JSON shape."""
-    app.register_error_handler(Refusal, Refusal.response)
-    app.register_error_handler(HTTPException, _refuse_http_error)
-    app.register_error_handler(Exception, _refuse_internal_error)
-
-
-def _refuse_http_error(error: HTTPException) -> Response:
-    if isinstance(error, MethodNotAllowed):
-        methods = ", ".join(sorted(error.valid_methods or ()))
-        response = Refusal("method_not_allowed", f"This path takes {methods}.").response()
-        response.headers["Allow"] = methods
-        return response
-    if error.code == HTTPStatus.NOT_FOUND:
-        return Refusal("not_found", "No such path; logs go to POST /v1/drain.").response()
-    return Refusal("bad_request", error.description or "The request is malformed.").response()
-
-
-def _refuse_internal_error(error: Exception) -> Response:
-    log.error("request failed", exc_info=error)
-    return Refusal("internal", "The service failed; its own log says why.").response()

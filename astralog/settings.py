@@ -125,7 +125,7 @@ class Settings:
         3600.0, "A segment is sealed at this age, idle or not.", Range(min=0, min_inclusive=False)
     )
     min_free_bytes: int = _size_setting(
-        256 * MIB, "Free disk below which batches are refused: 503 `storage_full`.", 0
+        256 * MIB, "Free disk below which batches are rejected: 503 `storage_full`.", 0
     )
     retain_bytes: int = _size_setting(
         0, "Total size of segments beyond which the oldest sealed ones are removed; 0 keeps all.", 0
@@ -159,7 +159,7 @@ class Settings:
         return cls(**values)._checked()
 
     def _checked(self) -> "Settings":
-        """Refuse combinations that no single variable shows to be wrong."""
+        """Reject combinations that no single variable shows to be wrong."""
         if bool(self.tls_cert) != bool(self.tls_key):
             raise InvalidSettings([f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: One needs the other."])
         if self.queue_bytes < self.max_body_bytes:

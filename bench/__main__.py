@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help=f"everything, {QUICK_SECONDS:g} s a cell"
     )
     parser.add_argument(
-        "--cells", type=_cells, help="only these, as 500x8,100x8: logs a batch x connections"
+        "--cells", type=_cells, help="only these, as 500x8,100x8: logs per batch x connections"
     )
     parser.add_argument(
         "--sections",

@@ -18,7 +18,7 @@ ACKNOWLEDGED = "200"
 NO_ANSWER = "no answer"
 
 #: Seconds after a phase's end until requests without an answer are given up.
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -64,7 +64,7 @@ class Outcome:
 
     phases: list[Phase]
     sent: int
-    refused: set[int]
+    rejected: set[int]
     unanswered: set[int]
 
 
@@ -73,7 +73,7 @@ def run(plan: Plan) -> Outcome:
     load = _Load(plan)
     try:
         phases = [load.phase(seconds) for seconds in plan.phase_seconds]
-        return Outcome(phases, load.sent, load.refused, load.unanswered)
+        return Outcome(phases, load.sent, load.rejected, load.unanswered)
     finally:
         load.close()
 
@@ -89,7 +89,7 @@ class _Client:
         self._connect()
 
     def _connect(self) -> None:
-        self.socket = socket.create_connection(self._address, PATIENCE_SECONDS)
+        self.socket = socket.create_connection(self._address, TIMEOUT_SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self._rest = memoryview(b"")
@@ -162,7 +162,7 @@ class _Load:
         self._clients: dict[int, _Client] = {}
         self._under_way: set[_Client] = set()
         self.sent = 0
-        self.refused: set[int] = set()
+        self.rejected: set[int] = set()
         self.unanswered: set[int] = set()
         for _ in range(plan.connections):
             self._register(_Client(plan.address))
@@ -175,7 +175,7 @@ class _Load:
         end = start + seconds
         for client in list(self._clients.values()):
             self._begin(client)
-        while self._under_way and time.perf_counter() < end + PATIENCE_SECONDS:
+        while self._under_way and time.perf_counter() < end + TIMEOUT_SECONDS:
             for fd, event in self._poll.poll(1.0):
                 self._serve(self._clients[fd], event, phase, end)
         for client in list(self._under_way):
@@ -229,7 +229,7 @@ class _Load:
             phase.latencies.append(time.perf_counter() - client.started)
             phase.body_bytes += client.body_bytes
         else:
-            fate = self.unanswered if answer == NO_ANSWER else self.refused
+            fate = self.unanswered if answer == NO_ANSWER else self.rejected
             fate.add(client.sequence)
         if not client.is_usable or answer == NO_ANSWER:
             self._renew(client)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from astralog.codec import encode_batch
+from astralog.intake.batch import encode_batch
 from bench import bodies
 
 ROOT = Path(__file__).parent.parent

@@ -28,7 +28,7 @@ def draw(results: Results, path: Path) -> None:
     for axes in (throughput, latency):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("logs a batch")
+        axes.set_xlabel("logs per batch")
         axes.set_xticks(sorted({cell.batch for cell in results.cells}))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:,.10g}")

@@ -6,7 +6,7 @@ from bench.load import ACKNOWLEDGED
 from bench.results import Cell, Results, marks
 
 _HEADINGS = (
-    "logs a batch",
+    "logs per batch",
     "connections",
     "logs/s",
     "MB/s",

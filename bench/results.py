@@ -121,7 +121,7 @@ class Mark(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Tell whether the figure keeps the limit."""
+        """Return whether the figure keeps the limit."""
         return self.value <= self.limit if self.is_at_most else self.value >= self.limit
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import bodies, load, measure, stored
 from bench.results import Cell, Flood, Growth, Workers
-from tests.service import TOKEN, Service
+from tests.support.service import TOKEN, Service
 
 WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
 GROWTH_BATCH, GROWTH_CONNECTIONS = 500, 8
@@ -35,7 +35,7 @@ PEAK_EVERY_SECONDS = 0.2
 
 FLOOD_CLIENTS = 500
 FLOOD_BODY_BYTES = 10 * 1024 * 1024
-FLOOD_SECONDS = 60.0  # and load.PATIENCE_SECONDS more
+FLOOD_SECONDS = 60.0  # and load.TIMEOUT_SECONDS more
 
 
 class Runner:
@@ -233,7 +233,7 @@ def _check(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
     Where something was not acknowledged, it may still be about to be stored.
     """
     progress("  checking the disk")
-    if outcome.refused or outcome.unanswered:
+    if outcome.rejected or outcome.unanswered:
         service.stop()
     paths = [path for path in service.files() if not path.name.startswith(_SEALED_PREFIX)]
     return stored.check(paths, batch, outcome)

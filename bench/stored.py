@@ -38,11 +38,11 @@ class Check:
     unknown: int = 0  # logs that were never sent
     doubled: int = 0  # logs that are there once more than they should
     missing: int = 0  # logs that were acknowledged and are not there
-    halved: int = 0  # refused batches of which a part is there
+    halved: int = 0  # rejected batches of which a part is there
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether nothing was lost, doubled or spoilt."""
+        """Return whether nothing was lost, doubled or spoilt."""
         wrong = (self.malformed, self.unknown, self.doubled, self.missing, self.halved)
         return not any(wrong)
 
@@ -50,7 +50,7 @@ class Check:
 def check(paths: Iterable[Path], batch: int, outcome: Outcome) -> Check:
     """Compare the files with what was sent, `batch` logs a request.
 
-    A refused batch may be there or not, but not in part; one without an answer may be that too.
+    A rejected batch may be there or not, but not in part; one without an answer may be that too.
     """
     result = Check()
     sent = outcome.sent
@@ -65,10 +65,10 @@ def check(paths: Iterable[Path], batch: int, outcome: Outcome) -> Check:
             else:
                 seen[sequence * batch + index] = 1
     result.missing = seen.count(0)
-    for sequence in outcome.refused | outcome.unanswered:
+    for sequence in outcome.rejected | outcome.unanswered:
         absent = seen.count(0, sequence * batch, (sequence + 1) * batch)
         result.missing -= absent
-        result.halved += 0 < absent < batch and sequence in outcome.refused
+        result.halved += 0 < absent < batch and sequence in outcome.rejected
     return result
 
 

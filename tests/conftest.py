@@ -1,7 +1,7 @@
 """What several unit tests need: settings, an app that is stopped, and faults of the system.
 
-`HYPOTHESIS_PROFILE=long pytest --timeout 0 tests/test_fastload.py` tries 100,000 examples of each
-property, which takes half an hour.
+`HYPOTHESIS_PROFILE=long pytest --timeout 0 tests/unit/intake/test_compiled_schema.py` tries 100,000
+examples of each property, which takes half an hour.
 """
 
 import os
@@ -15,9 +15,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from astralog import create_app
+from astralog.app import create_app
 from astralog.settings import Settings
-from tests.service import TOKEN
+from tests.support.service import TOKEN
 
 hypothesis.settings.register_profile("quick", max_examples=200, deadline=None)
 hypothesis.settings.register_profile(

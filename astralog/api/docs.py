@@ -12,10 +12,10 @@ from flask import Blueprint, Response, redirect, request
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response as AnyResponse
 
-from astralog.errors import json_response
-from astralog.openapi import describe
+from astralog.api.openapi import describe
+from astralog.api.responses import json_response
 
-OWN = files("astralog") / "static"
+OWN = files("astralog.api") / "static"
 SWAGGER_UI = files("flask_swagger_ui") / "dist"
 
 CSS, HTML = "text/css; charset=utf-8", "text/html; charset=utf-8"

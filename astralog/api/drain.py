@@ -6,12 +6,14 @@ from time import perf_counter
 import msgspec
 from flask import Blueprint, Response, request
 
+from astralog.api.flask_app import FixedResponse
+from astralog.api.responses import json_response
 from astralog.auth import Tokens
-from astralog.body import BodyReader
-from astralog.codec import Batch, encode_batch, encode_lines
-from astralog.errors import Refusal, json_response
-from astralog.pipeline import Pipeline
-from astralog.web import FixedResponse
+from astralog.errors import Rejection
+from astralog.intake.batch import encode_batch, encode_lines
+from astralog.intake.body import BodyReader
+from astralog.store.commit_queue import Batch, CommitQueue
+from astralog.telemetry.counters import Counters
 
 ACCEPTED = FixedResponse(b'{"status":"accepted"}')
 
@@ -24,10 +26,11 @@ SHOWN_LOGS = 20
 _FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 
-def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> Blueprint:
+def create_blueprint(
+    tokens: Tokens, bodies: BodyReader, queue: CommitQueue, counters: Counters
+) -> Blueprint:
     """Return the blueprint of the one route that takes logs."""
     blueprint = Blueprint("drain", __name__)
-    tally = pipeline.tally
 
     @blueprint.post("/v1/drain")
     def drain() -> Response:
@@ -39,9 +42,9 @@ def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> 
         try:
             token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
             is_dry_run = bool(environ.get("QUERY_STRING")) and _is_dry_run()
-            with pipeline.admit() as room:
+            with queue.admit() as reservation:
                 is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
-                body = bodies.read(environ, room)
+                body = bodies.read(environ, reservation)
                 size = len(body)
                 batch = (encode_lines if is_ndjson else encode_batch)(body, token.projects)
                 del body  # what it was charged for is the batch from now on
@@ -49,12 +52,12 @@ def create_blueprint(tokens: Tokens, bodies: BodyReader, pipeline: Pipeline) -> 
                     return _valid(batch)
                 logs = batch.logs
                 committing_at = perf_counter()
-                pipeline.commit(batch, room)
+                queue.commit(batch, reservation)
         except BaseException as error:
             if not is_dry_run:
-                tally.refuse(error, size, logs, started_at)
+                counters.reject(error, size, logs, started_at)
             raise
-        tally.accept(size, logs, started_at, committing_at)
+        counters.accept(size, logs, started_at, committing_at)
         return ACCEPTED
 
     return blueprint
@@ -67,7 +70,7 @@ def _is_ndjson(content_type: str) -> bool:
 def _is_dry_run() -> bool:
     text = request.args.get("dry_run", "false")
     if text not in _FLAGS:
-        raise Refusal("bad_request", "dry_run is true or false.")
+        raise Rejection("bad_request", "dry_run is true or false.")
     return _FLAGS[text]
 
 

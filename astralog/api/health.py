@@ -4,15 +4,16 @@ from http import HTTPStatus
 
 from flask import Blueprint, Response
 
-from astralog.errors import RETRY_AFTER_SECONDS, json_response
-from astralog.pipeline import Pipeline
-from astralog.web import FixedResponse
+from astralog.api.flask_app import FixedResponse
+from astralog.api.responses import json_response
+from astralog.errors import RETRY_AFTER_SECONDS
+from astralog.store.commit_queue import CommitQueue
 
 OK = FixedResponse(b'{"status":"ok"}')
 READY = FixedResponse(b'{"status":"ready"}')
 
 
-def create_blueprint(pipeline: Pipeline) -> Blueprint:
+def create_blueprint(queue: CommitQueue) -> Blueprint:
     """Return the blueprint of the routes that need no token."""
     blueprint = Blueprint("health", __name__)
 
@@ -23,8 +24,8 @@ def create_blueprint(pipeline: Pipeline) -> Blueprint:
 
     @blueprint.get("/ready")
     def ready() -> Response:
-        """Tell whether a batch would be taken now, and if not, the code that would refuse it."""
-        reason = pipeline.unavailable()
+        """Return whether a batch would be taken now, and if not, the code that would reject it."""
+        reason = queue.unavailable()
         if reason is None:
             return READY
         response = json_response(

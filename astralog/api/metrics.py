@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from astralog.auth import Tokens
-from astralog.metrics import Metrics
+from astralog.telemetry.prometheus import Metrics
 
 #: Headers by which a proxy tells that a request is not from its own machine start like this.
 FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
@@ -31,7 +31,7 @@ def create_blueprint(tokens: Tokens, metrics: Metrics) -> Blueprint:
 
 
 def is_local(environ: dict[str, Any]) -> bool:
-    """Tell whether a request comes from this machine and was not forwarded by a proxy on it."""
+    """Return whether a request comes from this machine and was not forwarded by a proxy on it."""
     if any(name.startswith(FORWARDING_HEADERS) for name in environ):
         return False
     host = environ.get("HTTP_HOST", "").lower()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificate import can_make_certificate, make_certificate
-from tests.service import TOKEN, Service, make_batch, wait_for
+from tests.support.certificate import can_make_certificate, make_certificate
+from tests.support.service import TOKEN, Service, make_batch, wait_for
 
 
 def status_for(service: Service, token: str) -> int:
@@ -49,7 +49,7 @@ def test_a_reload_with_a_faulty_file_keeps_the_tokens(tmp_path: Path) -> None:
 
 
 def test_a_token_is_told_which_project_it_may_not_write(tmp_path: Path) -> None:
-    """A batch with one log of another project is refused, and nothing of it is stored."""
+    """A batch with one log of another project is rejected, and nothing of it is stored."""
     path = tmp_path / "tokens"
     path.write_text("bound other-project\n")
     with Service(tmp_path, tokens=None, tokens_file=path) as service:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.service import Service, make_batch, make_head, read_answer, wait_for
+from tests.support.service import Service, make_batch, make_head, read_answer, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Tell whether the service has closed the connection, without waiting for it."""
+    """Return whether the service has closed the connection, without waiting for it."""
     connection.settimeout(0.01)
     try:
         return not connection.recv(65536)
@@ -81,10 +81,10 @@ def test_the_time_for_a_head_is_not_that_of_the_request(service: Service) -> Non
             assert 200 == read_answer(connection).status
 
 
-# What is left of a refused body
+# What is left of a rejected body
 
 
-def test_a_refusal_is_heard_by_a_client_that_still_sends(service: Service) -> None:
+def test_a_rejection_is_heard_by_a_client_that_still_sends(service: Service) -> None:
     """A large body is read to its end, so that its client reads the answer and goes on."""
     with service.connect() as connection:
         for _ in range(3):
@@ -96,8 +96,8 @@ def test_a_refusal_is_heard_by_a_client_that_still_sends(service: Service) -> No
 
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nabc", b"0\r\nno trailer\r\n\r\n", b"5\r\na"])
-def test_a_refused_body_that_is_malformed_has_one_answer(service: Service, broken: bytes) -> None:
-    """Whatever follows a refusal, no second answer does, that the next request could get."""
+def test_a_rejected_body_that_is_malformed_has_one_answer(service: Service, broken: bytes) -> None:
+    """Whatever follows a rejection, no second answer does, that the next request could get."""
     with service.connect() as connection:
         connection.sendall(make_head("Transfer-Encoding: chunked", token="wrong") + broken)
         connection.shutdown(socket.SHUT_WR)
@@ -115,8 +115,8 @@ def send_again_and_again(connection: socket.socket, piece: bytes, times: int) ->
 
 
 @pytest.mark.parametrize("framing", [f"Content-Length: {1 << 40}", "Transfer-Encoding: chunked"])
-def test_an_endless_refused_body_is_not_read_for_ever(service: Service, framing: str) -> None:
-    """A connection that sends on and on after its refusal is closed, and others are served."""
+def test_an_endless_rejected_body_is_not_read_for_ever(service: Service, framing: str) -> None:
+    """A connection that sends on and on after its rejection is closed, and others are served."""
     piece = b"100000\r\n" + bytes(MIB) + b"\r\n" if "chunked" in framing else bytes(MIB)
     with service.connect() as connection:
         connection.sendall(make_head(framing, token="wrong"))
@@ -126,8 +126,8 @@ def test_an_endless_refused_body_is_not_read_for_ever(service: Service, framing:
     assert 200 == service.drain(make_batch("after")).status
 
 
-def test_a_trickling_refused_body_is_not_read_for_ever(service: Service) -> None:
-    """A byte now and then after a refusal keeps its connection for some seconds only."""
+def test_a_trickling_rejected_body_is_not_read_for_ever(service: Service) -> None:
+    """A byte now and then after a rejection keeps its connection for some seconds only."""
     with service.connect() as connection:
         connection.sendall(make_head("Content-Length: 1000000", token="wrong"))
         assert 401 == read_answer(connection).status

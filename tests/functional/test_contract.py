@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.service import (
+from tests.support.service import (
     ROOT,
     TOKEN,
     Answer,
@@ -36,8 +36,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert 0 == service.stop()
 
 
-def check_refusal(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    """Check the one shape of refusals and return the body."""
+def check_rejection(answer: Answer, status: int, code: str) -> dict[str, Any]:
+    """Check the one shape of rejections and return the body."""
     body: dict[str, Any] = answer.body
     assert (status, code) == (answer.status, body["code"])
     keys = ["status", "code", "message"] + ["errors"] * (code == "invalid_batch")
@@ -53,18 +53,18 @@ def check_refusal(answer: Answer, status: int, code: str) -> dict[str, Any]:
     return body
 
 
-def refuse(
+def reject(
     service: Service,
     body: Any,
     status: int,
     code: str,
     headers: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Post what must be refused whole, and return the body of the refusal."""
+    """Post what must be rejected whole, and return the body of the rejection."""
     before = service.content()
-    refusal = check_refusal(service.drain(body, headers), status, code)
+    rejection = check_rejection(service.drain(body, headers), status, code)
     assert before == service.content()
-    return refusal
+    return rejection
 
 
 def accept(
@@ -238,24 +238,24 @@ def test_a_body_of_exactly_the_limit_is_accepted(service: Service) -> None:
     assert 1 == len(accept(service, body.ljust(MAX_BODY_BYTES)))
 
 
-def test_a_body_over_the_limit_is_refused(service: Service) -> None:
+def test_a_body_over_the_limit_is_rejected(service: Service) -> None:
     """One byte more than the limit is too much, whether its length is announced or not."""
     body = json.dumps(make_batch("big")).encode().ljust(MAX_BODY_BYTES + 1)
-    refuse(service, body, 413, "body_too_large")
-    refuse(service, iter([body[:500_000], body[500_000:]]), 413, "body_too_large")
+    reject(service, body, 413, "body_too_large")
+    reject(service, iter([body[:500_000], body[500_000:]]), 413, "body_too_large")
 
 
-def test_an_announced_oversize_body_is_refused_before_it_is_sent(service: Service) -> None:
+def test_an_announced_oversize_body_is_rejected_before_it_is_sent(service: Service) -> None:
     """The length alone is reason enough."""
     head = make_head(f"Content-Length: {MAX_BODY_BYTES + 1}")
-    check_refusal(service.exchange(head), 413, "body_too_large")
+    check_rejection(service.exchange(head), 413, "body_too_large")
 
 
-def test_an_unannounced_oversize_body_is_refused_before_its_end(service: Service) -> None:
-    """A chunked body is refused as soon as the limit is passed; its end need not come."""
+def test_an_unannounced_oversize_body_is_rejected_before_its_end(service: Service) -> None:
+    """A chunked body is rejected as soon as the limit is passed; its end need not come."""
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     data = make_head(CHUNKED) + chunk * (MAX_BODY_BYTES // 0x10000 + 8)
-    check_refusal(service.exchange(data), 413, "body_too_large")
+    check_rejection(service.exchange(data), 413, "body_too_large")
 
 
 def test_a_chunked_body_is_accepted(service: Service) -> None:
@@ -279,25 +279,25 @@ def test_a_chunked_body_is_accepted(service: Service) -> None:
         b"",
     ],
 )
-def test_malformed_chunks_are_refused(service: Service, chunks: bytes) -> None:
+def test_malformed_chunks_are_rejected(service: Service, chunks: bytes) -> None:
     """Chunks that are malformed, or end early, are the client's fault."""
     answer = service.exchange(make_head(CHUNKED) + chunks, half_close=True)
-    check_refusal(answer, 400, "invalid_json")
+    check_rejection(answer, 400, "invalid_json")
 
 
-def test_a_body_that_ends_early_is_refused(service: Service) -> None:
+def test_a_body_that_ends_early_is_rejected(service: Service) -> None:
     """What is shorter than announced is not taken, even if it is JSON so far."""
     before = service.content()
     body = json.dumps(make_batch("short")).encode()
     head = make_head(f"Content-Length: {len(body) + 1}")
-    check_refusal(service.exchange(head + body, half_close=True), 400, "invalid_json")
+    check_rejection(service.exchange(head + body, half_close=True), 400, "invalid_json")
     assert before == service.content()
 
 
-def test_a_request_without_a_body_is_refused(service: Service) -> None:
+def test_a_request_without_a_body_is_rejected(service: Service) -> None:
     """No body is no JSON."""
-    check_refusal(service.exchange(make_head()), 400, "invalid_json")
-    check_refusal(service.exchange(make_head("Content-Length: 0")), 400, "invalid_json")
+    check_rejection(service.exchange(make_head()), 400, "invalid_json")
+    check_rejection(service.exchange(make_head("Content-Length: 0")), 400, "invalid_json")
 
 
 def deflate_bare(data: bytes) -> bytes:
@@ -338,28 +338,28 @@ def test_a_compressed_body_is_inflated(service: Service, coding: str, pack: Any)
         ("deflate", zlib.compress(b'{"logs":[]}')[:-4]),
     ],
 )
-def test_a_body_that_does_not_inflate_is_refused(
+def test_a_body_that_does_not_inflate_is_rejected(
     service: Service, coding: str, body: bytes
 ) -> None:
-    """Compressed data that are damaged, cut or followed by others are refused."""
-    refuse(service, body, 400, "invalid_encoding", {"Content-Encoding": coding})
+    """Compressed data that are damaged, cut or followed by others are rejected."""
+    reject(service, body, 400, "invalid_encoding", {"Content-Encoding": coding})
 
 
 @pytest.mark.parametrize("coding", ["br", "lz4", "gzip, gzip", "x"])
-def test_an_unknown_coding_is_refused(service: Service, coding: str) -> None:
-    """The refusal names the codings that are supported."""
-    refusal = refuse(
+def test_an_unknown_coding_is_rejected(service: Service, coding: str) -> None:
+    """The rejection names the codings that are supported."""
+    rejection = reject(
         service, {"logs": []}, 415, "unsupported_encoding", {"Content-Encoding": coding}
     )
-    assert "gzip" in refusal["message"]
+    assert "gzip" in rejection["message"]
 
 
 @pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_bomb_is_refused(service: Service, coding: str, pack: Any) -> None:
+def test_a_bomb_is_rejected(service: Service, coding: str, pack: Any) -> None:
     """A small body that inflates beyond the limit is as large as it inflates."""
     bomb = pack(b'{"logs":[' + b" " * 64_000_000 + b"]}")
     assert len(bomb) < 100_000
-    refuse(service, bomb, 413, "body_too_large", {"Content-Encoding": coding})
+    reject(service, bomb, 413, "body_too_large", {"Content-Encoding": coding})
 
 
 def test_a_client_that_expects_to_be_told_to_go_on_is(service: Service) -> None:
@@ -375,16 +375,16 @@ def test_a_client_that_expects_to_be_told_to_go_on_is(service: Service) -> None:
 
 
 @pytest.mark.parametrize("is_sent", [False, True])
-def test_a_client_that_is_refused_by_its_head_is_not_told_to_go_on(
+def test_a_client_that_is_rejected_by_its_head_is_not_told_to_go_on(
     service: Service, is_sent: bool
 ) -> None:
-    """A wrong token is refused before the body is asked for; one sent all the same is ignored."""
+    """A wrong token is rejected before the body is asked for; one sent all the same is ignored."""
     body = json.dumps(make_batch("unwanted")).encode() + b" " * 1_000_000
     head = make_head(f"Content-Length: {len(body)}", "Expect: 100-continue", token="wrong")
     with service.connect() as connection:
         connection.sendall(head + body * is_sent)
         answer = read_answer(connection)
-        check_refusal(answer, 401, "unauthorized")
+        check_rejection(answer, 401, "unauthorized")
         assert "close" == answer.headers["Connection"]
         connection.shutdown(socket.SHUT_WR)
         assert b"" == connection.recv(1)
@@ -393,16 +393,16 @@ def test_a_client_that_is_refused_by_its_head_is_not_told_to_go_on(
 
 
 def test_a_connection_serves_many_requests(service: Service) -> None:
-    """A refusal in between does no harm to the next request on the connection."""
+    """A rejection in between does no harm to the next request on the connection."""
     body = json.dumps(make_batch("kept")).encode()
     request = make_head(f"Content-Length: {len(body)}") + body
     with service.connect() as connection:
         connection.sendall(request)
         check_accepted(read_answer(connection))
         connection.sendall(make_head("Content-Length: 7", token="wrong") + b"no json")
-        check_refusal(read_answer(connection), 401, "unauthorized")
+        check_rejection(read_answer(connection), 401, "unauthorized")
         connection.sendall(make_head("Content-Length: 7") + b"no json")
-        check_refusal(read_answer(connection), 400, "invalid_json")
+        check_rejection(read_answer(connection), 400, "invalid_json")
         connection.sendall(request)
         check_accepted(read_answer(connection))
 
@@ -427,23 +427,23 @@ def test_a_connection_serves_many_requests(service: Service) -> None:
         {"Authorization": "grün"},
     ],
 )
-def test_a_wrong_token_is_refused(service: Service, headers: dict[str, str]) -> None:
-    """Whatever is not the token, alone or after Bearer, is refused."""
-    refuse(service, {"logs": [make_log()]}, 401, "unauthorized", headers)
+def test_a_wrong_token_is_rejected(service: Service, headers: dict[str, str]) -> None:
+    """Whatever is not the token, alone or after Bearer, is rejected."""
+    reject(service, {"logs": [make_log()]}, 401, "unauthorized", headers)
 
 
 @pytest.mark.parametrize("path", ["/v1/drain", f"/v1/drain?token={TOKEN}"])
-def test_a_missing_token_is_refused(service: Service, path: str) -> None:
-    """A request without the header is refused; a token in the address is none."""
+def test_a_missing_token_is_rejected(service: Service, path: str) -> None:
+    """A request without the header is rejected; a token in the address is none."""
     answer = service.request("POST", path, json.dumps({"logs": [make_log()]}))
-    check_refusal(answer, 401, "unauthorized")
+    check_rejection(answer, 401, "unauthorized")
 
 
-def test_a_wrong_token_is_refused_before_the_body_is_read(service: Service) -> None:
-    """401 comes first: before any byte of the body, and before any other refusal."""
+def test_a_wrong_token_is_rejected_before_the_body_is_read(service: Service) -> None:
+    """401 comes first: before any byte of the body, and before any other rejection."""
     for headers in (["Content-Length: 100000000000"], [CHUNKED], ["Content-Encoding: br"]):
         answer = service.exchange(make_head(*headers, token="wrong"))
-        check_refusal(answer, 401, "unauthorized")
+        check_rejection(answer, 401, "unauthorized")
 
 
 # Malformed JSON
@@ -477,27 +477,27 @@ VALID = json.dumps({"logs": [make_log()]})
         "[" * 400_000,
     ],
 )
-def test_what_is_not_strict_json_is_refused(service: Service, body: str) -> None:
+def test_what_is_not_strict_json_is_rejected(service: Service, body: str) -> None:
     """JSON is what RFC 8259 says, and not what Python takes for it."""
-    refuse(service, body.encode(), 400, "invalid_json")
+    reject(service, body.encode(), 400, "invalid_json")
 
 
 @pytest.mark.parametrize(
     "bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf5\x80\x80\x80"]
 )
 @pytest.mark.parametrize("place", ["org-xyz", "logged", "user_id", "1.1.1.1"])
-def test_invalid_utf_8_is_refused(service: Service, bad: bytes, place: str) -> None:
+def test_invalid_utf_8_is_rejected(service: Service, bad: bytes, place: str) -> None:
     """No field, no metadata key and no metadata value takes bytes that are not UTF-8."""
-    refuse(service, VALID.encode().replace(place.encode(), bad), 400, "invalid_json")
+    reject(service, VALID.encode().replace(place.encode(), bad), 400, "invalid_json")
 
 
 @pytest.mark.parametrize("coding", ["utf-16", "utf-32"])
-def test_other_encodings_are_refused(service: Service, coding: str) -> None:
+def test_other_encodings_are_rejected(service: Service, coding: str) -> None:
     """JSON over HTTP is UTF-8."""
-    refuse(service, VALID.encode(coding), 400, "invalid_json")
+    reject(service, VALID.encode(coding), 400, "invalid_json")
 
 
-# Malformed batches
+# Invalid batches
 
 
 @pytest.mark.parametrize(
@@ -516,9 +516,9 @@ def test_other_encodings_are_refused(service: Service, coding: str) -> None:
         ('{"logs":[],"more":1}', "more"),
     ],
 )
-def test_what_is_not_a_batch_is_refused(service: Service, body: str, field: str) -> None:
+def test_what_is_not_a_batch_is_rejected(service: Service, body: str, field: str) -> None:
     """The errors name what is wrong with the batch itself."""
-    assert field in refuse(service, body.encode(), 400, "invalid_batch")["errors"]
+    assert field in reject(service, body.encode(), 400, "invalid_batch")["errors"]
 
 
 WRONG_VALUES: dict[str, list[Any]] = {
@@ -538,7 +538,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
 def test_a_malformed_field_is_named(service: Service, field: str, value: Any) -> None:
     """The errors name the log by its index, and the field."""
     batch = {"logs": [make_log(), make_log(**{field: value})]}
-    errors = refuse(service, batch, 400, "invalid_batch")["errors"]
+    errors = reject(service, batch, 400, "invalid_batch")["errors"]
     assert [("1", [field])] == [(index, list(fields)) for index, fields in errors["logs"].items()]
 
 
@@ -547,20 +547,20 @@ def test_a_missing_field_is_named(service: Service, field: str) -> None:
     """All fields but metadata are required."""
     log = make_log()
     del log[field]
-    errors = refuse(service, {"logs": [log]}, 400, "invalid_batch")["errors"]
+    errors = reject(service, {"logs": [log]}, 400, "invalid_batch")["errors"]
     assert {"logs": {"0": {field: ["Missing data for required field."]}}} == errors
 
 
-def test_an_unknown_field_is_refused_with_advice(service: Service) -> None:
+def test_an_unknown_field_is_rejected_with_advice(service: Service) -> None:
     """Dropping a field would lose it silently, so the client is told where it may go."""
-    errors = refuse(service, {"logs": [make_log(host="a")]}, 400, "invalid_batch")["errors"]
+    errors = reject(service, {"logs": [make_log(host="a")]}, 400, "invalid_batch")["errors"]
     assert "put extra context under metadata" in errors["logs"]["0"]["host"][0]
 
 
 @pytest.mark.parametrize("log", [None, 1, "x", [], [make_log()]])
-def test_a_log_that_is_no_object_is_refused(service: Service, log: Any) -> None:
+def test_a_log_that_is_no_object_is_rejected(service: Service, log: Any) -> None:
     """The errors name the log by its index."""
-    errors = refuse(service, {"logs": [make_log(), log]}, 400, "invalid_batch")["errors"]
+    errors = reject(service, {"logs": [make_log(), log]}, 400, "invalid_batch")["errors"]
     assert ["1"] == list(errors["logs"])
 
 
@@ -625,21 +625,21 @@ def test_a_log_that_is_no_object_is_refused(service: Service, log: Any) -> None:
         "2024-05-31T15:30:45Z\x00",
     ],
 )
-def test_what_is_no_full_timestamp_is_refused(service: Service, timestamp: str) -> None:
-    """Epochs, spelled, ambiguous, incomplete and impossible timestamps are refused by name."""
-    errors = refuse(service, {"logs": [make_log(timestamp=timestamp)]}, 400, "invalid_batch")
+def test_what_is_no_full_timestamp_is_rejected(service: Service, timestamp: str) -> None:
+    """Epochs, spelled, ambiguous, incomplete and impossible timestamps are rejected by name."""
+    errors = reject(service, {"logs": [make_log(timestamp=timestamp)]}, 400, "invalid_batch")
     assert ["timestamp"] == list(errors["errors"]["logs"]["0"])
 
 
-def test_one_malformed_log_refuses_the_whole_batch(service: Service) -> None:
-    """Nothing of 500 logs is stored because of one, and the refusal says so."""
+def test_one_malformed_log_rejects_the_whole_batch(service: Service) -> None:
+    """Nothing of 500 logs is stored because of one, and the rejection says so."""
     batch = make_batch(*(str(number) for number in range(500)))
     batch["logs"][457]["timestamp"] = "yesterday"
-    refusal = refuse(service, batch, 400, "invalid_batch")
-    assert "1 of 500 logs are malformed; nothing was stored" == refusal["message"]
-    (text,) = refusal["errors"]["logs"].pop("457").pop("timestamp")
+    rejection = reject(service, batch, 400, "invalid_batch")
+    assert "1 of 500 logs are invalid; nothing was stored" == rejection["message"]
+    (text,) = rejection["errors"]["logs"].pop("457").pop("timestamp")
     assert "Not a timestamp" in text
-    assert {"logs": {}} == refusal["errors"]
+    assert {"logs": {}} == rejection["errors"]
 
 
 def test_at_most_20_malformed_logs_are_described(service: Service) -> None:
@@ -647,9 +647,9 @@ def test_at_most_20_malformed_logs_are_described(service: Service) -> None:
     batch = make_batch(*(str(number) for number in range(500)))
     for log in batch["logs"][100:150]:
         log["level"] = ""
-    refusal = refuse(service, batch, 400, "invalid_batch")
-    assert "50 of 500 logs are malformed; nothing was stored" == refusal["message"]
-    assert [str(index) for index in range(100, 120)] == list(refusal["errors"]["logs"])
+    rejection = reject(service, batch, 400, "invalid_batch")
+    assert "50 of 500 logs are invalid; nothing was stored" == rejection["message"]
+    assert [str(index) for index in range(100, 120)] == list(rejection["errors"]["logs"])
 
 
 # Routes, methods and heads
@@ -683,9 +683,9 @@ def test_a_probe_may_ask_by_head(service: Service, path: str) -> None:
     "path",
     ["/docs/", "/v1", "/v1/drain/", "/v1/Drain", "/v2/drain", "/health/", "/%ff%00", "/../x"],
 )
-def test_an_unknown_path_is_refused_as_json(service: Service, method: str, path: str) -> None:
-    """404 has the shape of every refusal, whatever the method."""
-    check_refusal(service.request(method, path), 404, "not_found")
+def test_an_unknown_path_is_rejected_as_json(service: Service, method: str, path: str) -> None:
+    """404 has the shape of every rejection, whatever the method."""
+    check_rejection(service.request(method, path), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -696,12 +696,12 @@ def test_an_unknown_path_is_refused_as_json(service: Service, method: str, path:
         ("POST", "/ready", "GET"),
     ],
 )
-def test_a_wrong_method_is_refused_as_json(
+def test_a_wrong_method_is_rejected_as_json(
     service: Service, method: str, path: str, allowed: str
 ) -> None:
-    """405 has the shape of every refusal, and says what the path takes."""
+    """405 has the shape of every rejection, and says what the path takes."""
     answer = service.request(method, path, headers={"Authorization": TOKEN})
-    check_refusal(answer, 405, "method_not_allowed")
+    check_rejection(answer, 405, "method_not_allowed")
     assert allowed in answer.headers["Allow"].split(", ")
     assert allowed in answer.body["message"]
 
@@ -730,10 +730,10 @@ def test_a_wrong_method_is_refused_as_json(
         make_head("Expect: miracles"),
     ],
 )
-def test_a_malformed_head_is_refused(service: Service, request_: bytes) -> None:
+def test_a_malformed_head_is_rejected(service: Service, request_: bytes) -> None:
     """What is no HTTP, or what others may read otherwise, ends its connection with 400."""
     answer = service.exchange(request_ + make_head(CHUNKED, token="wrong"))
-    check_refusal(answer, 400, "bad_request")
+    check_rejection(answer, 400, "bad_request")
     assert "close" == answer.headers["Connection"]
 
 
@@ -749,7 +749,7 @@ def test_a_head_is_bounded(service: Service, fits: list[str], does_not_fit: list
     head = make_head("Content-Length: 11", *fits) + b'{"logs":[]}'
     check_accepted(service.exchange(head))
     head = make_head("Content-Length: 11", *fits, *does_not_fit) + b'{"logs":[]}'
-    check_refusal(service.exchange(head), 400, "bad_request")
+    check_rejection(service.exchange(head), 400, "bad_request")
 
 
 @pytest.mark.parametrize("length", [4094, 4095])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.load import Load
-from tests.service import Service, make_batch, make_log, segment_pid, wait_for
+from tests.support.load import Load
+from tests.support.service import Service, make_batch, make_log, segment_pid, wait_for
 
 
 @pytest.mark.slow

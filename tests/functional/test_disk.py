@@ -1,4 +1,4 @@
-"""A disk that is full or gone: what is refused meanwhile, and that all is well again by itself."""
+"""A disk that is full or gone: what is rejected meanwhile, and that all is well again by itself."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import TOKEN, Answer, Service, make_batch, wait_for
+from tests.support.service import TOKEN, Answer, Service, make_batch, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def check_unavailable(answer: Answer, code: str) -> None:
-    """Check the refusal of a batch."""
+    """Check the rejection of a batch."""
     assert (503, code) == (answer.status, answer.body["code"])
     assert ["status", "code", "message"] == list(answer.body)
     assert int(answer.headers["Retry-After"]) > 0
@@ -71,8 +71,8 @@ def free_bytes(directory: Path) -> int:
 
 
 @pytest.mark.parametrize("sync", ["always", "never"])
-def test_a_full_disk_refuses_whole_batches(tmp_path: Path, disk: Path, sync: str) -> None:
-    """What does not fit is refused with nothing of it written; space is all it takes to go on."""
+def test_a_full_disk_rejects_whole_batches(tmp_path: Path, disk: Path, sync: str) -> None:
+    """What does not fit is rejected with nothing of it written; space is all it takes to go on."""
     with Service(tmp_path, data_dir=disk / "data", sync=sync) as service:
         service.data_dir = disk / "data"
         assert 200 == service.drain(make_batch("first")).status
@@ -87,7 +87,7 @@ def test_a_full_disk_refuses_whole_batches(tmp_path: Path, disk: Path, sync: str
         wait_until_ready(service)
         assert 200 == service.drain(big).status
         assert 401 == len(service.logs())
-        assert 1 == service.log().count("batches are refused")
+        assert 1 == service.log().count("batches are rejected")
         assert 1 == service.log().count("storage_full is over")
         assert 0 == service.stop()
         assert [] == service.files("*.open")
@@ -122,7 +122,7 @@ def test_a_service_on_a_full_disk_is_not_ready(tmp_path: Path, disk: Path) -> No
 
 
 def test_the_floor_keeps_some_of_the_disk_free(tmp_path: Path, disk: Path) -> None:
-    """Below the floor batches are refused although they would fit, and accepted above it."""
+    """Below the floor batches are rejected although they would fit, and accepted above it."""
     floor = DISK_BYTES // 2
     with Service(tmp_path, data_dir=disk / "data", min_free_bytes=floor) as service:
         service.data_dir = disk / "data"
@@ -141,31 +141,31 @@ def test_the_floor_keeps_some_of_the_disk_free(tmp_path: Path, disk: Path) -> No
 
 
 def test_a_floor_above_the_free_space_is_noticed_without_a_batch(tmp_path: Path) -> None:
-    """A load balancer learns by itself that batches would be refused; once is logged."""
+    """A load balancer learns by itself that batches would be rejected; once is logged."""
     with Service(tmp_path, min_free_bytes=1 << 60) as service:
         wait_for(lambda: service.request("GET", "/ready").status == 503)
         check_not_ready(service, "storage_full")
         for _ in range(5):
             check_unavailable(service.drain(make_batch("a")), "storage_full")
         assert [] == service.files()
-        assert 1 == service.log().count("batches are refused")
+        assert 1 == service.log().count("batches are rejected")
         assert 0 == service.stop()
 
 
 def test_a_removed_directory_is_noticed_and_welcomed_back(tmp_path: Path) -> None:
-    """Without its directory the service refuses, and goes on when it is there again."""
+    """Without its directory the service rejects, and goes on when it is there again."""
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("lost")).status
         shutil.rmtree(service.data_dir)
         for _ in range(5):
-            check_unavailable(service.drain(make_batch("refused")), "storage_failed")
+            check_unavailable(service.drain(make_batch("rejected")), "storage_failed")
         check_not_ready(service, "storage_failed")
         assert not service.data_dir.exists()
         service.data_dir.mkdir()
         wait_until_ready(service)
         assert 200 == service.drain(make_batch("stored")).status
         assert ["stored"] == [log["message"] for log in service.logs()]
-        assert 1 == service.log().count("batches are refused")
+        assert 1 == service.log().count("batches are rejected")
         assert 1 == service.log().count("storage_failed is over")
         assert 0 == service.stop()
         assert [] == service.files("*.open")
@@ -184,8 +184,8 @@ def test_a_worker_that_starts_without_the_directory_does_not_make_it(
         (pid,) = service.worker_pids()
         os.kill(pid, signal.SIGKILL)
         service.wait_for_workers(other_than=[pid])
-        wait_for(lambda: service.drain(make_batch("refused"), headers).status == 503)
-        check_unavailable(service.drain(make_batch("refused"), headers), "storage_failed")
+        wait_for(lambda: service.drain(make_batch("rejected"), headers).status == 503)
+        check_unavailable(service.drain(make_batch("rejected"), headers), "storage_failed")
         assert not service.data_dir.exists()
         away.rename(service.data_dir)
         wait_until_ready(service)
@@ -194,7 +194,7 @@ def test_a_worker_that_starts_without_the_directory_does_not_make_it(
 
 
 def test_a_removed_directory_is_noticed_without_a_batch(tmp_path: Path) -> None:
-    """A load balancer learns by itself that batches would be refused."""
+    """A load balancer learns by itself that batches would be rejected."""
     with Service(tmp_path) as service:
         wait_until_ready(service)
         shutil.rmtree(service.data_dir)

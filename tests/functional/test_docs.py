@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import CHROMIUM, DRIVER, Browser
-from tests.service import TOKEN, Service, wait_for
+from tests.support.browser import CHROMIUM, DRIVER, Browser
+from tests.support.service import TOKEN, Service, wait_for
 
 pytestmark = pytest.mark.slow
 

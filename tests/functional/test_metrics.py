@@ -19,8 +19,8 @@ from typing import Any, Self
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from astralog.metrics import FLUSH_SECONDS
-from tests.service import ROOT, TOKEN, Service, make_batch, wait_for
+from astralog.telemetry.prometheus import FLUSH_SECONDS
+from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
 
 Samples = dict[str, float]
 
@@ -48,9 +48,9 @@ def scrape_idle(service: Service) -> Samples:
     return scrape(service)
 
 
-def refused(samples: Samples, unit: str) -> dict[str, float]:
-    """Return what was refused by code, without the codes that never were."""
-    start = f"refused_{unit}_total "
+def rejected(samples: Samples, unit: str) -> dict[str, float]:
+    """Return what was rejected by code, without the codes that never were."""
+    start = f"rejected_{unit}_total "
     named = {name.removeprefix(start): n for name, n in samples.items() if name.startswith(start)}
     return {code: number for code, number in named.items() if number}
 
@@ -58,7 +58,7 @@ def refused(samples: Samples, unit: str) -> dict[str, float]:
 def check_balance(samples: Samples) -> None:
     """Assert that the books balance once idle."""
     for unit in UNITS:
-        outcomes = samples[f"accepted_{unit}_total"] + sum(refused(samples, unit).values())
+        outcomes = samples[f"accepted_{unit}_total"] + sum(rejected(samples, unit).values())
         assert samples[f"received_{unit}_total"] == outcomes
     stored = samples["accepted_logs_total"] + samples["late_logs_total"]
     assert samples["stored_logs_total"] == stored
@@ -111,7 +111,7 @@ class Storm:
 
 
 def kinds_of_batches(service: Service) -> list[Callable[[], Any]]:
-    """Return what sends each kind of batch: good ones, and ones that are refused."""
+    """Return what sends each kind of batch: good ones, and ones that are rejected."""
     large = make_batch(*["x" * 100] * 70)
     return [
         lambda: service.drain(make_batch("a")),
@@ -147,7 +147,7 @@ def test_the_books_are_what_clients_and_files_say(service: Service) -> None:
     samples = scrape_idle(service)
     check_balance(samples)
     assert storm.answers.pop("accepted") == samples["accepted_batches_total"]
-    assert storm.answers == refused(samples, "batches")
+    assert storm.answers == rejected(samples, "batches")
     assert {
         *("queue_full", "unauthorized", "invalid_json", "invalid_batch"),
         *("body_too_large", "invalid_encoding", "unsupported_encoding"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import PATIENCE_SECONDS, ROOT, TOKEN, Service
+from tests.support.service import ROOT, TIMEOUT_SECONDS, TOKEN, Service
 
 #: Requests an operation, and the seed that chooses them.
 EXAMPLES, SEED = 200, 20261123
@@ -17,10 +17,10 @@ EXAMPLES, SEED = 200, 20261123
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_service_keeps_its_own_document(tmp_path: Path) -> None:
-    """Requests that the document allows are answered as it says, and all others are refused.
+    """Requests that the document allows are answered as it says, and all others are rejected.
 
     Among the checks: no 5xx, documented statuses, types, bodies and headers alone, no malformed
-    batch taken, no request served without its token, other methods refused.
+    batch taken, no request served without its token, other methods rejected.
     """
     environ = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -32,7 +32,7 @@ def test_the_service_keeps_its_own_document(tmp_path: Path) -> None:
             *(f"http://127.0.0.1:{service.address[1]}/openapi.json", "--checks", "all"),
             *("--header", f"Authorization: Bearer {TOKEN}", "--no-color"),
             *("--max-examples", str(EXAMPLES), "--seed", str(SEED), "--warnings", "off"),
-            *("--suppress-health-check", "all", "--request-timeout", str(PATIENCE_SECONDS)),
+            *("--suppress-health-check", "all", "--request-timeout", str(TIMEOUT_SECONDS)),
         ]
         run = subprocess.run(
             command, check=False, cwd=tmp_path, env=environ, capture_output=True, text=True

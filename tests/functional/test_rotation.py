@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.load import Load
-from tests.service import Service, make_batch, read_logs, segment_pid, wait_for
+from tests.support.load import Load
+from tests.support.service import Service, make_batch, read_logs, segment_pid, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import ROOT, TOKEN, Service, make_batch, wait_for
+from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
 
 README = (ROOT / "README.md").read_text()
 

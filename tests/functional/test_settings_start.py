@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import TOKEN, Service, make_batch, wait_for
+from tests.support.service import TOKEN, Service, make_batch, wait_for
 
 
-def check_refused_start(service: Service, *variables: str) -> None:
+def check_rejected_start(service: Service, *variables: str) -> None:
     """Check that the service does not start, and says why in a line for each variable."""
     assert 0 != service.fail_to_start()
     lines = service.log().splitlines()
@@ -51,14 +51,14 @@ def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: objec
     """One line says which variable is wrong or unknown, and nothing else is said."""
     service = Service(tmp_path, **{name: value})
     variable = "/nonexistent/tokens" if name == "tokens_file" else "ASTRALOG_" + name.upper()
-    check_refused_start(service, variable)
+    check_rejected_start(service, variable)
 
 
 def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
     """Nobody has to start the service five times to find five mistakes."""
     service = Service(tmp_path, workers=0, sync="no", segment_bytes="x", unknown=1, other=2)
     names = ("WORKERS", "SYNC", "SEGMENT_BYTES", "UNKNOWN", "OTHER")
-    check_refused_start(service, *("ASTRALOG_" + name for name in names))
+    check_rejected_start(service, *("ASTRALOG_" + name for name in names))
 
 
 def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import Service, make_batch, make_head, read_answer, wait_for
+from tests.support.service import Service, make_batch, make_head, read_answer, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def is_ready(service: Service) -> bool:
         make_head("Content-Length: 100", "Content-Encoding: gzip") + b"\x1f\x8b",
     ],
 )
-def test_a_stalled_body_is_refused_in_time(service: Service, start: bytes) -> None:
+def test_a_stalled_body_is_rejected_in_time(service: Service, start: bytes) -> None:
     """A client that stops in its body gets 408, and others are served meanwhile."""
     with service.connect(timeout=10) as connection:
         connection.sendall(start)
@@ -63,7 +63,7 @@ def test_a_stalled_body_is_refused_in_time(service: Service, start: bytes) -> No
     assert "1 seconds" in answer.body["message"]
 
 
-def test_a_trickling_body_is_refused_in_time(service: Service) -> None:
+def test_a_trickling_body_is_rejected_in_time(service: Service) -> None:
     """The time counts for the whole body, so that a byte now and then does not prolong it."""
     with service.connect() as connection:
         connection.sendall(make_head("Content-Length: 1000"))
@@ -136,15 +136,15 @@ def stall(service: Service) -> socket.socket:
     return connection
 
 
-def is_refused(service: Service) -> bool:
+def is_rejected(service: Service) -> bool:
     return service.drain(LARGE_BODY).status == 503
 
 
-def test_a_full_queue_refuses_until_there_is_room(tmp_path: Path) -> None:
+def test_a_full_queue_rejects_until_there_is_room(tmp_path: Path) -> None:
     """Stalled uploads fill the queue: others get 503 at once, and 200 when the uploads end."""
     with Service(tmp_path, **SMALL_QUEUE) as service:
         stalled = [stall(service) for _ in range(2)]
-        wait_for(lambda: is_refused(service))
+        wait_for(lambda: is_rejected(service))
         answers = [service.drain(LARGE_BODY) for _ in range(5)]
         assert {(503, "queue_full")} == {(one.status, one.body["code"]) for one in answers}
         assert all(int(one.headers["Retry-After"]) > 0 for one in answers)
@@ -175,7 +175,7 @@ def test_chunked_bodies_count_as_they_grow(tmp_path: Path, uploads: int, size: i
         for _ in range(uploads):
             connection = stack.enter_context(service.connect())
             connection.sendall(make_head("Transfer-Encoding: chunked") + chunk)
-        wait_for(lambda: is_refused(service), timeout=5)
+        wait_for(lambda: is_rejected(service), timeout=5)
 
 
 @pytest.mark.parametrize("sent", [1, BODY_BYTES // 2, BODY_BYTES - 1, BODY_BYTES])
@@ -186,7 +186,7 @@ def test_clients_that_vanish_leave_no_reservation(tmp_path: Path, sent: int) -> 
             connection = service.connect()
             connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + LARGE_BODY[:sent])
             vanish(connection)
-        wait_for(lambda: not is_refused(service))
+        wait_for(lambda: not is_rejected(service))
         stalled = stall(service)  # half of the queue, so that a leak of the other half shows
         for _ in range(5):
             assert 200 == service.drain(LARGE_BODY).status
@@ -196,8 +196,8 @@ def test_clients_that_vanish_leave_no_reservation(tmp_path: Path, sent: int) -> 
         assert "Traceback" not in service.log()
 
 
-def test_refusals_leave_no_reservation(tmp_path: Path) -> None:
-    """Whatever a batch is refused for, all of the queue is free again."""
+def test_rejections_leave_no_reservation(tmp_path: Path) -> None:
+    """Whatever a batch is rejected for, all of the queue is free again."""
     with Service(tmp_path, **SMALL_QUEUE) as service:
         for _ in range(20):
             assert 400 == service.drain(b" " * BODY_BYTES).status

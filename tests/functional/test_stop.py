@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.load import Load
-from tests.service import Service, make_batch, make_head, read_answer, wait_for
+from tests.support.load import Load
+from tests.support.service import Service, make_batch, make_head, read_answer, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def test_sigterm_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
         load.stop()
         check_sealed(service)
         load.check(service.logs())
-        assert set() == set(load.refused.values()) - {"stopping"}
+        assert set() == set(load.rejected.values()) - {"stopping"}
         assert "Traceback" not in service.log()
 
 
@@ -100,7 +100,7 @@ def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
         connection = start_request(service, make_head(f"Content-Length: {len(body)}") + body[:10])
         assert 200 == service.drain(make_batch("before")).status
         service.signal(signal.SIGTERM)
-        wait_for(lambda: refuses_connections(service))
+        wait_for(lambda: rejects_connections(service))
         connection.sendall(body[10:])
         answer = read_answer(connection)
         connection.close()
@@ -135,7 +135,7 @@ def test_sighup_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
         assert 0 == service.stop()
         check_sealed(service)
         load.check(service.logs())
-        assert set() == set(load.refused.values()) - {"stopping"}
+        assert set() == set(load.rejected.values()) - {"stopping"}
         assert "Traceback" not in service.log()
 
 
@@ -146,8 +146,8 @@ def start_request(service: Service, data: bytes) -> socket.socket:
     return connection
 
 
-def refuses_connections(service: Service) -> bool:
-    """Tell whether the service has begun to stop."""
+def rejects_connections(service: Service) -> bool:
+    """Return whether the service has begun to stop."""
     try:
         service.connect(timeout=1).close()
     except OSError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from astralog.auth import MAX_TOKEN_BYTES
-from tests.service import Service, make_batch, wait_for
+from tests.support.service import Service, make_batch, wait_for
 
 SECRET = "9pVkR0zX4o6s2Yw8-Jm3tQ7uN1bH5cE0d"
 
@@ -60,7 +60,7 @@ def test_an_odd_token_is_its_bytes(service: Service, token: bytes) -> None:
         assert exchange(service, b"Authorization: " + other).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_token_that_is_too_long_for_a_header_is_refused(service: Service) -> None:
+def test_a_token_that_is_too_long_for_a_header_is_rejected(service: Service) -> None:
     """The head has a limit, whether its token would be right or not."""
     answer = exchange(service, b"Authorization: " + b"x" * 8192)
     assert answer.startswith(b"HTTP/1.1 400 ")

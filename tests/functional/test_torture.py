@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificate import can_make_certificate
+from tests.support.certificate import can_make_certificate
 from tests.torture import (
     __main__,
     attacks,
@@ -69,7 +69,7 @@ def test_power_cuts(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_shim
 def test_disks(tmp_path: Path) -> None:
-    """A full, read-only or missing disk is refused on, and used again when it is back."""
+    """A full, read-only or missing disk is rejected on, and used again when it is back."""
     if not mounts.can_mount():
         pytest.skip("NOT TESTED: troubled disks; it takes root to mount a small file system")
     check(tmp_path, lambda bench: disks.torture(bench, rounds=1))
@@ -94,7 +94,7 @@ def test_signals(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_attacks(tmp_path: Path) -> None:
-    """Lying bodies and smuggled requests are refused, and no line is forged."""
+    """Lying bodies and smuggled requests are rejected, and no line is forged."""
     check(tmp_path, lambda bench: attacks.torture(bench, rounds=1))
 
 
@@ -115,7 +115,7 @@ def test_broken_tls(tmp_path: Path) -> None:
 
 
 def test_fuzz(tmp_path: Path) -> None:
-    """Mutated bodies are stored as they are meant, or refused."""
+    """Mutated bodies are stored as they are meant, or rejected."""
     check(tmp_path, lambda bench: fuzz.torture(bench, inputs=5000))
 
 

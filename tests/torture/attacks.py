@@ -7,7 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.service import TOKEN, Answer, Service, make_batch, make_head, make_log, read_answer
+from tests.support.service import (
+    TOKEN,
+    Answer,
+    Service,
+    make_batch,
+    make_head,
+    make_log,
+    read_answer,
+)
 from tests.torture.bench import Bench
 from tests.torture.bodies import bombs, honest, lying_bodies
 from tests.torture.smuggling import POISON, requests
@@ -20,11 +28,11 @@ MIB = 1024 * KIB
 #: Memory that one body may cost a worker, its largest size being 10 MiB.
 MEMORY_BYTES = 400 * MIB
 
-#: Chunks of a byte, that take seconds to read, and of a refused body.
+#: Chunks of a byte, that take seconds to read, and of a rejected body.
 CHUNKS = 700_000
-REFUSED_CHUNKS = 1_800_000
+REJECTED_CHUNKS = 1_800_000
 
-#: Memory on top of what a worker has, and CPU, that one body may cost until it is refused.
+#: Memory on top of what a worker has, and CPU, that one body may cost until it is rejected.
 INFLATE_BYTES = 96 * MIB
 CPU_SECONDS = 4.0
 
@@ -119,7 +127,7 @@ def _lie(bench: Bench, row: Row, service: Service) -> None:
         try:
             answer = service.exchange(head + body, half_close=True)
         except OSError:
-            answer = None  # it refused before it had read all
+            answer = None  # it rejected before it had read all
         _expect(row, answer, what)
         if time.monotonic() - start > ANSWER_SECONDS:
             row.fail(f"{what}: took {time.monotonic() - start:.1f} s")
@@ -142,14 +150,14 @@ def _inflate(bench: Bench, row: Row, service: Service) -> None:
 def _chop(bench: Bench, row: Row, service: Service) -> None:
     """Send bodies of a byte a chunk, with and without the token."""
     with watch_health(service, row):
-        for token, count in ((TOKEN, CHUNKS), ("wrong", REFUSED_CHUNKS)):
+        for token, count in ((TOKEN, CHUNKS), ("wrong", REJECTED_CHUNKS)):
             head = make_head("Transfer-Encoding: chunked", token=token)
             chunks = b"1\r\n \r\n" * count + b"0\r\n\r\n"
             _cost(row, service, f"{count:,} chunks, token {token}", head + chunks)
 
 
 def _cost(row: Row, service: Service, what: str, request: bytes) -> Answer | None:
-    """Send a request that must be refused, and bound what it takes of the worker."""
+    """Send a request that must be rejected, and bound what it takes of the worker."""
     (worker,) = service.worker_pids()
     memory, seconds = resident_bytes(worker), cpu_seconds(worker)
     try:

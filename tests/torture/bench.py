@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.load import UNDECIDED_CODES, Load
-from tests.service import PATIENCE_SECONDS, Service, wait_for
+from tests.support.load import UNDECIDED_CODES, Load
+from tests.support.service import TIMEOUT_SECONDS, Service, wait_for
 from tests.torture.table import Row
 
 
@@ -27,7 +27,7 @@ class Bench:
 
     @property
     def has_time(self) -> bool:
-        """Tell whether another round may begin."""
+        """Return whether another round may begin."""
         return time.monotonic() < self._deadline
 
     def make_directory(self) -> Path:
@@ -70,13 +70,13 @@ def tally(row: Row, load: Load, paths: Iterable[Path]) -> None:
     row.acknowledged += len(load.acknowledged)
     lost = [batch for batch, size in load.acknowledged.items() if found[batch] != size]
     twice = {batch for (batch, _), count in lines.items() if count > 1}
-    final = {batch for batch, code in load.refused.items() if code not in UNDECIDED_CODES}
+    final = {batch for batch, code in load.rejected.items() if code not in UNDECIDED_CODES}
     row.lost += len(lost)
     row.doubled += len(twice) + sum(1 for batch in final if found[batch])
-    posted = load.acknowledged.keys() | load.refused.keys() | load.unanswered
+    posted = load.acknowledged.keys() | load.rejected.keys() | load.unanswered
     row.forged += len(found.keys() - posted)
-    row.errors += sum(1 for code in load.refused.values() if code == "internal")
-    undecided = (load.refused.keys() - final) | load.unanswered
+    row.errors += sum(1 for code in load.rejected.values() if code == "internal")
+    undecided = (load.rejected.keys() - final) | load.unanswered
     row.undecided += sum(1 for batch in undecided if found[batch])
     for name, batches in (("lost", lost), ("twice", sorted(twice))):
         if batches:
@@ -90,11 +90,11 @@ def wait_for_more(load: Load, count: int, row: Row, since: float | None = None) 
     """
     before = len(load.acknowledged)
     start = time.monotonic() if since is None else since
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     noted = False
     while len(load.acknowledged) < before + count:
         if time.monotonic() > deadline:
-            row.fail(f"accepted no batch for {PATIENCE_SECONDS:g} s")
+            row.fail(f"accepted no batch for {TIMEOUT_SECONDS:g} s")
             return
         time.sleep(0.005)
         if not noted and len(load.acknowledged) > before:

@@ -1,4 +1,4 @@
-"""Bodies that must be refused: they lie, are dear to inflate or to parse, or are cut short."""
+"""Bodies that must be rejected: they lie, are dear to inflate or to parse, or are cut short."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 
-from tests.service import make_batch, make_head, make_log
+from tests.support.service import make_batch, make_head, make_log
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -25,7 +25,7 @@ WINDOW_8_MIB = b"\x68"
 
 
 def lying_bodies() -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield bodies that must be refused: what it is, its head and its bytes."""
+    """Yield bodies that must be rejected: what it is, its head and its bytes."""
     batch = json.dumps(make_batch("x")).encode()
     for length in ("5000", "-1", "+5", "5_0", "0x10", "1e3", "99999999999999999999", " ", "5 5"):
         yield f"Content-Length {length}", make_head(f"Content-Length: {length}"), batch
@@ -83,7 +83,7 @@ CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 
 def bombs() -> Iterator[tuple[str, str, bytes, str]]:
-    """Yield bodies that must be refused: what it is, its coding, its bytes and the code."""
+    """Yield bodies that must be rejected: what it is, its coding, its bytes and the code."""
     batch = json.dumps(make_batch("x")).encode()
     for name, (coding, compress) in CODINGS.items():
         sent = compress(batch)

@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from tests.load import Load
-from tests.service import Service, make_head, wait_for
+from tests.support.load import Load
+from tests.support.service import Service, make_head, wait_for
 from tests.torture.bench import Bench, tally
 from tests.torture.stall import MIB, meanwhile, resident_bytes
 from tests.torture.table import Row

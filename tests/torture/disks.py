@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.load import Load
-from tests.service import Service, segment_pid, wait_for
+from tests.support.load import Load
+from tests.support.service import Service, segment_pid, wait_for
 from tests.torture import mounts
 from tests.torture.bench import Bench, tally, under_load, wait_for_more
 from tests.torture.shim import ALWAYS, ShimmedService
@@ -43,11 +43,11 @@ def torture(bench: Bench, rounds: int) -> Iterator[Row]:
         yield _turn_clock_back(bench, rounds)
 
 
-def _wait_for_refusal(load: Load, row: Row, *codes: str) -> None:
-    before = len(load.refused)
-    wait_for(lambda: len(load.refused) > before + 5)
-    for code in set(list(load.refused.values())[before:]) - {*codes}:
-        row.fail(f"refused with {code}")
+def _wait_for_rejection(load: Load, row: Row, *codes: str) -> None:
+    before = len(load.rejected)
+    wait_for(lambda: len(load.rejected) > before + 5)
+    for code in set(list(load.rejected.values())[before:]) - {*codes}:
+        row.fail(f"rejected with {code}")
 
 
 def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
@@ -62,7 +62,7 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 _leave(filler, floor_bytes + bench.random.randrange(200 * KIB))
-                _wait_for_refusal(load, row, "storage_full")
+                _wait_for_rejection(load, row, "storage_full")
                 free = os.statvfs(disk)
                 if free.f_bavail * free.f_frsize < floor_bytes - FLOOR_SLACK_BYTES:
                     row.fail("wrote below the floor")
@@ -99,7 +99,7 @@ def _remount(bench: Bench, rounds: int) -> Row:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 mounts.remount(disk, read_only=True)
-                _wait_for_refusal(load, row, "storage_failed")
+                _wait_for_rejection(load, row, "storage_failed")
                 time.sleep(bench.random.uniform(0, 1.5))
                 mounts.remount(disk, read_only=False)
                 row.tried += 1
@@ -124,9 +124,9 @@ def _break_file_system(bench: Bench, rounds: int) -> Row:
                 load.wait_for_every_worker()  # so that each has an open segment
                 with load.paused():
                     mounts.fail_ext4(disk)
-                _wait_for_refusal(load, row, "storage_failed")
+                _wait_for_rejection(load, row, "storage_failed")
                 mounts.unmount(disk)
-                _wait_for_refusal(load, row, "storage_failed")
+                _wait_for_rejection(load, row, "storage_failed")
                 mounts.mount_ext4(disk)
                 row.tried += 1
                 wait_for_more(load, 5, row)
@@ -143,7 +143,7 @@ def _make_read_only(bench: Bench, rounds: int) -> Row:
             load.wait_for_acknowledged(20)
             for operation in ("write", "open", "rename", "unlink", "truncate"):
                 service.control.fail(operation, errno.EROFS, times=ALWAYS)
-            _wait_for_refusal(load, row, "storage_failed")
+            _wait_for_rejection(load, row, "storage_failed")
             time.sleep(bench.random.uniform(0, 1.5))
             service.control.mend()
             row.tried += 1
@@ -162,7 +162,7 @@ def _move_away(bench: Bench, rounds: int) -> Row:
             load.wait_for_acknowledged(20)
             load.wait_for_every_worker()  # so that each has an open segment
             service.data_dir.rename(stray / str(number))
-            _wait_for_refusal(load, row, "storage_failed")
+            _wait_for_rejection(load, row, "storage_failed")
             service.data_dir.mkdir()
             row.tried += 1
             wait_for_more(load, 5, row)
@@ -182,7 +182,7 @@ def _delete(bench: Bench, rounds: int) -> Row:
                 before.wait_for_every_worker()  # so that each has an open segment
                 doomed = service.data_dir.rename(service.data_dir.with_name("doomed"))
                 shutil.rmtree(doomed)
-                _wait_for_refusal(before, row, "storage_failed")
+                _wait_for_rejection(before, row, "storage_failed")
             service.data_dir.mkdir()
             row.tried += 1
             with Load(service, start=(number << 32) + (1 << 31)) as load:
@@ -199,7 +199,7 @@ def _count_sealed(service: Service) -> Counter[int]:
 
 
 def _has_every_worker_sealed(service: Service, before: Counter[int]) -> bool:
-    """Tell whether each worker has sealed the segment it had, and one that it made since."""
+    """Return whether each worker has sealed the segment it had, and one that it made since."""
     sealed = _count_sealed(service)
     return all(sealed[pid] > before[pid] + 1 for pid in service.worker_pids())
 

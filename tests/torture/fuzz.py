@@ -1,4 +1,4 @@
-"""Mutated bodies and timestamps by the million: stored lines that parse to the same, or a refusal.
+"""Mutated bodies and timestamps by the million: stored as sent, or rejected.
 
 `python -m tests.torture.fuzz 1000000` tries that many.
 """
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from astralog import codec, timestamps
-from astralog.errors import Refusal
+from astralog.errors import Rejection
+from astralog.intake import batch as codec
+from astralog.intake import timestamps
 from tests.torture.bench import Bench
 from tests.torture.table import Row, render
 
@@ -46,7 +47,7 @@ LETTERS = "0123456789-+:.,TtZzW UTC/_\u0660\u2212\n"
 #: A limit on pieces that sends every body the way of long ones.
 SHORT_PIECE_BYTES = 64
 
-INPUTS_A_TURN = 5000
+INPUTS_PER_TIME_SLICE = 5000
 
 
 def torture(bench: Bench, inputs: int) -> Iterator[Row]:
@@ -54,11 +55,11 @@ def torture(bench: Bench, inputs: int) -> Iterator[Row]:
     bodies, lines, texts = (Row(f"fuzzed {what}") for what in ("bodies", "NDJSON", "timestamps"))
     yield from (bodies, lines, texts)  # they fill up together
     piece_bytes, chance = codec.PIECE_BYTES, bench.random
-    for turn in range(-(-inputs // INPUTS_A_TURN)):
+    for turn in range(-(-inputs // INPUTS_PER_TIME_SLICE)):
         if not bench.has_time:
             break
         codec.PIECE_BYTES = SHORT_PIECE_BYTES if turn % 2 else piece_bytes
-        for _ in range(min(INPUTS_A_TURN, inputs)):
+        for _ in range(min(INPUTS_PER_TIME_SLICE, inputs)):
             try_body(bodies, _mutated_body(chance, is_lines=False), is_lines=False)
             if bodies.tried % 4 == 0:
                 try_body(lines, _mutated_body(chance, is_lines=True), is_lines=True)
@@ -116,14 +117,14 @@ def mutated(chance: random.Random, text: bytes) -> bytes:
 
 
 def try_body(row: Row, body: bytes, is_lines: bool) -> None:
-    """Check that a body is stored as it reads, or refused for its own fault."""
+    """Check that a body is stored as it reads, or rejected for its own fault."""
     row.tried += 1
     try:
         batch = codec.encode_lines(body) if is_lines else codec.encode_batch(body)
-    except Refusal as refusal:
-        if refusal.status >= 500:
+    except Rejection as rejection:
+        if rejection.status >= 500:
             row.errors += 1
-            row.remark(f"{refusal.code}: {body[:200]!r}")
+            row.remark(f"{rejection.code}: {body[:200]!r}")
         return
     except Exception as error:
         row.errors += 1

@@ -17,8 +17,11 @@ from unittest.mock import patch
 import atheris
 
 with atheris.instrument_imports(include=["astralog", "dateutil"]):
-    from astralog import codec, schemas, timestamps
-    from astralog.errors import Refusal
+    from astralog.errors import Rejection
+    from astralog.intake import batch as codec
+    from astralog.intake import schema as schemas
+    from astralog.intake import timestamps
+    from astralog.store.commit_queue import Batch
     from tests.torture import fuzz
     from tests.torture.table import Row
 
@@ -54,10 +57,10 @@ def try_body(body: bytes, is_lines: bool) -> None:
         assert stored == _stored(body, is_lines), "stored otherwise by marshmallow"
 
 
-def _stored(body: bytes, is_lines: bool) -> codec.Batch | None:
+def _stored(body: bytes, is_lines: bool) -> Batch | None:
     try:
         return codec.encode_lines(body) if is_lines else codec.encode_batch(body)
-    except Refusal:
+    except Rejection:
         return None
 
 

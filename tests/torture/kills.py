@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from tests.service import Service, wait_for
+from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench, under_load, wait_for_more
 from tests.torture.table import Row
 

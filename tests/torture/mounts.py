@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tests.service import wait_for
+from tests.support.service import wait_for
 
 MIB = 1024 * 1024
 DISK_BYTES = 64 * MIB
@@ -69,7 +69,7 @@ def unmount(path: Path) -> None:
 def remount(path: Path, *, read_only: bool) -> None:
     """Remount a file system read-only or writable.
 
-    Read-only is refused while any file is open for writing, as for every administrator, so that it
+    Read-only is rejected while any file is open for writing, as for every administrator, so that it
     is tried until it comes between two segments.
     """
     libc = ctypes.CDLL(None, use_errno=True)
@@ -78,12 +78,12 @@ def remount(path: Path, *, read_only: bool) -> None:
 
 
 def can_mount() -> bool:
-    """Tell whether a small file system can be mounted here."""
+    """Return whether a small file system can be mounted here."""
     return _works(small_disk)
 
 
 def can_mount_ext4() -> bool:
-    """Tell whether an ext4 in a file can be made and mounted here."""
+    """Return whether an ext4 in a file can be made and mounted here."""
     return shutil.which("mkfs.ext4") is not None and _works(ext4_disk)
 
 

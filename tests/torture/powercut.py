@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from astralog import directory as directories
-from tests.load import Load
-from tests.service import Service, wait_for
+from astralog.store import recovery
+from tests.support.load import Load
+from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench, read_lines
 from tests.torture.diskmodel import Disk, Operation, read_trace
 from tests.torture.shim import ShimmedService
@@ -124,9 +124,9 @@ def _recover(row: Row, data_dir: Path) -> None:
     """Let the service's own recovery mend the files, now and then as part of a real start."""
     row.tried += 1
     if row.tried % STATES_A_START:
-        logger = logging.getLogger(directories.__name__)
+        logger = logging.getLogger(recovery.__name__)
         logger.disabled = True  # a line for each of the many states helps nobody
-        directories.recover(data_dir)
+        recovery.recover(data_dir)
         logger.disabled = False
         return
     with Service(data_dir.parent) as service:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.service import Service
+from tests.support.service import Service
 
 SOURCE = Path(__file__).with_name("shim.c")
 
@@ -27,7 +27,7 @@ ALWAYS = 1 << 40
 
 
 def is_available() -> bool:
-    """Tell whether the shim can be compiled here."""
+    """Return whether the shim can be compiled here."""
     return shutil.which("gcc") is not None
 
 

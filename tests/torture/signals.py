@@ -8,8 +8,8 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 
-from tests.load import Load, make_body
-from tests.service import Service, process_group, running_pids, wait_for
+from tests.support.load import Load, make_body
+from tests.support.service import Service, process_group, running_pids, wait_for
 from tests.torture.bench import Bench, finish, under_load, wait_for_more
 from tests.torture.table import Row
 
@@ -88,7 +88,7 @@ def _end(bench: Bench, row: Row, numbers: list[signal.Signals], rounds: int) -> 
 
 
 def _reload(bench: Bench, rounds: int) -> Row:
-    """Replace the workers with SIGHUP: no batch may be refused for good."""
+    """Replace the workers with SIGHUP: no batch may be rejected for good."""
     row = Row("SIGHUP")
     service = Service(bench.make_directory(), workers=2)
     with under_load(bench, row, service) as load:
@@ -97,8 +97,8 @@ def _reload(bench: Bench, rounds: int) -> Row:
             service.reload()
             row.tried += 1
             wait_for_more(load, 20, row)
-    if set(load.refused.values()) - {"stopping"}:
-        row.fail(f"refused with {set(load.refused.values())}")
+    if set(load.rejected.values()) - {"stopping"}:
+        row.fail(f"rejected with {set(load.rejected.values())}")
     return row
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from tests.service import TOKEN, make_batch
+from tests.support.service import TOKEN, make_batch
 
 #: The message of the batch that must never be stored.
 POISON = "poisoned"

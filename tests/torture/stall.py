@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.load import Load
-from tests.service import Service, wait_for
+from tests.support.load import Load
+from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench, tally, wait_for_more
 from tests.torture.shim import STALL, ShimmedService
 from tests.torture.table import Row

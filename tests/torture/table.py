@@ -45,7 +45,7 @@ class Row:
 
     @property
     def is_bad(self) -> bool:
-        """Tell whether a promise was broken."""
+        """Return whether a promise was broken."""
         return any(getattr(self, name) for name in ZEROES)
 
     def was_back_after(self, seconds: float) -> None:

@@ -9,8 +9,8 @@ import ssl
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from tests.certificate import can_make_certificate, make_certificate
-from tests.service import TOKEN, Service, make_head
+from tests.support.certificate import can_make_certificate, make_certificate
+from tests.support.service import TOKEN, Service, make_head
 from tests.torture.bench import Bench
 from tests.torture.crowd import RESET, raise_open_files_limit, visit
 from tests.torture.table import Row

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tests.load import Load
+from tests.support.load import Load
 from tests.torture.bench import Bench, under_load, wait_for_more
 from tests.torture.shim import SHORT, STALL, TORN, ShimmedService
 from tests.torture.table import Row

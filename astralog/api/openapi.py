@@ -1,0 +1,235 @@
+"""The API's description in OpenAPI 3.1, made from the schemas and the rejections themselves.
+
+The format is https://spec.openapis.org/oas/v3.1.0.
+"""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+
+from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
+from astralog.api.openapi_words import ABOUT, DRAIN, EXAMPLE, NDJSON_EXAMPLE, REJECTED_BATCH
+from astralog.errors import MEANING_OF_CODE, RETRY_AFTER_SECONDS, STATUS_OF_CODE
+from astralog.intake.compression import INFLATERS
+from astralog.intake.schema import BatchSchema, LogSchema
+
+OPENAPI_VERSION = "3.1.0"
+
+#: Rejections that no batch gets.
+NOT_OF_BATCHES = ("not_found", "method_not_allowed")
+
+REJECTION: dict[str, Any] = {
+    "type": "object",
+    "required": ["status", "code", "message"],
+    "properties": {
+        "status": {"type": "string", "const": "rejected"},
+        "code": {
+            "type": "string",
+            "enum": list(STATUS_OF_CODE),
+            "description": "Why, in a word that never changes.",
+        },
+        "message": {"type": "string", "description": "Why, in a sentence."},
+        "errors": {
+            "type": "object",
+            "description": "With `invalid_batch`: what is malformed, by index and field of the "
+            "first 20 invalid logs.",
+        },
+    },
+}
+
+_REJECTION = {"$ref": "#/components/schemas/Rejection"}
+
+Operation = dict[str, Any]
+
+
+def describe(version: str) -> dict[str, Any]:
+    """Return the document that describes the API of this version."""
+    spec = APISpec(
+        title="AstraLog",
+        version=version,
+        openapi_version=OPENAPI_VERSION,
+        plugins=[MarshmallowPlugin()],
+        info={"description": ABOUT},
+        servers=[{"url": "/"}],
+    )
+    token = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token; curl may also send it as it is, without `Bearer`.",
+    }
+    spec.components.security_scheme("token", token)
+    spec.components.schema("Batch", schema=BatchSchema)
+    spec.components.schema("Rejection", REJECTION)
+    spec.path("/v1/drain", operations={"post": _drain()})
+    for path, operation in _READING.items():
+        spec.path(path, operations={"get": operation})
+    return spec.to_dict()
+
+
+def _drain() -> Operation:
+    lines = {
+        "schema": {"type": "string", "description": "One log a line."},
+        "example": NDJSON_EXAMPLE,
+    }
+    body = {
+        "required": True,
+        "content": {
+            "application/json": {"schema": BatchSchema, "example": EXAMPLE},
+            **dict.fromkeys(sorted(NDJSON_TYPES), lines),
+        },
+    }
+    dry_run = {
+        "name": "dry_run",
+        "in": "query",
+        "description": "Check the batch, and store nothing.",
+        "schema": {"type": "boolean", "default": False},
+    }
+    codes = [code for code in STATUS_OF_CODE if code not in NOT_OF_BATCHES]
+    return {
+        "operationId": "drain",
+        "tags": ["Logs"],
+        "summary": "Store a batch of logs",
+        "description": DRAIN.format(codings=", ".join(INFLATERS)),
+        "security": [{"token": []}],
+        "parameters": [dry_run],
+        "requestBody": body,
+        "responses": {"200": _accepted(), **_rejections(codes)},
+    }
+
+
+def _accepted() -> dict[str, Any]:
+    properties = {
+        "status": {"type": "string", "enum": ["accepted", "valid"]},
+        "logs": {
+            "type": "array",
+            "items": LogSchema,
+            "maxItems": SHOWN_LOGS,
+            "description": "Of a dry run: the first logs, as they would be stored.",
+        },
+    }
+    schema = {"type": "object", "required": ["status"], "properties": properties}
+    examples = {
+        "accepted": {"summary": "Every log is stored", "value": {"status": "accepted"}},
+        "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
+    }
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    return {"description": "Every log is stored, or a dry run found no fault.", "content": content}
+
+
+def _rejections(codes: Iterable[str]) -> dict[str, Any]:
+    """Return a response for each status that the codes have."""
+    by_status: dict[HTTPStatus, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(STATUS_OF_CODE[code], []).append(code)
+    return {str(int(status)): _rejection(status, by_status[status]) for status in sorted(by_status)}
+
+
+def _rejection(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
+    lines = [f"- `{code}`: {MEANING_OF_CODE[code]}" for code in codes]
+    example = REJECTED_BATCH if "invalid_batch" in codes else _rejected(codes[0])
+    response: dict[str, Any] = {
+        "description": "\n".join([f"{status.phrase}.", "", *lines]),
+        "content": {"application/json": {"schema": _REJECTION, "example": example}},
+    }
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response["headers"] = _RETRY_AFTER
+    if status == HTTPStatus.UNAUTHORIZED:
+        response["headers"] = {"WWW-Authenticate": _header("How to show a token.", "Bearer")}
+    return response
+
+
+def _rejected(code: str) -> dict[str, Any]:
+    return {"status": "rejected", "code": code, "message": MEANING_OF_CODE[code]}
+
+
+def _header(description: str, value: str | int) -> dict[str, Any]:
+    kind = "integer" if isinstance(value, int) else "string"
+    schema = {"type": kind, "const": value}
+    return {"description": description, "required": True, "schema": schema}
+
+
+def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "required": list(example),
+        "properties": {name: _schema_of(value) for name, value in example.items()},
+    }
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }
+
+
+def _schema_of(value: object) -> dict[str, Any]:
+    return {"type": "object"} if isinstance(value, dict) else {"type": "string"}
+
+
+def _content(description: str, *kinds: str) -> dict[str, Any]:
+    return {"description": description, "content": {kind: {} for kind in kinds}}
+
+
+def _get(tag: str, summary: str, responses: dict[str, Any], **more: Any) -> Operation:
+    return {"tags": [tag], "summary": summary, "responses": responses, **more}
+
+
+_RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", RETRY_AFTER_SECONDS)}
+_UNREADY = {
+    **_json(
+        "Batches would be rejected, with this code.",
+        {"status": "unavailable", "reason": "storage_full"},
+    ),
+    "headers": _RETRY_AFTER,
+}
+_LINKS = {"docs": "/docs", "openapi": "/openapi.json"}
+
+#: What can be asked for with GET.
+_READING: dict[str, Operation] = {
+    "/health": _get(
+        "Health",
+        "Return whether the process serves",
+        {"200": _json("It does.", {"status": "ok"})},
+    ),
+    "/ready": _get(
+        "Health",
+        "Return whether a batch would be taken now",
+        {"200": _json("It would.", {"status": "ready"}), "503": _UNREADY},
+    ),
+    "/metrics": _get(
+        "Health",
+        "Show the metrics, for Prometheus",
+        {
+            "200": _content("The metrics of all workers.", "text/plain"),
+            **_rejections(["unauthorized"]),
+        },
+        description="From the service's own machine no token is needed, unless a proxy forwards.",
+        security=[{"token": []}, {}],
+    ),
+    "/": _get(
+        "This page",
+        "Lead a browser to this page, and anything else to what there is",
+        {
+            "200": _json("What there is.", {"name": "AstraLog", "version": "1", "links": _LINKS}),
+            "302": {"description": "To this page."},
+        },
+    ),
+    "/docs": _get("This page", "Show this page", {"200": _content("This page.", "text/html")}),
+    "/docs/{asset}": _get(
+        "This page",
+        "Return a file of this page",
+        {
+            "200": _content("The file.", "text/css", "text/javascript", "image/png"),
+            **_rejections(["not_found"]),
+        },
+        parameters=[
+            {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}}
+        ],
+    ),
+    "/openapi.json": _get(
+        "This page",
+        "Return what this page is made of",
+        {"200": _content("This document.", "application/json")},
+    ),
+}

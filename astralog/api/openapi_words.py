@@ -1,0 +1,63 @@
+"""What the API's description says in words and examples."""
+
+ABOUT = """\
+A log collector that answers 200 when every line is on disk.
+
+On the service's own machine, with the token of its first start:
+
+```
+curl -s http://localhost:8080/v1/drain \\
+  -H "Authorization: Bearer $(cat data/token)" \\
+  -d '{"logs": [{"project_id": "org-xyz", "timestamp": "2024-05-31T15:30:45Z",
+       "level": "info", "service": "api-gateway", "message": "User logged in",
+       "metadata": {"user_id": 123, "ip": "1.1.1.1"}}]}'
+```
+
+To try it on this page, put the token under *Authorize*. Send 100 to 500 logs per batch over several
+connections, and give up after 10 seconds. This page is made of [openapi.json](openapi.json).
+"""
+
+DRAIN = """\
+Every log of the batch is stored, or none: 200 means that all of them are written and synced.
+
+A body may be compressed, as its Content-Encoding says: {codings}.
+
+```
+gzip -c batch.json | curl -s http://localhost:8080/v1/drain \\
+  -H "Authorization: Bearer $(cat data/token)" \\
+  -H "Content-Encoding: gzip" --data-binary @-
+```
+
+A body of one log a line is told by its Content-Type:
+
+```
+curl -s http://localhost:8080/v1/drain \\
+  -H "Authorization: Bearer $(cat data/token)" \\
+  -H "Content-Type: application/x-ndjson" --data-binary @app.ndjson
+```
+"""
+
+EXAMPLE = {
+    "logs": [
+        {
+            "project_id": "org-xyz",
+            "timestamp": "2024-05-31T15:30:45Z",
+            "level": "info",
+            "service": "api-gateway",
+            "message": "User logged in",
+            "metadata": {"user_id": 123, "ip": "1.1.1.1"},
+        }
+    ]
+}
+
+NDJSON_EXAMPLE = """\
+{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:45Z","level":"info","service":"api-gateway","message":"User logged in"}
+{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:46Z","level":"info","service":"api-gateway","message":"User logged out"}
+"""  # noqa: E501
+
+REJECTED_BATCH = {
+    "status": "rejected",
+    "code": "invalid_batch",
+    "message": "1 of 500 logs are invalid; nothing was stored",
+    "errors": {"logs": {"3": {"level": ["Must not be empty."]}}},
+}

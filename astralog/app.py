@@ -1,0 +1,36 @@
+"""The one place where the parts are joined to an application."""
+
+from flask import Flask
+
+from astralog import __version__
+from astralog.api import docs, drain, health, metrics, responses
+from astralog.api.flask_app import App
+from astralog.auth import Tokens
+from astralog.intake.body import BodyReader
+from astralog.settings import Settings
+from astralog.store.commit_queue import CommitQueue
+from astralog.telemetry.counters import Counters
+from astralog.telemetry.prometheus import Metrics
+
+
+def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
+    """Join the parts to an app; without settings and tokens, those of the environment.
+
+    Raises InvalidSettings. It makes neither the data directory nor a token (`server.lifecycle`
+    does): a worker that starts while a disk is not mounted must not take another in its place.
+    """
+    settings = settings or Settings.from_environ()
+    tokens = tokens or Tokens(settings)
+    counters = Counters()
+    queue = CommitQueue(settings, counters.store)
+    numbers = Metrics(counters, queue, settings.data_dir)
+    bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
+    app = App(__name__, static_folder=None)
+    app.extensions["astralog"] = queue
+    app.extensions["astralog_metrics"] = numbers
+    responses.init_app(app)
+    app.register_blueprint(drain.create_blueprint(tokens, bodies, queue, counters))
+    app.register_blueprint(health.create_blueprint(queue))
+    app.register_blueprint(docs.create_blueprint(__version__))
+    app.register_blueprint(metrics.create_blueprint(tokens, numbers))
+    return app

@@ -1,0 +1,52 @@
+"""What the start checks and makes: the data directory, its token, and that settings are of use."""
+
+import os
+import secrets
+from pathlib import Path
+
+from astralog.auth import TOKEN_FILE_NAME, Tokens
+from astralog.settings import InvalidSettings, Settings
+from astralog.store.files import make_directory, sync_directory
+
+
+def check_start(settings: Settings) -> Tokens:
+    """Make the data directory and the first token, so that what is wrong stops the start.
+
+    Raises InvalidSettings.
+    """
+    for path in filter(None, (settings.tls_cert, settings.tls_key)):
+        if not os.access(path, os.R_OK):
+            raise InvalidSettings([f"{path}: Cannot be read."])
+    try:
+        make_directory(settings.data_dir)
+        if not os.access(settings.data_dir, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError("not readable and writable")
+        if not (settings.tokens or settings.tokens_file):
+            make_token_file(settings.data_dir)
+        return Tokens(settings)
+    except OSError as error:
+        problem = f"ASTRALOG_DATA_DIR: {settings.data_dir}: {error.strerror or error}."
+        raise InvalidSettings([problem]) from None
+
+
+def make_token_file(data_dir: Path) -> Path:
+    """Return the path of the data directory's token, after making a random one at first start.
+
+    Several processes may do so at once: the first one's token is everyone's.
+    """
+    path = data_dir / TOKEN_FILE_NAME
+    if not path.exists():
+        draft = data_dir / f".{TOKEN_FILE_NAME}-{os.getpid()}"
+        fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        with open(fd, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+            file.flush()
+            os.fsync(fd)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+        sync_directory(data_dir)
+    return path

@@ -1,0 +1,201 @@
+"""What happens around the serving: the checks and words of the start, and the hooks."""
+
+import logging
+import os
+import resource
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gevent
+from gunicorn.glogging import Logger
+
+from astralog.auth import TOKEN_FILE_NAME
+from astralog.server.worker import Worker
+from astralog.settings import InvalidSettings, Settings
+from astralog.store.commit_queue import CommitQueue
+from astralog.telemetry import snapshots
+from astralog.telemetry.prometheus import Metrics
+
+log = logging.getLogger(__name__)
+
+#: The master kills a worker that takes longer to stop.
+STOP_SECONDS = 9
+
+#: Of these, a worker gives open requests this long, and then the drain this long.
+REQUESTS_STOP_SECONDS = 4
+DRAIN_STOP_SECONDS = 2
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+#: A client that takes longer to set TLS up loses its connection.
+HANDSHAKE_SECONDS = 10.0
+
+LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(message)s"
+LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+
+class ServerLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own log, in the service's format."""
+
+    error_fmt = LOG_FORMAT
+    datefmt = LOG_TIME_FORMAT
+
+
+def configure_logging(level: str) -> None:
+    """Send the service's own log to stderr, one line an event, times in UTC."""
+    formatter = logging.Formatter(LOG_FORMAT, LOG_TIME_FORMAT)
+    logging.Formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("astralog")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level.upper())
+
+
+def exit_for(error: InvalidSettings) -> NoReturn:
+    """End the process with one line for each problem."""
+    for problem in error.problems:
+        print(problem, file=sys.stderr)
+    sys.exit(1)
+
+
+def raise_open_files_limit() -> None:
+    """Allow as many connections as the system does; the usual limit of 1,024 is low."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def end_booting_workers_at_stops() -> None:
+    """Let a worker that is only starting hear the signals that stop it.
+
+    Between its fork and gunicorn's own handlers it would have the master's, which do nothing
+    there: it would serve on until it is killed.
+    """
+    os.register_at_fork(
+        before=lambda: _mask_stops(signal.SIG_BLOCK),
+        after_in_parent=lambda: _mask_stops(signal.SIG_UNBLOCK),
+        after_in_child=_end_at_stops,
+    )
+
+
+def _mask_stops(how: int) -> None:
+    signal.pthread_sigmask(how, STOP_SIGNALS)
+
+
+def _end_at_stops() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))
+    _mask_stops(signal.SIG_UNBLOCK)
+
+
+def announce(settings: Settings, address: str | tuple[Any, ...]) -> None:
+    """Log the start in one line and, where the token was made here, print a line to try it."""
+    log.info(
+        "listening on %s, %d workers, data in %s, sync %s",
+        _url(settings, address),
+        settings.workers,
+        settings.data_dir.absolute(),
+        settings.sync,
+    )
+    if not (settings.tokens or settings.tokens_file):
+        print(_curl_line(settings, address), file=sys.stderr, flush=True)
+
+
+def _url(settings: Settings, address: str | tuple[Any, ...], host: str | None = None) -> str:
+    """Return the service's address as a URL, with another `host` where one is given."""
+    if isinstance(address, str):
+        return f"unix:{address}"
+    scheme = "https" if settings.tls_cert else "http"
+    host = host or (f"[{address[0]}]" if ":" in address[0] else address[0])
+    return f"{scheme}://{host}:{address[1]}"
+
+
+def _curl_line(settings: Settings, address: str | tuple[Any, ...]) -> str:
+    """Return a command that sends a log, with the token read from its file."""
+    if isinstance(address, str):
+        target = f"--unix-socket {shlex.quote(address)} http://localhost/v1/drain"
+    else:
+        target = _url(settings, address, "localhost") + "/v1/drain"
+    if settings.tls_cert:
+        target = f"--cacert {shlex.quote(os.path.abspath(settings.tls_cert))} {target}"
+    token = shlex.quote(str((settings.data_dir / TOKEN_FILE_NAME).absolute()))
+    log_line = (
+        '{"logs":[{"project_id":"demo","timestamp":"2024-05-31T15:30:45Z","level":"info",'
+        '"service":"shell","message":"Hello, AstraLog"}]}'
+    )
+    return f"""\nTry it:\n\n  curl {target} -H "Authorization: $(cat {token})" -d '{log_line}'\n"""
+
+
+def bound_handshakes(context: Any) -> Any:
+    """Return the TLS context with a bound on the time that a client may take to shake hands."""
+    wrap_socket = context.wrap_socket
+
+    def wrap_within_bound(sock: Any, *args: Any, **kwargs: Any) -> Any:
+        sock.settimeout(HANDSHAKE_SECONDS)
+        try:
+            return wrap_socket(sock, *args, **kwargs)
+        except OSError as error:
+            log.debug("no TLS with a client: %s", error)
+            raise gevent.GreenletExit from None  # ends the connection without a traceback
+
+    context.wrap_socket = wrap_within_bound
+    return context
+
+
+def start_queue(worker: Worker) -> None:
+    """Start a worker's queue, and bound the worker's own part of the stop."""
+    worker.cfg.set("graceful_timeout", REQUESTS_STOP_SECONDS)
+    # gunicorn looks its settings up 24 times a request; as plain attributes that is 13 µs less.
+    worker.cfg.__dict__.update({name: item.get() for name, item in worker.cfg.settings.items()})
+    _queue_of(worker).start()
+
+
+def stop_queue(worker: Worker) -> None:
+    """Store what a worker has queued; gunicorn calls this in the master too."""
+    if worker.pid == os.getpid() and hasattr(worker, "wsgi"):
+        _queue_of(worker).stop(DRAIN_STOP_SECONDS)
+
+
+def _queue_of(worker: Worker) -> CommitQueue:
+    queue: CommitQueue = worker.wsgi.extensions["astralog"]
+    return queue
+
+
+def share_metrics() -> None:
+    """Make the directory through which the workers share what they count."""
+    snapshots.make(_metrics_path())
+
+
+def start_metrics(worker: Worker) -> None:
+    """Write out what a worker counts, from now on."""
+    _metrics_of(worker).start()
+
+
+def stop_metrics(worker: Worker) -> None:
+    """Write out what a worker has counted; gunicorn calls this in the master too."""
+    if worker.pid == os.getpid() and hasattr(worker, "wsgi"):
+        _metrics_of(worker).flush()
+
+
+def merge_metrics(worker: Worker) -> None:
+    """Keep what a dead worker counted."""
+    snapshots.merge(_metrics_path(), worker.pid)
+
+
+def unshare_metrics() -> None:
+    """Remove what the workers shared."""
+    snapshots.remove(_metrics_path())
+
+
+def _metrics_path() -> Path:
+    return Path(os.environ[snapshots.VARIABLE])
+
+
+def _metrics_of(worker: Worker) -> Metrics:
+    metrics: Metrics = worker.wsgi.extensions["astralog_metrics"]
+    return metrics

@@ -1,0 +1,1 @@
+"""Batches to segment files: queue, group commit, sync, seal, recovery and retention."""

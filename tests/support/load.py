@@ -1,0 +1,153 @@
+"""Clients that post batches without a pause and note what became of each."""
+
+import contextlib
+import http.client
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_log, segment_pid, wait_for
+
+#: Seconds between two attempts of a client that nobody answers.
+PAUSE_SECONDS = 0.02
+
+#: Batches after which a client takes a new connection, which another worker may get.
+KEPT_BATCHES = 20
+
+#: Codes with which a batch is rejected although it may still be stored.
+UNDECIDED_CODES = ("commit_timeout",)
+
+
+class Load:
+    """Threads that post batches to a service over kept connections, from `with` to its end.
+
+    Each batch has an id of its own and is posted once, whatever comes back, so that a batch found
+    twice is the service's fault. The batches have 1 to `largest` logs, and ids from `start` on.
+    """
+
+    def __init__(
+        self, service: Service, threads: int = 8, largest: int = 40, start: int = 0
+    ) -> None:
+        self._service = service
+        self._largest = largest
+        self._stopping = threading.Event()
+        self._may_post = threading.Event()
+        self._may_post.set()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(start)
+        self.acknowledged: dict[int, int] = {}  # id of the batch -> how many logs it has
+        self.rejected: dict[int, str] = {}  # id of the batch -> code
+        self.unanswered: set[int] = set()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Let each client finish its request, and return when all are done."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(2 * TIMEOUT_SECONDS)
+            assert not thread.is_alive(), "a client waits for an answer in vain"
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let each client finish its request, and post no more while the block runs."""
+        with self._lock:
+            self._may_post.clear()
+        wait_for(lambda: not self.unanswered)
+        try:
+            yield
+        finally:
+            self._may_post.set()
+
+    def wait_for_acknowledged(self, count: int) -> None:
+        """Return when `count` more batches are acknowledged."""
+        enough = len(self.acknowledged) + count
+        wait_for(lambda: len(self.acknowledged) >= enough)
+
+    def wait_for_every_worker(self) -> None:
+        """Return when every worker has a segment of its own, and so has begun to serve."""
+        wait_for(self._has_every_worker_stored)
+
+    def _has_every_worker_stored(self) -> bool:
+        pids = set(self._service.worker_pids())
+        writers = set(map(segment_pid, self._service.files()))
+        return len(pids) == self._service.workers and pids <= writers
+
+    def check(self, logs: Iterable[dict[str, Any]]) -> None:
+        """Check that of the stored logs each acknowledged batch is there whole, and none twice.
+
+        A batch that was rejected for good must not be there at all.
+        """
+        lines = Counter((log["metadata"]["batch"], log["metadata"]["line"]) for log in logs)
+        twice = [line for line, count in lines.items() if count > 1]
+        assert [] == twice
+        found = Counter(batch for batch, _ in lines)
+        lost = {id: size for id, size in self.acknowledged.items() if found[id] != size}
+        assert {} == lost, "acknowledged batches that are not there whole"
+        stored = {id: code for id, code in self.rejected.items() if found[id]}
+        assert {} == {id: code for id, code in stored.items() if code not in UNDECIDED_CODES}
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            connection = self._service.open_connection(TIMEOUT_SECONDS)
+            with contextlib.closing(connection):
+                try:
+                    self._post_some(connection)
+                except (OSError, http.client.HTTPException):
+                    time.sleep(PAUSE_SECONDS)
+
+    def _post_some(self, connection: http.client.HTTPConnection) -> None:
+        for _ in range(KEPT_BATCHES):
+            if not self._stopping.is_set():
+                self._post(connection)
+
+    def _post(self, connection: http.client.HTTPConnection) -> None:
+        number = next(self._numbers)
+        size = number % self._largest + 1
+        if connection.sock is None:
+            connection.connect()
+        self._may_post.wait()
+        with self._lock:
+            if not self._may_post.is_set():
+                return
+            self.unanswered.add(number)
+        self.note_post(number, connection.sock.getsockname()[1])
+        connection.request("POST", "/v1/drain", make_body(number, size), {"Authorization": TOKEN})
+        response = connection.getresponse()
+        body = json.loads(response.read())
+        with self._lock:
+            self.note_answer(number, size, response.status, body)
+            self.unanswered.discard(number)
+
+    def note_post(self, number: int, port: int) -> None:
+        """Take note of a batch that is about to be posted from a port."""
+
+    def note_answer(self, number: int, size: int, status: int, body: dict[str, Any]) -> None:
+        """Take note of what became of a batch; only one thread at a time does so."""
+        if status == 200:
+            self.acknowledged[number] = size
+        else:
+            self.rejected[number] = body["code"]
+
+
+def make_body(batch: int, size: int) -> bytes:
+    """Return the body of a batch of `size` logs."""
+    logs = [make_log(metadata={"batch": batch, "line": line}) for line in range(size)]
+    return json.dumps({"logs": logs}).encode()

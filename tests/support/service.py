@@ -1,0 +1,297 @@
+"""Start the real service on a free port of 127.0.0.1, talk to it, and look at its files."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parent.parent.parent
+TOKEN = "test-token"
+
+#: Seconds to wait for what should come soon; an upper bound that a slow machine needs.
+TIMEOUT_SECONDS = 30.0
+
+#: What the service says when it listens: its port, and how many workers it has.
+STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers")
+
+
+class Answer(NamedTuple):
+    """A response: `body` is its parsed JSON, None where it is none."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    raw: bytes
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.raw) if self.raw else None
+
+
+class Service:
+    """One running service with a data directory of its own.
+
+    `settings` are the settings' names without their prefix: `Service(path, workers=1)`.
+    """
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        self.data_dir = Path(str(settings.get("data_dir", directory / "data")))
+        self._log_path = directory / "stderr.log"
+        defaults = {
+            "bind": "127.0.0.1:0",
+            "tokens": TOKEN,
+            "data_dir": self.data_dir,
+            "workers": 1,
+            "min_free_bytes": 0,
+        }
+        self._environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("ASTRALOG_", "GUNICORN_"))
+        }
+        for name, value in {**defaults, **settings}.items():
+            if value is not None:
+                self._environ["ASTRALOG_" + name.upper()] = str(value)
+        self.address = ("127.0.0.1", 0)
+        self.workers = 0  #: How many there are to be, as the service said when it started.
+
+    def start(self) -> Self:
+        """Start the service and return when it listens and its workers are there."""
+        self.launch()
+        return self.wait_until_listening()
+
+    def wait_until_listening(self) -> Self:
+        """Return when the service that was launched listens and its workers are there."""
+        match = wait_for(self._started)
+        self.address = ("127.0.0.1", int(match[1]))
+        self.workers = int(match[2])
+        self.wait_for_workers()
+        return self
+
+    def fail_to_start(self) -> int:
+        """Start the service, which is expected to end by itself, and return its exit status."""
+        self.launch()
+        try:
+            return self.wait()
+        finally:
+            self.kill()
+
+    def launch(self) -> None:
+        """Start the service and return at once."""
+        with self._log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(
+                [Path(sys.executable).parent / "gunicorn", "wsgi:app"],
+                cwd=ROOT,
+                env=self._environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _started(self) -> re.Match[str] | None:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the service did not start:\n{self.log()}")
+        return STARTED.search(self.log())
+
+    def log(self) -> str:
+        """Return what the service wrote to stdout and stderr since it was last started."""
+        return self._log_path.read_bytes()[self._log_start :].decode()
+
+    def connect(self, timeout: float = TIMEOUT_SECONDS) -> socket.socket:
+        """Return a bare connection to the service."""
+        return socket.create_connection(self.address, timeout)
+
+    def open_connection(self, timeout: float) -> http.client.HTTPConnection:
+        """Return a connection that speaks HTTP to the service."""
+        return http.client.HTTPConnection(*self.address, timeout=timeout)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> Answer:
+        """Send one request on a connection of its own."""
+        connection = self.open_connection(timeout)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def exchange(self, data: bytes, half_close: bool = False) -> Answer:
+        """Send bytes as they are, perhaps with nothing to follow, and read the answer."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            return read_answer(connection)
+
+    def drain(self, body: Any, headers: dict[str, str] | None = None, **kwargs: Any) -> Answer:
+        """POST a body to /v1/drain with the token.
+
+        A batch is sent as JSON, bytes as they are, and an iterator of bytes in chunks.
+        """
+        if isinstance(body, dict):
+            body = json.dumps(body).encode()
+        headers = {"Authorization": TOKEN, **(headers or {})}
+        return self.request("POST", "/v1/drain", body, headers, **kwargs)
+
+    def worker_pids(self) -> list[int]:
+        """Return the processes of the workers, oldest first."""
+        pid = self.process.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def wait_for_workers(self, other_than: Iterable[int] = ()) -> None:
+        """Return when there are as many workers as there are to be, none of them of those given."""
+        others = set(other_than)
+        wait_for(lambda: self._has_workers(others))
+
+    def _has_workers(self, others: set[int]) -> bool:
+        pids = self.worker_pids()
+        return len(pids) == self.workers and others.isdisjoint(pids)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the master."""
+        self.process.send_signal(number)
+
+    def reload(self) -> None:
+        """Have the workers replaced, and return when the old ones are gone."""
+        before = self.worker_pids()
+        self.signal(signal.SIGHUP)
+        self.wait_for_workers(other_than=before)
+
+    def wait(self, timeout: float = TIMEOUT_SECONDS) -> int:
+        """Wait for the master's end and return its exit status."""
+        return self.process.wait(timeout)
+
+    def stop(self) -> int:
+        """Stop the service as an operator would, and return its exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End every process of the service at once, without a chance to do anything."""
+        if self.pids():
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(TIMEOUT_SECONDS)
+        wait_for(lambda: not self.pids())
+
+    def pids(self) -> list[int]:
+        """Return every process of the service that runs, also without its master."""
+        return [pid for pid in running_pids() if process_group(pid) == self.process.pid]
+
+    def files(self, pattern: str = "*.ndjson*") -> list[Path]:
+        """Return the segment files, oldest first."""
+        return sorted(self.data_dir.glob(pattern))
+
+    def content(self) -> bytes:
+        """Return everything that the segment files hold."""
+        return b"".join(path.read_bytes() for path in self.files())
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Return every stored log; a line that is not whole, or not JSON, raises."""
+        return list(read_logs(self.files()))
+
+    def has_orphans(self) -> bool:
+        """Return whether there is an open segment whose process is gone."""
+        running = set(running_pids())
+        return any(segment_pid(path) not in running for path in self.files("*.open"))
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+
+def read_logs(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """Yield every log of the segment files; a line that is not whole, or not JSON, raises."""
+    for path in paths:
+        content = path.read_bytes()
+        assert not content or content.endswith(b"\n"), f"{path} ends in half a line"
+        for line in content.split(b"\n")[:-1]:
+            yield json.loads(line)
+
+
+def make_log(**fields: Any) -> dict[str, Any]:
+    """Return a well-formed log with some of its fields replaced."""
+    log = {
+        "project_id": "org-xyz",
+        "timestamp": "2024-05-31T15:30:45Z",
+        "level": "info",
+        "service": "api-gateway",
+        "message": "User logged in",
+        "metadata": {"user_id": 123, "ip": "1.1.1.1"},
+    }
+    return log | fields
+
+
+def make_batch(*messages: str) -> dict[str, Any]:
+    """Return a batch of a log for each message."""
+    return {"logs": [make_log(message=message) for message in messages]}
+
+
+def make_head(*headers: str, token: str = TOKEN) -> bytes:
+    """Return the head of a POST to /v1/drain."""
+    lines = ["POST /v1/drain HTTP/1.1", "Host: localhost", f"Authorization: {token}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def read_answer(connection: socket.socket) -> Answer:
+    """Read one response from a bare connection."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return Answer(response.status, response.headers, response.read())
+
+
+def segment_pid(path: Path) -> int:
+    """Return the process that a segment file's name tells."""
+    return int(path.name.partition("-")[2].partition(".")[0])
+
+
+def running_pids() -> list[int]:
+    """Return every process that is no zombie."""
+    return [
+        int(entry.name) for entry in Path("/proc").glob("[1-9]*") if process_group(int(entry.name))
+    ]
+
+
+def process_group(pid: int) -> int | None:
+    """Return a process's group, None where it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, _, group = stat.rpartition(")")[2].split()[:3]
+    return None if state in "ZX" else int(group)
+
+
+def wait_for(condition: Callable[[], T | None], timeout: float = TIMEOUT_SECONDS) -> T:
+    """Return what `condition` returns once that is true; AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

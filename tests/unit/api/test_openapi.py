@@ -1,0 +1,188 @@
+import re
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from marshmallow import RAISE, fields
+from marshmallow.validate import Length
+from openapi_spec_validator import OpenAPIV31SpecValidator, validate
+
+from astralog import __version__
+from astralog.api.docs import CONTENT_SECURITY_POLICY, load_assets
+from astralog.api.drain import NDJSON_TYPES
+from astralog.api.openapi import NOT_OF_BATCHES
+from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
+from astralog.intake.schema import BatchSchema, LogSchema
+
+#: What a browser sends for a page.
+BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
+
+
+@pytest.fixture
+def document(client: FlaskClient) -> dict[str, Any]:
+    """Return the document as a program gets it."""
+    response = client.get("/openapi.json")
+    assert (200, "application/json") == (response.status_code, response.content_type)
+    found: dict[str, Any] = response.get_json()
+    return found
+
+
+def schema_named(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = document["components"]["schemas"][name]
+    return found
+
+
+# --- The document
+
+
+def test_the_document_is_openapi(document: dict[str, Any]) -> None:
+    """It is valid OpenAPI 3.1, and says which version it describes."""
+    validate(document, cls=OpenAPIV31SpecValidator)
+    assert re.match(r"3\.1\.", document["openapi"])
+    assert __version__ == document["info"]["version"]
+
+
+def test_the_document_has_every_route(client: FlaskClient, document: dict[str, Any]) -> None:
+    """Each path and method that the service takes is described, and no other."""
+    taken = {
+        (re.sub(r"<(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in client.application.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    described = {(path, method) for path, item in document["paths"].items() for method in item}
+    assert taken == described
+
+
+@pytest.mark.parametrize(
+    ("status", "header"), [("401", "WWW-Authenticate"), ("503", "Retry-After")]
+)
+def test_the_document_has_the_headers_of_rejections(
+    document: dict[str, Any], status: str, header: str
+) -> None:
+    """A header that each response of a status has is required there, whatever the path."""
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    found = [each["responses"][status] for each in operations if status in each["responses"]]
+    assert len(found) == 2
+    assert all(response["headers"][header]["required"] for response in found)
+
+
+def test_the_document_has_every_rejection(document: dict[str, Any]) -> None:
+    """Each code is in the rejection's schema, and each that a batch can get under its status."""
+    assert set(STATUS_OF_CODE) == set(MEANING_OF_CODE)
+    assert list(STATUS_OF_CODE) == schema_named(document, "Rejection")["properties"]["code"]["enum"]
+    responses = document["paths"]["/v1/drain"]["post"]["responses"]
+    shown = {
+        (int(status), code)
+        for status, response in responses.items()
+        for code in re.findall(r"^- `(\w+)`: ", response["description"], re.MULTILINE)
+    }
+    expected = {(int(status), code) for code, status in STATUS_OF_CODE.items()}
+    assert expected == shown | {(int(STATUS_OF_CODE[code]), code) for code in NOT_OF_BATCHES}
+
+
+def test_the_documents_log_is_the_schemas(document: dict[str, Any]) -> None:
+    """The fields, which are required, not empty or may be null, and that there are no others."""
+    log = schema_named(document, "Log")
+    declared = LogSchema().fields
+    assert declared.keys() == log["properties"].keys()
+    assert {name for name, field in declared.items() if field.required} == set(log["required"])
+    for name, field in declared.items():
+        shown = log["properties"][name]
+        kind = "object" if isinstance(field, fields.Dict) else "string"
+        assert ([kind, "null"] if field.allow_none else kind) == shown["type"]
+        lengths = [rule.min for rule in field.validators if isinstance(rule, Length)]
+        assert lengths == ([shown["minLength"]] if "minLength" in shown else [])
+        assert shown["description"]
+    assert (RAISE, False) == (LogSchema().unknown, log["additionalProperties"])
+
+
+def test_the_documents_batch_is_the_schemas(document: dict[str, Any]) -> None:
+    """A batch is an object with its logs and nothing else, and that is what the body holds."""
+    batch = schema_named(document, "Batch")
+    assert list(BatchSchema().fields) == list(batch["properties"]) == batch["required"]
+    assert {"$ref": "#/components/schemas/Log"} == batch["properties"]["logs"]["items"]
+    assert batch["additionalProperties"] is False
+    content = document["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
+    assert {"$ref": "#/components/schemas/Batch"} == content["application/json"]["schema"]
+    assert NDJSON_TYPES == content.keys() - {"application/json"}
+
+
+def test_the_documents_lines_are_taken(client: FlaskClient, document: dict[str, Any]) -> None:
+    """The example of one log a line is stored."""
+    content = document["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
+    for kind in NDJSON_TYPES:
+        response = client.post(
+            "/v1/drain",
+            data=content[kind]["example"],
+            headers={"Authorization": "test-token", "Content-Type": kind},
+        )
+        assert 200 == response.status_code
+
+
+def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str, Any]) -> None:
+    """The example of a batch is stored, and answered as the document says."""
+    drain = document["paths"]["/v1/drain"]["post"]
+    example = drain["requestBody"]["content"]["application/json"]["example"]
+    response = client.post("/v1/drain", json=example, headers={"Authorization": "test-token"})
+    shown = drain["responses"]["200"]["content"]["application/json"]["examples"]
+    assert (200, shown["accepted"]["value"]) == (response.status_code, response.get_json())
+    response = client.post(
+        "/v1/drain?dry_run=true", json=example, headers={"Authorization": "test-token"}
+    )
+    assert (200, shown["valid"]["value"]) == (response.status_code, response.get_json())
+    for path in ("/health", "/ready"):
+        shown = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+        assert shown["example"] == client.get(path).get_json()
+
+
+# --- The page
+
+
+def test_a_browser_is_led_to_the_page(client: FlaskClient) -> None:
+    """What asks for HTML first is sent to the page."""
+    response = client.get("/", headers={"Accept": BROWSER_ACCEPT})
+    assert (302, "/docs", "Accept") == (
+        response.status_code,
+        response.location,
+        response.headers["Vary"],
+    )
+
+
+@pytest.mark.parametrize("accept", ["*/*", "", "application/json", "application/json, text/html"])
+def test_curl_is_told_what_there_is(client: FlaskClient, accept: str) -> None:
+    """Anything else gets JSON with links that work."""
+    response = client.get("/", headers={"Accept": accept})
+    assert (200, "application/json") == (response.status_code, response.content_type)
+    body: dict[str, Any] = response.get_json()
+    assert ("AstraLog", __version__) == (body["name"], body["version"])
+    assert [200] * 5 == [client.get(path).status_code for path in body["links"].values()]
+
+
+def test_the_page_comes_whole_from_here(client: FlaskClient) -> None:
+    """Every file that the page names is served, and its policy lets it name no other host."""
+    page = client.get("/docs")
+    assert (200, "text/html") == (page.status_code, page.mimetype)
+    assert CONTENT_SECURITY_POLICY == page.headers["Content-Security-Policy"]
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+    names = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert 5 <= len(names)
+    for name in names:
+        assert not re.match(r"\w+:|//", name)
+        assert 200 == client.get(f"/{name}").status_code
+
+
+@pytest.mark.parametrize("name", load_assets())
+def test_a_file_of_the_page_is_sent_once(client: FlaskClient, name: str) -> None:
+    """A browser asks whether it changed, and is told that it did not."""
+    first = client.get(f"/docs/{name}")
+    assert (200, load_assets()[name].content) == (first.status_code, first.data)
+    assert "nosniff" == first.headers["X-Content-Type-Options"]
+    again = client.get(f"/docs/{name}", headers={"If-None-Match": first.headers["ETag"]})
+    assert (304, b"") == (again.status_code, again.data)
+
+
+@pytest.mark.parametrize("name", ["", "docs.html", "..%2fapi%2fdocs.py", "swagger-ui.js"])
+def test_the_page_has_no_other_files(client: FlaskClient, name: str) -> None:
+    """Only what the page needs is served, and the page itself at its own path alone."""
+    response = client.get(f"/docs/{name}")
+    assert (404, "not_found") == (response.status_code, response.get_json()["code"])

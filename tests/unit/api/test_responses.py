@@ -1,0 +1,126 @@
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import pytest
+from flask import Flask, abort
+
+from astralog.api.responses import init_app, json_response, reject
+from astralog.errors import STATUS_OF_CODE, Rejection
+
+
+@pytest.fixture
+def app() -> Flask:
+    """Return an app that rejects, aborts or fails, as its path says."""
+    app = Flask(__name__, static_folder=None)
+    init_app(app)
+
+    @app.get("/reject/<code>")
+    def reject(code: str) -> str:
+        raise Rejection(code, "A sentence.", {"logs": {3: {"level": ["Must not be empty."]}}})
+
+    @app.get("/abort/<int:status>")
+    def abort_with(status: int) -> str:
+        abort(status)
+
+    @app.get("/fail")
+    def fail() -> str:
+        raise OSError(5, "secret detail", "/srv/secret/path")
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("unauthorized", 401),
+        ("invalid_json", 400),
+        ("invalid_batch", 400),
+        ("invalid_encoding", 400),
+        ("not_found", 404),
+        ("method_not_allowed", 405),
+        ("body_timeout", 408),
+        ("body_too_large", 413),
+        ("unsupported_encoding", 415),
+        ("queue_full", 503),
+        ("storage_full", 503),
+        ("storage_failed", 503),
+        ("commit_timeout", 503),
+        ("stopping", 503),
+        ("internal", 500),
+    ],
+)
+def test_a_code_has_its_status_and_headers(app: Flask, code: str, status: int) -> None:
+    """Every code has the contract's status; 503 says when to try again, 401 how to show a token."""
+    response = app.test_client().get(f"/reject/{code}")
+    assert status == response.status_code
+    assert "application/json" == response.content_type
+    assert {
+        "status": "rejected",
+        "code": code,
+        "message": "A sentence.",
+        "errors": {"logs": {"3": {"level": ["Must not be empty."]}}},
+    } == response.json
+    assert ("1" if status == 503 else None) == response.headers.get("Retry-After")
+    assert ("Bearer" if status == 401 else None) == response.headers.get("WWW-Authenticate")
+
+
+def test_an_unknown_code_is_a_mistake_of_ours() -> None:
+    """A rejection can only have a code of the table."""
+    with pytest.raises(KeyError):
+        Rejection("no_such_code", "A sentence.")
+    assert all(code == code.lower() and code.isidentifier() for code in STATUS_OF_CODE)
+
+
+def test_a_rejection_without_errors_has_none_in_its_body() -> None:
+    """`errors` is only there where something is malformed."""
+    body = msgspec.json.decode(reject(Rejection("stopping", "Stopping.")).data)
+    assert {"status": "rejected", "code": "stopping", "message": "Stopping."} == body
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE])
+def test_json_is_answered_with_its_status(status: HTTPStatus) -> None:
+    """A body is answered as compact JSON."""
+    response = json_response({"status": "ok"}, status)
+    assert (status, b'{"status":"ok"}') == (response.status_code, response.data)
+    assert "application/json" == response.content_type
+
+
+def test_an_unknown_path_is_not_found(app: Flask) -> None:
+    """A path that is none is answered in the same shape, and told the one to use."""
+    response = app.test_client().get("/v1/drains")
+    body: Any = response.json
+    assert (404, "not_found") == (response.status_code, body["code"])
+    assert "POST /v1/drain" in body["message"]
+
+
+def test_another_method_is_not_allowed(app: Flask) -> None:
+    """A wrong method is told the right ones, in the body and in the header."""
+    response = app.test_client().post("/fail")
+    body: Any = response.json
+    assert (405, "method_not_allowed") == (response.status_code, body["code"])
+    assert "GET, HEAD, OPTIONS" == response.headers["Allow"]
+    assert "GET, HEAD, OPTIONS" in body["message"]
+
+
+@pytest.mark.parametrize("status", [400, 403, 414, 431])
+def test_another_http_error_is_a_bad_request(app: Flask, status: int) -> None:
+    """What the framework rejects has the one shape too."""
+    response = app.test_client().get(f"/abort/{status}")
+    body: Any = response.json
+    assert (400, "rejected", "bad_request") == (response.status_code, body["status"], body["code"])
+    assert body["message"]
+
+
+def test_a_fault_is_logged_and_not_told(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that is no rejection is 500 `internal`; only our own log says what it was."""
+    response = app.test_client().get("/fail")
+    body: Any = response.json
+    assert (500, "internal") == (response.status_code, body["code"])
+    assert b"secret" not in response.data
+    assert b"Traceback" not in response.data
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "astralog.api.responses" == record.name
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], OSError)

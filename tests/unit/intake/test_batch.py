@@ -1,0 +1,276 @@
+import json
+from typing import Any
+
+import pytest
+
+from astralog.errors import Rejection
+from astralog.intake import batch as codec
+from astralog.intake.batch import PIECE_BYTES, encode_batch
+from astralog.store.commit_queue import Batch
+from tests.support.service import make_log
+
+
+def body_of(*logs: Any) -> bytes:
+    return json.dumps({"logs": logs}, ensure_ascii=False).encode()
+
+
+def log_with(fields: bytes) -> bytes:
+    """Return a batch of one log with JSON text of its own at its end."""
+    head = json.dumps(make_log())[:-1].encode()
+    return b'{"logs": [%s, %s}]}' % (head, fields)
+
+
+def stored(body: bytes) -> list[Any]:
+    """Return the logs in the lines that a body becomes."""
+    batch = encode_batch(body)
+    assert not batch.lines or batch.lines.endswith(b"\n")
+    logs = [json.loads(line) for line in batch.lines.decode("utf-8").split("\n")[:-1]]
+    assert batch.logs == len(logs)
+    return logs
+
+
+def rejection_of(body: bytes) -> Rejection:
+    with pytest.raises(Rejection) as rejected:
+        encode_batch(body)
+    return rejected.value
+
+
+def test_a_batch_becomes_a_line_for_each_log() -> None:
+    """The lines are compact NDJSON with the contract's fields in order."""
+    line = (
+        b'{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:45Z","level":"info",'
+        b'"service":"api-gateway","message":"User logged in",'
+        b'"metadata":{"user_id":123,"ip":"1.1.1.1"}}\n'
+    )
+    assert Batch(line * 2, 2) == encode_batch(body_of(make_log(), make_log()))
+
+
+def test_an_empty_batch_has_no_lines() -> None:
+    """A batch without logs is well-formed, and nothing is stored for it."""
+    assert Batch(b"", 0) == encode_batch(b'{"logs": []}')
+
+
+def test_no_value_breaks_a_line() -> None:
+    """Line breaks and zero bytes in values are escaped, so that a line is a log."""
+    text = "a\nb\rc\0d\x1f\x7f\x85\u2028\u2029"
+    logs = [make_log(message=text, metadata={text: text})] * 3
+    batch = encode_batch(json.dumps({"logs": logs}).encode())
+    assert 3 == batch.lines.count(b"\n")
+    assert b"\0" not in batch.lines
+    assert b"\r" not in batch.lines
+    assert logs == [json.loads(line) for line in batch.lines.split(b"\n")[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "expected"),
+    [
+        (rb'"message": "cut \ud83d"', "message", "cut \ufffd"),
+        (rb'"message": "\ude00\ud83d\ude00"', "message", "\ufffd\U0001f600"),
+        (rb'"message": "C:\\ud83d"', "message", "C:\\ud83d"),
+        (rb'"metadata": {"\ud83d": ["\ude00"]}', "metadata", {"\ufffd": ["\ufffd"]}),
+        (b'"level": "a", "level": "b"', "level", "b"),
+        (b'"level": 5, "level": "b"', "level", "b"),
+        (b'"metadata": {"a": 1, "a": 2}', "metadata", {"a": 2}),
+        (b'"metadata": null, "metadata": {}', "metadata", {}),
+        (b'"metadata": {"n": %d}' % 10**30, "metadata", {"n": 10**30}),
+        (b'"metadata": {"n": %s}' % (b"9" * 4300), "metadata", {"n": int("9" * 4300)}),
+        (b'"metadata": {"n": 18446744073709551616}', "metadata", {"n": 2**64}),
+        (b'"metadata": {"n": 1e-400}', "metadata", {"n": 0}),
+        (b'"metadata": {"n": 1.7976931348623157e308}', "metadata", {"n": 1.7976931348623157e308}),
+        (rb'"m\u0065ssage": "escaped"', "message", "escaped"),
+        ('"message": "\ufeff\u2028\U0010ffff"'.encode(), "message", "\ufeff\u2028\U0010ffff"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_hard_case_is_stored(fields: bytes, name: str, expected: Any) -> None:
+    """What JSON allows is stored, the last of equal keys and U+FFFD for half an emoji."""
+    (log,) = stored(log_with(fields))
+    assert expected == log[name]
+
+
+def test_deep_metadata_is_stored() -> None:
+    """Metadata may be nested as deep as any real log's."""
+    deep = b'{"a":' * 100 + b"1" + b"}" * 100
+    assert json.loads(deep) == stored(log_with(b'"metadata": ' + deep))[0]["metadata"]
+
+
+@pytest.mark.parametrize("padding", [0, 2 * PIECE_BYTES], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'"metadata": {"n": NaN}',
+        b'"metadata": {"n": Infinity}',
+        b'"metadata": {"n": -Infinity}',
+        b'"metadata": {"n": 1e400}',
+        b'"metadata": {"n": %s}' % (b"9" * 4301),
+        b'"metadata": {"n": 01}',
+        b'"metadata": {"a": }',
+        b'"metadata": {"a": 1,}',
+        b'"metadata": {"a": "\xff"}',
+        b'"metadata": {"\xc3\x28": 1}',
+        b'"metadata": {"a": ["\xed\xa0\x80"]}',
+        b'"message": "\xc0\xaf"',
+        b'"message": "a\nb"',
+        b'"message": "a\0b"',
+        rb'"message": "\x41"',
+        b'"\xff": 1',
+        b'"metadata": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b'"metadata": ' + b'{"a":' * 50_000,
+        b'"metadata": {"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'"unknown": ' + b"[" * 50_000 + b"]" * 50_000,
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_no_strict_json_is_rejected(fields: bytes, padding: int) -> None:
+    """Numbers, text or nesting that strict JSON does not allow cost the batch, short or long."""
+    body = log_with(fields)
+    rejection = rejection_of(body[:-1] + b" " * padding + body[-1:])
+    assert "invalid_json" == rejection.code
+    assert rejection.message.startswith("The body is not valid JSON: ")
+    assert rejection.errors is None
+
+
+@pytest.mark.parametrize("padding", [0, 2 * PIECE_BYTES], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("head", "tail"),
+    [
+        (b"\xef\xbb\xbf", b""),
+        (b"", b"x"),
+        (b"", b"{}"),
+        (b"", b","),
+        (b"", b"\0"),
+        (b"", b"\xff"),
+        (b"\0", b""),
+    ],
+)
+def test_text_around_a_batch_is_rejected(head: bytes, tail: bytes, padding: int) -> None:
+    """Neither a byte order mark nor anything after the batch is JSON."""
+    body = head + body_of(make_log()) + b" " * padding + tail
+    assert "invalid_json" == rejection_of(body).code
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b" ", b"[", b'[{"logs": []}', b'{"logs": [', b'{"logs": [}', b"{'logs': []}"]
+)
+def test_half_a_batch_is_rejected(body: bytes) -> None:
+    """A body that is cut off, or no JSON at all, is rejected."""
+    assert "invalid_json" == rejection_of(body).code
+
+
+def test_white_space_around_a_batch_is_taken() -> None:
+    """JSON allows white space around a text."""
+    assert [make_log()] == stored(b"\r\n\t " + body_of(make_log()) + b"\n")
+
+
+def test_malformed_logs_cost_the_whole_batch() -> None:
+    """A invalid log is described by index and field, and nothing of the batch is encoded."""
+    rejection = rejection_of(body_of(make_log(), make_log(level=""), make_log(), make_log(host=1)))
+    assert "invalid_batch" == rejection.code
+    assert "2 of 4 logs are invalid; nothing was stored" == rejection.message
+    assert rejection.errors is not None
+    assert [1, 3] == list(rejection.errors["logs"])
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"logs": 5}', b'{"logs": [], "a": 1}', b"null"])
+def test_what_is_no_batch_is_rejected(body: bytes) -> None:
+    """JSON that is no batch is an invalid batch, not invalid JSON."""
+    rejection = rejection_of(body)
+    assert "invalid_batch" == rejection.code
+    assert "The batch is invalid; nothing was stored" == rejection.message
+    assert rejection.errors
+
+
+# --- Bodies longer than a piece
+
+
+def long_logs(count: int, size: int = 10_000) -> list[dict[str, Any]]:
+    return [make_log(message=f"{index:06}" + "x" * size) for index in range(count)]
+
+
+def test_a_long_body_is_stored_log_by_log_in_order() -> None:
+    """A body of several pieces gives the same lines as its logs one by one."""
+    logs = long_logs(400)
+    logs[7] = make_log(message="", metadata=None)
+    logs[350] = make_log(timestamp="2024-05-31 15:30:45+02:00")
+    body = body_of(*logs)
+    assert len(body) > 3 * PIECE_BYTES
+    batch = encode_batch(body)
+    assert b"".join(encode_batch(body_of(log)).lines for log in logs) == batch.lines
+    assert 400 == batch.logs
+
+
+@pytest.mark.parametrize("size", [PIECE_BYTES - 300, PIECE_BYTES, PIECE_BYTES + 300])
+def test_no_log_is_lost_at_the_end_of_a_piece(size: int) -> None:
+    """Pieces of any length hold all logs, each once, the last one too."""
+    logs = [make_log(message="x" * size), make_log(message="b"), make_log(message="y" * size)]
+    assert logs == stored(body_of(*logs, make_log(message="z")))[:3]
+    assert logs[:1] == stored(body_of(*logs[:1]))
+
+
+def test_an_empty_batch_in_a_long_body_is_taken() -> None:
+    """White space alone may make a body long."""
+    assert Batch(b"", 0) == encode_batch(b'{"logs": [' + b" " * PIECE_BYTES + b"]}")
+
+
+def test_lone_surrogates_in_a_long_body_are_replaced() -> None:
+    """What holds for short bodies holds for long ones."""
+    logs = long_logs(200)
+    logs[150]["message"] = "SURROGATE"
+    body = body_of(*logs).replace(b"SURROGATE", rb"\ud83d")
+    assert "\ufffd" == stored(body)[150]["message"]
+
+
+@pytest.mark.parametrize(
+    ("index", "log", "errors"),
+    [
+        (0, make_log(level=""), {"level": ["Must not be empty."]}),
+        (299, make_log(message=5), {"message": ["Not a valid string."]}),
+        (150, 5, {"_schema": ["Not an object."]}),
+        (150, None, {"_schema": ["Not an object."]}),
+        (299, {}, None),
+    ],
+)
+def test_a_malformed_log_in_a_long_body_has_its_index(index: int, log: Any, errors: Any) -> None:
+    """A invalid log costs the whole body and is described by its index in it."""
+    logs: list[Any] = long_logs(300)
+    logs[index] = log
+    rejection = rejection_of(body_of(*logs))
+    assert "invalid_batch" == rejection.code
+    assert "At least 1 of 300 logs are invalid; nothing was stored" == rejection.message
+    assert rejection.errors is not None
+    assert [index] == list(rejection.errors["logs"])
+    assert errors is None or errors == rejection.errors["logs"][index]
+
+
+@pytest.mark.parametrize(
+    "body", [b"[%s]", b'{"logs": 5, "a": "%s"}', b'{"logs": "%s"}', b'"%s"', b'{"a": "%s"}']
+)
+def test_what_is_no_batch_is_rejected_in_a_long_body_too(body: bytes) -> None:
+    """Long JSON that is no batch is an invalid batch."""
+    rejection = rejection_of(body % (b" " * 2 * PIECE_BYTES))
+    assert "invalid_batch" == rejection.code
+    assert rejection.errors
+
+
+def test_a_body_of_too_many_values_is_rejected() -> None:
+    """A long body may not hold more values than memory is meant for."""
+    logs = [make_log(metadata={"a": [0] * 9_000})] * 90
+    rejection = rejection_of(body_of(*logs))
+    assert "body_too_large" == rejection.code
+    assert str(codec.LONG_BODY_COMMAS) in rejection.message
+
+
+def test_a_long_bodys_rejection_says_that_the_counting_stopped() -> None:
+    """Beyond a number of invalid logs nobody counts on, also within one piece of a body."""
+    rejection = rejection_of(body_of(*[make_log(level="")] * 2000) + b" " * PIECE_BYTES)
+    assert "At least 1000 of 2000 logs are invalid; nothing was stored" == rejection.message
+
+
+def test_a_long_log_of_too_many_values_is_rejected() -> None:
+    """One log may not hold more values than memory is meant for, long texts it may."""
+    values = [0.123456789] * (codec.LONG_LOG_COMMAS + 10)
+    rejection = rejection_of(body_of(make_log(), make_log(metadata={"a": values})))
+    assert "invalid_batch" == rejection.code
+    assert rejection.errors is not None
+    assert [1] == list(rejection.errors["logs"])
+    assert 2 == len(stored(body_of(make_log(), make_log(message="," * 90_000 + "x" * 10**6))))

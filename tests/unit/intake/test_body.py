@@ -1,0 +1,399 @@
+import gzip
+import io
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import gevent.socket
+import pytest
+
+from astralog.errors import Rejection
+from astralog.intake import compression
+from astralog.intake.body import BodyReader
+from astralog.intake.compression import INFLATERS, STEP_BYTES
+from astralog.time_slice import TIME_SLICE_SECONDS
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MAX_BYTES = 2 * STEP_BYTES + 1000
+
+
+class Room:
+    """Memory that remembers what was asked of it, and ends at `limit`."""
+
+    def __init__(self, limit: float = float("inf")) -> None:
+        self.limit = limit
+        self.sizes: list[int] = []
+
+    def resize(self, size: int) -> None:
+        self.sizes.append(size)
+        if size > self.limit:
+            raise Rejection("queue_full", "No room.")
+
+
+class Stream:
+    """A client that sends `parts` one after another and runs `after` at the end."""
+
+    def __init__(self, *parts: bytes, after: Callable[[], object] | None = None) -> None:
+        self._parts = list(parts)
+        self._after = after
+        self.asked: list[int] = []
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, as a chunked body does: what is there, or nothing."""
+        self.asked.append(size)
+        if not self._parts:
+            if self._after:
+                self._after()
+            return b""
+        part = self._parts.pop(0)
+        if len(part) > size:
+            self._parts.insert(0, part[size:])
+        return part[:size]
+
+
+def environ(
+    body: Any, length: int | None = None, encoding: str | None = None, terminated: bool = True
+) -> dict[str, Any]:
+    """Return the part of a WSGI environ that a body is read from; bytes have their length."""
+    made: dict[str, Any] = {"wsgi.input_terminated": terminated}
+    if isinstance(body, bytes):
+        length = len(body) if length is None else length
+        body = io.BytesIO(body)
+    made["wsgi.input"] = body
+    if length is not None:
+        made["CONTENT_LENGTH"] = str(length)
+    if encoding is not None:
+        made["HTTP_CONTENT_ENCODING"] = encoding
+    return made
+
+
+def read(made: dict[str, Any], room: Room | None = None, timeout_seconds: float = 10) -> bytes:
+    return BodyReader(MAX_BYTES, timeout_seconds).read(made, room or Room())
+
+
+def code_of(made: dict[str, Any], room: Room | None = None, timeout_seconds: float = 10) -> str:
+    with pytest.raises(Rejection) as rejected:
+        read(made, room, timeout_seconds)
+    return rejected.value.code
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"x" * MAX_BYTES], ids=len)
+@pytest.mark.parametrize("encoding", [None, "", "identity", " Identity "])
+def test_a_body_of_known_length_is_read_whole(body: bytes, encoding: str | None) -> None:
+    """A body up to the limit is returned as sent, its room taken before it is read."""
+    room = Room()
+    assert body == read(environ(body, encoding=encoding), room)
+    assert [len(body)] == room.sizes
+
+
+def test_no_more_than_the_declared_length_is_read() -> None:
+    """What follows a body belongs to the next request."""
+    stream = io.BytesIO(b"body" + b"NEXT")
+    assert b"body" == read(environ(stream, length=4))
+    assert b"NEXT" == stream.read()
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_a_body_declared_too_large_is_rejected_before_it_is_read(encoding: str | None) -> None:
+    """The declared length alone rejects a body, without a byte of it or any room."""
+    stream, room = Stream(b"x"), Room()
+    assert "body_too_large" == code_of(environ(stream, MAX_BYTES + 1, encoding), room)
+    assert [] == stream.asked
+    assert [] == room.sizes
+
+
+def test_a_body_of_unknown_length_is_read_to_its_end() -> None:
+    """A chunked body is put together, with room for every part before it is read."""
+    room = Room()
+    assert b"one two" == read(environ(Stream(b"one", b" ", b"two")), room)
+    assert [STEP_BYTES + size for size in (0, 3, 4, 7)] == room.sizes[:-1]
+    assert 7 == room.sizes[-1]
+
+
+def test_a_chunked_body_as_large_as_the_limit_is_taken() -> None:
+    """The limit holds for chunked bodies to the byte."""
+    assert b"x" * MAX_BYTES == read(environ(Stream(b"x" * MAX_BYTES)))
+    assert "body_too_large" == code_of(environ(Stream(b"x" * (MAX_BYTES + 1))))
+
+
+def test_an_endless_body_is_rejected_at_the_limit() -> None:
+    """A chunked body is not read much beyond the limit, and never asked for whole."""
+    stream = Stream(*[b"x" * STEP_BYTES] * 100)
+    room = Room()
+    assert "body_too_large" == code_of(environ(stream), room)
+    assert sum(stream.asked) <= MAX_BYTES + STEP_BYTES
+    assert max(stream.asked) <= STEP_BYTES
+    assert max(room.sizes) <= MAX_BYTES
+
+
+def test_a_body_with_neither_length_nor_end_is_empty() -> None:
+    """Where nothing says where the body ends, nothing is read."""
+    stream = Stream(b"x")
+    assert b"" == read(environ(stream, terminated=False))
+    assert [] == stream.asked
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_a_body_that_ends_early_is_rejected(encoding: str | None) -> None:
+    """A client that vanishes before its declared length has sent nothing to store."""
+    assert "invalid_json" == code_of(environ(gzip.compress(b"{}"), 1000, encoding))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), OSError("gone")], ids=repr)
+def test_a_connection_that_breaks_is_a_body_that_ends_early(error: Exception) -> None:
+    """A reset connection or a malformed chunk is the client's fault, not ours."""
+
+    def fail() -> None:
+        raise error
+
+    assert "invalid_json" == code_of(environ(Stream(b"{", after=fail)))
+
+
+# --- Room
+
+
+@pytest.mark.parametrize("length", [1000, None])
+def test_a_body_without_room_is_rejected(length: int | None) -> None:
+    """Where memory ends, the body is rejected before it is read."""
+    stream = Stream(b"x" * 1000)
+    assert "queue_full" == code_of(environ(stream, length), Room(999))
+    assert [] == stream.asked
+
+
+def test_an_inflated_body_takes_room_for_its_inflated_size() -> None:
+    """Room is counted in inflated bytes."""
+    body = gzip.compress(b"x" * 100_000)
+    room = Room()
+    read(environ(body, encoding="gzip"), room)
+    assert MAX_BYTES == max(room.sizes)
+    assert 100_000 == room.sizes[-1]
+    assert "queue_full" == code_of(environ(body, encoding="gzip"), Room(99_999))
+
+
+# --- Time
+
+
+@pytest.mark.parametrize("length", [100, None])
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_a_client_that_sends_too_slowly_is_rejected(
+    length: int | None, encoding: str | None
+) -> None:
+    """A body that does not arrive in time is rejected with the time it had."""
+    with pytest.raises(Rejection) as rejected:
+        read(environ(Stream(after=lambda: gevent.sleep(30)), length, encoding), None, 0.05)
+    assert "body_timeout" == rejected.value.code
+    assert "0.05 seconds" in rejected.value.message
+
+
+def test_a_client_that_trickles_has_no_more_time() -> None:
+    """The time is for the whole body, not for each part of it."""
+
+    def trickle(size: int) -> bytes:
+        gevent.sleep(0.02)
+        return b"x"
+
+    stream = Stream()
+    stream.read = trickle  # type: ignore[method-assign]
+    assert "body_timeout" == code_of(environ(stream), None, 0.2)
+
+
+def test_a_timeout_of_someone_else_is_not_taken_for_ours() -> None:
+    """A timeout around the request goes through."""
+    with gevent.Timeout(0.05) as timeout:
+        with pytest.raises(gevent.Timeout) as raised:
+            read(environ(Stream(after=lambda: gevent.sleep(30))))
+        assert timeout is raised.value
+
+
+def test_a_body_in_time_leaves_no_timeout_behind() -> None:
+    """The time for a body ends with it."""
+    read(environ(b"x"), None, 0.05)
+    gevent.sleep(0.1)
+
+
+class Busy(Stream):
+    """A client whose body is there already, each part of it after some computing."""
+
+    def read(self, size: int) -> bytes:
+        """Return the next part after more than a turn of work."""
+        end = time.monotonic() + 1.5 * TIME_SLICE_SECONDS
+        while time.monotonic() < end:
+            pass
+        return super().read(size)
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+def test_a_body_that_is_there_already_makes_no_one_wait(encoding: str | None) -> None:
+    """Between two parts that take long, others look at their sockets."""
+
+    def answer() -> None:
+        while True:
+            us.recv(1)
+            us.send(b"answer")
+            served.append(1)
+
+    served: list[int] = []
+    them, us = gevent.socket.socketpair()
+    other = gevent.spawn(answer)
+    gevent.sleep(0)  # it waits now
+    with them, us:
+        them.send(b"123456789")
+        parts = list(in_parts(gzip.compress(b"some of it"), 4))
+        read(environ(Busy(*parts), None, encoding))
+        assert len(served) >= 3
+        other.kill()
+
+
+# --- Inflating
+
+
+def raw_deflate(body: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(body) + compressor.flush()
+
+
+CODINGS = [
+    ("gzip", gzip.compress),
+    ("x-gzip", gzip.compress),
+    (" GZip ", gzip.compress),
+    ("zstd", zstd.compress),
+    ("deflate", zlib.compress),
+    ("Deflate", raw_deflate),
+]
+
+BODIES = [
+    b"",
+    b"{}",
+    b"a" * STEP_BYTES,
+    b"a" * (STEP_BYTES + 1),
+    b"ab" * STEP_BYTES,
+    bytes(range(256)) * 500,
+    b"x" * MAX_BYTES,
+]
+
+
+def in_parts(body: bytes, size: int) -> Iterator[bytes]:
+    return (body[start : start + size] for start in range(0, len(body), size))
+
+
+@pytest.mark.parametrize(("encoding", "compress"), CODINGS)
+@pytest.mark.parametrize("body", BODIES, ids=len)
+def test_a_compressed_body_is_inflated(
+    encoding: str, compress: Callable[[bytes], bytes], body: bytes
+) -> None:
+    """Every coding gives the body back, whole or in parts of any length."""
+    sent = compress(body)
+    assert body == read(environ(sent, encoding=encoding))
+    for size in (1, 7) if len(sent) < 3000 else (997,):
+        assert body == read(environ(Stream(*in_parts(sent, size)), None, encoding))
+        assert body == read(environ(Stream(*in_parts(sent, size)), len(sent), encoding))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
+)
+def test_members_may_follow_one_another(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    """A body put together from compressed files is inflated to its end, wherever it is cut."""
+    parts = [b"a" * STEP_BYTES, b"", b"b" * 10, b"c" * 1000]
+    sent = b"".join(map(compress, parts))
+    for size in (1, 13, len(sent)):
+        assert b"".join(parts) == read(environ(Stream(*in_parts(sent, size)), None, encoding))
+
+
+@pytest.mark.parametrize(("encoding", "compress"), CODINGS)
+def test_the_members_of_a_body_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """To begin a member costs more than it takes to send it, so that there may not be too many."""
+    monkeypatch.setattr(compression, "MAX_MEMBERS", 5)
+    assert b"xxxxx" == read(environ(compress(b"x") * 5, encoding=encoding))
+    with pytest.raises(Rejection) as rejected:
+        read(environ(compress(b"x") * 6, encoding=encoding))
+    assert "invalid_encoding" == rejected.value.code
+    assert "more than 5" in rejected.value.message
+
+
+@pytest.mark.parametrize(("encoding", "compress"), CODINGS)
+def test_a_truncated_body_is_rejected(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    """A compressed body that ends early is rejected, wherever it is cut."""
+    sent = compress(b'{"logs": []}' * 20)
+    for end in range(len(sent)):
+        assert "invalid_encoding" == code_of(environ(sent[:end], encoding=encoding))
+
+
+@pytest.mark.parametrize(
+    ("sent", "encoding"),
+    [
+        (b'{"logs": []}', "gzip"),
+        (b'{"logs": []}', "deflate"),
+        (b"", "gzip"),
+        (b"", "deflate"),
+        (zlib.compress(b"{}"), "gzip"),
+        (gzip.compress(b"{}"), "deflate"),
+        (gzip.compress(b"{}") + b"rest", "gzip"),
+        (gzip.compress(b"{}") + gzip.compress(b"{}")[:-1], "gzip"),
+        (gzip.compress(b"{}" * 50)[:-8] + bytes(8), "gzip"),
+        (zlib.compress(b"{}" * 50)[:-4] + bytes(4), "deflate"),
+        (b"\x1f\x8b\x08" + b"\xff" * 50, "gzip"),
+        (zstd.compress(b"{}")[:-1], "zstd"),
+        (zstd.compress(b"{}") + b"rest", "zstd"),
+        (gzip.compress(b"{}"), "zstd"),
+        (b"", "zstd"),
+    ],
+)
+def test_a_corrupt_body_is_rejected(sent: bytes, encoding: str) -> None:
+    """What does not inflate, or not to its checksum, is rejected."""
+    assert "invalid_encoding" == code_of(environ(sent, encoding=encoding))
+
+
+@pytest.mark.parametrize(("encoding", "compress"), CODINGS)
+def test_a_bomb_is_rejected_at_the_limit(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    """A small body that inflates beyond the limit is rejected, and never held whole."""
+    room = Room()
+    bomb = compress(bytes(20 * 1024 * 1024))
+    assert len(bomb) < MAX_BYTES
+    assert "body_too_large" == code_of(environ(bomb, encoding=encoding), room)
+    assert max(room.sizes) <= MAX_BYTES
+    assert "body_too_large" == code_of(environ(compress(b"x" * (MAX_BYTES + 1)), encoding=encoding))
+
+
+@pytest.mark.parametrize(("encoding", "compress"), CODINGS)
+def test_a_bomb_is_inflated_step_by_step(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    """However much one piece of a body inflates to, no more than a step of it is held at once."""
+    bomb = compress(bytes(20 * 1024 * 1024))
+    pieces = list(map(len, INFLATERS[encoding.strip().lower()](iter([bomb]))))
+    assert 20 * 1024 * 1024 == sum(pieces)
+    assert max(pieces) <= STEP_BYTES
+
+
+@pytest.mark.parametrize(("window_log", "is_taken"), [(23, True), (24, False), (27, False)])
+def test_a_zstd_frame_may_ask_for_a_window_of_8_mib(window_log: int, is_taken: bool) -> None:
+    """A few bytes could otherwise cost 128 MiB of memory that nobody has admitted."""
+    option = zstd.CompressionParameter
+    options: dict[int, int] = {option.window_log: window_log, option.content_size_flag: 0}
+    packer = zstd.ZstdCompressor(options=options)
+    made = environ(packer.compress(b"{}") + packer.flush(), encoding="zstd")
+    if is_taken:
+        assert b"{}" == read(made)
+    else:
+        assert "invalid_encoding" == code_of(made)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["br", "compress", "gzip, gzip", "gzip;q=1", "*", "gzıp", "\xff"]
+)
+def test_an_unknown_encoding_is_rejected_before_the_body_is_read(encoding: str) -> None:
+    """A coding that we do not undo is rejected, and the ones that we do are named."""
+    stream = Stream(b"x")
+    with pytest.raises(Rejection) as rejected:
+        read(environ(stream, 1, encoding))
+    assert "unsupported_encoding" == rejected.value.code
+    assert "gzip" in rejected.value.message
+    assert [] == stream.asked

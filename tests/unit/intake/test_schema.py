@@ -1,0 +1,213 @@
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from marshmallow import ValidationError
+
+from astralog.intake import timestamps
+from astralog.intake.schema import BatchSchema, InvalidBatch, LogSchema
+from tests.support.service import make_log
+
+UNKNOWN = "Unknown field; put extra context under metadata."
+MISSING = "Missing data for required field."
+EMPTY = "Must not be empty."
+NOT_A_STRING = "Not a valid string."
+
+
+def load(*logs: Any) -> list[Any]:
+    """Load a batch and return its logs as they are stored."""
+    return load_json(json.dumps({"logs": logs}).encode())
+
+
+def load_json(body: bytes) -> list[Any]:
+    loaded = BatchSchema().loads(body)["logs"]
+    return [json.loads(msgspec.json.encode(log)) for log in loaded]
+
+
+def rejection_of(*logs: Any) -> InvalidBatch:
+    with pytest.raises(InvalidBatch) as rejected:
+        load(*logs)
+    return rejected.value
+
+
+def without(name: str) -> dict[str, Any]:
+    """Return a log that lacks a field."""
+    return {key: value for key, value in make_log().items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"message": ""},
+        {"message": "\0\n\r\u2028\U0001f600\ufeff"},
+        {"level": "anything at all"},
+        {"project_id": " "},
+        {"metadata": {}},
+        {"metadata": {"": None, "a": [1, 2.5, True, {"b": []}]}},
+        {"metadata": {"n": 10**30, "m": 2**64, "k": -(2**63) - 1, "z": 0, "f": 1e300}},
+        {"metadata": {"logs": [], "timestamp": "never"}},
+    ],
+    ids=str,
+)
+def test_a_log_is_stored_as_sent(change: dict[str, Any]) -> None:
+    """Every value of a well-formed log comes back unchanged."""
+    assert [make_log(**change)] == load(make_log(**change))
+
+
+def test_fields_are_stored_in_one_order() -> None:
+    """A stored line has its fields in the order of the contract, however they were sent."""
+    (log,) = load(dict(reversed(make_log().items())))
+    assert list(LogSchema().fields) == list(log)
+
+
+@pytest.mark.parametrize("log", [make_log(metadata=None), without("metadata")])
+def test_metadata_that_is_null_or_absent_is_left_out(log: dict[str, Any]) -> None:
+    """Null metadata means none, and neither is stored."""
+    assert [without("metadata")] == load(log)
+
+
+def test_a_timestamp_is_stored_in_utc() -> None:
+    """The timestamp alone is not stored as sent."""
+    logs = load(make_log(timestamp="2024-05-31 15:30:45.10+02:00"), make_log())
+    assert ["2024-05-31T13:30:45.10Z", "2024-05-31T15:30:45Z"] == [log["timestamp"] for log in logs]
+
+
+def test_an_empty_batch_is_taken() -> None:
+    """A batch may hold no logs."""
+    assert [] == load()
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (make_log(project_id=""), {"project_id": [EMPTY]}),
+        (make_log(level=""), {"level": [EMPTY]}),
+        (make_log(service=""), {"service": [EMPTY]}),
+        (make_log(project_id=5), {"project_id": [NOT_A_STRING]}),
+        (make_log(level=True), {"level": [NOT_A_STRING]}),
+        (make_log(service=["a"]), {"service": [NOT_A_STRING]}),
+        (make_log(message={}), {"message": [NOT_A_STRING]}),
+        (make_log(timestamp=1717169445), {"timestamp": [timestamps.EXPECTED]}),
+        (make_log(message=None), {"message": ["Field may not be null."]}),
+        (make_log(timestamp=None), {"timestamp": ["Field may not be null."]}),
+        (make_log(timestamp="2023-02-29"), {"timestamp": ["No such date: 2023-02-29."]}),
+        (without("project_id"), {"project_id": [MISSING]}),
+        (without("timestamp"), {"timestamp": [MISSING]}),
+        (without("level"), {"level": [MISSING]}),
+        (without("service"), {"service": [MISSING]}),
+        (without("message"), {"message": [MISSING]}),
+        (make_log(metadata=[]), {"metadata": ["Not an object."]}),
+        (make_log(metadata="{}"), {"metadata": ["Not an object."]}),
+        (make_log(metadata=0), {"metadata": ["Not an object."]}),
+        (make_log(host="a"), {"host": [UNKNOWN]}),
+        (make_log(Message="a"), {"Message": [UNKNOWN]}),
+        (make_log(level="", host=1), {"level": [EMPTY], "host": [UNKNOWN]}),
+        ("a line", {"_schema": ["Not an object."]}),
+        ([], {"_schema": ["Not an object."]}),
+        (None, {"_schema": ["Not an object."]}),
+        (5, {"_schema": ["Not an object."]}),
+    ],
+    ids=str,
+)
+def test_a_malformed_log_is_described_by_its_index(log: Any, expected: Any) -> None:
+    """One invalid log costs the batch, and is described under its index and field."""
+    rejected = rejection_of(make_log(), log, make_log())
+    assert {"logs": {1: expected}} == rejected.messages
+    assert "1 of 3 logs are invalid" == str(rejected)
+
+
+@pytest.mark.parametrize("text", ["1717120112345", "2024-05-31_15:30:45", "10", "Monday", ""])
+def test_a_timestamp_that_is_none_is_rejected(text: str) -> None:
+    """A string that is no timestamp is rejected, and told what one looks like."""
+    message = rejection_of(make_log(timestamp=text)).messages_dict["logs"][0]["timestamp"][0]
+    assert message.startswith("Not a timestamp.")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"[]", "_schema"),
+        (b"null", "_schema"),
+        (b'"logs"', "_schema"),
+        (b"5", "_schema"),
+        (b"{}", "logs"),
+        (b'{"logs": null}', "logs"),
+        (b'{"logs": {}}', "logs"),
+        (b'{"logs": "[]"}', "logs"),
+        (b'{"logs": [], "more": 1}', "more"),
+        (b'{"Logs": []}', "Logs"),
+    ],
+)
+def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
+    """JSON that is no batch is rejected with what is wrong about it."""
+    with pytest.raises(ValidationError) as rejected:
+        BatchSchema().loads(body)
+    assert not isinstance(rejected.value, InvalidBatch)
+    assert field in rejected.value.messages_dict
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"logs": []} x',
+        b'{"logs": [}',
+        b"\xff",
+        b'{"logs":' + b"[" * 100_000,
+        b'{"logs":[{"metadata":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}]}",
+    ],
+    ids=lambda body: str(body)[:20],
+)
+def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
+    """A body that is no JSON text is told apart from a invalid batch."""
+    with pytest.raises(ValueError, match="."):
+        BatchSchema().loads(body)
+
+
+@pytest.mark.parametrize(("malformed", "described"), [(19, 19), (20, 20), (21, 20), (60, 20)])
+def test_the_first_twenty_malformed_logs_are_described(malformed: int, described: int) -> None:
+    """All invalid logs are counted, and the first 20 described."""
+    logs = [make_log(level="") if i % 2 else make_log() for i in range(2 * malformed)]
+    rejected = rejection_of(*logs)
+    assert f"{malformed} of {2 * malformed} logs are invalid" == str(rejected)
+    expected = [2 * i + 1 for i in range(described)]
+    assert expected == list(rejected.messages_dict["logs"])
+
+
+@pytest.mark.parametrize(
+    ("malformed", "expected"),
+    [
+        (999, "999 of 1500 logs are invalid"),
+        (1000, "At least 1000 of 1500 logs are invalid"),
+        (1500, "At least 1000 of 1500 logs are invalid"),
+    ],
+)
+def test_counting_ends_at_a_thousand(malformed: int, expected: str) -> None:
+    """A batch of nothing but invalid logs costs no more than a thousand of them."""
+    logs = [make_log(level="")] * malformed + [make_log()] * (1500 - malformed)
+    assert expected == str(rejection_of(*logs))
+
+
+@pytest.mark.parametrize(("unknown", "described"), [(20, 20), (21, 20), (5000, 20)])
+def test_the_first_twenty_fields_of_a_log_are_described(unknown: int, described: int) -> None:
+    """A log of nothing but unknown fields does not make a rejection larger than the batch."""
+    rejected = rejection_of(make_log() | {f"x{number}": 1 for number in range(unknown)})
+    assert described == len(rejected.messages_dict["logs"][0])
+
+
+def test_a_thousand_of_a_thousand_is_the_whole_count() -> None:
+    """Where the last log is the thousandth malformed one, nothing was left out."""
+    rejected = rejection_of(*[make_log(level="")] * 1000)
+    assert "1000 of 1000 logs are invalid" == str(rejected)
+
+
+def test_a_fault_is_shifted_to_the_batch_that_the_logs_were_cut_from() -> None:
+    """The indexes of a part become those of the whole, and the count only a lower bound."""
+    rejected = rejection_of(make_log(), make_log(level=""))
+    shifted = rejected.shifted(100, 500)
+    assert {"logs": {101: {"level": [EMPTY]}}} == shifted.messages
+    assert "At least 1 of 500 logs are invalid" == str(shifted)
+    assert "1 of 2 logs are invalid" == str(rejected.shifted(0, 2))

@@ -1,0 +1,238 @@
+import logging
+import os
+import re
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astralog.intake.batch import encode_batch
+from astralog.server import first_start, lifecycle
+from astralog.settings import InvalidSettings, Settings
+
+ADDRESS = ("127.0.0.1", 8080)
+
+
+@pytest.fixture
+def logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """Return the service's logger, which is as it was after the test."""
+    logger = logging.getLogger("astralog")
+    before = (logger.handlers, logger.propagate, logger.level)
+    monkeypatch.setattr(logging.Formatter, "converter", logging.Formatter.converter)
+    yield logger
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+# --- What the start says
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        (("127.0.0.1", 8080), "http://127.0.0.1:8080"),
+        (("0.0.0.0", 80), "http://0.0.0.0:80"),
+        (("::1", 8080, 0, 0), "http://[::1]:8080"),
+        ("/run/astralog.sock", "unix:/run/astralog.sock"),
+    ],
+)
+def test_the_start_is_one_line_in_the_log(
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    address: str | tuple[Any, ...],
+    url: str,
+) -> None:
+    """The line says where the service listens and how it stores; a token of one's own adds none."""
+    caplog.set_level(logging.INFO)
+    lifecycle.announce(replace(settings, workers=3, sync="everysec"), address)
+    assert [f"listening on {url}, 3 workers, data in {tmp_path}, sync everysec"] == caplog.messages
+    assert ("", "") == capsys.readouterr()
+
+
+def test_the_data_directory_is_told_in_full(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relative directory is told as the path that it is."""
+    caplog.set_level(logging.INFO)
+    lifecycle.announce(replace(settings, data_dir=Path("data")), ADDRESS)
+    assert f"data in {Path.cwd() / 'data'}," in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        (("127.0.0.1", 8080), ["http://localhost:8080/v1/drain"]),
+        (("0.0.0.0", 80), ["http://localhost:80/v1/drain"]),
+        ("/run/a b.sock", ["--unix-socket", "/run/a b.sock", "http://localhost/v1/drain"]),
+    ],
+)
+def test_the_first_start_prints_a_command_to_try_it(
+    settings: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    address: str | tuple[Any, ...],
+    target: list[str],
+) -> None:
+    """Run by a shell, it reads the token from its file and sends a log that the contract takes."""
+    caplog.set_level(logging.INFO)
+    settings = replace(settings, data_dir=tmp_path / "da ta's", tokens="")
+    first_start.check_start(settings)
+    lifecycle.announce(settings, address)
+    printed = capsys.readouterr().err
+    token = (settings.data_dir / "token").read_text().strip()
+    assert token not in printed + caplog.text
+    command = printed.partition("Try it:")[2]
+    script = 'curl() { printf "%s\\0" "$@"; }; ' + command
+    sent = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    arguments = sent.split("\0")[:-1]
+    expected = [*target, "-H", f"Authorization: {token}", "-d"]
+    assert expected == arguments[:-1]
+    assert 1 == encode_batch(arguments[-1].encode()).logs
+
+
+@pytest.mark.parametrize(("tokens", "tokens_file"), [("x", ""), ("", "x"), ("x", "x")])
+def test_who_brings_a_token_needs_no_command(
+    settings: Settings, capsys: pytest.CaptureFixture[str], tokens: str, tokens_file: str
+) -> None:
+    """Where the tokens are the operator's own, nothing is printed."""
+    lifecycle.announce(replace(settings, tokens=tokens, tokens_file=tokens_file), ADDRESS)
+    assert ("", "") == capsys.readouterr()
+
+
+# --- What stops the start
+
+
+def test_a_start_makes_the_directory_and_the_first_token(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """What the workers need is there before they are."""
+    path = tmp_path / "a" / "b"
+    first_start.check_start(replace(settings, data_dir=path, tokens=""))
+    assert ["token"] == [file.name for file in path.iterdir()]
+    first_start.check_start(replace(settings, data_dir=tmp_path / "c"))
+    assert [] == list((tmp_path / "c").iterdir())
+
+
+def test_a_directory_that_cannot_be_made_stops_the_start(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """One line names the variable, the path and the reason."""
+    (tmp_path / "file").touch()
+    for path, reason in (
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "data", "Not a directory"),
+    ):
+        with pytest.raises(InvalidSettings) as rejected:
+            first_start.check_start(replace(settings, data_dir=path))
+        assert [f"ASTRALOG_DATA_DIR: {path}: {reason}."] == rejected.value.problems
+
+
+def test_a_directory_that_may_not_be_written_stops_the_start(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone else's directory is found out at the start, not with the first batch."""
+    asked: list[int] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode))
+    with pytest.raises(InvalidSettings) as rejected:
+        first_start.check_start(settings)
+    expected = f"ASTRALOG_DATA_DIR: {tmp_path}: not readable and writable."
+    assert [expected] == rejected.value.problems
+    assert [os.R_OK | os.W_OK | os.X_OK] == asked
+
+
+def test_a_wrong_token_stops_the_start(settings: Settings) -> None:
+    """Tokens that no header carries are found out at the start."""
+    with pytest.raises(InvalidSettings, match="token 1") as rejected:
+        first_start.check_start(replace(settings, tokens="a b"))
+    assert "a b" not in str(rejected.value)
+
+
+def test_a_start_that_is_stopped_prints_a_line_for_each_problem(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The process ends with status 1 and without a traceback."""
+    with pytest.raises(SystemExit) as ended:
+        lifecycle.exit_for(InvalidSettings(["A: Wrong.", "B: Wrong too."]))
+    assert 1 == ended.value.code
+    assert ("", "A: Wrong.\nB: Wrong too.\n") == capsys.readouterr()
+
+
+# --- The log
+
+
+def test_the_log_is_lines_in_utc_on_stderr(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line has its time in UTC, its level and its process."""
+    lifecycle.configure_logging("info")
+    logging.getLogger("astralog.store.segment_writer").warning("hello %d", 5)
+    logging.getLogger("astralog.store.segment_writer").debug("unheard")
+    out, err = capsys.readouterr()
+    moment = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
+    assert "" == out
+    assert re.fullmatch(rf"{moment} WARNING \[{os.getpid()}\] hello 5\n", err)
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("debug", ["DEBUG", "INFO", "WARNING", "ERROR"]),
+        ("info", ["INFO", "WARNING", "ERROR"]),
+        ("warning", ["WARNING", "ERROR"]),
+        ("error", ["ERROR"]),
+    ],
+)
+def test_the_log_begins_at_its_level(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str], level: str, expected: list[str]
+) -> None:
+    """Less severe lines are left out; configuring twice doubles none."""
+    lifecycle.configure_logging("debug")
+    lifecycle.configure_logging(level)
+    for severity in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logger.log(severity, "x")
+    assert expected == [text.split()[1] for text in capsys.readouterr().err.splitlines()]
+
+
+def test_the_log_shows_no_local_time_in_another_zone(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record's time is formatted in UTC wherever the server stands."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        lifecycle.configure_logging("info")
+        record = logging.LogRecord("astralog", logging.INFO, "", 0, "x", None, None)
+        record.created = 0.0
+        line = logger.handlers[0].format(record)
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()
+    assert line.startswith("1970-01-01T00:00:00Z ")
+
+
+# --- Limits
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The soft limit becomes the hard one, which stays."""
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, both: limits.append(both))
+    lifecycle.raise_open_files_limit()
+    assert [(4096, 4096)] == limits
+
+
+def test_a_worker_has_time_to_stop_before_it_is_killed() -> None:
+    """Requests and drain together end well before the master's own deadline."""
+    parts = lifecycle.REQUESTS_STOP_SECONDS + lifecycle.DRAIN_STOP_SECONDS
+    assert parts + 1 < lifecycle.STOP_SECONDS

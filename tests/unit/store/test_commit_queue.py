@@ -1,0 +1,524 @@
+import errno
+import gc
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import gevent
+import pytest
+
+from astralog.errors import Rejection
+from astralog.settings import Settings
+from astralog.store.commit_queue import GROUP_BYTES, Batch, CommitQueue
+from astralog.store.storage import Storage
+from astralog.telemetry.counters import Counters
+from tests.conftest import Disk, Fault
+
+BreakOs = Callable[..., Fault]
+
+#: Seconds to wait for what should come at once; an upper bound that a slow machine needs.
+TIMEOUT_SECONDS = 10
+
+
+class Gate:
+    """A storage whose chunks are recorded, and wait at a gate while it is closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.chunks: list[list[bytes]] = []
+        self._opened = threading.Event()
+        self._opened.set()
+        store = Storage.store
+
+        def store_behind_gate(storage: Storage, buffers: Sequence[bytes]) -> str | None:
+            self.chunks.append(list(buffers))
+            assert self._opened.wait(TIMEOUT_SECONDS)
+            return store(storage, buffers)
+
+        monkeypatch.setattr(Storage, "store", store_behind_gate)
+
+    def close(self) -> None:
+        self._opened.clear()
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    made = Gate(monkeypatch)
+    yield made
+    made.open()
+
+
+@pytest.fixture
+def make_queue(settings: Settings) -> Iterator[Callable[..., CommitQueue]]:
+    """Return what makes queues; they are stopped at the end, and must have freed everything."""
+    made: list[CommitQueue] = []
+
+    def make(**changes: object) -> CommitQueue:
+        made.append(CommitQueue(replace(settings, **changes), Counters().store))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for queue in made:
+        queue.stop(TIMEOUT_SECONDS)
+        assert 0 == reserved(queue)
+
+
+@pytest.fixture
+def queue(make_queue: Callable[..., CommitQueue]) -> CommitQueue:
+    return make_queue()
+
+
+def reserved(queue: CommitQueue) -> int:
+    return queue.backlog_bytes
+
+
+def line(number: int, size: int = 0) -> bytes:
+    return b'{"n":%d,"x":"%s"}\n' % (number, b"x" * size)
+
+
+def commit(queue: CommitQueue, lines: bytes) -> Rejection | None:
+    """Commit a batch as a request does; return its rejection, None where it is stored."""
+    try:
+        with queue.admit() as room:
+            room.resize(len(lines))
+            queue.commit(Batch(lines, lines.count(b"\n")), room)
+    except Rejection as rejection:
+        return rejection
+    return None
+
+
+def commit_later(queue: CommitQueue, lines: bytes) -> "gevent.Greenlet[..., Rejection | None]":
+    return gevent.spawn(commit, queue, lines)
+
+
+def result(greenlet: "gevent.Greenlet[..., Rejection | None]") -> str | None:
+    """Return the code with which a batch was rejected, None where it was stored."""
+    rejection = greenlet.get(timeout=TIMEOUT_SECONDS)
+    return rejection.code if rejection else None
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Let other greenlets run until a condition holds."""
+    with gevent.Timeout(TIMEOUT_SECONDS):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def stored(path: Path, pattern: str = "*.ndjson*") -> bytes:
+    """Return what all segments hold, oldest first."""
+    return b"".join(file.read_bytes() for file in sorted(path.glob(pattern)))
+
+
+# --- Commit
+
+
+def test_a_batch_is_on_disk_when_its_commit_returns(queue: CommitQueue, tmp_path: Path) -> None:
+    """The queue starts by itself with its first batch and stores it."""
+    assert commit(queue, line(1)) is None
+    assert line(1) == stored(tmp_path)
+    assert commit(queue, line(2) + line(3)) is None
+    assert line(1) + line(2) + line(3) == stored(tmp_path)
+    assert 0 == reserved(queue)
+
+
+def test_an_empty_batch_needs_no_disk(queue: CommitQueue, tmp_path: Path) -> None:
+    """A batch without lines is stored by doing nothing."""
+    assert commit(queue, b"") is None
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_batches_that_queue_up_are_stored_in_one_chunk(
+    queue: CommitQueue, gate: Gate, tmp_path: Path
+) -> None:
+    """What waits while the disk is busy is written and synced at once, in order."""
+    gate.close()
+    greenlets = [commit_later(queue, line(0))]
+    wait_until(lambda: gate.chunks)
+    greenlets += [commit_later(queue, line(number)) for number in range(1, 6)]
+    gevent.sleep(0.01)
+    assert 1 == len(gate.chunks)
+    assert not any(greenlet.ready() for greenlet in greenlets)
+    gate.open()
+    assert [None] * 6 == [result(greenlet) for greenlet in greenlets]
+    assert [[line(0)], [line(number) for number in range(1, 6)]] == gate.chunks
+    assert b"".join(map(line, range(6))) == stored(tmp_path)
+
+
+def test_a_chunk_is_bounded(queue: CommitQueue, gate: Gate, tmp_path: Path) -> None:
+    """What is queued beyond a chunk's bytes waits for the next one."""
+    size = GROUP_BYTES // 3
+    gate.close()
+    greenlets = [commit_later(queue, line(0))]
+    wait_until(lambda: gate.chunks)
+    greenlets += [commit_later(queue, line(number, size)) for number in range(1, 8)]
+    gevent.sleep(0.01)
+    gate.open()
+    assert {None} == {result(greenlet) for greenlet in greenlets}
+    assert [1, 3, 3, 1] == [len(chunk) for chunk in gate.chunks]
+    assert 8 == stored(tmp_path).count(b"\n")
+
+
+def test_several_writers_store_at_once(
+    make_queue: Callable[..., CommitQueue], gate: Gate, tmp_path: Path
+) -> None:
+    """A second writer takes what comes while the first one waits, into its own segment."""
+    queue = make_queue(writers=2)
+    gate.close()
+    greenlets = []
+    for number in range(2):
+        greenlets.append(commit_later(queue, line(number)))
+        wait_until(lambda: len(gate.chunks) == len(greenlets))
+    gate.open()
+    assert [None, None] == [result(greenlet) for greenlet in greenlets]
+    assert [line(0), line(1)] == sorted(p.read_bytes() for p in tmp_path.glob("*.open"))
+
+
+def test_what_a_dead_process_left_open_is_recovered_at_start(
+    queue: CommitQueue, tmp_path: Path
+) -> None:
+    """Starting seals the segments that nobody holds, cut after their last whole line."""
+    (tmp_path / "20260101T000000.000000Z-1.ndjson.open").write_bytes(line(1) + b"torn")
+    queue.start()
+    wait_until(lambda: list(tmp_path.glob("*.ndjson")))
+    assert line(1) == stored(tmp_path)
+
+
+# --- Rejections of the storage
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "storage_failed")]
+)
+def test_a_chunk_that_cannot_be_stored_rejects_each_of_its_batches(
+    queue: CommitQueue, gate: Gate, break_os: BreakOs, tmp_path: Path, number: int, code: str
+) -> None:
+    """Every batch of the chunk is rejected with the reason, and none is on the disk."""
+    gate.close()
+    greenlets = [commit_later(queue, line(0))]
+    wait_until(lambda: gate.chunks)
+    greenlets += [commit_later(queue, line(1)), commit_later(queue, line(2))]
+    gevent.sleep(0.01)
+    break_os("writev", number, times=2)
+    gate.open()
+    assert [code] * 3 == [result(greenlet) for greenlet in greenlets]
+    assert b"" == stored(tmp_path)
+    assert 0 == reserved(queue)
+    assert code == queue.unavailable()
+    rejection = commit(queue, line(3))
+    assert rejection is not None
+    assert code == rejection.code
+    assert rejection.message.endswith("nothing was stored.")
+    assert 2 == len(gate.chunks)
+
+
+def test_a_request_is_let_in_again_when_the_disk_has_room(
+    make_queue: Callable[..., CommitQueue], disk: Disk, tmp_path: Path
+) -> None:
+    """Nothing is admitted while the disk is full, and the drain finds out that it is not."""
+    queue = make_queue(min_free_bytes=1000)
+    disk.free = 0
+    assert result(commit_later(queue, line(1))) == "storage_full"
+    with pytest.raises(Rejection) as rejected:
+        queue.admit()
+    assert "storage_full" == rejected.value.code
+    disk.free = 1 << 40
+    wait_until(lambda: queue.unavailable() is None)
+    assert commit(queue, line(2)) is None
+    assert line(2) == stored(tmp_path)
+
+
+def test_one_writer_in_trouble_does_not_reject_requests(
+    make_queue: Callable[..., CommitQueue],
+) -> None:
+    """Requests are only turned away when no writer can store."""
+    queue = make_queue(writers=2)
+    first, second = queue.storages
+    first.error_code = "storage_failed"
+    assert queue.unavailable() is None
+    second.error_code = "storage_full"
+    assert queue.unavailable() in ("storage_failed", "storage_full")
+    first.error_code = second.error_code = None
+
+
+def test_a_fault_of_the_storage_does_not_kill_the_drain(
+    queue: CommitQueue,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A mistake of ours rejects its batches, is logged, and the drain goes on."""
+
+    def fail(storage: Storage, buffers: Sequence[bytes]) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "store", fail)
+        assert "storage_failed" == result(commit_later(queue, line(1)))
+    assert 0 == reserved(queue)
+    assert None is result(commit_later(queue, line(2)))
+    assert line(2) == stored(tmp_path)
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert logging.ERROR == record.levelno
+
+
+# --- The commit timeout
+
+
+def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
+    make_queue: Callable[..., CommitQueue], gate: Gate, tmp_path: Path
+) -> None:
+    """A client that was told so may send the batch again: it is never stored afterwards."""
+    queue = make_queue(commit_timeout_seconds=0.1)
+    gate.close()
+    taken = commit_later(queue, line(1))
+    wait_until(lambda: gate.chunks)
+    waiting = [commit_later(queue, line(2)), commit_later(queue, line(3))]
+    for greenlet in waiting:
+        rejection = greenlet.get(timeout=TIMEOUT_SECONDS)
+        assert rejection is not None
+        assert "commit_timeout" == rejection.code
+        assert "the batch was not stored" in rejection.message
+        assert "0.1 seconds" in rejection.message
+    rejection = taken.get(timeout=TIMEOUT_SECONDS)
+    assert rejection is not None
+    assert "commit_timeout" == rejection.code
+    assert "the batch may still be stored" in rejection.message
+    gate.open()
+    assert result(commit_later(queue, line(4))) is None
+    queue.stop(TIMEOUT_SECONDS)
+    assert line(1) + line(4) == stored(tmp_path)
+    assert 0 == reserved(queue)
+
+
+def test_a_batch_is_dropped_as_soon_as_its_client_is_to_be_told_so(
+    make_queue: Callable[..., CommitQueue],
+    settings: Settings,
+    gate: Gate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A writer that runs between the decision and the answer does not store it."""
+    queue = make_queue(commit_timeout_seconds=0.5)
+    gate.close()
+    commit_later(queue, line(1))
+    wait_until(lambda: gate.chunks)
+    waiting = commit_later(queue, line(2))
+    gevent.sleep(0)
+    time.sleep(0.6)  # nothing else runs, so that the timer is late
+    monkeypatch.setattr(gevent, "idle", queue.time_out_once)
+    gate.open()
+    queue.drain_once(Storage(settings))
+    rejection = waiting.get(timeout=TIMEOUT_SECONDS)
+    assert rejection is not None
+    assert "the batch was not stored" in rejection.message
+    assert line(2) not in stored(tmp_path)
+
+
+def test_a_clock_that_jumps_ends_no_wait(
+    queue: CommitQueue, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches have their time whatever an operator or NTP does to the clock."""
+    gate.close()
+    greenlets = [commit_later(queue, line(0))]
+    wait_until(lambda: gate.chunks)
+    greenlets.append(commit_later(queue, line(1)))
+    gevent.sleep(0.01)
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now + 3600)
+        queue.time_out_once()
+    gate.open()
+    assert [None, None] == [result(greenlet) for greenlet in greenlets]
+    assert line(0) + line(1) == stored(tmp_path)
+
+
+def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
+    make_queue: Callable[..., CommitQueue], gate: Gate
+) -> None:
+    """Its client is gone, but its bytes are in memory; those of a dropped one are not."""
+    queue = make_queue(commit_timeout_seconds=0.05)
+    gate.close()
+    taken = commit_later(queue, line(1, 10_000))
+    wait_until(lambda: gate.chunks)
+    dropped = commit_later(queue, line(2, 50_000))
+    assert ["commit_timeout"] * 2 == [result(taken), result(dropped)]
+    assert 10_000 < reserved(queue) < 20_000
+    gate.open()
+    wait_until(lambda: not reserved(queue))
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_batch_that_is_dropped_is_let_go_of(
+    make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
+) -> None:
+    """While the disk hangs, a batch whose client is gone or was told so takes no memory."""
+    queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.1)
+    gate.close()
+    commit_later(queue, line(1))
+    wait_until(lambda: gate.chunks)
+    lines = line(2, 50_000)
+    held = sys.getrefcount(lines)
+    greenlet = commit_later(queue, lines)
+    gevent.sleep(0.01)
+    if is_killed:
+        greenlet.kill()
+    else:
+        assert "commit_timeout" == result(greenlet)
+    del greenlet
+
+    def is_let_go_of() -> bool:
+        gc.collect()
+        return held == sys.getrefcount(lines)
+
+    wait_until(is_let_go_of)
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_client_that_is_gone_leaves_nothing_behind(
+    queue: CommitQueue, gate: Gate, tmp_path: Path, is_taken: bool
+) -> None:
+    """A request that is killed gives its bytes back; only what a writer took is stored."""
+    gate.close()
+    greenlet = commit_later(queue, line(1))
+    wait_until(lambda: gate.chunks)
+    if not is_taken:
+        waiting = commit_later(queue, line(2))
+        gevent.sleep(0.01)
+        waiting.kill()
+    else:
+        greenlet.kill()
+    gate.open()
+    queue.stop(TIMEOUT_SECONDS)
+    assert line(1) == stored(tmp_path)
+    assert 0 == reserved(queue)
+
+
+# --- The bounded queue
+
+
+def test_what_does_not_fit_into_the_queue_is_rejected(
+    make_queue: Callable[..., CommitQueue],
+    gate: Gate,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A full queue rejects at once and once in the log; what was in it is stored."""
+    queue = make_queue(queue_bytes=100_000, max_body_bytes=100_000)
+    gate.close()
+    greenlets = [commit_later(queue, line(number, 30_000)) for number in range(3)]
+    wait_until(lambda: reserved(queue) > 90_000)
+    for number in (3, 4, 5):
+        rejection = commit(queue, line(number, 30_000))
+        assert rejection is not None
+        assert "queue_full" == rejection.code
+    assert "queue_full" == queue.unavailable()
+    gate.open()
+    assert [None] * 3 == [result(greenlet) for greenlet in greenlets]
+    assert queue.unavailable() is None
+    assert b"".join(line(number, 30_000) for number in range(3)) == stored(tmp_path)
+    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.memory_budget"]
+    assert ["queue full", "queue has room again"] == [text[: text.find(":")] for text in lines]
+    assert "3 requests were rejected" in lines[1]
+
+
+def test_a_small_request_is_let_in_though_a_large_one_was_rejected(
+    make_queue: Callable[..., CommitQueue], gate: Gate
+) -> None:
+    """A full queue is no reason to turn away what still fits."""
+    queue = make_queue(queue_bytes=100_000, max_body_bytes=100_000)
+    gate.close()
+    first = commit_later(queue, line(0, 80_000))
+    wait_until(lambda: reserved(queue) > 80_000)
+    rejection = commit(queue, line(1, 50_000))
+    assert rejection is not None
+    assert "queue_full" == rejection.code
+    second = commit_later(queue, line(2, 100))
+    gevent.sleep(0.01)
+    gate.open()
+    assert [None, None] == [result(first), result(second)]
+
+
+# --- Stopping
+
+
+def test_stopping_stores_what_is_queued_and_seals(
+    queue: CommitQueue, gate: Gate, tmp_path: Path
+) -> None:
+    """Nothing that was queued is lost, and no segment stays open."""
+    gate.close()
+    greenlets = [commit_later(queue, line(0))]
+    wait_until(lambda: gate.chunks)
+    greenlets += [commit_later(queue, line(number)) for number in range(1, 4)]
+    gevent.sleep(0.01)
+    stop = gevent.spawn(queue.stop, TIMEOUT_SECONDS)
+    gevent.sleep(0.01)
+    assert "stopping" == queue.unavailable()
+    gate.open()
+    stop.get(timeout=TIMEOUT_SECONDS)
+    assert [None] * 4 == [result(greenlet) for greenlet in greenlets]
+    assert b"".join(map(line, range(4))) == stored(tmp_path, "*.ndjson")
+    assert [] == list(tmp_path.glob("*.open"))
+
+
+def test_a_stopped_pipeline_rejects(queue: CommitQueue, tmp_path: Path) -> None:
+    """After the stop nothing is let in and nothing is stored."""
+    with queue.admit() as room:
+        commit(queue, line(1))
+        queue.stop(TIMEOUT_SECONDS)
+        assert "stopping" == queue.unavailable()
+        with pytest.raises(Rejection) as rejected:
+            queue.commit(Batch(line(2), 1), room)
+        assert "stopping" == rejected.value.code
+    with pytest.raises(Rejection) as rejected:
+        queue.admit()
+    assert "stopping" == rejected.value.code
+    assert line(1) == stored(tmp_path, "*.ndjson")
+    assert 0 == reserved(queue)
+
+
+def test_a_pipeline_that_never_started_stops(queue: CommitQueue, tmp_path: Path) -> None:
+    """Stopping needs no start, and may be asked twice."""
+    queue.stop(TIMEOUT_SECONDS)
+    queue.stop(TIMEOUT_SECONDS)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_every_writer_seals_at_the_stop(
+    make_queue: Callable[..., CommitQueue], gate: Gate, tmp_path: Path
+) -> None:
+    """All writers end, each with its segment sealed."""
+    queue = make_queue(writers=3)
+    gate.close()
+    greenlets = []
+    for number in range(3):
+        greenlets.append(commit_later(queue, line(number)))
+        wait_until(lambda: len(gate.chunks) == len(greenlets))
+    gate.open()
+    assert [None] * 3 == [result(greenlet) for greenlet in greenlets]
+    queue.stop(TIMEOUT_SECONDS)
+    assert 3 == len(list(tmp_path.glob("*.ndjson")))
+    assert [] == list(tmp_path.glob("*.open"))
+
+
+def test_what_cannot_be_stored_before_the_stop_is_rejected(
+    queue: CommitQueue, gate: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At its deadline the stop rejects what no writer has taken, and says so in the log."""
+    gate.close()
+    taken = commit_later(queue, line(1))
+    wait_until(lambda: gate.chunks)
+    waiting = commit_later(queue, line(2))
+    gevent.sleep(0.01)
+    queue.stop(0.05)
+    assert "stopping" == result(waiting)
+    assert any(message.startswith("stopped before") for message in caplog.messages)
+    gate.open()
+    assert result(taken) is None
+    assert line(1) == stored(tmp_path)
+    assert 0 == reserved(queue)

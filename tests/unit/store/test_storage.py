@@ -1,0 +1,240 @@
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from astralog.settings import Settings
+from astralog.store import storage as storages
+from astralog.store.storage import MAINTENANCE_SECONDS, RETAIN_EVERY_SECONDS, Storage
+from tests.conftest import Disk, Fault
+
+BreakOs = Callable[..., Fault]
+
+A, B = b'{"m":"a"}\n', b'{"m":"b"}\n'
+
+
+def stored(path: Path) -> bytes:
+    """Return what all segments hold, oldest first."""
+    return b"".join(file.read_bytes() for file in sorted(path.glob("*.ndjson*")))
+
+
+@pytest.fixture
+def storage(settings: Settings) -> Storage:
+    return Storage(settings)
+
+
+class Time:
+    """The time as the storage sees it, while the clock is put back again and again."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return -self.now
+
+
+def test_a_chunk_is_stored(storage: Storage, tmp_path: Path) -> None:
+    """None says that the chunk is on the disk; closing seals it."""
+    assert storage.store([A, B]) is None
+    assert storage.error_code is None
+    assert A + B == stored(tmp_path)
+    storage.close()
+    assert [A + B] == [path.read_bytes() for path in tmp_path.glob("*.ndjson")]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, "storage_full"),
+        (errno.EDQUOT, "storage_full"),
+        (errno.EIO, "storage_failed"),
+        (errno.EROFS, "storage_failed"),
+    ],
+)
+def test_a_chunk_that_cannot_be_written_is_rejected_with_its_code(
+    storage: Storage, tmp_path: Path, break_os: BreakOs, number: int, code: str
+) -> None:
+    """A full disk is told from a failed one, and nothing of the chunk is there."""
+    storage.store([A])
+    break_os("writev", number, times=1)
+    assert code == storage.store([B])
+    assert code == storage.error_code
+    assert A == stored(tmp_path)
+    assert storage.store([B]) is None
+    assert storage.error_code is None
+    assert A + B == stored(tmp_path)
+    storage.close()
+
+
+def test_a_sync_that_fails_twice_is_a_failed_storage(
+    storage: Storage, tmp_path: Path, break_os: BreakOs
+) -> None:
+    """One failed sync costs nothing, two in a row reject the chunk."""
+    break_os("fdatasync", errno.EIO, times=1)
+    assert storage.store([A]) is None
+    break_os("fdatasync", errno.EIO, times=2)
+    assert "storage_failed" == storage.store([B])
+    assert A == stored(tmp_path)
+
+
+@pytest.mark.parametrize(("free", "code"), [(1000 + len(A), None), (999 + len(A), "storage_full")])
+def test_a_chunk_is_rejected_before_the_disk_is_really_full(
+    settings: Settings, tmp_path: Path, disk: Disk, free: int, code: str | None
+) -> None:
+    """The free disk that the settings keep is kept with the chunk counted."""
+    storage = Storage(replace(settings, min_free_bytes=1000))
+    disk.free = free
+    assert code == storage.store([A])
+    assert (b"" if code else A) == stored(tmp_path)
+    storage.close()
+
+
+@pytest.mark.parametrize(("kept", "full", "enough"), [(0, 0, 1), (1000, 999, 1000)])
+def test_acceptance_comes_back_by_itself(
+    settings: Settings, disk: Disk, kept: int, full: int, enough: int
+) -> None:
+    """Looking after the storage finds both that the disk is full and that it is not any more.
+
+    Where nothing is to be kept free, nothing is stored on a full disk all the same.
+    """
+    storage = Storage(replace(settings, min_free_bytes=kept))
+    disk.free = full
+    storage.maintain()
+    assert "storage_full" == storage.error_code
+    disk.free = enough
+    storage.maintain()
+    assert storage.error_code is None
+    storage.close()
+
+
+def test_a_failed_storage_is_probed_before_it_is_used_again(
+    storage: Storage, tmp_path: Path, break_os: BreakOs
+) -> None:
+    """A free disk alone does not end a failure; a file must be made."""
+    break_os("writev", errno.EIO, times=1)
+    storage.store([A])
+    syncs = break_os("fsync", errno.EIO, times=1)
+    storage.maintain()
+    assert "storage_failed" == storage.error_code
+    assert 1 == len(syncs.calls)
+    storage.maintain()
+    assert storage.error_code is None
+    assert storage.store([B]) is None
+    assert B == stored(tmp_path)
+    storage.close()
+
+
+def test_a_directory_that_is_gone_is_a_failed_storage(settings: Settings, tmp_path: Path) -> None:
+    """A missing directory rejects chunks until it is back."""
+    path = tmp_path / "data"
+    storage = Storage(replace(settings, data_dir=path))
+    assert "storage_failed" == storage.store([A])
+    storage.maintain()
+    assert "storage_failed" == storage.error_code
+    path.mkdir()
+    storage.maintain()
+    assert storage.error_code is None
+    assert storage.store([B]) is None
+    assert B == stored(path)
+    storage.close()
+
+
+def test_an_episode_of_trouble_is_two_lines_in_the_log(
+    storage: Storage, break_os: BreakOs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many chunks are rejected, the log says once that it began and once that it ended."""
+    for rejections in (3, 1):
+        caplog.clear()
+        break_os("writev", errno.EIO, times=rejections)
+        for _ in range(rejections):
+            storage.store([A])
+            storage.maintain()
+        storage.store([A])
+        storage.store([A])
+        lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
+        assert [
+            "storage_failed: [Errno 5] Input/output error; batches are rejected",
+            "storage_failed is over: batches are stored again",
+        ] == lines
+    storage.close()
+
+
+def test_a_trouble_that_becomes_another_is_logged(
+    settings: Settings, disk: Disk, break_os: BreakOs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk that then fails is two troubles, and the last one is what is over."""
+    storage = Storage(replace(settings, min_free_bytes=1000))
+    disk.free = 0
+    storage.store([A])
+    disk.free = 1 << 40
+    break_os("writev", errno.EIO, times=1)
+    storage.store([A])
+    storage.store([A])
+    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
+    assert ["storage_full", "storage_failed", "storage_failed is over"] == [
+        line.partition(":")[0] for line in lines
+    ]
+    storage.close()
+
+
+def test_tending_is_due_after_a_while(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage is looked after once in a while, however often it is asked."""
+    time = Time()
+    monkeypatch.setattr(storages, "time", time)
+    storage.maintain()
+    assert not storage.is_maintenance_due()
+    time.now += MAINTENANCE_SECONDS
+    assert storage.is_maintenance_due()
+    storage.maintain()
+    assert not storage.is_maintenance_due()
+
+
+def test_tending_seals_by_age(settings: Settings, tmp_path: Path) -> None:
+    """An idle segment is sealed by tending alone."""
+    storage = Storage(replace(settings, segment_seconds=1e-9))
+    storage.store([A])
+    assert [] == list(tmp_path.glob("*.ndjson"))
+    storage.maintain()
+    assert [A] == [path.read_bytes() for path in tmp_path.glob("*.ndjson")]
+
+
+def test_tending_removes_what_is_not_retained(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old segments go while the service runs, checked every few seconds; open ones stay."""
+    time = Time()
+    monkeypatch.setattr(storages, "time", time)
+    storage = Storage(replace(settings, retain_bytes=2 * len(A), segment_bytes=1))
+    storage.maintain()
+    for _ in range(3):
+        storage.store([A])
+    storage.maintain()
+    assert A * 3 == stored(tmp_path)
+    time.now += RETAIN_EVERY_SECONDS
+    storage.maintain()
+    assert A * 2 == stored(tmp_path)
+
+
+def test_everything_is_retained_by_default(storage: Storage, tmp_path: Path) -> None:
+    """Without a retention nothing is ever removed, however old."""
+    for name in "abc":
+        (tmp_path / f"{name}.ndjson").write_bytes(A)
+        os.utime(tmp_path / f"{name}.ndjson", (0, 0))
+    storage.maintain()
+    assert A * 3 == stored(tmp_path)
+
+
+def test_a_healthy_storage_says_nothing(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    """Storing, tending and closing leave no line."""
+    caplog.set_level(logging.INFO)
+    storage.store([A])
+    storage.maintain()
+    storage.close()
+    assert [] == caplog.messages

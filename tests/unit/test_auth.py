@@ -1,0 +1,315 @@
+import errno
+import hmac
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from astralog import auth
+from astralog.auth import MAX_TOKEN_BYTES, TOKEN_FILE_NAME, Tokens
+from astralog.errors import Rejection
+from astralog.server.first_start import make_token_file
+from astralog.settings import InvalidSettings, Settings
+from tests.conftest import Fault
+
+SECRET = "s3cret-Token"
+
+
+def is_let_in(tokens: Tokens, authorization: str | None) -> bool:
+    """Return whether a header shows a token that is known."""
+    try:
+        tokens.authenticate(authorization)
+    except Rejection:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("authorization", "expected"),
+    [
+        (SECRET, True),
+        (f"Bearer {SECRET}", True),
+        (f"bearer {SECRET}", True),
+        (f"BEARER {SECRET}", True),
+        (f"bEaReR   {SECRET}", True),
+        (f"  {SECRET} ", True),
+        ("other", True),
+        (None, False),
+        ("", False),
+        (" ", False),
+        ("Bearer", False),
+        ("Bearer ", False),
+        ("wrong", False),
+        (SECRET.lower(), False),
+        (SECRET + "x", False),
+        (SECRET[:-1], False),
+        (f"Bearer{SECRET}", False),
+        (f"Bearer Bearer {SECRET}", False),
+        (f"Basic {SECRET}", False),
+        (f"Token {SECRET}", False),
+        (f"{SECRET},other", False),
+        (f"{SECRET} other", False),
+        (f"{SECRET}\0", False),
+        ("\xff\xfe", False),
+        ("x" * 1_000_000, False),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_request_shows_its_token_as_it_is_or_after_bearer(
+    authorization: str | None, expected: bool
+) -> None:
+    """Any known token is let in, alone or after `Bearer ` in any case, and nothing else is."""
+    tokens = Tokens(Settings(tokens=f"{SECRET},other"))
+    assert expected is is_let_in(tokens, authorization)
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer my-guess", "my-guess"])
+def test_a_rejection_tells_neither_what_was_sent_nor_what_is_known(
+    authorization: str | None,
+) -> None:
+    """The message of a 401 holds no token, and is the same for every wrong one."""
+    with pytest.raises(Rejection) as rejected:
+        Tokens(Settings(tokens=SECRET)).authenticate(authorization)
+    assert "unauthorized" == rejected.value.code
+    assert SECRET not in rejected.value.message
+    assert "my-guess" not in rejected.value.message
+
+
+@pytest.mark.parametrize(
+    "shown",
+    ["first", "middle", "last", "", "x", "firs", "firsx", "lasx", "la", "last,first", "y" * 8192],
+)
+def test_every_token_is_compared_whatever_is_shown(
+    shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a match nor how much of a token is right changes what is compared, nor its length."""
+    compared: list[tuple[int, int]] = []
+    compare = hmac.compare_digest
+
+    def spy(known: bytes, other: bytes) -> bool:
+        compared.append((len(known), len(other)))
+        return compare(known, other)
+
+    tokens = Tokens(Settings(tokens="first,middle,last"))
+    monkeypatch.setattr(hmac, "compare_digest", spy)
+    assert (shown in ("first", "middle", "last")) is is_let_in(tokens, shown)
+    assert [(32, 32)] * 3 == compared
+
+
+def test_a_token_may_hold_any_byte_that_a_header_carries(settings: Settings) -> None:
+    """A token outside ASCII is compared as the bytes that the client sends."""
+    token = "jalapeño-\U0001f336"
+    tokens = Tokens(replace(settings, tokens=token))
+    as_wsgi_has_it = token.encode().decode("latin-1")
+    assert is_let_in(tokens, as_wsgi_has_it)
+    assert is_let_in(tokens, f"Bearer {as_wsgi_has_it}")
+    assert not is_let_in(tokens, "jalape\xf1o-")
+
+
+def test_a_token_of_bytes_that_are_no_text_is_compared_as_bytes(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """A tokens file need not be UTF-8, nor must the environment."""
+    path = tmp_path / "tokens"
+    path.write_bytes(b"\xff\xfe\x80\n")
+    for changed in (
+        replace(settings, tokens="", tokens_file=str(path)),
+        replace(settings, tokens=os.fsdecode(b"\xff\xfe\x80")),
+    ):
+        assert is_let_in(Tokens(changed), "\xff\xfe\x80")
+        assert not is_let_in(Tokens(changed), "\xff\xfe")
+
+
+def test_several_tokens_come_from_the_environment(settings: Settings) -> None:
+    """Tokens are separated by commas; spaces around them and empty ones do not count."""
+    tokens = Tokens(replace(settings, tokens=" one, two ,,three,"))
+    for token in ("one", "two", "three"):
+        assert is_let_in(tokens, token)
+    assert not is_let_in(tokens, "")
+    assert not is_let_in(tokens, "one, two")
+
+
+def test_tokens_come_from_a_file(settings: Settings, tmp_path: Path) -> None:
+    """A tokens file holds one token a line, besides comments and empty lines."""
+    path = tmp_path / "tokens"
+    path.write_bytes(b"# who: team a\none\n\n  two  \r\n   # three\nfo#ur\n\tfive,six")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    for token in ("one", "two", "fo#ur", "five,six"):
+        assert is_let_in(tokens, token)
+    for other in ("# who: team a", "# three", "three", "", "five", "test-token"):
+        assert not is_let_in(tokens, other)
+    assert not (tmp_path / TOKEN_FILE_NAME).exists()
+
+
+def test_tokens_of_the_environment_and_of_the_file_both_count(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Both sources may be given at once, as when a token is replaced."""
+    path = tmp_path / "tokens"
+    path.write_text("two\n")
+    tokens = Tokens(replace(settings, tokens="one", tokens_file=str(path)))
+    assert is_let_in(tokens, "one")
+    assert is_let_in(tokens, "two")
+
+
+@pytest.mark.parametrize("tokens", [",", " ", " , ,"])
+def test_tokens_that_hold_none_stop_the_start(settings: Settings, tokens: str) -> None:
+    """A list of nothing is rejected, rather than letting everybody or nobody in."""
+    with pytest.raises(InvalidSettings) as rejected:
+        Tokens(replace(settings, tokens=tokens))
+    assert ["ASTRALOG_TOKENS: Holds no token."] == rejected.value.problems
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"# only a comment\n"])
+def test_a_tokens_file_that_holds_none_stops_the_start(
+    settings: Settings, tmp_path: Path, content: bytes
+) -> None:
+    """A tokens file without a token is rejected by its name."""
+    path = tmp_path / "tokens"
+    path.write_bytes(content)
+    with pytest.raises(InvalidSettings) as rejected:
+        Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    assert [f"{path}: Holds no token."] == rejected.value.problems
+
+
+def test_a_tokens_file_that_cannot_be_read_stops_the_start(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """A missing tokens file, or a directory, is rejected by its name and the reason."""
+    missing = tmp_path / "missing"
+    for path, reason in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(InvalidSettings) as rejected:
+            Tokens(replace(settings, tokens_file=str(path)))
+        assert [f"{path}: {reason}."] == rejected.value.problems
+
+
+@pytest.mark.parametrize("token", ["two words", "tab\there", "bell\x07", "delete\x7f", "nul\0"])
+def test_a_token_that_no_header_carries_stops_the_start(settings: Settings, token: str) -> None:
+    """A token with a space or control character is rejected by its place, never by its text."""
+    with pytest.raises(InvalidSettings) as rejected:
+        Tokens(replace(settings, tokens=f"good,{token}"))
+    expected = "ASTRALOG_TOKENS, token 2: A token holds no spaces or control characters."
+    assert [expected] == rejected.value.problems
+
+
+def test_a_token_may_be_as_long_as_a_header_field(settings: Settings) -> None:
+    """The longest token is known; one byte more stops the start."""
+    token = "t" * MAX_TOKEN_BYTES
+    assert Tokens(replace(settings, tokens=token)).authenticate(f"Bearer {token}")
+    with pytest.raises(InvalidSettings) as rejected:
+        Tokens(replace(settings, tokens=f"{token}t"))
+    assert [
+        "ASTRALOG_TOKENS, token 1: A token holds at most 4000 bytes."
+    ] == rejected.value.problems
+
+
+def test_a_token_that_no_header_carries_is_named(settings: Settings, tmp_path: Path) -> None:
+    """A faulty line of a tokens file is named by its number, and its token is not shown."""
+    path = tmp_path / "tokens"
+    path.write_bytes(b"good\n# comment\nse\x01cret\n")
+    with pytest.raises(InvalidSettings) as rejected:
+        Tokens(replace(settings, tokens_file=str(path)))
+    message = f"{path}, line 3: A token holds no spaces or control characters."
+    assert [message] == rejected.value.problems
+
+
+def test_a_token_may_be_bound_to_projects(settings: Settings, tmp_path: Path) -> None:
+    """The names after a token are the projects it may write; a bare token writes all."""
+    path = tmp_path / "tokens"
+    path.write_text("bound  org-xyz\torg-ä \nbare\n")
+    tokens = Tokens(replace(settings, tokens="listed", tokens_file=str(path)))
+    assert {"org-xyz", "org-ä"} == tokens.authenticate("bound").projects
+    assert tokens.authenticate("bare").projects is None
+    assert tokens.authenticate("listed").projects is None
+    with pytest.raises(Rejection):
+        tokens.authenticate("org-xyz")
+
+
+def test_tokens_are_read_again_when_their_file_changes(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token can be replaced without a restart, and a faulty file changes nothing."""
+    monkeypatch.setattr(auth, "CHANGED_SECONDS", 0)
+    path = tmp_path / "tokens"
+    path.write_text("old\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    assert is_let_in(tokens, "old")
+    path.write_text("old\nnewer\n")
+    assert is_let_in(tokens, "newer")
+    path.write_text("# none\n")
+    assert is_let_in(tokens, "newer")
+    path.unlink()
+    assert is_let_in(tokens, "newer")
+    path.write_text("newer\n")
+    assert not is_let_in(tokens, "old")
+    assert is_let_in(tokens, "newer")
+
+
+def test_the_first_start_makes_a_token(settings: Settings, tmp_path: Path) -> None:
+    """Without tokens, a random one is made that only its owner may read, and it lets in."""
+    path = make_token_file(tmp_path)
+    tokens = Tokens(replace(settings, tokens=""))
+    assert tmp_path / TOKEN_FILE_NAME == path
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+    token = path.read_text().strip()
+    assert len(token) >= 32
+    assert is_let_in(tokens, token)
+    assert not is_let_in(tokens, "")
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_the_first_token_is_durable(tmp_path: Path, break_os: Callable[..., Fault]) -> None:
+    """Neither its bytes nor its name is lost in a power cut after it was shown to anyone."""
+    fsync = break_os("fsync", errno.EIO, times=0)
+    make_token_file(tmp_path)
+    draft, directory = (call.split(" ")[0] for call in fsync.calls)
+    assert (str(tmp_path), str(tmp_path)) == (os.path.dirname(draft), directory)
+
+
+def test_a_later_start_keeps_the_token(settings: Settings, tmp_path: Path) -> None:
+    """A token that was made once stays, also when it was edited by hand."""
+    first = make_token_file(tmp_path).read_bytes()
+    assert first == make_token_file(tmp_path).read_bytes()
+    (tmp_path / TOKEN_FILE_NAME).write_text("by-hand\n")
+    assert is_let_in(Tokens(replace(settings, tokens="")), "by-hand")
+
+
+def test_two_data_directories_have_different_tokens(tmp_path: Path) -> None:
+    """The token is random."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    tokens = {make_token_file(tmp_path / name).read_bytes() for name in "ab"}
+    assert 2 == len(tokens)
+
+
+def test_the_first_of_two_starts_makes_everyones_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another process makes the token at the same moment, its token is kept."""
+    link = os.link
+
+    def link_too_late(source: Path, target: Path) -> None:
+        target.write_text("the other process's\n")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_too_late)
+    path = make_token_file(tmp_path)
+    assert "the other process's\n" == path.read_text()
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_a_token_is_not_left_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that dies before its token is on the disk leaves none, and the next one makes it."""
+
+    def die(fd: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", die)
+        with pytest.raises(KeyboardInterrupt):
+            make_token_file(tmp_path)
+    assert not (tmp_path / TOKEN_FILE_NAME).exists()
+    assert make_token_file(tmp_path).read_text().strip()

@@ -1,0 +1,85 @@
+"""The load generator's own parts: what it sends, how it counts, and what it notices on disk."""
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from astralog.intake.batch import encode_batch
+from bench import bodies, measure, stored
+from bench.load import Outcome
+
+
+def test_bodies_are_well_formed_and_distinct() -> None:
+    """Every body keeps the contract, and about 370 bytes make a log."""
+    pool = [template.body(number) for number, template in enumerate(bodies.templates(10))]
+    assert len(set(pool)) == bodies.POOL_BODIES
+    assert all(encode_batch(body).logs == 10 for body in pool)
+    assert 350 < sum(map(len, pool)) / (10 * len(pool)) < 390
+
+
+def test_a_log_id_tells_request_and_place() -> None:
+    """Each log carries the number of its request and its index in the batch."""
+    logs = msgspec.json.decode(bodies.templates(10)[3].body(4711))["logs"]
+    places = [bodies.place(log["metadata"]["log_id"]) for log in logs]
+    assert [(4711, index) for index in range(10)] == places
+
+
+@pytest.mark.parametrize("batch", [1, 10, bodies.CHUNK_LOGS, 2 * bodies.CHUNK_LOGS + 1])
+def test_a_request_is_its_head_and_body(batch: int) -> None:
+    """A request sent in pieces is the one that is rendered in one."""
+    template = bodies.templates(batch, "{}\r\n")[0]
+    expected = b"%d\r\n" % template.body_bytes + template.body(7)
+    assert expected == b"".join(template.request(7))
+    assert template.body_bytes == len(template.body(7))
+
+
+def test_percentiles() -> None:
+    """A percentile is a value that was measured; without values it is 0."""
+    values = [float(value) for value in range(100, 0, -1)]
+    assert [measure.percentile(values, p) for p in (50, 99, 100)] == [50.0, 99.0, 100.0]
+    assert measure.percentile([3.0], 50) == 3.0
+    assert measure.percentile([], 99) == 0.0
+
+
+def test_cpu_time_of_a_process_is_read_from_outside() -> None:
+    """The clock of a process by its id shows what the process itself sees."""
+    before = time.process_time()
+    assert before <= measure.cpu_seconds([os.getpid()]) <= time.process_time()
+
+
+def _lines(*sequences: int) -> bytes:
+    return b"".join(encode_batch(bodies.templates(10)[0].body(n)).lines for n in sequences)
+
+
+def _check(path: Path, lines: bytes, sent: int, rejected: set[int]) -> stored.Check:
+    segment = path / "segment.ndjson"
+    segment.write_bytes(lines)
+    return stored.check([segment], 10, Outcome([], sent, rejected, set()))
+
+
+def test_the_disk_check_takes_what_is_complete(tmp_path: Path) -> None:
+    """Acknowledged batches are there once, in any order; a rejected one may be there or not."""
+    check = _check(tmp_path, _lines(1, 0, 3), 4, {2, 3})
+    assert check == stored.Check(stored=30)
+    assert check.is_sound
+
+
+def test_the_disk_check_notices_what_is_wrong(tmp_path: Path) -> None:
+    """A missing, doubled, halved, torn or unknown log is counted."""
+    lines = _lines(0, 1)
+    one = lines.index(b"\n") + 1
+    cases = [
+        (lines[one:], 2, set(), stored.Check(stored=19, missing=1)),
+        (lines + lines[:one], 2, set(), stored.Check(stored=21, doubled=1)),
+        (lines[one:], 2, {0}, stored.Check(stored=19, halved=1)),
+        (lines[:-1], 2, set(), stored.Check(stored=19, malformed=1, missing=1)),
+        (lines[5:], 2, set(), stored.Check(stored=19, malformed=1, missing=1)),
+        (lines, 1, set(), stored.Check(stored=20, unknown=10)),
+    ]
+    for content, sent, rejected, expected in cases:
+        check = _check(tmp_path, content, sent, rejected)
+        assert expected == check
+        assert not check.is_sound

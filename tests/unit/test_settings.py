@@ -1,0 +1,181 @@
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from astralog.settings import InvalidSettings, Settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("ASTRALOG_"):
+            monkeypatch.delenv(name)
+
+
+def problems_of(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
+    """Return the lines with which an environment is rejected."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettings) as rejected:
+        Settings.from_environ()
+    assert "\n".join(rejected.value.problems) == str(rejected.value)
+    return rejected.value.problems
+
+
+def test_an_empty_environment_gives_the_documented_defaults() -> None:
+    """Without a variable, every setting has the default that the design states."""
+    mib = 1024 * 1024
+    expected = {
+        "bind": "127.0.0.1:8080",
+        "tokens": "",
+        "tokens_file": "",
+        "data_dir": Path("data"),
+        "workers": len(os.sched_getaffinity(0)),
+        "sync": "always",
+        "max_body_bytes": 10 * mib,
+        "body_timeout_seconds": 10.0,
+        "commit_timeout_seconds": 8.0,
+        "queue_bytes": 64 * mib,
+        "writers": 1,
+        "segment_bytes": 256 * mib,
+        "segment_seconds": 3600.0,
+        "min_free_bytes": 256 * mib,
+        "retain_bytes": 0,
+        "retain_seconds": 0.0,
+    }
+    actual = dataclasses.asdict(Settings.from_environ())
+    assert expected == {name: actual[name] for name in expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("bind", "0.0.0.0:80", "0.0.0.0:80"),
+        ("bind", "localhost:0", "localhost:0"),
+        ("bind", "[::1]:8080", "[::1]:8080"),
+        ("bind", "unix:/run/astralog.sock", "unix:/run/astralog.sock"),
+        ("tokens", "one,two", "one,two"),
+        ("tokens", "a={{b}}$c", "a={{b}}$c"),
+        ("tokens_file", "/etc/astralog/tokens", "/etc/astralog/tokens"),
+        ("data_dir", "/var/lib/astralog", Path("/var/lib/astralog")),
+        ("workers", "1", 1),
+        ("workers", "256", 256),
+        ("sync", "everysec", "everysec"),
+        ("sync", "never", "never"),
+        ("max_body_bytes", "1", 1),
+        ("body_timeout_seconds", "0.5", 0.5),
+        ("commit_timeout_seconds", "3", 3.0),
+        ("queue_bytes", "10485760", 10485760),
+        ("writers", "4", 4),
+        ("segment_bytes", "1000", 1000),
+        ("segment_seconds", "1e2", 100.0),
+        ("min_free_bytes", "0", 0),
+        ("retain_bytes", "1", 1),
+        ("retain_seconds", "0.25", 0.25),
+        ("log_level", "debug", "debug"),
+    ],
+)
+def test_a_variable_sets_its_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: object
+) -> None:
+    """`ASTRALOG_` and a setting's name in capitals sets it, in the setting's own type."""
+    monkeypatch.setenv("ASTRALOG_" + name.upper(), text)
+    actual = getattr(Settings.from_environ(), name)
+    assert expected == actual
+    assert isinstance(actual, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BIND", "8080"),
+        ("BIND", "127.0.0.1"),
+        ("BIND", "127.0.0.1:http"),
+        ("BIND", "http://127.0.0.1:8080"),
+        ("BIND", "127.0.0.1:8080\n"),
+        ("BIND", "unix:"),
+        ("BIND", ""),
+        ("WORKERS", "0"),
+        ("WORKERS", "257"),
+        ("WORKERS", "two"),
+        ("WORKERS", "1.5"),
+        ("WORKERS", ""),
+        ("SYNC", "sometimes"),
+        ("SYNC", "ALWAYS"),
+        ("MAX_BODY_BYTES", "0"),
+        ("MAX_BODY_BYTES", "10MB"),
+        ("BODY_TIMEOUT_SECONDS", "0"),
+        ("BODY_TIMEOUT_SECONDS", "nan"),
+        ("BODY_TIMEOUT_SECONDS", "inf"),
+        ("COMMIT_TIMEOUT_SECONDS", "-1"),
+        ("COMMIT_TIMEOUT_SECONDS", "8s"),
+        ("QUEUE_BYTES", "0"),
+        ("QUEUE_BYTES", "1000"),
+        ("WRITERS", "0"),
+        ("WRITERS", "65"),
+        ("SEGMENT_BYTES", "0"),
+        ("SEGMENT_SECONDS", "0"),
+        ("MIN_FREE_BYTES", "-1"),
+        ("RETAIN_BYTES", "-1"),
+        ("RETAIN_SECONDS", "-0.1"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_is_rejected_in_one_line_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """A wrong value stops the start with one line, which begins with its variable."""
+    problems = problems_of(monkeypatch, **{"ASTRALOG_" + name: text})
+    assert 1 == len(problems)
+    assert problems[0].startswith(f"ASTRALOG_{name}: ")
+
+
+def test_an_unknown_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelled variable stops the start, since its setting would silently not apply."""
+    problems = problems_of(monkeypatch, ASTRALOG_DATADIR="/srv")
+    assert ["ASTRALOG_DATADIR: No such setting; see the README's table."] == problems
+
+
+def test_a_variable_of_another_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only names that begin with `ASTRALOG_` are looked at."""
+    monkeypatch.setenv("ASTRALOGGER_X", "1")
+    monkeypatch.setenv("DATA_DIR", "/srv")
+    assert Settings() == Settings.from_environ()
+
+
+def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several wrong values and unknown names give a line each, in one rejection."""
+    problems = problems_of(
+        monkeypatch, ASTRALOG_WORKERS="0", ASTRALOG_SYNC="maybe", ASTRALOG_B="1", ASTRALOG_A="1"
+    )
+    names = sorted(problem.partition(":")[0] for problem in problems)
+    assert ["ASTRALOG_A", "ASTRALOG_B", "ASTRALOG_SYNC", "ASTRALOG_WORKERS"] == names
+
+
+@pytest.mark.parametrize(("queue_bytes", "is_rejected"), [(2000, False), (1999, True)])
+def test_the_queue_must_hold_the_largest_body(
+    monkeypatch: pytest.MonkeyPatch, queue_bytes: int, is_rejected: bool
+) -> None:
+    """A queue smaller than a body stops the start, since no body would ever fit."""
+    monkeypatch.setenv("ASTRALOG_MAX_BODY_BYTES", "2000")
+    if is_rejected:
+        (problem,) = problems_of(monkeypatch, ASTRALOG_QUEUE_BYTES=str(queue_bytes))
+        assert problem.startswith("ASTRALOG_QUEUE_BYTES: ")
+    else:
+        monkeypatch.setenv("ASTRALOG_QUEUE_BYTES", str(queue_bytes))
+        assert queue_bytes == Settings.from_environ().queue_bytes
+
+
+def test_settings_do_not_change() -> None:
+    """Settings are frozen: what the start checked is what runs."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().workers = 0  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_does() -> None:
+    """Each setting carries the help and the default that the README's table shows."""
+    for field in dataclasses.fields(Settings):
+        assert field.metadata["help"].endswith("."), field.name
+        assert field.metadata["shown"], field.name
