@@ -30,7 +30,7 @@ class InvalidSettings(Exception):
 def _setting(
     default: T, help: str, validate: Callable[[Any], Any] | None = None, shown: str = ""
 ) -> T:
-    """Declare a setting; `shown` is the default as the README's table words it."""
+    """Declare a setting; `shown` is the default as the table of docs/configuration.md words it."""
     metadata = {"help": help, "validate": validate, "shown": shown or str(default)}
     field: T = dataclasses.field(default=default, metadata=metadata)
     return field
@@ -178,4 +178,4 @@ def _parse(env: Env, field: "dataclasses.Field[Any]") -> Any:
 def _unknown_names(settings: type[Settings]) -> list[str]:
     known = {PREFIX + field.name.upper() for field in dataclasses.fields(settings)}
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    return [f"{name}: No such setting; see the README's table." for name in unknown]
+    return [f"{name}: No such setting; see docs/configuration.md." for name in unknown]

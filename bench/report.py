@@ -1,4 +1,4 @@
-"""The tables for the terminal and the README."""
+"""The tables for the terminal and the docs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -65,7 +65,7 @@ def text(results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """Return the whole report for the README."""
+    """Return the whole report for the docs."""
     machine = results.machine
     source = (
         f"Commit `{results.commit}`, {results.taken_at}: {machine['cpu']}, {machine['cores']} "

@@ -1,7 +1,7 @@
 """Turn every accepted timestamp form into RFC 3339 in UTC.
 
 Sources: RFC 3339 section 5.6, ISO 8601-1:2019 (calendar, ordinal and week dates, basic and
-extended), and the `YYYY-MM-DD hh:mm[:ss[.f]]` of SQL databases. The README lists the forms.
+extended), and the `YYYY-MM-DD hh:mm[:ss[.f]]` of SQL databases. docs/api.md lists the forms.
 """
 
 import re

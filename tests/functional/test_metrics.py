@@ -19,7 +19,6 @@ from typing import Any, Self
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from astralog.telemetry.prometheus import FLUSH_SECONDS
 from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
 
 Samples = dict[str, float]
@@ -29,6 +28,9 @@ MAX_BODY_BYTES = 20_000
 QUEUE_BYTES = 24_000
 
 UNITS = ("batches", "logs", "bytes")
+
+#: Seconds in which every worker has written out what it counts.
+FLUSH_SECONDS = 0.5
 
 
 def scrape(service: Service) -> Samples:
@@ -221,6 +223,6 @@ def test_every_metric_is_in_the_readme(service: Service) -> None:
     answer = service.request("GET", "/metrics").raw.decode()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", answer, re.MULTILINE))
     rows = re.findall(
-        r"^\| `(astralog_\w+)`[^|]*\| (\w+) \|", (ROOT / "README.md").read_text(), re.M
+        r"^\| `(astralog_\w+)`[^|]*\| (\w+) \|", (ROOT / "docs" / "operations.md").read_text(), re.M
     )
     assert kinds == dict(rows)

@@ -1,4 +1,4 @@
-"""What real senders send is stored: the README's recipes, with the programs they are for."""
+"""What real senders send is stored: the recipes of docs/senders.md, run with their programs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
 
-README = (ROOT / "README.md").read_text()
+RECIPES = (ROOT / "docs" / "senders.md").read_text()
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def test_curl_sends_a_compressed_file(tmp_path: Path, service: Service, program:
     assert 3 == len(service.logs())
 
 
-def test_the_logging_handler_of_the_readme_works(tmp_path: Path, service: Service) -> None:
+def test_the_logging_handler_works(tmp_path: Path, service: Service) -> None:
     """What a program logs through the recipe is stored as it was logged."""
-    recipe, use = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    recipe, use = re.findall(r"```python\n(.*?)```", RECIPES, re.DOTALL)
     (tmp_path / "data").mkdir(exist_ok=True)
     (tmp_path / "data" / "token").write_text(TOKEN + "\n")
     code = (recipe + use).replace("localhost:8080", f"127.0.0.1:{service.address[1]}")
@@ -53,7 +53,7 @@ def test_the_logging_handler_of_the_readme_works(tmp_path: Path, service: Servic
 
 
 @pytest.mark.slow
-def test_syslog_ng_sends_through_the_recipe_of_the_readme(tmp_path: Path, service: Service) -> None:
+def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service) -> None:
     """Messages to syslog-ng arrive as logs, those of a time without the service too."""
     program = shutil.which("syslog-ng", path=os.environ["PATH"] + ":/usr/sbin")
     if program is None:
@@ -61,7 +61,7 @@ def test_syslog_ng_sends_through_the_recipe_of_the_readme(tmp_path: Path, servic
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (destination,) = re.findall(r"```\n(destination .*?)```", README, re.DOTALL)
+    (destination,) = re.findall(r"```\n(destination .*?)```", RECIPES, re.DOTALL)
     destination = destination.replace("localhost:8080", f"127.0.0.1:{service.address[1]}")
     destination = destination.replace("TOKEN", TOKEN)
     (tmp_path / "syslog-ng.conf").write_text(

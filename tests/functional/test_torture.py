@@ -133,16 +133,19 @@ def test_a_kind_that_fails_keeps_its_rows(
 
     kinds = [__main__.Kind("a", fail_after_a_row, 1), __main__.Kind("b", succeed, 1)]
     monkeypatch.setattr(__main__, "kinds", lambda scale: kinds)
-    markdown = tmp_path / "table.md"
-    monkeypatch.setattr("sys.argv", ["torture", "--markdown", str(markdown)])
+    report = tmp_path / "table.md"
+    monkeypatch.setattr("sys.argv", ["torture", "--report", str(report)])
     assert 1 == __main__.main()
-    _, _, *rows = markdown.read_text().splitlines()
+    _, _, *rows = [line for line in report.read_text().splitlines() if line.startswith("| ")]
     assert ["| finished | 7 ", "| a: did not come to its end | 0 ", "| after it | 8 "] == [
         row[: row.index("|", row.index("|", 2) + 1)] for row in rows
     ]
     assert "a: did not come to its end: RuntimeError('no more')" in capsys.readouterr().out
     monkeypatch.setattr(__main__, "kinds", lambda scale: kinds[1:])
+    monkeypatch.setattr("sys.argv", ["torture"])
+    monkeypatch.setattr(__main__, "RESULTS", tmp_path / "results.md")
     assert 0 == __main__.main()
+    assert "| after it | 8 " in (tmp_path / "results.md").read_text()
 
 
 def test_the_table_has_a_cell_for_each_heading() -> None:

@@ -1,19 +1,18 @@
-"""A real browser for tests: Debian's Chromium, driven through WebDriver.
+"""A real browser for tests: Debian's Chromium, driven by selenium.
 
-The protocol is https://www.w3.org/TR/webdriver2/. Debian's packages are chromium and
-chromium-driver.
+Debian's packages are chromium and chromium-driver.
 """
 
-import base64
-import http.client
 import json
-import re
 import shutil
-import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 
 from tests.support.service import wait_for
 
@@ -31,34 +30,22 @@ class Browser:
     """A window of a given size with nothing in it; a narrow one is a phone's."""
 
     def __init__(self, directory: Path, width: int, height: int) -> None:
-        self._log_path = directory / "chromedriver.log"
-        self._options: dict[str, Any] = {
-            "binary": CHROMIUM,
-            "args": [*QUIET, f"--user-data-dir={directory / 'profile'}"],
-        }
+        assert DRIVER
+        assert CHROMIUM
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for argument in (*QUIET, f"--user-data-dir={directory / 'profile'}"):
+            options.add_argument(argument)
         if width < 500:
             metrics = {"width": width, "height": height, "pixelRatio": 2, "mobile": True}
-            self._options["mobileEmulation"] = {"deviceMetrics": metrics}
+            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
         else:
-            self._options["args"].append(f"--window-size={width},{height}")
-        self._session = ""
+            options.add_argument(f"--window-size={width},{height}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        log = str(directory / "chromedriver.log")
+        self.driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER, log_output=log))
 
     def __enter__(self) -> Self:
-        assert DRIVER is not None
-        with self._log_path.open("wb") as log:
-            self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=log, stderr=log)
-        try:
-            port = wait_for(lambda: re.search(r"on port ([1-9]\d*)", self._log_path.read_text()))
-            self._address = ("127.0.0.1", int(port[1]))
-            capabilities = {
-                "goog:chromeOptions": self._options,
-                "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-            }
-            made = self._call("POST", "", {"capabilities": {"alwaysMatch": capabilities}})
-            self._session = "/" + made["sessionId"]
-        except BaseException:
-            self._end()
-            raise
         return self
 
     def __exit__(
@@ -67,34 +54,15 @@ class Browser:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            self._call("DELETE", "")
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        self._driver.terminate()
-        self._driver.wait(30)
-
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        connection = http.client.HTTPConnection(*self._address, timeout=60)
-        try:
-            data = None if body is None else json.dumps(body)
-            connection.request(method, f"/session{self._session}{path}", data)
-            answer = json.load(connection.getresponse())["value"]
-        finally:
-            connection.close()
-        if isinstance(answer, dict) and "error" in answer:
-            raise AssertionError(answer["message"])
-        return answer
+        self.driver.quit()
 
     def open(self, url: str) -> None:
         """Load a page."""
-        self._call("POST", "/url", {"url": url})
+        self.driver.get(url)
 
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript in the page and return what it returns."""
-        return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+        return self.driver.execute_script(script, *arguments)
 
     def text(self, selector: str = "body") -> str:
         """Return the visible text of the first element that a CSS selector finds, or nothing."""
@@ -103,25 +71,22 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Click the element that a CSS selector finds, once it is there, as a person would."""
-        element = wait_for(lambda: self._find(selector))
-        self._call("POST", f"/element/{element}/click", {})
+        self._find(selector).click()
 
     def type(self, selector: str, text: str) -> None:
         """Type a text into the field that a CSS selector finds."""
-        element = wait_for(lambda: self._find(selector))
-        self._call("POST", f"/element/{element}/value", {"text": text})
+        self._find(selector).send_keys(text)
 
-    def _find(self, selector: str) -> str:
-        found = self._call("POST", "/elements", {"using": "css selector", "value": selector})
-        return next((str(reference) for item in found for reference in item.values()), "")
+    def _find(self, selector: str) -> WebElement:
+        return wait_for(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector))[0]
 
     def messages(self) -> list[str]:
         """Return what the page wrote to the console since the last call, violations included."""
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
+        return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requested_hosts(self) -> set[str]:
         """Return the `host:port` of every request of the page since the last call."""
-        entries = self._call("POST", "/se/log", {"type": "performance"})
+        entries = self.driver.get_log("performance")
         messages = [json.loads(entry["message"])["message"] for entry in entries]
         urls = [
             urlsplit(message["params"]["request"]["url"])
@@ -132,4 +97,4 @@ class Browser:
 
     def screenshot(self) -> bytes:
         """Return a PNG of what the window shows."""
-        return base64.b64decode(self._call("GET", "/screenshot"))
+        return self.driver.get_screenshot_as_png()

@@ -1,6 +1,6 @@
-"""Run all of the torture: `python -m tests.torture [--seconds N] [--markdown FILE] [--only KIND]`.
+"""Run all of the torture: `python -m tests.torture [--seconds N] [--report FILE] [--only KIND]`.
 
-Ends with status 1 where a promise was broken.
+Ends with status 1 where a promise was broken. A whole run writes docs/torture-results.md.
 """
 
 import argparse
@@ -9,10 +9,13 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.measure import commit
+from tests.support.service import ROOT
 from tests.torture import (
     attacks,
     crowd,
@@ -27,7 +30,7 @@ from tests.torture import (
     writes,
 )
 from tests.torture.bench import Bench
-from tests.torture.table import Row, render, render_markdown
+from tests.torture.table import REPORT, Row, render, render_markdown
 
 
 class Kind(NamedTuple):
@@ -40,6 +43,9 @@ class Kind(NamedTuple):
 
 
 DEFAULT_SECONDS = 900
+
+#: Where a whole run leaves its table.
+RESULTS = ROOT / "docs" / "torture-results.md"
 
 
 def kinds(scale: float) -> list[Kind]:
@@ -116,22 +122,33 @@ def _run_kind(kind: Kind, bench: Bench) -> Iterator[Row]:
         yield row
 
 
+def _report(rows: list[Row], seed: int, seconds: float) -> str:
+    """Return the table with the conditions it was made under."""
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    table = render_markdown(rows)
+    return REPORT.format(commit=commit(), day=day, seed=seed, seconds=seconds, table=table)
+
+
 def main() -> int:
     """Run what the command line says, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="bound of the run")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of all chance")
-    parser.add_argument("--markdown", type=Path, help="file that gets the table")
+    parser.add_argument("--report", type=Path, help="file that gets the table, in Markdown")
     parser.add_argument("--only", action="append", choices=list(MODULES), default=[])
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.seconds:g} s", file=sys.stderr)
+    started_at = time.monotonic()
     rows = run(options.seconds, options.seed, options.only)
     print(render(rows))
     for row in rows:
         for remark in row.remarks:
             print(f"{row.what}: {remark}")
-    if options.markdown:
-        options.markdown.write_text(render_markdown(rows))
+    is_whole = not options.only and options.seconds >= DEFAULT_SECONDS
+    report = options.report or (RESULTS if is_whole else None)
+    if report:
+        seconds = time.monotonic() - started_at
+        report.write_text(_report(rows, options.seed, seconds))
     return int(any(row.is_bad for row in rows))
 
 

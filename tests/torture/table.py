@@ -81,6 +81,27 @@ def render(rows: list[Row]) -> str:
     return "\n".join(text)
 
 
+REPORT = """\
+# What the last run of the torture found
+
+`make torture` on commit {commit}, {day}, seed {seed}, {seconds:.0f} s.
+[RELIABILITY.md](RELIABILITY.md) says what is tried, and how.
+
+{table}
+The columns:
+
+- *doubled*: batches found twice, or found although they were rejected for good.
+- *half or not JSON*: lines that do not parse, and files that end in half a line.
+- *forged*: lines that no client sent as a log.
+- *other failures*: for example a wrong code, a late answer, a file left open, a traceback.
+- *undecided, stored*: batches whose clients were told that they may be stored, or were told
+  nothing, and that are. They are no failures.
+- *back after*: the longest time from a fault, or from its end where the service cannot work during
+  it, to the next acknowledged batch. For power cuts the acknowledged batches of every state are
+  counted again.
+"""
+
+
 def render_markdown(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
     rule = ["---", *["--:"] * (len(HEADINGS) - 1)]

@@ -72,3 +72,9 @@ def test_libraries_are_known_where_they_belong(path: Path) -> None:
     for name in imports_of(path):
         allowed = LIBRARIES.get(name.partition(".")[0])
         assert allowed is None or package_of(path) in allowed, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/functional/*.py")), ids=lambda p: p.name)
+def test_functional_tests_import_nothing_of_the_service(path: Path) -> None:
+    """What a client can see is tested as a client sees it."""
+    assert not [name for name in imports_of(path) if name.split(".")[0] == "astralog"]

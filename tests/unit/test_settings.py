@@ -135,7 +135,7 @@ def test_a_wrong_value_is_rejected_in_one_line_that_names_it(
 def test_an_unknown_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelled variable stops the start, since its setting would silently not apply."""
     problems = problems_of(monkeypatch, ASTRALOG_DATADIR="/srv")
-    assert ["ASTRALOG_DATADIR: No such setting; see the README's table."] == problems
+    assert ["ASTRALOG_DATADIR: No such setting; see docs/configuration.md."] == problems
 
 
 def test_a_variable_of_another_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_settings_do_not_change() -> None:
 
 
 def test_every_setting_says_what_it_does() -> None:
-    """Each setting carries the help and the default that the README's table shows."""
+    """Each setting carries the help and the default that the docs' table shows."""
     for field in dataclasses.fields(Settings):
         assert field.metadata["help"].endswith("."), field.name
         assert field.metadata["shown"], field.name
