@@ -37,6 +37,14 @@ test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute
 torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=900, and count
 	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),900) $(TORTURE)
 
+.PHONY: mutants
+mutants: $(VENV)/.installed-dev ## Take guards out of a copy of the code; a test must notice each
+	$(BIN)/python -m tests.mutants $(MUTANTS)
+
+.PHONY: coverage
+coverage: $(VENV)/.installed-dev ## Measure which lines the unit tests run
+	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered tests/unit
+
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
 	$(BIN)/python -m bench

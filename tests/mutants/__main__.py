@@ -1,0 +1,86 @@
+"""Take each guard out of a copy of the code, and see its tests fail: `python -m tests.mutants`.
+
+Ends with status 1 where a guard was missed by its tests.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from enum import Enum
+from pathlib import Path
+
+from tests.mutants.guards import GUARDS, Guard
+from tests.support.service import ROOT
+
+#: What the copy does not need.
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "data", "__pycache__", ".*_cache", ".work-*")
+
+#: Tests that take longer are ended; a guard that keeps its tests from ending is noticed.
+TIMEOUT_SECONDS = 300
+
+
+class Verdict(Enum):
+    """What became of a guard's tests without the guard."""
+
+    CAUGHT = "caught"
+    MISSED = "MISSED"
+    BROKEN = "FAILS WITH THE GUARD TOO"
+
+
+def judge(guard: Guard) -> Verdict:
+    """Run a guard's tests without the guard; where they fail, they must pass with it."""
+    with tempfile.TemporaryDirectory(prefix="astralog-mutant-") as directory:
+        copy = Path(directory) / "checkout"
+        shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+        path = copy / guard.path
+        intact = path.read_text()
+        path.write_text(guard.remove_from(intact))
+        if passes(copy, guard):
+            return Verdict.MISSED
+        path.write_text(intact)
+        return Verdict.CAUGHT if passes(copy, guard) else Verdict.BROKEN
+
+
+def passes(checkout: Path, guard: Guard) -> bool:
+    """Return whether a guard's tests pass in a checkout."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *guard.tests]
+    environ = os.environ | {"PYTHONPATH": str(checkout)}
+    try:
+        run = subprocess.run(
+            command,
+            cwd=checkout,
+            env=environ,
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return run.returncode == 0
+
+
+def main() -> int:
+    """Judge the guards that the command line names, or all, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--only", default="", help="a part of the guards' names")
+    options = parser.parse_args()
+    guards = [guard for guard in GUARDS if options.only in guard.name]
+    width = max(len(guard.name) for guard in guards)
+    verdicts = []
+    for guard in guards:
+        started_at = time.monotonic()
+        verdicts.append(judge(guard))
+        seconds = time.monotonic() - started_at
+        print(f"{guard.name.ljust(width)}  {verdicts[-1].value}  {seconds:.0f} s", flush=True)
+    caught = verdicts.count(Verdict.CAUGHT)
+    print(f"{caught} of {len(guards)} guards were caught when they were taken out")
+    return int(caught < len(guards))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
