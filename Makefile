@@ -1,11 +1,13 @@
 .DEFAULT_GOAL := help
-VENV := .venv
+# Another Python is another environment: make test PYTHON=python3.13 VENV=.venv-3.13
+PYTHON ?= python3
+VENV ?= .venv
 BIN := $(VENV)/bin
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --custom-compile-command "make lock"
 
 $(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
-	python3 -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
