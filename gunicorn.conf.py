@@ -1,23 +1,11 @@
 """gunicorn's settings, made from AstraLog's; gunicorn reads this file by itself."""
 
 import contextlib
-import os
-import secrets
-import tempfile
 from typing import Any
 
-_memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()  # nosec B108
-
-# prometheus_client shares its numbers between processes only where this is set when it is first
-# imported. A reload runs this file again, and the directory stays; an upgraded master inherits
-# the variable, and takes a directory of its own.
-_metrics_name = f"astralog-metrics-{os.getpid()}-"
-if _metrics_name not in os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""):
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = f"{_memory}/{_metrics_name}{secrets.token_hex(8)}"
-
-from astralog.server import first_start, lifecycle  # noqa: E402
-from astralog.server.worker import Worker  # noqa: E402
-from astralog.settings import InvalidSettings, Settings  # noqa: E402
+from astralog.server import first_start, heartbeat, lifecycle
+from astralog.server.worker import Worker
+from astralog.settings import InvalidSettings, Settings
 
 try:
     _settings = Settings.from_environ()
@@ -48,11 +36,9 @@ forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
 
-# The heartbeat must not wait for the disk that the segments fill; gunicorn unlinks its file.
-worker_tmp_dir = _memory
-
 lifecycle.configure_logging(_settings.log_level)
 lifecycle.raise_open_files_limit()
+heartbeat.keep_in_memory()
 
 
 def on_starting(server: Any) -> None:
@@ -62,6 +48,7 @@ def on_starting(server: Any) -> None:
         server.app.tokens = first_start.check_start(_settings)
     except InvalidSettings as error:
         lifecycle.exit_for(error)
+    lifecycle.share_metrics(server)
 
 
 def on_reload(server: Any) -> None:
@@ -77,7 +64,6 @@ def ssl_context(config: Any, default_ssl_context_factory: Any) -> Any:
 
 def when_ready(server: Any) -> None:
     """Say where the service listens; the address has the real port where the setting has 0."""
-    lifecycle.share_metrics()
     lifecycle.announce(_settings, server.LISTENERS[0].sock.getsockname())
 
 
@@ -93,11 +79,6 @@ def worker_exit(server: Any, worker: Worker) -> None:
     lifecycle.stop_metrics(worker)
 
 
-def child_exit(server: Any, worker: Worker) -> None:
-    """Keep what a dead worker counted."""
-    lifecycle.merge_metrics(worker)
-
-
-def on_exit(server: Any) -> None:
-    """Remove what the workers shared."""
-    lifecycle.unshare_metrics()
+def pre_exec(server: Any) -> None:
+    """Hand what was counted on to the master that this one starts at an upgrade (SIGUSR2)."""
+    lifecycle.pass_metrics_on(server)

@@ -57,10 +57,12 @@ class Disk:
 
     def __init__(self, free: int) -> None:
         self.free = free
+        self.total = 1 << 50
 
     def statvfs(self, path: object) -> SimpleNamespace:
         """Answer as `os.statvfs` does, as far as the service asks."""
-        return SimpleNamespace(f_bavail=self.free, f_frsize=1, f_bfree=1 << 60, f_bsize=4096)
+        blocks = {"f_blocks": self.total, "f_bavail": self.free, "f_bfree": 1 << 60}
+        return SimpleNamespace(f_frsize=1, f_bsize=4096, **blocks)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 import gevent
@@ -17,7 +16,7 @@ from astralog.auth import TOKEN_FILE_NAME
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings, Settings
 from astralog.store.commit_queue import CommitQueue
-from astralog.telemetry import snapshots
+from astralog.telemetry import slots
 from astralog.telemetry.prometheus import Metrics
 
 log = logging.getLogger(__name__)
@@ -166,34 +165,30 @@ def _queue_of(worker: Worker) -> CommitQueue:
     return queue
 
 
-def share_metrics() -> None:
-    """Make the directory through which the workers share what they count."""
-    snapshots.make(_metrics_path())
+def share_metrics(server: Any) -> None:
+    """Make the file through which the workers share what they count; the service can do without."""
+    server.app.metrics_fd = None
+    try:
+        server.app.metrics_fd = slots.open_shared_file(os.environ)
+    except OSError as error:
+        log.error("the workers cannot share their metrics: %s", error)
+
+
+def pass_metrics_on(server: Any) -> None:
+    """Let the next master, which this process becomes, go on with what was counted."""
+    if server.app.metrics_fd is not None:
+        slots.pass_on(server.app.metrics_fd, server.cfg.env_orig)
 
 
 def start_metrics(worker: Worker) -> None:
-    """Write out what a worker counts, from now on."""
-    _metrics_of(worker).start()
+    """Publish what a worker counts, from now on."""
+    _metrics_of(worker).start(worker.app.metrics_fd)
 
 
 def stop_metrics(worker: Worker) -> None:
-    """Write out what a worker has counted; gunicorn calls this in the master too."""
+    """Publish what a worker has counted; gunicorn calls this in the master too."""
     if worker.pid == os.getpid() and hasattr(worker, "wsgi"):
-        _metrics_of(worker).flush()
-
-
-def merge_metrics(worker: Worker) -> None:
-    """Keep what a dead worker counted."""
-    snapshots.merge(_metrics_path(), worker.pid)
-
-
-def unshare_metrics() -> None:
-    """Remove what the workers shared."""
-    snapshots.remove(_metrics_path())
-
-
-def _metrics_path() -> Path:
-    return Path(os.environ[snapshots.VARIABLE])
+        _metrics_of(worker).stop()
 
 
 def _metrics_of(worker: Worker) -> Metrics:

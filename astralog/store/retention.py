@@ -10,13 +10,14 @@ from astralog.store.files import OPEN_SUFFIX, SEALED_SUFFIX
 log = logging.getLogger(__name__)
 
 
-def retain(directory: Path, total_bytes: int, age_seconds: float) -> None:
+def retain(directory: Path, total_bytes: int, age_seconds: float) -> int:
     """Remove the oldest sealed segments beyond a total size and an age; 0 keeps all.
 
-    The total counts open segments too, which are never removed.
+    Returns how many were removed. The total counts open segments too, which are never removed.
     """
     if not (total_bytes or age_seconds):
-        return
+        return 0
+    removed = 0
     sealed = {path: _stat(path) for path in sorted(directory.glob("*" + SEALED_SUFFIX))}
     total = sum(stat.st_size for stat in sealed.values() if stat)
     total += sum(s.st_size for path in directory.glob("*" + OPEN_SUFFIX) if (s := _stat(path)))
@@ -33,8 +34,10 @@ def retain(directory: Path, total_bytes: int, age_seconds: float) -> None:
         except OSError as error:
             log.error("cannot remove %s: %s", path.name, error.strerror)
             break
+        removed += 1
         total -= stat.st_size
         log.info("removed %s: beyond the %s to keep", path.name, "size" if too_much else "age")
+    return removed
 
 
 def _stat(path: Path) -> os.stat_result | None:

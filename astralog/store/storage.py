@@ -44,6 +44,7 @@ class Storage:
         )
         self._tended_at = time.monotonic()
         self._retained_at = 0.0
+        self.removed_segments = 0
 
     def store(self, buffers: Sequence[bytes]) -> str | None:
         """Append a chunk; return None when it is stored, else the code that rejects it whole."""
@@ -87,7 +88,9 @@ class Storage:
             self.error_code = None
         if self._tended_at - self._retained_at >= RETAIN_EVERY_SECONDS:
             self._retained_at = self._tended_at
-            retain(self._directory, self._retain_bytes, self._retain_seconds)
+            self.removed_segments += retain(
+                self._directory, self._retain_bytes, self._retain_seconds
+            )
 
     def close(self) -> None:
         """Seal what is open."""

@@ -1,4 +1,4 @@
-"""What one worker has counted, in plain numbers; `metrics` shows them to Prometheus.
+"""What one worker has counted, in plain numbers; `prometheus` shows them.
 
 An answered batch leaves one tuple, and the arithmetic is done for many at once: measured, that
 takes a microsecond a request, where counting in prometheus_client takes 10. Only the hub's thread
@@ -57,7 +57,7 @@ class Durations:
 
 
 class Counters:
-    """The books of one worker.
+    """What one worker has counted since its start.
 
     A batch is received, and accepted or rejected, when it is answered; it is stored when it is
     written and synced as the settings say. `late_logs` are stored ones whose client had been told

@@ -13,13 +13,14 @@ TIMEOUT_SECONDS = 1.0
 
 
 class DiskUsage(NamedTuple):
-    """The segments, open and sealed, their bytes, and the bytes still free for more."""
+    """The segments, open and sealed, their bytes, and those of the disk."""
 
     open_segments: int
     open_bytes: int
     sealed_segments: int
     sealed_bytes: int
     free_bytes: int
+    total_bytes: int
 
 
 class DiskUsageReader:
@@ -40,8 +41,8 @@ class DiskUsageReader:
         if not running.ready():
             return None
         self._running = None
-        population: DiskUsage | None = running.get()
-        return population
+        usage: DiskUsage | None = running.get()
+        return usage
 
     def count(self) -> DiskUsage | None:
         """Count now, however long it takes; None where the disk fails."""
@@ -56,10 +57,10 @@ class DiskUsageReader:
                     elif entry.name.endswith(files.OPEN_SUFFIX):
                         opened.append(_size(entry))
             self._sealed = sealed
-            free = files.free_bytes(self._data_dir)
+            disk = files.free_bytes(self._data_dir), files.total_bytes(self._data_dir)
         except OSError:
             return None
-        return DiskUsage(len(opened), sum(opened), len(sealed), sum(sealed.values()), free)
+        return DiskUsage(len(opened), sum(opened), len(sealed), sum(sealed.values()), *disk)
 
 
 def _size(entry: "os.DirEntry[str]") -> int:

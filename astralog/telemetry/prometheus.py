@@ -1,233 +1,208 @@
-"""Show the workers' books to Prometheus, right across all of them.
+"""Show what all workers have counted to Prometheus.
 
-Each worker counts in plain numbers and writes them out every half second, for whichever worker
-is scraped to add up.
+Each worker counts in plain numbers and publishes them every half second, for whichever worker is
+scraped to add up.
 """
 
 import logging
-import os
-import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from operator import attrgetter
 
 import gevent
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.values import MutexValue, ValueClass
+from prometheus_client.registry import Collector
 
-from astralog.store.commit_queue import CommitQueue
-from astralog.telemetry import snapshots
-from astralog.telemetry.counters import BOUNDS_SECONDS, Counters, Durations, Volume
-from astralog.telemetry.disk_usage import DiskUsage, DiskUsageReader
+from astralog.errors import Rejection
+from astralog.telemetry import slots
+from astralog.telemetry.counters import Counters
+from astralog.telemetry.families import (
+    BUCKETS,
+    READY,
+    STOPPING,
+    SUM,
+    WORKERS,
+    Family,
+    Kind,
+    Labels,
+)
+from astralog.telemetry.snapshots import Snapshot, Values
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two times a worker writes out what it counted: what a killed one may take along.
-FLUSH_SECONDS = 0.5
+#: Seconds between two times a worker publishes what it counted: what a killed one may take along.
+PUBLISH_SECONDS = 0.5
 
-#: Turns that a flush waits at most for stored batches to be answered, so that it has both.
-SETTLE_TURNS = 10
-
-#: How the workers tell one another the time of the last sync; shown as an age.
-SYNCED_AT = "astralog_last_sync_timestamp_seconds"
-
-
-class _Mirror:
-    """A counter of prometheus_client that follows a plain number."""
-
-    def __init__(self, counter: Counter, read: Callable[[], float]) -> None:
-        self._counter = counter
-        self._read = read
-        self._shown = 0.0
-
-    def flush(self) -> None:
-        now = self._read()
-        if now != self._shown:
-            self._counter.inc(now - self._shown)
-            self._shown = now
-
-
-class _MirrorHistogram(Histogram):
-    """A histogram of prometheus_client that follows plain Durations."""
-
-    def follow(self, durations: Durations) -> None:
-        self._durations = durations
-        self._shown = Durations()
-
-    def flush(self) -> None:
-        now, shown = self._durations, self._shown
-        for bucket, count, before in zip(self._buckets, now.counts, shown.counts, strict=True):
-            if count != before:
-                bucket.inc(count - before)
-        if now.seconds != shown.seconds:
-            self._sum.inc(now.seconds - shown.seconds)
-        shown.counts, shown.seconds = now.counts.copy(), now.seconds
+#: Time slices that others get at most to answer stored batches, so that a snapshot has both.
+SETTLE_SLICES = 10
 
 
 class Metrics:
-    """All metrics of the service, as this worker knows them and as it reads the others'."""
+    """All metrics of the service, as this worker counts them and as it reads the others'."""
 
-    def __init__(self, counters: Counters, queue: CommitQueue, data_dir: Path) -> None:
+    def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._queue = queue
-        self._census = DiskUsageReader(data_dir)
+        self._families: list[Family] = []
+        self._is_alone = True  # without gunicorn.conf.py, this process is the only one
+        self._slot: slots.Slot | None = None
+        self._publishing: gevent.Greenlet | None = None
+        self._has_failed = False
         self._registry = CollectorRegistry()
-        self._mirrors: list[_Mirror | _MirrorHistogram] = []
-        self._count_batches()
-        self._time("request", "Time from a batch's head to its answer.", counters.requests)
-        self._time("commit", "Time an accepted batch waited for its commit.", counters.commits)
-        self._backlog = self._gauge(
-            "astralog_backlog_bytes",
-            "Memory that bodies being read and batches waiting for their commit hold.",
-            "livesum",
-        )
-        self._synced_at = self._gauge(SYNCED_AT, "Time of the last sync.", "max")
+        self._registry.register(self)
 
-    def _count_batches(self) -> None:
-        counters = self._counters
-        self._count_volume("received", counters.received, "that were answered")
-        self._count_volume("accepted", counters.accepted, "answered 200")
-        for unit in ("batches", "logs", "bytes"):
-            counter = Counter(
-                f"astralog_rejected_{unit}",
-                _describe(unit, "rejected, by code"),
-                ["code"],
-                registry=self._registry,
-            )
-            for code, volume in counters.rejected.items():
-                self._mirror(counter.labels(code), volume, unit)
-        stored = "written, and synced as ASTRALOG_SYNC says"
-        self._count("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs)
-        self._count("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes)
-        self._count(
-            "late_logs",
-            "Logs stored although their client was told commit_timeout, or was gone.",
-            lambda: counters.late_logs,
-        )
-        storages = self._queue.storages
-        self._count(
-            "sealed_segments",
-            "Segments sealed by the worker that wrote them.",
-            lambda: sum(storage.sealed_segments for storage in storages),
-        )
+    def count(self, families: Iterable[Family]) -> None:
+        """Show families that every worker counts, added up across all workers."""
+        self._families += families
 
-    def _count_volume(self, name: str, volume: Volume, words: str) -> None:
-        for unit in ("batches", "logs", "bytes"):
-            counter = Counter(
-                f"astralog_{name}_{unit}", _describe(unit, words), registry=self._registry
-            )
-            self._mirror(counter, volume, unit)
+    def register(self, collector: Collector) -> None:
+        """Show the families of a collector, which are the same whichever worker collects them.
 
-    def _mirror(self, counter: Counter, volume: Volume, unit: str) -> None:
-        self._mirrors.append(_Mirror(counter, lambda: getattr(volume, unit)))
+        It is asked at each scrape, and must neither raise nor hold up the worker.
+        """
+        self._registry.register(collector)
 
-    def _count(self, name: str, words: str, read: Callable[[], float]) -> None:
-        counter = Counter(f"astralog_{name}", words, registry=self._registry)
-        self._mirrors.append(_Mirror(counter, read))
+    def start(self, fd: int | None) -> None:
+        """Share what this worker counts through the shared file, regularly from now on."""
+        self._is_alone = False
+        try:
+            self._slot = None if fd is None else slots.claim(fd)
+        except OSError as error:
+            log.error("this worker cannot share its metrics: %s", error)
+        if self._slot:
+            self._publishing = gevent.spawn(self._publish_regularly)
 
-    def _time(self, name: str, words: str, durations: Durations) -> None:
-        histogram = _MirrorHistogram(
-            f"astralog_{name}_duration_seconds",
-            words,
-            buckets=BOUNDS_SECONDS,
-            registry=self._registry,
-        )
-        histogram.follow(durations)
-        self._mirrors.append(histogram)
+    def stop(self) -> None:
+        """Publish once more, and no longer."""
+        if self._publishing:
+            self._publishing.kill()
+        self.publish()
 
-    def _gauge(self, name: str, words: str, mode: Literal["livesum", "max"]) -> Gauge:
-        return Gauge(name, words, multiprocess_mode=mode, registry=self._registry)
-
-    def start(self) -> None:
-        """Write out regularly what this worker counts, for the others to show."""
-        gevent.spawn(self._flush_regularly)
-
-    def _flush_regularly(self) -> None:
+    def _publish_regularly(self) -> None:
         while True:
-            gevent.sleep(FLUSH_SECONDS)
-            try:
-                self._settle()
-                self.flush()
-            except Exception:
-                log.exception("metrics are not written out; the next time may do")
+            gevent.sleep(PUBLISH_SECONDS)
+            self._settle()
+            self.publish()
 
     def _settle(self) -> None:
-        """Wait while stored batches are being answered, so that a worker's books balance."""
-        for _ in range(SETTLE_TURNS):
+        """Wait while stored batches are being answered, so that a worker's counters balance."""
+        for _ in range(SETTLE_SLICES):
             if self._counters.is_settled():
                 return
             gevent.sleep(0)
 
-    def flush(self) -> None:
-        """Write out what this worker has counted."""
+    def publish(self) -> None:
+        """Show the other workers what this one has counted; of failures in a row, one is logged."""
+        if not self._slot:
+            return
+        try:
+            self._slot.publish(self._take())
+        except Exception:
+            if not self._has_failed:
+                log.exception("metrics are not published; the next time may do")
+            self._has_failed = True
+        else:
+            self._has_failed = False
+
+    def _take(self) -> Snapshot:
+        """Return what this worker has counted by now."""
         self._counters.add_up()
-        for mirror in self._mirrors:
-            mirror.flush()
-        self._backlog.set(self._queue.backlog_bytes)
-        self._synced_at.set(max(storage.synced_at for storage in self._queue.storages))
+        snapshot = Snapshot({}, {}, {})
+        for family in self._families:
+            values = _PART[family.kind](snapshot)
+            values.update({(family.name, *labels): n for labels, n in family.read().items()})
+        return snapshot
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all workers' metrics in the text format that an Accept header asks for.
 
-        The second value is the Content-Type.
+        The second value is the Content-Type. Raises Rejection where this worker cannot know what
+        the others have counted.
         """
+        if not (self._is_alone or self._slot):
+            raise Rejection("internal", "The workers cannot share their metrics; the log says why.")
         self._settle()
-        self.flush()
+        self.publish()
         encode, content_type = choose_encoder(accept)
-        return encode(self), content_type
+        return encode(self._registry), content_type
 
-    def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as prometheus_client's encoders ask for them."""
-        for metric in sorted(self._collect_workers(), key=lambda metric: metric.name):
-            yield from _as_age(metric) if metric.name == SYNCED_AT else [metric]
-        population = self._census.take()
-        if population:
-            yield from _show_population(population)
-
-    def _collect_workers(self) -> Iterable[Metric]:
-        if ValueClass is MutexValue:  # without gunicorn.conf.py, this process is the only one
-            return list(self._registry.collect())
-        path = Path(os.environ[snapshots.VARIABLE])
-        with snapshots.reading(path):
-            return list(MultiProcessCollector(None, str(path)).collect())
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families that workers count, all of one moment."""
+        mine = self._take()
+        merged = self._slot.merge_all() if self._slot else mine
+        values = _by_family(mine, merged)
+        for family in self._families:
+            yield _SHOW[family.kind](family, values[family.name])
+        yield _ready(values[WORKERS])
 
 
-def _describe(unit: str, words: str) -> str:
-    start = {
-        "batches": "Batches",
-        "logs": "Logs, as far as they were counted, of batches",
-        "bytes": "Bytes, inflated, of the bodies of batches",
-    }
-    return f"{start[unit]} {words}."
+def _by_family(mine: Snapshot, merged: Snapshot) -> Mapping[str, Mapping[Labels, float]]:
+    """Return the merged values by family and labels; what none but this worker knows is zero."""
+    families: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
+    for known in mine:
+        for name, *labels in known:
+            families[name][tuple(labels)] = 0
+    for values in merged:
+        for (name, *labels), value in values.items():
+            families[name][tuple(labels)] = value
+    return families
 
 
-def _as_age(metric: Metric) -> Iterable[Metric]:
-    for sample in metric.samples:
-        if sample.value:
-            age = max(time.time() - sample.value, 0.0)
-            yield GaugeMetricFamily(
-                "astralog_last_sync_age_seconds", "Time since a segment was last synced.", age
-            )
+def _counter(family: Family, values: Mapping[Labels, float]) -> Metric:
+    return _fill(CounterMetricFamily(family.name, family.help, labels=family.labels), values)
 
 
-def _show_population(population: DiskUsage) -> Iterable[Metric]:
-    segments = GaugeMetricFamily(
-        "astralog_segments", "Segments in the data directory.", labels=["state"]
+def _gauge(family: Family, values: Mapping[Labels, float]) -> Metric:
+    return _fill(GaugeMetricFamily(family.name, family.help, labels=family.labels), values)
+
+
+def _timestamp(family: Family, values: Mapping[Labels, float]) -> Metric:
+    return _gauge(family, {labels: time for labels, time in values.items() if time})
+
+
+def _fill(
+    metric: CounterMetricFamily | GaugeMetricFamily, values: Mapping[Labels, float]
+) -> Metric:
+    for labels, value in values.items():
+        metric.add_metric(labels, value)
+    return metric
+
+
+def _histogram(family: Family, values: Mapping[Labels, float]) -> Metric:
+    counts = accumulate(values[(bucket,)] for bucket in BUCKETS)
+    buckets = list(zip(BUCKETS, counts, strict=True))
+    return HistogramMetricFamily(family.name, family.help, buckets, values[(SUM,)])
+
+
+def _ready(workers: Mapping[Labels, float]) -> Metric:
+    """Return 1 where each worker is ready but for those that stop, as at a reload; else 0."""
+    states = {state for (state,), number in workers.items() if number}
+    return GaugeMetricFamily(
+        "astralog_ready",
+        "Whether batches are accepted: 1 where all workers are ready that do not stop, else 0.",
+        int(states - {STOPPING} == {READY}),
     )
-    sizes = GaugeMetricFamily(
-        "astralog_segments_bytes", "Bytes of the segments in the data directory.", labels=["state"]
-    )
-    segments.add_metric(["open"], population.open_segments)
-    segments.add_metric(["sealed"], population.sealed_segments)
-    sizes.add_metric(["open"], population.open_bytes)
-    sizes.add_metric(["sealed"], population.sealed_bytes)
-    yield segments
-    yield sizes
-    yield GaugeMetricFamily(
-        "astralog_free_disk_bytes",
-        "Bytes free on the data directory's disk.",
-        population.free_bytes,
-    )
+
+
+#: What shows each kind of family to Prometheus.
+_SHOW: Mapping[Kind, Callable[[Family, Mapping[Labels, float]], Metric]] = {
+    Kind.COUNTER: _counter,
+    Kind.HISTOGRAM: _histogram,
+    Kind.GAUGE: _gauge,
+    Kind.TIMESTAMP: _timestamp,
+}
+
+#: Where a snapshot has each kind of family.
+_PART: Mapping[Kind, Callable[[Snapshot], Values]] = {
+    Kind.COUNTER: attrgetter("counts"),
+    Kind.HISTOGRAM: attrgetter("counts"),
+    Kind.GAUGE: attrgetter("gauges"),
+    Kind.TIMESTAMP: attrgetter("times"),
+}

@@ -1,0 +1,291 @@
+import errno
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+
+from astralog import __version__
+from astralog.api.metrics import is_local
+from astralog.errors import STATUS_OF_CODE
+from astralog.settings import Settings
+from astralog.store.commit_queue import CommitQueue
+from tests.conftest import Disk, Fault
+from tests.support.metrics import Samples, read_samples
+from tests.support.service import TOKEN, make_batch
+from tests.unit.store.test_commit_queue import Gate, gate
+
+__all__ = ["gate"]
+
+MakeApp = Callable[[Settings], Flask]
+
+
+def scrape(client: FlaskClient) -> Samples:
+    """Return the value of each series that is not zero, by its name and labels."""
+    response = client.get("/metrics")
+    assert (200, "text/plain") == (response.status_code, response.mimetype)
+    return {name: value for name, value in read_samples(response.text).items() if value}
+
+
+def drain(client: FlaskClient, body: Any, token: str = TOKEN) -> int:
+    """POST a body and return the status; what is not bytes is sent as JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client.post("/v1/drain", data=data, headers={"Authorization": token}).status_code
+
+
+# --- The counters
+
+
+def test_a_stored_batch_is_counted(client: FlaskClient, tmp_path: Path) -> None:
+    """It is received, accepted and stored with its logs and bytes, and both waits are timed."""
+    body = json.dumps(make_batch("a", "b")).encode()
+    assert 200 == drain(client, body)
+    samples = scrape(client)
+    lines = sum(path.stat().st_size for path in tmp_path.glob("*.open"))
+    for name in ("received", "accepted"):
+        assert (1, 2, len(body)) == tuple(
+            samples[f"{name}_{unit}_total"] for unit in ("batches", "logs", "bytes")
+        )
+    assert (2, lines) == (samples["stored_logs_total"], samples["stored_bytes_total"])
+    assert not any(name.startswith(("rejected", "late")) for name in samples)
+    for name in ("request", "commit"):
+        assert 1 == samples[f"{name}_duration_seconds_count"]
+        assert 0 < samples[f"{name}_duration_seconds_sum"] < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "token", "code", "logs", "is_read"),
+    [
+        (b"{}", "wrong", "unauthorized", 0, False),
+        (b"{", TOKEN, "invalid_json", 0, True),
+        (b'{"logs": 1}', TOKEN, "invalid_batch", 0, True),
+        (b'{"logs": [1, 2, 3]}', TOKEN, "invalid_batch", 3, True),
+        (b"x" * 101, TOKEN, "body_too_large", 0, False),
+    ],
+)
+def test_a_rejected_batch_is_counted(
+    make_app: MakeApp,
+    settings: Settings,
+    body: bytes,
+    token: str,
+    code: str,
+    logs: int,
+    is_read: bool,
+) -> None:
+    """It is received and rejected under its code, with what was read of it."""
+    client = make_app(replace(settings, max_body_bytes=100)).test_client()
+    assert STATUS_OF_CODE[code] == drain(client, body, token)
+    samples = scrape(client)
+    size = len(body) if is_read else 0
+    for name, label in (("received", ""), ("rejected", f" {code}")):
+        assert (1, logs, size) == tuple(
+            samples.get(f"{name}_{unit}_total{label}", 0) for unit in ("batches", "logs", "bytes")
+        )
+    assert 1 == samples["request_duration_seconds_count"]
+    assert not any(name.startswith(("accepted", "stored", "commit")) for name in samples)
+
+
+def test_a_batch_that_the_disk_rejects_is_rejected(
+    client: FlaskClient, break_os: Callable[..., Fault]
+) -> None:
+    """Nothing of it counts as stored, and its logs are among the rejected ones."""
+    break_os("writev", errno.EIO)
+    assert 503 == drain(client, make_batch("a", "b"))
+    samples = scrape(client)
+    assert 2 == samples["rejected_logs_total storage_failed"]
+    assert "stored_logs_total" not in samples
+
+
+def test_a_fault_of_ours_is_counted(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unforeseen error counts under `internal`."""
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(CommitQueue, "commit", fail)
+    assert 500 == drain(client, make_batch("a"))
+    assert 1 == scrape(client)["rejected_logs_total internal"]
+
+
+def test_what_is_no_batch_is_not_counted(client: FlaskClient) -> None:
+    """Health checks, scrapes, wrong paths and dry runs are not batches."""
+    headers = {"Authorization": TOKEN}
+    for body, status in ((make_batch("a"), 200), ({}, 400)):
+        dry = client.post("/v1/drain?dry_run=true", json=body, headers=headers)
+        assert status == dry.status_code
+    for path in ("/health", "/ready", "/metrics", "/v1/other", "/v1/drain"):
+        client.get(path)
+    assert not any("batches" in name for name in scrape(client))
+
+
+def test_a_late_batch_is_told_apart(make_app: MakeApp, settings: Settings, gate: Gate) -> None:
+    """What is stored after its client was told `commit_timeout` is stored, late, and rejected."""
+    app = make_app(replace(settings, commit_timeout_seconds=0.05))
+    client = app.test_client()
+    gate.close()
+    assert 503 == drain(client, make_batch("a", "b"))
+    gate.open()
+    app.extensions["astralog"].stop(10)
+    samples = scrape(client)
+    assert (2, 2) == (samples["stored_logs_total"], samples["late_logs_total"])
+    assert 2 == samples["rejected_logs_total commit_timeout"]
+    assert "accepted_logs_total" not in samples
+
+
+def test_a_second_scrape_adds_nothing(client: FlaskClient) -> None:
+    """What is shown once is not counted twice."""
+    drain(client, make_batch("a"))
+    scrape(client)
+    drain(client, make_batch("b"))
+    samples = scrape(client)
+    assert {2} == {samples[f"{name}_logs_total"] for name in ("received", "accepted", "stored")}
+    assert 2 == samples["request_duration_seconds_count"]
+
+
+# --- The gauges
+
+
+def test_what_lies_on_the_disk_is_shown(
+    make_app: MakeApp, settings: Settings, disk: Disk, tmp_path: Path
+) -> None:
+    """Segments are counted by their names, open and sealed, with their bytes."""
+    disk.free = 12345
+    (tmp_path / "1.ndjson").write_bytes(b"x" * 10)
+    (tmp_path / "2.ndjson").write_bytes(b"x" * 20)
+    (tmp_path / "other").write_bytes(b"x" * 40)
+    client = make_app(settings).test_client()
+    drain(client, make_batch("a"))
+    samples = scrape(client)
+    assert (2, 30, 1) == (
+        samples["segments sealed"],
+        samples["segments_bytes sealed"],
+        samples["segments open"],
+    )
+    assert samples["stored_bytes_total"] == samples["segments_bytes open"]
+    assert (12345, disk.total) == (samples["free_disk_bytes"], samples["total_disk_bytes"])
+    assert abs(time.time() - samples["last_sync_timestamp_seconds"]) < 10
+
+
+def test_before_the_first_sync_it_has_no_time(client: FlaskClient) -> None:
+    """Nothing is made up."""
+    assert not any("last_sync" in name for name in read_samples(client.get("/metrics").text))
+
+
+def test_the_backlog_is_what_waits(client: FlaskClient) -> None:
+    """What requests hold counts, until they give it back."""
+    with client.application.extensions["astralog"].admit():
+        assert 0 < scrape(client)["backlog_bytes"]
+    assert "backlog_bytes" not in scrape(client)
+
+
+def test_sealed_segments_are_counted(make_app: MakeApp, settings: Settings) -> None:
+    """A segment that is full is sealed."""
+    client = make_app(replace(settings, segment_bytes=1)).test_client()
+    for message in "abc":
+        drain(client, make_batch(message))
+    samples = scrape(client)
+    assert (3, 3) == (samples["sealed_segments_total"], samples["segments sealed"])
+
+
+def test_removed_segments_are_counted(
+    make_app: MakeApp, settings: Settings, tmp_path: Path
+) -> None:
+    """What the retention removes, and what it cannot remove, are told apart."""
+    for name in "123":
+        (tmp_path / f"{name}.ndjson").write_bytes(b"x" * 10)
+    app = make_app(replace(settings, retain_bytes=10))
+    client = app.test_client()
+    assert "removed_segments_total" not in scrape(client)
+    app.extensions["astralog"].storages[0].maintain()
+    assert 2 == scrape(client)["removed_segments_total"]
+    assert 1 == scrape(client)["segments sealed"]
+
+
+def test_a_disk_that_does_not_answer_costs_its_own_metrics(
+    client: FlaskClient, break_os: Callable[..., Fault]
+) -> None:
+    """What the disk does not tell is left out, and comes back with the disk."""
+    fault = break_os("scandir", errno.EIO)
+    assert "segments sealed" not in read_samples(client.get("/metrics").text)
+    assert "received_logs_total" in read_samples(client.get("/metrics").text)
+    fault.times = 0
+    assert "segments sealed" in read_samples(client.get("/metrics").text)
+
+
+def test_it_says_whether_batches_are_accepted(client: FlaskClient, disk: Disk) -> None:
+    """A worker's state is the code that /ready has, and the service is not ready then."""
+    samples = scrape(client)
+    assert (1, 1) == (samples["ready"], samples["workers ready"])
+    disk.free = 0
+    client.application.extensions["astralog"].storages[0].maintain()
+    assert "storage_full" == client.get("/ready").json["reason"]  # type: ignore[index]
+    samples = scrape(client)
+    assert 1 == samples["workers storage_full"]
+    assert not {"ready", "workers ready"} & samples.keys()
+
+
+def test_it_says_which_version_runs(client: FlaskClient) -> None:
+    """The version is the service's own, and Python's is the one that runs it."""
+    text = client.get("/metrics").text
+    python = platform.python_version()
+    assert f'astralog_build_info{{python="{python}",version="{__version__}"}} 1.0' in text
+
+
+# --- Who may look
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", ""])
+@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "[::1]:9", "[::1]", "LOCALHOST"])
+def test_this_machine_needs_no_token(peer: str, host: str) -> None:
+    """A loopback address, or a unix socket, which has none."""
+    assert is_local({"REMOTE_ADDR": peer, "HTTP_HOST": host})
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"REMOTE_ADDR": "10.0.0.1"},
+        {"REMOTE_ADDR": "::ffff:10.0.0.1"},
+        {"REMOTE_ADDR": "localhost"},
+        {"HTTP_X_FORWARDED_FOR": "127.0.0.1"},
+        {"HTTP_X_FORWARDED_PROTO": "https"},
+        {"HTTP_FORWARDED": "for=127.0.0.1"},
+        {"HTTP_X_REAL_IP": "127.0.0.1"},
+        {"HTTP_VIA": "1.1 proxy"},
+        {"HTTP_HOST": "ingest.example.com"},
+        {"HTTP_HOST": "localhost.example.com:8080"},
+        {"HTTP_HOST": ":8080"},
+    ],
+    ids=str,
+)
+def test_others_need_a_token(client: FlaskClient, environ: dict[str, str]) -> None:
+    """Another machine, what a proxy here forwards, and a page that calls this machine its own."""
+    for token, status in (("", 401), ("wrong", 401), (TOKEN, 200)):
+        overrides = {"REMOTE_ADDR": "127.0.0.1", "HTTP_AUTHORIZATION": token, **environ}
+        response = client.get("/metrics", environ_overrides=overrides)
+        assert status == response.status_code
+        assert ("astralog_" in response.text) == (status == 200)
+
+
+def test_prometheus_gets_the_format_it_asks_for(client: FlaskClient) -> None:
+    """OpenMetrics where it is asked for, with the same values."""
+    drain(client, make_batch("a"))
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    response = client.get("/metrics", headers={"Accept": accept})
+    assert "application/openmetrics-text" == response.mimetype
+    families = {family.type for family in parse_openmetrics(response.text)}
+    assert {"counter", "gauge", "histogram", "info"} == families
+    assert response.text.endswith("# EOF\n")
+    samples = read_samples(response.text, parse_openmetrics)
+    plain = read_samples(client.get("/metrics").text)
+    assert plain.keys() == samples.keys()
+    assert 1 == plain["accepted_logs_total"] == samples["accepted_logs_total"]

@@ -1,0 +1,90 @@
+from collections.abc import Callable
+
+import pytest
+
+from astralog.errors import STATUS_OF_CODE
+from astralog.settings import Settings
+from astralog.store.commit_queue import CommitQueue
+from astralog.telemetry.counters import Counters
+from astralog.telemetry.families import (
+    READY,
+    STATES,
+    SUM,
+    WORKERS,
+    Family,
+    counter_families,
+    queue_families,
+)
+from tests.conftest import Disk
+
+
+def by_name(families: list[Family]) -> dict[str, Family]:
+    """Return the families by their names."""
+    return {family.name.removeprefix("astralog_"): family for family in families}
+
+
+def test_a_counter_is_read_when_it_is_asked_for() -> None:
+    """A family follows its counter."""
+    counters = Counters()
+    families = by_name(counter_families(counters))
+    for logs in (3, 7):
+        counters.stored.logs = logs
+        assert {(): logs} == families["stored_logs"].read()
+
+
+def test_each_code_has_its_counter_from_the_start() -> None:
+    """A counter that appears with its first rejection would hide that rejection from `rate`."""
+    families = by_name(counter_families(Counters()))
+    for unit in ("batches", "logs", "bytes"):
+        assert {(code,): 0 for code in STATUS_OF_CODE} == families[f"rejected_{unit}"].read()
+        assert ("code",) == families[f"rejected_{unit}"].labels
+
+
+def test_durations_are_read_by_bucket() -> None:
+    """The last bucket is what is longer than the longest bound, and the sum is in seconds."""
+    counters = Counters()
+    counters.requests.add([0.002, 0.002, 60])
+    values = by_name(counter_families(counters))["request_duration_seconds"].read()
+    expected = {("0.0025",): 2, ("+Inf",): 1, (SUM,): 60.004}
+    assert expected == {labels: value for labels, value in values.items() if value}
+
+
+@pytest.fixture
+def queue(settings: Settings, disk: Disk) -> CommitQueue:
+    """Return a queue that is not started."""
+    return CommitQueue(settings, Counters().store)
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        (lambda queue, disk: None, READY),
+        (lambda queue, disk: queue.stop(0), "stopping"),
+        (lambda queue, disk: setattr(disk, "free", 0), "storage_full"),
+    ],
+)
+def test_a_worker_is_in_one_state(
+    queue: CommitQueue,
+    disk: Disk,
+    change: Callable[[CommitQueue, Disk], None],
+    state: str,
+) -> None:
+    """It is the one that /ready has, and the others are zero."""
+    change(queue, disk)
+    queue.storages[0].maintain()
+    states = by_name(queue_families(queue))[WORKERS.removeprefix("astralog_")].read()
+    assert {(name,): int(name == state) for name in STATES} == states
+
+
+def test_a_state_that_is_new_is_shown_too(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is never left out."""
+    monkeypatch.setattr(CommitQueue, "unavailable", lambda queue: "body_timeout")
+    states = by_name(queue_families(queue))[WORKERS.removeprefix("astralog_")].read()
+    assert 1 == states["body_timeout",] == sum(states.values())
+
+
+def test_all_states_but_ready_are_codes() -> None:
+    """A state is what a client is told."""
+    assert {READY} == set(STATES) - STATUS_OF_CODE.keys()

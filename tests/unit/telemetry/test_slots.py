@@ -1,0 +1,219 @@
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from astralog.telemetry import slots
+from astralog.telemetry.slots import HALF_BYTES, SnapshotTooLarge, claim, open_shared_file
+from astralog.telemetry.snapshots import EMPTY, Snapshot, encode, merge
+from tests.conftest import Fault
+
+ONE = Snapshot({("a",): 1}, {("t",): 10}, {("g",): 3})
+TWO = Snapshot({("a",): 2, ("b",): 1}, {("t",): 9}, {("g",): 4})
+
+#: A worker that publishes each snapshot that it reads, and then writes its slot's number.
+WORKER = """
+import sys
+from astralog.telemetry import slots, snapshots
+slot = slots.claim(int(sys.argv[1]))
+for line in sys.stdin:
+    slot.publish(snapshots.decode(line.encode()))
+    print(slot.number, flush=True)
+"""
+
+
+class Worker:
+    """Another worker, which is a process of its own: locks are known between processes alone."""
+
+    def __init__(self, fd: int) -> None:
+        command = [sys.executable, "-c", WORKER, str(fd)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=[fd])
+
+    def publish(self, snapshot: Snapshot) -> int:
+        """Publish a snapshot, and return the number of the worker's slot."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(encode(snapshot) + b"\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def kill(self) -> None:
+        """Kill the worker, without a chance to do anything."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    """Return a new shared file."""
+    made = open_shared_file({})
+    yield made
+    os.close(made)
+
+
+@pytest.fixture
+def start_worker(fd: int) -> Iterator[Callable[[], Worker]]:
+    """Return what starts workers that share the file."""
+    workers: list[Worker] = []
+
+    def start() -> Worker:
+        workers.append(Worker(fd))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+
+
+# --- Several workers
+
+
+def test_living_workers_are_added_up(fd: int, start_worker: Callable[[], Worker]) -> None:
+    """Each has a slot of its own, and publishes anew all that it has counted."""
+    mine, other = claim(fd), start_worker()
+    mine.publish(ONE)
+    assert (0, 1) == (mine.number, other.publish(ONE))
+    assert 1 == other.publish(TWO)
+    assert merge([ONE, TWO]) == mine.merge_all()
+
+
+def test_a_killed_worker_leaves_its_counts(fd: int, start_worker: Callable[[], Worker]) -> None:
+    """They stay; its gauges go with it."""
+    mine, other = claim(fd), start_worker()
+    other.publish(TWO)
+    assert TWO == mine.merge_all()
+    other.kill()
+    assert TWO.without_gauges() == mine.merge_all()
+
+
+def test_the_next_worker_carries_on(fd: int, start_worker: Callable[[], Worker]) -> None:
+    """It takes the dead one's slot, and the sum never falls, not even while it has counted none."""
+    mine, other = claim(fd), start_worker()
+    number = other.publish(TWO)
+    other.kill()
+    heir = start_worker()
+    for snapshot in (EMPTY, ONE):
+        assert number == heir.publish(snapshot)
+        assert merge([TWO.without_gauges(), snapshot]) == mine.merge_all()
+
+
+def test_looking_at_a_free_slot_leaves_it_free(fd: int, start_worker: Callable[[], Worker]) -> None:
+    """A scrape asks whether a slot has an owner, and is none itself."""
+    mine, other = claim(fd), start_worker()
+    other.publish(ONE)
+    other.kill()
+    mine.merge_all()
+    assert 1 == start_worker().publish(ONE)
+
+
+def test_looking_at_a_slot_does_not_lose_ones_own(
+    fd: int, start_worker: Callable[[], Worker]
+) -> None:
+    """Whoever has scraped is still the owner of its slot."""
+    mine = claim(fd)
+    mine.merge_all()
+    assert 1 == start_worker().publish(ONE)
+
+
+# --- Writes that are interrupted, or fail
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 15, 16, 17, 40])
+def test_half_a_write_is_not_read(fd: int, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """What a kill leaves of one is passed over for the write before, until the next one."""
+    mine = claim(fd)
+    for snapshot in (merge([TWO, TWO]), ONE):
+        mine.publish(snapshot)
+    pwrite = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:size], offset))
+        mine.publish(TWO)
+        assert ONE == mine.merge_all()
+    mine.publish(TWO)
+    assert TWO == mine.merge_all()
+
+
+def test_what_cannot_be_written_is_an_error(fd: int, break_os: Callable[..., Fault]) -> None:
+    """Others go on to see what was published before, and what is next."""
+    mine = claim(fd)
+    mine.publish(ONE)
+    break_os("pwrite", errno.ENOSPC, times=1)
+    with pytest.raises(OSError, match="No space"):
+        mine.publish(TWO)
+    assert ONE == mine.merge_all()
+    mine.publish(TWO)
+    assert TWO == mine.merge_all()
+
+
+def test_what_does_not_fit_is_an_error(fd: int) -> None:
+    """A slot never grows into the next one."""
+    mine = claim(fd)
+    mine.publish(ONE)
+    with pytest.raises(SnapshotTooLarge):
+        mine.publish(Snapshot({("x" * HALF_BYTES,): 1}, {}, {}))
+    assert ONE == mine.merge_all()
+    largest = Snapshot({("x" * (HALF_BYTES - 100),): 1}, {}, {})
+    for _ in range(2):
+        mine.publish(largest)
+        mine.publish(ONE)
+    mine.publish(largest)
+    assert largest == mine.merge_all()
+
+
+def test_what_has_not_changed_is_not_written(fd: int, break_os: Callable[..., Fault]) -> None:
+    """An idle worker only looks at its own numbers."""
+    mine = claim(fd)
+    fault = break_os("pwrite", errno.ENOSPC, times=0)
+    for snapshot in (ONE, ONE, TWO, TWO):
+        mine.publish(snapshot)
+    assert 2 == len(fault.calls)
+
+
+def test_a_scrape_sees_whole_snapshots_in_their_order(fd: int) -> None:
+    """However a read falls between the writes, the numbers are of one moment and never fall."""
+    mine = claim(fd)
+    is_over = threading.Event()
+
+    def publish() -> None:
+        count = 0
+        while not is_over.is_set():
+            count += 1
+            mine.publish(Snapshot({("a",): count, ("b",) * 50: 2 * count}, {}, {}))
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    seen = [mine.merge_all().counts for _ in range(2000)]
+    is_over.set()
+    thread.join()
+    first = [counts.get(("a",), 0) for counts in seen]
+    assert [2 * count for count in first] == [counts.get(("b",) * 50, 0) for counts in seen]
+    assert first == sorted(first)
+    assert 0 < len(set(first))
+
+
+# --- From one master to the next
+
+
+@pytest.mark.parametrize("passed", [None, "", "none", "-1", "0", "999999"])
+def test_a_first_master_makes_the_file(passed: str | None) -> None:
+    """It takes nothing for the file that is not; what it was told is gone from its environment."""
+    environ = {"OTHER": "x"} | ({slots.VARIABLE: passed} if passed is not None else {})
+    fd = open_shared_file(environ)
+    assert f"/memfd:{slots.NAME} (deleted)" == os.readlink(f"/proc/self/fd/{fd}")
+    assert ({"OTHER": "x"}, 0) == (environ, os.fstat(fd).st_size)
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+def test_the_next_master_takes_the_file_over(fd: int) -> None:
+    """It is the same file, which only that program inherits."""
+    environ: dict[str, str] = {}
+    slots.pass_on(fd, environ)
+    assert os.get_inheritable(fd)
+    assert fd == open_shared_file(environ)
+    assert ({}, False) == (environ, os.get_inheritable(fd))

@@ -1,0 +1,33 @@
+from astralog.telemetry.snapshots import EMPTY, Snapshot, decode, encode, merge
+
+FIRST = Snapshot({("a",): 1, ("b", "x"): 5}, {("t",): 7.5}, {("g",): 3})
+SECOND = Snapshot({("b", "x"): 2, ("b", "y"): 4}, {("t",): 2.5, ("u",): 0.5}, {("g",): 4})
+
+
+def test_counts_and_gauges_add_up_and_the_latest_time_counts() -> None:
+    """A series that only one has is as that one has it; nothing of the two is changed."""
+    merged = Snapshot(
+        {("a",): 1, ("b", "x"): 7, ("b", "y"): 4}, {("t",): 7.5, ("u",): 0.5}, {("g",): 7}
+    )
+    assert merged == merge([FIRST, SECOND]) == merge([SECOND, FIRST])
+    assert 5 == FIRST.counts["b", "x"]
+    assert EMPTY == merge([])
+
+
+def test_a_dead_worker_leaves_no_gauges() -> None:
+    """Its counts and times outlive it."""
+    assert Snapshot(FIRST.counts, FIRST.times, {}) == FIRST.without_gauges()
+    assert {("g",): 3} == FIRST.gauges
+
+
+def test_what_is_decoded_is_what_was_encoded() -> None:
+    """Numbers are exact, whole ones stay whole, and label values are any text."""
+    snapshot = Snapshot({("a", 'ü",[\n', ""): 2**60, ("s",): 0.1}, {("t",): 1e9 + 0.1}, {})
+    decoded = decode(encode(snapshot))
+    assert snapshot == decoded
+    assert isinstance(decoded.counts["a", 'ü",[\n', ""], int)
+
+
+def test_zeros_are_left_out() -> None:
+    """What never happened takes no room."""
+    assert EMPTY == decode(encode(Snapshot({("a",): 0}, {("t",): 0.0}, {("g",): 0})))
