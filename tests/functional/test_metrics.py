@@ -174,12 +174,52 @@ def test_the_counters_balance_whatever_happens_to_workers(service: Service) -> N
             seen.append(scrape(service))
     seen.append(scrape_idle(service))
     for before, after in pairwise(seen):
-        counters = [name for name in before if re.search(r"_(total|bucket|count)\b", name)]
-        assert [] == [name for name in counters if after[name] < before[name]]
+        assert [] == falling(before, after)
     check_balance(seen[-1])
     assert seen[-1]["stored_logs_total"] <= len(service.logs())
     assert seen[-1]["accepted_batches_total"] <= storm.answers["accepted"]
     assert 0.5 * storm.answers["accepted"] < seen[-1]["accepted_batches_total"]
+
+
+def falling(before: Samples, after: Samples) -> list[str]:
+    """Return the counts that are lower than before."""
+    counters = [name for name in before if re.search(r"_(total|bucket|count|sum)\b", name)]
+    return [name for name in counters if after[name] < before[name]]
+
+
+class Scraper:
+    """Scrapes again and again, as fast as it is answered, and keeps what it saw."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._scrape)
+        self.seen: list[Samples] = []
+
+    def _scrape(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                self.seen.append(scrape(self._service))
+            except (OSError, HTTPException):  # the worker was killed
+                continue
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def wait_for(self, scrapes: int) -> None:
+        """Wait until so many more scrapes are answered."""
+        start = len(self.seen)
+        wait_for(lambda: len(self.seen) >= start + scrapes)
 
 
 def kill_a_worker(service: Service) -> None:
@@ -196,6 +236,23 @@ def test_a_scrape_needs_a_token_through_a_proxy(service: Service) -> None:
     assert 401 == service.request("GET", "/metrics", headers=forwarded).status
     shown = {**forwarded, "Authorization": f"Bearer {TOKEN}"}
     assert 200 == service.request("GET", "/metrics", headers=shown).status
+
+
+@pytest.mark.slow
+def test_no_scrape_is_wrong_while_workers_come_and_go(service: Service) -> None:
+    """Each scrape shows each count at least as high as the one before, whoever answers it."""
+    changes = (kill_a_worker, Service.reload, add_a_worker, kill_a_worker, remove_a_worker)
+    with Storm(service, clients=3) as storm, Scraper(service) as scraper:
+        for change in changes:
+            storm.wait_for(50)
+            scraper.wait_for(20)
+            change(service)
+        storm.wait_for(50)
+        scraper.wait_for(20)
+    assert 100 < len(scraper.seen)
+    for before, after in pairwise(scraper.seen):
+        assert [] == falling(before, after)
+        assert before.keys() <= after.keys()
 
 
 @pytest.mark.slow

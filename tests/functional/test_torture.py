@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificate import can_make_certificate
+from tests.support.full_memory import can_fill_memory
 from tests.torture import (
     __main__,
     attacks,
@@ -13,6 +14,7 @@ from tests.torture import (
     disks,
     fuzz,
     kills,
+    memory,
     mounts,
     powercut,
     shim,
@@ -75,6 +77,14 @@ def test_disks(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: disks.torture(bench, rounds=1))
     if not mounts.can_mount_ext4():
         pytest.skip("NOT TESTED: an ext4 with an error; it takes mkfs.ext4, a loop device")
+
+
+@pytest.mark.slow
+def test_full_memory(tmp_path: Path) -> None:
+    """A full /dev/shm costs neither batches nor workers nor metrics."""
+    if not can_fill_memory():
+        pytest.skip("NOT TESTED: a full /dev/shm; it takes root to mount a small one")
+    check(tmp_path, lambda bench: memory.torture(bench, rounds=1))
 
 
 @pytest.mark.slow

@@ -91,13 +91,17 @@ class Service:
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "gunicorn", "wsgi:app"],
+                self.command(),
                 cwd=ROOT,
                 env=self._environ,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+
+    def command(self) -> list[str]:
+        """Return what starts the service; its process is the master's."""
+        return [str(Path(sys.executable).parent / "gunicorn"), "wsgi:app"]
 
     def _started(self) -> re.Match[str] | None:
         if self.process.poll() is not None:

@@ -1,12 +1,14 @@
+import errno
 import logging
 import os
 import re
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from astralog.intake.batch import encode_batch
 from astralog.server import first_start, lifecycle
 from astralog.settings import InvalidSettings, Settings
+from tests.conftest import Fault
 
 ADDRESS = ("127.0.0.1", 8080)
 
@@ -236,3 +239,40 @@ def test_a_worker_has_time_to_stop_before_it_is_killed() -> None:
     """Requests and drain together end well before the master's own deadline."""
     parts = lifecycle.REQUESTS_STOP_SECONDS + lifecycle.DRAIN_STOP_SECONDS
     assert parts + 1 < lifecycle.STOP_SECONDS
+
+
+# --- Metrics
+
+
+@pytest.fixture
+def server() -> SimpleNamespace:
+    """Return as much of a gunicorn master as the hooks know."""
+    return SimpleNamespace(app=SimpleNamespace(), cfg=SimpleNamespace(env_orig={}))
+
+
+def test_the_next_master_goes_on_with_the_metrics(
+    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this one shares with its workers is in the environment that the next one starts with."""
+    lifecycle.share_metrics(server)
+    fd = server.app.metrics_fd
+    lifecycle.pass_metrics_on(server)
+    following = SimpleNamespace(app=SimpleNamespace())
+    monkeypatch.setattr(os, "environ", server.cfg.env_orig)
+    lifecycle.share_metrics(following)
+    assert (fd, {}) == (following.app.metrics_fd, server.cfg.env_orig)
+    os.close(fd)
+
+
+def test_a_service_that_cannot_share_metrics_starts(
+    server: SimpleNamespace, break_os: Callable[..., Fault], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says why, and there is nothing to pass on."""
+    break_os("memfd_create", errno.EMFILE)
+    lifecycle.share_metrics(server)
+    assert server.app.metrics_fd is None
+    lifecycle.pass_metrics_on(server)
+    assert {} == server.cfg.env_orig
+    assert ["the workers cannot share their metrics: [Errno 24] Too many open files"] == (
+        caplog.messages
+    )

@@ -138,6 +138,27 @@ def test_half_a_write_is_not_read(fd: int, monkeypatch: pytest.MonkeyPatch, size
     assert TWO == mine.merge_all()
 
 
+def test_a_scrape_never_goes_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read first is older than what a writer, now in the midst of a write, replaced."""
+    mine = claim(fd)
+    mine.publish(Snapshot({("a",): 1}, {}, {}))
+    mine.publish(Snapshot({("a",): 2}, {}, {}))
+    pread, pwrite = os.pread, os.pwrite
+
+    def read_slowly(fd: int, size: int, offset: int) -> bytes:
+        if offset == HALF_BYTES:
+            monkeypatch.setattr(os, "pread", pread)
+            mine.publish(Snapshot({("a",): 3}, {}, {}))
+            monkeypatch.setattr(
+                os, "pwrite", lambda *write: pwrite(write[0], write[1][:16], write[2])
+            )
+            mine.publish(Snapshot({("a",): 4}, {}, {}))
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", read_slowly)
+    assert {("a",): 3} == mine.merge_all().counts
+
+
 def test_what_cannot_be_written_is_an_error(fd: int, break_os: Callable[..., Fault]) -> None:
     """Others go on to see what was published before, and what is next."""
     mine = claim(fd)
