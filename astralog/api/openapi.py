@@ -201,8 +201,10 @@ _READING: dict[str, Operation] = {
         "Health",
         "Show the metrics, for Prometheus",
         {
-            "200": _content("The metrics of all workers.", "text/plain"),
-            **_rejections(["unauthorized"]),
+            "200": _content(
+                "The metrics of all workers.", "text/plain", "application/openmetrics-text"
+            ),
+            **_rejections(["unauthorized", "internal"]),
         },
         description="From the service's own machine no token is needed, unless a proxy forwards.",
         security=[{"token": []}, {}],

@@ -32,4 +32,32 @@ GUARDS: tuple[Guard, ...] = (
         'token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
         ("tests/functional/test_contract.py", "-k", "rejected_before_the_body_is_read"),
     ),
+    Guard(
+        "checksum of a metrics snapshot",
+        "astralog/telemetry/slots.py",
+        "is_whole = len(data) == size and checksum == _checksum(writes, data)",
+        "is_whole = len(data) == size and checksum is not None",
+        ("tests/unit/telemetry/test_slots.py", "-k", "half_a_write"),
+    ),
+    Guard(
+        "second look at a metrics slot that is written to",
+        "astralog/telemetry/slots.py",
+        "if None not in halves or halves == before:",
+        "if True:",
+        ("tests/unit/telemetry/test_slots.py", "-k", "never_goes_back"),
+    ),
+    Guard(
+        "counts of dead workers",
+        "astralog/telemetry/slots.py",
+        "self._before = decode(data).without_gauges() if data else EMPTY",
+        "self._before = EMPTY",
+        ("tests/unit/telemetry/test_slots.py", "-k", "carries_on"),
+    ),
+    Guard(
+        "heartbeats in memory",
+        "gunicorn.conf.py",
+        "heartbeat.keep_in_memory()",
+        "heartbeat.make_heartbeat",
+        ("tests/functional/test_full_memory.py", "-k", "later"),
+    ),
 )
