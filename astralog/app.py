@@ -27,7 +27,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     counters = Counters()
     queue = CommitQueue(settings, counters.store)
     numbers = Metrics(counters)
-    numbers.count([*counter_families(counters), *queue_families(queue)])
+    numbers.add([*counter_families(counters), *queue_families(queue)])
     numbers.register(BuildCollector())
     numbers.register(DiskCollector(DiskUsageReader(settings.data_dir).take))
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)

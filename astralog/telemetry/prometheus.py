@@ -58,7 +58,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def count(self, families: Iterable[Family]) -> None:
+    def add(self, families: Iterable[Family]) -> None:
         """Show families that every worker counts, added up across all workers."""
         self._families += families
 

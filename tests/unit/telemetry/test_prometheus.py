@@ -60,7 +60,7 @@ def fd() -> Iterator[int]:
 def metrics(part: Part, fd: int) -> Iterator[Metrics]:
     """Return the metrics of a process that is alone, until they are started."""
     metrics = Metrics(Counters())
-    metrics.count(part.families())
+    metrics.add(part.families())
     yield metrics
     metrics.stop()
 
@@ -158,7 +158,7 @@ def test_other_parts_add_their_families(metrics: Metrics) -> None:
             yield GaugeMetricFamily("x_lag_bytes", "Lag.", 7)
 
     metrics.register(Lag())
-    metrics.count([Family("x_more", "More.", Kind.COUNTER, lambda: {(): 8})])
+    metrics.add([Family("x_more", "More.", Kind.COUNTER, lambda: {(): 8})])
     assert [] == calls
     samples = scrape(metrics)
     assert (7, 8) == (samples["x_lag_bytes"], samples["x_more_total"])
@@ -215,7 +215,7 @@ def test_a_part_that_fails_does_not_end_the_publishing(
 ) -> None:
     """What a part raises is logged with its traceback, and the worker lives on."""
     metrics.start(fd)
-    metrics.count([Family("x_bad", "Bad.", Kind.COUNTER, lambda: {(): 1 // 0})])
+    metrics.add([Family("x_bad", "Bad.", Kind.COUNTER, lambda: {(): 1 // 0})])
     metrics.publish()
     assert ["metrics are not published; the next time may do"] == caplog.messages
     assert "ZeroDivisionError" in caplog.text
