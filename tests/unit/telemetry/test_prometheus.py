@@ -178,12 +178,23 @@ def test_a_worker_publishes_by_itself(
         part.counts = {("a",): count}
         gevent.sleep(0.05)
         assert {("x_things", "a"): count} == Slot(fd, 1).merge_all().counts
+    monkeypatch.setattr(prometheus, "PUBLISH_SECONDS", 1000)
+    gevent.sleep(0.05)
     part.counts = {("a",): 3}
     metrics.stop()
     assert {("x_things", "a"): 3} == Slot(fd, 1).merge_all().counts
-    part.counts = {("a",): 4}
+
+
+def test_a_worker_that_stops_publishes_no_more(
+    metrics: Metrics, part: Part, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slot may be another's soon."""
+    monkeypatch.setattr(prometheus, "PUBLISH_SECONDS", 0.001)
+    metrics.start(fd)
+    metrics.stop()
+    part.counts = {("a",): 1}
     gevent.sleep(0.05)
-    assert {("x_things", "a"): 3} == Slot(fd, 1).merge_all().counts
+    assert {} == Slot(fd, 1).merge_all().counts
 
 
 def test_failures_in_a_row_are_logged_once(
