@@ -9,10 +9,9 @@ from astralog.auth import Tokens
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
-from astralog.telemetry.collectors import BuildCollector, DiskCollector
+from astralog.telemetry.collectors import BuildCollector
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.disk_usage import DiskUsageReader
-from astralog.telemetry.families import counter_families, queue_families
+from astralog.telemetry.families import counter_families, disk_families, queue_families
 from astralog.telemetry.prometheus import Metrics
 
 
@@ -27,9 +26,8 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     counters = Counters()
     queue = CommitQueue(settings, counters.store)
     numbers = Metrics(counters)
-    numbers.add([*counter_families(counters), *queue_families(queue)])
+    numbers.add([*counter_families(counters), *queue_families(queue), *disk_families(queue)])
     numbers.register(BuildCollector())
-    numbers.register(DiskCollector(DiskUsageReader(settings.data_dir).take))
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
     app = App(__name__, static_folder=None)
     app.extensions["astralog"] = queue

@@ -133,6 +133,12 @@ class Settings:
     retain_seconds: float = _setting(
         0.0, "Age at which sealed segments are removed; 0 keeps all.", Range(min=0)
     )
+    retain_free_bytes: int = _size_setting(
+        0,
+        "Free disk below which the oldest sealed segments are removed; 0 keeps all. "
+        "Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for new ones.",
+        0,
+    )
     log_level: str = _setting(
         "info",
         "Least severe of the service's own log lines on stderr: "

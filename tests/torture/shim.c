@@ -231,19 +231,22 @@ static int do_open(const char *path, int flags, mode_t mode) {
 OPEN_FUNCTION(open)
 OPEN_FUNCTION(open64)
 
-int rename(const char *from, const char *to) {
-    REAL(rename);
-    if (!is_ours(from)) return real(from, to);
-    int64_t outcome = fault(RENAME);
+int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned flags) {
+    int ours = is_ours(from);
+    int64_t outcome = ours ? fault(RENAME) : 0;
     if (outcome > 0) {
         errno = outcome;
         return -1;
     }
-    int result = real(from, to);
+    int result = syscall(SYS_renameat2, from_fd, from, to_fd, to, flags);
     char head[2 * PATH_MAX + 8];
     snprintf(head, sizeof head, "R %s %s\n", from, to);
-    if (!result) record(head, NULL, 0, 0);
+    if (!result && ours) record(head, NULL, 0, 0);
     return result;
+}
+
+int rename(const char *from, const char *to) {
+    return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 
 int unlink(const char *path) {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from astralog.settings import SyncMode
-from astralog.store import recovery, segment_writer
+from astralog.store import files, recovery, segment_writer
 from astralog.store.segment import WRITEV_BUFFERS, Segment, SegmentLost
 from astralog.store.segment_writer import SegmentWriter
 from tests.conftest import Fault
@@ -41,6 +41,13 @@ def sealed(path: Path) -> list[bytes]:
 def still_open(path: Path) -> list[bytes]:
     """Return what the open segments hold, oldest first."""
     return [file.read_bytes() for file in sorted(path.glob("*.ndjson.open"))]
+
+
+def recover(path: Path) -> None:
+    """Recover what no process holds, as another process does at any time."""
+    for file in sorted(path.glob("*.ndjson.open")):
+        with contextlib.suppress(BlockingIOError):
+            recovery.recover_file(file)
 
 
 def descriptors() -> set[str]:
@@ -91,14 +98,14 @@ def test_a_segment_is_held_from_its_first_moment_to_its_seal(
     """A recovery at any time, as when another worker starts, leaves it to its writer."""
     writer = make_writer(tmp_path)
     writer.probe()
-    recovery.recover(tmp_path)
+    recover(tmp_path)
     assert [b""] == still_open(tmp_path)
     writer.append([A])
-    recovery.recover(tmp_path)
+    recover(tmp_path)
     assert ([], [A]) == (sealed(tmp_path), still_open(tmp_path))
-    break_os("rename", errno.EIO, times=1)
+    break_os("rename_new", errno.EIO, times=1, module=files)
     writer.seal()
-    recovery.recover(tmp_path)
+    recover(tmp_path)
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
 
 
@@ -196,7 +203,7 @@ def test_a_name_that_another_took_is_not_removed_later(
 
 
 def test_more_buffers_than_one_call_takes_are_written_in_order(tmp_path: Path) -> None:
-    """A chunk may hold any number of batches."""
+    """A commit group may hold any number of batches."""
     buffers = [b"%d\n" % number for number in range(WRITEV_BUFFERS * 2 + 5)]
     segment = Segment(tmp_path, datetime.now(UTC))
     segment.write(buffers)
@@ -222,8 +229,8 @@ def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- Appending
 
 
-def test_a_chunk_is_there_when_append_returns(tmp_path: Path) -> None:
-    """Every buffer of every chunk is in the open segment, in order."""
+def test_a_commit_group_is_there_when_append_returns(tmp_path: Path) -> None:
+    """Every buffer of every commit group is in the open segment, in order."""
     writer = make_writer(tmp_path)
     writer.append([A, B])
     assert [A + B] == still_open(tmp_path)
@@ -232,7 +239,7 @@ def test_a_chunk_is_there_when_append_returns(tmp_path: Path) -> None:
     writer.seal()
 
 
-def test_nothing_is_made_before_the_first_chunk(tmp_path: Path) -> None:
+def test_nothing_is_made_before_the_first_commit_group(tmp_path: Path) -> None:
     """An idle writer has no file, and sealing it makes none."""
     writer = make_writer(tmp_path)
     writer.maintain()
@@ -241,7 +248,7 @@ def test_nothing_is_made_before_the_first_chunk(tmp_path: Path) -> None:
 
 
 def test_sealing_ends_a_segment(tmp_path: Path) -> None:
-    """A sealed segment has its final name, and the next chunk goes to a new one."""
+    """A sealed segment has its final name, and the next commit group goes to a new one."""
     writer = make_writer(tmp_path)
     writer.append([A])
     writer.seal()
@@ -262,7 +269,7 @@ def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_a_segment_is_sealed_before_it_grows_past_its_size(tmp_path: Path) -> None:
-    """A chunk that would not fit goes to the next segment; one that fills it seals it."""
+    """A commit group that would not fit goes to the next segment; one that fills it seals it."""
     writer = make_writer(tmp_path, segment_bytes=2 * len(A))
     writer.append([A])
     assert ([], [A]) == (sealed(tmp_path), still_open(tmp_path))
@@ -273,8 +280,8 @@ def test_a_segment_is_sealed_before_it_grows_past_its_size(tmp_path: Path) -> No
     assert [A + B, C, A + B] == sealed(tmp_path)
 
 
-def test_a_chunk_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> None:
-    """A chunk is never divided."""
+def test_a_commit_group_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> None:
+    """A commit group is never divided."""
     writer = make_writer(tmp_path, segment_bytes=5)
     writer.append([A, B, C])
     assert [A + B + C] == sealed(tmp_path)
@@ -283,7 +290,7 @@ def test_a_chunk_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> Non
 def test_a_segment_is_sealed_at_its_age_though_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Age alone seals a segment when it is tended, not the next write."""
+    """Age alone seals a segment when it is maintained, not the next write."""
     writer = make_writer(tmp_path, segment_seconds=100)
     writer.append([A])
     now = time.monotonic()
@@ -315,10 +322,10 @@ def test_lexical_order_is_the_order_of_creation(
     Clock.moments = (start + timedelta(seconds=n * step_seconds) for n in itertools.count())
     monkeypatch.setattr(segment_writer, "datetime", Clock)
     writer = make_writer(tmp_path, segment_bytes=1)
-    chunks = [b"%d\n" % number for number in range(20)]
-    for chunk in chunks:
-        writer.append([chunk])
-    assert chunks == sealed(tmp_path)
+    groups = [b"%d\n" % number for number in range(20)]
+    for group in groups:
+        writer.append([group])
+    assert groups == sealed(tmp_path)
 
 
 def test_two_writers_of_one_process_have_their_own_files(
@@ -340,8 +347,8 @@ def test_two_writers_of_one_process_have_their_own_files(
 # --- Syncing
 
 
-def test_always_syncs_every_chunk_once(tmp_path: Path, break_os: BreakOs) -> None:
-    """In the mode `always` a chunk is synced before append returns, however many its batches."""
+def test_always_syncs_every_commit_group_once(tmp_path: Path, break_os: BreakOs) -> None:
+    """In the mode `always` a group is synced before append returns, however many its batches."""
     syncs = break_os("fdatasync", errno.EIO, times=0)
     writer = make_writer(tmp_path)
     for expected in (1, 2, 3):
@@ -354,7 +361,7 @@ def test_always_syncs_every_chunk_once(tmp_path: Path, break_os: BreakOs) -> Non
 def test_everysec_syncs_once_a_second(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the mode `everysec` the sync comes with a chunk or the timer, a second after the last."""
+    """In the mode `everysec` a sync comes with a group or the timer, a second after the last."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     syncs = break_os("fdatasync", errno.EIO, times=0)
@@ -407,7 +414,7 @@ def test_a_segment_is_not_sealed_before_it_is_synced(tmp_path: Path, break_os: B
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_write_that_fails_leaves_nothing_of_its_chunk(
+def test_a_write_that_fails_leaves_nothing_of_its_commit_group(
     tmp_path: Path, break_os: BreakOs, number: int
 ) -> None:
     """A failed write is told with its reason; what was accepted before is sealed, whole."""
@@ -423,10 +430,10 @@ def test_a_write_that_fails_leaves_nothing_of_its_chunk(
     assert [A, C] == sealed(tmp_path)
 
 
-def test_a_short_write_that_then_fails_is_cut_back(
+def test_a_short_write_that_then_fails_is_truncated(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a chunk on a full disk is cut, though its first line is whole."""
+    """Half a commit group on a full disk is truncated, though its first line is whole."""
     write = os.write
 
     def write_half(fd: int, buffers: Sequence[bytes]) -> int:
@@ -442,7 +449,7 @@ def test_a_short_write_that_then_fails_is_cut_back(
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
 
 
-def test_a_chunk_of_many_buffers_is_cut_back_as_a_whole(
+def test_a_commit_group_of_many_buffers_is_truncated_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the second of two writes fails, nothing of the first one stays."""
@@ -462,7 +469,9 @@ def test_a_chunk_of_many_buffers_is_cut_back_as_a_whole(
     assert [] == list(tmp_path.iterdir())
 
 
-def test_the_first_chunk_that_fails_leaves_no_file(tmp_path: Path, break_os: BreakOs) -> None:
+def test_the_first_commit_group_that_fails_leaves_no_file(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
     """A segment of which nothing was accepted is removed."""
     break_os("writev", errno.ENOSPC)
     writer = make_writer(tmp_path)
@@ -471,10 +480,10 @@ def test_the_first_chunk_that_fails_leaves_no_file(tmp_path: Path, break_os: Bre
     assert [] == list(tmp_path.iterdir())
 
 
-def test_after_a_failed_sync_the_chunk_goes_to_a_new_file(
+def test_after_a_failed_sync_the_commit_group_goes_to_a_new_file(
     tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The file is cut back to its last synced end and sealed; the chunk is written anew."""
+    """The file is truncated to its last synced end and sealed; the commit group is written anew."""
     writer = make_writer(tmp_path)
     writer.append([A])
     syncs = break_os("fdatasync", errno.EIO, times=1)
@@ -506,8 +515,8 @@ def test_a_descriptor_whose_sync_failed_is_never_synced_again(
     assert not set(failed) & set(syncs.calls[3:])
 
 
-def test_a_second_failed_sync_rejects_the_chunk(tmp_path: Path, break_os: BreakOs) -> None:
-    """Where the new file cannot be synced either, nothing of the chunk is on the disk."""
+def test_a_second_failed_sync_rejects_the_commit_group(tmp_path: Path, break_os: BreakOs) -> None:
+    """Where the new file cannot be synced either, nothing of the commit group is on the disk."""
     writer = make_writer(tmp_path)
     writer.append([A])
     syncs = break_os("fdatasync", errno.EIO, times=2)
@@ -520,10 +529,10 @@ def test_a_second_failed_sync_rejects_the_chunk(tmp_path: Path, break_os: BreakO
     assert [A, C] == sealed(tmp_path)
 
 
-def test_a_new_file_that_cannot_be_written_rejects_the_chunk(
+def test_a_new_file_that_cannot_be_written_rejects_the_commit_group(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the sync fails and then the disk is full, nothing of the chunk is on the disk."""
+    """Where the sync fails and then the disk is full, nothing of the group is on the disk."""
 
     def fail_and_fill(fd: int) -> None:
         break_os("writev", errno.ENOSPC, times=1)
@@ -551,15 +560,18 @@ def test_a_failed_sync_by_the_timer_keeps_what_was_accepted(
     writer.append([A])
     syncs = break_os("fdatasync", errno.EIO, times=1)
     now += 2
-    writer.maintain()
+    with pytest.raises(SegmentLost, match="1 batches acknowledged since the last may be lost"):
+        writer.maintain()
     writer.append([B])
     writer.seal()
     assert [A, B] == sealed(tmp_path)
     assert 2 == len(set(syncs.calls))
 
 
-def test_a_file_that_cannot_be_cut_back_is_cut_later(tmp_path: Path, break_os: BreakOs) -> None:
-    """Nothing of a rejected chunk is sealed: the file stays open until it can be cut."""
+def test_a_file_that_cannot_be_truncated_is_truncated_later(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
+    """Nothing of a rejected group is sealed: the file stays open until it can be truncated."""
     writer = make_writer(tmp_path)
     writer.append([A])
     cuts = break_os("ftruncate", errno.EIO)
@@ -574,10 +586,10 @@ def test_a_file_that_cannot_be_cut_back_is_cut_later(tmp_path: Path, break_os: B
 
 
 def test_a_segment_that_cannot_be_sealed_is_sealed_later(tmp_path: Path, break_os: BreakOs) -> None:
-    """A failed rename costs nothing: new chunks go to a new file, and the old one is retried."""
+    """A failed rename costs nothing: new groups go to a new file, and the old one is retried."""
     writer = make_writer(tmp_path)
     writer.append([A])
-    renames = break_os("rename", errno.EIO)
+    renames = break_os("rename_new", errno.EIO, module=files)
     writer.seal()
     writer.append([B])
     writer.maintain()
@@ -593,7 +605,7 @@ def test_a_segment_that_cannot_be_sealed_is_sealed_later(tmp_path: Path, break_o
 def test_a_file_that_was_removed_under_the_writer_is_noticed(
     tmp_path: Path, is_replaced: bool
 ) -> None:
-    """A chunk is not accepted into a file that nobody can find; it goes to a new one."""
+    """A commit group is not accepted into a file that nobody can find; it goes to a new one."""
     writer = make_writer(tmp_path)
     writer.append([A])
     (path,) = tmp_path.iterdir()
@@ -606,7 +618,9 @@ def test_a_file_that_was_removed_under_the_writer_is_noticed(
     assert A not in b"".join(sealed(tmp_path))
 
 
-def test_a_directory_that_was_removed_rejects_chunks_until_it_is_back(tmp_path: Path) -> None:
+def test_a_directory_that_was_removed_rejects_commit_groups_until_it_is_back(
+    tmp_path: Path,
+) -> None:
     """Without the directory nothing is accepted; with it, everything is again."""
     path = tmp_path / "data"
     path.mkdir()
@@ -624,7 +638,7 @@ def test_a_directory_that_was_removed_rejects_chunks_until_it_is_back(tmp_path: 
 
 
 def test_a_probe_tells_whether_a_file_can_be_made(tmp_path: Path, break_os: BreakOs) -> None:
-    """A probe fails as the next chunk would, and leaves the file for the chunk when it works."""
+    """A probe fails as the next group would, and leaves the file for the group when it works."""
     writer = make_writer(tmp_path)
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
@@ -657,7 +671,7 @@ def test_the_end_tries_once_more_what_could_not_be_sealed(
     """A rename that failed is done at the stop, and not left to the next start."""
     writer = make_writer(tmp_path)
     writer.append([A])
-    break_os("rename", errno.EIO, times=1)
+    break_os("rename_new", errno.EIO, times=1, module=files)
     writer.seal()
     assert [A] == still_open(tmp_path)
     writer.close()
