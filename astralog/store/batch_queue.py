@@ -106,17 +106,16 @@ class BatchQueue:
         """
         size = 0
         try:
-            queued = self._queue.get(timeout=timeout_seconds)
+            self._queue.peek(timeout=timeout_seconds)
             with gevent.Timeout(GATHER_SECONDS, False):
                 gevent.idle()
-            while queued is not None:
+            while (queued := self._queue.get_nowait()) is not None:
                 if queued.state is State.QUEUED:
                     queued.state = State.TAKEN
                     group.append(queued)
                     size += len(queued.lines)
                 if size >= GROUP_BYTES:
                     return False
-                queued = self._queue.get_nowait()
         except Empty:
             return False
         return True

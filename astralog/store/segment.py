@@ -90,7 +90,7 @@ class Segment:
     def _describe_loss(self, error: OSError) -> str:
         text = f"sync failed: {error.strerror}"
         if self.unsynced_batches:
-            text += f"; {self.unsynced_batches} batches acknowledged since the last may be lost"
+            text += f"; acknowledged batches that may be lost: {self.unsynced_batches}"
         return text
 
     def accept(self, size: int, batches: int) -> None:

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
+from gevent.threadpool import ThreadPool
 
 from astralog.errors import Rejection
 from astralog.settings import Settings
-from astralog.store.batch_queue import GROUP_BYTES, Batch
+from astralog.store.batch_queue import GROUP_BYTES, Batch, QueuedBatch
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
 from tests.conftest import Disk, Fault
@@ -398,6 +401,103 @@ def test_a_client_that_is_gone_leaves_nothing_behind(
     queue.stop(TIMEOUT_SECONDS)
     assert line(1) == stored(tmp_path)
     assert 0 == reserved(queue)
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_batch_that_is_dropped_gives_its_memory_back_once(
+    make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
+) -> None:
+    """A stop does not free what a batch that no writer took has freed before."""
+    queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.05)
+    gate.close()
+    commit_later(queue, line(1, 100))
+    wait_until(lambda: gate.groups)
+    reserved_by_first = reserved(queue)
+    dropped = commit_later(queue, line(2, 50_000))
+    gevent.sleep(0.01)
+    if is_killed:
+        dropped.kill()
+    else:
+        assert "commit_timeout" == result(dropped)
+    queue.stop(0.05)
+    assert reserved_by_first == reserved(queue)
+    gate.open()
+    wait_until(lambda: not reserved(queue))
+
+
+def test_batches_that_are_dropped_do_not_pile_up(
+    make_queue: Callable[..., CommitQueue], gate: Gate
+) -> None:
+    """While the disk hangs, clients may come again and again: the queue keeps none of them."""
+    queue = make_queue(commit_timeout_seconds=0.05)
+    gate.close()
+    commit_later(queue, line(0))
+    wait_until(lambda: gate.groups)
+    for number in range(20):
+        assert "commit_timeout" == result(commit_later(queue, line(number)))
+    gc.collect()
+    assert 3 > sum(type(thing) is QueuedBatch for thing in gc.get_objects())
+
+
+def test_a_fault_of_the_drain_rejects_what_it_has_taken(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch that was taken and not given to the storage is answered, and frees its memory."""
+    spawn = ThreadPool.spawn
+
+    def fail_once(pool: ThreadPool, function: Any, *args: Any) -> Any:
+        if function.__name__ != "store":
+            return spawn(pool, function, *args)
+        monkeypatch.setattr(ThreadPool, "spawn", spawn)
+        raise MemoryError
+
+    monkeypatch.setattr(ThreadPool, "spawn", fail_once)
+    assert "storage_failed" == result(commit_later(queue, line(1)))
+    assert 0 == reserved(queue)
+    assert result(commit_later(queue, line(2))) is None
+    assert "drain failed; it goes on" in caplog.messages
+
+
+def test_a_fault_before_a_batch_is_taken_leaves_it_in_the_queue(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is stored with the next commit group."""
+
+    def fail_once() -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr(gevent, "idle", fail_once)
+    assert result(commit_later(queue, line(1))) is None
+    assert line(1) == stored(tmp_path)
+
+
+def test_a_fault_of_the_housekeeping_does_not_end_it(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake of ours is logged, and the next step is taken."""
+
+    def fail(housekeeper: Housekeeper) -> float:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Housekeeper, "step", fail)
+        assert LOOK_SECONDS == queue.keep_house_once()
+    assert "housekeeping failed; it goes on" in caplog.messages
+    queue.keep_house_once()
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+
+
+def test_a_stopped_queue_leaves_the_directory_to_another(
+    queue: CommitQueue, make_queue: Callable[..., CommitQueue]
+) -> None:
+    """The housekeeping goes on elsewhere while the process still runs."""
+    other = make_queue()
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+    other.keep_house_once()
+    assert other.housekeeper.disk_usage is None
+    queue.stop(TIMEOUT_SECONDS)
+    wait_until(lambda: other.keep_house_once() and other.housekeeper.disk_usage)
 
 
 # --- The bounded queue

@@ -1,6 +1,8 @@
 import errno
 import logging
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +130,69 @@ def test_a_failed_storage_is_probed_before_it_is_used_again(
     assert storage.store([B]) is None
     assert B == stored(tmp_path)
     storage.close()
+
+
+def test_a_lack_of_memory_is_a_failed_storage(
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing of the group is there, the log says why, and the next one is stored."""
+
+    def fail(fd: int, buffers: Sequence[bytes]) -> int:
+        raise MemoryError
+
+    storage.store([A])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", fail)
+        assert "storage_failed" == storage.store([B])
+    assert "storage_failed: out of memory; batches are rejected" in caplog.messages
+    assert storage.store([B]) is None
+    assert A + B == stored(tmp_path)
+    storage.close()
+
+
+def test_a_failed_background_sync_is_a_failed_storage(
+    settings: Settings,
+    tmp_path: Path,
+    break_os: BreakOs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the mode everysec, the log says once what may be lost, and once that it is over."""
+    storage = Storage(replace(settings, sync="everysec"))
+    storage.store([A])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+    syncs = break_os("fdatasync", errno.EIO)
+    for _ in range(5):
+        storage.maintain()
+        assert "storage_failed" == storage.store([B])
+    syncs.times = 0
+    assert storage.store([B]) is None
+    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
+    assert [
+        "storage_failed: [Errno 5] sync failed: Input/output error; acknowledged batches that may "
+        "be lost: 1; batches are rejected",
+        "storage_failed is over: batches are stored again",
+    ] == lines
+    assert 1 == storage.possibly_lost_batches
+    assert A + B == stored(tmp_path)
+    storage.close()
+
+
+def test_a_full_disk_names_its_limit(
+    settings: Settings, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log line says how much is free, and which setting keeps it free."""
+    storage = Storage(replace(settings, min_free_bytes=1000))
+    disk.free = 999
+    storage.maintain()
+    assert [
+        "storage_full: [Errno 28] 999 bytes of disk are free, ASTRALOG_MIN_FREE_BYTES is 1000; "
+        "batches are rejected"
+    ] == caplog.messages
 
 
 def test_a_directory_that_is_gone_is_a_failed_storage(settings: Settings, tmp_path: Path) -> None:
