@@ -13,10 +13,12 @@ from tests.torture import (
     crowd,
     disks,
     fuzz,
+    housekeeping,
     kills,
     memory,
     mounts,
     powercut,
+    sealing,
     shim,
     signals,
     stall,
@@ -32,7 +34,13 @@ SEED = 1
 FAULTS = [
     fault
     for fault in writes.FAULTS
-    if fault.what in ("short write, then ENOSPC", "EIO on sync, pages lost", "EIO on rename")
+    if fault.what
+    in (
+        "short write, then ENOSPC",
+        "short write, then no memory",
+        "EIO on sync, pages lost",
+        "EIO on rename",
+    )
 ]
 
 needs_shim = pytest.mark.skipif(
@@ -59,6 +67,19 @@ def test_kills(tmp_path: Path) -> None:
 def test_failing_calls(tmp_path: Path) -> None:
     """Nothing is acknowledged on the strength of a failed sync, and nothing left unsealed."""
     check(tmp_path, lambda bench: writes.torture(bench, rounds=2, faults=FAULTS))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_seals(tmp_path: Path) -> None:
+    """Whatever stands in the way of a seal, it is done at last, and replaces nothing."""
+    check(tmp_path, lambda bench: sealing.torture(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_housekeeping(tmp_path: Path) -> None:
+    """One process after another keeps the directory as the settings say."""
+    check(tmp_path, lambda bench: housekeeping.torture(bench, rounds=2))
 
 
 @pytest.mark.slow

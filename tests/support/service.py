@@ -270,7 +270,7 @@ def read_answer(connection: socket.socket) -> Answer:
 
 def segment_pid(path: Path) -> int:
     """Return the process that a segment file's name tells."""
-    return int(path.name.partition("-")[2].partition(".")[0])
+    return int(path.name.partition("-")[2].partition(".")[0].partition("-")[0])
 
 
 def running_pids() -> list[int]:
