@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from bench import measure, report
+from bench import measure, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("workers", "growth", "flood")
+SECTIONS = ("workers", "growth", "segments", "flood")
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -61,6 +61,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.workers = runner.workers()
         if "growth" in sections:
             results.growth = runner.growth()
+        if "segments" in sections:
+            results.segments = segments.compare(Path(directory), executor, results.seconds)
         if "flood" in sections:
             results.flood = runner.flood()
 

@@ -1,6 +1,7 @@
 """The tables for the terminal and the docs."""
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from bench.load import ACKNOWLEDGED
 from bench.results import Cell, Results, marks
@@ -106,8 +107,26 @@ def _sections(results: Results) -> Iterator[str]:
         fifths = ", ".join(f"{value:.2f}" for value in growth.fifths_us)
         yield (
             f"Growth: CPU µs for a log in five fifths of a run of {growth.fifths_logs:,} logs "
-            f"into one segment a worker: {fifths}. Beside {growth.sealed_segments:,} sealed "
-            f"segments: {growth.sealed_factor:.2f} times that in an empty directory."
+            f"into one segment a worker: {fifths}."
+        )
+    if segments := results.segments:
+        p99s = [median(s.p99_ms for s in side) for side in (segments.empty, segments.full)]
+        idle = [
+            median(s.idle_cores for s in side) * 100 for side in (segments.empty, segments.full)
+        ]
+        starts = [
+            median(s.starting_p99_ms for s in side) for side in (segments.empty, segments.full)
+        ]
+        first = segments.full[0]
+        yield (
+            f"Segments: beside {segments.count:,} sealed ones, retention on, the p99 of a steady "
+            f"{segments.logs_per_second:,} logs/s is {p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
+            f"times the {p99s[0]:.2f} ms in an empty directory ({starts[1]:.2f} and "
+            f"{starts[0]:.2f} ms in the first seconds after the start), and the idle service "
+            f"takes {idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
+            f"knows all segments after {first.known_seconds:.1f} s and "
+            f"{first.known_cpu:.1f} s of CPU in all, and its largest worker takes "
+            f"{first.peak_mib:.0f} MiB."
         )
     if flood := results.flood:
         answers = ", ".join(f"{count} x {answer}" for answer, count in flood.answers.items())

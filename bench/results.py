@@ -59,16 +59,37 @@ class Workers:
 
 @dataclass
 class Growth:
-    """CPU for a log as data grows, in µs."""
+    """CPU for a log as a segment grows, in µs."""
 
     fifths_us: list[float]  # of one run into one segment
     fifths_logs: int
-    sealed_segments: int
-    empty_us: list[float]  # alternating with the next
-    sealed_us: list[float]
     fifths_factor: float
-    sealed_factor: float
-    checks: list[Check]
+    check: Check
+
+
+@dataclass
+class Beside:
+    """A service at a steady, low load beside a number of sealed segments, retention on."""
+
+    known_seconds: float  # from its start until it knew every segment
+    known_cpu: float  # the CPU seconds that it took until then
+    starting_p99_ms: float  # of the load at its start
+    p99_ms: float
+    idle_cores: float
+    peak_mib: float  # of the largest worker
+    check: Check
+
+
+@dataclass
+class Segments:
+    """An empty directory against one with many sealed segments, alternating."""
+
+    count: int
+    logs_per_second: int
+    empty: list[Beside]
+    full: list[Beside]
+    p99_factor: float  # of the medians
+    idle_percent: float  # of a core, that the full directory takes more
 
 
 @dataclass
@@ -95,13 +116,16 @@ class Results:
     cells: list[Cell] = field(default_factory=list)
     workers: Workers | None = None
     growth: Growth | None = None
+    segments: Segments | None = None
     flood: Flood | None = None
 
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         checks = [cell.check for cell in cells]
-        checks += self.growth.checks if self.growth else []
+        checks += [self.growth.check] if self.growth else []
+        sides = self.segments.empty + self.segments.full if self.segments else []
+        checks += [side.check for side in sides]
         return checks + ([self.flood.check] if self.flood else [])
 
     def cell(self, batch: int) -> Cell | None:
@@ -155,8 +179,11 @@ def marks(results: Results) -> Iterator[Mark]:
     if results.growth:
         growth = results.growth
         yield Mark("last fifth of a segment: CPU of the first", growth.fifths_factor, 1.1, True)
-        name = f"beside {growth.sealed_segments} sealed segments: CPU of none"
-        yield Mark(name, growth.sealed_factor, 1.1, True)
+    if results.segments:
+        segments = results.segments
+        name = f"beside {segments.count} sealed segments"
+        yield Mark(f"{name}: p99 of none", segments.p99_factor, 1.2, True)
+        yield Mark(f"{name}: idle CPU, % of a core more", segments.idle_percent, 1.0, True)
     if results.flood:
         flood = results.flood
         served = flood.answers.get("200", 0) + flood.answers.get("503", 0)

@@ -23,9 +23,6 @@ CELL_WORKERS = max(1, len(os.sched_getaffinity(0)) - 1)
 #: Times that two sides of a comparison are run, alternating.
 ROUNDS = 3
 
-SEALED_SEGMENTS = 10_000
-_SEALED_PREFIX = "2000"  # before any segment of the run
-
 #: A service that takes less CPU than this in so many seconds has started.
 IDLE_CPU_SECONDS = 0.01
 IDLE_SECONDS = 0.5
@@ -80,37 +77,19 @@ class Runner:
         return Workers(one, two, throughput[1] / throughput[0], per_cpu[1] / per_cpu[0])
 
     def growth(self) -> Growth:
-        """Compare the CPU for a log early and late in a segment, and in a full directory."""
+        """Compare the CPU for a log early and late in a segment."""
         progress("growth: five fifths of one segment")
-        phases, check = self._growth_run([self._seconds / 2] * 5, segment_bytes=2**40)
+        with self._service(segment_bytes=2**40) as service:
+            outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds / 2] * 5)
+            check = _check(service, GROWTH_BATCH, outcome)
+        phases = outcome.phases[1:]
         fifths = [_cpu_us(phase, GROWTH_BATCH) for phase in phases]
-        empty: list[float] = []
-        sealed: list[float] = []
-        checks = [check]
-        for count in range(1, ROUNDS + 1):
-            progress(f"growth: {SEALED_SEGMENTS} sealed segments, round {count} of {ROUNDS}")
-            for side, segments in ((empty, 0), (sealed, SEALED_SEGMENTS)):
-                phases_of_side, check = self._growth_run([self._seconds], segments)
-                side.append(_cpu_us(phases_of_side[0], GROWTH_BATCH))
-                checks.append(check)
         return Growth(
             fifths_us=fifths,
             fifths_logs=sum(phase.acknowledged for phase in phases) * GROWTH_BATCH,
-            sealed_segments=SEALED_SEGMENTS,
-            empty_us=empty,
-            sealed_us=sealed,
             fifths_factor=fifths[-1] / fifths[0],
-            sealed_factor=statistics.median(sealed) / statistics.median(empty),
-            checks=checks,
+            check=check,
         )
-
-    def _growth_run(
-        self, phase_seconds: list[float], sealed_segments: int = 0, **settings: object
-    ) -> tuple[list[load.Phase], stored.Check]:
-        with self._service(**settings) as service:
-            _make_sealed(service.data_dir, sealed_segments)
-            outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, phase_seconds)
-            return outcome.phases[1:], _check(service, GROWTH_BATCH, outcome)
 
     def flood(self) -> Flood:
         """Let many clients send the largest body at once, one request each."""
@@ -200,7 +179,7 @@ class Runner:
             tempfile.TemporaryDirectory(dir=self._directory) as directory,
             Service(Path(directory), **settings) as service,
         ):
-            _wait_until_idle(service)
+            wait_until_idle(service)
             yield service
 
 
@@ -209,7 +188,7 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _wait_until_idle(service: Service) -> None:
+def wait_until_idle(service: Service) -> None:
     """Wait until all workers have started, so that each takes its share of the connections."""
     pids = [service.process.pid, *service.worker_pids()]
     before, used = 0.0, measure.cpu_seconds(pids)
@@ -235,13 +214,4 @@ def _check(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
     progress("  checking the disk")
     if outcome.rejected or outcome.unanswered:
         service.stop()
-    paths = [path for path in service.files() if not path.name.startswith(_SEALED_PREFIX)]
-    return stored.check(paths, batch, outcome)
-
-
-def _make_sealed(directory: Path, count: int) -> None:
-    """Put sealed segments of one line each into the data directory."""
-    line = bodies.templates(1)[0].body(0).removeprefix(b'{"logs":[').removesuffix(b"]}") + b"\n"
-    for number in range(count):
-        name = f"{_SEALED_PREFIX}0101T{number:06d}.000000Z-1.ndjson"
-        (directory / name).write_bytes(line)
+    return stored.check(service.files(), batch, outcome)

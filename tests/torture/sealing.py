@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.load import Load
+from tests.support.metrics import read_samples
 from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench, finish, under_load, wait_for_more
 from tests.torture.shim import ShimmedService
 from tests.torture.table import Row
 
 FOREIGN = b"somebody else's\n"
-POSSIBLY_LOST = "astralog_possibly_lost_batches_total"
 
 
 def torture(bench: Bench, rounds: int) -> Iterator[Row]:
@@ -82,10 +82,10 @@ def _fail_background_sync(bench: Bench, rounds: int) -> Row:
                 row.tried += 1
                 wait_for_more(load, 5, row)
         metrics = service.request("GET", "/metrics").raw.decode()
-        counted = int(float(metrics.partition(f"\n{POSSIBLY_LOST} ")[2].split("\n")[0] or 0))
+        counted = read_samples(metrics)["possibly_lost_batches_total"]
         told = service.log().count("acknowledged batches that may be lost")
         finish(bench, row, service, load)
     row.undecided, row.lost = row.lost, 0
     if not 0 < row.undecided <= counted or not 0 < told <= row.tried:
-        row.fail(f"{row.undecided} lost, {counted} counted, told {told} times")
+        row.fail(f"{row.undecided} lost, {counted:g} counted, told {told} times")
     return row
