@@ -229,6 +229,11 @@ class Scraper:
         wait_for(lambda: len(self.seen) >= start + scrapes)
 
 
+def is_of_the_disk(name: str) -> bool:
+    """Return whether a series is left out until another worker looks after the directory."""
+    return name.startswith(("segments", "free_disk", "total_disk"))
+
+
 def kill_a_worker(service: Service) -> None:
     """Kill a worker, and wait for the next one."""
     victim = service.worker_pids()[0]
@@ -259,7 +264,7 @@ def test_no_scrape_is_wrong_while_workers_come_and_go(service: Service) -> None:
     assert 100 < len(scraper.seen)
     for before, after in pairwise(scraper.seen):
         assert [] == falling(before, after)
-        assert before.keys() <= after.keys()
+        assert {name for name in before if not is_of_the_disk(name)} <= after.keys()
 
 
 @pytest.mark.slow
@@ -322,7 +327,8 @@ def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
             assert any("astralog-metrics" in link for link in links)
             places = ("/dev/shm/", str(tmp_path))
             found = {link for link in links if link.startswith(places)}
-            assert {str(tmp_path / "stderr.log"), *map(str, service.files("*.open"))} == found
+            expected = {str(tmp_path / "stderr.log"), *map(str, service.files("*.open"))}
+            assert expected == found - {str(service.data_dir)}  # which is locked
             assert 0 == service.stop()
 
 
