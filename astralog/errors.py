@@ -6,6 +6,9 @@ from typing import Any
 
 RETRY_AFTER_SECONDS = 1
 
+#: Characters of a name or a text of the client's that a rejection repeats.
+SHOWN_CHARACTERS = 100
+
 #: Every code with its HTTP status. The code is also the counter's label, so it never changes.
 STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "unauthorized": HTTPStatus.UNAUTHORIZED,

@@ -26,10 +26,10 @@ class Guard(NamedTuple):
 GUARDS: tuple[Guard, ...] = (
     Guard(
         "authentication before the body",
-        "astralog/api/drain.py",
-        'token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
+        "astralog/intake/acceptor.py",
+        'token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
         'environ["wsgi.input"].read(1); '
-        'token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
+        'token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
         ("tests/functional/test_contract.py", "-k", "rejected_before_the_body_is_read"),
     ),
     Guard(

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from astralog.intake.batch import encode_batch
 from bench import bodies, measure, stored
 from bench.load import Outcome
+from tests.support.decoding import encode_batch
 
 
 def test_bodies_are_well_formed_and_distinct() -> None:

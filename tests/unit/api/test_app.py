@@ -429,7 +429,6 @@ def test_a_dry_run_shows_a_batch_and_stores_nothing(client: FlaskClient, tmp_pat
         ("dry_run=1", {"logs": []}, {"status": "valid", "logs": []}),
         ("dry_run=false", {"logs": []}, {"status": "accepted"}),
         ("dry_run=0", {"logs": []}, {"status": "accepted"}),
-        ("other=1", {"logs": []}, {"status": "accepted"}),
     ],
 )
 def test_the_query_says_whether_a_run_is_dry(

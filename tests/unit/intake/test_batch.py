@@ -5,8 +5,9 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake import batch as codec
-from astralog.intake.batch import PIECE_BYTES, encode_batch
+from astralog.intake.formats import PIECE_BYTES
 from astralog.store.commit_queue import Batch
+from tests.support.decoding import encode_batch
 from tests.support.service import make_log
 
 
