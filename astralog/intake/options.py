@@ -21,6 +21,8 @@ MAX_DEFAULT_CHARACTERS = 255
 #: What `unknown` may say.
 TO_METADATA = "metadata"
 
+_TWICE = "metadata has a field of this name too."
+
 _FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -114,7 +116,7 @@ def _move_unknown(log: dict[str, Any]) -> dict[str, Any]:
         if metadata is None:
             known["metadata"] = log
         elif isinstance(metadata, dict):
-            for name in metadata.keys() & log:
-                raise ValidationError("metadata has a field of this name too.", name)
+            if twice := metadata.keys() & log:
+                raise ValidationError({name: [_TWICE] for name in sorted(twice)})
             metadata.update(log)
     return known
