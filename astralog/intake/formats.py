@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 import msgspec
 from marshmallow import ValidationError
@@ -17,6 +18,9 @@ from astralog.intake.strict_json import parse, replace_lone_surrogates
 #: is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
 PIECE_BYTES = 1024 * 1024
 
+#: The number of the first log, and the text: a part of a body that is a body itself.
+Piece = tuple[int, bytes]
+
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
     """A batch whose logs are not looked at yet."""
@@ -25,57 +29,23 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _BATCH = b'{"logs":[%s]}'
-
-_value = msgspec.json.Decoder(msgspec.Raw)
 _envelope = msgspec.json.Decoder(_Envelope)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_logs = msgspec.json.Decoder(list[msgspec.Raw])
-_batch_schema = BatchSchema()
-
-
-#: The number of the first log, and the text: a part of a body that is a body itself.
-Piece = tuple[int, bytes]
-
-
-class Format(Protocol):
-    """How logs follow one another in a body.
-
-    `noun` is what their numbers count, from `first` on; `is_sequence` is set where each log is a
-    JSON text of its own, so that one that is no JSON leaves the others as they are.
-    """
-
-    noun: str
-    first: int
-    is_sequence: bool
-
-    def split(self, body: bytes) -> Iterable[Piece]:
-        """Return the pieces of a long body; each holds whole logs, at least one.
-
-        Raises ValidationError or ValueError where there are no logs.
-        """
-
-    def load(self, text: bytes, options: Options) -> list[Any]:
-        """Return the logs of a piece by the compiled decoder; raises NoVerdict."""
-
-    def texts(self, piece: Piece) -> Iterator[Piece]:
-        """Yield the number and the text of each log, without lone surrogates."""
-
-    def count(self, body: bytes) -> int:
-        """Return the number of logs in a body."""
-
-    def hint(self, body: bytes) -> str:
-        """Return what to add to the message that a body is no JSON."""
+_schema = BatchSchema()
 
 
 class Json:
-    """An object with a list of logs, which are numbered from 0."""
+    """An object with a list of logs."""
 
-    noun = "log"
+    noun = "log"  # what the numbers count, from `first` on
     first = 0
-    is_sequence = False
+    is_sequence = False  # whether a log that is no JSON leaves the others as they are
 
     def split(self, body: bytes) -> Iterable[Piece]:
-        """Return the pieces, cut between logs; each is a batch."""
+        """Return the pieces of a long body, cut between logs.
+
+        Raises ValidationError where it is no batch, and ValueError where it is no JSON.
+        """
         pieces: list[Piece] = []
         start = size = 0
         logs = _split_logs(body)
@@ -89,26 +59,26 @@ class Json:
         return pieces
 
     def load(self, text: bytes, options: Options) -> list[Any]:
-        """Decode the batch as a whole."""
+        """Return the logs of a piece by the compiled decoder; raises NoVerdict."""
         return load_batch(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
-        """Yield each log; raises ValidationError or ValueError as `split` does."""
+        """Yield each log, free of lone surrogates; raises what `split` does."""
         first, text = piece
         return ((number, bytes(log)) for number, log in enumerate(_split_logs(text), first))
 
     def count(self, body: bytes) -> int:
-        """Count the logs."""
+        """Return the number of logs."""
         return len(_split_logs(body))
 
     def hint(self, body: bytes) -> str:
-        """Name the other format, where the body is in that."""
+        """Return what to add to the error of a body that is no JSON, as where it is NDJSON."""
         first, _, rest = body.strip().partition(b"\n")
         try:
-            is_log = rest and len(first) <= PIECE_BYTES and _members.decode(first)
+            is_ndjson = rest and len(first) <= PIECE_BYTES and isinstance(parse(first), dict)
         except ValueError:
-            is_log = False
-        return "; one log a line is sent as application/x-ndjson" if is_log else ""
+            is_ndjson = False
+        return "; one log a line is sent as application/x-ndjson" if is_ndjson else ""
 
 
 def _split_logs(text: bytes) -> list[msgspec.Raw]:
@@ -117,56 +87,42 @@ def _split_logs(text: bytes) -> list[msgspec.Raw]:
     Raises ValidationError for what is no batch, and ValueError for what is no JSON.
     """
     try:
-        return _decode_raw(text)
+        return _raw_logs.decode(_envelope.decode(text).logs)
     except ValueError:
         mended = replace_lone_surrogates(text)
     try:
-        return _decode_raw(mended)
-    except msgspec.ValidationError:
-        _check_json(mended)  # what is no JSON is no batch either, but that is said first
-        raise ValidationError(_describe_batch(mended)) from None
+        return _raw_logs.decode(_envelope.decode(mended).logs)
+    except msgspec.ValidationError as error:
+        raise ValidationError(_describe_batch(mended, error)) from None
     except ValueError:
-        _check_json(mended)
+        if len(mended) <= PIECE_BYTES:
+            parse(mended)  # it says more clearly what is wrong
         raise
 
 
-def _decode_raw(text: bytes) -> list[msgspec.Raw]:
-    return _raw_logs.decode(_envelope.decode(text).logs)
-
-
-def _check_json(text: bytes) -> None:
-    """Raise ValueError where a text is no JSON; in clear words, unless it is too long to parse."""
-    if len(text) <= PIECE_BYTES:
-        parse(text)
-    else:
-        _value.decode(text)
-
-
-def _describe_batch(text: bytes) -> dict[str, Any]:
-    """Return what marshmallow finds wrong with a batch, the logs themselves aside."""
-    batch: dict[str, Any] | None = None
-    if text.lstrip().startswith(b"{"):
-        members = _members.decode(text)
-        batch = dict.fromkeys(list(members)[: DESCRIBED_FIELDS + 1])
-        if "logs" in members:
-            batch["logs"] = _stand_in(bytes(members["logs"]))
-    return describe(_batch_schema.validate(batch))  # type: ignore[arg-type]  # None is no object
-
-
-def _stand_in(value: bytes) -> Any:
-    """Return a value of the same kind, as far as that makes a difference."""
-    return {b"[": [], b"n": None}.get(value[:1], 0)
+def _describe_batch(text: bytes, error: Exception) -> dict[str, Any]:
+    """Return what marshmallow finds wrong with a batch; raises ValueError if it is no JSON."""
+    if len(text) > PIECE_BYTES:
+        msgspec.json.decode(text, type=msgspec.Raw)
+        return {"_schema": [f"{error}."]}
+    batch = parse(text)
+    if isinstance(batch, dict):
+        if "logs" in batch:
+            logs = batch.pop("logs")
+            batch = {"logs": [] if isinstance(logs, list) else logs} | batch
+        batch = dict(islice(batch.items(), DESCRIBED_FIELDS + 1))
+    return describe(_schema.validate(batch))
 
 
 class Lines:
-    """One log a line (NDJSON), numbered by their lines from 1; blank lines hold none."""
+    """One log a line (NDJSON); blank lines hold none."""
 
     noun = "line"
     first = 1
     is_sequence = True
 
     def split(self, body: bytes) -> Iterable[Piece]:
-        """Yield the pieces, cut at the ends of lines."""
+        """Yield the pieces of a body, cut at the ends of lines."""
         number, start = self.first, 0
         while start < len(body):
             end = start + PIECE_BYTES
@@ -191,9 +147,12 @@ class Lines:
         return ((number, line.rstrip()) for number, line in enumerate(lines, first) if line.strip())
 
     def count(self, body: bytes) -> int:
-        """Count the lines that are not blank."""
+        """Return the number of lines that are not blank."""
         return sum(1 for line in io.BytesIO(body) if line.strip())
 
     def hint(self, body: bytes) -> str:
         """Return nothing."""
         return ""
+
+
+Format = Json | Lines
