@@ -6,6 +6,7 @@ from astralog import __version__
 from astralog.api import docs, drain, health, metrics, responses
 from astralog.api.flask_app import App
 from astralog.auth import Tokens
+from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
@@ -29,11 +30,12 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     numbers.add([*counter_families(counters), *queue_families(queue), *disk_families(queue)])
     numbers.register(BuildCollector())
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
+    acceptor = Acceptor(tokens, bodies, queue, counters)
     app = App(__name__, static_folder=None)
     app.extensions["astralog"] = queue
     app.extensions["astralog_metrics"] = numbers
     responses.init_app(app)
-    app.register_blueprint(drain.create_blueprint(tokens, bodies, queue, counters))
+    app.register_blueprint(drain.create_blueprint(acceptor))
     app.register_blueprint(health.create_blueprint(queue))
     app.register_blueprint(docs.create_blueprint(__version__))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))

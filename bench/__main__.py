@@ -17,7 +17,7 @@ from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("workers", "growth", "segments", "flood")
+SECTIONS = ("options", "workers", "growth", "segments", "flood")
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -57,6 +57,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
     ):
         runner = Runner(Path(directory), executor, results.seconds)
         results.cells = runner.cells(cells)
+        if "options" in sections:
+            results.options = runner.options()
         if "workers" in sections:
             results.workers = runner.workers()
         if "growth" in sections:

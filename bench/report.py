@@ -93,6 +93,13 @@ def _sections(results: Results) -> Iterator[str]:
     for cell in results.cells:
         if set(cell.answers) != {ACKNOWLEDGED}:
             yield f"Answers at {cell.batch} x {cell.connections}: {cell.answers}."
+    if options := results.options:
+        yield (
+            f"NDJSON with unknown=metadata and three defaults ({options.batch} per batch, "
+            f"{options.connections} connections): {options.logs_per_second:,.0f} logs/s at "
+            f"{options.cpu_us_per_log:.2f} CPU µs a log, {options.logs_per_cpu_second:,.0f} logs "
+            "per CPU second."
+        )
     if workers := results.workers:
         one, two = workers.one[0], workers.two[0]
         yield (

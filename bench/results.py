@@ -114,6 +114,7 @@ class Results:
     taken_at: str
     seconds: float
     cells: list[Cell] = field(default_factory=list)
+    options: Cell | None = None
     workers: Workers | None = None
     growth: Growth | None = None
     segments: Segments | None = None
@@ -122,6 +123,7 @@ class Results:
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
+        cells += [self.options] if self.options else []
         checks = [cell.check for cell in cells]
         checks += [self.growth.check] if self.growth else []
         sides = self.segments.empty + self.segments.full if self.segments else []
@@ -172,6 +174,9 @@ def marks(results: Results) -> Iterator[Mark]:
         if (cell.batch, cell.connections) == (500, 32):
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
+    if results.options:
+        name = "500 per batch, NDJSON with options: logs per CPU second"
+        yield Mark(name, results.options.logs_per_cpu_second, 200e3, False)
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from bench import bodies, load, measure, stored
+from bench import bodies, load, measure, options, stored
 from bench.results import Cell, Flood, Growth, Workers
 from tests.support.service import TOKEN, Service
 
 WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
 GROWTH_BATCH, GROWTH_CONNECTIONS = 500, 8
+OPTIONS_BATCH, OPTIONS_CONNECTIONS = 500, 8
 
 #: Workers in a cell of the table: they leave the load generator a core, and so their caches alone.
 CELL_WORKERS = max(1, len(os.sched_getaffinity(0)) - 1)
@@ -124,9 +126,14 @@ class Runner:
             check=check,
         )
 
-    def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS) -> Cell:
+    def options(self) -> Cell:
+        """Measure logs that the query fills in, and whose unknown fields it moves."""
+        progress("options: NDJSON with defaults and unknown fields")
+        return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
+
+    def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
         with self._service(workers=workers) as service:
-            outcome = self._load(service, batch, connections, [self._seconds])
+            outcome = self._load(service, batch, connections, [self._seconds], **plan)
             pids = service.worker_pids()
             peak = max(map(measure.peak_mib, pids))
             check = _check(service, batch, outcome)
@@ -153,9 +160,14 @@ class Runner:
         )
 
     def _load(
-        self, service: Service, batch: int, connections: int, phase_seconds: list[float]
+        self,
+        service: Service,
+        batch: int,
+        connections: int,
+        phase_seconds: list[float],
+        **more: Any,
     ) -> load.Outcome:
-        """Drive the service, a warm-up phase first."""
+        """Drive the service, a warm-up phase first; `more` is of the plan."""
         plan = load.Plan(
             address=service.address,
             token=TOKEN,
@@ -163,6 +175,7 @@ class Runner:
             batch=batch,
             connections=connections,
             phase_seconds=[self._warm_up_seconds, *phase_seconds],
+            **more,
         )
         outcome = self._executor.submit(load.run, plan).result()
         for phase in outcome.phases:

@@ -13,6 +13,7 @@ from tests.torture import (
     crowd,
     disks,
     fuzz,
+    heavy,
     housekeeping,
     kills,
     memory,
@@ -127,6 +128,12 @@ def test_signals(tmp_path: Path) -> None:
 def test_attacks(tmp_path: Path) -> None:
     """Lying bodies and smuggled requests are rejected, and no line is forged."""
     check(tmp_path, lambda bench: attacks.torture(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_heavy_bodies(tmp_path: Path) -> None:
+    """Hundreds of bodies that are heavy to decode cost the memory of one, and others are served."""
+    check(tmp_path, lambda bench: heavy.torture(bench, bodies=200, others_seconds=5))
 
 
 @pytest.mark.slow

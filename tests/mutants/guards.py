@@ -26,11 +26,60 @@ class Guard(NamedTuple):
 GUARDS: tuple[Guard, ...] = (
     Guard(
         "authentication before the body",
-        "astralog/api/drain.py",
-        'token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
+        "astralog/intake/acceptor.py",
+        'token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
         'environ["wsgi.input"].read(1); '
-        'token = tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
+        'token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
         ("tests/functional/test_contract.py", "-k", "rejected_before_the_body_is_read"),
+    ),
+    Guard(
+        "one heavy decode at a time",
+        "astralog/intake/lanes.py",
+        "self._semaphore = Semaphore()",
+        "self._semaphore = Semaphore(200)",
+        ("tests/unit/intake/test_lanes.py",),
+    ),
+    Guard(
+        "others are served between heavy decodes",
+        "astralog/intake/lanes.py",
+        "PAUSE_SECONDS = 1e-6",
+        "PAUSE_SECONDS = 0",
+        ("tests/unit/intake/test_lanes.py",),
+    ),
+    Guard(
+        "bound on the wait for a turn",
+        "astralog/intake/lanes.py",
+        "timeout=max(deadline - time.monotonic(), 0)",
+        "timeout=1",
+        ("tests/unit/intake/test_lanes.py",),
+    ),
+    Guard(
+        "bound on invalid logs",
+        "astralog/intake/invalid_logs.py",
+        "return self.count >= COUNTED_LOGS",
+        "return False",
+        ("tests/unit/intake/test_schema.py", "tests/unit/intake/test_options.py"),
+    ),
+    Guard(
+        "bound on what a body grows to",
+        "astralog/intake/batch.py",
+        "if size > MAX_GROWTH * len(body) + formats.PIECE_BYTES:",
+        "if False:",
+        ("tests/unit/intake/test_options.py", "-k", "grow"),
+    ),
+    Guard(
+        "memory charged for lines that are longer than their body",
+        "astralog/intake/acceptor.py",
+        "if len(batch.lines) > size:",
+        "if False:",
+        ("tests/unit/intake/test_acceptor.py",),
+    ),
+    Guard(
+        "fields of one name are not merged",
+        "astralog/intake/options.py",
+        "if twice := metadata.keys() & log:",
+        "if twice := {}:",
+        ("tests/unit/intake/test_options.py", "-k", "metadata_has_already"),
     ),
     Guard(
         "checksum of a metrics snapshot",

@@ -22,7 +22,7 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from tests.conftest import Disk, Fault
 from tests.support.metrics import Samples, read_samples
-from tests.support.service import TOKEN, make_batch
+from tests.support.service import TOKEN, make_batch, make_log
 from tests.unit.store.test_commit_queue import Gate, gate
 
 __all__ = ["gate"]
@@ -68,6 +68,19 @@ def test_a_stored_batch_is_counted(client: FlaskClient, tmp_path: Path) -> None:
     for name in ("request", "commit"):
         assert 1 == samples[f"{name}_duration_seconds_count"]
         assert 0 < samples[f"{name}_duration_seconds_sum"] < 10
+
+
+def test_a_batch_stored_in_part_is_counted(client: FlaskClient) -> None:
+    """One batch is accepted, and its logs are accepted or rejected: received is both together."""
+    body = json.dumps({"logs": [make_log(), {}, {}]}).encode()
+    answer = client.post("/v1/drain?partial=true", data=body, headers={"Authorization": TOKEN})
+    assert 200 == answer.status_code
+    samples = scrape(client)
+    for unit, accepted, rejected in (("batches", 1, 0), ("logs", 1, 2), ("bytes", len(body), 0)):
+        assert accepted == samples[f"accepted_{unit}_total"]
+        assert rejected == samples.get(f"rejected_{unit}_total invalid_batch", 0)
+        assert accepted + rejected == samples[f"received_{unit}_total"]
+    assert 1 == samples["stored_logs_total"]
 
 
 @pytest.mark.parametrize(

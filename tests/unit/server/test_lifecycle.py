@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from astralog.intake.batch import encode_batch
 from astralog.server import first_start, lifecycle
 from astralog.settings import InvalidSettings, Settings
 from tests.conftest import Fault
+from tests.support.decoding import encode_batch
 
 ADDRESS = ("127.0.0.1", 8080)
 
