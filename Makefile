@@ -25,7 +25,7 @@ install: $(VENV)/.installed ## Make .venv with the locked dependencies
 
 .PHONY: run
 run: install ## Start the service on http://localhost:8080
-	$(BIN)/gunicorn wsgi:app
+	$(BIN)/astralog serve
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests

@@ -19,7 +19,7 @@ from astralog.telemetry.prometheus import Metrics
 def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
     """Join the parts to an app; without settings and tokens, those of the environment.
 
-    Raises InvalidSettings. It makes neither the data directory nor a token (`server.lifecycle`
+    Raises InvalidSettings. It makes neither the data directory nor a token (`server.first_start`
     does): a worker that starts while a disk is not mounted must not take another in its place.
     """
     settings = settings or Settings.from_environ()
@@ -34,6 +34,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app = App(__name__, static_folder=None)
     app.extensions["astralog"] = queue
     app.extensions["astralog_metrics"] = numbers
+    app.extensions["astralog_tokens"] = tokens
     responses.init_app(app)
     app.register_blueprint(drain.create_blueprint(tokens, bodies, queue, counters))
     app.register_blueprint(health.create_blueprint(queue))

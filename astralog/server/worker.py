@@ -11,11 +11,9 @@ from gunicorn.util import close
 from gunicorn.workers.ggevent import GeventWorker
 
 from astralog.api.responses import reject
-from astralog.app import create_app
 from astralog.deadlines import Deadlines
 from astralog.errors import Rejection
 from astralog.server.http1 import RequestParser, Response
-from astralog.settings import InvalidSettings
 from astralog.time_slice import TimeSlice
 
 log = logging.getLogger(__name__)
@@ -52,14 +50,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._heads = Deadlines(self._head_seconds, StopIteration)
-
-    def load_wsgi(self) -> None:
-        """Load the application; after a reload with a faulty file of tokens, with the old ones."""
-        try:
-            super().load_wsgi()
-        except InvalidSettings as error:
-            log.error("tokens stay as they are: %s", "; ".join(error.problems))
-            self.wsgi = create_app(tokens=self.app.tokens)
 
     def run(self) -> None:
         """Serve until the stop."""

@@ -35,19 +35,6 @@ def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
         assert 200 == status_for(service, "new")
 
 
-@pytest.mark.slow
-def test_a_reload_with_a_faulty_file_keeps_the_tokens(tmp_path: Path) -> None:
-    """SIGHUP reads the tokens again, and a slip in the file does not end the service."""
-    path = tmp_path / "tokens"
-    path.write_text("first\n")
-    with Service(tmp_path, tokens=None, tokens_file=path) as service:
-        for content, token in (("second\n", "second"), ("\n", "second"), ("third\n", "third")):
-            path.write_text(content)
-            service.reload()
-            assert 200 == status_for(service, token)
-        assert 0 == service.stop()
-
-
 def test_a_token_is_told_which_project_it_may_not_write(tmp_path: Path) -> None:
     """A batch with one log of another project is rejected, and nothing of it is stored."""
     path = tmp_path / "tokens"
