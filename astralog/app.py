@@ -5,6 +5,7 @@ from flask import Flask
 from astralog import __version__
 from astralog.api import docs, drain, health, metrics, responses
 from astralog.api.flask_app import App
+from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings
@@ -35,7 +36,8 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.extensions["astralog"] = queue
     app.extensions["astralog_metrics"] = numbers
     app.extensions["astralog_tokens"] = tokens
-    responses.init_app(app)
+    app.extensions["astralog_rejections"] = rejections = RejectionLog(tokens.name_of, counters)
+    responses.init_app(app, rejections.note)
     app.register_blueprint(drain.create_blueprint(tokens, bodies, queue, counters))
     app.register_blueprint(health.create_blueprint(queue))
     app.register_blueprint(docs.create_blueprint(__version__))

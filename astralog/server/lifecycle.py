@@ -157,6 +157,7 @@ def stop_queue(worker: Worker) -> None:
     """Store what a worker has queued; gunicorn calls this in the master too."""
     if worker.pid == os.getpid() and hasattr(worker, "wsgi"):
         _queue_of(worker).stop(DRAIN_STOP_SECONDS)
+        worker.wsgi.extensions["astralog_rejections"].flush()
 
 
 def _queue_of(worker: Worker) -> CommitQueue:
