@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import gevent
+from gevent.event import Event
 
 from astralog import tokens_file
 from astralog.errors import Rejection
@@ -19,6 +20,9 @@ TOKEN_FILE_NAME = "token"  # nosec B105
 
 #: Seconds between two looks at whether the file of tokens has changed.
 LOOK_SECONDS = 0.5
+
+#: Seconds that a worker, before it serves, waits for its first look at the most.
+FIRST_LOOK_SECONDS = 1.0
 
 MISSING = "The Authorization header is missing."
 OTHER_SCHEME = (
@@ -62,14 +66,17 @@ class Tokens:
         return known.name if known else None
 
     def start(self) -> None:
-        """Follow the file from now on."""
+        """Follow the file from now on; if its disk answers, this returns after the first look."""
         if self._file:
-            gevent.spawn(self._follow)
+            looked = Event()
+            gevent.spawn(self._follow, looked)
+            looked.wait(FIRST_LOOK_SECONDS)
 
-    def _follow(self) -> None:
+    def _follow(self, looked: Event) -> None:
         while True:
-            gevent.sleep(LOOK_SECONDS)
             self.look()
+            looked.set()
+            gevent.sleep(LOOK_SECONDS)
 
     def look(self) -> None:
         """Take the file where it has changed; one that is faulty leaves the tokens as they are."""

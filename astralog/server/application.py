@@ -1,6 +1,5 @@
 """What gunicorn runs: the command that starts it, and the code that its workers have."""
 
-import logging
 import sys
 from collections.abc import Callable
 from importlib.abc import InspectLoader
@@ -9,10 +8,9 @@ from typing import Any
 
 from gunicorn.app.wsgiapp import WSGIApplication
 
+import astralog.app as app_module
 from astralog.app import create_app
-from astralog.settings import InvalidSettings, Settings
-
-log = logging.getLogger(__name__)
+from astralog.settings import Settings
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
@@ -37,14 +35,16 @@ def hold_code(application: WSGIApplication, settings: Settings) -> None:
     """
     load = _held_load(application)
 
-    def load_or_inherit() -> Any:
-        try:
-            return load()
-        except InvalidSettings as error:  # all others were checked, but the tokens' file changes
-            log.error("tokens stay as they are: %s", "; ".join(error.problems))
-            return create_app(settings, application.cfg.inherited.tokens)
+    def create_inherited(*args: Any) -> Any:
+        return create_app(*(args or (settings, application.cfg.inherited.tokens)))
 
-    application.load = load_or_inherit
+    def load_inherited() -> Any:
+        # What wsgi.py calls without arguments takes, in this worker, what the master has read:
+        # the file of tokens may be faulty by now, and its disk may stall.
+        app_module.create_app = create_inherited  # type: ignore[assignment]
+        return load()
+
+    application.load = load_inherited
     application.reload = lambda: None
 
 
@@ -53,10 +53,9 @@ def _held_load(application: WSGIApplication) -> Callable[[], Any]:
     load: Callable[[], Any] = application.load
     name = application.app_uri.partition(":")[0]
     spec = None if name in sys.modules else find_spec(name)
-    if spec is None or not isinstance(spec.loader, InspectLoader):
-        return load
-    code = spec.loader.get_code(name)
-    if code is None:
+    loader = spec.loader if spec else None
+    code = loader.get_code(name) if isinstance(loader, InspectLoader) else None
+    if spec is None or code is None:
         return load
 
     def load_held() -> Any:

@@ -280,6 +280,7 @@ def test_a_changed_file_is_followed_once_started(
 
     monkeypatch.setattr(WatchedFile, "read_changed", fail_first)
     tokens.start()
+    assert is_let_in(tokens, "old")
     write_tokens(path, "new\n")
     with gevent.Timeout(10):
         while not is_let_in(tokens, "new"):
@@ -287,10 +288,21 @@ def test_a_changed_file_is_followed_once_started(
     assert not is_let_in(tokens, "old")
 
 
+def test_who_starts_has_looked(settings: Settings, tmp_path: Path) -> None:
+    """A worker that inherited its tokens serves with none that was taken out since."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "old\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    write_tokens(path, "new\n")
+    tokens.start()
+    assert [False, True] == [is_let_in(tokens, token) for token in ("old", "new")]
+
+
 def test_nobody_waits_for_the_disk_of_the_file(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a look hangs, other greenlets run and the tokens are known as before."""
+    """While a look hangs, a worker starts, other greenlets run, and the tokens are as before."""
+    monkeypatch.setattr(auth, "FIRST_LOOK_SECONDS", 0.1)
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
@@ -301,14 +313,12 @@ def test_nobody_waits_for_the_disk_of_the_file(
         assert disk_is_back.wait(10)
 
     monkeypatch.setattr(WatchedFile, "read_changed", hang)
-    look = gevent.spawn(tokens.look)
+    tokens.start()
     with gevent.Timeout(10):
         while not hanging.is_set():
             gevent.sleep(0.01)
     assert is_let_in(tokens, "old")
-    assert not look.ready()
     disk_is_back.set()
-    look.get(timeout=10)
 
 
 def test_a_token_of_two_places_stops_the_start(settings: Settings, tmp_path: Path) -> None:
