@@ -53,7 +53,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = "-m pip install --quiet --no-deps --no-index --disable-pip-version-check"
     python = directory / "bin" / "python"
     run(python, *install.split(), wheel)
-    assert run(python, "-c", "import astralog; print(astralog.__file__)").startswith(str(packages))
+    assert run(python, "-I", "-c", "import astralog; print(astralog.__file__)").startswith(
+        str(packages)
+    )
     return directory / "bin"
 
 
@@ -113,6 +115,6 @@ def test_the_command_is_quick_to_say_what_it_does(installed: Path) -> None:
     """Help names every command, and loads no part of the service."""
     python = installed / "python"
     script = "import sys; from astralog import cli; print(*sys.modules)"
-    loaded = run(python, "-c", script).split()
+    loaded = run(python, "-I", "-c", script).split()
     assert not {"flask", "gunicorn", "gevent", "msgspec"} & set(loaded)
     assert {"serve", "token"} <= set(run(installed / "astralog", "--help").split())
