@@ -1,5 +1,6 @@
 """gunicorn's settings, made from AstraLog's; the names are gunicorn's."""
 
+from functools import partial
 from typing import Any
 
 from astralog.server import application, first_start, heartbeat, inheritance, lifecycle
@@ -48,7 +49,7 @@ def on_starting(server: Any) -> None:
         server.cfg.inherited = inheritance.Inherited.read(_settings)
     except InvalidSettings as error:
         lifecycle.exit_for(error)
-    inheritance.handle_signals(server, _settings)
+    server.handle_hup = partial(inheritance.reload, server, _settings)
     application.hold_code(server.app, _settings)
     lifecycle.share_metrics(server)
 

@@ -1,7 +1,6 @@
 """What the workers inherit from the master, and what a reload (SIGHUP) takes up: no code."""
 
 import logging
-from functools import partial
 from typing import Any, NamedTuple
 
 from astralog.auth import Tokens
@@ -24,12 +23,6 @@ class Inherited(NamedTuple):
         return cls(Tokens(settings), tls)
 
 
-def handle_signals(server: Any, settings: Settings) -> None:
-    """Decide what gunicorn's master does at the signals that replace something."""
-    server.handle_hup = partial(reload, server, settings)
-    server.handle_usr2 = reject_upgrade
-
-
 def reload(server: Any, settings: Settings) -> None:
     """Read tokens and certificate again and replace the workers one by one.
 
@@ -43,8 +36,3 @@ def reload(server: Any, settings: Settings) -> None:
         return
     server.reload()
     log.info("reloaded tokens and certificate, %d new workers", server.num_workers)
-
-
-def reject_upgrade() -> None:
-    """Say what to do where gunicorn would start a second master with the code on the disk."""
-    log.error("SIGUSR2 does nothing here; to upgrade, restart behind a socket unit of systemd")

@@ -84,15 +84,40 @@ def test_a_socket_that_is_passed_in_comes_before_the_address(tmp_path: Path) -> 
         assert 0 == service.stop()
 
 
-def test_the_signal_of_a_second_master_is_rejected(tmp_path: Path) -> None:
-    """SIGUSR2 starts nothing; one line says what to do instead."""
-    with Service(tmp_path) as service:
-        before = service.pids()
+def test_a_second_master_takes_over_without_a_failed_request(tmp_path: Path) -> None:
+    """SIGUSR2 starts the next version on the same socket, and SIGTERM ends the old one."""
+    root = copy_checkout(tmp_path / "checkout")
+    service = Service(tmp_path, workers=2)
+    service.root = root
+    with service, Load(service) as load:
+        load.wait_for_every_worker()
+        set_version(root, "100.0.1")
         service.signal(signal.SIGUSR2)
-        wait_for(lambda: "SIGUSR2" in service.log())
+        wait_for(lambda: count(service, "listening on") == 2)
+        wait_for(lambda: len(service.pids()) == 6)
+        load.wait_for_acknowledged(100)
+        assert 0 == service.stop()
+        assert "100.0.1" == service.request("GET", "/").body["version"]
+        load.wait_for_acknowledged(100)
+        load.stop()
+        assert ({}, set()) == (load.rejected, load.unanswered)
+        load.check(service.logs())
+
+
+def test_a_second_master_that_does_not_start_leaves_the_first(tmp_path: Path) -> None:
+    """Code that is of no use ends its own process alone."""
+    root = copy_checkout(tmp_path / "checkout")
+    service = Service(tmp_path)
+    service.root = root
+    with service:
+        before = service.pids()
+        (root / "astralog" / "app.py").write_text(GARBAGE)
+        service.signal(signal.SIGUSR2)
+        wait_for(lambda: GARBAGE.split("'")[1] in service.log())
+        wait_for(lambda: before == service.pids())
         assert 200 == service.drain(make_batch("x")).status
-        assert before == service.pids()
-        assert 1 == count(service, "to upgrade, restart behind a socket unit")
+        service.reload()
+        assert 200 == service.drain(make_batch("y")).status
         assert 0 == service.stop()
 
 

@@ -107,16 +107,3 @@ def test_what_is_no_certificate_is_told(settings: Settings, tmp_path: Path) -> N
 def test_without_a_certificate_there_is_no_tls(settings: Settings) -> None:
     """The service speaks HTTP where the settings name none."""
     assert Inherited.read(settings).tls is None
-
-
-def test_signals_that_replace_something_are_ours(
-    master: Any, settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    """SIGHUP reloads in our way; SIGUSR2 starts no second master."""
-    inheritance.handle_signals(master, settings)
-    master.handle_hup()
-    assert 1 == master.reloads
-    master.handle_usr2()
-    assert 1 == master.reloads
-    (line,) = caplog.messages
-    assert line.startswith("SIGUSR2 does nothing here")
