@@ -25,7 +25,7 @@ install: $(VENV)/.installed ## Make .venv with the locked dependencies
 
 .PHONY: run
 run: install ## Start the service on http://localhost:8080
-	$(BIN)/gunicorn wsgi:app
+	$(BIN)/astralog serve
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests
@@ -71,6 +71,10 @@ audit: ## Look the locked packages up among known vulnerabilities; needs the int
 token: ## Print a strong token for the file of tokens
 	@python3 -c 'import secrets; print(secrets.token_urlsafe(32))'
 
+.PHONY: wheel
+wheel: install ## Build the wheel in dist/; `pip install` it, and `astralog serve` starts the service
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
 .PHONY: format
 format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -86,5 +90,5 @@ lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
 
 .PHONY: clean
 clean: ## Remove what make and the tools made; the data directory stays
-	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ from flask import Flask
 from astralog import __version__
 from astralog.api import docs, drain, health, metrics, responses
 from astralog.api.flask_app import App
+from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
@@ -19,7 +20,7 @@ from astralog.telemetry.prometheus import Metrics
 def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
     """Join the parts to an app; without settings and tokens, those of the environment.
 
-    Raises InvalidSettings. It makes neither the data directory nor a token (`server.lifecycle`
+    Raises InvalidSettings. It makes neither the data directory nor a token (`server.first_start`
     does): a worker that starts while a disk is not mounted must not take another in its place.
     """
     settings = settings or Settings.from_environ()
@@ -34,7 +35,9 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app = App(__name__, static_folder=None)
     app.extensions["astralog"] = queue
     app.extensions["astralog_metrics"] = numbers
-    responses.init_app(app)
+    app.extensions["astralog_tokens"] = tokens
+    app.extensions["astralog_rejections"] = rejections = RejectionLog(tokens.name_of, counters)
+    responses.init_app(app, rejections.note)
     app.register_blueprint(drain.create_blueprint(acceptor))
     app.register_blueprint(health.create_blueprint(queue))
     app.register_blueprint(docs.create_blueprint(__version__))

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 from typing import Any
 
 import gevent
@@ -10,15 +9,13 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.util import close
 from gunicorn.workers.ggevent import GeventWorker
 
+from astralog.api.rejection_log import Source
 from astralog.api.responses import reject
-from astralog.app import create_app
 from astralog.deadlines import Deadlines
 from astralog.errors import Rejection
 from astralog.server.http1 import RequestParser, Response
-from astralog.settings import InvalidSettings
+from astralog.server.malformed import describe
 from astralog.time_slice import TimeSlice
-
-log = logging.getLogger(__name__)
 
 #: Seconds that a connection waits for a head at the stop.
 STOPPING_SECONDS = 0.5
@@ -52,14 +49,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._heads = Deadlines(self._head_seconds, StopIteration)
-
-    def load_wsgi(self) -> None:
-        """Load the application; after a reload with a faulty file of tokens, with the old ones."""
-        try:
-            super().load_wsgi()
-        except InvalidSettings as error:
-            log.error("tokens stay as they are: %s", "; ".join(error.problems))
-            self.wsgi = create_app(tokens=self.app.tokens)
 
     def run(self) -> None:
         """Serve until the stop."""
@@ -115,13 +104,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
             raise StopIteration
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Reject what is no HTTP, without a word of it in the log: it may hold a token."""
+        """Reject what is no HTTP."""
         if not isinstance(exc, ParseException):
             super().handle_error(req, client, addr, exc)
             return
-        kind = type(exc).__name__
-        log.warning("malformed request from %s: %s", addr[0] if addr else "a local socket", kind)
-        body = reject(Rejection("bad_request", f"The request is no valid HTTP: {kind}.")).data
+        rejection = Rejection("bad_request", describe(exc))
+        peer = addr[0] if addr else "a local socket"
+        source = Source(rejection.code, peer, "no token read")
+        self.wsgi.extensions["astralog_rejections"].add(source, rejection.message)
+        body = reject(rejection).data
         with contextlib.suppress(OSError):
             client.sendall(MALFORMED_HEAD % len(body) + body)
 

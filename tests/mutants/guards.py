@@ -104,7 +104,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "heartbeats in memory",
-        "gunicorn.conf.py",
+        "astralog/server/gunicorn_settings.py",
         "heartbeat.keep_in_memory()",
         "heartbeat.make_heartbeat",
         ("tests/functional/test_full_memory.py", "-k", "later"),
@@ -293,5 +293,71 @@ GUARDS: tuple[Guard, ...] = (
             "-k",
             "replaced",
         ),
+    ),
+    Guard(
+        "rest of a file of tokens",
+        "astralog/tokens_file.py",
+        "return age >= (REST_SECONDS if is_finished else UNFINISHED_REST_SECONDS)",
+        "return age >= REST_SECONDS",
+        ("tests/unit/test_tokens_file.py", "-k", "half_written"),
+    ),
+    Guard(
+        "comments in a file of tokens",
+        "astralog/tokens_file.py",
+        'if word.startswith(b"#"):',
+        "if False:",
+        ("tests/unit/test_tokens_file.py", "-k", "token_and_its_projects"),
+    ),
+    Guard(
+        "one line for a token",
+        "astralog/auth.py",
+        "tokens_file.check_distinct(tokens)",
+        "tokens.sort()",
+        ("tests/unit/test_auth.py", "-k", "two_places"),
+    ),
+    Guard(
+        "tokens read off the hub",
+        "astralog/auth.py",
+        "gevent.get_hub().threadpool.apply(self._read_changed)",
+        "self._read_changed()",
+        ("tests/unit/test_auth.py", "-k", "waits_for_the_disk"),
+    ),
+    Guard(
+        "tokens as they are after a faulty reload",
+        "astralog/server/inheritance.py",
+        """"; ".join(error.problems))
+        return
+""",
+        """"; ".join(error.problems))
+""",
+        ("tests/unit/server/test_inheritance.py", "-k", "replaces_nothing"),
+    ),
+    Guard(
+        "code of the start in later workers",
+        "astralog/server/application.py",
+        "sys.modules[name] = module = module_from_spec(spec)",
+        "module = module_from_spec(spec)",
+        ("tests/unit/server/test_application.py", "-k", "was_there"),
+    ),
+    Guard(
+        "lines of the log for what is rejected",
+        "astralog/api/rejection_log.py",
+        "silence = self._silences.get(source)",
+        "silence = None",
+        ("tests/unit/api/test_rejection_log.py", "-k", "one_line_in_a_while"),
+    ),
+    Guard(
+        "clients that are told apart",
+        "astralog/api/rejection_log.py",
+        "for source in self._silences) >= MAX_SOURCES",
+        "for source in self._silences) < 0",
+        ("tests/unit/api/test_rejection_log.py", "-k", "crowd"),
+    ),
+    Guard(
+        "escapes in the log",
+        "astralog/api/rejection_log.py",
+        "return repr(words)[1:-1]",
+        "return words",
+        ("tests/unit/api/test_rejection_log.py", "-k", "pass_for_the_log"),
     ),
 )

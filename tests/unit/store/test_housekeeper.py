@@ -138,7 +138,7 @@ def test_a_directory_that_was_replaced_is_looked_after(make: Make, tmp_path: Pat
     path.mkdir()
     (path / "a.ndjson").write_bytes(LINE)
     one = make(data_dir=path, retain_bytes=1)
-    one.step()
+    look(one)
     moved = path.rename(tmp_path / "moved")
     (moved / "b.ndjson").write_bytes(LINE)
     path.mkdir()
