@@ -1,1 +1,1 @@
-"""Batches to segment files, and back: queue, group commit, sync, seal, recovery, retention, tail."""
+"""Batches to segment files and back: queue, group commit, sync, recovery, retention, tail."""

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from astralog.store.files import OPEN_SUFFIX
 from astralog.store.arrival import oldest_first
+from astralog.store.files import OPEN_SUFFIX
 from astralog.store.part import Matches, Part
 from astralog.store.segment_reader import ReadBudget, SegmentReader, split_name
 from astralog.store.tail import make_parts

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from astralog.store.files import OPEN_SUFFIX
 from astralog.store.arrival import newest_first
+from astralog.store.files import OPEN_SUFFIX
 from astralog.store.part import Matches, Part
 from astralog.store.segment_reader import ReadBudget, split_name
 
