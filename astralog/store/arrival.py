@@ -3,7 +3,8 @@
 A segment's lines are in the order of their arrival, and its name and its last change say when the
 first and the last came. When the others came is written nowhere. So between segments that were
 written at the same time, a line's timestamp decides where it may be the time of its arrival: where
-it lies between the segment's start and its last change. Any other line stays with its neighbour.
+it lies between the segment's start and its last change, give or take a minute. Any other line stays
+with its neighbour.
 """
 
 import heapq

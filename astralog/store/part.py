@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 #: Returns whether a line is wanted; `bool` wants all.
 Matches = Callable[[bytes], bool]
 
+#: A log may arrive so much later than its timestamp, and a sender's clock may be so much ahead.
+CLOCK_SECONDS = 60.0
+
 # A stored line is as the service encodes it: no quote in a string goes without its backslash, so
 # that the first such text is the log's own timestamp.
 _TIMESTAMP = re.compile(rb'"timestamp":"([0-9T:-]{19})(\.[0-9]+)?Z"')
@@ -86,8 +89,7 @@ class Part:
         """
         time = self.since
         for offset, line in self._without_errors(self._read(matches, budget)):
-            event = event_time(line)
-            time = event if time < event <= self.until else time
+            time = max(time, self._event_time(line, time))
             yield Arrival(time, offset, line)
 
     def _read(self, matches: Matches, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
@@ -102,8 +104,7 @@ class Part:
         """Yield the newest lines that match, `limit` at most, newest first; else as `read`."""
         time = self.until
         for offset, line in self._without_errors(self._read_backwards(limit, matches, budget)):
-            event = event_time(line)
-            time = event if self.since <= event < time else time
+            time = min(time, self._event_time(line, time))
             yield Arrival(time, offset, line)
 
     def _read_backwards(
@@ -119,6 +120,13 @@ class Part:
             for offset, line in reader.lines_backwards(self.end, budget):
                 if matches(line):
                     yield offset, line
+
+    def _event_time(self, line: bytes, otherwise: float) -> float:
+        """Return the line's timestamp where it may be the time of its arrival."""
+        time = event_time(line)
+        if self.since - CLOCK_SECONDS <= time <= self.until + CLOCK_SECONDS:
+            return min(max(time, self.since), self.until)
+        return otherwise
 
     def _without_errors(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         try:
