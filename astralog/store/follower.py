@@ -108,8 +108,10 @@ class Follower:
         self._look()
         now = time.time()
         parts = [p for p in self._followed.values() if p.extend(self._polled_at, now)]
+        budget = budget or ReadBudget()
         yield from oldest_first(parts, matches, budget)
-        self._polled_at = now
+        if not budget.is_spent:
+            self._polled_at = now
         for part in list(self._followed.values()):
             if part.is_failed or (part.is_read and part.is_final):
                 self._finish(part)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -126,25 +126,35 @@ def compress(path: Path) -> Path:
 
 
 def make_segment(
-    data_dir: Path, name: str, logs: Sequence[dict[str, Any]], *, changed: float | None = None
+    data_dir: Path, stem: str, *lines: bytes, suffix: str = ".ndjson", changed: float | None = None
 ) -> Path:
-    """Write a segment as the service does, last changed at a time in seconds since 1970."""
+    """Write a segment, last changed at a time in seconds since 1970."""
     data_dir.mkdir(exist_ok=True)
-    path = data_dir / name
-    path.write_bytes(b"".join(encode_line(log) for log in logs))
+    path = data_dir / (stem + suffix)
+    content = b"".join(lines)
+    path.write_bytes(zstd.compress(content) if suffix == ".ndjson.zst" else content)
     if changed is not None:
         os.utime(path, (changed, changed))
     return path
 
 
-def encode_line(log: dict[str, Any]) -> bytes:
-    """Return a log's line as the service stores it."""
+def make_stem(start: float, pid: int = 1) -> str:
+    """Return the name, without its suffix, of a segment started at a time in seconds since 1970."""
+    return f"{datetime.fromtimestamp(start, UTC):%Y%m%dT%H%M%S.%fZ}-{pid}"
+
+
+def make_line(message: str, at: float | None = None, **fields: Any) -> bytes:
+    """Return the line that is stored of a log, whose timestamp is `at` seconds since 1970."""
+    if at is not None:
+        fields["timestamp"] = f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+    log = make_log(message=message, **fields)
     return json.dumps(log, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
-def make_line(message: str, **fields: Any) -> bytes:
-    """Return the stored line of a log with some of its fields replaced."""
-    return encode_line(make_log(message=message, **fields))
+def message_of(line: bytes) -> str:
+    """Return the message of a line."""
+    message: str = json.loads(line)["message"]
+    return message
 
 
 def read_lines(path: Path) -> list[str]:
