@@ -1,5 +1,6 @@
 """Run `astralog tail` on a data directory, and make segments for it to read."""
 
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,26 @@ def tail(data_dir: Path, *options: str, **environ: str) -> subprocess.CompletedP
         timeout=TIMEOUT_SECONDS,
         check=False,
     )
+
+
+def tail_on_terminal(data_dir: Path, *options: str, **environ: str) -> str:
+    """Run the command to its end on a terminal, and return what it shows there."""
+    master, terminal = os.openpty()
+    with (
+        open(master, "rb", buffering=0) as screen,
+        subprocess.Popen(
+            [COMMAND, "tail", "--data-dir", data_dir, *options],
+            stdout=terminal,
+            env=os.environ | {"TERM": "xterm", "NO_COLOR": ""} | environ,
+        ) as process,
+    ):
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the last one lets the terminal go
+            while block := screen.read(65536):
+                shown += block
+        assert 0 == process.wait(TIMEOUT_SECONDS)
+    return shown.decode().replace("\r\n", "\n")
 
 
 class Tail:
