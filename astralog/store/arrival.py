@@ -36,8 +36,6 @@ def oldest_first(
         _, order, arrival, part, lines = heads[0]
         part.begin = arrival.offset
         yield arrival.line
-        if budget.is_spent:
-            return
         if following := next(lines, None):
             heapq.heapreplace(heads, (following.time, order, following, part, lines))
         else:

@@ -1,6 +1,7 @@
 """Follow a data directory: every line that comes, right across workers, rotation and restarts."""
 
 import contextlib
+import enum
 import logging
 import os
 import time
@@ -23,6 +24,14 @@ SETTLED_NANOSECONDS = 2_500_000_000
 REMEMBERED_SEGMENTS = 10_000
 
 
+class State(enum.Enum):
+    """What a segment is, as far as the directory was looked at."""
+
+    OPEN = enum.auto()
+    SEALED = enum.auto()
+    GONE = enum.auto()
+
+
 class FollowedPart(Part):
     """What comes to a segment. An open one is held, and so read to its end whatever happens."""
 
@@ -30,9 +39,8 @@ class FollowedPart(Part):
         """Hold the file if it is open; raises OSError."""
         super().__init__(directory, stem, suffix, None)
         self.begin = begin
-        self.is_final = suffix != OPEN_SUFFIX  # no line comes any more
-        self.is_gone = False
-        self._held = None if self.is_final else SegmentReader(directory, stem)
+        self.state = State.OPEN if self.is_open else State.SEALED
+        self._held = SegmentReader(directory, stem) if self.is_open else None
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:
@@ -48,22 +56,24 @@ class FollowedPart(Part):
         Raises OSError.
         """
         if self._held is None or self._held.is_compressed:
-            self.is_final = self.is_read = True
+            self.is_read = True
             return None
         self.begin = self._held.end_of_lines()
         return self.begin
 
-    def extend(self, since: float, until: float) -> bool:
-        """Take in what came between two moments; return whether there is anything to read."""
+    def extend(self, until: float) -> bool:
+        """Take in what came until a moment; return whether there is anything to read."""
         self.until = until
-        if self._held is None or self._held.is_compressed:
-            return not self.is_read
-        if self.begin:
-            self.since = since
-        self.end = self._held.size()
-        self.begin = min(self.begin, self.end)  # it was cut back after a failed write
-        self.is_read = self.begin == self.end
+        if self._held and not self._held.is_compressed:
+            self.end = self._held.size()
+            self.begin = min(self.begin, self.end)  # it was cut back after a failed write
+            self.is_read = self.begin == self.end
         return not self.is_read
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more can be read."""
+        return self.is_failed or (self.is_read and self.state is not State.OPEN)
 
     def close(self) -> None:
         """Let the file go."""
@@ -80,12 +90,11 @@ class Follower:
     def __init__(self, directory: Path) -> None:
         self.error: OSError | None = None
         self._directory = directory
-        self._state: tuple[int, int, int] | None = None  # of the directory, once it is settled
+        self._settled: tuple[int, int, int] | None = None  # of the directory, once it is settled
         self._names: set[str] = set()
         self._followed: dict[str, FollowedPart] = {}
         self._done: set[str] = set()  # segments of which nothing more is to be read
         self._left: dict[str, int] = {}  # how far those were read that are gone
-        self._polled_at = time.time()
 
     def start(self) -> list[Part]:
         """Follow from now on, and return what is stored already; `oldest_first` reads it.
@@ -95,8 +104,9 @@ class Follower:
         self._names = self._list() or set()
         stored = make_parts(self._directory, self._names)
         for part in stored:
-            self._done.add(part.stem)
-            if part.is_open and (followed := self._follow(part.stem, OPEN_SUFFIX)):
+            if not part.is_open:
+                self._done.add(part.stem)
+            elif followed := self._follow(part.stem, OPEN_SUFFIX):
                 part.end = followed.skip()
         return stored
 
@@ -107,13 +117,10 @@ class Follower:
         """
         self._look()
         now = time.time()
-        parts = [p for p in self._followed.values() if p.extend(self._polled_at, now)]
-        budget = budget or ReadBudget()
+        parts = [part for part in self._followed.values() if part.extend(now)]
         yield from oldest_first(parts, matches, budget)
-        if not budget.is_spent:
-            self._polled_at = now
         for part in list(self._followed.values()):
-            if part.is_failed or (part.is_read and part.is_final):
+            if part.is_finished:
                 self._finish(part)
 
     def close(self) -> None:
@@ -128,12 +135,12 @@ class Follower:
         try:
             status = os.stat(self._directory)
             state = (status.st_dev, status.st_ino, status.st_mtime_ns)
-            names = None if state == self._state else set(os.listdir(self._directory))
+            names = None if state == self._settled else set(os.listdir(self._directory))
         except OSError as error:
             self.error = error
             return None
         self.error = None
-        self._state = state if now - status.st_mtime_ns > SETTLED_NANOSECONDS else None
+        self._settled = state if now - status.st_mtime_ns > SETTLED_NANOSECONDS else None
         return names
 
     def _look(self) -> None:
@@ -152,19 +159,17 @@ class Follower:
         stem, suffix = _split(name)
         part = self._followed.get(stem)
         if part:
-            part.is_final = suffix != OPEN_SUFFIX
-            part.is_gone = False
+            part.state = State.OPEN if suffix == OPEN_SUFFIX else State.SEALED
         elif stem and stem not in self._done:
             self._follow(stem, suffix, self._left.pop(stem, 0))
 
     def _note_gone(self, name: str) -> None:
         stem, suffix = _split(name)
         part = self._followed.get(stem)
-        if part and suffix == OPEN_SUFFIX and not part.is_final:
-            part.is_final = part.is_gone = True
+        if part and suffix == OPEN_SUFFIX and part.state is State.OPEN:
+            part.state = State.GONE
 
     def _follow(self, stem: str, suffix: str, begin: int = 0) -> FollowedPart | None:
-        self._done.discard(stem)
         try:
             part = FollowedPart(self._directory, stem, suffix, begin)
         except FileNotFoundError:
@@ -174,13 +179,12 @@ class Follower:
         else:
             self._followed[stem] = part
             return part
-        self._done.add(stem)
         return None
 
     def _finish(self, part: FollowedPart) -> None:
         part.close()
         del self._followed[part.stem]
-        if part.is_gone:
+        if part.state is State.GONE:
             self._left[part.stem] = part.begin
         else:
             self._done.add(part.stem)

@@ -74,7 +74,7 @@ class Part:
             changed = (self._directory / (self.stem + self._suffix)).stat().st_mtime
         except OSError:  # renamed or removed meanwhile
             changed = self.latest
-        return max(self.since, min(changed, self.latest))
+        return max(self.since, changed)
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:
@@ -89,7 +89,7 @@ class Part:
         """
         time = self.since
         for offset, line in self._without_errors(self._read(matches, budget)):
-            time = max(time, self._event_time(line, time))
+            time = self._event_time(line, time)
             yield Arrival(time, offset, line)
 
     def _read(self, matches: Matches, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
@@ -104,7 +104,7 @@ class Part:
         """Yield the newest lines that match, `limit` at most, newest first; else as `read`."""
         time = self.until
         for offset, line in self._without_errors(self._read_backwards(limit, matches, budget)):
-            time = min(time, self._event_time(line, time))
+            time = self._event_time(line, time)
             yield Arrival(time, offset, line)
 
     def _read_backwards(
@@ -122,7 +122,7 @@ class Part:
                     yield offset, line
 
     def _event_time(self, line: bytes, otherwise: float) -> float:
-        """Return the line's timestamp where it may be the time of its arrival."""
+        """Return the line's timestamp where it may be, within a minute, when it arrived."""
         time = event_time(line)
         if self.since - CLOCK_SECONDS <= time <= self.until + CLOCK_SECONDS:
             return min(max(time, self.since), self.until)

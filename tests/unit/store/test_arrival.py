@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from astralog.store import segment_reader, tail
 from astralog.store.arrival import oldest_first
 from astralog.store.segment_reader import LAST_BLOCK_BYTES, ReadBudget
-from astralog.store.tail import find_parts, newest_lines, parts_since
+from astralog.store.tail import find_parts, make_parts, newest_lines, parts_since
 from tests.support.tail import compress, make_line, make_segment, make_stem, message_of
 
 START = 1_780_000_000.0
@@ -116,6 +117,16 @@ def test_clocks_may_differ_a_little(tmp_path: Path) -> None:
     assert expected == oldest(tmp_path) == newest(tmp_path)
 
 
+def test_a_log_did_not_arrive_before_its_segment_began_or_after_it_ended(tmp_path: Path) -> None:
+    """Whatever its timestamp says."""
+    late = [make_line("late", START - 3), make_line("ahead", START + 40)]
+    make_segment(tmp_path, make_stem(START + 10, 1), *late, changed=START + 20)
+    make_worker(tmp_path, 2, START + 5, [0])
+    make_worker(tmp_path, 2, START + 25, [0])
+    expected = ["2@5", "late", "ahead", "2@25"]
+    assert expected == oldest(tmp_path) == newest(tmp_path)
+
+
 @pytest.mark.parametrize("line", [b"no log\n", b'{"timestamp":"2024-02-31T00:00:00Z"}\n', b"{}\n"])
 def test_lines_that_are_no_logs_stay_with_their_neighbours(tmp_path: Path, line: bytes) -> None:
     """They have no time, and are shown all the same."""
@@ -130,8 +141,22 @@ def test_the_quiet_worker_is_not_forgotten(tmp_path: Path) -> None:
     make_worker(tmp_path, 1, START, [0, HOUR])
     for number in range(100):
         make_worker(tmp_path, 2, START + 30 * number, [0, 20])
-    assert "1@3600" == newest(tmp_path, 1)[0]
-    assert "2@2990" == newest(tmp_path, 2)[0]
+    assert ["2@2990", "1@3600"] == newest(tmp_path, 2)
+
+
+def test_the_open_segment_of_a_quiet_worker_is_not_forgotten(tmp_path: Path) -> None:
+    """However many segments of others began after it."""
+    make_worker(tmp_path, 1, START, [0, HOUR], ".ndjson.open")
+    for number in range(2 * tail.CONCURRENT_SEGMENTS):
+        make_worker(tmp_path, 2, START + number, [0, 0.5])
+    assert ["2@255.5", "1@3600"] == newest(tmp_path, 2)
+
+
+@pytest.mark.parametrize("names", list(permutations(["a.ndjson.open", "a.ndjson"])))
+def test_a_segment_that_is_being_sealed_is_not_open(names: tuple[str, str]) -> None:
+    """A listing may have both of its names."""
+    (part,) = make_parts(Path(), names)
+    assert not part.is_open
 
 
 def test_only_what_matches_is_shown(tmp_path: Path) -> None:
@@ -248,6 +273,27 @@ def test_a_spent_budget_ends_the_search(tmp_path: Path) -> None:
     assert 50 < len(found) < 500
     assert [f"1@{at}" for at in range(2000 - len(found), 2000)] == found
     assert 2000 == len(newest(tmp_path, 5000))
+
+
+def test_a_spent_budget_leaves_no_gap(tmp_path: Path) -> None:
+    """Of two workers, no older lines are shown when some of the other's in between are not."""
+    make_worker(tmp_path, 1, START, list(range(1000)))
+    make_worker(tmp_path, 2, START, list(range(1000)))
+    found = newest(tmp_path, 5000, budget=ReadBudget(2 * LAST_BLOCK_BYTES))
+    assert 50 < len(found) < 500
+    assert newest(tmp_path, 5000)[-len(found) :] == found
+
+
+def test_a_search_in_a_compressed_segment_keeps_few_lines(tmp_path: Path) -> None:
+    """It is inflated as a whole, but no more than the lines that are wanted are held."""
+    make_worker(tmp_path, 1, START, list(range(50_000)), ".ndjson.zst")
+    tracemalloc.start()
+    try:
+        assert ["1@49999"] == newest(tmp_path, 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_a_budget_too_small_to_inflate_a_segment_ends_the_search(tmp_path: Path) -> None:

@@ -174,6 +174,23 @@ def test_a_removed_segment_is_read_to_its_end(data_dir: Path, follower: Follower
     writer.open("five")
     assert ["two", "five"] == polled(follower)
     assert [] == polled(follower)
+    held = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [path for path in held if path.endswith("(deleted)") and str(data_dir) in path]
+
+
+def test_a_segment_that_was_shown_is_not_read_again_when_it_is_compressed(
+    data_dir: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inflating it would cost more than it did to follow it."""
+    writer = Writer(data_dir).open("one")
+    assert ["one"] == polled(follower)
+    writer.seal()
+    assert [] == polled(follower)
+    opened: list[object] = []
+    monkeypatch.setattr(os, "open", lambda *args: opened.append(args))
+    compress(writer.path)
+    assert [] == polled(follower)
+    assert [] == opened
 
 
 def test_a_segment_that_is_gone_when_its_turn_comes_is_named(
@@ -221,10 +238,18 @@ def test_a_directory_may_be_away_for_a_while(data_dir: Path, follower: Follower)
     assert [] == polled(follower)
 
 
-def test_a_disk_may_be_unmounted_for_a_while(data_dir: Path, follower: Follower) -> None:
+@pytest.mark.parametrize("are_new", [True, False])
+def test_a_disk_may_be_unmounted_for_a_while(data_dir: Path, are_new: bool) -> None:
     """An empty directory in its place makes nothing new of what comes back."""
-    writer = Writer(data_dir).open("one").seal().open("two")
-    assert ["one", "two"] == polled(follower)
+    follower = Follower(data_dir)
+    writer = Writer(data_dir)
+    if are_new:
+        follower.start()
+        writer.open("one").seal().open("two")
+        assert ["one", "two"] == polled(follower)
+    else:
+        writer.open("one").seal().open("two")
+        assert 2 == len(follower.start())
     mounted = data_dir.rename(data_dir.with_name("mounted"))
     data_dir.mkdir()
     assert [] == polled(follower)
@@ -235,6 +260,7 @@ def test_a_disk_may_be_unmounted_for_a_while(data_dir: Path, follower: Follower)
     assert [] == polled(follower)
     writer.write("four")
     assert ["four"] == polled(follower)
+    follower.close()
 
 
 def test_what_is_remembered_of_segments_that_are_gone_is_bounded(
@@ -273,6 +299,30 @@ def test_a_poll_within_a_budget_leaves_the_rest_to_the_next(
     shown += polled(follower)
     assert numbers == shown
     assert [] == polled(follower)
+
+
+def test_a_sealed_segment_is_read_in_many_polls(data_dir: Path, follower: Follower) -> None:
+    """It is followed until the last of them."""
+    numbers = [str(number).zfill(1000) for number in range(1000)]
+    Writer(data_dir).open(*numbers).seal()
+    shown = []
+    for _ in range(10):
+        shown += [line.decode() for line in follower.poll(budget=ReadBudget(100_000))]
+    assert numbers == shown
+
+
+def test_a_budget_is_enough_to_come_past_what_does_not_match(
+    data_dir: Path, follower: Follower
+) -> None:
+    """However far the next line is that does."""
+    Writer(data_dir).open(*["x" * 999] * 2000, "wanted")
+    shown: list[bytes] = []
+    polls = 0
+    while not shown and polls < 20:
+        shown += follower.poll(lambda line: line == b"wanted", ReadBudget(100_000))
+        polls += 1
+    assert [b"wanted"] == shown
+    assert 5 < polls
 
 
 def test_only_what_matches_is_shown(data_dir: Path, follower: Follower) -> None:

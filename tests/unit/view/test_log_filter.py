@@ -17,6 +17,8 @@ LINE = make_line(
     metadata={"user": "Ann", "n": 7},
 ).strip()
 
+DEEP = LINE.replace(b'"Ann"', b"[" * 100_000 + b"]" * 100_000)
+
 
 @pytest.mark.parametrize(
     ("wanted", "not_wanted"),
@@ -55,7 +57,7 @@ def test_without_a_filter_every_line_is_shown() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"{}", b"[]", b"\0\0", b'{"project_id":1}', b"\xff", LINE[:-1], b"[" * 100_000],
+    [b"{}", b"[]", b"\0\0", b'{"project_id":1}', b"\xff", LINE[:-1], DEEP],
 )
 def test_lines_that_are_no_logs_match_no_filter(line: bytes) -> None:
     """They cannot have what is asked for."""
