@@ -158,6 +158,15 @@ def test_a_time_is_taken_in_any_form_that_logs_may_have(data_dir: Path) -> None:
     assert [] == shown(data_dir, "--since", stamp + "9")
 
 
+def test_segments_last_written_before_a_time_are_not_read(tmp_path: Path) -> None:
+    """Not even where a log in them claims to be younger."""
+    now = time.time()
+    make_segment(tmp_path, make_stem(now - 900), make_line("fast clock", now), changed=now - 700)
+    make_segment(tmp_path, make_stem(now - 900, 2), make_line("late", now - 300), changed=now)
+    assert ["late"] == shown(tmp_path, "--since", "10m")
+    assert ["fast clock", "late"] == shown(tmp_path, "--since", "12m")
+
+
 def test_json_is_what_is_stored(data_dir: Path) -> None:
     """Byte for byte, so that other programs read it."""
     stored = sorted(line for path in data_dir.iterdir() for line in read_lines(path))
