@@ -277,11 +277,20 @@ def test_a_spent_budget_ends_the_search(tmp_path: Path) -> None:
 
 def test_a_spent_budget_leaves_no_gap(tmp_path: Path) -> None:
     """Of two workers, no older lines are shown when some of the other's in between are not."""
-    make_worker(tmp_path, 1, START, list(range(1000)))
-    make_worker(tmp_path, 2, START, list(range(1000)))
+    make_worker(tmp_path, 1, START, [at / 10 for at in range(2000)])
+    make_worker(tmp_path, 2, START, list(range(200)))
     found = newest(tmp_path, 5000, budget=ReadBudget(2 * LAST_BLOCK_BYTES))
     assert 50 < len(found) < 500
     assert newest(tmp_path, 5000)[-len(found) :] == found
+
+
+def test_a_spent_budget_opens_no_more(tmp_path: Path) -> None:
+    """Reading on takes up the next segments then."""
+    make_many(tmp_path, 100)
+    parts = find_parts(tmp_path)
+    for number in range(3):
+        shown = list(map(message_of, oldest_first(parts, bool, ReadBudget(1))))
+        assert [f"{number}/{at}" for at in range(0, 60, 6)] == shown
 
 
 def test_a_search_in_a_compressed_segment_keeps_few_lines(tmp_path: Path) -> None:
