@@ -27,6 +27,10 @@ install: $(VENV)/.installed ## Make .venv with the locked dependencies
 run: install ## Start the service on http://localhost:8080
 	$(BIN)/astralog serve
 
+.PHONY: tail
+tail: install ## Follow the logs as they come in; TAIL="--level error" for some of them
+	@$(BIN)/astralog tail -f $(TAIL)
+
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests
 	$(BIN)/pytest

@@ -1,21 +1,44 @@
 """The `astralog` command; each part of it imports what it needs when it runs."""
 
+import importlib
 import secrets
 
 import click
 
 from astralog import __version__
 
+#: Commands with options of their own, and where each is found.
+ELSEWHERE = {
+    "tail": "astralog.view.tail_command:tail",
+}
 
-@click.group()
+
+class _Commands(click.Group):
+    """Commands that are imported only when they are used."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *ELSEWHERE])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        module, _, function = ELSEWHERE.get(name, "").partition(":")
+        if not module:
+            return super().get_command(context, name)
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Collect logs, and answer 200 when every line is on disk."""
+    """Collect logs, answer 200 when every line is on disk, and look at what is collected.
+
+    All settings come from the environment, as ASTRALOG_*.
+    """
 
 
 @main.command()
 def serve() -> None:
-    """Start the service; the ASTRALOG_* variables of the environment are its settings."""
+    """Start the service."""
     from astralog.server import application
 
     application.run()

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "app": {"base", "store", "intake", "telemetry", "api", "app"},
     "server": {"base", "store", "telemetry", "api", "app", "server"},
     "forward": {"base", "store", "forward"},
-    "cli": {"base", "store", "server", "forward", "cli"},
+    "view": {"base", "store", "intake", "view"},
+    "cli": {"base", "store", "server", "forward", "view", "cli"},
 }
 
 #: The only packages that may know a library.
@@ -28,7 +29,7 @@ LIBRARIES = {
     "werkzeug": {"api", "server"},
     "gunicorn": {"server"},
     "marshmallow": {"intake", "api", "base"},
-    "msgspec": {"intake", "api"},
+    "msgspec": {"intake", "api", "view"},
     "prometheus_client": {"telemetry"},
     "clickhouse_connect": {"forward"},
 }
