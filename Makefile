@@ -56,7 +56,7 @@ check: $(VENV)/.installed-dev ## Lint, check the format, the types and that the 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog wsgi.py gunicorn.conf.py
+	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog clients wsgi.py gunicorn.conf.py
 	# What is locked, and installed by its hashes, is all that setup.cfg asks for; nothing is fetched.
 	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --no-index --no-build-isolation '.[dev]'
 

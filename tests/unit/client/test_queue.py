@@ -1,0 +1,347 @@
+"""Logging never waits: full queues, flushes, ends, threads, signals and forks."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from astralog_logging import AstraLogHandler
+from tests.support.fake_service import FakeService, Stall, reject
+from tests.support.loggers import make_logger
+from tests.support.service import wait_for
+
+MakeHandler = Callable[..., AstraLogHandler]
+
+
+def test_a_full_queue_drops_and_counts(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the service stalls, the oldest logs are kept, and the program does not wait."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(queue_bytes=20_000, batch_logs=10, timeout_seconds=60)
+    logger = make_logger(sender)
+    for number in range(10):
+        logger.info("%d", number)
+    wait_for(lambda: service.requests)
+    for number in range(10, 5000):
+        logger.info("%d", number)
+    assert 4700 < sender.dropped < 4990
+    assert 10 == len(service.messages)
+    stall.is_over.set()
+    assert sender.flush(30)
+    assert 5000 == sender.stored + sender.dropped
+    assert [str(number) for number in range(sender.stored)] == service.messages
+    said = f"AstraLogHandler: logs dropped so far, the queue is full: {sender.dropped}\n"
+    assert said == capsys.readouterr().err
+
+
+def test_a_log_larger_than_the_queue_is_dropped(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """What can never fit is counted, and those that fit are sent."""
+    sender = make_handler(queue_bytes=1000)
+    logger = make_logger(sender)
+    logger.info("x" * 1000)
+    logger.info("a")
+    assert sender.flush(30)
+    assert (1, 1) == (sender.stored, sender.dropped)
+
+
+def test_a_sent_queue_has_room_again(service: FakeService, make_handler: MakeHandler) -> None:
+    """However much is logged in all, only what waits counts."""
+    sender = make_handler(queue_bytes=1000)
+    logger = make_logger(sender)
+    for number in range(50):
+        logger.info("%d", number)
+        assert sender.flush(30)
+    assert (50, 0) == (sender.stored, sender.dropped)
+
+
+def test_a_flush_of_nothing_is_done(make_handler: MakeHandler) -> None:
+    """A handler that was not used has nothing to wait for, and no thread."""
+    before = threading.active_count()
+    assert make_handler().flush(0)
+    assert before == threading.active_count()
+
+
+def test_a_flush_takes_what_was_logged_before(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A flush waits for what was logged before it, over many batches, and for no more."""
+    sender = make_handler(batch_logs=2)
+    logger = make_logger(sender)
+    stall = Stall()
+    for number in range(7):
+        logger.info("%d", number)
+    assert sender.flush(30)
+    assert 7 == sender.stored
+    service.answers.append(stall)
+    logger.info("later")
+    assert not sender.flush(0.05)
+    stall.is_over.set()
+    assert sender.flush(30)
+
+
+def test_a_flush_is_bounded(service: FakeService, make_handler: MakeHandler) -> None:
+    """A service that does not answer holds a flush no longer than it was given."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(timeout_seconds=60)
+    make_logger(sender).info("a")
+    start = time.monotonic()
+    assert not sender.flush(0.2)
+    assert not sender.flush()
+    assert 0.4 <= time.monotonic() - start < 30
+    stall.is_over.set()
+
+
+def test_a_flush_tries_at_once(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that has grown long is cut short by a flush."""
+    monkeypatch.setattr("astralog_logging.handler.FIRST_BACKOFF_SECONDS", 3600)
+    monkeypatch.setattr("astralog_logging.handler.LONGEST_BACKOFF_SECONDS", 3600)
+    sender = make_handler(interval_seconds=0.01)
+    service.answers.append(reject(503, "stopping"))
+    make_logger(sender).info("a")
+    wait_for(lambda: service.requests)
+    assert sender.flush(30)
+    assert ["a", "a"] == service.messages
+
+
+def test_a_flush_does_not_hurry_a_service_that_is_away(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a flush, tries are as far apart as ever."""
+    monkeypatch.setattr("astralog_logging.handler.FIRST_BACKOFF_SECONDS", 0.2)
+    service.answers += [reject(503, "stopping")] * 1000
+    sender = make_handler()
+    make_logger(sender).info("a")
+    assert not sender.flush(1)
+    assert 2 <= len(service.requests) <= 6
+
+
+def test_a_close_sends_what_is_left(service: FakeService, make_handler: MakeHandler) -> None:
+    """An orderly end loses nothing, and leaves no thread."""
+    sender = make_handler(exit_seconds=30)
+    make_logger(sender).info("a")
+    thread = thread_of(sender)
+    sender.close()
+    sender.close()
+    assert ["a"] == service.messages
+    assert not thread.is_alive()
+    assert 0 == sender.dropped
+
+
+def test_a_close_is_bounded(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a stalled service has not taken at the end is counted and said; so is what follows."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=0.1, timeout_seconds=60, batch_logs=2)
+    logger = make_logger(sender)
+    for message in "abc":
+        logger.info(message)
+    start = time.monotonic()
+    sender.close()
+    assert time.monotonic() - start < 30
+    assert 3 == sender.dropped
+    logger.info("late")
+    assert not sender.flush(0)
+    assert 4 == sender.dropped
+    assert "AstraLogHandler: logs not stored before the end: 3\n" == capsys.readouterr().err
+    stall.is_over.set()
+    wait_for(lambda: not thread_of(sender).is_alive())
+    assert ["a", "b"] == service.messages
+
+
+def test_the_end_of_logging_waits_once(service: FakeService, make_handler: MakeHandler) -> None:
+    """What `logging` does at exit, a flush and then a close, takes the time of one."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=2, timeout_seconds=60)
+    make_logger(sender).info("a")
+    start = time.monotonic()
+    logging.shutdown([lambda: sender])
+    assert 2 <= time.monotonic() - start < 3.5
+    stall.is_over.set()
+
+
+def test_others_may_log_during_the_end(service: FakeService, make_handler: MakeHandler) -> None:
+    """A thread that logs does not wait for another that waits at the end."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=60, timeout_seconds=60)
+    logger = make_logger(sender)
+    logger.info("a")
+    end = threading.Thread(target=logging.shutdown, args=([lambda: sender],))
+    end.start()
+    wait_for(lambda: service.requests)
+    logger.info("b")
+    assert end.is_alive()
+    stall.is_over.set()
+    end.join(30)
+    assert not end.is_alive()
+
+
+def test_many_threads_may_log(service: FakeService, make_handler: MakeHandler) -> None:
+    """Each log of each thread arrives once, in the thread's order."""
+    sender = make_handler(batch_logs=50)
+    logger = make_logger(sender)
+
+    def log(name: str) -> None:
+        for number in range(500):
+            logger.info("%s %d", name, number)
+
+    threads = [threading.Thread(target=log, args=(name,)) for name in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sender.flush(30)
+    assert 1 == sum(thread.name == "astralog" for thread in threading.enumerate())
+    for name in "abcdefgh":
+        sent = [message for message in service.messages if message.startswith(name)]
+        assert [f"{name} {number}" for number in range(500)] == sent
+
+
+def test_a_signals_handler_may_log(service: FakeService, make_handler: MakeHandler) -> None:
+    """A signal may come anywhere in the logging, and log itself."""
+    sender = make_handler()
+    logger = make_logger(sender)
+    signals = 0
+
+    def log_signal(number: int, frame: Any) -> None:
+        nonlocal signals
+        signals += 1
+        logger.info("signal")
+
+    before = signal.signal(signal.SIGALRM, log_signal)
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0002)
+    logs = 0
+    try:
+        while signals < 300:
+            logger.info("plain")
+            logs += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sender.flush(30)
+    assert {"plain": logs, "signal": signals} == Counter(service.messages)
+
+
+def test_without_threads_a_flush_sends(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started, as at the interpreter's end, the program's own sends."""
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == "astralog":
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        start(thread)
+
+    sender = make_handler(batch_logs=2, exit_seconds=30)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fail)
+        logger = make_logger(sender)
+        for message in "abc":
+            logger.info(message)
+        service.answers.append(reject(503, "queue_full"))
+        assert sender.flush(30)
+        logger.info("d")
+        service.answers += [reject(503, "queue_full")] * 1000
+        assert not sender.flush(0.2)
+        service.answers.clear()
+    logger.info("e")  # a thread can be started again
+    assert sender.flush(30)
+    assert {"a", "b", "c", "d", "e"} == set(service.messages)
+    assert (5, 0, 0) == (sender.stored, sender.rejected, sender.dropped)
+
+
+@pytest.mark.parametrize("is_sending", [False, True])
+def test_a_fork_takes_nothing_along(
+    service: FakeService, make_handler: MakeHandler, is_sending: bool
+) -> None:
+    """Each process sends what it logged itself, once, over a connection of its own."""
+    sender = make_handler(timeout_seconds=60)
+    logger = make_logger(sender)
+    logger.info("before")
+    assert sender.flush(30)
+    stall = Stall()
+    if is_sending:
+        service.answers.append(stall)
+    logger.info("parent")
+    if is_sending:
+        sender.flush(0)
+        wait_for(lambda: len(service.requests) == 2)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            logger.info("child")
+            is_done = sender.flush(30)
+            status = 0 if is_done and sender.stored == 1 else 2
+        finally:
+            os._exit(status)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    stall.is_over.set()
+    assert sender.flush(30)
+    assert {"before": 1, "parent": 1, "child": 1} == Counter(service.messages)
+    peers = {message: sent.peer for sent in service.requests for message in sent.messages}
+    assert peers["before"] == peers["parent"] != peers["child"]
+
+
+def test_a_fork_beside_threads_that_log(service: FakeService, make_handler: MakeHandler) -> None:
+    """A child logs whatever other threads were doing when it was made."""
+    sender = make_handler(batch_logs=10)
+    logger = make_logger(sender)
+    is_over = threading.Event()
+
+    def log() -> None:
+        while not is_over.is_set():
+            logger.info("thread")
+
+    thread = threading.Thread(target=log)
+    thread.start()
+    try:
+        for number in range(30):
+            child = os.fork()
+            if not child:
+                logger.info("child %d", number)
+                os._exit(0 if sender.flush(30) else 1)
+            assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        is_over.set()
+        thread.join()
+    sent = Counter(message for message in service.messages if message != "thread")
+    assert {f"child {number}": 1 for number in range(30)} == sent
+
+
+def test_a_closed_handler_stays_closed_in_a_child(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A fork does not open what was closed."""
+    sender = make_handler()
+    sender.close()
+    child = os.fork()
+    if not child:
+        make_logger(sender).info("a")
+        os._exit(0 if sender.dropped == 1 else 1)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert [] == service.messages
+
+
+def thread_of(sender: AstraLogHandler) -> threading.Thread:
+    """Return the thread that sends."""
+    thread = sender._sender.thread
+    assert thread is not None
+    return thread
