@@ -109,6 +109,7 @@ class AstraLogHandler(logging.Handler):
         if url.startswith("https:"):
             ssl_context = ssl_context or ssl.create_default_context()
         read_token = _token_reader(token, token_file)
+        self.setFormatter(_MessageFormatter())
         self._encoder = _Encoder(project_id, service)
         self._exit_seconds = exit_seconds
         self._has_timed_out = False
@@ -152,8 +153,7 @@ class AstraLogHandler(logging.Handler):
         if sender.thread_id == threading.get_ident():
             return  # sending must not make more to send
         try:
-            message = self.format(record) if self.formatter else record.getMessage()
-            sender.queue.put(self._encoder.encode(record, message))
+            sender.queue.put(self._encoder.encode(record, self.format(record)))
             if sender.thread is None and sender.start():
                 self._flush_at_end_of_child()
         except Exception:
@@ -190,6 +190,16 @@ class AstraLogHandler(logging.Handler):
         parent, self._sender = self._sender, self._make_sender()
         self._sender.queue.is_closed = parent.queue.is_closed
         parent.abandon()
+
+
+class _MessageFormatter(logging.Formatter):
+    """Takes the message alone: all else is in fields of its own.
+
+    A handler without a formatter is given one by `logging.basicConfig`.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
 
 
 class _Encoder:

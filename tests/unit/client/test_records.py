@@ -27,7 +27,8 @@ def send(service: FakeService, make_handler: MakeHandler) -> Callable[..., dict[
 
     def log_and_flush(*args: Any, formatter: logging.Formatter | None = None, **kwargs: Any) -> Any:
         handler = make_handler()
-        handler.setFormatter(formatter)
+        if formatter:
+            handler.setFormatter(formatter)
         make_logger(handler).info(*args, **kwargs)
         assert handler.flush(30)
         (log,) = service.requests[-1].logs
