@@ -51,6 +51,10 @@ coverage: $(VENV)/.installed-dev ## Measure which lines the unit tests run
 bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
 	$(BIN)/python -m bench
 
+.PHONY: bench-client
+bench-client: $(VENV)/.installed-dev ## Measure what logging through the Python client costs
+	PYTHONPATH=clients/python $(BIN)/python -m bench.python_client
+
 .PHONY: check
 check: $(VENV)/.installed-dev ## Lint, check the format, the types and that the lock files are not behind
 	$(BIN)/ruff check .
