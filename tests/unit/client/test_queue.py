@@ -125,7 +125,7 @@ def test_a_flush_does_not_hurry_a_service_that_is_away(
     sender = make_handler()
     make_logger(sender).info("a")
     assert not sender.flush(1)
-    assert 2 <= len(service.requests) <= 6
+    assert len(service.requests) <= 6
 
 
 def test_a_close_sends_what_is_left(service: FakeService, make_handler: MakeHandler) -> None:
@@ -163,15 +163,17 @@ def test_a_close_is_bounded(
     assert ["a", "b"] == service.messages
 
 
-def test_the_end_of_logging_waits_once(service: FakeService, make_handler: MakeHandler) -> None:
-    """What `logging` does at exit, a flush and then a close, takes the time of one."""
+def test_a_close_does_not_wait_for_what_a_flush_did(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """What `logging` does at exit, a flush and then a close, waits for a stalled service once."""
     stall = Stall()
     service.answers.append(stall)
-    sender = make_handler(exit_seconds=2, timeout_seconds=60)
+    sender = make_handler(exit_seconds=3600, timeout_seconds=3600)
     make_logger(sender).info("a")
-    start = time.monotonic()
-    logging.shutdown([lambda: sender])
-    assert 2 <= time.monotonic() - start < 3.5
+    assert not sender.flush(0.1)
+    sender.close()
+    assert 1 == sender.dropped
     stall.is_over.set()
 
 
