@@ -155,6 +155,18 @@ else:
     )
 
 
+def test_sending_imports_nothing(programs: Programs, service: Service) -> None:
+    """A module that a thread is importing while another forks is never whole in the child."""
+    code = """
+before = set(sys.modules)
+log("a")
+assert handler.flush()
+assert before == set(sys.modules), set(sys.modules) - before
+"""
+    assert "" == programs.run(url_of(service), code)
+    assert ["a"] == messages(service)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("minor", [9, 10, 11, 12, 13, 14])
 def test_the_client_runs_on_python(programs: Programs, service: Service, minor: int) -> None:

@@ -13,6 +13,9 @@ from tests.support.service import ROOT, TIMEOUT_SECONDS, TOKEN, Service
 
 CLIENT = ROOT / "clients" / "python"
 
+#: Python 3.12 and later warn of this; the client is made for it.
+FORK_BESIDE_THREADS = "ignore:This process:DeprecationWarning"
+
 _START = """\
 import atexit, logging, multiprocessing, os, sys, threading, time
 from astralog_logging import AstraLogHandler
@@ -47,7 +50,7 @@ class Programs:
         path = self._directory / f"program_{len(self._running)}.py"
         path.write_text(before + _START.format(url=url, token=TOKEN, options=options) + code)
         process = subprocess.Popen(
-            [python, "-W", warnings, path],
+            [python, "-W", warnings, "-W", FORK_BESIDE_THREADS, path],
             env={**os.environ, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,

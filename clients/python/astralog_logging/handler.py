@@ -11,6 +11,7 @@ This file works by itself too: copy it to where your program imports from.
 from __future__ import annotations
 
 import email.utils
+import encodings.idna  # noqa: F401  # half imported by a thread, it would stay so in a forked child
 import gzip
 import http.client
 import json

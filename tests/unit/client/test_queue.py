@@ -14,7 +14,10 @@ import pytest
 from astralog_logging import AstraLogHandler
 from tests.support.fake_service import FakeService, Stall, reject
 from tests.support.loggers import make_logger
+from tests.support.programs import FORK_BESIDE_THREADS
 from tests.support.service import wait_for
+
+pytestmark = pytest.mark.filterwarnings(FORK_BESIDE_THREADS)
 
 MakeHandler = Callable[..., AstraLogHandler]
 
