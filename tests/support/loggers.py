@@ -8,3 +8,10 @@ def make_logger(handler: logging.Handler) -> logging.Logger:
     logger = logging.Logger("shop.billing")
     logger.addHandler(handler)
     return logger
+
+
+def log(handler: logging.Handler, *messages: str) -> None:
+    """Log the messages through the handler."""
+    logger = make_logger(handler)
+    for message in messages:
+        logger.info(message)
