@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,9 +147,11 @@ if gevent.os.fork():
     os.wait()
 else:
     work("child")
+    gevent.sleep(1)  # what waits in the parent shall not be sent by the child's copies of greenlets
 """
     before = "from gevent import monkey; monkey.patch_all()\n"
-    assert "" == programs.run(url_of(service), code, before=before, warnings="default")
+    options: dict[str, Any] = {"before": before, "warnings": "default", "interval_seconds": 0.2}
+    assert "" == programs.run(url_of(service), code, **options)
     names = ["a", "b", "c", "parent", "child"]
     assert sorted(f"{name} {number}" for name in names for number in range(100)) == sorted(
         messages(service)

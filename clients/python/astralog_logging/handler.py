@@ -557,6 +557,7 @@ class _Sender:
         self._tries = 0
         self.thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._is_abandoned = False
         self._reported_at: dict[str, float] = {}
         self._reported_dropped = 0
 
@@ -607,7 +608,12 @@ class _Sender:
             self._connection.close()
 
     def abandon(self) -> None:
-        """Send nothing more, without touching what another process's thread may have locked."""
+        """Send nothing more, without touching what another process's thread may have locked.
+
+        There is no such thread here, but where gevent made a greenlet of it, which a fork copies:
+        that waits from now on, since `threading` no longer knows it and would not let it end.
+        """
+        self._is_abandoned = True
         self.queue.is_closed = True
         self._connection.abandon()
 
@@ -616,6 +622,8 @@ class _Sender:
         while not self.queue.is_closed:
             self._step_safely()
         self._connection.close()
+        if self._is_abandoned:
+            threading.Event().wait()
 
     def _step_safely(self, until: float = math.inf) -> None:
         """Have an error that nothing foresaw cost one batch, not all that follow."""

@@ -11,7 +11,7 @@ import pytest
 
 from astralog_logging import AstraLogHandler
 from tests.support.fake_service import FakeService, Stall, reject
-from tests.support.loggers import make_logger
+from tests.support.loggers import log, make_logger
 from tests.support.programs import FORK_BESIDE_THREADS
 from tests.support.service import wait_for
 
@@ -126,6 +126,28 @@ def test_a_fork_takes_nothing_along(
     assert {"before": 1, "parent": 1, "child": 1} == Counter(service.messages)
     peers = {message: sent.peer for sent in service.requests for message in sent.messages}
     assert peers["before"] == peers["parent"] != peers["child"]
+
+
+def test_a_child_lets_go_of_its_parents_connection(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """The service sees the parent's connection end with the parent, whatever children live on."""
+    sender = make_handler()
+    log(sender, "a")
+    assert sender.flush(30)
+    child = os.fork()
+    if not child:
+        os._exit(open_sockets())
+    assert open_sockets() - 1 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    log(sender, "b")
+    assert sender.flush(30)
+    assert 1 == len({sent.peer for sent in service.requests})
+
+
+def open_sockets() -> int:
+    """Return how many sockets this process has open."""
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith("socket:") for link in links if os.path.islink(link))
 
 
 def test_a_fork_beside_threads_that_log(service: FakeService, make_handler: MakeHandler) -> None:
