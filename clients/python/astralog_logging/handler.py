@@ -114,7 +114,7 @@ class AstraLogHandler(logging.Handler):
         self.setFormatter(_MessageFormatter())
         self._encoder = _Encoder(project_id, service)
         self._exit_seconds = exit_seconds
-        self._has_timed_out = False
+        self._timed_out_at = -math.inf  # when a flush of `exit_seconds` last did
         self._make_sender: Callable[[], _Sender] = lambda: _Sender(
             _Queue(batch_logs, interval_seconds, queue_bytes),
             _Connection(url, read_token, timeout_seconds, ssl_context),
@@ -167,16 +167,15 @@ class AstraLogHandler(logging.Handler):
 
         `timeout` is in seconds, `exit_seconds` where it is None.
         """
-        seconds = self._exit_seconds if timeout is None else timeout
-        is_settled = self._sender.flush(seconds)
-        self._has_timed_out = not is_settled
+        is_settled = self._sender.flush(self._exit_seconds if timeout is None else timeout)
+        if timeout is None and not is_settled:
+            self._timed_out_at = time.monotonic()
         return is_settled
 
     def close(self) -> None:
         """Send what is queued, within `exit_seconds`, and end; what is left is dropped."""
-        if not self._has_timed_out:  # at exit, logging flushes first: the wait is one
-            self.flush()
-            self._has_timed_out = True
+        if time.monotonic() - self._timed_out_at > self._exit_seconds:
+            self.flush()  # at exit, logging has just done so; a second wait would be in vain
         self._sender.close()
         super().close()
 
@@ -188,7 +187,7 @@ class AstraLogHandler(logging.Handler):
 
     def _start_anew(self) -> None:
         """Leave what is queued, and the connection, to the parent process."""
-        self._has_timed_out = False
+        self._timed_out_at = -math.inf
         parent, self._sender = self._sender, self._make_sender()
         self._sender.queue.is_closed = parent.queue.is_closed
         parent.abandon()

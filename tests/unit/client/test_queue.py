@@ -160,17 +160,32 @@ def test_a_close_is_bounded(
 
 
 def test_a_close_does_not_wait_for_what_a_flush_did(
-    service: FakeService, make_handler: MakeHandler
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `logging` does at exit, a flush and then a close, waits for a stalled service once."""
     stall = Stall()
     service.answers.append(stall)
-    sender = make_handler(exit_seconds=3600, timeout_seconds=3600)
+    sender = make_handler(exit_seconds=2, timeout_seconds=3600)
     make_logger(sender).info("a")
-    assert not sender.flush(0.1)
+    assert not sender.flush()
+    monkeypatch.setattr(sender, "flush", lambda: pytest.fail("the second wait"))
     sender.close()
     assert 1 == sender.dropped
     stall.is_over.set()
+
+
+def test_a_close_waits_after_a_shorter_flush(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A flush that was given less time than the end has leaves the end its own."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=60, timeout_seconds=60)
+    make_logger(sender).info("a")
+    assert not sender.flush(0.05)
+    threading.Timer(0.3, stall.is_over.set).start()
+    sender.close()
+    assert (1, 0) == (sender.stored, sender.dropped)
 
 
 def test_others_may_log_during_the_end(service: FakeService, make_handler: MakeHandler) -> None:
