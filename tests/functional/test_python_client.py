@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,27 @@ for worker in range(4): assert os.wait()[1] == 0
     assert sorted({f"master {number}" for number in range(1000)} | workers) == sorted(
         messages(service)
     )
+
+
+def test_a_signals_handler_may_log(programs: Programs, service: Service) -> None:
+    """A signal may come anywhere in the logging, and log itself."""
+    code = """
+import signal
+signals = []
+def log_signal(number, frame):
+    signals.append(number)
+    log("signal")
+signal.signal(signal.SIGALRM, log_signal)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+logs = 0
+while len(signals) < 300:
+    log("plain")
+    logs += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(logs, len(signals), file=sys.stderr)
+"""
+    logs, signals = map(int, programs.run(url_of(service), code).split())
+    assert {"plain": logs, "signal": signals} == Counter(messages(service))
 
 
 def test_greenlets_may_log(programs: Programs, service: Service) -> None:

@@ -1,11 +1,9 @@
-"""Threads, signals and forks beside the logging."""
+"""Threads and forks beside the logging."""
 
 import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -39,31 +37,6 @@ def test_many_threads_may_log(service: FakeService, make_handler: MakeHandler) -
     for name in "abcdefgh":
         sent = [message for message in service.messages if message.startswith(name)]
         assert [f"{name} {number}" for number in range(500)] == sent
-
-
-def test_a_signals_handler_may_log(service: FakeService, make_handler: MakeHandler) -> None:
-    """A signal may come anywhere in the logging, and log itself."""
-    sender = make_handler()
-    logger = make_logger(sender)
-    signals = 0
-
-    def log_signal(number: int, frame: Any) -> None:
-        nonlocal signals
-        signals += 1
-        logger.info("signal")
-
-    before = signal.signal(signal.SIGALRM, log_signal)
-    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0002)
-    logs = 0
-    try:
-        while signals < 300:
-            logger.info("plain")
-            logs += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert sender.flush(30)
-    assert {"plain": logs, "signal": signals} == Counter(service.messages)
 
 
 def test_without_threads_a_flush_sends(
