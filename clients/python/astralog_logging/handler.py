@@ -377,18 +377,10 @@ class _Batch:
     def __init__(self, lines: list[str]) -> None:
         self.lines = lines
         self.key = f'"{secrets.token_hex(16)}"'
-        self._body = b""
 
     def body(self) -> bytes:
-        """Return the compressed lines.
-
-        functools.cached_property would hang in the child of a fork: before Python 3.12 it has a
-        lock that another thread may have held.
-        """
-        if not self._body:
-            text = "\n".join(self.lines)
-            self._body = gzip.compress(text.encode("ascii"), GZIP_LEVEL, mtime=0)
-        return self._body
+        """Return the compressed lines, to the byte the same at any time."""
+        return gzip.compress("\n".join(self.lines).encode("ascii"), GZIP_LEVEL, mtime=0)
 
 
 class _Answer(NamedTuple):
@@ -411,7 +403,7 @@ class _Answer(NamedTuple):
     @property
     def is_divisible(self) -> bool:
         """Whether a part of the batch may be taken where the whole is not."""
-        return self.status == 413 or (self.status == 400 and self.content.get("code") in LOG_CODES)
+        return self.status == 413 or self.content.get("code") in LOG_CODES
 
     def invalid_logs(self, count: int) -> Collection[int]:
         """Return which of the batch's logs the answer names as invalid."""

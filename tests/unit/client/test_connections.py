@@ -68,10 +68,12 @@ def test_a_service_that_does_not_answer_is_given_up(
         request.close_connection = True
         time.sleep(1)
 
-    service.answers.append(stall)
     log(sender, "a")
     assert sender.flush(30)
-    assert ["a", "a"] == service.messages
+    service.answers.append(stall)
+    log(sender, "b")
+    assert sender.flush(30)
+    assert ["a", "b", "b"] == service.messages
     assert 2 == len({sent.peer for sent in service.requests})
 
 

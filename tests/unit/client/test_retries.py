@@ -114,6 +114,7 @@ def test_a_retry_after_that_says_nothing_is_ignored(
     service.answers.append(Answer(503, content, headers))
     log(sender, "a")
     assert sender.flush(30)
+    assert (1, 0) == (sender.stored, sender.rejected)
 
 
 def test_a_retry_after_without_end_is_bounded(
@@ -125,3 +126,4 @@ def test_a_retry_after_without_end_is_bounded(
     service.answers.append(reject(503, "stopping", Retry_After="9" * 400))
     log(sender, "a")
     assert sender.flush(30)
+    assert (1, 0) == (sender.stored, sender.rejected)

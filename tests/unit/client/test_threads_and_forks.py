@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -39,10 +39,9 @@ def test_many_threads_may_log(service: FakeService, make_handler: MakeHandler) -
         assert [f"{name} {number}" for number in range(500)] == sent
 
 
-def test_without_threads_a_flush_sends(
-    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where no thread can be started, as at the interpreter's end, the program's own sends."""
+@pytest.fixture
+def without_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Have no handler start a thread, as at the interpreter's end, until the patch is undone."""
     start = threading.Thread.start
 
     def fail(thread: threading.Thread) -> None:
@@ -50,22 +49,49 @@ def test_without_threads_a_flush_sends(
             raise RuntimeError("can't create new thread at interpreter shutdown")
         start(thread)
 
-    sender = make_handler(batch_logs=2, exit_seconds=30)
-    with monkeypatch.context() as without_threads:
-        without_threads.setattr(threading.Thread, "start", fail)
-        logger = make_logger(sender)
-        for message in "abc":
-            logger.info(message)
-        service.answers.append(reject(503, "queue_full"))
-        assert sender.flush(30)
-        logger.info("d")
-        service.answers += [reject(503, "queue_full")] * 1000
-        assert not sender.flush(0.2)
-        service.answers.clear()
-    logger.info("e")  # a thread can be started again
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        yield patch
+
+
+def test_without_threads_a_flush_sends(
+    service: FakeService,
+    make_handler: MakeHandler,
+    without_threads: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where no thread can be started, the program's own sends, and keeps what it could not."""
+    sender = make_handler(batch_logs=2)
+    log(sender, *"abc")
+    service.answers.append(reject(503, "queue_full"))
+    assert sender.flush(30)
+    assert "" == capsys.readouterr().err
+    log(sender, "d")
+    service.answers += [reject(503, "queue_full")] * 1000
+    assert not sender.flush(0.2)
+    service.answers.clear()
+    without_threads.undo()
+    log(sender, "e")
     assert sender.flush(30)
     assert {"a", "b", "c", "d", "e"} == set(service.messages)
     assert (5, 0, 0) == (sender.stored, sender.rejected, sender.dropped)
+
+
+@pytest.mark.usefixtures("without_threads")
+def test_without_threads_a_flush_is_bounded(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A service that stalls holds the program's own thread no longer than it was told."""
+    sender = make_handler(timeout_seconds=3600)
+    log(sender, "a")
+    assert sender.flush(600)
+    stall = Stall()
+    service.answers.append(stall)
+    log(sender, "b")
+    assert not sender.flush(0.2)
+    stall.is_over.set()
+    assert sender.flush(30)
+    assert ["a", "b", "b"] == service.messages
 
 
 @pytest.mark.parametrize("is_sending", [False, True])
