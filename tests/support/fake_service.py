@@ -27,7 +27,8 @@ class Request(NamedTuple):
 
     @property
     def logs(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in gzip.decompress(self.body).split(b"\n")]
+        logs: list[dict[str, Any]] = json.loads(gzip.decompress(self.body))["logs"]
+        return logs
 
     @property
     def messages(self) -> list[str]:

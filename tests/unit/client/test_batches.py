@@ -58,7 +58,7 @@ def test_a_request_says_what_it_is(service: FakeService, make_handler: MakeHandl
     for sent in service.requests:
         assert "/v1/drain" == sent.path
         assert "secret" == sent.headers["Authorization"]
-        assert "application/x-ndjson" == sent.headers["Content-Type"]
+        assert "application/json" == sent.headers["Content-Type"]
         assert "gzip" == sent.headers["Content-Encoding"]
     keys = {sent.headers["Idempotency-Key"] for sent in service.requests}
     assert 2 == len(keys)

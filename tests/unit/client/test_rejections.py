@@ -27,7 +27,7 @@ def test_a_rejection_is_final(
         assert sender.flush(30)
     assert (1, 4, 0) == (sender.stored, sender.rejected, sender.dropped)
     assert [["a", "b"], ["c", "d"], ["e"]] == [sent.messages for sent in service.requests]
-    said = f"AstraLogHandler: logs given up: 2; {status} some_code: No.\n"
+    said = f"AstraLogHandler: logs given up: 2; {status} some_code No.\n"
     assert said == capsys.readouterr().err
 
 
@@ -55,7 +55,7 @@ def test_what_is_said_fits_on_a_line(
     log(sender, "a")
     assert sender.flush(30)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "400 a  [31mb: ccc" in line
+    assert "400 a  [31mb ccc" in line
     assert 600 > len(line)
 
 
@@ -72,7 +72,7 @@ def test_invalid_logs_cost_no_others(
     first, second = service.requests
     assert ["a", "c", "e"] == second.messages
     assert first.headers["Idempotency-Key"] != second.headers["Idempotency-Key"]
-    assert "logs given up: 2; 400 invalid_batch: No. {'logs': {'1'" in capsys.readouterr().err
+    assert "logs given up: 2; 400 invalid_batch No. {'logs': {'1'" in capsys.readouterr().err
 
 
 def test_more_invalid_logs_than_are_named_cost_no_others(
@@ -112,6 +112,19 @@ def test_an_invalid_log_that_is_not_named_costs_no_others(
     assert (4, 1, 0) == (sender.stored, sender.rejected, sender.dropped)
     stored = [sent.messages for sent in service.requests if "bad" not in sent.messages]
     assert list("abcd") == [message for messages in stored for message in messages]
+
+
+def test_logs_rejected_of_an_accepted_batch_are_counted(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `partial=true` in its URL, the service stores the valid logs and names the others."""
+    sender = make_handler(url=service.url + "?partial=true")
+    errors: Any = {"logs": {"1": {"level": ["Must not be empty."]}}}
+    service.answers.append(Answer(200, {"status": "accepted", "rejected": 1, "errors": errors}))
+    log(sender, *"abc")
+    assert sender.flush(30)
+    assert (2, 1) == (sender.stored, sender.rejected)
+    assert "logs given up: 1; 200 {'logs': {'1': {'level': [" in capsys.readouterr().err
 
 
 def test_a_batch_too_large_is_divided(
