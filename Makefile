@@ -55,12 +55,16 @@ coverage: $(VENV)/.installed-dev ## Measure which lines the unit tests run
 bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
 	$(BIN)/python -m bench
 
+.PHONY: bench-client
+bench-client: $(VENV)/.installed-dev ## Measure what logging through the Python client costs
+	PYTHONPATH=clients/python $(BIN)/python -m bench.python_client
+
 .PHONY: check
 check: $(VENV)/.installed-dev ## Lint, check the format, the types and that the lock files are not behind
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog wsgi.py gunicorn.conf.py
+	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog clients wsgi.py gunicorn.conf.py
 	# What is locked, and installed by its hashes, is all that setup.cfg asks for; nothing is fetched.
 	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --no-index --no-build-isolation '.[dev]'
 
