@@ -101,6 +101,7 @@ def tail(
     # As other commands do, it ends by these signals, at once and without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGPIPE))
     logging.basicConfig(format="astralog tail: %(message)s")
     if level and known_rank(level) is None:
         click.echo(f"astralog tail: unknown level {level!r}: only logs of exactly it", err=True)

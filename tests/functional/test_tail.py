@@ -268,6 +268,25 @@ def test_a_reader_that_has_enough_ends_it(data_dir: Path, options: str) -> None:
     assert status in ("0", str(128 + signal.SIGPIPE))
 
 
+def test_it_ends_also_where_its_parent_blocked_the_signal(data_dir: Path) -> None:
+    """A blocked SIGPIPE, which a child inherits, does not keep it alive without a reader."""
+    blocked = {signal.SIGPIPE}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        command = [COMMAND, "tail", "--data-dir", str(data_dir), "-f"]
+        follower = subprocess.Popen(command, stdout=subprocess.PIPE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with follower:
+        assert follower.stdout
+        try:
+            follower.stdout.readline()
+            follower.stdout.close()
+            assert -signal.SIGPIPE == follower.wait(TIMEOUT_SECONDS)
+        finally:
+            follower.kill()
+
+
 def test_an_output_that_is_full_is_an_error(data_dir: Path) -> None:
     """It says so in a line."""
     result = run_in_shell(f"{COMMAND} tail --data-dir {data_dir} > /dev/full")
