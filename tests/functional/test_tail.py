@@ -273,7 +273,7 @@ def test_it_ends_also_where_its_parent_blocked_the_signal(data_dir: Path) -> Non
     blocked = {signal.SIGPIPE}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
-        command = [COMMAND, "tail", "--data-dir", str(data_dir), "-f"]
+        command = [str(COMMAND), "tail", "--data-dir", str(data_dir), "-f"]
         follower = subprocess.Popen(command, stdout=subprocess.PIPE)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
