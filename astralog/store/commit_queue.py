@@ -150,8 +150,11 @@ class CommitQueue:
 
     def keep_house_once(self) -> float:
         """Take the next step of the housekeeping; return the seconds until the one after."""
+        keeper = self.housekeeper
+        has_failed = any(storage.error_code == "storage_failed" for storage in self.storages)
+        step = keeper.stand_aside if has_failed else keeper.step
         try:
-            pause: float = self._housekeeping_thread.spawn(self.housekeeper.step).get()
+            pause: float = self._housekeeping_thread.spawn(step).get()
         except Exception:
             log.exception("housekeeping failed; it goes on")
             pause = LOOK_SECONDS

@@ -85,6 +85,15 @@ class Housekeeper:
         self._stepped_at = time.monotonic()
         return pause or PAUSE_SECONDS
 
+    def stand_aside(self) -> float:
+        """Hold nothing of a disk that fails, so that it can be unmounted and repaired.
+
+        Returns the seconds until the next step.
+        """
+        self.close()
+        self._steps = self._wait_and_look_after()
+        return LOOK_SECONDS
+
     def close(self) -> None:
         """Leave the directory to another process."""
         self._steps.close()
@@ -124,11 +133,7 @@ class Housekeeper:
         return holder
 
     def _check_in_place(self, holder: int) -> None:
-        """Raise OSError where the directory was replaced, or can only be read.
-
-        The second is how file systems end after an error: one whose directory is held open could
-        not be unmounted, to be repaired.
-        """
+        """Raise OSError where the directory was replaced, or can only be read."""
         if not files.is_same_file(holder, self._directory):
             raise OSError(errno.ESTALE, "the directory was replaced")
         if files.space(self._directory).is_read_only:
@@ -157,6 +162,8 @@ class Housekeeper:
             except (BlockingIOError, FileNotFoundError):
                 self._failed.discard(name)
             except OSError as error:
+                if error.errno == errno.EROFS:  # as some file systems become by an error
+                    raise
                 if name not in self._failed:
                     self._failed.add(name)
                     log.error("cannot recover %s yet: %s", name, error.strerror)

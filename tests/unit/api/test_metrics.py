@@ -335,6 +335,7 @@ def test_others_need_a_token(client: FlaskClient, environ: dict[str, str]) -> No
 def test_prometheus_gets_the_format_it_asks_for(client: FlaskClient) -> None:
     """OpenMetrics where it is asked for, with the same values."""
     drain(client, make_batch("a"))
+    look_after(client)
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
     response = client.get("/metrics", headers={"Accept": accept})
     assert "application/openmetrics-text" == response.mimetype

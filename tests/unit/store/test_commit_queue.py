@@ -488,6 +488,16 @@ def test_a_fault_of_the_housekeeping_does_not_end_it(
     wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
 
 
+def test_the_housekeeping_lets_go_of_a_disk_that_fails(queue: CommitQueue) -> None:
+    """Whoever repairs it can unmount it while the service rejects batches."""
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+    queue.storages[0].error_code = "storage_failed"
+    queue.keep_house_once()
+    assert queue.housekeeper.disk_usage is None
+    queue.storages[0].error_code = "storage_full"
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+
+
 def test_a_stopped_queue_leaves_the_directory_to_another(
     queue: CommitQueue, make_queue: Callable[..., CommitQueue]
 ) -> None:

@@ -165,6 +165,20 @@ def test_a_read_only_disk_is_let_go_of(make: Make, tmp_path: Path, disk: Disk) -
     assert one.disk_usage is not None
 
 
+def test_a_disk_that_fails_is_let_go_of(make: Make, tmp_path: Path) -> None:
+    """While it stands aside it holds nothing, and then looks after the directory again."""
+    (tmp_path / "a.ndjson").write_bytes(LINE)
+    before = os.listdir("/proc/self/fd")
+    one = make()
+    look(one)
+    assert LOOK_SECONDS == one.stand_aside()
+    assert len(before) == len(os.listdir("/proc/self/fd"))
+    assert one.disk_usage is None
+    look(one)
+    assert one.disk_usage is not None
+    assert 1 == one.disk_usage.sealed_segments
+
+
 # --- Recovery
 
 
@@ -233,6 +247,23 @@ def test_a_recovery_that_fails_is_tried_again(
     cuts.times = 0
     look(one)
     assert ["a.ndjson", "b.ndjson"] == names(tmp_path)
+
+
+def test_a_disk_that_turned_read_only_is_let_go_of(
+    make: Make, tmp_path: Path, break_os: BreakOs
+) -> None:
+    """What cannot be recovered because of it shows that, where the disk itself does not."""
+    one = make()
+    look(one)
+    (tmp_path / "a.ndjson.open").write_bytes(LINE + b"torn")
+    look(one)
+    cuts = break_os("ftruncate", errno.EROFS)
+    look(one)
+    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    assert str(tmp_path) not in held
+    cuts.times = 0
+    look(one)
+    assert ["a.ndjson"] == names(tmp_path)
 
 
 # --- Retention
