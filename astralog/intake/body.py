@@ -55,7 +55,7 @@ class BodyReader:
         body = bytearray()
         time_slice = TimeSlice()
         reservation.resize(min(STEP_BYTES, self.max_bytes))
-        chunks = _chunks(environ, length)
+        chunks = self._bounded(_chunks(environ, length))
         for piece in inflater(chunks) if inflater else chunks:
             size = len(body) + len(piece)
             if size > self.max_bytes:
@@ -65,6 +65,18 @@ class BodyReader:
             time_slice.end_if_over()
         reservation.resize(len(body))
         return bytes(body)
+
+    def _bounded(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the chunks of a body that is not too large as it was sent.
+
+        There are compressed bodies of any size that inflate to nothing.
+        """
+        size = 0
+        for chunk in chunks:
+            size += len(chunk)
+            if size > self.max_bytes:
+                raise self._too_large()
+            yield chunk
 
     def _too_large(self) -> Rejection:
         return Rejection("body_too_large", f"The body is larger than {self.max_bytes} bytes.")

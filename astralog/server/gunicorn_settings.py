@@ -4,6 +4,8 @@ from functools import partial
 from typing import Any
 
 from astralog.server import application, first_start, heartbeat, inheritance, lifecycle
+from astralog.server.balance import Balance
+from astralog.server.fixed_settings import check_fixed_settings
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings, Settings
 
@@ -21,12 +23,14 @@ logger_class = lifecycle.ServerLogger
 loglevel = "info" if _settings.log_level == "debug" else "warning"
 graceful_timeout = lifecycle.STOP_SECONDS
 control_socket_disable = True
+http_parser = "python"
 
 # Longer than the usual load balancer keeps an idle connection, so that it closes first. It also
 # bounds the time to send a request's head.
 keepalive = 75
 
-# What a connection may cost before it has shown a token: its head is held in memory.
+# The most connections of a worker, as far as it may open so many files; beyond it, those are ended
+# that have waited longest for their client, and first those that have shown no token.
 worker_connections = 4096
 limit_request_fields = 40
 limit_request_field_size = 4094
@@ -44,7 +48,9 @@ heartbeat.keep_in_memory()
 def on_starting(server: Any) -> None:
     """Prepare the master; stop the start where the data directory or the tokens are of no use."""
     lifecycle.end_booting_workers_at_stops()
+    server.app.balance = Balance()
     try:
+        check_fixed_settings(server.cfg)
         first_start.make_missing(_settings)
         server.cfg.inherited = inheritance.Inherited.read(_settings)
     except InvalidSettings as error:
@@ -79,6 +85,11 @@ def worker_exit(server: Any, worker: Worker) -> None:
     """Stop the worker's commit queue."""
     lifecycle.stop_queue(worker)
     lifecycle.stop_metrics(worker)
+
+
+def child_exit(server: Any, worker: Worker) -> None:
+    """Let another worker take the place of one that has ended."""
+    server.app.balance.leave(worker.share)
 
 
 def pre_exec(server: Any) -> None:

@@ -4,7 +4,7 @@ import logging
 from typing import Any, NamedTuple
 
 from astralog.auth import Tokens
-from astralog.server.tls import TlsContext, read_certificate
+from astralog.server.tls import read_certificate
 from astralog.settings import InvalidSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ class Inherited(NamedTuple):
     """What was read from files that change while the service runs."""
 
     tokens: Tokens
-    tls: TlsContext | None
+    tls: Any | None
 
     @classmethod
     def read(cls, settings: Settings) -> "Inherited":

@@ -4,6 +4,8 @@ import re
 
 from gunicorn.http import errors
 
+from astralog.server.receiver import MAX_HEAD_BYTES, BareLineFeed, HeadTooLong
+
 #: Headers that are named where something is wrong with their value. gunicorn tells no other name
 #: from a line without a colon, which may be a token.
 NAMED_HEADERS = (
@@ -23,6 +25,8 @@ REASONS: dict[type[Exception], str] = {
     errors.LimitRequestHeaders: "there are too many headers, or one is too long",
     errors.ObsoleteFolding: "a header goes on in a second line",
     errors.ExpectationFailed: "the header Expect asks for what is not done here",
+    HeadTooLong: f"the head is longer than {MAX_HEAD_BYTES} bytes",
+    BareLineFeed: "a line ends in LF without a CR before it",
     errors.UnsupportedTransferCoding: "the header Transfer-Encoding names more than chunked",
 }
 

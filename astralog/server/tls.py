@@ -1,34 +1,14 @@
-"""TLS: the certificate, which the master reads, and a bound on each handshake."""
+"""TLS: the certificate, which the master reads."""
 
-import logging
 import ssl
 from typing import Any
 
-import gevent
 from gevent.ssl import SSLContext
 
 from astralog.settings import PREFIX, InvalidSettings, Settings
 
-log = logging.getLogger(__name__)
 
-#: A client that takes longer to set TLS up loses its connection.
-HANDSHAKE_SECONDS = 10.0
-
-
-class TlsContext(SSLContext):  # type: ignore[misc]
-    """A server's TLS context with a bound on the time that a client may take to shake hands."""
-
-    def wrap_socket(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
-        """Shake hands; a client that does not ends its greenlet without a traceback."""
-        sock.settimeout(HANDSHAKE_SECONDS)
-        try:
-            return super().wrap_socket(sock, *args, **kwargs)
-        except OSError as error:
-            log.debug("no TLS with a client: %s", error)
-            raise gevent.GreenletExit from None
-
-
-def read_certificate(settings: Settings) -> TlsContext | None:
+def read_certificate(settings: Settings) -> Any | None:
     """Return the context of the settings' certificate, None where they have none.
 
     Raises InvalidSettings where the certificate or its key is of no use.
@@ -40,7 +20,7 @@ def read_certificate(settings: Settings) -> TlsContext | None:
             open(path, "rb").close()
         except OSError as error:
             raise InvalidSettings([f"{PREFIX}{name}: {path}: {error.strerror}."]) from None
-    context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
+    context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
     except (OSError, ValueError) as error:

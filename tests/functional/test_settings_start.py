@@ -62,6 +62,40 @@ def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
     check_rejected_start(service, *("ASTRALOG_" + name for name in names))
 
 
+class ToldService(Service):
+    """A service whose gunicorn is told more than the service tells it."""
+
+    def __init__(self, directory: Path, arguments: str) -> None:
+        super().__init__(directory)
+        self._environ["GUNICORN_CMD_ARGS"] = arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("--access-logfile -", ["accesslog"]),
+        ("--max-requests 1000 --http-parser auto", ["max_requests", "http_parser"]),
+        ("--keep-alive 0 --worker-class sync", ["keepalive", "worker_class"]),
+        (
+            "--proxy-protocol --reuse-port --preload",
+            ["proxy_protocol", "reuse_port", "preload_app"],
+        ),
+    ],
+)
+def test_what_gunicorn_is_told_in_vain_stops_the_start(
+    tmp_path: Path, arguments: str, names: list[str]
+) -> None:
+    """No setting of gunicorn's is ignored: one that is not heeded is named."""
+    check_rejected_start(ToldService(tmp_path, arguments), *(f"gunicorn's {n}" for n in names))
+
+
+def test_what_gunicorn_may_be_told_is_taken(tmp_path: Path) -> None:
+    """Its limits may be others than the service's."""
+    with ToldService(tmp_path, "--keep-alive 30 --timeout 60 --backlog 100") as service:
+        assert 200 == service.drain(make_batch("a")).status
+        assert 0 == service.stop()
+
+
 def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:
     """The line tells which token is wrong by its place."""
     service = Service(tmp_path, tokens="good,se cret,good")

@@ -14,6 +14,7 @@ from tests.torture import (
     disks,
     fuzz,
     heavy,
+    hogs,
     housekeeping,
     kills,
     memory,
@@ -150,6 +151,12 @@ def test_broken_tls(tmp_path: Path) -> None:
         pytest.skip("NOT TESTED: broken TLS; openssl is not installed")
     kinds = ("plain HTTP", "garbage", "gone in the midst of a body")
     check(tmp_path, lambda bench: tls.torture(bench, 50, 0.2, kinds, until_dropped=False))
+
+
+@pytest.mark.slow
+def test_hogs(tmp_path: Path) -> None:
+    """Clients that hold places, memory and time for nothing keep no one waiting."""
+    check(tmp_path, lambda bench: hogs.torture(bench, connections=4200, readers=4))
 
 
 def test_fuzz(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.torture import (
     disks,
     fuzz,
     heavy,
+    hogs,
     housekeeping,
     kills,
     memory,
@@ -78,6 +79,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("heavy", 0.1, "bodies", 200),
         kind("crowd", 0.15, "connections", 2000),
         kind("tls", 0.2, "connections", 500),
+        kind("hogs", 0.15, "connections", 4500, "readers", 20),
         kind("fuzz", 0.1, "inputs", times(200_000)),
     ]
 
@@ -96,6 +98,7 @@ MODULES: dict[str, Any] = {
     "heavy": heavy,
     "crowd": crowd,
     "tls": tls,
+    "hogs": hogs,
     "fuzz": fuzz,
 }
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
 
 #: The only packages that may know a library.
 LIBRARIES = {
-    "flask": {"api", "app"},
+    "flask": {"api", "app", "server"},
     "werkzeug": {"api", "server"},
     "gunicorn": {"server"},
     "marshmallow": {"intake", "api", "base"},

@@ -2,6 +2,7 @@ import pytest
 from gunicorn.http import errors
 
 from astralog.server.malformed import describe
+from astralog.server.receiver import BareLineFeed, HeadTooLong
 
 SECRET = "s3cret-Token"
 
@@ -16,6 +17,8 @@ SECRET = "s3cret-Token"
         (errors.InvalidHeaderName("Host "), "the name of the header Host is malformed"),
         (errors.InvalidHeaderName("\xe9"), "InvalidHeaderName"),
         (errors.LimitRequestHeaders("x"), "too many headers, or one is too long"),
+        (HeadTooLong(), "the head is longer than 16384 bytes"),
+        (BareLineFeed(), "a line ends in LF without a CR"),
         (errors.LimitRequestLine(1, 2), "the request line is too long"),
         (errors.InvalidHTTPVersion("HTTP/2"), "only HTTP/1.0 and HTTP/1.1"),
         (errors.UnsupportedTransferCoding("gzip"), "the header Transfer-Encoding names"),
