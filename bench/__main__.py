@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from bench import measure, report, segments
+from bench import balance, measure, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("options", "workers", "growth", "segments", "flood")
+SECTIONS = ("options", "workers", "shares", "growth", "segments", "flood")
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -61,6 +61,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.options = runner.options()
         if "workers" in sections:
             results.workers = runner.workers()
+        if "shares" in sections:
+            results.shares = balance.compare(runner)
         if "growth" in sections:
             results.growth = runner.growth()
         if "segments" in sections:

@@ -110,6 +110,12 @@ def _sections(results: Results) -> Iterator[str]:
             f"(which take {two.server_cores:.2f}): on two cores free for the service the factor "
             f"would be near {2 * workers.efficiency:.2f}."
         )
+    if results.shares:
+        worst = [f"{max(s.factors):.2f} at {s.batch} x {s.connections}" for s in results.shares]
+        yield (
+            f"Shares (logs per batch x connections, {len(results.shares[0].factors)} starts each): "
+            f"the busiest of two workers takes up to {', '.join(worst)} times the CPU of the other."
+        )
     if growth := results.growth:
         fifths = ", ".join(f"{value:.2f}" for value in growth.fifths_us)
         yield (

@@ -58,6 +58,16 @@ class Workers:
 
 
 @dataclass
+class Shares:
+    """CPU of the busiest of several workers in that of the least busy one, start by start."""
+
+    batch: int
+    connections: int
+    factors: list[float] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+
+@dataclass
 class Growth:
     """CPU for a log as a segment grows, in µs."""
 
@@ -116,6 +126,7 @@ class Results:
     cells: list[Cell] = field(default_factory=list)
     options: Cell | None = None
     workers: Workers | None = None
+    shares: list[Shares] = field(default_factory=list)
     growth: Growth | None = None
     segments: Segments | None = None
     flood: Flood | None = None
@@ -125,6 +136,7 @@ class Results:
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         cells += [self.options] if self.options else []
         checks = [cell.check for cell in cells]
+        checks += [check for shares in self.shares for check in shares.checks]
         checks += [self.growth.check] if self.growth else []
         sides = self.segments.empty + self.segments.full if self.segments else []
         checks += [side.check for side in sides]
@@ -181,6 +193,9 @@ def marks(results: Results) -> Iterator[Mark]:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
         yield Mark("two workers: logs per CPU second of one", workers.efficiency, 0.9, False)
+    if results.shares:
+        factor = max(factor for shares in results.shares for factor in shares.factors)
+        yield Mark("two workers: CPU of the busiest, in that of the other", factor, 1.5, True)
     if results.growth:
         growth = results.growth
         yield Mark("last fifth of a segment: CPU of the first", growth.fifths_factor, 1.1, True)

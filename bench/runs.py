@@ -81,9 +81,9 @@ class Runner:
     def growth(self) -> Growth:
         """Compare the CPU for a log early and late in a segment."""
         progress("growth: five fifths of one segment")
-        with self._service(segment_bytes=2**40) as service:
-            outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds / 2] * 5)
-            check = _check(service, GROWTH_BATCH, outcome)
+        with self.service(segment_bytes=2**40) as service:
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds / 2] * 5)
+            check = check_disk(service, GROWTH_BATCH, outcome)
         phases = outcome.phases[1:]
         fifths = [_cpu_us(phase, GROWTH_BATCH) for phase in phases]
         return Growth(
@@ -97,7 +97,7 @@ class Runner:
         """Let many clients send the largest body at once, one request each."""
         progress(f"flood: {FLOOD_CLIENTS} clients with the largest body")
         batch = bodies.largest_batch(FLOOD_BODY_BYTES)
-        with self._service() as service:
+        with self.service() as service:
             plan = load.Plan(
                 address=service.address,
                 token=TOKEN,
@@ -115,7 +115,7 @@ class Runner:
                 peaks += map(measure.peak_mib, service.worker_pids())
             lost = len(set(pids) - set(service.worker_pids()))
             outcome = future.result()
-            check = _check(service, batch, outcome)
+            check = check_disk(service, batch, outcome)
         return Flood(
             clients=FLOOD_CLIENTS,
             body_bytes=bodies.templates(batch)[0].body_bytes,
@@ -132,11 +132,11 @@ class Runner:
         return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
 
     def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
-        with self._service(workers=workers) as service:
-            outcome = self._load(service, batch, connections, [self._seconds], **plan)
+        with self.service(workers=workers) as service:
+            outcome = self.load(service, batch, connections, [self._seconds], **plan)
             pids = service.worker_pids()
             peak = max(map(measure.peak_mib, pids))
-            check = _check(service, batch, outcome)
+            check = check_disk(service, batch, outcome)
         phase = outcome.phases[-1]
         logs = phase.acknowledged * batch
         return Cell(
@@ -159,7 +159,7 @@ class Runner:
             check=check,
         )
 
-    def _load(
+    def load(
         self,
         service: Service,
         batch: int,
@@ -185,7 +185,7 @@ class Runner:
         return outcome
 
     @contextmanager
-    def _service(self, **settings: object) -> Iterator[Service]:
+    def service(self, **settings: object) -> Iterator[Service]:
         """Start the service with its default settings but for those given; files go after it."""
         settings = {"workers": None, "min_free_bytes": None, **settings}
         with (
@@ -219,7 +219,7 @@ def _cpu_us(phase: load.Phase, logs_per_request: int) -> float:
     return phase.server_cpu * 1e6 / (phase.acknowledged * logs_per_request)
 
 
-def _check(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
+def check_disk(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
     """Look at the disk while the service still runs: what it acknowledged needs no stop.
 
     Where something was not acknowledged, it may still be about to be stored.
