@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import time
 from threading import Thread
 
+import gevent
 import pytest
 
 from astralog.errors import Rejection
@@ -131,6 +133,52 @@ def test_a_body_may_come_in_many_pieces(wire: Wire, sizes: list[int]) -> None:
     body._receiver.sock = FewAtATime([*pieces, NEXT])
     assert data == body.read(len(data))
     assert body.is_finished
+
+
+class Endless:
+    """A socket that has more at once, however much is received from it."""
+
+    def __init__(self, piece: bytes) -> None:
+        self._piece = piece
+        self.received = 0
+
+    def recv(self, size: int) -> bytes:
+        """Return as much as is asked for."""
+        self.received += size
+        return self._piece * (size // len(self._piece)) or self._piece[:size]
+
+
+@pytest.mark.parametrize(
+    ("framing", "piece"),
+    [
+        (f"Content-Length: {1 << 40}", b"x" * 1024),
+        ("Transfer-Encoding: chunked", b"400\r\n" + b"x" * 1024 + b"\r\n"),
+    ],
+)
+@pytest.mark.parametrize("how", ["read", "discarded"])
+def test_a_body_that_is_there_already_makes_no_one_wait(
+    wire: Wire, framing: str, piece: bytes, how: str
+) -> None:
+    """However fast it comes, others have their turns while it is received."""
+    wire.send(head(framing))
+    body = wire.next().body
+    body._receiver.sock = Endless(piece)
+    gaps = [time.monotonic()]
+
+    def look() -> None:
+        while True:
+            gevent.sleep(0.001)
+            gaps.append(time.monotonic())
+
+    other = gevent.spawn(look)
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        if how == "read":
+            body.read(16 * 1024)
+        else:
+            body.discard(200 * 1024 * 1024)
+    other.kill()
+    assert len(gaps) > 3
 
 
 class FewAtATime:
