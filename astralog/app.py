@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.extensions["astralog_tokens"] = tokens
     app.extensions["astralog_rejections"] = rejections = RejectionLog(tokens.name_of, counters)
     responses.init_app(app, rejections.note)
-    app.register_blueprint(drain.create_blueprint(acceptor))
+    app.register_blueprint(drain.create_blueprint(acceptor, rejections.note))
     app.register_blueprint(health.create_blueprint(queue))
     app.register_blueprint(docs.create_blueprint(__version__))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))

@@ -6,7 +6,8 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from astralog.api.flask_app import FixedResponse
-from astralog.api.responses import json_response
+from astralog.api.responses import Note, json_response
+from astralog.errors import Rejection
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.store.commit_queue import Batch
@@ -20,8 +21,8 @@ NDJSON_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl
 SHOWN_LOGS = 20
 
 
-def create_blueprint(acceptor: Acceptor) -> Blueprint:
-    """Return the blueprint of the one route that takes logs."""
+def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
+    """Return the blueprint of the one route that takes logs; `note` hears what is left out."""
     blueprint = Blueprint("drain", __name__)
 
     @blueprint.post("/v1/drain")
@@ -30,9 +31,11 @@ def create_blueprint(acceptor: Acceptor) -> Blueprint:
         environ = request.environ
         is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
         accepted = acceptor.accept(environ, decode_lines if is_ndjson else decode_json)
-        if accepted.is_dry_run or accepted.decoded.invalid:
-            return _respond(accepted)
-        return ACCEPTED
+        invalid = accepted.decoded.invalid
+        if invalid and not accepted.is_dry_run:
+            message = f"{invalid.count} logs are invalid; the others were stored"
+            note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
+        return _respond(accepted) if invalid or accepted.is_dry_run else ACCEPTED
 
     return blueprint
 

@@ -462,7 +462,7 @@ def test_a_query_makes_logs_of_what_a_sender_has(
 
 
 def test_the_valid_logs_of_a_batch_are_stored_where_that_is_asked_for(
-    client: FlaskClient, tmp_path: Path
+    client: FlaskClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The answer says how many were left out, and why; without the query nothing is stored."""
     lines = "\n".join(map(json.dumps, [make_log(message="a"), make_log(level=""), make_log()]))
@@ -474,9 +474,16 @@ def test_the_valid_logs_of_a_batch_are_stored_where_that_is_asked_for(
     valid = [make_log(message="a"), make_log()]
     assert (200, {"status": "valid", "logs": valid} | left_out) == (dry.status_code, dry.json)
     assert [] == stored(tmp_path)
-    answer = client.post("/v1/drain?partial=true", data=lines, headers=headers)
+    caplog.clear()
+    other = {"REMOTE_ADDR": "192.0.2.7"}
+    answer = client.post(
+        "/v1/drain?partial=true", data=lines, headers=headers, environ_overrides=other
+    )
     assert (200, {"status": "accepted"} | left_out) == (answer.status_code, answer.json)
     assert valid == stored(tmp_path)
+    (line,) = (text for text in caplog.messages if "rejected" in text)
+    assert "192.0.2.7" in line
+    assert "1 logs are invalid; the others were stored; logs.2.level: Must not be empty." in line
 
 
 @pytest.mark.parametrize("query", ["dryrun=true", "partial=", "level=a&level=b", "unknown=drop"])
