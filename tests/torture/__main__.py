@@ -28,6 +28,7 @@ from tests.torture import (
     signals,
     stall,
     tls,
+    upgrades,
     writes,
 )
 from tests.torture.bench import Bench
@@ -69,6 +70,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("memory", 0.05, "rounds", times(2)),
         kind("stall", 0.1, "stall_seconds", 30, "commit_timeout_seconds", 8, needs_shim=True),
         kind("signals", 0.2, "rounds", times(4), "starts", max(24, times(24)), "segments", 10_000),
+        kind("upgrades", 0.1, "rounds", times(3)),
         kind("attacks", 0.1, "rounds", times(1)),
         kind("crowd", 0.15, "connections", 2000),
         kind("tls", 0.2, "connections", 500),
@@ -87,6 +89,7 @@ MODULES: dict[str, Any] = {
     "attacks": attacks,
     "crowd": crowd,
     "tls": tls,
+    "upgrades": upgrades,
     "fuzz": fuzz,
 }
 
