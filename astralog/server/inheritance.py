@@ -24,7 +24,7 @@ class Inherited(NamedTuple):
 
 
 def reload(server: Any, settings: Settings) -> None:
-    """Read tokens and certificate again and replace the workers one by one.
+    """Read tokens and certificate again, and replace the workers.
 
     Where something is faulty, nothing changes: the workers that are there know the newest tokens
     that were of use.

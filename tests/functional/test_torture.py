@@ -25,6 +25,7 @@ from tests.torture import (
     signals,
     stall,
     tls,
+    upgrades,
     writes,
 )
 from tests.torture.bench import Bench
@@ -123,6 +124,12 @@ def test_signals(tmp_path: Path) -> None:
     little = {"rounds": 1, "starts": 4, "segments": 1000}
     endings = ("SIGTERM twice", "SIGQUIT")
     check(tmp_path, lambda bench: signals.torture(bench, **little, endings=endings))
+
+
+@pytest.mark.slow
+def test_upgrades(tmp_path: Path) -> None:
+    """An upgrade fails no request, and another version's files beside the service do no harm."""
+    check(tmp_path, lambda bench: upgrades.torture(bench, rounds=1))
 
 
 @pytest.mark.slow

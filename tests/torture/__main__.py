@@ -32,6 +32,7 @@ from tests.torture import (
     signals,
     stall,
     tls,
+    upgrades,
     writes,
 )
 from tests.torture.bench import Bench
@@ -75,6 +76,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("housekeeping", 0.1, "rounds", times(5)),
         kind("stall", 0.1, "stall_seconds", 30, "commit_timeout_seconds", 8, needs_shim=True),
         kind("signals", 0.2, "rounds", times(4), "starts", max(24, times(24)), "segments", 10_000),
+        kind("upgrades", 0.1, "rounds", times(3)),
         kind("attacks", 0.1, "rounds", times(1)),
         kind("heavy", 0.1, "bodies", 200),
         kind("crowd", 0.15, "connections", 2000),
@@ -99,6 +101,7 @@ MODULES: dict[str, Any] = {
     "crowd": crowd,
     "tls": tls,
     "hogs": hogs,
+    "upgrades": upgrades,
     "fuzz": fuzz,
 }
 
