@@ -5,6 +5,7 @@ from typing import Any
 
 from astralog.server import first_start, heartbeat, lifecycle
 from astralog.server.worker import Worker
+from astralog.service_log import configure_logging
 from astralog.settings import InvalidSettings, Settings
 
 try:
@@ -36,7 +37,7 @@ forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
 
-lifecycle.configure_logging(_settings.log_level)
+configure_logging(_settings.log_level)
 lifecycle.raise_open_files_limit()
 heartbeat.keep_in_memory()
 
