@@ -104,11 +104,12 @@ class SegmentReader:
             return self._filled
         end = self._buffer.rfind(b"\n", 0, self._chunk_bytes) + 1
         searched = self._chunk_bytes
-        while not end and searched < self._filled:
+        while not end:
             end = self._buffer.find(b"\n", searched, self._filled) + 1
+            if end or self._is_read:
+                break
             searched = self._filled
-            if not end:
-                self._read_up_to(2 * self._filled)
+            self._read_up_to(2 * self._filled)
         return end or self._filled
 
     def _read_up_to(self, size: int) -> None:
