@@ -68,9 +68,12 @@ class Forwarder:
         """Deliver what is sealed now; return whether that was possible."""
         self._look()
         self._look_at = float("inf")
-        while self._backlog.oldest() and self._failures.attempts < ONCE_ATTEMPTS:
-            time.sleep(self.tick())
-        return not self._backlog.oldest()
+        while self._backlog.oldest():
+            pause = self.tick()
+            if self._failures.attempts >= ONCE_ATTEMPTS:
+                return False
+            time.sleep(pause)
+        return True
 
     def tick(self) -> float:
         """Do what is due, and return the seconds until something is due again."""

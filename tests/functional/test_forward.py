@@ -1,16 +1,24 @@
 """`astralog forward` as a user runs it, into the real engine."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.clickhouse import (
+    COMMITTED_FAULTS,
+    FAULTS,
     ClickHouse,
     Difference,
     Forward,
+    Place,
     compare,
     make_line,
     stored_lines,
@@ -18,6 +26,11 @@ from tests.support.clickhouse import (
     write_segment,
 )
 from tests.support.service import wait_for
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 NOTHING = Difference([], [], [], [])
 
@@ -54,7 +67,7 @@ def forward(tmp_path: Path, data_dir: Path, clickhouse: ClickHouse) -> Forward:
 
 def assert_delivered(clickhouse: ClickHouse, *data_dirs: Path) -> None:
     """Check that each line of each node is in one table, once, with every field as it was."""
-    stored = {}
+    stored: dict[Place, bytes] = {}
     for number, data_dir in enumerate(data_dirs, 1):
         stored.update(stored_lines(f"node-{number}", sorted(data_dir.glob("*.ndjson"))))
     assert stored
@@ -100,7 +113,7 @@ METADATA: list[dict[str, Any]] = [
     {"big": 2**64, "small": -(2**63), "huge": 10**40, "float": 1e300, "one": 1.0},
     {"lossy": [9007199254740993, 2.5], "minus": -0.0},
     {"date": "2024-01-01", "time": "2024-01-01 00:00:00", "number": "17"},
-    {"\u2028": "\u2029", "emoji 😀": "👩‍👩‍👧", "quote\"\\\n\t\0": "\0\x1f\x7f"},
+    {"\u2028": "\u2029", "emoji 😀": "👩‍👩‍👧", 'quote"\\\n\t\0': "\0\x1f\x7f"},
     {str(number): number for number in range(2000)},
     {"timestamp": "2024-05-31", "project_id": "p", "line": 1, "node": "n"},
 ]
@@ -176,3 +189,297 @@ def test_a_second_run_sends_nothing(
     write_segments(data_dir, 1, first=3)
     assert forward.run_once() == 0
     assert clickhouse.count() == 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_costs_no_line_and_doubles_none(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, fault: str
+) -> None:
+    """Whatever an insert is answered, and whether it was stored, its lines are there once."""
+    write_segments(data_dir, 2)
+    clickhouse.break_inserts(fault, times=2, seconds=2)
+    forward.set(clickhouse_timeout_seconds=1)
+    episodes = 2 if fault in COMMITTED_FAULTS else 1  # what was stored is found at the first look
+    with forward.start():
+        wait_for_rows(clickhouse, 100)
+        wait_for(lambda: forward.log().count("delivering again") == episodes)
+    assert_delivered(clickhouse, data_dir)
+    assert forward.log().count(" ERROR ") == episodes
+
+
+def test_without_memory_of_tokens_the_table_is_asked(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """Once the server's window is over, a retry still doubles nothing."""
+    clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
+    write_segments(data_dir, 1)
+    clickhouse.break_inserts("cut", times=2)
+    with forward.start():
+        wait_for_rows(clickhouse, 50)
+        wait_for(lambda: "delivering again" in forward.log())
+    assert_delivered(clickhouse, data_dir)
+
+
+def test_what_the_table_does_not_show_yet_is_not_doubled(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """The same lines have the same token each time, which the server remembers."""
+    write_segments(data_dir, 1)
+    assert forward.run_once() == 0
+    (data_dir / "forward.cursor").unlink()
+    clickhouse.query("ALTER TABLE logs DELETE WHERE 1 SETTINGS mutations_sync = 1")
+    assert forward.run_once() == 0
+    assert clickhouse.count() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["lost", "torn", "garbled", "copied", "other table", "empty"])
+def test_with_a_damaged_cursor_the_table_is_asked(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, damage: str
+) -> None:
+    """A cursor that is lost, damaged or not this directory's own costs nothing but questions."""
+    clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
+    write_segments(data_dir, 3)
+    assert forward.run_once() == 0
+    damage_cursor(data_dir / "forward.cursor", damage)
+    write_segments(data_dir, 1, first=3)
+    assert forward.run_once() == 0
+    assert_delivered(clickhouse, data_dir)
+    assert len((data_dir / "forward.cursor").read_bytes().split(b"done")) == 5
+
+
+def damage_cursor(path: Path, damage: str) -> None:
+    """Leave a cursor as a fault of the disk or an operator might."""
+    content = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "garbled":
+        path.write_bytes(content.replace(b"done", b"dune"))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other table":
+        path.write_bytes(content.replace(b"/logs ", b"/dogs ", 1))
+    else:
+        path.rename(path.with_suffix(".old"))
+        path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_doubt_outlives_a_kill(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
+    """What was in doubt after a lost cursor is so still after another start."""
+    clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
+    write_segments(data_dir, 5)
+    assert forward.run_once() == 0
+    (data_dir / "forward.cursor").unlink()
+    for _ in range(3):
+        with forward.start():
+            wait_for((data_dir / "forward.cursor").exists)
+    assert forward.run_once() == 0
+    assert_delivered(clickhouse, data_dir)
+
+
+def test_a_second_forward_ends(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
+    """One process delivers from a directory; another says so, and ends with status 1."""
+    second = Forward(data_dir.parent, clickhouse.url, data_dir, log_name="second.log")
+    with forward.start():
+        wait_for(lambda: "delivering from" in forward.log())
+        assert second.run_once() == 1
+        assert "another forward delivers from there" in second.log()
+        write_segments(data_dir, 1)
+        wait_for_rows(clickhouse, 50)
+    assert second.run_once() == 0
+
+
+def test_two_nodes_share_a_table(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, tmp_path: Path
+) -> None:
+    """Segments of the same name on two nodes are two segments."""
+    other_dir = tmp_path / "other"
+    other_dir.mkdir()
+    write_segments(data_dir, 2)
+    write_segments(other_dir, 2, lines=30)
+    other = Forward(tmp_path, clickhouse.url, other_dir, node="node-2", log_name="other.log")
+    with forward.start(), other.start():
+        wait_for_rows(clickhouse, 160)
+    assert_delivered(clickhouse, data_dir, other_dir)
+
+
+def test_a_segment_is_compressed_in_the_midst_of_its_delivery(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """Delivery goes on where it was, whichever of its two forms a segment has."""
+    write_segments(data_dir, 2)
+    stored = dict(stored_lines("node-1", data_dir.glob("*.ndjson")))
+    clickhouse.break_inserts("full", times=1000, after=2)
+    with forward.start():
+        wait_for(lambda: "NOT_ENOUGH_SPACE" in forward.log())
+    clickhouse.break_inserts("full", times=0)
+    assert 0 < clickhouse.count() < 50
+    first, second = sorted(data_dir.glob("*.ndjson"))
+    compress(first)
+    compress(second, keep=True)
+    assert forward.run_once() == 0
+    assert NOTHING == compare(clickhouse, stored)
+
+
+def compress(path: Path, keep: bool = False) -> None:
+    """Do what the service does with a sealed segment in the background."""
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(zstd.compress(path.read_bytes()))
+    draft.rename(path.with_name(path.name + ".zst"))
+    if not keep:
+        path.unlink()
+
+
+def test_delivered_segments_are_removed_by_age(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """With a time to keep them, delivered segments go after it, and no other."""
+    write_segments(data_dir, 3)
+    old, young, waiting = sorted(data_dir.glob("*.ndjson"))
+    compress(old, keep=True)
+    for path in (old, old.with_suffix(".ndjson.zst"), waiting):
+        os.utime(path, (0, 0))
+    waiting = waiting.rename(waiting.with_suffix(".ndjson.open"))
+    assert forward.run_once() == 0
+    assert old.exists()
+    forward.set(forward_keep_seconds=3600)
+    with forward.start():
+        wait_for(lambda: [young, waiting] == sorted(data_dir.glob("*.ndjson*")))
+    assert clickhouse.count() == 100
+    cursor = (data_dir / "forward.cursor").read_text()
+    assert f"done {young.stem} " in cursor
+
+
+def test_a_segment_that_goes_undelivered_is_named(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """A segment that another removes is an error in the log, and no hindrance."""
+    write_segments(data_dir, 3)
+    clickhouse.break_inserts("full", times=2)
+    with forward.start():
+        wait_for(lambda: "NOT_ENOUGH_SPACE" in forward.log())
+        second = sorted(data_dir.glob("*.ndjson"))[1]
+        second.unlink()
+        wait_for_rows(clickhouse, 100)
+        wait_for(lambda: f"{second.stem} was removed before it was delivered" in forward.log())
+    assert_delivered(clickhouse, data_dir)
+
+
+def test_what_an_altered_table_rejects_is_kept_raw(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """Each line that the table rejects is in the second one with the reason, and only these."""
+    clickhouse.query("ALTER TABLE logs ADD CONSTRAINT polite CHECK message NOT LIKE '%damn%'")
+    bad = {3, 4, 17, 50}
+    write_segment(data_dir, [make_line(n, message="damn" * (n in bad)) for n in range(1, 51)])
+    assert forward.run_once() == 0
+    assert_delivered(clickhouse, data_dir)
+    unfit = clickhouse.rows("logs_unfit")
+    assert bad == {int(row["line"]) for row in unfit}
+    assert all("polite" in row["error"] for row in unfit)
+
+
+def test_a_line_that_is_no_log_is_kept_raw(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """Whatever lies in a segment, every line of it arrives, byte for byte."""
+    garbage = [b"", b"{}", b"[1]", b'{"project_id":"p"', b"\0\0", b"tab\there", b"\\N", b"x" * 5000]
+    write_segment(data_dir, [make_line(0), *garbage, make_line(1)])
+    assert forward.run_once() == 0
+    assert_delivered(clickhouse, data_dir)
+    assert len(clickhouse.rows("logs_unfit")) == len(garbage)
+
+
+def test_what_follows_the_last_end_of_a_line_is_a_line(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """A segment that ends in half a line, as no service leaves it, loses none of it."""
+    path = write_segment(data_dir, [make_line(0)])
+    path.write_bytes(path.read_bytes() + b'{"project_id":"half')
+    assert forward.run_once() == 0
+    assert ['{"project_id":"half'] == [row["raw"] for row in clickhouse.rows("logs_unfit")]
+    assert clickhouse.count() == 2
+
+
+@pytest.mark.slow
+def test_no_server_at_all(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
+    """Without a server `--once` gives up with status 1, and the password is in no line."""
+    write_segments(data_dir, 1)
+    forward.set(clickhouse_url="http://someone:a-password@127.0.0.1:1/astralog")
+    assert forward.run_once() == 1
+    assert "Connection refused" in forward.log()
+    assert forward.log().count(" ERROR ") == 1
+    assert "a-password" not in forward.log()
+    assert "a-password" not in (data_dir / "forward.cursor").read_text()
+
+
+@pytest.mark.slow
+def test_the_status_tells_the_lag(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
+    """What waits, since when, and what was delivered is there for the service's metrics."""
+    write_segments(data_dir, 2)
+    clickhouse.break_inserts("full", times=3)
+    with forward.start():
+        waiting = wait_for(lambda: status_where(data_dir, lambda s: s["failing_since"] > 0))
+        wait_for_rows(clickhouse, 100)
+        idle = wait_for(lambda: status_where(data_dir, lambda s: s["delivered_segments"] == 2))
+    size = sum(path.stat().st_size for path in data_dir.glob("*.ndjson"))
+    assert (waiting["waiting_segments"], waiting["waiting_bytes"]) == (2, size)
+    assert datetime.fromtimestamp(waiting["oldest_at"], UTC) == datetime(2026, 11, 23, tzinfo=UTC)
+    assert (idle["waiting_segments"], idle["waiting_bytes"], idle["oldest_at"]) == (0, 0, 0)
+    assert (idle["delivered_logs"], idle["unfit_logs"], idle["failing_since"]) == (100, 0, 0)
+
+
+def status_where(
+    data_dir: Path, condition: Callable[[dict[str, float]], bool]
+) -> dict[str, float] | None:
+    """Return the status once it is as it should be."""
+    path = data_dir / "forward.status"
+    if not path.exists():
+        return None
+    words = dict(line.split(" ") for line in path.read_text().splitlines())
+    status = {name: float(value) for name, value in words.items()}
+    return status if condition(status) else None
+
+
+def test_a_terminal_has_a_line_that_renews_itself(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """On a terminal, one line tells where things stand; a line of the log does not break it."""
+    write_segments(data_dir, 2)
+    terminal, other_end = os.openpty()
+    forward.start("--once", stderr=other_end)
+    os.close(other_end)
+    try:
+        shown = read_terminal(terminal)
+    finally:
+        os.close(terminal)
+    assert forward.wait() == 0
+    *_, last = shown.rstrip().split("\r\x1b[K")
+    assert re.fullmatch(
+        r"100 logs delivered, [0-9,]+ logs/s, 0 segments wait \(0\.0 MB\), lag 0 s", last
+    )
+
+
+def read_terminal(fd: int) -> str:
+    """Return all that is shown until the other end is closed."""
+    shown = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(fd, 4096):
+            shown += data
+    return shown.decode()
+
+
+def test_without_settings_it_says_what_it_needs(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """A setting or a directory that is missing ends it with a line."""
+    forward.set(data_dir=data_dir / "missing")
+    assert forward.run_once() == 1
+    assert "missing: No such file or directory" in forward.log()
+    forward.set(clickhouse_url="")
+    assert forward.run_once() == 1
+    assert "ASTRALOG_CLICKHOUSE_URL: Needed" in forward.log()

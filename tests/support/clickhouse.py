@@ -102,10 +102,16 @@ class ClickHouse:
         for statement in filter(str.strip, text.split(";")):
             self.query(statement)
 
-    def break_inserts(self, fault: str, times: int = 1, seconds: float = 30.0) -> None:
-        """Make the next inserts go wrong in one of FAULTS; a silence lasts so long."""
+    def break_inserts(
+        self, fault: str, times: int = 1, after: int = 0, seconds: float = 30.0
+    ) -> None:
+        """Make the inserts after the next ones go wrong in one of FAULTS; a silence lasts so long.
+
+        What was to go wrong before is forgotten.
+        """
         assert fault in FAULTS
-        self._post("/fault?" + urlencode({"name": fault, "times": times, "seconds": seconds}))
+        fields = {"name": fault, "times": times, "after": after, "seconds": seconds}
+        self._post("/fault?" + urlencode(fields))
 
     def rows(self, table: str = "logs", columns: str = "*") -> list[dict[str, Any]]:
         """Return all rows of a table."""
@@ -194,19 +200,26 @@ def stored_lines(node: str, paths: Iterable[Path]) -> Iterator[tuple[Place, byte
 class Forward:
     """A process of `astralog forward`."""
 
-    def __init__(self, directory: Path, url: str, data_dir: Path, **settings: object) -> None:
-        self._log_path = directory / "forward.log"
-        defaults = {"clickhouse_url": url, "data_dir": data_dir, "node": "node-1"}
-        self._environ = {
-            "PATH": str(Path(sys.executable).parent),
-            **{
-                "ASTRALOG_" + name.upper(): str(value)
-                for name, value in {**defaults, **settings}.items()
-            },
-        }
+    def __init__(
+        self,
+        directory: Path,
+        url: str,
+        data_dir: Path,
+        log_name: str = "forward.log",
+        **settings: object,
+    ) -> None:
+        self._log_path = directory / log_name
+        self._environ = {"PATH": str(Path(sys.executable).parent)}
+        self.set(clickhouse_url=url, data_dir=data_dir, node="node-1")
+        self.set(**settings)
 
-    def start(self, *arguments: str) -> Self:
-        """Start it and return at once."""
+    def set(self, **settings: object) -> None:
+        """Change settings for the next start."""
+        for name, value in settings.items():
+            self._environ["ASTRALOG_" + name.upper()] = str(value)
+
+    def start(self, *arguments: str, stderr: int | None = None) -> Self:
+        """Start it and return at once; its stderr goes to its log where no other file is given."""
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
@@ -214,7 +227,7 @@ class Forward:
                 cwd=ROOT,
                 env=self._environ,
                 stdout=log,
-                stderr=log,
+                stderr=log if stderr is None else stderr,
             )
         return self
 

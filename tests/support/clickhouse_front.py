@@ -107,8 +107,9 @@ class Handler(BaseHTTPRequestHandler):
         if parts.path == "/ping":
             return self._answer(200, b"Ok.\n")
         if parts.path == "/fault":
-            self.engine.faults[:] = [params["name"]] * int(params["times"])
-            self.engine.silent_seconds = float(params.get("seconds", 30))
+            self.engine.faults[:] = [""] * int(params["after"])
+            self.engine.faults += [params["name"]] * int(params["times"])
+            self.engine.silent_seconds = float(params["seconds"])
             return self._answer(200, b"")
         return self._run(params)
 
