@@ -20,6 +20,7 @@ from tests.support.clickhouse import (
     Forward,
     Place,
     compare,
+    damage_cursor,
     make_line,
     stored_lines,
     wait_for_rows,
@@ -247,24 +248,6 @@ def test_with_a_damaged_cursor_the_table_is_asked(
     assert forward.run_once() == 0
     assert_delivered(clickhouse, data_dir)
     assert len((data_dir / "forward.cursor").read_bytes().split(b"done")) == 5
-
-
-def damage_cursor(path: Path, damage: str) -> None:
-    """Leave a cursor as a fault of the disk or an operator might."""
-    content = path.read_bytes()
-    if damage == "lost":
-        path.unlink()
-    elif damage == "torn":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "garbled":
-        path.write_bytes(content.replace(b"done", b"dune"))
-    elif damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "other table":
-        path.write_bytes(content.replace(b"/logs ", b"/dogs ", 1))
-    else:
-        path.rename(path.with_suffix(".old"))
-        path.write_bytes(content)
 
 
 @pytest.mark.slow

@@ -113,6 +113,10 @@ class ClickHouse:
         fields = {"name": fault, "times": times, "after": after, "seconds": seconds}
         self._post("/fault?" + urlencode(fields))
 
+    def faults_left(self) -> int:
+        """Return how many inserts are still to go wrong, or to come before that."""
+        return int(self._post("/faults"))
+
     def rows(self, table: str = "logs", columns: str = "*") -> list[dict[str, Any]]:
         """Return all rows of a table."""
         answer = self.query(f"SELECT {columns} FROM {table} FORMAT JSONEachRow")
@@ -231,10 +235,10 @@ class Forward:
             )
         return self
 
-    def run_once(self) -> int:
+    def run_once(self, timeout: float = TIMEOUT_SECONDS) -> int:
         """Deliver what is sealed, and return the exit status."""
         with self.start("--once"):
-            return self.wait()
+            return self.wait(timeout)
 
     def wait(self, timeout: float = TIMEOUT_SECONDS) -> int:
         """Wait for its end and return its exit status."""
@@ -253,6 +257,10 @@ class Forward:
     def log(self) -> str:
         """Return what it wrote since it was last started."""
         return self._log_path.read_bytes()[self._log_start :].decode()
+
+    def all_logs(self) -> str:
+        """Return what it ever wrote."""
+        return self._log_path.read_text()
 
     def __enter__(self) -> Self:
         return self
@@ -292,3 +300,21 @@ def make_line(number: int, **fields: Any) -> bytes:
         "metadata": {"number": number},
     }
     return json.dumps(log | fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def damage_cursor(path: Path, damage: str) -> None:
+    """Leave a cursor as a fault of the disk or an operator might."""
+    content = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "garbled":
+        path.write_bytes(content.replace(b"done", b"dune"))
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other table":
+        path.write_bytes(content.replace(b"/logs ", b"/dogs ", 1))
+    else:
+        path.rename(path.with_suffix(".old"))
+        path.write_bytes(content)

@@ -111,6 +111,8 @@ class Handler(BaseHTTPRequestHandler):
             self.engine.faults += [params["name"]] * int(params["times"])
             self.engine.silent_seconds = float(params["seconds"])
             return self._answer(200, b"")
+        if parts.path == "/faults":
+            return self._answer(200, b"%d" % len(self.engine.faults))
         return self._run(params)
 
     def _run(self, params: dict[str, str]) -> None:
