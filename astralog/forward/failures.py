@@ -33,7 +33,7 @@ class Failures:
             log.error("cannot deliver: %s; trying again", error)
             self._kind = kind
         self.since = self.since or time.time()
-        longest = min(FIRST_PAUSE_SECONDS * 2**self.attempts, LONGEST_PAUSE_SECONDS)
+        longest = min(FIRST_PAUSE_SECONDS * 2 ** min(self.attempts, 32), LONGEST_PAUSE_SECONDS)
         self.attempts += 1
         return random.uniform(longest / 2, longest)  # nosec B311
 

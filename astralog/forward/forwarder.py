@@ -81,11 +81,10 @@ class Forwarder:
             if time.monotonic() >= self._look_at:
                 self._look()
             if time.monotonic() >= self._attempt_at:
-                if self.deliver_chunk():
-                    self._failures.end()
-                else:
+                if not self.deliver_chunk():
                     self._server.disconnect()  # the server would, when idle for long
                     self._attempt_at = self._look_at
+                self._failures.end()
         except (Unavailable, *READ_ERRORS) as error:
             self._attempt_at = time.monotonic() + self._failures.add(error)
         self._progress.status.failing_since = self._failures.since
@@ -102,6 +101,7 @@ class Forwarder:
 
     def _look(self) -> None:
         started = time.monotonic()
+        self._look_at = started + LOOK_SECONDS  # also after a failure
         if os.stat(self._directory).st_ino != self._inode:
             raise DirectoryReplaced(f"{self._directory}: another directory is there now")
         self._backlog.look()
@@ -109,7 +109,7 @@ class Forwarder:
             self._remove_at = started + REMOVE_SECONDS
             self._backlog.remove_delivered(self._keep_seconds)
         ended = time.monotonic()
-        self._look_at = ended + max(LOOK_SECONDS, (ended - started) / LOOK_SHARE)
+        self._look_at = max(self._look_at, ended + (ended - started) / LOOK_SHARE)
 
     def deliver_chunk(self) -> bool:
         """Deliver one chunk, or note that a segment has no more; return whether there was any."""
