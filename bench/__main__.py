@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from bench import measure, report
+from bench import forward, measure, report
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("workers", "growth", "flood")
+SECTIONS = ("workers", "growth", "flood", "forward")
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -63,6 +63,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.growth = runner.growth()
         if "flood" in sections:
             results.flood = runner.flood()
+        if "forward" in sections:
+            results.forward = forward.measure_forward(runner, Path(directory))
 
 
 def _write(results: Results, directory: Path) -> None:

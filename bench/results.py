@@ -85,6 +85,42 @@ class Flood:
 
 
 @dataclass
+class Delivery:
+    """`astralog forward` delivers sealed segments to an engine; CPU is that of forward alone."""
+
+    engine: str
+    form: str  # of the segments
+    logs: int
+    logs_per_second: float
+    cpu_us_per_log: float  # without that of its start
+    peak_mib: float
+
+    @property
+    def logs_per_cpu_second(self) -> float:
+        """Logs for each CPU second of forward."""
+        return 1e6 / self.cpu_us_per_log
+
+
+@dataclass
+class Forward:
+    """The way of the logs into ClickHouse."""
+
+    deliveries: list[Delivery]
+    disk_bytes_per_log: float  # in a plain segment
+    compressed_bytes_per_log: float  # in one that is compressed at level 3
+    table_bytes_per_log: float  # in the table once its parts are merged
+    index_bytes_per_log: float  # of these, the index of words
+    intake_logs_per_second: float  # while forward keeps up, the engine out of the way
+    lag_seconds: float  # at worst, with segments of SEGMENT_SECONDS
+    segment_seconds: float
+    search_seconds: list[float]  # from a log's 200 until a query finds it
+    alone_us: list[float]  # CPU of intake for a log, alternating with the next
+    beside_us: list[float]
+    beside_factor: float
+    checks: list[Check]
+
+
+@dataclass
 class Results:
     """Everything that a run found."""
 
@@ -96,12 +132,14 @@ class Results:
     workers: Workers | None = None
     growth: Growth | None = None
     flood: Flood | None = None
+    forward: Forward | None = None
 
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         checks = [cell.check for cell in cells]
         checks += self.growth.checks if self.growth else []
+        checks += self.forward.checks if self.forward else []
         return checks + ([self.flood.check] if self.flood else [])
 
     def cell(self, batch: int) -> Cell | None:
@@ -165,3 +203,17 @@ def marks(results: Results) -> Iterator[Mark]:
         wrong = sum(flood.answers.values()) - served
         yield Mark(f"{name}: workers that died", flood.workers_lost, 0, True)
         yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)
+    if results.forward:
+        yield from _forward_marks(results.forward)
+
+
+def _forward_marks(forward: Forward) -> Iterator[Mark]:
+    for delivery in forward.deliveries:
+        name = f"forward, {delivery.form} segments, {delivery.engine}"
+        if delivery.form == "plain":
+            yield Mark(f"{name}: logs per CPU second", delivery.logs_per_cpu_second, 1e6, False)
+        yield Mark(f"{name}: peak MiB", delivery.peak_mib, 150, True)
+    yield Mark("intake while forward keeps up: logs/s", forward.intake_logs_per_second, 98e3, False)
+    yield Mark("forward's lag then, s", forward.lag_seconds, 15, True)
+    yield Mark("a log's 200 until it is found, s", max(forward.search_seconds), 15, True)
+    yield Mark("CPU of intake beside an idle forward", forward.beside_factor, 1.03, True)

@@ -5,9 +5,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bench import bodies, load, measure, stored
@@ -111,6 +111,14 @@ class Runner:
             _make_sealed(service.data_dir, sealed_segments)
             outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, phase_seconds)
             return outcome.phases[1:], _check(service, GROWTH_BATCH, outcome)
+
+    def cpu_us_beside(
+        self, beside: Callable[[Service], AbstractContextManager[object]]
+    ) -> tuple[float, stored.Check]:
+        """Return the CPU for a log, in µs, with something else beside the service."""
+        with self._service() as service, beside(service):
+            outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds])
+            return _cpu_us(outcome.phases[-1], GROWTH_BATCH), _check(service, GROWTH_BATCH, outcome)
 
     def flood(self) -> Flood:
         """Let many clients send the largest body at once, one request each."""

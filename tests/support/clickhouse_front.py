@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,7 +52,7 @@ class Engine:
         self._session = session.Session(str(directory))
         self._scratch = tempfile.TemporaryDirectory(prefix="astralog-front-")
         self._lock = threading.Lock()
-        self.faults: list[str] = []
+        self.faults: deque[str] = deque()
         self.silent_seconds = 30.0
 
     def query(self, text: str, params: dict[str, str]) -> bytes:
@@ -94,6 +95,7 @@ class Handler(BaseHTTPRequestHandler):
     """Speaks the part of ClickHouse's HTTP interface that its Python client uses."""
 
     protocol_version = "HTTP/1.1"
+    rbufsize = 1024 * 1024  # with less, the client would measure how slow this is
     engine: Engine
 
     def do_GET(self) -> None:
@@ -107,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         if parts.path == "/ping":
             return self._answer(200, b"Ok.\n")
         if parts.path == "/fault":
-            self.engine.faults[:] = [""] * int(params["after"])
+            self.engine.faults = deque([""] * int(params["after"]))
             self.engine.faults += [params["name"]] * int(params["times"])
             self.engine.silent_seconds = float(params["seconds"])
             return self._answer(200, b"")
@@ -118,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
     def _run(self, params: dict[str, str]) -> None:
         text = params.get("query", "")
         is_insert = text.startswith("INSERT")
-        fault = self.engine.faults.pop(0) if is_insert and self.engine.faults else ""
+        fault = self.engine.faults.popleft() if is_insert and self.engine.faults else ""
         try:
             if fault in ERRORS:
                 code, name = ERRORS[fault]
@@ -126,6 +128,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise RuntimeError(f"Code: {code}. DB::Exception: as it was told. ({name})")
             if fault in ("refuse", "mute"):
                 return self._misbehave(fault)
+            if fault == "discard":
+                for _ in self._body():
+                    pass
+                return self._answer(200, b"")
             if is_insert:
                 self.engine.insert(text, self._body(), params)
                 answer = b""
