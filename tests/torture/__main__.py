@@ -20,6 +20,7 @@ from tests.torture import (
     attacks,
     crowd,
     disks,
+    forward,
     fuzz,
     kills,
     memory,
@@ -73,6 +74,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("crowd", 0.15, "connections", 2000),
         kind("tls", 0.2, "connections", 500),
         kind("fuzz", 0.1, "inputs", times(200_000)),
+        kind("forward", 0.6, "kills", max(200, times(200)), "rounds", max(8, times(12))),
     ]
 
 
@@ -88,6 +90,7 @@ MODULES: dict[str, Any] = {
     "crowd": crowd,
     "tls": tls,
     "fuzz": fuzz,
+    "forward": forward,
 }
 
 
