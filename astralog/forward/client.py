@@ -33,7 +33,6 @@ INSERT_SETTINGS: dict[str, Any] = {
     "distributed_foreground_insert": 1,
     "wait_end_of_query": 1,
     "send_progress_in_http_headers": 0,
-    "input_format_parallel_parsing": 0,
     "input_format_skip_unknown_fields": 0,
     "input_format_allow_errors_num": 0,
     "input_format_allow_errors_ratio": 0,

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -216,7 +217,9 @@ class Forward:
         **settings: object,
     ) -> None:
         self._log_path = directory / log_name
-        self._environ = {"PATH": str(Path(sys.executable).parent)}
+        self._environ = {
+            name: value for name, value in os.environ.items() if not name.startswith("ASTRALOG_")
+        }
         self.set(clickhouse_url=url, data_dir=data_dir, node="node-1")
         self.set(**settings)
 
