@@ -16,7 +16,8 @@ class FakeServer:
     """A server with the two tables.
 
     `faults` are what the next calls do: "before" fails without a trace, "after" fails although
-    what was sent is stored, and "" succeeds. A row with `poison` in it is not held.
+    what was sent is stored, "view" says that it cannot be stored although it is, and "" succeeds.
+    A row with `poison` in it is not held.
     """
 
     name = "http://host/db/logs"
@@ -54,6 +55,8 @@ class FakeServer:
         if not (self.remembers_tokens and token in self._tokens):
             store()
         self._tokens.add(token)
+        if fault == "view":
+            raise Unacceptable("a view of it cannot hold it")
         if fault == "after":
             raise Unavailable(ConnectionResetError("cut"), None)
 

@@ -95,6 +95,15 @@ def test_what_the_table_rejects_is_searched_for() -> None:
     assert server.calls.count("rejected") < 25
 
 
+def test_what_is_stored_is_not_searched_for() -> None:
+    """A table may reject rows because of a view that is filled from it, and have stored them."""
+    server = FakeServer()
+    server.remembers_tokens = False
+    server.faults = ["view"]
+    assert deliver(server, GOOD, GOOD, GOOD) == Delivered(3, 0)
+    assert server.lines() == lines_once(3)
+
+
 def test_a_search_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a table rejects nearly everything, what is left counts as unfit unseen."""
     monkeypatch.setattr(deliveries, "SEARCH_INSERTS", 10)
