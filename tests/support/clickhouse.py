@@ -151,9 +151,6 @@ class Difference(NamedTuple):
     foreign: list[Place]
     changed: list[Place]
 
-    def __bool__(self) -> bool:
-        return any(self)
-
 
 def compare(clickhouse: ClickHouse, stored: dict[Place, bytes]) -> Difference:
     """Hold the tables against the lines that were stored."""

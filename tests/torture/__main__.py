@@ -74,7 +74,12 @@ def kinds(scale: float) -> list[Kind]:
         kind("crowd", 0.15, "connections", 2000),
         kind("tls", 0.2, "connections", 500),
         kind("fuzz", 0.1, "inputs", times(200_000)),
-        kind("forward", 0.6, "kills", max(200, times(200)), "rounds", max(8, times(12))),
+        kind(
+            "forward",
+            0.6,
+            *("kills", max(200, times(200)), "rounds", max(8, times(8))),
+            *("logs", times(5000), "segments", 100_000),
+        ),
     ]
 
 

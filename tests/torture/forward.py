@@ -2,26 +2,28 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from astralog.store.deliveries import CURSOR_NAME, encode_fact
+from bench.measure import peak_mib
 from tests.support.clickhouse import (
     FAULTS,
     ClickHouse,
+    Difference,
     Forward,
     compare,
-    damage_cursor,
+    make_line,
     stored_lines,
+    write_segment,
 )
-from tests.support.load import Load
 from tests.support.service import Service, wait_for
+from tests.torture import forward_breaks as breaks
 from tests.torture.bench import Bench, tally
+from tests.torture.forward_breaks import Break, Node, World
+from tests.torture.odd_values import make_odd_log
 from tests.torture.table import Row
-
-NODES = 2
 
 #: Rounds on one set of data directories and tables, before these are tallied.
 ROUNDS_A_CAMPAIGN = 25
@@ -29,99 +31,32 @@ ROUNDS_A_CAMPAIGN = 25
 #: Longest time between forward's start, or a round's, and what goes wrong in it.
 LONGEST_PEACE_SECONDS = 0.5
 
-#: Seconds that a client waits between two batches, so that what is stored can be checked.
-PACE_SECONDS = 0.02
-
-#: Little, so that most moments are in the midst of an insert.
-CHUNK_BYTES = 2000
-TIMEOUT_SECONDS = 2.0
-
 #: Seconds in which all must be delivered at the end.
 DELIVERY_SECONDS = 120.0
 
-
-class PacedLoad(Load):
-    """Clients that do not post all they can."""
-
-    def note_post(self, number: int, port: int) -> None:
-        """Take a break."""
-        time.sleep(PACE_SECONDS)
+#: Memory that forward may take at most.
+LARGEST_MIB = 150
 
 
-class Node:
-    """A service under load, and its forward."""
+def torture(bench: Bench, kills: int, rounds: int, logs: int, segments: int) -> Iterator[Row]:
+    """Kill forward `kills` times, and break everything else `rounds` times each.
 
-    def __init__(self, directory: Path, number: int, clickhouse: ClickHouse) -> None:
-        directory.mkdir()
-        self.name = f"node-{number}"
-        self.service = Service(directory, workers=2, segment_bytes=40_000, segment_seconds=1)
-        self.load = PacedLoad(self.service, threads=2, largest=8, start=number << 32)
-        self.forward = Forward(
-            directory,
-            clickhouse.url,
-            self.service.data_dir,
-            node=self.name,
-            forward_chunk_bytes=CHUNK_BYTES,
-            clickhouse_timeout_seconds=TIMEOUT_SECONDS,
-        )
-
-    def __enter__(self) -> Self:
-        self.service.start()
-        self.load.__enter__()
-        self.forward.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.load.stop()
-        self.service.kill()
-        self.forward.kill()
-
-    def restart_forward(self) -> None:
-        """Start forward again, and return when it delivers."""
-        self.forward.start()
-        wait_for(lambda: "delivering from" in self.forward.log())
-
-
-class World:
-    """Some nodes, and the engine that they deliver to."""
-
-    def __init__(self, bench: Bench, directory: Path, clickhouse: ClickHouse) -> None:
-        self.random = bench.random
-        self.clickhouse = clickhouse
-        self.nodes = [Node(directory / f"{n}", n, clickhouse) for n in range(1, NODES + 1)]
-
-    def any_node(self) -> Node:
-        """Return one of the nodes."""
-        return self.random.choice(self.nodes)
-
-    def set_window(self, blocks: int) -> None:
-        """Let the tables remember so many inserts."""
-        for table in ("logs", "logs_unfit"):
-            self.clickhouse.query(
-                f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = {blocks}"
-            )
-
-
-Break = Callable[[World], None]
-
-
-def torture(bench: Bench, kills: int, rounds: int) -> Iterator[Row]:
-    """Kill forward `kills` times, and break everything else `rounds` times each."""
-    yield from _run(bench, "kill -9 of forward", kills, _kill_forward)
-    yield from _run(bench, "kill -9 of the engine in an insert", rounds, _kill_engine)
-    yield from _run(bench, "kill -9 of the service before forward", rounds, _kill_service)
+    Then deliver so many `logs` as odd as they come, and a log beside so many delivered `segments`.
+    """
+    yield from _run(bench, "kill -9 of forward", kills, breaks.kill_forward)
+    yield from _run(bench, "kill -9 of the engine in an insert", rounds, breaks.kill_engine)
+    yield from _run(bench, "kill -9 of the service before forward", rounds, breaks.kill_service)
     for fault in FAULTS:
+        break_it = partial(breaks.break_inserts, fault=fault)
         what = f"an insert is answered: {fault}"
-        yield from _run(bench, what, max(1, rounds // 4), partial(_break_inserts, fault=fault))
-    yield from _run(bench, "cursor lost or damaged", rounds, _damage_cursor)
-    yield from _run(bench, "everything at once", 2 * rounds, _break_something)
+        yield from _run(bench, what, max(1, rounds // 4), break_it)
+    yield from _run(bench, "cursor lost or damaged", rounds, breaks.damage_cursor)
+    yield from _run(bench, "everything at once", 2 * rounds, breaks.break_something)
     what = "everything at once, no token remembered"
-    yield from _run(bench, what, rounds, _break_and_wait, window=0)
+    yield from _run(bench, what, rounds, breaks.break_and_wait, window=0)
+    if bench.has_time:
+        yield _deliver_odd_values(bench, logs)
+        yield _deliver_beside(bench, segments)
 
 
 def _run(
@@ -164,14 +99,18 @@ def _finish(row: Row, world: World) -> None:
         node.service.stop()
         _deliver_the_rest(row, node)
         stored.update(stored_lines(node.name, node.service.files()))
-    difference = compare(world.clickhouse, stored)
+    _note(row, compare(world.clickhouse, stored))
+    _tally_acknowledged(row, world)
+
+
+def _note(row: Row, difference: Difference) -> None:
+    """Note in the row what is wrong in the tables."""
     row.lost += len(difference.lost)
     row.doubled += len(difference.doubled)
     row.forged += len(difference.foreign)
     row.half += len(difference.changed)
-    if difference:
+    if any(difference):
         row.remark(str(difference)[:500])
-    _tally_acknowledged(row, world)
 
 
 def _deliver_the_rest(row: Row, node: Node) -> None:
@@ -200,62 +139,53 @@ def _tally_acknowledged(row: Row, world: World) -> None:
         tally(row, node.load, [path])
 
 
-def _kill_forward(world: World) -> None:
-    node = world.any_node()
-    node.forward.kill()
-    node.restart_forward()
+def _deliver_odd_values(bench: Bench, logs: int) -> Row:
+    """Send odd logs, one a batch, and hold the rows against what the service stored."""
+    row = Row("forward: odd values")
+    directory = bench.make_directory()
+    with ClickHouse(directory / "clickhouse") as clickhouse:
+        service = Service(directory, workers=1)
+        forward = Forward(directory, clickhouse.url, service.data_dir)
+        with service:
+            for number in range(logs):
+                answer = service.drain({"logs": [make_odd_log(bench.random, number)]})
+                if answer.status != 200:
+                    row.fail(f"a log was answered {answer.status}: {answer.raw[:200]!r}")
+                row.acknowledged += answer.status == 200
+                row.tried += 1
+            service.stop()
+        if forward.run_once(DELIVERY_SECONDS) != 0:
+            row.fail("forward did not come to its end")
+        _note(row, compare(clickhouse, dict(stored_lines("node-1", service.files()))))
+        row.lost += row.acknowledged - clickhouse.count()
+    bench.remove(directory)
+    return row
 
 
-def _kill_engine(world: World) -> None:
-    world.clickhouse.kill()
-    time.sleep(world.random.uniform(0, 0.3))
-    world.clickhouse.start()
-    _wait_for_a_delivery(world)
-
-
-def _kill_service(world: World) -> None:
-    service = world.any_node().service
-    service.kill()
-    service.start()
-
-
-def _break_inserts(world: World, fault: str) -> None:
-    """Let a few inserts go wrong after a few that do not, and wait until that is over."""
-    times, after = world.random.randrange(1, 4), world.random.randrange(3)
-    seconds = world.random.choice((0.5, 1.5 * TIMEOUT_SECONDS))
-    world.clickhouse.break_inserts(fault, times, after, seconds)
-    wait_for(lambda: world.clickhouse.faults_left() == 0, DELIVERY_SECONDS)
-    _wait_for_a_delivery(world)
-
-
-def _wait_for_a_delivery(world: World) -> None:
-    before = world.clickhouse.count()
-    wait_for(lambda: world.clickhouse.count() > before, DELIVERY_SECONDS)
-
-
-def _damage_cursor(world: World) -> None:
-    node = world.any_node()
-    node.forward.kill()
-    path = node.service.data_dir / "forward.cursor"
-    damage_cursor(path, world.random.choice(("lost", "torn", "garbled", "copied", "empty")))
-    node.restart_forward()
-
-
-def _break_something(world: World) -> None:
-    """Break one thing or two of those above, at once."""
-    breaks: list[Break] = [_kill_forward, _kill_engine, _kill_service, _damage_cursor]
-    fault = world.random.choice(FAULTS)
-    if world.random.random() < 0.5:
-        world.clickhouse.break_inserts(fault, world.random.randrange(1, 4), seconds=1)
-    for break_it in world.random.sample(breaks, world.random.choice((1, 2))):
-        break_it(world)
-
-
-def _break_and_wait(world: World) -> None:
-    """Break something, but leave no insert under way that a table is asked about too early.
-
-    Without a memory of tokens, a server that still stores what it was sent before a client looks
-    for it doubles it; there is no window that short.
-    """
-    _break_something(world)
-    time.sleep(TIMEOUT_SECONDS)
+def _deliver_beside(bench: Bench, segments: int) -> Row:
+    """Start beside so many delivered segments, and deliver one more at its time."""
+    row = Row(f"forward: {segments:,} delivered segments beside", tried=1)
+    directory = bench.make_directory()
+    data_dir = directory / "data"
+    data_dir.mkdir()
+    with ClickHouse(directory / "clickhouse") as clickhouse:
+        forward = Forward(directory, clickhouse.url, data_dir)
+        content = write_segment(data_dir, [make_line(0)]).read_bytes()
+        assert forward.run_once() == 0
+        names = [f"20250101T000000.{number:06d}Z-1" for number in range(segments)]
+        for name in names:
+            (data_dir / f"{name}.ndjson").write_bytes(content)
+        with (data_dir / CURSOR_NAME).open("ab") as file:
+            file.writelines(encode_fact(f"done {name}") for name in names)
+        with forward.start():
+            wait_for(lambda: "delivering from" in forward.log())
+            write_segment(data_dir, [make_line(1)], 1)
+            started = time.monotonic()
+            wait_for(lambda: clickhouse.count() > 1)
+            row.was_back_after(time.monotonic() - started)
+            if clickhouse.count() != 2:
+                row.doubled += clickhouse.count() - 2
+            if peak_mib(forward.process.pid) > LARGEST_MIB:
+                row.fail(f"forward took {peak_mib(forward.process.pid):.0f} MiB")
+    bench.remove(directory)
+    return row
