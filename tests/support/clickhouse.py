@@ -56,6 +56,14 @@ class ClickHouse:
                 stderr=log,
                 text=True,
             )
+        try:
+            self._wait_until_listening()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _wait_until_listening(self) -> None:
         assert self._process.stdout
         with self._process.stdout as stdout:
             port = stdout.readline()
@@ -64,7 +72,6 @@ class ClickHouse:
             self._port = int(port)
             self.query(f"CREATE DATABASE {DATABASE} ENGINE = Atomic", database="")
             self.create_tables()
-        return self
 
     def kill(self) -> None:
         """End the engine at once, whatever it does."""
