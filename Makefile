@@ -31,8 +31,11 @@ $(VENV)/.installed-clickhouse: $(VENV)/.installed requirements-clickhouse.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-clickhouse.lock
 	touch $@
 
+.PHONY: install-forward
+install-forward: $(VENV)/.installed-clickhouse ## Add to .venv what forward needs
+
 .PHONY: forward
-forward: $(VENV)/.installed-clickhouse ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
+forward: install-forward ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
 	$(BIN)/astralog forward
 
 .PHONY: test
