@@ -9,6 +9,9 @@ from astralog.store import sealed
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two attempts at a segment that cannot be read.
+UNREADABLE_SECONDS = 60.0
+
 
 def find_sealed(directory: Path, known: set[str]) -> set[str]:
     """Return the sealed segments of a directory; raises OSError.
@@ -28,6 +31,7 @@ class Backlog:
         self._sizes: dict[str, int] = {}
         self._queue: list[str] = []  # the oldest last
         self._open: set[str] = set()
+        self._unreadable: dict[str, float] = {}  # with the time of the next attempt
 
     def look(self) -> None:
         """Take note of segments that were sealed, and of those that are gone."""
@@ -39,7 +43,9 @@ class Backlog:
                 self._sizes[name] = size
         missing = (self._sizes.keys() | delivered) - found.sealed
         self._forget({name for name in missing if not sealed.is_sealed(self._directory, name)})
-        self._queue = sorted(self._sizes, reverse=True)
+        now = time.monotonic()
+        waiting = (name for name in self._sizes if self._unreadable.get(name, now) <= now)
+        self._queue = sorted(waiting, reverse=True)
 
     def _size(self, name: str) -> int | None:
         try:
@@ -51,7 +57,7 @@ class Backlog:
         lost = sorted(names & self._sizes.keys())
         for name in lost:
             log.error("%s was removed before it was delivered", name)
-            del self._sizes[name]
+            self.remove(name)
         if names:
             self._cursor.forget(names)
 
@@ -65,6 +71,14 @@ class Backlog:
     def remove(self, name: str) -> None:
         """Take out a segment that is delivered, or gone."""
         self._sizes.pop(name, None)
+        self._unreadable.pop(name, None)
+
+    def postpone(self, name: str, error: BaseException) -> None:
+        """Leave a segment that cannot be read for later, and go on with the others."""
+        if name not in self._unreadable:
+            log.error("cannot read %s: %s; it is tried again every minute", name, error)
+        self._unreadable[name] = time.monotonic() + UNREADABLE_SECONDS
+        self._queue.remove(name)
 
     @property
     def waiting_segments(self) -> int:
@@ -79,9 +93,8 @@ class Backlog:
     @property
     def oldest_at(self) -> float:
         """When the oldest segment was started that is not delivered, sealed or open; 0 for none."""
-        waiting = [self.oldest(), min(self._open, default=None)]
-        starts = [sealed.start_of(name) for name in waiting if name]
-        return min(starts, default=0.0)
+        oldest = [self.oldest(), *self._unreadable, min(self._open, default=None)]
+        return min((sealed.start_of(name) for name in oldest if name), default=0.0)
 
     def remove_delivered(self, keep_seconds: float) -> None:
         """Remove the files of delivered segments that were last changed longer ago."""

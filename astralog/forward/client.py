@@ -118,7 +118,7 @@ class Tables:
 
     def insert_unfit(self, chunk: Chunk, lines: list[Unfit]) -> None:
         """Insert lines of a chunk into the second table, raw, each with its error."""
-        rows = [unfit_rows(chunk.segment, self._node, lines)]
+        rows = unfit_rows(chunk.segment, self._node, lines)
         self._insert(chunk, self._unfit_table, UNFIT_COLUMNS, "TabSeparated", rows)
 
     def _insert(

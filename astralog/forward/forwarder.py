@@ -73,7 +73,7 @@ class Forwarder:
             if self._failures.attempts >= ONCE_ATTEMPTS:
                 return False
             time.sleep(pause)
-        return True
+        return not self._backlog.waiting_segments  # as of those that cannot be read
 
     def tick(self) -> float:
         """Do what is due, and return the seconds until something is due again."""
@@ -128,23 +128,24 @@ class Forwarder:
     def _next_chunk(self) -> Chunk | None:
         while name := self._reader.name if self._reader else self._backlog.oldest():
             try:
-                reader = self._reader = self._reader or self._open(name)
-                chunk = reader.read(self._cursor.position(name).lines + 1)
+                chunk = self._read(name)
             except FileNotFoundError:
                 self._backlog.look()  # which notes that the segment is gone
-                continue
-            except BaseException:
+            except READ_ERRORS as error:
                 self._drop_reader()
-                raise
-            if chunk:
-                return chunk
-            self._finish(name)
+                self._backlog.postpone(name, error)
+            else:
+                if chunk:
+                    self._cursor.begin(name)
+                    return chunk
+                self._finish(name)
         return None
 
-    def _open(self, name: str) -> SegmentReader:
-        self._cursor.begin(name)
-        offset = self._cursor.position(name).offset
-        return SegmentReader(self._directory, name, offset, self._chunk_bytes)
+    def _read(self, name: str) -> Chunk | None:
+        at = self._cursor.position(name)
+        if self._reader is None:
+            self._reader = SegmentReader(self._directory, name, at.offset, self._chunk_bytes)
+        return self._reader.read(at.lines + 1)
 
     def _note(self, chunk: Chunk, lines: int) -> None:
         """Note in the cursor that a chunk is delivered."""

@@ -111,14 +111,11 @@ def find_error(line: bytes) -> str | None:
     return None
 
 
-def unfit_rows(segment: str, node: str, unfit: list[Unfit]) -> bytes:
-    """Return rows of the second table, tab separated, each line byte for byte as it is stored."""
+def unfit_rows(segment: str, node: str, unfit: list[Unfit]) -> Iterator[bytes]:
+    """Yield rows of the second table, tab separated, each line byte for byte as it is stored."""
     head = b"%b\t%b" % (_escape(node.encode()), segment.encode())
-    rows = (
-        b"%b\t%d\t%b\t%b\n" % (head, line, _escape(raw), _escape(error.encode()))
-        for line, raw, error in unfit
-    )
-    return b"".join(rows)
+    for line, raw, error in unfit:
+        yield b"%b\t%d\t%b\t%b\n" % (head, line, _escape(raw), _escape(error.encode()))
 
 
 def _escape(value: bytes) -> bytes:

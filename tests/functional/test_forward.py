@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support.clickhouse import (
     COMMITTED_FAULTS,
+    DISCARD,
     FAULTS,
     ClickHouse,
     Difference,
@@ -466,3 +468,23 @@ def test_without_settings_it_says_what_it_needs(
     forward.set(clickhouse_url="")
     assert forward.run_once() == 1
     assert "ASTRALOG_CLICKHOUSE_URL: Needed" in forward.log()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timestamp", ["2024-05-31T15:30:45Z", "0001-01-01T00:00:00Z"])
+def test_memory_is_bounded_whatever_a_segment_holds(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, timestamp: str
+) -> None:
+    """With chunks of the usual size, a large segment takes no more than 150 MiB."""
+    line = make_line(0, timestamp=timestamp, message="x" * 300)
+    write_segment(data_dir, [line] * 200_000)
+    forward.set(forward_chunk_bytes=16 * 1024 * 1024, clickhouse_timeout_seconds=60)
+    clickhouse.break_inserts(DISCARD, times=100)
+    peaks = [0.0]
+    with forward.start("--once"):
+        while forward.process.poll() is None:
+            status = Path(f"/proc/{forward.process.pid}/status").read_text()
+            peaks += [int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status)]
+            time.sleep(0.02)
+    assert forward.process.returncode == 0
+    assert 30 < max(peaks) < 150

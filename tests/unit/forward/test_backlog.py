@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from astralog.forward import backlog as backlogs
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.cursor import Cursor
 from astralog.store import sealed
@@ -86,6 +87,22 @@ def test_a_listing_may_miss_what_is_compressed_meanwhile(
     backlog.look()
     assert (backlog.oldest(), cursor.known()) == (waiting, {delivered, waiting})
     assert {delivered} == find_sealed(tmp_path, {delivered, "20261123T000009.000000Z-1"})
+
+
+def test_what_cannot_be_read_does_not_hold_up_the_rest(
+    tmp_path: Path, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment on a bad part of the disk waits for later; the lag shows that it waits."""
+    bad, good = write(tmp_path, 1), write(tmp_path, 2)
+    backlog.look()
+    backlog.postpone(bad, OSError("I/O error"))
+    backlog.look()
+    assert (backlog.oldest(), backlog.waiting_segments) == (good, 2)
+    assert backlog.oldest_at == sealed.start_of(bad)
+    monkeypatch.setattr(backlogs, "UNREADABLE_SECONDS", 0.0)
+    backlog.postpone(good, OSError("I/O error"))
+    backlog.look()
+    assert backlog.oldest() == good
 
 
 def test_old_delivered_segments_are_removed(

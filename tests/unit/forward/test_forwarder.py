@@ -119,6 +119,36 @@ def test_a_missing_directory_is_waited_for(settings: Settings, server: FakeServe
     forwarder.close()
 
 
+@pytest.mark.parametrize("damage", ["unreadable", "garbled"])
+def test_a_segment_that_cannot_be_read(
+    settings: Settings, server: FakeServer, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    """The others are delivered, one line names it, and it is delivered once it can be read."""
+    bad, good = write(settings.data_dir, 1), write(settings.data_dir, 2)
+    content = bad.read_bytes()
+    bad.unlink()
+    if damage == "unreadable":
+        bad.mkdir()
+    else:
+        bad.with_name(bad.name + ".zst").write_bytes(b"no zstd")
+    forwarder = start(settings, server)
+    for _ in range(20):
+        forwarder._look_at = forwarder._attempt_at = 0.0
+        forwarder.tick()
+    assert {segment for segment, _ in server.logs} == {good.stem}
+    assert sum(f"cannot read {bad.stem}" in message for message in caplog.messages) == 1
+    assert forwarder._backlog.waiting_segments == 1
+    forwarder._backlog._unreadable.clear()
+    assert not forwarder.run_once()
+    forwarder.close()
+    bad.rmdir() if damage == "unreadable" else bad.with_name(bad.name + ".zst").unlink()
+    bad.write_bytes(content)
+    forwarder = start(settings, server)
+    assert forwarder.run_once()
+    forwarder.close()
+    assert server.lines() == stored(settings.data_dir)
+
+
 def test_another_directory_ends_it(settings: Settings, server: FakeServer) -> None:
     """Another directory under the same name has another cursor, and may have another forward."""
     forwarder = start(settings, server)

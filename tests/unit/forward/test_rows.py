@@ -116,7 +116,7 @@ def test_a_log_in_another_order_is_a_row() -> None:
 def test_unfit_lines_keep_every_byte() -> None:
     """The second table's rows have no byte that its format takes for something else."""
     raw = b"tab\tnew\nline\\back\\n\0\xff"
-    row = unfit_rows(NAME, "no\tde", [Unfit(7, raw, "be\tcause")])
+    [row] = unfit_rows(NAME, "no\tde", [Unfit(7, raw, "be\tcause")])
     fields = row.removesuffix(b"\n").split(b"\t")
     assert len(fields) == 5
     unescape = {b"\\t": b"\t", b"\\n": b"\n", b"\\\\": b"\\"}
