@@ -68,12 +68,13 @@ class Forwarder:
         """Deliver what is sealed now; return whether that was possible."""
         self._look()
         self._look_at = float("inf")
+        pause = 0.0
         while self._backlog.oldest():
+            time.sleep(pause)
             pause = self.tick()
             if self._failures.attempts >= ONCE_ATTEMPTS:
                 return False
-            time.sleep(pause)
-        return not self._backlog.waiting_segments  # as of those that cannot be read
+        return not self._backlog.waiting_segments  # as those that cannot be read do
 
     def tick(self) -> float:
         """Do what is due, and return the seconds until something is due again."""
