@@ -50,7 +50,8 @@ class Engine:
 
     def __init__(self, directory: Path) -> None:
         self._session = session.Session(str(directory))
-        self._scratch = tempfile.TemporaryDirectory(prefix="astralog-front-")
+        self._scratch = directory.with_name("scratch")
+        self._scratch.mkdir(exist_ok=True)
         self._lock = threading.Lock()
         self.faults: deque[str] = deque()
         self.silent_seconds = 30.0
@@ -74,7 +75,7 @@ class Engine:
         match = INSERT.fullmatch(text)
         if not match:
             raise RuntimeError(f"Code: 62. DB::Exception: not an insert: {text}. (SYNTAX_ERROR)")
-        with tempfile.NamedTemporaryFile(dir=self._scratch.name) as file:
+        with tempfile.NamedTemporaryFile(dir=self._scratch) as file:
             for piece in body:
                 file.write(piece)
             file.flush()
