@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificate import can_make_certificate, make_certificate
 from tests.support.clickhouse import (
     COMMITTED_FAULTS,
     DISCARD,
@@ -400,6 +401,22 @@ def test_no_server_at_all(forward: Forward, data_dir: Path, clickhouse: ClickHou
     assert forward.log().count(" ERROR ") == 1
     assert "a-password" not in forward.log()
     assert "a-password" not in (data_dir / "forward.cursor").read_text()
+
+
+def test_over_tls(forward: Forward, data_dir: Path, tmp_path: Path) -> None:
+    """With a certificate that it can trust, it delivers over TLS; with another, it does not."""
+    if not can_make_certificate():
+        pytest.skip("NOT TESTED: TLS to ClickHouse; openssl is not installed")
+    cert, key = make_certificate(tmp_path)
+    write_segments(data_dir, 1)
+    with ClickHouse(tmp_path / "tls", cert, key) as clickhouse:
+        forward.set(clickhouse_url=clickhouse.url)
+        with forward.start():
+            wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in forward.log())
+        assert clickhouse.count() == 0
+        forward.set(clickhouse_url=f"{clickhouse.url}?ca_cert={cert}")
+        assert forward.run_once() == 0
+        assert_delivered(clickhouse, data_dir)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -32,11 +33,12 @@ Place = tuple[str, str, int]
 
 
 class ClickHouse:
-    """An engine whose tables outlive its process."""
+    """An engine whose tables outlive its process; with a certificate and a key, it speaks TLS."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *certificate: Path) -> None:
         directory.mkdir(exist_ok=True)
         self._directory = directory
+        self._certificate = certificate
         self._log_path = directory / "front.log"
         self._port = 0
 
@@ -50,6 +52,7 @@ class ClickHouse:
                     "tests.support.clickhouse_front",
                     str(self._port),
                     str(self._directory / "engine"),
+                    *map(str, self._certificate),
                 ],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
@@ -86,7 +89,8 @@ class ClickHouse:
     @property
     def url(self) -> str:
         """The tables' address, as a setting of forward; any user and password will do."""
-        return f"http://someone:a-password@127.0.0.1:{self._port}/{DATABASE}"
+        scheme = "https" if self._certificate else "http"
+        return f"{scheme}://someone:a-password@127.0.0.1:{self._port}/{DATABASE}"
 
     @property
     def pid(self) -> int:
@@ -97,7 +101,11 @@ class ClickHouse:
         return self._post("/?" + urlencode({"database": database}), text, timeout)
 
     def _post(self, path: str, body: str = "", timeout: float = TIMEOUT_SECONDS) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
+        address = ("127.0.0.1", self._port)
+        connection = http.client.HTTPConnection(*address, timeout=timeout)
+        if self._certificate:
+            trust = ssl.create_default_context(cafile=self._certificate[0])
+            connection = http.client.HTTPSConnection(*address, timeout=timeout, context=trust)
         try:
             connection.request("POST", path, body.encode())
             response = connection.getresponse()

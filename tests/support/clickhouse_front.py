@@ -1,12 +1,14 @@
 """A process that answers as a ClickHouse server does over HTTP, with its engine, chdb, inside.
 
-`python -m tests.support.clickhouse_front PORT DIRECTORY`; port 0 takes a free one, and the first
-line of stdout tells which. One statement runs at a time. `POST /fault?name=NAME&times=N` makes the
-next N inserts go wrong; `tests.support.clickhouse` has the names.
+`python -m tests.support.clickhouse_front PORT DIRECTORY [CERTIFICATE KEY]`: port 0 takes a free
+one, and the first line of stdout tells which. With a certificate it speaks TLS alone. One statement
+runs at a time. `POST /fault?name=NAME&times=N` makes the next N inserts go wrong;
+`tests.support.clickhouse` has the names.
 """
 
 import re
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -199,6 +201,10 @@ def main() -> None:
     """Serve until the process is killed."""
     Handler.engine = Engine(Path(sys.argv[2]))
     server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+    if len(sys.argv) > 3:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*sys.argv[3:])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     print(server.server_address[1], flush=True)
     server.serve_forever()
 
