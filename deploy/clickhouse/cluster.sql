@@ -15,6 +15,7 @@ CREATE TABLE IF NOT EXISTS logs_local ON CLUSTER astralog
     metadata String CODEC(ZSTD(3)),
     meta JSON MATERIALIZED JSONExtract(metadata, 'JSON') CODEC(ZSTD(3)),
     received DateTime('UTC') MATERIALIZED parseDateTimeBestEffort(substring(segment, 1, 15), 'UTC') CODEC(Delta, ZSTD(1)),
+    INDEX segments segment TYPE bloom_filter GRANULARITY 1,
     INDEX timestamps timestamp TYPE minmax GRANULARITY 1,
     INDEX words message TYPE text(tokenizer = 'splitByNonAlpha')
 )

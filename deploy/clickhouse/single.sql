@@ -24,6 +24,8 @@ CREATE TABLE IF NOT EXISTS logs
     -- When the segment was started, which is up to ASTRALOG_SEGMENT_SECONDS before a log came in.
     received DateTime('UTC') MATERIALIZED parseDateTimeBestEffort(substring(segment, 1, 15), 'UTC') CODEC(Delta, ZSTD(1)),
 
+    -- For forward's question which lines of a segment are there.
+    INDEX segments segment TYPE bloom_filter GRANULARITY 1,
     INDEX timestamps timestamp TYPE minmax GRANULARITY 1,
     -- A word in a message: WHERE hasAllTokens(message, 'refused'). Before 26.2, use instead
     -- TYPE tokenbf_v1(32768, 3, 0) GRANULARITY 1, with hasToken(message, 'refused').
