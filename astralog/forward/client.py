@@ -27,6 +27,9 @@ ERROR_CHARACTERS = 500
 BLOCK_ROWS = 4_000_000
 BLOCK_BYTES = 1024 * 1024 * 1024
 
+#: Which rows of a table come from a chunk; the names of the tables are checked by the settings.
+HELD = "WHERE node = %(node)s AND segment = %(segment)s AND line BETWEEN %(first)s AND %(last)s"
+
 INSERT_SETTINGS: dict[str, Any] = {
     "async_insert": 0,
     "insert_deduplicate": 1,
@@ -148,12 +151,8 @@ class Tables:
 
     def held(self, chunk: Chunk) -> set[int]:
         """Return those lines of a chunk that the tables hold, by their numbers."""
-        where = "WHERE node = %(node)s AND segment = %(segment)s "
-        where += "AND line BETWEEN %(first)s AND %(last)s"
-        query = (
-            f"SELECT line FROM {self._table} {where} "  # nosec B608  # the settings check the name
-            f"UNION DISTINCT SELECT line FROM {self._unfit_table} {where}"
-        )
+        tables = (self._table, self._unfit_table)
+        query = " UNION DISTINCT ".join(f"SELECT line FROM {name} {HELD}" for name in tables)  # nosec
         values = {
             "node": self._node,
             "segment": chunk.segment,
