@@ -25,7 +25,11 @@ install: $(VENV)/.installed ## Make .venv with the locked dependencies
 
 .PHONY: run
 run: install ## Start the service on http://localhost:8080
-	$(BIN)/gunicorn wsgi:app
+	$(BIN)/astralog serve
+
+.PHONY: tail
+tail: install ## Follow the logs as they come in; TAIL="--level error" for some of them
+	@$(BIN)/astralog tail -f $(TAIL)
 
 $(VENV)/.installed-clickhouse: $(VENV)/.installed requirements-clickhouse.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-clickhouse.lock
@@ -62,12 +66,16 @@ coverage: $(VENV)/.installed-dev ## Measure which lines the unit tests run
 bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
 	$(BIN)/python -m bench
 
+.PHONY: bench-client
+bench-client: $(VENV)/.installed-dev ## Measure what logging through the Python client costs
+	PYTHONPATH=clients/python $(BIN)/python -m bench.python_client
+
 .PHONY: check
 check: $(VENV)/.installed-dev ## Lint, check the format, the types and that the lock files are not behind
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog wsgi.py gunicorn.conf.py
+	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog clients wsgi.py gunicorn.conf.py
 	# What is locked, and installed by its hashes, is all that setup.cfg asks for; nothing is fetched.
 	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --no-index --no-build-isolation '.[dev]'
 
@@ -82,6 +90,10 @@ audit: ## Look the locked packages up among known vulnerabilities; needs the int
 .PHONY: token
 token: ## Print a strong token for the file of tokens
 	@python3 -c 'import secrets; print(secrets.token_urlsafe(32))'
+
+.PHONY: wheel
+wheel: install ## Build the wheel in dist/; `pip install` it, and `astralog serve` starts the service
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 .PHONY: format
 format: $(VENV)/.installed-dev ## Format the code
@@ -100,5 +112,5 @@ lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
 
 .PHONY: clean
 clean: ## Remove what make and the tools made; the data directory stays
-	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

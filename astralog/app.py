@@ -5,21 +5,22 @@ from flask import Flask
 from astralog import __version__
 from astralog.api import docs, drain, health, metrics, responses
 from astralog.api.flask_app import App
+from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
+from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
-from astralog.telemetry.collectors import BuildCollector, DiskCollector
+from astralog.telemetry.collectors import BuildCollector
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.disk_usage import DiskUsageReader
-from astralog.telemetry.families import counter_families, queue_families
+from astralog.telemetry.families import counter_families, disk_families, queue_families
 from astralog.telemetry.prometheus import Metrics
 
 
 def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
     """Join the parts to an app; without settings and tokens, those of the environment.
 
-    Raises InvalidSettings. It makes neither the data directory nor a token (`server.lifecycle`
+    Raises InvalidSettings. It makes neither the data directory nor a token (`server.first_start`
     does): a worker that starts while a disk is not mounted must not take another in its place.
     """
     settings = settings or Settings.from_environ()
@@ -27,15 +28,17 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     counters = Counters()
     queue = CommitQueue(settings, counters.store)
     numbers = Metrics(counters)
-    numbers.add([*counter_families(counters), *queue_families(queue)])
+    numbers.add([*counter_families(counters), *queue_families(queue), *disk_families(queue)])
     numbers.register(BuildCollector())
-    numbers.register(DiskCollector(DiskUsageReader(settings.data_dir).take))
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
+    acceptor = Acceptor(tokens, bodies, queue, counters)
     app = App(__name__, static_folder=None)
     app.extensions["astralog"] = queue
     app.extensions["astralog_metrics"] = numbers
-    responses.init_app(app)
-    app.register_blueprint(drain.create_blueprint(tokens, bodies, queue, counters))
+    app.extensions["astralog_tokens"] = tokens
+    app.extensions["astralog_rejections"] = rejections = RejectionLog(tokens.name_of, counters)
+    responses.init_app(app, rejections.note)
+    app.register_blueprint(drain.create_blueprint(acceptor, rejections.note))
     app.register_blueprint(health.create_blueprint(queue))
     app.register_blueprint(docs.create_blueprint(__version__))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))

@@ -1,31 +1,51 @@
-"""The `astralog` command; each subcommand imports what it needs only when it is called."""
+"""The `astralog` command; each part of it imports what it needs when it runs."""
 
-import sys
+import importlib
+import secrets
 
 import click
 
 from astralog import __version__
 
+#: Commands with options of their own, and where each is found.
+ELSEWHERE = {
+    "forward": "astralog.forward.command:forward",
+    "tail": "astralog.view.tail_command:tail",
+}
 
-@click.group()
+
+class _Commands(click.Group):
+    """Commands that are imported only when they are used."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *ELSEWHERE])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        module, _, function = ELSEWHERE.get(name, "").partition(":")
+        if not module:
+            return super().get_command(context, name)
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """AstraLog: a log collector that answers 200 when every line is on disk.
+    """Collect logs, answer 200 when every line is on disk, and look at what is collected.
 
     All settings come from the environment, as ASTRALOG_*.
     """
 
 
 @main.command()
-@click.option("--once", is_flag=True, help="Deliver what is sealed now, and end.")
-def forward(once: bool) -> None:
-    """Deliver sealed segments to ClickHouse, each log once."""
-    try:
-        from astralog.forward.run import run  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if error.name != "clickhouse_connect":
-            raise
-        raise click.ClickException(
-            "Needs clickhouse-connect: install astralog[clickhouse]."
-        ) from None
-    sys.exit(run(once))
+def serve() -> None:
+    """Start the service."""
+    from astralog.server import application
+
+    application.run()
+
+
+@main.command()
+def token() -> None:
+    """Print a strong token."""
+    click.echo(secrets.token_urlsafe(32))

@@ -1,5 +1,6 @@
 """Waits that last too long are ended; one timer for all of them costs less than one for each."""
 
+import math
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -37,6 +38,20 @@ class Deadlines:
         trace: TracebackType | None,
     ) -> None:
         del self._waiting[gevent.getcurrent()]
+
+    def __bool__(self) -> bool:
+        """Return whether anything waits."""
+        return bool(self._waiting)
+
+    @property
+    def longest_since(self) -> float:
+        """When the longest wait began, in seconds of the monotonic clock; infinity without one."""
+        return next(iter(self._waiting.values()), math.inf)
+
+    def end_longest(self) -> None:
+        """End the longest wait when the hub runs next, unless what it waits for comes first."""
+        waiting, since = next(iter(self._waiting.items()))
+        gevent.get_hub().loop.run_callback(self._end, waiting, since)
 
     def _watch(self) -> None:
         run_in_hub = gevent.get_hub().loop.run_callback

@@ -6,6 +6,9 @@ from typing import Any
 
 RETRY_AFTER_SECONDS = 1
 
+#: Characters of a name or a text of the client's that a rejection repeats.
+SHOWN_CHARACTERS = 100
+
 #: Every code with its HTTP status. The code is also the counter's label, so it never changes.
 STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "unauthorized": HTTPStatus.UNAUTHORIZED,
@@ -40,7 +43,7 @@ MEANING_OF_CODE: Mapping[str, str] = {
     "body_timeout": "The body took too long to arrive.",
     "body_too_large": "The body is too large, or holds too many values; send smaller batches.",
     "unsupported_encoding": "The Content-Encoding is not known here.",
-    "queue_full": "Too much waits for the disk already; try again.",
+    "queue_full": "Too much waits for the disk, or to be decoded; try again.",
     "storage_full": "The disk is full; nothing was stored. Try again.",
     "storage_failed": "The disk failed; nothing was stored. Try again.",
     "commit_timeout": "The disk took too long. Try again; the message says whether the batch may "

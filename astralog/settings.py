@@ -2,18 +2,16 @@
 
 import dataclasses
 import os
-import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
-from environs import Env, EnvValidationError
-from marshmallow import ValidationError
 from marshmallow.validate import OneOf, Range, Regexp
 
-PREFIX = "ASTRALOG_"
+from astralog import environment
+
+PREFIX = environment.PREFIX
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -30,35 +28,29 @@ class InvalidSettings(Exception):
 
 
 def _setting(
-    default: T, help: str, validate: Callable[[Any], Any] | None = None, shown: str = ""
+    default: T,
+    help: str,
+    validate: Callable[[Any], Any] | None = None,
+    shown: str = "",
+    convert: Callable[[Any], Any] | None = None,
 ) -> T:
     """Declare a setting; `shown` is the default as the table of docs/configuration.md words it."""
-    metadata = {"help": help, "validate": validate, "shown": shown or str(default)}
+    metadata = {
+        "help": help,
+        "validate": validate,
+        "shown": shown or str(default),
+        "convert": convert,
+    }
     field: T = dataclasses.field(default=default, metadata=metadata)
     return field
 
 
+def _file_setting(help: str) -> str:
+    return _setting("", help, environment.check_file, "(none)", environment.expand_file)
+
+
 def _size_setting(default: int, help: str, minimum: int = 1) -> int:
     return _setting(default, help, Range(min=minimum))
-
-
-def _check_bind(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    is_port = port.isdecimal() and int(port) <= 65535
-    is_host = re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[^:\s]+", host)
-    if not (address.startswith("unix:/") or (is_host and is_port)):
-        raise ValidationError("Not host:port or unix:/path.")
-
-
-def _check_clickhouse_url(url: str) -> None:
-    """Reject what is no address, without a word of it: a password may stand in it."""
-    try:
-        parts = urlsplit(url)
-        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_url = False
-    if url and not is_url:
-        raise ValidationError("Not a URL like https://user:password@host:8443/database.")
 
 
 def _cores() -> int:
@@ -74,7 +66,8 @@ class Settings:
         "127.0.0.1:8080",
         "Address to listen on: `host:port`, or `unix:/path` for a local socket. "
         "Port 0 takes a free one.",
-        _check_bind,
+        environment.check_bind,
+        convert=environment.expand_bind,
     )
     tokens: str = _setting(
         "",
@@ -82,20 +75,21 @@ class Settings:
         "With neither this nor `ASTRALOG_TOKENS_FILE`, one is made in `<data dir>/token`.",
         shown="(none)",
     )
-    tokens_file: str = _setting(
-        "",
+    tokens_file: str = _file_setting(
         "File of tokens, one a line, each followed by the projects it may write, none for all; "
-        "`#` starts a comment. Read again when it changes.",
-        shown="(none)",
+        "`#` starts a comment. Read again when it changes."
     )
-    tls_cert: str = _setting(
-        "",
-        "File of the TLS certificate chain, in PEM; with it, the service speaks HTTPS alone.",
-        shown="(none)",
+    tls_cert: str = _file_setting(
+        "File of the TLS certificate chain, in PEM; with it, the service speaks HTTPS alone. "
+        "Read again at a reload."
     )
-    tls_key: str = _setting("", "File of the certificate's key, in PEM.", shown="(none)")
+    tls_key: str = _file_setting("File of the certificate's key, in PEM. Read again at a reload.")
     data_dir: Path = _setting(
-        Path("data"), "Directory of the segment files; made at start if missing.", shown="./data"
+        Path("data"),
+        "Directory of the segment files; made at the first start.",
+        environment.check_directory,
+        "./data",
+        environment.expand_directory,
     )
     workers: int = _setting(
         _cores(),
@@ -146,6 +140,12 @@ class Settings:
     retain_seconds: float = _setting(
         0.0, "Age at which sealed segments are removed; 0 keeps all.", Range(min=0)
     )
+    retain_free_bytes: int = _size_setting(
+        0,
+        "Free disk below which the oldest sealed segments are removed; 0 keeps all. "
+        "Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for new ones.",
+        0,
+    )
     clickhouse_url: str = dataclasses.field(
         default="",
         repr=False,
@@ -153,7 +153,7 @@ class Settings:
             "help": "Where `astralog forward` delivers to, over HTTP: "
             "`https://user:password@host:8443/database`; after `?`, options of clickhouse-connect "
             "as `ca_cert=/path`.",
-            "validate": _check_clickhouse_url,
+            "validate": environment.check_clickhouse_url,
             "shown": "(none)",
         },
     )
@@ -194,14 +194,7 @@ class Settings:
 
         Raises InvalidSettings, with a line for each wrong value and each unknown name.
         """
-        env = Env(eager=False, prefix=PREFIX)
-        values = {field.name: _parse(env, field) for field in dataclasses.fields(cls)}
-        problems = _unknown_names(cls)
-        try:
-            env.seal()
-        except EnvValidationError as error:
-            messages: Any = error.error_messages
-            problems += [f"{name}: {' '.join(texts)}" for name, texts in messages.items()]
+        values, problems = environment.read(dataclasses.fields(cls))
         if problems:
             raise InvalidSettings(problems)
         return cls(**values)._checked()
@@ -215,15 +208,3 @@ class Settings:
                 [f"{PREFIX}QUEUE_BYTES: Must be at least {PREFIX}MAX_BODY_BYTES, or no body fits."]
             )
         return self
-
-
-def _parse(env: Env, field: "dataclasses.Field[Any]") -> Any:
-    parsers: dict[Any, Any] = {int: env.int, float: env.float, Path: env.path}
-    parse = parsers.get(field.type, env.str)
-    return parse(field.name.upper(), field.default, validate=field.metadata["validate"])
-
-
-def _unknown_names(settings: type[Settings]) -> list[str]:
-    known = {PREFIX + field.name.upper() for field in dataclasses.fields(settings)}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    return [f"{name}: No such setting; see docs/configuration.md." for name in unknown]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from bench import forward, measure, report
+from bench import balance, forward, measure, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("workers", "growth", "flood", "forward")
+SECTIONS = ("options", "workers", "shares", "growth", "segments", "flood", "forward")
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -57,10 +57,16 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
     ):
         runner = Runner(Path(directory), executor, results.seconds)
         results.cells = runner.cells(cells)
+        if "options" in sections:
+            results.options = runner.options()
         if "workers" in sections:
             results.workers = runner.workers()
+        if "shares" in sections:
+            results.shares = balance.compare(runner)
         if "growth" in sections:
             results.growth = runner.growth()
+        if "segments" in sections:
+            results.segments = segments.compare(Path(directory), executor, results.seconds)
         if "flood" in sections:
             results.flood = runner.flood()
         if "forward" in sections:

@@ -19,7 +19,7 @@ POOL_LOGS = 500
 CHUNK_LOGS = 700
 
 SEQUENCE_DIGITS = 10
-_SEQUENCE = b"#" * SEQUENCE_DIGITS
+SEQUENCE = b"#" * SEQUENCE_DIGITS
 
 _LEVELS = ("debug", "info", "info", "info", "info", "warning", "error")
 _SERVICES = ("api-gateway", "checkout", "inventory-sync", "auth", "search", "mail-worker")
@@ -39,11 +39,10 @@ _MESSAGES = (
 class Template:
     """A batch's request but for its sequence number, which stands in every log's `log_id`."""
 
-    def __init__(self, logs: list[bytes], head: str) -> None:
-        body = b'{"logs":[' + b",".join(logs) + b"]}"
-        self.logs = len(logs)
+    def __init__(self, body: bytes, logs: int, head: str) -> None:
+        self.logs = logs
         self.body_bytes = len(body)
-        self._body_parts = body.split(_SEQUENCE)
+        self._body_parts = body.split(SEQUENCE)
         start = head.format(len(body)).encode() + self._body_parts[0]
         self._parts = [start, *self._body_parts[1:]]
 
@@ -70,7 +69,8 @@ def templates(batch: int, head: str = "") -> list[Template]:
     """
     source = random.Random(f"{SEED}-{batch}")
     count = POOL_BODIES if batch <= POOL_LOGS else 1
-    return [Template([_log(source, index) for index in range(batch)], head) for _ in range(count)]
+    pool = [b",".join(_log(source, index) for index in range(batch)) for _ in range(count)]
+    return [Template(b'{"logs":[%s]}' % logs, batch, head) for logs in pool]
 
 
 @functools.cache
@@ -106,7 +106,7 @@ def _log(source: random.Random, index: int) -> bytes:
             "service": source.choice(_SERVICES),
             "message": source.choice(_MESSAGES).format(number),
             "metadata": {
-                "log_id": f"{_SEQUENCE.decode()}-{index:05d}",
+                "log_id": f"{SEQUENCE.decode()}-{index:05d}",
                 "user_id": number,
                 "ip": f"10.{number % 256}.{source.randrange(256)}.{source.randrange(256)}",
                 "method": source.choice(("GET", "POST")),

@@ -13,13 +13,13 @@ from functools import partial
 from operator import truediv
 from pathlib import Path
 
-from astralog.intake.batch import encode_batch
 from astralog.store.deliveries import read_status
 from bench import bodies, measure
-from bench.results import Delivery, Forward
+from bench.forward_results import Delivery, Forward
 from bench.runs import PEAK_EVERY_SECONDS, ROUNDS, Runner, progress
 from tests.support import clickhouse
 from tests.support.clickhouse import DISCARD, ClickHouse
+from tests.support.decoding import encode_batch
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
 
 if sys.version_info >= (3, 14):

@@ -5,7 +5,7 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from bench import bodies, measure
@@ -25,11 +25,17 @@ _CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _RETRY_AFTER = re.compile(rb"\r\nretry-after: *[0-9]", re.IGNORECASE)
 
 
+def json_requests(batch: int, token: str) -> list[bodies.Template]:
+    """Return the pool of requests with `batch` logs each, as the docs have them."""
+    return bodies.templates(batch, HEAD.format(token=token))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to send: phases of so many seconds each, or so many requests in all where that is set.
 
-    `pids` are the server's processes, whose CPU time is taken at the ends of each phase.
+    `pids` are the server's processes, whose CPU time is taken at the ends of each phase; `make`
+    returns the requests for a number of logs and a token.
     """
 
     address: tuple[str, int]
@@ -39,6 +45,7 @@ class Plan:
     connections: int
     phase_seconds: list[float]
     requests: int | None = None
+    make: Callable[[int, str], list[bodies.Template]] = json_requests
 
 
 @dataclass
@@ -157,7 +164,7 @@ class _Load:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._templates = bodies.templates(plan.batch, HEAD.format(token=plan.token))
+        self._templates = plan.make(plan.batch, plan.token)
         self._poll = select.epoll()
         self._clients: dict[int, _Client] = {}
         self._under_way: set[_Client] = set()

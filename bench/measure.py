@@ -1,6 +1,7 @@
 """The yardsticks: CPU time, memory, percentiles, the bare codec and the bare disk."""
 
 import contextlib
+import math
 import os
 import platform
 import statistics
@@ -9,7 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from astralog.intake.batch import encode_batch
+from astralog.intake.batch import decode_json
+from astralog.intake.decoder import Context
+from astralog.intake.lanes import Lanes
+from astralog.intake.options import NO_OPTIONS
 from bench import bodies
 
 ROOT = Path(__file__).parent.parent
@@ -72,12 +76,13 @@ class Yardstick:
 def codec_cpu_per_log(batch: int) -> float:
     """Return the CPU seconds for a log of decode, timestamp check and encode in this process."""
     pool = [template.body(number) for number, template in enumerate(bodies.templates(batch))]
-    encode_batch(pool[0])
+    context = Context(None, NO_OPTIONS, Lanes(), math.inf)
+    decode_json(pool[0], context)
     logs = 0
     start = time.process_time()
     while (used := time.process_time() - start) < CODEC_SAMPLE_SECONDS:
         for body in pool[:50]:
-            logs += encode_batch(body).logs
+            logs += decode_json(body, context).batch.logs
         pool = pool[50:] + pool[:50]
     return used / logs
 

@@ -1,9 +1,11 @@
 """The tables for the terminal and the docs."""
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
+from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
-from bench.results import Cell, Forward, Results, marks
+from bench.results import Cell, Results, marks
 
 _HEADINGS = (
     "logs per batch",
@@ -92,6 +94,13 @@ def _sections(results: Results) -> Iterator[str]:
     for cell in results.cells:
         if set(cell.answers) != {ACKNOWLEDGED}:
             yield f"Answers at {cell.batch} x {cell.connections}: {cell.answers}."
+    if options := results.options:
+        yield (
+            f"NDJSON with unknown=metadata and three defaults ({options.batch} per batch, "
+            f"{options.connections} connections): {options.logs_per_second:,.0f} logs/s at "
+            f"{options.cpu_us_per_log:.2f} CPU µs a log, {options.logs_per_cpu_second:,.0f} logs "
+            "per CPU second."
+        )
     if workers := results.workers:
         one, two = workers.one[0], workers.two[0]
         yield (
@@ -102,12 +111,36 @@ def _sections(results: Results) -> Iterator[str]:
             f"(which take {two.server_cores:.2f}): on two cores free for the service the factor "
             f"would be near {2 * workers.efficiency:.2f}."
         )
+    if results.shares:
+        worst = [f"{max(s.factors):.2f} at {s.batch} x {s.connections}" for s in results.shares]
+        yield (
+            f"Shares (logs per batch x connections, {len(results.shares[0].factors)} starts each): "
+            f"the busiest of two workers takes up to {', '.join(worst)} times the CPU of the other."
+        )
     if growth := results.growth:
         fifths = ", ".join(f"{value:.2f}" for value in growth.fifths_us)
         yield (
             f"Growth: CPU µs for a log in five fifths of a run of {growth.fifths_logs:,} logs "
-            f"into one segment a worker: {fifths}. Beside {growth.sealed_segments:,} sealed "
-            f"segments: {growth.sealed_factor:.2f} times that in an empty directory."
+            f"into one segment a worker: {fifths}."
+        )
+    if segments := results.segments:
+        p99s = [median(s.p99_ms for s in side) for side in (segments.empty, segments.full)]
+        idle = [
+            median(s.idle_cores for s in side) * 100 for side in (segments.empty, segments.full)
+        ]
+        starts = [
+            median(s.starting_p99_ms for s in side) for side in (segments.empty, segments.full)
+        ]
+        first = segments.full[0]
+        yield (
+            f"Segments: beside {segments.count:,} sealed ones, retention on, the p99 of a steady "
+            f"{segments.logs_per_second:,} logs/s is {p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
+            f"times the {p99s[0]:.2f} ms in an empty directory ({starts[1]:.2f} and "
+            f"{starts[0]:.2f} ms in the first seconds after the start), and the idle service "
+            f"takes {idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
+            f"knows all segments after {first.known_seconds:.1f} s and "
+            f"{first.known_cpu:.1f} s of CPU in all, and its largest worker takes "
+            f"{first.peak_mib:.0f} MiB."
         )
     if flood := results.flood:
         answers = ", ".join(f"{count} x {answer}" for answer, count in flood.answers.items())

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import msgspec
 
+from bench.forward_results import Forward, forward_marks
 from bench.stored import Check
 
 #: Connections at which the marks are read, where the run has such cells.
@@ -58,17 +60,48 @@ class Workers:
 
 
 @dataclass
+class Shares:
+    """CPU of the busiest of several workers in that of the least busy one, start by start."""
+
+    batch: int
+    connections: int
+    factors: list[float] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+
+@dataclass
 class Growth:
-    """CPU for a log as data grows, in µs."""
+    """CPU for a log as a segment grows, in µs."""
 
     fifths_us: list[float]  # of one run into one segment
     fifths_logs: int
-    sealed_segments: int
-    empty_us: list[float]  # alternating with the next
-    sealed_us: list[float]
     fifths_factor: float
-    sealed_factor: float
-    checks: list[Check]
+    check: Check
+
+
+@dataclass
+class Beside:
+    """A service at a steady, low load beside a number of sealed segments, retention on."""
+
+    known_seconds: float  # from its start until it knew every segment
+    known_cpu: float  # the CPU seconds that it took until then
+    starting_p99_ms: float  # of the load at its start
+    p99_ms: float
+    idle_cores: float
+    peak_mib: float  # of the largest worker
+    check: Check
+
+
+@dataclass
+class Segments:
+    """An empty directory against one with many sealed segments, alternating."""
+
+    count: int
+    logs_per_second: int
+    empty: list[Beside]
+    full: list[Beside]
+    p99_factor: float  # of the medians
+    idle_percent: float  # of a core, that the full directory takes more
 
 
 @dataclass
@@ -85,42 +118,6 @@ class Flood:
 
 
 @dataclass
-class Delivery:
-    """`astralog forward` delivers sealed segments to an engine; CPU is that of forward alone."""
-
-    engine: str
-    form: str  # of the segments
-    logs: int
-    logs_per_second: float
-    cpu_us_per_log: float  # without that of its start
-    peak_mib: float
-
-    @property
-    def logs_per_cpu_second(self) -> float:
-        """Logs for each CPU second of forward."""
-        return 1e6 / self.cpu_us_per_log
-
-
-@dataclass
-class Forward:
-    """The way of the logs into ClickHouse."""
-
-    deliveries: list[Delivery]
-    disk_bytes_per_log: float  # in a plain segment
-    compressed_bytes_per_log: float  # in one that is compressed at level 3
-    table_bytes_per_log: float  # in the table once its parts are merged
-    index_bytes_per_log: float  # of these, the index of words
-    intake_logs_per_second: float  # while forward keeps up, the engine out of the way
-    lag_seconds: float  # at worst, with segments of SEGMENT_SECONDS
-    segment_seconds: float
-    search_seconds: list[float]  # from a log's 200 until a query finds it
-    alone_us: list[float]  # CPU of intake for a log, alternating with the next
-    beside_us: list[float]
-    beside_factor: float
-    checks: list[Check]
-
-
-@dataclass
 class Results:
     """Everything that a run found."""
 
@@ -129,17 +126,24 @@ class Results:
     taken_at: str
     seconds: float
     cells: list[Cell] = field(default_factory=list)
+    options: Cell | None = None
     workers: Workers | None = None
+    shares: list[Shares] = field(default_factory=list)
     growth: Growth | None = None
+    segments: Segments | None = None
     flood: Flood | None = None
     forward: Forward | None = None
 
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
+        cells += [self.options] if self.options else []
         checks = [cell.check for cell in cells]
-        checks += self.growth.checks if self.growth else []
         checks += self.forward.checks if self.forward else []
+        checks += [check for shares in self.shares for check in shares.checks]
+        checks += [self.growth.check] if self.growth else []
+        sides = self.segments.empty + self.segments.full if self.segments else []
+        checks += [side.check for side in sides]
         return checks + ([self.flood.check] if self.flood else [])
 
     def cell(self, batch: int) -> Cell | None:
@@ -186,15 +190,24 @@ def marks(results: Results) -> Iterator[Mark]:
         if (cell.batch, cell.connections) == (500, 32):
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
+    if results.options:
+        name = "500 per batch, NDJSON with options: logs per CPU second"
+        yield Mark(name, results.options.logs_per_cpu_second, 200e3, False)
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
         yield Mark("two workers: logs per CPU second of one", workers.efficiency, 0.9, False)
+    if results.shares:
+        factor = max(factor for shares in results.shares for factor in shares.factors)
+        yield Mark("two workers: CPU of the busiest, in that of the other", factor, 1.5, True)
     if results.growth:
         growth = results.growth
         yield Mark("last fifth of a segment: CPU of the first", growth.fifths_factor, 1.1, True)
-        name = f"beside {growth.sealed_segments} sealed segments: CPU of none"
-        yield Mark(name, growth.sealed_factor, 1.1, True)
+    if results.segments:
+        segments = results.segments
+        name = f"beside {segments.count} sealed segments"
+        yield Mark(f"{name}: p99 of none", segments.p99_factor, 1.2, True)
+        yield Mark(f"{name}: idle CPU, % of a core more", segments.idle_percent, 1.0, True)
     if results.flood:
         flood = results.flood
         served = flood.answers.get("200", 0) + flood.answers.get("503", 0)
@@ -204,16 +217,4 @@ def marks(results: Results) -> Iterator[Mark]:
         yield Mark(f"{name}: workers that died", flood.workers_lost, 0, True)
         yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)
     if results.forward:
-        yield from _forward_marks(results.forward)
-
-
-def _forward_marks(forward: Forward) -> Iterator[Mark]:
-    for delivery in forward.deliveries:
-        name = f"forward, {delivery.form} segments, {delivery.engine}"
-        if delivery.form == "plain":
-            yield Mark(f"{name}: logs per CPU second", delivery.logs_per_cpu_second, 1e6, False)
-        yield Mark(f"{name}: peak MiB", delivery.peak_mib, 150, True)
-    yield Mark("intake while forward keeps up: logs/s", forward.intake_logs_per_second, 98e3, False)
-    yield Mark("forward's lag then, s", forward.lag_seconds, 15, True)
-    yield Mark("a log's 200 until it is found, s", max(forward.search_seconds), 15, True)
-    yield Mark("CPU of intake beside an idle forward", forward.beside_factor, 1.03, True)
+        yield from starmap(Mark, forward_marks(results.forward))

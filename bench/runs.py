@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, wait
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
-from bench import bodies, load, measure, stored
+from bench import bodies, load, measure, options, stored
 from bench.results import Cell, Flood, Growth, Workers
 from tests.support.service import TOKEN, Service
 
 WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
 GROWTH_BATCH, GROWTH_CONNECTIONS = 500, 8
+OPTIONS_BATCH, OPTIONS_CONNECTIONS = 500, 8
 
 #: Workers in a cell of the table: they leave the load generator a core, and so their caches alone.
 CELL_WORKERS = max(1, len(os.sched_getaffinity(0)) - 1)
 
 #: Times that two sides of a comparison are run, alternating.
 ROUNDS = 3
-
-SEALED_SEGMENTS = 10_000
-_SEALED_PREFIX = "2000"  # before any segment of the run
 
 #: A service that takes less CPU than this in so many seconds has started.
 IDLE_CPU_SECONDS = 0.01
@@ -80,51 +79,34 @@ class Runner:
         return Workers(one, two, throughput[1] / throughput[0], per_cpu[1] / per_cpu[0])
 
     def growth(self) -> Growth:
-        """Compare the CPU for a log early and late in a segment, and in a full directory."""
+        """Compare the CPU for a log early and late in a segment."""
         progress("growth: five fifths of one segment")
-        phases, check = self._growth_run([self._seconds / 2] * 5, segment_bytes=2**40)
+        with self.service(segment_bytes=2**40) as service:
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds / 2] * 5)
+            check = check_disk(service, GROWTH_BATCH, outcome)
+        phases = outcome.phases[1:]
         fifths = [_cpu_us(phase, GROWTH_BATCH) for phase in phases]
-        empty: list[float] = []
-        sealed: list[float] = []
-        checks = [check]
-        for count in range(1, ROUNDS + 1):
-            progress(f"growth: {SEALED_SEGMENTS} sealed segments, round {count} of {ROUNDS}")
-            for side, segments in ((empty, 0), (sealed, SEALED_SEGMENTS)):
-                phases_of_side, check = self._growth_run([self._seconds], segments)
-                side.append(_cpu_us(phases_of_side[0], GROWTH_BATCH))
-                checks.append(check)
         return Growth(
             fifths_us=fifths,
             fifths_logs=sum(phase.acknowledged for phase in phases) * GROWTH_BATCH,
-            sealed_segments=SEALED_SEGMENTS,
-            empty_us=empty,
-            sealed_us=sealed,
             fifths_factor=fifths[-1] / fifths[0],
-            sealed_factor=statistics.median(sealed) / statistics.median(empty),
-            checks=checks,
+            check=check,
         )
-
-    def _growth_run(
-        self, phase_seconds: list[float], sealed_segments: int = 0, **settings: object
-    ) -> tuple[list[load.Phase], stored.Check]:
-        with self._service(**settings) as service:
-            _make_sealed(service.data_dir, sealed_segments)
-            outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, phase_seconds)
-            return outcome.phases[1:], _check(service, GROWTH_BATCH, outcome)
 
     def cpu_us_beside(
         self, beside: Callable[[Service], AbstractContextManager[object]]
     ) -> tuple[float, stored.Check]:
         """Return the CPU for a log, in µs, with something else beside the service."""
-        with self._service() as service, beside(service):
-            outcome = self._load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds])
-            return _cpu_us(outcome.phases[-1], GROWTH_BATCH), _check(service, GROWTH_BATCH, outcome)
+        with self.service() as service, beside(service):
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds])
+            check = check_disk(service, GROWTH_BATCH, outcome)
+        return _cpu_us(outcome.phases[-1], GROWTH_BATCH), check
 
     def flood(self) -> Flood:
         """Let many clients send the largest body at once, one request each."""
         progress(f"flood: {FLOOD_CLIENTS} clients with the largest body")
         batch = bodies.largest_batch(FLOOD_BODY_BYTES)
-        with self._service() as service:
+        with self.service() as service:
             plan = load.Plan(
                 address=service.address,
                 token=TOKEN,
@@ -142,7 +124,7 @@ class Runner:
                 peaks += map(measure.peak_mib, service.worker_pids())
             lost = len(set(pids) - set(service.worker_pids()))
             outcome = future.result()
-            check = _check(service, batch, outcome)
+            check = check_disk(service, batch, outcome)
         return Flood(
             clients=FLOOD_CLIENTS,
             body_bytes=bodies.templates(batch)[0].body_bytes,
@@ -153,12 +135,17 @@ class Runner:
             check=check,
         )
 
-    def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS) -> Cell:
-        with self._service(workers=workers) as service:
-            outcome = self._load(service, batch, connections, [self._seconds])
+    def options(self) -> Cell:
+        """Measure logs that the query fills in, and whose unknown fields it moves."""
+        progress("options: NDJSON with defaults and unknown fields")
+        return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
+
+    def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
+        with self.service(workers=workers) as service:
+            outcome = self.load(service, batch, connections, [self._seconds], **plan)
             pids = service.worker_pids()
             peak = max(map(measure.peak_mib, pids))
-            check = _check(service, batch, outcome)
+            check = check_disk(service, batch, outcome)
         phase = outcome.phases[-1]
         logs = phase.acknowledged * batch
         return Cell(
@@ -181,10 +168,15 @@ class Runner:
             check=check,
         )
 
-    def _load(
-        self, service: Service, batch: int, connections: int, phase_seconds: list[float]
+    def load(
+        self,
+        service: Service,
+        batch: int,
+        connections: int,
+        phase_seconds: list[float],
+        **more: Any,
     ) -> load.Outcome:
-        """Drive the service, a warm-up phase first."""
+        """Drive the service, a warm-up phase first; `more` is of the plan."""
         plan = load.Plan(
             address=service.address,
             token=TOKEN,
@@ -192,6 +184,7 @@ class Runner:
             batch=batch,
             connections=connections,
             phase_seconds=[self._warm_up_seconds, *phase_seconds],
+            **more,
         )
         outcome = self._executor.submit(load.run, plan).result()
         for phase in outcome.phases:
@@ -201,14 +194,14 @@ class Runner:
         return outcome
 
     @contextmanager
-    def _service(self, **settings: object) -> Iterator[Service]:
+    def service(self, **settings: object) -> Iterator[Service]:
         """Start the service with its default settings but for those given; files go after it."""
         settings = {"workers": None, "min_free_bytes": None, **settings}
         with (
             tempfile.TemporaryDirectory(dir=self._directory) as directory,
             Service(Path(directory), **settings) as service,
         ):
-            _wait_until_idle(service)
+            wait_until_idle(service)
             yield service
 
 
@@ -217,7 +210,7 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _wait_until_idle(service: Service) -> None:
+def wait_until_idle(service: Service) -> None:
     """Wait until all workers have started, so that each takes its share of the connections."""
     pids = [service.process.pid, *service.worker_pids()]
     before, used = 0.0, measure.cpu_seconds(pids)
@@ -235,7 +228,7 @@ def _cpu_us(phase: load.Phase, logs_per_request: int) -> float:
     return phase.server_cpu * 1e6 / (phase.acknowledged * logs_per_request)
 
 
-def _check(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
+def check_disk(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
     """Look at the disk while the service still runs: what it acknowledged needs no stop.
 
     Where something was not acknowledged, it may still be about to be stored.
@@ -243,13 +236,4 @@ def _check(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
     progress("  checking the disk")
     if outcome.rejected or outcome.unanswered:
         service.stop()
-    paths = [path for path in service.files() if not path.name.startswith(_SEALED_PREFIX)]
-    return stored.check(paths, batch, outcome)
-
-
-def _make_sealed(directory: Path, count: int) -> None:
-    """Put sealed segments of one line each into the data directory."""
-    line = bodies.templates(1)[0].body(0).removeprefix(b'{"logs":[').removesuffix(b"]}") + b"\n"
-    for number in range(count):
-        name = f"{_SEALED_PREFIX}0101T{number:06d}.000000Z-1.ndjson"
-        (directory / name).write_bytes(line)
+    return stored.check(service.files(), batch, outcome)

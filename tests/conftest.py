@@ -30,7 +30,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 class Fault:
-    """A function of `os` that fails for its first `times` calls, and works from then on."""
+    """A function that fails for its first `times` calls, and works from then on."""
 
     def __init__(self, function: Callable[..., Any], number: int, times: float) -> None:
         self._function = function
@@ -58,20 +58,32 @@ class Disk:
     def __init__(self, free: int) -> None:
         self.free = free
         self.total = 1 << 50
+        self.flags = 0
 
     def statvfs(self, path: object) -> SimpleNamespace:
         """Answer as `os.statvfs` does, as far as the service asks."""
-        blocks = {"f_blocks": self.total, "f_bavail": self.free, "f_bfree": 1 << 60}
-        return SimpleNamespace(f_frsize=1, f_bsize=4096, **blocks)
+        return SimpleNamespace(
+            f_bavail=self.free,
+            f_frsize=1,
+            f_blocks=self.total,
+            f_flag=self.flags,
+            f_bfree=1 << 60,
+            f_bsize=4096,
+        )
 
 
 @pytest.fixture
 def break_os(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fault]:
-    """Return what makes a function of `os` fail: `break_os("fdatasync", errno.EIO, times=1)`."""
+    """Return what makes a function of `os` fail: `break_os("fdatasync", errno.EIO, times=1)`.
 
-    def break_function(name: str, number: int, times: float = float("inf")) -> Fault:
-        fault = Fault(getattr(os, name), number, times)
-        monkeypatch.setattr(os, name, fault)
+    `module` is where another function is, as of `files.rename_new`.
+    """
+
+    def break_function(
+        name: str, number: int, times: float = float("inf"), module: Any = os
+    ) -> Fault:
+        fault = Fault(getattr(module, name), number, times)
+        monkeypatch.setattr(module, name, fault)
         return fault
 
     return break_function

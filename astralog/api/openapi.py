@@ -11,7 +11,15 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
-from astralog.api.openapi_words import ABOUT, DRAIN, EXAMPLE, NDJSON_EXAMPLE, REJECTED_BATCH
+from astralog.api.openapi_options import describe_options
+from astralog.api.openapi_words import (
+    ABOUT,
+    DRAIN,
+    EXAMPLE,
+    NDJSON_EXAMPLE,
+    PARTIAL_BATCH,
+    REJECTED_BATCH,
+)
 from astralog.errors import MEANING_OF_CODE, RETRY_AFTER_SECONDS, STATUS_OF_CODE
 from astralog.intake.compression import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
@@ -20,6 +28,12 @@ OPENAPI_VERSION = "3.1.0"
 
 #: Rejections that no batch gets.
 NOT_OF_BATCHES = ("not_found", "method_not_allowed")
+
+_ERRORS = {
+    "type": "object",
+    "description": "What is invalid, by number and field of the first 20 invalid logs; in a list "
+    "they are counted from 0, and lines from 1.",
+}
 
 REJECTION: dict[str, Any] = {
     "type": "object",
@@ -32,11 +46,7 @@ REJECTION: dict[str, Any] = {
             "description": "Why, in a word that never changes.",
         },
         "message": {"type": "string", "description": "Why, in a sentence."},
-        "errors": {
-            "type": "object",
-            "description": "With `invalid_batch`: what is malformed, by index and field of the "
-            "first 20 invalid logs.",
-        },
+        "errors": _ERRORS,
     },
 }
 
@@ -81,12 +91,6 @@ def _drain() -> Operation:
             **dict.fromkeys(sorted(NDJSON_TYPES), lines),
         },
     }
-    dry_run = {
-        "name": "dry_run",
-        "in": "query",
-        "description": "Check the batch, and store nothing.",
-        "schema": {"type": "boolean", "default": False},
-    }
     codes = [code for code in STATUS_OF_CODE if code not in NOT_OF_BATCHES]
     return {
         "operationId": "drain",
@@ -94,7 +98,7 @@ def _drain() -> Operation:
         "summary": "Store a batch of logs",
         "description": DRAIN.format(codings=", ".join(INFLATERS)),
         "security": [{"token": []}],
-        "parameters": [dry_run],
+        "parameters": describe_options(),
         "requestBody": body,
         "responses": {"200": _accepted(), **_rejections(codes)},
     }
@@ -109,10 +113,17 @@ def _accepted() -> dict[str, Any]:
             "maxItems": SHOWN_LOGS,
             "description": "Of a dry run: the first logs, as they would be stored.",
         },
+        "rejected": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "With `partial=true`: how many logs are invalid, and not stored.",
+        },
+        "errors": _ERRORS,
     }
     schema = {"type": "object", "required": ["status"], "properties": properties}
     examples = {
         "accepted": {"summary": "Every log is stored", "value": {"status": "accepted"}},
+        "partial": {"summary": "With partial=true, the others are", "value": PARTIAL_BATCH},
         "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
     }
     content = {"application/json": {"schema": schema, "examples": examples}}

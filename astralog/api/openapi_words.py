@@ -28,6 +28,14 @@ gzip -c batch.json | curl -s http://localhost:8080/v1/drain \\
   -H "Content-Encoding: gzip" --data-binary @-
 ```
 
+A sender that cannot write these fields asks for them in the query:
+
+```
+curl -s "http://localhost:8080/v1/drain?project_id=org-xyz&level=info&unknown=metadata" \\
+  -H "Authorization: Bearer $(cat data/token)" \\
+  -d '{{"logs": [{{"timestamp": "2024-05-31", "service": "shell", "message": "", "pid": 7}}]}}'
+```
+
 A body of one log a line is told by its Content-Type:
 
 ```
@@ -55,9 +63,13 @@ NDJSON_EXAMPLE = """\
 {"project_id":"org-xyz","timestamp":"2024-05-31T15:30:46Z","level":"info","service":"api-gateway","message":"User logged out"}
 """  # noqa: E501
 
+_ERRORS = {"logs": {"3": {"level": ["Must not be empty."]}}}
+
+PARTIAL_BATCH = {"status": "accepted", "rejected": 1, "errors": _ERRORS}
+
 REJECTED_BATCH = {
     "status": "rejected",
     "code": "invalid_batch",
     "message": "1 of 500 logs are invalid; nothing was stored",
-    "errors": {"logs": {"3": {"level": ["Must not be empty."]}}},
+    "errors": _ERRORS,
 }

@@ -1,17 +1,20 @@
 """The responses of the API: JSON, and one shape for every rejection."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from flask import Flask, Response
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from astralog.errors import RETRY_AFTER_SECONDS, Rejection
 
 log = logging.getLogger(__name__)
+
+#: Takes note of a rejected request; its second argument is WSGI's environ.
+Note = Callable[[Rejection, dict[str, Any]], None]
 
 
 def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
@@ -36,24 +39,35 @@ def reject(rejection: Rejection) -> Response:
     return response
 
 
-def init_app(app: Flask) -> None:
+def init_app(app: Flask, note: Note) -> None:
     """Turn every rejection, and every error that is none, into the one JSON shape."""
-    app.register_error_handler(Rejection, reject)
-    app.register_error_handler(HTTPException, _reject_http_error)
-    app.register_error_handler(Exception, _reject_internal_error)
 
+    def noted(rejection: Rejection) -> Response:
+        note(rejection, request.environ)
+        return reject(rejection)
 
-def _reject_http_error(error: HTTPException) -> Response:
-    if isinstance(error, MethodNotAllowed):
-        methods = ", ".join(sorted(error.valid_methods or ()))
-        response = reject(Rejection("method_not_allowed", f"This path takes {methods}."))
-        response.headers["Allow"] = methods
+    def reject_http_error(error: HTTPException) -> Response:
+        response = noted(_rejection_of(error))
+        if isinstance(error, MethodNotAllowed):
+            response.headers["Allow"] = _allowed(error)
         return response
+
+    def reject_internal_error(error: Exception) -> Response:
+        log.error("request failed", exc_info=error)
+        return noted(Rejection("internal", "The service failed; its own log says why."))
+
+    app.register_error_handler(Rejection, noted)
+    app.register_error_handler(HTTPException, reject_http_error)
+    app.register_error_handler(Exception, reject_internal_error)
+
+
+def _rejection_of(error: HTTPException) -> Rejection:
+    if isinstance(error, MethodNotAllowed):
+        return Rejection("method_not_allowed", f"This path takes {_allowed(error)}.")
     if error.code == HTTPStatus.NOT_FOUND:
-        return reject(Rejection("not_found", "No such path; logs go to POST /v1/drain."))
-    return reject(Rejection("bad_request", error.description or "The request is invalid."))
+        return Rejection("not_found", "No such path; logs go to POST /v1/drain.")
+    return Rejection("bad_request", error.description or "The request is invalid.")
 
 
-def _reject_internal_error(error: Exception) -> Response:
-    log.error("request failed", exc_info=error)
-    return reject(Rejection("internal", "The service failed; its own log says why."))
+def _allowed(error: MethodNotAllowed) -> str:
+    return ", ".join(sorted(error.valid_methods or ()))

@@ -1,183 +1,140 @@
-"""Turn the body of a request into the NDJSON lines that are stored."""
+"""Turn the body of a drain into the NDJSON lines that are stored, piece by piece."""
 
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from marshmallow import ValidationError
 
 from astralog.errors import Rejection
-from astralog.intake.schema import BatchSchema, InvalidBatch, Log, load_lines
-from astralog.intake.strict_json import replace_lone_surrogates
+from astralog.intake import formats
+from astralog.intake.decoder import Context, Decoded
+from astralog.intake.formats import Format, Json, Lines, Piece
+from astralog.intake.invalid_logs import InvalidLogs
+from astralog.intake.logs import NoVerdict, load_log
 from astralog.store.commit_queue import Batch
-
-#: Bytes of a body that are decoded in one go; other requests run between two pieces, and only one
-#: piece at a time is held as objects, which can take 25 times the bytes.
-PIECE_BYTES = 1024 * 1024
-
-#: The least a well-formed log takes, in bytes.
-LEAST_LOG_BYTES = 72
+from astralog.time_slice import TimeSlice
 
 #: Commas that a body longer than a piece may hold, and a log longer than a piece: they bound the
 #: values, and with them what the body costs as objects.
 LONG_BODY_COMMAS = 750_000
 LONG_LOG_COMMAS = 100_000
 
-#: Characters of a name that a rejection repeats.
-SHOWN_CHARACTERS = 100
+#: Times the bytes of a body, beyond a piece, that its lines may take; default values and numbers
+#: as 1e15 make it grow. Beyond it: 413 `body_too_large`.
+MAX_GROWTH = 4
 
-Projects = Collection[str] | None
-
-
-class Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    """A batch whose logs are not looked at yet."""
-
-    logs: msgspec.Raw
-
-
-_schema = BatchSchema()
+_JSON, _LINES = Json(), Lines()
 _encoder = msgspec.json.Encoder()
-_envelope = msgspec.json.Decoder(Envelope)
-_raw_logs = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def encode_batch(body: bytes, projects: Projects = None) -> Batch:
-    """Return the batch in the JSON text `body`; `projects` are those it may write, None for all.
-
-    Raises Rejection: `invalid_json`, `invalid_batch`, `forbidden_project`, or `body_too_large` for
-    too many values.
-    """
-    with _rejecting():
-        if len(body) <= PIECE_BYTES:
-            return _encode(_schema.loads(body)["logs"], projects)
-        return _encode_long(body, projects)
+def decode_json(body: bytes, context: Context) -> Decoded:
+    """Return the batch in the JSON text `body`."""
+    return _decode(body, _JSON, context)
 
 
-def encode_lines(body: bytes, projects: Projects = None) -> Batch:
-    """Return the batch in the NDJSON text `body`, one log a line; else as `encode_batch`."""
-    with _rejecting():
-        if len(body) <= PIECE_BYTES:
-            return _encode(load_lines(body), projects)
-        return _encode_long_lines(body, projects)
+def decode_lines(body: bytes, context: Context) -> Decoded:
+    """Return the batch in the NDJSON text `body`, one log a line."""
+    return _decode(body, _LINES, context)
 
 
-@contextmanager
-def _rejecting() -> Iterator[None]:
-    """Turn what is wrong with a body into its rejection."""
+def _decode(body: bytes, form: Format, context: Context) -> Decoded:
     try:
-        yield
-    except InvalidBatch as error:
-        message = f"{error}; nothing was stored"
-        raise Rejection("invalid_batch", message, error.messages_dict, error.total) from None
+        return _decode_pieces(body, form, context)
     except ValidationError as error:
         message = "The batch is invalid; nothing was stored"
         raise Rejection("invalid_batch", message, error.messages_dict) from None
     except RecursionError:
         raise Rejection("invalid_json", "The body is not valid JSON: nested too deep") from None
     except ValueError as error:
-        raise Rejection("invalid_json", f"The body is not valid JSON: {error}") from None
+        message = f"The body is not valid JSON: {error}{form.hint(body)}"
+        raise Rejection("invalid_json", message) from None
 
 
-def _encode(logs: list[Log], projects: Projects) -> Batch:
-    if projects is not None:
-        for log in logs:
-            if log.project_id not in projects:
-                name = log.project_id[:SHOWN_CHARACTERS]
-                message = f"The token may not write the project {name!r}; nothing was stored"
-                raise Rejection("forbidden_project", message, logs=len(logs))
-    return Batch(_encoder.encode_lines(logs), len(logs))
+def _decode_pieces(body: bytes, form: Format, context: Context) -> Decoded:
+    invalid = InvalidLogs()
+    batches: list[Batch] = []
+    size = 0
+    for piece in _split(body, form, context):
+        batch = _encode_piece(piece, form, context, invalid)
+        if invalid.count and (invalid.is_full or not context.options.is_partial):
+            raise _reject_invalid(invalid, form.count(body))
+        batches.append(batch)
+        size += len(batch.lines)
+        if size > MAX_GROWTH * len(body) + formats.PIECE_BYTES:
+            message = f"Stored, the batch would take over {MAX_GROWTH} times the body's bytes."
+            raise Rejection("body_too_large", message)
+        if len(body) > formats.PIECE_BYTES:
+            time.sleep(0)  # others may have their turn now
+    return Decoded(_join(batches), invalid if invalid.count else None)
 
 
-def _encode_long(body: bytes, projects: Projects) -> Batch:
-    """Encode a JSON text piece by piece."""
-    _check_values(body)
-    try:
-        raws = _split(body)
-    except msgspec.DecodeError:
-        raws = _split(replace_lone_surrogates(body))
-    pieces: list[Batch] = []
-    start = 0
-    for end in _piece_ends(raws):
-        time.sleep(0)  # under gevent, other requests run now
-        piece = b",".join(raws[start:end])
-        try:
-            pieces.append(_encode(_schema.loads(b'{"logs":[%s]}' % piece)["logs"], projects))
-        except InvalidBatch as error:
-            raise error.shifted(start, len(raws)) from None
-        start = end
-    return _join(pieces)
-
-
-def _encode_long_lines(body: bytes, projects: Projects) -> Batch:
-    """Encode an NDJSON text piece by piece, cut at the ends of lines."""
-    _check_values(body)
-    total = body.count(b"\n") + (not body.endswith(b"\n"))
-    pieces: list[Batch] = []
-    start = number = 0
-    while start < len(body):
-        time.sleep(0)  # under gevent, other requests run now
-        end = body.find(b"\n", min(start + PIECE_BYTES, len(body))) + 1 or len(body)
-        piece = body[start:end]
-        last = piece.rfind(b"\n", 0, -1) + 1  # no other line of a piece is longer than a piece
-        if len(piece) - last > PIECE_BYTES and piece.count(b",", last) > LONG_LOG_COMMAS:
-            raise _too_many_values(number + piece.count(b"\n", 0, -1), total)
-        try:
-            pieces.append(_encode(load_lines(piece, number), projects))
-        except InvalidBatch as error:
-            raise error.shifted(0, total) from None
-        start = end
-        number += piece.count(b"\n")
-    return _join(pieces)
-
-
-def _check_values(body: bytes) -> None:
+def _split(body: bytes, form: Format, context: Context) -> Iterable[Piece]:
+    if len(body) <= formats.PIECE_BYTES:
+        return ((form.first, body),)
     if body.count(b",") > LONG_BODY_COMMAS:
         message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
         raise Rejection("body_too_large", message)
+    with context.fast_turn(len(body)):
+        return form.split(body)
 
 
-def _join(pieces: list[Batch]) -> Batch:
-    return Batch(b"".join(piece.lines for piece in pieces), sum(piece.logs for piece in pieces))
+def _join(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(b"".join(batch.lines for batch in batches), sum(batch.logs for batch in batches))
 
 
-def _split(body: bytes) -> list[msgspec.Raw]:
-    """Return the text of each log, unchecked, after rejecting what would cost too much to check.
-
-    Raises msgspec.DecodeError, a ValueError, for what is no JSON.
-    """
-    try:
-        raws = _raw_logs.decode(_envelope.decode(body).logs)
-    except msgspec.ValidationError as error:
-        raise ValidationError({"_schema": [f"{error}."]}) from None
-    for index, raw in enumerate(raws):
-        if len(raw) < LEAST_LOG_BYTES:
-            _reject_log(raw, index, len(raws))
-        if len(raw) > PIECE_BYTES and bytes(raw).count(b",") > LONG_LOG_COMMAS:
-            raise _too_many_values(index, len(raws))
-    return raws
+def _reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:
+    least = "" if invalid.seen == total else "At least "
+    message = f"{least}{invalid.count} of {total} logs are invalid; nothing was stored"
+    return Rejection("invalid_batch", message, {"logs": invalid.errors}, total)
 
 
-def _too_many_values(index: int, total: int) -> InvalidBatch:
-    message = f"Longer than {PIECE_BYTES} bytes with more than {LONG_LOG_COMMAS} values."
-    return InvalidBatch({index: {"_schema": [message]}}, 1, total, complete=False)
+def _encode_piece(piece: Piece, form: Format, context: Context, invalid: InvalidLogs) -> Batch:
+    """Return the valid logs of a piece, encoded, and count the others."""
+    first, text = piece
+    size = len(text)
+    if size > formats.PIECE_BYTES and text.count(b",") > LONG_LOG_COMMAS:
+        limits = f"Longer than {formats.PIECE_BYTES} bytes with more than {LONG_LOG_COMMAS} values."
+        invalid.add(first, {"_schema": [limits]})
+        return Batch(b"", 0)
+    with context.fast_turn(size):
+        try:
+            logs = form.load(text, context.options)
+        except NoVerdict:
+            pass
+        else:
+            return _encode(logs, context)
+    with context.slow_turn(size):
+        return _encode(_load_one_by_one(piece, form, context, invalid), context)
 
 
-def _reject_log(raw: msgspec.Raw, index: int, total: int) -> None:
-    """Word what is wrong with a log that is too short to be one."""
-    try:
-        _schema.loads(b'{"logs":[%s]}' % bytes(raw))
-    except InvalidBatch as error:
-        raise error.shifted(index, total) from None
+def _load_one_by_one(
+    piece: Piece, form: Format, context: Context, invalid: InvalidLogs
+) -> list[Any]:
+    """Return the valid logs of a piece, and describe the others."""
+    logs = []
+    time_slice = TimeSlice()
+    for number, text in form.texts(piece):
+        time_slice.end_if_over()
+        invalid.seen += 1
+        try:
+            logs.append(load_log(text, context.options))
+        except ValidationError as error:
+            invalid.add(number, error.messages_dict)
+        except ValueError as error:
+            if not (form.is_sequence and context.options.is_partial):
+                raise ValueError(f"{form.noun} {number}: {error}") from None
+            invalid.add(number, {"_schema": [f"Not valid JSON: {error}"]})
+        if invalid.is_full:
+            break
+    return logs
 
 
-def _piece_ends(raws: list[msgspec.Raw]) -> Iterator[int]:
-    """Yield the index after the last log of each piece of at least one log."""
-    size = 0
-    for index, raw in enumerate(raws):
-        size += len(raw)
-        if size > PIECE_BYTES:
-            yield index + 1
-            size = 0
-    if size:
-        yield len(raws)
+def _encode(logs: list[Any], context: Context) -> Batch:
+    if context.projects is not None:
+        for log in logs:
+            context.check_project(log.project_id, len(logs))
+    return Batch(_encoder.encode_lines(logs), len(logs))

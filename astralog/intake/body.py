@@ -26,7 +26,7 @@ class BodyReader:
     """Read bodies of at most `max_bytes`, inflated, each within `timeout_seconds`."""
 
     def __init__(self, max_bytes: int, timeout_seconds: float) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._timeout_seconds = timeout_seconds
         self._deadlines = Deadlines(lambda: timeout_seconds, self._too_slow)
 
@@ -39,7 +39,7 @@ class BodyReader:
         """
         inflater = find_inflater(environ.get("HTTP_CONTENT_ENCODING", ""))
         length = int(environ.get("CONTENT_LENGTH") or -1)
-        if length > self._max_bytes:
+        if length > self.max_bytes:
             raise self._too_large()
         try:
             with self._deadlines:
@@ -54,20 +54,32 @@ class BodyReader:
     ) -> bytes:
         body = bytearray()
         time_slice = TimeSlice()
-        reservation.resize(min(STEP_BYTES, self._max_bytes))
-        chunks = _chunks(environ, length)
+        reservation.resize(min(STEP_BYTES, self.max_bytes))
+        chunks = self._bounded(_chunks(environ, length))
         for piece in inflater(chunks) if inflater else chunks:
             size = len(body) + len(piece)
-            if size > self._max_bytes:
+            if size > self.max_bytes:
                 raise self._too_large()
-            reservation.resize(min(size + STEP_BYTES, self._max_bytes))
+            reservation.resize(min(size + STEP_BYTES, self.max_bytes))
             body += piece
             time_slice.end_if_over()
         reservation.resize(len(body))
         return bytes(body)
 
+    def _bounded(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the chunks of a body that is not too large as it was sent.
+
+        There are compressed bodies of any size that inflate to nothing.
+        """
+        size = 0
+        for chunk in chunks:
+            size += len(chunk)
+            if size > self.max_bytes:
+                raise self._too_large()
+            yield chunk
+
     def _too_large(self) -> Rejection:
-        return Rejection("body_too_large", f"The body is larger than {self._max_bytes} bytes.")
+        return Rejection("body_too_large", f"The body is larger than {self.max_bytes} bytes.")
 
     def _too_slow(self) -> Rejection:
         seconds = f"{self._timeout_seconds:g}"

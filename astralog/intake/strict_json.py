@@ -3,11 +3,12 @@
 import json
 import math
 import re
-import time
 from typing import Any, NoReturn
 
-#: Escapes that are looked at between two chances for other requests to run.
-ESCAPES_PER_TIME_SLICE = 10_000
+from astralog.time_slice import TimeSlice
+
+#: Escapes between two looks at whether the time slice is over; they take 4 ms.
+ESCAPES_PER_LOOK = 10_000
 
 _HIGH = rb"u[dD][89abAB][0-9a-fA-F]{2}"
 _LOW = rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -37,12 +38,13 @@ def replace_lone_surrogates(body: bytes) -> bytes:
     """
     mended = bytearray()
     end = 0
+    time_slice = TimeSlice()
     for count, match in enumerate(_ESCAPE.finditer(body), 1):
         if match[1]:
             mended += body[end : match.start()] + b"\\ufffd"
             end = match.end()
-        if count % ESCAPES_PER_TIME_SLICE == 0:
-            time.sleep(0)  # under gevent, other requests run now
+        if count % ESCAPES_PER_LOOK == 0:
+            time_slice.end_if_over()
     return bytes(mended + body[end:]) if end else body
 
 

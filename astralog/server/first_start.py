@@ -1,29 +1,25 @@
-"""What the start checks and makes: the data directory, its token, and that settings are of use."""
+"""What only a start makes, where it is missing: the data directory and its token."""
 
 import os
 import secrets
 from pathlib import Path
 
-from astralog.auth import TOKEN_FILE_NAME, Tokens
+from astralog.auth import TOKEN_FILE_NAME
 from astralog.settings import InvalidSettings, Settings
 from astralog.store.files import make_directory, sync_directory
 
 
-def check_start(settings: Settings) -> Tokens:
-    """Make the data directory and the first token, so that what is wrong stops the start.
+def make_missing(settings: Settings) -> None:
+    """Make the data directory and the first token, where they are missing.
 
-    Raises InvalidSettings.
+    Raises InvalidSettings where the directory cannot be made or written.
     """
-    for path in filter(None, (settings.tls_cert, settings.tls_key)):
-        if not os.access(path, os.R_OK):
-            raise InvalidSettings([f"{path}: Cannot be read."])
     try:
         make_directory(settings.data_dir)
         if not os.access(settings.data_dir, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError("not readable and writable")
         if not (settings.tokens or settings.tokens_file):
             make_token_file(settings.data_dir)
-        return Tokens(settings)
     except OSError as error:
         problem = f"ASTRALOG_DATA_DIR: {settings.data_dir}: {error.strerror or error}."
         raise InvalidSettings([problem]) from None

@@ -1,16 +1,18 @@
 """What happens around the serving: the checks and words of the start, and the hooks."""
 
+import dataclasses
 import logging
 import os
 import resource
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import gevent
 from gunicorn.glogging import Logger
 
+from astralog import environment
 from astralog.auth import TOKEN_FILE_NAME
 from astralog.server.worker import Worker
 from astralog.service_log import LOG_FORMAT, LOG_TIME_FORMAT
@@ -28,10 +30,10 @@ STOP_SECONDS = 9
 REQUESTS_STOP_SECONDS = 4
 DRAIN_STOP_SECONDS = 2
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+#: What a socket is bound to: a unix socket to a path, any other to a host and a port.
+Address = str | tuple[Any, ...]
 
-#: A client that takes longer to set TLS up loses its connection.
-HANDSHAKE_SECONDS = 10.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class ServerLogger(Logger):  # type: ignore[misc]
@@ -77,20 +79,28 @@ def _end_at_stops() -> None:
     _mask_stops(signal.SIG_UNBLOCK)
 
 
-def announce(settings: Settings, address: str | tuple[Any, ...]) -> None:
+def announce(settings: Settings, addresses: Sequence[Address], is_inherited: bool) -> None:
     """Log the start in one line and, where the token was made here, print a line to try it."""
+    if ignored := environment.service_links(dataclasses.fields(settings)):
+        log.info("ignored, since Kubernetes makes them of its Services: %s", ", ".join(ignored))
     log.info(
-        "listening on %s, %d workers, data in %s, sync %s",
-        _url(settings, address),
+        "listening on %s, %d workers, data in %s, sync %s%s",
+        " and ".join(_url(settings, address) for address in addresses),
         settings.workers,
         settings.data_dir.absolute(),
         settings.sync,
+        ", on a socket that was passed in, not on ASTRALOG_BIND" if is_inherited else "",
     )
     if not (settings.tokens or settings.tokens_file):
-        print(_curl_line(settings, address), file=sys.stderr, flush=True)
+        print(_curl_line(settings, addresses[0]), file=sys.stderr, flush=True)
 
 
-def _url(settings: Settings, address: str | tuple[Any, ...], host: str | None = None) -> str:
+def say_stopped() -> None:
+    """Log the end."""
+    log.info("stopped")
+
+
+def _url(settings: Settings, address: Address, host: str | None = None) -> str:
     """Return the service's address as a URL, with another `host` where one is given."""
     if isinstance(address, str):
         return f"unix:{address}"
@@ -99,7 +109,7 @@ def _url(settings: Settings, address: str | tuple[Any, ...], host: str | None = 
     return f"{scheme}://{host}:{address[1]}"
 
 
-def _curl_line(settings: Settings, address: str | tuple[Any, ...]) -> str:
+def _curl_line(settings: Settings, address: Address) -> str:
     """Return a command that sends a log, with the token read from its file."""
     if isinstance(address, str):
         target = f"--unix-socket {shlex.quote(address)} http://localhost/v1/drain"
@@ -115,22 +125,6 @@ def _curl_line(settings: Settings, address: str | tuple[Any, ...]) -> str:
     return f"""\nTry it:\n\n  curl {target} -H "Authorization: $(cat {token})" -d '{log_line}'\n"""
 
 
-def bound_handshakes(context: Any) -> Any:
-    """Return the TLS context with a bound on the time that a client may take to shake hands."""
-    wrap_socket = context.wrap_socket
-
-    def wrap_within_bound(sock: Any, *args: Any, **kwargs: Any) -> Any:
-        sock.settimeout(HANDSHAKE_SECONDS)
-        try:
-            return wrap_socket(sock, *args, **kwargs)
-        except OSError as error:
-            log.debug("no TLS with a client: %s", error)
-            raise gevent.GreenletExit from None  # ends the connection without a traceback
-
-    context.wrap_socket = wrap_within_bound
-    return context
-
-
 def start_queue(worker: Worker) -> None:
     """Start a worker's queue, and bound the worker's own part of the stop."""
     worker.cfg.set("graceful_timeout", REQUESTS_STOP_SECONDS)
@@ -139,10 +133,16 @@ def start_queue(worker: Worker) -> None:
     _queue_of(worker).start()
 
 
+def start_tokens(worker: Worker) -> None:
+    """Follow the file of tokens in a worker."""
+    worker.wsgi.extensions["astralog_tokens"].start()
+
+
 def stop_queue(worker: Worker) -> None:
     """Store what a worker has queued; gunicorn calls this in the master too."""
     if worker.pid == os.getpid() and hasattr(worker, "wsgi"):
         _queue_of(worker).stop(DRAIN_STOP_SECONDS)
+        worker.wsgi.extensions["astralog_rejections"].flush()
 
 
 def _queue_of(worker: Worker) -> CommitQueue:

@@ -1,144 +1,125 @@
-"""The gunicorn worker that serves AstraLog: gunicorn's gevent worker, with less to do a request."""
+"""The gunicorn worker that serves AstraLog."""
 
 import contextlib
-import itertools
 import logging
+import resource
+import time
 from typing import Any
 
 import gevent
-from gunicorn.http.errors import NoMoreData, ParseException
-from gunicorn.util import close
+from gevent.socket import wait_read
+from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-from astralog.api.responses import reject
-from astralog.app import create_app
-from astralog.deadlines import Deadlines
-from astralog.errors import Rejection
-from astralog.server.http1 import RequestParser, Response
-from astralog.settings import InvalidSettings
-from astralog.time_slice import TimeSlice
+from astralog.server.balance import LOOK_SECONDS, TICK_SECONDS, Share
+from astralog.server.connection import Connection, Server
+from astralog.server.connection_limits import ConnectionLimits
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a connection waits for a head at the stop.
 STOPPING_SECONDS = 0.5
 
-#: Requests of a connection between two chances for others to be served: as long as a client sends
-#: without a pause, nothing else makes it wait.
-REQUESTS_PER_TIME_SLICE = 8
+#: Seconds between two looks at whether the last connection has ended.
+LOOK_AT_STOP_SECONDS = 0.05
 
-#: What is read of a rejected body before its connection is closed.
-DISCARD_BYTES = 32 * 1024 * 1024
-DISCARD_SECONDS = 10.0
-DISCARD_STEP_BYTES = 32 * 1024
+#: Connections accepted between two chances for others to be served.
+ACCEPTS_PER_TIME_SLICE = 16
+
+#: Seconds until a connection is accepted, where that cannot be done now.
+ACCEPT_RETRY_SECONDS = 0.05
+
+#: Open files that connections leave to everything else.
+SPARE_FILES = 128
 
 #: A block as large is mapped and freed at the start. Twice as many bytes of freed heap then stay
 #: with the process (mallopt(3), M_MMAP_THRESHOLD); else they are given back and faulted in again
 #: with every batch. Measured at 500 logs: -90 of 1,230 µs a request.
 HEAP_BYTES = 16 * 1024 * 1024
 
-MALFORMED_HEAD = (
-    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-)
-
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """A gevent worker that stops without waiting for idle connections and does less a request.
+    """A gevent worker that takes its share of the connections and bounds what they cost.
 
-    It serves HTTP/1.1 alone, with gunicorn's own parser.
+    It serves HTTP/1.1 alone, with gunicorn's own parser, and its stop does not wait for idle
+    connections.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._heads = Deadlines(self._head_seconds, StopIteration)
-
-    def load_wsgi(self) -> None:
-        """Load the application; after a reload with a faulty file of tokens, with the old ones."""
-        try:
-            super().load_wsgi()
-        except InvalidSettings as error:
-            log.error("tokens stay as they are: %s", "; ".join(error.problems))
-            self.wsgi = create_app(tokens=self.app.tokens)
+        self.share: Share = self.app.balance.join()
 
     def run(self) -> None:
         """Serve until the stop."""
         bytes(HEAP_BYTES)
-        super().run()
+        limits = ConnectionLimits(self._max_connections(), self._head_seconds)
+        tls = ssl_context(self.cfg) if self.cfg.is_ssl else None  # the master has read it
+        self._server = Server(self.wsgi, self.cfg, limits, self.share, tls)
+        self._connections: set[gevent.Greenlet] = set()
+        acceptors = [gevent.spawn(self._accept_from, listener) for listener in self.sockets]
+        self.share.start()
+        while self.alive and not any(acceptor.dead for acceptor in acceptors):
+            self.notify()
+            gevent.sleep(TICK_SECONDS)
+            self.share.tick()
+        self.share.withdraw()
+        gevent.killall(acceptors)
+        for listener in self.sockets:
+            listener.close()
+        self._finish_connections()
 
-    def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        """Serve a connection, one request after another."""
-        request = None
-        try:
-            client.setblocking(1)
-            parser = RequestParser(self.cfg, client, addr)
-            name = listener.getsockname()
-            with self.wsgi.app_context():  # one for all requests; pushing one for each costs 3 µs
-                for count in itertools.count(1):
-                    request = None
-                    with self._heads:
-                        request = next(parser)
-                    self.handle_request(name, request, client, addr)
-                    if count % REQUESTS_PER_TIME_SLICE == 0:
-                        gevent.sleep(0)
-        except (StopIteration, NoMoreData):
-            pass
-        except OSError as error:
-            self.log.debug("connection lost: %s", error)
-        except Exception as error:
-            self.handle_error(request, client, addr, error)
-        finally:
-            close(client)
+    def _max_connections(self) -> int:
+        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return min(int(self.worker_connections), max(open_files - SPARE_FILES, 1))
 
     def _head_seconds(self) -> float:
         """Return how long a connection may wait for a head, or take to send it."""
         return float(self.cfg.keepalive) if self.alive else STOPPING_SECONDS
 
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        """Answer one request; StopIteration ends its connection."""
-        if self.log.access_log_enabled:
-            super().handle_request(listener_name, req, sock, addr)
-            return
-        response = Response(req, sock, self.cfg)
-        if not self.alive:
-            response.force_close()
+    def _accept_from(self, listener: Any) -> None:
+        """Accept connections as long as the worker serves."""
+        listener.setblocking(False)
+        while True:
+            wait_read(listener.fileno())
+            gevent.sleep(self._accept(listener))
+
+    def _accept(self, listener: Any) -> float:
+        """Accept what is this worker's to accept, and return for how long to pause after it."""
+        for _ in range(ACCEPTS_PER_TIME_SLICE):
+            if self.share.leaves():
+                return LOOK_SECONDS
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:  # another worker has it
+                break
+            except OSError as error:  # too many open files, perhaps
+                log.debug("cannot accept a connection: %s", error)
+                self._server.limits.end_longest()
+                return ACCEPT_RETRY_SECONDS
+            while not self._server.limits.make_room():
+                gevent.sleep(ACCEPT_RETRY_SECONDS)
+            self._open(sock, peer, listener.getsockname())
+        return 0.0
+
+    def _open(self, sock: Any, peer: Any, local: Any) -> None:
+        self._server.limits.opened()
+        opened_at = self.share.opened()
+        self._connections.add(gevent.spawn(self._serve, opened_at, sock, peer, local))
+
+    def _serve(self, opened_at: float, sock: Any, peer: Any, local: Any) -> None:
         try:
-            for item in self.wsgi(req.environ(addr, listener_name), response.start_response):
-                response.write(item)
-            response.close()
-            is_last = response.should_close()
-            if response.status_code >= 400:
-                is_last = not _discard(req.body) or is_last
-        except gevent.GreenletExit:  # the stop does not wait any longer
-            is_last = True
-        if is_last:
-            raise StopIteration
+            Connection(self._server, sock, peer, local).serve()
+        finally:
+            self.share.closed(opened_at)
+            self._server.limits.closed()
+            self._connections.discard(gevent.getcurrent())
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Reject what is no HTTP, without a word of it in the log: it may hold a token."""
-        if not isinstance(exc, ParseException):
-            super().handle_error(req, client, addr, exc)
-            return
-        kind = type(exc).__name__
-        log.warning("malformed request from %s: %s", addr[0] if addr else "a local socket", kind)
-        body = reject(Rejection("bad_request", f"The request is no valid HTTP: {kind}.")).data
-        with contextlib.suppress(OSError):
-            client.sendall(MALFORMED_HEAD % len(body) + body)
-
-
-def _discard(body: Any) -> bool:
-    """Read what is left of a rejected body, within bounds, and return whether that was all.
-
-    A client that still sends would otherwise lose its connection before it reads the rejection.
-    """
-    left = DISCARD_BYTES
-    body.is_awaited = False  # nobody asks for it now
-    time_slice = TimeSlice()
-    with gevent.Timeout(DISCARD_SECONDS, False), contextlib.suppress(OSError, ParseException):
-        while left > 0:
-            data = body.read(min(left, DISCARD_STEP_BYTES))
-            if not data:
-                return True
-            left -= len(data)
-            time_slice.end_if_over()
-    return False
+    def _finish_connections(self) -> None:
+        """Let connections end by themselves for a while, then end them."""
+        self._server.is_stopping = True
+        end = time.monotonic() + self.cfg.graceful_timeout
+        while self._connections and time.monotonic() < end:
+            self.notify()
+            gevent.sleep(LOOK_AT_STOP_SECONDS)
+        with contextlib.suppress(gevent.Timeout):
+            gevent.killall(list(self._connections), timeout=1)

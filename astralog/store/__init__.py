@@ -1,1 +1,1 @@
-"""Batches to segment files: queue, group commit, sync, seal, recovery and retention."""
+"""Batches to segment files and back: queue, group commit, sync, recovery, retention, tail."""

@@ -17,7 +17,7 @@ line is known. A line that is lost costs forward a question to the table and not
 import dataclasses
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 CURSOR_NAME = "forward.cursor"
@@ -50,17 +50,41 @@ def read_facts(directory: Path) -> Iterator[str | None]:
         yield None
 
 
-def delivered(directory: Path, names: Iterable[str]) -> set[str]:
-    """Return those of the segments that are delivered as a whole; none where nothing is known.
+class DeliveredSegments:
+    """The segments of a directory that are delivered as a whole: `name in delivered`.
 
-    Cheap enough for a look every few seconds: of 100,000 segments, it takes some 20 ms.
+    None is, where nothing is known. A look costs a stat, and the reading of what is new in the
+    cursor; 100,000 segments take some 10 MB.
     """
-    try:
-        *lines, _ = (directory / CURSOR_NAME).read_bytes().split(b"\n")
-    except OSError:
-        return set()
-    facts = set(lines)
-    return {name for name in names if encode_fact(f"done {name}")[:-1] in facts}
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / CURSOR_NAME
+        self._inode = 0
+        self._offset = 0
+        self._names: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            self._read_on()
+        except OSError:
+            return False
+        return name in self._names
+
+    def _read_on(self) -> None:
+        status = os.stat(self._path)
+        if status.st_ino != self._inode or status.st_size < self._offset:
+            self._inode, self._offset = status.st_ino, 0
+            self._names = set()
+        if status.st_size == self._offset:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            lines, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(lines + newline)
+        for fact in map(decode_fact, lines.split(b"\n")):
+            match fact.split(" ") if fact else ():
+                case ["done", name]:
+                    self._names.add(name)
 
 
 @dataclasses.dataclass

@@ -48,7 +48,7 @@ class MemoryBudget:
 
 
 class MemoryReservation:
-    """The bytes of one request, given back when it ends."""
+    """The bytes of one request, released when it ends."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
@@ -65,12 +65,12 @@ class MemoryReservation:
         self._size += more
 
     def detach(self) -> int:
-        """Leave the bytes to the caller, who gives them back, and return how many they are."""
+        """Leave the bytes to the caller, who releases them, and return how many they are."""
         size, self._size = self._size, 0
         return size
 
     def release(self) -> None:
-        """Give back what is still held."""
+        """Release what is still held."""
         self._budget.release(self.detach())
 
     def __enter__(self) -> Self:

@@ -1,11 +1,12 @@
-"""Seal what a dead process left open: every segment cut after its last complete line."""
+"""Seal what a dead process left open: every segment truncated after its last complete line."""
 
+import errno
 import fcntl
 import logging
 import os
 from pathlib import Path
 
-from astralog.store.files import OPEN_SUFFIX, is_same_file, seal_file
+from astralog.store.files import is_same_file, seal_file
 
 log = logging.getLogger(__name__)
 
@@ -13,55 +14,36 @@ log = logging.getLogger(__name__)
 BLOCK_BYTES = 1024 * 1024
 
 
-def recover(directory: Path) -> None:
-    """Seal every open segment that no process holds, each cut after its last complete line."""
-    for path in sorted(directory.glob("*" + OPEN_SUFFIX)):
-        try:
-            recover_file(path)
-        except OSError as error:
-            log.error("cannot recover %s: %s", path.name, error.strerror)
+def recover_file(path: Path) -> int:
+    """Seal the segment at `path`, truncated after its last complete line; return the bytes kept.
 
-
-def recover_file(path: Path, limit: int | None = None) -> None:
-    """Seal the segment at `path` unless a process holds it, cut after its last complete line.
-
-    What lies beyond `limit` bytes is cut too. Raises OSError; a file gone in between is fine.
+    Raises OSError: BlockingIOError where a process holds it, FileNotFoundError where it is gone.
     """
+    fd = os.open(path, os.O_RDWR)
     try:
-        fd = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return
-    try:
-        if not _take(fd, path):
-            return
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_same_file(fd, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         before = os.fstat(fd).st_size
-        after = _end_of_lines(fd, before if limit is None else limit)
+        after = _end_of_lines(fd, before)
         if after < before:
             os.ftruncate(fd, after)
         os.fsync(fd)
         seal_file(path, after)
         log.warning("recovered %s: kept %d bytes, cut %d", path.name, after, before - after)
+        return after
     finally:
         os.close(fd)
 
 
-def _take(fd: int, path: Path) -> bool:
-    """Lock the file, and return whether it is ours and still at `path`."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return is_same_file(fd, path)
-    except (BlockingIOError, FileNotFoundError):
-        return False
-
-
-def _end_of_lines(fd: int, limit: int) -> int:
+def _end_of_lines(fd: int, size: int) -> int:
     """Return the end of the last line that is complete and lies before any hole.
 
     A hole is where the system lost a page in a power cut: it reads as zeros, which no line has.
     """
     end = position = 0
-    while position < limit:
-        block = os.pread(fd, min(BLOCK_BYTES, limit - position), position)
+    while position < size:
+        block = os.pread(fd, min(BLOCK_BYTES, size - position), position)
         if not block:
             break
         hole = block.find(b"\0")

@@ -1,47 +1,104 @@
-"""Remove the oldest sealed segments, as the settings say."""
+"""Remove the oldest sealed segments beyond what is to be kept."""
 
+import contextlib
 import logging
 import os
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from astralog.store.files import OPEN_SUFFIX, SEALED_SUFFIX
+from astralog.settings import Settings
+from astralog.store import files
+from astralog.store.segment_index import SegmentIndex
 
 log = logging.getLogger(__name__)
 
+#: Some file systems show only later what was freed. Then nothing more is removed for the sake of
+#: the free disk for so many seconds, or everything would be.
+SETTLE_SECONDS = 60.0
 
-def retain(directory: Path, total_bytes: int, age_seconds: float) -> int:
-    """Remove the oldest sealed segments beyond a total size and an age; 0 keeps all.
-
-    Returns how many were removed. The total counts open segments too, which are never removed.
-    """
-    if not (total_bytes or age_seconds):
-        return 0
-    removed = 0
-    sealed = {path: _stat(path) for path in sorted(directory.glob("*" + SEALED_SUFFIX))}
-    total = sum(stat.st_size for stat in sealed.values() if stat)
-    total += sum(s.st_size for path in directory.glob("*" + OPEN_SUFFIX) if (s := _stat(path)))
-    oldest_kept = time.time() - age_seconds
-    for path, stat in sealed.items():
-        if stat is None:
-            continue
-        too_much = total_bytes and total > total_bytes
-        too_old = age_seconds and stat.st_mtime < oldest_kept
-        if not (too_much or too_old):
-            break
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            log.error("cannot remove %s: %s", path.name, error.strerror)
-            break
-        removed += 1
-        total -= stat.st_size
-        log.info("removed %s: beyond the %s to keep", path.name, "size" if too_much else "age")
-    return removed
+#: Return whether a sealed segment, by its name without a suffix, may be removed.
+MayRemove = Callable[[str], bool]
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:  # another process sealed or removed it
-        return None
+class Retention:
+    """What the settings keep, applied to the sealed segments of a directory, oldest first."""
+
+    def __init__(self, settings: Settings, may_remove: MayRemove) -> None:
+        self._directory = settings.data_dir
+        self._bytes = settings.retain_bytes
+        self._seconds = settings.retain_seconds
+        self._free_bytes = settings.retain_free_bytes
+        self._may_remove = may_remove
+        self._settled_at = 0.0
+        self._logged_error = ""
+        self.removed_segments = 0
+
+    def remove_excess(self, sealed: SegmentIndex, total: int, free: int) -> Iterator[None]:
+        """Remove what is beyond the size, the free disk or the age to keep, a segment a step.
+
+        `total` are the bytes of all segments, `free` those of the disk. The first segment that may
+        not or cannot be removed keeps all later ones.
+        """
+        excess = self._excess(total, free)
+        removed: Counter[str] = Counter()
+        last = None
+        while (name := sealed.oldest()) and (reason := self._reason(name, excess)):
+            before = files.space(self._directory).free
+            if not (self._may_remove(name) and self._remove(name)):
+                break
+            size = sealed.remove(name)
+            excess = {key: left - size for key, left in excess.items()}
+            removed[reason] += 1
+            last = name
+            if reason == "free disk" and files.space(self._directory).free < before + size // 2:
+                self._settled_at = time.monotonic() + SETTLE_SECONDS
+            yield
+        if last:
+            reasons = ", ".join(f"{count} beyond the {reason}" for reason, count in removed.items())
+            log.info("removed segments up to %s: %s to keep", last, reasons)
+
+    def _excess(self, total: int, free: int) -> dict[str, int]:
+        """Return how many bytes are too many, for each reason that counts bytes."""
+        excess = {}
+        if self._bytes:
+            excess["size"] = total - self._bytes
+        if self._free_bytes and time.monotonic() >= self._settled_at:
+            excess["free disk"] = self._free_bytes - free
+        return excess
+
+    def _reason(self, name: str, excess: dict[str, int]) -> str | None:
+        """Return why the oldest segment is not to be kept, None where it is."""
+        for reason, left in excess.items():
+            if left > 0:
+                return reason
+        return "age" if self._seconds and self._is_too_old(name) else None
+
+    def _is_too_old(self, name: str) -> bool:
+        oldest_kept = time.time() - self._seconds
+        for path in self._forms(name):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_mtime < oldest_kept
+        return True  # it is gone; removing it finds that out
+
+    def _remove(self, name: str) -> bool:
+        """Remove a segment in all its forms; return whether it is gone."""
+        count = 0
+        for path in self._forms(name):
+            try:
+                os.unlink(path)
+                count += 1
+            except FileNotFoundError:  # it never had this form, or somebody else removed it
+                continue
+            except OSError as error:
+                text = f"cannot remove {path.name}: {error.strerror}"
+                if self._logged_error != text:
+                    self._logged_error = text
+                    log.error(text)
+                return False
+        self.removed_segments += bool(count)
+        return True
+
+    def _forms(self, name: str) -> list[Path]:
+        return [self._directory / (name + suffix) for suffix in files.SEALED_FORMS]

@@ -12,18 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from astralog.store.files import COMPRESSED_SUFFIX, SEALED_FORMS, SEALED_SUFFIX
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-PLAIN_SUFFIX = ".ndjson"
-COMPRESSED_SUFFIX = ".ndjson.zst"
-
 #: What reading a sealed segment may raise: errors of the disk, and of damaged compressed lines.
 READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
 
-_FILE_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z-\d+)\.ndjson(\.zst|\.open)?")
+_FILE_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z-\d+(?:-\d+)?)\.ndjson(\.zst|\.open)?")
 _START_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 
 
@@ -70,7 +69,7 @@ def is_sealed(directory: Path, name: str) -> bool:
 def stat_sealed(directory: Path, name: str) -> os.stat_result:
     """Return the status of a sealed segment's file; raises OSError."""
     try:
-        return os.stat(directory / (name + PLAIN_SUFFIX))
+        return os.stat(directory / (name + SEALED_SUFFIX))
     except FileNotFoundError:
         return os.stat(directory / (name + COMPRESSED_SUFFIX))
 
@@ -82,7 +81,7 @@ def open_sealed(directory: Path, name: str, offset: int = 0) -> io.FileIO | zstd
     """
     file: io.FileIO | zstd.ZstdFile
     try:
-        file = io.FileIO(directory / (name + PLAIN_SUFFIX))
+        file = io.FileIO(directory / (name + SEALED_SUFFIX))
     except FileNotFoundError:
         file = zstd.ZstdFile(directory / (name + COMPRESSED_SUFFIX))
     try:
@@ -95,5 +94,5 @@ def open_sealed(directory: Path, name: str, offset: int = 0) -> io.FileIO | zstd
 
 def remove_sealed(directory: Path, name: str) -> None:
     """Remove a sealed segment in both its forms; raises OSError."""
-    for suffix in (PLAIN_SUFFIX, COMPRESSED_SUFFIX):
+    for suffix in SEALED_FORMS:
         (directory / (name + suffix)).unlink(missing_ok=True)

@@ -1,5 +1,7 @@
-"""One segment file while it is written; the names are in `directory`."""
+"""One segment file while it is written; the names are in `files`."""
 
+import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -32,14 +34,17 @@ class Segment:
     def __init__(self, directory: Path, start: datetime) -> None:
         """Create the file named after `start`, an aware datetime in UTC.
 
-        Raises FileExistsError where the name is taken.
+        Raises FileExistsError where the name is taken, also by a sealed segment.
         """
         name = f"{start:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}{files.OPEN_SUFFIX}"
         self.path = directory / name
-        self.size = 0  # bytes of accepted chunks: what the file is cut back to
+        self.size = 0  # bytes of accepted commit groups: what the file is truncated to
+        self.unsynced_batches = 0  # accepted since the last sync
         self.synced_at = self._started_at = time.monotonic()
         self.is_dirty = False
-        self._uncached = 0  # bytes at the start that are out of the page cache
+        self._dropped_bytes = 0  # at the start of the file, no longer in the page cache
+        if files.is_sealed(self.path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
         self._fd = os.open(self.path, flags, FILE_MODE)
 
@@ -74,12 +79,25 @@ class Segment:
             try:
                 os.fdatasync(self._fd)
             except OSError as error:
-                raise SegmentLost(error.errno, f"sync failed: {error.strerror}") from error
+                raise SegmentLost(error.errno, self._describe_loss(error)) from error
             self.is_dirty = False
-            if self.size - self._uncached >= 2 * CACHED_BYTES:
-                self._uncached = self.size - CACHED_BYTES
-                files.drop_from_page_cache(self._fd, self._uncached)
+            self.unsynced_batches = 0
+            if self.size - self._dropped_bytes >= 2 * CACHED_BYTES:
+                self._dropped_bytes = self.size - CACHED_BYTES
+                files.drop_from_page_cache(self._fd, self._dropped_bytes)
         self.synced_at = time.monotonic()
+
+    def _describe_loss(self, error: OSError) -> str:
+        text = f"sync failed: {error.strerror}"
+        if self.unsynced_batches:
+            text += f"; acknowledged batches that may be lost: {self.unsynced_batches}"
+        return text
+
+    def accept(self, size: int, batches: int) -> None:
+        """Count what was written, and is synced where it had to be, as the file's own."""
+        self.size += size
+        if self.is_dirty:
+            self.unsynced_batches += batches
 
     def check_in_place(self) -> None:
         """Raise SegmentLost where the file was removed or replaced."""
@@ -96,9 +114,11 @@ class Segment:
         log.debug("sealed %s: %d bytes", self.path.name, self.size)
 
     def truncate(self) -> None:
-        """Cut what was written after the last accepted chunk."""
-        os.ftruncate(self._fd, self.size)
+        """Cut what was written after the last accepted commit group, if anything."""
+        if os.fstat(self._fd).st_size != self.size:
+            os.ftruncate(self._fd, self.size)
 
     def close(self) -> None:
-        """Close the file and so release its lock."""
-        os.close(self._fd)
+        """Close the file and so release its lock; what counts was synced before."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)

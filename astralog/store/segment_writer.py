@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from astralog.settings import SyncMode
+from astralog.store import files
 from astralog.store.recovery import recover_file
 from astralog.store.segment import Segment, SegmentLost
 
@@ -19,9 +20,13 @@ CREATE_ATTEMPTS = 10
 #: Seconds between two syncs in the mode `everysec`.
 SYNC_SECONDS = 1.0
 
+#: Segments that are tried again when they could not be sealed, or were gone with their directory.
+#: The oldest one beyond is left to the next recovery.
+MAX_UNSEALED = 100
+
 
 class SegmentWriter:
-    """Append chunks to one segment after another; only one thread may use it at a time."""
+    """Append commit groups to one segment after another; one thread at a time may use it."""
 
     def __init__(
         self, directory: Path, *, segment_bytes: int, segment_seconds: float, sync: SyncMode
@@ -32,16 +37,18 @@ class SegmentWriter:
         self._sync_mode = sync
         self._segment: Segment | None = None
         self._last_start = datetime.min.replace(tzinfo=UTC)
-        # Segments that could not be sealed, or removed where they are empty, with their size.
-        self._unsealed: dict[Path, int] = {}
+        self._unsealed: dict[Path, int] = {}  # closed segments that are still to be sealed: bytes
+        self._untruncated: list[Segment] = []  # held, so that no recovery seals what was rejected
+        self._is_sync_doubtful = False  # since a sync failed, and until one is good
         self.sealed_segments = 0
+        self.possibly_lost_batches = 0  # acknowledged before a sync that failed
         self.synced_at = 0.0  # in seconds since 1970
 
     def append(self, buffers: Sequence[bytes]) -> None:
-        """Append a chunk, all of it or nothing, synced as the mode says.
+        """Append a commit group, all of it or nothing, synced as the mode says.
 
-        Raises OSError when nothing of it is there. Where a segment was lost, the chunk goes to a
-        new one, once.
+        Raises OSError, or whatever else came between, when nothing of it is there. Where a segment
+        was lost, the group goes to a new one, once.
         """
         size = sum(map(len, buffers))
         if self._segment and self._segment.size + size > self._segment_bytes:
@@ -58,26 +65,29 @@ class SegmentWriter:
         segment = self._segment = self._segment or self._create()
         try:
             segment.write(buffers)
-            if self._sync_mode == "always" or self._sync_is_due(segment):
+            if self._sync_mode == "always" or self._is_sync_due(segment):
                 self._sync(segment)
             segment.check_in_place()
-        except OSError:
+            segment.accept(size, len(buffers))
+        except BaseException:
             self._abandon(segment)
             raise
-        segment.size += size
 
     def maintain(self) -> None:
-        """Do what is due by time: seal by age, sync in the mode `everysec`, retry seals."""
+        """Do what is due by time: seal by age, sync in the mode `everysec`, retry seals.
+
+        Raises SegmentLost where that sync fails.
+        """
+        self._seal_the_rest()
         segment = self._segment
         if segment and segment.age() >= self._segment_seconds:
             self.seal()
-        elif segment and self._sync_is_due(segment):
+        elif segment and self._is_sync_due(segment):
             try:
                 self._sync(segment)
-            except SegmentLost as error:
-                log.error("%s: %s", segment.path.name, error)
+            except BaseException:
                 self._abandon(segment)
-        self._seal_the_rest()
+                raise
 
     def close(self) -> None:
         """Seal the open segment, and once more try those that could not be sealed before."""
@@ -85,37 +95,51 @@ class SegmentWriter:
         self._seal_the_rest()
 
     def seal(self) -> None:
-        """Seal the open segment, if any; one that cannot be sealed now is tried again."""
+        """Seal the open segment, if any; one that cannot be sealed now is tried again.
+
+        It raises nothing: what was appended is stored, however its file is called.
+        """
         segment, self._segment = self._segment, None
         if segment is None:
             return
+        self._remember(segment)
         try:
             if self._sync_mode != "never":
                 self._sync(segment)
             segment.seal()
+            del self._unsealed[segment.path]
             self.sealed_segments += bool(segment.size)
-        except OSError as error:
-            log.error("cannot seal %s: %s", segment.path.name, error)
-            self._unsealed[segment.path] = segment.size
+        except Exception as error:
+            log.error("cannot seal %s yet: %s", segment.path.name, error)
         finally:
             segment.close()
 
     def probe(self) -> None:
-        """Raise OSError where a chunk would fail for want of a file."""
+        """Raise OSError where a commit group would fail for want of a file."""
         segment = self._segment = self._segment or self._create()
         try:
             segment.check_in_place()
-        except OSError:
+        except BaseException:
             self._abandon(segment)
             raise
 
     def _sync(self, segment: Segment) -> None:
-        segment.sync()
+        """Sync; after a failure every commit group is synced, until the disk works again."""
+        was_dirty = segment.is_dirty
+        try:
+            segment.sync()
+        except SegmentLost:
+            self.possibly_lost_batches += segment.unsynced_batches
+            self._is_sync_doubtful = True
+            raise
+        if was_dirty:
+            self._is_sync_doubtful = False
         self.synced_at = time.time()
 
-    def _sync_is_due(self, segment: Segment) -> bool:
+    def _is_sync_due(self, segment: Segment) -> bool:
         waited = time.monotonic() - segment.synced_at
-        return self._sync_mode == "everysec" and waited >= SYNC_SECONDS
+        is_due = self._is_sync_doubtful or waited >= SYNC_SECONDS
+        return self._sync_mode == "everysec" and is_due
 
     def _create(self) -> Segment:
         """Create a segment with a name later than the last one's, wherever the clock stands."""
@@ -129,7 +153,7 @@ class SegmentWriter:
         segment = Segment(self._directory, self._next_start())
         try:
             segment.claim()
-        except OSError:
+        except BaseException:
             self._discard(segment)
             raise
         return segment
@@ -144,31 +168,53 @@ class SegmentWriter:
         try:
             segment.path.unlink(missing_ok=True)
         except OSError:
-            self._unsealed[segment.path] = 0
+            self._remember(segment)
         finally:
             segment.close()
 
     def _abandon(self, segment: Segment) -> None:
-        """Cut the segment back to what was accepted and never write to it again."""
+        """Truncate the segment to what was accepted and never write to it again."""
         self._segment = None
-        self._unsealed[segment.path] = segment.size
+        if self._release(segment):
+            self._recover(segment.path)
+        else:
+            log.error("cannot truncate %s; it is held until that works", segment.path.name)
+            self._untruncated.append(segment)
+
+    def _release(self, segment: Segment) -> bool:
+        """Truncate the segment and let whoever comes first seal it; return whether that worked."""
         try:
             segment.truncate()
-        except OSError as error:
-            log.error("cannot cut %s back: %s", segment.path.name, error.strerror)
-        finally:
-            segment.close()
-        self._recover(segment.path)
+        except OSError:
+            return False
+        self._remember(segment)
+        segment.close()
+        return True
+
+    def _remember(self, segment: Segment) -> None:
+        """Note a segment that is to be sealed later."""
+        self._unsealed[segment.path] = segment.size
+        if len(self._unsealed) > MAX_UNSEALED:
+            del self._unsealed[next(iter(self._unsealed))]
 
     def _seal_the_rest(self) -> None:
+        self._untruncated = [s for s in self._untruncated if not self._release(s)]
         for path in list(self._unsealed):
             self._recover(path)
 
     def _recover(self, path: Path) -> None:
-        """Seal a segment through a new descriptor; the old one's errors are spent."""
+        """Seal a segment through a new descriptor; the old one's errors are spent.
+
+        One that is gone may come back with its directory, unless there is nothing in it.
+        """
         try:
-            recover_file(path, limit=self._unsealed[path])
+            self.sealed_segments += bool(recover_file(path))
+        except FileNotFoundError:
+            was_sealed = files.is_sealed(path)
+            self.sealed_segments += was_sealed
+            if self._unsealed[path] and not was_sealed:
+                return
         except OSError as error:
             log.debug("cannot seal %s yet: %s", path.name, error.strerror)
-        else:
-            self.sealed_segments += bool(self._unsealed.pop(path))
+            return
+        del self._unsealed[path]

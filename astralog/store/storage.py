@@ -5,9 +5,8 @@ import logging
 import time
 from collections.abc import Sequence
 
-from astralog.settings import Settings
+from astralog.settings import PREFIX, Settings
 from astralog.store import files
-from astralog.store.retention import retain
 from astralog.store.segment_writer import SegmentWriter
 
 log = logging.getLogger(__name__)
@@ -15,23 +14,18 @@ log = logging.getLogger(__name__)
 #: Seconds between two looks at the free disk, the segment's age and the last sync.
 MAINTENANCE_SECONDS = 1.0
 
-#: Seconds between two looks at what the retention removes.
-RETAIN_EVERY_SECONDS = 10.0
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Storage:
-    """A segment writer that knows its troubles; only one thread may use it at a time.
+    """A segment writer that knows whether it can store; only one thread may use it at a time.
 
-    `trouble` is the code with which a batch would be rejected now, or None.
+    `error_code` is the code with which a batch would be rejected now, or None.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._directory = settings.data_dir
         self._min_free_bytes = settings.min_free_bytes
-        self._retain_bytes = settings.retain_bytes
-        self._retain_seconds = settings.retain_seconds
         self._writer = SegmentWriter(
             settings.data_dir,
             segment_bytes=settings.segment_bytes,
@@ -39,19 +33,15 @@ class Storage:
             sync=settings.sync,
         )
         self.error_code: str | None = None
-        self._logged_error: str | None = (
-            None  # the trouble in the log, until a chunk is stored again
-        )
-        self._tended_at = time.monotonic()
-        self._retained_at = 0.0
-        self.removed_segments = 0
+        self._logged_error: str | None = None  # until a commit group is stored again
+        self._maintained_at = time.monotonic()
 
     def store(self, buffers: Sequence[bytes]) -> str | None:
-        """Append a chunk; return None when it is stored, else the code that rejects it whole."""
+        """Append a commit group; return None when it is stored, else the code that rejects it."""
         try:
             self._check_free(sum(map(len, buffers)))
             self._writer.append(buffers)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._note_error(error)
             return self.error_code
         self.error_code = None
@@ -66,19 +56,24 @@ class Storage:
         return self._writer.sealed_segments
 
     @property
+    def possibly_lost_batches(self) -> int:
+        """The batches acknowledged in the mode `everysec` before a sync that failed."""
+        return self._writer.possibly_lost_batches
+
+    @property
     def synced_at(self) -> float:
         """The time of the last sync, in seconds since 1970; 0 before the first."""
         return self._writer.synced_at
 
     def is_maintenance_due(self) -> bool:
-        """Return whether `tend` was last called long enough ago."""
-        return time.monotonic() - self._tended_at >= MAINTENANCE_SECONDS
+        """Return whether `maintain` was last called long enough ago."""
+        return time.monotonic() - self._maintained_at >= MAINTENANCE_SECONDS
 
     def maintain(self) -> None:
-        """Do what is due by time, and find out whether a trouble is over."""
-        self._tended_at = time.monotonic()
-        self._writer.maintain()
+        """Do what is due by time, and find out whether an error is over."""
+        self._maintained_at = time.monotonic()
         try:
+            self._writer.maintain()
             self._check_free(0)
             if self.error_code:
                 self._writer.probe()
@@ -86,23 +81,21 @@ class Storage:
             self._note_error(error)
         else:
             self.error_code = None
-        if self._tended_at - self._retained_at >= RETAIN_EVERY_SECONDS:
-            self._retained_at = self._tended_at
-            self.removed_segments += retain(
-                self._directory, self._retain_bytes, self._retain_seconds
-            )
 
     def close(self) -> None:
         """Seal what is open."""
         self._writer.close()
 
     def _check_free(self, size: int) -> None:
-        free = files.free_bytes(self._directory)
+        free = files.space(self._directory).free
         if free - size < self._min_free_bytes or not free:
-            raise OSError(errno.ENOSPC, f"{free} bytes of disk are free")
+            limit = f"{PREFIX}MIN_FREE_BYTES is {self._min_free_bytes}"
+            raise OSError(errno.ENOSPC, f"{free} bytes of disk are free, {limit}")
 
-    def _note_error(self, error: OSError) -> None:
-        self.error_code = "storage_full" if error.errno in _FULL else "storage_failed"
+    def _note_error(self, error: OSError | MemoryError) -> None:
+        number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+        self.error_code = "storage_full" if number in _FULL else "storage_failed"
         if self._logged_error != self.error_code:
             self._logged_error = self.error_code
-            log.error("%s: %s; batches are rejected", self.error_code, error)
+            text = str(error) or "out of memory"
+            log.error("%s: %s; batches are rejected", self.error_code, text)

@@ -91,6 +91,11 @@ class Counters:
         self.rejected[_code(error)].add(1, logs, size)
         self.requests.add([perf_counter() - started_at])
 
+    def reject_logs(self, code: str, logs: int) -> None:
+        """Count logs that were left out of a batch which was accepted."""
+        for volume in (self.received, self.rejected[code]):
+            volume.add(0, logs, 0)
+
     def store(self, size: int, logs: int, is_late: bool) -> None:
         """Count a batch that is written; its `size` is that of its lines."""
         self.stored.add(1, logs, size)

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.housekeeper import DiskUsage
 from astralog.telemetry.counters import BOUNDS_SECONDS, Counters, Durations, Volume
 
 #: The values of a family's labels, in their order.
@@ -79,7 +80,12 @@ def queue_families(queue: CommitQueue) -> list[Family]:
         _counter(
             "removed_segments",
             "Segments removed by the retention.",
-            lambda: sum(storage.removed_segments for storage in storages),
+            lambda: queue.housekeeper.removed_segments,
+        ),
+        _counter(
+            "possibly_lost_batches",
+            "Batches acknowledged in the mode everysec before a sync that failed.",
+            lambda: sum(storage.possibly_lost_batches for storage in storages),
         ),
         Family(
             "astralog_backlog_bytes",
@@ -101,6 +107,55 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             ("state",),
         ),
     ]
+
+
+def disk_families(queue: CommitQueue) -> list[Family]:
+    """Return the families that the one worker knows which looks after the data directory."""
+    return [
+        _disk(
+            queue,
+            "segments",
+            "Segments in the data directory.",
+            lambda usage: {("open",): usage.open_segments, ("sealed",): usage.sealed_segments},
+            ("state",),
+        ),
+        _disk(
+            queue,
+            "segments_bytes",
+            "Bytes of the segments in the data directory.",
+            lambda usage: {("open",): usage.open_bytes, ("sealed",): usage.sealed_bytes},
+            ("state",),
+        ),
+        _disk(
+            queue,
+            "free_disk_bytes",
+            "Bytes free on the data directory's disk.",
+            lambda usage: {(): usage.free_bytes},
+        ),
+        _disk(
+            queue,
+            "total_disk_bytes",
+            "Bytes of the data directory's disk, free or not.",
+            lambda usage: {(): usage.total_bytes},
+        ),
+    ]
+
+
+def _disk(
+    queue: CommitQueue,
+    name: str,
+    help: str,
+    read: Callable[[DiskUsage], Mapping[Labels, float]],
+    labels: Labels = (),
+) -> Family:
+    """Return a family of the disk's usage, which has no values where that is not known."""
+    return Family(
+        f"astralog_{name}",
+        help,
+        Kind.GAUGE,
+        lambda: read(usage) if (usage := queue.housekeeper.disk_usage) else {},
+        labels,
+    )
 
 
 def _states(state: str) -> Mapping[Labels, float]:

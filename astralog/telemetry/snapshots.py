@@ -46,8 +46,13 @@ def _add(sums: Values, values: Values) -> None:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """Return the snapshot as JSON, without its zeros: a series that is missing is zero."""
-    return json.dumps(list(map(_rows, snapshot)), separators=(",", ":")).encode()
+    """Return the snapshot as JSON, without the counts and times that are zero.
+
+    A gauge that is zero stays: one that is missing is not known.
+    """
+    counts, times, gauges = map(_rows, snapshot)
+    parts = [_without_zeros(counts), _without_zeros(times), gauges]
+    return json.dumps(parts, separators=(",", ":")).encode()
 
 
 def decode(data: bytes) -> Snapshot:
@@ -56,7 +61,11 @@ def decode(data: bytes) -> Snapshot:
 
 
 def _rows(values: Values) -> list[list[str | float]]:
-    return [[value, *series] for series, value in values.items() if value]
+    return [[value, *series] for series, value in values.items()]
+
+
+def _without_zeros(rows: list[list[str | float]]) -> list[list[str | float]]:
+    return [row for row in rows if row[0]]
 
 
 def _values(rows: list[list[Any]]) -> Values:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificate import can_make_certificate, make_certificate
-from tests.support.service import TOKEN, Service, make_batch, wait_for
+from tests.support.service import TOKEN, Service, make_batch, make_log, wait_for, write_tokens
 
 
 def status_for(service: Service, token: str) -> int:
@@ -36,16 +36,42 @@ def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reload_with_a_faulty_file_keeps_the_tokens(tmp_path: Path) -> None:
-    """SIGHUP reads the tokens again, and a slip in the file does not end the service."""
+def test_a_half_written_file_grants_nothing_more(tmp_path: Path) -> None:
+    """A line without its end counts for nothing, be it half a token or one without its projects."""
     path = tmp_path / "tokens"
-    path.write_text("first\n")
-    with Service(tmp_path, tokens=None, tokens_file=path) as service:
-        for content, token in (("second\n", "second"), ("\n", "second"), ("third\n", "third")):
-            path.write_text(content)
-            service.reload()
-            assert 200 == status_for(service, token)
+    write_tokens(path, "old\n")
+    with Service(tmp_path, tokens=None, tokens_file=path, sync="never") as service:
+        with path.open("a") as file:
+            for piece in ("new", "-token", " other-proj"):
+                file.write(piece)
+                file.flush()
+                until = time.monotonic() + 1.5
+                while time.monotonic() < until:
+                    for token in ("new", "new-token"):
+                        assert 401 == status_for(service, token)
+                    assert 200 == status_for(service, "old")
+            file.write("ect\n")
+        wait_for(lambda: status_for(service, "new-token") == 403)
+        log = make_log(project_id="other-project")
+        headers = {"Authorization": "new-token"}
+        assert 200 == service.drain({"logs": [log]}, headers).status
+
+
+@pytest.mark.slow
+def test_a_file_of_tokens_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
+    """While its disk does not answer the tokens are as before, and the stop does not wait."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "old\n")
+    with Service(tmp_path, tokens=None, tokens_file=path, sync="never") as service:
+        os.mkfifo(tmp_path / "hanging")  # whoever opens it to read waits for who writes
+        (tmp_path / "hanging").replace(path)
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            headers = {"Authorization": "old"}
+            assert 200 == service.drain(make_batch("x"), headers, timeout=2).status
+        started = time.monotonic()
         assert 0 == service.stop()
+        assert time.monotonic() - started < 5
 
 
 def test_a_token_is_told_which_project_it_may_not_write(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def scrape_idle(service: Service) -> Samples:
     return scrape(service)
 
 
+def scrape_with(service: Service, name: str, value: float) -> Samples | None:
+    """Return the metrics once one has a value; what lies on the disk is looked at every second."""
+    samples = scrape_idle(service)
+    return samples if samples.get(name) == value else None
+
+
 def rejected(samples: Samples, unit: str) -> dict[str, float]:
     """Return what was rejected by code, without the codes that never were."""
     start = f"rejected_{unit}_total "
@@ -154,8 +160,9 @@ def test_the_counters_are_what_clients_and_files_say(service: Service) -> None:
     } == set(storm.answers)
     assert len(service.logs()) == samples["stored_logs_total"]
     assert len(service.content()) == samples["stored_bytes_total"]
+    samples = wait_for(lambda: scrape_with(service, "segments open", 2))
     assert len(service.content()) == samples["segments_bytes open"]
-    assert (2, 0) == (samples["segments open"], samples["segments sealed"])
+    assert 0 == samples["segments sealed"]
     assert 0 < samples["free_disk_bytes"]
     assert samples["free_disk_bytes"] < samples["total_disk_bytes"]
     assert abs(time.time() - samples["last_sync_timestamp_seconds"]) < 60
@@ -222,6 +229,11 @@ class Scraper:
         wait_for(lambda: len(self.seen) >= start + scrapes)
 
 
+def is_of_the_disk(name: str) -> bool:
+    """Return whether a series is left out until another worker looks after the directory."""
+    return name.startswith(("segments", "free_disk", "total_disk"))
+
+
 def kill_a_worker(service: Service) -> None:
     """Kill a worker, and wait for the next one."""
     victim = service.worker_pids()[0]
@@ -252,7 +264,7 @@ def test_no_scrape_is_wrong_while_workers_come_and_go(service: Service) -> None:
     assert 100 < len(scraper.seen)
     for before, after in pairwise(scraper.seen):
         assert [] == falling(before, after)
-        assert before.keys() <= after.keys()
+        assert {name for name in before if not is_of_the_disk(name)} <= after.keys()
 
 
 @pytest.mark.slow
@@ -315,7 +327,8 @@ def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
             assert any("astralog-metrics" in link for link in links)
             places = ("/dev/shm/", str(tmp_path))
             found = {link for link in links if link.startswith(places)}
-            assert {str(tmp_path / "stderr.log"), *map(str, service.files("*.open"))} == found
+            expected = {str(tmp_path / "stderr.log"), *map(str, service.files("*.open"))}
+            assert expected == found - {str(service.data_dir)}  # which is locked
             assert 0 == service.stop()
 
 
@@ -362,6 +375,7 @@ def test_openmetrics_has_the_same_numbers(service: Service) -> None:
 def test_every_metric_is_in_the_documents(service: Service) -> None:
     """The table has each metric's name and what kind it is, and no other."""
     service.drain(make_batch("a"))
+    wait_for(lambda: "segments open" in scrape(service))
     answer = service.request("GET", "/metrics").raw.decode()
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", answer, re.MULTILINE))
     rows = re.findall(

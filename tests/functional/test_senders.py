@@ -39,17 +39,19 @@ def test_curl_sends_a_compressed_file(tmp_path: Path, service: Service, program:
 
 
 def test_the_logging_handler_works(tmp_path: Path, service: Service) -> None:
-    """What a program logs through the recipe is stored as it was logged."""
-    recipe, use = re.findall(r"```python\n(.*?)```", RECIPES, re.DOTALL)
-    (tmp_path / "data").mkdir(exist_ok=True)
+    """What a program logs through the Python client is stored as it was logged."""
+    (code,) = re.findall(r"```python\n(.*?)```", RECIPES, re.DOTALL)
     (tmp_path / "data" / "token").write_text(TOKEN + "\n")
-    code = (recipe + use).replace("localhost:8080", f"127.0.0.1:{service.address[1]}")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=30)
+    code = code.replace("localhost:8080", f"127.0.0.1:{service.address[1]}")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python")}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=environ, check=True, timeout=30)
     (log,) = service.logs()
-    assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.[0-9]{3}Z", log.pop("timestamp"))
+    assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.[0-9]{6}Z", log.pop("timestamp"))
     assert isinstance(log["metadata"].pop("line"), int)
     expected = {"project_id": "org-xyz", "level": "info", "service": "billing"}
-    assert expected | {"message": "paid 7", "metadata": {"logger": "root"}} == log
+    metadata = {"logger": "root", "file": "<string>", "order": "A-17"}
+    assert expected | {"message": "paid 7", "metadata": metadata} == log
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,15 +44,15 @@ def check_rejected_start(service: Service, *variables: str) -> None:
         ("tokens", " , "),
         ("tokens_file", "/nonexistent/tokens"),
         ("data_dir", "/proc/nonexistent"),
+        ("data_dir", ""),
         ("data_dirr", "/tmp"),
+        ("port", 8080),
         ("token", TOKEN),
     ],
 )
 def test_a_wrong_setting_stops_the_start(tmp_path: Path, name: str, value: object) -> None:
     """One line says which variable is wrong or unknown, and nothing else is said."""
-    service = Service(tmp_path, **{name: value})
-    variable = "/nonexistent/tokens" if name == "tokens_file" else "ASTRALOG_" + name.upper()
-    check_rejected_start(service, variable)
+    check_rejected_start(Service(tmp_path, **{name: value}), "ASTRALOG_" + name.upper())
 
 
 def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
@@ -59,6 +60,40 @@ def test_every_wrong_setting_is_told_at_once(tmp_path: Path) -> None:
     service = Service(tmp_path, workers=0, sync="no", segment_bytes="x", unknown=1, other=2)
     names = ("WORKERS", "SYNC", "SEGMENT_BYTES", "UNKNOWN", "OTHER")
     check_rejected_start(service, *("ASTRALOG_" + name for name in names))
+
+
+class ToldService(Service):
+    """A service whose gunicorn is told more than the service tells it."""
+
+    def __init__(self, directory: Path, arguments: str) -> None:
+        super().__init__(directory)
+        self._environ["GUNICORN_CMD_ARGS"] = arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("--access-logfile -", ["accesslog"]),
+        ("--max-requests 1000 --http-parser auto", ["max_requests", "http_parser"]),
+        ("--keep-alive 0 --worker-class sync", ["keepalive", "worker_class"]),
+        (
+            "--proxy-protocol --reuse-port --preload",
+            ["proxy_protocol", "reuse_port", "preload_app"],
+        ),
+    ],
+)
+def test_what_gunicorn_is_told_in_vain_stops_the_start(
+    tmp_path: Path, arguments: str, names: list[str]
+) -> None:
+    """No setting of gunicorn's is ignored: one that is not heeded is named."""
+    check_rejected_start(ToldService(tmp_path, arguments), *(f"gunicorn's {n}" for n in names))
+
+
+def test_what_gunicorn_may_be_told_is_taken(tmp_path: Path) -> None:
+    """Its limits may be others than the service's."""
+    with ToldService(tmp_path, "--keep-alive 30 --timeout 60 --backlog 100") as service:
+        assert 200 == service.drain(make_batch("a")).status
+        assert 0 == service.stop()
 
 
 def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:
@@ -82,15 +117,53 @@ def test_an_address_in_use_stops_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sync", ["always", "everysec"])
-def test_the_start_is_told_in_one_line(tmp_path: Path, sync: str) -> None:
-    """The line names address, workers, data directory and sync mode; nothing else is said."""
+def test_start_and_stop_are_told_in_one_line_each(tmp_path: Path, sync: str) -> None:
+    """The first names address, workers, data directory and sync mode; nothing else is said."""
     with Service(tmp_path, workers=3, sync=sync) as service:
         assert 200 == service.drain(make_batch("a")).status
         assert 0 == service.stop()
         host, port = service.address
-        (line,) = service.log().splitlines()
+        line, last = service.log().splitlines()
     assert re.match(r"[0-9-]{10}T[0-9:]{8}Z INFO \[[0-9]+\] listening on ", line)
+    assert last.endswith(f" INFO [{service.process.pid}] stopped")
     assert f"http://{host}:{port}, 3 workers, data in {service.data_dir}, sync {sync}" in line
+
+
+def test_names_that_kubernetes_makes_do_not_stop_the_start(tmp_path: Path) -> None:
+    """One line says which variables are ignored; a misspelt setting among them still counts."""
+    links = {
+        "port": "tcp://10.96.12.7:8080",
+        "port_8080_tcp": "tcp://10.96.12.7:8080",
+        "port_8080_tcp_addr": "10.96.12.7",
+        "port_8080_tcp_port": "8080",
+        "port_8080_tcp_proto": "tcp",
+        "service_host": "10.96.12.7",
+        "service_port": "8080",
+        "service_port_http": "8080",
+    }
+    with Service(tmp_path, **links) as service:
+        assert 200 == service.drain(make_batch("a")).status
+        (line,) = (line for line in service.log().splitlines() if "ASTRALOG_" in line)
+        assert all(f"ASTRALOG_{name.upper()}" in line for name in links)
+        assert " INFO " in line
+    check_rejected_start(Service(tmp_path, **links, worker=1), "ASTRALOG_WORKER")
+
+
+class ServiceAtHome(Service):
+    """A service whose user's home is the directory of the test."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        self._environ["HOME"] = str(directory)
+
+
+def test_a_home_is_found_in_every_path(tmp_path: Path) -> None:
+    """`~` is expanded, as a shell does where the path is not quoted."""
+    (tmp_path / "tokens").write_text("from-a-file\n")
+    paths = {"data_dir": "~/logs", "tokens_file": "~/tokens"}
+    with ServiceAtHome(tmp_path, tokens=None, **paths) as service:
+        assert 200 == service.drain(make_batch("a"), {"Authorization": "from-a-file"}).status
+        assert 1 == len(list((tmp_path / "logs").glob("*.ndjson.open")))
 
 
 def test_the_first_start_makes_a_token(tmp_path: Path) -> None:

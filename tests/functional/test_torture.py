@@ -14,14 +14,19 @@ from tests.torture import (
     disks,
     forward,
     fuzz,
+    heavy,
+    hogs,
+    housekeeping,
     kills,
     memory,
     mounts,
     powercut,
+    sealing,
     shim,
     signals,
     stall,
     tls,
+    upgrades,
     writes,
 )
 from tests.torture.bench import Bench
@@ -33,7 +38,13 @@ SEED = 1
 FAULTS = [
     fault
     for fault in writes.FAULTS
-    if fault.what in ("short write, then ENOSPC", "EIO on sync, pages lost", "EIO on rename")
+    if fault.what
+    in (
+        "short write, then ENOSPC",
+        "short write, then no memory",
+        "EIO on sync, pages lost",
+        "EIO on rename",
+    )
 ]
 
 needs_shim = pytest.mark.skipif(
@@ -60,6 +71,19 @@ def test_kills(tmp_path: Path) -> None:
 def test_failing_calls(tmp_path: Path) -> None:
     """Nothing is acknowledged on the strength of a failed sync, and nothing left unsealed."""
     check(tmp_path, lambda bench: writes.torture(bench, rounds=2, faults=FAULTS))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_seals(tmp_path: Path) -> None:
+    """Whatever stands in the way of a seal, it is done at last, and replaces nothing."""
+    check(tmp_path, lambda bench: sealing.torture(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_housekeeping(tmp_path: Path) -> None:
+    """One process after another keeps the directory as the settings say."""
+    check(tmp_path, lambda bench: housekeeping.torture(bench, rounds=2))
 
 
 @pytest.mark.slow
@@ -104,9 +128,21 @@ def test_signals(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_upgrades(tmp_path: Path) -> None:
+    """An upgrade fails no request, and another version's files beside the service do no harm."""
+    check(tmp_path, lambda bench: upgrades.torture(bench, rounds=1))
+
+
+@pytest.mark.slow
 def test_attacks(tmp_path: Path) -> None:
     """Lying bodies and smuggled requests are rejected, and no line is forged."""
     check(tmp_path, lambda bench: attacks.torture(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_heavy_bodies(tmp_path: Path) -> None:
+    """Hundreds of bodies that are heavy to decode cost the memory of one, and others are served."""
+    check(tmp_path, lambda bench: heavy.torture(bench, bodies=200, others_seconds=5))
 
 
 @pytest.mark.slow
@@ -130,6 +166,12 @@ def test_broken_tls(tmp_path: Path) -> None:
 def test_forwarding(tmp_path: Path) -> None:
     """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""
     check(tmp_path, lambda bench: forward.torture(bench, 3, 1, 300, 1000))
+
+
+@pytest.mark.slow
+def test_hogs(tmp_path: Path) -> None:
+    """Clients that hold places, memory and time for nothing keep no one waiting."""
+    check(tmp_path, lambda bench: hogs.torture(bench, connections=4200, readers=4))
 
 
 def test_fuzz(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ class Service:
     `settings` are the settings' names without their prefix: `Service(path, workers=1)`.
     """
 
+    #: The checkout that is started, and the descriptors that it inherits.
+    root = ROOT
+    inherited: tuple[int, ...] = ()
+
     def __init__(self, directory: Path, **settings: object) -> None:
         self.data_dir = Path(str(settings.get("data_dir", directory / "data")))
         self._log_path = directory / "stderr.log"
@@ -92,8 +96,9 @@ class Service:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
                 self.command(),
-                cwd=ROOT,
+                cwd=self.root,
                 env=self._environ,
+                pass_fds=self.inherited,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -179,6 +184,11 @@ class Service:
         self.signal(signal.SIGHUP)
         self.wait_for_workers(other_than=before)
 
+    def kill_worker(self, pid: int) -> None:
+        """End a worker at once, without a chance to do anything."""
+        assert pid in self.worker_pids()
+        os.kill(pid, signal.SIGKILL)
+
     def wait(self, timeout: float = TIMEOUT_SECONDS) -> int:
         """Wait for the master's end and return its exit status."""
         return self.process.wait(timeout)
@@ -237,6 +247,13 @@ def read_logs(paths: list[Path]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def write_tokens(path: Path, content: str | bytes) -> None:
+    """Write a file of tokens that has been at rest for a while, so that it is read at once."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    now = time.time()
+    os.utime(path, (now, now - 60))
+
+
 def make_log(**fields: Any) -> dict[str, Any]:
     """Return a well-formed log with some of its fields replaced."""
     log = {
@@ -270,7 +287,7 @@ def read_answer(connection: socket.socket) -> Answer:
 
 def segment_pid(path: Path) -> int:
     """Return the process that a segment file's name tells."""
-    return int(path.name.partition("-")[2].partition(".")[0])
+    return int(path.name.partition("-")[2].partition(".")[0].partition("-")[0])
 
 
 def running_pids() -> list[int]:

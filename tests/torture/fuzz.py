@@ -7,13 +7,16 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from astralog.errors import Rejection
-from astralog.intake import batch as codec
-from astralog.intake import timestamps
+from astralog.intake import formats, timestamps
+from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.decoder import Decoded
+from astralog.intake.options import NO_OPTIONS, Options
+from tests.support.decoding import make_context
 from tests.torture.bench import Bench
 from tests.torture.table import Row, render
 
@@ -41,6 +44,14 @@ TIMESTAMPS = (
     *("20240531T153045,5Z", "2024-152", "2024-05-31", "2016-12-31T23:59:60Z", "2024-05-31T24:00"),
     *("0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "1717120112345", "2020-W53-7"),
 )
+#: What queries ask for; half of the bodies come with none of it.
+OPTIONS = (
+    Options(moves_unknown=True),
+    Options({"project_id": "p", "service": "s", "level": "l"}),
+    Options({"service": "s"}, moves_unknown=True, is_partial=True),
+    Options(is_partial=True),
+)
+
 LETTERS = "0123456789-+:.,TtZzW UTC/_\u0660\u2212\n"
 
 
@@ -51,22 +62,28 @@ INPUTS_PER_TIME_SLICE = 5000
 
 
 def torture(bench: Bench, inputs: int) -> Iterator[Row]:
-    """Try `inputs` mutated bodies, as short and as long ones, and a quarter as many timestamps."""
+    """Try `inputs` mutated bodies, as short and as long ones, and a quarter as many timestamps.
+
+    A quarter of the bodies is NDJSON, and half of them comes with options.
+    """
     bodies, lines, texts = (Row(f"fuzzed {what}") for what in ("bodies", "NDJSON", "timestamps"))
     yield from (bodies, lines, texts)  # they fill up together
-    piece_bytes, chance = codec.PIECE_BYTES, bench.random
+    piece_bytes, chance = formats.PIECE_BYTES, bench.random
     for turn in range(-(-inputs // INPUTS_PER_TIME_SLICE)):
         if not bench.has_time:
             break
-        codec.PIECE_BYTES = SHORT_PIECE_BYTES if turn % 2 else piece_bytes
+        formats.PIECE_BYTES = SHORT_PIECE_BYTES if turn % 2 else piece_bytes
         for _ in range(min(INPUTS_PER_TIME_SLICE, inputs)):
-            try_body(bodies, _mutated_body(chance, is_lines=False), is_lines=False)
+            options = chance.choice((NO_OPTIONS, chance.choice(OPTIONS)))
+            try_body(bodies, _mutated_body(chance, is_lines=False), is_lines=False, options=options)
             if bodies.tried % 4 == 0:
-                try_body(lines, _mutated_body(chance, is_lines=True), is_lines=True)
+                try_body(
+                    lines, _mutated_body(chance, is_lines=True), is_lines=True, options=options
+                )
                 try_timestamp(texts, mutated_timestamp(chance, chance.choice(TIMESTAMPS)))
         if bodies.tried % 100_000 == 0:
             bench.say(f"fuzz: {bodies.tried:,} bodies, {bodies.acknowledged:,} of them taken")
-    codec.PIECE_BYTES = piece_bytes
+    formats.PIECE_BYTES = piece_bytes
 
 
 def _valid(chance: random.Random) -> bytes:
@@ -116,11 +133,16 @@ def mutated(chance: random.Random, text: bytes) -> bytes:
     return bytes(body)
 
 
-def try_body(row: Row, body: bytes, is_lines: bool) -> None:
+def decode(body: bytes, is_lines: bool, options: Options) -> Decoded:
+    """Return what is stored of a body, and what is left out of it."""
+    return (decode_lines if is_lines else decode_json)(body, make_context(options=options))
+
+
+def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTIONS) -> None:
     """Check that a body is stored as it reads, or rejected for its own fault."""
     row.tried += 1
     try:
-        batch = codec.encode_lines(body) if is_lines else codec.encode_batch(body)
+        batch, invalid = decode(body, is_lines, options)
     except Rejection as rejection:
         if rejection.status >= 500:
             row.errors += 1
@@ -134,11 +156,8 @@ def try_body(row: Row, body: bytes, is_lines: bool) -> None:
     *lines, rest = batch.lines.split(b"\n")
     try:
         stored = [json.loads(line) for line in lines]
-        if is_lines:
-            sent = [json.loads(line) for line in body.split(b"\n") if line.strip()]
-        else:
-            sent = json.loads(body)["logs"]
-        meant = [_as_stored(log) for log in sent]
+        sent = list(_valid_logs(body, is_lines, invalid.errors if invalid else {}))
+        meant = [_as_stored(log, options) for log in sent]
     except ValueError as error:
         row.half += 1
         row.remark(f"{error}: {body[:200]!r}")
@@ -151,9 +170,24 @@ def try_body(row: Row, body: bytes, is_lines: bool) -> None:
         row.remark(f"stored otherwise: {body[:200]!r}")
 
 
-def _as_stored(log: dict[str, Any]) -> Any:
+def _valid_logs(body: bytes, is_lines: bool, invalid: Collection[int]) -> Iterator[dict[str, Any]]:
+    """Yield the logs of a body as they were sent, but for the invalid ones, all of which are."""
+    if not is_lines:
+        logs = enumerate(json.loads(body)["logs"])
+        yield from (log for number, log in logs if number not in invalid)
+        return
+    for number, line in enumerate(body.split(b"\n"), 1):
+        if line.strip() and number not in invalid:
+            yield json.loads(line)
+
+
+def _as_stored(log: dict[str, Any], options: Options) -> Any:
     """Return what a log reads like from a segment file."""
-    kept = {name: value for name, value in log.items() if value is not None}
+    kept = {name: value for name, value in log.items() if value is not None and name in FIELDS}
+    unknown = {name: value for name, value in log.items() if name not in FIELDS}
+    if unknown:
+        kept["metadata"] = kept.get("metadata", {}) | unknown
+    kept = {**options.defaults, **kept}
     kept["timestamp"] = timestamps.normalise(kept["timestamp"])
     return _mended(kept)
 

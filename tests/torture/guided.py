@@ -1,8 +1,9 @@
 """Fuzzing guided by coverage: inputs that reach new code are kept and mutated further.
 
-`python -m tests.torture.guided bodies -runs=1000000` tries that many bodies; `lines` and
-`timestamps` are the other kinds. More words are libFuzzer's own options, among them a directory
-to keep inputs in. It needs atheris, which is not locked: it is built for few machines.
+`python -m tests.torture.guided bodies -runs=1000000` tries that many bodies; `lines`,
+`bodies-options`, `lines-options` and `timestamps` are the other kinds. More words are libFuzzer's
+own options, among them a directory to keep inputs in. It needs atheris, which is not locked: it is
+built for few machines.
 """
 
 import re
@@ -11,17 +12,17 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from functools import partial
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import atheris
 
 with atheris.instrument_imports(include=["astralog", "dateutil"]):
     from astralog.errors import Rejection
-    from astralog.intake import batch as codec
-    from astralog.intake import schema as schemas
-    from astralog.intake import timestamps
+    from astralog.intake import formats, timestamps
+    from astralog.intake.options import NO_OPTIONS, Options
     from astralog.store.commit_queue import Batch
+    from tests.support.decoding import marshmallow_alone
     from tests.torture import fuzz
     from tests.torture.table import Row
 
@@ -43,25 +44,28 @@ SHOWN_INPUTS = 100_000
 ROW = Row("guided by coverage")
 
 
-def try_body(body: bytes, is_lines: bool) -> None:
-    """Check that a body is stored as it reads, in one piece, in many, and by marshmallow alone."""
-    fuzz.try_body(ROW, body, is_lines)
+def try_body(body: bytes, is_lines: bool, has_options: bool) -> None:
+    """Check that a body is stored as it reads, in one piece, in many, and by marshmallow alone.
+
+    Its length chooses among the options.
+    """
+    options = fuzz.OPTIONS[len(body) % len(fuzz.OPTIONS)] if has_options else NO_OPTIONS
+    fuzz.try_body(ROW, body, is_lines, options)
     assert not ROW.is_bad, ROW.remarks
-    stored = _stored(body, is_lines)
-    with patch.object(codec, "PIECE_BYTES", fuzz.SHORT_PIECE_BYTES):
-        assert stored == _stored(body, is_lines), "stored otherwise in pieces"
-    with (
-        patch.object(schemas, "_decode", lambda body: None),
-        patch.object(schemas, "_decode_lines", lambda body: None),
-    ):
-        assert stored == _stored(body, is_lines), "stored otherwise by marshmallow"
+    stored = _stored(body, is_lines, options)
+    with patch.object(formats, "PIECE_BYTES", fuzz.SHORT_PIECE_BYTES):
+        assert stored == _stored(body, is_lines, options), "stored otherwise in pieces"
+    with marshmallow_alone():
+        assert stored == _stored(body, is_lines, options), "stored otherwise by marshmallow"
 
 
-def _stored(body: bytes, is_lines: bool) -> Batch | None:
+def _stored(body: bytes, is_lines: bool, options: Options) -> tuple[Batch, Any] | None:
+    """Return what is stored, and the numbers of the logs that are left out."""
     try:
-        return codec.encode_lines(body) if is_lines else codec.encode_batch(body)
+        batch, invalid = fuzz.decode(body, is_lines, options)
     except Rejection:
         return None
+    return batch, list(invalid.errors) if invalid else []
 
 
 def try_timestamp(data: bytes) -> None:
@@ -105,9 +109,9 @@ def _mutated_timestamp(chance: Random, data: bytes) -> bytes:
     return fuzz.mutated_timestamp(chance, data.decode(errors="replace")).encode()
 
 
-def _kind_of_body(is_lines: bool) -> Kind:
+def _kind_of_body(is_lines: bool, has_options: bool = False) -> Kind:
     return Kind(
-        partial(try_body, is_lines=is_lines),
+        partial(try_body, is_lines=is_lines, has_options=has_options),
         partial(fuzz.valid_body, is_lines=is_lines),
         fuzz.mutated,
     )
@@ -116,6 +120,8 @@ def _kind_of_body(is_lines: bool) -> Kind:
 KINDS = {
     "bodies": _kind_of_body(is_lines=False),
     "lines": _kind_of_body(is_lines=True),
+    "bodies-options": _kind_of_body(is_lines=False, has_options=True),
+    "lines-options": _kind_of_body(is_lines=True, has_options=True),
     "timestamps": Kind(
         try_timestamp, lambda chance: chance.choice(fuzz.TIMESTAMPS).encode(), _mutated_timestamp
     ),

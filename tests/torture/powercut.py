@@ -126,7 +126,8 @@ def _recover(row: Row, data_dir: Path) -> None:
     if row.tried % STATES_A_START:
         logger = logging.getLogger(recovery.__name__)
         logger.disabled = True  # a line for each of the many states helps nobody
-        recovery.recover(data_dir)
+        for path in data_dir.glob("*.open"):
+            recovery.recover_file(path)
         logger.disabled = False
         return
     with Service(data_dir.parent) as service:

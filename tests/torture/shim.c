@@ -26,7 +26,7 @@
 
 enum { WRITE, SYNC, DIRSYNC, OPEN, RENAME, UNLINK, TRUNCATE, OPERATIONS };
 enum { SKIP, TIMES, OUTCOME, ARGUMENT, HITS, CALLS, SLOTS };
-enum { SHORT = -1, STALL = -2, TORN = -3 };
+enum { SHORT = -1, STALL = -2, TORN = -3, NO_MEMORY = -4 };
 #define CLOCK_SECONDS (OPERATIONS * SLOTS)
 #define CONTROL_BYTES ((CLOCK_SECONDS + 1) * 8)
 #define KNOWN_FILES 65536
@@ -118,15 +118,30 @@ static uint64_t inode_of(int fd, int64_t *size) {
 /* The disk was full after the first bytes of a write: the next one says so. */
 static __thread int is_full;
 
+/* There is no memory for what a write left over; what Python keeps at hand is smaller. Of a model
+ * that takes no memory itself. */
+static __thread int is_out_of_memory __attribute__((tls_model("initial-exec")));
+#define SMALLEST_BYTES 513
+
+extern void *__libc_malloc(size_t size);
+
+void *malloc(size_t size) {
+    if (!is_out_of_memory || size < SMALLEST_BYTES) return __libc_malloc(size);
+    is_out_of_memory = 0;
+    errno = ENOMEM;
+    return NULL;
+}
+
 static ssize_t do_write(int fd, const struct iovec *data, int count) {
     int64_t outcome = is_full ? ENOSPC : fault(WRITE);
     is_full = outcome == TORN;
+    is_out_of_memory = 0;
     if (outcome > 0) {
         errno = outcome;
         return -1;
     }
     struct iovec part;
-    if (outcome == SHORT || outcome == TORN) {
+    if (outcome == SHORT || outcome == TORN || outcome == NO_MEMORY) {
         size_t most = control[WRITE * SLOTS + ARGUMENT];
         part = data[0];
         if (part.iov_len > most) part.iov_len = most;
@@ -134,6 +149,7 @@ static ssize_t do_write(int fd, const struct iovec *data, int count) {
         count = 1;
     }
     ssize_t written = syscall(SYS_writev, fd, data, count);
+    is_out_of_memory = outcome == NO_MEMORY;
     if (written > 0 && trace >= 0) {
         char head[96];
         int64_t size = 0;
@@ -173,6 +189,7 @@ static void lose_pages(int fd, uint64_t inode, int64_t size) {
 
 static int do_sync(int fd, int number) {
     struct stat status;
+    is_out_of_memory = 0;
     if (fstat(fd, &status)) return -1;
     int is_directory = S_ISDIR(status.st_mode);
     int64_t outcome = fault(is_directory ? DIRSYNC : SYNC);
@@ -231,19 +248,22 @@ static int do_open(const char *path, int flags, mode_t mode) {
 OPEN_FUNCTION(open)
 OPEN_FUNCTION(open64)
 
-int rename(const char *from, const char *to) {
-    REAL(rename);
-    if (!is_ours(from)) return real(from, to);
-    int64_t outcome = fault(RENAME);
+int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned flags) {
+    int ours = is_ours(from);
+    int64_t outcome = ours ? fault(RENAME) : 0;
     if (outcome > 0) {
         errno = outcome;
         return -1;
     }
-    int result = real(from, to);
+    int result = syscall(SYS_renameat2, from_fd, from, to_fd, to, flags);
     char head[2 * PATH_MAX + 8];
     snprintf(head, sizeof head, "R %s %s\n", from, to);
-    if (!result) record(head, NULL, 0, 0);
+    if (!result && ours) record(head, NULL, 0, 0);
     return result;
+}
+
+int rename(const char *from, const char *to) {
+    return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 
 int unlink(const char *path) {

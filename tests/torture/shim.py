@@ -21,6 +21,7 @@ CLOCK = len(OPERATIONS) * len(SLOTS)
 SHORT = -1
 STALL = -2
 TORN = -3
+NO_MEMORY = -4
 
 #: The shim counts down from it; no test makes as many calls.
 ALWAYS = 1 << 40
@@ -59,8 +60,8 @@ class Control:
     ) -> None:
         """Let `skip` calls pass and then let `times` calls end in `outcome`.
 
-        That is an errno, SHORT (`argument` bytes are written), TORN (and ENOSPC for the rest) or
-        STALL (for `argument` ms).
+        That is an errno, SHORT (`argument` bytes are written), TORN (and ENOSPC for the rest),
+        NO_MEMORY (and no memory for the rest) or STALL (for `argument` ms).
         """
         self._set(operation, "times", 0)
         self._set(operation, "skip", skip)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tests.support.load import Load
 from tests.torture.bench import Bench, under_load, wait_for_more
-from tests.torture.shim import SHORT, STALL, TORN, ShimmedService
+from tests.torture.shim import NO_MEMORY, SHORT, STALL, TORN, ShimmedService
 from tests.torture.table import Row
 
 
@@ -24,7 +24,8 @@ FAULTS = (
     Fault("ENOSPC on write", "write", errno.ENOSPC),
     Fault("short write", "write", SHORT),
     Fault("short write, then ENOSPC", "write", TORN),
-    Fault("EIO on write and on cutting back", "write", errno.EIO, "truncate"),
+    Fault("short write, then no memory", "write", NO_MEMORY),
+    Fault("short write, then ENOSPC, and EIO on truncate", "write", TORN, "truncate"),
     Fault("EIO on sync, pages lost", "sync", errno.EIO),
     Fault("ENOSPC on sync, pages lost", "sync", errno.ENOSPC),
     Fault("sync stalls 300 ms", "sync", STALL),

@@ -1,19 +1,25 @@
 import errno
+import hashlib
 import hmac
+import logging
 import os
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gevent
 import pytest
 
 from astralog import auth
-from astralog.auth import MAX_TOKEN_BYTES, TOKEN_FILE_NAME, Tokens
+from astralog.auth import TOKEN_FILE_NAME, Tokens
 from astralog.errors import Rejection
 from astralog.server.first_start import make_token_file
 from astralog.settings import InvalidSettings, Settings
+from astralog.tokens_file import MAX_TOKEN_BYTES, WatchedFile
 from tests.conftest import Fault
+from tests.support.service import write_tokens
 
 SECRET = "s3cret-Token"
 
@@ -114,7 +120,7 @@ def test_a_token_of_bytes_that_are_no_text_is_compared_as_bytes(
 ) -> None:
     """A tokens file need not be UTF-8, nor must the environment."""
     path = tmp_path / "tokens"
-    path.write_bytes(b"\xff\xfe\x80\n")
+    write_tokens(path, b"\xff\xfe\x80\n")
     for changed in (
         replace(settings, tokens="", tokens_file=str(path)),
         replace(settings, tokens=os.fsdecode(b"\xff\xfe\x80")),
@@ -135,7 +141,7 @@ def test_several_tokens_come_from_the_environment(settings: Settings) -> None:
 def test_tokens_come_from_a_file(settings: Settings, tmp_path: Path) -> None:
     """A tokens file holds one token a line, besides comments and empty lines."""
     path = tmp_path / "tokens"
-    path.write_bytes(b"# who: team a\none\n\n  two  \r\n   # three\nfo#ur\n\tfive,six")
+    write_tokens(path, b"# who: team a\none\n\n  two  \r\n   # three\nfo#ur\n\tfive,six")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
     for token in ("one", "two", "fo#ur", "five,six"):
         assert is_let_in(tokens, token)
@@ -149,7 +155,7 @@ def test_tokens_of_the_environment_and_of_the_file_both_count(
 ) -> None:
     """Both sources may be given at once, as when a token is replaced."""
     path = tmp_path / "tokens"
-    path.write_text("two\n")
+    write_tokens(path, "two\n")
     tokens = Tokens(replace(settings, tokens="one", tokens_file=str(path)))
     assert is_let_in(tokens, "one")
     assert is_let_in(tokens, "two")
@@ -169,10 +175,10 @@ def test_a_tokens_file_that_holds_none_stops_the_start(
 ) -> None:
     """A tokens file without a token is rejected by its name."""
     path = tmp_path / "tokens"
-    path.write_bytes(content)
+    write_tokens(path, content)
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens="", tokens_file=str(path)))
-    assert [f"{path}: Holds no token."] == rejected.value.problems
+    assert [f"ASTRALOG_TOKENS_FILE: {path}: Holds no token."] == rejected.value.problems
 
 
 def test_a_tokens_file_that_cannot_be_read_stops_the_start(
@@ -183,7 +189,7 @@ def test_a_tokens_file_that_cannot_be_read_stops_the_start(
     for path, reason in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(InvalidSettings) as rejected:
             Tokens(replace(settings, tokens_file=str(path)))
-        assert [f"{path}: {reason}."] == rejected.value.problems
+        assert [f"ASTRALOG_TOKENS_FILE: {path}: {reason}."] == rejected.value.problems
 
 
 @pytest.mark.parametrize("token", ["two words", "tab\there", "bell\x07", "delete\x7f", "nul\0"])
@@ -209,17 +215,19 @@ def test_a_token_may_be_as_long_as_a_header_field(settings: Settings) -> None:
 def test_a_token_that_no_header_carries_is_named(settings: Settings, tmp_path: Path) -> None:
     """A faulty line of a tokens file is named by its number, and its token is not shown."""
     path = tmp_path / "tokens"
-    path.write_bytes(b"good\n# comment\nse\x01cret\n")
+    write_tokens(path, b"good\n# comment\nse\x01cret\n")
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens_file=str(path)))
-    message = f"{path}, line 3: A token holds no spaces or control characters."
+    message = (
+        f"ASTRALOG_TOKENS_FILE: {path}, line 3: A token holds no spaces or control characters."
+    )
     assert [message] == rejected.value.problems
 
 
 def test_a_token_may_be_bound_to_projects(settings: Settings, tmp_path: Path) -> None:
     """The names after a token are the projects it may write; a bare token writes all."""
     path = tmp_path / "tokens"
-    path.write_text("bound  org-xyz\torg-ä \nbare\n")
+    write_tokens(path, "bound  org-xyz\torg-ä \nbare\n")
     tokens = Tokens(replace(settings, tokens="listed", tokens_file=str(path)))
     assert {"org-xyz", "org-ä"} == tokens.authenticate("bound").projects
     assert tokens.authenticate("bare").projects is None
@@ -229,23 +237,118 @@ def test_a_token_may_be_bound_to_projects(settings: Settings, tmp_path: Path) ->
 
 
 def test_tokens_are_read_again_when_their_file_changes(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A token can be replaced without a restart, and a faulty file changes nothing."""
-    monkeypatch.setattr(auth, "CHANGED_SECONDS", 0)
+    """A token is replaced without a restart; a faulty file changes nothing, and is named once."""
     path = tmp_path / "tokens"
-    path.write_text("old\n")
+    write_tokens(path, "old\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
     assert is_let_in(tokens, "old")
-    path.write_text("old\nnewer\n")
+    write_tokens(path, "old\nnewer\n")
+    tokens.look()
     assert is_let_in(tokens, "newer")
-    path.write_text("# none\n")
-    assert is_let_in(tokens, "newer")
-    path.unlink()
-    assert is_let_in(tokens, "newer")
-    path.write_text("newer\n")
+    for content in ("# none\n", None):
+        write_tokens(path, content) if content else path.unlink()
+        for _ in range(3):
+            tokens.look()
+            assert is_let_in(tokens, "newer")
+    write_tokens(path, "newer\n")
+    tokens.look()
     assert not is_let_in(tokens, "old")
     assert is_let_in(tokens, "newer")
+    assert [
+        f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}: Holds no token.",
+        f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}: No such file or directory.",
+    ] == [record.message for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_a_changed_file_is_followed_once_started(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks come by themselves, and one that fails for an unknown reason is not the last."""
+    monkeypatch.setattr(auth, "LOOK_SECONDS", 0.01)
+    path = tmp_path / "tokens"
+    write_tokens(path, "old\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    failures = iter([MemoryError(), RuntimeError()])
+    read = WatchedFile.read_changed
+
+    def fail_first(file: WatchedFile) -> bytes | None:
+        for failure in failures:
+            raise failure
+        return read(file)
+
+    monkeypatch.setattr(WatchedFile, "read_changed", fail_first)
+    tokens.start()
+    assert is_let_in(tokens, "old")
+    write_tokens(path, "new\n")
+    with gevent.Timeout(10):
+        while not is_let_in(tokens, "new"):
+            gevent.sleep(0.01)
+    assert not is_let_in(tokens, "old")
+
+
+def test_who_starts_has_looked(settings: Settings, tmp_path: Path) -> None:
+    """A worker that inherited its tokens serves with none that was taken out since."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "old\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    write_tokens(path, "new\n")
+    tokens.start()
+    assert [False, True] == [is_let_in(tokens, token) for token in ("old", "new")]
+
+
+def test_nobody_waits_for_the_disk_of_the_file(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a look hangs, a worker starts, other greenlets run, and the tokens are as before."""
+    monkeypatch.setattr(auth, "FIRST_LOOK_SECONDS", 0.1)
+    path = tmp_path / "tokens"
+    write_tokens(path, "old\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    hanging, disk_is_back = threading.Event(), threading.Event()
+    answers: list[bool] = []
+
+    def hang(file: WatchedFile) -> None:
+        hanging.set()
+        answers.append(disk_is_back.wait(10))
+
+    monkeypatch.setattr(WatchedFile, "read_changed", hang)
+    tokens.start()
+    with gevent.Timeout(10):
+        while not hanging.is_set():
+            gevent.sleep(0.01)
+    assert is_let_in(tokens, "old")
+    assert [] == answers
+    disk_is_back.set()
+
+
+def test_a_token_of_two_places_stops_the_start(settings: Settings, tmp_path: Path) -> None:
+    """Taken out of one of them it would still be known; one that is only listed twice is one."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "one org-xyz\n")
+    with pytest.raises(InvalidSettings) as rejected:
+        Tokens(replace(settings, tokens="two,one", tokens_file=str(path)))
+    line = f"ASTRALOG_TOKENS_FILE: {path}, line 1: The token of ASTRALOG_TOKENS, token 2 again."
+    assert [line] == rejected.value.problems
+    assert is_let_in(Tokens(replace(settings, tokens="one,one")), "one")
+
+
+def test_a_name_stands_for_a_known_token(settings: Settings) -> None:
+    """It is made of the token's digest; what is not known has none, however it is shown."""
+    tokens = Tokens(replace(settings, tokens=SECRET))
+    name = hashlib.sha256(SECRET.encode()).hexdigest()[:8]
+    assert name == tokens.name_of(SECRET) == tokens.name_of(f"Bearer {SECRET}")
+    for shown in (None, "", "Bearer", "other", f"Basic {SECRET}", SECRET[:-1]):
+        assert tokens.name_of(shown) is None
+
+
+@pytest.mark.parametrize("shown", [f"Basic {SECRET}", f"Token {SECRET}", f"bearer bearer {SECRET}"])
+def test_another_scheme_is_told_how_to_show_a_token(shown: str) -> None:
+    """A client that is set up for Basic learns what is wanted, also where its token is right."""
+    with pytest.raises(Rejection, match="as it is, or after Bearer") as rejected:
+        Tokens(Settings(tokens=SECRET)).authenticate(shown)
+    assert SECRET not in rejected.value.message
 
 
 def test_the_first_start_makes_a_token(settings: Settings, tmp_path: Path) -> None:

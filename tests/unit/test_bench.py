@@ -7,9 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from astralog.intake.batch import encode_batch
-from bench import bodies, measure, stored
+from astralog.intake.batch import decode_lines
+from astralog.intake.options import parse_options
+from bench import bodies, measure, options, stored
 from bench.load import Outcome
+from tests.support.decoding import encode_batch, make_context
 
 
 def test_bodies_are_well_formed_and_distinct() -> None:
@@ -25,6 +27,22 @@ def test_a_log_id_tells_request_and_place() -> None:
     logs = msgspec.json.decode(bodies.templates(10)[3].body(4711))["logs"]
     places = [bodies.place(log["metadata"]["log_id"]) for log in logs]
     assert [(4711, index) for index in range(10)] == places
+
+
+def test_logs_that_need_options_are_the_same_logs() -> None:
+    """What the query of such a request makes of its lines is what other requests hold."""
+    query = options.HEAD.partition("?")[2].partition(" ")[0]
+    context = make_context(options=parse_options(query))
+    sent = [template.body(7) for template in options.requests(10, "token")]
+    lines = [decode_lines(body, context).batch.lines for body in sent]
+    expected = [encode_batch(template.body(7)).lines for template in bodies.templates(10)]
+    for stored_lines, expected_lines in zip(lines, expected, strict=True):
+        pairs = zip(stored_lines.splitlines(), expected_lines.splitlines(), strict=True)
+        for text, expected_text in pairs:
+            log, expected_log = msgspec.json.decode(text), msgspec.json.decode(expected_text)
+            assert expected_log["metadata"] == log["metadata"]
+            assert expected_log["timestamp"] == log["timestamp"]
+            assert ("shop", "info", "shipper") == tuple(log[name] for name in options.FILLED_IN)
 
 
 @pytest.mark.parametrize("batch", [1, 10, bodies.CHUNK_LOGS, 2 * bodies.CHUNK_LOGS + 1])

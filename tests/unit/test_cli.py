@@ -1,32 +1,47 @@
-"""The `astralog` command names what it has, and what it lacks."""
-
 import sys
 
 import pytest
 from click.testing import CliRunner
 
-from astralog import __version__
-from astralog.cli import main
+from astralog import __version__, cli
+from astralog.server import application
 
 
-def test_help_and_version() -> None:
-    """Each subcommand is listed with what it does."""
-    shown = CliRunner().invoke(main, ["--help"]).output
-    assert "forward  Deliver sealed segments to ClickHouse, each log once." in shown
-    assert __version__ in CliRunner().invoke(main, ["--version"]).output
-    assert "--once" in CliRunner().invoke(main, ["forward", "--help"]).output
+def test_a_token_is_printed() -> None:
+    """It is alone on its line, and another one every time."""
+    outputs = [CliRunner().invoke(cli.main, ["token"]).output for _ in range(2)]
+    assert all(len(output.split()) == 1 and output.endswith("\n") for output in outputs)
+    assert outputs[0] != outputs[1]
+    assert len(outputs[0]) > 40
 
 
-def test_forward_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra, one line tells which; any other missing module is a defect."""
-    for name in [name for name in sys.modules if name.startswith("astralog.forward.")]:
+def test_the_version_is_printed() -> None:
+    """It is the package's."""
+    assert __version__ in CliRunner().invoke(cli.main, ["--version"]).output
+
+
+def test_the_service_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve` takes no options: the settings come from the environment."""
+    started: list[bool] = []
+    monkeypatch.setattr(application, "run", lambda: started.append(True))
+    assert 0 == CliRunner().invoke(cli.main, ["serve"]).exit_code
+    assert 2 == CliRunner().invoke(cli.main, ["serve", "--bind", "x"]).exit_code
+    assert [True] == started
+
+
+def test_forward_is_listed_without_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, the help is whole, and one line tells what to install."""
+    for name in [name for name in sys.modules if name.startswith("astralog.forward")]:
         monkeypatch.delitem(sys.modules, name)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "clickhouse_connect", None)
-        result = CliRunner().invoke(main, ["forward"])
+        shown = CliRunner().invoke(cli.main, ["--help"]).output
+        result = CliRunner().invoke(cli.main, ["forward"])
+    assert "forward  Deliver sealed segments to ClickHouse, each log once." in shown
     assert (result.exit_code, result.output) == (
         1,
         "Error: Needs clickhouse-connect: install astralog[clickhouse].\n",
     )
     monkeypatch.setitem(sys.modules, "astralog.store.sealed", None)
-    assert isinstance(CliRunner().invoke(main, ["forward"]).exception, ModuleNotFoundError)
+    exception = CliRunner().invoke(cli.main, ["forward"]).exception
+    assert isinstance(exception, ModuleNotFoundError)  # any other missing module is a defect

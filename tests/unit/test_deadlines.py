@@ -68,3 +68,34 @@ def test_what_comes_at_the_last_moment_counts() -> None:
     gevent.get_hub().loop.run_callback(waits._end, waiting, since)  # after the event's own callback
     greenlet.join(timeout=10)
     assert [True] == done
+
+
+def test_the_longest_wait_is_ended_at_once() -> None:
+    """Where a wait has to end, it is the one that began first, unless it is over by then."""
+    waits = Deadlines(lambda: 10, Late)
+    assert not waits
+    assert waits.longest_since == float("inf")
+    released = [Event(), Event(), Event()]
+    ended: list[int] = []
+
+    def wait(number: int) -> None:
+        try:
+            with waits:
+                released[number].wait()
+        except Late:
+            ended.append(number)
+
+    greenlets = [gevent.spawn(wait, number) for number in range(3)]
+    gevent.sleep(0.01)
+    assert waits.longest_since <= time.monotonic()
+    waits.end_longest()
+    gevent.sleep(0)
+    assert ended == [0]
+    waits.end_longest()
+    released[1].set()
+    gevent.sleep(0)
+    waits.end_longest()
+    gevent.joinall(greenlets, timeout=5)
+    assert ended[:1] == [0]
+    assert 2 in ended
+    assert not waits

@@ -19,16 +19,17 @@ MAY_IMPORT = {
     "app": {"base", "store", "intake", "telemetry", "api", "app"},
     "server": {"base", "store", "telemetry", "api", "app", "server"},
     "forward": {"base", "store", "forward"},
-    "cli": {"base", "store", "server", "forward", "cli"},
+    "view": {"base", "store", "intake", "view"},
+    "cli": {"base", "store", "server", "forward", "view", "cli"},
 }
 
 #: The only packages that may know a library.
 LIBRARIES = {
-    "flask": {"api", "app"},
+    "flask": {"api", "app", "server"},
     "werkzeug": {"api", "server"},
     "gunicorn": {"server"},
     "marshmallow": {"intake", "api", "base"},
-    "msgspec": {"intake", "api"},
+    "msgspec": {"intake", "api", "view"},
     "prometheus_client": {"telemetry"},
     "clickhouse_connect": {"forward"},
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from astralog import environment
 from astralog.settings import InvalidSettings, Settings
 
 
@@ -67,6 +68,9 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         ("tokens", "a={{b}}$c", "a={{b}}$c"),
         ("tokens_file", "/etc/astralog/tokens", "/etc/astralog/tokens"),
         ("data_dir", "/var/lib/astralog", Path("/var/lib/astralog")),
+        ("data_dir", "~/logs", Path.home() / "logs"),
+        ("tokens_file", "~/tokens", str(Path.home() / "tokens")),
+        ("bind", "unix:~/astralog.sock", f"unix:{Path.home()}/astralog.sock"),
         ("workers", "1", 1),
         ("workers", "256", 256),
         ("sync", "everysec", "everysec"),
@@ -129,6 +133,10 @@ def test_a_variable_sets_its_setting(
         ("FORWARD_CHUNK_BYTES", "0"),
         ("FORWARD_CHUNK_BYTES", "268435457"),
         ("FORWARD_KEEP_SECONDS", "-1"),
+        ("BIND", "unix:~nobody-has-this-name/x"),
+        ("DATA_DIR", ""),
+        ("DATA_DIR", "~nobody-has-this-name/logs"),
+        ("TOKENS_FILE", "~nobody-has-this-name/tokens"),
         ("WORKERS", "0"),
         ("WORKERS", "257"),
         ("WORKERS", "two"),
@@ -168,6 +176,63 @@ def test_an_unknown_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelled variable stops the start, since its setting would silently not apply."""
     problems = problems_of(monkeypatch, ASTRALOG_DATADIR="/srv")
     assert ["ASTRALOG_DATADIR: No such setting; see docs/configuration.md."] == problems
+
+
+def test_both_files_of_a_certificate_may_be_in_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home of who runs the service, as a shell has it."""
+    monkeypatch.setenv("ASTRALOG_TLS_CERT", "~/cert.pem")
+    monkeypatch.setenv("ASTRALOG_TLS_KEY", "~/key.pem")
+    settings = Settings.from_environ()
+    home = str(Path.home())
+    assert (f"{home}/cert.pem", f"{home}/key.pem") == (settings.tls_cert, settings.tls_key)
+
+
+#: What Kubernetes 1.31 makes of two Services, `astralog` and `astralog-tail`.
+SERVICE_LINKS = {
+    "ASTRALOG_SERVICE_HOST": "10.96.12.7",
+    "ASTRALOG_SERVICE_PORT": "8080",
+    "ASTRALOG_SERVICE_PORT_HTTP": "8080",
+    "ASTRALOG_PORT": "tcp://10.96.12.7:8080",
+    "ASTRALOG_PORT_8080_TCP": "tcp://10.96.12.7:8080",
+    "ASTRALOG_PORT_8080_TCP_PROTO": "tcp",
+    "ASTRALOG_PORT_8080_TCP_PORT": "8080",
+    "ASTRALOG_PORT_8080_TCP_ADDR": "10.96.12.7",
+    "ASTRALOG_TAIL_SERVICE_HOST": "fd00::7",
+    "ASTRALOG_TAIL_SERVICE_PORT": "53",
+    "ASTRALOG_TAIL_PORT": "udp://[fd00::7]:53",
+    "ASTRALOG_TAIL_PORT_53_UDP": "udp://[fd00::7]:53",
+    "ASTRALOG_TAIL_PORT_53_UDP_ADDR": "fd00::7",
+}
+
+
+def test_names_that_kubernetes_makes_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod beside a Service called astralog starts with its own settings, and knows the others."""
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == Settings.from_environ()
+    ignored = environment.service_links(dataclasses.fields(Settings))
+    assert sorted(SERVICE_LINKS) == ignored
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "8080"),
+        ("PORTS", "tcp://10.0.0.1:8080"),
+        ("SERVICE_HOST", "my host"),
+        ("SERVICE_PORT", "http"),
+        ("PORT_8080_TCP_ADDR", ""),
+        ("PORT_TCP", "tcp://10.0.0.1:8080"),
+        ("TLS_CRT", "tcp"),
+        ("WORKER_PORT", "8080"),
+    ],
+)
+def test_what_only_looks_like_kubernetes_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """A misspelt setting still stops the start: what Kubernetes makes is known by its value too."""
+    (problem,) = problems_of(monkeypatch, **{f"ASTRALOG_{name}": value})
+    assert problem.startswith(f"ASTRALOG_{name}: No such setting")
 
 
 def test_a_variable_of_another_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

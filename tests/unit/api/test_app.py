@@ -429,7 +429,6 @@ def test_a_dry_run_shows_a_batch_and_stores_nothing(client: FlaskClient, tmp_pat
         ("dry_run=1", {"logs": []}, {"status": "valid", "logs": []}),
         ("dry_run=false", {"logs": []}, {"status": "accepted"}),
         ("dry_run=0", {"logs": []}, {"status": "accepted"}),
-        ("other=1", {"logs": []}, {"status": "accepted"}),
     ],
 )
 def test_the_query_says_whether_a_run_is_dry(
@@ -437,6 +436,63 @@ def test_the_query_says_whether_a_run_is_dry(
 ) -> None:
     """Only dry_run=true is a dry run."""
     assert expected == client.post(f"/v1/drain?{query}", json=body, headers=HEADERS).json
+
+
+FOREIGN = {"timestamp": "2024-05-31T15:30:45Z", "message": "m", "host": "h"}
+FILLED = {"project_id": "p", "level": "i", "service": "s"}
+OPTIONS = "project_id=p&level=i&service=s&unknown=metadata"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+def test_a_query_makes_logs_of_what_a_sender_has(
+    client: FlaskClient, tmp_path: Path, kind: str
+) -> None:
+    """What a log lacks is filled in, what is unknown is stored under metadata."""
+    body = json.dumps({"logs": [FOREIGN]} if kind == "application/json" else FOREIGN)
+    path = "/v1/drain"
+    assert 400 == client.post(path, data=body, headers=HEADERS, content_type=kind).status_code
+    answer = client.post(f"{path}?{OPTIONS}", data=body, headers=HEADERS, content_type=kind)
+    assert (200, b'{"status":"accepted"}') == (answer.status_code, answer.data)
+    (log,) = stored(tmp_path)
+    assert log == FILLED | {
+        "timestamp": FOREIGN["timestamp"],
+        "message": "m",
+        "metadata": {"host": "h"},
+    }
+
+
+def test_the_valid_logs_of_a_batch_are_stored_where_that_is_asked_for(
+    client: FlaskClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer says how many were left out, and why; without the query nothing is stored."""
+    lines = "\n".join(map(json.dumps, [make_log(message="a"), make_log(level=""), make_log()]))
+    headers = HEADERS | {"Content-Type": "application/x-ndjson"}
+    assert 400 == client.post("/v1/drain", data=lines, headers=headers).status_code
+    assert [] == stored(tmp_path)
+    left_out = {"rejected": 1, "errors": {"logs": {"2": {"level": ["Must not be empty."]}}}}
+    dry = client.post("/v1/drain?partial=true&dry_run=true", data=lines, headers=headers)
+    valid = [make_log(message="a"), make_log()]
+    assert (200, {"status": "valid", "logs": valid} | left_out) == (dry.status_code, dry.json)
+    assert [] == stored(tmp_path)
+    caplog.clear()
+    other = {"REMOTE_ADDR": "192.0.2.7"}
+    answer = client.post(
+        "/v1/drain?partial=true", data=lines, headers=headers, environ_overrides=other
+    )
+    assert (200, {"status": "accepted"} | left_out) == (answer.status_code, answer.json)
+    assert valid == stored(tmp_path)
+    (line,) = (text for text in caplog.messages if "rejected" in text)
+    assert "192.0.2.7" in line
+    assert "1 logs are invalid; the others were stored; logs.2.level: Must not be empty." in line
+
+
+@pytest.mark.parametrize("query", ["dryrun=true", "partial=", "level=a&level=b", "unknown=drop"])
+def test_a_query_that_says_nothing_stores_nothing(
+    client: FlaskClient, tmp_path: Path, query: str
+) -> None:
+    """A parameter that is unknown, empty, doubled or wrong is named, before the body is read."""
+    body = assert_rejected(drain_unread(client, QUERY_STRING=query), 400, "bad_request", tmp_path)
+    assert query.partition("=")[0] in body["message"]
 
 
 @pytest.mark.parametrize(
@@ -463,7 +519,8 @@ def test_a_token_writes_only_its_projects(
     assert 200 == client.post("/v1/drain", json={"logs": [mine]}, headers=headers).status_code
     ndjson = {**headers, "Content-Type": "application/x-ndjson"}
     lines = f"{json.dumps(mine)}\n{json.dumps(theirs)}"
-    for path_and_query in ("/v1/drain", "/v1/drain?dry_run=true"):
+    queries = ("", "?dry_run=true", "?partial=true", "?unknown=metadata")
+    for path_and_query in (f"/v1/drain{query}" for query in queries):
         for answer in (
             client.post(path_and_query, json={"logs": [mine, theirs]}, headers=headers),
             client.post(path_and_query, data=lines, headers=ndjson),
@@ -471,5 +528,8 @@ def test_a_token_writes_only_its_projects(
             assert answer.json is not None
             assert (403, "forbidden_project") == (answer.status_code, answer.json["code"])
             assert "'theirs'" in answer.json["message"]
+    del theirs["project_id"]
+    answer = client.post("/v1/drain?project_id=a", json={"logs": [theirs]}, headers=headers)
+    assert 403 == answer.status_code
     (stored,) = tmp_path.glob("*.ndjson.open")
     assert 1 == len(stored.read_text().splitlines())

@@ -19,9 +19,10 @@ from astralog.api.metrics import is_local
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from tests.conftest import Disk, Fault
 from tests.support.metrics import Samples, read_samples
-from tests.support.service import TOKEN, make_batch
+from tests.support.service import TOKEN, make_batch, make_log
 from tests.unit.store.test_commit_queue import Gate, gate
 
 __all__ = ["gate"]
@@ -42,6 +43,13 @@ def drain(client: FlaskClient, body: Any, token: str = TOKEN) -> int:
     return client.post("/v1/drain", data=data, headers={"Authorization": token}).status_code
 
 
+def look_after(client: FlaskClient) -> None:
+    """Let the housekeeper look at what is new in the data directory."""
+    queue = client.application.extensions["astralog"]
+    while queue.keep_house_once() < LOOK_SECONDS:
+        pass
+
+
 # --- The counters
 
 
@@ -60,6 +68,19 @@ def test_a_stored_batch_is_counted(client: FlaskClient, tmp_path: Path) -> None:
     for name in ("request", "commit"):
         assert 1 == samples[f"{name}_duration_seconds_count"]
         assert 0 < samples[f"{name}_duration_seconds_sum"] < 10
+
+
+def test_a_batch_stored_in_part_is_counted(client: FlaskClient) -> None:
+    """One batch is accepted, and its logs are accepted or rejected: received is both together."""
+    body = json.dumps({"logs": [make_log(), {}, {}]}).encode()
+    answer = client.post("/v1/drain?partial=true", data=body, headers={"Authorization": TOKEN})
+    assert 200 == answer.status_code
+    samples = scrape(client)
+    for unit, accepted, rejected in (("batches", 1, 0), ("logs", 1, 2), ("bytes", len(body), 0)):
+        assert accepted == samples[f"accepted_{unit}_total"]
+        assert rejected == samples.get(f"rejected_{unit}_total invalid_batch", 0)
+        assert accepted + rejected == samples[f"received_{unit}_total"]
+    assert 1 == samples["stored_logs_total"]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +185,7 @@ def test_what_lies_on_the_disk_is_shown(
     (tmp_path / "other").write_bytes(b"x" * 40)
     client = make_app(settings).test_client()
     drain(client, make_batch("a"))
+    look_after(client)
     samples = scrape(client)
     assert (2, 30, 1) == (
         samples["segments sealed"],
@@ -192,6 +214,7 @@ def test_sealed_segments_are_counted(make_app: MakeApp, settings: Settings) -> N
     client = make_app(replace(settings, segment_bytes=1)).test_client()
     for message in "abc":
         drain(client, make_batch(message))
+    look_after(client)
     samples = scrape(client)
     assert (3, 3) == (samples["sealed_segments_total"], samples["segments sealed"])
 
@@ -205,7 +228,8 @@ def test_removed_segments_are_counted(
     app = make_app(replace(settings, retain_bytes=10))
     client = app.test_client()
     assert "removed_segments_total" not in scrape(client)
-    app.extensions["astralog"].storages[0].maintain()
+    look_after(client)
+    look_after(client)
     assert 2 == scrape(client)["removed_segments_total"]
     assert 1 == scrape(client)["segments sealed"]
 
@@ -215,10 +239,42 @@ def test_a_disk_that_does_not_answer_costs_its_own_metrics(
 ) -> None:
     """What the disk does not tell is left out, and comes back with the disk."""
     fault = break_os("scandir", errno.EIO)
+    look_after(client)
     assert "segments sealed" not in read_samples(client.get("/metrics").text)
     assert "received_logs_total" in read_samples(client.get("/metrics").text)
     fault.times = 0
+    look_after(client)
     assert "segments sealed" in read_samples(client.get("/metrics").text)
+
+
+def test_what_another_process_looks_after_is_left_out(
+    make_app: MakeApp, settings: Settings, tmp_path: Path
+) -> None:
+    """Only the process that looks after the data directory knows what lies there."""
+    (tmp_path / "1.ndjson").write_bytes(b"x")
+    one = Housekeeper(settings)
+    while one.disk_usage is None:
+        one.step()
+    client = make_app(settings).test_client()
+    drain(client, make_batch("a"))
+    look_after(client)
+    samples = read_samples(client.get("/metrics").text)
+    assert not {"segments sealed", "free_disk_bytes"} & samples.keys()
+    one.close()
+    look_after(client)
+    assert 1 == scrape(client)["segments sealed"]
+
+
+def test_batches_that_a_failed_sync_may_have_lost_are_counted(
+    make_app: MakeApp, settings: Settings, break_os: Callable[..., Fault]
+) -> None:
+    """In the mode everysec, what was acknowledged since the last good sync."""
+    client = make_app(replace(settings, sync="everysec")).test_client()
+    for message in "abc":
+        drain(client, make_batch(message))
+    break_os("fdatasync", errno.EIO, times=1)
+    client.application.extensions["astralog"].stop(10)
+    assert 3 == scrape(client)["possibly_lost_batches_total"]
 
 
 def test_it_says_whether_batches_are_accepted(client: FlaskClient, disk: Disk) -> None:
@@ -279,6 +335,7 @@ def test_others_need_a_token(client: FlaskClient, environ: dict[str, str]) -> No
 def test_prometheus_gets_the_format_it_asks_for(client: FlaskClient) -> None:
     """OpenMetrics where it is asked for, with the same values."""
     drain(client, make_batch("a"))
+    look_after(client)
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
     response = client.get("/metrics", headers={"Accept": accept})
     assert "application/openmetrics-text" == response.mimetype

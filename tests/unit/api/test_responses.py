@@ -11,10 +11,16 @@ from astralog.errors import STATUS_OF_CODE, Rejection
 
 
 @pytest.fixture
-def app() -> Flask:
+def noted() -> list[str]:
+    """Return the codes of what the app rejected."""
+    return []
+
+
+@pytest.fixture
+def app(noted: list[str]) -> Flask:
     """Return an app that rejects, aborts or fails, as its path says."""
     app = Flask(__name__, static_folder=None)
-    init_app(app)
+    init_app(app, lambda rejection, environ: noted.append(rejection.code))
 
     @app.get("/reject/<code>")
     def reject(code: str) -> str:
@@ -64,6 +70,16 @@ def test_a_code_has_its_status_and_headers(app: Flask, code: str, status: int) -
     } == response.json
     assert ("1" if status == 503 else None) == response.headers.get("Retry-After")
     assert ("Bearer" if status == 401 else None) == response.headers.get("WWW-Authenticate")
+
+
+def test_every_rejection_is_noted(app: Flask, noted: list[str]) -> None:
+    """Whatever answers no, the service's own log hears of it once."""
+    client = app.test_client()
+    for path in ("/reject/queue_full", "/abort/414", "/fail", "/no/such/path"):
+        client.get(path)
+    client.post("/fail")
+    expected = ["queue_full", "bad_request", "internal", "not_found", "method_not_allowed"]
+    assert expected == noted
 
 
 def test_an_unknown_code_is_a_mistake_of_ours() -> None:

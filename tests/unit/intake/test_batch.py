@@ -5,8 +5,10 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake import batch as codec
-from astralog.intake.batch import PIECE_BYTES, encode_batch
+from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.schema import LogSchema
 from astralog.store.commit_queue import Batch
+from tests.support.decoding import encode_batch
 from tests.support.service import make_log
 
 
@@ -274,3 +276,35 @@ def test_a_long_log_of_too_many_values_is_rejected() -> None:
     assert rejection.errors is not None
     assert [1] == list(rejection.errors["logs"])
     assert 2 == len(stored(body_of(make_log(), make_log(message="," * 90_000 + "x" * 10**6))))
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n"])
+def test_lines_of_json_are_told_their_content_type(separator: bytes) -> None:
+    """A sender that forgot the header of NDJSON learns of it; others are not led astray."""
+    log = json.dumps(make_log()).encode()
+    assert rejection_of(separator.join([log, log])).message.endswith(
+        "; one log a line is sent as application/x-ndjson"
+    )
+    for other in (
+        b"{\n" + log,
+        b"x\n" + log,
+        log + b"x",
+        b'{"logs": [%s]}\n}' % log[:-1],
+        b"[]\n[]",
+    ):
+        assert "ndjson" not in rejection_of(other).message
+
+
+def test_a_fault_within_a_log_is_named_by_its_index() -> None:
+    """Where the rest of a body can be read, the log that cannot is said."""
+    log = json.dumps(make_log()).encode()
+    for body in (b'{"logs":[%s,{"a":"\xff"}]}' % log, b'{"logs":[%s,{"a":1e999}]}' % log):
+        assert "The body is not valid JSON: log 1: " in rejection_of(body).message
+
+
+def test_what_half_an_emoji_costs_is_its_own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs beside one that the decoder does not take are not given to marshmallow."""
+    monkeypatch.setattr(LogSchema, "load", None)
+    logs = [make_log(message=str(number)) for number in range(9)]
+    body = json.dumps({"logs": [*logs, make_log(message="cut \ud83d")]}).encode()
+    assert [*logs, make_log(message="cut \ufffd")] == stored(body)

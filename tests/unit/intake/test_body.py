@@ -133,6 +133,22 @@ def test_an_endless_body_is_rejected_at_the_limit() -> None:
     assert max(room.sizes) <= MAX_BYTES
 
 
+@pytest.mark.parametrize(
+    ("encoding", "empty"),
+    [
+        ("deflate", b"\x00\x00\x00\xff\xff"),  # a stored block of no bytes
+        ("zstd", b"\x50\x2a\x4d\x18\xff\xff\x00\x00" + bytes(0xFFFF)),  # a frame to be skipped
+    ],
+)
+def test_a_body_that_inflates_to_nothing_is_bounded_as_it_was_sent(
+    encoding: str, empty: bytes
+) -> None:
+    """Whatever its size, it would never exceed the limit on what is inflated."""
+    stream = Stream(*[empty * (20_000 // len(empty) + 1)] * 20)
+    assert "body_too_large" == code_of(environ(stream, None, encoding))
+    assert len(stream._parts) > 10
+
+
 def test_a_body_with_neither_length_nor_end_is_empty() -> None:
     """Where nothing says where the body ends, nothing is read."""
     stream = Stream(b"x")

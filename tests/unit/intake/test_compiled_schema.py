@@ -13,7 +13,6 @@ from marshmallow import (
     INCLUDE,
     RAISE,
     Schema,
-    ValidationError,
     fields,
     post_load,
     pre_load,
@@ -22,8 +21,12 @@ from marshmallow import (
     validates_schema,
 )
 
+from astralog.errors import Rejection
 from astralog.intake import compiled_schema, schema
+from astralog.intake.logs import NoVerdict, load_batch
+from astralog.intake.options import NO_OPTIONS
 from astralog.intake.schema import BatchSchema, LogSchema, Timestamp
+from tests.support.decoding import encode_batch, marshmallow_alone
 from tests.support.service import make_log
 
 
@@ -182,16 +185,19 @@ encode_lines = msgspec.json.Encoder().encode_lines
 
 def fast_lines(body: bytes) -> bytes | None:
     """Return the lines that the fast lane makes, None where it leaves the body to marshmallow."""
-    logs = schema._decode(body)
-    return None if logs is None else encode_lines(logs)
+    try:
+        return encode_lines(load_batch(body, NO_OPTIONS))
+    except NoVerdict:
+        return None
 
 
-def slow_lines(body: bytes) -> bytes | Exception:
+def slow_lines(body: bytes) -> bytes | Rejection:
     """Return the lines that marshmallow's way makes, or what it rejects the body with."""
     try:
-        return encode_lines(BatchSchema()._load_slowly(body))
-    except (ValueError, ValidationError) as error:
-        return error
+        with marshmallow_alone():
+            return encode_batch(body).lines
+    except Rejection as rejection:
+        return rejection
 
 
 # Strings as JSON text: with every kind of escape, control characters, and what must be rejected.
@@ -335,11 +341,11 @@ def test_what_the_fast_lane_takes_marshmallow_takes_with_the_same_lines(body: by
 def test_any_body_is_either_stored_as_json_lines_or_rejected(body: bytes) -> None:
     """Nothing but a rejection comes out else, and every stored line is one strict JSON object."""
     try:
-        loaded = BatchSchema().loads(body)["logs"]
-    except (ValueError, ValidationError):
+        batch = encode_batch(body)
+    except Rejection:
         return
-    lines = encode_lines(loaded).decode("utf-8").split("\n")
-    assert len(loaded) == len(lines) - 1
+    lines = batch.lines.decode("utf-8").split("\n")
+    assert batch.logs == len(lines) - 1
     assert "" == lines.pop()
     for line in lines:
         log = json.loads(line)
@@ -352,4 +358,4 @@ def test_any_body_is_either_stored_as_json_lines_or_rejected(body: bytes) -> Non
 def test_what_is_no_batch_is_rejected_either_way(body: bytes) -> None:
     """A body that is not a batch is not taken by the fast lane, and rejected by the other."""
     assert fast_lines(body) is None
-    assert isinstance(slow_lines(body), Exception)
+    assert isinstance(slow_lines(body), Rejection)

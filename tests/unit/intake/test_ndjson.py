@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from astralog.errors import Rejection
 from astralog.intake import batch as codec
-from astralog.intake.batch import PIECE_BYTES, encode_batch, encode_lines
-from astralog.intake.schema import _decode_lines, load_lines
+from astralog.intake.formats import PIECE_BYTES
+from tests.support.decoding import encode_batch, encode_lines, marshmallow_alone
 from tests.support.service import make_log
 
 
@@ -38,13 +38,13 @@ def test_no_lines_are_an_empty_batch(body: bytes) -> None:
 
 
 def test_a_malformed_log_is_named_by_its_line() -> None:
-    """Blank lines count in the number of a line, which starts at 0."""
+    """Blank lines count in the number of a line, which starts at 1."""
     body = b"\n".join([line(), b"", line(level=""), line(), line(extra=1)])
     rejection = rejection_of(body)
     assert "invalid_batch" == rejection.code
     assert "2 of 4 logs are invalid; nothing was stored" == rejection.message
     assert rejection.errors is not None
-    assert {2: ["level"], 4: ["extra"]} == {
+    assert {3: ["level"], 5: ["extra"]} == {
         number: list(errors) for number, errors in rejection.errors["logs"].items()
     }
 
@@ -66,7 +66,7 @@ def test_a_line_that_is_no_json_is_named(broken: bytes) -> None:
     """A line holds one JSON value, whole."""
     rejection = rejection_of(b"\n".join([line(), broken, line()]))
     assert "invalid_json" == rejection.code
-    assert "line 1: " in rejection.message
+    assert "line 2: " in rejection.message
 
 
 def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
@@ -113,9 +113,9 @@ def test_a_fault_in_a_long_text_is_named_by_its_line() -> None:
     lines[place] = line(level="")
     rejection = rejection_of(b"\n".join(lines))
     assert rejection.errors is not None
-    assert [place] == list(rejection.errors["logs"])
+    assert [place + 1] == list(rejection.errors["logs"])
     lines[place] = b"{"
-    assert f"line {place}: " in rejection_of(b"\n".join(lines)).message
+    assert f"line {place + 1}: " in rejection_of(b"\n".join(lines)).message
 
 
 def test_a_long_line_may_not_hold_many_values() -> None:
@@ -123,7 +123,7 @@ def test_a_long_line_may_not_hold_many_values() -> None:
     values = line(metadata={"values": [0.123456789] * (codec.LONG_LOG_COMMAS + 10)})
     rejection = rejection_of(line() + b"\n" + values)
     assert rejection.errors is not None
-    assert [1] == list(rejection.errors["logs"])
+    assert [2] == list(rejection.errors["logs"])
     many = [line(metadata={"values": [0] * 2000}) for _ in range(100)]
     text = line(message="x" * (PIECE_BYTES + 1))
     assert 101 == encode_lines(b"\n".join([*many, text])).logs
@@ -178,8 +178,11 @@ texts = st.sampled_from(
 def test_what_the_decoder_takes_is_what_the_schema_takes(lines: list[bytes]) -> None:
     """The quick way through the lines gives the same logs as the one that words the errors."""
     body = b"\n".join(lines)
-    quick = _decode_lines(body)
-    if quick is not None:
-        expected = [json.loads(text) for text in body.split(b"\n") if text.strip()]
-        assert len(expected) == len(quick)
-        assert quick == load_lines(body + b"\n\n")
+    try:
+        quick = encode_lines(body)
+    except Rejection:
+        return
+    expected = [json.loads(text) for text in body.split(b"\n") if text.strip()]
+    assert len(expected) == quick.logs
+    with marshmallow_alone():
+        assert quick == encode_lines(body + b"\n\n")

@@ -1,12 +1,12 @@
 import json
 from typing import Any
 
-import msgspec
 import pytest
-from marshmallow import ValidationError
 
+from astralog.errors import Rejection
 from astralog.intake import timestamps
-from astralog.intake.schema import BatchSchema, InvalidBatch, LogSchema
+from astralog.intake.schema import LogSchema
+from tests.support.decoding import encode_batch
 from tests.support.service import make_log
 
 UNKNOWN = "Unknown field; put extra context under metadata."
@@ -21,14 +21,21 @@ def load(*logs: Any) -> list[Any]:
 
 
 def load_json(body: bytes) -> list[Any]:
-    loaded = BatchSchema().loads(body)["logs"]
-    return [json.loads(msgspec.json.encode(log)) for log in loaded]
+    return [json.loads(line) for line in encode_batch(body).lines.splitlines()]
 
 
-def rejection_of(*logs: Any) -> InvalidBatch:
-    with pytest.raises(InvalidBatch) as rejected:
+def rejection_of(*logs: Any) -> Rejection:
+    with pytest.raises(Rejection) as rejected:
         load(*logs)
+    assert "invalid_batch" == rejected.value.code
     return rejected.value
+
+
+def errors_of(*logs: Any) -> Any:
+    """Return what is invalid in a batch, by the index of each log."""
+    errors = rejection_of(*logs).errors
+    assert errors is not None
+    return errors["logs"]
 
 
 def without(name: str) -> dict[str, Any]:
@@ -114,14 +121,14 @@ def test_an_empty_batch_is_taken() -> None:
 def test_a_malformed_log_is_described_by_its_index(log: Any, expected: Any) -> None:
     """One invalid log costs the batch, and is described under its index and field."""
     rejected = rejection_of(make_log(), log, make_log())
-    assert {"logs": {1: expected}} == rejected.messages
-    assert "1 of 3 logs are invalid" == str(rejected)
+    assert {"logs": {1: expected}} == rejected.errors
+    assert "1 of 3 logs are invalid; nothing was stored" == rejected.message
 
 
 @pytest.mark.parametrize("text", ["1717120112345", "2024-05-31_15:30:45", "10", "Monday", ""])
 def test_a_timestamp_that_is_none_is_rejected(text: str) -> None:
     """A string that is no timestamp is rejected, and told what one looks like."""
-    message = rejection_of(make_log(timestamp=text)).messages_dict["logs"][0]["timestamp"][0]
+    message = errors_of(make_log(timestamp=text))[0]["timestamp"][0]
     assert message.startswith("Not a timestamp.")
 
 
@@ -142,10 +149,12 @@ def test_a_timestamp_that_is_none_is_rejected(text: str) -> None:
 )
 def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
     """JSON that is no batch is rejected with what is wrong about it."""
-    with pytest.raises(ValidationError) as rejected:
-        BatchSchema().loads(body)
-    assert not isinstance(rejected.value, InvalidBatch)
-    assert field in rejected.value.messages_dict
+    with pytest.raises(Rejection) as rejected:
+        encode_batch(body)
+    assert "invalid_batch" == rejected.value.code
+    assert "The batch is invalid; nothing was stored" == rejected.value.message
+    assert rejected.value.errors is not None
+    assert field in rejected.value.errors
 
 
 @pytest.mark.parametrize(
@@ -161,10 +170,11 @@ def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
     ],
     ids=lambda body: str(body)[:20],
 )
-def test_what_is_no_json_is_a_value_error(body: bytes) -> None:
-    """A body that is no JSON text is told apart from a invalid batch."""
-    with pytest.raises(ValueError, match="."):
-        BatchSchema().loads(body)
+def test_what_is_no_json_is_no_invalid_batch(body: bytes) -> None:
+    """A body that is no JSON text is told apart from an invalid batch."""
+    with pytest.raises(Rejection) as rejected:
+        encode_batch(body)
+    assert "invalid_json" == rejected.value.code
 
 
 @pytest.mark.parametrize(("malformed", "described"), [(19, 19), (20, 20), (21, 20), (60, 20)])
@@ -172,9 +182,9 @@ def test_the_first_twenty_malformed_logs_are_described(malformed: int, described
     """All invalid logs are counted, and the first 20 described."""
     logs = [make_log(level="") if i % 2 else make_log() for i in range(2 * malformed)]
     rejected = rejection_of(*logs)
-    assert f"{malformed} of {2 * malformed} logs are invalid" == str(rejected)
-    expected = [2 * i + 1 for i in range(described)]
-    assert expected == list(rejected.messages_dict["logs"])
+    expected = f"{malformed} of {2 * malformed} logs are invalid; nothing was stored"
+    assert expected == rejected.message
+    assert [2 * i + 1 for i in range(described)] == list(errors_of(*logs))
 
 
 @pytest.mark.parametrize(
@@ -188,26 +198,29 @@ def test_the_first_twenty_malformed_logs_are_described(malformed: int, described
 def test_counting_ends_at_a_thousand(malformed: int, expected: str) -> None:
     """A batch of nothing but invalid logs costs no more than a thousand of them."""
     logs = [make_log(level="")] * malformed + [make_log()] * (1500 - malformed)
-    assert expected == str(rejection_of(*logs))
+    assert f"{expected}; nothing was stored" == rejection_of(*logs).message
 
 
 @pytest.mark.parametrize(("unknown", "described"), [(20, 20), (21, 20), (5000, 20)])
 def test_the_first_twenty_fields_of_a_log_are_described(unknown: int, described: int) -> None:
     """A log of nothing but unknown fields does not make a rejection larger than the batch."""
-    rejected = rejection_of(make_log() | {f"x{number}": 1 for number in range(unknown)})
-    assert described == len(rejected.messages_dict["logs"][0])
+    errors = errors_of(make_log() | {f"x{number}": 1 for number in range(unknown)})
+    assert described == len(errors[0])
 
 
 def test_a_thousand_of_a_thousand_is_the_whole_count() -> None:
     """Where the last log is the thousandth malformed one, nothing was left out."""
     rejected = rejection_of(*[make_log(level="")] * 1000)
-    assert "1000 of 1000 logs are invalid" == str(rejected)
+    assert "1000 of 1000 logs are invalid; nothing was stored" == rejected.message
 
 
-def test_a_fault_is_shifted_to_the_batch_that_the_logs_were_cut_from() -> None:
-    """The indexes of a part become those of the whole, and the count only a lower bound."""
-    rejected = rejection_of(make_log(), make_log(level=""))
-    shifted = rejected.shifted(100, 500)
-    assert {"logs": {101: {"level": [EMPTY]}}} == shifted.messages
-    assert "At least 1 of 500 logs are invalid" == str(shifted)
-    assert "1 of 2 logs are invalid" == str(rejected.shifted(0, 2))
+def test_a_rejection_does_not_repeat_long_texts() -> None:
+    """Neither a long name nor a long value makes a rejection as large as the batch."""
+    long_name, long_time = "x" * 100_000, "2024-05-31T25:00:00." + "1" * 100_000 + "Z"
+    errors = errors_of(make_log(timestamp=long_time) | {long_name: 1})
+    assert {"timestamp", "x" * 100} == set(errors[0])
+    assert errors[0]["timestamp"][0].startswith("No such time of day")
+    assert len(json.dumps(errors)) < 1000
+    with pytest.raises(Rejection) as rejected:
+        encode_batch(json.dumps(dict.fromkeys(map(str, range(1000)), 1)).encode())
+    assert 20 == len(rejected.value.errors or {})

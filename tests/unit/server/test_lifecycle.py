@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from astralog.intake.batch import encode_batch
 from astralog.server import first_start, lifecycle
 from astralog.service_log import configure_logging
 from astralog.settings import InvalidSettings, Settings
 from tests.conftest import Fault
+from tests.support.decoding import encode_batch
 
 ADDRESS = ("127.0.0.1", 8080)
 
@@ -55,7 +55,7 @@ def test_the_start_is_one_line_in_the_log(
 ) -> None:
     """The line says where the service listens and how it stores; a token of one's own adds none."""
     caplog.set_level(logging.INFO)
-    lifecycle.announce(replace(settings, workers=3, sync="everysec"), address)
+    lifecycle.announce(replace(settings, workers=3, sync="everysec"), [address], is_inherited=False)
     assert [f"listening on {url}, 3 workers, data in {tmp_path}, sync everysec"] == caplog.messages
     assert ("", "") == capsys.readouterr()
 
@@ -65,8 +65,32 @@ def test_the_data_directory_is_told_in_full(
 ) -> None:
     """A relative directory is told as the path that it is."""
     caplog.set_level(logging.INFO)
-    lifecycle.announce(replace(settings, data_dir=Path("data")), ADDRESS)
+    lifecycle.announce(replace(settings, data_dir=Path("data")), [ADDRESS], is_inherited=False)
     assert f"data in {Path.cwd() / 'data'}," in caplog.text
+
+
+def test_sockets_that_were_passed_in_are_told_apart(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line names every address, and says that ASTRALOG_BIND is not among them."""
+    caplog.set_level(logging.INFO)
+    lifecycle.announce(replace(settings, workers=1), [ADDRESS, "/run/x"], is_inherited=True)
+    assert [
+        f"listening on http://127.0.0.1:8080 and unix:/run/x, 1 workers, data in {tmp_path}, "
+        "sync always, on a socket that was passed in, not on ASTRALOG_BIND"
+    ] == caplog.messages
+
+
+def test_names_that_kubernetes_made_are_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line names what looks like a setting and is ignored."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("ASTRALOG_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("ASTRALOG_PORT", "tcp://10.0.0.1:8080")
+    lifecycle.announce(settings, [ADDRESS], is_inherited=False)
+    (line, _) = caplog.messages
+    assert line.endswith(": ASTRALOG_PORT, ASTRALOG_SERVICE_HOST")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +112,8 @@ def test_the_first_start_prints_a_command_to_try_it(
     """Run by a shell, it reads the token from its file and sends a log that the contract takes."""
     caplog.set_level(logging.INFO)
     settings = replace(settings, data_dir=tmp_path / "da ta's", tokens="")
-    first_start.check_start(settings)
-    lifecycle.announce(settings, address)
+    first_start.make_missing(settings)
+    lifecycle.announce(settings, [address], is_inherited=False)
     printed = capsys.readouterr().err
     token = (settings.data_dir / "token").read_text().strip()
     assert token not in printed + caplog.text
@@ -107,7 +131,8 @@ def test_who_brings_a_token_needs_no_command(
     settings: Settings, capsys: pytest.CaptureFixture[str], tokens: str, tokens_file: str
 ) -> None:
     """Where the tokens are the operator's own, nothing is printed."""
-    lifecycle.announce(replace(settings, tokens=tokens, tokens_file=tokens_file), ADDRESS)
+    settings = replace(settings, tokens=tokens, tokens_file=tokens_file)
+    lifecycle.announce(settings, [ADDRESS], is_inherited=False)
     assert ("", "") == capsys.readouterr()
 
 
@@ -119,9 +144,9 @@ def test_a_start_makes_the_directory_and_the_first_token(
 ) -> None:
     """What the workers need is there before they are."""
     path = tmp_path / "a" / "b"
-    first_start.check_start(replace(settings, data_dir=path, tokens=""))
+    first_start.make_missing(replace(settings, data_dir=path, tokens=""))
     assert ["token"] == [file.name for file in path.iterdir()]
-    first_start.check_start(replace(settings, data_dir=tmp_path / "c"))
+    first_start.make_missing(replace(settings, data_dir=tmp_path / "c"))
     assert [] == list((tmp_path / "c").iterdir())
 
 
@@ -135,7 +160,7 @@ def test_a_directory_that_cannot_be_made_stops_the_start(
         (tmp_path / "file" / "data", "Not a directory"),
     ):
         with pytest.raises(InvalidSettings) as rejected:
-            first_start.check_start(replace(settings, data_dir=path))
+            first_start.make_missing(replace(settings, data_dir=path))
         assert [f"ASTRALOG_DATA_DIR: {path}: {reason}."] == rejected.value.problems
 
 
@@ -146,17 +171,10 @@ def test_a_directory_that_may_not_be_written_stops_the_start(
     asked: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode))
     with pytest.raises(InvalidSettings) as rejected:
-        first_start.check_start(settings)
+        first_start.make_missing(settings)
     expected = f"ASTRALOG_DATA_DIR: {tmp_path}: not readable and writable."
     assert [expected] == rejected.value.problems
     assert [os.R_OK | os.W_OK | os.X_OK] == asked
-
-
-def test_a_wrong_token_stops_the_start(settings: Settings) -> None:
-    """Tokens that no header carries are found out at the start."""
-    with pytest.raises(InvalidSettings, match="token 1") as rejected:
-        first_start.check_start(replace(settings, tokens="a b"))
-    assert "a b" not in str(rejected.value)
 
 
 def test_a_start_that_is_stopped_prints_a_line_for_each_problem(

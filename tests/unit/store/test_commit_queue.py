@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
+from gevent.threadpool import ThreadPool
 
 from astralog.errors import Rejection
 from astralog.settings import Settings
-from astralog.store.commit_queue import GROUP_BYTES, Batch, CommitQueue
+from astralog.store.batch_queue import GROUP_BYTES, Batch, QueuedBatch
+from astralog.store.commit_queue import CommitQueue
+from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
 from tests.conftest import Disk, Fault
@@ -25,16 +29,16 @@ TIMEOUT_SECONDS = 10
 
 
 class Gate:
-    """A storage whose chunks are recorded, and wait at a gate while it is closed."""
+    """A storage whose commit groups are recorded, and wait at a gate while it is closed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.chunks: list[list[bytes]] = []
+        self.groups: list[list[bytes]] = []
         self._opened = threading.Event()
         self._opened.set()
         store = Storage.store
 
         def store_behind_gate(storage: Storage, buffers: Sequence[bytes]) -> str | None:
-            self.chunks.append(list(buffers))
+            self.groups.append(list(buffers))
             assert self._opened.wait(TIMEOUT_SECONDS)
             return store(storage, buffers)
 
@@ -85,9 +89,9 @@ def line(number: int, size: int = 0) -> bytes:
 def commit(queue: CommitQueue, lines: bytes) -> Rejection | None:
     """Commit a batch as a request does; return its rejection, None where it is stored."""
     try:
-        with queue.admit() as room:
-            room.resize(len(lines))
-            queue.commit(Batch(lines, lines.count(b"\n")), room)
+        with queue.admit() as reservation:
+            reservation.resize(len(lines))
+            queue.commit(Batch(lines, lines.count(b"\n")), reservation)
     except Rejection as rejection:
         return rejection
     return None
@@ -133,34 +137,34 @@ def test_an_empty_batch_needs_no_disk(queue: CommitQueue, tmp_path: Path) -> Non
     assert [] == list(tmp_path.iterdir())
 
 
-def test_batches_that_queue_up_are_stored_in_one_chunk(
+def test_batches_that_queue_up_are_stored_in_one_commit_group(
     queue: CommitQueue, gate: Gate, tmp_path: Path
 ) -> None:
     """What waits while the disk is busy is written and synced at once, in order."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     greenlets += [commit_later(queue, line(number)) for number in range(1, 6)]
     gevent.sleep(0.01)
-    assert 1 == len(gate.chunks)
+    assert 1 == len(gate.groups)
     assert not any(greenlet.ready() for greenlet in greenlets)
     gate.open()
     assert [None] * 6 == [result(greenlet) for greenlet in greenlets]
-    assert [[line(0)], [line(number) for number in range(1, 6)]] == gate.chunks
+    assert [[line(0)], [line(number) for number in range(1, 6)]] == gate.groups
     assert b"".join(map(line, range(6))) == stored(tmp_path)
 
 
-def test_a_chunk_is_bounded(queue: CommitQueue, gate: Gate, tmp_path: Path) -> None:
-    """What is queued beyond a chunk's bytes waits for the next one."""
+def test_a_commit_group_is_bounded(queue: CommitQueue, gate: Gate, tmp_path: Path) -> None:
+    """What is queued beyond a commit group's bytes waits for the next one."""
     size = GROUP_BYTES // 3
     gate.close()
     greenlets = [commit_later(queue, line(0))]
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     greenlets += [commit_later(queue, line(number, size)) for number in range(1, 8)]
     gevent.sleep(0.01)
     gate.open()
     assert {None} == {result(greenlet) for greenlet in greenlets}
-    assert [1, 3, 3, 1] == [len(chunk) for chunk in gate.chunks]
+    assert [1, 3, 3, 1] == [len(group) for group in gate.groups]
     assert 8 == stored(tmp_path).count(b"\n")
 
 
@@ -173,7 +177,7 @@ def test_several_writers_store_at_once(
     greenlets = []
     for number in range(2):
         greenlets.append(commit_later(queue, line(number)))
-        wait_until(lambda: len(gate.chunks) == len(greenlets))
+        wait_until(lambda: len(gate.groups) == len(greenlets))
     gate.open()
     assert [None, None] == [result(greenlet) for greenlet in greenlets]
     assert [line(0), line(1)] == sorted(p.read_bytes() for p in tmp_path.glob("*.open"))
@@ -195,13 +199,13 @@ def test_what_a_dead_process_left_open_is_recovered_at_start(
 @pytest.mark.parametrize(
     ("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "storage_failed")]
 )
-def test_a_chunk_that_cannot_be_stored_rejects_each_of_its_batches(
+def test_a_commit_group_that_cannot_be_stored_rejects_each_of_its_batches(
     queue: CommitQueue, gate: Gate, break_os: BreakOs, tmp_path: Path, number: int, code: str
 ) -> None:
-    """Every batch of the chunk is rejected with the reason, and none is on the disk."""
+    """Every batch of the commit group is rejected with the reason, and none is on the disk."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     greenlets += [commit_later(queue, line(1)), commit_later(queue, line(2))]
     gevent.sleep(0.01)
     break_os("writev", number, times=2)
@@ -214,7 +218,7 @@ def test_a_chunk_that_cannot_be_stored_rejects_each_of_its_batches(
     assert rejection is not None
     assert code == rejection.code
     assert rejection.message.endswith("nothing was stored.")
-    assert 2 == len(gate.chunks)
+    assert 2 == len(gate.groups)
 
 
 def test_a_request_is_let_in_again_when_the_disk_has_room(
@@ -233,7 +237,7 @@ def test_a_request_is_let_in_again_when_the_disk_has_room(
     assert line(2) == stored(tmp_path)
 
 
-def test_one_writer_in_trouble_does_not_reject_requests(
+def test_one_writer_in_error_does_not_reject_requests(
     make_queue: Callable[..., CommitQueue],
 ) -> None:
     """Requests are only turned away when no writer can store."""
@@ -277,7 +281,7 @@ def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
     queue = make_queue(commit_timeout_seconds=0.1)
     gate.close()
     taken = commit_later(queue, line(1))
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     waiting = [commit_later(queue, line(2)), commit_later(queue, line(3))]
     for greenlet in waiting:
         rejection = greenlet.get(timeout=TIMEOUT_SECONDS)
@@ -307,7 +311,7 @@ def test_a_batch_is_dropped_as_soon_as_its_client_is_to_be_told_so(
     queue = make_queue(commit_timeout_seconds=0.5)
     gate.close()
     commit_later(queue, line(1))
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     waiting = commit_later(queue, line(2))
     gevent.sleep(0)
     time.sleep(0.6)  # nothing else runs, so that the timer is late
@@ -326,7 +330,7 @@ def test_a_clock_that_jumps_ends_no_wait(
     """Batches have their time whatever an operator or NTP does to the clock."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     greenlets.append(commit_later(queue, line(1)))
     gevent.sleep(0.01)
     now = time.time()
@@ -345,7 +349,7 @@ def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
     queue = make_queue(commit_timeout_seconds=0.05)
     gate.close()
     taken = commit_later(queue, line(1, 10_000))
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     dropped = commit_later(queue, line(2, 50_000))
     assert ["commit_timeout"] * 2 == [result(taken), result(dropped)]
     assert 10_000 < reserved(queue) < 20_000
@@ -361,7 +365,7 @@ def test_a_batch_that_is_dropped_is_let_go_of(
     queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.1)
     gate.close()
     commit_later(queue, line(1))
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     lines = line(2, 50_000)
     held = sys.getrefcount(lines)
     greenlet = commit_later(queue, lines)
@@ -386,7 +390,7 @@ def test_a_client_that_is_gone_leaves_nothing_behind(
     """A request that is killed gives its bytes back; only what a writer took is stored."""
     gate.close()
     greenlet = commit_later(queue, line(1))
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     if not is_taken:
         waiting = commit_later(queue, line(2))
         gevent.sleep(0.01)
@@ -397,6 +401,113 @@ def test_a_client_that_is_gone_leaves_nothing_behind(
     queue.stop(TIMEOUT_SECONDS)
     assert line(1) == stored(tmp_path)
     assert 0 == reserved(queue)
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_batch_that_is_dropped_gives_its_memory_back_once(
+    make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
+) -> None:
+    """A stop does not free what a batch that no writer took has freed before."""
+    queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.05)
+    gate.close()
+    commit_later(queue, line(1, 100))
+    wait_until(lambda: gate.groups)
+    reserved_by_first = reserved(queue)
+    dropped = commit_later(queue, line(2, 50_000))
+    gevent.sleep(0.01)
+    if is_killed:
+        dropped.kill()
+    else:
+        assert "commit_timeout" == result(dropped)
+    queue.stop(0.05)
+    assert reserved_by_first == reserved(queue)
+    gate.open()
+    wait_until(lambda: not reserved(queue))
+
+
+def test_batches_that_are_dropped_do_not_pile_up(
+    make_queue: Callable[..., CommitQueue], gate: Gate
+) -> None:
+    """While the disk hangs, clients may come again and again: the queue keeps none of them."""
+    queue = make_queue(commit_timeout_seconds=0.05)
+    gate.close()
+    commit_later(queue, line(0))
+    wait_until(lambda: gate.groups)
+    for number in range(20):
+        assert "commit_timeout" == result(commit_later(queue, line(number)))
+    gc.collect()
+    assert 3 > sum(type(thing) is QueuedBatch for thing in gc.get_objects())
+
+
+def test_a_fault_of_the_drain_rejects_what_it_has_taken(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch that was taken and not given to the storage is answered, and frees its memory."""
+    spawn = ThreadPool.spawn
+
+    def fail_once(pool: ThreadPool, function: Any, *args: Any) -> Any:
+        if function.__name__ != "store":
+            return spawn(pool, function, *args)
+        monkeypatch.setattr(ThreadPool, "spawn", spawn)
+        raise MemoryError
+
+    monkeypatch.setattr(ThreadPool, "spawn", fail_once)
+    assert "storage_failed" == result(commit_later(queue, line(1)))
+    assert 0 == reserved(queue)
+    assert result(commit_later(queue, line(2))) is None
+    assert "drain failed; it goes on" in caplog.messages
+
+
+def test_a_fault_before_a_batch_is_taken_leaves_it_in_the_queue(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is stored with the next commit group."""
+
+    def fail_once() -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr(gevent, "idle", fail_once)
+    assert result(commit_later(queue, line(1))) is None
+    assert line(1) == stored(tmp_path)
+
+
+def test_a_fault_of_the_housekeeping_does_not_end_it(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake of ours is logged, and the next step is taken."""
+
+    def fail(housekeeper: Housekeeper) -> float:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Housekeeper, "step", fail)
+        assert LOOK_SECONDS == queue.keep_house_once()
+    assert "housekeeping failed; it goes on" in caplog.messages
+    queue.keep_house_once()
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+
+
+def test_the_housekeeping_lets_go_of_a_disk_that_fails(queue: CommitQueue) -> None:
+    """Whoever repairs it can unmount it while the service rejects batches."""
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+    queue.storages[0].error_code = "storage_failed"
+    queue.keep_house_once()
+    assert queue.housekeeper.disk_usage is None
+    queue.storages[0].error_code = "storage_full"
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+
+
+def test_a_stopped_queue_leaves_the_directory_to_another(
+    queue: CommitQueue, make_queue: Callable[..., CommitQueue]
+) -> None:
+    """The housekeeping goes on elsewhere while the process still runs."""
+    other = make_queue()
+    wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
+    other.keep_house_once()
+    assert other.housekeeper.disk_usage is None
+    queue.stop(TIMEOUT_SECONDS)
+    wait_until(lambda: other.keep_house_once() and other.housekeeper.disk_usage)
 
 
 # --- The bounded queue
@@ -453,7 +564,7 @@ def test_stopping_stores_what_is_queued_and_seals(
     """Nothing that was queued is lost, and no segment stays open."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     greenlets += [commit_later(queue, line(number)) for number in range(1, 4)]
     gevent.sleep(0.01)
     stop = gevent.spawn(queue.stop, TIMEOUT_SECONDS)
@@ -466,14 +577,14 @@ def test_stopping_stores_what_is_queued_and_seals(
     assert [] == list(tmp_path.glob("*.open"))
 
 
-def test_a_stopped_pipeline_rejects(queue: CommitQueue, tmp_path: Path) -> None:
+def test_a_stopped_queue_rejects(queue: CommitQueue, tmp_path: Path) -> None:
     """After the stop nothing is let in and nothing is stored."""
-    with queue.admit() as room:
+    with queue.admit() as reservation:
         commit(queue, line(1))
         queue.stop(TIMEOUT_SECONDS)
         assert "stopping" == queue.unavailable()
         with pytest.raises(Rejection) as rejected:
-            queue.commit(Batch(line(2), 1), room)
+            queue.commit(Batch(line(2), 1), reservation)
         assert "stopping" == rejected.value.code
     with pytest.raises(Rejection) as rejected:
         queue.admit()
@@ -482,7 +593,7 @@ def test_a_stopped_pipeline_rejects(queue: CommitQueue, tmp_path: Path) -> None:
     assert 0 == reserved(queue)
 
 
-def test_a_pipeline_that_never_started_stops(queue: CommitQueue, tmp_path: Path) -> None:
+def test_a_queue_that_never_started_stops(queue: CommitQueue, tmp_path: Path) -> None:
     """Stopping needs no start, and may be asked twice."""
     queue.stop(TIMEOUT_SECONDS)
     queue.stop(TIMEOUT_SECONDS)
@@ -498,7 +609,7 @@ def test_every_writer_seals_at_the_stop(
     greenlets = []
     for number in range(3):
         greenlets.append(commit_later(queue, line(number)))
-        wait_until(lambda: len(gate.chunks) == len(greenlets))
+        wait_until(lambda: len(gate.groups) == len(greenlets))
     gate.open()
     assert [None] * 3 == [result(greenlet) for greenlet in greenlets]
     queue.stop(TIMEOUT_SECONDS)
@@ -512,7 +623,7 @@ def test_what_cannot_be_stored_before_the_stop_is_rejected(
     """At its deadline the stop rejects what no writer has taken, and says so in the log."""
     gate.close()
     taken = commit_later(queue, line(1))
-    wait_until(lambda: gate.chunks)
+    wait_until(lambda: gate.groups)
     waiting = commit_later(queue, line(2))
     gevent.sleep(0.01)
     queue.stop(0.05)

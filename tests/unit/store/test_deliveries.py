@@ -1,11 +1,12 @@
 """What the service reads of forward: what is delivered, and the lag."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from astralog.store import deliveries
-from astralog.store.deliveries import ForwardStatus
+from astralog.store.deliveries import DeliveredSegments, ForwardStatus
 
 NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(3)]
 
@@ -18,17 +19,23 @@ def write_cursor(directory: Path, *facts: str) -> Path:
     return path
 
 
+def delivered(directory: Path, names: Iterable[str] = NAMES) -> set[str]:
+    """Return those of the segments that are delivered, as one who never looked before finds."""
+    segments = DeliveredSegments(directory)
+    return {name for name in names if name in segments}
+
+
 def test_only_what_is_done_is_delivered(tmp_path: Path) -> None:
     """A segment that is begun, or that nothing is known of, is not delivered."""
     write_cursor(tmp_path, f"done {NAMES[0]}", f"at {NAMES[1]} 10 1")
-    assert {NAMES[0]} == deliveries.delivered(tmp_path, NAMES)
+    assert {NAMES[0]} == delivered(tmp_path)
 
 
 def test_nothing_is_delivered_without_a_cursor(tmp_path: Path) -> None:
     """Where forward never ran, retention must not believe that it did."""
-    assert set() == deliveries.delivered(tmp_path, NAMES)
+    assert set() == delivered(tmp_path)
     write_cursor(tmp_path)
-    assert set() == deliveries.delivered(tmp_path, NAMES)
+    assert set() == delivered(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [-1, -5, 10])
@@ -36,10 +43,27 @@ def test_a_damaged_line_delivers_nothing(tmp_path: Path, keep: int) -> None:
     """A line that is cut, or not quite itself, is no fact."""
     path = write_cursor(tmp_path, f"done {NAMES[0]}")
     path.write_bytes(path.read_bytes()[:keep])
-    assert set() == deliveries.delivered(tmp_path, NAMES)
+    assert set() == delivered(tmp_path)
     path = write_cursor(tmp_path, f"done {NAMES[0]}")
     path.write_bytes(path.read_bytes().replace(NAMES[0].encode(), NAMES[1].encode()))
-    assert set() == deliveries.delivered(tmp_path, NAMES)
+    assert set() == delivered(tmp_path)
+
+
+def test_new_facts_are_read_as_they_come(tmp_path: Path) -> None:
+    """What is added is taken in, half a line when it is whole, and another file from its start."""
+    path = write_cursor(tmp_path, f"done {NAMES[0]}")
+    segments = DeliveredSegments(tmp_path)
+    assert NAMES[0] in segments
+    line = deliveries.encode_fact(f"done {NAMES[1]}")
+    with path.open("ab", buffering=0) as file:
+        file.write(line[:20])
+        assert NAMES[1] not in segments
+        file.write(line[20:])
+        assert NAMES[1] in segments
+    path.rename(tmp_path / "old")
+    assert NAMES[0] not in segments
+    write_cursor(tmp_path, f"done {NAMES[2]}")
+    assert [False, False, True] == [name in segments for name in NAMES]
 
 
 def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:

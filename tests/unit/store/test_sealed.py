@@ -13,7 +13,7 @@ else:
     from backports import zstd
 
 FIRST = "20261123T062500.123456Z-4711"
-SECOND = "20261123T072500.000000Z-4712"
+SECOND = "20261123T072500.000000Z-4712-1"  # the name without -1 was taken
 LINES = b'{"a":1}\n{"b":2}\n'
 
 

@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import fcntl
 import itertools
@@ -9,47 +8,27 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from astralog.settings import SyncMode
-from astralog.store import recovery, segment_writer
-from astralog.store.segment import WRITEV_BUFFERS, Segment, SegmentLost
-from astralog.store.segment_writer import SegmentWriter
+from astralog.store import files, segment_writer
+from astralog.store.segment import WRITEV_BUFFERS, Segment
 from tests.conftest import Fault
+from tests.unit.store.segments import (
+    A,
+    B,
+    C,
+    Clock,
+    descriptors,
+    make_writer,
+    recover,
+    sealed,
+    still_open,
+)
 
 BreakOs = Callable[..., Fault]
 
-A, B, C = b'{"m":"a"}\n', b'{"m":"b"}\n', b'{"m":"c"}\n'
 NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]+\.ndjson(\.open)?")
-
-
-def make_writer(
-    path: Path, segment_bytes: int = 1000, segment_seconds: float = 1000, sync: SyncMode = "always"
-) -> SegmentWriter:
-    return SegmentWriter(
-        path, segment_bytes=segment_bytes, segment_seconds=segment_seconds, sync=sync
-    )
-
-
-def sealed(path: Path) -> list[bytes]:
-    """Return what the sealed segments hold, oldest first."""
-    return [file.read_bytes() for file in sorted(path.glob("*.ndjson"))]
-
-
-def still_open(path: Path) -> list[bytes]:
-    """Return what the open segments hold, oldest first."""
-    return [file.read_bytes() for file in sorted(path.glob("*.ndjson.open"))]
-
-
-def descriptors() -> set[str]:
-    """Return the files that this process holds open."""
-    found = set()
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(f"/proc/self/fd/{fd}"))
-    return found
 
 
 # --- One segment
@@ -91,14 +70,14 @@ def test_a_segment_is_held_from_its_first_moment_to_its_seal(
     """A recovery at any time, as when another worker starts, leaves it to its writer."""
     writer = make_writer(tmp_path)
     writer.probe()
-    recovery.recover(tmp_path)
+    recover(tmp_path)
     assert [b""] == still_open(tmp_path)
     writer.append([A])
-    recovery.recover(tmp_path)
+    recover(tmp_path)
     assert ([], [A]) == (sealed(tmp_path), still_open(tmp_path))
-    break_os("rename", errno.EIO, times=1)
+    break_os("rename_new", errno.EIO, times=1, module=files)
     writer.seal()
-    recovery.recover(tmp_path)
+    recover(tmp_path)
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
 
 
@@ -196,7 +175,7 @@ def test_a_name_that_another_took_is_not_removed_later(
 
 
 def test_more_buffers_than_one_call_takes_are_written_in_order(tmp_path: Path) -> None:
-    """A chunk may hold any number of batches."""
+    """A commit group may hold any number of batches."""
     buffers = [b"%d\n" % number for number in range(WRITEV_BUFFERS * 2 + 5)]
     segment = Segment(tmp_path, datetime.now(UTC))
     segment.write(buffers)
@@ -222,8 +201,8 @@ def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- Appending
 
 
-def test_a_chunk_is_there_when_append_returns(tmp_path: Path) -> None:
-    """Every buffer of every chunk is in the open segment, in order."""
+def test_a_commit_group_is_there_when_append_returns(tmp_path: Path) -> None:
+    """Every buffer of every commit group is in the open segment, in order."""
     writer = make_writer(tmp_path)
     writer.append([A, B])
     assert [A + B] == still_open(tmp_path)
@@ -232,7 +211,7 @@ def test_a_chunk_is_there_when_append_returns(tmp_path: Path) -> None:
     writer.seal()
 
 
-def test_nothing_is_made_before_the_first_chunk(tmp_path: Path) -> None:
+def test_nothing_is_made_before_the_first_commit_group(tmp_path: Path) -> None:
     """An idle writer has no file, and sealing it makes none."""
     writer = make_writer(tmp_path)
     writer.maintain()
@@ -241,7 +220,7 @@ def test_nothing_is_made_before_the_first_chunk(tmp_path: Path) -> None:
 
 
 def test_sealing_ends_a_segment(tmp_path: Path) -> None:
-    """A sealed segment has its final name, and the next chunk goes to a new one."""
+    """A sealed segment has its final name, and the next commit group goes to a new one."""
     writer = make_writer(tmp_path)
     writer.append([A])
     writer.seal()
@@ -262,7 +241,7 @@ def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_a_segment_is_sealed_before_it_grows_past_its_size(tmp_path: Path) -> None:
-    """A chunk that would not fit goes to the next segment; one that fills it seals it."""
+    """A commit group that would not fit goes to the next segment; one that fills it seals it."""
     writer = make_writer(tmp_path, segment_bytes=2 * len(A))
     writer.append([A])
     assert ([], [A]) == (sealed(tmp_path), still_open(tmp_path))
@@ -273,8 +252,8 @@ def test_a_segment_is_sealed_before_it_grows_past_its_size(tmp_path: Path) -> No
     assert [A + B, C, A + B] == sealed(tmp_path)
 
 
-def test_a_chunk_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> None:
-    """A chunk is never divided."""
+def test_a_commit_group_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> None:
+    """A commit group is never divided."""
     writer = make_writer(tmp_path, segment_bytes=5)
     writer.append([A, B, C])
     assert [A + B + C] == sealed(tmp_path)
@@ -283,7 +262,7 @@ def test_a_chunk_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> Non
 def test_a_segment_is_sealed_at_its_age_though_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Age alone seals a segment when it is tended, not the next write."""
+    """Age alone seals a segment when it is maintained, not the next write."""
     writer = make_writer(tmp_path, segment_seconds=100)
     writer.append([A])
     now = time.monotonic()
@@ -295,17 +274,6 @@ def test_a_segment_is_sealed_at_its_age_though_idle(
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
 
 
-class Clock(datetime):
-    """A clock that shows each of `moments` once."""
-
-    moments: Any
-
-    @classmethod
-    def now(cls, tz: Any = None) -> "Clock":
-        moment: Clock = next(cls.moments)
-        return moment
-
-
 @pytest.mark.parametrize("step_seconds", [-3600, 0, 0.000001, 3600])
 def test_lexical_order_is_the_order_of_creation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float
@@ -315,10 +283,10 @@ def test_lexical_order_is_the_order_of_creation(
     Clock.moments = (start + timedelta(seconds=n * step_seconds) for n in itertools.count())
     monkeypatch.setattr(segment_writer, "datetime", Clock)
     writer = make_writer(tmp_path, segment_bytes=1)
-    chunks = [b"%d\n" % number for number in range(20)]
-    for chunk in chunks:
-        writer.append([chunk])
-    assert chunks == sealed(tmp_path)
+    groups = [b"%d\n" % number for number in range(20)]
+    for group in groups:
+        writer.append([group])
+    assert groups == sealed(tmp_path)
 
 
 def test_two_writers_of_one_process_have_their_own_files(
@@ -340,8 +308,8 @@ def test_two_writers_of_one_process_have_their_own_files(
 # --- Syncing
 
 
-def test_always_syncs_every_chunk_once(tmp_path: Path, break_os: BreakOs) -> None:
-    """In the mode `always` a chunk is synced before append returns, however many its batches."""
+def test_always_syncs_every_commit_group_once(tmp_path: Path, break_os: BreakOs) -> None:
+    """In the mode `always` a group is synced before append returns, however many its batches."""
     syncs = break_os("fdatasync", errno.EIO, times=0)
     writer = make_writer(tmp_path)
     for expected in (1, 2, 3):
@@ -354,7 +322,7 @@ def test_always_syncs_every_chunk_once(tmp_path: Path, break_os: BreakOs) -> Non
 def test_everysec_syncs_once_a_second(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the mode `everysec` the sync comes with a chunk or the timer, a second after the last."""
+    """In the mode `everysec` a sync comes with a group or the timer, a second after the last."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     syncs = break_os("fdatasync", errno.EIO, times=0)
@@ -401,264 +369,3 @@ def test_a_segment_is_not_sealed_before_it_is_synced(tmp_path: Path, break_os: B
     writer.maintain()
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
     assert 1 == len(syncs.calls)
-
-
-# --- Failures: all or nothing
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_write_that_fails_leaves_nothing_of_its_chunk(
-    tmp_path: Path, break_os: BreakOs, number: int
-) -> None:
-    """A failed write is told with its reason; what was accepted before is sealed, whole."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    break_os("writev", number, times=1)
-    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as raised:
-        writer.append([B])
-    assert number == raised.value.errno
-    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
-    writer.append([C])
-    writer.seal()
-    assert [A, C] == sealed(tmp_path)
-
-
-def test_a_short_write_that_then_fails_is_cut_back(
-    tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half a chunk on a full disk is cut, though its first line is whole."""
-    write = os.write
-
-    def write_half(fd: int, buffers: Sequence[bytes]) -> int:
-        return write(fd, b"".join(buffers)[: len(B) + 3])
-
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", write_half)
-        break_os("write", errno.ENOSPC, times=1)
-        with pytest.raises(OSError, match="No space left"):
-            writer.append([B, C])
-    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
-
-
-def test_a_chunk_of_many_buffers_is_cut_back_as_a_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the second of two writes fails, nothing of the first one stays."""
-    writev = os.writev
-    results = [writev]
-
-    def write_once(fd: int, buffers: Sequence[bytes]) -> int:
-        if not results:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return results.pop()(fd, buffers)
-
-    writer = make_writer(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", write_once)
-        with pytest.raises(OSError, match="No space left"):
-            writer.append([A] * (WRITEV_BUFFERS + 1))
-    assert [] == list(tmp_path.iterdir())
-
-
-def test_the_first_chunk_that_fails_leaves_no_file(tmp_path: Path, break_os: BreakOs) -> None:
-    """A segment of which nothing was accepted is removed."""
-    break_os("writev", errno.ENOSPC)
-    writer = make_writer(tmp_path)
-    with pytest.raises(OSError, match="No space left"):
-        writer.append([A])
-    assert [] == list(tmp_path.iterdir())
-
-
-def test_after_a_failed_sync_the_chunk_goes_to_a_new_file(
-    tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The file is cut back to its last synced end and sealed; the chunk is written anew."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    syncs = break_os("fdatasync", errno.EIO, times=1)
-    writer.append([B])
-    assert ([A], [B]) == (sealed(tmp_path), still_open(tmp_path))
-    assert 2 == len(syncs.calls)
-    assert any(message.startswith("segment lost: ") for message in caplog.messages)
-    writer.append([C])
-    writer.seal()
-    assert [A, B + C] == sealed(tmp_path)
-
-
-def test_a_descriptor_whose_sync_failed_is_never_synced_again(
-    tmp_path: Path, break_os: BreakOs
-) -> None:
-    """A second sync of the same file would hide the loss, so that none is made."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    syncs = break_os("fdatasync", errno.EIO, times=3)
-    for _ in range(2):
-        try:
-            writer.append([B])
-        except SegmentLost:
-            continue
-    writer.append([C])
-    writer.seal()
-    failed = syncs.calls[:3]
-    assert 3 == len(set(failed))
-    assert not set(failed) & set(syncs.calls[3:])
-
-
-def test_a_second_failed_sync_rejects_the_chunk(tmp_path: Path, break_os: BreakOs) -> None:
-    """Where the new file cannot be synced either, nothing of the chunk is on the disk."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    syncs = break_os("fdatasync", errno.EIO, times=2)
-    with pytest.raises(SegmentLost, match="sync failed"):
-        writer.append([B])
-    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
-    assert 2 == len(syncs.calls)
-    writer.append([C])
-    writer.seal()
-    assert [A, C] == sealed(tmp_path)
-
-
-def test_a_new_file_that_cannot_be_written_rejects_the_chunk(
-    tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the sync fails and then the disk is full, nothing of the chunk is on the disk."""
-
-    def fail_and_fill(fd: int) -> None:
-        break_os("writev", errno.ENOSPC, times=1)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fdatasync", fail_and_fill)
-        with pytest.raises(OSError, match="No space left"):
-            writer.append([B])
-    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
-    writer.append([C])
-    writer.seal()
-    assert [A, C] == sealed(tmp_path)
-
-
-def test_a_failed_sync_by_the_timer_keeps_what_was_accepted(
-    tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the mode `everysec` the written lines stay, and the file is given up."""
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    writer = make_writer(tmp_path, sync="everysec")
-    writer.append([A])
-    syncs = break_os("fdatasync", errno.EIO, times=1)
-    now += 2
-    writer.maintain()
-    writer.append([B])
-    writer.seal()
-    assert [A, B] == sealed(tmp_path)
-    assert 2 == len(set(syncs.calls))
-
-
-def test_a_file_that_cannot_be_cut_back_is_cut_later(tmp_path: Path, break_os: BreakOs) -> None:
-    """Nothing of a rejected chunk is sealed: the file stays open until it can be cut."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    cuts = break_os("ftruncate", errno.EIO)
-    break_os("fdatasync", errno.EIO, times=2)
-    with pytest.raises(SegmentLost):
-        writer.append([B])
-    writer.maintain()
-    assert [] == sealed(tmp_path)
-    cuts.times = 0
-    writer.maintain()
-    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
-
-
-def test_a_segment_that_cannot_be_sealed_is_sealed_later(tmp_path: Path, break_os: BreakOs) -> None:
-    """A failed rename costs nothing: new chunks go to a new file, and the old one is retried."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    renames = break_os("rename", errno.EIO)
-    writer.seal()
-    writer.append([B])
-    writer.maintain()
-    assert ([], [A, B]) == (sealed(tmp_path), still_open(tmp_path))
-    renames.times = 0
-    writer.maintain()
-    assert ([A], [B]) == (sealed(tmp_path), still_open(tmp_path))
-    writer.seal()
-    assert [A, B] == sealed(tmp_path)
-
-
-@pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_file_that_was_removed_under_the_writer_is_noticed(
-    tmp_path: Path, is_replaced: bool
-) -> None:
-    """A chunk is not accepted into a file that nobody can find; it goes to a new one."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    (path,) = tmp_path.iterdir()
-    path.unlink()
-    if is_replaced:
-        path.write_bytes(b"someone else's\n")
-    writer.append([B])
-    writer.seal()
-    assert B in sealed(tmp_path)
-    assert A not in b"".join(sealed(tmp_path))
-
-
-def test_a_directory_that_was_removed_rejects_chunks_until_it_is_back(tmp_path: Path) -> None:
-    """Without the directory nothing is accepted; with it, everything is again."""
-    path = tmp_path / "data"
-    path.mkdir()
-    writer = make_writer(path)
-    writer.append([A])
-    moved = path.rename(tmp_path / "moved")
-    for _ in range(2):
-        with pytest.raises(OSError, match=r"No such file|removed"):
-            writer.append([B])
-    path.mkdir()
-    writer.append([C])
-    writer.seal()
-    assert [C] == sealed(path)
-    assert B not in b"".join(still_open(moved))
-
-
-def test_a_probe_tells_whether_a_file_can_be_made(tmp_path: Path, break_os: BreakOs) -> None:
-    """A probe fails as the next chunk would, and leaves the file for the chunk when it works."""
-    writer = make_writer(tmp_path)
-    break_os("fsync", errno.EIO, times=1)
-    with pytest.raises(OSError, match="Input/output error"):
-        writer.probe()
-    assert [] == list(tmp_path.iterdir())
-    writer.probe()
-    writer.probe()
-    assert [b""] == still_open(tmp_path)
-    writer.append([A])
-    assert [A] == still_open(tmp_path)
-    writer.seal()
-
-
-def test_a_probe_notices_a_removed_file(tmp_path: Path) -> None:
-    """A file that is gone fails the probe once; the next one makes a new file."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    (path,) = tmp_path.iterdir()
-    path.unlink()
-    with pytest.raises(SegmentLost):
-        writer.probe()
-    writer.probe()
-    writer.seal()
-    assert [] == list(tmp_path.iterdir())
-
-
-def test_the_end_tries_once_more_what_could_not_be_sealed(
-    tmp_path: Path, break_os: BreakOs
-) -> None:
-    """A rename that failed is done at the stop, and not left to the next start."""
-    writer = make_writer(tmp_path)
-    writer.append([A])
-    break_os("rename", errno.EIO, times=1)
-    writer.seal()
-    assert [A] == still_open(tmp_path)
-    writer.close()
-    assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))

@@ -1,7 +1,8 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from astralog.settings import Settings
 from astralog.store import storage as storages
-from astralog.store.storage import MAINTENANCE_SECONDS, RETAIN_EVERY_SECONDS, Storage
+from astralog.store.storage import MAINTENANCE_SECONDS, Storage
 from tests.conftest import Disk, Fault
 
 BreakOs = Callable[..., Fault]
@@ -40,8 +41,8 @@ class Time:
         return -self.now
 
 
-def test_a_chunk_is_stored(storage: Storage, tmp_path: Path) -> None:
-    """None says that the chunk is on the disk; closing seals it."""
+def test_a_commit_group_is_stored(storage: Storage, tmp_path: Path) -> None:
+    """None says that the commit group is on the disk; closing seals it."""
     assert storage.store([A, B]) is None
     assert storage.error_code is None
     assert A + B == stored(tmp_path)
@@ -58,10 +59,10 @@ def test_a_chunk_is_stored(storage: Storage, tmp_path: Path) -> None:
         (errno.EROFS, "storage_failed"),
     ],
 )
-def test_a_chunk_that_cannot_be_written_is_rejected_with_its_code(
+def test_a_commit_group_that_cannot_be_written_is_rejected_with_its_code(
     storage: Storage, tmp_path: Path, break_os: BreakOs, number: int, code: str
 ) -> None:
-    """A full disk is told from a failed one, and nothing of the chunk is there."""
+    """A full disk is told from a failed one, and nothing of the commit group is there."""
     storage.store([A])
     break_os("writev", number, times=1)
     assert code == storage.store([B])
@@ -76,7 +77,7 @@ def test_a_chunk_that_cannot_be_written_is_rejected_with_its_code(
 def test_a_sync_that_fails_twice_is_a_failed_storage(
     storage: Storage, tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """One failed sync costs nothing, two in a row reject the chunk."""
+    """One failed sync costs nothing, two in a row reject the commit group."""
     break_os("fdatasync", errno.EIO, times=1)
     assert storage.store([A]) is None
     break_os("fdatasync", errno.EIO, times=2)
@@ -85,10 +86,10 @@ def test_a_sync_that_fails_twice_is_a_failed_storage(
 
 
 @pytest.mark.parametrize(("free", "code"), [(1000 + len(A), None), (999 + len(A), "storage_full")])
-def test_a_chunk_is_rejected_before_the_disk_is_really_full(
+def test_a_commit_group_is_rejected_before_the_disk_is_really_full(
     settings: Settings, tmp_path: Path, disk: Disk, free: int, code: str | None
 ) -> None:
-    """The free disk that the settings keep is kept with the chunk counted."""
+    """The free disk that the settings keep is kept with the commit group counted."""
     storage = Storage(replace(settings, min_free_bytes=1000))
     disk.free = free
     assert code == storage.store([A])
@@ -131,8 +132,71 @@ def test_a_failed_storage_is_probed_before_it_is_used_again(
     storage.close()
 
 
+def test_a_lack_of_memory_is_a_failed_storage(
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing of the group is there, the log says why, and the next one is stored."""
+
+    def fail(fd: int, buffers: Sequence[bytes]) -> int:
+        raise MemoryError
+
+    storage.store([A])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", fail)
+        assert "storage_failed" == storage.store([B])
+    assert "storage_failed: out of memory; batches are rejected" in caplog.messages
+    assert storage.store([B]) is None
+    assert A + B == stored(tmp_path)
+    storage.close()
+
+
+def test_a_failed_background_sync_is_a_failed_storage(
+    settings: Settings,
+    tmp_path: Path,
+    break_os: BreakOs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the mode everysec, the log says once what may be lost, and once that it is over."""
+    storage = Storage(replace(settings, sync="everysec"))
+    storage.store([A])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+    syncs = break_os("fdatasync", errno.EIO)
+    for _ in range(5):
+        storage.maintain()
+        assert "storage_failed" == storage.store([B])
+    syncs.times = 0
+    assert storage.store([B]) is None
+    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
+    assert [
+        "storage_failed: [Errno 5] sync failed: Input/output error; acknowledged batches that may "
+        "be lost: 1; batches are rejected",
+        "storage_failed is over: batches are stored again",
+    ] == lines
+    assert 1 == storage.possibly_lost_batches
+    assert A + B == stored(tmp_path)
+    storage.close()
+
+
+def test_a_full_disk_names_its_limit(
+    settings: Settings, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log line says how much is free, and which setting keeps it free."""
+    storage = Storage(replace(settings, min_free_bytes=1000))
+    disk.free = 999
+    storage.maintain()
+    assert [
+        "storage_full: [Errno 28] 999 bytes of disk are free, ASTRALOG_MIN_FREE_BYTES is 1000; "
+        "batches are rejected"
+    ] == caplog.messages
+
+
 def test_a_directory_that_is_gone_is_a_failed_storage(settings: Settings, tmp_path: Path) -> None:
-    """A missing directory rejects chunks until it is back."""
+    """A missing directory rejects commit groups until it is back."""
     path = tmp_path / "data"
     storage = Storage(replace(settings, data_dir=path))
     assert "storage_failed" == storage.store([A])
@@ -146,10 +210,10 @@ def test_a_directory_that_is_gone_is_a_failed_storage(settings: Settings, tmp_pa
     storage.close()
 
 
-def test_an_episode_of_trouble_is_two_lines_in_the_log(
+def test_an_error_is_two_lines_in_the_log(
     storage: Storage, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many chunks are rejected, the log says once that it began and once that it ended."""
+    """However many groups are rejected, the log says once that it began and once that it ended."""
     for rejections in (3, 1):
         caplog.clear()
         break_os("writev", errno.EIO, times=rejections)
@@ -166,10 +230,10 @@ def test_an_episode_of_trouble_is_two_lines_in_the_log(
     storage.close()
 
 
-def test_a_trouble_that_becomes_another_is_logged(
+def test_an_error_that_becomes_another_is_logged(
     settings: Settings, disk: Disk, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A full disk that then fails is two troubles, and the last one is what is over."""
+    """A full disk that then fails is two errors, and the last one is what is over."""
     storage = Storage(replace(settings, min_free_bytes=1000))
     disk.free = 0
     storage.store([A])
@@ -184,7 +248,9 @@ def test_a_trouble_that_becomes_another_is_logged(
     storage.close()
 
 
-def test_tending_is_due_after_a_while(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maintenance_is_due_after_a_while(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The storage is looked after once in a while, however often it is asked."""
     time = Time()
     monkeypatch.setattr(storages, "time", time)
@@ -196,8 +262,8 @@ def test_tending_is_due_after_a_while(storage: Storage, monkeypatch: pytest.Monk
     assert not storage.is_maintenance_due()
 
 
-def test_tending_seals_by_age(settings: Settings, tmp_path: Path) -> None:
-    """An idle segment is sealed by tending alone."""
+def test_maintenance_seals_by_age(settings: Settings, tmp_path: Path) -> None:
+    """An idle segment is sealed by maintenance alone."""
     storage = Storage(replace(settings, segment_seconds=1e-9))
     storage.store([A])
     assert [] == list(tmp_path.glob("*.ndjson"))
@@ -205,34 +271,8 @@ def test_tending_seals_by_age(settings: Settings, tmp_path: Path) -> None:
     assert [A] == [path.read_bytes() for path in tmp_path.glob("*.ndjson")]
 
 
-def test_tending_removes_what_is_not_retained(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Old segments go while the service runs, checked every few seconds; open ones stay."""
-    time = Time()
-    monkeypatch.setattr(storages, "time", time)
-    storage = Storage(replace(settings, retain_bytes=2 * len(A), segment_bytes=1))
-    storage.maintain()
-    for _ in range(3):
-        storage.store([A])
-    storage.maintain()
-    assert A * 3 == stored(tmp_path)
-    time.now += RETAIN_EVERY_SECONDS
-    storage.maintain()
-    assert A * 2 == stored(tmp_path)
-
-
-def test_everything_is_retained_by_default(storage: Storage, tmp_path: Path) -> None:
-    """Without a retention nothing is ever removed, however old."""
-    for name in "abc":
-        (tmp_path / f"{name}.ndjson").write_bytes(A)
-        os.utime(tmp_path / f"{name}.ndjson", (0, 0))
-    storage.maintain()
-    assert A * 3 == stored(tmp_path)
-
-
 def test_a_healthy_storage_says_nothing(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
-    """Storing, tending and closing leave no line."""
+    """Storing, maintaining and closing leave no line."""
     caplog.set_level(logging.INFO)
     storage.store([A])
     storage.maintain()

@@ -5,6 +5,7 @@ import pytest
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.housekeeper import DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (
     READY,
@@ -13,6 +14,7 @@ from astralog.telemetry.families import (
     WORKERS,
     Family,
     counter_families,
+    disk_families,
     queue_families,
 )
 from tests.conftest import Disk
@@ -88,3 +90,21 @@ def test_a_state_that_is_new_is_shown_too(
 def test_all_states_but_ready_are_codes() -> None:
     """A state is what a client is told."""
     assert {READY} == set(STATES) - STATUS_OF_CODE.keys()
+
+
+def test_the_disk_is_shown_as_the_housekeeper_knows_it(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number of the usage has its series; a number that is not known is not made up."""
+    usage: DiskUsage | None = DiskUsage(1, 2, 3, 4, total_bytes=6, free_bytes=5)
+    monkeypatch.setattr(Housekeeper, "disk_usage", property(lambda housekeeper: usage))
+    families = by_name(disk_families(queue))
+    expected = {
+        "segments": {("open",): 1, ("sealed",): 3},
+        "segments_bytes": {("open",): 2, ("sealed",): 4},
+        "free_disk_bytes": {(): 5},
+        "total_disk_bytes": {(): 6},
+    }
+    assert expected == {name: family.read() for name, family in families.items()}
+    usage = None
+    assert [{}] * 4 == [family.read() for family in families.values()]

@@ -29,5 +29,6 @@ def test_what_is_decoded_is_what_was_encoded() -> None:
 
 
 def test_zeros_are_left_out() -> None:
-    """What never happened takes no room."""
-    assert EMPTY == decode(encode(Snapshot({("a",): 0}, {("t",): 0.0}, {("g",): 0})))
+    """What never happened takes no space; a gauge that is zero is not one that is unknown."""
+    zeros = Snapshot({("a",): 0}, {("t",): 0.0}, {("g",): 0})
+    assert Snapshot({}, {}, {("g",): 0}) == decode(encode(zeros))

@@ -1,69 +1,42 @@
 """HTTP/1.1 requests as they are read from a connection, and the WSGI environ made of them."""
 
 import socket
-from collections.abc import Iterator
+from contextlib import closing
 from threading import Thread
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import NoMoreData, ParseException, UnsupportedTransferCoding
-from gunicorn.http.unreader import SocketUnreader
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from astralog.server import http1
-from astralog.server.http1 import KnownHead, Request, RequestParser
-
-CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
-
-
-class Connection:
-    """Both ends of a connection, and the requests that come out of the server's end."""
-
-    def __init__(self) -> None:
-        self.client, self.server = socket.socketpair()
-        self.requests = RequestParser(Config(), self.server, CLIENT)
-
-    def send(self, data: bytes) -> None:
-        """Send as the client."""
-        self.client.sendall(data)
-
-    def next(self) -> Any:
-        """Return the next request."""
-        return next(self.requests)
-
-
-@pytest.fixture
-def connection() -> Iterator[Connection]:
-    """Return a connection that is closed at the end."""
-    made = Connection()
-    made.client.settimeout(5)
-    made.server.settimeout(5)
-    with made.client, made.server:
-        yield made
+from astralog.server.receiver import Receiver
+from astralog.server.request import KEPT_HEAD_BYTES, Request, Requests
+from astralog.server.request_body import CONTINUE, WHOLE_BODY_BYTES
+from tests.unit.server.conftest import CLIENT, SERVER, Wire
 
 
 def head(*fields: str) -> bytes:
     return "\r\n".join(["POST /v1/drain?a=b%20c HTTP/1.1", "Host: x", *fields, "", ""]).encode()
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 8000, 9000, http1.WHOLE_BODY_BYTES + 1])
-def test_requests_that_come_at_once_are_told_apart(connection: Connection, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 100, 8000, 9000, WHOLE_BODY_BYTES + 1])
+def test_requests_that_come_at_once_are_told_apart(wire: Wire, size: int) -> None:
     """Each body ends at its length, whatever arrives with it."""
     sent = [bytes([65 + turn]) * size for turn in range(3)]
     data = b"".join(head(f"Content-Length: {size}") + body for body in sent)
-    sending = Thread(target=connection.send, args=(data,), daemon=True)
+    sending = Thread(target=wire.send, args=(data,), daemon=True)
     sending.start()
     sending.join(0.1)  # by then what fits into the buffers is there
-    assert sent == [connection.next().body.read(size) for _ in sent]
+    assert sent == [wire.next().body.read(size) for _ in sent]
     sending.join()
 
 
-def test_a_body_is_read_in_any_steps(connection: Connection) -> None:
+def test_a_body_is_read_in_any_steps(wire: Wire) -> None:
     """Small reads, lines and a large read at the end give the body as it was sent."""
-    connection.send(head("Content-Length: 12") + b"one\ntwo\nlast" + head())
-    body = connection.next().body
+    wire.send(head("Content-Length: 12") + b"one\ntwo\nlast" + head())
+    body = wire.next().body
     assert [b"o", b"ne\n", b"two\nlast", b"", b""] == [
         body.read(1),
         body.readline(),
@@ -71,59 +44,50 @@ def test_a_body_is_read_in_any_steps(connection: Connection) -> None:
         body.read(5),
         body.read(),
     ]
-    assert "POST" == connection.next().method
+    assert "POST" == wire.next().method
 
 
 @pytest.mark.parametrize("sent", [b"", b"abc"])
-def test_a_body_that_ends_early_is_short(connection: Connection, sent: bytes) -> None:
+def test_a_body_that_ends_early_is_short(wire: Wire, sent: bytes) -> None:
     """Nothing is made up for what the client does not send."""
-    connection.send(head("Content-Length: 5") + sent)
-    connection.client.shutdown(socket.SHUT_WR)
-    assert sent == connection.next().body.read(5)
+    wire.send(head("Content-Length: 5") + sent)
+    wire.client.shutdown(socket.SHUT_WR)
+    assert sent == wire.next().body.read(5)
 
 
-def test_a_chunked_body_is_put_together(connection: Connection) -> None:
+def test_a_chunked_body_is_put_together(wire: Wire) -> None:
     """The chunks' sizes are no part of it."""
-    connection.send(head("Transfer-Encoding: chunked") + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
-    assert b"abcde" == connection.next().body.read(100)
-    connection.send(head("Transfer-Encoding: Chunked") + b"1\r\nf\r\n0\r\n\r\n")
-    assert b"f" == connection.next().body.read(100)
+    wire.send(head("Transfer-Encoding: chunked") + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+    assert b"abcde" == wire.next().body.read(100)
+    wire.send(head("Transfer-Encoding: Chunked") + b"1\r\nf\r\n0\r\n\r\n")
+    assert b"f" == wire.next().body.read(100)
 
 
 @pytest.mark.parametrize("codings", ["gzip, chunked", "identity, chunked"])
-def test_a_transfer_coding_that_would_not_be_undone_is_rejected(
-    connection: Connection, codings: str
-) -> None:
+def test_a_transfer_coding_that_would_not_be_undone_is_rejected(wire: Wire, codings: str) -> None:
     """A body is never taken for what it is not."""
-    connection.send(head(f"Transfer-Encoding: {codings}") + b"2\r\n{}\r\n0\r\n\r\n")
+    wire.send(head(f"Transfer-Encoding: {codings}") + b"2\r\n{}\r\n0\r\n\r\n")
     with pytest.raises(UnsupportedTransferCoding):
-        connection.next()
+        wire.next()
 
 
-def test_an_unread_body_is_skipped(connection: Connection) -> None:
-    """The next request starts after a body that nobody read."""
-    connection.send(head("Content-Length: 9000") + b"x" * 9000 + head("Content-Length: 1") + b"y")
-    connection.next()
-    assert b"y" == connection.next().body.read(1)
-
-
-def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_read(connection: Connection) -> None:
+def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_read(wire: Wire) -> None:
     """100 Continue is sent once, by the first read."""
-    connection.send(head("Content-Length: 2", "Expect: 100-continue") + b"ab")
-    request = connection.next()
+    wire.send(head("Content-Length: 2", "Expect: 100-continue") + b"ab")
+    request = wire.next()
     assert request.should_close()
     assert [b"a", b"b"] == [request.body.read(1), request.body.read(1)]
     assert not request.should_close()
-    connection.server.close()
-    assert http1.CONTINUE == connection.client.recv(100)
-    assert b"" == connection.client.recv(100)
+    wire.server.close()
+    assert CONTINUE == wire.client.recv(100)
+    assert b"" == wire.client.recv(100)
 
 
-def test_a_request_makes_a_wsgi_environ(connection: Connection) -> None:
+def test_a_request_makes_a_wsgi_environ(wire: Wire) -> None:
     """Fields are named as WSGI has them, and repeated ones are joined."""
     fields = ["Content-Type: application/json", "Content-Length: 1", "X-A: 1", "X-A: 2", "X-B: é"]
-    connection.send(head(*fields) + b"x")
-    environ = connection.next().environ(CLIENT, SERVER)
+    wire.send(head(*fields) + b"x")
+    environ = wire.next().environ(CLIENT, SERVER)
     assert b"x" == environ.pop("wsgi.input").read(1)
     environ.pop("wsgi.errors").flush()
     assert environ == {
@@ -150,34 +114,34 @@ def test_a_request_makes_a_wsgi_environ(connection: Connection) -> None:
     }
 
 
-def test_a_unix_socket_has_no_addresses(connection: Connection) -> None:
+def test_a_unix_socket_has_no_addresses(wire: Wire) -> None:
     """The peer of a local socket has neither host nor port."""
-    connection.send(head())
-    environ = connection.next().environ("", "/run/astralog.sock")
+    wire.send(head())
+    environ = wire.next().environ("", "/run/astralog.sock")
     assert ["", ""] == [environ["REMOTE_ADDR"], environ["SERVER_NAME"]]
 
 
 def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each request still has its own length and body; a head that is too long is not kept."""
     parsed = []
-    parse_headers = http1.Request.parse_headers
+    parse_headers = Request.parse_headers
 
     def count(request: Any, data: bytes, **kwargs: Any) -> Any:
         parsed.append(data)
         return parse_headers(request, data, **kwargs)
 
-    monkeypatch.setattr(http1.Request, "parse_headers", count)
+    monkeypatch.setattr(Request, "parse_headers", count)
     for length in (3, 10, 0, 3):
-        connection.send(head(f"Content-Length: {length}", "X-A: 1") + b"x" * length)
-        request = connection.next()
+        wire.send(head(f"Content-Length: {length}", "X-A: 1") + b"x" * length)
+        request = wire.next()
         assert str(length) == request.environ(CLIENT, SERVER)["CONTENT_LENGTH"]
         assert b"x" * length == request.body.read(100)
     assert 1 == len(parsed)
     for _ in range(2):
-        connection.send(head("Content-Length: 0", "X-A: " + "x" * http1.KEPT_HEAD_BYTES))
-        connection.next()
+        wire.send(head("Content-Length: 0", "X-A: " + "x" * KEPT_HEAD_BYTES))
+        wire.next()
     assert 3 == len(parsed)
 
 
@@ -214,47 +178,59 @@ heads = st.builds(
 
 
 def _config() -> Config:
-    """Return settings with which a head can say all that gunicorn knows of."""
+    """Return settings with which a head can say more than with the service's own."""
     config = Config()
     config.set("forwarded_allow_ips", "*")
-    config.set("proxy_protocol", "v1")
-    config.set("proxy_allow_ips", "*")
     return config
 
 
-CONFIG = _config()
+class Memory:
+    """A connection that has seen heads, and what it makes of the next one."""
 
+    def __init__(self, *heads: bytes) -> None:
+        client, self._server = socket.socketpair()
+        client.close()
+        self._receiver = Receiver(self._server)
+        self._requests = Requests(_config(), self._receiver, CLIENT)
+        for head in heads:
+            self.outcome(head)
 
-def _outcome(known: KnownHead, number: int, data: bytes) -> Any:
-    """Return what a connection's request says, or the error that its head is rejected with."""
-    client, server = socket.socketpair()
-    with client, server:
-        client.sendall(data + b"ab")
-        client.shutdown(socket.SHUT_WR)
+    def outcome(self, data: bytes) -> Any:
+        """Return what a request says, or the error that its head is rejected with."""
+        self._receiver.take_buffered()
+        self._receiver.unread(data + b"ab")
         try:
-            request = Request(known, CONFIG, SocketUnreader(server), CLIENT, number)
+            request = self._requests.next(lambda size: None)
         except (ParseException, NoMoreData) as error:
             return type(error)
+        assert request is not None
         environ = request.environ(CLIENT, SERVER)
-        said = request.headers, request.uri, request.scheme, request.should_close()
-        return environ | {"wsgi.input": environ["wsgi.input"].reader.__class__}, said
+        body = environ.pop("wsgi.input")
+        said = request.uri, request.scheme, request.should_close(), type(body.reader)
+        return environ, said, vars(body.reader).get("length"), self._receiver.take_buffered()
+
+    def close(self) -> None:
+        self._server.close()
 
 
-PROXIED = b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\n" + head("Content-Length: 1")
 AWAITED = head("Content-Length: 1", "Expect: 100-continue")
 FORWARDED = head("Content-Length: 1", "X-Forwarded-Proto: https")
 
 
 @given(st.lists(heads, min_size=1, max_size=3), heads)
-@example([PROXIED], PROXIED)
 @example([AWAITED], AWAITED)
 @example([FORWARDED], FORWARDED)
 @example([AWAITED], FORWARDED)
 @example([head("Content-Length: 1", "X-A: 1")], head("X-A: 1", "Content-Length: 1"))
 def test_a_head_says_the_same_after_any_others(before: list[bytes], data: bytes) -> None:
     """Whatever a connection remembers, the next head is taken or rejected as if it did not."""
-    known = KnownHead()
-    for number, other in enumerate(before, 1):
-        _outcome(known, number, other)
-    number = len(before) + 1
-    assert _outcome(KnownHead(), number, data) == _outcome(known, number, data)
+    with closing(Memory()) as fresh, closing(Memory(*before)) as experienced:
+        assert fresh.outcome(data) == experienced.outcome(data)
+
+
+def test_the_end_of_a_connection_is_no_request(wire: Wire) -> None:
+    """Between two requests a connection may end; within a head that is an error."""
+    wire.send(head())
+    wire.next()
+    wire.client.shutdown(socket.SHUT_WR)
+    assert wire.requests.next(wire.held.append) is None

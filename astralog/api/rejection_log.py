@@ -1,0 +1,142 @@
+"""The service's own log of what it rejects: who sends what is of no use, in few lines."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import gevent
+
+from astralog.errors import Rejection
+from astralog.telemetry.counters import Counters
+
+log = logging.getLogger(__name__)
+
+#: A client gets a line at once for each code, and then one in as many seconds.
+LINE_SECONDS = 60.0
+
+#: Clients that are told apart for each code within that time; those beyond them share a line.
+MAX_SOURCES = 10
+
+#: Characters of what is wrong, and of the address for which a proxy speaks.
+MESSAGE_CHARACTERS = 200
+ADDRESS_CHARACTERS = 60
+
+OTHERS = "other clients"
+
+READING_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class Source(NamedTuple):
+    """Where rejections with a code come from; `token` says what stands for one, if anything."""
+
+    code: str
+    peer: str
+    token: str
+
+
+@dataclass
+class Silence:
+    """The rejections of a source since its last line."""
+
+    count: int = 0
+    last_words: str = ""
+
+
+class RejectionLog:
+    """Writes a line for each kind of rejection, which names its client, and counts the others."""
+
+    def __init__(self, name_of: Callable[[str | None], str | None], counters: Counters) -> None:
+        """`name_of` returns what stands for the token in an Authorization header, if it is known.
+
+        Nothing stands for one that is not known: it may be a password in the wrong place, which a
+        digest in the log would help to guess.
+        """
+        self._name_of = name_of
+        self._counters = counters
+        self._silences: dict[Source, Silence] = {}
+        self._is_waiting = False
+
+    def note(self, rejection: Rejection, environ: Mapping[str, Any]) -> None:
+        """Take note of a request that is rejected; `environ` is WSGI's.
+
+        What was to be stored, but went to a path that takes nothing, is counted as a batch.
+        """
+        if rejection.code in ("not_found", "method_not_allowed"):
+            if environ["REQUEST_METHOD"] in READING_METHODS:
+                return
+            self._counters.reject(rejection, 0, 0, perf_counter())
+        peer = environ.get("REMOTE_ADDR") or "a local socket"
+        source = Source(rejection.code, peer, self._token(rejection, environ))
+        self.add(source, _words(rejection, environ))
+
+    def _token(self, rejection: Rejection, environ: Mapping[str, Any]) -> str:
+        authorization = environ.get("HTTP_AUTHORIZATION")
+        if authorization is None:
+            return "no token"
+        name = None if rejection.code == "unauthorized" else self._name_of(authorization)
+        return f"token {name}" if name else "an unknown token"
+
+    def add(self, source: Source, words: str) -> None:
+        """Take note of a rejection; the words may hold what a client sent."""
+        if source not in self._silences and self._is_crowded(source.code):
+            words = f"{words} ({source.peer}, {source.token})"
+            source = Source(source.code, OTHERS, "any token")
+        silence = self._silences.get(source)
+        if silence:
+            silence.count += 1
+            silence.last_words = words
+        else:
+            self._silences[source] = Silence()
+            log.warning("rejected %s from %s, %s: %s", *source, _escape(words))
+            self._wait()
+
+    def _is_crowded(self, code: str) -> bool:
+        return sum(source.code == code for source in self._silences) >= MAX_SOURCES
+
+    def _wait(self) -> None:
+        if self._silences and not self._is_waiting:
+            self._is_waiting = True
+            gevent.spawn_later(LINE_SECONDS, self._end_silence)
+
+    def _end_silence(self) -> None:
+        self._is_waiting = False
+        self.flush()
+        self._wait()
+
+    def flush(self) -> None:
+        """Say how many rejections there were since the last lines; who had none is forgotten."""
+        silences, self._silences = self._silences, {}
+        for source, silence in silences.items():
+            if silence.count:
+                words = _escape(silence.last_words)
+                log.warning(
+                    "rejected %s from %s, %s: %d more, the last: %s", *source, silence.count, words
+                )
+                self._silences[source] = Silence()
+
+
+def _words(rejection: Rejection, environ: Mapping[str, Any]) -> str:
+    """Say what was wrong first, and for whom a proxy says that it speaks."""
+    words = rejection.message
+    if rejection.errors:
+        words += f"; {_first_error(rejection.errors)}"
+    words = words[:MESSAGE_CHARACTERS]
+    address = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+    return f"{words} (X-Forwarded-For: {address[:ADDRESS_CHARACTERS]})" if address else words
+
+
+def _first_error(errors: Any) -> str:
+    """Return the first error of marshmallow's structure, after the way to it."""
+    names = []
+    while isinstance(errors, Mapping) and errors:
+        name, errors = next(iter(errors.items()))
+        names.append(str(name))
+    text = errors[0] if isinstance(errors, list) and errors else errors
+    return f"{'.'.join(names)}: {text}"
+
+
+def _escape(words: str) -> str:
+    """Return the words without what a terminal, or a reader of lines, would take for its own."""
+    return repr(words)[1:-1]

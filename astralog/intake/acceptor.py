@@ -1,0 +1,85 @@
+"""The steps of a request up to its commit, the same for every protocol."""
+
+import time
+from collections.abc import Collection
+from time import perf_counter
+from typing import NamedTuple, Protocol
+
+from astralog.auth import Tokens
+from astralog.intake.body import BodyReader, Environ
+from astralog.intake.decoder import Context, Decoded, Decoder
+from astralog.intake.lanes import TURN_TIMEOUT_SECONDS, Lanes
+from astralog.intake.options import NO_OPTIONS, PARAMETERS, parse_options
+from astralog.store.commit_queue import CommitQueue
+
+
+class BatchCounters(Protocol):
+    """What counts a batch when it is answered; the times are perf_counter's."""
+
+    def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
+        """Count a batch of `logs` that is stored; `size` is that of its body, inflated."""
+
+    def reject(self, error: BaseException, size: int, logs: int, started_at: float) -> None:
+        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known."""
+
+    def reject_logs(self, code: str, logs: int) -> None:
+        """Count logs that were left out of a batch that is stored."""
+
+
+class Accepted(NamedTuple):
+    """A request that is stored, or that a dry run found no fault with."""
+
+    decoded: Decoded
+    is_dry_run: bool
+
+
+class Acceptor:
+    """Take a request through authentication, admission, body, decode and commit, and count it."""
+
+    def __init__(
+        self, tokens: Tokens, bodies: BodyReader, queue: CommitQueue, counters: BatchCounters
+    ) -> None:
+        self._tokens = tokens
+        self._bodies = bodies
+        self._queue = queue
+        self._counters = counters
+        self._lanes = Lanes()
+
+    def accept(
+        self, environ: Environ, decode: Decoder, parameters: Collection[str] = PARAMETERS
+    ) -> Accepted:
+        """Return when every log of a WSGI request is stored, or of a dry run is checked.
+
+        `decode` turns the protocol's body into lines, and `parameters` are those of `options`
+        that its query may use. Raises Rejection where nothing is stored, but for `commit_timeout`,
+        whose message says what is known. A dry run is not counted.
+        """
+        started_at = perf_counter()
+        size = logs = 0
+        options = NO_OPTIONS
+        try:
+            token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
+            if query := environ.get("QUERY_STRING"):
+                options = parse_options(query, parameters)
+            with self._queue.admit() as reservation:
+                body = self._bodies.read(environ, reservation)
+                size = len(body)
+                deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
+                decoded = decode(body, Context(token.projects, options, self._lanes, deadline))
+                del body  # what it was charged for is the batch from now on
+                if options.is_dry_run:
+                    return Accepted(decoded, is_dry_run=True)
+                batch, invalid = decoded
+                logs = batch.logs
+                if len(batch.lines) > size:
+                    reservation.resize(min(len(batch.lines), self._bodies.max_bytes))
+                committing_at = perf_counter()
+                self._queue.commit(batch, reservation)
+        except BaseException as error:
+            if not options.is_dry_run:
+                self._counters.reject(error, size, logs, started_at)
+            raise
+        self._counters.accept(size, logs, started_at, committing_at)
+        if invalid:
+            self._counters.reject_logs("invalid_batch", invalid.count)
+        return Accepted(decoded, is_dry_run=False)

@@ -1,0 +1,158 @@
+"""The two formats of a drained body, JSON and NDJSON: how each is cut and decoded."""
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import msgspec
+from marshmallow import ValidationError
+
+from astralog.intake.invalid_logs import DESCRIBED_FIELDS, describe
+from astralog.intake.logs import load_batch, load_logs
+from astralog.intake.options import Options
+from astralog.intake.schema import BatchSchema
+from astralog.intake.strict_json import parse, replace_lone_surrogates
+
+#: The longest text that is decoded in one go; others are served between two, and only one at a time
+#: is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
+PIECE_BYTES = 1024 * 1024
+
+#: The number of the first log, and the text: a part of a body that is a body itself.
+Piece = tuple[int, bytes]
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    """A batch whose logs are not looked at yet."""
+
+    logs: msgspec.Raw
+
+
+_BATCH = b'{"logs":[%s]}'
+_envelope = msgspec.json.Decoder(_Envelope)
+_raw_logs = msgspec.json.Decoder(list[msgspec.Raw])
+_schema = BatchSchema()
+
+
+class Json:
+    """An object with a list of logs."""
+
+    noun = "log"  # what the numbers count, from `first` on
+    first = 0
+    is_sequence = False  # whether a log that is no JSON leaves the others as they are
+
+    def split(self, body: bytes) -> Iterable[Piece]:
+        """Return the pieces of a long body, cut between logs.
+
+        Raises ValidationError where it is no batch, and ValueError where it is no JSON.
+        """
+        pieces: list[Piece] = []
+        start = size = 0
+        logs = _split_logs(body)
+        for index, log in enumerate(logs):
+            if size + len(log) > PIECE_BYTES - len(_BATCH) and start < index:
+                pieces.append((start, _BATCH % b",".join(logs[start:index])))
+                start, size = index, 0
+            size += len(log) + 1
+        if logs:
+            pieces.append((start, _BATCH % b",".join(logs[start:])))
+        return pieces
+
+    def load(self, text: bytes, options: Options) -> list[Any]:
+        """Return the logs of a piece by the compiled decoder; raises NoVerdict."""
+        return load_batch(text, options)
+
+    def texts(self, piece: Piece) -> Iterator[Piece]:
+        """Yield each log, free of lone surrogates; raises what `split` does."""
+        first, text = piece
+        return ((number, bytes(log)) for number, log in enumerate(_split_logs(text), first))
+
+    def count(self, body: bytes) -> int:
+        """Return the number of logs."""
+        return len(_split_logs(body))
+
+    def hint(self, body: bytes) -> str:
+        """Return what to add to the error of a body that is no JSON, as where it is NDJSON."""
+        first, _, rest = body.strip().partition(b"\n")
+        try:
+            is_ndjson = rest and len(first) <= PIECE_BYTES and isinstance(parse(first), dict)
+        except ValueError:
+            is_ndjson = False
+        return "; one log a line is sent as application/x-ndjson" if is_ndjson else ""
+
+
+def _split_logs(text: bytes) -> list[msgspec.Raw]:
+    """Return the text of each log of a JSON batch; only UTF-8 and numbers may not be JSON's.
+
+    Raises ValidationError for what is no batch, and ValueError for what is no JSON.
+    """
+    try:
+        return _raw_logs.decode(_envelope.decode(text).logs)
+    except ValueError:
+        mended = replace_lone_surrogates(text)
+    try:
+        return _raw_logs.decode(_envelope.decode(mended).logs)
+    except msgspec.ValidationError as error:
+        raise ValidationError(_describe_batch(mended, error)) from None
+    except ValueError:
+        if len(mended) <= PIECE_BYTES:
+            parse(mended)  # it says more clearly what is wrong
+        raise
+
+
+def _describe_batch(text: bytes, error: Exception) -> dict[str, Any]:
+    """Return what marshmallow finds wrong with a batch; raises ValueError if it is no JSON."""
+    if len(text) > PIECE_BYTES:
+        msgspec.json.decode(text, type=msgspec.Raw)
+        return {"_schema": [f"{error}."]}
+    batch = parse(text)
+    if isinstance(batch, dict):
+        if "logs" in batch:
+            logs = batch.pop("logs")
+            batch = {"logs": [] if isinstance(logs, list) else logs} | batch
+        batch = dict(islice(batch.items(), DESCRIBED_FIELDS + 1))
+    return describe(_schema.validate(batch))
+
+
+class Lines:
+    """One log a line (NDJSON); blank lines hold none."""
+
+    noun = "line"
+    first = 1
+    is_sequence = True
+
+    def split(self, body: bytes) -> Iterable[Piece]:
+        """Yield the pieces of a body, cut at the ends of lines."""
+        number, start = self.first, 0
+        while start < len(body):
+            end = start + PIECE_BYTES
+            if end < len(body):
+                end = body.rfind(b"\n", start, end) + 1 or body.find(b"\n", end) + 1 or len(body)
+            text = body[start:end]
+            yield number, text
+            number += text.count(b"\n")
+            start = end
+
+    def load(self, text: bytes, options: Options) -> list[Any]:
+        """Decode line by line: msgspec's own `decode_lines` takes logs wherever lines end."""
+        lines = text.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        return load_logs(lines, options)
+
+    def texts(self, piece: Piece) -> Iterator[Piece]:
+        """Yield each log as it is reached: a list of short lines takes 20 times their bytes."""
+        first, text = piece
+        lines = io.BytesIO(replace_lone_surrogates(text))
+        return ((number, line.rstrip()) for number, line in enumerate(lines, first) if line.strip())
+
+    def count(self, body: bytes) -> int:
+        """Return the number of lines that are not blank."""
+        return sum(1 for line in io.BytesIO(body) if line.strip())
+
+    def hint(self, body: bytes) -> str:
+        """Return nothing."""
+        return ""
+
+
+Format = Json | Lines

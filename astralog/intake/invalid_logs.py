@@ -1,0 +1,47 @@
+"""The invalid logs of a batch: counted, and the first of them described."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from astralog.errors import SHOWN_CHARACTERS
+
+#: Invalid logs of a batch that are described; the rest is counted.
+DESCRIBED_LOGS = 20
+
+#: Fields of an invalid log that are described.
+DESCRIBED_FIELDS = 20
+
+#: Invalid logs of a batch that are counted; the rest is not looked at.
+COUNTED_LOGS = 1000
+
+#: Characters of a message: it may repeat a text of the client's.
+MESSAGE_CHARACTERS = 2 * SHOWN_CHARACTERS
+
+
+class InvalidLogs:
+    """Invalid logs by their number; `seen` counts the logs, valid or not, that were looked at."""
+
+    def __init__(self) -> None:
+        self.errors: dict[int, Any] = {}
+        self.count = 0
+        self.seen = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether no more are counted."""
+        return self.count >= COUNTED_LOGS
+
+    def add(self, number: int, messages: Mapping[str, Any]) -> None:
+        """Count a log, and describe it by the messages for its fields."""
+        self.count += 1
+        if self.count <= DESCRIBED_LOGS:
+            self.errors[number] = describe(messages)
+
+
+def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the messages of the first fields, none longer than a client needs."""
+    return {
+        name[:SHOWN_CHARACTERS]: [text[:MESSAGE_CHARACTERS] for text in texts]
+        for name, texts in islice(messages.items(), DESCRIBED_FIELDS)
+    }

@@ -1,0 +1,122 @@
+"""What a sender asks for in the query, where it cannot write a log's fields itself."""
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from marshmallow import ValidationError
+
+from astralog.errors import SHOWN_CHARACTERS, Rejection
+from astralog.intake.schema import FIELDS
+
+#: Parameters that give every log a field that it lacks.
+DEFAULTS = ("project_id", "service", "level")
+
+PARAMETERS = (*DEFAULTS, "unknown", "partial", "dry_run")
+
+#: Characters of a default value: it is repeated in every log, so it bounds what a batch grows to.
+MAX_DEFAULT_CHARACTERS = 255
+
+#: What `unknown` may say.
+TO_METADATA = "metadata"
+
+_TWICE = "metadata has a field of this name too."
+
+_FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
+
+
+class Options(NamedTuple):
+    """What the query asks for.
+
+    `defaults` has a value for each field that is filled in; `moves_unknown` is set where unknown
+    fields go under metadata, `is_partial` where the valid logs of an invalid batch are stored.
+    """
+
+    defaults: Mapping[str, str] = MappingProxyType({})
+    moves_unknown: bool = False
+    is_partial: bool = False
+    is_dry_run: bool = False
+
+
+NO_OPTIONS = Options()
+
+
+def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Options:
+    """Return what a query string, as WSGI has it, asks for; `parameters` are those it may use.
+
+    Raises Rejection `bad_request`, which names the parameter.
+    """
+    values = _parse_pairs(query, parameters)
+    defaults = {name: values[name] for name in DEFAULTS if name in values}
+    for name, value in defaults.items():
+        if len(value) > MAX_DEFAULT_CHARACTERS:
+            raise _bad(f"{name} has more than {MAX_DEFAULT_CHARACTERS} characters.")
+    if values.get("unknown", TO_METADATA) != TO_METADATA:
+        raise _bad(f"unknown is {TO_METADATA}.")
+    return Options(
+        defaults,
+        moves_unknown="unknown" in values,
+        is_partial=_parse_flag(values, "partial"),
+        is_dry_run=_parse_flag(values, "dry_run"),
+    )
+
+
+def _parse_pairs(query: str, parameters: Collection[str]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query.encode("latin-1").decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise _bad("The query is not valid UTF-8.") from None
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in parameters:
+            known = ", ".join(parameters)
+            shown = name[:SHOWN_CHARACTERS]
+            raise _bad(f"There is no query parameter {shown!r}; there are {known}.")
+        if name in values:
+            raise _bad(f"{name} stands twice in the query.")
+        if not value:
+            raise _bad(f"{name} is empty.")
+        values[name] = value
+    return values
+
+
+def _parse_flag(values: Mapping[str, str], name: str) -> bool:
+    text = values.get(name, "false")
+    if text not in _FLAGS:
+        raise _bad(f"{name} is true or false.")
+    return _FLAGS[text]
+
+
+def _bad(message: str) -> Rejection:
+    return Rejection("bad_request", message)
+
+
+def change_log(log: Any, options: Options) -> Any:
+    """Return the log as the options have it: unknown fields moved, and what it lacks filled in.
+
+    A field that is null is lacking. What is no object stays as it is. Raises ValidationError
+    where metadata has a field of an unknown field's name already: neither may be lost.
+    """
+    if not isinstance(log, dict):
+        return log
+    if options.moves_unknown:
+        log = _move_unknown(log)
+    for name, value in options.defaults.items():
+        if log.get(name) is None:
+            log[name] = value
+    return log
+
+
+def _move_unknown(log: dict[str, Any]) -> dict[str, Any]:
+    """Return the log with its unknown fields under metadata, unless that is no object."""
+    known = {name: log.pop(name) for name in FIELDS if name in log}
+    if log:
+        metadata = known.get("metadata")
+        if metadata is None:
+            known["metadata"] = log
+        elif isinstance(metadata, dict):
+            if twice := metadata.keys() & log:
+                raise ValidationError({name: [_TWICE] for name in sorted(twice)})
+            metadata.update(log)
+    return known

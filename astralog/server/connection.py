@@ -1,0 +1,195 @@
+"""One client's connection, from its first byte to its end."""
+
+import contextlib
+import itertools
+import logging
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import gevent
+from flask import Flask
+from gunicorn import util
+from gunicorn.http.errors import ParseException
+
+from astralog.api.rejection_log import Source
+from astralog.api.responses import reject
+from astralog.errors import Rejection
+from astralog.server.balance import Share
+from astralog.server.connection_limits import (
+    DISCARD_BYTES,
+    DISCARD_SECONDS,
+    HANDSHAKE_BYTES,
+    PLAIN_BYTES,
+    TLS_BYTES,
+    ConnectionEnded,
+    ConnectionLimits,
+)
+from astralog.server.malformed import describe
+from astralog.server.receiver import Receiver
+from astralog.server.request import Request, Requests
+from astralog.server.request_body import Body
+from astralog.server.response import Response, send
+
+log = logging.getLogger(__name__)
+
+#: Requests of a connection between two chances for others to be served: as long as a client sends
+#: without a pause, nothing else makes it wait.
+REQUESTS_PER_TIME_SLICE = 8
+
+MALFORMED_HEAD = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
+
+
+@dataclass
+class Server:
+    """What the connections of a worker share; `cfg` is gunicorn's, `tls` the context, if any."""
+
+    app: Flask
+    cfg: Any
+    limits: ConnectionLimits
+    share: Share
+    tls: Any = None
+    is_stopping: bool = False
+
+
+class Connection:
+    """One client's connection."""
+
+    def __init__(self, server: Server, sock: Any, peer: Any, local: Any) -> None:
+        """Take a socket that was accepted, with the addresses of both of its ends."""
+        self._server = server
+        self._limits = server.limits
+        self._sock = sock
+        self._peer = peer
+        self._local = local
+        self._waits = self._limits.heads
+        self._base_bytes = TLS_BYTES if server.tls else PLAIN_BYTES
+        self._held_bytes = 0
+        self._active_in = -1
+
+    def serve(self) -> None:
+        """Serve the client, one request after another, until either side ends the connection."""
+        try:
+            self._hold(self._base_bytes)
+            if self._server.tls:
+                self._shake_hands()
+            with self._server.app.app_context():  # one for all requests; one for each costs 3 µs
+                self._serve_requests()
+        except ConnectionEnded:
+            pass
+        except OSError as error:
+            log.debug("connection lost: %s", error)
+        except Exception as error:
+            log.error("request failed", exc_info=error)
+        finally:
+            self._hold(0)
+            util.close(self._sock)
+
+    def _shake_hands(self) -> None:
+        self._hold(HANDSHAKE_BYTES)
+        self._sock = self._server.tls.wrap_socket(
+            self._sock, server_side=True, do_handshake_on_connect=False
+        )
+        with self._limits.handshakes:
+            self._sock.do_handshake()
+        self._hold(self._base_bytes)
+
+    def _serve_requests(self) -> None:
+        requests = Requests(self._server.cfg, Receiver(self._sock), self._peer)
+        for count in itertools.count(1):
+            request = None  # an idle connection holds none
+            try:
+                with self._waits:
+                    request = requests.next(self._hold_head)
+            except ParseException as error:
+                rejection = self._rejection_of(error)
+                break  # with the error goes the head that its traceback holds
+            if request is None or not self._answer(request):
+                return
+            if count % REQUESTS_PER_TIME_SLICE == 0:
+                gevent.sleep(0)
+        self._hold_head(0)
+        self._answer_bare(rejection)
+
+    def _answer(self, request: Request) -> bool:
+        """Answer a request, and return whether the connection goes on."""
+        response = Response(request, self._sock, self._server.cfg, self._limits)
+        if self._is_last():
+            response.force_close()
+        environ = request.environ(self._peer, self._local)
+        items = self._server.app(environ, response.start_response)
+        try:
+            for item in items:
+                response.write(item)
+            response.close()
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+        if request.method == "POST" and response.status_code == HTTPStatus.OK:
+            self._trust()
+        goes_on = not response.should_close()
+        return (request.body.is_finished or self._discard(request.body)) and goes_on
+
+    def _is_last(self) -> bool:
+        """Return whether the client is to go on elsewhere after this request."""
+        share = self._server.share
+        if self._active_in != share.tick_number:
+            self._active_in = share.tick_number
+            share.active += 1
+            if share.moves:
+                share.moves -= 1
+                return True
+        return self._server.is_stopping
+
+    def _trust(self) -> None:
+        """Take note that the client has shown a token; without one, no POST is answered 200."""
+        if self._base_bytes:
+            self._waits = self._limits.trusted_heads
+            self._base_bytes = 0
+            self._hold(0)
+
+    def _discard(self, body: Body) -> bool:
+        """Read what is left of a body that nobody wants, and return whether that was all.
+
+        A client that still sends would otherwise lose its connection before it reads the answer.
+        """
+        with self._limits.discards, contextlib.suppress(OSError, Rejection):
+            if body.discard(DISCARD_BYTES):
+                return True
+        self._linger()
+        return False
+
+    def _linger(self) -> None:
+        """Read on for a while, so that the client does not lose the answer with the connection."""
+        with self._limits.discards:
+            util.close_graceful(self._sock, DISCARD_SECONDS, DISCARD_BYTES)
+
+    def _rejection_of(self, error: ParseException) -> Rejection:
+        """Return what a client is told that does not speak HTTP, and log it."""
+        rejection = Rejection("bad_request", describe(error))
+        peer = self._peer[0] if self._peer else "a local socket"
+        source = Source(rejection.code, peer, "no token read")
+        self._server.app.extensions["astralog_rejections"].add(source, rejection.message)
+        return rejection
+
+    def _answer_bare(self, rejection: Rejection) -> None:
+        """Answer what is no request, and end the connection."""
+        body = reject(rejection).data
+        send(self._sock, MALFORMED_HEAD % len(body) + body, self._limits)
+        self._linger()
+
+    def _hold_head(self, size: int) -> None:
+        self._hold(self._base_bytes + size)
+
+    def _hold(self, size: int) -> None:
+        """Account for so many bytes in all."""
+        more = size - self._held_bytes
+        self._held_bytes = size
+        if more > 0:
+            self._limits.hold(more)
+        else:
+            self._limits.release(-more)

@@ -1,0 +1,103 @@
+"""gunicorn's settings, made from AstraLog's; the names are gunicorn's."""
+
+from functools import partial
+from typing import Any
+
+from astralog.server import application, first_start, heartbeat, inheritance, lifecycle
+from astralog.server.balance import Balance
+from astralog.server.fixed_settings import check_fixed_settings
+from astralog.server.worker import Worker
+from astralog.service_log import configure_logging
+from astralog.settings import InvalidSettings, Settings
+
+try:
+    _settings = Settings.from_environ()
+except InvalidSettings as error:
+    lifecycle.exit_for(error)
+
+bind = _settings.bind
+certfile = _settings.tls_cert or None
+keyfile = _settings.tls_key or None
+workers = _settings.workers
+worker_class = Worker
+logger_class = lifecycle.ServerLogger
+loglevel = "info" if _settings.log_level == "debug" else "warning"
+graceful_timeout = lifecycle.STOP_SECONDS
+control_socket_disable = True
+http_parser = "python"
+
+# Longer than the usual load balancer keeps an idle connection, so that it closes first. It also
+# bounds the time to send a request's head.
+keepalive = 75
+
+# The most connections of a worker, as far as it may open so many files; beyond it, those are ended
+# that have waited longest for their client, and first those that have shown no token.
+worker_connections = 4096
+limit_request_fields = 40
+limit_request_field_size = 4094
+
+# Nothing that a proxy adds is used: whoever may add it, it changes nothing.
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
+forwarded_allow_ips = "*"
+
+configure_logging(_settings.log_level)
+lifecycle.raise_open_files_limit()
+heartbeat.keep_in_memory()
+
+
+def on_starting(server: Any) -> None:
+    """Prepare the master; stop the start where the data directory or the tokens are of no use."""
+    lifecycle.end_booting_workers_at_stops()
+    server.app.balance = Balance()
+    try:
+        check_fixed_settings(server.cfg)
+        first_start.make_missing(_settings)
+        server.cfg.inherited = inheritance.Inherited.read(_settings)
+    except InvalidSettings as error:
+        lifecycle.exit_for(error)
+    server.handle_hup = partial(inheritance.reload, server, _settings)
+    application.hold_code(server.app, _settings)
+    lifecycle.share_metrics(server)
+
+
+def ssl_context(config: Any, default_ssl_context_factory: Any) -> Any:
+    """Return the certificate as the master read it."""
+    return config.inherited.tls
+
+
+def when_ready(server: Any) -> None:
+    """Say where the service listens; the address has the real port where the setting has 0."""
+    lifecycle.announce(
+        _settings,
+        [listener.sock.getsockname() for listener in server.LISTENERS],
+        is_inherited=server.systemd,
+    )
+
+
+def post_worker_init(worker: Worker) -> None:
+    """Start what runs in a worker beside its requests."""
+    lifecycle.start_queue(worker)
+    lifecycle.start_tokens(worker)
+    lifecycle.start_metrics(worker)
+
+
+def worker_exit(server: Any, worker: Worker) -> None:
+    """Stop the worker's commit queue."""
+    lifecycle.stop_queue(worker)
+    lifecycle.stop_metrics(worker)
+
+
+def child_exit(server: Any, worker: Worker) -> None:
+    """Let another worker take the place of one that has ended."""
+    server.app.balance.leave(worker.share)
+
+
+def pre_exec(server: Any) -> None:
+    """Hand what was counted on to the master that this one starts at an upgrade (SIGUSR2)."""
+    lifecycle.pass_metrics_on(server)
+
+
+def on_exit(server: Any) -> None:
+    """Say that this is the end."""
+    lifecycle.say_stopped()

@@ -1,0 +1,93 @@
+"""What a client sends, as it is received: heads and bodies, each within its bound."""
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.http import unreader
+from gunicorn.http.errors import NoMoreData, ParseException
+
+from astralog.errors import Rejection
+from astralog.time_slice import TimeSlice
+
+#: Bytes received at once where the length of what comes is not known.
+RECEIVE_BYTES = 8 * 1024
+
+#: The longest head; a longer one is rejected.
+MAX_HEAD_BYTES = 16 * 1024
+
+END_OF_HEAD = b"\r\n\r\n"
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+
+class HeadTooLong(ParseException):  # type: ignore[misc]
+    """A head has more than MAX_HEAD_BYTES."""
+
+
+class BareLineFeed(ParseException):  # type: ignore[misc]
+    """A line of a head ends without a carriage return, so that the head will never end."""
+
+
+class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
+    """What a client sends: gunicorn's parser and the readers of bodies take it from here."""
+
+    def __init__(self, sock: Any) -> None:
+        super().__init__(sock, RECEIVE_BYTES)
+        self._received = 0
+        self._limit = sys.maxsize
+        self._time_slice: TimeSlice | None = None
+
+    def receive_head(self, hold: Callable[[int], None]) -> bytes:
+        """Return a head and what came behind it; nothing where the connection ended before it.
+
+        `hold` is told how many bytes an unfinished head takes. Raises ParseException for what can
+        be no head any more, and NoMoreData where the connection ends within it.
+        """
+        self._time_slice, self._limit = None, sys.maxsize
+        data: bytes = self.take_buffered() or self.sock.recv(RECEIVE_BYTES)
+        if not data or data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES) >= 0:
+            return data
+        head = bytearray(data)
+        del data  # an unfinished head is held once
+        return self._receive_rest(head, hold)
+
+    def _receive_rest(self, head: bytearray, hold: Callable[[int], None]) -> bytes:
+        """Receive a head to its end; what has come before is not searched again."""
+        searched = 0
+        while head.find(END_OF_HEAD, max(0, searched - 3), MAX_HEAD_BYTES) < 0:
+            if len(head) >= MAX_HEAD_BYTES:
+                raise HeadTooLong
+            if _BARE_LF.search(head, max(0, searched - 1)):
+                raise BareLineFeed
+            searched = len(head)
+            hold(searched)
+            head += self.sock.recv(RECEIVE_BYTES)
+            if len(head) == searched:
+                raise NoMoreData(b"")
+        hold(0)
+        return bytes(head)
+
+    def share_worker(self) -> None:
+        """Let others be served while what follows is received."""
+        if self._time_slice is None:
+            self._time_slice = TimeSlice()
+
+    def bound(self, size: int) -> None:
+        """Bound what is received from now on."""
+        self._received, self._limit = 0, size
+
+    def grant(self, size: int) -> None:
+        """Raise the bound."""
+        self._limit += size
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """Return what is received next; raises Rejection beyond the bound."""
+        data: bytes = super().chunk(size_hint)
+        self._received += len(data)
+        if self._received > self._limit:
+            raise Rejection("bad_request", "The chunks of the body hold more framing than data.")
+        if self._time_slice is not None:
+            self._time_slice.end_if_over()
+        return data

@@ -1,0 +1,174 @@
+"""The batches that wait for the disk, and the clients that wait for their batches."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.queue import Empty, Queue
+
+from astralog.errors import Rejection
+from astralog.store.memory_budget import MemoryBudget, MemoryReservation
+
+#: Called with each stored batch: the bytes of its lines, its logs, and whether its client had been
+#: told `commit_timeout` or was gone.
+CountStored = Callable[[int, int, bool], None]
+
+#: Bytes of a commit group, which is written and synced at once; what is queued beyond them waits
+#: for the next one.
+GROUP_BYTES = 8 * 1024 * 1024
+
+#: Seconds that a commit group waits at most while other requests have work to do: the more join it,
+#: the fewer writes and syncs. Measured at 8 connections, it saves a fifth of the CPU for a log.
+GATHER_SECONDS = 0.005
+
+
+class Batch(NamedTuple):
+    """A batch as it is stored: `lines` is NDJSON, one line for each of `logs` logs."""
+
+    lines: bytes
+    logs: int
+
+
+class State(Enum):
+    """Where a batch is on its way; its memory is held until it is FINISHED."""
+
+    QUEUED = "no writer has taken it, and its client waits"
+    TAKEN = "a writer stores it, and its client waits"
+    LATE = "a writer stores it, and its client is gone or was told commit_timeout"
+    FINISHED = "it is stored, or rejected, or was dropped before a writer took it"
+
+
+class QueuedBatch:
+    """A batch in the queue, charged with `size` bytes."""
+
+    __slots__ = ("deadline", "lines", "logs", "outcome", "size", "state")
+
+    def __init__(self, batch: Batch, size: int, deadline: float) -> None:
+        self.state = State.QUEUED
+        self.lines = batch.lines
+        self.logs = batch.logs
+        self.size = size
+        self.deadline = deadline
+        # None, or what its client is told. No exception: its traceback would hold the request's
+        # frames, and the batch in them, for as long as the disk leaves the batch in the queue.
+        self.outcome: AsyncResult[tuple[str, str] | None] = AsyncResult()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Return whether its client was told nothing yet."""
+        return not self.outcome.ready()
+
+
+class BatchQueue:
+    """Batches in the order of their commits, bounded by the memory that they reserve."""
+
+    def __init__(
+        self,
+        budget: MemoryBudget,
+        count_stored: CountStored,
+        messages: Mapping[str, str],
+        timeout_seconds: float,
+    ) -> None:
+        """Tell `count_stored` what is stored, and clients the message of the code that rejects."""
+        self._budget = budget
+        self._count_stored = count_stored
+        self._messages = messages
+        self._timeout_seconds = timeout_seconds
+        self._queue: Queue[QueuedBatch | None] = Queue()  # None ends a drain
+        self._waiting: deque[QueuedBatch] = deque()  # in the order of their deadlines
+
+    def wait_for(self, batch: Batch, reservation: MemoryReservation) -> None:
+        """Queue a batch and return when it is stored; raises Rejection when it is not."""
+        deadline = time.monotonic() + self._timeout_seconds
+        queued = QueuedBatch(batch, reservation.detach(), deadline)
+        self._queue.put(queued)
+        self._waiting.append(queued)
+        try:
+            rejection = queued.outcome.get()
+        finally:
+            self._leave(queued)
+        if rejection:
+            raise Rejection(*rejection)
+
+    def end(self, drains: int) -> None:
+        """Let so many drains end when they have taken what is queued by now."""
+        for _ in range(drains):
+            self._queue.put(None)
+
+    def take_group(self, group: list[QueuedBatch], timeout_seconds: float) -> bool:
+        """Move what is queued to a commit group; return whether the queue ended.
+
+        Where nothing is queued within the time, the group stays empty.
+        """
+        size = 0
+        try:
+            self._queue.peek(timeout=timeout_seconds)
+            with gevent.Timeout(GATHER_SECONDS, False):
+                gevent.idle()
+            while (queued := self._queue.get_nowait()) is not None:
+                if queued.state is State.QUEUED:
+                    queued.state = State.TAKEN
+                    group.append(queued)
+                    size += len(queued.lines)
+                if size >= GROUP_BYTES:
+                    return False
+        except Empty:
+            return False
+        return True
+
+    def finish(self, group: Sequence[QueuedBatch], code: str | None) -> None:
+        """Answer the batches of a commit group: stored, or rejected with a code."""
+        for queued in group:
+            if code is None:
+                is_late = queued.state is State.LATE
+                self._count_stored(len(queued.lines), queued.logs, is_late)
+            self._release(queued)
+            if queued.is_waited_for:
+                queued.outcome.set((code, self._messages[code]) if code else None)
+
+    def reject_rest(self, code: str) -> None:
+        """Reject what no drain has taken."""
+        while not self._queue.empty():
+            queued = self._queue.get()
+            if queued is not None:
+                self.finish([queued], code)
+
+    def time_out(self) -> None:
+        """End the waits that are over by now, and forget what leads the queue in vain."""
+        now = time.monotonic()
+        while self._waiting:
+            queued = self._waiting[0]
+            if queued.is_waited_for and queued.deadline > now:
+                break
+            self._waiting.popleft()
+            if queued.is_waited_for:
+                queued.outcome.set(("commit_timeout", self._timed_out(queued)))
+                self._leave(queued)  # before a writer that wakes up meanwhile takes it
+        while (first := self._first()) and first.state is State.FINISHED:
+            self._queue.get_nowait()
+
+    def _first(self) -> QueuedBatch | None:
+        return None if self._queue.empty() else self._queue.peek_nowait()
+
+    def _timed_out(self, queued: QueuedBatch) -> str:
+        outcome = "was not stored" if queued.state is State.QUEUED else "may still be stored"
+        seconds = f"{self._timeout_seconds:g}"
+        return f"The disk took longer than {seconds} seconds; the batch {outcome}."
+
+    def _leave(self, queued: QueuedBatch) -> None:
+        """Note that a batch's client is gone, or was told that this takes too long."""
+        if queued.state is State.QUEUED:
+            self._release(queued)
+        elif queued.state is State.TAKEN:
+            queued.state = State.LATE
+
+    def _release(self, queued: QueuedBatch) -> None:
+        """Let a batch go, with the memory that it holds."""
+        if queued.state is not State.FINISHED:
+            queued.state = State.FINISHED
+            queued.lines = b""
+            self._budget.release(queued.size)

@@ -1,0 +1,201 @@
+"""Follow a data directory: every line that comes, right across workers, rotation and restarts."""
+
+import contextlib
+import enum
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from astralog.store.arrival import oldest_first
+from astralog.store.files import OPEN_SUFFIX
+from astralog.store.part import Matches, Part
+from astralog.store.segment_reader import ReadBudget, SegmentReader, split_name
+from astralog.store.tail import make_parts
+
+log = logging.getLogger(__name__)
+
+#: A directory that changed so recently may change again without showing it: in nanoseconds, more
+#: than the steps of any file system's clock.
+SETTLED_NANOSECONDS = 2_500_000_000
+
+#: Segments that are remembered although they are gone, in case their disk comes back.
+REMEMBERED_SEGMENTS = 10_000
+
+
+class State(enum.Enum):
+    """What a segment is, as far as the directory was looked at."""
+
+    OPEN = enum.auto()
+    SEALED = enum.auto()
+    GONE = enum.auto()
+
+
+class FollowedPart(Part):
+    """What comes to a segment. An open one is held, and so read to its end whatever happens."""
+
+    def __init__(self, directory: Path, stem: str, suffix: str, begin: int = 0) -> None:
+        """Hold the file if it is open; raises OSError."""
+        super().__init__(directory, stem, suffix, None)
+        self.begin = begin
+        self.state = State.OPEN if self.is_open else State.SEALED
+        self._held = SegmentReader(directory, stem) if self.is_open else None
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[SegmentReader]:
+        if self._held:
+            yield self._held
+        else:
+            with super()._reader() as reader:
+                yield reader
+
+    def skip(self) -> int | None:
+        """Leave out what is stored; return the offset at which that ends, None for the file's end.
+
+        Raises OSError.
+        """
+        if self._held is None or self._held.is_compressed:
+            self.is_read = True
+            return None
+        self.begin = self._held.end_of_lines()
+        return self.begin
+
+    def extend(self, until: float) -> bool:
+        """Take in what came until a moment; return whether there is anything to read."""
+        self.until = until
+        if self._held and not self._held.is_compressed:
+            self.end = self._held.size()
+            self.begin = min(self.begin, self.end)  # it was cut back after a failed write
+            self.is_read = self.begin == self.end
+        return not self.is_read
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more can be read."""
+        return self.is_failed or (self.is_read and self.state is not State.OPEN)
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._held:
+            self._held.close()
+
+
+class Follower:
+    """Follow a directory; `error` says why it cannot be read now, None where it can.
+
+    Once it can be read again, nothing was missed but what was removed meanwhile.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.error: OSError | None = None
+        self._directory = directory
+        self._settled: tuple[int, int, int] | None = None  # of the directory, once it is settled
+        self._names: set[str] = set()
+        self._followed: dict[str, FollowedPart] = {}
+        self._done: set[str] = set()  # segments of which nothing more is to be read
+        self._left: dict[str, int] = {}  # how far those were read that are gone
+
+    def start(self) -> list[Part]:
+        """Follow from now on, and return what is stored already; `oldest_first` reads it.
+
+        Where the directory is missing, nothing is: all that it holds later is new.
+        """
+        self._names = self._list() or set()
+        stored = make_parts(self._directory, self._names)
+        for part in stored:
+            if not part.is_open:
+                self._done.add(part.stem)
+            elif followed := self._follow(part.stem, OPEN_SUFFIX):
+                part.end = followed.skip()
+        return stored
+
+    def poll(self, matches: Matches = bool, budget: ReadBudget | None = None) -> Iterator[bytes]:
+        """Yield the lines that came since the last poll, until the budget is spent.
+
+        What is not yielded, as the caller stops or the budget is spent, comes with the next poll.
+        """
+        self._look()
+        now = time.time()
+        parts = [part for part in self._followed.values() if part.extend(now)]
+        yield from oldest_first(parts, matches, budget)
+        for part in list(self._followed.values()):
+            if part.is_finished:
+                self._finish(part)
+
+    def close(self) -> None:
+        """Let all files go."""
+        for part in self._followed.values():
+            part.close()
+        self._followed.clear()
+
+    def _list(self) -> set[str] | None:
+        """Return the names in the directory; None where they have not changed, or on an error."""
+        now = time.time_ns()
+        try:
+            status = os.stat(self._directory)
+            state = (status.st_dev, status.st_ino, status.st_mtime_ns)
+            names = None if state == self._settled else set(os.listdir(self._directory))
+        except OSError as error:
+            self.error = error
+            return None
+        self.error = None
+        self._settled = state if now - status.st_mtime_ns > SETTLED_NANOSECONDS else None
+        return names
+
+    def _look(self) -> None:
+        """Note which segments are new, sealed or gone."""
+        names = self._list()
+        if names is None:
+            return
+        for name in sorted(names - self._names):
+            self._note_new(name)
+        for name in self._names - names:
+            self._note_gone(name)
+        self._names = names
+        self._forget()
+
+    def _note_new(self, name: str) -> None:
+        stem, suffix = _split(name)
+        part = self._followed.get(stem)
+        if part:
+            part.state = State.OPEN if suffix == OPEN_SUFFIX else State.SEALED
+        elif stem and stem not in self._done:
+            self._follow(stem, suffix, self._left.pop(stem, 0))
+
+    def _note_gone(self, name: str) -> None:
+        stem, suffix = _split(name)
+        part = self._followed.get(stem)
+        if part and suffix == OPEN_SUFFIX and part.state is State.OPEN:
+            part.state = State.GONE
+
+    def _follow(self, stem: str, suffix: str, begin: int = 0) -> FollowedPart | None:
+        try:
+            part = FollowedPart(self._directory, stem, suffix, begin)
+        except FileNotFoundError:
+            log.warning("%s was removed before it was read", stem)
+        except OSError as error:
+            log.warning("cannot read %s: %s", stem, error.strerror)
+        else:
+            self._followed[stem] = part
+            return part
+        return None
+
+    def _finish(self, part: FollowedPart) -> None:
+        part.close()
+        del self._followed[part.stem]
+        if part.state is State.GONE:
+            self._left[part.stem] = part.begin
+        else:
+            self._done.add(part.stem)
+
+    def _forget(self) -> None:
+        """Bound what is remembered of segments that are gone."""
+        if len(self._done) > len(self._names) + REMEMBERED_SEGMENTS:
+            self._done.intersection_update(stem for stem, _ in map(_split, self._names))
+        while len(self._left) > REMEMBERED_SEGMENTS:
+            del self._left[next(iter(self._left))]
+
+
+def _split(name: str) -> tuple[str, str]:
+    return split_name(name) or ("", "")

@@ -1,0 +1,188 @@
+"""One of the processes that write to a data directory looks after it, for all of them."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator
+from typing import NamedTuple
+
+from astralog.settings import Settings
+from astralog.store import files
+from astralog.store.inventory import Inventory
+from astralog.store.recovery import recover_file
+from astralog.store.retention import MayRemove, Retention
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at what is new, and at whether the process that looks is still there.
+LOOK_SECONDS = 1.0
+
+#: A look that takes longer is done in slices with pauses: while a thread works in small steps, the
+#: requests of its process wait for the interpreter.
+SLICE_SECONDS = 0.0005
+PAUSE_SECONDS = 0.005
+
+#: Numbers are not shown when the disk has kept the housekeeper waiting for longer.
+STALE_SECONDS = 10.0
+
+
+class DiskUsage(NamedTuple):
+    """The segments, open and sealed, their bytes, and the disk that they are on."""
+
+    open_segments: int
+    open_bytes: int
+    sealed_segments: int
+    sealed_bytes: int
+    total_bytes: int
+    free_bytes: int
+
+
+class Housekeeper:
+    """Looks after the data directory while this process holds the directory's lock.
+
+    Every process has one; those that do not get the lock wait for it. One thread at a time may
+    use it, except for its numbers, which any may read.
+    """
+
+    def __init__(self, settings: Settings, may_remove: MayRemove = lambda name: True) -> None:
+        """Apply the settings; `may_remove` returns whether a segment may go, by its stem."""
+        self._directory = settings.data_dir
+        self._retention = Retention(settings, may_remove)
+        self._usage: DiskUsage | None = None
+        self._failed: set[str] = set()  # segments whose recovery failed, and was logged
+        self._logged_error = ""
+        self._stepped_at = time.monotonic()
+        self._steps = self._wait_and_look_after()
+
+    @property
+    def disk_usage(self) -> DiskUsage | None:
+        """What lies in the directory, as of a second ago.
+
+        None where another process looks after it, before all is known, and while the disk hangs.
+        """
+        is_stale = time.monotonic() - self._stepped_at > STALE_SECONDS
+        return None if is_stale else self._usage
+
+    @property
+    def removed_segments(self) -> int:
+        """The segments that this process removed so far."""
+        return self._retention.removed_segments
+
+    def step(self) -> float:
+        """Do a little of what is due, and return the seconds until the next step."""
+        end = time.monotonic() + SLICE_SECONDS
+        pause = 0.0
+        try:
+            while not pause and time.monotonic() < end:
+                pause = next(self._steps)
+        except OSError as error:
+            self._steps = self._wait_and_look_after()
+            self._log_once(f"cannot look after {self._directory}: {error}")
+            pause = LOOK_SECONDS
+        self._stepped_at = time.monotonic()
+        return pause or PAUSE_SECONDS
+
+    def stand_aside(self) -> float:
+        """Hold nothing of a disk that fails, so that it can be unmounted and repaired.
+
+        Returns the seconds until the next step.
+        """
+        self.close()
+        self._steps = self._wait_and_look_after()
+        return LOOK_SECONDS
+
+    def close(self) -> None:
+        """Leave the directory to another process."""
+        self._steps.close()
+
+    def _log_once(self, text: str) -> None:
+        if text != self._logged_error:
+            self._logged_error = text
+            log.warning(text)
+
+    def _wait_and_look_after(self) -> Generator[float, None, None]:
+        """Yield the seconds until the next step, 0 where it may follow at once."""
+        while (holder := self._take_lock()) is None:
+            yield LOOK_SECONDS
+        try:
+            with contextlib.closing(Inventory(self._directory)) as inventory:
+                while True:
+                    yield from self._look_after(inventory)
+                    self._check_in_place(holder)
+                    yield LOOK_SECONDS
+        finally:
+            self._usage = None
+            os.close(holder)
+
+    def _take_lock(self) -> int | None:
+        """Return the descriptor of the directory, locked; None where another process has it."""
+        holder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._check_in_place(holder)
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(holder)
+            return None
+        except BaseException:
+            os.close(holder)
+            raise
+        self._logged_error = ""
+        return holder
+
+    def _check_in_place(self, holder: int) -> None:
+        """Raise OSError where the directory was replaced, or can only be read."""
+        if not files.is_same_file(holder, self._directory):
+            raise OSError(errno.ESTALE, "the directory was replaced")
+        if files.space(self._directory).is_read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def _look_after(self, inventory: Inventory) -> Iterator[float]:
+        known = set(inventory.open)
+        if inventory.is_scan_due:
+            yield from _at_once(inventory.list_names())
+            yield from self._recover(inventory.open)
+            yield from _at_once(inventory.measure())
+        yield from _at_once(inventory.follow())
+        # A writer may not have locked the file that it has just made.
+        yield from self._recover(inventory.open & known)
+        usage = self._measure(inventory)
+        self._usage = usage
+        total = usage.open_bytes + usage.sealed_bytes
+        remove = self._retention.remove_excess(inventory.sealed, total, usage.free_bytes)
+        yield from _at_once(remove)
+
+    def _recover(self, names: Iterable[str]) -> Iterator[float]:
+        """Seal the open segments that no process holds."""
+        for name in sorted(names):
+            try:
+                recover_file(self._directory / name)
+            except (BlockingIOError, FileNotFoundError):
+                self._failed.discard(name)
+            except OSError as error:
+                if error.errno == errno.EROFS:  # as some file systems become by an error
+                    raise
+                if name not in self._failed:
+                    self._failed.add(name)
+                    log.error("cannot recover %s yet: %s", name, error.strerror)
+            yield 0.0
+
+    def _measure(self, inventory: Inventory) -> DiskUsage:
+        open_bytes = inventory.open_bytes()
+        space = files.space(self._directory)
+        return DiskUsage(
+            open_segments=len(inventory.open),
+            open_bytes=open_bytes,
+            sealed_segments=len(inventory.sealed),
+            sealed_bytes=inventory.sealed.bytes,
+            total_bytes=space.total,
+            free_bytes=space.free,
+        )
+
+
+def _at_once(steps: Iterator[None]) -> Iterator[float]:
+    """Yield that the next step may follow at once, after each step."""
+    for _ in steps:
+        yield 0.0

@@ -1,0 +1,126 @@
+"""What lies in the data directory, known at a cost that grows with what is new there."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from astralog.store import files
+from astralog.store.directory_watch import ChangesLost, DirectoryWatch
+from astralog.store.segment_index import SegmentIndex
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two scans of the whole directory. With a watch they only make sure; without one
+#: (another host's changes on NFS, or no watch left) they alone tell what is new.
+SCAN_SECONDS = 3600.0
+UNWATCHED_SCAN_SECONDS = 60.0
+
+#: Share of a core that scans take at most: the more there is, the longer the time between them.
+SCAN_SHARE = 0.002
+
+
+class Inventory:
+    """The open and the sealed segments of a directory.
+
+    What takes long is an iterator, which yields after each small step; raises OSError throughout.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = os.fspath(directory)
+        self._watch = _watch(directory)
+        self._files: list[str] = []  # sealed ones that are listed, and not measured yet
+        self._changed: set[str] = set()
+        self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
+        self._next_scan_at = time.monotonic()
+        self.open: set[str] = set()
+        self.sealed = SegmentIndex()
+
+    @property
+    def is_scan_due(self) -> bool:
+        """Return whether the directory is to be listed and measured."""
+        return time.monotonic() >= self._next_scan_at
+
+    def list_names(self) -> Iterator[None]:
+        """Begin a scan: find the open segments anew, which are few, and list the sealed ones."""
+        self._scanned_at = time.thread_time()
+        self._files = []
+        open_names = set()
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.name.endswith(files.OPEN_SUFFIX):
+                    open_names.add(entry.name)
+                elif entry.name.endswith(files.SEALED_FORMS):
+                    self._files.append(entry.name)
+                yield
+        self.open = open_names
+
+    def measure(self) -> Iterator[None]:
+        """End a scan: learn the sizes of all sealed segments, for an index of their own."""
+        index = SegmentIndex()
+        for name in self._files:
+            stem = files.sealed_name(name)
+            size = self._size(name)
+            if stem and size is not None:
+                index.add(stem, size)
+            yield
+        self._files = []
+        self.sealed = index
+        cost = time.thread_time() - self._scanned_at
+        pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
+        self._next_scan_at = time.monotonic() + max(pause, cost / SCAN_SHARE)
+
+    def follow(self) -> Iterator[None]:
+        """Learn what came and went since the scan."""
+        try:
+            while self._watch and (names := self._watch.changes()):
+                self._changed |= names
+                yield
+        except ChangesLost:
+            self._next_scan_at = time.monotonic()
+        while self._changed:
+            self._refresh(self._changed.pop())
+            yield
+
+    def open_bytes(self) -> int:
+        """Return the bytes of the open segments; those that are gone are forgotten."""
+        sizes = {name: self._size(name) for name in self.open}
+        self.open = {name for name, size in sizes.items() if size is not None}
+        return sum(size for size in sizes.values() if size)
+
+    def close(self) -> None:
+        """End the watch."""
+        if self._watch:
+            self._watch.close()
+
+    def _refresh(self, name: str) -> None:
+        """Look at one name, whatever became of it."""
+        if name.endswith(files.OPEN_SUFFIX):
+            self.open.add(name)  # until `open_bytes` finds it gone
+        elif stem := files.sealed_name(name):
+            sizes = [self._size(stem + suffix) for suffix in files.SEALED_FORMS]
+            if sizes == [None, None]:
+                self.sealed.remove(stem)
+            else:
+                self.sealed.put(stem, sum(size for size in sizes if size))
+
+    def _size(self, name: str) -> int | None:
+        """Return the bytes of a file, None where it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(f"{self._directory}/{name}").st_size
+        return None
+
+
+def _watch(directory: Path) -> DirectoryWatch | None:
+    try:
+        return DirectoryWatch(directory)
+    except OSError as error:
+        log.warning(
+            "cannot watch %s (%s): new segments are found every %g seconds",
+            directory,
+            error.strerror,
+            UNWATCHED_SCAN_SECONDS,
+        )
+        return None

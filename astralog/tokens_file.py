@@ -1,0 +1,155 @@
+"""The file of tokens: a token a line, after it the projects it may write, none for all."""
+
+import hashlib
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from astralog.settings import InvalidSettings
+
+#: The longest token: with the header's name, it fits into what the server reads of a header
+#: (`limit_request_field_size` in server.gunicorn_settings).
+MAX_TOKEN_BYTES = 4000
+
+#: Seconds for which a file must not have changed before it is taken for whole, and those where its
+#: last line has no end: what it grants may be less once the rest of it is written.
+REST_SECONDS = 0.5
+UNFINISHED_REST_SECONDS = 3.0
+
+#: Who needs the file waits as long for it to come to rest, and looks as often.
+WHOLE_SECONDS = 10.0
+WHOLE_LOOK_SECONDS = 0.05
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Token(NamedTuple):
+    """A token as a digest, so that comparing takes as long for any token of any length.
+
+    `projects` are those it may write, None for all. `place` says where it stands.
+    """
+
+    digest: bytes
+    projects: Collection[str] | None
+    place: str
+
+    @property
+    def name(self) -> str:
+        """What stands for the token where people read: 8 hex digits, from which none is guessed."""
+        return self.digest[:4].hex()
+
+
+def digest_of(token: bytes) -> bytes:
+    """Return what a token is known by."""
+    return hashlib.sha256(token).digest()
+
+
+class WatchedFile:
+    """A file that other programs write, and that is read once it is at rest.
+
+    `place` names it to the operator.
+    """
+
+    def __init__(self, path: Path, place: str) -> None:
+        self.place = place
+        self._path = path
+        self._taken: tuple[int, ...] | None = None
+        self._seen: tuple[int, ...] | None = None
+        self._seen_at = 0.0
+
+    def read_whole(self) -> bytes:
+        """Return the content, after waiting while it is being written; raises InvalidSettings."""
+        deadline = time.monotonic() + WHOLE_SECONDS
+        while (content := self.read_changed()) is None:
+            if time.monotonic() > deadline:
+                raise InvalidSettings([f"{self.place}: Is still being written."])
+            time.sleep(WHOLE_LOOK_SECONDS)
+        return content
+
+    def read_changed(self) -> bytes | None:
+        """Return the content where it has changed since and is at rest, else None.
+
+        Raises InvalidSettings where the file cannot be read.
+        """
+        try:
+            version = self._version()
+            if version == self._taken:
+                return None
+            if version != self._seen:
+                self._seen, self._seen_at = version, time.monotonic()
+            content = self._path.read_bytes()
+            if not self._is_at_rest(content) or self._version() != version:
+                return None
+        except OSError as error:
+            raise InvalidSettings([f"{self.place}: {error.strerror}."]) from None
+        self._taken = version
+        return content
+
+    def _is_at_rest(self, content: bytes) -> bool:
+        is_finished = content.endswith((b"\n", b"\r"))
+        # By another machine's clock, a file may have changed at a time that is still to come.
+        age = max(time.time() - self._path.stat().st_mtime, time.monotonic() - self._seen_at)
+        return age >= (REST_SECONDS if is_finished else UNFINISHED_REST_SECONDS)
+
+    def _version(self) -> tuple[int, ...]:
+        """Return what changes when the file does."""
+        status = self._path.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def parse(content: bytes, place: str) -> list[Token]:
+    """Return the tokens in the content of a file; `place` names it.
+
+    Raises InvalidSettings, with a line for each fault, that shows no token.
+    """
+    if content.startswith(BYTE_ORDER_MARK):
+        raise InvalidSettings([f"{place}: Begins with a byte order mark, which no token may."])
+    tokens: list[Token] = []
+    problems: list[str] = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if words := list(_words(line)):
+            try:
+                tokens.append(make_token(words[0], f"{place}, line {number}", words[1:]))
+            except InvalidSettings as error:
+                problems += error.problems
+    if not tokens and not problems:
+        problems = [f"{place}: Holds no token."]
+    if problems:
+        raise InvalidSettings(problems)
+    return tokens
+
+
+def check_distinct(tokens: Sequence[Token]) -> None:
+    """Raise InvalidSettings where a token stands twice, since only one of its lines could count."""
+    first: dict[bytes, Token] = {}
+    problems = [
+        f"{token.place}: The token of {first[token.digest].place} again."
+        for token in tokens
+        if first.setdefault(token.digest, token) is not token
+    ]
+    if problems:
+        raise InvalidSettings(problems)
+
+
+def make_token(text: bytes, place: str, projects: Sequence[bytes] = ()) -> Token:
+    """Return a token; raises InvalidSettings where no header can carry it."""
+    if any(byte <= 0x20 or byte == 0x7F for byte in text):
+        raise InvalidSettings([f"{place}: A token holds no spaces or control characters."])
+    if len(text) > MAX_TOKEN_BYTES:
+        raise InvalidSettings([f"{place}: A token holds at most {MAX_TOKEN_BYTES} bytes."])
+    if text.lower() == b"bearer":
+        raise InvalidSettings([f"{place}: A token stands here without `Bearer`."])
+    try:
+        names = frozenset(project.decode() for project in projects)
+    except UnicodeDecodeError:
+        raise InvalidSettings([f"{place}: A project's name is not valid UTF-8."]) from None
+    return Token(digest_of(text), names or None, place)
+
+
+def _words(line: bytes) -> Iterator[bytes]:
+    """Yield the words of a line up to its comment, which begins with a word."""
+    for word in line.split():
+        if word.startswith(b"#"):
+            return
+        yield word

@@ -1,0 +1,1 @@
+"""Stored lines to what people look at: filters, levels, the terminal."""

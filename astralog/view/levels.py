@@ -1,0 +1,41 @@
+"""The order of severity among the levels that senders use, whatever they call them."""
+
+#: The names of each rank, least severe first, the usual name leading: those of syslog, Python,
+#: Java, .NET, Go, JavaScript and OpenTelemetry.
+RANKS = (
+    ("trace", "verbose", "vrb", "finest", "finer", "silly"),
+    ("debug", "dbg", "fine", "config"),
+    ("info", "information", "informational", "inf"),
+    ("notice",),
+    ("warning", "warn", "wrn"),
+    ("error", "err", "severe"),
+    ("critical", "crit", "fatal", "ftl"),
+    ("alert",),
+    ("emergency", "emerg", "panic"),
+)
+
+_RANK_OF_NAME = {name: rank for rank, names in enumerate(RANKS) for name in names}
+
+
+def known_rank(level: str) -> int | None:
+    """Return the rank of a level, in any case; None for one that is not known."""
+    # OpenTelemetry has four steps of each level: error, error2, error3, error4.
+    return _RANK_OF_NAME.get(level.strip().lower().rstrip("1234"))
+
+
+def rank_of(level: str) -> int:
+    """Return the rank of a level; one that is not known ranks as `info`.
+
+    So it is shown unless warnings or worse are asked for, and what is asked for is not lost among
+    levels of somebody's own.
+    """
+    rank = known_rank(level)
+    return _RANK_OF_NAME["info"] if rank is None else rank
+
+
+def is_severe_enough(level: str, least: str) -> bool:
+    """Return whether a level is `least` or worse; a `least` that is not known means it alone."""
+    rank = known_rank(least)
+    if rank is None:
+        return level.strip().lower() == least.strip().lower()
+    return rank_of(level) >= rank

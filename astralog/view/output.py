@@ -1,0 +1,66 @@
+"""Standard output, which may be a terminal or a pipe whose reader is gone."""
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable
+
+import click
+
+from astralog.view.terminal import escape, format_line
+
+#: Bytes that are written at once; in whole lines, so that no color outlives the command.
+OUTPUT_BYTES = 32 * 1024
+
+#: Seconds that a line waits for others at most.
+OUTPUT_SECONDS = 0.1
+
+
+class Output:
+    """Standard output, which may be a terminal."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._fd = sys.stdout.fileno()
+        self._is_terminal = os.isatty(self._fd)
+        self._as_json = as_json
+        self._is_colored = (
+            self._is_terminal
+            and not os.environ.get("NO_COLOR")
+            and os.environ.get("TERM", "dumb") != "dumb"
+        )
+        self._reader = select.poll()
+        self._reader.register(self._fd, 0)
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        """Write stored lines as they come."""
+        pending = bytearray()
+        written_at = time.monotonic()
+        for line in lines:
+            pending += self._format(line)
+            if len(pending) >= OUTPUT_BYTES or time.monotonic() - written_at > OUTPUT_SECONDS:
+                self._write(pending)
+                pending.clear()
+                written_at = time.monotonic()
+        self._write(pending)
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but end as a write does where whoever reads the output is gone."""
+        if self._reader.poll(seconds * 1000):
+            os.kill(os.getpid(), signal.SIGPIPE)
+
+    def _format(self, line: bytes) -> bytes:
+        if not self._as_json:
+            return format_line(line, colored=self._is_colored).encode() + b"\n"
+        if self._is_terminal:
+            return escape(line.decode(errors="replace")).encode() + b"\n"
+        return line + b"\n"
+
+    def _write(self, data: bytearray) -> None:
+        written = 0
+        while written < len(data):
+            try:
+                written += os.write(self._fd, data[written:])
+            except OSError as error:
+                raise click.ClickException(f"cannot write: {error.strerror}") from None

@@ -1,0 +1,5 @@
+"""Send what Python logs to AstraLog."""
+
+from astralog_logging.handler import AstraLogHandler, __version__
+
+__all__ = ["AstraLogHandler", "__version__"]

@@ -1,0 +1,133 @@
+"""Programs of others that look at the segments, as docs/operations.md says."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from tests.support.service import ROOT, Service, make_log
+from tests.support.tail import make_line, make_segment, make_stem, tail
+
+DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
+LNAV_FORMAT = ROOT / "deploy" / "lnav" / "astralog.json"
+SHAPES = [None, {}, {"user_id": 1}, {"user_id": "one"}, {"user_id": {"a": [1]}}, {"new": 1.5}]
+
+#: How many logs of these two segments name each user.
+USERS = {None: 6, "1": 2, "one": 2, '{"a":[1]}': 2}
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Return the directory of a service that stored a log of each level, and was stopped.
+
+    One segment of it is compressed, one open, with half a line at its end.
+    """
+    directory = tmp_path / "data"
+    with Service(tmp_path) as service:
+        logs = [make_log(level=level) for level in ("info", "WARN", "error", "Fatal", "audit")]
+        assert 200 == service.drain({"logs": logs}).status
+        assert 0 == service.stop()
+    now = time.time()
+    for pid, suffix in ((2, ".ndjson.zst"), (3, ".ndjson.open")):
+        lines = [
+            make_line(f"shape {number}", now - pid - number, level="ERROR", metadata=shape)
+            for number, shape in enumerate(SHAPES)
+        ]
+        half = make_line("half", now)[:50] if pid == 3 else b""
+        make_segment(directory, make_stem(now, pid), *lines, half, suffix=suffix)
+    return directory
+
+
+def run_sql(data_dir: Path, monkeypatch: pytest.MonkeyPatch, *statements: str) -> list[Any]:
+    monkeypatch.chdir(data_dir.parent)
+    connection = duckdb.connect()
+    for statement in statements:
+        connection.execute(statement)
+    return connection.fetchall()
+
+
+def documented_sql() -> tuple[str, str]:
+    """Return the view and the query of the document."""
+    view, _, query = re.findall(r'duckdb -c "\n(.*?)"\n', DOCUMENT, re.DOTALL)[0].partition(";")
+    return view, re.sub(r"^.*\n", "", query)
+
+
+def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the documented columns, whatever shape the metadata have, compressed and open ones."""
+    view, _ = documented_sql()
+    rows = run_sql(
+        data_dir,
+        monkeypatch,
+        view,
+        "SELECT message, level, epoch_ms(timestamp), metadata FROM logs",
+    )
+    stored = [
+        json.loads(line) for line in tail(data_dir, "--json", "-n", "all").stdout.splitlines()
+    ]
+    assert 5 + 2 * len(SHAPES) == len(rows) == len(stored)
+    assert sorted(log["message"] for log in stored) == sorted(row[0] for row in rows)
+    shapes = [row[3] and json.loads(row[3]) for row in rows if row[0].startswith("shape")]
+    assert all(2 == shapes.count(shape) for shape in SHAPES)
+    assert {row[2] for row in rows if row[0] == "User logged in"} == {1717169445000}
+
+
+def test_duckdb_counts_the_errors_of_the_last_hour(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The documented query runs, and finds them by a field of their metadata."""
+    view, query = documented_sql()
+    rows = run_sql(data_dir, monkeypatch, view, f"SELECT service, user_id, errors FROM ({query})")
+    assert {("api-gateway", user): errors for user, errors in USERS.items()} == {
+        (service, user): errors for service, user, errors in rows
+    }
+
+
+def test_duckdb_needs_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it infers from the first logs fails at the first that differ; the view does not."""
+    lines = [make_line("m", metadata={"user_id": number}) for number in range(30_000)]
+    make_segment(tmp_path / "data", make_stem(0), *lines, make_line("m", metadata=SHAPES[-2]))
+    inferred = "SELECT count(metadata) FROM read_json('data/*.ndjson*')"
+    with pytest.raises(duckdb.InvalidInputException, match="columns"):
+        run_sql(tmp_path / "data", monkeypatch, inferred)
+    view, _ = documented_sql()
+    counted = run_sql(tmp_path / "data", monkeypatch, view, "SELECT count(metadata) FROM logs")
+    assert [(30_001,)] == counted
+
+
+@pytest.mark.skipif(not shutil.which("lnav"), reason="lnav is not installed")
+def test_lnav_reads_every_log(data_dir: Path) -> None:
+    """With our format, compressed and open ones too; levels have the rank that they have here."""
+    home = data_dir.parent / "home"
+    home.mkdir()
+    environ = os.environ | {"HOME": str(home), "TERM": "dumb"}
+    environ.pop("XDG_CONFIG_HOME", None)
+    subprocess.run(["lnav", "-i", LNAV_FORMAT], env=environ, check=True, capture_output=True)
+    columns = "log_level, level, project_id, service, log_body, metadata"
+    query = f";SELECT {columns} FROM astralog WHERE log_level <> 'invalid'"
+    result = subprocess.run(
+        ["lnav", "-n", "-c", query, "-c", ":write-jsonlines-to -", data_dir],
+        env=environ,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert 5 + 2 * len(SHAPES) == len(rows)
+    assert {"org-xyz"} == {row["project_id"] for row in rows}
+    assert {"api-gateway"} == {row["service"] for row in rows}
+    ranks = {row["level"]: row["log_level"] for row in rows if row["log_body"] == "User logged in"}
+    assert {
+        "info": "info",
+        "WARN": "warning",
+        "error": "error",
+        "Fatal": "fatal",
+        "audit": "info",
+    } == ranks
+    assert 2 == sum(row["metadata"] == {"user_id": "one"} for row in rows)

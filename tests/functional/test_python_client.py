@@ -1,0 +1,235 @@
+"""Programs that log through the Python client: how they end, fork and find it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.programs import CLIENT, Programs, messages, url_of
+from tests.support.service import TOKEN, Service
+
+#: How a program may end by itself, and what it has logged by then.
+ENDS = {
+    "end": ("log('a')", "a"),
+    "exit": ("log('a'); sys.exit()", "a"),
+    "close": ("log('a'); logging.shutdown(); logging.shutdown()", "a"),
+    "log at exit": ("log('a'); atexit.register(log, 'b')", "ab"),
+    "first log at exit": ("atexit.register(log, 'a')", "a"),
+    "fork": (
+        "log('a')\nif os.fork():\n  log('b'); os.wait()\nelse:\n  log('c'); sys.exit()",
+        "abc",
+    ),
+    "first log of a fork at its exit": (
+        "if os.fork():\n  os.wait()\nelse:\n  atexit.register(log, 'a')",
+        "a",
+    ),
+    "fork without exit": (
+        "if not os.fork():\n  log('a'); handler.flush(); os._exit(0)\nos.wait(); log('b')",
+        "ab",
+    ),
+    "multiprocessing by fork": (
+        "log('a')\n"
+        "child = multiprocessing.get_context('fork').Process(target=log, args='b')\n"
+        "child.start(); child.join(); log('c')",
+        "abc",
+    ),
+    "multiprocessing by spawn": (
+        "if __name__ == '__main__':\n"
+        "  child = multiprocessing.get_context('spawn').Process(target=log, args='a')\n"
+        "  child.start(); child.join(); log('b')",
+        "ab",
+    ),
+}
+
+#: What runs on every Python that the client is for: an odd value, threads, a fork and an exit.
+EVERYTHING = """
+def log_many(name):
+    for number in range(300):
+        log("%s %d", name, number, extra={"odd": float("nan"), "id": number})
+
+threads = [threading.Thread(target=log_many, args=(name,)) for name in "bc"]
+for thread in threads: thread.start()
+if os.fork():
+    log_many("d")
+    assert os.wait()[1] == 0
+    for thread in threads: thread.join()
+    atexit.register(log, "parent ends")
+else:
+    log_many("e")
+    atexit.register(log, "child ends")
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with Service(tmp_path) as running:
+        yield running
+
+
+def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> None:
+    """What a program logs as the README says is stored as it was logged."""
+    text = (CLIENT / "README.md").read_text().replace("http://localhost:8080", url_of(service))
+    example, configured = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "data" / "token").write_text(TOKEN + "\n")
+    use = 'logging.getLogger("shop").info("paid %d", 7, extra={"order": "A-17"})'
+    for code in (example, "import logging.config\n" + configured + use):
+        environ = {**os.environ, "PYTHONPATH": str(CLIENT)}
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=30, env=environ)
+    assert 2 == len(service.logs())
+    for log in service.logs():
+        assert re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.[0-9]{6}Z", log.pop("timestamp"))
+        assert isinstance(log["metadata"].pop("line"), int)
+        expected = {"project_id": "org-xyz", "level": "info", "service": "billing"}
+        metadata = {"logger": "shop", "file": "<string>", "order": "A-17"}
+        assert expected | {"message": "paid 7", "metadata": metadata} == log
+
+
+@pytest.mark.parametrize(("code", "expected"), ENDS.values(), ids=ENDS)
+def test_a_program_may_end_without_a_flush(
+    programs: Programs, service: Service, code: str, expected: str
+) -> None:
+    """What each process logged is stored once, however it ends by itself, and nothing is said."""
+    assert "" == programs.run(url_of(service), code, interval_seconds=60)
+    assert sorted(expected) == sorted(messages(service))
+
+
+def test_an_error_that_ends_a_program_may_be_logged(programs: Programs, service: Service) -> None:
+    """The last log before the end is stored, traceback and all."""
+    code = "try:\n  1 / 0\nexcept ZeroDivisionError:\n  logging.exception('failed'); raise"
+    programs.run(url_of(service), code, status=1, interval_seconds=60)
+    (log,) = service.logs()
+    assert ("error", "failed") == (log["level"], log["message"])
+    assert log["metadata"]["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_workers_forked_from_one_process_may_log(programs: Programs, service: Service) -> None:
+    """Each log of each worker, and of the process before it forked them, is stored once."""
+    code = """
+for number in range(1000): log("master %d", number)
+for worker in range(4):
+    if not os.fork():
+        for number in range(1000): log("worker %d %d", worker, number)
+        sys.exit()
+for worker in range(4): assert os.wait()[1] == 0
+"""
+    assert "" == programs.run(url_of(service), code)
+    workers = {f"worker {worker} {number}" for worker in range(4) for number in range(1000)}
+    assert sorted({f"master {number}" for number in range(1000)} | workers) == sorted(
+        messages(service)
+    )
+
+
+def test_a_signals_handler_may_log(programs: Programs, service: Service) -> None:
+    """A signal may come anywhere in the logging, and log itself."""
+    code = """
+import signal
+signals = []
+def log_signal(number, frame):
+    signals.append(number)
+    log("signal")
+signal.signal(signal.SIGALRM, log_signal)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+logs = 0
+while len(signals) < 300:
+    log("plain")
+    logs += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(logs, len(signals), file=sys.stderr)
+"""
+    logs, signals = map(int, programs.run(url_of(service), code).split())
+    assert {"plain": logs, "signal": signals} == Counter(messages(service))
+
+
+def test_greenlets_may_log(programs: Programs, service: Service) -> None:
+    """Under gevent, too, each log of each greenlet and each process is stored once."""
+    code = """
+import gevent
+def work(name):
+    for number in range(100):
+        log("%s %d", name, number)
+        gevent.sleep(0)
+gevent.joinall([gevent.spawn(work, name) for name in "abc"])
+if gevent.os.fork():
+    work("parent")
+    os.wait()
+else:
+    work("child")
+    gevent.sleep(1)  # what waits in the parent shall not be sent by the child's copies of greenlets
+"""
+    before = "from gevent import monkey; monkey.patch_all()\n"
+    options: dict[str, Any] = {"before": before, "warnings": "default", "interval_seconds": 0.2}
+    assert "" == programs.run(url_of(service), code, **options)
+    names = ["a", "b", "c", "parent", "child"]
+    assert sorted(f"{name} {number}" for name in names for number in range(100)) == sorted(
+        messages(service)
+    )
+
+
+def test_sending_imports_nothing(programs: Programs, service: Service) -> None:
+    """A module that a thread is importing while another forks is never whole in the child."""
+    code = """
+before = set(sys.modules)
+log("a")
+assert handler.flush()
+assert before == set(sys.modules), set(sys.modules) - before
+"""
+    assert "" == programs.run(url_of(service), code)
+    assert ["a"] == messages(service)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minor", [9, 10, 11, 12, 13, 14])
+def test_the_client_runs_on_python(programs: Programs, service: Service, minor: int) -> None:
+    """The one file does the same on every version of Python that it is for."""
+    python = find_python(minor)
+    if python is None:
+        pytest.skip(f"NOT TESTED: python3.{minor} is not installed")
+    for code in (EVERYTHING, ENDS["first log of a fork at its exit"][0]):
+        assert "" == programs.run(url_of(service), code, python=python, warnings="ignore")
+    many = {f"{name} {number}" for name in "bcde" for number in range(300)}
+    assert sorted(many | {"parent ends", "child ends", "a"}) == sorted(messages(service))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_client(tmp_path: Path) -> None:
+    """What is installed is typed and licensed, needs nothing else, and is importable."""
+    shutil.copytree(CLIENT, tmp_path / "client")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-index", "--no-deps"]
+    build = [*pip, "wheel", *offline, "--no-build-isolation", "./client"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    (metadata,) = (name for name in names if name.endswith("/METADATA"))
+    assert "Requires-Dist" not in zipfile.ZipFile(wheel).read(metadata).decode()
+    assert "astralog_logging/py.typed" in names
+    assert any(name.endswith("/LICENSE") for name in names)
+    subprocess.run([*pip, "install", *offline, "--target", "lib", wheel], cwd=tmp_path, check=True)
+    use = "import sys; sys.path.insert(0, 'lib'); from astralog_logging import AstraLogHandler"
+    subprocess.run([sys.executable, "-I", "-S", "-c", use], cwd=tmp_path, check=True)
+
+
+def find_python(minor: int) -> str | None:
+    """Return the path of an installed Python 3, None where there is none that starts."""
+    found = shutil.which(f"python3.{minor}")
+    if found is None:
+        return None
+    environ = {**os.environ, "PYENV_VERSION": f"3.{minor}"}  # pyenv's commands need to be told
+    command = [found, "-c", "import sys; print(sys.executable)"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    return result.stdout.strip() or None

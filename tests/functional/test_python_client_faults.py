@@ -1,0 +1,183 @@
+"""Programs that log through the Python client while the service fails, stalls or rejects."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.certificate import can_make_certificate, make_certificate
+from tests.support.programs import Programs, messages, url_of
+from tests.support.service import Service, wait_for
+
+#: Logs for as long as the test keeps a file.
+LOG_WHILE = """
+number = 0
+while os.path.exists({path!r}):
+    log("%d", number)
+    number += 1
+    time.sleep(0.0005)
+handler.flush(60)
+print(handler.stored, handler.rejected, handler.dropped, number, file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path) as running:
+        yield running
+
+
+@contextmanager
+def stopped(service: Service) -> Iterator[None]:
+    """Have the service neither answer nor end."""
+    os.killpg(service.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(service.process.pid, signal.SIGCONT)
+
+
+def has_more(service: Service, stored: int) -> bool:
+    return service.content().count(b"\n") > stored
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_kills_lose_nothing(tmp_path: Path, programs: Programs, is_whole: bool) -> None:
+    """Whatever is logged while workers, or the whole service, are killed and started is stored."""
+    with Service(tmp_path, bind=f"127.0.0.1:{free_port()}", workers=2) as service:
+        (tmp_path / "running").touch()
+        program = programs.start(url_of(service), LOG_WHILE.format(path=str(tmp_path / "running")))
+        for _ in range(3):
+            stored = service.content().count(b"\n")
+            wait_for(partial(has_more, service, stored))
+            if is_whole:
+                service.kill()
+                service.start()
+            else:
+                pids = service.worker_pids()
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+                service.wait_for_workers(other_than=pids)
+        (tmp_path / "running").unlink()
+        counts = programs.wait(program).splitlines()[-1]
+        stored, rejected, dropped, logged = map(int, counts.split())
+        assert (logged, 0, 0) == (stored, rejected, dropped)
+        assert {str(number) for number in range(logged)} == set(messages(service))
+
+
+def test_a_stall_costs_the_program_no_time(tmp_path: Path, programs: Programs) -> None:
+    """While the service stalls, logging goes on, and what does not fit is dropped and counted."""
+    code = """
+handler.flush(60)
+for number in range(20_000): log("%d", number)
+print("logged", handler.stored, file=sys.stderr, flush=True)
+handler.flush(60)
+print(handler.stored, handler.dropped, file=sys.stderr)
+"""
+    options: dict[str, Any] = {"queue_bytes": 1_000_000, "timeout_seconds": 60}
+    with Service(tmp_path) as service:
+        with stopped(service):
+            program = programs.start(url_of(service), code, **options)
+            assert program.stderr is not None
+            assert "logged 0\n" == program.stderr.readline()
+        lines = programs.wait(program).splitlines()
+        stored, dropped = map(int, lines[-1].split())
+        assert 20_000 == stored + dropped
+        assert 5_000 < dropped < 20_000
+        assert sorted(str(number) for number in range(stored)) == sorted(messages(service))
+    assert "AstraLogHandler: logs dropped so far, the queue is full: " in lines[0]
+
+
+def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> None:
+    """The end waits as long as it may, and says how much is lost."""
+    code = "for number in range(1000): log('%d', number)"
+    options: dict[str, Any] = {"exit_seconds": 0.5, "timeout_seconds": 3600}
+    with Service(tmp_path) as service, stopped(service):
+        start = time.monotonic()
+        errors = programs.run(url_of(service), code, **options)
+        assert 0.5 <= time.monotonic() - start
+    assert "AstraLogHandler: logs not stored before the end: 1000\n" == errors
+
+
+def test_a_program_ends_without_the_service(programs: Programs) -> None:
+    """The end is bounded where nobody listens, and says why nothing was stored."""
+    errors = programs.run(f"http://127.0.0.1:{free_port()}", "log('a')", exit_seconds=2)
+    assert "the service takes no logs, trying again: ConnectionRefusedError" in errors
+    assert "AstraLogHandler: logs not stored before the end: 1\n" in errors
+
+
+def test_large_batches_are_divided(tmp_path: Path, programs: Programs) -> None:
+    """Where the service takes smaller bodies than a batch, only what never fits is given up."""
+    code = "for number in range(1000): log('%d', number)\nlog('x' * 20_000)\nlog('last')"
+    with Service(tmp_path, max_body_bytes=16_384) as service:
+        errors = programs.run(url_of(service), code)
+        expected = [*(str(number) for number in range(1000)), "last"]
+        assert sorted(expected) == sorted(messages(service))
+    assert errors.startswith("AstraLogHandler: logs given up: 1; 413 body_too_large ")
+    assert 1 == len(errors.splitlines())
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path, programs: Programs) -> None:
+    """What the service rejects for want of room is stored once there is room."""
+    bind = f"127.0.0.1:{free_port()}"
+    code = "log('a')\nassert handler.flush(60)"
+    with Service(tmp_path, bind=bind, min_free_bytes=1 << 60) as full:
+        program = programs.start(url_of(full), code)
+        wait_for(lambda: "storage_full" in full.log())
+        assert [] == full.logs()
+    with Service(tmp_path, bind=bind) as service:
+        programs.wait(program)
+        assert ["a"] == messages(service)
+
+
+def test_one_invalid_log_costs_no_others(tmp_path: Path, programs: Programs) -> None:
+    """Of a batch with logs that the service rejects, all others are stored."""
+    code = """
+logging.addLevelName(35, "")
+for number in range(500): logging.log(35 if number % 10 == 7 else logging.INFO, "%d", number)
+"""
+    with Service(tmp_path) as service:
+        errors = programs.run(url_of(service), code)
+        valid = {str(number) for number in range(500) if number % 10 != 7}
+        assert sorted(valid) == sorted(messages(service))
+    (line,) = errors.splitlines()
+    assert "logs given up: 20; 400 invalid_batch 50 of 500 logs are" in line
+    assert "{'level': ['Must not be empty.']}" in line
+
+
+def test_an_unknown_token_is_said_once(tmp_path: Path, programs: Programs) -> None:
+    """A wrong token costs the logs, and does not hold the program up."""
+    code = "for number in range(3): log('%d', number); handler.flush()"
+    with Service(tmp_path, tokens="another-token") as service:
+        errors = programs.run(url_of(service), code)
+        assert [] == service.logs()
+    assert errors.startswith("AstraLogHandler: logs given up: 1; 401 unauthorized ")
+    assert 1 == len(errors.splitlines())
+
+
+def test_logs_go_over_tls(tmp_path: Path, programs: Programs) -> None:
+    """A service whose certificate the system trusts gets the logs; another waits for it in vain."""
+    if not can_make_certificate():
+        pytest.skip("NOT TESTED: openssl is not installed")
+    cert, key = make_certificate(tmp_path)
+    with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
+        url = url_of(service).replace("http:", "https:")
+        assert "" == programs.run(url, "log('a')", env={"SSL_CERT_FILE": str(cert)})
+        errors = programs.run(url, "log('b')", exit_seconds=2)
+        assert ["a"] == messages(service)
+    assert "CERTIFICATE_VERIFY_FAILED" in errors

@@ -1,0 +1,169 @@
+"""Clients that do not take their answers lose their connections, and cost little until then."""
+
+import contextlib
+import json
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.certificate import can_make_certificate, make_certificate
+from tests.support.service import (
+    TOKEN,
+    Service,
+    make_batch,
+    make_head,
+    make_log,
+    read_answer,
+    wait_for,
+)
+
+pytestmark = pytest.mark.slow
+
+#: More than the 30 s after which a client is let go that takes nothing.
+LET_GO_SECONDS = 60
+
+CONNECTIONS = 10
+
+#: More than fits into the buffers between the service and a client that reads nothing.
+PIPELINED = 30
+
+MIB = 1024 * 1024
+
+Client = Callable[[socket.socket], None]
+
+
+def head(request: str, *fields: str) -> bytes:
+    lines = [f"{request} HTTP/1.1", "Host: localhost", f"Authorization: {TOKEN}", *fields]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+BUNDLE = head("GET /docs/swagger-ui-bundle.js") * PIPELINED
+
+
+def make_dry_run() -> bytes:
+    """Return a dry run whose answer is as large as its body."""
+    body = json.dumps({"logs": [make_log(message="x" * 900_000)] * 9}).encode()
+    return head("POST /v1/drain?dry_run=true", f"Content-Length: {len(body)}") + body
+
+
+def descriptors(service: Service) -> int:
+    (worker,) = service.worker_pids()
+    return len(os.listdir(f"/proc/{worker}/fd"))
+
+
+def connect(service: Service, context: ssl.SSLContext | None) -> socket.socket:
+    """Return a connection whose receive buffer is small."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(30)
+    connection.connect(service.address)
+    return context.wrap_socket(connection, server_hostname="localhost") if context else connection
+
+
+def take_a_byte(connection: socket.socket) -> None:
+    connection.settimeout(0.01)
+    with contextlib.suppress(OSError):
+        connection.recv(1)
+
+
+def take_nothing(connection: socket.socket) -> None:
+    pass
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def start(request: pytest.FixtureRequest) -> Any:
+    """Return what starts a service, and the context with which to connect to it."""
+    if request.param == "TLS" and not can_make_certificate():
+        pytest.skip("NOT TESTED: slow readers over TLS; openssl is not installed")
+
+    @contextlib.contextmanager
+    def started(directory: Path, **settings: Any) -> Iterator[tuple[Service, Any]]:
+        context = None
+        if request.param == "TLS":
+            certificate, key = make_certificate(directory)
+            settings |= {"tls_cert": certificate, "tls_key": key}
+            context = ssl.create_default_context(cafile=str(certificate))
+        with Service(directory, **settings) as service:
+            with contextlib.closing(connect(service, context)) as connection:
+                connection.sendall(make_head("Content-Length: 11") + b'{"logs":[]}')
+                assert 200 == read_answer(connection).status  # the worker has started
+            yield service, context
+
+    return started
+
+
+@pytest.mark.parametrize("linger", [take_nothing, take_a_byte])
+def test_a_client_that_does_not_take_its_answers_is_let_go(
+    tmp_path: Path, start: Any, linger: Client
+) -> None:
+    """Neither one that takes nothing nor one that takes a byte a second is held for ever."""
+    with start(tmp_path) as (service, context), contextlib.ExitStack() as stack:
+        before = descriptors(service)
+        connections = [
+            stack.enter_context(contextlib.closing(connect(service, context)))
+            for _ in range(CONNECTIONS)
+        ]
+        for connection in connections:
+            connection.sendall(BUNDLE)
+        time.sleep(1)
+        assert descriptors(service) >= before + CONNECTIONS - 1  # one may have gone meanwhile
+        end = time.monotonic() + LET_GO_SECONDS
+        while descriptors(service) > before + CONNECTIONS // 2:
+            assert time.monotonic() < end, "the service holds clients that take nothing"
+            for connection in connections:
+                linger(connection)
+            time.sleep(1)
+        assert "Traceback" not in service.log()
+        assert 0 == service.stop()
+
+
+def test_a_client_that_takes_its_answers_slowly_has_them_whole(tmp_path: Path, start: Any) -> None:
+    """Some kilobytes a second are enough to be served to the end."""
+    with start(tmp_path) as (service, context), connect(service, context) as connection:
+        connection.sendall(head("GET /docs/swagger-ui-bundle.js", "Connection: close"))
+        received = b""
+        while data := connection.recv(20_000):
+            received += data
+            time.sleep(0.02)
+    _, _, body = received.partition(b"\r\n\r\n")
+    assert len(body) > MIB
+    assert f"Content-Length: {len(body)}".encode() in received
+
+
+def test_answers_that_nobody_takes_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """Large answers are bounded in all, not only each: the oldest are given up for new ones."""
+    with Service(tmp_path) as service, contextlib.ExitStack() as stack:
+        request = make_dry_run()
+        service.exchange(request)
+        (worker,) = service.worker_pids()
+        before = resident_bytes(worker)
+        for _ in range(40):
+            connection = stack.enter_context(connect(service, None))
+            with contextlib.suppress(OSError):
+                connection.sendall(request)
+        assert 200 == service.drain(make_batch("meanwhile")).status
+        assert resident_bytes(worker) < before + 200 * MIB
+        assert 200 == service.exchange(request).status
+
+
+def test_a_client_that_takes_nothing_of_a_rejection_is_no_hindrance(tmp_path: Path) -> None:
+    """Small answers that nobody takes fill a connection, and keep no one else waiting."""
+    with Service(tmp_path) as service, connect(service, None) as connection:
+        connection.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(100_000):
+                connection.sendall(make_head("Content-Length: 0", token="wrong") * 10)
+        wait_for(lambda: service.drain(make_batch("meanwhile")).status == 200)
+        with service.connect() as other:
+            other.sendall(head("GET /health"))
+            assert 200 == read_answer(other).status
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

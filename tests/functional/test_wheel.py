@@ -1,0 +1,120 @@
+"""The wheel works by itself: installed anywhere, `astralog serve` starts the service."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import ROOT, Service, make_batch
+
+pytestmark = pytest.mark.slow
+
+#: What a wheel is built of.
+SOURCES = ("astralog", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+
+
+def run(*command: str | Path) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel with what is installed, from a copy, since building leaves files behind."""
+    directory = tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, directory / "source" / name)
+        else:
+            (directory / "source").mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, directory / "source")
+    build = "-m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir"
+    run(sys.executable, *build.split(), directory, directory / "source")
+    (path,) = directory.glob("astralog-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into an environment of its own, which sees the locked dependencies."""
+    directory = tmp_path_factory.mktemp("venv")
+    venv.create(directory, with_pip=True)
+    paths = {"base": str(directory), "platbase": str(directory)}
+    packages = Path(sysconfig.get_path("purelib", "venv", paths))
+    # The directory alone: the checkout's own entry in it is another .pth file, and not followed.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = "-m pip install --quiet --no-deps --no-index --disable-pip-version-check"
+    python = directory / "bin" / "python"
+    run(python, *install.split(), wheel)
+    assert run(python, "-I", "-c", "import astralog; print(astralog.__file__)").startswith(
+        str(packages)
+    )
+    return directory / "bin"
+
+
+class InstalledService(Service):
+    """A service that `astralog serve` starts in a directory without a checkout."""
+
+    def __init__(self, directory: Path, installed: Path, **settings: object) -> None:
+        super().__init__(directory, **settings)
+        self._installed = installed
+        self.root = directory
+
+    def command(self) -> list[str]:
+        """Return the command that starts the service."""
+        return [str(self._installed / "astralog"), "serve"]
+
+
+def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
+    """Nothing lands beside the package, and what it reads at run time is in it."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"astralog"} == {name.partition("/")[0] for name in names if ".dist-info/" not in name}
+    for name in ("py.typed", "api/static/docs.html", "server/gunicorn_settings.py", "cli.py"):
+        assert f"astralog/{name}" in names
+
+
+def test_an_installed_service_serves(tmp_path: Path, installed: Path) -> None:
+    """It stores, shows its page and reloads, in a directory that has nothing of the checkout."""
+    with InstalledService(tmp_path, installed, workers=2) as service:
+        assert 200 == service.drain(make_batch("a")).status
+        assert b"AstraLog" in service.request("GET", "/docs").raw
+        service.reload()
+        assert 200 == service.drain(make_batch("b")).status
+        assert 0 == service.stop()
+        assert ["a", "b"] == [log["message"] for log in service.logs()]
+        assert "Traceback" not in service.log()
+    assert [] == [path for path in tmp_path.iterdir() if path.name not in ("data", "stderr.log")]
+
+
+def test_an_installed_service_names_a_wrong_setting(tmp_path: Path, installed: Path) -> None:
+    """A start that fails says why in one line, as from the checkout."""
+    service = InstalledService(tmp_path, installed, workers=0)
+    assert 1 == service.fail_to_start()
+    assert 1 == len(service.log().splitlines())
+    assert service.log().startswith("ASTRALOG_WORKERS: ")
+
+
+def test_the_command_prints_tokens_and_its_version(installed: Path) -> None:
+    """A token is long and random; the version is the package's."""
+    tokens = {run(installed / "astralog", "token").strip() for _ in range(2)}
+    assert 2 == len(tokens)
+    assert all(len(token) >= 40 for token in tokens)
+    init = (ROOT / "astralog" / "__init__.py").read_text()
+    version = run(installed / "astralog", "--version").split()[-1]
+    assert f'__version__ = "{version}"' in init
+
+
+def test_the_command_is_quick_to_say_what_it_does(installed: Path) -> None:
+    """Help names every command, and loads no part of the service."""
+    python = installed / "python"
+    script = "import sys; from astralog import cli; print(*sys.modules)"
+    loaded = run(python, "-I", "-c", script).split()
+    assert not {"flask", "gunicorn", "gevent", "msgspec"} & set(loaded)
+    assert {"serve", "token"} <= set(run(installed / "astralog", "--help").split())

@@ -1,0 +1,40 @@
+"""Decode bodies as the service does, without one: for unit tests and the fuzzers."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from math import inf
+from unittest.mock import patch
+
+from astralog.intake import logs
+from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.decoder import Context
+from astralog.intake.lanes import Lanes
+from astralog.intake.options import NO_OPTIONS, Options
+from astralog.store.commit_queue import Batch
+
+
+def make_context(
+    projects: Collection[str] | None = None,
+    options: Options = NO_OPTIONS,
+    lanes: Lanes | None = None,
+    deadline: float = inf,
+) -> Context:
+    """Return the context of a request; without `lanes`, it shares them with no other."""
+    return Context(projects, options, lanes or Lanes(), deadline)
+
+
+def encode_batch(body: bytes, projects: Collection[str] | None = None) -> Batch:
+    """Return the batch in a JSON body."""
+    return decode_json(body, make_context(projects)).batch
+
+
+def encode_lines(body: bytes, projects: Collection[str] | None = None) -> Batch:
+    """Return the batch in an NDJSON body."""
+    return decode_lines(body, make_context(projects)).batch
+
+
+@contextmanager
+def marshmallow_alone() -> Iterator[None]:
+    """Leave every log to marshmallow while the block runs: the compiled decoder takes none."""
+    with patch.object(logs, "_store_timestamps", side_effect=ValueError):
+        yield

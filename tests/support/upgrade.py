@@ -1,0 +1,56 @@
+"""A service that is upgraded: a copy of the checkout, behind a socket that systemd would hold."""
+
+import re
+import shlex
+import shutil
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.service import ROOT, Service
+
+#: What a running service consists of.
+PARTS = ("astralog", "gunicorn.conf.py", "wsgi.py")
+
+
+def copy_checkout(directory: Path) -> Path:
+    """Copy what the service consists of into a new directory, and return it."""
+    directory.mkdir()
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, directory)
+    return directory
+
+
+def set_version(root: Path, version: str) -> None:
+    """Make another version of the checkout."""
+    path = root / "astralog" / "__init__.py"
+    path.write_text(re.sub('__version__ = ".+"', f'__version__ = "{version}"', path.read_text()))
+
+
+class HeldService(Service):
+    """A service on a socket that is held for it, whether or not it runs, as systemd does."""
+
+    def __init__(self, directory: Path, root: Path = ROOT, **settings: object) -> None:
+        super().__init__(directory, **settings)
+        self.root = root
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.inherited = (self.listener.fileno(),)
+
+    def command(self) -> list[str]:
+        """Return the command that starts the service as sd_listen_fds(3) has it."""
+        start = shlex.join(super().command())
+        (listener,) = self.inherited
+        return ["bash", "-c", f"LISTEN_PID=$$ LISTEN_FDS=1 exec {start} 3<&{listener}"]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.listener.close()

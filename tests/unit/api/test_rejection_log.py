@@ -1,0 +1,196 @@
+import hashlib
+import logging
+from typing import Any
+
+import gevent
+import pytest
+
+from astralog.api import rejection_log
+from astralog.api.rejection_log import MAX_SOURCES, RejectionLog, Source
+from astralog.auth import Tokens
+from astralog.errors import Rejection
+from astralog.settings import Settings
+from astralog.telemetry.counters import Counters
+from tests.support.service import TOKEN
+
+NAME = hashlib.sha256(TOKEN.encode()).hexdigest()[:8]
+
+
+@pytest.fixture
+def counters() -> Counters:
+    """Return counters that have counted nothing."""
+    return Counters()
+
+
+@pytest.fixture
+def rejections(counters: Counters) -> RejectionLog:
+    """Return a log of rejections that knows TOKEN."""
+    return RejectionLog(Tokens(Settings(tokens=TOKEN)).name_of, counters)
+
+
+def note(rejections: RejectionLog, code: str = "invalid_json", **environ: str) -> None:
+    """Take note of a rejection."""
+    defaults = {
+        "REQUEST_METHOD": "POST",
+        "REMOTE_ADDR": "192.0.2.7",
+        "HTTP_AUTHORIZATION": f"Bearer {TOKEN}",
+    }
+    rejections.note(Rejection(code, "A sentence."), {**defaults, **environ})
+
+
+def test_a_line_says_who_sends_what(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has the code, the peer, what stands for the token, and what was wrong."""
+    note(rejections)
+    line = f"rejected invalid_json from 192.0.2.7, token {NAME}: A sentence."
+    assert [line] == caplog.messages
+    assert {logging.WARNING} == {record.levelno for record in caplog.records}
+
+
+def test_the_first_error_is_told(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a batch with many faults, the first one is named by log and field."""
+    errors = {"logs": {3: {"level": ["Must not be empty.", "Other."]}, 4: {"x": ["Another."]}}}
+    rejection = Rejection("invalid_batch", "2 of 5 logs are invalid", errors)
+    rejections.note(rejection, {"REQUEST_METHOD": "POST", "REMOTE_ADDR": "::1"})
+    (line,) = caplog.messages
+    assert line.endswith(": 2 of 5 logs are invalid; logs.3.level: Must not be empty.")
+
+
+@pytest.mark.parametrize(
+    ("code", "authorization", "expected"),
+    [
+        ("unauthorized", None, "no token"),
+        ("unauthorized", "hunter2", "an unknown token"),
+        ("unauthorized", "Basic hunter2", "an unknown token"),
+        ("not_found", None, "no token"),
+        ("not_found", "hunter2", "an unknown token"),
+        ("not_found", TOKEN, f"token {NAME}"),
+    ],
+)
+def test_nothing_stands_for_a_token_that_is_not_known(
+    rejections: RejectionLog,
+    caplog: pytest.LogCaptureFixture,
+    code: str,
+    authorization: str | None,
+    expected: str,
+) -> None:
+    """It may be a password: neither it nor its digest is in the log."""
+    environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "REMOTE_ADDR": "192.0.2.7"}
+    if authorization is not None:
+        environ["HTTP_AUTHORIZATION"] = authorization
+    rejections.note(Rejection(code, "No."), environ)
+    assert [f"rejected {code} from 192.0.2.7, {expected}: No."] == caplog.messages
+
+
+def test_a_local_socket_has_no_address(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client on a unix socket is named as such."""
+    note(rejections, REMOTE_ADDR="")
+    assert "from a local socket, " in caplog.text
+
+
+def test_a_proxy_says_for_whom_it_speaks(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last address is the one that the proxy itself saw; it makes no line of its own."""
+    note(rejections, HTTP_X_FORWARDED_FOR="forged, 198.51.100.3")
+    note(rejections, HTTP_X_FORWARDED_FOR="198.51.100.4")
+    (line,) = caplog.messages
+    assert line.endswith(": A sentence. (X-Forwarded-For: 198.51.100.3)")
+
+
+def test_a_client_that_goes_on_gets_one_line_in_a_while(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line comes at once, then how many there were since; who stopped is forgotten."""
+    for _ in range(1000):
+        note(rejections)
+    note(rejections, "queue_full")
+    assert 2 == len(caplog.messages)
+    rejections.flush()
+    source = f"from 192.0.2.7, token {NAME}"
+    line = f"rejected invalid_json {source}: 999 more, the last: A sentence."
+    assert [line] == caplog.messages[2:]
+    note(rejections)
+    note(rejections, "queue_full")
+    assert [f"rejected queue_full {source}: A sentence."] == caplog.messages[3:]
+    rejections.flush()
+    rejections.flush()
+    assert [f"rejected invalid_json {source}: 1 more, the last: A sentence."] == caplog.messages[4:]
+    note(rejections)
+    assert [f"rejected invalid_json {source}: A sentence."] == caplog.messages[5:]
+
+
+def test_what_was_silent_is_told_by_itself(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count comes after a while, also when nothing more is rejected, and then silence."""
+    monkeypatch.setattr(rejection_log, "LINE_SECONDS", 0.02)
+    note(rejections)
+    note(rejections)
+    with gevent.Timeout(10):
+        while "1 more" not in caplog.text:
+            gevent.sleep(0.01)
+    gevent.sleep(0.1)
+    assert 2 == len(caplog.messages)
+    note(rejections)
+    note(rejections)
+    with gevent.Timeout(10):
+        while caplog.text.count("1 more") < 2:
+            gevent.sleep(0.01)
+
+
+def test_a_crowd_shares_a_line(rejections: RejectionLog, caplog: pytest.LogCaptureFixture) -> None:
+    """Memory and lines are bounded for each code, and a crowd of one code hides no other."""
+    for number in range(1000):
+        note(rejections, "unauthorized", REMOTE_ADDR=f"192.0.2.{number}")
+    assert MAX_SOURCES + 1 == len(caplog.messages)
+    others = f"(192.0.2.{MAX_SOURCES}, an unknown token)"
+    assert f"from other clients, any token: A sentence. {others}" in caplog.messages[-1]
+    note(rejections, "invalid_batch")
+    assert "from 192.0.2.7, " in caplog.messages[-1]
+    rejections.flush()
+    (line,) = caplog.messages[MAX_SOURCES + 2 :]
+    assert f"{1000 - MAX_SOURCES - 1} more, the last: A sentence. (192.0.2.999, " in line
+
+
+def test_what_a_client_sent_cannot_pass_for_the_log(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Line ends, escape sequences and marks that turn text around are escaped; all is cut."""
+    words = "a\n2026 INFO forged\r\x1b[2J\u202e\ud83d" + "\0" * 300
+    rejections.note(Rejection("bad_request", words), {"REQUEST_METHOD": "POST"})
+    rejections.add(Source("bad_request", "192.0.2.9", "no token"), "x\ny")
+    for line in caplog.messages:
+        assert line.isprintable()
+        assert len(line) < 1200
+    assert r"a\n2026 INFO forged\r\x1b[2J\u202e\ud83d\x00" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("code", ["not_found", "method_not_allowed"])
+def test_a_batch_for_another_path_is_counted(
+    rejections: RejectionLog,
+    counters: Counters,
+    caplog: pytest.LogCaptureFixture,
+    code: str,
+) -> None:
+    """What only reads loses no logs, and is neither counted nor told."""
+    for method in ("GET", "HEAD", "OPTIONS"):
+        note(rejections, code, REQUEST_METHOD=method)
+    assert ([], 0) == (caplog.messages, counters.received.batches)
+    for method in ("POST", "PUT"):
+        note(rejections, code, REQUEST_METHOD=method)
+    assert 1 == len(caplog.messages)
+    assert (2, 2) == (counters.received.batches, counters.rejected[code].batches)
+
+
+def test_a_rejected_batch_is_not_counted_twice(
+    rejections: RejectionLog, counters: Counters
+) -> None:
+    """The path that takes batches counts its own."""
+    note(rejections, "invalid_batch")
+    assert 0 == counters.received.batches

@@ -1,0 +1,20 @@
+"""The measuring of the client measures it."""
+
+import re
+
+import pytest
+
+from bench import python_client
+
+
+def test_it_prints_what_a_log_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind of log has its cost with each handler, and what was sent was stored."""
+    for name, value in (("ROUND_LOGS", 10), ("ROUNDS", 1), ("RUN_LOGS", 1000), ("RUNS", 1)):
+        monkeypatch.setattr(python_client, name, value)
+    python_client.main()
+    rows = capsys.readouterr().out.splitlines()
+    costs = [row for row in rows if re.fullmatch(r"\| [^|]+ (\| [0-9.]+ ){4}\|", row)]
+    assert len(python_client.LOGS) == len(costs)
+    assert re.fullmatch(r"\| 1 \| [0-9,]+ \| [0-9.]+ \| [0-9.]+ \|", rows[-1])

@@ -1,0 +1,95 @@
+"""Connections that are kept, closed, refused, stalled and encrypted."""
+
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astralog_logging import AstraLogHandler, handler
+from tests.support.certificate import can_make_certificate, make_certificate
+from tests.support.fake_service import Answer, FakeService, reject
+from tests.support.loggers import log
+
+MakeHandler = Callable[..., AstraLogHandler]
+
+
+def test_an_answer_before_the_body_is_read_is_seen(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A service that rejects by the head alone, and ends the connection, is understood."""
+    service.answer_early = reject(413, "body_too_large")
+    sender = make_handler()
+    noise = "".join(chr(0x4E00 + 7919 * number % 20_000) for number in range(1_500_000))
+    log(sender, noise)
+    assert sender.flush(30)
+    assert (0, 1, 0) == (sender.stored, sender.rejected, sender.dropped)
+
+
+def test_a_connection_that_was_closed_while_idle_is_no_news(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next batch goes over a new connection, without a word."""
+    sender = make_handler()
+
+    def answer_and_hang_up(request: Any) -> None:
+        Answer()(request)
+        request.close_connection = True
+
+    service.answers += [answer_and_hang_up] * 3
+    for message in "abc":
+        log(sender, message)
+        assert sender.flush(30)
+    assert list("abc") == service.messages
+    assert "" == capsys.readouterr().err
+
+
+def test_a_connection_idle_for_long_is_made_anew(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection is not used at the time when others may close it."""
+    monkeypatch.setattr(handler, "IDLE_SECONDS", 0)
+    sender = make_handler()
+    for message in "ab":
+        log(sender, message)
+        assert sender.flush(30)
+    assert 2 == len({sent.peer for sent in service.requests})
+
+
+def test_a_service_that_does_not_answer_is_given_up(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """After its time, a request is made again over another connection."""
+    sender = make_handler(timeout_seconds=0.2)
+
+    def stall(request: Any) -> None:
+        request.close_connection = True
+        time.sleep(1)
+
+    log(sender, "a")
+    assert sender.flush(30)
+    service.answers.append(stall)
+    log(sender, "b")
+    assert sender.flush(30)
+    assert ["a", "b", "b"] == service.messages
+    assert 2 == len({sent.peer for sent in service.requests})
+
+
+def test_a_certificate_is_checked(make_handler: MakeHandler, tmp_path: Path) -> None:
+    """A service with a known certificate gets the logs, and no other."""
+    if not can_make_certificate():
+        pytest.skip("NOT TESTED: openssl is not installed")
+    cert, key = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    with FakeService(context) as service:
+        known = ssl.create_default_context(cafile=str(cert))
+        sender = make_handler(url=service.url, ssl_context=known)
+        log(sender, "known")
+        assert sender.flush(30)
+        doubtful = make_handler(url=service.url)
+        log(doubtful, "unknown")
+        assert not doubtful.flush(0.3)
+        assert ["known"] == service.messages

@@ -1,0 +1,212 @@
+"""Logging never waits: full queues, flushes and ends."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from astralog_logging import AstraLogHandler
+from tests.support.fake_service import FakeService, Stall, reject
+from tests.support.loggers import make_logger
+from tests.support.service import wait_for
+
+MakeHandler = Callable[..., AstraLogHandler]
+
+
+def test_a_full_queue_drops_and_counts(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the service stalls, the oldest logs are kept, and the program does not wait."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(queue_bytes=20_000, batch_logs=10, timeout_seconds=60)
+    logger = make_logger(sender)
+    for number in range(10):
+        logger.info("%d", number)
+    wait_for(lambda: service.requests)
+    for number in range(10, 5000):
+        logger.info("%d", number)
+    assert 4700 < sender.dropped < 4990
+    assert 10 == len(service.messages)
+    stall.is_over.set()
+    assert sender.flush(30)
+    assert 5000 == sender.stored + sender.dropped
+    assert [str(number) for number in range(sender.stored)] == service.messages
+    said = f"AstraLogHandler: logs dropped so far, the queue is full: {sender.dropped}\n"
+    assert said == capsys.readouterr().err
+
+
+def test_a_log_larger_than_the_queue_is_dropped(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """What can never fit is counted, and those that fit are sent."""
+    sender = make_handler(queue_bytes=1000)
+    logger = make_logger(sender)
+    logger.info("x" * 1000)
+    logger.info("a")
+    assert sender.flush(30)
+    assert (1, 1) == (sender.stored, sender.dropped)
+
+
+def test_a_sent_queue_has_room_again(service: FakeService, make_handler: MakeHandler) -> None:
+    """However much is logged in all, only what waits counts."""
+    sender = make_handler(queue_bytes=1000)
+    logger = make_logger(sender)
+    for number in range(50):
+        logger.info("%d", number)
+        assert sender.flush(30)
+    assert (50, 0) == (sender.stored, sender.dropped)
+
+
+def test_a_flush_of_nothing_is_done(make_handler: MakeHandler) -> None:
+    """A handler that was not used has nothing to wait for, and no thread."""
+    before = threading.active_count()
+    assert make_handler().flush(0)
+    assert before == threading.active_count()
+
+
+def test_a_flush_takes_what_was_logged_before(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A flush waits for what was logged before it, over many batches, and for no more."""
+    sender = make_handler(batch_logs=2)
+    logger = make_logger(sender)
+    stall = Stall()
+    for number in range(7):
+        logger.info("%d", number)
+    assert sender.flush(30)
+    assert 7 == sender.stored
+    service.answers.append(stall)
+    logger.info("later")
+    assert not sender.flush(0.05)
+    stall.is_over.set()
+    assert sender.flush(30)
+
+
+def test_a_flush_is_bounded(service: FakeService, make_handler: MakeHandler) -> None:
+    """A service that does not answer holds a flush no longer than it was given."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(timeout_seconds=60)
+    make_logger(sender).info("a")
+    start = time.monotonic()
+    assert not sender.flush(0.2)
+    assert not sender.flush()
+    assert 0.4 <= time.monotonic() - start < 30
+    stall.is_over.set()
+
+
+def test_a_flush_tries_at_once(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that has grown long is cut short by a flush."""
+    monkeypatch.setattr("astralog_logging.handler.FIRST_BACKOFF_SECONDS", 3600)
+    monkeypatch.setattr("astralog_logging.handler.LONGEST_BACKOFF_SECONDS", 3600)
+    sender = make_handler(interval_seconds=0.01)
+    service.answers.append(reject(503, "stopping"))
+    make_logger(sender).info("a")
+    wait_for(lambda: service.requests)
+    assert sender.flush(30)
+    assert ["a", "a"] == service.messages
+
+
+def test_a_flush_does_not_hurry_a_service_that_is_away(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a flush, tries are as far apart as ever."""
+    monkeypatch.setattr("astralog_logging.handler.FIRST_BACKOFF_SECONDS", 0.2)
+    service.answers += [reject(503, "stopping")] * 1000
+    sender = make_handler()
+    make_logger(sender).info("a")
+    assert not sender.flush(1)
+    assert len(service.requests) <= 6
+
+
+def test_a_close_sends_what_is_left(service: FakeService, make_handler: MakeHandler) -> None:
+    """An orderly end loses nothing, and leaves no thread."""
+    sender = make_handler(exit_seconds=30)
+    make_logger(sender).info("a")
+    thread = thread_of(sender)
+    sender.close()
+    sender.close()
+    assert ["a"] == service.messages
+    assert not thread.is_alive()
+    assert 0 == sender.dropped
+
+
+def test_a_close_is_bounded(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a stalled service has not taken at the end is counted and said; so is what follows."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=0.1, timeout_seconds=60, batch_logs=2)
+    logger = make_logger(sender)
+    for message in "abc":
+        logger.info(message)
+    start = time.monotonic()
+    sender.close()
+    assert time.monotonic() - start < 30
+    assert 3 == sender.dropped
+    logger.info("late")
+    assert not sender.flush(0)
+    assert 4 == sender.dropped
+    assert "AstraLogHandler: logs not stored before the end: 3\n" == capsys.readouterr().err
+    stall.is_over.set()
+    wait_for(lambda: not thread_of(sender).is_alive())
+    assert ["a", "b"] == service.messages
+
+
+def test_a_close_does_not_wait_for_what_a_flush_did(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `logging` does at exit, a flush and then a close, waits for a stalled service once."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=2, timeout_seconds=3600)
+    make_logger(sender).info("a")
+    assert not sender.flush()
+    monkeypatch.setattr(sender, "flush", lambda: pytest.fail("the second wait"))
+    sender.close()
+    assert 1 == sender.dropped
+    stall.is_over.set()
+
+
+def test_a_close_waits_after_a_shorter_flush(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A flush that was given less time than the end has leaves the end its own."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=60, timeout_seconds=60)
+    make_logger(sender).info("a")
+    assert not sender.flush(0.05)
+    threading.Timer(0.3, stall.is_over.set).start()
+    sender.close()
+    assert (1, 0) == (sender.stored, sender.dropped)
+
+
+def test_others_may_log_during_the_end(service: FakeService, make_handler: MakeHandler) -> None:
+    """A thread that logs does not wait for another that waits at the end."""
+    stall = Stall()
+    service.answers.append(stall)
+    sender = make_handler(exit_seconds=60, timeout_seconds=60)
+    logger = make_logger(sender)
+    logger.info("a")
+    end = threading.Thread(target=logging.shutdown, args=([lambda: sender],))
+    end.start()
+    wait_for(lambda: service.requests)
+    logger.info("b")
+    assert end.is_alive()
+    stall.is_over.set()
+    end.join(30)
+    assert not end.is_alive()
+
+
+def thread_of(sender: AstraLogHandler) -> threading.Thread:
+    """Return the thread that sends."""
+    thread = sender._sender.thread
+    assert thread is not None
+    return thread

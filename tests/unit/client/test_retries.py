@@ -1,0 +1,129 @@
+"""What is tried again, how soon, and how long."""
+
+import email.utils
+import socket
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from astralog_logging import AstraLogHandler, handler
+from tests.support.fake_service import Answer, FakeService, Reply, hang_up, reject
+from tests.support.loggers import log
+from tests.support.service import wait_for
+
+MakeHandler = Callable[..., AstraLogHandler]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(reject(status, "later") for status in (408, 409, 429, 500, 502, 503, 504)),
+        Answer(200, b"<html>Please log in</html>"),
+        Answer(200, {"status": "valid", "logs": []}),
+        Answer(204, b""),
+        Answer(302, b"", {"Location": "https://localhost/"}),
+        Answer(503, b"[]" * 200_000),
+        hang_up,
+    ],
+    ids=lambda answer: str(getattr(answer, "status", "hang up")),
+)
+def test_a_batch_is_tried_until_it_is_accepted(
+    service: FakeService, make_handler: MakeHandler, answer: Reply
+) -> None:
+    """What may pass is waited for: the batch comes again as it was, with its key."""
+    sender = make_handler()
+    service.answers += [answer] * 3
+    log(sender, "a", "b")
+    assert sender.flush(30)
+    assert (2, 0, 0) == (sender.stored, sender.rejected, sender.dropped)
+    assert 4 == len(service.requests)
+    assert 1 == len({(sent.body, sent.headers["Idempotency-Key"]) for sent in service.requests})
+
+
+def test_a_service_that_is_away_is_waited_for(
+    make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logs of a time without the service arrive later; one line says what is wrong."""
+    with socket.socket() as taken:  # nobody listens there
+        taken.bind(("127.0.0.1", 0))
+        sender = make_handler(url=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        log(sender, "a")
+        assert not sender.flush(0.3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "AstraLogHandler: the service takes no logs, trying again" in line
+    assert "Connection refused" in line
+
+
+def test_waits_grow(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wait is longer than the last could have been short."""
+    monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 0.1)
+    sender = make_handler(interval_seconds=0.01)
+    service.answers += [reject(503, "stopping")] * 4
+    log(sender, "a")
+    wait_for(lambda: sender.stored == 1)
+    waits = [after.received_at - sent.received_at for sent, after in pairwise(service.requests)]
+    assert all(wait >= 0.05 * 2**number for number, wait in enumerate(waits))
+
+
+def test_waits_end(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a service was away, it is tried again soon."""
+    monkeypatch.setattr(handler, "LONGEST_BACKOFF_SECONDS", 0.01)
+    sender = make_handler(interval_seconds=0.01)
+    service.answers += [reject(503, "stopping")] * 30  # doubled as often, that were years
+    log(sender, "a")
+    wait_for(lambda: sender.stored == 1)
+    assert 31 == len(service.requests)
+
+
+def test_retry_after_is_kept_to(service: FakeService, make_handler: MakeHandler) -> None:
+    """The service says how long to wait at least, also where a flush is in a hurry."""
+    sender = make_handler()
+    service.answers.append(reject(503, "queue_full", Retry_After="1"))
+    log(sender, "a")
+    assert sender.flush(30)
+    first, second = service.requests
+    assert 1 <= second.received_at - first.received_at
+
+
+def test_retry_after_may_be_a_date(service: FakeService, make_handler: MakeHandler) -> None:
+    """What stands before the service may name the time to come again."""
+    sender = make_handler()
+    asked = int(time.time()) + 2
+    date = email.utils.formatdate(asked, usegmt=True)
+    service.answers.append(reject(503, "queue_full", Retry_After=date))
+    log(sender, "a")
+    assert sender.flush(30)
+    assert asked <= time.time()
+    assert ["a", "a"] == service.messages
+
+
+@pytest.mark.parametrize("asked", ["", "soon", "-1", "²", "Fri, 31 May 1024 15:30:45 GMT", "1e9"])
+def test_a_retry_after_that_says_nothing_is_ignored(
+    service: FakeService, make_handler: MakeHandler, asked: str
+) -> None:
+    """What is no time, or one long gone, is no reason to wait."""
+    sender = make_handler()
+    content = b'{"status":"rejected"}'
+    headers = {"Retry-After": asked.encode().decode("latin-1")}
+    service.answers.append(Answer(503, content, headers))
+    log(sender, "a")
+    assert sender.flush(30)
+    assert (1, 0) == (sender.stored, sender.rejected)
+
+
+def test_a_retry_after_without_end_is_bounded(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of a proxy does not stop the sending for good."""
+    monkeypatch.setattr(handler, "LONGEST_RETRY_AFTER_SECONDS", 0.1)
+    sender = make_handler()
+    service.answers.append(reject(503, "stopping", Retry_After="9" * 400))
+    log(sender, "a")
+    assert sender.flush(30)
+    assert (1, 0) == (sender.stored, sender.rejected)

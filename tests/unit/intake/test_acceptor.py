@@ -1,0 +1,167 @@
+"""The steps of a request, with a protocol of a test's own: a body is the text of one line."""
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astralog.auth import Tokens
+from astralog.errors import Rejection
+from astralog.intake.acceptor import Accepted, Acceptor
+from astralog.intake.body import BodyReader
+from astralog.intake.decoder import Context, Decoded
+from astralog.intake.invalid_logs import InvalidLogs
+from astralog.intake.lanes import TURN_TIMEOUT_SECONDS
+from astralog.intake.options import Options
+from astralog.settings import Settings
+from astralog.store.commit_queue import Batch, CommitQueue
+from tests.conftest import Disk
+from tests.support.service import TOKEN
+
+MAX_BODY_BYTES = 10_000
+
+
+class Books:
+    """Counters that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[Any, ...]] = []
+
+    def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
+        assert 0 < started_at <= committing_at
+        self.counted.append(("accepted", size, logs))
+
+    def reject(self, error: BaseException, size: int, logs: int, started_at: float) -> None:
+        self.counted.append((getattr(error, "code", repr(error)), size, logs))
+
+    def reject_logs(self, code: str, logs: int) -> None:
+        self.counted.append((f"of these {code}", logs))
+
+
+class Service:
+    """An acceptor with its parts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.queue = CommitQueue(settings, lambda size, logs, is_late: None)
+        self.books = Books()
+        self.contexts: list[Context] = []
+        bodies = BodyReader(MAX_BODY_BYTES, timeout_seconds=10)
+        self._acceptor = Acceptor(Tokens(settings), bodies, self.queue, self.books)
+        self._data_dir = settings.data_dir
+
+    def post(
+        self, body: bytes = b"text", query: str = "", token: str = TOKEN, **parameters: Any
+    ) -> Accepted:
+        environ = {
+            "HTTP_AUTHORIZATION": token,
+            "QUERY_STRING": query,
+            "CONTENT_LENGTH": str(len(body)),
+            "wsgi.input": io.BytesIO(body),
+        }
+        return self._acceptor.accept(environ, self._decode, **parameters)
+
+    def code_of(self, *arguments: Any, **named: Any) -> str:
+        with pytest.raises(Rejection) as rejected:
+            self.post(*arguments, **named)
+        return rejected.value.code
+
+    def _decode(self, body: bytes, context: Context) -> Decoded:
+        self.contexts.append(context)
+        if body == b"broken":
+            raise Rejection("invalid_json", "It is broken.")
+        invalid = InvalidLogs()
+        for number in range(body.count(b"!")):
+            invalid.add(number, {"text": ["Too loud."]})
+        return Decoded(Batch(body * 10 + b"\n", 1), invalid if invalid.count else None)
+
+    def stored(self) -> bytes:
+        return b"".join(path.read_bytes() for path in self._data_dir.glob("*.ndjson*"))
+
+
+@pytest.fixture
+def service(settings: Settings) -> Iterator[Service]:
+    made = Service(replace(settings, queue_bytes=MAX_BODY_BYTES))
+    yield made
+    made.queue.stop(1)
+
+
+def test_what_a_decoder_returns_is_stored_and_counted(service: Service) -> None:
+    """A protocol brings its decoder; the rest is the same for all."""
+    accepted = service.post(b"text")
+    assert (Decoded(Batch(b"text" * 10 + b"\n", 1)), False) == accepted
+    assert b"text" * 10 + b"\n" == service.stored()
+    assert [("accepted", 4, 1)] == service.books.counted
+
+
+def test_a_decoder_is_told_what_the_token_and_the_query_say(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Its context has the token's projects, the options, and until when it may wait."""
+    path = tmp_path / "tokens"
+    path.write_text("bound mine\nfree\n")
+    service = Service(replace(settings, tokens="", tokens_file=str(path)))
+    service.post(token="bound", query="level=info&dry_run=true")
+    service.post(token="free", query="dry_run=true")
+    bound, free = service.contexts
+    assert ({"mine"}, Options({"level": "info"}, is_dry_run=True)) == (
+        bound.projects,
+        bound.options,
+    )
+    assert (None, bound.lanes) == (free.projects, free.lanes)
+    now = time.monotonic()
+    assert now < bound.deadline < free.deadline < now + TURN_TIMEOUT_SECONDS
+    bound.check_project("mine", logs=2)
+    free.check_project("theirs", logs=2)
+    with pytest.raises(Rejection, match="'theirs'") as rejected:
+        bound.check_project("theirs", logs=2)
+    assert ("forbidden_project", 2) == (rejected.value.code, rejected.value.logs)
+
+
+def test_a_rejection_ends_the_steps_where_it_is_known(service: Service, disk: Disk) -> None:
+    """Each step comes before the next costs anything, and every rejection is counted once."""
+    assert "unauthorized" == service.code_of(token="wrong", query="nonsense=1")
+    assert "bad_request" == service.code_of(query="nonsense=1")
+    assert "bad_request" == service.code_of(query="level=info", parameters=["project_id"])
+    assert "body_too_large" == service.code_of(b"x" * (MAX_BODY_BYTES + 1))
+    assert [] == service.contexts
+    assert "invalid_json" == service.code_of(b"broken")
+    disk.free = -1
+    assert "storage_full" == service.code_of(b"text")  # as the disk says
+    assert "storage_full" == service.code_of(b"text")  # as is known by then
+    assert 2 == len(service.contexts)
+    counted = [("unauthorized", 0, 0), ("bad_request", 0, 0), ("bad_request", 0, 0)]
+    counted += [("body_too_large", 0, 0), ("invalid_json", 6, 0), ("storage_full", 4, 1)]
+    counted += [("storage_full", 0, 0)]
+    assert counted == service.books.counted
+    assert b"" == service.stored()
+
+
+def test_what_is_left_out_of_a_batch_is_counted_as_rejected(service: Service) -> None:
+    """Of a batch that is stored in part, the logs are accepted ones and rejected ones."""
+    accepted = service.post(b"text!!")
+    assert accepted.decoded.invalid is not None
+    assert [("accepted", 6, 1), ("of these invalid_batch", 2)] == service.books.counted
+    assert b"text!!" in service.stored()
+
+
+@pytest.mark.parametrize("body", [b"text", b"text!"])
+def test_a_dry_run_leaves_nothing(service: Service, body: bytes) -> None:
+    """A dry run, and its rejection, are neither stored nor counted."""
+    accepted = service.post(body, "dry_run=true")
+    assert (True, 1) == (accepted.is_dry_run, accepted.decoded.batch.logs)
+    assert "invalid_json" == service.code_of(b"broken", "dry_run=true")
+    assert (b"", []) == (service.stored(), service.books.counted)
+
+
+def test_a_batch_that_grows_is_charged_as_it_is_stored(service: Service) -> None:
+    """Ten bytes of lines to a byte of body take memory, but never more than the largest body."""
+    with service.queue.admit() as other:
+        other.resize(MAX_BODY_BYTES // 2)
+        assert "queue_full" == service.code_of(b"x" * (MAX_BODY_BYTES // 10))
+        service.post(b"x" * (MAX_BODY_BYTES // 50))
+    service.post(b"x" * (MAX_BODY_BYTES // 2))
+    assert 0 == service.queue.backlog_bytes

@@ -1,0 +1,338 @@
+"""What a query may ask for: how it is read, and what it makes of a log."""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astralog.errors import Rejection
+from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.decoder import Decoded
+from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.invalid_logs import COUNTED_LOGS
+from astralog.intake.options import NO_OPTIONS, PARAMETERS, Options, parse_options
+from tests.support.decoding import make_context, marshmallow_alone
+from tests.support.service import make_log
+from tests.unit.intake.test_compiled_schema import json_object, strings, timestamp_texts, values
+
+DEFAULTS = {"project_id": "p", "service": "s", "level": "l"}
+BARE = {"timestamp": "2024-05-31T15:30:45Z", "message": "m"}
+DECODERS = [decode_json, decode_lines]
+
+
+def body_of(decode: Any, *logs: Any) -> bytes:
+    if decode is decode_lines:
+        return "\n".join(map(json.dumps, logs)).encode()
+    return json.dumps({"logs": logs}).encode()
+
+
+def stored(decoded: Decoded) -> list[Any]:
+    return [json.loads(line) for line in decoded.batch.lines.splitlines()]
+
+
+def decoded_with(decode: Any, options: Options, *logs: Any) -> Decoded:
+    """Return what becomes of a batch, by either way of decoding it."""
+    body = body_of(decode, *logs)
+    decoded: Decoded = decode(body, make_context(options=options))
+    with marshmallow_alone():
+        again = decode(body, make_context(options=options))
+    assert decoded.batch == again.batch
+    return decoded
+
+
+def rejection_of(decode: Any, options: Options, *logs: Any) -> Rejection:
+    with pytest.raises(Rejection) as rejected:
+        decode(body_of(decode, *logs), make_context(options=options))
+    return rejected.value
+
+
+# --- The query
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("project_id=p&service=s&level=l", Options(DEFAULTS)),
+        ("level=a%20b+c", Options({"level": "a b c"})),
+        ("service=Gr%C3%B6%C3%9Fe", Options({"service": "Größe"})),
+        ("service=Größe".encode().decode("latin-1"), Options({"service": "Größe"})),
+        ("unknown=metadata", Options(moves_unknown=True)),
+        ("partial=true&dry_run=1", Options(is_partial=True, is_dry_run=True)),
+        ("partial=false&dry_run=0", NO_OPTIONS),
+        ("&", NO_OPTIONS),
+        (f"level={'x' * 255}", Options({"level": "x" * 255})),
+    ],
+)
+def test_a_query_is_read(query: str, expected: Options) -> None:
+    """Parameters are percent-encoded UTF-8, and may be combined."""
+    assert expected == parse_options(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("dryrun=true", "'dryrun'"),
+        ("dry_run=true&Partial=true", "'Partial'"),
+        ("=true", "''"),
+        ("x" * 5000, "'" + "x" * 100 + "'"),
+        ("partial", "partial is empty"),
+        ("level=", "level is empty"),
+        ("level=a&level=a", "level stands twice"),
+        ("dry_run=false&dry_run=true", "dry_run stands twice"),
+        ("dry_run=maybe", "dry_run is true or false"),
+        ("partial=TRUE", "partial is true or false"),
+        ("unknown=drop", "unknown is metadata"),
+        (f"service={'x' * 256}", "service has more than 255"),
+        ("level=%FF", "UTF-8"),
+        ("level=\xff", "UTF-8"),
+        ("level=%ED%A0%80", "UTF-8"),
+    ],
+)
+def test_a_query_that_says_nothing_is_rejected_by_name(query: str, named: str) -> None:
+    """A misspelt parameter must not be taken for its absence."""
+    with pytest.raises(Rejection, match=".") as rejected:
+        parse_options(query)
+    assert "bad_request" == rejected.value.code
+    assert named in rejected.value.message
+    assert len(rejected.value.message) < 300
+
+
+def test_a_protocol_has_the_parameters_that_it_takes() -> None:
+    """What another protocol has no use for is rejected there, and what there is, named."""
+    assert Options({"project_id": "p"}) == parse_options("project_id=p", ["project_id"])
+    with pytest.raises(Rejection, match="there are project_id") as rejected:
+        parse_options("unknown=metadata", ["project_id"])
+    assert "level" not in rejected.value.message
+
+
+# --- Defaults
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_what_a_log_lacks_is_filled_in(decode: Any) -> None:
+    """A field that is absent or null takes its default, in the order of the contract."""
+    logs = [BARE, make_log(), BARE | {"level": None, "service": "mine", "metadata": {"a": 1}}]
+    decoded = decoded_with(decode, Options(DEFAULTS), *logs)
+    expected = [
+        DEFAULTS | BARE,
+        make_log(),
+        DEFAULTS | BARE | {"service": "mine", "metadata": {"a": 1}},
+    ]
+    assert expected == stored(decoded)
+    assert list(make_log())[:5] == list(stored(decoded)[0])
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_what_a_log_has_is_not_replaced(decode: Any) -> None:
+    """A value of the wrong kind is an error, and no reason for a default; others stay unknown."""
+    options = Options({"level": "l"})
+    wrong: Any
+    for wrong in ("", 5, [], {}, False):
+        errors = rejection_of(decode, options, make_log(level=wrong)).errors
+        assert ["level"] == list(next(iter((errors or {})["logs"].values())))
+    assert "1 of 1" in rejection_of(decode, options, BARE).message
+    assert "1 of 1" in rejection_of(decode, options, make_log(host=1)).message
+    assert "1 of 1" in rejection_of(decode, options, 5).message
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_default_project_is_checked_like_any_other(decode: Any) -> None:
+    """A token bound to projects stays bound, whether the log names the project or the query."""
+    context = make_context({"mine"}, Options({"project_id": "theirs"}))
+    assert 1 == decode(body_of(decode, make_log(project_id="mine")), context).batch.logs
+    log = make_log()
+    del log["project_id"]
+    with pytest.raises(Rejection, match="'theirs'") as rejected:
+        decode(body_of(decode, make_log(project_id="mine"), log), context)
+    assert "forbidden_project" == rejected.value.code
+
+
+# --- Unknown fields
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_unknown_fields_move_under_metadata(decode: Any) -> None:
+    """Values keep their types and their order, after those that metadata has."""
+    nested = {"a": [1, 2.5, None, {"b": True}], "n": 10**30}
+    logs = [
+        make_log(metadata={"z": 1}) | {"host": "h", "Message": nested, "": None},
+        {"pid": 7} | make_log(metadata=None),
+        {"pid": 7} | BARE | DEFAULTS,
+        make_log(),
+    ]
+    decoded = decoded_with(decode, Options(moves_unknown=True), *logs)
+    expected = [
+        make_log(metadata={"z": 1, "host": "h", "Message": nested, "": None}),
+        make_log(metadata={"pid": 7}),
+        BARE | DEFAULTS | {"metadata": {"pid": 7}},
+        make_log(),
+    ]
+    assert expected == stored(decoded)
+    assert ["z", "host", "Message", ""] == list(stored(decoded)[0]["metadata"])
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_field_that_metadata_has_already_is_an_error(decode: Any) -> None:
+    """Of two values for one name none is dropped: the log is invalid, and the name is said."""
+    first = decode is decode_lines
+    rejection = rejection_of(
+        decode,
+        Options(moves_unknown=True),
+        make_log(metadata={"a": 1, "host": "x"}) | {"host": "x"},
+    )
+    expected = {"host": ["metadata has a field of this name too."]}
+    assert {"logs": {int(first): expected}} == rejection.errors
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize("metadata", ["text", 5, [], False])
+def test_metadata_that_is_no_object_takes_no_fields(decode: Any, metadata: Any) -> None:
+    """What the contract calls metadata is an object, whatever else there is."""
+    log = make_log(metadata=metadata) | {"host": "x"}
+    rejection = rejection_of(decode, Options(moves_unknown=True), log)
+    assert {"metadata": ["Not an object."]} == next(iter((rejection.errors or {})["logs"].values()))
+
+
+# --- Partial
+
+
+@pytest.mark.parametrize("size", [1, 2 * PIECE_BYTES // 100], ids=["short", "long"])
+@pytest.mark.parametrize("decode", DECODERS)
+def test_the_valid_logs_of_a_batch_are_stored(decode: Any, size: int) -> None:
+    """The others are counted, and described by their numbers, in bodies of one piece or several."""
+    logs: list[Any] = [make_log(message=str(number) + "x" * size) for number in range(100)]
+    valid = [log for number, log in enumerate(logs) if number not in (3, 98)]
+    logs[3], logs[98] = make_log(level=""), 5
+    decoded = decoded_with(decode, Options(is_partial=True), *logs)
+    assert valid == stored(decoded)
+    assert decoded.invalid is not None
+    assert 2 == decoded.invalid.count
+    first = int(decode is decode_lines)
+    assert {
+        3 + first: {"level": ["Must not be empty."]},
+        98 + first: {"_schema": ["Not an object."]},
+    } == decoded.invalid.errors
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_valid_batch_is_no_partial_one(decode: Any) -> None:
+    """Where nothing is left out, nothing is said of it."""
+    assert (2, None) == (
+        (
+            decoded := decoded_with(decode, Options(is_partial=True), make_log(), make_log())
+        ).batch.logs,
+        decoded.invalid,
+    )
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_all_logs_of_a_batch_may_be_invalid(decode: Any) -> None:
+    """Then nothing is stored, and all are described."""
+    decoded = decoded_with(decode, Options(is_partial=True), {}, {})
+    assert (b"", 0) == decoded.batch
+    assert decoded.invalid is not None
+    assert 2 == decoded.invalid.count
+
+
+def test_a_line_that_is_no_json_is_an_invalid_log() -> None:
+    """One broken line does not cost the others; a JSON body is one text, which is JSON or not."""
+    log = json.dumps(make_log()).encode()
+    lines = [log, b"{", b"\xff", log + log, b'{"n": 1e999}', b"[" * 100_000, b"", log]
+    context = make_context(options=Options(is_partial=True))
+    batch, invalid = decode_lines(b"\n".join(lines), context)
+    assert 2 == batch.logs
+    assert invalid is not None
+    assert [2, 3, 4, 5, 6] == list(invalid.errors)
+    assert invalid.errors[3]["_schema"] == ["Not valid JSON: invalid UTF-8 at byte 0"]
+    for broken in (b'{"logs":[%s,{]}' % log, b'{"logs":[%s,{"n":"\xff"}]}' % log):
+        with pytest.raises(Rejection) as rejected:
+            decode_json(broken, context)
+        assert "invalid_json" == rejected.value.code
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_batch_of_many_invalid_logs_is_rejected_whole(decode: Any) -> None:
+    """Checking is bounded: as many invalid logs as are counted are no slip of a sender."""
+    options = Options(is_partial=True)
+    logs = [make_log(), *[make_log(level="")] * (COUNTED_LOGS - 1)]
+    assert 1 == decoded_with(decode, options, *logs).batch.logs
+    rejection = rejection_of(decode, options, *logs, make_log(level=""), make_log())
+    assert "invalid_batch" == rejection.code
+    assert "At least 1000 of 1002 logs are invalid; nothing was stored" == rejection.message
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_a_forbidden_project_rejects_a_partial_batch(decode: Any) -> None:
+    """What a token may not write is no fault of a log: the whole batch is rejected."""
+    context = make_context({"mine"}, Options(is_partial=True))
+    logs = [make_log(project_id="mine"), make_log(level=""), make_log(project_id="theirs")]
+    with pytest.raises(Rejection) as rejected:
+        decode(body_of(decode, *logs), context)
+    assert "forbidden_project" == rejected.value.code
+
+
+# --- Together, and by either way of decoding
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_options_work_together(decode: Any) -> None:
+    """Fields are moved and filled in before a log is found invalid."""
+    options = Options(DEFAULTS, moves_unknown=True, is_partial=True)
+    logs = [BARE | {"host": "h"}, {"host": "h"}, BARE | {"metadata": {"host": 1}, "host": 2}]
+    decoded = decoded_with(decode, options, *logs)
+    assert [DEFAULTS | BARE | {"metadata": {"host": "h"}}] == stored(decoded)
+    assert decoded.invalid is not None
+    assert [["timestamp", "message"], ["host"]] == list(map(list, decoded.invalid.errors.values()))
+
+
+def test_a_batch_may_not_grow_without_bounds() -> None:
+    """Default values of many short logs would make of a body many times its bytes."""
+    context = make_context(options=Options(dict.fromkeys(DEFAULTS, "x" * 255)))
+    line = json.dumps(BARE).encode()
+    assert 1000 == decode_lines(b"\n".join([line] * 1000), context).batch.logs
+    with pytest.raises(Rejection, match="4 times") as rejected:
+        decode_lines(b"\n".join([line] * 10_000), context)
+    assert "body_too_large" == rejected.value.code
+
+
+names = st.sampled_from([f'"{name}"' for name in make_log()]) | strings
+optional_logs = st.lists(
+    st.tuples(names, strings | timestamp_texts | values), min_size=2, max_size=9
+).map(json_object)
+options = st.builds(
+    Options,
+    st.sampled_from([{}, DEFAULTS, {"level": "l"}]),
+    moves_unknown=st.booleans(),
+    is_partial=st.booleans(),
+)
+
+
+@given(st.lists(optional_logs, min_size=1, max_size=3), options)
+def test_either_way_makes_the_same_of_any_log(logs: list[str], options: Options) -> None:
+    """What the compiled decoder takes, marshmallow takes with the same lines, under any options."""
+    bodies = [
+        (decode_json, f'{{"logs":[{",".join(logs)}]}}'.encode()),
+        (decode_lines, "\n".join(logs).encode()),
+    ]
+    for decode, body in bodies:
+        context = make_context(options=options)
+        try:
+            fast: Any = decode(body, context).batch
+        except Rejection as rejection:
+            fast = rejection.message
+        with marshmallow_alone():
+            try:
+                slow: Any = decode(body, context).batch
+            except Rejection as rejection:
+                slow = rejection.message
+        assert fast == slow
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_parameter_is_known_to_the_query(name: str) -> None:
+    """No parameter is listed that the query does not take."""
+    value = {"unknown": "metadata", "partial": "true", "dry_run": "true"}.get(name, "x")
+    assert NO_OPTIONS != parse_options(f"{quote(name)}={value}")

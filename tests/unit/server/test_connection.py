@@ -1,0 +1,301 @@
+"""A connection serves requests one after another, and ends where it must."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from flask import Flask
+from gevent import socket as gevent_socket
+from gunicorn.config import Config
+
+from astralog.deadlines import Deadlines
+from astralog.server.balance import Balance
+from astralog.server.connection import Connection, Server
+from astralog.server.connection_limits import PLAIN_BYTES, ConnectionEnded, ConnectionLimits
+
+PEER, LOCAL = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
+
+GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+
+Environ = dict[str, Any]
+
+
+class Items(list[bytes]):
+    """The items of a response, which note that they were closed."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        """Take note, as PEP 3333 has it."""
+        self.is_closed = True
+
+
+class App(Flask):
+    """An application whose answers a test chooses."""
+
+    def __init__(self, answer: Callable[[Environ], Iterable[bytes]] | None = None) -> None:
+        super().__init__(__name__)
+        self._answer = answer or (lambda environ: Items([b"hello"]))
+        self.status = "200 OK"
+        self.paths: list[str] = []
+        self.items: list[Any] = []
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        """Answer with the items that the test chose."""
+        self.paths.append(environ["PATH_INFO"])
+        items = self._answer(environ)
+        self.items.append(items)
+        start_response(self.status, [("Content-Length", str(sum(map(len, items))))])
+        return items
+
+
+class Rejections:
+    """The log of rejections."""
+
+    def __init__(self) -> None:
+        self.added: list[tuple[Any, str]] = []
+
+    def add(self, source: Any, words: str) -> None:
+        """Take note of a rejection."""
+        self.added.append((source, words))
+
+
+class Client:
+    """A client, and the connection that serves it."""
+
+    def __init__(self, server: Server) -> None:
+        ours, theirs = gevent_socket.socketpair()
+        self.socket = ours
+        self.connection = Connection(server, theirs, PEER, LOCAL)
+        self.greenlet = gevent.spawn(self.connection.serve)
+
+    def read(self) -> bytes:
+        """Read until the server ends the connection."""
+        received = b""
+        while data := self.socket.recv(65536):
+            received += data
+        self.socket.close()
+        self.greenlet.join(5)
+        return received
+
+    def ask(self, request: bytes = GET) -> bytes:
+        """Send a request and return what is answered at once."""
+        self.socket.sendall(request)
+        return bytes(self.socket.recv(65536))
+
+
+class Case:
+    """A server of one application, and clients that are closed at the end."""
+
+    def __init__(self) -> None:
+        self.app = App()
+        self.limits = ConnectionLimits(10, lambda: 5)
+        self.share = Balance().join()
+        self.rejections = Rejections()
+        self.app.extensions["astralog_rejections"] = self.rejections
+        self.server = Server(self.app, Config(), self.limits, self.share)
+        self.clients: list[Client] = []
+
+    def connect(self) -> Client:
+        """Return a new client."""
+        self.clients.append(Client(self.server))
+        gevent.sleep(0)
+        return self.clients[-1]
+
+
+@pytest.fixture
+def case() -> Iterator[Case]:
+    """Return a server."""
+    made = Case()
+    yield made
+    for client in made.clients:
+        client.socket.close()
+        client.greenlet.kill()
+    assert made.limits._held_bytes == 0
+
+
+def post(*fields: str) -> bytes:
+    return "\r\n".join(["POST /a HTTP/1.1", "Host: x", *fields, "", ""]).encode()
+
+
+def test_requests_are_served_one_after_another(case: Case) -> None:
+    """A connection stays until its client ends it."""
+    client = case.connect()
+    for _ in range(20):
+        assert client.ask().endswith(b"\r\n\r\nhello")
+    client.socket.close()
+    client.greenlet.join(5)
+    assert client.greenlet.successful()
+    assert ["/a"] * 20 == case.app.paths
+
+
+def test_a_client_that_wants_no_more_has_its_connection_ended(case: Case) -> None:
+    """As its request says."""
+    client = case.connect()
+    client.socket.sendall(GET.replace(b"Host", b"Connection: close\r\nHost") + GET)
+    received = client.read()
+    assert b"Connection: close\r\n" in received
+    assert 1 == received.count(b"HTTP/1.1 200 ")
+
+
+def test_a_stopping_server_ends_connections_with_their_answers(case: Case) -> None:
+    """No client is left without its answer."""
+    client = case.connect()
+    client.ask()
+    case.server.is_stopping = True
+    client.socket.sendall(GET)
+    assert b"Connection: close\r\n" in client.read()
+
+
+def test_the_items_of_a_response_are_closed(case: Case) -> None:
+    """Also where the client is gone before it has them all."""
+    client = case.connect()
+    client.ask()
+    client.socket.sendall(GET)
+    client.socket.close()
+    client.greenlet.join(5)
+    assert [True, True] == [items.is_closed for items in case.app.items]
+
+
+def test_items_without_a_close_are_fine(case: Case) -> None:
+    """An application may return any iterable."""
+    case.app._answer = lambda environ: [b"he", b"llo"]
+    assert case.connect().ask().endswith(b"hello")
+
+
+@pytest.mark.parametrize("error", [StopIteration(), ValueError("oops"), ConnectionResetError()])
+def test_an_application_that_fails_ends_its_connection(
+    case: Case, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No error of its own is taken for the connection's end, and only a lost client is silent."""
+    caplog.set_level(logging.INFO)
+
+    def fail(environ: Environ) -> Iterable[bytes]:
+        raise error
+
+    case.app._answer = fail
+    client = case.connect()
+    client.socket.sendall(GET)
+    assert b"" == client.read()
+    assert client.greenlet.successful()
+    assert isinstance(error, OSError) != ("request failed" in caplog.text)
+
+
+# Bodies that nobody reads
+
+
+def test_an_unread_body_is_skipped_whatever_the_answer(case: Case) -> None:
+    """The next request begins behind it."""
+    client = case.connect()
+    for case.app.status in ("200 OK", "302 FOUND", "404 NOT FOUND", "503 UNAVAILABLE"):
+        assert client.ask(post("Content-Length: 9000") + bytes(9000)).endswith(b"hello")
+    assert client.ask().endswith(b"hello")
+
+
+def test_a_body_that_is_too_long_ends_the_connection(case: Case) -> None:
+    """Its client is told so, and has its answer."""
+    client = case.connect()
+    client.socket.sendall(post("Content-Length: 99999999999") + bytes(100_000))
+    assert b"Connection: close\r\n" in client.socket.recv(65536)
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        client.socket.sendall(bytes(100_000_000))
+    client.greenlet.join(5)
+    assert client.greenlet.successful()
+
+
+def test_a_body_that_does_not_come_ends_the_connection_in_time(case: Case) -> None:
+    """A client that answers no more is let go."""
+    case.limits.discards = Deadlines(lambda: 0.1, ConnectionEnded)
+    client = case.connect()
+    assert client.ask(post("Content-Length: 100")).endswith(b"hello")
+    assert b"" == client.read()
+    assert client.greenlet.successful()
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"1\r\nabc\r\n"])
+def test_a_body_of_invalid_chunks_ends_the_connection(case: Case, broken: bytes) -> None:
+    """Where the next request begins is not known; there is one answer, and it arrives."""
+    client = case.connect()
+    client.socket.sendall(post("Transfer-Encoding: chunked") + broken + GET * 10_000)
+    assert 1 == client.read().count(b"HTTP/1.1 ")
+    assert 1 == len(case.app.paths)
+
+
+# Heads
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"nonsense\r\n\r\n", "the request line is malformed"),
+        (b"GET / HTTP/1.1\n", "a line ends in LF without a CR"),
+        (b"GET / HTTP/1.1\r\nA b: secret\r\n\r\n", "the name of the header A is malformed"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, "the head is longer than"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 8_500 + b"\r\n\r\n", "too many headers, or one is too"),
+    ],
+)
+def test_what_is_no_head_is_rejected(case: Case, head: bytes, words: str) -> None:
+    """The client is told why, though it sends on, and so is who reads the log."""
+    client = case.connect()
+    client.socket.sendall(head + bytes(200_000))
+    received = client.read()
+    assert received.startswith(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n")
+    assert words.encode() in received
+    ((source, logged),) = case.rejections.added
+    assert ("bad_request", "192.0.2.1", "no token read") == source
+    assert words in logged
+    assert "secret" not in logged
+    assert [] == case.app.paths
+
+
+def test_a_head_that_does_not_come_ends_its_connection(case: Case) -> None:
+    """An unfinished head is held only as long as it may take."""
+    case.limits.heads = Deadlines(lambda: 0.2, ConnectionEnded)
+    client = case.connect()
+    client.socket.sendall(GET[:-2])
+    gevent.sleep(0.05)
+    assert case.limits._held_bytes == PLAIN_BYTES + len(GET) - 2
+    assert b"" == client.read()
+
+
+def test_a_client_that_posts_with_success_is_trusted(case: Case) -> None:
+    """Only then it holds nothing that counts while it is idle."""
+    client = case.connect()
+    for request in (GET, post("Content-Length: 0")):
+        case.app.status = "200 OK" if request == GET else "401 UNAUTHORIZED"
+        client.ask(request)
+        gevent.sleep(0.01)
+        assert (True, False) == (bool(case.limits.heads), bool(case.limits.trusted_heads))
+        assert case.limits._held_bytes == PLAIN_BYTES
+    case.app.status = "200 OK"
+    client.ask(post("Content-Length: 0"))
+    gevent.sleep(0.01)
+    assert (False, True) == (bool(case.limits.heads), bool(case.limits.trusted_heads))
+    assert case.limits._held_bytes == 0
+
+
+def test_a_connection_that_is_to_go_elsewhere_is_ended_with_an_answer(case: Case) -> None:
+    """As many as are to go, each once it has used its connection in this tick."""
+    clients = [case.connect() for _ in range(4)]
+    for client in clients:
+        client.ask()
+    assert 4 == case.share.active
+    case.share.tick()
+    case.share.moves = 2
+    answers = [client.ask() for client in clients]
+    assert [True, True, False, False] == [b"Connection: close" in answer for answer in answers]
+    assert 0 == case.share.moves
+    assert 4 == case.share.active
+
+
+def test_a_local_socket_has_no_peer(case: Case) -> None:
+    """Its clients are named so."""
+    ours, theirs = socket.socketpair()
+    ours.sendall(b"nonsense\r\n\r\n")
+    ours.close()
+    with gevent_socket.socket(fileno=theirs.detach()) as end:
+        Connection(case.server, end, "", "/run/astralog.sock").serve()
+    assert "a local socket" == case.rejections.added[0][0].peer

@@ -1,0 +1,80 @@
+"""What gunicorn is told, and the service would not do, stops the start with a line that says so."""
+
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+
+from astralog.server.fixed_settings import FIXED, LEAST, check_fixed_settings
+from astralog.server.worker import Worker
+from astralog.settings import InvalidSettings
+
+
+@pytest.fixture
+def cfg() -> Config:
+    """Return gunicorn's settings as the service has them."""
+    made = Config()
+    made.set("worker_class", Worker)
+    made.set("http_parser", "python")
+    return made
+
+
+#: Another value than the one that a setting may have.
+OTHERS: dict[str, Any] = {
+    "accesslog": "-",
+    "dirty_workers": 1,
+    "http2_cleartext": "upgrade",
+    "http_parser": "fast",
+    "http_protocols": "h2,h1",
+    "logconfig": "log.ini",
+    "logconfig_json": "log.json",
+    "max_requests": 1000,
+    "preload_app": True,
+    "protocol": "uwsgi",
+    "proxy_protocol": "v1",
+    "reuse_port": True,
+    "statsd_host": "localhost:8125",
+    "syslog": True,
+    "threads": 4,
+}
+
+
+def test_the_service_s_own_settings_are_taken(cfg: Config) -> None:
+    """And so are those that make no difference to what is promised."""
+    check_fixed_settings(cfg)
+    cfg.set("timeout", 60)
+    cfg.set("backlog", 100)
+    cfg.set("worker_connections", 1)
+    cfg.set("keepalive", 1)
+    check_fixed_settings(cfg)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_the_service_would_not_do_is_rejected(cfg: Config, name: str) -> None:
+    """Each setting is named, with the reason."""
+    cfg.set(name, OTHERS[name])
+    with pytest.raises(InvalidSettings) as error:
+        check_fixed_settings(cfg)
+    (problem,) = error.value.problems
+    value, reason = FIXED[name]
+    assert f"gunicorn's {name}: Must stay {value!r}: {reason}." == problem
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_what_would_serve_no_one_is_rejected(cfg: Config, name: str) -> None:
+    """Nothing is served without a moment to wait, or without a connection."""
+    cfg.set(name, LEAST[name] - 1)
+    with pytest.raises(InvalidSettings, match=f"gunicorn's {name}: Must be at least {LEAST[name]}"):
+        check_fixed_settings(cfg)
+
+
+def test_all_that_is_wrong_is_named_at_once(cfg: Config) -> None:
+    """Another worker would keep none of the promises."""
+    cfg.set("worker_class", "sync")
+    cfg.set("threads", 1)
+    cfg.set("max_requests", 7)
+    with pytest.raises(InvalidSettings) as error:
+        check_fixed_settings(cfg)
+    assert ["max_requests", "worker_class"] == [
+        problem.partition(": ")[0].removeprefix("gunicorn's ") for problem in error.value.problems
+    ]

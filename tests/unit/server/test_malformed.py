@@ -1,0 +1,53 @@
+import pytest
+from gunicorn.http import errors
+
+from astralog.server.malformed import describe
+from astralog.server.receiver import BareLineFeed, HeadTooLong
+
+SECRET = "s3cret-Token"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.InvalidHeader("CONTENT-LENGTH"), "the header Content-Length is malformed"),
+        (errors.InvalidHeader("HOST"), "the header Host is malformed, or stands there twice"),
+        (errors.InvalidHeader("X-OTHER"), "a header has no colon, or a value that none may have"),
+        (errors.InvalidHeaderName("X_Forwarded_For"), "the name of the header X_Forwarded_For is"),
+        (errors.InvalidHeaderName("Host "), "the name of the header Host is malformed"),
+        (errors.InvalidHeaderName("\xe9"), "InvalidHeaderName"),
+        (errors.LimitRequestHeaders("x"), "too many headers, or one is too long"),
+        (HeadTooLong(), "the head is longer than 16384 bytes"),
+        (BareLineFeed(), "a line ends in LF without a CR"),
+        (errors.LimitRequestLine(1, 2), "the request line is too long"),
+        (errors.InvalidHTTPVersion("HTTP/2"), "only HTTP/1.0 and HTTP/1.1"),
+        (errors.UnsupportedTransferCoding("gzip"), "the header Transfer-Encoding names"),
+        (errors.ForbiddenProxyRequest("h"), "ForbiddenProxyRequest"),
+    ],
+)
+def test_what_is_wrong_is_named(error: errors.ParseException, words: str) -> None:
+    """A client learns which header, or what else, it has to mend."""
+    sentence = describe(error)
+    assert sentence.startswith("The request is no valid HTTP: ")
+    assert words in sentence
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidHeader(f"Authorization {SECRET}"),
+        errors.InvalidHeader(SECRET),
+        errors.InvalidHeader(SECRET.upper()),
+        errors.InvalidHeaderName(f"Authorization {SECRET}"),
+        errors.InvalidRequestLine(SECRET),
+        errors.InvalidRequestMethod(SECRET),
+        errors.InvalidHTTPVersion(SECRET),
+        errors.ObsoleteFolding(SECRET),
+        errors.ExpectationFailed(SECRET),
+        errors.UnsupportedTransferCoding(SECRET),
+        errors.InvalidChunkSize(SECRET),
+    ],
+)
+def test_no_sentence_repeats_what_may_be_a_token(error: errors.ParseException) -> None:
+    """A line without a colon, a value, or what stands in the request line is not shown."""
+    assert SECRET.lower() not in describe(error).lower()

@@ -1,0 +1,233 @@
+"""Bodies are read, or discarded, to where the next request begins."""
+
+import contextlib
+import itertools
+import time
+from threading import Thread
+
+import gevent
+import pytest
+
+from astralog.errors import Rejection
+from astralog.server.connection_limits import DISCARD_BYTES
+from astralog.server.request_body import (
+    FRAMING_BYTES,
+    WHOLE_BODY_BYTES,
+    WHOLE_BODY_PIECES,
+    Body,
+)
+from tests.unit.server.conftest import Wire
+
+NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def head(*fields: str) -> bytes:
+    return "\r\n".join(["POST /a HTTP/1.1", "Host: x", *fields, "", ""]).encode()
+
+
+def framings(size: int) -> list[bytes]:
+    """Return requests with a body of `size` bytes, of known length and in chunks."""
+    data = b"x" * size
+    chunk = b"%x\r\n%b\r\n" % (size, data) if size else b""
+    return [
+        head(f"Content-Length: {size}") + data,
+        head("Transfer-Encoding: chunked") + chunk + b"0\r\nX-Trailer: 1\r\n\r\n",
+    ]
+
+
+class Sending:
+    """Send in the background, as much as the other end takes."""
+
+    def __init__(self, wire: Wire, data: bytes) -> None:
+        self._thread = Thread(target=self._send, args=(wire, data), daemon=True)
+        self._thread.start()
+
+    def _send(self, wire: Wire, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            wire.send(data)
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 9000, 200_000, WHOLE_BODY_BYTES + 1])
+@pytest.mark.parametrize("read", [0, 1, 4000])
+@pytest.mark.parametrize("framing", [0, 1])
+def test_a_discarded_body_ends_where_the_next_request_begins(
+    wire: Wire, size: int, read: int, framing: int
+) -> None:
+    """It makes no difference how much of it was read before."""
+    sending = Sending(wire, framings(size)[framing] + NEXT)
+    body = wire.next().body
+    assert size == 0 or not body.is_finished
+    body.read(read)
+    assert body.discard(size + 1)
+    assert body.is_finished
+    assert "/next" == wire.next().path
+    sending.join()
+
+
+@pytest.mark.parametrize("framing", [0, 1])
+def test_a_body_is_discarded_up_to_a_limit(wire: Wire, framing: int) -> None:
+    """A longer one is left there."""
+    Sending(wire, framings(500_000)[framing])
+    body = wire.next().body
+    assert not body.discard(100_000)
+    assert not body.is_finished
+
+
+@pytest.mark.parametrize("framing", [0, 1])
+def test_a_body_that_was_read_is_finished(wire: Wire, framing: int) -> None:
+    """Whoever has read to the end leaves nothing to discard."""
+    wire.send(framings(1000)[framing])
+    body = wire.next().body
+    assert b"x" * 1000 == body.read(1000)
+    assert b"" == body.read(1)
+    assert body.is_finished
+    assert body.discard(0)
+
+
+@pytest.mark.parametrize("framing", [0, 1])
+def test_a_body_that_ends_early_is_never_finished(wire: Wire, framing: int) -> None:
+    """What follows it is no request."""
+    wire.send(framings(1000)[framing][:-100])
+    body = wire.next().body
+    wire.client.close()
+    try:
+        assert not body.discard(2000)
+    except OSError:
+        assert framing == 1
+    assert not body.is_finished
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nabc", b"1\r\na\r\n0\r\nno trailer\r\n\r\n"])
+def test_invalid_chunks_are_an_error_for_good(wire: Wire, broken: bytes) -> None:
+    """After it, the body is given up, and no end is taken for its own."""
+    wire.send(head("Transfer-Encoding: chunked") + broken + b"\r\n0\r\n\r\n")
+    body = wire.next().body
+    with pytest.raises(OSError, match="invalid chunks"):
+        body.read(100)
+    assert body.is_given_up
+    assert not body.discard(100)
+
+
+def test_a_body_that_is_too_long_to_discard_is_given_up(wire: Wire) -> None:
+    """Its client is told at once that the connection ends."""
+    wire.send(head(f"Content-Length: {DISCARD_BYTES}"))
+    assert not wire.next().body.is_given_up
+    wire.receiver.take_buffered()
+    wire.send(head(f"Content-Length: {DISCARD_BYTES + 1}"))
+    request = wire.next()
+    assert request.body.is_given_up
+    assert request.should_close()
+
+
+@pytest.mark.parametrize("sizes", [[1] * 3, [1, 2, 3] * WHOLE_BODY_PIECES, [5000] * 20])
+def test_a_body_may_come_in_many_pieces(wire: Wire, sizes: list[int]) -> None:
+    """They are put together in order, however many they are, and nothing else is taken."""
+    data = bytes(place % 251 for place in range(sum(sizes)))
+    ends = list(itertools.accumulate(sizes))
+    pieces = [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    wire.send(head(f"Content-Length: {len(data)}"))
+    body = wire.next().body
+    body._receiver.sock = FewAtATime([*pieces, NEXT])
+    assert data == body.read(len(data))
+    assert body.is_finished
+
+
+class Endless:
+    """A socket that has more at once, however much is received from it."""
+
+    def __init__(self, piece: bytes) -> None:
+        self._piece = piece
+        self.received = 0
+
+    def recv(self, size: int) -> bytes:
+        """Return as much as is asked for."""
+        self.received += size
+        return self._piece * (size // len(self._piece)) or self._piece[:size]
+
+
+@pytest.mark.parametrize(
+    ("framing", "piece"),
+    [
+        (f"Content-Length: {1 << 40}", b"x" * 1024),
+        ("Transfer-Encoding: chunked", b"400\r\n" + b"x" * 1024 + b"\r\n"),
+    ],
+)
+@pytest.mark.parametrize("how", ["read", "discarded"])
+def test_a_body_that_is_there_already_makes_no_one_wait(
+    wire: Wire, framing: str, piece: bytes, how: str
+) -> None:
+    """However fast it comes, others have their turns while it is received."""
+    wire.send(head(framing))
+    body = wire.next().body
+    body._receiver.sock = Endless(piece)
+    gaps = [time.monotonic()]
+
+    def look() -> None:
+        while True:
+            gevent.sleep(0.001)
+            gaps.append(time.monotonic())
+
+    other = gevent.spawn(look)
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        if how == "read":
+            body.read(16 * 1024)
+        else:
+            body.discard(200 * 1024 * 1024)
+    other.kill()
+    assert len(gaps) > 3
+
+
+class FewAtATime:
+    """A socket from which pieces come one by one."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def recv(self, size: int) -> bytes:
+        """Return the next piece, which must not be more than was asked for."""
+        assert len(self._pieces[0]) <= size
+        return self._pieces.pop(0)
+
+
+# Chunks
+
+
+def read_all(body: Body, step: int = 16 * 1024) -> int:
+    size = 0
+    while data := body.read(step):
+        size += len(data)
+    return size
+
+
+@pytest.mark.parametrize(
+    "chunk", [b"1\r\nx\r\n", b"1;" + b"e" * 4000 + b"\r\nx\r\n", b"0000001\r\nx\r\n"]
+)
+def test_chunks_of_more_framing_than_data_are_rejected(wire: Wire, chunk: bytes) -> None:
+    """What sizes and extensions take is bounded, and the body is given up beyond it."""
+    Sending(wire, head("Transfer-Encoding: chunked") + chunk * (8 * FRAMING_BYTES // len(chunk)))
+    body = wire.next().body
+    with pytest.raises(Rejection, match="framing"):
+        read_all(body)
+    assert body.is_given_up
+    assert not body.discard(DISCARD_BYTES)
+
+
+@pytest.mark.parametrize("size", [60, 3000, 300_000])
+def test_chunks_of_more_data_than_framing_are_taken(wire: Wire, size: int) -> None:
+    """A body in chunks of a short line each may be as long as any."""
+    count = 6_000_000 // size
+    chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
+    sending = Sending(wire, head("Transfer-Encoding: chunked") + chunk * count + b"0\r\n\r\n")
+    assert size * count == read_all(wire.next().body)
+    sending.join()
+
+
+def test_few_chunks_may_have_long_extensions(wire: Wire) -> None:
+    """An extension is ignored, as RFC 9112 has it."""
+    chunk = b'2;name="value";other\r\nab\r\n'
+    wire.send(head("Transfer-Encoding: chunked") + chunk * 3 + b"0\r\n\r\n")
+    assert b"ababab" == wire.next().body.read(100)

@@ -1,0 +1,175 @@
+"""Responses go out in few sends, each within its time, and what waits is accounted for."""
+
+import socket
+from collections.abc import Iterator
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket as gevent_socket
+from gunicorn.config import Config
+
+from astralog.deadlines import Deadlines
+from astralog.server.connection_limits import ConnectionEnded, ConnectionLimits
+from astralog.server.response import SMALL_BYTES, Response, send
+
+LIMITS_BYTES = 10_000_000
+
+
+@pytest.fixture
+def limits() -> ConnectionLimits:
+    """Return limits under which a client has a moment to take what is sent."""
+    made = ConnectionLimits(10, lambda: 5, LIMITS_BYTES)
+    made.writes = Deadlines(lambda: 0.3, ConnectionEnded)
+    return made
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Any, socket.socket]]:
+    """Return the server's end of a connection, which lets others run, and the client's."""
+    server, client = gevent_socket.socketpair()
+    with server, socket.socket(fileno=client.detach()) as plain_client:
+        plain_client.settimeout(5)
+        yield server, plain_client
+
+
+class Recorder:
+    """A socket that takes everything at once."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def send(self, data: bytes) -> int:
+        """Take data that goes out in one send."""
+        self.sent.append(bytes(data))
+        return len(data)
+
+    def sendall(self, data: bytes) -> None:
+        """Take data that goes out in as many sends as it needs."""
+        self.sent.append(bytes(data))
+
+
+def read_all(client: socket.socket, into: list[bytes]) -> Thread:
+    """Read to the end in the background."""
+
+    def read() -> None:
+        while data := client.recv(65536):
+            into.append(data)
+
+    thread = Thread(target=read)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL_BYTES, SMALL_BYTES + 1, 3_000_000])
+def test_all_of_it_is_sent(
+    ends: tuple[Any, socket.socket], limits: ConnectionLimits, size: int
+) -> None:
+    """Whatever the size, and nothing is held of it afterwards."""
+    server, client = ends
+    data = bytes(place % 251 for place in range(1000)) * (size // 1000 + 1)
+    received: list[bytes] = []
+    reader = read_all(client, received)
+    send(server, data[:size], limits)
+    server.close()
+    reader.join()
+    assert data[:size] == b"".join(received)
+    assert limits._held_bytes == 0
+
+
+@pytest.mark.parametrize("size", [SMALL_BYTES, 3_000_000])
+def test_a_client_that_takes_nothing_is_let_go(
+    ends: tuple[Any, socket.socket], limits: ConnectionLimits, size: int
+) -> None:
+    """Once the buffers are full, it has so much time, and nothing is held of it afterwards."""
+    server, _ = ends
+
+    def send_on() -> None:
+        while True:
+            send(server, bytes(size), limits)
+
+    with pytest.raises(ConnectionEnded):
+        send_on()
+    assert limits._held_bytes == 0
+
+
+def test_a_client_that_takes_too_little_is_let_go(
+    ends: tuple[Any, socket.socket], limits: ConnectionLimits
+) -> None:
+    """A byte now and then does not prolong the time."""
+    server, client = ends
+    client.setblocking(False)
+
+    def take_bytes() -> None:
+        while True:
+            gevent.sleep(0.02)
+            client.recv(1)
+
+    taker = gevent.spawn(take_bytes)
+    with pytest.raises(ConnectionEnded):
+        send(server, bytes(3_000_000), limits)
+    taker.kill()
+
+
+def test_what_waits_to_be_taken_is_held(
+    ends: tuple[Any, socket.socket], limits: ConnectionLimits
+) -> None:
+    """A large response counts while it is sent."""
+    server, _ = ends
+    sender = gevent.spawn(send, server, bytes(3_000_000), limits)
+    gevent.sleep(0.05)
+    assert limits._held_bytes == 3_000_000
+    sender.kill()
+    assert limits._held_bytes == 0
+
+
+def respond(
+    limits: ConnectionLimits,
+    *items: bytes,
+    method: str = "GET",
+    status: str = "200 OK",
+    **fields: str,
+) -> list[bytes]:
+    """Return what is sent, send by send, for a response of an application."""
+    request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
+    sock = Recorder()
+    response = Response(request, sock, Config(), limits)
+    response.start_response(
+        status, [(name.replace("_", "-"), text) for name, text in fields.items()]
+    )
+    for item in items:
+        response.write(item)
+    response.close()
+    return sock.sent
+
+
+def test_head_and_body_go_out_in_one_send(limits: ConnectionLimits) -> None:
+    """Two sends would cost a system call more."""
+    (sent,) = respond(limits, b"{}", Content_Length="2", Content_Type="application/json")
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert b"{}" == body
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nDate: ")
+    assert head.endswith(b"keep-alive\r\nContent-Length: 2\r\nContent-Type: application/json")
+
+
+def test_a_large_body_is_not_copied_behind_its_head(limits: ConnectionLimits) -> None:
+    """Each connection would hold a copy of what all could share."""
+    head, *pieces = respond(limits, bytes(200_000), Content_Length="200000")
+    assert head.endswith(b"\r\n\r\n")
+    assert bytes(200_000) == b"".join(pieces)
+
+
+def test_a_response_without_a_body_has_a_head(limits: ConnectionLimits) -> None:
+    """Neither HEAD nor 304 has one, whatever the application says."""
+    for method, status in (("HEAD", "200 OK"), ("GET", "304 NOT MODIFIED")):
+        (sent,) = respond(limits, method=method, status=status, Content_Length="100")
+        assert sent.endswith(b"Content-Length: 100\r\n\r\n")
+
+
+def test_a_body_of_unknown_length_is_chunked(limits: ConnectionLimits) -> None:
+    """Each item is a chunk, and the last one is empty."""
+    head, last, end = respond(limits, b"x" * 17, b"", b"y")
+    assert head.endswith(b"Transfer-Encoding: chunked\r\n\r\n11\r\n" + b"x" * 17 + b"\r\n")
+    assert (b"1\r\ny\r\n", b"0\r\n\r\n") == (last, end)

@@ -1,0 +1,191 @@
+"""A worker accepts connections within its limits, and ends in time."""
+
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+from flask import Flask
+from gevent import socket as gevent_socket
+from gunicorn.config import Config
+
+from astralog.server.balance import LOOK_SECONDS, Balance
+from astralog.server.worker import ACCEPT_RETRY_SECONDS, SPARE_FILES, Worker
+from astralog.settings import Settings
+
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Serving:
+    """A worker that serves in this process."""
+
+    def __init__(self, app: Flask, tmp_path: Path) -> None:
+        self.listener = gevent_socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(100)
+        self.address = self.listener.getsockname()
+        self.balance = Balance()
+        cfg = Config()
+        for name, value in (
+            ("keepalive", 5),
+            ("graceful_timeout", 1),
+            ("worker_tmp_dir", str(tmp_path)),
+        ):
+            cfg.set(name, value)
+        master = SimpleNamespace(balance=self.balance)
+        self.worker = Worker(1, 0, [self.listener], master, 30, cfg, logging.getLogger("test"))
+        self.worker.wsgi = app
+        self.worker.notify = lambda: None
+        self._clients = ExitStack()
+        self.greenlet: Any = None
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self.greenlet = gevent.spawn(self.worker.run)
+        gevent.sleep(0)
+
+    def connect(self) -> Any:
+        """Return a connection."""
+        return self._clients.enter_context(gevent_socket.create_connection(self.address, 5))
+
+    def ask(self) -> bytes:
+        """Return the answer to a request on a connection of its own."""
+        client = self.connect()
+        client.sendall(GET)
+        return bytes(client.recv(65536))
+
+    def stop(self) -> float:
+        """Stop the worker, and return how long that took."""
+        start = time.monotonic()
+        self.worker.alive = False
+        self.greenlet.join(10)
+        assert self.greenlet.successful()
+        return time.monotonic() - start
+
+    def close(self) -> None:
+        """End what is left."""
+        self._clients.close()
+        if self.greenlet:
+            self.worker.alive = False
+            self.greenlet.join(10)
+        self.listener.close()
+        self.worker.tmp.close()
+
+
+@pytest.fixture
+def serving(
+    make_app: Callable[[Settings], Flask], settings: Settings, tmp_path: Path
+) -> Iterator[Serving]:
+    """Return a worker that does not serve yet."""
+    made = Serving(make_app(settings), tmp_path)
+    yield made
+    made.close()
+
+
+def is_closed(client: Any) -> bool:
+    client.settimeout(0.01)
+    try:
+        return not client.recv(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
+    """Idle connections do not keep it, and no new ones are accepted."""
+    serving.start()
+    idle = [serving.connect() for _ in range(5)]
+    assert serving.ask().startswith(b"HTTP/1.1 200 ")
+    assert serving.stop() < 5
+    assert all(is_closed(client) for client in idle)
+    with pytest.raises(ConnectionRefusedError):
+        serving.connect()
+
+
+def test_a_stop_waits_for_a_request_but_not_for_ever(serving: Serving) -> None:
+    """An application that does not answer is left behind."""
+    serving.worker.wsgi.view_functions["health.health"] = lambda: gevent.sleep(60)
+    serving.start()
+    client = serving.connect()
+    client.sendall(GET)
+    gevent.sleep(0.05)
+    assert 1 <= serving.stop() < 5
+    assert is_closed(client)
+
+
+def test_a_full_worker_ends_the_oldest_connection_for_a_new_one(serving: Serving) -> None:
+    """Whoever comes is served."""
+    serving.worker.worker_connections = 5
+    serving.start()
+    idle = [serving.connect() for _ in range(5)]
+    gevent.sleep(0.05)
+    assert serving.ask().startswith(b"HTTP/1.1 200 ")
+    assert [True, False, False, False, False] == [is_closed(client) for client in idle]
+
+
+def test_open_files_are_left_for_everything_else(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections take no more than the system allows, less what the segments need."""
+    for allowed, expected in ((1024, 1024 - SPARE_FILES), (10, 1), (1_000_000, 1000)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, allowed=allowed: (allowed, allowed))
+        assert expected == serving.worker._max_connections()
+
+
+class Listener:
+    """A listening socket that has nothing to accept, or fails to."""
+
+    def __init__(self, error: OSError) -> None:
+        self._error = error
+        self.accepts = 0
+
+    def accept(self) -> Any:
+        """Fail."""
+        self.accepts += 1
+        raise self._error
+
+
+def test_accepting_goes_on_after_an_error(serving: Serving) -> None:
+    """Too many open files end the oldest connection; what another worker took is no error."""
+    serving.start()
+    idle = [serving.connect() for _ in range(2)]
+    gevent.sleep(0.05)
+    assert serving.worker._accept(Listener(BlockingIOError())) == 0
+    gevent.sleep(0.05)
+    assert not any(is_closed(client) for client in idle)
+    assert serving.worker._accept(Listener(OSError(24, "too many"))) == ACCEPT_RETRY_SECONDS
+    gevent.sleep(0.05)
+    assert [True, False] == [is_closed(client) for client in idle]
+
+
+def test_a_connection_is_left_to_a_worker_with_less_load(serving: Serving) -> None:
+    """It is not accepted, and looked at again after a moment."""
+    serving.start()
+    serving.connect()
+    gevent.sleep(0.05)
+    listener = Listener(BlockingIOError())
+    other = serving.balance.join()
+    assert serving.worker._accept(listener) == LOOK_SECONDS
+    assert listener.accepts == 0
+    serving.balance.leave(other)
+    assert serving.worker._accept(listener) == 0
+    assert listener.accepts == 1
+
+
+def test_connections_are_counted_while_they_last(serving: Serving) -> None:
+    """For the other workers and for the limits."""
+    serving.start()
+    clients = [serving.connect() for _ in range(3)]
+    gevent.sleep(0.05)
+    assert 3 == serving.worker._server.limits._count == len(serving.worker._connections)
+    for client in clients:
+        client.close()
+    gevent.sleep(0.05)
+    assert 0 == serving.worker._server.limits._count == len(serving.worker._connections)

@@ -1,0 +1,133 @@
+import time
+from collections.abc import Callable
+
+import gevent
+import pytest
+
+from astralog.errors import Rejection
+from astralog.store.batch_queue import Batch, BatchQueue, QueuedBatch, State
+from astralog.store.memory_budget import MemoryBudget, MemoryReservation
+
+LINES = b'{"m":"a"}\n'
+TIMEOUT_SECONDS = 10.0
+
+
+class Waiting:
+    """A queue, and a client that waits in it for a batch."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[int, int, bool]] = []
+        self.budget = MemoryBudget(1_000_000)
+        messages = {"stopping": "Stopping.", "storage_failed": "Failed."}
+        self.queue = BatchQueue(self.budget, self._count, messages, TIMEOUT_SECONDS)
+        self.client = gevent.spawn(self._wait)
+        gevent.sleep(0)
+
+    def _count(self, size: int, logs: int, is_late: bool) -> None:
+        self.counted.append((size, logs, is_late))
+
+    def _wait(self) -> str | None:
+        try:
+            self.queue.wait_for(Batch(LINES, 1), MemoryReservation(self.budget))
+        except Rejection as rejection:
+            return rejection.message
+        return None
+
+    def take(self) -> list[QueuedBatch]:
+        group: list[QueuedBatch] = []
+        assert not self.queue.take_group(group, 0.01)
+        return group
+
+    def answer(self) -> str | None:
+        """Return what the client is told."""
+        told: str | None = self.client.get(timeout=TIMEOUT_SECONDS)
+        return told
+
+
+@pytest.fixture
+def waiting() -> Waiting:
+    return Waiting()
+
+
+@pytest.fixture
+def time_out(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what ends the waits that are over a minute from now."""
+    now = time.monotonic()
+
+    def time_out_later() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "monotonic", lambda: now + 60)
+            waiting.queue.time_out()
+
+    return time_out_later
+
+
+def test_a_batch_is_queued_taken_and_finished(waiting: Waiting) -> None:
+    """It holds its memory until it is stored, and is counted once."""
+    reserved = waiting.budget.reserved
+    (batch,) = waiting.take()
+    assert (State.TAKEN, LINES) == (batch.state, batch.lines)
+    assert reserved == waiting.budget.reserved
+    waiting.queue.finish([batch], None)
+    assert (State.FINISHED, b"") == (batch.state, batch.lines)
+    assert 0 == waiting.budget.reserved
+    assert waiting.answer() is None
+    assert [(len(LINES), 1, False)] == waiting.counted
+
+
+def test_a_batch_that_is_rejected_is_not_counted(waiting: Waiting) -> None:
+    """Its client is told why."""
+    waiting.queue.finish(waiting.take(), "storage_failed")
+    assert "Failed." == waiting.answer()
+    assert [] == waiting.counted
+    assert 0 == waiting.budget.reserved
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_batch_whose_client_left_before_it_was_taken_is_finished(
+    waiting: Waiting, time_out: Callable[[], None], is_told: bool
+) -> None:
+    """No drain takes it, and it holds nothing."""
+    time_out() if is_told else waiting.client.kill()
+    assert 0 == waiting.budget.reserved
+    assert [] == waiting.take()
+    waiting.queue.reject_rest("stopping")
+    assert 0 == waiting.budget.reserved
+    if is_told:
+        assert str(waiting.answer()).endswith("the batch was not stored.")
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_batch_whose_client_left_after_it_was_taken_is_late(
+    waiting: Waiting, time_out: Callable[[], None], is_told: bool
+) -> None:
+    """It holds its memory until it is stored, and is counted as late."""
+    group = waiting.take()
+    time_out() if is_told else waiting.client.kill()
+    assert [State.LATE] == [batch.state for batch in group]
+    assert 0 < waiting.budget.reserved
+    waiting.queue.finish(group, None)
+    assert [State.FINISHED] == [batch.state for batch in group]
+    assert 0 == waiting.budget.reserved
+    assert [(len(LINES), 1, True)] == waiting.counted
+    if is_told:
+        assert str(waiting.answer()).endswith("the batch may still be stored.")
+
+
+def test_what_no_drain_takes_is_rejected_at_the_end(waiting: Waiting) -> None:
+    """The sentinels that end the drains are no batches."""
+    waiting.queue.end(2)
+    waiting.queue.reject_rest("stopping")
+    assert "Stopping." == waiting.answer()
+    assert 0 == waiting.budget.reserved
+
+
+def test_each_drain_ends_once(waiting: Waiting) -> None:
+    """What was queued before is taken first, and each end is seen by one drain."""
+    waiting.queue.end(2)
+    group: list[QueuedBatch] = []
+    assert waiting.queue.take_group(group, 0.01)
+    assert 1 == len(group)
+    assert waiting.queue.take_group(group, 0.01)
+    assert not waiting.queue.take_group(group, 0.01)
+    waiting.queue.finish(group, None)

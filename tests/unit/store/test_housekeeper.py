@@ -1,0 +1,373 @@
+import contextlib
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from astralog.settings import Settings
+from astralog.store import files, housekeeper
+from astralog.store.housekeeper import LOOK_SECONDS, STALE_SECONDS, DiskUsage, Housekeeper
+from tests.conftest import Disk, Fault
+
+BreakOs = Callable[..., Fault]
+Make = Callable[..., Housekeeper]
+
+LINE = b'{"message":"a"}\n'
+
+#: Steps after which a look that should have ended goes on for ever.
+MOST_STEPS = 10_000
+
+
+@pytest.fixture
+def make(settings: Settings) -> Iterator[Make]:
+    """Return what makes housekeepers of one directory; they are closed at the end."""
+    made: list[Housekeeper] = []
+
+    def make_one(**changes: object) -> Housekeeper:
+        made.append(Housekeeper(replace(settings, **changes)))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make_one
+    for one in made:
+        one.close()
+
+
+def look(one: Housekeeper) -> None:
+    """Let a housekeeper look at everything that is new, in as many steps as it takes."""
+    for _ in range(MOST_STEPS):
+        if one.step() >= LOOK_SECONDS:
+            return
+    raise AssertionError("the look does not end")
+
+
+def names(path: Path) -> list[str]:
+    return sorted(file.name for file in path.iterdir())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, or of a directory, as another process does."""
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+# --- One for all
+
+
+def test_one_of_many_looks_after_a_directory(make: Make, tmp_path: Path) -> None:
+    """The others wait, and one of them takes over when it ends."""
+    (tmp_path / "a.ndjson").write_bytes(LINE)
+    first, second = make(), make()
+    look(first)
+    look(second)
+    assert first.disk_usage is not None
+    assert second.disk_usage is None
+    first.close()
+    assert first.disk_usage is None
+    look(second)
+    assert second.disk_usage is not None
+    assert 1 == second.disk_usage.sealed_segments
+
+
+def test_the_one_that_is_killed_is_replaced(make: Make, tmp_path: Path) -> None:
+    """The kernel frees the lock of a process however it ends."""
+    program = """
+import sys
+from pathlib import Path
+from astralog.settings import Settings
+from astralog.store.housekeeper import Housekeeper
+one = Housekeeper(Settings(data_dir=Path(sys.argv[1]), tokens="x"))
+while one.disk_usage is None:
+    one.step()
+print("looks", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    pipe = subprocess.PIPE
+    second = make()
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert "looks\n" == process.stdout.readline()
+        look(second)
+        assert second.disk_usage is None
+        process.kill()
+    look(second)
+    assert second.disk_usage is not None
+
+
+def test_it_leaves_no_file_of_its_own(make: Make, tmp_path: Path) -> None:
+    """The directory holds segments only, and no descriptor stays behind."""
+    before = os.listdir("/proc/self/fd")
+    one = make()
+    look(one)
+    assert [] == names(tmp_path)
+    one.close()
+    assert len(before) == len(os.listdir("/proc/self/fd"))
+
+
+def test_it_makes_no_directory(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory that is missing is waited for, and looked after once it is there."""
+    path = tmp_path / "data"
+    one = make(data_dir=path)
+    for _ in range(3):
+        look(one)
+    assert [] == names(tmp_path)
+    assert 1 == len(caplog.messages)
+    assert "No such file or directory" in caplog.messages[0]
+    path.mkdir()
+    look(one)
+    assert one.disk_usage is not None
+
+
+def test_a_directory_that_was_replaced_is_looked_after(make: Make, tmp_path: Path) -> None:
+    """What was known of the one before is forgotten, and its segments are left alone."""
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "a.ndjson").write_bytes(LINE)
+    one = make(data_dir=path, retain_bytes=1)
+    look(one)
+    moved = path.rename(tmp_path / "moved")
+    (moved / "b.ndjson").write_bytes(LINE)
+    path.mkdir()
+    (path / "c.ndjson.open").write_bytes(LINE + LINE + b"torn")
+    look(one)
+    look(one)
+    assert ["b.ndjson"] == names(moved)
+    assert one.disk_usage is not None
+    assert (1, 2 * len(LINE)) == (one.disk_usage.sealed_segments, one.disk_usage.sealed_bytes)
+
+
+def test_a_read_only_disk_is_let_go_of(make: Make, tmp_path: Path, disk: Disk) -> None:
+    """Nobody could unmount it, to repair it, while its directory is held open."""
+    one = make()
+    look(one)
+    disk.flags = os.ST_RDONLY
+    look(one)
+    look(one)
+    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    assert str(tmp_path) not in held
+    assert one.disk_usage is None
+    disk.flags = 0
+    look(one)
+    assert one.disk_usage is not None
+
+
+def test_a_disk_that_fails_is_let_go_of(make: Make, tmp_path: Path) -> None:
+    """While it stands aside it holds nothing, and then looks after the directory again."""
+    (tmp_path / "a.ndjson").write_bytes(LINE)
+    before = os.listdir("/proc/self/fd")
+    one = make()
+    look(one)
+    assert LOOK_SECONDS == one.stand_aside()
+    assert len(before) == len(os.listdir("/proc/self/fd"))
+    assert one.disk_usage is None
+    look(one)
+    assert one.disk_usage is not None
+    assert 1 == one.disk_usage.sealed_segments
+
+
+# --- Recovery
+
+
+def test_what_a_dead_process_left_open_is_sealed_at_once(make: Make, tmp_path: Path) -> None:
+    """Orphans are sealed before the sizes of all segments are learned."""
+    for number in range(1000):
+        (tmp_path / f"1{number:03}.ndjson").touch()
+    for name in ("0.ndjson.open", "2.ndjson.open"):
+        (tmp_path / name).write_bytes(LINE + b"torn")
+    one = make()
+    while one.disk_usage is None:
+        one.step()
+        if not list(tmp_path.glob("*.open")):
+            break
+    assert one.disk_usage is None
+    for name in ("0.ndjson", "2.ndjson"):
+        assert LINE == (tmp_path / name).read_bytes()
+    look(one)
+    assert one.disk_usage is not None
+    assert (1002, 0) == (one.disk_usage.sealed_segments, one.disk_usage.open_segments)
+
+
+def test_what_a_process_leaves_open_later_is_sealed(make: Make, tmp_path: Path) -> None:
+    """A worker that dies is noticed without another start; what is held is left alone."""
+    one = make()
+    look(one)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.ndjson.open").write_bytes(LINE + b"torn")
+    with locked(tmp_path / "a.ndjson.open"):
+        look(one)
+        look(one)
+        assert ["a.ndjson.open", "b.ndjson"] == names(tmp_path)
+        assert one.disk_usage is not None
+        assert (1, len(LINE) + 4) == (one.disk_usage.open_segments, one.disk_usage.open_bytes)
+    look(one)
+    assert ["a.ndjson", "b.ndjson"] == names(tmp_path)
+
+
+def test_a_file_that_is_just_being_made_is_left_to_its_writer(make: Make, tmp_path: Path) -> None:
+    """What is new may not be locked yet; only what stays so is an orphan."""
+    one = make()
+    look(one)
+    (tmp_path / "a.ndjson.open").touch()
+    look(one)
+    assert ["a.ndjson.open"] == names(tmp_path)
+    look(one)
+    assert [] == names(tmp_path)
+
+
+def test_a_recovery_that_fails_is_tried_again(
+    make: Make, tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so once, the other segments are recovered, and this one when it can be."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.ndjson.open").write_bytes(LINE + b"torn")
+    truncate = os.ftruncate
+    cuts = break_os("ftruncate", errno.EIO)
+    one = make()
+    for _ in range(3):
+        look(one)
+    assert ["a.ndjson.open", "b.ndjson.open"] == names(tmp_path)
+    lines = [r.getMessage() for r in caplog.records if r.name == housekeeper.__name__]
+    failed = [f"cannot recover {name}.ndjson.open yet: Input/output error" for name in "ab"]
+    assert failed == lines
+    assert truncate is not os.ftruncate
+    cuts.times = 0
+    look(one)
+    assert ["a.ndjson", "b.ndjson"] == names(tmp_path)
+
+
+def test_a_disk_that_turned_read_only_is_let_go_of(
+    make: Make, tmp_path: Path, break_os: BreakOs
+) -> None:
+    """What cannot be recovered because of it shows that, where the disk itself does not."""
+    one = make()
+    look(one)
+    (tmp_path / "a.ndjson.open").write_bytes(LINE + b"torn")
+    look(one)
+    cuts = break_os("ftruncate", errno.EROFS)
+    look(one)
+    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    assert str(tmp_path) not in held
+    cuts.times = 0
+    look(one)
+    assert ["a.ndjson"] == names(tmp_path)
+
+
+# --- Retention
+
+
+def test_it_removes_what_is_not_to_be_kept(make: Make, tmp_path: Path) -> None:
+    """Sealed segments go as they come beyond the retention, open ones count and stay."""
+    one = make(retain_bytes=3 * len(LINE))
+    for name in ("a.ndjson", "b.ndjson", "c.ndjson", "0.ndjson.open"):
+        (tmp_path / name).write_bytes(LINE)
+    with locked(tmp_path / "0.ndjson.open"):
+        look(one)
+        assert ["0.ndjson.open", "b.ndjson", "c.ndjson"] == names(tmp_path)
+        (tmp_path / "d.ndjson").write_bytes(LINE)
+        look(one)
+        assert ["0.ndjson.open", "c.ndjson", "d.ndjson"] == names(tmp_path)
+        assert 2 == one.removed_segments
+
+
+def test_nothing_is_removed_before_all_is_known(make: Make, tmp_path: Path) -> None:
+    """The oldest segments go, though a directory lists them last."""
+    count = 3000
+    for number in range(count):
+        (tmp_path / f"{number:04}.ndjson").write_bytes(b"x")
+    one = make(retain_bytes=count - 10)
+    look(one)
+    assert [f"{number:04}.ndjson" for number in range(10, count)] == names(tmp_path)
+
+
+def test_only_the_one_that_looks_removes(make: Make, tmp_path: Path) -> None:
+    """Where another process has the lock, this one's settings remove nothing."""
+    (tmp_path / "a.ndjson").write_bytes(LINE)
+    one = make(retain_bytes=1)
+    with locked(tmp_path):
+        look(one)
+        assert ["a.ndjson"] == names(tmp_path)
+    look(one)
+    assert [] == names(tmp_path)
+
+
+def test_everything_is_kept_by_default(make: Make, tmp_path: Path) -> None:
+    """Without a retention nothing is ever removed, however old."""
+    for name in "abc":
+        (tmp_path / f"{name}.ndjson").write_bytes(LINE)
+        os.utime(tmp_path / f"{name}.ndjson", (0, 0))
+    one = make()
+    look(one)
+    look(one)
+    assert ["a.ndjson", "b.ndjson", "c.ndjson"] == names(tmp_path)
+
+
+# --- Numbers
+
+
+def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) -> None:
+    """Segments and bytes by state, and what the disk has."""
+    disk.free = 12345
+    (tmp_path / "a.ndjson").write_bytes(b"x" * 10)
+    (tmp_path / "b.ndjson").write_bytes(b"x" * 20)
+    (tmp_path / "token").write_bytes(b"x" * 40)
+    (tmp_path / "c.ndjson.open").write_bytes(b"x" * 5)
+    one = make()
+    with locked(tmp_path / "c.ndjson.open"):
+        look(one)
+    assert DiskUsage(1, 5, 2, 30, disk.total, 12345) == one.disk_usage
+
+
+def test_numbers_of_a_disk_that_hangs_are_not_shown(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is old because a step does not return is no number."""
+    one = make()
+    look(one)
+    assert one.disk_usage is not None
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + STALE_SECONDS + 1)
+    assert one.disk_usage is None
+    one.step()
+    assert one.disk_usage is not None
+
+
+def test_a_look_is_done_in_short_steps(make: Make, tmp_path: Path) -> None:
+    """Many segments take many steps, with pauses in which requests are served."""
+    for number in range(3000):
+        (tmp_path / f"{number:04}.ndjson").touch()
+    one = make()
+    steps = 0
+    while one.step() < LOOK_SECONDS:
+        steps += 1
+    assert steps > 3
+    assert one.disk_usage is not None
+
+
+def test_a_fault_of_the_disk_is_over_when_it_is(
+    make: Make, break_os: BreakOs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever fails in a look, the next one begins anew; the log says it once."""
+    looks = break_os("space", errno.EIO, module=files)
+    one = make()
+    for _ in range(3):
+        look(one)
+    assert one.disk_usage is None
+    assert 1 == len(caplog.messages)
+    assert "Input/output error" in caplog.messages[0]
+    looks.times = 0
+    look(one)
+    assert one.disk_usage is not None

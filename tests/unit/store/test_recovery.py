@@ -1,0 +1,169 @@
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from astralog.store import recovery
+from astralog.store.recovery import BLOCK_BYTES
+from tests.conftest import Fault
+
+NAME = "20261123T062500.123456Z-4711"
+LINE = b'{"message":"a"}\n'
+
+#: Hold the lock of the file named first until stdin ends.
+HOLD_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "rb") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another_process(path: Path) -> Iterator[None]:
+    """Let another process hold the file's lock."""
+    command = [sys.executable, "-S", "-c", HOLD_LOCK, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert "held\n" == process.stdout.readline()
+        yield
+
+
+def write_open(path: Path, content: bytes, name: str = NAME) -> Path:
+    file = path / f"{name}.ndjson.open"
+    file.write_bytes(content)
+    return file
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Return what lies in a directory."""
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (LINE, LINE),
+        (LINE * 3, LINE * 3),
+        (LINE + b'{"mess', LINE),
+        (LINE + b"x" * (3 * BLOCK_BYTES), LINE),
+        (LINE + b"\0" * 100, LINE),
+        (LINE + b"\0" * 100 + LINE, LINE),
+        (LINE * 2 + b'{"me\0\0\0' + LINE, LINE * 2),
+        (LINE + b"\0\n\0\n", LINE),
+        (b"x" * (BLOCK_BYTES - 1) + b"\n", b"x" * (BLOCK_BYTES - 1) + b"\n"),
+        (b"x" * BLOCK_BYTES + b"\n" + LINE, b"x" * BLOCK_BYTES + b"\n" + LINE),
+        (b"x" * BLOCK_BYTES + b"\n\0" + LINE, b"x" * BLOCK_BYTES + b"\n"),
+        (LINE + b"\0" * 2 * BLOCK_BYTES + LINE, LINE),
+    ],
+    ids=lambda content: f"{content[:20]!r}-{len(content)}",
+)
+def test_a_segment_of_a_dead_process_is_sealed_after_its_last_whole_line(
+    tmp_path: Path, content: bytes, kept: bytes
+) -> None:
+    """A torn tail and whatever follows a hole are cut; every line before stays."""
+    assert len(kept) == recovery.recover_file(write_open(tmp_path, content))
+    assert {f"{NAME}.ndjson": kept} == contents(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 10, b"\0\n" + LINE])
+def test_a_segment_without_a_whole_line_is_removed(tmp_path: Path, content: bytes) -> None:
+    """What is empty after the cut leaves no file."""
+    assert 0 == recovery.recover_file(write_open(tmp_path, content))
+    assert {} == contents(tmp_path)
+
+
+def test_a_segment_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    """Of two services in one directory, neither touches what the other holds."""
+    path = write_open(tmp_path, LINE + b"half a li")
+    with held_by_another_process(path):
+        with pytest.raises(BlockingIOError):
+            recovery.recover_file(path)
+        assert {path.name: LINE + b"half a li"} == contents(tmp_path)
+    recovery.recover_file(path)
+    assert {f"{NAME}.ndjson": LINE} == contents(tmp_path)
+
+
+def test_a_recovered_segment_is_held_while_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that start at once do not both cut a file."""
+    path = write_open(tmp_path, LINE + b"tail")
+    held: list[bool] = []
+    truncate = os.ftruncate
+
+    def watch(fd: int, size: int) -> None:
+        with path.open() as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(True)
+        truncate(fd, size)
+
+    monkeypatch.setattr(os, "ftruncate", watch)
+    recovery.recover_file(path)
+    assert [True] == held
+
+
+def test_a_segment_that_another_process_sealed_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is gone or renamed by the time it is locked is none of ours."""
+    path = write_open(tmp_path, LINE + b"tail")
+    flock = fcntl.flock
+
+    def flock_too_late(fd: int, operation: int) -> None:
+        path.rename(tmp_path / "moved")
+        flock(fd, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock_too_late)
+        with pytest.raises(FileNotFoundError):
+            recovery.recover_file(path)
+    assert {"moved": LINE + b"tail"} == contents(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        recovery.recover_file(path)
+    assert {"moved": LINE + b"tail"} == contents(tmp_path)
+
+
+def test_a_segment_that_was_replaced_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process makes of the same name belongs to that process."""
+    path = write_open(tmp_path, LINE + b"tail")
+    flock = fcntl.flock
+
+    def flock_too_late(fd: int, operation: int) -> None:
+        path.rename(tmp_path / "moved")
+        path.write_bytes(b"new")
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_too_late)
+    with pytest.raises(FileNotFoundError):
+        recovery.recover_file(path)
+    assert {"moved": LINE + b"tail", path.name: b"new"} == contents(tmp_path)
+
+
+def test_a_recovered_segment_is_synced_before_it_has_its_name(
+    tmp_path: Path, break_os: Callable[..., Fault]
+) -> None:
+    """A file whose sync fails is not sealed."""
+    path = write_open(tmp_path, LINE)
+    break_os("fsync", errno.EIO, times=1)
+    with pytest.raises(OSError, match="Input/output error"):
+        recovery.recover_file(path)
+    assert {path.name: LINE} == contents(tmp_path)
+
+
+def test_a_recovery_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says what was kept and what was cut."""
+    recovery.recover_file(write_open(tmp_path, LINE + b"torn"))
+    assert [f"recovered {NAME}.ndjson.open: kept {len(LINE)} bytes, cut 4"] == caplog.messages

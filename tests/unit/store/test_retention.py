@@ -1,0 +1,210 @@
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from astralog.settings import Settings
+from astralog.store import retention
+from astralog.store.retention import SETTLE_SECONDS, MayRemove, Retention
+from astralog.store.segment_index import SegmentIndex
+from tests.conftest import Disk, Fault
+
+
+class Directory:
+    """A directory of sealed segments, and what a retention removes of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sealed = SegmentIndex()
+
+    def add(self, name: str, size: int, age: float = 0, suffix: str = ".ndjson") -> None:
+        """Add a segment, or another form of one, of some bytes and seconds."""
+        file = self.path / f"{name}{suffix}"
+        file.write_bytes(b"x" * size)
+        seconds = time.time() - age
+        os.utime(file, (seconds, seconds))
+        self.sealed.add(name, size)
+
+    def retention(self, may_remove: MayRemove = lambda name: True, **values: float) -> Retention:
+        settings = Settings(data_dir=self.path, tokens="x", **values)  # type: ignore[arg-type]
+        return Retention(settings, may_remove)
+
+    def apply(self, retention: Retention, free: int = 1 << 40, open_bytes: int = 0) -> list[str]:
+        """Remove what is beyond the retention; return the files that stay."""
+        total = self.sealed.bytes + open_bytes
+        for _ in retention.remove_excess(self.sealed, total, free):
+            pass
+        return sorted(file.name for file in self.path.iterdir())
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Directory:
+    """Return a directory with three segments of 100, 200 and 300 bytes and seconds."""
+    made = Directory(tmp_path)
+    for name, size in (("a", 100), ("b", 200), ("c", 300)):
+        made.add(name, size, age=400 - size)
+    return made
+
+
+def names(letters: str) -> list[str]:
+    return [f"{letter}.ndjson" for letter in letters]
+
+
+@pytest.mark.parametrize(
+    ("total_bytes", "kept"),
+    [
+        (0, "abc"),
+        (600, "abc"),
+        (599, "bc"),
+        (500, "bc"),
+        (499, "c"),
+        (300, "c"),
+        (299, ""),
+        (1, ""),
+    ],
+)
+def test_the_oldest_segments_beyond_the_total_are_removed(
+    directory: Directory, total_bytes: int, kept: str
+) -> None:
+    """Only as many of the oldest sealed segments go as the total asks for; 0 keeps all."""
+    applied = directory.retention(retain_bytes=total_bytes)
+    assert names(kept) == directory.apply(applied)
+    assert len(kept) == len(directory.sealed)
+    assert 3 - len(kept) == applied.removed_segments
+
+
+def test_open_segments_count_towards_the_total(directory: Directory) -> None:
+    """What is being written takes the place of what is sealed."""
+    applied = directory.retention(retain_bytes=700)
+    assert names("abc") == directory.apply(applied, open_bytes=100)
+    assert names("bc") == directory.apply(applied, open_bytes=101)
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "kept"), [(0, "abc"), (350, "abc"), (250, "bc"), (150, "c"), (50, "")]
+)
+def test_segments_beyond_the_age_are_removed(
+    directory: Directory, age_seconds: float, kept: str
+) -> None:
+    """Sealed segments go at the age that is set; 0 keeps all."""
+    assert names(kept) == directory.apply(directory.retention(retain_seconds=age_seconds))
+
+
+@pytest.mark.parametrize(
+    ("free", "kept"), [(1000, "abc"), (999, "bc"), (900, "bc"), (899, "c"), (700, "c"), (0, "")]
+)
+def test_the_oldest_segments_make_room_on_the_disk(
+    directory: Directory, free: int, kept: str
+) -> None:
+    """As many go as the disk lacks of the bytes that are to stay free."""
+    assert names(kept) == directory.apply(directory.retention(retain_free_bytes=1000), free)
+
+
+def test_a_disk_that_shows_late_what_was_freed_is_waited_for(
+    directory: Directory, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where free bytes do not grow with a removal, not everything is removed for their sake."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    applied = directory.retention(retain_free_bytes=1000)
+    disk.free = 950
+    assert names("bc") == directory.apply(applied, disk.free)
+    assert names("bc") == directory.apply(applied, disk.free)
+    now += SETTLE_SECONDS
+    assert names("c") == directory.apply(applied, disk.free)
+
+
+def test_a_disk_that_shows_at_once_what_was_freed_is_not(
+    directory: Directory, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that fills its disk quickly makes room as quickly."""
+    unlink = os.unlink
+
+    def free_and_unlink(path: Path) -> None:
+        disk.free += path.stat().st_size if path.exists() else 0
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", free_and_unlink)
+    applied = directory.retention(retain_free_bytes=1000)
+    for kept in ("bc", "c"):
+        disk.free = 950
+        assert names(kept) == directory.apply(applied, disk.free)
+
+
+def test_a_segment_goes_with_all_its_forms(directory: Directory) -> None:
+    """One that is being compressed is one segment, removed as a whole."""
+    directory.add("a", 10, suffix=".ndjson.zst")
+    directory.add("b", 20, suffix=".ndjson.zst")
+    (directory.path / "b.ndjson").unlink()
+    applied = directory.retention(retain_bytes=1)
+    assert [] == directory.apply(applied)
+    assert 3 == applied.removed_segments
+
+
+@pytest.mark.parametrize("values", [{"retain_bytes": 1}, {"retain_seconds": 1}])
+def test_a_segment_that_may_not_go_keeps_all_later_ones(
+    directory: Directory, values: dict[str, float]
+) -> None:
+    """What is not delivered yet is spared, and no later logs go before it."""
+    undelivered = {"b", "c"}
+    applied = directory.retention(lambda name: name not in undelivered, **values)
+    assert names("bc") == directory.apply(applied)
+    undelivered.clear()
+    assert [] == directory.apply(applied)
+
+
+def test_other_files_are_neither_counted_nor_removed(directory: Directory) -> None:
+    """Retention knows segments only."""
+    (directory.path / "0-token").write_bytes(b"x" * 1000)
+    assert ["0-token", *names("abc")] == directory.apply(directory.retention(retain_bytes=600))
+
+
+def test_what_another_process_removed_meanwhile_is_passed_over(directory: Directory) -> None:
+    """A segment that is gone is forgotten, and not counted as removed."""
+    for applied in (
+        directory.retention(retain_bytes=599),
+        directory.retention(retain_seconds=250),
+    ):
+        (directory.path / "a.ndjson").unlink(missing_ok=True)
+        assert names("bc") == directory.apply(applied)
+        assert 0 == applied.removed_segments
+        assert "b" == directory.sealed.oldest()
+        directory.sealed.put("a", 100)
+
+
+def test_a_file_that_cannot_be_removed_keeps_all_later_ones(
+    directory: Directory, break_os: Callable[..., Fault], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No newer logs go while older ones stay; the log says so once."""
+    unlinks = break_os("unlink", errno.EROFS)
+    applied = directory.retention(retain_bytes=1)
+    for _ in range(3):
+        assert names("abc") == directory.apply(applied)
+    assert ["cannot remove a.ndjson: Read-only file system"] == caplog.messages
+    assert [0, 3] == [applied.removed_segments, len(directory.sealed)]
+    unlinks.times = 0
+    assert [] == directory.apply(applied)
+
+
+def test_what_was_removed_is_one_line_in_the_log(
+    directory: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says how much went, up to where, and why."""
+    caplog.set_level(logging.INFO)
+    applied = directory.retention(retain_bytes=500, retain_seconds=150)
+    directory.apply(applied)
+    directory.apply(applied)
+    expected = "removed segments up to b: 1 beyond the size, 1 beyond the age to keep"
+    assert [expected] == [r.getMessage() for r in caplog.records if r.name == retention.__name__]
+
+
+def test_a_removal_is_one_step_each(directory: Directory) -> None:
+    """Whoever drives it can pause between two segments."""
+    steps = directory.retention(retain_bytes=1).remove_excess(directory.sealed, 600, 0)
+    for kept in ("bc", "c", ""):
+        next(steps)
+        assert names(kept) == sorted(file.name for file in directory.path.iterdir())

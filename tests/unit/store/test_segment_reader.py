@@ -1,0 +1,152 @@
+"""Reading one segment: whole lines, forwards and backwards, under each of its names."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astralog.store import segment_reader
+from astralog.store.segment_reader import ReadBudget, SegmentReader, split_name
+from tests.support.tail import compress, make_segment
+
+SUFFIXES = [".ndjson.open", ".ndjson", ".ndjson.zst"]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few lines be many blocks."""
+    monkeypatch.setattr(segment_reader, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(segment_reader, "LAST_BLOCK_BYTES", 4)
+
+
+def forwards(reader: SegmentReader, begin: int = 0, end: int | None = None) -> list[bytes]:
+    return [line for _, line in reader.lines(begin, end, ReadBudget())]
+
+
+def backwards(reader: SegmentReader, end: int | None = None) -> list[bytes]:
+    return [line for _, line in reader.lines_backwards(end, ReadBudget())]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1-2.ndjson", ("1-2", ".ndjson")),
+        ("1-2.ndjson.open", ("1-2", ".ndjson.open")),
+        ("1-2.ndjson.zst", ("1-2", ".ndjson.zst")),
+        ("1-2.ndjson.zst.tmp", None),
+        ("1-2.ndjson.gz", None),
+        ("token", None),
+        ("1-2.open", None),
+    ],
+)
+def test_a_segment_is_known_by_its_suffix(name: str, expected: tuple[str, str] | None) -> None:
+    """Other files in the directory are no segments."""
+    assert expected == split_name(name)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_each_name_is_read(tmp_path: Path, suffix: str) -> None:
+    """The lines are the same, whether the file is open, sealed or compressed."""
+    make_segment(tmp_path, "a", b"one\n", b"\n", b"three\n", suffix=suffix)
+    reader = SegmentReader(tmp_path, "a")
+    assert [b"one", b"", b"three"] == forwards(reader)
+    assert [b"", b"three"] == forwards(reader, begin=4)
+    assert [b"one", b""] == forwards(reader, end=5)
+    assert [(4, b"one"), (5, b""), (11, b"three")] == list(reader.lines(0, None, ReadBudget()))
+    reader.close()
+
+
+def test_a_missing_segment_is_an_error(tmp_path: Path) -> None:
+    """Without any of the names there is nothing to read."""
+    with pytest.raises(FileNotFoundError, match="a"):
+        SegmentReader(tmp_path, "a")
+
+
+def test_a_segment_is_read_on_when_its_file_is_gone(tmp_path: Path) -> None:
+    """Sealing, compressing and removing do not disturb who has it open."""
+    path = make_segment(tmp_path, "a", b"one\n", suffix=".ndjson.open")
+    reader = SegmentReader(tmp_path, "a")
+    sealed = path.rename(tmp_path / "a.ndjson")
+    compress(sealed).unlink()
+    assert [b"one"] == forwards(reader)
+    assert [b"one"] == backwards(reader)
+    reader.close()
+
+
+@given(st.lists(st.sampled_from([b"\n", b"a", b"bcd", b"0123456789", b"\0"])), st.booleans())
+def test_backwards_is_forwards_reversed(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], ends: bool
+) -> None:
+    """Lines longer and shorter than a block, blank ones and half ones at the end; and offsets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_reader, "BLOCK_BYTES", 4)
+        patch.setattr(segment_reader, "LAST_BLOCK_BYTES", 2)
+        content = b"".join(pieces) + (b"\n" if ends else b"")
+        directory = tmp_path_factory.mktemp("segments")
+        make_segment(directory, "a", content)
+        reader = SegmentReader(directory, "a")
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = list(reader.lines(0, None, ReadBudget()))
+        assert whole == b"".join(line + b"\n" for _, line in lines)
+        assert lines == list(reader.lines_backwards(None, ReadBudget()))[::-1]
+        assert len(whole) == reader.end_of_lines()
+        for end in range(len(content) + 1):
+            until = list(reader.lines_backwards(end, ReadBudget()))[::-1]
+            assert [line for line in lines if line[0] <= end] == until
+            assert until == list(reader.lines(0, end, ReadBudget()))
+        reader.close()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_half_a_line_is_not_shown(tmp_path: Path) -> None:
+    """It is shown once it is whole, however long it is."""
+    path = make_segment(tmp_path, "a", b"one\n", b"t" * 50, suffix=".ndjson.open")
+    reader = SegmentReader(tmp_path, "a")
+    assert [b"one"] == forwards(reader) == backwards(reader)
+    with path.open("ab") as file:
+        file.write(b"o\n")
+    assert [b"one", b"t" * 50 + b"o"] == forwards(reader) == backwards(reader)[::-1]
+    reader.close()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_file_cut_back_while_it_is_read_ends_there(tmp_path: Path) -> None:
+    """Reading backwards goes on before the new end; no line is torn."""
+    path = make_segment(tmp_path, "a", *(b"line %d\n" % number for number in range(9)))
+    reader = SegmentReader(tmp_path, "a")
+    lines = reader.lines_backwards(None, ReadBudget())
+    assert (63, b"line 8") == next(lines)
+    os.truncate(path, 24)
+    rest = list(lines)
+    assert [(21, b"line 2"), (14, b"line 1"), (7, b"line 0")] == rest[-3:]
+    assert all(line == b"line %d" % (offset / 7 - 1) for offset, line in rest)
+    assert [b"line 0", b"line 1", b"line 2"] == forwards(reader)
+    reader.close()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.usefixtures("small_blocks")
+def test_a_budget_bounds_what_is_read(tmp_path: Path, suffix: str) -> None:
+    """Reading stops at the block that spends it, and backwards too; without one all is read."""
+    make_segment(tmp_path, "a", *(b"line %d\n" % number for number in range(9)), suffix=suffix)
+    reader = SegmentReader(tmp_path, "a")
+    budget = ReadBudget(20)
+    assert 3 == len(list(reader.lines(0, None, budget)))
+    assert budget.is_spent
+    assert 24 == budget.bytes_read
+    if suffix != ".ndjson.zst":
+        budget = ReadBudget(20)
+        assert 2 == len(list(reader.lines_backwards(None, budget)))
+        assert 20 <= budget.bytes_read <= 28
+    reader.close()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
+    """Else who reads piece by piece would never come past it."""
+    make_segment(tmp_path, "a", b"x" * 100 + b"\n", b"one\n")
+    reader = SegmentReader(tmp_path, "a")
+    assert [b"x" * 100] == [line for _, line in reader.lines(0, None, ReadBudget(1))][:1]
+    reader.close()

@@ -1,0 +1,198 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from astralog import tokens_file
+from astralog.settings import InvalidSettings
+from astralog.tokens_file import WatchedFile, check_distinct, digest_of, parse
+from tests.support.service import write_tokens
+
+
+def grants(content: bytes) -> dict[bytes, set[str] | None]:
+    """Return the projects of each of these tokens that a file knows, None for all."""
+    known = {token.digest: token.projects for token in parse(content, "file")}
+    shown = {b"one", b"two", b"three", b"fo#ur", b"#five", b"jalape\xc3\xb1o", b"\xff"}
+    found = {text: known[digest_of(text)] for text in shown if digest_of(text) in known}
+    assert len(found) == len(known), "there are tokens that nobody wrote"
+    return {
+        text: projects if projects is None else set(projects) for text, projects in found.items()
+    }
+
+
+def problems_of(content: bytes) -> list[str]:
+    with pytest.raises(InvalidSettings) as rejected:
+        check_distinct(parse(content, "file"))
+    return rejected.value.problems
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"one\n", {b"one": None}),
+        (b"one", {b"one": None}),
+        (b"one\r\ntwo\rthree\n", {b"one": None, b"two": None, b"three": None}),
+        (b"\n \t\n  one\ta  b\n", {b"one": {"a", "b"}}),
+        (b"one a # not b any more\n", {b"one": {"a"}}),
+        (b"one a #b\n", {b"one": {"a"}}),
+        (b"one a#b c#\n", {b"one": {"a#b", "c#"}}),
+        (b"one # all projects\ntwo a\t#b\n", {b"one": None, b"two": {"a"}}),
+        (b"# one\n #two\n\t# three a\nfo#ur #\n", {b"fo#ur": None}),
+        ("jalape\xf1o \xe4\n".encode(), {"jalape\xf1o".encode(): {"\xe4"}}),
+        (b"\xff\n", {b"\xff": None}),
+        (b"one a a\n", {b"one": {"a"}}),
+    ],
+)
+def test_a_line_is_a_token_and_its_projects(
+    content: bytes, expected: dict[bytes, set[str] | None]
+) -> None:
+    """`#` starts a comment anywhere outside a word; words are parted by spaces and tabs."""
+    assert expected == grants(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "problems"),
+    [
+        (b"", ["file: Holds no token."]),
+        (b"# one\n", ["file: Holds no token."]),
+        (b"one a\ntwo\none b\n", ["file, line 3: The token of file, line 1 again."]),
+        (b"one\none\n", ["file, line 2: The token of file, line 1 again."]),
+        (b"\xef\xbb\xbfone\n", ["file: Begins with a byte order mark, which no token may."]),
+        (b"Bearer one\n", ["file, line 1: A token stands here without `Bearer`."]),
+        (b"one \xff\n", ["file, line 1: A project's name is not valid UTF-8."]),
+        (
+            b"o\x01e\nt\x00o\n",
+            [
+                "file, line 1: A token holds no spaces or control characters.",
+                "file, line 2: A token holds no spaces or control characters.",
+            ],
+        ),
+    ],
+)
+def test_what_is_faulty_or_ambiguous_is_told_line_by_line(
+    content: bytes, problems: list[str]
+) -> None:
+    """Every line that is wrong is named by its number, and no token is shown."""
+    assert problems == problems_of(content)
+
+
+def test_the_name_of_a_token_is_no_token() -> None:
+    """It is 8 hex digits, and different for different tokens."""
+    one, two = parse(b"one\ntwo\n", "file")
+    assert (8, 8) == (len(one.name), len(two.name))
+    assert one.name != two.name
+    assert int(one.name, 16) >= 0
+
+
+# --- A file that is being written
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a file that is not there yet."""
+    return tmp_path / "tokens"
+
+
+def age(path: Path, seconds: float) -> None:
+    """Have a file last changed so long ago."""
+    now = time.time()
+    os.utime(path, (now, now - seconds))
+
+
+def test_a_file_is_read_when_it_changes(path: Path) -> None:
+    """The same content is not read twice; what replaces the file is, if it is as long and old."""
+    file = WatchedFile(path, "file")
+    write_tokens(path, "one\n")
+    assert [b"one\n", None] == [file.read_changed(), file.read_changed()]
+    other = path.with_name("other")
+    write_tokens(other, "two\n")
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.replace(path)
+    assert [b"two\n", None] == [file.read_changed(), file.read_changed()]
+
+
+@pytest.mark.parametrize(
+    ("content", "rest"),
+    [
+        (b"one\n", tokens_file.REST_SECONDS),
+        (b"one\r", tokens_file.REST_SECONDS),
+        (b"one", tokens_file.UNFINISHED_REST_SECONDS),
+        (b"one org-a", tokens_file.UNFINISHED_REST_SECONDS),
+        (b"", tokens_file.UNFINISHED_REST_SECONDS),
+    ],
+)
+def test_a_file_is_read_once_it_is_at_rest(path: Path, content: bytes, rest: float) -> None:
+    """One that just changed may be half-written, above all where its last line has no end."""
+    file = WatchedFile(path, "file")
+    path.write_bytes(content)
+    age(path, -60)
+    assert file.read_changed() is None
+    age(path, rest)
+    assert content == file.read_changed()
+
+
+def test_a_half_written_line_grants_nothing(path: Path) -> None:
+    """Neither a token without its projects nor the first half of one is taken on the way."""
+    file = WatchedFile(path, "file")
+    whole = b"one org-a org-b\ntwo org-c\n"
+    for length in range(1, len(whole)):
+        path.write_bytes(whole[:length])
+        age(path, tokens_file.REST_SECONDS)
+        content = file.read_changed()
+        assert content in (None, b"one org-a org-b\n")
+    path.write_bytes(whole)
+    age(path, tokens_file.REST_SECONDS)
+    assert whole == file.read_changed()
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read may be half of each; the next look has the whole of it."""
+    write_tokens(path, "one\n")
+    file = WatchedFile(path, "file")
+    read = Path.read_bytes
+
+    def read_and_write(path: Path) -> bytes:
+        content = read(path)
+        write_tokens(path, "longer\n")
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_and_write)
+        assert file.read_changed() is None
+    assert b"longer\n" == file.read_changed()
+
+
+def test_a_file_of_the_future_is_read_after_a_rest(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another machine's clock is ahead, only what was seen here counts."""
+    monkeypatch.setattr(tokens_file, "REST_SECONDS", 0.2)
+    file = WatchedFile(path, "file")
+    path.write_bytes(b"one\n")
+    age(path, -3600)
+    assert file.read_changed() is None
+    time.sleep(0.2)
+    assert b"one\n" == file.read_changed()
+
+
+def test_who_needs_the_file_waits_until_it_is_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start does not go on with half of the tokens, and not for ever without them."""
+    monkeypatch.setattr(tokens_file, "REST_SECONDS", 0.2)
+    path.write_bytes(b"one\n")
+    assert b"one\n" == WatchedFile(path, "file").read_whole()
+    monkeypatch.setattr(tokens_file, "WHOLE_SECONDS", 0)
+    age(path, -3600)
+    with pytest.raises(InvalidSettings, match=r"file: Is still being written\."):
+        WatchedFile(path, "file").read_whole()
+
+
+def test_a_file_that_cannot_be_read_is_named(path: Path, tmp_path: Path) -> None:
+    """The line says which file, and why."""
+    for target, reason in ((path, "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(InvalidSettings, match=rf"file: {reason}\."):
+            WatchedFile(target, "file").read_whole()

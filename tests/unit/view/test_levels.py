@@ -1,0 +1,61 @@
+"""The order of levels, and what an unknown one counts as."""
+
+import json
+import re
+from itertools import pairwise
+
+import pytest
+
+from astralog.view.levels import RANKS, is_severe_enough, known_rank
+from tests.support.service import ROOT
+
+LNAV = json.loads((ROOT / "deploy" / "lnav" / "astralog.json").read_text())["astralog"]
+
+
+def test_levels_are_ordered_by_severity() -> None:
+    """Each usual name is less severe than the next, in any case."""
+    order = ["trace", "debug", "info", "notice", "warning", "error", "critical", "alert"]
+    assert [*order, "emergency"] == [names[0] for names in RANKS]
+    for lesser, worse in pairwise(names[0] for names in RANKS):
+        assert is_severe_enough(worse.upper(), lesser)
+        assert not is_severe_enough(lesser, worse.title())
+
+
+@pytest.mark.parametrize("names", RANKS, ids=lambda names: names[0])
+def test_other_names_of_a_level_are_the_same(names: tuple[str, ...]) -> None:
+    """`WARN` is as severe as `warning`, on both sides."""
+    for name in names:
+        assert is_severe_enough(f" {name.upper()} ", names[0])
+        assert is_severe_enough(names[0], name.title())
+        assert known_rank(names[0]) == known_rank(f"{name}3")
+
+
+def test_no_name_stands_for_two_levels() -> None:
+    names = [name for names in RANKS for name in names]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("level", ["audit", "17", "errors", "", "é"])
+def test_a_level_that_is_not_known_counts_as_info(level: str) -> None:
+    """It is shown with informational logs, and not among warnings."""
+    assert known_rank(level) is None
+    assert is_severe_enough(level, "info")
+    assert is_severe_enough(level, "debug")
+    assert not is_severe_enough(level, "notice")
+
+
+def test_a_least_level_that_is_not_known_means_it_alone() -> None:
+    """Levels of one's own can be asked for, in any case."""
+    assert is_severe_enough("Audit", " aUDIT")
+    assert not is_severe_enough("error", "audit")
+    assert not is_severe_enough("other", "audit")
+
+
+@pytest.mark.parametrize("names", RANKS, ids=lambda names: names[0])
+def test_lnav_knows_the_same_levels(names: tuple[str, ...]) -> None:
+    """Every name stands for exactly one of lnav's levels, in any case."""
+    levels = {
+        name: [level for level, pattern in LNAV["level"].items() if re.search(pattern, name)]
+        for name in (*names, names[0].upper())
+    }
+    assert all(len(found) == 1 for found in levels.values()), levels

@@ -1,0 +1,94 @@
+"""What a person sees of a log, and that no log can drive the terminal."""
+
+import re
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astralog.view.levels import RANKS
+from astralog.view.terminal import SHOWN_CHARACTERS, escape, format_line
+from tests.support.tail import make_line
+
+#: What turns the direction of writing.
+DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+CODES = re.compile(r"\x1b\[[0-9;]+m")
+
+
+def test_a_log_is_one_line() -> None:
+    """Time, level, project, service, message and metadata, the level padded."""
+    assert (
+        "2024-05-31T15:30:45Z info    org-xyz api-gateway User logged in "
+        '{"user_id":123,"ip":"1.1.1.1"}'
+    ) == format_line(make_line("User logged in"), colored=False)
+
+
+def test_what_a_log_lacks_takes_no_place() -> None:
+    """Neither an empty message nor missing metadata leaves a blank."""
+    line = make_line("", level="long-level").replace(b'"metadata"', b'"other"')
+    assert "2024-05-31T15:30:45Z long-level org-xyz api-gateway" == format_line(line, colored=False)
+
+
+def test_colors_are_added_and_nothing_else() -> None:
+    """Metadata is dim, and each color ends with its text."""
+    line = make_line("User logged in")
+    colored = format_line(line, colored=True)
+    assert format_line(line, colored=False) == CODES.sub("", colored)
+    assert colored.endswith('\x1b[2m{"user_id":123,"ip":"1.1.1.1"}\x1b[0m')
+    assert colored.count("\x1b[0m") * 2 == len(CODES.findall(colored))
+
+
+def test_worse_levels_stand_out() -> None:
+    """Warnings, errors and what is worse differ from each other and from the rest."""
+    codes = {names[0]: code_of(names[0]) for names in RANKS}
+    mild = {codes.pop(level) for level in ("trace", "debug", "info", "notice")}
+    assert codes.pop("alert") == codes.pop("emergency") == codes["critical"]
+    assert 3 == len(set(codes.values()) - mild)
+    assert code_of("WARN") == codes["warning"]
+    assert "" == code_of("audit")
+
+
+def code_of(level: str) -> str:
+    """Return the terminal's codes before a level."""
+    _, _, line = format_line(make_line("m", level=level), colored=True).partition("\x1b[0m ")
+    return line.partition(level)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J", r"\u001b[2J"),
+        ("a\nb\r\n\tc", r"a\nb\r\n\tc"),
+        ("\x9b5m\x7f\0", r"\u009b5m\u007f\u0000"),
+        ("\u202eevil\u2066\u2028", r"\u202eevil\u2066\u2028"),
+        ("日本 é 👩\u200d👧 \\n", "日本 é 👩\u200d👧 \\n"),
+    ],
+)
+def test_what_a_terminal_acts_on_is_escaped(text: str, shown: str) -> None:
+    """In every field; other writing is left as it is."""
+    assert shown == escape(text)
+    for field in ("message", "project_id", "service", "level", "timestamp"):
+        fields: dict[str, Any] = {"message": "m"} | {field: text}
+        assert shown in format_line(make_line(**fields), colored=False)
+
+
+@given(st.text(), st.booleans())
+def test_no_log_drives_the_terminal(text: str, colored: bool) -> None:
+    """Whatever a field holds, only our own colors are left of what a terminal acts on."""
+    text = text.encode(errors="replace").decode()
+    line = make_line(text, level=text, service=text, project_id=text, metadata={text: text})
+    shown = CODES.sub("", format_line(line, colored=colored))
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Zl", "Zp")]
+    assert not [c for c in shown if unicodedata.bidirectional(c) in DIRECTIONS]
+
+
+@pytest.mark.parametrize("line", [b"no log \x1b[2J", b'{"a":1}', b"\xff\xfe", b"\0" * 5000])
+def test_a_line_that_is_no_log_is_shown_as_it_is(line: bytes) -> None:
+    """Escaped all the same, and no longer than a line should be."""
+    shown = format_line(line, colored=True)
+    assert "\x1b" not in shown
+    assert shown
+    assert len(shown) <= SHOWN_CHARACTERS * len(r"\u0000")
