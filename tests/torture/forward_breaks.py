@@ -16,10 +16,10 @@ from tests.torture.bench import Bench
 NODES = 2
 
 #: Seconds that a client waits between two batches, so that what is stored can be checked.
-PACE_SECONDS = 0.02
+PACE_SECONDS = 0.04
 
-#: Little, so that most moments are in the midst of an insert.
-CHUNK_BYTES = 2000
+#: Little, so that many moments are in the midst of an insert.
+CHUNK_BYTES = 6000
 TIMEOUT_SECONDS = 2.0
 
 #: Seconds in which an insert must succeed again.
