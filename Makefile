@@ -31,6 +31,17 @@ run: install ## Start the service on http://localhost:8080
 tail: install ## Follow the logs as they come in; TAIL="--level error" for some of them
 	@$(BIN)/astralog tail -f $(TAIL)
 
+$(VENV)/.installed-clickhouse: $(VENV)/.installed requirements-clickhouse.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-clickhouse.lock
+	touch $@
+
+.PHONY: install-forward
+install-forward: $(VENV)/.installed-clickhouse ## Add to .venv what forward needs
+
+.PHONY: forward
+forward: install-forward ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
+	$(BIN)/astralog forward
+
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests
 	$(BIN)/pytest
@@ -72,7 +83,8 @@ check: $(VENV)/.installed-dev ## Lint, check the format, the types and that the 
 audit: ## Look the locked packages up among known vulnerabilities; needs the internet
 	python3 -m venv $(VENV)-audit
 	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit && \
-	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock \
+	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip \
+		--requirement requirements.lock --requirement requirements-clickhouse.lock \
 	|| { echo "make audit: something is vulnerable, or was SKIPPED, as without the internet; see above"; false; }
 
 .PHONY: token
@@ -94,6 +106,8 @@ lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
 	$(VENV)-lock/bin/pip install --quiet --disable-pip-version-check uv
 	echo 'setuptools >= 77' | $(COMPILE) --output-file requirements.lock setup.cfg -
 	$(COMPILE) --extra dev --constraints requirements.lock --output-file requirements-dev.lock setup.cfg
+	$(COMPILE) --extra clickhouse --constraints requirements-dev.lock \
+		--output-file requirements-clickhouse.lock setup.cfg
 	rm -rf $(VENV)-lock
 
 .PHONY: clean

@@ -9,6 +9,7 @@ from astralog import __version__
 
 #: Commands with options of their own, and where each is found.
 ELSEWHERE = {
+    "forward": "astralog.forward.command:forward",
     "tail": "astralog.view.tail_command:tail",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from environs import Env, EnvValidationError
 from marshmallow import ValidationError
@@ -82,6 +83,17 @@ def check_bind(address: str) -> None:
     is_host = re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[^:\s]+", host)
     if not (expand_bind(address).startswith("unix:/") or (is_host and is_port)):
         raise ValidationError("Not host:port or unix:/path.")
+
+
+def check_clickhouse_url(url: str) -> None:
+    """Reject what is no address, without a word of it: a password may stand in it."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_url = False
+    if url and not is_url:
+        raise ValidationError("Not a URL like https://user:password@host:8443/database.")
 
 
 def check_file(path: str) -> None:

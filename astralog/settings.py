@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from marshmallow.validate import OneOf, Range
+from marshmallow.validate import OneOf, Range, Regexp
 
 from astralog import environment
 
@@ -144,6 +145,41 @@ class Settings:
         "Free disk below which the oldest sealed segments are removed; 0 keeps all. "
         "Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for new ones.",
         0,
+    )
+    clickhouse_url: str = dataclasses.field(
+        default="",
+        repr=False,
+        metadata={
+            "help": "Where `astralog forward` delivers to, over HTTP: "
+            "`https://user:password@host:8443/database`; after `?`, options of clickhouse-connect "
+            "as `ca_cert=/path`.",
+            "validate": environment.check_clickhouse_url,
+            "shown": "(none)",
+        },
+    )
+    clickhouse_table: str = _setting(
+        "logs",
+        "Table of the logs; that of lines it cannot hold has the same name and `_unfit`.",
+        Regexp(r"[A-Za-z_][A-Za-z0-9_]*\Z", error="Not a name of letters, digits and `_`."),
+    )
+    clickhouse_timeout_seconds: float = _setting(
+        60.0,
+        "Time ClickHouse has to answer. After it, what was sent is looked for, and sent again.",
+        Range(min=1),
+    )
+    node: str = _setting(
+        socket.gethostname(),
+        "Name of this node in the table; no two data directories may share one.",
+        Regexp(r"[^\s/]{1,255}\Z", error="Not 1 to 255 characters without spaces and slashes."),
+        shown="the host's name",
+    )
+    forward_chunk_bytes: int = _setting(
+        16 * MIB,
+        "Lines that go to ClickHouse in one insert, in bytes; also what forward holds in memory.",
+        Range(min=1, max=256 * MIB),
+    )
+    forward_keep_seconds: float = _setting(
+        0.0, "Age at which delivered segments are removed; 0 keeps all.", Range(min=0)
     )
     log_level: str = _setting(
         "info",

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from bench import balance, measure, report, segments
+from bench import balance, forward, measure, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("options", "workers", "shares", "growth", "segments", "flood")
+SECTIONS = ("options", "workers", "shares", "growth", "segments", "flood", "forward")
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -69,6 +69,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.segments = segments.compare(Path(directory), executor, results.seconds)
         if "flood" in sections:
             results.flood = runner.flood()
+        if "forward" in sections:
+            results.forward = forward.measure_forward(runner, Path(directory))
 
 
 def _write(results: Results, directory: Path) -> None:

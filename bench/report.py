@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
 from bench.results import Cell, Results, marks
 
@@ -148,6 +149,25 @@ def _sections(results: Results) -> Iterator[str]:
             f"once, in {flood.seconds:.1f} s: {answers}; peak of a worker "
             f"{flood.peak_mib:.0f} MiB; {flood.workers_lost} workers died."
         )
+    if results.forward:
+        yield _forward(results.forward)
+
+
+def _forward(forward: Forward) -> str:
+    deliveries = "; ".join(
+        f"{d.form} segments, {d.engine}: {d.logs:,} logs, {d.logs_per_second:,.0f} logs/s, "
+        f"{d.cpu_us_per_log:.2f} µs of CPU a log, peak {d.peak_mib:.0f} MiB"
+        for d in forward.deliveries
+    )
+    return (
+        f"Forward: {deliveries}. Bytes for a log: {forward.disk_bytes_per_log:.0f} plain, "
+        f"{forward.compressed_bytes_per_log:.0f} compressed, {forward.table_bytes_per_log:.0f} in "
+        f"the table, of which {forward.index_bytes_per_log:.0f} index the words. With segments of "
+        f"{forward.segment_seconds:.0f} s and {forward.intake_logs_per_second:,.0f} logs/s of "
+        f"intake the lag was {forward.lag_seconds:.1f} s at worst; a log was found "
+        f"{min(forward.search_seconds):.1f} to {max(forward.search_seconds):.1f} s after its 200. "
+        f"CPU of intake beside an idle forward: {forward.beside_factor:.2f} times that without."
+    )
 
 
 def _marks(results: Results) -> Iterator[str]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import msgspec
 
+from bench.forward_results import Forward, forward_marks
 from bench.stored import Check
 
 #: Connections at which the marks are read, where the run has such cells.
@@ -130,12 +132,14 @@ class Results:
     growth: Growth | None = None
     segments: Segments | None = None
     flood: Flood | None = None
+    forward: Forward | None = None
 
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         cells += [self.options] if self.options else []
         checks = [cell.check for cell in cells]
+        checks += self.forward.checks if self.forward else []
         checks += [check for shares in self.shares for check in shares.checks]
         checks += [self.growth.check] if self.growth else []
         sides = self.segments.empty + self.segments.full if self.segments else []
@@ -212,3 +216,5 @@ def marks(results: Results) -> Iterator[Mark]:
         wrong = sum(flood.answers.values()) - served
         yield Mark(f"{name}: workers that died", flood.workers_lost, 0, True)
         yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)
+    if results.forward:
+        yield from starmap(Mark, forward_marks(results.forward))

@@ -5,9 +5,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,15 @@ class Runner:
             fifths_factor=fifths[-1] / fifths[0],
             check=check,
         )
+
+    def cpu_us_beside(
+        self, beside: Callable[[Service], AbstractContextManager[object]]
+    ) -> tuple[float, stored.Check]:
+        """Return the CPU for a log, in µs, with something else beside the service."""
+        with self.service() as service, beside(service):
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds])
+            check = check_disk(service, GROWTH_BATCH, outcome)
+        return _cpu_us(outcome.phases[-1], GROWTH_BATCH), check
 
     def flood(self) -> Flood:
         """Let many clients send the largest body at once, one request each."""

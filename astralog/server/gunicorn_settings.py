@@ -7,6 +7,7 @@ from astralog.server import application, first_start, heartbeat, inheritance, li
 from astralog.server.balance import Balance
 from astralog.server.fixed_settings import check_fixed_settings
 from astralog.server.worker import Worker
+from astralog.service_log import configure_logging
 from astralog.settings import InvalidSettings, Settings
 
 try:
@@ -40,7 +41,7 @@ forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
 
-lifecycle.configure_logging(_settings.log_level)
+configure_logging(_settings.log_level)
 lifecycle.raise_open_files_limit()
 heartbeat.keep_in_memory()
 

@@ -7,7 +7,6 @@ import resource
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -16,6 +15,7 @@ from gunicorn.glogging import Logger
 from astralog import environment
 from astralog.auth import TOKEN_FILE_NAME
 from astralog.server.worker import Worker
+from astralog.service_log import LOG_FORMAT, LOG_TIME_FORMAT
 from astralog.settings import InvalidSettings, Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry import slots
@@ -35,27 +35,12 @@ Address = str | tuple[Any, ...]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
-LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(message)s"
-LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-
 
 class ServerLogger(Logger):  # type: ignore[misc]
     """gunicorn's own log, in the service's format."""
 
     error_fmt = LOG_FORMAT
     datefmt = LOG_TIME_FORMAT
-
-
-def configure_logging(level: str) -> None:
-    """Send the service's own log to stderr, one line an event, times in UTC."""
-    formatter = logging.Formatter(LOG_FORMAT, LOG_TIME_FORMAT)
-    logging.Formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logger = logging.getLogger("astralog")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(level.upper())
 
 
 def exit_for(error: InvalidSettings) -> NoReturn:

@@ -12,6 +12,7 @@ from tests.torture import (
     attacks,
     crowd,
     disks,
+    forward,
     fuzz,
     heavy,
     hogs,
@@ -158,6 +159,13 @@ def test_broken_tls(tmp_path: Path) -> None:
         pytest.skip("NOT TESTED: broken TLS; openssl is not installed")
     kinds = ("plain HTTP", "garbage", "gone in the midst of a body")
     check(tmp_path, lambda bench: tls.torture(bench, 50, 0.2, kinds, until_dropped=False))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_forwarding(tmp_path: Path) -> None:
+    """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""
+    check(tmp_path, lambda bench: forward.torture(bench, 3, 1, 300, 1000))
 
 
 @pytest.mark.slow

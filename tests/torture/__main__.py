@@ -20,6 +20,7 @@ from tests.torture import (
     attacks,
     crowd,
     disks,
+    forward,
     fuzz,
     heavy,
     hogs,
@@ -83,6 +84,12 @@ def kinds(scale: float) -> list[Kind]:
         kind("tls", 0.2, "connections", 500),
         kind("hogs", 0.15, "connections", 4500, "readers", 20),
         kind("fuzz", 0.1, "inputs", times(200_000)),
+        kind(
+            "forward",
+            0.6,
+            *("kills", max(200, times(200)), "rounds", max(8, times(8))),
+            *("logs", times(5000), "segments", 100_000),
+        ),
     ]
 
 
@@ -103,6 +110,7 @@ MODULES: dict[str, Any] = {
     "hogs": hogs,
     "upgrades": upgrades,
     "fuzz": fuzz,
+    "forward": forward,
 }
 
 

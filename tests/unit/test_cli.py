@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from click.testing import CliRunner
 
@@ -25,3 +27,21 @@ def test_the_service_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 == CliRunner().invoke(cli.main, ["serve"]).exit_code
     assert 2 == CliRunner().invoke(cli.main, ["serve", "--bind", "x"]).exit_code
     assert [True] == started
+
+
+def test_forward_is_listed_without_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, the help is whole, and one line tells what to install."""
+    for name in [name for name in sys.modules if name.startswith("astralog.forward")]:
+        monkeypatch.delitem(sys.modules, name)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "clickhouse_connect", None)
+        shown = CliRunner().invoke(cli.main, ["--help"]).output
+        result = CliRunner().invoke(cli.main, ["forward"])
+    assert "forward  Deliver sealed segments to ClickHouse, each log once." in shown
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: Needs clickhouse-connect: install astralog[clickhouse].\n",
+    )
+    monkeypatch.setitem(sys.modules, "astralog.store.sealed", None)
+    exception = CliRunner().invoke(cli.main, ["forward"]).exception
+    assert isinstance(exception, ModuleNotFoundError)  # any other missing module is a defect

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         "min_free_bytes": 256 * mib,
         "retain_bytes": 0,
         "retain_seconds": 0.0,
+        "clickhouse_url": "",
+        "clickhouse_table": "logs",
+        "clickhouse_timeout_seconds": 60.0,
+        "node": socket.gethostname(),
+        "forward_chunk_bytes": 16 * mib,
+        "forward_keep_seconds": 0.0,
     }
     actual = dataclasses.asdict(Settings.from_environ())
     assert expected == {name: actual[name] for name in expected}
@@ -78,6 +85,14 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         ("min_free_bytes", "0", 0),
         ("retain_bytes", "1", 1),
         ("retain_seconds", "0.25", 0.25),
+        ("clickhouse_url", "http://localhost:8123", "http://localhost:8123"),
+        ("clickhouse_url", "https://a:b%40c@[::1]/db?x=y", "https://a:b%40c@[::1]/db?x=y"),
+        ("clickhouse_url", "", ""),
+        ("clickhouse_table", "_Logs2", "_Logs2"),
+        ("clickhouse_timeout_seconds", "1", 1.0),
+        ("node", "eu-1.example.com", "eu-1.example.com"),
+        ("forward_chunk_bytes", "1", 1),
+        ("forward_keep_seconds", "0.5", 0.5),
         ("log_level", "debug", "debug"),
     ],
 )
@@ -101,6 +116,23 @@ def test_a_variable_sets_its_setting(
         ("BIND", "127.0.0.1:8080\n"),
         ("BIND", "unix:"),
         ("BIND", ""),
+        ("CLICKHOUSE_URL", "localhost:8123"),
+        ("CLICKHOUSE_URL", "clickhouse://host"),
+        ("CLICKHOUSE_URL", "http://"),
+        ("CLICKHOUSE_URL", "http://host:port"),
+        ("CLICKHOUSE_URL", "http://[::1"),
+        ("CLICKHOUSE_TABLE", ""),
+        ("CLICKHOUSE_TABLE", "db.logs"),
+        ("CLICKHOUSE_TABLE", "logs; DROP TABLE x"),
+        ("CLICKHOUSE_TABLE", "logs\n"),
+        ("CLICKHOUSE_TIMEOUT_SECONDS", "0.5"),
+        ("NODE", ""),
+        ("NODE", "a b"),
+        ("NODE", "a/b"),
+        ("NODE", "x" * 256),
+        ("FORWARD_CHUNK_BYTES", "0"),
+        ("FORWARD_CHUNK_BYTES", "268435457"),
+        ("FORWARD_KEEP_SECONDS", "-1"),
         ("BIND", "unix:~nobody-has-this-name/x"),
         ("DATA_DIR", ""),
         ("DATA_DIR", "~nobody-has-this-name/logs"),
@@ -244,3 +276,12 @@ def test_every_setting_says_what_it_does() -> None:
     for field in dataclasses.fields(Settings):
         assert field.metadata["help"].endswith("."), field.name
         assert field.metadata["shown"], field.name
+
+
+def test_a_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong address is rejected without being repeated, and a right one is not shown."""
+    [problem] = problems_of(monkeypatch, ASTRALOG_CLICKHOUSE_URL="ftp://user:secret@host/")
+    assert problem.startswith("ASTRALOG_CLICKHOUSE_URL: Not a URL")
+    assert "secret" not in problem
+    monkeypatch.setenv("ASTRALOG_CLICKHOUSE_URL", "http://user:secret@host/")
+    assert "secret" not in repr(Settings.from_environ())

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from astralog.server import first_start, lifecycle
+from astralog.service_log import configure_logging
 from astralog.settings import InvalidSettings, Settings
 from tests.conftest import Fault
 from tests.support.decoding import encode_batch
@@ -193,7 +194,7 @@ def test_the_log_is_lines_in_utc_on_stderr(
     logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line has its time in UTC, its level and its process."""
-    lifecycle.configure_logging("info")
+    configure_logging("info")
     logging.getLogger("astralog.store.segment_writer").warning("hello %d", 5)
     logging.getLogger("astralog.store.segment_writer").debug("unheard")
     out, err = capsys.readouterr()
@@ -215,8 +216,8 @@ def test_the_log_begins_at_its_level(
     logger: logging.Logger, capsys: pytest.CaptureFixture[str], level: str, expected: list[str]
 ) -> None:
     """Less severe lines are left out; configuring twice doubles none."""
-    lifecycle.configure_logging("debug")
-    lifecycle.configure_logging(level)
+    configure_logging("debug")
+    configure_logging(level)
     for severity in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logger.log(severity, "x")
     assert expected == [text.split()[1] for text in capsys.readouterr().err.splitlines()]
@@ -229,7 +230,7 @@ def test_the_log_shows_no_local_time_in_another_zone(
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        lifecycle.configure_logging("info")
+        configure_logging("info")
         record = logging.LogRecord("astralog", logging.INFO, "", 0, "x", None, None)
         record.created = 0.0
         line = logger.handlers[0].format(record)

@@ -1,0 +1,1 @@
+"""Sealed segments into ClickHouse, each line once."""

@@ -1,0 +1,87 @@
+"""Deliver a chunk so that the tables hold each of its lines once, whatever happened before."""
+
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple, Protocol
+
+from astralog.forward.chunks import Chunk
+from astralog.forward.client import Unacceptable
+from astralog.forward.rows import Rows, Unfit, unfit_lines
+
+#: Inserts that fail for their data, of one chunk, until the rest of it counts as unfit: it bounds
+#: the search for the lines that a table of other columns cannot hold.
+SEARCH_INSERTS = 500
+
+
+class LogTables(Protocol):
+    """Where the lines go: `client.Tables`."""
+
+    def insert(self, chunk: Chunk, rows: Iterable[bytes]) -> None:
+        """Insert rows of a chunk, all or none."""
+
+    def insert_unfit(self, chunk: Chunk, lines: list[Unfit]) -> None:
+        """Insert lines into the second table, all or none."""
+
+    def held(self, chunk: Chunk) -> set[int]:
+        """Return those lines of a chunk that the tables hold."""
+
+
+class Delivered(NamedTuple):
+    """How many lines of a chunk are delivered, and how many of these to the second table."""
+
+    lines: int
+    unfit: int
+
+
+class Delivery:
+    """Delivers one chunk; a second call after an error goes on with what is missing."""
+
+    def __init__(self, tables: LogTables, node: str, chunk: Chunk, in_doubt: bool) -> None:
+        self.chunk = chunk
+        self._tables = tables
+        self._node = node
+        self._in_doubt = in_doubt
+        self._searched = 0
+
+    def deliver(self) -> Delivered:
+        """Return when the tables hold every line; raises Unavailable where they may not."""
+        in_doubt, self._in_doubt = self._in_doubt, True
+        return self._deliver(self.chunk, in_doubt)
+
+    def _deliver(self, chunk: Chunk, in_doubt: bool) -> Delivered:
+        held: Collection[int] = self._tables.held(chunk) if in_doubt else ()
+        if held and len(held) == chunk.lines:
+            return Delivered(chunk.lines, 0)
+        rows = Rows(chunk, self._node, held)
+        try:
+            self._insert(chunk, rows)
+        except Unacceptable as error:
+            return self._search(chunk, str(error))
+        if rows.unfit:
+            self._tables.insert_unfit(chunk, rows.unfit)
+        return Delivered(rows.lines, len(rows.unfit))
+
+    def _insert(self, chunk: Chunk, rows: Rows) -> None:
+        pieces: Iterator[bytes] = iter(rows)
+        first = next(pieces, None)
+        if first is not None:
+            self._tables.insert(chunk, chain([first], pieces))
+
+    def _search(self, chunk: Chunk, error: str) -> Delivered:
+        """Deliver a chunk of which the table cannot hold some row: half by half.
+
+        What is left of a row that fails alone, or of too long a search, is unfit.
+        """
+        self._searched += 1
+        if chunk.lines == 1 or self._searched > SEARCH_INSERTS:
+            return self._give_up(chunk, error)
+        # That a table cannot hold a row may be said of one that is filled from this one.
+        first, second = (self._deliver(half, in_doubt=True) for half in chunk.halves())
+        return Delivered(first.lines + second.lines, first.unfit + second.unfit)
+
+    def _give_up(self, chunk: Chunk, error: str) -> Delivered:
+        held = self._tables.held(chunk)
+        lines = unfit_lines(chunk, held, error)
+        if lines:
+            self._tables.insert_unfit(chunk, lines)
+        return Delivered(chunk.lines, len(lines))

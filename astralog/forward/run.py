@@ -1,0 +1,79 @@
+"""`astralog forward`, from its settings to its exit status."""
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from astralog.forward.client import Tables
+from astralog.forward.forwarder import DirectoryReplaced, Forwarder
+from astralog.service_log import ERASE_LINE, configure_logging
+from astralog.settings import PREFIX, InvalidSettings, Settings
+from astralog.store.deliveries import FILE_MODE, LOCK_NAME
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run(once: bool) -> int:
+    """Deliver until a signal stops it, or `once` what is sealed now; return the exit status."""
+    try:
+        settings = Settings.from_environ()
+        if not settings.clickhouse_url:
+            raise InvalidSettings(
+                [f"{PREFIX}CLICKHOUSE_URL: Needed to forward; see docs/scaling.md."]
+            )
+    except InvalidSettings as error:
+        print("\n".join(error.problems), file=sys.stderr)
+        return 1
+    configure_logging(settings.log_level, ERASE_LINE if sys.stderr.isatty() else "")
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # its errors are told here
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        return _run_alone(settings, once)
+    except OSError as error:
+        log.error("%s: %s", settings.data_dir, error.strerror or error)
+    except DirectoryReplaced as error:
+        log.error("%s", error)
+    return 1
+
+
+def _stop(number: int, frame: object) -> None:
+    """End at once, wherever that is: what is under way is looked for at the next start."""
+    sys.exit(0)
+
+
+def _run_alone(settings: Settings, once: bool) -> int:
+    """Deliver, unless another process does so from the same directory; raises OSError."""
+    fd = _lock(settings.data_dir)
+    if fd is None:
+        log.error("%s: another forward delivers from there", settings.data_dir.absolute())
+        return 1
+    try:
+        tables = Tables(settings)
+        log.info("delivering from %s to %s", settings.data_dir.absolute(), tables.name)
+        forwarder = Forwarder(settings, tables, sys.stderr)
+        try:
+            if once:
+                return 0 if forwarder.run_once() else 1
+            forwarder.run()
+        finally:
+            forwarder.close()
+    finally:
+        os.close(fd)
+    return 0
+
+
+def _lock(directory: Path) -> int | None:
+    """Take the directory for this process; return what holds it, None where another has it."""
+    fd = os.open(directory / LOCK_NAME, os.O_CREAT | os.O_RDWR, FILE_MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd

@@ -1,0 +1,250 @@
+"""The runs of `astralog forward`: into an engine that discards all, and into a real one."""
+
+import http.client
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from operator import truediv
+from pathlib import Path
+
+from astralog.store.deliveries import read_status
+from bench import bodies, measure
+from bench.forward_results import Delivery, Forward
+from bench.runs import PEAK_EVERY_SECONDS, ROUNDS, Runner, progress
+from tests.support import clickhouse
+from tests.support.clickhouse import DISCARD, ClickHouse
+from tests.support.decoding import encode_batch
+from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+SEGMENT_LOGS = 500_000
+SEGMENTS = 4
+
+BATCH = 500
+KEEP_UP_LOGS_PER_SECOND = 100_000
+KEEP_UP_SECONDS = 40.0
+
+#: The recommended age at which segments are sealed for search.
+SEGMENT_SECONDS = 10.0
+SEARCHES = 10
+SEARCH_EVERY_SECONDS = 2.3  # so that logs come at any time of a segment
+
+DISCARD_FOR_EVER = 1_000_000
+
+
+def measure_forward(runner: Runner, directory: Path) -> Forward:
+    """Run everything, with the engines and files in `directory`."""
+    with ClickHouse(directory / "discarding") as discarding:
+        discarding.break_inserts(DISCARD, DISCARD_FOR_EVER)
+        forward = _deliveries(directory, discarding)
+        progress(f"forward: {KEEP_UP_LOGS_PER_SECOND:,} logs/s of intake")
+        forward.intake_logs_per_second, forward.lag_seconds = _keep_up(directory, discarding)
+        for count in range(1, ROUNDS + 1):
+            progress(f"forward: intake beside an idle one, round {count} of {ROUNDS}")
+            for side, is_beside in ((forward.alone_us, False), (forward.beside_us, True)):
+                beside = partial(_idle, discarding, is_beside=is_beside)
+                cpu_us, check = runner.cpu_us_beside(beside)
+                side.append(cpu_us)
+                forward.checks.append(check)
+    medians = map(statistics.median, (forward.beside_us, forward.alone_us))
+    forward.beside_factor = truediv(*medians)
+    with ClickHouse(directory / "searched") as engine:
+        progress(f"forward: {SEARCHES} searches, each for a new log")
+        forward.search_seconds = _search(directory, engine)
+    return forward
+
+
+def _deliveries(directory: Path, discarding: ClickHouse) -> Forward:
+    """Deliver the same logs in either form, and plain ones into a real table."""
+    plain, packed = directory / "plain-logs", directory / "packed-logs"
+    for path in (plain, packed):
+        path.mkdir()
+    plain_bytes = _write_segments(plain)
+    packed_bytes = _compress_segments(plain, packed)
+    discarded = "discarded"
+    deliveries = [
+        _deliver(directory, discarding, plain, discarded, "plain"),
+        _deliver(directory, discarding, packed, discarded, "zstd"),
+    ]
+    with ClickHouse(directory / "real") as engine:
+        deliveries.append(_deliver(directory, engine, plain, "chdb on the same cores", "plain"))
+        table_bytes, index_bytes = _table_bytes(engine)
+    logs = SEGMENTS * SEGMENT_LOGS
+    return Forward(
+        deliveries=deliveries,
+        disk_bytes_per_log=plain_bytes / SEGMENT_LOGS,
+        compressed_bytes_per_log=packed_bytes / SEGMENT_LOGS,
+        table_bytes_per_log=table_bytes / logs,
+        index_bytes_per_log=index_bytes / logs,
+        intake_logs_per_second=0.0,
+        lag_seconds=0.0,
+        segment_seconds=SEGMENT_SECONDS,
+        search_seconds=[],
+        alone_us=[],
+        beside_us=[],
+        beside_factor=0.0,
+        checks=[],
+    )
+
+
+def _segment_path(directory: Path, number: int, suffix: str) -> Path:
+    return directory / f"20261123T{number:06d}.000000Z-1{suffix}"
+
+
+def _write_segments(directory: Path) -> int:
+    """Write one segment under several names, and return its bytes."""
+    first = _segment_path(directory, 0, ".ndjson")
+    pool = bodies.templates(BATCH)
+    with first.open("wb") as file:
+        for number in range(SEGMENT_LOGS // BATCH):
+            file.write(encode_batch(pool[number % len(pool)].body(number)).lines)
+    for number in range(1, SEGMENTS):
+        os.link(first, _segment_path(directory, number, ".ndjson"))
+    return first.stat().st_size
+
+
+def _compress_segments(plain: Path, packed: Path) -> int:
+    content = _segment_path(plain, 0, ".ndjson").read_bytes()
+    first = _segment_path(packed, 0, ".ndjson.zst")
+    first.write_bytes(zstd.compress(content, 3))
+    for number in range(1, SEGMENTS):
+        os.link(first, _segment_path(packed, number, ".ndjson.zst"))
+    return first.stat().st_size
+
+
+def _deliver(
+    directory: Path, engine: ClickHouse, data_dir: Path, engine_name: str, form: str
+) -> Delivery:
+    """Deliver all segments of a directory once, as if for the first time."""
+    progress(f"forward: {form} segments, {engine_name}")
+    with tempfile.TemporaryDirectory(dir=directory) as empty:
+        start_cpu, _, _ = _run_once(directory, engine, Path(empty))
+    cpu, seconds, peak_mib = _run_once(directory, engine, data_dir)
+    logs = SEGMENTS * SEGMENT_LOGS
+    return Delivery(
+        engine=engine_name,
+        form=form,
+        logs=logs,
+        logs_per_second=logs / seconds,
+        cpu_us_per_log=(cpu - start_cpu) * 1e6 / logs,
+        peak_mib=peak_mib,
+    )
+
+
+def _run_once(directory: Path, engine: ClickHouse, data_dir: Path) -> tuple[float, float, float]:
+    """Return the CPU seconds of a forward that delivers once, its seconds, and its peak in MiB."""
+    for path in data_dir.glob("forward.*"):
+        path.unlink()
+    forward = clickhouse.Forward(directory, engine.url, data_dir)
+    start = time.perf_counter()
+    process = forward.start("--once").process
+    peaks = [0.0]
+    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+        peaks.append(measure.peak_mib(process.pid))
+        time.sleep(PEAK_EVERY_SECONDS)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(ended[1])
+    if process.returncode:
+        raise RuntimeError(f"forward failed:\n{forward.log()[-5000:]}")
+    return ended[2].ru_utime + ended[2].ru_stime, seconds, max(peaks)
+
+
+def _table_bytes(engine: ClickHouse) -> tuple[int, int]:
+    """Return the bytes of the table, merged, and those of its indices."""
+    engine.query("OPTIMIZE TABLE logs FINAL", timeout=600)
+    [row] = engine.rows(
+        "system.parts WHERE active AND table = 'logs'",
+        "sum(bytes_on_disk) AS bytes, sum(secondary_indices_compressed_bytes) AS indices",
+    )
+    return int(row["bytes"]), int(row["indices"])
+
+
+def _keep_up(directory: Path, engine: ClickHouse) -> tuple[float, float]:
+    """Return the logs per second taken in, and the worst lag, while forward delivers them."""
+    place = Path(tempfile.mkdtemp(dir=directory))
+    lags: list[float] = []
+    with (
+        Service(place, workers=1, segment_seconds=SEGMENT_SECONDS) as service,
+        clickhouse.Forward(place, engine.url, service.data_dir).start(),
+    ):
+        rate: list[float] = []
+        load = threading.Thread(target=lambda: rate.append(_paced_load(service)))
+        load.start()
+        while load.is_alive():
+            time.sleep(0.5)
+            if status := read_status(service.data_dir):
+                lags.append(status.lag_seconds(time.time()))
+        wait_for(lambda: not service.files("*.open"))
+        wait_for(lambda: (s := read_status(service.data_dir)) and not s.oldest_at)
+    return rate[0], max(lags)
+
+
+def _paced_load(service: Service) -> float:
+    """Post batches at a fixed rate, and return how many logs a second were acknowledged."""
+    pool = bodies.templates(BATCH)
+    headers = {"Authorization": TOKEN, "Content-Type": "application/json"}
+    connection = http.client.HTTPConnection(*service.address, timeout=TIMEOUT_SECONDS)
+    start = time.perf_counter()
+    number = 0
+    while (passed := time.perf_counter() - start) < KEEP_UP_SECONDS:
+        if number * BATCH > passed * KEEP_UP_LOGS_PER_SECOND:
+            time.sleep(0.002)
+            continue
+        body = pool[number % len(pool)].body(number)
+        connection.request("POST", "/v1/drain", body, headers)
+        response = connection.getresponse()
+        response.read()
+        if response.status != 200:
+            raise RuntimeError(f"a batch was answered {response.status}")
+        number += 1
+    connection.close()
+    return number * BATCH / passed
+
+
+@contextmanager
+def _idle(engine: ClickHouse, service: Service, is_beside: bool) -> Iterator[None]:
+    """Run a forward beside a service that seals no segment, where there is to be one."""
+    if not is_beside:
+        yield
+        return
+    with clickhouse.Forward(service.data_dir.parent, engine.url, service.data_dir).start():
+        wait_for(lambda: read_status(service.data_dir))
+        yield
+
+
+def _search(directory: Path, engine: ClickHouse) -> list[float]:
+    """Return for some logs the seconds from their 200 until a query finds them."""
+    place = Path(tempfile.mkdtemp(dir=directory))
+    found: list[float] = []
+    with (
+        Service(place, workers=1, segment_seconds=SEGMENT_SECONDS) as service,
+        clickhouse.Forward(place, engine.url, service.data_dir).start(),
+    ):
+        stored: dict[str, float] = {}
+        for number in range(SEARCHES):
+            service.drain(make_batch(f"needle{number}"))
+            stored[f"needle{number}"] = time.monotonic()
+            deadline = time.monotonic() + SEARCH_EVERY_SECONDS
+            while time.monotonic() < deadline:
+                found += _look(engine, stored)
+        while stored:
+            found += _look(engine, stored)
+    return found
+
+
+def _look(engine: ClickHouse, stored: dict[str, float]) -> list[float]:
+    """Return the ages of those logs that a query finds now, and take them out."""
+    time.sleep(0.05)
+    rows = engine.rows(columns="message")
+    now = time.monotonic()
+    return [now - stored.pop(row["message"]) for row in rows if row["message"] in stored]

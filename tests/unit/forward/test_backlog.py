@@ -1,0 +1,121 @@
+"""What waits is known oldest first, and what is gone is not waited for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from astralog.forward import backlog as backlogs
+from astralog.forward.backlog import Backlog, find_sealed
+from astralog.forward.cursor import Cursor
+from astralog.store import sealed
+from tests.support.clickhouse import make_line, write_segment
+
+
+@pytest.fixture
+def cursor(tmp_path: Path) -> Cursor:
+    """Return a cursor of the directory."""
+    cursor = Cursor(tmp_path, "n", "http://host/db/logs")
+    cursor.open([])
+    return cursor
+
+
+@pytest.fixture
+def backlog(tmp_path: Path, cursor: Cursor) -> Backlog:
+    """Return the directory's backlog, which did not look yet."""
+    return Backlog(tmp_path, cursor)
+
+
+def write(directory: Path, number: int, size: int = 1) -> str:
+    """Write a segment and return its name."""
+    path = write_segment(directory, [make_line(0)] * size, number)
+    return path.name.removesuffix(".ndjson")
+
+
+def test_the_oldest_comes_first(tmp_path: Path, backlog: Backlog, cursor: Cursor) -> None:
+    """Whenever a segment is sealed, it takes its place by its name."""
+    names = [write(tmp_path, number) for number in (2, 3)]
+    backlog.look()
+    assert (backlog.oldest(), backlog.oldest(but=names[0])) == (names[0], names[1])
+    names.insert(0, write(tmp_path, 1))
+    backlog.look()
+    for name in names:
+        assert backlog.oldest() == name
+        cursor.finish(name, then=None)
+        backlog.remove(name)
+    assert (backlog.oldest(), backlog.waiting_segments, backlog.oldest_at) == (None, 0, 0.0)
+    backlog.look()
+    assert backlog.oldest() is None
+
+
+def test_sizes_and_age(tmp_path: Path, backlog: Backlog) -> None:
+    """Sealed segments wait with their bytes; the lag goes back to an open one too."""
+    for number in (2, 3):
+        write(tmp_path, number, size=number)
+    backlog.look()
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
+    assert (backlog.waiting_segments, backlog.waiting_bytes) == (2, size)
+    assert backlog.oldest_at == sealed.start_of("20261123T000002.000000Z-1")
+    (tmp_path / "20261123T000001.000000Z-1.ndjson.open").touch()
+    backlog.look()
+    assert backlog.waiting_segments == 2
+    assert backlog.oldest_at == sealed.start_of("20261123T000001.000000Z-1")
+
+
+def test_what_is_gone_is_named(
+    tmp_path: Path, backlog: Backlog, cursor: Cursor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A segment that was not delivered is an error; one that was is none."""
+    delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
+    cursor.finish(delivered, then=waiting)
+    backlog.look()
+    for path in tmp_path.glob("*.ndjson"):
+        path.unlink()
+    backlog.look()
+    assert [f"{waiting} was removed before it was delivered"] == caplog.messages
+    assert (backlog.oldest(), cursor.known()) == (None, set())
+
+
+def test_a_listing_may_miss_what_is_compressed_meanwhile(
+    tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment is gone only when neither of its files is there."""
+    delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
+    cursor.finish(delivered, then=waiting)
+    backlog.look()
+    monkeypatch.setattr(sealed, "list_segments", lambda path: sealed.Segments(set(), set()))
+    backlog.look()
+    assert (backlog.oldest(), cursor.known()) == (waiting, {delivered, waiting})
+    assert {delivered} == find_sealed(tmp_path, {delivered, "20261123T000009.000000Z-1"})
+
+
+def test_what_cannot_be_read_does_not_hold_up_the_rest(
+    tmp_path: Path, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment on a bad part of the disk waits for later; the lag shows that it waits."""
+    bad, good = write(tmp_path, 1), write(tmp_path, 2)
+    backlog.look()
+    backlog.postpone(bad, OSError("I/O error"))
+    backlog.look()
+    assert (backlog.oldest(), backlog.waiting_segments) == (good, 2)
+    assert backlog.oldest_at == sealed.start_of(bad)
+    monkeypatch.setattr(backlogs, "UNREADABLE_SECONDS", 0.0)
+    backlog.postpone(good, OSError("I/O error"))
+    backlog.look()
+    assert backlog.oldest() == good
+
+
+def test_old_delivered_segments_are_removed(
+    tmp_path: Path, backlog: Backlog, cursor: Cursor
+) -> None:
+    """By the age of their files, and only what was delivered."""
+    old, waiting, young = (write(tmp_path, number) for number in (1, 2, 3))
+    for name in (old, waiting):
+        os.utime(tmp_path / (name + ".ndjson"), (0, 0))
+    for name in (old, young):
+        cursor.finish(name, then=None)
+    backlog.remove_delivered(3600)
+    assert {waiting, young} == sealed.list_segments(tmp_path).sealed
+    assert cursor.delivered == {young}
+    backlog.look()
+    assert backlog.oldest() == waiting

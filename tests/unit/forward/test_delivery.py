@@ -1,0 +1,135 @@
+"""A chunk's lines are in the tables once, whatever becomes of an insert."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from astralog.forward import delivery as deliveries
+from astralog.forward.client import Unavailable
+from astralog.forward.delivery import Delivered, Delivery
+from tests.support.clickhouse import make_line
+from tests.unit.forward.fakes import NODE, FakeServer, make_chunk
+
+NAME = "20261123T062500.123456Z-4711"
+GOOD, OLD = make_line(1), make_line(2, timestamp="0001-01-01T00:00:00Z")
+POISON = make_line(3, message="poison")
+
+
+def deliver(server: FakeServer, *lines: bytes, in_doubt: bool = False) -> Delivered:
+    """Deliver a chunk of these lines, as often as it takes."""
+    delivery = Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt)
+    while True:
+        try:
+            return delivery.deliver()
+        except Unavailable:
+            continue
+
+
+def lines_once(count: int) -> Counter[tuple[str, int]]:
+    """Return so many lines of the segment, each there once."""
+    return Counter((NAME, number) for number in range(1, count + 1))
+
+
+def test_a_chunk_is_one_insert() -> None:
+    """Without doubt nothing is asked, and without unfit lines nothing goes to their table."""
+    server = FakeServer()
+    assert deliver(server, GOOD, GOOD) == Delivered(2, 0)
+    assert server.calls == ["insert"]
+    assert server.lines() == lines_once(2)
+
+
+def test_unfit_lines_go_to_the_second_table() -> None:
+    """Each line is in one of the tables; where one gets none, it gets no insert either."""
+    server = FakeServer()
+    assert deliver(server, GOOD, OLD, GOOD) == Delivered(3, 1)
+    assert server.calls == ["insert", "insert_unfit"]
+    assert server.unfit.keys() == {(NAME, 2)}
+    server = FakeServer()
+    assert deliver(server, OLD) == Delivered(1, 1)
+    assert server.calls == ["insert_unfit"]
+
+
+def test_in_doubt_the_table_is_asked_first() -> None:
+    """What is there is not sent again; what is not, is."""
+    server = FakeServer()
+    server.remembers_tokens = False
+    assert deliver(server, GOOD, GOOD, in_doubt=True).lines == 2
+    assert server.calls == ["held", "insert"]
+    server.calls.clear()
+    assert deliver(server, GOOD, GOOD, in_doubt=True).lines == 2
+    assert server.calls == ["held"]
+    server.calls.clear()
+    assert deliver(server, GOOD, GOOD, OLD, GOOD, in_doubt=True).lines == 4
+    assert server.calls == ["held", "insert", "insert_unfit"]
+    assert server.lines() == lines_once(4)
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_after_a_failure_the_table_is_asked(fault: str) -> None:
+    """An insert that failed may be stored or not; neither loses or doubles a line."""
+    server = FakeServer()
+    server.remembers_tokens = False
+    server.faults = [fault]
+    deliver(server, GOOD, OLD, GOOD)
+    assert server.calls[:2] == ["insert", "held"]
+    assert server.lines() == lines_once(3)
+
+
+def test_a_failure_while_asking_is_one_too() -> None:
+    """Nothing is sent as long as the table does not answer."""
+    server = FakeServer()
+    server.faults = ["before", "before"]
+    deliver(server, GOOD, in_doubt=True)
+    assert server.calls == ["held", "held", "held", "insert"]
+
+
+def test_what_the_table_rejects_is_searched_for() -> None:
+    """Of many lines, those that are rejected are found, and their reason is kept."""
+    server = FakeServer()
+    lines = [GOOD] * 40
+    lines[6] = lines[7] = lines[33] = POISON
+    assert deliver(server, *lines) == Delivered(40, 3)
+    assert server.unfit == dict.fromkeys([(NAME, 7), (NAME, 8), (NAME, 34)], "it is poison")
+    assert server.lines() == lines_once(40)
+    assert server.calls.count("rejected") < 25
+
+
+def test_what_is_stored_is_not_searched_for() -> None:
+    """A table may reject rows because of a view that is filled from it, and have stored them."""
+    server = FakeServer()
+    server.remembers_tokens = False
+    server.faults = ["view"]
+    assert deliver(server, GOOD, GOOD, GOOD) == Delivered(3, 0)
+    assert server.lines() == lines_once(3)
+
+
+def test_a_search_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a table rejects nearly everything, what is left counts as unfit unseen."""
+    monkeypatch.setattr(deliveries, "SEARCH_INSERTS", 10)
+    server = FakeServer()
+    assert deliver(server, *[GOOD, POISON] * 100).lines == 200
+    assert server.calls.count("rejected") <= 10 + 10
+    assert server.lines() == lines_once(200)
+
+
+@pytest.mark.parametrize("remembers_tokens", [True, False])
+@pytest.mark.parametrize("seed", range(50))
+def test_any_failures_at_all(seed: int, remembers_tokens: bool) -> None:
+    """Whatever fails in whatever order, each line is there once."""
+    source = random.Random(seed)
+    server = FakeServer()
+    server.remembers_tokens = remembers_tokens
+    lines = source.choices([GOOD, OLD, POISON, b"no log"], [20, 2, 1, 1], k=30)
+    for _ in range(3):  # forward is killed and started again
+        server.faults = source.choices(["", "before", "after"], k=source.randrange(12))
+        delivery = Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt=True)
+        for _ in range(source.randrange(3)):
+            try:
+                delivery.deliver()
+            except Unavailable:
+                continue
+            break
+    server.faults = []
+    deliver(server, *lines, in_doubt=True)
+    assert server.lines() == lines_once(30)

@@ -1,0 +1,90 @@
+"""Sealed segments are found once and read alike, compressed or not."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from astralog.store import sealed
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+FIRST = "20261123T062500.123456Z-4711"
+SECOND = "20261123T072500.000000Z-4712-1"  # the name without -1 was taken
+LINES = b'{"a":1}\n{"b":2}\n'
+
+
+def write(directory: Path, name: str, content: bytes = LINES) -> Path:
+    """Write a file; one that ends in .zst is compressed."""
+    path = directory / name
+    path.write_bytes(zstd.compress(content) if name.endswith(".zst") else content)
+    return path
+
+
+def test_each_segment_is_listed_once(tmp_path: Path) -> None:
+    """Both forms of a segment are one; open ones are told apart, and strangers left out."""
+    for name in (f"{FIRST}.ndjson", f"{FIRST}.ndjson.zst", f"{SECOND}.ndjson.open"):
+        write(tmp_path, name)
+    for name in ("token", "forward.cursor", "export.ndjson", f"{FIRST}.ndjson.zst.new"):
+        write(tmp_path, name)
+    assert ({FIRST}, {SECOND}) == sealed.list_segments(tmp_path)
+
+
+def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    """No directory is not the same as no segments."""
+    with pytest.raises(FileNotFoundError):
+        sealed.list_segments(tmp_path / "missing")
+
+
+def test_the_start_is_in_the_name() -> None:
+    """A segment's name tells when it was started, to the microsecond, in UTC."""
+    assert sealed.start_of("19700101T000001.250000Z-1") == 1.25
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
+@pytest.mark.parametrize("offset", [0, 8, 16])
+def test_lines_are_read_from_an_offset(tmp_path: Path, suffix: str, offset: int) -> None:
+    """An offset counts uncompressed bytes, whatever the file holds."""
+    write(tmp_path, FIRST + suffix)
+    with sealed.open_sealed(tmp_path, FIRST, offset) as file:
+        assert LINES[offset:] == file.read()
+
+
+def test_the_plain_form_is_preferred(tmp_path: Path) -> None:
+    """While both are there, the one is read that takes less work."""
+    write(tmp_path, FIRST + ".ndjson")
+    (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"not read")
+    with sealed.open_sealed(tmp_path, FIRST) as file:
+        assert LINES == file.read()
+    assert sealed.stat_sealed(tmp_path, FIRST).st_size == len(LINES)
+
+
+def test_a_segment_that_is_gone(tmp_path: Path) -> None:
+    """Without either file there is no segment."""
+    assert not sealed.is_sealed(tmp_path, FIRST)
+    with pytest.raises(FileNotFoundError):
+        sealed.open_sealed(tmp_path, FIRST)
+    write(tmp_path, FIRST + ".ndjson.zst")
+    assert sealed.is_sealed(tmp_path, FIRST)
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled"])
+def test_a_damaged_segment_is_an_error(tmp_path: Path, damage: str) -> None:
+    """What cannot be inflated is an error of reading, and no end of the file."""
+    path = write(tmp_path, FIRST + ".ndjson.zst", LINES * 1000)
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] if damage == "cut" else content[:10] + b"xx" + content[12:])
+    with sealed.open_sealed(tmp_path, FIRST) as file, pytest.raises(sealed.READ_ERRORS):
+        file.read()
+
+
+def test_both_forms_are_removed(tmp_path: Path) -> None:
+    """Nothing of a removed segment is left, and of another all is."""
+    for name in (FIRST + ".ndjson", FIRST + ".ndjson.zst", SECOND + ".ndjson"):
+        write(tmp_path, name)
+    sealed.remove_sealed(tmp_path, FIRST)
+    sealed.remove_sealed(tmp_path, FIRST)
+    assert [tmp_path / (SECOND + ".ndjson")] == list(tmp_path.iterdir())
