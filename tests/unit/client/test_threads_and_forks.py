@@ -90,7 +90,7 @@ def test_without_threads_a_flush_is_bounded(
     log(sender, "b")
     assert not sender.flush(0.2)
     stall.is_over.set()
-    service.answers.append(reject(503, "queue_full", Retry_After="60"))
+    service.answers.append(reject(503, "queue_full", Retry_After="3600"))
     assert not sender.flush(0.2)
     assert sender.flush(30)
     assert ["a", "b", "b", "b"] == service.messages
