@@ -13,7 +13,12 @@ from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry.collectors import BuildCollector
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.families import counter_families, disk_families, queue_families
+from astralog.telemetry.families import (
+    counter_families,
+    disk_families,
+    forward_families,
+    queue_families,
+)
 from astralog.telemetry.prometheus import Metrics
 
 
@@ -29,6 +34,8 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     queue = CommitQueue(settings, counters.store)
     numbers = Metrics(counters)
     numbers.add([*counter_families(counters), *queue_families(queue), *disk_families(queue)])
+    if settings.clickhouse_url:
+        numbers.add(forward_families(queue))
     numbers.register(BuildCollector())
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
     acceptor = Acceptor(tokens, bodies, queue, counters)

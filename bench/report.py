@@ -128,16 +128,12 @@ def _sections(results: Results) -> Iterator[str]:
         idle = [
             median(s.idle_cores for s in side) * 100 for side in (segments.empty, segments.full)
         ]
-        starts = [
-            median(s.starting_p99_ms for s in side) for side in (segments.empty, segments.full)
-        ]
         first = segments.full[0]
         yield (
             f"Segments: beside {segments.count:,} sealed ones, retention on, the p99 of a steady "
             f"{segments.logs_per_second:,} logs/s is {p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
-            f"times the {p99s[0]:.2f} ms in an empty directory ({starts[1]:.2f} and "
-            f"{starts[0]:.2f} ms in the first seconds after the start), and the idle service "
-            f"takes {idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
+            f"times the {p99s[0]:.2f} ms in an empty directory, and the idle service takes "
+            f"{idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
             f"knows all segments after {first.known_seconds:.1f} s and "
             f"{first.known_cpu:.1f} s of CPU in all, and its largest worker takes "
             f"{first.peak_mib:.0f} MiB."

@@ -85,7 +85,6 @@ class Beside:
 
     known_seconds: float  # from its start until it knew every segment
     known_cpu: float  # the CPU seconds that it took until then
-    starting_p99_ms: float  # of the load at its start
     p99_ms: float
     idle_cores: float
     peak_mib: float  # of the largest worker
@@ -94,13 +93,13 @@ class Beside:
 
 @dataclass
 class Segments:
-    """An empty directory against one with many sealed segments, alternating."""
+    """An empty directory against one with many sealed segments, under the same load in turns."""
 
     count: int
     logs_per_second: int
     empty: list[Beside]
     full: list[Beside]
-    p99_factor: float  # of the medians
+    p99_factor: float  # of the full directory, in those of the empty one
     idle_percent: float  # of a core, that the full directory takes more
 
 

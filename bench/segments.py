@@ -1,11 +1,12 @@
 """What a directory of many sealed segments costs, retention on, beside an empty one."""
 
 import os
+import shutil
 import statistics
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -26,14 +27,17 @@ REQUESTS_PER_SECOND = 100
 BATCH = 10
 CONNECTIONS = 8
 
-#: Times that the two sides are run, alternating.
+#: Times that the two sides are run, side by side.
 ROUNDS = 3
+
+#: Requests that one side gets before the other one's turn: what else the machine does hits both.
+TURN_REQUESTS = 50
 
 #: Limits that no segment exceeds, so that the retention looks at them and removes none.
 RETENTION = {"retain_bytes": 2**50, "retain_seconds": 10**9, "retain_free_bytes": 1}
 
 #: The time of a phase in those of a cell of the table: a p99 takes many requests.
-PHASE_FACTOR = 2
+LOAD_FACTOR, IDLE_FACTOR = 6, 2
 
 #: Seconds between two looks at what the service knows.
 LOOK_SECONDS = 0.25
@@ -44,63 +48,80 @@ TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A steady load: `requests` of them from number `first` on, at REQUESTS_PER_SECOND."""
+    """A steady load of so many requests, in turns to two services."""
 
-    address: tuple[str, int]
-    first: int
+    addresses: tuple[tuple[str, int], tuple[str, int]]
     requests: int
 
 
 def compare(directory: Path, executor: Executor, seconds: float) -> Segments:
-    """Measure the service in an empty directory and beside SEALED_SEGMENTS, alternating."""
-    empty, full = [], []
-    for count in range(1, ROUNDS + 1):
-        progress(f"{SEALED_SEGMENTS} sealed segments, round {count} of {ROUNDS}")
-        empty.append(_measure(directory, executor, seconds, 0))
-        full.append(_measure(directory, executor, seconds, SEALED_SEGMENTS))
-    p99s = [statistics.median(beside.p99_ms for beside in side) for side in (empty, full)]
-    idle = [statistics.median(beside.idle_cores for beside in side) for side in (empty, full)]
+    """Measure the service in an empty directory and beside SEALED_SEGMENTS."""
+    pairs = []
+    with TemporaryDirectory(dir=directory) as path:
+        _make_sealed(Path(path) / "full" / "data")
+        for count in range(1, ROUNDS + 1):
+            progress(f"{SEALED_SEGMENTS} sealed segments, round {count} of {ROUNDS}")
+            pairs.append(_measure(Path(path), executor, seconds))
+            shutil.rmtree(Path(path) / "empty")
+            for own in _own_files(Path(path) / "full" / "data"):
+                own.unlink()
     return Segments(
         count=SEALED_SEGMENTS,
         logs_per_second=REQUESTS_PER_SECOND * BATCH,
-        empty=empty,
-        full=full,
-        p99_factor=p99s[1] / p99s[0],
-        idle_percent=(idle[1] - idle[0]) * 100,
+        empty=[empty for empty, _ in pairs],
+        full=[full for _, full in pairs],
+        p99_factor=statistics.median(full.p99_ms / empty.p99_ms for empty, full in pairs),
+        idle_percent=statistics.median(f.idle_cores - e.idle_cores for e, f in pairs) * 100,
     )
 
 
-def _measure(directory: Path, executor: Executor, seconds: float, count: int) -> Beside:
-    with TemporaryDirectory(dir=directory) as path:
-        service = Service(Path(path), workers=None, min_free_bytes=None, **RETENTION)
-        _make_sealed(service.data_dir, count)
-        with service:
-            return _measure_service(service, executor, seconds, count)
+def _measure(directory: Path, executor: Executor, seconds: float) -> list[Beside]:
+    """Run a service of each kind and return what each did, the one in an empty directory first."""
+    (directory / "empty").mkdir()
+    os.sync()  # what was left to the disk would hold up the syncs that are measured
+    with ExitStack() as stack:
+        services = []
+        known = []
+        for name, count in (("empty", 0), ("full", SEALED_SEGMENTS)):
+            service = Service(directory / name, workers=None, min_free_bytes=None, **RETENTION)
+            services.append(stack.enter_context(service))
+            known.append((_wait_until_known(service, count), measure.cpu_seconds(_pids(service))))
+        plan = Plan(
+            (services[0].address, services[1].address),
+            int(REQUESTS_PER_SECOND * seconds * LOAD_FACTOR),
+        )
+        outcomes = executor.submit(run, plan).result()
+        idle = _idle_cores(services, seconds * IDLE_FACTOR)
+        return [_beside(*parts) for parts in zip(services, known, outcomes, idle, strict=True)]
 
 
-def _measure_service(service: Service, executor: Executor, seconds: float, count: int) -> Beside:
-    """Put the load on a service that has just started, and again when it knows its segments."""
-    pids = [service.process.pid, *service.worker_pids()]
-    requests = int(REQUESTS_PER_SECOND * seconds)
-    starting = executor.submit(run, Plan(service.address, 0, requests))
-    known_seconds = _wait_until_known(service, count)
-    known_cpu = measure.cpu_seconds(pids)
-    first = starting.result()
-    steady = executor.submit(run, Plan(service.address, requests, PHASE_FACTOR * requests)).result()
-    before = measure.cpu_seconds(pids)
-    time.sleep(PHASE_FACTOR * seconds)
-    idle = (measure.cpu_seconds(pids) - before) / (PHASE_FACTOR * seconds)
-    sent = first.sent + steady.sent
-    outcome = load.Outcome([], sent, set(), first.unanswered | steady.unanswered)
-    paths = [path for path in service.files() if not path.name.startswith(SEALED_PREFIX)]
+def _own_files(data_dir: Path) -> list[Path]:
+    """Return the segments that a service made, not those that were there before."""
+    return [path for path in data_dir.iterdir() if not path.name.startswith(SEALED_PREFIX)]
+
+
+def _pids(service: Service) -> list[int]:
+    return [service.process.pid, *service.worker_pids()]
+
+
+def _idle_cores(services: list[Service], seconds: float) -> list[float]:
+    """Return the CPU seconds that each service takes in a second without a load."""
+    before = [measure.cpu_seconds(_pids(service)) for service in services]
+    time.sleep(seconds)
+    after = [measure.cpu_seconds(_pids(service)) for service in services]
+    return [(now - then) / seconds for now, then in zip(after, before, strict=True)]
+
+
+def _beside(
+    service: Service, known: tuple[float, float], outcome: load.Outcome, idle: float
+) -> Beside:
     return Beside(
-        known_seconds=known_seconds,
-        known_cpu=known_cpu,
-        starting_p99_ms=_p99_ms(first),
-        p99_ms=_p99_ms(steady),
+        known_seconds=known[0],
+        known_cpu=known[1],
+        p99_ms=measure.percentile(outcome.phases[0].latencies, 99) * 1e3,
         idle_cores=idle,
-        peak_mib=max(map(measure.peak_mib, pids)),
-        check=stored.check(paths, BATCH, outcome),
+        peak_mib=max(map(measure.peak_mib, _pids(service))),
+        check=stored.check(_own_files(service.data_dir), BATCH, outcome),
     )
 
 
@@ -115,58 +136,62 @@ def _wait_until_known(service: Service, count: int) -> float:
     return time.perf_counter() - started_at
 
 
-def _p99_ms(outcome: load.Outcome) -> float:
-    return measure.percentile(outcome.phases[0].latencies, 99) * 1e3
-
-
-def _make_sealed(directory: Path, count: int) -> None:
-    """Make the data directory with sealed segments of one line each."""
-    directory.mkdir()
+def _make_sealed(directory: Path) -> None:
+    """Make a data directory with SEALED_SEGMENTS of one line each."""
+    directory.mkdir(parents=True)
     line = bodies.templates(1)[0].body(0).removeprefix(b'{"logs":[').removesuffix(b"]}") + b"\n"
-    for number in range(count):
+    for number in range(SEALED_SEGMENTS):
         name = f"{SEALED_PREFIX}0101T{number:06d}.000000Z-1.ndjson"
         (directory / name).write_bytes(line)
-    os.sync()  # what this run and the last one left to the disk would hold up the syncs measured
 
 
-def run(plan: Plan) -> load.Outcome:
+def run(plan: Plan) -> list[load.Outcome]:
     """Send a steady load; the caller does so in a process of its own.
 
     A request's latency counts from the moment at which it was due, whether or not the one before
     it had been answered.
     """
     bodies.templates(BATCH, load.HEAD.format(token=TOKEN))  # made once, before anything is due
-    phase = load.Phase()
-    unanswered: set[int] = set()
+    outcomes = [load.Outcome([load.Phase()], 0, set(), set()) for _ in plan.addresses]
+    for number in range(plan.requests):
+        outcomes[_place(number)[0]].sent += 1
     start = time.perf_counter()
     threads = [
-        threading.Thread(target=_send_some, args=(plan, place, start, phase, unanswered.add))
-        for place in range(CONNECTIONS)
+        threading.Thread(target=_send_some, args=(plan, first, start, outcomes))
+        for first in range(CONNECTIONS)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return load.Outcome([phase], plan.requests, set(), unanswered)
+    return outcomes
 
 
-def _send_some(
-    plan: Plan, place: int, start: float, phase: load.Phase, note_unanswered: Callable[[int], None]
-) -> None:
+def _place(number: int) -> tuple[int, int]:
+    """Return which side gets a request, and the request's number there."""
+    turn, place = divmod(number, TURN_REQUESTS)
+    return turn % 2, turn // 2 * TURN_REQUESTS + place
+
+
+def _send_some(plan: Plan, first: int, start: float, outcomes: list[load.Outcome]) -> None:
     """Send every CONNECTIONS-th request, each when it is due."""
     templates = bodies.templates(BATCH, load.HEAD.format(token=TOKEN))
-    connection = create_connection(plan.address, TIMEOUT_SECONDS)
-    connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    with connection:
-        for number in range(place, plan.requests, CONNECTIONS):
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(create_connection(address, TIMEOUT_SECONDS))
+            for address in plan.addresses
+        ]
+        for connection in connections:
+            connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        for number in range(first, plan.requests, CONNECTIONS):
+            side, sequence = _place(number)
             due = start + number / REQUESTS_PER_SECOND
+            request = b"".join(templates[sequence % len(templates)].request(sequence))
             time.sleep(max(due - time.perf_counter(), 0))
-            sequence = plan.first + number
-            body = b"".join(templates[sequence % len(templates)].request(sequence))
-            if _is_accepted(connection, body):
-                phase.latencies.append(time.perf_counter() - due)
+            if _is_accepted(connections[side], request):
+                outcomes[side].phases[0].latencies.append(time.perf_counter() - due)
             else:
-                note_unanswered(sequence)
+                outcomes[side].unanswered.add(sequence)
 
 
 def _is_accepted(connection: socket, request: bytes) -> bool:

@@ -24,6 +24,12 @@ ALONE_SECONDS = 1.0
 NEW_LOAD = 0.1
 NEW_SECONDS = 0.5
 
+#: A connection that ended within so many seconds was a short one. Where there were more of them of
+#: late, a worker leaves none to another: it would take a millisecond from each, and they share
+#: themselves out.
+SHORT_SECONDS = 1.0
+MANY_SHORT = 50
+
 #: Loads that differ by less, or by a smaller share, are equal; so are numbers of connections that
 #: differ by a smaller share.
 EQUAL_LOAD = 0.05
@@ -73,6 +79,7 @@ class Share:
         self._cpu = self._cpu_seconds = 0.0
         self._ticked_at = time.monotonic()
         self._rest_ticks = 0
+        self._short = self._short_at = 0.0
         self._looked_at = self._left_since = self._alone_until = 0.0
         #: Grows by one with every tick; `active` counts the connections used since the last one.
         self.tick_number = 0
@@ -101,10 +108,15 @@ class Share:
         """Take note that a connection has ended, which was opened at that time."""
         now = time.monotonic()
         self._count(-1, -_faded(NEW_LOAD, now - opened_at), now)
+        if now - opened_at < SHORT_SECONDS:
+            self._short = _faded(self._short, now - self._short_at) + 1
+            self._short_at = now
 
     def leaves(self) -> bool:
         """Return whether a connection that waits to be accepted is left to another worker."""
         now = time.monotonic()
+        if _faded(self._short, now - self._short_at) > MANY_SHORT:
+            return False
         better = None if now < self._alone_until else self._better(now)
         if better is None:
             return False
@@ -183,5 +195,5 @@ class Share:
 
 
 def _faded(load: float, seconds: float) -> float:
-    """Return what is left of a new connection's load."""
+    """Return what is left of what counted when it was new."""
     return float(load * 0.5 ** (seconds / NEW_SECONDS))

@@ -23,7 +23,6 @@ class Request(message.Request):  # type: ignore[misc]
 
     body: Body
     unreader: Receiver
-    _expected_100_continue: bool
 
     def __init__(self, *args: Any) -> None:
         """Parse a head; raises ParseException."""
@@ -49,8 +48,10 @@ class Request(message.Request):  # type: ignore[misc]
             for name, value in self.headers:
                 if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
                     raise UnsupportedTransferCoding(value)
-        self._is_awaited = self._expected_100_continue
-        self._expected_100_continue = False  # else gunicorn answers it before the body is read
+        # gunicorn has rejected any other expectation.
+        self._is_awaited = self.version > (1, 0) and any(
+            name == "EXPECT" for name, _ in self.headers
+        )
         self.body = Body(reader, self.unreader, self._is_awaited)
 
     def should_close(self) -> bool:

@@ -13,8 +13,10 @@ from gevent.threadpool import ThreadPool
 from astralog.errors import Rejection
 from astralog.settings import PREFIX, Settings
 from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBatch
+from astralog.store.deliveries import DeliveredSegments
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
+from astralog.store.retention import MayRemove
 from astralog.store.storage import MAINTENANCE_SECONDS, Storage
 
 __all__ = ["Batch", "CommitQueue", "CountStored"]
@@ -32,7 +34,7 @@ class CommitQueue:
         """Store to the settings' data directory, and tell `count_stored` what is stored."""
         self._messages = _messages(settings)
         self.storages = tuple(Storage(settings) for _ in range(settings.writers))
-        self.housekeeper = Housekeeper(settings)
+        self.housekeeper = Housekeeper(settings, _may_remove(settings))
         self._budget = MemoryBudget(settings.queue_bytes)
         timeout = settings.commit_timeout_seconds
         self._batches = BatchQueue(self._budget, count_stored, self._messages, timeout)
@@ -159,6 +161,12 @@ class CommitQueue:
             log.exception("housekeeping failed; it goes on")
             pause = LOOK_SECONDS
         return pause
+
+
+def _may_remove(settings: Settings) -> MayRemove:
+    """Return what spares the segments that are yet to be delivered, where forwarding is on."""
+    delivered = DeliveredSegments(settings.data_dir)
+    return lambda name: not settings.clickhouse_url or name in delivered
 
 
 def _messages(settings: Settings) -> dict[str, str]:

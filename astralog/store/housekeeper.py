@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from astralog.settings import Settings
 from astralog.store import files
+from astralog.store.deliveries import ForwardStatus, read_status
 from astralog.store.inventory import Inventory
 from astralog.store.recovery import recover_file
 from astralog.store.retention import MayRemove, Retention
@@ -38,6 +39,7 @@ class DiskUsage(NamedTuple):
     sealed_bytes: int
     total_bytes: int
     free_bytes: int
+    forward: ForwardStatus | None = None  # what forward said of itself, where it is on
 
 
 class Housekeeper:
@@ -51,6 +53,7 @@ class Housekeeper:
         """Apply the settings; `may_remove` returns whether a segment may go, by its stem."""
         self._directory = settings.data_dir
         self._retention = Retention(settings, may_remove)
+        self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
         self._failed: set[str] = set()  # segments whose recovery failed, and was logged
         self._logged_error = ""
@@ -179,6 +182,7 @@ class Housekeeper:
             sealed_bytes=inventory.sealed.bytes,
             total_bytes=space.total,
             free_bytes=space.free,
+            forward=read_status(self._directory) if self._is_forwarded else None,
         )
 
 

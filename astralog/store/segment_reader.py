@@ -7,17 +7,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from astralog.store.files import OPEN_SUFFIX, SEALED_SUFFIX
+from astralog.store.files import COMPRESSED_SUFFIX, OPEN_SUFFIX, SEALED_FORMS, SEALED_SUFFIX
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-COMPRESSED_SUFFIX = ".ndjson.zst"
-
 #: A segment's names in the order in which it bears them.
-SUFFIXES = (OPEN_SUFFIX, SEALED_SUFFIX, COMPRESSED_SUFFIX)
+SUFFIXES = (OPEN_SUFFIX, *SEALED_FORMS)
 
 #: Bytes that are read at once.
 BLOCK_BYTES = 256 * 1024

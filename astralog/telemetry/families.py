@@ -4,11 +4,13 @@ A label never holds a token, nor anything else a client makes up: where tokens m
 the label is the first 8 hex digits of the token's SHA-256.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.deliveries import ForwardStatus
 from astralog.store.housekeeper import DiskUsage
 from astralog.telemetry.counters import BOUNDS_SECONDS, Counters, Durations, Volume
 
@@ -139,6 +141,60 @@ def disk_families(queue: CommitQueue) -> list[Family]:
             lambda usage: {(): usage.total_bytes},
         ),
     ]
+
+
+def forward_families(queue: CommitQueue) -> list[Family]:
+    """Return the families of what `astralog forward` last said of itself."""
+    return [
+        _forward(
+            queue,
+            "lag_seconds",
+            "Age of the oldest log that forward has not delivered.",
+            lambda status: status.lag_seconds(time.time()),
+        ),
+        _forward(
+            queue,
+            "waiting_segments",
+            "Sealed segments that forward has not delivered as a whole.",
+            lambda status: status.waiting_segments,
+        ),
+        _forward(
+            queue,
+            "waiting_bytes",
+            "Bytes of the files that forward has not delivered as a whole.",
+            lambda status: status.waiting_bytes,
+        ),
+        _forward(
+            queue,
+            "delivered_logs",
+            "Logs that were delivered since forward started.",
+            lambda status: status.delivered_logs,
+        ),
+        _forward(
+            queue,
+            "unfit_logs",
+            "Of the delivered logs, those that went to the second table.",
+            lambda status: status.unfit_logs,
+        ),
+        _forward(
+            queue,
+            "updated_timestamp_seconds",
+            "When forward last said how far it is.",
+            lambda status: status.updated_at,
+        ),
+    ]
+
+
+def _forward(
+    queue: CommitQueue, name: str, help: str, read: Callable[[ForwardStatus], float]
+) -> Family:
+    """Return a family of forward's status, which has no values where forwarding is off."""
+    return _disk(
+        queue,
+        f"forward_{name}",
+        help,
+        lambda usage: {(): read(usage.forward)} if usage.forward else {},
+    )
 
 
 def _disk(

@@ -153,6 +153,8 @@ def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTION
         row.remark(f"{error!r}: {body[:200]!r}")
         return
     row.acknowledged += 1
+    if invalid and invalid.count > len(invalid.errors):
+        return  # nobody is told which logs are stored
     *lines, rest = batch.lines.split(b"\n")
     try:
         stored = [json.loads(line) for line in lines]
@@ -171,7 +173,7 @@ def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTION
 
 
 def _valid_logs(body: bytes, is_lines: bool, invalid: Collection[int]) -> Iterator[dict[str, Any]]:
-    """Yield the logs of a body as they were sent, but for the invalid ones, all of which are."""
+    """Yield the logs of a body as they were sent, but for the invalid ones."""
     if not is_lines:
         logs = enumerate(json.loads(body)["logs"])
         yield from (log for number, log in logs if number not in invalid)

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from tests.support.certificate import can_make_certificate
@@ -23,6 +23,9 @@ SPARE_BYTES = 32 * MIB
 #: More than a worker takes, so that connections have to give way.
 CONNECTIONS = 4500
 TLS_CONNECTIONS = 2000
+
+#: What is sent of a head before its connection falls silent.
+HEAD_SIZES = (0, 50, 8 * KIB, 15 * KIB, 150 * KIB)
 
 #: Connections that take none of their answers, and the time after which they are let go.
 READERS = 20
@@ -43,32 +46,40 @@ PATHS = (
 )
 
 
-def torture(bench: Bench, connections: int = CONNECTIONS, readers: int = READERS) -> Iterator[Row]:
+def torture(
+    bench: Bench,
+    connections: int = CONNECTIONS,
+    readers: int = READERS,
+    sizes: Sequence[int] = HEAD_SIZES,
+) -> Iterator[Row]:
     """Let each kind come, by the thousand where it is about places and memory."""
     raise_open_files_limit()
-    for size in (0, 50, 8 * KIB, 15 * KIB, 150 * KIB):
-        row = Row(f"{connections:,} connections: {size:,} bytes of a head")
-        if bench.has_time:
-            _crowd(bench, row, connections, size)
-        yield row
-    for what, hog in (
+    kinds: list[tuple[str, Callable[[Bench, Row], None]]] = [
+        (
+            f"{connections:,} connections: {size:,} bytes of a head",
+            partial(_crowd, connections, size),
+        )
+        for size in sizes
+    ]
+    kinds += [
         ("bodies without end behind every answer", _send_on),
         ("chunks of little but extensions, sizes and trailers", _chop),
-        (f"{readers} connections: scripts asked for, and not taken", partial(_read_not, readers)),
-    ):
+    ]
+    if readers:
+        what = f"{readers} connections: scripts asked for, and not taken"
+        kinds.append((what, partial(_read_not, readers)))
+    if can_make_certificate():
+        what = f"{TLS_CONNECTIONS:,} TLS connections: silent after the hello"
+        kinds.append((what, _shake_no_hands))
+    for what, hog in kinds:
         row = Row(what)
         if bench.has_time:
             hog(bench, row)
             bench.say(what)
         yield row
-    if can_make_certificate():
-        row = Row(f"{TLS_CONNECTIONS:,} TLS connections: silent after the hello")
-        if bench.has_time:
-            _shake_no_hands(bench, row, TLS_CONNECTIONS)
-        yield row
 
 
-def _crowd(bench: Bench, row: Row, connections: int, size: int) -> None:
+def _crowd(connections: int, size: int, bench: Bench, row: Row) -> None:
     """Let connections come that begin a head, and look at what they cost while they are there."""
     head = _long_head(size)
 
@@ -81,17 +92,15 @@ def _crowd(bench: Bench, row: Row, connections: int, size: int) -> None:
 
     with Service(bench.make_directory()) as service, _bounded_memory(row, service):
         visit(row, service, arrive(), stay_seconds=1.0)
-    bench.say(row.what)
 
 
-def _shake_no_hands(bench: Bench, row: Row, connections: int) -> None:
+def _shake_no_hands(bench: Bench, row: Row) -> None:
     directory = bench.make_directory()
     with TlsService(directory) as service:
         crowd = Crowd(service, bench.random)
-        arrivals = (crowd.send_a_hello() for _ in range(connections))
+        arrivals = (crowd.send_a_hello() for _ in range(TLS_CONNECTIONS))
         with _bounded_memory(row, service):
             visit(row, service, arrivals, stay_seconds=1.0)
-    bench.say(row.what)
 
 
 @contextlib.contextmanager

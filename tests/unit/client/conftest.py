@@ -1,5 +1,6 @@
 """A service that answers as told, and handlers that send to it."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from astralog_logging import AstraLogHandler, handler
 from tests.support.fake_service import FakeService
+from tests.support.service import TIMEOUT_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -35,5 +37,8 @@ def make_handler(service: FakeService) -> Iterator[Callable[..., AstraLogHandler
         return handlers[-1]
 
     yield make
-    for made in handlers:
-        made.close()
+    for made in handlers:  # by a thread that cannot keep the tests from ending
+        closing = threading.Thread(target=made.close, daemon=True)
+        closing.start()
+        closing.join(TIMEOUT_SECONDS)
+        assert not closing.is_alive()

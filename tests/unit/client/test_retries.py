@@ -1,9 +1,11 @@
 """What is tried again, how soon, and how long."""
 
 import email.utils
+import math
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -79,6 +81,45 @@ def test_waits_end(
     log(sender, "a")
     wait_for(lambda: sender.stored == 1)
     assert 31 == len(service.requests)
+
+
+def has_stored(sender: AstraLogHandler, logs: int) -> bool:
+    return sender.stored == logs
+
+
+def test_waits_start_anew(
+    service: FakeService,
+    make_handler: MakeHandler,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What one batch had to wait is not held against the next, whose first failure is no news."""
+    monkeypatch.setattr(handler, "REPORT_SECONDS", 0)
+    sender = make_handler(interval_seconds=0.01)
+    for stored, (failures, lines) in enumerate(((3, 2), (1, 0), (2, 1)), 1):
+        service.answers += [reject(503, "stopping")] * failures
+        log(sender, "a")
+        wait_for(partial(has_stored, sender, stored))
+        assert lines == len(capsys.readouterr().err.splitlines())
+
+
+def test_waits_start_anew_with_a_flush(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a service was away, a flush tries as often as at first."""
+    monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 1e-6)
+    monkeypatch.setattr(handler, "LONGEST_BACKOFF_SECONDS", 3600)
+    sender = make_handler(interval_seconds=0.01)
+    is_back_at = math.inf
+    rejection, acceptance = reject(503, "stopping"), Answer()
+    service.decide = lambda sent: acceptance if len(service.requests) >= is_back_at else rejection
+    log(sender, "a")
+    wait_for(lambda: len(service.requests) >= 20)
+    monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 0.05)
+    count = len(service.requests)
+    wait_for(lambda: len(service.requests) > count)  # the wait that follows is of an hour
+    is_back_at = len(service.requests) + 2
+    assert sender.flush(30)
 
 
 def test_retry_after_is_kept_to(service: FakeService, make_handler: MakeHandler) -> None:

@@ -81,7 +81,7 @@ def test_without_threads_a_flush_sends(
 def test_without_threads_a_flush_is_bounded(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """A service that stalls holds the program's own thread no longer than it was told."""
+    """Neither a stall nor a Retry-After holds the program's own thread longer than it was told."""
     sender = make_handler(timeout_seconds=3600)
     log(sender, "a")
     assert sender.flush(600)
@@ -90,8 +90,10 @@ def test_without_threads_a_flush_is_bounded(
     log(sender, "b")
     assert not sender.flush(0.2)
     stall.is_over.set()
+    service.answers.append(reject(503, "queue_full", Retry_After="60"))
+    assert not sender.flush(0.2)
     assert sender.flush(30)
-    assert ["a", "b", "b"] == service.messages
+    assert ["a", "b", "b", "b"] == service.messages
 
 
 @pytest.mark.parametrize("is_sending", [False, True])

@@ -138,6 +138,18 @@ def test_connections_that_come_and_go_leave_no_load(clock: Clock) -> None:
         tick(clock, workers, 0.0, 0.0)
 
 
+def test_short_connections_are_not_kept_waiting(clock: Clock) -> None:
+    """Where there are many, each worker takes what it can; where there were, it shares again."""
+    _, (_, busy) = start(2)
+    busy.opened()
+    for _ in range(2 * balance.MANY_SHORT):
+        busy.closed(busy.opened())
+    assert not busy.leaves()
+    clock.now += 1.5
+    busy.opened()
+    assert busy.leaves()
+
+
 def test_a_worker_that_does_not_take_its_connections_is_not_waited_for(clock: Clock) -> None:
     """A connection is left to it for a moment only, and the next ones not at all."""
     _, (idle, busy) = start(2)

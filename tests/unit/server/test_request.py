@@ -83,6 +83,15 @@ def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_read(wire: Wire) 
     assert b"" == wire.client.recv(100)
 
 
+def test_an_old_client_is_not_told_to_go_on(wire: Wire) -> None:
+    """HTTP/1.0 knows no 100 Continue, whatever its client expects."""
+    expecting = head("Content-Length: 2", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+    wire.send(expecting + b"ab")
+    assert b"ab" == wire.next().body.read(2)
+    wire.server.close()
+    assert b"" == wire.client.recv(100)
+
+
 def test_a_request_makes_a_wsgi_environ(wire: Wire) -> None:
     """Fields are named as WSGI has them, and repeated ones are joined."""
     fields = ["Content-Type: application/json", "Content-Length: 1", "X-A: 1", "X-A: 2", "X-B: é"]

@@ -98,16 +98,16 @@ def test_a_client_that_takes_nothing_is_let_go(
 def test_a_client_that_takes_too_little_is_let_go(
     ends: tuple[Any, socket.socket], limits: ConnectionLimits
 ) -> None:
-    """A byte now and then does not prolong the time."""
+    """Some bytes now and then do not prolong the time."""
     server, client = ends
     client.setblocking(False)
 
-    def take_bytes() -> None:
+    def take_a_little() -> None:
         while True:
             gevent.sleep(0.02)
-            client.recv(1)
+            client.recv(2000)
 
-    taker = gevent.spawn(take_bytes)
+    taker = gevent.spawn(take_a_little)
     with pytest.raises(ConnectionEnded):
         send(server, bytes(3_000_000), limits)
     taker.kill()

@@ -17,6 +17,7 @@ from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.store.batch_queue import GROUP_BYTES, Batch, QueuedBatch
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.deliveries import CURSOR_NAME, encode_fact
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
@@ -633,3 +634,16 @@ def test_what_cannot_be_stored_before_the_stop_is_rejected(
     assert result(taken) is None
     assert line(1) == stored(tmp_path)
     assert 0 == reserved(queue)
+
+
+@pytest.mark.parametrize(("url", "kept"), [("", []), ("http://127.0.0.1/logs", ["b.ndjson"])])
+def test_retention_spares_what_forward_has_not_delivered(
+    make_queue: Callable[..., CommitQueue], tmp_path: Path, url: str, kept: list[str]
+) -> None:
+    """Where forwarding is on, what is not delivered stays beyond the size to keep."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.ndjson").write_bytes(line(0))
+    (tmp_path / CURSOR_NAME).write_bytes(encode_fact("done a"))
+    queue = make_queue(retain_bytes=1, clickhouse_url=url)
+    wait_until(lambda: queue.keep_house_once() >= LOOK_SECONDS)
+    assert kept == [path.name for path in tmp_path.glob("*.ndjson")]

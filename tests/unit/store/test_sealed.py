@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from astralog.store import sealed
+from astralog.store.files import seal_file
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -31,6 +32,15 @@ def test_each_segment_is_listed_once(tmp_path: Path) -> None:
     for name in ("token", "forward.cursor", "export.ndjson", f"{FIRST}.ndjson.zst.new"):
         write(tmp_path, name)
     assert ({FIRST}, {SECOND}) == sealed.list_segments(tmp_path)
+
+
+def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
+    """Sealing never replaces a file, so that a number may follow the process."""
+    write(tmp_path, f"{FIRST}.ndjson")
+    path = write(tmp_path, f"{FIRST}.ndjson.open")
+    seal_file(path, len(LINES))
+    assert ({FIRST, f"{FIRST}-1"}, set()) == sealed.list_segments(tmp_path)
+    assert sealed.start_of(FIRST) == sealed.start_of(f"{FIRST}-1")
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:

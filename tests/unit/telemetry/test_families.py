@@ -1,11 +1,15 @@
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.housekeeper import DiskUsage, Housekeeper
+from astralog.store.deliveries import ForwardStatus, write_status
+from astralog.store.housekeeper import LOOK_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (
     READY,
@@ -15,6 +19,7 @@ from astralog.telemetry.families import (
     Family,
     counter_families,
     disk_families,
+    forward_families,
     queue_families,
 )
 from tests.conftest import Disk
@@ -108,3 +113,26 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
     assert expected == {name: family.read() for name, family in families.items()}
     usage = None
     assert [{}] * 4 == [family.read() for family in families.values()]
+
+
+def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> None:
+    """What it last said of itself has values; none where it never ran, or forwarding is off."""
+    on = replace(settings, clickhouse_url="http://127.0.0.1/logs")
+    status = ForwardStatus(waiting_segments=2, waiting_bytes=10, oldest_at=time.time() - 60)
+
+    def values(used: Settings) -> dict[str, float]:
+        queue = CommitQueue(used, Counters().store)
+        while queue.keep_house_once() < LOOK_SECONDS:
+            pass
+        shown = {family.name: family.read() for family in forward_families(queue)}
+        queue.housekeeper.close()
+        return {name: value for name, read in shown.items() for value in read.values()}
+
+    assert {} == values(on)
+    write_status(tmp_path, status)
+    assert {} == values(settings)
+    shown = values(on)
+    assert 60 <= shown.pop("astralog_forward_lag_seconds") < 3600
+    assert 2 == shown["astralog_forward_waiting_segments"]
+    assert 10 == shown["astralog_forward_waiting_bytes"]
+    assert 6 == len(forward_families(CommitQueue(on, Counters().store)))
