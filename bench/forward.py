@@ -125,11 +125,13 @@ def _compress_segments(plain: Path, packed: Path) -> int:
 def _deliver(
     directory: Path, engine: ClickHouse, data_dir: Path, engine_name: str, form: str
 ) -> Delivery:
-    """Deliver all segments of a directory once, as if for the first time."""
+    """Deliver all segments of a directory once, as new ones: at a first start all is in doubt."""
     progress(f"forward: {form} segments, {engine_name}")
     with tempfile.TemporaryDirectory(dir=directory) as empty:
         start_cpu, _, _ = _run_once(directory, engine, Path(empty))
-    cpu, seconds, peak_mib = _run_once(directory, engine, data_dir)
+        for path in data_dir.iterdir():
+            os.link(path, Path(empty) / path.name)
+        cpu, seconds, peak_mib = _run_once(directory, engine, Path(empty))
     logs = SEGMENTS * SEGMENT_LOGS
     return Delivery(
         engine=engine_name,
@@ -143,8 +145,6 @@ def _deliver(
 
 def _run_once(directory: Path, engine: ClickHouse, data_dir: Path) -> tuple[float, float, float]:
     """Return the CPU seconds of a forward that delivers once, its seconds, and its peak in MiB."""
-    for path in data_dir.glob("forward.*"):
-        path.unlink()
     forward = clickhouse.Forward(directory, engine.url, data_dir)
     start = time.perf_counter()
     process = forward.start("--once").process

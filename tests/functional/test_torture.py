@@ -165,7 +165,8 @@ def test_broken_tls(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_forwarding(tmp_path: Path) -> None:
     """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""
-    check(tmp_path, lambda bench: forward.torture(bench, 3, 1, 300, 1000))
+    faults = ("cut", "silent")
+    check(tmp_path, lambda bench: forward.torture(bench, 3, 1, 300, 1000, faults))
 
 
 @pytest.mark.slow

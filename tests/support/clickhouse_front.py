@@ -132,8 +132,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault in ("refuse", "mute"):
                 return self._misbehave(fault)
             if fault == "discard":
-                for _ in self._body():
-                    pass
+                self._discard_body()
                 return self._answer(200, b"")
             if is_insert:
                 self.engine.insert(text, self._body(), params)
@@ -164,6 +163,15 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         else:
             yield self._read(int(self.headers.get("Content-Length", 0)))
+
+    def _discard_body(self) -> None:
+        """Read a body in chunks as fast as this can; rows have no line end of this kind."""
+        tail = b""
+        while not tail.endswith(b"\r\n0\r\n\r\n"):
+            data = self.rfile.read1(self.rbufsize)
+            if not data:
+                raise ConnectionError("the body is cut off")
+            tail = (tail + data[-7:])[-7:]
 
     def _read(self, size: int) -> bytes:
         data = self.rfile.read(size)

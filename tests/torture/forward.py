@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,14 @@ DELIVERY_SECONDS = 300.0
 LARGEST_MIB = 150
 
 
-def torture(bench: Bench, kills: int, rounds: int, logs: int, segments: int) -> Iterator[Row]:
+def torture(
+    bench: Bench,
+    kills: int,
+    rounds: int,
+    logs: int,
+    segments: int,
+    faults: Sequence[str] = FAULTS,
+) -> Iterator[Row]:
     """Kill forward `kills` times, and break everything else `rounds` times each.
 
     Then deliver so many `logs` as odd as they come, and a log beside so many delivered `segments`.
@@ -47,7 +54,7 @@ def torture(bench: Bench, kills: int, rounds: int, logs: int, segments: int) -> 
     yield from _run(bench, "kill -9 of forward", kills, breaks.kill_forward)
     yield from _run(bench, "kill -9 of the engine in an insert", rounds, breaks.kill_engine)
     yield from _run(bench, "kill -9 of the service before forward", rounds, breaks.kill_service)
-    for fault in FAULTS:
+    for fault in faults:
         break_it = partial(breaks.break_inserts, fault=fault)
         what = f"an insert is answered: {fault}"
         yield from _run(bench, what, max(1, rounds // 4), break_it)
