@@ -167,7 +167,7 @@ def fill(path: Path) -> None:
 def test_a_proxy_speaks_tls_and_names_its_client(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
-    """A batch goes through by TLS; the numbers are shown through a proxy to none without a token."""
+    """A batch goes through by TLS, and /metrics takes a token through a proxy."""
     with proxy_type(tmp_path / "proxy", nodes) as proxy:
         proxy.is_secure = True
         assert 200 == proxy.drain(make_batch("by TLS")).status
