@@ -17,7 +17,7 @@ def count(directory: Path, own: str, **quotas: str) -> int:
     """Count the cores of a process in the cgroup `own`, with the quotas of cgroups by name."""
     (directory / "membership").write_text(f"4:memory:/elsewhere\n{own}\n")
     for name, text in quotas.items():
-        cgroup = directory / "cgroups" / name.replace("_", "/")
+        cgroup = directory / "cgroups" / name.replace("root", ".").replace("_", "/")
         cgroup.mkdir(parents=True, exist_ok=True)
         (cgroup / "cpu.max").write_text(text + "\n")
     return count_cores(directory / "cgroups", directory / "membership")
@@ -41,7 +41,7 @@ def test_a_quota_below_the_cores_counts(tmp_path: Path, quota: str, expected: in
 
 def test_a_container_sees_its_own_cgroup_at_the_root(tmp_path: Path) -> None:
     """A cgroup namespace shows the process in `/`."""
-    assert 3 == count(tmp_path, "0::/", _="300000 100000")
+    assert 3 == count(tmp_path, "0::/", root="300000 100000")
 
 
 @pytest.mark.parametrize(
