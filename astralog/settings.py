@@ -1,7 +1,6 @@
 """Read the `ASTRALOG_*` environment variables into one frozen `Settings`."""
 
 import dataclasses
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from marshmallow.validate import OneOf, Range, Regexp
 
 from astralog import environment
+from astralog.cores import count_cores
 
 PREFIX = environment.PREFIX
 KIB = 1024
@@ -53,11 +53,6 @@ def _size_setting(default: int, help: str, minimum: int = 1) -> int:
     return _setting(default, help, Range(min=minimum))
 
 
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Every tunable; `ASTRALOG_` and the name in capitals is its environment variable."""
@@ -92,10 +87,10 @@ class Settings:
         environment.expand_directory,
     )
     workers: int = _setting(
-        _cores(),
+        count_cores(),
         "Worker processes, each with its own queue and segment file.",
         Range(min=1, max=256),
-        shown="the cores",
+        shown="the cores, or the cgroup's CPU quota if that is lower",
     )
     sync: SyncMode = _setting(
         "always",

@@ -1,14 +1,16 @@
 """The units of systemd are what systemd takes, and do not give up."""
 
 import configparser
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.service import ROOT
+from tests.support.service import ROOT, Service, make_batch
 
 UNITS = sorted(
     path for path in (ROOT / "deploy").glob("*.*") if path.suffix in (".service", ".socket")
@@ -16,8 +18,8 @@ UNITS = sorted(
 
 
 def read_unit(name: str) -> configparser.ConfigParser:
-    """Return the sections of a unit; a setting may stand there once."""
-    parser = configparser.ConfigParser(interpolation=None, delimiters="=")
+    """Return the sections of a unit; of a setting that stands there twice, the last."""
+    parser = configparser.ConfigParser(interpolation=None, delimiters="=", strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string((ROOT / "deploy" / name).read_text())
     return parser
@@ -54,3 +56,65 @@ def test_the_service_is_started_again_whatever_ends_it() -> None:
 def test_the_unit_outlasts_the_stop() -> None:
     """The unit waits longer than the service takes at most, which is 10 s."""
     assert float(read_unit("astralog.service")["Service"]["TimeoutStopSec"]) > 10
+
+
+@pytest.mark.parametrize("unit", [unit.name for unit in UNITS if unit.suffix == ".service"])
+def test_the_units_are_hardened(unit: str) -> None:
+    """What systemd counts as exposed is at most 2.0 of 10."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("NOT TESTED: systemd-analyze is not installed")
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager"]
+    done = subprocess.run(
+        [*command, ROOT / "deploy" / unit], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+
+def allowed_calls() -> set[str]:
+    """Return the system calls that the service's unit allows, and those it does by default."""
+    lines = (ROOT / "deploy" / "astralog.service").read_text().splitlines()
+    filters = [line.partition("=")[2] for line in lines if line.startswith("SystemCallFilter=")]
+    allowed = expand_calls("@default")
+    for words in filters:
+        calls = {call for word in words.lstrip("~").split() for call in expand_calls(word)}
+        allowed = allowed - calls if words.startswith("~") else allowed | calls
+    return allowed
+
+
+def expand_calls(group: str) -> set[str]:
+    """Return the system calls of a group, those of the groups in it too."""
+    command = ["systemd-analyze", "syscall-filter", "--no-pager", group]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    words = [line.strip() for line in lines[1:] if line.strip() and "#" not in line]
+    calls = {word for word in words if not word.startswith("@")}
+    return calls.union(*(expand_calls(word) for word in words if word.startswith("@")))
+
+
+class ConfinedService(Service):
+    """The service with no memory that is both written and run, whose system calls are noted."""
+
+    def command(self) -> list[str]:
+        """Return the command that starts the service as MemoryDenyWriteExecute= has it."""
+        deny = "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0"
+        run = "os.execv(sys.argv[1], sys.argv[1:])"
+        traced = ["strace", "-D", "-f", "-qq", "-o", str(self.data_dir.parent / "calls")]
+        return [*traced, sys.executable, "-c", f"{deny}; {run}", *super().command()]
+
+
+@pytest.mark.slow
+def test_the_service_does_what_its_unit_allows(tmp_path: Path) -> None:
+    """From its start through batches, rotation and a reload to its end it makes no other call."""
+    for program in ("systemd-analyze", "strace"):
+        if shutil.which(program) is None:
+            pytest.skip(f"NOT TESTED: {program} is not installed")
+    service = ConfinedService(tmp_path, segment_bytes=1000, retain_bytes=5000)
+    with service:
+        for _ in range(20):
+            assert 200 == service.drain(make_batch("x" * 100)).status
+        assert 400 == service.drain(b"{").status
+        assert 200 == service.request("GET", "/metrics").status
+        service.signal(signal.SIGTERM)
+        assert 0 == service.wait()
+    calls = re.findall(r"^\d+ +(\w+)\(", (tmp_path / "calls").read_text(), re.MULTILINE)
+    assert {"fdatasync", "accept4"} <= set(calls)
+    assert set() == set(calls) - allowed_calls()

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -90,13 +90,26 @@ class Load:
         writers = set(map(segment_pid, self._service.files()))
         return len(pids) == self._service.workers and pids <= writers
 
-    def check(self, logs: Iterable[dict[str, Any]]) -> None:
+    @contextlib.contextmanager
+    def watch_in_flight(self) -> Iterator[set[int]]:
+        """Yield a set that has, at the block's end, the ids that were in flight during it."""
+        with self._lock:
+            in_flight = set(self.unanswered)
+            settled = {*self.acknowledged, *self.rejected}
+        yield in_flight
+        with self._lock:
+            in_flight |= {*self.unanswered, *self.acknowledged, *self.rejected} - settled
+
+    def check(
+        self, logs: Iterable[dict[str, Any]], undecided: Container[int] = frozenset()
+    ) -> None:
         """Check that of the stored logs each acknowledged batch is there whole, and none twice.
 
-        A batch that was rejected for good must not be there at all.
+        A batch that was rejected for good must not be there at all. An `undecided` one, which who
+        stands between may have posted again because nobody answered it, may be there twice.
         """
-        lines = Counter((log["metadata"]["batch"], log["metadata"]["line"]) for log in logs)
-        twice = [line for line, count in lines.items() if count > 1]
+        lines = count_lines(logs)
+        twice = [line for line, count in lines.items() if count > 1 and line[0] not in undecided]
         assert [] == twice
         found = Counter(batch for batch, _ in lines)
         lost = {id: size for id, size in self.acknowledged.items() if found[id] != size}
@@ -145,6 +158,11 @@ class Load:
             self.acknowledged[number] = size
         else:
             self.rejected[number] = body["code"]
+
+
+def count_lines(logs: Iterable[dict[str, Any]]) -> Counter[tuple[int, int]]:
+    """Return how often each line of each batch is there."""
+    return Counter((log["metadata"]["batch"], log["metadata"]["line"]) for log in logs)
 
 
 def make_body(batch: int, size: int) -> bytes:

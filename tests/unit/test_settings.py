@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from astralog import environment
+from astralog.cores import count_cores
 from astralog.settings import InvalidSettings, Settings
 
 
@@ -34,7 +35,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
         "tokens": "",
         "tokens_file": "",
         "data_dir": Path("data"),
-        "workers": len(os.sched_getaffinity(0)),
+        "workers": count_cores(),
         "sync": "always",
         "max_body_bytes": 10 * mib,
         "body_timeout_seconds": 10.0,

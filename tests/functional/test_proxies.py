@@ -1,0 +1,179 @@
+"""Behind nginx and HAProxy, as deploy/ configures them, what befalls a node costs no request."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.certificate import can_make_certificate
+from tests.support.load import Load, count_lines
+from tests.support.metrics import read_samples
+from tests.support.proxies import Haproxy, Nginx, Proxy, find_program, free_port
+from tests.support.service import Service, make_batch, wait_for
+
+pytestmark = pytest.mark.slow
+
+PROXIES: dict[str, type[Proxy]] = {"nginx": Nginx, "haproxy": Haproxy}
+
+MIB = 1024 * 1024
+
+#: Batches that go through before and after what befalls a node; they have up to 24 KB, which is
+#: more than HAProxy would try again by default.
+BATCHES = 30
+LARGEST = 120
+THREADS = 4
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Service]]:
+    """Return two running nodes, which keep their addresses when they are started again."""
+    with start_node(tmp_path / "node1") as first, start_node(tmp_path / "node2") as second:
+        yield [first, second]
+
+
+def start_node(directory: Path, **settings: object) -> Service:
+    directory.mkdir(exist_ok=True)
+    return Service(directory, bind=f"127.0.0.1:{free_port()}", **settings)
+
+
+@pytest.fixture(params=PROXIES)
+def proxy_type(request: pytest.FixtureRequest) -> type[Proxy]:
+    if find_program(request.param) is None:
+        pytest.skip(f"NOT TESTED: {request.param} is not installed")
+    if not can_make_certificate():
+        pytest.skip("NOT TESTED: a proxy; openssl is not installed")
+    return PROXIES[request.param]
+
+
+def wait_for_batches(load: Load, node: Service) -> None:
+    """Return when batches went through, some of them to this node."""
+    before = accepted_batches(node)
+    load.wait_for_acknowledged(BATCHES)
+    wait_for(lambda: accepted_batches(node) > before)
+
+
+def accepted_batches(node: Service) -> float:
+    """Return how many batches the node says that it took since it was started."""
+    return read_samples(node.request("GET", "/metrics").raw.decode())["accepted_batches_total"]
+
+
+def check(load: Load, nodes: list[Service], undecided: frozenset[int] = frozenset()) -> None:
+    """Check that every batch was answered 200, and is on a node: on one, where that is decided."""
+    load.stop()
+    assert ({}, set()) == (load.rejected, load.unanswered)
+    for node in nodes:
+        node.stop()
+        assert {1} == set(count_lines(node.logs()).values())
+    load.check([log for node in nodes for log in node.logs()], undecided)
+
+
+def test_a_killed_node_costs_no_request(
+    tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
+) -> None:
+    """Of what it had not answered when it died, a batch may be on both nodes; of the rest, none.
+
+    It may have stored that, which nobody knows, and the proxy gives it to the other node.
+    """
+    victim = nodes[0]
+    with proxy_type(tmp_path / "proxy", nodes) as proxy, Load(proxy, THREADS, LARGEST) as load:
+        wait_for_batches(load, victim)
+        with load.watch_in_flight() as undecided:
+            victim.kill()
+        load.wait_for_acknowledged(BATCHES)
+        victim.start()
+        wait_for_batches(load, victim)
+        check(load, nodes, frozenset(undecided))
+
+
+def test_a_node_that_stops_costs_no_request(
+    tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
+) -> None:
+    """It answers what it has, the other node gets the rest, and it comes back by itself."""
+    victim = nodes[0]
+    with proxy_type(tmp_path / "proxy", nodes) as proxy, Load(proxy, THREADS, LARGEST) as load:
+        wait_for_batches(load, victim)
+        assert 0 == victim.stop()
+        load.wait_for_acknowledged(BATCHES)
+        victim.start()
+        wait_for_batches(load, victim)
+        check(load, nodes)
+
+
+def test_a_reload_of_a_node_costs_no_request(
+    tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
+) -> None:
+    """Its workers are replaced while the proxy keeps connections to them."""
+    victim = nodes[0]
+    with proxy_type(tmp_path / "proxy", nodes) as proxy, Load(proxy, THREADS, LARGEST) as load:
+        wait_for_batches(load, victim)
+        victim.reload()
+        wait_for_batches(load, victim)
+        check(load, nodes)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory on a small disk of its own."""
+    if os.getuid() != 0:
+        pytest.skip("NOT TESTED: a full disk; it takes root to mount a small file system")
+    path = tmp_path / "disk"
+    path.mkdir()
+    options = f"size={64 * MIB},mode=0755"
+    command = ["mount", "-t", "tmpfs", "-o", options, "astralog-test", str(path)]
+    mount = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"NOT TESTED: a full disk; mounting one is not allowed here: {mount.stderr}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_full_node_costs_no_request(
+    tmp_path: Path, small_disk: Path, proxy_type: type[Proxy]
+) -> None:
+    """Its 503 reaches no client, and it gets batches again once there is room."""
+    settings = {"data_dir": small_disk / "data", "min_free_bytes": MIB}
+    with (
+        start_node(tmp_path / "node1", **settings) as victim,
+        start_node(tmp_path / "node2") as other,
+        proxy_type(tmp_path / "proxy", [victim, other]) as proxy,
+        Load(proxy, THREADS, LARGEST) as load,
+    ):
+        wait_for_batches(load, victim)
+        ballast = small_disk / "ballast"
+        fill(ballast)
+        wait_for(lambda: victim.request("GET", "/ready").status == 503)
+        load.wait_for_acknowledged(BATCHES)
+        assert "storage_full" in victim.log()
+        ballast.unlink()
+        wait_for_batches(load, victim)
+        check(load, [victim, other])
+
+
+def fill(path: Path) -> None:
+    """Fill the disk that the file is on."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(MIB)):
+                pass
+        except OSError:
+            return
+
+
+def test_a_proxy_speaks_tls_and_names_its_client(
+    tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
+) -> None:
+    """A batch goes through by TLS, and /metrics takes a token through a proxy."""
+    with proxy_type(tmp_path / "proxy", nodes) as proxy:
+        proxy.is_secure = True
+        assert 200 == proxy.drain(make_batch("by TLS")).status
+        assert ["by TLS"] == [log["message"] for node in nodes for log in node.logs()]
+        assert 401 == proxy.request("GET", "/metrics").status
+        assert 400 == proxy.drain({"logs": [{}]}).status
+        wait_for(lambda: any("X-Forwarded-For: 127.0.0.1" in node.log() for node in nodes))
+        proxy.signal(signal.SIGTERM)
+        proxy.wait()

@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from astralog.cores import count_cores
+
+CORES = 8
+
+
+@pytest.fixture(autouse=True)
+def _cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CORES)))
+
+
+def count(directory: Path, own: str, **quotas: str) -> int:
+    """Count the cores of a process in the cgroup `own`, with the quotas of cgroups by name."""
+    (directory / "membership").write_text(f"4:memory:/elsewhere\n{own}\n")
+    for name, text in quotas.items():
+        cgroup = directory / "cgroups" / name.replace("root", ".").replace("_", "/")
+        cgroup.mkdir(parents=True, exist_ok=True)
+        (cgroup / "cpu.max").write_text(text + "\n")
+    return count_cores(directory / "cgroups", directory / "membership")
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("100000 50000", 2),
+        ("1600000 100000", CORES),
+        ("max 100000", CORES),
+    ],
+)
+def test_a_quota_below_the_cores_counts(tmp_path: Path, quota: str, expected: int) -> None:
+    """It is rounded up to whole cores; without one, all cores count."""
+    assert expected == count(tmp_path, "0::/pod", pod=quota)
+
+
+def test_a_container_sees_its_own_cgroup_at_the_root(tmp_path: Path) -> None:
+    """A cgroup namespace shows the process in `/`."""
+    assert 3 == count(tmp_path, "0::/", root="300000 100000")
+
+
+@pytest.mark.parametrize(
+    ("pod", "pod_container"), [("2 1", "4 1"), ("4 1", "2 1"), ("max 1", "2 1")]
+)
+def test_the_lowest_quota_above_a_process_counts(
+    tmp_path: Path, pod: str, pod_container: str
+) -> None:
+    """A cgroup is bound by those that it is in."""
+    assert 2 == count(tmp_path, "0::/pod/container", pod=pod, pod_container=pod_container)
+
+
+@pytest.mark.parametrize("own", ["0::/gone", "1:cpu:/v1", ""])
+def test_without_cgroups_all_cores_count(tmp_path: Path, own: str) -> None:
+    """A system without them, or with version 1, has no quota to read."""
+    assert CORES == count(tmp_path, own)
+
+
+def test_a_file_that_makes_no_sense_is_left_alone(tmp_path: Path) -> None:
+    """It never keeps the service from starting."""
+    for text in ("", "x y", "100000 0", "100000"):
+        assert CORES == count(tmp_path, "0::/pod", pod=text)
