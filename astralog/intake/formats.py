@@ -44,19 +44,10 @@ class Json:
     def split(self, body: bytes) -> Iterable[Piece]:
         """Return the pieces of a long body, cut between logs.
 
+        Each is made when it is asked for: all of them would take the memory of the body again.
         Raises ValidationError where it is no batch, and ValueError where it is no JSON.
         """
-        pieces: list[Piece] = []
-        start = size = 0
-        logs = _split_logs(body)
-        for index, log in enumerate(logs):
-            if size + len(log) > PIECE_BYTES - len(_BATCH) and start < index:
-                pieces.append((start, _BATCH % b",".join(logs[start:index])))
-                start, size = index, 0
-            size += len(log) + 1
-        if logs:
-            pieces.append((start, _BATCH % b",".join(logs[start:])))
-        return pieces
+        return _cut(_split_logs(body))
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs of a piece by the compiled decoder; raises NoVerdict."""
@@ -79,6 +70,17 @@ class Json:
         except ValueError:
             is_ndjson = False
         return "; one log a line is sent as application/x-ndjson" if is_ndjson else ""
+
+
+def _cut(logs: list[msgspec.Raw]) -> Iterator[Piece]:
+    start = size = 0
+    for index, log in enumerate(logs):
+        if size + len(log) > PIECE_BYTES - len(_BATCH) and start < index:
+            yield start, _BATCH % b",".join(logs[start:index])
+            start, size = index, 0
+        size += len(log) + 1
+    if logs:
+        yield start, _BATCH % b",".join(logs[start:])
 
 
 def _split_logs(text: bytes) -> list[msgspec.Raw]:

@@ -148,7 +148,8 @@ def test_answers_that_nobody_takes_do_not_fill_the_memory(tmp_path: Path) -> Non
             with contextlib.suppress(OSError):
                 connection.sendall(request)
         assert 200 == service.drain(make_batch("meanwhile")).status
-        assert resident_bytes(worker) < before + 200 * MIB
+        # Bodies and their lines, 64 MiB each, as much of answers, and freed heap.
+        assert resident_bytes(worker) < before + 256 * MIB
         assert 200 == service.exchange(request).status
 
 
