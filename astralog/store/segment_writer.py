@@ -50,6 +50,8 @@ class SegmentWriter:
         Raises OSError, or whatever else came between, when nothing of it is there. Where a segment
         was lost, the group goes to a new one, once.
         """
+        if self._untruncated:  # a crash would leave what was rejected in them to a recovery
+            self._seal_the_rest()
         size = sum(map(len, buffers))
         if self._segment and self._segment.size + size > self._segment_bytes:
             self.seal()

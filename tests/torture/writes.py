@@ -1,6 +1,7 @@
 """System calls on the segment files that fail: one kind of call, one outcome, at random moments."""
 
 import errno
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,10 @@ FAULTS = (
 #: Rounds on one running service, before it is stopped and its files are tallied.
 ROUNDS_A_SERVICE = 10
 
+#: After these, what could not be truncated was truncated. A kill before would be one fault more at
+#: once than is promised to double nothing.
+TRUNCATE_SECONDS = 3.0
+
 STALL_MS = 300
 SHORT_BYTES = 700
 
@@ -62,6 +67,8 @@ def _campaign(bench: Bench, row: Row, fault: Fault, rounds: int) -> None:
             _break_once(bench, row, fault, service, load)
         if bench.random.random() < 0.5:
             load.stop()
+            if fault.also == "truncate":
+                time.sleep(TRUNCATE_SECONDS)
             service.kill()
             service.start()
     bench.remove(directory)

@@ -418,6 +418,22 @@ def test_no_recovery_takes_a_file_that_cannot_be_truncated(
     assert not any(name.startswith(str(tmp_path)) for name in descriptors())
 
 
+def test_a_file_is_truncated_before_the_next_group_is_appended(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
+    """Only until then could a crash leave what was rejected to a recovery."""
+    writer = make_writer(tmp_path)
+    writer.append([A])
+    cuts = break_os("ftruncate", errno.EIO)
+    break_os("fdatasync", errno.EIO, times=2)
+    with pytest.raises(SegmentLost):
+        writer.append([B])
+    cuts.times = 0
+    writer.append([C])
+    assert ([A], [C]) == (sealed(tmp_path), still_open(tmp_path))
+    writer.close()
+
+
 def test_a_file_without_anything_to_cut_is_not_held(tmp_path: Path, break_os: BreakOs) -> None:
     """A disk that turned read-only can be unmounted, though nothing on it can be truncated."""
     writer = make_writer(tmp_path)
