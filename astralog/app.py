@@ -7,6 +7,7 @@ from astralog.api import docs, drain, health, metrics, responses
 from astralog.api.flask_app import App
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
+from astralog.environment import parse_networks
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings
@@ -43,7 +44,9 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.extensions["astralog"] = queue
     app.extensions["astralog_metrics"] = numbers
     app.extensions["astralog_tokens"] = tokens
-    app.extensions["astralog_rejections"] = rejections = RejectionLog(tokens.name_of, counters)
+    proxies = parse_networks(settings.trusted_proxies)
+    rejections = RejectionLog(tokens.name_of, counters, proxies)
+    app.extensions["astralog_rejections"] = rejections
     responses.init_app(app, rejections.note)
     app.register_blueprint(drain.create_blueprint(acceptor, rejections.note))
     app.register_blueprint(health.create_blueprint(queue))

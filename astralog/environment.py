@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import Field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,6 +101,19 @@ def check_file(path: str) -> None:
     """Reject a path in the home of a user who is not known."""
     if expand_file(path).startswith("~"):
         raise ValidationError("No such user's home.")
+
+
+def check_networks(text: str) -> None:
+    """Reject what is no comma-separated list of addresses and networks."""
+    try:
+        parse_networks(text)
+    except ValueError as error:
+        raise ValidationError(f"Not addresses or networks: {error}.") from error
+
+
+def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks of a comma-separated list; raises ValueError."""
+    return tuple(ip_network(word.strip()) for word in text.split(",") if word.strip())
 
 
 def check_directory(path: str | Path) -> None:

@@ -79,6 +79,13 @@ class Settings:
         "Read again at a reload."
     )
     tls_key: str = _file_setting("File of the certificate's key, in PEM. Read again at a reload.")
+    trusted_proxies: str = _setting(
+        "",
+        "Addresses and networks of proxies, comma separated, whose `X-Forwarded-For` names the "
+        "client in the service's own log.",
+        environment.check_networks,
+        shown="(none)",
+    )
     data_dir: Path = _setting(
         Path("data"),
         "Directory of the segment files; made at the first start.",

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import gevent
 
+from astralog.api.client_address import client_address
 from astralog.errors import Rejection
 from astralog.telemetry.counters import Counters
 
@@ -47,7 +49,12 @@ class Silence:
 class RejectionLog:
     """Writes a line for each kind of rejection, which names its client, and counts the others."""
 
-    def __init__(self, name_of: Callable[[str | None], str | None], counters: Counters) -> None:
+    def __init__(
+        self,
+        name_of: Callable[[str | None], str | None],
+        counters: Counters,
+        trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = (),
+    ) -> None:
         """`name_of` returns what stands for the token in an Authorization header, if it is known.
 
         Nothing stands for one that is not known: it may be a password in the wrong place, which a
@@ -55,6 +62,7 @@ class RejectionLog:
         """
         self._name_of = name_of
         self._counters = counters
+        self._trusted_proxies = trusted_proxies
         self._silences: dict[Source, Silence] = {}
         self._is_waiting = False
 
@@ -67,9 +75,11 @@ class RejectionLog:
             if environ["REQUEST_METHOD"] in READING_METHODS:
                 return
             self._counters.reject(rejection, 0, 0, perf_counter())
-        peer = environ.get("REMOTE_ADDR") or "a local socket"
-        source = Source(rejection.code, peer, self._token(rejection, environ))
-        self.add(source, _words(rejection, environ))
+        address = client_address(environ, self._trusted_proxies)
+        token = self._token(rejection, environ)
+        source = Source(rejection.code, address or "a local socket", token)
+        is_peer = address == (environ.get("REMOTE_ADDR") or "")
+        self.add(source, _words(rejection, environ if is_peer else {}))
 
     def _token(self, rejection: Rejection, environ: Mapping[str, Any]) -> str:
         authorization = environ.get("HTTP_AUTHORIZATION")

@@ -57,9 +57,9 @@ def test_every_alert_is_tested_and_explained() -> None:
 
 
 def test_only_metrics_that_exist_are_asked_for() -> None:
-    """Alerts and dashboard name none that the table of the documents does not have."""
-    table = (ROOT / "docs" / "operations.md").read_text()
-    known = set(re.findall(r"^\| `(astralog_\w+)` \|", table, re.MULTILINE))
+    """Alerts and dashboard name none that the tables of the documents do not have."""
+    tables = "".join((ROOT / "docs" / name).read_text() for name in ("operations.md", "scaling.md"))
+    known = set(re.findall(r"^\| `(astralog_\w+)` \|", tables, re.MULTILINE))
     used = metrics_of("\n".join(re.findall(r"expr: (.*?)\n\s+(?:for|labels):", ALERTS, re.DOTALL)))
     assert len(used) >= 9
     assert used <= known

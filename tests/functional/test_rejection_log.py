@@ -113,3 +113,15 @@ def test_a_bad_header_is_named(service: Service) -> None:
         assert words in answer.body["message"]
         messages.append(answer.body["message"])
     assert [f"rejected bad_request from 127.0.0.1, no token read: {messages[0]}"] == lines(service)
+
+
+def test_only_a_trusted_proxy_names_the_client(tmp_path: Path) -> None:
+    """With the setting, the line has the address that the proxy saw, and no forged one."""
+    headers = {"X-Forwarded-For": "203.0.113.9, 198.51.100.3"}
+    for proxies, expected in (("127.0.0.0/8", "198.51.100.3"), ("10.0.0.1", "127.0.0.1")):
+        directory = tmp_path / expected
+        directory.mkdir()
+        with Service(directory, trusted_proxies=proxies) as service:
+            assert 400 == service.drain(b"{", headers).status
+            (line,) = lines(service)
+            assert f"rejected invalid_json from {expected}, token " in line

@@ -286,3 +286,20 @@ def test_a_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in problem
     monkeypatch.setenv("ASTRALOG_CLICKHOUSE_URL", "http://user:secret@host/")
     assert "secret" not in repr(Settings.from_environ())
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.0/8, ::1", ""])
+def test_trusted_proxies_are_addresses_and_networks(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """They are separated by commas; none is trusted by default."""
+    assert "" == Settings.from_environ().trusted_proxies
+    monkeypatch.setenv("ASTRALOG_TRUSTED_PROXIES", text)
+    assert text == Settings.from_environ().trusted_proxies
+
+
+@pytest.mark.parametrize("text", ["proxy.example.com", "10.0.0.1/8", "10.0.0.1;10.0.0.2", "*"])
+def test_another_trusted_proxy_stops_the_start(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A name, a network with an address's bits, and anything else is named."""
+    (line,) = problems_of(monkeypatch, ASTRALOG_TRUSTED_PROXIES=text)
+    assert line.startswith("ASTRALOG_TRUSTED_PROXIES: Not addresses or networks: ")
