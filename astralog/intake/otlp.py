@@ -57,7 +57,7 @@ class Encoding(Protocol):
     invalid_code: str
 
     def split(self, body: bytes) -> Iterator[Group]:
-        """Yield the groups of an export as they are reached.
+        """Yield the groups of an export as they are reached, an empty one where there is no scope.
 
         Raises ValueError, worded for the client, and Rejection `body_too_large`.
         """

@@ -123,7 +123,7 @@ class Json:
             place = f"$.resourceLogs[{number}]"
             logs = _decode(_resource_logs, part, place)
             resource = _make_source(logs.resource, logs.schema_url)
-            for index, piece in enumerate(logs.scope_logs or ()):
+            for index, piece in enumerate(logs.scope_logs or (b"{}",)):
                 group = _decode(_scope_logs, piece, f"{place}.scopeLogs[{index}]")
                 scope = _make_source(group.scope, group.schema_url)
                 yield Group(resource, scope, group.log_records or ())

@@ -56,7 +56,7 @@ class Protobuf:
         for number, part in enumerate(export.resource_logs):
             logs = _parse(messages.ResourceLogs, part, f"resource_logs[{number}]")
             resource = _read_source(messages.Resource, logs.resource, logs.schema_url)
-            for place, piece in enumerate(logs.scope_logs):
+            for place, piece in enumerate(logs.scope_logs or (b"",)):
                 group = _parse(
                     messages.ScopeLogs, piece, f"resource_logs[{number}].scope_logs[{place}]"
                 )
