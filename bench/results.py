@@ -126,6 +126,7 @@ class Results:
     seconds: float
     cells: list[Cell] = field(default_factory=list)
     options: Cell | None = None
+    otlp: Cell | None = None
     workers: Workers | None = None
     shares: list[Shares] = field(default_factory=list)
     growth: Growth | None = None
@@ -136,7 +137,7 @@ class Results:
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
-        cells += [self.options] if self.options else []
+        cells += [cell for cell in (self.options, self.otlp) if cell]
         checks = [cell.check for cell in cells]
         checks += self.forward.checks if self.forward else []
         checks += [check for shares in self.shares for check in shares.checks]
@@ -192,6 +193,9 @@ def marks(results: Results) -> Iterator[Mark]:
     if results.options:
         name = "500 per batch, NDJSON with options: logs per CPU second"
         yield Mark(name, results.options.logs_per_cpu_second, 200e3, False)
+    if results.otlp:
+        name = "500 per batch, OTLP in protobuf: logs per CPU second"
+        yield Mark(name, results.otlp.logs_per_cpu_second, 150e3, False)
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)

@@ -35,7 +35,7 @@ NO_PROJECT = (
     "project_id (OTEL_RESOURCE_ATTRIBUTES=project_id=…), or use a token bound to one project."
 )
 
-_NANOSECONDS = 1_000_000_000
+_NANOSECONDS_PER_MINUTE = 60_000_000_000
 _TRACE_DIGITS, _SPAN_DIGITS = 32, 16
 
 _encoder = msgspec.json.Encoder()
@@ -169,13 +169,14 @@ def _id(name: str, digits: str, length: int) -> str:
 
 def format_time(nanoseconds: int) -> str:
     """Return a Unix time as it is stored; 64 bits reach from 1970 to 2554."""
-    seconds, fraction = divmod(nanoseconds, _NANOSECONDS)
-    return f"{_format_seconds(seconds)}.{fraction:09}Z"
+    minute, rest = divmod(nanoseconds, _NANOSECONDS_PER_MINUTE)
+    digits = f"{rest:011}"
+    return f"{_format_minute(minute)}:{digits[:2]}.{digits[2:]}Z"
 
 
 @lru_cache(maxsize=1024)
-def _format_seconds(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+def _format_minute(minute: int) -> str:
+    return datetime.fromtimestamp(minute * 60, UTC).strftime("%Y-%m-%dT%H:%M")
 
 
 def number_value(number: float) -> float | str:
