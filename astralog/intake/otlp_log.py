@@ -35,8 +35,11 @@ NO_PROJECT = (
     "project_id (OTEL_RESOURCE_ATTRIBUTES=project_id=…), or use a token bound to one project."
 )
 
-_NANOSECONDS_PER_MINUTE = 60_000_000_000
+_NANOSECONDS = 1_000_000_000
 _TRACE_DIGITS, _SPAN_DIGITS = 32, 16
+
+#: An id of zeroes alone is none.
+_NO_TRACE, _NO_SPAN = "0" * _TRACE_DIGITS, "0" * _SPAN_DIGITS
 
 _encoder = msgspec.json.Encoder()
 
@@ -130,6 +133,10 @@ def make_log(  # noqa: PLR0917  # called by position: names would take 0.3 µs a
     """
     if not origin.project_id:
         raise InvalidRecord("project_id", NO_PROJECT)
+    if len(trace_id) not in (0, _TRACE_DIGITS):
+        raise _invalid_id("trace_id", _TRACE_DIGITS)
+    if len(span_id) not in (0, _SPAN_DIGITS):
+        raise _invalid_id("span_id", _SPAN_DIGITS)
     return Log(
         origin.project_id,
         format_time(time),
@@ -138,8 +145,8 @@ def make_log(  # noqa: PLR0917  # called by position: names would take 0.3 µs a
         body if type(body) is str else _encode_body(body),
         Metadata(
             attributes,
-            _id("trace_id", trace_id, _TRACE_DIGITS) if trace_id else "",
-            _id("span_id", span_id, _SPAN_DIGITS) if span_id else "",
+            trace_id if trace_id != _NO_TRACE else "",
+            span_id if span_id != _NO_SPAN else "",
             flags,
             severity_number if severity_text else 0,
             event_name,
@@ -160,18 +167,20 @@ def _encode_body(body: Any) -> str:
     return "" if body is None else _encoder.encode(body).decode()
 
 
-def _id(name: str, digits: str, length: int) -> str:
-    """Return an id, one of zeroes alone as none."""
-    if len(digits) != length:
-        raise InvalidRecord(name, f"Must have {length // 2} bytes, {length} hexadecimal digits.")
-    return digits if digits != "0" * length else ""
+def _invalid_id(field: str, digits: int) -> InvalidRecord:
+    return InvalidRecord(field, f"Must have {digits // 2} bytes, {digits} hexadecimal digits.")
 
 
 def format_time(nanoseconds: int) -> str:
     """Return a Unix time as it is stored; 64 bits reach from 1970 to 2554."""
-    minute, rest = divmod(nanoseconds, _NANOSECONDS_PER_MINUTE)
-    digits = f"{rest:011}"
-    return f"{_format_minute(minute)}:{digits[:2]}.{digits[2:]}Z"
+    seconds, fraction = divmod(nanoseconds, _NANOSECONDS)
+    return f"{_format_seconds(seconds)}.{fraction:09}Z"
+
+
+@lru_cache(maxsize=1024)
+def _format_seconds(seconds: int) -> str:
+    minute, second = divmod(seconds, 60)
+    return f"{_format_minute(minute)}:{second:02}"
 
 
 @lru_cache(maxsize=1024)

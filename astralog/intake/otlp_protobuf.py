@@ -33,6 +33,9 @@ MAX_NESTED_BYTES = 256 * 1024
 #: Attributes of an export that are kept as they were read: many stand in every record.
 CACHED_ATTRIBUTES = 512
 
+#: Bytes of the longest number that is read as it stands; negative ones have more.
+MAX_VARINT_BYTES = 8
+
 _NO_MESSAGE = "{} is no such protobuf message, not UTF-8 or nested too deep."
 
 #: Tags in front of the key and the value of an attribute, and of a value that is a string.
@@ -121,10 +124,16 @@ def _read_source(kind: Any, parts: Iterable[bytes], schema_url: str) -> Source:
 
 
 class _Attributes:
-    """Reads attributes, the same ones but once."""
+    """Reads attributes: the same ones but once, and from the others what they begin with.
+
+    An attribute begins with its key and the kind and the length of its value. One whose lengths fit
+    into a byte is read as it stands on the wire where its value is a string, an integer or a
+    double: that takes less than half of the time of protobuf's objects.
+    """
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[str, Any]] = {}
+        self._starts: dict[bytes, tuple[str, int]] = {}  # with the key and the length of the whole
 
     def read(self, texts: Any) -> dict[str, Any]:
         """Return attributes as an object; of those with one key, the last one counts."""
@@ -134,38 +143,45 @@ class _Attributes:
         for text in texts[:]:
             attribute = known.get(text)
             if attribute is None:
-                attribute = _read_attribute(text)
+                attribute = self._read(text)
                 if len(known) < CACHED_ATTRIBUTES:
                     known[text] = attribute
             attributes.append(attribute)
         return dict(attributes)
 
+    def _read(self, text: bytes) -> tuple[str, Any]:
+        size = len(text)
+        if 6 < size < 128:
+            end = text[1] + 5
+            start = self._starts.get(text[:end])
+            if start is None:
+                start = self._read_start(text, end)
+            key, expected = start
+            if size == expected:
+                tag = text[end - 1]
+                if tag == _STRING:
+                    if text[end] == size - end - 1:
+                        return key, str(text[end + 1 :], "utf-8")
+                elif tag == _INT:
+                    number = _read_varint(text[end:])
+                    if number is not None:
+                        return key, number
+                elif tag == _DOUBLE and size == end + 8:
+                    return key, number_value(_unpack_double(text, end)[0])
+        return _parse_attribute(text)
 
-def _read_attribute(text: bytes) -> tuple[str, Any]:
-    """Return the key and the value of an attribute.
+    def _read_start(self, text: bytes, end: int) -> tuple[str, int]:
+        """Return the key of an attribute, and the length that it must have; 0 if it is unusual."""
+        start = "", 0
+        if end < len(text) and text[0] == _KEY and text[end - 3] == _VALUE and text[end - 2] < 128:
+            start = str(text[2 : end - 3], "utf-8"), end - 1 + text[end - 2]
+        if len(self._starts) < CACHED_ATTRIBUTES:
+            self._starts[text[:end]] = start
+        return start
 
-    One whose lengths fit into a byte is read as it stands on the wire where its value is a string,
-    an integer or a double: that takes half of the time of an object.
-    """
-    size = len(text)
-    if 6 < size < 128:
-        end = text[1] + 2
-        start = end + 3
-        if start < size and text[0] == _KEY and text[end] == _VALUE:
-            tag = text[end + 2]
-            if text[end + 1] != size - end - 2:
-                pass
-            elif tag == _STRING:
-                if text[start] == size - start - 1:
-                    return str(text[2:end], "utf-8"), str(text[start + 1 :], "utf-8")
-            elif tag == _INT and size < start + 8:
-                number = _read_varint(text[start:])
-                if number is not None:
-                    return str(text[2:end], "utf-8"), number
-            elif tag == _DOUBLE and size == start + 8:
-                (double,) = _unpack_double(text, start)
-                return str(text[2:end], "utf-8"), number_value(double)
-    if size > MAX_NESTED_BYTES:
+
+def _parse_attribute(text: bytes) -> tuple[str, Any]:
+    if len(text) > MAX_NESTED_BYTES:
         for part in _parse(messages.KeyValue, text, "An attribute").value:
             _check_nested(part)
     attribute = _parse(KeyValue, text, "An attribute")
@@ -173,7 +189,9 @@ def _read_attribute(text: bytes) -> tuple[str, Any]:
 
 
 def _read_varint(text: bytes) -> int | None:
-    """Return the number that the whole of a text is, 7 bits a byte; None where it is no such."""
+    """Return the number that the whole of a text is, 7 bits a byte; None where it is longer."""
+    if len(text) > MAX_VARINT_BYTES:
+        return None
     number = shift = 0
     for byte in text:
         number |= (byte & 127) << shift
