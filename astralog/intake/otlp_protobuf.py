@@ -138,43 +138,32 @@ class _Attributes:
     def read(self, texts: Any) -> dict[str, Any]:
         """Return attributes as an object; of those with one key, the last one counts."""
         check_attributes(len(texts))
-        known = self._known
-        attributes = []
+        known, starts = self._known, self._starts
+        attributes = {}
         for text in texts[:]:
             attribute = known.get(text)
             if attribute is None:
-                attribute = self._read(text)
+                size = len(text)
+                end = text[1] + 5 if 6 < size < 128 else 0
+                key, expected = starts.get(text[:end]) or self._read_start(text, end)
+                if size != expected:
+                    attribute = _parse_attribute(text)
+                elif text[end - 1] == _STRING and text[end] == size - end - 1:
+                    attribute = key, text[end + 1 :].decode()
+                else:
+                    attribute = key, _read_number(text, end)
                 if len(known) < CACHED_ATTRIBUTES:
                     known[text] = attribute
-            attributes.append(attribute)
-        return dict(attributes)
-
-    def _read(self, text: bytes) -> tuple[str, Any]:
-        size = len(text)
-        if 6 < size < 128:
-            end = text[1] + 5
-            start = self._starts.get(text[:end])
-            if start is None:
-                start = self._read_start(text, end)
-            key, expected = start
-            if size == expected:
-                tag = text[end - 1]
-                if tag == _STRING:
-                    if text[end] == size - end - 1:
-                        return key, str(text[end + 1 :], "utf-8")
-                elif tag == _INT:
-                    number = _read_varint(text[end:])
-                    if number is not None:
-                        return key, number
-                elif tag == _DOUBLE and size == end + 8:
-                    return key, number_value(_unpack_double(text, end)[0])
-        return _parse_attribute(text)
+            attributes[attribute[0]] = attribute[1]
+        return attributes
 
     def _read_start(self, text: bytes, end: int) -> tuple[str, int]:
-        """Return the key of an attribute, and the length that it must have; 0 if it is unusual."""
-        start = "", 0
-        if end < len(text) and text[0] == _KEY and text[end - 3] == _VALUE and text[end - 2] < 128:
-            start = str(text[2 : end - 3], "utf-8"), end - 1 + text[end - 2]
+        """Return the key of an attribute and the length that it must have; -1 if it is unusual."""
+        start = "", -1
+        if 0 < end < len(text) and text[0] == _KEY and text[end - 3] == _VALUE:
+            length = text[end - 2]
+            if 1 < length < 128:
+                start = text[2 : end - 3].decode(), end - 1 + length
         if len(self._starts) < CACHED_ATTRIBUTES:
             self._starts[text[:end]] = start
         return start
@@ -188,24 +177,27 @@ def _parse_attribute(text: bytes) -> tuple[str, Any]:
     return attribute.key, _convert(attribute.value)
 
 
-def _read_varint(text: bytes) -> int | None:
-    """Return the number that the whole of a text is, 7 bits a byte; None where it is longer."""
-    if len(text) > MAX_VARINT_BYTES:
-        return None
-    number = shift = 0
-    for byte in text:
-        number |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return number if shift == 7 * len(text) else None
-    return None
+def _read_number(text: bytes, end: int) -> Any:
+    """Return the value of an attribute, whose own tag stands before `end`."""
+    if text[end - 1] == _INT and len(text) - end <= MAX_VARINT_BYTES:
+        number = shift = 0
+        for byte in text[end:]:
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        if end + shift // 7 == len(text) and text[-1] < 128:
+            return number
+    elif text[end - 1] == _DOUBLE and len(text) == end + 8:
+        return number_value(_unpack_double(text, end)[0])
+    return _parse_attribute(text)[1]
 
 
 def _read_value(text: bytes) -> Any:
     """Return what a value is in JSON; a short string is read as it stands on the wire."""
     size = len(text)
     if 1 < size < 130 and text[0] == _STRING and text[1] == size - 2:
-        return str(text[2:], "utf-8")
+        return text[2:].decode()
     if size > MAX_NESTED_BYTES:
         _check_nested(text)
     return _convert(_parse(AnyValue, text, "The body"))

@@ -2,15 +2,16 @@
 
 import json
 import math
+import random
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from astralog.errors import Rejection
-from astralog.intake import otlp, otlp_log
+from astralog.intake import otlp, otlp_log, otlp_protobuf
 from astralog.intake.decoder import Decoded
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.intake.otlp import decode
@@ -445,10 +446,44 @@ def test_an_attribute_without_key_or_value_is_stored() -> None:
     """Protobuf leaves out what is empty."""
     record = make_record()
     record.attributes.add(key="none")
+    record.attributes.add()
     record.attributes.add(value=any_value("x"))
     record.attributes.add(key="strange", value=any_value("x")).key_strindex = 3
     log = Export(PROTOBUF).log(make_export(record))
     assert {"none": None, "": "x", "strange": "x"} == log["metadata"]["attributes"]
+
+
+def test_attributes_are_read_as_protobuf_reads_them() -> None:
+    """Short ones are read as they stand on the wire: what comes out is the same, or none is valid.
+
+    What was read before must not change what is read after it.
+    """
+    chance = random.Random(1)
+    values: list[Any] = ["", "x", "ü" * 40, 0, 1, 300, 2**40, 2**62, -1, 0.5, math.inf, True, None]
+    values += [b"", b"x", [], [1], {"a": 1}]
+    attributes = otlp_protobuf._Attributes()
+    outcomes = set()
+    for _ in range(20_000):
+        (made,) = key_values({chance.choice(("", "k", "key", "k" * 120)): chance.choice(values)})
+        text = bytearray(made.SerializeToString())
+        for _ in range(chance.choice((0, 1, 1, 2))):
+            place = chance.randrange(len(text) + 1)
+            piece = bytes([chance.choice(b"\n\x12\x18!\x00\x01\x02\xff")])
+            text[place : place + chance.randrange(2)] = piece
+        if chance.random() < 0.2:
+            del text[chance.randrange(len(text) + 1) :]
+        expected = _outcome(lambda text: dict([otlp_protobuf._parse_attribute(text)]), bytes(text))
+        found = _outcome(lambda text: attributes.read([text]), bytes(text))
+        assert expected == found, bytes(text)
+        outcomes.add(found is None)
+    assert {True, False} == outcomes
+
+
+def _outcome(read: Callable[[bytes], dict[str, Any]], text: bytes) -> dict[str, Any] | None:
+    try:
+        return read(text)
+    except ValueError:
+        return None
 
 
 def json_export(record: str) -> bytes:
