@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
+from astralog.api.flask_app import FixedResponse
 from astralog.api.responses import Note, add_headers, as_rejection
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
@@ -39,6 +40,12 @@ CODE_OF_STATUS = {
     HTTPStatus.INTERNAL_SERVER_ERROR: 13,  # INTERNAL
 }
 
+#: The response to an export that is stored, in each encoding: an empty ExportLogsServiceResponse.
+ACCEPTED = {
+    "application/json": FixedResponse(b"{}"),
+    "application/x-protobuf": FixedResponse(b"", "application/x-protobuf"),
+}
+
 #: Invalid logs that a message describes.
 DESCRIBED_LOGS = 3
 
@@ -61,7 +68,7 @@ def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
         accepted = acceptor.accept(request.environ, partial(decode, encoding), PARAMETERS)
         invalid = accepted.decoded.invalid
         if invalid is None:
-            return _respond(encoding.encode_response(0, ""), encoding)
+            return ACCEPTED[encoding.content_type]
         message = f"invalid_batch: {invalid.count} logs are invalid; {_describe(invalid.errors)}"
         return _respond(encoding.encode_response(invalid.count, message), encoding)
 

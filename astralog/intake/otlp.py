@@ -69,7 +69,7 @@ class Encoding(Protocol):
         """
 
     def encode_response(self, rejected: int, message: str) -> bytes:
-        """Return an ExportLogsServiceResponse; `rejected` is how many logs were left out."""
+        """Return an ExportLogsServiceResponse that says how many logs were left out, and why."""
 
     def encode_status(self, code: int, message: str) -> bytes:
         """Return a google.rpc.Status."""

@@ -154,7 +154,7 @@ class Json:
     def encode_response(self, rejected: int, message: str) -> bytes:
         """Return an ExportLogsServiceResponse."""
         partial = {"rejectedLogRecords": str(rejected), "errorMessage": message}
-        return _encoder.encode({"partialSuccess": partial} if rejected else {})
+        return _encoder.encode({"partialSuccess": partial})
 
     def encode_status(self, code: int, message: str) -> bytes:
         """Return a google.rpc.Status."""

@@ -94,9 +94,8 @@ class Protobuf:
     def encode_response(self, rejected: int, message: str) -> bytes:
         """Return an ExportLogsServiceResponse."""
         response = ExportLogsServiceResponse()
-        if rejected:
-            response.partial_success.rejected_log_records = rejected
-            response.partial_success.error_message = message
+        response.partial_success.rejected_log_records = rejected
+        response.partial_success.error_message = message
         return response.SerializeToString()
 
     def encode_status(self, code: int, message: str) -> bytes:
