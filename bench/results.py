@@ -190,12 +190,14 @@ def marks(results: Results) -> Iterator[Mark]:
         if (cell.batch, cell.connections) == (500, 32):
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
-    if results.options:
-        name = "500 per batch, NDJSON with options: logs per CPU second"
-        yield Mark(name, results.options.logs_per_cpu_second, 200e3, False)
-    if results.otlp:
-        name = "500 per batch, OTLP in protobuf: logs per CPU second"
-        yield Mark(name, results.otlp.logs_per_cpu_second, 150e3, False)
+    forms = (
+        ("NDJSON with options", results.options, 200e3),
+        ("OTLP in protobuf", results.otlp, 150e3),
+    )
+    for form, cell, rate in forms:
+        if cell:
+            name = f"500 per batch, {form}: logs per CPU second"
+            yield Mark(name, cell.logs_per_cpu_second, rate, False)
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)

@@ -69,8 +69,10 @@ def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
         invalid = accepted.decoded.invalid
         if invalid is None:
             return ACCEPTED[encoding.content_type]
-        message = f"invalid_batch: {invalid.count} logs are invalid; {_describe(invalid.errors)}"
-        return _respond(encoding.encode_response(invalid.count, message), encoding)
+        message = f"{invalid.count} logs are invalid; the others were stored"
+        rejection = Rejection("invalid_batch", message, {"logs": invalid.errors})
+        note(rejection, request.environ)
+        return _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
 
     @blueprint.post("/v1/traces")
     def reject_traces() -> Response:
@@ -110,14 +112,17 @@ def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Re
 
 def _reject(rejection: Rejection) -> Response:
     """Return the rejection as a google.rpc.Status, whose message begins with its code."""
-    message = f"{rejection.code}: {rejection.message}"
-    if rejection.errors:
-        message = f"{message}; {_describe(rejection.errors['logs'])}"
     encoding = _find_encoding()
-    body = encoding.encode_status(CODE_OF_STATUS[rejection.status], message)
+    body = encoding.encode_status(CODE_OF_STATUS[rejection.status], _say(rejection))
     response = _respond(body, encoding, rejection.status)
     add_headers(response, rejection)
     return response
+
+
+def _say(rejection: Rejection) -> str:
+    """Return a rejection in words, its code first."""
+    message = f"{rejection.code}: {rejection.message}"
+    return f"{message}; {_describe(rejection.errors['logs'])}" if rejection.errors else message
 
 
 def _describe(errors: Mapping[int, Any]) -> str:

@@ -108,7 +108,9 @@ def test_partial_success_says_what_was_left_out(
     status, answer, _ = post(client, body, kind, "/v1/logs?partial=true")
     partial = answer["partialSuccess"]
     assert (200, "9") == (status, partial["rejectedLogRecords"])
-    assert partial["errorMessage"].startswith("invalid_batch: 9 logs are invalid; log 1: span_id:")
+    assert partial["errorMessage"].startswith(
+        "invalid_batch: 9 logs are invalid; the others were stored; log 1: span_id:"
+    )
     assert "log 3" in partial["errorMessage"]
     assert "log 4" not in partial["errorMessage"]
     assert 1 == stored(settings).count(b"\n")
