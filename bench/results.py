@@ -190,14 +190,7 @@ def marks(results: Results) -> Iterator[Mark]:
         if (cell.batch, cell.connections) == (500, 32):
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
-    forms = (
-        ("NDJSON with options", results.options, 200e3),
-        ("OTLP in protobuf", results.otlp, 150e3),
-    )
-    for form, cell, rate in forms:
-        if cell:
-            name = f"500 per batch, {form}: logs per CPU second"
-            yield Mark(name, cell.logs_per_cpu_second, rate, False)
+    yield from _marks_of_forms(results)
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
@@ -223,3 +216,14 @@ def marks(results: Results) -> Iterator[Mark]:
         yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)
     if results.forward:
         yield from starmap(Mark, forward_marks(results.forward))
+
+
+def _marks_of_forms(results: Results) -> Iterator[Mark]:
+    forms = (
+        ("NDJSON with options", results.options, 200e3),
+        ("OTLP in protobuf", results.otlp, 150e3),
+    )
+    for form, cell, rate in forms:
+        if cell:
+            name = f"500 per batch, {form}: logs per CPU second"
+            yield Mark(name, cell.logs_per_cpu_second, rate, False)
