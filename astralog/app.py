@@ -3,7 +3,7 @@
 from flask import Flask
 
 from astralog import __version__
-from astralog.api import docs, drain, health, metrics, responses
+from astralog.api import docs, drain, health, metrics, otlp, responses
 from astralog.api.flask_app import App
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
@@ -49,6 +49,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.extensions["astralog_rejections"] = rejections
     responses.init_app(app, rejections.note)
     app.register_blueprint(drain.create_blueprint(acceptor, rejections.note))
+    app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note))
     app.register_blueprint(health.create_blueprint(queue))
     app.register_blueprint(docs.create_blueprint(__version__))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))

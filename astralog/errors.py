@@ -13,6 +13,7 @@ SHOWN_CHARACTERS = 100
 STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "unauthorized": HTTPStatus.UNAUTHORIZED,
     "invalid_json": HTTPStatus.BAD_REQUEST,
+    "invalid_protobuf": HTTPStatus.BAD_REQUEST,
     "invalid_batch": HTTPStatus.BAD_REQUEST,
     "invalid_encoding": HTTPStatus.BAD_REQUEST,
     "bad_request": HTTPStatus.BAD_REQUEST,
@@ -34,6 +35,7 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
 MEANING_OF_CODE: Mapping[str, str] = {
     "unauthorized": "The token is missing or not known.",
     "invalid_json": "The body is not valid JSON.",
+    "invalid_protobuf": "The body is not valid protobuf.",
     "invalid_batch": "The batch is invalid; `errors` says what, where.",
     "invalid_encoding": "The body does not inflate.",
     "bad_request": "The request is malformed.",

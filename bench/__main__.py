@@ -17,7 +17,7 @@ from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("options", "workers", "shares", "growth", "segments", "flood", "forward")
+SECTIONS = ("options", "otlp", "workers", "shares", "growth", "segments", "flood", "forward")
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -59,6 +59,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
         results.cells = runner.cells(cells)
         if "options" in sections:
             results.options = runner.options()
+        if "otlp" in sections:
+            results.otlp = runner.otlp()
         if "workers" in sections:
             results.workers = runner.workers()
         if "shares" in sections:

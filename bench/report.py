@@ -94,6 +94,12 @@ def _sections(results: Results) -> Iterator[str]:
     for cell in results.cells:
         if set(cell.answers) != {ACKNOWLEDGED}:
             yield f"Answers at {cell.batch} x {cell.connections}: {cell.answers}."
+    if otlp := results.otlp:
+        yield (
+            f"OTLP in protobuf ({otlp.batch} per batch, {otlp.connections} connections): "
+            f"{otlp.logs_per_second:,.0f} logs/s at {otlp.cpu_us_per_log:.2f} CPU µs a log, "
+            f"{otlp.logs_per_cpu_second:,.0f} logs per CPU second."
+        )
     if options := results.options:
         yield (
             f"NDJSON with unknown=metadata and three defaults ({options.batch} per batch, "

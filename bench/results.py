@@ -126,6 +126,7 @@ class Results:
     seconds: float
     cells: list[Cell] = field(default_factory=list)
     options: Cell | None = None
+    otlp: Cell | None = None
     workers: Workers | None = None
     shares: list[Shares] = field(default_factory=list)
     growth: Growth | None = None
@@ -136,7 +137,7 @@ class Results:
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
-        cells += [self.options] if self.options else []
+        cells += [cell for cell in (self.options, self.otlp) if cell]
         checks = [cell.check for cell in cells]
         checks += self.forward.checks if self.forward else []
         checks += [check for shares in self.shares for check in shares.checks]
@@ -189,9 +190,7 @@ def marks(results: Results) -> Iterator[Mark]:
         if (cell.batch, cell.connections) == (500, 32):
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
-    if results.options:
-        name = "500 per batch, NDJSON with options: logs per CPU second"
-        yield Mark(name, results.options.logs_per_cpu_second, 200e3, False)
+    yield from _marks_of_forms(results)
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
@@ -217,3 +216,14 @@ def marks(results: Results) -> Iterator[Mark]:
         yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)
     if results.forward:
         yield from starmap(Mark, forward_marks(results.forward))
+
+
+def _marks_of_forms(results: Results) -> Iterator[Mark]:
+    forms = (
+        ("NDJSON with options", results.options, 200e3),
+        ("OTLP in protobuf", results.otlp, 150e3),
+    )
+    for form, cell, rate in forms:
+        if cell:
+            name = f"500 per batch, {form}: logs per CPU second"
+            yield Mark(name, cell.logs_per_cpu_second, rate, False)

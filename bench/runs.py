@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import bodies, load, measure, options, stored
+from bench import bodies, load, measure, options, otlp, stored
 from bench.results import Cell, Flood, Growth, Workers
 from tests.support.service import TOKEN, Service
 
@@ -139,6 +139,11 @@ class Runner:
         """Measure logs that the query fills in, and whose unknown fields it moves."""
         progress("options: NDJSON with defaults and unknown fields")
         return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
+
+    def otlp(self) -> Cell:
+        """Measure exports of OpenTelemetry in protobuf."""
+        progress("otlp: exports in protobuf")
+        return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=otlp.requests)
 
     def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
         with self.service(workers=workers) as service:

@@ -13,8 +13,15 @@ from bench.load import Outcome
 BLOCK_BYTES = 4 * 1024 * 1024
 
 
-class _Metadata(msgspec.Struct):
+class _Attributes(msgspec.Struct):
     log_id: str
+
+
+class _Metadata(msgspec.Struct):
+    """Metadata with the log's id, which an export of OpenTelemetry has among its attributes."""
+
+    log_id: str = ""
+    attributes: _Attributes | None = None
 
 
 class _Log(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,7 +87,7 @@ def _read_ids(path: Path, result: Check) -> Iterator[str]:
             complete, newline, rest = (rest + block).rpartition(b"\n")
             for log in _decode(complete + newline, result):
                 result.stored += 1
-                yield log.metadata.log_id
+                yield _id(log.metadata)
     result.malformed += bool(rest)
 
 
@@ -97,3 +104,7 @@ def _decode_one_by_one(lines: bytes, result: Check) -> Iterator[_Log]:
             yield _decoder.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             result.malformed += 1
+
+
+def _id(metadata: _Metadata) -> str:
+    return metadata.attributes.log_id if metadata.attributes else metadata.log_id

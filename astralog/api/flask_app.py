@@ -72,10 +72,10 @@ class App(Flask):
 
 
 class FixedResponse(Response):
-    """A 200 with a JSON body that is the same every time, rendered once; never change it."""
+    """A 200 with a body that is the same every time, rendered once; never change it."""
 
-    def __init__(self, body: bytes) -> None:
-        super().__init__(body, content_type="application/json")
+    def __init__(self, body: bytes, content_type: str = "application/json") -> None:
+        super().__init__(body, content_type=content_type)
         self._body = [body]
         self._wsgi_headers = list(self.headers)
 

@@ -12,6 +12,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
 from astralog.api.openapi_options import describe_options
+from astralog.api.openapi_otlp import describe_otlp
 from astralog.api.openapi_words import (
     ABOUT,
     DRAIN,
@@ -26,8 +27,8 @@ from astralog.intake.schema import BatchSchema, LogSchema
 
 OPENAPI_VERSION = "3.1.0"
 
-#: Rejections that no batch gets.
-NOT_OF_BATCHES = ("not_found", "method_not_allowed")
+#: Rejections that no drained batch gets.
+NOT_OF_BATCHES = ("not_found", "method_not_allowed", "invalid_protobuf")
 
 _ERRORS = {
     "type": "object",
@@ -74,6 +75,8 @@ def describe(version: str) -> dict[str, Any]:
     spec.components.schema("Batch", schema=BatchSchema)
     spec.components.schema("Rejection", REJECTION)
     spec.path("/v1/drain", operations={"post": _drain()})
+    for path, operation in describe_otlp(describe_options(), _rejections).items():
+        spec.path(path, operations={"post": operation})
     for path, operation in _READING.items():
         spec.path(path, operations={"get": operation})
     return spec.to_dict()
@@ -166,16 +169,15 @@ def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:
     schema = {
         "type": "object",
         "required": list(example),
-        "properties": {name: _schema_of(value) for name, value in example.items()},
+        "properties": {
+            name: {"type": "object" if isinstance(value, dict) else "string"}
+            for name, value in example.items()
+        },
     }
     return {
         "description": description,
         "content": {"application/json": {"schema": schema, "example": example}},
     }
-
-
-def _schema_of(value: object) -> dict[str, Any]:
-    return {"type": "object"} if isinstance(value, dict) else {"type": "string"}
 
 
 def _content(description: str, *kinds: str) -> dict[str, Any]:

@@ -32,11 +32,24 @@ def reject(rejection: Rejection) -> Response:
     if rejection.errors is not None:
         body["errors"] = rejection.errors
     response = json_response(body, rejection.status)
+    add_headers(response, rejection)
+    return response
+
+
+def add_headers(response: Response, rejection: Rejection) -> None:
+    """Add what a response to a rejected request says in its headers, in whatever shape it is."""
     if rejection.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     if rejection.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return response
+
+
+def as_rejection(error: Exception) -> Rejection:
+    """Return an error as a rejection; one that is none is logged, and becomes `internal`."""
+    if isinstance(error, Rejection):
+        return error
+    log.error("request failed", exc_info=error)
+    return Rejection("internal", "The service failed; its own log says why.")
 
 
 def init_app(app: Flask, note: Note) -> None:
@@ -53,8 +66,7 @@ def init_app(app: Flask, note: Note) -> None:
         return response
 
     def reject_internal_error(error: Exception) -> Response:
-        log.error("request failed", exc_info=error)
-        return noted(Rejection("internal", "The service failed; its own log says why."))
+        return noted(as_rejection(error))
 
     app.register_error_handler(Rejection, noted)
     app.register_error_handler(HTTPException, reject_http_error)

@@ -11,7 +11,7 @@ from astralog.errors import Rejection
 from astralog.intake import formats
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.formats import Format, Json, Lines, Piece
-from astralog.intake.invalid_logs import InvalidLogs
+from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
 from astralog.intake.logs import NoVerdict, load_log
 from astralog.store.commit_queue import Batch
 from astralog.time_slice import TimeSlice
@@ -59,7 +59,7 @@ def _decode_pieces(body: bytes, form: Format, context: Context) -> Decoded:
     for piece in _split(body, form, context):
         batch = _encode_piece(piece, form, context, invalid)
         if invalid.count and (invalid.is_full or not context.options.is_partial):
-            raise _reject_invalid(invalid, form.count(body))
+            raise reject_invalid(invalid, form.count(body))
         batches.append(batch)
         size += len(batch.lines)
         if size > MAX_GROWTH * len(body) + formats.PIECE_BYTES:
@@ -84,12 +84,6 @@ def _join(batches: list[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     return Batch(b"".join(batch.lines for batch in batches), sum(batch.logs for batch in batches))
-
-
-def _reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:
-    least = "" if invalid.seen == total else "At least "
-    message = f"{least}{invalid.count} of {total} logs are invalid; nothing was stored"
-    return Rejection("invalid_batch", message, {"logs": invalid.errors}, total)
 
 
 def _encode_piece(piece: Piece, form: Format, context: Context, invalid: InvalidLogs) -> Batch:

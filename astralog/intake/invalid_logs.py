@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from astralog.errors import SHOWN_CHARACTERS
+from astralog.errors import SHOWN_CHARACTERS, Rejection
 
 #: Invalid logs of a batch that are described; the rest is counted.
 DESCRIBED_LOGS = 20
@@ -37,6 +37,13 @@ class InvalidLogs:
         self.count += 1
         if self.count <= DESCRIBED_LOGS:
             self.errors[number] = describe(messages)
+
+
+def reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:
+    """Return the rejection of a batch of `total` logs for its invalid ones."""
+    least = "" if invalid.seen == total else "At least "
+    message = f"{least}{invalid.count} of {total} logs are invalid; nothing was stored"
+    return Rejection("invalid_batch", message, {"logs": invalid.errors}, total)
 
 
 def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.otlp import PROTOBUF, encode, make_export, make_record
 from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
 
 RECIPES = (ROOT / "docs" / "senders.md").read_text()
@@ -52,6 +53,54 @@ def test_the_logging_handler_works(tmp_path: Path, service: Service) -> None:
     expected = {"project_id": "org-xyz", "level": "info", "service": "billing"}
     metadata = {"logger": "root", "file": "<string>", "order": "A-17"}
     assert expected | {"message": "paid 7", "metadata": metadata} == log
+
+
+#: What the programs send whose recipes cannot be run here, as their documentation has it.
+LINES: dict[str, dict[str, object]] = {
+    "fluent bit": {"timestamp": "2024-05-31T15:30:45.123456Z", "message": "paid", "order": 7},
+    "docker": {
+        "timestamp": "2024-05-31T15:30:45.000000Z",
+        "container_id": "4f1c",
+        "service": "/shop",
+        "source": "stdout",
+        "message": "paid",
+    },
+    "vector": {
+        "file": "/var/log/shop/a.log",
+        "host": "host-1",
+        "message": "paid",
+        "source_type": "file",
+        "timestamp": "2024-05-31T15:30:45.123456789Z",
+    },
+    "logstash": {
+        "timestamp": "2024-05-31T15:30:45.123Z",
+        "message": "paid",
+        "metadata": {"host": "host-1", "file": "/var/log/shop/a.log"},
+    },
+}
+
+
+def test_the_queries_of_the_recipes_are_taken(service: Service) -> None:
+    """What each program sends is stored as its recipe asks, nothing of it lost."""
+    queries = set(re.findall(r"/v1/drain(\?[^\s\"]+)", RECIPES))
+    assert 3 == len(queries)
+    for query in queries:
+        for line in LINES.values():
+            if "metadata" not in line and "unknown" not in query:
+                continue
+            headers = {"Authorization": TOKEN, "Content-Type": "application/x-ndjson"}
+            answer = service.request("POST", f"/v1/drain{query}", json.dumps(line), headers)
+            assert (200, {"status": "accepted"}) == (answer.status, answer.body)
+    for log in service.logs():
+        assert ("org-xyz", "info", "paid") == (log["project_id"], log["level"], log["message"])
+        assert log["metadata"]
+    queries = set(re.findall(r"/v1/logs(\?[^\s\"`]+)", RECIPES))
+    assert 3 == len(queries)
+    for query in queries:
+        body = encode(make_export(make_record(), resource={}), PROTOBUF)
+        headers = {"Authorization": TOKEN, "Content-Type": PROTOBUF}
+        answer = service.request("POST", f"/v1/logs{query}", body, headers)
+        assert (200, b"") == (answer.status, answer.raw)
 
 
 @pytest.mark.slow

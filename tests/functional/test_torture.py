@@ -20,6 +20,7 @@ from tests.torture import (
     kills,
     memory,
     mounts,
+    otlp,
     powercut,
     sealing,
     shim,
@@ -217,3 +218,9 @@ def test_the_table_has_a_cell_for_each_heading() -> None:
     assert len(HEADINGS) == len(row.cells())
     assert "1,000" in render([row])
     assert "| a | 1,000 | 0 | 1 |" in render_markdown([row])
+
+
+@pytest.mark.slow
+def test_otlp(tmp_path: Path) -> None:
+    """Mutated exports in both encodings, and those made to take memory."""
+    check(tmp_path, lambda bench: otlp.torture(bench, inputs=2000))

@@ -27,6 +27,7 @@ from tests.torture import (
     housekeeping,
     kills,
     memory,
+    otlp,
     powercut,
     sealing,
     shim,
@@ -90,6 +91,7 @@ def kinds(scale: float) -> list[Kind]:
             *("kills", max(200, times(200)), "rounds", max(8, times(8))),
             *("logs", times(5000), "segments", 100_000),
         ),
+        kind("otlp", 0.05, "inputs", times(20_000)),
     ]
 
 
@@ -111,6 +113,7 @@ MODULES: dict[str, Any] = {
     "upgrades": upgrades,
     "fuzz": fuzz,
     "forward": forward,
+    "otlp": otlp,
 }
 
 

@@ -1,5 +1,6 @@
 """The load generator's own parts: what it sends, how it counts, and what it notices on disk."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 
 from astralog.intake.batch import decode_lines
 from astralog.intake.options import parse_options
-from bench import bodies, measure, options, stored
+from astralog.intake.otlp import decode
+from astralog.intake.otlp_protobuf import Protobuf
+from bench import bodies, measure, options, otlp, stored
 from bench.load import Outcome
 from tests.support.decoding import encode_batch, make_context
 
@@ -27,6 +30,21 @@ def test_a_log_id_tells_request_and_place() -> None:
     logs = msgspec.json.decode(bodies.templates(10)[3].body(4711))["logs"]
     places = [bodies.place(log["metadata"]["log_id"]) for log in logs]
     assert [(4711, index) for index in range(10)] == places
+
+
+def test_exports_are_the_same_logs() -> None:
+    """What the bench sends as OTLP is valid, is as long as it says, and can be told apart."""
+    query = otlp.HEAD.partition("?")[2].partition(" ")[0]
+    context = make_context(options=parse_options(query))
+    for number, template in enumerate(otlp.requests(10, "token")):
+        body = template.body(number)
+        assert template.body_bytes == len(body)
+        logs = [
+            json.loads(line) for line in decode(Protobuf(), body, context).batch.lines.splitlines()
+        ]
+        ids = [bodies.place(log["metadata"]["attributes"]["log_id"]) for log in logs]
+        assert [(number, index) for index in range(10)] == ids
+        assert 3000 < len(body) < 4500
 
 
 def test_logs_that_need_options_are_the_same_logs() -> None:

@@ -30,6 +30,8 @@ LIBRARIES = {
     "gunicorn": {"server"},
     "marshmallow": {"intake", "api", "base"},
     "msgspec": {"intake", "api", "view"},
+    "google": {"intake"},
+    "opentelemetry": {"intake"},
     "prometheus_client": {"telemetry"},
     "clickhouse_connect": {"forward"},
 }

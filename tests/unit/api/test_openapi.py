@@ -11,6 +11,7 @@ from astralog import __version__
 from astralog.api.docs import CONTENT_SECURITY_POLICY, load_assets
 from astralog.api.drain import NDJSON_TYPES
 from astralog.api.openapi import NOT_OF_BATCHES
+from astralog.api.openapi_otlp import NOT_OF_EXPORTS
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.intake.schema import BatchSchema, LogSchema
 
@@ -62,22 +63,27 @@ def test_the_document_has_the_headers_of_rejections(
     """A header that each response of a status has is required there, whatever the path."""
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     found = [each["responses"][status] for each in operations if status in each["responses"]]
-    assert len(found) == 2
+    assert len(found) == 3
     assert all(response["headers"][header]["required"] for response in found)
 
 
-def test_the_document_has_every_rejection(document: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("path", "absent"), [("/v1/drain", NOT_OF_BATCHES), ("/v1/logs", NOT_OF_EXPORTS)]
+)
+def test_the_document_has_every_rejection(
+    document: dict[str, Any], path: str, absent: tuple[str, ...]
+) -> None:
     """Each code is in the rejection's schema, and each that a batch can get under its status."""
     assert set(STATUS_OF_CODE) == set(MEANING_OF_CODE)
     assert list(STATUS_OF_CODE) == schema_named(document, "Rejection")["properties"]["code"]["enum"]
-    responses = document["paths"]["/v1/drain"]["post"]["responses"]
+    responses = document["paths"][path]["post"]["responses"]
     shown = {
         (int(status), code)
         for status, response in responses.items()
         for code in re.findall(r"^- `(\w+)`: ", response["description"], re.MULTILINE)
     }
     expected = {(int(status), code) for code, status in STATUS_OF_CODE.items()}
-    assert expected == shown | {(int(STATUS_OF_CODE[code]), code) for code in NOT_OF_BATCHES}
+    assert expected == shown | {(int(STATUS_OF_CODE[code]), code) for code in absent}
 
 
 def test_the_documents_log_is_the_schemas(document: dict[str, Any]) -> None:
@@ -130,6 +136,11 @@ def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str
         "/v1/drain?dry_run=true", json=example, headers={"Authorization": "test-token"}
     )
     assert (200, shown["valid"]["value"]) == (response.status_code, response.get_json())
+    export = document["paths"]["/v1/logs"]["post"]
+    example = export["requestBody"]["content"]["application/json"]["example"]
+    response = client.post("/v1/logs", json=example, headers={"Authorization": "test-token"})
+    shown = export["responses"]["200"]["content"]["application/json"]["example"]
+    assert (200, shown) == (response.status_code, response.get_json())
     for path in ("/health", "/ready"):
         shown = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
         assert shown["example"] == client.get(path).get_json()

@@ -1,0 +1,135 @@
+"""POST /v1/logs: take an export of OpenTelemetry, and answer in its own encoding.
+
+Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from astralog.api.flask_app import FixedResponse
+from astralog.api.responses import Note, add_headers, as_rejection
+from astralog.errors import Rejection
+from astralog.intake.acceptor import Acceptor
+from astralog.intake.otlp import Encoding, decode
+from astralog.intake.otlp_json import Json
+
+#: Parameters that the query may have.
+PARAMETERS = ("project_id", "service", "level", "partial")
+
+#: Media types of protobuf; a body of any other type, or of none, is read as JSON.
+PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}
+
+#: What is not taken, with the variable that keeps an SDK from sending it.
+OTHER_SIGNALS = {"traces": "OTEL_TRACES_EXPORTER", "metrics": "OTEL_METRICS_EXPORTER"}
+
+#: The code of google.rpc for each HTTP status.
+#: Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto.
+CODE_OF_STATUS = {
+    HTTPStatus.BAD_REQUEST: 3,  # INVALID_ARGUMENT
+    HTTPStatus.UNAUTHORIZED: 16,  # UNAUTHENTICATED
+    HTTPStatus.FORBIDDEN: 7,  # PERMISSION_DENIED
+    HTTPStatus.NOT_FOUND: 12,  # UNIMPLEMENTED
+    HTTPStatus.REQUEST_TIMEOUT: 4,  # DEADLINE_EXCEEDED
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: 3,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: 3,
+    HTTPStatus.SERVICE_UNAVAILABLE: 14,  # UNAVAILABLE
+    HTTPStatus.INTERNAL_SERVER_ERROR: 13,  # INTERNAL
+}
+
+#: The response to an export that is stored, in each encoding: an empty ExportLogsServiceResponse.
+ACCEPTED = {
+    "application/json": FixedResponse(b"{}"),
+    "application/x-protobuf": FixedResponse(b"", "application/x-protobuf"),
+}
+
+#: Invalid logs that a message describes.
+DESCRIBED_LOGS = 3
+
+
+def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
+    """Return the blueprint of what OpenTelemetry sends; `note` takes note of each rejection."""
+    blueprint = Blueprint("otlp", __name__)
+
+    @blueprint.errorhandler(Exception)
+    def reject(error: Exception) -> Response:
+        """Turn an error into a google.rpc.Status."""
+        rejection = as_rejection(error)
+        note(rejection, request.environ)
+        return _reject(rejection)
+
+    @blueprint.post("/v1/logs")
+    def export_logs() -> Response:
+        """Store an export; 200 means that every log of it, but for rejected ones, is on disk."""
+        encoding = _find_encoding()
+        accepted = acceptor.accept(request.environ, partial(decode, encoding), PARAMETERS)
+        invalid = accepted.decoded.invalid
+        if invalid is None:
+            return ACCEPTED[encoding.content_type]
+        message = f"{invalid.count} logs are invalid; the others were stored"
+        rejection = Rejection("invalid_batch", message, {"logs": invalid.errors})
+        note(rejection, request.environ)
+        return _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
+
+    @blueprint.post("/v1/traces")
+    def reject_traces() -> Response:
+        """Say that traces are not taken."""
+        raise _not_taken("traces")
+
+    @blueprint.post("/v1/metrics")
+    def reject_metrics() -> Response:
+        """Say that metrics are not taken."""
+        raise _not_taken("metrics")
+
+    return blueprint
+
+
+def _not_taken(signal: str) -> Rejection:
+    message = (
+        f"AstraLog takes no {signal}, only logs, at /v1/logs; "
+        f"{OTHER_SIGNALS[signal]}=none keeps an SDK from sending them."
+    )
+    return Rejection("not_found", message)
+
+
+def _find_encoding() -> Encoding:
+    """Return the encoding of the request."""
+    kind = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if kind not in PROTOBUF_TYPES:
+        return Json()
+    # Most services never get any: those do not pay for it.
+    from astralog.intake.otlp_protobuf import Protobuf  # noqa: PLC0415
+
+    return Protobuf()
+
+
+def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Response:
+    return Response(body, status, content_type=encoding.content_type)
+
+
+def _reject(rejection: Rejection) -> Response:
+    """Return the rejection as a google.rpc.Status, whose message begins with its code."""
+    encoding = _find_encoding()
+    body = encoding.encode_status(CODE_OF_STATUS[rejection.status], _say(rejection))
+    response = _respond(body, encoding, rejection.status)
+    add_headers(response, rejection)
+    return response
+
+
+def _say(rejection: Rejection) -> str:
+    """Return a rejection in words, its code first."""
+    message = f"{rejection.code}: {rejection.message}"
+    return f"{message}; {_describe(rejection.errors['logs'])}" if rejection.errors else message
+
+
+def _describe(errors: Mapping[int, Any]) -> str:
+    """Return in words what is invalid in the first logs, which are counted from 0."""
+    first = list(errors.items())[:DESCRIBED_LOGS]
+    return "; ".join(
+        f"log {number}: {field}: {' '.join(texts)}"
+        for number, fields in first
+        for field, texts in fields.items()
+    )
