@@ -103,7 +103,7 @@ class ConfinedService(Service):
 
 @pytest.mark.slow
 def test_the_service_does_what_its_unit_allows(tmp_path: Path) -> None:
-    """From its start through batches, rotation and a reload to its end it makes no other call."""
+    """From its start through batches and rotation to its end it makes no other call."""
     for program in ("systemd-analyze", "strace"):
         if shutil.which(program) is None:
             pytest.skip(f"NOT TESTED: {program} is not installed")
