@@ -1,6 +1,6 @@
 """JSON text to logs: by the compiled decoder, and where it has no verdict by marshmallow."""
 
-from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from astralog.intake.invalid_logs import DESCRIBED_FIELDS
 from astralog.intake.options import Options, change_log
 from astralog.intake.schema import FIELDS, BatchStruct, Log, LogSchema
 from astralog.intake.strict_json import parse
+from astralog.time_slice import map_in_slices
 
 #: What the compiled decoder does not take; marshmallow may take it all the same.
 NoVerdict = (ValueError, RecursionError, ValidationError)
@@ -39,7 +40,7 @@ def load_batch(text: bytes, options: Options) -> list[Any]:
 def load_logs(texts: list[bytes], options: Options) -> list[Any]:
     """Return the logs in JSON texts, one in each; raises NoVerdict."""
     if options.defaults or options.moves_unknown:
-        return _check(map(_object.decode, texts), options)
+        return _check(list(map(_object.decode, texts)), options)
     return _store_timestamps(list(map(_log.decode, texts)))
 
 
@@ -64,8 +65,8 @@ def _without_most_unknown(log: dict[str, Any]) -> dict[str, Any]:
     return dict(list(log.items())[:DESCRIBED_FIELDS]) | known
 
 
-def _check(objects: Iterable[dict[Any, Any]], options: Options) -> list[Any]:
-    logs = [change_log(log, options) for log in objects]
+def _check(objects: list[dict[Any, Any]], options: Options) -> list[Any]:
+    logs = map_in_slices(partial(change_log, options=options), objects)
     return _store_timestamps(msgspec.convert(logs, list[Log]))
 
 

@@ -13,6 +13,8 @@ from typing import Annotated
 import msgspec
 from dateutil.parser import isoparser
 
+from astralog.time_slice import map_in_slices
+
 EXPECTED = (
     "Not a timestamp. Use RFC 3339 (2024-05-31T15:30:45Z), ISO 8601 "
     "or SQL (2024-05-31 15:30:45+02:00)."
@@ -52,7 +54,7 @@ def normalise(text: str) -> str:
 
 def normalise_all(texts: Sequence[str]) -> list[str] | None:
     """Return what `normalise` makes of each text, or None where all are in the stored form."""
-    return None if _all_stored_form(texts) else [normalise(text) for text in texts]
+    return None if _all_stored_form(texts) else map_in_slices(normalise, texts)
 
 
 def _all_stored_form(texts: Sequence[str]) -> bool:

@@ -143,7 +143,7 @@ def test_attacks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_heavy_bodies(tmp_path: Path) -> None:
     """Hundreds of bodies that are heavy to decode cost the memory of one, and others are served."""
-    check(tmp_path, lambda bench: heavy.torture(bench, bodies=200, others_seconds=5))
+    check(tmp_path, lambda bench: heavy.torture(bench, bodies=200))
 
 
 @pytest.mark.slow

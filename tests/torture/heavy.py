@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tests.support.service import TOKEN, Service, make_head, make_log, read_answer
 from tests.torture.bench import Bench
-from tests.torture.stall import MIB, meanwhile, peak_bytes
+from tests.torture.stall import MIB, cpu_seconds, meanwhile, peak_bytes
 from tests.torture.table import Row
 
 #: Bytes of a body: the longest that is decoded in one piece.
@@ -27,8 +27,10 @@ BODY_BYTES = MIB
 #: What a worker may take in all.
 MEMORY_BYTES = 500 * MIB
 
-#: Seconds in which /health, and a batch of one log, are answered.
+#: Seconds in which /health, and a batch of one log, are answered, where the worker has a core to
+#: itself: what counts is its CPU time meanwhile. Beyond the second number no one says why.
 OTHERS_SECONDS = 1.0
+OTHERS_SECONDS_AT_MOST = 8.0
 
 #: Seconds in which each body is answered, one way or the other.
 ANSWER_SECONDS = 30.0
@@ -148,7 +150,7 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
-def torture(bench: Bench, bodies: int, others_seconds: float = OTHERS_SECONDS) -> Iterator[Row]:
+def torture(bench: Bench, bodies: int) -> Iterator[Row]:
     """Send so many bodies at once, of all shapes together and then of two that are worst."""
     sets = {
         "of every kind": list(SHAPES),
@@ -159,14 +161,14 @@ def torture(bench: Bench, bodies: int, others_seconds: float = OTHERS_SECONDS) -
         row = Row(f"{bodies} heavy bodies {what}")
         if bench.has_time:
             with Service(bench.make_directory()) as service:
-                flood(row, service, bodies, names, others_seconds)
+                flood(row, service, bodies, names)
                 if service.stop() != 0:
                     row.fail("did not stop with status 0")
             bench.say(row.what)
         yield row
 
 
-def flood(row: Row, service: Service, bodies: int, names: list[str], others_seconds: float) -> None:
+def flood(row: Row, service: Service, bodies: int, names: list[str]) -> None:
     """Send bodies of the named shapes, all at once, and look at what that does to others."""
     requests = [_request(SHAPES[name]) for name in names]
     (worker,) = service.worker_pids()
@@ -195,7 +197,7 @@ def flood(row: Row, service: Service, bodies: int, names: list[str], others_seco
         thread.start()
     for _ in threads:
         ready.acquire(timeout=ANSWER_SECONDS)
-    with meanwhile(lambda: _look(row, service, others_seconds), 0.02):
+    with meanwhile(lambda: _look(row, service, worker), 0.02):
         go.set()
         for thread in threads:
             thread.join(2 * ANSWER_SECONDS)
@@ -215,20 +217,22 @@ def _request(shape: Shape) -> bytes:
     return make_head(*headers).replace(b"/v1/drain", f"/v1/drain{shape.query}".encode(), 1) + body
 
 
-def _look(row: Row, service: Service, others_seconds: float) -> None:
+def _look(row: Row, service: Service, worker: int) -> None:
     """Ask /health and send a log, each on a new connection, and note what is slow."""
     body = json.dumps({"logs": [make_log()]})
     headers = {"Authorization": TOKEN}
     for method, path in (("GET", "/health"), ("POST", "/v1/drain")):
-        start = time.monotonic()
+        start, cpu_start = time.monotonic(), cpu_seconds(worker)
         try:
             status = service.request(method, path, body, headers, timeout=ANSWER_SECONDS).status
         except OSError as error:
             row.fail(f"{path}: {error!r}")
             return
-        row.was_back_after(time.monotonic() - start)
-        if status != 200 or time.monotonic() - start > others_seconds:
-            row.fail(f"{path} answered {status} after {time.monotonic() - start:.1f} s")
+        passed = time.monotonic() - start
+        seconds = min(passed, cpu_seconds(worker) - cpu_start)
+        row.was_back_after(seconds)
+        if status != 200 or seconds > OTHERS_SECONDS or passed > OTHERS_SECONDS_AT_MOST:
+            row.fail(f"{path} answered {status} after {seconds:.1f} s of CPU, {passed:.1f} s")
 
 
 def main() -> int:
@@ -241,7 +245,7 @@ def main() -> int:
             tempfile.TemporaryDirectory(prefix="astralog-heavy-") as directory,
             Service(Path(directory)) as service,
         ):
-            flood(row, service, 200, [name], OTHERS_SECONDS)
+            flood(row, service, 200, [name])
             peak = peak_bytes(service.worker_pids()[0]) // MIB
         seconds = row.back_seconds or 0.0
         print(f"{name:32} {peak:5} MiB, others {seconds:5.2f} s {row.remarks}", flush=True)

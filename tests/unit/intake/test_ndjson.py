@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from astralog.errors import Rejection
 from astralog.intake import batch as codec
-from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.formats import PIECE_BYTES, Lines
 from tests.support.decoding import encode_batch, encode_lines, marshmallow_alone
 from tests.support.service import make_log
 
@@ -186,3 +186,9 @@ def test_what_the_decoder_takes_is_what_the_schema_takes(lines: list[bytes]) -> 
     assert len(expected) == quick.logs
     with marshmallow_alone():
         assert quick == encode_lines(body + b"\n\n")
+
+
+@given(st.text("x\n\n \t\r\v\f\x1c\x85", max_size=20).map(str.encode))
+def test_lines_that_are_not_blank_are_counted(body: bytes) -> None:
+    """The quick count is that of the lines with anything but white space."""
+    assert sum(1 for text in body.split(b"\n") if text.strip()) == Lines().count(body)
