@@ -7,6 +7,7 @@ the label is the first 8 hex digits of the token's SHA-256.
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
+from operator import attrgetter
 from typing import NamedTuple
 
 from astralog.store.commit_queue import CommitQueue
@@ -145,37 +146,15 @@ def disk_families(queue: CommitQueue) -> list[Family]:
 
 def forward_families(queue: CommitQueue) -> list[Family]:
     """Return the families of what `astralog forward` last said of itself."""
+    lag = "Age of the oldest log that forward has not delivered."
+    waiting = "that forward has not delivered as a whole"
+    unfit = "Of the delivered logs, those that went to the second table."
     return [
-        _forward(
-            queue,
-            "lag_seconds",
-            "Age of the oldest log that forward has not delivered.",
-            lambda status: status.lag_seconds(time.time()),
-        ),
-        _forward(
-            queue,
-            "waiting_segments",
-            "Sealed segments that forward has not delivered as a whole.",
-            lambda status: status.waiting_segments,
-        ),
-        _forward(
-            queue,
-            "waiting_bytes",
-            "Bytes of the files that forward has not delivered as a whole.",
-            lambda status: status.waiting_bytes,
-        ),
-        _forward(
-            queue,
-            "delivered_logs",
-            "Logs that were delivered since forward started.",
-            lambda status: status.delivered_logs,
-        ),
-        _forward(
-            queue,
-            "unfit_logs",
-            "Of the delivered logs, those that went to the second table.",
-            lambda status: status.unfit_logs,
-        ),
+        _forward(queue, "lag_seconds", lag, lambda status: status.lag_seconds(time.time())),
+        _forward(queue, "waiting_segments", f"Sealed segments {waiting}."),
+        _forward(queue, "waiting_bytes", f"Bytes of the files {waiting}."),
+        _forward(queue, "delivered_logs", "Logs that were delivered since forward started."),
+        _forward(queue, "unfit_logs", unfit),
         _forward(
             queue,
             "updated_timestamp_seconds",
@@ -186,14 +165,18 @@ def forward_families(queue: CommitQueue) -> list[Family]:
 
 
 def _forward(
-    queue: CommitQueue, name: str, help: str, read: Callable[[ForwardStatus], float]
+    queue: CommitQueue,
+    name: str,
+    help: str,
+    read: Callable[[ForwardStatus], float] | None = None,
 ) -> Family:
-    """Return a family of forward's status, which has no values where forwarding is off."""
+    """Return a family of forward's status, by its name there unless `read` reads another."""
+    value = read or attrgetter(name)
     return _disk(
         queue,
         f"forward_{name}",
         help,
-        lambda usage: {(): read(usage.forward)} if usage.forward else {},
+        lambda usage: {(): value(usage.forward)} if usage.forward else {},
     )
 
 
