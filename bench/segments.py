@@ -48,7 +48,7 @@ TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A steady load of so many requests, in turns to two services."""
+    """A steady load of so many requests to each of two services, in turns."""
 
     addresses: tuple[tuple[str, int], tuple[str, int]]
     requests: int
@@ -88,7 +88,7 @@ def _measure(directory: Path, executor: Executor, seconds: float) -> list[Beside
             known.append((_wait_until_known(service, count), measure.cpu_seconds(_pids(service))))
         plan = Plan(
             (services[0].address, services[1].address),
-            int(REQUESTS_PER_SECOND * seconds * LOAD_FACTOR),
+            int(REQUESTS_PER_SECOND * seconds * LOAD_FACTOR) // 2,
         )
         outcomes = executor.submit(run, plan).result()
         idle = _idle_cores(services, seconds * IDLE_FACTOR)
@@ -152,12 +152,11 @@ def run(plan: Plan) -> list[load.Outcome]:
     it had been answered.
     """
     bodies.templates(BATCH, load.HEAD.format(token=TOKEN))  # made once, before anything is due
-    outcomes = [load.Outcome([load.Phase()], 0, set(), set()) for _ in plan.addresses]
-    for number in range(plan.requests):
-        outcomes[_place(number)[0]].sent += 1
+    outcomes = [load.Outcome([load.Phase()], plan.requests, set(), set()) for _ in plan.addresses]
     start = time.perf_counter()
-    threads = [
-        threading.Thread(target=_send_some, args=(plan, first, start, outcomes))
+    threads = [  # none serves both sides, or one that is late would make the other one late too
+        threading.Thread(target=_send_some, args=(plan, side, first, start, outcomes[side]))
+        for side in range(len(plan.addresses))
         for first in range(CONNECTIONS)
     ]
     for thread in threads:
@@ -167,31 +166,25 @@ def run(plan: Plan) -> list[load.Outcome]:
     return outcomes
 
 
-def _place(number: int) -> tuple[int, int]:
-    """Return which side gets a request, and the request's number there."""
-    turn, place = divmod(number, TURN_REQUESTS)
-    return turn % 2, turn // 2 * TURN_REQUESTS + place
+def _due_seconds(side: int, sequence: int) -> float:
+    """Return when a request is due, from the start: the sides have their turns one by one."""
+    turn, place = divmod(sequence, TURN_REQUESTS)
+    return ((2 * turn + side) * TURN_REQUESTS + place) / REQUESTS_PER_SECOND
 
 
-def _send_some(plan: Plan, first: int, start: float, outcomes: list[load.Outcome]) -> None:
-    """Send every CONNECTIONS-th request, each when it is due."""
+def _send_some(plan: Plan, side: int, first: int, start: float, outcome: load.Outcome) -> None:
+    """Send one side every CONNECTIONS-th request, each when it is due."""
     templates = bodies.templates(BATCH, load.HEAD.format(token=TOKEN))
-    with ExitStack() as stack:
-        connections = [
-            stack.enter_context(create_connection(address, TIMEOUT_SECONDS))
-            for address in plan.addresses
-        ]
-        for connection in connections:
-            connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-        for number in range(first, plan.requests, CONNECTIONS):
-            side, sequence = _place(number)
-            due = start + number / REQUESTS_PER_SECOND
+    with create_connection(plan.addresses[side], TIMEOUT_SECONDS) as connection:
+        connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        for sequence in range(first, plan.requests, CONNECTIONS):
+            due = start + _due_seconds(side, sequence)
             request = b"".join(templates[sequence % len(templates)].request(sequence))
             time.sleep(max(due - time.perf_counter(), 0))
-            if _is_accepted(connections[side], request):
-                outcomes[side].phases[0].latencies.append(time.perf_counter() - due)
+            if _is_accepted(connection, request):
+                outcome.phases[0].latencies.append(time.perf_counter() - due)
             else:
-                outcomes[side].unanswered.add(sequence)
+                outcome.unanswered.add(sequence)
 
 
 def _is_accepted(connection: socket, request: bytes) -> bool:
