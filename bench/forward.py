@@ -35,8 +35,7 @@ KEEP_UP_LOGS_PER_SECOND = 100_000
 KEEP_UP_CLIENTS = 4
 KEEP_UP_SECONDS = 40.0
 
-#: The recommended age at which segments are sealed for search.
-SEGMENT_SECONDS = 10.0
+SEGMENT_SECONDS = 10.0  # as is recommended for search
 SEARCHES = 10
 SEARCH_EVERY_SECONDS = 2.3  # so that logs come at any time of a segment
 
