@@ -35,8 +35,7 @@ KEEP_UP_LOGS_PER_SECOND = 100_000
 KEEP_UP_CLIENTS = 4
 KEEP_UP_SECONDS = 40.0
 
-#: The recommended age at which segments are sealed for search.
-SEGMENT_SECONDS = 10.0
+SEGMENT_SECONDS = 10.0  # as is recommended for search
 SEARCHES = 10
 SEARCH_EVERY_SECONDS = 2.3  # so that logs come at any time of a segment
 
@@ -99,28 +98,27 @@ def _deliveries(directory: Path, discarding: ClickHouse) -> Forward:
     )
 
 
-def _segment_path(directory: Path, number: int, suffix: str) -> Path:
-    return directory / f"20261123T{number:06d}.000000Z-1{suffix}"
+def _name(number: int) -> str:
+    return f"20261123T{number:06d}.000000Z-1.ndjson"
 
 
 def _write_segments(directory: Path) -> int:
     """Write one segment under several names, and return its bytes."""
-    first = _segment_path(directory, 0, ".ndjson")
+    first = directory / _name(0)
     pool = bodies.templates(BATCH)
     with first.open("wb") as file:
         for number in range(SEGMENT_LOGS // BATCH):
             file.write(encode_batch(pool[number % len(pool)].body(number)).lines)
     for number in range(1, SEGMENTS):
-        os.link(first, _segment_path(directory, number, ".ndjson"))
+        os.link(first, directory / _name(number))
     return first.stat().st_size
 
 
 def _compress_segments(plain: Path, packed: Path) -> int:
-    content = _segment_path(plain, 0, ".ndjson").read_bytes()
-    first = _segment_path(packed, 0, ".ndjson.zst")
-    first.write_bytes(zstd.compress(content, 3))
+    first = packed / (_name(0) + ".zst")
+    first.write_bytes(zstd.compress((plain / _name(0)).read_bytes(), 3))
     for number in range(1, SEGMENTS):
-        os.link(first, _segment_path(packed, number, ".ndjson.zst"))
+        os.link(first, packed / (_name(number) + ".zst"))
     return first.stat().st_size
 
 
