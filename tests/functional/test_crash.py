@@ -103,7 +103,7 @@ def test_orphans_are_cut_and_sealed_at_the_start(tmp_path: Path) -> None:
         found = {path.name: path.read_bytes() for path in service.files()}
         expected = dict(zip(names, (made for _, made in TAILS.values()), strict=True))
         assert {name: made for name, made in expected.items() if made is not None} == found
-        assert len(TAILS) == service.log().count("recovered")
+        wait_for(lambda: len(TAILS) == service.log().count("recovered"))
 
 
 def test_what_is_no_orphan_is_left_alone(tmp_path: Path) -> None:
