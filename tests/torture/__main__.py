@@ -85,13 +85,13 @@ def kinds(scale: float) -> list[Kind]:
         kind("tls", 0.2, "connections", 500),
         kind("hogs", 0.15, "connections", 4500, "readers", 20),
         kind("fuzz", 0.1, "inputs", times(200_000)),
+        kind("otlp", 0.05, "inputs", times(20_000)),
         kind(
             "forward",
             0.6,
             *("kills", max(200, times(200)), "rounds", max(8, times(8))),
             *("logs", times(5000), "segments", 100_000),
         ),
-        kind("otlp", 0.05, "inputs", times(20_000)),
     ]
 
 
