@@ -12,7 +12,7 @@ from astralog.forward.delivery import Delivery, LogTables
 from astralog.forward.failures import Failures
 from astralog.forward.progress import Progress
 from astralog.settings import Settings
-from astralog.store.sealed import READ_ERRORS
+from astralog.store.segment_reader import READ_ERRORS
 
 #: Seconds between two looks at the data directory, and at what is to be removed of it.
 LOOK_SECONDS = 0.5

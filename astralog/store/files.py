@@ -80,12 +80,6 @@ def space(path: Path) -> Space:
     )
 
 
-def total_bytes(path: Path) -> int:
-    """Return the size of the file system of `path`; raises OSError."""
-    status = os.statvfs(path)
-    return status.f_blocks * status.f_frsize
-
-
 def is_same_file(fd: int, path: Path) -> bool:
     """Return whether the open file is still the one at `path`; raises OSError."""
     return os.path.samestat(os.fstat(fd), os.stat(path))

@@ -19,9 +19,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-#: What reading a sealed segment may raise: errors of the disk, and of damaged compressed lines.
-READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
-
 _FILE_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z-\d+(?:-\d+)?)\.ndjson(\.zst|\.open)?")
 _START_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 

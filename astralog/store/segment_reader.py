@@ -23,7 +23,7 @@ BLOCK_BYTES = 256 * 1024
 #: Bytes of the first block that is read backwards: the last few lines are often enough.
 LAST_BLOCK_BYTES = 16 * 1024
 
-#: What reading may raise.
+#: What reading a segment may raise: errors of the disk, and of damaged compressed lines.
 READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from astralog.store import sealed
 from astralog.store.files import seal_file
+from astralog.store.segment_reader import READ_ERRORS
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -87,7 +88,7 @@ def test_a_damaged_segment_is_an_error(tmp_path: Path, damage: str) -> None:
     path = write(tmp_path, FIRST + ".ndjson.zst", LINES * 1000)
     content = path.read_bytes()
     path.write_bytes(content[:-5] if damage == "cut" else content[:10] + b"xx" + content[12:])
-    with sealed.open_sealed(tmp_path, FIRST) as file, pytest.raises(sealed.READ_ERRORS):
+    with sealed.open_sealed(tmp_path, FIRST) as file, pytest.raises(READ_ERRORS):
         file.read()
 
 
