@@ -362,6 +362,9 @@ def lint(promtool: str, text: bytes) -> tuple[int, str]:
 def test_openmetrics_has_the_same_numbers(service: Service) -> None:
     """A client that asks for OpenMetrics gets what its parser takes."""
     service.drain(make_batch("a"))
+    scrape_idle(service)
+    # Each worker looks at the disk on its own: both have seen the segment before the comparison.
+    wait_for(lambda: all(1 == scrape(service)["segments open"] for _ in range(10)))
     plain = scrape_idle(service)
     headers = {"Accept": "application/openmetrics-text;version=1.0.0"}
     text = service.request("GET", "/metrics", headers=headers).raw.decode()
