@@ -19,8 +19,13 @@ class BatchCounters(Protocol):
     def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
         """Count a batch of `logs` that is stored; `size` is that of its body, inflated."""
 
-    def reject(self, error: BaseException, size: int, logs: int, started_at: float) -> None:
-        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known."""
+    def reject(
+        self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
+    ) -> None:
+        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known.
+
+        `token` stands for the client's token, None where it is not known.
+        """
 
     def reject_logs(self, code: str, logs: int) -> None:
         """Count logs that were left out of a batch that is stored."""
@@ -57,6 +62,7 @@ class Acceptor:
         started_at = perf_counter()
         size = logs = 0
         options = NO_OPTIONS
+        token = None
         try:
             token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
             if query := environ.get("QUERY_STRING"):
@@ -77,7 +83,7 @@ class Acceptor:
                 self._queue.commit(batch, reservation)
         except BaseException as error:
             if not options.is_dry_run:
-                self._counters.reject(error, size, logs, started_at)
+                self._counters.reject(error, size, logs, started_at, token and token.name)
             raise
         self._counters.accept(size, logs, started_at, committing_at)
         if invalid:

@@ -14,6 +14,7 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.deliveries import ForwardStatus
 from astralog.store.housekeeper import DiskUsage
 from astralog.telemetry.counters import BOUNDS_SECONDS, Counters, Durations, Volume
+from astralog.telemetry.snapshots import TOKEN_FAMILY
 
 #: The values of a family's labels, in their order.
 Labels = tuple[str, ...]
@@ -63,6 +64,13 @@ def counter_families(counters: Counters) -> list[Family]:
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
+        Family(
+            TOKEN_FAMILY,
+            "Batches rejected, by what stands for their token, and by code.",
+            Kind.COUNTER,
+            lambda: dict(counters.rejected_by_token),
+            ("token", "code"),
+        ),
         _counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
         _counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
         _counter("late_logs", late, lambda: counters.late_logs),
@@ -95,6 +103,12 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "Memory that bodies being read and batches waiting for their commit hold.",
             Kind.GAUGE,
             lambda: {(): queue.backlog_bytes},
+        ),
+        Family(
+            "astralog_backlog_limit_bytes",
+            "Memory that the backlog may take, beyond which batches are rejected.",
+            Kind.GAUGE,
+            lambda: {(): queue.backlog_limit_bytes},
         ),
         Family(
             "astralog_last_sync_timestamp_seconds",

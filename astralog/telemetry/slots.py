@@ -71,7 +71,7 @@ class Slot:
         self._fd = fd
         self.number = number
         self._writes, data = _read(fd, number)
-        self._before = decode(data).without_gauges() if data else EMPTY
+        self._before = decode(data).without_gauges().bounded() if data else EMPTY
         self._published = b""
         self.publish(EMPTY)
 
