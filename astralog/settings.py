@@ -183,6 +183,11 @@ class Settings:
     forward_keep_seconds: float = _setting(
         0.0, "Age at which delivered segments are removed; 0 keeps all.", Range(min=0)
     )
+    status: str = _setting(
+        "on",
+        "Whether `/status` shows numbers and stored logs to who has a token: `on` or `off`.",
+        OneOf(("on", "off")),
+    )
     log_level: str = _setting(
         "info",
         "Least severe of the service's own log lines on stderr: "

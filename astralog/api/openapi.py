@@ -13,6 +13,7 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
 from astralog.api.openapi_options import describe_options
 from astralog.api.openapi_otlp import describe_otlp
+from astralog.api.openapi_status import describe_status
 from astralog.api.openapi_words import (
     ABOUT,
     DRAIN,
@@ -28,7 +29,7 @@ from astralog.intake.schema import BatchSchema, LogSchema
 OPENAPI_VERSION = "3.1.0"
 
 #: Rejections that no drained batch gets.
-NOT_OF_BATCHES = ("not_found", "method_not_allowed", "invalid_protobuf")
+NOT_OF_BATCHES = ("not_found", "method_not_allowed", "invalid_protobuf", "status_busy")
 
 _ERRORS = {
     "type": "object",
@@ -56,7 +57,7 @@ _REJECTION = {"$ref": "#/components/schemas/Rejection"}
 Operation = dict[str, Any]
 
 
-def describe(version: str) -> dict[str, Any]:
+def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
     """Return the document that describes the API of this version."""
     spec = APISpec(
         title="AstraLog",
@@ -77,7 +78,8 @@ def describe(version: str) -> dict[str, Any]:
     spec.path("/v1/drain", operations={"post": _drain()})
     for path, operation in describe_otlp(describe_options(), _rejections).items():
         spec.path(path, operations={"post": operation})
-    for path, operation in _READING.items():
+    others = _READING | (describe_status(_rejections) if has_status else {})
+    for path, operation in others.items():
         spec.path(path, operations={"get": operation})
     return spec.to_dict()
 
@@ -143,7 +145,8 @@ def _rejections(codes: Iterable[str]) -> dict[str, Any]:
 
 def _rejection(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
     lines = [f"- `{code}`: {MEANING_OF_CODE[code]}" for code in codes]
-    example = REJECTED_BATCH if "invalid_batch" in codes else _rejected(codes[0])
+    first = {"status": "rejected", "code": codes[0], "message": MEANING_OF_CODE[codes[0]]}
+    example = REJECTED_BATCH if "invalid_batch" in codes else first
     response: dict[str, Any] = {
         "description": "\n".join([f"{status.phrase}.", "", *lines]),
         "content": {"application/json": {"schema": _REJECTION, "example": example}},
@@ -153,10 +156,6 @@ def _rejection(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
     if status == HTTPStatus.UNAUTHORIZED:
         response["headers"] = {"WWW-Authenticate": _header("How to show a token.", "Bearer")}
     return response
-
-
-def _rejected(code: str) -> dict[str, Any]:
-    return {"status": "rejected", "code": code, "message": MEANING_OF_CODE[code]}
 
 
 def _header(description: str, value: str | int) -> dict[str, Any]:
@@ -196,7 +195,7 @@ _UNREADY = {
     ),
     "headers": _RETRY_AFTER,
 }
-_LINKS = {"docs": "/docs", "openapi": "/openapi.json"}
+_ROOT = {"name": "AstraLog", "version": "1", "links": {"docs": "/docs"}}
 
 #: What can be asked for with GET.
 _READING: dict[str, Operation] = {
@@ -224,10 +223,10 @@ _READING: dict[str, Operation] = {
     ),
     "/": _get(
         "This page",
-        "Lead a browser to this page, and anything else to what there is",
+        "Lead a browser to a page, and anything else to what there is",
         {
-            "200": _json("What there is.", {"name": "AstraLog", "version": "1", "links": _LINKS}),
-            "302": {"description": "To this page."},
+            "200": _json("What there is.", _ROOT),
+            "302": {"description": "To `/status`, or to this page where there is no such page."},
         },
     ),
     "/docs": _get("This page", "Show this page", {"200": _content("This page.", "text/html")}),

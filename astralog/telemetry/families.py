@@ -59,18 +59,13 @@ def counter_families(counters: Counters) -> list[Family]:
     """Return the families of the counters."""
     stored = "written, and synced as ASTRALOG_SYNC says"
     late = "Logs stored although their client was told commit_timeout, or was gone."
+    by_token, tokens = "Batches rejected, by token and code.", counters.rejected_by_token
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
-        Family(
-            TOKEN_FAMILY,
-            "Batches rejected, by what stands for their token, and by code.",
-            Kind.COUNTER,
-            lambda: dict(counters.rejected_by_token),
-            ("token", "code"),
-        ),
+        Family(TOKEN_FAMILY, by_token, Kind.COUNTER, lambda: tokens, ("token", "code")),
         _counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
         _counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
         _counter("late_logs", late, lambda: counters.late_logs),
@@ -98,17 +93,15 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "Batches acknowledged in the mode everysec before a sync that failed.",
             lambda: sum(storage.possibly_lost_batches for storage in storages),
         ),
-        Family(
-            "astralog_backlog_bytes",
+        _gauge(
+            "backlog_bytes",
             "Memory that bodies being read and batches waiting for their commit hold.",
-            Kind.GAUGE,
-            lambda: {(): queue.backlog_bytes},
+            lambda: queue.backlog_bytes,
         ),
-        Family(
-            "astralog_backlog_limit_bytes",
+        _gauge(
+            "backlog_limit_bytes",
             "Memory that the backlog may take, beyond which batches are rejected.",
-            Kind.GAUGE,
-            lambda: {(): queue.backlog_limit_bytes},
+            lambda: queue.backlog_limit_bytes,
         ),
         Family(
             "astralog_last_sync_timestamp_seconds",
@@ -219,6 +212,10 @@ def _states(state: str) -> Mapping[Labels, float]:
 
 def _counter(name: str, help: str, read: Callable[[], float]) -> Family:
     return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): read()})
+
+
+def _gauge(name: str, help: str, read: Callable[[], float]) -> Family:
+    return Family(f"astralog_{name}", help, Kind.GAUGE, lambda: {(): read()})
 
 
 def _volumes(

@@ -14,7 +14,7 @@ TOKEN_FAMILY = "astralog_rejected_batches_by_token"  # nosec B105
 
 #: As many of its series are kept; the least of those beyond are added up under another name.
 MAX_TOKEN_SERIES = 50
-OTHER_TOKENS = "other"  # nosec B105
+OTHER_TOKENS = "other"
 
 
 class Snapshot(NamedTuple):

@@ -167,7 +167,7 @@ def test_a_scrape_never_goes_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> N
     pread, pwrite = os.pread, os.pwrite
 
     def read_slowly(fd: int, size: int, offset: int) -> bytes:
-        if offset == HALF_BYTES:
+        if offset == slots.SLOTS_OFFSET + HALF_BYTES:
             monkeypatch.setattr(os, "pread", pread)
             mine.publish(Snapshot({("a",): 3}, {}, {}))
             monkeypatch.setattr(
