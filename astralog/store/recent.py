@@ -78,6 +78,7 @@ class RecentLines:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._suffixes: dict[str, str] = {}  # of the newest segments
+        self._has_others = False  # whether there may be older ones
         self._listed_at = 0.0  # in seconds since 1970
         self._list_again_at = 0.0  # by the monotonic clock
         self._settled: tuple[int, int] | None = None  # the directory, once it is settled
@@ -102,7 +103,8 @@ class RecentLines:
             if part.begin != END and (part.end is None or part.end > part.begin):
                 parts.append(part)
         found = list(newest_arrivals(parts, limit + 1, matches, budget))
-        is_all = len(found) <= limit and not budget.is_spent
+        is_read = after is not None or not self._has_others
+        is_all = is_read and len(found) <= limit and not budget.is_spent
         return Recent(found[:limit], self._cursor(offsets, since), is_all)
 
     def _begins(self, after: Cursor | None) -> Mapping[str, int]:
@@ -154,7 +156,9 @@ class RecentLines:
         status = os.stat(self._directory)
         state = (status.st_ino, status.st_mtime_ns)
         if state != self._settled:
-            self._suffixes = _newest(os.listdir(self._directory))
+            names = os.listdir(self._directory)
+            self._suffixes = _newest(names)
+            self._has_others = len(names) > MAX_SEGMENTS
             is_settled = abs(now - status.st_mtime) > SETTLED_SECONDS
             self._settled = state if is_settled else None
         self._listed_at = now
@@ -189,7 +193,9 @@ def _microseconds(seconds: float) -> int:
 
 def _newest(names: Iterable[str]) -> dict[str, str]:
     """Return the suffixes of the newest segments among the names of files, and of open ones."""
-    segments = [segment for name in names if (segment := split_name(name))]
-    opened = heapq.nlargest(MAX_FOLLOWED, (one for one in segments if one[1] == OPEN_SUFFIX))
-    sealed = heapq.nlargest(MAX_SEGMENTS, (one for one in segments if one[1] != OPEN_SUFFIX))
-    return {stem: suffix for stem, suffix in [*opened, *sealed] if re.fullmatch(_STEM, stem)}
+    # Measured with 100,000 names, splitting each of them takes twice as long as all of this.
+    segments = [name for name in names if name < ":"]  # which begin with a digit
+    opened = heapq.nlargest(MAX_FOLLOWED, [name for name in segments if name.endswith(OPEN_SUFFIX)])
+    newest = heapq.nlargest(MAX_SEGMENTS, segments)
+    known = [segment for name in [*opened, *newest] if (segment := split_name(name))]
+    return {stem: suffix for stem, suffix in known if re.fullmatch(_STEM, stem)}

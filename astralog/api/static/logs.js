@@ -7,6 +7,9 @@ const byId = (id) => document.getElementById(id);
 /** Logs that stay on the page; those that are open stay longer. */
 const SHOWN = 300;
 
+/** New logs that are marked as such for a moment; more would be a flicker. */
+const MARKED = 20;
+
 /** Names that the filters suggest. */
 const SUGGESTED = 50;
 
@@ -98,7 +101,7 @@ export class Logs {
 
   add(page, isFirst) {
     page.logs.forEach((log) => this.suggest(log));
-    const rows = page.logs.map((log) => this.row(log, !isFirst));
+    const rows = page.logs.map((log) => this.row(log, !isFirst && page.logs.length <= MARKED));
     if (!isFirst && !page.is_all) rows.push(make("li", "gap", "… more came in than are shown here"));
     this.list.prepend(...rows);
     const closed = [...this.list.children].slice(SHOWN).filter((row) => !row.querySelector("details[open]"));
@@ -143,8 +146,8 @@ export class Logs {
     const details = make("details");
     const summary = make("summary", "log");
     const rank = log.rank === null ? "info" : RANKS[log.rank];
+    summary.append(this.time(log.timestamp));
     const texts = [
-      ["time", log.timestamp.replace("T", " ").replace(/(\.\d{3})\d*Z$|Z$/, "$1")],
       [`level ${rank}`, log.level],
       ["project", log.project_id],
       ["service", log.service],
@@ -162,6 +165,15 @@ export class Logs {
     });
     row.append(details);
     return row;
+  }
+
+  /** A time to the millisecond; where there is little room, without a date that is today's. */
+  time(timestamp) {
+    const [date, clock = ""] = timestamp.split("T");
+    const time = make("span", "time");
+    const isToday = date === new Date().toISOString().slice(0, 10);
+    time.append(make("span", isToday ? "today" : "", `${date} `), clock.replace(/(\.\d{3})\d*Z$|Z$/, "$1"));
+    return time;
   }
 
   /** What is shown of a log that is opened. */

@@ -11,7 +11,7 @@ const ACCEPTED = {
   format: (value) => `${count(value)} logs/s`,
   series: ["logs_per_second"],
   value: (now) => [count(now.accepted.logs_per_second), "logs/s"],
-  note: (now) => `${now.accepted.bytes_per_second === null ? UNKNOWN : perSecond(now.accepted.bytes_per_second)} · ${count(now.accepted.logs)} logs since the start`,
+  note: (now) => `${now.accepted.bytes_per_second === null ? UNKNOWN : perSecond(now.accepted.bytes_per_second)} · ${count(now.accepted.logs)} logs in all`,
 };
 
 const BYTES = {
@@ -19,7 +19,7 @@ const BYTES = {
   format: perSecond,
   series: ["bytes_per_second"],
   value: (now) => split(bytes(now.accepted.bytes_per_second), "/s"),
-  note: (now) => `${bytes(now.accepted.bytes)} since the start`,
+  note: (now) => `${bytes(now.accepted.bytes)} in all`,
 };
 
 const REJECTED = {
@@ -27,7 +27,7 @@ const REJECTED = {
   format: (value) => `${count(value)}/s`,
   series: ["rejections_per_second"],
   value: (now) => [count(now.rejected.batches_per_second), "batches/s"],
-  note: (now) => `${count(now.rejected.batches)} batches since the start`,
+  note: (now) => `${count(now.rejected.batches)} batches in all`,
 };
 
 const COMMIT = {
@@ -35,7 +35,7 @@ const COMMIT = {
   format: wait,
   series: ["commit_p99_seconds", "commit_p50_seconds"],
   value: (now) => split(wait(now.commit_seconds.p99)),
-  note: (now) => (now.commit_seconds.p99 === null ? "no batch in the last seconds" : `half of them within ${wait(now.commit_seconds.p50)}`),
+  note: (now) => (now.commit_seconds.p99 === null ? "no batch in the last seconds" : `half within ${wait(now.commit_seconds.p50)} (grey)`),
 };
 
 const BACKLOG = {
@@ -52,8 +52,8 @@ const DISK = {
   format: bytes,
   series: ["free_disk_bytes"],
   top: (now) => now.disk?.total_bytes ?? null,
-  value: (now) => split(bytes(now.disk?.free_bytes)),
-  note: (now) => (now.disk ? `of ${bytes(now.disk.total_bytes)} · ${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${count(now.disk.segments)} ${now.disk.segments === 1 ? "segment" : "segments"}` : "not known now"),
+  value: (now) => split(bytes(now.disk?.free_bytes), now.disk ? ` of ${bytes(now.disk.total_bytes)}` : ""),
+  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${count(now.disk.segments)} ${now.disk.segments === 1 ? "segment" : "segments"}` : "not known now"),
   meter: (now) => (now.disk ? 1 - now.disk.free_bytes / now.disk.total_bytes : 0),
 };
 

@@ -188,8 +188,10 @@ def test_only_the_newest_segments_are_looked_at(data_dir: Path) -> None:
     make_segment(data_dir, make_stem(NOW - 9, 2), make_line("open", NOW), suffix=OPEN)
     lines = RecentLines(data_dir)
     found = lines.read(1000, bool, ReadBudget())
+    assert not found.is_all
     messages = {message_of(one.line) for one in found.arrivals}
     assert {"open", *(str(number) for number in range(50, MAX_SEGMENTS + 50))} == messages
+    assert lines.read(1000, bool, ReadBudget(), found.cursor).is_all
     assert [make_stem(NOW - 9, 2)] == list(found.cursor.offsets)
 
 
