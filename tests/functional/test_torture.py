@@ -21,6 +21,7 @@ from tests.torture import (
     memory,
     mounts,
     otlp,
+    pages,
     powercut,
     sealing,
     shim,
@@ -168,6 +169,12 @@ def test_forwarding(tmp_path: Path) -> None:
     """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""
     faults = ("cut", "silent")
     check(tmp_path, lambda bench: forward.torture(bench, 3, 1, 300, 1000, faults))
+
+
+@pytest.mark.slow
+def test_pages(tmp_path: Path) -> None:
+    """Those who look make nobody wait who sends."""
+    check(tmp_path, lambda bench: pages.torture(bench, 50, segments=500, seconds=3))
 
 
 @pytest.mark.slow

@@ -137,6 +137,18 @@ def test_a_large_log_does_not_hide_the_others(tmp_path: Path) -> None:
     )
 
 
+def test_a_search_reads_no_more_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What matches nothing is not looked for in all that is stored; the page is told so."""
+    monkeypatch.setattr(recent_logs, "READ_BYTES", 100_000)
+    monkeypatch.setattr(recent_logs, "_sleep", lambda seconds: None)
+    make_segment(tmp_path, STEM, *[make_line("x" * 1000, NOW)] * 2000)
+    page = look(tmp_path, LogFilter(text="nowhere"))
+    assert ([], False) == (page["logs"], page["is_all"])
+    assert 200_000 <= page["searched_bytes"] < 800_000
+
+
 def test_a_search_sleeps_most_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker's requests wait for the interpreter while its thread computes."""
     slept: list[float] = []
