@@ -18,6 +18,12 @@ _FILTERS = {
     "after": "Only logs that came since the answer that had this `after`.",
 }
 
+_LOG = {
+    "type": "object",
+    "required": ["id", "project_id", "timestamp", "level", "service", "message", "metadata"],
+    "description": "`metadata` is JSON as a text, empty where there is none.",
+}
+
 _LOGS = {
     "type": "object",
     "required": ["logs", "after", "is_all", "searched_bytes"],
@@ -25,7 +31,7 @@ _LOGS = {
         "logs": {
             "type": "array",
             "maxItems": 100,
-            "items": _OBJECT,
+            "items": _LOG,
             "description": "Newest first. Long texts are cut (`is_shortened`).",
         },
         "after": {"type": "string", "description": "What to ask for next."},
@@ -35,11 +41,6 @@ _LOGS = {
         },
         "searched_bytes": {"type": "integer", "minimum": 0},
     },
-}
-
-_LOG = {
-    "type": "object",
-    "required": ["project_id", "timestamp", "level", "service", "message"],
 }
 
 

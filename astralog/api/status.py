@@ -113,7 +113,8 @@ def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> 
     files = {name: assets.load(OWN / name) for name in FILES}
     readiness = Kept(overview.readiness)
     now = Kept(lambda: msgspec.json.encode({"projects": None, **overview.now()}))
-    last_hour = Kept(lambda: msgspec.json.encode(overview.last_hour()))
+    sample = Kept(overview.sample)
+    last_hour = Kept(lambda: msgspec.json.encode(overview.last_hour(sample.get())))
     logs = RecentLogs(settings.data_dir, settings.max_body_bytes)
     disk = OneAtATime()
 
@@ -147,7 +148,7 @@ def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> 
         token = authenticate()
         if token.projects is None:
             return _json(last_hour.get())
-        return _json(msgspec.json.encode(overview.last_hour(token.name)))
+        return _json(msgspec.json.encode(overview.last_hour(sample.get(), token.name)))
 
     @blueprint.get("/status/logs")
     def show_logs() -> Response:

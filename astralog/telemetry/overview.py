@@ -36,7 +36,7 @@ class Overview:
         self._metrics = metrics
         self._min_free_bytes = min_free_bytes
         self._started_at = time.time()
-        self.history = History(lambda: take(metrics.totals()))
+        self.history = History(self.sample)
 
     def start(self, fd: int | None, started_at: float) -> None:
         """Share the history through a file from now on; the service started at a time."""
@@ -115,10 +115,14 @@ class Overview:
                 return _rounded(room / filled) if filled > 0 else None
         return None
 
-    def last_hour(self, token: str | None = None) -> Json:
-        """Return the numbers of the last hour; of one token, its rejections alone."""
+    def sample(self) -> Sample:
+        """Return the numbers of this moment; raises Rejection."""
+        return take(self._metrics.totals())
+
+    def last_hour(self, now: Sample, token: str | None = None) -> Json:
+        """Return the numbers of the hour until now; of one token, its rejections alone."""
         samples = self.history.samples()
-        rejections = {"at": time.time(), "rejections": _rejections(samples, token)}
+        rejections = {"at": now.at, "rejections": _rejections(samples, now, token)}
         if token is not None:
             return rejections
         spans = intervals(samples)
@@ -144,16 +148,15 @@ def _forward(totals: Totals) -> Json | None:
     return None if None in values.values() else values
 
 
-def _rejections(samples: Sequence[Sample | None], token: str | None) -> list[Json]:
+def _rejections(samples: Sequence[Sample | None], now: Sample, token: str | None) -> list[Json]:
     """Return the rejected batches by token and code, those with most in the last hour first."""
-    known = [sample.rejected for sample in samples if sample]
-    if not known:
-        return []
+    oldest = next((sample.rejected for sample in samples if sample), {})
+    samples = [*samples[:-1], now]
     rows = []
-    for name in known[-1]:
+    for name, total in now.rejected.items():
         of, _, code = name.partition(" ")
         if token in (None, of):
-            total, before = known[-1][name], known[0].get(name, 0)
+            before = oldest.get(name, 0)
             row = {"token": of, "code": code, "total": total, "last_hour": max(total - before, 0)}
             rows.append(row | {"per_minute": _per_minute(samples, name)})
     return sorted(rows, key=lambda row: (-row["last_hour"], -row["total"]))

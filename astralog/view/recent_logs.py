@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from gevent import monkey
 
-from astralog.store.part import Arrival, Matches
+from astralog.store.part import Matches
 from astralog.store.recent import RecentLines, parse_cursor
 from astralog.store.segment_reader import READ_ERRORS, ReadBudget
 from astralog.view.levels import known_rank
@@ -34,7 +34,7 @@ _sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 
 class ShownLog(msgspec.Struct):
-    """A log as the page gets it; `bytes` is the length of the whole line."""
+    """A log as the page gets it: `metadata` is its JSON, `bytes` the length of the whole line."""
 
     id: str
     timestamp: str
@@ -69,12 +69,15 @@ class RecentLogs:
         budget = ReadBudget(self._max_bytes)
         cursor = parse_cursor(after) if after is not None else None
         recent = self._lines.read(MAX_LOGS, _paced(wanted.matches), budget, cursor)
-        logs = [_show(arrival) for arrival in recent.arrivals]
+        logs = [
+            _show(f"{arrival.stem}:{arrival.offset}", arrival.line, is_whole=False)
+            for arrival in recent.arrivals
+        ]
         page = Page(logs, str(recent.cursor), recent.is_all, budget.bytes_read)
         return msgspec.json.encode(page)
 
     def look_at(self, wanted: LogFilter, id: str) -> bytes | None:
-        """Return the whole stored line of a log by its id, None where it is gone, or not wanted."""
+        """Return a whole log as JSON by its id, None where it is gone, or not wanted."""
         stem, _, offset = id.partition(":")
         if not (offset.isascii() and offset.isdecimal() and len(offset) < len(str(10**15))):
             return None
@@ -82,7 +85,9 @@ class RecentLogs:
             line = self._lines.read_line(stem, int(offset), ReadBudget(self._max_bytes))
         except READ_ERRORS:
             return None
-        return line if line and decode(line) and wanted.matches(line) else None
+        if not line or decode(line) is None or not wanted.matches(line):
+            return None
+        return msgspec.json.encode(_show(id, line, is_whole=True))
 
 
 def _paced(matches: Matches) -> Matches:
@@ -100,18 +105,17 @@ def _paced(matches: Matches) -> Matches:
     return matches_slowly
 
 
-def _show(arrival: Arrival) -> ShownLog:
-    line = arrival.line
+def _show(id: str, line: bytes, *, is_whole: bool) -> ShownLog:
     log = decode(line)
     if log is None:
         text = line[: 4 * TEXT_CHARACTERS].decode(errors="replace")
         log = StoredLog("", "", "", "", text)
     names = [log.timestamp, log.level, log.project_id, log.service]
     texts = [log.message, log.metadata_text]
-    shown_names = [name[:NAME_CHARACTERS] for name in names]
-    shown_texts = [text[:TEXT_CHARACTERS] for text in texts]
+    shown_names = names if is_whole else [name[:NAME_CHARACTERS] for name in names]
+    shown_texts = texts if is_whole else [text[:TEXT_CHARACTERS] for text in texts]
     return ShownLog(
-        id=f"{arrival.stem}:{arrival.offset}",
+        id=id,
         timestamp=shown_names[0],
         level=shown_names[1],
         rank=known_rank(log.level),

@@ -224,6 +224,27 @@ def test_no_log_drives_the_page(page: Page) -> None:
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_metadata_is_shown_as_it_is_stored(page: Page) -> None:
+    """Indented, with every digit of a number, and no text of it taken for a bracket."""
+    metadata = '{"id":12345678901234567890,"none":{},"list":[1.50,"a,{\\"b:"]}'
+    log = json.dumps(make_log(message="digits"))
+    head, _, _ = log.partition('"metadata"')
+    assert 200 == page.service.drain(f'{{"logs":[{head}"metadata":{metadata}}}]}}'.encode()).status
+    page.show()
+    wait_for(lambda: page.messages()[:1] == ["digits"])
+    page.browser.click("#logs summary")
+    values = "return [...document.querySelectorAll('#logs .whole dd')].map(e => e.textContent)[1]"
+    expected = """{
+  "id": 12345678901234567890,
+  "none": {},
+  "list": [
+    1.5,
+    "a,{\\"b:"
+  ]
+}"""
+    assert expected == page.browser.run(values)
+
+
 def test_a_long_message_is_there_as_a_whole(page: Page) -> None:
     """It is shortened until somebody asks for it."""
     store(page.service, make_log(message="x" * (1 << 20) + "END"))

@@ -11,6 +11,9 @@ const known = (format) => (value) => (value === null || value === undefined ? UN
 
 export const count = known((value) => (value > 0 && value < 10 ? fine : whole).format(value));
 
+/** A count with its word: `1 log`, `2 logs`. */
+export const many = (value, word) => `${count(value)} ${word}${value === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
+
 export const bytes = known((value) => {
   let size = value;
   let unit = 0;

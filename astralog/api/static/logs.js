@@ -1,6 +1,6 @@
 // The newest logs, as they come in.
 
-import { bytes, count, make, show } from "./format.js";
+import { bytes, make, many, show } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -18,12 +18,16 @@ const NEWS_SECONDS = 15;
 
 const RANKS = ["faint", "faint", "info", "info", "warning", "error", "critical", "critical", "critical"];
 
-function pretty(text) {
-  try {
-    return JSON.stringify(JSON.parse(text), null, 2);
-  } catch {
-    return text; // it was shortened
-  }
+/** Indent JSON, every value as it stands: to parse it would change long numbers. */
+function pretty(json) {
+  let depth = 0;
+  const line = () => `\n${"  ".repeat(Math.min(depth, 20))}`;
+  return json.replace(/"(?:[^"\\]|\\.)*"?|[[{]\s*[\]}]|[[\]{}:,]/g, (token) => {
+    if (token === "{" || token === "[") return token + ((depth += 1), line());
+    if (token === "}" || token === "]") return ((depth -= 1), line()) + token;
+    if (token === ",") return token + line();
+    return token === ":" ? ": " : token;
+  });
 }
 
 /** The logs that a filter lets through; `ask` fetches a path with the token. */
@@ -125,7 +129,7 @@ export class Logs {
   tell(logs) {
     this.unheard += logs;
     if (!this.unheard || performance.now() - this.heardAt < NEWS_SECONDS * 1000) return;
-    byId("logs-news").textContent = `${count(this.unheard)} new ${this.unheard === 1 ? "log" : "logs"}`;
+    byId("logs-news").textContent = `${many(this.unheard, "new log")}`;
     this.unheard = 0;
     this.heardAt = performance.now();
   }
@@ -192,9 +196,7 @@ export class Logs {
 
   async showAll(box, more, log) {
     try {
-      const stored = await this.ask(`status/log?id=${encodeURIComponent(log.id)}`);
-      const metadata = stored.metadata ? JSON.stringify(stored.metadata) : "";
-      this.fill(box, { ...stored, metadata, bytes: log.bytes });
+      this.fill(box, await this.ask(`status/log?id=${encodeURIComponent(log.id)}`));
       box.tabIndex = -1;
       box.focus();
     } catch (error) {

@@ -1,7 +1,7 @@
 // The cards and the table of rejections.
 
 import { Chart, bars } from "./charts.js";
-import { UNKNOWN, bytes, count, duration, make, share, wait } from "./format.js";
+import { bytes, count, duration, make, many, share, wait } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
 const perSecond = (value) => `${bytes(value)}/s`;
@@ -11,7 +11,7 @@ const ACCEPTED = {
   format: (value) => `${count(value)} logs/s`,
   series: ["logs_per_second"],
   value: (now) => [count(now.accepted.logs_per_second), "logs/s"],
-  note: (now) => `${now.accepted.bytes_per_second === null ? UNKNOWN : perSecond(now.accepted.bytes_per_second)} · ${count(now.accepted.logs)} logs in all`,
+  note: (now) => `${now.accepted.bytes_per_second === null ? "" : `${perSecond(now.accepted.bytes_per_second)} · `}${many(now.accepted.logs, "log")} in all`,
 };
 
 const BYTES = {
@@ -27,7 +27,7 @@ const REJECTED = {
   format: (value) => `${count(value)}/s`,
   series: ["rejections_per_second"],
   value: (now) => [count(now.rejected.batches_per_second), "batches/s"],
-  note: (now) => `${count(now.rejected.batches)} batches in all`,
+  note: (now) => `${many(now.rejected.batches, "batch")} in all`,
 };
 
 const COMMIT = {
@@ -53,7 +53,7 @@ const DISK = {
   series: ["free_disk_bytes"],
   top: (now) => now.disk?.total_bytes ?? null,
   value: (now) => split(bytes(now.disk?.free_bytes), now.disk ? ` of ${bytes(now.disk.total_bytes)}` : ""),
-  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${count(now.disk.segments)} ${now.disk.segments === 1 ? "segment" : "segments"}` : "not known now"),
+  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${many(now.disk.segments, "segment")}` : "not known now"),
   meter: (now) => (now.disk ? 1 - now.disk.free_bytes / now.disk.total_bytes : 0),
 };
 
@@ -62,7 +62,7 @@ const FORWARD = {
   format: duration,
   series: ["lag_seconds"],
   value: (now) => [duration(now.forward.lag_seconds), ""],
-  note: (now) => `${count(now.forward.waiting_segments)} segments wait, ${bytes(now.forward.waiting_bytes)}${silence(now)}`,
+  note: (now) => `${many(now.forward.waiting_segments, "segment")} to go, ${bytes(now.forward.waiting_bytes)}${silence(now)}`,
 };
 
 const split = (text, suffix = "") => {
@@ -147,7 +147,7 @@ export class Numbers {
     const workers = Object.entries(now.workers ?? {});
     const ready = now.workers?.ready ?? 0;
     const others = workers.filter(([name]) => name !== "ready").map(([name, number]) => `${number} ${name}`);
-    const named = now.workers ? ` · ${[`${ready} ${ready === 1 ? "worker" : "workers"}`, ...others].join(", ")}` : "";
+    const named = now.workers ? ` · ${[many(ready, "worker"), ...others].join(", ")}` : "";
     state.className = `state ${now.is_ready ? "good" : "bad"}`;
     const text = `${now.is_ready ? "Ready" : "Rejects batches"}${named}`;
     if (state.textContent !== text) state.textContent = text; // else it is read out again

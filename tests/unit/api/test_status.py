@@ -299,10 +299,12 @@ def test_what_a_look_raises_is_raised(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_whole_log(client: FlaskClient) -> None:
-    """It is the stored line, however long."""
+    """It has all that is stored, however long."""
     store(client, make_log(message="x" * 100_000))
     (log,) = ask(client, "/status/logs")["logs"]
     assert log["is_shortened"]
-    assert make_log(message="x" * 100_000) == ask(client, f"/status/log?id={log['id']}")
+    whole = ask(client, f"/status/log?id={log['id']}")
+    assert ("x" * 100_000, False) == (whole["message"], whole["is_shortened"])
+    assert log["metadata"] == whole["metadata"]
     assert "not_found" == ask(client, f"/status/log?id={log['id']}0", code=404)["code"]
     assert "not_found" == ask(client, "/status/log", code=404)["code"]

@@ -146,7 +146,7 @@ def test_the_last_hour(overview: Overview, remember: Callable[..., None]) -> Non
         make_sample(1000),
         make_sample(1010, logs=50, commits=[0.0] * 3 + [10.0] + [0.0] * 11, backlog_bytes=3),
     )
-    hour = json.loads(json.dumps(overview.last_hour()))
+    hour = json.loads(json.dumps(overview.last_hour(make_sample(1011))))
     series = {name: values for name, values in hour.items() if isinstance(values, list)}
     del series["rejections"]
     assert {SAMPLES - 1} == {len(values) for values in series.values()}
@@ -160,21 +160,25 @@ def test_the_last_hour(overview: Overview, remember: Callable[..., None]) -> Non
 def test_rejections_are_told_apart(overview: Overview, remember: Callable[..., None]) -> None:
     """By token and code, those with most in the hour first; one token may see its own alone."""
     before = make_sample(0, rejected={"aa bad_request": 5})
-    after = make_sample(600, rejected={"aa bad_request": 7, "bb unauthorized": 10, "cc x": 0})
+    after = make_sample(600, rejected={"aa bad_request": 7, "bb unauthorized": 9, "cc x": 0})
+    now = make_sample(601, rejected={"aa bad_request": 7, "bb unauthorized": 10, "cc x": 0})
     remember(*[before] * (SAMPLES - 61), *[after] * 61)
-    rows = overview.last_hour()["rejections"]
+    rows = overview.last_hour(now)["rejections"]
     assert [("bb", "unauthorized", 10, 10), ("aa", "bad_request", 7, 2), ("cc", "x", 0, 0)] == [
         (row["token"], row["code"], row["total"], row["last_hour"]) for row in rows
     ]
-    assert [0] * 49 + [10] + [0] * 10 == rows[0]["per_minute"]
-    own = overview.last_hour("aa")
+    assert [0] * 49 + [9] + [0] * 9 + [1] == rows[0]["per_minute"]
+    own = overview.last_hour(now, "aa")
     assert rows[1:2] == own["rejections"]
     assert {"at", "rejections"} == own.keys()
 
 
-def test_without_samples_nobody_was_rejected(overview: Overview) -> None:
-    """A service that has just started has an empty table."""
-    assert [] == overview.last_hour()["rejections"]
+def test_without_samples_all_is_new(overview: Overview, counters: Counters) -> None:
+    """What a service has rejected that has just started was in the last hour."""
+    assert [] == overview.last_hour(overview.sample())["rejections"]
+    counters.reject(ValueError(), 0, 0, 0.0, "aa")
+    (row,) = overview.last_hour(overview.sample())["rejections"]
+    assert (1, 1, "aa", "internal") == (row["last_hour"], row["total"], row["token"], row["code"])
 
 
 def test_workers_that_can_share_nothing_show_nothing(overview: Overview) -> None:
