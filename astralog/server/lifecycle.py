@@ -84,9 +84,9 @@ def announce(settings: Settings, addresses: Sequence[Address], is_inherited: boo
     if ignored := environment.service_links(dataclasses.fields(settings)):
         log.info("ignored, since Kubernetes makes them of its Services: %s", ", ".join(ignored))
     log.info(
-        "listening on %s, %d workers, data in %s, sync %s%s",
+        "listening on %s, %s, data in %s, sync %s%s",
         " and ".join(_url(settings, address) for address in addresses),
-        settings.workers,
+        "1 worker" if settings.workers == 1 else f"{settings.workers} workers",
         settings.data_dir.absolute(),
         settings.sync,
         ", on a socket that was passed in, not on ASTRALOG_BIND" if is_inherited else "",

@@ -23,7 +23,7 @@ TOKEN = "test-token"
 TIMEOUT_SECONDS = 30.0
 
 #: What the service says when it listens: its port, and how many workers it has.
-STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers")
+STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers?\b")
 
 
 class Answer(NamedTuple):
