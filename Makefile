@@ -3,6 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# So many tests run at once; most wait rather than compute.
+JOBS ?= $(shell expr 2 '*' $$(nproc))
+# Many a test starts the service, which shall find its code compiled.
+export PYTHONDONTWRITEBYTECODE =
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --custom-compile-command "make lock"
 
@@ -44,11 +48,12 @@ forward: install-forward ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 .PHONY: test-quick
 test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
 
 .PHONY: torture
 torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=900, and count

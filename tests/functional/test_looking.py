@@ -59,6 +59,7 @@ def documented_sql() -> tuple[str, str]:
     return view, re.sub(r"^.*\n", "", query)
 
 
+@pytest.mark.slow
 def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the documented columns, whatever shape the metadata have, compressed and open ones."""
     view, _ = documented_sql()
@@ -78,6 +79,7 @@ def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch)
     assert {row[2] for row in rows if row[0] == "User logged in"} == {1717169445000}
 
 
+@pytest.mark.slow
 def test_duckdb_counts_the_errors_of_the_last_hour(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -359,6 +359,7 @@ def lint(promtool: str, text: bytes) -> tuple[int, str]:
     return result.returncode, result.stdout.decode()
 
 
+@pytest.mark.slow
 def test_openmetrics_has_the_same_numbers(service: Service) -> None:
     """A client that asks for OpenMetrics gets what its parser takes."""
     service.drain(make_batch("a"))

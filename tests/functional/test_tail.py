@@ -73,6 +73,7 @@ def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
             assert "" == follower.errors()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_waiting_takes_no_processor(tmp_path: Path) -> None:
     """Beside a directory of 3,000 segments, a follower without news takes a hundredth of a core."""

@@ -113,6 +113,7 @@ def test_full_memory(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: memory.torture(bench, rounds=1))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @needs_shim
 def test_a_stall(tmp_path: Path) -> None:
@@ -146,6 +147,7 @@ def test_heavy_bodies(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: heavy.torture(bench, bodies=200))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_crowds(tmp_path: Path) -> None:
     """Slow, silent and vanished clients do not keep others waiting."""
@@ -153,6 +155,7 @@ def test_crowds(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: crowd.torture(bench, 100, stay_seconds=0.5, kinds=kinds))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_broken_tls(tmp_path: Path) -> None:
     """Clients that break TLS keep no one waiting, and leave nothing behind."""
@@ -170,6 +173,7 @@ def test_forwarding(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: forward.torture(bench, 3, 1, 300, 1000, faults))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_hogs(tmp_path: Path) -> None:
     """Clients that hold places, memory and time for nothing keep no one waiting."""
