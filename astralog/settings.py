@@ -183,6 +183,17 @@ class Settings:
     forward_keep_seconds: float = _setting(
         0.0, "Age at which delivered segments are removed; 0 keeps all.", Range(min=0)
     )
+    idempotency_keys: int = _size_setting(
+        1_000_000,
+        "Idempotency keys of a token that are remembered; beyond it the oldest are forgotten. "
+        "A key takes some 20 bytes in each worker, and 140 on the disk.",
+        8,
+    )
+    idempotency_seconds: float = _setting(
+        86400.0,
+        "Time for which an idempotency key is remembered.",
+        Range(min=0, min_inclusive=False),
+    )
     log_level: str = _setting(
         "info",
         "Least severe of the service's own log lines on stderr: "

@@ -11,7 +11,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from astralog.api.flask_app import FixedResponse
-from astralog.api.responses import Note, add_headers, as_rejection
+from astralog.api.responses import REPLAYED_HEADERS, Note, add_headers, as_rejection
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.otlp import Encoding, decode
@@ -34,8 +34,10 @@ CODE_OF_STATUS = {
     HTTPStatus.FORBIDDEN: 7,  # PERMISSION_DENIED
     HTTPStatus.NOT_FOUND: 12,  # UNIMPLEMENTED
     HTTPStatus.REQUEST_TIMEOUT: 4,  # DEADLINE_EXCEEDED
+    HTTPStatus.CONFLICT: 10,  # ABORTED
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: 3,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: 3,
+    HTTPStatus.UNPROCESSABLE_ENTITY: 9,  # FAILED_PRECONDITION
     HTTPStatus.SERVICE_UNAVAILABLE: 14,  # UNAVAILABLE
     HTTPStatus.INTERNAL_SERVER_ERROR: 13,  # INTERNAL
 }
@@ -44,6 +46,11 @@ CODE_OF_STATUS = {
 ACCEPTED = {
     "application/json": FixedResponse(b"{}"),
     "application/x-protobuf": FixedResponse(b"", "application/x-protobuf"),
+}
+
+REPLAYED = {
+    "application/json": FixedResponse(b"{}", headers=REPLAYED_HEADERS),
+    "application/x-protobuf": FixedResponse(b"", "application/x-protobuf", REPLAYED_HEADERS),
 }
 
 #: Invalid logs that a message describes.
@@ -68,11 +75,16 @@ def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
         accepted = acceptor.accept(request.environ, partial(decode, encoding), PARAMETERS)
         invalid = accepted.decoded.invalid
         if invalid is None:
-            return ACCEPTED[encoding.content_type]
+            answers = REPLAYED if accepted.is_replayed else ACCEPTED
+            return answers[encoding.content_type]
         message = f"{invalid.count} logs are invalid; the others were stored"
         rejection = Rejection("invalid_batch", message, {"logs": invalid.errors})
-        note(rejection, request.environ)
-        return _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
+        response = _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
+        if accepted.is_replayed:
+            response.headers.update(REPLAYED_HEADERS)
+        else:
+            note(rejection, request.environ)
+        return response
 
     @blueprint.post("/v1/traces")
     def reject_traces() -> Response:

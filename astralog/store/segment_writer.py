@@ -3,16 +3,21 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from astralog.settings import SyncMode
 from astralog.store import files
+from astralog.store.keys.journal_files import note_sealed
 from astralog.store.recovery import recover_file
 from astralog.store.segment import Segment, SegmentLost
 
 log = logging.getLogger(__name__)
+
+#: Called with a segment's name, without its suffix, and the offset at which a commit group is about
+#: to be written there. Where it raises, nothing of the group is.
+Announce = Callable[[str, int], None]
 
 #: Names that are tried for a new segment.
 CREATE_ATTEMPTS = 10
@@ -44,7 +49,12 @@ class SegmentWriter:
         self.possibly_lost_batches = 0  # acknowledged before a sync that failed
         self.synced_at = 0.0  # in seconds since 1970
 
-    def append(self, buffers: Sequence[bytes]) -> None:
+    @property
+    def has_untruncated(self) -> bool:
+        """Whether a segment still has lines beyond its end, for want of a disk that cuts them."""
+        return bool(self._untruncated)
+
+    def append(self, buffers: Sequence[bytes], announce: Announce | None = None) -> None:
         """Append a commit group, all of it or nothing, synced as the mode says.
 
         Raises OSError, or whatever else came between, when nothing of it is there. Where a segment
@@ -56,16 +66,19 @@ class SegmentWriter:
         if self._segment and self._segment.size + size > self._segment_bytes:
             self.seal()
         try:
-            self._append(buffers, size)
+            self._append(buffers, size, announce)
         except SegmentLost as error:
             log.error("segment lost: %s; its last batches are written anew", error)
-            self._append(buffers, size)
+            self._append(buffers, size, announce)
         if self._segment and self._segment.size >= self._segment_bytes:
             self.seal()
 
-    def _append(self, buffers: Sequence[bytes], size: int) -> None:
+    def _append(self, buffers: Sequence[bytes], size: int, announce: Announce | None) -> None:
         segment = self._segment = self._segment or self._create()
         try:
+            if announce:
+                segment.has_keys = True
+                announce(segment.stem, segment.size)
             segment.write(buffers)
             if self._sync_mode == "always" or self._is_sync_due(segment):
                 self._sync(segment)
@@ -108,6 +121,8 @@ class SegmentWriter:
         try:
             if self._sync_mode != "never":
                 self._sync(segment)
+            if segment.has_keys and segment.size:
+                note_sealed(self._directory, segment.stem, segment.size)
             segment.seal()
             del self._unsealed[segment.path]
             self.sealed_segments += bool(segment.size)

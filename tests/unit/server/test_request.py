@@ -154,6 +154,36 @@ def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
     assert 3 == len(parsed)
 
 
+def test_a_head_that_differs_in_its_key_too_is_parsed_once(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that gives each batch a key sends another head with each, before or after it."""
+    parsed = []
+    parse_headers = Request.parse_headers
+
+    def count(request: Any, data: bytes, **kwargs: Any) -> Any:
+        parsed.append(data)
+        return parse_headers(request, data, **kwargs)
+
+    monkeypatch.setattr(Request, "parse_headers", count)
+    for order in (1, -1):
+        for length, key in ((3, "a"), (10, '"longer"'), (0, "b"), (3, "a")):
+            fields = [f"Content-Length: {length}", "X-A: 1", f"Idempotency-Key: {key}"]
+            wire.send(head(*fields[::order]) + b"x" * length)
+            request = wire.next()
+            environ = request.environ(CLIENT, SERVER)
+            assert (str(length), key) == (
+                environ["CONTENT_LENGTH"],
+                environ["HTTP_IDEMPOTENCY_KEY"],
+            )
+            assert b"x" * length == request.body.read(100)
+    assert 2 == len(parsed)
+    for _ in range(2):
+        wire.send(head("Content-Length: 0", "X-A: 1"))
+        assert "HTTP_IDEMPOTENCY_KEY" not in wire.next().environ(CLIENT, SERVER)
+    assert 3 == len(parsed)
+
+
 _LINES = [
     "Content-Length: 1",
     "content-length: 2",
@@ -170,6 +200,10 @@ _LINES = [
     "X_A: 1",
     "Expect: 100-continue",
     "Connection: close",
+    "Idempotency-Key: a",
+    'idempotency-key: "b"',
+    "Idempotency-Key:c",
+    "Idempotency-Key: a b",
     "Transfer-Encoding: chunked",
     "X-Forwarded-Proto: https",
     "no field",
@@ -224,12 +258,16 @@ class Memory:
 
 AWAITED = head("Content-Length: 1", "Expect: 100-continue")
 FORWARDED = head("Content-Length: 1", "X-Forwarded-Proto: https")
+TWO_KEYS = [
+    head("Content-Length: 1", f"Idempotency-Key: {key}", "Idempotency-Key: b") for key in "ac"
+]
 
 
 @given(st.lists(heads, min_size=1, max_size=3), heads)
 @example([AWAITED], AWAITED)
 @example([FORWARDED], FORWARDED)
 @example([AWAITED], FORWARDED)
+@example(TWO_KEYS[:1], TWO_KEYS[1])
 @example([head("Content-Length: 1", "X-A: 1")], head("X-A: 1", "Content-Length: 1"))
 def test_a_head_says_the_same_after_any_others(before: list[bytes], data: bytes) -> None:
     """Whatever a connection remembers, the next head is taken or rejected as if it did not."""
