@@ -61,15 +61,15 @@ def compress_segment(directory: Path, name: str) -> Saving | None:
     with source:
         # As sealed without a sync, in the mode `never`, it would be no more whole than the other.
         os.fsync(source.fileno())
-        if os.path.lexists(compressed):
-            _check_same(source, compressed)
-        elif not _make(source, plain, compressed):
+        is_made = os.path.lexists(compressed)
+        size = _check_same(source, compressed) if is_made else _make(source, plain, compressed)
+        if size is None:
             return None
-        saving = Saving(os.fstat(source.fileno()).st_size, compressed.stat().st_size)
         files.sync_directory(directory)
         plain.unlink(missing_ok=True)
-        files.drop_from_page_cache(source.fileno(), saving.plain)
-    return saving
+        plain_size = os.fstat(source.fileno()).st_size
+        files.drop_from_page_cache(source.fileno(), plain_size)
+    return Saving(plain_size, size)
 
 
 def remove_draft(directory: Path) -> None:
@@ -77,16 +77,16 @@ def remove_draft(directory: Path) -> None:
     (directory / DRAFT_NAME).unlink(missing_ok=True)
 
 
-def _make(source: BinaryIO, plain: Path, compressed: Path) -> bool:
-    """Make the compressed file; return whether the segment is still there."""
+def _make(source: BinaryIO, plain: Path, compressed: Path) -> int | None:
+    """Make the compressed file; return its size, None where the segment was removed meanwhile."""
     draft = plain.with_name(DRAFT_NAME)
     try:
-        _write(source, draft)
+        size = _write(source, draft)
         with files.removal_lock(source.fileno()):
-            is_there = _is_in_place(source, plain)
-            if is_there:
-                files.rename_new(draft, compressed)
-        return is_there
+            if not _is_in_place(source, plain):
+                return None
+            files.rename_new(draft, compressed)
+        return size
     finally:
         remove_draft(plain.parent)
 
@@ -98,8 +98,11 @@ def _is_in_place(source: BinaryIO, plain: Path) -> bool:
     return False
 
 
-def _write(source: BinaryIO, draft: Path) -> None:
-    """Compress a file to a draft that is synced, and known to inflate to as many bytes."""
+def _write(source: BinaryIO, draft: Path) -> int:
+    """Compress a file to a draft that is synced, and known to inflate to as many bytes.
+
+    Returns its size.
+    """
     remove_draft(draft.parent)
     status = os.fstat(source.fileno())
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
@@ -108,10 +111,12 @@ def _write(source: BinaryIO, draft: Path) -> None:
         os.fchmod(fd, FILE_MODE)
         _compress(source, target, status.st_size)
         target.flush()
+        size = target.tell()
         os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(fd)
-        files.drop_from_page_cache(fd, target.tell())  # so that the disk itself is read below
+        files.drop_from_page_cache(fd, size)  # so that the disk itself is read below
         _check_whole(target, status.st_size)
+    return size
 
 
 def _compress(source: BinaryIO, target: BinaryIO, size: int) -> None:
@@ -159,8 +164,8 @@ def _check_whole(target: BinaryIO, size: int) -> None:
         raise Damaged(f"{found} bytes in place of {size}")
 
 
-def _check_same(source: BinaryIO, compressed: Path) -> None:
-    """Make sure that a compressed file holds the same lines.
+def _check_same(source: BinaryIO, compressed: Path) -> int:
+    """Return the size of a compressed file that holds the same lines.
 
     Raises OSError where it does not. A damaged one is removed, after the plain file was read as a
     whole; what holds other lines is kept.
@@ -174,8 +179,10 @@ def _check_same(source: BinaryIO, compressed: Path) -> None:
                 pass
             compressed.unlink()
             raise
+        size = os.fstat(target.fileno()).st_size
     if not is_same:
         raise OSError(errno.EEXIST, "its compressed form holds other lines; both are kept")
+    return size
 
 
 def _is_same(source: BinaryIO, target: BinaryIO) -> bool:

@@ -166,9 +166,9 @@ def test_a_name_that_is_taken_meanwhile_is_not_replaced(
     """Whoever made that file, it stays as it is, and so does the plain one."""
     write = compression._write
 
-    def write_and_take_name(*args: Any) -> None:
-        write(*args)
+    def write_and_take_name(*args: Any) -> int:
         plain.with_name(COMPRESSED).write_bytes(b"somebody's")
+        return write(*args)
 
     monkeypatch.setattr(compression, "_write", write_and_take_name)
     with pytest.raises(FileExistsError):
@@ -232,9 +232,10 @@ def test_a_segment_that_is_removed_meanwhile_does_not_come_back(
     """Else it would be delivered a second time, and never removed."""
     write = compression._write
 
-    def write_and_remove(*args: Any) -> None:
-        write(*args)
+    def write_and_remove(*args: Any) -> int:
+        size = write(*args)
         assert files.remove_sealed(plain.parent, NAME)
+        return size
 
     monkeypatch.setattr(compression, "_write", write_and_remove)
     assert compress_segment(plain.parent, NAME) is None
