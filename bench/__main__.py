@@ -11,13 +11,23 @@ from pathlib import Path
 
 import msgspec
 
-from bench import balance, forward, measure, report, segments
+from bench import balance, compression, forward, measure, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("options", "otlp", "workers", "shares", "growth", "segments", "flood", "forward")
+SECTIONS = (
+    "options",
+    "otlp",
+    "workers",
+    "shares",
+    "growth",
+    "segments",
+    "flood",
+    "compression",
+    "forward",
+)
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -71,6 +81,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.segments = segments.compare(Path(directory), executor, results.seconds)
         if "flood" in sections:
             results.flood = runner.flood()
+        if "compression" in sections:
+            results.compression = compression.measure_compression(runner, Path(directory))
         if "forward" in sections:
             results.forward = forward.measure_forward(runner, Path(directory))
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
+from bench.compression_results import Compression
 from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
 from bench.results import Cell, Flood, Growth, Results, Segments, Shares, Workers, marks
@@ -91,6 +92,7 @@ def _sections(results: Results) -> Iterator[str]:
         (_growth, results.growth),
         (_segments, results.segments),
         (_flood, results.flood),
+        (_compression, results.compression),
         (_forward, results.forward),
     )
     return (section(found) for section, found in sections if found)
@@ -181,6 +183,23 @@ def _flood(flood: Flood) -> str:
         f"Flood: {flood.clients} clients, each sending {flood.body_bytes / 2**20:.1f} MiB at "
         f"once, in {flood.seconds:.1f} s: {answers}; peak of a worker "
         f"{flood.peak_mib:.0f} MiB; {flood.workers_lost} workers died."
+    )
+
+
+def _compression(compression: Compression) -> str:
+    sides = (compression.beside_compressor, compression.beside_busy)
+    rates, p99s, cores = (
+        [median(getattr(intake, name) for intake in side) for side in sides]
+        for name in ("logs_per_second", "p99_ms", "other_cores")
+    )
+    return (
+        f"Compression: {compression.plain_bytes_per_log:.0f} bytes a log become "
+        f"{compression.compressed_bytes_per_log:.1f}, {compression.ratio:.2f} times less, for "
+        f"{compression.cpu_us_per_log:.2f} µs of CPU and {compression.peak_mib:.0f} MiB. Beside it "
+        f"the service takes in {rates[0]:,.0f} logs/s at a p99 of {p99s[0]:.1f} ms, beside a busy "
+        f"process of the same priority {rates[1]:,.0f} at {p99s[1]:.1f} ms: "
+        f"{compression.intake_factor:.2f} times as many. They take {cores[0]:.2f} and "
+        f"{cores[1]:.2f} cores."
     )
 
 

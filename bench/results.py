@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from bench.compression_results import Compression, compression_marks
 from bench.forward_results import Forward, forward_marks
 from bench.stored import Check
 
@@ -132,6 +133,7 @@ class Results:
     growth: Growth | None = None
     segments: Segments | None = None
     flood: Flood | None = None
+    compression: Compression | None = None
     forward: Forward | None = None
 
     def checks(self) -> list[Check]:
@@ -140,6 +142,7 @@ class Results:
         cells += [cell for cell in (self.options, self.otlp) if cell]
         checks = [cell.check for cell in cells]
         checks += self.forward.checks if self.forward else []
+        checks += self.compression.checks if self.compression else []
         checks += [check for shares in self.shares for check in shares.checks]
         checks += [self.growth.check] if self.growth else []
         sides = self.segments.empty + self.segments.full if self.segments else []
@@ -214,6 +217,8 @@ def marks(results: Results) -> Iterator[Mark]:
         wrong = sum(flood.answers.values()) - served
         yield Mark(f"{name}: workers that died", flood.workers_lost, 0, True)
         yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)
+    if results.compression:
+        yield from starmap(Mark, compression_marks(results.compression))
     if results.forward:
         yield from starmap(Mark, forward_marks(results.forward))
 

@@ -43,7 +43,7 @@ class Runner:
     def __init__(self, directory: Path, executor: Executor, seconds: float) -> None:
         self._directory = directory
         self._executor = executor
-        self._seconds = seconds
+        self.seconds = seconds
         self._warm_up_seconds = min(1.0, seconds / 2)
         self._codec = measure.Yardstick(measure.codec_cpu_per_log)
         self._disk = measure.Yardstick(
@@ -82,7 +82,7 @@ class Runner:
         """Compare the CPU for a log early and late in a segment."""
         progress("growth: five fifths of one segment")
         with self.service(segment_bytes=2**40) as service:
-            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds / 2] * 5)
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self.seconds / 2] * 5)
             check = check_disk(service, GROWTH_BATCH, outcome)
         phases = outcome.phases[1:]
         fifths = [_cpu_us(phase, GROWTH_BATCH) for phase in phases]
@@ -98,7 +98,7 @@ class Runner:
     ) -> tuple[float, stored.Check]:
         """Return the CPU for a log, in µs, with something else beside the service."""
         with self.service() as service, beside(service):
-            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds])
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self.seconds])
             check = check_disk(service, GROWTH_BATCH, outcome)
         return _cpu_us(outcome.phases[-1], GROWTH_BATCH), check
 
@@ -147,7 +147,7 @@ class Runner:
 
     def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
         with self.service(workers=workers) as service:
-            outcome = self.load(service, batch, connections, [self._seconds], **plan)
+            outcome = self.load(service, batch, connections, [self.seconds], **plan)
             pids = service.worker_pids()
             peak = max(map(measure.peak_mib, pids))
             check = check_disk(service, batch, outcome)

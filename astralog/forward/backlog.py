@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from astralog.forward.cursor import Cursor
-from astralog.store import sealed
+from astralog.store import files, sealed
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Backlog:
             try:
                 if sealed.stat_sealed(self._directory, name).st_mtime > oldest_kept:
                     break
-                sealed.remove_sealed(self._directory, name)
+                files.remove_sealed(self._directory, name)
             except FileNotFoundError:
                 pass  # removed by another's retention
             removed.add(name)

@@ -11,6 +11,7 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.deliveries import ForwardStatus, write_status
 from astralog.store.housekeeper import LOOK_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
+from astralog.telemetry.directory_families import disk_families, forward_families
 from astralog.telemetry.families import (
     READY,
     STATES,
@@ -18,8 +19,6 @@ from astralog.telemetry.families import (
     WORKERS,
     Family,
     counter_families,
-    disk_families,
-    forward_families,
     queue_families,
 )
 from tests.conftest import Disk
