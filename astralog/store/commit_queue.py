@@ -14,6 +14,7 @@ from astralog.errors import Rejection
 from astralog.settings import PREFIX, Settings
 from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBatch
 from astralog.store.deliveries import DeliveredSegments
+from astralog.store.disk_threads import DiskThreads
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.keys.claims import Claim
 from astralog.store.keys.gate import KeyGate
@@ -45,7 +46,7 @@ class CommitQueue:
         self._batches = BatchQueue(self._budget, count_stored, self._messages, timeout)
         self._drains = Group()
         self._helpers = Group()
-        self._drain_threads = ThreadPool(settings.writers)
+        self._drain_threads = DiskThreads(settings.writers)
         self._housekeeping_thread = ThreadPool(1)
         self._is_started = False
         self._is_stopping = False
@@ -103,6 +104,7 @@ class CommitQueue:
         if self._is_started:
             return
         self._is_started = True
+        self._drain_threads.start()
         for storage in self.storages:
             self._drains.spawn(self._drain, storage)
         self._helpers.spawn(self._time_out_overdue)
@@ -146,13 +148,13 @@ class CommitQueue:
                 code = self._drain_threads.spawn(self.keys.store, storage, group).get()
             elif group:
                 buffers = [queued.lines for queued in group]
-                code = self._drain_threads.spawn(storage.store, buffers).get()
+                code = self._drain_threads.call(storage.store, buffers)
         finally:
             self._batches.finish(group, code)
         if is_last:
-            self._drain_threads.spawn(storage.close).get()
+            self._drain_threads.call(storage.close)
         elif storage.is_maintenance_due():
-            self._drain_threads.spawn(storage.maintain).get()
+            self._drain_threads.call(storage.maintain)
         return is_last
 
     def _time_out_overdue(self) -> None:

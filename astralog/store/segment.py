@@ -51,6 +51,7 @@ class Segment:
 
     def claim(self) -> None:
         """Make the new file this process's own, and its name durable."""
+        self._status = os.fstat(self._fd)
         os.fchmod(self._fd, FILE_MODE)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.check_in_place()
@@ -108,7 +109,7 @@ class Segment:
     def check_in_place(self) -> None:
         """Raise SegmentLost where the file was removed or replaced."""
         try:
-            in_place = files.is_same_file(self._fd, self.path)
+            in_place = os.path.samestat(self._status, os.stat(self.path))
         except FileNotFoundError:
             in_place = False
         if not in_place:
