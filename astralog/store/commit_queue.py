@@ -145,7 +145,7 @@ class CommitQueue:
         try:
             is_last = self._batches.take_group(group, MAINTENANCE_SECONDS)
             if any(queued.claim for queued in group):
-                code = self._drain_threads.spawn(self.keys.store, storage, group).get()
+                code = self._drain_threads.call(self.keys.store, storage, group)
             elif group:
                 buffers = [queued.lines for queued in group]
                 code = self._drain_threads.call(storage.store, buffers)
