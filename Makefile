@@ -5,8 +5,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # So many tests run at once; most wait rather than compute.
 JOBS ?= $(shell expr 2 '*' $$(nproc))
-# Many a test starts the service, which shall find its code compiled.
-export PYTHONDONTWRITEBYTECODE =
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --custom-compile-command "make lock"
 
@@ -45,6 +43,9 @@ install-forward: $(VENV)/.installed-clickhouse ## Add to .venv what forward need
 .PHONY: forward
 forward: install-forward ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
 	$(BIN)/astralog forward
+
+# Hundreds of tests start the service, which shall find its code compiled.
+test test-quick: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests

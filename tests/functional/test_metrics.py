@@ -160,9 +160,9 @@ def test_the_counters_are_what_clients_and_files_say(service: Service) -> None:
     } == set(storm.answers)
     assert len(service.logs()) == samples["stored_logs_total"]
     assert len(service.content()) == samples["stored_bytes_total"]
-    samples = wait_for(lambda: scrape_with(service, "segments open", 2))
-    assert len(service.content()) == samples["segments_bytes open"]
-    assert 0 == samples["segments sealed"]
+    size = len(service.content())
+    samples = wait_for(lambda: scrape_with(service, "segments_bytes open", size))
+    assert (2, 0) == (samples["segments open"], samples["segments sealed"])
     assert 0 < samples["free_disk_bytes"]
     assert samples["free_disk_bytes"] < samples["total_disk_bytes"]
     assert abs(time.time() - samples["last_sync_timestamp_seconds"]) < 60
@@ -364,8 +364,9 @@ def test_openmetrics_has_the_same_numbers(service: Service) -> None:
     """A client that asks for OpenMetrics gets what its parser takes."""
     service.drain(make_batch("a"))
     scrape_idle(service)
-    # Each worker looks at the disk on its own: both have seen the segment before the comparison.
-    wait_for(lambda: all(1 == scrape(service)["segments open"] for _ in range(10)))
+    # Each worker looks at the disk on its own: both have seen its line before the comparison.
+    size = len(service.content())
+    wait_for(lambda: all(size == scrape(service)["segments_bytes open"] for _ in range(10)))
     plain = scrape_idle(service)
     headers = {"Accept": "application/openmetrics-text;version=1.0.0"}
     text = service.request("GET", "/metrics", headers=headers).raw.decode()
