@@ -137,7 +137,7 @@ def _sections(results: Results) -> Iterator[str]:
         ]
         first = segments.full[0]
         yield (
-            f"Segments: beside {segments.count:,} sealed ones, retention on, the p99 of a steady "
+            f"Segments: beside {segments.count:,} compressed ones, retention and compression on, the p99 of a steady "
             f"{segments.logs_per_second:,} logs/s is {p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
             f"times the {p99s[0]:.2f} ms in an empty directory, and the idle service takes "
             f"{idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
