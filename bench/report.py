@@ -167,8 +167,9 @@ def _segments(segments: Segments) -> str:
     idle = [median(s.idle_cores for s in side) * 100 for side in sides]
     first = segments.full[0]
     return (
-        f"Segments: beside {segments.count:,} sealed ones, retention on, the p99 of a steady "
-        f"{segments.logs_per_second:,} logs/s is {p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
+        f"Segments: beside {segments.count:,} compressed ones, retention and compression on, "
+        f"sealed every 10 s, the p99 of a steady {segments.logs_per_second:,} logs/s is "
+        f"{p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
         f"times the {p99s[0]:.2f} ms in an empty directory, and the idle service takes "
         f"{idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
         f"knows all segments after {first.known_seconds:.1f} s and "

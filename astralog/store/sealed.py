@@ -32,6 +32,7 @@ class Segments(NamedTuple):
 
     sealed: set[str]
     open: set[str]
+    plain: set[str]  # of the sealed ones, those that have a file which is not compressed
 
 
 def list_segments(directory: Path) -> Segments:
@@ -41,12 +42,15 @@ def list_segments(directory: Path) -> Segments:
     """
     sealed: set[str] = set()
     opened: set[str] = set()
+    plain: set[str] = set()
     with os.scandir(directory) as entries:
         for entry in entries:
             match = _FILE_NAME.fullmatch(entry.name)
             if match:
                 (opened if match[2] == ".open" else sealed).add(match[1])
-    return Segments(sealed, opened - sealed)
+                if not match[2]:
+                    plain.add(match[1])
+    return Segments(sealed, opened - sealed, plain)
 
 
 def plain_name(file_name: str) -> str | None:

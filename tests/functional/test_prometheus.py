@@ -85,7 +85,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     if shutil.which("prometheus") is None:
         pytest.skip("NOT TESTED: prometheus is not installed")
     directory = tmp_path_factory.mktemp("prometheus")
-    with Service(directory) as service, Prometheus(directory / "its", [service]) as running:
+    with (
+        Service(directory, compress="zstd") as service,
+        Prometheus(directory / "its", [service]) as running,
+    ):
         for _ in range(3):
             before = scraped_logs(running)
             wait_for(lambda: send_some(service) and scraped_logs(running) > before)  # noqa: B023

@@ -10,6 +10,7 @@ from tests.support.full_memory import can_fill_memory
 from tests.torture import (
     __main__,
     attacks,
+    compression,
     crowd,
     disks,
     forward,
@@ -88,6 +89,13 @@ def test_seals(tmp_path: Path) -> None:
 def test_housekeeping(tmp_path: Path) -> None:
     """One process after another keeps the directory as the settings say."""
     check(tmp_path, lambda bench: housekeeping.torture(bench, rounds=2))
+
+
+@pytest.mark.slow
+def test_compression(tmp_path: Path) -> None:
+    """Whatever is killed while segments are compressed, each log is there and is shown once."""
+    kills = ("who compresses and another",)
+    check(tmp_path, lambda bench: compression.torture(bench, rounds=2, kills=kills))
 
 
 @pytest.mark.slow

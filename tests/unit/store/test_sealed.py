@@ -32,7 +32,7 @@ def test_each_segment_is_listed_once(tmp_path: Path) -> None:
         write(tmp_path, name)
     for name in ("token", "forward.cursor", "export.ndjson", f"{FIRST}.ndjson.zst.new"):
         write(tmp_path, name)
-    assert ({FIRST}, {SECOND}) == sealed.list_segments(tmp_path)
+    assert ({FIRST}, {SECOND}, {FIRST}) == sealed.list_segments(tmp_path)
 
 
 def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
     write(tmp_path, f"{FIRST}.ndjson")
     path = write(tmp_path, f"{FIRST}.ndjson.open")
     seal_file(path, len(LINES))
-    assert ({FIRST, f"{FIRST}-1"}, set()) == sealed.list_segments(tmp_path)
+    assert {FIRST, f"{FIRST}-1"} == sealed.list_segments(tmp_path).sealed
     assert sealed.start_of(FIRST) == sealed.start_of(f"{FIRST}-1")
 
 

@@ -8,10 +8,15 @@ import pytest
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.compressor import CompressionCounts
 from astralog.store.deliveries import ForwardStatus, write_status
 from astralog.store.housekeeper import LOOK_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.directory_families import disk_families, forward_families
+from astralog.telemetry.directory_families import (
+    compression_families,
+    disk_families,
+    forward_families,
+)
 from astralog.telemetry.families import (
     READY,
     STATES,
@@ -135,3 +140,15 @@ def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> 
     assert 2 == shown["astralog_forward_waiting_segments"]
     assert 10 == shown["astralog_forward_waiting_bytes"]
     assert 6 == len(forward_families(CommitQueue(on, Counters().store)))
+
+
+def test_the_one_process_that_compresses_tells_what_waits() -> None:
+    """What it counts is a sum across all; how many wait, no other process knows."""
+    counts = CompressionCounts()
+    families = by_name(compression_families(counts))
+    assert {} == families["compression_waiting_segments"].read()
+    counts.waiting_segments = 0
+    counts.segments, counts.failures = 3, 2
+    assert {(): 0} == families["compression_waiting_segments"].read()
+    assert {(): 3} == families["compressed_segments"].read()
+    assert {(): 2} == families["compression_failures"].read()
