@@ -4,10 +4,10 @@ import contextlib
 import os
 from binascii import unhexlify
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from astralog.store.keys.journal_files import path_of
+from astralog.store.keys.journal_files import STEP_BYTES, path_of
 from astralog.store.keys.records import (
     HEADER,
     KEY_DIGITS,
@@ -26,9 +26,6 @@ _HELD_DIGITS = 16
 _HELD_BYTES = _HELD_DIGITS // 2
 _OFFSET_BYTES = 4
 _RECORD_BYTES = _HELD_BYTES + _OFFSET_BYTES
-
-#: Bytes that are indexed between two chances for others to run, in about a millisecond.
-STEP_BYTES = 128 * 1024
 
 #: The most bytes of a line: more than a record ever has.
 _LINE_BYTES = 512
@@ -70,12 +67,16 @@ class Generation:
         """Index what the file holds beyond what is known of it, in small steps; raises OSError."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb", buffering=0) as file:
             self._inode = os.fstat(file.fileno()).st_ino
-            before = -1
-            while self.end > before:
-                before = self.end
-                file.seek(before)
-                self.index(file.read(STEP_BYTES))
+            while self.read_step(lambda offset: os.pread(file.fileno(), STEP_BYTES, offset)):
                 yield
+
+    def read_step(self, read: Callable[[int], bytes]) -> bool:
+        """Index what `read` returns for an offset; return whether there may be more."""
+        before = self.end
+        data = read(before)
+        if data:
+            self.index(data)
+        return len(data) == STEP_BYTES and self.end > before
 
     def index(self, data: bytes) -> None:
         """Take up what follows `end`; a last line that is not whole yet waits for the next call."""

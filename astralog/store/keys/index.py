@@ -78,16 +78,14 @@ class KeyIndex:
         for _ in range(ATTEMPTS):
             if self._file is None and not self._enter_newest():
                 break
-            is_newest = self._file is not None and self._file.is_newest()
-            self._read_on()
+            file = self._file
+            is_newest = file is not None and file.is_newest()
+            while file and self._generations[-1].read_step(file.read):
+                pass
             if is_newest:
                 break
             self._leave()
         self._tell_damage()
-
-    def _read_on(self) -> None:
-        for _ in self._generations[-1].read():
-            pass
 
     def _leave(self) -> None:
         """Have the newest file looked for anew: this one was deleted, or another comes after it."""
