@@ -28,6 +28,9 @@ STOPPING = "stopping"
 WORKERS = "astralog_workers"
 STATES = (READY, STOPPING, "queue_full", "storage_full", "storage_failed")
 
+#: What is counted of a batch that was stored before; its logs were counted then.
+REPLAYED = ("batches", "bytes")
+
 UNITS = {
     "batches": "Batches",
     "logs": "Logs, as far as they were counted, of batches",
@@ -57,11 +60,13 @@ class Family(NamedTuple):
 def counter_families(counters: Counters) -> list[Family]:
     """Return the families of the counters."""
     stored = "written, and synced as ASTRALOG_SYNC says"
+    replayed = "answered 200 since an earlier try with their key had stored them"
     late = "Logs stored although their client was told commit_timeout, or was gone."
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
+        *(_volume("replayed", unit, replayed, {(): counters.replayed}, ()) for unit in REPLAYED),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
         _counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
         _counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
@@ -89,6 +94,11 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "possibly_lost_batches",
             "Batches acknowledged in the mode everysec before a sync that failed.",
             lambda: sum(storage.possibly_lost_batches for storage in storages),
+        ),
+        _counter(
+            "forgotten_keys",
+            "Idempotency keys forgotten before their time, for want of room.",
+            lambda: queue.keys.forgotten_keys,
         ),
         Family(
             "astralog_backlog_bytes",
@@ -140,6 +150,12 @@ def disk_families(queue: CommitQueue) -> list[Family]:
             "total_disk_bytes",
             "Bytes of the data directory's disk, free or not.",
             lambda usage: {(): usage.total_bytes},
+        ),
+        _disk(
+            queue,
+            "idempotency_keys",
+            "Idempotency keys that are remembered.",
+            lambda usage: {(): queue.keys.held_keys},
         ),
     ]
 

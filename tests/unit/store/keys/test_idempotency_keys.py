@@ -248,22 +248,24 @@ def test_keys_are_taken_again_when_the_disk_works(
     assert told[1].endswith("storage_failed is over")
 
 
+def _noted(calls: list[str], name: str, function: Callable[..., int]) -> Callable[..., int]:
+    """Return a function of `os` that notes which kind of file it is called for."""
+
+    def note(fd: int, *arguments: object) -> int:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        calls.append(f"{name} {'journal' if path.endswith('.journal') else 'segment'}")
+        return function(fd, *arguments)
+
+    return note
+
+
 def test_the_journal_is_synced_before_the_first_line(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines that reached the disk without it would be stored anew by the second try."""
     calls: list[str] = []
     for name in ("write", "writev", "fdatasync"):
-        function = getattr(os, name)
-
-        def note(fd: int, *arguments: object, name: str = name, function=function) -> int:  # type: ignore[no-untyped-def]
-            path = os.readlink(f"/proc/self/fd/{fd}")
-            kind = "journal" if path.endswith(".journal") else "segment"
-            calls.append(f"{name} {kind}")
-            result: int = function(fd, *arguments)
-            return result
-
-        monkeypatch.setattr(os, name, note)
+        monkeypatch.setattr(os, name, _noted(calls, name, getattr(os, name)))
     assert STORED == worker.send("a", A)
     calls.clear()
     assert STORED == worker.send("b", B)

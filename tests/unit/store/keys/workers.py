@@ -70,7 +70,7 @@ class Worker:
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, written: int = 0) -> None:
-    """Let the next commit group be killed before its `write`, after some bytes, or at its `sync`."""
+    """Let the next commit group be killed at its `write`, after some bytes, or at its `sync`."""
     original = getattr(Segment, place)
     abandon = SegmentWriter._abandon
 
