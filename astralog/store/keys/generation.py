@@ -9,7 +9,7 @@ from pathlib import Path
 
 from astralog.store.keys.journal_files import STEP_BYTES, path_of
 from astralog.store.keys.records import (
-    HEADER,
+    BEGINNING,
     KEY_DIGITS,
     KEY_START,
     Entry,
@@ -85,12 +85,12 @@ class Generation:
         offset = self.end
         for line in data.split(b"\n"):
             if not is_whole(line):
-                self.damaged_lines += line not in (b"", HEADER)
+                self.damaged_lines += bool(line)
             elif line.startswith(_KEYED):
                 self._add(line[KEY_START : KEY_START + KEY_DIGITS], offset)
                 keyed.append(line)
             else:
-                self._note(decode(line))
+                self._note(line)
             offset += len(line) + 1
         self.end += len(data)
         if keyed:
@@ -107,10 +107,11 @@ class Generation:
         except KeyError:
             self._buckets[bucket] = bytearray(record)
 
-    def _note(self, record: Entry | Sealed | None) -> None:
+    def _note(self, line: bytes) -> None:
+        record = decode(line)
         if isinstance(record, Sealed):
             self.sealed[record.segment] = record.size
-        else:  # of another layout
+        elif line != BEGINNING:  # of another layout
             self.damaged_lines += 1
 
     def offsets_of(self, digest: str) -> list[int]:
@@ -143,6 +144,6 @@ class Generation:
 def _without_unfinished_line(data: bytes) -> bytes:
     """Return what is indexed of some bytes: all, or all before a line that may still grow."""
     head, newline, last = data.rpartition(b"\n")
-    if last == HEADER or is_whole(last) or len(last) >= _LINE_BYTES:
+    if is_whole(last) or len(last) >= _LINE_BYTES:
         return data
     return head if newline else b""

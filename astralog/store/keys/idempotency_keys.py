@@ -111,8 +111,8 @@ class IdempotencyKeys:
         return Claim(key, self._locks.opened, self._release)
 
     def _release(self, key: Key) -> None:
-        self._claimed.discard(key.digest)
         self._locks.release(key.digest)
+        self._claimed.discard(key.digest)  # not before, or a new claim's lock would be released
 
     def is_known(self, key: Key) -> bool:
         """Return whether the journal may have the key, as far as it was read."""

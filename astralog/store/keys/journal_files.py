@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from astralog.store import files
-from astralog.store.keys.records import HEADER, Entry, Sealed, decode, encode
+from astralog.store.keys.records import BEGINNING, Entry, Sealed, decode, encode
 
 FILE_MODE = 0o640
 
@@ -54,11 +54,14 @@ class JournalFile:
         try:
             if self.is_new:
                 os.fchmod(self._fd, FILE_MODE)
-                self._write(HEADER)
+                self._write([BEGINNING])
             self.inode = os.fstat(self._fd).st_ino
             files.sync_directory(directory)
         except BaseException:
             self.close()
+            if self.is_new:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
             raise
         self.is_dirty = False
 
@@ -77,10 +80,11 @@ class JournalFile:
     def append(self, records: Sequence[Entry | Sealed]) -> None:
         """Append records, each whole; after an error, some may be there."""
         self.is_dirty = True
-        self._write(b"".join(b"\n" + encode(record) for record in records))
+        self._write([encode(record) for record in records])
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, lines: Sequence[bytes]) -> None:
         """Write all in one call, between whose bytes nobody else's come."""
+        data = b"".join(b"\n" + line for line in lines)
         for _ in range(2):  # the second call says why the first one was short, or goes through
             if os.write(self._fd, data) == len(data):
                 return
