@@ -14,6 +14,7 @@ HEAD = (
     "POST /v1/drain HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {token}\r\n"
     "Content-Type: application/json\r\nContent-Length: {{}}\r\n\r\n"
 )
+KEY_LINE = f'Idempotency-Key: "bench-{bodies.SEQUENCE.decode()}"\r\n'
 ACKNOWLEDGED = "200"
 NO_ANSWER = "no answer"
 
@@ -28,6 +29,12 @@ _RETRY_AFTER = re.compile(rb"\r\nretry-after: *[0-9]", re.IGNORECASE)
 def json_requests(batch: int, token: str) -> list[bodies.Template]:
     """Return the pool of requests with `batch` logs each, as the docs have them."""
     return bodies.templates(batch, HEAD.format(token=token))
+
+
+def keyed_requests(batch: int, token: str) -> list[bodies.Template]:
+    """Return the same requests, each with an idempotency key of its own."""
+    first, _, rest = HEAD.partition("\r\n")
+    return bodies.templates(batch, f"{first}\r\n{KEY_LINE}{rest}".format(token=token))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
-from astralog.api.openapi_options import describe_options
+from astralog.api.openapi_options import KEY, REPLAYED, describe_options
 from astralog.api.openapi_otlp import describe_otlp
 from astralog.api.openapi_words import (
     ABOUT,
@@ -21,7 +21,12 @@ from astralog.api.openapi_words import (
     PARTIAL_BATCH,
     REJECTED_BATCH,
 )
-from astralog.errors import MEANING_OF_CODE, RETRY_AFTER_SECONDS, STATUS_OF_CODE
+from astralog.errors import (
+    MEANING_OF_CODE,
+    RETRIED_STATUSES,
+    RETRY_AFTER_SECONDS,
+    STATUS_OF_CODE,
+)
 from astralog.intake.compression import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
 
@@ -101,7 +106,7 @@ def _drain() -> Operation:
         "summary": "Store a batch of logs",
         "description": DRAIN.format(codings=", ".join(INFLATERS)),
         "security": [{"token": []}],
-        "parameters": describe_options(),
+        "parameters": [*describe_options(), KEY],
         "requestBody": body,
         "responses": {"200": _accepted(), **_rejections(codes)},
     }
@@ -130,7 +135,11 @@ def _accepted() -> dict[str, Any]:
         "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
     }
     content = {"application/json": {"schema": schema, "examples": examples}}
-    return {"description": "Every log is stored, or a dry run found no fault.", "content": content}
+    return {
+        "description": "Every log is stored, or a dry run found no fault.",
+        "headers": REPLAYED,
+        "content": content,
+    }
 
 
 def _rejections(codes: Iterable[str]) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def _rejection(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
         "description": "\n".join([f"{status.phrase}.", "", *lines]),
         "content": {"application/json": {"schema": _REJECTION, "example": example}},
     }
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in RETRIED_STATUSES:
         response["headers"] = _RETRY_AFTER
     if status == HTTPStatus.UNAUTHORIZED:
         response["headers"] = {"WWW-Authenticate": _header("How to show a token.", "Bearer")}

@@ -17,7 +17,7 @@ MAX_KEY_CHARACTERS = 255
 
 #: A string of RFC 9651, section 3.3.3, and a key that is sent without its quotes. A comma would be
 #: of two headers that became one on the way.
-_QUOTED = re.compile(r'"((?:[!#-\[\]-~]|\\["\\])*)"')
+_QUOTED = re.compile(r'"((?:[!#-\[\]-~]++|\\["\\])*+)"')
 _BARE = re.compile(r"[!#-+\--~]+")
 _ESCAPED = re.compile(r'\\(["\\])')
 
@@ -28,7 +28,9 @@ def parse_key(value: str) -> str:
     """Return the key in the header's value; raises Rejection `bad_request` where it is none."""
     text = value.strip(" \t")
     if match := _QUOTED.fullmatch(text):
-        text = _ESCAPED.sub(r"\1", match[1])
+        text = match[1]
+        if "\\" in text:
+            text = _ESCAPED.sub(r"\1", text)
     elif not _BARE.fullmatch(text):
         raise Rejection("bad_request", _FORM)
     if not 1 <= len(text) <= MAX_KEY_CHARACTERS:

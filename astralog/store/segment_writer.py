@@ -44,15 +44,19 @@ class SegmentWriter:
         self._last_start = datetime.min.replace(tzinfo=UTC)
         self._unsealed: dict[Path, int] = {}  # closed segments that are still to be sealed: bytes
         self._untruncated: list[Segment] = []  # held, so that no recovery seals what was rejected
+        self._abandoned: list[Path] = []  # segments of batches with keys whose append failed
         self._is_sync_doubtful = False  # since a sync failed, and until one is good
         self.sealed_segments = 0
         self.possibly_lost_batches = 0  # acknowledged before a sync that failed
         self.synced_at = 0.0  # in seconds since 1970
 
-    @property
-    def has_untruncated(self) -> bool:
-        """Whether a segment still has lines beyond its end, for want of a disk that cuts them."""
-        return bool(self._untruncated)
+    def has_unsettled(self) -> bool:
+        """Return whether batches with keys that were rejected may still come back in a file.
+
+        That is over when the file is cut, synced and sealed, by this process or by another.
+        """
+        self._abandoned = [path for path in self._abandoned if path.exists()]
+        return bool(self._abandoned) or not self._directory.exists()
 
     def append(self, buffers: Sequence[bytes], announce: Announce | None = None) -> None:
         """Append a commit group, all of it or nothing, synced as the mode says.
@@ -68,6 +72,8 @@ class SegmentWriter:
         try:
             self._append(buffers, size, announce)
         except SegmentLost as error:
+            if announce and self.has_unsettled():  # written anew, they would be there twice
+                raise
             log.error("segment lost: %s; its last batches are written anew", error)
             self._append(buffers, size, announce)
         if self._segment and self._segment.size >= self._segment_bytes:
@@ -192,6 +198,8 @@ class SegmentWriter:
     def _abandon(self, segment: Segment) -> None:
         """Truncate the segment to what was accepted and never write to it again."""
         self._segment = None
+        if segment.has_keys:
+            self._abandoned.append(segment.path)
         if self._release(segment):
             self._recover(segment.path)
         else:

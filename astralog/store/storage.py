@@ -54,10 +54,9 @@ class Storage:
             self._logged_error = None
         return None
 
-    @property
-    def has_untruncated(self) -> bool:
-        """Whether lines of a commit group that was rejected are still in a file."""
-        return self._writer.has_untruncated
+    def has_unsettled(self) -> bool:
+        """Return whether batches with keys that were rejected may still come back in a file."""
+        return self._writer.has_unsettled()
 
     @property
     def sealed_segments(self) -> int:

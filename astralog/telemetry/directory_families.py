@@ -40,6 +40,12 @@ def disk_families(queue: CommitQueue) -> list[Family]:
             "Bytes of the data directory's disk, free or not.",
             lambda usage: {(): usage.total_bytes},
         ),
+        _disk(
+            queue,
+            "idempotency_keys",
+            "Idempotency keys that are remembered.",
+            lambda usage: {(): queue.keys.held_keys},
+        ),
     ]
 
 

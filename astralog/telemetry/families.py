@@ -24,6 +24,9 @@ STOPPING = "stopping"
 WORKERS = "astralog_workers"
 STATES = (READY, STOPPING, "queue_full", "storage_full", "storage_failed")
 
+#: What is counted of a batch that was stored before; its logs were counted then.
+REPLAYED = ("batches", "bytes")
+
 UNITS = {
     "batches": "Batches",
     "logs": "Logs, as far as they were counted, of batches",
@@ -53,11 +56,13 @@ class Family(NamedTuple):
 def counter_families(counters: Counters) -> list[Family]:
     """Return the families of the counters."""
     stored = "written, and synced as ASTRALOG_SYNC says"
+    replayed = "answered 200 since an earlier try with their key had stored them"
     late = "Logs stored although their client was told commit_timeout, or was gone."
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
+        *(_volume("replayed", unit, replayed, {(): counters.replayed}, ()) for unit in REPLAYED),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
         counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
         counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
@@ -90,6 +95,11 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "possibly_lost_batches",
             "Batches acknowledged in the mode everysec before a sync that failed.",
             lambda: sum(storage.possibly_lost_batches for storage in storages),
+        ),
+        counter(
+            "forgotten_keys",
+            "Idempotency keys forgotten before their time, for want of room.",
+            lambda: queue.keys.forgotten_keys,
         ),
         Family(
             "astralog_backlog_bytes",

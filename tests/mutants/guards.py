@@ -23,6 +23,8 @@ class Guard(NamedTuple):
         return text.replace(self.code, self.without)
 
 
+KEYS = "tests/unit/store/keys"
+
 GUARDS: tuple[Guard, ...] = (
     Guard(
         "authentication before the body",
@@ -758,5 +760,120 @@ GUARDS: tuple[Guard, ...] = (
         "if size != expected:",
         "if expected < 0:",
         ("tests/unit/intake/test_otlp.py",),
+    ),
+    Guard(
+        "sync of the journal of the keys",
+        "astralog/store/keys/index.py",
+        "                    if is_synced:",
+        "                    if False:",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "synced_before"),
+    ),
+    Guard(
+        "the journal before the lines",
+        "astralog/store/segment_writer.py",
+        "                announce(segment.stem, segment.size)\n"
+        "            segment.write(buffers)\n",
+        "                segment.write(buffers)\n"
+        "                announce(segment.stem, segment.size)\n"
+        "            else:\n"
+        "                segment.write(buffers)\n",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "synced_before"),
+    ),
+    Guard(
+        "the end of a segment whose journal failed",
+        "astralog/store/segment_writer.py",
+        "        try:\n"
+        "            if announce:\n"
+        "                segment.has_keys = True\n"
+        "                announce(segment.stem, segment.size)\n",
+        "        if announce:\n"
+        "            segment.has_keys = True\n"
+        "            announce(segment.stem, segment.size)\n"
+        "        try:\n",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "not_synced_does_not_count"),
+    ),
+    Guard(
+        "a failed batch with a key is not written anew",
+        "astralog/store/segment_writer.py",
+        "if announce and self.has_unsettled():",
+        "if False:",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "lines_that"),
+    ),
+    Guard(
+        "the key of lines that may come back",
+        "astralog/store/keys/idempotency_keys.py",
+        "            elif storage.has_unsettled():",
+        "            elif False:",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "keep_their_key"),
+    ),
+    Guard(
+        "the range of a key in a sealed segment",
+        "astralog/store/keys/idempotency_keys.py",
+        "return entry.end <= size",
+        "return True",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "recovery_by_others"),
+    ),
+    Guard(
+        "the range of a key in an open segment",
+        "astralog/store/keys/stored_lines.py",
+        "return entry.end <= recover_file(self._open_path(entry))",
+        "return recover_file(self._open_path(entry)) >= 0",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "not_whole"),
+    ),
+    Guard(
+        "the lock of a key",
+        "astralog/store/keys/idempotency_keys.py",
+        "or not self._locks.take(key.digest)",
+        "or False",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "one_worker_has"),
+    ),
+    Guard(
+        "the journal is read before a key is stored",
+        "astralog/store/keys/idempotency_keys.py",
+        "                self._locks.open()\n                self._index.catch_up()\n",
+        "                self._locks.open()\n",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "another_worker_knows"),
+    ),
+    Guard(
+        "a record in the newest file",
+        "astralog/store/keys/index.py",
+        "                if file.is_newest():",
+        "                if True:",
+        (f"{KEYS}/test_index.py", "-k", "comes_late"),
+    ),
+    Guard(
+        "the size of a segment before its seal",
+        "astralog/store/segment_writer.py",
+        "if segment.has_keys and segment.size:",
+        "if False:",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "another_worker_knows"),
+    ),
+    Guard(
+        "the size of a segment before its recovery",
+        "astralog/store/recovery.py",
+        "if ranges and after:",
+        "if False:",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "recovery_by_others"),
+    ),
+    Guard(
+        "no part of a batch with a key after a recovery",
+        "astralog/store/recovery.py",
+        "after = _end_of_batches(_end_of_lines(fd, before), ranges)",
+        "after = _end_of_lines(fd, before)",
+        (f"{KEYS}/test_idempotency_keys.py", "-k", "no_part or not_whole"),
+    ),
+    Guard(
+        "the release of a key",
+        "astralog/store/batch_queue.py",
+        "            if queued.claim:\n                queued.claim.release()\n",
+        "            pass\n",
+        ("tests/functional/test_idempotency.py", "-k", "stored_once"),
+    ),
+    Guard(
+        "two keys in a head",
+        "astralog/server/request.py",
+        ".count(_KEY_NAME) == 1",
+        ".count(_KEY_NAME) >= 1",
+        ("tests/unit/server/test_request.py", "-k", "same_after_any_others"),
     ),
 )

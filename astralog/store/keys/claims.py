@@ -45,7 +45,7 @@ class Claim:
             self.release()
 
     def hold(self) -> None:
-        """Keep the key beyond the commit, whose lines cannot be cut yet."""
+        """Keep the key beyond the commit, whose lines may still come back."""
         self._is_held = True
 
     def release(self) -> None:

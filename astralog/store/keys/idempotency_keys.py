@@ -60,7 +60,7 @@ class IdempotencyKeys:
         self._locks = KeyLocks(settings.data_dir)
         self._lines = StoredLines(settings.data_dir, settings.sync == "always")
         self._claimed: set[str] = set()
-        self._held: list[tuple[Storage, Claim]] = []  # keys of lines that cannot be cut yet
+        self._held: list[tuple[Storage, Claim]] = []  # keys of lines that may still come back
         self._mutex = get_original("threading", "Lock")()  # of the index, among threads
         self._logged_error = ""
         self.is_open = False
@@ -111,8 +111,8 @@ class IdempotencyKeys:
         return Claim(key, self._locks.opened, self._release)
 
     def _release(self, key: Key) -> None:
-        self._claimed.discard(key.digest)
         self._locks.release(key.digest)
+        self._claimed.discard(key.digest)  # not before, or a new claim's lock would be released
 
     def is_known(self, key: Key) -> bool:
         """Return whether the journal may have the key, as far as it was read."""
@@ -190,7 +190,7 @@ class IdempotencyKeys:
         finally:
             if is_stored:
                 self._lines.note_stored(*places[-1])
-            elif storage.has_untruncated:
+            elif storage.has_unsettled():
                 for claim in claims:
                     claim.hold()
                     self._held.append((storage, claim))
@@ -244,7 +244,7 @@ class IdempotencyKeys:
     def _release_held(self) -> None:
         held, self._held = self._held, []
         for storage, claim in held:
-            if storage.has_untruncated:
+            if storage.has_unsettled():
                 self._held.append((storage, claim))
             else:
                 claim.release_held()

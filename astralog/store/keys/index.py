@@ -68,7 +68,6 @@ class KeyIndex:
             generations.append(generation)
             yield from generation.read()
         self._generations = generations
-        self._forget(is_counted=False)
 
     def catch_up(self) -> None:
         """Index what was appended by anyone since; raises OSError.
@@ -78,16 +77,14 @@ class KeyIndex:
         for _ in range(ATTEMPTS):
             if self._file is None and not self._enter_newest():
                 break
-            is_newest = self._file is not None and self._file.is_newest()
-            self._read_on()
+            file = self._file
+            is_newest = file is not None and file.is_newest()
+            while file and self._generations[-1].read_step(file.read):
+                pass
             if is_newest:
                 break
             self._leave()
         self._tell_damage()
-
-    def _read_on(self) -> None:
-        for _ in self._generations[-1].read():
-            pass
 
     def _leave(self) -> None:
         """Have the newest file looked for anew: this one was deleted, or another comes after it."""
@@ -110,10 +107,13 @@ class KeyIndex:
         try:
             for _ in self.load():
                 pass
+            if not (self._generations and self._generations[-1].number == number):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file.path)
         except BaseException:
             file.close()
             raise
         self._file = file
+        self._forget(is_counted=file.is_new)
 
     def _tell_damage(self) -> None:
         damaged = sum(generation.damaged_lines for generation in self._generations)
@@ -205,7 +205,6 @@ class KeyIndex:
         self._leave()
         self._enter(number)
         self._must_begin = False
-        self._forget(is_counted=bool(self._file and self._file.is_new))
 
     # --- Forgetting
 

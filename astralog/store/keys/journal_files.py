@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from astralog.store import files
-from astralog.store.keys.records import HEADER, Entry, Sealed, decode, encode
+from astralog.store.keys.records import BEGINNING, Entry, Sealed, decode, encode
 
 FILE_MODE = 0o640
 
-#: Bytes that are read at once.
+#: Bytes that are read at once in the search for a segment.
 BLOCK_BYTES = 1024 * 1024
+
+#: Bytes that are read at once to be indexed, which takes about a millisecond.
+STEP_BYTES = 128 * 1024
 
 _NAME = re.compile(r"keys-(\d{8})\.journal")
 
@@ -39,7 +42,8 @@ class JournalFile:
     def __init__(self, directory: Path, number: int) -> None:
         """Open the file, or make it where it is missing; its name is durable after this."""
         self.number = number
-        self.path = path_of(directory, number)
+        self.path = os.fspath(path_of(directory, number))
+        self._next_path = os.fspath(path_of(directory, number + 1))
         self.is_new = False
         flags = os.O_RDWR | os.O_APPEND
         try:
@@ -50,27 +54,37 @@ class JournalFile:
         try:
             if self.is_new:
                 os.fchmod(self._fd, FILE_MODE)
-                self._write(HEADER)
+                self._write([BEGINNING])
+            self.inode = os.fstat(self._fd).st_ino
             files.sync_directory(directory)
         except BaseException:
             self.close()
+            if self.is_new:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
             raise
         self.is_dirty = False
 
     def is_newest(self) -> bool:
         """Return whether the file is in its place, and none comes after it."""
-        with contextlib.suppress(FileNotFoundError):
-            if files.is_same_file(self._fd, self.path):
-                return not path_of(self.path.parent, self.number + 1).exists()
-        return False
+        try:
+            is_in_place = os.stat(self.path).st_ino == self.inode
+        except FileNotFoundError:
+            is_in_place = False
+        return is_in_place and not os.access(self._next_path, os.F_OK)
+
+    def read(self, offset: int) -> bytes:
+        """Return what follows an offset, at most STEP_BYTES."""
+        return os.pread(self._fd, STEP_BYTES, offset)
 
     def append(self, records: Sequence[Entry | Sealed]) -> None:
         """Append records, each whole; after an error, some may be there."""
         self.is_dirty = True
-        self._write(b"".join(b"\n" + encode(record) for record in records))
+        self._write([encode(record) for record in records])
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, lines: Sequence[bytes]) -> None:
         """Write all in one call, between whose bytes nobody else's come."""
+        data = b"".join(b"\n" + line for line in lines)
         for _ in range(2):  # the second call says why the first one was short, or goes through
             if os.write(self._fd, data) == len(data):
                 return

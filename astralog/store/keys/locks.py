@@ -10,8 +10,6 @@ import os
 import struct
 from pathlib import Path
 
-from astralog.store import files
-
 LOCK_NAME = "keys.lock"
 FILE_MODE = 0o640
 
@@ -26,8 +24,9 @@ class KeyLocks:
     """The locks that this process holds; raises OSError throughout."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / LOCK_NAME
+        self._path = os.fspath(directory / LOCK_NAME)
         self._fd = -1
+        self._inode = 0
         self.opened = 0  # how often; what was locked before the last time is locked no longer
 
     def open(self) -> None:
@@ -36,16 +35,17 @@ class KeyLocks:
             return
         self.close()
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        self._inode = os.fstat(self._fd).st_ino
         self.opened += 1
 
     def exists(self) -> bool:
         """Return whether any process ever opened the file here."""
-        return self._path.exists()
+        return os.access(self._path, os.F_OK)
 
     def is_in_place(self) -> bool:
         """Return whether the file that is open is the one that other processes open."""
         try:
-            return self._fd >= 0 and files.is_same_file(self._fd, self._path)
+            return self._fd >= 0 and os.stat(self._path).st_ino == self._inode
         except FileNotFoundError:
             return False
 

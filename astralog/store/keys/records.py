@@ -1,21 +1,20 @@
 """The lines of the journal.
 
+    journal 1 <check>
     keyed <time> <token> <key> <body> <segment> <start> <end> <check>
     sealed <segment> <size> <check>
 
-A batch with a key goes to the bytes from `start` to `end` of a segment, named without its suffix;
-and a segment was sealed with so many bytes. `time` is in seconds since 1970, `token` what stands
-for a token elsewhere too, and `key` and `body` are digests (see `Key`). Each line ends in the
-CRC-32 of what stands before it, as 8 hex digits, so that a torn or damaged line is known.
+A file begins, and names its layout; a batch with a key goes to the bytes from `start` to `end` of a
+segment, named without its suffix; a segment was sealed with so many bytes. `time` is in seconds
+since 1970, `token` what stands for a token elsewhere too, and `key` and `body` are digests (see
+`Key`). Each line ends in the CRC-32 of what stands before it, as 8 hex digits, so that a torn or
+damaged line is known.
 """
 
 import hashlib
 import re
 import zlib
 from typing import NamedTuple
-
-#: What a new journal begins with; a new layout takes a new number.
-HEADER = b"astralog-keys 1"
 
 #: Hex digits of a key's digest, and where they stand in a line.
 KEY_DIGITS = 32
@@ -80,8 +79,15 @@ def encode(record: Entry | Sealed) -> bytes:
         time, key, segment, start, end = record
         names = f"{key.token} {key.digest} {key.body} {segment}"
         text = f"keyed {time:010d} {names} {start} {end}"
-    data = text.encode()
+    return _checked(text.encode())
+
+
+def _checked(data: bytes) -> bytes:
     return b"%b %08x" % (data, zlib.crc32(data))
+
+
+#: How a file begins.
+BEGINNING = _checked(b"journal 1")
 
 
 def is_whole(line: bytes) -> bool:

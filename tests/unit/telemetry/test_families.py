@@ -113,10 +113,11 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
         "segments_bytes": {("open",): 2, ("sealed",): 4},
         "free_disk_bytes": {(): 5},
         "total_disk_bytes": {(): 6},
+        "idempotency_keys": {(): 0},
     }
     assert expected == {name: family.read() for name, family in families.items()}
     usage = None
-    assert [{}] * 4 == [family.read() for family in families.values()]
+    assert [{}] * 5 == [family.read() for family in families.values()]
 
 
 def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> None:
