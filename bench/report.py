@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from bench import rate_results
 from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
 from bench.results import Cell, Results, marks
@@ -26,6 +27,13 @@ _HEADINGS = (
 def rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """Return the table of the cells, headings first."""
     return [_HEADINGS, *map(_row, cells)]
+
+
+def _tables(results: Results) -> Iterator[list[tuple[str, ...]]]:
+    if results.cells:
+        yield rows(results.cells)
+    if results.rates:
+        yield [rate_results.HEADINGS, *(rate.row for rate in results.rates)]
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
@@ -62,7 +70,7 @@ def markdown_table(table: Sequence[Sequence[str]]) -> str:
 
 def text(results: Results) -> str:
     """Return the whole report for the terminal."""
-    parts = [text_table(rows(results.cells))] if results.cells else []
+    parts = [text_table(table) for table in _tables(results)]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)])
 
 
@@ -75,7 +83,7 @@ def markdown(results: Results) -> str:
         f"{results.seconds:g} s a row, default settings but for the workers, "
         "synced before each 200."
     )
-    parts = [source, markdown_table(rows(results.cells))]
+    parts = [source, *map(markdown_table, _tables(results))]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)]) + "\n"
 
 
@@ -94,6 +102,12 @@ def _sections(results: Results) -> Iterator[str]:
     for cell in results.cells:
         if set(cell.answers) != {ACKNOWLEDGED}:
             yield f"Answers at {cell.batch} x {cell.connections}: {cell.answers}."
+    for lean in results.lean:
+        yield (
+            f"Logs of 300 bytes with four keys of metadata ({lean.batch} per batch, "
+            f"{lean.connections} connections): {lean.logs_per_second:,.0f} logs/s at "
+            f"{lean.cpu_us_per_log:.2f} CPU µs a log, {lean.codec_ratio:.2f} bare codecs."
+        )
     if otlp := results.otlp:
         yield (
             f"OTLP in protobuf ({otlp.batch} per batch, {otlp.connections} connections): "
