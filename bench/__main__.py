@@ -11,13 +11,15 @@ from pathlib import Path
 
 import msgspec
 
-from bench import balance, compression, forward, measure, report, segments
+from bench import balance, compression, forward, lean_logs, measure, rates, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
 SECTIONS = (
+    "lean",
+    "rates",
     "options",
     "otlp",
     "workers",
@@ -63,10 +65,14 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix=".work-", dir=Path(__file__).parent) as directory,
-        ProcessPoolExecutor(max_workers=1, mp_context=context) as executor,
+        ProcessPoolExecutor(1, context, initializer=measure.take_last_core) as executor,
     ):
         runner = Runner(Path(directory), executor, results.seconds)
         results.cells = runner.cells(cells)
+        if "lean" in sections:
+            results.lean = lean_logs.measure_lean(runner)
+        if "rates" in sections:
+            results.rates = rates.measure_rates(runner)
         if "options" in sections:
             results.options = runner.options()
         if "otlp" in sections:

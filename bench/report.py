@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
+from bench import rate_results
 from bench.compression_results import Compression
 from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
@@ -28,6 +29,13 @@ _HEADINGS = (
 def rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """Return the table of the cells, headings first."""
     return [_HEADINGS, *map(_row, cells)]
+
+
+def _tables(results: Results) -> Iterator[list[tuple[str, ...]]]:
+    if results.cells:
+        yield rows(results.cells)
+    if results.rates:
+        yield [rate_results.HEADINGS, *(rate.row for rate in results.rates)]
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
@@ -64,7 +72,7 @@ def markdown_table(table: Sequence[Sequence[str]]) -> str:
 
 def text(results: Results) -> str:
     """Return the whole report for the terminal."""
-    parts = [text_table(rows(results.cells))] if results.cells else []
+    parts = [text_table(table) for table in _tables(results)]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)])
 
 
@@ -77,7 +85,7 @@ def markdown(results: Results) -> str:
         f"{results.seconds:g} s a row, default settings but for the workers, "
         "synced before each 200."
     )
-    parts = [source, markdown_table(rows(results.cells))]
+    parts = [source, *map(markdown_table, _tables(results))]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)]) + "\n"
 
 
@@ -85,6 +93,7 @@ def _sections(results: Results) -> Iterator[str]:
     sections: tuple[tuple[Callable[[Any], str], Any], ...] = (
         (_costs, results.cells),
         (_answers, [cell for cell in results.cells if set(cell.answers) != {ACKNOWLEDGED}]),
+        (_lean, results.lean),
         (_otlp, results.otlp),
         (_options, results.options),
         (_workers, results.workers),
@@ -113,6 +122,16 @@ def _costs(cells: list[Cell]) -> str:
 
 def _answers(cells: list[Cell]) -> str:
     lines = (f"Answers at {cell.batch} x {cell.connections}: {cell.answers}." for cell in cells)
+    return "\n\n".join(lines)
+
+
+def _lean(cells: list[Cell]) -> str:
+    lines = (
+        f"Logs of 300 bytes with four keys of metadata ({cell.batch} per batch, "
+        f"{cell.connections} connections): {cell.logs_per_second:,.0f} logs/s at "
+        f"{cell.cpu_us_per_log:.2f} CPU µs a log, {cell.codec_ratio:.2f} bare codecs."
+        for cell in cells
+    )
     return "\n\n".join(lines)
 
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
-from astralog.api.flask_app import FixedResponse
+from astralog.api.flask_app import FixedResponse, PlainView
 from astralog.api.responses import REPLAYED_HEADERS, Note, json_response
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.body import Environ
 from astralog.store.commit_queue import Batch
 
 ACCEPTED = FixedResponse(b'{"status":"accepted"}')
@@ -27,9 +28,9 @@ def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
     blueprint = Blueprint("drain", __name__)
 
     @blueprint.post("/v1/drain")
-    def drain() -> Response:
+    @PlainView
+    def drain(environ: Environ) -> Response:
         """Store a batch; 200 means that every line of it is in a segment file."""
-        environ = request.environ
         is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
         accepted = acceptor.accept(environ, decode_lines if is_ndjson else decode_json)
         invalid = accepted.decoded.invalid

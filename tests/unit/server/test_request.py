@@ -130,10 +130,8 @@ def test_a_unix_socket_has_no_addresses(wire: Wire) -> None:
     assert ["", ""] == [environ["REMOTE_ADDR"], environ["SERVER_NAME"]]
 
 
-def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each request still has its own length and body; a head that is too long is not kept."""
+def count_parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return a list to which each head is added that gunicorn parses."""
     parsed = []
     parse_headers = Request.parse_headers
 
@@ -142,6 +140,14 @@ def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
         return parse_headers(request, data, **kwargs)
 
     monkeypatch.setattr(Request, "parse_headers", count)
+    return parsed
+
+
+def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request still has its own length and body; a head that is too long is not kept."""
+    parsed = count_parsed(monkeypatch)
     for length in (3, 10, 0, 3):
         wire.send(head(f"Content-Length: {length}", "X-A: 1") + b"x" * length)
         request = wire.next()
@@ -158,14 +164,7 @@ def test_a_head_that_differs_in_its_key_too_is_parsed_once(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that gives each batch a key sends another head with each, before or after it."""
-    parsed = []
-    parse_headers = Request.parse_headers
-
-    def count(request: Any, data: bytes, **kwargs: Any) -> Any:
-        parsed.append(data)
-        return parse_headers(request, data, **kwargs)
-
-    monkeypatch.setattr(Request, "parse_headers", count)
+    parsed = count_parsed(monkeypatch)
     for order in (1, -1):
         for length, key in ((3, "a"), (10, '"longer"'), (0, "b"), (3, "a")):
             fields = [f"Content-Length: {length}", "X-A: 1", f"Idempotency-Key: {key}"]
@@ -184,6 +183,20 @@ def test_a_head_that_differs_in_its_key_too_is_parsed_once(
     assert 3 == len(parsed)
 
 
+def test_a_head_without_a_body_is_parsed_once(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no length the second time either; one whose body comes in chunks is not kept."""
+    heads = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", head("Transfer-Encoding: chunked")
+    for sent, body, parses in zip(heads, (b"", b"1\r\na\r\n0\r\n\r\n"), (1, 2), strict=True):
+        with monkeypatch.context() as patch:
+            parsed = count_parsed(patch)
+            for _ in range(2):
+                wire.send(sent + body)
+                request = wire.next()
+                assert "CONTENT_LENGTH" not in request.environ(CLIENT, SERVER)
+                assert body[3:4] == request.body.read(100)
+        assert parses == len(parsed)
+
+
 _LINES = [
     "Content-Length: 1",
     "content-length: 2",
@@ -194,6 +207,7 @@ _LINES = [
     "Content-Length : 1",
     "Content-Length: 1, 1",
     "Content-Length: ²",
+    "Content-Length: ",
     " folded",
     "X-A: 1",
     "X-A: 2",
@@ -269,6 +283,7 @@ TWO_KEYS = [
 @example([AWAITED], FORWARDED)
 @example(TWO_KEYS[:1], TWO_KEYS[1])
 @example([head("Content-Length: 1", "X-A: 1")], head("X-A: 1", "Content-Length: 1"))
+@example([head("Content-Length: 1")], head("Content-Length: "))
 def test_a_head_says_the_same_after_any_others(before: list[bytes], data: bytes) -> None:
     """Whatever a connection remembers, the next head is taken or rejected as if it did not."""
     with closing(Memory()) as fresh, closing(Memory(*before)) as experienced:
