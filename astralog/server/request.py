@@ -133,7 +133,9 @@ class Requests:
         if end < 0 or not data.startswith((b"POST ", b"GET ")):
             return self._parse(data)
         found = _LENGTH.search(data, 0, end + 2)
-        around = _around(data[:end], found.span(1)) if found else (data[:end],)
+        around: tuple[bytes, ...] = (data[:end],)
+        if found:
+            around = data[: found.start(1)], data[found.end(1) : end]
         values = {"CONTENT_LENGTH": found[1].decode()} if found else {}
         if found and around != self._around and (key := _find_key(data, end)):
             values["HTTP_IDEMPOTENCY_KEY"] = key[1].decode()
