@@ -45,15 +45,16 @@ def test_sealed_segments_are_compressed(tmp_path: Path) -> None:
         assert ["a", "b", "c"] == messages(service)
         assert {0o640} == {stat.S_IMODE(path.stat().st_mode) for path in service.files()}
         count = len(wait_until_compressed(service))
+        size = sum(path.stat().st_size for path in service.files())
 
         def is_shown() -> bool:
             samples = read_samples(service.request("GET", "/metrics").raw.decode())
-            return samples.get("compressed_segments_total") == count == samples["segments sealed"]
+            shown = samples.get("compressed_segments_total"), samples.get("segments_bytes sealed")
+            return shown == (count, size)
 
         wait_for(is_shown)
         samples = read_samples(service.request("GET", "/metrics").raw.decode())
-        size = sum(path.stat().st_size for path in service.files())
-        assert size == samples["compressed_bytes_total"] == samples["segments_bytes sealed"]
+        assert (count, size) == (samples["segments sealed"], samples["compressed_bytes_total"])
         assert samples["stored_bytes_total"] == samples["compressed_plain_bytes_total"]
         assert [0, 0] == [
             samples["compression_failures_total"],
