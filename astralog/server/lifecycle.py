@@ -28,7 +28,7 @@ STOP_SECONDS = 9
 
 #: Of these, a worker gives open requests this long, and then the drain this long.
 REQUESTS_STOP_SECONDS = 4
-DRAIN_STOP_SECONDS = 2
+DRAIN_STOP_SECONDS = 3
 
 #: What a socket is bound to: a unix socket to a path, any other to a host and a port.
 Address = str | tuple[Any, ...]
