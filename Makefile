@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# So many tests run at once; most wait rather than compute.
+JOBS ?= $(shell expr 2 '*' $$(nproc))
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--generate-hashes --custom-compile-command "make lock"
 
@@ -42,13 +44,17 @@ install-forward: $(VENV)/.installed-clickhouse ## Add to .venv what forward need
 forward: install-forward ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
 	$(BIN)/astralog forward
 
+# Hundreds of tests start the service, which shall find its code compiled.
+test test-quick: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
 
 .PHONY: test-quick
 test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
 
 .PHONY: torture
 torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=900, and count

@@ -12,14 +12,15 @@ from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.compressor import CompressionCounts
 from astralog.telemetry.collectors import BuildCollector
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.families import (
-    counter_families,
+from astralog.telemetry.directory_families import (
+    compression_families,
     disk_families,
     forward_families,
-    queue_families,
 )
+from astralog.telemetry.families import counter_families, queue_families
 from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
 
@@ -36,6 +37,8 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     queue = CommitQueue(settings, counters.store)
     numbers = Metrics(counters)
     numbers.add([*counter_families(counters), *queue_families(queue), *disk_families(queue)])
+    if settings.compress == "zstd":
+        numbers.add(compression_families(CompressionCounts()))
     if settings.clickhouse_url:
         numbers.add(forward_families(queue))
     numbers.register(BuildCollector())

@@ -6,6 +6,9 @@ from typing import Any
 
 RETRY_AFTER_SECONDS = 1
 
+#: Statuses of what a client should try again, and so is told when.
+RETRIED_STATUSES = (HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE)
+
 #: Characters of a name or a text of the client's that a rejection repeats.
 SHOWN_CHARACTERS = 100
 
@@ -21,8 +24,10 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "not_found": HTTPStatus.NOT_FOUND,
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "body_timeout": HTTPStatus.REQUEST_TIMEOUT,
+    "key_in_use": HTTPStatus.CONFLICT,
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
     "queue_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_failed": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -44,8 +49,11 @@ MEANING_OF_CODE: Mapping[str, str] = {
     "not_found": "There is no such path.",
     "method_not_allowed": "The path takes other methods.",
     "body_timeout": "The body took too long to arrive.",
+    "key_in_use": "A batch with this Idempotency-Key is being stored. Try again: the answer then "
+    "says what became of it.",
     "body_too_large": "The body is too large, or holds too many values; send smaller batches.",
     "unsupported_encoding": "The Content-Encoding is not known here.",
+    "key_reused": "Another batch was stored with this Idempotency-Key; nothing was stored.",
     "queue_full": "Too much waits for the disk, or to be decoded; try again.",
     "storage_full": "The disk is full; nothing was stored. Try again.",
     "storage_failed": "The disk failed; nothing was stored. Try again.",

@@ -17,6 +17,8 @@ MIB = 1024 * KIB
 
 T = TypeVar("T")
 SyncMode = Literal["always", "everysec", "never"]
+CompressMode = Literal["none", "zstd"]
+KeepMode = Literal["always", "until_full"]
 
 
 class InvalidSettings(Exception):
@@ -133,6 +135,12 @@ class Settings:
     segment_seconds: float = _setting(
         3600.0, "A segment is sealed at this age, idle or not.", Range(min=0, min_inclusive=False)
     )
+    compress: CompressMode = _setting(
+        "none",
+        "What becomes of sealed segments: `none` leaves them as they are; `zstd` compresses them, "
+        "in the background and at the lowest priority.",
+        OneOf(("none", "zstd")),
+    )
     min_free_bytes: int = _size_setting(
         256 * MIB, "Free disk below which batches are rejected: 503 `storage_full`.", 0
     )
@@ -147,6 +155,13 @@ class Settings:
         "Free disk below which the oldest sealed segments are removed; 0 keeps all. "
         "Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for new ones.",
         0,
+    )
+    retain_undelivered: KeepMode = _setting(
+        "always",
+        "Whether retention spares what `astralog forward` has not delivered: `always`, or "
+        "`until_full`, by which the oldest go, delivered or not, while less disk is free "
+        "than the larger of `ASTRALOG_RETAIN_FREE_BYTES` and `ASTRALOG_MIN_FREE_BYTES`.",
+        OneOf(("always", "until_full")),
     )
     clickhouse_url: str = dataclasses.field(
         default="",
@@ -182,6 +197,17 @@ class Settings:
     )
     forward_keep_seconds: float = _setting(
         0.0, "Age at which delivered segments are removed; 0 keeps all.", Range(min=0)
+    )
+    idempotency_keys: int = _size_setting(
+        1_000_000,
+        "Idempotency keys of a token that are remembered; beyond it the oldest are forgotten. "
+        "A key takes some 20 bytes in each worker, and 140 on the disk.",
+        8,
+    )
+    idempotency_seconds: float = _setting(
+        86400.0,
+        "Time for which an idempotency key is remembered.",
+        Range(min=0, min_inclusive=False),
     )
     status: str = _setting(
         "on",

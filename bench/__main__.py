@@ -11,13 +11,25 @@ from pathlib import Path
 
 import msgspec
 
-from bench import balance, forward, measure, report, segments
+from bench import balance, compression, forward, lean_logs, measure, rates, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
 BATCHES = (1, 10, 100, 500)
 CONNECTIONS = (1, 8, 32)
-SECTIONS = ("options", "otlp", "workers", "shares", "growth", "segments", "flood", "forward")
+SECTIONS = (
+    "lean",
+    "rates",
+    "options",
+    "otlp",
+    "workers",
+    "shares",
+    "growth",
+    "segments",
+    "flood",
+    "compression",
+    "forward",
+)
 
 SECONDS = 5.0
 QUICK_SECONDS = 1.0
@@ -53,10 +65,14 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix=".work-", dir=Path(__file__).parent) as directory,
-        ProcessPoolExecutor(max_workers=1, mp_context=context) as executor,
+        ProcessPoolExecutor(1, context, initializer=measure.take_last_core) as executor,
     ):
         runner = Runner(Path(directory), executor, results.seconds)
         results.cells = runner.cells(cells)
+        if "lean" in sections:
+            results.lean = lean_logs.measure_lean(runner)
+        if "rates" in sections:
+            results.rates = rates.measure_rates(runner)
         if "options" in sections:
             results.options = runner.options()
         if "otlp" in sections:
@@ -71,6 +87,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.segments = segments.compare(Path(directory), executor, results.seconds)
         if "flood" in sections:
             results.flood = runner.flood()
+        if "compression" in sections:
+            results.compression = compression.measure_compression(runner, Path(directory))
         if "forward" in sections:
             results.forward = forward.measure_forward(runner, Path(directory))
 

@@ -37,14 +37,16 @@ _MESSAGES = (
 
 
 class Template:
-    """A batch's request but for its sequence number, which stands in every log's `log_id`."""
+    """A batch's request but for its sequence number, which stands in every log's `log_id`.
+
+    Where the head has a place for it, it stands there too.
+    """
 
     def __init__(self, body: bytes, logs: int, head: str) -> None:
         self.logs = logs
         self.body_bytes = len(body)
         self._body_parts = body.split(SEQUENCE)
-        start = head.format(len(body)).encode() + self._body_parts[0]
-        self._parts = [start, *self._body_parts[1:]]
+        self._parts = (head.format(len(body)).encode() + body).split(SEQUENCE)
 
     def body(self, sequence: int) -> bytes:
         """Return the body of request number `sequence`."""

@@ -13,6 +13,7 @@ from functools import partial
 from operator import truediv
 from pathlib import Path
 
+from astralog.store.compression import LEVEL
 from astralog.store.deliveries import read_status
 from bench import bodies, measure
 from bench.forward_results import Delivery, Forward
@@ -116,7 +117,7 @@ def _write_segments(directory: Path) -> int:
 
 def _compress_segments(plain: Path, packed: Path) -> int:
     first = packed / (_name(0) + ".zst")
-    first.write_bytes(zstd.compress((plain / _name(0)).read_bytes(), 3))
+    first.write_bytes(zstd.compress((plain / _name(0)).read_bytes(), LEVEL))
     for number in range(1, SEGMENTS):
         os.link(first, packed / (_name(number) + ".zst"))
     return first.stat().st_size

@@ -29,7 +29,7 @@ class Forward:
 
     deliveries: list[Delivery]
     disk_bytes_per_log: float  # in a plain segment
-    compressed_bytes_per_log: float  # in one that is compressed at level 3
+    compressed_bytes_per_log: float  # in one that is compressed as the service does
     table_bytes_per_log: float  # in the table once its parts are merged
     index_bytes_per_log: float  # of these, the index of words
     intake_logs_per_second: float  # while forward keeps up, the engine out of the way

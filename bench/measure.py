@@ -14,7 +14,7 @@ from astralog.intake.batch import decode_json
 from astralog.intake.decoder import Context
 from astralog.intake.lanes import Lanes
 from astralog.intake.options import NO_OPTIONS
-from bench import bodies
+from bench.bodies import Template, templates
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +49,13 @@ def _peak_mib(status: str) -> float:
     return 0.0  # a zombie
 
 
+def take_last_core() -> None:
+    """Keep this process, which is that of the load, to one core of several."""
+    cores = os.sched_getaffinity(0)
+    if len(cores) > 1:
+        os.sched_setaffinity(0, {max(cores)})
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the smallest value that `percent` of the values do not exceed; 0 without values."""
     if not values:
@@ -73,9 +80,12 @@ class Yardstick:
         return statistics.median(self._samples[key])
 
 
-def codec_cpu_per_log(batch: int) -> float:
-    """Return the CPU seconds for a log of decode, timestamp check and encode in this process."""
-    pool = [template.body(number) for number, template in enumerate(bodies.templates(batch))]
+def codec_cpu_per_log(batch: int, make: Callable[[int], list[Template]] = templates) -> float:
+    """Return the CPU seconds for a log of decode, timestamp check and encode in this process.
+
+    `make` returns requests of so many logs.
+    """
+    pool = [template.body(number) for number, template in enumerate(make(batch))]
     context = Context(None, NO_OPTIONS, Lanes(), math.inf)
     decode_json(pool[0], context)
     logs = 0

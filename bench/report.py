@@ -1,11 +1,14 @@
 """The tables for the terminal and the docs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
+from typing import Any
 
+from bench import rate_results
+from bench.compression_results import Compression
 from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
-from bench.results import Cell, Results, marks
+from bench.results import Cell, Flood, Growth, Results, Segments, Shares, Workers, marks
 
 _HEADINGS = (
     "logs per batch",
@@ -26,6 +29,13 @@ _HEADINGS = (
 def rows(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """Return the table of the cells, headings first."""
     return [_HEADINGS, *map(_row, cells)]
+
+
+def _tables(results: Results) -> Iterator[list[tuple[str, ...]]]:
+    if results.cells:
+        yield rows(results.cells)
+    if results.rates:
+        yield [rate_results.HEADINGS, *(rate.row for rate in results.rates)]
 
 
 def _row(cell: Cell) -> tuple[str, ...]:
@@ -62,7 +72,7 @@ def markdown_table(table: Sequence[Sequence[str]]) -> str:
 
 def text(results: Results) -> str:
     """Return the whole report for the terminal."""
-    parts = [text_table(rows(results.cells))] if results.cells else []
+    parts = [text_table(table) for table in _tables(results)]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)])
 
 
@@ -75,84 +85,142 @@ def markdown(results: Results) -> str:
         f"{results.seconds:g} s a row, default settings but for the workers, "
         "synced before each 200."
     )
-    parts = [source, markdown_table(rows(results.cells))]
+    parts = [source, *map(markdown_table, _tables(results))]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)]) + "\n"
 
 
 def _sections(results: Results) -> Iterator[str]:
-    if results.cells:
-        codec = {c.batch: f"{c.codec_us_per_log:.2f} µs at {c.batch}" for c in results.cells}
-        disk = {c.batch: f"{c.disk_mb_per_second:.0f} MB/s at {c.batch}" for c in results.cells}
-        busiest = max(cell.load_cores for cell in results.cells)
-        yield (
-            f"Bare codec, CPU for a log by batch: {', '.join(codec.values())}. "
-            f"Plain write + fdatasync by batch: {', '.join(disk.values())}. "
-            "CPU is that of the master and all workers, of which there are "
-            f"{results.cells[0].workers}, so that the load generator has a core of its own; "
-            f"it takes up to {busiest:.2f} of one."
-        )
-    for cell in results.cells:
-        if set(cell.answers) != {ACKNOWLEDGED}:
-            yield f"Answers at {cell.batch} x {cell.connections}: {cell.answers}."
-    if otlp := results.otlp:
-        yield (
-            f"OTLP in protobuf ({otlp.batch} per batch, {otlp.connections} connections): "
-            f"{otlp.logs_per_second:,.0f} logs/s at {otlp.cpu_us_per_log:.2f} CPU µs a log, "
-            f"{otlp.logs_per_cpu_second:,.0f} logs per CPU second."
-        )
-    if options := results.options:
-        yield (
-            f"NDJSON with unknown=metadata and three defaults ({options.batch} per batch, "
-            f"{options.connections} connections): {options.logs_per_second:,.0f} logs/s at "
-            f"{options.cpu_us_per_log:.2f} CPU µs a log, {options.logs_per_cpu_second:,.0f} logs "
-            "per CPU second."
-        )
-    if workers := results.workers:
-        one, two = workers.one[0], workers.two[0]
-        yield (
-            f"Workers ({two.batch} a batch, {two.connections} connections): two take in "
-            f"{workers.throughput_factor:.2f} times the logs of one, at {workers.efficiency:.2f} "
-            "times its logs per CPU second. The load generator shares the cores, taking "
-            f"{one.load_cores:.2f} of one beside one worker and {two.load_cores:.2f} beside two "
-            f"(which take {two.server_cores:.2f}): on two cores free for the service the factor "
-            f"would be near {2 * workers.efficiency:.2f}."
-        )
-    if results.shares:
-        worst = [f"{max(s.factors):.2f} at {s.batch} x {s.connections}" for s in results.shares]
-        yield (
-            f"Shares (logs per batch x connections, {len(results.shares[0].factors)} starts each): "
-            f"the busiest of two workers takes up to {', '.join(worst)} times the CPU of the other."
-        )
-    if growth := results.growth:
-        fifths = ", ".join(f"{value:.2f}" for value in growth.fifths_us)
-        yield (
-            f"Growth: CPU µs for a log in five fifths of a run of {growth.fifths_logs:,} logs "
-            f"into one segment a worker: {fifths}."
-        )
-    if segments := results.segments:
-        p99s = [median(s.p99_ms for s in side) for side in (segments.empty, segments.full)]
-        idle = [
-            median(s.idle_cores for s in side) * 100 for side in (segments.empty, segments.full)
-        ]
-        first = segments.full[0]
-        yield (
-            f"Segments: beside {segments.count:,} sealed ones, retention on, the p99 of a steady "
-            f"{segments.logs_per_second:,} logs/s is {p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
-            f"times the {p99s[0]:.2f} ms in an empty directory, and the idle service takes "
-            f"{idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
-            f"knows all segments after {first.known_seconds:.1f} s and "
-            f"{first.known_cpu:.1f} s of CPU in all, and its largest worker takes "
-            f"{first.peak_mib:.0f} MiB."
-        )
-    if flood := results.flood:
-        answers = ", ".join(f"{count} x {answer}" for answer, count in flood.answers.items())
-        yield (
-            f"Flood: {flood.clients} clients, each sending {flood.body_bytes / 2**20:.1f} MiB at "
-            f"once, in {flood.seconds:.1f} s: {answers}; peak of a worker "
-            f"{flood.peak_mib:.0f} MiB; {flood.workers_lost} workers died."
-        )
-    if results.forward:
-        yield _forward(results.forward)
+    sections: tuple[tuple[Callable[[Any], str], Any], ...] = (
+        (_costs, results.cells),
+        (_answers, [cell for cell in results.cells if set(cell.answers) != {ACKNOWLEDGED}]),
+        (_lean, results.lean),
+        (_otlp, results.otlp),
+        (_options, results.options),
+        (_workers, results.workers),
+        (_shares, results.shares),
+        (_growth, results.growth),
+        (_segments, results.segments),
+        (_flood, results.flood),
+        (_compression, results.compression),
+        (_forward, results.forward),
+    )
+    return (section(found) for section, found in sections if found)
+
+
+def _costs(cells: list[Cell]) -> str:
+    codec = {c.batch: f"{c.codec_us_per_log:.2f} µs at {c.batch}" for c in cells}
+    disk = {c.batch: f"{c.disk_mb_per_second:.0f} MB/s at {c.batch}" for c in cells}
+    busiest = max(cell.load_cores for cell in cells)
+    return (
+        f"Bare codec, CPU for a log by batch: {', '.join(codec.values())}. "
+        f"Plain write + fdatasync by batch: {', '.join(disk.values())}. "
+        "CPU is that of the master and all workers, of which there are "
+        f"{cells[0].workers}, so that the load generator has a core of its own; "
+        f"it takes up to {busiest:.2f} of one."
+    )
+
+
+def _answers(cells: list[Cell]) -> str:
+    lines = (f"Answers at {cell.batch} x {cell.connections}: {cell.answers}." for cell in cells)
+    return "\n\n".join(lines)
+
+
+def _lean(cells: list[Cell]) -> str:
+    lines = (
+        f"Logs of 300 bytes with four keys of metadata ({cell.batch} per batch, "
+        f"{cell.connections} connections): {cell.logs_per_second:,.0f} logs/s at "
+        f"{cell.cpu_us_per_log:.2f} CPU µs a log, {cell.codec_ratio:.2f} bare codecs."
+        for cell in cells
+    )
+    return "\n\n".join(lines)
+
+
+def _otlp(otlp: Cell) -> str:
+    return (
+        f"OTLP in protobuf ({otlp.batch} per batch, {otlp.connections} connections): "
+        f"{otlp.logs_per_second:,.0f} logs/s at {otlp.cpu_us_per_log:.2f} CPU µs a log, "
+        f"{otlp.logs_per_cpu_second:,.0f} logs per CPU second."
+    )
+
+
+def _options(options: Cell) -> str:
+    return (
+        f"NDJSON with unknown=metadata and three defaults ({options.batch} per batch, "
+        f"{options.connections} connections): {options.logs_per_second:,.0f} logs/s at "
+        f"{options.cpu_us_per_log:.2f} CPU µs a log, {options.logs_per_cpu_second:,.0f} logs "
+        "per CPU second."
+    )
+
+
+def _workers(workers: Workers) -> str:
+    one, two = workers.one[0], workers.two[0]
+    return (
+        f"Workers ({two.batch} a batch, {two.connections} connections): two take in "
+        f"{workers.throughput_factor:.2f} times the logs of one, at {workers.efficiency:.2f} "
+        "times its logs per CPU second. The load generator shares the cores, taking "
+        f"{one.load_cores:.2f} of one beside one worker and {two.load_cores:.2f} beside two "
+        f"(which take {two.server_cores:.2f}): on two cores free for the service the factor "
+        f"would be near {2 * workers.efficiency:.2f}."
+    )
+
+
+def _shares(shares: list[Shares]) -> str:
+    worst = [f"{max(s.factors):.2f} at {s.batch} x {s.connections}" for s in shares]
+    return (
+        f"Shares (logs per batch x connections, {len(shares[0].factors)} starts each): "
+        f"the busiest of two workers takes up to {', '.join(worst)} times the CPU of the other."
+    )
+
+
+def _growth(growth: Growth) -> str:
+    fifths = ", ".join(f"{value:.2f}" for value in growth.fifths_us)
+    return (
+        f"Growth: CPU µs for a log in five fifths of a run of {growth.fifths_logs:,} logs "
+        f"into one segment a worker: {fifths}."
+    )
+
+
+def _segments(segments: Segments) -> str:
+    sides = (segments.empty, segments.full)
+    p99s = [median(s.p99_ms for s in side) for side in sides]
+    idle = [median(s.idle_cores for s in side) * 100 for side in sides]
+    first = segments.full[0]
+    return (
+        f"Segments: beside {segments.count:,} compressed ones, retention and compression on, "
+        f"sealed every 10 s, the p99 of a steady {segments.logs_per_second:,} logs/s is "
+        f"{p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
+        f"times the {p99s[0]:.2f} ms in an empty directory, and the idle service takes "
+        f"{idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
+        f"knows all segments after {first.known_seconds:.1f} s and "
+        f"{first.known_cpu:.1f} s of CPU in all, and its largest worker takes "
+        f"{first.peak_mib:.0f} MiB."
+    )
+
+
+def _flood(flood: Flood) -> str:
+    answers = ", ".join(f"{count} x {answer}" for answer, count in flood.answers.items())
+    return (
+        f"Flood: {flood.clients} clients, each sending {flood.body_bytes / 2**20:.1f} MiB at "
+        f"once, in {flood.seconds:.1f} s: {answers}; peak of a worker "
+        f"{flood.peak_mib:.0f} MiB; {flood.workers_lost} workers died."
+    )
+
+
+def _compression(compression: Compression) -> str:
+    sides = (compression.beside_compressor, compression.beside_busy)
+    rates, p99s, cores = (
+        [median(getattr(intake, name) for intake in side) for side in sides]
+        for name in ("logs_per_second", "p99_ms", "other_cores")
+    )
+    return (
+        f"Compression: {compression.plain_bytes_per_log:.0f} bytes a log become "
+        f"{compression.compressed_bytes_per_log:.1f}, {compression.ratio:.2f} times less, for "
+        f"{compression.cpu_us_per_log:.2f} µs of CPU and {compression.peak_mib:.0f} MiB. Beside it "
+        f"the service takes in {rates[0]:,.0f} logs/s at a p99 of {p99s[0]:.1f} ms, beside a busy "
+        f"process of the same priority {rates[1]:,.0f} at {p99s[1]:.1f} ms: "
+        f"{compression.intake_factor:.2f} times as many. They take {cores[0]:.2f} and "
+        f"{cores[1]:.2f} cores."
+    )
 
 
 def _forward(forward: Forward) -> str:

@@ -7,11 +7,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from bench.compression_results import Compression, compression_marks
 from bench.forward_results import Forward, forward_marks
+from bench.rate_results import Rate, rate_marks
 from bench.stored import Check
 
-#: Connections at which the marks are read, where the run has such cells.
-MARK_CONNECTIONS = 8
+#: Logs per CPU second by logs per batch and connections, and CPU in that of the bare codec, if any.
+CELL_MARKS = {
+    (500, 8): (700e3, 1.4),
+    (100, 8): (420e3, 2.2),
+    (1, 8): (15e3, None),
+    (1, 32): (20e3, None),
+}
 
 
 @dataclass
@@ -125,6 +132,8 @@ class Results:
     taken_at: str
     seconds: float
     cells: list[Cell] = field(default_factory=list)
+    lean: list[Cell] = field(default_factory=list)
+    rates: list[Rate] = field(default_factory=list)
     options: Cell | None = None
     otlp: Cell | None = None
     workers: Workers | None = None
@@ -132,25 +141,21 @@ class Results:
     growth: Growth | None = None
     segments: Segments | None = None
     flood: Flood | None = None
+    compression: Compression | None = None
     forward: Forward | None = None
 
     def checks(self) -> list[Check]:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         cells += [cell for cell in (self.options, self.otlp) if cell]
-        checks = [cell.check for cell in cells]
+        checks = [cell.check for cell in cells + self.lean] + [rate.check for rate in self.rates]
         checks += self.forward.checks if self.forward else []
+        checks += self.compression.checks if self.compression else []
         checks += [check for shares in self.shares for check in shares.checks]
         checks += [self.growth.check] if self.growth else []
         sides = self.segments.empty + self.segments.full if self.segments else []
         checks += [side.check for side in sides]
         return checks + ([self.flood.check] if self.flood else [])
-
-    def cell(self, batch: int) -> Cell | None:
-        """Return the cell of a batch size by which its marks are judged."""
-        cells = [cell for cell in self.cells if cell.batch == batch]
-        nearest = sorted(cells, key=lambda cell: abs(cell.connections - MARK_CONNECTIONS))
-        return nearest[0] if nearest else None
 
 
 class Mark(NamedTuple):
@@ -178,14 +183,9 @@ def figures(results: Results) -> dict[str, Any]:
 
 def marks(results: Results) -> Iterator[Mark]:
     """Yield every mark that the run has a figure for."""
-    for batch, ratio, rate in ((500, 1.6, 500e3), (100, 3.0, 280e3), (1, None, 5e3)):
-        cell = results.cell(batch)
-        if cell is None:
-            continue
-        name = f"{batch} a batch, {cell.connections} connections"
-        if ratio:
-            yield Mark(f"{name}: CPU in bare codecs", cell.codec_ratio, ratio, True)
-        yield Mark(f"{name}: logs per CPU second", cell.logs_per_cpu_second, rate, False)
+    for name, cell in [*(("", c) for c in results.cells), *(("lean ", c) for c in results.lean)]:
+        yield from _marks_of_cell(name, cell)
+    yield from starmap(Mark, rate_marks(results.rates))
     for cell in results.cells:
         if (cell.batch, cell.connections) == (500, 32):
             name = "500 a batch, 32 connections: peak MiB of a worker"
@@ -194,7 +194,7 @@ def marks(results: Results) -> Iterator[Mark]:
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
-        yield Mark("two workers: logs per CPU second of one", workers.efficiency, 0.9, False)
+        yield Mark("two workers: logs per CPU second of one", workers.efficiency, 0.95, False)
     if results.shares:
         factor = max(factor for shares in results.shares for factor in shares.factors)
         yield Mark("two workers: CPU of the busiest, in that of the other", factor, 1.5, True)
@@ -214,8 +214,20 @@ def marks(results: Results) -> Iterator[Mark]:
         wrong = sum(flood.answers.values()) - served
         yield Mark(f"{name}: workers that died", flood.workers_lost, 0, True)
         yield Mark(f"{name}: neither 200 nor 503 with Retry-After", wrong, 0, True)
+    if results.compression:
+        yield from starmap(Mark, compression_marks(results.compression))
     if results.forward:
         yield from starmap(Mark, forward_marks(results.forward))
+
+
+def _marks_of_cell(kind: str, cell: Cell) -> Iterator[Mark]:
+    if (cell.batch, cell.connections) not in CELL_MARKS:
+        return
+    rate, ratio = CELL_MARKS[cell.batch, cell.connections]
+    name = f"{cell.batch} {kind}logs per batch, {cell.connections} connections"
+    yield Mark(f"{name}: logs per CPU second", cell.logs_per_cpu_second, rate, False)
+    if ratio:
+        yield Mark(f"{name}: CPU in bare codecs", cell.codec_ratio, ratio, True)
 
 
 def _marks_of_forms(results: Results) -> Iterator[Mark]:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import bodies, load, measure, options, otlp, stored
+from bench import bodies, load, measure, open_loop, options, otlp, stored
 from bench.results import Cell, Flood, Growth, Workers
 from tests.support.service import TOKEN, Service
 
@@ -43,7 +43,7 @@ class Runner:
     def __init__(self, directory: Path, executor: Executor, seconds: float) -> None:
         self._directory = directory
         self._executor = executor
-        self._seconds = seconds
+        self.seconds = seconds
         self._warm_up_seconds = min(1.0, seconds / 2)
         self._codec = measure.Yardstick(measure.codec_cpu_per_log)
         self._disk = measure.Yardstick(
@@ -56,7 +56,7 @@ class Runner:
         for count, (batch, connections) in enumerate(sizes, 1):
             progress(f"cell {count} of {len(sizes)}: {batch} a batch, {connections} connections")
             self._take_yardsticks(batch)
-            cells.append(self._cell(batch, connections))
+            cells.append(self.cell(batch, connections))
             self._take_yardsticks(batch)
         for cell in cells:
             cell.codec_us_per_log = self._codec.median(cell.batch) * 1e6
@@ -72,8 +72,8 @@ class Runner:
         one, two = [], []
         for count in range(1, ROUNDS + 1):
             progress(f"one worker and two, round {count} of {ROUNDS}")
-            one.append(self._cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=1))
-            two.append(self._cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=2))
+            one.append(self.cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=1))
+            two.append(self.cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=2))
         throughput = [statistics.median(c.logs_per_second for c in side) for side in (one, two)]
         per_cpu = [statistics.median(c.logs_per_cpu_second for c in side) for side in (one, two)]
         return Workers(one, two, throughput[1] / throughput[0], per_cpu[1] / per_cpu[0])
@@ -82,7 +82,7 @@ class Runner:
         """Compare the CPU for a log early and late in a segment."""
         progress("growth: five fifths of one segment")
         with self.service(segment_bytes=2**40) as service:
-            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds / 2] * 5)
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self.seconds / 2] * 5)
             check = check_disk(service, GROWTH_BATCH, outcome)
         phases = outcome.phases[1:]
         fifths = [_cpu_us(phase, GROWTH_BATCH) for phase in phases]
@@ -98,7 +98,7 @@ class Runner:
     ) -> tuple[float, stored.Check]:
         """Return the CPU for a log, in µs, with something else beside the service."""
         with self.service() as service, beside(service):
-            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self._seconds])
+            outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self.seconds])
             check = check_disk(service, GROWTH_BATCH, outcome)
         return _cpu_us(outcome.phases[-1], GROWTH_BATCH), check
 
@@ -138,16 +138,17 @@ class Runner:
     def options(self) -> Cell:
         """Measure logs that the query fills in, and whose unknown fields it moves."""
         progress("options: NDJSON with defaults and unknown fields")
-        return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
+        return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
 
     def otlp(self) -> Cell:
         """Measure exports of OpenTelemetry in protobuf."""
         progress("otlp: exports in protobuf")
-        return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=otlp.requests)
+        return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=otlp.requests)
 
-    def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
+    def cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
+        """Measure a batch size at a number of connections; `plan` is of the plan."""
         with self.service(workers=workers) as service:
-            outcome = self.load(service, batch, connections, [self._seconds], **plan)
+            outcome = self.load(service, batch, connections, [self.seconds], **plan)
             pids = service.worker_pids()
             peak = max(map(measure.peak_mib, pids))
             check = check_disk(service, batch, outcome)
@@ -191,7 +192,7 @@ class Runner:
             phase_seconds=[self._warm_up_seconds, *phase_seconds],
             **more,
         )
-        outcome = self._executor.submit(load.run, plan).result()
+        outcome = self._executor.submit(open_loop.run if plan.rate else load.run, plan).result()
         for phase in outcome.phases:
             if not phase.acknowledged:
                 answers = dict(phase.answers)

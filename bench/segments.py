@@ -1,8 +1,12 @@
-"""What a directory of many sealed segments costs, retention on, beside an empty one."""
+"""What a directory of many sealed segments costs, retention and compression on, beside none.
+
+They are compressed already, and new ones are sealed every 10 s, as is recommended for search.
+"""
 
 import os
 import shutil
 import statistics
+import sys
 import threading
 import time
 from concurrent.futures import Executor
@@ -13,11 +17,17 @@ from pathlib import Path
 from socket import IPPROTO_TCP, TCP_NODELAY, create_connection, socket
 from tempfile import TemporaryDirectory
 
+from astralog.store.compression import LEVEL
 from bench import bodies, load, measure, stored
 from bench.results import Beside, Segments
 from bench.runs import progress
 from tests.support.metrics import read_samples
-from tests.support.service import TOKEN, Service
+from tests.support.service import TOKEN, Service, one_form_each
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 SEALED_SEGMENTS = 100_000
 SEALED_PREFIX = "2000"  # before any segment of the run
@@ -35,6 +45,7 @@ TURN_REQUESTS = 50
 
 #: Limits that no segment exceeds, so that the retention looks at them and removes none.
 RETENTION = {"retain_bytes": 2**50, "retain_seconds": 10**9, "retain_free_bytes": 1}
+FOR_SEARCH = {"segment_seconds": 10, "compress": "zstd"}
 
 #: The time of a phase in those of a cell of the table: a p99 takes many requests.
 LOAD_FACTOR, IDLE_FACTOR = 6, 2
@@ -83,7 +94,8 @@ def _measure(directory: Path, executor: Executor, seconds: float) -> list[Beside
         services = []
         known = []
         for name, count in (("empty", 0), ("full", SEALED_SEGMENTS)):
-            service = Service(directory / name, workers=None, min_free_bytes=None, **RETENTION)
+            settings = {"workers": None, "min_free_bytes": None, **RETENTION, **FOR_SEARCH}
+            service = Service(directory / name, **settings)
             services.append(stack.enter_context(service))
             known.append((_wait_until_known(service, count), measure.cpu_seconds(_pids(service))))
         plan = Plan(
@@ -101,7 +113,8 @@ def _own_files(data_dir: Path) -> list[Path]:
 
 
 def _pids(service: Service) -> list[int]:
-    return [service.process.pid, *service.worker_pids()]
+    compressor = service.compressor_pid()
+    return [service.process.pid, *service.worker_pids(), *([compressor] if compressor else [])]
 
 
 def _idle_cores(services: list[Service], seconds: float) -> list[float]:
@@ -115,13 +128,16 @@ def _idle_cores(services: list[Service], seconds: float) -> list[float]:
 def _beside(
     service: Service, known: tuple[float, float], outcome: load.Outcome, idle: float
 ) -> Beside:
+    peak_mib = max(map(measure.peak_mib, _pids(service)))
+    service.stop()  # so that no file is compressed while it is read
+    own = one_form_each(path for path in service.files() if not path.name.startswith(SEALED_PREFIX))
     return Beside(
         known_seconds=known[0],
         known_cpu=known[1],
         p99_ms=measure.percentile(outcome.phases[0].latencies, 99) * 1e3,
         idle_cores=idle,
-        peak_mib=max(map(measure.peak_mib, _pids(service))),
-        check=stored.check(_own_files(service.data_dir), BATCH, outcome),
+        peak_mib=peak_mib,
+        check=stored.check(own, BATCH, outcome),
     )
 
 
@@ -140,9 +156,10 @@ def _make_sealed(directory: Path) -> None:
     """Make a data directory with SEALED_SEGMENTS of one line each."""
     directory.mkdir(parents=True)
     line = bodies.templates(1)[0].body(0).removeprefix(b'{"logs":[').removesuffix(b"]}") + b"\n"
+    packed = zstd.compress(line, LEVEL)
     for number in range(SEALED_SEGMENTS):
-        name = f"{SEALED_PREFIX}0101T{number:06d}.000000Z-1.ndjson"
-        (directory / name).write_bytes(line)
+        name = f"{SEALED_PREFIX}0101T{number:06d}.000000Z-1.ndjson.zst"
+        (directory / name).write_bytes(packed)
 
 
 def run(plan: Plan) -> list[load.Outcome]:

@@ -1,5 +1,6 @@
 """Check the segment files: every acknowledged log is there exactly once, and whole."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,11 @@ import msgspec
 
 from bench import bodies
 from bench.load import Outcome
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 #: Bytes that are read and decoded at once.
 BLOCK_BYTES = 4 * 1024 * 1024
@@ -82,7 +88,7 @@ def check(paths: Iterable[Path], batch: int, outcome: Outcome) -> Check:
 def _read_ids(path: Path, result: Check) -> Iterator[str]:
     """Yield the `log_id` of each line, and count the lines."""
     rest = b""
-    with path.open("rb") as file:
+    with zstd.open(path) if path.suffix == ".zst" else path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
             complete, newline, rest = (rest + block).rpartition(b"\n")
             for log in _decode(complete + newline, result):

@@ -3,16 +3,18 @@
 from typing import Any
 
 import msgspec
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
-from astralog.api.flask_app import FixedResponse
-from astralog.api.responses import Note, json_response
+from astralog.api.flask_app import FixedResponse, PlainView
+from astralog.api.responses import REPLAYED_HEADERS, Note, json_response
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.body import Environ
 from astralog.store.commit_queue import Batch
 
 ACCEPTED = FixedResponse(b'{"status":"accepted"}')
+REPLAYED = FixedResponse(b'{"status":"accepted"}', headers=REPLAYED_HEADERS)
 
 #: Media types of one log a line; a body of any other type, or of none, is read as JSON.
 NDJSON_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
@@ -26,16 +28,18 @@ def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
     blueprint = Blueprint("drain", __name__)
 
     @blueprint.post("/v1/drain")
-    def drain() -> Response:
+    @PlainView
+    def drain(environ: Environ) -> Response:
         """Store a batch; 200 means that every line of it is in a segment file."""
-        environ = request.environ
         is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
         accepted = acceptor.accept(environ, decode_lines if is_ndjson else decode_json)
         invalid = accepted.decoded.invalid
-        if invalid and not accepted.is_dry_run:
+        if invalid and not (accepted.is_dry_run or accepted.is_replayed):
             message = f"{invalid.count} logs are invalid; the others were stored"
             note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
-        return _respond(accepted) if invalid or accepted.is_dry_run else ACCEPTED
+        if invalid or accepted.is_dry_run:
+            return _respond(accepted)
+        return REPLAYED if accepted.is_replayed else ACCEPTED
 
     return blueprint
 
@@ -52,7 +56,10 @@ def _respond(accepted: Accepted) -> Response:
         body = {"status": "valid", "logs": _shown_logs(batch)}
     if invalid:
         body |= {"rejected": invalid.count, "errors": {"logs": invalid.errors}}
-    return json_response(body)
+    response = json_response(body)
+    if accepted.is_replayed:
+        response.headers.update(REPLAYED_HEADERS)
+    return response
 
 
 def _shown_logs(batch: Batch) -> list[msgspec.Raw]:

@@ -4,9 +4,10 @@ from http import HTTPStatus
 
 from flask import Blueprint, Response
 
-from astralog.api.flask_app import FixedResponse
+from astralog.api.flask_app import FixedResponse, PlainView
 from astralog.api.responses import json_response
 from astralog.errors import RETRY_AFTER_SECONDS
+from astralog.intake.body import Environ
 from astralog.store.commit_queue import CommitQueue
 
 OK = FixedResponse(b'{"status":"ok"}')
@@ -18,12 +19,14 @@ def create_blueprint(queue: CommitQueue) -> Blueprint:
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/health")
-    def health() -> Response:
+    @PlainView
+    def health(environ: Environ) -> Response:
         """Answer while the process serves, without a look at the disk."""
         return OK
 
     @blueprint.get("/ready")
-    def ready() -> Response:
+    @PlainView
+    def ready(environ: Environ) -> Response:
         """Return whether a batch would be taken now, and if not, the code that would reject it."""
         reason = queue.unavailable()
         if reason is None:

@@ -3,16 +3,15 @@
 The format is https://spec.openapis.org/oas/v3.1.0.
 """
 
-from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
-from astralog.api.openapi_options import describe_options
+from astralog.api.openapi_options import KEY, REPLAYED, describe_options
 from astralog.api.openapi_otlp import describe_otlp
+from astralog.api.openapi_rejections import ERRORS, REJECTION, RETRY_AFTER, describe_rejections
 from astralog.api.openapi_status import describe_status
 from astralog.api.openapi_words import (
     ABOUT,
@@ -20,9 +19,8 @@ from astralog.api.openapi_words import (
     EXAMPLE,
     NDJSON_EXAMPLE,
     PARTIAL_BATCH,
-    REJECTED_BATCH,
 )
-from astralog.errors import MEANING_OF_CODE, RETRY_AFTER_SECONDS, STATUS_OF_CODE
+from astralog.errors import STATUS_OF_CODE
 from astralog.intake.compression import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
 
@@ -30,29 +28,6 @@ OPENAPI_VERSION = "3.1.0"
 
 #: Rejections that no drained batch gets.
 NOT_OF_BATCHES = ("not_found", "method_not_allowed", "invalid_protobuf", "status_busy")
-
-_ERRORS = {
-    "type": "object",
-    "description": "What is invalid, by number and field of the first 20 invalid logs; in a list "
-    "they are counted from 0, and lines from 1.",
-}
-
-REJECTION: dict[str, Any] = {
-    "type": "object",
-    "required": ["status", "code", "message"],
-    "properties": {
-        "status": {"type": "string", "const": "rejected"},
-        "code": {
-            "type": "string",
-            "enum": list(STATUS_OF_CODE),
-            "description": "Why, in a word that never changes.",
-        },
-        "message": {"type": "string", "description": "Why, in a sentence."},
-        "errors": _ERRORS,
-    },
-}
-
-_REJECTION = {"$ref": "#/components/schemas/Rejection"}
 
 Operation = dict[str, Any]
 
@@ -76,9 +51,9 @@ def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
     spec.components.schema("Batch", schema=BatchSchema)
     spec.components.schema("Rejection", REJECTION)
     spec.path("/v1/drain", operations={"post": _drain()})
-    for path, operation in describe_otlp(describe_options(), _rejections).items():
+    for path, operation in describe_otlp(describe_options(), describe_rejections).items():
         spec.path(path, operations={"post": operation})
-    others = _READING | (describe_status(_rejections) if has_status else {})
+    others = _READING | (describe_status(describe_rejections) if has_status else {})
     for path, operation in others.items():
         spec.path(path, operations={"get": operation})
     return spec.to_dict()
@@ -103,9 +78,9 @@ def _drain() -> Operation:
         "summary": "Store a batch of logs",
         "description": DRAIN.format(codings=", ".join(INFLATERS)),
         "security": [{"token": []}],
-        "parameters": describe_options(),
+        "parameters": [*describe_options(), KEY],
         "requestBody": body,
-        "responses": {"200": _accepted(), **_rejections(codes)},
+        "responses": {"200": _accepted(), **describe_rejections(codes)},
     }
 
 
@@ -123,7 +98,7 @@ def _accepted() -> dict[str, Any]:
             "minimum": 1,
             "description": "With `partial=true`: how many logs are invalid, and not stored.",
         },
-        "errors": _ERRORS,
+        "errors": ERRORS,
     }
     schema = {"type": "object", "required": ["status"], "properties": properties}
     examples = {
@@ -132,36 +107,11 @@ def _accepted() -> dict[str, Any]:
         "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
     }
     content = {"application/json": {"schema": schema, "examples": examples}}
-    return {"description": "Every log is stored, or a dry run found no fault.", "content": content}
-
-
-def _rejections(codes: Iterable[str]) -> dict[str, Any]:
-    """Return a response for each status that the codes have."""
-    by_status: dict[HTTPStatus, list[str]] = {}
-    for code in codes:
-        by_status.setdefault(STATUS_OF_CODE[code], []).append(code)
-    return {str(int(status)): _rejection(status, by_status[status]) for status in sorted(by_status)}
-
-
-def _rejection(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
-    lines = [f"- `{code}`: {MEANING_OF_CODE[code]}" for code in codes]
-    first = {"status": "rejected", "code": codes[0], "message": MEANING_OF_CODE[codes[0]]}
-    example = REJECTED_BATCH if "invalid_batch" in codes else first
-    response: dict[str, Any] = {
-        "description": "\n".join([f"{status.phrase}.", "", *lines]),
-        "content": {"application/json": {"schema": _REJECTION, "example": example}},
+    return {
+        "description": "Every log is stored, or a dry run found no fault.",
+        "headers": REPLAYED,
+        "content": content,
     }
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response["headers"] = _RETRY_AFTER
-    if status == HTTPStatus.UNAUTHORIZED:
-        response["headers"] = {"WWW-Authenticate": _header("How to show a token.", "Bearer")}
-    return response
-
-
-def _header(description: str, value: str | int) -> dict[str, Any]:
-    kind = "integer" if isinstance(value, int) else "string"
-    schema = {"type": kind, "const": value}
-    return {"description": description, "required": True, "schema": schema}
 
 
 def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -187,13 +137,12 @@ def _get(tag: str, summary: str, responses: dict[str, Any], **more: Any) -> Oper
     return {"tags": [tag], "summary": summary, "responses": responses, **more}
 
 
-_RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", RETRY_AFTER_SECONDS)}
 _UNREADY = {
     **_json(
         "Batches would be rejected, with this code.",
         {"status": "unavailable", "reason": "storage_full"},
     ),
-    "headers": _RETRY_AFTER,
+    "headers": RETRY_AFTER,
 }
 _ROOT = {"name": "AstraLog", "version": "1", "links": {"docs": "/docs"}}
 
@@ -216,7 +165,7 @@ _READING: dict[str, Operation] = {
             "200": _content(
                 "The metrics of all workers.", "text/plain", "application/openmetrics-text"
             ),
-            **_rejections(["unauthorized", "internal"]),
+            **describe_rejections(["unauthorized", "internal"]),
         },
         description="From the service's own machine no token is needed, unless a proxy forwards.",
         security=[{"token": []}, {}],
@@ -235,7 +184,7 @@ _READING: dict[str, Operation] = {
         "Return a file of this page",
         {
             "200": _content("The file.", "text/css", "text/javascript", "image/png"),
-            **_rejections(["not_found"]),
+            **describe_rejections(["not_found"]),
         },
         parameters=[
             {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}}

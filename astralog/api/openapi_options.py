@@ -1,12 +1,36 @@
-"""How OpenAPI describes what the query of a drain may ask for."""
+"""How OpenAPI describes what a drain may ask for in its query, and the key it may have."""
 
 from typing import Any
 
+from astralog.intake.idempotency import MAX_KEY_CHARACTERS
 from astralog.intake.options import DEFAULTS, MAX_DEFAULT_CHARACTERS, TO_METADATA
 
 _FLAGS = {
     "partial": "Store the valid logs, and answer 200 with how many are rejected and why.",
     "dry_run": "Check the batch, and store nothing.",
+}
+
+
+_TIMES = f"{{1,{MAX_KEY_CHARACTERS}}}"
+
+#: The header that gives a batch its key, but for a key with quotes or backslashes in its quotes.
+KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "A name that no other batch of this token has, such as a UUID, quoted or not. "
+    "A batch that is sent again with its key is stored once. A dry run ignores it.",
+    "schema": {
+        "type": "string",
+        "pattern": rf'^("[!#-\[\]-~]{_TIMES}"|[!#-+\--~]{_TIMES})$',
+    },
+}
+
+#: What a response says where a batch was stored before.
+REPLAYED = {
+    "Idempotency-Replayed": {
+        "description": "Set where an earlier try with this Idempotency-Key stored the batch.",
+        "schema": {"type": "string", "const": "true"},
+    }
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from astralog.api.openapi_options import KEY, REPLAYED
 from astralog.api.otlp import OTHER_SIGNALS, PARAMETERS, PROTOBUF_TYPES
 from astralog.errors import STATUS_OF_CODE
 
@@ -90,11 +91,12 @@ def describe_otlp(
         "summary": "Store an export of OpenTelemetry",
         "description": _WORDS.format(types=" or ".join(f"`{t}`" for t in sorted(PROTOBUF_TYPES))),
         "security": [{"token": []}],
-        "parameters": [option for option in options if option["name"] in PARAMETERS],
+        "parameters": [*(option for option in options if option["name"] in PARAMETERS), KEY],
         "requestBody": {"required": True, "content": _content(_EXPORT, _EXAMPLE)},
         "responses": {
             "200": {
                 "description": "Every log is stored, but for those it says are rejected.",
+                "headers": REPLAYED,
                 "content": _content(_RESPONSE, {}),
             },
             **_with_status(rejections(codes)),

@@ -36,6 +36,15 @@ curl -s "http://localhost:8080/v1/drain?project_id=org-xyz&level=info&unknown=me
   -d '{{"logs": [{{"timestamp": "2024-05-31", "service": "shell", "message": "", "pid": 7}}]}}'
 ```
 
+A batch with a key is stored once, however often it is sent: give each batch a new one, and send it
+again with the same one until the answer is 200.
+
+```
+curl -s http://localhost:8080/v1/drain \\
+  -H "Authorization: Bearer $(cat data/token)" \\
+  -H 'Idempotency-Key: "9b2f6c1e-0b7a-4f43-8d55-0d6f1f3f7a10"' --data-binary @batch.json
+```
+
 A body of one log a line is told by its Content-Type:
 
 ```

@@ -10,10 +10,11 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from astralog.api.flask_app import FixedResponse
-from astralog.api.responses import Note, add_headers, as_rejection
+from astralog.api.flask_app import FixedResponse, PlainView
+from astralog.api.responses import REPLAYED_HEADERS, Note, add_headers, as_rejection
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
+from astralog.intake.body import Environ
 from astralog.intake.otlp import Encoding, decode
 from astralog.intake.otlp_json import Json
 
@@ -34,8 +35,10 @@ CODE_OF_STATUS = {
     HTTPStatus.FORBIDDEN: 7,  # PERMISSION_DENIED
     HTTPStatus.NOT_FOUND: 12,  # UNIMPLEMENTED
     HTTPStatus.REQUEST_TIMEOUT: 4,  # DEADLINE_EXCEEDED
+    HTTPStatus.CONFLICT: 10,  # ABORTED
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: 3,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: 3,
+    HTTPStatus.UNPROCESSABLE_ENTITY: 9,  # FAILED_PRECONDITION
     HTTPStatus.SERVICE_UNAVAILABLE: 14,  # UNAVAILABLE
     HTTPStatus.INTERNAL_SERVER_ERROR: 13,  # INTERNAL
 }
@@ -44,6 +47,11 @@ CODE_OF_STATUS = {
 ACCEPTED = {
     "application/json": FixedResponse(b"{}"),
     "application/x-protobuf": FixedResponse(b"", "application/x-protobuf"),
+}
+
+REPLAYED = {
+    "application/json": FixedResponse(b"{}", headers=REPLAYED_HEADERS),
+    "application/x-protobuf": FixedResponse(b"", "application/x-protobuf", REPLAYED_HEADERS),
 }
 
 #: Invalid logs that a message describes.
@@ -62,17 +70,23 @@ def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
         return _reject(rejection)
 
     @blueprint.post("/v1/logs")
-    def export_logs() -> Response:
+    @PlainView
+    def export_logs(environ: Environ) -> Response:
         """Store an export; 200 means that every log of it, but for rejected ones, is on disk."""
-        encoding = _find_encoding()
-        accepted = acceptor.accept(request.environ, partial(decode, encoding), PARAMETERS)
+        encoding = _find_encoding(environ)
+        accepted = acceptor.accept(environ, partial(decode, encoding), PARAMETERS)
         invalid = accepted.decoded.invalid
         if invalid is None:
-            return ACCEPTED[encoding.content_type]
+            answers = REPLAYED if accepted.is_replayed else ACCEPTED
+            return answers[encoding.content_type]
         message = f"{invalid.count} logs are invalid; the others were stored"
         rejection = Rejection("invalid_batch", message, {"logs": invalid.errors})
-        note(rejection, request.environ)
-        return _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
+        response = _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
+        if accepted.is_replayed:
+            response.headers.update(REPLAYED_HEADERS)
+        else:
+            note(rejection, environ)
+        return response
 
     @blueprint.post("/v1/traces")
     def reject_traces() -> Response:
@@ -95,9 +109,9 @@ def _not_taken(signal: str) -> Rejection:
     return Rejection("not_found", message)
 
 
-def _find_encoding() -> Encoding:
+def _find_encoding(environ: Environ) -> Encoding:
     """Return the encoding of the request."""
-    kind = request.environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if kind not in PROTOBUF_TYPES:
         return Json()
     # Most services never get any: those do not pay for it.
@@ -112,7 +126,7 @@ def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Re
 
 def _reject(rejection: Rejection) -> Response:
     """Return the rejection as a google.rpc.Status, whose message begins with its code."""
-    encoding = _find_encoding()
+    encoding = _find_encoding(request.environ)
     body = encoding.encode_status(CODE_OF_STATUS[rejection.status], _say(rejection))
     response = _respond(body, encoding, rejection.status)
     add_headers(response, rejection)

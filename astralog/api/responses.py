@@ -9,9 +9,12 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from astralog.errors import RETRY_AFTER_SECONDS, Rejection
+from astralog.errors import RETRIED_STATUSES, RETRY_AFTER_SECONDS, Rejection
 
 log = logging.getLogger(__name__)
+
+#: What an answer says where an earlier try with the same Idempotency-Key has stored the batch.
+REPLAYED_HEADERS = {"Idempotency-Replayed": "true"}
 
 #: Takes note of a rejected request; its second argument is WSGI's environ.
 Note = Callable[[Rejection, dict[str, Any]], None]
@@ -40,7 +43,7 @@ def add_headers(response: Response, rejection: Rejection) -> None:
     """Add what a response to a rejected request says in its headers, in whatever shape it is."""
     if rejection.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if rejection.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if rejection.status in RETRIED_STATUSES:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
 
 

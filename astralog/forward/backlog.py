@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from astralog.forward.cursor import Cursor
-from astralog.store import sealed
+from astralog.store import files, sealed
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Backlog:
         self._sizes: dict[str, int] = {}
         self._queue: list[str] = []  # the oldest last
         self._open: set[str] = set()
+        self._plain: set[str] = set()
         self._unreadable: dict[str, float] = {}  # with the time of the next attempt
 
     def look(self) -> None:
@@ -38,7 +39,9 @@ class Backlog:
         found = sealed.list_segments(self._directory)
         self._open = found.open
         delivered = self._cursor.delivered
-        for name in found.sealed - self._sizes.keys() - delivered:
+        compressed = (self._plain - found.plain) & self._sizes.keys()  # since the last look
+        self._plain = found.plain
+        for name in (found.sealed - self._sizes.keys() - delivered) | compressed:
             if (size := self._size(name)) is not None:
                 self._sizes[name] = size
         missing = (self._sizes.keys() | delivered) - found.sealed
@@ -104,7 +107,7 @@ class Backlog:
             try:
                 if sealed.stat_sealed(self._directory, name).st_mtime > oldest_kept:
                     break
-                sealed.remove_sealed(self._directory, name)
+                files.remove_sealed(self._directory, name)
             except FileNotFoundError:
                 pass  # removed by another's retention
             removed.add(name)

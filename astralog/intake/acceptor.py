@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 from astralog.auth import Tokens
 from astralog.intake.body import BodyReader, Environ
 from astralog.intake.decoder import Context, Decoded, Decoder
+from astralog.intake.idempotency import HEADER, digest, parse_key
 from astralog.intake.lanes import TURN_TIMEOUT_SECONDS, Lanes
 from astralog.intake.options import NO_OPTIONS, PARAMETERS, parse_options
-from astralog.store.commit_queue import CommitQueue
+from astralog.store.commit_queue import Batch, CommitQueue
 
 
 class BatchCounters(Protocol):
@@ -18,6 +19,9 @@ class BatchCounters(Protocol):
 
     def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
         """Count a batch of `logs` that is stored; `size` is that of its body, inflated."""
+
+    def replay(self, size: int, started_at: float) -> None:
+        """Count a batch that an earlier try with its key has stored."""
 
     def reject(
         self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
@@ -32,10 +36,17 @@ class BatchCounters(Protocol):
 
 
 class Accepted(NamedTuple):
-    """A request that is stored, or that a dry run found no fault with."""
+    """A request that is stored, or that a dry run found no fault with.
+
+    One that an earlier try with its key has stored is not decoded, unless it is `partial`.
+    """
 
     decoded: Decoded
-    is_dry_run: bool
+    is_dry_run: bool = False
+    is_replayed: bool = False
+
+
+_NOT_DECODED = Decoded(Batch(b"", 0))
 
 
 class Acceptor:
@@ -62,16 +73,22 @@ class Acceptor:
         started_at = perf_counter()
         size = logs = 0
         options = NO_OPTIONS
-        token = None
+        token = claim = None
         try:
             token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
+            header = environ.get(HEADER)
+            key = None if header is None else parse_key(header)
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
             with self._queue.admit() as reservation:
                 body = self._bodies.read(environ, reservation)
                 size = len(body)
+                if key is not None and not options.is_dry_run:
+                    claim = self._queue.claim(digest(key, token, body, environ))
                 deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
-                decoded = decode(body, Context(token.projects, options, self._lanes, deadline))
+                context = Context(token.projects, options, self._lanes, deadline)
+                is_over = claim and claim.is_replayed and not options.is_partial
+                decoded = _NOT_DECODED if is_over else decode(body, context)
                 del body  # what it was charged for is the batch from now on
                 if options.is_dry_run:
                     return Accepted(decoded, is_dry_run=True)
@@ -80,12 +97,18 @@ class Acceptor:
                 if len(batch.lines) > size:
                     reservation.resize(min(len(batch.lines), self._bodies.max_bytes))
                 committing_at = perf_counter()
-                self._queue.commit(batch, reservation)
+                self._queue.commit(batch, reservation, claim)
         except BaseException as error:
             if not options.is_dry_run:
                 self._counters.reject(error, size, logs, started_at, token and token.name)
             raise
+        finally:
+            if claim:
+                claim.close()
+        if claim and claim.is_replayed:
+            self._counters.replay(size, started_at)
+            return Accepted(decoded, is_replayed=True)
         self._counters.accept(size, logs, started_at, committing_at)
         if invalid:
             self._counters.reject_logs("invalid_batch", invalid.count)
-        return Accepted(decoded, is_dry_run=False)
+        return Accepted(decoded)

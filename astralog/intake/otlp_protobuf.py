@@ -6,7 +6,8 @@ is an object only while it is its turn, and what is invalid is known by its plac
 Import it with the first export only: that takes 50 ms.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from math import isfinite
 from struct import Struct
 from typing import Any
 
@@ -35,6 +36,10 @@ CACHED_ATTRIBUTES = 512
 
 #: Bytes of the longest number that is read as it stands; negative ones have more.
 MAX_VARINT_BYTES = 8
+
+#: What an attribute begins with: its key, the length of the whole, and what reads its value from
+#: the wire, None for a string.
+Start = tuple[str, int, Callable[[bytes, int], Any] | None]
 
 _NO_MESSAGE = "{} is no such protobuf message, not UTF-8 or nested too deep."
 
@@ -132,7 +137,7 @@ class _Attributes:
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[str, Any]] = {}
-        self._starts: dict[bytes, tuple[str, int]] = {}  # with the key and the length of the whole
+        self._starts: dict[bytes, Start] = {}
 
     def read(self, texts: Any) -> dict[str, Any]:
         """Return attributes as an object; of those with one key, the last one counts."""
@@ -141,28 +146,32 @@ class _Attributes:
         attributes = {}
         for text in texts[:]:
             attribute = known.get(text)
-            if attribute is None:
-                size = len(text)
-                end = text[1] + 5 if 6 < size < 128 else 0
-                key, expected = starts.get(text[:end]) or self._read_start(text, end)
-                if size != expected:
-                    attribute = _parse_attribute(text)
-                elif text[end - 1] == _STRING and text[end] == size - end - 1:
-                    attribute = key, text[end + 1 :].decode()
-                else:
-                    attribute = key, _read_number(text, end)
-                if len(known) < CACHED_ATTRIBUTES:
-                    known[text] = attribute
-            attributes[attribute[0]] = attribute[1]
+            if attribute is not None:
+                attributes[attribute[0]] = attribute[1]
+                continue
+            size = len(text)
+            end = text[1] + 5 if 6 < size < 128 else 0
+            key, expected, read_number = starts.get(text[:end]) or self._read_start(text, end)
+            if size == expected and read_number:
+                value = read_number(text, end)
+            elif size == expected and text[end] == size - end - 1:
+                value = text[end + 1 :].decode()
+            else:
+                key, value = _parse_attribute(text)
+            attributes[key] = value
+            if len(known) < CACHED_ATTRIBUTES:
+                known[text] = key, value
         return attributes
 
-    def _read_start(self, text: bytes, end: int) -> tuple[str, int]:
-        """Return the key of an attribute and the length that it must have; -1 if it is unusual."""
-        start = "", -1
+    def _read_start(self, text: bytes, end: int) -> Start:
+        """Return what an attribute begins with; its length is -1 if it is unusual."""
+        start: Start = "", -1, None
         if 0 < end < len(text) and text[0] == _KEY and text[end - 3] == _VALUE:
-            length = text[end - 2]
-            if 1 < length < 128:
-                start = text[2 : end - 3].decode(), end - 1 + length
+            kind, length, size = text[end - 1], text[end - 2], end - 1 + text[end - 2]
+            is_double = kind == _DOUBLE and size == end + 8
+            if 1 < length < 128 and (is_double or kind in (_STRING, _INT)):
+                read_number = _read_double if is_double else _read_int if kind == _INT else None
+                start = text[2 : end - 3].decode(), size, read_number
         if len(self._starts) < CACHED_ATTRIBUTES:
             self._starts[text[:end]] = start
         return start
@@ -176,9 +185,15 @@ def _parse_attribute(text: bytes) -> tuple[str, Any]:
     return attribute.key, _convert(attribute.value)
 
 
-def _read_number(text: bytes, end: int) -> Any:
+def _read_double(text: bytes, end: int) -> Any:
     """Return the value of an attribute, whose own tag stands before `end`."""
-    if text[end - 1] == _INT and len(text) - end <= MAX_VARINT_BYTES:
+    number = _unpack_double(text, end)[0]
+    return number if isfinite(number) else number_value(number)
+
+
+def _read_int(text: bytes, end: int) -> Any:
+    """Return the value of an attribute, whose own tag stands before `end`."""
+    if len(text) - end <= MAX_VARINT_BYTES:
         number = shift = 0
         for byte in text[end:]:
             number |= (byte & 127) << shift
@@ -187,8 +202,6 @@ def _read_number(text: bytes, end: int) -> Any:
                 break
         if end + shift // 7 == len(text) and text[-1] < 128:
             return number
-    elif text[end - 1] == _DOUBLE and len(text) == end + 8:
-        return number_value(_unpack_double(text, end)[0])
     return _parse_attribute(text)[1]
 
 

@@ -76,8 +76,7 @@ class Connection:
             self._hold(self._base_bytes)
             if self._server.tls:
                 self._shake_hands()
-            with self._server.app.app_context():  # one for all requests; one for each costs 3 µs
-                self._serve_requests()
+            self._serve_requests()
         except ConnectionEnded:
             pass
         except OSError as error:

@@ -3,7 +3,14 @@
 from functools import partial
 from typing import Any
 
-from astralog.server import application, first_start, heartbeat, inheritance, lifecycle
+from astralog.server import (
+    application,
+    compressor_process,
+    first_start,
+    heartbeat,
+    inheritance,
+    lifecycle,
+)
 from astralog.server.balance import Balance
 from astralog.server.fixed_settings import check_fixed_settings
 from astralog.server.worker import Worker
@@ -73,6 +80,8 @@ def when_ready(server: Any) -> None:
         [listener.sock.getsockname() for listener in server.LISTENERS],
         is_inherited=server.systemd,
     )
+    if _settings.compress != "none":
+        compressor_process.start(server, _settings)
 
 
 def post_worker_init(worker: Worker) -> None:
@@ -100,4 +109,5 @@ def pre_exec(server: Any) -> None:
 
 def on_exit(server: Any) -> None:
     """Say that this is the end."""
+    compressor_process.stop(server)
     lifecycle.say_stopped()

@@ -35,4 +35,4 @@ def reload(server: Any, settings: Settings) -> None:
         log.error("not reloaded, all stays as it is: %s", "; ".join(error.problems))
         return
     server.reload()
-    log.info("reloaded tokens and certificate, %d new workers", server.num_workers)
+    log.info("reloaded tokens and certificate, replacing all workers")

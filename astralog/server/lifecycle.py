@@ -29,7 +29,7 @@ STOP_SECONDS = 9
 
 #: Of these, a worker gives open requests this long, and then the drain this long.
 REQUESTS_STOP_SECONDS = 4
-DRAIN_STOP_SECONDS = 2
+DRAIN_STOP_SECONDS = 3
 
 #: What a socket is bound to: a unix socket to a path, any other to a host and a port.
 Address = str | tuple[Any, ...]
@@ -85,9 +85,9 @@ def announce(settings: Settings, addresses: Sequence[Address], is_inherited: boo
     if ignored := environment.service_links(dataclasses.fields(settings)):
         log.info("ignored, since Kubernetes makes them of its Services: %s", ", ".join(ignored))
     log.info(
-        "listening on %s, %d workers, data in %s, sync %s%s",
+        "listening on %s, %s, data in %s, sync %s%s",
         " and ".join(_url(settings, address) for address in addresses),
-        settings.workers,
+        "1 worker" if settings.workers == 1 else f"{settings.workers} workers",
         settings.data_dir.absolute(),
         settings.sync,
         ", on a socket that was passed in, not on ASTRALOG_BIND" if is_inherited else "",

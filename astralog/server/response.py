@@ -1,6 +1,7 @@
 """HTTP/1.1 responses: gunicorn's, in fewer sends, each of which has a time limit."""
 
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -13,9 +14,23 @@ from astralog.server.connection_limits import WRITE_STEP_BYTES, ConnectionLimits
 SMALL_BYTES = 16 * 1024
 
 
-@lru_cache(maxsize=1)
-def _http_date(timestamp: int) -> str:
-    return http_date(timestamp)
+Headers = tuple[tuple[str, str], ...]
+
+
+@lru_cache(maxsize=64)
+def _check(headers: Headers) -> tuple[Headers, int | None]:
+    """Return what gunicorn makes of headers, and the length of the body where they say it."""
+    response = wsgi.Response(None, None, None)
+    response.process_headers(headers)
+    return tuple(response.headers), response.response_length
+
+
+@lru_cache(maxsize=64)
+def _render(start: str, connection: str, headers: Headers, seconds: int) -> bytes:
+    """Return a head as it is at a time, in seconds since 1970."""
+    lines = [start, f"Date: {http_date(seconds)}", f"Connection: {connection}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def send(sock: Any, data: bytes, limits: ConnectionLimits) -> None:
@@ -49,22 +64,19 @@ class Response(wsgi.Response):  # type: ignore[misc]
         super().__init__(request, sock, cfg)
         self._limits = limits
 
-    def default_headers(self) -> list[str]:
-        """Return the status line and gunicorn's headers, the date rendered once a second."""
-        major, minor = self.req.version
-        lines = [
-            f"HTTP/{major}.{minor} {self.status}\r\n",
-            f"Date: {_http_date(int(time.time()))}\r\n",
-            f"Connection: {'close' if self.should_close() else 'keep-alive'}\r\n",
-        ]
-        return [*lines, "Transfer-Encoding: chunked\r\n"] if self.chunked else lines
+    def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Take the headers; the same as before are checked once."""
+        self.headers, self.response_length = _check(tuple(headers))
 
     def send_headers(self) -> None:
-        """Render the head, and keep it for the body."""
+        """Keep the head for the body, rendered once a second where it is the same."""
         if not self.headers_sent:
-            lines = self.default_headers()
-            lines += [f"{name}: {value}\r\n" for name, value in self.headers]
-            self._head = ("".join(lines) + "\r\n").encode("latin-1")
+            major, minor = self.req.version
+            start = f"HTTP/{major}.{minor} {self.status}"
+            connection = "close" if self.should_close() else "keep-alive"
+            chunked = (("Transfer-Encoding", "chunked"),) if self.chunked else ()
+            headers = (*chunked, *self.headers)
+            self._head = _render(start, connection, headers, int(time.time()))
             self.headers_sent = True
 
     def _emit_body(self, data: bytes) -> None:

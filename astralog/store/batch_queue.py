@@ -11,6 +11,7 @@ from gevent.event import AsyncResult
 from gevent.queue import Empty, Queue
 
 from astralog.errors import Rejection
+from astralog.store.keys.claims import Claim
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
 
 #: Called with each stored batch: the bytes of its lines, its logs, and whether its client had been
@@ -45,10 +46,13 @@ class State(Enum):
 class QueuedBatch:
     """A batch in the queue, charged with `size` bytes."""
 
-    __slots__ = ("deadline", "lines", "logs", "outcome", "size", "state")
+    __slots__ = ("claim", "deadline", "lines", "logs", "outcome", "size", "state")
 
-    def __init__(self, batch: Batch, size: int, deadline: float) -> None:
+    def __init__(
+        self, batch: Batch, size: int, deadline: float, claim: Claim | None = None
+    ) -> None:
         self.state = State.QUEUED
+        self.claim = claim
         self.lines = batch.lines
         self.logs = batch.logs
         self.size = size
@@ -81,10 +85,17 @@ class BatchQueue:
         self._queue: Queue[QueuedBatch | None] = Queue()  # None ends a drain
         self._waiting: deque[QueuedBatch] = deque()  # in the order of their deadlines
 
-    def wait_for(self, batch: Batch, reservation: MemoryReservation) -> None:
-        """Queue a batch and return when it is stored; raises Rejection when it is not."""
+    def wait_for(
+        self, batch: Batch, reservation: MemoryReservation, claim: Claim | None = None
+    ) -> None:
+        """Queue a batch and return when it is stored; raises Rejection when it is not.
+
+        Its key is released when no writer has it any more.
+        """
         deadline = time.monotonic() + self._timeout_seconds
-        queued = QueuedBatch(batch, reservation.detach(), deadline)
+        queued = QueuedBatch(batch, reservation.detach(), deadline, claim)
+        if claim:
+            claim.detach()
         self._queue.put(queued)
         self._waiting.append(queued)
         try:
@@ -121,14 +132,23 @@ class BatchQueue:
         return True
 
     def finish(self, group: Sequence[QueuedBatch], code: str | None) -> None:
-        """Answer the batches of a commit group: stored, or rejected with a code."""
+        """Answer the batches of a commit group: stored, or rejected with a code.
+
+        Those whose claim has a verdict were not part of it.
+        """
         for queued in group:
+            if queued.claim and queued.claim.verdict:
+                self._answer(queued, queued.claim.rejection_code)
+                continue
             if code is None:
                 is_late = queued.state is State.LATE
                 self._count_stored(len(queued.lines), queued.logs, is_late)
-            self._release(queued)
-            if queued.is_waited_for:
-                queued.outcome.set((code, self._messages[code]) if code else None)
+            self._answer(queued, code)
+
+    def _answer(self, queued: QueuedBatch, code: str | None) -> None:
+        self._release(queued)
+        if queued.is_waited_for:
+            queued.outcome.set((code, self._messages[code]) if code else None)
 
     def reject_rest(self, code: str) -> None:
         """Reject what no drain has taken."""
@@ -167,8 +187,10 @@ class BatchQueue:
             queued.state = State.LATE
 
     def _release(self, queued: QueuedBatch) -> None:
-        """Let a batch go, with the memory that it holds."""
+        """Let a batch go, with the memory and the key that it holds."""
         if queued.state is not State.FINISHED:
             queued.state = State.FINISHED
             queued.lines = b""
             self._budget.release(queued.size)
+            if queued.claim:
+                queued.claim.release()

@@ -14,7 +14,11 @@ from astralog.errors import Rejection
 from astralog.settings import PREFIX, Settings
 from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBatch
 from astralog.store.deliveries import DeliveredSegments
+from astralog.store.disk_threads import DiskThreads
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
+from astralog.store.keys.claims import Claim
+from astralog.store.keys.gate import KeyGate
+from astralog.store.keys.records import Key
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
 from astralog.store.retention import MayRemove
 from astralog.store.storage import MAINTENANCE_SECONDS, Storage
@@ -37,10 +41,12 @@ class CommitQueue:
         self.housekeeper = Housekeeper(settings, _may_remove(settings))
         self._budget = MemoryBudget(settings.queue_bytes)
         timeout = settings.commit_timeout_seconds
+        self._gate = KeyGate(settings, self._messages)
+        self.keys = self._gate.keys
         self._batches = BatchQueue(self._budget, count_stored, self._messages, timeout)
         self._drains = Group()
         self._helpers = Group()
-        self._drain_threads = ThreadPool(settings.writers)
+        self._drain_threads = DiskThreads(settings.writers)
         self._housekeeping_thread = ThreadPool(1)
         self._is_started = False
         self._is_stopping = False
@@ -74,28 +80,41 @@ class CommitQueue:
             raise Rejection(code, self._messages[code])
         return MemoryReservation(self._budget)
 
-    def commit(self, batch: Batch, reservation: MemoryReservation) -> None:
+    def claim(self, key: Key) -> Claim:
+        """Let no other request store a batch with this key, until the claim is closed.
+
+        Where it is `is_replayed`, the batch is stored already. Raises Rejection as the gate does.
+        """
+        self.start()
+        return self._gate.claim(key)
+
+    def commit(
+        self, batch: Batch, reservation: MemoryReservation, claim: Claim | None = None
+    ) -> None:
         """Return when every line of the batch is stored; it is charged as its body was.
 
         Raises Rejection when nothing of it is: `stopping`, `storage_full` or `storage_failed`;
-        or `commit_timeout`, after which it may still be stored if a writer had taken it.
+        or `commit_timeout`, after which it may still be stored if a writer had taken it. With a
+        claim of its key it may turn out that the batch was stored before, or to be `key_reused`.
         """
-        if not batch.lines:
+        if not batch.lines or (claim and claim.is_replayed):
             return
         if self._is_stopping:
             raise Rejection("stopping", self._messages["stopping"])
         self.start()
-        self._batches.wait_for(batch, reservation)
+        self._batches.wait_for(batch, reservation, claim)
 
     def start(self) -> None:
         """Start the drain pool and the housekeeping, unless they run."""
         if self._is_started:
             return
         self._is_started = True
+        self._drain_threads.start()
         for storage in self.storages:
             self._drains.spawn(self._drain, storage)
         self._helpers.spawn(self._time_out_overdue)
         self._helpers.spawn(self._keep_house)
+        self._helpers.spawn(self._gate.look_after)
 
     def stop(self, timeout_seconds: float) -> None:
         """Store what is queued, seal the segments and end the drain pool.
@@ -130,15 +149,17 @@ class CommitQueue:
         code: str | None = "storage_failed"
         try:
             is_last = self._batches.take_group(group, MAINTENANCE_SECONDS)
-            if group:
+            if any(queued.claim for queued in group):
+                code = self._drain_threads.call(self.keys.store, storage, group)
+            elif group:
                 buffers = [queued.lines for queued in group]
-                code = self._drain_threads.spawn(storage.store, buffers).get()
+                code = self._drain_threads.call(storage.store, buffers)
         finally:
             self._batches.finish(group, code)
         if is_last:
-            self._drain_threads.spawn(storage.close).get()
+            self._drain_threads.call(storage.close)
         elif storage.is_maintenance_due():
-            self._drain_threads.spawn(storage.maintain).get()
+            self._drain_threads.call(storage.maintain)
         return is_last
 
     def _time_out_overdue(self) -> None:
@@ -184,4 +205,7 @@ def _messages(settings: Settings) -> dict[str, str]:
         "stopping": "The service is stopping; nothing was stored.",
         "storage_full": f"{full}; nothing was stored.",
         "storage_failed": "The disk failed; nothing was stored.",
+        "key_in_use": "A batch with this Idempotency-Key is being stored; send it again to learn "
+        "what became of it.",
+        "key_reused": "Another batch was stored with this Idempotency-Key; this one was not.",
     }

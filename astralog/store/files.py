@@ -7,8 +7,10 @@ compressed. Lexical order is time order.
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,9 @@ _RENAME_NOREPLACE = 1
 
 #: How a file system, a kernel or a C library says that it has no such rename.
 _UNKNOWN_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+#: How NFS says that it locks no file that is open for reading alone.
+_UNKNOWN_LOCK = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Space(NamedTuple):
@@ -103,6 +108,42 @@ def is_sealed(path: Path) -> bool:
     """Return whether the segment with this open name is there sealed, in any form."""
     stem = path.name.removesuffix(OPEN_SUFFIX)
     return any(os.path.lexists(path.with_name(stem + suffix)) for suffix in SEALED_FORMS)
+
+
+@contextlib.contextmanager
+def removal_lock(fd: int) -> Iterator[None]:
+    """Keep a sealed segment from being removed and from getting its compressed name meanwhile.
+
+    `fd` is its plain file. Without the lock, what was removed could come back compressed. Where
+    the file system has no such lock, it is none.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _UNKNOWN_LOCK:
+            raise
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def remove_sealed(directory: Path, stem: str) -> bool:
+    """Remove a sealed segment in all its forms; return whether it was there. Raises OSError."""
+    plain = directory / (stem + SEALED_SUFFIX)
+    with contextlib.ExitStack() as stack:
+        # What may not be read is not compressed either.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            stack.enter_context(removal_lock(stack.enter_context(plain.open("rb")).fileno()))
+        return sum(_remove(directory / (stem + suffix)) for suffix in SEALED_FORMS) > 0
+
+
+def _remove(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        return True
+    return False
 
 
 def seal_file(path: Path, size: int) -> None:

@@ -74,6 +74,11 @@ class Housekeeper:
         """The segments that this process removed so far."""
         return self._retention.removed_segments
 
+    @property
+    def removed_undelivered_segments(self) -> int:
+        """Of these, the ones that were not delivered, though delivery is on."""
+        return self._retention.removed_undelivered_segments
+
     def step(self) -> float:
         """Do a little of what is due, and return the seconds until the next step."""
         end = time.monotonic() + SLICE_SECONDS

@@ -30,7 +30,7 @@ class Inventory:
 
     def __init__(self, directory: Path) -> None:
         self._directory = os.fspath(directory)
-        self._watch = _watch(directory)
+        self._watch = open_watch(directory)
         self._files: list[str] = []  # sealed ones that are listed, and not measured yet
         self._changed: set[str] = set()
         self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
@@ -113,7 +113,8 @@ class Inventory:
         return None
 
 
-def _watch(directory: Path) -> DirectoryWatch | None:
+def open_watch(directory: Path) -> DirectoryWatch | None:
+    """Return what tells of changes, None where the system has no watch left, which is logged."""
     try:
         return DirectoryWatch(directory)
     except OSError as error:

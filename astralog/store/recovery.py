@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from astralog.store.files import is_same_file, seal_file
+from astralog.store.files import OPEN_SUFFIX, is_same_file, seal_file
+from astralog.store.keys.journal_files import note_sealed, ranges_in
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,8 @@ BLOCK_BYTES = 1024 * 1024
 def recover_file(path: Path) -> int:
     """Seal the segment at `path`, truncated after its last complete line; return the bytes kept.
 
-    Raises OSError: BlockingIOError where a process holds it, FileNotFoundError where it is gone.
+    Of a batch with an idempotency key, it keeps all lines or none. Raises OSError: BlockingIOError
+    where a process holds it, FileNotFoundError where it is gone.
     """
     fd = os.open(path, os.O_RDWR)
     try:
@@ -25,15 +27,24 @@ def recover_file(path: Path) -> int:
         if not is_same_file(fd, path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         before = os.fstat(fd).st_size
-        after = _end_of_lines(fd, before)
+        segment = path.name.removesuffix(OPEN_SUFFIX)
+        ranges = ranges_in(path.parent, segment)
+        after = _end_of_batches(_end_of_lines(fd, before), ranges)
         if after < before:
             os.ftruncate(fd, after)
         os.fsync(fd)
+        if ranges and after:
+            note_sealed(path.parent, segment, after)
         seal_file(path, after)
         log.warning("recovered %s: kept %d bytes, cut %d", path.name, after, before - after)
         return after
     finally:
         os.close(fd)
+
+
+def _end_of_batches(end: int, ranges: list[tuple[int, int]]) -> int:
+    """Return the end, or the start of the batch of `ranges` that lies on both sides of it."""
+    return min((start for start, stop in ranges if start < end < stop), default=end)
 
 
 def _end_of_lines(fd: int, size: int) -> int:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.store.files import COMPRESSED_SUFFIX, SEALED_FORMS, SEALED_SUFFIX
+from astralog.store.files import COMPRESSED_SUFFIX, SEALED_SUFFIX
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -20,6 +20,10 @@ else:
     from backports import zstd
 
 _FILE_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z-\d+(?:-\d+)?)\.ndjson(\.zst|\.open)?")
+
+#: The longest beginning of a zstd frame that tells of it (RFC 8878, 3.1.1).
+_HEAD_BYTES = 18
+
 _START_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 
 
@@ -28,6 +32,7 @@ class Segments(NamedTuple):
 
     sealed: set[str]
     open: set[str]
+    plain: set[str]  # of the sealed ones, those that have a file which is not compressed
 
 
 def list_segments(directory: Path) -> Segments:
@@ -37,12 +42,21 @@ def list_segments(directory: Path) -> Segments:
     """
     sealed: set[str] = set()
     opened: set[str] = set()
+    plain: set[str] = set()
     with os.scandir(directory) as entries:
         for entry in entries:
             match = _FILE_NAME.fullmatch(entry.name)
             if match:
                 (opened if match[2] == ".open" else sealed).add(match[1])
-    return Segments(sealed, opened - sealed)
+                if not match[2]:
+                    plain.add(match[1])
+    return Segments(sealed, opened - sealed, plain)
+
+
+def plain_name(file_name: str) -> str | None:
+    """Return the name of the sealed segment whose plain file is called so, None for other files."""
+    match = _FILE_NAME.fullmatch(file_name)
+    return match[1] if match and not match[2] else None
 
 
 def start_of(name: str) -> float:
@@ -71,6 +85,24 @@ def stat_sealed(directory: Path, name: str) -> os.stat_result:
         return os.stat(directory / (name + COMPRESSED_SUFFIX))
 
 
+def size_of_lines(directory: Path, name: str) -> int:
+    """Return the bytes of a sealed segment's lines, in whichever form; raises READ_ERRORS.
+
+    A compressed one of the service is one frame, whose head tells them; any other is inflated.
+    """
+    try:
+        return os.stat(directory / (name + SEALED_SUFFIX)).st_size
+    except FileNotFoundError:
+        path = directory / (name + COMPRESSED_SUFFIX)
+    with path.open("rb") as raw:
+        size = zstd.get_frame_info(raw.read(_HEAD_BYTES)).decompressed_size
+        if size is None:
+            raw.seek(0)
+            with zstd.ZstdFile(raw) as file:
+                size = file.seek(0, os.SEEK_END)
+    return size
+
+
 def open_sealed(directory: Path, name: str, offset: int = 0) -> io.FileIO | zstd.ZstdFile:
     """Open a sealed segment's lines from `offset` on, unbuffered; raises OSError.
 
@@ -87,9 +119,3 @@ def open_sealed(directory: Path, name: str, offset: int = 0) -> io.FileIO | zstd
         file.close()
         raise
     return file
-
-
-def remove_sealed(directory: Path, name: str) -> None:
-    """Remove a sealed segment in both its forms; raises OSError."""
-    for suffix in SEALED_FORMS:
-        (directory / (name + suffix)).unlink(missing_ok=True)

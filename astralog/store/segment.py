@@ -42,6 +42,7 @@ class Segment:
         self.unsynced_batches = 0  # accepted since the last sync
         self.synced_at = self._started_at = time.monotonic()
         self.is_dirty = False
+        self.has_keys = False  # whether the journal of the idempotency keys speaks of it
         self._dropped_bytes = 0  # at the start of the file, no longer in the page cache
         if files.is_sealed(self.path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -50,10 +51,16 @@ class Segment:
 
     def claim(self) -> None:
         """Make the new file this process's own, and its name durable."""
+        self._status = os.fstat(self._fd)
         os.fchmod(self._fd, FILE_MODE)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.check_in_place()
         files.sync_directory(self.path.parent)
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its suffix, which it keeps for ever."""
+        return self.path.name.removesuffix(files.OPEN_SUFFIX)
 
     def age(self) -> float:
         """Return the seconds since the file was created."""
@@ -102,7 +109,7 @@ class Segment:
     def check_in_place(self) -> None:
         """Raise SegmentLost where the file was removed or replaced."""
         try:
-            in_place = files.is_same_file(self._fd, self.path)
+            in_place = os.path.samestat(self._status, os.stat(self.path))
         except FileNotFoundError:
             in_place = False
         if not in_place:

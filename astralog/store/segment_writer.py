@@ -3,16 +3,21 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from astralog.settings import SyncMode
 from astralog.store import files
+from astralog.store.keys.journal_files import note_sealed
 from astralog.store.recovery import recover_file
 from astralog.store.segment import Segment, SegmentLost
 
 log = logging.getLogger(__name__)
+
+#: Called with a segment's name, without its suffix, and the offset at which a commit group is about
+#: to be written there. Where it raises, nothing of the group is.
+Announce = Callable[[str, int], None]
 
 #: Names that are tried for a new segment.
 CREATE_ATTEMPTS = 10
@@ -39,12 +44,21 @@ class SegmentWriter:
         self._last_start = datetime.min.replace(tzinfo=UTC)
         self._unsealed: dict[Path, int] = {}  # closed segments that are still to be sealed: bytes
         self._untruncated: list[Segment] = []  # held, so that no recovery seals what was rejected
+        self._abandoned: list[Path] = []  # segments of batches with keys whose append failed
         self._is_sync_doubtful = False  # since a sync failed, and until one is good
         self.sealed_segments = 0
         self.possibly_lost_batches = 0  # acknowledged before a sync that failed
         self.synced_at = 0.0  # in seconds since 1970
 
-    def append(self, buffers: Sequence[bytes]) -> None:
+    def has_unsettled(self) -> bool:
+        """Return whether batches with keys that were rejected may still come back in a file.
+
+        That is over when the file is cut, synced and sealed, by this process or by another.
+        """
+        self._abandoned = [path for path in self._abandoned if path.exists()]
+        return bool(self._abandoned) or not self._directory.exists()
+
+    def append(self, buffers: Sequence[bytes], announce: Announce | None = None) -> None:
         """Append a commit group, all of it or nothing, synced as the mode says.
 
         Raises OSError, or whatever else came between, when nothing of it is there. Where a segment
@@ -56,16 +70,21 @@ class SegmentWriter:
         if self._segment and self._segment.size + size > self._segment_bytes:
             self.seal()
         try:
-            self._append(buffers, size)
+            self._append(buffers, size, announce)
         except SegmentLost as error:
+            if announce and self.has_unsettled():  # written anew, they would be there twice
+                raise
             log.error("segment lost: %s; its last batches are written anew", error)
-            self._append(buffers, size)
+            self._append(buffers, size, announce)
         if self._segment and self._segment.size >= self._segment_bytes:
             self.seal()
 
-    def _append(self, buffers: Sequence[bytes], size: int) -> None:
+    def _append(self, buffers: Sequence[bytes], size: int, announce: Announce | None) -> None:
         segment = self._segment = self._segment or self._create()
         try:
+            if announce:
+                segment.has_keys = True
+                announce(segment.stem, segment.size)
             segment.write(buffers)
             if self._sync_mode == "always" or self._is_sync_due(segment):
                 self._sync(segment)
@@ -108,6 +127,8 @@ class SegmentWriter:
         try:
             if self._sync_mode != "never":
                 self._sync(segment)
+            if segment.has_keys and segment.size:
+                note_sealed(self._directory, segment.stem, segment.size)
             segment.seal()
             del self._unsealed[segment.path]
             self.sealed_segments += bool(segment.size)
@@ -177,6 +198,8 @@ class SegmentWriter:
     def _abandon(self, segment: Segment) -> None:
         """Truncate the segment to what was accepted and never write to it again."""
         self._segment = None
+        if segment.has_keys:
+            self._abandoned.append(segment.path)
         if self._release(segment):
             self._recover(segment.path)
         else:

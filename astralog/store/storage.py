@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from astralog.settings import PREFIX, Settings
 from astralog.store import files
-from astralog.store.segment_writer import SegmentWriter
+from astralog.store.segment_writer import Announce, SegmentWriter
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the free disk, the segment's age and the last sync.
 MAINTENANCE_SECONDS = 1.0
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: How a system says that a disk is full.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Storage:
@@ -36,11 +37,14 @@ class Storage:
         self._logged_error: str | None = None  # until a commit group is stored again
         self._maintained_at = time.monotonic()
 
-    def store(self, buffers: Sequence[bytes]) -> str | None:
-        """Append a commit group; return None when it is stored, else the code that rejects it."""
+    def store(self, buffers: Sequence[bytes], announce: Announce | None = None) -> str | None:
+        """Append a commit group; return None when it is stored, else the code that rejects it.
+
+        `announce` is told where it will lie; what that raises is raised, and nothing is stored.
+        """
         try:
             self._check_free(sum(map(len, buffers)))
-            self._writer.append(buffers)
+            self._writer.append(buffers, announce)
         except (OSError, MemoryError) as error:
             self._note_error(error)
             return self.error_code
@@ -49,6 +53,10 @@ class Storage:
             log.warning("%s is over: batches are stored again", self._logged_error)
             self._logged_error = None
         return None
+
+    def has_unsettled(self) -> bool:
+        """Return whether batches with keys that were rejected may still come back in a file."""
+        return self._writer.has_unsettled()
 
     @property
     def sealed_segments(self) -> int:
@@ -94,7 +102,7 @@ class Storage:
 
     def _note_error(self, error: OSError | MemoryError) -> None:
         number = error.errno if isinstance(error, OSError) else errno.ENOMEM
-        self.error_code = "storage_full" if number in _FULL else "storage_failed"
+        self.error_code = "storage_full" if number in FULL else "storage_failed"
         if self._logged_error != self.error_code:
             self._logged_error = self.error_code
             text = str(error) or "out of memory"

@@ -71,6 +71,7 @@ class Counters:
     def __init__(self) -> None:
         self.received = Volume()
         self.accepted = Volume()
+        self.replayed = Volume()
         self.rejected = {code: Volume() for code in STATUS_OF_CODE}
         self.rejected_by_token: dict[tuple[str, ...], float] = {}  # batches, by token and code
         self.stored = Volume()
@@ -88,6 +89,12 @@ class Counters:
         self._kept.append((size, logs, started_at, committing_at, perf_counter()))
         if len(self._kept) >= KEPT_BATCHES:
             self.add_up()
+
+    def replay(self, size: int, started_at: float) -> None:
+        """Count a batch that an earlier try with its key has stored; its logs count there."""
+        for volume in (self.received, self.replayed):
+            volume.add(1, 0, size)
+        self.requests.add([perf_counter() - started_at])
 
     def reject(
         self, error: BaseException, size: int, logs: int, started_at: float, token: str | None

@@ -4,15 +4,11 @@ A label never holds a token, nor anything else a client makes up: where tokens m
 the label is the first 8 hex digits of the token's SHA-256.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from enum import Enum
-from operator import attrgetter
 from typing import NamedTuple
 
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.deliveries import ForwardStatus
-from astralog.store.housekeeper import DiskUsage
 from astralog.telemetry.counters import BOUNDS_SECONDS, Counters, Durations, Volume
 from astralog.telemetry.snapshots import TOKEN_FAMILY
 
@@ -28,6 +24,9 @@ READY = "ready"
 STOPPING = "stopping"
 WORKERS = "astralog_workers"
 STATES = (READY, STOPPING, "queue_full", "storage_full", "storage_failed")
+
+#: What is counted of a batch that was stored before; its logs were counted then.
+REPLAYED = ("batches", "bytes")
 
 UNITS = {
     "batches": "Batches",
@@ -58,17 +57,19 @@ class Family(NamedTuple):
 def counter_families(counters: Counters) -> list[Family]:
     """Return the families of the counters."""
     stored = "written, and synced as ASTRALOG_SYNC says"
+    replayed = "answered 200 since an earlier try with their key had stored them"
     late = "Logs stored although their client was told commit_timeout, or was gone."
     by_token, tokens = "Batches rejected, by token and code.", counters.rejected_by_token
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
+        *(_volume("replayed", unit, replayed, {(): counters.replayed}, ()) for unit in REPLAYED),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
         Family(TOKEN_FAMILY, by_token, Kind.COUNTER, lambda: tokens, ("token", "code")),
-        _counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
-        _counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
-        _counter("late_logs", late, lambda: counters.late_logs),
+        counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
+        counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
+        counter("late_logs", late, lambda: counters.late_logs),
         _durations("request", "Time from a batch's head to its answer.", counters.requests),
         _durations("commit", "Time an accepted batch waited for its commit.", counters.commits),
     ]
@@ -78,20 +79,30 @@ def queue_families(queue: CommitQueue) -> list[Family]:
     """Return the families of the commit queue and its storages."""
     storages = queue.storages
     return [
-        _counter(
+        counter(
             "sealed_segments",
             "Segments sealed by the worker that wrote them.",
             lambda: sum(storage.sealed_segments for storage in storages),
         ),
-        _counter(
+        counter(
             "removed_segments",
             "Segments removed by the retention.",
             lambda: queue.housekeeper.removed_segments,
         ),
-        _counter(
+        counter(
+            "removed_undelivered_segments",
+            "Of these, segments that forward had not delivered.",
+            lambda: queue.housekeeper.removed_undelivered_segments,
+        ),
+        counter(
             "possibly_lost_batches",
             "Batches acknowledged in the mode everysec before a sync that failed.",
             lambda: sum(storage.possibly_lost_batches for storage in storages),
+        ),
+        counter(
+            "forgotten_keys",
+            "Idempotency keys forgotten before their time, for want of room.",
+            lambda: queue.keys.forgotten_keys,
         ),
         _gauge(
             "backlog_bytes",
@@ -119,98 +130,14 @@ def queue_families(queue: CommitQueue) -> list[Family]:
     ]
 
 
-def disk_families(queue: CommitQueue) -> list[Family]:
-    """Return the families that the one worker knows which looks after the data directory."""
-    return [
-        _disk(
-            queue,
-            "segments",
-            "Segments in the data directory.",
-            lambda usage: {("open",): usage.open_segments, ("sealed",): usage.sealed_segments},
-            ("state",),
-        ),
-        _disk(
-            queue,
-            "segments_bytes",
-            "Bytes of the segments in the data directory.",
-            lambda usage: {("open",): usage.open_bytes, ("sealed",): usage.sealed_bytes},
-            ("state",),
-        ),
-        _disk(
-            queue,
-            "free_disk_bytes",
-            "Bytes free on the data directory's disk.",
-            lambda usage: {(): usage.free_bytes},
-        ),
-        _disk(
-            queue,
-            "total_disk_bytes",
-            "Bytes of the data directory's disk, free or not.",
-            lambda usage: {(): usage.total_bytes},
-        ),
-    ]
-
-
-def forward_families(queue: CommitQueue) -> list[Family]:
-    """Return the families of what `astralog forward` last said of itself."""
-    lag = "Age of the oldest log that forward has not delivered."
-    waiting = "that forward has not delivered as a whole"
-    unfit = "Of the delivered logs, those that went to the second table."
-    return [
-        _forward(queue, "lag_seconds", lag, lambda status: status.lag_seconds(time.time())),
-        _forward(queue, "waiting_segments", f"Sealed segments {waiting}."),
-        _forward(queue, "waiting_bytes", f"Bytes of the files {waiting}."),
-        _forward(queue, "delivered_logs", "Logs that were delivered since forward started."),
-        _forward(queue, "unfit_logs", unfit),
-        _forward(
-            queue,
-            "updated_timestamp_seconds",
-            "When forward last said how far it is.",
-            lambda status: status.updated_at,
-        ),
-    ]
-
-
-def _forward(
-    queue: CommitQueue,
-    name: str,
-    help: str,
-    read: Callable[[ForwardStatus], float] | None = None,
-) -> Family:
-    """Return a family of forward's status, by its name there unless `read` reads another."""
-    value = read or attrgetter(name)
-    return _disk(
-        queue,
-        f"forward_{name}",
-        help,
-        lambda usage: {(): value(usage.forward)} if usage.forward else {},
-    )
-
-
-def _disk(
-    queue: CommitQueue,
-    name: str,
-    help: str,
-    read: Callable[[DiskUsage], Mapping[Labels, float]],
-    labels: Labels = (),
-) -> Family:
-    """Return a family of the disk's usage, which has no values where that is not known."""
-    return Family(
-        f"astralog_{name}",
-        help,
-        Kind.GAUGE,
-        lambda: read(usage) if (usage := queue.housekeeper.disk_usage) else {},
-        labels,
-    )
-
-
 def _states(state: str) -> Mapping[Labels, float]:
     """Return each state that a worker may be in, 1 for the one that it is in."""
     states: dict[Labels, float] = {(name,): 0 for name in STATES}
     return states | {(state,): 1}
 
 
-def _counter(name: str, help: str, read: Callable[[], float]) -> Family:
+def counter(name: str, help: str, read: Callable[[], float]) -> Family:
+    """Return a counter without labels, by its name without the service's."""
     return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): read()})
 
 

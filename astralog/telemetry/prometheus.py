@@ -115,11 +115,7 @@ class Metrics:
     def _take(self) -> Snapshot:
         """Return what this worker has counted by now."""
         self._counters.add_up()
-        snapshot = Snapshot({}, {}, {})
-        for family in self._families:
-            values = _PART[family.kind](snapshot)
-            values.update({(family.name, *labels): n for labels, n in family.read().items()})
-        return snapshot
+        return take_snapshot(self._families)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all workers' metrics in the text format that an Accept header asks for.
@@ -153,6 +149,15 @@ class Metrics:
         for family in self._families:
             yield _SHOW[family.kind](family, values[family.name])
         yield _ready(values[WORKERS])
+
+
+def take_snapshot(families: Iterable[Family]) -> Snapshot:
+    """Return what this process has counted by now."""
+    snapshot = Snapshot({}, {}, {})
+    for family in families:
+        values = _PART[family.kind](snapshot)
+        values.update({(family.name, *labels): n for labels, n in family.read().items()})
+    return snapshot
 
 
 def _by_family(mine: Snapshot, merged: Snapshot) -> Totals:

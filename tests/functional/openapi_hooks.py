@@ -51,8 +51,14 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 
 @schemathesis.hook
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
-    """Send a batch that is meant to be rejected without what may make it a valid one."""
+    """Send a batch that is meant to be rejected without what may make it a valid one.
+
+    And a batch without a key, unless that is what is wrong with it.
+    """
     if case.meta and case.meta.is_negative_at(ParameterLocation.BODY):
         for name in LENIENT:
             (case.query or {}).pop(name, None)
+    is_negative = case.meta and case.meta.is_negative_at(ParameterLocation.HEADER)
+    if case.headers and not is_negative:
+        case.headers.pop("Idempotency-Key", None)  # it would be another batch's, too
     return case

@@ -19,6 +19,7 @@ def status_for(service: Service, token: str) -> int:
     return service.drain(make_batch("x"), {"Authorization": token}).status
 
 
+@pytest.mark.slow
 def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
     """A change of the file is noticed by every worker; a faulty one is named and ignored."""
     path = tmp_path / "tokens"
@@ -93,6 +94,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return make_certificate(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     """With a certificate, batches come over TLS, while other clients do not finish theirs."""
     cert, key = certificate

@@ -331,9 +331,9 @@ def test_a_compressed_body_is_inflated(service: Service, coding: str, pack: Any)
     [
         ("gzip", b"not gzip at all"),
         ("gzip", b""),
-        ("gzip", gzip.compress(b'{"logs":[]}')[:-1]),
-        ("gzip", gzip.compress(b'{"logs":[]}') + b"more"),
-        ("gzip", gzip.compress(b'{"logs":[]}')[:-8] + bytes(8)),
+        ("gzip", gzip.compress(b'{"logs":[]}', mtime=0)[:-1]),
+        ("gzip", gzip.compress(b'{"logs":[]}', mtime=0) + b"more"),
+        ("gzip", gzip.compress(b'{"logs":[]}', mtime=0)[:-8] + bytes(8)),
         ("deflate", b"\xff" * 100),
         ("deflate", zlib.compress(b'{"logs":[]}')[:-4]),
     ],

@@ -36,6 +36,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+pytestmark = pytest.mark.slow
+
 NOTHING = Difference([], [], [], [])
 
 
@@ -195,7 +197,6 @@ def test_a_second_run_sends_nothing(
     assert clickhouse.count() == 50
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_costs_no_line_and_doubles_none(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, fault: str
@@ -237,7 +238,6 @@ def test_what_the_table_does_not_show_yet_is_not_doubled(
     assert clickhouse.count() == 25
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["lost", "torn", "garbled", "copied", "other table", "empty"])
 def test_with_a_damaged_cursor_the_table_is_asked(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, damage: str
@@ -253,7 +253,6 @@ def test_with_a_damaged_cursor_the_table_is_asked(
     assert len((data_dir / "forward.cursor").read_bytes().split(b"done")) == 5
 
 
-@pytest.mark.slow
 def test_doubt_outlives_a_kill(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
     """What was in doubt after a lost cursor is so still after another start."""
     clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
@@ -391,7 +390,6 @@ def test_what_follows_the_last_end_of_a_line_is_a_line(
     assert clickhouse.count() == 2
 
 
-@pytest.mark.slow
 def test_no_server_at_all(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
     """Without a server `--once` gives up with status 1, and the password is in no line."""
     write_segments(data_dir, 1)
@@ -419,7 +417,6 @@ def test_over_tls(forward: Forward, data_dir: Path, tmp_path: Path) -> None:
         assert_delivered(clickhouse, data_dir)
 
 
-@pytest.mark.slow
 def test_the_status_tells_the_lag(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
     """What waits, since when, and what was delivered is there for the service's metrics."""
     write_segments(data_dir, 2)
@@ -487,7 +484,6 @@ def test_without_settings_it_says_what_it_needs(
     assert "ASTRALOG_CLICKHOUSE_URL: Needed" in forward.log()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("timestamp", ["2024-05-31T15:30:45Z", "0001-01-01T00:00:00Z"])
 def test_memory_is_bounded_whatever_a_segment_holds(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, timestamp: str

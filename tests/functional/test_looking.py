@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from tests.support.service import ROOT, Service, make_log
+from tests.support.service import ROOT, Service, make_log, wait_for
 from tests.support.tail import make_line, make_segment, make_stem, tail
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
@@ -45,6 +45,23 @@ def data_dir(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.skipif(shutil.which("zstdcat") is None, reason="NOT TESTED: zstd is not installed")
+@pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
+def test_zstdcat_and_jq_show_what_was_compressed(tmp_path: Path) -> None:
+    """With the documented command, in segments that the service compressed."""
+    [command] = re.findall(r"^zstdcat .*$", DOCUMENT, re.MULTILINE)
+    with Service(tmp_path, compress="zstd") as service:
+        for number in range(3):
+            log = make_log(level="error", message=f"{number}")
+            assert 200 == service.drain({"logs": [log, make_log()]}).status
+            service.reload()
+        wait_for(lambda: service.files() and service.files() == service.files("*.zst"))
+        done = subprocess.run(
+            ["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+    assert ["0", "1", "2"] == sorted(done.stdout.splitlines())
+
+
 def run_sql(data_dir: Path, monkeypatch: pytest.MonkeyPatch, *statements: str) -> list[Any]:
     monkeypatch.chdir(data_dir.parent)
     connection = duckdb.connect()
@@ -59,6 +76,7 @@ def documented_sql() -> tuple[str, str]:
     return view, re.sub(r"^.*\n", "", query)
 
 
+@pytest.mark.slow
 def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the documented columns, whatever shape the metadata have, compressed and open ones."""
     view, _ = documented_sql()
@@ -78,6 +96,7 @@ def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch)
     assert {row[2] for row in rows if row[0] == "User logged in"} == {1717169445000}
 
 
+@pytest.mark.slow
 def test_duckdb_counts_the_errors_of_the_last_hour(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

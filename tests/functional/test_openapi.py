@@ -11,7 +11,8 @@ import pytest
 from tests.support.service import ROOT, TIMEOUT_SECONDS, TOKEN, Service
 
 #: Requests an operation, and the seed that chooses them.
-EXAMPLES, SEED = 200, 20261123
+EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 100
+SEED = 20261123
 
 
 @pytest.mark.slow

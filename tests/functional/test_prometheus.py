@@ -92,7 +92,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     directory = tmp_path_factory.mktemp("prometheus")
     url = f"http://127.0.0.1:{free_port()}"
     with (
-        Service(directory, clickhouse_url=url) as service,
+        Service(directory, clickhouse_url=url, compress="zstd") as service,
         Forward(directory, url, service.data_dir).start(),
         Prometheus(directory / "its", [service]) as running,
     ):

@@ -99,6 +99,7 @@ def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> No
         assert expected | {"message": "paid 7", "metadata": metadata} == log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "expected"), ENDS.values(), ids=ENDS)
 def test_a_program_may_end_without_a_flush(
     programs: Programs, service: Service, code: str, expected: str
@@ -117,6 +118,7 @@ def test_an_error_that_ends_a_program_may_be_logged(programs: Programs, service:
     assert log["metadata"]["exception"].endswith("ZeroDivisionError: division by zero")
 
 
+@pytest.mark.slow
 def test_workers_forked_from_one_process_may_log(programs: Programs, service: Service) -> None:
     """Each log of each worker, and of the process before it forked them, is stored once."""
     code = """
@@ -134,6 +136,7 @@ for worker in range(4): assert os.wait()[1] == 0
     )
 
 
+@pytest.mark.slow
 def test_a_signals_handler_may_log(programs: Programs, service: Service) -> None:
     """A signal may come anywhere in the logging, and log itself."""
     code = """
@@ -155,6 +158,7 @@ print(logs, len(signals), file=sys.stderr)
     assert {"plain": logs, "signal": signals} == Counter(messages(service))
 
 
+@pytest.mark.slow
 def test_greenlets_may_log(programs: Programs, service: Service) -> None:
     """Under gevent, too, each log of each greenlet and each process is stored once."""
     code = """

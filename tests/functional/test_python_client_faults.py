@@ -80,6 +80,7 @@ def test_kills_lose_nothing(tmp_path: Path, programs: Programs, is_whole: bool) 
         assert {str(number) for number in range(logged)} == set(messages(service))
 
 
+@pytest.mark.slow
 def test_a_stall_costs_the_program_no_time(tmp_path: Path, programs: Programs) -> None:
     """While the service stalls, logging goes on, and what does not fit is dropped and counted."""
     code = """
@@ -103,6 +104,7 @@ print(handler.stored, handler.dropped, file=sys.stderr)
     assert "AstraLogHandler: logs dropped so far, the queue is full: " in lines[0]
 
 
+@pytest.mark.slow
 def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> None:
     """The end waits as long as it may, and says how much is lost."""
     code = "for number in range(1000): log('%d', number)"
@@ -114,6 +116,7 @@ def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> No
     assert "AstraLogHandler: logs not stored before the end: 1000\n" == errors
 
 
+@pytest.mark.slow
 def test_a_program_ends_without_the_service(programs: Programs) -> None:
     """The end is bounded where nobody listens, and says why nothing was stored."""
     errors = programs.run(f"http://127.0.0.1:{free_port()}", "log('a')", exit_seconds=2)
@@ -132,6 +135,7 @@ def test_large_batches_are_divided(tmp_path: Path, programs: Programs) -> None:
     assert 1 == len(errors.splitlines())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_waited_for(tmp_path: Path, programs: Programs) -> None:
     """What the service rejects for want of room is stored once there is room."""
     bind = f"127.0.0.1:{free_port()}"
@@ -170,6 +174,7 @@ def test_an_unknown_token_is_said_once(tmp_path: Path, programs: Programs) -> No
     assert 1 == len(errors.splitlines())
 
 
+@pytest.mark.slow
 def test_logs_go_over_tls(tmp_path: Path, programs: Programs) -> None:
     """A service whose certificate the system trusts gets the logs; another waits for it in vain."""
     if not can_make_certificate():

@@ -53,6 +53,7 @@ def test_each_kind_of_rejection_leaves_one_line(service: Service) -> None:
     assert all(": 2 more, the last: " in line for line in ended)
 
 
+@pytest.mark.slow
 def test_a_flood_leaves_few_lines(service: Service) -> None:
     """The log does not grow with what is rejected, be it malformed or not."""
     for _ in range(MANY):

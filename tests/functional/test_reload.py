@@ -50,7 +50,7 @@ def test_a_running_service_reads_no_code(tmp_path: Path) -> None:
         service.kill_worker(worker)
         service.wait_for_workers(other_than=before)
         assert 200 == service.drain(make_batch("after a crash")).status
-        assert 1 == count(service, "reloaded tokens and certificate, 1 new workers")
+        assert 1 == count(service, "reloaded tokens and certificate, replacing all workers")
         assert 0 == service.stop()
         assert ["after a reload", "after a crash"] == [log["message"] for log in service.logs()]
         assert "Traceback" not in service.log()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.load import Load
+from tests.support.metrics import Samples, read_samples
 from tests.support.service import Service, make_batch, read_logs, segment_pid, wait_for
 
 pytestmark = pytest.mark.slow
@@ -185,6 +186,30 @@ def test_segments_beyond_the_age_are_removed(tmp_path: Path) -> None:
     with service:
         wait_for(lambda: "2 beyond the age to keep" in service.log())
         assert [*OLD[2:], "notes.txt"] == names_in(service)
+
+
+@pytest.mark.parametrize("keep", ["always", "until_full"])
+def test_undelivered_segments_make_room_only_where_they_may(tmp_path: Path, keep: str) -> None:
+    """On a disk that has too little room, for a ClickHouse that takes nothing; loudly."""
+    service = Service(
+        tmp_path,
+        clickhouse_url="http://127.0.0.1:9",
+        retain_free_bytes=2**60,
+        retain_bytes=1,
+        retain_undelivered=keep,
+    )
+    prepare_sealed(service)
+    removed = 0 if keep == "always" else len(OLD)
+    with service:
+        wait_for(lambda: read_samples_of(service).get("segments sealed") == len(OLD) - removed)
+        time.sleep(1.5)  # more than a look
+        assert [*OLD[removed:], "notes.txt"] == names_in(service)
+        assert removed == read_samples_of(service)["removed_undelivered_segments_total"]
+        assert bool(removed) == ("BEFORE THEY WERE DELIVERED" in service.log())
+
+
+def read_samples_of(service: Service) -> Samples:
+    return read_samples(service.request("GET", "/metrics").raw.decode())
 
 
 def size_of(path: Path) -> int:

@@ -26,6 +26,7 @@ def check_rejected_start(service: Service, *variables: str) -> None:
     assert "Traceback" not in service.log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -70,6 +71,7 @@ class ToldService(Service):
         self._environ["GUNICORN_CMD_ARGS"] = arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -116,6 +118,7 @@ def test_an_address_in_use_stops_the_start(tmp_path: Path) -> None:
     assert "Traceback" not in service.log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", ["always", "everysec"])
 def test_start_and_stop_are_told_in_one_line_each(tmp_path: Path, sync: str) -> None:
     """The first names address, workers, data directory and sync mode; nothing else is said."""
@@ -166,6 +169,7 @@ def test_a_home_is_found_in_every_path(tmp_path: Path) -> None:
         assert 1 == len(list((tmp_path / "logs").glob("*.ndjson.open")))
 
 
+@pytest.mark.slow
 def test_the_first_start_makes_a_token(tmp_path: Path) -> None:
     """The token is for the owner alone, never printed, and kept by the next start."""
     path = tmp_path / "data" / "token"

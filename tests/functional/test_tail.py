@@ -14,7 +14,6 @@ from tests.support.load import Load
 from tests.support.service import ROOT, TIMEOUT_SECONDS, Service, make_batch, wait_for
 from tests.support.tail import (
     COMMAND,
-    Compressor,
     Tail,
     make_line,
     make_segment,
@@ -33,9 +32,8 @@ def test_every_stored_log_is_followed_once(tmp_path: Path) -> None:
     The lines of each segment are shown in their order.
     """
     with (
-        Service(tmp_path, workers=2, segment_bytes=300_000) as service,
+        Service(tmp_path, workers=2, segment_bytes=300_000, compress="zstd") as service,
         Load(service) as load,
-        Compressor(service.data_dir),
         Tail(tmp_path, service.data_dir, "-f", "-n", "all", "--json") as follower,
     ):
         for _ in range(4):
@@ -44,8 +42,9 @@ def test_every_stored_log_is_followed_once(tmp_path: Path) -> None:
             service.start()
         load.wait_for_acknowledged(300)
         load.stop()
+        service.reload()  # which seals what is open
+        wait_for(lambda: not service.files("*.ndjson") and not service.files("*.open"))
         assert 0 == service.stop()
-        wait_for(lambda: not service.files("*.ndjson"))
         stored = [read_lines(path) for path in service.files()]
         shown = follower.wait_for_lines(sum(map(len, stored)))
         assert -signal.SIGINT == follower.stop()
@@ -73,6 +72,7 @@ def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
             assert "" == follower.errors()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_waiting_takes_no_processor(tmp_path: Path) -> None:
     """Beside a directory of 3,000 segments, a follower without news takes a hundredth of a core."""

@@ -10,6 +10,7 @@ from tests.support.full_memory import can_fill_memory
 from tests.torture import (
     __main__,
     attacks,
+    compression,
     crowd,
     disks,
     forward,
@@ -34,7 +35,10 @@ from tests.torture import (
 from tests.torture.bench import Bench
 from tests.torture.table import HEADINGS, Row, render, render_markdown
 
-SECONDS = 100
+pytestmark = pytest.mark.timeout(300)
+
+#: An upper bound that a busy machine needs.
+SECONDS = 250
 SEED = 1
 
 FAULTS = [
@@ -89,6 +93,13 @@ def test_housekeeping(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_compression(tmp_path: Path) -> None:
+    """Whatever is killed while segments are compressed, each log is there and is shown once."""
+    kills = ("who compresses and another",)
+    check(tmp_path, lambda bench: compression.torture(bench, rounds=2, kills=kills))
+
+
+@pytest.mark.slow
 @needs_shim
 def test_power_cuts(tmp_path: Path) -> None:
     """Every disk that a power cut may leave holds what was acknowledged."""
@@ -114,6 +125,7 @@ def test_full_memory(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: memory.torture(bench, rounds=1))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @needs_shim
 def test_a_stall(tmp_path: Path) -> None:
@@ -147,6 +159,7 @@ def test_heavy_bodies(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: heavy.torture(bench, bodies=200))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_crowds(tmp_path: Path) -> None:
     """Slow, silent and vanished clients do not keep others waiting."""
@@ -154,6 +167,7 @@ def test_crowds(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: crowd.torture(bench, 100, stay_seconds=0.5, kinds=kinds))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_broken_tls(tmp_path: Path) -> None:
     """Clients that break TLS keep no one waiting, and leave nothing behind."""
@@ -164,14 +178,15 @@ def test_broken_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_forwarding(tmp_path: Path) -> None:
     """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""
     faults = ("cut", "silent")
     check(tmp_path, lambda bench: forward.torture(bench, 3, 1, 300, 1000, faults))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
+@pytest.mark.alone
 def test_pages(tmp_path: Path) -> None:
     """Those who look make nobody wait who sends."""
     check(tmp_path, lambda bench: pages.torture(bench, 50, segments=500, seconds=3))

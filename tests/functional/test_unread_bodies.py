@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.service import TOKEN, Service, make_batch, read_answer, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 MIB = 1024 * 1024
 

@@ -15,7 +15,13 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
-from tests.support.service import ROOT, TIMEOUT_SECONDS, wait_for
+from tests.support.service import (
+    ROOT,
+    TIMEOUT_SECONDS,
+    one_form_each,
+    read_segment,
+    wait_for,
+)
 
 DATABASE = "astralog"
 DDL = ROOT / "deploy" / "clickhouse" / "single.sql"
@@ -210,10 +216,10 @@ def is_same(row: dict[str, Any], log: dict[str, Any]) -> bool:
 
 
 def stored_lines(node: str, paths: Iterable[Path]) -> Iterator[tuple[Place, bytes]]:
-    """Yield each line of plain segment files, with the place that its row should have."""
-    for path in paths:
+    """Yield each line of segment files, with the place that its row should have."""
+    for path in one_form_each(paths):
         segment = path.name.partition(".ndjson")[0]
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        for number, line in enumerate(read_segment(path).split(b"\n")[:-1], 1):
             yield (node, segment, number), line
 
 

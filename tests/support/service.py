@@ -14,6 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,8 +27,11 @@ TOKEN = "test-token"
 #: Seconds to wait for what should come soon; an upper bound that a slow machine needs.
 TIMEOUT_SECONDS = 30.0
 
+#: What the system calls the process that compresses.
+COMPRESSOR_NAME = "astralog-zstd"
+
 #: What the service says when it listens: its port, and how many workers it has.
-STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers")
+STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers?\b")
 
 
 class Answer(NamedTuple):
@@ -162,6 +170,14 @@ class Service:
 
     def worker_pids(self) -> list[int]:
         """Return the processes of the workers, oldest first."""
+        return [pid for pid in self._children() if process_name(pid) != COMPRESSOR_NAME]
+
+    def compressor_pid(self) -> int | None:
+        """Return the process that compresses; None where there is none, or it only starts."""
+        pids = (pid for pid in self._children() if process_name(pid) == COMPRESSOR_NAME)
+        return next(pids, None)
+
+    def _children(self) -> list[int]:
         pid = self.process.pid
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -215,7 +231,7 @@ class Service:
 
     def content(self) -> bytes:
         """Return everything that the segment files hold."""
-        return b"".join(path.read_bytes() for path in self.files())
+        return b"".join(map(read_segment, one_form_each(self.files())))
 
     def logs(self) -> list[dict[str, Any]]:
         """Return every stored log; a line that is not whole, or not JSON, raises."""
@@ -238,10 +254,26 @@ class Service:
         self.kill()
 
 
+def one_form_each(paths: Iterable[Path]) -> list[Path]:
+    """Return one file of each segment, which has two while it is compressed."""
+    forms = {path.name.removesuffix(".zst"): path for path in sorted(paths, reverse=True)}
+    return [forms[name] for name in sorted(forms)]
+
+
+def read_segment(path: Path) -> bytes:
+    """Return the lines of a segment file, compressed or not, or compressed meanwhile."""
+    if path.suffix == ".zst":
+        return zstd.decompress(path.read_bytes())
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return read_segment(path.with_name(path.name + ".zst"))
+
+
 def read_logs(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """Yield every log of the segment files; a line that is not whole, or not JSON, raises."""
-    for path in paths:
-        content = path.read_bytes()
+    for path in one_form_each(paths):
+        content = read_segment(path)
         assert not content or content.endswith(b"\n"), f"{path} ends in half a line"
         for line in content.split(b"\n")[:-1]:
             yield json.loads(line)
@@ -295,6 +327,14 @@ def running_pids() -> list[int]:
     return [
         int(entry.name) for entry in Path("/proc").glob("[1-9]*") if process_group(int(entry.name))
     ]
+
+
+def process_name(pid: int) -> str:
+    """Return what the system calls a process, nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def process_group(pid: int) -> int | None:

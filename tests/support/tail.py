@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -105,33 +104,6 @@ class Tail:
     ) -> None:
         self.process.kill()
         self.process.wait(TIMEOUT_SECONDS)
-
-
-class Compressor:
-    """Compress the sealed segments of a directory while it lives, as the service would."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stopping.set()
-        self._thread.join(TIMEOUT_SECONDS)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(0.05):
-            for path in sorted(self._data_dir.glob("*.ndjson")):
-                compress(path)
 
 
 def compress(path: Path) -> Path:

@@ -18,6 +18,7 @@ from bench.measure import commit
 from tests.support.service import ROOT
 from tests.torture import (
     attacks,
+    compression,
     crowd,
     disks,
     forward,
@@ -77,6 +78,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("memory", 0.05, "rounds", times(2)),
         kind("sealing", 0.1, "rounds", times(3), needs_shim=True),
         kind("housekeeping", 0.1, "rounds", times(5)),
+        kind("compression", 0.15, "rounds", times(12)),
         kind("stall", 0.1, "stall_seconds", 30, "commit_timeout_seconds", 8, needs_shim=True),
         kind("signals", 0.2, "rounds", times(4), "starts", max(24, times(24)), "segments", 10_000),
         kind("upgrades", 0.1, "rounds", times(3)),
@@ -105,6 +107,7 @@ MODULES: dict[str, Any] = {
     "memory": memory,
     "sealing": sealing,
     "housekeeping": housekeeping,
+    "compression": compression,
     "stall": stall,
     "signals": signals,
     "attacks": attacks,

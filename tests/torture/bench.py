@@ -12,7 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.support.load import UNDECIDED_CODES, Load
-from tests.support.service import TIMEOUT_SECONDS, Service, wait_for
+from tests.support.service import (
+    TIMEOUT_SECONDS,
+    Service,
+    one_form_each,
+    read_segment,
+    wait_for,
+)
 from tests.torture.table import Row
 
 
@@ -47,8 +53,8 @@ class Bench:
 def read_lines(paths: Iterable[Path], row: Row) -> Counter[tuple[int, int]]:
     """Count the stored lines by batch and line; what is no whole log of the load is noted."""
     lines: Counter[tuple[int, int]] = Counter()
-    for path in paths:
-        content = path.read_bytes()
+    for path in one_form_each(paths):
+        content = read_segment(path)
         *whole, rest = content.split(b"\n")
         if rest:
             row.half += 1

@@ -61,7 +61,7 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
         with under_load(bench, row, service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
-                _leave(filler, floor_bytes + bench.random.randrange(200 * KIB))
+                fill_up(filler, floor_bytes + bench.random.randrange(200 * KIB))
                 _wait_for_rejection(load, row, "storage_full")
                 free = os.statvfs(disk)
                 if free.f_bavail * free.f_frsize < floor_bytes - FLOOR_SLACK_BYTES:
@@ -73,7 +73,7 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
     return row
 
 
-def _leave(filler: Path, size: int) -> None:
+def fill_up(filler: Path, size: int) -> None:
     """Fill a disk, which others write to, but for about `size` bytes."""
     free = os.statvfs(filler.parent)
     left = free.f_bavail * free.f_frsize - size

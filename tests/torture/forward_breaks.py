@@ -1,5 +1,7 @@
 """What goes wrong between the segments and the tables: nodes, an engine, and ways to break them."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -40,7 +42,9 @@ class Node:
     def __init__(self, directory: Path, number: int, clickhouse: ClickHouse) -> None:
         directory.mkdir()
         self.name = f"node-{number}"
-        self.service = Service(directory, workers=2, segment_bytes=40_000, segment_seconds=1)
+        self.service = Service(
+            directory, workers=2, segment_bytes=40_000, segment_seconds=1, compress="zstd"
+        )
         self.load = PacedLoad(self.service, threads=2, largest=8, start=number << 32)
         make_forward = partial(
             Forward,
@@ -118,6 +122,11 @@ def kill_service(world: World) -> None:
     service.start()
 
 
+def kill_compressor(world: World) -> None:
+    if pid := world.any_node().service.compressor_pid():
+        os.kill(pid, signal.SIGKILL)
+
+
 def break_inserts(world: World, fault: str) -> None:
     """Let a few inserts go wrong after a few that do not, and wait until that is over."""
     times, after = world.random.randrange(1, 4), world.random.randrange(3)
@@ -152,6 +161,7 @@ def break_something(world: World) -> None:
         kill_forward,
         kill_engine,
         kill_service,
+        kill_compressor,
         damage_cursor,
         start_a_second_forward,
     ]

@@ -7,7 +7,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,21 +138,26 @@ def decode(body: bytes, is_lines: bool, options: Options) -> Decoded:
     return (decode_lines if is_lines else decode_json)(body, make_context(options=options))
 
 
-def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTIONS) -> None:
-    """Check that a body is stored as it reads, or rejected for its own fault."""
+def attempt(row: Row, body: bytes, decode_body: Callable[[], Decoded]) -> Decoded | None:
+    """Return what a body is decoded to, None where it is rejected; note an error of the service."""
     row.tried += 1
     try:
-        batch, invalid = decode(body, is_lines, options)
-    except Rejection as rejection:
-        if rejection.status >= 500:
-            row.errors += 1
-            row.remark(f"{rejection.code}: {body[:200]!r}")
-        return
+        decoded = decode_body()
     except Exception as error:
-        row.errors += 1
-        row.remark(f"{error!r}: {body[:200]!r}")
-        return
+        if not isinstance(error, Rejection) or error.status >= 500:
+            row.errors += 1
+            row.remark(f"{error!r}: {body[:200]!r}")
+        return None
     row.acknowledged += 1
+    return decoded
+
+
+def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTIONS) -> None:
+    """Check that a body is stored as it reads, or rejected for its own fault."""
+    decoded = attempt(row, body, lambda: decode(body, is_lines, options))
+    if not decoded:
+        return
+    batch, invalid = decoded
     if invalid and invalid.count > len(invalid.errors):
         return  # nobody is told which logs are stored
     *lines, rest = batch.lines.split(b"\n")

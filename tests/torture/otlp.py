@@ -11,7 +11,6 @@ from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from astralog.errors import Rejection
 from astralog.intake.options import Options
 from astralog.intake.otlp import Encoding, decode
 from astralog.intake.otlp_json import Json
@@ -104,19 +103,10 @@ def mutated(chance: random.Random, body: bytes) -> bytes:
 
 def try_body(row: Row, encoding: Encoding, body: bytes, options: Options) -> None:
     """Check that what an export becomes is whole logs, and that no error is the service's."""
-    row.tried += 1
-    try:
-        batch, invalid = decode(encoding, body, make_context(options=options))
-    except Rejection as rejection:
-        if rejection.status >= 500:
-            row.errors += 1
-            row.remark(f"{rejection.code}: {body[:200]!r}")
+    decoded = fuzz.attempt(row, body, lambda: decode(encoding, body, make_context(options=options)))
+    if not decoded:
         return
-    except Exception as error:
-        row.errors += 1
-        row.remark(f"{error!r}: {body[:200]!r}")
-        return
-    row.acknowledged += 1
+    batch, invalid = decoded
     *lines, rest = batch.lines.split(b"\n")
     if rest or len(lines) != batch.logs or (invalid and not options.is_partial):
         row.forged += 1

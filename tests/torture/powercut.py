@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -11,12 +12,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from astralog.store import recovery
+from astralog.store.compression import compress_segment
 from tests.support.load import Load
 from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench, read_lines
 from tests.torture.diskmodel import Disk, Operation, read_trace
 from tests.torture.shim import ShimmedService
 from tests.torture.table import Row
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+#: Segments that are compressed before a power cut, where any are.
+COMPRESSED_SEGMENTS = 5
 
 #: Every so many states one is given to the real service.
 STATES_A_START = 500
@@ -55,9 +65,10 @@ def torture(bench: Bench, states: int) -> Iterator[Row]:
         Row("power cut"),
         Row("power cut, calls failing before"),
         Row("power cut, workers killed before"),
+        Row("power cut, segments compressed before"),
     ]
     yield from rows  # they fill up together, and what they have stays if one fails
-    disturbances: tuple[Disturb | None, ...] = (None, _fail_calls, _kill_workers)
+    disturbances: tuple[Disturb | None, ...] = (None, _fail_calls, _kill_workers, _wait)
     left = dict.fromkeys(range(len(rows)), states // len(rows))
     while any(left.values()) and bench.has_time:
         for index, row in enumerate(rows):
@@ -71,7 +82,8 @@ def torture(bench: Bench, states: int) -> Iterator[Row]:
 def _campaign(bench: Bench, row: Row, disturb: Disturb | None, states: int) -> None:
     directory = bench.make_directory()
     trace = directory / "trace"
-    service = ShimmedService(directory, trace, workers=2, segment_bytes=60_000)
+    compress = "zstd" if disturb is _wait else "none"
+    service = ShimmedService(directory, trace, workers=2, segment_bytes=60_000, compress=compress)
     load = TracedLoad(service)
     with service:
         with load:
@@ -101,6 +113,11 @@ def _kill_workers(bench: Bench, service: ShimmedService, load: TracedLoad) -> No
         load.wait_for_acknowledged(20)
 
 
+def _wait(bench: Bench, service: ShimmedService, load: TracedLoad) -> None:
+    """Let some segments be compressed."""
+    wait_for(lambda: len(service.files("*.zst")) > COMPRESSED_SEGMENTS)
+
+
 def _cut(
     bench: Bench, row: Row, load: TracedLoad, operations: list[Operation], states: int
 ) -> None:
@@ -116,6 +133,7 @@ def _cut(
                 data_dir.mkdir(parents=True)
                 disk.write_after_power_cut(data_dir, bench.random)
                 _recover(row, data_dir)
+                _end_compression(row, data_dir)
                 _check(row, data_dir, load.acknowledged_by(disk.answers))
                 bench.remove(data_dir.parent)
 
@@ -134,6 +152,26 @@ def _recover(row: Row, data_dir: Path) -> None:
         wait_for(lambda: not service.has_orphans())
         if service.drain({"logs": []}).status != 200 or service.stop() != 0:
             row.fail("did not serve after the power cut")
+
+
+def _end_compression(row: Row, data_dir: Path) -> None:
+    """See that of each segment with two forms both are whole, and let the plain one go."""
+    for path in data_dir.glob("*.ndjson.zst"):
+        plain = path.with_suffix("")
+        if plain.exists():
+            if not _is_same(path, plain):
+                row.fail(f"{path.name} is not what {plain.name} is")
+                continue
+            compress_segment(data_dir, plain.stem)
+            if plain.exists():
+                row.fail(f"{plain.name} was left")
+
+
+def _is_same(compressed: Path, plain: Path) -> bool:
+    try:
+        return zstd.decompress(compressed.read_bytes()) == plain.read_bytes()
+    except zstd.ZstdError:
+        return False
 
 
 def _check(row: Row, data_dir: Path, acknowledged: dict[int, int]) -> None:

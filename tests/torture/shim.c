@@ -34,7 +34,8 @@ enum { SHORT = -1, STALL = -2, TORN = -3, NO_MEMORY = -4 };
 static int64_t *control;
 static const char *directory;
 static size_t directory_length;
-static int trace = -1;
+/* It is opened for each record: a process that closes what it inherited would close it too. */
+static const char *trace;
 /* How much of each file that this process made is on the disk, by inode. */
 static int64_t durable[KNOWN_FILES];
 
@@ -48,8 +49,7 @@ __attribute__((constructor)) static void start(void) {
     void *memory = mmap(NULL, CONTROL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (memory == MAP_FAILED) abort();
     syscall(SYS_close, fd);
-    path = getenv("TORTURE_TRACE");
-    if (path) trace = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    trace = getenv("TORTURE_TRACE");
     for (int i = 0; i < KNOWN_FILES; i++) durable[i] = -1;
     control = memory;
 }
@@ -88,8 +88,9 @@ static int64_t fault(int operation) {
 }
 
 static void record(const char *head, const struct iovec *data, int count, size_t bytes) {
-    if (trace < 0) return;
+    if (!trace) return;
     int saved = errno;
+    int fd = syscall(SYS_openat, AT_FDCWD, trace, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     char *buffer = malloc(strlen(head) + bytes);
     size_t end = strlen(head);
     memcpy(buffer, head, end);
@@ -99,7 +100,8 @@ static void record(const char *head, const struct iovec *data, int count, size_t
         end += part;
         bytes -= part;
     }
-    if (syscall(SYS_write, trace, buffer, end) != (long)end) abort();
+    if (syscall(SYS_write, fd, buffer, end) != (long)end) abort();
+    syscall(SYS_close, fd);
     free(buffer);
     errno = saved;
 }
@@ -150,7 +152,7 @@ static ssize_t do_write(int fd, const struct iovec *data, int count) {
     }
     ssize_t written = syscall(SYS_writev, fd, data, count);
     is_out_of_memory = outcome == NO_MEMORY;
-    if (written > 0 && trace >= 0) {
+    if (written > 0 && trace) {
         char head[96];
         int64_t size = 0;
         uint64_t inode = inode_of(fd, &size);
@@ -312,7 +314,7 @@ int ftruncate64(int fd, off_t size) {
 /* A response is recorded before its first byte leaves: what it acknowledges must be durable. */
 ssize_t send(int fd, const void *data, size_t size, int flags) {
     REAL(send);
-    if (trace >= 0 && size > 12 && !memcmp(data, "HTTP/1.1 ", 9)) {
+    if (trace && size > 12 && !memcmp(data, "HTTP/1.1 ", 9)) {
         struct sockaddr_in peer = {0};
         socklen_t length = sizeof peer;
         if (!getpeername(fd, (struct sockaddr *)&peer, &length)) {

@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
+import threading
 import time
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import pytest
@@ -12,8 +15,9 @@ from astralog.intake.batch import decode_lines
 from astralog.intake.options import parse_options
 from astralog.intake.otlp import decode
 from astralog.intake.otlp_protobuf import Protobuf
-from bench import bodies, measure, options, otlp, stored
+from bench import bodies, lean_logs, load, measure, open_loop, options, otlp, stored
 from bench.load import Outcome
+from bench.rate_results import Rate, rate_marks
 from tests.support.decoding import encode_batch, make_context
 
 
@@ -30,6 +34,16 @@ def test_a_log_id_tells_request_and_place() -> None:
     logs = msgspec.json.decode(bodies.templates(10)[3].body(4711))["logs"]
     places = [bodies.place(log["metadata"]["log_id"]) for log in logs]
     assert [(4711, index) for index in range(10)] == places
+
+
+def test_lean_logs_are_shorter() -> None:
+    """They are of about 300 bytes, with four keys of metadata, and can be told apart."""
+    pool = lean_logs.requests(10)
+    assert 270 < sum(template.body_bytes for template in pool) / (10 * len(pool)) < 330
+    logs = [json.loads(line) for line in encode_batch(pool[3].body(4711)).lines.splitlines()]
+    assert {4} == {len(log["metadata"]) for log in logs}
+    ids = [bodies.place(log["metadata"]["log_id"]) for log in logs]
+    assert [(4711, index) for index in range(10)] == ids
 
 
 def test_exports_are_the_same_logs() -> None:
@@ -119,3 +133,50 @@ def test_the_disk_check_notices_what_is_wrong(tmp_path: Path) -> None:
         check = _check(tmp_path, content, sent, rejected)
         assert expected == check
         assert not check.is_sound
+
+
+class Stalling:
+    """A server of one connection that answers its first request late."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self._listener.getsockname()
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, self._listener:
+            seconds = self._seconds
+            while connection.recv(65536):
+                time.sleep(seconds)
+                seconds = 0.0
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.join(10)
+
+
+def test_an_open_loop_counts_from_when_a_request_is_due() -> None:
+    """Those that wait behind one that is late are late too, though each is answered at once."""
+    with Stalling(0.2) as server:
+        plan = load.Plan(server.address, "token", [], 1, 1, [0.3], rate=100.0)
+        outcome = open_loop.run(plan)
+    phase = outcome.phases[0]
+    assert (30, 30) == (outcome.sent, phase.acknowledged)
+    assert 10 <= sum(latency > 0.1 for latency in phase.latencies)
+    assert phase.seconds >= 0.29  # what is not due yet is not sent
+
+
+def test_a_rate_is_held_against_its_marks() -> None:
+    """Of one worker against its limit, of two against one; a rate without either has none."""
+
+    def rate(logs: int, workers: int, cpu_us: float) -> Rate:
+        return Rate(logs, 1, workers, "always", cpu_us, 0.5, 0.9, 1.1, 0.1, stored.Check())
+
+    marks = list(rate_marks([rate(1000, 1, 300.0), rate(1000, 2, 360.0), rate(7, 1, 1.0)]))
+    assert [(300.0, 350, True), (1.2, 1.15, True)] == [mark[1:] for mark in marks]

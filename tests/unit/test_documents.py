@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+import pytest
+
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import PREFIX, Settings
 from tests.support.service import ROOT
@@ -22,6 +24,20 @@ def settings_table() -> str:
 def test_the_settings_table_is_the_settings() -> None:
     """The table has every setting with its default and its help."""
     assert settings_table() in (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_the_settings_for_search_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recommended can be put into the environment as it stands."""
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    variables = dict(re.findall(r"^(ASTRALOG_\w+)=(\S+)$", text, re.MULTILINE))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.from_environ()
+    assert ("zstd", 10.0, "until_full") == (
+        settings.compress,
+        settings.segment_seconds,
+        settings.retain_undelivered,
+    )
 
 
 def test_every_rejection_is_explained() -> None:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from flask import Blueprint, Response, request, session
+from flask import Blueprint, Response, has_request_context, request, session
 from flask.testing import FlaskClient
 from werkzeug.exceptions import NotFound
 
-from astralog.api.flask_app import App, FixedResponse
+from astralog.api.flask_app import App, FixedResponse, PlainView
 
 FIXED = FixedResponse(b'{"status":"fine"}')
 
@@ -40,6 +40,18 @@ def app() -> App:
     def show_session() -> str:
         return repr(dict(session))
 
+    @blueprint.get("/bare")
+    @PlainView
+    def bare(environ: dict[str, Any]) -> Response:
+        """Show what it was called with."""
+        if environ["QUERY_STRING"]:
+            raise ArithmeticError(environ["QUERY_STRING"])
+        return Response(f"{environ['PATH_INFO']} {has_request_context()}")
+
+    @blueprint.errorhandler(ArithmeticError)
+    def fail(error: ArithmeticError) -> tuple[str, int]:
+        return f"{request.path}: {error}", 418
+
     made.register_blueprint(blueprint)
     return made
 
@@ -62,6 +74,23 @@ def test_a_plain_path_has_a_view_for_each_method(client: FlaskClient) -> None:
 def test_a_path_with_an_argument_is_matched(client: FlaskClient, path: str, status: int) -> None:
     """What the view makes of the argument is its own affair."""
     assert status == client.get(path).status_code
+
+
+def test_a_plain_view_is_called_without_a_context(app: App) -> None:
+    """It takes WSGI's environ; called by Flask, as a view of any other app, it takes the same."""
+    client = app.test_client()
+    assert (200, b"/bare False") == (client.get("/bare").status_code, client.get("/bare").data)
+    assert b"" == client.head("/bare").data
+    assert 405 == client.post("/bare").status_code
+    with app.test_request_context("/bare"):
+        assert b"/bare True" == app.make_response(app.dispatch_request()).data
+
+
+def test_an_error_of_a_plain_view_has_its_answer(app: App) -> None:
+    """The handlers of its own blueprint come first, and know the request."""
+    app.register_error_handler(Exception, lambda error: ("another's", 500))
+    answer = app.test_client().get("/bare?oops")
+    assert (418, b"/bare: oops") == (answer.status_code, answer.data)
 
 
 def test_a_method_that_a_path_does_not_take_is_told_the_others(client: FlaskClient) -> None:

@@ -56,15 +56,16 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("status", "header"), [("401", "WWW-Authenticate"), ("503", "Retry-After")]
+    ("status", "header", "count"),
+    [("401", "WWW-Authenticate", 7), ("409", "Retry-After", 2), ("503", "Retry-After", 5)],
 )
 def test_the_document_has_the_headers_of_rejections(
-    document: dict[str, Any], status: str, header: str
+    document: dict[str, Any], status: str, header: str, count: int
 ) -> None:
     """A header that each response of a status has is required there, whatever the path."""
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     found = [each["responses"][status] for each in operations if status in each["responses"]]
-    assert len(found) == {"401": 7, "503": 5}[status]
+    assert len(found) == count
     assert all(response["headers"][header]["required"] for response in found)
 
 

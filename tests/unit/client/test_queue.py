@@ -112,6 +112,7 @@ def test_a_flush_tries_at_once(
     assert ["a", "a"] == service.messages
 
 
+@pytest.mark.slow
 def test_a_flush_does_not_hurry_a_service_that_is_away(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_close_is_bounded(
     assert ["a", "b"] == service.messages
 
 
+@pytest.mark.slow
 def test_a_close_does_not_wait_for_what_a_flush_did(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

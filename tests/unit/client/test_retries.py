@@ -132,6 +132,7 @@ def test_retry_after_is_kept_to(service: FakeService, make_handler: MakeHandler)
     assert 1 <= second.received_at - first.received_at
 
 
+@pytest.mark.slow
 def test_retry_after_may_be_a_date(service: FakeService, make_handler: MakeHandler) -> None:
     """What stands before the service may name the time to come again."""
     sender = make_handler()

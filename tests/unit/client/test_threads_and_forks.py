@@ -151,6 +151,7 @@ def open_sockets() -> int:
     return sum(os.readlink(link).startswith("socket:") for link in links if os.path.islink(link))
 
 
+@pytest.mark.slow
 def test_a_fork_beside_threads_that_log(service: FakeService, make_handler: MakeHandler) -> None:
     """A child logs whatever other threads were doing when it was made."""
     sender = make_handler(batch_logs=10)

@@ -9,6 +9,7 @@ from astralog.forward import backlog as backlogs
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.cursor import Cursor
 from astralog.store import sealed
+from astralog.store.compression import compress_segment
 from tests.support.clickhouse import make_line, write_segment
 
 
@@ -76,6 +77,23 @@ def test_what_is_gone_is_named(
     assert (backlog.oldest(), cursor.known()) == (None, set())
 
 
+def test_a_segment_that_is_compressed_waits_with_the_bytes_that_it_has_then(
+    tmp_path: Path, backlog: Backlog
+) -> None:
+    """It is the same segment, in its place, and one that is gone meanwhile is none."""
+    names = [write(tmp_path, number, size=1000) for number in (1, 2)]
+    backlog.look()
+    assert compress_segment(tmp_path, names[0])
+    backlog.look()
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson*"))
+    assert (backlog.waiting_segments, backlog.waiting_bytes) == (2, size)
+    assert backlog.oldest() == names[0]
+    assert compress_segment(tmp_path, names[1])
+    (tmp_path / f"{names[1]}.ndjson.zst").unlink()
+    backlog.look()
+    assert backlog.waiting_segments == 1
+
+
 def test_a_listing_may_miss_what_is_compressed_meanwhile(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +101,7 @@ def test_a_listing_may_miss_what_is_compressed_meanwhile(
     delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
     cursor.finish(delivered, then=waiting)
     backlog.look()
-    monkeypatch.setattr(sealed, "list_segments", lambda path: sealed.Segments(set(), set()))
+    monkeypatch.setattr(sealed, "list_segments", lambda path: sealed.Segments(set(), set(), set()))
     backlog.look()
     assert (backlog.oldest(), cursor.known()) == (waiting, {delivered, waiting})
     assert {delivered} == find_sealed(tmp_path, {delivered, "20261123T000009.000000Z-1"})

@@ -37,6 +37,10 @@ class Books:
         assert 0 < started_at <= committing_at
         self.counted.append(("accepted", size, logs))
 
+    def replay(self, size: int, started_at: float) -> None:
+        assert started_at > 0
+        self.counted.append(("replayed", size))
+
     def reject(
         self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
     ) -> None:
@@ -97,7 +101,7 @@ def service(settings: Settings) -> Iterator[Service]:
 def test_what_a_decoder_returns_is_stored_and_counted(service: Service) -> None:
     """A protocol brings its decoder; the rest is the same for all."""
     accepted = service.post(b"text")
-    assert (Decoded(Batch(b"text" * 10 + b"\n", 1)), False) == accepted
+    assert Accepted(Decoded(Batch(b"text" * 10 + b"\n", 1))) == accepted
     assert b"text" * 10 + b"\n" == service.stored()
     assert [("accepted", 4, 1)] == service.books.counted
 

@@ -60,7 +60,7 @@ def test_a_reload_reads_before_it_replaces(
     inheritance.reload(master, with_file)
     assert [False, True] == [knows(master, token) for token in ("one", "two")]
     assert 2 == master.reloads
-    assert ["reloaded tokens and certificate, 3 new workers"] * 2 == caplog.messages
+    assert ["reloaded tokens and certificate, replacing all workers"] * 2 == caplog.messages
 
 
 def test_a_reload_that_reads_nothing_of_use_replaces_nothing(

@@ -76,7 +76,7 @@ def test_sockets_that_were_passed_in_are_told_apart(
     caplog.set_level(logging.INFO)
     lifecycle.announce(replace(settings, workers=1), [ADDRESS, "/run/x"], is_inherited=True)
     assert [
-        f"listening on http://127.0.0.1:8080 and unix:/run/x, 1 workers, data in {tmp_path}, "
+        f"listening on http://127.0.0.1:8080 and unix:/run/x, 1 worker, data in {tmp_path}, "
         "sync always, on a socket that was passed in, not on ASTRALOG_BIND"
     ] == caplog.messages
 

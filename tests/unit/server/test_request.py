@@ -130,10 +130,8 @@ def test_a_unix_socket_has_no_addresses(wire: Wire) -> None:
     assert ["", ""] == [environ["REMOTE_ADDR"], environ["SERVER_NAME"]]
 
 
-def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each request still has its own length and body; a head that is too long is not kept."""
+def count_parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return a list to which each head is added that gunicorn parses."""
     parsed = []
     parse_headers = Request.parse_headers
 
@@ -142,6 +140,14 @@ def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
         return parse_headers(request, data, **kwargs)
 
     monkeypatch.setattr(Request, "parse_headers", count)
+    return parsed
+
+
+def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request still has its own length and body; a head that is too long is not kept."""
+    parsed = count_parsed(monkeypatch)
     for length in (3, 10, 0, 3):
         wire.send(head(f"Content-Length: {length}", "X-A: 1") + b"x" * length)
         request = wire.next()
@@ -154,6 +160,43 @@ def test_a_head_that_differs_in_its_length_alone_is_parsed_once(
     assert 3 == len(parsed)
 
 
+def test_a_head_that_differs_in_its_key_too_is_parsed_once(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that gives each batch a key sends another head with each, before or after it."""
+    parsed = count_parsed(monkeypatch)
+    for order in (1, -1):
+        for length, key in ((3, "a"), (10, '"longer"'), (0, "b"), (3, "a")):
+            fields = [f"Content-Length: {length}", "X-A: 1", f"Idempotency-Key: {key}"]
+            wire.send(head(*fields[::order]) + b"x" * length)
+            request = wire.next()
+            environ = request.environ(CLIENT, SERVER)
+            assert (str(length), key) == (
+                environ["CONTENT_LENGTH"],
+                environ["HTTP_IDEMPOTENCY_KEY"],
+            )
+            assert b"x" * length == request.body.read(100)
+    assert 2 == len(parsed)
+    for _ in range(2):
+        wire.send(head("Content-Length: 0", "X-A: 1"))
+        assert "HTTP_IDEMPOTENCY_KEY" not in wire.next().environ(CLIENT, SERVER)
+    assert 3 == len(parsed)
+
+
+def test_a_head_without_a_body_is_parsed_once(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no length the second time either; one whose body comes in chunks is not kept."""
+    heads = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", head("Transfer-Encoding: chunked")
+    for sent, body, parses in zip(heads, (b"", b"1\r\na\r\n0\r\n\r\n"), (1, 2), strict=True):
+        with monkeypatch.context() as patch:
+            parsed = count_parsed(patch)
+            for _ in range(2):
+                wire.send(sent + body)
+                request = wire.next()
+                assert "CONTENT_LENGTH" not in request.environ(CLIENT, SERVER)
+                assert body[3:4] == request.body.read(100)
+        assert parses == len(parsed)
+
+
 _LINES = [
     "Content-Length: 1",
     "content-length: 2",
@@ -164,12 +207,17 @@ _LINES = [
     "Content-Length : 1",
     "Content-Length: 1, 1",
     "Content-Length: ²",
+    "Content-Length: ",
     " folded",
     "X-A: 1",
     "X-A: 2",
     "X_A: 1",
     "Expect: 100-continue",
     "Connection: close",
+    "Idempotency-Key: a",
+    'idempotency-key: "b"',
+    "Idempotency-Key:c",
+    "Idempotency-Key: a b",
     "Transfer-Encoding: chunked",
     "X-Forwarded-Proto: https",
     "no field",
@@ -224,13 +272,18 @@ class Memory:
 
 AWAITED = head("Content-Length: 1", "Expect: 100-continue")
 FORWARDED = head("Content-Length: 1", "X-Forwarded-Proto: https")
+TWO_KEYS = [
+    head("Content-Length: 1", f"Idempotency-Key: {key}", "Idempotency-Key: b") for key in "ac"
+]
 
 
 @given(st.lists(heads, min_size=1, max_size=3), heads)
 @example([AWAITED], AWAITED)
 @example([FORWARDED], FORWARDED)
 @example([AWAITED], FORWARDED)
+@example(TWO_KEYS[:1], TWO_KEYS[1])
 @example([head("Content-Length: 1", "X-A: 1")], head("X-A: 1", "Content-Length: 1"))
+@example([head("Content-Length: 1")], head("Content-Length: "))
 def test_a_head_says_the_same_after_any_others(before: list[bytes], data: bytes) -> None:
     """Whatever a connection remembers, the next head is taken or rejected as if it did not."""
     with closing(Memory()) as fresh, closing(Memory(*before)) as experienced:

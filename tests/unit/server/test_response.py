@@ -1,6 +1,7 @@
 """Responses go out in few sends, each within its time, and what waits is accounted for."""
 
 import socket
+import time
 from collections.abc import Iterator
 from threading import Thread
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import gevent
 import pytest
 from gevent import socket as gevent_socket
 from gunicorn.config import Config
+from gunicorn.http.errors import InvalidResponseHeader
 
 from astralog.deadlines import Deadlines
 from astralog.server.connection_limits import ConnectionEnded, ConnectionLimits
@@ -152,6 +154,27 @@ def test_head_and_body_go_out_in_one_send(limits: ConnectionLimits) -> None:
     assert b"{}" == body
     assert head.startswith(b"HTTP/1.1 200 OK\r\nDate: ")
     assert head.endswith(b"keep-alive\r\nContent-Length: 2\r\nContent-Type: application/json")
+
+
+def test_a_head_that_is_kept_says_what_is_true_now(
+    limits: ConnectionLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same response says another time later, and another length where it has one."""
+    now = 1_795_392_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    dates = ["Mon, 23 Nov 2026 00:00:00 GMT", "Mon, 23 Nov 2026 00:00:01 GMT"]
+    for date, body in zip(dates, (b"a", b"bc"), strict=True):
+        (sent,) = respond(limits, body, Content_Length=str(len(body)))
+        head = f"HTTP/1.1 200 OK\r\nDate: {date}\r\nConnection: keep-alive\r\n"
+        assert f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body == sent
+        now += 1
+
+
+def test_a_header_that_cannot_be_sent_is_an_error_each_time(limits: ConnectionLimits) -> None:
+    """What is checked once is what passed."""
+    for _ in range(2):
+        with pytest.raises(InvalidResponseHeader):
+            respond(limits, X_A="a\r\nX-B: b")
 
 
 def test_a_large_body_is_not_copied_behind_its_head(limits: ConnectionLimits) -> None:

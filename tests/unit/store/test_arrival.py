@@ -216,6 +216,7 @@ def make_many(directory: Path, count: int, pids: int = 2, copied: bool = False) 
     return [message for _, _, message in sorted(logs)]
 
 
+@pytest.mark.slow
 def test_the_newest_lines_of_many_segments_take_few_reads(tmp_path: Path) -> None:
     """The last 50 lines of 10,000 segments are in the last few files, and no others are opened."""
     messages = make_many(tmp_path, 10_000)

@@ -11,13 +11,13 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.threadpool import ThreadPool
 
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.store.batch_queue import GROUP_BYTES, Batch, QueuedBatch
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.deliveries import CURSOR_NAME, encode_fact
+from astralog.store.disk_threads import DiskThreads
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
@@ -444,15 +444,15 @@ def test_a_fault_of_the_drain_rejects_what_it_has_taken(
     queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A batch that was taken and not given to the storage is answered, and frees its memory."""
-    spawn = ThreadPool.spawn
+    call = DiskThreads.call
 
-    def fail_once(pool: ThreadPool, function: Any, *args: Any) -> Any:
+    def fail_once(threads: DiskThreads, function: Any, *args: Any) -> Any:
         if function.__name__ != "store":
-            return spawn(pool, function, *args)
-        monkeypatch.setattr(ThreadPool, "spawn", spawn)
+            return call(threads, function, *args)
+        monkeypatch.setattr(DiskThreads, "call", call)
         raise MemoryError
 
-    monkeypatch.setattr(ThreadPool, "spawn", fail_once)
+    monkeypatch.setattr(DiskThreads, "call", fail_once)
     assert "storage_failed" == result(commit_later(queue, line(1)))
     assert 0 == reserved(queue)
     assert result(commit_later(queue, line(2))) is None

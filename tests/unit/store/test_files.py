@@ -1,7 +1,9 @@
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -243,3 +245,54 @@ def test_a_function_that_the_library_lacks_is_an_error() -> None:
     with pytest.raises(OSError, match="not implemented") as raised:
         libc.call("no_such_function_anywhere")
     assert errno.ENOSYS == raised.value.errno
+
+
+def test_a_sealed_segment_is_removed_in_all_its_forms(tmp_path: Path) -> None:
+    """Nothing of a removed segment is left, and of another all is."""
+    for name in ("a.ndjson", "a.ndjson.zst", "b.ndjson"):
+        (tmp_path / name).write_bytes(b"x")
+    assert files.remove_sealed(tmp_path, "a")
+    assert not files.remove_sealed(tmp_path, "a")
+    assert [tmp_path / "b.ndjson"] == list(tmp_path.iterdir())
+
+
+def test_a_segment_that_nobody_may_read_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's file, as of a restored backup, needs no lock: it is not compressed either."""
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"x")
+
+    def reject(*args: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", reject)
+    assert files.remove_sealed(tmp_path, "a")
+    assert not path.exists()
+
+
+def test_a_removal_waits_until_a_segment_has_its_compressed_name(tmp_path: Path) -> None:
+    """Between the look at the plain file and the rename, it stays; both forms then go."""
+    plain = tmp_path / "a.ndjson"
+    plain.write_bytes(b"x")
+    with plain.open("rb") as source, ThreadPoolExecutor(1) as thread:
+        with files.removal_lock(source.fileno()):
+            removal = thread.submit(files.remove_sealed, tmp_path, "a")
+            with pytest.raises(TimeoutError):
+                removal.result(0.2)
+            plain.with_name("a.ndjson.zst").write_bytes(b"y")
+        assert removal.result(10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_no_reason_to_keep_a_segment(
+    tmp_path: Path, break_os: Callable[..., Fault]
+) -> None:
+    """As NFS has none for what is open for reading alone; any other error is one."""
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"x")
+    fault = break_os("flock", errno.EIO, module=fcntl)
+    with pytest.raises(OSError, match="Input/output error"):
+        files.remove_sealed(tmp_path, "a")
+    fault._number = errno.EBADF
+    assert files.remove_sealed(tmp_path, "a")

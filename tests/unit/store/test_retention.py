@@ -9,7 +9,12 @@ import pytest
 
 from astralog.settings import Settings
 from astralog.store import retention
-from astralog.store.retention import SETTLE_SECONDS, MayRemove, Retention
+from astralog.store.retention import (
+    SETTLE_SECONDS,
+    UNDELIVERED_LOG_SECONDS,
+    MayRemove,
+    Retention,
+)
 from astralog.store.segment_index import SegmentIndex
 from tests.conftest import Disk, Fault
 
@@ -29,7 +34,7 @@ class Directory:
         os.utime(file, (seconds, seconds))
         self.sealed.add(name, size)
 
-    def retention(self, may_remove: MayRemove = lambda name: True, **values: float) -> Retention:
+    def retention(self, may_remove: MayRemove = lambda name: True, **values: object) -> Retention:
         settings = Settings(data_dir=self.path, tokens="x", **values)  # type: ignore[arg-type]
         return Retention(settings, may_remove)
 
@@ -157,6 +162,74 @@ def test_a_segment_that_may_not_go_keeps_all_later_ones(
     assert [] == directory.apply(applied)
 
 
+UNTIL_FULL = {"retain_undelivered": "until_full", "clickhouse_url": "http://localhost"}
+
+
+@pytest.mark.parametrize(
+    ("values", "free", "kept"),
+    [
+        ({"retain_free_bytes": 1000, "min_free_bytes": 0}, 1000, "abc"),
+        ({"retain_free_bytes": 1000, "min_free_bytes": 0}, 999, "bc"),
+        ({"retain_free_bytes": 1000, "min_free_bytes": 0}, 899, "c"),
+        ({"retain_free_bytes": 1000, "min_free_bytes": 2000}, 1999, "bc"),
+        ({"retain_free_bytes": 0, "min_free_bytes": 1000}, 0, ""),
+        ({"retain_bytes": 1, "min_free_bytes": 1000}, 1000, "abc"),
+        ({"retain_seconds": 1, "min_free_bytes": 1000}, 1000, "abc"),
+        ({"retain_seconds": 1, "min_free_bytes": 1000}, 999, "bc"),
+    ],
+)
+def test_undelivered_segments_make_room_on_a_full_disk_where_they_may(
+    directory: Directory, values: dict[str, object], free: int, kept: str
+) -> None:
+    """As many as the disk lacks, and for no other reason."""
+    applied = directory.retention(lambda name: False, **UNTIL_FULL, **values)
+    assert names(kept) == directory.apply(applied, free)
+    removed = 3 - len(kept)
+    assert [removed] * 2 == [applied.removed_segments, applied.removed_undelivered_segments]
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"retain_undelivered": "always"}, {"retain_undelivered": "until_full"}]
+)
+def test_undelivered_segments_stay_on_a_full_disk_otherwise(
+    directory: Directory, values: dict[str, object]
+) -> None:
+    """Unless it is asked for, and something is delivered at all."""
+    if values != {"retain_undelivered": "until_full"}:
+        values = {**values, "clickhouse_url": "http://localhost"}
+    applied = directory.retention(lambda name: False, min_free_bytes=1000, **values)
+    assert names("abc") == directory.apply(applied, free=0)
+    assert 0 == applied.removed_undelivered_segments
+
+
+def test_delivered_segments_are_not_counted_as_undelivered(directory: Directory) -> None:
+    """They make room as well, where they are older."""
+    applied = directory.retention(lambda name: name == "a", min_free_bytes=300, **UNTIL_FULL)
+    assert names("c") == directory.apply(applied, free=0)
+    assert [2, 1] == [applied.removed_segments, applied.removed_undelivered_segments]
+
+
+def test_what_is_removed_undelivered_is_told_loudly_and_once_a_minute(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, and then with what came since."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    applied = directory.retention(lambda name: False, min_free_bytes=1000, **UNTIL_FULL)
+    directory.apply(applied, free=950)
+    directory.add("d", 400)
+    directory.apply(applied, free=650)
+    now += UNDELIVERED_LOG_SECONDS
+    directory.apply(applied, free=1000)
+    directory.apply(applied, free=1000)
+    why = "as ASTRALOG_RETAIN_UNDELIVERED says: less than 1000 bytes of disk were free"
+    assert caplog.messages == [
+        f"removed 1 segments, 100 bytes, up to a BEFORE THEY WERE DELIVERED, {why}",
+        f"removed 2 segments, 500 bytes, up to c BEFORE THEY WERE DELIVERED, {why}",
+    ]
+    assert {"ERROR"} == {record.levelname for record in caplog.records}
+
+
 def test_other_files_are_neither_counted_nor_removed(directory: Directory) -> None:
     """Retention knows segments only."""
     (directory.path / "0-token").write_bytes(b"x" * 1000)
@@ -184,7 +257,7 @@ def test_a_file_that_cannot_be_removed_keeps_all_later_ones(
     applied = directory.retention(retain_bytes=1)
     for _ in range(3):
         assert names("abc") == directory.apply(applied)
-    assert ["cannot remove a.ndjson: Read-only file system"] == caplog.messages
+    assert ["cannot remove a: Read-only file system"] == caplog.messages
     assert [0, 3] == [applied.removed_segments, len(directory.sealed)]
     unlinks.times = 0
     assert [] == directory.apply(applied)

@@ -32,7 +32,7 @@ def test_each_segment_is_listed_once(tmp_path: Path) -> None:
         write(tmp_path, name)
     for name in ("token", "forward.cursor", "export.ndjson", f"{FIRST}.ndjson.zst.new"):
         write(tmp_path, name)
-    assert ({FIRST}, {SECOND}) == sealed.list_segments(tmp_path)
+    assert ({FIRST}, {SECOND}, {FIRST}) == sealed.list_segments(tmp_path)
 
 
 def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
     write(tmp_path, f"{FIRST}.ndjson")
     path = write(tmp_path, f"{FIRST}.ndjson.open")
     seal_file(path, len(LINES))
-    assert ({FIRST, f"{FIRST}-1"}, set()) == sealed.list_segments(tmp_path)
+    assert {FIRST, f"{FIRST}-1"} == sealed.list_segments(tmp_path).sealed
     assert sealed.start_of(FIRST) == sealed.start_of(f"{FIRST}-1")
 
 
@@ -92,10 +92,42 @@ def test_a_damaged_segment_is_an_error(tmp_path: Path, damage: str) -> None:
         file.read()
 
 
-def test_both_forms_are_removed(tmp_path: Path) -> None:
-    """Nothing of a removed segment is left, and of another all is."""
-    for name in (FIRST + ".ndjson", FIRST + ".ndjson.zst", SECOND + ".ndjson"):
-        write(tmp_path, name)
-    sealed.remove_sealed(tmp_path, FIRST)
-    sealed.remove_sealed(tmp_path, FIRST)
-    assert [tmp_path / (SECOND + ".ndjson")] == list(tmp_path.iterdir())
+@pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
+def test_the_size_of_the_lines_is_that_of_either_form(tmp_path: Path, suffix: str) -> None:
+    """A compressed segment has the size that it had before."""
+    write(tmp_path, FIRST + suffix, LINES * 1000)
+    assert len(LINES) * 1000 == sealed.size_of_lines(tmp_path, FIRST)
+
+
+def test_the_size_of_lines_that_tell_none_is_found(tmp_path: Path) -> None:
+    """Other programs write frames without the size of their content."""
+    compressor = zstd.ZstdCompressor()
+    packed = compressor.compress(LINES) + compressor.flush()
+    (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(packed)
+    assert zstd.get_frame_info(packed).decompressed_size is None
+    assert len(LINES) == sealed.size_of_lines(tmp_path, FIRST)
+
+
+def test_a_segment_that_is_gone_or_damaged_has_no_size(tmp_path: Path) -> None:
+    """No size is made up."""
+    with pytest.raises(FileNotFoundError):
+        sealed.size_of_lines(tmp_path, FIRST)
+    (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"no zstd at all")
+    with pytest.raises(READ_ERRORS):
+        sealed.size_of_lines(tmp_path, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "name"),
+    [
+        (f"{FIRST}.ndjson", FIRST),
+        (f"{SECOND}.ndjson", SECOND),
+        (f"{FIRST}.ndjson.zst", None),
+        (f"{FIRST}.ndjson.open", None),
+        ("export.ndjson", None),
+        ("token", None),
+    ],
+)
+def test_only_a_plain_sealed_file_of_the_service_is_one(file_name: str, name: str | None) -> None:
+    """What another program left there is none of the service's segments."""
+    assert name == sealed.plain_name(file_name)

@@ -8,9 +8,15 @@ import pytest
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.compressor import CompressionCounts
 from astralog.store.deliveries import ForwardStatus, write_status
 from astralog.store.housekeeper import LOOK_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
+from astralog.telemetry.directory_families import (
+    compression_families,
+    disk_families,
+    forward_families,
+)
 from astralog.telemetry.families import (
     READY,
     STATES,
@@ -18,8 +24,6 @@ from astralog.telemetry.families import (
     WORKERS,
     Family,
     counter_families,
-    disk_families,
-    forward_families,
     queue_families,
 )
 from tests.conftest import Disk
@@ -119,10 +123,11 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
         "segments_bytes": {("open",): 2, ("sealed",): 4},
         "free_disk_bytes": {(): 5},
         "total_disk_bytes": {(): 6},
+        "idempotency_keys": {(): 0},
     }
     assert expected == {name: family.read() for name, family in families.items()}
     usage = None
-    assert [{}] * 4 == [family.read() for family in families.values()]
+    assert [{}] * 5 == [family.read() for family in families.values()]
 
 
 def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> None:
@@ -146,3 +151,15 @@ def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> 
     assert 2 == shown["astralog_forward_waiting_segments"]
     assert 10 == shown["astralog_forward_waiting_bytes"]
     assert 6 == len(forward_families(CommitQueue(on, Counters().store)))
+
+
+def test_the_one_process_that_compresses_tells_what_waits() -> None:
+    """What it counts is a sum across all; how many wait, no other process knows."""
+    counts = CompressionCounts()
+    families = by_name(compression_families(counts))
+    assert {} == families["compression_waiting_segments"].read()
+    counts.waiting_segments = 0
+    counts.segments, counts.failures = 3, 2
+    assert {(): 0} == families["compression_waiting_segments"].read()
+    assert {(): 3} == families["compressed_segments"].read()
+    assert {(): 2} == families["compression_failures"].read()

@@ -1,0 +1,174 @@
+"""Compress a directory's sealed segments one after another; one process of all does so."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+from astralog.store import files
+from astralog.store.compression import Saving, compress_segment, remove_draft
+from astralog.store.deliveries import FILE_MODE
+from astralog.store.plain_segments import PlainSegments
+
+log = logging.getLogger(__name__)
+
+LOCK_NAME = "compression.lock"
+
+#: Seconds between two looks at what is new, and at whether the process that compresses is there.
+LOOK_SECONDS = 1.0
+
+#: Seconds after a failure; doubled with each one in a row, up to the longest, for want of room.
+RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 60.0
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclasses.dataclass
+class CompressionCounts:
+    """What one process compressed so far."""
+
+    segments: int = 0
+    plain_bytes: int = 0  #: of these segments, before
+    compressed_bytes: int = 0  #: and after
+    failures: int = 0
+    cpu_seconds: float = 0.0
+    waiting_segments: int | None = None  #: None where another process compresses
+
+
+class Compressor:
+    """Compresses the segments of a directory while this process holds the directory's lock.
+
+    Every process that has one waits for the lock, which goes with its process.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._steps = self._wait_and_compress()
+        self._retry_seconds = RETRY_SECONDS
+        self._logged_error = ""  # that keeps all segments from being compressed, until it is over
+        self._postponed: dict[
+            str, float
+        ] = {}  # segments that failed, with the time of the next try
+        self._logged: set[str] = set()  # segments whose failure was logged
+        self.counts = CompressionCounts()
+
+    def step(self) -> float:
+        """Compress a segment, if one is there; return the seconds until the next step."""
+        try:
+            pause = next(self._steps)
+            self.counts.cpu_seconds = time.process_time()
+            return pause
+        except (OSError, MemoryError) as error:
+            self._steps = self._wait_and_compress()
+            self._log_once(f"cannot compress in {self._directory}: {_words(error)}")
+            return self._back_off()
+
+    def close(self) -> None:
+        """Leave the directory to another process."""
+        self._steps.close()
+
+    def _wait_and_compress(self) -> Generator[float, None, None]:
+        while (lock := self._take_lock()) is None:
+            yield LOOK_SECONDS
+        try:
+            remove_draft(self._directory)
+            with contextlib.closing(PlainSegments(self._directory)) as plain:
+                while True:
+                    self._check_in_place(lock)
+                    plain.look()
+                    yield self._compress_next(plain)
+        finally:
+            self.counts.waiting_segments = None
+            os.close(lock)
+
+    def _take_lock(self) -> int | None:
+        """Return what holds the directory for this process, None where another one has it."""
+        lock = os.open(self._directory / LOCK_NAME, os.O_CREAT | os.O_RDWR, FILE_MODE)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._check_in_place(lock)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    def _check_in_place(self, lock: int) -> None:
+        """Raise OSError where the directory was replaced, or can only be read.
+
+        Nothing of it is held then, so that its disk can be unmounted.
+        """
+        if not files.is_same_file(lock, self._directory / LOCK_NAME):
+            raise OSError(errno.ESTALE, "the directory was replaced")
+        if files.space(self._directory).is_read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def _compress_next(self, plain: PlainSegments) -> float:
+        """Compress the oldest segment; return the seconds until the next one."""
+        if not len(plain):
+            self._put_back(plain)
+        self.counts.waiting_segments = waiting = len(plain) + len(self._postponed)
+        name = plain.take()
+        if name is None:
+            return LOOK_SECONDS
+        try:
+            saving = compress_segment(self._directory, name)
+        except (OSError, MemoryError) as error:
+            return self._note_failure(plain, name, error)
+        self.counts.waiting_segments = waiting - 1
+        self._note_success(name, saving)
+        return 0.0
+
+    def _note_success(self, name: str, saving: Saving | None) -> None:
+        self._retry_seconds = RETRY_SECONDS
+        self._logged.discard(name)
+        if self._logged_error:
+            self._logged_error = ""
+            log.warning("segments are compressed again")
+        if saving:
+            self.counts.segments += 1
+            self.counts.plain_bytes += saving.plain
+            self.counts.compressed_bytes += saving.compressed
+
+    def _note_failure(self, plain: PlainSegments, name: str, error: OSError | MemoryError) -> float:
+        """Try the same segment again once there may be room for it, else go on with the others."""
+        self.counts.failures += 1
+        if isinstance(error, MemoryError) or error.errno in _FULL:
+            plain.put(name)
+            self._log_once(f"segments stay uncompressed: {_words(error)}; it is tried again")
+            return self._back_off()
+        if name not in self._logged:
+            self._logged.add(name)
+            log.error("cannot compress %s: %s; it is tried again every minute", name, _words(error))
+        self._postponed[name] = time.monotonic() + LONGEST_RETRY_SECONDS
+        return RETRY_SECONDS
+
+    def _put_back(self, plain: PlainSegments) -> None:
+        """Try those again that failed, when nothing else is left to do."""
+        now = time.monotonic()
+        for name, due_at in list(self._postponed.items()):
+            if due_at <= now:
+                del self._postponed[name]
+                plain.put(name)
+
+    def _back_off(self) -> float:
+        pause = self._retry_seconds
+        self._retry_seconds = min(2 * pause, LONGEST_RETRY_SECONDS)
+        return pause
+
+    def _log_once(self, text: str) -> None:
+        if text != self._logged_error:
+            self._logged_error = text
+            log.warning(text)
+
+
+def _words(error: OSError | MemoryError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or "out of memory"

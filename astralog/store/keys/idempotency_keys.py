@@ -1,0 +1,266 @@
+"""Batches with an idempotency key: stored once, however often they are sent, to whichever worker.
+
+A request claims its key: an entry in memory keeps the others of this process out, a lock the other
+processes. The drain thread, which has the key to itself then, takes up what others appended to the
+journal, and looks whether the batch is stored already. If not, it appends where the lines will lie,
+syncs that, and only then writes the lines.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+from gevent.monkey import get_original
+
+from astralog.settings import Settings
+from astralog.store.keys.claims import REPLAYED, Claim
+from astralog.store.keys.index import KeyIndex
+from astralog.store.keys.locks import KeyLocks
+from astralog.store.keys.records import Entry, Key
+from astralog.store.keys.stored_lines import StoredLines
+from astralog.store.segment_reader import READ_ERRORS
+from astralog.store.storage import FULL, Storage
+
+log = logging.getLogger(__name__)
+
+#: While a journal of many keys is read, others run for so many seconds between two steps.
+PAUSE_SECONDS = 0.0002
+
+
+class JournalError(Exception):
+    """The journal could not be written; nothing that was to come after it was."""
+
+    def __init__(self, error: OSError | MemoryError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class KeyedBatch(Protocol):
+    """A batch of a commit group, which may have a key."""
+
+    lines: bytes
+    claim: Claim | None
+
+
+class IdempotencyKeys:
+    """The keys of a data directory, as one of its processes knows them.
+
+    `claim` is called by the hub, all else by threads.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._directory = settings.data_dir
+        self._mode = settings.sync
+        self._index = KeyIndex(
+            settings.data_dir, settings.idempotency_keys, settings.idempotency_seconds
+        )
+        self._locks = KeyLocks(settings.data_dir)
+        self._lines = StoredLines(settings.data_dir, settings.sync == "always")
+        self._claimed: set[str] = set()
+        self._held: list[tuple[Storage, Claim]] = []  # keys of lines that may still come back
+        self._mutex = get_original("threading", "Lock")()  # of the index, among threads
+        self._logged_error = ""
+        self.is_open = False
+        self.error_code: str | None = None
+
+    @property
+    def held_keys(self) -> int:
+        """The keys that are remembered, which is the same in every process."""
+        return self._index.held_keys
+
+    @property
+    def forgotten_keys(self) -> int:
+        """The keys that this process forgot before their time, for all processes."""
+        return self._index.forgotten_keys
+
+    # --- The start
+
+    def are_used(self) -> bool:
+        """Return whether there ever was a key in the directory."""
+        return self._locks.exists()
+
+    def open(self) -> None:
+        """Read the journal; the keys cannot be claimed before. Raises nothing."""
+        try:
+            with self._mutex:
+                self._locks.open()
+                for _ in self._index.load():
+                    time.sleep(PAUSE_SECONDS)
+        except (OSError, MemoryError) as error:
+            self._note_error(error)
+        else:
+            self.is_open = True
+
+    def close(self) -> None:
+        """Let the other processes have all keys."""
+        self._locks.close()
+
+    # --- The hub's part
+
+    def claim(self, key: Key) -> Claim | None:
+        """Return a claim of the key, None where its batch is under way, here or elsewhere.
+
+        Raises OSError where that is not known.
+        """
+        if key.digest in self._claimed or not self._locks.take(key.digest):
+            return None
+        self._claimed.add(key.digest)
+        return Claim(key, self._locks.opened, self._release)
+
+    def _release(self, key: Key) -> None:
+        self._locks.release(key.digest)
+        self._claimed.discard(key.digest)  # not before, or a new claim's lock would be released
+
+    def is_known(self, key: Key) -> bool:
+        """Return whether the journal may have the key, as far as it was read."""
+        return bool(self._index.offsets_of(key.token, key.digest))
+
+    # --- The threads' part
+
+    def judge(self, claim: Claim) -> None:
+        """Say in the claim what becomes of its batch, as far as the journal was read."""
+        try:
+            claim.verdict = self._verdict_of(claim)
+        except READ_ERRORS as error:
+            log.error("cannot tell whether a batch with a key is stored: %s", error)
+            claim.verdict = "storage_failed"
+
+    def _verdict_of(self, claim: Claim) -> str | None:
+        key = claim.key
+        for entry in self._index.entries_of(key.token, key.digest):
+            if self._is_stored(entry):
+                return REPLAYED if entry.key.body == key.body else "key_reused"
+        return None
+
+    def _is_stored(self, entry: Entry) -> bool:
+        size = self._index.sealed_bytes(entry.segment)
+        if size is None:
+            return self._lines.has(entry)
+        self._lines.forget(entry.segment)
+        return entry.end <= size
+
+    def store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
+        """Store a commit group in which batches have keys.
+
+        Return what `Storage.store` does for those whose claim has no verdict afterwards.
+        """
+        self._release_held()
+        self._decide([batch.claim for batch in group if batch.claim])
+        rest = [batch for batch in group if not (batch.claim and batch.claim.verdict)]
+        keyed = [batch.claim for batch in rest if batch.claim]
+        if keyed:
+            try:
+                return self._store_keyed(storage, rest, keyed)
+            except JournalError as error:
+                code = self._note_error(error.error)
+                for claim in keyed:
+                    claim.verdict = code
+            rest = [batch for batch in rest if not batch.claim]
+        return storage.store([batch.lines for batch in rest]) if rest else None
+
+    def _decide(self, claims: Sequence[Claim]) -> None:
+        """Judge claims by what any process has appended to the journal."""
+        try:
+            with self._mutex:
+                self._locks.open()
+                self._index.catch_up()
+        except (OSError, MemoryError) as error:
+            code = self._note_error(error)
+            for claim in claims:
+                claim.verdict = code
+            return
+        for claim in claims:
+            if claim.epoch == self._locks.opened:
+                self.judge(claim)
+            else:  # the file of the locks was deleted, and another process may have the key
+                claim.verdict = "key_in_use"
+
+    def _store_keyed(
+        self, storage: Storage, batches: Sequence[KeyedBatch], claims: Sequence[Claim]
+    ) -> str | None:
+        places: list[tuple[str, int]] = []
+        announce = partial(self._announce, batches, places)
+        is_stored = False
+        try:
+            code = storage.store([batch.lines for batch in batches], announce)
+            is_stored = code is None
+        finally:
+            if is_stored:
+                self._lines.note_stored(*places[-1])
+            elif storage.has_unsettled():
+                for claim in claims:
+                    claim.hold()
+                    self._held.append((storage, claim))
+        return code
+
+    def _announce(
+        self,
+        batches: Sequence[KeyedBatch],
+        places: list[tuple[str, int]],
+        segment: str,
+        start: int,
+    ) -> None:
+        """Append to the journal where batches will lie; raises JournalError."""
+        now = int(time.time())
+        entries = []
+        for batch in batches:
+            end = start + len(batch.lines)
+            if batch.claim:
+                entries.append(Entry(now, batch.claim.key, segment, start, end))
+            start = end
+        places.append((segment, start))
+        try:
+            with self._mutex:
+                self._index.append(entries, is_synced=self._mode == "always")
+        except (OSError, MemoryError) as error:
+            raise JournalError(error) from error
+
+    # --- What is due by time
+
+    def maintain(self) -> None:
+        """Take up what others appended, and find out whether an error is over."""
+        self._release_held()
+        if not self.is_open:
+            if self.error_code or self.are_used():
+                self.open()
+            if not self.is_open:
+                return
+        try:
+            with self._mutex:
+                self._index.catch_up()
+                if self.error_code:
+                    self._locks.open()
+                    self._index.begin_file()
+                if self._mode == "everysec":
+                    self._index.sync()
+        except (OSError, MemoryError) as error:
+            self._note_error(error)
+        else:
+            self._note_success()
+
+    def _release_held(self) -> None:
+        held, self._held = self._held, []
+        for storage, claim in held:
+            if storage.has_unsettled():
+                self._held.append((storage, claim))
+            else:
+                claim.release_held()
+
+    def _note_error(self, error: OSError | MemoryError) -> str:
+        """Reject batches with keys from now on, with the code that this returns."""
+        number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+        self.error_code = "storage_full" if number in FULL else "storage_failed"
+        if self._logged_error != self.error_code:
+            self._logged_error = self.error_code
+            text = str(error) or "out of memory"
+            log.error("idempotency keys: %s; batches with a key are rejected", text)
+        return self.error_code
+
+    def _note_success(self) -> None:
+        self.error_code = None
+        if self._logged_error:
+            log.warning("idempotency keys: %s is over", self._logged_error)
+            self._logged_error = ""

@@ -1,0 +1,66 @@
+"""The sealed segments of a directory that are not compressed, oldest first."""
+
+import os
+import time
+from collections.abc import Iterable
+from heapq import heappop, heappush
+from pathlib import Path
+
+from astralog.store.directory_watch import ChangesLost
+from astralog.store.inventory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS, open_watch
+from astralog.store.sealed import plain_name
+
+
+class PlainSegments:
+    """What is to be compressed; raises OSError throughout.
+
+    A segment that is taken out comes back with the next scan, or when it is put back.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._watch = open_watch(directory)
+        self._next_scan_at = time.monotonic()
+        self._names: list[str] = []  # a heap
+        self._known: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def look(self) -> None:
+        """Learn what was sealed since the last look."""
+        now = time.monotonic()
+        try:
+            while self._watch and (names := self._watch.changes()):
+                # The watch also tells of those that are gone.
+                self._add(name for name in names if (self._directory / name).exists())
+        except ChangesLost:
+            self._next_scan_at = now
+        if now >= self._next_scan_at:
+            self._add(os.listdir(self._directory))
+            pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
+            self._next_scan_at = now + pause
+
+    def _add(self, file_names: Iterable[str]) -> None:
+        for name in map(plain_name, file_names):
+            if name:
+                self.put(name)
+
+    def put(self, name: str) -> None:
+        """Add a segment, unless it is there."""
+        if name not in self._known:
+            self._known.add(name)
+            heappush(self._names, name)
+
+    def take(self) -> str | None:
+        """Take out the oldest segment; None where there is none."""
+        if not self._names:
+            return None
+        name = heappop(self._names)
+        self._known.remove(name)
+        return name
+
+    def close(self) -> None:
+        """End the watch."""
+        if self._watch:
+            self._watch.close()

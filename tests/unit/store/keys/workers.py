@@ -1,0 +1,98 @@
+"""Workers of a service, in one process: each with its keys, its storage, and a way to die."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from astralog.settings import Settings
+from astralog.store.keys.claims import Claim
+from astralog.store.keys.idempotency_keys import IdempotencyKeys
+from astralog.store.keys.records import make_key
+from astralog.store.segment import Segment
+from astralog.store.segment_writer import SegmentWriter
+from astralog.store.storage import Storage
+
+TOKEN = bytes(32)
+IN_USE = "key_in_use"
+STORED = "stored"
+
+
+class Killed(BaseException):
+    """The process was killed here."""
+
+
+class Batch:
+    """What a commit group has of a batch."""
+
+    def __init__(self, lines: bytes, claim: Claim | None) -> None:
+        self.lines = lines
+        self.claim = claim
+
+
+class Worker:
+    """The keys and the storage of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.keys = IdempotencyKeys(settings)
+        self.keys.open()
+        self.storage = Storage(settings)
+        self.is_alive = True
+
+    def send(self, key: str, lines: bytes, body: bytes | None = None) -> str:
+        """Store a batch as a request does; return STORED, REPLAYED or the code that rejects it."""
+        claim = self.claim(key, lines if body is None else body)
+        if claim is None:
+            return IN_USE
+        outcome = self.store(Batch(lines, claim))[0]
+        claim.release()
+        return outcome
+
+    def claim(self, key: str, body: bytes) -> Claim | None:
+        return self.keys.claim(make_key(TOKEN, "00000000", key, body, ""))
+
+    def store(self, *batches: Batch) -> list[str]:
+        """Store a commit group, and return what became of each batch."""
+        code = self.keys.store(self.storage, batches)
+        return [(batch.claim and batch.claim.verdict) or code or STORED for batch in batches]
+
+    def send_plain(self, lines: bytes) -> str:
+        return self.storage.store([lines]) or STORED
+
+    def kill(self) -> None:
+        """End as by SIGKILL: what is open is closed by the kernel, and nothing else happens."""
+        self.is_alive = False
+        self.keys.close()
+        writer = self.storage._writer
+        for segment in [writer._segment, *writer._untruncated]:
+            if segment:
+                segment.close()
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, written: int = 0) -> None:
+    """Let the next commit group be killed at its `write`, after some bytes, or at its `sync`."""
+    original = getattr(Segment, place)
+    abandon = SegmentWriter._abandon
+
+    def die(segment: Segment, *arguments: list[bytes]) -> None:
+        monkeypatch.setattr(Segment, place, original)
+        if written:
+            original(segment, [arguments[0][0][:written]])
+        raise Killed
+
+    def abandon_unless_killed(writer: SegmentWriter, segment: Segment) -> None:
+        if not isinstance(sys.exc_info()[1], Killed):
+            abandon(writer, segment)
+
+    monkeypatch.setattr(Segment, place, die)
+    monkeypatch.setattr(SegmentWriter, "_abandon", abandon_unless_killed)
+
+
+def stored(path: Path) -> bytes:
+    """Return what all segments hold, oldest first."""
+    return b"".join(file.read_bytes() for file in sorted(path.glob("*.ndjson*")))
+
+
+def journal(path: Path) -> bytes:
+    """Return what all files of the journal hold, oldest first."""
+    return b"\n".join(file.read_bytes() for file in sorted(path.glob("keys-*.journal")))

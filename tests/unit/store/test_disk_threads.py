@@ -1,0 +1,72 @@
+import threading
+import weakref
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+from astralog.store.disk_threads import DiskThreads
+
+#: Seconds to wait for what should come at once; an upper bound that a slow machine needs.
+TIMEOUT_SECONDS = 10
+
+
+@pytest.fixture
+def threads() -> DiskThreads:
+    """Return two threads."""
+    threads = DiskThreads(2)
+    threads.start()
+    return threads
+
+
+@pytest.fixture(autouse=True)
+def timeout() -> Iterator[None]:
+    with gevent.Timeout(TIMEOUT_SECONDS):
+        yield
+
+
+def fail() -> None:
+    raise MemoryError("none left")
+
+
+def test_a_call_returns_or_raises_as_the_function_does(threads: DiskThreads) -> None:
+    """It runs in another thread; the one after a failure is like any other."""
+    assert threading.get_native_id() != threads.call(threading.get_native_id)
+    with pytest.raises(MemoryError, match="none left"):
+        threads.call(fail)
+    assert threads.call(divmod, 7, 2) == (3, 1)
+
+
+def test_others_are_served_while_calls_block(threads: DiskThreads) -> None:
+    """The hub goes on, and a call for which no thread is free comes after them."""
+    opened = threading.Event()
+    blocked = [gevent.spawn(threads.call, opened.wait, TIMEOUT_SECONDS) for _ in range(2)]
+    third = gevent.spawn(threads.call, len, "abc")
+    gevent.sleep(0.01)
+    assert not any(greenlet.ready() for greenlet in (*blocked, third))
+    opened.set()
+    assert [True, True, 3] == [greenlet.get() for greenlet in (*blocked, third)]
+
+
+def test_a_caller_that_is_killed_makes_no_one_wait(threads: DiskThreads) -> None:
+    """Its call ends unheard, and the next one gets its own answer."""
+    opened = threading.Event()
+    caller = gevent.spawn(threads.call, opened.wait, TIMEOUT_SECONDS)
+    gevent.sleep(0.01)
+    caller.kill()
+    opened.set()
+    assert [3, 4] == [threads.call(len, "a" * size) for size in (3, 4)]
+
+
+def test_nothing_of_a_call_is_held_after_it(threads: DiskThreads) -> None:
+    """What a commit group holds is let go of, though the next one may be long in coming."""
+
+    class Buffer:
+        pass
+
+    buffer = Buffer()
+    held = weakref.ref(buffer)
+    assert not threads.call(hasattr, buffer, "name")
+    del buffer
+    while held():  # the thread may be about to
+        gevent.sleep(0.001)

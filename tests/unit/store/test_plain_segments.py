@@ -1,0 +1,115 @@
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from astralog.store import inventory
+from astralog.store.directory_watch import ChangesLost, DirectoryWatch
+from astralog.store.inventory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS
+from astralog.store.plain_segments import PlainSegments
+
+NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(5)]
+
+
+def seal(directory: Path, name: str, suffix: str = ".ndjson") -> None:
+    (directory / (name + suffix)).touch()
+
+
+def taken(plain: PlainSegments) -> list[str]:
+    """Take out all that is there."""
+    return [name for _ in range(len(plain)) if (name := plain.take())]
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[PlainSegments]:
+    made = PlainSegments(tmp_path)
+    yield made
+    made.close()
+
+
+def test_what_is_there_comes_first_and_in_order(tmp_path: Path, plain: PlainSegments) -> None:
+    """Only sealed segments of the service, and of these the plain ones, oldest first."""
+    for name in (NAMES[2], NAMES[0]):
+        seal(tmp_path, name)
+    seal(tmp_path, NAMES[1], ".ndjson.zst")
+    seal(tmp_path, NAMES[3], ".ndjson.open")
+    seal(tmp_path, "export")
+    plain.look()
+    assert 2 == len(plain)
+    assert [NAMES[0], NAMES[2]] == taken(plain)
+    assert plain.take() is None
+
+
+def test_what_is_sealed_later_is_told_by_the_system(tmp_path: Path, plain: PlainSegments) -> None:
+    """A segment is there once, however many changes there were."""
+    plain.look()
+    seal(tmp_path, NAMES[1], ".ndjson.open")
+    (tmp_path / f"{NAMES[1]}.ndjson.open").rename(tmp_path / f"{NAMES[1]}.ndjson")
+    plain.look()
+    seal(tmp_path, NAMES[0])
+    plain.look()
+    plain.put(NAMES[0])
+    assert [NAMES[0], NAMES[1]] == taken(plain)
+    plain.look()
+    assert [] == taken(plain)
+
+
+def test_without_a_watch_the_directory_is_listed_each_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the system has no watch left."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("astralog.store.plain_segments.open_watch", lambda directory: None)
+    plain = PlainSegments(tmp_path)
+    plain.look()
+    seal(tmp_path, NAMES[0])
+    plain.look()
+    assert [] == taken(plain)
+    clock.now += UNWATCHED_SCAN_SECONDS
+    plain.look()
+    assert [NAMES[0]] == taken(plain)
+    plain.close()
+
+
+def test_with_a_watch_the_directory_is_listed_each_hour(
+    tmp_path: Path, plain: PlainSegments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make sure, and at once where changes were lost."""
+    clock = Clock(monkeypatch)
+    plain.look()
+    seal(tmp_path, NAMES[0])
+    monkeypatch.setattr(DirectoryWatch, "changes", lambda self: set())
+    plain.look()
+    assert [] == taken(plain)
+    clock.now += SCAN_SECONDS
+    plain.look()
+    assert [NAMES[0]] == taken(plain)
+
+    def lose(self: DirectoryWatch) -> set[str]:
+        raise ChangesLost
+
+    monkeypatch.setattr(DirectoryWatch, "changes", lose)
+    plain.look()
+    assert [NAMES[0]] == taken(plain)
+
+
+def test_a_watch_is_missed_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says how soon segments are found then."""
+
+    def fail(self: DirectoryWatch, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DirectoryWatch, "__init__", fail)
+    assert inventory.open_watch(tmp_path) is None
+    assert "every 60 seconds" in caplog.text
