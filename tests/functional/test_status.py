@@ -202,7 +202,7 @@ def test_filters_find_logs(page: Page) -> None:
     store(page.service, *(log | {"message": "again"} for log in logs))
     wait_for(lambda: page.messages() == ["again", "broken"])
     page.filter("q", "nothing like this")
-    assert "No stored log matches" in wait_for(lambda: page.browser.text("#no-logs"))
+    assert "No log is found" in wait_for(lambda: page.browser.text("#no-logs"))
 
 
 def test_no_log_drives_the_page(page: Page) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.service import TOKEN, Service, make_batch, wait_for
 
+pytestmark = pytest.mark.slow
+
 #: Requests on connections of their own, which both workers get some of.
 ASKED = 12
 
@@ -84,7 +86,6 @@ def test_the_hour_outlives_the_workers(service: Service) -> None:
     assert ask(service, "/status/data")["at"] - ask(service, "/status/data")["started_at"] > 0
 
 
-@pytest.mark.slow
 def test_the_hour_goes_on_through_an_upgrade(service: Service) -> None:
     """The next master shows it too."""
     before = wait_for(lambda: known(service))

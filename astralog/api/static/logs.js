@@ -4,6 +4,9 @@ import { bytes, make, many, show } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
 
+/** Logs of an answer, if there are as many. */
+const PAGE = 100;
+
 /** Logs that stay on the page; those that are open stay longer. */
 const SHOWN = 300;
 
@@ -117,10 +120,11 @@ export class Logs {
     const empty = byId("no-logs");
     empty.hidden = !isEmpty;
     if (isFirst) {
-      const searched = page.is_all ? "" : `The newest ${bytes(page.searched_bytes)} were searched; astralog tail reads all.`;
-      byId("logs-state").textContent = isFiltered ? searched : "";
-      if (!isFiltered) empty.textContent = "Nothing is stored yet. Logs show up here as they come in.";
-      else empty.textContent = "No stored log matches. Those that do show up here as they come in.";
+      const isShort = !page.is_all && page.logs.length < PAGE;
+      const searched = `${bytes(page.searched_bytes)} were searched, and nothing older; astralog tail reads all.`;
+      byId("logs-state").textContent = isShort ? searched : "";
+      if (isFiltered || !page.is_all) empty.textContent = "No log is found. Those that match show up here as they come in.";
+      else empty.textContent = "Nothing is stored yet. Logs show up here as they come in.";
     }
     this.tell(isFirst ? 0 : page.logs.length);
   }
