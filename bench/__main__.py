@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import balance, compression, forward, measure, report, segments
+from bench import balance, compression, forward, keyed, measure, report, segments
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
@@ -20,6 +20,7 @@ CONNECTIONS = (1, 8, 32)
 SECTIONS = (
     "options",
     "otlp",
+    "keyed",
     "workers",
     "shares",
     "growth",
@@ -71,6 +72,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.options = runner.options()
         if "otlp" in sections:
             results.otlp = runner.otlp()
+        if "keyed" in sections:
+            results.keyed = keyed.compare(runner)
         if "workers" in sections:
             results.workers = runner.workers()
         if "shares" in sections:

@@ -61,6 +61,16 @@ class Workers:
 
 
 @dataclass
+class Keyed:
+    """Batches without and with idempotency keys, alternating; factors are those of the latter."""
+
+    plain: list[Cell]
+    keyed: list[Cell]
+    efficiency: float  # logs per CPU second
+    p99_factor: float
+
+
+@dataclass
 class Shares:
     """CPU of the busiest of several workers in that of the least busy one, start by start."""
 
@@ -128,6 +138,7 @@ class Results:
     cells: list[Cell] = field(default_factory=list)
     options: Cell | None = None
     otlp: Cell | None = None
+    keyed: list[Keyed] = field(default_factory=list)
     workers: Workers | None = None
     shares: list[Shares] = field(default_factory=list)
     growth: Growth | None = None
@@ -140,6 +151,7 @@ class Results:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         cells += [cell for cell in (self.options, self.otlp) if cell]
+        cells += [cell for keyed in self.keyed for cell in keyed.plain + keyed.keyed]
         checks = [cell.check for cell in cells]
         checks += self.forward.checks if self.forward else []
         checks += self.compression.checks if self.compression else []
@@ -194,6 +206,10 @@ def marks(results: Results) -> Iterator[Mark]:
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
     yield from _marks_of_forms(results)
+    for keyed, least in zip(results.keyed, (0.85, 0.75), strict=False):
+        name = f"{keyed.plain[0].batch} a batch, with keys"
+        yield Mark(f"{name}: logs per CPU second of none", keyed.efficiency, least, False)
+        yield Mark(f"{name}: p99 of none", keyed.p99_factor, 1.5, True)
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)

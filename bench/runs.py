@@ -56,7 +56,7 @@ class Runner:
         for count, (batch, connections) in enumerate(sizes, 1):
             progress(f"cell {count} of {len(sizes)}: {batch} a batch, {connections} connections")
             self._take_yardsticks(batch)
-            cells.append(self._cell(batch, connections))
+            cells.append(self.cell(batch, connections))
             self._take_yardsticks(batch)
         for cell in cells:
             cell.codec_us_per_log = self._codec.median(cell.batch) * 1e6
@@ -72,8 +72,8 @@ class Runner:
         one, two = [], []
         for count in range(1, ROUNDS + 1):
             progress(f"one worker and two, round {count} of {ROUNDS}")
-            one.append(self._cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=1))
-            two.append(self._cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=2))
+            one.append(self.cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=1))
+            two.append(self.cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=2))
         throughput = [statistics.median(c.logs_per_second for c in side) for side in (one, two)]
         per_cpu = [statistics.median(c.logs_per_cpu_second for c in side) for side in (one, two)]
         return Workers(one, two, throughput[1] / throughput[0], per_cpu[1] / per_cpu[0])
@@ -138,14 +138,15 @@ class Runner:
     def options(self) -> Cell:
         """Measure logs that the query fills in, and whose unknown fields it moves."""
         progress("options: NDJSON with defaults and unknown fields")
-        return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
+        return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
 
     def otlp(self) -> Cell:
         """Measure exports of OpenTelemetry in protobuf."""
         progress("otlp: exports in protobuf")
-        return self._cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=otlp.requests)
+        return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=otlp.requests)
 
-    def _cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
+    def cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
+        """Measure a load; `plan` is what it has beside the sizes."""
         with self.service(workers=workers) as service:
             outcome = self.load(service, batch, connections, [self.seconds], **plan)
             pids = service.worker_pids()

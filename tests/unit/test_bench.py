@@ -12,7 +12,7 @@ from astralog.intake.batch import decode_lines
 from astralog.intake.options import parse_options
 from astralog.intake.otlp import decode
 from astralog.intake.otlp_protobuf import Protobuf
-from bench import bodies, measure, options, otlp, stored
+from bench import bodies, load, measure, options, otlp, stored
 from bench.load import Outcome
 from tests.support.decoding import encode_batch, make_context
 
@@ -30,6 +30,16 @@ def test_a_log_id_tells_request_and_place() -> None:
     logs = msgspec.json.decode(bodies.templates(10)[3].body(4711))["logs"]
     places = [bodies.place(log["metadata"]["log_id"]) for log in logs]
     assert [(4711, index) for index in range(10)] == places
+
+
+def test_requests_with_keys_differ_in_nothing_else() -> None:
+    """Each has the key of its number, in a head that the length of its body is right in."""
+    pairs = zip(load.json_requests(10, "t"), load.keyed_requests(10, "t"), strict=True)
+    for plain, keyed in pairs:
+        request = b"".join(keyed.request(7))
+        line = b'Idempotency-Key: "bench-0000000007"\r\n'
+        assert 1 == request.count(line)
+        assert b"".join(plain.request(7)) == request.replace(line, b"")
 
 
 def test_exports_are_the_same_logs() -> None:

@@ -6,6 +6,7 @@ journal, and looks whether the batch is stored already. If not, it appends where
 syncs that, and only then writes the lines.
 """
 
+import contextlib
 import errno
 import logging
 import time
@@ -189,12 +190,18 @@ class IdempotencyKeys:
             is_stored = code is None
         finally:
             if is_stored:
-                self._lines.note_stored(*places[-1])
+                self._note_stored(*places[-1])
             elif storage.has_unsettled():
                 for claim in claims:
                     claim.hold()
                     self._held.append((storage, claim))
         return code
+
+    def _note_stored(self, segment: str, end: int) -> None:
+        """Know a group's keys from now on, so that the next try of one is not even decoded."""
+        self._lines.note_stored(segment, end)
+        with contextlib.suppress(OSError, MemoryError), self._mutex:  # or the next group knows them
+            self._index.read_on()
 
     def _announce(
         self,

@@ -77,14 +77,17 @@ class KeyIndex:
         for _ in range(ATTEMPTS):
             if self._file is None and not self._enter_newest():
                 break
-            file = self._file
-            is_newest = file is not None and file.is_newest()
-            while file and self._generations[-1].read_step(file.read):
-                pass
+            is_newest = self._file is not None and self._file.is_newest()
+            self.read_on()
             if is_newest:
                 break
             self._leave()
         self._tell_damage()
+
+    def read_on(self) -> None:
+        """Index what was appended to the current file; raises OSError."""
+        while self._file and self._generations[-1].read_step(self._file.read):
+            pass
 
     def _leave(self) -> None:
         """Have the newest file looked for anew: this one was deleted, or another comes after it."""
