@@ -9,6 +9,7 @@ import msgspec
 
 from bench.compression_results import Compression, compression_marks
 from bench.forward_results import Forward, forward_marks
+from bench.keyed_marks import keyed_marks
 from bench.stored import Check
 
 #: Connections at which the marks are read, where the run has such cells.
@@ -206,10 +207,7 @@ def marks(results: Results) -> Iterator[Mark]:
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
     yield from _marks_of_forms(results)
-    for keyed, least in zip(results.keyed, (0.85, 0.75), strict=False):
-        name = f"{keyed.plain[0].batch} a batch, with keys"
-        yield Mark(f"{name}: logs per CPU second of none", keyed.efficiency, least, False)
-        yield Mark(f"{name}: p99 of none", keyed.p99_factor, 1.5, True)
+    yield from starmap(Mark, keyed_marks(results.keyed))
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
