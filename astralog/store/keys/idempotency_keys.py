@@ -237,7 +237,8 @@ class IdempotencyKeys:
                 return
         try:
             with self._mutex:
-                self._index.catch_up()
+                if self._index.has_files():
+                    self._index.catch_up()
                 if self.error_code:
                     self._locks.open()
                     self._index.begin_file()

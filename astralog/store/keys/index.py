@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from astralog.store.keys.generation import Generation
-from astralog.store.keys.journal_files import JournalFile, list_numbers
+from astralog.store.keys.journal_files import JournalFile, list_numbers, path_of
 from astralog.store.keys.records import Entry, Sealed
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,13 @@ class KeyIndex:
         return held
 
     # --- Reading
+
+    def has_files(self) -> bool:
+        """Return whether there is a journal, without listing the directory; raises OSError.
+
+        Where this process knows none, the first file of a new one is the first to come.
+        """
+        return bool(self._generations) or path_of(self._directory, 1).exists()
 
     def load(self) -> Iterator[None]:
         """Index what is there and not known yet, in small steps; raises OSError."""
