@@ -123,12 +123,13 @@ class Generation:
         elif line and line != BEGINNING:  # damaged, or of another layout
             self.damaged_lines += 1
 
-    def offsets_of(self, digest: str) -> list[int]:
+    def offsets_of(self, digest: bytes) -> list[int]:
         """Return where a key stands, oldest first."""
-        text = digest.encode()
-        bucket = self._buckets.get(text[:_BUCKET_DIGITS], b"")
-        held = unhexlify(text[_BUCKET_DIGITS : _BUCKET_DIGITS + _HELD_DIGITS])
-        offsets = []
+        bucket = self._buckets.get(digest[:_BUCKET_DIGITS])
+        offsets: list[int] = []
+        if bucket is None:
+            return offsets
+        held = unhexlify(digest[_BUCKET_DIGITS : _BUCKET_DIGITS + _HELD_DIGITS])
         position = bucket.find(held)
         while position >= 0:
             if position % _RECORD_BYTES == 0:

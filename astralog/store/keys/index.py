@@ -136,19 +136,20 @@ class KeyIndex:
 
     def offsets_of(self, token: str, digest: str) -> list[tuple[Generation, int]]:
         """Return where a key stands, newest first."""
-        first = self._first_of.get(token.encode(), 0)
-        return [
-            (generation, offset)
-            for generation in reversed(self._generations)
-            if generation.number >= first
-            for offset in reversed(generation.offsets_of(digest))
-        ]
+        text = digest.encode()
+        found = []
+        for generation in reversed(self._generations):
+            if offsets := generation.offsets_of(text):
+                if generation.number < self._first_of.get(token.encode(), 0):
+                    break
+                found += [(generation, offset) for offset in reversed(offsets)]
+        return found
 
     def entries_of(self, token: str, digest: str) -> Iterator[Entry]:
         """Yield what the journal has for a key, newest first; raises OSError."""
-        oldest = time.time() - self._seconds
         for generation, offset in self.offsets_of(token, digest):
             entry = generation.entry_at(offset)
+            oldest = time.time() - self._seconds
             if entry and entry.key.digest == digest and entry.time >= oldest:
                 yield entry
 
