@@ -84,7 +84,10 @@ class Generation:
 
     def index(self, data: bytes) -> None:
         """Take up what follows `end`; a last line that is not whole yet waits for the next call."""
-        data = _without_unfinished_line(data)
+        found = data
+        # A hole ends the record before it, whose line break it took along.
+        data = _without_unfinished_line(data.replace(b"\0", b"\n"))
+        self.damaged_lines += b"\0" in found[: len(data)]
         keyed = self._index_keys(data.split(b"\n"))
         self.end += len(data)
         if keyed:
@@ -154,6 +157,6 @@ class Generation:
 def _without_unfinished_line(data: bytes) -> bytes:
     """Return what is indexed of some bytes: all, or all before a line that may still grow."""
     head, newline, last = data.rpartition(b"\n")
-    if is_whole(last) or len(last) >= _LINE_BYTES:
+    if not last or is_whole(last) or len(last) >= _LINE_BYTES:
         return data
     return head if newline else b""
