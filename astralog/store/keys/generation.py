@@ -62,9 +62,10 @@ class Generation:
         return self.keys_of.total()
 
     def is_in_place(self) -> bool:
-        """Return whether the file that is indexed is still there; raises OSError."""
+        """Return whether the file that is indexed is still there, and all of it; raises OSError."""
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path).st_ino == self._inode
+            status = os.stat(self.path)
+            return status.st_ino == self._inode and status.st_size >= self.end
         return False
 
     def read(self) -> Iterator[None]:

@@ -63,6 +63,7 @@ class IdempotencyKeys:
         self._claimed: set[str] = set()
         self._held: list[tuple[Storage, Claim]] = []  # keys of lines that may still come back
         self._mutex = get_original("threading", "Lock")()  # of the index, among threads
+        self._groups = 0  # that are being stored
         self._logged_error = ""
         self.is_open = False
         self.error_code: str | None = None
@@ -148,6 +149,15 @@ class IdempotencyKeys:
 
         Return what `Storage.store` does for those whose claim has no verdict afterwards.
         """
+        with self._mutex:
+            self._groups += 1
+        try:
+            return self._store(storage, group)
+        finally:
+            with self._mutex:
+                self._groups -= 1
+
+    def _store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
         self._release_held()
         self._decide([batch.claim for batch in group if batch.claim])
         rest = [batch for batch in group if not (batch.claim and batch.claim.verdict)]
@@ -176,7 +186,7 @@ class IdempotencyKeys:
         for claim in claims:
             if claim.epoch == self._locks.opened:
                 self.judge(claim)
-            else:  # the file of the locks was deleted, and another process may have the key
+            else:  # the file of the locks was closed, and another process may have the key
                 claim.verdict = "key_in_use"
 
     def _store_keyed(
@@ -237,10 +247,10 @@ class IdempotencyKeys:
                 return
         try:
             with self._mutex:
+                self._locks.open()
                 if self._index.has_files():
                     self._index.catch_up()
                 if self.error_code:
-                    self._locks.open()
                     self._index.begin_file()
                 if self._mode == "everysec":
                     self._index.sync()
@@ -248,6 +258,18 @@ class IdempotencyKeys:
             self._note_error(error)
         else:
             self._note_success()
+
+    def stand_aside(self) -> None:
+        """Hold nothing of a disk that fails, so that it can be unmounted and repaired.
+
+        Requests that have claimed a key and wait for their commit lose it, and are told so then. So
+        does what is held: who claims it next recovers its segment first, unless that is open still.
+        """
+        self._release_held()
+        with self._mutex:
+            if not (self._groups or any(storage.has_uncut for storage, _ in self._held)):
+                self._index.leave()
+                self._locks.close()
 
     def _release_held(self) -> None:
         held, self._held = self._held, []

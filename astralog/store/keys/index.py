@@ -88,7 +88,7 @@ class KeyIndex:
             self.read_on()
             if is_newest:
                 break
-            self._leave()
+            self.leave()
         self._tell_damage()
 
     def read_on(self) -> None:
@@ -96,8 +96,8 @@ class KeyIndex:
         while self._file and self._generations[-1].read_step(self._file.read):
             pass
 
-    def _leave(self) -> None:
-        """Have the newest file looked for anew: this one was deleted, or another comes after it."""
+    def leave(self) -> None:
+        """Close the newest file, and have it looked for anew when it is needed."""
         if self._file:
             self._file.close()
         self._file = None
@@ -213,7 +213,7 @@ class KeyIndex:
     def begin_file(self) -> None:
         """Begin a new file, or go on with the one that another process begins; raises OSError."""
         number = max([0, *list_numbers(self._directory)]) + 1
-        self._leave()
+        self.leave()
         self._enter(number)
         self._must_begin = False
 

@@ -1,7 +1,8 @@
-"""What a power cut, a failed sync or a person may leave of the journal and of the file of locks."""
+"""What a power cut or a failed sync may leave of the journal, and disks that are unmounted."""
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from astralog.settings import Settings
 from astralog.store.keys.claims import REPLAYED
 from astralog.store.keys.locks import KeyLocks
-from tests.unit.store.keys.workers import STORED, Worker, stored
+from astralog.store.segment import Segment
+from tests.unit.store.keys.workers import IN_USE, STORED, Batch, Worker, stored
 
 A, B = b'{"m":"a1"}\n{"m":"a2"}\n', b'{"m":"b"}\n'
 
@@ -26,6 +28,14 @@ def workers(settings: Settings) -> Iterator[list[Worker]]:
     for worker in workers:
         worker.storage.close()
         worker.kill()
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Iterator[Worker]:
+    worker = Worker(settings)
+    yield worker
+    worker.storage.close()
+    worker.kill()
 
 
 def journal_of(directory: Path) -> Path:
@@ -73,3 +83,45 @@ def test_locks_that_cannot_be_opened_fail_as_the_disk_does(tmp_path: Path) -> No
     with pytest.raises(OSError, match="Bad file descriptor"):
         locks.take("0123456789abcdef")
     locks.release("0123456789abcdef")
+
+
+def open_files(directory: Path) -> list[str]:
+    """Return the files of a directory that this process has open."""
+    paths = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            paths.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(Path(path).name for path in paths if path.startswith(f"{directory}/"))
+
+
+def test_nothing_is_held_of_a_disk_that_fails(worker: Worker, tmp_path: Path) -> None:
+    """It can be unmounted; a claim from before is lost, and keys are taken again afterwards."""
+    assert STORED == worker.send("a", A)
+    claim = worker.claim("b", B)
+    worker.storage.close()
+    assert ["keys-00000001.journal", "keys.lock"] == open_files(tmp_path)
+    worker.keys.stand_aside()
+    assert [] == open_files(tmp_path)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        worker.claim("c", A)
+    assert claim
+    assert [IN_USE] == worker.store(Batch(B, claim))
+    claim.release()
+    worker.keys.stand_aside()
+    worker.keys.maintain()
+    assert [REPLAYED, STORED] == [worker.send("a", A), worker.send("b", B)]
+
+
+def test_keys_are_not_let_go_while_their_lines_are_written(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process would store the batch as well."""
+    write = Segment.write
+
+    def stand_aside_and_write(segment: Segment, buffers: Sequence[bytes]) -> None:
+        worker.keys.stand_aside()
+        assert "keys.lock" in open_files(tmp_path)
+        write(segment, buffers)
+
+    monkeypatch.setattr(Segment, "write", stand_aside_and_write)
+    assert STORED == worker.send("a", A)
