@@ -71,12 +71,12 @@ class IdempotencyKeys:
     @property
     def held_keys(self) -> int:
         """The keys that are remembered, which is the same in every process."""
-        return self._index.held_keys
+        return self._index.known.held_keys
 
     @property
     def forgotten_keys(self) -> int:
         """The keys that this process forgot before their time, for all processes."""
-        return self._index.forgotten_keys
+        return self._index.known.forgotten_keys
 
     # --- The start
 
@@ -118,7 +118,7 @@ class IdempotencyKeys:
 
     def is_known(self, key: Key) -> bool:
         """Return whether the journal may have the key, as far as it was read."""
-        return bool(self._index.offsets_of(key.token, key.digest))
+        return bool(self._index.known.offsets_of(key.token, key.digest))
 
     # --- The threads' part
 
@@ -132,13 +132,13 @@ class IdempotencyKeys:
 
     def _verdict_of(self, claim: Claim) -> str | None:
         key = claim.key
-        for entry in self._index.entries_of(key.token, key.digest):
+        for entry in self._index.known.entries_of(key.token, key.digest):
             if self._is_stored(entry):
                 return REPLAYED if entry.key.body == key.body else "key_reused"
         return None
 
     def _is_stored(self, entry: Entry) -> bool:
-        size = self._index.sealed_bytes(entry.segment)
+        size = self._index.known.sealed_bytes(entry.segment)
         if size is None:
             return self._lines.has(entry)
         self._lines.forget(entry.segment)
