@@ -1,5 +1,6 @@
 """How requests claim their keys, and when they let go of them."""
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -166,7 +167,7 @@ def test_while_the_journal_fails_what_is_known_is_answered(queue: CommitQueue) -
     """A replay needs no journal that can be written; everything else with a key does."""
     assert "stored" == send(queue, key_of("a"))
     queue.keys.maintain()
-    queue.keys.error_code = "storage_failed"
+    queue.keys._error.note(OSError(errno.EIO, "failed"))
     assert ["replayed", "storage_failed"] == [send(queue, key_of("a")), send(queue, key_of("b"))]
     queue.keys.maintain()
     assert "stored" == send(queue, key_of("b"))
