@@ -1,5 +1,6 @@
 """The files of the journal in memory, within the bounds of their keys: old keys go."""
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -135,8 +136,18 @@ class Generations:
             if self._counted_in(generation) and generation.last_time >= oldest:
                 break
             self._drop_oldest()
+        for generation in self.all[:-1]:
+            if not (generation.keys_of or generation.sealed):  # begun while the disk failed
+                self._drop(generation)
 
     def _drop_oldest(self) -> None:
-        """Remove the oldest file; what other process does so, too, decides alike."""
-        oldest, *self.all = self.all
-        oldest.path.unlink(missing_ok=True)
+        self._drop(self.all[0])
+
+    def _drop(self, generation: Generation) -> None:
+        """Forget a generation with its file, as all processes do; a file that stays is tried again.
+
+        Whoever appends to it at this moment finds out, and does so to the newest.
+        """
+        self.all = [other for other in self.all if other is not generation]
+        with contextlib.suppress(OSError):
+            generation.path.unlink()

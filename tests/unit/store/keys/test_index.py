@@ -133,6 +133,20 @@ def test_old_keys_are_forgotten_with_their_files(
     assert 0 == index.known.forgotten_keys
 
 
+def test_files_that_were_begun_in_vain_do_not_add_up(
+    make_index: Callable[..., KeyIndex], tmp_path: Path
+) -> None:
+    """While the disk fails a new one is begun every second; those with a word in them stay."""
+    index = make_index()
+    add(index, make_entry(1))
+    for number in range(20):
+        index.begin_file()
+        if number == 10:
+            add(index, Sealed(SEGMENT, 1))
+    assert [1, 12, 21] == list_numbers(tmp_path)
+    assert ([1], 1) == (known(index, range(5)), index.known.sealed_bytes(SEGMENT))
+
+
 def test_a_sealed_segment_is_known_by_its_last_size(make_index: Callable[..., KeyIndex]) -> None:
     """Another process's record is as good as one's own."""
     one, two = make_index(), make_index()
