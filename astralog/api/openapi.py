@@ -21,12 +21,7 @@ from astralog.api.openapi_words import (
     PARTIAL_BATCH,
     REJECTED_BATCH,
 )
-from astralog.errors import (
-    MEANING_OF_CODE,
-    RETRIED_STATUSES,
-    RETRY_AFTER_SECONDS,
-    STATUS_OF_CODE,
-)
+from astralog.errors import MEANING_OF_CODE, RETRIED_STATUSES, RETRY_AFTER_SECONDS, STATUS_OF_CODE
 from astralog.intake.compression import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
 
@@ -135,11 +130,8 @@ def _accepted() -> dict[str, Any]:
         "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
     }
     content = {"application/json": {"schema": schema, "examples": examples}}
-    return {
-        "description": "Every log is stored, or a dry run found no fault.",
-        "headers": REPLAYED,
-        "content": content,
-    }
+    description = "Every log is stored, or a dry run found no fault."
+    return {"description": description, "headers": REPLAYED, "content": content}
 
 
 def _rejections(codes: Iterable[str]) -> dict[str, Any]:
@@ -170,8 +162,7 @@ def _rejected(code: str) -> dict[str, Any]:
 
 def _header(description: str, value: str | int) -> dict[str, Any]:
     kind = "integer" if isinstance(value, int) else "string"
-    schema = {"type": kind, "const": value}
-    return {"description": description, "required": True, "schema": schema}
+    return {"description": description, "required": True, "schema": {"type": kind, "const": value}}
 
 
 def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 #: Bytes that are read at once.
 BLOCK_BYTES = 1024 * 1024
 
+#: Segments of which it is remembered how far they were looked at.
+MAX_SEGMENTS = 1000
+
 #: Looks at a segment that is renamed meanwhile, and the seconds between two.
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.01
@@ -33,6 +36,8 @@ class StoredLines:
 
     def note_stored(self, segment: str, end: int) -> None:
         """Note that a segment is stored up to an offset."""
+        if len(self._whole) >= MAX_SEGMENTS:
+            self._whole.clear()  # what is asked for again is looked at again
         self._whole[segment] = end
 
     def forget(self, segment: str) -> None:
@@ -84,7 +89,7 @@ class StoredLines:
                 os.fdatasync(fd)
         finally:
             os.close(fd)
-        self._whole[entry.segment] = entry.end
+        self.note_stored(entry.segment, entry.end)
         return True
 
     def _sealed_bytes(self, segment: str) -> int | None:
