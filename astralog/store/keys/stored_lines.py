@@ -5,10 +5,10 @@ import os
 import time
 from pathlib import Path
 
-from astralog.store.files import OPEN_SUFFIX, SEALED_SUFFIX
+from astralog.store.files import OPEN_SUFFIX
 from astralog.store.keys.records import Entry
 from astralog.store.recovery import recover_file
-from astralog.store.sealed import open_sealed
+from astralog.store.sealed import size_of_lines
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +95,6 @@ class StoredLines:
     def _sealed_bytes(self, segment: str) -> int | None:
         """Return the bytes of a sealed segment, inflated; None where it is gone."""
         try:
-            return os.stat(self._directory / (segment + SEALED_SUFFIX)).st_size
-        except FileNotFoundError:
-            pass
-        try:
-            with open_sealed(self._directory, segment) as file:
-                return file.seek(0, os.SEEK_END)
+            return size_of_lines(self._directory, segment)
         except FileNotFoundError:
             return None
