@@ -3,7 +3,7 @@
 from flask import Flask
 
 from astralog import __version__
-from astralog.api import docs, drain, health, metrics, otlp, responses
+from astralog.api import docs, drain, health, metrics, otlp, responses, status
 from astralog.api.flask_app import App
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
@@ -21,6 +21,7 @@ from astralog.telemetry.directory_families import (
     forward_families,
 )
 from astralog.telemetry.families import counter_families, queue_families
+from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
 
 
@@ -54,6 +55,16 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(drain.create_blueprint(acceptor, rejections.note))
     app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note))
     app.register_blueprint(health.create_blueprint(queue))
-    app.register_blueprint(docs.create_blueprint(__version__))
+    has_status = settings.status == "on"
+    app.register_blueprint(docs.create_blueprint(__version__, has_status=has_status))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))
+    if has_status:
+        _add_status(app, settings, tokens, numbers)
     return app
+
+
+def _add_status(app: Flask, settings: Settings, tokens: Tokens, numbers: Metrics) -> None:
+    """Add the page, which can be left out."""
+    overview = Overview(numbers, settings.min_free_bytes)
+    app.extensions["astralog_overview"] = overview
+    app.register_blueprint(status.create_blueprint(settings, tokens, overview))

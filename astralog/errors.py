@@ -32,6 +32,7 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "storage_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_failed": HTTPStatus.SERVICE_UNAVAILABLE,
     "commit_timeout": HTTPStatus.SERVICE_UNAVAILABLE,
+    "status_busy": HTTPStatus.SERVICE_UNAVAILABLE,
     "stopping": HTTPStatus.SERVICE_UNAVAILABLE,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -58,6 +59,7 @@ MEANING_OF_CODE: Mapping[str, str] = {
     "storage_failed": "The disk failed; nothing was stored. Try again.",
     "commit_timeout": "The disk took too long. Try again; the message says whether the batch may "
     "be stored all the same.",
+    "status_busy": "Too many look at the logs at once; try again.",
     "stopping": "The service is stopping; nothing was stored. Try again.",
     "internal": "The service failed; its own log says why.",
 }

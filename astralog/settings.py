@@ -209,6 +209,11 @@ class Settings:
         "Time for which an idempotency key is remembered.",
         Range(min=0, min_inclusive=False),
     )
+    status: str = _setting(
+        "on",
+        "Whether `/status` shows numbers and stored logs to who has a token: `on` or `off`.",
+        OneOf(("on", "off")),
+    )
     log_level: str = _setting(
         "info",
         "Least severe of the service's own log lines on stderr: "

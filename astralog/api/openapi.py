@@ -3,8 +3,6 @@
 The format is https://spec.openapis.org/oas/v3.1.0.
 """
 
-from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any
 
 from apispec import APISpec
@@ -13,50 +11,28 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
 from astralog.api.openapi_options import KEY, REPLAYED, describe_options
 from astralog.api.openapi_otlp import describe_otlp
+from astralog.api.openapi_rejections import ERRORS, REJECTION, RETRY_AFTER, describe_rejections
+from astralog.api.openapi_status import describe_status
 from astralog.api.openapi_words import (
     ABOUT,
     DRAIN,
     EXAMPLE,
     NDJSON_EXAMPLE,
     PARTIAL_BATCH,
-    REJECTED_BATCH,
 )
-from astralog.errors import MEANING_OF_CODE, RETRIED_STATUSES, RETRY_AFTER_SECONDS, STATUS_OF_CODE
+from astralog.errors import STATUS_OF_CODE
 from astralog.intake.compression import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
 
 OPENAPI_VERSION = "3.1.0"
 
 #: Rejections that no drained batch gets.
-NOT_OF_BATCHES = ("not_found", "method_not_allowed", "invalid_protobuf")
-
-_ERRORS = {
-    "type": "object",
-    "description": "What is invalid, by number and field of the first 20 invalid logs; in a list "
-    "they are counted from 0, and lines from 1.",
-}
-
-REJECTION: dict[str, Any] = {
-    "type": "object",
-    "required": ["status", "code", "message"],
-    "properties": {
-        "status": {"type": "string", "const": "rejected"},
-        "code": {
-            "type": "string",
-            "enum": list(STATUS_OF_CODE),
-            "description": "Why, in a word that never changes.",
-        },
-        "message": {"type": "string", "description": "Why, in a sentence."},
-        "errors": _ERRORS,
-    },
-}
-
-_REJECTION = {"$ref": "#/components/schemas/Rejection"}
+NOT_OF_BATCHES = ("not_found", "method_not_allowed", "invalid_protobuf", "status_busy")
 
 Operation = dict[str, Any]
 
 
-def describe(version: str) -> dict[str, Any]:
+def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
     """Return the document that describes the API of this version."""
     spec = APISpec(
         title="AstraLog",
@@ -75,9 +51,10 @@ def describe(version: str) -> dict[str, Any]:
     spec.components.schema("Batch", schema=BatchSchema)
     spec.components.schema("Rejection", REJECTION)
     spec.path("/v1/drain", operations={"post": _drain()})
-    for path, operation in describe_otlp(describe_options(), _rejections).items():
+    for path, operation in describe_otlp(describe_options(), describe_rejections).items():
         spec.path(path, operations={"post": operation})
-    for path, operation in _READING.items():
+    others = _READING | (describe_status(describe_rejections) if has_status else {})
+    for path, operation in others.items():
         spec.path(path, operations={"get": operation})
     return spec.to_dict()
 
@@ -103,7 +80,7 @@ def _drain() -> Operation:
         "security": [{"token": []}],
         "parameters": [*describe_options(), KEY],
         "requestBody": body,
-        "responses": {"200": _accepted(), **_rejections(codes)},
+        "responses": {"200": _accepted(), **describe_rejections(codes)},
     }
 
 
@@ -121,7 +98,7 @@ def _accepted() -> dict[str, Any]:
             "minimum": 1,
             "description": "With `partial=true`: how many logs are invalid, and not stored.",
         },
-        "errors": _ERRORS,
+        "errors": ERRORS,
     }
     schema = {"type": "object", "required": ["status"], "properties": properties}
     examples = {
@@ -132,37 +109,6 @@ def _accepted() -> dict[str, Any]:
     content = {"application/json": {"schema": schema, "examples": examples}}
     description = "Every log is stored, or a dry run found no fault."
     return {"description": description, "headers": REPLAYED, "content": content}
-
-
-def _rejections(codes: Iterable[str]) -> dict[str, Any]:
-    """Return a response for each status that the codes have."""
-    by_status: dict[HTTPStatus, list[str]] = {}
-    for code in codes:
-        by_status.setdefault(STATUS_OF_CODE[code], []).append(code)
-    return {str(int(status)): _rejection(status, by_status[status]) for status in sorted(by_status)}
-
-
-def _rejection(status: HTTPStatus, codes: list[str]) -> dict[str, Any]:
-    lines = [f"- `{code}`: {MEANING_OF_CODE[code]}" for code in codes]
-    example = REJECTED_BATCH if "invalid_batch" in codes else _rejected(codes[0])
-    response: dict[str, Any] = {
-        "description": "\n".join([f"{status.phrase}.", "", *lines]),
-        "content": {"application/json": {"schema": _REJECTION, "example": example}},
-    }
-    if status in RETRIED_STATUSES:
-        response["headers"] = _RETRY_AFTER
-    if status == HTTPStatus.UNAUTHORIZED:
-        response["headers"] = {"WWW-Authenticate": _header("How to show a token.", "Bearer")}
-    return response
-
-
-def _rejected(code: str) -> dict[str, Any]:
-    return {"status": "rejected", "code": code, "message": MEANING_OF_CODE[code]}
-
-
-def _header(description: str, value: str | int) -> dict[str, Any]:
-    kind = "integer" if isinstance(value, int) else "string"
-    return {"description": description, "required": True, "schema": {"type": kind, "const": value}}
 
 
 def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -188,15 +134,14 @@ def _get(tag: str, summary: str, responses: dict[str, Any], **more: Any) -> Oper
     return {"tags": [tag], "summary": summary, "responses": responses, **more}
 
 
-_RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", RETRY_AFTER_SECONDS)}
 _UNREADY = {
     **_json(
         "Batches would be rejected, with this code.",
         {"status": "unavailable", "reason": "storage_full"},
     ),
-    "headers": _RETRY_AFTER,
+    "headers": RETRY_AFTER,
 }
-_LINKS = {"docs": "/docs", "openapi": "/openapi.json"}
+_ROOT = {"name": "AstraLog", "version": "1", "links": {"docs": "/docs"}}
 
 #: What can be asked for with GET.
 _READING: dict[str, Operation] = {
@@ -217,17 +162,17 @@ _READING: dict[str, Operation] = {
             "200": _content(
                 "The metrics of all workers.", "text/plain", "application/openmetrics-text"
             ),
-            **_rejections(["unauthorized", "internal"]),
+            **describe_rejections(["unauthorized", "internal"]),
         },
         description="From the service's own machine no token is needed, unless a proxy forwards.",
         security=[{"token": []}, {}],
     ),
     "/": _get(
         "This page",
-        "Lead a browser to this page, and anything else to what there is",
+        "Lead a browser to a page, and anything else to what there is",
         {
-            "200": _json("What there is.", {"name": "AstraLog", "version": "1", "links": _LINKS}),
-            "302": {"description": "To this page."},
+            "200": _json("What there is.", _ROOT),
+            "302": {"description": "To `/status`, or to this page where there is no such page."},
         },
     ),
     "/docs": _get("This page", "Show this page", {"200": _content("This page.", "text/html")}),
@@ -236,7 +181,7 @@ _READING: dict[str, Operation] = {
         "Return a file of this page",
         {
             "200": _content("The file.", "text/css", "text/javascript", "image/png"),
-            **_rejections(["not_found"]),
+            **describe_rejections(["not_found"]),
         },
         parameters=[
             {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}}

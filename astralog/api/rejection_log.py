@@ -74,7 +74,8 @@ class RejectionLog:
         if rejection.code in ("not_found", "method_not_allowed"):
             if environ["REQUEST_METHOD"] in READING_METHODS:
                 return
-            self._counters.reject(rejection, 0, 0, perf_counter())
+            name = self._name_of(environ.get("HTTP_AUTHORIZATION"))
+            self._counters.reject(rejection, 0, 0, perf_counter(), name)
         address = client_address(environ, self._trusted_proxies)
         token = self._token(rejection, environ)
         source = Source(rejection.code, address or "a local socket", token)

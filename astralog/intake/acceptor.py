@@ -23,8 +23,13 @@ class BatchCounters(Protocol):
     def replay(self, size: int, started_at: float) -> None:
         """Count a batch that an earlier try with its key has stored."""
 
-    def reject(self, error: BaseException, size: int, logs: int, started_at: float) -> None:
-        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known."""
+    def reject(
+        self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
+    ) -> None:
+        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known.
+
+        `token` stands for the client's token, None where it is not known.
+        """
 
     def reject_logs(self, code: str, logs: int) -> None:
         """Count logs that were left out of a batch that is stored."""
@@ -68,7 +73,7 @@ class Acceptor:
         started_at = perf_counter()
         size = logs = 0
         options = NO_OPTIONS
-        claim = None
+        token = claim = None
         try:
             token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
             if query := environ.get("QUERY_STRING"):
@@ -94,7 +99,7 @@ class Acceptor:
                 self._queue.commit(batch, reservation, claim)
         except BaseException as error:
             if not options.is_dry_run:
-                self._counters.reject(error, size, logs, started_at)
+                self._counters.reject(error, size, logs, started_at, token and token.name)
             raise
         finally:
             if claim:

@@ -47,7 +47,7 @@ def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Optio
 
     Raises Rejection `bad_request`, which names the parameter.
     """
-    values = _parse_pairs(query, parameters)
+    values = parse_query(query, parameters)
     defaults = {name: values[name] for name in DEFAULTS if name in values}
     for name, value in defaults.items():
         if len(value) > MAX_DEFAULT_CHARACTERS:
@@ -62,7 +62,8 @@ def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Optio
     )
 
 
-def _parse_pairs(query: str, parameters: Collection[str]) -> dict[str, str]:
+def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
+    """Return the values of a query's parameters; raises Rejection `bad_request` for any other."""
     try:
         pairs = parse_qsl(query.encode("latin-1").decode(), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ import resource
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -154,6 +155,7 @@ def _queue_of(worker: Worker) -> CommitQueue:
 def share_metrics(server: Any) -> None:
     """Make the file through which the workers share what they count; the service can do without."""
     server.app.metrics_fd = None
+    server.app.started_at = time.time()
     try:
         server.app.metrics_fd = slots.open_shared_file(os.environ)
     except OSError as error:
@@ -169,6 +171,8 @@ def pass_metrics_on(server: Any) -> None:
 def start_metrics(worker: Worker) -> None:
     """Publish what a worker counts, from now on."""
     _metrics_of(worker).start(worker.app.metrics_fd)
+    if overview := worker.wsgi.extensions.get("astralog_overview"):
+        overview.start(worker.app.metrics_fd, worker.app.started_at)
 
 
 def stop_metrics(worker: Worker) -> None:

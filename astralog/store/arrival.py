@@ -45,6 +45,13 @@ def oldest_first(
 def newest_first(
     parts: Sequence[Part], limit: int, matches: Matches = bool, budget: ReadBudget | None = None
 ) -> Iterator[bytes]:
+    """Yield the newest `limit` lines of the parts that match; as `newest_arrivals`."""
+    return (arrival.line for arrival in newest_arrivals(parts, limit, matches, budget))
+
+
+def newest_arrivals(
+    parts: Sequence[Part], limit: int, matches: Matches = bool, budget: ReadBudget | None = None
+) -> Iterator[Arrival]:
     """Yield the newest `limit` lines of the parts that match, until the budget is spent.
 
     The parts are in the order of their names. One is opened only when no newer line can be in
@@ -66,7 +73,7 @@ def newest_first(
         _, order, arrival, lines = heads[0]
         if arrival:
             limit -= 1
-            yield arrival.line
+            yield arrival
         if following := next(lines, None):
             heapq.heapreplace(heads, (-following.time, order, following, lines))
         elif budget.is_spent:  # a line of this part may be next

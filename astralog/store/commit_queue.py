@@ -56,6 +56,11 @@ class CommitQueue:
         """The bytes of the bodies being read and the batches waiting for their commit."""
         return self._budget.reserved
 
+    @property
+    def backlog_limit_bytes(self) -> int:
+        """The bytes that the backlog may take, beyond which `queue_full` rejects a batch."""
+        return self._budget.limit
+
     def unavailable(self) -> str | None:
         """Return the code with which a batch would be rejected now, None where it would not."""
         if self._is_stopping:

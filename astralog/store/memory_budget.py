@@ -16,7 +16,7 @@ class MemoryBudget:
     """A budget of `limit` bytes, from which each request reserves what it holds."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._reserved = 0
         self._rejected = 0  # since the budget was last half free
 
@@ -32,7 +32,7 @@ class MemoryBudget:
 
     def reserve(self, size: int) -> None:
         """Reserve bytes; raises Rejection `queue_full` where they do not fit."""
-        if self._reserved + size > self._limit + OVERHEAD_BYTES:
+        if self._reserved + size > self.limit + OVERHEAD_BYTES:
             if not self._rejected:
                 log.warning("queue full: %d bytes wait for the disk", self._reserved)
             self._rejected += 1
@@ -42,7 +42,7 @@ class MemoryBudget:
     def release(self, size: int) -> None:
         """Free reserved bytes."""
         self._reserved -= size
-        if self._rejected and self._reserved <= self._limit // 2:
+        if self._rejected and self._reserved <= self.limit // 2:
             log.warning("queue has room again: %d requests were rejected", self._rejected)
             self._rejected = 0
 

@@ -28,8 +28,9 @@ _TIMESTAMP = re.compile(rb'"timestamp":"([0-9T:-]{19})(\.[0-9]+)?Z"')
 
 
 class Arrival(NamedTuple):
-    """A line, the offset after it, and about when it arrived, in seconds since 1970."""
+    """A line of a segment, the offset after it, and about when it arrived, since 1970."""
 
+    stem: str
     time: float
     offset: int
     line: bytes
@@ -90,7 +91,7 @@ class Part:
         time = self.since
         for offset, line in self._without_errors(self._read(matches, budget)):
             time = self._event_time(line, time)
-            yield Arrival(time, offset, line)
+            yield Arrival(self.stem, time, offset, line)
 
     def _read(self, matches: Matches, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         with self._reader() as reader:
@@ -101,11 +102,14 @@ class Part:
             self.is_read = not budget.is_spent
 
     def read_backwards(self, limit: int, matches: Matches, budget: ReadBudget) -> Iterator[Arrival]:
-        """Yield the newest lines that match, `limit` at most, newest first; else as `read`."""
+        """Yield the newest lines that match, `limit` at most, newest first; else as `read`.
+
+        Of a line in which `begin` lies, which was not whole then, all is yielded.
+        """
         time = self.until
         for offset, line in self._without_errors(self._read_backwards(limit, matches, budget)):
             time = self._event_time(line, time)
-            yield Arrival(time, offset, line)
+            yield Arrival(self.stem, time, offset, line)
 
     def _read_backwards(
         self, limit: int, matches: Matches, budget: ReadBudget
@@ -113,11 +117,14 @@ class Part:
         with self._reader() as reader:
             if reader.is_compressed:
                 lines = reader.lines(0, self.end, budget)
-                newest = deque((found for found in lines if matches(found[1])), maxlen=limit)
+                found = (item for item in lines if item[0] > self.begin and matches(item[1]))
+                newest = deque(found, maxlen=limit)
                 if not budget.is_spent:  # else these are not the newest
                     yield from reversed(newest)
                 return
             for offset, line in reader.lines_backwards(self.end, budget):
+                if offset <= self.begin:
+                    return
                 if matches(line):
                     yield offset, line
 

@@ -13,12 +13,16 @@ from time import perf_counter
 import gevent
 
 from astralog.errors import STATUS_OF_CODE, Rejection
+from astralog.telemetry.snapshots import MAX_TOKEN_SERIES, OTHER_TOKENS
 
 #: Upper bounds of the buckets that durations fall into.
 BOUNDS_SECONDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+
+#: Stands for a token that is missing or not known.
+UNKNOWN_TOKEN = "unknown"  # nosec B105
 
 #: Accepted batches that are kept before they are added up.
 KEPT_BATCHES = 1000
@@ -69,6 +73,7 @@ class Counters:
         self.accepted = Volume()
         self.replayed = Volume()
         self.rejected = {code: Volume() for code in STATUS_OF_CODE}
+        self.rejected_by_token: dict[tuple[str, ...], float] = {}  # batches, by token and code
         self.stored = Volume()
         self.late_logs = 0
         self.requests = Durations()
@@ -91,12 +96,25 @@ class Counters:
             volume.add(1, 0, size)
         self.requests.add([perf_counter() - started_at])
 
-    def reject(self, error: BaseException, size: int, logs: int, started_at: float) -> None:
-        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known."""
+    def reject(
+        self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
+    ) -> None:
+        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known.
+
+        `token` stands for the client's token, None where it is not known.
+        """
         logs = logs or getattr(error, "logs", 0)
+        code = _code(error)
         self.received.add(1, logs, size)
-        self.rejected[_code(error)].add(1, logs, size)
+        self.rejected[code].add(1, logs, size)
+        self._count_token(token or UNKNOWN_TOKEN, code)
         self.requests.add([perf_counter() - started_at])
+
+    def _count_token(self, token: str, code: str) -> None:
+        counts = self.rejected_by_token
+        if (token, code) not in counts and len(counts) >= MAX_TOKEN_SERIES:
+            token = OTHER_TOKENS
+        counts[token, code] = counts.get((token, code), 0) + 1
 
     def reject_logs(self, code: str, logs: int) -> None:
         """Count logs that were left out of a batch which was accepted."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry.counters import BOUNDS_SECONDS, Counters, Durations, Volume
+from astralog.telemetry.snapshots import TOKEN_FAMILY
 
 #: The values of a family's labels, in their order.
 Labels = tuple[str, ...]
@@ -58,12 +59,14 @@ def counter_families(counters: Counters) -> list[Family]:
     stored = "written, and synced as ASTRALOG_SYNC says"
     replayed = "answered 200 since an earlier try with their key had stored them"
     late = "Logs stored although their client was told commit_timeout, or was gone."
+    by_token, tokens = "Batches rejected, by token and code.", counters.rejected_by_token
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
         *(_volume("replayed", unit, replayed, {(): counters.replayed}, ()) for unit in REPLAYED),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
+        Family(TOKEN_FAMILY, by_token, Kind.COUNTER, lambda: tokens, ("token", "code")),
         counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
         counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
         counter("late_logs", late, lambda: counters.late_logs),
@@ -101,11 +104,15 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "Idempotency keys forgotten before their time, for want of room.",
             lambda: queue.keys.forgotten_keys,
         ),
-        Family(
-            "astralog_backlog_bytes",
+        _gauge(
+            "backlog_bytes",
             "Memory that bodies being read and batches waiting for their commit hold.",
-            Kind.GAUGE,
-            lambda: {(): queue.backlog_bytes},
+            lambda: queue.backlog_bytes,
+        ),
+        _gauge(
+            "backlog_limit_bytes",
+            "Memory that the backlog may take, beyond which batches are rejected.",
+            lambda: queue.backlog_limit_bytes,
         ),
         Family(
             "astralog_last_sync_timestamp_seconds",
@@ -132,6 +139,10 @@ def _states(state: str) -> Mapping[Labels, float]:
 def counter(name: str, help: str, read: Callable[[], float]) -> Family:
     """Return a counter without labels, by its name without the service's."""
     return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): read()})
+
+
+def _gauge(name: str, help: str, read: Callable[[], float]) -> Family:
+    return Family(f"astralog_{name}", help, Kind.GAUGE, lambda: {(): read()})
 
 
 def _volumes(

@@ -34,6 +34,7 @@ from astralog.telemetry.families import (
     Kind,
     Labels,
 )
+from astralog.telemetry.samples import Totals
 from astralog.telemetry.snapshots import Snapshot, Values
 
 log = logging.getLogger(__name__)
@@ -122,18 +123,29 @@ class Metrics:
         The second value is the Content-Type. Raises Rejection where this worker cannot know what
         the others have counted.
         """
+        self._balance()
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def totals(self) -> Totals:
+        """Return the values of all families, added up across all workers; raises as `render`."""
+        self._balance()
+        return self._merge()
+
+    def _balance(self) -> None:
+        """Have this worker's numbers balance, and the others know them."""
         if not (self._is_alone or self._slot):
             raise Rejection("internal", "The workers cannot share their metrics; the log says why.")
         self._settle()
         self.publish()
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+
+    def _merge(self) -> Totals:
+        mine = self._take()
+        return _by_family(mine, self._slot.merge_all() if self._slot else mine)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families that workers count, all of one moment."""
-        mine = self._take()
-        merged = self._slot.merge_all() if self._slot else mine
-        values = _by_family(mine, merged)
+        values = self._merge()
         for family in self._families:
             yield _SHOW[family.kind](family, values[family.name])
         yield _ready(values[WORKERS])
@@ -148,7 +160,7 @@ def take_snapshot(families: Iterable[Family]) -> Snapshot:
     return snapshot
 
 
-def _by_family(mine: Snapshot, merged: Snapshot) -> Mapping[str, Mapping[Labels, float]]:
+def _by_family(mine: Snapshot, merged: Snapshot) -> Totals:
     """Return the merged values by family and labels; what none but this worker knows is zero."""
     families: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
     for known in mine:
@@ -186,13 +198,17 @@ def _histogram(family: Family, values: Mapping[Labels, float]) -> Metric:
     return HistogramMetricFamily(family.name, family.help, buckets, values[(SUM,)])
 
 
-def _ready(workers: Mapping[Labels, float]) -> Metric:
-    """Return 1 where each worker is ready but for those that stop, as at a reload; else 0."""
+def is_ready(workers: Mapping[Labels, float]) -> bool:
+    """Return whether each worker is ready but for those that stop, as at a reload."""
     states = {state for (state,), number in workers.items() if number}
+    return states - {STOPPING} == {READY}
+
+
+def _ready(workers: Mapping[Labels, float]) -> Metric:
     return GaugeMetricFamily(
         "astralog_ready",
         "Whether batches are accepted: 1 where all workers are ready that do not stop, else 0.",
-        int(states - {STOPPING} == {READY}),
+        int(is_ready(workers)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The file in memory through which the workers share what they count.
+"""The file in memory through which the workers share what they count, after its history.
 
 The master makes it and its workers inherit it. Each worker claims a slot with a lock that the
 kernel releases when the worker dies, however it dies, and carries on from the counts that the last
@@ -16,10 +16,11 @@ import zlib
 from collections.abc import Iterator, MutableMapping
 
 from astralog.memory_file import make_memory_file
+from astralog.telemetry.history import HISTORY_BYTES
 from astralog.telemetry.snapshots import EMPTY, Snapshot, decode, encode, merge
 
 #: The file's name, as /proc shows it; a new layout takes a new number.
-NAME = "astralog-metrics-1"
+NAME = "astralog-metrics-2"
 
 #: How a master that upgrades itself tells the next one the file's descriptor.
 VARIABLE = "_ASTRALOG_METRICS_FD"
@@ -27,6 +28,9 @@ VARIABLE = "_ASTRALOG_METRICS_FD"
 #: The largest encoded snapshot, a hundred times today's; what is not written takes no memory.
 HALF_BYTES = 256 * 1024
 SLOT_BYTES = 2 * HALF_BYTES
+
+#: Where the first slot begins, after the history.
+SLOTS_OFFSET = HISTORY_BYTES
 
 #: How often a slot is read at most where it is written to meanwhile.
 READ_ATTEMPTS = 10
@@ -71,7 +75,7 @@ class Slot:
         self._fd = fd
         self.number = number
         self._writes, data = _read(fd, number)
-        self._before = decode(data).without_gauges() if data else EMPTY
+        self._before = decode(data).without_gauges().bounded() if data else EMPTY
         self._published = b""
         self.publish(EMPTY)
 
@@ -93,7 +97,7 @@ class Slot:
         return merge(self._read_all())
 
     def _read_all(self) -> Iterator[Snapshot]:
-        for number in range(-(-os.fstat(self._fd).st_size // SLOT_BYTES)):
+        for number in range(-(-(os.fstat(self._fd).st_size - SLOTS_OFFSET) // SLOT_BYTES)):
             _, data = _read(self._fd, number)
             if data:
                 snapshot = decode(data)
@@ -111,14 +115,14 @@ def _is_claimed(fd: int, number: int) -> bool:
     """Return whether another process has claimed the slot."""
     if not _try_lock(fd, number, fcntl.LOCK_SH):
         return True
-    fcntl.lockf(fd, fcntl.LOCK_UN, 1, number * SLOT_BYTES)
+    fcntl.lockf(fd, fcntl.LOCK_UN, 1, _offset(number, 0))
     return False
 
 
 def _try_lock(fd: int, number: int, operation: int) -> bool:
     """Lock the slot, and return whether no other process has; raises OSError."""
     try:
-        fcntl.lockf(fd, operation | fcntl.LOCK_NB, 1, number * SLOT_BYTES)
+        fcntl.lockf(fd, operation | fcntl.LOCK_NB, 1, _offset(number, 0))
     except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two it is
         return False
     return True
@@ -150,7 +154,7 @@ def _read_half(fd: int, offset: int) -> tuple[int, bytes] | None:
 
 
 def _offset(number: int, writes: int) -> int:
-    return number * SLOT_BYTES + writes % 2 * HALF_BYTES
+    return SLOTS_OFFSET + number * SLOT_BYTES + writes % 2 * HALF_BYTES
 
 
 def _checksum(writes: int, data: bytes) -> int:

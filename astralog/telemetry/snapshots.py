@@ -9,6 +9,13 @@ Series = tuple[str, ...]
 
 Values = dict[Series, float]
 
+#: The family whose series have a token's name as their first label, of which there is no end.
+TOKEN_FAMILY = "astralog_rejected_batches_by_token"  # nosec B105
+
+#: As many of its series are kept; the least of those beyond are added up under another name.
+MAX_TOKEN_SERIES = 50
+OTHER_TOKENS = "other"
+
 
 class Snapshot(NamedTuple):
     """The values of one worker, or of several that are merged.
@@ -24,6 +31,20 @@ class Snapshot(NamedTuple):
     def without_gauges(self) -> "Snapshot":
         """Return what outlives the worker."""
         return self._replace(gauges={})
+
+    def bounded(self) -> "Snapshot":
+        """Return the same with few series of tokens, however many tokens have come and gone."""
+        tokens = {
+            series
+            for series in self.counts
+            if series[0] == TOKEN_FAMILY and series[1] != OTHER_TOKENS
+        }
+        kept = sorted(tokens, key=lambda series: self.counts[series])[-MAX_TOKEN_SERIES:]
+        counts: Values = {}
+        for series, value in self.counts.items():
+            is_other = series in tokens and series not in kept
+            _add(counts, {(TOKEN_FAMILY, OTHER_TOKENS, *series[2:]) if is_other else series: value})
+        return self._replace(counts=counts)
 
 
 EMPTY = Snapshot({}, {}, {})

@@ -12,7 +12,10 @@ from schemathesis import Case, HookContext
 from schemathesis.core.parameters import ParameterLocation
 
 NDJSON_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-ASSETS = ("docs.css", "docs.js", "swagger-ui.css")
+ASSETS = {
+    "/docs/{asset}": ("docs.css", "docs.js", "swagger-ui.css"),
+    "/status/{asset}": ("status.css", "status.js", "icon.svg"),
+}
 
 #: Parameters that make a batch valid that the document, without them, says is not.
 LENIENT = ("project_id", "level", "service", "unknown", "partial")
@@ -41,8 +44,9 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
     content = raw_schema["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
     for kind in NDJSON_TYPES:
         del content[kind]["example"]
-    (asset,) = raw_schema["paths"]["/docs/{asset}"]["get"]["parameters"]
-    asset["schema"]["enum"] = list(ASSETS)
+    for path, names in ASSETS.items():
+        (asset,) = raw_schema["paths"][path]["get"]["parameters"]
+        asset["schema"]["enum"] = list(names)
 
 
 @schemathesis.hook

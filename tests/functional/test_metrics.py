@@ -231,7 +231,7 @@ class Scraper:
 
 def is_of_the_disk(name: str) -> bool:
     """Return whether a series is left out until another worker looks after the directory."""
-    return name.startswith(("segments", "free_disk", "total_disk"))
+    return name.startswith(("segments", "free_disk", "total_disk", "idempotency_keys"))
 
 
 def kill_a_worker(service: Service) -> None:

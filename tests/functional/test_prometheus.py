@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.clickhouse import Forward
 from tests.support.prometheus import DEPLOY, Prometheus
+from tests.support.proxies import free_port
 from tests.support.service import ROOT, Service, make_batch, wait_for
 
 ALERTS = (DEPLOY / "alerts.yml").read_text()
@@ -81,14 +83,20 @@ def test_the_panels_stand_beside_each_other() -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Return a Prometheus that has scraped a service which accepts and rejects some batches."""
+    """Return a Prometheus that has scraped a service which accepts and rejects some batches.
+
+    They are to be delivered to a ClickHouse that does not answer.
+    """
     if shutil.which("prometheus") is None:
         pytest.skip("NOT TESTED: prometheus is not installed")
     directory = tmp_path_factory.mktemp("prometheus")
+    url = f"http://127.0.0.1:{free_port()}"
     with (
-        Service(directory, compress="zstd") as service,
+        Service(directory, clickhouse_url=url, compress="zstd") as service,
+        Forward(directory, url, service.data_dir).start(),
         Prometheus(directory / "its", [service]) as running,
     ):
+        wait_for(lambda: "astralog_forward_lag" in service.request("GET", "/metrics").raw.decode())
         for _ in range(3):
             before = scraped_logs(running)
             wait_for(lambda: send_some(service) and scraped_logs(running) > before)  # noqa: B023
@@ -122,6 +130,7 @@ def test_the_dashboard_shows_what_happened(prometheus: Prometheus) -> None:
     """What was accepted and rejected has a rate, and a service that is ready is shown as such."""
     assert ["1"] == [series["value"][1] for series in prometheus.query("astralog_ready")]
     for query in (
+        "astralog_forward_lag_seconds",
         "sum(rate(astralog_accepted_logs_total[1m]))",
         'sum(rate(astralog_rejected_batches_total{code="invalid_batch"}[1m]))',
         "histogram_quantile(0.99, sum by (le) (rate(astralog_commit_duration_seconds_bucket[1m])))",

@@ -168,12 +168,15 @@ def fill(path: Path) -> None:
 def test_a_proxy_speaks_tls_and_names_its_client(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
-    """A batch goes through by TLS, and /metrics takes a token through a proxy."""
+    """A batch goes through by TLS, /metrics takes a token, and the status page is for each node."""
     with proxy_type(tmp_path / "proxy", nodes) as proxy:
         proxy.is_secure = True
         assert 200 == proxy.drain(make_batch("by TLS")).status
         assert ["by TLS"] == [log["message"] for node in nodes for log in node.logs()]
         assert 401 == proxy.request("GET", "/metrics").status
+        for path in ("/status", "/status/data", "/status/logs?q=x"):
+            assert 404 == proxy.request("GET", path).status
+        assert 200 == proxy.request("GET", "/docs").status
         assert 400 == proxy.drain({"logs": [{}]}).status
         wait_for(lambda: any("X-Forwarded-For: 127.0.0.1" in node.log() for node in nodes))
         proxy.signal(signal.SIGTERM)

@@ -22,6 +22,7 @@ from tests.torture import (
     memory,
     mounts,
     otlp,
+    pages,
     powercut,
     sealing,
     shim,
@@ -184,6 +185,13 @@ def test_forwarding(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.alone
+def test_pages(tmp_path: Path) -> None:
+    """Those who look make nobody wait who sends."""
+    check(tmp_path, lambda bench: pages.torture(bench, 50, segments=500, seconds=3))
+
+
 @pytest.mark.slow
 def test_hogs(tmp_path: Path) -> None:
     """Clients that hold places, memory and time for nothing keep no one waiting."""

@@ -29,6 +29,7 @@ from tests.torture import (
     kills,
     memory,
     otlp,
+    pages,
     powercut,
     races,
     sealing,
@@ -88,6 +89,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("crowd", 0.15, "connections", 2000),
         kind("tls", 0.2, "connections", 500),
         kind("hogs", 0.15, "connections", 4500, "readers", 20),
+        kind("pages", 0.05, "pages", 200, "segments", 5000, "seconds", 8),
         kind("fuzz", 0.1, "inputs", times(200_000)),
         kind("otlp", 0.05, "inputs", times(20_000)),
         kind(
@@ -120,6 +122,7 @@ MODULES: dict[str, Any] = {
     "fuzz": fuzz,
     "forward": forward,
     "otlp": otlp,
+    "pages": pages,
 }
 
 

@@ -8,7 +8,8 @@ from marshmallow.validate import Length
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
-from astralog.api.docs import CONTENT_SECURITY_POLICY, load_assets
+from astralog.api.assets import CONTENT_SECURITY_POLICY
+from astralog.api.docs import load_assets
 from astralog.api.drain import NDJSON_TYPES
 from astralog.api.openapi import NOT_OF_BATCHES
 from astralog.api.openapi_otlp import NOT_OF_EXPORTS
@@ -56,7 +57,7 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
 
 @pytest.mark.parametrize(
     ("status", "header", "count"),
-    [("401", "WWW-Authenticate", 3), ("409", "Retry-After", 2), ("503", "Retry-After", 3)],
+    [("401", "WWW-Authenticate", 7), ("409", "Retry-After", 2), ("503", "Retry-After", 5)],
 )
 def test_the_document_has_the_headers_of_rejections(
     document: dict[str, Any], status: str, header: str, count: int
@@ -151,9 +152,10 @@ def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str
 
 
 def test_a_browser_is_led_to_the_page(client: FlaskClient) -> None:
-    """What asks for HTML first is sent to the page."""
+    """What asks for HTML first is sent to the status page, which leads on to this one."""
     response = client.get("/", headers={"Accept": BROWSER_ACCEPT})
-    assert (302, "/docs", "Accept") == (
+    assert b'href="docs"' in client.get("/status").data
+    assert (302, "/status", "Accept") == (
         response.status_code,
         response.location,
         response.headers["Vary"],
@@ -167,7 +169,7 @@ def test_curl_is_told_what_there_is(client: FlaskClient, accept: str) -> None:
     assert (200, "application/json") == (response.status_code, response.content_type)
     body: dict[str, Any] = response.get_json()
     assert ("AstraLog", __version__) == (body["name"], body["version"])
-    assert [200] * 5 == [client.get(path).status_code for path in body["links"].values()]
+    assert [200] * 6 == [client.get(path).status_code for path in body["links"].values()]
 
 
 def test_the_page_comes_whole_from_here(client: FlaskClient) -> None:

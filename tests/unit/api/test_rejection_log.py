@@ -186,6 +186,8 @@ def test_a_batch_for_another_path_is_counted(
         note(rejections, code, REQUEST_METHOD=method)
     assert 1 == len(caplog.messages)
     assert (2, 2) == (counters.received.batches, counters.rejected[code].batches)
+    note(rejections, code, REQUEST_METHOD="POST", HTTP_AUTHORIZATION="wrong")
+    assert {(NAME, code): 2, ("unknown", code): 1} == counters.rejected_by_token
 
 
 def test_a_rejected_batch_is_not_counted_twice(

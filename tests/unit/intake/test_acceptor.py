@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Books:
 
     def __init__(self) -> None:
         self.counted: list[tuple[Any, ...]] = []
+        self.tokens: list[str | None] = []
 
     def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
         assert 0 < started_at <= committing_at
@@ -39,7 +41,10 @@ class Books:
         assert started_at > 0
         self.counted.append(("replayed", size))
 
-    def reject(self, error: BaseException, size: int, logs: int, started_at: float) -> None:
+    def reject(
+        self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
+    ) -> None:
+        self.tokens.append(token)
         self.counted.append((getattr(error, "code", repr(error)), size, logs))
 
     def reject_logs(self, code: str, logs: int) -> None:
@@ -148,6 +153,8 @@ def test_a_rejection_ends_the_steps_where_it_is_known(service: Service, disk: Di
     counted += [("body_too_large", 0, 0), ("invalid_json", 6, 0), ("storage_full", 4, 1)]
     counted += [("storage_full", 0, 0)]
     assert counted == service.books.counted
+    name = sha256(TOKEN.encode()).hexdigest()[:8]
+    assert [None, *[name] * 6] == service.books.tokens
     assert b"" == service.stored()
 
 

@@ -2,7 +2,14 @@ import gevent
 import pytest
 
 from astralog.errors import Rejection
-from astralog.telemetry.counters import BOUNDS_SECONDS, KEPT_BATCHES, Counters, Durations
+from astralog.telemetry.counters import (
+    BOUNDS_SECONDS,
+    KEPT_BATCHES,
+    UNKNOWN_TOKEN,
+    Counters,
+    Durations,
+)
+from astralog.telemetry.snapshots import MAX_TOKEN_SERIES, OTHER_TOKENS
 
 
 def test_many_batches_are_added_up_without_a_scrape() -> None:
@@ -40,9 +47,23 @@ def test_counters_are_settled_when_what_is_stored_is_answered() -> None:
 def test_every_way_out_has_a_code(error: BaseException, code: str) -> None:
     """A request that the stop ends is rejected too."""
     counters = Counters()
-    counters.reject(error, 10, 0, 0.0)
+    counters.reject(error, 10, 0, 0.0, None)
     assert [code] == [name for name, volume in counters.rejected.items() if volume.batches]
     assert 1 == counters.received.batches
+
+
+def test_rejections_are_told_apart_by_token() -> None:
+    """Those without a known one are one; of tokens beyond a number, all are one."""
+    counters = Counters()
+    error = Rejection("bad_request", "")
+    for token in (None, None, *(f"{number:08x}" for number in range(100))):
+        counters.reject(error, 0, 0, 0.0, token)
+    counts = counters.rejected_by_token
+    assert 2 == counts[UNKNOWN_TOKEN, "bad_request"]
+    assert 1 == counts["00000000", "bad_request"]
+    assert 51 == counts[OTHER_TOKENS, "bad_request"]
+    assert MAX_TOKEN_SERIES + 1 == len(counts)
+    assert 102 == sum(counts.values())
 
 
 def test_durations_fall_into_their_buckets() -> None:

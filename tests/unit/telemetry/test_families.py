@@ -66,6 +66,16 @@ def queue(settings: Settings, disk: Disk) -> CommitQueue:
     return CommitQueue(settings, Counters().store)
 
 
+def test_the_backlog_is_shown_beside_its_limit(queue: CommitQueue, settings: Settings) -> None:
+    """What a request holds is part of it, until it is released."""
+    families = by_name(queue_families(queue))
+    with queue.admit() as reservation:
+        reservation.resize(5000)
+        assert 5000 < families["backlog_bytes"].read()[()] < 10_000
+    assert {(): 0} == families["backlog_bytes"].read()
+    assert {(): settings.queue_bytes} == families["backlog_limit_bytes"].read()
+
+
 @pytest.mark.parametrize(
     ("change", "state"),
     [

@@ -8,8 +8,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from astralog.telemetry import slots
-from astralog.telemetry.slots import HALF_BYTES, SnapshotTooLarge, claim, open_shared_file
-from astralog.telemetry.snapshots import EMPTY, Snapshot, encode, merge
+from astralog.telemetry.slots import HALF_BYTES, Slot, SnapshotTooLarge, claim, open_shared_file
+from astralog.telemetry.snapshots import (
+    EMPTY,
+    MAX_TOKEN_SERIES,
+    TOKEN_FAMILY,
+    Snapshot,
+    Values,
+    encode,
+    merge,
+)
 from tests.conftest import Fault
 
 ONE = Snapshot({("a",): 1}, {("t",): 10}, {("g",): 3})
@@ -102,6 +110,19 @@ def test_the_next_worker_carries_on(fd: int, start_worker: Callable[[], Worker])
         assert merge([TWO.without_gauges(), snapshot]) == mine.merge_all()
 
 
+def test_workers_that_come_and_go_leave_few_tokens(fd: int) -> None:
+    """However many have been rejected, what a slot carries on is bounded."""
+    for generation in range(4):
+        counts: Values = {
+            (TOKEN_FAMILY, f"{generation}-{n}", "x"): 1 for n in range(MAX_TOKEN_SERIES)
+        }
+        slot = Slot(fd, 0)
+        slot.publish(Snapshot(counts, {}, {}))
+    kept = slot.merge_all().counts
+    assert 4 * MAX_TOKEN_SERIES == sum(kept.values())
+    assert len(kept) <= 2 * MAX_TOKEN_SERIES + 1
+
+
 def test_looking_at_a_free_slot_leaves_it_free(fd: int, start_worker: Callable[[], Worker]) -> None:
     """A scrape asks whether a slot has an owner, and is none itself."""
     mine, other = claim(fd), start_worker()
@@ -146,7 +167,7 @@ def test_a_scrape_never_goes_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> N
     pread, pwrite = os.pread, os.pwrite
 
     def read_slowly(fd: int, size: int, offset: int) -> bytes:
-        if offset == HALF_BYTES:
+        if offset == slots.SLOTS_OFFSET + HALF_BYTES:
             monkeypatch.setattr(os, "pread", pread)
             mine.publish(Snapshot({("a",): 3}, {}, {}))
             monkeypatch.setattr(

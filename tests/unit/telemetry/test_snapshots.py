@@ -1,4 +1,13 @@
-from astralog.telemetry.snapshots import EMPTY, Snapshot, decode, encode, merge
+from astralog.telemetry.snapshots import (
+    EMPTY,
+    MAX_TOKEN_SERIES,
+    OTHER_TOKENS,
+    TOKEN_FAMILY,
+    Snapshot,
+    decode,
+    encode,
+    merge,
+)
 
 FIRST = Snapshot({("a",): 1, ("b", "x"): 5}, {("t",): 7.5}, {("g",): 3})
 SECOND = Snapshot({("b", "x"): 2, ("b", "y"): 4}, {("t",): 2.5, ("u",): 0.5}, {("g",): 4})
@@ -32,3 +41,22 @@ def test_zeros_are_left_out() -> None:
     """What never happened takes no space; a gauge that is zero is not one that is unknown."""
     zeros = Snapshot({("a",): 0}, {("t",): 0.0}, {("g",): 0})
     assert Snapshot({}, {}, {("g",): 0}) == decode(encode(zeros))
+
+
+def test_tokens_without_end_take_bounded_space() -> None:
+    """The most rejected ones stay; the others are added up, each code for itself."""
+    counts = {
+        (TOKEN_FAMILY, f"{number:08x}", code): number
+        for number in range(1, 61)
+        for code in ("unauthorized", "invalid_batch")
+    }
+    snapshot = Snapshot(counts | {("a",): 1}, {("t",): 1}, {})
+    bounded = snapshot.bounded()
+    tokens = {series for series in bounded.counts if series[0] == TOKEN_FAMILY}
+    others = {series for series in tokens if series[1] == OTHER_TOKENS}
+    assert MAX_TOKEN_SERIES == len(tokens - others)
+    assert (TOKEN_FAMILY, f"{60:08x}", "invalid_batch") in tokens
+    assert sum(range(1, 36)) == bounded.counts[TOKEN_FAMILY, OTHER_TOKENS, "unauthorized"]
+    assert sum(snapshot.counts.values()) == sum(bounded.counts.values())
+    assert bounded == bounded.bounded()
+    assert 1 == bounded.counts["a",]

@@ -1,0 +1,226 @@
+// The newest logs, as they come in.
+
+import { bytes, make, many, show } from "./format.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** Logs that stay on the page; those that are open stay longer. */
+const SHOWN = 300;
+
+/** New logs that are marked as such for a moment; more would be a flicker. */
+const MARKED = 20;
+
+/** Names that the filters suggest. */
+const SUGGESTED = 50;
+
+/** Seconds between two times that a screen reader is told of new logs. */
+const NEWS_SECONDS = 15;
+
+const RANKS = ["faint", "faint", "info", "info", "warning", "error", "critical", "critical", "critical"];
+
+/** Indent JSON, every value as it stands: to parse it would change long numbers. */
+function pretty(json) {
+  let depth = 0;
+  const line = () => `\n${"  ".repeat(Math.min(depth, 20))}`;
+  return json.replace(/"(?:[^"\\]|\\.)*"?|[[{]\s*[\]}]|[[\]{}:,]/g, (token) => {
+    if (token === "{" || token === "[") return token + ((depth += 1), line());
+    if (token === "}" || token === "]") return ((depth -= 1), line()) + token;
+    if (token === ",") return token + line();
+    return token === ":" ? ": " : token;
+  });
+}
+
+/** The logs that a filter lets through; `ask` fetches a path with the token. */
+export class Logs {
+  constructor(ask) {
+    this.ask = ask;
+    this.list = byId("logs");
+    this.filters = byId("filters");
+    this.pause = byId("pause");
+    this.names = { project: new Set(), service: new Set() };
+    this.round = 0;
+    this.pause.addEventListener("click", () => this.setPaused(!this.isPaused));
+    this.filters.addEventListener("submit", (event) => event.preventDefault());
+    let typing;
+    this.filters.addEventListener("input", () => {
+      clearTimeout(typing);
+      typing = setTimeout(() => this.restart(), 300);
+    });
+    this.forget();
+  }
+
+  /** Make way for another token's logs. */
+  forget() {
+    this.setPaused(false);
+    this.filters.reset();
+    this.clear();
+    for (const [name, names] of Object.entries(this.names)) {
+      names.clear();
+      byId(`${name}s`).replaceChildren();
+    }
+  }
+
+  clear() {
+    this.round += 1;
+    this.after = null;
+    this.list.replaceChildren();
+    this.unheard = 0;
+    this.heardAt = 0;
+    byId("no-logs").hidden = true;
+    byId("logs-state").textContent = "";
+  }
+
+  restart() {
+    this.clear();
+    this.onRestart?.();
+  }
+
+  setPaused(isPaused) {
+    this.isPaused = isPaused;
+    this.pause.setAttribute("aria-pressed", String(isPaused));
+    this.pause.textContent = isPaused ? "Go on" : "Pause";
+    if (!isPaused) this.onRestart?.();
+  }
+
+  query() {
+    const query = new URLSearchParams();
+    for (const [name, value] of new FormData(this.filters)) if (value.trim()) query.set(name, value.trim());
+    return query;
+  }
+
+  /** Look for what came since the last time, unless that is to wait. */
+  async look() {
+    if (this.isPaused) return;
+    const query = this.query();
+    const isFiltered = query.size > 0;
+    if (this.after !== null) query.set("after", this.after);
+    const round = this.round;
+    const page = await this.ask(`status/logs?${query}`);
+    if (round !== this.round || this.isPaused) return; // another filter was set meanwhile
+    const isFirst = this.after === null;
+    this.after = page.after;
+    this.add(page, isFirst);
+    this.showState(page, isFirst, isFiltered);
+  }
+
+  add(page, isFirst) {
+    page.logs.forEach((log) => this.suggest(log));
+    const rows = page.logs.map((log) => this.row(log, !isFirst && page.logs.length <= MARKED));
+    if (!isFirst && !page.is_all) rows.push(make("li", "gap", "… more came in than are shown here"));
+    this.list.prepend(...rows);
+    const closed = [...this.list.children].slice(SHOWN).filter((row) => !row.querySelector("details[open]"));
+    closed.forEach((row) => row.remove());
+  }
+
+  showState(page, isFirst, isFiltered) {
+    const isEmpty = !this.list.children.length;
+    const empty = byId("no-logs");
+    empty.hidden = !isEmpty;
+    if (isFirst) {
+      const searched = page.is_all ? "" : `The newest ${bytes(page.searched_bytes)} were searched; astralog tail reads all.`;
+      byId("logs-state").textContent = isFiltered ? searched : "";
+      if (!isFiltered) empty.textContent = "Nothing is stored yet. Logs show up here as they come in.";
+      else empty.textContent = "No stored log matches. Those that do show up here as they come in.";
+    }
+    this.tell(isFirst ? 0 : page.logs.length);
+  }
+
+  /** Tell a screen reader now and then how many logs are new. */
+  tell(logs) {
+    this.unheard += logs;
+    if (!this.unheard || performance.now() - this.heardAt < NEWS_SECONDS * 1000) return;
+    byId("logs-news").textContent = `${many(this.unheard, "new log")}`;
+    this.unheard = 0;
+    this.heardAt = performance.now();
+  }
+
+  suggest(log) {
+    for (const [name, value] of [["project", log.project_id], ["service", log.service]]) {
+      const names = this.names[name];
+      if (!value || names.has(value) || names.size >= SUGGESTED) continue;
+      names.add(value);
+      const option = make("option");
+      option.value = value;
+      byId(`${name}s`).append(option);
+    }
+  }
+
+  row(log, isNew) {
+    const row = make("li", isNew ? "new" : "");
+    const details = make("details");
+    const summary = make("summary", "log");
+    const rank = log.rank === null ? "info" : RANKS[log.rank];
+    summary.append(this.time(log.timestamp));
+    const texts = [
+      [`level ${rank}`, log.level],
+      ["project", log.project_id],
+      ["service", log.service],
+      ["message", log.message.slice(0, 500)],
+      ["metadata", log.metadata.slice(0, 300)],
+    ];
+    for (const [className, text] of texts) {
+      const part = make("bdi", className);
+      show(part, text);
+      summary.append(part);
+    }
+    details.append(summary);
+    details.addEventListener("toggle", () => {
+      if (details.open && details.children.length === 1) details.append(this.whole(log));
+    });
+    row.append(details);
+    return row;
+  }
+
+  /** A time to the millisecond; where there is little room, without a date that is today's. */
+  time(timestamp) {
+    const [date, clock = ""] = timestamp.split("T");
+    const time = make("span", "time");
+    const isToday = date === new Date().toISOString().slice(0, 10);
+    time.append(make("span", isToday ? "today" : "", `${date} `), clock.replace(/(\.\d{3})\d*Z$|Z$/, "$1"));
+    return time;
+  }
+
+  /** What is shown of a log that is opened. */
+  whole(log) {
+    const box = make("div", "whole");
+    this.fill(box, log);
+    if (!log.is_shortened) return box;
+    const more = make("p", "more");
+    const button = make("button", "quiet", `Show all ${bytes(log.bytes)}`);
+    button.type = "button";
+    button.addEventListener("click", () => this.showAll(box, more, log));
+    more.append("Shortened. ", button);
+    box.prepend(more);
+    return box;
+  }
+
+  async showAll(box, more, log) {
+    try {
+      this.fill(box, await this.ask(`status/log?id=${encodeURIComponent(log.id)}`));
+      box.tabIndex = -1;
+      box.focus();
+    } catch (error) {
+      more.textContent = `It cannot be shown: ${error.message}`;
+    }
+  }
+
+  fill(box, log) {
+    const list = make("dl");
+    const fields = [
+      ["message", log.message],
+      ["metadata", log.metadata && pretty(log.metadata)],
+      ["timestamp", log.timestamp],
+      ["level", log.level],
+      ["project", log.project_id],
+      ["service", log.service],
+      ["stored", bytes(log.bytes)],
+    ];
+    for (const [name, text] of fields) {
+      if (!text) continue;
+      const value = make("dd");
+      show(value, text, name === "metadata" || name === "message" ? "\n\t" : "");
+      list.append(make("dt", "", name), value);
+    }
+    box.replaceChildren(list);
+  }
+}

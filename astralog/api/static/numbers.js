@@ -1,0 +1,177 @@
+// The cards and the table of rejections.
+
+import { Chart, bars } from "./charts.js";
+import { bytes, count, duration, make, many, share, wait } from "./format.js";
+
+const byId = (id) => document.getElementById(id);
+const perSecond = (value) => `${bytes(value)}/s`;
+
+const ACCEPTED = {
+  title: "Accepted",
+  format: (value) => `${count(value)} logs/s`,
+  series: ["logs_per_second"],
+  value: (now) => [count(now.accepted.logs_per_second), "logs/s"],
+  note: (now) => `${now.accepted.bytes_per_second === null ? "" : `${perSecond(now.accepted.bytes_per_second)} · `}${many(now.accepted.logs, "log")} in all`,
+};
+
+const BYTES = {
+  title: "Bytes accepted",
+  format: perSecond,
+  series: ["bytes_per_second"],
+  value: (now) => split(bytes(now.accepted.bytes_per_second), "/s"),
+  note: (now) => `${bytes(now.accepted.bytes)} in all`,
+};
+
+const REJECTED = {
+  title: "Rejected",
+  format: (value) => `${count(value)}/s`,
+  series: ["rejections_per_second"],
+  value: (now) => [count(now.rejected.batches_per_second), "batches/s"],
+  note: (now) => `${many(now.rejected.batches, "batch")} in all`,
+};
+
+const COMMIT = {
+  title: "Commit, p99",
+  format: wait,
+  series: ["commit_p99_seconds", "commit_p50_seconds"],
+  value: (now) => split(wait(now.commit_seconds.p99)),
+  note: (now) => (now.commit_seconds.p99 === null ? "no batch in the last seconds" : `half within ${wait(now.commit_seconds.p50)} (grey)`),
+};
+
+const BACKLOG = {
+  title: "Backlog",
+  format: bytes,
+  series: ["backlog_bytes"],
+  value: (now) => split(bytes(now.backlog.bytes)),
+  note: (now) => `${share(now.backlog.bytes, now.backlog.limit_bytes)} of ${bytes(now.backlog.limit_bytes)}`,
+  meter: (now) => now.backlog.bytes / now.backlog.limit_bytes,
+};
+
+const DISK = {
+  title: "Disk free",
+  format: bytes,
+  series: ["free_disk_bytes"],
+  top: (now) => now.disk?.total_bytes ?? null,
+  value: (now) => split(bytes(now.disk?.free_bytes), now.disk ? ` of ${bytes(now.disk.total_bytes)}` : ""),
+  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${many(now.disk.segments, "segment")}` : "not known now"),
+  meter: (now) => (now.disk ? 1 - now.disk.free_bytes / now.disk.total_bytes : 0),
+};
+
+const FORWARD = {
+  title: "Delivery lag",
+  format: duration,
+  series: ["lag_seconds"],
+  value: (now) => [duration(now.forward.lag_seconds), ""],
+  note: (now) => `${many(now.forward.waiting_segments, "segment")} to go, ${bytes(now.forward.waiting_bytes)}${silence(now)}`,
+};
+
+const split = (text, suffix = "") => {
+  const [number, unit = ""] = text.split(" ");
+  return [number, unit + (unit ? suffix : "")];
+};
+
+const fills = (seconds) => (seconds === null ? "not filling up" : `full in ${duration(seconds)}`);
+
+function silence(now) {
+  const quiet = now.at - now.forward.updated_timestamp_seconds;
+  return quiet > 60 ? ` · silent for ${duration(quiet)}` : "";
+}
+
+class Card {
+  constructor(kind) {
+    this.kind = kind;
+    this.element = make("article", "card");
+    const title = make("h3", "", kind.title);
+    this.value = make("p", "value");
+    this.note = make("p", "note");
+    this.chart = new Chart(kind.title, kind.format);
+    this.element.append(title, this.value, this.note);
+    if (kind.meter) {
+      this.meter = make("div", "meter");
+      this.meter.append(make("span"));
+      this.element.append(this.meter);
+    }
+    this.element.append(this.chart.element);
+  }
+
+  showNow(now) {
+    const [number, unit] = this.kind.value(now);
+    this.value.replaceChildren(make("span", "", number), " ", make("small", "", unit));
+    this.note.textContent = this.kind.note(now);
+    this.top = this.kind.top?.(now) ?? null;
+    if (!this.meter) return;
+    const part = Math.min(Math.max(this.kind.meter(now), 0), 1);
+    this.meter.classList.toggle("high", part > 0.8);
+    this.meter.firstChild.style.width = `${(100 * part).toFixed(1)}%`;
+  }
+
+  showHour(hour) {
+    this.chart.show(this.kind.series.map((name) => hour[name]), hour.at, hour.seconds, this.top);
+  }
+}
+
+/** The numbers of the service; `forget` makes way for another token's. */
+export class Numbers {
+  constructor() {
+    this.forget();
+  }
+
+  forget() {
+    this.cards = null;
+    byId("cards").replaceChildren();
+    byId("numbers").hidden = true;
+    byId("rejected").hidden = true;
+  }
+
+  showNow(now) {
+    this.showState(now);
+    const bound = byId("bound");
+    bound.hidden = now.projects === null;
+    if (now.projects !== null) {
+      bound.textContent = `This token is bound to ${now.projects.join(", ")}: you see the logs of ${now.projects.length === 1 ? "this project" : "these projects"} and the token's own rejections.`;
+      return;
+    }
+    if (Boolean(now.forward) !== this.forwards) this.cards = null;
+    this.forwards = Boolean(now.forward);
+    if (!this.cards) {
+      this.cards = [ACCEPTED, REJECTED, COMMIT, BACKLOG, DISK, now.forward ? FORWARD : BYTES].map((kind) => new Card(kind));
+      byId("cards").replaceChildren(...this.cards.map((card) => card.element));
+      byId("numbers").hidden = false;
+      if (this.hour) this.showHour(this.hour);
+    }
+    this.cards.forEach((card) => card.showNow(now));
+  }
+
+  showState(now) {
+    const state = byId("state");
+    const workers = Object.entries(now.workers ?? {});
+    const ready = now.workers?.ready ?? 0;
+    const others = workers.filter(([name]) => name !== "ready").map(([name, number]) => `${number} ${name}`);
+    const named = now.workers ? ` · ${[many(ready, "worker"), ...others].join(", ")}` : "";
+    state.className = `state ${now.is_ready ? "good" : "bad"}`;
+    const text = `${now.is_ready ? "Ready" : "Rejects batches"}${named}`;
+    if (state.textContent !== text) state.textContent = text; // else it is read out again
+    state.hidden = false;
+    const age = now.started_at ? ` · up ${duration(now.at - now.started_at)}` : "";
+    byId("about").textContent = `${now.version}${age}`;
+  }
+
+  showHour(hour) {
+    this.hour = hour;
+    if (hour.seconds) this.cards?.forEach((card) => card.showHour(hour));
+    const rows = hour.rejections.map((row) => this.row(row));
+    byId("rejected").hidden = !rows.length;
+    byId("no-rejections").hidden = Boolean(rows.length);
+    byId("rejected").querySelector("tbody").replaceChildren(...rows);
+  }
+
+  row(row) {
+    const line = make("tr");
+    const head = make("th", "mono", row.code);
+    head.scope = "row";
+    const spark = make("td", "spark");
+    spark.append(bars(row.per_minute));
+    line.append(head, make("td", "mono", row.token), spark, make("td", "number", count(row.last_hour)), make("td", "number", count(row.total)));
+    return line;
+  }
+}

@@ -1,0 +1,134 @@
+// The page: its token, what it asks for and when, and what it says when nothing answers.
+
+import { Logs } from "./logs.js";
+import { Numbers } from "./numbers.js";
+
+const SECONDS = { data: 2, history: 10, logs: 2 };
+
+/** Seconds between two tries at most, where the service does not answer, and for one answer. */
+const SLOWEST = 30;
+const PATIENCE = 15;
+
+const KEY = "astralog-token";
+
+const byId = (id) => document.getElementById(id);
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+
+class Unauthorized extends Error {}
+
+/** The header's value: a header has bytes, one for each character here. */
+function authorization() {
+  const text = new TextEncoder().encode(sessionStorage.getItem(KEY) ?? "");
+  return `Bearer ${String.fromCharCode(...text)}`;
+}
+
+async function ask(path) {
+  let answer;
+  try {
+    answer = await fetch(path, {
+      headers: { Authorization: authorization() },
+      cache: "no-store",
+      signal: AbortSignal.timeout(1000 * PATIENCE),
+    });
+  } catch {
+    throw new Error("The service does not answer.");
+  }
+  const body = await answer.json().catch(() => ({}));
+  if (answer.status === 401) throw new Unauthorized(body.message ?? "The token is not known.");
+  if (!answer.ok) throw new Error(body.message ?? `The service answers ${answer.status}.`);
+  return body;
+}
+
+const numbers = new Numbers();
+const logs = new Logs(ask);
+
+const JOBS = {
+  data: async () => numbers.showNow(await ask("status/data")),
+  history: async () => numbers.showHour(await ask("status/history")),
+  logs: () => logs.look(),
+};
+
+/** How often each job was begun; only its newest run goes on. */
+const runs = Object.fromEntries(Object.keys(JOBS).map((name) => [name, 0]));
+const problems = new Map();
+
+function showProblems() {
+  const problem = byId("problem");
+  const texts = [...new Set(problems.values())];
+  const text = texts.length ? `${texts.join(" ")} Trying again.` : "";
+  if (problem.textContent !== text) problem.textContent = text;
+  problem.hidden = !text;
+  document.body.classList.toggle("stale", problems.has("data"));
+}
+
+/** Do a job again and again while the page is looked at; slower while it fails. */
+async function repeat(name) {
+  const mine = (runs[name] += 1);
+  let delay = SECONDS[name];
+  while (mine === runs[name] && sessionStorage.getItem(KEY) && !document.hidden) {
+    try {
+      await JOBS[name]();
+      delay = SECONDS[name];
+      if (mine === runs[name]) problems.delete(name);
+    } catch (error) {
+      if (mine !== runs[name]) return;
+      if (error instanceof Unauthorized) return leave(error.message);
+      problems.set(name, error.message);
+      delay = Math.min(2 * delay, SLOWEST);
+    }
+    showProblems();
+    await pause(delay * (0.9 + 0.2 * Math.random())); // many pages shall not ask at once
+  }
+}
+
+function run() {
+  problems.clear();
+  showProblems();
+  Object.keys(JOBS).forEach(repeat);
+}
+
+function showEntry(refusal) {
+  byId("refusal").textContent = refusal;
+  byId("enter").hidden = false;
+  byId("token").focus();
+}
+
+function leave(refusal = "") {
+  sessionStorage.removeItem(KEY);
+  byId("shown").hidden = true;
+  byId("leave").hidden = true;
+  byId("state").hidden = true;
+  byId("about").textContent = "";
+  numbers.forget();
+  logs.forget();
+  run();
+  showEntry(refusal);
+}
+
+/** Show the page where the token is known. */
+async function enter() {
+  try {
+    numbers.showNow(await ask("status/data"));
+  } catch (error) {
+    if (error instanceof Unauthorized) return leave(error.message);
+    problems.set("data", error.message);
+  }
+  byId("enter").hidden = true;
+  byId("shown").hidden = false;
+  byId("leave").hidden = false;
+  byId("token").value = "";
+  run();
+}
+
+byId("enter").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, byId("token").value.trim());
+  byId("refusal").textContent = "";
+  enter().then(() => byId("shown").hidden || byId("main").focus({ preventScroll: true }));
+});
+byId("leave").addEventListener("click", () => leave());
+document.addEventListener("visibilitychange", run);
+logs.onRestart = () => repeat("logs");
+
+if (sessionStorage.getItem(KEY)) enter();
+else showEntry("");

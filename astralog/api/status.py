@@ -1,0 +1,191 @@
+"""GET /status and what its page asks for: the service's numbers and its newest logs.
+
+The page itself says nothing; what it asks for takes a token. One that is bound to projects sees
+their logs and its own rejections, and nothing of the whole service but whether it is ready.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import gevent
+import msgspec
+from flask import Blueprint, Response, request
+from gevent.lock import Semaphore
+from gevent.threadpool import ThreadPool
+from werkzeug.wrappers import Response as AnyResponse
+
+from astralog.api import assets
+from astralog.api.assets import OWN
+from astralog.auth import Tokens
+from astralog.errors import Rejection
+from astralog.intake.options import parse_query
+from astralog.settings import Settings
+from astralog.telemetry.overview import Overview
+from astralog.tokens_file import Token
+from astralog.view.log_filter import LogFilter
+from astralog.view.recent_logs import RecentLogs
+
+FILES = ("status.css", "status.js", "numbers.js", "logs.js", "charts.js", "format.js", "icon.svg")
+
+#: Beside what every page keeps to: no text ever becomes HTML or a script, whatever the code does.
+POLICY = (
+    f"{assets.CONTENT_SECURITY_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+#: What the query for logs may ask for.
+FILTERS = ("project", "service", "level", "q")
+
+#: Seconds for which numbers are kept, whoever asks.
+KEPT_SECONDS = 1.0
+
+#: Looks at the logs that wait for the one under way, and for how long. Beyond it: 503.
+MAX_WAITING = 50
+WAIT_SECONDS = 2.0
+
+#: Seconds that a look may take, for a disk that hangs. After it: 503.
+LOOK_SECONDS = 8.0
+
+BUSY = "Too many look at the logs at once; try again."
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """A value that many ask for, and that is made once a second at most."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = Semaphore()
+        self._value: T | None = None
+        self._until = 0.0
+
+    def get(self) -> T:
+        """Return the value; raises what making it does."""
+        with self._lock:
+            if self._value is None or time.monotonic() >= self._until:
+                self._value = self._make()
+                self._until = time.monotonic() + KEPT_SECONDS
+            return self._value
+
+
+class OneAtATime:
+    """A thread for what waits for the disk; whoever comes while it works waits for a while."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPool(1)
+        self._free = Semaphore()
+        self._waiting = 0
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what the function returns; raises what it does, and Rejection `status_busy`."""
+        if self._waiting >= MAX_WAITING:
+            raise Rejection("status_busy", BUSY)
+        self._waiting += 1
+        try:
+            if not self._free.acquire(timeout=WAIT_SECONDS):
+                raise Rejection("status_busy", BUSY)
+        finally:
+            self._waiting -= 1
+        result = self._thread.spawn(_outcome, function, *arguments)
+        result.rawlink(lambda _: self._free.release())  # also where nobody waits for it any more
+        try:
+            outcome: T | Exception = result.get(timeout=LOOK_SECONDS)
+        except gevent.Timeout:
+            raise Rejection("status_busy", "The disk takes too long; try again.") from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def _outcome(function: Callable[..., T], *arguments: Any) -> T | Exception:
+    """Return what the function returns or raises, which a thread would write to stderr."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> Blueprint:
+    """Return the blueprint of the page and of what it asks for."""
+    blueprint = Blueprint("status", __name__)
+    page = assets.load(OWN / "status.html")
+    files = {name: assets.load(OWN / name) for name in FILES}
+    readiness = Kept(overview.readiness)
+    now = Kept(lambda: msgspec.json.encode({"projects": None, **overview.now()}))
+    sample = Kept(overview.sample)
+    last_hour = Kept(lambda: msgspec.json.encode(overview.last_hour(sample.get())))
+    logs = RecentLogs(settings.data_dir, settings.max_body_bytes)
+    disk = OneAtATime()
+
+    def authenticate() -> Token:
+        return tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+
+    @blueprint.get("/status")
+    def show_page() -> Response:
+        """Show the page, which asks for a token."""
+        response = assets.send_page(page, POLICY)
+        response.headers["X-Frame-Options"] = "DENY"
+        response.cache_control.no_cache = True
+        return response
+
+    @blueprint.get("/status/<asset>")
+    def show_asset(asset: str) -> AnyResponse:
+        """Return a file of the page."""
+        return assets.send_one_of(files, asset)
+
+    @blueprint.get("/status/data")
+    def show_numbers() -> Response:
+        """Show the numbers of this moment."""
+        projects = authenticate().projects
+        if projects is None:
+            return _json(now.get())
+        return _json(msgspec.json.encode({"projects": sorted(projects), **readiness.get()}))
+
+    @blueprint.get("/status/history")
+    def show_history() -> Response:
+        """Show the numbers of the last hour."""
+        token = authenticate()
+        if token.projects is None:
+            return _json(last_hour.get())
+        return _json(msgspec.json.encode(overview.last_hour(sample.get(), token.name)))
+
+    @blueprint.get("/status/logs")
+    def show_logs() -> Response:
+        """Show the newest logs, or those that came since the last look."""
+        token = authenticate()
+        query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, "after"))
+        try:
+            return _json(disk.run(logs.look, _filter(token, query), query.get("after")))
+        except ValueError:
+            raise Rejection("bad_request", "after is not what an answer named so.") from None
+        except OSError:
+            raise Rejection("storage_failed", "The logs cannot be read now.") from None
+
+    @blueprint.get("/status/log")
+    def show_log() -> Response:
+        """Show a whole log."""
+        token = authenticate()
+        query = parse_query(request.environ["QUERY_STRING"], ("id",))
+        line = disk.run(logs.look_at, _filter(token, {}), query.get("id", ""))
+        if line is None:
+            raise Rejection("not_found", "There is no such log, or none that is within reach.")
+        return _json(line)
+
+    return blueprint
+
+
+def _filter(token: Token, query: dict[str, str]) -> LogFilter:
+    """Return what a token may see of what is asked for."""
+    projects = token.projects
+    if (asked := query.get("project")) is not None:
+        projects = {asked} if projects is None or asked in projects else set()
+    services = {query["service"]} if "service" in query else None
+    return LogFilter(projects, services, query.get("level"), query.get("q"))
+
+
+def _json(body: bytes) -> Response:
+    response = Response(body, content_type="application/json")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.cache_control.no_store = True
+    return response

@@ -1,0 +1,178 @@
+"""What the status page shows: the numbers of the whole service, now and over the last hour."""
+
+import time
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+from astralog import __version__
+from astralog.telemetry.families import WORKERS
+from astralog.telemetry.history import SAMPLE_SECONDS, History
+from astralog.telemetry.prometheus import Metrics, is_ready
+from astralog.telemetry.samples import Interval, Sample, Totals, intervals, take, value_of
+
+#: Rates are those since a sample at least so old: each worker's numbers may be half a second old.
+WINDOW_SECONDS = 5.0
+
+#: Seconds over which the free disk is looked at, at least, before it is told when it is full.
+TREND_SECONDS = 60.0
+
+SAMPLES_PER_MINUTE = 60 // SAMPLE_SECONDS
+
+#: Numbers of each interval of the history.
+_RATES = ("logs_per_second", "bytes_per_second", "rejections_per_second")
+
+#: Numbers of each moment of it.
+_LEVELS = ("backlog_bytes", "free_disk_bytes", "lag_seconds")
+
+Json = dict[str, Any]
+
+
+class Overview:
+    """The numbers as JSON has them."""
+
+    def __init__(self, metrics: Metrics, min_free_bytes: int) -> None:
+        """`min_free_bytes` are those of the disk that are never written to."""
+        self._metrics = metrics
+        self._min_free_bytes = min_free_bytes
+        self._started_at = time.time()
+        self.history = History(self.sample)
+
+    def start(self, fd: int | None, started_at: float) -> None:
+        """Share the history through a file from now on; the service started at a time."""
+        self._started_at = started_at
+        self.history.start(fd)
+
+    def readiness(self) -> Json:
+        """Return what anyone with a token may know; raises Rejection."""
+        return {"version": __version__, "is_ready": is_ready(self._metrics.totals()[WORKERS])}
+
+    def now(self) -> Json:
+        """Return the numbers of the whole service at this moment; raises Rejection."""
+        totals = self._metrics.totals()
+        sample = take(totals)
+        window = self._window(sample)
+        workers = totals[WORKERS]
+        return {
+            "version": __version__,
+            "is_ready": is_ready(workers),
+            "workers": {state: number for (state,), number in workers.items() if number},
+            "started_at": self._started_at,
+            "at": sample.at,
+            "window_seconds": window and _rounded(window.seconds),
+            "accepted": {
+                "batches": sample.batches,
+                "logs": sample.logs,
+                "bytes": sample.bytes,
+                "logs_per_second": window and _rounded(window.logs_per_second),
+                "bytes_per_second": window and _rounded(window.bytes_per_second),
+            },
+            "rejected": {
+                "batches": sum(sample.rejected.values()),
+                "batches_per_second": window and _rounded(window.rejections_per_second),
+            },
+            "commit_seconds": {
+                "p50": window and _rounded(window.commit_seconds(0.5)),
+                "p99": window and _rounded(window.commit_seconds(0.99)),
+            },
+            "backlog": {
+                "bytes": sample.backlog_bytes,
+                "limit_bytes": value_of(totals, "backlog_limit_bytes"),
+            },
+            "disk": self._disk(totals, sample),
+            "forward": _forward(totals),
+        }
+
+    def _window(self, sample: Sample) -> Interval | None:
+        """Return the time since a sample of some seconds ago, None where there is none."""
+        for known in reversed(self.history.samples()):
+            if known and known.at <= sample.at - WINDOW_SECONDS:
+                return Interval(known, sample)
+        return None
+
+    def _disk(self, totals: Totals, sample: Sample) -> Json | None:
+        """Return what lies on the disk, None where no worker knows."""
+        if sample.free_disk_bytes is None:
+            return None
+        states = ("open", "sealed")
+        return {
+            "free_bytes": sample.free_disk_bytes,
+            "total_bytes": value_of(totals, "total_disk_bytes"),
+            "kept_free_bytes": self._min_free_bytes,
+            "segments": sum(value_of(totals, "segments", state) or 0 for state in states),
+            "segments_bytes": sum(
+                value_of(totals, "segments_bytes", state) or 0 for state in states
+            ),
+            "seconds_to_full": self._seconds_to_full(sample.at, sample.free_disk_bytes),
+        }
+
+    def _seconds_to_full(self, now: float, free: float) -> float | None:
+        """Return when batches are rejected, by the trend of the last hour; None for never."""
+        for known in self.history.samples():
+            if known and known.free_disk_bytes is not None and known.at <= now - TREND_SECONDS:
+                filled = (known.free_disk_bytes - free) / (now - known.at)
+                room = max(free - self._min_free_bytes, 0)
+                return _rounded(room / filled) if filled > 0 else None
+        return None
+
+    def sample(self) -> Sample:
+        """Return the numbers of this moment; raises Rejection."""
+        return take(self._metrics.totals())
+
+    def last_hour(self, now: Sample, token: str | None = None) -> Json:
+        """Return the numbers of the hour until now; of one token, its rejections alone."""
+        samples = self.history.samples()
+        rejections = {"at": now.at, "rejections": _rejections(samples, now, token)}
+        if token is not None:
+            return rejections
+        spans = intervals(samples)
+        return {
+            "seconds": SAMPLE_SECONDS,
+            **{name: _values(spans, name) for name in _RATES},
+            **{name: _values(samples[1:], name) for name in _LEVELS},
+            "commit_p50_seconds": [_rounded(span and span.commit_seconds(0.5)) for span in spans],
+            "commit_p99_seconds": [_rounded(span and span.commit_seconds(0.99)) for span in spans],
+            **rejections,
+        }
+
+
+def _values(items: Sequence[Any], name: str) -> list[float | None]:
+    read = attrgetter(name)
+    return [_rounded(read(item)) if item else None for item in items]
+
+
+def _forward(totals: Totals) -> Json | None:
+    """Return what forward said of itself, None where nothing is forwarded."""
+    names = ("lag_seconds", "waiting_segments", "waiting_bytes", "updated_timestamp_seconds")
+    values = {name: value_of(totals, f"forward_{name}") for name in names}
+    return None if None in values.values() else values
+
+
+def _rejections(samples: Sequence[Sample | None], now: Sample, token: str | None) -> list[Json]:
+    """Return the rejected batches by token and code, those with most in the last hour first."""
+    oldest = next((sample.rejected for sample in samples if sample), {})
+    samples = [*samples[:-1], now]
+    rows = []
+    for name, total in now.rejected.items():
+        of, _, code = name.partition(" ")
+        if token in (None, of):
+            before = oldest.get(name, 0)
+            row = {"token": of, "code": code, "total": total, "last_hour": max(total - before, 0)}
+            rows.append(row | {"per_minute": _per_minute(samples, name)})
+    return sorted(rows, key=lambda row: (-row["last_hour"], -row["total"]))
+
+
+def _per_minute(samples: Sequence[Sample | None], name: str) -> list[float]:
+    """Return how much a count grew in each minute; what is missing is as it was before."""
+    grown = []
+    last: float | None = None
+    for sample in samples[::SAMPLES_PER_MINUTE]:
+        count = last if sample is None else sample.rejected.get(name, 0)
+        grown.append(0 if count is None or last is None else max(count - last, 0))
+        last = count
+    return grown[1:]
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return four digits of a number, whose others nobody looks at."""
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,128 @@
+"""The newest logs for a page that asks again and again, shortened to what a person takes in."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from gevent import monkey
+
+from astralog.store.part import Matches
+from astralog.store.recent import RecentLines, parse_cursor
+from astralog.store.segment_reader import READ_ERRORS, ReadBudget
+from astralog.view.levels import known_rank
+from astralog.view.log_filter import LogFilter
+from astralog.view.stored_log import StoredLog, decode
+
+#: Logs of one look.
+MAX_LOGS = 100
+
+#: Characters of a message, of the metadata, and of any other field that are shown.
+TEXT_CHARACTERS = 2000
+NAME_CHARACTERS = 200
+
+#: Bytes that one look reads at most, beside the largest log.
+READ_BYTES = 6 * 1024 * 1024
+
+#: While a thread computes, the requests of its process wait for the interpreter, milliseconds each
+#: time: so it works for a moment, and then sleeps so many times as long.
+WORK_SECONDS = 0.0005
+REST = 4
+
+# gevent's own would make a hub for the thread.
+_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+
+
+class ShownLog(msgspec.Struct):
+    """A log as the page gets it: `metadata` is its JSON, `bytes` the length of the whole line."""
+
+    id: str
+    timestamp: str
+    level: str
+    rank: int | None
+    project_id: str
+    service: str
+    message: str
+    metadata: str
+    bytes: int
+    is_shortened: bool
+
+
+class Page(msgspec.Struct):
+    """The logs of one look, newest first, and what to ask for those that come after them."""
+
+    logs: list[ShownLog]
+    after: str
+    is_all: bool
+    searched_bytes: int
+
+
+class RecentLogs:
+    """The newest logs of a data directory; one thread at a time may look."""
+
+    def __init__(self, directory: Path, max_log_bytes: int) -> None:
+        self._lines = RecentLines(directory)
+        self._max_bytes = max_log_bytes + READ_BYTES
+
+    def look(self, wanted: LogFilter, after: str | None) -> bytes:
+        """Return a page as JSON; raises ValueError for a cursor that is none, and OSError."""
+        budget = ReadBudget(self._max_bytes)
+        cursor = parse_cursor(after) if after is not None else None
+        recent = self._lines.read(MAX_LOGS, _paced(wanted.matches), budget, cursor)
+        logs = [
+            _show(f"{arrival.stem}:{arrival.offset}", arrival.line, is_whole=False)
+            for arrival in recent.arrivals
+        ]
+        page = Page(logs, str(recent.cursor), recent.is_all, budget.bytes_read)
+        return msgspec.json.encode(page)
+
+    def look_at(self, wanted: LogFilter, id: str) -> bytes | None:
+        """Return a whole log as JSON by its id, None where it is gone, or not wanted."""
+        stem, _, offset = id.partition(":")
+        if not (offset.isascii() and offset.isdecimal() and len(offset) < len(str(10**15))):
+            return None
+        try:
+            line = self._lines.read_line(stem, int(offset), ReadBudget(self._max_bytes))
+        except READ_ERRORS:
+            return None
+        if not line or decode(line) is None or not wanted.matches(line):
+            return None
+        return msgspec.json.encode(_show(id, line, is_whole=True))
+
+
+def _paced(matches: Matches) -> Matches:
+    """Return the same function, which sleeps most of the time."""
+    began_at = time.monotonic()
+
+    def matches_slowly(line: bytes) -> bool:
+        nonlocal began_at
+        worked = time.monotonic() - began_at
+        if worked > WORK_SECONDS:
+            _sleep(REST * worked)
+            began_at = time.monotonic()
+        return matches(line)
+
+    return matches_slowly
+
+
+def _show(id: str, line: bytes, *, is_whole: bool) -> ShownLog:
+    log = decode(line)
+    if log is None:
+        text = line[: 4 * TEXT_CHARACTERS].decode(errors="replace")
+        log = StoredLog("", "", "", "", text)
+    names = [log.timestamp, log.level, log.project_id, log.service]
+    texts = [log.message, log.metadata_text]
+    shown_names = names if is_whole else [name[:NAME_CHARACTERS] for name in names]
+    shown_texts = texts if is_whole else [text[:TEXT_CHARACTERS] for text in texts]
+    return ShownLog(
+        id=id,
+        timestamp=shown_names[0],
+        level=shown_names[1],
+        rank=known_rank(log.level),
+        project_id=shown_names[2],
+        service=shown_names[3],
+        message=shown_texts[0],
+        metadata=shown_texts[1],
+        bytes=len(line),
+        is_shortened=(names, texts) != (shown_names, shown_texts),
+    )

@@ -1,0 +1,443 @@
+"""The status page in a real browser, as those see and use it who look after the service."""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.support.browser import CHROMIUM, DRIVER, Browser
+from tests.support.service import TOKEN, Service, make_log, wait_for, write_tokens
+
+pytestmark = pytest.mark.slow
+
+#: What a log may hold to drive a page, a terminal, or a reader's eye.
+HOSTILE = (
+    "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
+    "\x1b[31m \u202egnp.exe\u2028next line\0 javascript:alert(1) {{7*7}} </summary></li>"
+)
+
+MESSAGES = "return [...document.querySelectorAll('#logs .message')].map(e => e.textContent)"
+SHOWN = "return !document.querySelector('#shown').hidden"
+REQUESTS = "return performance.getEntriesByType('resource').length"
+
+#: The contrasts of a text's colour with what is behind it, as WCAG 2.2 defines them.
+CONTRASTS = """
+const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = (rgb) => {
+  const [r, g, b] = rgb.slice(0, 3).map((v) => linear(v / 255));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  for (let one = element; one; one = one.parentElement) {
+    const color = parse(getComputedStyle(one).backgroundColor);
+    if (color.length === 3 || color[3] > 0.99) return color;
+  }
+};
+const found = {};
+for (const element of document.querySelectorAll('body *')) {
+  const texts = [...element.childNodes].filter((node) => node.nodeType === 3);
+  if (!texts.some((node) => node.textContent.trim()) || !element.checkVisibility()) continue;
+  const one = light(parse(getComputedStyle(element).color)) + 0.05;
+  const two = light(behind(element)) + 0.05;
+  found[element.tagName + '.' + element.className] = Math.max(one, two) / Math.min(one, two);
+}
+return found;
+"""
+
+
+class Page:
+    """The page of a service in a browser."""
+
+    def __init__(self, browser: Browser, service: Service) -> None:
+        self.browser = browser
+        self.service = service
+        self.host = f"127.0.0.1:{service.address[1]}"
+
+    def open(self) -> None:
+        """Open it in a tab that knows no token."""
+        self.browser.open(f"http://{self.host}/status")
+        self.browser.run("sessionStorage.clear()")
+        self.browser.open(f"http://{self.host}/status")
+        self.browser.messages()
+
+    def enter(self, token: str) -> None:
+        """Show a token to the form."""
+        self.browser.run("document.querySelector('#token').value = ''")
+        self.browser.type("#token", token + Keys.ENTER)
+
+    def show(self, token: str = TOKEN) -> None:
+        """Open it and have it show what a token may see."""
+        self.open()
+        self.enter(token)
+        wait_for(lambda: self.browser.run(SHOWN))
+
+    def messages(self) -> list[str]:
+        """Return the messages of the logs that are shown, newest first."""
+        shown: list[str] = self.browser.run(MESSAGES)
+        return shown
+
+    def filter(self, name: str, value: str) -> None:
+        """Set one of the filters, as by hand, and wait for what it finds."""
+        self.browser.run("document.querySelector('#logs').replaceChildren()")
+        script = (
+            "const field = document.querySelector(`#filters [name=${arguments[0]}]`);"
+            "field.value = arguments[1];"
+            "field.dispatchEvent(new Event('input', { bubbles: true }))"
+        )
+        self.browser.run(script, name, value)
+
+    def prefer(self, **features: str) -> None:
+        """Have the browser say what its user prefers: `color_scheme="dark"`."""
+        listed = [
+            {"name": f"prefers-{name.replace('_', '-')}", "value": value}
+            for name, value in features.items()
+        ]
+        self.browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": listed})
+
+
+def store(service: Service, *logs: dict[str, Any]) -> None:
+    """Store logs."""
+    assert 200 == service.drain({"logs": list(logs)}).status
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Return a service of two workers that has rejected a batch of each of two tokens."""
+    directory = tmp_path_factory.mktemp("service")
+    tokens = directory / "tokens"
+    write_tokens(tokens, "bound org-a\n")
+    with Service(directory, workers=2, tokens_file=tokens) as service:
+        assert 400 == service.drain({"logs": [{}]}).status
+        assert 400 == service.drain({"logs": [{}]}, {"Authorization": "bound"}).status
+        store(service, make_log(message="the first"))
+        yield service
+
+
+def make_browser(directory: Path, width: int, height: int) -> Browser:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("THE STATUS PAGE IS NOT TESTED: apt-get install chromium chromium-driver")
+    return Browser(directory, width, height)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Return a window of a desktop's width."""
+    with make_browser(tmp_path_factory.mktemp("browser"), 1280, 1000) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service) -> Iterator[Page]:
+    """Return the page; whatever a test does there, nothing goes elsewhere or breaks a rule."""
+    page = Page(browser, service)
+    browser.requested_hosts()
+    page.open()
+    yield page
+    assert {page.host} == browser.requested_hosts()
+    expected = ("status of 401", "status of 503", "ERR_CONNECTION_REFUSED")
+    assert [] == [text for text in browser.messages() if not any(one in text for one in expected)]
+
+
+def test_a_wrong_token_shows_nothing(page: Page) -> None:
+    """The page says why, in the service's words, and forgets it."""
+    browser = page.browser
+    assert "Token" in browser.text("#enter")
+    page.enter("wrong")
+    assert "is not known" in wait_for(lambda: browser.text("#refusal"))
+    assert not browser.run(SHOWN)
+    assert [0, "token"] == browser.run("return [sessionStorage.length, document.activeElement.id]")
+
+
+def test_a_token_stays_in_its_tab(page: Page) -> None:
+    """It survives that the page is loaded again, is in no address, and goes when it is told to."""
+    browser = page.browser
+    page.show()
+    browser.open(f"http://{page.host}/status")
+    wait_for(lambda: browser.run(SHOWN))
+    places = "return [location.href, document.cookie, JSON.stringify(localStorage)].join()"
+    asked = browser.run("return performance.getEntriesByType('resource').map(e => e.name).join()")
+    assert TOKEN not in browser.run(places) + asked + page.service.log()
+    browser.click("#leave")
+    assert [0, False] == browser.run(f"return [sessionStorage.length, (() => {{ {SHOWN} }})()]")
+    assert [] == page.messages()
+
+
+def test_logs_show_up_as_they_come(page: Page) -> None:
+    """Newest first, each once, and none while the page is paused."""
+    page.show()
+    wait_for(lambda: "the first" in page.messages())
+    store(page.service, make_log(message="live one"))
+    wait_for(lambda: page.messages()[:1] == ["live one"])
+    page.browser.click("#pause")
+    store(page.service, make_log(message="while paused"))
+    time.sleep(2.5)
+    assert "live one" == page.messages()[0]
+    page.browser.click("#pause")
+    wait_for(lambda: page.messages()[:2] == ["while paused", "live one"])
+    assert 1 == page.messages().count("live one")
+
+
+def test_filters_find_logs(page: Page) -> None:
+    """By project, service, level and text, among what is stored and what comes."""
+    page.show()
+    logs = [
+        make_log(message="ok", service="mailer"),
+        make_log(message="broken", service="mailer", level="FATAL", project_id="org-f"),
+    ]
+    store(page.service, *logs)
+    page.filter("level", "error")
+    wait_for(lambda: page.messages() == ["broken"])
+    page.filter("level", "")
+    page.filter("service", "mailer")
+    wait_for(lambda: page.messages() == ["broken", "ok"])
+    page.filter("project", "org-f")
+    wait_for(lambda: page.messages() == ["broken"])
+    store(page.service, *(log | {"message": "again"} for log in logs))
+    wait_for(lambda: page.messages() == ["again", "broken"])
+    page.filter("q", "nothing like this")
+    assert "No stored log matches" in wait_for(lambda: page.browser.text("#no-logs"))
+
+
+def test_no_log_drives_the_page(page: Page) -> None:
+    """All that a log holds is text, and what nobody would see is shown as a code."""
+    fields = ("level", "service", "project_id", "message")
+    store(page.service, make_log(**dict.fromkeys(fields, HOSTILE), metadata={HOSTILE: HOSTILE}))
+    page.show()
+    browser = page.browser
+    wait_for(lambda: page.messages() and "<script>" in page.messages()[0])
+    message = page.messages()[0]
+    for code in (r"\u001b[31m", r"\u202egnp.exe", r"\u2028next", r"\u0000"):
+        assert code in message
+    browser.click("#logs summary")
+    assert "</summary></li>" in wait_for(lambda: browser.text("#logs details[open] .whole"))
+    assert "AstraLog status" == browser.run("return document.title")
+    assert 0 == browser.run("return document.querySelectorAll('#logs :is(script, img)').length")
+    raw = browser.run("return document.querySelector('#logs').textContent")
+    assert not {"\x1b", "\u202e", "\u2028", "\0"} & set(raw)
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_metadata_is_shown_as_it_is_stored(page: Page) -> None:
+    """Indented, with every digit of a number, and no text of it taken for a bracket."""
+    metadata = '{"id":12345678901234567890,"none":{},"list":[1.50,"a,{\\"b:"]}'
+    log = json.dumps(make_log(message="digits"))
+    head, _, _ = log.partition('"metadata"')
+    assert 200 == page.service.drain(f'{{"logs":[{head}"metadata":{metadata}}}]}}'.encode()).status
+    page.show()
+    wait_for(lambda: page.messages()[:1] == ["digits"])
+    page.browser.click("#logs summary")
+    values = "return [...document.querySelectorAll('#logs .whole dd')].map(e => e.textContent)[1]"
+    expected = """{
+  "id": 12345678901234567890,
+  "none": {},
+  "list": [
+    1.5,
+    "a,{\\"b:"
+  ]
+}"""
+    assert expected == page.browser.run(values)
+
+
+def test_a_long_message_is_there_as_a_whole(page: Page) -> None:
+    """It is shortened until somebody asks for it."""
+    store(page.service, make_log(message="x" * (1 << 20) + "END"))
+    page.show()
+    wait_for(lambda: page.messages() and page.messages()[0].startswith("xxx"))
+    page.browser.click("#logs summary")
+    assert "1 MiB" in page.browser.text("#logs .more button")
+    length = "return document.querySelector('#logs .whole dd').textContent.length"
+    assert page.browser.run(length) < 10_000
+    page.browser.click("#logs .more button")
+    wait_for(lambda: page.browser.run(length) == (1 << 20) + 3)
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    """Everything is reached in the order in which it is shown, and each place is seen."""
+    browser = page.browser
+    page.show()
+    page.browser.open(f"http://{page.host}/status")
+    wait_for(lambda: browser.run("return document.querySelectorAll('#logs li').length") > 0)
+    wait_for(lambda: browser.run("return document.querySelectorAll('.plot').length") == 6)
+    focused = "return document.activeElement.className + '#' + document.activeElement.id"
+    body = browser.driver.switch_to.active_element
+    reached: list[str] = []
+    for _ in range(30):
+        body.send_keys(Keys.TAB)
+        body = browser.driver.switch_to.active_element
+        reached.append(browser.run(focused))
+        if reached[-1] == "log#":
+            break
+    assert "skip#" == reached[0]
+    assert 6 == reached.count("plot#")
+    assert reached.index("quiet#leave") < reached.index("plot#")
+    assert reached.index("quiet#pause") < reached.index("log#")
+    assert "none" != browser.run("return getComputedStyle(document.activeElement).outlineStyle")
+    body.send_keys(Keys.ENTER)
+    assert browser.run("return document.activeElement.parentElement.open")
+
+
+def test_each_part_has_a_name(page: Page) -> None:
+    """For those who hear the page: landmarks, headings, labels, and what is told by itself."""
+    page.show()
+    wait_for(lambda: page.browser.run("return document.querySelectorAll('.plot').length") == 6)
+    tree = page.browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    nodes = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in tree
+        if not node["ignored"]
+    ]
+    for role in ("button", "combobox", "searchbox", "link", "image", "region", "search"):
+        assert [name for one, name in nodes if one == role], role
+        assert "" not in [name for one, name in nodes if one == role], role
+    assert {"banner", "main", "navigation", "status", "heading", "table"} <= {
+        role for role, _ in nodes
+    }
+    levels = page.browser.run(
+        "return [...document.querySelectorAll('h1, h2, h3')].filter(e => e.checkVisibility())"
+        ".map(e => Number(e.tagName[1]))"
+    )
+    assert 1 == levels[0]
+    assert all(two - one <= 1 for one, two in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colors_are_the_users(page: Page, scheme: str) -> None:
+    """Every text stands out from what is behind it (WCAG AA), and nothing moves unasked."""
+    page.prefer(color_scheme=scheme, reduced_motion="reduce")
+    for level in ("debug", "info", "warning", "error", "fatal", "audit"):
+        store(page.service, make_log(level=level, message=f"{level}\n"))
+    page.show()
+    browser = page.browser
+    wait_for(lambda: len(page.messages()) >= 6)
+    browser.click("#logs summary")
+    background = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (scheme == "dark") == (sum(json.loads(f"[{background[4:-1]}]")) < 300)
+    contrasts = browser.run(CONTRASTS)
+    assert len(contrasts) > 20
+    assert {} == {name: value for name, value in contrasts.items() if value < 4.5}
+    moving = "return document.getAnimations().length"
+    store(page.service, make_log(message="new"))
+    wait_for(lambda: page.messages()[0] == "new")
+    assert 0 == browser.run(moving)
+    page.prefer()
+
+
+def test_a_bound_token_sees_its_project_alone(page: Page) -> None:
+    """And its own rejections, but no number of the whole service."""
+    store(
+        page.service,
+        make_log(message="mine", project_id="org-a"),
+        make_log(message="another's", project_id="org-b"),
+    )
+    page.show("bound")
+    wait_for(lambda: page.messages() == ["mine"])
+    browser = page.browser
+    assert "bound to org-a" in browser.text("#bound")
+    assert "" == browser.text("#cards")
+    assert "invalid_batch" in wait_for(lambda: browser.text("#rejected tbody"))
+    assert 1 == browser.run("return document.querySelectorAll('#rejected tbody tr').length")
+    assert "Ready" == browser.text("#state")
+
+
+def test_nobody_asks_while_nobody_looks(page: Page) -> None:
+    """A tab in the background is silent, and goes on at once when it is seen again."""
+    page.show()
+    wait_for(page.messages)
+    hide = (
+        "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    page.browser.run(hide, True)
+    time.sleep(0.5)
+    before = page.browser.run(REQUESTS)
+    time.sleep(2.5)
+    assert before == page.browser.run(REQUESTS)
+    page.browser.run(hide, False)
+    wait_for(lambda: page.browser.run(REQUESTS) > before)
+
+
+def test_the_page_recovers_alone(tmp_path: Path, browser: Browser) -> None:
+    """It says that the service is away, goes on when it is back, and asks for another token."""
+    tokens = tmp_path / "tokens"
+    write_tokens(tokens, f"{TOKEN}\n")
+    service = Service(tmp_path, tokens=None, tokens_file=tokens)
+    with service:
+        page = Page(browser, service)
+        page.show()
+        service.stop()
+        assert "does not answer" in wait_for(lambda: browser.text("#problem"))
+        service._environ["ASTRALOG_BIND"] = page.host
+        with service:
+            store(service, make_log(message="after the pause"))
+            wait_for(lambda: "after the pause" in page.messages())
+            wait_for(lambda: browser.text("#problem") == "")
+            write_tokens(tokens, "another\n")
+            assert "is not known" in wait_for(lambda: browser.text("#refusal"))
+            assert not browser.run(SHOWN)
+    browser.messages()
+
+
+def test_the_numbers_are_shown(page: Page) -> None:
+    """Each has a chart of the last hour, which says in words what it shows."""
+    browser = page.browser
+    wait_for(lambda: len(known_intervals(page.service)) >= 2)
+    page.show()
+    assert "Ready · 2 workers" == wait_for(lambda: browser.text("#state"))
+    titles = "return [...document.querySelectorAll('.card h3')].map(e => e.textContent)"
+    names = ["Accepted", "Rejected", "Commit, p99", "Backlog", "Disk free", "Bytes accepted"]
+    assert names == wait_for(lambda: browser.run(titles))
+    labels = (
+        "return [...document.querySelectorAll('.plot')].filter(e => e.querySelector('.line')"
+        "?.getAttribute('d')).map(e => e.getAttribute('aria-label')).join('\\n')"
+    )
+    for name in ("Accepted", "Rejected", "Backlog", "Disk free"):
+        wait_for(lambda: f"{name} over the last hour: from" in browser.run(labels))  # noqa: B023
+    rows = "return [...document.querySelectorAll('#rejected tbody tr')].map(e => e.innerText)"
+    shown = sorted(row.split() for row in browser.run(rows))
+    assert [["invalid_batch", "1", "1"]] * 2 == [[row[0], *row[2:]] for row in shown]
+    digests = [sha256(token.encode()).hexdigest()[:8] for token in (TOKEN, "bound")]
+    assert sorted(digests) == sorted(row[1] for row in shown)
+    assert "in all" in browser.text(".card .note")
+
+
+def known_intervals(service: Service) -> list[float]:
+    """Return the rates that the history knows."""
+    answer = service.request("GET", "/status/history", headers={"Authorization": TOKEN})
+    return [rate for rate in answer.body["logs_per_second"] if rate is not None]
+
+
+def test_a_chart_is_read_by_its_values(page: Page) -> None:
+    """With the arrow keys too."""
+    browser = page.browser
+    wait_for(lambda: len(known_intervals(page.service)) >= 2)
+    page.show()
+    wait_for(
+        lambda: browser.run("return !!document.querySelector('.plot .line')?.getAttribute('d')")
+    )
+    browser.run("document.querySelector('.plot').focus()")
+    browser.driver.switch_to.active_element.send_keys(Keys.END)
+    assert "logs/s" in wait_for(lambda: browser.text(".reading"))
+    browser.driver.switch_to.active_element.send_keys(Keys.HOME)
+    assert "–" in wait_for(lambda: browser.text(".reading"))
+
+
+def test_a_phone_shows_all_of_it(service: Service, tmp_path: Path) -> None:
+    """Nothing is wider than the window, before and after the token."""
+    narrow = "return document.documentElement.scrollWidth <= innerWidth && innerWidth <= 390"
+    store(service, make_log(message="m" * 5000, service="s" * 300, metadata={"k" * 900: "v" * 900}))
+    with make_browser(tmp_path, 390, 844) as browser:
+        page = Page(browser, service)
+        page.open()
+        assert browser.run(narrow)
+        page.enter(TOKEN)
+        wait_for(page.messages)
+        browser.click("#logs summary")
+        assert browser.run(narrow)
+        assert "Ready" in browser.text("#state")

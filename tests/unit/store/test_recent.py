@@ -1,0 +1,320 @@
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from astralog.store import recent
+from astralog.store.recent import (
+    END,
+    MAX_FOLLOWED,
+    MAX_SEGMENTS,
+    Cursor,
+    Recent,
+    RecentLines,
+    parse_cursor,
+)
+from astralog.store.segment_reader import ReadBudget
+from tests.support.tail import compress, make_line, make_segment, make_stem, message_of
+
+OPEN = ".ndjson.open"
+NOW = 1_700_000_000.0
+
+
+class Look:
+    """Someone who looks again and again, each time at what came since; `lines` wait for nothing."""
+
+    def __init__(self, directory: Path, limit: int = 100) -> None:
+        self.lines = RecentLines(directory)
+        self.cursor: Cursor | None = None
+        self._limit = limit
+
+    def again(self, text: str = "", lines: RecentLines | None = None) -> list[str]:
+        """Return the messages that are new and have a text, newest first."""
+        return [message_of(one.line) for one in self.read(text, lines).arrivals]
+
+    def read(self, text: str = "", lines: RecentLines | None = None) -> Recent:
+        lines = lines or self.lines
+        lines._list_again_at = 0
+        found = lines.read(
+            self._limit, lambda line: text.encode() in line, ReadBudget(1 << 20), self.cursor
+        )
+        self.cursor = parse_cursor(str(found.cursor))
+        return found
+
+
+def append(path: Path, *messages: str, at: float = NOW) -> None:
+    """Write lines to the end of a segment."""
+    with path.open("ab") as file:
+        file.writelines(make_line(message, at) for message in messages)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Return an empty data directory."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def segment(data_dir: Path) -> Path:
+    """Return an open segment of a line."""
+    now = time.time()
+    return make_segment(data_dir, make_stem(now - 60), make_line("first", now), suffix=OPEN)
+
+
+def test_what_comes_is_shown_once(segment: Path) -> None:
+    """Newest first, whichever segment it comes to."""
+    look = Look(segment.parent)
+    assert ["first"] == look.again()
+    assert [] == look.again()
+    append(segment, "second", "third")
+    assert ["third", "second"] == look.again()
+    other = make_segment(segment.parent, make_stem(time.time(), 2), make_line("x"), suffix=OPEN)
+    assert ["x"] == look.again()
+    append(other, "y")
+    append(segment, "z")
+    assert {"y", "z"} == set(look.again())
+    assert [] == look.again()
+
+
+def test_a_line_that_is_being_written_is_shown_when_it_is_whole(segment: Path) -> None:
+    """Its beginning, which an earlier look saw, belongs to it."""
+    look = Look(segment.parent)
+    line = make_line("half", NOW)
+    with segment.open("ab", buffering=0) as file:
+        file.write(line[:30])
+        assert ["first"] == look.again()
+        file.write(line[30:50])
+        assert [] == look.again()
+        file.write(line[50:])
+    assert ["half"] == look.again()
+    assert [] == look.again()
+
+
+def test_a_segment_is_followed_under_all_its_names(segment: Path) -> None:
+    """What it got before it was sealed is shown, and nothing twice, compressed or not."""
+    look = Look(segment.parent)
+    assert ["first"] == look.again()
+    append(segment, "last")
+    sealed = segment.rename(segment.with_name(segment.name.removesuffix(".open")))
+    assert ["last"] == look.again()
+    assert [] == look.again()
+    new = make_segment(segment.parent, make_stem(time.time()), make_line("new"), suffix=OPEN)
+    new = compress(new.rename(new.with_name(new.name.removesuffix(".open"))))
+    assert ["new"] == look.again()
+    assert [] == look.again()
+    compress(sealed)
+    assert [] == look.again()
+    assert ["first", "last", "new"] == sorted(Look(segment.parent).again())
+
+
+def test_a_segment_that_was_compressed_meanwhile_is_read_on(segment: Path) -> None:
+    """From where it was read to, without what was seen."""
+    look = Look(segment.parent)
+    look.again()
+    append(segment, "last")
+    compress(segment.rename(segment.with_name(segment.name.removesuffix(".open"))))
+    assert ["last"] == look.again()
+    assert [] == look.again()
+
+
+def test_any_process_goes_on(segment: Path) -> None:
+    """Also one that has not listed the directory since, and one that has never."""
+    look, other = Look(segment.parent), RecentLines(segment.parent)
+    other.read(1, bool, ReadBudget())
+    assert ["first"] == look.again()
+    new = make_segment(segment.parent, make_stem(time.time(), 2), make_line("new"), suffix=OPEN)
+    assert ["new"] == look.again()
+    append(segment, "second")
+    found = other.read(9, bool, ReadBudget(), look.cursor)  # does not know of the new one
+    assert ["second"] == [message_of(one.line) for one in found.arrivals]
+    look.cursor = found.cursor
+    append(new, "newer")
+    assert ["newer"] == look.again(lines=RecentLines(segment.parent))
+    assert [] == look.again()
+
+
+def test_what_is_not_wanted_is_passed_over(segment: Path) -> None:
+    """It counts as seen."""
+    look = Look(segment.parent)
+    append(segment, "a wanted one", "b")
+    assert ["a wanted one"] == look.again("wanted")
+    append(segment, "c", "another wanted one", "d")
+    assert ["another wanted one"] == look.again("wanted")
+    assert [] == look.again()
+
+
+def test_more_than_is_wanted_is_no_secret(segment: Path) -> None:
+    """The newest ones are shown, and that there are others; these do not come later."""
+    look = Look(segment.parent, limit=2)
+    append(segment, "second")
+    assert look.read().is_all
+    append(segment, "a", "b", "c")
+    found = look.read()
+    assert (["c", "b"], False) == ([message_of(one.line) for one in found.arrivals], found.is_all)
+    assert [] == look.again()
+
+
+def test_a_look_reads_no_more_than_its_budget(data_dir: Path) -> None:
+    """Whatever it looks for, in however large segments; and it says that there may be more."""
+    for pid in range(4):
+        lines = [make_line("x" * 200, NOW)] * 3000
+        make_segment(data_dir, make_stem(NOW, pid), *lines, changed=NOW + pid)
+    budget = ReadBudget(100_000)
+    found = RecentLines(data_dir).read(10, lambda line: False, budget)
+    assert ([], False) == (found.arrivals, found.is_all)
+    assert 100_000 <= budget.bytes_read < 100_000 + 2 * 256 * 1024
+
+
+def test_a_segment_that_vanishes_is_passed_over(segment: Path) -> None:
+    """Between the listing and the look, as the retention removes it."""
+    look = Look(segment.parent)
+    other = make_segment(segment.parent, make_stem(time.time(), 2), make_line("x"), suffix=OPEN)
+    assert 2 == len(look.again())
+    lines = look.lines
+    other.unlink()
+    append(segment, "second")
+    found = lines.read(9, bool, ReadBudget(), None)
+    assert {"first", "second"} == {message_of(one.line) for one in found.arrivals}
+    look.cursor = found.cursor
+    assert [] == look.again()
+
+
+def test_only_the_newest_segments_are_looked_at(data_dir: Path) -> None:
+    """And all that are open, however old; the others cost nothing."""
+    for number in range(MAX_SEGMENTS + 50):
+        make_segment(data_dir, make_stem(NOW + number), make_line(f"{number}", NOW))
+    make_segment(data_dir, make_stem(NOW - 9, 2), make_line("open", NOW), suffix=OPEN)
+    lines = RecentLines(data_dir)
+    found = lines.read(1000, bool, ReadBudget())
+    assert not found.is_all
+    messages = {message_of(one.line) for one in found.arrivals}
+    assert {"open", *(str(number) for number in range(50, MAX_SEGMENTS + 50))} == messages
+    assert lines.read(1000, bool, ReadBudget(), found.cursor).is_all
+    assert [make_stem(NOW - 9, 2)] == list(found.cursor.offsets)
+
+
+def test_a_cursor_has_a_bounded_length(data_dir: Path) -> None:
+    """Of too many segments, the open and the newest ones are followed, and none is shown twice."""
+    now = time.time()
+    old = make_segment(data_dir, make_stem(now - 99, 2), make_line("old"), suffix=OPEN)
+    for number in range(2 * MAX_FOLLOWED):
+        make_segment(data_dir, make_stem(now + number / 1000), make_line("x"))
+    look = Look(data_dir, limit=1000)
+    assert 2 * MAX_FOLLOWED + 1 == len(look.again())
+    assert look.cursor
+    assert MAX_FOLLOWED == len(look.cursor.offsets)
+    assert len(str(look.cursor)) < 3500
+    append(old, "newer")
+    assert ["newer"] == look.again()
+    assert [] == look.again()
+
+
+def test_a_listing_is_not_made_anew_for_everyone(
+    segment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept for a while, longer where it took long, and as long as nothing changes."""
+    listings: list[Path] = []
+    listdir = os.listdir
+
+    def count(path: Path) -> list[str]:
+        listings.append(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", count)
+    lines = RecentLines(segment.parent)
+    for _ in range(5):
+        lines.read(1, bool, ReadBudget())
+    assert 1 == len(listings)
+    long_ago = time.time() - 60
+    os.utime(segment.parent, (long_ago, long_ago))
+    for _ in range(5):
+        lines._list_again_at = 0
+        lines.read(1, bool, ReadBudget())
+    assert 2 == len(listings)
+    monkeypatch.setattr(recent, "LIST_COST", 10**6)
+    os.utime(segment.parent)
+    for _ in range(5):
+        lines._list_again_at -= 1.0
+        lines.read(1, bool, ReadBudget())
+    assert 3 == len(listings)
+
+
+def test_a_directory_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    """And one that has come since is read."""
+    lines = RecentLines(tmp_path / "data")
+    with pytest.raises(FileNotFoundError):
+        lines.read(1, bool, ReadBudget())
+    make_segment(tmp_path / "data", make_stem(NOW), make_line("x"))
+    assert 1 == len(lines.read(1, bool, ReadBudget()).arrivals)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "-1", "1,", "1,x:1", "1 ", "1" * 20, f"1,{make_stem(NOW)}:-1", "٣"),
+        *(f"1,../{make_stem(NOW)}:1", f"1,{make_stem(NOW)}", f"1,{make_stem(NOW)}:1\n"),
+        "1" + f",{make_stem(NOW)}:1" * (MAX_FOLLOWED + 1),
+    ],
+)
+def test_what_is_no_cursor_is_an_error(text: str) -> None:
+    """Whoever asks may write what it likes."""
+    with pytest.raises(ValueError, match="not a cursor"):
+        parse_cursor(text)
+
+
+def test_a_cursor_of_somebodys_own_making_reads_nothing_else(segment: Path) -> None:
+    """Names that are not there are passed over, and offsets beyond the end have nothing."""
+    lines = RecentLines(segment.parent)
+    stem = segment.name.removesuffix(OPEN)
+    for cursor in (
+        Cursor(0, {stem: END, make_stem(NOW): 5}),
+        Cursor(10**18 - 1, {stem: 10**12}),
+    ):
+        assert [] == lines.read(9, bool, ReadBudget(), cursor).arrivals
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_line_is_found_by_its_end(data_dir: Path, is_compressed: bool) -> None:
+    """Any other offset is none, whatever is asked for."""
+    made = [make_line(name, NOW) for name in ("a", "bb", "ccc")]
+    path = make_segment(data_dir, make_stem(NOW), *made)
+    if is_compressed:
+        compress(path)
+    lines, stem = RecentLines(data_dir), make_stem(NOW)
+    end = 0
+    for line in made:
+        end += len(line)
+        assert line == (lines.read_line(stem, end, ReadBudget()) or b"") + b"\n"
+        for offset in (end - 1, end + 1, 0):
+            assert lines.read_line(stem, offset, ReadBudget()) is None
+    for other in ("../x", make_stem(NOW, 9), stem + "/", ""):
+        assert lines.read_line(other, end, ReadBudget()) is None
+
+
+def test_a_storm_is_shown_once(data_dir: Path) -> None:
+    """Segments that are made, grow, are sealed and compressed in any order lose and double none."""
+    chance = random.Random(7)
+    data_dir.mkdir()
+    opened: list[Path] = []
+    written: list[str] = []
+    seen: list[str] = []
+    look, processes = Look(data_dir, limit=10**6), [RecentLines(data_dir) for _ in range(3)]
+    for step in range(400):
+        match chance.randrange(6):
+            case 0:
+                stem = make_stem(time.time(), step + 1)
+                opened.append(make_segment(data_dir, stem, suffix=OPEN))
+            case 1 | 2 | 3 if opened:
+                written.append(f"m{step}")
+                append(chance.choice(opened), written[-1], at=time.time())
+            case 4 if opened:
+                path = opened.pop(chance.randrange(len(opened)))
+                path = path.rename(path.with_name(path.name.removesuffix(".open")))
+                if chance.random() < 0.5:
+                    compress(path)
+            case _:
+                seen += look.again(lines=chance.choice(processes))
+    seen += look.again()
+    assert sorted(written) == sorted(seen)

@@ -1,0 +1,168 @@
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from astralog.telemetry import history
+from astralog.telemetry.history import HISTORY_BYTES, RECORD_BYTES, SAMPLES, History
+from astralog.telemetry.samples import Sample
+from astralog.telemetry.slots import claim, open_shared_file
+from astralog.telemetry.snapshots import Snapshot
+
+#: Another worker, which holds the lock until it is killed.
+HOLDER = """
+import fcntl, sys, time
+fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX, 1, 0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+class Clock:
+    """The number of the sample that is due."""
+
+    def __init__(self) -> None:
+        self.number = 10 * SAMPLES
+
+    def __call__(self) -> int:
+        return self.number
+
+
+def make_sample(number: int, **fields: Any) -> Sample:
+    """Return a sample whose counts tell its number."""
+    sample = Sample(float(number), 0, number, 0, [0.0] * 15, {}, 0, None, None)
+    return sample._replace(**fields)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock that the history goes by."""
+    clock = Clock()
+    monkeypatch.setattr(history, "_number", clock)
+    return clock
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    """Return a new shared file."""
+    made = open_shared_file({})
+    yield made
+    os.close(made)
+
+
+@pytest.fixture
+def worker(fd: int, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[], History]:
+    """Return what makes the history of one more worker, which takes a sample when it is told to."""
+    monkeypatch.setattr(gevent, "spawn", lambda function: None)
+
+    def make() -> History:
+        one = History(lambda: make_sample(clock.number))
+        one.start(fd)
+        return one
+
+    return make
+
+
+def test_an_hour_is_kept(worker: Callable[[], History], clock: Clock) -> None:
+    """All workers see the same samples, oldest first, and none that is older than an hour."""
+    mine, other = worker(), worker()
+    assert [None] * SAMPLES == mine.samples()
+    first = clock.number
+    for number in range(first, first + SAMPLES + 5):
+        clock.number = number
+        (mine if number % 2 else other).sample_once()
+    expected = [make_sample(number) for number in range(first + 5, first + SAMPLES + 5)]
+    assert expected == mine.samples() == other.samples() == worker().samples()
+
+
+def test_what_was_not_taken_is_missing(worker: Callable[[], History], clock: Clock) -> None:
+    """A gap stays one, also where an older sample lies in its place."""
+    mine = worker()
+    mine.sample_once()
+    clock.number += 2
+    mine.sample_once()
+    assert [10 * SAMPLES, None, clock.number] == [
+        sample and sample.at for sample in mine.samples()[-3:]
+    ]
+    clock.number += SAMPLES - 1
+    assert [clock.number - SAMPLES + 1] == [one.at for one in mine.samples() if one]
+
+
+def test_one_worker_takes_each_sample(worker: Callable[[], History], clock: Clock) -> None:
+    """Whoever is first does, and it is as that one saw it."""
+    mine, other = worker(), worker()
+    other._take = lambda: make_sample(clock.number, logs=77)
+    mine.sample_once()
+    other.sample_once()
+    clock.number += 1
+    other.sample_once()
+    mine.sample_once()
+    assert [10 * SAMPLES, 77] == [one.logs for one in mine.samples() if one]
+
+
+def test_a_dead_worker_holds_nothing_up(worker: Callable[[], History], fd: int) -> None:
+    """While another one takes a sample this one waits for it; if it is killed, it does not."""
+    mine = worker()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        mine.sample_once()
+        assert not any(mine.samples())
+        holder.kill()
+        holder.wait()
+        mine.sample_once()
+        assert any(mine.samples())
+
+
+@pytest.mark.parametrize("size", [10, 16, 30])
+def test_half_a_sample_is_none(
+    worker: Callable[[], History], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A worker that is killed while it writes leaves a gap, which the next one fills."""
+    mine, pwrite = worker(), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:size], offset))
+    mine.sample_once()
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    assert not any(mine.samples())
+    mine.sample_once()
+    assert any(mine.samples())
+
+
+def test_a_sample_that_fails_is_a_gap(
+    worker: Callable[[], History], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so once, and the next one may do; the lock is not kept."""
+    mine, other = worker(), worker()
+    tokens = {f"{number:08x} unauthorized": 1.0 for number in range(200)}
+    mine._take = lambda: make_sample(clock.number, rejected=tokens)
+    for _ in range(3):
+        mine.sample_once()
+    assert 1 == len([record for record in caplog.records if record.levelno == logging.ERROR])
+    other.sample_once()
+    assert any(other.samples())
+
+
+def test_without_a_file_there_is_no_history(clock: Clock) -> None:
+    """As where the workers can share nothing."""
+    alone = History(lambda: make_sample(0))
+    alone.start(None)
+    alone.sample_once()
+    assert [None] * SAMPLES == alone.samples()
+
+
+def test_the_slots_lie_behind_the_history(worker: Callable[[], History], fd: int) -> None:
+    """Neither disturbs the other."""
+    mine, slot = worker(), claim(fd)
+    slot.publish(Snapshot({("a",): 1}, {}, {}))
+    for _ in range(2):
+        mine.sample_once()
+    assert {("a",): 1} == slot.merge_all().counts
+    assert any(mine.samples())
+    assert HISTORY_BYTES == SAMPLES * RECORD_BYTES < os.fstat(fd).st_size
