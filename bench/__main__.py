@@ -11,7 +11,17 @@ from pathlib import Path
 
 import msgspec
 
-from bench import balance, compression, forward, lean_logs, measure, rates, report, segments
+from bench import (
+    balance,
+    compression,
+    forward,
+    keyed,
+    lean_logs,
+    measure,
+    rates,
+    report,
+    segments,
+)
 from bench.results import Results, figures
 from bench.runs import Runner, progress
 
@@ -22,6 +32,7 @@ SECTIONS = (
     "rates",
     "options",
     "otlp",
+    "keyed",
     "workers",
     "shares",
     "growth",
@@ -77,6 +88,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.options = runner.options()
         if "otlp" in sections:
             results.otlp = runner.otlp()
+        if "keyed" in sections:
+            results.keyed = keyed.compare(runner)
         if "workers" in sections:
             results.workers = runner.workers()
         if "shares" in sections:

@@ -8,7 +8,8 @@ from bench import rate_results
 from bench.compression_results import Compression
 from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
-from bench.results import Cell, Flood, Growth, Results, Segments, Shares, Workers, marks
+from bench.results import Cell, Flood, Growth, Keyed, Results, Segments, Shares, Workers, marks
+from bench.tables import markdown_table, text_table
 
 _HEADINGS = (
     "logs per batch",
@@ -55,21 +56,6 @@ def _row(cell: Cell) -> tuple[str, ...]:
     )
 
 
-def text_table(table: Sequence[Sequence[str]]) -> str:
-    """Return a table for the terminal, every column as wide as it must be."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(value.rjust(width) for value, width in zip(row, widths, strict=True))
-        for row in table
-    )
-
-
-def markdown_table(table: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, numbers to the right."""
-    first, *rest = ("| " + " | ".join(row) + " |" for row in table)
-    return "\n".join([first, "|" + " ---: |" * len(table[0]), *rest])
-
-
 def text(results: Results) -> str:
     """Return the whole report for the terminal."""
     parts = [text_table(table) for table in _tables(results)]
@@ -96,6 +82,7 @@ def _sections(results: Results) -> Iterator[str]:
         (_lean, results.lean),
         (_otlp, results.otlp),
         (_options, results.options),
+        (_keyed, results.keyed),
         (_workers, results.workers),
         (_shares, results.shares),
         (_growth, results.growth),
@@ -149,6 +136,20 @@ def _options(options: Cell) -> str:
         f"{options.connections} connections): {options.logs_per_second:,.0f} logs/s at "
         f"{options.cpu_us_per_log:.2f} CPU µs a log, {options.logs_per_cpu_second:,.0f} logs "
         "per CPU second."
+    )
+
+
+def _keyed(sizes: list[Keyed]) -> str:
+    return "\n\n".join(map(_keyed_size, sizes))
+
+
+def _keyed_size(keyed: Keyed) -> str:
+    one, two = keyed.plain[0], keyed.keyed[0]
+    return (
+        f"Idempotency keys ({two.batch} per batch, {two.connections} connections): "
+        f"{two.cpu_us_per_request:.0f} CPU µs a request, without {one.cpu_us_per_request:.0f}; "
+        f"{keyed.efficiency:.2f} times the logs per CPU second, and {keyed.p99_factor:.2f} "
+        "times the p99."
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from bench.compression_results import Compression, compression_marks
 from bench.forward_results import Forward, forward_marks
+from bench.keyed_marks import keyed_marks
 from bench.rate_results import Rate, rate_marks
 from bench.stored import Check
 
@@ -64,6 +65,16 @@ class Workers:
     two: list[Cell]
     throughput_factor: float
     efficiency: float  # logs per CPU second of two workers, in those of one
+
+
+@dataclass
+class Keyed:
+    """Batches without and with idempotency keys, alternating; factors are those of the latter."""
+
+    plain: list[Cell]
+    keyed: list[Cell]
+    efficiency: float  # logs per CPU second
+    p99_factor: float
 
 
 @dataclass
@@ -136,6 +147,7 @@ class Results:
     rates: list[Rate] = field(default_factory=list)
     options: Cell | None = None
     otlp: Cell | None = None
+    keyed: list[Keyed] = field(default_factory=list)
     workers: Workers | None = None
     shares: list[Shares] = field(default_factory=list)
     growth: Growth | None = None
@@ -148,6 +160,7 @@ class Results:
         """Return what was found on the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         cells += [cell for cell in (self.options, self.otlp) if cell]
+        cells += [cell for keyed in self.keyed for cell in keyed.plain + keyed.keyed]
         checks = [cell.check for cell in cells + self.lean] + [rate.check for rate in self.rates]
         checks += self.forward.checks if self.forward else []
         checks += self.compression.checks if self.compression else []
@@ -191,6 +204,7 @@ def marks(results: Results) -> Iterator[Mark]:
             name = "500 a batch, 32 connections: peak MiB of a worker"
             yield Mark(name, cell.peak_mib, 120, True)
     yield from _marks_of_forms(results)
+    yield from starmap(Mark, keyed_marks(results.keyed))
     if results.workers:
         workers = results.workers
         yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)

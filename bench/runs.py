@@ -146,7 +146,7 @@ class Runner:
         return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=otlp.requests)
 
     def cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
-        """Measure a batch size at a number of connections; `plan` is of the plan."""
+        """Measure a load; `plan` is what it has beside the sizes."""
         with self.service(workers=workers) as service:
             outcome = self.load(service, batch, connections, [self.seconds], **plan)
             pids = service.worker_pids()

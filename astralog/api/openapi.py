@@ -107,11 +107,8 @@ def _accepted() -> dict[str, Any]:
         "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
     }
     content = {"application/json": {"schema": schema, "examples": examples}}
-    return {
-        "description": "Every log is stored, or a dry run found no fault.",
-        "headers": REPLAYED,
-        "content": content,
-    }
+    description = "Every log is stored, or a dry run found no fault."
+    return {"description": description, "headers": REPLAYED, "content": content}
 
 
 def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:

@@ -76,10 +76,9 @@ class Acceptor:
         token = claim = None
         try:
             token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
-            header = environ.get(HEADER)
-            key = None if header is None else parse_key(header)
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
+            key = parse_key(environ[HEADER]) if HEADER in environ else None
             with self._queue.admit() as reservation:
                 body = self._bodies.read(environ, reservation)
                 size = len(body)

@@ -59,21 +59,26 @@ class CompressorProcess:
         self._pidfd = -1
 
     def start(self, pause_seconds: float = 0.0) -> None:
-        """Start the process, which does nothing for a while."""
+        """Start the process, which does nothing for a while; the service can do without."""
+        self._pidfd = -1
         master = os.getpid()
-        pid = os.fork()
-        if not pid:
-            _run(self._server, self._settings, master, pause_seconds)
-        self._pidfd = os.pidfd_open(pid)
+        try:
+            pid = os.fork()
+            if not pid:
+                _run(self._server, self._settings, master, pause_seconds)
+            self._pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            log.error("segments are not compressed, no process can be started: %s", error.strerror)
 
     def replace_dead(self) -> None:
         """Do what gunicorn does when a child ends, and see whether it was this one."""
-        end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        status = self._exit_status()
         self._handle_child_exit()
-        if end:
-            if end.si_status:
+        if status is not None:
+            if status:
                 log.error("the process that compresses died; another one takes its place")
-            os.close(self._pidfd)
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
             self.start(RESTART_SECONDS)
 
     def stop(self) -> None:
@@ -87,6 +92,16 @@ class CompressorProcess:
                 break
         os.close(self._pidfd)
         self._pidfd = -1
+
+    def _exit_status(self) -> int | None:
+        """Return how the process ended, or the signal that killed it; None while it runs."""
+        if self._pidfd < 0:
+            return 0
+        try:
+            end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # gunicorn has reaped it, when it reaped another one
+            return int(signal.SIGKILL)
+        return end.si_status if end else None
 
     def _has_ended(self, seconds: float) -> bool:
         """Return whether the process has ended, or does so in time."""
@@ -126,6 +141,7 @@ def _run(server: Any, settings: Settings, master: int, pause_seconds: float) -> 
 
 def _become_own_process(server: Any, master: int) -> None:
     """Keep nothing of the master's but its log and the file of the metrics."""
+    libc.call("prctl", _SET_NAME, NAME.encode())
     gc.freeze()  # what the master left as garbage must not close files by their old numbers
     for number in OTHER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -133,7 +149,6 @@ def _become_own_process(server: Any, master: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     util.set_owner_process(server.cfg.uid, server.cfg.gid, initgroups=server.cfg.initgroups)
-    libc.call("prctl", _SET_NAME, NAME.encode())
     libc.call("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
     if os.getppid() != master:
         sys.exit(0)  # it died before the system was told

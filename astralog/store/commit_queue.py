@@ -114,7 +114,7 @@ class CommitQueue:
             self._drains.spawn(self._drain, storage)
         self._helpers.spawn(self._time_out_overdue)
         self._helpers.spawn(self._keep_house)
-        self._helpers.spawn(self._gate.look_after)
+        self._helpers.spawn(self._gate.look_after, self._has_failed)
 
     def stop(self, timeout_seconds: float) -> None:
         """Store what is queued, seal the segments and end the drain pool.
@@ -179,14 +179,16 @@ class CommitQueue:
     def keep_house_once(self) -> float:
         """Take the next step of the housekeeping; return the seconds until the one after."""
         keeper = self.housekeeper
-        has_failed = any(storage.error_code == "storage_failed" for storage in self.storages)
-        step = keeper.stand_aside if has_failed else keeper.step
+        step = keeper.stand_aside if self._has_failed() else keeper.step
         try:
             pause: float = self._housekeeping_thread.spawn(step).get()
         except Exception:
             log.exception("housekeeping failed; it goes on")
             pause = LOOK_SECONDS
         return pause
+
+    def _has_failed(self) -> bool:
+        return any(storage.error_code == "storage_failed" for storage in self.storages)
 
 
 def _may_remove(settings: Settings) -> MayRemove:

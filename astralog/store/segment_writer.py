@@ -50,6 +50,11 @@ class SegmentWriter:
         self.possibly_lost_batches = 0  # acknowledged before a sync that failed
         self.synced_at = 0.0  # in seconds since 1970
 
+    @property
+    def has_uncut(self) -> bool:
+        """Whether a segment is held open, since lines that were rejected cannot be cut from it."""
+        return bool(self._untruncated)
+
     def has_unsettled(self) -> bool:
         """Return whether batches with keys that were rejected may still come back in a file.
 

@@ -54,6 +54,11 @@ class Storage:
             self._logged_error = None
         return None
 
+    @property
+    def has_uncut(self) -> bool:
+        """Whether lines that were rejected are still in a segment, which is held open."""
+        return self._writer.has_uncut
+
     def has_unsettled(self) -> bool:
         """Return whether batches with keys that were rejected may still come back in a file."""
         return self._writer.has_unsettled()

@@ -258,6 +258,21 @@ def test_a_key_outlives_reloads_restarts_and_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_key_knows_its_batch_in_a_compressed_segment(tmp_path: Path) -> None:
+    """Sealed by its worker or, after a kill, by another one, and compressed since."""
+    with Service(tmp_path, workers=2, compress="zstd") as service:
+        assert_stored(send(service, '"sealed"', "sealed"))
+        service.reload()
+        assert_stored(send(service, '"recovered"', "recovered"))
+        service.kill()
+        service.start()
+        wait_for(lambda: 2 == len(service.files()) == len(service.files("*.zst")))
+        for name in ("sealed", "recovered"):
+            assert_replayed(send(service, f'"{name}"', name))
+        assert Counter(sealed=1, recovered=1) == messages_of(service)
+
+
+@pytest.mark.slow
 def test_an_upgrade_knows_the_keys_of_the_old_service(tmp_path: Path) -> None:
     """Two masters serve one data directory for a while."""
     with Service(tmp_path, workers=1) as service:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificate import can_make_certificate
-from tests.support.load import Load, count_lines
+from tests.support.load import Load
 from tests.support.metrics import read_samples
+from tests.support.numbered_batches import count_lines
 from tests.support.proxies import Haproxy, Nginx, Proxy, find_program, free_port
 from tests.support.service import Service, make_batch, wait_for
 

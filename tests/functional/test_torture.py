@@ -239,7 +239,7 @@ def test_the_table_has_a_cell_for_each_heading() -> None:
     assert not Row("b", undecided=1).is_bad
     assert len(HEADINGS) == len(row.cells())
     assert "1,000" in render([row])
-    assert "| a | 1,000 | 0 | 1 |" in render_markdown([row])
+    assert "| a | 1,000 | 0 | 0 | 0 | 1 |" in render_markdown([row])
 
 
 @pytest.mark.slow

@@ -871,7 +871,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the range of a key in a sealed segment",
-        "astralog/store/keys/idempotency_keys.py",
+        "astralog/store/keys/judge.py",
         "return entry.end <= size",
         "return True",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "recovery_by_others"),

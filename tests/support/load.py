@@ -11,13 +11,18 @@ from collections.abc import Container, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_log, segment_pid, wait_for
+from tests.support.keyed_load import KEYED_START, KeyedLoad
+from tests.support.numbered_batches import count_lines, make_body
+from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, segment_pid, wait_for
 
 #: Seconds between two attempts of a client that nobody answers.
 PAUSE_SECONDS = 0.02
 
 #: Batches after which a client takes a new connection, which another worker may get.
 KEPT_BATCHES = 20
+
+#: Logs of a batch at most.
+LARGEST_BATCH = 40
 
 #: Codes with which a batch is rejected although it may still be stored.
 UNDECIDED_CODES = ("commit_timeout",)
@@ -28,10 +33,19 @@ class Load:
 
     Each batch has an id of its own and is posted once, whatever comes back, so that a batch found
     twice is the service's fault. The batches have 1 to `largest` logs, and ids from `start` on.
+
+    Beside them, `keyed` threads send batches with a key each until these are stored; they count
+    apart, in the attribute `keyed`, and `is_patient` is theirs.
     """
 
     def __init__(
-        self, service: Service, threads: int = 8, largest: int = 40, start: int = 0
+        self,
+        service: Service,
+        threads: int = 8,
+        largest: int = LARGEST_BATCH,
+        start: int = 0,
+        keyed: int = 0,
+        is_patient: bool = False,
     ) -> None:
         self._service = service
         self._largest = largest
@@ -44,10 +58,13 @@ class Load:
         self.rejected: dict[int, str] = {}  # id of the batch -> code
         self.unanswered: set[int] = set()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        keyed_start = KEYED_START + start
+        self.keyed = KeyedLoad(service, keyed, largest, keyed_start, is_patient, self.note_post)
 
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
+        self.keyed.start()
         return self
 
     def __exit__(
@@ -61,9 +78,11 @@ class Load:
     def stop(self) -> None:
         """Let each client finish its request, and return when all are done."""
         self._stopping.set()
+        self.keyed.stopping.set()
         for thread in self._threads:
             thread.join(2 * TIMEOUT_SECONDS)
             assert not thread.is_alive(), "a client waits for an answer in vain"
+        self.keyed.stop()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -72,7 +91,8 @@ class Load:
             self._may_post.clear()
         wait_for(lambda: not self.unanswered)
         try:
-            yield
+            with self.keyed.paused():
+                yield
         finally:
             self._may_post.set()
 
@@ -158,14 +178,3 @@ class Load:
             self.acknowledged[number] = size
         else:
             self.rejected[number] = body["code"]
-
-
-def count_lines(logs: Iterable[dict[str, Any]]) -> Counter[tuple[int, int]]:
-    """Return how often each line of each batch is there."""
-    return Counter((log["metadata"]["batch"], log["metadata"]["line"]) for log in logs)
-
-
-def make_body(batch: int, size: int) -> bytes:
-    """Return the body of a batch of `size` logs."""
-    logs = [make_log(metadata={"batch": batch, "line": line}) for line in range(size)]
-    return json.dumps({"logs": logs}).encode()

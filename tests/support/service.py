@@ -87,6 +87,8 @@ class Service:
         match = wait_for(self._started)
         self.address = ("127.0.0.1", int(match[1]))
         self.workers = int(match[2])
+        if self._environ.get("ASTRALOG_COMPRESS") == "zstd":
+            wait_for(self.compressor_pid)  # until it has its name, it looks like a worker
         self.wait_for_workers()
         return self
 

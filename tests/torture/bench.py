@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tests.support.keyed_load import KeyedLoad, find_faults
 from tests.support.load import UNDECIDED_CODES, Load
 from tests.support.service import (
     TIMEOUT_SECONDS,
@@ -73,20 +74,44 @@ def tally(row: Row, load: Load, paths: Iterable[Path]) -> None:
     """Add to the row what became of the load's batches."""
     lines = read_lines(paths, row)
     found = Counter(batch for batch, _ in lines)
-    row.acknowledged += len(load.acknowledged)
+    note_answers(row, load)
     lost = [batch for batch, size in load.acknowledged.items() if found[batch] != size]
-    twice = {batch for (batch, _), count in lines.items() if count > 1}
+    keyed = load.keyed.acknowledged.keys() | load.keyed.undecided.keys()
+    twice = {batch for (batch, _), count in lines.items() if count > 1} - keyed
     final = {batch for batch, code in load.rejected.items() if code not in UNDECIDED_CODES}
     row.lost += len(lost)
     row.doubled += len(twice) + sum(1 for batch in final if found[batch])
     posted = load.acknowledged.keys() | load.rejected.keys() | load.unanswered
-    row.forged += len(found.keys() - posted)
-    row.errors += sum(1 for code in load.rejected.values() if code == "internal")
+    row.forged += len(found.keys() - posted - keyed)
     undecided = (load.rejected.keys() - final) | load.unanswered
     row.undecided += sum(1 for batch in undecided if found[batch])
     for name, batches in (("lost", lost), ("twice", sorted(twice))):
         if batches:
             row.remark(f"{name}: batches {batches[:10]}")
+    _tally_keyed(row, load.keyed, lines)
+
+
+def note_answers(row: Row, load: Load) -> None:
+    """Add to the row how many batches were acknowledged, and what is wrong with the answers."""
+    row.acknowledged += len(load.acknowledged) + len(load.keyed.acknowledged)
+    row.keyed += len(load.keyed.acknowledged)
+    row.sent_again += load.keyed.sent_again
+    row.unresolved += len(load.keyed.undecided)
+    row.errors += sum(1 for code in load.rejected.values() if code == "internal")
+    row.errors += load.keyed.codes["internal"]
+    for fault, count in load.keyed.faults.items():
+        row.fail(f"a batch with a key: {fault}", count)
+
+
+def _tally_keyed(row: Row, load: KeyedLoad, lines: Counter[tuple[int, int]]) -> None:
+    """Add to the row what became of the batches with keys: each must be there whole, and once."""
+    found = find_faults(load, lines)
+    row.lost += len(found.lost)
+    row.doubled += len(found.doubled)
+    row.parts += len(found.parts)
+    for name, batches in zip(("lost", "doubled", "in part"), found, strict=True):
+        if batches:
+            row.remark(f"{name}: keyed batches {batches[:10]}")
 
 
 def wait_for_more(load: Load, count: int, row: Row, since: float | None = None) -> None:
@@ -128,10 +153,21 @@ def finish(
 
 @contextlib.contextmanager
 def under_load(
-    bench: Bench, row: Row, service: Service, *, threads: int = 8, strays: Path | None = None
+    bench: Bench,
+    row: Row,
+    service: Service,
+    *,
+    threads: int = 8,
+    strays: Path | None = None,
+    has_keys: bool = True,
+    is_patient: bool = False,
 ) -> Iterator[Load]:
-    """Run a service with clients that post, for the caller to break it, and `finish` it."""
+    """Run a service with clients that post, for the caller to break it, and `finish` it.
+
+    Half of the clients send keys, unless `has_keys` is false; `is_patient` is for those.
+    """
     with service:
-        with Load(service, threads) as load:
+        keyed = threads // 2 if has_keys else 0
+        with Load(service, threads - keyed, keyed=keyed, is_patient=is_patient) as load:
             yield load
         finish(bench, row, service, load, strays)

@@ -118,7 +118,7 @@ def visit(
         load.wait_for_acknowledged(20)
     (worker,) = service.worker_pids()
     memory, descriptors = resident_bytes(worker), _descriptors(worker)
-    others = Load(service, threads=1, start=1 << 32)
+    others = Load(service, threads=1, start=1 << 32, keyed=1)
     with contextlib.ExitStack() as crowd, _watch(service, row), others:
         connections = []
         for connection in arrivals:
@@ -132,7 +132,7 @@ def visit(
             time.sleep(min(1.0, stay_seconds))
         if until_dropped:
             _check_descriptors(row, worker, descriptors, " of a crowd that is still there")
-    if not others.acknowledged:
+    if not others.acknowledged or not others.keyed.acknowledged:
         row.fail("no batch was taken while the crowd was there")
     _check_descriptors(row, worker, descriptors)
     if resident_bytes(worker) > memory + KEPT_BYTES:

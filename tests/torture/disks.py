@@ -48,6 +48,8 @@ def _wait_for_rejection(load: Load, row: Row, *codes: str) -> None:
     wait_for(lambda: len(load.rejected) > before + 5)
     for code in set(list(load.rejected.values())[before:]) - {*codes}:
         row.fail(f"rejected with {code}")
+    for code in load.keyed.codes.keys() - {*codes, "key_in_use"}:
+        row.fail(f"rejected a batch with a key with {code}")
 
 
 def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
@@ -94,8 +96,9 @@ def _remount(bench: Bench, rounds: int) -> Row:
     disk = directory / "disk"
     with mounts.small_disk(disk):
         # Only between two segments no file is open, which a read-only remount waits for.
+        # Nor is there a journal of keys, which stays open.
         service = Service(directory, data_dir=disk / "data", segment_bytes=20 * KIB)
-        with under_load(bench, row, service) as load:
+        with under_load(bench, row, service, has_keys=False) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(20)
                 mounts.remount(disk, read_only=True)
@@ -157,7 +160,8 @@ def _move_away(bench: Bench, rounds: int) -> Row:
     service = Service(bench.make_directory(), workers=2, segment_bytes=100_000)
     stray = service.data_dir.parent / "stray"
     stray.mkdir()
-    with under_load(bench, row, service, strays=stray) as load:
+    # A batch that was moved away may be stored again: no client sends one that it knows is stored.
+    with under_load(bench, row, service, strays=stray, is_patient=True) as load:
         for number in range(rounds):
             load.wait_for_acknowledged(20)
             load.wait_for_every_worker()  # so that each has an open segment
@@ -185,7 +189,8 @@ def _delete(bench: Bench, rounds: int) -> Row:
                 _wait_for_rejection(before, row, "storage_failed")
             service.data_dir.mkdir()
             row.tried += 1
-            with Load(service, start=(number << 32) + (1 << 31)) as load:
+            start = (number << 32) + (1 << 31)
+            with Load(service, threads=4, start=start, keyed=4) as load:
                 wait_for_more(load, 50, row)
             tally(row, load, service.files())
         service.stop()

@@ -45,7 +45,7 @@ class Node:
         self.service = Service(
             directory, workers=2, segment_bytes=40_000, segment_seconds=1, compress="zstd"
         )
-        self.load = PacedLoad(self.service, threads=2, largest=8, start=number << 32)
+        self.load = PacedLoad(self.service, threads=1, largest=8, start=number << 32, keyed=1)
         make_forward = partial(
             Forward,
             directory,

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.load import Load
 from tests.support.service import Service, wait_for
 from tests.torture import mounts
-from tests.torture.bench import Bench, read_lines, wait_for_more
+from tests.torture.bench import Bench, note_answers, read_lines, wait_for_more
 from tests.torture.table import Row
 
 KIB = 1024
@@ -52,7 +52,7 @@ def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
         bench.make_directory(), workers=2, segment_bytes=SEGMENT_BYTES, retain_bytes=RETAIN_BYTES
     )
     seen: set[str] = set()
-    with service, Load(service) as load:
+    with service, Load(service, threads=4, keyed=4, is_patient=True) as load:
         for _ in range(rounds):
             (pid, *_) = wait_for(lambda: _housekeepers(service))
             seen |= {path.name for path in service.files("*.ndjson")}
@@ -62,7 +62,7 @@ def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
             wait_for(lambda: not service.has_orphans())
             wait_for(partial(_is_kept, service, seen))
         load.stop()
-        row.acknowledged = len(load.acknowledged)
+        note_answers(row, load)
         if service.stop() != 0 or service.files("*.open"):
             row.fail("did not stop with every segment sealed")
         lines = read_lines(service.files(), row)
@@ -98,13 +98,13 @@ def _fill(bench: Bench) -> Row:
             retain_free_bytes=FREE_BYTES,
             min_free_bytes=LEAST_FREE_BYTES,
         )
-        with service, Load(service) as load:
+        with service, Load(service, threads=4, keyed=4, is_patient=True) as load:
             before = wait_for(lambda: service.files("*.ndjson"))[0]
             wait_for(lambda: not before.exists())
             wait_for_more(load, 200, row)
             row.tried += 1
             load.stop()
-            row.acknowledged = len(load.acknowledged)
+            note_answers(row, load)
             if load.rejected:
                 row.fail(f"rejected with {set(load.rejected.values())}")
             if not service.files("*.ndjson"):

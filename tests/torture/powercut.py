@@ -1,24 +1,27 @@
-"""Power cuts: a run is recorded, and every disk that it may have left is recovered."""
+"""Power cuts: a run is recorded, and every disk that it may have left is recovered.
+
+What had a key is sent again then: what is on the disk must tell whether it was stored.
+"""
 
 import errno
-import logging
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from astralog.store import recovery
 from astralog.store.compression import compress_segment
-from tests.support.load import Load
+from tests.support.keyed_load import KEYED_START
 from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench, read_lines
 from tests.torture.diskmodel import Disk, Operation, read_trace
+from tests.torture.restart import quiet, recover, send_again, send_again_for_real
 from tests.torture.shim import ShimmedService
 from tests.torture.table import Row
+from tests.torture.traced_load import TracedLoad, size_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -32,29 +35,11 @@ COMPRESSED_SEGMENTS = 5
 STATES_A_START = 500
 
 
-class TracedLoad(Load):
-    """A load that knows which batch was posted on which port, in order."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__(service, threads=6)
-        self.posted: defaultdict[int, list[int]] = defaultdict(list)
-
-    def note_post(self, number: int, port: int) -> None:
-        """Take note of the order of the batches on a port."""
-        self.posted[port].append(number)
-
-    def acknowledged_by(self, answers: list[tuple[int, int]]) -> dict[int, int]:
-        """Return the batches that these responses acknowledge, with their sizes."""
-        sent: Counter[int] = Counter()
-        batches = {}
-        for port, status in answers:
-            if port in self.posted:
-                number = self.posted[port][sent[port]]
-                sent[port] += 1
-                if status == 200:
-                    batches[number] = number % self._largest + 1
-        return batches
-
+#: Calls that fail at once, before a power cut.
+SEVERAL = (
+    *(("write", "truncate"), ("sync", "truncate"), ("sync", "dirsync"), ("rename", "dirsync")),
+    *(("write", "sync"), ("open", "unlink"), ("sync", "rename"), ("dirsync", "unlink")),
+)
 
 Disturb = Callable[[Bench, ShimmedService, TracedLoad], None]
 
@@ -64,11 +49,18 @@ def torture(bench: Bench, states: int) -> Iterator[Row]:
     rows = [
         Row("power cut"),
         Row("power cut, calls failing before"),
+        Row("power cut, several calls failing at once before"),
         Row("power cut, workers killed before"),
         Row("power cut, segments compressed before"),
     ]
     yield from rows  # they fill up together, and what they have stays if one fails
-    disturbances: tuple[Disturb | None, ...] = (None, _fail_calls, _kill_workers, _wait)
+    disturbances: tuple[Disturb | None, ...] = (
+        None,
+        _fail_calls,
+        _fail_several,
+        _kill_workers,
+        _wait,
+    )
     left = dict.fromkeys(range(len(rows)), states // len(rows))
     while any(left.values()) and bench.has_time:
         for index, row in enumerate(rows):
@@ -92,7 +84,8 @@ def _campaign(bench: Bench, row: Row, disturb: Disturb | None, states: int) -> N
                 disturb(bench, service, load)
             load.wait_for_acknowledged(40)
         service.stop()
-    _cut(bench, row, load, read_trace(trace), states)
+    may_double = disturb is _fail_several
+    _cut(bench, row, load, read_trace(trace), states, may_double)
     bench.remove(directory)
 
 
@@ -103,6 +96,21 @@ def _fail_calls(bench: Bench, service: ShimmedService, load: TracedLoad) -> None
         service.control.wait_for_hits(operation, 5)
         load.wait_for_acknowledged(5)
     service.control.mend()
+
+
+def _fail_several(bench: Bench, service: ShimmedService, load: TracedLoad) -> None:
+    """Let calls fail twice and more, and with them those that would undo what they left.
+
+    Batches without a key may be doubled by this, those with one not even so.
+    """
+    for operation, also in SEVERAL:
+        service.control.fail(also, errno.EIO, times=bench.random.randrange(1, 4))
+        times = bench.random.randrange(2, 5)
+        service.control.fail(operation, errno.EIO, skip=bench.random.randrange(5), times=times)
+        service.control.wait_for_hits(operation, 5)
+        load.wait_for_acknowledged(2)
+        service.control.mend()
+        load.wait_for_acknowledged(2)
 
 
 def _kill_workers(bench: Bench, service: ShimmedService, load: TracedLoad) -> None:
@@ -119,36 +127,41 @@ def _wait(bench: Bench, service: ShimmedService, load: TracedLoad) -> None:
 
 
 def _cut(
-    bench: Bench, row: Row, load: TracedLoad, operations: list[Operation], states: int
+    bench: Bench,
+    row: Row,
+    load: TracedLoad,
+    operations: list[Operation],
+    states: int,
+    may_double: bool,
 ) -> None:
     """Follow the trace and, at `states` of its points, recover what may be there then."""
     cuts = Counter(bench.random.randrange(1, len(operations) + 1) for _ in range(states))
     disk = Disk()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as path:
+    with tempfile.TemporaryDirectory(dir=memory) as path, quiet():
         for position, operation in enumerate(operations, 1):
             disk.do(operation)
             for number in range(cuts[position]):
                 data_dir = Path(path) / f"{position}-{number}" / "data"
                 data_dir.mkdir(parents=True)
                 disk.write_after_power_cut(data_dir, bench.random)
-                _recover(row, data_dir)
+                acknowledged = load.acknowledged_by(disk.answers)
+                again = load.batches_to_send(acknowledged, bench.random)
+                _recover(row, data_dir, again)
                 _end_compression(row, data_dir)
-                _check(row, data_dir, load.acknowledged_by(disk.answers))
+                _check(row, data_dir, acknowledged, dict(again), may_double)
                 bench.remove(data_dir.parent)
 
 
-def _recover(row: Row, data_dir: Path) -> None:
-    """Let the service's own recovery mend the files, now and then as part of a real start."""
+def _recover(row: Row, data_dir: Path, again: list[tuple[int, int]]) -> None:
+    """Let the service mend the files, now and then in a real start, and send batches again."""
     row.tried += 1
     if row.tried % STATES_A_START:
-        logger = logging.getLogger(recovery.__name__)
-        logger.disabled = True  # a line for each of the many states helps nobody
-        for path in data_dir.glob("*.open"):
-            recovery.recover_file(path)
-        logger.disabled = False
+        send_again(row, data_dir, again)
+        recover(data_dir)
         return
     with Service(data_dir.parent) as service:
+        send_again_for_real(row, service, again)
         wait_for(lambda: not service.has_orphans())
         if service.drain({"logs": []}).status != 200 or service.stop() != 0:
             row.fail("did not serve after the power cut")
@@ -174,11 +187,28 @@ def _is_same(compressed: Path, plain: Path) -> bool:
         return False
 
 
-def _check(row: Row, data_dir: Path, acknowledged: dict[int, int]) -> None:
+def _check(
+    row: Row,
+    data_dir: Path,
+    acknowledged: dict[int, int],
+    again: dict[int, int],
+    may_double: bool,
+) -> None:
+    """Note in the row what is not there as it should be; without a key it `may_double`."""
     lines = read_lines(sorted(data_dir.glob("*.ndjson*")), row)
     found = Counter(batch for batch, _ in lines)
-    row.acknowledged += len(acknowledged)
-    row.lost += sum(1 for batch, size in acknowledged.items() if found[batch] != size)
-    row.doubled += sum(1 for count in lines.values() if count > 1)
+    stored = acknowledged | again
+    row.acknowledged += len(stored)
+    keyed = {number: size for number, size in stored.items() if number >= KEYED_START}
+    row.keyed += len(keyed)
+    row.lost += sum(1 for batch, size in stored.items() if found[batch] != size)
+    twice = {batch for (batch, _), count in lines.items() if count > 1}
+    doubled = {batch for batch in twice if batch >= KEYED_START or not may_double}
+    row.doubled += len(doubled)
+    row.undecided += len(twice - doubled)
+    if doubled:
+        row.remark(f"twice: batches {sorted(doubled)[:10]}")
+    parts = {batch: count for batch, count in found.items() if batch >= KEYED_START}
+    row.parts += sum(1 for batch, count in parts.items() if count != size_of(batch))
     if list(data_dir.glob("*.open")):
         row.fail("left an open segment")

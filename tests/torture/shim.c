@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -28,16 +29,22 @@ enum { WRITE, SYNC, DIRSYNC, OPEN, RENAME, UNLINK, TRUNCATE, OPERATIONS };
 enum { SKIP, TIMES, OUTCOME, ARGUMENT, HITS, CALLS, SLOTS };
 enum { SHORT = -1, STALL = -2, TORN = -3, NO_MEMORY = -4 };
 #define CLOCK_SECONDS (OPERATIONS * SLOTS)
-#define CONTROL_BYTES ((CLOCK_SECONDS + 1) * 8)
 #define KNOWN_FILES 65536
+#define DURABLE (CLOCK_SECONDS + 1)
+#define FAILURES (DURABLE + KNOWN_FILES)
+#define LOCK (FAILURES + KNOWN_FILES)
+#define CONTROL_BYTES ((LOCK + 1) * 8)
 
 static int64_t *control;
 static const char *directory;
 static size_t directory_length;
 /* It is opened for each record: a process that closes what it inherited would close it too. */
 static const char *trace;
-/* How much of each file that this process made is on the disk, by inode. */
-static int64_t durable[KNOWN_FILES];
+/* By inode, and shared by all processes: one more than what of a file is on the disk, 0 where nobody
+ * knows; and how many of its syncs have failed. */
+static int64_t *durable, *failures;
+/* The failures that this process was told of: each one that has the file open is told once. */
+static int64_t told[KNOWN_FILES];
 
 __attribute__((constructor)) static void start(void) {
     directory = getenv("TORTURE_DIRECTORY");
@@ -50,8 +57,9 @@ __attribute__((constructor)) static void start(void) {
     if (memory == MAP_FAILED) abort();
     syscall(SYS_close, fd);
     trace = getenv("TORTURE_TRACE");
-    for (int i = 0; i < KNOWN_FILES; i++) durable[i] = -1;
     control = memory;
+    durable = control + DURABLE;
+    failures = control + FAILURES;
 }
 
 static int is_ours(const char *path) {
@@ -106,11 +114,9 @@ static void record(const char *head, const struct iovec *data, int count, size_t
     errno = saved;
 }
 
-static uint64_t inode_of(int fd, int64_t *size) {
+static uint64_t inode_of(int fd) {
     struct stat status;
-    if (fstat(fd, &status)) return 0;
-    if (size) *size = status.st_size;
-    return status.st_ino;
+    return fstat(fd, &status) ? 0 : status.st_ino;
 }
 
 #define REAL(name) \
@@ -154,9 +160,10 @@ static ssize_t do_write(int fd, const struct iovec *data, int count) {
     is_out_of_memory = outcome == NO_MEMORY;
     if (written > 0 && trace) {
         char head[96];
-        int64_t size = 0;
-        uint64_t inode = inode_of(fd, &size);
-        snprintf(head, sizeof head, "W %lu %ld %zd\n", inode, size - written, written);
+        uint64_t inode = inode_of(fd);
+        /* Others may append to it as well: what the file's size says is not where this went. */
+        int64_t end = lseek(fd, 0, SEEK_CUR);
+        snprintf(head, sizeof head, "W %lu %ld %zd\n", inode, end - written, written);
         record(head, data, count, written);
     }
     return written;
@@ -175,18 +182,31 @@ ssize_t writev(int fd, const struct iovec *data, int count) {
 
 /* A failed sync loses the pages and marks them clean, as Linux does: they read as zeros. */
 static void lose_pages(int fd, uint64_t inode, int64_t size) {
-    int64_t position = durable[inode % KNOWN_FILES];
+    int64_t position = durable[inode % KNOWN_FILES] - 1;
     if (position < 0) return;
-    char link[64];
+    char link[64], head[96];
     static const char zeros[65536];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     int own = syscall(SYS_openat, AT_FDCWD, link, O_WRONLY | O_CLOEXEC, 0);
     while (own >= 0 && position < size) {
         size_t step = size - position < 65536 ? size - position : 65536;
         if (syscall(SYS_pwrite64, own, zeros, step, position) <= 0) break;
+        struct iovec lost = {(void *)zeros, step};
+        snprintf(head, sizeof head, "W %lu %ld %zd\n", inode, position, step);
+        record(head, &lost, 1, step);
         position += step;
     }
     if (own >= 0) syscall(SYS_close, own);
+}
+
+/* One process at a time says what of a file is on the disk; one that was killed keeps nobody. */
+static void lock(void) {
+    for (int i = 0; i < 1000 && __atomic_exchange_n(control + LOCK, 1, __ATOMIC_SEQ_CST); i++)
+        sched_yield();
+}
+
+static void unlock(void) {
+    __atomic_store_n(control + LOCK, 0, __ATOMIC_SEQ_CST);
 }
 
 static int do_sync(int fd, int number) {
@@ -195,19 +215,31 @@ static int do_sync(int fd, int number) {
     if (fstat(fd, &status)) return -1;
     int is_directory = S_ISDIR(status.st_mode);
     int64_t outcome = fault(is_directory ? DIRSYNC : SYNC);
+    int64_t place = status.st_ino % KNOWN_FILES;
     if (outcome > 0) {
-        if (!is_directory) lose_pages(fd, status.st_ino, status.st_size);
-        errno = outcome;
-        return -1;
+        lock();
+        if (!is_directory) {
+            failures[place]++;
+            fstat(fd, &status);
+            lose_pages(fd, status.st_ino, status.st_size);
+        }
     }
-    int result = syscall(number, fd);
+    int result = outcome > 0 ? -1 : syscall(number, fd);
+    if (outcome <= 0) lock();
+    if (!is_directory && !result && told[place] != failures[place]) {
+        result = -1;
+        outcome = EIO; /* another process's sync lost its pages, which may be this one's */
+    }
+    if (!is_directory) told[place] = failures[place];
     if (!result) {
         char head[64];
         snprintf(head, sizeof head, "%c %lu\n", is_directory ? 'D' : 'Y', status.st_ino);
         record(head, NULL, 0, 0);
-        int64_t *known = durable + status.st_ino % KNOWN_FILES;
-        if (!is_directory && *known >= 0) *known = status.st_size;
+        if (!is_directory && durable[place] && durable[place] <= status.st_size)
+            durable[place] = status.st_size + 1;
     }
+    unlock();
+    if (outcome > 0) errno = outcome;
     return result;
 }
 
@@ -228,13 +260,20 @@ static int do_open(const char *path, int flags, mode_t mode) {
         errno = outcome;
         return -1;
     }
-    int fd = syscall(SYS_openat, AT_FDCWD, path, flags, mode);
-    if (fd >= 0 && ours) {
+    int fd = syscall(SYS_openat, AT_FDCWD, path, ours ? flags | O_EXCL : flags, mode);
+    if (fd < 0 && ours && errno == EEXIST && !(flags & O_EXCL)) {
+        ours = 0; /* it is there already */
+        fd = syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    }
+    if (fd >= 0 && is_ours(path)) {
         char head[PATH_MAX + 64];
-        uint64_t inode = inode_of(fd, NULL);
-        durable[inode % KNOWN_FILES] = 0;
-        snprintf(head, sizeof head, "C %lu %s\n", inode, path);
-        record(head, NULL, 0, 0);
+        uint64_t inode = inode_of(fd);
+        told[inode % KNOWN_FILES] = failures[inode % KNOWN_FILES];
+        if (ours) {
+            durable[inode % KNOWN_FILES] = 1;
+            snprintf(head, sizeof head, "C %lu %s\n", inode, path);
+            record(head, NULL, 0, 0);
+        }
     }
     return fd;
 }
@@ -292,11 +331,11 @@ static int do_truncate(int fd, off_t size) {
     int result = syscall(SYS_ftruncate, fd, size);
     if (!result) {
         char head[64];
-        uint64_t inode = inode_of(fd, NULL);
+        uint64_t inode = inode_of(fd);
         snprintf(head, sizeof head, "T %lu %ld\n", inode, size);
         record(head, NULL, 0, 0);
         int64_t *known = durable + inode % KNOWN_FILES;
-        if (*known > size) *known = size;
+        if (*known > size + 1) *known = size + 1;
     }
     return result;
 }

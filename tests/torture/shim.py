@@ -17,6 +17,9 @@ OPERATIONS = ("write", "sync", "dirsync", "open", "rename", "unlink", "truncate"
 SLOTS = ("skip", "times", "outcome", "argument", "hits", "calls")
 CLOCK = len(OPERATIONS) * len(SLOTS)
 
+#: What the shim's processes share beside: two numbers a file, and a lock.
+SHARED = 2 * 65536 + 1
+
 #: Outcomes of a call that are no errno.
 SHORT = -1
 STALL = -2
@@ -45,7 +48,7 @@ class Control:
     """The memory through which running services are told what fails."""
 
     def __init__(self, path: Path) -> None:
-        path.write_bytes(bytes(8 * (CLOCK + 1)))
+        path.write_bytes(bytes(8 * (CLOCK + 1 + SHARED)))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
 

@@ -8,7 +8,8 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 
-from tests.support.load import Load, make_body
+from tests.support.load import Load
+from tests.support.numbered_batches import make_body
 from tests.support.service import Service, process_group, running_pids, wait_for
 from tests.torture.bench import Bench, finish, under_load, wait_for_more
 from tests.torture.table import Row
@@ -99,6 +100,8 @@ def _reload(bench: Bench, rounds: int) -> Row:
             wait_for_more(load, 20, row)
     if set(load.rejected.values()) - {"stopping"}:
         row.fail(f"rejected with {set(load.rejected.values())}")
+    if load.keyed.codes.keys() - {"stopping", "key_in_use"}:
+        row.fail(f"rejected batches with keys with {set(load.keyed.codes)}")
     return row
 
 
@@ -128,7 +131,7 @@ def _restart(bench: Bench, starts: int) -> Row:
         address = server.getsockname()
     service = Service(bench.make_directory(), workers=2, bind=f"{address[0]}:{address[1]}").start()
     groups = {service.process.pid}
-    load = Load(service)
+    load = Load(service, threads=4, keyed=4)
     try:
         with load:
             wait_for_more(load, 10, row)
@@ -184,7 +187,7 @@ def _start_on_many(bench: Bench, segments: int) -> Row:
     row = Row(f"start on {segments:,} segments, {ORPHANS} orphans")
     service = Service(bench.make_directory(), workers=2)
     service.data_dir.mkdir()
-    load = Load(service, start=1 << 32)
+    load = Load(service, threads=4, start=1 << 32, keyed=4)
     for number in range(segments + ORPHANS):
         logs = json.loads(make_body(number, 2))["logs"]
         content = "".join(json.dumps(log) + "\n" for log in logs)

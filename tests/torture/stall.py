@@ -19,6 +19,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 CLIENTS = 40
+KEYED_CLIENTS = 10
 
 #: Longest batch, in logs; 40 clients together exceed the queue's bytes.
 LARGEST_BATCH = 600
@@ -41,7 +42,7 @@ class TimedLoad(Load):
     """A load that notes how long answers take, and tells two kinds of timeouts apart."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__(service, threads=CLIENTS, largest=LARGEST_BATCH)
+        super().__init__(service, CLIENTS - KEYED_CLIENTS, LARGEST_BATCH, keyed=KEYED_CLIENTS)
         self._posted_at: dict[int, float] = {}
         self.slowest_seconds = 0.0
         self.codes: set[str] = set()
@@ -100,11 +101,14 @@ def _stall(bench: Bench, row: Row, stall_seconds: float, commit_timeout_seconds:
         service.stop()
     finally:
         service.kill()
-    if load.slowest_seconds > commit_timeout_seconds + LATE_SECONDS:
-        row.fail(f"an answer took {load.slowest_seconds:.1f} s")
+    slowest_seconds = max(load.slowest_seconds, load.keyed.slowest_seconds)
+    if slowest_seconds > commit_timeout_seconds + LATE_SECONDS:
+        row.fail(f"an answer took {slowest_seconds:.1f} s")
     expected = {"accepted", "commit_timeout", "commit_timeout, not stored", "queue_full"}
     if load.codes != expected:
         row.fail(f"the answers were {sorted(load.codes)}")
+    if load.keyed.codes.keys() != {"commit_timeout", "key_in_use", "queue_full"}:
+        row.fail(f"the answers to batches with keys were {sorted(load.keyed.codes)}")
     tally(row, load, service.files())
     bench.remove(directory)
 
@@ -112,7 +116,7 @@ def _stall(bench: Bench, row: Row, stall_seconds: float, commit_timeout_seconds:
 def _stop_while_stalled(bench: Bench, row: Row) -> None:
     directory = bench.make_directory()
     service = ShimmedService(directory).start()
-    load = Load(service)
+    load = Load(service, threads=4, keyed=4)
     try:
         with load:
             load.wait_for_acknowledged(20)

@@ -6,16 +6,20 @@ import dataclasses
 ZEROES = {
     "lost": "lost",
     "doubled": "doubled",
+    "parts": "in part",
     "half": "half or not JSON",
     "forged": "forged",
     "errors": "500s",
     "failed": "other failures",
+    "unresolved": "keyed, undecided",
 }
 
 HEADINGS = (
     "what",
     "tried",
     "batches acknowledged",
+    "keyed",
+    "sent again",
     *ZEROES.values(),
     "undecided, stored",
     "back after, s (worst)",
@@ -26,6 +30,8 @@ HEADINGS = (
 class Row:
     """The counts of one kind.
 
+    `keyed` of the acknowledged batches had a key, and were sent again so often until they were
+    acknowledged; `parts` and `unresolved` count those of which a part is there, or that never were.
     `undecided` counts batches whose client was told that they may be stored, or was told nothing,
     and that are; `back_seconds` is the longest time until a batch was acknowledged again.
     """
@@ -33,12 +39,16 @@ class Row:
     what: str
     tried: int = 0
     acknowledged: int = 0
+    keyed: int = 0
+    sent_again: int = 0
     lost: int = 0
     doubled: int = 0
+    parts: int = 0
     half: int = 0
     forged: int = 0
     errors: int = 0
     failed: int = 0
+    unresolved: int = 0
     undecided: int = 0
     back_seconds: float | None = None
     remarks: list[str] = dataclasses.field(default_factory=list)
@@ -66,7 +76,8 @@ class Row:
         """Return the row as text, in the order of HEADINGS."""
         back = "" if self.back_seconds is None else f"{self.back_seconds:.1f}"
         zeroes = [f"{getattr(self, name):,}" for name in ZEROES]
-        counts = [f"{self.tried:,}", f"{self.acknowledged:,}", *zeroes, f"{self.undecided:,}"]
+        batches = (self.tried, self.acknowledged, self.keyed, self.sent_again)
+        counts = [*(f"{count:,}" for count in batches), *zeroes, f"{self.undecided:,}"]
         return [self.what, *counts, back]
 
 
@@ -90,12 +101,16 @@ REPORT = """\
 {table}
 The columns:
 
+- *keyed*: the acknowledged batches that were sent with an `Idempotency-Key`, until they were
+  acknowledged. *sent again*: how often they were sent after the first time.
 - *doubled*: batches found twice, or found although they were rejected for good.
+- *in part*: keyed batches of which some lines are there, acknowledged or not.
 - *half or not JSON*: lines that do not parse, and files that end in half a line.
 - *forged*: lines that no client sent as a log.
 - *other failures*: for example a wrong code, a late answer, a file left open, a traceback.
-- *undecided, stored*: batches whose clients were told that they may be stored, or were told
-  nothing, and that are. They are no failures.
+- *keyed, undecided*: keyed batches whose clients never came to see them acknowledged.
+- *undecided, stored*: batches without a key whose clients were told that they may be stored, or
+  were told nothing, and that are. They are no failures.
 - *back after*: the longest time from a fault, or from its end where the service cannot work during
   it, to the next acknowledged batch. For power cuts the acknowledged batches of every state are
   counted again.

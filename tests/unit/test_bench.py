@@ -46,6 +46,16 @@ def test_lean_logs_are_shorter() -> None:
     assert [(4711, index) for index in range(10)] == ids
 
 
+def test_requests_with_keys_differ_in_nothing_else() -> None:
+    """Each has the key of its number, in a head that the length of its body is right in."""
+    pairs = zip(load.json_requests(10, "t"), load.keyed_requests(10, "t"), strict=True)
+    for plain, keyed in pairs:
+        request = b"".join(keyed.request(7))
+        line = b'Idempotency-Key: "bench-0000000007"\r\n'
+        assert 1 == request.count(line)
+        assert b"".join(plain.request(7)) == request.replace(line, b"")
+
+
 def test_exports_are_the_same_logs() -> None:
     """What the bench sends as OTLP is valid, is as long as it says, and can be told apart."""
     query = otlp.HEAD.partition("?")[2].partition(" ")[0]

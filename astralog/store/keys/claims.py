@@ -1,6 +1,7 @@
 """The keys whose batches are under way in this process."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from astralog.store.keys.records import Key
 
@@ -57,3 +58,10 @@ class Claim:
         """Let others store a key that was held."""
         self._is_held = False
         self._release(self.key)
+
+
+class KeyedBatch(Protocol):
+    """A batch of a commit group, which may have a key."""
+
+    lines: bytes
+    claim: Claim | None

@@ -1,6 +1,6 @@
 """Where requests claim their keys; they wait at most as long as for a commit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import gevent
 from gevent.event import AsyncResult
@@ -74,8 +74,9 @@ class KeyGate:
             return Rejection(code, f"{message} This time it was not stored.")
         return Rejection(code, self._messages[code])
 
-    def look_after(self) -> None:
-        """Maintain the keys from time to time, for ever."""
+    def look_after(self, has_failed: Callable[[], bool]) -> None:
+        """Maintain the keys from time to time, for ever, or hold nothing of a disk that fails."""
         while True:
-            self._threads.spawn(self.keys.maintain).get()
+            step = self.keys.stand_aside if has_failed() else self.keys.maintain
+            self._threads.spawn(step).get()
             gevent.sleep(LOOK_SECONDS)

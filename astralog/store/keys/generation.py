@@ -62,9 +62,10 @@ class Generation:
         return self.keys_of.total()
 
     def is_in_place(self) -> bool:
-        """Return whether the file that is indexed is still there; raises OSError."""
+        """Return whether the file that is indexed is still there, and all of it; raises OSError."""
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.path).st_ino == self._inode
+            status = os.stat(self.path)
+            return status.st_ino == self._inode and status.st_size >= self.end
         return False
 
     def read(self) -> Iterator[None]:
@@ -84,7 +85,10 @@ class Generation:
 
     def index(self, data: bytes) -> None:
         """Take up what follows `end`; a last line that is not whole yet waits for the next call."""
-        data = _without_unfinished_line(data)
+        found = data
+        # A hole ends the record before it, whose line break it took along.
+        data = _without_unfinished_line(data.replace(b"\0", b"\n"))
+        self.damaged_lines += b"\0" in found[: len(data)]
         keyed = self._index_keys(data.split(b"\n"))
         self.end += len(data)
         if keyed:
@@ -123,12 +127,13 @@ class Generation:
         elif line and line != BEGINNING:  # damaged, or of another layout
             self.damaged_lines += 1
 
-    def offsets_of(self, digest: str) -> list[int]:
+    def offsets_of(self, digest: bytes) -> list[int]:
         """Return where a key stands, oldest first."""
-        text = digest.encode()
-        bucket = self._buckets.get(text[:_BUCKET_DIGITS], b"")
-        held = unhexlify(text[_BUCKET_DIGITS : _BUCKET_DIGITS + _HELD_DIGITS])
-        offsets = []
+        bucket = self._buckets.get(digest[:_BUCKET_DIGITS])
+        offsets: list[int] = []
+        if bucket is None:
+            return offsets
+        held = unhexlify(digest[_BUCKET_DIGITS : _BUCKET_DIGITS + _HELD_DIGITS])
         position = bucket.find(held)
         while position >= 0:
             if position % _RECORD_BYTES == 0:
@@ -153,6 +158,6 @@ class Generation:
 def _without_unfinished_line(data: bytes) -> bytes:
     """Return what is indexed of some bytes: all, or all before a line that may still grow."""
     head, newline, last = data.rpartition(b"\n")
-    if is_whole(last) or len(last) >= _LINE_BYTES:
+    if not last or is_whole(last) or len(last) >= _LINE_BYTES:
         return data
     return head if newline else b""

@@ -6,43 +6,29 @@ journal, and looks whether the batch is stored already. If not, it appends where
 syncs that, and only then writes the lines.
 """
 
-import errno
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 from gevent.monkey import get_original
 
 from astralog.settings import Settings
-from astralog.store.keys.claims import REPLAYED, Claim
+from astralog.store.keys.claims import Claim, KeyedBatch
+from astralog.store.keys.held_claims import HeldClaims
 from astralog.store.keys.index import KeyIndex
+from astralog.store.keys.journal_error import JournalError, NotAnnounced
+from astralog.store.keys.judge import Judge
 from astralog.store.keys.locks import KeyLocks
 from astralog.store.keys.records import Entry, Key
 from astralog.store.keys.stored_lines import StoredLines
-from astralog.store.segment_reader import READ_ERRORS
-from astralog.store.storage import FULL, Storage
+from astralog.store.storage import Storage
 
 log = logging.getLogger(__name__)
 
 #: While a journal of many keys is read, others run for so many seconds between two steps.
 PAUSE_SECONDS = 0.0002
-
-
-class JournalError(Exception):
-    """The journal could not be written; nothing that was to come after it was."""
-
-    def __init__(self, error: OSError | MemoryError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class KeyedBatch(Protocol):
-    """A batch of a commit group, which may have a key."""
-
-    lines: bytes
-    claim: Claim | None
 
 
 class IdempotencyKeys:
@@ -59,22 +45,28 @@ class IdempotencyKeys:
         )
         self._locks = KeyLocks(settings.data_dir)
         self._lines = StoredLines(settings.data_dir, settings.sync == "always")
+        self._judge = Judge(self._index.known, self._lines)
         self._claimed: set[str] = set()
-        self._held: list[tuple[Storage, Claim]] = []  # keys of lines that may still come back
+        self._held = HeldClaims()
+        self._error = JournalError()
         self._mutex = get_original("threading", "Lock")()  # of the index, among threads
-        self._logged_error = ""
+        self._groups = 0  # that are being stored
         self.is_open = False
-        self.error_code: str | None = None
+
+    @property
+    def error_code(self) -> str | None:
+        """The code with which batches with keys are rejected now, whatever the storage does."""
+        return self._error.code
 
     @property
     def held_keys(self) -> int:
         """The keys that are remembered, which is the same in every process."""
-        return self._index.held_keys
+        return self._index.known.held_keys
 
     @property
     def forgotten_keys(self) -> int:
         """The keys that this process forgot before their time, for all processes."""
-        return self._index.forgotten_keys
+        return self._index.known.forgotten_keys
 
     # --- The start
 
@@ -90,7 +82,7 @@ class IdempotencyKeys:
                 for _ in self._index.load():
                     time.sleep(PAUSE_SECONDS)
         except (OSError, MemoryError) as error:
-            self._note_error(error)
+            self._error.note(error)
         else:
             self.is_open = True
 
@@ -116,46 +108,37 @@ class IdempotencyKeys:
 
     def is_known(self, key: Key) -> bool:
         """Return whether the journal may have the key, as far as it was read."""
-        return bool(self._index.offsets_of(key.token, key.digest))
+        return bool(self._index.known.offsets_of(key.token, key.digest))
 
     # --- The threads' part
 
     def judge(self, claim: Claim) -> None:
         """Say in the claim what becomes of its batch, as far as the journal was read."""
-        try:
-            claim.verdict = self._verdict_of(claim)
-        except READ_ERRORS as error:
-            log.error("cannot tell whether a batch with a key is stored: %s", error)
-            claim.verdict = "storage_failed"
-
-    def _verdict_of(self, claim: Claim) -> str | None:
-        key = claim.key
-        for entry in self._index.entries_of(key.token, key.digest):
-            if self._is_stored(entry):
-                return REPLAYED if entry.key.body == key.body else "key_reused"
-        return None
-
-    def _is_stored(self, entry: Entry) -> bool:
-        size = self._index.sealed_bytes(entry.segment)
-        if size is None:
-            return self._lines.has(entry)
-        self._lines.forget(entry.segment)
-        return entry.end <= size
+        self._judge.judge(claim)
 
     def store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
         """Store a commit group in which batches have keys.
 
         Return what `Storage.store` does for those whose claim has no verdict afterwards.
         """
-        self._release_held()
+        with self._mutex:
+            self._groups += 1
+        try:
+            return self._store(storage, group)
+        finally:
+            with self._mutex:
+                self._groups -= 1
+
+    def _store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
+        self._held.release_settled()
         self._decide([batch.claim for batch in group if batch.claim])
         rest = [batch for batch in group if not (batch.claim and batch.claim.verdict)]
         keyed = [batch.claim for batch in rest if batch.claim]
         if keyed:
             try:
                 return self._store_keyed(storage, rest, keyed)
-            except JournalError as error:
-                code = self._note_error(error.error)
+            except NotAnnounced as error:
+                code = self._error.note(error.error)
                 for claim in keyed:
                     claim.verdict = code
             rest = [batch for batch in rest if not batch.claim]
@@ -168,14 +151,14 @@ class IdempotencyKeys:
                 self._locks.open()
                 self._index.catch_up()
         except (OSError, MemoryError) as error:
-            code = self._note_error(error)
+            code = self._error.note(error)
             for claim in claims:
                 claim.verdict = code
             return
         for claim in claims:
             if claim.epoch == self._locks.opened:
                 self.judge(claim)
-            else:  # the file of the locks was deleted, and another process may have the key
+            else:  # the file of the locks was closed, and another process may have the key
                 claim.verdict = "key_in_use"
 
     def _store_keyed(
@@ -189,12 +172,16 @@ class IdempotencyKeys:
             is_stored = code is None
         finally:
             if is_stored:
-                self._lines.note_stored(*places[-1])
+                self._note_stored(*places[-1])
             elif storage.has_unsettled():
-                for claim in claims:
-                    claim.hold()
-                    self._held.append((storage, claim))
+                self._held.hold(storage, claims)
         return code
+
+    def _note_stored(self, segment: str, end: int) -> None:
+        """Know a group's keys from now on, so that the next try of one is not even decoded."""
+        self._lines.note_stored(segment, end)
+        with contextlib.suppress(OSError, MemoryError), self._mutex:  # or the next group knows them
+            self._index.read_on()
 
     def _announce(
         self,
@@ -203,7 +190,7 @@ class IdempotencyKeys:
         segment: str,
         start: int,
     ) -> None:
-        """Append to the journal where batches will lie; raises JournalError."""
+        """Append to the journal where batches will lie; raises NotAnnounced."""
         now = int(time.time())
         entries = []
         for batch in batches:
@@ -216,13 +203,13 @@ class IdempotencyKeys:
             with self._mutex:
                 self._index.append(entries, is_synced=self._mode == "always")
         except (OSError, MemoryError) as error:
-            raise JournalError(error) from error
+            raise NotAnnounced(error) from error
 
     # --- What is due by time
 
     def maintain(self) -> None:
         """Take up what others appended, and find out whether an error is over."""
-        self._release_held()
+        self._held.release_settled()
         if not self.is_open:
             if self.error_code or self.are_used():
                 self.open()
@@ -230,37 +217,26 @@ class IdempotencyKeys:
                 return
         try:
             with self._mutex:
-                self._index.catch_up()
+                self._locks.open()
+                if self._index.has_files():
+                    self._index.catch_up()
                 if self.error_code:
-                    self._locks.open()
                     self._index.begin_file()
                 if self._mode == "everysec":
                     self._index.sync()
         except (OSError, MemoryError) as error:
-            self._note_error(error)
+            self._error.note(error)
         else:
-            self._note_success()
+            self._error.end()
 
-    def _release_held(self) -> None:
-        held, self._held = self._held, []
-        for storage, claim in held:
-            if storage.has_unsettled():
-                self._held.append((storage, claim))
-            else:
-                claim.release_held()
+    def stand_aside(self) -> None:
+        """Hold nothing of a disk that fails, so that it can be unmounted and repaired.
 
-    def _note_error(self, error: OSError | MemoryError) -> str:
-        """Reject batches with keys from now on, with the code that this returns."""
-        number = error.errno if isinstance(error, OSError) else errno.ENOMEM
-        self.error_code = "storage_full" if number in FULL else "storage_failed"
-        if self._logged_error != self.error_code:
-            self._logged_error = self.error_code
-            text = str(error) or "out of memory"
-            log.error("idempotency keys: %s; batches with a key are rejected", text)
-        return self.error_code
-
-    def _note_success(self) -> None:
-        self.error_code = None
-        if self._logged_error:
-            log.warning("idempotency keys: %s is over", self._logged_error)
-            self._logged_error = ""
+        Requests that have claimed a key and wait for their commit lose it, and are told so then. So
+        does what is held: who claims it next recovers its segment first, unless that is open still.
+        """
+        self._held.release_settled()
+        with self._mutex:
+            if not (self._groups or self._held.has_uncut()):
+                self._index.leave()
+                self._locks.close()

@@ -5,6 +5,7 @@ system it takes no disk.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -63,6 +64,8 @@ class KeyLocks:
             self._set(digest, fcntl.F_UNLCK)
 
     def _set(self, digest: str, kind: int) -> None:
+        if self._fd < 0:  # it could not be opened anew, after it was deleted
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         offset = int(digest[:_OFFSET_DIGITS], 16)
         lock = _LOCK.pack(kind, os.SEEK_SET, offset, 1, 0)
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)

@@ -98,10 +98,21 @@ def is_whole(line: bytes) -> bool:
         return False
 
 
+def before_hole(line: bytes) -> bytes:
+    """Return what of a line lies before a hole.
+
+    A page that was lost in a power cut, or with a sync that failed, reads as zeros from where the
+    last record that was synced ends; its line break is among what is lost.
+    """
+    return line.partition(b"\0")[0]
+
+
 def decode(line: bytes) -> Entry | Sealed | None:
     """Return the record in a line; None where that is damaged, or none of this layout."""
     if not is_whole(line):
-        return None
+        line = before_hole(line)
+        if not is_whole(line):
+            return None
     text = line[:-_CHECK_BYTES]
     if match := _KEYED.fullmatch(text):
         time, token, digest, body, segment, start, end = map(bytes.decode, match.groups())

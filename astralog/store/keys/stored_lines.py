@@ -5,15 +5,18 @@ import os
 import time
 from pathlib import Path
 
-from astralog.store.files import OPEN_SUFFIX, SEALED_SUFFIX
+from astralog.store.files import OPEN_SUFFIX
 from astralog.store.keys.records import Entry
 from astralog.store.recovery import recover_file
-from astralog.store.sealed import open_sealed
+from astralog.store.sealed import size_of_lines
 
 log = logging.getLogger(__name__)
 
 #: Bytes that are read at once.
 BLOCK_BYTES = 1024 * 1024
+
+#: Segments of which it is remembered how far they were looked at.
+MAX_SEGMENTS = 1000
 
 #: Looks at a segment that is renamed meanwhile, and the seconds between two.
 ATTEMPTS = 5
@@ -33,6 +36,8 @@ class StoredLines:
 
     def note_stored(self, segment: str, end: int) -> None:
         """Note that a segment is stored up to an offset."""
+        if len(self._whole) >= MAX_SEGMENTS:
+            self._whole.clear()  # what is asked for again is looked at again
         self._whole[segment] = end
 
     def forget(self, segment: str) -> None:
@@ -84,17 +89,12 @@ class StoredLines:
                 os.fdatasync(fd)
         finally:
             os.close(fd)
-        self._whole[entry.segment] = entry.end
+        self.note_stored(entry.segment, entry.end)
         return True
 
     def _sealed_bytes(self, segment: str) -> int | None:
         """Return the bytes of a sealed segment, inflated; None where it is gone."""
         try:
-            return os.stat(self._directory / (segment + SEALED_SUFFIX)).st_size
-        except FileNotFoundError:
-            pass
-        try:
-            with open_sealed(self._directory, segment) as file:
-                return file.seek(0, os.SEEK_END)
+            return size_of_lines(self._directory, segment)
         except FileNotFoundError:
             return None

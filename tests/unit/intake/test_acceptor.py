@@ -63,7 +63,12 @@ class Service:
         self._data_dir = settings.data_dir
 
     def post(
-        self, body: bytes = b"text", query: str = "", token: str = TOKEN, **parameters: Any
+        self,
+        body: bytes = b"text",
+        query: str = "",
+        token: str = TOKEN,
+        key: str | None = None,
+        **parameters: Any,
     ) -> Accepted:
         environ = {
             "HTTP_AUTHORIZATION": token,
@@ -71,6 +76,8 @@ class Service:
             "CONTENT_LENGTH": str(len(body)),
             "wsgi.input": io.BytesIO(body),
         }
+        if key is not None:
+            environ["HTTP_IDEMPOTENCY_KEY"] = key
         return self._acceptor.accept(environ, self._decode, **parameters)
 
     def code_of(self, *arguments: Any, **named: Any) -> str:
@@ -176,3 +183,42 @@ def test_a_batch_that_grows_is_charged_as_it_is_stored(service: Service) -> None
         service.post(b"x" * (MAX_BODY_BYTES // 50))
     service.post(b"x" * (MAX_BODY_BYTES // 2))
     assert 0 == service.queue.backlog_bytes
+
+
+def test_a_batch_with_a_key_is_stored_once_and_counted_as_a_replay(service: Service) -> None:
+    """The second try is not even decoded, and its logs are not counted again."""
+    first, second = service.post(b"text", key='"k"'), service.post(b"text", key="k")
+    assert (False, True) == (first.is_replayed, second.is_replayed)
+    assert 1 == len(service.contexts)
+    assert b"text" * 10 + b"\n" == service.stored()
+    assert [("accepted", 4, 1), ("replayed", 4)] == service.books.counted
+    assert "key_reused" == service.code_of(b"other", key="k")
+    assert ("key_reused", 5, 0) == service.books.counted[-1]
+    assert 0 == service.queue.backlog_bytes
+
+
+def test_a_replay_of_a_partial_batch_is_decoded_again(service: Service) -> None:
+    """Its answer says what was left out; nothing is stored or counted anew."""
+    query = "partial=true"
+    first, second = (service.post(b"text!", query, key="k") for _ in range(2))
+    assert first.decoded.invalid
+    assert second.decoded.invalid
+    assert second.is_replayed
+    assert 1 == second.decoded.invalid.count
+    assert 1 == service.stored().count(b"\n")
+    expected = [("accepted", 5, 1), ("of these invalid_batch", 1), ("replayed", 5)]
+    assert expected == service.books.counted
+
+
+def test_a_rejected_batch_and_a_dry_run_leave_their_key_free(service: Service) -> None:
+    """A key stands for a batch that is stored."""
+    assert "invalid_json" == service.code_of(b"broken", key="k")
+    assert service.post(b"text", "dry_run=true", key="k").is_dry_run
+    assert not service.post(b"mended", key="k").is_replayed
+
+
+@pytest.mark.parametrize("key", ["", '""', 'a"', "a,b", '"a"b', "é", "a" * 256, '"' * 3])
+def test_a_malformed_key_is_rejected_before_the_body_is_read(service: Service, key: str) -> None:
+    """Whatever it is meant to be, it is no name that a second try could be told by."""
+    assert "bad_request" == service.code_of(b"text", key=key)
+    assert ("bad_request", 0, 0) == service.books.counted[-1]

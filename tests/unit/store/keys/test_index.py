@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from astralog.store.keys.generation import Generation
-from astralog.store.keys.index import MAX_TOKENS_FULL, PARTS, KeyIndex
+from astralog.store.keys.generations import MAX_TOKENS_FULL, PARTS
+from astralog.store.keys.index import KeyIndex
 from astralog.store.keys.journal_files import list_numbers, note_sealed, path_of, ranges_in
 from astralog.store.keys.records import Entry, Key, Sealed, encode
 
@@ -25,7 +26,7 @@ def make_entry(number: int, token: str = TOKEN, at: float | None = None) -> Entr
 
 def is_known(index: KeyIndex, number: int, token: str = TOKEN) -> bool:
     entry = make_entry(number, token)
-    return any(found.key == entry.key for found in index.entries_of(token, entry.key.digest))
+    return any(found.key == entry.key for found in index.known.entries_of(token, entry.key.digest))
 
 
 def known(index: KeyIndex, numbers: range, token: str = TOKEN) -> list[int]:
@@ -61,7 +62,7 @@ def test_what_one_process_appends_the_others_know(make_index: Callable[..., KeyI
     one.catch_up()
     for index in (one, two, make_index()):
         assert list(range(MAX_KEYS // 2)) == known(index, range(MAX_KEYS))
-        assert MAX_KEYS // 2 == index.held_keys
+        assert MAX_KEYS // 2 == index.known.held_keys
 
 
 def test_a_record_that_comes_late_is_appended_to_the_newest_file(
@@ -96,8 +97,8 @@ def test_a_token_has_so_many_keys_and_its_oldest_are_forgotten(
         assert list(range(newest[0], count)) == newest
         assert MAX_KEYS - MAX_KEYS // PARTS <= len(newest) <= MAX_KEYS
         assert is_known(index, 5, OTHER)
-        assert len(newest) + 1 == index.held_keys
-    assert (count - len(newest), 0) == (one.forgotten_keys, two.forgotten_keys)
+        assert len(newest) + 1 == index.known.held_keys
+    assert (count - len(newest), 0) == (one.known.forgotten_keys, two.known.forgotten_keys)
     assert 1 == sum("forgot" in message for message in caplog.messages)
     assert len(list_numbers(tmp_path)) <= MAX_TOKENS_FULL * PARTS + 1
 
@@ -110,10 +111,10 @@ def test_all_tokens_together_are_bounded(
     tokens = [f"{number:08x}" for number in range(20)]
     for number in range(20 * MAX_KEYS // 2):
         add(index, make_entry(number, tokens[number % 20]))
-    assert index.held_keys <= MAX_TOKENS_FULL * MAX_KEYS
+    assert index.known.held_keys <= MAX_TOKENS_FULL * MAX_KEYS
     assert len(list_numbers(tmp_path)) <= MAX_TOKENS_FULL * PARTS + 1
     assert is_known(index, 20 * MAX_KEYS // 2 - 1, tokens[-1])
-    assert index.forgotten_keys == 20 * MAX_KEYS // 2 - index.held_keys
+    assert index.known.forgotten_keys == 20 * MAX_KEYS // 2 - index.known.held_keys
 
 
 def test_old_keys_are_forgotten_with_their_files(
@@ -129,18 +130,32 @@ def test_old_keys_are_forgotten_with_their_files(
         index.begin_file()
     assert [3, 4] == known(index, range(10))
     assert 1 not in list_numbers(tmp_path)
-    assert 0 == index.forgotten_keys
+    assert 0 == index.known.forgotten_keys
+
+
+def test_files_that_were_begun_in_vain_do_not_add_up(
+    make_index: Callable[..., KeyIndex], tmp_path: Path
+) -> None:
+    """While the disk fails a new one is begun every second; those with a word in them stay."""
+    index = make_index()
+    add(index, make_entry(1))
+    for number in range(20):
+        index.begin_file()
+        if number == 10:
+            add(index, Sealed(SEGMENT, 1))
+    assert [1, 12, 21] == list_numbers(tmp_path)
+    assert ([1], 1) == (known(index, range(5)), index.known.sealed_bytes(SEGMENT))
 
 
 def test_a_sealed_segment_is_known_by_its_last_size(make_index: Callable[..., KeyIndex]) -> None:
     """Another process's record is as good as one's own."""
     one, two = make_index(), make_index()
     add(one, make_entry(1))
-    assert one.sealed_bytes(SEGMENT) is None
+    assert one.known.sealed_bytes(SEGMENT) is None
     note_sealed(one._directory, SEGMENT, 123)
     for index in (one, two):
         index.catch_up()
-        assert 123 == index.sealed_bytes(SEGMENT)
+        assert 123 == index.known.sealed_bytes(SEGMENT)
 
 
 def test_without_a_journal_nothing_is_noted(tmp_path: Path) -> None:
@@ -194,7 +209,7 @@ def test_a_record_that_is_being_written_is_read_when_it_is_whole(
             file.write(line[place : place + 1])
             index.catch_up()
             assert ([1, 2] if place == len(line) - 1 else [1]) == known(index, range(5))
-    assert 0 == index._generations[-1].damaged_lines
+    assert 0 == index.known.all[-1].damaged_lines
 
 
 def test_a_key_takes_less_than_a_hundred_bytes(tmp_path: Path) -> None:

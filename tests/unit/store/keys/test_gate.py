@@ -1,0 +1,194 @@
+"""How requests claim their keys, and when they let go of them."""
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from astralog.errors import Rejection
+from astralog.settings import Settings
+from astralog.store.batch_queue import Batch
+from astralog.store.commit_queue import CommitQueue
+from astralog.store.keys.idempotency_keys import IdempotencyKeys
+from astralog.store.keys.records import Key, make_key
+from astralog.store.storage import Storage
+from astralog.telemetry.counters import Counters
+from tests.unit.store.keys.workers import stored
+
+TIMEOUT_SECONDS = 10
+A, B = b'{"m":"a"}\n', b'{"m":"b"}\n'
+
+
+def key_of(name: str, body: bytes = A) -> Key:
+    return make_key(bytes(32), "00000000", name, body, "")
+
+
+class Stall:
+    """A function that waits until it is let go."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._opened = threading.Event()
+        self.calls = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        assert self._opened.wait(TIMEOUT_SECONDS)
+        return self._function(*arguments)
+
+    def end(self) -> None:
+        self._opened.set()
+
+
+@pytest.fixture
+def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type, str], Stall]]:
+    """Return what makes a method wait: `stall(Storage, "store")`."""
+    made: list[Stall] = []
+
+    def make(owner: type, name: str) -> Stall:
+        made.append(Stall(getattr(owner, name)))
+        stalled = made[-1]
+
+        def wait(each: Any, *arguments: Any) -> Any:
+            return stalled(each, *arguments)
+
+        monkeypatch.setattr(owner, name, wait)
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[CommitQueue]:
+    made = CommitQueue(replace(settings, commit_timeout_seconds=0.3), Counters().store)
+    yield made
+    made.stop(TIMEOUT_SECONDS)
+
+
+def send(queue: CommitQueue, key: Key, lines: bytes = A) -> str:
+    """Send a batch as a request does: `stored`, `replayed`, or the code that rejects it."""
+    try:
+        with queue.admit() as reservation:
+            reservation.resize(len(lines))
+            claim = queue.claim(key)
+            try:
+                queue.commit(Batch(lines, 1), reservation, claim)
+            finally:
+                claim.close()
+    except Rejection as rejection:
+        return rejection.code
+    return claim.verdict or "stored"
+
+
+def send_until_known(queue: CommitQueue, key: Key) -> str:
+    """Send a batch again while its key is in use."""
+    with gevent.Timeout(TIMEOUT_SECONDS):
+        while (outcome := send(queue, key)) == "key_in_use":
+            gevent.sleep(0.01)
+    return outcome
+
+
+def test_a_batch_is_stored_by_its_first_request(queue: CommitQueue, tmp_path: Path) -> None:
+    """The queue starts, and the keys are read, with the first one that has a key."""
+    assert ["stored", "replayed"] == [send(queue, key_of("a")), send(queue, key_of("a"))]
+    assert "key_reused" == send(queue, key_of("a", B), B)
+    assert ["stored"] == [send(queue, key_of("b"), B)]
+    assert A + B == stored(tmp_path)
+    assert 0 == queue.backlog_bytes
+
+
+def test_a_request_that_ends_before_its_commit_lets_go(queue: CommitQueue) -> None:
+    """What was invalid may be sent again, corrected."""
+    claim = queue.claim(key_of("a"))
+    assert "key_in_use" == send(queue, key_of("a"))
+    claim.close()
+    assert "stored" == send(queue, key_of("a"))
+
+
+def test_a_batch_that_a_writer_has_keeps_its_key(
+    queue: CommitQueue, stall: Callable[[type, str], Stall], tmp_path: Path
+) -> None:
+    """Its client was told `commit_timeout`, and then learns what became of it."""
+    stalled = stall(Storage, "store")
+    assert "commit_timeout" == send(queue, key_of("a"))
+    assert ["key_in_use"] * 3 == [send(queue, key_of("a")) for _ in range(3)]
+    stalled.end()
+    assert "replayed" == send_until_known(queue, key_of("a"))
+    assert A == stored(tmp_path)
+
+
+def test_a_batch_that_no_writer_took_lets_go_of_its_key(
+    queue: CommitQueue, stall: Callable[[type, str], Stall], tmp_path: Path
+) -> None:
+    """It was dropped from the queue, so that the second try stores it."""
+    stalled = stall(Storage, "store")
+    assert ["commit_timeout"] * 2 == [send(queue, key_of("a")), send(queue, key_of("b"))]
+    assert ["key_in_use", "commit_timeout"] == [send(queue, key_of("a")), send(queue, key_of("b"))]
+    stalled.end()
+    assert ["replayed", "stored"] == [
+        send_until_known(queue, key_of("a")),
+        send_until_known(queue, key_of("b")),
+    ]
+    assert A + A == stored(tmp_path)
+
+
+def test_a_journal_that_is_not_read_in_time_rejects_nothing_for_good(
+    queue: CommitQueue, stall: Callable[[type, str], Stall]
+) -> None:
+    """A client is told to try again, and other batches do not wait."""
+    stalled = stall(IdempotencyKeys, "open")
+    assert "commit_timeout" == send(queue, key_of("a"))
+    with queue.admit() as reservation:
+        queue.commit(Batch(B, 1), reservation)
+    stalled.end()
+    assert "stored" == send(queue, key_of("a"))
+
+
+def test_a_disk_that_does_not_say_what_is_stored_rejects(
+    queue: CommitQueue, stall: Callable[[type, str], Stall]
+) -> None:
+    """Nobody knows whether the first try was stored; the key is free for one who finds out."""
+    assert "stored" == send(queue, key_of("a"))
+    queue.keys.maintain()
+    stalled = stall(IdempotencyKeys, "judge")
+    assert ["commit_timeout"] * 2 == [send(queue, key_of("a")) for _ in range(2)]
+    stalled.end()
+    assert "replayed" == send(queue, key_of("a"))
+
+
+def test_while_the_journal_fails_what_is_known_is_answered(queue: CommitQueue) -> None:
+    """A replay needs no journal that can be written; everything else with a key does."""
+    assert "stored" == send(queue, key_of("a"))
+    queue.keys.maintain()
+    queue.keys._error.note(OSError(errno.EIO, "failed"))
+    assert ["replayed", "storage_failed"] == [send(queue, key_of("a")), send(queue, key_of("b"))]
+    queue.keys.maintain()
+    assert "stored" == send(queue, key_of("b"))
+
+
+def test_without_a_data_directory_batches_with_keys_are_rejected(
+    queue: CommitQueue, tmp_path: Path
+) -> None:
+    """The keys are tried again once a second, as the storage is."""
+    away = tmp_path.with_name("away")
+    tmp_path.rename(away)
+    assert "storage_failed" == send(queue, key_of("a"))
+    away.rename(tmp_path)
+    queue.keys.maintain()
+    queue.storages[0].maintain()
+    assert "stored" == send(queue, key_of("a"))
+
+
+def test_without_a_key_there_is_no_file(queue: CommitQueue, tmp_path: Path) -> None:
+    """Who uses no keys pays for none."""
+    with queue.admit() as reservation:
+        queue.commit(Batch(A, 1), reservation)
+    queue.keys.maintain()
+    assert [".open"] == [path.suffix for path in tmp_path.iterdir()]
