@@ -6,10 +6,14 @@ import logging
 import os
 from pathlib import Path
 
+from astralog.store import range_lock
 from astralog.store.files import OPEN_SUFFIX, is_same_file, seal_file
 from astralog.store.keys.journal_files import note_sealed, ranges_in
 
 log = logging.getLogger(__name__)
+
+#: What a recovery locks of a file beside the file itself, so that it is told from the writer.
+RECOVERY_BYTE = 0
 
 #: Bytes read at once in the search for the last complete line.
 BLOCK_BYTES = 1024 * 1024
@@ -24,6 +28,7 @@ def recover_file(path: Path) -> int:
     fd = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        range_lock.lock(fd, RECOVERY_BYTE)
         if not is_same_file(fd, path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         before = os.fstat(fd).st_size

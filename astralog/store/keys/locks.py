@@ -6,16 +6,13 @@ system it takes no disk.
 
 import contextlib
 import errno
-import fcntl
 import os
-import struct
 from pathlib import Path
+
+from astralog.store import range_lock
 
 LOCK_NAME = "keys.lock"
 FILE_MODE = 0o640
-
-#: struct flock of fcntl(2): type, whence, start, length, process.
-_LOCK = struct.Struct("hhqqi0q")
 
 #: Hex digits of a key that say which byte is its own; an offset has 63 bits.
 _OFFSET_DIGITS = 15
@@ -53,7 +50,7 @@ class KeyLocks:
     def take(self, digest: str) -> bool:
         """Lock a key, and return whether nobody else has."""
         try:
-            self._set(digest, fcntl.F_WRLCK)
+            range_lock.lock(self._checked_fd(), _offset(digest))
         except BlockingIOError:
             return False
         return True
@@ -61,17 +58,19 @@ class KeyLocks:
     def release(self, digest: str) -> None:
         """Unlock a key; one that was locked in a file that is closed is unlocked already."""
         with contextlib.suppress(OSError):
-            self._set(digest, fcntl.F_UNLCK)
+            range_lock.unlock(self._checked_fd(), _offset(digest))
 
-    def _set(self, digest: str, kind: int) -> None:
+    def _checked_fd(self) -> int:
         if self._fd < 0:  # it could not be opened anew, after it was deleted
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        offset = int(digest[:_OFFSET_DIGITS], 16)
-        lock = _LOCK.pack(kind, os.SEEK_SET, offset, 1, 0)
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, lock)
+        return self._fd
 
     def close(self) -> None:
         """Close the file, and so unlock all keys."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+def _offset(digest: str) -> int:
+    return int(digest[:_OFFSET_DIGITS], 16)

@@ -5,9 +5,10 @@ import os
 import time
 from pathlib import Path
 
+from astralog.store import range_lock
 from astralog.store.files import OPEN_SUFFIX
 from astralog.store.keys.records import Entry
-from astralog.store.recovery import recover_file
+from astralog.store.recovery import RECOVERY_BYTE, recover_file
 from astralog.store.sealed import size_of_lines
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ BLOCK_BYTES = 1024 * 1024
 #: Segments of which it is remembered how far they were looked at.
 MAX_SEGMENTS = 1000
 
-#: Looks at a segment that is renamed meanwhile, and the seconds between two.
+#: Looks at a segment that is recovered or renamed meanwhile, and the seconds between two.
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.01
 
@@ -63,22 +64,25 @@ class StoredLines:
                 if not self._open_path(entry).exists():
                     return False
             time.sleep(PAUSE_SECONDS)
-        raise BlockingIOError("the segment is being renamed")
+        raise BlockingIOError("the segment is being recovered")
 
     def _open_path(self, entry: Entry) -> Path:
         return self._directory / (entry.segment + OPEN_SUFFIX)
 
     def _is_written(self, entry: Entry) -> bool | None:
-        """Return whether a segment that a process holds has the lines; None where it is gone.
+        """Return whether a segment that its writer holds has the lines.
 
-        Its process does not store them any more, so they are there to stay, or not at all. All
-        before them must be there too, since a recovery keeps nothing beyond a hole.
+        None where it is gone or being recovered: a recovery decides that, and a sync beside it may
+        take the error that it has to hear of. The writer does not store them any more, so they are
+        there to stay, or not at all. All before them must be there too, since a recovery keeps
+        nothing beyond a hole.
         """
         try:
             fd = os.open(self._open_path(entry), os.O_RDWR)
         except FileNotFoundError:
             return None
         try:
+            range_lock.lock(fd, RECOVERY_BYTE)
             position = self._whole.get(entry.segment, 0)
             while position < entry.end:
                 block = os.pread(fd, min(BLOCK_BYTES, entry.end - position), position)
@@ -87,6 +91,8 @@ class StoredLines:
                 position += len(block)
             if self._is_synced:
                 os.fdatasync(fd)
+        except BlockingIOError:
+            return None
         finally:
             os.close(fd)
         self.note_stored(entry.segment, entry.end)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from astralog.settings import Settings
+from astralog.store import recovery
 from astralog.store.keys.claims import REPLAYED
+from astralog.store.keys.journal_files import ranges_in
 from astralog.store.recovery import recover_file
 from tests.conftest import Fault
 from tests.unit.store.keys.workers import (
@@ -194,6 +196,31 @@ def test_after_a_power_cut_no_part_of_a_batch_is_kept(
     assert [STORED, STORED, REPLAYED if kept_b else STORED] == outcomes
     assert sorted(A + B + C) == sorted(stored(tmp_path))
     assert stored(tmp_path) == (B if kept_b else b"") + C + A + (b"" if kept_b else B)
+
+
+def test_a_segment_that_is_being_recovered_is_not_looked_into(
+    make_worker: Callable[..., Worker],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    break_os: BreakOs,
+) -> None:
+    """A sync beside the recovery's could take its error, and what was lost would be kept."""
+    one, two = make_worker(), make_worker()
+    kill_at(monkeypatch, "sync")
+    kill_while_storing(one, "a", A)
+    syncs = break_os("fdatasync", errno.EIO, times=0)
+    outcomes = []
+
+    def look_meanwhile(directory: Path, segment: str) -> list[tuple[int, int]]:
+        outcomes.append(two.send("a", A))
+        return ranges_in(directory, segment)
+
+    monkeypatch.setattr(recovery, "ranges_in", look_meanwhile)
+    (path,) = tmp_path.glob("*.open")
+    assert len(A) == recover_file(path)
+    assert ["storage_failed"] == outcomes
+    assert [] == [file for file in syncs.calls if ".ndjson" in file]
+    assert REPLAYED == two.send("a", A)
 
 
 # --- The disk fails
