@@ -201,13 +201,15 @@ def _check(
     row.acknowledged += len(stored)
     keyed = {number: size for number, size in stored.items() if number >= KEYED_START}
     row.keyed += len(keyed)
-    row.lost += sum(1 for batch, size in stored.items() if found[batch] != size)
+    lost = [batch for batch, size in stored.items() if found[batch] != size]
+    row.lost += len(lost)
     twice = {batch for (batch, _), count in lines.items() if count > 1}
     doubled = {batch for batch in twice if batch >= KEYED_START or not may_double}
     row.doubled += len(doubled)
     row.undecided += len(twice - doubled)
-    if doubled:
-        row.remark(f"twice: batches {sorted(doubled)[:10]}")
+    for name, batches in (("lost", lost), ("twice", sorted(doubled))):
+        if batches:
+            row.remark(f"{name}: batches {batches[:10]}")
     parts = {batch: count for batch, count in found.items() if batch >= KEYED_START}
     row.parts += sum(1 for batch, count in parts.items() if count != size_of(batch))
     if list(data_dir.glob("*.open")):

@@ -8,9 +8,8 @@ from tests.support.load import LARGEST_BATCH, Load
 from tests.support.service import Service
 
 #: Batches with a key that are sent again after a cut: so many of those that were not acknowledged
-#: by then, among them all that were under way, and so many of those that were.
+#: by then, among them all that were under way. Beside them, one or two of those that were.
 UNDECIDED_BATCHES = 4
-STORED_BATCHES = 1
 
 
 def size_of(number: int) -> int:
@@ -44,11 +43,14 @@ class TracedLoad(Load):
     def batches_to_send(
         self, acknowledged: dict[int, int], chance: random.Random
     ) -> list[tuple[int, int]]:
-        """Return the numbers and sizes of batches with keys that are sent again after a cut."""
+        """Return the numbers and sizes of batches with keys that are sent again after a cut.
+
+        Of those that were acknowledged, the newest is among them: its record is the journal's last.
+        """
         keyed = {number for numbers in self.posted.values() for number in numbers}
         keyed = {number for number in keyed if number >= KEYED_START}
         stored = sorted(keyed & acknowledged.keys())
         undecided = sorted(keyed - acknowledged.keys())[:UNDECIDED_BATCHES]
-        numbers = undecided + chance.sample(stored, min(STORED_BATCHES, len(stored)))
+        numbers = undecided + stored[-1:] + chance.sample(stored[:-1], min(1, len(stored[:-1])))
         chance.shuffle(numbers)
         return [(number, size_of(number)) for number in numbers]
