@@ -236,7 +236,9 @@ def test_the_table_has_a_cell_for_each_heading() -> None:
     """A broken promise is seen, in a terminal and in Markdown."""
     row = Row("a", tried=1000, lost=1)
     assert row.is_bad
-    assert not Row("b", undecided=1).is_bad
+    assert Row("b", parts=1).is_bad
+    assert Row("b", unresolved=1).is_bad
+    assert not Row("b", undecided=1, keyed=1, sent_again=1).is_bad
     assert len(HEADINGS) == len(row.cells())
     assert "1,000" in render([row])
     assert "| a | 1,000 | 0 | 0 | 0 | 1 |" in render_markdown([row])
