@@ -37,9 +37,15 @@ _FORMS = tuple(
     )
 )
 
+
 # What is stored: msgspec checks digits and calendar of a whole batch in one call, and the rest of
 # the characters tell the stored form from the other forms that msgspec takes.
-_Instants = list[Annotated[datetime, msgspec.Meta(tz=True)]]
+class _Instants(msgspec.Struct, array_like=True):
+    """A class is found at once; the hash of `list[...]` would take 0.5 of 28 µs a request."""
+
+    texts: list[Annotated[datetime, msgspec.Meta(tz=True)]]
+
+
 _STORED_SHAPES = (b"--T::.Z", b"--T::Z")
 
 
@@ -59,7 +65,7 @@ def normalise_all(texts: Sequence[str]) -> list[str] | None:
 
 def _all_stored_form(texts: Sequence[str]) -> bool:
     try:
-        msgspec.convert(texts, _Instants)
+        msgspec.convert((texts,), _Instants)
         shapes = "\n".join(texts).encode("ascii").translate(None, b"0123456789")
     except (msgspec.ValidationError, UnicodeEncodeError):
         return False
