@@ -36,13 +36,11 @@ class Request(message.Request):  # type: ignore[misc]
         self._is_last = bool(super().should_close())
 
     def repeat(self, values: dict[str, str]) -> "Request":
-        """Return a request with the same head but for these values, as the environ names them."""
-        request = object.__new__(Request)
-        request.__dict__.update(self.__dict__)
-        request._values = values
+        """Become the next request: its head differs in these values, named as in the environ."""
+        self._values = values
         reader = body.LengthReader(self.unreader, int(values.get("CONTENT_LENGTH", 0)))
-        request.body = Body(reader, self.unreader, self._is_awaited)
-        return request
+        self.body = Body(reader, self.unreader, self._is_awaited)
+        return self
 
     def set_body_reader(self) -> None:
         """Say how the body is read; raises ParseException for a head that leaves it open."""
