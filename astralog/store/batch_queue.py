@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import gevent
 from gevent.event import AsyncResult
-from gevent.queue import Empty, Queue
+from gevent.queue import Queue
 
+from astralog.deadlines import TimeLimit
 from astralog.errors import Rejection
 from astralog.store.keys.claims import Claim
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
@@ -116,20 +117,19 @@ class BatchQueue:
         Where nothing is queued within the time, the group stays empty.
         """
         size = 0
-        try:
-            self._queue.peek(timeout=timeout_seconds)
-            with gevent.Timeout(GATHER_SECONDS, False):
-                gevent.idle()
-            while (queued := self._queue.get_nowait()) is not None:
-                if queued.state is State.QUEUED:
-                    queued.state = State.TAKEN
-                    group.append(queued)
-                    size += len(queued.lines)
-                if size >= GROUP_BYTES:
-                    return False
-        except Empty:
-            return False
-        return True
+        with TimeLimit(timeout_seconds):
+            self._queue.peek()
+        with TimeLimit(GATHER_SECONDS):
+            gevent.idle()
+        while size < GROUP_BYTES and not self._queue.empty():
+            queued = self._queue.get_nowait()
+            if queued is None:
+                return True
+            if queued.state is State.QUEUED:
+                queued.state = State.TAKEN
+                group.append(queued)
+                size += len(queued.lines)
+        return False
 
     def finish(self, group: Sequence[QueuedBatch], code: str | None) -> None:
         """Answer the batches of a commit group: stored, or rejected with a code.

@@ -7,7 +7,7 @@ import pytest
 from gevent.event import Event
 
 from astralog import deadlines
-from astralog.deadlines import Deadlines
+from astralog.deadlines import Deadlines, TimeLimit
 
 
 class Late(Exception):
@@ -99,3 +99,27 @@ def test_the_longest_wait_is_ended_at_once() -> None:
     assert ended[:1] == [0]
     assert 2 in ended
     assert not waits
+
+
+def test_a_limit_ends_a_block_without_an_error() -> None:
+    """What takes longer ends where it is; of two, one in the other, each ends its own."""
+    reached = []
+    with TimeLimit(5):
+        with TimeLimit(0.01):
+            gevent.sleep(5)
+            reached.append("after the sleep")
+        reached.append("after the inner one")
+    with TimeLimit(0.01):
+        with TimeLimit(5):
+            gevent.sleep(5)
+        reached.append("after the one that was not over")
+    assert ["after the inner one"] == reached
+
+
+def test_a_limit_that_is_not_reached_does_nothing() -> None:
+    """It does not strike after its block, and errors of the block are its own."""
+    with TimeLimit(0.01):
+        pass
+    with pytest.raises(ValueError, match="oops"), TimeLimit(0.01):
+        raise ValueError("oops")
+    gevent.sleep(0.03)
