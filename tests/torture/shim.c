@@ -199,7 +199,8 @@ static void lose_pages(int fd, uint64_t inode, int64_t size) {
     if (own >= 0) syscall(SYS_close, own);
 }
 
-/* One process at a time says what of a file is on the disk; one that was killed keeps nobody. */
+/* One process at a time makes files, and says what of them is on the disk; one that was killed keeps
+ * nobody. */
 static void lock(void) {
     for (int i = 0; i < 1000 && __atomic_exchange_n(control + LOCK, 1, __ATOMIC_SEQ_CST); i++)
         sched_yield();
@@ -260,12 +261,15 @@ static int do_open(const char *path, int flags, mode_t mode) {
         errno = outcome;
         return -1;
     }
+    if (!is_ours(path)) return syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    lock(); /* nobody opens a file, and writes to it, before it is recorded that it was made */
     int fd = syscall(SYS_openat, AT_FDCWD, path, ours ? flags | O_EXCL : flags, mode);
     if (fd < 0 && ours && errno == EEXIST && !(flags & O_EXCL)) {
         ours = 0; /* it is there already */
         fd = syscall(SYS_openat, AT_FDCWD, path, flags, mode);
     }
-    if (fd >= 0 && is_ours(path)) {
+    int error = errno;
+    if (fd >= 0) {
         char head[PATH_MAX + 64];
         uint64_t inode = inode_of(fd);
         told[inode % KNOWN_FILES] = failures[inode % KNOWN_FILES];
@@ -275,6 +279,8 @@ static int do_open(const char *path, int flags, mode_t mode) {
             record(head, NULL, 0, 0);
         }
     }
+    unlock();
+    errno = error;
     return fd;
 }
 
