@@ -142,6 +142,8 @@ def _cut(
         for position, operation in enumerate(operations, 1):
             disk.do(operation)
             for number in range(cuts[position]):
+                if not bench.has_time:
+                    return
                 data_dir = Path(path) / f"{position}-{number}" / "data"
                 data_dir.mkdir(parents=True)
                 disk.write_after_power_cut(data_dir, bench.random)
