@@ -1,5 +1,6 @@
 """Start the real service on a free port of 127.0.0.1, talk to it, and look at its files."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -26,6 +27,9 @@ TOKEN = "test-token"
 
 #: Seconds to wait for what should come soon; an upper bound that a slow machine needs.
 TIMEOUT_SECONDS = 30.0
+
+#: Seconds within which a service that hangs writes its stack.
+STACK_SECONDS = 2.0
 
 #: What the system calls the process that compresses.
 COMPRESSOR_NAME = "astralog-zstd"
@@ -71,6 +75,7 @@ class Service:
             for name, value in os.environ.items()
             if not name.startswith(("ASTRALOG_", "GUNICORN_"))
         }
+        self._environ["PYTHONFAULTHANDLER"] = "1"
         for name, value in {**defaults, **settings}.items():
             if value is not None:
                 self._environ["ASTRALOG_" + name.upper()] = str(value)
@@ -208,8 +213,15 @@ class Service:
         os.kill(pid, signal.SIGKILL)
 
     def wait(self, timeout: float = TIMEOUT_SECONDS) -> int:
-        """Wait for the master's end and return its exit status."""
-        return self.process.wait(timeout)
+        """Wait for the master's end and return its exit status; one that hangs says where it is."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            state = Path(f"/proc/{self.process.pid}/status").read_text()
+            self.signal(signal.SIGABRT)  # faulthandler's
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STACK_SECONDS)
+            raise AssertionError(f"the service did not end:\n{state}\n{self.log()}") from None
 
     def stop(self) -> int:
         """Stop the service as an operator would, and return its exit status."""
