@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 #: Files that are tried where others make new ones, or remove them, at the same time.
 ATTEMPTS = 10
 
+KEEP_CHANGING = "the journal's files keep changing"
+
 
 class KeyIndex:
     """What the journal of a directory holds, as far as it was read, and the journal to append to.
@@ -80,10 +82,27 @@ class KeyIndex:
         """Take the newest file for the current one, unless there is none."""
         numbers = list_numbers(self._directory)
         if numbers:
-            self._enter(numbers[-1])
+            self._enter_or_newer(numbers[-1])
         else:
             self.known.all = []
         return bool(numbers)
+
+    def _enter_or_newer(self, number: int) -> None:
+        """Enter a file, or a newer one where another process made that, and removed this one."""
+        for _ in range(ATTEMPTS):
+            try:
+                self._enter(number)
+            except FileNotFoundError:
+                newest = self._newest_number()
+                if newest <= number:
+                    raise
+                number = newest
+            else:
+                return
+        raise OSError(errno.EAGAIN, KEEP_CHANGING)
+
+    def _newest_number(self) -> int:
+        return max([0, *list_numbers(self._directory)])
 
     def _enter(self, number: int) -> None:
         """Open a file, or make it, as the current one, and index all that came before it."""
@@ -126,7 +145,7 @@ class KeyIndex:
                 self.give_up_file()
                 raise
             self.catch_up()
-        raise OSError(errno.EAGAIN, "the journal's files keep changing")
+        raise OSError(errno.EAGAIN, KEEP_CHANGING)
 
     def give_up_file(self) -> None:
         """Append to a new file from now on: what became of this one is not known."""
@@ -151,7 +170,7 @@ class KeyIndex:
 
     def begin_file(self) -> None:
         """Begin a new file, or go on with the one that another process begins; raises OSError."""
-        number = max([0, *list_numbers(self._directory)]) + 1
+        number = self._newest_number() + 1
         self.leave()
-        self._enter(number)
+        self._enter_or_newer(number)
         self._must_begin = False

@@ -3,7 +3,7 @@
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,26 @@ def test_what_one_process_appends_the_others_know(make_index: Callable[..., KeyI
     for index in (one, two, make_index()):
         assert list(range(MAX_KEYS // 2)) == known(index, range(MAX_KEYS))
         assert MAX_KEYS // 2 == index.known.held_keys
+
+
+def test_two_processes_may_begin_the_journal_at_once(
+    make_index: Callable[..., KeyIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one whose empty file the other has removed goes on with the other's file."""
+    one, two = make_index(), make_index()
+    load = one.load
+
+    def load_later() -> Iterator[None]:
+        monkeypatch.setattr(one, "load", load)
+        two.begin_file()
+        return load()
+
+    monkeypatch.setattr(one, "load", load_later)
+    one.append([make_entry(1)], is_synced=True)
+    two.append([make_entry(2)], is_synced=True)
+    for index in (one, two, make_index()):
+        index.catch_up()
+        assert [1, 2] == known(index, range(5))
 
 
 def test_a_record_that_comes_late_is_appended_to_the_newest_file(
