@@ -82,7 +82,8 @@ class CompressorProcess:
             self.start(RESTART_SECONDS)
 
     def stop(self) -> None:
-        """End the process; what it had not finished is done again later."""
+        """End the process for good; what it had not finished is done again later."""
+        self._server.handle_chld = self._server.handle_cld = self._handle_child_exit
         if self._pidfd < 0:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
