@@ -46,15 +46,20 @@ def send_until_stored(service: Service, key: str, message: str) -> Answer:
     return wait_for(stored)
 
 
+def send_into_stall(service: ShimmedService, stalled: str, message: str) -> None:
+    """Send a batch, with its message for its key, whose first or second sync stalls."""
+    send_until_stored(service, "first", "first")
+    service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_MS)
+    answer = send(service, message, message)
+    assert (503, "commit_timeout") == (answer.status, answer.body["code"])
+
+
 @pytest.mark.parametrize("stalled", ["the journal", "the lines"])
 def test_a_stalled_batch_has_its_key_until_it_is_over(
     service: ShimmedService, stalled: str
 ) -> None:
     """Whoever was told `commit_timeout` learns from any worker that nothing is decided yet."""
-    send_until_stored(service, "first", "first")
-    service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_MS)
-    answer = send(service, "stalled", "stalled")
-    assert (503, "commit_timeout") == (answer.status, answer.body["code"])
+    send_into_stall(service, stalled, "stalled")
     for _ in range(20):
         answer = send(service, "stalled", "stalled")
         assert (409, "key_in_use", "1") == (
@@ -72,10 +77,7 @@ def test_a_batch_that_was_killed_in_a_stall_is_stored_once(
     service: ShimmedService, stalled: str
 ) -> None:
     """Whether its lines were written when the service died or not, the next try makes it right."""
-    send_until_stored(service, "first", "first")
-    service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_MS)
-    answer = send(service, "killed", "killed")
-    assert (503, "commit_timeout") == (answer.status, answer.body["code"])
+    send_into_stall(service, stalled, "killed")
     service.kill()
     service.control.mend()
     service.start()

@@ -2,7 +2,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -11,7 +11,7 @@ import pytest
 from astralog.telemetry import history
 from astralog.telemetry.history import HISTORY_BYTES, RECORD_BYTES, SAMPLES, History
 from astralog.telemetry.samples import Sample
-from astralog.telemetry.slots import claim, open_shared_file
+from astralog.telemetry.slots import claim
 from astralog.telemetry.snapshots import Snapshot
 
 #: Another worker, which holds the lock until it is killed.
@@ -45,14 +45,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(history, "_number", clock)
     return clock
-
-
-@pytest.fixture
-def fd() -> Iterator[int]:
-    """Return a new shared file."""
-    made = open_shared_file({})
-    yield made
-    os.close(made)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from astralog.telemetry import prometheus
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import BUCKETS, STATES, SUM, WORKERS, Family, Kind, Labels
 from astralog.telemetry.prometheus import Metrics
-from astralog.telemetry.slots import Slot, open_shared_file
+from astralog.telemetry.slots import Slot
 from astralog.telemetry.snapshots import Snapshot, Values
 from tests.conftest import Fault
 from tests.support.metrics import Samples, read_samples
@@ -46,14 +46,6 @@ class Part:
 def part() -> Part:
     """Return what this worker counts."""
     return Part()
-
-
-@pytest.fixture
-def fd() -> Iterator[int]:
-    """Return a new shared file."""
-    made = open_shared_file({})
-    yield made
-    os.close(made)
 
 
 @pytest.fixture

@@ -57,14 +57,6 @@ class Worker:
 
 
 @pytest.fixture
-def fd() -> Iterator[int]:
-    """Return a new shared file."""
-    made = open_shared_file({})
-    yield made
-    os.close(made)
-
-
-@pytest.fixture
 def start_worker(fd: int) -> Iterator[Callable[[], Worker]]:
     """Return what starts workers that share the file."""
     workers: list[Worker] = []
