@@ -109,17 +109,19 @@ def _outcome(function: Callable[..., T], *arguments: Any) -> T | Exception:
 def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> Blueprint:
     """Return the blueprint of the page and of what it asks for."""
     blueprint = Blueprint("status", __name__)
-    page = assets.load(OWN / "status.html")
-    files = {name: assets.load(OWN / name) for name in FILES}
-    readiness = Kept(overview.readiness)
-    now = Kept(lambda: msgspec.json.encode({"projects": None, **overview.now()}))
-    sample = Kept(overview.sample)
-    last_hour = Kept(lambda: msgspec.json.encode(overview.last_hour(sample.get())))
-    logs = RecentLogs(settings.data_dir, settings.max_body_bytes)
-    disk = OneAtATime()
 
     def authenticate() -> Token:
         return tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+
+    _add_page(blueprint)
+    _add_numbers(blueprint, authenticate, overview)
+    _add_logs(blueprint, authenticate, RecentLogs(settings.data_dir, settings.max_body_bytes))
+    return blueprint
+
+
+def _add_page(blueprint: Blueprint) -> None:
+    page = assets.load(OWN / "status.html")
+    files = {name: assets.load(OWN / name) for name in FILES}
 
     @blueprint.get("/status")
     def show_page() -> Response:
@@ -133,6 +135,15 @@ def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> 
     def show_asset(asset: str) -> AnyResponse:
         """Return a file of the page."""
         return assets.send_one_of(files, asset)
+
+
+def _add_numbers(
+    blueprint: Blueprint, authenticate: Callable[[], Token], overview: Overview
+) -> None:
+    readiness = Kept(overview.readiness)
+    now = Kept(lambda: msgspec.json.encode({"projects": None, **overview.now()}))
+    sample = Kept(overview.sample)
+    last_hour = Kept(lambda: msgspec.json.encode(overview.last_hour(sample.get())))
 
     @blueprint.get("/status/data")
     def show_numbers() -> Response:
@@ -149,6 +160,10 @@ def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> 
         if token.projects is None:
             return _json(last_hour.get())
         return _json(msgspec.json.encode(overview.last_hour(sample.get(), token.name)))
+
+
+def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: RecentLogs) -> None:
+    disk = OneAtATime()
 
     @blueprint.get("/status/logs")
     def show_logs() -> Response:
@@ -171,8 +186,6 @@ def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> 
         if line is None:
             raise Rejection("not_found", "There is no such log, or none that is within reach.")
         return _json(line)
-
-    return blueprint
 
 
 def _filter(token: Token, query: dict[str, str]) -> LogFilter:

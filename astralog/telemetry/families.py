@@ -77,6 +77,40 @@ def counter_families(counters: Counters) -> list[Family]:
 
 def queue_families(queue: CommitQueue) -> list[Family]:
     """Return the families of the commit queue and its storages."""
+    return [
+        *_segment_families(queue),
+        counter(
+            "forgotten_keys",
+            "Idempotency keys forgotten before their time, for want of room.",
+            lambda: queue.keys.forgotten_keys,
+        ),
+        _gauge(
+            "backlog_bytes",
+            "Memory that bodies being read and batches waiting for their commit hold.",
+            lambda: queue.backlog_bytes,
+        ),
+        _gauge(
+            "backlog_limit_bytes",
+            "Memory that the backlog may take, beyond which batches are rejected.",
+            lambda: queue.backlog_limit_bytes,
+        ),
+        Family(
+            "astralog_last_sync_timestamp_seconds",
+            "Time of the last sync of a segment.",
+            Kind.TIMESTAMP,
+            lambda: {(): max(storage.synced_at for storage in queue.storages)},
+        ),
+        Family(
+            WORKERS,
+            "Workers that are ready, or reject batches with the code that is their state.",
+            Kind.GAUGE,
+            lambda: _states(queue.unavailable() or READY),
+            ("state",),
+        ),
+    ]
+
+
+def _segment_families(queue: CommitQueue) -> list[Family]:
     storages = queue.storages
     return [
         counter(
@@ -98,34 +132,6 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "possibly_lost_batches",
             "Batches acknowledged in the mode everysec before a sync that failed.",
             lambda: sum(storage.possibly_lost_batches for storage in storages),
-        ),
-        counter(
-            "forgotten_keys",
-            "Idempotency keys forgotten before their time, for want of room.",
-            lambda: queue.keys.forgotten_keys,
-        ),
-        _gauge(
-            "backlog_bytes",
-            "Memory that bodies being read and batches waiting for their commit hold.",
-            lambda: queue.backlog_bytes,
-        ),
-        _gauge(
-            "backlog_limit_bytes",
-            "Memory that the backlog may take, beyond which batches are rejected.",
-            lambda: queue.backlog_limit_bytes,
-        ),
-        Family(
-            "astralog_last_sync_timestamp_seconds",
-            "Time of the last sync of a segment.",
-            Kind.TIMESTAMP,
-            lambda: {(): max(storage.synced_at for storage in storages)},
-        ),
-        Family(
-            WORKERS,
-            "Workers that are ready, or reject batches with the code that is their state.",
-            Kind.GAUGE,
-            lambda: _states(queue.unavailable() or READY),
-            ("state",),
         ),
     ]
 
