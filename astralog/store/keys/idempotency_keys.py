@@ -38,7 +38,6 @@ class IdempotencyKeys:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._directory = settings.data_dir
         self._mode = settings.sync
         self._index = KeyIndex(
             settings.data_dir, settings.idempotency_keys, settings.idempotency_seconds
