@@ -17,7 +17,9 @@ from flask.testing import FlaskClient
 
 from astralog.app import create_app
 from astralog.settings import Settings
-from tests.support.service import TOKEN
+from tests.support.service import TOKEN, heed_signals
+
+heed_signals()
 
 hypothesis.settings.register_profile("quick", max_examples=200, deadline=None)
 hypothesis.settings.register_profile(

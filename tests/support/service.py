@@ -38,6 +38,17 @@ COMPRESSOR_NAME = "astralog-zstd"
 STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers?\b")
 
 
+def heed_signals() -> None:
+    """Take the signals that a shell lets its background jobs ignore.
+
+    Whatever this process starts would ignore them too, until it has handlers of its own.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 class Answer(NamedTuple):
     """A response: `body` is its parsed JSON, None where it is none."""
 

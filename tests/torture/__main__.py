@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.measure import commit
-from tests.support.service import ROOT
+from tests.support.service import ROOT, heed_signals
 from tests.torture import (
     attacks,
     compression,
@@ -176,6 +176,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(MODULES), default=[])
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.seconds:g} s", file=sys.stderr)
+    heed_signals()
     started_at = time.monotonic()
     rows = run(options.seconds, options.seed, options.only)
     print(render(rows))
