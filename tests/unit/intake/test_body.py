@@ -12,7 +12,7 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake import compression
-from astralog.intake.body import BodyReader
+from astralog.intake.body import CHUNKED_STEP_BYTES, BodyReader
 from astralog.intake.compression import INFLATERS, STEP_BYTES
 from astralog.time_slice import TIME_SLICE_SECONDS
 
@@ -113,7 +113,7 @@ def test_a_body_of_unknown_length_is_read_to_its_end() -> None:
     """A chunked body is put together, with room for every part before it is read."""
     room = Room()
     assert b"one two" == read(environ(Stream(b"one", b" ", b"two")), room)
-    assert [STEP_BYTES + size for size in (0, 3, 4, 7)] == room.sizes[:-1]
+    assert [CHUNKED_STEP_BYTES + size for size in (0, 3, 4, 7)] == room.sizes[:-1]
     assert 7 == room.sizes[-1]
 
 
