@@ -242,7 +242,7 @@ def test_metadata_is_shown_as_it_is_stored(page: Page) -> None:
     "a,{\\"b:"
   ]
 }"""
-    assert expected == page.browser.run(values)
+    assert expected == wait_for(lambda: page.browser.run(values))
 
 
 def test_a_long_message_is_there_as_a_whole(page: Page) -> None:
