@@ -54,14 +54,14 @@ class BodyReader:
     ) -> bytes:
         body = bytearray()
         time_slice = TimeSlice()
-        step = STEP_BYTES if inflater else CHUNKED_STEP_BYTES
-        reservation.resize(min(step, self.max_bytes))
+        longest_piece = STEP_BYTES if inflater else CHUNKED_STEP_BYTES
+        reservation.resize(min(longest_piece, self.max_bytes))
         chunks = self._bounded(_chunks(environ, length))
         for piece in inflater(chunks) if inflater else chunks:
             size = len(body) + len(piece)
             if size > self.max_bytes:
                 raise self._too_large()
-            reservation.resize(min(size + step, self.max_bytes))
+            reservation.resize(min(size + longest_piece, self.max_bytes))
             body += piece
             time_slice.end_if_over()
         reservation.resize(len(body))
