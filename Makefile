@@ -5,8 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # So many tests run at once; most wait rather than compute.
 JOBS ?= $(shell expr 2 '*' $$(nproc))
+# Without its extra a package that another one asks for with it is open to pip, which refuses it as soon as
+# a newer release is out.
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-	--generate-hashes --custom-compile-command "make lock"
+	--no-strip-extras --generate-hashes --custom-compile-command "make lock"
 
 $(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
