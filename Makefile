@@ -59,8 +59,8 @@ test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
 
 .PHONY: torture
-torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=1200, and count
-	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),1200) $(TORTURE)
+torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=1800, and count
+	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),1800) $(TORTURE)
 
 .PHONY: mutants
 mutants: $(VENV)/.installed-dev ## Take guards out of a copy of the code; a test must notice each

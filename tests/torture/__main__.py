@@ -53,7 +53,7 @@ class Kind(NamedTuple):
     needs_shim: bool = False
 
 
-DEFAULT_SECONDS = 1200
+DEFAULT_SECONDS = 1800
 
 #: Where a whole run leaves its table.
 RESULTS = ROOT / "docs" / "torture-results.md"

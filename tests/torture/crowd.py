@@ -74,7 +74,7 @@ def _flood(bench: Bench, seconds: float) -> Row:
         for sender in senders:
             sender.start()
         time.sleep(0.2)
-        with _watch(service, row):
+        with _watch(service, row, OTHERS_SECONDS):
             for sender in senders:
                 sender.join()
         if service.stop() != 0:
@@ -108,10 +108,12 @@ def visit(
     stay_seconds: float,
     until_dropped: bool = False,
     linger: Behaviour = lambda connection: None,
+    others_seconds: float = OTHERS_SECONDS,
 ) -> None:
     """Let a crowd of connections come, stay and go, and look at what the service makes of it.
 
     Each of the crowd is told to `linger` once a second; `until_dropped`, none of it goes by itself.
+    Anyone else has an answer within `others_seconds` of the worker's.
     """
     load = Load(service, threads=2)
     with load:
@@ -119,7 +121,7 @@ def visit(
     (worker,) = service.worker_pids()
     memory, descriptors = resident_bytes(worker), _descriptors(worker)
     others = Load(service, threads=1, start=1 << 32, keyed=1)
-    with contextlib.ExitStack() as crowd, _watch(service, row), others:
+    with contextlib.ExitStack() as crowd, _watch(service, row, others_seconds), others:
         connections = []
         for connection in arrivals:
             connections.append(crowd.enter_context(contextlib.closing(connection)))
@@ -156,7 +158,9 @@ def _descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def _watch(service: Service, row: Row) -> contextlib.AbstractContextManager[None]:
+def _watch(
+    service: Service, row: Row, seconds_at_most: float
+) -> contextlib.AbstractContextManager[None]:
     """Ask /health and send empty batches on new connections, and note what is slow.
 
     It is slow where the worker has computed for so long, not where it had to wait for the system.
@@ -172,7 +176,7 @@ def _watch(service: Service, row: Row) -> contextlib.AbstractContextManager[None
         except OSError as error:
             row.fail(f"not served: {error!r}")
             return
-        if statuses != 400 or seconds > 2 * OTHERS_SECONDS:
+        if statuses != 400 or seconds > 2 * seconds_at_most:
             row.fail(f"two answers took {seconds:.1f} s, statuses sum to {statuses}")
 
     return meanwhile(look, 0.1)
