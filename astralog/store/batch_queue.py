@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 import gevent
-from gevent.event import AsyncResult
+from gevent.hub import Waiter
 from gevent.queue import Queue
 
 from astralog.deadlines import TimeLimit
@@ -47,7 +47,16 @@ class State(Enum):
 class QueuedBatch:
     """A batch in the queue, charged with `size` bytes."""
 
-    __slots__ = ("claim", "deadline", "lines", "logs", "outcome", "size", "state")
+    __slots__ = (
+        "_waiter",
+        "claim",
+        "deadline",
+        "is_waited_for",
+        "lines",
+        "logs",
+        "size",
+        "state",
+    )
 
     def __init__(
         self, batch: Batch, size: int, deadline: float, claim: Claim | None = None
@@ -58,14 +67,23 @@ class QueuedBatch:
         self.logs = batch.logs
         self.size = size
         self.deadline = deadline
-        # None, or what its client is told. No exception: its traceback would hold the request's
-        # frames, and the batch in them, for as long as the disk leaves the batch in the queue.
-        self.outcome: AsyncResult[tuple[str, str] | None] = AsyncResult()
+        #: Whether its client was told nothing yet.
+        self.is_waited_for = True
+        self._waiter: Waiter[tuple[str, str] | None] = Waiter()
 
-    @property
-    def is_waited_for(self) -> bool:
-        """Return whether its client was told nothing yet."""
-        return not self.outcome.ready()
+    def wait(self) -> tuple[str, str] | None:
+        """Return what the batch is answered with."""
+        return self._waiter.get()  # type: ignore[no-any-return]
+
+    def answer(self, rejection: tuple[str, str] | None) -> None:
+        """Tell its client, unless it was told before: a code and its message, or None for stored.
+
+        No exception: its traceback would hold the request's frames, and the batch in them, for as
+        long as the disk leaves the batch in the queue.
+        """
+        if self.is_waited_for:
+            self.is_waited_for = False
+            gevent.get_hub().loop.run_callback(self._waiter.switch, rejection)
 
 
 class BatchQueue:
@@ -100,7 +118,7 @@ class BatchQueue:
         self._queue.put(queued)
         self._waiting.append(queued)
         try:
-            rejection = queued.outcome.get()
+            rejection = queued.wait()
         finally:
             self._leave(queued)
         if rejection:
@@ -147,8 +165,7 @@ class BatchQueue:
 
     def _answer(self, queued: QueuedBatch, code: str | None) -> None:
         self._release(queued)
-        if queued.is_waited_for:
-            queued.outcome.set((code, self._messages[code]) if code else None)
+        queued.answer((code, self._messages[code]) if code else None)
 
     def reject_rest(self, code: str) -> None:
         """Reject what no drain has taken."""
@@ -166,7 +183,7 @@ class BatchQueue:
                 break
             self._waiting.popleft()
             if queued.is_waited_for:
-                queued.outcome.set(("commit_timeout", self._timed_out(queued)))
+                queued.answer(("commit_timeout", self._timed_out(queued)))
                 self._leave(queued)  # before a writer that wakes up meanwhile takes it
         while (first := self._first()) and first.state is State.FINISHED:
             self._queue.get_nowait()

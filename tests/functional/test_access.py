@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificate import can_make_certificate, make_certificate
-from tests.support.service import TOKEN, Service, make_batch, make_log, wait_for, write_tokens
+from tests.support.service import (
+    TOKEN,
+    Service,
+    make_batch,
+    make_head,
+    make_log,
+    read_answer,
+    wait_for,
+    write_tokens,
+)
 
 
 def status_for(service: Service, token: str) -> int:
@@ -120,6 +129,23 @@ def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]
         assert 0 == service.stop()
         assert time.monotonic() - started < 10
         assert "Traceback" not in service.log()
+
+
+@pytest.mark.slow
+def test_a_request_that_tls_holds_already_is_answered(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    """Behind a body in the same record there is a request of which no socket tells any more."""
+    cert, key = certificate
+    body = json.dumps(make_batch("x" * 9000)).encode()  # its end is not received with its head
+    request = make_head(f"Content-Length: {len(body)}") + body
+    context = ssl.create_default_context(cafile=str(cert))
+    with (
+        Service(tmp_path, tls_cert=cert, tls_key=key) as service,
+        context.wrap_socket(service.connect(), server_hostname="127.0.0.1") as client,
+    ):
+        client.sendall(request + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert [200, 200] == [read_answer(client).status for _ in range(2)]
 
 
 @pytest.mark.slow
