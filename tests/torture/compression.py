@@ -149,7 +149,15 @@ def _fill(bench: Bench) -> Row:
     directory = bench.make_directory()
     disk = directory / "disk"
     with mounts.small_disk(disk):
-        service = Service(disk, workers=2, segment_bytes=MIB, min_free_bytes=0, compress="zstd")
+        # What is open when the disk is full is sealed by its age, and waits to be compressed.
+        service = Service(
+            disk,
+            workers=2,
+            segment_bytes=MIB,
+            segment_seconds=1,
+            min_free_bytes=0,
+            compress="zstd",
+        )
         with under_load(bench, row, service) as load:
             wait_for(lambda: service.files("*.zst"))
             fill_up(disk / "filler", bench.random.randrange(8 * KIB))

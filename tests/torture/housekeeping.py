@@ -1,5 +1,6 @@
 """Retention while the process that looks after the directory is killed, and on a small disk."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ from tests.torture.table import Row
 
 KIB = 1024
 MIB = 1024 * KIB
-RETAIN_BYTES = 300 * KIB
-SEGMENT_BYTES = 20 * KIB
+RETAIN_BYTES = 1500 * KIB
+SEGMENT_BYTES = 100 * KIB
 
-#: What comes in between two looks at the directory, and what is open.
-SLACK_BYTES = 2 * MIB
+#: By so much a segment may be larger: its last commit group ends it.
+SLACK_BYTES = 100 * KIB
 
 FREE_BYTES = 16 * MIB
 LEAST_FREE_BYTES = 4 * MIB
@@ -51,17 +52,17 @@ def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
     service = Service(
         bench.make_directory(), workers=2, segment_bytes=SEGMENT_BYTES, retain_bytes=RETAIN_BYTES
     )
-    seen: set[str] = set()
     with service, Load(service, threads=4, keyed=4, is_patient=True) as load:
         for _ in range(rounds):
             (pid, *_) = wait_for(lambda: _housekeepers(service))
-            seen |= {path.name for path in service.files("*.ndjson")}
+            seen = {path.name for path in service.files("*.ndjson")}
             os.kill(pid, signal.SIGKILL)
             row.tried += 1
             wait_for_more(load, 20, row)
             wait_for(lambda: not service.has_orphans())
-            wait_for(partial(_is_kept, service, seen))
+            wait_for(partial(_are_removed, service, seen, row))
         load.stop()
+        wait_for(partial(_is_kept, service))
         note_answers(row, load)
         if service.stop() != 0 or service.files("*.open"):
             row.fail("did not stop with every segment sealed")
@@ -71,17 +72,27 @@ def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
     return row
 
 
-def _is_kept(service: Service, seen: set[str]) -> bool:
-    """Return whether about as much is there as is to be kept, and only the oldest was removed."""
-    paths = service.files()
-    try:
-        total = sum(path.stat().st_size for path in paths)
-    except FileNotFoundError:  # sealed or removed meanwhile
-        return False
-    names = {path.name for path in paths}
+def _are_removed(service: Service, seen: set[str], row: Row) -> bool:
+    """Return whether none of the segments is there any more; the oldest must go first."""
+    names = {path.name for path in service.files("*.ndjson")}
+    left = [name for name in seen & names if (service.data_dir / name).exists()]
     removed = seen - names
-    is_oldest = not removed or max(removed) < min(names)
-    return is_oldest and RETAIN_BYTES // 2 < total < RETAIN_BYTES + SLACK_BYTES
+    if left and removed and max(removed) > min(left):
+        row.fail(f"removed {max(removed)} before {min(left)}")
+    return not left
+
+
+def _is_kept(service: Service) -> bool:
+    """Return whether as much is there as is to be kept, but for a segment."""
+    total = sum(map(_size, service.files()))
+    return RETAIN_BYTES - SEGMENT_BYTES - SLACK_BYTES < total <= RETAIN_BYTES
+
+
+def _size(path: Path) -> int:
+    """Return a file's size, 0 where it was sealed or removed meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def _fill(bench: Bench) -> Row:
