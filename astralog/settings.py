@@ -201,6 +201,7 @@ class Settings:
     idempotency_keys: int = _size_setting(
         1_000_000,
         "Idempotency keys of a token that are remembered; beyond it the oldest are forgotten. "
+        "A try that failed after its record was written counts like a key. "
         "A key takes some 20 bytes in each worker, and 140 on the disk.",
         8,
     )

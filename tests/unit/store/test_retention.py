@@ -55,6 +55,19 @@ def directory(tmp_path: Path) -> Directory:
     return made
 
 
+@pytest.fixture
+def prompt_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """Return a disk, that nothing else uses, which shows at once what was freed."""
+    unlink = os.unlink
+
+    def free_and_unlink(path: Path) -> None:
+        disk.free += path.stat().st_size if path.exists() else 0
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", free_and_unlink)
+    return disk
+
+
 def names(letters: str) -> list[str]:
     return [f"{letter}.ndjson" for letter in letters]
 
@@ -124,20 +137,13 @@ def test_a_disk_that_shows_late_what_was_freed_is_waited_for(
 
 
 def test_a_disk_that_shows_at_once_what_was_freed_is_not(
-    directory: Directory, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    directory: Directory, prompt_disk: Disk
 ) -> None:
     """A service that fills its disk quickly makes room as quickly."""
-    unlink = os.unlink
-
-    def free_and_unlink(path: Path) -> None:
-        disk.free += path.stat().st_size if path.exists() else 0
-        unlink(path)
-
-    monkeypatch.setattr(os, "unlink", free_and_unlink)
     applied = directory.retention(retain_free_bytes=1000)
     for kept in ("bc", "c"):
-        disk.free = 950
-        assert names(kept) == directory.apply(applied, disk.free)
+        prompt_disk.free = 950
+        assert names(kept) == directory.apply(applied, prompt_disk.free)
 
 
 def test_a_segment_goes_with_all_its_forms(directory: Directory) -> None:
@@ -209,6 +215,7 @@ def test_delivered_segments_are_not_counted_as_undelivered(directory: Directory)
     assert [2, 1] == [applied.removed_segments, applied.removed_undelivered_segments]
 
 
+@pytest.mark.usefixtures("prompt_disk")
 def test_what_is_removed_undelivered_is_told_loudly_and_once_a_minute(
     directory: Directory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
