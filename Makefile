@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # So many tests run at once; most wait rather than compute.
 JOBS ?= $(shell expr 2 '*' $$(nproc))
-# Without its extra a package that another one asks for with it is open to pip, which refuses it as soon as
-# a newer release is out.
+# pip takes package[extra] as another requirement than the package: locked without the extra that another
+# package asks for, it counts as not locked, and is refused as soon as a newer release is out.
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--no-strip-extras --generate-hashes --custom-compile-command "make lock"
 
@@ -59,8 +59,8 @@ test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
 
 .PHONY: torture
-torture: $(VENV)/.installed-dev ## Break everything around the service for SECONDS=1800, and count
-	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),1800) $(TORTURE)
+torture: $(VENV)/.installed-dev ## Break everything around the service for half an hour, or SECONDS, and count
+	$(BIN)/python -m tests.torture $(if $(SECONDS),--seconds $(SECONDS)) $(TORTURE)
 
 .PHONY: mutants
 mutants: $(VENV)/.installed-dev ## Take guards out of a copy of the code; a test must notice each

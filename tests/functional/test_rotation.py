@@ -11,7 +11,14 @@ import pytest
 
 from tests.support.load import Load
 from tests.support.metrics import Samples, read_samples
-from tests.support.service import Service, make_batch, read_logs, segment_pid, wait_for
+from tests.support.service import (
+    Service,
+    make_batch,
+    read_logs,
+    segment_pid,
+    size_of,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -210,13 +217,6 @@ def test_undelivered_segments_make_room_only_where_they_may(tmp_path: Path, keep
 
 def read_samples_of(service: Service) -> Samples:
     return read_samples(service.request("GET", "/metrics").raw.decode())
-
-
-def size_of(path: Path) -> int:
-    """Return a file's size, 0 where it was sealed or removed since it was listed."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
 
 
 def test_retention_goes_on_while_logs_come_in(tmp_path: Path) -> None:

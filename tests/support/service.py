@@ -342,6 +342,13 @@ def read_answer(connection: socket.socket) -> Answer:
     return Answer(response.status, response.headers, response.read())
 
 
+def size_of(path: Path) -> int:
+    """Return a file's size, 0 where it was sealed or removed since it was listed."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
 def segment_pid(path: Path) -> int:
     """Return the process that a segment file's name tells."""
     return int(path.name.partition("-")[2].partition(".")[0].partition("-")[0])

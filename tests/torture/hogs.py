@@ -102,7 +102,8 @@ def _shake_no_hands(bench: Bench, row: Row) -> None:
     with TlsService(directory) as service:
         crowd = Crowd(service, bench.random)
         arrivals = (crowd.send_a_hello() for _ in range(TLS_CONNECTIONS))
-        # Who comes behind the crowd waits for the server's part of all those handshakes.
+        # Who comes behind the crowd waits for the server's part of all those handshakes: once,
+        # for two answers.
         others_seconds = OTHERS_SECONDS + TLS_CONNECTIONS * _hello_seconds(service, crowd) / 2
         with _bounded_memory(row, service):
             visit(row, service, arrivals, stay_seconds=1.0, others_seconds=others_seconds)

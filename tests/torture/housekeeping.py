@@ -1,6 +1,5 @@
 """Retention while the process that looks after the directory is killed, and on a small disk."""
 
-import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.support.load import Load
-from tests.support.service import Service, wait_for
+from tests.support.service import Service, size_of, wait_for
 from tests.torture import mounts
 from tests.torture.bench import Bench, note_answers, read_lines, wait_for_more
 from tests.torture.table import Row
@@ -84,15 +83,8 @@ def _are_removed(service: Service, seen: set[str], row: Row) -> bool:
 
 def _is_kept(service: Service) -> bool:
     """Return whether as much is there as is to be kept, but for a segment."""
-    total = sum(map(_size, service.files()))
+    total = sum(map(size_of, service.files()))
     return RETAIN_BYTES - SEGMENT_BYTES - SLACK_BYTES < total <= RETAIN_BYTES
-
-
-def _size(path: Path) -> int:
-    """Return a file's size, 0 where it was sealed or removed meanwhile."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
 
 
 def _fill(bench: Bench) -> Row:
