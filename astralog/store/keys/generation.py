@@ -4,7 +4,7 @@ import contextlib
 import os
 import zlib
 from binascii import unhexlify
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class Generation:
         self.first_time = 0.0
         self.last_time = 0.0
         self.damaged_lines = 0
-        self._buckets: dict[bytes, bytearray] = {}
+        self._buckets: defaultdict[bytes, bytearray] = defaultdict(bytearray)
 
     def __len__(self) -> int:
         return self.keys_of.total()
@@ -105,13 +105,9 @@ class Generation:
         buckets, crc32 = self._buckets, zlib.crc32
         for line in lines:
             try:
-                is_keyed = line[_KIND] == _KEYED and int(line[_CHECK], 16) == crc32(line[_CHECKED])
-                if is_keyed:
+                if line[_KIND] == _KEYED and int(line[_CHECK], 16) == crc32(line[_CHECKED]):
                     record = unhexlify(line[_HELD]) + offset.to_bytes(_OFFSET_BYTES, "little")
-                    if (bucket := line[_BUCKET]) in buckets:
-                        buckets[bucket] += record
-                    else:
-                        buckets[bucket] = bytearray(record)
+                    buckets[line[_BUCKET]] += record
                     keyed.append(line)
                 else:
                     self._note(line)
