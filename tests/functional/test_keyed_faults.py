@@ -170,19 +170,19 @@ def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) 
 
 @pytest.mark.slow
 def test_many_keys_delay_no_other_batch(tmp_path: Path) -> None:
-    """While they are read for the first batch with a key, others are answered as ever."""
-    service = Service(tmp_path, workers=2)
+    """While they are read for the first batch with a key, one after another is stored."""
+    service = Service(tmp_path)
     service.data_dir.mkdir()
     _write_keys(service.data_dir, 400_000)
     with service:
+        assert 200 == service.drain(make_batch("without a key")).status
         keyed = threading.Thread(target=send, args=[service, 0])
         keyed.start()
-        slowest = 0.0
+        stored = 0
         while keyed.is_alive():
-            sent_at = time.monotonic()
             assert 200 == service.drain(make_batch("without a key")).status
-            slowest = max(slowest, time.monotonic() - sent_at)
-        assert 0 < slowest < 1
+            stored += 1
+        assert stored >= 10  # one, where a worker reads the keys at a stretch
         assert is_replay(send(service, 0))
         assert "damaged" not in service.log()
 
