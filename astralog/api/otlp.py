@@ -114,8 +114,7 @@ def _find_encoding(environ: Environ) -> Encoding:
     kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if kind not in PROTOBUF_TYPES:
         return Json()
-    # Most services never get any: those do not pay for it.
-    from astralog.intake.otlp_protobuf import Protobuf  # noqa: PLC0415
+    from astralog.intake.otlp_protobuf import Protobuf  # noqa: PLC0415  # most never need it
 
     return Protobuf()
 

@@ -73,7 +73,8 @@ class QueuedBatch:
 
     def wait(self) -> tuple[str, str] | None:
         """Return what the batch is answered with."""
-        return self._waiter.get()  # type: ignore[no-any-return]
+        rejection: tuple[str, str] | None = self._waiter.get()
+        return rejection
 
     def answer(self, rejection: tuple[str, str] | None) -> None:
         """Tell its client, unless it was told before: a code and its message, or None for stored.

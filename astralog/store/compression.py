@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -77,7 +78,7 @@ def remove_draft(directory: Path) -> None:
     (directory / DRAFT_NAME).unlink(missing_ok=True)
 
 
-def _make(source: BinaryIO, plain: Path, compressed: Path) -> int | None:
+def _make(source: BufferedReader, plain: Path, compressed: Path) -> int | None:
     """Make the compressed file; return its size, None where the segment was removed meanwhile."""
     draft = plain.with_name(DRAFT_NAME)
     try:
@@ -91,14 +92,14 @@ def _make(source: BinaryIO, plain: Path, compressed: Path) -> int | None:
         remove_draft(plain.parent)
 
 
-def _is_in_place(source: BinaryIO, plain: Path) -> bool:
+def _is_in_place(source: BufferedReader, plain: Path) -> bool:
     """Return whether nobody removed the segment while it was compressed."""
     with contextlib.suppress(FileNotFoundError):
         return files.is_same_file(source.fileno(), plain)
     return False
 
 
-def _write(source: BinaryIO, draft: Path) -> int:
+def _write(source: BufferedReader, draft: Path) -> int:
     """Compress a file to a draft that is synced, and known to inflate to as many bytes.
 
     Returns its size.
@@ -119,7 +120,7 @@ def _write(source: BinaryIO, draft: Path) -> int:
     return size
 
 
-def _compress(source: BinaryIO, target: BinaryIO, size: int) -> None:
+def _compress(source: BufferedReader, target: BinaryIO, size: int) -> None:
     """Write one frame, which holds its content's size and a checksum of it."""
     compressor = zstd.ZstdCompressor(
         options={
@@ -133,11 +134,11 @@ def _compress(source: BinaryIO, target: BinaryIO, size: int) -> None:
     target.write(compressor.flush())
 
 
-def _blocks(source: BinaryIO) -> Iterator[memoryview]:
+def _blocks(source: BufferedReader) -> Iterator[memoryview]:
     """Yield all of a file in pieces, each of which holds until the next one is asked for."""
     source.seek(0)
     buffer = memoryview(bytearray(BLOCK_BYTES))
-    while count := source.readinto(buffer):  # type: ignore[attr-defined]
+    while count := source.readinto(buffer):
         yield buffer[:count]
 
 
@@ -164,7 +165,7 @@ def _check_whole(target: BinaryIO, size: int) -> None:
         raise Damaged(f"{found} bytes in place of {size}")
 
 
-def _check_same(source: BinaryIO, compressed: Path) -> int:
+def _check_same(source: BufferedReader, compressed: Path) -> int:
     """Return the size of a compressed file that holds the same lines.
 
     Raises OSError where it does not. A damaged one is removed, after the plain file was read as a
@@ -185,7 +186,7 @@ def _check_same(source: BinaryIO, compressed: Path) -> int:
     return size
 
 
-def _is_same(source: BinaryIO, target: BinaryIO) -> bool:
+def _is_same(source: BufferedReader, target: BinaryIO) -> bool:
     """Compare all of a file with what another inflates to, which is read to its end."""
     source.seek(0)
     differing = sum(source.read(len(block)) != block for block in _inflated(target))

@@ -37,7 +37,8 @@ class DiskThreads:
         """Return what the function returns in a thread, or raise what it raises."""
         waiter: Waiter[Result] = Waiter()
         self._calls.put((waiter, function, args))
-        return waiter.get()  # type: ignore[no-any-return]
+        result: Result = waiter.get()
+        return result
 
     def _run(self) -> None:
         while True:

@@ -182,7 +182,7 @@ def test_many_keys_delay_no_other_batch(tmp_path: Path) -> None:
         while keyed.is_alive():
             assert 200 == service.drain(make_batch("without a key")).status
             stored += 1
-        assert stored >= 10  # one, where a worker reads the keys at a stretch
+        assert stored >= 10  # one or two, where a worker reads the keys at a stretch
         assert is_replay(send(service, 0))
         assert "damaged" not in service.log()
 

@@ -53,9 +53,9 @@ def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
     )
     with service, Load(service, threads=4, keyed=4, is_patient=True) as load:
         for _ in range(rounds):
-            wait_for(lambda: service.files("*.ndjson"))  # without one, nothing would have to go
             (pid, *_) = wait_for(lambda: _housekeepers(service))
-            seen = {path.name for path in service.files("*.ndjson")}
+            # Without a sealed segment, nothing would have to go.
+            seen = {path.name for path in wait_for(lambda: service.files("*.ndjson"))}
             os.kill(pid, signal.SIGKILL)
             row.tried += 1
             wait_for_more(load, 20, row)

@@ -9,7 +9,7 @@ syncs that, and only then writes the lines.
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gevent.monkey import get_original
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 #: While a journal of many keys is read, others run for so many seconds between two steps.
 PAUSE_SECONDS = 0.0002
 
-#: Keeps a thread from running, and nothing else; gevent's sleep takes a millisecond more of it.
-sleep_thread = get_original("time", "sleep")
+# Blocks the thread; gevent's, which takes a millisecond more of it, runs a loop of its own there.
+_sleep: Callable[[float], None] = get_original("time", "sleep")
 
 
 class IdempotencyKeys:
@@ -82,7 +82,7 @@ class IdempotencyKeys:
             with self._mutex:
                 self._locks.open()
                 for _ in self._index.load():
-                    sleep_thread(PAUSE_SECONDS)
+                    _sleep(PAUSE_SECONDS)
         except (OSError, MemoryError) as error:
             self._error.note(error)
         else:
