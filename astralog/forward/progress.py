@@ -12,7 +12,7 @@ from typing import TextIO
 
 from astralog.forward.backlog import Backlog
 from astralog.forward.delivery import Delivered
-from astralog.service_log import ERASE_LINE
+from astralog.log import ERASE_LINE
 from astralog.store.deliveries import ForwardStatus, write_status
 
 log = logging.getLogger(__name__)

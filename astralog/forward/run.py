@@ -9,7 +9,7 @@ from pathlib import Path
 
 from astralog.forward.client import Tables
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
-from astralog.service_log import ERASE_LINE, configure_logging
+from astralog.log import ERASE_LINE, configure_logging
 from astralog.settings import PREFIX, InvalidSettings, Settings
 from astralog.store.deliveries import FILE_MODE, LOCK_NAME
 

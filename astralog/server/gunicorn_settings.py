@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from astralog.log import configure_logging
 from astralog.server import (
     application,
     compressor_process,
@@ -14,7 +15,6 @@ from astralog.server import (
 from astralog.server.balance import Balance
 from astralog.server.fixed_settings import check_fixed_settings
 from astralog.server.worker import Worker
-from astralog.service_log import configure_logging
 from astralog.settings import InvalidSettings, Settings
 
 try:

@@ -15,8 +15,8 @@ from gunicorn.glogging import Logger
 
 from astralog import environment
 from astralog.auth import TOKEN_FILE_NAME
+from astralog.log import LOG_FORMAT, LOG_TIME_FORMAT
 from astralog.server.worker import Worker
-from astralog.service_log import LOG_FORMAT, LOG_TIME_FORMAT
 from astralog.settings import InvalidSettings, Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry import slots

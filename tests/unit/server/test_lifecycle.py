@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from astralog.log import configure_logging
 from astralog.server import first_start, lifecycle
-from astralog.service_log import configure_logging
 from astralog.settings import InvalidSettings, Settings
 from tests.conftest import Fault
 from tests.support.decoding import encode_batch

@@ -1,0 +1,94 @@
+"""The service's own log: on stderr, one line per event, times in UTC, and no line twice in a row.
+
+A failure that repeats is logged when it begins and when it ends (`LogOnce`); an exception that
+nobody expected is logged with its traceback at most once a minute per place (`log_exception`).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Hashable
+
+LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(message)s"
+LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+#: Moves a terminal's cursor to the start of its line and erases the line.
+ERASE_LINE = "\r\x1b[K"
+
+#: Seconds between two tracebacks from one place; those in between are counted.
+TRACEBACK_SECONDS = 60.0
+
+
+def configure_logging(level: str, prefix: str = "") -> None:
+    """Send the service's own log to stderr, each line after `prefix`."""
+    formatter = logging.Formatter(prefix + LOG_FORMAT, LOG_TIME_FORMAT)
+    logging.Formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("astralog")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level.upper())
+
+
+class LogOnce:
+    """Log an episode of failures with one line when it begins and one when it ends.
+
+    A failure of another kind within an episode is logged too, since its cause differs. Instances
+    are not locked: with several threads, a line may appear twice.
+    """
+
+    def __init__(self, logger: logging.Logger, level: int = logging.ERROR) -> None:
+        self._logger = logger
+        self._level = level
+        self._kind: Hashable = None
+
+    def __bool__(self) -> bool:
+        """Return whether an episode is under way."""
+        return self._kind is not None
+
+    def fail(self, kind: Hashable, message: str, *args: object) -> None:
+        """Log the message, unless the last failure of this episode was of the same kind."""
+        if kind != self._kind:
+            self._kind = kind
+            self._logger.log(self._level, message, *args)
+
+    def end(self, message: str = "", *args: object) -> None:
+        """End the episode, if one is under way, and log the message, if there is one."""
+        if self._kind is not None:
+            self._kind = None
+            if message:
+                self._logger.warning(message, *args)
+
+
+class _Tracebacks:
+    """When each place last logged a traceback, and how many it has left out since."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logged: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def admit(self, place: tuple[str, str]) -> int | None:
+        """Return how many were left out before this one, or None if this one is left out too."""
+        now = time.monotonic()
+        with self._lock:
+            logged_at, left_out = self._logged.get(place, (-TRACEBACK_SECONDS, 0))
+            if now - logged_at < TRACEBACK_SECONDS:
+                self._logged[place] = (logged_at, left_out + 1)
+                return None
+            self._logged[place] = (now, 0)
+            return left_out
+
+
+_tracebacks = _Tracebacks()
+
+
+def log_exception(logger: logging.Logger, message: str) -> None:
+    """Log the exception being handled, with its traceback at most once a minute per message.
+
+    The message names the place, so it must be a constant: it never contains client data.
+    """
+    left_out = _tracebacks.admit((logger.name, message))
+    if left_out is not None:
+        more = f" ({left_out} more since the last traceback)" if left_out else ""
+        logger.exception(message + more)

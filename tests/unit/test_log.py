@@ -1,0 +1,53 @@
+"""The service's own log: episodes of failures, and tracebacks that repeat."""
+
+import logging
+import time
+
+import pytest
+
+from astralog import log as log_module
+from astralog.log import LogOnce, log_exception
+
+logger = logging.getLogger("astralog.test")
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the logged messages so far."""
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_repeated_failure_is_logged_once_with_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """An episode is one line at its begin and one at its end."""
+    once = LogOnce(logger)
+    for _ in range(3):
+        once.fail("full", "the disk is %s", "full")
+    once.end("the disk has space again")
+    once.end("the disk has space again")
+    assert messages(caplog) == ["the disk is full", "the disk has space again"]
+    assert not once
+
+
+def test_failure_of_another_kind_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A second cause within an episode is a second line."""
+    once = LogOnce(logger)
+    once.fail("full", "full")
+    once.fail("broken", "broken")
+    assert once
+    assert messages(caplog) == ["full", "broken"]
+
+
+def test_tracebacks_of_one_place_are_limited(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is logged, the next ones are counted until a minute has passed."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log_module, "_tracebacks", log_module._Tracebacks())
+    for seconds in (0, 1, 58, 1):
+        now[0] += seconds
+        try:
+            raise ValueError("odd")
+        except ValueError:
+            log_exception(logger, "step failed")
+    assert messages(caplog) == ["step failed", "step failed (2 more since the last traceback)"]
+    assert all(record.exc_info for record in caplog.records)
