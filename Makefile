@@ -10,14 +10,14 @@ JOBS ?= $(shell expr 2 '*' $$(nproc))
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--no-strip-extras --generate-hashes --custom-compile-command "make lock"
 
-$(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
+$(VENV)/.installed: requirements/base.lock setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/base.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	touch $@
 
 .PHONY: help
@@ -35,8 +35,8 @@ run: install ## Start the service on http://localhost:8080
 tail: install ## Follow the logs as they come in; TAIL="--level error" for some of them
 	@$(BIN)/astralog tail -f $(TAIL)
 
-$(VENV)/.installed-clickhouse: $(VENV)/.installed requirements-clickhouse.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-clickhouse.lock
+$(VENV)/.installed-clickhouse: $(VENV)/.installed requirements/clickhouse.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/clickhouse.lock
 	touch $@
 
 .PHONY: install-forward
@@ -92,7 +92,7 @@ audit: ## Look the locked packages up among known vulnerabilities; needs the int
 	python3 -m venv $(VENV)-audit
 	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit && \
 	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip \
-		--requirement requirements.lock --requirement requirements-clickhouse.lock \
+		--requirement requirements/base.lock --requirement requirements/clickhouse.lock \
 	|| { echo "make audit: something is vulnerable, or was SKIPPED, as without the internet; see above"; false; }
 
 .PHONY: token
@@ -112,10 +112,10 @@ format: $(VENV)/.installed-dev ## Format the code
 lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
 	python3 -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet --disable-pip-version-check uv
-	echo 'setuptools >= 77' | $(COMPILE) --output-file requirements.lock setup.cfg -
-	$(COMPILE) --extra dev --constraints requirements.lock --output-file requirements-dev.lock setup.cfg
-	$(COMPILE) --extra clickhouse --constraints requirements-dev.lock \
-		--output-file requirements-clickhouse.lock setup.cfg
+	echo 'setuptools >= 77' | $(COMPILE) --output-file requirements/base.lock setup.cfg -
+	$(COMPILE) --extra dev --constraints requirements/base.lock --output-file requirements/dev.lock setup.cfg
+	$(COMPILE) --extra clickhouse --constraints requirements/dev.lock \
+		--output-file requirements/clickhouse.lock setup.cfg
 	rm -rf $(VENV)-lock
 
 .PHONY: clean

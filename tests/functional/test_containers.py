@@ -92,7 +92,7 @@ def test_the_image_is_built_from_what_is_sent_to_it() -> None:
     ]
     assert sent == set(copied)
     assert [] == [name for name in copied if not (ROOT / name).exists()]
-    assert "--require-hashes -r requirements.lock" in DOCKERFILE
+    assert "--require-hashes -r requirements/base.lock" in DOCKERFILE
 
 
 def test_the_health_check_tells_a_service_from_none() -> None:
