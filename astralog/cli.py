@@ -2,10 +2,13 @@
 
 import importlib
 import secrets
+import sys
+from typing import Any
 
 import click
 
 from astralog import __version__
+from astralog.standard_streams import discard_output, print_errors, reopen_closed_streams
 
 #: Commands with options of their own, and where each is found.
 ELSEWHERE = {
@@ -26,6 +29,16 @@ class _Commands(click.Group):
             return super().get_command(context, name)
         command: click.Command = getattr(importlib.import_module(module), function)
         return command
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command; an error of the system, as of a full device, ends it with one line."""
+        reopen_closed_streams()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            print_errors([f"Error: {error.filename or 'cannot write'}: {error.strerror or error}"])
+            discard_output()
+            sys.exit(1)
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

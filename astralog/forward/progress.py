@@ -74,13 +74,16 @@ class Progress:
 
     def _show_line(self, line: str) -> None:
         if self._terminal:
-            self._terminal.write(ERASE_LINE + line)
-            self._terminal.flush()
+            self._write(self._terminal, ERASE_LINE + line)
         else:
             log.info(line)
 
     def close(self) -> None:
         """Leave the last line on the terminal."""
         if self._terminal:
-            self._terminal.write("\n")
-            self._terminal.flush()
+            self._write(self._terminal, "\n")
+
+    def _write(self, terminal: TextIO, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone; the delivery goes on
+            terminal.write(text)
+            terminal.flush()

@@ -11,6 +11,7 @@ from astralog.forward.client import Tables
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.log import ERASE_LINE, configure_logging
 from astralog.settings import PREFIX, InvalidSettings, Settings
+from astralog.standard_streams import print_errors
 from astralog.store.deliveries import FILE_MODE, LOCK_NAME
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def run(once: bool) -> int:
                 [f"{PREFIX}CLICKHOUSE_URL: Needed to forward; see docs/scaling.md."]
             )
     except InvalidSettings as error:
-        print("\n".join(error.problems), file=sys.stderr)
+        print_errors(error.problems)
         return 1
     configure_logging(settings.log_level, ERASE_LINE if sys.stderr.isatty() else "")
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # its errors are told here

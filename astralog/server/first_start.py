@@ -1,5 +1,6 @@
 """What only a start makes, where it is missing: the data directory and its token."""
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -21,8 +22,10 @@ def make_missing(settings: Settings) -> None:
         if not (settings.tokens or settings.tokens_file):
             make_token_file(settings.data_dir)
     except OSError as error:
-        problem = f"ASTRALOG_DATA_DIR: {settings.data_dir}: {error.strerror or error}."
-        raise InvalidSettings([problem]) from None
+        reason = error.strerror or error
+        if isinstance(error, FileExistsError):
+            reason = "It exists, and is no directory"
+        raise InvalidSettings([f"ASTRALOG_DATA_DIR: {settings.data_dir}: {reason}."]) from None
 
 
 def make_token_file(data_dir: Path) -> Path:
@@ -33,16 +36,15 @@ def make_token_file(data_dir: Path) -> Path:
     path = data_dir / TOKEN_FILE_NAME
     if not path.exists():
         draft = data_dir / f".{TOKEN_FILE_NAME}-{os.getpid()}"
-        fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-        with open(fd, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-            file.flush()
-            os.fsync(fd)
         try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
+            fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            with open(fd, "w") as file:
+                file.write(secrets.token_urlsafe(32) + "\n")
+                file.flush()
+                os.fsync(fd)
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
         sync_directory(data_dir)
     return path

@@ -16,6 +16,9 @@ from astralog.server.balance import Balance
 from astralog.server.fixed_settings import check_fixed_settings
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings, Settings
+from astralog.standard_streams import reopen_closed_streams
+
+reopen_closed_streams()
 
 try:
     _settings = Settings.from_environ()

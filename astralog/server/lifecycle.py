@@ -18,6 +18,7 @@ from astralog.auth import TOKEN_FILE_NAME
 from astralog.log import LOG_FORMAT, LOG_TIME_FORMAT
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings, Settings
+from astralog.standard_streams import print_errors
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry import slots
 from astralog.telemetry.prometheus import Metrics
@@ -46,8 +47,7 @@ class ServerLogger(Logger):  # type: ignore[misc]
 
 def exit_for(error: InvalidSettings) -> NoReturn:
     """End the process with one line for each problem."""
-    for problem in error.problems:
-        print(problem, file=sys.stderr)
+    print_errors(error.problems)
     sys.exit(1)
 
 
@@ -93,7 +93,7 @@ def announce(settings: Settings, addresses: Sequence[Address], is_inherited: boo
         ", on a socket that was passed in, not on ASTRALOG_BIND" if is_inherited else "",
     )
     if not (settings.tokens or settings.tokens_file):
-        print(_curl_line(settings, addresses[0]), file=sys.stderr, flush=True)
+        print_errors([_curl_line(settings, addresses[0])])
 
 
 def say_stopped() -> None:

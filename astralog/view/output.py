@@ -1,5 +1,6 @@
 """Standard output, which may be a terminal or a pipe whose reader is gone."""
 
+import fcntl
 import os
 import select
 import signal
@@ -22,7 +23,10 @@ class Output:
     """Standard output, which may be a terminal."""
 
     def __init__(self, *, as_json: bool) -> None:
+        """Check stdout; raises ClickException if it is closed (see `reopen_closed_streams`)."""
         self._fd = sys.stdout.fileno()
+        if fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise click.ClickException("cannot write: stdout is closed")
         self._is_terminal = os.isatty(self._fd)
         self._as_json = as_json
         self._is_colored = (

@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -78,7 +79,7 @@ def _parse_since(context: click.Context, option: click.Parameter, text: str | No
 @click.option("--json", "as_json", is_flag=True, help="Print the logs as they are stored.")
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # an error of the system is no wrong use
     envvar="ASTRALOG_DATA_DIR",
     default="data",
     show_default=True,
@@ -116,6 +117,8 @@ def tail(
     except OSError as error:
         raise click.ClickException(f"{data_dir}: {error.strerror}") from None
     _show_stored(stored, lines, wanted, output)
+    if any(part.is_failed for part in stored):
+        sys.exit(1)  # the log names each
 
 
 def _show_stored(parts: list[Part], lines: float, wanted: LogFilter, output: Output) -> None:

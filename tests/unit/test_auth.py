@@ -372,6 +372,16 @@ def test_the_first_token_is_durable(tmp_path: Path, break_os: Callable[..., Faul
     assert (str(tmp_path), str(tmp_path)) == (os.path.dirname(draft), directory)
 
 
+def test_a_token_that_cannot_be_written_leaves_no_file(
+    tmp_path: Path, break_os: Callable[..., Fault]
+) -> None:
+    """Starts on a full disk, of which there may be many, do not fill the directory."""
+    break_os("fsync", errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"):
+        make_token_file(tmp_path)
+    assert [] == list(tmp_path.iterdir())
+
+
 def test_a_later_start_keeps_the_token(settings: Settings, tmp_path: Path) -> None:
     """A token that was made once stays, also when it was edited by hand."""
     first = make_token_file(tmp_path).read_bytes()

@@ -156,7 +156,7 @@ def test_a_directory_that_cannot_be_made_stops_the_start(
     """One line names the variable, the path and the reason."""
     (tmp_path / "file").touch()
     for path, reason in (
-        (tmp_path / "file", "File exists"),
+        (tmp_path / "file", "It exists, and is no directory"),
         (tmp_path / "file" / "data", "Not a directory"),
     ):
         with pytest.raises(InvalidSettings) as rejected:

@@ -1,0 +1,38 @@
+"""The standard streams, which whoever starts a command may have closed, or led to a full device."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+
+#: Each standard descriptor with the mode in which /dev/null takes its place. Writing to stdout
+#: fails as before, so that a command whose output is lost says so; the log may go nowhere.
+_MODES = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
+
+
+def reopen_closed_streams() -> None:
+    """Open /dev/null in place of each standard stream that is closed.
+
+    Otherwise the next file that is opened, such as a segment, gets its number, and what a library
+    writes to stderr goes into that file. Source: gnulib's stdopen.
+    """
+    for number, mode in _MODES.items():
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # which gets the lowest free number, this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+
+
+def print_errors(lines: Iterable[str]) -> None:
+    """Print lines to stderr; what it does not take is lost, and stops nothing."""
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def discard_output() -> None:
+    """Drop what stdout did not take, which Python would try to write again when it ends."""
+    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
