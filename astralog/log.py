@@ -8,6 +8,9 @@ import logging
 import threading
 import time
 from collections.abc import Hashable
+from typing import Any
+
+from astralog.escaping import escape
 
 LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(message)s"
 LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -19,12 +22,27 @@ ERASE_LINE = "\r\x1b[K"
 TRACEBACK_SECONDS = 60.0
 
 
+class LineFormatter(logging.Formatter):
+    """Write an event on one line, whatever text of others it repeats; a traceback follows it."""
+
+    def __init__(self, line_format: str, time_format: str | None = None, prefix: str = "") -> None:
+        super().__init__(line_format, time_format)
+        self._prefix = prefix
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return the line without what a terminal, or a reader of lines, would act on."""
+        return self._prefix + escape(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """Return the traceback without what a terminal would act on."""
+        return escape(super().formatException(ei), keep="\n")
+
+
 def configure_logging(level: str, prefix: str = "") -> None:
     """Send the service's own log to stderr, each line after `prefix`."""
-    formatter = logging.Formatter(prefix + LOG_FORMAT, LOG_TIME_FORMAT)
     logging.Formatter.converter = time.gmtime
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(LineFormatter(LOG_FORMAT, LOG_TIME_FORMAT, prefix))
     logger = logging.getLogger("astralog")
     logger.handlers = [handler]
     logger.propagate = False

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import click
 
-from astralog.view.terminal import escape, format_line
+from astralog.escaping import escape
+from astralog.view.terminal import format_line
 
 #: Bytes that are written at once; in whole lines, so that no color outlives the command.
 OUTPUT_BYTES = 32 * 1024

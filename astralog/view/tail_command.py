@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from astralog.log import LineFormatter
 from astralog.store.arrival import oldest_first
 from astralog.store.follower import Follower
 from astralog.store.part import Part
@@ -103,7 +104,9 @@ def tail(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGPIPE))
-    logging.basicConfig(format="astralog tail: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("astralog tail: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     if level and known_rank(level) is None:
         click.echo(f"astralog tail: unknown level {level!r}: only logs of exactly it", err=True)
     wanted = LogFilter(frozenset(projects) or None, frozenset(services) or None, level, text, since)

@@ -1,16 +1,22 @@
-"""Write logs for a terminal: one a line, and nothing in them can drive it."""
+"""Write logs for a terminal: one a line, none drives it, and none poses as another project's."""
 
+import json
 import re
+import unicodedata
 
+from astralog.escaping import escape
 from astralog.view.levels import known_rank
 from astralog.view.stored_log import StoredLog, decode
 
 #: Characters of a line that holds no log that are shown.
 SHOWN_CHARACTERS = 500
 
-# Control characters, what ends a line, and what turns the direction of writing.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+# What a plain name has none of, beside what Python calls not printable: blanks, letters and marks
+# that look like one or like nothing, and the quotes of those that are not plain.
+_ODD = re.compile(
+    r'[\s"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0'
+    "\U000e0100-\U000e01ef]"
+)
 
 # The terminal's codes for colors and weights (ECMA-48, "select graphic rendition").
 _DIM = "2"
@@ -24,13 +30,22 @@ _RANK_CODES = (_DIM, _DIM, "32", "36", "33", "31", "1;31", "1;31", "1;31")
 _LEVEL_COLUMNS = 7
 
 
-def escape(text: str) -> str:
-    r"""Return the text with what a terminal might act on as `\n` or `\u001b`, as in JSON."""
-    return _UNSAFE.sub(_escape_character, text)
+def quote(name: str) -> str:
+    r"""Return a name as it is if it is plain, otherwise as a JSON string without a blank in it.
+
+    So a column ends at the first blank: a level `error b` is shown as `"error\u0020b"`.
+    """
+    if name and name.isprintable() and not _ODD.search(name):
+        return name
+    return f'"{"".join(map(_quote_character, name))}"'
 
 
-def _escape_character(match: re.Match[str]) -> str:
-    return _SHORT.get(match[0]) or f"\\u{ord(match[0]):04x}"
+def _quote_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable() and not _ODD.match(character):
+        return character
+    return r"\u0020" if character == " " else json.dumps(character)[1:-1]
 
 
 def format_line(line: bytes, *, colored: bool) -> str:
@@ -38,7 +53,7 @@ def format_line(line: bytes, *, colored: bool) -> str:
     log = decode(line)
     if log is None:
         return escape(line[:SHOWN_CHARACTERS].decode(errors="replace"))
-    texts = [(escape(text), code) for text, code in _columns(log) if text]
+    texts = [(text, code) for text, code in _columns(log) if text]
     return " ".join(
         f"\x1b[{code}m{text}\x1b[0m" if colored and code else text for text, code in texts
     )
@@ -48,10 +63,16 @@ def _columns(log: StoredLog) -> list[tuple[str, str]]:
     """Return the texts of a log's line, each with its code."""
     rank = known_rank(log.level)
     return [
-        (log.timestamp, _DIM),
-        (log.level.ljust(_LEVEL_COLUMNS), _PLAIN if rank is None else _RANK_CODES[rank]),
-        (log.project_id, _DIM),
-        (log.service, _BOLD),
-        (log.message, _PLAIN),
-        (log.metadata_text, _DIM),
+        (quote(log.timestamp), _DIM),
+        (_pad(quote(log.level)), _PLAIN if rank is None else _RANK_CODES[rank]),
+        (quote(log.project_id), _DIM),
+        (quote(log.service), _BOLD),
+        (escape(log.message), _PLAIN),
+        (escape(log.metadata_text), _DIM),
     ]
+
+
+def _pad(level: str) -> str:
+    """Return the level with blanks up to the width of most."""
+    wide = sum(unicodedata.east_asian_width(character) in "FW" for character in level)
+    return level.ljust(_LEVEL_COLUMNS - wide)

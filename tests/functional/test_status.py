@@ -224,6 +224,18 @@ def test_no_log_drives_the_page(page: Page) -> None:
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_no_log_poses_as_another_projects(page: Page) -> None:
+    """A blank in a name is seen, so that no level looks like a level, a project and a service."""
+    store(page.service, make_log(level="error  org-b billing\xa0paid", message="m" * 9))
+    page.show()
+    wait_for(lambda: page.messages()[:1] == ["m" * 9])
+    columns = (
+        "return [...document.querySelectorAll('#logs summary')[0].children].map(e => e.textContent)"
+    )
+    _, *names = page.browser.run(columns)[:4]
+    assert [r"error␣␣org-b␣billing\u00a0paid", "org-xyz", "api-gateway"] == names
+
+
 def test_metadata_is_shown_as_it_is_stored(page: Page) -> None:
     """Indented, with every digit of a number, and no text of it taken for a bracket."""
     metadata = '{"id":12345678901234567890,"none":{},"list":[1.50,"a,{\\"b:"]}'

@@ -783,6 +783,27 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/view/test_recent_logs.py", "-k", "projects_alone"),
     ),
     Guard(
+        "names without blanks in what tail prints",
+        "astralog/view/terminal.py",
+        "if name and name.isprintable() and not _ODD.search(name):",
+        "if True:",
+        ("tests/unit/view/test_terminal.py", "-k", "name_is_one_column"),
+    ),
+    Guard(
+        "one line per event of the service's own log",
+        "astralog/log.py",
+        "escape(super().formatMessage(record))",
+        "super().formatMessage(record)",
+        ("tests/unit/test_log.py", "-k", "one_line"),
+    ),
+    Guard(
+        "a closed stderr's number",
+        "astralog/standard_streams.py",
+        "    for number, mode in _MODES.items():\n",
+        "    for number, mode in ():\n",
+        ("tests/functional/test_commands.py", "-k", "service_needs_no_streams"),
+    ),
+    Guard(
         "bound on what a look at the logs reads",
         "astralog/view/recent_logs.py",
         "budget = ReadBudget(self._max_bytes)",

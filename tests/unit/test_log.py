@@ -6,7 +6,7 @@ import time
 import pytest
 
 from astralog import log as log_module
-from astralog.log import LogOnce, log_exception
+from astralog.log import LineFormatter, LogOnce, log_exception
 
 logger = logging.getLogger("astralog.test")
 
@@ -51,3 +51,25 @@ def test_tracebacks_of_one_place_are_limited(
             log_exception(logger, "step failed")
     assert messages(caplog) == ["step failed", "step failed (2 more since the last traceback)"]
     assert all(record.exc_info for record in caplog.records)
+
+
+def test_an_event_is_one_line() -> None:
+    """What a server, a client or a file's name says neither ends a line nor drives a terminal."""
+    formatter = LineFormatter("%(levelname)s %(message)s", prefix="\r\x1b[K")
+    hostile = "<html>\r\n2026-11-29 ERROR forged \x1b[2J \u202e\u2028\x9b"
+    record = logging.makeLogRecord({"levelname": "ERROR", "msg": "it said %s", "args": (hostile,)})
+    line = "\r\x1b[KERROR it said <html>"
+    assert formatter.format(record) == (
+        line + r"\r\n2026-11-29 ERROR forged \u001b[2J \u202e\u2028\u009b"
+    )
+
+
+def test_a_traceback_drives_no_terminal() -> None:
+    """It keeps its lines, and nothing else of what an error's text may hold."""
+    try:
+        raise ValueError("\x1b[2J\u2028")
+    except ValueError as error:
+        record = logging.makeLogRecord({"msg": "failed", "exc_info": (ValueError, error, None)})
+    assert LineFormatter("%(message)s").format(record) == r"failed" + "\n" + (
+        r"ValueError: \u001b[2J\u2028"
+    )

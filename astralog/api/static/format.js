@@ -48,14 +48,15 @@ export const clock = (seconds) =>
   new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
 // What has no shape of its own, ends lines, or turns the direction of writing.
-const UNSEEN = /[\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb]|[\u{e0000}-\u{e0fff}]/gu;
-const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+const UNSEEN = /[\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb]|[\u{e0000}-\u{e0fff}]/gu;
+const UNSEEN_OR_BLANK = new RegExp(`${UNSEEN.source}|\\s`, "gu");
+const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t", " ": "␣" };
 
 /** Put a text into an element, with what nobody would see as a code; `keep` stays as it is. */
-export function show(element, text, keep = "") {
+export function show(element, text, keep = "", unseen = UNSEEN) {
   element.replaceChildren();
   let end = 0;
-  for (const match of text.matchAll(UNSEEN)) {
+  for (const match of text.matchAll(unseen)) {
     if (keep.includes(match[0])) continue;
     const code = document.createElement("span");
     code.className = "code";
@@ -66,6 +67,9 @@ export function show(element, text, keep = "") {
   }
   element.append(text.slice(end));
 }
+
+/** Put a name into an element as one column: with its blanks as codes too, it poses as no two. */
+export const showName = (element, name) => show(element, name, "", UNSEEN_OR_BLANK);
 
 /** Make an element with a class and a text. */
 export function make(name, className = "", text = "") {

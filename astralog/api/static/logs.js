@@ -1,6 +1,6 @@
 // The newest logs, as they come in.
 
-import { bytes, make, many, show } from "./format.js";
+import { bytes, make, many, show, showName } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -155,16 +155,16 @@ export class Logs {
     const summary = make("summary", "log");
     const rank = log.rank === null ? "info" : RANKS[log.rank];
     summary.append(this.time(log.timestamp));
-    const texts = [
-      [`level ${rank}`, log.level],
-      ["project", log.project_id],
-      ["service", log.service],
-      ["message", log.message.slice(0, 500)],
-      ["metadata", log.metadata.slice(0, 300)],
+    const columns = [
+      [`level ${rank}`, log.level, showName],
+      ["project", log.project_id, showName],
+      ["service", log.service, showName],
+      ["message", log.message.slice(0, 500), show],
+      ["metadata", log.metadata.slice(0, 300), show],
     ];
-    for (const [className, text] of texts) {
+    for (const [className, text, put] of columns) {
       const part = make("bdi", className);
-      show(part, text);
+      put(part, text);
       summary.append(part);
     }
     details.append(summary);

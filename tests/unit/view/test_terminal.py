@@ -1,5 +1,6 @@
 """What a person sees of a log, and that no log can drive the terminal."""
 
+import json
 import re
 import unicodedata
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astralog.escaping import escape
 from astralog.view.levels import RANKS
-from astralog.view.terminal import SHOWN_CHARACTERS, escape, format_line
+from astralog.view.terminal import SHOWN_CHARACTERS, format_line
 from tests.support.tail import make_line
 
 #: What turns the direction of writing.
@@ -68,11 +70,49 @@ def code_of(level: str) -> str:
     ],
 )
 def test_what_a_terminal_acts_on_is_escaped(text: str, shown: str) -> None:
-    """In every field; other writing is left as it is."""
+    """Other writing is left as it is."""
     assert shown == escape(text)
-    for field in ("message", "project_id", "service", "level", "timestamp"):
-        fields: dict[str, Any] = {"message": "m"} | {field: text}
-        assert shown in format_line(make_line(**fields), colored=False)
+    assert f" api-gateway {shown} {{" in format_line(make_line(text), colored=False)
+
+
+@pytest.mark.parametrize("field", ["timestamp", "level", "project_id", "service"])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (
+            "error   tenant-b billing Paid",
+            r'"error\u0020\u0020\u0020tenant-b\u0020billing\u0020Paid"',
+        ),
+        ("a b", r'"a\u0020b"'),
+        (" ", r'"\u0020"'),
+        ("", '""'),
+        ("a\tb\nc\r\x0b", r'"a\tb\nc\r\u000b"'),
+        ("\x1b[2J\x9b5m\x7f\0", r'"\u001b[2J\u009b5m\u007f\u0000"'),
+        ("\u202eevil\u2066\u2028\u2029\x85", r'"\u202eevil\u2066\u2028\u2029\u0085"'),
+        ("a\xa0b\u3000c\u2003d", r'"a\u00a0b\u3000c\u2003d"'),
+        ("a\u200bb\ufeff\xad\u2060", r'"a\u200bb\ufeff\u00ad\u2060"'),
+        ("a\u2800b\u3164\u115f\uffa0\ufe0f", r'"a\u2800b\u3164\u115f\uffa0\ufe0f"'),
+        ("a\U000e0041\U000e0101", r'"a\udb40\udc41\udb40\udd01"'),
+        ('"a" b\\', r'"\"a\"\u0020b\\"'),
+        ('"tenant-b"', r'"\"tenant-b\""'),
+        ("a\\u0020b", r"a\u0020b"),
+        ("tenant-b/日本-é_ü:1", "tenant-b/日本-é_ü:1"),
+    ],
+)
+def test_a_name_is_one_column(field: str, name: str, shown: str) -> None:
+    """One that is not plain is a JSON string without blanks, so none poses as two or as nothing."""
+    place = ["timestamp", "level", "project_id", "service"].index(field)
+    fields: dict[str, Any] = {field: name}
+    columns = format_line(make_line("m", **fields), colored=False).split()
+    assert shown == columns[place]
+    assert ["m", '{"user_id":123,"ip":"1.1.1.1"}'] == columns[4:]
+    assert name in (shown, json.loads(shown) if shown.startswith('"') else shown)
+
+
+def test_levels_are_aligned_by_what_they_take_on_a_screen() -> None:
+    """A character of Chinese or Japanese takes two columns."""
+    line = format_line(make_line("m", level="警告"), colored=False)
+    assert "2024-05-31T15:30:45Z 警告    org-xyz" in line
 
 
 @given(st.text(), st.booleans())
@@ -83,6 +123,8 @@ def test_no_log_drives_the_terminal(text: str, colored: bool) -> None:
     shown = CODES.sub("", format_line(line, colored=colored))
     assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Zl", "Zp")]
     assert not [c for c in shown if unicodedata.bidirectional(c) in DIRECTIONS]
+    _, *names = shown.split()[:4]
+    assert [text] * 3 == [json.loads(n) if n.startswith('"') else n for n in names]
 
 
 @pytest.mark.parametrize("line", [b"no log \x1b[2J", b'{"a":1}', b"\xff\xfe", b"\0" * 5000])
