@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from tests.support.service import ROOT, Service, make_log, wait_for
-from tests.support.tail import make_line, make_segment, make_stem, tail
+from tests.support.tail import COMMAND, make_line, make_segment, make_stem, tail
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
 LNAV_FORMAT = ROOT / "deploy" / "lnav" / "astralog.json"
@@ -120,24 +120,31 @@ def test_duckdb_needs_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [(30_001,)] == counted
 
 
-@pytest.mark.skipif(not shutil.which("lnav"), reason="lnav is not installed")
-def test_lnav_reads_every_log(data_dir: Path) -> None:
-    """With our format, compressed and open ones too; levels have the rank that they have here."""
-    home = data_dir.parent / "home"
+@pytest.fixture
+def lnav_environ(tmp_path: Path) -> dict[str, str]:
+    """Return an environment in which lnav knows our format."""
+    if not shutil.which("lnav"):
+        pytest.skip("NOT TESTED: lnav is not installed")
+    home = tmp_path / "home"
     home.mkdir()
-    environ = os.environ | {"HOME": str(home), "TERM": "dumb"}
+    environ = os.environ | {"HOME": str(home), "TERM": "dumb", "TZ": "America/New_York"}
     environ.pop("XDG_CONFIG_HOME", None)
     subprocess.run(["lnav", "-i", LNAV_FORMAT], env=environ, check=True, capture_output=True)
-    columns = "log_level, level, project_id, service, log_body, metadata"
+    return environ
+
+
+def query_lnav(environ: dict[str, str], path: Path, columns: str) -> list[dict[str, Any]]:
+    """Return columns of all logs, as lnav shows them."""
     query = f";SELECT {columns} FROM astralog WHERE log_level <> 'invalid'"
-    result = subprocess.run(
-        ["lnav", "-n", "-c", query, "-c", ":write-jsonlines-to -", data_dir],
-        env=environ,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    command = ["lnav", "-n", "-c", query, "-c", ":write-jsonlines-to -", str(path)]
+    result = subprocess.run(command, env=environ, capture_output=True, check=True, text=True)
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_lnav_reads_every_log(data_dir: Path, lnav_environ: dict[str, str]) -> None:
+    """With our format, compressed and open ones too; levels have the rank that they have here."""
+    columns = "log_level, level, project_id, service, log_body, metadata"
+    rows = query_lnav(lnav_environ, data_dir, columns)
     assert 5 + 2 * len(SHAPES) == len(rows)
     assert {"org-xyz"} == {row["project_id"] for row in rows}
     assert {"api-gateway"} == {row["service"] for row in rows}
@@ -150,3 +157,48 @@ def test_lnav_reads_every_log(data_dir: Path) -> None:
         "audit": "info",
     } == ranks
     assert 2 == sum(row["metadata"] == {"user_id": "one"} for row in rows)
+
+
+def seconds_of(second: int, fraction: str = ".125") -> str:
+    return f"2024-05-31T15:{second // 60:02d}:{second % 60:02d}{fraction}Z"
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.open", ".ndjson.zst"])
+def test_lnav_shows_each_logs_own_time(
+    tmp_path: Path, lnav_environ: dict[str, str], suffix: str
+) -> None:
+    """Whatever the order in which logs arrived, and lnav sorts them."""
+    data_dir = tmp_path / "data"
+    times = [seconds_of((number * 997) % 3600) for number in range(100)]
+    for pid in (1, 2):
+        lines = [make_line(time, timestamp=time) for time in times[pid - 1 :: 2]]
+        make_segment(data_dir, make_stem(0, pid), *lines, suffix=suffix)
+    rows = query_lnav(lnav_environ, data_dir, "log_time, log_body")
+    assert sorted(times) == [row["log_body"] for row in rows]
+    for row in rows:
+        assert row["log_body"] == row["log_time"].replace(" ", "T") + "Z"
+
+
+def test_lnav_shows_times_with_and_without_a_fraction(
+    tmp_path: Path, lnav_environ: dict[str, str]
+) -> None:
+    """Through the documented command, which changes no other timestamp of a log."""
+    times = [seconds_of(number, ("", ".250", ".123456")[number % 3]) for number in range(30)]
+    lines = [
+        make_line(
+            time, project_id='","timestamp":"1Z"', timestamp=time, metadata={"timestamp": time}
+        )
+        for time in times
+    ]
+    make_segment(tmp_path / "data", make_stem(0), *lines)
+    [command] = re.findall(
+        r"^.venv/bin/astralog (tail .* sed .*) > /tmp/logs.ndjson$", DOCUMENT, re.M
+    )
+    result = tmp_path / "logs.ndjson"
+    subprocess.run(["bash", "-ec", f"{COMMAND} {command} > {result}"], cwd=tmp_path, check=True)
+    stored = [json.loads(line) for line in result.read_text().splitlines()]
+    assert times == [log["metadata"]["timestamp"] for log in stored]
+    rows = query_lnav(lnav_environ, result, "log_time, log_body")
+    assert times == [row["log_body"] for row in rows]
+    for row in rows:
+        assert row["log_time"].replace(" ", "T")[:19] == row["log_body"][:19]
