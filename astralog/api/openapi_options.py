@@ -42,7 +42,9 @@ def describe_options() -> list[dict[str, Any]]:
         _parameter(
             "unknown",
             "Moves the unknown fields of a log under `metadata` instead of rejecting it. A log is "
-            "invalid where `metadata` has a field of that name too, or is no object.",
+            "invalid where `metadata` has a field of that name too, or is no object. A number or a "
+            "boolean in a known field other than `timestamp` becomes text, and a list or an object "
+            "as `message` its JSON.",
             {"type": "string", "enum": [TO_METADATA]},
         ),
         *(

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+import msgspec
 from marshmallow import ValidationError
 
 from astralog.errors import SHOWN_CHARACTERS, Rejection
@@ -20,6 +21,17 @@ MAX_DEFAULT_CHARACTERS = 255
 
 #: What `unknown` may say.
 TO_METADATA = "metadata"
+
+_SCALARS = (bool, int, float)
+
+#: What becomes text in a known field if unknown fields move. A number is no timestamp, since its
+#: unit is not known.
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "project_id": _SCALARS,
+    "level": _SCALARS,
+    "service": _SCALARS,
+    "message": (*_SCALARS, list, dict),
+}
 
 _TWICE = "metadata has a field of this name too."
 
@@ -96,13 +108,15 @@ def _bad(message: str) -> Rejection:
 def change_log(log: Any, options: Options) -> Any:
     """Return the log as the options have it: unknown fields moved, and what it lacks filled in.
 
-    A field that is null is lacking. What is no object stays as it is. Raises ValidationError
+    Where unknown fields move, known ones that hold what is no text become text. A field that is
+    null is lacking. What is no object stays as it is. Raises ValidationError
     where metadata has a field of an unknown field's name already: neither may be lost.
     """
     if not isinstance(log, dict):
         return log
     if options.moves_unknown:
         log = _move_unknown(log)
+        _write_as_text(log)
     for name, value in options.defaults.items():
         if log.get(name) is None:
             log[name] = value
@@ -121,3 +135,11 @@ def _move_unknown(log: dict[str, Any]) -> dict[str, Any]:
                 raise ValidationError({name: [_TWICE] for name in sorted(twice)})
             metadata.update(log)
     return known
+
+
+def _write_as_text(log: dict[str, Any]) -> None:
+    """Replace numbers and booleans in known fields, and any message, by their JSON."""
+    for name, kinds in _KINDS.items():
+        value = log.get(name)
+        if isinstance(value, kinds):
+            log[name] = msgspec.json.encode(value).decode()

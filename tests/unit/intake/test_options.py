@@ -1,5 +1,6 @@
 """What a query may ask for: how it is read, and what it makes of a log."""
 
+import itertools
 import json
 from typing import Any
 from urllib.parse import quote
@@ -194,6 +195,52 @@ def test_metadata_that_is_no_object_takes_no_fields(decode: Any, metadata: Any) 
     log = make_log(metadata=metadata) | {"host": "x"}
     rejection = rejection_of(decode, Options(moves_unknown=True), log)
     assert {"metadata": ["Not an object."]} == next(iter((rejection.errors or {})["logs"].values()))
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (30, "30"),
+        (-1.5, "-1.5"),
+        (1e300, "1e300"),
+        (10**30, str(10**30)),
+        (0, "0"),
+        (True, "true"),
+        (False, "false"),
+    ],
+)
+def test_a_known_field_that_is_no_text_becomes_text(decode: Any, value: Any, text: str) -> None:
+    """As JSON writes it, whatever default there is; pino, for one, sends numbers as levels."""
+    fields = ("project_id", "level", "service", "message")
+    options = Options(DEFAULTS, moves_unknown=True)
+    (log,) = stored(decoded_with(decode, options, make_log(**dict.fromkeys(fields, value), pid=7)))
+    assert [text] * 4 == [log[name] for name in fields]
+    assert 7 == log["metadata"]["pid"]
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize("message", [{"text": 'a "b"', "n": [1, None]}, [], {}, ["ü\n"]])
+def test_a_message_of_any_kind_becomes_text(decode: Any, message: Any) -> None:
+    """A list or an object as JSON without blanks, which can be read back."""
+    (log,) = stored(decoded_with(decode, Options(moves_unknown=True), make_log(message=message)))
+    expected = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+    assert expected == log["message"]
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *itertools.product(["timestamp"], [1577836800, 20240531, 1717169445.5, True]),
+        *itertools.product(["project_id", "level", "service"], [[], {}, ""]),
+        ("message", None),
+    ],
+)
+def test_what_has_no_text_stays_an_error(decode: Any, name: str, value: Any) -> None:
+    """A number is no timestamp, since its unit is not known, and a list no name."""
+    errors = rejection_of(decode, Options(moves_unknown=True), make_log(**{name: value})).errors
+    assert [name] == list(next(iter((errors or {})["logs"].values())))
 
 
 # --- Partial
