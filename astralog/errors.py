@@ -1,8 +1,12 @@
-"""Every rejection: its code, its HTTP status and its meaning."""
+"""Every rejection: its code, its HTTP status and its meaning.
 
+`storage_error` maps the errors of a disk that is full or fails to a code and a text.
+"""
+
+import errno
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 RETRY_AFTER_SECONDS = 1
 
@@ -55,7 +59,8 @@ MEANING_OF_CODE: Mapping[str, str] = {
     "unsupported_encoding": "The Content-Encoding is not known here.",
     "key_reused": "Another batch was stored with this Idempotency-Key; nothing was stored.",
     "queue_full": "Too much waits for the disk, or to be decoded; try again.",
-    "storage_full": "The disk is full; nothing was stored. Try again.",
+    "storage_full": "The disk, or a quota, has no room left; the message says of what. Nothing was "
+    "stored. Try again.",
     "storage_failed": "The disk failed; nothing was stored. Try again.",
     "commit_timeout": "The disk took too long. Try again; the message says whether the batch may "
     "be stored all the same.",
@@ -82,3 +87,42 @@ class Rejection(Exception):
         self.message = message
         self.errors = errors
         self.logs = logs
+
+
+#: The errors by which a system reports that a disk, or a quota, has no room left.
+FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+#: How each text for a batch that the disk rejects ends.
+_REJECTED = "nothing was stored; retry later."
+
+
+class StorageError(NamedTuple):
+    """Why nothing can be stored now: the code that rejects batches, and its text for clients."""
+
+    code: str
+    message: str
+
+
+class Shortage(OSError):
+    """Fewer bytes or inodes of the disk are free than ASTRALOG_MIN_FREE_BYTES keeps free.
+
+    An ENOSPC whose `strerror`, for the log, also says how many are free.
+    """
+
+    def __init__(self, resource: Literal["bytes", "inodes"], free: int, kept: int) -> None:
+        limit = f"ASTRALOG_MIN_FREE_BYTES keeps {kept}"
+        super().__init__(errno.ENOSPC, f"{free} {resource} of the disk are free, {limit}")
+        has = f"fewer than {kept} {resource} free, as ASTRALOG_MIN_FREE_BYTES asks"
+        self.message = f"The disk has {has if kept else f'no {resource} free'}; {_REJECTED}"
+
+
+def storage_error(error: OSError | MemoryError) -> StorageError:
+    """Return the code that rejects batches because of an error, and its text for clients."""
+    if isinstance(error, Shortage):
+        return StorageError("storage_full", error.message)
+    number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+    if number == errno.EDQUOT:
+        return StorageError("storage_full", f"The disk quota is used up; {_REJECTED}")
+    if number in FULL_ERRNOS:
+        return StorageError("storage_full", f"The disk is full; {_REJECTED}")
+    return StorageError("storage_failed", f"The disk failed; {_REJECTED}")

@@ -4,14 +4,15 @@ Requests wait on their batch's commit while a drain greenlet stores everything t
 in one write and one sync (group commit).
 """
 
+import errno
 import logging
 
 import gevent
 from gevent.pool import Group
 from gevent.threadpool import ThreadPool
 
-from astralog.errors import Rejection
-from astralog.settings import PREFIX, Settings
+from astralog.errors import Rejection, storage_error
+from astralog.settings import Settings
 from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBatch
 from astralog.store.deliveries import DeliveredSegments
 from astralog.store.disk_threads import DiskThreads
@@ -31,13 +32,24 @@ log = logging.getLogger(__name__)
 OVERDUE_SECONDS = 0.1
 
 
+#: The texts that clients get for the codes that reject batches here.
+MESSAGES = {
+    "stopping": "The service is stopping; nothing was stored.",
+    "storage_full": storage_error(OSError(errno.ENOSPC, "")).message,
+    "storage_failed": storage_error(OSError(errno.EIO, "")).message,
+    "key_in_use": "A batch with this Idempotency-Key is being stored; send it again to learn "
+    "what became of it.",
+    "key_reused": "Another batch was stored with this Idempotency-Key; this one was not.",
+}
+
+
 class CommitQueue:
     """Store batches; all of its greenlets start with `start` or with the first batch."""
 
     def __init__(self, settings: Settings, count_stored: CountStored) -> None:
         """Store to the settings' data directory, and tell `count_stored` what is stored."""
-        self._messages = _messages(settings)
-        self.storages = tuple(Storage(settings) for _ in range(settings.writers))
+        self._messages = dict(MESSAGES)  # of a disk that is full, each storage names what ran out
+        self.storages = tuple(Storage(settings, self._messages) for _ in range(settings.writers))
         self.housekeeper = Housekeeper(settings, _may_remove(settings))
         self._budget = MemoryBudget(settings.queue_bytes)
         timeout = settings.commit_timeout_seconds
@@ -195,19 +207,3 @@ def _may_remove(settings: Settings) -> MayRemove:
     """Return what spares the segments that are yet to be delivered, where forwarding is on."""
     delivered = DeliveredSegments(settings.data_dir)
     return lambda name: not settings.clickhouse_url or name in delivered
-
-
-def _messages(settings: Settings) -> dict[str, str]:
-    """Return what a client is told of each code that rejects its batch here."""
-    full = "The disk is full"
-    if settings.min_free_bytes:
-        limit = f"{settings.min_free_bytes} bytes, {PREFIX}MIN_FREE_BYTES"
-        full = f"The disk has less than {limit}, free"
-    return {
-        "stopping": "The service is stopping; nothing was stored.",
-        "storage_full": f"{full}; nothing was stored.",
-        "storage_failed": "The disk failed; nothing was stored.",
-        "key_in_use": "A batch with this Idempotency-Key is being stored; send it again to learn "
-        "what became of it.",
-        "key_reused": "Another batch was stored with this Idempotency-Key; this one was not.",
-    }

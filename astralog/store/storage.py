@@ -1,21 +1,22 @@
 """One writer's storage: its segments, the free disk, and whether a batch can be stored now."""
 
-import errno
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
-from astralog.settings import PREFIX, Settings
+from astralog.errors import FULL_ERRNOS as FULL
+from astralog.errors import Shortage, storage_error
+from astralog.log import LogOnce
+from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.segment_writer import Announce, SegmentWriter
+
+__all__ = ["FULL", "MAINTENANCE_SECONDS", "Storage"]
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at the free disk, the segment's age and the last sync.
 MAINTENANCE_SECONDS = 1.0
-
-#: How a system says that a disk is full.
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Storage:
@@ -24,7 +25,11 @@ class Storage:
     `error_code` is the code with which a batch would be rejected now, or None.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, messages: MutableMapping[str, str] | None = None
+    ) -> None:
+        """Keep the text that clients get for `error_code` in `messages`."""
+        self._messages = {} if messages is None else messages
         self._directory = settings.data_dir
         self._min_free_bytes = settings.min_free_bytes
         self._writer = SegmentWriter(
@@ -34,7 +39,8 @@ class Storage:
             sync=settings.sync,
         )
         self.error_code: str | None = None
-        self._logged_error: str | None = None  # until a commit group is stored again
+        self._failed_with = ""  # the last of these codes
+        self._failure = LogOnce(log)  # until a commit group is stored again
         self._maintained_at = time.monotonic()
 
     def store(self, buffers: Sequence[bytes], announce: Announce | None = None) -> str | None:
@@ -49,9 +55,7 @@ class Storage:
             self._note_error(error)
             return self.error_code
         self.error_code = None
-        if self._logged_error:
-            log.warning("%s is over: batches are stored again", self._logged_error)
-            self._logged_error = None
+        self._failure.end("%s is over: batches are stored again", self._failed_with)
         return None
 
     @property
@@ -102,13 +106,11 @@ class Storage:
     def _check_free(self, size: int) -> None:
         free = files.space(self._directory).free
         if free - size < self._min_free_bytes or not free:
-            limit = f"{PREFIX}MIN_FREE_BYTES is {self._min_free_bytes}"
-            raise OSError(errno.ENOSPC, f"{free} bytes of disk are free, {limit}")
+            raise Shortage("bytes", free, self._min_free_bytes)
 
     def _note_error(self, error: OSError | MemoryError) -> None:
-        number = error.errno if isinstance(error, OSError) else errno.ENOMEM
-        self.error_code = "storage_full" if number in FULL else "storage_failed"
-        if self._logged_error != self.error_code:
-            self._logged_error = self.error_code
-            text = str(error) or "out of memory"
-            log.error("%s: %s; batches are rejected", self.error_code, text)
+        code, message = storage_error(error)
+        self._messages[code] = message
+        self.error_code = self._failed_with = code
+        text = str(error) or "out of memory"
+        self._failure.fail(message, "%s: %s; batches are rejected", code, text)

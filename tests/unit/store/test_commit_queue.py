@@ -218,8 +218,25 @@ def test_a_commit_group_that_cannot_be_stored_rejects_each_of_its_batches(
     rejection = commit(queue, line(3))
     assert rejection is not None
     assert code == rejection.code
-    assert rejection.message.endswith("nothing was stored.")
+    assert "nothing was stored" in rejection.message
     assert 2 == len(gate.groups)
+
+
+@pytest.mark.parametrize("is_admitted", [True, False])
+def test_clients_are_told_which_resource_ran_out(
+    queue: CommitQueue, break_os: BreakOs, tmp_path: Path, is_admitted: bool
+) -> None:
+    """A used-up quota is no full disk, also to those who are turned away afterwards."""
+    break_os("writev", errno.EDQUOT, times=1)
+    rejection = commit(queue, line(1))
+    if not is_admitted:
+        with pytest.raises(Rejection) as rejected:
+            queue.admit()
+        rejection = rejected.value
+    assert rejection is not None
+    assert rejection.code == "storage_full"
+    assert rejection.message == "The disk quota is used up; nothing was stored; retry later."
+    assert stored(tmp_path) == b""
 
 
 def test_a_request_is_let_in_again_when_the_disk_has_room(

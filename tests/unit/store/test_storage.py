@@ -190,8 +190,8 @@ def test_a_full_disk_names_its_limit(
     disk.free = 999
     storage.maintain()
     assert [
-        "storage_full: [Errno 28] 999 bytes of disk are free, ASTRALOG_MIN_FREE_BYTES is 1000; "
-        "batches are rejected"
+        "storage_full: [Errno 28] 999 bytes of the disk are free, ASTRALOG_MIN_FREE_BYTES keeps "
+        "1000; batches are rejected"
     ] == caplog.messages
 
 
