@@ -82,7 +82,7 @@ def _write_segment(path: Path) -> None:
 def _link(segment: Path, data_dir: Path, count: int) -> None:
     """Seal a segment under several names, older than what comes in."""
     for number in range(count):
-        os.link(segment, data_dir / f"{BACKLOG_PREFIX}0101T{number:06d}.000000Z-1.ndjson")
+        os.link(segment, data_dir / f"{BACKLOG_PREFIX}0101T000000.{number:06d}Z-1.ndjson")
 
 
 def _samples(service: Service) -> Samples:

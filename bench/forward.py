@@ -100,7 +100,7 @@ def _deliveries(directory: Path, discarding: ClickHouse) -> Forward:
 
 
 def _name(number: int) -> str:
-    return f"20261123T{number:06d}.000000Z-1.ndjson"
+    return f"20261123T000000.{number:06d}Z-1.ndjson"
 
 
 def _write_segments(directory: Path) -> int:

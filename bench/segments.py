@@ -158,7 +158,7 @@ def _make_sealed(directory: Path) -> None:
     line = bodies.templates(1)[0].body(0).removeprefix(b'{"logs":[').removesuffix(b"]}") + b"\n"
     packed = zstd.compress(line, LEVEL)
     for number in range(SEALED_SEGMENTS):
-        name = f"{SEALED_PREFIX}0101T{number:06d}.000000Z-1.ndjson.zst"
+        name = f"{SEALED_PREFIX}0101T000000.{number:06d}Z-1.ndjson.zst"
         (directory / name).write_bytes(packed)
 
 

@@ -23,7 +23,7 @@ def oldest_first(
     is opened only when the lines before it in time are through.
     """
     budget = budget or ReadBudget()
-    waiting = sorted(parts, key=lambda part: (part.since, part.stem), reverse=True)
+    waiting = sorted(parts, key=lambda part: (part.since, part.segment), reverse=True)
     heads: list[tuple[float, int, Arrival, Part, Iterator[Arrival]]] = []
     while True:
         while waiting and not budget.is_spent and (not heads or waiting[-1].since <= heads[0][0]):

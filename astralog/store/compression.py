@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from astralog.store import files
+from astralog.store.names import Form, SegmentName
 from astralog.store.segment import FILE_MODE
 
 if sys.version_info >= (3, 14):
@@ -53,13 +54,14 @@ def compress_segment(directory: Path, name: str) -> Saving | None:
     Raises OSError when it could not be, or not yet; the plain file is there then. Where both forms
     are there already, as a crash leaves them, the plain one goes if the other one is whole.
     """
-    plain = directory / (name + files.SEALED_SUFFIX)
-    compressed = directory / (name + files.COMPRESSED_SUFFIX)
+    segment = SegmentName(name)
+    plain = segment.path(directory, Form.PLAIN)
+    compressed = segment.path(directory, Form.COMPRESSED)
     try:
-        source = plain.open("rb")
+        fd = files.open_regular(plain, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with source:
+    with open(fd, "rb") as source:
         # As sealed without a sync, in the mode `never`, it would be no more whole than the other.
         os.fsync(source.fileno())
         is_made = os.path.lexists(compressed)
@@ -171,7 +173,11 @@ def _check_same(source: BufferedReader, compressed: Path) -> int:
     Raises OSError where it does not. A damaged one is removed, after the plain file was read as a
     whole; what holds other lines is kept.
     """
-    with compressed.open("rb") as target:
+    try:
+        fd = files.open_regular(compressed, os.O_RDONLY)
+    except FileNotFoundError:
+        raise OSError(errno.EEXIST, "its compressed form's name is taken") from None
+    with open(fd, "rb") as target:
         os.fsync(target.fileno())
         try:
             is_same = _is_same(source, target)

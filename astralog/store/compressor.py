@@ -13,6 +13,7 @@ from pathlib import Path
 from astralog.store import files
 from astralog.store.compression import Saving, compress_segment, remove_draft
 from astralog.store.deliveries import FILE_MODE
+from astralog.store.names import SegmentName
 from astralog.store.plain_segments import PlainSegments
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,9 @@ class Compressor:
         self._steps = self._wait_and_compress()
         self._retry_seconds = RETRY_SECONDS
         self._logged_error = ""  # that keeps all segments from being compressed, until it is over
-        self._postponed: dict[
-            str, float
-        ] = {}  # segments that failed, with the time of the next try
-        self._logged: set[str] = set()  # segments whose failure was logged
+        #: Segments that failed, with the time of the next try.
+        self._postponed: dict[SegmentName, float] = {}
+        self._logged: set[SegmentName] = set()  # segments whose failure was logged
         self.counts = CompressionCounts()
 
     def step(self) -> float:
@@ -127,7 +127,7 @@ class Compressor:
         self._note_success(name, saving)
         return 0.0
 
-    def _note_success(self, name: str, saving: Saving | None) -> None:
+    def _note_success(self, name: SegmentName, saving: Saving | None) -> None:
         self._retry_seconds = RETRY_SECONDS
         self._logged.discard(name)
         if self._logged_error:
@@ -138,7 +138,9 @@ class Compressor:
             self.counts.plain_bytes += saving.plain
             self.counts.compressed_bytes += saving.compressed
 
-    def _note_failure(self, plain: PlainSegments, name: str, error: OSError | MemoryError) -> float:
+    def _note_failure(
+        self, plain: PlainSegments, name: SegmentName, error: OSError | MemoryError
+    ) -> float:
         """Try the same segment again once there may be room for it, else go on with the others."""
         self.counts.failures += 1
         if isinstance(error, MemoryError) or error.errno in _FULL:

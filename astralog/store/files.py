@@ -1,8 +1,6 @@
-"""The data directory: its segments' names, its syncs, and its free disk.
+"""The data directory: which files are segments, how they are sealed and removed, syncs, free disk.
 
-`<UTC start, microseconds>-<pid>.ndjson.open` is being written and held by `flock`;
-`<...>.ndjson` is sealed and never changes, nor does `<...>.ndjson.zst`, which is the same segment
-compressed. Lexical order is time order.
+An open segment is held by `flock`; a sealed one never changes. `names` has how they are called.
 """
 
 import contextlib
@@ -10,25 +8,20 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from astralog.store import libc
+from astralog.store.names import MAX_NUMBER, SEALED_FORMS, Form, SegmentName
 
 log = logging.getLogger(__name__)
 
-OPEN_SUFFIX = ".ndjson.open"
-SEALED_SUFFIX = ".ndjson"
-COMPRESSED_SUFFIX = ".ndjson.zst"
-
-#: The forms of a sealed segment, of which both may be there while it is being compressed.
-SEALED_FORMS = (SEALED_SUFFIX, COMPRESSED_SUFFIX)
+#: For `keys.stored_lines`, which makes the path of an open segment itself.
+OPEN_SUFFIX = Form.OPEN.value
 
 DIRECTORY_MODE = 0o750
-
-#: Names that are tried for a sealed segment.
-SEAL_ATTEMPTS = 100
 
 #: Of linux/fcntl.h and linux/fs.h.
 _AT_FDCWD = -100
@@ -96,18 +89,34 @@ def drop_from_page_cache(fd: int, size: int) -> None:
         os.posix_fadvise(fd, 0, size, os.POSIX_FADV_DONTNEED)
 
 
-def sealed_name(name: str) -> str | None:
-    """Return a sealed segment's name without the suffix of its form, None for any other file's."""
-    for suffix in SEALED_FORMS:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return None
+def regular_files(directory: Path | str) -> Iterator[str]:
+    """Yield the names of a directory's regular files; raises OSError.
+
+    Anything else there, a link to a segment included, is not a segment, whatever it is called.
+    """
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name
 
 
-def is_sealed(path: Path) -> bool:
-    """Return whether the segment with this open name is there sealed, in any form."""
-    stem = path.name.removesuffix(OPEN_SUFFIX)
-    return any(os.path.lexists(path.with_name(stem + suffix)) for suffix in SEALED_FORMS)
+def status_of(path: Path | str) -> os.stat_result:
+    """Return the status of a file; raises FileNotFoundError if it is not regular, or OSError."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", os.fspath(path))
+    return status
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file; raises as `status_of`. Nothing else is opened, or waited for."""
+    status_of(path)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def is_taken(directory: Path, segment: SegmentName) -> bool:
+    """Return whether anything has the name of the sealed segment, in any form."""
+    return any(os.path.lexists(segment.path(directory, form)) for form in SEALED_FORMS)
 
 
 @contextlib.contextmanager
@@ -129,18 +138,21 @@ def removal_lock(fd: int) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def remove_sealed(directory: Path, stem: str) -> bool:
-    """Remove a sealed segment in all its forms; return whether it was there. Raises OSError."""
-    plain = directory / (stem + SEALED_SUFFIX)
+def remove_sealed(directory: Path, name: str) -> int:
+    """Remove a sealed segment in all its forms; return how many there were. Raises OSError."""
+    segment = SegmentName(name)
     with contextlib.ExitStack() as stack:
         # What may not be read is not compressed either.
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            stack.enter_context(removal_lock(stack.enter_context(plain.open("rb")).fileno()))
-        return sum(_remove(directory / (stem + suffix)) for suffix in SEALED_FORMS) > 0
+            fd = open_regular(segment.path(directory, Form.PLAIN), os.O_RDONLY)
+            stack.callback(os.close, fd)
+            stack.enter_context(removal_lock(fd))
+        return sum(_remove(segment.path(directory, form)) for form in SEALED_FORMS)
 
 
 def _remove(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
+        status_of(path)
         path.unlink()
         return True
     return False
@@ -159,18 +171,17 @@ def seal_file(path: Path, size: int) -> None:
 
 
 def _rename_to_free_name(path: Path) -> None:
-    stem = path.name.removesuffix(OPEN_SUFFIX)
-    for number in range(SEAL_ATTEMPTS):
-        name = f"{stem}-{number}" if number else stem
-        if is_sealed(path.with_name(name + OPEN_SUFFIX)):
+    segment = SegmentName.of_open_file(path)
+    for name in (segment, *map(segment.numbered, range(1, MAX_NUMBER + 1))):
+        if is_taken(path.parent, name):
             continue
-        target = path.with_name(name + SEALED_SUFFIX)
         with contextlib.suppress(FileExistsError):
-            rename_new(path, target)
-            if number:
-                log.error("%s is there already; sealed as %s", stem + SEALED_SUFFIX, target.name)
+            rename_new(path, name.path(path.parent, Form.PLAIN))
+            if name != segment:
+                first, other = segment.file(Form.PLAIN), name.file(Form.PLAIN)
+                log.error("%s is there already; sealed as %s", first, other)
             return
-    raise FileExistsError(errno.EEXIST, f"{SEAL_ATTEMPTS} names for it are taken")
+    raise FileExistsError(errno.EEXIST, f"{MAX_NUMBER + 1} names for it are taken")
 
 
 def rename_new(source: Path, target: Path) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from astralog.store.arrival import oldest_first
-from astralog.store.files import OPEN_SUFFIX
+from astralog.store.files import regular_files
+from astralog.store.names import Form, SegmentName, parse_file_name
 from astralog.store.part import Matches, Part
-from astralog.store.segment_reader import ReadBudget, SegmentReader, split_name
+from astralog.store.segment_reader import ReadBudget, SegmentReader
 from astralog.store.tail import make_parts
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,12 @@ class State(enum.Enum):
 class FollowedPart(Part):
     """What comes to a segment. An open one is held, and so read to its end whatever happens."""
 
-    def __init__(self, directory: Path, stem: str, suffix: str, begin: int = 0) -> None:
+    def __init__(self, directory: Path, segment: SegmentName, form: Form, begin: int = 0) -> None:
         """Hold the file if it is open; raises OSError."""
-        super().__init__(directory, stem, suffix, None)
+        super().__init__(directory, segment, form, None)
         self.begin = begin
         self.state = State.OPEN if self.is_open else State.SEALED
-        self._held = SegmentReader(directory, stem) if self.is_open else None
+        self._held = SegmentReader(directory, segment) if self.is_open else None
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:
@@ -92,9 +93,9 @@ class Follower:
         self._directory = directory
         self._settled: tuple[int, int, int] | None = None  # of the directory, once it is settled
         self._names: set[str] = set()
-        self._followed: dict[str, FollowedPart] = {}
-        self._done: set[str] = set()  # segments of which nothing more is to be read
-        self._left: dict[str, int] = {}  # how far those were read that are gone
+        self._followed: dict[SegmentName, FollowedPart] = {}
+        self._done: set[SegmentName] = set()  # segments of which nothing more is to be read
+        self._left: dict[SegmentName, int] = {}  # how far those were read that are gone
 
     def start(self) -> list[Part]:
         """Follow from now on, and return what is stored already; `oldest_first` reads it.
@@ -102,11 +103,11 @@ class Follower:
         Where the directory is missing, nothing is: all that it holds later is new.
         """
         self._names = self._list() or set()
-        stored = make_parts(self._directory, self._names)
+        stored = make_parts(self._directory, filter(None, map(parse_file_name, self._names)))
         for part in stored:
             if not part.is_open:
-                self._done.add(part.stem)
-            elif followed := self._follow(part.stem, OPEN_SUFFIX):
+                self._done.add(part.segment)
+            elif followed := self._follow(part.segment, Form.OPEN):
                 part.end = followed.skip()
         return stored
 
@@ -130,12 +131,12 @@ class Follower:
         self._followed.clear()
 
     def _list(self) -> set[str] | None:
-        """Return the names in the directory; None where they have not changed, or on an error."""
+        """Return the names of the files; None where they have not changed, or on an error."""
         now = time.time_ns()
         try:
             status = os.stat(self._directory)
             state = (status.st_dev, status.st_ino, status.st_mtime_ns)
-            names = None if state == self._settled else set(os.listdir(self._directory))
+            names = None if state == self._settled else set(regular_files(self._directory))
         except OSError as error:
             self.error = error
             return None
@@ -156,46 +157,46 @@ class Follower:
         self._forget()
 
     def _note_new(self, name: str) -> None:
-        stem, suffix = _split(name)
-        part = self._followed.get(stem)
+        file = parse_file_name(name)
+        if file is None:
+            return
+        segment, form = file
+        part = self._followed.get(segment)
         if part:
-            part.state = State.OPEN if suffix == OPEN_SUFFIX else State.SEALED
-        elif stem and stem not in self._done:
-            self._follow(stem, suffix, self._left.pop(stem, 0))
+            part.state = State.OPEN if form is Form.OPEN else State.SEALED
+        elif segment not in self._done:
+            self._follow(segment, form, self._left.pop(segment, 0))
 
     def _note_gone(self, name: str) -> None:
-        stem, suffix = _split(name)
-        part = self._followed.get(stem)
-        if part and suffix == OPEN_SUFFIX and part.state is State.OPEN:
+        file = parse_file_name(name)
+        part = self._followed.get(file.segment) if file and file.form is Form.OPEN else None
+        if part and part.state is State.OPEN:
             part.state = State.GONE
 
-    def _follow(self, stem: str, suffix: str, begin: int = 0) -> FollowedPart | None:
+    def _follow(self, segment: SegmentName, form: Form, begin: int = 0) -> FollowedPart | None:
         try:
-            part = FollowedPart(self._directory, stem, suffix, begin)
+            part = FollowedPart(self._directory, segment, form, begin)
         except FileNotFoundError:
-            log.warning("%s was removed before it was read", stem)
+            log.warning("%s was removed before it was read", segment)
         except OSError as error:
-            log.warning("cannot read %s: %s", stem, error.strerror)
+            log.warning("cannot read %s: %s", segment, error.strerror)
         else:
-            self._followed[stem] = part
+            self._followed[segment] = part
             return part
         return None
 
     def _finish(self, part: FollowedPart) -> None:
         part.close()
-        del self._followed[part.stem]
+        del self._followed[part.segment]
         if part.state is State.GONE:
-            self._left[part.stem] = part.begin
+            self._left[part.segment] = part.begin
         else:
-            self._done.add(part.stem)
+            self._done.add(part.segment)
 
     def _forget(self) -> None:
         """Bound what is remembered of segments that are gone."""
         if len(self._done) > len(self._names) + REMEMBERED_SEGMENTS:
-            self._done.intersection_update(stem for stem, _ in map(_split, self._names))
+            files = filter(None, map(parse_file_name, self._names))
+            self._done.intersection_update(file.segment for file in files)
         while len(self._left) > REMEMBERED_SEGMENTS:
             del self._left[next(iter(self._left))]
-
-
-def _split(name: str) -> tuple[str, str]:
-    return split_name(name) or ("", "")

@@ -13,6 +13,7 @@ from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.deliveries import ForwardStatus, read_status
 from astralog.store.inventory import Inventory
+from astralog.store.names import Form, SegmentName
 from astralog.store.recovery import recover_file
 from astralog.store.retention import MayRemove, Retention
 
@@ -50,12 +51,12 @@ class Housekeeper:
     """
 
     def __init__(self, settings: Settings, may_remove: MayRemove = lambda name: True) -> None:
-        """Apply the settings; `may_remove` returns whether a segment may go, by its stem."""
+        """Apply the settings; `may_remove` returns whether a segment may go, by its name."""
         self._directory = settings.data_dir
         self._retention = Retention(settings, may_remove)
         self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
-        self._failed: set[str] = set()  # segments whose recovery failed, and was logged
+        self._failed: set[SegmentName] = set()  # segments whose recovery failed, and was logged
         self._logged_error = ""
         self._stepped_at = time.monotonic()
         self._steps = self._wait_and_look_after()
@@ -162,18 +163,19 @@ class Housekeeper:
         remove = self._retention.remove_excess(inventory.sealed, total, usage.free_bytes)
         yield from _at_once(remove)
 
-    def _recover(self, names: Iterable[str]) -> Iterator[float]:
+    def _recover(self, segments: Iterable[SegmentName]) -> Iterator[float]:
         """Seal the open segments that no process holds."""
-        for name in sorted(names):
+        for segment in sorted(segments):
             try:
-                recover_file(self._directory / name)
+                recover_file(segment.path(self._directory, Form.OPEN))
             except (BlockingIOError, FileNotFoundError):
-                self._failed.discard(name)
+                self._failed.discard(segment)
             except OSError as error:
                 if error.errno == errno.EROFS:  # as some file systems become by an error
                     raise
-                if name not in self._failed:
-                    self._failed.add(name)
+                if segment not in self._failed:
+                    self._failed.add(segment)
+                    name = segment.file(Form.OPEN)
                     log.error("cannot recover %s yet: %s", name, error.strerror)
             yield 0.0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from astralog.store import files
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
+from astralog.store.names import SEALED_FORMS, Form, SegmentFile, SegmentName, parse_file_name
 from astralog.store.segment_index import SegmentIndex
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,11 @@ class Inventory:
     def __init__(self, directory: Path) -> None:
         self._directory = os.fspath(directory)
         self._watch = open_watch(directory)
-        self._files: list[str] = []  # sealed ones that are listed, and not measured yet
+        self._files: list[SegmentFile] = []  # sealed ones that are listed, and not measured yet
         self._changed: set[str] = set()
         self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
         self._next_scan_at = time.monotonic()
-        self.open: set[str] = set()
+        self.open: set[SegmentName] = set()
         self.sealed = SegmentIndex()
 
     @property
@@ -47,24 +48,23 @@ class Inventory:
         """Begin a scan: find the open segments anew, which are few, and list the sealed ones."""
         self._scanned_at = time.thread_time()
         self._files = []
-        open_names = set()
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                if entry.name.endswith(files.OPEN_SUFFIX):
-                    open_names.add(entry.name)
-                elif entry.name.endswith(files.SEALED_FORMS):
-                    self._files.append(entry.name)
-                yield
-        self.open = open_names
+        opened = set()
+        for name in files.regular_files(self._directory):
+            file = parse_file_name(name)
+            if file and file.form is Form.OPEN:
+                opened.add(file.segment)
+            elif file:
+                self._files.append(file)
+            yield
+        self.open = opened
 
     def measure(self) -> Iterator[None]:
         """End a scan: learn the sizes of all sealed segments, for an index of their own."""
         index = SegmentIndex()
-        for name in self._files:
-            stem = files.sealed_name(name)
-            size = self._size(name)
-            if stem and size is not None:
-                index.add(stem, size)
+        for segment, form in self._files:
+            size = self._size(segment, form)
+            if size is not None:
+                index.add(segment, size)
             yield
         self._files = []
         self.sealed = index
@@ -86,8 +86,8 @@ class Inventory:
 
     def open_bytes(self) -> int:
         """Return the bytes of the open segments; those that are gone are forgotten."""
-        sizes = {name: self._size(name) for name in self.open}
-        self.open = {name for name, size in sizes.items() if size is not None}
+        sizes = {segment: self._size(segment, Form.OPEN) for segment in self.open}
+        self.open = {segment for segment, size in sizes.items() if size is not None}
         return sum(size for size in sizes.values() if size)
 
     def close(self) -> None:
@@ -97,19 +97,22 @@ class Inventory:
 
     def _refresh(self, name: str) -> None:
         """Look at one name, whatever became of it."""
-        if name.endswith(files.OPEN_SUFFIX):
-            self.open.add(name)  # until `open_bytes` finds it gone
-        elif stem := files.sealed_name(name):
-            sizes = [self._size(stem + suffix) for suffix in files.SEALED_FORMS]
-            if sizes == [None, None]:
-                self.sealed.remove(stem)
-            else:
-                self.sealed.put(stem, sum(size for size in sizes if size))
+        file = parse_file_name(name)
+        if file is None:
+            return
+        if file.form is Form.OPEN:
+            self.open.add(file.segment)  # until `open_bytes` finds it gone
+            return
+        sizes = [self._size(file.segment, form) for form in SEALED_FORMS]
+        if sizes == [None, None]:
+            self.sealed.remove(file.segment)
+        else:
+            self.sealed.put(file.segment, sum(size for size in sizes if size))
 
-    def _size(self, name: str) -> int | None:
+    def _size(self, segment: SegmentName, form: Form) -> int | None:
         """Return the bytes of a file, None where it is gone."""
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(f"{self._directory}/{name}").st_size
+            return files.status_of(f"{self._directory}/{segment.file(form)}").st_size
         return None
 
 

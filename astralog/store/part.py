@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.store.files import OPEN_SUFFIX
+from astralog.store.names import Form, SegmentName
 from astralog.store.segment_reader import READ_ERRORS, ReadBudget, SegmentReader
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _TIMESTAMP = re.compile(rb'"timestamp":"([0-9T:-]{19})(\.[0-9]+)?Z"')
 class Arrival(NamedTuple):
     """A line of a segment, the offset after it, and about when it arrived, since 1970."""
 
-    stem: str
+    segment: SegmentName
     time: float
     offset: int
     line: bytes
@@ -43,36 +43,38 @@ class Part:
     that began after the last of them, where one is known.
     """
 
-    def __init__(self, directory: Path, stem: str, suffix: str, successor: str | None) -> None:
-        self.stem = stem
+    def __init__(
+        self, directory: Path, segment: SegmentName, form: Form, successor: SegmentName | None
+    ) -> None:
+        self.segment = segment
         self.begin = 0
         self.end: int | None = None
         self.is_read = False  # whether all was read that there is
         self.is_failed = False  # whether the file cannot be read
         self._directory = directory
-        self._suffix = suffix
+        self._form = form
         self.successor = successor
 
     @property
     def is_open(self) -> bool:
         """Whether the segment is being written, as far as its listed name tells."""
-        return self._suffix == OPEN_SUFFIX
+        return self._form is Form.OPEN
 
     @cached_property
     def since(self) -> float:
         """The start of the segment."""
-        return start_time(self.stem)
+        return self.segment.start
 
     @cached_property
     def latest(self) -> float:
         """What `until` is at most, by the names alone."""
-        return start_time(self.successor) if self.successor else float("inf")
+        return self.successor.start if self.successor else float("inf")
 
     @cached_property
     def until(self) -> float:
         """The last change of the segment."""
         try:
-            changed = (self._directory / (self.stem + self._suffix)).stat().st_mtime
+            changed = self.segment.path(self._directory, self._form).stat().st_mtime
         except OSError:  # renamed or removed meanwhile
             changed = self.latest
         return max(self.since, changed)
@@ -80,7 +82,7 @@ class Part:
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:
         """Open the file for a while."""
-        with contextlib.closing(SegmentReader(self._directory, self.stem)) as reader:
+        with contextlib.closing(SegmentReader(self._directory, self.segment)) as reader:
             yield reader
 
     def read(self, matches: Matches, budget: ReadBudget) -> Iterator[Arrival]:
@@ -91,7 +93,7 @@ class Part:
         time = self.since
         for offset, line in self._without_errors(self._read(matches, budget)):
             time = self._event_time(line, time)
-            yield Arrival(self.stem, time, offset, line)
+            yield Arrival(self.segment, time, offset, line)
 
     def _read(self, matches: Matches, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         with self._reader() as reader:
@@ -109,7 +111,7 @@ class Part:
         time = self.until
         for offset, line in self._without_errors(self._read_backwards(limit, matches, budget)):
             time = self._event_time(line, time)
-            yield Arrival(self.stem, time, offset, line)
+            yield Arrival(self.segment, time, offset, line)
 
     def _read_backwards(
         self, limit: int, matches: Matches, budget: ReadBudget
@@ -139,10 +141,10 @@ class Part:
         try:
             yield from lines
         except FileNotFoundError:
-            log.warning("%s was removed before it was read", self.stem)
+            log.warning("%s was removed before it was read", self.segment)
             self.is_failed = True
         except READ_ERRORS as error:
-            log.warning("cannot read %s: %s", self.stem, error)
+            log.warning("cannot read %s: %s", self.segment, error)
             self.is_failed = True
 
 
@@ -156,11 +158,3 @@ def event_time(line: bytes) -> float:
     if match is None or second is None:
         return math.nan
     return second.replace(tzinfo=UTC).timestamp() + float(match[2] or 0)
-
-
-def start_time(stem: str) -> float:
-    """Return the start that a segment's name tells, in seconds since 1970; 0 for no such name."""
-    try:
-        return datetime.fromisoformat(stem.partition("-")[0]).timestamp()
-    except ValueError:
-        return 0.0

@@ -1,14 +1,15 @@
 """The sealed segments of a directory that are not compressed, oldest first."""
 
-import os
+import contextlib
 import time
 from collections.abc import Iterable
 from heapq import heappop, heappush
 from pathlib import Path
 
 from astralog.store.directory_watch import ChangesLost
+from astralog.store.files import regular_files, status_of
 from astralog.store.inventory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS, open_watch
-from astralog.store.sealed import plain_name
+from astralog.store.names import Form, SegmentName, parse_file_name
 
 
 class PlainSegments:
@@ -21,8 +22,8 @@ class PlainSegments:
         self._directory = directory
         self._watch = open_watch(directory)
         self._next_scan_at = time.monotonic()
-        self._names: list[str] = []  # a heap
-        self._known: set[str] = set()
+        self._names: list[SegmentName] = []  # a heap
+        self._known: set[SegmentName] = set()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -32,27 +33,34 @@ class PlainSegments:
         now = time.monotonic()
         try:
             while self._watch and (names := self._watch.changes()):
-                # The watch also tells of those that are gone.
-                self._add(name for name in names if (self._directory / name).exists())
+                self._add(filter(self._is_there, names))
         except ChangesLost:
             self._next_scan_at = now
         if now >= self._next_scan_at:
-            self._add(os.listdir(self._directory))
+            self._add(regular_files(self._directory))
             pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
             self._next_scan_at = now + pause
 
     def _add(self, file_names: Iterable[str]) -> None:
-        for name in map(plain_name, file_names):
-            if name:
-                self.put(name)
+        for file_name in file_names:
+            file = parse_file_name(file_name)
+            if file and file.form is Form.PLAIN:
+                self.put(file.segment)
 
-    def put(self, name: str) -> None:
+    def _is_there(self, file_name: str) -> bool:
+        """Return whether a file is there; the watch also reports those that are gone."""
+        with contextlib.suppress(FileNotFoundError):
+            status_of(self._directory / file_name)
+            return True
+        return False
+
+    def put(self, name: SegmentName) -> None:
         """Add a segment, unless it is there."""
         if name not in self._known:
             self._known.add(name)
             heappush(self._names, name)
 
-    def take(self) -> str | None:
+    def take(self) -> SegmentName | None:
         """Take out the oldest segment; None where there is none."""
         if not self._names:
             return None

@@ -10,14 +10,15 @@ import heapq
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from astralog.store.arrival import newest_arrivals
-from astralog.store.files import OPEN_SUFFIX
-from astralog.store.part import Arrival, Matches, Part, start_time
-from astralog.store.segment_reader import ReadBudget, SegmentReader, split_name
+from astralog.store.files import regular_files
+from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_name
+from astralog.store.part import Arrival, Matches, Part
+from astralog.store.segment_reader import ReadBudget, SegmentReader
 from astralog.store.tail import make_parts
 
 #: Segments that are looked at, and those that are followed; a cursor has 40 bytes for each of them.
@@ -37,8 +38,8 @@ SETTLED_SECONDS = 2.5
 #: The offset of a compressed segment that is read to its end.
 END = 10**15 - 1
 
-_STEM = r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]{1,10}(?:-[0-9]{1,3})?"
-_CURSOR = re.compile(rf"[0-9]{{1,18}}(?:,{_STEM}:[0-9]{{1,15}}){{0,{MAX_FOLLOWED}}}")
+_SINCE = re.compile(r"[0-9]{1,18}")
+_OFFSET = re.compile(r"[0-9]{1,15}")
 
 
 class Cursor(NamedTuple):
@@ -49,19 +50,28 @@ class Cursor(NamedTuple):
     """
 
     since: int
-    offsets: Mapping[str, int]
+    offsets: Mapping[SegmentName, int]
 
     def __str__(self) -> str:
-        return ",".join([str(self.since), *(f"{stem}:{n}" for stem, n in self.offsets.items())])
+        offsets = (f"{segment}:{offset}" for segment, offset in self.offsets.items())
+        return ",".join([str(self.since), *offsets])
 
 
 def parse_cursor(text: str) -> Cursor:
     """Return the cursor of a text; raises ValueError."""
-    if not _CURSOR.fullmatch(text):
+    since, *pairs = text.split(",")
+    if not _SINCE.fullmatch(since) or len(pairs) > MAX_FOLLOWED:
         raise ValueError("not a cursor")
-    since, *segments = text.split(",")
-    pairs = (segment.split(":") for segment in segments)
-    return Cursor(int(since), {stem: int(offset) for stem, offset in pairs})
+    return Cursor(int(since), dict(map(_parse_offset, pairs)))
+
+
+def _parse_offset(text: str) -> tuple[SegmentName, int]:
+    """Return a segment and the offset in it; raises ValueError."""
+    name, _, offset = text.partition(":")
+    segment = SegmentName.parse(name)
+    if segment is None or not _OFFSET.fullmatch(offset):
+        raise ValueError("not a cursor")
+    return segment, int(offset)
 
 
 class Recent(NamedTuple):
@@ -77,7 +87,7 @@ class RecentLines:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._suffixes: dict[str, str] = {}  # of the newest segments
+        self._forms: dict[SegmentName, Form] = {}  # of the newest segments
         self._has_others = False  # whether there may be older ones
         self._listed_at = 0.0  # in seconds since 1970
         self._list_again_at = 0.0  # by the monotonic clock
@@ -95,11 +105,11 @@ class RecentLines:
         offsets = self._carried(after, since)
         parts = []
         for part in self._parts(begins):
-            may_grow = part.is_open or _started_at(part.stem) >= since
+            may_grow = part.is_open or _started_at(part.segment) >= since
             if may_grow or after:
-                part.end = self._size(part.stem)
+                part.end = self._size(part.segment)
                 if may_grow:
-                    offsets[part.stem] = END if part.end is None else part.end
+                    offsets[part.segment] = END if part.end is None else part.end
             if part.begin != END and (part.end is None or part.end > part.begin):
                 parts.append(part)
         found = list(newest_arrivals(parts, limit + 1, matches, budget))
@@ -107,45 +117,45 @@ class RecentLines:
         is_all = is_read and len(found) <= limit and not budget.is_spent
         return Recent(found[:limit], self._cursor(offsets, since), is_all)
 
-    def _begins(self, after: Cursor | None) -> Mapping[str, int]:
+    def _begins(self, after: Cursor | None) -> Mapping[SegmentName, int]:
         """Return the segments to look at, and from which offset on."""
         if after is None:
-            return dict.fromkeys(self._suffixes, 0)
-        new = (stem for stem in self._suffixes if _started_at(stem) >= after.since)
-        known = {stem: n for stem, n in after.offsets.items() if stem in self._suffixes}
+            return dict.fromkeys(self._forms, 0)
+        new = (segment for segment in self._forms if _started_at(segment) >= after.since)
+        known = {segment: n for segment, n in after.offsets.items() if segment in self._forms}
         return dict.fromkeys(new, 0) | known
 
-    def _carried(self, after: Cursor | None, since: int) -> dict[str, int]:
+    def _carried(self, after: Cursor | None, since: int) -> dict[SegmentName, int]:
         """Return what the cursor knows of segments that another process has listed already."""
         return {
-            stem: offset
-            for stem, offset in (after.offsets if after else {}).items()
-            if stem not in self._suffixes and _started_at(stem) >= since
+            segment: offset
+            for segment, offset in (after.offsets if after else {}).items()
+            if segment not in self._forms and _started_at(segment) >= since
         }
 
-    def _parts(self, begins: Mapping[str, int]) -> Iterable[Part]:
-        names = [stem + self._suffixes[stem] for stem in begins]
-        for part in make_parts(self._directory, names):
-            part.begin = begins[part.stem]
+    def _parts(self, begins: Mapping[SegmentName, int]) -> Iterable[Part]:
+        files = (SegmentFile(segment, self._forms[segment]) for segment in begins)
+        for part in make_parts(self._directory, files):
+            part.begin = begins[part.segment]
             yield part
 
-    def _size(self, stem: str) -> int | None:
+    def _size(self, segment: SegmentName) -> int | None:
         """Return how long a segment is by now, None where that is not known; 0 where it is gone."""
         try:
-            with contextlib.closing(SegmentReader(self._directory, stem)) as reader:
+            with contextlib.closing(SegmentReader(self._directory, segment)) as reader:
                 return None if reader.is_compressed else reader.size()
         except FileNotFoundError:
             return 0
 
-    def _cursor(self, offsets: Mapping[str, int], since: int) -> Cursor:
+    def _cursor(self, offsets: Mapping[SegmentName, int], since: int) -> Cursor:
         """Return the cursor, in which the open segments come first if there are too many."""
-        kept = heapq.nlargest(MAX_FOLLOWED, offsets, key=lambda stem: (self._is_open(stem), stem))
+        kept = heapq.nlargest(MAX_FOLLOWED, offsets, key=lambda name: (self._is_open(name), name))
         if left := offsets.keys() - kept:
             since = max(since, _started_at(max(left)) + 1)
-        return Cursor(since, {stem: offsets[stem] for stem in kept})
+        return Cursor(since, {segment: offsets[segment] for segment in kept})
 
-    def _is_open(self, stem: str) -> bool:
-        return self._suffixes.get(stem, OPEN_SUFFIX) == OPEN_SUFFIX
+    def _is_open(self, segment: SegmentName) -> bool:
+        return self._forms.get(segment, Form.OPEN) is Form.OPEN
 
     def _list(self) -> None:
         """Find the newest segments, unless that was done just now; raises OSError."""
@@ -156,24 +166,24 @@ class RecentLines:
         status = os.stat(self._directory)
         state = (status.st_ino, status.st_mtime_ns)
         if state != self._settled:
-            names = os.listdir(self._directory)
-            self._suffixes = _newest(names)
-            self._has_others = len(names) > MAX_SEGMENTS
+            self._forms = _newest(regular_files(self._directory))
+            self._has_others = len(self._forms) >= MAX_SEGMENTS
             is_settled = abs(now - status.st_mtime) > SETTLED_SECONDS
             self._settled = state if is_settled else None
         self._listed_at = now
         end = time.monotonic()
         self._list_again_at = end + max(LIST_SECONDS, LIST_COST * (end - start))
 
-    def read_line(self, stem: str, offset: int, budget: ReadBudget) -> bytes | None:
-        """Return the line that ends at an offset, None where there is none.
+    def read_line(self, name: str, offset: int, budget: ReadBudget) -> bytes | None:
+        """Return the line of a segment that ends at an offset, None where there is none.
 
         Raises READ_ERRORS.
         """
-        if not re.fullmatch(_STEM, stem):
+        segment = SegmentName.parse(name)
+        if segment is None:
             return None
         try:
-            reader = SegmentReader(self._directory, stem)
+            reader = SegmentReader(self._directory, segment)
         except FileNotFoundError:
             return None
         with contextlib.closing(reader):
@@ -183,19 +193,30 @@ class RecentLines:
             return line if end == offset > 0 else None
 
 
-def _started_at(stem: str) -> int:
-    return _microseconds(start_time(stem))
+def _started_at(segment: SegmentName) -> int:
+    return _microseconds(segment.start)
 
 
 def _microseconds(seconds: float) -> int:
     return max(round(seconds * 1e6), 0)
 
 
-def _newest(names: Iterable[str]) -> dict[str, str]:
-    """Return the suffixes of the newest segments among the names of files, and of open ones."""
-    # Measured with 100,000 names, splitting each of them takes twice as long as all of this.
-    segments = [name for name in names if name < ":"]  # which begin with a digit
-    opened = heapq.nlargest(MAX_FOLLOWED, [name for name in segments if name.endswith(OPEN_SUFFIX)])
-    newest = heapq.nlargest(MAX_SEGMENTS, segments)
-    known = [segment for name in [*opened, *newest] if (segment := split_name(name))]
-    return {stem: suffix for stem, suffix in known if re.fullmatch(_STEM, stem)}
+def _newest(file_names: Iterable[str]) -> dict[SegmentName, Form]:
+    """Return the newest segments among the names of files, and of the open ones."""
+    # With 100,000 names, parsing each of them takes several times as long as all of this.
+    names = [name for name in file_names if name < ":"]  # which begin with a digit
+    opened = _last_segments(
+        [name for name in names if name.endswith(Form.OPEN.value)], MAX_FOLLOWED
+    )
+    return dict([*opened, *_last_segments(names, MAX_SEGMENTS)])
+
+
+def _last_segments(names: Sequence[str], count: int) -> list[SegmentFile]:
+    """Return the segments with the last names, `count` at most, whatever other files there are."""
+    tried = count
+    while True:
+        last = heapq.nlargest(tried, names)
+        found = [file for name in last if (file := parse_file_name(name))]
+        if len(found) >= count or tried >= len(names):
+            return found[:count]
+        tried *= 4

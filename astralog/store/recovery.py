@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 from astralog.store import range_lock
-from astralog.store.files import OPEN_SUFFIX, is_same_file, seal_file
+from astralog.store.files import is_same_file, open_regular, seal_file
 from astralog.store.keys.journal_files import note_sealed, ranges_in
+from astralog.store.names import SegmentName
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +26,14 @@ def recover_file(path: Path) -> int:
     Of a batch with an idempotency key, it keeps all lines or none. Raises OSError: BlockingIOError
     where a process holds it, FileNotFoundError where it is gone.
     """
-    fd = os.open(path, os.O_RDWR)
+    fd = open_regular(path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         range_lock.lock(fd, RECOVERY_BYTE)
         if not is_same_file(fd, path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         before = os.fstat(fd).st_size
-        segment = path.name.removesuffix(OPEN_SUFFIX)
+        segment = SegmentName.of_open_file(path)
         ranges = ranges_in(path.parent, segment)
         after = _end_of_batches(_end_of_lines(fd, before), ranges)
         if after < before:

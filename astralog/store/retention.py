@@ -1,14 +1,12 @@
 """Remove the oldest sealed segments beyond what is to be kept."""
 
-import contextlib
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from astralog.settings import PREFIX, Settings
-from astralog.store import files
+from astralog.store import files, sealed
 from astralog.store.segment_index import SegmentIndex
 
 log = logging.getLogger(__name__)
@@ -20,7 +18,7 @@ SETTLE_SECONDS = 60.0
 #: Seconds between two lines that tell of segments which were removed undelivered.
 UNDELIVERED_LOG_SECONDS = 60.0
 
-#: Return whether a sealed segment, by its name without a suffix, may be removed.
+#: Return whether a sealed segment may be removed, by its name.
 MayRemove = Callable[[str], bool]
 
 
@@ -46,7 +44,7 @@ class Retention:
         self.removed_segments = 0
         self.removed_undelivered_segments = 0
 
-    def remove_excess(self, sealed: SegmentIndex, total: int, free: int) -> Iterator[None]:
+    def remove_excess(self, index: SegmentIndex, total: int, free: int) -> Iterator[None]:
         """Remove what is beyond the size, the free disk or the age to keep, a segment a step.
 
         `total` are the bytes of all segments, `free` those of the disk. The first segment that may
@@ -55,12 +53,12 @@ class Retention:
         excess = self._excess(total, free)
         removed: Counter[str] = Counter()
         last = None
-        while (name := sealed.oldest()) and (reason := self._reason(name, excess)):
+        while (name := index.oldest()) and (reason := self._reason(name, excess)):
             before = files.space(self._directory).free
             is_spared = not self._may_remove(name)
             if (is_spared and not self._is_floor_reached(excess)) or not self._remove(name):
                 break
-            size = sealed.remove(name)
+            size = index.remove(name)
             if is_spared:
                 self.removed_undelivered_segments += 1
                 self._undelivered.note(name, size)
@@ -97,15 +95,15 @@ class Retention:
 
     def _is_too_old(self, name: str) -> bool:
         oldest_kept = time.time() - self._seconds
-        for path in self._forms(name):
-            with contextlib.suppress(FileNotFoundError):
-                return path.stat().st_mtime < oldest_kept
-        return True  # it is gone; removing it finds that out
+        try:
+            return sealed.stat_sealed(self._directory, name).st_mtime < oldest_kept
+        except FileNotFoundError:
+            return True  # it is gone; removing it finds that out
 
     def _remove(self, name: str) -> bool:
         """Remove a segment in all its forms; return whether it is gone."""
         try:
-            self.removed_segments += files.remove_sealed(self._directory, name)
+            self.removed_segments += bool(files.remove_sealed(self._directory, name))
         except OSError as error:
             text = f"cannot remove {name}: {error.strerror}"
             if self._logged_error != text:
@@ -113,9 +111,6 @@ class Retention:
                 log.error(text)
             return False
         return True
-
-    def _forms(self, name: str) -> list[Path]:
-        return [self._directory / (name + suffix) for suffix in files.SEALED_FORMS]
 
 
 class UndeliveredLog:

@@ -6,29 +6,24 @@ and then the plain one goes. Offsets are those of the uncompressed lines, in eit
 
 import io
 import os
-import re
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.store.files import COMPRESSED_SUFFIX, SEALED_SUFFIX
+from astralog.store.files import regular_files, status_of
+from astralog.store.names import Form, SegmentName, parse_file_name
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-_FILE_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z-\d+(?:-\d+)?)\.ndjson(\.zst|\.open)?")
-
 #: The longest beginning of a zstd frame that tells of it (RFC 8878, 3.1.1).
 _HEAD_BYTES = 18
 
-_START_FORMAT = "%Y%m%dT%H%M%S.%fZ"
-
 
 class Segments(NamedTuple):
-    """The names of the segments in a directory, without their suffixes."""
+    """The names of the segments in a directory."""
 
     sealed: set[str]
     open: set[str]
@@ -36,33 +31,19 @@ class Segments(NamedTuple):
 
 
 def list_segments(directory: Path) -> Segments:
-    """Return the segments of a directory; raises OSError.
-
-    What is named otherwise than the service names its segments is none.
-    """
-    sealed: set[str] = set()
-    opened: set[str] = set()
-    plain: set[str] = set()
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            match = _FILE_NAME.fullmatch(entry.name)
-            if match:
-                (opened if match[2] == ".open" else sealed).add(match[1])
-                if not match[2]:
-                    plain.add(match[1])
-    return Segments(sealed, opened - sealed, plain)
-
-
-def plain_name(file_name: str) -> str | None:
-    """Return the name of the sealed segment whose plain file is called so, None for other files."""
-    match = _FILE_NAME.fullmatch(file_name)
-    return match[1] if match and not match[2] else None
+    """Return the segments of a directory; raises OSError."""
+    names: dict[Form, set[str]] = {form: set() for form in Form}
+    for file_name in regular_files(directory):
+        if file := parse_file_name(file_name):
+            names[file.form].add(file.segment)
+    plain = names[Form.PLAIN]
+    sealed = plain | names[Form.COMPRESSED]
+    return Segments(sealed, names[Form.OPEN] - sealed, plain)
 
 
 def start_of(name: str) -> float:
     """Return when a segment was started, in seconds since 1970."""
-    start = datetime.strptime(name.partition("-")[0], _START_FORMAT)
-    return start.replace(tzinfo=UTC).timestamp()
+    return SegmentName(name).start
 
 
 def is_sealed(directory: Path, name: str) -> bool:
@@ -79,10 +60,11 @@ def is_sealed(directory: Path, name: str) -> bool:
 
 def stat_sealed(directory: Path, name: str) -> os.stat_result:
     """Return the status of a sealed segment's file; raises OSError."""
+    segment = SegmentName(name)
     try:
-        return os.stat(directory / (name + SEALED_SUFFIX))
+        return status_of(segment.path(directory, Form.PLAIN))
     except FileNotFoundError:
-        return os.stat(directory / (name + COMPRESSED_SUFFIX))
+        return status_of(segment.path(directory, Form.COMPRESSED))
 
 
 def size_of_lines(directory: Path, name: str) -> int:
@@ -90,10 +72,12 @@ def size_of_lines(directory: Path, name: str) -> int:
 
     A compressed one of the service is one frame, whose head tells them; any other is inflated.
     """
+    segment = SegmentName(name)
     try:
-        return os.stat(directory / (name + SEALED_SUFFIX)).st_size
+        return status_of(segment.path(directory, Form.PLAIN)).st_size
     except FileNotFoundError:
-        path = directory / (name + COMPRESSED_SUFFIX)
+        path = segment.path(directory, Form.COMPRESSED)
+    status_of(path)
     with path.open("rb") as raw:
         size = zstd.get_frame_info(raw.read(_HEAD_BYTES)).decompressed_size
         if size is None:
@@ -109,10 +93,15 @@ def open_sealed(directory: Path, name: str, offset: int = 0) -> io.FileIO | zstd
     Where they are compressed, all before `offset` is inflated and dropped.
     """
     file: io.FileIO | zstd.ZstdFile
+    segment = SegmentName(name)
     try:
-        file = io.FileIO(directory / (name + SEALED_SUFFIX))
+        path = segment.path(directory, Form.PLAIN)
+        status_of(path)
+        file = io.FileIO(path)
     except FileNotFoundError:
-        file = zstd.ZstdFile(directory / (name + COMPRESSED_SUFFIX))
+        path = segment.path(directory, Form.COMPRESSED)
+        status_of(path)
+        file = zstd.ZstdFile(path)
     try:
         file.seek(offset)
     except BaseException:

@@ -1,4 +1,4 @@
-"""One segment file while it is written; the names are in `files`."""
+"""One segment file while it is written."""
 
 import contextlib
 import errno
@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from astralog.store import files
+from astralog.store.names import Form, SegmentName
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,15 @@ class Segment:
 
         Raises FileExistsError where the name is taken, also by a sealed segment.
         """
-        name = f"{start:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}{files.OPEN_SUFFIX}"
-        self.path = directory / name
+        self.name = SegmentName.make(start, os.getpid())
+        self.path = self.name.path(directory, Form.OPEN)
         self.size = 0  # bytes of accepted commit groups: what the file is truncated to
         self.unsynced_batches = 0  # accepted since the last sync
         self.synced_at = self._started_at = time.monotonic()
         self.is_dirty = False
         self.has_keys = False  # whether the journal of the idempotency keys speaks of it
         self._dropped_bytes = 0  # at the start of the file, no longer in the page cache
-        if files.is_sealed(self.path):
+        if files.is_taken(directory, self.name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
         self._fd = os.open(self.path, flags, FILE_MODE)
@@ -56,11 +57,6 @@ class Segment:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.check_in_place()
         files.sync_directory(self.path.parent)
-
-    @property
-    def stem(self) -> str:
-        """The file's name without its suffix, which it keeps for ever."""
-        return self.path.name.removesuffix(files.OPEN_SUFFIX)
 
     def age(self) -> float:
         """Return the seconds since the file was created."""

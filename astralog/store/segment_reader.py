@@ -7,15 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from astralog.store.files import COMPRESSED_SUFFIX, OPEN_SUFFIX, SEALED_FORMS, SEALED_SUFFIX
+from astralog.store.files import open_regular
+from astralog.store.names import Form, SegmentName
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
-
-#: A segment's names in the order in which it bears them.
-SUFFIXES = (OPEN_SUFFIX, *SEALED_FORMS)
 
 #: Bytes that are read at once.
 BLOCK_BYTES = 256 * 1024
@@ -40,22 +38,16 @@ class ReadBudget:
         return self.bytes_read >= self._max_bytes
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """Return a segment's name without and with nothing but its suffix; None for other files."""
-    stem, dot, ending = name.partition(SEALED_SUFFIX)
-    return (stem, dot + ending) if dot + ending in SUFFIXES else None
-
-
 class SegmentReader:
     """One segment that is being read; offsets count inflated bytes.
 
     The file stays open, and so readable, when it is renamed, compressed or removed.
     """
 
-    def __init__(self, directory: Path, stem: str) -> None:
-        """Open the file; raises OSError, FileNotFoundError where it has none of its names."""
-        self._fd, suffix = _open(directory, stem)
-        self.is_compressed = suffix == COMPRESSED_SUFFIX
+    def __init__(self, directory: Path, segment: SegmentName) -> None:
+        """Open the file; raises OSError, FileNotFoundError if it is there in no form."""
+        self._fd, form = _open(directory, segment)
+        self.is_compressed = form is Form.COMPRESSED
 
     def close(self) -> None:
         """Close the file."""
@@ -146,9 +138,9 @@ def _block_size(position: int, end: int | None) -> int:
     return BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position)
 
 
-def _open(directory: Path, stem: str) -> tuple[int, str]:
-    """Open the file under the first name that it has; trying them in order misses no renaming."""
-    for suffix in SUFFIXES:
+def _open(directory: Path, segment: SegmentName) -> tuple[int, Form]:
+    """Open the file in its first form; trying them in the order of a life misses no renaming."""
+    for form in Form:
         with contextlib.suppress(FileNotFoundError):
-            return os.open(directory / (stem + suffix), os.O_RDONLY), suffix
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), stem)
+            return open_regular(segment.path(directory, form), os.O_RDONLY), form
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), segment)

@@ -8,15 +8,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from astralog.settings import SyncMode
-from astralog.store import files
+from astralog.store import sealed
 from astralog.store.keys.journal_files import note_sealed
+from astralog.store.names import SegmentName
 from astralog.store.recovery import recover_file
 from astralog.store.segment import Segment, SegmentLost
 
 log = logging.getLogger(__name__)
 
-#: Called with a segment's name, without its suffix, and the offset at which a commit group is about
-#: to be written there. Where it raises, nothing of the group is.
+#: Called with a segment's name and the offset at which a commit group is about to be written there.
+#: If it raises, nothing of the group is written.
 Announce = Callable[[str, int], None]
 
 #: Names that are tried for a new segment.
@@ -89,7 +90,7 @@ class SegmentWriter:
         try:
             if announce:
                 segment.has_keys = True
-                announce(segment.stem, segment.size)
+                announce(segment.name, segment.size)
             segment.write(buffers)
             if self._sync_mode == "always" or self._is_sync_due(segment):
                 self._sync(segment)
@@ -133,7 +134,7 @@ class SegmentWriter:
             if self._sync_mode != "never":
                 self._sync(segment)
             if segment.has_keys and segment.size:
-                note_sealed(self._directory, segment.stem, segment.size)
+                note_sealed(self._directory, segment.name, segment.size)
             segment.seal()
             del self._unsealed[segment.path]
             self.sealed_segments += bool(segment.size)
@@ -240,7 +241,7 @@ class SegmentWriter:
         try:
             self.sealed_segments += bool(recover_file(path))
         except FileNotFoundError:
-            was_sealed = files.is_sealed(path)
+            was_sealed = sealed.is_sealed(self._directory, SegmentName.of_open_file(path))
             self.sealed_segments += was_sealed
             if self._unsealed[path] and not was_sealed:
                 return

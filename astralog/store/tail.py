@@ -1,13 +1,13 @@
 """The newest lines of a data directory, right across workers, rotation and compression."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from astralog.store.arrival import newest_first
-from astralog.store.files import OPEN_SUFFIX
+from astralog.store.files import regular_files
+from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_name
 from astralog.store.part import Matches, Part
-from astralog.store.segment_reader import ReadBudget, split_name
+from astralog.store.segment_reader import ReadBudget
 
 #: A sealed segment had its last line before this many others began after it did. Where its file's
 #: time of change tells nothing, as in a copy of the directory, this bounds what a search opens.
@@ -16,7 +16,7 @@ CONCURRENT_SEGMENTS = 128
 
 def find_parts(directory: Path) -> list[Part]:
     """Return all there is of each segment, in the order of their names; raises OSError."""
-    return make_parts(directory, os.listdir(directory))
+    return make_parts(directory, filter(None, map(parse_file_name, regular_files(directory))))
 
 
 def newest_lines(
@@ -34,19 +34,17 @@ def parts_since(parts: Iterable[Part], moment: float) -> list[Part]:
     return [part for part in parts if part.latest >= moment and part.until >= moment]
 
 
-def make_parts(directory: Path, names: Iterable[str]) -> list[Part]:
-    """Return all there is of each segment among the names of files, in the order of the names."""
+def make_parts(directory: Path, files: Iterable[SegmentFile]) -> list[Part]:
+    """Return all there is of each segment that has one of the files, in the order of the names."""
     # While a segment gets another name, it may be listed with both; a sealed one is not open.
-    suffixes: dict[str, str] = {}
-    for name in names:
-        if segment := split_name(name):
-            stem, suffix = segment
-            if suffix != OPEN_SUFFIX or stem not in suffixes:
-                suffixes[stem] = suffix
-    stems = sorted(suffixes)
-    successors = dict(zip(stems, stems[CONCURRENT_SEGMENTS:], strict=False))
+    forms: dict[SegmentName, Form] = {}
+    for segment, form in files:
+        if form is not Form.OPEN or segment not in forms:
+            forms[segment] = form
+    segments = sorted(forms)
+    successors = dict(zip(segments, segments[CONCURRENT_SEGMENTS:], strict=False))
     return [
-        Part(directory, stem, suffix, None if suffix == OPEN_SUFFIX else successors.get(stem))
-        for stem in stems
-        for suffix in [suffixes[stem]]
+        Part(directory, segment, form, None if form is Form.OPEN else successors.get(segment))
+        for segment in segments
+        for form in [forms[segment]]
     ]

@@ -70,7 +70,7 @@ class RecentLogs:
         cursor = parse_cursor(after) if after is not None else None
         recent = self._lines.read(MAX_LOGS, _paced(wanted.matches), budget, cursor)
         logs = [
-            _show(f"{arrival.stem}:{arrival.offset}", arrival.line, is_whole=False)
+            _show(f"{arrival.segment}:{arrival.offset}", arrival.line, is_whole=False)
             for arrival in recent.arrivals
         ]
         page = Page(logs, str(recent.cursor), recent.is_all, budget.bytes_read)
@@ -78,11 +78,11 @@ class RecentLogs:
 
     def look_at(self, wanted: LogFilter, id: str) -> bytes | None:
         """Return a whole log as JSON by its id, None where it is gone, or not wanted."""
-        stem, _, offset = id.partition(":")
+        segment, _, offset = id.partition(":")
         if not (offset.isascii() and offset.isdecimal() and len(offset) < len(str(10**15))):
             return None
         try:
-            line = self._lines.read_line(stem, int(offset), ReadBudget(self._max_bytes))
+            line = self._lines.read_line(segment, int(offset), ReadBudget(self._max_bytes))
         except READ_ERRORS:
             return None
         if not line or decode(line) is None or not wanted.matches(line):

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from tests.support.service import ROOT, Service, make_log, wait_for
-from tests.support.tail import COMMAND, make_line, make_segment, make_stem, tail
+from tests.support.tail import COMMAND, make_line, make_name, make_segment, tail
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
 LNAV_FORMAT = ROOT / "deploy" / "lnav" / "astralog.json"
@@ -41,7 +41,7 @@ def data_dir(tmp_path: Path) -> Path:
             for number, shape in enumerate(SHAPES)
         ]
         half = make_line("half", now)[:50] if pid == 3 else b""
-        make_segment(directory, make_stem(now, pid), *lines, half, suffix=suffix)
+        make_segment(directory, make_name(now, pid), *lines, half, suffix=suffix)
     return directory
 
 
@@ -111,7 +111,7 @@ def test_duckdb_counts_the_errors_of_the_last_hour(
 def test_duckdb_needs_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it infers from the first logs fails at the first that differ; the view does not."""
     lines = [make_line("m", metadata={"user_id": number}) for number in range(30_000)]
-    make_segment(tmp_path / "data", make_stem(0), *lines, make_line("m", metadata=SHAPES[-2]))
+    make_segment(tmp_path / "data", make_name(0), *lines, make_line("m", metadata=SHAPES[-2]))
     inferred = "SELECT count(metadata) FROM read_json('data/*.ndjson*')"
     with pytest.raises(duckdb.InvalidInputException, match="columns"):
         run_sql(tmp_path / "data", monkeypatch, inferred)
@@ -172,7 +172,7 @@ def test_lnav_shows_each_logs_own_time(
     times = [seconds_of((number * 997) % 3600) for number in range(100)]
     for pid in (1, 2):
         lines = [make_line(time, timestamp=time) for time in times[pid - 1 :: 2]]
-        make_segment(data_dir, make_stem(0, pid), *lines, suffix=suffix)
+        make_segment(data_dir, make_name(0, pid), *lines, suffix=suffix)
     rows = query_lnav(lnav_environ, data_dir, "log_time, log_body")
     assert sorted(times) == [row["log_body"] for row in rows]
     for row in rows:
@@ -190,7 +190,7 @@ def test_lnav_shows_times_with_and_without_a_fraction(
         )
         for time in times
     ]
-    make_segment(tmp_path / "data", make_stem(0), *lines)
+    make_segment(tmp_path / "data", make_name(0), *lines)
     [command] = re.findall(
         r"^.venv/bin/astralog (tail .* sed .*) > /tmp/logs.ndjson$", DOCUMENT, re.M
     )

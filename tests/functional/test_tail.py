@@ -16,8 +16,8 @@ from tests.support.tail import (
     COMMAND,
     Tail,
     make_line,
+    make_name,
     make_segment,
-    make_stem,
     message_of,
     read_lines,
     tail,
@@ -77,7 +77,7 @@ def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
 def test_waiting_takes_no_processor(tmp_path: Path) -> None:
     """Beside a directory of 3,000 segments, a follower without news takes a hundredth of a core."""
     for number in range(3000):
-        make_segment(tmp_path / "data", make_stem(number), make_line("m"), changed=number)
+        make_segment(tmp_path / "data", make_name(number), make_line("m"), changed=number)
     os.utime(tmp_path / "data", (0, 0))
     with Tail(tmp_path, tmp_path / "data", "-f") as follower:
         follower.wait_for_lines(10)
@@ -104,8 +104,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for at in range(30)
         ]
         suffix = (".ndjson.zst", ".ndjson", ".ndjson.open")[number]
-        stem = make_stem(start + number * 0.5, number)
-        make_segment(directory, stem, *lines, suffix=suffix, changed=start + 30)
+        name = make_name(start + number * 0.5, number + 1)
+        make_segment(directory, name, *lines, suffix=suffix, changed=start + 30)
     return directory
 
 
@@ -161,8 +161,8 @@ def test_a_time_is_taken_in_any_form_that_logs_may_have(data_dir: Path) -> None:
 def test_segments_last_written_before_a_time_are_not_read(tmp_path: Path) -> None:
     """Not even where a log in them claims to be younger."""
     now = time.time()
-    make_segment(tmp_path, make_stem(now - 900), make_line("fast clock", now), changed=now - 700)
-    make_segment(tmp_path, make_stem(now - 900, 2), make_line("late", now - 300), changed=now)
+    make_segment(tmp_path, make_name(now - 900), make_line("fast clock", now), changed=now - 700)
+    make_segment(tmp_path, make_name(now - 900, 2), make_line("late", now - 300), changed=now)
     assert ["late"] == shown(tmp_path, "--since", "10m")
     assert ["fast clock", "late"] == shown(tmp_path, "--since", "12m")
 
@@ -238,7 +238,7 @@ def test_no_log_drives_the_terminal(tmp_path: Path, options: tuple[str, ...]) ->
     """Neither as a person reads it nor as JSON, which stays the same JSON."""
     hostile = "\x1b\x07\x9b\r\n\u202e"
     line = make_line(hostile, service=hostile)
-    make_segment(tmp_path, make_stem(0), line)
+    make_segment(tmp_path, make_name(0), line)
     result = tail_on_terminal(tmp_path, *options, NO_COLOR="1")
     assert 1 == result.count("\n")
     assert not [character for character in hostile if character in result.rstrip("\n")]
@@ -301,12 +301,12 @@ def test_a_directory_that_is_away_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "data"
     with Tail(tmp_path, path, "-f") as follower:
         wait_for(lambda: "No such file or directory; waiting" in follower.errors())
-        make_segment(path, make_stem(0), make_line("one"))
+        make_segment(path, make_name(0), make_line("one"))
         follower.wait_for_lines(1)
         wait_for(lambda: "there again" in follower.errors())
         away = path.rename(tmp_path / "away")
         wait_for(lambda: 2 == follower.errors().count("waiting"))
-        make_segment(away, make_stem(1), make_line("two"))
+        make_segment(away, make_name(1), make_line("two"))
         away.rename(path)
         assert " two " in follower.wait_for_lines(2)[1]
         assert 2 == len(follower.lines())

@@ -855,10 +855,10 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "the journal before the lines",
         "astralog/store/segment_writer.py",
-        "                announce(segment.stem, segment.size)\n"
+        "                announce(segment.name, segment.size)\n"
         "            segment.write(buffers)\n",
         "                segment.write(buffers)\n"
-        "                announce(segment.stem, segment.size)\n"
+        "                announce(segment.name, segment.size)\n"
         "            else:\n"
         "                segment.write(buffers)\n",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "synced_before"),
@@ -869,10 +869,10 @@ GUARDS: tuple[Guard, ...] = (
         "        try:\n"
         "            if announce:\n"
         "                segment.has_keys = True\n"
-        "                announce(segment.stem, segment.size)\n",
+        "                announce(segment.name, segment.size)\n",
         "        if announce:\n"
         "            segment.has_keys = True\n"
-        "            announce(segment.stem, segment.size)\n"
+        "            announce(segment.name, segment.size)\n"
         "        try:\n",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "not_synced_does_not_count"),
     ),

@@ -119,11 +119,11 @@ def compress(path: Path) -> Path:
 
 
 def make_segment(
-    data_dir: Path, stem: str, *lines: bytes, suffix: str = ".ndjson", changed: float | None = None
+    data_dir: Path, name: str, *lines: bytes, suffix: str = ".ndjson", changed: float | None = None
 ) -> Path:
     """Write a segment, last changed at a time in seconds since 1970."""
     data_dir.mkdir(exist_ok=True)
-    path = data_dir / (stem + suffix)
+    path = data_dir / (name + suffix)
     content = b"".join(lines)
     path.write_bytes(zstd.compress(content) if suffix == ".ndjson.zst" else content)
     if changed is not None:
@@ -131,8 +131,8 @@ def make_segment(
     return path
 
 
-def make_stem(start: float, pid: int = 1) -> str:
-    """Return the name, without its suffix, of a segment started at a time in seconds since 1970."""
+def make_name(start: float, pid: int = 1) -> str:
+    """Return the name of a segment started at a time in seconds since 1970."""
     return f"{datetime.fromtimestamp(start, UTC):%Y%m%dT%H%M%S.%fZ}-{pid}"
 
 

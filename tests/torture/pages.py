@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.load import Load
 from tests.support.service import TOKEN, Service
-from tests.support.tail import make_line, make_segment, make_stem
+from tests.support.tail import make_line, make_name, make_segment
 from tests.torture.bench import Bench, tally
 from tests.torture.stall import meanwhile, peak_bytes, watch_health
 from tests.torture.table import Row
@@ -93,7 +93,7 @@ def _make(data_dir: Path, number: int) -> Path:
     start = time.time() - 100_000 + number
     suffix = ".ndjson.zst" if number % 3 == 0 else ".ndjson"
     lines = [make_line(f"of {number}", start)] * 20
-    return make_segment(data_dir, make_stem(start, 1), *lines, suffix=suffix, changed=start)
+    return make_segment(data_dir, make_name(start, 1), *lines, suffix=suffix, changed=start)
 
 
 def _remove(paths: list[Path]) -> None:

@@ -23,6 +23,7 @@ from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from tests.conftest import Disk, Fault
 from tests.support.metrics import Samples, read_samples
 from tests.support.service import TOKEN, make_batch, make_log
+from tests.unit.store.segments import plain
 from tests.unit.store.test_commit_queue import Gate, gate
 
 __all__ = ["gate"]
@@ -180,8 +181,8 @@ def test_what_lies_on_the_disk_is_shown(
 ) -> None:
     """Segments are counted by their names, open and sealed, with their bytes."""
     disk.free = 12345
-    (tmp_path / "1.ndjson").write_bytes(b"x" * 10)
-    (tmp_path / "2.ndjson").write_bytes(b"x" * 20)
+    (tmp_path / plain("1")).write_bytes(b"x" * 10)
+    (tmp_path / plain("2")).write_bytes(b"x" * 20)
     (tmp_path / "other").write_bytes(b"x" * 40)
     client = make_app(settings).test_client()
     drain(client, make_batch("a"))
@@ -224,7 +225,7 @@ def test_removed_segments_are_counted(
 ) -> None:
     """What the retention removes, and what it cannot remove, are told apart."""
     for name in "123":
-        (tmp_path / f"{name}.ndjson").write_bytes(b"x" * 10)
+        (tmp_path / plain(name)).write_bytes(b"x" * 10)
     app = make_app(replace(settings, retain_bytes=10))
     client = app.test_client()
     assert "removed_segments_total" not in scrape(client)
@@ -251,7 +252,7 @@ def test_what_another_process_looks_after_is_left_out(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
     """Only the process that looks after the data directory knows what lies there."""
-    (tmp_path / "1.ndjson").write_bytes(b"x")
+    (tmp_path / plain("1")).write_bytes(b"x")
     one = Housekeeper(settings)
     while one.disk_usage is None:
         one.step()

@@ -1,18 +1,20 @@
 """The loop delivers everything that is sealed, once, through any failures and restarts."""
 
 import dataclasses
+import errno
 import io
 import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from astralog.forward import forwarder as forwarders
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.settings import Settings
-from astralog.store import deliveries
+from astralog.store import deliveries, sealed
 from tests.support.clickhouse import make_line, write_segment
 from tests.unit.forward.fakes import FakeServer, stored
 
@@ -121,15 +123,25 @@ def test_a_missing_directory_is_waited_for(settings: Settings, server: FakeServe
 
 @pytest.mark.parametrize("damage", ["unreadable", "garbled"])
 def test_a_segment_that_cannot_be_read(
-    settings: Settings, server: FakeServer, caplog: pytest.LogCaptureFixture, damage: str
+    settings: Settings,
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
 ) -> None:
     """The others are delivered, one line names it, and it is delivered once it can be read."""
     bad, good = write(settings.data_dir, 1), write(settings.data_dir, 2)
     content = bad.read_bytes()
-    bad.unlink()
     if damage == "unreadable":
-        bad.mkdir()
+
+        def fail(directory: Path, name: str, offset: int) -> Any:
+            if name == bad.stem:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return sealed.open_sealed(directory, name, offset)
+
+        monkeypatch.setattr("astralog.forward.chunks.open_sealed", fail)
     else:
+        bad.unlink()
         bad.with_name(bad.name + ".zst").write_bytes(b"no zstd")
     forwarder = start(settings, server)
     for _ in range(20):
@@ -141,7 +153,8 @@ def test_a_segment_that_cannot_be_read(
     forwarder._backlog._unreadable.clear()
     assert not forwarder.run_once()
     forwarder.close()
-    bad.rmdir() if damage == "unreadable" else bad.with_name(bad.name + ".zst").unlink()
+    monkeypatch.undo()
+    bad.with_name(bad.name + ".zst").unlink(missing_ok=True)
     bad.write_bytes(content)
     forwarder = start(settings, server)
     assert forwarder.run_once()

@@ -2,15 +2,37 @@
 
 import contextlib
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from astralog.settings import SyncMode
 from astralog.store import recovery
+from astralog.store.names import Form, SegmentName
 from astralog.store.segment_writer import SegmentWriter
 
 A, B, C = b'{"m":"a"}\n', b'{"m":"b"}\n', b'{"m":"c"}\n'
+
+
+def name_of(key: str | int) -> SegmentName:
+    """Return the name of a segment for each letter or number, in their order."""
+    number = ord(key) if isinstance(key, str) else key
+    return SegmentName.make(datetime.fromtimestamp(1_795_000_000 + number, UTC), 1)
+
+
+def plain(key: str | int) -> str:
+    """Return the name of that segment's file once it is sealed."""
+    return name_of(key).file(Form.PLAIN)
+
+
+def opened(key: str | int) -> str:
+    """Return the name of that segment's file while it is written."""
+    return name_of(key).file(Form.OPEN)
+
+
+def packed(key: str | int) -> str:
+    """Return the name of that segment's file once it is compressed."""
+    return name_of(key).file(Form.COMPRESSED)
 
 
 def make_writer(

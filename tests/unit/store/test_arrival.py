@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 
 from astralog.store import segment_reader, tail
 from astralog.store.arrival import oldest_first
+from astralog.store.names import Form, SegmentFile, SegmentName
 from astralog.store.segment_reader import LAST_BLOCK_BYTES, ReadBudget
 from astralog.store.tail import find_parts, make_parts, newest_lines, parts_since
-from tests.support.tail import compress, make_line, make_segment, make_stem, message_of
+from tests.support import foreign
+from tests.support.tail import compress, make_line, make_name, make_segment, message_of
 
 START = 1_780_000_000.0
 HOUR = 3600.0
+NAME = SegmentName(make_name(START))
 
 
 def newest(directory: Path, limit: int = 100, **kwargs: Any) -> list[str]:
@@ -36,7 +39,7 @@ def make_worker(
     """Write a segment of a worker with a log at each of the seconds after its start."""
     lines = [make_line(f"{pid}@{start + at - START:g}", start + at) for at in seconds]
     changed = start + seconds[-1] + 0.001
-    return make_segment(directory, make_stem(start, pid), *lines, suffix=suffix, changed=changed)
+    return make_segment(directory, make_name(start, pid), *lines, suffix=suffix, changed=changed)
 
 
 @pytest.mark.parametrize("suffix", [".ndjson.open", ".ndjson", ".ndjson.zst"])
@@ -71,10 +74,10 @@ def test_a_segment_under_two_names_is_one(tmp_path: Path) -> None:
 
 
 def test_other_files_are_no_segments(tmp_path: Path) -> None:
-    """The token and files half compressed are left alone."""
+    """They are neither read nor waited for, whatever they are called."""
     make_worker(tmp_path, 1, START, [0])
     (tmp_path / "token").write_text("secret\n")
-    (tmp_path / f"{make_stem(START + 1)}.ndjson.zst.tmp").write_text("half")
+    foreign.make_all(tmp_path)
     assert ["1@0"] == oldest(tmp_path) == newest(tmp_path)
 
 
@@ -92,7 +95,7 @@ def test_lines_of_a_segment_keep_their_order(tmp_path: Path) -> None:
 def test_timestamps_that_tell_nothing_of_the_arrival(tmp_path: Path) -> None:
     """Logs of last year count as arrived with their neighbours, and end with their segment."""
     old = [make_line(f"old {number}", START - 9000 * HOUR + number) for number in range(3)]
-    make_segment(tmp_path, make_stem(START, 1), *old, changed=START + 50)
+    make_segment(tmp_path, make_name(START, 1), *old, changed=START + 50)
     make_worker(tmp_path, 2, START + 10, [0, 30])
     assert ["2@10", "2@40", "old 0", "old 1", "old 2"] == newest(tmp_path)
     assert ["old 1", "old 2"] == newest(tmp_path, 2)
@@ -102,7 +105,7 @@ def test_timestamps_that_tell_nothing_of_the_arrival(tmp_path: Path) -> None:
 def test_old_logs_between_new_ones_stay_there(tmp_path: Path) -> None:
     """They arrived after the line before them and before the next."""
     lines = [make_line("a", START), make_line("old", 0), make_line("b", START + 20)]
-    make_segment(tmp_path, make_stem(START, 1), *lines, changed=START + 20)
+    make_segment(tmp_path, make_name(START, 1), *lines, changed=START + 20)
     make_worker(tmp_path, 2, START + 10, [0])
     assert ["a", "old", "2@10", "b"] == oldest(tmp_path)
     assert ["a", "2@10", "old", "b"] == newest(tmp_path)
@@ -111,7 +114,7 @@ def test_old_logs_between_new_ones_stay_there(tmp_path: Path) -> None:
 def test_clocks_may_differ_a_little(tmp_path: Path) -> None:
     """A log's timestamp is before its segment's start, or after its end by a fast clock."""
     early = [make_line("1 early", START - 3), make_line("1 ahead", START + 33)]
-    make_segment(tmp_path, make_stem(START, 1), *early, changed=START + 30)
+    make_segment(tmp_path, make_name(START, 1), *early, changed=START + 30)
     make_worker(tmp_path, 2, START + 10, [0, 10])
     expected = ["1 early", "2@10", "2@20", "1 ahead"]
     assert expected == oldest(tmp_path) == newest(tmp_path)
@@ -120,7 +123,7 @@ def test_clocks_may_differ_a_little(tmp_path: Path) -> None:
 def test_a_log_did_not_arrive_before_its_segment_began_or_after_it_ended(tmp_path: Path) -> None:
     """Whatever its timestamp says."""
     late = [make_line("late", START - 3), make_line("ahead", START + 40)]
-    make_segment(tmp_path, make_stem(START + 10, 1), *late, changed=START + 20)
+    make_segment(tmp_path, make_name(START + 10, 1), *late, changed=START + 20)
     make_worker(tmp_path, 2, START + 5, [0])
     make_worker(tmp_path, 2, START + 25, [0])
     expected = ["2@5", "late", "ahead", "2@25"]
@@ -131,7 +134,7 @@ def test_a_log_did_not_arrive_before_its_segment_began_or_after_it_ended(tmp_pat
 def test_lines_that_are_no_logs_stay_with_their_neighbours(tmp_path: Path, line: bytes) -> None:
     """They have no time, and are shown all the same."""
     lines = [make_line("a", START), line, make_line("b", START + 20)]
-    make_segment(tmp_path, make_stem(START), *lines, changed=START + 20)
+    make_segment(tmp_path, make_name(START), *lines, changed=START + 20)
     assert [text.strip() for text in lines] == newest_lines(find_parts(tmp_path), 9)
     assert [text.strip() for text in lines] == list(oldest_first(find_parts(tmp_path)))
 
@@ -152,10 +155,10 @@ def test_the_open_segment_of_a_quiet_worker_is_not_forgotten(tmp_path: Path) -> 
     assert ["2@255.5", "1@3600"] == newest(tmp_path, 2)
 
 
-@pytest.mark.parametrize("names", list(permutations(["a.ndjson.open", "a.ndjson"])))
-def test_a_segment_that_is_being_sealed_is_not_open(names: tuple[str, str]) -> None:
+@pytest.mark.parametrize("forms", list(permutations([Form.OPEN, Form.PLAIN])))
+def test_a_segment_that_is_being_sealed_is_not_open(forms: tuple[Form, Form]) -> None:
     """A listing may have both of its names."""
-    (part,) = make_parts(Path(), names)
+    (part,) = make_parts(Path(), [SegmentFile(NAME, form) for form in forms])
     assert not part.is_open
 
 
@@ -211,7 +214,7 @@ def make_many(directory: Path, count: int, pids: int = 2, copied: bool = False) 
         seconds = range(0, 60, 6)
         lines = [make_line(f"{number}/{at}", start + at) for at in seconds]
         changed = None if copied else start + 54
-        make_segment(directory, make_stem(start, number % pids), *lines, changed=changed)
+        make_segment(directory, make_name(start, number % pids + 1), *lines, changed=changed)
         logs += [(start + at, number, f"{number}/{at}") for at in seconds]
     return [message for _, _, message in sorted(logs)]
 
@@ -248,7 +251,7 @@ def test_copied_segments_without_useful_timestamps_are_in_the_order_of_names(
     for number in range(200):
         mine = [f"{number}/{line}" for line in range(5)]
         lines = [make_line(message) for message in mine]
-        make_segment(tmp_path, make_stem(START + number, number), *lines, changed=START + HOUR)
+        make_segment(tmp_path, make_name(START + number, number + 1), *lines, changed=START + HOUR)
         messages += mine
     assert messages[-50:] == newest(tmp_path, 50)
     assert messages == oldest(tmp_path)
@@ -324,7 +327,7 @@ def test_reading_goes_on_where_the_budget_ended(
 ) -> None:
     """However it is cut, the lines are the same and in the order of each segment."""
     directory = tmp_path_factory.mktemp("segments")
-    for pid, seconds in enumerate(workers):
+    for pid, seconds in enumerate(workers, 1):
         suffix = [".ndjson.open", ".ndjson", ".ndjson.zst"][pid % 3]
         make_worker(directory, pid, START + pid, [float(at) for at in seconds], suffix)
     with pytest.MonkeyPatch.context() as patch:
@@ -336,7 +339,7 @@ def test_reading_goes_on_where_the_budget_ended(
             pieces += oldest_first(parts, bool, ReadBudget(size))
         assert sorted(whole) == sorted(pieces)
         assert all(part.is_read for part in parts)
-        for pid in range(len(workers)):
+        for pid in range(1, len(workers) + 1):
             mine = [line for line in pieces if message_of(line).startswith(f"{pid}@")]
             assert [line for line in whole if line in mine] == mine
         stopped = find_parts(directory)
@@ -359,11 +362,11 @@ def test_a_segment_removed_meanwhile_is_left_out(
 
 def test_a_broken_segment_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is no zstd ends, by name; everything else is shown."""
-    stem = make_stem(START + 5)
-    (tmp_path / f"{stem}.ndjson.zst").write_bytes(b"no zstd at all")
+    name = make_name(START + 5)
+    (tmp_path / f"{name}.ndjson.zst").write_bytes(b"no zstd at all")
     make_worker(tmp_path, 1, START + 10, [0, 1])
     assert ["1@10", "1@11"] == newest(tmp_path) == oldest(tmp_path)
-    assert [f"cannot read {stem}"] * 2 == [message[: 12 + len(stem)] for message in caplog.messages]
+    assert [f"cannot read {name}"] * 2 == [message[: 12 + len(name)] for message in caplog.messages]
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:

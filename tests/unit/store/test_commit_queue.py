@@ -22,6 +22,7 @@ from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
 from tests.conftest import Disk, Fault
+from tests.unit.store.segments import name_of, plain
 
 BreakOs = Callable[..., Fault]
 
@@ -653,14 +654,14 @@ def test_what_cannot_be_stored_before_the_stop_is_rejected(
     assert 0 == reserved(queue)
 
 
-@pytest.mark.parametrize(("url", "kept"), [("", []), ("http://127.0.0.1/logs", ["b.ndjson"])])
+@pytest.mark.parametrize(("url", "kept"), [("", []), ("http://127.0.0.1/logs", [plain("b")])])
 def test_retention_spares_what_forward_has_not_delivered(
     make_queue: Callable[..., CommitQueue], tmp_path: Path, url: str, kept: list[str]
 ) -> None:
     """Where forwarding is on, what is not delivered stays beyond the size to keep."""
     for name in ("a", "b"):
-        (tmp_path / f"{name}.ndjson").write_bytes(line(0))
-    (tmp_path / CURSOR_NAME).write_bytes(encode_fact("done a"))
+        (tmp_path / plain(name)).write_bytes(line(0))
+    (tmp_path / CURSOR_NAME).write_bytes(encode_fact(f"done {name_of('a')}"))
     queue = make_queue(retain_bytes=1, clickhouse_url=url)
     wait_until(lambda: queue.keep_house_once() >= LOOK_SECONDS)
     assert kept == [path.name for path in tmp_path.glob("*.ndjson")]

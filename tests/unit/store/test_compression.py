@@ -12,7 +12,7 @@ import pytest
 
 from astralog.store import compression, files
 from astralog.store.compression import DRAFT_NAME, Damaged, compress_segment
-from astralog.store.files import COMPRESSED_SUFFIX, SEALED_SUFFIX
+from astralog.store.names import Form, SegmentName
 from tests.conftest import Fault
 
 if sys.version_info >= (3, 14):
@@ -22,9 +22,9 @@ else:
 
 BreakOs = Callable[..., Fault]
 
-NAME = "20261123T062500.123456Z-4711"
+NAME = SegmentName("20261123T062500.123456Z-4711")
 LINES = b'{"message":"abc"}\n' * 50_000
-PLAIN, COMPRESSED = NAME + SEALED_SUFFIX, NAME + COMPRESSED_SUFFIX
+PLAIN, COMPRESSED = NAME.file(Form.PLAIN), NAME.file(Form.COMPRESSED)
 
 
 @pytest.fixture

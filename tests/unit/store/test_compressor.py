@@ -18,6 +18,12 @@ from astralog.store.compressor import (
     Compressor,
 )
 from tests.conftest import Disk, Fault
+from tests.support import foreign
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 BreakOs = Callable[..., Fault]
 Make = Callable[[], Compressor]
@@ -205,3 +211,41 @@ def test_nothing_is_held_of_a_directory_that_fails(
     assert [f"{NAMES[0]}.ndjson.zst"] == forms(tmp_path)
     cannot = f"cannot compress in {tmp_path}: {reason}"
     assert [cannot, "segments are compressed again"] == caplog.messages
+
+
+def test_files_that_are_no_segments_stay_as_they_are(
+    tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are neither compressed nor counted as waiting, whether they were there or come later."""
+    (tmp_path / "early").mkdir()
+    before = foreign.make_all(tmp_path / "early")
+    for path in (tmp_path / "early").iterdir():
+        path.rename(tmp_path / path.name)
+    one = make()
+    assert [LOOK_SECONDS, 0] == [one.step(), one.counts.waiting_segments]
+    seal(tmp_path, NAMES[0])
+    (tmp_path / "export2.ndjson").write_bytes(LINE)
+    os.mkfifo(tmp_path / f"{NAMES[1]}.ndjson")
+    assert [0.0, LOOK_SECONDS] == [one.step(), one.step()]
+    assert [0, 1] == [one.counts.waiting_segments, one.counts.segments]
+    assert before.items() <= foreign.seen(tmp_path).items()
+    assert [] == caplog.messages
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_a_segment_whose_other_name_is_taken_stays_plain(
+    tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A link to the same lines is no segment: nobody would find them."""
+    seal(tmp_path, NAMES[0])
+    plain = tmp_path / f"{NAMES[0]}.ndjson"
+    taken = tmp_path / f"{NAMES[0]}.ndjson.zst"
+    if kind == "link":
+        (tmp_path / "elsewhere").write_bytes(zstd.compress(plain.read_bytes()))
+        taken.symlink_to("elsewhere")
+    else:
+        taken.mkdir()
+    assert RETRY_SECONDS == make().step()
+    assert LINE * 100 == plain.read_bytes()
+    assert taken.is_dir() if kind == "directory" else taken.is_symlink()
+    assert 1 == len(caplog.messages)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from astralog.store import files, libc
+from astralog.store.names import MAX_NUMBER, SegmentName
 from tests.conftest import Disk, Fault
+from tests.support import foreign
 
-NAME = "20261123T062500.123456Z-4711"
+NAME = SegmentName("20261123T062500.123456Z-4711")
 LINE = b'{"message":"a"}\n'
 
 
@@ -140,28 +142,13 @@ def test_a_removed_or_replaced_file_is_not_the_same(tmp_path: Path) -> None:
 # --- Sealing
 
 
-@pytest.mark.parametrize(
-    ("name", "stem"),
-    [
-        ("a.ndjson", "a"),
-        ("a.ndjson.zst", "a"),
-        ("a.ndjson.open", None),
-        ("a.ndjson.zst.tmp", None),
-        ("token", None),
-    ],
-)
-def test_a_sealed_segment_is_known_by_its_suffix(name: str, stem: str | None) -> None:
-    """A segment has the same name in both its forms; other files have none."""
-    assert stem == files.sealed_name(name)
-
-
 def test_a_sealed_segment_has_its_final_name(tmp_path: Path) -> None:
     """Sealing takes the suffix `.open` away and nothing else."""
     path = write_open(tmp_path, LINE)
-    assert not files.is_sealed(path)
+    assert not files.is_taken(tmp_path, NAME)
     files.seal_file(path, len(LINE))
     assert {f"{NAME}.ndjson": LINE} == contents(tmp_path)
-    assert files.is_sealed(path)
+    assert files.is_taken(tmp_path, NAME)
 
 
 def test_an_empty_segment_is_removed(tmp_path: Path) -> None:
@@ -233,7 +220,7 @@ def test_a_rename_that_fails_is_not_tried_another_way(
 def test_the_names_for_a_seal_are_bounded(tmp_path: Path) -> None:
     """A segment none of whose names is free stays open, and the caller is told."""
     path = write_open(tmp_path, LINE)
-    for number in range(files.SEAL_ATTEMPTS):
+    for number in range(MAX_NUMBER + 1):
         (tmp_path / f"{NAME}{f'-{number}' if number else ''}.ndjson").touch()
     with pytest.raises(FileExistsError):
         files.seal_file(path, len(LINE))
@@ -249,10 +236,10 @@ def test_a_function_that_the_library_lacks_is_an_error() -> None:
 
 def test_a_sealed_segment_is_removed_in_all_its_forms(tmp_path: Path) -> None:
     """Nothing of a removed segment is left, and of another all is."""
-    for name in ("a.ndjson", "a.ndjson.zst", "b.ndjson"):
+    for name in (f"{NAME}.ndjson", f"{NAME}.ndjson.zst", "b.ndjson"):
         (tmp_path / name).write_bytes(b"x")
-    assert files.remove_sealed(tmp_path, "a")
-    assert not files.remove_sealed(tmp_path, "a")
+    assert files.remove_sealed(tmp_path, NAME)
+    assert not files.remove_sealed(tmp_path, NAME)
     assert [tmp_path / "b.ndjson"] == list(tmp_path.iterdir())
 
 
@@ -260,27 +247,27 @@ def test_a_segment_that_nobody_may_read_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another user's file, as of a restored backup, needs no lock: it is not compressed either."""
-    path = tmp_path / "a.ndjson"
+    path = tmp_path / f"{NAME}.ndjson"
     path.write_bytes(b"x")
 
     def reject(*args: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(Path, "open", reject)
-    assert files.remove_sealed(tmp_path, "a")
+    monkeypatch.setattr(os, "open", reject)
+    assert files.remove_sealed(tmp_path, NAME)
     assert not path.exists()
 
 
 def test_a_removal_waits_until_a_segment_has_its_compressed_name(tmp_path: Path) -> None:
     """Between the look at the plain file and the rename, it stays; both forms then go."""
-    plain = tmp_path / "a.ndjson"
+    plain = tmp_path / f"{NAME}.ndjson"
     plain.write_bytes(b"x")
     with plain.open("rb") as source, ThreadPoolExecutor(1) as thread:
         with files.removal_lock(source.fileno()):
-            removal = thread.submit(files.remove_sealed, tmp_path, "a")
+            removal = thread.submit(files.remove_sealed, tmp_path, NAME)
             with pytest.raises(TimeoutError):
                 removal.result(0.2)
-            plain.with_name("a.ndjson.zst").write_bytes(b"y")
+            plain.with_name(f"{NAME}.ndjson.zst").write_bytes(b"y")
         assert removal.result(10)
     assert not list(tmp_path.iterdir())
 
@@ -289,10 +276,52 @@ def test_a_file_system_without_locks_is_no_reason_to_keep_a_segment(
     tmp_path: Path, break_os: Callable[..., Fault]
 ) -> None:
     """As NFS has none for what is open for reading alone; any other error is one."""
-    path = tmp_path / "a.ndjson"
+    path = tmp_path / f"{NAME}.ndjson"
     path.write_bytes(b"x")
     fault = break_os("flock", errno.EIO, module=fcntl)
     with pytest.raises(OSError, match="Input/output error"):
-        files.remove_sealed(tmp_path, "a")
+        files.remove_sealed(tmp_path, NAME)
     fault._number = errno.EBADF
-    assert files.remove_sealed(tmp_path, "a")
+    assert files.remove_sealed(tmp_path, NAME)
+
+
+# --- What is no segment
+
+
+def test_files_that_are_no_segments_are_not_removed(tmp_path: Path) -> None:
+    """A directory, a link, a pipe and a device stay, also with a segment's own name."""
+    before = foreign.make_all(tmp_path)
+    for number in range(1, len(foreign.KINDS) + 1):
+        assert not files.remove_sealed(tmp_path, f"20240101T000000.000000Z-{number}")
+    assert before == foreign.seen(tmp_path)
+
+
+def test_only_the_forms_that_are_files_are_removed(tmp_path: Path) -> None:
+    """What else has the name of the segment's other form stays."""
+    (tmp_path / f"{NAME}.ndjson.zst").write_bytes(b"x")
+    (tmp_path / f"{NAME}.ndjson").mkdir()
+    assert files.remove_sealed(tmp_path, NAME) == 1
+    assert [tmp_path / f"{NAME}.ndjson"] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", range(1, len(foreign.KINDS) + 1))
+def test_only_regular_files_are_opened(tmp_path: Path, kind: int) -> None:
+    """Opening a pipe would wait for a writer, and a link leads elsewhere."""
+    foreign.make_all(tmp_path)
+    path = tmp_path / f"20240101T000000.000000Z-{kind}.ndjson"
+    with pytest.raises(FileNotFoundError):
+        files.open_regular(path, os.O_RDWR)
+
+
+def test_only_regular_files_are_listed(tmp_path: Path) -> None:
+    """Under whatever names."""
+    foreign.make_all(tmp_path)
+    assert {*foreign.NAMES, "linked"} == set(files.regular_files(tmp_path))
+
+
+def test_a_seal_takes_the_place_of_nothing(tmp_path: Path) -> None:
+    """A directory with the name of the sealed segment is left, and another name is found."""
+    (tmp_path / f"{NAME}.ndjson").mkdir()
+    files.seal_file(write_open(tmp_path, LINE), len(LINE))
+    assert (tmp_path / f"{NAME}.ndjson").is_dir()
+    assert LINE == (tmp_path / f"{NAME}-1.ndjson").read_bytes()

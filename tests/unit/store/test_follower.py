@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,10 @@ from astralog.store.arrival import oldest_first
 from astralog.store.follower import Follower
 from astralog.store.segment_reader import ReadBudget
 from tests.conftest import Fault
-from tests.support.tail import compress, make_segment, make_stem
+from tests.support import foreign
+from tests.support.tail import compress, make_name, make_segment
+
+Caplog = pytest.LogCaptureFixture
 
 START = 1_780_000_000.0
 
@@ -49,8 +53,8 @@ class Writer:
     def open(self, *lines: str) -> "Writer":
         """Begin a segment."""
         self._start = max(time.time(), self._start + 0.00001)
-        stem = make_stem(self._start, self._pid)
-        self.path = make_segment(self._data_dir, stem, suffix=".ndjson.open")
+        name = make_name(self._start, self._pid)
+        self.path = make_segment(self._data_dir, name, suffix=".ndjson.open")
         return self.write(*lines)
 
     def write(self, *lines: str, end: str = "\n") -> "Writer":
@@ -199,7 +203,7 @@ def test_a_segment_that_is_gone_when_its_turn_comes_is_named(
     """It was listed, and removed before it was read."""
     lost = Writer(data_dir, 1).open("lost").seal()
     kept = Writer(data_dir, 2).open("kept").seal()
-    kept.path.rename(data_dir / f"{make_stem(START - 10)}.ndjson")
+    kept.path.rename(data_dir / f"{make_name(START - 10)}.ndjson")
     lines = follower.poll()
     assert b"kept" == next(lines)
     lost.path.unlink()
@@ -349,14 +353,14 @@ def test_an_idle_directory_is_not_listed(
 ) -> None:
     """A look at when it changed is enough, once that is long enough ago."""
     listed = 0
-    listdir = os.listdir
+    scandir = os.scandir
 
-    def count(path: Path) -> list[str]:
+    def count(path: Path) -> Any:
         nonlocal listed
         listed += 1
-        return listdir(path)
+        return scandir(path)
 
-    monkeypatch.setattr(os, "listdir", count)
+    monkeypatch.setattr(os, "scandir", count)
     Writer(data_dir).open("one")
     for _ in range(3):
         polled(follower)
@@ -380,15 +384,29 @@ def test_changes_within_one_tick_of_the_clock_are_seen(data_dir: Path, follower:
 
 
 def test_a_segment_that_cannot_be_opened_is_named_once(
-    data_dir: Path, follower: Follower, caplog: pytest.LogCaptureFixture
+    data_dir: Path, follower: Follower, break_os: Callable[..., Fault], caplog: Caplog
 ) -> None:
     """The others are followed."""
-    loop = data_dir / f"{make_stem(START)}.ndjson.open"
-    loop.symlink_to(loop.name)
+    make_segment(data_dir, make_name(START), b"x", suffix=".ndjson.open")
+    Writer(data_dir).open("one")
+    break_os("open", errno.EACCES, times=1)
+    assert ["one"] == polled(follower)
+    assert [] == polled(follower)
+    assert [f"cannot read {make_name(START)}: {os.strerror(errno.EACCES)}"] == caplog.messages
+
+
+def test_files_that_are_no_segments_are_not_followed(
+    data_dir: Path, follower: Follower, caplog: Caplog
+) -> None:
+    """Whatever they are called, they are neither read nor waited for, and leave no line."""
+    foreign.make_all(data_dir)
     Writer(data_dir).open("one")
     assert ["one"] == polled(follower)
     assert [] == polled(follower)
-    assert [f"cannot read {make_stem(START)}: {os.strerror(errno.ELOOP)}"] == caplog.messages
+    late = Follower(data_dir)
+    assert 1 == len(late.start())
+    late.close()
+    assert [] == caplog.messages
 
 
 def test_a_segment_that_cannot_be_read_is_named_once(

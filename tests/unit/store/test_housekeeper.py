@@ -15,6 +15,8 @@ from astralog.settings import Settings
 from astralog.store import files, housekeeper
 from astralog.store.housekeeper import LOOK_SECONDS, STALE_SECONDS, DiskUsage, Housekeeper
 from tests.conftest import Disk, Fault
+from tests.support import foreign
+from tests.unit.store.segments import opened, plain
 
 BreakOs = Callable[..., Fault]
 Make = Callable[..., Housekeeper]
@@ -67,7 +69,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def test_one_of_many_looks_after_a_directory(make: Make, tmp_path: Path) -> None:
     """The others wait, and one of them takes over when it ends."""
-    (tmp_path / "a.ndjson").write_bytes(LINE)
+    (tmp_path / plain("a")).write_bytes(LINE)
     first, second = make(), make()
     look(first)
     look(second)
@@ -136,16 +138,16 @@ def test_a_directory_that_was_replaced_is_looked_after(make: Make, tmp_path: Pat
     """What was known of the one before is forgotten, and its segments are left alone."""
     path = tmp_path / "data"
     path.mkdir()
-    (path / "a.ndjson").write_bytes(LINE)
+    (path / plain("a")).write_bytes(LINE)
     one = make(data_dir=path, retain_bytes=1)
     look(one)
     moved = path.rename(tmp_path / "moved")
-    (moved / "b.ndjson").write_bytes(LINE)
+    (moved / plain("b")).write_bytes(LINE)
     path.mkdir()
-    (path / "c.ndjson.open").write_bytes(LINE + LINE + b"torn")
+    (path / opened("c")).write_bytes(LINE + LINE + b"torn")
     look(one)
     look(one)
-    assert ["b.ndjson"] == names(moved)
+    assert [plain("b")] == names(moved)
     assert one.disk_usage is not None
     assert (1, 2 * len(LINE)) == (one.disk_usage.sealed_segments, one.disk_usage.sealed_bytes)
 
@@ -167,7 +169,7 @@ def test_a_read_only_disk_is_let_go_of(make: Make, tmp_path: Path, disk: Disk) -
 
 def test_a_disk_that_fails_is_let_go_of(make: Make, tmp_path: Path) -> None:
     """While it stands aside it holds nothing, and then looks after the directory again."""
-    (tmp_path / "a.ndjson").write_bytes(LINE)
+    (tmp_path / plain("a")).write_bytes(LINE)
     before = os.listdir("/proc/self/fd")
     one = make()
     look(one)
@@ -185,8 +187,8 @@ def test_a_disk_that_fails_is_let_go_of(make: Make, tmp_path: Path) -> None:
 def test_what_a_dead_process_left_open_is_sealed_at_once(make: Make, tmp_path: Path) -> None:
     """Orphans are sealed before the sizes of all segments are learned."""
     for number in range(1000):
-        (tmp_path / f"1{number:03}.ndjson").touch()
-    for name in ("0.ndjson.open", "2.ndjson.open"):
+        (tmp_path / plain(1000 + number)).touch()
+    for name in (opened("0"), opened("2")):
         (tmp_path / name).write_bytes(LINE + b"torn")
     one = make()
     while one.disk_usage is None:
@@ -194,7 +196,7 @@ def test_what_a_dead_process_left_open_is_sealed_at_once(make: Make, tmp_path: P
         if not list(tmp_path.glob("*.open")):
             break
     assert one.disk_usage is None
-    for name in ("0.ndjson", "2.ndjson"):
+    for name in (plain("0"), plain("2")):
         assert LINE == (tmp_path / name).read_bytes()
     look(one)
     assert one.disk_usage is not None
@@ -206,24 +208,24 @@ def test_what_a_process_leaves_open_later_is_sealed(make: Make, tmp_path: Path) 
     one = make()
     look(one)
     for name in ("a", "b"):
-        (tmp_path / f"{name}.ndjson.open").write_bytes(LINE + b"torn")
-    with locked(tmp_path / "a.ndjson.open"):
+        (tmp_path / opened(name)).write_bytes(LINE + b"torn")
+    with locked(tmp_path / opened("a")):
         look(one)
         look(one)
-        assert ["a.ndjson.open", "b.ndjson"] == names(tmp_path)
+        assert [opened("a"), plain("b")] == names(tmp_path)
         assert one.disk_usage is not None
         assert (1, len(LINE) + 4) == (one.disk_usage.open_segments, one.disk_usage.open_bytes)
     look(one)
-    assert ["a.ndjson", "b.ndjson"] == names(tmp_path)
+    assert [plain("a"), plain("b")] == names(tmp_path)
 
 
 def test_a_file_that_is_just_being_made_is_left_to_its_writer(make: Make, tmp_path: Path) -> None:
     """What is new may not be locked yet; only what stays so is an orphan."""
     one = make()
     look(one)
-    (tmp_path / "a.ndjson.open").touch()
+    (tmp_path / opened("a")).touch()
     look(one)
-    assert ["a.ndjson.open"] == names(tmp_path)
+    assert [opened("a")] == names(tmp_path)
     look(one)
     assert [] == names(tmp_path)
 
@@ -233,20 +235,20 @@ def test_a_recovery_that_fails_is_tried_again(
 ) -> None:
     """The log says so once, the other segments are recovered, and this one when it can be."""
     for name in ("a", "b"):
-        (tmp_path / f"{name}.ndjson.open").write_bytes(LINE + b"torn")
+        (tmp_path / opened(name)).write_bytes(LINE + b"torn")
     truncate = os.ftruncate
     cuts = break_os("ftruncate", errno.EIO)
     one = make()
     for _ in range(3):
         look(one)
-    assert ["a.ndjson.open", "b.ndjson.open"] == names(tmp_path)
+    assert [opened("a"), opened("b")] == names(tmp_path)
     lines = [r.getMessage() for r in caplog.records if r.name == housekeeper.__name__]
-    failed = [f"cannot recover {name}.ndjson.open yet: Input/output error" for name in "ab"]
+    failed = [f"cannot recover {opened(name)} yet: Input/output error" for name in "ab"]
     assert failed == lines
     assert truncate is not os.ftruncate
     cuts.times = 0
     look(one)
-    assert ["a.ndjson", "b.ndjson"] == names(tmp_path)
+    assert [plain("a"), plain("b")] == names(tmp_path)
 
 
 def test_a_disk_that_turned_read_only_is_let_go_of(
@@ -255,7 +257,7 @@ def test_a_disk_that_turned_read_only_is_let_go_of(
     """What cannot be recovered because of it shows that, where the disk itself does not."""
     one = make()
     look(one)
-    (tmp_path / "a.ndjson.open").write_bytes(LINE + b"torn")
+    (tmp_path / opened("a")).write_bytes(LINE + b"torn")
     look(one)
     cuts = break_os("ftruncate", errno.EROFS)
     look(one)
@@ -263,7 +265,39 @@ def test_a_disk_that_turned_read_only_is_let_go_of(
     assert str(tmp_path) not in held
     cuts.times = 0
     look(one)
-    assert ["a.ndjson"] == names(tmp_path)
+    assert [plain("a")] == names(tmp_path)
+
+
+def test_files_that_are_no_segments_are_left_alone(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing counts, recovers, removes or waits for them, and no line is logged for them."""
+    before = foreign.make_all(tmp_path)
+    (tmp_path / plain("a")).write_bytes(LINE)
+    one = make(retain_bytes=len(LINE), retain_seconds=1e9, retain_free_bytes=1)
+    for _ in range(3):
+        look(one)
+    assert one.disk_usage is not None
+    assert (0, 0) == (one.disk_usage.open_segments, one.disk_usage.open_bytes)
+    assert (1, len(LINE)) == (one.disk_usage.sealed_segments, one.disk_usage.sealed_bytes)
+    (tmp_path / plain("b")).write_bytes(LINE)
+    look(one)
+    after = foreign.seen(tmp_path)
+    assert before.items() <= after.items()
+    assert {plain("b")} == after.keys() - before.keys()
+    assert [] == caplog.messages
+
+
+def test_such_files_that_come_later_are_left_alone(make: Make, tmp_path: Path) -> None:
+    """They are reported by the system's watch, as segments are."""
+    one = make(retain_bytes=1)
+    look(one)
+    before = foreign.make_all(tmp_path)
+    for _ in range(3):
+        look(one)
+    assert before == foreign.seen(tmp_path)
+    assert one.disk_usage is not None
+    assert (0, 0) == (one.disk_usage.open_segments, one.disk_usage.sealed_segments)
 
 
 # --- Retention
@@ -272,14 +306,14 @@ def test_a_disk_that_turned_read_only_is_let_go_of(
 def test_it_removes_what_is_not_to_be_kept(make: Make, tmp_path: Path) -> None:
     """Sealed segments go as they come beyond the retention, open ones count and stay."""
     one = make(retain_bytes=3 * len(LINE))
-    for name in ("a.ndjson", "b.ndjson", "c.ndjson", "0.ndjson.open"):
+    for name in (plain("a"), plain("b"), plain("c"), opened("0")):
         (tmp_path / name).write_bytes(LINE)
-    with locked(tmp_path / "0.ndjson.open"):
+    with locked(tmp_path / opened("0")):
         look(one)
-        assert ["0.ndjson.open", "b.ndjson", "c.ndjson"] == names(tmp_path)
-        (tmp_path / "d.ndjson").write_bytes(LINE)
+        assert [opened("0"), plain("b"), plain("c")] == names(tmp_path)
+        (tmp_path / plain("d")).write_bytes(LINE)
         look(one)
-        assert ["0.ndjson.open", "c.ndjson", "d.ndjson"] == names(tmp_path)
+        assert [opened("0"), plain("c"), plain("d")] == names(tmp_path)
         assert 2 == one.removed_segments
 
 
@@ -287,19 +321,19 @@ def test_nothing_is_removed_before_all_is_known(make: Make, tmp_path: Path) -> N
     """The oldest segments go, though a directory lists them last."""
     count = 3000
     for number in range(count):
-        (tmp_path / f"{number:04}.ndjson").write_bytes(b"x")
+        (tmp_path / plain(number)).write_bytes(b"x")
     one = make(retain_bytes=count - 10)
     look(one)
-    assert [f"{number:04}.ndjson" for number in range(10, count)] == names(tmp_path)
+    assert [plain(number) for number in range(10, count)] == names(tmp_path)
 
 
 def test_only_the_one_that_looks_removes(make: Make, tmp_path: Path) -> None:
     """Where another process has the lock, this one's settings remove nothing."""
-    (tmp_path / "a.ndjson").write_bytes(LINE)
+    (tmp_path / plain("a")).write_bytes(LINE)
     one = make(retain_bytes=1)
     with locked(tmp_path):
         look(one)
-        assert ["a.ndjson"] == names(tmp_path)
+        assert [plain("a")] == names(tmp_path)
     look(one)
     assert [] == names(tmp_path)
 
@@ -307,12 +341,12 @@ def test_only_the_one_that_looks_removes(make: Make, tmp_path: Path) -> None:
 def test_everything_is_kept_by_default(make: Make, tmp_path: Path) -> None:
     """Without a retention nothing is ever removed, however old."""
     for name in "abc":
-        (tmp_path / f"{name}.ndjson").write_bytes(LINE)
-        os.utime(tmp_path / f"{name}.ndjson", (0, 0))
+        (tmp_path / plain(name)).write_bytes(LINE)
+        os.utime(tmp_path / plain(name), (0, 0))
     one = make()
     look(one)
     look(one)
-    assert ["a.ndjson", "b.ndjson", "c.ndjson"] == names(tmp_path)
+    assert [plain("a"), plain("b"), plain("c")] == names(tmp_path)
 
 
 # --- Numbers
@@ -321,12 +355,12 @@ def test_everything_is_kept_by_default(make: Make, tmp_path: Path) -> None:
 def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) -> None:
     """Segments and bytes by state, and what the disk has."""
     disk.free = 12345
-    (tmp_path / "a.ndjson").write_bytes(b"x" * 10)
-    (tmp_path / "b.ndjson").write_bytes(b"x" * 20)
+    (tmp_path / plain("a")).write_bytes(b"x" * 10)
+    (tmp_path / plain("b")).write_bytes(b"x" * 20)
     (tmp_path / "token").write_bytes(b"x" * 40)
-    (tmp_path / "c.ndjson.open").write_bytes(b"x" * 5)
+    (tmp_path / opened("c")).write_bytes(b"x" * 5)
     one = make()
-    with locked(tmp_path / "c.ndjson.open"):
+    with locked(tmp_path / opened("c")):
         look(one)
     assert DiskUsage(1, 5, 2, 30, disk.total, 12345) == one.disk_usage
 
@@ -348,7 +382,7 @@ def test_numbers_of_a_disk_that_hangs_are_not_shown(
 def test_a_look_is_done_in_short_steps(make: Make, tmp_path: Path) -> None:
     """Many segments take many steps, with pauses in which requests are served."""
     for number in range(3000):
-        (tmp_path / f"{number:04}.ndjson").touch()
+        (tmp_path / plain(number)).touch()
     one = make()
     steps = 0
     while one.step() < LOOK_SECONDS:

@@ -7,9 +7,10 @@ import pytest
 from astralog.store import inventory
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
 from astralog.store.inventory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS
+from astralog.store.names import SegmentName
 from astralog.store.plain_segments import PlainSegments
 
-NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(5)]
+NAMES = [SegmentName(f"20261123T06250{number}.000000Z-1") for number in range(5)]
 
 
 def seal(directory: Path, name: str, suffix: str = ".ndjson") -> None:

@@ -2,10 +2,12 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from astralog.store import recent
+from astralog.store.names import SegmentName
 from astralog.store.recent import (
     END,
     MAX_FOLLOWED,
@@ -16,7 +18,8 @@ from astralog.store.recent import (
     parse_cursor,
 )
 from astralog.store.segment_reader import ReadBudget
-from tests.support.tail import compress, make_line, make_segment, make_stem, message_of
+from tests.support import foreign
+from tests.support.tail import compress, make_line, make_name, make_segment, message_of
 
 OPEN = ".ndjson.open"
 NOW = 1_700_000_000.0
@@ -60,7 +63,7 @@ def data_dir(tmp_path: Path) -> Path:
 def segment(data_dir: Path) -> Path:
     """Return an open segment of a line."""
     now = time.time()
-    return make_segment(data_dir, make_stem(now - 60), make_line("first", now), suffix=OPEN)
+    return make_segment(data_dir, make_name(now - 60), make_line("first", now), suffix=OPEN)
 
 
 def test_what_comes_is_shown_once(segment: Path) -> None:
@@ -70,7 +73,7 @@ def test_what_comes_is_shown_once(segment: Path) -> None:
     assert [] == look.again()
     append(segment, "second", "third")
     assert ["third", "second"] == look.again()
-    other = make_segment(segment.parent, make_stem(time.time(), 2), make_line("x"), suffix=OPEN)
+    other = make_segment(segment.parent, make_name(time.time(), 2), make_line("x"), suffix=OPEN)
     assert ["x"] == look.again()
     append(other, "y")
     append(segment, "z")
@@ -100,7 +103,7 @@ def test_a_segment_is_followed_under_all_its_names(segment: Path) -> None:
     sealed = segment.rename(segment.with_name(segment.name.removesuffix(".open")))
     assert ["last"] == look.again()
     assert [] == look.again()
-    new = make_segment(segment.parent, make_stem(time.time()), make_line("new"), suffix=OPEN)
+    new = make_segment(segment.parent, make_name(time.time()), make_line("new"), suffix=OPEN)
     new = compress(new.rename(new.with_name(new.name.removesuffix(".open"))))
     assert ["new"] == look.again()
     assert [] == look.again()
@@ -124,7 +127,7 @@ def test_any_process_goes_on(segment: Path) -> None:
     look, other = Look(segment.parent), RecentLines(segment.parent)
     other.read(1, bool, ReadBudget())
     assert ["first"] == look.again()
-    new = make_segment(segment.parent, make_stem(time.time(), 2), make_line("new"), suffix=OPEN)
+    new = make_segment(segment.parent, make_name(time.time(), 2), make_line("new"), suffix=OPEN)
     assert ["new"] == look.again()
     append(segment, "second")
     found = other.read(9, bool, ReadBudget(), look.cursor)  # does not know of the new one
@@ -158,9 +161,9 @@ def test_more_than_is_wanted_is_no_secret(segment: Path) -> None:
 
 def test_a_look_reads_no_more_than_its_budget(data_dir: Path) -> None:
     """Whatever it looks for, in however large segments; and it says that there may be more."""
-    for pid in range(4):
+    for pid in range(1, 5):
         lines = [make_line("x" * 200, NOW)] * 3000
-        make_segment(data_dir, make_stem(NOW, pid), *lines, changed=NOW + pid)
+        make_segment(data_dir, make_name(NOW, pid), *lines, changed=NOW + pid)
     budget = ReadBudget(100_000)
     found = RecentLines(data_dir).read(10, lambda line: False, budget)
     assert ([], False) == (found.arrivals, found.is_all)
@@ -170,7 +173,7 @@ def test_a_look_reads_no_more_than_its_budget(data_dir: Path) -> None:
 def test_a_segment_that_vanishes_is_passed_over(segment: Path) -> None:
     """Between the listing and the look, as the retention removes it."""
     look = Look(segment.parent)
-    other = make_segment(segment.parent, make_stem(time.time(), 2), make_line("x"), suffix=OPEN)
+    other = make_segment(segment.parent, make_name(time.time(), 2), make_line("x"), suffix=OPEN)
     assert 2 == len(look.again())
     lines = look.lines
     other.unlink()
@@ -184,23 +187,39 @@ def test_a_segment_that_vanishes_is_passed_over(segment: Path) -> None:
 def test_only_the_newest_segments_are_looked_at(data_dir: Path) -> None:
     """And all that are open, however old; the others cost nothing."""
     for number in range(MAX_SEGMENTS + 50):
-        make_segment(data_dir, make_stem(NOW + number), make_line(f"{number}", NOW))
-    make_segment(data_dir, make_stem(NOW - 9, 2), make_line("open", NOW), suffix=OPEN)
+        make_segment(data_dir, make_name(NOW + number), make_line(f"{number}", NOW))
+    make_segment(data_dir, make_name(NOW - 9, 2), make_line("open", NOW), suffix=OPEN)
     lines = RecentLines(data_dir)
     found = lines.read(1000, bool, ReadBudget())
     assert not found.is_all
     messages = {message_of(one.line) for one in found.arrivals}
     assert {"open", *(str(number) for number in range(50, MAX_SEGMENTS + 50))} == messages
     assert lines.read(1000, bool, ReadBudget(), found.cursor).is_all
-    assert [make_stem(NOW - 9, 2)] == list(found.cursor.offsets)
+    assert [make_name(NOW - 9, 2)] == list(found.cursor.offsets)
+
+
+@pytest.mark.timeout(60)
+def test_other_files_hide_no_segment(segment: Path) -> None:
+    """However many there are, with whatever names, nothing of them is read or waited for."""
+    foreign.make_all(segment.parent)
+    for number in range(3 * MAX_SEGMENTS):
+        (segment.parent / f"9{number}.ndjson").touch()
+        (segment.parent / f"9{number}.ndjson.open").touch()
+    look = Look(segment.parent)
+    assert ["first"] == look.again()
+    append(segment, "second")
+    assert ["second"] == look.again()
+    assert look.cursor
+    assert [segment.name.removesuffix(OPEN)] == list(look.cursor.offsets)
+    assert look.read().is_all
 
 
 def test_a_cursor_has_a_bounded_length(data_dir: Path) -> None:
     """Of too many segments, the open and the newest ones are followed, and none is shown twice."""
     now = time.time()
-    old = make_segment(data_dir, make_stem(now - 99, 2), make_line("old"), suffix=OPEN)
+    old = make_segment(data_dir, make_name(now - 99, 2), make_line("old"), suffix=OPEN)
     for number in range(2 * MAX_FOLLOWED):
-        make_segment(data_dir, make_stem(now + number / 1000), make_line("x"))
+        make_segment(data_dir, make_name(now + number / 1000), make_line("x"))
     look = Look(data_dir, limit=1000)
     assert 2 * MAX_FOLLOWED + 1 == len(look.again())
     assert look.cursor
@@ -216,13 +235,13 @@ def test_a_listing_is_not_made_anew_for_everyone(
 ) -> None:
     """It is kept for a while, longer where it took long, and as long as nothing changes."""
     listings: list[Path] = []
-    listdir = os.listdir
+    scandir = os.scandir
 
-    def count(path: Path) -> list[str]:
+    def count(path: Path) -> Any:
         listings.append(path)
-        return listdir(path)
+        return scandir(path)
 
-    monkeypatch.setattr(os, "listdir", count)
+    monkeypatch.setattr(os, "scandir", count)
     lines = RecentLines(segment.parent)
     for _ in range(5):
         lines.read(1, bool, ReadBudget())
@@ -246,16 +265,16 @@ def test_a_directory_that_is_missing_is_an_error(tmp_path: Path) -> None:
     lines = RecentLines(tmp_path / "data")
     with pytest.raises(FileNotFoundError):
         lines.read(1, bool, ReadBudget())
-    make_segment(tmp_path / "data", make_stem(NOW), make_line("x"))
+    make_segment(tmp_path / "data", make_name(NOW), make_line("x"))
     assert 1 == len(lines.read(1, bool, ReadBudget()).arrivals)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "x", "-1", "1,", "1,x:1", "1 ", "1" * 20, f"1,{make_stem(NOW)}:-1", "٣"),
-        *(f"1,../{make_stem(NOW)}:1", f"1,{make_stem(NOW)}", f"1,{make_stem(NOW)}:1\n"),
-        "1" + f",{make_stem(NOW)}:1" * (MAX_FOLLOWED + 1),
+        *("", "x", "-1", "1,", "1,x:1", "1 ", "1" * 20, f"1,{make_name(NOW)}:-1", "٣"),
+        *(f"1,../{make_name(NOW)}:1", f"1,{make_name(NOW)}", f"1,{make_name(NOW)}:1\n"),
+        "1" + f",{make_name(NOW)}:1" * (MAX_FOLLOWED + 1),
     ],
 )
 def test_what_is_no_cursor_is_an_error(text: str) -> None:
@@ -267,10 +286,10 @@ def test_what_is_no_cursor_is_an_error(text: str) -> None:
 def test_a_cursor_of_somebodys_own_making_reads_nothing_else(segment: Path) -> None:
     """Names that are not there are passed over, and offsets beyond the end have nothing."""
     lines = RecentLines(segment.parent)
-    stem = segment.name.removesuffix(OPEN)
+    name = SegmentName.of_open_file(segment)
     for cursor in (
-        Cursor(0, {stem: END, make_stem(NOW): 5}),
-        Cursor(10**18 - 1, {stem: 10**12}),
+        Cursor(0, {name: END, SegmentName(make_name(NOW)): 5}),
+        Cursor(10**18 - 1, {name: 10**12}),
     ):
         assert [] == lines.read(9, bool, ReadBudget(), cursor).arrivals
 
@@ -279,17 +298,17 @@ def test_a_cursor_of_somebodys_own_making_reads_nothing_else(segment: Path) -> N
 def test_a_line_is_found_by_its_end(data_dir: Path, is_compressed: bool) -> None:
     """Any other offset is none, whatever is asked for."""
     made = [make_line(name, NOW) for name in ("a", "bb", "ccc")]
-    path = make_segment(data_dir, make_stem(NOW), *made)
+    path = make_segment(data_dir, make_name(NOW), *made)
     if is_compressed:
         compress(path)
-    lines, stem = RecentLines(data_dir), make_stem(NOW)
+    lines, name = RecentLines(data_dir), make_name(NOW)
     end = 0
     for line in made:
         end += len(line)
-        assert line == (lines.read_line(stem, end, ReadBudget()) or b"") + b"\n"
+        assert line == (lines.read_line(name, end, ReadBudget()) or b"") + b"\n"
         for offset in (end - 1, end + 1, 0):
-            assert lines.read_line(stem, offset, ReadBudget()) is None
-    for other in ("../x", make_stem(NOW, 9), stem + "/", ""):
+            assert lines.read_line(name, offset, ReadBudget()) is None
+    for other in ("../x", make_name(NOW, 9), name + "/", ""):
         assert lines.read_line(other, end, ReadBudget()) is None
 
 
@@ -304,8 +323,8 @@ def test_a_storm_is_shown_once(data_dir: Path) -> None:
     for step in range(400):
         match chance.randrange(6):
             case 0:
-                stem = make_stem(time.time(), step + 1)
-                opened.append(make_segment(data_dir, stem, suffix=OPEN))
+                name = make_name(time.time(), step + 1)
+                opened.append(make_segment(data_dir, name, suffix=OPEN))
             case 1 | 2 | 3 if opened:
                 written.append(f"m{step}")
                 append(chance.choice(opened), written[-1], at=time.time())

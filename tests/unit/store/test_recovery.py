@@ -12,6 +12,7 @@ import pytest
 from astralog.store import recovery
 from astralog.store.recovery import BLOCK_BYTES
 from tests.conftest import Fault
+from tests.support import foreign
 
 NAME = "20261123T062500.123456Z-4711"
 LINE = b'{"message":"a"}\n'
@@ -167,3 +168,12 @@ def test_a_recovery_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     """The log says what was kept and what was cut."""
     recovery.recover_file(write_open(tmp_path, LINE + b"torn"))
     assert [f"recovered {NAME}.ndjson.open: kept {len(LINE)} bytes, cut 4"] == caplog.messages
+
+
+def test_what_is_no_segment_is_not_recovered(tmp_path: Path) -> None:
+    """The target of a link is not cut, and a pipe is not taken for an empty segment."""
+    before = foreign.make_all(tmp_path)
+    for path in tmp_path.glob("20240101T*.open"):
+        with pytest.raises(FileNotFoundError):
+            recovery.recover_file(path)
+    assert before == foreign.seen(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from astralog.settings import Settings
 from astralog.store import retention
+from astralog.store.names import Form
 from astralog.store.retention import (
     SETTLE_SECONDS,
     UNDELIVERED_LOG_SECONDS,
@@ -17,6 +18,7 @@ from astralog.store.retention import (
 )
 from astralog.store.segment_index import SegmentIndex
 from tests.conftest import Disk, Fault
+from tests.unit.store.segments import name_of, plain
 
 
 class Directory:
@@ -26,9 +28,10 @@ class Directory:
         self.path = path
         self.sealed = SegmentIndex()
 
-    def add(self, name: str, size: int, age: float = 0, suffix: str = ".ndjson") -> None:
+    def add(self, key: str, size: int, age: float = 0, form: Form = Form.PLAIN) -> None:
         """Add a segment, or another form of one, of some bytes and seconds."""
-        file = self.path / f"{name}{suffix}"
+        name = name_of(key)
+        file = name.path(self.path, form)
         file.write_bytes(b"x" * size)
         seconds = time.time() - age
         os.utime(file, (seconds, seconds))
@@ -69,7 +72,7 @@ def prompt_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def names(letters: str) -> list[str]:
-    return [f"{letter}.ndjson" for letter in letters]
+    return [plain(letter) for letter in letters]
 
 
 @pytest.mark.parametrize(
@@ -148,9 +151,9 @@ def test_a_disk_that_shows_at_once_what_was_freed_is_not(
 
 def test_a_segment_goes_with_all_its_forms(directory: Directory) -> None:
     """One that is being compressed is one segment, removed as a whole."""
-    directory.add("a", 10, suffix=".ndjson.zst")
-    directory.add("b", 20, suffix=".ndjson.zst")
-    (directory.path / "b.ndjson").unlink()
+    directory.add("a", 10, form=Form.COMPRESSED)
+    directory.add("b", 20, form=Form.COMPRESSED)
+    (directory.path / plain("b")).unlink()
     applied = directory.retention(retain_bytes=1)
     assert [] == directory.apply(applied)
     assert 3 == applied.removed_segments
@@ -161,7 +164,7 @@ def test_a_segment_that_may_not_go_keeps_all_later_ones(
     directory: Directory, values: dict[str, float]
 ) -> None:
     """What is not delivered yet is spared, and no later logs go before it."""
-    undelivered = {"b", "c"}
+    undelivered = {*map(name_of, "bc")}
     applied = directory.retention(lambda name: name not in undelivered, **values)
     assert names("bc") == directory.apply(applied)
     undelivered.clear()
@@ -210,7 +213,9 @@ def test_undelivered_segments_stay_on_a_full_disk_otherwise(
 
 def test_delivered_segments_are_not_counted_as_undelivered(directory: Directory) -> None:
     """They make room as well, where they are older."""
-    applied = directory.retention(lambda name: name == "a", min_free_bytes=300, **UNTIL_FULL)
+    applied = directory.retention(
+        lambda name: name == name_of("a"), min_free_bytes=300, **UNTIL_FULL
+    )
     assert names("c") == directory.apply(applied, free=0)
     assert [2, 1] == [applied.removed_segments, applied.removed_undelivered_segments]
 
@@ -231,8 +236,8 @@ def test_what_is_removed_undelivered_is_told_loudly_and_once_a_minute(
     directory.apply(applied, free=1000)
     why = "as ASTRALOG_RETAIN_UNDELIVERED says: less than 1000 bytes of disk were free"
     assert caplog.messages == [
-        f"removed 1 segments, 100 bytes, up to a BEFORE THEY WERE DELIVERED, {why}",
-        f"removed 2 segments, 500 bytes, up to c BEFORE THEY WERE DELIVERED, {why}",
+        f"removed 1 segments, 100 bytes, up to {name_of('a')} BEFORE THEY WERE DELIVERED, {why}",
+        f"removed 2 segments, 500 bytes, up to {name_of('c')} BEFORE THEY WERE DELIVERED, {why}",
     ]
     assert {"ERROR"} == {record.levelname for record in caplog.records}
 
@@ -249,11 +254,11 @@ def test_what_another_process_removed_meanwhile_is_passed_over(directory: Direct
         directory.retention(retain_bytes=599),
         directory.retention(retain_seconds=250),
     ):
-        (directory.path / "a.ndjson").unlink(missing_ok=True)
+        (directory.path / plain("a")).unlink(missing_ok=True)
         assert names("bc") == directory.apply(applied)
         assert 0 == applied.removed_segments
-        assert "b" == directory.sealed.oldest()
-        directory.sealed.put("a", 100)
+        assert name_of("b") == directory.sealed.oldest()
+        directory.sealed.put(name_of("a"), 100)
 
 
 def test_a_file_that_cannot_be_removed_keeps_all_later_ones(
@@ -264,7 +269,7 @@ def test_a_file_that_cannot_be_removed_keeps_all_later_ones(
     applied = directory.retention(retain_bytes=1)
     for _ in range(3):
         assert names("abc") == directory.apply(applied)
-    assert ["cannot remove a: Read-only file system"] == caplog.messages
+    assert [f"cannot remove {name_of('a')}: Read-only file system"] == caplog.messages
     assert [0, 3] == [applied.removed_segments, len(directory.sealed)]
     unlinks.times = 0
     assert [] == directory.apply(applied)
@@ -278,7 +283,7 @@ def test_what_was_removed_is_one_line_in_the_log(
     applied = directory.retention(retain_bytes=500, retain_seconds=150)
     directory.apply(applied)
     directory.apply(applied)
-    expected = "removed segments up to b: 1 beyond the size, 1 beyond the age to keep"
+    expected = f"removed segments up to {name_of('b')}: 1 beyond the size, 1 beyond the age to keep"
     assert [expected] == [r.getMessage() for r in caplog.records if r.name == retention.__name__]
 
 

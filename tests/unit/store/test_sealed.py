@@ -8,6 +8,7 @@ import pytest
 from astralog.store import sealed
 from astralog.store.files import seal_file
 from astralog.store.segment_reader import READ_ERRORS
+from tests.support import foreign
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -30,8 +31,7 @@ def test_each_segment_is_listed_once(tmp_path: Path) -> None:
     """Both forms of a segment are one; open ones are told apart, and strangers left out."""
     for name in (f"{FIRST}.ndjson", f"{FIRST}.ndjson.zst", f"{SECOND}.ndjson.open"):
         write(tmp_path, name)
-    for name in ("token", "forward.cursor", "export.ndjson", f"{FIRST}.ndjson.zst.new"):
-        write(tmp_path, name)
+    foreign.make_all(tmp_path)
     assert ({FIRST}, {SECOND}, {FIRST}) == sealed.list_segments(tmp_path)
 
 
@@ -115,19 +115,3 @@ def test_a_segment_that_is_gone_or_damaged_has_no_size(tmp_path: Path) -> None:
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"no zstd at all")
     with pytest.raises(READ_ERRORS):
         sealed.size_of_lines(tmp_path, FIRST)
-
-
-@pytest.mark.parametrize(
-    ("file_name", "name"),
-    [
-        (f"{FIRST}.ndjson", FIRST),
-        (f"{SECOND}.ndjson", SECOND),
-        (f"{FIRST}.ndjson.zst", None),
-        (f"{FIRST}.ndjson.open", None),
-        ("export.ndjson", None),
-        ("token", None),
-    ],
-)
-def test_only_a_plain_sealed_file_of_the_service_is_one(file_name: str, name: str | None) -> None:
-    """What another program left there is none of the service's segments."""
-    assert name == sealed.plain_name(file_name)

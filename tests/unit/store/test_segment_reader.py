@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.store import segment_reader
-from astralog.store.segment_reader import ReadBudget, SegmentReader, split_name
+from astralog.store.names import Form
+from astralog.store.segment_reader import ReadBudget, SegmentReader
 from tests.support.tail import compress, make_segment
+from tests.unit.store.segments import name_of
 
-SUFFIXES = [".ndjson.open", ".ndjson", ".ndjson.zst"]
+NAME = name_of("a")
+SUFFIXES = [form.value for form in Form]
 
 
 @pytest.fixture
@@ -29,28 +32,11 @@ def backwards(reader: SegmentReader, end: int | None = None) -> list[bytes]:
     return [line for _, line in reader.lines_backwards(end, ReadBudget())]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("1-2.ndjson", ("1-2", ".ndjson")),
-        ("1-2.ndjson.open", ("1-2", ".ndjson.open")),
-        ("1-2.ndjson.zst", ("1-2", ".ndjson.zst")),
-        ("1-2.ndjson.zst.tmp", None),
-        ("1-2.ndjson.gz", None),
-        ("token", None),
-        ("1-2.open", None),
-    ],
-)
-def test_a_segment_is_known_by_its_suffix(name: str, expected: tuple[str, str] | None) -> None:
-    """Other files in the directory are no segments."""
-    assert expected == split_name(name)
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_each_name_is_read(tmp_path: Path, suffix: str) -> None:
     """The lines are the same, whether the file is open, sealed or compressed."""
-    make_segment(tmp_path, "a", b"one\n", b"\n", b"three\n", suffix=suffix)
-    reader = SegmentReader(tmp_path, "a")
+    make_segment(tmp_path, NAME, b"one\n", b"\n", b"three\n", suffix=suffix)
+    reader = SegmentReader(tmp_path, NAME)
     assert [b"one", b"", b"three"] == forwards(reader)
     assert [b"", b"three"] == forwards(reader, begin=4)
     assert [b"one", b""] == forwards(reader, end=5)
@@ -60,15 +46,15 @@ def test_each_name_is_read(tmp_path: Path, suffix: str) -> None:
 
 def test_a_missing_segment_is_an_error(tmp_path: Path) -> None:
     """Without any of the names there is nothing to read."""
-    with pytest.raises(FileNotFoundError, match="a"):
-        SegmentReader(tmp_path, "a")
+    with pytest.raises(FileNotFoundError, match=NAME):
+        SegmentReader(tmp_path, NAME)
 
 
 def test_a_segment_is_read_on_when_its_file_is_gone(tmp_path: Path) -> None:
     """Sealing, compressing and removing do not disturb who has it open."""
-    path = make_segment(tmp_path, "a", b"one\n", suffix=".ndjson.open")
-    reader = SegmentReader(tmp_path, "a")
-    sealed = path.rename(tmp_path / "a.ndjson")
+    path = make_segment(tmp_path, NAME, b"one\n", suffix=".ndjson.open")
+    reader = SegmentReader(tmp_path, NAME)
+    sealed = path.rename(tmp_path / NAME.file(Form.PLAIN))
     compress(sealed).unlink()
     assert [b"one"] == forwards(reader)
     assert [b"one"] == backwards(reader)
@@ -85,8 +71,8 @@ def test_backwards_is_forwards_reversed(
         patch.setattr(segment_reader, "LAST_BLOCK_BYTES", 2)
         content = b"".join(pieces) + (b"\n" if ends else b"")
         directory = tmp_path_factory.mktemp("segments")
-        make_segment(directory, "a", content)
-        reader = SegmentReader(directory, "a")
+        make_segment(directory, NAME, content)
+        reader = SegmentReader(directory, NAME)
         whole = content[: content.rfind(b"\n") + 1]
         lines = list(reader.lines(0, None, ReadBudget()))
         assert whole == b"".join(line + b"\n" for _, line in lines)
@@ -102,8 +88,8 @@ def test_backwards_is_forwards_reversed(
 @pytest.mark.usefixtures("small_blocks")
 def test_half_a_line_is_not_shown(tmp_path: Path) -> None:
     """It is shown once it is whole, however long it is."""
-    path = make_segment(tmp_path, "a", b"one\n", b"t" * 50, suffix=".ndjson.open")
-    reader = SegmentReader(tmp_path, "a")
+    path = make_segment(tmp_path, NAME, b"one\n", b"t" * 50, suffix=".ndjson.open")
+    reader = SegmentReader(tmp_path, NAME)
     assert [b"one"] == forwards(reader) == backwards(reader)
     with path.open("ab") as file:
         file.write(b"o\n")
@@ -114,8 +100,8 @@ def test_half_a_line_is_not_shown(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_a_file_cut_back_while_it_is_read_ends_there(tmp_path: Path) -> None:
     """Reading backwards goes on before the new end; no line is torn."""
-    path = make_segment(tmp_path, "a", *(b"line %d\n" % number for number in range(9)))
-    reader = SegmentReader(tmp_path, "a")
+    path = make_segment(tmp_path, NAME, *(b"line %d\n" % number for number in range(9)))
+    reader = SegmentReader(tmp_path, NAME)
     lines = reader.lines_backwards(None, ReadBudget())
     assert (63, b"line 8") == next(lines)
     os.truncate(path, 24)
@@ -130,8 +116,8 @@ def test_a_file_cut_back_while_it_is_read_ends_there(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_a_budget_bounds_what_is_read(tmp_path: Path, suffix: str) -> None:
     """Reading stops at the block that spends it, and backwards too; without one all is read."""
-    make_segment(tmp_path, "a", *(b"line %d\n" % number for number in range(9)), suffix=suffix)
-    reader = SegmentReader(tmp_path, "a")
+    make_segment(tmp_path, NAME, *(b"line %d\n" % number for number in range(9)), suffix=suffix)
+    reader = SegmentReader(tmp_path, NAME)
     budget = ReadBudget(20)
     assert 3 == len(list(reader.lines(0, None, budget)))
     assert budget.is_spent
@@ -146,7 +132,7 @@ def test_a_budget_bounds_what_is_read(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
     """Else who reads piece by piece would never come past it."""
-    make_segment(tmp_path, "a", b"x" * 100 + b"\n", b"one\n")
-    reader = SegmentReader(tmp_path, "a")
+    make_segment(tmp_path, NAME, b"x" * 100 + b"\n", b"one\n")
+    reader = SegmentReader(tmp_path, NAME)
     assert [b"x" * 100] == [line for _, line in reader.lines(0, None, ReadBudget(1))][:1]
     reader.close()

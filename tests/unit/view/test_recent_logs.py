@@ -9,10 +9,10 @@ import pytest
 from astralog.view import recent_logs
 from astralog.view.log_filter import LogFilter
 from astralog.view.recent_logs import MAX_LOGS, NAME_CHARACTERS, TEXT_CHARACTERS, RecentLogs
-from tests.support.tail import make_line, make_segment, make_stem
+from tests.support.tail import make_line, make_name, make_segment
 
 NOW = 1_700_000_000.0
-STEM = make_stem(NOW)
+NAME = make_name(NOW)
 
 
 def logs_of(data_dir: Path) -> RecentLogs:
@@ -28,14 +28,14 @@ def look(data_dir: Path, wanted: LogFilter | None = None, after: str | None = No
 def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
     """As they are stored, with the rank of its level, and what it is asked for by as a whole."""
     line = make_line("a\nb\0", NOW, level="WARN", metadata={"x": [1.50]})
-    make_segment(tmp_path, STEM, make_line("older", NOW, level="audit"), line)
+    make_segment(tmp_path, NAME, make_line("older", NOW, level="audit"), line)
     page = look(tmp_path)
     newest, older = page["logs"]
     assert page["is_all"]
     assert newest["bytes"] + older["bytes"] + 2 == page["searched_bytes"]
     assert ("older", None, "audit") == (older["message"], older["rank"], older["level"])
     assert {
-        "id": f"{STEM}:{len(make_line('older', NOW, level='audit')) + len(line)}",
+        "id": f"{NAME}:{len(make_line('older', NOW, level='audit')) + len(line)}",
         "timestamp": "2023-11-14T22:13:20.000000Z",
         "level": "WARN",
         "rank": 4,
@@ -62,7 +62,7 @@ def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
 def test_long_texts_are_shortened(tmp_path: Path, fields: dict[str, Any]) -> None:
     """The whole log is there for who asks for it."""
     line = make_line(**{"message": "m", **fields})
-    make_segment(tmp_path, STEM, line)
+    make_segment(tmp_path, NAME, line)
     (log,) = look(tmp_path)["logs"]
     assert log["is_shortened"]
     assert len(json.dumps(log)) < 2 * TEXT_CHARACTERS + 1000
@@ -78,7 +78,7 @@ def test_long_texts_are_shortened(tmp_path: Path, fields: dict[str, Any]) -> Non
 
 def test_a_page_is_bounded(tmp_path: Path) -> None:
     """Of many logs the newest are shown, and that there are others."""
-    make_segment(tmp_path, STEM, *(make_line(f"{n}", NOW) for n in range(MAX_LOGS + 1)))
+    make_segment(tmp_path, NAME, *(make_line(f"{n}", NOW) for n in range(MAX_LOGS + 1)))
     page = look(tmp_path)
     assert ["100", "1"] == [page["logs"][place]["message"] for place in (0, -1)]
     assert not page["is_all"]
@@ -86,7 +86,7 @@ def test_a_page_is_bounded(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_log_is_shown_to_who_may_see_all(tmp_path: Path) -> None:
     """Its text is the message; who sees some projects, or asks for something, does not get it."""
-    make_segment(tmp_path, STEM, b'{"torn\xff' + b"x" * 10_000 + b"\n")
+    make_segment(tmp_path, NAME, b'{"torn\xff' + b"x" * 10_000 + b"\n")
     (log,) = look(tmp_path)["logs"]
     assert log["message"].startswith('{"torn\ufffdxxx')
     assert (None, "", TEXT_CHARACTERS) == (log["rank"], log["level"], len(log["message"]))
@@ -97,7 +97,7 @@ def test_a_line_that_is_no_log_is_shown_to_who_may_see_all(tmp_path: Path) -> No
 
 def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
     """Also whole logs, whose ids it may guess."""
-    make_segment(tmp_path, STEM, make_line("mine", NOW, project_id="a"), make_line("x", NOW))
+    make_segment(tmp_path, NAME, make_line("mine", NOW, project_id="a"), make_line("x", NOW))
     bound = LogFilter(projects={"a"})
     assert ["mine"] == [log["message"] for log in look(tmp_path, bound)["logs"]]
     mine, other = reversed([log["id"] for log in look(tmp_path)["logs"]])
@@ -112,32 +112,32 @@ def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
         "",
         ":",
         "x:1",
-        f"{STEM}:",
-        f"{STEM}:-1",
-        f"{STEM}:9",
-        f"{STEM}:٣",
-        f"{STEM}:{'9' * 5000}",
+        f"{NAME}:",
+        f"{NAME}:-1",
+        f"{NAME}:9",
+        f"{NAME}:٣",
+        f"{NAME}:{'9' * 5000}",
         "../x:1",
     ],
 )
 def test_what_is_no_id_finds_nothing(tmp_path: Path, id: str) -> None:
     """Whoever asks may write what it likes."""
-    make_segment(tmp_path, STEM, make_line("x", NOW))
+    make_segment(tmp_path, NAME, make_line("x", NOW))
     assert logs_of(tmp_path).look_at(LogFilter(), id) is None
 
 
 def test_a_damaged_segment_is_passed_over(tmp_path: Path) -> None:
     """The others are shown; of the damaged one, no log is found."""
-    make_segment(tmp_path, STEM, make_line("x", NOW))
-    damaged = make_segment(tmp_path, make_stem(NOW, 2), make_line("y", NOW), suffix=".ndjson.zst")
+    make_segment(tmp_path, NAME, make_line("x", NOW))
+    damaged = make_segment(tmp_path, make_name(NOW, 2), make_line("y", NOW), suffix=".ndjson.zst")
     damaged.write_bytes(damaged.read_bytes()[:-5] + b"?????")
     assert ["x"] == [log["message"] for log in look(tmp_path)["logs"]]
-    assert logs_of(tmp_path).look_at(LogFilter(), f"{make_stem(NOW, 2)}:9") is None
+    assert logs_of(tmp_path).look_at(LogFilter(), f"{make_name(NOW, 2)}:9") is None
 
 
 def test_a_large_log_does_not_hide_the_others(tmp_path: Path) -> None:
     """The largest that the service takes fits into what a look reads."""
-    make_segment(tmp_path, STEM, make_line("older", NOW), make_line("x" * 99_000, NOW))
+    make_segment(tmp_path, NAME, make_line("older", NOW), make_line("x" * 99_000, NOW))
     large, older = look(tmp_path)["logs"]
     assert ("older", True, TEXT_CHARACTERS) == (
         older["message"],
@@ -152,7 +152,7 @@ def test_a_search_reads_no_more_than_it_may(
     """What matches nothing is not looked for in all that is stored; the page is told so."""
     monkeypatch.setattr(recent_logs, "READ_BYTES", 100_000)
     monkeypatch.setattr(recent_logs, "_sleep", lambda seconds: None)
-    make_segment(tmp_path, STEM, *[make_line("x" * 1000, NOW)] * 2000)
+    make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 2000)
     page = look(tmp_path, LogFilter(text="nowhere"))
     assert ([], False) == (page["logs"], page["is_all"])
     assert 200_000 <= page["searched_bytes"] < 800_000
@@ -162,7 +162,7 @@ def test_a_search_sleeps_most_of_the_time(tmp_path: Path, monkeypatch: pytest.Mo
     """A worker's requests wait for the interpreter while its thread computes."""
     slept: list[float] = []
     monkeypatch.setattr(recent_logs, "_sleep", slept.append)
-    make_segment(tmp_path, STEM, *[make_line("x" * 1000, NOW)] * 5000)
+    make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 5000)
     start = time.thread_time()
     page = look(tmp_path, LogFilter(text="nowhere"))
     worked = time.thread_time() - start
