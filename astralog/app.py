@@ -1,10 +1,10 @@
 """The one place where the parts are joined to an application."""
 
-from flask import Flask
+from flask import Flask, Response
 
 from astralog import __version__
 from astralog.api import docs, drain, health, metrics, otlp, responses, status
-from astralog.api.flask_app import App
+from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
 from astralog.environment import parse_networks
@@ -44,23 +44,36 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     numbers.register(BuildCollector())
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
     acceptor = Acceptor(tokens, bodies, queue, counters)
-    app = App(__name__, static_folder=None)
+    app = Api(__name__)
     app.extensions["astralog"] = queue
     app.extensions["astralog_metrics"] = numbers
     app.extensions["astralog_tokens"] = tokens
     proxies = parse_networks(settings.trusted_proxies)
     rejections = RejectionLog(tokens.name_of, counters, proxies)
     app.extensions["astralog_rejections"] = rejections
-    responses.init_app(app, rejections.note)
-    app.register_blueprint(drain.create_blueprint(acceptor, rejections.note))
-    app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note))
-    app.register_blueprint(health.create_blueprint(queue))
+    reject = responses.make_rejecter(rejections.note)
+    reject_otlp = otlp.make_rejecter(rejections.note)
+    responses.init_app(app, _by_path(reject, reject_otlp))
+    app.register_blueprint(drain.create_blueprint(acceptor, rejections.note, reject))
+    app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note, reject_otlp))
+    app.register_blueprint(health.create_blueprint(queue, reject))
     has_status = settings.status == "on"
     app.register_blueprint(docs.create_blueprint(__version__, has_status=has_status))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))
     if has_status:
         _add_status(app, settings, tokens, numbers)
+    app.wsgi_app = Dispatcher(app)  # type: ignore[method-assign]  # as Flask documents it
     return app
+
+
+def _by_path(reject: Reject, reject_otlp: Reject) -> Reject:
+    """Return what answers an error in the form of the protocol that a path belongs to."""
+
+    def reject_error(error: Exception, environ: Environ) -> Response:
+        form = reject_otlp if otlp.is_otlp_path(environ["PATH_INFO"]) else reject
+        return form(error, environ)
+
+    return reject_error
 
 
 def _add_status(app: Flask, settings: Settings, tokens: Tokens, numbers: Metrics) -> None:

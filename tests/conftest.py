@@ -15,6 +15,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from astralog import log
 from astralog.app import create_app
 from astralog.settings import Settings
 from tests.support.service import TOKEN, heed_signals
@@ -72,6 +73,12 @@ class Disk:
             f_bfree=1 << 60,
             f_bsize=4096,
         )
+
+
+@pytest.fixture(autouse=True)
+def first_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test see the traceback that is logged once a minute."""
+    monkeypatch.setattr(log, "_tracebacks", log._Tracebacks())
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
 """The files that pages are made of, in memory: the disk may stall."""
 
 import zlib
+from collections.abc import Mapping
+from http import HTTPStatus
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flask import Response, request
+from flask import Response
 from werkzeug.exceptions import NotFound
-from werkzeug.wrappers import Response as AnyResponse
+
+from astralog.api.negotiation import has_current
 
 OWN = files("astralog.api") / "static"
 
@@ -66,10 +69,13 @@ def send_page(page: Asset, policy: str = CONTENT_SECURITY_POLICY) -> Response:
     return response
 
 
-def send_one_of(assets: dict[str, Asset], name: str) -> AnyResponse:
-    """Return a response with a file of a page; raises NotFound."""
+def send_one_of(assets: dict[str, Asset], name: str, environ: Mapping[str, Any]) -> Response:
+    """Return a response with a file of a page, without it if the client has it; raises NotFound."""
     if name not in assets:
         raise NotFound
     response = send(assets[name])
-    response.cache_control.no_cache = True
-    return response.make_conditional(request)
+    response.headers["Cache-Control"] = "no-cache"
+    if has_current(environ.get("HTTP_IF_NONE_MATCH", ""), assets[name].etag):
+        response.status_code = HTTPStatus.NOT_MODIFIED
+        response.set_data(b"")
+    return response

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import cache
+from http import HTTPStatus
 from importlib.resources import files
 
 import msgspec
-from flask import Blueprint, Response, redirect, request
-from werkzeug.wrappers import Response as AnyResponse
+from flask import Blueprint, Response, request
 
 from astralog.api import assets
 from astralog.api.assets import OWN, Asset
+from astralog.api.negotiation import prefers_html
 from astralog.api.openapi import describe
 from astralog.api.responses import json_response
 
@@ -41,14 +42,13 @@ def create_blueprint(version: str, *, has_status: bool) -> Blueprint:
     }
 
     @blueprint.get("/")
-    def lead() -> AnyResponse:
+    def lead() -> Response:
         """Lead a browser to a page, and tell anything else what there is."""
-        kinds = request.accept_mimetypes
-        if kinds["text/html"] > kinds["application/json"]:
-            response: AnyResponse = redirect(status.get("status", "/docs"))
-        else:
-            response = json_response({"name": "AstraLog", "version": version, "links": links})
-        response.vary.add("Accept")
+        response = json_response({"name": "AstraLog", "version": version, "links": links})
+        if prefers_html(request.environ.get("HTTP_ACCEPT", "")):
+            response.status_code = HTTPStatus.FOUND
+            response.headers["Location"] = status.get("status", "/docs")
+        response.headers["Vary"] = "Accept"
         return response
 
     @blueprint.get("/docs")
@@ -57,9 +57,9 @@ def create_blueprint(version: str, *, has_status: bool) -> Blueprint:
         return assets.send_page(page)
 
     @blueprint.get("/docs/<asset>")
-    def show_asset(asset: str) -> AnyResponse:
+    def show_asset(asset: str) -> Response:
         """Return a file of the page."""
-        return assets.send_one_of(files_of_page, asset)
+        return assets.send_one_of(files_of_page, asset, request.environ)
 
     @blueprint.get("/openapi.json")
     def show_document() -> Response:

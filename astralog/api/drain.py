@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response
 
-from astralog.api.flask_app import FixedResponse, PlainView
+from astralog.api.dispatch import FixedResponse, Reject, plain_view
 from astralog.api.responses import REPLAYED_HEADERS, Note, json_response
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Accepted, Acceptor
@@ -23,12 +23,15 @@ NDJSON_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl
 SHOWN_LOGS = 20
 
 
-def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
-    """Return the blueprint of the one route that takes logs; `note` hears what is left out."""
+def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
+    """Return the blueprint of the one route that takes logs.
+
+    `note` takes note of logs that are left out, and `reject` answers every error.
+    """
     blueprint = Blueprint("drain", __name__)
 
     @blueprint.post("/v1/drain")
-    @PlainView
+    @plain_view(reject)
     def drain(environ: Environ) -> Response:
         """Store a batch; 200 means that every line of it is in a segment file."""
         is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))

@@ -8,10 +8,16 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
-from astralog.api.flask_app import FixedResponse, PlainView
-from astralog.api.responses import REPLAYED_HEADERS, Note, add_headers, as_rejection
+from astralog.api.dispatch import FixedResponse, Reject, plain_view
+from astralog.api.responses import (
+    REPLAYED_HEADERS,
+    Note,
+    add_allow,
+    add_headers,
+    as_rejection,
+)
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ
@@ -34,8 +40,10 @@ CODE_OF_STATUS = {
     HTTPStatus.UNAUTHORIZED: 16,  # UNAUTHENTICATED
     HTTPStatus.FORBIDDEN: 7,  # PERMISSION_DENIED
     HTTPStatus.NOT_FOUND: 12,  # UNIMPLEMENTED
+    HTTPStatus.METHOD_NOT_ALLOWED: 12,
     HTTPStatus.REQUEST_TIMEOUT: 4,  # DEADLINE_EXCEEDED
     HTTPStatus.CONFLICT: 10,  # ABORTED
+    HTTPStatus.LENGTH_REQUIRED: 3,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: 3,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: 3,
     HTTPStatus.UNPROCESSABLE_ENTITY: 9,  # FAILED_PRECONDITION
@@ -58,19 +66,38 @@ REPLAYED = {
 DESCRIBED_LOGS = 3
 
 
-def create_blueprint(acceptor: Acceptor, note: Note) -> Blueprint:
-    """Return the blueprint of what OpenTelemetry sends; `note` takes note of each rejection."""
+def is_otlp_path(path: str) -> bool:
+    """Return whether an exporter of OpenTelemetry may have sent to a path.
+
+    Exporters join their URL and the signal's path, which makes paths as `/v1//logs`, `/v1/logs/`
+    and `/v1/logs/v1/logs`.
+    """
+    words = [word for word in path.split("/") if word]
+    return words[-2:-1] == ["v1"] and words[-1] in ("logs", *OTHER_SIGNALS)
+
+
+def make_rejecter(note: Note) -> Reject:
+    """Return what turns every error into a google.rpc.Status, after `note` has taken note of it."""
+
+    def reject_error(error: Exception, environ: Environ) -> Response:
+        rejection = as_rejection(error, environ)
+        note(rejection, environ)
+        response = _reject(rejection, environ)
+        add_allow(response, error)
+        return response
+
+    return reject_error
+
+
+def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
+    """Return the blueprint of what OpenTelemetry sends.
+
+    `note` takes note of logs that are left out, and `reject` answers every error.
+    """
     blueprint = Blueprint("otlp", __name__)
 
-    @blueprint.errorhandler(Exception)
-    def reject(error: Exception) -> Response:
-        """Turn an error into a google.rpc.Status."""
-        rejection = as_rejection(error)
-        note(rejection, request.environ)
-        return _reject(rejection)
-
     @blueprint.post("/v1/logs")
-    @PlainView
+    @plain_view(reject)
     def export_logs(environ: Environ) -> Response:
         """Store an export; 200 means that every log of it, but for rejected ones, is on disk."""
         encoding = _find_encoding(environ)
@@ -123,9 +150,9 @@ def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Re
     return Response(body, status, content_type=encoding.content_type)
 
 
-def _reject(rejection: Rejection) -> Response:
+def _reject(rejection: Rejection, environ: Environ) -> Response:
     """Return the rejection as a google.rpc.Status, whose message begins with its code."""
-    encoding = _find_encoding(request.environ)
+    encoding = _find_encoding(environ)
     body = encoding.encode_status(CODE_OF_STATUS[rejection.status], _say(rejection))
     response = _respond(body, encoding, rejection.status)
     add_headers(response, rejection)

@@ -9,12 +9,23 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from astralog.api.dispatch import Reject
 from astralog.errors import RETRIED_STATUSES, RETRY_AFTER_SECONDS, Rejection
+from astralog.log import log_exception
 
 log = logging.getLogger(__name__)
 
 #: What an answer says where an earlier try with the same Idempotency-Key has stored the batch.
 REPLAYED_HEADERS = {"Idempotency-Replayed": "true"}
+
+WHERE_LOGS_GO = "logs go to POST /v1/drain, those of OpenTelemetry to POST /v1/logs"
+
+NO_PREFLIGHT = (
+    "Browsers cannot send from pages of other origins: no preflight (CORS) is answered. "
+    "Send from a server."
+)
+
+INTERNAL = HTTPStatus.INTERNAL_SERVER_ERROR
 
 #: Takes note of a rejected request; its second argument is WSGI's environ.
 Note = Callable[[Rejection, dict[str, Any]], None]
@@ -47,41 +58,59 @@ def add_headers(response: Response, rejection: Rejection) -> None:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
 
 
-def as_rejection(error: Exception) -> Rejection:
-    """Return an error as a rejection; one that is none is logged, and becomes `internal`."""
+def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
+    """Return an error as a rejection of a request with WSGI's `environ`.
+
+    An error that nobody expected is logged, and becomes `internal`.
+    """
     if isinstance(error, Rejection):
         return error
-    log.error("request failed", exc_info=error)
+    if isinstance(error, HTTPException) and error.code and error.code < INTERNAL:
+        return _rejection_of(error, environ)
+    log_exception(log, "request failed")
     return Rejection("internal", "The service failed; its own log says why.")
 
 
-def init_app(app: Flask, note: Note) -> None:
-    """Turn every rejection, and every error that is none, into the one JSON shape."""
+def make_rejecter(note: Note) -> Reject:
+    """Return what turns every error into the one JSON shape, after `note` has taken note of it."""
 
-    def noted(rejection: Rejection) -> Response:
-        note(rejection, request.environ)
-        return reject(rejection)
-
-    def reject_http_error(error: HTTPException) -> Response:
-        response = noted(_rejection_of(error))
-        if isinstance(error, MethodNotAllowed):
-            response.headers["Allow"] = _allowed(error)
+    def reject_error(error: Exception, environ: dict[str, Any]) -> Response:
+        rejection = as_rejection(error, environ)
+        note(rejection, environ)
+        response = reject(rejection)
+        add_allow(response, error)
         return response
 
-    def reject_internal_error(error: Exception) -> Response:
-        return noted(as_rejection(error))
-
-    app.register_error_handler(Rejection, noted)
-    app.register_error_handler(HTTPException, reject_http_error)
-    app.register_error_handler(Exception, reject_internal_error)
+    return reject_error
 
 
-def _rejection_of(error: HTTPException) -> Rejection:
+def init_app(app: Flask, reject_error: Reject) -> None:
+    """Turn every error, the framework's own among them, into a response."""
+    for kind in (HTTPException, Exception):
+        app.register_error_handler(kind, lambda error: reject_error(error, request.environ))
+
+
+def add_allow(response: Response, error: Exception) -> None:
+    """Add the methods that a path takes to the response to another one (RFC 9110, 15.5.6)."""
     if isinstance(error, MethodNotAllowed):
-        return Rejection("method_not_allowed", f"This path takes {_allowed(error)}.")
+        response.headers["Allow"] = _allowed(error)
+
+
+def _rejection_of(error: HTTPException, environ: Mapping[str, Any]) -> Rejection:
+    if isinstance(error, MethodNotAllowed):
+        return Rejection("method_not_allowed", _explain_method(error, environ))
     if error.code == HTTPStatus.NOT_FOUND:
-        return Rejection("not_found", "No such path; logs go to POST /v1/drain.")
-    return Rejection("bad_request", error.description or "The request is invalid.")
+        return Rejection("not_found", f"No such path; {WHERE_LOGS_GO}.")
+    return Rejection("bad_request", "The request is invalid.")
+
+
+def _explain_method(error: MethodNotAllowed, environ: Mapping[str, Any]) -> str:
+    allowed = f"This path takes {_allowed(error)}"
+    if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
+        return f"{allowed}. {NO_PREFLIGHT}"
+    if environ["REQUEST_METHOD"] == "POST":
+        return f"{allowed}; {WHERE_LOGS_GO}."
+    return f"{allowed}."
 
 
 def _allowed(error: MethodNotAllowed) -> str:

@@ -13,7 +13,6 @@ import msgspec
 from flask import Blueprint, Response, request
 from gevent.lock import Semaphore
 from gevent.threadpool import ThreadPool
-from werkzeug.wrappers import Response as AnyResponse
 
 from astralog.api import assets
 from astralog.api.assets import OWN
@@ -132,9 +131,9 @@ def _add_page(blueprint: Blueprint) -> None:
         return response
 
     @blueprint.get("/status/<asset>")
-    def show_asset(asset: str) -> AnyResponse:
+    def show_asset(asset: str) -> Response:
         """Return a file of the page."""
-        return assets.send_one_of(files, asset)
+        return assets.send_one_of(files, asset, request.environ)
 
 
 def _add_numbers(

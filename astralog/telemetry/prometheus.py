@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 #: Seconds between two times a worker publishes what it counted: what a killed one may take along.
 PUBLISH_SECONDS = 0.5
 
+#: Versions of a format, as an Accept header has them, that a scraper may ask for.
+KNOWN_VERSIONS = {"version=0.0.1", "version=0.0.4", "version=1.0.0"}
+
 #: Time slices that others get at most to answer stored batches, so that a snapshot has both.
 SETTLE_SLICES = 10
 
@@ -124,7 +127,7 @@ class Metrics:
         the others have counted.
         """
         self._balance()
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(_keep_known(accept))
         return encode(self._registry), content_type
 
     def totals(self) -> Totals:
@@ -149,6 +152,21 @@ class Metrics:
         for family in self._families:
             yield _SHOW[family.kind](family, values[family.name])
         yield _ready(values[WORKERS])
+
+
+def _keep_known(accept: str) -> str:
+    """Return the media ranges of an Accept header with no version that nobody knows.
+
+    prometheus_client raises ValueError for a version that is not made of three numbers.
+    """
+    return ",".join(item for item in accept.split(",") if _is_known(item))
+
+
+def _is_known(media_range: str) -> bool:
+    versions = {
+        word.strip() for word in media_range.split(";") if word.strip().startswith("version=")
+    }
+    return versions <= KNOWN_VERSIONS
 
 
 def take_snapshot(families: Iterable[Family]) -> Snapshot:

@@ -342,6 +342,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/server/test_application.py", "-k", "was_there"),
     ),
     Guard(
+        "no path is redirected to one with fewer slashes",
+        "astralog/api/dispatch.py",
+        "self.url_map.merge_slashes = False",
+        "self.url_map.merge_slashes = True",
+        ("tests/unit/api/test_paths.py", "tests/unit/api/test_dispatch.py"),
+    ),
+    Guard(
+        "slashes at the beginning of a path are not merged",
+        "astralog/api/dispatch.py",
+        'if path.startswith("//"):',
+        "if False:",
+        ("tests/unit/api/test_paths.py", "tests/unit/api/test_dispatch.py"),
+    ),
+    Guard(
         "lines of the log for what is rejected",
         "astralog/api/rejection_log.py",
         "silence = self._silences.get(source)",

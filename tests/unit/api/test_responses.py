@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from flask import Flask, abort
 
-from astralog.api.responses import init_app, json_response, reject
+from astralog.api.responses import init_app, json_response, make_rejecter, reject
 from astralog.errors import STATUS_OF_CODE, Rejection
 
 
@@ -20,7 +20,7 @@ def noted() -> list[str]:
 def app(noted: list[str]) -> Flask:
     """Return an app that rejects, aborts or fails, as its path says."""
     app = Flask(__name__, static_folder=None)
-    init_app(app, lambda rejection, environ: noted.append(rejection.code))
+    init_app(app, make_rejecter(lambda rejection, environ: noted.append(rejection.code)))
 
     @app.get("/reject/<code>")
     def reject(code: str) -> str:

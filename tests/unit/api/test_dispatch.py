@@ -1,4 +1,4 @@
-"""The application routes by path and method alone, and does nothing else that Flask would do."""
+"""Hot paths are answered without Flask, and Flask routes by path and method alone."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from flask import Blueprint, Response, has_request_context, request, session
 from flask.testing import FlaskClient
 from werkzeug.exceptions import NotFound
 
-from astralog.api.flask_app import App, FixedResponse, PlainView
+from astralog.api.dispatch import Api, Dispatcher, FixedResponse, plain_view
 
 FIXED = FixedResponse(b'{"status":"fine"}')
 
 
 @pytest.fixture
-def app() -> App:
+def app() -> Api:
     """Return an application with routes of every kind."""
-    made = App(__name__, static_folder=None)
+    made = Api(__name__)
     blueprint = Blueprint("routes", __name__)
 
     @blueprint.get("/plain")
@@ -40,24 +40,24 @@ def app() -> App:
     def show_session() -> str:
         return repr(dict(session))
 
+    def fail(error: Exception, environ: dict[str, Any]) -> Response:
+        return Response(f"{environ['PATH_INFO']}: {error}", 418)
+
     @blueprint.get("/bare")
-    @PlainView
+    @plain_view(fail)
     def bare(environ: dict[str, Any]) -> Response:
         """Show what it was called with."""
         if environ["QUERY_STRING"]:
             raise ArithmeticError(environ["QUERY_STRING"])
         return Response(f"{environ['PATH_INFO']} {has_request_context()}")
 
-    @blueprint.errorhandler(ArithmeticError)
-    def fail(error: ArithmeticError) -> tuple[str, int]:
-        return f"{request.path}: {error}", 418
-
     made.register_blueprint(blueprint)
+    made.wsgi_app = Dispatcher(made)  # type: ignore[method-assign]
     return made
 
 
 @pytest.fixture
-def client(app: App) -> FlaskClient:
+def client(app: Api) -> FlaskClient:
     """Return a client of the application."""
     return app.test_client()
 
@@ -76,7 +76,7 @@ def test_a_path_with_an_argument_is_matched(client: FlaskClient, path: str, stat
     assert status == client.get(path).status_code
 
 
-def test_a_plain_view_is_called_without_a_context(app: App) -> None:
+def test_a_plain_view_is_called_without_a_context(app: Api) -> None:
     """It takes WSGI's environ; called by Flask, as a view of any other app, it takes the same."""
     client = app.test_client()
     assert (200, b"/bare False") == (client.get("/bare").status_code, client.get("/bare").data)
@@ -86,8 +86,8 @@ def test_a_plain_view_is_called_without_a_context(app: App) -> None:
         assert b"/bare True" == app.make_response(app.dispatch_request()).data
 
 
-def test_an_error_of_a_plain_view_has_its_answer(app: App) -> None:
-    """The handlers of its own blueprint come first, and know the request."""
+def test_an_error_of_a_plain_view_has_its_answer(app: Api) -> None:
+    """The view brings what answers it: no error handler of Flask's does."""
     app.register_error_handler(Exception, lambda error: ("another's", 500))
     answer = app.test_client().get("/bare?oops")
     assert (418, b"/bare: oops") == (answer.status_code, answer.data)
@@ -101,10 +101,20 @@ def test_a_method_that_a_path_does_not_take_is_told_the_others(client: FlaskClie
         assert {"GET", "HEAD", "POST"} == set(answer.headers["Allow"].split(", "))
 
 
-@pytest.mark.parametrize("path", ["/", "/plain/", "/plaines", "/files/", "/%70lain/x"])
-def test_no_other_path_is_found(client: FlaskClient, path: str) -> None:
-    """None is led elsewhere, nor taken for one that is a little different."""
-    assert 404 == client.get(path).status_code
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "CONNECT", "BREW"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/plain/", "/plaines", "/files/", "/%70lain/x", "//plain", "///plain", "/plain//"),
+        *("/files//a", "//files/a", "/files/a/", "/files/////a", "/bare/", "//bare", "", "*", "x"),
+    ],
+)
+def test_no_other_path_is_found(app: Api, method: str, path: str) -> None:
+    """None is redirected, nor taken for one that is a little different."""
+    environ = {"PATH_INFO": path}
+    answer = app.test_client().open(method=method, environ_overrides=environ)
+    assert 404 == answer.status_code
+    assert "Location" not in answer.headers
 
 
 def test_the_host_makes_no_difference(client: FlaskClient) -> None:
@@ -113,21 +123,51 @@ def test_the_host_makes_no_difference(client: FlaskClient) -> None:
         assert 200 == client.get("/plain", headers={"Host": host}).status_code
 
 
-def test_an_error_handler_is_all_that_runs_beside_a_view(app: App) -> None:
-    """Hooks cost time and are not called; an error has its answer."""
+@pytest.mark.parametrize(("path", "expected"), [("/plain", ["before", "after"]), ("/bare", [])])
+def test_hooks_run_for_all_but_plain_views(app: Api, path: str, expected: list[str]) -> None:
+    """Flask is as it is anywhere, but for what is answered before it."""
     called: list[str] = []
     app.before_request(lambda: called.append("before"))
-    app.after_request(lambda response: called.append("after"))
-    app.teardown_request(lambda error: called.append("teardown"))
-    app.register_error_handler(ValueError, lambda error: (str(error), 418))
-    answer = app.test_client().get("/error")
-    assert (418, b"oops") == (answer.status_code, answer.data)
-    assert 200 == app.test_client().get("/plain").status_code
-    assert [] == called
+
+    @app.after_request
+    def after(response: Response) -> Response:
+        called.append("after")
+        return response
+
+    assert 200 == app.test_client().get(path).status_code
+    assert expected == called
 
 
-def test_there_are_no_sessions(client: FlaskClient) -> None:
-    """A client's cookie is not looked at, and it gets none."""
+def test_an_error_handler_that_fails_is_logged_without_the_path(
+    app: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flask would log the path, in which a token may stand."""
+
+    @app.errorhandler(ValueError)
+    def fail(error: ValueError) -> Response:
+        raise TypeError("again")
+
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    assert 500 == app.test_client().get("/error?s3cret").status_code
+    assert ["a request failed, and its answer too"] == caplog.messages
+
+
+UPGRADE = {"Connection": "upgrade", "Upgrade": "websocket"}
+
+
+def test_no_header_takes_part_in_routing(client: FlaskClient) -> None:
+    """Not even those that werkzeug would take for another scheme."""
+    assert 200 == client.get("/plain", headers=UPGRADE).status_code
+    assert 404 == client.get("/missing", headers=UPGRADE).status_code
+
+
+def test_there_are_no_sessions(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's cookie is not parsed, and it gets none."""
+
+    def parse(*args: object) -> None:
+        raise AssertionError("the cookies were parsed")
+
+    monkeypatch.setattr("werkzeug.sansio.http.parse_cookie", parse)
     answer = client.get("/session", headers={"Cookie": "session=x"})
     assert b"{}" == answer.data
     assert "Set-Cookie" not in answer.headers
@@ -149,6 +189,6 @@ def test_a_fixed_response_is_the_same_every_time() -> None:
     assert [expected] * 3 == started
 
 
-def test_a_request_outside_of_one_is_bound_to_none(app: App) -> None:
+def test_a_request_outside_of_one_is_bound_to_none(app: Api) -> None:
     """What Flask asks for without a request, as for a URL, is Flask's own affair."""
     assert app.create_url_adapter(None) is None

@@ -1,0 +1,126 @@
+"""The WSGI application: a dispatcher for the hot paths, and Flask for every other request.
+
+Measured on one core, an empty view takes 30 µs per request through Flask and 1 µs through the
+dispatcher.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, Request, Response, request
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import MapAdapter
+
+from astralog.log import log_exception
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
+Environ = dict[str, Any]
+View = Callable[[Environ], Response]
+
+#: Returns the response to a request that failed with an error; it never raises.
+Reject = Callable[[Exception, Environ], Response]
+
+
+class PlainView:
+    """A view that takes WSGI's environ, for a path without arguments.
+
+    `Dispatcher` calls it without Flask: none of Flask's hooks or error handlers run.
+    """
+
+    def __init__(self, answer: View, reject: Reject) -> None:
+        update_wrapper(self, answer)
+        self.answer = answer
+        self.reject = reject
+
+    def __call__(self) -> Response:
+        """Answer as a view of Flask's does."""
+        return self.answer(request.environ)
+
+
+def plain_view(reject: Reject) -> Callable[[View], PlainView]:
+    """Return a decorator that makes a plain view whose errors become responses by `reject`."""
+    return lambda answer: PlainView(answer, reject)
+
+
+class Api(Flask):
+    """A Flask that routes by path and method, as they were sent, and redirects no path.
+
+    No header takes part in routing: werkzeug parses headers in more than linear time, and before a
+    token is known none of its parsed headers may be read.
+    """
+
+    def __init__(self, import_name: str) -> None:
+        super().__init__(import_name, static_folder=None)
+        self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+        self.url_map.merge_slashes = False
+        self.url_map.redirect_defaults = False
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Bind the path and the method of a request; raises NotFound for a path of two slashes.
+
+        MapAdapter would take any number of slashes at the beginning for one.
+        """
+        if request is None:
+            return super().create_url_adapter(None)
+        path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]
+        if path.startswith("//"):
+            raise NotFound
+        return MapAdapter(self.url_map, "", "/", "", "http", path or "/", method)
+
+    def log_exception(self, exc_info: Any) -> None:
+        """Log an error that even an error handler failed on."""
+        log_exception(log, "a request failed, and its answer too")
+
+
+class Dispatcher:
+    """Answers the requests of plain views, and hands all others on to Flask."""
+
+    def __init__(self, app: Flask) -> None:
+        """Take the plain views among the routes that the application has by now."""
+        self._flask: WSGIApplication = app.wsgi_app
+        self._views = {
+            (method, rule.rule): view
+            for rule in app.url_map.iter_rules()
+            if isinstance(view := app.view_functions[rule.endpoint], PlainView)
+            for method in rule.methods or ()
+        }
+
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        """Answer as any WSGI application does."""
+        view = self._views.get((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        if view is None:
+            return self._flask(environ, start_response)
+        try:
+            response = view.answer(environ)
+        except Exception as error:
+            response = view.reject(error, environ)
+        return response(environ, start_response)
+
+
+class FixedResponse(Response):
+    """A 200 with a body that is the same every time, rendered once; never change it."""
+
+    def __init__(
+        self,
+        body: bytes,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(body, content_type=content_type, headers=headers)
+        self._body = [body]
+        self._wsgi_headers = list(self.headers)
+
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        """Answer as any WSGI application does."""
+        start_response("200 OK", self._wsgi_headers)
+        return self._body if environ["REQUEST_METHOD"] != "HEAD" else []
