@@ -1,6 +1,5 @@
 """Tokens: which are known, and how a request shows one."""
 
-import hmac
 import logging
 import os
 from pathlib import Path
@@ -10,7 +9,9 @@ from gevent.event import Event
 
 from astralog import tokens_file
 from astralog.errors import Rejection
+from astralog.log import LogOnce
 from astralog.settings import InvalidSettings, Settings
+from astralog.threads import call_in_thread
 from astralog.tokens_file import Token, WatchedFile
 
 log = logging.getLogger(__name__)
@@ -18,11 +19,11 @@ log = logging.getLogger(__name__)
 #: Name of the token that the first start makes, inside the data directory.
 TOKEN_FILE_NAME = "token"  # nosec B105
 
-#: Seconds between two looks at whether the file of tokens has changed.
-LOOK_SECONDS = 0.5
+#: Seconds between two checks whether the file of tokens has changed.
+CHECK_SECONDS = 0.5
 
-#: Seconds that a worker, before it serves, waits for its first look at the most.
-FIRST_LOOK_SECONDS = 1.0
+#: Seconds that a worker waits for its first check before it serves, at most.
+FIRST_CHECK_SECONDS = 1.0
 
 MISSING = "The Authorization header is missing."
 OTHER_SCHEME = (
@@ -38,14 +39,22 @@ class Tokens:
     def __init__(self, settings: Settings) -> None:
         """Read the tokens from the settings, their file, or the one that the first start made.
 
-        Raises InvalidSettings where there are none, or where any is faulty or ambiguous.
+        Raises InvalidSettings if there are none, or if any is faulty or ambiguous.
         """
         self._listed = _parse_list(settings.tokens)
-        self._tokens = self._listed
+        # Found by digest: neither the hash of a SHA-256 nor the bytes at which two of them differ
+        # tell anything of a token, so the time that a look-up takes is of no use to a guesser.
+        self._by_digest = {token.digest: token for token in self._listed}
         self._file = _file_of(settings)
-        self._logged_problem = ""
+        self._problems: list[str] = []  # of the file as it was last read
+        self._failures = LogOnce(log)
         if self._file:
-            self._take(self._file.read_whole())
+            self._by_digest = self._parse(self._file.read_whole())
+
+    @property
+    def are_several(self) -> bool:
+        """Whether more than one token is known."""
+        return len(self._by_digest) > 1
 
     def authenticate(self, authorization: str | None) -> Token:
         """Return the token in an Authorization header's value: as it is, or after `Bearer `.
@@ -61,57 +70,65 @@ class Tokens:
         return known
 
     def name_of(self, authorization: str | None) -> str | None:
-        """Return what stands for the token in a header's value, None where it is not known."""
+        """Return the name of the token in a header's value, None if it is not known."""
         known = self._find(_shown_in(authorization or ""))
         return known.name if known else None
 
     def start(self) -> None:
-        """Follow the file from now on; if its disk answers, this returns after the first look."""
+        """Follow the file from now on; if its disk answers, this returns after the first check."""
         if self._file:
-            looked = Event()
-            gevent.spawn(self._follow, looked)
-            looked.wait(FIRST_LOOK_SECONDS)
+            checked = Event()
+            gevent.spawn(self._follow, checked)
+            checked.wait(FIRST_CHECK_SECONDS)
 
-    def _follow(self, looked: Event) -> None:
+    def _follow(self, checked: Event) -> None:
         while True:
-            self.look()
-            looked.set()
-            gevent.sleep(LOOK_SECONDS)
+            self.check()
+            checked.set()
+            gevent.sleep(CHECK_SECONDS)
 
-    def look(self) -> None:
-        """Take the file where it has changed; one that is faulty leaves the tokens as they are."""
-        problem = ""
+    def check(self) -> None:
+        """Read the file again if it has changed; a faulty one leaves the tokens as they are."""
         try:
-            # Its disk may stall, which nobody else shall wait for.
-            content = gevent.get_hub().threadpool.apply(self._read_changed)
-            if content is not None:
-                self._take(content)
-                log.info("read %d tokens", len(self._tokens))
+            # Its disk may stall, and a long file takes time to parse: nobody else waits for it.
+            changed = call_in_thread(gevent.get_hub().threadpool, self._read_changed)
         except InvalidSettings as error:
-            problem = "; ".join(error.problems)
-        except Exception as error:  # whatever it is, the next look may do better
-            problem = repr(error)
-        if problem not in ("", self._logged_problem):
-            log.error("tokens stay as they are: %s", problem)
-        self._logged_problem = problem
+            self._note_failure("; ".join(error.problems))
+        except Exception as error:  # the next check may succeed, whatever it is
+            self._note_failure(repr(error))
+        else:
+            self._failures.end("tokens are read from their file again")
+            if changed is not None:
+                self._by_digest = changed
+                log.info("read %d tokens", len(changed))
 
-    def _read_changed(self) -> bytes | None:
-        return self._file.read_changed() if self._file else None
+    def _note_failure(self, problem: str) -> None:
+        self._failures.fail(problem, "tokens stay as they are: %s", problem)
 
-    def _take(self, content: bytes) -> None:
-        """Know the tokens of the file's content; raises InvalidSettings."""
+    def _read_changed(self) -> dict[bytes, Token] | None:
+        """Return all tokens if the file has changed, else None; raises InvalidSettings.
+
+        A file that is read but faulty is a failure until it changes, and is not parsed again.
+        """
+        content = self._file.read_changed() if self._file else None
+        tokens = None
+        if content is not None:
+            self._problems = []
+            try:
+                tokens = self._parse(content)
+            except InvalidSettings as error:
+                self._problems = error.problems
+        if self._problems:
+            raise InvalidSettings(self._problems)
+        return tokens
+
+    def _parse(self, content: bytes) -> dict[bytes, Token]:
+        """Return the tokens by their digests, with those of the file; raises InvalidSettings."""
         place = self._file.place if self._file else ""
-        tokens = self._listed + tokens_file.parse(content, place)
-        tokens_file.check_distinct(tokens)
-        self._tokens = tokens
+        return tokens_file.by_digest(self._listed + tokens_file.parse(content, place))
 
     def _find(self, text: bytes) -> Token | None:
-        shown = tokens_file.digest_of(text)
-        known = None
-        for token in self._tokens:
-            if hmac.compare_digest(token.digest, shown):
-                known = token
-        return known
+        return self._by_digest.get(tokens_file.digest_of(text))
 
 
 def _parse_list(listed: str) -> list[Token]:

@@ -1,6 +1,7 @@
 """The file of tokens: a token a line, after it the projects it may write, none for all."""
 
 import hashlib
+import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ UNFINISHED_REST_SECONDS = 3.0
 #: Who needs the file waits as long for it to come to rest, and looks as often.
 WHOLE_SECONDS = 10.0
 WHOLE_LOOK_SECONDS = 0.05
+
+#: Faulty lines that are named; the others are counted, since each reload logs them in one line.
+SHOWN_PROBLEMS = 20
+
+_NOT_IN_TOKENS = re.compile(rb"[\x00-\x20\x7f]")
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -115,26 +121,38 @@ def parse(content: bytes, place: str) -> list[Token]:
                 problems += error.problems
     if not tokens and not problems:
         problems = [f"{place}: Holds no token."]
-    if problems:
-        raise InvalidSettings(problems)
+    _check(problems)
     return tokens
 
 
-def check_distinct(tokens: Sequence[Token]) -> None:
-    """Raise InvalidSettings where a token stands twice, since only one of its lines could count."""
+def by_digest(tokens: Sequence[Token]) -> dict[bytes, Token]:
+    """Return the tokens by their digests.
+
+    Raises InvalidSettings if a token stands twice, since only one of its lines could count.
+    """
     first: dict[bytes, Token] = {}
-    problems = [
-        f"{token.place}: The token of {first[token.digest].place} again."
-        for token in tokens
-        if first.setdefault(token.digest, token) is not token
-    ]
+    _check(
+        [
+            f"{token.place}: The token of {first[token.digest].place} again."
+            for token in tokens
+            if first.setdefault(token.digest, token) is not token
+        ]
+    )
+    return first
+
+
+def _check(problems: list[str]) -> None:
+    """Raise InvalidSettings for the first problems, if there are any."""
+    if len(problems) > SHOWN_PROBLEMS:
+        left_out = len(problems) - SHOWN_PROBLEMS
+        problems = [*problems[:SHOWN_PROBLEMS], f"{left_out} more lines are faulty."]
     if problems:
         raise InvalidSettings(problems)
 
 
 def make_token(text: bytes, place: str, projects: Sequence[bytes] = ()) -> Token:
     """Return a token; raises InvalidSettings where no header can carry it."""
-    if any(byte <= 0x20 or byte == 0x7F for byte in text):
+    if _NOT_IN_TOKENS.search(text):
         raise InvalidSettings([f"{place}: A token holds no spaces or control characters."])
     if len(text) > MAX_TOKEN_BYTES:
         raise InvalidSettings([f"{place}: A token holds at most {MAX_TOKEN_BYTES} bytes."])

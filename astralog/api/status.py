@@ -21,6 +21,7 @@ from astralog.errors import Rejection
 from astralog.intake.options import parse_query
 from astralog.settings import Settings
 from astralog.telemetry.overview import Overview
+from astralog.threads import spawn_in_thread
 from astralog.tokens_file import Token
 from astralog.view.log_filter import LogFilter
 from astralog.view.recent_logs import RecentLogs
@@ -86,23 +87,14 @@ class OneAtATime:
                 raise Rejection("status_busy", BUSY)
         finally:
             self._waiting -= 1
-        result = self._thread.spawn(_outcome, function, *arguments)
-        result.rawlink(lambda _: self._free.release())  # also where nobody waits for it any more
+        result = spawn_in_thread(self._thread, function, *arguments)
+        result.rawlink(lambda _: self._free.release())  # also if nobody waits for it any more
         try:
-            outcome: T | Exception = result.get(timeout=LOOK_SECONDS)
+            outcome = result.get(timeout=LOOK_SECONDS)
         except gevent.Timeout:
             raise Rejection("status_busy", "The disk takes too long; try again.") from None
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-
-def _outcome(function: Callable[..., T], *arguments: Any) -> T | Exception:
-    """Return what the function returns or raises, which a thread would write to stderr."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        return error
+        returned: T = outcome.get()
+        return returned
 
 
 def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> Blueprint:

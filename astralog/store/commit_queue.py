@@ -12,6 +12,7 @@ from gevent.pool import Group
 from gevent.threadpool import ThreadPool
 
 from astralog.errors import Rejection, storage_error
+from astralog.log import log_exception
 from astralog.settings import Settings
 from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBatch
 from astralog.store.deliveries import DeliveredSegments
@@ -23,6 +24,7 @@ from astralog.store.keys.records import Key
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
 from astralog.store.retention import MayRemove
 from astralog.store.storage import MAINTENANCE_SECONDS, Storage
+from astralog.threads import call_in_thread, spawn_in_thread
 
 __all__ = ["Batch", "CommitQueue", "CountStored"]
 
@@ -140,7 +142,7 @@ class CommitQueue:
         if len(self._drains):
             log.error("stopped before everything queued was stored; what was not is rejected")
         self._helpers.kill(block=False)
-        self._housekeeping_thread.spawn(self.housekeeper.close)
+        spawn_in_thread(self._housekeeping_thread, self._close_housekeeper)
 
     def _drain(self, storage: Storage) -> None:
         """Drain until the queue ends; no fault of the drain's own ends it before."""
@@ -193,11 +195,17 @@ class CommitQueue:
         keeper = self.housekeeper
         step = keeper.stand_aside if self._has_failed() else keeper.step
         try:
-            pause: float = self._housekeeping_thread.spawn(step).get()
+            pause = call_in_thread(self._housekeeping_thread, step)
         except Exception:
             log.exception("housekeeping failed; it goes on")
             pause = LOOK_SECONDS
         return pause
+
+    def _close_housekeeper(self) -> None:
+        try:
+            self.housekeeper.close()
+        except Exception:
+            log_exception(log, "the end of the housekeeping failed")
 
     def _has_failed(self) -> bool:
         return any(storage.error_code == "storage_failed" for storage in self.storages)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.proxies import free_port
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
-from tests.support.tail import COMMAND, make_line, make_segment, make_stem
+from tests.support.tail import COMMAND, make_line, make_segment, make_name
 
 PRINTING = ["token", "--help", "--version", "tail --help", "forward --help", "tail", "tail -f"]
 
@@ -29,7 +29,7 @@ RESTRICT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 def data_dir(tmp_path: Path) -> Path:
     """Return the directory of two segments with a log each."""
     for number in (1, 2):
-        make_segment(tmp_path / "data", make_stem(number), make_line(f"log-{number}"))
+        make_segment(tmp_path / "data", make_name(number), make_line(f"log-{number}"))
     return tmp_path / "data"
 
 

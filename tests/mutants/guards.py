@@ -313,14 +313,14 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "one line for a token",
         "astralog/auth.py",
-        "tokens_file.check_distinct(tokens)",
-        "tokens.sort()",
+        "tokens_file.by_digest(self._listed + tokens_file.parse(content, place))",
+        "{one.digest: one for one in self._listed + tokens_file.parse(content, place)}",
         ("tests/unit/test_auth.py", "-k", "two_places"),
     ),
     Guard(
         "tokens read off the hub",
         "astralog/auth.py",
-        "gevent.get_hub().threadpool.apply(self._read_changed)",
+        "call_in_thread(gevent.get_hub().threadpool, self._read_changed)",
         "self._read_changed()",
         ("tests/unit/test_auth.py", "-k", "waits_for_the_disk"),
     ),

@@ -1,18 +1,19 @@
 import errno
 import hashlib
-import hmac
 import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import gevent
 import pytest
 
-from astralog import auth
+from astralog import auth, tokens_file
 from astralog.auth import TOKEN_FILE_NAME, Tokens
 from astralog.errors import Rejection
 from astralog.server.first_start import make_token_file
@@ -84,25 +85,21 @@ def test_a_rejection_tells_neither_what_was_sent_nor_what_is_known(
     assert "my-guess" not in rejected.value.message
 
 
-@pytest.mark.parametrize(
-    "shown",
-    ["first", "middle", "last", "", "x", "firs", "firsx", "lasx", "la", "last,first", "y" * 8192],
-)
-def test_every_token_is_compared_whatever_is_shown(
-    shown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither a match nor how much of a token is right changes what is compared, nor its length."""
-    compared: list[tuple[int, int]] = []
-    compare = hmac.compare_digest
+def cpu_seconds(tokens: Tokens, authorization: str) -> float:
+    """Return the CPU time of this thread in which a header is checked many times."""
+    start = time.thread_time()
+    for _ in range(3000):
+        is_let_in(tokens, authorization)
+    return time.thread_time() - start
 
-    def spy(known: bytes, other: bytes) -> bool:
-        compared.append((len(known), len(other)))
-        return compare(known, other)
 
-    tokens = Tokens(Settings(tokens="first,middle,last"))
-    monkeypatch.setattr(hmac, "compare_digest", spy)
-    assert (shown in ("first", "middle", "last")) is is_let_in(tokens, shown)
-    assert [(32, 32)] * 3 == compared
+@pytest.mark.parametrize("shown", ["token-0", "token-19999", "wrong"])
+def test_many_tokens_make_no_request_more_expensive(settings: Settings, shown: str) -> None:
+    """Whichever of 20,000 tokens a request has, it is found as fast as the only one is."""
+    many = Tokens(replace(settings, tokens=",".join(f"token-{n}" for n in range(20_000))))
+    one = Tokens(replace(settings, tokens="token-0"))
+    assert is_let_in(many, shown) is (shown != "wrong")
+    assert cpu_seconds(many, shown) < 10 * cpu_seconds(one, shown)
 
 
 def test_a_token_may_hold_any_byte_that_a_header_carries(settings: Settings) -> None:
@@ -245,15 +242,15 @@ def test_tokens_are_read_again_when_their_file_changes(
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
     assert is_let_in(tokens, "old")
     write_tokens(path, "old\nnewer\n")
-    tokens.look()
+    tokens.check()
     assert is_let_in(tokens, "newer")
     for content in ("# none\n", None):
         write_tokens(path, content) if content else path.unlink()
         for _ in range(3):
-            tokens.look()
+            tokens.check()
             assert is_let_in(tokens, "newer")
     write_tokens(path, "newer\n")
-    tokens.look()
+    tokens.check()
     assert not is_let_in(tokens, "old")
     assert is_let_in(tokens, "newer")
     assert [
@@ -262,11 +259,59 @@ def test_tokens_are_read_again_when_their_file_changes(
     ] == [record.message for record in caplog.records if record.levelno == logging.ERROR]
 
 
+@pytest.mark.parametrize("content", [None, "# none\n", "one\none\n"])
+def test_a_file_that_stays_faulty_is_two_lines_in_the_log(
+    settings: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    content: str | None,
+) -> None:
+    """Its beginning and its end: a check that fails prints nothing, as often as it comes."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "one\n")
+    caplog.set_level(logging.INFO)
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    assert not tokens.are_several
+    for episode in range(2):
+        write_tokens(path, content) if content else path.unlink()
+        for _ in range(3):
+            tokens.check()
+        write_tokens(path, f"one\ntwo{episode}\n")
+        for _ in range(3):
+            tokens.check()
+        assert tokens.are_several
+    problem = {None: ": No such file or directory.", "# none\n": ": Holds no token."}.get(
+        content, f", line 2: The token of ASTRALOG_TOKENS_FILE: {path}, line 1 again."
+    )
+    assert caplog.messages == 2 * [
+        f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}{problem}",
+        "tokens are read from their file again",
+        "read 2 tokens",
+    ]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_faulty_file_is_parsed_once(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long one would else take the interpreter from the requests, twice a second."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "one\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    parse = Mock(wraps=tokens_file.parse)
+    monkeypatch.setattr(tokens_file, "parse", parse)
+    write_tokens(path, "# none\n")
+    for _ in range(3):
+        tokens.check()
+    parse.assert_called_once()
+
+
 def test_a_changed_file_is_followed_once_started(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looks come by themselves, and one that fails for an unknown reason is not the last."""
-    monkeypatch.setattr(auth, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(auth, "CHECK_SECONDS", 0.01)
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
@@ -302,7 +347,7 @@ def test_nobody_waits_for_the_disk_of_the_file(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a look hangs, a worker starts, other greenlets run, and the tokens are as before."""
-    monkeypatch.setattr(auth, "FIRST_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(auth, "FIRST_CHECK_SECONDS", 0.1)
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))

@@ -6,7 +6,7 @@ import pytest
 
 from astralog import tokens_file
 from astralog.settings import InvalidSettings
-from astralog.tokens_file import WatchedFile, check_distinct, digest_of, parse
+from astralog.tokens_file import SHOWN_PROBLEMS, WatchedFile, by_digest, digest_of, parse
 from tests.support.service import write_tokens
 
 
@@ -23,7 +23,7 @@ def grants(content: bytes) -> dict[bytes, set[str] | None]:
 
 def problems_of(content: bytes) -> list[str]:
     with pytest.raises(InvalidSettings) as rejected:
-        check_distinct(parse(content, "file"))
+        by_digest(parse(content, "file"))
     return rejected.value.problems
 
 
@@ -75,6 +75,15 @@ def test_what_is_faulty_or_ambiguous_is_told_line_by_line(
 ) -> None:
     """Every line that is wrong is named by its number, and no token is shown."""
     assert problems == problems_of(content)
+
+
+@pytest.mark.parametrize("line", [b"one\n", b"t\x01o\n"])
+def test_few_of_many_faulty_lines_are_named(line: bytes) -> None:
+    """A file of another kind becomes no log line of megabytes."""
+    problems = problems_of(b"one\n" + 1000 * line)
+    assert len(problems) == SHOWN_PROBLEMS + 1
+    assert problems[0].startswith("file, line 2: ")
+    assert problems[-1] == f"{1000 - SHOWN_PROBLEMS} more lines are faulty."
 
 
 def test_the_name_of_a_token_is_no_token() -> None:

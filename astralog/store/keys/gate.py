@@ -11,6 +11,7 @@ from astralog.settings import Settings
 from astralog.store.keys.claims import Claim
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.keys.records import Key
+from astralog.threads import Outcome, call_in_thread, spawn_in_thread
 
 #: Seconds between two looks at what other processes appended to the journal.
 LOOK_SECONDS = 1.0
@@ -28,7 +29,7 @@ class KeyGate:
         self._messages = messages
         self._timeout_seconds = settings.commit_timeout_seconds
         self._threads = ThreadPool(THREADS)
-        self._opening: AsyncResult[None] | None = None
+        self._opening: AsyncResult[Outcome[None]] | None = None
 
     def claim(self, key: Key) -> Claim:
         """Return a claim of the key, which says where its batch is known to be stored already.
@@ -53,7 +54,7 @@ class KeyGate:
     def _wait_until_open(self) -> None:
         keys = self.keys
         if not keys.is_open and not keys.error_code:
-            self._opening = self._opening or self._threads.spawn(keys.open)
+            self._opening = self._opening or spawn_in_thread(self._threads, keys.open)
             self._opening.wait(self._timeout_seconds)
         if not keys.is_open:
             raise self._rejection(keys.error_code or "commit_timeout")
@@ -62,7 +63,7 @@ class KeyGate:
         """Let a thread look where a key that was used before is stored; raises Rejection."""
         if self.keys.is_known(claim.key):
             with gevent.Timeout(self._timeout_seconds, self._rejection("commit_timeout")):
-                self._threads.spawn(self.keys.judge, claim).get()
+                call_in_thread(self._threads, self.keys.judge, claim)
         code = claim.verdict or self.keys.error_code
         if code and not claim.is_replayed:
             raise self._rejection(code)
@@ -78,5 +79,5 @@ class KeyGate:
         """Maintain the keys from time to time, for ever, or hold nothing of a disk that fails."""
         while True:
             step = self.keys.stand_aside if has_failed() else self.keys.maintain
-            self._threads.spawn(step).get()
+            call_in_thread(self._threads, step)
             gevent.sleep(LOOK_SECONDS)

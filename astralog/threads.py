@@ -1,0 +1,52 @@
+"""Calls in threads of gevent's pools: an exception reaches its caller, and is printed nowhere."""
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from gevent.event import AsyncResult
+from gevent.threadpool import ThreadPool
+
+Result = TypeVar("Result")
+
+
+class Outcome(NamedTuple, Generic[Result]):
+    """What a function returned, or the exception that it raised."""
+
+    result: Result | None
+    error: Exception | None = None
+
+    def get(self) -> Result:
+        """Return the result, or raise the exception."""
+        if self.error is None:
+            return self.result  # type: ignore[return-value]  # None if that is the result
+        try:
+            raise self.error
+        finally:
+            del self  # or the exception holds this frame, which holds the exception
+
+
+def spawn_in_thread(
+    pool: ThreadPool, function: Callable[..., Result], *args: Any
+) -> "AsyncResult[Outcome[Result]]":
+    """Start the function in a thread of the pool; the returned event gets its outcome.
+
+    gevent prints the traceback of each exception that leaves a function in its pool, also if the
+    caller handles it.
+    """
+    return pool.spawn(_call, function, *args)
+
+
+def _call(function: Callable[..., Result], *args: Any) -> Outcome[Result]:
+    try:
+        return Outcome(function(*args))
+    except Exception as error:
+        return Outcome(None, error)
+
+
+def call_in_thread(pool: ThreadPool, function: Callable[..., Result], *args: Any) -> Result:
+    """Return what the function returns in a thread of the pool, or raise what it raises.
+
+    Other greenlets run meanwhile.
+    """
+    result: Result = spawn_in_thread(pool, function, *args).get().get()
+    return result

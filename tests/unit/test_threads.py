@@ -1,0 +1,53 @@
+import contextlib
+import gc
+import threading
+import weakref
+
+import pytest
+from gevent.threadpool import ThreadPool
+
+from astralog.threads import call_in_thread, spawn_in_thread
+
+
+class Weighty:
+    """An object of which a test wants to know when it is gone."""
+
+
+def fail(weighty: Weighty) -> None:
+    assert weighty
+    raise MemoryError("none left")
+
+
+def test_a_call_returns_what_the_function_does() -> None:
+    """It runs in another thread."""
+    pool = ThreadPool(1)
+    assert call_in_thread(pool, threading.get_native_id) != threading.get_native_id()
+    assert call_in_thread(pool, divmod, 7, 2) == (3, 1)
+
+
+def test_an_exception_reaches_its_caller_and_is_not_printed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A thread of gevent's prints each traceback, also if the caller handles the exception."""
+    pool = ThreadPool(1)
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="none left"):
+            call_in_thread(pool, fail, Weighty())
+    spawn_in_thread(pool, fail, Weighty()).wait()
+    assert capfd.readouterr().err == ""
+
+
+def test_an_exception_leaves_no_cycle_behind() -> None:
+    """What its frames hold is freed at once, and not when the garbage is collected."""
+    weighty = Weighty()
+    held = weakref.ref(weighty)
+    pool = ThreadPool(1)
+    gc.disable()
+    try:
+        with contextlib.suppress(MemoryError):
+            call_in_thread(pool, fail, weighty)
+        del weighty
+        call_in_thread(pool, len, "")  # the thread has let go of its last call by now
+        assert held() is None
+    finally:
+        gc.enable()
