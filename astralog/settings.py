@@ -176,7 +176,8 @@ class Settings:
     )
     clickhouse_table: str = _setting(
         "logs",
-        "Table of the logs; that of lines it cannot hold has the same name and `_unfit`.",
+        "Table of the logs; the table of its dead letters, lines that it cannot hold, has the same "
+        "name and `_dead_letter`.",
         Regexp(r"[A-Za-z_][A-Za-z0-9_]*\Z", error="Not a name of letters, digits and `_`."),
     )
     clickhouse_timeout_seconds: float = _setting(

@@ -14,7 +14,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from astralog.forward.chunks import Chunk
-from astralog.forward.rows import COLUMNS, UNFIT_COLUMNS, Unfit, unfit_rows
+from astralog.forward.rows import COLUMNS, DEAD_LETTER_COLUMNS, DeadLetter, dead_letter_rows
 from astralog.settings import Settings
 
 CONNECT_SECONDS = 10
@@ -90,7 +90,7 @@ class Unacceptable(Exception):
 
 
 class Tables:
-    """The table of logs and the one of lines that it cannot hold.
+    """The table of logs and that of its dead letters, lines that it cannot hold.
 
     Raises Unavailable throughout. It connects when it is first used.
     """
@@ -100,7 +100,7 @@ class Tables:
         self._timeout_seconds = settings.clickhouse_timeout_seconds
         self._node = settings.node
         self._table = settings.clickhouse_table
-        self._unfit_table = self._table + "_unfit"
+        self._dead_letter_table = self._table + "_dead_letter"
         self._client: Client | None = None
 
     @property
@@ -119,10 +119,10 @@ class Tables:
                 raise Unacceptable(str(error)) from None
             raise
 
-    def insert_unfit(self, chunk: Chunk, lines: list[Unfit]) -> None:
-        """Insert lines of a chunk into the second table, raw, each with its error."""
-        rows = unfit_rows(chunk.segment, self._node, lines)
-        self._insert(chunk, self._unfit_table, UNFIT_COLUMNS, "TabSeparated", rows)
+    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter]) -> None:
+        """Insert lines of a chunk into the dead-letter table, raw, each with its error."""
+        rows = dead_letter_rows(chunk.segment, self._node, lines)
+        self._insert(chunk, self._dead_letter_table, DEAD_LETTER_COLUMNS, "TabSeparated", rows)
 
     def _insert(
         self,
@@ -151,7 +151,7 @@ class Tables:
 
     def held(self, chunk: Chunk) -> set[int]:
         """Return those lines of a chunk that the tables hold, by their numbers."""
-        tables = (self._table, self._unfit_table)
+        tables = (self._table, self._dead_letter_table)
         query = " UNION DISTINCT ".join(f"SELECT line FROM {name} {HELD}" for name in tables)  # nosec
         values = {
             "node": self._node,

@@ -6,10 +6,10 @@ from typing import NamedTuple, Protocol
 
 from astralog.forward.chunks import Chunk
 from astralog.forward.client import Unacceptable
-from astralog.forward.rows import Rows, Unfit, unfit_lines
+from astralog.forward.rows import DeadLetter, Rows, as_dead_letters
 
-#: Inserts that fail for their data, of one chunk, until the rest of it counts as unfit: it bounds
-#: the search for the lines that a table of other columns cannot hold.
+#: Inserts of one chunk that fail for their data, until the rest of it becomes dead letters: it
+#: bounds the search for the lines that a table of other columns cannot hold.
 SEARCH_INSERTS = 500
 
 
@@ -19,18 +19,18 @@ class LogTables(Protocol):
     def insert(self, chunk: Chunk, rows: Iterable[bytes]) -> None:
         """Insert rows of a chunk, all or none."""
 
-    def insert_unfit(self, chunk: Chunk, lines: list[Unfit]) -> None:
-        """Insert lines into the second table, all or none."""
+    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter]) -> None:
+        """Insert lines into the dead-letter table, all or none."""
 
     def held(self, chunk: Chunk) -> set[int]:
         """Return those lines of a chunk that the tables hold."""
 
 
 class Delivered(NamedTuple):
-    """How many lines of a chunk are delivered, and how many of these to the second table."""
+    """How many lines of a chunk are delivered, and how many of these as dead letters."""
 
     lines: int
-    unfit: int
+    dead_letters: int
 
 
 class Delivery:
@@ -57,9 +57,9 @@ class Delivery:
             self._insert(chunk, rows)
         except Unacceptable as error:
             return self._search(chunk, str(error))
-        if rows.unfit:
-            self._tables.insert_unfit(chunk, rows.unfit)
-        return Delivered(rows.lines, len(rows.unfit))
+        if rows.dead_letters:
+            self._tables.insert_dead_letters(chunk, rows.dead_letters)
+        return Delivered(rows.lines, len(rows.dead_letters))
 
     def _insert(self, chunk: Chunk, rows: Rows) -> None:
         pieces: Iterator[bytes] = iter(rows)
@@ -70,18 +70,18 @@ class Delivery:
     def _search(self, chunk: Chunk, error: str) -> Delivered:
         """Deliver a chunk of which the table cannot hold some row: half by half.
 
-        What is left of a row that fails alone, or of too long a search, is unfit.
+        What is left of a row that fails alone, or of too long a search, becomes dead letters.
         """
         self._searched += 1
         if chunk.lines == 1 or self._searched > SEARCH_INSERTS:
             return self._give_up(chunk, error)
         # That a table cannot hold a row may be said of one that is filled from this one.
         first, second = (self._deliver(half, in_doubt=True) for half in chunk.halves())
-        return Delivered(first.lines + second.lines, first.unfit + second.unfit)
+        return Delivered(first.lines + second.lines, first.dead_letters + second.dead_letters)
 
     def _give_up(self, chunk: Chunk, error: str) -> Delivered:
         held = self._tables.held(chunk)
-        lines = unfit_lines(chunk, held, error)
+        lines = as_dead_letters(chunk, held, error)
         if lines:
-            self._tables.insert_unfit(chunk, lines)
+            self._tables.insert_dead_letters(chunk, lines)
         return Delivered(chunk.lines, len(lines))

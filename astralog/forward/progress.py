@@ -37,7 +37,7 @@ class Progress:
     def count(self, delivered: Delivered) -> None:
         """Count a chunk that was delivered."""
         self.status.delivered_logs += delivered.lines
-        self.status.unfit_logs += delivered.unfit
+        self.status.dead_letter_logs += delivered.dead_letters
 
     def show(self, *, is_due: bool = False) -> None:
         """Show where things stand, where that is due by time, or said to be."""
@@ -68,8 +68,8 @@ class Progress:
             f"{status.waiting_segments:,} segments wait ({status.waiting_bytes / 1e6:,.1f} MB)",
             f"lag {status.lag_seconds(time.time()):,.0f} s",
         ]
-        if status.unfit_logs:
-            parts.insert(1, f"{status.unfit_logs:,} of them unfit")
+        if status.dead_letter_logs:
+            parts.insert(1, f"{status.dead_letter_logs:,} of them dead letters")
         return ", ".join(parts)
 
     def _show_line(self, line: str) -> None:

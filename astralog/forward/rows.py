@@ -21,7 +21,7 @@ COLUMNS = (
     "message",
     "metadata",
 )
-UNFIT_COLUMNS = ("node", "segment", "line", "raw", "error")
+DEAD_LETTER_COLUMNS = ("node", "segment", "line", "raw", "error")
 
 #: Matches but where the timestamp surely fits DateTime64(9): the years 1900 to 2199, and nine
 #: digits of fraction. That way round, it costs a fifth less: no match, no match object.
@@ -38,7 +38,7 @@ _TIMESTAMP = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}
 _FIELDS = {"project_id", "timestamp", "level", "service", "message"}
 
 
-class Unfit(NamedTuple):
+class DeadLetter(NamedTuple):
     """A line that the table cannot hold, and why."""
 
     line: int
@@ -50,7 +50,7 @@ class Rows:
     """The rows of a chunk but for the lines that the table already holds.
 
     Iterating makes them anew each time, in pieces. At its end, `lines` tells how many lines the
-    chunk has, and `unfit` those that the table cannot hold.
+    chunk has, and `dead_letters` those that the table cannot hold.
     """
 
     def __init__(self, chunk: Chunk, node: str, held: Collection[int] = ()) -> None:
@@ -58,10 +58,10 @@ class Rows:
         self._held = held
         self._head = json.dumps({"node": node, "segment": chunk.segment})[:-1].encode()
         self.lines = 0
-        self.unfit: list[Unfit] = []
+        self.dead_letters: list[DeadLetter] = []
 
     def __iter__(self) -> Iterator[bytes]:
-        self.lines, self.unfit = 0, []
+        self.lines, self.dead_letters = 0, []
         for block in self._chunk.blocks():
             lines = block.removesuffix(b"\n").split(b"\n")
             numbered: Iterable[tuple[int, bytes]]
@@ -83,14 +83,14 @@ class Rows:
             if error is None:
                 yield number, line
             else:
-                self.unfit.append(Unfit(number, line, error))
+                self.dead_letters.append(DeadLetter(number, line, error))
 
 
-def unfit_lines(chunk: Chunk, held: Collection[int], error: str) -> list[Unfit]:
-    """Return all lines of a chunk but those held, as unfit for one reason."""
+def as_dead_letters(chunk: Chunk, held: Collection[int], error: str) -> list[DeadLetter]:
+    """Return all lines of a chunk except those held as dead letters, all for one reason."""
     content = b"".join(chunk.blocks()).removesuffix(b"\n")
     numbered = enumerate(content.split(b"\n"), chunk.first_line)
-    return [Unfit(number, line, error) for number, line in numbered if number not in held]
+    return [DeadLetter(number, line, error) for number, line in numbered if number not in held]
 
 
 def find_error(line: bytes) -> str | None:
@@ -111,10 +111,10 @@ def find_error(line: bytes) -> str | None:
     return None
 
 
-def unfit_rows(segment: str, node: str, unfit: list[Unfit]) -> Iterator[bytes]:
-    """Yield rows of the second table, tab separated, each line byte for byte as it is stored."""
+def dead_letter_rows(segment: str, node: str, lines: list[DeadLetter]) -> Iterator[bytes]:
+    """Yield rows of the dead-letter table, tab separated, each line byte for byte as stored."""
     head = b"%b\t%b" % (_escape(node.encode()), segment.encode())
-    for line, raw, error in unfit:
+    for line, raw, error in lines:
         yield b"%b\t%d\t%b\t%b\n" % (head, line, _escape(raw), _escape(error.encode()))
 
 

@@ -98,7 +98,7 @@ class ForwardStatus:
     oldest_at: float = 0.0  #: start of the oldest segment, sealed or open, that is not delivered
     delivered_segments: int = 0  #: since forward started, as are the next two
     delivered_logs: int = 0
-    unfit_logs: int = 0  #: of the delivered ones, those that went to the second table
+    dead_letter_logs: int = 0  #: of the delivered ones, those that went to the dead-letter table
     failing_since: float = 0.0
 
     def lag_seconds(self, now: float) -> float:

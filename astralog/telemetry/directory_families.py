@@ -78,13 +78,13 @@ def forward_families(queue: CommitQueue) -> list[Family]:
     """Return the families of what `astralog forward` last said of itself."""
     lag = "Age of the oldest log that forward has not delivered."
     waiting = "that forward has not delivered as a whole"
-    unfit = "Of the delivered logs, those that went to the second table."
+    dead_letters = "Of the delivered logs, those that went to the dead-letter table."
     return [
         _forward(queue, "lag_seconds", lag, lambda status: status.lag_seconds(time.time())),
         _forward(queue, "waiting_segments", f"Sealed segments {waiting}."),
         _forward(queue, "waiting_bytes", f"Bytes of the files {waiting}."),
         _forward(queue, "delivered_logs", "Logs that were delivered since forward started."),
-        _forward(queue, "unfit_logs", unfit),
+        _forward(queue, "dead_letter_logs", dead_letters),
         _forward(
             queue,
             "updated_timestamp_seconds",

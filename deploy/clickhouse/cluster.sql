@@ -31,7 +31,7 @@ SETTINGS
     fsync_part_directory = 1,
     ttl_only_drop_parts = 1;
 
-CREATE TABLE IF NOT EXISTS logs_unfit_local ON CLUSTER astralog
+CREATE TABLE IF NOT EXISTS logs_dead_letter_local ON CLUSTER astralog
 (
     node LowCardinality(String),
     segment String CODEC(ZSTD(1)),
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS logs_unfit_local ON CLUSTER astralog
     error String CODEC(ZSTD(1)),
     received DateTime('UTC') MATERIALIZED parseDateTimeBestEffort(substring(segment, 1, 15), 'UTC') CODEC(Delta, ZSTD(1))
 )
-ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/astralog/logs_unfit', '{replica}')
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/astralog/logs_dead_letter', '{replica}')
 PARTITION BY substring(segment, 1, 8)
 ORDER BY (node, segment, line)
 TTL received + INTERVAL 1 YEAR
@@ -57,6 +57,6 @@ CREATE TABLE IF NOT EXISTS logs ON CLUSTER astralog
 AS logs_local
 ENGINE = Distributed(astralog, currentDatabase(), logs_local, cityHash64(node, segment));
 
-CREATE TABLE IF NOT EXISTS logs_unfit ON CLUSTER astralog
-AS logs_unfit_local
-ENGINE = Distributed(astralog, currentDatabase(), logs_unfit_local, cityHash64(node, segment));
+CREATE TABLE IF NOT EXISTS logs_dead_letter ON CLUSTER astralog
+AS logs_dead_letter_local
+ENGINE = Distributed(astralog, currentDatabase(), logs_dead_letter_local, cityHash64(node, segment));

@@ -47,7 +47,7 @@ SETTINGS
 
 -- Lines that the table above cannot hold, as they are stored, each with the reason: timestamps
 -- before 1900, after 2262 or finer than a nanosecond, and what an altered table rejects.
-CREATE TABLE IF NOT EXISTS logs_unfit
+CREATE TABLE IF NOT EXISTS logs_dead_letter
 (
     node LowCardinality(String),
     segment String CODEC(ZSTD(1)),

@@ -52,7 +52,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
 def clickhouse(engine: ClickHouse) -> ClickHouse:
     """Return the engine with empty tables that remember no token."""
     engine.query("DROP TABLE IF EXISTS logs")
-    engine.query("DROP TABLE IF EXISTS logs_unfit")
+    engine.query("DROP TABLE IF EXISTS logs_dead_letter")
     engine.create_tables()
     return engine
 
@@ -141,9 +141,9 @@ def test_every_field_arrives_as_it_was_sent(
     write_segment(data_dir, lines)
     assert forward.run_once() == 0
     assert_delivered(clickhouse, data_dir)
-    unfit = {int(row["line"]): row["error"] for row in clickhouse.rows("logs_unfit")}
-    assert {number for number, (_, fits) in enumerate(TIMES, 1) if not fits} == unfit.keys()
-    assert all(error.startswith("timestamp: ") for error in unfit.values())
+    dead = {int(row["line"]): row["error"] for row in clickhouse.rows("logs_dead_letter")}
+    assert {number for number, (_, fits) in enumerate(TIMES, 1) if not fits} == dead.keys()
+    assert all(error.startswith("timestamp: ") for error in dead.values())
 
 
 def test_metadata_can_be_queried_by_its_paths(
@@ -357,15 +357,15 @@ def test_a_segment_that_goes_undelivered_is_named(
 def test_what_an_altered_table_rejects_is_kept_raw(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """Each line that the table rejects is in the second one with the reason, and only these."""
+    """Each line that the table rejects is a dead letter with the reason, and only these."""
     clickhouse.query("ALTER TABLE logs ADD CONSTRAINT polite CHECK message NOT LIKE '%damn%'")
     bad = {3, 4, 17, 50}
     write_segment(data_dir, [make_line(n, message="damn" * (n in bad)) for n in range(1, 51)])
     assert forward.run_once() == 0
     assert_delivered(clickhouse, data_dir)
-    unfit = clickhouse.rows("logs_unfit")
-    assert bad == {int(row["line"]) for row in unfit}
-    assert all("polite" in row["error"] for row in unfit)
+    dead = clickhouse.rows("logs_dead_letter")
+    assert bad == {int(row["line"]) for row in dead}
+    assert all("polite" in row["error"] for row in dead)
 
 
 def test_a_line_that_is_no_log_is_kept_raw(
@@ -376,7 +376,7 @@ def test_a_line_that_is_no_log_is_kept_raw(
     write_segment(data_dir, [make_line(0), *garbage, make_line(1)])
     assert forward.run_once() == 0
     assert_delivered(clickhouse, data_dir)
-    assert len(clickhouse.rows("logs_unfit")) == len(garbage)
+    assert len(clickhouse.rows("logs_dead_letter")) == len(garbage)
 
 
 def test_what_follows_the_last_end_of_a_line_is_a_line(
@@ -386,7 +386,7 @@ def test_what_follows_the_last_end_of_a_line_is_a_line(
     path = write_segment(data_dir, [make_line(0)])
     path.write_bytes(path.read_bytes() + b'{"project_id":"half')
     assert forward.run_once() == 0
-    assert ['{"project_id":"half'] == [row["raw"] for row in clickhouse.rows("logs_unfit")]
+    assert ['{"project_id":"half'] == [row["raw"] for row in clickhouse.rows("logs_dead_letter")]
     assert clickhouse.count() == 2
 
 
@@ -429,7 +429,7 @@ def test_the_status_tells_the_lag(forward: Forward, data_dir: Path, clickhouse: 
     assert (waiting["waiting_segments"], waiting["waiting_bytes"]) == (2, size)
     assert datetime.fromtimestamp(waiting["oldest_at"], UTC) == datetime(2026, 11, 23, tzinfo=UTC)
     assert (idle["waiting_segments"], idle["waiting_bytes"], idle["oldest_at"]) == (0, 0, 0)
-    assert (idle["delivered_logs"], idle["unfit_logs"], idle["failing_since"]) == (100, 0, 0)
+    assert (idle["delivered_logs"], idle["dead_letter_logs"], idle["failing_since"]) == (100, 0, 0)
 
 
 def status_where(

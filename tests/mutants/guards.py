@@ -540,7 +540,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "forward keeps what the table cannot hold",
         "astralog/forward/delivery.py",
-        "if rows.unfit:",
+        "if rows.dead_letters:",
         "if False:",
         ("tests/unit/forward/test_delivery.py",),
     ),

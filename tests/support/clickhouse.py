@@ -149,7 +149,9 @@ class ClickHouse:
 
     def count(self) -> int:
         """Return how many rows both tables have."""
-        answer = self.query("SELECT (SELECT count() FROM logs) + (SELECT count() FROM logs_unfit)")
+        answer = self.query(
+            "SELECT (SELECT count() FROM logs) + (SELECT count() FROM logs_dead_letter)"
+        )
         return int(answer)
 
     def __enter__(self) -> Self:
@@ -176,8 +178,8 @@ class Difference(NamedTuple):
 def compare(clickhouse: ClickHouse, stored: dict[Place, bytes]) -> Difference:
     """Hold the tables against the lines that were stored."""
     rows = clickhouse.rows(columns="* EXCEPT timestamp, toString(timestamp) AS timestamp")
-    unfit = clickhouse.rows("logs_unfit")
-    found = Counter(map(place_of, [*rows, *unfit]))
+    dead = clickhouse.rows("logs_dead_letter")
+    found = Counter(map(place_of, [*rows, *dead]))
     changed = [
         place
         for row in rows
@@ -185,7 +187,7 @@ def compare(clickhouse: ClickHouse, stored: dict[Place, bytes]) -> Difference:
     ]
     changed += [
         place
-        for row in unfit
+        for row in dead
         if (place := place_of(row)) in stored and row["raw"].encode() != stored[place]
     ]
     return Difference(

@@ -142,7 +142,7 @@ def _tally_acknowledged(row: Row, world: World) -> None:
         lines = [f'{{"metadata":{row["metadata"]}}}\n' for row in rows]
         lines += [
             row["raw"] + "\n"
-            for row in world.clickhouse.rows(f"logs_unfit WHERE node = '{node.name}'", "raw")
+            for row in world.clickhouse.rows(f"logs_dead_letter WHERE node = '{node.name}'", "raw")
         ]
         path.write_text("".join(lines))
         tally(row, node.load, [path])

@@ -94,7 +94,7 @@ class World:
 
     def set_window(self, blocks: int) -> None:
         """Let the tables remember so many inserts."""
-        for table in ("logs", "logs_unfit"):
+        for table in ("logs", "logs_dead_letter"):
             self.clickhouse.query(
                 f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = {blocks}"
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from astralog.forward.chunks import Chunk
 from astralog.forward.client import Unacceptable, Unavailable
-from astralog.forward.rows import Unfit
+from astralog.forward.rows import DeadLetter
 
 NODE = "n"
 
@@ -24,7 +24,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.logs: Counter[tuple[str, int]] = Counter()
-        self.unfit: dict[tuple[str, int], str] = {}
+        self.dead_letters: dict[tuple[str, int], str] = {}
         self.faults: list[str] = []
         self.poison = b"poison"
         self.remembers_tokens = True
@@ -42,12 +42,12 @@ class FakeServer:
         lines = [json.loads(row)["line"] for row in content.split(b"\n")[:-1]]
         self._store("insert", chunk, lambda: self.logs.update((chunk.segment, n) for n in lines))
 
-    def insert_unfit(self, chunk: Chunk, lines: list[Unfit]) -> None:
+    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter]) -> None:
         """Insert lines that do not fit, as `client.Tables` does."""
         assert lines, "an insert without rows"
         rows = {(chunk.segment, line.line): line.error for line in lines}
-        assert not rows.keys() & self.unfit.keys(), "an unfit line twice"
-        self._store("insert_unfit", chunk, lambda: self.unfit.update(rows))
+        assert not rows.keys() & self.dead_letters.keys(), "a dead letter twice"
+        self._store("insert_dead_letters", chunk, lambda: self.dead_letters.update(rows))
 
     def _store(self, call: str, chunk: Chunk, store: Callable[[], None]) -> None:
         fault = self._called(call)
@@ -64,7 +64,7 @@ class FakeServer:
         """Return the lines that are there, as `client.Tables` does."""
         self._called("held")
         lines = range(chunk.first_line, chunk.first_line + chunk.lines)
-        held = {n for segment, n in [*self.logs, *self.unfit] if segment == chunk.segment}
+        held = {n for segment, n in [*self.logs, *self.dead_letters] if segment == chunk.segment}
         return held & set(lines)
 
     def disconnect(self) -> None:
@@ -81,7 +81,7 @@ class FakeServer:
 
     def lines(self) -> Counter[tuple[str, int]]:
         """Return how often each line is there, in whichever table."""
-        return self.logs + Counter(self.unfit.keys())
+        return self.logs + Counter(self.dead_letters.keys())
 
 
 def make_chunk(name: str, *lines: bytes) -> Chunk:

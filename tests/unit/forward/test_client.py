@@ -50,7 +50,7 @@ def test_data_that_a_table_cannot_hold(code: int) -> None:
     with pytest.raises(Unacceptable):
         tables.insert(chunk, [b"{}"])
     with pytest.raises(Unavailable):
-        tables.insert_unfit(chunk, [])
+        tables.insert_dead_letters(chunk, [])
 
 
 @pytest.mark.parametrize("code", [None, 60, 159, 241, 243, 252, 516])

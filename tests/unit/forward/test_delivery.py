@@ -32,22 +32,22 @@ def lines_once(count: int) -> Counter[tuple[str, int]]:
 
 
 def test_a_chunk_is_one_insert() -> None:
-    """Without doubt nothing is asked, and without unfit lines nothing goes to their table."""
+    """Without doubt nothing is asked, and without dead letters nothing goes to their table."""
     server = FakeServer()
     assert deliver(server, GOOD, GOOD) == Delivered(2, 0)
     assert server.calls == ["insert"]
     assert server.lines() == lines_once(2)
 
 
-def test_unfit_lines_go_to_the_second_table() -> None:
+def test_dead_letters_go_to_their_table() -> None:
     """Each line is in one of the tables; where one gets none, it gets no insert either."""
     server = FakeServer()
     assert deliver(server, GOOD, OLD, GOOD) == Delivered(3, 1)
-    assert server.calls == ["insert", "insert_unfit"]
-    assert server.unfit.keys() == {(NAME, 2)}
+    assert server.calls == ["insert", "insert_dead_letters"]
+    assert server.dead_letters.keys() == {(NAME, 2)}
     server = FakeServer()
     assert deliver(server, OLD) == Delivered(1, 1)
-    assert server.calls == ["insert_unfit"]
+    assert server.calls == ["insert_dead_letters"]
 
 
 def test_in_doubt_the_table_is_asked_first() -> None:
@@ -61,7 +61,7 @@ def test_in_doubt_the_table_is_asked_first() -> None:
     assert server.calls == ["held"]
     server.calls.clear()
     assert deliver(server, GOOD, GOOD, OLD, GOOD, in_doubt=True).lines == 4
-    assert server.calls == ["held", "insert", "insert_unfit"]
+    assert server.calls == ["held", "insert", "insert_dead_letters"]
     assert server.lines() == lines_once(4)
 
 
@@ -90,7 +90,7 @@ def test_what_the_table_rejects_is_searched_for() -> None:
     lines = [GOOD] * 40
     lines[6] = lines[7] = lines[33] = POISON
     assert deliver(server, *lines) == Delivered(40, 3)
-    assert server.unfit == dict.fromkeys([(NAME, 7), (NAME, 8), (NAME, 34)], "it is poison")
+    assert server.dead_letters == dict.fromkeys([(NAME, 7), (NAME, 8), (NAME, 34)], "it is poison")
     assert server.lines() == lines_once(40)
     assert server.calls.count("rejected") < 25
 
@@ -105,7 +105,7 @@ def test_what_is_stored_is_not_searched_for() -> None:
 
 
 def test_a_search_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a table rejects nearly everything, what is left counts as unfit unseen."""
+    """Where a table rejects nearly everything, what is left becomes dead letters unseen."""
     monkeypatch.setattr(deliveries, "SEARCH_INSERTS", 10)
     server = FakeServer()
     assert deliver(server, *[GOOD, POISON] * 100).lines == 200

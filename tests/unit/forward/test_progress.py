@@ -60,7 +60,9 @@ def test_a_terminal_has_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     shown = stream.getvalue()
     assert shown.count("\n") == 1
     *_, last = shown.split("\r\x1b[K")
-    assert last.startswith("2,000 logs delivered, 3 of them unfit, 0 logs/s, 1 segments wait")
+    assert last.startswith(
+        "2,000 logs delivered, 3 of them dead letters, 0 logs/s, 1 segments wait"
+    )
     assert caplog.messages == []
 
 

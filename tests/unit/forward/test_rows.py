@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from astralog.forward.chunks import Chunk
-from astralog.forward.rows import Rows, Unfit, find_error, unfit_lines, unfit_rows
+from astralog.forward.rows import DeadLetter, Rows, as_dead_letters, dead_letter_rows, find_error
 from tests.support.clickhouse import make_line
 
 NAME = "20261123T062500.123456Z-4711"
@@ -32,14 +32,14 @@ def test_a_row_is_its_line_and_where_it_comes_from() -> None:
         for number, line in enumerate(lines, 11)
     ]
     assert expected == decode(rows)
-    assert (rows.lines, rows.unfit) == (2, [])
+    assert (rows.lines, rows.dead_letters) == (2, [])
 
 
 def test_rows_can_be_made_again() -> None:
     """A second try makes the same rows, and counts anew."""
     rows = Rows(make_chunk(make_line(1), make_line(2, timestamp="0001-01-01T00:00:00Z")), "n")
     assert decode(rows) == decode(rows)
-    assert (rows.lines, len(rows.unfit)) == (2, 1)
+    assert (rows.lines, len(rows.dead_letters)) == (2, 1)
 
 
 def test_lines_that_the_table_holds_are_left_out() -> None:
@@ -47,7 +47,7 @@ def test_lines_that_the_table_holds_are_left_out() -> None:
     lines = [make_line(0), make_line(1), make_line(2, timestamp="9999-01-01T00:00:00Z")]
     rows = Rows(make_chunk(*lines), "n", held={11, 13})
     assert [12] == [row["line"] for row in decode(rows)]
-    assert (rows.lines, rows.unfit) == (3, [])
+    assert (rows.lines, rows.dead_letters) == (3, [])
 
 
 TIMES = [
@@ -75,10 +75,10 @@ def test_a_timestamp_that_does_not_fit(text: str, error: str | None, project: st
     rows = Rows(make_chunk(make_line(0), line), "n")
     if error is None:
         assert [11, 12] == [row["line"] for row in decode(rows)]
-        assert rows.unfit == []
+        assert rows.dead_letters == []
     else:
         assert [11] == [row["line"] for row in decode(rows)]
-        [(number, raw, text)] = rows.unfit
+        [(number, raw, text)] = rows.dead_letters
         assert (number, raw) == (12, line)
         assert text.startswith("timestamp: ")
         assert error in text
@@ -98,11 +98,11 @@ def test_a_timestamp_that_does_not_fit(text: str, error: str | None, project: st
         b"\xff\xfe",
     ],
 )
-def test_what_is_no_log_is_unfit(line: bytes) -> None:
+def test_what_is_no_log_is_a_dead_letter(line: bytes) -> None:
     """Whatever lies in a segment comes out of it, as a row or raw."""
     rows = Rows(make_chunk(line), "n")
     assert [] == list(rows)
-    assert [(11, line)] == [(number, raw) for number, raw, _ in rows.unfit]
+    assert [(11, line)] == [(number, raw) for number, raw, _ in rows.dead_letters]
 
 
 def test_a_log_in_another_order_is_a_row() -> None:
@@ -113,10 +113,10 @@ def test_a_log_in_another_order_is_a_row() -> None:
     assert ["p"] == [row["project_id"] for row in decode(Rows(make_chunk(line), "n"))]
 
 
-def test_unfit_lines_keep_every_byte() -> None:
-    """The second table's rows have no byte that its format takes for something else."""
+def test_dead_letters_keep_every_byte() -> None:
+    """The dead-letter table's rows have no byte that its format takes for something else."""
     raw = b"tab\tnew\nline\\back\\n\0\xff"
-    [row] = unfit_rows(NAME, "no\tde", [Unfit(7, raw, "be\tcause")])
+    [row] = dead_letter_rows(NAME, "no\tde", [DeadLetter(7, raw, "be\tcause")])
     fields = row.removesuffix(b"\n").split(b"\t")
     assert len(fields) == 5
     unescape = {b"\\t": b"\t", b"\\n": b"\n", b"\\\\": b"\\"}
@@ -129,7 +129,9 @@ def test_unfit_lines_keep_every_byte() -> None:
     assert (fields[0], fields[2], fields[4]) == (b"no\\tde", b"7", b"be\\tcause")
 
 
-def test_all_lines_of_a_chunk_can_be_unfit() -> None:
+def test_all_lines_of_a_chunk_can_be_dead_letters() -> None:
     """For one reason, with their numbers, but for those that are held."""
     chunk = make_chunk(b"a", b"b", b"c")
-    assert [Unfit(11, b"a", "why"), Unfit(13, b"c", "why")] == unfit_lines(chunk, {12}, "why")
+    assert [DeadLetter(11, b"a", "why"), DeadLetter(13, b"c", "why")] == as_dead_letters(
+        chunk, {12}, "why"
+    )

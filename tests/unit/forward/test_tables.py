@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from astralog.forward.rows import COLUMNS, UNFIT_COLUMNS
+from astralog.forward.rows import COLUMNS, DEAD_LETTER_COLUMNS
 from tests.support.service import ROOT
 
 DDL = ROOT / "deploy" / "clickhouse"
@@ -19,7 +19,9 @@ def columns_of(script: str, table: str) -> list[str]:
     return [line for line in lines if line]
 
 
-@pytest.mark.parametrize(("table", "columns"), [("logs", COLUMNS), ("logs_unfit", UNFIT_COLUMNS)])
+@pytest.mark.parametrize(
+    ("table", "columns"), [("logs", COLUMNS), ("logs_dead_letter", DEAD_LETTER_COLUMNS)]
+)
 def test_a_table_has_the_columns_that_are_inserted(table: str, columns: tuple[str, ...]) -> None:
     """Each column of an insert is there, in that order, and all others fill themselves."""
     definitions = columns_of("single.sql", table)
@@ -27,7 +29,7 @@ def test_a_table_has_the_columns_that_are_inserted(table: str, columns: tuple[st
     assert list(columns) == [line.split()[0] for line in plain]
 
 
-@pytest.mark.parametrize("table", ["logs", "logs_unfit"])
+@pytest.mark.parametrize("table", ["logs", "logs_dead_letter"])
 def test_the_cluster_has_the_same_columns(table: str) -> None:
     """One server and a cluster differ in their engines alone."""
     assert columns_of("single.sql", table) == columns_of("cluster.sql", f"{table}_local")
