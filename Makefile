@@ -22,7 +22,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(VENV)/.installed ## Make .venv with the locked dependencies
@@ -73,6 +73,21 @@ coverage: $(VENV)/.installed-dev ## Measure which lines the unit tests run
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Measure the service and write bench/results.*
 	$(BIN)/python -m bench
+
+# The revision may be the second word too: make bench-against ce92c37
+ifeq ($(firstword $(MAKECMDGOALS)),bench-against)
+REV ?= $(word 2,$(MAKECMDGOALS))
+ifneq ($(word 2,$(MAKECMDGOALS)),)
+.PHONY: $(word 2,$(MAKECMDGOALS))
+$(word 2,$(MAKECMDGOALS)):
+	@:
+endif
+endif
+
+.PHONY: bench-against
+bench-against: $(VENV)/.installed-dev ## Compare with REV in turns; fail if a row is over 3% worse
+	$(if $(REV),,$(error which revision? make bench-against REV=HEAD~1))
+	$(BIN)/python -m bench.against $(REV) $(AGAINST)
 
 .PHONY: bench-client
 bench-client: $(VENV)/.installed-dev ## Measure what logging through the Python client costs

@@ -4,6 +4,7 @@ import functools
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -51,6 +52,11 @@ class Template:
     def body(self, sequence: int) -> bytes:
         """Return the body of request number `sequence`."""
         return _digits(sequence).join(self._body_parts)
+
+    def decode_logs(self) -> list[dict[str, Any]]:
+        """Return the batch's logs, each `log_id` with the sequence number's place left open."""
+        logs: list[dict[str, Any]] = msgspec.json.decode(SEQUENCE.join(self._body_parts))["logs"]
+        return logs
 
     def request(self, sequence: int) -> Iterator[bytes]:
         """Yield the pieces of the HTTP request number `sequence`; small batches are one piece."""

@@ -29,15 +29,12 @@ def measure_lean(runner: Runner) -> list[Cell]:
 def requests(batch: int, token: str = "") -> list[bodies.Template]:
     """Return the pool of requests with `batch` logs each, those of `bodies` with less metadata."""
     head = HEAD.format(token=token)
-    pool = [_shorten(template.body(0)) for template in bodies.templates(batch)]
+    pool = [_shorten(template) for template in bodies.templates(batch)]
     return [bodies.Template(body, batch, head) for body in pool]
 
 
-def _shorten(body: bytes) -> bytes:
-    batch = msgspec.json.decode(body)
-    for log in batch["logs"]:
-        metadata = log["metadata"]
-        _, separator, index = metadata["log_id"].partition("-")
-        metadata["log_id"] = bodies.SEQUENCE.decode() + separator + index
-        log["metadata"] = {name: metadata[name] for name in METADATA}
-    return msgspec.json.encode(batch)
+def _shorten(template: bodies.Template) -> bytes:
+    logs = template.decode_logs()
+    for log in logs:
+        log["metadata"] = {name: log["metadata"][name] for name in METADATA}
+    return msgspec.json.encode({"logs": logs})

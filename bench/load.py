@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import msgspec
+
 from bench import bodies, measure
 from bench.client import NO_ANSWER, TIMEOUT_SECONDS, Client
 
@@ -21,6 +23,15 @@ ACKNOWLEDGED = "200"
 def json_requests(batch: int, token: str) -> list[bodies.Template]:
     """Return the pool of requests with `batch` logs each, as the docs have them."""
     return bodies.templates(batch, HEAD.format(token=token))
+
+
+def ndjson_requests(batch: int, token: str) -> list[bodies.Template]:
+    """Return the same requests with one log per line."""
+    head = HEAD.format(token=token).replace("application/json", "application/x-ndjson")
+    pool = [template.decode_logs() for template in bodies.templates(batch)]
+    return [
+        bodies.Template(b"\n".join(map(msgspec.json.encode, logs)), batch, head) for logs in pool
+    ]
 
 
 def keyed_requests(batch: int, token: str) -> list[bodies.Template]:
@@ -98,14 +109,15 @@ class Load:
     def run(self) -> Outcome:
         """Send as the plan says, phase by phase."""
         try:
-            phases = [self._phase(seconds) for seconds in self._plan.phase_seconds]
+            phases = [self.run_phase(seconds) for seconds in self._plan.phase_seconds]
             return Outcome(phases, self.sent, self.rejected, self.unanswered)
         finally:
-            self._close()
+            self.close()
 
-    def _phase(self, seconds: float) -> Phase:
+    def run_phase(self, seconds: float) -> Phase:
         """Send for so many seconds, then wait for what is under way."""
         phase = Phase()
+        self._serve_all(0.0, phase)  # what was closed since the last phase is renewed
         with self._measured(phase):
             self._send(phase, seconds)
             for client in list(self._under_way):
@@ -129,7 +141,8 @@ class Load:
         while self._under_way and time.perf_counter() < self._end + TIMEOUT_SECONDS:
             self._serve_all(1.0, phase)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close every connection."""
         for client in self._clients.values():
             client.socket.close()
         self._poll.close()

@@ -132,12 +132,13 @@ def machine() -> dict[str, str | int]:
 def commit() -> str:
     """Return the commit of the checkout, with `-dirty` where more than the results differs."""
     try:
-        name = _git("rev-parse", "--short=12", "HEAD").strip()
-        changes = _git("status", "--porcelain", "--", ".", ":!bench/results.*")
+        name = git("rev-parse", "--short=12", "HEAD").strip()
+        changes = git("status", "--porcelain", "--", ".", ":!bench/results.*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name + ("-dirty" if changes else "")
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """Run git in the checkout and return what it prints."""
     return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True)

@@ -17,17 +17,15 @@ FILLED_IN = ("project_id", "level", "service")
 def requests(batch: int, token: str) -> list[bodies.Template]:
     """Return the pool of requests with `batch` logs each, those of `bodies` in another form."""
     head = HEAD.format(token=token)
-    pool = [_lines(template.body(0)) for template in bodies.templates(batch)]
+    pool = [_lines(template) for template in bodies.templates(batch)]
     return [bodies.Template(lines, batch, head) for lines in pool]
 
 
-def _lines(body: bytes) -> bytes:
+def _lines(template: bodies.Template) -> bytes:
     """Return a batch one log a line, with its metadata beside the fields that are left."""
     lines = []
-    for log in msgspec.json.decode(body)["logs"]:
+    for log in template.decode_logs():
         metadata = log.pop("metadata")
         left = {name: value for name, value in log.items() if name not in FILLED_IN}
-        _, separator, index = metadata["log_id"].partition("-")
-        metadata["log_id"] = bodies.SEQUENCE.decode() + separator + index
         lines.append(msgspec.json.encode(left | metadata))
     return b"\n".join(lines)

@@ -1,8 +1,8 @@
 """What OpenTelemetry's SDK sends: exports in protobuf, of calls of a logger with some extras."""
 
 import random
+from typing import Any
 
-import msgspec
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
@@ -31,10 +31,10 @@ def requests(batch: int, token: str) -> list[bodies.Template]:
     head = HEAD.format(token=token)
     chance = random.Random(f"{bodies.SEED}-otlp")
     pool = bodies.templates(batch)
-    return [bodies.Template(_export(template.body(0), chance), batch, head) for template in pool]
+    return [bodies.Template(_export(template, chance), batch, head) for template in pool]
 
 
-def _export(body: bytes, chance: random.Random) -> bytes:
+def _export(template: bodies.Template, chance: random.Random) -> bytes:
     export = ExportLogsServiceRequest()
     resource = export.resource_logs.add()
     resource.resource.attributes.extend(
@@ -43,26 +43,23 @@ def _export(body: bytes, chance: random.Random) -> bytes:
     scope = resource.scope_logs.add()
     scope.scope.name = "checkout.orders"
     time = _FIRST_TIME + chance.randrange(86_400_000_000_000)
-    for log in msgspec.json.decode(body)["logs"]:
+    for log in template.decode_logs():
         time += chance.randrange(4_000_000)  # a batch holds what was logged in a second
         scope.log_records.append(_record(log, time, chance))
     return export.SerializeToString()
 
 
-def _record(log: dict[str, object], time: int, chance: random.Random) -> LogRecord:
+def _record(log: dict[str, Any], time: int, chance: random.Random) -> LogRecord:
     """Return a log of `bodies` as a record of about 340 bytes: what a handler knows of a call."""
     metadata = log["metadata"]
-    assert isinstance(metadata, dict)
     place = chance.randrange(len(_FUNCTIONS))
-    _, separator, index = metadata["log_id"].partition("-")
     attributes = {
         "code.file.path": "/srv/checkout/orders/views.py",
         "code.function.name": _FUNCTIONS[place],
         "code.line.number": 40 + 17 * place,
-        "log_id": bodies.SEQUENCE.decode() + separator + index,
-        **{name: metadata[name] for name in ("user_id", "method", "duration_ms")},
+        **{name: metadata[name] for name in ("log_id", "user_id", "method", "duration_ms")},
     }
-    level = str(log["level"])
+    level = log["level"]
     return LogRecord(
         time_unix_nano=time,
         observed_time_unix_nano=time + chance.randrange(100_000),
