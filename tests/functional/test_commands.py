@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.proxies import free_port
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
-from tests.support.tail import COMMAND, make_line, make_segment, make_name
+from tests.support.tail import COMMAND, make_line, make_name, make_segment
 
 PRINTING = ["token", "--help", "--version", "tail --help", "forward --help", "tail", "tail -f"]
 
