@@ -4,18 +4,20 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.fake_service import FakeService, reject
 from tests.support.otlp import PROTOBUF, encode, make_export, make_record
+from tests.support.proxies import free_port
 from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
+from tests.support.syslog_ng import SyslogNg, find_syslog_ng, make_message
 
 RECIPES = (ROOT / "docs" / "senders.md").read_text()
 
@@ -55,6 +57,81 @@ def test_the_logging_handler_works(tmp_path: Path, service: Service) -> None:
     assert expected | {"message": "paid 7", "metadata": metadata} == log
 
 
+#: Logs whatever a program may log, in the order in which it is stored.
+ODD = """
+odd = [
+    "", "control \\x01\\x1b[2J\\x7f\\t\\r\\n", "nul \\0 after", 'quote " \\\\ {"a":1}', "123",
+    "null", "1e999", "long " * 500_000, 5, {"a": 1}, None, b"\\xff", float("nan"),
+]
+for value in odd:
+    logger.info(value, extra={"odd": value, "\\0": "name"})
+"""
+
+#: How the SDK of OpenTelemetry is set up in a program, where its documentation's agent does not.
+SDK = """
+import logging
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+
+provider = LoggerProvider()
+provider.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter()))
+logger = logging.getLogger("shop")
+logger.propagate = False
+logger.setLevel(logging.INFO)
+logger.addHandler(LoggingHandler(logger_provider=provider))
+"""
+
+CLIENT = """
+import logging, os
+from astralog_logging import AstraLogHandler
+
+options = {"project_id": "org-xyz", "service": "shop", "token": os.environ["TOKEN"]}
+handler = AstraLogHandler(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"], **options)
+logging.basicConfig(level=logging.INFO, handlers=[handler])
+logger = logging.getLogger("shop")
+"""
+
+
+def run_program(service: Service, code: str) -> str:
+    """Run a program that logs to the service; return what it writes to stderr."""
+    environ = os.environ | {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{service.address[1]}",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization={TOKEN}",
+        "OTEL_RESOURCE_ATTRIBUTES": "service.name=shop,project_id=org-xyz",
+        "TOKEN": TOKEN,
+        "PYTHONPATH": str(ROOT / "clients" / "python"),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(
+        command, env=environ, check=True, timeout=60, stderr=subprocess.PIPE, text=True
+    )
+    return result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "program", [CLIENT, SDK + "import atexit; atexit.register(provider.shutdown)"]
+)
+def test_programs_may_log_anything(service: Service, program: str) -> None:
+    """Each log is stored, in its order, and nothing is complained about."""
+    assert "" == run_program(service, program + ODD)
+    messages = [log["message"] for log in service.logs()]
+    texts = ["", "control \x01\x1b[2J\x7f\t\r\n", "nul \0 after", 'quote " \\ {"a":1}']
+    assert [*texts, "123", "null", "1e999", "long " * 500_000, "5"] == messages[:9]
+    assert 13 == len(messages)
+
+
+@pytest.mark.slow
+def test_half_a_character_costs_the_sdk_its_export(service: Service) -> None:
+    """The SDK says so, as the document does, and goes on; the client stores it as U+FFFD."""
+    code = 'logger.info("half \\ud83d")\n'
+    shutdown = "provider.force_flush()\nlogger.info('after')\nprovider.shutdown()"
+    assert "Failed to encode logs batch" in run_program(service, SDK + code + shutdown)
+    assert "" == run_program(service, CLIENT + code)
+    assert ["after", "half \ufffd"] == [log["message"] for log in service.logs()]
+
+
 #: What the programs send whose recipes cannot be run here, as their documentation has it.
 LINES: dict[str, dict[str, object]] = {
     "fluent bit": {"timestamp": "2024-05-31T15:30:45.123456Z", "message": "paid", "order": 7},
@@ -83,8 +160,8 @@ LINES: dict[str, dict[str, object]] = {
 def test_the_queries_of_the_recipes_are_taken(service: Service) -> None:
     """What each program sends is stored as its recipe asks, nothing of it lost."""
     queries = set(re.findall(r"/v1/drain(\?[^\s\"]+)", RECIPES))
-    assert 3 == len(queries)
-    for query in queries:
+    assert 4 == len(queries)
+    for query in queries - {"?partial=true"}:  # syslog-ng's, which sends whole logs
         for line in LINES.values():
             if "metadata" not in line and "unknown" not in query:
                 continue
@@ -103,37 +180,62 @@ def test_the_queries_of_the_recipes_are_taken(service: Service) -> None:
         assert (200, b"") == (answer.status, answer.raw)
 
 
-@pytest.mark.slow
-def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service) -> None:
-    """Messages to syslog-ng arrive as logs, those of a time without the service too."""
-    program = shutil.which("syslog-ng", path=os.environ["PATH"] + ":/usr/sbin")
-    if program is None:
+#: Records as Fluent Bit sends them by the recipe for its output `http`, after its filter.
+RECORDS: list[dict[str, object]] = [
+    {"message": "a level of pino's", "level": 30},
+    {"message": "a numeric service", "service": 5, "project_id": 7},
+    {"message": "its own time", "record_timestamp": 1577836800},
+    {"message": {"text": "an object"}},
+    {"message": ["a list", None]},
+    {"message": 5},
+    {"message": "", "record_metadata": "x", "odd": [1.5, "\0"]},
+    {"message": "nothing of its own", "level": None, "service": None},
+]
+
+#: Those that the recipe says are left out.
+NO_NAMES: list[object] = ["", [], {}]
+LEFT_OUT: list[dict[str, object]] = [
+    {"no": "message"},
+    {"message": None},
+    *[{"message": "m", "level": value} for value in NO_NAMES],
+    *[{"message": "m", "service": value} for value in NO_NAMES],
+]
+
+
+def test_the_records_of_fluent_bit_are_stored(service: Service) -> None:
+    """All but those that its recipe names, and each of these is counted."""
+    for line in ("timestamp record_timestamp", "metadata record_metadata", "log message"):
+        assert f"Rename                    {line}\n" in RECIPES
+    (query,) = set(re.findall(r"/v1/drain(\?\S+service=shop\S+unknown=metadata\S+)", RECIPES))
+    stamp = {"timestamp": "2024-05-31T15:30:45.123456Z"}
+    body = "\n".join(json.dumps(record | stamp) for record in RECORDS + LEFT_OUT)
+    headers = {"Authorization": TOKEN, "Content-Type": "application/x-ndjson"}
+    answer = service.request("POST", f"/v1/drain{query}", body, headers)
+    assert (200, len(LEFT_OUT)) == (answer.status, answer.body["rejected"])
+    logs = service.logs()
+    assert ["30", "info"] == [logs[0]["level"], logs[-1]["level"]]
+    assert ["5", "7"] == [logs[1]["service"], logs[1]["project_id"]]
+    assert 1577836800 == logs[2]["metadata"]["record_timestamp"]
+    texts = ['{"text":"an object"}', '["a list",null]', "5"]
+    assert texts == [log["message"] for log in logs[3:6]]
+    assert {"record_metadata": "x", "odd": [1.5, "\0"]} == logs[6]["metadata"]
+    assert "rejected invalid_batch" in service.log()
+
+
+@pytest.fixture
+def syslog_ng() -> None:
+    """Skip a test without the program."""
+    if find_syslog_ng() is None:
         pytest.skip("NOT TESTED: syslog-ng is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (destination,) = re.findall(r"```\n(destination .*?)```", RECIPES, re.DOTALL)
-    destination = destination.replace("localhost:8080", f"127.0.0.1:{service.address[1]}")
-    destination = destination.replace("TOKEN", TOKEN)
-    (tmp_path / "syslog-ng.conf").write_text(
-        "@version: 3.38\noptions { keep-hostname(yes); };\n"
-        f'source s_net {{ network(ip("127.0.0.1") port({port}) transport("tcp")); }};\n'
-        f"{destination}\nlog {{ source(s_net); destination(d_astralog); }};\n"
-    )
-    files = [f"--{name}={tmp_path / name}" for name in ("persist-file", "control", "pidfile")]
-    command = [program, "-F", "--no-caps", "-f", str(tmp_path / "syslog-ng.conf"), *files]
-    sender = subprocess.Popen(command, cwd=tmp_path)
-    try:
-        wait_for(lambda: is_listening(port))
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            for number in range(1000):
-                stamp = time.strftime("%b %d %H:%M:%S")
-                line = f'<14>{stamp} host-1 shop[7]: order "{number}" \\ ä\n'
-                connection.sendall(line.encode())
-            wait_for(lambda: len(service.logs()) == 1000)
-    finally:
-        sender.send_signal(signal.SIGTERM)
-        sender.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("syslog_ng")
+def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service) -> None:
+    """Messages to syslog-ng arrive as logs."""
+    with SyslogNg(tmp_path / "syslog-ng", service.address[1]) as sender:
+        sender.send(*(make_message(f'order "{number}" \\ ä') for number in range(1000)))
+        wait_for(lambda: len(service.logs()) == 1000)
     logs = service.logs()
     assert {f'order "{number}" \\ ä' for number in range(1000)} == {log["message"] for log in logs}
     assert {("org-xyz", "info", "shop")} == {
@@ -142,6 +244,130 @@ def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service) ->
     assert all(log["metadata"] == {"host": "host-1"} for log in logs)
 
 
-def is_listening(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
+#: Messages that name no program, or hold what JSON, HTTP or a shell would take for its own.
+ODD_MESSAGES = [
+    b"<13>Nov 29 08:00:00 switch1 : %LINK-3-UPDOWN: Interface up",
+    b"<13>1 2026-11-29T08:00:00.123456789Z host - - - - no program",
+    b"<13>Nov 29 08:00:00 host -- MARK --",
+    b"<13>Nov 29 08:00:00 host shop[7]:",
+    b"<13>Nov 29 08:00:00 host shop: control \x01\x1b[2J\x7f\ttab",
+    b"<13>Nov 29 08:00:00 host shop: latin \xe4\xff",
+    b"<13>Nov 29 08:00:00 h\xe4st sh\xf6p: names",
+    b'<13>Nov 29 08:00:00 host shop: quote " back \\ $MSG ${PROGRAM} $(echo x) `id` %s \\n',
+    b"<13>Nov 29 08:00:00 host 456: 123",
+    b'<13>Nov 29 08:00:00 host shop: {"level":"forged","message":[1,null]}',
+    b"<13>Nov 29 08:00:00 host shop: null",
+    b"<191>Nov 29 08:00:00 host shop: debug",
+    b"<999>no priority",
+    b"no header at all",
+    b"<13>",
+    b" ",
+    b"<13>1 2026-11-29T23:59:60Z host shop - - - leap second",
+    b"<13>Feb 30 25:61:61 host shop: no date",
+    b"<13>Nov 29 08:00:00 host shop: " + b"x" * 60_000,
+    b"<13>Nov 29 08:00:00 host " + b"p" * 2000 + b": long program",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("syslog_ng")
+def test_syslog_ng_loses_no_odd_message(tmp_path: Path, service: Service) -> None:
+    """Each is one log, none keeps others from being stored, and nothing is rejected."""
+    with SyslogNg(tmp_path / "syslog-ng", service.address[1]) as sender:
+        cut = (make_message("nul\0after"), make_message("y" * 200_000))
+        sender.send(*ODD_MESSAGES, *cut, make_message("last"))
+        wait_for(lambda: "last" in [log["message"] for log in service.logs()])
+        wait_for(lambda: "after" in [log["service"] for log in service.logs()])
+        wait_for(lambda: str(service.logs()).count("y") >= 200_000)
+        assert "dropped" not in sender.log()
+    logs = service.logs()
+    assert len(ODD_MESSAGES) + 2 + 4 + 1 == len(logs)  # the cut ones are two and four
+    services = {log["message"]: log["service"] for log in logs}
+    assert "unknown" == services["%LINK-3-UPDOWN: Interface up"]
+    assert "shop" == services["control \x01\x1b[2J\x7f\ttab"] == services["latin \\xe4\\xff"]
+    assert r"sh\xf6p" == services["names"]
+    assert "shop" == services['quote " back \\ $MSG ${PROGRAM} $(echo x) `id` %s \\n']
+    assert "456" == services["123"]
+    assert "shop" == services['{"level":"forged","message":[1,null]}']
+    assert "shop" == services["x" * 60_000]
+    assert "p" * 2000 in services["long program"]
+    assert "rejected" not in service.log()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("syslog_ng")
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [({}, ""), ({"min_free_bytes": 1 << 60}, "storage_full"), ({"tokens": "x"}, "unauthorized")],
+    ids=["away", "full", "token revoked"],
+)
+def test_syslog_ng_waits_until_its_logs_can_be_stored(
+    tmp_path: Path, settings: dict[str, object], code: str
+) -> None:
+    """While the service is away or full, or does not know the token; then each is stored once."""
+    port = free_port()
+    bind = f"127.0.0.1:{port}"
+    with SyslogNg(tmp_path / "syslog-ng", port) as sender:
+        with Service(tmp_path, bind=bind, **settings) if code else nullcontext() as first:
+            sender.send(*(make_message(f"{number}") for number in range(2000)))
+            wait_for(lambda: "error" in sender.log().lower())
+            wait_for(lambda: first is None or code in first.log())
+        with Service(tmp_path, bind=bind) as service:
+            wait_for(lambda: service.content().count(b"\n") >= 2000, 90)
+            stored = [log["message"] for log in service.logs()]
+    assert sorted(map(str, range(2000))) == sorted(stored)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("syslog_ng")
+@pytest.mark.parametrize("status", [400, 413])
+def test_syslog_ng_goes_on_after_a_batch_that_is_rejected(tmp_path: Path, status: int) -> None:
+    """What no try can fix is dropped, with a line in its own log, and holds nothing up."""
+    with FakeService() as fake:
+        fake.answers.append(reject(status, "invalid_batch"))
+        with SyslogNg(tmp_path / "syslog-ng", urlsplit(fake.url).port or 0) as sender:
+            sender.send(make_message("rejected"))
+            wait_for(lambda: fake.requests)
+            sender.send(make_message("after"))
+            wait_for(lambda: any(b"after" in sent.body for sent in fake.requests))
+            wait_for(lambda: "dropped while sending message" in sender.log())
+            assert f"status_code='{status}'" in sender.log()
+    assert 1 == sum(b"rejected" in sent.body for sent in fake.requests)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
+def test_jq_makes_a_log_of_any_line(tmp_path: Path, service: Service) -> None:
+    """The documented command takes lines that are empty, no UTF-8, or JSON themselves."""
+    (commands,) = re.findall(r"```sh\n(printf .*?)```", RECIPES, re.DOTALL)
+    lines = [b"", b"latin \xe4", b"nul\0\x1b[2J\t\r", b'"q" \\ $x', b"1e999", b'{"a":1}', b"null"]
+    (tmp_path / "odd.log").write_bytes(b"\n".join([*lines, b"z" * 1_000_000]))
+    (tmp_path / "data" / "token").write_text(TOKEN)
+    _, *pasted = commands.replace("localhost:8080", f"127.0.0.1:{service.address[1]}").splitlines()
+    script = "\n".join(pasted).replace("/tmp/app.log", "odd.log").replace("/tmp/", "")
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, check=True)
+    messages = [log["message"] for log in service.logs()]
+    assert [line.decode(errors="replace") for line in lines] == messages[:-1]
+    assert "z" * 1_000_000 == messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [({"tokens": "x"}, 401), ({"min_free_bytes": 1 << 60}, 503), ({"max_body_bytes": 1024}, 413)],
+)
+def test_curl_fails_if_logs_are_not_stored(
+    tmp_path: Path, settings: dict[str, object], status: int
+) -> None:
+    """The documented options have a script end, and say with which status."""
+    command = re.findall(r"curl -sSf (.*) http", RECIPES)[-1].replace("--retry 5", "--retry 1")
+    (tmp_path / "batch.json").write_text(json.dumps(make_batch("x" * 2000)))
+    with Service(tmp_path, **settings) as service:
+        url = f"http://127.0.0.1:{service.address[1]}/v1/drain"
+        options = [
+            *command.replace("--retry 5", "--retry 1").split(),
+            "-H",
+            f"Authorization: {TOKEN}",
+        ]
+        line = ["curl", "-sSf", *options, url, "--data-binary", "@batch.json"]
+        result = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 22 == result.returncode
+    assert f"error: {status}" in result.stderr

@@ -1,0 +1,94 @@
+"""Run syslog-ng with the recipe of docs/senders.md, and send messages to it."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.proxies import PATH, free_port
+from tests.support.service import ROOT, TOKEN, wait_for
+
+#: The destination of the recipe, and the log path.
+DESTINATION, LOG_PATH = re.findall(
+    r"```\n((?:destination|log \{) .*?)```", (ROOT / "docs" / "senders.md").read_text(), re.DOTALL
+)
+
+
+def find_syslog_ng() -> str | None:
+    """Return where the program is, also one that only root has on the path."""
+    return shutil.which("syslog-ng", path=PATH)
+
+
+class SyslogNg:
+    """A syslog-ng that takes messages over TCP, and sends them to 127.0.0.1 at a port.
+
+    It tries again after a second, where the recipe leaves it at a minute.
+    """
+
+    def __init__(self, directory: Path, service_port: int) -> None:
+        directory.mkdir()
+        self._directory = directory
+        self._port = free_port()
+        destination = DESTINATION.replace("localhost:8080", f"127.0.0.1:{service_port}")
+        destination = destination.replace("TOKEN", TOKEN)
+        destination = destination.replace("disk-buffer(", f'disk-buffer(dir("{directory}") ')
+        (directory / "conf").write_text(
+            "@version: 3.38\noptions { keep-hostname(yes); use-dns(no); time-reopen(1); };\n"
+            f'source s_src {{ network(ip("127.0.0.1") port({self._port}) transport("tcp")); }};\n'
+            f"{destination}\n{LOG_PATH}\n"
+        )
+
+    def __enter__(self) -> Self:
+        program = find_syslog_ng()
+        assert program
+        files = ("persist-file", "control", "pidfile")
+        options = [f"--{name}={self._directory / name}" for name in files]
+        command = [program, "-F", "-e", "--no-caps", "-f", str(self._directory / "conf"), *options]
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=self._directory, stdout=log, stderr=log)
+        try:
+            wait_for(self._is_listening)
+        except BaseException:
+            self._process.kill()
+            raise
+        return self
+
+    def _is_listening(self) -> bool:
+        assert self._process.poll() is None, self.log()
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self._port)) == 0
+
+    @property
+    def _log_path(self) -> Path:
+        return self._directory / "log"
+
+    def log(self) -> str:
+        """Return what it says of itself."""
+        return self._log_path.read_text(errors="replace")
+
+    def send(self, *messages: bytes) -> None:
+        """Send messages as they stand, one a line."""
+        with socket.create_connection(("127.0.0.1", self._port)) as connection:
+            connection.sendall(b"".join(message + b"\n" for message in messages))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(30)
+        finally:
+            self._process.kill()
+
+
+def make_message(text: str, program: str = "shop[7]: ") -> bytes:
+    """Return a message as syslog writes it (RFC 3164)."""
+    return f"<14>{time.strftime('%b %d %H:%M:%S')} host-1 {program}{text}".encode()
