@@ -19,7 +19,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench import bodies, load, measure, open_loop, options, otlp
-from bench.ratios import RowRatios, table
+from bench.ratios import Outcome, RowRatios, table
 from bench.runs import CELL_WORKERS, progress, wait_until_idle
 from bench.tables import text_table
 from bench.turns import run_in_turns
@@ -28,6 +28,9 @@ from tests.support.service import ROOT, TOKEN, Service
 #: Rounds per row, and seconds that each revision is loaded for in a round.
 ROUNDS = 8
 SECONDS = 1.5
+
+#: Times as many rounds that a row may take in addition if its efficiency is uncertain.
+MORE_ROUNDS = 2
 WARM_UP_SECONDS = 0.5
 
 #: Seconds of a turn. The shorter, the more alike what else runs in two that follow each other:
@@ -129,15 +132,17 @@ class Duel:
         """Return the ratios of the second revision's figures to those of the first, per row.
 
         Each round runs all rows, so that a bad minute of the machine costs each row one round.
+        Further rounds, up to MORE_ROUNDS times as many, run those whose efficiency is uncertain.
         """
-        found = [RowRatios(row.name) for row in rows]
-        for number in range(rounds):
-            for row, ratios in zip(rows, found, strict=True):
-                progress(f"round {number + 1} of {rounds}: {row.name}")
-                old, new = self._round(row, ORDERS[number % len(ORDERS)])
-                ratios.efficiency.values.append(_median_ratio(_efficiency, new, old))
-                ratios.p99.values.append(_median_ratio(_p99, new, old))
-        return found
+        found = {row: RowRatios(row.name) for row in rows}
+        for number in range((1 + MORE_ROUNDS) * rounds):
+            for row, ratios in found.items():
+                if number < rounds or ratios.efficiency.outcome is Outcome.UNCERTAIN:
+                    progress(f"round {number + 1}: {row.name}")
+                    old, new = self._round(row, ORDERS[number % len(ORDERS)])
+                    ratios.efficiency.values.append(_median_ratio(_efficiency, new, old))
+                    ratios.p99.values.append(_median_ratio(_p99, new, old))
+        return list(found.values())
 
     def _round(self, row: Row, order: Sequence[int]) -> list[list[load.Phase]]:
         """Start both services, load them in turns, and return the phases of each."""

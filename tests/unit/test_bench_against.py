@@ -3,8 +3,11 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -173,3 +176,23 @@ def test_a_comparison_with_this_checkout() -> None:
     )
     assert run.returncode in (0, 1), run.stderr
     assert "json 1x8" in run.stdout.splitlines()[-1]
+
+
+def test_rows_that_are_uncertain_get_more_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows get the rounds that were asked for; one that stays uncertain, three times as many."""
+    revision = against.Revision("name", tmp_path, tmp_path)
+    duel = against.Duel((revision, revision), Executor(), tmp_path, 1.0)
+    cpu_seconds = {"certain": cycle([1.0]), "uncertain": cycle([0.7, 1.3])}
+
+    def run_round(row: against.Row, order: Sequence[int]) -> list[list[load.Phase]]:
+        return [
+            [load.Phase(server_cpu=cpu, latencies=[1.0], answers=Counter({load.ACKNOWLEDGED: 1}))]
+            for cpu in (1.0, next(cpu_seconds[row.name]))
+        ]
+
+    monkeypatch.setattr(duel, "_round", run_round)
+    found = duel.compare([against.Row(name, 1, 1) for name in cpu_seconds], 2)
+    assert [2, 6] == [len(row.efficiency.values) for row in found]
+    assert [Outcome.FINE, Outcome.UNCERTAIN] == [row.efficiency.outcome for row in found]
