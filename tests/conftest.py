@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import greenlet
 import hypothesis
 import pytest
 from flask import Flask
@@ -18,6 +19,7 @@ from flask.testing import FlaskClient
 from astralog import log
 from astralog.app import create_app
 from astralog.settings import Settings
+from tests.support.blocked_hub import HubMonitor
 from tests.support.service import TOKEN, heed_signals
 
 heed_signals()
@@ -113,13 +115,34 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def make_app() -> Iterator[Callable[[Settings], Flask]]:
-    """Return a `create_app` whose apps are stopped at the end of the test."""
+def hub_reports() -> Iterator[list[str]]:
+    """Return the reports of blocked hubs so far; one that is left at the end fails the test."""
+    reports: list[str] = []
+    yield reports
+    assert not reports, "".join(reports)
+
+
+@pytest.fixture
+def hub_monitor(hub_reports: list[str]) -> Iterator[HubMonitor]:
+    """Return a monitor of the hub; it does not count the test's own greenlet, unless told so."""
+    monitor = HubMonitor(hub_reports.append, exempt=greenlet.getcurrent())
+    yield monitor
+    monitor.stop()
+
+
+@pytest.fixture
+def make_app(hub_monitor: HubMonitor) -> Iterator[Callable[[Settings], Flask]]:
+    """Return a `create_app` whose apps are stopped at the end of the test.
+
+    An app that blocks the hub while it is called fails the test.
+    """
     apps: list[Flask] = []
 
     def make(settings: Settings) -> Flask:
-        apps.append(create_app(settings))
-        return apps[-1]
+        app = create_app(settings)
+        apps.append(app)
+        app.wsgi_app = hub_monitor.count_exempt()(app.wsgi_app)  # type: ignore[method-assign]
+        return app
 
     yield make
     for app in apps:

@@ -71,9 +71,13 @@ class Service:
     root = ROOT
     inherited: tuple[int, ...] = ()
 
+    #: Whether a hub that is blocked fails the test.
+    is_monitored = True
+
     def __init__(self, directory: Path, **settings: object) -> None:
         self.data_dir = Path(str(settings.get("data_dir", directory / "data")))
         self._log_path = directory / "stderr.log"
+        self._blocked_path = directory / "blocked-hubs.log"
         defaults = {
             "bind": "127.0.0.1:0",
             "tokens": TOKEN,
@@ -87,6 +91,7 @@ class Service:
             if not name.startswith(("ASTRALOG_", "GUNICORN_"))
         }
         self._environ["PYTHONFAULTHANDLER"] = "1"
+        self._environ["BLOCKED_HUB_FILE"] = str(self._blocked_path)
         for name, value in {**defaults, **settings}.items():
             if value is not None:
                 self._environ["ASTRALOG_" + name.upper()] = str(value)
@@ -132,6 +137,8 @@ class Service:
 
     def command(self) -> list[str]:
         """Return what starts the service; its process is the master's."""
+        if self.is_monitored:
+            return [sys.executable, str(Path(__file__).with_name("blocked_hub.py")), "wsgi:app"]
         return [str(Path(sys.executable).parent / "gunicorn"), "wsgi:app"]
 
     def _started(self) -> re.Match[str] | None:
@@ -240,11 +247,16 @@ class Service:
         return self.wait()
 
     def kill(self) -> None:
-        """End every process of the service at once, without a chance to do anything."""
+        """End every process of the service at once, without a chance to do anything.
+
+        Raises AssertionError if one of its hubs was blocked.
+        """
         if self.pids():
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(TIMEOUT_SECONDS)
         wait_for(lambda: not self.pids())
+        if self._blocked_path.exists():
+            raise AssertionError(self._blocked_path.read_text())
 
     def pids(self) -> list[int]:
         """Return every process of the service that runs, also without its master."""

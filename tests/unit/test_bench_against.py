@@ -181,7 +181,7 @@ def test_a_comparison_with_this_checkout() -> None:
 def test_rows_that_are_uncertain_get_more_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All rows get the rounds that were asked for; one that stays uncertain, three times as many."""
+    """All rows get as many rounds as asked for, one that stays uncertain three times as many."""
     revision = against.Revision("name", tmp_path, tmp_path)
     duel = against.Duel((revision, revision), Executor(), tmp_path, 1.0)
     cpu_seconds = {"certain": cycle([1.0]), "uncertain": cycle([0.7, 1.3])}

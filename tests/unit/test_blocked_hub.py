@@ -1,0 +1,126 @@
+"""The monitor of blocked hubs notices what blocks, and nothing else."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import gevent
+import greenlet
+import pytest
+from flask import Flask
+
+from astralog.settings import Settings
+from tests.support.blocked_hub import HubMonitor
+
+LIMIT_SECONDS = 0.1
+
+_QUADRATIC = re.compile(r"[ \t]*;")
+
+
+@pytest.fixture
+def reports() -> list[str]:
+    """Return where the monitor reports to."""
+    return []
+
+
+@pytest.fixture
+def monitor(reports: list[str]) -> Iterator[HubMonitor]:
+    """Return a monitor of this thread's hub, but not of the test's own greenlet."""
+    monitor = HubMonitor(reports.append, greenlet.getcurrent(), LIMIT_SECONDS)
+    yield monitor
+    monitor.stop()
+
+
+def burn(seconds: float = 3 * LIMIT_SECONDS, between: Callable[[], object] = bool) -> None:
+    """Use CPU time in steps that are shorter than the limit."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        between()
+
+
+def burn_in_one_call() -> None:
+    """Use CPU time in calls that hold the interpreter's lock, the last beyond the limit."""
+    count, used = 1000, 0.0
+    while used < LIMIT_SECONDS:
+        before = time.thread_time()
+        assert not _QUADRATIC.search(" " * count)
+        used = time.thread_time() - before
+        count *= 2
+
+
+@pytest.mark.parametrize("function", [burn, burn_in_one_call])
+def test_a_greenlet_that_does_not_switch_is_reported(
+    function: Callable[[], None], monitor: HubMonitor, reports: list[str]
+) -> None:
+    """There is one report, which names the code that ran."""
+    gevent.spawn(function).join()
+    [report] = reports
+    assert function.__name__ in report
+
+
+def test_a_callback_of_the_hub_is_reported(monitor: HubMonitor, reports: list[str]) -> None:
+    """What the loop calls itself blocks it too."""
+    gevent.get_hub().loop.run_callback(burn)
+    gevent.sleep(0.01)
+    [report] = reports
+    assert "burn" in report
+
+
+def test_a_loop_without_end_is_reported(monitor: HubMonitor, reports: list[str]) -> None:
+    """Nobody has to wait for the next switch, which may never come."""
+
+    def burn_until_reported() -> None:
+        end = time.monotonic() + 60
+        while not reports and time.monotonic() < end:
+            pass
+
+    gevent.spawn(burn_until_reported).join()
+    [report] = reports
+    assert "burn_until_reported" in report
+
+
+@pytest.mark.parametrize("pause", [gevent.sleep, lambda: gevent.sleep(0.001)])
+def test_greenlets_that_switch_are_not_reported(
+    pause: Callable[[], object], monitor: HubMonitor, reports: list[str]
+) -> None:
+    """However long one computes in all."""
+    gevent.spawn(burn, between=pause).join()
+    assert [] == reports
+
+
+def test_time_without_cpu_is_not_reported(monitor: HubMonitor, reports: list[str]) -> None:
+    """As on a machine that is busy with something else."""
+    gevent.spawn(time.sleep, 3 * LIMIT_SECONDS).join()
+    assert [] == reports
+
+
+def test_the_exempt_greenlet_is_counted_on_request(monitor: HubMonitor, reports: list[str]) -> None:
+    """A test's own work is none of the service's."""
+    burn()
+    gevent.sleep(0)
+    with monitor.count_exempt():
+        pass
+    assert [] == reports
+    with monitor.count_exempt():
+        burn()
+    burn()
+    gevent.sleep(0)
+    [report] = reports
+    assert "burn" in report
+
+
+def test_a_view_that_blocks_is_reported(
+    make_app: Callable[[Settings], Flask], settings: Settings, hub_reports: list[str]
+) -> None:
+    """The apps of unit tests are watched while they are called."""
+
+    def view() -> str:
+        burn(1.0)
+        return ""
+
+    app = make_app(settings)
+    app.add_url_rule("/burn", view_func=view)
+    assert 200 == app.test_client().get("/burn").status_code
+    [report] = hub_reports
+    assert "burn" in report
+    hub_reports.clear()  # which would fail this test too
