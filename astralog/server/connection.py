@@ -1,13 +1,12 @@
 """One client's connection, from its first byte to its end."""
 
 import contextlib
-import itertools
 import logging
+import socket
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import gevent
 from flask import Flask
 from gunicorn import util
 from gunicorn.http.errors import ParseException
@@ -15,10 +14,10 @@ from gunicorn.http.errors import ParseException
 from astralog.api.rejection_log import Source
 from astralog.api.responses import reject
 from astralog.errors import Rejection
+from astralog.log import log_exception
 from astralog.server.balance import Share
 from astralog.server.connection_limits import (
     DISCARD_BYTES,
-    DISCARD_SECONDS,
     HANDSHAKE_BYTES,
     PLAIN_BYTES,
     TLS_BYTES,
@@ -30,17 +29,20 @@ from astralog.server.receiver import Receiver
 from astralog.server.request import Request, Requests
 from astralog.server.request_body import Body
 from astralog.server.response import Response, send
+from astralog.time_slice import TimeSlice
 
 log = logging.getLogger(__name__)
 
-#: Requests of a connection between two chances for others to be served: as long as a client sends
-#: without a pause, nothing else makes it wait.
-REQUESTS_PER_TIME_SLICE = 8
+#: What is received at once of a client that is not listened to any more.
+LINGER_STEP_BYTES = 64 * 1024
 
 MALFORMED_HEAD = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    b"Content-Type: %b\r\nContent-Length: %d\r\n\r\n"
 )
+
+#: What a client is told that speaks plain HTTP to a port of TLS; it may be a browser.
+PLAIN_HTTP = "This port speaks HTTPS alone; plain HTTP was sent to it. Use https:// in its address."
 
 
 @dataclass
@@ -74,47 +76,60 @@ class Connection:
         """Serve the client, one request after another, until either side ends the connection."""
         try:
             self._hold(self._base_bytes)
-            if self._server.tls:
-                self._shake_hands()
+            if self._server.tls and not self._shake_hands():
+                return
             with contextlib.closing(Receiver(self._sock, self._server.tls is not None)) as receiver:
                 self._serve_requests(Requests(self._server.cfg, receiver, self._peer))
         except ConnectionEnded:
             pass
         except OSError as error:
             log.debug("connection lost: %s", error)
-        except Exception as error:
-            log.error("request failed", exc_info=error)
+        except Exception:
+            log_exception(log, "request failed")
         finally:
             self._hold(0)
             util.close(self._sock)
 
-    def _shake_hands(self) -> None:
-        self._hold(HANDSHAKE_BYTES)
-        self._sock = self._server.tls.wrap_socket(
-            self._sock, server_side=True, do_handshake_on_connect=False
-        )
+    def _shake_hands(self) -> bool:
+        """Set TLS up, and return whether the client speaks it; another is told so."""
         with self._limits.handshakes:
-            self._sock.do_handshake()
+            is_http = self._sock.recv(1, socket.MSG_PEEK).isupper()  # the method of a request
+            if not is_http:
+                self._hold(HANDSHAKE_BYTES)
+                self._sock = self._server.tls.wrap_socket(
+                    self._sock, server_side=True, do_handshake_on_connect=False
+                )
+                self._sock.do_handshake()
         self._hold(self._base_bytes)
+        if is_http:
+            self._log(Rejection("bad_request", PLAIN_HTTP))
+            self._answer_bare(PLAIN_HTTP.encode() + b"\n", b"text/plain; charset=utf-8")
+        return not is_http
 
     def _serve_requests(self, requests: Requests) -> None:
-        for count in itertools.count(1):
+        while True:
             request = None  # an idle connection holds none
             try:
                 with self._waits:
                     request = requests.next(self._hold_head)
             except ParseException as error:
-                rejection = self._rejection_of(error)
+                rejection = Rejection("bad_request", describe(error))
                 break  # with the error goes the head that its traceback holds
-            if request is None or not self._answer(request):
+            if request is None:
                 return
-            if count % REQUESTS_PER_TIME_SLICE == 0:
-                gevent.sleep(0)
+            try:
+                if not self._answer(request):
+                    return
+            finally:
+                request.body.close()
         self._hold_head(0)
-        self._answer_bare(rejection)
+        self._log(rejection)
+        self._answer_bare(reject(rejection).data, b"application/json")
 
     def _answer(self, request: Request) -> bool:
         """Answer a request, and return whether the connection goes on."""
+        if request.held_bytes and self._base_bytes:
+            self._hold_head(request.held_bytes)
         response = Response(request, self._sock, self._server.cfg, self._limits)
         if self._is_last():
             response.force_close()
@@ -128,10 +143,17 @@ class Connection:
             close = getattr(items, "close", None)
             if close is not None:
                 close()
+            environ.clear()  # werkzeug's request and it refer to each other
         if request.method == "POST" and response.status_code == HTTPStatus.OK:
             self._trust()
         goes_on = not response.should_close()
-        return (request.body.is_finished or self._discard(request.body)) and goes_on
+        if request.lacks_length:
+            self._linger()
+        elif not request.body.is_finished and not self._discard(request.body):
+            return False
+        if request.held_bytes:
+            self._hold_head(0)
+        return goes_on
 
     def _is_last(self) -> bool:
         """Return whether the client is to go on elsewhere after this request."""
@@ -164,21 +186,23 @@ class Connection:
 
     def _linger(self) -> None:
         """Read on for a while, so that the client does not lose the answer with the connection."""
+        left = DISCARD_BYTES
+        time_slice = TimeSlice()
         with self._limits.discards:
-            util.close_graceful(self._sock, DISCARD_SECONDS, DISCARD_BYTES)
+            self._sock.shutdown(socket.SHUT_WR)
+            while left > 0 and (data := self._sock.recv(LINGER_STEP_BYTES)):
+                left -= len(data)
+                time_slice.end_if_over()
 
-    def _rejection_of(self, error: ParseException) -> Rejection:
-        """Return what a client is told that does not speak HTTP, and log it."""
-        rejection = Rejection("bad_request", describe(error))
+    def _log(self, rejection: Rejection) -> None:
+        """Log what a client sends that does not speak HTTP."""
         peer = self._peer[0] if self._peer else "a local socket"
         source = Source(rejection.code, peer, "no token read")
         self._server.app.extensions["astralog_rejections"].add(source, rejection.message)
-        return rejection
 
-    def _answer_bare(self, rejection: Rejection) -> None:
+    def _answer_bare(self, body: bytes, kind: bytes) -> None:
         """Answer what is no request, and end the connection."""
-        body = reject(rejection).data
-        send(self._sock, MALFORMED_HEAD % len(body) + body, self._limits)
+        send(self._sock, MALFORMED_HEAD % (kind, len(body)) + body, self._limits)
         self._linger()
 
     def _hold_head(self, size: int) -> None:

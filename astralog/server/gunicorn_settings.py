@@ -14,6 +14,7 @@ from astralog.server import (
 )
 from astralog.server.balance import Balance
 from astralog.server.fixed_settings import check_fixed_settings
+from astralog.server.receiver import MAX_HEADER_BYTES, MAX_HEADERS
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings, Settings
 from astralog.standard_streams import reopen_closed_streams
@@ -43,8 +44,8 @@ keepalive = 75
 # The most connections of a worker, as far as it may open so many files; beyond it, those are ended
 # that have waited longest for their client, and first those that have shown no token.
 worker_connections = 4096
-limit_request_fields = 40
-limit_request_field_size = 4094
+limit_request_fields = MAX_HEADERS
+limit_request_field_size = MAX_HEADER_BYTES
 
 # Nothing that a proxy adds is used: whoever may add it, it changes nothing.
 forwarder_headers = ""

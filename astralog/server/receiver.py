@@ -15,10 +15,18 @@ from astralog.time_slice import TimeSlice
 #: Bytes received at once where the length of what comes is not known.
 RECEIVE_BYTES = 8 * 1024
 
-#: The longest head; a longer one is rejected.
+#: The longest head, the most headers that it may have, and the longest of these with its line's end.
+#: Beyond it: 400 `bad_request`.
 MAX_HEAD_BYTES = 16 * 1024
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 8190
 
 END_OF_HEAD = b"\r\n\r\n"
+
+#: What a connection begins with that speaks TLS (RFC 8446, 5.1: a record of the type handshake), or
+#: HTTP/2 without TLS (RFC 9113, 3.4), as gRPC does.
+TLS_HANDSHAKE = b"\x16\x03"
+HTTP2_PREFACE = b"PRI * HTTP/2.0"
 
 #: An event of libev (ev.h, EV_READ): there is something to receive.
 READ = 1
@@ -34,14 +42,18 @@ class BareLineFeed(ParseException):  # type: ignore[misc]
     """A line of a head ends without a carriage return, so that the head will never end."""
 
 
+class OtherProtocol(ParseException):  # type: ignore[misc]
+    """A client speaks another protocol, which the error's text names."""
+
+
 class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
     """What a client sends: gunicorn's parser and the readers of bodies take it from here."""
 
     def __init__(self, sock: Any, is_tls: bool = False) -> None:
         super().__init__(sock, RECEIVE_BYTES)
         self._hub = gevent.get_hub()
-        # What TLS holds already no socket tells of.
-        self._readable = None if is_tls else self._hub.loop.io(sock.fileno(), READ)
+        self._readable = self._hub.loop.io(sock.fileno(), READ)
+        self._is_tls = is_tls
         self._is_first_head = True
         self._received = 0
         self._limit = sys.maxsize
@@ -49,17 +61,23 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
 
     def close(self) -> None:
         """Wait for nothing any more, before the socket is closed."""
-        if self._readable:
-            self._readable.close()
+        self._readable.close()
 
     def receive_head(self, hold: Callable[[int], None]) -> bytes:
         """Return a head and what came behind it; nothing where the connection ended before it.
+
+        Others are served before each head but the first, also if it is there already: no client
+        makes others wait for longer than one request takes.
 
         `hold` is told how many bytes an unfinished head takes. Raises ParseException for what can
         be no head any more, and NoMoreData where the connection ends within it.
         """
         self._time_slice, self._limit = None, sys.maxsize
-        data: bytes = self.take_buffered() or self._begin_head()
+        data: bytes = self.take_buffered()
+        if data:
+            gevent.sleep(0)
+        else:
+            data = self._begin_head()
         self._is_first_head = False
         if not data or data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES) >= 0:
             return data
@@ -75,13 +93,22 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         0.95 where requests come alone. The first one is there: received at once, connections that
         come together are served in their order.
         """
-        if self._readable and not self._is_first_head:
-            self._hub.wait(self._readable)
+        if not self._is_first_head:
+            self._wait()
         data: bytes = self.sock.recv(RECEIVE_BYTES)
         return data
 
+    def _wait(self) -> None:
+        """Wait until there is something to receive, and let others be served in any case."""
+        if self._is_tls and self.sock.pending():  # TLS has read it, so that no socket tells of it
+            gevent.sleep(0)
+        else:
+            self._hub.wait(self._readable)
+
     def _receive_rest(self, head: bytearray, hold: Callable[[int], None]) -> bytes:
         """Receive a head to its end; what has come before is not searched again."""
+        if head.startswith(TLS_HANDSHAKE):
+            raise OtherProtocol("TLS")
         searched = 0
         while head.find(END_OF_HEAD, max(0, searched - 3), MAX_HEAD_BYTES) < 0:
             if len(head) >= MAX_HEAD_BYTES:

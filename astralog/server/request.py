@@ -6,14 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 from gunicorn.http import body, message
-from gunicorn.http.errors import UnsupportedTransferCoding
+from gunicorn.http.errors import LimitRequestHeaders, UnsupportedTransferCoding
 from gunicorn.util import unquote_to_wsgi_str
 
-from astralog.server.receiver import END_OF_HEAD, Receiver
+from astralog.server.receiver import (
+    END_OF_HEAD,
+    HTTP2_PREFACE,
+    MAX_HEAD_BYTES,
+    OtherProtocol,
+    Receiver,
+)
 from astralog.server.request_body import Body
 
-#: The longest head, in bytes, that a connection keeps: an idle one shall stay cheap.
+#: The longest head, in bytes, and the most headers that a connection keeps: an idle one shall stay
+#: cheap.
 KEPT_HEAD_BYTES = 2048
+KEPT_HEADERS = 24
+
+#: What a request takes in memory while it is answered, measured: for each byte of its head, and for
+#: each of its headers.
+BYTES_PER_HEAD_BYTE = 2
+BYTES_PER_HEADER = 300
+
+#: Methods of requests that have a body.
+BODY_METHODS = ("POST", "PUT", "PATCH")
 
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]{1,15})\r\n", re.IGNORECASE)
 
@@ -33,7 +49,13 @@ class Request(message.Request):  # type: ignore[misc]
         self._values: dict[str, str] = {}  # of the environ, where they differ from the head's
         self._environ: dict[str, Any] = {}  # of all requests with this head
         super().__init__(*args)
-        self._is_last = bool(super().should_close())
+        #: Whether a body may follow that has no end: only what came before it is answered.
+        self.lacks_length = self.method in BODY_METHODS and not any(
+            name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") for name, _ in self.headers
+        )
+        #: What the request takes in memory while it is answered, if that is much.
+        self.held_bytes = 0
+        self._is_last = self.lacks_length or bool(super().should_close())
 
     def repeat(self, values: dict[str, str]) -> "Request":
         """Become the next request: its head differs in these values, named as in the environ."""
@@ -42,11 +64,23 @@ class Request(message.Request):  # type: ignore[misc]
         self.body = Body(reader, self.unreader, self._is_awaited)
         return self
 
+    def parse_headers(self, data: bytes, from_trailer: bool = False) -> list[tuple[str, str]]:
+        """Return the headers of a head, or of the trailer of a chunked body.
+
+        gunicorn does not count headers that it drops, those with an underscore, and takes quadratic
+        time for their number. Raises ParseException.
+        """
+        if data.count(b"\r\n") >= self.limit_request_fields:
+            raise LimitRequestHeaders("too many")
+        headers: list[tuple[str, str]] = super().parse_headers(data, from_trailer)
+        return headers
+
     def set_body_reader(self) -> None:
         """Say how the body is read; raises ParseException for a head that leaves it open."""
         super().set_body_reader()
         reader = self.body.reader
         if isinstance(reader, body.ChunkedReader):
+            reader.limit_trailer_section = MAX_HEAD_BYTES
             for name, value in self.headers:
                 if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
                     raise UnsupportedTransferCoding(value)
@@ -81,7 +115,7 @@ class Request(message.Request):  # type: ignore[misc]
             "wsgi.run_once": False,
             "REQUEST_METHOD": self.method,
             "SCRIPT_NAME": "",
-            "PATH_INFO": unquote_to_wsgi_str(self.path),
+            "PATH_INFO": unquote_to_wsgi_str(self.path) or "/",  # RFC 9110, 4.2.3
             "QUERY_STRING": self.query,
             "SERVER_PROTOCOL": f"HTTP/{self.version[0]}.{self.version[1]}",
             "SERVER_NAME": host,
@@ -142,13 +176,20 @@ class Requests:
             self._receiver.unread(data[end + 4 :])
             return self._last.repeat(values)
         request = self._parse(data)
-        if found or request.body.is_finished:  # else its body comes in chunks
+        has_length = found or request.body.is_finished  # else its body comes in chunks
+        if has_length and len(request.headers) <= KEPT_HEADERS:
             self._last, self._around = request, around
         return request
 
     def _parse(self, data: bytes) -> Request:
+        if data.startswith(HTTP2_PREFACE):
+            raise OtherProtocol("HTTP/2")
         self._receiver.unread(data)
-        return Request(self._cfg, self._receiver, self._peer)
+        request = Request(self._cfg, self._receiver, self._peer)
+        size, headers = data.find(END_OF_HEAD), len(request.headers)
+        if size > KEPT_HEAD_BYTES or headers > KEPT_HEADERS:
+            request.held_bytes = BYTES_PER_HEAD_BYTE * size + BYTES_PER_HEADER * headers
+        return request
 
 
 def _find_key(data: bytes, end: int) -> re.Match[bytes] | None:

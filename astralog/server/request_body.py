@@ -41,6 +41,12 @@ class Body(body.Body):  # type: ignore[misc]
         if self._is_chunked:
             receiver.bound(FRAMING_BYTES + receiver.max_body_chunk)
 
+    def close(self) -> None:
+        """Free what is held, also of a body that was not read: gunicorn's objects form cycles."""
+        if self._is_chunked:
+            self.failed = not self.is_finished
+            self.reader.req = self.reader.parser = None
+
     @property
     def is_finished(self) -> bool:
         """Return whether what is received next is the next request."""

@@ -21,6 +21,8 @@ def read_certificate(settings: Settings) -> Any | None:
         except OSError as error:
             raise InvalidSettings([f"{PREFIX}{name}: {path}: {error.strerror}."]) from None
     context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Each renegotiation costs a handshake, without a bound on how many a client may ask for.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     try:
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
     except (OSError, ValueError) as error:

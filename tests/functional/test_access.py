@@ -160,6 +160,37 @@ def test_a_handshake_that_does_not_come_ends_its_connection(
         assert "Traceback" not in service.log()
 
 
+@pytest.mark.slow
+def test_plain_http_to_the_port_of_tls_is_told_so(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    """Whatever the method, the answer is one that any client can show, and the log has a line."""
+    cert, key = certificate
+    with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
+        for method in ("GET", "POST", "DELETE", "OPTIONS", "PATCH", "CONNECT"):
+            head = f"{method} /v1/drain HTTP/1.1\r\nHost: x\r\nAuthorization: {TOKEN}\r\n\r\n"
+            answer = service.exchange(head.encode())
+            assert (400, "close") == (answer.status, answer.headers["Connection"])
+            assert "text/plain; charset=utf-8" == answer.headers["Content-Type"]
+            assert b"Use https://" in answer.raw
+        with service.connect() as connection:
+            connection.sendall(b"GE")  # a client that is slow, or no HTTP at all
+            assert 400 == read_answer(connection).status
+        (line,) = (line for line in service.log().splitlines() if "rejected" in line)
+        assert "bad_request from 127.0.0.1" in line
+        assert "plain HTTP was sent to it" in line
+        assert TOKEN not in service.log()
+
+
+@pytest.mark.slow
+def test_tls_to_a_port_of_plain_http_is_told_so(tmp_path: Path) -> None:
+    """The client fails at once, and the log says why."""
+    with Service(tmp_path) as service, service.connect() as connection:
+        with pytest.raises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(connection, server_hostname="127.0.0.1")
+        wait_for(lambda: "TLS was sent to it" in service.log())
+
+
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key"])
 def test_one_half_of_a_certificate_stops_the_start(tmp_path: Path, name: str) -> None:
     """A certificate without a key, or the other way round, is told apart from none."""

@@ -714,6 +714,9 @@ def test_a_wrong_method_is_rejected_as_json(
         b"GET /health HTTP/9.9\r\nHost: x\r\n\r\n",
         b"get /health HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health\r\n\r\n",
         b"PROXY TCP4 1.1.1.1 2.2.2.2 3 4\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n",
         make_head("no colon"),
         make_head("X: " + "a" * 10_000),
@@ -740,8 +743,9 @@ def test_a_malformed_head_is_rejected(service: Service, request_: bytes) -> None
 @pytest.mark.parametrize(
     ("fits", "does_not_fit"),
     [
-        ([f"X-{number}: 1" for number in range(37)], ["X: 1"]),  # 40 with those that all have
-        (["X: " + "a" * 4089], ["Y: " + "a" * 4090]),  # 4,094 bytes with its line's end
+        ([f"X-{number}: 1" for number in range(97)], ["X: 1"]),  # 100 with those that all have
+        ([f"X-{number}: 1" for number in range(97)], ["X_Y: 1"]),  # which is dropped, but counts
+        (["X: " + "a" * 8185], ["Y: " + "a" * 8186]),  # 8,190 bytes with its line's end
     ],
 )
 def test_a_head_is_bounded(service: Service, fits: list[str], does_not_fit: list[str]) -> None:

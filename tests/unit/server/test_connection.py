@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,7 +15,12 @@ from gunicorn.config import Config
 from astralog.deadlines import Deadlines
 from astralog.server.balance import Balance
 from astralog.server.connection import Connection, Server
-from astralog.server.connection_limits import PLAIN_BYTES, ConnectionEnded, ConnectionLimits
+from astralog.server.connection_limits import (
+    DISCARD_BYTES,
+    PLAIN_BYTES,
+    ConnectionEnded,
+    ConnectionLimits,
+)
 
 PEER, LOCAL = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 
@@ -224,6 +230,62 @@ def test_a_body_of_invalid_chunks_ends_the_connection(case: Case, broken: bytes)
     assert 1 == len(case.app.paths)
 
 
+def test_a_body_without_a_length_ends_the_connection_after_one_answer(case: Case) -> None:
+    """It is not taken for the next request, and its client reads the answer."""
+    client = case.connect()
+    client.socket.sendall(post() + GET * 1000)
+    received = client.read()
+    assert b"Connection: close\r\n" in received
+    assert 1 == received.count(b"HTTP/1.1 ")
+    assert ["/a"] == case.app.paths
+
+
+def test_the_head_of_a_body_that_nobody_wants_is_accounted_for(case: Case) -> None:
+    """A client without a token holds its head as long as the rest of its body does not come."""
+    case.app.status = "401 UNAUTHORIZED"
+    client = case.connect()
+    client.ask(post("Content-Length: 10", "X: " + "x" * 8000))
+    gevent.sleep(0.01)
+    assert case.limits._held_bytes > PLAIN_BYTES + 16_000
+    client.socket.sendall(bytes(10))
+    assert client.ask().endswith(b"hello")
+    gevent.sleep(0.01)
+    assert case.limits._held_bytes == PLAIN_BYTES
+
+
+class Flood:
+    """A socket whose client sends on and on, and each piece of which takes a while to receive."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def shutdown(self, how: int) -> None:
+        """Take note of nothing."""
+
+    def recv(self, size: int) -> bytes:
+        """Return as much as is asked for."""
+        time.sleep(0.002)
+        self.received += size
+        return bytes(size)
+
+
+def test_a_client_that_sends_on_makes_no_one_wait(case: Case) -> None:
+    """While its connection lingers, others are served."""
+    flood = Flood()
+    turns: list[int] = []
+
+    def take_turns() -> None:
+        while True:
+            gevent.sleep(0)
+            turns.append(flood.received)
+
+    other = gevent.spawn(take_turns)
+    Connection(case.server, flood, PEER, LOCAL)._linger()
+    other.kill()
+    assert DISCARD_BYTES == flood.received
+    assert len(set(turns)) > 10
+
+
 # Heads
 
 
@@ -232,9 +294,12 @@ def test_a_body_of_invalid_chunks_ends_the_connection(case: Case, broken: bytes)
     [
         (b"nonsense\r\n\r\n", "the request line is malformed"),
         (b"GET / HTTP/1.1\n", "a line ends in LF without a CR"),
-        (b"GET / HTTP/1.1\r\nA b: secret\r\n\r\n", "the name of the header A is malformed"),
+        (b"GET / HTTP/1.1\r\nA b: secret\r\n\r\n", "the name of a header is malformed"),
+        (b"GET / HTTP/1.1\r\nsecret : x\r\n\r\n", "the name of a header is malformed"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2, as gRPC has it, is not spoken here"),
+        (b"\x16\x03\x01", "TLS was sent to it"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, "the head is longer than"),
-        (b"GET / HTTP/1.1\r\nX: " + b"x" * 8_500 + b"\r\n\r\n", "too many headers, or one is too"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 8_500 + b"\r\n\r\n", "more than 100 headers, or one is"),
     ],
 )
 def test_what_is_no_head_is_rejected(case: Case, head: bytes, words: str) -> None:

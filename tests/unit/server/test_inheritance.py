@@ -1,4 +1,5 @@
 import logging
+import ssl
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from astralog.server import inheritance
 from astralog.server.inheritance import Inherited
 from astralog.settings import InvalidSettings, Settings
+from tests.support.certificate import can_make_certificate, make_certificate
 from tests.support.service import write_tokens
 
 
@@ -102,6 +104,16 @@ def test_what_is_no_certificate_is_told(settings: Settings, tmp_path: Path) -> N
     path.touch()
     with pytest.raises(InvalidSettings, match="TLS_KEY: Not a certificate and its key: "):
         Inherited.read(replace(settings, tls_cert=str(path), tls_key=str(path)))
+
+
+def test_no_handshake_is_repeated(settings: Settings, tmp_path: Path) -> None:
+    """A client cannot have one done anew, which would cost as much as a new connection."""
+    if not can_make_certificate():
+        pytest.skip("RENEGOTIATION IS NOT TESTED: apt-get install openssl")
+    cert, key = make_certificate(tmp_path)
+    context = Inherited.read(replace(settings, tls_cert=str(cert), tls_key=str(key))).tls
+    assert context is not None
+    assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
 def test_without_a_certificate_there_is_no_tls(settings: Settings) -> None:

@@ -2,7 +2,7 @@ import pytest
 from gunicorn.http import errors
 
 from astralog.server.malformed import describe
-from astralog.server.receiver import BareLineFeed, HeadTooLong
+from astralog.server.receiver import BareLineFeed, HeadTooLong, OtherProtocol
 
 SECRET = "s3cret-Token"
 
@@ -11,12 +11,13 @@ SECRET = "s3cret-Token"
     ("error", "words"),
     [
         (errors.InvalidHeader("CONTENT-LENGTH"), "the header Content-Length is malformed"),
-        (errors.InvalidHeader("HOST"), "the header Host is malformed, or stands there twice"),
+        (errors.InvalidHeader("HOST"), "the header Host is malformed, as by a line end, or stands"),
         (errors.InvalidHeader("X-OTHER"), "a header has no colon, or a value that none may have"),
-        (errors.InvalidHeaderName("X_Forwarded_For"), "the name of the header X_Forwarded_For is"),
+        (errors.InvalidHeader("authorization"), "the header Authorization is malformed, as by a"),
+        (errors.InvalidHeaderName("X-Other "), "the name of a header is malformed, as by a blank"),
         (errors.InvalidHeaderName("Host "), "the name of the header Host is malformed"),
-        (errors.InvalidHeaderName("\xe9"), "InvalidHeaderName"),
-        (errors.LimitRequestHeaders("x"), "too many headers, or one is too long"),
+        (errors.InvalidHeaderName("\xe9"), "the name of a header is malformed"),
+        (errors.LimitRequestHeaders("x"), "more than 100 headers, or one is longer than 8190 bytes"),
         (HeadTooLong(), "the head is longer than 16384 bytes"),
         (BareLineFeed(), "a line ends in LF without a CR"),
         (errors.LimitRequestLine(1, 2), "the request line is too long"),
@@ -32,9 +33,18 @@ def test_what_is_wrong_is_named(error: errors.ParseException, words: str) -> Non
     assert words in sentence
 
 
+@pytest.mark.parametrize(("name", "words"), [("TLS", "Use http://"), ("HTTP/2", "http/protobuf")])
+def test_another_protocol_is_told_what_is_spoken_here(name: str, words: str) -> None:
+    """What a client has to change is in the sentence."""
+    assert words in describe(OtherProtocol(name))
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        errors.InvalidHeaderName(SECRET),
+        errors.InvalidHeaderName(f"{SECRET} "),
+        errors.InvalidHeaderName(f" {SECRET}"),
         errors.InvalidHeader(f"Authorization {SECRET}"),
         errors.InvalidHeader(SECRET),
         errors.InvalidHeader(SECRET.upper()),

@@ -8,7 +8,13 @@ import pytest
 from gunicorn.http.errors import NoMoreData
 
 from astralog.errors import Rejection
-from astralog.server.receiver import MAX_HEAD_BYTES, RECEIVE_BYTES, BareLineFeed, HeadTooLong
+from astralog.server.receiver import (
+    MAX_HEAD_BYTES,
+    RECEIVE_BYTES,
+    BareLineFeed,
+    HeadTooLong,
+    OtherProtocol,
+)
 from tests.unit.server.conftest import Wire
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -67,13 +73,43 @@ def test_a_head_of_the_largest_size_is_taken(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\nHost: x\n", b"\n", b"\x16\x03\x01\n"]
+    "start", [b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\nHost: x\n", b"\n", b"\x16\n"]
 )
 def test_what_can_be_no_head_any_more_is_rejected_at_once(wire: Wire, start: bytes) -> None:
     """A line that ends in a bare LF will never be the end of a head."""
     wire.send(start)
     with pytest.raises(BareLineFeed):
         receive(wire)
+
+
+def test_tls_is_told_from_a_head(wire: Wire) -> None:
+    """A record of TLS may have no line's end, and its client waits for an answer."""
+    wire.send(b"\x16\x03\x01\x02\x00\x01")
+    with pytest.raises(OtherProtocol, match="TLS"):
+        receive(wire)
+
+
+def test_others_are_served_before_a_head_that_is_there_already(wire: Wire) -> None:
+    """A client that sends requests without a pause waits for its turn before each."""
+    receive_after(wire, HEAD)
+    served: list[str] = []
+    for head in (HEAD, HEAD + HEAD):  # in the socket, and received already
+        gevent.spawn(served.append, "other")
+        wire.send(head)
+        wire.receiver.unread(receive(wire)[len(HEAD) :])
+        served.append("client")
+    receive(wire)
+    assert ["other", "client"] * 2 == served
+    gevent.spawn(served.append, "last")
+    wire.receiver.unread(HEAD)
+    receive(wire)
+    assert "last" == served[-1]
+
+
+def receive_after(wire: Wire, data: bytes) -> None:
+    """Receive a first head, which is not waited for."""
+    wire.send(data)
+    assert data == receive(wire)
 
 
 def test_half_a_line_break_is_waited_on(wire: Wire) -> None:

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import NoMoreData, ParseException, UnsupportedTransferCoding
+from gunicorn.http.errors import (
+    LimitRequestHeaders,
+    NoMoreData,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -81,6 +86,70 @@ def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_read(wire: Wire) 
     wire.server.close()
     assert CONTINUE == wire.client.recv(100)
     assert b"" == wire.client.recv(100)
+
+
+@pytest.mark.parametrize("fields", [["X_Y: 1"] * 100, ["X: 1"] * 100, ["X_Y: 1", "X: 1"] * 50])
+def test_headers_that_are_dropped_are_counted(wire: Wire, fields: list[str]) -> None:
+    """Each costs as much as any, and a head of 16 KiB has room for thousands."""
+    wire.send(head(*fields[:99]) + head(*fields))  # with Host, 100 and 101
+    assert "POST" == wire.next().method
+    with pytest.raises(LimitRequestHeaders):
+        wire.next()
+
+
+@pytest.mark.parametrize("trailer", [b"a_b:\r\n" * 101, b"a:b\r\n" * 101, b"a:" + b"b" * 20_000])
+def test_a_trailer_is_bounded_as_a_head_is(wire: Wire, trailer: bytes) -> None:
+    """Nobody reads it, and to parse it takes quadratic time for its lines."""
+    wire.send(head("Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n" + trailer)
+    wire.send(b"\r\n")
+    body = wire.next().body
+    with pytest.raises(OSError, match="LimitRequestHeaders"):
+        body.read(100)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("POST / HTTP/1.1", True),
+        ("PUT / HTTP/1.0", True),
+        ("GET / HTTP/1.1", False),
+        ("POST / HTTP/1.1\r\nContent-Length: 0", False),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked", False),
+    ],
+)
+def test_a_request_that_lacks_a_length_is_the_last(wire: Wire, start: str, expected: bool) -> None:
+    """What follows its head may be a body, and is not taken for a request."""
+    for _ in range(2):
+        wire.send(f"{start}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n".encode())
+        request = wire.next()
+        assert (expected, expected) == (request.lacks_length, request.should_close())
+        if "chunked" in start:
+            return
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("http://x", "/"),
+        ("http://x?a", "/"),
+        ("http://x/a", "/a"),
+        ("//a", "//a"),
+        ("/a//", "/a//"),
+    ],
+)
+def test_a_path_is_as_it_was_sent(wire: Wire, target: str, path: str) -> None:
+    """An empty one is `/` (RFC 9110, 4.2.3)."""
+    wire.send(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert path == wire.next().environ(CLIENT, SERVER)["PATH_INFO"]
+
+
+def test_only_large_heads_are_accounted_for(wire: Wire) -> None:
+    """A small one is what any connection may hold."""
+    wire.send(head("X: " + "x" * 1500) + head("X: " + "x" * 2500) + head(*["X: y"] * 90))
+    small, long, many = (wire.next().held_bytes for _ in range(3))
+    assert 0 == small
+    assert 5_000 < long < 10_000
+    assert 20_000 < many < 40_000
 
 
 def test_an_old_client_is_not_told_to_go_on(wire: Wire) -> None:

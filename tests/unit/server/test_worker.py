@@ -111,7 +111,7 @@ def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
 
 def test_a_stop_waits_for_a_request_but_not_for_ever(serving: Serving) -> None:
     """An application that does not answer is left behind."""
-    serving.worker.wsgi.view_functions["health.health"] = lambda: gevent.sleep(60)
+    serving.worker.wsgi.wsgi_app = lambda *args: gevent.sleep(60)
     serving.start()
     client = serving.connect()
     client.sendall(GET)
