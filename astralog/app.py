@@ -7,6 +7,7 @@ from astralog.api import docs, drain, health, metrics, otlp, responses, status
 from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
+from astralog.clock import TrustedClock
 from astralog.environment import parse_networks
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
@@ -61,7 +62,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(docs.create_blueprint(__version__, has_status=has_status))
     app.register_blueprint(metrics.create_blueprint(tokens, numbers))
     if has_status:
-        _add_status(app, settings, tokens, numbers)
+        _add_status(app, settings, tokens, numbers, queue.clock)
     app.wsgi_app = Dispatcher(app)  # type: ignore[method-assign]  # as Flask documents it
     return app
 
@@ -76,8 +77,10 @@ def _by_path(reject: Reject, reject_otlp: Reject) -> Reject:
     return reject_error
 
 
-def _add_status(app: Flask, settings: Settings, tokens: Tokens, numbers: Metrics) -> None:
+def _add_status(
+    app: Flask, settings: Settings, tokens: Tokens, numbers: Metrics, clock: TrustedClock
+) -> None:
     """Add the page, which can be left out."""
     overview = Overview(numbers, settings.min_free_bytes)
     app.extensions["astralog_overview"] = overview
-    app.register_blueprint(status.create_blueprint(settings, tokens, overview))
+    app.register_blueprint(status.create_blueprint(settings, tokens, overview, clock))

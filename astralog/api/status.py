@@ -17,6 +17,7 @@ from gevent.threadpool import ThreadPool
 from astralog.api import assets
 from astralog.api.assets import OWN
 from astralog.auth import Tokens
+from astralog.clock import TrustedClock
 from astralog.errors import Rejection
 from astralog.intake.options import parse_query
 from astralog.settings import Settings
@@ -97,16 +98,19 @@ class OneAtATime:
         return returned
 
 
-def create_blueprint(settings: Settings, tokens: Tokens, overview: Overview) -> Blueprint:
+def create_blueprint(
+    settings: Settings, tokens: Tokens, overview: Overview, clock: TrustedClock
+) -> Blueprint:
     """Return the blueprint of the page and of what it asks for."""
     blueprint = Blueprint("status", __name__)
 
     def authenticate() -> Token:
         return tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
 
+    logs = RecentLogs(settings.data_dir, settings.max_body_bytes, clock)
     _add_page(blueprint)
     _add_numbers(blueprint, authenticate, overview)
-    _add_logs(blueprint, authenticate, RecentLogs(settings.data_dir, settings.max_body_bytes))
+    _add_logs(blueprint, authenticate, logs)
     return blueprint
 
 

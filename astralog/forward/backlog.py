@@ -4,8 +4,11 @@ import logging
 import time
 from pathlib import Path
 
+from astralog.clock import TrustedClock
 from astralog.forward.cursor import Cursor
+from astralog.log import LogOnce
 from astralog.store import files, sealed
+from astralog.store.names import is_ahead, last_change
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ class Backlog:
         self._open: set[str] = set()
         self._plain: set[str] = set()
         self._unreadable: dict[str, float] = {}  # with the time of the next attempt
+        self._clock = TrustedClock()
+        self._removal = LogOnce(log)
 
     def look(self) -> None:
         """Take note of segments that were sealed, and of those that are gone."""
@@ -100,17 +105,33 @@ class Backlog:
         return min((sealed.start_of(name) for name in oldest if name), default=0.0)
 
     def remove_delivered(self, keep_seconds: float) -> None:
-        """Remove the files of delivered segments that were last changed longer ago."""
+        """Remove the files of delivered segments that last changed longer ago, as retention does.
+
+        What cannot be removed is kept, and tried again the next time.
+        """
+        changed_before = self._clock.now() - keep_seconds
         removed = set()
-        oldest_kept = time.time() - keep_seconds
+        failure = None
         for name in sorted(self._cursor.delivered):
             try:
-                if sealed.stat_sealed(self._directory, name).st_mtime > oldest_kept:
-                    break
-                files.remove_sealed(self._directory, name)
+                if self._changed_at(name, changed_before) < changed_before:
+                    files.remove_sealed(self._directory, name)
+                    removed.add(name)
             except FileNotFoundError:
-                pass  # removed by another's retention
-            removed.add(name)
+                removed.add(name)  # by another's retention
+            except OSError as error:
+                failure = failure or (name, error.strerror)
+        if failure:
+            self._removal.fail("removal", "cannot remove %s: %s; it is kept", *failure)
+        else:
+            self._removal.end("delivered segments can be removed again")
         if removed:
             log.info("removed %d delivered segments", len(removed))
             self._cursor.forget(removed)
+
+    def _changed_at(self, name: str, changed_before: float) -> float:
+        """Return when a segment last changed; of one that is too young by its name, its start."""
+        now, start = self._clock.now(), sealed.start_of(name)
+        if changed_before <= start and not is_ahead(start, now):
+            return start
+        return last_change(start, sealed.stat_sealed(self._directory, name).st_mtime, now)

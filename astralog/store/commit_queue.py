@@ -11,6 +11,7 @@ import gevent
 from gevent.pool import Group
 from gevent.threadpool import ThreadPool
 
+from astralog.clock import TrustedClock
 from astralog.errors import Rejection, storage_error
 from astralog.log import log_exception
 from astralog.settings import Settings
@@ -51,8 +52,11 @@ class CommitQueue:
     def __init__(self, settings: Settings, count_stored: CountStored) -> None:
         """Store to the settings' data directory, and tell `count_stored` what is stored."""
         self._messages = dict(MESSAGES)  # of a disk that is full, each storage names what ran out
-        self.storages = tuple(Storage(settings, self._messages) for _ in range(settings.writers))
-        self.housekeeper = Housekeeper(settings, _may_remove(settings))
+        self.clock = TrustedClock()
+        self.storages = tuple(
+            Storage(settings, self._messages, self.clock) for _ in range(settings.writers)
+        )
+        self.housekeeper = Housekeeper(settings, _may_remove(settings), self.clock)
         self._budget = MemoryBudget(settings.queue_bytes)
         timeout = settings.commit_timeout_seconds
         self._gate = KeyGate(settings, self._messages)

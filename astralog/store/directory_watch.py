@@ -1,4 +1,4 @@
-"""The names that come and go in a directory, as inotify(7) tells them."""
+"""The names that come and go in a directory, or get another time, as inotify(7) tells them."""
 
 import os
 import struct
@@ -8,10 +8,11 @@ from astralog.store import libc
 
 #: Of linux/inotify.h.
 _CREATE, _DELETE, _MOVED_FROM, _MOVED_TO = 0x100, 0x200, 0x40, 0x80
+_ATTRIBUTES = 0x4  # as the time of modification, when somebody sets it
 _ONLY_A_DIRECTORY = 0x01000000
 _OVERFLOW = 0x4000
 
-_MASK = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | _ONLY_A_DIRECTORY
+_MASK = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | _ATTRIBUTES | _ONLY_A_DIRECTORY
 
 #: An event without its name: the watch, what happened, a cookie, and the bytes of the name.
 _EVENT = struct.Struct("iIII")
@@ -36,7 +37,7 @@ class DirectoryWatch:
             raise
 
     def changes(self) -> set[str]:
-        """Return some names that came or went since the last call, none when that was all.
+        """Return some names that came, went or changed since the last call, none when that was all.
 
         Raises ChangesLost.
         """

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
+from astralog.clock import TrustedClock
 from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.deliveries import ForwardStatus, read_status
@@ -50,10 +51,19 @@ class Housekeeper:
     use it, except for its numbers, which any may read.
     """
 
-    def __init__(self, settings: Settings, may_remove: MayRemove = lambda name: True) -> None:
-        """Apply the settings; `may_remove` returns whether a segment may go, by its name."""
+    def __init__(
+        self,
+        settings: Settings,
+        may_remove: MayRemove = lambda name: True,
+        clock: TrustedClock | None = None,
+    ) -> None:
+        """Apply the settings; `may_remove` returns whether a segment may go, by its name.
+
+        Ages are measured by the clock.
+        """
         self._directory = settings.data_dir
-        self._retention = Retention(settings, may_remove)
+        self._clock = clock or TrustedClock()
+        self._retention = Retention(settings, may_remove, self._clock)
         self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
         self._failed: set[SegmentName] = set()  # segments whose recovery failed, and was logged
@@ -117,7 +127,7 @@ class Housekeeper:
         while (holder := self._take_lock()) is None:
             yield LOOK_SECONDS
         try:
-            with contextlib.closing(Inventory(self._directory)) as inventory:
+            with contextlib.closing(Inventory(self._directory, self._clock)) as inventory:
                 while True:
                     yield from self._look_after(inventory)
                     self._check_in_place(holder)
@@ -149,25 +159,27 @@ class Housekeeper:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def _look_after(self, inventory: Inventory) -> Iterator[float]:
+        self._clock.now()  # which notices changes of the wall clock
         known = set(inventory.open)
         if inventory.is_scan_due:
             yield from _at_once(inventory.list_names())
-            yield from self._recover(inventory.open)
+            yield from self._recover(inventory, inventory.open)
             yield from _at_once(inventory.measure())
         yield from _at_once(inventory.follow())
         # A writer may not have locked the file that it has just made.
-        yield from self._recover(inventory.open & known)
+        yield from self._recover(inventory, inventory.open & known)
         usage = self._measure(inventory)
         self._usage = usage
         total = usage.open_bytes + usage.sealed_bytes
         remove = self._retention.remove_excess(inventory.sealed, total, usage.free_bytes)
         yield from _at_once(remove)
 
-    def _recover(self, segments: Iterable[SegmentName]) -> Iterator[float]:
-        """Seal the open segments that no process holds."""
+    def _recover(self, inventory: Inventory, segments: Iterable[SegmentName]) -> Iterator[float]:
+        """Seal the open segments that no process holds; it is not known when those were written."""
         for segment in sorted(segments):
             try:
                 recover_file(segment.path(self._directory, Form.OPEN))
+                inventory.open.discard(segment)
             except (BlockingIOError, FileNotFoundError):
                 self._failed.discard(segment)
             except OSError as error:

@@ -4,13 +4,22 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from astralog.clock import TrustedClock, boot_time
 from astralog.store import files
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
-from astralog.store.names import SEALED_FORMS, Form, SegmentFile, SegmentName, parse_file_name
-from astralog.store.segment_index import SegmentIndex
+from astralog.store.names import (
+    SEALED_FORMS,
+    Form,
+    SegmentFile,
+    SegmentName,
+    is_ahead,
+    last_change,
+    parse_file_name,
+)
+from astralog.store.segment_index import Entry, SegmentIndex
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +38,16 @@ class Inventory:
     What takes long is an iterator, which yields after each small step; raises OSError throughout.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: TrustedClock) -> None:
+        """Measure ages by the clock."""
         self._directory = os.fspath(directory)
+        self._clock = clock
         self._watch = open_watch(directory)
         self._files: list[SegmentFile] = []  # sealed ones that are listed, and not measured yet
-        self._changed: set[str] = set()
+        self._changed: set[SegmentName] = set()  # sealed ones that came, went or changed
         self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
         self._next_scan_at = time.monotonic()
+        self._were_open: set[SegmentName] = set()  # when the scan began
         self.open: set[SegmentName] = set()
         self.sealed = SegmentIndex()
 
@@ -56,15 +68,16 @@ class Inventory:
             elif file:
                 self._files.append(file)
             yield
-        self.open = opened
+        self._were_open, self.open = self.open, opened
 
     def measure(self) -> Iterator[None]:
         """End a scan: learn the sizes of all sealed segments, for an index of their own."""
         index = SegmentIndex()
+        now = self._clock.now()
         for segment, form in self._files:
-            size = self._size(segment, form)
-            if size is not None:
-                index.add(segment, size)
+            if status := self._status(segment, form):
+                size, modified_at = status.st_size, status.st_mtime
+                index.add(segment, self._entry(segment, size, modified_at, now, self._were_open))
             yield
         self._files = []
         self.sealed = index
@@ -76,7 +89,7 @@ class Inventory:
         """Learn what came and went since the scan."""
         try:
             while self._watch and (names := self._watch.changes()):
-                self._changed |= names
+                self._note(filter(None, map(parse_file_name, names)))
                 yield
         except ChangesLost:
             self._next_scan_at = time.monotonic()
@@ -95,24 +108,53 @@ class Inventory:
         if self._watch:
             self._watch.close()
 
-    def _refresh(self, name: str) -> None:
-        """Look at one name, whatever became of it."""
-        file = parse_file_name(name)
-        if file is None:
-            return
-        if file.form is Form.OPEN:
-            self.open.add(file.segment)  # until `open_bytes` finds it gone
-            return
-        sizes = [self._size(file.segment, form) for form in SEALED_FORMS]
-        if sizes == [None, None]:
-            self.sealed.remove(file.segment)
+    def _note(self, changed: Iterable[SegmentFile]) -> None:
+        for segment, form in changed:
+            if form is Form.OPEN:
+                self.open.add(segment)  # until `open_bytes` finds it gone
+            else:
+                self._changed.add(segment)
+
+    def _refresh(self, segment: SegmentName) -> None:
+        """Learn what is there of a sealed segment, whatever became of it."""
+        found = [self._status(segment, form) for form in SEALED_FORMS]
+        statuses = [status for status in found if status]
+        if statuses:
+            size = sum(status.st_size for status in statuses)
+            modified_at = max(status.st_mtime for status in statuses)
+            now = self._clock.now()
+            self.sealed.put(segment, self._entry(segment, size, modified_at, now, self.open))
         else:
-            self.sealed.put(file.segment, sum(size for size in sizes if size))
+            self.sealed.remove(segment)
+
+    def _entry(
+        self,
+        segment: SegmentName,
+        size: int,
+        modified_at: float,
+        now: float,
+        were_open: set[SegmentName],
+    ) -> Entry:
+        """Return the entry of a sealed segment; one that was open just now has been written now."""
+        known = self.sealed.get(segment)
+        sealed_at = known.sealed_at if known else boot_time() if segment in were_open else None
+        start = segment.start
+        return Entry(
+            size,
+            changed_at=last_change(start, modified_at, now),
+            sealed_at=sealed_at,
+            is_ahead=sealed_at is None and is_ahead(start, now),
+        )
 
     def _size(self, segment: SegmentName, form: Form) -> int | None:
         """Return the bytes of a file, None where it is gone."""
+        status = self._status(segment, form)
+        return status.st_size if status else None
+
+    def _status(self, segment: SegmentName, form: Form) -> os.stat_result | None:
+        """Return the status of a file, None where it is gone."""
         with contextlib.suppress(FileNotFoundError):
-            return files.status_of(f"{self._directory}/{segment.file(form)}").st_size
+            return files.status_of(f"{self._directory}/{segment.file(form)}")
         return None
 
 

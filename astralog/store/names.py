@@ -27,6 +27,9 @@ class Form(enum.Enum):
 #: The forms of a sealed segment; both are there while it is being compressed.
 SEALED_FORMS = (Form.PLAIN, Form.COMPRESSED)
 
+#: A segment that is named further ahead of the clock has its name from a clock that was wrong.
+AHEAD_SECONDS = 86_400.0
+
 #: Numbers that may follow a name which is taken, from 1 on.
 MAX_NUMBER = 99
 
@@ -38,7 +41,7 @@ _NAME = (
     r"-[1-9][0-9]{0,9}(?:-[1-9][0-9]?)?"  # the process, and perhaps a number
 )
 _SEGMENT = re.compile(_NAME)
-_FILE = re.compile(rf"(?P<segment>{_NAME})(?P<suffix>\.ndjson(?:\.open|\.zst)?)")
+_FILE = re.compile(rf"{_NAME}(\.ndjson(?:\.open|\.zst)?)")
 
 _FORMS = {form.value: form for form in Form}
 
@@ -97,9 +100,23 @@ class SegmentFile(NamedTuple):
 def parse_file_name(text: str) -> SegmentFile | None:
     """Return the segment and the form that a file's name tells, None for other files."""
     match = _FILE.fullmatch(text)
-    if match and _is_moment(match[2]):
-        return SegmentFile(SegmentName(match["segment"]), _FORMS[match["suffix"]])
+    if match and _is_moment(match[1]):
+        return SegmentFile(SegmentName(text[: match.start(2)]), _FORMS[match[2]])
     return None
+
+
+def is_ahead(start: float, now: float) -> bool:
+    """Return whether a segment has its start from a clock that was wrong; both since 1970."""
+    return start > now + AHEAD_SECONDS
+
+
+def last_change(start: float, modified_at: float, now: float) -> float:
+    """Return when a segment last changed, by which its age is measured; all in seconds since 1970.
+
+    That is its file's time of modification, or its start if that is later: a clock that was set
+    back, or a copy without times, makes no segment older. A start that is ahead tells nothing.
+    """
+    return modified_at if is_ahead(start, now) else max(modified_at, start)
 
 
 def _is_moment(text: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from astralog.clock import TrustedClock
 from astralog.store.arrival import newest_arrivals
 from astralog.store.files import regular_files
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_name
@@ -85,8 +86,10 @@ class Recent(NamedTuple):
 class RecentLines:
     """The newest lines of a directory; one thread at a time may look, and it waits for the disk."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: TrustedClock | None = None) -> None:
+        """Take the time from the clock by which segments are named."""
         self._directory = directory
+        self._clock = clock or TrustedClock()
         self._forms: dict[SegmentName, Form] = {}  # of the newest segments
         self._has_others = False  # whether there may be older ones
         self._listed_at = 0.0  # in seconds since 1970
@@ -162,7 +165,7 @@ class RecentLines:
         start = time.monotonic()
         if start < self._list_again_at:
             return
-        now = time.time()
+        listed_at, now = self._clock.now(), time.time()
         status = os.stat(self._directory)
         state = (status.st_ino, status.st_mtime_ns)
         if state != self._settled:
@@ -170,7 +173,7 @@ class RecentLines:
             self._has_others = len(self._forms) >= MAX_SEGMENTS
             is_settled = abs(now - status.st_mtime) > SETTLED_SECONDS
             self._settled = state if is_settled else None
-        self._listed_at = now
+        self._listed_at = listed_at
         end = time.monotonic()
         self._list_again_at = end + max(LIST_SECONDS, LIST_COST * (end - start))
 

@@ -1,12 +1,19 @@
 """Remove the oldest sealed segments beyond what is to be kept."""
 
+import contextlib
+import dataclasses
+import enum
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop
 
+from astralog.clock import TrustedClock, boot_time
+from astralog.log import LogOnce
 from astralog.settings import PREFIX, Settings
-from astralog.store import files, sealed
+from astralog.store import files
+from astralog.store.names import SegmentName
 from astralog.store.segment_index import SegmentIndex
 
 log = logging.getLogger(__name__)
@@ -15,21 +22,62 @@ log = logging.getLogger(__name__)
 #: the free disk for so many seconds, or everything would be.
 SETTLE_SECONDS = 60.0
 
-#: Seconds between two lines that tell of segments which were removed undelivered.
+#: Seconds between two lines about segments that were removed undelivered.
 UNDELIVERED_LOG_SECONDS = 60.0
 
+#: A pass over the segments is followed by the next one after so many seconds for each segment that
+#: it kept, so that passes take 1% of a core at most. One that could not be removed took longer.
+KEPT_SECONDS = 0.0005
+FAILED_SECONDS = 0.005
+
+#: Segments whose ages are compared in one step.
+STEP_SEGMENTS = 100
+
 #: Return whether a sealed segment may be removed, by its name.
-MayRemove = Callable[[str], bool]
+MayRemove = Callable[[SegmentName], bool]
+
+
+class Reason(enum.Enum):
+    """Why a segment is not kept, in the words of the log."""
+
+    AGE = "age"
+    SIZE = "size"
+    FREE_BYTES = "free disk"
+
+
+@dataclasses.dataclass
+class _Pass:
+    """What is too much for each reason, and what was removed of it."""
+
+    excess: dict[Reason, int]
+    removed: Counter[Reason] = dataclasses.field(default_factory=Counter)
+    last: str = ""  # the segment with the last name
+
+    def reason(self) -> Reason | None:
+        """Return why the oldest segment is not kept, None if it is."""
+        return next((reason for reason, left in self.excess.items() if left > 0), None)
+
+    def is_disk_short(self) -> bool:
+        """Return whether less of the disk is free than is to be."""
+        return self.excess.get(Reason.FREE_BYTES, 0) > 0
+
+    def note(self, name: SegmentName, reason: Reason, size: int) -> None:
+        """Count a segment that was removed."""
+        self.removed[reason] += 1
+        self.last = max(self.last, name)
+        self.excess = {key: left - size for key, left in self.excess.items()}
 
 
 class Retention:
-    """What the settings keep, applied to the sealed segments of a directory, oldest first.
+    """What the settings keep, applied to the sealed segments of a directory.
 
-    What `may_remove` spares is kept, but for the sake of the free disk where a setting says so.
+    A segment that `may_remove` spares is kept, unless the disk is short and a setting says so. What
+    cannot be removed is kept, too; neither keeps the others from being removed.
     """
 
-    def __init__(self, settings: Settings, may_remove: MayRemove) -> None:
+    def __init__(self, settings: Settings, may_remove: MayRemove, clock: TrustedClock) -> None:
         self._directory = settings.data_dir
+        self._clock = clock
         self._bytes = settings.retain_bytes
         self._seconds = settings.retain_seconds
         self._free_bytes = settings.retain_free_bytes
@@ -39,82 +87,108 @@ class Retention:
             self._free_bytes = max(self._free_bytes, settings.min_free_bytes)
         self._may_remove = may_remove
         self._settled_at = 0.0
-        self._logged_error = ""
+        self._expired_due_at = self._oldest_due_at = 0.0  # when the next passes are due
+        self._unremovable: set[SegmentName] = set()
+        self._failure = LogOnce(log)
         self._undelivered = UndeliveredLog(self._free_bytes)
         self.removed_segments = 0
         self.removed_undelivered_segments = 0
 
     def remove_excess(self, index: SegmentIndex, total: int, free: int) -> Iterator[None]:
-        """Remove what is beyond the size, the free disk or the age to keep, a segment a step.
+        """Remove what is beyond the age, and the oldest beyond the size or the free disk.
 
-        `total` are the bytes of all segments, `free` those of the disk. The first segment that may
-        not or cannot be removed keeps all later ones.
+        It yields after each small step. `total` are the bytes of all segments, `free` those of the
+        disk.
         """
-        excess = self._excess(total, free)
-        removed: Counter[str] = Counter()
-        last = None
-        while (name := index.oldest()) and (reason := self._reason(name, excess)):
-            before = files.space(self._directory).free
-            is_spared = not self._may_remove(name)
-            if (is_spared and not self._is_floor_reached(excess)) or not self._remove(name):
-                break
-            size = index.remove(name)
-            if is_spared:
-                self.removed_undelivered_segments += 1
-                self._undelivered.note(name, size)
-            excess = {key: left - size for key, left in excess.items()}
-            removed[reason] += 1
-            last = name
-            if reason == "free disk" and files.space(self._directory).free < before + size // 2:
-                self._settled_at = time.monotonic() + SETTLE_SECONDS
-            yield
+        self._forget_failures(index)
+        this = _Pass(self._excess(total, free))
+        if self._seconds and time.monotonic() >= self._expired_due_at:
+            yield from self._remove_expired(index, this)
+        if this.reason() and time.monotonic() >= self._oldest_due_at:
+            yield from self._remove_oldest(index, this)
         self._undelivered.show()
-        if last:
-            reasons = ", ".join(f"{count} beyond the {reason}" for reason, count in removed.items())
-            log.info("removed segments up to %s: %s to keep", last, reasons)
+        if this.removed:
+            counts = ", ".join(
+                f"{n} beyond the {reason.value}" for reason, n in this.removed.items()
+            )
+            log.info("removed segments up to %s: %s to keep", this.last, counts)
 
-    def _is_floor_reached(self, excess: dict[str, int]) -> bool:
-        """Return whether even what is not delivered makes room for what comes."""
-        return self._takes_spared and excess.get("free disk", 0) > 0
-
-    def _excess(self, total: int, free: int) -> dict[str, int]:
+    def _excess(self, total: int, free: int) -> dict[Reason, int]:
         """Return how many bytes are too many, for each reason that counts bytes."""
         excess = {}
         if self._bytes:
-            excess["size"] = total - self._bytes
+            excess[Reason.SIZE] = total - self._bytes
         if self._free_bytes and time.monotonic() >= self._settled_at:
-            excess["free disk"] = self._free_bytes - free
+            excess[Reason.FREE_BYTES] = self._free_bytes - free
         return excess
 
-    def _reason(self, name: str, excess: dict[str, int]) -> str | None:
-        """Return why the oldest segment is not to be kept, None where it is."""
-        for reason, left in excess.items():
-            if left > 0:
-                return reason
-        return "age" if self._seconds and self._is_too_old(name) else None
+    def _remove_expired(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
+        """Remove the segments beyond the age, wherever they stand in the order of names."""
+        now, elapsed = self._clock.now(), boot_time()
+        segments, expired = index.items(), []
+        for first in range(0, len(segments), STEP_SEGMENTS):
+            step = segments[first : first + STEP_SEGMENTS]
+            expired += [name for name, entry in step if entry.age(now, elapsed) > self._seconds]
+            yield
+        heapify(expired)
+        while expired:
+            self._take(heappop(expired), Reason.AGE, index, this)
+            yield
+        self._expired_due_at = self._next_pass_at(len(index))
 
-    def _is_too_old(self, name: str) -> bool:
-        oldest_kept = time.time() - self._seconds
-        try:
-            return sealed.stat_sealed(self._directory, name).st_mtime < oldest_kept
-        except FileNotFoundError:
-            return True  # it is gone; removing it finds that out
+    def _remove_oldest(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
+        """Remove the oldest segments that can be, until nothing is too much."""
+        kept = 0
+        with contextlib.closing(index.oldest_first()) as oldest:
+            while (reason := this.reason()) and (name := next(oldest, None)):
+                kept += not self._take(name, reason, index, this)
+                yield
+        self._oldest_due_at = self._next_pass_at(kept)
 
-    def _remove(self, name: str) -> bool:
-        """Remove a segment in all its forms; return whether it is gone."""
-        try:
-            self.removed_segments += bool(files.remove_sealed(self._directory, name))
-        except OSError as error:
-            text = f"cannot remove {name}: {error.strerror}"
-            if self._logged_error != text:
-                self._logged_error = text
-                log.error(text)
+    def _next_pass_at(self, kept: int) -> float:
+        pause = KEPT_SECONDS * kept + FAILED_SECONDS * len(self._unremovable)
+        return time.monotonic() + pause
+
+    def _take(self, name: SegmentName, reason: Reason, index: SegmentIndex, this: _Pass) -> bool:
+        """Remove a segment if it may and can be; return whether it is gone."""
+        is_spared = not self._may_remove(name)
+        if is_spared and not (self._takes_spared and this.is_disk_short()):
             return False
+        before = files.space(self._directory).free if reason is Reason.FREE_BYTES else 0
+        count = self._remove(name)
+        if count is None:
+            return False
+        size = index.remove(name)
+        if count:
+            self.removed_segments += 1
+            if is_spared:
+                self.removed_undelivered_segments += 1
+                self._undelivered.note(name, size)
+        this.note(name, reason, size)
+        if reason is Reason.FREE_BYTES and files.space(self._directory).free < before + size // 2:
+            self._settled_at = time.monotonic() + SETTLE_SECONDS
         return True
+
+    def _remove(self, name: SegmentName) -> int | None:
+        """Remove a segment; return the number of its files, None if it cannot be removed now."""
+        try:
+            count = files.remove_sealed(self._directory, name)
+        except OSError as error:
+            self._unremovable.add(name)
+            why = "it is kept, as others that cannot be removed, and tried again"
+            self._failure.fail("removal", "cannot remove %s: %s; %s", name, error.strerror, why)
+            return None
+        return count
+
+    def _forget_failures(self, index: SegmentIndex) -> None:
+        """Forget the segments that could not be removed and are gone now."""
+        self._unremovable = {name for name in self._unremovable if index.get(name)}
+        if not self._unremovable:
+            self._failure.end("the segments that could not be removed are gone")
 
 
 class UndeliveredLog:
-    """Tells of segments that were removed before they were delivered, at most once a minute."""
+    """Log the segments that were removed before they were delivered, at most once a minute."""
 
     def __init__(self, free_bytes: int) -> None:
         """Name the free disk for whose sake they go."""

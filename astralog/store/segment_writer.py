@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from astralog.clock import TrustedClock
 from astralog.settings import SyncMode
 from astralog.store import sealed
 from astralog.store.keys.journal_files import note_sealed
-from astralog.store.names import SegmentName
+from astralog.store.names import SegmentName, is_ahead
 from astralog.store.recovery import recover_file
 from astralog.store.segment import Segment, SegmentLost
 
@@ -35,9 +36,17 @@ class SegmentWriter:
     """Append commit groups to one segment after another; one thread at a time may use it."""
 
     def __init__(
-        self, directory: Path, *, segment_bytes: int, segment_seconds: float, sync: SyncMode
+        self,
+        directory: Path,
+        *,
+        segment_bytes: int,
+        segment_seconds: float,
+        sync: SyncMode,
+        clock: TrustedClock | None = None,
     ) -> None:
+        """Name segments by the clock."""
         self._directory = directory
+        self._clock = clock or TrustedClock()
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._sync_mode = sync
@@ -105,6 +114,7 @@ class SegmentWriter:
 
         Raises SegmentLost where that sync fails.
         """
+        self._clock.now()  # which notices changes of the wall clock
         self._seal_the_rest()
         segment = self._segment
         if segment and segment.age() >= self._segment_seconds:
@@ -171,7 +181,7 @@ class SegmentWriter:
         return self._sync_mode == "everysec" and is_due
 
     def _create(self) -> Segment:
-        """Create a segment with a name later than the last one's, wherever the clock stands."""
+        """Create a segment with a name that is not taken."""
         for _ in range(CREATE_ATTEMPTS - 1):
             # The name may be taken, and a recovery may have taken the new file for an orphan.
             with contextlib.suppress(FileExistsError, BlockingIOError, SegmentLost):
@@ -188,7 +198,10 @@ class SegmentWriter:
         return segment
 
     def _next_start(self) -> datetime:
-        start = max(datetime.now(UTC), self._last_start + timedelta(microseconds=1))
+        """Return a start later than the last one's, unless the clock was far ahead by then."""
+        start = datetime.fromtimestamp(self._clock.now(), UTC)
+        if not is_ahead(self._last_start.timestamp(), start.timestamp()):
+            start = max(start, self._last_start + timedelta(microseconds=1))
         self._last_start = start
         return start
 

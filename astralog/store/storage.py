@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import MutableMapping, Sequence
 
+from astralog.clock import TrustedClock
 from astralog.errors import FULL_ERRNOS as FULL
 from astralog.errors import Shortage, storage_error
 from astralog.log import LogOnce
@@ -26,7 +27,10 @@ class Storage:
     """
 
     def __init__(
-        self, settings: Settings, messages: MutableMapping[str, str] | None = None
+        self,
+        settings: Settings,
+        messages: MutableMapping[str, str] | None = None,
+        clock: TrustedClock | None = None,
     ) -> None:
         """Keep the text that clients get for `error_code` in `messages`."""
         self._messages = {} if messages is None else messages
@@ -37,6 +41,7 @@ class Storage:
             segment_bytes=settings.segment_bytes,
             segment_seconds=settings.segment_seconds,
             sync=settings.sync,
+            clock=clock,
         )
         self.error_code: str | None = None
         self._failed_with = ""  # the last of these codes

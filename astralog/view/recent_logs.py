@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from gevent import monkey
 
+from astralog.clock import TrustedClock
 from astralog.store.part import Matches
 from astralog.store.recent import RecentLines, parse_cursor
 from astralog.store.segment_reader import READ_ERRORS, ReadBudget
@@ -60,8 +61,10 @@ class Page(msgspec.Struct):
 class RecentLogs:
     """The newest logs of a data directory; one thread at a time may look."""
 
-    def __init__(self, directory: Path, max_log_bytes: int) -> None:
-        self._lines = RecentLines(directory)
+    def __init__(
+        self, directory: Path, max_log_bytes: int, clock: TrustedClock | None = None
+    ) -> None:
+        self._lines = RecentLines(directory, clock)
         self._max_bytes = max_log_bytes + READ_BYTES
 
     def look(self, wanted: LogFilter, after: str | None) -> bytes:

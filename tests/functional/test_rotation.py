@@ -5,13 +5,17 @@ import os
 import re
 import stat
 import time
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from tests.support import foreign
 from tests.support.load import Load
 from tests.support.metrics import Samples, read_samples
 from tests.support.service import (
+    TOKEN,
     Service,
     make_batch,
     read_logs,
@@ -193,6 +197,74 @@ def test_segments_beyond_the_age_are_removed(tmp_path: Path) -> None:
     with service:
         wait_for(lambda: "2 beyond the age to keep" in service.log())
         assert [*OLD[2:], "notes.txt"] == names_in(service)
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:9"], ids=["alone", "forwarded"])
+def test_files_that_are_no_segments_are_left_alone(tmp_path: Path, url: str) -> None:
+    """Under whatever names, nothing reads, counts, removes, compresses or waits for them."""
+    settings = {"retain_bytes": 1, "retain_seconds": 3600, "compress": "zstd"}
+    service = Service(tmp_path, clickhouse_url=url, segment_bytes=1, **settings)
+    service.data_dir.mkdir()
+    before = foreign.make_all(service.data_dir)
+    (service.data_dir / OLD[0]).write_bytes(b"{}\n")
+    with service:
+        for message in "abc":
+            assert 200 == service.drain(make_batch(message)).status
+        if url:
+            facts = "".join(fact(f"done {name}") for name in sealed_names(service, before))
+            head = fact("cursor 1 0/0 node table")
+            (service.data_dir / "forward.cursor").write_text(head + facts)
+        wait_for(lambda: not sealed_names(service, before))
+        wait_for(lambda: read_samples_of(service).get("segments sealed") == 0)
+        samples = read_samples_of(service)
+        assert [0, 0] == [samples["segments open"], samples["compression_waiting_segments"]]
+        assert "cannot" not in service.log()
+        page = service.request("GET", "/status/logs", headers={"Authorization": TOKEN})
+        assert (200, []) == (page.status, page.body["logs"])
+        assert 0 == service.stop()
+    assert before.items() <= foreign.seen(service.data_dir).items()
+
+
+def sealed_names(service: Service, others: Iterable[str]) -> set[str]:
+    """Return the names of the sealed segments beside other files."""
+    files = {path.name for path in service.files("*.ndjson*")} - {*others}
+    return {name.partition(".ndjson")[0] for name in files if not name.endswith(".open")}
+
+
+def fact(text: str) -> str:
+    """Return the line by which forward's cursor states a fact."""
+    return f"{text} {zlib.crc32(text.encode()):08x}\n"
+
+
+def test_segments_named_ahead_of_the_clock_go_first(tmp_path: Path) -> None:
+    """As a clock leaves them that was wrong for a while: nothing goes that was just stored."""
+    service = Service(tmp_path, retain_bytes=3_500, segment_bytes=1)
+    prepare_sealed(service)
+    ahead = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() + 7 * 86_400))
+    for number in range(3):
+        path = service.data_dir / f"{ahead}.{number:06}Z-77.ndjson"
+        path.write_bytes(b"x" * 999 + b"\n")
+    with service:
+        messages = post_in_turn(service, 3)
+        wait_for(lambda: sum(map(size_of, service.files())) <= 3_500)
+        left = service.files()
+        assert not [path for path in left if path.name.startswith(ahead)]
+        assert set(messages) == {log["message"] for log in read_logs(left[-3:])}
+
+
+def test_segments_beyond_the_age_are_found_under_any_name(tmp_path: Path) -> None:
+    """Behind younger ones, and ahead of the clock, from the first second on."""
+    service = Service(tmp_path, retain_seconds=86_400)
+    prepare_sealed(service)
+    ahead = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() + 7 * 86_400))
+    for name in (f"{ahead}.000000Z-77.ndjson", "20260102T000000.000000Z-1.ndjson"):
+        path = service.data_dir / name
+        path.write_bytes(b"x" * 999 + b"\n")
+        month_ago = time.time() - 30 * 86_400
+        os.utime(path, (month_ago, month_ago))
+    with service:
+        wait_for(lambda: "2 beyond the age to keep" in service.log())
+        assert [*OLD, "notes.txt"] == names_in(service)
 
 
 @pytest.mark.parametrize("keep", ["always", "until_full"])

@@ -279,11 +279,57 @@ GUARDS: tuple[Guard, ...] = (
         "astralog/store/retention.py",
         "is_spared = not self._may_remove(name)",
         "is_spared = False",
-        (
-            "tests/unit/store/test_retention.py",
-            "-k",
-            "may_not_go",
-        ),
+        ("tests/unit/store/test_retention.py", "-k", "spared"),
+    ),
+    Guard(
+        "what is spared or cannot be removed keeps no others",
+        "astralog/store/retention.py",
+        "                kept += not self._take(name, reason, index, this)\n",
+        "                if not self._take(name, reason, index, this):\n"
+        "                    break\n",
+        ("tests/unit/store/test_retention.py", "-k", "does_not_keep"),
+    ),
+    Guard(
+        "a wall clock that jumps makes no segment older",
+        "astralog/store/retention.py",
+        "now, elapsed = self._clock.now(), boot_time()",
+        "now, elapsed = self._clock._wall(), boot_time()",
+        ("tests/unit/store/test_retention.py", "-k", "jumps"),
+    ),
+    Guard(
+        "what was just written is young, whatever the clock",
+        "astralog/store/segment_index.py",
+        "return age if self.sealed_at is None else min(age, elapsed - self.sealed_at)",
+        "return age",
+        ("tests/unit/store/test_segment_index.py", "-k", "seen_written"),
+    ),
+    Guard(
+        "a segment named ahead of the clock is the oldest",
+        "astralog/store/segment_index.py",
+        "self._ahead if entry.is_ahead else self._names",
+        "self._names",
+        ("tests/unit/store/test_retention.py", "-k", "ahead"),
+    ),
+    Guard(
+        "a segment's name follows the trusted clock",
+        "astralog/store/segment_writer.py",
+        "datetime.fromtimestamp(self._clock.now(), UTC)",
+        "datetime.fromtimestamp(self._clock._wall(), UTC)",
+        ("tests/unit/store/test_segment_writer.py", "-k", "trusted"),
+    ),
+    Guard(
+        "only exact names are those of segments",
+        "astralog/store/names.py",
+        "    if match and _is_moment(match[1]):\n        return SegmentFile",
+        "    if match:\n        return SegmentFile",
+        ("tests/unit/store/test_names.py", "-k", "not_parsed"),
+    ),
+    Guard(
+        "only regular files are segments",
+        "astralog/store/files.py",
+        "    if not stat.S_ISREG(status.st_mode):",
+        "    if stat.S_ISLNK(status.st_mode):",
+        ("tests/unit/store/test_files.py", "-k", "no_segments"),
     ),
     Guard(
         "a directory that was replaced is another",
@@ -694,8 +740,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "undelivered segments go for the disk's sake alone",
         "astralog/store/retention.py",
-        'return self._takes_spared and excess.get("free disk", 0) > 0',
-        "return self._takes_spared",
+        "self._takes_spared and this.is_disk_short()",
+        "self._takes_spared",
         ("tests/unit/store/test_retention.py", "-k", "undelivered"),
     ),
     Guard(

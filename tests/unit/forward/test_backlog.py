@@ -1,14 +1,17 @@
 """What waits is known oldest first, and what is gone is not waited for."""
 
+import errno
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from astralog.clock import TrustedClock
 from astralog.forward import backlog as backlogs
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.cursor import Cursor
-from astralog.store import sealed
+from astralog.store import files, sealed
 from astralog.store.compression import compress_segment
 from tests.support.clickhouse import make_line, write_segment
 
@@ -137,3 +140,55 @@ def test_old_delivered_segments_are_removed(
     assert cursor.delivered == {young}
     backlog.look()
     assert backlog.oldest() == waiting
+
+
+def test_delivered_segments_are_removed_by_their_last_change(
+    tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is young does not keep those with later names, nor does a wrong clock's name."""
+    old, young, late = (write(tmp_path, number) for number in (1, 2, 3))
+    ahead = "20261130T000000.000000Z-1"
+    (tmp_path / f"{ahead}.ndjson").touch()
+    for name in (old, late, ahead):
+        os.utime(tmp_path / f"{name}.ndjson", (0, 0))
+    for name in (old, young, late, ahead):
+        cursor.finish(name, then=None)
+    now = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
+    monkeypatch.setattr(backlog, "_clock", TrustedClock(lambda: now, lambda: 0.0))
+    os.utime(tmp_path / f"{young}.ndjson", (now, now))
+    backlog.remove_delivered(3600)
+    assert {young} == sealed.list_segments(tmp_path).sealed
+
+
+def test_delivered_segment_that_cannot_be_removed_is_skipped(
+    tmp_path: Path,
+    backlog: Backlog,
+    cursor: Cursor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others go, and one line is logged for it, and one when it is gone too."""
+    first, second = write(tmp_path, 1), write(tmp_path, 2)
+    for name in (first, second):
+        os.utime(tmp_path / f"{name}.ndjson", (0, 0))
+        cursor.finish(name, then=None)
+    now = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
+    monkeypatch.setattr(backlog, "_clock", TrustedClock(lambda: now, lambda: 0.0))
+    remove, broken = files.remove_sealed, {first}
+
+    def fail(directory: Path, name: str) -> int:
+        if name in broken:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return remove(directory, name)
+
+    monkeypatch.setattr(files, "remove_sealed", fail)
+    for _ in range(3):
+        backlog.remove_delivered(3600)
+    assert {first} == sealed.list_segments(tmp_path).sealed
+    broken.clear()
+    backlog.remove_delivered(3600)
+    assert set() == sealed.list_segments(tmp_path).sealed
+    assert [r.message for r in caplog.records if r.levelname != "INFO"] == [
+        f"cannot remove {first}: Operation not permitted; it is kept",
+        "delivered segments can be removed again",
+    ]

@@ -4,12 +4,15 @@ import contextlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from astralog.clock import TrustedClock
 from astralog.settings import SyncMode
 from astralog.store import recovery
 from astralog.store.names import Form, SegmentName
 from astralog.store.segment_writer import SegmentWriter
+
+#: When the segment with the number 0 starts, in seconds since 1970.
+START = 1_780_000_000.0
 
 A, B, C = b'{"m":"a"}\n', b'{"m":"b"}\n', b'{"m":"c"}\n'
 
@@ -17,7 +20,7 @@ A, B, C = b'{"m":"a"}\n', b'{"m":"b"}\n', b'{"m":"c"}\n'
 def name_of(key: str | int) -> SegmentName:
     """Return the name of a segment for each letter or number, in their order."""
     number = ord(key) if isinstance(key, str) else key
-    return SegmentName.make(datetime.fromtimestamp(1_795_000_000 + number, UTC), 1)
+    return SegmentName.make(datetime.fromtimestamp(START + number, UTC), 1)
 
 
 def plain(key: str | int) -> str:
@@ -36,10 +39,14 @@ def packed(key: str | int) -> str:
 
 
 def make_writer(
-    path: Path, segment_bytes: int = 1000, segment_seconds: float = 1000, sync: SyncMode = "always"
+    path: Path,
+    segment_bytes: int = 1000,
+    segment_seconds: float = 1000,
+    sync: SyncMode = "always",
+    clock: TrustedClock | None = None,
 ) -> SegmentWriter:
     return SegmentWriter(
-        path, segment_bytes=segment_bytes, segment_seconds=segment_seconds, sync=sync
+        path, segment_bytes=segment_bytes, segment_seconds=segment_seconds, sync=sync, clock=clock
     )
 
 
@@ -69,12 +76,12 @@ def descriptors() -> set[str]:
     return found
 
 
-class Clock(datetime):
-    """A clock that shows each of `moments` once."""
+class Clock(TrustedClock):
+    """A clock that shows each moment once, and then the last one forever."""
 
-    moments: Any
+    def __init__(self, *moments: float) -> None:
+        super().__init__()
+        self._moments = list(moments)
 
-    @classmethod
-    def now(cls, tz: Any = None) -> "Clock":
-        moment: Clock = next(cls.moments)
-        return moment
+    def now(self) -> float:
+        return self._moments.pop(0) if len(self._moments) > 1 else self._moments[0]

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from astralog.clock import TrustedClock, boot_time
 from astralog.store import inventory, libc
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
 from astralog.store.inventory import SCAN_SECONDS, SCAN_SHARE, UNWATCHED_SCAN_SECONDS, Inventory
 from astralog.store.names import Form, SegmentName
 from tests.conftest import Fault
-from tests.unit.store.segments import name_of, opened, packed, plain
+from tests.unit.store.segments import START, name_of, opened, packed, plain
 
 BreakOs = Callable[..., Fault]
+
+DAY = 86_400.0
 
 
 def scan(known: Inventory) -> None:
@@ -28,12 +31,8 @@ def follow(known: Inventory) -> None:
 
 
 def names(known: Inventory) -> list[SegmentName]:
-    """Return the sealed segments, oldest first, and forget them."""
-    found = []
-    while name := known.sealed.oldest():
-        found.append(name)
-        known.sealed.remove(name)
-    return found
+    """Return the sealed segments, oldest first."""
+    return list(known.sealed.oldest_first())
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def known(tmp_path: Path) -> Iterator[Inventory]:
     files = {plain("b"): 20, plain("a"): 10, packed("c"): 5, opened("d"): 7, "token": 99}
     for name, size in files.items():
         (tmp_path / name).write_bytes(b"x" * size)
-    made = Inventory(tmp_path)
+    made = Inventory(tmp_path, TrustedClock())
     scan(made)
     yield made
     made.close()
@@ -103,7 +102,7 @@ def test_what_changes_during_a_scan_is_not_missed(tmp_path: Path) -> None:
     """A segment that comes or goes between two steps of a scan is right after it."""
     for number in range(10):
         (tmp_path / plain(number)).write_bytes(b"xx")
-    known = Inventory(tmp_path)
+    known = Inventory(tmp_path, TrustedClock())
     for count, _ in enumerate(known.list_names()):
         (tmp_path / plain(100 + count)).write_bytes(b"x")
     for count, _ in enumerate(known.measure()):
@@ -154,7 +153,7 @@ def test_changes_that_were_lost_are_found_by_a_scan(
 def test_a_scan_is_repeated_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no watch tells, as another host's changes, is found at last."""
     clock = Clock(monkeypatch)
-    known = Inventory(tmp_path)
+    known = Inventory(tmp_path, TrustedClock())
     assert known.is_scan_due
     scan(known)
     clock.now += SCAN_SECONDS - 1
@@ -171,7 +170,7 @@ def test_scans_take_a_small_share_of_a_core(
     clock = Clock(monkeypatch)
     spent = iter([10.0, 60.0])
     monkeypatch.setattr(time, "thread_time", lambda: next(spent))
-    known = Inventory(tmp_path)
+    known = Inventory(tmp_path, TrustedClock())
     scan(known)
     clock.now += 50 / SCAN_SHARE - 1
     assert not known.is_scan_due
@@ -189,7 +188,7 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
     """Without a watch, what is new is found within a minute, and the log says so."""
     clock = Clock(monkeypatch)
     break_os("call", errno.EMFILE, module=libc)
-    known = Inventory(tmp_path)
+    known = Inventory(tmp_path, TrustedClock())
     assert [f"cannot watch {tmp_path} (Too many open files): new segments are found every 60 "
             "seconds"] == caplog.messages  # fmt: skip
     scan(known)
@@ -209,16 +208,96 @@ def test_a_directory_that_is_gone_is_an_error(
     """Whoever asks learns that it cannot be listed."""
     monkeypatch.setattr(inventory, "DirectoryWatch", lambda path: None)
     with pytest.raises(FileNotFoundError):
-        scan(Inventory(tmp_path / "missing"))
+        scan(Inventory(tmp_path / "missing", TrustedClock()))
 
 
 def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
     """An inventory that is closed holds nothing, also one whose scan was not ended."""
     before = os.listdir("/proc/self/fd")
     (tmp_path / plain("a")).touch()
-    known = Inventory(tmp_path)
+    known = Inventory(tmp_path, TrustedClock())
     listing = known.list_names()
     next(listing)
     del listing
     known.close()
     assert len(before) == len(os.listdir("/proc/self/fd"))
+
+
+# --- Ages
+
+
+def change_of(known: Inventory, key: str) -> float:
+    """Return how long after START a segment last changed."""
+    entry = known.sealed.get(name_of(key))
+    assert entry is not None
+    return entry.changed_at - START
+
+
+@pytest.fixture
+def dated(tmp_path: Path) -> Iterator[Inventory]:
+    """Return the inventory of a directory whose clock shows START and a week."""
+    made = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0))
+    scan(made)
+    yield made
+    made.close()
+
+
+def add(path: Path, key: str | int, changed: float) -> None:
+    """Seal a segment that was last changed at a time after START."""
+    (path / plain(key)).write_bytes(b"x")
+    os.utime(path / plain(key), (START + changed, START + changed))
+
+
+@pytest.mark.parametrize("is_scanned", [True, False])
+def test_last_change_is_that_of_the_file(
+    dated: Inventory, tmp_path: Path, is_scanned: bool
+) -> None:
+    """Or the start in the name, if that is later and not ahead of the clock."""
+    ahead = int(9 * DAY)
+    add(tmp_path, "a", 3600)
+    add(tmp_path, "b", -30 * DAY)  # a copy without its time, or a clock that was behind
+    add(tmp_path, ahead, 3600)
+    (scan if is_scanned else follow)(dated)
+    assert 3600 == change_of(dated, "a")
+    assert ord("b") == change_of(dated, "b")
+    entry = dated.sealed.get(name_of(ahead))
+    assert entry
+    assert (START + 3600, True) == (entry.changed_at, entry.is_ahead)
+    assert [name_of(ahead), name_of("a"), name_of("b")] == names(dated)
+
+
+def test_another_time_of_change_is_noticed(dated: Inventory, tmp_path: Path) -> None:
+    """Somebody may set it, with `touch` or when a backup is put back."""
+    add(tmp_path, "a", 3600)
+    follow(dated)
+    os.utime(tmp_path / plain("a"), (START + 7200, START + 7200))
+    follow(dated)
+    assert 7200 == change_of(dated, "a")
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_what_is_seen_being_written_is_known_to_be_young(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_watched: bool
+) -> None:
+    """Whatever its name says; a copy that somebody puts there is not, nor what was there before."""
+    if not is_watched:
+        monkeypatch.setattr(inventory, "open_watch", lambda directory: None)
+    ahead = int(9 * DAY)
+    add(tmp_path, "a", 0)
+    known = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0))
+    scan(known)
+    add(tmp_path, "b", 0)
+    (tmp_path / opened(ahead)).write_bytes(b"x")
+    if not is_watched:
+        scan(known)
+    (tmp_path / opened(ahead)).rename(tmp_path / plain(ahead))
+    for _ in range(2):  # what is known of it survives another scan
+        (follow if is_watched else scan)(known)
+        assert [name_of("a"), name_of("b"), name_of(ahead)] == names(known)
+        entries = {name: entry.sealed_at for name, entry in known.sealed.items()}
+        sealed_at = entries.pop(name_of(ahead))
+        assert sealed_at is not None
+        assert abs(sealed_at - boot_time()) < 100
+        assert {None} == set(entries.values())
+        scan(known)
+    known.close()

@@ -2,22 +2,24 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from astralog.clock import TrustedClock
 from astralog.settings import Settings
-from astralog.store import retention
+from astralog.store import files, retention
 from astralog.store.names import Form
 from astralog.store.retention import (
+    KEPT_SECONDS,
     SETTLE_SECONDS,
+    STEP_SEGMENTS,
     UNDELIVERED_LOG_SECONDS,
     MayRemove,
     Retention,
 )
-from astralog.store.segment_index import SegmentIndex
-from tests.conftest import Disk, Fault
+from astralog.store.segment_index import Entry, SegmentIndex
+from tests.conftest import Disk
 from tests.unit.store.segments import name_of, plain
 
 
@@ -31,15 +33,12 @@ class Directory:
     def add(self, key: str, size: int, age: float = 0, form: Form = Form.PLAIN) -> None:
         """Add a segment, or another form of one, of some bytes and seconds."""
         name = name_of(key)
-        file = name.path(self.path, form)
-        file.write_bytes(b"x" * size)
-        seconds = time.time() - age
-        os.utime(file, (seconds, seconds))
-        self.sealed.add(name, size)
+        name.path(self.path, form).write_bytes(b"x" * size)
+        self.sealed.add(name, Entry(size, changed_at=time.time() - age))
 
     def retention(self, may_remove: MayRemove = lambda name: True, **values: object) -> Retention:
         settings = Settings(data_dir=self.path, tokens="x", **values)  # type: ignore[arg-type]
-        return Retention(settings, may_remove)
+        return Retention(settings, may_remove, TrustedClock())
 
     def apply(self, retention: Retention, free: int = 1 << 40, open_bytes: int = 0) -> list[str]:
         """Remove what is beyond the retention; return the files that stay."""
@@ -159,16 +158,25 @@ def test_a_segment_goes_with_all_its_forms(directory: Directory) -> None:
     assert 3 == applied.removed_segments
 
 
-@pytest.mark.parametrize("values", [{"retain_bytes": 1}, {"retain_seconds": 1}])
-def test_a_segment_that_may_not_go_keeps_all_later_ones(
+@pytest.mark.parametrize(
+    "values", [{"retain_bytes": 1}, {"retain_seconds": 1}, {"retain_free_bytes": 1 << 50}]
+)
+def test_spared_segment_does_not_keep_the_others(
     directory: Directory, values: dict[str, float]
 ) -> None:
-    """What is not delivered yet is spared, and no later logs go before it."""
-    undelivered = {*map(name_of, "bc")}
+    """What is not delivered yet stays, and what is delivered goes, although it is younger."""
+    undelivered = {name_of("a")}
     applied = directory.retention(lambda name: name not in undelivered, **values)
-    assert names("bc") == directory.apply(applied)
+    assert names("a") == directory.apply(applied)
     undelivered.clear()
+    applied = directory.retention(lambda name: True, **values)
     assert [] == directory.apply(applied)
+
+
+def test_no_more_go_than_are_too_many_beside_a_spared_segment(directory: Directory) -> None:
+    """The oldest of those that may go."""
+    applied = directory.retention(lambda name: name != name_of("a"), retain_bytes=400)
+    assert names("ac") == directory.apply(applied)
 
 
 UNTIL_FULL = {"retain_undelivered": "until_full", "clickhouse_url": "http://localhost"}
@@ -257,22 +265,109 @@ def test_what_another_process_removed_meanwhile_is_passed_over(directory: Direct
         (directory.path / plain("a")).unlink(missing_ok=True)
         assert names("bc") == directory.apply(applied)
         assert 0 == applied.removed_segments
-        assert name_of("b") == directory.sealed.oldest()
-        directory.sealed.put(name_of("a"), 100)
+        assert [*map(name_of, "bc")] == list(directory.sealed.oldest_first())
+        directory.sealed.put(name_of("a"), Entry(100, changed_at=0.0))
 
 
-def test_a_file_that_cannot_be_removed_keeps_all_later_ones(
-    directory: Directory, break_os: Callable[..., Fault], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("values", [{"retain_bytes": 1}, {"retain_seconds": 1}])
+def test_segment_that_cannot_be_removed_does_not_keep_the_others(
+    directory: Directory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    values: dict[str, float],
 ) -> None:
-    """No newer logs go while older ones stay; the log says so once."""
-    unlinks = break_os("unlink", errno.EROFS)
-    applied = directory.retention(retain_bytes=1)
-    for _ in range(3):
-        assert names("abc") == directory.apply(applied)
-    assert [f"cannot remove {name_of('a')}: Read-only file system"] == caplog.messages
-    assert [0, 3] == [applied.removed_segments, len(directory.sealed)]
-    unlinks.times = 0
+    """It is logged once, tried again, and once more when it is gone."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    remove, broken = files.remove_sealed, set(map(name_of, "ab"))
+
+    def fail(path: Path, name: str) -> int:
+        if name in broken:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return remove(path, name)
+
+    monkeypatch.setattr(files, "remove_sealed", fail)
+    applied = directory.retention(lambda name: True, **values)
+    for _ in range(5):
+        assert names("ab") == directory.apply(applied)
+        now += 1
+    assert [1, 2] == [applied.removed_segments, len(directory.sealed)]
+    broken.clear()
+    for _ in range(2):
+        assert [] == directory.apply(applied)
+        now += 1
+    assert caplog.messages == [
+        f"cannot remove {name_of('a')}: Operation not permitted; it is kept, as others that cannot "
+        "be removed, and tried again",
+        "the segments that could not be removed are gone",
+    ]
+
+
+def test_segments_named_ahead_of_the_clock_go_first(directory: Directory) -> None:
+    """Beyond the size, which counts no ages: they cannot be what was stored just now."""
+    ahead = name_of("z")
+    ahead.path(directory.path, Form.PLAIN).write_bytes(b"x" * 50)
+    directory.sealed.put(ahead, Entry(50, changed_at=time.time(), is_ahead=True))
+    assert names("abc") == directory.apply(directory.retention(retain_bytes=600))
+
+
+def test_each_segment_beyond_the_age_is_found(directory: Directory) -> None:
+    """Wherever its name stands among the others."""
+    directory.add("x", 10, age=10_000)
+    for number in range(3 * STEP_SEGMENTS):
+        directory.add(chr(200 + number), 10)
+    directory.add("y", 10, age=10_000)
+    applied = directory.retention(retain_seconds=5000)
+    left = directory.apply(applied)
+    assert 3 + 3 * STEP_SEGMENTS == len(left)
+    assert not {plain("x"), plain("y")} & {*left}
+
+
+def test_clock_that_jumps_makes_nothing_older(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two days ahead for a while, as with a bad NTP server; and a day that passes does."""
+    wall, elapsed = 0.0, 0.0
+    clock = TrustedClock(lambda: time.time() + elapsed + wall, lambda: elapsed)
+    settings = Settings(data_dir=directory.path, tokens="x", retain_seconds=3600)
+    applied = Retention(settings, lambda name: True, clock)
+    wall = 2 * 86_400.0
+    assert names("abc") == directory.apply(applied)
+    wall, elapsed = 0.0, 86_400.0
+    monkeypatch.setattr(applied, "_expired_due_at", 0.0)
     assert [] == directory.apply(applied)
+
+
+def test_passes_over_many_segments_are_rare(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The more a pass keeps, the later comes the next; what frees room at once is not delayed."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    asked: list[str] = []
+
+    def spare(name: str) -> bool:
+        asked.append(name)
+        return False
+
+    for number in range(200, 2200):
+        directory.sealed.put(name_of(number), Entry(1, changed_at=0.0))
+    applied = directory.retention(spare, retain_bytes=1, retain_seconds=1)
+    directory.apply(applied)
+    assert 2 * 2003 == len(asked)
+    directory.apply(applied)
+    assert 2 * 2003 == len(asked)
+    now += 2003 * KEPT_SECONDS
+    directory.apply(applied)
+    assert 4 * 2003 == len(asked)
+
+
+def test_removals_are_not_delayed(directory: Directory) -> None:
+    """A disk that fills quickly is freed as quickly."""
+    applied = directory.retention(retain_bytes=500)
+    assert names("bc") == directory.apply(applied)
+    directory.add("d", 300)
+    assert names("d") == directory.apply(applied)
 
 
 def test_what_was_removed_is_one_line_in_the_log(
@@ -280,10 +375,10 @@ def test_what_was_removed_is_one_line_in_the_log(
 ) -> None:
     """The log says how much went, up to where, and why."""
     caplog.set_level(logging.INFO)
-    applied = directory.retention(retain_bytes=500, retain_seconds=150)
+    applied = directory.retention(retain_bytes=300, retain_seconds=250)
     directory.apply(applied)
     directory.apply(applied)
-    expected = f"removed segments up to {name_of('b')}: 1 beyond the size, 1 beyond the age to keep"
+    expected = f"removed segments up to {name_of('b')}: 1 beyond the age, 1 beyond the size to keep"
     assert [expected] == [r.getMessage() for r in caplog.records if r.name == retention.__name__]
 
 

@@ -1,32 +1,69 @@
 import random
+from itertools import islice
+
+import pytest
 
 from astralog.store.names import SegmentName
-from astralog.store.segment_index import SegmentIndex
+from astralog.store.segment_index import FEW_NAMES, Entry, SegmentIndex
 from tests.unit.store.segments import name_of
 
 A, B = name_of("a"), name_of("b")
+
+
+def entry(size: int, *, is_ahead: bool = False) -> Entry:
+    return Entry(size, changed_at=0.0, is_ahead=is_ahead)
+
+
+def first(index: SegmentIndex) -> SegmentName | None:
+    order = index.oldest_first()
+    name = next(order, None)
+    order.close()
+    return name
 
 
 def test_the_oldest_segment_is_the_first_by_name() -> None:
     """However they are added, they come in the order of their names."""
     index = SegmentIndex()
     for name in map(name_of, "dbeca"):
-        index.put(name, 10)
-    order = []
-    while oldest := index.oldest():
-        order.append(oldest)
-        index.remove(oldest)
-    assert [*map(name_of, "abcde")] == order
+        index.put(name, entry(10))
+    assert [*map(name_of, "abcde")] == list(index.oldest_first())
+    for name in index.oldest_first():
+        index.remove(name)
     assert 0 == len(index) == index.bytes
+    assert [] == list(index.oldest_first())
+
+
+def test_segments_named_ahead_of_the_clock_are_the_oldest() -> None:
+    """In the order of their names, before all others."""
+    index = SegmentIndex()
+    for name in map(name_of, "dbeca"):
+        index.put(name, entry(10, is_ahead=name > name_of("c")))
+    assert [*map(name_of, "deabc")] == list(index.oldest_first())
+
+
+@pytest.mark.parametrize("count", [5, 2 * FEW_NAMES])
+def test_what_is_passed_over_stays_in_its_place(count: int) -> None:
+    """Whoever stops early, or removes some, finds the others in order again."""
+    index = SegmentIndex()
+    for number in range(2 * count):
+        index.put(name_of(number), entry(1, is_ahead=number % 2 == 0))
+    order = index.oldest_first()
+    for name in islice(order, count + count // 2):
+        if name in (name_of(2), name_of(1)):
+            index.remove(name)
+    order.close()
+    ahead = [n for n in range(0, 2 * count, 2) if n != 2]
+    others = [n for n in range(1, 2 * count, 2) if n != 1]
+    assert [name_of(n) for n in (*ahead, *others)] == list(index.oldest_first())
 
 
 def test_a_segment_counts_once_with_all_its_bytes() -> None:
     """Another form adds to a segment, and a new look replaces what was known of it."""
     index = SegmentIndex()
-    index.add(A, 100)
-    index.add(A, 10)
+    index.add(A, entry(100))
+    index.add(A, entry(10))
     assert (1, 110) == (len(index), index.bytes)
-    index.put(A, 10)
+    index.put(A, entry(10))
     assert (1, 10) == (len(index), index.bytes)
     assert 10 == index.remove(A)
     assert (0, 0) == (len(index), index.bytes)
@@ -35,7 +72,7 @@ def test_a_segment_counts_once_with_all_its_bytes() -> None:
 def test_a_segment_that_is_not_known_can_be_removed() -> None:
     """It had no bytes."""
     index = SegmentIndex()
-    index.put(A, 1)
+    index.put(A, entry(1))
     assert 0 == index.remove(B)
     assert (1, 1) == (len(index), index.bytes)
 
@@ -44,20 +81,20 @@ def test_a_segment_that_comes_back_is_there_once() -> None:
     """A name that went and came is in its place again."""
     index = SegmentIndex()
     for name in map(name_of, "abc"):
-        index.put(name, 1)
+        index.put(name, entry(1))
     index.remove(B)
-    index.put(B, 5)
+    index.put(B, entry(5))
     index.remove(A)
-    assert (B, 2, 6) == (index.oldest(), len(index), index.bytes)
+    assert (B, 2, 6) == (first(index), len(index), index.bytes)
     index.remove(B)
-    assert name_of("c") == index.oldest()
+    assert [name_of("c")] == list(index.oldest_first())
 
 
 def test_names_that_are_gone_are_let_go_of() -> None:
     """An index whose oldest segments go holds no more than what is there."""
     index = SegmentIndex()
     for number in range(1000):
-        index.put(name_of(number), 1)
+        index.put(name_of(number), entry(1))
         if number >= 10:
             index.remove(name_of(number - 10))
     assert 10 == len(index)
@@ -72,8 +109,18 @@ def test_an_index_is_right_after_any_changes() -> None:
         name = name_of(chance.randrange(100))
         if chance.random() < 0.5:
             plain[name] = chance.randrange(1000)
-            index.put(name, plain[name])
+            index.put(name, entry(plain[name]))
         else:
             assert plain.pop(name, 0) == index.remove(name)
         assert (len(plain), sum(plain.values())) == (len(index), index.bytes)
-        assert min(plain, default=None) == index.oldest()
+        assert min(plain, default=None) == first(index)
+
+
+@pytest.mark.parametrize(
+    ("sealed_at", "age"), [(None, 86_500.0), (900.0, 100.0), (1000.0, 0.0), (-90_000.0, 86_500.0)]
+)
+def test_age_is_not_above_the_time_since_a_segment_was_seen_written(
+    sealed_at: float | None, age: float
+) -> None:
+    """A clock that was set ahead by a day makes nothing older that was just sealed."""
+    assert age == Entry(1, changed_at=500.0, sealed_at=sealed_at).age(87_000.0, 1000.0)

@@ -6,12 +6,13 @@ import re
 import stat
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from astralog.store import files, segment_writer
+from astralog.clock import TrustedClock
+from astralog.store import files
 from astralog.store.segment import WRITEV_BUFFERS, Segment
 from tests.conftest import Fault
 from tests.unit.store.segments import (
@@ -28,6 +29,8 @@ from tests.unit.store.segments import (
 
 BreakOs = Callable[..., Fault]
 
+START = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
+DAY = 86_400.0
 NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]+\.ndjson(\.open)?")
 
 
@@ -275,28 +278,39 @@ def test_a_segment_is_sealed_at_its_age_though_idle(
 
 
 @pytest.mark.parametrize("step_seconds", [-3600, 0, 0.000001, 3600])
-def test_lexical_order_is_the_order_of_creation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float
-) -> None:
+def test_lexical_order_is_the_order_of_creation(tmp_path: Path, step_seconds: float) -> None:
     """Names grow also where the clock stands still or is put back."""
-    start = datetime(2026, 11, 23, tzinfo=UTC)
-    Clock.moments = (start + timedelta(seconds=n * step_seconds) for n in itertools.count())
-    monkeypatch.setattr(segment_writer, "datetime", Clock)
-    writer = make_writer(tmp_path, segment_bytes=1)
+    clock = Clock(*(START + n * step_seconds for n in range(30)))
+    writer = make_writer(tmp_path, segment_bytes=1, clock=clock)
     groups = [b"%d\n" % number for number in range(20)]
     for group in groups:
         writer.append([group])
     assert groups == sealed(tmp_path)
 
 
-def test_two_writers_of_one_process_have_their_own_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_follow_a_clock_that_was_far_ahead(tmp_path: Path) -> None:
+    """Else all that comes would be named after the wrong time, for as long as it was ahead."""
+    clock = Clock(START + 8 * DAY, START + 8 * DAY, START, START)
+    writer = make_writer(tmp_path, segment_bytes=1, clock=clock)
+    for group in (A, B, C):
+        writer.append([group])
+    days = [path.name[:15] for path in sorted(tmp_path.iterdir())]
+    assert days == ["20261123T000000", "20261201T000000", "20261201T000000"]
+
+
+def test_names_follow_the_trusted_clock(tmp_path: Path) -> None:
+    """A jump of the wall clock for a while gives no segment a name that is ahead."""
+    wall = [START, START + 2 * DAY, START + 2 * DAY]
+    clock = TrustedClock(lambda: wall.pop(0) if len(wall) > 1 else wall[0], lambda: 0.0)
+    writer = make_writer(tmp_path, segment_bytes=1, clock=clock)
+    writer.append([A])
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("20261123T000000")
+
+
+def test_two_writers_of_one_process_have_their_own_files(tmp_path: Path) -> None:
     """A name that the other writer took in the same microsecond is not used."""
-    moment = datetime(2026, 11, 23, tzinfo=UTC)
-    Clock.moments = itertools.repeat(moment)
-    monkeypatch.setattr(segment_writer, "datetime", Clock)
-    first, second = make_writer(tmp_path), make_writer(tmp_path)
+    first, second = (make_writer(tmp_path, clock=Clock(START)) for _ in range(2))
     first.append([A])
     second.append([B])
     first.append([A])

@@ -1,6 +1,5 @@
 import errno
 import fcntl
-import itertools
 import os
 import re
 import time
@@ -13,7 +12,7 @@ import gevent
 import pytest
 
 from astralog.settings import SyncMode
-from astralog.store import files, segment_writer
+from astralog.store import files
 from astralog.store.segment import WRITEV_BUFFERS, SegmentLost
 from astralog.store.segment_writer import MAX_UNSEALED
 from tests.conftest import Fault
@@ -453,16 +452,12 @@ def test_a_file_without_anything_to_cut_is_not_held(tmp_path: Path, break_os: Br
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
-def test_a_new_segment_has_no_name_of_a_sealed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
+def test_a_new_segment_has_no_name_of_a_sealed_one(tmp_path: Path, suffix: str) -> None:
     """A clock that was put back leads to no name that was there before."""
-    moment = datetime(2026, 11, 23, tzinfo=UTC)
-    Clock.moments = itertools.repeat(moment)
-    monkeypatch.setattr(segment_writer, "datetime", Clock)
+    moment = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
     taken = tmp_path / f"20261123T000000.000000Z-{os.getpid()}{suffix}"
     taken.write_bytes(A)
-    writer = make_writer(tmp_path)
+    writer = make_writer(tmp_path, clock=Clock(moment))
     writer.append([B])
     writer.close()
     assert A == taken.read_bytes()
