@@ -15,8 +15,8 @@ from astralog.time_slice import TimeSlice
 #: Bytes received at once where the length of what comes is not known.
 RECEIVE_BYTES = 8 * 1024
 
-#: The longest head, the most headers that it may have, and the longest of these with its line's end.
-#: Beyond it: 400 `bad_request`.
+#: The longest head, the most headers that it may have, and the longest of these with the end of its
+#: line. Beyond it: 400 `bad_request`.
 MAX_HEAD_BYTES = 16 * 1024
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 8190

@@ -17,7 +17,10 @@ SECRET = "s3cret-Token"
         (errors.InvalidHeaderName("X-Other "), "the name of a header is malformed, as by a blank"),
         (errors.InvalidHeaderName("Host "), "the name of the header Host is malformed"),
         (errors.InvalidHeaderName("\xe9"), "the name of a header is malformed"),
-        (errors.LimitRequestHeaders("x"), "more than 100 headers, or one is longer than 8190 bytes"),
+        (
+            errors.LimitRequestHeaders("x"),
+            "more than 100 headers, or one is longer than 8190 bytes",
+        ),
         (HeadTooLong(), "the head is longer than 16384 bytes"),
         (BareLineFeed(), "a line ends in LF without a CR"),
         (errors.LimitRequestLine(1, 2), "the request line is too long"),
