@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -47,7 +48,56 @@ ENDS = {
         "  child.start(); child.join(); log('b')",
         "ab",
     ),
+    "exit of a thread": ("threading.Thread(target=lambda: (log('a'), sys.exit())).start()", "a"),
+    "daemon thread": (
+        "thread = threading.Thread(target=lambda: (log('a'), time.sleep(60)), daemon=True)\n"
+        "thread.start(); time.sleep(0.1)",
+        "a",
+    ),
+    "pool of processes": (
+        "pool = multiprocessing.get_context('fork').Pool(2)\n"
+        "pool.map(log, 'abcd', 1); pool.close(); pool.join()",
+        "abcd",
+    ),
+    "executor of processes": (
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "with ProcessPoolExecutor(2, multiprocessing.get_context('fork')) as executor:\n"
+        "  list(executor.map(log, 'abcd'))",
+        "abcd",
+    ),
+    "fork while a lock is held": (
+        "held = threading.Event()\n"
+        "def hold():\n"
+        "  with handler._sender.queue._changed: held.set(); time.sleep(1)\n"
+        "threading.Thread(target=hold).start(); held.wait()\n"
+        "child = os.fork(); log('a'); child and os.wait()",
+        "aa",
+    ),
+    "descriptors closed": ("log('a'); handler.flush(); os.closerange(3, 100); log('b')", "ab"),
 }
+
+#: A program whose first log comes while the interpreter ends, as asyncio's of a pending task does.
+FIRST_LOG_AT_THE_VERY_END = """
+class Late:
+    def __del__(self, log=log):
+        log("late")
+
+late = Late()
+"""
+
+#: How uvicorn ends at a signal: in order, and then by the signal, as whoever waits for it expects.
+SHUT_DOWN_AS_UVICORN = """
+import signal
+before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+stopped = threading.Event()
+log("a")
+os.kill(os.getpid(), signal.SIGTERM)
+stopped.wait(30)
+log("b")
+signal.signal(signal.SIGTERM, before)
+signal.raise_signal(signal.SIGTERM)
+time.sleep(30)
+"""
 
 #: What runs on every Python that the client is for: an odd value, threads, a fork and an exit.
 EVERYTHING = """
@@ -83,7 +133,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> None:
     """What a program logs as the README says is stored as it was logged."""
     text = (CLIENT / "README.md").read_text().replace("http://localhost:8080", url_of(service))
-    example, configured = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example, configured, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "data" / "token").write_text(TOKEN + "\n")
     use = 'logging.getLogger("shop").info("paid %d", 7, extra={"order": "A-17"})'
     for code in (example, "import logging.config\n" + configured + use):
@@ -107,6 +157,65 @@ def test_a_program_may_end_without_a_flush(
     """What each process logged is stored once, however it ends by itself, and nothing is said."""
     assert "" == programs.run(url_of(service), code, interval_seconds=60)
     assert sorted(expected) == sorted(messages(service))
+
+
+def test_a_first_log_at_the_very_end_does_not_keep_a_program(
+    programs: Programs, service: Service
+) -> None:
+    """Where no thread can run any more, none is started, and the log is said to be lost."""
+    errors = programs.run(url_of(service), FIRST_LOG_AT_THE_VERY_END)
+    assert "AstraLogHandler: logs dropped, they came after the end\n" == errors
+    assert [] == service.logs()
+
+
+def test_an_interrupted_program_loses_nothing(programs: Programs, service: Service) -> None:
+    """Ctrl-C ends it by KeyboardInterrupt, with all that Python does at its end."""
+    code = "import signal\nlog('a'); os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
+    errors = programs.run(url_of(service), code, status=-signal.SIGINT, interval_seconds=60)
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert ["a"] == messages(service)
+
+
+@pytest.mark.parametrize(
+    ("before", "options"),
+    [
+        ("import sys, types; sys.modules['uvicorn'] = types.ModuleType('uvicorn')\n", {}),
+        ("", {"flush_at_sigterm": True}),
+    ],
+    ids=["uvicorn", "option"],
+)
+def test_a_sigterm_that_is_raised_anew_loses_nothing(
+    programs: Programs, service: Service, before: str, options: dict[str, Any]
+) -> None:
+    """The program ends by the signal all the same, after a flush."""
+    url = url_of(service)
+    status = -signal.SIGTERM
+    options = {"before": before, "interval_seconds": 60, **options}
+    assert "" == programs.run(url, SHUT_DOWN_AS_UVICORN, status, **options)
+    assert ["a", "b"] == messages(service)
+
+
+def test_a_sigterm_is_the_programs_own_unless_it_asks(programs: Programs) -> None:
+    """Neither is it taken by default, nor from a program that has a handler for it."""
+    code = """
+import signal
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+signal.signal(signal.SIGTERM, mine := lambda *_: None)
+AstraLogHandler("http://localhost", token="t", project_id="p", service="s", flush_at_sigterm=True)
+assert signal.getsignal(signal.SIGTERM) is mine
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+"""
+    assert "" == programs.run("http://127.0.0.1:1", code)
+
+
+def test_processes_that_a_pool_terminates_lose_nothing_if_asked(
+    programs: Programs, service: Service
+) -> None:
+    """Leaving the block of a pool ends its processes by SIGTERM."""
+    code = "with multiprocessing.get_context('fork').Pool(2) as pool: pool.map(log, 'abcd', 1)"
+    options: dict[str, Any] = {"interval_seconds": 60, "flush_at_sigterm": True}
+    assert "" == programs.run(url_of(service), code, **options)
+    assert sorted("abcd") == sorted(messages(service))
 
 
 def test_an_error_that_ends_a_program_may_be_logged(programs: Programs, service: Service) -> None:
@@ -205,6 +314,10 @@ def test_the_client_runs_on_python(programs: Programs, service: Service, minor: 
         pytest.skip(f"NOT TESTED: python3.{minor} is not installed")
     for code in (EVERYTHING, ENDS["first log of a fork at its exit"][0]):
         assert "" == programs.run(url_of(service), code, python=python, warnings="ignore")
+    errors = programs.run(
+        url_of(service), FIRST_LOG_AT_THE_VERY_END, python=python, warnings="ignore"
+    )
+    assert "AstraLogHandler: logs dropped, they came after the end\n" == errors
     many = {f"{name} {number}" for name in "bcde" for number in range(300)}
     assert sorted(many | {"parent ends", "child ends", "a"}) == sorted(messages(service))
 

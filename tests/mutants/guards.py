@@ -885,6 +885,27 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/view/test_recent_logs.py", "-k", "projects_alone"),
     ),
     Guard(
+        "no thread of the client's while the interpreter ends",
+        "clients/python/astralog_logging/handler.py",
+        "if sys.is_finalizing() or not self._starting",
+        "if not self._starting",
+        ("tests/unit/client/test_threads_and_forks.py", "-k", "interpreter_ends"),
+    ),
+    Guard(
+        "a descriptor of the client's that is another file's by now",
+        "clients/python/astralog_logging/handler.py",
+        "return self._file is not None and self._file != self._file_of_descriptor()",
+        "return False",
+        ("tests/unit/client/test_connections.py", "-k", "anothers"),
+    ),
+    Guard(
+        "a signal that the program handles itself",
+        "clients/python/astralog_logging/handler.py",
+        "if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:",
+        "if is_main:",
+        ("tests/functional/test_python_client.py", "-k", "programs_own"),
+    ),
+    Guard(
         "names without blanks in what tail prints",
         "astralog/view/terminal.py",
         "if name and name.isprintable() and not _ODD.search(name):",

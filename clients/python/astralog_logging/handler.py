@@ -20,6 +20,7 @@ import math
 import os
 import random
 import secrets
+import signal
 import ssl
 import sys
 import threading
@@ -74,6 +75,10 @@ LOG_CODES = {"invalid_batch", "invalid_json"}
 RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+#: The handlers of this process, which are flushed when a signal ends it.
+_handlers: weakref.WeakSet[AstraLogHandler] = weakref.WeakSet()
+
+
 class AstraLogHandler(logging.Handler):
     """Send records to AstraLog in batches, from a thread of its own.
 
@@ -95,13 +100,16 @@ class AstraLogHandler(logging.Handler):
         exit_seconds: float = 5.0,
         queue_bytes: int = 64 * MIB,
         ssl_context: ssl.SSLContext | None = None,
+        flush_at_sigterm: bool | None = None,
     ) -> None:
         """Prepare to send to `url`, whose path is /v1/drain where it has none.
 
         `token_file` is read again for each batch. A batch is sent at `batch_logs` logs, or when
         its first has waited `interval_seconds`, and given `timeout_seconds` to be answered.
         `exit_seconds` bound the wait of a `flush` and of the program's end, and `queue_bytes` what
-        waits to be sent. Raises ValueError for what can never work.
+        waits to be sent. `flush_at_sigterm` has a SIGTERM for which the program has no handler
+        of its own end it after a flush; None asks for that where uvicorn is imported. Raises
+        ValueError for what can never work.
         """
         super().__init__()
         if not (project_id and service):
@@ -123,6 +131,9 @@ class AstraLogHandler(logging.Handler):
         if hasattr(os, "register_at_fork"):
             start_anew = weakref.WeakMethod(self._start_anew)
             os.register_at_fork(after_in_child=lambda: (start := start_anew()) and start())
+        _handlers.add(self)
+        if "uvicorn" in sys.modules if flush_at_sigterm is None else flush_at_sigterm:
+            _flush_at_sigterm()
 
     @property
     def stored(self) -> int:
@@ -155,8 +166,9 @@ class AstraLogHandler(logging.Handler):
         if sender.thread_id == threading.get_ident():
             return  # sending must not make more to send
         try:
-            sender.queue.put(self._encoder.encode(record, self.format(record)))
-            if sender.thread is None and sender.start():
+            if not sender.queue.put(self._encoder.encode(record, self.format(record))):
+                sender.report_dropped()
+            elif sender.thread is None and sender.start():
                 self._flush_at_end_of_child()
         except Exception:
             with suppress(Exception):
@@ -191,6 +203,26 @@ class AstraLogHandler(logging.Handler):
         parent, self._sender = self._sender, self._make_sender()
         self._sender.queue.is_closed = parent.queue.is_closed
         parent.abandon()
+
+
+def _flush_at_sigterm() -> None:
+    """Take SIGTERM, unless the program has a handler of its own by now, or this is no main thread.
+
+    uvicorn has its own while it runs, and when it has shut down, it sets back the one that it found
+    and raises the signal anew. The usual action would end the process there, without `atexit`.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _flush_and_end)
+
+
+def _flush_and_end(number: int, frame: object) -> None:
+    """End as the signal would have done, but after a flush; a second one does not wait for it."""
+    signal.signal(number, signal.SIG_DFL)
+    for handler in list(_handlers):
+        with suppress(Exception):
+            handler.close()
+    signal.raise_signal(number)
 
 
 class _MessageFormatter(logging.Formatter):
@@ -290,13 +322,13 @@ class _Queue:
         self.is_closed = False
         self.dropped = 0
 
-    def put(self, log: str) -> None:
-        """Queue a log, or drop it where there is no room."""
+    def put(self, log: str) -> bool:
+        """Queue a log and return True, or drop it if there is no room or no more is taken."""
         with self._changed:
             size = self._bytes + len(log)
             if self.is_closed or size > self._max_bytes:
                 self.dropped += 1
-                return
+                return False
             if not self._logs:
                 self._oldest_at = time.monotonic()
             self._logs.append(log)
@@ -304,6 +336,7 @@ class _Queue:
             was_small, self._bytes = self._bytes < BATCH_BYTES, size
             if len(self._logs) in (1, self._batch_logs) or (was_small and size >= BATCH_BYTES):
                 self._changed.notify_all()
+            return True
 
     def take(self) -> list[str]:
         """Return the logs of the next batch once it is due, none where the queue was closed."""
@@ -475,6 +508,7 @@ class _Connection:
         self._read_token = read_token
         self._timeout_seconds = timeout_seconds
         self._used_at = 0.0
+        self._file: tuple[int, int] | None = None  # of the connection's descriptor
         self._http = http.client.HTTPConnection(parts.hostname, parts.port)
         if parts.scheme == "https":
             self._http = http.client.HTTPSConnection(
@@ -493,7 +527,7 @@ class _Connection:
             "Idempotency-Key": batch.key,
             "User-Agent": f"astralog-client/{__version__}",
         }
-        if time.monotonic() - self._used_at > IDLE_SECONDS:
+        if time.monotonic() - self._used_at > IDLE_SECONDS or self._is_lost():
             self.close()
         self._http.timeout = min(seconds, self._timeout_seconds)
         if self._http.sock:
@@ -506,7 +540,34 @@ class _Connection:
         self._used_at = time.monotonic()
         return answer
 
+    def _connect(self) -> None:
+        if self._http.sock is None:
+            try:
+                self._http.connect()
+            except BaseException:
+                self._http.close()
+                raise
+            self._file = self._file_of_descriptor()
+
+    def _file_of_descriptor(self) -> tuple[int, int] | None:
+        """Return what tells the descriptor's file from any other, None where nothing does."""
+        sock = self._http.sock
+        try:
+            status = os.fstat(sock.fileno()) if sock else None
+        except OSError:
+            return None
+        return (status.st_dev, status.st_ino) if status else None
+
+    def _is_lost(self) -> bool:
+        """Return whether somebody closed the descriptor, which may be of another file by now.
+
+        A program that becomes a daemon closes all that it finds open, and its next file, or its
+        connection to a database, gets the number.
+        """
+        return self._file is not None and self._file != self._file_of_descriptor()
+
     def _exchange(self, body: bytes, headers: dict[str, Any]) -> _Answer:
+        self._connect()
         try:
             self._http.request("POST", self._path, body, headers)
         except (BrokenPipeError, ConnectionResetError):
@@ -524,6 +585,10 @@ class _Connection:
         return _Answer(response.status, retry_after, content if isinstance(content, dict) else {})
 
     def close(self) -> None:
+        """Close the connection, and no other file that has its number by now."""
+        if self._http.sock and self._is_lost():
+            self._http.sock.detach()
+        self._file = None
         self._http.close()
 
     def abandon(self) -> None:
@@ -532,7 +597,7 @@ class _Connection:
         The descriptor alone: the objects around it may be locked by a thread that is not here.
         """
         sock = self._http.sock
-        if sock is not None:
+        if sock and not self._is_lost():
             with suppress(OSError):
                 os.close(sock.detach())
 
@@ -556,9 +621,10 @@ class _Sender:
     def start(self) -> bool:
         """Start the thread if there is none; return whether that was done.
 
-        None can be started at the interpreter's end; `flush` sends then.
+        None can be started at the interpreter's end; `flush` sends then. Up to Python 3.11, the
+        attempt would never return (cpython#87950).
         """
-        if not self._starting.acquire(blocking=False):
+        if sys.is_finalizing() or not self._starting.acquire(blocking=False):
             return False
         try:
             if self.thread is None:
@@ -598,6 +664,11 @@ class _Sender:
             self.thread.join(JOIN_SECONDS)
         else:
             self._connection.close()
+
+    def report_dropped(self) -> None:
+        """Say that a log came after the end; the thread says it of those that do not fit."""
+        if self.queue.is_closed:
+            self._report("closed", "logs dropped, they came after the end")
 
     def abandon(self) -> None:
         """Send nothing more, without touching what another process's thread may have locked.

@@ -1,5 +1,7 @@
 """Connections that are kept, closed, refused, stalled and encrypted."""
 
+import os
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -12,6 +14,10 @@ from astralog_logging import AstraLogHandler, handler
 from tests.support.certificate import can_make_certificate, make_certificate
 from tests.support.fake_service import Answer, FakeService, reject
 from tests.support.loggers import log
+from tests.support.programs import FORK_BESIDE_THREADS
+from tests.support.service import wait_for
+
+pytestmark = pytest.mark.filterwarnings(FORK_BESIDE_THREADS)
 
 MakeHandler = Callable[..., AstraLogHandler]
 
@@ -93,3 +99,78 @@ def test_a_certificate_is_checked(make_handler: MakeHandler, tmp_path: Path) -> 
         log(doubtful, "unknown")
         assert not doubtful.flush(0.3)
         assert ["known"] == service.messages
+
+
+def descriptor_of(sender: AstraLogHandler) -> int:
+    descriptor: int = sender._sender._connection._http.sock.fileno()
+    return descriptor
+
+
+def test_a_descriptor_that_somebody_closed_is_replaced(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program that closes all that it finds open goes on logging over a new connection."""
+    sender = make_handler()
+    for message in "abc":
+        log(sender, message)
+        assert sender.flush(30)
+        os.close(descriptor_of(sender))
+    assert list("abc") == service.messages
+    assert "" == capsys.readouterr().err
+
+
+@pytest.mark.parametrize("idle_seconds", [0, 3600])
+def test_a_descriptor_that_is_anothers_by_now_is_left_alone(
+    service: FakeService,
+    make_handler: MakeHandler,
+    monkeypatch: pytest.MonkeyPatch,
+    idle_seconds: float,
+) -> None:
+    """Neither is a log written to the program's next file, nor is that closed."""
+    monkeypatch.setattr(handler, "IDLE_SECONDS", idle_seconds)
+    sender = make_handler()
+    log(sender, "a")
+    assert sender.flush(30)
+    mine, other = socket.socketpair()
+    with mine, other:
+        number = os.dup2(mine.fileno(), descriptor_of(sender))
+        log(sender, "b")
+        assert sender.flush(30)
+        sender.close()
+        os.close(number)  # which is still ours to close
+        mine.close()
+        assert b"" == other.recv(1000)
+    assert ["a", "b"] == service.messages
+
+
+def test_a_child_leaves_anothers_descriptor_alone(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """What a child lets go of is its parent's connection, and no file that has its number."""
+    sender = make_handler()
+    log(sender, "a")
+    assert sender.flush(30)
+    with open(os.devnull, "rb") as file:
+        number = os.dup2(file.fileno(), descriptor_of(sender))
+        child = os.fork()
+        if not child:
+            os._exit(0 if os.path.exists(f"/proc/self/fd/{number}") else 1)
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.close(number)
+
+
+def test_a_connection_that_fails_leaves_no_descriptor(
+    make_handler: MakeHandler, tmp_path: Path
+) -> None:
+    """However often it is tried, as with a certificate that is not trusted."""
+    if not can_make_certificate():
+        pytest.skip("NOT TESTED: openssl is not installed")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*make_certificate(tmp_path))
+    with FakeService(context) as service:
+        before = len(os.listdir("/proc/self/fd"))
+        sender = make_handler(url=service.url)
+        log(sender, "a")
+        assert not sender.flush(0.3)
+        sender.close()
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -207,6 +207,21 @@ def test_others_may_log_during_the_end(service: FakeService, make_handler: MakeH
     assert not end.is_alive()
 
 
+def test_a_log_after_the_end_is_said(
+    service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is dropped, starts no thread, and one line tells of any number of them."""
+    sender = make_handler()
+    sender.close()
+    for message in "abc":
+        make_logger(sender).info(message)
+    assert sender._sender.thread is None
+    assert 3 == sender.dropped
+    said = "AstraLogHandler: logs dropped, they came after the end\n"
+    assert said == capsys.readouterr().err
+    assert [] == service.messages
+
+
 def thread_of(sender: AstraLogHandler) -> threading.Thread:
     """Return the thread that sends."""
     thread = sender._sender.thread

@@ -77,6 +77,18 @@ def test_without_threads_a_flush_sends(
     assert (5, 0, 0) == (sender.stored, sender.rejected, sender.dropped)
 
 
+def test_no_thread_is_started_while_the_interpreter_ends(
+    service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to Python 3.11, the attempt would never return; a flush sends then."""
+    monkeypatch.setattr("sys.is_finalizing", lambda: True)
+    sender = make_handler()
+    log(sender, "a")
+    assert sender._sender.thread is None
+    assert sender.flush(30)
+    assert ["a"] == service.messages
+
+
 @pytest.mark.usefixtures("without_threads")
 def test_without_threads_a_flush_is_bounded(
     service: FakeService, make_handler: MakeHandler
