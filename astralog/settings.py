@@ -142,7 +142,10 @@ class Settings:
         OneOf(("none", "zstd")),
     )
     min_free_bytes: int = _size_setting(
-        256 * MIB, "Free disk below which batches are rejected: 503 `storage_full`.", 0
+        256 * MIB,
+        "Free disk, with an inode for each 256 KiB of it, below which batches are rejected: "
+        "503 `storage_full`.",
+        0,
     )
     retain_bytes: int = _size_setting(
         0, "Total size of segments beyond which the oldest sealed ones are removed; 0 keeps all.", 0
@@ -152,7 +155,8 @@ class Settings:
     )
     retain_free_bytes: int = _size_setting(
         0,
-        "Free disk below which the oldest sealed segments are removed; 0 keeps all. "
+        "Free disk, with an inode for each 256 KiB of it, below which the oldest sealed segments "
+        "are removed; 0 keeps all. "
         "Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for new ones.",
         0,
     )

@@ -58,11 +58,13 @@ def _identity(target: int | os.PathLike[str] | str) -> str:
 
 
 class Disk:
-    """A disk whose free bytes a test sets."""
+    """A disk whose free bytes and inodes a test sets; without inodes it has no limit of them."""
 
     def __init__(self, free: int) -> None:
         self.free = free
         self.total = 1 << 50
+        self.inodes = 0
+        self.free_inodes = 0
         self.flags = 0
 
     def statvfs(self, path: object) -> SimpleNamespace:
@@ -72,6 +74,9 @@ class Disk:
             f_frsize=1,
             f_blocks=self.total,
             f_flag=self.flags,
+            f_files=self.inodes,
+            f_favail=self.free_inodes,
+            f_ffree=1 << 60,
             f_bfree=1 << 60,
             f_bsize=4096,
         )

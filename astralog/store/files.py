@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from astralog.errors import Shortage
 from astralog.store import libc
 from astralog.store.names import MAX_NUMBER, SEALED_FORMS, Form, SegmentName
 
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 OPEN_SUFFIX = Form.OPEN.value
 
 DIRECTORY_MODE = 0o750
+
+#: Bytes of a setting for free disk that ask for one free inode, too.
+BYTES_PER_INODE = 256 * 1024
+
+#: So many inodes and more are reported by file systems that do not know (-1, of 64 bits).
+UNKNOWN_INODES = 1 << 63
 
 #: Of linux/fcntl.h and linux/fs.h.
 _AT_FDCWD = -100
@@ -35,11 +42,42 @@ _UNKNOWN_LOCK = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Space(NamedTuple):
-    """The bytes of a file system, and those that may still be written to it."""
+    """The bytes and the inodes of a file system, and those that may still be used.
+
+    Inodes are None on a file system that makes them as it needs them, as btrfs does.
+    """
 
     total: int
     free: int
+    total_inodes: int | None
+    free_inodes: int | None
     is_read_only: bool
+
+    def kept_inodes(self, kept_bytes: int) -> int:
+        """Return how many inodes are kept free where so many bytes are."""
+        return kept_inodes(kept_bytes, self.total, self.total_inodes or 0)
+
+    def check(self, kept_bytes: int, size: int = 0, held_inodes: int = 0) -> None:
+        """Raise Shortage if fewer bytes, after `size` more, or inodes are free than are kept.
+
+        The inodes that the caller holds for what it writes count as free.
+        """
+        if self.free - size < kept_bytes or not self.free:
+            raise Shortage("bytes", self.free, kept_bytes)
+        if self.free_inodes is not None and self.free_inodes * BYTES_PER_INODE <= kept_bytes:
+            kept = self.kept_inodes(kept_bytes)
+            if self.free_inodes + held_inodes < kept:
+                raise Shortage("inodes", self.free_inodes, kept)
+
+
+def kept_inodes(kept_bytes: int, total_bytes: int, total_inodes: int) -> int:
+    """Return how many inodes are kept free where so many bytes are.
+
+    One for each BYTES_PER_INODE of them, at least one, and no larger share of all inodes than the
+    bytes are of all bytes.
+    """
+    share = kept_bytes * total_inodes // max(total_bytes, 1)
+    return max(min(kept_bytes // BYTES_PER_INODE, share), 1) if kept_bytes else 0
 
 
 def make_directory(path: Path) -> None:
@@ -71,10 +109,15 @@ def sync_directory(path: Path) -> None:
 def space(path: Path) -> Space:
     """Return how large and how full the file system of `path` is; raises OSError."""
     status = os.statvfs(path)
+    block = status.f_frsize
+    inodes, free_inodes = status.f_files, status.f_favail
+    has_inodes = 0 < inodes < UNKNOWN_INODES > free_inodes
     return Space(
-        total=status.f_blocks * status.f_frsize,
-        free=status.f_bavail * status.f_frsize,
-        is_read_only=bool(status.f_flag & os.ST_RDONLY),
+        status.f_blocks * block,
+        status.f_bavail * block,
+        inodes if has_inodes else None,
+        free_inodes if has_inodes else None,
+        status.f_flag & os.ST_RDONLY != 0,
     )
 
 

@@ -41,6 +41,8 @@ class DiskUsage(NamedTuple):
     sealed_bytes: int
     total_bytes: int
     free_bytes: int
+    total_inodes: int | None = None  # None where the file system has no limit
+    free_inodes: int | None = None
     forward: ForwardStatus | None = None  # what forward said of itself, where it is on
 
 
@@ -168,10 +170,10 @@ class Housekeeper:
         yield from _at_once(inventory.follow())
         # A writer may not have locked the file that it has just made.
         yield from self._recover(inventory, inventory.open & known)
-        usage = self._measure(inventory)
-        self._usage = usage
+        space = files.space(self._directory)
+        self._usage = usage = self._measure(inventory, space)
         total = usage.open_bytes + usage.sealed_bytes
-        remove = self._retention.remove_excess(inventory.sealed, total, usage.free_bytes)
+        remove = self._retention.remove_excess(inventory.sealed, total, space)
         yield from _at_once(remove)
 
     def _recover(self, inventory: Inventory, segments: Iterable[SegmentName]) -> Iterator[float]:
@@ -191,9 +193,8 @@ class Housekeeper:
                     log.error("cannot recover %s yet: %s", name, error.strerror)
             yield 0.0
 
-    def _measure(self, inventory: Inventory) -> DiskUsage:
+    def _measure(self, inventory: Inventory, space: files.Space) -> DiskUsage:
         open_bytes = inventory.open_bytes()
-        space = files.space(self._directory)
         return DiskUsage(
             open_segments=len(inventory.open),
             open_bytes=open_bytes,
@@ -201,6 +202,8 @@ class Housekeeper:
             sealed_bytes=inventory.sealed.bytes,
             total_bytes=space.total,
             free_bytes=space.free,
+            total_inodes=space.total_inodes,
+            free_inodes=space.free_inodes,
             forward=read_status(self._directory) if self._is_forwarded else None,
         )
 

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 #: the free disk for so many seconds, or everything would be.
 SETTLE_SECONDS = 60.0
 
+#: Inodes that were freed one after another and are not shown as free, after which that is so.
+UNSEEN_INODES = 3
+
 #: Seconds between two lines about segments that were removed undelivered.
 UNDELIVERED_LOG_SECONDS = 60.0
 
@@ -43,13 +46,19 @@ class Reason(enum.Enum):
     AGE = "age"
     SIZE = "size"
     FREE_BYTES = "free disk"
+    FREE_INODES = "free inodes"
+
+
+#: The reasons that a segment of any size, delivered or not, may be removed for.
+DISK_REASONS = (Reason.FREE_BYTES, Reason.FREE_INODES)
 
 
 @dataclasses.dataclass
 class _Pass:
-    """What is too much for each reason, and what was removed of it."""
+    """How many bytes, or inodes, are too many for each reason, and what was removed of them."""
 
     excess: dict[Reason, int]
+    kept_inodes: int  # that are to be free
     removed: Counter[Reason] = dataclasses.field(default_factory=Counter)
     last: str = ""  # the segment with the last name
 
@@ -58,14 +67,15 @@ class _Pass:
         return next((reason for reason, left in self.excess.items() if left > 0), None)
 
     def is_disk_short(self) -> bool:
-        """Return whether less of the disk is free than is to be."""
-        return self.excess.get(Reason.FREE_BYTES, 0) > 0
+        """Return whether fewer bytes or inodes of the disk are free than are to be."""
+        return any(self.excess.get(reason, 0) > 0 for reason in DISK_REASONS)
 
-    def note(self, name: SegmentName, reason: Reason, size: int) -> None:
-        """Count a segment that was removed."""
+    def note(self, name: SegmentName, reason: Reason, size: int, files: int) -> None:
+        """Count a segment that was removed, with the bytes of its files."""
         self.removed[reason] += 1
         self.last = max(self.last, name)
-        self.excess = {key: left - size for key, left in self.excess.items()}
+        for key in self.excess:
+            self.excess[key] -= files if key is Reason.FREE_INODES else size
 
 
 class Retention:
@@ -86,22 +96,24 @@ class Retention:
         if self._takes_spared:
             self._free_bytes = max(self._free_bytes, settings.min_free_bytes)
         self._may_remove = may_remove
-        self._settled_at = 0.0
+        self._is_above_floor = self._free_bytes > settings.min_free_bytes
+        self._min_free_bytes = settings.min_free_bytes
+        self._settled_at = dict.fromkeys(DISK_REASONS, 0.0)
+        self._unseen_inodes = 0  # removals in a row after which no more inodes were free
         self._expired_due_at = self._oldest_due_at = 0.0  # when the next passes are due
         self._unremovable: set[SegmentName] = set()
         self._failure = LogOnce(log)
-        self._undelivered = UndeliveredLog(self._free_bytes)
+        self._undelivered = UndeliveredLog()
         self.removed_segments = 0
         self.removed_undelivered_segments = 0
 
-    def remove_excess(self, index: SegmentIndex, total: int, free: int) -> Iterator[None]:
+    def remove_excess(self, index: SegmentIndex, total: int, space: files.Space) -> Iterator[None]:
         """Remove what is beyond the age, and the oldest beyond the size or the free disk.
 
-        It yields after each small step. `total` are the bytes of all segments, `free` those of the
-        disk.
+        It yields after each small step. `total` are the bytes of all segments.
         """
         self._forget_failures(index)
-        this = _Pass(self._excess(total, free))
+        this = _Pass(self._excess(total, space), self._kept_inodes(space))
         if self._seconds and time.monotonic() >= self._expired_due_at:
             yield from self._remove_expired(index, this)
         if this.reason() and time.monotonic() >= self._oldest_due_at:
@@ -113,14 +125,22 @@ class Retention:
             )
             log.info("removed segments up to %s: %s to keep", this.last, counts)
 
-    def _excess(self, total: int, free: int) -> dict[Reason, int]:
-        """Return how many bytes are too many, for each reason that counts bytes."""
+    def _excess(self, total: int, space: files.Space) -> dict[Reason, int]:
+        """Return how many bytes or inodes are too many, for each reason that counts them."""
         excess = {}
         if self._bytes:
             excess[Reason.SIZE] = total - self._bytes
-        if self._free_bytes and time.monotonic() >= self._settled_at:
-            excess[Reason.FREE_BYTES] = self._free_bytes - free
-        return excess
+        if self._free_bytes:
+            excess[Reason.FREE_BYTES] = self._free_bytes - space.free
+            if space.free_inodes is not None:
+                excess[Reason.FREE_INODES] = self._kept_inodes(space) - space.free_inodes
+        now = time.monotonic()
+        return {key: n for key, n in excess.items() if now >= self._settled_at.get(key, 0.0)}
+
+    def _kept_inodes(self, space: files.Space) -> int:
+        """Return how many inodes are to be free: more than those without which none is accepted."""
+        least = space.kept_inodes(self._min_free_bytes) + 1 if self._is_above_floor else 0
+        return max(space.kept_inodes(self._free_bytes), least)
 
     def _remove_expired(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
         """Remove the segments beyond the age, wherever they stand in the order of names."""
@@ -154,7 +174,7 @@ class Retention:
         is_spared = not self._may_remove(name)
         if is_spared and not (self._takes_spared and this.is_disk_short()):
             return False
-        before = files.space(self._directory).free if reason is Reason.FREE_BYTES else 0
+        before = files.space(self._directory) if reason in DISK_REASONS else None
         count = self._remove(name)
         if count is None:
             return False
@@ -163,11 +183,31 @@ class Retention:
             self.removed_segments += 1
             if is_spared:
                 self.removed_undelivered_segments += 1
-                self._undelivered.note(name, size)
-        this.note(name, reason, size)
-        if reason is Reason.FREE_BYTES and files.space(self._directory).free < before + size // 2:
-            self._settled_at = time.monotonic() + SETTLE_SECONDS
+                self._undelivered.note(name, size, self._describe_shortage(this))
+        this.note(name, reason, size, count)
+        if before:
+            self._settle(reason, before, size)
         return True
+
+    def _describe_shortage(self, this: _Pass) -> str:
+        """Return what of the disk is short, for the log."""
+        if this.excess.get(Reason.FREE_BYTES, 0) > 0:
+            return f"less than {self._free_bytes} bytes of disk were free"
+        return f"fewer than {this.kept_inodes} inodes were free"
+
+    def _settle(self, reason: Reason, before: files.Space, size: int) -> None:
+        """Remove no more for a reason for a while, if the disk does not show what was freed."""
+        after = files.space(self._directory)
+        if reason is Reason.FREE_BYTES:
+            is_seen = after.free >= before.free + size // 2
+        else:
+            # Writers may have taken the inode already.
+            is_new = (after.free_inodes or 0) > (before.free_inodes or 0)
+            self._unseen_inodes = 0 if is_new else self._unseen_inodes + 1
+            is_seen = self._unseen_inodes < UNSEEN_INODES
+        if not is_seen:
+            self._unseen_inodes = 0
+            self._settled_at[reason] = time.monotonic() + SETTLE_SECONDS
 
     def _remove(self, name: SegmentName) -> int | None:
         """Remove a segment; return the number of its files, None if it cannot be removed now."""
@@ -190,18 +230,16 @@ class Retention:
 class UndeliveredLog:
     """Log the segments that were removed before they were delivered, at most once a minute."""
 
-    def __init__(self, free_bytes: int) -> None:
-        """Name the free disk for whose sake they go."""
-        self._free_bytes = free_bytes
+    def __init__(self) -> None:
         self._count = self._bytes = 0
-        self._last = ""
+        self._last = self._why = ""
         self._next_at = time.monotonic()
 
-    def note(self, name: str, size: int) -> None:
+    def note(self, name: str, size: int, why: str) -> None:
         """Take one more into the next line."""
         self._count += 1
         self._bytes += size
-        self._last = name
+        self._last, self._why = name, why
 
     def show(self) -> None:
         """Log the line when it is due."""
@@ -209,12 +247,12 @@ class UndeliveredLog:
             return
         log.error(
             "removed %d segments, %d bytes, up to %s BEFORE THEY WERE DELIVERED, "
-            "as %sRETAIN_UNDELIVERED says: less than %d bytes of disk were free",
+            "as %sRETAIN_UNDELIVERED says: %s",
             self._count,
             self._bytes,
             self._last,
             PREFIX,
-            self._free_bytes,
+            self._why,
         )
         self._count = self._bytes = 0
         self._next_at = time.monotonic() + UNDELIVERED_LOG_SECONDS

@@ -61,6 +61,11 @@ class SegmentWriter:
         self.synced_at = 0.0  # in seconds since 1970
 
     @property
+    def has_open(self) -> bool:
+        """Whether a segment is open, which takes the next commit group if there is room in it."""
+        return self._segment is not None
+
+    @property
     def has_uncut(self) -> bool:
         """Whether a segment is held open, since lines that were rejected cannot be cut from it."""
         return bool(self._untruncated)

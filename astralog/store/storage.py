@@ -1,5 +1,7 @@
 """One writer's storage: its segments, the free disk, and whether a batch can be stored now."""
 
+import contextlib
+import errno
 import logging
 import time
 from collections.abc import MutableMapping, Sequence
@@ -109,13 +111,21 @@ class Storage:
         self._writer.close()
 
     def _check_free(self, size: int) -> None:
-        free = files.space(self._directory).free
-        if free - size < self._min_free_bytes or not free:
-            raise Shortage("bytes", free, self._min_free_bytes)
+        space = files.space(self._directory)
+        space.check(self._min_free_bytes, size, held_inodes=self._writer.has_open)
 
     def _note_error(self, error: OSError | MemoryError) -> None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error = self._explain(error)
         code, message = storage_error(error)
         self._messages[code] = message
         self.error_code = self._failed_with = code
         text = str(error) or "out of memory"
         self._failure.fail(message, "%s: %s; batches are rejected", code, text)
+
+    def _explain(self, error: OSError) -> OSError:
+        """Return the error of a full disk as one that names the inodes, if those ran out."""
+        with contextlib.suppress(OSError):
+            if files.space(self._directory).free_inodes == 0 and not isinstance(error, Shortage):
+                return Shortage("inodes", 0, 0)
+        return error

@@ -42,11 +42,28 @@ def disk_families(queue: CommitQueue) -> list[Family]:
         ),
         _disk(
             queue,
+            "free_disk_inodes",
+            "Inodes free on that disk, of which each file takes one.",
+            lambda usage: _known(usage.free_inodes),
+        ),
+        _disk(
+            queue,
+            "total_disk_inodes",
+            "Inodes of that disk, free or not.",
+            lambda usage: _known(usage.total_inodes),
+        ),
+        _disk(
+            queue,
             "idempotency_keys",
             "Idempotency keys that are remembered.",
             lambda usage: {(): queue.keys.held_keys},
         ),
     ]
+
+
+def _known(value: int | None) -> Mapping[Labels, float]:
+    """Return a value without labels, nothing if there is none."""
+    return {} if value is None else {(): value}
 
 
 def compression_families(counts: CompressionCounts) -> list[Family]:
@@ -69,7 +86,7 @@ def compression_families(counts: CompressionCounts) -> list[Family]:
             "astralog_compression_waiting_segments",
             "Sealed segments that are yet to be compressed.",
             Kind.GAUGE,
-            lambda: {} if counts.waiting_segments is None else {(): counts.waiting_segments},
+            lambda: _known(counts.waiting_segments),
         ),
     ]
 

@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from astralog import __version__
+from astralog.store.files import kept_inodes
 from astralog.telemetry.families import WORKERS
 from astralog.telemetry.history import SAMPLE_SECONDS, History
 from astralog.telemetry.prometheus import Metrics, is_ready
@@ -95,24 +96,39 @@ class Overview:
         if sample.free_disk_bytes is None:
             return None
         states = ("open", "sealed")
+        total_bytes = value_of(totals, "total_disk_bytes") or 0
+        total_inodes = value_of(totals, "total_disk_inodes")
+        inodes = kept_inodes(self._min_free_bytes, int(total_bytes), int(total_inodes or 0))
         return {
             "free_bytes": sample.free_disk_bytes,
-            "total_bytes": value_of(totals, "total_disk_bytes"),
+            "total_bytes": total_bytes,
             "kept_free_bytes": self._min_free_bytes,
+            "free_inodes": sample.free_disk_inodes,
+            "total_inodes": total_inodes,
+            "kept_free_inodes": None if total_inodes is None else inodes,
             "segments": sum(value_of(totals, "segments", state) or 0 for state in states),
             "segments_bytes": sum(
                 value_of(totals, "segments_bytes", state) or 0 for state in states
             ),
-            "seconds_to_full": self._seconds_to_full(sample.at, sample.free_disk_bytes),
+            "seconds_to_full": self._seconds_to_full(sample, inodes),
         }
 
-    def _seconds_to_full(self, now: float, free: float) -> float | None:
-        """Return when batches are rejected, by the trend of the last hour; None for never."""
+    def _seconds_to_full(self, now: Sample, inodes: int) -> float | None:
+        """Return when batches are rejected, for want of bytes or inodes; None for never."""
+        times = [
+            self._seconds_until(now, "free_disk_bytes", self._min_free_bytes),
+            self._seconds_until(now, "free_disk_inodes", inodes),
+        ]
+        return min((seconds for seconds in times if seconds is not None), default=None)
+
+    def _seconds_until(self, now: Sample, name: str, kept: int) -> float | None:
+        """Return when no more is free than is kept, by the trend of the last hour."""
+        free = getattr(now, name)
         for known in self.history.samples():
-            if known and known.free_disk_bytes is not None and known.at <= now - TREND_SECONDS:
-                filled = (known.free_disk_bytes - free) / (now - known.at)
-                room = max(free - self._min_free_bytes, 0)
-                return _rounded(room / filled) if filled > 0 else None
+            before = getattr(known, name) if known else None
+            if known and None not in (before, free) and known.at <= now.at - TREND_SECONDS:
+                filled = (before - free) / (now.at - known.at)
+                return _rounded(max(free - kept, 0) / filled) if filled > 0 else None
         return None
 
     def sample(self) -> Sample:

@@ -30,6 +30,7 @@ class Sample(NamedTuple):
     backlog_bytes: float
     free_disk_bytes: float | None
     lag_seconds: float | None
+    free_disk_inodes: float | None = None  # last: another version's workers may not sample it
 
 
 def take(totals: Totals) -> Sample:
@@ -45,6 +46,7 @@ def take(totals: Totals) -> Sample:
         totals["astralog_backlog_bytes"][()],
         value_of(totals, "free_disk_bytes"),
         value_of(totals, "forward_lag_seconds"),
+        value_of(totals, "free_disk_inodes"),
     )
 
 
@@ -66,8 +68,8 @@ def encode(sample: Sample) -> bytes:
 
 
 def decode(data: bytes) -> Sample:
-    """Return the sample that was encoded."""
-    return Sample(*json.loads(data))
+    """Return the sample that was encoded, by this version or by another during an upgrade."""
+    return Sample(*json.loads(data)[: len(Sample._fields)])
 
 
 class Interval(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.metrics import read_samples
 from tests.support.service import TOKEN, Answer, Service, make_batch, wait_for
 
 pytestmark = pytest.mark.slow
@@ -16,15 +17,28 @@ pytestmark = pytest.mark.slow
 KIB = 1024
 DISK_BYTES = 4096 * KIB
 
+#: Inodes of a file system that has few of them: its root and the data directory take two.
+INODES = 42
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a small file system and return its directory."""
+    yield from mount(tmp_path, f"size={DISK_BYTES}")
+
+
+@pytest.fixture
+def disk_of_few_inodes(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system with more room than inodes and return its directory."""
+    yield from mount(tmp_path, f"size=64m,nr_inodes={INODES}")
+
+
+def mount(tmp_path: Path, options: str) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: a full disk; it takes root to mount a small file system")
     path = tmp_path / "disk"
     path.mkdir()
-    options = f"size={DISK_BYTES},mode=0755"
+    options = f"{options},mode=0755"
     mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "astralog-test", path],
         capture_output=True,
@@ -138,6 +152,72 @@ def test_the_floor_keeps_some_of_the_disk_free(tmp_path: Path, disk: Path) -> No
         wait_until_ready(service)
         assert 200 == service.drain(make_batch("small")).status
         assert floor <= free_bytes(disk)
+
+
+def post_until_rejected(service: Service) -> tuple[list[str], Answer]:
+    """Post batches until one is rejected; return those that were stored, and the answer."""
+    stored: list[str] = []
+    while (answer := service.drain(make_batch(str(len(stored))))).status == 200:
+        stored.append(str(len(stored)))
+        assert len(stored) < 1000
+    return stored, answer
+
+
+def test_batches_are_rejected_before_the_inodes_run_out(
+    tmp_path: Path, disk_of_few_inodes: Path
+) -> None:
+    """With nothing of them stored; the message names the inodes; one free file ends it."""
+    data_dir = disk_of_few_inodes / "data"
+    # An inode for each 256 KiB is 32; of 42 inodes, the share that 8 of 64 MiB are is 5.
+    settings = {"data_dir": data_dir, "segment_bytes": 1, "min_free_bytes": 8 << 20}
+    with Service(tmp_path, **settings) as service:
+        stored, answer = post_until_rejected(service)
+        check_unavailable(answer, "storage_full")
+        assert "fewer than 5 inodes free, as ASTRALOG_MIN_FREE_BYTES asks" in answer.body["message"]
+        assert 4 == os.statvfs(data_dir).f_favail
+        assert len(stored) == INODES - 2 - 4
+        wait_for(lambda: service.request("GET", "/ready").status == 503)
+        check_not_ready(service, "storage_full")
+        samples = wait_for(lambda: inodes_of(service))
+        assert (4, INODES) == samples
+        for _ in range(5):
+            check_unavailable(service.drain(make_batch("rejected")), "storage_full")
+        assert 1 == service.log().count("batches are rejected")
+        assert "4 inodes of the disk are free, ASTRALOG_MIN_FREE_BYTES keeps 5" in service.log()
+        service.files()[0].unlink()
+        wait_until_ready(service)
+        assert 200 == service.drain(make_batch("last")).status
+        assert [*stored[1:], "last"] == [log["message"] for log in service.logs()]
+        assert 0 == service.stop()
+
+
+def inodes_of(service: Service) -> tuple[float, float] | None:
+    """Return the free inodes and all, as far as the metrics know."""
+    samples = read_samples(service.request("GET", "/metrics").raw.decode())
+    free = samples.get("free_disk_inodes")
+    return (free, samples["total_disk_inodes"]) if free == 4 else None
+
+
+def test_retention_makes_room_for_inodes(tmp_path: Path, disk_of_few_inodes: Path) -> None:
+    """The oldest go, although bytes are free; what is rejected meanwhile is not stored."""
+    data_dir = disk_of_few_inodes / "data"
+    settings = {"data_dir": data_dir, "min_free_bytes": 8 << 20, "retain_free_bytes": 16 << 20}
+    with Service(tmp_path, segment_bytes=1, **settings) as service:
+        stored: list[str] = []
+        for number in range(200):
+            answer = service.drain(make_batch(str(number)))
+            if answer.status == 200:
+                stored.append(str(number))
+            else:
+                check_unavailable(answer, "storage_full")
+                assert "inodes" in answer.body["message"]
+                wait_until_ready(service)
+        assert len(stored) > INODES
+        kept = [log["message"] for log in service.logs()]
+        assert stored[-len(kept) :] == kept
+        assert len(kept) >= INODES - 2 - 20
+        assert "beyond the free inodes to keep" in service.log()
+        assert 0 == service.stop()
 
 
 def test_a_floor_above_the_free_space_is_noticed_without_a_batch(tmp_path: Path) -> None:

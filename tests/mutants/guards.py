@@ -318,6 +318,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/store/test_segment_writer.py", "-k", "trusted"),
     ),
     Guard(
+        "free inodes are kept",
+        "astralog/store/files.py",
+        "            if self.free_inodes + held_inodes < kept:",
+        "            if self.free_inodes + held_inodes < 0:",
+        ("tests/unit/store/test_storage.py", "-k", "inodes"),
+    ),
+    Guard(
+        "retention makes room for inodes",
+        "astralog/store/retention.py",
+        "            if space.free_inodes is not None:",
+        "            if space.free_inodes == -1:",
+        ("tests/unit/store/test_retention.py", "-k", "inodes"),
+    ),
+    Guard(
         "only exact names are those of segments",
         "astralog/store/names.py",
         "    if match and _is_moment(match[1]):\n        return SegmentFile",

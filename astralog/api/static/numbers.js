@@ -53,9 +53,18 @@ const DISK = {
   series: ["free_disk_bytes"],
   top: (now) => now.disk?.total_bytes ?? null,
   value: (now) => split(bytes(now.disk?.free_bytes), now.disk ? ` of ${bytes(now.disk.total_bytes)}` : ""),
-  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${many(now.disk.segments, "segment")}` : "not known now"),
-  meter: (now) => (now.disk ? 1 - now.disk.free_bytes / now.disk.total_bytes : 0),
+  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${many(now.disk.segments, "segment")}${inodes(now.disk)}` : "not known now"),
+  meter: (now) => (now.disk ? 1 - Math.min(now.disk.free_bytes / now.disk.total_bytes, freeInodes(now.disk)) : 0),
 };
+
+/** The share of inodes that is free; all where there is no limit. */
+const freeInodes = (disk) => (disk.total_inodes ? disk.free_inodes / disk.total_inodes : 1);
+
+/** The inodes, where they are shorter than the bytes. */
+function inodes(disk) {
+  const isShort = freeInodes(disk) < disk.free_bytes / disk.total_bytes;
+  return isShort ? ` · ${count(disk.free_inodes)} of ${many(disk.total_inodes, "inode")} free` : "";
+}
 
 const FORWARD = {
   title: "Delivery lag",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from astralog.errors import Shortage
 from astralog.store import files, libc
 from astralog.store.names import MAX_NUMBER, SegmentName
 from tests.conftest import Disk, Fault
@@ -113,7 +114,7 @@ def test_a_file_in_the_directorys_place_is_rejected(tmp_path: Path) -> None:
 def test_free_bytes_are_those_that_the_service_may_use(tmp_path: Path, disk: Disk) -> None:
     """What only root may use does not count as free."""
     disk.free = 12345
-    assert (disk.total, 12345, False) == files.space(tmp_path)
+    assert (disk.total, 12345, None, None, False) == files.space(tmp_path)
     disk.flags = os.ST_RDONLY
     assert files.space(tmp_path).is_read_only
 
@@ -125,6 +126,59 @@ def test_the_space_of_a_real_disk_is_counted(tmp_path: Path) -> None:
     assert not space.is_read_only
     with pytest.raises(FileNotFoundError):
         files.space(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("inodes", "free", "known"),
+    [(64, 3, (64, 3)), (64, 0, (64, 0)), (0, 0, None), (2**64 - 1, 2**64 - 1, None), (9, -1, None)],
+)
+def test_inodes_are_known_where_a_file_system_has_a_limit(
+    tmp_path: Path, disk: Disk, inodes: int, free: int, known: tuple[int, int] | None
+) -> None:
+    """Btrfs reports none, and others -1; neither is a lack of them."""
+    disk.inodes, disk.free_inodes = inodes, free % 2**64
+    space = files.space(tmp_path)
+    assert (known or (None, None)) == (space.total_inodes, space.free_inodes)
+
+
+@pytest.mark.parametrize(
+    ("kept_bytes", "total_bytes", "total_inodes", "kept"),
+    [
+        (0, 1 << 40, 1 << 26, 0),
+        (256 << 20, 1 << 40, 1 << 26, 1024),  # one for each 256 KiB
+        (1 << 30, 1 << 40, 1 << 26, 4096),
+        (4_000_000, 58_000_000, 64, 4),  # no larger share than of the bytes
+        (1_000_000, 300_000_000, 12, 1),  # but one at least
+        (1, 1 << 40, 1 << 26, 1),
+        (1 << 30, 0, 0, 1),
+    ],
+)
+def test_inodes_are_kept_free_as_bytes_are(
+    kept_bytes: int, total_bytes: int, total_inodes: int, kept: int
+) -> None:
+    """As many as the setting asks for, on large and on tiny file systems."""
+    assert kept == files.kept_inodes(kept_bytes, total_bytes, total_inodes)
+
+
+@pytest.mark.parametrize(
+    ("free", "free_inodes", "short"),
+    [
+        (1 << 30, 1024, None),
+        (1 << 30, 1023, "1023 inodes of the disk are free, ASTRALOG_MIN_FREE_BYTES keeps 1024"),
+        (1 << 30, 0, "0 inodes of the disk are free, ASTRALOG_MIN_FREE_BYTES keeps 1024"),
+        (1, 0, "1 bytes of the disk are free, ASTRALOG_MIN_FREE_BYTES keeps 268435456"),
+    ],
+)
+def test_shortage_names_what_is_short(
+    tmp_path: Path, disk: Disk, free: int, free_inodes: int, short: str | None
+) -> None:
+    """Of both, the bytes."""
+    disk.free, disk.inodes, disk.free_inodes = free, 1 << 40, free_inodes
+    if short is None:
+        files.space(tmp_path).check(256 << 20)
+    else:
+        with pytest.raises(Shortage, match=short):
+            files.space(tmp_path).check(256 << 20)
 
 
 def test_a_removed_or_replaced_file_is_not_the_same(tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def test_everything_is_kept_by_default(make: Make, tmp_path: Path) -> None:
 
 def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) -> None:
     """Segments and bytes by state, and what the disk has."""
-    disk.free = 12345
+    disk.free, disk.inodes, disk.free_inodes = 12345, 64, 9
     (tmp_path / plain("a")).write_bytes(b"x" * 10)
     (tmp_path / plain("b")).write_bytes(b"x" * 20)
     (tmp_path / "token").write_bytes(b"x" * 40)
@@ -362,7 +362,7 @@ def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) 
     one = make()
     with locked(tmp_path / opened("c")):
         look(one)
-    assert DiskUsage(1, 5, 2, 30, disk.total, 12345) == one.disk_usage
+    assert DiskUsage(1, 5, 2, 30, disk.total, 12345, 64, 9) == one.disk_usage
 
 
 def test_numbers_of_a_disk_that_hangs_are_not_shown(

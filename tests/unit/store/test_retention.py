@@ -9,6 +9,7 @@ import pytest
 from astralog.clock import TrustedClock
 from astralog.settings import Settings
 from astralog.store import files, retention
+from astralog.store.files import Space
 from astralog.store.names import Form
 from astralog.store.retention import (
     KEPT_SECONDS,
@@ -21,6 +22,8 @@ from astralog.store.retention import (
 from astralog.store.segment_index import Entry, SegmentIndex
 from tests.conftest import Disk
 from tests.unit.store.segments import name_of, plain
+
+Caplog = pytest.LogCaptureFixture
 
 
 class Directory:
@@ -40,10 +43,18 @@ class Directory:
         settings = Settings(data_dir=self.path, tokens="x", **values)  # type: ignore[arg-type]
         return Retention(settings, may_remove, TrustedClock())
 
-    def apply(self, retention: Retention, free: int = 1 << 40, open_bytes: int = 0) -> list[str]:
+    def apply(
+        self,
+        retention: Retention,
+        free: int = 1 << 40,
+        open_bytes: int = 0,
+        free_inodes: int | None = None,
+    ) -> list[str]:
         """Remove what is beyond the retention; return the files that stay."""
         total = self.sealed.bytes + open_bytes
-        for _ in retention.remove_excess(self.sealed, total, free):
+        inodes = None if free_inodes is None else 1 << 40
+        space = Space(1 << 50, free, inodes, free_inodes, is_read_only=False)
+        for _ in retention.remove_excess(self.sealed, total, space):
             pass
         return sorted(file.name for file in self.path.iterdir())
 
@@ -64,6 +75,7 @@ def prompt_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
     def free_and_unlink(path: Path) -> None:
         disk.free += path.stat().st_size if path.exists() else 0
+        disk.free_inodes += 1
         unlink(path)
 
     monkeypatch.setattr(os, "unlink", free_and_unlink)
@@ -148,6 +160,53 @@ def test_a_disk_that_shows_at_once_what_was_freed_is_not(
         assert names(kept) == directory.apply(applied, prompt_disk.free)
 
 
+#: As many bytes as ask for four inodes.
+FOUR_INODES = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("free_inodes", "kept"), [(None, "abc"), (4, "abc"), (3, "bc"), (2, "c"), (0, "")]
+)
+@pytest.mark.usefixtures("prompt_disk")
+def test_the_oldest_segments_make_room_for_inodes(
+    directory: Directory, free_inodes: int | None, kept: str
+) -> None:
+    """As many go as the disk lacks of the inodes that are to be free, however small they are."""
+    applied = directory.retention(retain_free_bytes=FOUR_INODES, min_free_bytes=0)
+    assert names(kept) == directory.apply(applied, free_inodes=free_inodes)
+
+
+def test_more_inodes_are_kept_free_than_those_below_which_nothing_is_accepted(
+    directory: Directory, prompt_disk: Disk
+) -> None:
+    """Else nothing would be removed before batches are rejected, on a disk with few of them."""
+    prompt_disk.inodes = 8
+    applied = directory.retention(retain_free_bytes=FOUR_INODES, min_free_bytes=FOUR_INODES - 1)
+    assert names("abc") == directory.apply(applied, free_inodes=4)
+    applied = directory.retention(retain_free_bytes=FOUR_INODES, min_free_bytes=FOUR_INODES)
+    assert names("abc") == directory.apply(applied, free_inodes=4)
+    above = directory.retention(retain_free_bytes=FOUR_INODES + 1, min_free_bytes=FOUR_INODES)
+    assert names("bc") == directory.apply(above, free_inodes=4)
+
+
+def test_a_disk_that_shows_no_inodes_as_freed_is_waited_for(
+    directory: Directory, disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: Caplog
+) -> None:
+    """After a few removals, since a writer may have taken what the first of them freed."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    caplog.set_level(logging.INFO)
+    for key in "defg":
+        directory.add(key, 1)
+    disk.inodes, disk.free_inodes = 1 << 40, 3
+    applied = directory.retention(retain_free_bytes=FOUR_INODES, min_free_bytes=0)
+    for kept in ("bcdefg", "cdefg", "defg", "defg", "defg"):
+        assert names(kept) == directory.apply(applied, free_inodes=3)
+    now += SETTLE_SECONDS
+    assert names("efg") == directory.apply(applied, free_inodes=3)
+    assert caplog.messages[0].endswith(": 1 beyond the free inodes to keep")
+
+
 def test_a_segment_goes_with_all_its_forms(directory: Directory) -> None:
     """One that is being compressed is one segment, removed as a whole."""
     directory.add("a", 10, form=Form.COMPRESSED)
@@ -217,6 +276,19 @@ def test_undelivered_segments_stay_on_a_full_disk_otherwise(
     applied = directory.retention(lambda name: False, min_free_bytes=1000, **values)
     assert names("abc") == directory.apply(applied, free=0)
     assert 0 == applied.removed_undelivered_segments
+
+
+@pytest.mark.usefixtures("prompt_disk")
+def test_undelivered_segments_make_room_for_inodes_where_they_may(
+    directory: Directory, caplog: Caplog
+) -> None:
+    """The log says that inodes are short, not bytes."""
+    applied = directory.retention(lambda name: False, min_free_bytes=FOUR_INODES, **UNTIL_FULL)
+    assert names("bc") == directory.apply(applied, free_inodes=3)
+    assert caplog.messages == [
+        f"removed 1 segments, 100 bytes, up to {name_of('a')} BEFORE THEY WERE DELIVERED, "
+        "as ASTRALOG_RETAIN_UNDELIVERED says: fewer than 4 inodes were free"
+    ]
 
 
 def test_delivered_segments_are_not_counted_as_undelivered(directory: Directory) -> None:
@@ -384,7 +456,8 @@ def test_what_was_removed_is_one_line_in_the_log(
 
 def test_a_removal_is_one_step_each(directory: Directory) -> None:
     """Whoever drives it can pause between two segments."""
-    steps = directory.retention(retain_bytes=1).remove_excess(directory.sealed, 600, 0)
+    space = Space(1 << 50, 0, None, None, is_read_only=False)
+    steps = directory.retention(retain_bytes=1).remove_excess(directory.sealed, 600, space)
     for kept in ("bc", "c", ""):
         next(steps)
         assert names(kept) == sorted(file.name for file in directory.path.iterdir())

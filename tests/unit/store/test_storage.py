@@ -97,6 +97,47 @@ def test_a_commit_group_is_rejected_before_the_disk_is_really_full(
     storage.close()
 
 
+def test_batches_are_rejected_before_the_inodes_run_out(
+    settings: Settings, tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of which one is kept for each 256 KiB; it is told which of the two is short, and when not."""
+    messages: dict[str, str] = {}
+    storage = Storage(replace(settings, min_free_bytes=1 << 20), messages)
+    disk.inodes, disk.free_inodes = 1 << 40, 3
+    assert storage.store([A]) == "storage_full"
+    assert storage.store([A]) == "storage_full"
+    assert stored(tmp_path) == b""
+    assert messages == {
+        "storage_full": "The disk has fewer than 4 inodes free, as ASTRALOG_MIN_FREE_BYTES asks; "
+        "nothing was stored; retry later."
+    }
+    disk.free_inodes = 4
+    storage.maintain()  # which makes a segment, to see whether that works
+    disk.free_inodes = 3
+    assert storage.error_code is None
+    assert storage.store([A]) is None
+    assert stored(tmp_path) == A
+    assert caplog.messages == [
+        "storage_full: [Errno 28] 3 inodes of the disk are free, ASTRALOG_MIN_FREE_BYTES keeps 4; "
+        "batches are rejected",
+        "storage_full is over: batches are stored again",
+    ]
+    storage.close()
+
+
+@pytest.mark.parametrize(("inodes", "words"), [(64, "no inodes free"), (0, "disk is full")])
+def test_without_a_floor_the_systems_error_is_explained(
+    settings: Settings, disk: Disk, break_os: BreakOs, inodes: int, words: str
+) -> None:
+    """A file that cannot be made for want of an inode, although bytes are free."""
+    messages: dict[str, str] = {}
+    storage = Storage(settings, messages)
+    disk.inodes = inodes
+    break_os("open", errno.ENOSPC)
+    assert storage.store([A]) == "storage_full"
+    assert words in messages["storage_full"]
+
+
 @pytest.mark.parametrize(("kept", "full", "enough"), [(0, 0, 1), (1000, 999, 1000)])
 def test_acceptance_comes_back_by_itself(
     settings: Settings, disk: Disk, kept: int, full: int, enough: int

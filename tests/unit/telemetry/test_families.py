@@ -115,7 +115,8 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
     queue: CommitQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each number of the usage has its series; a number that is not known is not made up."""
-    usage: DiskUsage | None = DiskUsage(1, 2, 3, 4, total_bytes=6, free_bytes=5)
+    usage: DiskUsage | None
+    usage = DiskUsage(1, 2, 3, 4, total_bytes=6, free_bytes=5, total_inodes=8, free_inodes=7)
     monkeypatch.setattr(Housekeeper, "disk_usage", property(lambda housekeeper: usage))
     families = by_name(disk_families(queue))
     expected = {
@@ -123,11 +124,15 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
         "segments_bytes": {("open",): 2, ("sealed",): 4},
         "free_disk_bytes": {(): 5},
         "total_disk_bytes": {(): 6},
+        "free_disk_inodes": {(): 7},
+        "total_disk_inodes": {(): 8},
         "idempotency_keys": {(): 0},
     }
     assert expected == {name: family.read() for name, family in families.items()}
+    usage = usage._replace(total_inodes=None, free_inodes=None)
+    assert {} == families["free_disk_inodes"].read() == families["total_disk_inodes"].read()
     usage = None
-    assert [{}] * 5 == [family.read() for family in families.values()]
+    assert [{}] * 7 == [family.read() for family in families.values()]
 
 
 def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from astralog.telemetry.prometheus import Metrics
 from astralog.telemetry.samples import Sample
 from tests.conftest import Disk
 
-USAGE = DiskUsage(1, 200, 3, 400, total_bytes=10_000, free_bytes=5000)
+USAGE = DiskUsage(
+    1, 200, 3, 400, total_bytes=10_000, free_bytes=5000, total_inodes=100, free_inodes=50
+)
 
 
 @pytest.fixture
@@ -72,6 +74,9 @@ def test_the_numbers_of_now(overview: Overview, counters: Counters) -> None:
         "free_bytes": 5000,
         "total_bytes": 10_000,
         "kept_free_bytes": 1000,
+        "free_inodes": 50,
+        "total_inodes": 100,
+        "kept_free_inodes": 1,
         "segments": 4,
         "segments_bytes": 600,
         "seconds_to_full": None,
@@ -113,6 +118,30 @@ def test_the_disk_is_full_when_the_last_hours_trend_says(
     )
     found = overview.now()["disk"]["seconds_to_full"]
     assert found == (seconds and pytest.approx(seconds, rel=0.01))
+
+
+def test_the_disk_is_full_when_its_inodes_are_used_up(
+    overview: Overview, remember: Callable[..., None]
+) -> None:
+    """If these come first; where they have no limit, the bytes alone count."""
+    now = time.time()
+    remember(make_sample(now - 600, free_disk_bytes=5100, free_disk_inodes=110))
+    found = overview.now()["disk"]["seconds_to_full"]
+    assert found == pytest.approx(49 / (60 / 600), rel=0.01)
+    remember(make_sample(now - 600, free_disk_bytes=5100, free_disk_inodes=None))
+    found = overview.now()["disk"]["seconds_to_full"]
+    assert found == pytest.approx(4000 / (100 / 600), rel=0.01)
+
+
+def test_a_disk_without_a_limit_of_inodes_has_none(
+    overview: Overview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As btrfs."""
+    usage = USAGE._replace(total_inodes=None, free_inodes=None)
+    monkeypatch.setattr(Housekeeper, "disk_usage", usage)
+    disk = overview.now()["disk"]
+    names = ("free_inodes", "total_inodes", "kept_free_inodes")
+    assert [None] * 3 == [disk[name] for name in names]
 
 
 def test_what_is_not_known_is_none(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from astralog.telemetry.counters import BOUNDS_SECONDS, Counters
@@ -34,8 +36,15 @@ def test_a_sample_has_what_was_counted() -> None:
     sample = sample_of(counters)
     assert (1, 5, 100) == sample[1:4]
     assert 1 == sum(sample.commits)
-    assert ({"1f0e9a3c internal": 1}, 7, None, None) == sample[5:]
+    assert ({"1f0e9a3c internal": 1}, 7, None, None, None) == sample[5:]
     assert sample == decode(encode(sample))
+
+
+def test_a_sample_of_another_version_is_understood() -> None:
+    """While workers of both run: one that lacks the last field, or has more."""
+    known = EMPTY._replace(free_disk_inodes=5)
+    assert EMPTY == decode(json.dumps(known[:-1]).encode())
+    assert known == decode(json.dumps([*known, 1, 2]).encode())
 
 
 def test_a_sample_fits_into_its_place() -> None:
