@@ -1,8 +1,8 @@
 """How evenly two workers share what is to be done, start after start."""
 
-from bench import measure
 from bench.results import Shares
 from bench.runs import Runner, check_disk, progress
+from tests.support.processes import cpu_seconds
 
 #: Logs per batch and connections.
 SIZES = ((1, 8), (1, 32), (100, 8), (100, 32), (500, 8), (500, 32))
@@ -28,8 +28,8 @@ def _measure(runner: Runner, shares: Shares) -> None:
     """Load the service from its start on, without a warm-up that would even things out."""
     with runner.service(workers=WORKERS) as service:
         pids = service.worker_pids()
-        before = [measure.cpu_seconds([pid]) for pid in pids]
+        before = [cpu_seconds([pid]) for pid in pids]
         outcome = runner.load(service, shares.batch, shares.connections, [SECONDS])
-        used = [measure.cpu_seconds([pid]) - cpu for pid, cpu in zip(pids, before, strict=True)]
+        used = [cpu_seconds([pid]) - cpu for pid, cpu in zip(pids, before, strict=True)]
         shares.factors.append(max(used) / min(used))
         shares.checks.append(check_disk(service, shares.batch, outcome))

@@ -15,6 +15,7 @@ from bench.compression_results import Compression, Intake
 from bench.runs import ROUNDS, Runner, progress
 from tests.support.decoding import encode_batch
 from tests.support.metrics import Samples, read_samples
+from tests.support.processes import cpu_seconds
 from tests.support.service import Service, wait_for
 
 BATCH, CONNECTIONS = 500, 16
@@ -94,9 +95,9 @@ def _measure(
 ) -> Intake:
     """Put a load on the service that takes all cores, with another process beside it."""
     with runner.service(workers=WORKERS, **settings) as service, other(service) as pid:
-        before, start = measure.cpu_seconds([pid]), time.perf_counter()
+        before, start = cpu_seconds([pid]), time.perf_counter()
         outcome = runner.load(service, BATCH, CONNECTIONS, [runner.seconds])
-        cores = (measure.cpu_seconds([pid]) - before) / (time.perf_counter() - start)
+        cores = (cpu_seconds([pid]) - before) / (time.perf_counter() - start)
         own = [path for path in service.files() if not path.name.startswith(BACKLOG_PREFIX)]
         check = stored.check(own, BATCH, outcome)
     phase = outcome.phases[-1]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from bench import bodies, measure
+from bench import bodies
 from bench.client import NO_ANSWER, TIMEOUT_SECONDS, Client
+from tests.support.processes import cpu_seconds
 
 HEAD = (
     "POST /v1/drain HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {token}\r\n"
@@ -126,11 +127,11 @@ class Load:
 
     @contextmanager
     def _measured(self, phase: Phase) -> Iterator[None]:
-        server_cpu, load_cpu = measure.cpu_seconds(self._plan.pids), time.process_time()
+        server_cpu, load_cpu = cpu_seconds(self._plan.pids), time.process_time()
         start = time.perf_counter()
         yield
         phase.seconds = time.perf_counter() - start
-        phase.server_cpu = measure.cpu_seconds(self._plan.pids) - server_cpu
+        phase.server_cpu = cpu_seconds(self._plan.pids) - server_cpu
         phase.load_cpu = time.process_time() - load_cpu
 
     def _send(self, phase: Phase, seconds: float) -> None:

@@ -7,7 +7,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from astralog.intake.batch import decode_json
@@ -21,18 +21,6 @@ ROOT = Path(__file__).parent.parent
 #: CPU seconds of one sample of the codec, and seconds of one sample of the disk.
 CODEC_SAMPLE_SECONDS = 0.3
 DISK_SAMPLE_SECONDS = 0.5
-
-
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return the CPU time that the processes have used so far, to the nanosecond.
-
-    Raises ProcessLookupError where one of them has ended. Source of the clock's number:
-    clock_getcpuclockid(3), as glibc computes it on Linux.
-    """
-    try:
-        return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
-    except OSError:
-        raise ProcessLookupError("a process of the service ended") from None
 
 
 def peak_mib(pid: int) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from astralog_logging import AstraLogHandler
 from bench import measure
+from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service
 
 #: Logs of a round, and rounds, of which the median counts; the queue holds a round.
@@ -106,14 +107,14 @@ def _throughput(url: str, service: Service) -> str:
     handler = _astralog(url)
     logger = logging.Logger("shop.orders")
     logger.addHandler(handler)
-    service_cpu = measure.cpu_seconds(service.pids())
+    service_cpu = cpu_seconds(service.pids())
     cpu, start = time.process_time(), time.monotonic()
     for _ in range(RUN_LOGS):
         _log(logger)
     handler.flush(600)
     seconds = time.monotonic() - start
     cpu = time.process_time() - cpu
-    service_cpu = measure.cpu_seconds(service.pids()) - service_cpu
+    service_cpu = cpu_seconds(service.pids()) - service_cpu
     assert handler.stored == RUN_LOGS
     handler.close()
     per_log = [f"{value / RUN_LOGS * 1e6:.1f}" for value in (cpu, service_cpu)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench import bodies, load, measure, open_loop, options, otlp, stored
 from bench.results import Cell, Flood, Growth, Workers
+from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service
 
 WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
@@ -219,10 +220,10 @@ def progress(text: str) -> None:
 def wait_until_idle(service: Service) -> None:
     """Wait until all workers have started, so that each takes its share of the connections."""
     pids = [service.process.pid, *service.worker_pids()]
-    before, used = 0.0, measure.cpu_seconds(pids)
+    before, used = 0.0, cpu_seconds(pids)
     while used - before > IDLE_CPU_SECONDS:
         time.sleep(IDLE_SECONDS)
-        before, used = used, measure.cpu_seconds(pids)
+        before, used = used, cpu_seconds(pids)
 
 
 def _mean_body_bytes(batch: int) -> int:

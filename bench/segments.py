@@ -22,6 +22,7 @@ from bench import bodies, load, measure, stored
 from bench.results import Beside, Segments
 from bench.runs import progress
 from tests.support.metrics import read_samples
+from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service, one_form_each
 
 if sys.version_info >= (3, 14):
@@ -97,7 +98,7 @@ def _measure(directory: Path, executor: Executor, seconds: float) -> list[Beside
             settings = {"workers": None, "min_free_bytes": None, **RETENTION, **FOR_SEARCH}
             service = Service(directory / name, **settings)
             services.append(stack.enter_context(service))
-            known.append((_wait_until_known(service, count), measure.cpu_seconds(_pids(service))))
+            known.append((_wait_until_known(service, count), cpu_seconds(_pids(service))))
         plan = Plan(
             (services[0].address, services[1].address),
             int(REQUESTS_PER_SECOND * seconds * LOAD_FACTOR) // 2,
@@ -119,9 +120,9 @@ def _pids(service: Service) -> list[int]:
 
 def _idle_cores(services: list[Service], seconds: float) -> list[float]:
     """Return the CPU seconds that each service takes in a second without a load."""
-    before = [measure.cpu_seconds(_pids(service)) for service in services]
+    before = [cpu_seconds(_pids(service)) for service in services]
     time.sleep(seconds)
-    after = [measure.cpu_seconds(_pids(service)) for service in services]
+    after = [cpu_seconds(_pids(service)) for service in services]
     return [(now - then) / seconds for now, then in zip(after, before, strict=True)]
 
 

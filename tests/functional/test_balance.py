@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import cpu_seconds
 from tests.support.service import Service, make_batch, make_head, read_answer, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -137,16 +138,12 @@ def senders(service: Service, count: int) -> Iterator[list[Sender]]:
             sender.stop()
 
 
-def cpu_seconds(pid: int) -> float:
-    return time.clock_gettime((~pid << 3) | 2)
-
-
 def shares(service: Service, seconds: float) -> float:
     """Return how many times the CPU of one worker the busiest takes."""
     pids = service.worker_pids()
-    before = [cpu_seconds(pid) for pid in pids]
+    before = [cpu_seconds([pid]) for pid in pids]
     time.sleep(seconds)
-    used = [cpu_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
+    used = [cpu_seconds([pid]) - start for pid, start in zip(pids, before, strict=True)]
     return max(used) / max(min(used), 0.001)
 
 

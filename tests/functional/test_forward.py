@@ -204,7 +204,8 @@ def test_a_fault_costs_no_line_and_doubles_none(
     """Whatever an insert is answered, and whether it was stored, its lines are there once."""
     write_segments(data_dir, 2)
     clickhouse.break_inserts(fault, times=2, seconds=2)
-    forward.set(clickhouse_timeout_seconds=1)
+    if fault in ("silent", "mute"):  # which a busy machine is, too
+        forward.set(clickhouse_timeout_seconds=1)
     episodes = 2 if fault in COMMITTED_FAULTS else 1  # what was stored is found at the first look
     with forward.start():
         wait_for_rows(clickhouse, 100)

@@ -23,14 +23,12 @@ from prometheus_client.openmetrics.parser import (
 )
 
 from tests.support.metrics import Samples, read_samples
-from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
+from tests.support.service import ROOT, TOKEN, Service, make_batch, read_answer, wait_for
+from tests.support.workers import connect_to
 
 #: Limits that the storm runs into.
 MAX_BODY_BYTES = 20_000
 QUEUE_BYTES = 24_000
-
-#: Time within which a worker publishes what it has counted.
-PUBLISH_SECONDS = 0.5
 
 UNITS = ("batches", "logs", "bytes")
 
@@ -43,8 +41,11 @@ def scrape(service: Service) -> Samples:
 
 
 def scrape_idle(service: Service) -> Samples:
-    """Return the metrics once every worker has published what it counted."""
-    time.sleep(2 * PUBLISH_SECONDS)
+    """Return the metrics once every worker has published its counts, as it does when asked."""
+    for pid in service.worker_pids():
+        with connect_to(service, pid) as connection:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert 200 == read_answer(connection).status
     return scrape(service)
 
 
@@ -305,11 +306,12 @@ def test_counts_survive_an_upgrade(service: Service) -> None:
     wait_for(lambda: 4 == scrape(service)["workers ready"])
     for _ in range(10):
         assert 200 == service.drain(make_batch("c")).status
-    seen = [scrape_idle(service), *(scrape(service) for _ in range(10))]
-    assert [12] * 11 == [samples["stored_logs_total"] for samples in seen]
+    wait_for(lambda: 12 == scrape(service)["stored_logs_total"])
+    seen = [scrape(service) for _ in range(10)]
+    assert [12] * 10 == [samples["stored_logs_total"] for samples in seen]
     assert 0 == service.stop()
     wait_for(lambda: 2 == scrape(service)["workers ready"])
-    samples = scrape_idle(service)
+    samples = scrape(service)
     assert 12 == samples["stored_logs_total"]
     check_balance(samples)
     assert 12 == len(service.logs())

@@ -91,6 +91,7 @@ class Service:
             if not name.startswith(("ASTRALOG_", "GUNICORN_"))
         }
         self._environ["PYTHONFAULTHANDLER"] = "1"
+        self._environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of starts shall be fast
         self._environ["BLOCKED_HUB_FILE"] = str(self._blocked_path)
         for name, value in {**defaults, **settings}.items():
             if value is not None:
@@ -298,13 +299,13 @@ def one_form_each(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_segment(path: Path) -> bytes:
-    """Return the lines of a segment file, compressed or not, or compressed meanwhile."""
-    if path.suffix == ".zst":
-        return zstd.decompress(path.read_bytes())
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return read_segment(path.with_name(path.name + ".zst"))
+    """Return the lines of a segment file, in whatever form it is since it was listed."""
+    sealed = path.with_name(path.name.removesuffix(".open"))
+    for form in (path, sealed, sealed.with_name(sealed.name + ".zst")):
+        with contextlib.suppress(FileNotFoundError):
+            content = form.read_bytes()
+            return zstd.decompress(content) if form.suffix == ".zst" else content
+    raise FileNotFoundError(path)
 
 
 def read_logs(paths: list[Path]) -> Iterator[dict[str, Any]]:

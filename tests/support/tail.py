@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.processes import cpu_seconds
 from tests.support.service import TIMEOUT_SECONDS, make_log, wait_for
 
 if sys.version_info >= (3, 14):
@@ -85,8 +86,7 @@ class Tail:
 
     def cpu_seconds(self) -> float:
         """Return the processor time that the command took so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds([self.process.pid])
 
     def stop(self) -> int:
         """Press Ctrl-C, and return the exit status."""

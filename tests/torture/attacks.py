@@ -3,10 +3,16 @@
 import http.client
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.support.processes import (
+    MIB,
+    cpu_seconds,
+    peak_bytes,
+    resident_bytes,
+    start_stopwatch,
+)
 from tests.support.service import (
     TOKEN,
     Answer,
@@ -19,11 +25,8 @@ from tests.support.service import (
 from tests.torture.bench import Bench
 from tests.torture.bodies import bombs, honest, lying_bodies
 from tests.torture.smuggling import POISON, requests
-from tests.torture.stall import cpu_seconds, peak_bytes, resident_bytes, watch_health
+from tests.torture.stall import watch_health
 from tests.torture.table import Row
-
-KIB = 1024
-MIB = 1024 * KIB
 
 #: Memory that one body may cost a worker, its largest size being 10 MiB.
 MEMORY_BYTES = 400 * MIB
@@ -111,7 +114,7 @@ def _knock(bench: Bench, row: Row, service: Service) -> None:
     for token in tokens:
         head = b"POST /v1/drain HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\n" % token
         for length in (b"Content-Length: 1000000", b"Transfer-Encoding: chunked"):
-            with service.connect(timeout=5) as connection:
+            with service.connect() as connection:
                 connection.sendall(head + length + b"\r\n\r\n")
                 answer = read_answer(connection)
             _expect(row, answer, f"token {token[:20]!r}")
@@ -123,14 +126,14 @@ def _lie(bench: Bench, row: Row, service: Service) -> None:
     (worker,) = service.worker_pids()
     before = resident_bytes(worker)
     for what, head, body in lying_bodies():
-        start = time.monotonic()
+        elapsed = start_stopwatch(worker)
         try:
             answer = service.exchange(head + body, half_close=True)
         except OSError:
             answer = None  # it rejected before it had read all
         _expect(row, answer, what)
-        if time.monotonic() - start > ANSWER_SECONDS:
-            row.fail(f"{what}: took {time.monotonic() - start:.1f} s")
+        if elapsed() > ANSWER_SECONDS:
+            row.fail(f"{what}: took {elapsed():.1f} s")
     if resident_bytes(worker) - before > MEMORY_BYTES:
         row.fail(f"the worker grew by {resident_bytes(worker) - before:,} bytes")
 
@@ -159,7 +162,7 @@ def _chop(bench: Bench, row: Row, service: Service) -> None:
 def _cost(row: Row, service: Service, what: str, request: bytes) -> Answer | None:
     """Send a request that must be rejected, and bound what it takes of the worker."""
     (worker,) = service.worker_pids()
-    memory, seconds = resident_bytes(worker), cpu_seconds(worker)
+    memory, seconds = resident_bytes(worker), cpu_seconds([worker])
     try:
         answer: Answer | None = service.exchange(request, half_close=True)
     except (OSError, http.client.HTTPException) as error:
@@ -169,8 +172,8 @@ def _cost(row: Row, service: Service, what: str, request: bytes) -> Answer | Non
     if service.worker_pids() != [worker]:
         row.fail(f"{what}: the worker died of it")
         return None
-    if cpu_seconds(worker) - seconds > CPU_SECONDS:
-        row.fail(f"{what}: took {cpu_seconds(worker) - seconds:.1f} s of CPU")
+    if cpu_seconds([worker]) - seconds > CPU_SECONDS:
+        row.fail(f"{what}: took {cpu_seconds([worker]) - seconds:.1f} s of CPU")
     if peak_bytes(worker) - memory > INFLATE_BYTES:
         row.fail(f"{what}: the worker grew by {peak_bytes(worker) - memory:,} bytes")
     return answer

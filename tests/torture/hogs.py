@@ -1,7 +1,6 @@
 """Clients without a token that take what others need: places, memory, and the worker's time."""
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -9,10 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from tests.support.certificate import can_make_certificate
+from tests.support.processes import (
+    KIB,
+    MIB,
+    cpu_seconds,
+    open_files,
+    peak_bytes,
+    resident_bytes,
+)
 from tests.support.service import Service, make_head, wait_for
 from tests.torture.bench import Bench
 from tests.torture.crowd import OTHERS_SECONDS, raise_open_files_limit, visit
-from tests.torture.stall import KIB, MIB, cpu_seconds, peak_bytes, resident_bytes, watch_health
+from tests.torture.stall import watch_health
 from tests.torture.table import Row
 from tests.torture.tls import Crowd, TlsService
 
@@ -112,11 +119,11 @@ def _shake_no_hands(bench: Bench, row: Row) -> None:
 def _hello_seconds(service: TlsService, crowd: Crowd) -> float:
     """Return the CPU seconds of the worker for its part of a handshake."""
     (worker,) = service.worker_pids()
-    before = cpu_seconds(worker)
+    before = cpu_seconds([worker])
     for _ in range(HELLOS):
         with contextlib.closing(crowd.send_a_hello()) as connection:
             connection.recv(1)
-    return (cpu_seconds(worker) - before) / HELLOS
+    return (cpu_seconds([worker]) - before) / HELLOS
 
 
 @contextlib.contextmanager
@@ -217,7 +224,7 @@ def _read_not(count: int, bench: Bench, row: Row) -> None:
     with Service(bench.make_directory()) as service, contextlib.ExitStack() as stack:
         service.drain({"logs": []})
         (worker,) = service.worker_pids()
-        before = _descriptors(worker)
+        before = open_files(worker)
         connections = []
         for _ in range(count):
             connection = stack.enter_context(socket.socket())
@@ -226,14 +233,14 @@ def _read_not(count: int, bench: Bench, row: Row) -> None:
             connection.sendall(request)
             connections.append(connection)
             row.tried += 1
-        wait_for(lambda: _descriptors(worker) >= before + count - 2)
+        wait_for(lambda: open_files(worker) >= before + count - 2)
         end = time.monotonic() + LET_GO_SECONDS
         with watch_health(service, row):
-            while _descriptors(worker) > before + count // 2 and time.monotonic() < end:
+            while open_files(worker) > before + count // 2 and time.monotonic() < end:
                 _take_a_byte(connections[::2])
                 time.sleep(1)
-        if _descriptors(worker) > before + count // 2:
-            row.fail(f"still held {_descriptors(worker) - before} after {LET_GO_SECONDS:g} s")
+        if open_files(worker) > before + count // 2:
+            row.fail(f"still held {open_files(worker) - before} after {LET_GO_SECONDS:g} s")
 
 
 def _take_a_byte(connections: list[socket.socket]) -> None:
@@ -241,7 +248,3 @@ def _take_a_byte(connections: list[socket.socket]) -> None:
         connection.settimeout(0.01)
         with contextlib.suppress(OSError):
             connection.recv(1)
-
-
-def _descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -8,6 +8,7 @@ from gunicorn.config import Config
 
 from astralog.server.receiver import Receiver
 from astralog.server.request import Request, Requests
+from tests.support.service import TIMEOUT_SECONDS
 
 CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 
@@ -18,7 +19,7 @@ class Wire:
     def __init__(self) -> None:
         self.client, self.server = socket.socketpair()
         for end in (self.client, self.server):
-            end.settimeout(5)
+            end.settimeout(TIMEOUT_SECONDS)
         self.receiver = Receiver(self.server)
         self.requests = Requests(Config(), self.receiver, CLIENT)
         #: What was held of unfinished heads, one number after another.

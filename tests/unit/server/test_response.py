@@ -16,6 +16,7 @@ from gunicorn.http.errors import InvalidResponseHeader
 from astralog.deadlines import Deadlines
 from astralog.server.connection_limits import ConnectionEnded, ConnectionLimits
 from astralog.server.response import SMALL_BYTES, Response, send
+from tests.support.service import TIMEOUT_SECONDS
 
 LIMITS_BYTES = 10_000_000
 
@@ -33,7 +34,7 @@ def ends() -> Iterator[tuple[Any, socket.socket]]:
     """Return the server's end of a connection, which lets others run, and the client's."""
     server, client = gevent_socket.socketpair()
     with server, socket.socket(fileno=client.detach()) as plain_client:
-        plain_client.settimeout(5)
+        plain_client.settimeout(TIMEOUT_SECONDS)
         yield server, plain_client
 
 
