@@ -152,6 +152,7 @@ def make_app(hub_monitor: HubMonitor) -> Iterator[Callable[[Settings], Flask]]:
     yield make
     for app in apps:
         app.extensions["astralog"].stop(1)
+        app.extensions["astralog_rejections"].flush()  # not in the log of a later test
 
 
 @pytest.fixture

@@ -242,6 +242,7 @@ def test_a_listing_is_not_made_anew_for_everyone(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", count)
+    monkeypatch.setattr(recent, "LIST_SECONDS", 3600)
     lines = RecentLines(segment.parent)
     for _ in range(5):
         lines.read(1, bool, ReadBudget())
@@ -252,8 +253,10 @@ def test_a_listing_is_not_made_anew_for_everyone(
         lines._list_again_at = 0
         lines.read(1, bool, ReadBudget())
     assert 2 == len(listings)
+    monkeypatch.setattr(recent, "LIST_SECONDS", 0)
     monkeypatch.setattr(recent, "LIST_COST", 10**6)
     os.utime(segment.parent)
+    lines._list_again_at = 0
     for _ in range(5):
         lines._list_again_at -= 1.0
         lines.read(1, bool, ReadBudget())
