@@ -1,7 +1,6 @@
 """Read the `ASTRALOG_*` environment variables into one frozen `Settings`."""
 
 import dataclasses
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -186,14 +185,19 @@ class Settings:
     )
     clickhouse_timeout_seconds: float = _setting(
         60.0,
-        "Time ClickHouse has to answer. After it, what was sent is looked for, and sent again.",
+        "Time for an insert or a query of forward's in all, from its first byte to the answer's "
+        "last. After it, the tables are asked what they hold, and the rest is sent again.",
         Range(min=1),
     )
     node: str = _setting(
-        socket.gethostname(),
-        "Name of this node in the table; no two data directories may share one.",
-        Regexp(r"[^\s/]{1,255}\Z", error="Not 1 to 255 characters without spaces and slashes."),
-        shown="the host's name",
+        "",
+        "Name of this node in the table; no two data directories may share one. The first "
+        "delivery fixes it in the data directory (file `node`): forward stops if this differs.",
+        Regexp(
+            r"[^\s/\ud800-\udfff]{1,255}\Z",
+            error="Not 1 to 255 characters without spaces and slashes.",
+        ),
+        shown="the name in the data directory, else the host's name",
     )
     forward_chunk_bytes: int = _setting(
         16 * MIB,

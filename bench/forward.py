@@ -73,10 +73,10 @@ def _deliveries(directory: Path, discarding: ClickHouse) -> Forward:
     plain_bytes = _write_segments(plain)
     packed_bytes = _compress_segments(plain, packed)
     discarded = "discarded"
-    deliveries = [
-        _deliver(directory, discarding, plain, discarded, "plain"),
-        _deliver(directory, discarding, packed, discarded, "zstd"),
-    ]
+    deliveries = []
+    for path, form in ((plain, "plain"), (packed, "zstd")):
+        discarding.break_inserts(DISCARD, DISCARD_FOR_EVER)  # and know of no segment
+        deliveries.append(_deliver(directory, discarding, path, discarded, form))
     for path in sorted(plain.iterdir())[1:]:
         path.unlink()  # the same logs again would be compressed to nothing
     with ClickHouse(directory / "real") as engine:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from astralog.clock import TrustedClock
@@ -31,13 +32,14 @@ class Backlog:
     def __init__(self, directory: Path, cursor: Cursor) -> None:
         self._directory = directory
         self._cursor = cursor
+        self._clock = TrustedClock()
+        self._removals = LogOnce(log)
         self._sizes: dict[str, int] = {}
         self._queue: list[str] = []  # the oldest last
+        self._sent: set[str] = set()  # and not verified yet
         self._open: set[str] = set()
         self._plain: set[str] = set()
         self._unreadable: dict[str, float] = {}  # with the time of the next attempt
-        self._clock = TrustedClock()
-        self._removal = LogOnce(log)
 
     def look(self) -> None:
         """Take note of segments that were sealed, and of those that are gone."""
@@ -49,17 +51,22 @@ class Backlog:
         for name in (found.sealed - self._sizes.keys() - delivered) | compressed:
             if (size := self._size(name)) is not None:
                 self._sizes[name] = size
-        missing = (self._sizes.keys() | delivered) - found.sealed
+        missing = (self._sizes.keys() | delivered) - found.sealed - self._sent
         self._forget({name for name in missing if not sealed.is_sealed(self._directory, name)})
-        now = time.monotonic()
-        waiting = (name for name in self._sizes if self._unreadable.get(name, now) <= now)
-        self._queue = sorted(waiting, reverse=True)
+        self._queue = sorted(filter(self._is_ready, self._sizes), reverse=True)
 
     def _size(self, name: str) -> int | None:
         try:
             return sealed.stat_sealed(self._directory, name).st_size
         except FileNotFoundError:
             return None
+
+    def _is_ready(self, name: str) -> bool:
+        """Return whether a segment may be delivered now."""
+        if name not in self._sizes or name in self._sent:
+            return False
+        tried_again_at = self._unreadable.get(name)
+        return tried_again_at is None or tried_again_at <= time.monotonic()
 
     def _forget(self, names: set[str]) -> None:
         lost = sorted(names & self._sizes.keys())
@@ -69,24 +76,43 @@ class Backlog:
         if names:
             self._cursor.forget(names)
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether a segment waits."""
+        return name in self._sizes
+
     def oldest(self, but: str | None = None) -> str | None:
-        """Return the oldest segment that waits, other than `but`; None where none does."""
-        while self._queue and self._queue[-1] not in self._sizes:
+        """Return the oldest segment to deliver, other than `but`; None if there is none."""
+        while self._queue and not self._is_ready(self._queue[-1]):
             self._queue.pop()
-        waiting = (name for name in reversed(self._queue) if name in self._sizes and name != but)
-        return next(waiting, None)
+        return next((name for name in self._ready() if name != but), None)
+
+    def oldest_within(self, size: int) -> Iterator[str]:
+        """Yield the segments to deliver, oldest first, whose files are `size` bytes at most."""
+        for name in self._ready():
+            size -= self._sizes[name]
+            if size < 0:
+                break
+            yield name
+
+    def _ready(self) -> Iterator[str]:
+        return filter(self._is_ready, reversed(self._queue))
+
+    def set_aside(self, name: str) -> None:
+        """Note that all of a segment was sent; it waits until it is verified and removed."""
+        self._sent.add(name)
 
     def remove(self, name: str) -> None:
         """Take out a segment that is delivered, or gone."""
         self._sizes.pop(name, None)
+        self._sent.discard(name)
         self._unreadable.pop(name, None)
 
     def postpone(self, name: str, error: BaseException) -> None:
-        """Leave a segment that cannot be read for later, and go on with the others."""
+        """Leave a segment that cannot be read for later, sent or not, and go on with the others."""
         if name not in self._unreadable:
             log.error("cannot read %s: %s; it is tried again every minute", name, error)
         self._unreadable[name] = time.monotonic() + UNREADABLE_SECONDS
-        self._queue.remove(name)
+        self._sent.discard(name)
 
     @property
     def waiting_segments(self) -> int:
@@ -101,17 +127,19 @@ class Backlog:
     @property
     def oldest_at(self) -> float:
         """When the oldest segment was started that is not delivered, sealed or open; 0 for none."""
-        oldest = [self.oldest(), *self._unreadable, min(self._open, default=None)]
-        return min((sealed.start_of(name) for name in oldest if name), default=0.0)
+        others = (min(names, default=None) for names in (self._sent, self._unreadable, self._open))
+        return min(
+            (sealed.start_of(name) for name in (self.oldest(), *others) if name), default=0.0
+        )
 
     def remove_delivered(self, keep_seconds: float) -> None:
         """Remove the files of delivered segments that last changed longer ago, as retention does.
 
-        What cannot be removed is kept, and tried again the next time.
+        A segment that cannot be removed is skipped, and tried again the next time.
         """
         changed_before = self._clock.now() - keep_seconds
         removed = set()
-        failure = None
+        has_failed = False
         for name in sorted(self._cursor.delivered):
             try:
                 if self._changed_at(name, changed_before) < changed_before:
@@ -120,11 +148,10 @@ class Backlog:
             except FileNotFoundError:
                 removed.add(name)  # by another's retention
             except OSError as error:
-                failure = failure or (name, error.strerror)
-        if failure:
-            self._removal.fail("removal", "cannot remove %s: %s; it is kept", *failure)
-        else:
-            self._removal.end("delivered segments can be removed again")
+                has_failed = True
+                self._removals.fail("removal", "cannot remove %s: %s", name, error.strerror)
+        if not has_failed:
+            self._removals.end("delivered segments are removed again")
         if removed:
             log.info("removed %d delivered segments", len(removed))
             self._cursor.forget(removed)

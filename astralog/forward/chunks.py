@@ -82,6 +82,11 @@ class SegmentReader:
         self._is_read = False
 
     @property
+    def next_offset(self) -> int:
+        """Where the next chunk begins."""
+        return self._offset + self._end
+
+    @property
     def is_at_end(self) -> bool:
         """Whether it is known that nothing follows the last chunk."""
         return self._is_read and self._end == self._filled

@@ -4,18 +4,24 @@ A repeated insert with the same token is dropped by the server, as long as it re
 Newer servers (26.1 on) forget to for `INSERT ... SELECT`, so that rows go in as they are.
 """
 
+import json
 import math
-from collections.abc import Iterable
-from typing import Any
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from urllib3 import BaseHTTPResponse
 
 from astralog.forward.chunks import Chunk
+from astralog.forward.deadline import call_within
 from astralog.forward.rows import COLUMNS, DEAD_LETTER_COLUMNS, DeadLetter, dead_letter_rows
 from astralog.settings import Settings
+from astralog.store.deliveries import encode_word
+
+Answer = TypeVar("Answer")
 
 CONNECT_SECONDS = 10
 
@@ -27,8 +33,9 @@ ERROR_CHARACTERS = 500
 BLOCK_ROWS = 4_000_000
 BLOCK_BYTES = 1024 * 1024 * 1024
 
-#: Which rows of a table come from a chunk; the names of the tables are checked by the settings.
-HELD = "WHERE node = %(node)s AND segment = %(segment)s AND line BETWEEN %(first)s AND %(last)s"
+#: Which rows of a table come from a chunk, or from some segments.
+OF_CHUNK = "node = %(node)s AND segment = %(segment)s AND line BETWEEN %(first)s AND %(last)s"
+OF_SEGMENTS = "node = %(node)s AND segment IN %(segments)s"
 
 INSERT_SETTINGS: dict[str, Any] = {
     "async_insert": 0,
@@ -89,18 +96,53 @@ class Unacceptable(Exception):
     """The table cannot hold some row of an insert; what was sent is not stored."""
 
 
+class NotClickHouse(Exception):
+    """An answer that ClickHouse did not give to this query, as a page of a proxy."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the answer has no X-ClickHouse-Query-Id of this query: a proxy's, or else"
+        )
+
+
+class Held(NamedTuple):
+    """What the tables hold of a segment: its rows, its distinct lines, and the last of these."""
+
+    rows: int
+    lines: int
+    last: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether no line up to the last one is missing."""
+        return self.lines == self.last
+
+
+NOTHING = Held(0, 0, 0)
+
+
+class _Table(NamedTuple):
+    """A table, and how rows go into it; the settings have checked its name."""
+
+    name: str
+    columns: tuple[str, ...]
+    row_format: str
+
+
 class Tables:
     """The table of logs and that of its dead letters, lines that it cannot hold.
 
-    Raises Unavailable throughout. It connects when it is first used.
+    Raises Unavailable throughout. It connects when it is first used. Only an answer with the
+    query's own id in ClickHouse's header counts as one.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.clickhouse_url
         self._timeout_seconds = settings.clickhouse_timeout_seconds
         self._node = settings.node
-        self._table = settings.clickhouse_table
-        self._dead_letter_table = self._table + "_dead_letter"
+        table = settings.clickhouse_table
+        self._logs = _Table(table, COLUMNS, "JSONEachRow")
+        self._dead_letters = _Table(f"{table}_dead_letter", DEAD_LETTER_COLUMNS, "TabSeparated")
         self._client: Client | None = None
 
     @property
@@ -108,61 +150,119 @@ class Tables:
         """Where the tables are, without user and password."""
         parts = urlsplit(self._url)
         host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, f"{parts.path.rstrip('/')}/{self._table}", "", ""))
+        path = f"{parts.path.rstrip('/')}/{self._logs.name}"
+        return urlunsplit((parts.scheme, host, path, "", ""))
 
-    def insert(self, chunk: Chunk, rows: Iterable[bytes]) -> None:
-        """Insert rows of a chunk at once; raises Unacceptable where the table cannot hold one."""
+    def insert(self, chunk: Chunk, rows: Iterable[bytes], again: bool) -> int:
+        """Insert rows of a chunk at once; return how many ClickHouse says it wrote.
+
+        These are more with rows of views, or of the shards behind the table. Raises Unacceptable
+        if the table cannot hold a row. `again` is for lines that the table lacks although it may
+        remember their token.
+        """
         try:
-            self._insert(chunk, self._table, COLUMNS, "JSONEachRow", rows)
+            return self._insert(chunk, self._logs, rows, again)
         except Unavailable as error:
             if error.code in DATA_ERRORS:
                 raise Unacceptable(str(error)) from None
             raise
 
-    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter]) -> None:
+    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter], again: bool) -> int:
         """Insert lines of a chunk into the dead-letter table, raw, each with its error."""
         rows = dead_letter_rows(chunk.segment, self._node, lines)
-        self._insert(chunk, self._dead_letter_table, DEAD_LETTER_COLUMNS, "TabSeparated", rows)
+        return self._insert(chunk, self._dead_letters, rows, again)
 
-    def _insert(
-        self,
-        chunk: Chunk,
-        table: str,
-        columns: tuple[str, ...],
-        row_format: str,
-        rows: Iterable[bytes],
-    ) -> None:
+    def _insert(self, chunk: Chunk, table: _Table, rows: Iterable[bytes], again: bool) -> int:
         # With its end too: chunks of other sizes, as after a change of the settings, are others.
         token = f"{self._node}/{chunk.segment}/{chunk.offset}-{chunk.offset + chunk.size}"
-        try:
-            self._connected().raw_insert(
-                table,
-                columns,
-                (piece for piece in rows),
-                settings={
-                    **INSERT_SETTINGS,
-                    "insert_deduplication_token": token,
-                    "query_id": f"{table}/{token}",  # a server runs one of a name at a time
-                },
-                fmt=row_format,
+        token += "/again" * again
+        query_id = encode_word(f"{table.name}/{token}")
+        settings = {
+            **INSERT_SETTINGS,
+            "insert_deduplication_token": token,
+            "query_id": query_id,  # a server runs one of a name at a time
+        }
+
+        def ask(client: Client) -> int:
+            pieces = (piece for piece in rows)  # a generator is not sent a second time
+            answer = client.raw_insert(
+                table.name, table.columns, pieces, settings, table.row_format
             )
-        except (ClickHouseError, OSError) as error:
-            raise _unavailable(error) from None
+            if answer.query_id() != query_id:
+                raise NotClickHouse
+            return answer.written_rows
+
+        return self._ask(ask)
 
     def held(self, chunk: Chunk) -> set[int]:
         """Return those lines of a chunk that the tables hold, by their numbers."""
-        tables = (self._table, self._dead_letter_table)
-        query = " UNION DISTINCT ".join(f"SELECT line FROM {name} {HELD}" for name in tables)  # nosec
         values = {
-            "node": self._node,
             "segment": chunk.segment,
             "first": chunk.first_line,
             "last": chunk.first_line + chunk.lines - 1,
         }
+
+        def read(rows: list[list[Any]]) -> set[int]:
+            [[lines]] = rows
+            return set(map(int, lines))
+
+        return self._select("SELECT groupUniqArray(line) FROM ({lines})", OF_CHUNK, values, read)
+
+    def count(self, segments: Collection[str]) -> dict[str, Held]:
+        """Return what the tables hold of each of these segments, without those they do not know."""
+        query = (
+            "SELECT segment, count(), uniqExact(line), max(line) FROM ({lines}) GROUP BY segment"
+        )
+
+        def read(rows: list[list[Any]]) -> dict[str, Held]:
+            return {str(segment): Held(*map(int, counts)) for segment, *counts in rows}
+
+        return self._select(query, OF_SEGMENTS, {"segments": tuple(segments)}, read)
+
+    def _select(
+        self,
+        query: str,
+        where: str,
+        values: Mapping[str, object],
+        read: Callable[[list[list[Any]]], Answer],
+    ) -> Answer:
+        """Return what `read` makes of the rows of a query over the lines of both tables."""
+        lines = " UNION ALL ".join(
+            f"SELECT segment, line FROM {table.name} WHERE {where}"  # nosec
+            for table in (self._logs, self._dead_letters)
+        )
+        query_id = f"astralog/{uuid.uuid4()}"
+
+        def ask(client: Client) -> Answer:
+            response = cast(
+                BaseHTTPResponse,
+                client.raw_stream(
+                    query.format(lines=lines),
+                    {"node": self._node, **values},
+                    {"query_id": query_id, "wait_end_of_query": 1},
+                    "JSONCompact",  # of which a part is no JSON
+                ),
+            )
+            try:
+                if response.headers.get("X-ClickHouse-Query-Id") != query_id:
+                    raise NotClickHouse
+                content = json.loads(response.read())
+            finally:
+                response.close()
+            if "exception" in content or len(content["data"]) != content["rows"]:
+                raise ValueError(content.get("exception", "rows are missing in the answer"))
+            return read(content["data"])
+
+        return self._ask(ask)
+
+    def _ask(self, ask: Callable[[Client], Answer]) -> Answer:
+        """Return what ClickHouse answers within the time that it has."""
         try:
-            answer = self._connected().raw_query(query, values, fmt="TabSeparated")
-            return set(map(int, answer.split()))
-        except (ClickHouseError, OSError, ValueError) as error:
+            if self._client is None:
+                self._client = call_within(self._timeout_seconds, self._connect)
+            client = self._client
+            return call_within(self._timeout_seconds, lambda: ask(client))
+        except Exception as error:  # the client fails in many ways on what ClickHouse never sent
             raise _unavailable(error) from None
 
     def disconnect(self) -> None:
@@ -170,20 +270,18 @@ class Tables:
         if self._client:
             self._client.close_connections()
 
-    def _connected(self) -> Client:
-        if self._client is None:
-            self._client = clickhouse_connect.get_client(
-                dsn=self._url,
-                interface=urlsplit(self._url).scheme,
-                client_name="astralog",
-                compress=False,
-                connect_timeout=CONNECT_SECONDS,
-                send_receive_timeout=math.ceil(self._timeout_seconds),
-                query_retries=0,
-                autogenerate_session_id=False,
-                show_clickhouse_errors="scrub",
-            )
-        return self._client
+    def _connect(self) -> Client:
+        return clickhouse_connect.get_client(
+            dsn=self._url,
+            interface=urlsplit(self._url).scheme,
+            client_name="astralog",
+            compress=False,
+            connect_timeout=CONNECT_SECONDS,
+            send_receive_timeout=math.ceil(self._timeout_seconds),
+            query_retries=0,
+            autogenerate_session_id=False,
+            show_clickhouse_errors="scrub",
+        )
 
 
 def _unavailable(error: Exception) -> Unavailable:

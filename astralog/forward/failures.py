@@ -4,6 +4,8 @@ import logging
 import random
 import time
 
+from astralog.log import LogOnce
+
 log = logging.getLogger(__name__)
 
 #: The pause after a failed attempt doubles from the first to the longest.
@@ -15,12 +17,9 @@ class Failures:
     """Failed attempts in a row; `since` is when they began, in seconds since 1970, 0 for none."""
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
         self.attempts = 0
         self.since = 0.0
-        self._kind: object = None
+        self._log = LogOnce(log)
 
     def add(self, error: Exception) -> float:
         """Note a failed attempt, and return the seconds to wait before the next.
@@ -29,9 +28,7 @@ class Failures:
         one table come back to it at the same moment.
         """
         kind = (type(error), getattr(error, "code", None))
-        if kind != self._kind:
-            log.error("cannot deliver: %s; trying again", error)
-            self._kind = kind
+        self._log.fail(kind, "cannot deliver: %s; trying again", error)
         self.since = self.since or time.time()
         longest = min(FIRST_PAUSE_SECONDS * 2 ** min(self.attempts, 32), LONGEST_PAUSE_SECONDS)
         self.attempts += 1
@@ -39,7 +36,7 @@ class Failures:
 
     def end(self) -> None:
         """Note that an attempt succeeded."""
-        if self.attempts:
-            seconds = time.time() - self.since
-            log.warning("delivering again after %.0f s, %d attempts", seconds, self.attempts)
-            self._reset()
+        seconds = time.time() - self.since
+        self._log.end("delivering again after %.0f s, %d attempts", seconds, self.attempts)
+        self.attempts = 0
+        self.since = 0.0

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from astralog.forward.backlog import Backlog
 from astralog.forward.delivery import Delivered
+from astralog.forward.verifier import Outcome, Sent
 from astralog.log import ERASE_LINE
 from astralog.store.deliveries import ForwardStatus, write_status
 
@@ -38,6 +39,26 @@ class Progress:
         """Count a chunk that was delivered."""
         self.status.delivered_logs += delivered.lines
         self.status.dead_letter_logs += delivered.dead_letters
+
+    def count_segments(self, segments: list[Sent]) -> None:
+        """Count segments that are delivered, and log of which the tables hold too few or many."""
+        self.status.delivered_segments += len(segments)
+        for outcome in (Outcome.DOUBLED, Outcome.INCOMPLETE):
+            of_it = [sent for sent in segments if sent.outcome is outcome]
+            if of_it:
+                log.error(
+                    "%d segments were sent, but of the tables: %s. The first is %s: "
+                    "%d rows and %d different lines in place of %d",
+                    len(of_it),
+                    outcome.value,
+                    of_it[0].name,
+                    *of_it[0].held[:2],
+                    of_it[0].lines,
+                )
+            if outcome is Outcome.DOUBLED:
+                self.status.doubled_segments += len(of_it)
+            else:
+                self.status.incomplete_segments += len(of_it)
 
     def show(self, *, is_due: bool = False) -> None:
         """Show where things stand, where that is due by time, or said to be."""

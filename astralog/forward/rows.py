@@ -49,19 +49,19 @@ class DeadLetter(NamedTuple):
 class Rows:
     """The rows of a chunk but for the lines that the table already holds.
 
-    Iterating makes them anew each time, in pieces. At its end, `lines` tells how many lines the
-    chunk has, and `dead_letters` those that the table cannot hold.
+    Iterating makes them anew each time, in pieces. At its end, `lines` and `rows` are the numbers
+    of lines in the chunk and of rows made, and `dead_letters` what the table cannot hold.
     """
 
     def __init__(self, chunk: Chunk, node: str, held: Collection[int] = ()) -> None:
         self._chunk = chunk
         self._held = held
         self._head = json.dumps({"node": node, "segment": chunk.segment})[:-1].encode()
-        self.lines = 0
+        self.lines = self.rows = 0
         self.dead_letters: list[DeadLetter] = []
 
     def __iter__(self) -> Iterator[bytes]:
-        self.lines, self.dead_letters = 0, []
+        self.lines, self.rows, self.dead_letters = 0, 0, []
         for block in self._chunk.blocks():
             lines = block.removesuffix(b"\n").split(b"\n")
             numbered: Iterable[tuple[int, bytes]]
@@ -71,6 +71,7 @@ class Rows:
             self.lines += len(lines)
             head = self._head
             rows = [b'%b,"line":%d,%b\n' % (head, n, line[1:]) for n, line in numbered]
+            self.rows += len(rows)
             if rows:
                 yield b"".join(rows)
 

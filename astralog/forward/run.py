@@ -1,5 +1,6 @@
 """`astralog forward`, from its settings to its exit status."""
 
+import dataclasses
 import fcntl
 import logging
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from astralog.forward.client import Tables
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
+from astralog.forward.node import NodeUnclear, resolve_node
 from astralog.log import ERASE_LINE, configure_logging
 from astralog.settings import PREFIX, InvalidSettings, Settings
 from astralog.standard_streams import print_errors
@@ -38,7 +40,7 @@ def run(once: bool) -> int:
         return _run_alone(settings, once)
     except OSError as error:
         log.error("%s: %s", settings.data_dir, error.strerror or error)
-    except DirectoryReplaced as error:
+    except (DirectoryReplaced, NodeUnclear) as error:
         log.error("%s", error)
     return 1
 
@@ -49,14 +51,20 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _run_alone(settings: Settings, once: bool) -> int:
-    """Deliver, unless another process does so from the same directory; raises OSError."""
+    """Deliver, unless another process does so from the same directory.
+
+    Raises OSError, NodeUnclear and DirectoryReplaced.
+    """
     fd = _lock(settings.data_dir)
     if fd is None:
         log.error("%s: another forward delivers from there", settings.data_dir.absolute())
         return 1
     try:
+        node = resolve_node(settings.data_dir, settings.node)
+        settings = dataclasses.replace(settings, node=node)
         tables = Tables(settings)
-        log.info("delivering from %s to %s", settings.data_dir.absolute(), tables.name)
+        place = settings.data_dir.absolute()
+        log.info("delivering from %s to %s as node %s", place, tables.name, node)
         forwarder = Forwarder(settings, tables, sys.stderr)
         try:
             if once:

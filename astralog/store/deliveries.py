@@ -1,17 +1,20 @@
 """What a data directory says of its own forwarding: which segments are delivered, and the lag.
 
-`astralog forward` writes two files there, and the service reads them:
+`astralog forward` writes three files there, and the service reads the first two:
 
 `forward.cursor`: a line for each fact, appended and synced, in the order in which they came true:
 
     cursor 1 <inodes> <node> <table>   what the facts hold for
     at <segment> <offset> <lines>   so many bytes and lines are delivered, more is under way
-    done <segment>                  all of it is delivered
+    again <segment>                 lines that the tables lacked at its end were sent again
+    done <segment>                  all of it is delivered, and the tables were asked for it
 
 Each line ends in the CRC-32 of what stands before it, as 8 hex digits, so that a torn or damaged
 line is known. A line that is lost costs forward a question to the table and nothing else.
 
 `forward.status`: a line `<name> <value>` for each field of `ForwardStatus`, replaced as a whole.
+
+`node`: the node's name in the tables, from the first delivery on; a line with its CRC-32, too.
 """
 
 import dataclasses
@@ -19,13 +22,18 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 CURSOR_NAME = "forward.cursor"
 LOCK_NAME = "forward.lock"
 STATUS_NAME = "forward.status"
+NODE_NAME = "node"
 FILE_MODE = 0o640
 
 _CRC_DIGITS = 8
+
+#: What a word keeps as it is: all printable ASCII but the percent sign, which begins an escape.
+_PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 
 def encode_fact(fact: str) -> bytes:
@@ -40,6 +48,41 @@ def decode_fact(line: bytes) -> str | None:
     if len(check) != _CRC_DIGITS or check != b"%08x" % zlib.crc32(text):
         return None
     return text.decode()
+
+
+def encode_word(text: str) -> str:
+    """Return a text as one word of ASCII: of a fact, or of an HTTP header."""
+    return quote(text, safe=_PLAIN)
+
+
+def read_node(directory: Path) -> str | None:
+    """Return the node's name, None before the first delivery.
+
+    Raises ValueError if the file is damaged, and OSError.
+    """
+    try:
+        content = (directory / NODE_NAME).read_bytes()
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        content = b""
+    name = decode_fact(content.removesuffix(b"\n"))
+    if not name:
+        raise ValueError("the node's name is damaged")
+    return name
+
+
+def read_node_of_cursor(directory: Path) -> str | None:
+    """Return the node's name by a cursor that has facts; None without any. Raises OSError."""
+    try:
+        with (directory / CURSOR_NAME).open("rb") as file:
+            head, fact = file.readline(), file.readline()
+    except FileNotFoundError:
+        return None
+    match (decode_fact(head.removesuffix(b"\n")) or "").split(" "):
+        case ["cursor", "1", _, node, _] if fact:
+            return unquote(node)
+    return None
 
 
 def read_facts(directory: Path) -> Iterator[str | None]:
@@ -96,9 +139,11 @@ class ForwardStatus:
     waiting_segments: int = 0  #: sealed, and not delivered as a whole
     waiting_bytes: int = 0  #: of their files, compressed or not
     oldest_at: float = 0.0  #: start of the oldest segment, sealed or open, that is not delivered
-    delivered_segments: int = 0  #: since forward started, as are the next two
+    delivered_segments: int = 0  #: since forward started, as are the next four
     delivered_logs: int = 0
     dead_letter_logs: int = 0  #: of the delivered ones, those that went to the dead-letter table
+    incomplete_segments: int = 0  #: delivered, but the tables hold fewer lines
+    doubled_segments: int = 0  #: delivered, but the tables hold more lines
     failing_since: float = 0.0
 
     def lag_seconds(self, now: float) -> float:

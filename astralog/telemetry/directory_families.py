@@ -96,12 +96,18 @@ def forward_families(queue: CommitQueue) -> list[Family]:
     lag = "Age of the oldest log that forward has not delivered."
     waiting = "that forward has not delivered as a whole"
     dead_letters = "Of the delivered logs, those that went to the dead-letter table."
+    incomplete = (
+        "Segments of which the tables lack lines that were sent twice, since forward started."
+    )
+    doubled = "Segments of which the tables hold more rows than lines, since forward started."
     return [
         _forward(queue, "lag_seconds", lag, lambda status: status.lag_seconds(time.time())),
         _forward(queue, "waiting_segments", f"Sealed segments {waiting}."),
         _forward(queue, "waiting_bytes", f"Bytes of the files {waiting}."),
         _forward(queue, "delivered_logs", "Logs that were delivered since forward started."),
         _forward(queue, "dead_letter_logs", dead_letters),
+        _forward(queue, "incomplete_segments", incomplete),
+        _forward(queue, "doubled_segments", doubled),
         _forward(
             queue,
             "updated_timestamp_seconds",

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -18,6 +20,8 @@ from tests.support.clickhouse import (
     COMMITTED_FAULTS,
     DISCARD,
     FAULTS,
+    LIES,
+    QUERY_FAULTS,
     ClickHouse,
     Difference,
     Forward,
@@ -230,13 +234,191 @@ def test_without_memory_of_tokens_the_table_is_asked(
 def test_what_the_table_does_not_show_yet_is_not_doubled(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A chunk has the same token each time, also for a part of its lines, which is remembered."""
+    """A chunk has the same token each time, also for a part of its lines, which is remembered.
+
+    Only after the time that a replica may take, the missing lines get another token.
+    """
     write_segments(data_dir, 1)
     assert forward.run_once() == 0
     (data_dir / "forward.cursor").unlink()
     clickhouse.query("ALTER TABLE logs DELETE WHERE line % 2 SETTINGS mutations_sync = 1")
+    with forward.start():
+        wait_for(lambda: status_where(data_dir, lambda s: s["delivered_logs"] == 50))
+        assert clickhouse.count() == 25
+    forward.replica_seconds = 0.0
     assert forward.run_once() == 0
-    assert clickhouse.count() == 25
+    assert "held 25 of the 50 lines" in forward.log()
+    assert_delivered(clickhouse, data_dir)
+
+
+@pytest.mark.parametrize("fault", QUERY_FAULTS)
+def test_an_answer_that_is_none_settles_no_doubt(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, fault: str
+) -> None:
+    """Neither a page, nor half an answer, nor another query's, is what a table holds."""
+    clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
+    write_segments(data_dir, 2)
+    assert forward.run_once() == 0
+    (data_dir / "forward.cursor").unlink()
+    clickhouse.break_queries(fault, times=3)
+    forward.set(clickhouse_timeout_seconds=1)
+    with forward.start():
+        wait_for(lambda: clickhouse.faults_left() == 0)
+        wait_for(lambda: "delivering again" in forward.log())
+        wait_for(lambda: (data_dir / "forward.cursor").read_bytes().count(b"done") == 2)
+    assert_delivered(clickhouse, data_dir)
+
+
+@pytest.mark.parametrize("fault", LIES)
+def test_an_insert_that_is_lost_is_sent_again(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, fault: str
+) -> None:
+    """Whatever its answer says, the tables have the last word."""
+    forward.replica_seconds = 0.5
+    write_segments(data_dir, 2)
+    clickhouse.break_inserts(fault, times=2, after=1)
+    assert forward.run_once() == 0
+    assert_delivered(clickhouse, data_dir)
+    assert "sent the others again" in forward.log()
+
+
+def test_a_table_that_keeps_nothing_makes_no_loop(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """What is deleted, or past its TTL, is sent twice and then counted."""
+    columns = "node String, segment String, line UInt64, project_id String, timestamp String"
+    columns += ", level String, service String, message String, metadata String"
+    clickhouse.query("DROP TABLE logs")
+    clickhouse.query(f"CREATE TABLE logs ({columns}) ENGINE = Null")
+    forward.replica_seconds = 0.0
+    write_segments(data_dir, 2)
+    assert forward.run_once() == 0
+    assert clickhouse.count() == 0
+    assert 1 <= forward.log().count(" ERROR ") <= 2
+    status = status_where(data_dir, lambda s: True)
+    assert status
+    assert (status["incomplete_segments"], status["waiting_segments"]) == (2, 0)
+
+
+def test_doubled_rows_are_counted(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
+    """As after a restore of the table: they are named, and nothing is sent."""
+    write_segments(data_dir, 2)
+    assert forward.run_once() == 0
+    columns = "node, segment, line, project_id, timestamp, level, service, message, metadata"
+    clickhouse.query(f"INSERT INTO logs ({columns}) SELECT {columns} FROM logs LIMIT 7")
+    (data_dir / "forward.cursor").unlink()
+    assert forward.run_once() == 0
+    assert clickhouse.count() == 107
+    status = status_where(data_dir, lambda s: True)
+    assert status
+    assert (status["doubled_segments"], status["incomplete_segments"]) == (1, 0)
+
+
+def test_a_server_that_drips_from_the_first_byte(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """The time for connecting is bounded in all, too."""
+    write_segments(data_dir, 1)
+    is_over = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connections = []
+        while not is_over.wait(0.1):
+            with contextlib.suppress(BlockingIOError):
+                connections.append(server.accept()[0])
+            for connection in connections:
+                with contextlib.suppress(OSError):
+                    connection.send(b"H")
+        for connection in connections:
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        thread = threading.Thread(target=drip, args=[server])
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/astralog"
+        forward.set(clickhouse_url=url, clickhouse_timeout_seconds=1)
+        try:
+            assert forward.run_once() == 1
+        finally:
+            is_over.set()
+            thread.join()
+    assert "no complete answer within 1 s" in forward.log()
+
+
+def test_the_node_of_the_first_delivery_stays(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """A container that is made anew has another host name, and delivers nothing twice."""
+    write_segments(data_dir, 1)
+    assert forward.run_once() == 0
+    forward.set(node=None)
+    (data_dir / "forward.cursor").unlink()
+    write_segments(data_dir, 1, first=1)
+    assert forward.run_once() == 0
+    assert "as node node-1" in forward.log()
+    assert_delivered(clickhouse, data_dir)
+    forward.set(node="node-2")
+    assert forward.run_once() == 1
+    [line] = forward.log().splitlines()
+    assert "ASTRALOG_NODE is node-2, but ClickHouse has the logs of" in line
+    assert "unset ASTRALOG_NODE or set it to node-1" in line
+    assert_delivered(clickhouse, data_dir)
+
+
+def test_a_node_that_nobody_knows_stops_it(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse
+) -> None:
+    """With its file damaged and the cursor lost, nothing is sent under any name."""
+    write_segments(data_dir, 1)
+    assert forward.run_once() == 0
+    (data_dir / "forward.cursor").unlink()
+    (data_dir / "node").write_bytes(b"")
+    assert forward.run_once() == 1
+    [line] = forward.log().splitlines()
+    assert "node is damaged" in line
+    (data_dir / "node").unlink()
+    assert forward.run_once() == 0
+    assert_delivered(clickhouse, data_dir)
+
+
+def test_segments_that_come_later_but_are_old(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, tmp_path: Path
+) -> None:
+    """As after a move to another disk, with a table that has forgotten its tokens."""
+    clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
+    write_segments(data_dir, 20)
+    assert forward.run_once() == 0
+    new_dir = tmp_path / "new"
+    new_dir.mkdir()
+    forward.set(data_dir=new_dir)
+    with forward.start():
+        wait_for(lambda: status_where(new_dir, lambda s: s["pid"] > 0))
+        for path in data_dir.glob("*.ndjson"):
+            path.rename(new_dir / path.name)
+        wait_for(lambda: status_where(new_dir, lambda s: s["delivered_segments"] == 20))
+    assert_delivered(clickhouse, new_dir)
+
+
+@pytest.mark.parametrize("change", ["deleted", "restored"])
+def test_a_cursor_that_changes_meanwhile(
+    forward: Forward, data_dir: Path, clickhouse: ClickHouse, change: str
+) -> None:
+    """What is delivered stays so, for the retention too."""
+    clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
+    path = data_dir / "forward.cursor"
+    with forward.start():
+        wait_for(path.exists)
+        old = path.read_bytes()
+        write_segments(data_dir, 2)
+        wait_for(lambda: path.read_bytes().count(b"done") == 2)
+        path.unlink()
+        if change == "restored":
+            path.write_bytes(old)
+        write_segments(data_dir, 1, first=2)
+        wait_for(lambda: path.exists() and path.read_bytes().count(b"done") == 3)
+    assert forward.run_once() == 0
+    assert_delivered(clickhouse, data_dir)
 
 
 @pytest.mark.parametrize("damage", ["lost", "torn", "garbled", "copied", "other table", "empty"])

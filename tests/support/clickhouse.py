@@ -26,13 +26,20 @@ from tests.support.service import (
 DATABASE = "astralog"
 DDL = ROOT / "deploy" / "clickhouse" / "single.sql"
 
-#: What an insert can be made to do: stored, but the connection is cut, or answered 500, half, or
-#: not at all; not stored, and the connection is cut, or nothing is answered.
-COMMITTED_FAULTS = ("cut", "error", "half", "silent")
-OTHER_FAULTS = ("refuse", "mute", "full", "many parts", "read-only", "memory")
+#: What an insert can be made to do: stored, but the connection is cut, or answered 500, half, a
+#: byte now and then, or not at all; not stored, and the connection is cut, nothing is answered, an
+#: error, or a 200 that is none of ClickHouse's, of another query, or of other rows.
+COMMITTED_FAULTS = ("cut", "error", "half", "silent", "drip")
+STRANGE_FAULTS = ("page", "other query", "fewer rows", "no summary", "exception")
+OTHER_FAULTS = ("refuse", "mute", "full", "many parts", "read-only", "memory", *STRANGE_FAULTS)
 FAULTS = COMMITTED_FAULTS + OTHER_FAULTS
 
-#: Answered as if it were stored, which it is not: an engine that takes no time.
+#: The same for a question which lines a table holds.
+QUERY_FAULTS = ("cut", "silent", "drip", "half a body", "memory", "page", "other query")
+
+#: Answered as if it were stored, which it is not: an insert that the tables never show, and an
+#: engine that takes no time, and knows how many lines it was sent of each segment.
+LIES = ("lie", "more rows")
 DISCARD = "discard"
 
 Place = tuple[str, str, int]
@@ -134,12 +141,20 @@ class ClickHouse:
 
         What was to go wrong before is forgotten.
         """
-        assert fault in (*FAULTS, DISCARD)
-        fields = {"name": fault, "times": times, "after": after, "seconds": seconds}
+        assert fault in (*FAULTS, *LIES, DISCARD)
+        self._break("insert", fault, times, after, seconds)
+
+    def break_queries(self, fault: str, times: int = 1, after: int = 0) -> None:
+        """Make forward's queries after the next ones go wrong in one of QUERY_FAULTS."""
+        assert fault in QUERY_FAULTS
+        self._break("query", fault, times, after, 30.0)
+
+    def _break(self, kind: str, fault: str, times: int, after: int, seconds: float) -> None:
+        fields = {"of": kind, "name": fault, "times": times, "after": after, "seconds": seconds}
         self._post("/fault?" + urlencode(fields))
 
     def faults_left(self) -> int:
-        """Return how many inserts are still to go wrong, or to come before that."""
+        """Return how many statements are still to go wrong, or to come before that."""
         return int(self._post("/faults"))
 
     def rows(self, table: str = "logs", columns: str = "*") -> list[dict[str, Any]]:
@@ -237,23 +252,37 @@ class Forward:
         **settings: object,
     ) -> None:
         self._log_path = directory / log_name
+        self.data_dir = data_dir
         self._environ = {
             name: value for name, value in os.environ.items() if not name.startswith("ASTRALOG_")
         }
         self.set(clickhouse_url=url, data_dir=data_dir, node="node-1")
         self.set(**settings)
+        #: How long it waits for a replica, if not as long as it does for users.
+        self.replica_seconds: float | None = None
 
     def set(self, **settings: object) -> None:
-        """Change settings for the next start."""
+        """Change settings for the next start; None is the default."""
         for name, value in settings.items():
-            self._environ["ASTRALOG_" + name.upper()] = str(value)
+            self._environ.pop("ASTRALOG_" + name.upper(), None)
+            if value is not None:
+                self._environ["ASTRALOG_" + name.upper()] = str(value)
+
+    def _command(self) -> list[str]:
+        if self.replica_seconds is None:
+            return [str(Path(sys.executable).parent / "astralog")]
+        code = (
+            "import astralog.cli, astralog.forward.verifier as verifier; "
+            f"verifier.REPLICA_SECONDS = {self.replica_seconds}; astralog.cli.main()"
+        )
+        return [sys.executable, "-c", code]
 
     def start(self, *arguments: str, stderr: int | None = None) -> Self:
         """Start it and return at once; its stderr goes to its log where no other file is given."""
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "astralog", "forward", *arguments],
+                [*self._command(), "forward", *arguments],
                 cwd=ROOT,
                 env=self._environ,
                 stdout=log,

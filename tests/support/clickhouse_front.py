@@ -2,10 +2,15 @@
 
 `python -m tests.support.clickhouse_front PORT DIRECTORY [CERTIFICATE KEY]`: port 0 takes a free
 one, and the first line of stdout tells which. With a certificate it speaks TLS alone. One statement
-runs at a time. `POST /fault?name=NAME&times=N` makes the next N inserts go wrong;
-`tests.support.clickhouse` has the names.
+runs at a time. `POST /fault?name=NAME&times=N` makes the next N inserts go wrong, or with
+`&of=query` the next N queries of forward's; `tests.support.clickhouse` has the names.
+
+The headers are those of a server with `wait_end_of_query=1` (src/Server/HTTPHandler.cpp and
+WriteBufferFromHTTPServerResponse.cpp): the query's id and format when its pipeline is made, the
+summary last; its numbers are strings. Written rows are counted before a table drops them as known.
 """
 
+import json
 import re
 import socket
 import ssl
@@ -13,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
+import uuid
+from collections import Counter, deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +53,16 @@ ERRORS = {
 }
 
 
+#: Answers of status 200 to what was not run; by a "lie", nothing shows that.
+STRANGE = ("page", "other query", "fewer rows", "more rows", "no summary", "exception", "lie")
+
+#: What a proxy answers while it does not pass on what it is sent.
+PAGE = b"<html><h1>Scheduled maintenance</h1></html>"
+
+#: How often a byte of an answer that drips is sent.
+DRIP_SECONDS = 0.3
+
+
 class Engine:
     """The engine, and the faults that are to come."""
 
@@ -55,8 +71,13 @@ class Engine:
         self._scratch = directory.with_name("scratch")
         self._scratch.mkdir(exist_ok=True)
         self._lock = threading.Lock()
-        self.faults: deque[str] = deque()
+        self.faults: dict[str, deque[str]] = {"insert": deque(), "query": deque()}
         self.silent_seconds = 30.0
+        self._discarded: dict[str, Counter[str]] = {}  # rows of segments, by the inserts' tokens
+
+    def next_fault(self, kind: str) -> str:
+        """Return the fault that the next statement of a kind meets, if any."""
+        return self.faults[kind].popleft() if self.faults[kind] else ""
 
     def query(self, text: str, params: dict[str, str]) -> bytes:
         """Run a statement and return its answer; raises RuntimeError with the engine's words."""
@@ -72,16 +93,37 @@ class Engine:
         result: Any = self._session.query(text, "TabSeparated")
         return bytes(result.bytes() or b"")
 
-    def insert(self, text: str, body: Iterator[bytes], params: dict[str, str]) -> None:
-        """Insert the rows of a request's body; raises RuntimeError."""
+    def discard(self, token: str, rows: int) -> None:
+        """Take note of rows that are thrown away, as if a table had them."""
+        _, segment, _ = token.split("/", 2)
+        self._discarded[token] = Counter({segment: rows})
+
+    def forget_discarded(self) -> None:
+        """Begin anew with what is thrown away."""
+        self._discarded.clear()
+
+    def discarded(self, text: str) -> bytes | None:
+        """Return the answer to a question for whole segments that were thrown away."""
+        if not (self._discarded and "uniqExact" in text):
+            return None
+        rows: Counter[str] = sum(self._discarded.values(), Counter())
+        names = {name for name in re.findall(r"'([^']+)'", text) if rows[name]}
+        data = [[name, *[rows[name]] * 3] for name in names]
+        return json.dumps({"data": data, "rows": len(data)}).encode()
+
+    def insert(self, text: str, body: Iterator[bytes], params: dict[str, str]) -> int:
+        """Insert the rows of a request's body; return their number. Raises RuntimeError."""
         match = INSERT.fullmatch(text)
         if not match:
             raise RuntimeError(f"Code: 62. DB::Exception: not an insert: {text}. (SYNTAX_ERROR)")
         with tempfile.NamedTemporaryFile(dir=self._scratch) as file:
+            rows = 0
             for piece in body:
+                rows += piece.count(b"\n")
                 file.write(piece)
             file.flush()
             self.query(f"{match[1]} FROM INFILE '{file.name}' FORMAT {match[2]}", params)
+        return rows
 
 
 def _with_settings(text: str, settings: str) -> str:
@@ -100,6 +142,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     rbufsize = 1024 * 1024  # with less, the client would measure how slow this is
     engine: Engine
+    _query_id = ""
 
     def do_GET(self) -> None:
         """Answer a ping, or a query that stands in the address."""
@@ -112,18 +155,23 @@ class Handler(BaseHTTPRequestHandler):
         if parts.path == "/ping":
             return self._answer(200, b"Ok.\n")
         if parts.path == "/fault":
-            self.engine.faults = deque([""] * int(params["after"]))
-            self.engine.faults += [params["name"]] * int(params["times"])
+            faults = [""] * int(params["after"]) + [params["name"]] * int(params["times"])
+            self.engine.faults[params["of"]] = deque(faults)
+            self.engine.forget_discarded()
             self.engine.silent_seconds = float(params["seconds"])
             return self._answer(200, b"")
         if parts.path == "/faults":
-            return self._answer(200, b"%d" % len(self.engine.faults))
+            return self._answer(200, b"%d" % sum(map(len, self.engine.faults.values())))
+        self._query_id = params.get("query_id") or str(uuid.uuid4())
         return self._run(params)
 
     def _run(self, params: dict[str, str]) -> None:
         text = params.get("query", "")
         is_insert = text.startswith("INSERT")
-        fault = self.engine.faults.popleft() if is_insert and self.engine.faults else ""
+        is_question = self._query_id.startswith("astralog/")  # of forward, not of its client
+        kind = "insert" if is_insert else "query"
+        fault = self.engine.next_fault(kind) if is_insert or is_question else ""
+        written = 0
         try:
             if fault in ERRORS:
                 code, name = ERRORS[fault]
@@ -132,19 +180,43 @@ class Handler(BaseHTTPRequestHandler):
             if fault in ("refuse", "mute"):
                 return self._misbehave(fault)
             if fault == "discard":
-                self._discard_body()
-                return self._answer(200, b"")
+                rows = self._discard_body()
+                self.engine.discard(params["insert_deduplication_token"], rows)
+                return self._answer(200, b"", written=rows)
+            if fault in STRANGE:
+                return self._answer_strangely(fault)
             if is_insert:
-                self.engine.insert(text, self._body(), params)
+                written = self.engine.insert(text, self._body(), params)
                 answer = b""
             else:
                 text = "\n".join(filter(None, (text, b"".join(self._body()).decode())))
-                answer = self.engine.query(text, params)
+                answer = self.engine.discarded(text) or self.engine.query(text, params)
         except RuntimeError as error:
             return self._fail(str(error))
-        return self._misbehave(fault) if fault else self._answer(200, answer)
+        if fault:
+            return self._misbehave(fault, answer)
+        return self._answer(200, answer, written=written)
 
-    def _misbehave(self, fault: str) -> None:
+    def _answer_strangely(self, fault: str) -> None:
+        """Answer 200 to what was not run, in a way that shows it."""
+        rows = b"".join(self._body()).count(b"\n")
+        if fault == "page":
+            self._send(200, [("Content-Type", "text/html")], PAGE)
+        elif fault == "other query":
+            self._query_id = f"astralog/{uuid.uuid4()}"
+            self._answer(200, b'{"data": [], "rows": 0}', written=rows)
+        elif fault == "fewer rows":
+            self._answer(200, b"", written=rows - 1)
+        elif fault == "more rows":
+            self._answer(200, b"", written=rows + 1)
+        elif fault == "no summary":
+            self._send(200, [("X-ClickHouse-Query-Id", self._query_id)], b"")
+        elif fault == "exception":
+            self._answer(200, b"Code: 241. DB::Exception: memory", "241", written=rows)
+        elif fault == "lie":
+            self._answer(200, b"", written=rows)
+
+    def _misbehave(self, fault: str, answer: bytes = b"") -> None:
         """Do something else than to answer, with what was sent stored or not."""
         self.close_connection = True
         if fault in ("silent", "mute"):
@@ -153,6 +225,13 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(500, b"no more\n")
         elif fault == "half":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Len")
+        elif fault == "half a body":  # and nothing says how long it would have been
+            head = f"HTTP/1.0 200 OK\r\nX-ClickHouse-Query-Id: {self._query_id}\r\n\r\n"
+            self.wfile.write(head.encode() + answer[: len(answer) // 2])
+        elif fault == "drip":
+            for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 600:
+                self.wfile.write(bytes([byte]))
+                time.sleep(DRIP_SECONDS)
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _body(self) -> Iterator[bytes]:
@@ -164,14 +243,18 @@ class Handler(BaseHTTPRequestHandler):
         else:
             yield self._read(int(self.headers.get("Content-Length", 0)))
 
-    def _discard_body(self) -> None:
-        """Read a body in chunks as fast as this can; rows have no line end of this kind."""
+    def _discard_body(self) -> int:
+        """Read a body in chunks as fast as this can; return its rows, which have no CR LF."""
         tail = b""
+        rows = 0
         while not tail.endswith(b"\r\n0\r\n\r\n"):
             data = self.rfile.read1(self.rbufsize)
             if not data:
                 raise ConnectionError("the body is cut off")
+            is_split = tail.endswith(b"\r") and data.startswith(b"\n")
+            rows += data.count(b"\n") - data.count(b"\r\n") - is_split
             tail = (tail + data[-7:])[-7:]
+        return rows
 
     def _read(self, size: int) -> bytes:
         data = self.rfile.read(size)
@@ -183,12 +266,22 @@ class Handler(BaseHTTPRequestHandler):
         code = re.search(r"Code: (\d+)", text)
         self._answer(500, text.encode(), code[1] if code else "1000")
 
-    def _answer(self, status: int, body: bytes, code: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-ClickHouse-Summary", "{}")
+    def _answer(self, status: int, body: bytes, code: str = "", written: int = 0) -> None:
+        summary = {"read_rows": str(written), "written_rows": str(written), "result_rows": "0"}
+        headers = [
+            ("X-ClickHouse-Query-Id", self._query_id),
+            ("X-ClickHouse-Timezone", "UTC"),
+            ("X-ClickHouse-Summary", json.dumps(summary)),
+        ]
         if code:
-            self.send_header("X-ClickHouse-Exception-Code", code)
+            headers.append(("X-ClickHouse-Exception-Code", code))
+        self._send(status, headers, body)
+
+    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from astralog.forward.chunks import Chunk
-from astralog.forward.client import Unacceptable, Unavailable
+from astralog.forward.client import Held, Unacceptable, Unavailable
 from astralog.forward.rows import DeadLetter
 
 NODE = "n"
@@ -16,8 +16,10 @@ class FakeServer:
     """A server with the two tables.
 
     `faults` are what the next calls do: "before" fails without a trace, "after" fails although
-    what was sent is stored, "view" says that it cannot be stored although it is, and "" succeeds.
-    A row with `poison` in it is not held.
+    what was sent is stored, "view" says that it cannot be stored although it is, "lie" stores
+    nothing and says that it does, "fewer" stores nothing and says so, "miscount" stores all and
+    says nothing, and "" succeeds. A row with `poison` in it is not held. What is `hidden` is not
+    shown, as on a replica that lags.
     """
 
     name = "http://host/db/logs"
@@ -27,12 +29,13 @@ class FakeServer:
         self.dead_letters: dict[tuple[str, int], str] = {}
         self.faults: list[str] = []
         self.poison = b"poison"
+        self.hidden: set[tuple[str, int]] = set()
         self.remembers_tokens = True
         self.calls: list[str] = []
         self.is_connected = False
-        self._tokens: set[tuple[str, str, int, int]] = set()
+        self._tokens: set[tuple[object, ...]] = set()
 
-    def insert(self, chunk: Chunk, rows: Iterable[bytes]) -> None:
+    def insert(self, chunk: Chunk, rows: Iterable[bytes], again: bool) -> int:
         """Insert rows, as `client.Tables` does."""
         content = b"".join(rows)
         assert content, "an insert without rows"
@@ -40,17 +43,29 @@ class FakeServer:
             self.calls.append("rejected")
             raise Unacceptable("it is poison")
         lines = [json.loads(row)["line"] for row in content.split(b"\n")[:-1]]
-        self._store("insert", chunk, lambda: self.logs.update((chunk.segment, n) for n in lines))
+        call = "insert again" if again else "insert"
+        return self._store(
+            call,
+            chunk,
+            lambda: self.logs.update((chunk.segment, n) for n in lines),
+            len(lines),
+        )
 
-    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter]) -> None:
+    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter], again: bool) -> int:
         """Insert lines that do not fit, as `client.Tables` does."""
         assert lines, "an insert without rows"
         rows = {(chunk.segment, line.line): line.error for line in lines}
-        assert not rows.keys() & self.dead_letters.keys(), "a dead letter twice"
-        self._store("insert_dead_letters", chunk, lambda: self.dead_letters.update(rows))
+        call = "insert_dead_letters" + " again" * again
+        return self._store(call, chunk, lambda: self._bury(rows), len(lines))
 
-    def _store(self, call: str, chunk: Chunk, store: Callable[[], None]) -> None:
+    def _bury(self, rows: dict[tuple[str, int], str]) -> None:
+        assert not rows.keys() & self.dead_letters.keys(), "a dead letter twice"
+        self.dead_letters.update(rows)
+
+    def _store(self, call: str, chunk: Chunk, store: Callable[[], None], rows: int) -> int:
         fault = self._called(call)
+        if fault in ("lie", "fewer"):
+            return rows if fault == "lie" else rows - 1
         token = (call, chunk.segment, chunk.offset, chunk.size)
         if not (self.remembers_tokens and token in self._tokens):
             store()
@@ -59,13 +74,28 @@ class FakeServer:
             raise Unacceptable("a view of it cannot hold it")
         if fault == "after":
             raise Unavailable(ConnectionResetError("cut"), None)
+        return 0 if fault == "miscount" else rows
 
     def held(self, chunk: Chunk) -> set[int]:
         """Return the lines that are there, as `client.Tables` does."""
         self._called("held")
         lines = range(chunk.first_line, chunk.first_line + chunk.lines)
-        held = {n for segment, n in [*self.logs, *self.dead_letters] if segment == chunk.segment}
-        return held & set(lines)
+        return self._shown(chunk.segment).keys() & set(lines)
+
+    def count(self, segments: Collection[str]) -> dict[str, Held]:
+        """Return what is there of segments, as `client.Tables` does."""
+        assert segments, "a question about nothing"
+        self._called("count")
+        shown = {name: self._shown(name) for name in segments}
+        return {
+            name: Held(lines.total(), len(lines), max(lines))
+            for name, lines in shown.items()
+            if lines
+        }
+
+    def _shown(self, segment: str) -> Counter[int]:
+        shown = {place: count for place, count in self.lines().items() if place not in self.hidden}
+        return Counter({line: count for (name, line), count in shown.items() if name == segment})
 
     def disconnect(self) -> None:
         """Note that there is nothing to do."""

@@ -1,7 +1,7 @@
 """What waits is known oldest first, and what is gone is not waited for."""
 
-import errno
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_the_oldest_comes_first(tmp_path: Path, backlog: Backlog, cursor: Cursor
     backlog.look()
     for name in names:
         assert backlog.oldest() == name
-        cursor.finish(name, then=None)
+        cursor.finish([name])
         backlog.remove(name)
     assert (backlog.oldest(), backlog.waiting_segments, backlog.oldest_at) == (None, 0, 0.0)
     backlog.look()
@@ -71,7 +71,7 @@ def test_what_is_gone_is_named(
 ) -> None:
     """A segment that was not delivered is an error; one that was is none."""
     delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
-    cursor.finish(delivered, then=waiting)
+    cursor.finish([delivered])
     backlog.look()
     for path in tmp_path.glob("*.ndjson"):
         path.unlink()
@@ -102,7 +102,8 @@ def test_a_listing_may_miss_what_is_compressed_meanwhile(
 ) -> None:
     """A segment is gone only when neither of its files is there."""
     delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
-    cursor.finish(delivered, then=waiting)
+    cursor.finish([delivered])
+    cursor.begin(waiting)
     backlog.look()
     monkeypatch.setattr(sealed, "list_segments", lambda path: sealed.Segments(set(), set(), set()))
     backlog.look()
@@ -120,10 +121,90 @@ def test_what_cannot_be_read_does_not_hold_up_the_rest(
     backlog.look()
     assert (backlog.oldest(), backlog.waiting_segments) == (good, 2)
     assert backlog.oldest_at == sealed.start_of(bad)
+    backlog.postpone(bad, OSError("it is not in the queue any more"))
     monkeypatch.setattr(backlogs, "UNREADABLE_SECONDS", 0.0)
     backlog.postpone(good, OSError("I/O error"))
     backlog.look()
     assert backlog.oldest() == good
+
+
+def test_what_is_sent_waits_but_is_not_sent_again(
+    tmp_path: Path, backlog: Backlog, cursor: Cursor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it is removed; that its file is gone by then changes nothing."""
+    sent, other = write(tmp_path, 1), write(tmp_path, 2)
+    backlog.look()
+    cursor.begin(sent)
+    backlog.set_aside(sent)
+    for _ in range(2):
+        assert (backlog.oldest(), backlog.waiting_segments, sent in backlog) == (other, 2, True)
+        assert backlog.oldest_at == sealed.start_of(sent)
+        (tmp_path / f"{sent}.ndjson").unlink(missing_ok=True)
+        backlog.look()
+    assert cursor.known() == {sent}
+    backlog.postpone(sent, OSError("it cannot be read to send it again"))
+    backlog.remove(other)
+    assert backlog.oldest() is None
+    backlog.remove(sent)
+    assert (backlog.waiting_segments, sent in backlog) == (0, False)
+    assert caplog.messages == [
+        f"cannot read {sent}: it cannot be read to send it again; it is tried again every minute"
+    ]
+
+
+def test_the_oldest_within_a_size(tmp_path: Path, backlog: Backlog) -> None:
+    """As many as fit, none that is sent or cannot be read."""
+    names = [write(tmp_path, number) for number in range(5)]
+    size = (tmp_path / f"{names[0]}.ndjson").stat().st_size
+    backlog.look()
+    backlog.set_aside(names[0])
+    backlog.postpone(names[1], OSError("I/O error"))
+    assert names[2:4] == list(backlog.oldest_within(2 * size))
+    assert list(backlog.oldest_within(size - 1)) == []
+
+
+def test_what_cannot_be_removed_is_skipped(
+    tmp_path: Path,
+    backlog: Backlog,
+    cursor: Cursor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line tells of it, and one that it is over."""
+    names = [write(tmp_path, number) for number in (1, 2)]
+    for name in names:
+        os.utime(tmp_path / (name + ".ndjson"), (0, 0))
+    cursor.finish(names)
+    remove = files.remove_sealed
+
+    def fail(directory: Path, name: str) -> bool:
+        if name == names[0]:
+            raise PermissionError(1, "Operation not permitted")
+        return remove(directory, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "remove_sealed", fail)
+        for _ in range(3):
+            backlog.remove_delivered(3600)
+    assert {names[0]} == sealed.list_segments(tmp_path).sealed == cursor.delivered
+    backlog.remove_delivered(3600)
+    assert sealed.list_segments(tmp_path).sealed == set()
+    assert caplog.messages == [
+        f"cannot remove {names[0]}: Operation not permitted",
+        "delivered segments are removed again",
+    ]
+
+
+def test_a_clock_that_jumps_removes_nothing(
+    tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two days forward for some seconds are no age."""
+    name = write(tmp_path, 1)
+    cursor.finish([name])
+    jumped = time.time() + 2 * 86400
+    monkeypatch.setattr(time, "time", lambda: jumped)
+    backlog.remove_delivered(3600)
+    assert {name} == sealed.list_segments(tmp_path).sealed
 
 
 def test_old_delivered_segments_are_removed(
@@ -134,7 +215,7 @@ def test_old_delivered_segments_are_removed(
     for name in (old, waiting):
         os.utime(tmp_path / (name + ".ndjson"), (0, 0))
     for name in (old, young):
-        cursor.finish(name, then=None)
+        cursor.finish([name])
     backlog.remove_delivered(3600)
     assert {waiting, young} == sealed.list_segments(tmp_path).sealed
     assert cursor.delivered == {young}
@@ -151,44 +232,9 @@ def test_delivered_segments_are_removed_by_their_last_change(
     (tmp_path / f"{ahead}.ndjson").touch()
     for name in (old, late, ahead):
         os.utime(tmp_path / f"{name}.ndjson", (0, 0))
-    for name in (old, young, late, ahead):
-        cursor.finish(name, then=None)
+    cursor.finish([old, young, late, ahead])
     now = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
     monkeypatch.setattr(backlog, "_clock", TrustedClock(lambda: now, lambda: 0.0))
     os.utime(tmp_path / f"{young}.ndjson", (now, now))
     backlog.remove_delivered(3600)
     assert {young} == sealed.list_segments(tmp_path).sealed
-
-
-def test_delivered_segment_that_cannot_be_removed_is_skipped(
-    tmp_path: Path,
-    backlog: Backlog,
-    cursor: Cursor,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """The others go, and one line is logged for it, and one when it is gone too."""
-    first, second = write(tmp_path, 1), write(tmp_path, 2)
-    for name in (first, second):
-        os.utime(tmp_path / f"{name}.ndjson", (0, 0))
-        cursor.finish(name, then=None)
-    now = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
-    monkeypatch.setattr(backlog, "_clock", TrustedClock(lambda: now, lambda: 0.0))
-    remove, broken = files.remove_sealed, {first}
-
-    def fail(directory: Path, name: str) -> int:
-        if name in broken:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-        return remove(directory, name)
-
-    monkeypatch.setattr(files, "remove_sealed", fail)
-    for _ in range(3):
-        backlog.remove_delivered(3600)
-    assert {first} == sealed.list_segments(tmp_path).sealed
-    broken.clear()
-    backlog.remove_delivered(3600)
-    assert set() == sealed.list_segments(tmp_path).sealed
-    assert [r.message for r in caplog.records if r.levelname != "INFO"] == [
-        f"cannot remove {first}: Operation not permitted; it is kept",
-        "delivered segments can be removed again",
-    ]

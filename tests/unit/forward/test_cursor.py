@@ -1,7 +1,9 @@
 """The cursor forgets nothing that it was told, and knows when it may have."""
 
+import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from astralog.forward import cursor as cursors
 from astralog.forward.cursor import START, Cursor, Position
 from astralog.store import deliveries
+from astralog.store.sealed import start_of
 from tests.conftest import Fault
 
 NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(5)]
@@ -23,6 +26,12 @@ def open_cursor(directory: Path, node: str = "n", sealed: list[str] = NAMES) -> 
     return cursor
 
 
+def deliver(cursor: Cursor, name: str, then: str) -> None:
+    """Note that a segment is delivered, and that another is begun."""
+    cursor.advance(name, Position(50, 2), then)
+    cursor.finish([name])
+
+
 def facts(directory: Path) -> list[str | None]:
     """Return the facts in the file, without its head."""
     return list(deliveries.read_facts(directory))[1:]
@@ -31,7 +40,7 @@ def facts(directory: Path) -> list[str | None]:
 def test_facts_outlive_the_process(tmp_path: Path) -> None:
     """What was noted is known to the next one, and what was under way is in doubt."""
     cursor = open_cursor(tmp_path)
-    cursor.finish(A, then=B)
+    deliver(cursor, A, then=B)
     cursor.advance(B, Position(100, 3))
     cursor.close()
     cursor = open_cursor(tmp_path)
@@ -42,22 +51,41 @@ def test_facts_outlive_the_process(tmp_path: Path) -> None:
     assert [A] == [name for name in NAMES if name in delivered]
 
 
-def test_without_a_cursor_everything_is_in_doubt(tmp_path: Path) -> None:
-    """Nobody knows whether there was one: the table is asked about all that is there."""
-    assert open_cursor(tmp_path).in_doubt == set(NAMES)
-
-
-def test_doubt_stays_until_a_segment_is_done(tmp_path: Path) -> None:
-    """What is in doubt at one start is so at the next, and what comes later never."""
+def test_what_was_begun_before_is_in_doubt(tmp_path: Path) -> None:
+    """An insert of an earlier process may be under way still."""
     cursor = open_cursor(tmp_path, sealed=[A, B])
-    cursor.finish(A, then=None)
+    deliver(cursor, A, then=B)
+    assert cursor.in_doubt == set()
     cursor.close()
     cursor = open_cursor(tmp_path)
     assert cursor.in_doubt == {B}
-    cursor.finish(B, then=C)
+    deliver(cursor, B, then=C)
     assert cursor.in_doubt == set()
     cursor.close()
     assert open_cursor(tmp_path).in_doubt == {C}
+
+
+def test_what_has_no_fact_may_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was started before this process, or before one that is gone, or in the future."""
+    starts = [start_of(name) for name in NAMES]
+    monkeypatch.setattr(time, "time", lambda: starts[1])
+    cursor = open_cursor(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: starts[3])
+    assert [True, True, False, False, True] == list(map(cursor.may_be_held, NAMES))
+    cursor.forget([NAMES[2]])
+    assert [True, True, True, False, True] == list(map(cursor.may_be_held, NAMES))
+    cursor.forget([NAMES[0]])
+    assert [True, True, True, False, True] == list(map(cursor.may_be_held, NAMES))
+
+
+def test_failed_attempt_leaves_doubt(tmp_path: Path) -> None:
+    """Until the segment is delivered, or gone."""
+    cursor = open_cursor(tmp_path)
+    for name in (A, B, C):
+        cursor.doubt(name)
+    cursor.finish([A])
+    cursor.forget([B])
+    assert cursor.in_doubt == {C}
 
 
 def test_what_is_sent_is_noted_before(tmp_path: Path) -> None:
@@ -83,23 +111,27 @@ def test_what_is_sent_is_noted_before(tmp_path: Path) -> None:
         lambda content: content + b"done 1 00000000\n",
     ],
 )
-def test_a_damaged_cursor_leaves_doubt(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Facts that are whole still hold; all else is in doubt."""
+def test_a_damaged_cursor_leaves_doubt(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Facts that are whole still hold, and no other."""
     cursor = open_cursor(tmp_path)
-    cursor.finish(A, then=None)
+    cursor.finish([A])
     cursor.close()
     path = tmp_path / deliveries.CURSOR_NAME
     path.write_bytes(damage(path.read_bytes()))
     cursor = open_cursor(tmp_path)
-    assert cursor.in_doubt | cursor.delivered == set(NAMES)
-    assert cursor.in_doubt >= set(NAMES) - {A}
+    assert cursor.delivered <= {A}
+    assert cursor.known() == cursor.delivered
+    assert all(map(cursor.may_be_held, NAMES))
+    assert sum("cursor is" in message for message in caplog.messages) <= 1
 
 
 @pytest.mark.parametrize("stranger", ["node", "table", "directory", "copy"])
 def test_a_foreign_cursor_holds_for_nothing(tmp_path: Path, stranger: str) -> None:
     """Facts about another node, table or directory are none about this one."""
     cursor = open_cursor(tmp_path)
-    cursor.finish(A, then=None)
+    cursor.finish([A])
     cursor.close()
     directory, node, table = tmp_path, "n", "http://host/db/logs"
     path = tmp_path / deliveries.CURSOR_NAME
@@ -117,14 +149,14 @@ def test_a_foreign_cursor_holds_for_nothing(tmp_path: Path, stranger: str) -> No
         path.write_bytes(content)
     cursor = Cursor(directory, node, table)
     cursor.open(NAMES)
-    assert (cursor.delivered, cursor.in_doubt) == (set(), set(NAMES))
+    assert cursor.known() == set()
 
 
 def test_segments_that_are_gone_are_forgotten(tmp_path: Path) -> None:
     """The file holds what is there, each fact once, and stays short."""
     cursor = open_cursor(tmp_path)
-    cursor.finish(A, then=B)
-    cursor.finish(B, then=C)
+    deliver(cursor, A, then=B)
+    deliver(cursor, B, then=C)
     for lines in range(100):
         cursor.advance(C, Position(lines * 10, lines))
     cursor.close()
@@ -144,18 +176,122 @@ def test_a_long_file_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cursor.position(C) == Position(990, 99)
 
 
+def test_repetition_is_kept(tmp_path: Path) -> None:
+    """Lines that were sent a second time are not sent a third time after a restart."""
+    cursor = open_cursor(tmp_path)
+    cursor.advance(A, Position(50, 2))
+    cursor.repeat(A)
+    cursor.repeat(B)
+    for _ in range(2):
+        cursor.close()
+        cursor = open_cursor(tmp_path)
+        assert cursor.repeated == {A, B}
+        assert cursor.position(A) == Position(50, 2)
+    cursor.finish([A])
+    cursor.forget([B])
+    cursor.close()
+    assert open_cursor(tmp_path, sealed=[A]).repeated == set()
+
+
+@pytest.mark.parametrize("change", ["removed", "restored", "in place"])
+def test_a_file_that_is_replaced_meanwhile_is_written_anew(tmp_path: Path, change: str) -> None:
+    """Facts that follow go into the file that is there, with all that are known."""
+    cursor = open_cursor(tmp_path)
+    path = tmp_path / deliveries.CURSOR_NAME
+    before = path.read_bytes()
+    cursor.finish([A])
+    if change == "in place":
+        path.write_bytes(before)
+    else:
+        path.rename(tmp_path / "kept")
+        if change == "restored":
+            path.write_bytes(before)
+    cursor.finish([B])
+    cursor.close()
+    delivered = open_cursor(tmp_path).delivered
+    assert delivered == {A, B} if change != "in place" else {B} <= delivered
+
+
+def test_another_directory_gets_no_cursor(tmp_path: Path) -> None:
+    """Its segments are others; what is noted is noted where it is true."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    cursor = open_cursor(directory)
+    directory.rename(tmp_path / "away")
+    directory.mkdir()
+    with pytest.raises(OSError, match="another directory"):
+        cursor.finish([A])
+    assert list(directory.iterdir()) == []
+    assert cursor.delivered == set()
+
+
+def test_a_full_disk_at_the_start(tmp_path: Path, break_os: Callable[..., Fault]) -> None:
+    """The file is written with the first fact, and no draft takes room until then."""
+    break_os("write", errno.ENOSPC, times=1)
+    cursor = open_cursor(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    cursor.finish([A])
+    cursor.close()
+    assert open_cursor(tmp_path).delivered == {A}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("function", ["write", "fdatasync", "open", "fsync"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_facts_survive_any_failures(
+    tmp_path: Path, break_os: Callable[..., Fault], function: str, number: int, times: int
+) -> None:
+    """Whatever fails how often in a row, at last the file has each fact that was noted."""
+    cursor = open_cursor(tmp_path)
+    cursor.advance(A, Position(10, 1), then=B)
+    break_os(function, number, times=times)
+    (tmp_path / deliveries.CURSOR_NAME).unlink()  # so that each of these is called
+    noted = 0
+    facts: list[Callable[[], None]] = [
+        lambda: cursor.finish([A]),
+        lambda: cursor.advance(B, Position(20, 2)),
+        lambda: cursor.repeat(B),
+    ]
+    for fact in facts:
+        for _ in range(times + 1):
+            with contextlib.suppress(OSError):
+                fact()
+                noted += 1
+                break
+    assert noted == 3
+    cursor.close()
+    cursor = open_cursor(tmp_path)
+    assert (cursor.delivered, cursor.repeated) == ({A}, {B})
+    assert cursor.position(B) == Position(20, 2)
+
+
+def test_a_rename_that_fails_after_all_loses_nothing(
+    tmp_path: Path, break_os: Callable[..., Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file is there, but not its name for sure: the next fact goes into another one."""
+    monkeypatch.setattr(cursors, "SPARE_LINES", 0)
+    cursor = open_cursor(tmp_path)
+    cursor.finish([A, B])
+    break_os("fsync", errno.EIO, times=1)
+    with pytest.raises(OSError, match="Input/output"):
+        cursor.forget([A])
+    cursor.finish([C])
+    cursor.close()
+    assert open_cursor(tmp_path).delivered == {B, C}
+
+
 @pytest.mark.parametrize("function", ["write", "fdatasync"])
 def test_after_an_error_the_file_is_written_anew(
     tmp_path: Path, break_os: Callable[..., Fault], function: str
 ) -> None:
     """A fact that could not be written is not believed; what is known then is written whole."""
     cursor = open_cursor(tmp_path)
-    cursor.finish(A, then=None)
+    cursor.finish([A])
     break_os(function, errno.ENOSPC, times=1)
     with pytest.raises(OSError, match="No space"):
-        cursor.finish(B, then=None)
+        cursor.finish([B])
     assert cursor.delivered == {A}
-    cursor.finish(C, then=None)
+    cursor.finish([C])
     cursor.close()
     assert open_cursor(tmp_path).delivered == {A, C}
 
@@ -167,15 +303,15 @@ def test_facts_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append("directory"))
     cursor = open_cursor(tmp_path)
     assert calls == ["fact", "directory"]
-    cursor.finish(A, then=B)
+    deliver(cursor, A, then=B)
     cursor.advance(B, Position(1, 1))
-    assert calls == ["fact", "directory", "fact", "fact"]
+    assert calls == ["fact", "directory", "fact", "fact", "fact"]
 
 
 def test_names_of_any_kind_are_one_word(tmp_path: Path) -> None:
     """A node's name cannot be taken for something else in the file."""
     cursor = open_cursor(tmp_path, node="näme with\nspace")
-    cursor.finish(A, then=None)
+    cursor.finish([A])
     cursor.close()
     assert open_cursor(tmp_path, node="näme with\nspace").delivered == {A}
     [head] = [fact for fact in deliveries.read_facts(tmp_path) if fact and "cursor" in fact]

@@ -7,7 +7,7 @@ import pytest
 
 from astralog.forward import delivery as deliveries
 from astralog.forward.client import Unavailable
-from astralog.forward.delivery import Delivered, Delivery
+from astralog.forward.delivery import Delivered, Delivery, Miscounted
 from tests.support.clickhouse import make_line
 from tests.unit.forward.fakes import NODE, FakeServer, make_chunk
 
@@ -18,12 +18,11 @@ POISON = make_line(3, message="poison")
 
 def deliver(server: FakeServer, *lines: bytes, in_doubt: bool = False) -> Delivered:
     """Deliver a chunk of these lines, as often as it takes."""
-    delivery = Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt)
     while True:
         try:
-            return delivery.deliver()
+            return Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt).deliver()
         except Unavailable:
-            continue
+            in_doubt = True
 
 
 def lines_once(count: int) -> Counter[tuple[str, int]]:
@@ -76,6 +75,34 @@ def test_after_a_failure_the_table_is_asked(fault: str) -> None:
     assert server.lines() == lines_once(3)
 
 
+@pytest.mark.parametrize("fault", ["fewer", "miscount"])
+def test_insert_of_fewer_rows_is_a_failure(fault: str) -> None:
+    """Be they stored or not: the table is asked, and what it lacks is sent again."""
+    server = FakeServer()
+    server.remembers_tokens = False
+    server.faults = [fault]
+    with pytest.raises(Miscounted, match=r"^2 rows were sent, and [01] written$"):
+        Delivery(server, NODE, make_chunk(NAME, GOOD, OLD, GOOD), in_doubt=False).deliver()
+    assert deliver(server, GOOD, OLD, GOOD, in_doubt=True).lines == 3
+    assert server.lines() == lines_once(3)
+    server.faults = ["", "fewer"]  # of the dead letter that is new
+    with pytest.raises(Miscounted):
+        Delivery(server, NODE, make_chunk(NAME, GOOD, OLD, GOOD, OLD), in_doubt=True).deliver()
+
+
+def test_missing_lines_have_another_token() -> None:
+    """The table may remember the first one, and drop them."""
+    server = FakeServer()
+    deliver(server, GOOD, OLD, GOOD)
+    server.logs.clear()
+    server.dead_letters.clear()
+    deliver(server, GOOD, OLD, GOOD, in_doubt=True)
+    assert server.lines() == lines_once(0)
+    chunk = make_chunk(NAME, GOOD, OLD, GOOD)
+    Delivery(server, NODE, chunk, in_doubt=True, again=True).deliver()
+    assert server.lines() == lines_once(3)
+
+
 def test_a_failure_while_asking_is_one_too() -> None:
     """Nothing is sent as long as the table does not answer."""
     server = FakeServer()
@@ -123,10 +150,9 @@ def test_any_failures_at_all(seed: int, remembers_tokens: bool) -> None:
     lines = source.choices([GOOD, OLD, POISON, b"no log"], [20, 2, 1, 1], k=30)
     for _ in range(3):  # forward is killed and started again
         server.faults = source.choices(["", "before", "after"], k=source.randrange(12))
-        delivery = Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt=True)
         for _ in range(source.randrange(3)):
             try:
-                delivery.deliver()
+                Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt=True).deliver()
             except Unavailable:
                 continue
             break

@@ -6,12 +6,18 @@ import io
 import os
 import random
 import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from astralog.forward import forwarder as forwarders
+from astralog.forward import node as nodes
+from astralog.forward import verifier as verifiers
+from astralog.forward.chunks import SegmentReader
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.settings import Settings
 from astralog.store import deliveries, sealed
@@ -60,8 +66,8 @@ def test_the_next_start_goes_on(settings: Settings, server: FakeServer) -> None:
     """What is delivered is not sent again, and what was begun is asked for."""
     write(settings.data_dir, 1)
     forwarder = start(settings, server)
-    forwarder._look()
-    assert forwarder.deliver_chunk()
+    while not server.logs:
+        forwarder.tick()
     forwarder.close()
     before = server.lines()
     assert 0 < len(before) < 10
@@ -84,7 +90,8 @@ def test_an_idle_forwarder_waits_and_looks(settings: Settings, server: FakeServe
     while len(server.logs) < 10:
         forwarder.tick()
     assert server.is_connected
-    assert forwarder.tick() > 0
+    while forwarder.tick() == 0:
+        pass
     assert not server.is_connected
     forwarder.close()
 
@@ -102,7 +109,7 @@ def test_once_gives_up(
     assert not forwarder.run_once()
     forwarder.close()
     assert len(pauses) == forwarders.ONCE_ATTEMPTS
-    assert len(server.calls) == forwarders.ONCE_ATTEMPTS
+    assert server.calls == ["count"] * forwarders.ONCE_ATTEMPTS
     status = deliveries.read_status(settings.data_dir)
     assert status
     assert status.failing_since > 0
@@ -207,12 +214,292 @@ def test_delivered_segments_are_removed(settings: Settings, server: FakeServer) 
     forwarder = start(settings, server)
     forwarder._look()
     assert path.exists()
-    while forwarder.deliver_chunk():
+    while forwarder.tick() == 0:
         pass
     forwarder._remove_at = 0.0
     forwarder._look()
     forwarder.close()
     assert not path.exists()
+
+
+class FailOnce:
+    """Lets one call of a function fail, of those that follow."""
+
+    def __init__(self, function: Callable[..., Any], skip: float) -> None:
+        self._function = function
+        self._skip = skip
+        self.calls = 0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == self._skip + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._function(*args, **options)
+
+
+def run_until_delivered(forwarder: Forwarder) -> None:
+    """Run a forwarder without its pauses until nothing waits."""
+    for _ in range(200):
+        forwarder._look_at = forwarder._attempt_at = 0.0
+        forwarder.tick()
+        if not forwarder._backlog.waiting_segments:
+            break
+    assert not forwarder._backlog.waiting_segments
+    forwarder.close()
+
+
+@pytest.mark.parametrize("function", ["write", "fdatasync", "fsync", "open", "rename"])
+def test_any_call_may_fail(
+    settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """Each call on forward's own files in turn: no line is left out, and none is sent twice."""
+    server.remembers_tokens = False
+    calls, skip = 1.0, 0
+    while skip < calls:
+        for path in settings.data_dir.iterdir():
+            path.unlink()
+        server.logs.clear()
+        for number in range(3):
+            write(settings.data_dir, number)
+        with monkeypatch.context() as patch:
+            fail = FailOnce(getattr(os, function), skip)
+            patch.setattr(os, function, fail)
+            run_until_delivered(start(settings, server))
+        assert server.lines() == stored(settings.data_dir), f"call {skip} failed"
+        done = [fact for fact in deliveries.read_facts(settings.data_dir) if "done" in str(fact)]
+        assert len(done) == 3
+        calls, skip = fail.calls, skip + 1
+    assert skip > 3
+
+
+def test_cursor_says_under_way_before_a_chunk_is_read(
+    settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what an earlier process had under way is known from what it never sent."""
+    paths = [write(settings.data_dir, number) for number in range(3)]
+    opened: list[str] = []
+
+    def open_reader(directory: Path, name: str, offset: int, size: int) -> SegmentReader:
+        assert any(str(fact).startswith(f"at {name} ") for fact in deliveries.read_facts(directory))
+        opened.append(name)
+        return SegmentReader(directory, name, offset, size)
+
+    monkeypatch.setattr(forwarders, "SegmentReader", open_reader)
+    run_until_delivered(start(settings, server))
+    assert opened == [path.stem for path in paths]
+
+
+@pytest.fixture
+def no_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait for a replica."""
+    monkeypatch.setattr(verifiers, "REPLICA_SECONDS", 0.0)
+
+
+def status_of(settings: Settings) -> deliveries.ForwardStatus:
+    """Return what forward last said of itself."""
+    status = deliveries.read_status(settings.data_dir)
+    assert status
+    return status
+
+
+@pytest.mark.usefixtures("no_replicas")
+def test_insert_that_is_lost_is_found_missing(
+    settings: Settings, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer with all that makes it ClickHouse's, and no row in the table."""
+    for number in range(3):
+        write(settings.data_dir, number)
+    server.faults = ["", "", "lie"]  # a question, and the second chunk of many
+    run_until_delivered(start(settings, server))
+    assert server.lines() == stored(settings.data_dir)
+    assert server.calls.count("insert again") == 1
+    assert sum("sent the others again" in message for message in caplog.messages) == 1
+    status = status_of(settings)
+    assert (status.incomplete_segments, status.doubled_segments) == (0, 0)
+
+
+@pytest.mark.usefixtures("no_replicas")
+@pytest.mark.parametrize("is_restarted", [True, False])
+def test_deleted_lines_are_sent_again_once(
+    settings: Settings, server: FakeServer, is_restarted: bool
+) -> None:
+    """A table that drops what is old makes no loop, and holds up no other segment."""
+    old, young = write(settings.data_dir, 1), write(settings.data_dir, 2)
+    server.hidden = {(old.stem, line) for line in range(1, 11)}
+    forwarder = start(settings, server)
+    for number in range(200):
+        if is_restarted and number % 10 == 9:
+            forwarder.close()
+            forwarder = start(settings, server)
+        forwarder._look_at = forwarder._attempt_at = 0.0
+        forwarder.tick()
+        if not forwarder._backlog.waiting_segments:
+            break
+    forwarder.close()
+    assert server.lines()[young.stem, 1] == 1
+    assert server.calls.count("insert again") == stored_chunks(server, old.stem)
+    assert forwarder._cursor.delivered == {old.stem, young.stem}
+    if not is_restarted:
+        assert status_of(settings).incomplete_segments == 1
+
+
+def stored_chunks(server: FakeServer, name: str) -> int:
+    """Return how many chunks of a segment were sent at all."""
+    return len({token for token in server._tokens if token[:2] == ("insert", name)})
+
+
+def test_segment_that_waits_for_replicas_holds_up_no_other(
+    settings: Settings, server: FakeServer
+) -> None:
+    """It is asked about again later, and is not sent again meanwhile."""
+    lagging, other = write(settings.data_dir, 1), write(settings.data_dir, 2)
+    server.hidden = {(lagging.stem, 3)}
+    forwarder = start(settings, server)
+    while forwarder._backlog.waiting_segments != 1 or other.stem in forwarder._backlog:
+        forwarder.tick()
+    assert other.stem in forwarder._cursor.delivered
+    assert forwarder._backlog.oldest_at > 0
+    server.hidden.clear()
+    for sent in forwarder._verifier._sent.values():
+        sent.ask_at = 0.0
+    forwarder._verifier._ask_at = 0.0
+    run_until_delivered(forwarder)
+    assert "insert again" not in server.calls
+    assert server.lines() == stored(settings.data_dir)
+
+
+def test_doubled_lines_are_counted(settings: Settings, server: FakeServer) -> None:
+    """They make no loop either."""
+    path = write(settings.data_dir, 1)
+    server.logs[path.stem, 1] = 2
+    run_until_delivered(start(settings, server))
+    assert status_of(settings).doubled_segments == 1
+    assert server.lines() == stored(settings.data_dir) + Counter([(path.stem, 1)])
+
+
+@pytest.mark.usefixtures("no_replicas")
+def test_segment_that_is_gone_cannot_be_sent_again(
+    settings: Settings, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the tables lack of it is counted."""
+    path = write(settings.data_dir, 1)
+    forwarder = start(settings, server)
+    server.faults = ["", "lie"]
+    while not forwarder._verifier:
+        forwarder.tick()
+    path.unlink()
+    run_until_delivered(forwarder)
+    assert any("was removed before it was delivered" in message for message in caplog.messages)
+    assert status_of(settings).incomplete_segments == 1
+
+
+@pytest.mark.usefixtures("no_replicas")
+def test_segment_that_cannot_be_read_is_sent_again_later(
+    settings: Settings, server: FakeServer
+) -> None:
+    """An error of the disk is no reason to give it up."""
+    path = write(settings.data_dir, 1)
+    forwarder = start(settings, server)
+    server.faults = ["", "lie"]
+    while not forwarder._verifier:
+        forwarder.tick()
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    for _ in range(5):
+        forwarder.tick()
+    assert path.stem in forwarder._backlog
+    assert not forwarder._verifier
+    path.rmdir()
+    path.write_bytes(content)
+    forwarder._backlog._unreadable.clear()
+    run_until_delivered(forwarder)
+    assert server.lines() == stored(settings.data_dir)
+
+
+def test_segment_that_goes_and_comes_back_in_the_midst(
+    settings: Settings, server: FakeServer
+) -> None:
+    """Its lines keep their numbers, and those that are there are not sent again."""
+    server.remembers_tokens = False
+    path = write_new(settings)
+    forwarder = start(settings, server)
+    time.sleep(0.01)
+    path = path.rename(write_new(settings))  # of now, which is new
+    while not server.logs:
+        forwarder.tick()
+    kept = path.rename(path.with_suffix(".kept"))
+    forwarder._look_at = 0.0
+    forwarder.tick()
+    kept.rename(path)
+    run_until_delivered(forwarder)
+    assert server.lines() == stored(settings.data_dir)
+
+
+def write_new(settings: Settings) -> Path:
+    """Write a segment that was started now."""
+    path = settings.data_dir / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-1.ndjson"
+    path.write_bytes(b"".join(make_line(number) + b"\n" for number in range(10)))
+    return path
+
+
+def test_new_segment_costs_one_question(settings: Settings, server: FakeServer) -> None:
+    """When it was sent; before that, nobody can have delivered it."""
+    forwarder = start(settings, server)
+    time.sleep(0.001)
+    write_new(settings)
+    run_until_delivered(forwarder)
+    assert server.calls[:2] == ["insert", "insert"]
+    assert server.calls[-1] == "count"
+    assert server.calls.count("count") == 1
+
+
+def test_segments_of_before_are_asked_about_together(
+    settings: Settings, server: FakeServer
+) -> None:
+    """A directory that was moved or restored is delivered without being sent."""
+    server.remembers_tokens = False
+    for number in range(20):
+        write(settings.data_dir, number)
+    run_until_delivered(start(settings, server))
+    (settings.data_dir / deliveries.CURSOR_NAME).unlink()
+    server.calls.clear()
+    run_until_delivered(start(settings, server))
+    assert server.calls == ["count", "count"]
+    assert server.lines() == stored(settings.data_dir)
+
+
+@pytest.mark.usefixtures("no_replicas")
+@pytest.mark.parametrize("fault", ["fewer", "miscount"])
+def test_answers_that_count_too_few_rows_make_no_loop(
+    settings: Settings, server: FakeServer, fault: str
+) -> None:
+    """After some of them, what the table holds decides."""
+    write(settings.data_dir, 1, lines=2)
+    server.hidden = {(path.stem, 1) for path in settings.data_dir.iterdir()}
+    server.faults = ["", *[fault, ""] * 20]
+    run_until_delivered(start(settings, server))
+    assert server.calls.count("insert") == forwarders.MISCOUNTS
+    assert status_of(settings).incomplete_segments == 1
+
+
+def test_node_is_fixed_before_the_first_insert(
+    settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before there is something to deliver."""
+    forwarder = start(settings, server)
+    forwarder.tick()
+    assert deliveries.read_node(settings.data_dir) is None
+    write(settings.data_dir, 1)
+    server.faults = ["before"]
+    run_until_delivered(forwarder)
+    assert deliveries.read_node(settings.data_dir) == "n"
+    with monkeypatch.context() as patch:
+        patch.setattr(forwarders, "fix_node", FailOnce(nodes.fix_node, 0))
+        (settings.data_dir / deliveries.NODE_NAME).unlink()
+        write(settings.data_dir, 2)
+        run_until_delivered(start(settings, server))
+    assert deliveries.read_node(settings.data_dir) == "n"
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -223,6 +510,7 @@ def test_any_failures_and_restarts(
     monkeypatch.setattr(os, "fdatasync", lambda fd: None)  # no power is cut here
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     source = random.Random(seed)
+    monkeypatch.setattr(verifiers, "REPLICA_SECONDS", 0.0)
     server.remembers_tokens = source.random() < 0.5
     numbers = list(range(8))
     source.shuffle(numbers)
@@ -233,7 +521,8 @@ def test_any_failures_and_restarts(
             (settings.data_dir / deliveries.CURSOR_NAME).unlink(missing_ok=True)
         chunk_bytes = source.choice((200, 400, 10_000))
         forwarder = start(dataclasses.replace(settings, forward_chunk_bytes=chunk_bytes), server)
-        server.faults = source.choices(["", "before", "after"], [4, 1, 1], k=6)
+        faults = ["", "before", "after", "lie", "fewer", "miscount"]
+        server.faults = source.choices(faults, [8, 2, 2, 1, 1, 1], k=6)
         for _ in range(source.randrange(8)):
             forwarder.tick()
             forwarder._look_at = forwarder._attempt_at = 0.0

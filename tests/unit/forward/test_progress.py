@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from astralog.forward.backlog import Backlog
+from astralog.forward.client import Held
 from astralog.forward.cursor import Cursor
 from astralog.forward.delivery import Delivered
 from astralog.forward.progress import Progress
+from astralog.forward.verifier import Outcome, Sent
 from astralog.store import deliveries
 from tests.support.clickhouse import make_line, write_segment
 
@@ -64,6 +66,34 @@ def test_a_terminal_has_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         "2,000 logs delivered, 3 of them dead letters, 0 logs/s, 1 segments wait"
     )
     assert caplog.messages == []
+
+
+def test_segments_that_are_not_right_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for each kind, and a count for the metrics; none for those that are right."""
+    progress = make_progress(tmp_path, io.StringIO())
+    segments = [
+        Sent(f"segment-{number}", 10, False, 0.0, held=Held(rows, lines, 10), outcome=outcome)
+        for number, (rows, lines, outcome) in enumerate(
+            [
+                (10, 10, Outcome.COMPLETE),
+                (12, 10, Outcome.DOUBLED),
+                (3, 3, Outcome.INCOMPLETE),
+                (0, 0, Outcome.INCOMPLETE),
+            ]
+        )
+    ]
+    progress.count_segments(segments[:1])
+    assert caplog.messages == []
+    progress.count_segments(segments)
+    doubled, incomplete = caplog.messages
+    assert "The first is segment-1: 12 rows and 10 different lines in place of 10" in doubled
+    assert incomplete.startswith("2 segments were sent")
+    assert "The first is segment-2: 3 rows and 3 different lines in place of 10" in incomplete
+    status = progress.status
+    assert (status.delivered_segments, status.doubled_segments) == (5, 1)
+    assert status.incomplete_segments == 2
 
 
 def test_a_full_disk_does_not_stop_it(

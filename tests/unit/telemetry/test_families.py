@@ -155,7 +155,7 @@ def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> 
     assert 60 <= shown.pop("astralog_forward_lag_seconds") < 3600
     assert 2 == shown["astralog_forward_waiting_segments"]
     assert 10 == shown["astralog_forward_waiting_bytes"]
-    assert 6 == len(forward_families(CommitQueue(on, Counters().store)))
+    assert 8 == len(forward_families(CommitQueue(on, Counters().store)))
 
 
 def test_the_one_process_that_compresses_tells_what_waits() -> None:

@@ -1,0 +1,166 @@
+"""The tables are asked about many segments at once, and only about those that they may know."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from astralog.forward import doubts as doubting
+from astralog.forward.backlog import Backlog
+from astralog.forward.chunks import Chunk
+from astralog.forward.client import Unavailable
+from astralog.forward.cursor import Cursor
+from astralog.forward.doubts import Doubts
+from tests.support.clickhouse import make_line, write_segment
+from tests.unit.forward.fakes import FakeServer, make_chunk
+
+
+class World:
+    """A directory that a process delivers from."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.server = FakeServer()
+        self.start()
+
+    def start(self) -> None:
+        """Begin as a new process does."""
+        self.cursor = Cursor(self.directory, "n", "http://host/db/logs")
+        self.cursor.open({path.stem for path in self.directory.glob("*.ndjson")})
+        self.backlog = Backlog(self.directory, self.cursor)
+        self.doubts = Doubts(self.server, self.cursor, self.backlog)
+
+    def write(self, number: int) -> str:
+        """Write a segment of long ago with three lines."""
+        return write_segment(self.directory, map(make_line, range(3)), number).stem
+
+    def write_new(self, seconds: float = 0.0) -> str:
+        """Write a segment that was started now, or in some seconds."""
+        start = datetime.now(UTC) + timedelta(seconds=seconds)
+        path = self.directory / f"{start:%Y%m%dT%H%M%S.%fZ}-1.ndjson"
+        path.write_bytes(make_line(0) + b"\n")
+        return path.stem
+
+    def ask_about(self, name: str) -> None:
+        """Ask about a segment after a look at the directory."""
+        self.backlog.look()
+        self.doubts.prune()
+        self.doubts.ask_about(name)
+
+    def store(self, name: str, *lines: int) -> None:
+        """Let the table have lines of a segment."""
+        self.server.logs.update((name, line) for line in lines)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Return an empty directory, and empty tables."""
+    return World(tmp_path)
+
+
+def chunks(name: str) -> list[Chunk]:
+    """Return the lines 1 and 2 of a segment as a chunk, and line 3 as another."""
+    first = make_chunk(name, b"1", b"2")
+    return [first, first._replace(offset=4, first_line=3, begin=2)]
+
+
+def test_one_query_asks_about_many(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About the oldest, as many as their files are few bytes; the answers are kept."""
+    names = [world.write(number) for number in range(5)]
+    size = sum(path.stat().st_size for path in world.directory.glob("*.ndjson")) // 5
+    monkeypatch.setattr(doubting, "QUERY_BYTES", 3 * size)
+    for name in names:
+        world.ask_about(name)
+        world.backlog.set_aside(name)
+    assert world.server.calls == ["count", "count"]
+
+
+def test_new_segment_is_not_asked_about(world: World) -> None:
+    """What was started after this process, nobody else can have delivered."""
+    name = world.write_new()
+    world.ask_about(name)
+    assert world.server.calls == []
+    assert not any(world.doubts.has(chunk) or world.doubts.is_held(chunk) for chunk in chunks(name))
+
+
+def test_segment_of_the_future_is_asked_about(world: World) -> None:
+    """It was started by a clock that was ahead, and may have been delivered then."""
+    world.ask_about(world.write_new(seconds=3600))
+    assert world.server.calls == ["count"]
+
+
+@pytest.mark.parametrize("is_delivered", [True, False])
+def test_segment_that_comes_back_is_asked_about(world: World, is_delivered: bool) -> None:
+    """Its facts are gone with it, although it was started after this process."""
+    older, name = world.write_new(), world.write_new()
+    world.ask_about(name)
+    world.cursor.begin(name)
+    if is_delivered:
+        world.cursor.finish([name])
+        world.backlog.remove(name)
+    path = world.directory / f"{name}.ndjson"
+    kept = path.rename(path.with_suffix(".kept"))
+    world.backlog.look()
+    world.doubts.prune()
+    kept.rename(path)
+    world.ask_about(name)
+    assert world.server.calls == ["count"]
+    world.ask_about(older)
+    assert world.server.calls == ["count"]  # about both
+
+
+def test_answer_is_dropped_with_its_segment(world: World) -> None:
+    """One that was not there may have been delivered in part when it comes back."""
+    name = world.write(1)
+    world.ask_about(name)
+    path = world.directory / f"{name}.ndjson"
+    kept = path.rename(path.with_suffix(".kept"))
+    world.backlog.look()
+    world.doubts.prune()
+    kept.rename(path)
+    world.ask_about(name)
+    assert world.server.calls == ["count", "count"]
+
+
+def test_segment_with_facts_is_asked_about_chunk_by_chunk(world: World) -> None:
+    """Of an earlier process, an insert may still be under way."""
+    name = world.write(1)
+    world.cursor.begin(name)
+    world.start()
+    world.ask_about(name)
+    assert world.server.calls == []
+    assert all(world.doubts.has(chunk) for chunk in chunks(name))
+
+
+@pytest.mark.parametrize(
+    ("lines", "held", "asked"),
+    [
+        ((), [False, False], [False, False]),
+        ((1,), [False, False], [True, False]),
+        ((1, 2), [True, False], [True, False]),
+        ((1, 2, 3), [True, True], [True, True]),
+        ((1, 1, 2), [True, False], [True, False]),
+        ((2,), [False, False], [True, False]),
+        ((3,), [False, False], [True, True]),
+        ((1, 3), [False, False], [True, True]),
+    ],
+)
+def test_answer_decides_about_each_chunk(
+    world: World, lines: tuple[int, ...], held: list[bool], asked: list[bool]
+) -> None:
+    """What is there for sure is not sent, and what is not there for sure is not asked about."""
+    name = world.write(1)
+    world.store(name, *lines)
+    world.ask_about(name)
+    assert held == [world.doubts.is_held(chunk) for chunk in chunks(name)]
+    assert asked == [world.doubts.has(chunk) for chunk in chunks(name)]
+
+
+def test_failure_leaves_the_doubt(world: World) -> None:
+    """While the tables do not answer, nothing is known."""
+    name = world.write(1)
+    world.server.faults = ["before"]
+    with pytest.raises(Unavailable):
+        world.ask_about(name)
+    world.ask_about(name)
+    assert world.server.calls == ["count", "count"]
