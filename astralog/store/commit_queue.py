@@ -11,6 +11,7 @@ import gevent
 from gevent.pool import Group
 from gevent.threadpool import ThreadPool
 
+from astralog.background import run_forever
 from astralog.clock import TrustedClock
 from astralog.errors import Rejection, storage_error
 from astralog.log import log_exception
@@ -18,7 +19,7 @@ from astralog.settings import Settings
 from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBatch
 from astralog.store.deliveries import DeliveredSegments
 from astralog.store.disk_threads import DiskThreads
-from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
+from astralog.store.housekeeper import Housekeeper
 from astralog.store.keys.claims import Claim
 from astralog.store.keys.gate import KeyGate
 from astralog.store.keys.records import Key
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at which waits are over.
 OVERDUE_SECONDS = 0.1
+
+HOUSEKEEPING_FAILED = "housekeeping failed; it goes on"
 
 
 #: The texts that clients get for the codes that reject batches here.
@@ -130,8 +133,8 @@ class CommitQueue:
         self._drain_threads.start()
         for storage in self.storages:
             self._drains.spawn(self._drain, storage)
-        self._helpers.spawn(self._time_out_overdue)
-        self._helpers.spawn(self._keep_house)
+        self._helpers.spawn(run_forever, self._time_out, log, "waits do not end in time")
+        self._helpers.spawn(run_forever, self.keep_house_once, log, HOUSEKEEPING_FAILED)
         self._helpers.spawn(self._gate.look_after, self._has_failed)
 
     def stop(self, timeout_seconds: float) -> None:
@@ -155,7 +158,7 @@ class CommitQueue:
             try:
                 is_last = self.drain_once(storage)
             except Exception:
-                log.exception("drain failed; it goes on")
+                log_exception(log, "drain failed; it goes on")
                 gevent.sleep(MAINTENANCE_SECONDS)
 
     def drain_once(self, storage: Storage) -> bool:
@@ -180,30 +183,23 @@ class CommitQueue:
             self._drain_threads.call(storage.maintain)
         return is_last
 
-    def _time_out_overdue(self) -> None:
+    def _time_out(self) -> float:
         """End the waits that last too long; one timer for all costs less than one for each."""
-        while True:
-            gevent.sleep(OVERDUE_SECONDS)
-            self.time_out_once()
+        self.time_out_once()
+        return OVERDUE_SECONDS
 
     def time_out_once(self) -> None:
         """End the waits that are over by now."""
         self._batches.time_out()
 
-    def _keep_house(self) -> None:
-        while True:
-            gevent.sleep(self.keep_house_once())
-
     def keep_house_once(self) -> float:
-        """Take the next step of the housekeeping; return the seconds until the one after."""
+        """Take the next step of the housekeeping; return the seconds until the one after.
+
+        Raises what the step does.
+        """
         keeper = self.housekeeper
         step = keeper.stand_aside if self._has_failed() else keeper.step
-        try:
-            pause = call_in_thread(self._housekeeping_thread, step)
-        except Exception:
-            log.exception("housekeeping failed; it goes on")
-            pause = LOOK_SECONDS
-        return pause
+        return call_in_thread(self._housekeeping_thread, step)
 
     def _close_housekeeper(self) -> None:
         try:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+from astralog.errors import FULL_ERRNOS
+from astralog.log import LogOnce
 from astralog.store import files
 from astralog.store.compression import Saving, compress_segment, remove_draft
 from astralog.store.deliveries import FILE_MODE
@@ -26,8 +28,6 @@ LOOK_SECONDS = 1.0
 #: Seconds after a failure; doubled with each one in a row, up to the longest, for want of room.
 RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclasses.dataclass
@@ -52,7 +52,7 @@ class Compressor:
         self._directory = directory
         self._steps = self._wait_and_compress()
         self._retry_seconds = RETRY_SECONDS
-        self._logged_error = ""  # that keeps all segments from being compressed, until it is over
+        self._failure = LogOnce(log, logging.WARNING)  # of all segments, until one is compressed
         #: Segments that failed, with the time of the next try.
         self._postponed: dict[SegmentName, float] = {}
         self._logged: set[SegmentName] = set()  # segments whose failure was logged
@@ -66,7 +66,8 @@ class Compressor:
             return pause
         except (OSError, MemoryError) as error:
             self._steps = self._wait_and_compress()
-            self._log_once(f"cannot compress in {self._directory}: {_words(error)}")
+            text = _words(error)
+            self._failure.fail(text, "cannot compress in %s: %s", self._directory, text)
             return self._back_off()
 
     def close(self) -> None:
@@ -130,9 +131,7 @@ class Compressor:
     def _note_success(self, name: SegmentName, saving: Saving | None) -> None:
         self._retry_seconds = RETRY_SECONDS
         self._logged.discard(name)
-        if self._logged_error:
-            self._logged_error = ""
-            log.warning("segments are compressed again")
+        self._failure.end("segments are compressed again")
         if saving:
             self.counts.segments += 1
             self.counts.plain_bytes += saving.plain
@@ -143,9 +142,10 @@ class Compressor:
     ) -> float:
         """Try the same segment again once there may be room for it, else go on with the others."""
         self.counts.failures += 1
-        if isinstance(error, MemoryError) or error.errno in _FULL:
+        if isinstance(error, MemoryError) or error.errno in FULL_ERRNOS:
             plain.put(name)
-            self._log_once(f"segments stay uncompressed: {_words(error)}; it is tried again")
+            text = _words(error)
+            self._failure.fail(text, "segments stay uncompressed: %s; it is tried again", text)
             return self._back_off()
         if name not in self._logged:
             self._logged.add(name)
@@ -165,11 +165,6 @@ class Compressor:
         pause = self._retry_seconds
         self._retry_seconds = min(2 * pause, LONGEST_RETRY_SECONDS)
         return pause
-
-    def _log_once(self, text: str) -> None:
-        if text != self._logged_error:
-            self._logged_error = text
-            log.warning(text)
 
 
 def _words(error: OSError | MemoryError) -> str:

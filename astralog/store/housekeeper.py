@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from astralog.clock import TrustedClock
+from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.deliveries import ForwardStatus, read_status
@@ -69,7 +70,7 @@ class Housekeeper:
         self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
         self._failed: set[SegmentName] = set()  # segments whose recovery failed, and was logged
-        self._logged_error = ""
+        self._failure = LogOnce(log, logging.WARNING)
         self._stepped_at = time.monotonic()
         self._steps = self._wait_and_look_after()
 
@@ -101,7 +102,7 @@ class Housekeeper:
                 pause = next(self._steps)
         except OSError as error:
             self._steps = self._wait_and_look_after()
-            self._log_once(f"cannot look after {self._directory}: {error}")
+            self._failure.fail(error.errno, "cannot look after %s: %s", self._directory, error)
             pause = LOOK_SECONDS
         self._stepped_at = time.monotonic()
         return pause or PAUSE_SECONDS
@@ -119,11 +120,6 @@ class Housekeeper:
         """Leave the directory to another process."""
         self._steps.close()
 
-    def _log_once(self, text: str) -> None:
-        if text != self._logged_error:
-            self._logged_error = text
-            log.warning(text)
-
     def _wait_and_look_after(self) -> Generator[float, None, None]:
         """Yield the seconds until the next step, 0 where it may follow at once."""
         while (holder := self._take_lock()) is None:
@@ -132,6 +128,7 @@ class Housekeeper:
             with contextlib.closing(Inventory(self._directory, self._clock)) as inventory:
                 while True:
                     yield from self._look_after(inventory)
+                    self._failure.end("%s is looked after again", self._directory)
                     self._check_in_place(holder)
                     yield LOOK_SECONDS
         finally:
@@ -150,7 +147,6 @@ class Housekeeper:
         except BaseException:
             os.close(holder)
             raise
-        self._logged_error = ""
         return holder
 
     def _check_in_place(self, holder: int) -> None:

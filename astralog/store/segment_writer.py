@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from astralog.clock import TrustedClock
+from astralog.log import LogOnce
 from astralog.settings import SyncMode
 from astralog.store import sealed
 from astralog.store.keys.journal_files import note_sealed
@@ -56,6 +57,8 @@ class SegmentWriter:
         self._untruncated: list[Segment] = []  # held, so that no recovery seals what was rejected
         self._abandoned: list[Path] = []  # segments of batches with keys whose append failed
         self._is_sync_doubtful = False  # since a sync failed, and until one is good
+        # Failures of the same kind in a row: a segment lost, not cut, not sealed.
+        self._loss, self._cutting, self._sealing = LogOnce(log), LogOnce(log), LogOnce(log)
         self.sealed_segments = 0
         self.possibly_lost_batches = 0  # acknowledged before a sync that failed
         self.synced_at = 0.0  # in seconds since 1970
@@ -94,8 +97,11 @@ class SegmentWriter:
         except SegmentLost as error:
             if announce and self.has_unsettled():  # written anew, they would be there twice
                 raise
-            log.error("segment lost: %s; its last batches are written anew", error)
+            text = str(error)
+            self._loss.fail(text, "segment lost: %s; its last batches are written anew", text)
             self._append(buffers, size, announce)
+        else:
+            self._loss.end()
         if self._segment and self._segment.size >= self._segment_bytes:
             self.seal()
 
@@ -153,8 +159,10 @@ class SegmentWriter:
             segment.seal()
             del self._unsealed[segment.path]
             self.sealed_segments += bool(segment.size)
+            self._sealing.end("segments are sealed again")
         except Exception as error:
-            log.error("cannot seal %s yet: %s", segment.path.name, error)
+            text = str(error)
+            self._sealing.fail(text, "cannot seal %s yet: %s", segment.path.name, text)
         finally:
             segment.close()
 
@@ -227,7 +235,8 @@ class SegmentWriter:
         if self._release(segment):
             self._recover(segment.path)
         else:
-            log.error("cannot truncate %s; it is held until that works", segment.path.name)
+            name = segment.path.name
+            self._cutting.fail("cut", "cannot truncate %s; it is held until that works", name)
             self._untruncated.append(segment)
 
     def _release(self, segment: Segment) -> bool:
@@ -248,6 +257,8 @@ class SegmentWriter:
 
     def _seal_the_rest(self) -> None:
         self._untruncated = [s for s in self._untruncated if not self._release(s)]
+        if not self._untruncated:
+            self._cutting.end("every segment is truncated")
         for path in list(self._unsealed):
             self._recover(path)
 

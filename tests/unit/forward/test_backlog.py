@@ -177,7 +177,7 @@ def test_what_cannot_be_removed_is_skipped(
     cursor.finish(names)
     remove = files.remove_sealed
 
-    def fail(directory: Path, name: str) -> bool:
+    def fail(directory: Path, name: str) -> int:
         if name == names[0]:
             raise PermissionError(1, "Operation not permitted")
         return remove(directory, name)

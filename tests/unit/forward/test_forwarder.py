@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from astralog.forward import chunks
 from astralog.forward import forwarder as forwarders
 from astralog.forward import node as nodes
 from astralog.forward import verifier as verifiers
@@ -395,7 +396,7 @@ def test_segment_that_is_gone_cannot_be_sent_again(
 
 @pytest.mark.usefixtures("no_replicas")
 def test_segment_that_cannot_be_read_is_sent_again_later(
-    settings: Settings, server: FakeServer
+    settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of the disk is no reason to give it up."""
     path = write(settings.data_dir, 1)
@@ -403,15 +404,17 @@ def test_segment_that_cannot_be_read_is_sent_again_later(
     server.faults = ["", "lie"]
     while not forwarder._verifier:
         forwarder.tick()
-    content = path.read_bytes()
-    path.unlink()
-    path.mkdir()
+    open_sealed = chunks.open_sealed
+
+    def fail(*args: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(chunks, "open_sealed", fail)
     for _ in range(5):
         forwarder.tick()
     assert path.stem in forwarder._backlog
     assert not forwarder._verifier
-    path.rmdir()
-    path.write_bytes(content)
+    monkeypatch.setattr(chunks, "open_sealed", open_sealed)
     forwarder._backlog._unreadable.clear()
     run_until_delivered(forwarder)
     assert server.lines() == stored(settings.data_dir)

@@ -101,6 +101,44 @@ def test_the_first_commit_group_that_fails_leaves_no_file(
     assert [] == list(tmp_path.iterdir())
 
 
+def test_a_failure_that_repeats_is_logged_once(
+    tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line per commit group would fill another disk while this one fails."""
+    writer = make_writer(tmp_path)
+    syncs = break_os("fdatasync", errno.EIO)
+    for _ in range(5):
+        with pytest.raises(SegmentLost):
+            writer.append([A])
+    lost = [message for message in caplog.messages if message.startswith("segment lost")]
+    assert 1 == len(lost)
+    syncs.times = 0
+    writer.append([A])
+    writer.append([A])
+    syncs.times, syncs.calls = 1, []
+    writer.append([B])
+    assert 2 == sum(message.startswith("segment lost") for message in caplog.messages)
+    writer.close()
+
+
+def test_segments_that_cannot_be_sealed_are_logged_once(
+    tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And once more when they can."""
+    writer = make_writer(tmp_path, segment_bytes=1)
+    renames = break_os("rename_new", errno.EIO, module=files)
+    for _ in range(3):
+        writer.append([A])
+    renames.times = 0
+    writer.append([A])
+    lines = [record.message for record in caplog.records if record.name.endswith("segment_writer")]
+    assert [line.partition(" 2")[0] for line in lines] == [
+        "cannot seal",
+        "segments are sealed again",
+    ]
+    writer.close()
+
+
 def test_after_a_failed_sync_the_commit_group_goes_to_a_new_file(
     tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -410,9 +448,10 @@ def test_no_recovery_takes_a_file_that_cannot_be_truncated(
         recover(tmp_path)
         writer.maintain()
     assert ([], {A + B, B}) == (sealed(tmp_path), set(still_open(tmp_path)))
-    assert 2 == sum(message.startswith("cannot truncate") for message in caplog.messages)
+    assert 1 == sum(message.startswith("cannot truncate") for message in caplog.messages)
     cuts.times = 0
     writer.close()
+    assert "every segment is truncated" in caplog.messages
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
     assert not any(name.startswith(str(tmp_path)) for name in descriptors())
 
