@@ -86,7 +86,7 @@ def test_a_file_of_tokens_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
 def test_a_token_is_told_which_project_it_may_not_write(tmp_path: Path) -> None:
     """A batch with one log of another project is rejected, and nothing of it is stored."""
     path = tmp_path / "tokens"
-    path.write_text("bound other-project\n")
+    write_tokens(path, "bound other-project\n")
     with Service(tmp_path, tokens=None, tokens_file=path) as service:
         answer = service.drain(make_batch("x"), {"Authorization": "Bearer bound"})
         assert (403, "forbidden_project") == (answer.status, answer.body["code"])

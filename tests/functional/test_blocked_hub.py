@@ -45,6 +45,7 @@ def service(tmp_path: Path) -> Service:
     return service
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_reloaded", [False, True])
 def test_a_blocked_hub_fails_the_test(service: Service, is_reloaded: bool) -> None:
     """Its stack is told when the service ends; workers of a reload are watched too."""

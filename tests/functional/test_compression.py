@@ -65,6 +65,7 @@ def test_sealed_segments_are_compressed(tmp_path: Path) -> None:
     assert "WARNING" not in service.log()
 
 
+@pytest.mark.slow
 def test_nothing_is_compressed_without_the_setting(tmp_path: Path) -> None:
     """There is no process for it, no file and no metric."""
     with Service(tmp_path, segment_seconds=0.1) as service:
@@ -106,6 +107,7 @@ def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -
         assert not service.pids()
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_a_master_that_is_killed(tmp_path: Path) -> None:
     """It cannot go on beside the next start, nor hold the lock."""
     with Service(tmp_path, compress="zstd") as service:
@@ -115,6 +117,7 @@ def test_the_process_ends_with_a_master_that_is_killed(tmp_path: Path) -> None:
         wait_for(lambda: not process_name(pid))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_the_process_ends_with_the_service(tmp_path: Path, number: signal.Signals) -> None:
     """As from a terminal too, where the signal reaches all of them."""

@@ -106,6 +106,7 @@ def test_orphans_are_cut_and_sealed_at_the_start(tmp_path: Path) -> None:
         wait_for(lambda: len(TAILS) == service.log().count("recovered"))
 
 
+@pytest.mark.slow
 def test_what_is_no_orphan_is_left_alone(tmp_path: Path) -> None:
     """Sealed files, files that another process holds and files of others stay as they are."""
     service = Service(tmp_path)

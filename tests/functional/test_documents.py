@@ -21,6 +21,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "answer"), EXAMPLES)
 def test_the_examples_work_as_pasted(tmp_path: Path, command: str, answer: str) -> None:
     """A command prints what stands below it."""

@@ -127,6 +127,7 @@ def _check_order(service: Service) -> None:
     assert 0 == service.stop()
 
 
+@pytest.mark.slow
 def test_keys_wait_for_a_directory_that_is_gone(tmp_path: Path) -> None:
     """Nothing is stored and no client waits in vain; afterwards each batch is stored once."""
     with Service(tmp_path, workers=1) as service:
@@ -145,6 +146,7 @@ def test_keys_wait_for_a_directory_that_is_gone(tmp_path: Path) -> None:
         check_stored(service)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["keys-00000001.journal", "keys-00000002.journal", "keys.lock"])
 def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) -> None:
     """Batches without a key are stored, those with one are rejected or stored, but for good."""

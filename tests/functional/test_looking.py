@@ -45,6 +45,7 @@ def data_dir(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("zstdcat") is None, reason="NOT TESTED: zstd is not installed")
 @pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
 def test_zstdcat_and_jq_show_what_was_compressed(tmp_path: Path) -> None:

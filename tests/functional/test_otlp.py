@@ -117,6 +117,7 @@ def test_a_rejected_export_is_not_sent_again(tmp_path: Path, encoding: str) -> N
         assert b'astralog_rejected_batches_total{code="unauthorized"} 1.0' in metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PROTOBUF, JSON])
 def test_a_full_disk_says_when_to_try_again(tmp_path: Path, kind: str) -> None:
     """What can be sent again is answered 503 with Retry-After, in the encoding of the request."""

@@ -42,6 +42,7 @@ def run_promtool(*words: str) -> None:
     assert 0 == done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @needs_promtool
 def test_the_alerts_fire_when_they_should() -> None:
     """Each fires in its case, and stays silent in one that is near."""

@@ -125,6 +125,7 @@ def test_a_program_ends_without_the_service(programs: Programs) -> None:
     assert "AstraLogHandler: logs not stored before the end: 1\n" in errors
 
 
+@pytest.mark.slow
 def test_large_batches_are_divided(tmp_path: Path, programs: Programs) -> None:
     """Where the service takes smaller bodies than a batch, only what never fits is given up."""
     code = "for number in range(1000): log('%d', number)\nlog('x' * 20_000)\nlog('last')"
@@ -150,6 +151,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, programs: Programs) -> None:
         assert ["a"] == messages(service)
 
 
+@pytest.mark.slow
 def test_one_invalid_log_costs_no_others(tmp_path: Path, programs: Programs) -> None:
     """Of a batch with logs that the service rejects, all others are stored."""
     code = """

@@ -33,6 +33,7 @@ def log_of(service: Service) -> list[str]:
     return service.log().split("\n")
 
 
+@pytest.mark.slow
 def test_each_kind_of_rejection_leaves_one_line(service: Service) -> None:
     """It has code, peer, token's digest and first error; the stop says how many there were."""
     for _ in range(3):
@@ -116,6 +117,7 @@ def test_a_bad_header_is_named(service: Service) -> None:
     assert [f"rejected bad_request from 127.0.0.1, no token read: {messages[0]}"] == lines(service)
 
 
+@pytest.mark.slow
 def test_only_a_trusted_proxy_names_the_client(tmp_path: Path) -> None:
     """With the setting, the line has the address that the proxy saw, and no forged one."""
     headers = {"X-Forwarded-For": "203.0.113.9, 198.51.100.3"}

@@ -91,6 +91,7 @@ def test_what_gunicorn_is_told_in_vain_stops_the_start(
     check_rejected_start(ToldService(tmp_path, arguments), *(f"gunicorn's {n}" for n in names))
 
 
+@pytest.mark.slow
 def test_what_gunicorn_may_be_told_is_taken(tmp_path: Path) -> None:
     """Its limits may be others than the service's."""
     with ToldService(tmp_path, "--keep-alive 30 --timeout 60 --backlog 100") as service:
@@ -132,6 +133,7 @@ def test_start_and_stop_are_told_in_one_line_each(tmp_path: Path, sync: str) -> 
     assert f"http://{host}:{port}, 3 workers, data in {service.data_dir}, sync {sync}" in line
 
 
+@pytest.mark.slow
 def test_names_that_kubernetes_makes_do_not_stop_the_start(tmp_path: Path) -> None:
     """One line says which variables are ignored; a misspelt setting among them still counts."""
     links = {
@@ -188,6 +190,7 @@ def test_the_first_start_makes_a_token(tmp_path: Path) -> None:
         assert token not in service.log()
 
 
+@pytest.mark.slow
 def test_the_printed_command_works_as_pasted(tmp_path: Path) -> None:
     """The first start prints a curl line that stores a log, also for a path that needs quotes."""
     directory = tmp_path / 'it\'s a "path" with $signs'

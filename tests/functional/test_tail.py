@@ -58,6 +58,7 @@ def test_every_stored_log_is_followed_once(tmp_path: Path) -> None:
     assert "" == follower.errors()
 
 
+@pytest.mark.slow
 def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
     """From what is stored at the start on, also in the next segment; and Ctrl-C ends it."""
     with Service(tmp_path, segment_bytes=1) as service:

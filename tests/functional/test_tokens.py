@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.service import Service, make_batch, wait_for
+from tests.support.service import Service, make_batch, wait_for, write_tokens
 
 SECRET = "9pVkR0zX4o6s2Yw8-Jm3tQ7uN1bH5cE0d"
 
@@ -32,7 +32,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Return a service that knows SECRET and the odd tokens."""
     directory = tmp_path_factory.mktemp("tokens")
     path = directory / "tokens"
-    path.write_bytes(b"\n".join([SECRET.encode(), *ODD_TOKENS.values()]))
+    write_tokens(path, b"\n".join([SECRET.encode(), *ODD_TOKENS.values()]))
     with Service(directory, tokens=None, tokens_file=path) as service:
         yield service
 

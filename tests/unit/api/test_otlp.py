@@ -205,6 +205,7 @@ def test_the_messages_are_those_of_google() -> None:
     assert expected.SerializeToString() == sent
 
 
+@pytest.mark.slow
 def test_a_start_does_not_pay_for_protobuf() -> None:
     """What reads it is imported with the first body that is protobuf."""
     code = (

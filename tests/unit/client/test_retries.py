@@ -64,13 +64,13 @@ def test_waits_grow(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each wait is longer than the last could have been short."""
-    monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 0.04)
     sender = make_handler(interval_seconds=0.01)
     service.answers += [reject(503, "stopping")] * 4
     log(sender, "a")
     wait_for(lambda: sender.stored == 1)
     waits = [after.received_at - sent.received_at for sent, after in pairwise(service.requests)]
-    assert all(wait >= 0.05 * 2**number for number, wait in enumerate(waits))
+    assert all(wait >= 0.02 * 2**number for number, wait in enumerate(waits))
 
 
 def test_waits_end(
@@ -125,6 +125,7 @@ def test_waits_start_anew_with_a_flush(
     assert 23 == len(service.requests)
 
 
+@pytest.mark.slow
 def test_retry_after_is_kept_to(service: FakeService, make_handler: MakeHandler) -> None:
     """The service says how long to wait at least, also where a flush is in a hurry."""
     sender = make_handler()

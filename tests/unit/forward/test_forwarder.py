@@ -404,7 +404,7 @@ def test_segment_that_cannot_be_read_is_sent_again_later(
     server.faults = ["", "lie"]
     while not forwarder._verifier:
         forwarder.tick()
-    open_sealed = chunks.open_sealed
+    open_sealed = sealed.open_sealed
 
     def fail(*args: Any) -> Any:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

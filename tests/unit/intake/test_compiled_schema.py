@@ -329,6 +329,7 @@ def test_the_fast_lane_takes_a_well_formed_batch(body: bytes) -> None:
     assert fast == slow_lines(body)
 
 
+@pytest.mark.slow
 @given(bodies())
 def test_what_the_fast_lane_takes_marshmallow_takes_with_the_same_lines(body: bytes) -> None:
     """The two ways never differ in what they take, nor in a byte of what is stored."""
@@ -337,6 +338,7 @@ def test_what_the_fast_lane_takes_marshmallow_takes_with_the_same_lines(body: by
         assert fast == slow_lines(body)
 
 
+@pytest.mark.slow
 @given(bodies())
 def test_any_body_is_either_stored_as_json_lines_or_rejected(body: bytes) -> None:
     """Nothing but a rejection comes out else, and every stored line is one strict JSON object."""
@@ -354,6 +356,7 @@ def test_any_body_is_either_stored_as_json_lines_or_rejected(body: bytes) -> Non
         assert not any("\ud800" <= char <= "\udfff" for char in json.dumps(log, ensure_ascii=False))
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=40) | bodies().map(lambda body: body.replace(b'"logs"', b'"log"')))
 def test_what_is_no_batch_is_rejected_either_way(body: bytes) -> None:
     """A body that is not a batch is not taken by the fast lane, and rejected by the other."""

@@ -357,6 +357,7 @@ options = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(optional_logs, min_size=1, max_size=3), options)
 def test_either_way_makes_the_same_of_any_log(logs: list[str], options: Options) -> None:
     """What the compiled decoder takes, marshmallow takes with the same lines, under any options."""

@@ -323,6 +323,7 @@ def normalised_or_rejected(text: str) -> str | None:
         return None
 
 
+@pytest.mark.slow
 @given(st.lists(texts, max_size=4))
 def test_a_batch_gives_what_its_timestamps_give_one_by_one(batch: list[str]) -> None:
     """The quick look at a whole batch takes, rejects and stores what `normalise` does."""

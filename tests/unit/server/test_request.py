@@ -346,6 +346,7 @@ TWO_KEYS = [
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(heads, min_size=1, max_size=3), heads)
 @example([AWAITED], AWAITED)
 @example([FORWARDED], FORWARDED)

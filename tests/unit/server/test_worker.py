@@ -109,6 +109,7 @@ def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
         serving.connect()
 
 
+@pytest.mark.slow
 def test_a_stop_waits_for_a_request_but_not_for_ever(serving: Serving) -> None:
     """An application that does not answer is left behind."""
     serving.worker.wsgi.wsgi_app = lambda *args: gevent.sleep(60)

@@ -15,6 +15,7 @@ import pytest
 from astralog import log as service_log
 from astralog.errors import Rejection
 from astralog.settings import Settings
+from astralog.store import commit_queue, storage
 from astralog.store.batch_queue import GROUP_BYTES, Batch, QueuedBatch
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.deliveries import CURSOR_NAME, encode_fact
@@ -65,6 +66,13 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 def all_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test log its own traceback, of which the process logs one per minute."""
     monkeypatch.setattr(service_log, "_tracebacks", service_log._Tracebacks())
+
+
+@pytest.fixture(autouse=True)
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the drain, which rests after a failure, do so for less long."""
+    for module in (commit_queue, storage):
+        monkeypatch.setattr(module, "MAINTENANCE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -459,7 +467,7 @@ def test_batches_that_are_dropped_do_not_pile_up(
     gate.close()
     commit_later(queue, line(0))
     wait_until(lambda: gate.groups)
-    for number in range(20):
+    for number in range(6):
         assert "commit_timeout" == result(commit_later(queue, line(number)))
     gc.collect()
     assert 3 > sum(type(thing) is QueuedBatch for thing in gc.get_objects())
@@ -488,9 +496,10 @@ def test_a_fault_before_a_batch_is_taken_leaves_it_in_the_queue(
     queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is stored with the next commit group."""
+    idle = gevent.idle
 
     def fail_once() -> None:
-        monkeypatch.undo()
+        monkeypatch.setattr(gevent, "idle", idle)
         raise MemoryError
 
     monkeypatch.setattr(gevent, "idle", fail_once)
