@@ -177,6 +177,7 @@ def test_broken_tls(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: tls.torture(bench, 50, 0.2, kinds, until_dropped=False))
 
 
+@pytest.mark.timeout(600)  # its last campaign may begin when the others took all of SECONDS
 @pytest.mark.slow
 def test_forwarding(tmp_path: Path) -> None:
     """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""

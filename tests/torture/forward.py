@@ -21,6 +21,7 @@ from tests.support.clickhouse import (
 )
 from tests.support.service import Service, wait_for
 from tests.torture import forward_breaks as breaks
+from tests.torture import shim
 from tests.torture.bench import Bench, tally
 from tests.torture.forward_breaks import Break, Node, World
 from tests.torture.odd_values import make_odd_log
@@ -60,6 +61,11 @@ def torture(
         yield from _run(bench, what, max(1, rounds // 4), break_it)
     yield from _run(bench, "cursor lost or damaged", rounds, breaks.damage_cursor)
     yield from _run(bench, "everything at once", 2 * rounds, breaks.break_something)
+    if shim.is_available():
+        what = "calls on its own files fail, no token remembered"
+        yield from _run(bench, what, 2 * rounds, breaks.break_own_files, 0, is_shimmed=True)
+    else:
+        bench.say("NOT TESTED: calls on forward's own files that fail; it takes gcc")
     what = "everything at once, no token remembered"
     yield from _run(bench, what, rounds, breaks.break_and_wait, window=0)
     if bench.has_time:
@@ -68,22 +74,34 @@ def torture(
 
 
 def _run(
-    bench: Bench, what: str, rounds: int, break_it: Break, window: int | None = None
+    bench: Bench,
+    what: str,
+    rounds: int,
+    break_it: Break,
+    window: int | None = None,
+    is_shimmed: bool = False,
 ) -> Iterator[Row]:
     """Yield the row of one kind of fault, while there is time."""
     row = Row(f"forward: {what}")
     while row.tried < rounds and bench.has_time:
         count = min(ROUNDS_A_CAMPAIGN, rounds - row.tried)
-        _campaign(bench, row, count, break_it, window)
+        _campaign(bench, row, count, break_it, window, is_shimmed)
     if row.tried:
         bench.say(f"{row.what}: {row.tried} rounds, {row.acknowledged} acknowledged")
         yield row
 
 
-def _campaign(bench: Bench, row: Row, rounds: int, break_it: Break, window: int | None) -> None:
+def _campaign(
+    bench: Bench,
+    row: Row,
+    rounds: int,
+    break_it: Break,
+    window: int | None,
+    is_shimmed: bool,
+) -> None:
     directory = bench.make_directory()
     with ClickHouse(directory / "clickhouse") as clickhouse, contextlib.ExitStack() as stack:
-        world = World(bench, directory, clickhouse)
+        world = World(bench, directory, clickhouse, is_shimmed)
         if window is not None:
             world.set_window(window)
         for node in world.nodes:
@@ -93,6 +111,8 @@ def _campaign(bench: Bench, row: Row, rounds: int, break_it: Break, window: int 
             time.sleep(bench.random.uniform(0, LONGEST_PEACE_SECONDS))
             break_it(world)
             row.tried += 1
+        if is_shimmed and not world.failed_calls():
+            row.fail("no call came to fail")
         _finish(row, world)
     bench.remove(directory)
 

@@ -1,10 +1,10 @@
 """What goes wrong between the segments and the tables: nodes, an engine, and ways to break them."""
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +14,7 @@ from tests.support.clickhouse import damage_cursor as spoil_cursor
 from tests.support.load import Load
 from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench
+from tests.torture.shim import OPERATIONS, SHORT, TORN, ShimmedForward
 
 NODES = 2
 
@@ -23,6 +24,9 @@ PACE_SECONDS = 0.04
 #: Little, so that many moments are in the midst of an insert.
 CHUNK_BYTES = 6000
 TIMEOUT_SECONDS = 2.0
+
+#: Longest time in which calls are to fail; some kinds are rare.
+HITS_SECONDS = 3.0
 
 #: Seconds in which an insert must succeed again.
 RECOVERY_SECONDS = 120.0
@@ -39,24 +43,24 @@ class PacedLoad(Load):
 class Node:
     """A service under load, and its forward."""
 
-    def __init__(self, directory: Path, number: int, clickhouse: ClickHouse) -> None:
+    def __init__(
+        self, directory: Path, number: int, clickhouse: ClickHouse, is_shimmed: bool
+    ) -> None:
         directory.mkdir()
         self.name = f"node-{number}"
         self.service = Service(
             directory, workers=2, segment_bytes=40_000, segment_seconds=1, compress="zstd"
         )
         self.load = PacedLoad(self.service, threads=1, largest=8, start=number << 32, keyed=1)
-        make_forward = partial(
-            Forward,
-            directory,
-            clickhouse.url,
-            self.service.data_dir,
-            node=self.name,
-            forward_chunk_bytes=CHUNK_BYTES,
-            clickhouse_timeout_seconds=TIMEOUT_SECONDS,
-        )
-        self.forward = make_forward()
-        self.second_forward = make_forward(log_name="second.log")
+        place = (directory, clickhouse.url, self.service.data_dir)
+        self.forward = ShimmedForward(*place) if is_shimmed else Forward(*place)
+        self.second_forward = Forward(*place, log_name="second.log")
+        for forward in (self.forward, self.second_forward):
+            forward.set(
+                node=self.name,
+                forward_chunk_bytes=CHUNK_BYTES,
+                clickhouse_timeout_seconds=TIMEOUT_SECONDS,
+            )
 
     def __enter__(self) -> Self:
         self.service.start()
@@ -83,14 +87,25 @@ class Node:
 class World:
     """Some nodes, and the engine that they deliver to."""
 
-    def __init__(self, bench: Bench, directory: Path, clickhouse: ClickHouse) -> None:
+    def __init__(
+        self, bench: Bench, directory: Path, clickhouse: ClickHouse, is_shimmed: bool = False
+    ) -> None:
         self.random = bench.random
         self.clickhouse = clickhouse
-        self.nodes = [Node(directory / f"{n}", n, clickhouse) for n in range(1, NODES + 1)]
+        self.nodes = [
+            Node(directory / f"{number}", number, clickhouse, is_shimmed)
+            for number in range(1, NODES + 1)
+        ]
 
     def any_node(self) -> Node:
         """Return one of the nodes."""
         return self.random.choice(self.nodes)
+
+    def failed_calls(self) -> int:
+        """Return how many calls on forward's own files have failed."""
+        forwards = [node.forward for node in self.nodes]
+        controls = [forward.control for forward in forwards if isinstance(forward, ShimmedForward)]
+        return sum(control.hits(name) for control in controls for name in OPERATIONS)
 
     def set_window(self, blocks: int) -> None:
         """Let the tables remember so many inserts."""
@@ -147,6 +162,22 @@ def damage_cursor(world: World) -> None:
     path = node.service.data_dir / "forward.cursor"
     spoil_cursor(path, world.random.choice(("lost", "torn", "garbled", "copied", "empty")))
     node.restart_forward()
+
+
+def break_own_files(world: World) -> None:
+    """Let some calls on forward's own files fail: the cursor, the node's name and the status."""
+    forward = world.any_node().forward
+    assert isinstance(forward, ShimmedForward)
+    operation = world.random.choice(("write", "write", "sync", "sync", "rename", "open", "dirsync"))
+    outcomes = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT]
+    outcome = world.random.choice(outcomes + [SHORT, TORN] * (operation == "write"))
+    skip, times = world.random.randrange(4), world.random.randrange(1, 5)
+    size = world.random.randrange(1, 80)  # of what a short write writes
+    forward.control.fail(operation, outcome, skip=skip, times=times, argument=size)
+    if world.random.random() < 0.3:  # a file that is gone is written anew, synced and renamed
+        (forward.data_dir / "forward.cursor").unlink(missing_ok=True)
+    forward.control.wait_for_hits(operation, HITS_SECONDS)
+    forward.control.mend()
 
 
 def start_a_second_forward(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The fault-injecting shim: compiled here, preloaded into the service, steered through memory."""
+"""The fault-injecting shim: compiled here, preloaded into a process, steered through memory."""
 
 import mmap
 import shutil
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support.clickhouse import Forward
 from tests.support.service import Service
 
 SOURCE = Path(__file__).with_name("shim.c")
@@ -106,16 +107,30 @@ class Control:
         struct.pack_into("q", self._memory, self._place(operation, slot), value)
 
 
+def preload(environ: dict[str, str], data_dir: Path, control: Path, library: Path) -> Control:
+    """Let the processes with an environment meet faults on the files of a data directory."""
+    environ["LD_PRELOAD"] = str(library)
+    environ["TORTURE_DIRECTORY"] = str(data_dir)
+    environ["TORTURE_CONTROL"] = str(control)
+    return Control(control)
+
+
 class ShimmedService(Service):
     """A service under the shim; `trace` is the file that gets its record."""
 
     def __init__(self, directory: Path, trace: Path | None = None, **settings: Any) -> None:
         super().__init__(directory, **settings)
         library = compile_shim(directory.parent)
-        path = directory / "control"
-        self.control = Control(path)
-        self._environ["LD_PRELOAD"] = str(library)
-        self._environ["TORTURE_DIRECTORY"] = str(self.data_dir)
-        self._environ["TORTURE_CONTROL"] = str(path)
+        self.control = preload(self._environ, self.data_dir, directory / "control", library)
         if trace:
             self._environ["TORTURE_TRACE"] = str(trace)
+
+
+class ShimmedForward(Forward):
+    """A forward under the shim."""
+
+    def __init__(self, directory: Path, url: str, data_dir: Path, **settings: Any) -> None:
+        super().__init__(directory, url, data_dir, **settings)
+        library = compile_shim(directory.parent)
+        control = directory / "control-of-forward"
+        self.control = preload(self._environ, data_dir, control, library)
