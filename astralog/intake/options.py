@@ -108,9 +108,9 @@ def _bad(message: str) -> Rejection:
 def change_log(log: Any, options: Options) -> Any:
     """Return the log as the options have it: unknown fields moved, and what it lacks filled in.
 
-    Where unknown fields move, known ones that hold what is no text become text. A field that is
-    null is lacking. What is no object stays as it is. Raises ValidationError
-    where metadata has a field of an unknown field's name already: neither may be lost.
+    If unknown fields move, numbers and booleans in known ones become text, and so does any message.
+    A field that is null is lacking. What is no object stays as it is. Raises ValidationError where
+    metadata has a field of an unknown field's name already: neither may be lost.
     """
     if not isinstance(log, dict):
         return log

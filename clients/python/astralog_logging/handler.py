@@ -213,7 +213,8 @@ def _flush_at_sigterm() -> None:
     """
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _flush_and_end)
+        with suppress(ValueError):  # a subinterpreter may have no handlers
+            signal.signal(signal.SIGTERM, _flush_and_end)
 
 
 def _flush_and_end(number: int, frame: object) -> None:
