@@ -10,6 +10,7 @@ from tests.support.full_memory import can_fill_memory
 from tests.torture import (
     __main__,
     attacks,
+    clocks,
     compression,
     crowd,
     disks,
@@ -97,6 +98,13 @@ def test_compression(tmp_path: Path) -> None:
     """Whatever is killed while segments are compressed, each log is there and is shown once."""
     kills = ("who compresses and another",)
     check(tmp_path, lambda bench: compression.torture(bench, rounds=2, kills=kills))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_clocks(tmp_path: Path) -> None:
+    """A clock that jumps removes nothing young, whatever it showed at the start."""
+    check(tmp_path, lambda bench: clocks.torture(bench, rounds=1))
 
 
 @pytest.mark.slow

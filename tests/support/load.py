@@ -56,6 +56,7 @@ class Load:
         self._numbers = itertools.count(start)
         self.acknowledged: dict[int, int] = {}  # id of the batch -> how many logs it has
         self.rejected: dict[int, str] = {}  # id of the batch -> code
+        self.messages: set[str] = set()  # of the rejections
         self.unanswered: set[int] = set()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         keyed_start = KEYED_START + start
@@ -178,3 +179,4 @@ class Load:
             self.acknowledged[number] = size
         else:
             self.rejected[number] = body["code"]
+            self.messages.add(body["message"])

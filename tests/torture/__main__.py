@@ -18,6 +18,7 @@ from bench.measure import commit
 from tests.support.service import ROOT, heed_signals
 from tests.torture import (
     attacks,
+    clocks,
     compression,
     crowd,
     disks,
@@ -77,6 +78,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("powercut", 0.25, "states", times(4000), needs_shim=True),
         kind("races", 0.1, "keys", times(100_000)),
         kind("disks", 0.1, "rounds", times(3), needs_shim=True),
+        kind("clocks", 0.1, "rounds", times(2), needs_shim=True),
         kind("memory", 0.05, "rounds", times(2)),
         kind("sealing", 0.1, "rounds", times(3), needs_shim=True),
         kind("housekeeping", 0.1, "rounds", times(5)),
@@ -107,6 +109,7 @@ MODULES: dict[str, Any] = {
     "powercut": powercut,
     "races": races,
     "disks": disks,
+    "clocks": clocks,
     "memory": memory,
     "sealing": sealing,
     "housekeeping": housekeeping,

@@ -1,24 +1,29 @@
-"""A disk that is full, below its floor, read-only or gone, and a clock that jumps."""
+"""A disk that is full, below its floor, without inodes, read-only or gone."""
 
+import contextlib
 import errno
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from tests.support.load import Load
-from tests.support.service import Service, segment_pid, wait_for
+from tests.support.service import Service, wait_for
 from tests.torture import mounts
 from tests.torture.bench import Bench, tally, under_load, wait_for_more
+from tests.torture.clocks import make_old_segments, remove_segments
 from tests.torture.shim import ALWAYS, ShimmedService
 from tests.torture.table import Row
 
 KIB = 1024
 MIB = 1024 * KIB
 FLOOR_BYTES = 8 * MIB
+
+#: A small disk's inodes, and the old segments that take most of them before a run.
+INODES = 600
+OLD_SEGMENTS = 500
 
 #: A chunk that was checked against the floor by each of two workers.
 FLOOR_SLACK_BYTES = MIB
@@ -29,6 +34,7 @@ def torture(bench: Bench, rounds: int) -> Iterator[Row]:
     if mounts.can_mount():
         yield _fill(bench, rounds, 0)
         yield _fill(bench, rounds, FLOOR_BYTES)
+        yield _use_up_inodes(bench, rounds)
         yield _remount(bench, rounds)
     else:
         bench.say("NOT TESTED: a disk full or remounted; it takes root to mount a file system")
@@ -40,7 +46,6 @@ def torture(bench: Bench, rounds: int) -> Iterator[Row]:
         yield _make_read_only(bench, rounds)
         yield _move_away(bench, rounds)
         yield _delete(bench, rounds)
-        yield _turn_clock_back(bench, rounds)
 
 
 def _wait_for_rejection(load: Load, row: Row, *codes: str) -> None:
@@ -73,6 +78,55 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
                 wait_for_more(load, 5, row)
     bench.remove(directory)
     return row
+
+
+def _use_up_inodes(bench: Bench, rounds: int) -> Row:
+    """Take all inodes of a disk with files that are no segments: old segments make room."""
+    row = Row("no inode left")
+    directory = bench.make_directory()
+    disk = directory / "disk"
+    with mounts.small_disk(disk, INODES):
+        service = Service(
+            directory,
+            data_dir=disk / "data",
+            workers=2,
+            segment_seconds=1,
+            min_free_bytes=FLOOR_BYTES,
+            retain_free_bytes=2 * FLOOR_BYTES,
+        )
+        taken = disk / "taken"
+        old = make_old_segments(service.data_dir, OLD_SEGMENTS)
+        with under_load(bench, row, service) as load:
+            for _ in range(rounds):
+                load.wait_for_acknowledged(20)
+                wait_for(partial(_take_inodes, taken, load, len(load.rejected) + 5))
+                row.tried += 1
+                wait_for_more(load, 20, row)
+                if not any(path.exists() for path in old):
+                    row.fail("removed every old segment")
+                shutil.rmtree(taken)
+                old += make_old_segments(
+                    service.data_dir, OLD_SEGMENTS - sum(map(Path.exists, old))
+                )
+            for code in {*load.rejected.values()} - {"storage_full"}:
+                row.fail(f"rejected with {code}")
+            for message in load.messages:
+                if "inodes free" not in message:
+                    row.fail(f"rejected with the message {message}")
+            remove_segments(old)
+    bench.remove(directory)
+    return row
+
+
+def _take_inodes(directory: Path, load: Load, rejections: int) -> bool:
+    """Make files until no inode is left; return whether so many batches are rejected by then."""
+    directory.mkdir(exist_ok=True)
+    number = len(list(directory.iterdir()))
+    with contextlib.suppress(OSError):
+        while True:
+            (directory / str(number)).touch()
+            number += 1
+    return len(load.rejected) > rejections
 
 
 def fill_up(filler: Path, size: int) -> None:
@@ -195,35 +249,4 @@ def _delete(bench: Bench, rounds: int) -> Row:
             tally(row, load, service.files())
         service.stop()
     bench.say(f"{row.what}: {row.tried} rounds")
-    return row
-
-
-def _count_sealed(service: Service) -> Counter[int]:
-    """Return how many segments each worker has sealed."""
-    return Counter(map(segment_pid, service.files("*.ndjson")))
-
-
-def _has_every_worker_sealed(service: Service, before: Counter[int]) -> bool:
-    """Return whether each worker has sealed the segment it had, and one that it made since."""
-    sealed = _count_sealed(service)
-    return all(sealed[pid] > before[pid] + 1 for pid in service.worker_pids())
-
-
-def _turn_clock_back(bench: Bench, rounds: int) -> Row:
-    """Set the clock back an hour and forth again, while segments are sealed every second."""
-    row = Row("clock jumps an hour back and forth")
-    service = ShimmedService(bench.make_directory(), workers=2, segment_seconds=1)
-    with under_load(bench, row, service) as load:
-        for seconds in [-3600, 0] * rounds:
-            load.wait_for_acknowledged(20)
-            load.wait_for_every_worker()  # one that has no segment yet starts it by the new clock
-            before = _count_sealed(service)
-            service.control.set_clock(seconds)
-            wait_for(partial(_has_every_worker_sealed, service, before))
-            row.tried += 1
-            wait_for_more(load, 5, row)
-    for pid in set(map(segment_pid, service.files())):
-        written = [path.stat().st_mtime for path in service.files(f"*-{pid}.ndjson")]
-        if written != sorted(written):
-            row.fail("a later segment has an earlier name")
     return row
