@@ -20,7 +20,7 @@ from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
 from tests.unit.store.keys.workers import stored
 
-TIMEOUT_SECONDS = 10
+TIMEOUT_SECONDS = 30
 A, B = b'{"m":"a"}\n', b'{"m":"b"}\n'
 
 
@@ -66,8 +66,10 @@ def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type, str], Sta
 
 
 @pytest.fixture
-def queue(settings: Settings) -> Iterator[CommitQueue]:
-    made = CommitQueue(replace(settings, commit_timeout_seconds=0.3), Counters().store)
+def queue(settings: Settings, request: pytest.FixtureRequest) -> Iterator[CommitQueue]:
+    """Return a queue that is in a hurry only if something stalls."""
+    seconds = 0.3 if "stall" in request.fixturenames else TIMEOUT_SECONDS
+    made = CommitQueue(replace(settings, commit_timeout_seconds=seconds), Counters().store)
     yield made
     made.stop(TIMEOUT_SECONDS)
 
