@@ -17,7 +17,7 @@ def client_address(
     itself stands before its own address, and is not looked at.
     """
     address: str = environ.get("REMOTE_ADDR") or ""
-    hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    hops = environ.get("HTTP_X_FORWARDED_FOR", "").rsplit(",", MAX_HOPS)
     for hop in reversed(hops[-MAX_HOPS:]):
         if not _is_in(address, trusted) or not _is_address(hop.strip()):
             break

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -24,12 +24,12 @@ from astralog.server.connection_limits import (
     ConnectionEnded,
     ConnectionLimits,
 )
+from astralog.server.fair_queue import FairQueue, Flow
 from astralog.server.malformed import describe
 from astralog.server.receiver import Receiver
 from astralog.server.request import Request, Requests
-from astralog.server.request_body import Body
+from astralog.server.request_body import DISCARD_STEP_BYTES
 from astralog.server.response import Response, send
-from astralog.time_slice import TimeSlice
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Server:
     share: Share
     tls: Any = None
     is_stopping: bool = False
+    queue: FairQueue = field(default_factory=FairQueue)
 
 
 class Connection:
@@ -67,6 +68,7 @@ class Connection:
         self._sock = sock
         self._peer = peer
         self._local = local
+        self._flow = Flow(server.queue)
         self._waits = self._limits.heads
         self._base_bytes = TLS_BYTES if server.tls else PLAIN_BYTES
         self._held_bytes = 0
@@ -78,7 +80,8 @@ class Connection:
             self._hold(self._base_bytes)
             if self._server.tls and not self._shake_hands():
                 return
-            with contextlib.closing(Receiver(self._sock, self._server.tls is not None)) as receiver:
+            is_tls = self._server.tls is not None
+            with contextlib.closing(Receiver(self._sock, self._flow, is_tls)) as receiver:
                 self._serve_requests(Requests(self._server.cfg, receiver, self._peer))
         except ConnectionEnded:
             pass
@@ -95,6 +98,7 @@ class Connection:
         with self._limits.handshakes:
             is_http = self._sock.recv(1, socket.MSG_PEEK).isupper()  # the method of a request
             if not is_http:
+                self._flow.share()()
                 self._hold(HANDSHAKE_BYTES)
                 self._sock = self._server.tls.wrap_socket(
                     self._sock, server_side=True, do_handshake_on_connect=False
@@ -149,9 +153,9 @@ class Connection:
         goes_on = not response.should_close()
         if request.lacks_length:
             self._linger()
-        elif not request.body.is_finished and not self._discard(request.body):
+        elif not request.body.is_finished and not self._discard(request):
             return False
-        if request.held_bytes:
+        if self._held_bytes > self._base_bytes:
             self._hold_head(0)
         return goes_on
 
@@ -169,17 +173,20 @@ class Connection:
     def _trust(self) -> None:
         """Take note that the client has shown a token; without one, no POST is answered 200."""
         if self._base_bytes:
+            self._flow.is_trusted = True
             self._waits = self._limits.trusted_heads
             self._base_bytes = 0
             self._hold(0)
 
-    def _discard(self, body: Body) -> bool:
+    def _discard(self, request: Request) -> bool:
         """Read what is left of a body that nobody wants, and return whether that was all.
 
         A client that still sends would otherwise lose its connection before it reads the answer.
         """
+        if self._base_bytes:
+            self._hold_head(request.held_bytes + DISCARD_STEP_BYTES)
         with self._limits.discards, contextlib.suppress(OSError, Rejection):
-            if body.discard(DISCARD_BYTES):
+            if request.body.discard(DISCARD_BYTES):
                 return True
         self._linger()
         return False
@@ -187,12 +194,12 @@ class Connection:
     def _linger(self) -> None:
         """Read on for a while, so that the client does not lose the answer with the connection."""
         left = DISCARD_BYTES
-        time_slice = TimeSlice()
+        pause = self._flow.share()
         with self._limits.discards:
             self._sock.shutdown(socket.SHUT_WR)
             while left > 0 and (data := self._sock.recv(LINGER_STEP_BYTES)):
                 left -= len(data)
-                time_slice.end_if_over()
+                pause()
 
     def _log(self, rejection: Rejection) -> None:
         """Log what a client sends that does not speak HTTP."""

@@ -10,13 +10,14 @@ from gunicorn.http import unreader
 from gunicorn.http.errors import NoMoreData, ParseException
 
 from astralog.errors import Rejection
+from astralog.server.fair_queue import Flow
 from astralog.time_slice import TimeSlice
 
 #: Bytes received at once where the length of what comes is not known.
 RECEIVE_BYTES = 8 * 1024
 
-#: The longest head, the most headers that it may have, and the longest of these with the end of its
-#: line. Beyond it: 400 `bad_request`.
+#: The longest head, the most headers in it, and the longest header with its line's end.
+#: Beyond it: 400 `bad_request`.
 MAX_HEAD_BYTES = 16 * 1024
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 8190
@@ -49,15 +50,17 @@ class OtherProtocol(ParseException):  # type: ignore[misc]
 class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
     """What a client sends: gunicorn's parser and the readers of bodies take it from here."""
 
-    def __init__(self, sock: Any, is_tls: bool = False) -> None:
+    def __init__(self, sock: Any, flow: Flow, is_tls: bool = False) -> None:
+        """Receive from a socket, in the turns of a flow."""
         super().__init__(sock, RECEIVE_BYTES)
+        self._flow = flow
         self._hub = gevent.get_hub()
         self._readable = self._hub.loop.io(sock.fileno(), READ)
         self._is_tls = is_tls
         self._is_first_head = True
         self._received = 0
         self._limit = sys.maxsize
-        self._time_slice: TimeSlice | None = None
+        self._pause: Callable[[], None] | None = None
 
     def close(self) -> None:
         """Wait for nothing any more, before the socket is closed."""
@@ -66,24 +69,30 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
     def receive_head(self, hold: Callable[[int], None]) -> bytes:
         """Return a head and what came behind it; nothing where the connection ended before it.
 
-        Others are served before each head but the first, also if it is there already: no client
-        makes others wait for longer than one request takes.
+        Others are served before each head but the first, also if it is there already, and if they
+        have used less of the worker than a client that has shown no token.
 
-        `hold` is told how many bytes an unfinished head takes. Raises ParseException for what can
-        be no head any more, and NoMoreData where the connection ends within it.
+        `hold` is told how many bytes a head takes that is unfinished, or waits for its turn. Raises
+        ParseException for what can be no head any more, and NoMoreData where the connection ends
+        within it.
         """
-        self._time_slice, self._limit = None, sys.maxsize
+        self._flow.stop()
+        self._pause, self._limit = None, sys.maxsize
         data: bytes = self.take_buffered()
         if data:
             gevent.sleep(0)
         else:
             data = self._begin_head()
         self._is_first_head = False
-        if not data or data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES) >= 0:
-            return data
-        head = bytearray(data)
-        del data  # an unfinished head is held once
-        return self._receive_rest(head, hold)
+        if data and data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES) < 0:
+            head = bytearray(data)
+            del data  # an unfinished head is held once
+            data = self._receive_rest(head, hold)
+        if not self._flow.try_start():
+            hold(len(data))
+            self._flow.wait(len(data))
+            hold(0)
+        return data
 
     def _begin_head(self) -> bytes:
         """Receive what a head begins with.
@@ -124,9 +133,14 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         return bytes(head)
 
     def share_worker(self) -> None:
-        """Let others be served while what follows is received."""
-        if self._time_slice is None:
-            self._time_slice = TimeSlice()
+        """Let others be served while a body is read, whose client has shown a token."""
+        if self._pause is None:
+            self._pause = TimeSlice().end_if_over
+
+    def queue_up(self) -> None:
+        """Let others be served before a body is discarded, and meanwhile."""
+        self._pause = self._flow.share()
+        self._pause()
 
     def bound(self, size: int) -> None:
         """Bound what is received from now on."""
@@ -142,6 +156,6 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         self._received += len(data)
         if self._received > self._limit:
             raise Rejection("bad_request", "The chunks of the body hold more framing than data.")
-        if self._time_slice is not None:
-            self._time_slice.end_if_over()
+        if self._pause is not None:
+            self._pause()
         return data

@@ -125,7 +125,7 @@ class Body(body.Body):  # type: ignore[misc]
         Raises what `read` raises.
         """
         self.is_awaited = False  # nobody asks for it now
-        self._receiver.share_worker()
+        self._receiver.queue_up()
         take = self._take_chunked if self._is_chunked else self._take
         while limit > 0 and not (self.is_finished or self.failed):
             size = take()

@@ -11,6 +11,7 @@ from itertools import accumulate
 from operator import attrgetter
 
 import gevent
+from gevent.lock import Semaphore
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -36,11 +37,15 @@ from astralog.telemetry.families import (
 )
 from astralog.telemetry.samples import Totals
 from astralog.telemetry.snapshots import Snapshot, Values
+from astralog.time_slice import PAUSE_SECONDS
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two times a worker publishes what it counted: what a killed one may take along.
 PUBLISH_SECONDS = 0.5
+
+#: Characters of an Accept header that are read: more than any scraper sends.
+MAX_ACCEPT_CHARACTERS = 1000
 
 #: Versions of a format, as an Accept header has them, that a scraper may ask for.
 KNOWN_VERSIONS = {"version=0.0.1", "version=0.0.4", "version=1.0.0"}
@@ -59,6 +64,7 @@ class Metrics:
         self._slot: slots.Slot | None = None
         self._publishing: gevent.Greenlet | None = None
         self._has_failed = False
+        self._scraping = Semaphore()
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -124,11 +130,15 @@ class Metrics:
         """Return all workers' metrics in the text format that an Accept header asks for.
 
         The second value is the Content-Type. Raises Rejection where this worker cannot know what
-        the others have counted.
+        the others have counted. Scrapes go one after another, and others are served between two.
         """
-        self._balance()
-        encode, content_type = choose_encoder(_keep_known(accept))
-        return encode(self._registry), content_type
+        with self._scraping:
+            self._balance()
+            encode, content_type = choose_encoder(_keep_known(accept))
+            text = encode(self._registry)
+            if self._scraping.linkcount():
+                gevent.sleep(PAUSE_SECONDS)
+            return text, content_type
 
     def totals(self) -> Totals:
         """Return the values of all families, added up across all workers; raises as `render`."""
@@ -159,7 +169,7 @@ def _keep_known(accept: str) -> str:
 
     prometheus_client raises ValueError for a version that is not made of three numbers.
     """
-    return ",".join(item for item in accept.split(",") if _is_known(item))
+    return ",".join(item for item in accept[:MAX_ACCEPT_CHARACTERS].split(",") if _is_known(item))
 
 
 def _is_known(media_range: str) -> bool:

@@ -446,7 +446,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "unread bodies are discarded behind any answer",
         "astralog/server/connection.py",
-        "elif not request.body.is_finished and not self._discard(request.body):",
+        "elif not request.body.is_finished and not self._discard(request):",
         "elif False:",
         ("tests/unit/server/test_connection.py",),
     ),
@@ -458,9 +458,23 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/server/test_receiver.py", "-k", "others_are_served"),
     ),
     Guard(
+        "whoever has used least of a worker is served first",
+        "astralog/server/fair_queue.py",
+        "self._queue.wait(self._used_seconds + SECONDS_PER_BYTE * head_bytes)",
+        "self._queue.wait(0.0)",
+        ("tests/unit/server/test_fair_queue.py",),
+    ),
+    Guard(
+        "a slice of work for clients without a token",
+        "astralog/server/fair_queue.py",
+        "return now < self._slice_end",
+        "return True",
+        ("tests/unit/server/test_fair_queue.py", "tests/unit/server/test_connection.py"),
+    ),
+    Guard(
         "others are served while a connection lingers",
         "astralog/server/connection.py",
-        "                time_slice.end_if_over()",
+        "                pause()",
         "                pass",
         ("tests/unit/server/test_connection.py", "-k", "sends_on"),
     ),
@@ -495,8 +509,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "others are served while a body is received",
         "astralog/server/receiver.py",
-        "self._time_slice.end_if_over()",
-        "pass",
+        "            self._pause()\n        return data",
+        "            pass\n        return data",
         ("tests/unit/server/test_request_body.py", "-k", "makes_no_one_wait"),
     ),
     Guard(

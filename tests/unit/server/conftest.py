@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from gunicorn.config import Config
 
+from astralog.server.fair_queue import FairQueue, Flow
 from astralog.server.receiver import Receiver
 from astralog.server.request import Request, Requests
-from tests.support.service import TIMEOUT_SECONDS
 
 CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 
@@ -19,8 +19,8 @@ class Wire:
     def __init__(self) -> None:
         self.client, self.server = socket.socketpair()
         for end in (self.client, self.server):
-            end.settimeout(TIMEOUT_SECONDS)
-        self.receiver = Receiver(self.server)
+            end.settimeout(5)
+        self.receiver = Receiver(self.server, Flow(FairQueue()))
         self.requests = Requests(Config(), self.receiver, CLIENT)
         #: What was held of unfinished heads, one number after another.
         self.held: list[int] = []

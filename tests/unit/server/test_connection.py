@@ -286,6 +286,29 @@ def test_a_client_that_sends_on_makes_no_one_wait(case: Case) -> None:
     assert len(set(turns)) > 10
 
 
+def test_clients_without_a_token_delay_only_themselves(case: Case) -> None:
+    """Whatever they send without a pause, a new client is served next."""
+
+    def answer(environ: Environ) -> Items:
+        end = time.monotonic() + 0.001
+        while time.monotonic() < end:
+            pass
+        return Items([b"hello"])
+
+    case.limits = ConnectionLimits(100, lambda: 5)
+    case.server.limits = case.limits
+    case.app._answer = answer
+    flood = [case.connect() for _ in range(40)]
+    for client in flood:
+        client.socket.sendall(GET * 200)
+    while len(case.app.paths) < 200:
+        gevent.sleep(0.001)
+    served = len(case.app.paths)
+    new = case.connect()
+    assert new.ask(GET.replace(b"/a", b"/new")).endswith(b"hello")
+    assert case.app.paths.index("/new") - served < 150
+
+
 # Heads
 
 

@@ -19,7 +19,7 @@ SECRET = "s3cret-Token"
         (errors.InvalidHeaderName("\xe9"), "the name of a header is malformed"),
         (
             errors.LimitRequestHeaders("x"),
-            "more than 100 headers, or one is longer than 8190 bytes",
+            "100 headers, or one is longer than 8190 bytes",
         ),
         (HeadTooLong(), "the head is longer than 16384 bytes"),
         (BareLineFeed(), "a line ends in LF without a CR"),

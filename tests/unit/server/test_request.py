@@ -16,6 +16,7 @@ from gunicorn.http.errors import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from astralog.server.fair_queue import FairQueue, Flow
 from astralog.server.receiver import Receiver
 from astralog.server.request import KEPT_HEAD_BYTES, Request, Requests
 from astralog.server.request_body import CONTINUE, WHOLE_BODY_BYTES
@@ -316,7 +317,7 @@ class Memory:
     def __init__(self, *heads: bytes) -> None:
         client, self._server = socket.socketpair()
         client.close()
-        self._receiver = Receiver(self._server)
+        self._receiver = Receiver(self._server, Flow(FairQueue()))
         self._requests = Requests(_config(), self._receiver, CLIENT)
         for head in heads:
             self.outcome(head)
