@@ -35,7 +35,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     settings = settings or Settings.from_environ()
     tokens = tokens or Tokens(settings)
     counters = Counters()
-    queue = CommitQueue(settings, counters.store)
+    queue = CommitQueue(settings, counters.store, lambda: tokens.are_several)
     numbers = Metrics(counters)
     numbers.add([*counter_families(counters), *queue_families(queue), *disk_families(queue)])
     if settings.compress == "zstd":

@@ -9,6 +9,7 @@ from astralog.auth import Tokens
 from astralog.intake.body import BodyReader, Environ
 from astralog.intake.decoder import Context, Decoded, Decoder
 from astralog.intake.idempotency import HEADER, digest, parse_key
+from astralog.intake.invalid_logs import reject_all
 from astralog.intake.lanes import TURN_TIMEOUT_SECONDS, Lanes
 from astralog.intake.options import NO_OPTIONS, PARAMETERS, parse_options
 from astralog.store.commit_queue import Batch, CommitQueue
@@ -48,6 +49,9 @@ class Accepted(NamedTuple):
 
 _NOT_DECODED = Decoded(Batch(b"", 0))
 
+#: Where the server tells how many bytes a request's head holds.
+HEAD_BYTES = "astralog.head_bytes"
+
 
 class Acceptor:
     """Take a request through authentication, admission, body, decode and commit, and count it."""
@@ -79,22 +83,24 @@ class Acceptor:
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
             key = parse_key(environ[HEADER]) if HEADER in environ else None
-            with self._queue.admit() as reservation:
+            head_bytes = environ.get(HEAD_BYTES, 0)
+            with self._queue.admit(token.digest, head_bytes) as reservation:
                 body = self._bodies.read(environ, reservation)
                 size = len(body)
                 if key is not None and not options.is_dry_run:
                     claim = self._queue.claim(digest(key, token, body, environ))
                 deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
-                context = Context(token.projects, options, self._lanes, deadline)
+                context = Context(token.projects, options, self._lanes, deadline, reservation)
                 is_over = claim and claim.is_replayed and not options.is_partial
                 decoded = _NOT_DECODED if is_over else decode(body, context)
-                del body  # what it was charged for is the batch from now on
+                batch, invalid = decoded
+                del body
+                reservation.resize(len(batch.lines))  # which are held in place of the body
+                if invalid and not batch.logs:
+                    raise reject_all(invalid)
                 if options.is_dry_run:
                     return Accepted(decoded, is_dry_run=True)
-                batch, invalid = decoded
                 logs = batch.logs
-                if len(batch.lines) > size:
-                    reservation.resize(min(len(batch.lines), self._bodies.max_bytes))
                 committing_at = perf_counter()
                 self._queue.commit(batch, reservation, claim)
         except BaseException as error:

@@ -1,10 +1,9 @@
 """Turn the body of a drain into the NDJSON lines that are stored, piece by piece."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgspec
 from marshmallow import ValidationError
 
 from astralog.errors import Rejection
@@ -12,7 +11,15 @@ from astralog.intake import formats
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.formats import Format, Json, Lines, Piece
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.logs import NoVerdict, load_log
+from astralog.intake.lines import (
+    MAX_GROWTH,
+    STEP_BYTES,
+    LineWriter,
+    check_growth,
+    encode_lines,
+    encode_value,
+)
+from astralog.intake.logs import NoVerdict, load_log, load_valid_log
 from astralog.store.commit_queue import Batch
 from astralog.time_slice import TimeSlice
 
@@ -21,12 +28,11 @@ from astralog.time_slice import TimeSlice
 LONG_BODY_COMMAS = 750_000
 LONG_LOG_COMMAS = 100_000
 
-#: Times the bytes of a body, beyond a piece, that its lines may take; default values and numbers
-#: as 1e15 make it grow. Beyond it: 413 `body_too_large`.
-MAX_GROWTH = 4
+#: The longest text that is decoded log by log in one turn: up to 0.2 s if no log is valid. What is
+#: valid of a longer one is decoded fast.
+SLOW_PIECE_BYTES = 64 * 1024
 
 _JSON, _LINES = Json(), Lines()
-_encoder = msgspec.json.Encoder()
 
 
 def decode_json(body: bytes, context: Context) -> Decoded:
@@ -41,7 +47,8 @@ def decode_lines(body: bytes, context: Context) -> Decoded:
 
 def _decode(body: bytes, form: Format, context: Context) -> Decoded:
     try:
-        return _decode_pieces(body, form, context)
+        batch = _decode_at_once(body, form, context)
+        return Decoded(batch) if batch else _Decode(body, form, context).run()
     except ValidationError as error:
         message = "The batch is invalid; nothing was stored"
         raise Rejection("invalid_batch", message, error.messages_dict) from None
@@ -52,83 +59,146 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
         raise Rejection("invalid_json", message) from None
 
 
-def _decode_pieces(body: bytes, form: Format, context: Context) -> Decoded:
-    invalid = InvalidLogs()
-    batches: list[Batch] = []
-    size = 0
-    for piece in _split(body, form, context):
-        batch = _encode_piece(piece, form, context, invalid)
-        if invalid.count and (invalid.is_full or not context.options.is_partial):
-            raise reject_invalid(invalid, form.count(body))
-        batches.append(batch)
-        size += len(batch.lines)
-        if size > MAX_GROWTH * len(body) + formats.PIECE_BYTES:
-            message = f"Stored, the batch would take over {MAX_GROWTH} times the body's bytes."
-            raise Rejection("body_too_large", message)
-        if len(body) > formats.PIECE_BYTES:
-            time.sleep(0)  # others may have their turn now
-    return Decoded(_join(batches), invalid if invalid.count else None)
-
-
-def _split(body: bytes, form: Format, context: Context) -> Iterable[Piece]:
-    if len(body) <= formats.PIECE_BYTES:
-        return ((form.first, body),)
-    if body.count(b",") > LONG_BODY_COMMAS:
-        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
-        raise Rejection("body_too_large", message)
+def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None:
+    """Return the batch in a short body of valid logs, as most are; None for any other."""
+    if len(body) > formats.PIECE_BYTES:
+        return None
     with context.fast_turn(len(body)):
-        return form.split(body)
-
-
-def _join(batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    return Batch(b"".join(batch.lines for batch in batches), sum(batch.logs for batch in batches))
-
-
-def _encode_piece(piece: Piece, form: Format, context: Context, invalid: InvalidLogs) -> Batch:
-    """Return the valid logs of a piece, encoded, and count the others."""
-    first, text = piece
-    size = len(text)
-    if size > formats.PIECE_BYTES and text.count(b",") > LONG_LOG_COMMAS:
-        limits = f"Longer than {formats.PIECE_BYTES} bytes with more than {LONG_LOG_COMMAS} values."
-        invalid.add(first, {"_schema": [limits]})
-        return Batch(b"", 0)
-    with context.fast_turn(size):
         try:
-            logs = form.load(text, context.options)
+            logs = form.load(body, context.options)
         except NoVerdict:
-            pass
-        else:
-            return _encode(logs, context)
-    with context.slow_turn(size):
-        return _encode(_load_one_by_one(piece, form, context, invalid), context)
+            return None
+        if context.options.defaults and _repeated_bytes(context) * len(logs) > STEP_BYTES:
+            return None
+        _check_projects(logs, context)
+        lines = encode_lines(logs)
+    check_growth(len(lines), MAX_GROWTH * len(body) + formats.PIECE_BYTES)
+    return Batch(lines, len(logs))
 
 
-def _load_one_by_one(
-    piece: Piece, form: Format, context: Context, invalid: InvalidLogs
-) -> list[Any]:
-    """Return the valid logs of a piece, and describe the others."""
-    logs = []
-    time_slice = TimeSlice()
-    for number, text in form.texts(piece):
-        time_slice.end_if_over()
-        invalid.seen += 1
-        try:
-            logs.append(load_log(text, context.options))
-        except ValidationError as error:
-            invalid.add(number, error.messages_dict)
-        except ValueError as error:
-            if not (form.is_sequence and context.options.is_partial):
-                raise ValueError(f"{form.noun} {number}: {error}") from None
-            invalid.add(number, {"_schema": [f"Not valid JSON: {error}"]})
-        if invalid.is_full:
-            break
-    return logs
-
-
-def _encode(logs: list[Any], context: Context) -> Batch:
+def _check_projects(logs: Sequence[Any], context: Context) -> None:
     if context.projects is not None:
         for log in logs:
             context.check_project(log.project_id, len(logs))
-    return Batch(_encoder.encode_lines(logs), len(logs))
+
+
+def _repeated_bytes(context: Context) -> int:
+    """Return what the default values take in each log."""
+    return sum(len(encode_value(value)) for value in context.options.defaults.values())
+
+
+class _Decode:
+    """The decode of a body that is long, or that may hold invalid logs."""
+
+    def __init__(self, body: bytes, form: Format, context: Context) -> None:
+        self._body = body
+        self._form = form
+        self._context = context
+        self._options = context.options
+        self._repeated_bytes = _repeated_bytes(context)
+        self._invalid = InvalidLogs()
+        self._lines = LineWriter(context.reservation, len(body), formats.PIECE_BYTES)
+
+    def run(self) -> Decoded:
+        """Return the batch, or raise Rejection, ValidationError, RecursionError or ValueError."""
+        whole = (self._form.first, self._body)
+        if len(self._body) <= formats.PIECE_BYTES:
+            self._add_slowly(whole)
+            self._reject_invalid()
+        else:
+            for piece in self._split(whole):
+                self._add(piece)
+                self._reject_invalid()
+                time.sleep(0)  # others may have their turn now
+        return Decoded(self._lines.finish(), self._invalid if self._invalid.count else None)
+
+    def _reject_invalid(self) -> None:
+        """Raise Rejection if a log was invalid, unless the others are to be stored."""
+        if self._invalid.count and not self._options.is_partial:
+            raise reject_invalid(self._invalid, self._form.count(self._body))
+
+    def _split(self, whole: Piece) -> Iterable[Piece]:
+        if self._body.count(b",") > LONG_BODY_COMMAS:
+            message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
+            raise Rejection("body_too_large", message)
+        with self._context.fast_turn(len(self._body)):
+            return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)
+
+    def _add(self, piece: Piece) -> None:
+        """Add the valid logs of a piece to the lines, and count the others."""
+        first, text = piece
+        size = len(text)
+        if size > formats.PIECE_BYTES and text.count(b",") > LONG_LOG_COMMAS:
+            problem = f"Longer than {formats.PIECE_BYTES} bytes with over {LONG_LOG_COMMAS} values."
+            self._invalid.add(first, {"_schema": [problem]})
+            self._invalid.seen += 1
+            return
+        self._lines.hold(size)
+        with self._context.fast_turn(size):
+            is_added = self._add_fast(text)
+        if not is_added:
+            self._add_slowly(piece)
+        self._lines.hold(-size)
+
+    def _add_fast(self, text: bytes) -> bool:
+        """Add the logs of a piece, and return True, if all of them are valid beyond doubt."""
+        try:
+            logs = self._form.load(text, self._options)
+        except NoVerdict:
+            return False
+        self._invalid.seen += len(logs)
+        self._encode(logs)
+        return True
+
+    def _add_slowly(self, piece: Piece) -> None:
+        """Add the valid logs of a piece, and count the others; parts of it may be added fast."""
+        size = len(piece[1])
+        if size > SLOW_PIECE_BYTES:
+            with self._context.slow_turn(size):
+                pieces = list(self._form.split(piece, SLOW_PIECE_BYTES, lambda held: None))
+            if len(pieces) > 1:
+                for shorter in pieces:
+                    if not self._is_rejected():
+                        self._add(shorter)
+                return
+        with self._context.slow_turn(size):
+            self._encode(self._load_one_by_one(piece))
+
+    def _is_rejected(self) -> bool:
+        """Return whether the batch is rejected, whatever comes next."""
+        return self._invalid.is_full and not self._options.is_partial
+
+    def _load_one_by_one(self, piece: Piece) -> list[Any]:
+        """Return the valid logs of a piece, and count the others."""
+        logs = []
+        time_slice = TimeSlice()
+        for number, text in self._form.texts(piece):
+            time_slice.end_if_over()
+            if self._is_rejected():
+                break
+            self._invalid.seen += 1
+            log = self._load(number, text)
+            if log is not None:
+                logs.append(log)
+        return logs
+
+    def _load(self, number: int, text: bytes) -> Any:
+        """Return the log in a text; count one that is invalid, and return None."""
+        try:
+            if self._invalid.are_described and self._options.is_partial:
+                log = load_valid_log(text, self._options)
+                if log is None:
+                    self._invalid.add(number, {})
+                return log
+            return load_log(text, self._options)
+        except ValidationError as error:
+            self._invalid.add(number, error.messages_dict)
+        except ValueError as error:
+            if not (self._form.is_sequence and self._options.is_partial):
+                raise ValueError(f"{self._form.noun} {number}: {error}") from None
+            self._invalid.add(number, {"_schema": [f"Not valid JSON: {error}"]})
+        return None
+
+    def _encode(self, logs: Sequence[Any]) -> None:
+        _check_projects(logs, self._context)
+        self._lines.add(logs, self._repeated_bytes)

@@ -1,5 +1,6 @@
 """Read the body of a request: bounded in bytes, in time and in memory, and inflated."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -8,22 +9,42 @@ from astralog.errors import Rejection
 from astralog.intake.compression import STEP_BYTES, Inflater, find_inflater
 from astralog.time_slice import TimeSlice
 
-#: Bytes read at once where the length is not known: each may have come as a chunk of its own, which
-#: takes 2 µs to parse.
-CHUNKED_STEP_BYTES = 16 * 1024
+#: A body that is announced as no longer is reserved whole with the first of it, as most are; a
+#: longer one is rejected before it is read if there is no memory for it by now.
+SHORT_BYTES = 64 * 1024
+
+#: Pieces of a body that are joined, since one may be a byte, and what each takes beside its bytes.
+JOINED_PIECES = 64
+PIECE_BYTES = 64
 
 Environ = dict[str, Any]
 
 
 class Reservation(Protocol):
-    """Memory granted to a body."""
+    """Memory granted to a request."""
 
     def resize(self, size: int) -> None:
-        """Take `size` bytes in all, or raise Rejection `queue_full`."""
+        """Hold `size` bytes in all, or raise Rejection `queue_full` or `body_too_large`."""
+
+    def check(self, size: int) -> None:
+        """Raise what `resize` would raise."""
+
+
+class Unbounded:
+    """A reservation that grants everything, for decodes outside of a request."""
+
+    def resize(self, size: int) -> None:
+        """Hold so many bytes."""
+
+    def check(self, size: int) -> None:
+        """Raise nothing."""
 
 
 class BodyReader:
-    """Read bodies of at most `max_bytes`, inflated, each within `timeout_seconds`."""
+    """Read bodies of at most `max_bytes`, inflated, each within `timeout_seconds`.
+
+    Memory is reserved for what has arrived, as it arrives: a client that sends nothing holds none.
+    """
 
     def __init__(self, max_bytes: int, timeout_seconds: float) -> None:
         self.max_bytes = max_bytes
@@ -33,18 +54,20 @@ class BodyReader:
     def read(self, environ: Environ, reservation: Reservation) -> bytes:
         """Return the body, inflated as its Content-Encoding says.
 
-        Raises Rejection: `unsupported_encoding` or `body_too_large` before a byte is read where
-        the headers say enough; else `body_too_large`, `body_timeout`, `invalid_encoding`,
-        `invalid_json` for a body that ends early, and `queue_full` where the memory ends.
+        Raises Rejection: `unsupported_encoding` or `body_too_large` before a byte is read if the
+        headers say enough; else `body_too_large`, `body_timeout`, `invalid_encoding`,
+        `invalid_json` for a body that ends early, and `queue_full` if the memory ends.
         """
         inflater = find_inflater(environ.get("HTTP_CONTENT_ENCODING", ""))
         length = int(environ.get("CONTENT_LENGTH") or -1)
         if length > self.max_bytes:
-            raise self._too_large()
+            raise _too_large(self.max_bytes)
+        if length > SHORT_BYTES:
+            reservation.check(length)
         try:
             with self._deadlines:
                 if inflater is None and length >= 0:
-                    return _read_exactly(environ, length, reservation)
+                    return _read_exactly(environ["wsgi.input"], length, reservation)
                 return self._read_stream(environ, length, inflater, reservation)
         except OSError:  # the client vanished, or its chunks are malformed
             raise _ended_early() from None
@@ -52,62 +75,115 @@ class BodyReader:
     def _read_stream(
         self, environ: Environ, length: int, inflater: Inflater | None, reservation: Reservation
     ) -> bytes:
-        body = bytearray()
+        body = _GrowingBody(reservation)
+        sent = _SentPieces(environ, length, self.max_bytes)
         time_slice = TimeSlice()
-        longest_piece = STEP_BYTES if inflater else CHUNKED_STEP_BYTES
-        reservation.resize(min(longest_piece, self.max_bytes))
-        chunks = self._bounded(_chunks(environ, length))
-        for piece in inflater(chunks) if inflater else chunks:
-            size = len(body) + len(piece)
+        for piece in inflater.inflate(sent) if inflater else sent:
+            size = body.size + len(piece)
             if size > self.max_bytes:
-                raise self._too_large()
-            reservation.resize(min(size + longest_piece, self.max_bytes))
-            body += piece
+                raise _too_large(self.max_bytes)
+            body.add(piece, sent.held_bytes + (inflater.held_bytes(size) if inflater else 0))
+            del piece  # while the client is waited for, nothing is held but what is charged
             time_slice.end_if_over()
-        reservation.resize(len(body))
-        return bytes(body)
-
-    def _bounded(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield the chunks of a body that is not too large as it was sent.
-
-        There are compressed bodies of any size that inflate to nothing.
-        """
-        size = 0
-        for chunk in chunks:
-            size += len(chunk)
-            if size > self.max_bytes:
-                raise self._too_large()
-            yield chunk
-
-    def _too_large(self) -> Rejection:
-        return Rejection("body_too_large", f"The body is larger than {self.max_bytes} bytes.")
+        return body.finish()
 
     def _too_slow(self) -> Rejection:
         seconds = f"{self._timeout_seconds:g}"
         return Rejection("body_timeout", f"The body did not arrive within {seconds} seconds.")
 
 
+def _too_large(max_bytes: int) -> Rejection:
+    return Rejection("body_too_large", f"The body is larger than {max_bytes} bytes.")
+
+
 def _ended_early() -> Rejection:
     return Rejection("invalid_json", "The body ended early or its chunks are malformed.")
 
 
-def _read_exactly(environ: Environ, length: int, reservation: Reservation) -> bytes:
-    reservation.resize(length)
-    body: bytes = environ["wsgi.input"].read(length)
-    if len(body) < length:
-        raise _ended_early()
-    return body
+class _GrowingBody:
+    """A body that arrives in pieces, charged for the memory that it takes.
+
+    The pieces are not copied before they are all there: the gaps that copies leave in the heap take
+    as much as the body.
+    """
+
+    def __init__(self, reservation: Reservation, reserved: int = 0) -> None:
+        """Charge nothing until the body takes more than what is reserved for it."""
+        self._reservation = reservation
+        self._reserved = reserved
+        self._pieces: list[bytes] = []
+        self._joined = 0  # of these
+        self.size = 0
+
+    def add(self, piece: bytes, held_bytes: int = 0) -> int:
+        """Append a piece and return its size; `held_bytes` are charged beside the body."""
+        self.size += len(piece)
+        self._pieces.append(piece)
+        if len(self._pieces) - self._joined == JOINED_PIECES:
+            self._pieces[self._joined :] = [b"".join(self._pieces[self._joined :])]
+            self._joined += 1
+        taken = self.size + PIECE_BYTES * len(self._pieces) + held_bytes
+        if taken > self._reserved:
+            self._reserved = taken
+            self._reservation.resize(taken)
+        return len(piece)
+
+    def finish(self) -> bytes:
+        """Return the body, charged with its size."""
+        body = b"".join(self._pieces)
+        if len(body) != self._reserved:
+            self._reservation.resize(len(body))
+        return body
 
 
-def _chunks(environ: Environ, length: int) -> Iterator[bytes]:
-    """Yield the body as it arrives; `length` is -1 where it is not known."""
-    if length < 0 and not environ.get("wsgi.input_terminated"):
-        return
-    stream = environ["wsgi.input"]
-    step = STEP_BYTES if length > 0 else CHUNKED_STEP_BYTES
-    while length and (chunk := stream.read(min(length, step) if length > 0 else step)):
-        yield chunk
-        if length > 0:
-            length -= len(chunk)
-    if length > 0:
-        raise _ended_early()
+def _read_exactly(stream: Any, length: int, reservation: Reservation) -> bytes:
+    piece: bytes = stream.read1(length)
+    reserved = length if length <= SHORT_BYTES else len(piece)
+    reservation.resize(reserved)
+    if len(piece) == length:
+        return piece
+    body = _GrowingBody(reservation, reserved)
+    body.add(piece)
+    del piece  # while the client is waited for, nothing is held but what is charged
+    time_slice = TimeSlice()
+    while body.size < length:
+        if not body.add(stream.read1(length - body.size)):
+            raise _ended_early()
+        time_slice.end_if_over()
+    return body.finish()
+
+
+class _SentPieces:
+    """The pieces of a body as they were sent, each passed on as it arrives.
+
+    Raises Rejection for a body that is too large as it was sent: there are compressed ones of any
+    size that inflate to nothing.
+    """
+
+    def __init__(self, environ: Environ, length: int, max_bytes: int) -> None:
+        """Take the body's length, or -1 if it is not known."""
+        self._stream = environ["wsgi.input"]
+        self._is_length_known = length >= 0
+        self._left = length
+        if length < 0:
+            self._left = sys.maxsize if environ.get("wsgi.input_terminated") else 0
+        self._max_bytes = max_bytes
+        self._size = 0
+        #: Bytes of the last piece, if the parser of the chunks still holds it.
+        self.held_bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        piece: bytes = self._stream.read1(min(self._left, STEP_BYTES)) if self._left else b""
+        if not piece:
+            if self._is_length_known and self._left:
+                raise _ended_early()
+            raise StopIteration
+        self._left -= len(piece)
+        self._size += len(piece)
+        if self._size > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        self.held_bytes = 0 if self._is_length_known else len(piece)
+        return piece

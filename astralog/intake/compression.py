@@ -3,7 +3,7 @@
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from astralog.errors import Rejection
 
@@ -20,9 +20,24 @@ STEP_BYTES = 64 * 1024
 MAX_MEMBERS = 10_000
 
 #: The largest window a zstd frame may ask for, 8 MiB, as RFC 9659 has it for HTTP.
-ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
+ZSTD_WINDOW_LOG = 23
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
 
-Inflater = Callable[[Iterator[bytes]], Iterator[bytes]]
+
+class Inflater(NamedTuple):
+    """How a Content-Encoding is undone, and the memory that this takes, measured.
+
+    `inflate` yields at most STEP_BYTES at once, and does not hold on to what it was given. Beside
+    its state, it keeps a copy of the last `window_bytes` that it yielded.
+    """
+
+    inflate: Callable[[Iterator[bytes]], Iterator[bytes]]
+    state_bytes: int
+    window_bytes: int
+
+    def held_bytes(self, size: int) -> int:
+        """Return the bytes that it holds after it has yielded `size` bytes."""
+        return self.state_bytes + min(size, self.window_bytes)
 
 
 def find_inflater(encoding: str) -> Inflater | None:
@@ -53,8 +68,7 @@ def _inflate_zlib(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) 
     stream: Any = None
     members = 0
     try:
-        for data in chunks:
-            rest = data
+        while (rest := next(chunks, None)) is not None:
             while rest:
                 if stream is None or stream.eof:  # gzip members may follow one another
                     members = _count(members)
@@ -83,8 +97,7 @@ def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     stream: Any = None
     members = 0
     try:
-        for data in chunks:
-            rest = data
+        while (rest := next(chunks, None)) is not None:
             while rest:
                 if stream is None or stream.eof:  # frames may follow one another
                     members = _count(members)
@@ -99,9 +112,11 @@ def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise Rejection("invalid_encoding", "The compressed body ends early.")
 
 
+_GZIP = Inflater(_inflate_gzip, state_bytes=48 * 1024, window_bytes=0)
+
 INFLATERS: dict[str, Inflater] = {
-    "gzip": _inflate_gzip,
-    "x-gzip": _inflate_gzip,
-    "deflate": _inflate_deflate,
-    "zstd": _inflate_zstd,
+    "gzip": _GZIP,
+    "x-gzip": _GZIP,
+    "deflate": _GZIP._replace(inflate=_inflate_deflate),
+    "zstd": Inflater(_inflate_zstd, state_bytes=256 * 1024, window_bytes=1 << ZSTD_WINDOW_LOG),
 }

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from astralog.errors import SHOWN_CHARACTERS, Rejection
+from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.lanes import Lanes
 from astralog.intake.options import Options
@@ -14,13 +15,15 @@ from astralog.store.commit_queue import Batch
 class Context(NamedTuple):
     """What a decoder must know of a request beside its body.
 
-    `projects` are those that the token may write, None for all.
+    `projects` are those that the token may write, None for all. `reservation` holds the body; a
+    decoder that holds more than that over a pause has it reserved, as `LineWriter` does.
     """
 
     projects: Collection[str] | None
     options: Options
     lanes: Lanes
     deadline: float
+    reservation: Reservation = Unbounded()
 
     def fast_turn(self, size: int) -> AbstractContextManager[None]:
         """Return the context for decoding `size` bytes at a stretch, in at most 100 ms.

@@ -1,7 +1,7 @@
 """The two formats of a drained body, JSON and NDJSON: how each is cut and decoded."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,8 +18,14 @@ from astralog.intake.strict_json import parse, replace_lone_surrogates
 #: is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
 PIECE_BYTES = 1024 * 1024
 
+#: What a log of a JSON batch takes until it is decoded, beside its text.
+RAW_BYTES = 64
+
 #: The number of the first log, and the text: a part of a body that is a body itself.
 Piece = tuple[int, bytes]
+
+#: Takes how many bytes are held from now on, beside the text that is split.
+Hold = Callable[[int], None]
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,13 +50,16 @@ class Json:
     first = 0
     is_sequence = False  # whether a log that is no JSON leaves the others as they are
 
-    def split(self, body: bytes) -> Iterable[Piece]:
-        """Return the pieces of a long body, cut between logs.
+    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+        """Return pieces of at most `size` bytes, except for a log that is longer.
 
-        Each is made when it is asked for: all of them would take the memory of the body again.
-        Raises ValidationError where it is no batch, and ValueError where it is no JSON.
+        Each is made when it is asked for: all of them would take the memory of the text again.
+        Raises ValidationError if it is no batch, and ValueError if it is no JSON.
         """
-        return _cut(_split_logs(body))
+        first, text = piece
+        logs = _split_logs(text)
+        hold(RAW_BYTES * len(logs))
+        return _cut(logs, first, size)
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs of a piece by the compiled decoder; raises NoVerdict."""
@@ -75,15 +84,15 @@ class Json:
         return "; one log a line is sent as application/x-ndjson" if is_ndjson else ""
 
 
-def _cut(logs: list[msgspec.Raw]) -> Iterator[Piece]:
+def _cut(logs: list[msgspec.Raw], first: int, piece_bytes: int) -> Iterator[Piece]:
     start = size = 0
     for index, log in enumerate(logs):
-        if size + len(log) > PIECE_BYTES - len(_BATCH) and start < index:
-            yield start, _BATCH % b",".join(logs[start:index])
+        if size + len(log) > piece_bytes - len(_BATCH) and start < index:
+            yield first + start, _BATCH % b",".join(logs[start:index])
             start, size = index, 0
         size += len(log) + 1
     if logs:
-        yield start, _BATCH % b",".join(logs[start:])
+        yield first + start, _BATCH % b",".join(logs[start:])
 
 
 def _split_logs(text: bytes) -> list[msgspec.Raw]:
@@ -126,11 +135,12 @@ class Lines:
     first = 1
     is_sequence = True
 
-    def split(self, body: bytes) -> Iterable[Piece]:
-        """Yield the pieces of a body, cut at the ends of lines."""
-        number, start = self.first, 0
+    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+        """Yield pieces of at most `size` bytes, except for a line that is longer."""
+        number, body = piece
+        start = 0
         while start < len(body):
-            end = start + PIECE_BYTES
+            end = start + size
             if end < len(body):
                 end = body.rfind(b"\n", start, end) + 1 or body.find(b"\n", end) + 1 or len(body)
             text = body[start:end]

@@ -12,7 +12,7 @@ DESCRIBED_LOGS = 20
 #: Fields of an invalid log that are described.
 DESCRIBED_FIELDS = 20
 
-#: Invalid logs of a batch that are counted; the rest is not looked at.
+#: Invalid logs of a batch that are counted if it is rejected for them; the rest is not checked.
 COUNTED_LOGS = 1000
 
 #: Characters of a message: it may repeat a text of the client's.
@@ -20,7 +20,7 @@ MESSAGE_CHARACTERS = 2 * SHOWN_CHARACTERS
 
 
 class InvalidLogs:
-    """Invalid logs by their number; `seen` counts the logs, valid or not, that were looked at."""
+    """Invalid logs by their number; `seen` counts the logs, valid or not, that were checked."""
 
     def __init__(self) -> None:
         self.errors: dict[int, Any] = {}
@@ -29,14 +29,19 @@ class InvalidLogs:
 
     @property
     def is_full(self) -> bool:
-        """Return whether no more are counted."""
+        """Return whether there are as many as are counted of a batch that is rejected for them."""
         return self.count >= COUNTED_LOGS
 
+    @property
+    def are_described(self) -> bool:
+        """Return whether there are as many as are described: the others need no messages."""
+        return self.count >= DESCRIBED_LOGS
+
     def add(self, number: int, messages: Mapping[str, Any]) -> None:
-        """Count a log, and describe it by the messages for its fields."""
-        self.count += 1
-        if self.count <= DESCRIBED_LOGS:
+        """Count a log, and describe it by the messages for its fields if it is among the first."""
+        if not self.are_described:
             self.errors[number] = describe(messages)
+        self.count += 1
 
 
 def reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:
@@ -44,6 +49,12 @@ def reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:
     least = "" if invalid.seen == total else "At least "
     message = f"{least}{invalid.count} of {total} logs are invalid; nothing was stored"
     return Rejection("invalid_batch", message, {"logs": invalid.errors}, total)
+
+
+def reject_all(invalid: InvalidLogs) -> Rejection:
+    """Return the rejection of a batch in which no log is valid."""
+    invalid.seen = invalid.count
+    return reject_invalid(invalid, invalid.count)
 
 
 def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -8,14 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
 from astralog.errors import Rejection
-from astralog.intake.batch import MAX_GROWTH
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
+from astralog.intake.lines import STEP_BYTES, LineWriter, escaped_size
 from astralog.intake.otlp_log import InvalidRecord, Origin, Source, make_origin
-from astralog.store.commit_queue import Batch
 from astralog.time_slice import TimeSlice
 
 #: The longest body that is decoded beside the long ones, which go one after another.
@@ -31,8 +28,6 @@ MAX_REPEATED_BYTES = 16 * 1024 * 1024
 
 #: Scopes, or resources without any, that an export may have. Beyond it: 413 `body_too_large`.
 MAX_SCOPES = 100_000
-
-_encoder = msgspec.json.Encoder()
 
 
 class Group(NamedTuple):
@@ -100,9 +95,8 @@ class _Decode:
         self._context = context
         self._time_slice = TimeSlice()
         self._invalid = InvalidLogs()
-        self._lines: list[bytes] = []
-        self._logs = 0
-        self._bytes_left = MAX_GROWTH * len(body) + MAX_REPEATED_BYTES
+        self._is_long = len(body) > STEP_BYTES
+        self._lines = LineWriter(context.reservation, len(body), MAX_REPEATED_BYTES)
 
     def run(self) -> Decoded:
         """Return the batch, or raise Rejection, InvalidRecord or ValueError."""
@@ -114,8 +108,7 @@ class _Decode:
         invalid = self._invalid
         if invalid.count and not self._context.options.is_partial:
             raise reject_invalid(invalid, invalid.seen)
-        batch = Batch(b"".join(self._lines), self._logs)
-        return Decoded(batch, invalid if invalid.count else None)
+        return Decoded(self._lines.finish(), invalid if invalid.count else None)
 
     def _add_group(self, group: Group) -> None:
         self._time_slice.end_if_over()
@@ -125,7 +118,13 @@ class _Decode:
         if origin.project_id:
             self._context.check_project(origin.project_id, len(group.records))
         for start in range(0, len(group.records), STEP_RECORDS):
-            self._add_records(group.records[start : start + STEP_RECORDS], origin)
+            records = group.records[start : start + STEP_RECORDS]
+            if self._is_long and sum(map(len, records)) > STEP_BYTES:
+                for record in records:
+                    self._lines.expect(escaped_size(bytes(record)))
+                    self._add_records([record], origin)
+            else:
+                self._add_records(records, origin)
             self._time_slice.end_if_over()
 
     def _add_records(self, records: Sequence[bytes], origin: Origin) -> None:
@@ -136,13 +135,7 @@ class _Decode:
         except (ValueError, RecursionError):
             logs = self._load_one_by_one(records, origin)
         self._invalid.seen += len(records)
-        lines = _encoder.encode_lines(logs)
-        self._logs += len(logs)
-        self._bytes_left -= len(lines)
-        if self._bytes_left < 0:
-            message = "Stored, the export would take too many bytes; send smaller ones."
-            raise Rejection("body_too_large", message)
-        self._lines.append(lines)
+        self._lines.add(logs, origin.repeated_bytes)
 
     def _load_one_by_one(self, records: Sequence[bytes], origin: Origin) -> list[Any]:
         logs = []
@@ -151,7 +144,7 @@ class _Decode:
                 logs.append(self._load(text, origin))
             except (ValueError, RecursionError) as error:
                 self._invalid.add(number, _describe(error))
-                if self._invalid.is_full:
+                if self._invalid.is_full and not self._context.options.is_partial:
                     raise reject_invalid(self._invalid, number + 1) from None
         return logs
 

@@ -50,6 +50,10 @@ class OtherProtocol(ParseException):  # type: ignore[misc]
 class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
     """What a client sends: gunicorn's parser and the readers of bodies take it from here."""
 
+    #: Bytes of a chunk that are received at once; gunicorn's parser holds the last ones while it
+    #: waits for the next.
+    max_body_chunk = 64 * 1024
+
     def __init__(self, sock: Any, flow: Flow, is_tls: bool = False) -> None:
         """Receive from a socket, in the turns of a flow."""
         super().__init__(sock, RECEIVE_BYTES)
@@ -137,10 +141,11 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         if self._pause is None:
             self._pause = TimeSlice().end_if_over
 
-    def queue_up(self) -> None:
-        """Let others be served before a body is discarded, and meanwhile."""
-        self._pause = self._flow.share()
-        self._pause()
+    def queue_up(self) -> Callable[[], None]:
+        """Let others be served before a body is discarded, and return what repeats that."""
+        self._pause = pause = self._flow.share()
+        pause()
+        return pause
 
     def bound(self, size: int) -> None:
         """Bound what is received from now on."""

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from gunicorn.http import body, message
@@ -122,6 +123,7 @@ class Request(message.Request):  # type: ignore[misc]
             "SERVER_PORT": port,
             "REMOTE_ADDR": peer,
             "REMOTE_PORT": peer_port,
+            "astralog.head_bytes": len(self.uri) + sum(map(len, chain(*self.headers))),
         }
         for field, value in self.headers:
             name = field.replace("-", "_")

@@ -13,7 +13,7 @@ from gevent.queue import Queue
 from astralog.deadlines import TimeLimit
 from astralog.errors import Rejection
 from astralog.store.keys.claims import Claim
-from astralog.store.memory_budget import MemoryBudget, MemoryReservation
+from astralog.store.memory_budget import MemoryReservation
 
 #: Called with each stored batch: the bytes of its lines, its logs, and whether its client had been
 #: told `commit_timeout` or was gone.
@@ -45,7 +45,7 @@ class State(Enum):
 
 
 class QueuedBatch:
-    """A batch in the queue, charged with `size` bytes."""
+    """A batch in the queue, which holds the memory of its reservation."""
 
     __slots__ = (
         "_waiter",
@@ -54,18 +54,22 @@ class QueuedBatch:
         "is_waited_for",
         "lines",
         "logs",
-        "size",
+        "reservation",
         "state",
     )
 
     def __init__(
-        self, batch: Batch, size: int, deadline: float, claim: Claim | None = None
+        self,
+        batch: Batch,
+        reservation: MemoryReservation,
+        deadline: float,
+        claim: Claim | None = None,
     ) -> None:
         self.state = State.QUEUED
         self.claim = claim
         self.lines = batch.lines
         self.logs = batch.logs
-        self.size = size
+        self.reservation = reservation
         self.deadline = deadline
         #: Whether its client was told nothing yet.
         self.is_waited_for = True
@@ -92,13 +96,11 @@ class BatchQueue:
 
     def __init__(
         self,
-        budget: MemoryBudget,
         count_stored: CountStored,
         messages: Mapping[str, str],
         timeout_seconds: float,
     ) -> None:
         """Tell `count_stored` what is stored, and clients the message of the code that rejects."""
-        self._budget = budget
         self._count_stored = count_stored
         self._messages = messages
         self._timeout_seconds = timeout_seconds
@@ -209,6 +211,6 @@ class BatchQueue:
         if queued.state is not State.FINISHED:
             queued.state = State.FINISHED
             queued.lines = b""
-            self._budget.release(queued.size)
+            queued.reservation.release()
             if queued.claim:
                 queued.claim.release()

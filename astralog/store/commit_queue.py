@@ -6,6 +6,7 @@ in one write and one sync (group commit).
 
 import errno
 import logging
+from collections.abc import Callable
 
 import gevent
 from gevent.pool import Group
@@ -52,19 +53,27 @@ MESSAGES = {
 class CommitQueue:
     """Store batches; all of its greenlets start with `start` or with the first batch."""
 
-    def __init__(self, settings: Settings, count_stored: CountStored) -> None:
-        """Store to the settings' data directory, and tell `count_stored` what is stored."""
+    def __init__(
+        self,
+        settings: Settings,
+        count_stored: CountStored,
+        are_tokens_several: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Store to the settings' data directory, and call `count_stored` for what is stored.
+
+        While `are_tokens_several`, none of them gets all of the queue's memory.
+        """
         self._messages = dict(MESSAGES)  # of a disk that is full, each storage names what ran out
         self.clock = TrustedClock()
         self.storages = tuple(
             Storage(settings, self._messages, self.clock) for _ in range(settings.writers)
         )
         self.housekeeper = Housekeeper(settings, _may_remove(settings), self.clock)
-        self._budget = MemoryBudget(settings.queue_bytes)
+        self._budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
         timeout = settings.commit_timeout_seconds
         self._gate = KeyGate(settings, self._messages)
         self.keys = self._gate.keys
-        self._batches = BatchQueue(self._budget, count_stored, self._messages, timeout)
+        self._batches = BatchQueue(count_stored, self._messages, timeout)
         self._drains = Group()
         self._helpers = Group()
         self._drain_threads = DiskThreads(settings.writers)
@@ -74,7 +83,7 @@ class CommitQueue:
 
     @property
     def backlog_bytes(self) -> int:
-        """The bytes of the bodies being read and the batches waiting for their commit."""
+        """The bytes that requests hold: bodies, their decodes, and batches until their commit."""
         return self._budget.reserved
 
     @property
@@ -91,15 +100,16 @@ class CommitQueue:
             return codes[0]
         return "queue_full" if self._budget.is_full else None
 
-    def admit(self) -> MemoryReservation:
-        """Let a request in; what it reserves, its body first, counts against the queue's bytes.
+    def admit(self, token: bytes = b"", head_bytes: int = 0) -> MemoryReservation:
+        """Admit a request with the digest of its token and the size of its head.
 
-        Raises Rejection: `stopping`, `storage_full`, `storage_failed` or `queue_full`.
+        What it reserves, its body first, counts against the queue's bytes. Raises Rejection:
+        `stopping`, `storage_full`, `storage_failed` or `queue_full`.
         """
         code = self.unavailable()
         if code and code != "queue_full":
             raise Rejection(code, self._messages[code])
-        return MemoryReservation(self._budget)
+        return MemoryReservation(self._budget, token, head_bytes)
 
     def claim(self, key: Key) -> Claim:
         """Let no other request store a batch with this key, until the claim is closed.
@@ -112,7 +122,7 @@ class CommitQueue:
     def commit(
         self, batch: Batch, reservation: MemoryReservation, claim: Claim | None = None
     ) -> None:
-        """Return when every line of the batch is stored; it is charged as its body was.
+        """Return when every line of the batch is stored; the queue takes over its reservation.
 
         Raises Rejection when nothing of it is: `stopping`, `storage_full` or `storage_failed`;
         or `commit_timeout`, after which it may still be stored if a writer had taken it. With a

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from math import inf
 from unittest.mock import patch
 
+from astralog.errors import Rejection
 from astralog.intake import logs
 from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.decoder import Context
 from astralog.intake.lanes import Lanes
 from astralog.intake.options import NO_OPTIONS, Options
@@ -18,9 +20,28 @@ def make_context(
     options: Options = NO_OPTIONS,
     lanes: Lanes | None = None,
     deadline: float = inf,
+    reservation: Reservation | None = None,
 ) -> Context:
     """Return the context of a request; without `lanes`, it shares them with no other."""
-    return Context(projects, options, lanes or Lanes(), deadline)
+    return Context(projects, options, lanes or Lanes(), deadline, reservation or Unbounded())
+
+
+class Room:
+    """Memory that remembers what was asked of it, and ends at `limit`."""
+
+    def __init__(self, limit: float = inf) -> None:
+        self.limit = limit
+        self.sizes: list[int] = []
+
+    def resize(self, size: int) -> None:
+        """Hold so many bytes; raises Rejection beyond the limit."""
+        self.sizes.append(size)
+        self.check(size)
+
+    def check(self, size: int) -> None:
+        """Raise what `resize` raises."""
+        if size > self.limit:
+            raise Rejection("queue_full", "No room.")
 
 
 def encode_batch(body: bytes, projects: Collection[str] | None = None) -> Batch:

@@ -284,8 +284,11 @@ def test_a_body_without_room_is_rejected(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
     """A queue that cannot hold the body rejects it before it is read."""
-    client = make_app(replace(settings, queue_bytes=50)).test_client()
-    assert_rejected(drain_unread(client, CONTENT_LENGTH="51"), 503, "queue_full", tmp_path)
+    app = make_app(replace(settings, queue_bytes=settings.max_body_bytes))
+    with app.extensions["astralog"].admit(b"another") as reservation:
+        reservation.resize(1000)
+        answer = drain_unread(app.test_client(), CONTENT_LENGTH=str(settings.max_body_bytes))
+    assert_rejected(answer, 503, "queue_full", tmp_path)
 
 
 def test_a_stopping_service_rejects_before_the_body_is_read(

@@ -1,7 +1,9 @@
 """The steps of a request, with a protocol of a test's own: a body is the text of one line."""
 
+import gzip
 import io
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -20,6 +22,8 @@ from astralog.intake.lanes import TURN_TIMEOUT_SECONDS
 from astralog.intake.options import Options
 from astralog.settings import Settings
 from astralog.store.commit_queue import Batch, CommitQueue
+from astralog.store.keys.claims import Claim
+from astralog.store.memory_budget import OVERHEAD_BYTES, MemoryReservation
 from tests.conftest import Disk
 from tests.support.service import TOKEN
 
@@ -68,12 +72,14 @@ class Service:
         query: str = "",
         token: str = TOKEN,
         key: str | None = None,
+        encoding: str = "",
         **parameters: Any,
     ) -> Accepted:
         environ = {
             "HTTP_AUTHORIZATION": token,
             "QUERY_STRING": query,
             "CONTENT_LENGTH": str(len(body)),
+            "HTTP_CONTENT_ENCODING": encoding,
             "wsgi.input": io.BytesIO(body),
         }
         if key is not None:
@@ -92,7 +98,9 @@ class Service:
         invalid = InvalidLogs()
         for number in range(body.count(b"!")):
             invalid.add(number, {"text": ["Too loud."]})
-        return Decoded(Batch(body * 10 + b"\n", 1), invalid if invalid.count else None)
+        valid = body.strip(b" ")
+        batch = Batch(valid * 10 + b"\n", 1) if valid.strip(b"!") else Batch(b"", 0)
+        return Decoded(batch, invalid if invalid.count else None)
 
     def stored(self) -> bytes:
         return b"".join(path.read_bytes() for path in self._data_dir.glob("*.ndjson*"))
@@ -175,14 +183,66 @@ def test_a_dry_run_leaves_nothing(service: Service, body: bytes) -> None:
     assert (b"", []) == (service.stored(), service.books.counted)
 
 
-def test_a_batch_that_grows_is_charged_as_it_is_stored(service: Service) -> None:
-    """Ten bytes of lines to a byte of body take memory, but never more than the largest body."""
+@pytest.mark.parametrize("body", [b"x" * 300, b" " * 3000 + b"x" * 300])
+def test_a_batch_is_charged_as_it_is_stored(
+    service: Service, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    """The lines take the place of the body, whether they are longer or shorter."""
+    held: list[int] = []
+    commit = service.queue.commit
+
+    def note(batch: Batch, reservation: MemoryReservation, claim: Claim | None = None) -> None:
+        held.append(service.queue.backlog_bytes)
+        commit(batch, reservation, claim)
+
+    monkeypatch.setattr(service.queue, "commit", note)
+    service.post(body)
+    assert [len(service.stored()) + OVERHEAD_BYTES] == held
+    assert 0 == service.queue.backlog_bytes
+
+
+def test_a_batch_that_grows_beyond_the_memory_is_rejected(service: Service) -> None:
+    """Ten bytes of lines to a byte of body take memory like any others."""
     with service.queue.admit() as other:
         other.resize(MAX_BODY_BYTES // 2)
         assert "queue_full" == service.code_of(b"x" * (MAX_BODY_BYTES // 10))
         service.post(b"x" * (MAX_BODY_BYTES // 50))
-    service.post(b"x" * (MAX_BODY_BYTES // 2))
+    service.post(b"x" * (MAX_BODY_BYTES // 10))
+    assert "body_too_large" == service.code_of(b"x" * (MAX_BODY_BYTES // 2))
     assert 0 == service.queue.backlog_bytes
+
+
+def test_the_body_is_gone_while_its_lines_wait(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing holds what is not charged any more: no frame, no traceback."""
+    service = Service(settings)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        held: list[int] = []
+
+        def note(*args: Any) -> None:
+            held.append(tracemalloc.get_traced_memory()[0] - before)
+
+        monkeypatch.setattr(service.queue, "commit", note)
+        service.post(gzip.compress(b" " * (MAX_BODY_BYTES - 1) + b"x"), encoding="gzip")
+    finally:
+        tracemalloc.stop()
+    assert held[0] < MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize("query", ["partial=true", "partial=true&dry_run=true"])
+def test_a_batch_without_a_valid_log_is_rejected(service: Service, query: str) -> None:
+    """200 means that something is stored, unless nothing was sent, or a dry run asked for it."""
+    with pytest.raises(Rejection) as rejected:
+        service.post(b"!!!", query)
+    assert ("invalid_batch", 3) == (rejected.value.code, rejected.value.logs)
+    assert rejected.value.message == "3 of 3 logs are invalid; nothing was stored"
+    assert rejected.value.errors is not None
+    assert [0, 1, 2] == list(rejected.value.errors["logs"])
+    assert [("invalid_batch", 3, 0)] == service.books.counted or "dry_run" in query
+    assert b"" == service.stored()
 
 
 def test_a_batch_with_a_key_is_stored_once_and_counted_as_a_replay(service: Service) -> None:

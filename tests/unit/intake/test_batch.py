@@ -238,7 +238,8 @@ def test_a_malformed_log_in_a_long_body_has_its_index(index: int, log: Any, erro
     logs[index] = log
     rejection = rejection_of(body_of(*logs))
     assert "invalid_batch" == rejection.code
-    assert "At least 1 of 300 logs are invalid; nothing was stored" == rejection.message
+    least = "" if index == 299 else "At least "  # what comes behind its piece is not checked
+    assert f"{least}1 of 300 logs are invalid; nothing was stored" == rejection.message
     assert rejection.errors is not None
     assert [index] == list(rejection.errors["logs"])
     assert errors is None or errors == rejection.errors["logs"][index]

@@ -13,7 +13,7 @@ from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.decoder import Decoded
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.invalid_logs import COUNTED_LOGS
+from astralog.intake.invalid_logs import COUNTED_LOGS, DESCRIBED_LOGS
 from astralog.intake.options import NO_OPTIONS, PARAMETERS, Options, parse_options
 from tests.support.decoding import make_context, marshmallow_alone
 from tests.support.service import make_log
@@ -300,15 +300,52 @@ def test_a_line_that_is_no_json_is_an_invalid_log() -> None:
         assert "invalid_json" == rejected.value.code
 
 
+#: Logs, of which only the last is valid, in ways that the decoders notice by different means.
+INVALID_LOGS = {
+    "no object": 1,
+    "empty": {},
+    "wrong type": make_log(level=30),
+    "no timestamp": make_log(timestamp="yesterday"),
+    "unknown field": make_log(host="h"),
+}
+
+
 @pytest.mark.parametrize("decode", DECODERS)
-def test_a_batch_of_many_invalid_logs_is_rejected_whole(decode: Any) -> None:
-    """Checking is bounded: as many invalid logs as are counted are no slip of a sender."""
-    options = Options(is_partial=True)
-    logs = [make_log(), *[make_log(level="")] * (COUNTED_LOGS - 1)]
-    assert 1 == decoded_with(decode, options, *logs).batch.logs
-    rejection = rejection_of(decode, options, *logs, make_log(level=""), make_log())
-    assert "invalid_batch" == rejection.code
-    assert "At least 1000 of 1002 logs are invalid; nothing was stored" == rejection.message
+@pytest.mark.parametrize("name", INVALID_LOGS)
+@pytest.mark.parametrize("count", [COUNTED_LOGS, 5 * COUNTED_LOGS])
+def test_the_valid_logs_are_stored_however_many_are_invalid(
+    decode: Any, name: str, count: int
+) -> None:
+    """All invalid ones are counted, and the first are described; a long body makes no odds."""
+    valid = [make_log(message=str(number)) for number in range(3)]
+    half = [INVALID_LOGS[name]] * (count // 2)
+    decoded = decoded_with(
+        decode, Options(is_partial=True), valid[0], *half, valid[1], *half, valid[2]
+    )
+    assert valid == stored(decoded)
+    assert decoded.invalid is not None
+    assert (count, DESCRIBED_LOGS) == (decoded.invalid.count, len(decoded.invalid.errors))
+    assert all(decoded.invalid.errors.values())
+
+
+def test_the_valid_lines_are_stored_however_many_are_no_json() -> None:
+    """They are counted like logs that are invalid in another way."""
+    lines = [b"{", json.dumps(make_log()).encode(), b"\xff", b'{"a":'] * COUNTED_LOGS
+    context = make_context(options=Options(is_partial=True))
+    batch, invalid = decode_lines(b"\n".join(lines), context)
+    assert invalid is not None
+    assert (COUNTED_LOGS, 3 * COUNTED_LOGS) == (batch.logs, invalid.count)
+
+
+def test_json_that_is_none_behind_many_invalid_logs_rejects_the_whole() -> None:
+    """A JSON body is one text, which is JSON or not, wherever that is found out."""
+    logs = b"1," * 2 * COUNTED_LOGS
+    for broken in (b'{"n":"\xff"}', b'{"n":1e999}'):
+        with pytest.raises(Rejection) as rejected:
+            decode_json(
+                b'{"logs":[%s%s]}' % (logs, broken), make_context(options=Options(is_partial=True))
+            )
+        assert "invalid_json" == rejected.value.code
 
 
 @pytest.mark.parametrize("decode", DECODERS)

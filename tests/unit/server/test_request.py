@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from astralog.server.fair_queue import FairQueue, Flow
 from astralog.server.receiver import Receiver
 from astralog.server.request import KEPT_HEAD_BYTES, Request, Requests
-from astralog.server.request_body import CONTINUE, WHOLE_BODY_BYTES
+from astralog.server.request_body import CONTINUE, RECEIVE_BYTES
 from tests.unit.server.conftest import CLIENT, SERVER, Wire
 
 
@@ -27,7 +27,7 @@ def head(*fields: str) -> bytes:
     return "\r\n".join(["POST /v1/drain?a=b%20c HTTP/1.1", "Host: x", *fields, "", ""]).encode()
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 8000, 9000, WHOLE_BODY_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, 100, 8000, 9000, RECEIVE_BYTES + 1])
 def test_requests_that_come_at_once_are_told_apart(wire: Wire, size: int) -> None:
     """Each body ends at its length, whatever arrives with it."""
     sent = [bytes([65 + turn]) * size for turn in range(3)]
@@ -40,12 +40,12 @@ def test_requests_that_come_at_once_are_told_apart(wire: Wire, size: int) -> Non
 
 
 def test_a_body_is_read_in_any_steps(wire: Wire) -> None:
-    """Small reads, lines and a large read at the end give the body as it was sent."""
+    """Small reads and a large read at the end give the body as it was sent."""
     wire.send(head("Content-Length: 12") + b"one\ntwo\nlast" + head())
     body = wire.next().body
     assert [b"o", b"ne\n", b"two\nlast", b"", b""] == [
         body.read(1),
-        body.readline(),
+        body.read1(3),
         body.read(),
         body.read(5),
         body.read(),
@@ -185,6 +185,7 @@ def test_a_request_makes_a_wsgi_environ(wire: Wire) -> None:
         "SERVER_PORT": "8080",
         "REMOTE_ADDR": "192.0.2.1",
         "REMOTE_PORT": "40000",
+        "astralog.head_bytes": 78,
         "CONTENT_TYPE": "application/json",
         "CONTENT_LENGTH": "1",
         "HTTP_HOST": "x",

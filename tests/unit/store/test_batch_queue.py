@@ -19,7 +19,7 @@ class Waiting:
         self.counted: list[tuple[int, int, bool]] = []
         self.budget = MemoryBudget(1_000_000)
         messages = {"stopping": "Stopping.", "storage_failed": "Failed."}
-        self.queue = BatchQueue(self.budget, self._count, messages, TIMEOUT_SECONDS)
+        self.queue = BatchQueue(self._count, messages, TIMEOUT_SECONDS)
         self.client = gevent.spawn(self._wait)
         gevent.sleep(0)
 

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,13 @@ LIMIT = 100_000
 @pytest.fixture
 def budget() -> MemoryBudget:
     return MemoryBudget(LIMIT)
+
+
+def code_of(reserve: Callable[[], object]) -> str:
+    """Return the code of the rejection that is raised."""
+    with pytest.raises(Rejection) as rejected:
+        reserve()
+    return rejected.value.code
 
 
 def test_a_reservation_is_charged_while_it_lasts(budget: MemoryBudget) -> None:
@@ -41,21 +49,107 @@ def test_what_is_handed_over_is_freed_by_its_new_owner(budget: MemoryBudget) -> 
     """Bytes that were handed over outlive the request, and are given back once."""
     with MemoryReservation(budget) as reservation:
         reservation.resize(500)
-        size = reservation.detach()
-    assert 500 + OVERHEAD_BYTES == size == budget.reserved
-    budget.release(size)
-    assert 0 == budget.reserved
+        handed_over = reservation.detach()
+    assert 500 + OVERHEAD_BYTES == budget.reserved
+    for _ in range(2):
+        handed_over.release()
+        assert 0 == budget.reserved
 
 
-def test_a_body_as_large_as_the_whole_budget_fits(budget: MemoryBudget) -> None:
-    """The overhead does not keep out the largest body that the settings allow."""
+def test_a_body_as_large_as_the_whole_budget_fits_with_its_lines(budget: MemoryBudget) -> None:
+    """The largest one that the settings allow is not rejected forever: it may have all to itself.
+
+    Others wait meanwhile, and it waits for them; what takes more than that is never stored.
+    """
     with MemoryReservation(budget) as reservation:
-        reservation.resize(LIMIT)
-        with pytest.raises(Rejection) as rejected:
-            reservation.resize(LIMIT + 1)
-        assert "queue_full" == rejected.value.code
-        assert LIMIT + OVERHEAD_BYTES == budget.reserved
+        reservation.resize(3 * LIMIT)
+        assert "queue_full" == code_of(lambda: MemoryReservation(budget))
+        assert "body_too_large" == code_of(lambda: reservation.resize(3 * LIMIT + 1))
+        assert 3 * LIMIT + OVERHEAD_BYTES == budget.reserved
+    with MemoryReservation(budget), MemoryReservation(budget) as reservation:
+        assert "queue_full" == code_of(lambda: reservation.resize(LIMIT))
+        assert "body_too_large" == code_of(lambda: reservation.resize(3 * LIMIT + 1))
     assert 0 == budget.reserved
+
+
+def test_the_head_of_a_request_is_charged_too(budget: MemoryBudget) -> None:
+    """It is held as long as the request is."""
+    with MemoryReservation(budget, b"token", head_bytes=16_000) as reservation:
+        assert 16_000 + OVERHEAD_BYTES == budget.reserved
+        reservation.resize(500)
+        assert 16_500 + OVERHEAD_BYTES == budget.reserved
+    assert 0 == budget.reserved
+
+
+def test_a_check_reserves_nothing(budget: MemoryBudget) -> None:
+    """It raises what a reservation would raise."""
+    with MemoryReservation(budget), MemoryReservation(budget) as reservation:
+        before = budget.reserved
+        reservation.check(LIMIT - 2 * OVERHEAD_BYTES)
+        assert "queue_full" == code_of(lambda: reservation.check(LIMIT))
+        assert before == budget.reserved
+
+
+def test_one_of_several_tokens_leaves_a_quarter_to_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is told why, and how much it may hold; the worker is ready for the others as before."""
+    budget = MemoryBudget(LIMIT, lambda: True)
+    with MemoryReservation(budget, b"a") as first, MemoryReservation(budget, b"a") as second:
+        first.resize(40_000)
+        with pytest.raises(Rejection) as rejected:
+            second.resize(40_000)
+        assert "queue_full" == rejected.value.code
+        assert "ASTRALOG_QUEUE_BYTES" in rejected.value.message
+        assert "three quarters" in rejected.value.message
+        with MemoryReservation(budget, b"b") as other:
+            other.resize(LIMIT // 4)
+        second.resize(30_000)
+        assert not budget.is_full
+    assert 0 == budget.reserved
+    assert [] == caplog.messages
+
+
+def test_a_batch_that_takes_more_than_a_tokens_share_is_never_stored() -> None:
+    """To send it again would not help, as long as there are several tokens."""
+    several = [True]
+    budget = MemoryBudget(LIMIT, lambda: several[0])
+    with MemoryReservation(budget, b"a") as reservation:
+        assert "body_too_large" == code_of(lambda: reservation.resize(80_000))
+        several[0] = False
+        reservation.resize(80_000)
+        several[0] = True
+        assert "queue_full" == code_of(lambda: MemoryReservation(budget, b"a"))
+        assert "body_too_large" == code_of(lambda: reservation.resize(80_001))
+        reservation.resize(70_000)
+        MemoryReservation(budget, b"a").release()
+
+
+def test_a_token_at_its_share_does_not_keep_the_worker_unready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Large batches of the others are rejected then, and that is logged once, but others fit."""
+    budget = MemoryBudget(LIMIT, lambda: True)
+    with MemoryReservation(budget, b"a") as first:
+        first.resize(70_000)
+        for _ in range(3):
+            with MemoryReservation(budget, b"b") as other:
+                assert "queue_full" == code_of(lambda: other.resize(40_000))
+                assert not budget.is_full
+        with MemoryReservation(budget, b"b") as other:
+            other.resize(10_000)
+            assert budget.is_full
+        assert not budget.is_full
+        assert 1 == len(caplog.messages)
+    assert 2 == len(caplog.messages)
+
+
+def test_tokens_that_hold_nothing_take_nothing(budget: MemoryBudget) -> None:
+    """However many there have been."""
+    for number in range(100):
+        with MemoryReservation(budget, b"%d" % number) as reservation:
+            reservation.resize(10)
+    assert {} == budget._held
 
 
 def test_what_does_not_fit_is_rejected_and_changes_nothing(budget: MemoryBudget) -> None:
@@ -113,7 +207,7 @@ def test_rejections_are_two_lines_in_the_log(
                 MemoryReservation(budget)
         reservation.release()
         assert [
-            f"queue full: {LIMIT + OVERHEAD_BYTES} bytes wait for the disk",
+            f"queue full: {LIMIT + OVERHEAD_BYTES} bytes are held, ASTRALOG_QUEUE_BYTES",
             f"queue has room again: {rejections} requests were rejected",
         ] == caplog.messages
 
