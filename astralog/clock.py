@@ -30,7 +30,11 @@ class TrustedClock:
         self,
         wall: Callable[[], float] = time.time,
         elapsed: Callable[[], float] = boot_time,
+        *,
+        adopt_seconds: float = ADOPT_SECONDS,
     ) -> None:
+        """Follow a change of the wall clock once it has lasted for `adopt_seconds`."""
+        self._adopt_seconds = adopt_seconds
         self._wall = wall
         self._elapsed = elapsed
         self._offset = wall() - elapsed()  # of the trusted time from CLOCK_BOOTTIME
@@ -46,6 +50,6 @@ class TrustedClock:
         elif abs(offset - self._changed_offset) > STEP_SECONDS:
             self._changed_offset = offset
             self._changed_at = elapsed
-        elif elapsed - self._changed_at >= ADOPT_SECONDS:
+        elif elapsed - self._changed_at >= self._adopt_seconds:
             self._offset = offset
         return elapsed + self._offset

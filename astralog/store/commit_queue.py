@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 #: Seconds between two looks at which waits are over.
 OVERDUE_SECONDS = 0.1
 
+#: Names of segments follow a change of the wall clock once it has lasted for so many seconds.
+NAMES_ADOPT_SECONDS = 60.0
+
 HOUSEKEEPING_FAILED = "housekeeping failed; it goes on"
 
 
@@ -64,11 +67,12 @@ class CommitQueue:
         While `are_tokens_several`, none of them gets all of the queue's memory.
         """
         self._messages = dict(MESSAGES)  # of a disk that is full, each storage names what ran out
-        self.clock = TrustedClock()
+        #: By which segments are named: so that no jump for seconds leaves a name that is ahead.
+        self.clock = TrustedClock(adopt_seconds=NAMES_ADOPT_SECONDS)
         self.storages = tuple(
             Storage(settings, self._messages, self.clock) for _ in range(settings.writers)
         )
-        self.housekeeper = Housekeeper(settings, _may_remove(settings), self.clock)
+        self.housekeeper = Housekeeper(settings, _may_remove(settings))
         self._budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
         timeout = settings.commit_timeout_seconds
         self._gate = KeyGate(settings, self._messages)

@@ -177,7 +177,7 @@ class Housekeeper:
         for segment in sorted(segments):
             try:
                 recover_file(segment.path(self._directory, Form.OPEN))
-                inventory.open.discard(segment)
+                inventory.eras.note_recovered(segment)
             except (BlockingIOError, FileNotFoundError):
                 self._failed.discard(segment)
             except OSError as error:

@@ -4,12 +4,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from astralog.clock import TrustedClock, boot_time
+from astralog.clock import TrustedClock
 from astralog.store import files
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
+from astralog.store.eras import AHEAD_ERA, FIRST_ERA, Eras
 from astralog.store.names import (
     SEALED_FORMS,
     Form,
@@ -47,7 +48,8 @@ class Inventory:
         self._changed: set[SegmentName] = set()  # sealed ones that came, went or changed
         self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
         self._next_scan_at = time.monotonic()
-        self._were_open: set[SegmentName] = set()  # when the scan began
+        self._is_first = True  # whether the next scan is the first one
+        self.eras = Eras()
         self.open: set[SegmentName] = set()
         self.sealed = SegmentIndex()
 
@@ -68,19 +70,26 @@ class Inventory:
             elif file:
                 self._files.append(file)
             yield
-        self._were_open, self.open = self.open, opened
+        if self._is_first:
+            self.eras.note_found(opened)
+        for segment in sorted(opened - self.open):
+            self.eras.note_open(segment)
+        self.open = opened
+        self._is_first = False
 
     def measure(self) -> Iterator[None]:
         """End a scan: learn the sizes of all sealed segments, for an index of their own."""
         index = SegmentIndex()
         now = self._clock.now()
         for segment, form in self._files:
+            self.eras.note_name(segment)
             if status := self._status(segment, form):
                 size, modified_at = status.st_size, status.st_mtime
-                index.add(segment, self._entry(segment, size, modified_at, now, self._were_open))
+                index.add(segment, self._entry(segment, size, modified_at, now))
             yield
         self._files = []
         self.sealed = index
+        self.eras.forget_all_but(self.open)
         cost = time.thread_time() - self._scanned_at
         pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
         self._next_scan_at = time.monotonic() + max(pause, cost / SCAN_SHARE)
@@ -89,7 +98,8 @@ class Inventory:
         """Learn what came and went since the scan."""
         try:
             while self._watch and (names := self._watch.changes()):
-                self._note(filter(None, map(parse_file_name, names)))
+                for file in filter(None, map(parse_file_name, sorted(names))):
+                    self._note(file)
                 yield
         except ChangesLost:
             self._next_scan_at = time.monotonic()
@@ -108,12 +118,13 @@ class Inventory:
         if self._watch:
             self._watch.close()
 
-    def _note(self, changed: Iterable[SegmentFile]) -> None:
-        for segment, form in changed:
-            if form is Form.OPEN:
-                self.open.add(segment)  # until `open_bytes` finds it gone
-            else:
-                self._changed.add(segment)
+    def _note(self, changed: SegmentFile) -> None:
+        """Note that a file came, went or changed; `open_bytes` finds out which of these."""
+        if changed.form is Form.OPEN:
+            self.eras.note_open(changed.segment)
+            self.open.add(changed.segment)
+        else:
+            self._changed.add(changed.segment)
 
     def _refresh(self, segment: SegmentName) -> None:
         """Learn what is there of a sealed segment, whatever became of it."""
@@ -122,29 +133,22 @@ class Inventory:
         if statuses:
             size = sum(status.st_size for status in statuses)
             modified_at = max(status.st_mtime for status in statuses)
-            now = self._clock.now()
-            self.sealed.put(segment, self._entry(segment, size, modified_at, now, self.open))
+            if self.sealed.get(segment) is None:
+                self.eras.note_name(segment)
+            self.sealed.put(segment, self._entry(segment, size, modified_at, self._clock.now()))
         else:
             self.sealed.remove(segment)
 
-    def _entry(
-        self,
-        segment: SegmentName,
-        size: int,
-        modified_at: float,
-        now: float,
-        were_open: set[SegmentName],
-    ) -> Entry:
-        """Return the entry of a sealed segment; one that was open just now has been written now."""
-        known = self.sealed.get(segment)
-        sealed_at = known.sealed_at if known else boot_time() if segment in were_open else None
+    def _entry(self, segment: SegmentName, size: int, modified_at: float, now: float) -> Entry:
+        """Return the entry of a sealed segment, which may be known, or new."""
         start = segment.start
-        return Entry(
-            size,
-            changed_at=last_change(start, modified_at, now),
-            sealed_at=sealed_at,
-            is_ahead=sealed_at is None and is_ahead(start, now),
-        )
+        changed_at = last_change(start, modified_at, now)
+        known = self.sealed.get(segment)
+        if known and known.sealed_at is not None:
+            return known._replace(size=size, changed_at=changed_at)
+        if sealed := self.eras.seal(segment):
+            return Entry(size, changed_at, *sealed)
+        return Entry(size, changed_at, era=AHEAD_ERA if is_ahead(start, now) else FIRST_ERA)
 
     def _size(self, segment: SegmentName, form: Form) -> int | None:
         """Return the bytes of a file, None where it is gone."""

@@ -144,7 +144,8 @@ class Retention:
 
     def _remove_expired(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
         """Remove the segments beyond the age, wherever they stand in the order of names."""
-        now, elapsed = self._clock.now(), boot_time()
+        # A removal cannot be undone: both clocks must agree, in case the trusted one was wrong.
+        now, elapsed = min(self._clock.now(), time.time()), boot_time()
         segments, expired = index.items(), []
         for first in range(0, len(segments), STEP_SEGMENTS):
             step = segments[first : first + STEP_SEGMENTS]

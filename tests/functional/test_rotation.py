@@ -236,11 +236,12 @@ def fact(text: str) -> str:
     return f"{text} {zlib.crc32(text.encode()):08x}\n"
 
 
-def test_segments_named_ahead_of_the_clock_go_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hours", [12, 7 * 24])
+def test_segments_named_ahead_of_the_clock_go_first(tmp_path: Path, hours: int) -> None:
     """As a clock leaves them that was wrong for a while: nothing goes that was just stored."""
     service = Service(tmp_path, retain_bytes=3_500, segment_bytes=1)
     prepare_sealed(service)
-    ahead = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() + 7 * 86_400))
+    ahead = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() + hours * 3600))
     for number in range(3):
         path = service.data_dir / f"{ahead}.{number:06}Z-77.ndjson"
         path.write_bytes(b"x" * 999 + b"\n")

@@ -24,7 +24,7 @@ WEEK = 7 * DAY
 def torture(bench: Bench, rounds: int) -> Iterator[Row]:
     """Let the clock jump `rounds` times in each way."""
     yield _turn_clock_back(bench, rounds)
-    for start in (0, WEEK):
+    for start in (0, WEEK, -DAY):
         if bench.has_time:
             yield _jump(bench, rounds, start)
 
@@ -85,7 +85,7 @@ def _jump(bench: Bench, rounds: int, start: int) -> Row:
 
     With retention by age and by size, which old segments exceed: what is stored meanwhile is young.
     """
-    row = Row(f"clock jumps by days, {start // DAY} days ahead at the start, with retention")
+    row = Row(f"clock jumps by days, {start // DAY:+} at the start, with retention")
     service = ShimmedService(
         bench.make_directory(),
         workers=2,

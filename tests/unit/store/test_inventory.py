@@ -9,6 +9,7 @@ import pytest
 from astralog.clock import TrustedClock, boot_time
 from astralog.store import inventory, libc
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
+from astralog.store.eras import AHEAD_ERA
 from astralog.store.inventory import SCAN_SECONDS, SCAN_SHARE, UNWATCHED_SCAN_SECONDS, Inventory
 from astralog.store.names import Form, SegmentName
 from tests.conftest import Fault
@@ -17,6 +18,7 @@ from tests.unit.store.segments import START, name_of, opened, packed, plain
 BreakOs = Callable[..., Fault]
 
 DAY = 86_400.0
+DAY_NUMBER = 86_400
 
 
 def scan(known: Inventory) -> None:
@@ -262,7 +264,7 @@ def test_last_change_is_that_of_the_file(
     assert ord("b") == change_of(dated, "b")
     entry = dated.sealed.get(name_of(ahead))
     assert entry
-    assert (START + 3600, True) == (entry.changed_at, entry.is_ahead)
+    assert (START + 3600, AHEAD_ERA) == (entry.changed_at, entry.era)
     assert [name_of(ahead), name_of("a"), name_of("b")] == names(dated)
 
 
@@ -300,4 +302,84 @@ def test_what_is_seen_being_written_is_known_to_be_young(
         assert abs(sealed_at - boot_time()) < 100
         assert {None} == set(entries.values())
         scan(known)
+    known.close()
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_what_comes_after_the_clock_was_set_back_is_the_youngest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_watched: bool
+) -> None:
+    """By less than a day, so that no name is ahead of the clock; and by more."""
+    if not is_watched:
+        monkeypatch.setattr(inventory, "open_watch", lambda directory: None)
+    look = follow if is_watched else scan
+    known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0))
+    for number in (100, 43_000):
+        add(tmp_path, number, 0)
+    scan(known)
+
+    def write(*numbers: int) -> None:
+        for number in numbers:
+            (tmp_path / opened(number)).write_bytes(b"x")
+        look(known)
+        for number in numbers:
+            (tmp_path / opened(number)).rename(tmp_path / plain(number))
+        look(known)
+
+    write(43_001, 43_002)
+    write(300, 310, 290)  # some seconds apart, as those of several workers
+    write(320, 44_000)
+    write(-DAY_NUMBER)
+    add(tmp_path, 200, 0)  # put there by somebody
+    look(known)
+    order = [100, 200, 43_000, 43_001, 43_002, 290, 300, 310, 320, 44_000, -DAY_NUMBER]
+    assert [*map(name_of, order)] == names(known)
+    scan(known)
+    assert [*map(name_of, order)] == names(known)
+    known.close()
+
+
+def test_what_is_written_during_the_first_scan_is_young(tmp_path: Path) -> None:
+    """Also where it is sealed before the scan ends."""
+    add(tmp_path, 43_000, 0)
+    known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0))
+    (tmp_path / opened(100)).write_bytes(b"x")
+    (tmp_path / opened(100)).rename(tmp_path / plain(100))
+    scan(known)
+    assert [name_of(43_000), name_of(100)] == names(known)
+    entry = known.sealed.get(name_of(100))
+    assert entry
+    assert entry.sealed_at is not None
+    known.close()
+
+
+def test_what_a_dead_process_left_is_not_known_to_be_young(tmp_path: Path) -> None:
+    """Unless it came while the inventory was there, and its process died since."""
+    known = Inventory(tmp_path, TrustedClock())
+    (tmp_path / opened("a")).write_bytes(b"x")
+    scan(known)
+    (tmp_path / opened("b")).write_bytes(b"x")
+    follow(known)
+    for key in "ab":
+        known.eras.note_recovered(name_of(key))
+        (tmp_path / opened(key)).rename(tmp_path / plain(key))
+    known.open_bytes()
+    follow(known)
+    entries = dict(known.sealed.items())
+    assert entries[name_of("a")].sealed_at is None
+    assert entries[name_of("b")].sealed_at is not None
+    known.close()
+
+
+def test_nothing_is_kept_of_segments_that_were_never_sealed(tmp_path: Path) -> None:
+    """As those that are removed since they are empty."""
+    known = Inventory(tmp_path, TrustedClock())
+    scan(known)
+    (tmp_path / opened("a")).touch()
+    follow(known)
+    (tmp_path / opened("a")).unlink()
+    follow(known)
+    known.open_bytes()
+    scan(known)
+    assert not known.eras._writing
     known.close()

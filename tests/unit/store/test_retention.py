@@ -9,6 +9,7 @@ import pytest
 from astralog.clock import TrustedClock
 from astralog.settings import Settings
 from astralog.store import files, retention
+from astralog.store.eras import AHEAD_ERA
 from astralog.store.files import Space
 from astralog.store.names import Form
 from astralog.store.retention import (
@@ -379,7 +380,7 @@ def test_segments_named_ahead_of_the_clock_go_first(directory: Directory) -> Non
     """Beyond the size, which counts no ages: they cannot be what was stored just now."""
     ahead = name_of("z")
     ahead.path(directory.path, Form.PLAIN).write_bytes(b"x" * 50)
-    directory.sealed.put(ahead, Entry(50, changed_at=time.time(), is_ahead=True))
+    directory.sealed.put(ahead, Entry(50, changed_at=time.time(), era=AHEAD_ERA))
     assert names("abc") == directory.apply(directory.retention(retain_bytes=600))
 
 
@@ -399,8 +400,9 @@ def test_clock_that_jumps_makes_nothing_older(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two days ahead for a while, as with a bad NTP server; and a day that passes does."""
-    wall, elapsed = 0.0, 0.0
-    clock = TrustedClock(lambda: time.time() + elapsed + wall, lambda: elapsed)
+    start, wall, elapsed = time.time(), 0.0, 0.0
+    monkeypatch.setattr(time, "time", lambda: start + elapsed + wall)
+    clock = TrustedClock(time.time, lambda: elapsed)
     settings = Settings(data_dir=directory.path, tokens="x", retain_seconds=3600)
     applied = Retention(settings, lambda name: True, clock)
     wall = 2 * 86_400.0
@@ -408,6 +410,17 @@ def test_clock_that_jumps_makes_nothing_older(
     wall, elapsed = 0.0, 86_400.0
     monkeypatch.setattr(applied, "_expired_due_at", 0.0)
     assert [] == directory.apply(applied)
+
+
+def test_clock_that_was_ahead_at_the_start_makes_nothing_older_once_it_is_right(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trusted clock is wrong for another hour."""
+    start, wall = time.time(), 7 * 86_400.0
+    monkeypatch.setattr(time, "time", lambda: start + wall)
+    applied = directory.retention(retain_seconds=3600)
+    wall = 0.0
+    assert names("abc") == directory.apply(applied)
 
 
 def test_passes_over_many_segments_are_rare(

@@ -3,6 +3,7 @@ from itertools import islice
 
 import pytest
 
+from astralog.store.eras import AHEAD_ERA, FIRST_ERA
 from astralog.store.names import SegmentName
 from astralog.store.segment_index import FEW_NAMES, Entry, SegmentIndex
 from tests.unit.store.segments import name_of
@@ -10,8 +11,8 @@ from tests.unit.store.segments import name_of
 A, B = name_of("a"), name_of("b")
 
 
-def entry(size: int, *, is_ahead: bool = False) -> Entry:
-    return Entry(size, changed_at=0.0, is_ahead=is_ahead)
+def entry(size: int, era: int = FIRST_ERA) -> Entry:
+    return Entry(size, changed_at=0.0, era=era)
 
 
 def first(index: SegmentIndex) -> SegmentName | None:
@@ -33,12 +34,18 @@ def test_the_oldest_segment_is_the_first_by_name() -> None:
     assert [] == list(index.oldest_first())
 
 
-def test_segments_named_ahead_of_the_clock_are_the_oldest() -> None:
-    """In the order of their names, before all others."""
+def test_segments_of_an_earlier_era_are_older() -> None:
+    """In the order of their names within it: as those that are named ahead of the clock."""
     index = SegmentIndex()
     for name in map(name_of, "dbeca"):
-        index.put(name, entry(10, is_ahead=name > name_of("c")))
+        index.put(name, entry(10, era=AHEAD_ERA if name > name_of("c") else FIRST_ERA))
     assert [*map(name_of, "deabc")] == list(index.oldest_first())
+    index.put(name_of("0"), entry(10, era=FIRST_ERA + 1))
+    index.put(name_of("d"), entry(20, era=FIRST_ERA))  # as it turned out
+    assert [*map(name_of, "eabcd0")] == list(index.oldest_first())
+    assert 70 == index.bytes
+    assert 20 == index.remove(name_of("d"))
+    assert [*map(name_of, "eabc0")] == list(index.oldest_first())
 
 
 @pytest.mark.parametrize("count", [5, 2 * FEW_NAMES])
@@ -46,7 +53,7 @@ def test_what_is_passed_over_stays_in_its_place(count: int) -> None:
     """Whoever stops early, or removes some, finds the others in order again."""
     index = SegmentIndex()
     for number in range(2 * count):
-        index.put(name_of(number), entry(1, is_ahead=number % 2 == 0))
+        index.put(name_of(number), entry(1, era=number % 2))
     order = index.oldest_first()
     for name in islice(order, count + count // 2):
         if name in (name_of(2), name_of(1)):
@@ -98,7 +105,7 @@ def test_names_that_are_gone_are_let_go_of() -> None:
         if number >= 10:
             index.remove(name_of(number - 10))
     assert 10 == len(index)
-    assert 10 == len(index._names)
+    assert 10 == sum(map(len, index._heaps.values()))
 
 
 def test_an_index_is_right_after_any_changes() -> None:
