@@ -38,7 +38,9 @@ class Doubts:
     def is_held(self, chunk: Chunk) -> bool:
         """Return whether the tables hold all of a chunk."""
         held = self._held.get(chunk.segment, NOTHING)
-        return held.is_whole and held.last >= chunk.first_line + chunk.lines - 1
+        if not held.is_whole or held.last < chunk.first_line:
+            return False  # without counting the chunk's lines
+        return held.last >= chunk.first_line + chunk.lines - 1
 
     def has(self, chunk: Chunk) -> bool:
         """Return whether the tables may hold lines of a chunk, so that they must be asked."""
