@@ -1,7 +1,8 @@
 """What a disk may hold after a power cut: a model that follows a trace of the shim.
 
 POSIX promises the bytes of a file after its sync and the names of a directory after its own. All
-else may be there, in part or not at all.
+else may be there, in part or not at all: bytes that were appended read as zeros where they are
+lost, those that replace others read as they did before. A file that is mapped has any content.
 """
 
 import random
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 PAGE_BYTES = 4096
+
+#: The end of the name of SQLite's index of its log, which is mapped and never synced.
+MAPPED_SUFFIX = "-shm"
 
 
 class Operation(NamedTuple):
@@ -60,6 +64,8 @@ class File:
 
     def after_power_cut(self, chance: random.Random) -> bytes:
         """Return one of the contents that the disk may hold."""
+        if (self.names[-1] or "").endswith(MAPPED_SUFFIX):
+            return chance.randbytes(chance.choice((0, 1, 3, 8 * PAGE_BYTES)))
         content = bytearray(self.durable)
         fate = chance.choice(("nothing", "everything", "some", "torn", "holes", "holes"))
         for offset, data in self._pending:
@@ -71,7 +77,7 @@ class File:
                 _apply(content, offset, data[: chance.randrange(len(data) + 1)])
                 break
             else:
-                _apply(content, offset, _with_holes(offset, data, chance))
+                _apply(content, offset, _with_holes(content, offset, data, chance))
         return bytes(content)
 
 
@@ -84,14 +90,16 @@ def _apply(content: bytearray, offset: int, data: bytes | None) -> None:
     content[offset : offset + len(data)] = data
 
 
-def _with_holes(offset: int, data: bytes, chance: random.Random) -> bytes:
-    """Return the data with some of its pages as zeros."""
+def _with_holes(content: bytearray, offset: int, data: bytes, chance: random.Random) -> bytes:
+    """Return the data with some of its pages as they were in the content before, or as zeros."""
     pieces = []
     position = 0
     while position < len(data):
         end = min(len(data), position + PAGE_BYTES - (offset + position) % PAGE_BYTES)
         piece = data[position:end]
-        pieces.append(piece if chance.random() < 0.6 else bytes(len(piece)))
+        if chance.random() >= 0.6:
+            piece = bytes(content[offset + position : offset + end]).ljust(len(piece), b"\0")
+        pieces.append(piece)
         position = end
     return b"".join(pieces)
 

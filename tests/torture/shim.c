@@ -140,7 +140,36 @@ void *malloc(size_t size) {
     return NULL;
 }
 
-static ssize_t do_write(int fd, const struct iovec *data, int count) {
+/* What this process wrote at offsets of its choice, as a database does, and has not synced. */
+struct range {
+    uint64_t inode;
+    int64_t start, end;
+};
+static struct range *unsynced;
+static size_t unsynced_count, unsynced_room;
+static int unsynced_lock;
+
+static void lock_unsynced(void) {
+    while (__atomic_exchange_n(&unsynced_lock, 1, __ATOMIC_SEQ_CST)) sched_yield();
+}
+
+static void unlock_unsynced(void) {
+    __atomic_store_n(&unsynced_lock, 0, __ATOMIC_SEQ_CST);
+}
+
+static void note_unsynced(uint64_t inode, int64_t start, int64_t end) {
+    lock_unsynced();
+    if (unsynced_count == unsynced_room) {
+        unsynced_room = unsynced_room ? 2 * unsynced_room : 1024;
+        unsynced = realloc(unsynced, unsynced_room * sizeof *unsynced);
+        if (!unsynced) abort();
+    }
+    unsynced[unsynced_count++] = (struct range){inode, start, end};
+    unlock_unsynced();
+}
+
+/* Without an offset, the data goes to where the file's position is. */
+static ssize_t do_write(int fd, const struct iovec *data, int count, int64_t offset) {
     int64_t outcome = is_full ? ENOSPC : fault(WRITE);
     is_full = outcome == TORN;
     is_out_of_memory = 0;
@@ -156,47 +185,78 @@ static ssize_t do_write(int fd, const struct iovec *data, int count) {
         data = &part;
         count = 1;
     }
-    ssize_t written = syscall(SYS_writev, fd, data, count);
-    is_out_of_memory = outcome == NO_MEMORY;
-    if (written > 0 && trace) {
-        char head[96];
+    ssize_t written = offset < 0 ? syscall(SYS_writev, fd, data, count)
+                                 : syscall(SYS_pwritev, fd, data, count, offset, 0);
+    if (written > 0) {
         uint64_t inode = inode_of(fd);
+        if (offset >= 0) note_unsynced(inode, offset, offset + written);
         /* Others may append to it as well: what the file's size says is not where this went. */
-        int64_t end = lseek(fd, 0, SEEK_CUR);
-        snprintf(head, sizeof head, "W %lu %ld %zd\n", inode, end - written, written);
+        else offset = lseek(fd, 0, SEEK_CUR) - written;
+        char head[96];
+        snprintf(head, sizeof head, "W %lu %ld %zd\n", inode, offset, written);
         record(head, data, count, written);
     }
+    is_out_of_memory = outcome == NO_MEMORY;
     return written;
 }
 
 ssize_t write(int fd, const void *data, size_t size) {
     REAL(write);
     struct iovec one = {(void *)data, size};
-    return is_ours_fd(fd) ? do_write(fd, &one, 1) : real(fd, data, size);
+    return is_ours_fd(fd) ? do_write(fd, &one, 1, -1) : real(fd, data, size);
+}
+
+ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset) {
+    REAL(pwrite64);
+    struct iovec one = {(void *)data, size};
+    return is_ours_fd(fd) ? do_write(fd, &one, 1, offset) : real(fd, data, size, offset);
+}
+
+ssize_t pwrite(int fd, const void *data, size_t size, off_t offset) {
+    return pwrite64(fd, data, size, offset);
 }
 
 ssize_t writev(int fd, const struct iovec *data, int count) {
     REAL(writev);
-    return is_ours_fd(fd) ? do_write(fd, data, count) : real(fd, data, count);
+    return is_ours_fd(fd) ? do_write(fd, data, count, -1) : real(fd, data, count);
 }
 
-/* A failed sync loses the pages and marks them clean, as Linux does: they read as zeros. */
-static void lose_pages(int fd, uint64_t inode, int64_t size) {
-    int64_t position = durable[inode % KNOWN_FILES] - 1;
-    if (position < 0) return;
-    char link[64], head[96];
+static void zero(int fd, uint64_t inode, int64_t position, int64_t end) {
+    char head[96];
     static const char zeros[65536];
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    int own = syscall(SYS_openat, AT_FDCWD, link, O_WRONLY | O_CLOEXEC, 0);
-    while (own >= 0 && position < size) {
-        size_t step = size - position < 65536 ? size - position : 65536;
-        if (syscall(SYS_pwrite64, own, zeros, step, position) <= 0) break;
+    while (position < end) {
+        size_t step = end - position < 65536 ? end - position : 65536;
+        if (syscall(SYS_pwrite64, fd, zeros, step, position) <= 0) break;
         struct iovec lost = {(void *)zeros, step};
         snprintf(head, sizeof head, "W %lu %ld %zd\n", inode, position, step);
         record(head, &lost, 1, step);
         position += step;
     }
-    if (own >= 0) syscall(SYS_close, own);
+}
+
+/* Forget what of a file was not synced; after a failed sync, it is lost up to the file's size. */
+static void settle(uint64_t inode, int fd, int64_t size) {
+    size_t kept = 0;
+    lock_unsynced();
+    for (size_t i = 0; i < unsynced_count; i++) {
+        struct range range = unsynced[i];
+        if (range.inode != inode) unsynced[kept++] = range;
+        else if (fd >= 0) zero(fd, inode, range.start, range.end < size ? range.end : size);
+    }
+    unsynced_count = kept;
+    unlock_unsynced();
+}
+
+/* A failed sync loses the pages and marks them clean, as Linux does: they read as zeros. */
+static void lose_pages(int fd, uint64_t inode, int64_t size) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int own = syscall(SYS_openat, AT_FDCWD, link, O_WRONLY | O_CLOEXEC, 0);
+    if (own < 0) return;
+    int64_t position = durable[inode % KNOWN_FILES] - 1;
+    if (position >= 0) zero(own, inode, position, size);
+    settle(inode, own, size);
+    syscall(SYS_close, own);
 }
 
 /* One process at a time makes files, and says what of them is on the disk; one that was killed keeps
@@ -236,6 +296,7 @@ static int do_sync(int fd, int number) {
         char head[64];
         snprintf(head, sizeof head, "%c %lu\n", is_directory ? 'D' : 'Y', status.st_ino);
         record(head, NULL, 0, 0);
+        if (!is_directory) settle(status.st_ino, -1, 0);
         if (!is_directory && durable[place] && durable[place] <= status.st_size)
             durable[place] = status.st_size + 1;
     }
