@@ -209,10 +209,9 @@ class Settings:
     )
     idempotency_keys: int = _size_setting(
         1_000_000,
-        "Idempotency keys of a token that are remembered; beyond it the oldest are forgotten. "
-        "A try that failed after its record was written counts like a key. "
-        "A key takes some 20 bytes in each worker, and 140 on the disk.",
-        8,
+        "Idempotency keys of each token that are remembered; beyond it, the token's oldest are "
+        "forgotten, and no other token's. A try that failed after its record was written counts "
+        "like a key. A key takes about 100 bytes on the disk.",
     )
     idempotency_seconds: float = _setting(
         86400.0,

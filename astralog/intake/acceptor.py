@@ -12,7 +12,7 @@ from astralog.intake.idempotency import HEADER, digest, parse_key
 from astralog.intake.invalid_logs import reject_all
 from astralog.intake.lanes import TURN_TIMEOUT_SECONDS, Lanes
 from astralog.intake.options import NO_OPTIONS, PARAMETERS, parse_options
-from astralog.store.commit_queue import Batch, CommitQueue
+from astralog.store.commit_queue import CommitQueue
 
 
 class BatchCounters(Protocol):
@@ -37,17 +37,12 @@ class BatchCounters(Protocol):
 
 
 class Accepted(NamedTuple):
-    """A request that is stored, or that a dry run found no fault with.
-
-    One that an earlier try with its key has stored is not decoded, unless it is `partial`.
-    """
+    """A request that is stored, maybe by an earlier try, or that a dry run found no fault with."""
 
     decoded: Decoded
     is_dry_run: bool = False
     is_replayed: bool = False
 
-
-_NOT_DECODED = Decoded(Batch(b"", 0))
 
 #: Where the server tells how many bytes a request's head holds.
 HEAD_BYTES = "astralog.head_bytes"
@@ -91,8 +86,7 @@ class Acceptor:
                     claim = self._queue.claim(digest(key, token, body, environ))
                 deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
                 context = Context(token.projects, options, self._lanes, deadline, reservation)
-                is_over = claim and claim.is_replayed and not options.is_partial
-                decoded = _NOT_DECODED if is_over else decode(body, context)
+                decoded = decode(body, context)
                 batch, invalid = decoded
                 del body
                 reservation.resize(len(batch.lines))  # which are held in place of the body
@@ -109,7 +103,7 @@ class Acceptor:
             raise
         finally:
             if claim:
-                claim.close()
+                claim.release()
         if claim and claim.is_replayed:
             self._counters.replay(size, started_at)
             return Accepted(decoded, is_replayed=True)

@@ -7,7 +7,7 @@ import re
 
 from astralog.errors import Rejection
 from astralog.intake.body import Environ
-from astralog.store.keys.records import Key, make_key
+from astralog.store.keys.claims import Key, make_key
 from astralog.tokens_file import Token
 
 #: The header as WSGI names it.

@@ -12,7 +12,7 @@ from gevent.queue import Queue
 
 from astralog.deadlines import TimeLimit
 from astralog.errors import Rejection
-from astralog.store.keys.claims import Claim
+from astralog.store.keys.claims import Claim, Outcome
 from astralog.store.memory_budget import MemoryReservation
 
 #: Called with each stored batch: the bytes of its lines, its logs, and whether its client had been
@@ -112,12 +112,12 @@ class BatchQueue:
     ) -> None:
         """Queue a batch and return when it is stored; raises Rejection when it is not.
 
-        Its key is released when no writer has it any more.
+        Its key is held until no writer has it any more.
         """
         deadline = time.monotonic() + self._timeout_seconds
         queued = QueuedBatch(batch, reservation.detach(), deadline, claim)
         if claim:
-            claim.detach()
+            claim.hold()
         self._queue.put(queued)
         self._waiting.append(queued)
         try:
@@ -155,11 +155,11 @@ class BatchQueue:
     def finish(self, group: Sequence[QueuedBatch], code: str | None) -> None:
         """Answer the batches of a commit group: stored, or rejected with a code.
 
-        Those whose claim has a verdict were not part of it.
+        Those with a key whose outcome is not NEW were not part of it.
         """
         for queued in group:
-            if queued.claim and queued.claim.verdict:
-                self._answer(queued, queued.claim.rejection_code)
+            if queued.claim and queued.claim.outcome is not Outcome.NEW:
+                self._answer(queued, queued.claim.outcome.code)
                 continue
             if code is None:
                 is_late = queued.state is State.LATE

@@ -7,6 +7,7 @@ in one write and one sync (group commit).
 import errno
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import gevent
 from gevent.pool import Group
@@ -21,9 +22,8 @@ from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBat
 from astralog.store.deliveries import DeliveredSegments
 from astralog.store.disk_threads import DiskThreads
 from astralog.store.housekeeper import Housekeeper
-from astralog.store.keys.claims import Claim
-from astralog.store.keys.gate import KeyGate
-from astralog.store.keys.records import Key
+from astralog.store.keys.claims import Claim, Key
+from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
 from astralog.store.retention import MayRemove
 from astralog.store.storage import MAINTENANCE_SECONDS, Storage
@@ -32,6 +32,9 @@ from astralog.threads import call_in_thread, spawn_in_thread
 __all__ = ["Batch", "CommitQueue", "CountStored"]
 
 log = logging.getLogger(__name__)
+
+#: Seconds in which a process that stops closes its files.
+CLOSE_SECONDS = 1.0
 
 #: Seconds between two looks at which waits are over.
 OVERDUE_SECONDS = 0.1
@@ -72,11 +75,10 @@ class CommitQueue:
         self.storages = tuple(
             Storage(settings, self._messages, self.clock) for _ in range(settings.writers)
         )
-        self.housekeeper = Housekeeper(settings, _may_remove(settings))
+        self.keys = IdempotencyKeys(settings, self._messages)
+        self.housekeeper = Housekeeper(settings, _may_remove(settings), keys=self.keys.upkeep)
         self._budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
         timeout = settings.commit_timeout_seconds
-        self._gate = KeyGate(settings, self._messages)
-        self.keys = self._gate.keys
         self._batches = BatchQueue(count_stored, self._messages, timeout)
         self._drains = Group()
         self._helpers = Group()
@@ -116,12 +118,12 @@ class CommitQueue:
         return MemoryReservation(self._budget, token, head_bytes)
 
     def claim(self, key: Key) -> Claim:
-        """Let no other request store a batch with this key, until the claim is closed.
+        """Let no other request store a batch with this key, until the claim is released.
 
-        Where it is `is_replayed`, the batch is stored already. Raises Rejection as the gate does.
+        Raises Rejection as `IdempotencyKeys.claim` does.
         """
         self.start()
-        return self._gate.claim(key)
+        return self.keys.claim(key)
 
     def commit(
         self, batch: Batch, reservation: MemoryReservation, claim: Claim | None = None
@@ -130,9 +132,9 @@ class CommitQueue:
 
         Raises Rejection when nothing of it is: `stopping`, `storage_full` or `storage_failed`;
         or `commit_timeout`, after which it may still be stored if a writer had taken it. With a
-        claim of its key it may turn out that the batch was stored before, or to be `key_reused`.
+        claim of its key it may also be `key_reused`, or be stored already: `claim.is_replayed`.
         """
-        if not batch.lines or (claim and claim.is_replayed):
+        if not batch.lines:
             return
         if self._is_stopping:
             raise Rejection("stopping", self._messages["stopping"])
@@ -149,7 +151,8 @@ class CommitQueue:
             self._drains.spawn(self._drain, storage)
         self._helpers.spawn(run_forever, self._time_out, log, "waits do not end in time")
         self._helpers.spawn(run_forever, self.keep_house_once, log, HOUSEKEEPING_FAILED)
-        self._helpers.spawn(self._gate.look_after, self._has_failed)
+        maintain_keys = partial(self.keys.maintain, self._has_failed)
+        self._helpers.spawn(run_forever, maintain_keys, log, "maintenance of the keys failed")
 
     def stop(self, timeout_seconds: float) -> None:
         """Store what is queued, seal the segments and end the drain pool.
@@ -164,6 +167,8 @@ class CommitQueue:
             log.error("stopped before everything queued was stored; what was not is rejected")
         self._helpers.kill(block=False)
         spawn_in_thread(self._housekeeping_thread, self._close_housekeeper)
+        # The last process to close the database of the keys leaves all of them in one file.
+        spawn_in_thread(self._housekeeping_thread, self.keys.stand_aside).wait(CLOSE_SECONDS)
 
     def _drain(self, storage: Storage) -> None:
         """Drain until the queue ends; no fault of the drain's own ends it before."""

@@ -15,6 +15,7 @@ from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.deliveries import ForwardStatus, read_status
 from astralog.store.inventory import Inventory
+from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.names import Form, SegmentName
 from astralog.store.recovery import recover_file
 from astralog.store.retention import MayRemove, Retention
@@ -59,11 +60,13 @@ class Housekeeper:
         settings: Settings,
         may_remove: MayRemove = lambda name: True,
         clock: TrustedClock | None = None,
+        keys: KeyUpkeep | None = None,
     ) -> None:
         """Apply the settings; `may_remove` returns whether a segment may go, by its name.
 
         Ages are measured by the clock.
         """
+        self._keys = keys or KeyUpkeep(settings, TrustedClock())
         self._directory = settings.data_dir
         self._clock = clock or TrustedClock()
         self._retention = Retention(settings, may_remove, self._clock)
@@ -125,9 +128,13 @@ class Housekeeper:
         while (holder := self._take_lock()) is None:
             yield LOOK_SECONDS
         try:
-            with contextlib.closing(Inventory(self._directory, self._clock)) as inventory:
+            with (
+                contextlib.closing(Inventory(self._directory, self._clock)) as inventory,
+                contextlib.closing(self._keys),
+            ):
                 while True:
                     yield from self._look_after(inventory)
+                    yield from _at_once(self._keys.step())
                     self._failure.end("%s is looked after again", self._directory)
                     self._check_in_place(holder)
                     yield LOOK_SECONDS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from astralog.store import range_lock
 from astralog.store.files import is_same_file, open_regular, seal_file
-from astralog.store.keys.journal_files import note_sealed, ranges_in
+from astralog.store.keys.database import ranges_in, record_size
 from astralog.store.names import SegmentName
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def recover_file(path: Path) -> int:
         if after < before:
             os.ftruncate(fd, after)
         os.fsync(fd)
-        if ranges and after:
-            note_sealed(path.parent, segment, after)
+        if ranges:
+            record_size(path.parent, segment, after)
         seal_file(path, after)
         log.warning("recovered %s: kept %d bytes, cut %d", path.name, after, before - after)
         return after

@@ -43,7 +43,7 @@ class Segment:
         self.unsynced_batches = 0  # accepted since the last sync
         self.synced_at = self._started_at = time.monotonic()
         self.is_dirty = False
-        self.has_keys = False  # whether the journal of the idempotency keys speaks of it
+        self.has_keys = False  # whether idempotency keys have records of it
         self._dropped_bytes = 0  # at the start of the file, no longer in the page cache
         if files.is_taken(directory, self.name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

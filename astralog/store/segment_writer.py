@@ -11,16 +11,16 @@ from astralog.clock import TrustedClock
 from astralog.log import LogOnce
 from astralog.settings import SyncMode
 from astralog.store import sealed
-from astralog.store.keys.journal_files import note_sealed
+from astralog.store.keys.database import record_size
 from astralog.store.names import SegmentName, is_ahead
 from astralog.store.recovery import recover_file
 from astralog.store.segment import Segment, SegmentLost
 
 log = logging.getLogger(__name__)
 
-#: Called with a segment's name and the offset at which a commit group is about to be written there.
-#: If it raises, nothing of the group is written.
-Announce = Callable[[str, int], None]
+#: Commits the write-ahead records of a commit group: called with a segment's name and the offset at
+#: which the group is about to be written there. If it raises, nothing of the group is written.
+WriteAhead = Callable[[str, int], None]
 
 #: Names that are tried for a new segment.
 CREATE_ATTEMPTS = 10
@@ -78,10 +78,10 @@ class SegmentWriter:
 
         That is over when the file is cut, synced and sealed, by this process or by another.
         """
-        self._abandoned = [path for path in self._abandoned if path.exists()]
-        return bool(self._abandoned) or not self._directory.exists()
+        is_there = any(path.exists() for path in self._abandoned)
+        return is_there or not self._directory.exists()
 
-    def append(self, buffers: Sequence[bytes], announce: Announce | None = None) -> None:
+    def append(self, buffers: Sequence[bytes], write_ahead: WriteAhead | None = None) -> None:
         """Append a commit group, all of it or nothing, synced as the mode says.
 
         Raises OSError, or whatever else came between, when nothing of it is there. Where a segment
@@ -93,24 +93,24 @@ class SegmentWriter:
         if self._segment and self._segment.size + size > self._segment_bytes:
             self.seal()
         try:
-            self._append(buffers, size, announce)
+            self._append(buffers, size, write_ahead)
         except SegmentLost as error:
-            if announce and self.has_unsettled():  # written anew, they would be there twice
+            if write_ahead and self.has_unsettled():  # written anew, they would be there twice
                 raise
             text = str(error)
             self._loss.fail(text, "segment lost: %s; its last batches are written anew", text)
-            self._append(buffers, size, announce)
+            self._append(buffers, size, write_ahead)
         else:
             self._loss.end()
         if self._segment and self._segment.size >= self._segment_bytes:
             self.seal()
 
-    def _append(self, buffers: Sequence[bytes], size: int, announce: Announce | None) -> None:
+    def _append(self, buffers: Sequence[bytes], size: int, write_ahead: WriteAhead | None) -> None:
         segment = self._segment = self._segment or self._create()
         try:
-            if announce:
+            if write_ahead:
                 segment.has_keys = True
-                announce(segment.name, segment.size)
+                write_ahead(segment.name, segment.size)
             segment.write(buffers)
             if self._sync_mode == "always" or self._is_sync_due(segment):
                 self._sync(segment)
@@ -155,7 +155,7 @@ class SegmentWriter:
             if self._sync_mode != "never":
                 self._sync(segment)
             if segment.has_keys and segment.size:
-                note_sealed(self._directory, segment.name, segment.size)
+                record_size(self._directory, segment.name, segment.size)
             segment.seal()
             del self._unsealed[segment.path]
             self.sealed_segments += bool(segment.size)
@@ -231,7 +231,8 @@ class SegmentWriter:
         """Truncate the segment to what was accepted and never write to it again."""
         self._segment = None
         if segment.has_keys:
-            self._abandoned.append(segment.path)
+            # In place of the old list: another thread may read that at the same time.
+            self._abandoned = [path for path in self._abandoned if path.exists()] + [segment.path]
         if self._release(segment):
             self._recover(segment.path)
         else:

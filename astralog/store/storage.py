@@ -12,7 +12,7 @@ from astralog.errors import Shortage, storage_error
 from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store import files
-from astralog.store.segment_writer import Announce, SegmentWriter
+from astralog.store.segment_writer import SegmentWriter, WriteAhead
 
 __all__ = ["FULL", "MAINTENANCE_SECONDS", "Storage"]
 
@@ -50,14 +50,15 @@ class Storage:
         self._failure = LogOnce(log)  # until a commit group is stored again
         self._maintained_at = time.monotonic()
 
-    def store(self, buffers: Sequence[bytes], announce: Announce | None = None) -> str | None:
+    def store(self, buffers: Sequence[bytes], write_ahead: WriteAhead | None = None) -> str | None:
         """Append a commit group; return None when it is stored, else the code that rejects it.
 
-        `announce` is told where it will lie; what that raises is raised, and nothing is stored.
+        `write_ahead` is called before the first byte is written; what it raises, this raises, and
+        nothing is stored.
         """
         try:
             self._check_free(sum(map(len, buffers)))
-            self._writer.append(buffers, announce)
+            self._writer.append(buffers, write_ahead)
         except (OSError, MemoryError) as error:
             self._note_error(error)
             return self.error_code

@@ -56,7 +56,7 @@ def disk_families(queue: CommitQueue) -> list[Family]:
             queue,
             "idempotency_keys",
             "Idempotency keys that are remembered.",
-            lambda usage: {(): queue.keys.held_keys},
+            lambda usage: {(): queue.keys.upkeep.held_keys},
         ),
     ]
 

@@ -82,7 +82,7 @@ def queue_families(queue: CommitQueue) -> list[Family]:
         counter(
             "forgotten_keys",
             "Idempotency keys forgotten before their time, for want of room.",
-            lambda: queue.keys.forgotten_keys,
+            lambda: queue.keys.upkeep.forgotten_keys,
         ),
         _gauge(
             "backlog_bytes",

@@ -1,14 +1,18 @@
 """Idempotency keys while the disk stalls or fails, or everything is killed."""
 
 import errno
+import itertools
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.service import Answer, Service, make_batch, wait_for
+from tests.support.service import Answer, Service, make_batch, make_head, read_answer, wait_for
+from tests.support.workers import connect_to
 from tests.torture import shim
+from tests.torture.diskmodel import read_trace
 from tests.torture.shim import ALWAYS, STALL, ShimmedService
 
 pytestmark = [
@@ -46,15 +50,29 @@ def send_until_stored(service: Service, key: str, message: str) -> Answer:
     return wait_for(stored)
 
 
+def warm_up(service: Service) -> None:
+    """Store a batch with a key in each worker, and return when the housekeeper is quiet."""
+    log = service.data_dir / "keys.db-wal"
+    for number in range(2):
+        for pid in service.worker_pids():
+            body = json.dumps(make_batch("first")).encode()
+            key = f"Idempotency-Key: first-{number}-{pid}"
+            with connect_to(service, pid) as connection:
+                connection.sendall(make_head(key, f"Content-Length: {len(body)}") + body)
+                assert 200 == read_answer(connection).status
+        if not number:
+            wait_for(lambda: not log.stat().st_size)  # it empties the log that it finds
+
+
 def send_into_stall(service: ShimmedService, stalled: str, message: str) -> None:
     """Send a batch, with its message for its key, whose first or second sync stalls."""
-    send_until_stored(service, "first", "first")
+    warm_up(service)
     service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_MS)
     answer = send(service, message, message)
     assert (503, "commit_timeout") == (answer.status, answer.body["code"])
 
 
-@pytest.mark.parametrize("stalled", ["the journal", "the lines"])
+@pytest.mark.parametrize("stalled", ["the record", "the lines"])
 def test_a_stalled_batch_has_its_key_until_it_is_over(
     service: ShimmedService, stalled: str
 ) -> None:
@@ -72,7 +90,7 @@ def test_a_stalled_batch_has_its_key_until_it_is_over(
     assert 1 == count(service, "stalled")
 
 
-@pytest.mark.parametrize("stalled", ["the journal", "the lines"])
+@pytest.mark.parametrize("stalled", ["the record", "the lines"])
 def test_a_batch_that_was_killed_in_a_stall_is_stored_once(
     service: ShimmedService, stalled: str
 ) -> None:
@@ -86,11 +104,17 @@ def test_a_batch_that_was_killed_in_a_stall_is_stored_once(
     assert 1 == count(service, "killed")
 
 
-def test_without_a_journal_only_batches_with_keys_are_rejected(service: ShimmedService) -> None:
-    """Its disk is full; what has no key is stored all the same, and keys are taken again later."""
-    service.control.fail("write", errno.ENOSPC, times=1)
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "storage_failed")]
+)
+def test_without_a_record_only_batches_with_keys_are_rejected(
+    service: ShimmedService, number: int, code: str
+) -> None:
+    """What has no key is stored all the same, and keys are accepted again later."""
+    warm_up(service)
+    service.control.fail("write", number, times=1)
     answer = send(service, "full", "full")
-    assert (503, "storage_full", "1") == (
+    assert (503, code, "1") == (
         answer.status,
         answer.body["code"],
         answer.headers["Retry-After"],
@@ -102,7 +126,7 @@ def test_without_a_journal_only_batches_with_keys_are_rejected(service: ShimmedS
 
 
 def test_a_segment_waits_for_its_record(service: ShimmedService) -> None:
-    """It is sealed when the journal says its size: else it could not be removed one day."""
+    """It is sealed when its size is recorded: else it could not be removed one day."""
     send_until_stored(service, "a", "a")
     service.control.fail("write", errno.EIO, times=ALWAYS)
     service.signal(signal.SIGTERM)
@@ -114,3 +138,23 @@ def test_a_segment_waits_for_its_record(service: ShimmedService) -> None:
     for path in service.files():
         path.unlink()
     assert "true" == send(service, "a", "a").headers["Idempotency-Replayed"]
+
+
+def test_a_record_is_synced_before_the_first_line(tmp_path: Path) -> None:
+    """Lines that reached the disk without it would be stored anew by the second try."""
+    trace = tmp_path / "trace"
+    with ShimmedService(tmp_path, trace, workers=1) as service:
+        warm_up(service)
+        before = len(read_trace(trace))
+        assert 200 == send(service, "b", "b").status
+    operations = read_trace(trace)
+    names = {words[0]: Path(words[1]).name for kind, words, _ in operations if kind == "C"}
+    told = [(kind, names[words[0]]) for kind, words, _ in operations[before:] if kind in "WY"]
+    kinds = [(kind, "segment" if name.endswith(".open") else name) for kind, name in told]
+    stored = kinds[: kinds.index(("Y", "segment")) + 1]
+    assert [
+        ("W", "keys.db-wal"),
+        ("Y", "keys.db-wal"),
+        ("W", "segment"),
+        ("Y", "segment"),
+    ] == [kind for kind, _ in itertools.groupby(stored)]

@@ -1,9 +1,12 @@
-"""What becomes of keys when processes end, and when their journal is damaged or in the way."""
+"""What becomes of keys when processes end, and when their database is damaged or in the way."""
 
-import threading
+import hashlib
+import itertools
+import json
+import sqlite3
 import time
-import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,35 +14,29 @@ import pytest
 from tests.support.keyed_client import make_headers
 from tests.support.keyed_load import KeyedLoad
 from tests.support.numbered_batches import count_lines, make_body
-from tests.support.service import Answer, Service, make_batch, wait_for
+from tests.support.service import (
+    TOKEN,
+    Answer,
+    Service,
+    make_batch,
+    make_head,
+    read_answer,
+    wait_for,
+)
+from tests.support.workers import connect_to
 
 BATCHES = range(6)
 
 #: Logs of each batch, which spans more than a page.
 LOGS = 20
 
-#: What may befall a journal while the service is down.
+#: What may befall the database while the service is down.
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "torn at its end": lambda content: content[:-7],
-    "here and there": lambda content: _spoil(content),  # noqa: PLW0108
+    "torn at its end": lambda content: content[:-5000],
+    "spoilt in its midst": lambda content: content[:4096] + b"\xa5" * 9000 + content[13096:],
     "nothing but zeros": lambda content: bytes(len(content)),
-    "another system's line ends": lambda content: content.replace(b"\n", b"\r\n"),
+    "somebody's text": lambda content: b"somebody's text\n" * 1000,
 }
-
-#: What may be appended to it by mistake while the service runs.
-APPENDED = (
-    b"\nsomebody's line",
-    bytes(5000),
-    bytes(20),
-    b"\n" + bytes(range(256)),
-    b"\n" + b"x" * 600_000,
-)
-
-
-def _spoil(content: bytes) -> bytes:
-    """Tear the start, flip a bit, lose some bytes, and add lines of others, one without an end."""
-    flipped = content[9:300] + bytes([content[300] ^ 1]) + content[301:500] + bytes(60)
-    return flipped + content[560:] + b"\nsomebody's line\n" + bytes(range(256)) + b"x" * 600_000
 
 
 def send(service: Service, number: int) -> Answer:
@@ -53,9 +50,15 @@ def is_replay(answer: Answer) -> bool:
     return answer.headers["Idempotency-Replayed"] == "true"
 
 
-def journals(service: Service) -> list[Path]:
-    """Return the files of the journal."""
-    return sorted(service.data_dir.glob("keys*.journal"))
+def send_until_stored(service: Service, number: int) -> Answer:
+    """Send a batch until it is stored, as a client does."""
+
+    def stored() -> Answer | None:
+        answer = send(service, number)
+        assert answer.status in (200, 409, 503)
+        return answer if answer.status == 200 else None
+
+    return wait_for(stored)
 
 
 def check_stored(service: Service) -> None:
@@ -85,42 +88,88 @@ def test_kills_double_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_journal_harms_no_other_key(
-    tmp_path: Path, damage: Callable[[bytes], bytes]
-) -> None:
-    """Batches whose records are whole are replayed, the others stored; all goes on as before."""
+def test_a_damaged_database_is_replaced(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    """Its keys are forgotten, which the log says; it is kept, and all goes on as before."""
     with Service(tmp_path, workers=2) as service:
         assert not any(is_replay(send(service, number)) for number in BATCHES)
-        service.stop()
-        (path,) = journals(service)
-        before = path.read_bytes()
-        after = damage(before)
-        path.write_bytes(after)
+        assert 0 == service.stop()
+        path = service.data_dir / "keys.db"
+        assert [path] == service.files("keys.db*")  # the last process has put all in it
+        damaged = damage(path.read_bytes())
+        path.write_bytes(damaged)
         service.start()
-        replayed = [is_replay(send(service, number)) for number in BATCHES]
-        keyed = [line for line in before.split(b"\n") if line.startswith(b"keyed ")]
-        assert [line in after.split(b"\n") for line in keyed] == replayed
-        assert not is_replay(send(service, len(BATCHES)))
-        wait_for(lambda: "damaged" in service.log())
+        assert 200 == service.drain(make_batch("without a key")).status
+        assert not any(is_replay(send_until_stored(service, number)) for number in BATCHES)
+        assert all(is_replay(send(service, number)) for number in BATCHES)
+        assert damaged == (service.data_dir / "keys.db.damaged").read_bytes()
+        assert 1 == service.log().count("are FORGOTTEN")
         _check_order(service)
 
 
 @pytest.mark.slow
-def test_a_journal_may_be_spoilt_while_it_is_used(tmp_path: Path) -> None:
-    """What is stored before and after is remembered by both workers."""
+def test_a_database_may_be_spoilt_while_it_is_used(tmp_path: Path) -> None:
+    """Each batch is stored, by whichever worker, and the new database remembers it."""
     with Service(tmp_path, workers=2) as service:
-        for number, data in enumerate(APPENDED):
-            assert not is_replay(send(service, number))
-            (path,) = journals(service)
-            with path.open("ab") as file:
-                file.write(data)
-        assert all(is_replay(send(service, number)) for number in range(len(APPENDED)))
-        assert "damaged" in service.log()
+        assert not any(is_replay(send(service, number)) for number in BATCHES)
+        wait_for(lambda: not (service.data_dir / "keys.db-wal").stat().st_size)
+        with (service.data_dir / "keys.db").open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xa5" * 200_000)
+        for number in itertools.chain(BATCHES, range(100, 120)):
+            assert 200 == service.drain(make_batch("without a key")).status
+            send_until_stored(service, number)
+        wait_for(lambda: "are FORGOTTEN" in service.log())
+        for number in BATCHES:
+            send_until_stored(service, number)
+            assert is_replay(send(service, number))
         _check_order(service)
 
 
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    """Batches with keys are rejected until it is gone, and the log says what to do."""
+    service = Service(tmp_path, workers=2)
+    service.data_dir.mkdir()
+    path = service.data_dir / "keys.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE notes (text)")
+    before = path.read_bytes()
+    with service:
+        for number in BATCHES:
+            assert (503, "storage_failed") == (
+                send(service, number).status,
+                send(service, number).body["code"],
+            )
+            assert 200 == service.drain(make_batch("without a key")).status
+        assert "move it away" in service.log()
+        assert before == path.read_bytes()
+        path.rename(tmp_path / "notes.db")
+        assert not any(is_replay(send_until_stored(service, number)) for number in BATCHES)
+        _check_order(service)
+        check_stored(service)
+
+
+def test_a_locked_database_delays_no_other_batch(tmp_path: Path) -> None:
+    """Whoever holds it: batches with keys are rejected until it lets go, and none is doubled."""
+    with Service(tmp_path, workers=2) as service:
+        assert not is_replay(send(service, 0))
+        database = sqlite3.connect(service.data_dir / "keys.db", isolation_level=None)
+        with closing(database):
+            database.execute("BEGIN IMMEDIATE")
+            for number in (1, 2, 3):
+                answer = send(service, number)
+                assert (503, "storage_failed") == (answer.status, answer.body["code"])
+                assert 200 == service.drain(make_batch("without a key")).status
+            database.execute("ROLLBACK")
+        assert "locked by another process" in service.log()
+        for number in BATCHES:
+            send_until_stored(service, number)
+        assert all(is_replay(send_until_stored(service, number)) for number in BATCHES)
+        _check_order(service)
+        check_stored(service)
+
+
 def _check_order(service: Service) -> None:
-    """Check that nothing else suffers from what befell the journal."""
+    """Check that nothing else suffers from what befell the database."""
     assert 200 == service.drain(make_batch("without a key")).status
     assert {"status": "ready"} == service.request("GET", "/ready").body
     assert "Traceback" not in service.log()
@@ -147,7 +196,7 @@ def test_keys_wait_for_a_directory_that_is_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["keys-00000001.journal", "keys-00000002.journal", "keys.lock"])
+@pytest.mark.parametrize("name", ["keys.db", "keys.db-wal", "keys.db-shm", "keys.lock"])
 def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) -> None:
     """Batches without a key are stored, those with one are rejected or stored, but for good."""
     service = Service(tmp_path)
@@ -171,32 +220,49 @@ def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) 
 
 
 @pytest.mark.slow
-def test_many_keys_delay_no_other_batch(tmp_path: Path) -> None:
-    """While they are read for the first batch with a key, one after another is stored."""
-    service = Service(tmp_path)
-    service.data_dir.mkdir()
-    _write_keys(service.data_dir, 400_000)
-    with service:
-        assert 200 == service.drain(make_batch("without a key")).status
-        keyed = threading.Thread(target=send, args=[service, 0])
-        keyed.start()
-        stored = 0
-        while keyed.is_alive():
-            assert 200 == service.drain(make_batch("without a key")).status
-            stored += 1
-        assert stored >= 10  # one or two, where a worker reads the keys at a stretch
+def test_many_keys_take_no_time_of_the_first_one(tmp_path: Path) -> None:
+    """A worker that is not the housekeeper reads next to nothing for it."""
+    with Service(tmp_path, workers=2) as service:
+        assert not is_replay(send(service, 0))
+        assert 0 == service.stop()
+        database = service.data_dir / "keys.db"
+        _add_keys(database, 100_000)
+        service.start()
+        read = {}
+        for pid in service.worker_pids():
+            assert not is_replay(_send_to(service, pid))  # it imports what it needs
+            before = _bytes_read(pid)
+            assert not is_replay(_send_to(service, pid, f"Idempotency-Key: batch-{pid}"))
+            read[pid] = _bytes_read(pid) - before
+        assert min(read.values()) < database.stat().st_size / 10
         assert is_replay(send(service, 0))
-        assert "damaged" not in service.log()
+        wait_for(lambda: "astralog_idempotency_keys 100003.0" in _metrics(service))
 
 
-def _write_keys(data_dir: Path, count: int) -> None:
-    """Write a journal as docs/operations.md has it, its keys those of segments that are gone."""
-    part = count // 8
-    for number in range(8):
-        lines = [b"journal 1"]
-        for key in range(number * part, (number + 1) * part):
-            digest = key * 0x9E3779B97F4A7C15F39CC0605CEDC834 % (1 << 128)
-            place = b"20240531T153045.000000Z-1 %d %d" % (key * 300, key * 300 + 300)
-            lines.append(b"keyed %d 01234567 %032x 10a-0123abcd %b" % (time.time(), digest, place))
-        lines = [b"%b %08x" % (line, zlib.crc32(line)) for line in lines]
-        (data_dir / f"keys-{number + 1:08d}.journal").write_bytes(b"\n".join(lines))
+def _send_to(service: Service, pid: int, *headers: str) -> Answer:
+    """Send a batch to one worker."""
+    body = json.dumps(make_batch("sent to one")).encode()
+    with connect_to(service, pid) as connection:
+        connection.sendall(make_head(*headers, f"Content-Length: {len(body)}") + body)
+        return read_answer(connection)
+
+
+def _metrics(service: Service) -> str:
+    return service.request("GET", "/metrics", None, {"Authorization": TOKEN}).raw.decode()
+
+
+def _bytes_read(pid: int) -> int:
+    """Return how many bytes a process has read, from files and sockets."""
+    return int(Path(f"/proc/{pid}/io").read_text().split()[1])
+
+
+def _add_keys(path: Path, count: int) -> None:
+    """Add keys as docs/operations.md has them."""
+    now = int(time.time())
+    digests = (hashlib.sha256(b"%d" % number).digest()[:16] for number in range(count))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.executemany(
+            "INSERT INTO keys (time, token, key, body, segment, start, stop)"
+            " VALUES (?, '01234567', ?, x'00', 1, 0, 1)",
+            ((now, digest) for digest in digests),
+        )

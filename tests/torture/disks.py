@@ -150,7 +150,7 @@ def _remount(bench: Bench, rounds: int) -> Row:
     disk = directory / "disk"
     with mounts.small_disk(disk):
         # Only between two segments no file is open, which a read-only remount waits for.
-        # Nor is there a journal of keys, which stays open.
+        # Nor is there a database of keys, which stays open.
         service = Service(directory, data_dir=disk / "data", segment_bytes=20 * KIB)
         with under_load(bench, row, service, has_keys=False) as load:
             for _ in range(rounds):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from astralog.store.compression import compress_segment
+from astralog.store.keys.database import DAMAGED_NAME
 from tests.support.keyed_load import KEYED_START
 from tests.support.service import Service, wait_for
 from tests.torture.bench import Bench, read_lines
@@ -216,3 +217,5 @@ def _check(
     row.parts += sum(1 for batch, count in parts.items() if count != size_of(batch))
     if list(data_dir.glob("*.open")):
         row.fail("left an open segment")
+    if (data_dir / DAMAGED_NAME).exists():
+        row.fail("damaged the database of the idempotency keys")

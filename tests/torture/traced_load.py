@@ -45,7 +45,7 @@ class TracedLoad(Load):
     ) -> list[tuple[int, int]]:
         """Return the numbers and sizes of batches with keys that are sent again after a cut.
 
-        Of those that were acknowledged, the newest is among them: its record is the journal's last.
+        Of those that were acknowledged, the newest is among them: its record is the last one.
         """
         keyed = {number for numbers in self.posted.values() for number in numbers}
         keyed = {number for number in keyed if number >= KEYED_START}

@@ -1,5 +1,5 @@
-"""Idempotency keys: which batches are stored, so that sending one again stores it once.
+"""Idempotency keys: a batch with a key is stored once, however often it is sent.
 
-A journal in the data directory says, before the first line of a batch with a key is written, where
-its lines will lie. Whether they do is asked of the segment itself: the lines decide.
+A record in `keys.db` says, before the first line of a batch with a key is written, where its lines
+will lie. Whether they do is read from the segment itself: the lines decide.
 """

@@ -1,127 +1,121 @@
 """Batches with an idempotency key: stored once, however often they are sent, to whichever worker.
 
-A request claims its key: an entry in memory keeps the others of this process out, a lock the other
-processes. The drain thread, which has the key to itself then, takes up what others appended to the
-journal, and looks whether the batch is stored already. If not, it appends where the lines will lie,
-syncs that, and only then writes the lines.
+A request claims its key: an entry in memory keeps out the others of this process, a lock the other
+processes. The drain thread, which has the key to itself then, finds out whether an earlier try is
+stored. If not, it commits a record of where the lines will lie, and only then writes the lines.
 """
 
-import contextlib
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from gevent.event import AsyncResult
 from gevent.monkey import get_original
+from gevent.threadpool import ThreadPool
 
+from astralog.clock import TrustedClock
+from astralog.errors import Rejection, storage_error
+from astralog.log import LogOnce
 from astralog.settings import Settings
-from astralog.store.keys.claims import Claim, KeyedBatch
-from astralog.store.keys.held_claims import HeldClaims
-from astralog.store.keys.index import KeyIndex
-from astralog.store.keys.journal_error import JournalError, NotAnnounced
-from astralog.store.keys.judge import Judge
-from astralog.store.keys.locks import KeyLocks
-from astralog.store.keys.records import Entry, Key
+from astralog.store.keys.claims import Claim, Key, KeyedBatch, KeyLocks, Outcome
+from astralog.store.keys.database import Database, Entry, Record
 from astralog.store.keys.stored_lines import StoredLines
+from astralog.store.keys.upkeep import KeyUpkeep
+from astralog.store.segment_reader import READ_ERRORS
 from astralog.store.storage import Storage
 
 log = logging.getLogger(__name__)
 
-#: While a journal of many keys is read, others run for so many seconds between two steps.
-PAUSE_SECONDS = 0.0002
+#: Seconds between two calls of `maintain`.
+MAINTENANCE_SECONDS = 1.0
 
-# Blocks the thread; gevent's, which takes a millisecond more of it, runs a loop of its own there.
-_sleep: Callable[[float], None] = get_original("time", "sleep")
+
+class NotRecorded(Exception):
+    """The records of a commit group could not be committed, and no line was written."""
+
+    def __init__(self, error: OSError | MemoryError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class IdempotencyKeys:
-    """The keys of a data directory, as one of its processes knows them.
+    """The keys of a data directory, as one of its processes sees them.
 
     `claim` is called by the hub, all else by threads.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, messages: Mapping[str, str]) -> None:
+        """Tell clients the message of the code that rejects their batch."""
+        is_synced = settings.sync == "always"
         self._mode = settings.sync
-        self._index = KeyIndex(
-            settings.data_dir, settings.idempotency_keys, settings.idempotency_seconds
-        )
+        self._seconds = settings.idempotency_seconds
+        self._timeout_seconds = settings.commit_timeout_seconds
+        self._messages = messages
+        self._clock = TrustedClock()
+        self.upkeep = KeyUpkeep(settings, self._clock)
+        self._failure = LogOnce(log)
+        self.error_code: str | None = None  # which rejects batches with keys now
+        # Claims
         self._locks = KeyLocks(settings.data_dir)
-        self._lines = StoredLines(settings.data_dir, settings.sync == "always")
-        self._judge = Judge(self._index.known, self._lines)
-        self._claimed: set[str] = set()
-        self._held = HeldClaims()
-        self._error = JournalError()
-        self._mutex = get_original("threading", "Lock")()  # of the index, among threads
+        self._claimed: set[bytes] = set()
+        self._unsettled: list[tuple[Storage, Claim]] = []  # whose lines may still come back
+        # Records, and the lines that they speak of
+        self._database = Database(settings.data_dir, is_synced=is_synced)
+        self._lines = StoredLines(settings.data_dir, is_synced)
+        self._unreadable = LogOnce(log)
+        self._has_unsynced = False
+        # Threads
+        self._mutex = get_original("threading", "Lock")()  # of all that follows, and the above
         self._groups = 0  # that are being stored
-        self.is_open = False
+        self._thread = ThreadPool(1)
+        self._opening: AsyncResult[None] | None = None
+        self._is_open = False
 
-    @property
-    def error_code(self) -> str | None:
-        """The code with which batches with keys are rejected now, whatever the storage does."""
-        return self._error.code
+    # --- Claim: the hub's part
 
-    @property
-    def held_keys(self) -> int:
-        """The keys that are remembered, which is the same in every process."""
-        return self._index.known.held_keys
+    def claim(self, key: Key) -> Claim:
+        """Let no other request store a batch with this key, until the claim is released.
 
-    @property
-    def forgotten_keys(self) -> int:
-        """The keys that this process forgot before their time, for all processes."""
-        return self._index.known.forgotten_keys
-
-    # --- The start
-
-    def are_used(self) -> bool:
-        """Return whether there ever was a key in the directory."""
-        return self._locks.exists()
-
-    def open(self) -> None:
-        """Read the journal; the keys cannot be claimed before. Raises nothing."""
-        try:
-            with self._mutex:
-                self._locks.open()
-                for _ in self._index.load():
-                    _sleep(PAUSE_SECONDS)
-        except (OSError, MemoryError) as error:
-            self._error.note(error)
-        else:
-            self.is_open = True
-
-    def close(self) -> None:
-        """Let the other processes have all keys."""
-        self._locks.close()
-
-    # --- The hub's part
-
-    def claim(self, key: Key) -> Claim | None:
-        """Return a claim of the key, None where its batch is under way, here or elsewhere.
-
-        Raises OSError where that is not known.
+        Raises Rejection: `key_in_use`, `storage_full`, `storage_failed`, or `commit_timeout` if
+        the disk does not open the database in time.
         """
-        if key.digest in self._claimed or not self._locks.take(key.digest):
-            return None
+        self._wait_until_open()
+        try:
+            is_free = key.digest not in self._claimed and self._locks.take(key.digest)
+        except OSError:
+            raise self._rejection("storage_failed") from None
+        if not is_free:
+            raise self._rejection("key_in_use")
         self._claimed.add(key.digest)
-        return Claim(key, self._locks.opened, self._release)
+        return Claim(key, self._locks.epoch, self._unlock)
 
-    def _release(self, key: Key) -> None:
+    def _unlock(self, key: Key) -> None:
         self._locks.release(key.digest)
         self._claimed.discard(key.digest)  # not before, or a new claim's lock would be released
 
-    def is_known(self, key: Key) -> bool:
-        """Return whether the journal may have the key, as far as it was read."""
-        return bool(self._index.known.offsets_of(key.token, key.digest))
+    def _wait_until_open(self) -> None:
+        if not self._is_open and not self.error_code:
+            if self._opening is None or self._opening.ready():
+                self._opening = self._thread.spawn(self.open)
+            self._opening.wait(self._timeout_seconds)
+        code = self.error_code or (None if self._is_open else "commit_timeout")
+        if code:
+            raise self._rejection(code)
 
-    # --- The threads' part
+    def _rejection(self, code: str) -> Rejection:
+        if code == "commit_timeout":
+            seconds = f"{self._timeout_seconds:g}"
+            message = f"The disk took longer than {seconds} seconds; the batch was not stored."
+            return Rejection(code, message)
+        return Rejection(code, self._messages[code])
 
-    def judge(self, claim: Claim) -> None:
-        """Say in the claim what becomes of its batch, as far as the journal was read."""
-        self._judge.judge(claim)
+    # --- Decide, record, write: the drain thread's part
 
     def store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
         """Store a commit group in which batches have keys.
 
-        Return what `Storage.store` does for those whose claim has no verdict afterwards.
+        Return what `Storage.store` does for the batches without a key and those whose outcome is
+        NEW afterwards.
         """
         with self._mutex:
             self._groups += 1
@@ -132,113 +126,174 @@ class IdempotencyKeys:
                 self._groups -= 1
 
     def _store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
-        self._held.release_settled()
+        self._release_settled()
         self._decide([batch.claim for batch in group if batch.claim])
-        rest = [batch for batch in group if not (batch.claim and batch.claim.verdict)]
+        rest = [batch for batch in group if not batch.claim or batch.claim.outcome is Outcome.NEW]
         keyed = [batch.claim for batch in rest if batch.claim]
         if keyed:
             try:
                 return self._store_keyed(storage, rest, keyed)
-            except NotAnnounced as error:
-                code = self._error.note(error.error)
+            except NotRecorded as error:
+                outcome = self._note_error(error.error)
                 for claim in keyed:
-                    claim.verdict = code
+                    claim.outcome = outcome
             rest = [batch for batch in rest if not batch.claim]
         return storage.store([batch.lines for batch in rest]) if rest else None
 
     def _decide(self, claims: Sequence[Claim]) -> None:
-        """Judge claims by what any process has appended to the journal."""
+        """Find out what became of earlier tries, which no process stores any more."""
         try:
             with self._mutex:
-                self._locks.open()
-                self._index.catch_up()
+                self._open()
+                digests = [claim.key.digest for claim in claims]
+                found = self._database.find(digests, self._clock.now() - self._seconds)
+                for claim in claims:
+                    claim.outcome = self._outcome_of(claim, found.get(claim.key.digest, ()))
         except (OSError, MemoryError) as error:
-            code = self._error.note(error)
+            outcome = self._note_error(error)
             for claim in claims:
-                claim.verdict = code
-            return
-        for claim in claims:
-            if claim.epoch == self._locks.opened:
-                self.judge(claim)
-            else:  # the file of the locks was closed, and another process may have the key
-                claim.verdict = "key_in_use"
+                claim.outcome = outcome
+
+    def _outcome_of(self, claim: Claim, entries: Sequence[Entry]) -> Outcome:
+        if claim.epoch != self._locks.epoch:  # another process may have locked the key since
+            return Outcome.KEY_IN_USE
+        try:
+            for entry in entries:
+                if self._is_stored(entry):
+                    is_same = entry.body == claim.key.body
+                    return Outcome.REPLAYED if is_same else Outcome.KEY_REUSED
+        except READ_ERRORS as error:
+            self._unreadable.fail(
+                str(error), "cannot find out whether a batch with a key is stored: %s", error
+            )
+            return Outcome.STORAGE_FAILED
+        self._unreadable.end()
+        return Outcome.NEW
+
+    def _is_stored(self, entry: Entry) -> bool:
+        """Return whether the lines of an earlier try are there, or were when their segment ended.
+
+        What a dead process left of it is sealed first, so that the answer holds.
+        """
+        if entry.size is not None:
+            return entry.stop <= entry.size
+        return self._lines.recover_and_check(entry.segment, entry.stop)
 
     def _store_keyed(
         self, storage: Storage, batches: Sequence[KeyedBatch], claims: Sequence[Claim]
     ) -> str | None:
-        places: list[tuple[str, int]] = []
-        announce = partial(self._announce, batches, places)
+        ends: list[tuple[str, int]] = []
         is_stored = False
         try:
-            code = storage.store([batch.lines for batch in batches], announce)
+            code = storage.store(
+                [batch.lines for batch in batches], partial(self._record, batches, ends)
+            )
             is_stored = code is None
         finally:
             if is_stored:
-                self._note_stored(*places[-1])
+                self._lines.note_stored(*ends[-1])
             elif storage.has_unsettled():
-                self._held.hold(storage, claims)
+                self._hold_unsettled(storage, claims)
         return code
 
-    def _note_stored(self, segment: str, end: int) -> None:
-        """Know a group's keys from now on, so that the next try of one is not even decoded."""
-        self._lines.note_stored(segment, end)
-        with contextlib.suppress(OSError, MemoryError), self._mutex:  # or the next group knows them
-            self._index.read_on()
-
-    def _announce(
+    def _record(
         self,
         batches: Sequence[KeyedBatch],
-        places: list[tuple[str, int]],
+        ends: list[tuple[str, int]],
         segment: str,
         start: int,
     ) -> None:
-        """Append to the journal where batches will lie; raises NotAnnounced."""
-        now = int(time.time())
-        entries = []
+        """Commit where batches will lie; raises NotRecorded."""
+        records = []
         for batch in batches:
-            end = start + len(batch.lines)
+            stop = start + len(batch.lines)
             if batch.claim:
-                entries.append(Entry(now, batch.claim.key, segment, start, end))
-            start = end
-        places.append((segment, start))
+                records.append(Record(batch.claim.key, start, stop))
+            start = stop
+        ends.append((segment, start))
         try:
             with self._mutex:
-                self._index.append(entries, is_synced=self._mode == "always")
+                self._has_unsynced = True
+                self._database.add(segment, self._clock.now(), records)
         except (OSError, MemoryError) as error:
-            raise NotAnnounced(error) from error
+            raise NotRecorded(error) from error
+
+    # --- Lines that were rejected, but may still come back: they are not cut and sealed yet
+
+    def _hold_unsettled(self, storage: Storage, claims: Sequence[Claim]) -> None:
+        with self._mutex:
+            for claim in claims:
+                claim.hold()
+                self._unsettled.append((storage, claim))
+
+    def _release_settled(self) -> None:
+        with self._mutex:
+            settled = [(s, claim) for s, claim in self._unsettled if not s.has_unsettled()]
+            self._unsettled = [pair for pair in self._unsettled if pair not in settled]
+        for _, claim in settled:
+            claim.release()
 
     # --- What is due by time
 
-    def maintain(self) -> None:
-        """Take up what others appended, and find out whether an error is over."""
-        self._held.release_settled()
-        if not self.is_open:
-            if self.error_code or self.are_used():
-                self.open()
-            if not self.is_open:
-                return
+    def maintain(self, has_failed: Callable[[], bool]) -> float:
+        """Do what is due; return the seconds until the next call. A greenlet calls this."""
+        step = self.stand_aside if has_failed() else self.step
+        self._thread.spawn(step).get()
+        return MAINTENANCE_SECONDS
+
+    def step(self) -> None:
+        """Open what is not in its place any more, and find out whether an error is over."""
+        self._clock.now()  # notices changes of the wall clock
+        self._release_settled()
+        if self._is_open or self.error_code:
+            self.open()
+
+    def open(self) -> None:
+        """Open the database, and end an error once a commit succeeds. Raises nothing."""
         try:
             with self._mutex:
-                self._locks.open()
-                if self._index.has_files():
-                    self._index.catch_up()
+                self._open()
                 if self.error_code:
-                    self._index.begin_file()
-                if self._mode == "everysec":
-                    self._index.sync()
+                    self._database.commit_nothing()
+                elif self._mode == "everysec" and self._has_unsynced:
+                    self._has_unsynced = False
+                    self._database.sync()
         except (OSError, MemoryError) as error:
-            self._error.note(error)
-        else:
-            self._error.end()
+            self._note_error(error)
+            return
+        self.error_code = None
+        self._failure.end("idempotency keys: batches with a key are stored again")
+
+    def _open(self) -> None:
+        self._locks.open()
+        self._database.open()
+        self._is_open = True
+
+    def _note_error(self, error: OSError | MemoryError) -> Outcome:
+        """Reject batches with keys from now on."""
+        self.error_code = code = storage_error(error).code
+        text = getattr(error, "strerror", None) or str(error) or "out of memory"
+        self._failure.fail(code, "idempotency keys: %s; batches with a key are rejected", text)
+        return Outcome[code.upper()]
 
     def stand_aside(self) -> None:
         """Hold nothing of a disk that fails, so that it can be unmounted and repaired.
 
         Requests that have claimed a key and wait for their commit lose it, and are told so then. So
-        does what is held: who claims it next recovers its segment first, unless that is open still.
+        do the claims of unsettled lines: whoever claims their key next recovers the segment first,
+        unless that is still open.
         """
-        self._held.release_settled()
+        self._release_settled()
         with self._mutex:
-            if not (self._groups or self._held.has_uncut()):
-                self._index.leave()
-                self._locks.close()
+            if not (self._groups or any(storage.has_uncut for storage, _ in self._unsettled)):
+                self._close()
+
+    def close(self) -> None:
+        """Let other processes have all keys."""
+        with self._mutex:
+            self._close()
+
+    def _close(self) -> None:
+        self._is_open = False
+        self._database.close()
+        self._locks.close()

@@ -1,13 +1,14 @@
-"""Whether the lines of a batch lie whole in their segment, where the journal does not say so."""
+"""Whether the lines of a batch lie whole in their segment, if that is not recorded."""
 
 import logging
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
+
+from gevent.monkey import get_original
 
 from astralog.store import range_lock
 from astralog.store.files import OPEN_SUFFIX
-from astralog.store.keys.records import Entry
 from astralog.store.recovery import RECOVERY_BYTE, recover_file
 from astralog.store.sealed import size_of_lines
 
@@ -16,16 +17,19 @@ log = logging.getLogger(__name__)
 #: Bytes that are read at once.
 BLOCK_BYTES = 1024 * 1024
 
-#: Segments of which it is remembered how far they were looked at.
+#: Segments of which it is remembered how far they were read.
 MAX_SEGMENTS = 1000
 
-#: Looks at a segment that is recovered or renamed meanwhile, and the seconds between two.
+#: Attempts for a segment that is recovered or renamed meanwhile, and the seconds between two.
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.01
 
+# Blocks the thread; gevent's own would run a second event loop in it.
+_sleep: Callable[[float], None] = get_original("time", "sleep")
+
 
 class StoredLines:
-    """Looks into the segments of a directory; one thread at a time may use it.
+    """Reads the segments of a directory; one thread at a time may use it.
 
     It may only be asked for batches that nobody is storing.
     """
@@ -35,57 +39,54 @@ class StoredLines:
         self._is_synced = is_synced
         self._whole: dict[str, int] = {}  # bytes at the start of open segments without a hole
 
-    def note_stored(self, segment: str, end: int) -> None:
+    def note_stored(self, segment: str, stop: int) -> None:
         """Note that a segment is stored up to an offset."""
         if len(self._whole) >= MAX_SEGMENTS:
-            self._whole.clear()  # what is asked for again is looked at again
-        self._whole[segment] = end
+            self._whole.clear()  # what is asked for again is read again
+        self._whole[segment] = stop
 
-    def forget(self, segment: str) -> None:
-        """Forget a segment, of whose bytes the journal speaks by now."""
-        self._whole.pop(segment, None)
+    def recover_and_check(self, segment: str, stop: int) -> bool:
+        """Return whether a segment whose size is not recorded has all lines up to an offset.
 
-    def has(self, entry: Entry) -> bool:
-        """Return whether the lines of an entry are stored; raises OSError where that is not known.
-
-        A segment that is gone without a word in the journal never had a line.
+        A segment that a dead process left is truncated and sealed first. One that is gone without
+        a record of its size never had a line. Raises OSError if the answer is not known yet.
         """
-        if entry.end <= self._whole.get(entry.segment, 0):
+        if stop <= self._whole.get(segment, 0):
             return True
         for _ in range(ATTEMPTS):
             try:
-                return entry.end <= recover_file(self._open_path(entry))
+                return stop <= recover_file(self._open_path(segment))
             except BlockingIOError:
-                if (found := self._is_written(entry)) is not None:
+                if (found := self._check_held(segment, stop)) is not None:
                     return found
             except FileNotFoundError:
-                if (size := self._sealed_bytes(entry.segment)) is not None:
-                    return entry.end <= size
-                if not self._open_path(entry).exists():
+                if (size := self._sealed_bytes(segment)) is not None:
+                    return stop <= size
+                if not self._open_path(segment).exists():
                     return False
-            time.sleep(PAUSE_SECONDS)
+            _sleep(PAUSE_SECONDS)
         raise BlockingIOError("the segment is being recovered")
 
-    def _open_path(self, entry: Entry) -> Path:
-        return self._directory / (entry.segment + OPEN_SUFFIX)
+    def _open_path(self, segment: str) -> Path:
+        return self._directory / (segment + OPEN_SUFFIX)
 
-    def _is_written(self, entry: Entry) -> bool | None:
+    def _check_held(self, segment: str, stop: int) -> bool | None:
         """Return whether a segment that its writer holds has the lines.
 
-        None where it is gone or being recovered: a recovery decides that, and a sync beside it may
-        take the error that it has to hear of. The writer does not store them any more, so they are
-        there to stay, or not at all. All before them must be there too, since a recovery keeps
-        nothing beyond a hole.
+        None if it is gone or being recovered: the recovery decides, and a sync at the same time
+        could take the error that the recovery must see. The writer does not store the lines any
+        more, so they are there to stay, or not at all. All before them must be there too, since a
+        recovery keeps nothing beyond a hole.
         """
         try:
-            fd = os.open(self._open_path(entry), os.O_RDWR)
+            fd = os.open(self._open_path(segment), os.O_RDWR)
         except FileNotFoundError:
             return None
         try:
             range_lock.lock(fd, RECOVERY_BYTE)
-            position = self._whole.get(entry.segment, 0)
-            while position < entry.end:
-                block = os.pread(fd, min(BLOCK_BYTES, entry.end - position), position)
+            position = self._whole.get(segment, 0)
+            while position < stop:
+                block = os.pread(fd, min(BLOCK_BYTES, stop - position), position)
                 if not block or b"\0" in block:
                     return False
                 position += len(block)
@@ -95,11 +96,11 @@ class StoredLines:
             return None
         finally:
             os.close(fd)
-        self.note_stored(entry.segment, entry.end)
+        self.note_stored(segment, stop)
         return True
 
     def _sealed_bytes(self, segment: str) -> int | None:
-        """Return the bytes of a sealed segment, inflated; None where it is gone."""
+        """Return the decompressed bytes of a sealed segment, None if it is gone."""
         try:
             return size_of_lines(self._directory, segment)
         except FileNotFoundError:

@@ -1,27 +1,32 @@
 """Batches with keys, at every moment at which a process, a disk or a machine may fail."""
 
 import errno
+import itertools
 import os
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from astralog.settings import Settings
 from astralog.store import recovery
-from astralog.store.keys.claims import REPLAYED
-from astralog.store.keys.journal_files import ranges_in
+from astralog.store.keys.database import Database, ranges_in
 from astralog.store.recovery import recover_file
 from tests.conftest import Fault
 from tests.unit.store.keys.workers import (
     IN_USE,
+    REPLAYED,
     STORED,
     Batch,
     Killed,
     Worker,
-    journal,
     kill_at,
+    query,
     stored,
 )
 
@@ -89,7 +94,6 @@ def test_one_worker_has_a_key_at_a_time(make_worker: Callable[..., Worker], tmp_
     """The second one is told so, in the same process and in another, until the first lets go."""
     one, two = make_worker(), make_worker()
     claim = one.claim("a", A)
-    assert claim
     assert (IN_USE, IN_USE) == (one.send("a", A), two.send("a", A))
     assert [STORED] == one.store(Batch(A, claim))
     assert IN_USE == two.send("a", A)
@@ -102,8 +106,6 @@ def test_a_commit_group_may_hold_both_kinds(worker: Worker, tmp_path: Path) -> N
     """Those that are stored already are left out of it."""
     assert STORED == worker.send("a", A)
     again, new = worker.claim("a", A), worker.claim("b", B)
-    assert again
-    assert new
     group = [Batch(C, None), Batch(A, again), Batch(B, new), Batch(C, None)]
     assert [STORED, REPLAYED, STORED, STORED] == worker.store(*group)
     new.release()
@@ -122,12 +124,12 @@ def test_lines_that_are_not_whole_are_cut_and_stored_anew(
     monkeypatch: pytest.MonkeyPatch,
     written: int,
 ) -> None:
-    """Killed between the journal and the last line, also after one of several whole lines."""
+    """Killed between the record and the last line, also after one of several whole lines."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send_plain(B)
     kill_at(monkeypatch, "write", written)
     kill_while_storing(one, "a", A)
-    assert b"keyed " in journal(tmp_path)
+    assert [(len(B), len(B + A))] == query(tmp_path, "SELECT start, stop FROM keys")
     assert B + A[:written] == stored(tmp_path)
     assert STORED == two.send("a", A)
     assert B + A == stored(tmp_path)
@@ -156,7 +158,9 @@ def test_a_recovery_by_others_says_what_was_kept(
     (path,) = tmp_path.glob("*.open")
     assert len(B) == recover_file(path)
     (sealed,) = tmp_path.glob("*.ndjson")
-    assert b"sealed %b %d " % (sealed.stem.encode(), len(B)) in journal(tmp_path)
+    assert [(sealed.name.removesuffix(".ndjson"), len(B))] == query(
+        tmp_path, "SELECT name, size FROM segments"
+    )
     sealed.unlink()
     two = make_worker()
     assert REPLAYED == two.send("b", B)
@@ -167,7 +171,7 @@ def test_a_recovery_by_others_says_what_was_kept(
 def test_a_segment_that_never_had_a_line_does_not_count(
     make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recovery removes an empty file; the journal's word alone is not enough."""
+    """A recovery removes an empty file; the record alone is not enough."""
     one = make_worker()
     kill_at(monkeypatch, "write")
     kill_while_storing(one, "a", A)
@@ -226,28 +230,83 @@ def test_a_segment_that_is_being_recovered_is_not_looked_into(
 # --- The disk fails
 
 
-def test_without_a_journal_batches_with_keys_are_rejected(
-    worker: Worker, tmp_path: Path, break_os: BreakOs
+def fail_to_add(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int = 1) -> None:
+    """Let so many commits of records fail."""
+    add, left = Database.add, [number] * times
+
+    def fail(self: Database, *arguments: Any) -> None:
+        if left:
+            raise OSError(left.pop(), os.strerror(number))
+        add(self, *arguments)
+
+    monkeypatch.setattr(Database, "add", fail)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, "storage_full"),
+        (errno.EIO, "storage_failed"),
+        (errno.EBUSY, "storage_failed"),
+    ],
+)
+def test_without_a_record_only_batches_with_keys_are_rejected(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
 ) -> None:
-    """A journal that cannot be written costs those nothing that have no key."""
+    """A database that cannot be written costs those nothing that have no key."""
     claim = worker.claim("a", A)
-    break_os("write", errno.ENOSPC)
-    assert ["storage_full", STORED] == worker.store(Batch(A, claim), Batch(B, None))
+    fail_to_add(monkeypatch, number)
+    assert [code, STORED] == worker.store(Batch(A, claim), Batch(B, None))
     assert B == stored(tmp_path)
     assert worker.storage.error_code is None
+    assert code == worker.send("b", B)
 
 
-def test_a_journal_that_is_not_synced_does_not_count(
-    make_worker: Callable[..., Worker], tmp_path: Path, break_os: BreakOs
+def test_a_locked_database_costs_no_other_batch(worker: Worker, tmp_path: Path) -> None:
+    """Somebody who holds it is waited for, and then batches with keys are rejected for a while."""
+    worker.keys._database._lock_seconds = 0.05
+    claim = worker.claim("a", A)
+    with closing(sqlite3.connect(tmp_path / "keys.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert ["storage_failed", STORED] == worker.store(Batch(A, claim), Batch(B, None))
+        claim.release()
+        worker.keys.step()
+        assert "storage_failed" == worker.send("a", A)
+        other.execute("ROLLBACK")
+    worker.keys.step()
+    assert STORED == worker.send("a", A)
+    assert B + A == stored(tmp_path)
+
+
+def test_a_full_database_rejects_with_its_own_code(worker: Worker) -> None:
+    """SQLite says that there is no more room, and takes records again when there is."""
+    assert STORED == worker.send("a", A)
+    worker.keys._database.execute("PRAGMA max_page_count = 1")
+    numbers = itertools.count()
+    while (outcome := worker.send(f"{next(numbers)}", A)) == STORED:
+        assert next(numbers) < 1000
+    assert "storage_full" == outcome
+    worker.keys._database.execute("PRAGMA max_page_count = 1000000")
+    worker.keys.step()
+    assert [STORED, REPLAYED] == [worker.send("b", B), worker.send("a", A)]
+
+
+def test_a_record_whose_commit_failed_does_not_count(
+    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its word may be there all the same; the offsets that it names are never written to."""
+    """It may be found all the same; the offsets that it names are never written to."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send("c", C)
     claim = one.claim("a", A)
-    assert claim
-    syncs = break_os("fdatasync", errno.EIO, times=1)
+    add = Database.add
+
+    def add_and_fail(self: Database, *arguments: Any) -> None:
+        monkeypatch.setattr(Database, "add", add)
+        add(self, *arguments)
+        raise OSError(errno.EIO, "sync failed")
+
+    monkeypatch.setattr(Database, "add", add_and_fail)
     assert ["storage_failed", STORED] == one.store(Batch(A, claim), Batch(B, None))
-    assert ".journal" in syncs.calls[0]
     claim.release()
     assert 1 == len(list(tmp_path.glob("*.ndjson")))
     for _ in range(20):
@@ -255,48 +314,54 @@ def test_a_journal_that_is_not_synced_does_not_count(
     one.storage.close()
     assert STORED == two.send("a", A)
     assert 1 == stored(tmp_path).count(A)
+    one.keys.step()
     assert [REPLAYED] * 3 == [one.send("a", A), one.send("c", C), make_worker().send("a", A)]
 
 
-def test_keys_are_taken_again_when_the_disk_works(
-    worker: Worker, break_os: BreakOs, caplog: pytest.LogCaptureFixture
+def test_keys_are_accepted_again_when_a_commit_succeeds(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The journal is tried once a second, in a new file, and the log says when it works."""
-    fault = break_os("write", errno.EIO)
+    """The database is tried once a second, and the log says when it works."""
+    fail_to_add(monkeypatch, errno.EIO)
+    commit = Database.commit_nothing
+    monkeypatch.setattr(Database, "commit_nothing", _fail)
     assert "storage_failed" == worker.send("a", A)
-    worker.keys.maintain()
-    assert "storage_failed" == worker.keys.error_code
-    fault.times = 0
-    worker.keys.maintain()
+    for _ in range(2):
+        worker.keys.step()
+        assert "storage_failed" == worker.keys.error_code
+    monkeypatch.setattr(Database, "commit_nothing", commit)
+    worker.keys.step()
     assert worker.keys.error_code is None
     assert STORED == worker.send("a", A)
-    told = [message for message in caplog.messages if message.startswith("idempotency keys: ")]
-    assert 2 == len(told)
-    assert told[1].endswith("storage_failed is over")
+    logged = [message for message in caplog.messages if message.startswith("idempotency keys: ")]
+    assert 2 == len(logged)
+    assert "Input/output error; batches with a key are rejected" in logged[0]
+    assert "stored again" in logged[1]
 
 
-def _noted(calls: list[str], name: str, function: Callable[..., int]) -> Callable[..., int]:
-    """Return a function of `os` that notes which kind of file it is called for."""
-
-    def note(fd: int, *arguments: object) -> int:
-        path = os.readlink(f"/proc/self/fd/{fd}")
-        calls.append(f"{name} {'journal' if path.endswith('.journal') else 'segment'}")
-        return function(fd, *arguments)
-
-    return note
+def _fail(database: Database) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_the_journal_is_synced_before_the_first_line(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_segment_stays_open_until_its_size_is_recorded(
+    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lines that reached the disk without it would be stored anew by the second try."""
-    calls: list[str] = []
-    for name in ("write", "writev", "fdatasync"):
-        monkeypatch.setattr(os, name, _noted(calls, name, getattr(os, name)))
-    assert STORED == worker.send("a", A)
-    calls.clear()
-    assert STORED == worker.send("b", B)
-    assert ["write journal", "fdatasync journal", "writev segment", "fdatasync segment"] == calls
+    """Else nobody would know what it had when it is removed one day."""
+    one, two = make_worker(), make_worker()
+    assert STORED == one.send("a", A)
+    record_size = Database.record_size
+
+    def fail(self: Database, segment: str, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Database, "record_size", fail)
+    one.storage.close()
+    assert [] == list(tmp_path.glob("*.ndjson"))
+    monkeypatch.setattr(Database, "record_size", record_size)
+    one.storage.close()
+    (path,) = tmp_path.glob("*.ndjson")
+    path.unlink()
+    assert REPLAYED == two.send("a", A)
 
 
 def test_lines_that_cannot_be_cut_keep_their_key(
@@ -306,12 +371,11 @@ def test_lines_that_cannot_be_cut_keep_their_key(
     one, two = make_worker(), make_worker()
     break_os("fdatasync", errno.EIO, times=1)
     cuts = break_os("ftruncate", errno.EIO)
-    one.keys._mode = "never"  # so that it is the lines' sync that fails
     assert "storage_failed" == one.send("a", A)
     assert (IN_USE, IN_USE) == (one.send("a", A), two.send("a", A))
     cuts.times = 0
     one.storage.maintain()
-    one.keys.maintain()
+    one.keys.step()
     assert STORED == two.send("a", A)
     assert REPLAYED == one.send("a", A)
     assert 1 == stored(tmp_path).count(A)
@@ -324,7 +388,6 @@ def test_lines_that_were_never_cut_are_a_batch_once_their_process_is_gone(
     one, two = make_worker(), make_worker()
     break_os("fdatasync", errno.EIO, times=1)
     cuts = break_os("ftruncate", errno.EIO)
-    one.keys._mode = "never"
     assert "storage_failed" == one.send("a", A)
     cuts.times = 0
     one.kill()
@@ -332,31 +395,85 @@ def test_lines_that_were_never_cut_are_a_batch_once_their_process_is_gone(
     assert 1 == stored(tmp_path).count(A)
 
 
+# --- Keys age
+
+
+def test_a_clock_that_jumps_for_seconds_forgets_no_key(
+    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ages follow a clock that nothing sets, in a commit group and in the upkeep."""
+    worker = make_worker()
+    assert STORED == worker.send("a", A)
+    assert STORED == worker.send("b", B)
+    now = time.time()
+    for jump in (30 * 86400, -30 * 86400):
+        monkeypatch.setattr(worker.keys._clock, "_wall", lambda jump=jump: now + jump)
+        for _ in worker.keys.upkeep.step():
+            pass
+        assert [REPLAYED, REPLAYED] == [worker.send("a", A), worker.send("b", B)]
+
+
+def test_a_key_may_be_used_anew_after_its_time(
+    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the upkeep has deleted it."""
+    worker = make_worker(idempotency_seconds=100)
+    now = [1e9]
+    monkeypatch.setattr(worker.keys._clock, "now", lambda: now[0])
+    assert STORED == worker.send("a", A)
+    now[0] += 99
+    assert REPLAYED == worker.send("a", A)
+    now[0] += 2
+    assert STORED == worker.send("a", A)
+
+
 # --- Somebody interferes
 
 
-def test_a_deleted_journal_costs_the_memory_alone(
-    make_worker: Callable[..., Worker], tmp_path: Path
+@pytest.mark.parametrize("pattern", ["keys.db*", "keys.db", "keys.db-wal", "keys.db-shm"])
+def test_deleted_files_cost_the_memory_alone(
+    make_worker: Callable[..., Worker], tmp_path: Path, pattern: str
 ) -> None:
-    """What comes after it is remembered again, by every worker."""
+    """What comes after them is remembered again, by every worker."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
     assert REPLAYED == two.send("a", A)
-    for path in tmp_path.glob("keys-*.journal"):
+    for path in tmp_path.glob(pattern):
         path.unlink()
     assert STORED == one.send("b", B)
     assert REPLAYED == two.send("b", B)
     assert STORED == two.send("a", A)
-    assert REPLAYED == one.send("a", A)
+    for worker in (one, two, make_worker()):
+        assert [REPLAYED, REPLAYED] == [worker.send("a", A), worker.send("b", B)]
+    assert [("ok",)] == query(tmp_path, "PRAGMA integrity_check")
+
+
+def test_a_record_in_a_database_that_was_deleted_meanwhile_does_not_count(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would find it: the batch is rejected, and stored when it is sent again."""
+    assert STORED == worker.send("a", A)
+    insert = Database._insert
+
+    def delete_and_insert(self: Database, *arguments: Any) -> None:
+        for path in tmp_path.glob("keys.db*"):
+            path.unlink()
+        insert(self, *arguments)
+
+    monkeypatch.setattr(Database, "_insert", delete_and_insert)
+    assert "storage_failed" == worker.send("b", B)
+    monkeypatch.setattr(Database, "_insert", insert)
+    worker.keys.step()
+    assert [STORED, REPLAYED] == [worker.send("b", B), worker.send("b", B)]
+    assert A + B == stored(tmp_path)
 
 
 def test_a_deleted_lock_file_gives_no_key_to_two(
     make_worker: Callable[..., Worker], tmp_path: Path
 ) -> None:
-    """Who locked the old file is told to try again."""
+    """Whoever locked the old file is told to try again."""
     one, two = make_worker(), make_worker()
     claim = one.claim("a", A)
-    assert claim
     (tmp_path / "keys.lock").unlink()
     assert IN_USE == two.send("b", B)  # it finds the file gone, and makes a new one
     assert STORED == two.send("a", A)
@@ -364,18 +481,3 @@ def test_a_deleted_lock_file_gives_no_key_to_two(
     claim.release()
     assert REPLAYED == one.send("a", A)
     assert A == stored(tmp_path)
-
-
-def test_damaged_records_are_skipped_and_told(
-    make_worker: Callable[..., Worker], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A torn record costs its own key, and no other."""
-    one = make_worker()
-    assert STORED == one.send("a", A)
-    (path,) = tmp_path.glob("keys-*.journal")
-    with path.open("ab") as file:
-        file.write(b"\nkeyed 17640340")
-    assert STORED == one.send("b", B)
-    two = make_worker()
-    assert [REPLAYED, REPLAYED] == [two.send("a", A), two.send("b", B)]
-    assert any("skipped 1 damaged lines" in message for message in caplog.messages)

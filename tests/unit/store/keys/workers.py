@@ -1,20 +1,24 @@
 """Workers of a service, in one process: each with its keys, its storage, and a way to die."""
 
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from astralog.errors import MEANING_OF_CODE, Rejection
 from astralog.settings import Settings
-from astralog.store.keys.claims import Claim
+from astralog.store.keys.claims import Claim, Outcome, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
-from astralog.store.keys.records import make_key
 from astralog.store.segment import Segment
 from astralog.store.segment_writer import SegmentWriter
 from astralog.store.storage import Storage
 
 TOKEN = bytes(32)
 IN_USE = "key_in_use"
+REPLAYED = "replayed"
 STORED = "stored"
 
 
@@ -34,27 +38,33 @@ class Worker:
     """The keys and the storage of one process."""
 
     def __init__(self, settings: Settings) -> None:
-        self.keys = IdempotencyKeys(settings)
+        self.keys = IdempotencyKeys(settings, MEANING_OF_CODE)
         self.keys.open()
         self.storage = Storage(settings)
         self.is_alive = True
 
     def send(self, key: str, lines: bytes, body: bytes | None = None) -> str:
         """Store a batch as a request does; return STORED, REPLAYED or the code that rejects it."""
-        claim = self.claim(key, lines if body is None else body)
-        if claim is None:
-            return IN_USE
+        try:
+            claim = self.claim(key, lines if body is None else body)
+        except Rejection as rejection:
+            return rejection.code
         outcome = self.store(Batch(lines, claim))[0]
         claim.release()
         return outcome
 
-    def claim(self, key: str, body: bytes) -> Claim | None:
+    def claim(self, key: str, body: bytes) -> Claim:
         return self.keys.claim(make_key(TOKEN, "00000000", key, body, ""))
 
     def store(self, *batches: Batch) -> list[str]:
         """Store a commit group, and return what became of each batch."""
         code = self.keys.store(self.storage, batches)
-        return [(batch.claim and batch.claim.verdict) or code or STORED for batch in batches]
+        return [self._outcome(batch, code) for batch in batches]
+
+    def _outcome(self, batch: Batch, code: str | None) -> str:
+        if batch.claim and batch.claim.outcome is not Outcome.NEW:
+            return batch.claim.outcome.code or REPLAYED
+        return code or STORED
 
     def send_plain(self, lines: bytes) -> str:
         return self.storage.store([lines]) or STORED
@@ -93,6 +103,7 @@ def stored(path: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(path.glob("*.ndjson*")))
 
 
-def journal(path: Path) -> bytes:
-    """Return what all files of the journal hold, oldest first."""
-    return b"\n".join(file.read_bytes() for file in sorted(path.glob("keys-*.journal")))
+def query(directory: Path, statement: str) -> list[Any]:
+    """Return what a statement of an operator finds in the database of a directory."""
+    with closing(sqlite3.connect(directory / "keys.db")) as database:
+        return database.execute(statement).fetchall()

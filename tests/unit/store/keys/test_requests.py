@@ -10,12 +10,14 @@ from typing import Any
 import gevent
 import pytest
 
+from astralog import background
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.store.batch_queue import Batch
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.keys import idempotency_keys
+from astralog.store.keys.claims import Key, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
-from astralog.store.keys.records import Key, make_key
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
 from tests.unit.store.keys.workers import stored
@@ -83,10 +85,10 @@ def send(queue: CommitQueue, key: Key, lines: bytes = A) -> str:
             try:
                 queue.commit(Batch(lines, 1), reservation, claim)
             finally:
-                claim.close()
+                claim.release()
     except Rejection as rejection:
         return rejection.code
-    return claim.verdict or "stored"
+    return "replayed" if claim.is_replayed else "stored"
 
 
 def send_until_known(queue: CommitQueue, key: Key) -> str:
@@ -98,7 +100,7 @@ def send_until_known(queue: CommitQueue, key: Key) -> str:
 
 
 def test_a_batch_is_stored_by_its_first_request(queue: CommitQueue, tmp_path: Path) -> None:
-    """The queue starts, and the keys are read, with the first one that has a key."""
+    """The queue starts, and the database is made, with the first one that has a key."""
     assert ["stored", "replayed"] == [send(queue, key_of("a")), send(queue, key_of("a"))]
     assert "key_reused" == send(queue, key_of("a", B), B)
     assert ["stored"] == [send(queue, key_of("b"), B)]
@@ -110,7 +112,7 @@ def test_a_request_that_ends_before_its_commit_lets_go(queue: CommitQueue) -> No
     """What was invalid may be sent again, corrected."""
     claim = queue.claim(key_of("a"))
     assert "key_in_use" == send(queue, key_of("a"))
-    claim.close()
+    claim.release()
     assert "stored" == send(queue, key_of("a"))
 
 
@@ -141,38 +143,49 @@ def test_a_batch_that_no_writer_took_lets_go_of_its_key(
     assert A + A == stored(tmp_path)
 
 
-def test_a_journal_that_is_not_read_in_time_rejects_nothing_for_good(
+def test_a_database_that_is_not_opened_in_time_rejects_nothing_for_good(
     queue: CommitQueue, stall: Callable[[type, str], Stall]
 ) -> None:
     """A client is told to try again, and other batches do not wait."""
     stalled = stall(IdempotencyKeys, "open")
-    assert "commit_timeout" == send(queue, key_of("a"))
+    assert ["commit_timeout"] * 2 == [send(queue, key_of("a")) for _ in range(2)]
     with queue.admit() as reservation:
         queue.commit(Batch(B, 1), reservation)
     stalled.end()
     assert "stored" == send(queue, key_of("a"))
 
 
-def test_a_disk_that_does_not_say_what_is_stored_rejects(
-    queue: CommitQueue, stall: Callable[[type, str], Stall]
+def test_a_failing_database_rejects_until_it_works(queue: CommitQueue) -> None:
+    """Nobody waits for it meanwhile, and nobody without a key hears of it."""
+    assert "stored" == send(queue, key_of("a"))
+    queue.keys._note_error(OSError(errno.EIO, "failed"))
+    assert ["storage_failed"] * 2 == [send(queue, key_of(name)) for name in "ab"]
+    with queue.admit() as reservation:
+        queue.commit(Batch(B, 1), reservation)
+    queue.keys.step()
+    assert ["replayed", "stored"] == [send(queue, key_of(name)) for name in "ab"]
+
+
+def test_a_fault_in_the_maintenance_does_not_end_it(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody knows whether the first try was stored; the key is free for one who finds out."""
+    """Whatever a step raises is logged, and the next one ends the error of the database."""
+    monkeypatch.setattr(background, "FAILED_SECONDS", 0.01)
+    monkeypatch.setattr(idempotency_keys, "MAINTENANCE_SECONDS", 0.01)
     assert "stored" == send(queue, key_of("a"))
-    queue.keys.maintain()
-    stalled = stall(IdempotencyKeys, "judge")
-    assert ["commit_timeout"] * 2 == [send(queue, key_of("a")) for _ in range(2)]
-    stalled.end()
-    assert "replayed" == send(queue, key_of("a"))
+    step, faults = IdempotencyKeys.step, [ValueError("odd"), RuntimeError("odder")]
 
+    def fail(keys: IdempotencyKeys) -> None:
+        if faults:
+            raise faults.pop()
+        step(keys)
 
-def test_while_the_journal_fails_what_is_known_is_answered(queue: CommitQueue) -> None:
-    """A replay needs no journal that can be written; everything else with a key does."""
-    assert "stored" == send(queue, key_of("a"))
-    queue.keys.maintain()
-    queue.keys._error.note(OSError(errno.EIO, "failed"))
-    assert ["replayed", "storage_failed"] == [send(queue, key_of("a")), send(queue, key_of("b"))]
-    queue.keys.maintain()
-    assert "stored" == send(queue, key_of("b"))
+    monkeypatch.setattr(IdempotencyKeys, "step", fail)
+    queue.keys._note_error(OSError(errno.EIO, "failed"))
+    with gevent.Timeout(TIMEOUT_SECONDS):
+        while faults or queue.keys.error_code:
+            gevent.sleep(0.01)
+    assert any("maintenance of the keys failed" in message for message in caplog.messages)
 
 
 def test_without_a_data_directory_batches_with_keys_are_rejected(
@@ -183,7 +196,7 @@ def test_without_a_data_directory_batches_with_keys_are_rejected(
     tmp_path.rename(away)
     assert "storage_failed" == send(queue, key_of("a"))
     away.rename(tmp_path)
-    queue.keys.maintain()
+    queue.keys.step()
     queue.storages[0].maintain()
     assert "stored" == send(queue, key_of("a"))
 
@@ -192,5 +205,5 @@ def test_without_a_key_there_is_no_file(queue: CommitQueue, tmp_path: Path) -> N
     """Who uses no keys pays for none."""
     with queue.admit() as reservation:
         queue.commit(Batch(A, 1), reservation)
-    queue.keys.maintain()
+    queue.keys.step()
     assert [".open"] == [path.suffix for path in tmp_path.iterdir()]

@@ -1,0 +1,437 @@
+"""The records of batches with idempotency keys: `keys.db`, an SQLite database.
+
+A row of `keys` is committed before the first line of its batch is written, and says where the lines
+will lie. A row of `segments` is added with the first key of a segment, and gets the segment's size
+before the segment is sealed, after which neither the size nor the rows of its keys change.
+
+All processes of the directory share the database, in WAL mode. SQLite before 3.51.3 may damage it
+if a checkpoint begins while the log is in the database as a whole and another process restarts the
+log (https://sqlite.org/wal.html#walresetbug): therefore only `upkeep` makes checkpoints.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gevent.monkey import get_original
+
+from astralog.store import files, range_lock
+from astralog.store.keys.claims import FILE_MODE, LOCK_NAME, Key
+
+log = logging.getLogger(__name__)
+
+NAME = "keys.db"
+DAMAGED_NAME = "keys.db.damaged"
+
+#: The files of an open database: it, its log, and the index of the log, which is mapped.
+SUFFIXES = ("", "-wal", "-shm")
+
+#: Seconds that a statement waits while another process has locked the database, and between tries.
+#: SQLite's own waits are longer: 1 ms at first and 100 later, where a commit takes half of one.
+LOCK_SECONDS = 1.0
+POLL_SECONDS = 0.0005
+
+#: The same where batches without a key would wait too, again and again, and a later try is as good.
+SEAL_LOCK_SECONDS = 0.05
+
+#: Rows of one statement: SQLite before 3.32 takes 999 parameters.
+ROWS = 100
+
+#: Segments of this process whose ids are remembered; more than its writers ever write at once.
+MAX_SEGMENTS = 100
+
+#: The byte of `keys.lock` that a process locks while it opens the database, beyond those of keys.
+_OPENING_BYTE = 1 << 62
+
+_APPLICATION = int.from_bytes(b"ALog", "big")
+_VERSION = 1
+
+_SCHEMA = (
+    """
+    CREATE TABLE segments (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,  -- without its suffix
+        first INTEGER NOT NULL,  -- its keys have higher ids
+        size INTEGER  -- bytes, once they are final
+    )
+    """,
+    """
+    CREATE TABLE keys (
+        id INTEGER PRIMARY KEY,  -- in the order of the commits
+        time INTEGER NOT NULL,  -- seconds since 1970
+        token TEXT NOT NULL,  -- the token's name
+        key BLOB NOT NULL,
+        body BLOB NOT NULL,
+        segment INTEGER NOT NULL REFERENCES segments,
+        start INTEGER NOT NULL,  -- of its lines in the segment
+        stop INTEGER NOT NULL
+    )
+    """,
+    "CREATE INDEX keys_by_key ON keys (key)",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+_FIND = """
+    SELECT key, body, name, stop, size FROM keys JOIN segments ON segments.id = segment
+    WHERE key IN (?) AND time >= ? ORDER BY keys.id DESC
+"""
+_INSERT = """
+    INSERT INTO keys (time, token, key, body, segment, start, stop) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_RANGES = """
+    SELECT start, stop FROM segments JOIN keys ON segment = segments.id
+    WHERE name = ? AND keys.id > first
+"""
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+#: Free bytes below which an error that does not say so is taken for that of a full disk.
+_FULL_BYTES = 64 * 1024
+
+# Blocks the thread; gevent's own would run a second event loop in it.
+_sleep: Callable[[float], None] = get_original("time", "sleep")
+
+
+class DamagedDatabase(OSError):
+    """The content of the database contradicts itself, or is none."""
+
+
+class ForeignDatabase(OSError):
+    """The database belongs to another program, or to another version of this one."""
+
+
+class Record(NamedTuple):
+    """A batch with a key, and where its lines will lie in their segment."""
+
+    key: Key
+    start: int
+    stop: int
+
+
+class Entry(NamedTuple):
+    """What the database knows of one try of a key; `size` is its segment's, once it is final."""
+
+    body: bytes
+    segment: str
+    stop: int
+    size: int | None
+
+
+class Database:
+    """A connection to the records; one thread at a time may use it.
+
+    Every method raises OSError: ENOSPC if the disk is full, EBUSY if another process kept the
+    database locked, DamagedDatabase, and others.
+    """
+
+    def __init__(
+        self, directory: Path, *, is_synced: bool, lock_seconds: float | None = None
+    ) -> None:
+        """Sync each commit if `is_synced`; a power cut loses unsynced commits, and nothing else.
+
+        Wait for other processes for `lock_seconds`, else for LOCK_SECONDS.
+        """
+        self._directory = directory
+        self._is_synced = is_synced
+        self._lock_seconds = LOCK_SECONDS if lock_seconds is None else lock_seconds
+        self._connection: sqlite3.Connection | None = None
+        self._files: list[tuple[int, int] | None] = []  # of the open connection
+        self._is_damaged = False
+        self._segments: dict[str, int] = {}  # ids of some of this process's segments
+
+    # --- The connection
+
+    def open(self) -> None:
+        """Connect, and make the database if there is none, unless the connection is in place.
+
+        A database that is damaged, or whose log was removed, is moved aside.
+        """
+        if not self.is_in_place():
+            with _opening(self._directory, self._lock_seconds):
+                self._reopen()
+
+    def open_existing(self) -> bool:
+        """Connect to the database if there is one; return whether there is."""
+        if not os.path.isfile(self._directory / NAME):
+            self.close()
+            return False
+        self.open()
+        return True
+
+    def is_in_place(self) -> bool:
+        """Return whether there is a connection, to the files that other processes open."""
+        return (
+            self._connection is not None
+            and not self._is_damaged
+            and self._files == _identities(self._directory)
+        )
+
+    def _reopen(self) -> None:
+        before, now = self._files, _identities(self._directory)
+        is_damaged = self._is_damaged
+        self.close()
+        if before and before[0] == now[0] and (is_damaged or before != now):
+            self._move_aside("it is damaged" if is_damaged else "its log was removed")
+        elif now[0] is None:  # what is left of one that was deleted belongs to no other
+            for suffix in SUFFIXES[1:]:
+                self._path(suffix).unlink(missing_ok=True)
+        try:
+            self._connect()
+        except DamagedDatabase as error:
+            self._move_aside(f"it is damaged ({error.strerror})")
+            self._connect()
+
+    def _connect(self) -> None:
+        path = self._path()
+        try:
+            self._connection = sqlite3.connect(
+                path, timeout=0, isolation_level=None, check_same_thread=False
+            )
+            if not path.stat().st_size:
+                path.chmod(FILE_MODE)  # the other files get the same
+            self._prepare()
+            self._files = _identities(self._directory)
+            if None in self._files:
+                raise OSError(errno.ESTALE, f"{NAME} was removed")
+            files.sync_directory(self._directory)  # SQLite does not say when its own sync fails
+        except sqlite3.Error as error:
+            self.close()
+            raise self._as_os_error(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Make the tables of a new database, or check that it is one of this service."""
+        ((tables,),) = self.execute("SELECT count(*) FROM sqlite_master")
+        ((application,),) = self.execute("PRAGMA application_id")
+        ((version,),) = self.execute("PRAGMA user_version")
+        is_new = not (tables or application or version)
+        if not is_new and (application, version) != (_APPLICATION, _VERSION):
+            text = "is of another program or version; move it away to use idempotency keys"
+            raise ForeignDatabase(errno.EEXIST, f"{NAME} {text}")
+        ((mode,),) = self.execute("PRAGMA journal_mode = WAL")
+        if mode != "wal":
+            raise OSError(errno.EOPNOTSUPP, f"{NAME} needs a local file system")
+        self.execute(f"PRAGMA synchronous = {'FULL' if self._is_synced else 'NORMAL'}")
+        self.execute("PRAGMA wal_autocheckpoint = 0")
+        self.execute("PRAGMA secure_delete = OFF")
+        if is_new:
+            with self._transaction():
+                for statement in _SCHEMA:
+                    self.execute(statement)
+
+    def _move_aside(self, reason: str) -> None:
+        """Begin a new database: the keys of the old one are forgotten."""
+        for suffix in SUFFIXES:
+            with contextlib.suppress(FileNotFoundError):
+                self._path(suffix).replace(self._directory / (DAMAGED_NAME + suffix))
+        files.sync_directory(self._directory)
+        log.error(
+            "idempotency keys: %s is now %s, since %s; the keys in it are FORGOTTEN: a batch that "
+            "was stored before and is sent again is stored twice",
+            NAME,
+            DAMAGED_NAME,
+            reason,
+        )
+
+    def close(self) -> None:
+        """Close the connection; the last one of all processes removes the log."""
+        if self._connection:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+        self._connection = None
+        self._files = []
+        self._is_damaged = False
+        self._segments.clear()
+
+    def _path(self, suffix: str = "") -> Path:
+        return self._directory / (NAME + suffix)
+
+    # --- Statements
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of one statement, which waits while the database is locked."""
+        if self._connection is None:
+            raise OSError(errno.EBADF, f"{NAME} is not open")
+        deadline = 0.0
+        while True:
+            try:
+                return self._connection.execute(statement, parameters).fetchall()
+            except sqlite3.Error as error:
+                if _primary_code(error) not in _BUSY:
+                    raise self._as_os_error(error) from error
+            now = time.monotonic()
+            deadline = deadline or now + self._lock_seconds
+            if now >= deadline:
+                raise OSError(errno.EBUSY, f"{NAME} is locked by another process")
+            _sleep(POLL_SECONDS)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if self._connection and self._connection.in_transaction:
+                    self.execute("ROLLBACK")
+            raise
+
+    def _as_os_error(self, error: sqlite3.Error) -> OSError:
+        code = _primary_code(error)
+        text = f"{NAME}: {error}"
+        if code in _DAMAGED:
+            self._is_damaged = True
+            return DamagedDatabase(errno.EIO, text)
+        is_full = code == sqlite3.SQLITE_FULL or files.space(self._directory).free < _FULL_BYTES
+        return OSError(errno.ENOSPC if is_full else errno.EIO, text)
+
+    # --- Records
+
+    def find(self, digests: Sequence[bytes], oldest: float) -> Mapping[bytes, list[Entry]]:
+        """Return the entries of keys that are not older than `oldest`, newest first."""
+        found: defaultdict[bytes, list[Entry]] = defaultdict(list)
+        for part in _parts(digests):
+            rows = self.execute(repeat(_FIND, "?", len(part)), (*part, oldest))
+            for key, *entry in rows:
+                found[key].append(Entry(*entry))
+        return found
+
+    def add(self, segment: str, now: float, records: Sequence[Record]) -> None:
+        """Commit the records of batches that will be written to a segment."""
+        number = self._segments.get(segment)
+        if number is not None and len(records) <= ROWS:
+            self._insert(number, now, records)  # SQLite commits within the one statement
+        else:
+            with self._transaction():
+                number = number or self._register(segment)
+                for part in _parts(records):
+                    self._insert(number, now, part)
+            self._remember(segment, number)
+        if not self.is_in_place():
+            raise OSError(errno.ESTALE, f"{NAME} was removed")
+
+    def _insert(self, number: int, now: float, records: Sequence[Record]) -> None:
+        rows = [
+            (int(now), key.token, key.digest, key.body, number, start, stop)
+            for key, start, stop in records
+        ]
+        statement = repeat(_INSERT, "(?, ?, ?, ?, ?, ?, ?)", len(rows))
+        self.execute(statement, [value for row in rows for value in row])
+
+    def _register(self, segment: str) -> int:
+        """Add a segment unless it is there, and return its id."""
+        self.execute(
+            "INSERT OR IGNORE INTO segments (name, first)"
+            " VALUES (?, (SELECT coalesce(max(id), 0) FROM keys))",
+            [segment],
+        )
+        ((number,),) = self.execute("SELECT id FROM segments WHERE name = ?", [segment])
+        return int(number)
+
+    def _remember(self, segment: str, number: int) -> None:
+        if len(self._segments) >= MAX_SEGMENTS:
+            del self._segments[next(iter(self._segments))]
+        self._segments[segment] = number
+
+    def ranges_of(self, segment: str) -> list[tuple[int, int]]:
+        """Return where in a segment batches with keys were to lie."""
+        return self.execute(_RANGES, [segment])
+
+    def record_size(self, segment: str, size: int) -> None:
+        """Commit the final size of a segment that has keys."""
+        self.execute("UPDATE segments SET size = ? WHERE name = ?", [size, segment])
+
+    def commit_nothing(self) -> None:
+        """Write and commit as a record is."""
+        self.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def sync(self) -> None:
+        """Make commits durable that were not synced."""
+        fd = os.open(self._path("-wal"), os.O_RDWR)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+
+def repeat(statement: str, marks: str, count: int) -> str:
+    """Return a statement with the first of its parameters' marks so many times."""
+    return statement.replace(marks, ", ".join([marks] * count), 1)
+
+
+def ranges_in(directory: Path, segment: str) -> list[tuple[int, int]]:
+    """Return where in a segment batches with keys were to lie; raises OSError."""
+    with _existing(directory) as database:
+        return database.ranges_of(segment) if database else []
+
+
+def record_size(directory: Path, segment: str, size: int) -> None:
+    """Commit the final size of a segment that has keys; raises OSError."""
+    with _existing(directory) as database:
+        if database:
+            database.record_size(segment, size)
+
+
+@contextlib.contextmanager
+def _existing(directory: Path) -> Iterator[Database | None]:
+    """Connect to the database of a directory, if there is one that may have keys."""
+    database = Database(directory, is_synced=True, lock_seconds=SEAL_LOCK_SECONDS)
+    with contextlib.closing(database):
+        try:
+            is_there = database.open_existing()
+        except ForeignDatabase:
+            is_there = False
+        yield database if is_there else None
+
+
+@contextlib.contextmanager
+def _opening(directory: Path, lock_seconds: float) -> Iterator[None]:
+    """Let one process at a time open, make or replace the database; raises OSError."""
+    fd = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    deadline = time.monotonic() + lock_seconds
+    try:
+        while True:
+            try:
+                range_lock.lock(fd, _OPENING_BYTE)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise OSError(errno.EBUSY, f"{NAME} is being opened for too long") from None
+            _sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _identities(directory: Path) -> list[tuple[int, int] | None]:
+    """Return the device and inode of each file of the database, None if there is no such file."""
+    return [_identity(f"{directory}/{NAME}{suffix}") for suffix in SUFFIXES]
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _parts(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (items[first : first + ROWS] for first in range(0, len(items), ROWS))

@@ -1,0 +1,87 @@
+"""Keys, their claims and their locks."""
+
+import hashlib
+import zlib
+from pathlib import Path
+
+import pytest
+
+from astralog.errors import STATUS_OF_CODE
+from astralog.store.keys.claims import Claim, Key, KeyLocks, Outcome, make_key
+
+DIGEST = bytes(range(16))
+KEY = Key("00000000", DIGEST, bytes(16))
+
+
+def test_a_key_is_found_with_the_tools_of_any_system() -> None:
+    """Its digest is a SHA-256 of two texts, so that an operator can look for it."""
+    token = hashlib.sha256(b"secret").digest()
+    key = make_key(token, "00000000", "my-key", b"body", "/v1/drain")
+    text = hashlib.sha256(b"secret").hexdigest() + ":my-key"
+    assert hashlib.sha256(text.encode()).hexdigest()[:32] == key.digest.hex()
+
+
+def test_another_token_or_key_has_another_digest() -> None:
+    """The token and the key name the batch; body and context tell whether it is the same."""
+    same = make_key(b"t", "n", "k", b"body", "/a")
+    assert same == make_key(b"t", "n", "k", b"body", "/a")
+    for token, key in ((b"T", "k"), (b"t", "K")):
+        assert same.digest != make_key(token, "n", key, b"body", "/a").digest
+    for body, context in ((b"Body", "/a"), (b"body", "/b"), (b"body2", "/a"), (b"y", "/a\nbod")):
+        assert same.body != make_key(b"t", "n", "k", body, context).body
+
+
+def test_bodies_of_one_checksum_differ() -> None:
+    """A CRC-32 and a length do not tell two bodies apart; 128 bits do."""
+    one, two = b"plumless", b"buckeroo"
+    assert (len(one), zlib.crc32(one)) == (len(two), zlib.crc32(two))
+    assert make_key(b"t", "n", "k", one, "").body != make_key(b"t", "n", "k", two, "").body
+    assert 16 == len(make_key(b"t", "n", "k", one, "").body)
+
+
+def test_an_outcome_that_rejects_names_a_code() -> None:
+    """What is stored, now or before, has none."""
+    codes = {outcome.code for outcome in Outcome}
+    assert codes - {None} < STATUS_OF_CODE.keys()
+    assert {Outcome.NEW, Outcome.REPLAYED} == {o for o in Outcome if o.code is None}
+
+
+def test_the_last_holder_unlocks_a_key() -> None:
+    """Requests, commits and lines that cannot be cut end in any order."""
+    unlocked: list[Key] = []
+    claim = Claim(KEY, 1, unlocked.append)
+    claim.hold()
+    claim.hold()
+    claim.release()
+    claim.release()
+    assert [] == unlocked
+    claim.release()
+    assert [KEY] == unlocked
+
+
+def test_one_process_locks_a_key(tmp_path: Path) -> None:
+    """Another one gets it after its release; other keys are free meanwhile."""
+    one, two = KeyLocks(tmp_path), KeyLocks(tmp_path)
+    for locks in (one, two):
+        locks.open()
+    assert (True, False) == (one.take(DIGEST), two.take(DIGEST))
+    assert two.take(DIGEST[::-1])
+    one.release(DIGEST)
+    assert two.take(DIGEST)
+    two.close()
+    assert one.take(DIGEST)
+    one.close()
+
+
+def test_locks_that_cannot_be_opened_fail_as_the_disk_does(tmp_path: Path) -> None:
+    """If the directory is gone, nobody gets a key, and what is released is released."""
+    (tmp_path / "data").mkdir()
+    locks = KeyLocks(tmp_path / "data")
+    locks.open()
+    assert locks.take(DIGEST)
+    (tmp_path / "data").rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        locks.open()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        locks.take(DIGEST)
+    locks.release(DIGEST)
