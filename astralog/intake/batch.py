@@ -1,11 +1,12 @@
 """Turn the body of a drain into the NDJSON lines that are stored, piece by piece."""
 
-import time
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from marshmallow import ValidationError
 
+from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.intake import formats
 from astralog.intake.decoder import Context, Decoded
@@ -21,7 +22,6 @@ from astralog.intake.lines import (
 )
 from astralog.intake.logs import NoVerdict, load_log, load_valid_log
 from astralog.store.commit_queue import Batch
-from astralog.time_slice import TimeSlice
 
 #: Commas that a body longer than a piece may hold, and a log longer than a piece: they bound the
 #: values, and with them what the body costs as objects.
@@ -32,6 +32,12 @@ LONG_LOG_COMMAS = 100_000
 #: valid of a longer one is decoded fast.
 SLOW_PIECE_BYTES = 64 * 1024
 
+#: Integers of so many digits that a log longer than a piece may hold: one takes up to 0.5 ms.
+LONG_INTEGER_DIGITS = 1000
+LONG_LOG_INTEGERS = 200
+
+
+_LONG_INTEGER = re.compile(rb"[-,:\[\s][0-9]{%d}" % LONG_INTEGER_DIGITS)
 _JSON, _LINES = Json(), Lines()
 
 
@@ -76,6 +82,17 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
     return Batch(lines, len(logs))
 
 
+def find_excess(text: bytes) -> str:
+    """Return what a long log has too much of to be decoded in one call; nothing if it may be."""
+    if text.count(b",") > LONG_LOG_COMMAS:
+        return f"over {LONG_LOG_COMMAS} values"
+    sample = text[:: LONG_INTEGER_DIGITS // 2]  # it has two digits at least of such an integer
+    digits = len(sample) - len(sample.translate(None, b"0123456789"))
+    if digits > 2 * LONG_LOG_INTEGERS and len(_LONG_INTEGER.findall(text)) > LONG_LOG_INTEGERS:
+        return f"over {LONG_LOG_INTEGERS} integers of {LONG_INTEGER_DIGITS} digits"
+    return ""
+
+
 def _check_projects(logs: Sequence[Any], context: Context) -> None:
     if context.projects is not None:
         for log in logs:
@@ -109,7 +126,6 @@ class _Decode:
             for piece in self._split(whole):
                 self._add(piece)
                 self._reject_invalid()
-                time.sleep(0)  # others may have their turn now
         return Decoded(self._lines.finish(), self._invalid if self._invalid.count else None)
 
     def _reject_invalid(self) -> None:
@@ -128,8 +144,8 @@ class _Decode:
         """Add the valid logs of a piece to the lines, and count the others."""
         first, text = piece
         size = len(text)
-        if size > formats.PIECE_BYTES and text.count(b",") > LONG_LOG_COMMAS:
-            problem = f"Longer than {formats.PIECE_BYTES} bytes with over {LONG_LOG_COMMAS} values."
+        if size > formats.PIECE_BYTES and (excess := find_excess(text)):
+            problem = f"Longer than {formats.PIECE_BYTES} bytes with {excess}."
             self._invalid.add(first, {"_schema": [problem]})
             self._invalid.seen += 1
             return
@@ -171,9 +187,8 @@ class _Decode:
     def _load_one_by_one(self, piece: Piece) -> list[Any]:
         """Return the valid logs of a piece, and count the others."""
         logs = []
-        time_slice = TimeSlice()
         for number, text in self._form.texts(piece):
-            time_slice.end_if_over()
+            yield_if_due()
             if self._is_rejected():
                 break
             self._invalid.seen += 1

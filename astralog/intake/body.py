@@ -4,10 +4,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from astralog.deadlines import Deadlines
+from astralog.deadlines import Deadlines, yield_if_due
 from astralog.errors import Rejection
 from astralog.intake.compression import STEP_BYTES, Inflater, find_inflater
-from astralog.time_slice import TimeSlice
 
 #: A body that is announced as no longer is reserved whole with the first of it, as most are; a
 #: longer one is rejected before it is read if there is no memory for it by now.
@@ -77,14 +76,13 @@ class BodyReader:
     ) -> bytes:
         body = _GrowingBody(reservation)
         sent = _SentPieces(environ, length, self.max_bytes)
-        time_slice = TimeSlice()
         for piece in inflater.inflate(sent) if inflater else sent:
             size = body.size + len(piece)
             if size > self.max_bytes:
                 raise _too_large(self.max_bytes)
             body.add(piece, sent.held_bytes + (inflater.held_bytes(size) if inflater else 0))
             del piece  # while the client is waited for, nothing is held but what is charged
-            time_slice.end_if_over()
+            yield_if_due()
         return body.finish()
 
     def _too_slow(self) -> Rejection:
@@ -145,11 +143,10 @@ def _read_exactly(stream: Any, length: int, reservation: Reservation) -> bytes:
     body = _GrowingBody(reservation, reserved)
     body.add(piece)
     del piece  # while the client is waited for, nothing is held but what is charged
-    time_slice = TimeSlice()
     while body.size < length:
         if not body.add(stream.read1(length - body.size)):
             raise _ended_early()
-        time_slice.end_if_over()
+        yield_if_due()
     return body.finish()
 
 

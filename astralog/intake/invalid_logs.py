@@ -37,11 +37,11 @@ class InvalidLogs:
         """Return whether there are as many as are described: the others need no messages."""
         return self.count >= DESCRIBED_LOGS
 
-    def add(self, number: int, messages: Mapping[str, Any]) -> None:
-        """Count a log, and describe it by the messages for its fields if it is among the first."""
-        if not self.are_described:
-            self.errors[number] = describe(messages)
-        self.count += 1
+    def add(self, number: int, messages: Mapping[str, Any], count: int = 1) -> None:
+        """Count logs from a number on, and describe the first by the messages for their fields."""
+        described = min(count, DESCRIBED_LOGS - self.count)
+        self.errors |= {number + place: describe(messages) for place in range(described)}
+        self.count += count
 
 
 def reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:

@@ -38,7 +38,7 @@ class LineWriter:
         self._max_bytes = MAX_GROWTH * body_bytes + spare_bytes
         self._buffer = BytesIO()
         self._size = 0
-        self._logs = 0
+        self.logs = 0  # so far
 
     def hold(self, size: int) -> None:
         """Charge `size` more bytes that the decode holds until its end; raises Rejection."""
@@ -60,7 +60,7 @@ class LineWriter:
         step = max(STEP_BYTES // repeated_bytes, 1) if repeated_bytes else len(logs)
         for start in range(0, len(logs), step or 1):
             self._append(encode_lines(logs[start : start + step]))
-        self._logs += len(logs)
+        self.logs += len(logs)
 
     def _append(self, lines: bytes) -> None:
         check_growth(self._size + len(lines), self._max_bytes)
@@ -69,7 +69,7 @@ class LineWriter:
 
     def finish(self) -> Batch:
         """Return the batch."""
-        return Batch(self._buffer.getvalue(), self._logs)  # the buffer itself: nothing is copied
+        return Batch(self._buffer.getvalue(), self.logs)  # the buffer itself: nothing is copied
 
 
 def check_growth(size: int, max_bytes: int) -> None:

@@ -1,17 +1,16 @@
 """JSON text to logs: by the compiled decoder, and where it has no verdict by marshmallow."""
 
-from functools import partial
 from typing import Any
 
 import msgspec
 from marshmallow import ValidationError
 
+from astralog.deadlines import in_runs
 from astralog.intake import timestamps
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS
 from astralog.intake.options import Options, change_log
 from astralog.intake.schema import FIELDS, BatchStruct, Log, LogSchema
 from astralog.intake.strict_json import parse
-from astralog.time_slice import map_in_slices
 
 #: What the compiled decoder does not take; marshmallow may take it all the same.
 NoVerdict = (ValueError, RecursionError, ValidationError)
@@ -84,7 +83,9 @@ def _without_most_unknown(log: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(objects: list[dict[Any, Any]], options: Options) -> list[Any]:
-    logs = map_in_slices(partial(change_log, options=options), objects)
+    logs: list[Any] = []
+    for run in in_runs(objects):
+        logs += [change_log(log, options) for log in run]
     return _store_timestamps(msgspec.convert(logs, list[Log]))
 
 

@@ -1,6 +1,7 @@
 """What a sender asks for in the query, where it cannot write a log's fields itself."""
 
 from collections.abc import Collection, Mapping
+from heapq import nsmallest
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -9,6 +10,7 @@ import msgspec
 from marshmallow import ValidationError
 
 from astralog.errors import SHOWN_CHARACTERS, Rejection
+from astralog.intake.invalid_logs import DESCRIBED_FIELDS
 from astralog.intake.schema import FIELDS
 
 #: Parameters that give every log a field that it lacks.
@@ -132,7 +134,8 @@ def _move_unknown(log: dict[str, Any]) -> dict[str, Any]:
             known["metadata"] = log
         elif isinstance(metadata, dict):
             if twice := metadata.keys() & log:
-                raise ValidationError({name: [_TWICE] for name in sorted(twice)})
+                shown = nsmallest(DESCRIBED_FIELDS, twice)
+                raise ValidationError({name: [_TWICE] for name in shown})
             metadata.update(log)
     return known
 

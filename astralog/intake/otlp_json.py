@@ -1,110 +1,55 @@
-"""OTLP in JSON: protobuf's own mapping to JSON, but for ids, which are hexadecimal.
+"""OTLP in JSON: protobuf's own mapping to JSON, except for ids, which are hexadecimal."""
 
-Source: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding. Integers may be strings,
-unknown fields are ignored, null stands for a field that is not set.
-"""
-
-import binascii
 from base64 import b64decode
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import msgspec
 
 from astralog.errors import Rejection
-from astralog.intake.batch import LONG_BODY_COMMAS, LONG_LOG_COMMAS
-from astralog.intake.otlp import Group, Loader
+from astralog.intake import otlp_json_messages as messages
+from astralog.intake.batch import LONG_BODY_COMMAS
+from astralog.intake.otlp import Group, Loader, Problems, try_read
+from astralog.intake.otlp_json_messages import either, read_envelope, read_text
 from astralog.intake.otlp_log import (
+    LEVELS,
+    MAX_ATTRIBUTES,
+    NUMBERS_PER_LEVEL,
     InvalidRecord,
     Origin,
     Source,
+    Values,
     bytes_value,
-    check_attributes,
     check_depth,
     make_log,
     number_value,
 )
-from astralog.intake.strict_json import replace_lone_surrogates
 
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_UInt32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
-_UInt64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec's limits have 63 bits
+#: Severity numbers by their names in protobuf, such as SEVERITY_NUMBER_WARN2.
+SEVERITY_NUMBERS = {"SEVERITY_NUMBER_UNSPECIFIED": 0} | {
+    f"SEVERITY_NUMBER_{level.upper()}{step if step > 1 else ''}": place * NUMBERS_PER_LEVEL + step
+    for place, level in enumerate(LEVELS)
+    for step in range(1, NUMBERS_PER_LEVEL + 1)
+}
+
+#: Members of bodies that are no export of logs, and what such a body is.
+FOREIGN = {
+    "instrumentationLibraryLogs": "an export of OTLP before 1.0",
+    "instrumentation_library_logs": "an export of OTLP before 1.0",
+    "logs": "a batch of POST /v1/drain",
+    "streams": "a push of Loki",
+    "resourceSpans": "an export of traces",
+    "resource_spans": "an export of traces",
+    "resourceMetrics": "an export of metrics",
+    "resource_metrics": "an export of metrics",
+}
 
 _MAX_TIME = 2**64 - 1
 
+#: The two letters in which the alphabets of base64 differ, and what some break its lines with.
+_BASE64 = bytes.maketrans(b"-_", b"+/")
+_LINE_BREAKS = b"\r\n"
 
-class _Message(msgspec.Struct, rename="camel", gc=False):
-    """A message, of which a field that is null is not set."""
-
-
-class _Export(_Message):
-    resource_logs: list[msgspec.Raw] | None = None
-
-
-class _ResourceLogs(_Message):
-    resource: "_Source | None" = None
-    scope_logs: list[msgspec.Raw] | None = None
-    schema_url: str | None = None
-
-
-class _ScopeLogs(_Message):
-    scope: "_Source | None" = None
-    log_records: list[msgspec.Raw] | None = None
-    schema_url: str | None = None
-
-
-class _AnyValue(_Message):
-    string_value: str | None = None
-    bool_value: bool | None = None
-    int_value: _Int64 | None = None
-    double_value: float | None = None
-    array_value: "_ArrayValue | None" = None
-    kvlist_value: "_KeyValueList | None" = None
-    bytes_value: str | None = None
-
-
-class _ArrayValue(_Message):
-    values: list[_AnyValue | None] | None = None
-
-
-class _KeyValue(_Message):
-    key: str | None = None
-    value: _AnyValue | None = None
-
-
-class _KeyValueList(_Message):
-    values: list[_KeyValue] | None = None
-
-
-class _Source(_Message):
-    name: str | None = None
-    version: str | None = None
-    attributes: list[_KeyValue] | None = None
-    dropped_attributes_count: _UInt32 | None = None
-
-
-class _LogRecord(_Message):
-    time_unix_nano: _UInt64 | None = None
-    observed_time_unix_nano: _UInt64 | None = None
-    severity_number: _UInt32 | None = None
-    severity_text: str | None = None
-    body: _AnyValue | None = None
-    attributes: list[_KeyValue] | None = None
-    dropped_attributes_count: _UInt32 | None = None
-    flags: _UInt32 | None = None
-    trace_id: str | None = None
-    span_id: str | None = None
-    event_name: str | None = None
-
-
-def _decoder(kind: type[_Message]) -> Any:
-    return msgspec.json.Decoder(kind, strict=False)  # takes integers in strings
-
-
-_export = _decoder(_Export)
-_resource_logs = _decoder(_ResourceLogs)
-_scope_logs = _decoder(_ScopeLogs)
-_log_record = _decoder(_LogRecord)
 _encoder = msgspec.json.Encoder()
 
 
@@ -114,36 +59,31 @@ class Json:
     content_type = "application/json"
     invalid_code = "invalid_json"
 
-    def split(self, body: bytes) -> Iterator[Group]:
+    def split(self, body: bytes, values: Values) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
         if body.count(b",") > LONG_BODY_COMMAS:
             message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller exports"
             raise Rejection("body_too_large", message)
-        for number, part in enumerate(_decode(_export, body, "$").resource_logs or ()):
-            place = f"$.resourceLogs[{number}]"
-            logs = _decode(_resource_logs, part, place)
-            resource = _make_source(logs.resource, logs.schema_url)
-            for index, piece in enumerate(logs.scope_logs or (b"{}",)):
-                group = _decode(_scope_logs, piece, f"{place}.scopeLogs[{index}]")
-                scope = _make_source(group.scope, group.schema_url)
-                yield Group(resource, scope, group.log_records or ())
+        return _Split(values).split(body)
 
-    def make_loader(self, now: int) -> Loader:
+    def make_loader(self, now: int, values: Values) -> Loader:
         """Return what decodes the records of one export."""
+        reader = _Reader(values)
+        read_record = messages.read_record
+        convert, read_attributes = reader.convert, reader.read_attributes
 
         def load(text: bytes, origin: Origin) -> Any:
-            if len(text) > LONG_LOG_COMMAS and bytes(text).count(b",") > LONG_LOG_COMMAS:
-                raise ValueError(f"More than {LONG_LOG_COMMAS} values.")
-            record = _decode(_log_record, text, "$")
+            record = read_record(text)
+            severity = record.severity_number
             return make_log(
                 origin,
                 _time(record.time_unix_nano) or _time(record.observed_time_unix_nano) or now,
-                record.severity_number or 0,
+                severity if type(severity) is int else _severity(severity),
                 record.severity_text or "",
-                _convert(record.body),
-                _read_attributes(record.attributes),
-                _hex(record.trace_id, "trace_id"),
-                _hex(record.span_id, "span_id"),
+                convert(record.body),
+                read_attributes(record.attributes),
+                _id(record.trace_id, "trace_id"),
+                _id(record.span_id, "span_id"),
                 record.flags or 0,
                 record.event_name or "",
                 record.dropped_attributes_count or 0,
@@ -161,25 +101,63 @@ class Json:
         return _encoder.encode({"code": code, "message": message})
 
 
-def _decode(decoder: Any, text: bytes, place: str) -> Any:
-    """Decode a message; half of a surrogate pair that stands alone becomes U+FFFD."""
-    try:
-        return decoder.decode(text)
-    except ValueError as error:
-        mended = replace_lone_surrogates(bytes(text))
-        if mended == text:
-            raise _place(error, place) from None
-    try:
-        return decoder.decode(mended)
-    except ValueError as error:
-        raise _place(error, place) from None
+class _Split:
+    """Finds the groups of one export."""
+
+    def __init__(self, values: Values) -> None:
+        self._read_attributes = _Reader(values).read_attributes
+
+    def split(self, body: bytes) -> Iterator[Group]:
+        """Yield the groups of an export as they are reached."""
+        export, unknown = read_envelope(messages.Export, body, "$")
+        parts = either(export.resource_logs, export.resource_logs_, "resourceLogs")
+        records = 0
+        for number, part in enumerate(parts or ()):
+            records += yield from self._split_resource(part, f"$.resourceLogs[{number}]")
+        if unknown is not None and not records:
+            raise _foreign(unknown, "$")
+
+    def _split_resource(self, text: bytes, place: str) -> Generator[Group, None, int]:
+        """Yield the groups of a resource, and return the number of its records."""
+        logs, unknown = read_envelope(messages.ResourceLogs, text, place)
+        problems: Problems = {}
+        resource = try_read("resource", problems, lambda: self._read_source(logs.resource, logs))
+        parts = either(logs.scope_logs, logs.scope_logs_, "scopeLogs")
+        records = 0
+        for number, part in enumerate(parts or (b"{}",)):
+            group = self._read_group(part, f"{place}.scopeLogs[{number}]", resource, problems)
+            records += len(group.records)
+            yield group
+        if unknown is not None and not records:
+            raise _foreign(unknown, place)
+        return records
+
+    def _read_group(self, text: bytes, place: str, resource: Source, problems: Problems) -> Group:
+        logs, unknown = read_envelope(messages.ScopeLogs, text, place)
+        records = either(logs.log_records, logs.log_records_, "logRecords")
+        if unknown is not None and not records:
+            raise _foreign(unknown, place)
+        problems = dict(problems)
+        scope = try_read("scope", problems, lambda: self._read_source(logs.scope, logs))
+        return Group(resource, scope, records or (), problems)
+
+    def _read_source(self, text: bytes, logs: Any) -> Source:
+        """Return the source of some logs, which say its schema themselves."""
+        source = messages.read_source(text) or messages.Source()
+        url = either(read_text(logs.schema_url), read_text(logs.schema_url_), "schemaUrl")
+        return Source(
+            source.name or "",
+            source.version or "",
+            self._read_attributes(source.attributes),
+            source.dropped_attributes_count or 0,
+            url or "",
+        )
 
 
-def _place(error: ValueError, place: str) -> ValueError:
-    """Return an error that says where it is in the whole body."""
-    if isinstance(error, UnicodeDecodeError):
-        return ValueError(f"invalid UTF-8 in {place}")
-    return ValueError(str(error).replace("`$", f"`{place}"))
+def _foreign(name: str, place: str) -> ValueError:
+    """Return the error for a message without records that has an unknown member."""
+    hint = f": this is {FOREIGN[name]}" if name in FOREIGN else ""
+    return ValueError(f"`{place}` has no log records, but `{name}`{hint}.")
 
 
 def _time(nanoseconds: int | None) -> int:
@@ -188,59 +166,70 @@ def _time(nanoseconds: int | None) -> int:
     return nanoseconds or 0
 
 
-def _hex(text: str | None, field: str) -> str:
+def _severity(value: int | str | None) -> int:
+    """Return a severity number, which may be a name or a number in a string."""
+    if not isinstance(value, str):
+        return value or 0
+    if value in SEVERITY_NUMBERS:
+        return SEVERITY_NUMBERS[value]
+    try:
+        return msgspec.convert(value, messages.Int32, strict=False)
+    except ValueError:
+        raise InvalidRecord("severity_number", "Neither a severity number nor its name.") from None
+
+
+def _id(text: str | None, field: str) -> str:
+    """Return an id in hexadecimal; protobuf's own JSON has it in base64, which ends in `=`."""
     try:
         return bytes.fromhex(text).hex() if text else ""
     except ValueError:
+        if text and text.strip("=") and text.endswith("="):
+            return _base64(text).hex()
         raise InvalidRecord(field, "Not hexadecimal.") from None
 
 
-def _make_source(source: _Source | None, schema_url: str | None) -> Source:
-    source = source or _Source()
-    return Source(
-        source.name or "",
-        source.version or "",
-        _read_attributes(source.attributes),
-        source.dropped_attributes_count or 0,
-        schema_url or "",
-    )
+class _Reader:
+    """Turns the attributes and values of one export into values of JSON."""
 
+    def __init__(self, values: Values) -> None:
+        self._values = values
 
-def _read_attributes(attributes: list[_KeyValue] | None) -> dict[str, Any]:
-    """Return attributes as an object; of those with one key, the last one counts."""
-    if not attributes:
-        return {}
-    check_attributes(len(attributes))
-    return {item.key or "": _convert(item.value) for item in attributes}
+    def read_attributes(self, attributes: list[messages.KeyValue] | None) -> dict[str, Any]:
+        """Return attributes as an object; of those with one key, the last one counts."""
+        if not attributes:
+            return {}
+        items = self._values.over(attributes, MAX_ATTRIBUTES)
+        return {item.key or "": self.convert(item.value) for item in items}
 
+    def convert(self, value: messages.AnyValue | None, depth: int = 0) -> Any:
+        """Return what a value is in JSON."""
+        if value is None or value.string_value is not None:
+            return value and value.string_value
+        if value.int_value is not None:
+            return value.int_value
+        if value.double_value is not None:
+            return number_value(value.double_value)
+        if value.bytes_value is not None:
+            return bytes_value(_base64(value.bytes_value))
+        if value.bool_value is not None:
+            return value.bool_value
+        return self._convert_nested(value, depth + 1)
 
-def _convert(value: _AnyValue | None, depth: int = 0) -> Any:
-    """Return what a value is in JSON."""
-    if value is None or value.string_value is not None:
-        return value and value.string_value
-    if value.int_value is not None:
-        return value.int_value
-    if value.double_value is not None:
-        return number_value(value.double_value)
-    if value.bytes_value is not None:
-        return bytes_value(_base64(value.bytes_value))
-    return value.bool_value if value.bool_value is not None else _convert_nested(value, depth + 1)
-
-
-def _convert_nested(value: _AnyValue, depth: int) -> Any:
-    check_depth(depth)
-    if value.array_value is not None:
-        return [_convert(item, depth) for item in value.array_value.values or ()]
-    if value.kvlist_value is not None:
-        items = value.kvlist_value.values or ()
-        return {item.key or "": _convert(item.value, depth) for item in items}
-    return None
+    def _convert_nested(self, value: messages.AnyValue, depth: int) -> Any:
+        check_depth(depth)
+        if value.array_value is not None:
+            items = self._values.over(value.array_value.values or ())
+            return [self.convert(item, depth) for item in items]
+        if value.kvlist_value is not None:
+            members = self._values.over(value.kvlist_value.values or ())
+            return {item.key or "": self.convert(item.value, depth) for item in members}
+        return None
 
 
 def _base64(text: str) -> bytes:
-    """Return the bytes in base64, of either alphabet, padded or not."""
-    padded = text.translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    """Return the bytes in base64, of either alphabet, padded or not, in lines or not."""
     try:
-        return b64decode(padded + "=" * (-len(padded) % 4), validate=True)
-    except binascii.Error:
-        raise ValueError("A bytesValue is not base64.") from None
+        plain = text.encode("ascii").translate(_BASE64, _LINE_BREAKS).rstrip(b"=")
+        return b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except ValueError:
+        raise ValueError("A bytesValue or an id is not base64.") from None

@@ -5,18 +5,25 @@ Source: https://opentelemetry.io/docs/specs/otel/logs/data-model/.
 
 import math
 from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from astralog.deadlines import in_turns, yield_if_due
+from astralog.errors import Rejection
+from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import Context
 from astralog.intake.schema import Log
 
 #: Levels by severity number; the numbers 1 to 4 are trace, and so on.
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal")
 NUMBERS_PER_LEVEL = 4
+
+#: Severity numbers of which the level's name says all: the first of each level, and none.
+PLAIN_NUMBERS = frozenset((0, *range(1, NUMBERS_PER_LEVEL * len(LEVELS), NUMBERS_PER_LEVEL)))
 
 #: The level of a record that has neither a severity text nor a severity number.
 NO_LEVEL = "unspecified"
@@ -27,8 +34,16 @@ NO_SERVICE = "unknown_service"
 #: Lists and maps that may lie in one another in a value. Beyond it, the log is invalid.
 MAX_DEPTH = 30
 
-#: Attributes of a record, a resource or a scope. Beyond it, the log or the export is invalid.
+#: Attributes of a record, a resource or a scope. Beyond it, the log is invalid, or the logs of the
+#: resource or scope.
 MAX_ATTRIBUTES = 10_000
+
+#: Records, attributes and values within values that an export may hold: as many as JSON may have
+#: commas. Beyond it: 413 `body_too_large`.
+MAX_VALUES = LONG_BODY_COMMAS
+
+#: Values between two checks of the clock; they take half a millisecond.
+VALUES_PER_CHECK = 256
 
 NO_PROJECT = (
     "The export names no project: put ?project_id=… into the URL, or set the resource's attribute "
@@ -42,6 +57,8 @@ _TRACE_DIGITS, _SPAN_DIGITS = 32, 16
 _NO_TRACE, _NO_SPAN = "0" * _TRACE_DIGITS, "0" * _SPAN_DIGITS
 
 _encoder = msgspec.json.Encoder()
+
+Item = TypeVar("Item")
 
 
 class InvalidRecord(ValueError):
@@ -154,7 +171,7 @@ def make_log(  # noqa: PLR0917  # called by position: names would take 0.3 µs a
             trace_id if trace_id != _NO_TRACE else "",
             span_id if span_id != _NO_SPAN else "",
             flags,
-            severity_number if severity_text else 0,
+            severity_number if severity_text or severity_number not in PLAIN_NUMBERS else 0,
             event_name,
             dropped_attributes_count,
             origin.resource,
@@ -212,7 +229,33 @@ def check_depth(depth: int) -> None:
         raise ValueError(f"A value lies in more than {MAX_DEPTH} others.")
 
 
-def check_attributes(count: int) -> None:
-    """Raise ValueError for too many attributes."""
-    if count > MAX_ATTRIBUTES:
-        raise ValueError(f"There are more than {MAX_ATTRIBUTES} attributes.")
+class Values:
+    """The values of an export: counted as they are read, while other clients are served."""
+
+    def __init__(self) -> None:
+        self._left = self._next_check = MAX_VALUES
+
+    def over(self, items: Sequence[Item], most: int = MAX_VALUES) -> Iterable[Item]:
+        """Return what yields the items of a list, of a map, or of attributes, counted.
+
+        Lists may be short and many, or one may be long: other clients are served all the same.
+        Raises ValueError for more than `most`, which are 256 at least, and Rejection
+        `body_too_large` beyond MAX_VALUES.
+        """
+        self._left -= len(items)
+        return items if self._left >= self._next_check else self._over(items, most)
+
+    def _over(self, items: Sequence[Item], most: int) -> Iterable[Item]:
+        if len(items) > most:
+            raise ValueError(f"There are more than {most} attributes.")
+        self.count(0)
+        return in_turns(items) if len(items) > VALUES_PER_CHECK else items
+
+    def count(self, values: int) -> None:
+        """Count some more; raises Rejection `body_too_large` beyond MAX_VALUES."""
+        self._left -= values
+        if self._left < 0:
+            message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
+            raise Rejection("body_too_large", message)
+        self._next_check = max(self._left - VALUES_PER_CHECK, 0)
+        yield_if_due()

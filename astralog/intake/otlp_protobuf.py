@@ -6,30 +6,50 @@ is an object only while it is its turn, and what is invalid is known by its plac
 Import it with the first export only: that takes 50 ms.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from math import isfinite
 from struct import Struct
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import (
+    AnyValue,
+    ArrayValue,
+    KeyValue,
+    KeyValueList,
+)
 
+from astralog.deadlines import in_turns
 from astralog.intake import otlp_messages as messages
-from astralog.intake.otlp import Group, Loader
+from astralog.intake.otlp import Group, Loader, Problems, try_read
 from astralog.intake.otlp_log import (
+    MAX_ATTRIBUTES,
     Origin,
     Source,
+    Values,
     bytes_value,
-    check_attributes,
     check_depth,
     make_log,
     number_value,
+)
+from astralog.intake.otlp_wire import (
+    LEAST_FIELD_BYTES,
+    LONG_BYTES,
+    check_size,
+    find_unknown,
+    read_fields,
+    replace_invalid_utf8,
 )
 
 #: The longest list or map; what a value holds costs far more as objects. Beyond it, the log is
 #: invalid.
 MAX_NESTED_BYTES = 256 * 1024
+
+#: Parts that a resource, a scope or a long value may be sent in. Beyond it, the logs are invalid.
+MAX_PARTS = 1000
 
 #: Attributes of an export that are kept as they were read: many stand in every record.
 CACHED_ATTRIBUTES = 512
@@ -41,7 +61,13 @@ MAX_VARINT_BYTES = 8
 #: the wire, None for a string.
 Start = tuple[str, int, Callable[[bytes, int], Any] | None]
 
-_NO_MESSAGE = "{} is no such protobuf message, not UTF-8 or nested too deep."
+_NO_MESSAGE = "{} is no such protobuf message, or nested too deep."
+
+#: The field of a resource's logs that held those of a scope before OTLP 1.0.
+INSTRUMENTATION_LIBRARY_LOGS = 1000
+
+#: What a span, a metric or a profile begins with, and no log record: its first field holds bytes.
+_OTHER_SIGNALS = (b"\x0a", b"\x12")
 
 #: Tags in front of the key and the value of an attribute, and of a value that is a string.
 _KEY = KeyValue(key="x").SerializeToString()[0]
@@ -49,6 +75,8 @@ _VALUE = KeyValue(value=AnyValue()).SerializeToString()[0]
 _STRING = AnyValue(string_value="x").SerializeToString()[0]
 _INT = AnyValue(int_value=1).SerializeToString()[0]
 _DOUBLE = AnyValue(double_value=1).SerializeToString()[0]
+_ARRAY = AnyValue(array_value=ArrayValue()).SerializeToString()[0]
+_MAP = AnyValue(kvlist_value=KeyValueList()).SerializeToString()[0]
 _unpack_double = Struct("<d").unpack_from
 
 
@@ -58,34 +86,26 @@ class Protobuf:
     content_type = "application/x-protobuf"
     invalid_code = "invalid_protobuf"
 
-    def split(self, body: bytes) -> Iterator[Group]:
+    def split(self, body: bytes, values: Values) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
-        export = _parse(messages.Export, body, "The export")
-        for number, part in enumerate(export.resource_logs):
-            logs = _parse(messages.ResourceLogs, part, f"resource_logs[{number}]")
-            resource = _read_source(messages.Resource, logs.resource, logs.schema_url)
-            for place, piece in enumerate(logs.scope_logs or (b"",)):
-                group = _parse(
-                    messages.ScopeLogs, piece, f"resource_logs[{number}].scope_logs[{place}]"
-                )
-                scope = _read_source(messages.Scope, group.scope, group.schema_url)
-                yield Group(resource, scope, group.log_records)
+        return _Split(values).split(body)
 
-    def make_loader(self, now: int) -> Loader:
+    def make_loader(self, now: int, values: Values) -> Loader:
         """Return what decodes the records of one export."""
-        parse, read_attributes = messages.LogRecord.FromString, _Attributes().read
+        parse, reader = messages.LogRecord.FromString, _Reader(values)
+        read_attributes, read_value = reader.read_attributes, reader.read_value
 
         def load(text: bytes, origin: Origin) -> Any:
             try:
                 record = parse(text)
             except DecodeError:
-                raise ValueError(_NO_MESSAGE.format("It")) from None
+                record = _parse(messages.LogRecord, text, "It")
             return make_log(
                 origin,
                 record.time_unix_nano or record.observed_time_unix_nano or now,
                 record.severity_number,
                 record.severity_text,
-                _read_value(record.body),
+                read_value(record.body),
                 read_attributes(record.attributes),
                 record.trace_id.hex(),
                 record.span_id.hex(),
@@ -109,42 +129,111 @@ class Protobuf:
         return status
 
 
+class _Split:
+    """Finds the groups of one export."""
+
+    def __init__(self, values: Values) -> None:
+        self._read_attributes = _Reader(values).read_attributes
+
+    def split(self, body: bytes) -> Iterator[Group]:
+        """Yield the groups of an export as they are reached."""
+        export = _parse(messages.Export, body, "The export")
+        records = 0
+        for number, part in enumerate(export.resource_logs):
+            records += yield from self._split_resource(part, f"resource_logs[{number}]")
+        if not records:
+            _reject_foreign(messages.Export, body, "The export")
+
+    def _split_resource(self, text: bytes, place: str) -> Generator[Group, None, int]:
+        """Yield the groups of a resource, and return the number of its records."""
+        logs = _parse(messages.ResourceLogs, text, place)
+        problems: Problems = {}
+        resource = try_read(
+            "resource",
+            problems,
+            lambda: self._read_source(messages.Resource, logs.resource, logs.schema_url),
+        )
+        records = 0
+        for number, part in enumerate(logs.scope_logs or (b"",)):
+            group = self._read_group(part, f"{place}.scope_logs[{number}]", resource, problems)
+            records += len(group.records)
+            yield group
+        if not records:
+            _reject_foreign(messages.ResourceLogs, text, place)
+        return records
+
+    def _read_group(self, text: bytes, place: str, resource: Source, problems: Problems) -> Group:
+        logs = _parse(messages.ScopeLogs, text, place)
+        records = logs.log_records
+        if not records:
+            _reject_foreign(messages.ScopeLogs, text, place)
+        elif records[0].startswith(_OTHER_SIGNALS):
+            raise ValueError(f"{place} holds no log records but spans, metrics or profiles.")
+        if len(text) > LONG_BYTES:
+            for record in in_turns(records):
+                check_size(record)
+        problems = dict(problems)
+        scope = try_read(
+            "scope",
+            problems,
+            lambda: self._read_source(messages.Scope, logs.scope, logs.schema_url),
+        )
+        return Group(resource, scope, records, problems)
+
+    def _read_source(self, kind: Any, parts: Sequence[bytes], schema_url: str) -> Source:
+        if len(parts) > MAX_PARTS:
+            raise ValueError(f"It stands more than {MAX_PARTS} times.")
+        message = _parse(kind, b"".join(parts), "It")
+        return Source(
+            name=getattr(message, "name", ""),
+            version=getattr(message, "version", ""),
+            attributes=self._read_attributes(message.attributes),
+            dropped_attributes_count=message.dropped_attributes_count,
+            schema_url=schema_url,
+        )
+
+
 def _parse(kind: Any, text: bytes, what: str) -> Any:
+    """Return a message, with U+FFFD for what is not UTF-8; raises ValueError and Rejection."""
+    if len(text) > LONG_BYTES:
+        check_size(text)
     try:
         return kind.FromString(text)
     except DecodeError:
+        pass
+    try:
+        return kind.FromString(replace_invalid_utf8(kind.DESCRIPTOR, text))
+    except (DecodeError, ValueError):
         raise ValueError(_NO_MESSAGE.format(what)) from None
 
 
-def _read_source(kind: Any, parts: Iterable[bytes], schema_url: str) -> Source:
-    message = _parse(kind, b"".join(parts), kind.DESCRIPTOR.name)
-    return Source(
-        name=getattr(message, "name", ""),
-        version=getattr(message, "version", ""),
-        attributes=_Attributes().read(message.attributes),
-        dropped_attributes_count=message.dropped_attributes_count,
-        schema_url=schema_url,
-    )
+def _reject_foreign(kind: Any, text: bytes, place: str) -> None:
+    """Raise ValueError for a message without records that has fields OTLP does not know."""
+    number = find_unknown(text, kind.DESCRIPTOR.fields_by_number)
+    if number is not None:
+        is_old = number == INSTRUMENTATION_LIBRARY_LOGS
+        hint = ", instrumentation_library_logs of OTLP before 1.0" if is_old else ""
+        raise ValueError(f"{place} has no log records, but field {number}{hint}.")
 
 
-class _Attributes:
-    """Reads attributes: the same ones but once, and from the others what they begin with.
+class _Reader:
+    """Reads the attributes and values of one export: the same ones but once.
 
     An attribute begins with its key and the kind and the length of its value. One whose lengths fit
     into a byte is read as it stands on the wire where its value is a string, an integer or a
     double: that takes less than half of the time of protobuf's objects.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, values: Values) -> None:
+        self._values = values
         self._known: dict[bytes, tuple[str, Any]] = {}
         self._starts: dict[bytes, Start] = {}
 
-    def read(self, texts: Any) -> dict[str, Any]:
+    def read_attributes(self, texts: Any) -> dict[str, Any]:
         """Return attributes as an object; of those with one key, the last one counts."""
-        check_attributes(len(texts))
         known, starts = self._known, self._starts
         attributes = {}
-        for text in texts[:]:
+        for text in self._values.over(texts[:], MAX_ATTRIBUTES):
             attribute = known.get(text)
             if attribute is not None:
                 attributes[attribute[0]] = attribute[1]
@@ -152,12 +241,15 @@ class _Attributes:
             size = len(text)
             end = text[1] + 5 if 6 < size < 128 else 0
             key, expected, read_number = starts.get(text[:end]) or self._read_start(text, end)
-            if size == expected and read_number:
-                value = read_number(text, end)
-            elif size == expected and text[end] == size - end - 1:
-                value = text[end + 1 :].decode()
-            else:
-                key, value = _parse_attribute(text)
+            try:
+                if size == expected and read_number:
+                    value = read_number(text, end)
+                elif size == expected and text[end] == size - end - 1:
+                    value = text[end + 1 :].decode()
+                else:
+                    key, value = self.read_attribute(text)
+            except UnicodeDecodeError:
+                key, value = self.read_attribute(text)
             attributes[key] = value
             if len(known) < CACHED_ATTRIBUTES:
                 known[text] = key, value
@@ -170,19 +262,71 @@ class _Attributes:
             kind, length, size = text[end - 1], text[end - 2], end - 1 + text[end - 2]
             is_double = kind == _DOUBLE and size == end + 8
             if 1 < length < 128 and (is_double or kind in (_STRING, _INT)):
-                read_number = _read_double if is_double else _read_int if kind == _INT else None
-                start = text[2 : end - 3].decode(), size, read_number
+                read_number = (
+                    _read_double if is_double else self._read_int if kind == _INT else None
+                )
+                with suppress(UnicodeDecodeError):
+                    start = text[2 : end - 3].decode(), size, read_number
         if len(self._starts) < CACHED_ATTRIBUTES:
             self._starts[text[:end]] = start
         return start
 
+    def _read_int(self, text: bytes, end: int) -> Any:
+        """Return the value of an attribute, whose own tag stands before `end`."""
+        if len(text) - end <= MAX_VARINT_BYTES:
+            number = shift = 0
+            for byte in text[end:]:
+                number |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    break
+            if end + shift // 7 == len(text) and text[-1] < 128:
+                return number
+        return self.read_attribute(text)[1]
 
-def _parse_attribute(text: bytes) -> tuple[str, Any]:
-    if len(text) > MAX_NESTED_BYTES:
-        for part in _parse(messages.KeyValue, text, "An attribute").value:
-            _check_nested(part)
-    attribute = _parse(KeyValue, text, "An attribute")
-    return attribute.key, _convert(attribute.value)
+    def read_attribute(self, text: bytes) -> tuple[str, Any]:
+        """Return the key and the value of an attribute, whatever it holds."""
+        if len(text) > MAX_NESTED_BYTES:
+            _check_nested(list(islice(_contents(text, (_VALUE,)), MAX_PARTS + 1)))
+        attribute = _parse(KeyValue, text, "An attribute")
+        return attribute.key, self._convert(attribute.value)
+
+    def read_value(self, text: bytes) -> Any:
+        """Return what a value is in JSON; a short string is read as it stands on the wire."""
+        size = len(text)
+        if 1 < size < 130 and text[0] == _STRING and text[1] == size - 2:
+            try:
+                return text[2:].decode()
+            except UnicodeDecodeError:
+                pass  # protobuf's objects take what is mended
+        if size > MAX_NESTED_BYTES:
+            _check_nested([text])
+        return self._convert(_parse(AnyValue, text, "The body"))
+
+    def _convert(self, value: AnyValue, depth: int = 0) -> Any:
+        """Return what a value is in JSON."""
+        kind = value.WhichOneof("value")
+        if kind == "int_value":
+            return value.int_value
+        if kind == "string_value":
+            return value.string_value
+        if kind == "bool_value":
+            return value.bool_value
+        if kind == "double_value":
+            return number_value(value.double_value)
+        if kind == "bytes_value":
+            return bytes_value(value.bytes_value)
+        return self._convert_nested(value, kind, depth + 1)
+
+    def _convert_nested(self, value: AnyValue, kind: str | None, depth: int) -> Any:
+        check_depth(depth)
+        if kind == "array_value":
+            items = self._values.over(value.array_value.values)
+            return [self._convert(item, depth) for item in items]
+        if kind == "kvlist_value":
+            members = self._values.over(value.kvlist_value.values)
+            return {item.key: self._convert(item.value, depth) for item in members}
+        return None
 
 
 def _read_double(text: bytes, end: int) -> Any:
@@ -191,57 +335,19 @@ def _read_double(text: bytes, end: int) -> Any:
     return number if isfinite(number) else number_value(number)
 
 
-def _read_int(text: bytes, end: int) -> Any:
-    """Return the value of an attribute, whose own tag stands before `end`."""
-    if len(text) - end <= MAX_VARINT_BYTES:
-        number = shift = 0
-        for byte in text[end:]:
-            number |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                break
-        if end + shift // 7 == len(text) and text[-1] < 128:
-            return number
-    return _parse_attribute(text)[1]
+def _contents(text: bytes, tags: Collection[int]) -> Iterator[bytes]:
+    """Return the contents of a message's fields with the given tags; raises what `_parse` does."""
+    check_size(text)
+    return (text[begin:end] for tag, begin, end in in_turns(read_fields(text)) if tag in tags)
 
 
-def _read_value(text: bytes) -> Any:
-    """Return what a value is in JSON; a short string is read as it stands on the wire."""
-    size = len(text)
-    if 1 < size < 130 and text[0] == _STRING and text[1] == size - 2:
-        return text[2:].decode()
-    if size > MAX_NESTED_BYTES:
-        _check_nested(text)
-    return _convert(_parse(AnyValue, text, "The body"))
-
-
-def _check_nested(text: bytes) -> None:
+def _check_nested(parts: Sequence[bytes]) -> None:
     """Raise ValueError for a value whose lists and maps are too long to be read."""
-    value = _parse(messages.AnyValue, text, "A value")
-    if sum(map(len, [*value.array_value, *value.kvlist_value])) > MAX_NESTED_BYTES:
-        raise ValueError(f"A list or map takes more than {MAX_NESTED_BYTES} bytes.")
-
-
-def _convert(value: AnyValue, depth: int = 0) -> Any:
-    """Return what a value is in JSON."""
-    kind = value.WhichOneof("value")
-    if kind == "int_value":
-        return value.int_value
-    if kind == "string_value":
-        return value.string_value
-    if kind == "bool_value":
-        return value.bool_value
-    if kind == "double_value":
-        return number_value(value.double_value)
-    if kind == "bytes_value":
-        return bytes_value(value.bytes_value)
-    return _convert_nested(value, kind, depth + 1)
-
-
-def _convert_nested(value: AnyValue, kind: str | None, depth: int) -> Any:
-    check_depth(depth)
-    if kind == "array_value":
-        return [_convert(item, depth) for item in value.array_value.values]
-    if kind == "kvlist_value":
-        return {item.key: _convert(item.value, depth) for item in value.kvlist_value.values}
-    return None
+    if len(parts) > MAX_PARTS:
+        raise ValueError(f"A value stands more than {MAX_PARTS} times.")
+    size = 0
+    for value in parts:
+        for content in _contents(value, (_ARRAY, _MAP)):
+            size += len(content) + LEAST_FIELD_BYTES
+            if size > MAX_NESTED_BYTES:
+                raise ValueError(f"A list or map takes more than {MAX_NESTED_BYTES} bytes.")

@@ -5,15 +5,14 @@ import math
 import re
 from typing import Any, NoReturn
 
-from astralog.time_slice import TimeSlice
-
-#: Escapes between two looks at whether the time slice is over; they take 4 ms.
-ESCAPES_PER_LOOK = 10_000
+from astralog.deadlines import in_turns
 
 _HIGH = rb"u[dD][89abAB][0-9a-fA-F]{2}"
 _LOW = rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
-# Escaped backslashes and whole pairs are matched too, so that what follows is read in step.
-_ESCAPE = re.compile(rb"\\(?:\\|%s\\%s|(%s|%s))" % (_HIGH, _LOW, _HIGH, _LOW))
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Other escapes and whole pairs match too: the text behind each is read in step, and the search for
+# the next one is short.
+_ESCAPE = re.compile(rb"\\(?:%s\\%s|(%s|%s)|.)" % (_HIGH, _LOW, _HIGH, _LOW), re.DOTALL)
 
 
 def parse(body: bytes) -> Any:
@@ -36,15 +35,14 @@ def replace_lone_surrogates(body: bytes) -> bytes:
 
     JavaScript writes such halves where it cuts a text inside an emoji.
     """
+    if not _SURROGATE.search(body):
+        return body
     mended = bytearray()
     end = 0
-    time_slice = TimeSlice()
-    for count, match in enumerate(_ESCAPE.finditer(body), 1):
+    for match in in_turns(_ESCAPE.finditer(body)):
         if match[1]:
             mended += body[end : match.start()] + b"\\ufffd"
             end = match.end()
-        if count % ESCAPES_PER_LOOK == 0:
-            time_slice.end_if_over()
     return bytes(mended + body[end:]) if end else body
 
 

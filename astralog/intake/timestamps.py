@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from dateutil.parser import isoparser
 
-from astralog.time_slice import map_in_slices
+from astralog.deadlines import in_runs, yield_if_due
 
 EXPECTED = (
     "Not a timestamp. Use RFC 3339 (2024-05-31T15:30:45Z), ISO 8601 "
@@ -23,9 +23,10 @@ EXPECTED = (
 #: Longest timestamp that is kept in the cache, in characters; it bounds the cache's memory.
 CACHED_LENGTH = 64
 
+# What no longer fits behind a fraction is not sought within it: it may have millions of digits.
 _OFFSET = r"[+-][0-9]{2}(?::?[0-9]{2})?"
-_EXTENDED_TIME = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?"
-_BASIC_TIME = r"[0-9]{2}(?:[0-9]{2}(?:[0-9]{2}(?:[.,][0-9]+)?)?)?"
+_EXTENDED_TIME = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]++)?)?"
+_BASIC_TIME = r"[0-9]{2}(?:[0-9]{2}(?:[0-9]{2}(?:[.,][0-9]++)?)?)?"
 _EXTENDED_DATE = r"[0-9]{4}-(?:[0-9]{2}-[0-9]{2}|[0-9]{3}|W[0-9]{2}-[0-9])"
 _BASIC_DATE = r"[0-9]{4}(?:[0-9]{4}|[0-9]{3}|W[0-9]{3})"
 _FORMS = tuple(
@@ -55,12 +56,20 @@ def normalise(text: str) -> str:
     No offset means UTC. Raises ValueError, worded for the client, for anything but a full date
     with an optional time, and for what leaves the years 1 to 9999 in UTC.
     """
-    return _normalise_cached(text) if len(text) <= CACHED_LENGTH else _normalise(text)
+    if len(text) <= CACHED_LENGTH:
+        return _normalise_cached(text)
+    yield_if_due()  # it may have millions of digits
+    return _normalise(text)
 
 
 def normalise_all(texts: Sequence[str]) -> list[str] | None:
     """Return what `normalise` makes of each text, or None where all are in the stored form."""
-    return None if _all_stored_form(texts) else map_in_slices(normalise, texts)
+    if _all_stored_form(texts):
+        return None
+    stored: list[str] = []
+    for run in in_runs(texts):
+        stored += map(normalise, run)
+    return stored
 
 
 def _all_stored_form(texts: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import gevent
 from gevent.hub import Waiter
 
-from astralog.time_slice import TimeSlice
+from astralog.deadlines import yield_if_due
 
 #: Seconds of work for connections without a token between two polls of all sockets.
 SLICE_SECONDS = 0.01
@@ -99,7 +99,7 @@ class Flow:
 
     def share(self) -> Callable[[], None]:
         """Return what long work calls between its steps, so that others are served."""
-        return TimeSlice().end_if_over if self.is_trusted else self._pause
+        return yield_if_due if self.is_trusted else self._pause
 
     def _pause(self) -> None:
         """Let those go first who have used less."""

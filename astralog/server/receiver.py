@@ -9,9 +9,9 @@ import gevent
 from gunicorn.http import unreader
 from gunicorn.http.errors import NoMoreData, ParseException
 
+from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.server.fair_queue import Flow
-from astralog.time_slice import TimeSlice
 
 #: Bytes received at once where the length of what comes is not known.
 RECEIVE_BYTES = 8 * 1024
@@ -139,7 +139,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
     def share_worker(self) -> None:
         """Let others be served while a body is read, whose client has shown a token."""
         if self._pause is None:
-            self._pause = TimeSlice().end_if_over
+            self._pause = yield_if_due
 
     def queue_up(self) -> Callable[[], None]:
         """Let others be served before a body is discarded, and return what repeats that."""

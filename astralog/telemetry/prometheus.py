@@ -22,6 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from astralog.deadlines import PAUSE_SECONDS
 from astralog.errors import Rejection
 from astralog.telemetry import slots
 from astralog.telemetry.counters import Counters
@@ -37,7 +38,6 @@ from astralog.telemetry.families import (
 )
 from astralog.telemetry.samples import Totals
 from astralog.telemetry.snapshots import Snapshot, Values
-from astralog.time_slice import PAUSE_SECONDS
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,22 @@
 
 import base64
 import json
+from collections.abc import Collection
 from typing import Any
 
+import pytest
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+
+from astralog.errors import Rejection
+from astralog.intake import otlp
+from astralog.intake.decoder import Decoded
+from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.otlp_json import Json
+from astralog.intake.otlp_protobuf import Protobuf
+from tests.support.decoding import make_context
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 
@@ -76,3 +86,62 @@ def to_json(export: ExportLogsServiceRequest) -> bytes:
 def encode(export: ExportLogsServiceRequest, kind: str) -> bytes:
     """Return an export in the encoding of a media type."""
     return to_json(export) if kind == JSON else export.SerializeToString()
+
+
+def wire_field(number: int, content: bytes) -> bytes:
+    """Return a field of protobuf's wire format that holds bytes; its number is 15 at most."""
+    size, length = len(content), bytearray()
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
+
+
+class Export:
+    """Decodes exports of one encoding."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.encoding: otlp.Encoding = Json() if kind == JSON else Protobuf()
+
+    def decode(
+        self,
+        export: ExportLogsServiceRequest,
+        options: Options = NO_OPTIONS,
+        projects: Collection[str] | None = None,
+    ) -> Decoded:
+        return self.decode_body(encode(export, self.kind), options, projects)
+
+    def decode_body(
+        self,
+        body: bytes,
+        options: Options = NO_OPTIONS,
+        projects: Collection[str] | None = None,
+    ) -> Decoded:
+        return otlp.decode(self.encoding, body, make_context(projects, options))
+
+    def logs(self, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
+        """Return the logs that an export becomes, as they are stored."""
+        batch, invalid = self.decode(*arguments, **named)
+        assert invalid is None
+        *lines, rest = batch.lines.split(b"\n")
+        assert (b"", batch.logs) == (rest, len(lines))
+        return [json.loads(line) for line in lines]
+
+    def log(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        (log,) = self.logs(*arguments, **named)
+        return log
+
+    def rejection(self, *arguments: Any, **named: Any) -> Rejection:
+        with pytest.raises(Rejection) as rejected:
+            self.decode(*arguments, **named)
+        return rejected.value
+
+    def error(self, *arguments: Any, **named: Any) -> dict[str, list[str]]:
+        """Return what is wrong with the one log of an export."""
+        rejection = self.rejection(*arguments, **named)
+        assert rejection.code == "invalid_batch"
+        assert rejection.errors is not None
+        (error,) = rejection.errors["logs"].values()
+        found: dict[str, list[str]] = error
+        return found

@@ -16,7 +16,15 @@ from astralog.intake.otlp import Encoding, decode
 from astralog.intake.otlp_json import Json
 from astralog.intake.otlp_protobuf import Protobuf
 from tests.support.decoding import make_context
-from tests.support.otlp import SPAN_ID, TIME, TRACE_ID, make_export, make_record, to_json
+from tests.support.otlp import (
+    SPAN_ID,
+    TIME,
+    TRACE_ID,
+    make_export,
+    make_record,
+    to_json,
+    wire_field,
+)
 from tests.torture import fuzz
 from tests.torture.bench import Bench
 from tests.torture.table import Row
@@ -138,14 +146,17 @@ def bombs() -> Iterator[tuple[Encoding, bytes]]:
     """Yield the bodies, one at a time."""
     protobuf, plain = Protobuf(), Json()
     yield protobuf, b"\x0a\x00" * (BODY_BYTES // 2)  # resources
-    yield protobuf, _field(1, b"\x12\x00" * (BODY_BYTES // 2))  # scopes
-    yield protobuf, _field(1, _field(2, b"\x12\x00" * (BODY_BYTES // 2)))  # records
+    yield protobuf, wire_field(1, b"\x12\x00" * (BODY_BYTES // 2))  # scopes
+    yield protobuf, wire_field(1, wire_field(2, b"\x12\x00" * (BODY_BYTES // 2)))  # records
     yield protobuf, _in_record(b"\x32\x00" * (BODY_BYTES // 2))  # attributes
-    yield protobuf, _in_record(_field(5, _field(5, b"\x0a\x00" * (BODY_BYTES // 2))))  # a list
-    yield protobuf, _in_record(_field(5, b"\x2a\x00" * (BODY_BYTES // 2)))  # lists in parts
-    yield protobuf, _field(1, _field(1, b"\x0a\x00" * (BODY_BYTES // 2)))  # of a resource
-    yield protobuf, _field(1, _field(1, b"\x1a\x00" * (BODY_BYTES // 2)))  # entities
-    yield protobuf, _field(1, b"\x0b" * (BODY_BYTES // 2))  # groups
+    yield (
+        protobuf,
+        _in_record(wire_field(5, wire_field(5, b"\x0a\x00" * (BODY_BYTES // 2)))),
+    )  # a list
+    yield protobuf, _in_record(wire_field(5, b"\x2a\x00" * (BODY_BYTES // 2)))  # lists in parts
+    yield protobuf, wire_field(1, wire_field(1, b"\x0a\x00" * (BODY_BYTES // 2)))  # of a resource
+    yield protobuf, wire_field(1, wire_field(1, b"\x1a\x00" * (BODY_BYTES // 2)))  # entities
+    yield protobuf, wire_field(1, b"\x0b" * (BODY_BYTES // 2))  # groups
     for text in (b'{"resourceLogs":[%s]}', b'{"resourceLogs":[{"scopeLogs":[%s]}]}'):
         yield plain, text % b",".join([b"{}"] * (BODY_BYTES // 3))
     records = b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[%s]}]}]}'
@@ -156,16 +167,7 @@ def bombs() -> Iterator[tuple[Encoding, bytes]]:
 
 
 def _in_record(content: bytes) -> bytes:
-    return _field(1, _field(2, _field(2, content)))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """Return a field of the wire format that holds bytes."""
-    size, length = len(content), bytearray()
-    while size > 127:
-        length.append(size & 127 | 128)
-        size >>= 7
-    return bytes([number << 3 | 2, *length, size]) + content
+    return wire_field(1, wire_field(2, wire_field(2, content)))
 
 
 def _peak_mib() -> float:

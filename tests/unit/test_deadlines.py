@@ -1,13 +1,25 @@
-"""Waits that last too long are ended, and no others."""
+"""Waits that last too long are ended, and no others; what computes for long yields."""
 
 import time
+from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 from gevent.event import Event
 
 from astralog import deadlines
-from astralog.deadlines import Deadlines, TimeLimit
+from astralog.deadlines import (
+    ITEMS_PER_CHECK,
+    TIME_SLICE_SECONDS,
+    Deadlines,
+    TimeLimit,
+    Yielding,
+    hub_time,
+    in_runs,
+    in_turns,
+    yield_if_due,
+)
 
 
 class Late(Exception):
@@ -123,3 +135,68 @@ def test_a_limit_that_is_not_reached_does_nothing() -> None:
     with pytest.raises(ValueError, match="oops"), TimeLimit(0.01):
         raise ValueError("oops")
     gevent.sleep(0.03)
+
+
+def compute(seconds: float) -> None:
+    """Use the CPU for so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_work_pauses_once_it_has_taken_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause gets the seconds worked; neither they nor the pause itself count again."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pauses: list[float] = []
+
+    def pause(worked: float) -> None:
+        nonlocal now
+        pauses.append(worked)
+        now += 1000
+
+    work = Yielding(5, pause)
+    now += 5
+    work.check()
+    assert [] == pauses
+    now += 1
+    work.check()
+    work.check()
+    assert [6] == pauses
+    now += 7
+    work.check()
+    assert [6, 7] == pauses
+
+
+def test_greenlets_share_their_time() -> None:
+    """A hundred of them that compute for a moment each do not keep a socket waiting for all."""
+    reader, writer = gevent.socket.socketpair()
+    worked = 0
+
+    def work() -> None:
+        nonlocal worked
+        compute(TIME_SLICE_SECONDS / 2)
+        worked += 1
+        yield_if_due()
+        gevent.sleep(0)
+
+    with reader, writer:
+        greenlets = [gevent.spawn(work) for _ in range(100)]
+        writer.send(b"x")
+        reader.recv(1)
+        assert worked < 50
+        gevent.joinall(greenlets, raise_error=True)
+
+
+@pytest.mark.parametrize(
+    "walk", [in_turns, lambda items: [i for run in in_runs(items) for i in run]]
+)
+def test_items_come_in_their_order(monkeypatch: pytest.MonkeyPatch, walk: Any) -> None:
+    """Every item comes once, and others are served after each run of them."""
+    pauses: list[float] = []
+    monkeypatch.setattr(hub_time, "work_seconds", -1)
+    monkeypatch.setattr(gevent, "sleep", pauses.append)
+    for count in (0, 1, ITEMS_PER_CHECK, 2 * ITEMS_PER_CHECK + 1):
+        pauses.clear()
+        assert list(range(count)) == list(walk(range(count)))
+        assert -(-count // ITEMS_PER_CHECK) == len(pauses)

@@ -12,11 +12,11 @@ import gevent
 import gevent.socket
 import pytest
 
+from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.errors import Rejection
 from astralog.intake import compression
 from astralog.intake.body import JOINED_PIECES, PIECE_BYTES, SHORT_BYTES, BodyReader
 from astralog.intake.compression import INFLATERS, STEP_BYTES
-from astralog.time_slice import TIME_SLICE_SECONDS
 from tests.support.decoding import Room
 
 if sys.version_info >= (3, 14):

@@ -1,8 +1,10 @@
 """Heavy decodes take turns: what waits for a turn, in which order, and for how long."""
 
+import gc
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -10,10 +12,10 @@ import gevent
 import gevent.socket
 import pytest
 
+from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.lanes import UNQUEUED_BYTES, Lane, Lanes
-from astralog.time_slice import TIME_SLICE_SECONDS
 from tests.support.decoding import make_context
 from tests.support.service import make_log
 
@@ -32,7 +34,7 @@ def take_turn(lane: Lane, size: int = LONG, deadline: float = inf) -> None:
 
 
 def test_turns_come_one_at_a_time_in_the_order_of_arrival() -> None:
-    """A greenlet that pauses within its turn keeps it, and no one overtakes another."""
+    """A greenlet keeps its turn in a pause, and asks for its next one behind all who wait."""
     lane = Lane()
     events: list[str] = []
 
@@ -42,7 +44,6 @@ def test_turns_come_one_at_a_time_in_the_order_of_arrival() -> None:
                 events.append(f"{name}{number} starts")
                 gevent.sleep(0.001)
                 events.append(f"{name}{number} ends")
-            gevent.sleep(0)
 
     gevent.joinall([gevent.spawn(decode, name) for name in "abc"], raise_error=True)
     order = ["a0", "b0", "c0", "a1", "b1", "c1"]
@@ -85,21 +86,35 @@ def test_an_error_ends_a_turn() -> None:
     take_turn(lane, deadline=time.monotonic())
 
 
-def test_others_are_served_between_long_turns() -> None:
-    """Sockets are looked at after each time slice of heavy work, not after all of it."""
+def test_no_garbage_is_collected_within_a_turn() -> None:
+    """Collections go on behind it, also if turns overlap or end with an error."""
+    lanes = Lanes()
+    with lanes.slow.turn(LONG, inf):
+        assert not gc.isenabled()
+        with pytest.raises(ValueError, match="invalid"), lanes.fast.turn(LONG, inf):
+            raise ValueError("invalid")
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("is_valid", [True, False])
+def test_others_are_served_between_long_turns(is_valid: bool) -> None:
+    """Sockets are polled after each time slice of heavy work, also if its turns end in errors."""
     lane = Lane()
     reader, writer = gevent.socket.socketpair()
     turns = 0
 
     def decode() -> None:
         nonlocal turns
-        with lane.turn(LONG, inf):
+        with suppress(ValueError), lane.turn(LONG, inf):
             turns += 1
             if turns == 1:
                 writer.send(b"x")
             end = time.perf_counter() + 1.5 * TIME_SLICE_SECONDS
             while time.perf_counter() < end:
                 pass
+            if not is_valid:
+                raise ValueError("invalid")
 
     with reader, writer:
         greenlets = [gevent.spawn(decode) for _ in range(20)]

@@ -4,84 +4,37 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from astralog.errors import Rejection
 from astralog.intake import otlp, otlp_log, otlp_protobuf
 from astralog.intake.decoder import Decoded
 from astralog.intake.options import NO_OPTIONS, Options
-from astralog.intake.otlp import decode
-from astralog.intake.otlp_json import Json
-from astralog.intake.otlp_protobuf import Protobuf
-from tests.support.decoding import make_context
 from tests.support.otlp import (
     JSON,
     PROTOBUF,
     SPAN_ID,
     TIME,
     TRACE_ID,
+    Export,
     any_value,
     encode,
     key_values,
     make_export,
     make_record,
+    wire_field,
 )
 
 PARTIAL = Options(is_partial=True)
-
-
-class Export:
-    """Decodes exports of one encoding."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.encoding: otlp.Encoding = Json() if kind == JSON else Protobuf()
-
-    def decode(
-        self,
-        export: ExportLogsServiceRequest,
-        options: Options = NO_OPTIONS,
-        projects: Collection[str] | None = None,
-    ) -> Decoded:
-        return self.decode_body(encode(export, self.kind), options, projects)
-
-    def decode_body(
-        self,
-        body: bytes,
-        options: Options = NO_OPTIONS,
-        projects: Collection[str] | None = None,
-    ) -> Decoded:
-        return decode(self.encoding, body, make_context(projects, options))
-
-    def logs(self, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
-        """Return the logs that an export becomes, as they are stored."""
-        batch, invalid = self.decode(*arguments, **named)
-        assert invalid is None
-        *lines, rest = batch.lines.split(b"\n")
-        assert (b"", batch.logs) == (rest, len(lines))
-        return [json.loads(line) for line in lines]
-
-    def log(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        (log,) = self.logs(*arguments, **named)
-        return log
-
-    def rejection(self, *arguments: Any, **named: Any) -> Rejection:
-        with pytest.raises(Rejection) as rejected:
-            self.decode(*arguments, **named)
-        return rejected.value
-
-    def error(self, *arguments: Any, **named: Any) -> dict[str, list[str]]:
-        """Return what is wrong with the one log of an export."""
-        rejection = self.rejection(*arguments, **named)
-        assert rejection.code == "invalid_batch"
-        assert rejection.errors is not None
-        (error,) = rejection.errors["logs"].values()
-        found: dict[str, list[str]] = error
-        return found
 
 
 @pytest.fixture(params=[PROTOBUF, JSON])
@@ -175,19 +128,31 @@ def test_the_time_observed_stands_for_one_that_is_missing(export: Export) -> Non
 @pytest.mark.parametrize(
     ("number", "level"),
     [
-        *((1, "trace"), (4, "trace"), (5, "debug"), (9, "info"), (12, "info"), (13, "warn")),
-        *((17, "error"), (24, "fatal"), (0, "unspecified"), (25, "unspecified")),
+        *((1, "trace"), (4, "trace"), (5, "debug"), (8, "debug"), (9, "info"), (10, "info")),
+        *((12, "info"), (13, "warn"), (14, "warn"), (17, "error"), (20, "error"), (21, "fatal")),
+        *((24, "fatal"), (0, "unspecified"), (25, "unspecified"), (99, "unspecified")),
+        *((2**31 - 1, "unspecified"), (-1, "unspecified"), (-(2**31), "unspecified")),
     ],
 )
 def test_the_level_is_the_text_else_that_of_the_number(
     export: Export, number: int, level: str
 ) -> None:
-    """A text is kept as it is, with its number in the metadata."""
+    """A number is stored beside a text, and alone unless the level is the name of that number."""
     log = export.log(make_export(make_record(severity_text=None, severity_number=number)))
     assert level == log["level"]
-    assert "severity_number" not in log["metadata"]
-    log = export.log(make_export(make_record(severity_text="Notice", severity_number=number)))
-    assert ("Notice", number) == (log["level"], log["metadata"].get("severity_number", 0))
+    said = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
+    stored = 0 if said.get(level) == number else number
+    assert stored == log["metadata"].get("severity_number", 0)
+    for text in ("Notice", "info"):
+        log = export.log(make_export(make_record(severity_text=text, severity_number=number)))
+        assert (text, number) == (log["level"], log["metadata"].get("severity_number", 0))
+
+
+def test_a_severity_number_is_kept_beside_the_level_of_the_query(export: Export) -> None:
+    """The query names the level of a record whose number is none of OTLP's."""
+    record = make_record(severity_text=None, severity_number=99)
+    log = export.log(make_export(record), Options({"level": "asked"}))
+    assert ("asked", 99) == (log["level"], log["metadata"]["severity_number"])
 
 
 @pytest.mark.parametrize(
@@ -304,18 +269,98 @@ def test_partial_stores_the_valid_records(export: Export) -> None:
     assert (1, [1]) == (invalid.count, list(invalid.errors))
 
 
-def test_no_more_invalid_records_are_checked_than_are_counted(export: Export) -> None:
-    """An export of nothing but invalid records ends early."""
+def test_no_more_invalid_records_are_looked_at_than_are_counted(export: Export) -> None:
+    """Without partial=true, an export of nothing but invalid records ends early."""
     made = make_export(*[make_record(trace_id=b"x")] * 1100)
-    assert export.rejection(made, NO_OPTIONS).message.startswith("At least 1000 of 1")
+    assert export.rejection(made).message.startswith("At least 1000 of 1")
 
 
-def test_the_valid_records_are_stored_however_many_are_invalid(export: Export) -> None:
-    """With partial=true all invalid ones are counted, and the first are described."""
-    half = [make_record(trace_id=b"x")] * 1100
-    batch, invalid = export.decode(make_export(*half, make_record("a"), *half), PARTIAL)
-    assert invalid is not None
-    assert (1, 2200, 20) == (batch.logs, invalid.count, len(invalid.errors))
+def test_partial_stores_valid_records_behind_any_number_of_invalid_ones(export: Export) -> None:
+    """All are counted; if none is valid, nothing can be stored, and the export is rejected."""
+    invalid = [make_record(trace_id=b"x")] * 1100
+    decoded = export.decode(make_export(*invalid, make_record("kept")), PARTIAL)
+    assert decoded.invalid is not None
+    assert (1, 1100) == (decoded.batch.logs, decoded.invalid.count)
+    rejection = export.rejection(make_export(*invalid), PARTIAL)
+    assert "1100 of 1100 logs are invalid; nothing was stored" == rejection.message
+
+
+# --- A bad resource or scope
+
+
+def spoil(source: Any) -> None:
+    """Give a resource or a scope an attribute that cannot be stored."""
+    value: Any = "x"
+    for _ in range(31):
+        value = [value]
+    source.attributes.extend(key_values({"bad": value}))
+
+
+def make_groups() -> ExportLogsServiceRequest:
+    """Return an export of two resources: of scopes with the records a and b, c, and with d."""
+    made = make_export(make_record("a"), make_record("b"))
+    made.resource_logs[0].scope_logs.add().log_records.append(make_record("c"))
+    made.MergeFrom(make_export(make_record("d"), resource={"project_id": "p"}))
+    return made
+
+
+def messages_of(decoded: Decoded) -> list[str]:
+    return [json.loads(line)["message"] for line in decoded.batch.lines.splitlines()]
+
+
+def test_a_bad_resource_costs_its_own_records(export: Export) -> None:
+    """With partial=true, those of other resources are stored; the message names the resource."""
+    made = make_groups()
+    spoil(made.resource_logs[0].resource)
+    decoded = export.decode(made, PARTIAL)
+    assert decoded.invalid is not None
+    assert (["d"], 3) == (messages_of(decoded), decoded.invalid.count)
+    assert {0: ["resource"], 1: ["resource"], 2: ["resource"]} == {
+        number: list(errors) for number, errors in decoded.invalid.errors.items()
+    }
+    rejection = export.rejection(made)
+    assert ("invalid_batch", 4) == (rejection.code, rejection.logs)
+
+
+def test_a_bad_scope_costs_its_own_records(export: Export) -> None:
+    """With partial=true, those of other scopes are stored; the message names the scope."""
+    made = make_groups()
+    spoil(made.resource_logs[0].scope_logs[0].scope)
+    decoded = export.decode(made, PARTIAL)
+    assert decoded.invalid is not None
+    assert (["c", "d"], 2) == (messages_of(decoded), decoded.invalid.count)
+    assert {0, 1} == decoded.invalid.errors.keys()
+    assert ["scope"] == list(decoded.invalid.errors[0])
+    assert "invalid_batch" == export.rejection(made).code
+
+
+def test_a_bad_resource_of_any_number_of_records_costs_no_others(export: Export) -> None:
+    """They are all counted, and the first of them described."""
+    made = make_export(*[make_record()] * 3000)
+    spoil(made.resource_logs[0].resource)
+    made.MergeFrom(make_export(make_record("kept")))
+    decoded = export.decode(made, PARTIAL)
+    assert decoded.invalid is not None
+    assert (["kept"], 3000) == (messages_of(decoded), decoded.invalid.count)
+    assert list(range(20)) == list(decoded.invalid.errors)
+    assert "invalid_batch" == export.rejection(made).code
+    del made.resource_logs[1]
+    assert "3000 of 3000 logs" in export.rejection(made, PARTIAL).message
+
+
+def test_a_bad_resource_without_records_costs_nothing_with_partial(export: Export) -> None:
+    """Without partial=true, the export is invalid."""
+    made = make_export()
+    spoil(made.resource_logs[0].resource)
+    made.MergeFrom(make_export(make_record("kept")))
+    decoded = export.decode(made, PARTIAL)
+    assert (["kept"], None) == (messages_of(decoded), decoded.invalid)
+    rejection = export.rejection(made)
+    assert export.encoding.invalid_code == rejection.code
+    assert "resource: " in rejection.message
+
+
+# --- What is rejected for its size
 
 
 @pytest.mark.parametrize("kind", [list, dict])
@@ -335,16 +380,40 @@ def test_values_lie_in_one_another_to_a_depth(export: Export, kind: type) -> Non
     assert "_schema" in error
 
 
-def test_a_record_has_a_number_of_attributes(
-    export: Export, monkeypatch: pytest.MonkeyPatch
+def test_a_record_has_a_number_of_attributes(export: Export) -> None:
+    """More attributes than the limit make a log invalid, or the logs of a resource."""
+    fits = {f"{number}": 1 for number in range(otlp_log.MAX_ATTRIBUTES)}
+    more = fits | {"one": "more"}
+    export.log(make_export(make_record(attributes=fits)))
+    assert "_schema" in export.error(make_export(make_record(attributes=more)))
+    del fits["0"]
+    export.log(make_export(make_record(), resource=fits | {"project_id": "p"}))
+    error = export.error(make_export(make_record(), resource=more))
+    assert {"resource": ["There are more than 10000 attributes."]} == error
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [make_record()] * 101,
+        [make_record(attributes=dict.fromkeys("abcdefghijk", 1))] * 10,
+        [make_record([1] * 101)],
+        [make_record([[1, 1], {"a": {"b": 2}}])] * 20,
+        [make_record(attributes={"a": {"b": [n] * 10}}) for n in range(10)],
+    ],
+    ids=["records", "attributes", "a list", "short lists", "maps in attributes"],
+)
+def test_an_export_holds_a_number_of_values(
+    export: Export, monkeypatch: pytest.MonkeyPatch, records: list[LogRecord]
 ) -> None:
-    """More attributes than the limit make a log invalid; of a resource, they cost the export."""
-    monkeypatch.setattr(otlp_log, "MAX_ATTRIBUTES", 3)
-    three, four = dict.fromkeys("abc", 1), dict.fromkeys("abcd", 1)
-    export.log(make_export(make_record(attributes=three)))
-    assert "_schema" in export.error(make_export(make_record(attributes=four)))
-    rejection = export.rejection(make_export(make_record(), resource=four))
-    assert export.encoding.invalid_code == rejection.code
+    """They cost many times their bytes: beyond the limit, partial=true stores nothing either."""
+    export.logs(make_export(*records))
+    monkeypatch.setattr(otlp_log, "MAX_VALUES", 100)
+    monkeypatch.setattr(otlp_log, "VALUES_PER_CHECK", 10)
+    for options in (NO_OPTIONS, PARTIAL):
+        rejection = export.rejection(make_export(*records), options)
+        assert "body_too_large" == rejection.code
+        assert "more than 100 values" in rejection.message
 
 
 def test_what_is_said_once_is_repeated_within_bounds(
@@ -388,6 +457,67 @@ def test_a_long_export_is_decoded_as_a_short_one(
     assert [f"{n}" for n in range(250)] == [log["message"] for log in expected]
 
 
+# --- Text that is not UTF-8
+
+
+def make_texts(text: str) -> dict[str, ExportLogsServiceRequest]:
+    """Return exports of a good record and one more, with a text wherever there may be one."""
+    exports = {
+        name: make_export(make_record("good"), record)
+        for name, record in {
+            "body": make_record(text),
+            "severity text": make_record(severity_text=text),
+            "event name": make_record(event_name=text),
+            "key": make_record(attributes={text: "value"}),
+            "key of a number": make_record(attributes={text: 7, text * 2: 0.5}),
+            "value": make_record(attributes={"key": text}),
+            "list": make_record([text, [text]]),
+            "map": make_record({text: {"a": text}}),
+            "map in an attribute": make_record(attributes={"key": {text: [text, b"\xff"]}}),
+            "everywhere": make_record(
+                {text: text}, severity_text=text, event_name=text, attributes={text: [text]}
+            ),
+        }.items()
+    }
+    for name in ("resource", "scope", "schema"):
+        made = exports[name] = make_export(make_record("good"), make_record("other"))
+        (resource,) = made.resource_logs
+        (scope,) = resource.scope_logs
+        if name == "resource":
+            resource.resource.attributes.extend(key_values({text: text}))
+        elif name == "scope":
+            scope.scope.name, scope.scope.version = text, text
+            scope.scope.attributes.extend(key_values({"nested": {text: text}}))
+        else:
+            resource.schema_url, scope.schema_url = text, text
+    return exports
+
+
+@pytest.mark.parametrize("size", [0, 1, 130, 20_000])
+@pytest.mark.parametrize("options", [NO_OPTIONS, PARTIAL])
+@pytest.mark.parametrize("name", make_texts(""))
+def test_what_is_not_utf8_is_replaced(
+    export: Export, name: str, options: Options, size: int
+) -> None:
+    """It becomes U+FFFD and costs no record, wherever it stands and however long the text is."""
+    begin, end = "p" * size, "q" * size
+    body = encode(make_texts(f"{begin}<invalid>{end}")[name], export.kind)
+    invalid = b"caf\xe9 \xc0\xaf \xff"  # Latin-1, overlong, no beginning of anything
+    assert len("<invalid>") == len(invalid)
+    decoded = export.decode_body(body.replace(b"<invalid>", invalid), options)
+    assert decoded.invalid is None
+    expected = export.decode(make_texts(f"{begin}caf\ufffd \ufffd\ufffd \ufffd{end}")[name])
+    assert expected.batch == decoded.batch
+    assert 2 == decoded.batch.logs
+
+
+def test_a_text_that_is_cut_within_a_character_is_replaced(export: Export) -> None:
+    """A sender that cuts at a number of bytes does so."""
+    body = encode(make_export(make_record("x<cut>"), make_record("next")), export.kind)
+    decoded = export.decode_body(body.replace(b"<cut>", b"ab\xf0\x9f\x98"))
+    assert ["xab\ufffd", "next"] == messages_of(decoded)
+
+
 # --- What is of one encoding alone
 
 
@@ -407,22 +537,68 @@ def test_what_is_no_protobuf_is_rejected() -> None:
     assert "invalid_protobuf" == rejected.value.code
 
 
-@pytest.mark.parametrize("key", [b"key", b"k" * 200])
-def test_invalid_utf8_makes_a_log_invalid(key: bytes) -> None:
-    """In a key, in a value, short or long, and in a body."""
-    export = Export(PROTOBUF)
-    body = make_export(
-        make_record("good"), make_record("bad0", attributes={"key0": "val0"})
-    ).SerializeToString()
-    for place in (b"bad0", b"key0", b"val0"):
-        with pytest.raises(Rejection) as rejected:
-            export.decode_body(body.replace(place, b"ba\xff0"))
-        assert rejected.value.errors is not None
-        assert [1] == list(rejected.value.errors["logs"])
-    long = make_export(make_record(attributes={"x" * 200: "y" * 200})).SerializeToString()
-    for letter in (b"x", b"y"):
-        with pytest.raises(Rejection, match="1 of 1"):
-            export.decode_body(long.replace(letter * 200, letter * 199 + b"\xff"))
+@pytest.mark.parametrize("options", [NO_OPTIONS, PARTIAL])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        Span(trace_id=TRACE_ID, span_id=SPAN_ID, name="GET /"),
+        Span(trace_id=TRACE_ID),
+        Metric(name="lost", unit="s"),
+        Metric(description="lost"),
+    ],
+)
+def test_traces_and_metrics_are_no_logs(foreign: Message, options: Options) -> None:
+    """Exports of them have the shape of logs on the wire, which would be stored as empty ones."""
+    body = wire_field(1, wire_field(2, wire_field(2, foreign.SerializeToString())))
+    with pytest.raises(
+        Rejection, match="no log records but spans, metrics or profiles"
+    ) as rejected:
+        Export(PROTOBUF).decode_body(body, options)
+    assert "invalid_protobuf" == rejected.value.code
+    assert "resource_logs[0].scope_logs[0]" in rejected.value.message
+
+
+@pytest.mark.parametrize("options", [NO_OPTIONS, PARTIAL])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"\x12\x02hi", "The export has no log records, but field 2."),
+        (b"\x0a\x00\x18\x05", "The export has no log records, but field 3."),
+        (b"\x0a\x04\x22\x02hi", "resource_logs[0] has no log records, but field 4."),
+        (
+            b"\x0a\x05\xc2\x3e\x02\x12\x00",
+            "field 1000, instrumentation_library_logs of OTLP before 1.0",
+        ),
+        (b"\x0a\x04\x12\x02\x28\x01", "resource_logs[0].scope_logs[0] has no log records, but f"),
+        (b"\x0a\x04\x12\x02\x2b\x2c", "scope_logs[0] has no log records, but field 5."),
+    ],
+)
+def test_protobuf_without_records_is_no_export_if_it_has_something_else(
+    body: bytes, message: str, options: Options
+) -> None:
+    """The message names the number of a field, and where it is."""
+    with pytest.raises(Rejection) as rejected:
+        Export(PROTOBUF).decode_body(body, options)
+    assert "invalid_protobuf" == rejected.value.code
+    assert message in rejected.value.message
+
+
+def test_unknown_fields_beside_records_are_ignored_in_protobuf() -> None:
+    """OTLP adds some one day."""
+    made = make_export(make_record("kept")).SerializeToString() + b"\x12\x02hi"
+    assert ["kept"] == messages_of(Export(PROTOBUF).decode_body(made))
+
+
+def test_a_malformed_resource_or_scope_costs_its_own_records_in_protobuf() -> None:
+    """What is around it tells where it ends."""
+    made = make_groups()
+    body = made.SerializeToString()
+    resource = made.resource_logs[1].resource.SerializeToString()
+    broken = body.replace(resource, b"\x0a\x7f" + resource[2:])
+    decoded = Export(PROTOBUF).decode_body(broken, PARTIAL)
+    assert decoded.invalid is not None
+    assert (["a", "b", "c"], 1) == (messages_of(decoded), decoded.invalid.count)
+    assert ["resource"] == list(decoded.invalid.errors[3])
 
 
 def test_a_long_list_is_invalid_in_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,6 +609,38 @@ def test_a_long_list_is_invalid_in_protobuf(monkeypatch: pytest.MonkeyPatch) -> 
     for record in (make_record([None] * 140_000), make_record(attributes={"a": [None] * 140_000})):
         (message,) = export.error(make_export(record))["_schema"]
         assert "262144 bytes" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "count", "message"),
+    [
+        (wire_field(2, any_value([None] * 1000).SerializeToString()), 200, "262144 bytes"),
+        (wire_field(2, b""), 200_000, "more than 1000 times"),
+    ],
+)
+def test_a_long_value_in_parts_is_invalid_in_protobuf(
+    part: bytes, count: int, message: str
+) -> None:
+    """The parts of a message are joined, and so are their bytes."""
+    resource = KeyValue(key="project_id", value=any_value("p")).SerializeToString()
+    record = wire_field(6, part * count)
+    groups = wire_field(1, wire_field(1, resource)) + wire_field(2, wire_field(2, record))
+    with pytest.raises(Rejection) as rejected:
+        Export(PROTOBUF).decode_body(wire_field(1, groups))
+    assert message in f"{rejected.value.errors}"
+
+
+def test_a_source_in_many_parts_is_invalid_in_protobuf() -> None:
+    """They take more memory than what they hold."""
+    for number, name in ((1, "resource"), (2, "scope")):
+        made = make_export(make_record())
+        made.resource_logs[0].scope_logs[0].ClearField("scope")
+        body = made.resource_logs[0].SerializeToString()
+        parts = wire_field(1, b"") * 1001
+        body += parts if number == 1 else wire_field(2, parts + wire_field(2, b""))
+        with pytest.raises(Rejection) as rejected:
+            Export(PROTOBUF).decode_body(wire_field(1, body))
+        assert f"{{'{name}': ['It stands more than 1000 times.']}}" in f"{rejected.value.errors}"
 
 
 def test_a_submessage_that_stands_twice_is_the_two_joined() -> None:
@@ -468,7 +676,7 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
     chance = random.Random(1)
     values: list[Any] = ["", "x", "ü" * 40, 0, 1, 300, 2**40, 2**62, -1, 0.5, math.inf, True, None]
     values += [b"", b"x", [], [1], {"a": 1}]
-    attributes = otlp_protobuf._Attributes()
+    reader = otlp_protobuf._Reader(otlp_log.Values())
     outcomes = set()
     for _ in range(20_000):
         (made,) = key_values({chance.choice(("", "k", "key", "k" * 120)): chance.choice(values)})
@@ -479,8 +687,8 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
             text[place : place + chance.randrange(2)] = piece
         if chance.random() < 0.2:
             del text[chance.randrange(len(text) + 1) :]
-        expected = _outcome(lambda text: dict([otlp_protobuf._parse_attribute(text)]), bytes(text))
-        found = _outcome(lambda text: attributes.read([text]), bytes(text))
+        expected = _outcome(lambda text: dict([reader.read_attribute(text)]), bytes(text))
+        found = _outcome(lambda text: reader.read_attributes([text]), bytes(text))
         assert expected == found, bytes(text)
         outcomes.add(found is None)
     assert {True, False} == outcomes
@@ -491,96 +699,3 @@ def _outcome(read: Callable[[bytes], dict[str, Any]], text: bytes) -> dict[str, 
         return read(text)
     except ValueError:
         return None
-
-
-def json_export(record: str) -> bytes:
-    return f"""{{"resourceLogs":[{{"resource":{{"attributes":[{{"key":"project_id",
-    "value":{{"stringValue":"p"}}}}]}},"scopeLogs":[{{"logRecords":[{record}]}}]}}]}}""".encode()
-
-
-@pytest.mark.parametrize(
-    ("record", "field", "stored"),
-    [
-        ('{"timeUnixNano":"1717169445000000001"}', "timestamp", "2024-05-31T15:30:45.000000001Z"),
-        ('{"timeUnixNano":1717169445000000001}', "timestamp", "2024-05-31T15:30:45.000000001Z"),
-        ('{"severityNumber":9,"severityText":null}', "level", "info"),
-        ('{"body":{"intValue":"42"}}', "message", "42"),
-        ('{"body":{"intValue":42}}', "message", "42"),
-        ('{"body":{"doubleValue":"NaN"}}', "message", "NaN"),
-        ('{"body":{"bytesValue":"_wA"}}', "message", "/wA="),
-        ('{"body":null,"attributes":null,"unknown":{"a":[1]}}', "message", ""),
-        ('{"body":{"stringValue":"\\ud83d"}}', "message", "\ufffd"),
-        ('{"trace_id":"not a name","body":{"stringValue":"x"}}', "message", "x"),
-    ],
-)
-def test_json_is_that_of_otlp(record: str, field: str, stored: str) -> None:
-    """Integers may be strings, null is not set, unknown fields are ignored."""
-    line = Export(JSON).decode_body(json_export(record)).batch.lines
-    assert stored == json.loads(line)[field]
-
-
-def test_ids_are_hexadecimal_in_json() -> None:
-    """In either case, as the specification has it; base64 is another length."""
-    text = TRACE_ID.hex()
-    for shown in (text, text.upper()):
-        line = Export(JSON).decode_body(json_export(f'{{"traceId":"{shown}"}}')).batch.lines
-        assert text == json.loads(line)["metadata"]["trace_id"]
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        '{"timeUnixNano":-1}',
-        '{"timeUnixNano":18446744073709551616}',
-        '{"timeUnixNano":"18446744073709551616"}',
-        '{"timeUnixNano":"soon"}',
-        '{"body":{"intValue":9223372036854775808}}',
-        '{"body":{"doubleValue":1e999}}',
-        '{"body":{"bytesValue":"*"}}',
-        '{"body":{"stringValue":5}}',
-        '{"flags":-1}',
-        '{"traceId":"000102030405060708090a0b0c0d0e0g"}',
-        '{"spanId":"AAECAwQFBgc="}',
-        '{"attributes":[null]}',
-        "[]",
-        "null",
-        '{"body":' + '{"arrayValue":{"values":[' * 200 + "]}}" * 200 + "}",
-    ],
-)
-def test_what_is_no_record_is_invalid_in_json(record: str) -> None:
-    """The log is named, and nothing is stored."""
-    with pytest.raises(Rejection, match="1 of 2 logs") as rejected:
-        Export(JSON).decode_body(json_export("{}," + record))
-    assert rejected.value.errors is not None
-    assert [1] == list(rejected.value.errors["logs"])
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(b"", b"{", b"[]", b"nonsense", b'{"resourceLogs":5}', b'{"resourceLogs":[5]}', b"\xff"),
-        *(
-            b'{"resourceLogs":[{"scopeLogs":{}}]}',
-            b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        ),
-        b'{"resourceLogs":[{"resource":{"attributes":[{"key":"\xff"}]}}]}',
-    ],
-)
-def test_what_is_no_export_is_rejected_in_json(body: bytes) -> None:
-    """An array, half a body, a field of another kind: 400, and no failure."""
-    with pytest.raises(Rejection) as rejected:
-        Export(JSON).decode_body(body)
-    assert "invalid_json" == rejected.value.code
-
-
-def test_json_of_too_many_values_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They cost many times their bytes."""
-    monkeypatch.setattr("astralog.intake.otlp_json.LONG_BODY_COMMAS", 3)
-    Export(JSON).decode_body(json_export('{"attributes":[]}'))
-    with pytest.raises(Rejection) as rejected:
-        Export(JSON).decode_body(json_export("{},{},{},{}"))
-    assert "body_too_large" == rejected.value.code
-    monkeypatch.undo()
-    monkeypatch.setattr("astralog.intake.otlp_json.LONG_LOG_COMMAS", 100)
-    with pytest.raises(Rejection, match="1 of 1"):
-        Export(JSON).decode_body(json_export('{"x":[' + "1," * 200 + "1]}"))

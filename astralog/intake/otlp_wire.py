@@ -1,0 +1,130 @@
+"""Protobuf's wire format, field by field: for messages that protobuf's own parser does not take.
+
+Source: https://protobuf.dev/programming-guides/encoding/.
+"""
+
+import sys
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from astralog.deadlines import in_turns
+from astralog.errors import Rejection
+from astralog.intake import utf8
+from astralog.intake.otlp_log import MAX_VALUES
+
+#: Types of fields, the last three bits of a tag, and the bytes of those whose content has a size.
+VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)
+_BYTES_OF_TYPE = {FIXED64: 8, FIXED32: 4, START_GROUP: 0, END_GROUP: 0}
+
+#: Bytes of the shortest field that may stand in a message again and again.
+LEAST_FIELD_BYTES = 2
+
+#: The longest message that is parsed whatever it holds: two million fields, in 150 ms at most.
+LONG_BYTES = 2_000_000 * LEAST_FIELD_BYTES
+
+#: The tag of a field, and where its content begins and ends; the next field's tag begins there.
+Field = tuple[int, int, int]
+
+
+def read_fields(text: bytes) -> Iterator[Field]:
+    """Yield the fields of a message, those within a group with the tag 0; raises ValueError."""
+    position = depth = 0
+    try:
+        while position < len(text):
+            tag, begin = _read_varint(text, position)
+            kind = tag & 7
+            begin, position = _find_content(text, begin, kind)
+            if position > len(text):
+                break
+            yield 0 if depth else tag, begin, position
+            depth += (kind == START_GROUP) - (kind == END_GROUP)
+    except IndexError:
+        position = sys.maxsize
+    if position > len(text) or depth:
+        raise ValueError("The message ends within a field.")
+
+
+def _read_varint(text: bytes, position: int) -> tuple[int, int]:
+    """Return a number and where it ends; raises IndexError, and ValueError beyond 64 bits."""
+    number = shift = 0
+    while True:
+        byte = text[position]
+        position += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("A number has more than 64 bits.")
+
+
+def _find_content(text: bytes, position: int, kind: int) -> tuple[int, int]:
+    if kind == LENGTH:
+        length, position = _read_varint(text, position)
+        return position, position + length
+    if kind == VARINT:
+        return position, _read_varint(text, position)[1]
+    if kind in _BYTES_OF_TYPE:
+        return position, position + _BYTES_OF_TYPE[kind]
+    raise ValueError("A field has no type of protobuf's.")
+
+
+def _write_varint(number: int) -> bytes:
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*written, number])
+
+
+def check_size(text: bytes) -> None:
+    """Raise Rejection `body_too_large` for a long message of more than MAX_VALUES fields.
+
+    A message is read up to where the rest of it can no longer hold too many to be parsed at once.
+    """
+    enough = len(text) - LONG_BYTES
+    for count, (_, _, end) in enumerate(in_turns(read_fields(text))):
+        if count > MAX_VALUES:
+            message = f"A message has more than {MAX_VALUES} fields; send smaller exports."
+            raise Rejection("body_too_large", message)
+        if end > enough:
+            return
+
+
+def find_unknown(text: bytes, known: Collection[int]) -> int | None:
+    """Return the number of the first field that is none of the `known`, if there is one."""
+    for tag, _, _ in in_turns(read_fields(text)):
+        if tag >> 3 not in known:
+            return tag >> 3  # what begins a group comes before what is in it
+    return None
+
+
+def replace_invalid_utf8(message: Descriptor, text: bytes) -> bytes:
+    """Return a message with U+FFFD for what is not UTF-8 in its strings; raises ValueError."""
+    kinds = _find_texts(message)
+    pieces: list[bytes] = []
+    start = 0
+    for tag, begin, end in in_turns(read_fields(text)):
+        if tag in kinds:
+            content, kind = text[begin:end], kinds[tag]
+            if kind is None:
+                content = utf8.replace_invalid(content)
+            else:
+                content = replace_invalid_utf8(kind, content)
+            pieces += _write_varint(tag), _write_varint(len(content)), content
+        else:
+            pieces.append(text[start:end])
+        start = end
+    return b"".join(pieces)
+
+
+@lru_cache
+def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
+    """Return the tags of a message's strings, and of what may hold some with its own descriptor."""
+    return {
+        field.number << 3 | LENGTH: field.message_type
+        for field in message.fields
+        if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
+    }

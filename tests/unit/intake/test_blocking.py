@@ -1,0 +1,191 @@
+"""No body keeps the thread of its worker for long, whatever it is made of.
+
+What counts is the CPU time between two switches of greenlets, so that a busy machine fails nothing.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from google.protobuf.message import Message
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
+
+from astralog.errors import Rejection
+from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.options import Options
+from tests.support.blocking import MOST_SECONDS, cpu_stretches
+from tests.support.decoding import make_context
+from tests.support.otlp import JSON, PROTOBUF, Export, wire_field
+
+pytestmark = pytest.mark.slow
+
+MIB = 1024 * 1024
+BODY_BYTES = 10 * MIB
+
+OPTIONS = Options({"project_id": "p"}, is_partial=True)
+
+
+def fill(unit: bytes, separator: bytes = b"") -> bytes:
+    """Return 10 MiB of a text again and again."""
+    return separator.join([unit] * (BODY_BYTES // (len(unit) + len(separator))))
+
+
+def check(decode: Callable[[], object]) -> None:
+    """Decode a body, whatever it becomes, and check how long it took at a stretch."""
+    with cpu_stretches() as stretches, suppress(Rejection):
+        decode()
+    assert stretches.longest < MOST_SECONDS
+
+
+def empties(count: int) -> AnyValue:
+    """Return a list of empty lists."""
+    return AnyValue(array_value=ArrayValue(values=[AnyValue(array_value=ArrayValue())] * count))
+
+
+def text(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def of_records(*records: bytes) -> bytes:
+    return wire_field(1, wire_field(2, b"".join(wire_field(2, record) for record in records)))
+
+
+def of_attributes(count: int) -> bytes:
+    """Return a record of so many attributes, none of which is read as it stands on the wire."""
+    value = AnyValue(bool_value=True)
+    return b"".join(
+        wire_field(6, text(KeyValue(key=f"{number}", value=value))) for number in range(count)
+    )
+
+
+def of_pairs(size: int) -> bytes:
+    """Return a value of lists of two lists each, of so many bytes."""
+    value = AnyValue()
+    while value.ByteSize() < size:
+        value = AnyValue(array_value=ArrayValue(values=[value, value]))
+    return text(value)
+
+
+PROTOBUF_BODIES: dict[str, Callable[[], bytes]] = {
+    "records of many attributes": lambda: of_records(*[of_attributes(10_000)] * 40),
+    "a list of lists as an attribute": lambda: of_records(
+        *[
+            wire_field(6, text(KeyValue(key=f"{number}", value=empties(60_000))))
+            for number in range(10)
+        ]
+    ),
+    "a list of lists as a body": lambda: of_records(*[wire_field(5, text(empties(60_000)))] * 10),
+    "lists of two": lambda: of_records(*[wire_field(5, of_pairs(100_000))] * 10),
+    "a map of one key": lambda: of_records(
+        *[
+            wire_field(
+                5, text(AnyValue(kvlist_value=KeyValueList(values=[KeyValue(key="k")] * 50_000)))
+            )
+        ]
+        * 10
+    ),
+    "resources": lambda: fill(b"\x0a\x00"),
+    "scopes": lambda: wire_field(1, fill(b"\x12\x00")),
+    "records": lambda: of_records() + wire_field(1, wire_field(2, fill(b"\x12\x00"))),
+    "attributes": lambda: of_records(fill(b"\x32\x00")),
+    "values": lambda: of_records(wire_field(5, fill(b"\x18\x01"))),
+    "lists in parts": lambda: of_records(wire_field(5, fill(b"\x2a\x00"))),
+    "an attribute's value in parts": lambda: of_records(wire_field(6, fill(b"\x12\x00"))),
+    "a resource in parts": lambda: wire_field(1, fill(b"\x0a\x00")),
+    "a scope in parts": lambda: wire_field(1, wire_field(2, fill(b"\x0a\x00"))),
+    "groups": lambda: of_records(fill(b"\x0b")),
+    "unknown fields": lambda: wire_field(1, fill(b"\xb8\x01\x00")),
+    "malformed records": lambda: wire_field(1, wire_field(2, fill(b"\x12\x02\x4a\x05"))),
+    "invalid UTF-8 in lists": lambda: of_records(
+        *[wire_field(5, wire_field(5, wire_field(1, b"\x0a\x01\xff") * 30_000))] * 8
+    ),
+    "a text of invalid UTF-8": lambda: of_records(wire_field(5, wire_field(1, fill(b"\xff")))),
+    "bytes": lambda: of_records(wire_field(5, wire_field(7, fill(b"\xff")))),
+}
+
+
+def json_records(*records: bytes) -> bytes:
+    return b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[%s]}]}]}' % b",".join(records)
+
+
+def json_list(unit: bytes, count: int) -> bytes:
+    """Return a record whose body is a list."""
+    return b'{"body":{"arrayValue":{"values":[%s]}}}' % b",".join([unit] * count)
+
+
+def json_text(content: bytes) -> bytes:
+    return json_records(b'{"body":{"stringValue":"%s"}}' % content)
+
+
+JSON_BODIES: dict[str, Callable[[], bytes]] = {
+    "lists of lists": lambda: json_records(*[json_list(b'{"arrayValue":{}}', 60_000)] * 10),
+    "values in other names": lambda: json_records(*[json_list(b'{"int_value":1}', 60_000)] * 10),
+    "records of unknown names": lambda: json_records(
+        *[b"{%s}" % b",".join(b'"%d":1' % number for number in range(60_000))] * 10
+    ),
+    "unknown names": lambda: b"{%s}" % b",".join(b'"%d":1' % number for number in range(700_000)),
+    "a long name": lambda: b'{"%s":1}' % fill(b"`"),
+    "scopes": lambda: b'{"resourceLogs":[{"scopeLogs":[%s]}]}' % b",".join([b"{}"] * 99_000),
+    "a resource of many attributes": lambda: (
+        b'{"resourceLogs":[{"resource":{"attributes":[%s]}}]}' % b",".join([b"{}"] * 700_000)
+    ),
+    "escapes": lambda: json_text(fill(b"\\n")),
+    "escapes and half a pair": lambda: json_text(fill(b"\\n") + b"\\ud83d"),
+    "halves of pairs": lambda: json_text(fill(b"\\ud83d")),
+    "invalid UTF-8": lambda: json_text(fill(b"\xff")),
+    "records of invalid UTF-8": lambda: json_records(
+        *[b'{"body":{"stringValue":"\xff"}}'] * 50_000
+    ),
+    "digits": lambda: json_records(b'{"body":{"intValue":"%s"}}' % fill(b"1")),
+    "integers": lambda: json_records(b'{"x":[%s]}' % fill(b"9" * 4300, b",")),
+    "bytes": lambda: json_records(b'{"body":{"bytesValue":"%s"}}' % fill(b"____")),
+    "no base64": lambda: json_records(b'{"body":{"bytesValue":"%s"}}' % fill("é".encode())),
+    "an id": lambda: json_records(b'{"traceId":"%s"}' % fill(b"=")),
+}
+
+
+@pytest.mark.parametrize("name", PROTOBUF_BODIES)
+def test_an_export_in_protobuf_yields(name: str) -> None:
+    """Wide, deep, in parts, malformed: others are served within it."""
+    body = PROTOBUF_BODIES[name]()
+    check(lambda: Export(PROTOBUF).decode_body(body, OPTIONS))
+
+
+@pytest.mark.parametrize("name", JSON_BODIES)
+def test_an_export_in_json_yields(name: str) -> None:
+    """Wide, deep, under other names, malformed: others are served within it."""
+    body = JSON_BODIES[name]()
+    check(lambda: Export(JSON).decode_body(body, OPTIONS))
+
+
+def log(fields: bytes, timestamp: bytes = b"2024-05-31T15:30:45Z") -> bytes:
+    return (
+        b'{"project_id":"p","timestamp":"%s","level":"i","service":"s","message":"",'
+        b'"metadata":{%s}}' % (timestamp, fields)
+    )
+
+
+DRAIN_BODIES: dict[str, Callable[[], bytes]] = {
+    "a timestamp that ends badly": lambda: log(b"", b"2024-05-31 15:30:45." + fill(b"1") + b"x"),
+    "a timestamp at midnight": lambda: log(b"", b"2024-05-31T24:00:00." + fill(b"0")),
+    "integers": lambda: log(b'"a":[%s]' % fill(b"9" * 4300, b",")),
+    "deep lists": lambda: b",".join([log(b'"a":' + b"[" * 300 + b"]" * 300)] * 10_000),
+    "escapes": lambda: log(b'"a":"%s\\ud83d"' % fill(b"\\n")),
+    "names that metadata has too": lambda: (
+        log(b",".join(b'"%d":0' % number for number in range(50_000)))[:-1]
+        + b"".join(b',"%d":0' % number for number in range(50_000))
+        + b"}"
+    ),
+}
+
+
+@pytest.mark.parametrize("is_lines", [False, True])
+@pytest.mark.parametrize("name", DRAIN_BODIES)
+def test_a_batch_yields(name: str, is_lines: bool) -> None:
+    """One long log or many: others are served within it, in either form of a batch."""
+    logs = DRAIN_BODIES[name]()
+    context = make_context(options=Options(moves_unknown=True))
+    if is_lines:
+        check(lambda: decode_lines(logs.replace(b"},{", b"}\n{"), context))
+    else:
+        check(lambda: decode_json(b'{"logs":[%s]}' % logs, context))
