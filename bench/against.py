@@ -220,7 +220,7 @@ def _programs(root: Path) -> Path:
 
 def _lock(root: Path) -> bytes:
     """Return the lock of what the service runs on; older revisions have it at the top."""
-    paths = (root / "requirements" / "requirements.lock", root / "requirements.lock")
+    paths = (root / "requirements" / "base.lock", root / "requirements.lock")
     return next(path.read_bytes() for path in paths if path.exists())
 
 

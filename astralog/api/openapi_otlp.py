@@ -22,7 +22,8 @@ A body of the type {types} is protobuf, any other is JSON; the response is of th
 
 _EXPORT = {
     "type": "object",
-    "description": "An ExportLogsServiceRequest.",
+    "description": "An ExportLogsServiceRequest. One without records may have no member that OTLP "
+    "does not know.",
     "properties": {"resourceLogs": {"type": ["array", "null"], "items": {"type": "object"}}},
 }
 

@@ -137,9 +137,9 @@ LARGE_BODY = json.dumps(make_batch("x" * (BODY_BYTES - 1000))).encode().ljust(BO
 
 
 def stall(service: Service) -> socket.socket:
-    """Begin a large body, so that its bytes are reserved, and leave it there."""
+    """Send a large body but for its end, so that its bytes are reserved, and leave it there."""
     connection = service.connect()
-    connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + b"{")
+    connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + b"{" + b" " * (BODY_BYTES - 2))
     return connection
 
 

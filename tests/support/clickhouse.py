@@ -329,7 +329,7 @@ class Forward:
         self.kill()
 
 
-def wait_for_rows(clickhouse: ClickHouse, count: int, timeout: float = TIMEOUT_SECONDS) -> None:
+def wait_for_rows(clickhouse: ClickHouse, count: int, timeout: float = 3 * TIMEOUT_SECONDS) -> None:
     """Return when both tables have so many rows; more is a failure."""
     wait_for(lambda: clickhouse.count() >= count, timeout)
     assert clickhouse.count() == count
