@@ -60,7 +60,9 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
             (case.query or {}).pop(name, None)
     elif case.path == "/v1/logs" and isinstance(case.body, dict):
         # The document leaves OTLP's members to OTLP; an export of others alone is invalid.
-        case.body = {"resourceLogs": [{} for _ in case.body.get("resourceLogs") or ()]}
+        resources = case.body.get("resourceLogs")
+        count = len(resources) if isinstance(resources, list) else 0
+        case.body = {"resourceLogs": [{} for _ in range(count)]}
     is_negative = case.meta and case.meta.is_negative_at(ParameterLocation.HEADER)
     if case.headers and not is_negative:
         case.headers.pop("Idempotency-Key", None)  # it would be another batch's, too
