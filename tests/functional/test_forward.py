@@ -209,7 +209,7 @@ def test_a_fault_costs_no_line_and_doubles_none(
     write_segments(data_dir, 2)
     clickhouse.break_inserts(fault, times=2, seconds=2)
     if fault in ("silent", "mute"):  # which a busy machine is, too
-        forward.set(clickhouse_timeout_seconds=5)
+        forward.set(clickhouse_timeout_seconds=1)
     episodes = 2 if fault in COMMITTED_FAULTS else 1  # what was stored is found at the first look
     with forward.start():
         wait_for_rows(clickhouse, 100)
@@ -261,7 +261,7 @@ def test_an_answer_that_is_none_settles_no_doubt(
     assert forward.run_once() == 0
     (data_dir / "forward.cursor").unlink()
     clickhouse.break_queries(fault, times=3)
-    forward.set(clickhouse_timeout_seconds=5)
+    forward.set(clickhouse_timeout_seconds=1)
     with forward.start():
         wait_for(lambda: clickhouse.faults_left() == 0)
         wait_for(lambda: "delivering again" in forward.log())
@@ -337,7 +337,7 @@ def test_a_server_that_drips_from_the_first_byte(
         thread = threading.Thread(target=drip, args=[server])
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/astralog"
-        forward.set(clickhouse_url=url, clickhouse_timeout_seconds=5)
+        forward.set(clickhouse_url=url, clickhouse_timeout_seconds=1)
         try:
             assert forward.run_once() == 1
         finally:
