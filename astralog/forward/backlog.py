@@ -9,7 +9,7 @@ from astralog.clock import TrustedClock
 from astralog.forward.cursor import Cursor
 from astralog.log import LogOnce
 from astralog.store import files, sealed
-from astralog.store.names import is_ahead, last_change
+from astralog.store.names import last_change
 
 log = logging.getLogger(__name__)
 
@@ -137,12 +137,12 @@ class Backlog:
 
         A segment that cannot be removed is skipped, and tried again the next time.
         """
-        changed_before = self._clock.now() - keep_seconds
+        now = min(self._clock.now(), time.time())
         removed = set()
         has_failed = False
         for name in sorted(self._cursor.delivered):
             try:
-                if self._changed_at(name, changed_before) < changed_before:
+                if self._is_older(name, keep_seconds, now):
                     files.remove_sealed(self._directory, name)
                     removed.add(name)
             except FileNotFoundError:
@@ -156,9 +156,10 @@ class Backlog:
             log.info("removed %d delivered segments", len(removed))
             self._cursor.forget(removed)
 
-    def _changed_at(self, name: str, changed_before: float) -> float:
-        """Return when a segment last changed; of one that is too young by its name, its start."""
-        now, start = self._clock.now(), sealed.start_of(name)
-        if changed_before <= start and not is_ahead(start, now):
-            return start
-        return last_change(start, sealed.stat_sealed(self._directory, name).st_mtime, now)
+    def _is_older(self, name: str, seconds: float, now: float) -> bool:
+        """Return whether a segment last changed longer ago; its name alone may say that not."""
+        start = sealed.start_of(name)
+        if 0 <= now - start <= seconds:
+            return False
+        modified_at = sealed.stat_sealed(self._directory, name).st_mtime
+        return now - last_change(start, modified_at, now) > seconds

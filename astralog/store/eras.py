@@ -12,8 +12,11 @@ from astralog.store.names import SegmentName
 #: The era of segments that are named ahead of the clock: they count as the oldest.
 AHEAD_ERA = 0
 
-#: The era of those that were there before, and of what comes until the clock is set back.
-FIRST_ERA = 1
+#: The era of those that were there before this process started.
+FOUND_ERA = 1
+
+#: The era of those that were started since, and of what comes until the clock is set back.
+FIRST_ERA = 2
 
 
 class Eras:
@@ -26,12 +29,11 @@ class Eras:
         self._found: set[SegmentName] = set()  # those that were open before
         self._recovered: set[SegmentName] = set()  # of these, those of dead processes
 
-    def note_found(self, segments: Collection[SegmentName]) -> None:
-        """Note segments that were open before; their processes may be dead."""
-        self._found.update(segments)
-        for segment in segments:
-            self._writing[segment] = FIRST_ERA
-            self.note_name(segment)
+    def note_found(self, segment: SegmentName, era: int) -> None:
+        """Note a segment that was open before; its process may be dead."""
+        self._found.add(segment)
+        self._writing[segment] = era
+        self.note_name(segment)
 
     def note_name(self, segment: SegmentName) -> None:
         """Note that a segment is there, whoever made it."""

@@ -69,6 +69,7 @@ class Housekeeper:
         self._keys = keys or KeyUpkeep(settings, TrustedClock())
         self._directory = settings.data_dir
         self._clock = clock or TrustedClock()
+        self._started_at = time.time()
         self._retention = Retention(settings, may_remove, self._clock)
         self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
@@ -98,6 +99,7 @@ class Housekeeper:
 
     def step(self) -> float:
         """Do a little of what is due, and return the seconds until the next step."""
+        self._clock.now()  # also while another has the lock: it notices changes of the wall clock
         end = time.monotonic() + SLICE_SECONDS
         pause = 0.0
         try:
@@ -115,6 +117,7 @@ class Housekeeper:
 
         Returns the seconds until the next step.
         """
+        self._clock.now()
         self.close()
         self._steps = self._wait_and_look_after()
         return LOOK_SECONDS
@@ -129,7 +132,7 @@ class Housekeeper:
             yield LOOK_SECONDS
         try:
             with (
-                contextlib.closing(Inventory(self._directory, self._clock)) as inventory,
+                contextlib.closing(self._open_inventory()) as inventory,
                 contextlib.closing(self._keys),
             ):
                 while True:
@@ -141,6 +144,9 @@ class Housekeeper:
         finally:
             self._usage = None
             os.close(holder)
+
+    def _open_inventory(self) -> Inventory:
+        return Inventory(self._directory, self._clock, self._started_at)
 
     def _take_lock(self) -> int | None:
         """Return the descriptor of the directory, locked; None where another process has it."""
@@ -164,7 +170,6 @@ class Housekeeper:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def _look_after(self, inventory: Inventory) -> Iterator[float]:
-        self._clock.now()  # which notices changes of the wall clock
         known = set(inventory.open)
         if inventory.is_scan_due:
             yield from _at_once(inventory.list_names())

@@ -10,7 +10,7 @@ from pathlib import Path
 from astralog.clock import TrustedClock
 from astralog.store import files
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
-from astralog.store.eras import AHEAD_ERA, FIRST_ERA, Eras
+from astralog.store.eras import AHEAD_ERA, FIRST_ERA, FOUND_ERA, Eras
 from astralog.store.names import (
     SEALED_FORMS,
     Form,
@@ -39,10 +39,11 @@ class Inventory:
     What takes long is an iterator, which yields after each small step; raises OSError throughout.
     """
 
-    def __init__(self, directory: Path, clock: TrustedClock) -> None:
-        """Measure ages by the clock."""
+    def __init__(self, directory: Path, clock: TrustedClock, started_at: float) -> None:
+        """Measure ages by the clock; the process started at a time of the wall clock."""
         self._directory = os.fspath(directory)
         self._clock = clock
+        self._started_at = started_at
         self._watch = open_watch(directory)
         self._files: list[SegmentFile] = []  # sealed ones that are listed, and not measured yet
         self._changed: set[SegmentName] = set()  # sealed ones that came, went or changed
@@ -70,10 +71,11 @@ class Inventory:
             elif file:
                 self._files.append(file)
             yield
-        if self._is_first:
-            self.eras.note_found(opened)
         for segment in sorted(opened - self.open):
-            self.eras.note_open(segment)
+            if self._is_first:
+                self.eras.note_found(segment, self._era(segment.start, segment.start))
+            else:
+                self.eras.note_open(segment)
         self.open = opened
         self._is_first = False
 
@@ -148,7 +150,12 @@ class Inventory:
             return known._replace(size=size, changed_at=changed_at)
         if sealed := self.eras.seal(segment):
             return Entry(size, changed_at, *sealed)
-        return Entry(size, changed_at, era=AHEAD_ERA if is_ahead(start, now) else FIRST_ERA)
+        era = AHEAD_ERA if is_ahead(start, now) else self._era(start, modified_at)
+        return Entry(size, changed_at, era=era)
+
+    def _era(self, start: float, modified_at: float) -> int:
+        """Return the era of a segment that nobody saw come: whether this process was there."""
+        return FIRST_ERA if min(start, modified_at) >= self._started_at else FOUND_ERA
 
     def _size(self, segment: SegmentName, form: Form) -> int | None:
         """Return the bytes of a file, None where it is gone."""

@@ -6,7 +6,7 @@
 
 Lexical order is the order of the starts. A file with any other name is not a segment: nothing
 removes, changes, counts or waits for it. Nor is a directory, a link or a device with such a name;
-`files.regular_files` and `files.check_regular` keep those out.
+`files.regular_files` and `files.status_of` keep those out.
 """
 
 import enum
@@ -14,6 +14,8 @@ import re
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from astralog.clock import STEP_SECONDS
 
 
 class Form(enum.Enum):
@@ -114,9 +116,10 @@ def last_change(start: float, modified_at: float, now: float) -> float:
     """Return when a segment last changed, by which its age is measured; all in seconds since 1970.
 
     That is its file's time of modification, or its start if that is later: a clock that was set
-    back, or a copy without times, makes no segment older. A start that is ahead tells nothing.
+    back, a file server's wrong clock, or a copy without times makes no segment older. A start that
+    is still to come tells nothing.
     """
-    return modified_at if is_ahead(start, now) else max(modified_at, start)
+    return modified_at if start > now + STEP_SECONDS else max(modified_at, start)
 
 
 def _is_moment(text: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from astralog.store.eras import FIRST_ERA
+from astralog.store.eras import FOUND_ERA
 from astralog.store.names import SegmentName
 
 #: Names that go back into the index one by one; of more, all are put into order at once.
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     size: int
     changed_at: float  #: its last change, in seconds since 1970
     sealed_at: float | None = None  #: by CLOCK_BOOTTIME; None unless this process saw it written
-    era: int = FIRST_ERA
+    era: int = FOUND_ERA
 
     def age(self, now: float, elapsed: float) -> float:
         """Return the seconds since the last change, by a wall clock and by CLOCK_BOOTTIME.

@@ -253,11 +253,12 @@ def test_segments_named_ahead_of_the_clock_go_first(tmp_path: Path, hours: int) 
         assert set(messages) == {log["message"] for log in read_logs(left[-3:])}
 
 
-def test_segments_beyond_the_age_are_found_under_any_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hours", [12, 7 * 24])
+def test_segments_beyond_the_age_are_found_under_any_name(tmp_path: Path, hours: int) -> None:
     """Behind younger ones, and ahead of the clock, from the first second on."""
     service = Service(tmp_path, retain_seconds=86_400)
     prepare_sealed(service)
-    ahead = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() + 7 * 86_400))
+    ahead = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() + hours * 3600))
     for name in (f"{ahead}.000000Z-77.ndjson", "20260102T000000.000000Z-1.ndjson"):
         path = service.data_dir / name
         path.write_bytes(b"x" * 999 + b"\n")

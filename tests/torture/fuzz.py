@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from astralog.errors import Rejection
 from astralog.intake import formats, timestamps
 from astralog.intake.batch import decode_json, decode_lines
@@ -21,6 +23,9 @@ from tests.torture.bench import Bench
 from tests.torture.table import Row, render
 
 FIELDS = ("project_id", "timestamp", "level", "service", "message", "metadata")
+
+#: Fields that become text if unknown fields move.
+TEXT_FIELDS = ("project_id", "level", "service", "message")
 
 #: Pieces that have broken parsers elsewhere.
 PIECES = (
@@ -194,6 +199,10 @@ def _as_stored(log: dict[str, Any], options: Options) -> Any:
     unknown = {name: value for name, value in log.items() if name not in FIELDS}
     if unknown:
         kept["metadata"] = kept.get("metadata", {}) | unknown
+    if options.moves_unknown:
+        for name in kept.keys() & TEXT_FIELDS:
+            if not isinstance(kept[name], str):
+                kept[name] = msgspec.json.encode(kept[name]).decode()
     kept = {**options.defaults, **kept}
     kept["timestamp"] = timestamps.normalise(kept["timestamp"])
     return _mended(kept)

@@ -9,7 +9,7 @@ import pytest
 from astralog.clock import TrustedClock, boot_time
 from astralog.store import inventory, libc
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
-from astralog.store.eras import AHEAD_ERA
+from astralog.store.eras import AHEAD_ERA, FIRST_ERA, FOUND_ERA
 from astralog.store.inventory import SCAN_SECONDS, SCAN_SHARE, UNWATCHED_SCAN_SECONDS, Inventory
 from astralog.store.names import Form, SegmentName
 from tests.conftest import Fault
@@ -18,6 +18,7 @@ from tests.unit.store.segments import START, name_of, opened, packed, plain
 BreakOs = Callable[..., Fault]
 
 DAY = 86_400.0
+LATER = START + 7 * DAY
 DAY_NUMBER = 86_400
 
 
@@ -43,7 +44,7 @@ def known(tmp_path: Path) -> Iterator[Inventory]:
     files = {plain("b"): 20, plain("a"): 10, packed("c"): 5, opened("d"): 7, "token": 99}
     for name, size in files.items():
         (tmp_path / name).write_bytes(b"x" * size)
-    made = Inventory(tmp_path, TrustedClock())
+    made = Inventory(tmp_path, TrustedClock(), LATER)
     scan(made)
     yield made
     made.close()
@@ -104,7 +105,7 @@ def test_what_changes_during_a_scan_is_not_missed(tmp_path: Path) -> None:
     """A segment that comes or goes between two steps of a scan is right after it."""
     for number in range(10):
         (tmp_path / plain(number)).write_bytes(b"xx")
-    known = Inventory(tmp_path, TrustedClock())
+    known = Inventory(tmp_path, TrustedClock(), LATER)
     for count, _ in enumerate(known.list_names()):
         (tmp_path / plain(100 + count)).write_bytes(b"x")
     for count, _ in enumerate(known.measure()):
@@ -155,7 +156,7 @@ def test_changes_that_were_lost_are_found_by_a_scan(
 def test_a_scan_is_repeated_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no watch tells, as another host's changes, is found at last."""
     clock = Clock(monkeypatch)
-    known = Inventory(tmp_path, TrustedClock())
+    known = Inventory(tmp_path, TrustedClock(), LATER)
     assert known.is_scan_due
     scan(known)
     clock.now += SCAN_SECONDS - 1
@@ -172,7 +173,7 @@ def test_scans_take_a_small_share_of_a_core(
     clock = Clock(monkeypatch)
     spent = iter([10.0, 60.0])
     monkeypatch.setattr(time, "thread_time", lambda: next(spent))
-    known = Inventory(tmp_path, TrustedClock())
+    known = Inventory(tmp_path, TrustedClock(), LATER)
     scan(known)
     clock.now += 50 / SCAN_SHARE - 1
     assert not known.is_scan_due
@@ -190,7 +191,7 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
     """Without a watch, what is new is found within a minute, and the log says so."""
     clock = Clock(monkeypatch)
     break_os("call", errno.EMFILE, module=libc)
-    known = Inventory(tmp_path, TrustedClock())
+    known = Inventory(tmp_path, TrustedClock(), LATER)
     assert [f"cannot watch {tmp_path} (Too many open files): new segments are found every 60 "
             "seconds"] == caplog.messages  # fmt: skip
     scan(known)
@@ -210,14 +211,14 @@ def test_a_directory_that_is_gone_is_an_error(
     """Whoever asks learns that it cannot be listed."""
     monkeypatch.setattr(inventory, "DirectoryWatch", lambda path: None)
     with pytest.raises(FileNotFoundError):
-        scan(Inventory(tmp_path / "missing", TrustedClock()))
+        scan(Inventory(tmp_path / "missing", TrustedClock(), LATER))
 
 
 def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
     """An inventory that is closed holds nothing, also one whose scan was not ended."""
     before = os.listdir("/proc/self/fd")
     (tmp_path / plain("a")).touch()
-    known = Inventory(tmp_path, TrustedClock())
+    known = Inventory(tmp_path, TrustedClock(), LATER)
     listing = known.list_names()
     next(listing)
     del listing
@@ -238,7 +239,7 @@ def change_of(known: Inventory, key: str) -> float:
 @pytest.fixture
 def dated(tmp_path: Path) -> Iterator[Inventory]:
     """Return the inventory of a directory whose clock shows START and a week."""
-    made = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0))
+    made = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0), LATER)
     scan(made)
     yield made
     made.close()
@@ -254,18 +255,22 @@ def add(path: Path, key: str | int, changed: float) -> None:
 def test_last_change_is_that_of_the_file(
     dated: Inventory, tmp_path: Path, is_scanned: bool
 ) -> None:
-    """Or the start in the name, if that is later and not ahead of the clock."""
-    ahead = int(9 * DAY)
+    """Or the start in the name, if that is later and not still to come."""
+    ahead, soon = int(9 * DAY), int(7.5 * DAY)
     add(tmp_path, "a", 3600)
     add(tmp_path, "b", -30 * DAY)  # a copy without its time, or a clock that was behind
     add(tmp_path, ahead, 3600)
+    add(tmp_path, soon, 1800)
     (scan if is_scanned else follow)(dated)
     assert 3600 == change_of(dated, "a")
     assert ord("b") == change_of(dated, "b")
     entry = dated.sealed.get(name_of(ahead))
     assert entry
     assert (START + 3600, AHEAD_ERA) == (entry.changed_at, entry.era)
-    assert [name_of(ahead), name_of("a"), name_of("b")] == names(dated)
+    entry = dated.sealed.get(name_of(soon))
+    assert entry
+    assert (START + 1800, FOUND_ERA) == (entry.changed_at, entry.era)
+    assert [name_of(ahead), name_of("a"), name_of("b"), name_of(soon)] == names(dated)
 
 
 def test_another_time_of_change_is_noticed(dated: Inventory, tmp_path: Path) -> None:
@@ -286,7 +291,7 @@ def test_what_is_seen_being_written_is_known_to_be_young(
         monkeypatch.setattr(inventory, "open_watch", lambda directory: None)
     ahead = int(9 * DAY)
     add(tmp_path, "a", 0)
-    known = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0))
+    known = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0), LATER)
     scan(known)
     add(tmp_path, "b", 0)
     (tmp_path / opened(ahead)).write_bytes(b"x")
@@ -313,7 +318,7 @@ def test_what_comes_after_the_clock_was_set_back_is_the_youngest(
     if not is_watched:
         monkeypatch.setattr(inventory, "open_watch", lambda directory: None)
     look = follow if is_watched else scan
-    known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0))
+    known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0), LATER)
     for number in (100, 43_000):
         add(tmp_path, number, 0)
     scan(known)
@@ -339,10 +344,30 @@ def test_what_comes_after_the_clock_was_set_back_is_the_youngest(
     known.close()
 
 
+def test_what_was_started_since_the_process_was_is_younger_than_what_was_not(
+    tmp_path: Path,
+) -> None:
+    """As what was written before anything watched the directory, in the first moments."""
+    add(tmp_path, 43_000, 0)  # by a clock that was ahead
+    add(tmp_path, 100, 3000)  # another process's, open for long
+    add(tmp_path, 2001, 3000)
+    (tmp_path / opened(101)).write_bytes(b"x")
+    (tmp_path / opened(2000)).write_bytes(b"x")
+    known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0), START + 2000)
+    scan(known)
+    for number in (101, 2000):
+        (tmp_path / opened(number)).rename(tmp_path / plain(number))
+    follow(known)
+    assert [*map(name_of, [100, 101, 43_000, 2000, 2001])] == names(known)
+    eras = {entry.era for _, entry in known.sealed.items()}
+    assert {FOUND_ERA, FIRST_ERA} == eras
+    known.close()
+
+
 def test_what_is_written_during_the_first_scan_is_young(tmp_path: Path) -> None:
     """Also where it is sealed before the scan ends."""
     add(tmp_path, 43_000, 0)
-    known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0))
+    known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0), LATER)
     (tmp_path / opened(100)).write_bytes(b"x")
     (tmp_path / opened(100)).rename(tmp_path / plain(100))
     scan(known)
@@ -355,7 +380,7 @@ def test_what_is_written_during_the_first_scan_is_young(tmp_path: Path) -> None:
 
 def test_what_a_dead_process_left_is_not_known_to_be_young(tmp_path: Path) -> None:
     """Unless it came while the inventory was there, and its process died since."""
-    known = Inventory(tmp_path, TrustedClock())
+    known = Inventory(tmp_path, TrustedClock(), LATER)
     (tmp_path / opened("a")).write_bytes(b"x")
     scan(known)
     (tmp_path / opened("b")).write_bytes(b"x")
@@ -373,7 +398,7 @@ def test_what_a_dead_process_left_is_not_known_to_be_young(tmp_path: Path) -> No
 
 def test_nothing_is_kept_of_segments_that_were_never_sealed(tmp_path: Path) -> None:
     """As those that are removed since they are empty."""
-    known = Inventory(tmp_path, TrustedClock())
+    known = Inventory(tmp_path, TrustedClock(), LATER)
     scan(known)
     (tmp_path / opened("a")).touch()
     follow(known)
