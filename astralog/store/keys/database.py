@@ -6,7 +6,8 @@ before the segment is sealed, after which neither the size nor the rows of its k
 
 All processes of the directory share the database, in WAL mode. SQLite before 3.51.3 may damage it
 if a checkpoint begins while the log is in the database as a whole and another process restarts the
-log (https://sqlite.org/wal.html#walresetbug): therefore only `upkeep` makes checkpoints.
+log (https://sqlite.org/wal.html#walresetbug): therefore only `upkeep` makes checkpoints, which says
+how it avoids that.
 """
 
 import contextlib

@@ -65,7 +65,7 @@ class IdempotencyKeys:
         self._unreadable = LogOnce(log)
         self._has_unsynced = False
         # Threads
-        self._mutex = get_original("threading", "Lock")()  # of all that follows, and the above
+        self._mutex = get_original("threading", "Lock")()  # of the database and the lists above
         self._groups = 0  # that are being stored
         self._thread = ThreadPool(1)
         self._opening: AsyncResult[None] | None = None
