@@ -31,6 +31,12 @@ OTHER_SCHEME = (
     "no other scheme, such as Basic."
 )
 UNKNOWN = "The token in the Authorization header is not known."
+ESCAPED_BLANK = (
+    "It begins with Bearer%20: the sender does not decode %20 to a blank. Send the token alone, "
+    "without Bearer."
+)
+QUOTED = "It stands in quotes; send it without."
+ESCAPED_LINE_END = "It ends with an escaped line end; send it without."
 
 
 class Tokens:
@@ -66,7 +72,7 @@ class Tokens:
         text = _shown_in(authorization)
         known = self._find(text)
         if known is None:
-            raise Rejection("unauthorized", OTHER_SCHEME if b" " in text else UNKNOWN)
+            raise Rejection("unauthorized", _explain(text))
         return known
 
     def name_of(self, authorization: str | None) -> str | None:
@@ -158,6 +164,19 @@ def _file_of(settings: Settings) -> WatchedFile | None:
         return None
     path = settings.data_dir / TOKEN_FILE_NAME
     return WatchedFile(path, f"ASTRALOG_DATA_DIR: {path}")
+
+
+def _explain(text: bytes) -> str:
+    """Return why a token may not be known, by the form of what was shown, and nothing of it."""
+    if text[:9].lower() == b"bearer%20":
+        return f"{UNKNOWN} {ESCAPED_BLANK}"
+    if b" " in text:
+        return OTHER_SCHEME
+    if text[:1] in (b'"', b"'") or text[-1:] in (b'"', b"'"):
+        return f"{UNKNOWN} {QUOTED}"
+    if text.lower().endswith((b"\\n", b"%0a", b"\\r", b"%0d")):
+        return f"{UNKNOWN} {ESCAPED_LINE_END}"
+    return UNKNOWN
 
 
 def _shown_in(authorization: str) -> bytes:

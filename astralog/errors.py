@@ -29,8 +29,10 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "body_timeout": HTTPStatus.REQUEST_TIMEOUT,
     "key_in_use": HTTPStatus.CONFLICT,
+    "length_required": HTTPStatus.LENGTH_REQUIRED,
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "unsupported_charset": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
     "queue_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_full": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -55,8 +57,10 @@ MEANING_OF_CODE: Mapping[str, str] = {
     "body_timeout": "The body took too long to arrive.",
     "key_in_use": "A batch with this Idempotency-Key is being stored. Try again: the answer then "
     "says what became of it.",
+    "length_required": "The body has neither a Content-Length nor chunks.",
     "body_too_large": "The body is too large, or holds too many values; send smaller batches.",
     "unsupported_encoding": "The Content-Encoding is not known here.",
+    "unsupported_charset": "The Content-Type declares a charset other than UTF-8.",
     "key_reused": "Another batch was stored with this Idempotency-Key; nothing was stored.",
     "queue_full": "Too much waits for the disk, or to be decoded; try again.",
     "storage_full": "The disk, or a quota, has no room left; the message says of what. Nothing was "

@@ -19,7 +19,7 @@ def client_address(
     address: str = environ.get("REMOTE_ADDR") or ""
     hops = environ.get("HTTP_X_FORWARDED_FOR", "").rsplit(",", MAX_HOPS)
     for hop in reversed(hops[-MAX_HOPS:]):
-        if not _is_in(address, trusted) or not _is_address(hop.strip()):
+        if not _is_in(address, trusted) or not is_address(hop.strip()):
             break
         address = hop.strip()
     return address
@@ -27,7 +27,7 @@ def client_address(
 
 def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
     """Return whether it is in one of the networks, an IPv4 address also where IPv6 has it."""
-    if not networks or not _is_address(address):
+    if not networks or not is_address(address):
         return False
     parsed = ip_address(address)
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
@@ -35,7 +35,8 @@ def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> boo
     return any(parsed in network for network in networks)
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Return whether a text is an IP address, and nothing else."""
     try:
         ip_address(text)
     except ValueError:

@@ -30,6 +30,8 @@ PARAMETERS = ("project_id", "service", "level", "partial")
 #: Media types of protobuf; a body of any other type, or of none, is read as JSON.
 PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}
 
+PROTOBUF_HINT = "protobuf is sent with the Content-Type application/x-protobuf"
+
 #: What is not taken, with the variable that keeps an SDK from sending it.
 OTHER_SIGNALS = {"traces": "OTEL_TRACES_EXPORTER", "metrics": "OTEL_METRICS_EXPORTER"}
 
@@ -80,7 +82,7 @@ def make_rejecter(note: Note) -> Reject:
     """Return what turns every error into a google.rpc.Status, after `note` has taken note of it."""
 
     def reject_error(error: Exception, environ: Environ) -> Response:
-        rejection = as_rejection(error, environ)
+        rejection = _with_hint(as_rejection(error, environ), environ)
         note(rejection, environ)
         response = _reject(rejection, environ)
         add_allow(response, error)
@@ -138,8 +140,7 @@ def _not_taken(signal: str) -> Rejection:
 
 def _find_encoding(environ: Environ) -> Encoding:
     """Return the encoding of the request."""
-    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if kind not in PROTOBUF_TYPES:
+    if _media_type(environ) not in PROTOBUF_TYPES:
         return Json()
     from astralog.intake.otlp_protobuf import Protobuf  # noqa: PLC0415  # most never need it
 
@@ -148,6 +149,17 @@ def _find_encoding(environ: Environ) -> Encoding:
 
 def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Response:
     return Response(body, status, content_type=encoding.content_type)
+
+
+def _with_hint(rejection: Rejection, environ: Environ) -> Rejection:
+    """Add what a sender of protobuf forgot, where its body was read as JSON."""
+    if rejection.code != "invalid_json" or _media_type(environ) == "application/json":
+        return rejection
+    return Rejection("invalid_json", f"{rejection.message}; {PROTOBUF_HINT}")
+
+
+def _media_type(environ: Environ) -> str:
+    return str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
 
 
 def _reject(rejection: Rejection, environ: Environ) -> Response:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import gevent
 
-from astralog.api.client_address import client_address
+from astralog.api.client_address import client_address, is_address
 from astralog.errors import Rejection
 from astralog.telemetry.counters import Counters
 
@@ -21,9 +21,8 @@ LINE_SECONDS = 60.0
 #: Clients that are told apart for each code within that time; those beyond them share a line.
 MAX_SOURCES = 10
 
-#: Characters of what is wrong, and of the address for which a proxy speaks.
+#: Characters of what is wrong.
 MESSAGE_CHARACTERS = 200
-ADDRESS_CHARACTERS = 60
 
 OTHERS = "other clients"
 
@@ -129,13 +128,16 @@ class RejectionLog:
 
 
 def _words(rejection: Rejection, environ: Mapping[str, Any]) -> str:
-    """Say what was wrong first, and for whom a proxy says that it speaks."""
+    """Return what was wrong first, and the address for which a proxy says that it speaks.
+
+    What stands in the place of the address may be a token.
+    """
     words = rejection.message
     if rejection.errors:
         words += f"; {_first_error(rejection.errors)}"
     words = words[:MESSAGE_CHARACTERS]
     address = environ.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
-    return f"{words} (X-Forwarded-For: {address[:ADDRESS_CHARACTERS]})" if address else words
+    return f"{words} (X-Forwarded-For: {address})" if is_address(address) else words
 
 
 def _first_error(errors: Any) -> str:

@@ -1,7 +1,7 @@
 """Turn the body of a drain into the NDJSON lines that are stored, piece by piece."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from marshmallow import ValidationError
@@ -21,6 +21,8 @@ from astralog.intake.lines import (
     encode_value,
 )
 from astralog.intake.logs import NoVerdict, load_log, load_valid_log
+from astralog.intake.schema import FIELDS
+from astralog.intake.strict_json import name_encoding
 from astralog.store.commit_queue import Batch
 
 #: Commas that a body longer than a piece may hold, and a log longer than a piece: they bound the
@@ -31,6 +33,9 @@ LONG_LOG_COMMAS = 100_000
 #: The longest text that is decoded log by log in one turn: up to 0.2 s if no log is valid. What is
 #: valid of a longer one is decoded fast.
 SLOW_PIECE_BYTES = 64 * 1024
+
+#: Fields of an OTLP export in JSON.
+OTLP_FIELDS = ("resourceLogs", "resource_logs", "resourceSpans", "resourceMetrics")
 
 #: Integers of so many digits that a log longer than a piece may hold: one takes up to 0.5 ms.
 LONG_INTEGER_DIGITS = 1000
@@ -56,13 +61,28 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
         batch = _decode_at_once(body, form, context)
         return Decoded(batch) if batch else _Decode(body, form, context).run()
     except ValidationError as error:
-        message = "The batch is invalid; nothing was stored"
+        message = f"{_explain(error.messages_dict)}; nothing was stored"
         raise Rejection("invalid_batch", message, error.messages_dict) from None
     except RecursionError:
         raise Rejection("invalid_json", "The body is not valid JSON: nested too deep") from None
     except ValueError as error:
-        message = f"The body is not valid JSON: {error}{form.hint(body)}"
+        problem = name_encoding(body) or f"{error}{form.hint(body)}"
+        message = f"The body is not valid JSON: {problem}"
         raise Rejection("invalid_json", message) from None
+
+
+def _explain(errors: Mapping[str, Any]) -> str:
+    """Return what a body seems to be that is no batch, by the errors of its fields."""
+    if "_schema" in errors:
+        return 'A batch is an object with a list: {"logs": [LOG, ...]}'
+    if not errors.keys().isdisjoint(OTLP_FIELDS):
+        return "The body is an export of OpenTelemetry, which goes to POST /v1/logs"
+    if "logs" in errors and not errors.keys().isdisjoint(FIELDS):
+        return (
+            'The body is a log and no batch: send {"logs": [LOG]}, or one log per line as '
+            "application/x-ndjson"
+        )
+    return "The batch is invalid"
 
 
 def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None:

@@ -1,5 +1,6 @@
 """Read the body of a request: bounded in bytes, in time and in memory, and inflated."""
 
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -15,6 +16,14 @@ SHORT_BYTES = 64 * 1024
 #: Pieces of a body that are joined, since one may be a byte, and what each takes beside its bytes.
 JOINED_PIECES = 64
 PIECE_BYTES = 64
+
+#: Charsets that are UTF-8, or a part of it; an empty one declares nothing.
+UTF8_NAMES = ("", "utf-8", "utf8", "us-ascii", "ascii")
+
+_CHARSET = re.compile(r""";[ \t]*charset[ \t]*=[ \t]*["']?([^\s"';,]*)""", re.IGNORECASE)
+
+#: Media types whose bodies are no text, and so have no charset.
+_BINARY = re.compile(r"application/(x-protobuf|protobuf|octet-stream)\b", re.IGNORECASE)
 
 Environ = dict[str, Any]
 
@@ -53,10 +62,12 @@ class BodyReader:
     def read(self, environ: Environ, reservation: Reservation) -> bytes:
         """Return the body, inflated as its Content-Encoding says.
 
-        Raises Rejection: `unsupported_encoding` or `body_too_large` before a byte is read if the
-        headers say enough; else `body_too_large`, `body_timeout`, `invalid_encoding`,
-        `invalid_json` for a body that ends early, and `queue_full` if the memory ends.
+        Raises Rejection: `length_required`, `unsupported_charset`, `unsupported_encoding` or
+        `body_too_large` before a byte is read if the headers say enough; else `body_too_large`,
+        `body_timeout`, `invalid_encoding`, `invalid_json` for a body that ends early, and
+        `queue_full` if the memory ends.
         """
+        _check_headers(environ)
         inflater = find_inflater(environ.get("HTTP_CONTENT_ENCODING", ""))
         length = int(environ.get("CONTENT_LENGTH") or -1)
         if length > self.max_bytes:
@@ -92,6 +103,19 @@ class BodyReader:
 
 def _too_large(max_bytes: int) -> Rejection:
     return Rejection("body_too_large", f"The body is larger than {max_bytes} bytes.")
+
+
+def _check_headers(environ: Environ) -> None:
+    """Reject a body without an end, or of text that is not UTF-8."""
+    if not (environ.get("CONTENT_LENGTH") or environ.get("wsgi.input_terminated")):
+        message = "The request has neither a Content-Length nor Transfer-Encoding: chunked."
+        raise Rejection("length_required", message)
+    content_type = environ.get("CONTENT_TYPE", "")
+    if ";" in content_type and not _BINARY.match(content_type):
+        declared = _CHARSET.search(content_type)
+        if declared and declared[1].lower() not in UTF8_NAMES:
+            message = "The Content-Type declares a charset other than UTF-8; send UTF-8."
+            raise Rejection("unsupported_charset", message)
 
 
 def _ended_early() -> Rejection:
@@ -163,7 +187,7 @@ class _SentPieces:
         self._is_length_known = length >= 0
         self._left = length
         if length < 0:
-            self._left = sys.maxsize if environ.get("wsgi.input_terminated") else 0
+            self._left = sys.maxsize  # it comes in chunks
         self._max_bytes = max_bytes
         self._size = 0
         #: Bytes of the last piece, if the parser of the chunks still holds it.

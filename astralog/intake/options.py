@@ -1,5 +1,6 @@
 """What a sender asks for in the query, where it cannot write a log's fields itself."""
 
+import re
 from collections.abc import Collection, Mapping
 from heapq import nsmallest
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from marshmallow import ValidationError
 
-from astralog.errors import SHOWN_CHARACTERS, Rejection
+from astralog.errors import Rejection
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS
 from astralog.intake.schema import FIELDS
 
@@ -34,6 +35,9 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "service": _SCALARS,
     "message": (*_SCALARS, list, dict),
 }
+
+#: Names of parameters that are repeated where they are not known. Any other may be a token.
+_SHOWN_NAME = re.compile(r"[A-Za-z_]{1,24}")
 
 _TWICE = "metadata has a field of this name too."
 
@@ -85,9 +89,8 @@ def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
     values: dict[str, str] = {}
     for name, value in pairs:
         if name not in parameters:
-            known = ", ".join(parameters)
-            shown = name[:SHOWN_CHARACTERS]
-            raise _bad(f"There is no query parameter {shown!r}; there are {known}.")
+            shown = f"query parameter {name!r}" if _SHOWN_NAME.fullmatch(name) else "such parameter"
+            raise _bad(f"There is no {shown}; there are {', '.join(parameters)}.")
         if name in values:
             raise _bad(f"{name} stands twice in the query.")
         if not value:

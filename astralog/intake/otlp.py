@@ -14,6 +14,7 @@ from astralog.intake.decoder import Context, Decoded
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
 from astralog.intake.lines import STEP_BYTES, LineWriter, escaped_size
 from astralog.intake.otlp_log import InvalidRecord, Origin, Source, Values, make_origin
+from astralog.intake.strict_json import name_encoding
 
 #: The longest body that is decoded beside the long ones, which go one after another.
 FAST_BYTES = 256 * 1024
@@ -94,7 +95,8 @@ def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
         except RecursionError:
             problem = "nested too deep"
         except ValueError as error:
-            problem = str(error)
+            is_json = encoding.invalid_code == "invalid_json"
+            problem = (name_encoding(body) if is_json else "") or str(error)
     raise Rejection(encoding.invalid_code, f"The body is not a valid export: {problem}")
 
 

@@ -1,11 +1,17 @@
 """Parse JSON as RFC 8259 has it, saying what is wrong where it is not."""
 
+import codecs
 import json
 import math
 import re
 from typing import Any, NoReturn
 
 from astralog.deadlines import in_turns
+
+SEVERAL_OBJECTS = (
+    "; one log per line is sent as application/x-ndjson, by curl with --data-binary: "
+    "its -d removes the ends of lines"
+)
 
 _HIGH = rb"u[dD][89abAB][0-9a-fA-F]{2}"
 _LOW = rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -25,9 +31,30 @@ def parse(body: bytes) -> Any:
         text = body.decode("utf-8")
         return json.loads(text, parse_constant=_reject_constant, parse_float=_parse_float)
     except UnicodeDecodeError as error:
-        raise ValueError(f"invalid UTF-8 at byte {error.start}") from None
+        problem = name_encoding(body) or f"invalid UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        problem = name_encoding(body) or f"{error}{_hint(error)}"
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        problem = "nested too deep"
+    raise ValueError(problem)
+
+
+def name_encoding(body: bytes) -> str:
+    """Return what a text that is no JSON begins with, or is, instead of plain UTF-8; "" if neither.
+
+    A JSON text begins with two ASCII characters (RFC 4627, 3), unless it is a single digit.
+    """
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:2]:
+        return "it is UTF-16 or UTF-32; send UTF-8"
+    if body.startswith(codecs.BOM_UTF8):
+        return "it begins with a byte order mark; send it without"
+    return ""
+
+
+def _hint(error: json.JSONDecodeError) -> str:
+    """Return what to add to the error of a text in which objects follow one another in a line."""
+    is_extra = error.msg == "Extra data" and error.doc[error.pos] == "{"
+    return SEVERAL_OBJECTS if is_extra and "\n" not in error.doc[: error.pos] else ""
 
 
 def replace_lone_surrogates(body: bytes) -> bytes:

@@ -52,7 +52,8 @@ def describe(error: errors.ParseException) -> str:
 def _reason(error: errors.ParseException) -> str:
     header = getattr(error, "hdr", "").strip(" \t").upper()
     if isinstance(error, errors.InvalidHeader) and header in NAMED_HEADERS:
-        return f"the header {header.title()} is malformed, as by a line end, or stands there twice"
+        hint = ", as by a line end in the token" if header == "AUTHORIZATION" else ""
+        return f"the header {header.title()} is malformed{hint}, or stands there twice"
     if isinstance(error, errors.InvalidHeaderName) and header in NAMED_HEADERS:
         return f"the name of the header {header.title()} is malformed, as by a blank behind it"
     return REASONS.get(type(error), type(error).__name__)

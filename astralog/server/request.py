@@ -109,7 +109,7 @@ class Request(message.Request):  # type: ignore[misc]
         environ = {
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": self.scheme,
-            "wsgi.input_terminated": True,
+            "wsgi.input_terminated": not self.lacks_length,
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,

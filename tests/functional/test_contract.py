@@ -294,10 +294,29 @@ def test_a_body_that_ends_early_is_rejected(service: Service) -> None:
     assert before == service.content()
 
 
-def test_a_request_without_a_body_is_rejected(service: Service) -> None:
+def test_an_empty_body_is_rejected(service: Service) -> None:
     """No body is no JSON."""
-    check_rejection(service.exchange(make_head()), 400, "invalid_json")
     check_rejection(service.exchange(make_head("Content-Length: 0")), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"", b'{"logs":[]}', b"{" * 100_000])
+def test_a_body_without_a_length_is_rejected(service: Service, body: bytes) -> None:
+    """It is not read, and what there is of it is taken for no other request."""
+    with service.connect() as connection:
+        connection.sendall(make_head() + body)
+        answer = read_answer(connection)
+        check_rejection(answer, 411, "length_required")
+        assert "close" == answer.headers["Connection"]
+        connection.shutdown(socket.SHUT_WR)
+        assert b"" == connection.recv(1)
+    check_rejection(service.exchange(make_head(token="wrong")), 401, "unauthorized")
+
+
+@pytest.mark.parametrize("declared", ["iso-8859-1", '"utf-16"', "windows-1252; x=y"])
+def test_a_body_of_another_charset_is_rejected(service: Service, declared: str) -> None:
+    """Whatever it is in truth: its sender would say so of all others too."""
+    headers = {"Content-Type": f"application/json; charset={declared}"}
+    reject(service, make_batch("x"), 415, "unsupported_charset", headers)
 
 
 def deflate_bare(data: bytes) -> bytes:

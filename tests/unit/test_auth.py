@@ -73,6 +73,30 @@ def test_a_request_shows_its_token_as_it_is_or_after_bearer(
     assert expected is is_let_in(tokens, authorization)
 
 
+@pytest.mark.parametrize(
+    ("authorization", "words"),
+    [
+        ("wrong", auth.UNKNOWN),
+        ("Basic eDp5", auth.OTHER_SCHEME),
+        (f"Bearer%20{SECRET}", auth.ESCAPED_BLANK),
+        (f"bearer%20{SECRET}x", auth.ESCAPED_BLANK),
+        (f'"{SECRET}"', auth.QUOTED),
+        (f"Bearer '{SECRET}'", auth.QUOTED),
+        (f"Bearer {SECRET}'", auth.QUOTED),
+        (f"{SECRET}\\n", auth.ESCAPED_LINE_END),
+        (f"Bearer {SECRET}%0A", auth.ESCAPED_LINE_END),
+    ],
+)
+def test_what_went_wrong_with_a_token_is_told(
+    settings: Settings, authorization: str, words: str
+) -> None:
+    """By its form alone, so that nobody learns whether the rest of it is right."""
+    with pytest.raises(Rejection) as rejected:
+        Tokens(replace(settings, tokens=SECRET)).authenticate(authorization)
+    assert words in rejected.value.message
+    assert SECRET not in rejected.value.message
+
+
 @pytest.mark.parametrize("authorization", [None, "Bearer my-guess", "my-guess"])
 def test_a_rejection_tells_neither_what_was_sent_nor_what_is_known(
     authorization: str | None,

@@ -45,7 +45,7 @@ def post(
 ) -> Answer:
     """Send a body, and read the answer as its own Content-Type says, which is that of the body."""
     headers = {"Authorization": TOKEN, "Content-Type": kind} | headers
-    response = client.post(path, data=body, headers=headers)
+    response = client.post(path, data=body, headers=headers, content_length=len(body))
     assert kind == response.content_type
     if kind == JSON:
         return Answer(response.status_code, response.get_json(), response.headers)
@@ -198,6 +198,42 @@ def test_a_bound_token_needs_no_project(
     assert 1 == stored(settings).count(b'"project_id":"mine"') == stored(settings).count(b"\n")
 
 
+@pytest.mark.parametrize("kind", ["application/octet-stream", "", "application/grpc"])
+def test_protobuf_without_its_type_is_told_so(client: FlaskClient, kind: str) -> None:
+    """A sender that forgot the Content-Type learns of it; one of JSON is not led astray."""
+    body = encode(make_export(make_record("a")), PROTOBUF)
+    headers = {"Authorization": TOKEN, "Content-Type": kind}
+    message = client.post("/v1/logs", data=body, headers=headers).get_json()["message"]
+    assert message.startswith("invalid_json: ")
+    assert message.endswith("; protobuf is sent with the Content-Type application/x-protobuf")
+    assert "protobuf" not in post(client, b"{", JSON).body["message"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_an_export_that_is_not_plain_utf_8_is_told_so(client: FlaskClient, encoding: str) -> None:
+    """As a drained batch is."""
+    status, body, _ = post(client, '{"resourceLogs": []}'.encode(encoding), JSON)
+    words = "byte order mark" if encoding == "utf-8-sig" else "UTF-16 or UTF-32"
+    assert (400, True) == (status, words in body["message"])
+
+
+def test_an_export_of_another_charset_is_rejected(client: FlaskClient) -> None:
+    """In OTLP's own form, and only where it is text."""
+    declared = "application/json; charset=iso-8859-1"
+    headers = {"Authorization": TOKEN, "Content-Type": declared}
+    answer = client.post("/v1/logs", data=b"{}", headers=headers)
+    assert 415 == answer.status_code
+    assert answer.get_json()["message"].startswith("unsupported_charset: ")
+
+
+def test_an_export_without_a_length_is_rejected(client: FlaskClient, kind: str) -> None:
+    """In OTLP's own form."""
+    headers = {"Authorization": TOKEN, "Content-Type": kind}
+    answer = client.post("/v1/logs", headers=headers, environ_overrides={"CONTENT_LENGTH": ""})
+    assert (411, kind) == (answer.status_code, answer.content_type)
+    assert b"length_required: " in answer.data
+
+
 def test_the_messages_are_those_of_google() -> None:
     """The Status that is sent is google.rpc's own on the wire."""
     sent = Protobuf().encode_status(3, "ä")
@@ -212,7 +248,8 @@ def test_a_start_does_not_pay_for_protobuf() -> None:
         "import sys; from astralog.app import create_app; from astralog.settings import Settings\n"
         "client = create_app(Settings(tokens='t')).test_client()\n"
         "headers = {'Authorization': 't', 'Content-Type': sys.argv[1]}\n"
-        "assert client.post('/v1/logs', data=sys.argv[2], headers=headers).status_code == 200\n"
+        "body = {'data': sys.argv[2], 'content_length': len(sys.argv[2])}\n"
+        "assert client.post('/v1/logs', **body, headers=headers).status_code == 200\n"
         "print(any(name.startswith('google.protobuf') for name in sys.modules))"
     )
     for kind, body, expected in ((JSON, "{}", "False\n"), (PROTOBUF, "", "True\n")):

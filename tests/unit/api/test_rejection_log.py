@@ -106,6 +106,16 @@ def test_a_proxy_says_for_whom_it_speaks(
     assert line.endswith(": A sentence. (X-Forwarded-For: 198.51.100.3)")
 
 
+@pytest.mark.parametrize("forwarded", ["s3cret", "198.51.100.3, s3cret", "::1%s3cret", "s3cret:80"])
+def test_what_is_no_address_is_not_repeated(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture, forwarded: str
+) -> None:
+    """Whoever mixes up headers may have put a token there."""
+    note(rejections, HTTP_X_FORWARDED_FOR=forwarded)
+    (line,) = caplog.messages
+    assert line.endswith(": A sentence.")
+
+
 def test_a_client_that_goes_on_gets_one_line_in_a_while(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture
 ) -> None:

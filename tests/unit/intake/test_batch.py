@@ -5,10 +5,11 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake import batch as codec
+from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.schema import LogSchema
 from astralog.store.commit_queue import Batch
-from tests.support.decoding import encode_batch
+from tests.support.decoding import encode_batch, make_context
 from tests.support.service import make_log
 
 
@@ -178,8 +179,67 @@ def test_what_is_no_batch_is_rejected(body: bytes) -> None:
     """JSON that is no batch is an invalid batch, not invalid JSON."""
     rejection = rejection_of(body)
     assert "invalid_batch" == rejection.code
-    assert "The batch is invalid; nothing was stored" == rejection.message
+    assert rejection.message.endswith("; nothing was stored")
     assert rejection.errors
+
+
+LOG = json.dumps(make_log()).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            LOG,
+            'is a log and no batch: send {"logs": [LOG]}, or one log per line as application/x-nd',
+        ),
+        (b'{"message": "m"}', "is a log and no batch"),
+        (b"[%s]" % LOG, 'A batch is an object with a list: {"logs": [LOG, ...]}'),
+        (b'{"resourceLogs": []}', "an export of OpenTelemetry, which goes to POST /v1/logs"),
+        (b'{"resource_logs": []}', "an export of OpenTelemetry, which goes to POST /v1/logs"),
+        (b"{}", "The batch is invalid"),
+        (b'{"logs": [], "message": "m"}', "The batch is invalid"),
+    ],
+)
+def test_a_body_of_another_kind_is_told_what_it_is(body: bytes, words: str) -> None:
+    """The message says where such a body goes, or how it is wrapped."""
+    rejection = rejection_of(body)
+    assert "invalid_batch" == rejection.code
+    assert words in rejection.message
+
+
+@pytest.mark.parametrize("separator", [b"", b" ", b"  "])
+@pytest.mark.parametrize("is_lines", [False, True])
+def test_lines_that_curl_put_together_are_told_so(separator: bytes, is_lines: bool) -> None:
+    """Its -d removes the ends of lines, whatever the content type."""
+    decode = decode_lines if is_lines else decode_json
+    with pytest.raises(Rejection) as rejected:
+        decode(separator.join([LOG, LOG, LOG]), make_context())
+    assert "invalid_json" == rejected.value.code
+    assert "by curl with --data-binary" in rejected.value.message
+
+
+@pytest.mark.parametrize("size", [100, 2_000_000])
+@pytest.mark.parametrize("is_lines", [False, True])
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("utf-8-sig", "begins with a byte order mark"),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+def test_a_body_that_is_not_plain_utf_8_is_told_so(
+    encoding: str, words: str, is_lines: bool, size: int
+) -> None:
+    """However long it is."""
+    log = json.dumps(make_log(message="x" * size))
+    body = (log if is_lines else f'{{"logs": [{log}]}}').encode(encoding)
+    with pytest.raises(Rejection) as rejected:
+        (decode_lines if is_lines else decode_json)(body, make_context())
+    assert "invalid_json" == rejected.value.code
+    assert words in rejected.value.message
 
 
 # --- Bodies longer than a piece

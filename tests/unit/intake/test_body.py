@@ -139,11 +139,41 @@ def test_a_body_that_inflates_to_nothing_is_bounded_as_it_was_sent(
     assert len(stream._parts) > 10
 
 
-def test_a_body_with_neither_length_nor_end_is_empty() -> None:
+def test_a_body_with_neither_length_nor_end_is_rejected() -> None:
     """Where nothing says where the body ends, nothing is read."""
     stream = Stream(b"x")
-    assert b"" == read(environ(stream, terminated=False))
+    assert "length_required" == code_of(environ(stream, terminated=False))
     assert [] == stream.asked
+    assert b"" == read(environ(b"", terminated=False))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "is_taken"),
+    [
+        ("application/json", True),
+        ("application/json; charset=utf-8", True),
+        ('application/json; charset="UTF-8"', True),
+        ("application/json;charset=utf8;x=y", True),
+        ("application/json; CHARSET = US-ASCII", True),
+        ("application/json; charset=", True),
+        ("application/json; profile=charset", True),
+        ("application/x-protobuf; charset=iso-8859-1", True),
+        ("application/json; charset=iso-8859-1", False),
+        ("application/x-ndjson; x=y; charset=utf-16", False),
+        ('text/plain; charset="windows-1252"', False),
+        ("; charset=\xff", False),
+        (";" * 4000 + "charset=utf-7", False),
+    ],
+)
+def test_a_declared_charset_is_utf_8(content_type: str, is_taken: bool) -> None:
+    """Another is rejected before a byte is read, and not repeated: it may be anything."""
+    stream = Stream(b"{}")
+    made = environ(stream, 2) | {"CONTENT_TYPE": content_type}
+    if is_taken:
+        assert b"{}" == read(made)
+    else:
+        assert "unsupported_charset" == code_of(made)
+        assert [] == stream.asked
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])

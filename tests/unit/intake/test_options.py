@@ -77,8 +77,10 @@ def test_a_query_is_read(query: str, expected: Options) -> None:
     [
         ("dryrun=true", "'dryrun'"),
         ("dry_run=true&Partial=true", "'Partial'"),
-        ("=true", "''"),
-        ("x" * 5000, "'" + "x" * 100 + "'"),
+        ("=true", "There is no such parameter; there are project_id,"),
+        ("x" * 5000, "There is no such parameter; there are project_id,"),
+        ("my-secret-token", "There is no such parameter; there are project_id,"),
+        ("dry_run=true&s3cret=1", "There is no such parameter; there are project_id,"),
         ("partial", "partial is empty"),
         ("level=", "level is empty"),
         ("level=a&level=a", "level stands twice"),

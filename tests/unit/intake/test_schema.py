@@ -152,7 +152,7 @@ def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
     with pytest.raises(Rejection) as rejected:
         encode_batch(body)
     assert "invalid_batch" == rejected.value.code
-    assert "The batch is invalid; nothing was stored" == rejected.value.message
+    assert rejected.value.message.endswith("; nothing was stored")
     assert rejected.value.errors is not None
     assert field in rejected.value.errors
 

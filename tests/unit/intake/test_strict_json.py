@@ -51,8 +51,15 @@ def test_json_is_parsed(text: bytes, expected: Any) -> None:
         (b'"\t"', "control character"),
         (rb'"\x41"', "escape"),
         (rb'"\u12"', "escape"),
-        (b"\xef\xbb\xbf{}", "BOM"),
-        ("{}".encode("utf-16"), "invalid UTF-8 at byte 0"),
+        (b"\xef\xbb\xbf{}", "begins with a byte order mark; send it without"),
+        *(
+            (text.encode(encoding), "is UTF-16 or UTF-32; send UTF-8")
+            for text in ('{"a": 1}', "{\n}")
+            for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+        ),
+        (b'{"a": 1}{"a": 2}', "Extra data.*application/x-ndjson, by curl with --data-binary"),
+        (b'{"a": 1} \t{"a": 2}', "--data-binary"),
+        (b"1 2", r"Extra data: line 1 column 3 \(char 2\)$"),
         (b'{"a": "\xff"}', "invalid UTF-8 at byte 7"),
         (b'{"\xc3": 1}', "invalid UTF-8 at byte 2"),
         (b'"\xc0\xaf"', "invalid UTF-8 at byte 1"),

@@ -11,9 +11,12 @@ SECRET = "s3cret-Token"
     ("error", "words"),
     [
         (errors.InvalidHeader("CONTENT-LENGTH"), "the header Content-Length is malformed"),
-        (errors.InvalidHeader("HOST"), "the header Host is malformed, as by a line end, or stands"),
+        (errors.InvalidHeader("HOST"), "the header Host is malformed, or stands there twice"),
         (errors.InvalidHeader("X-OTHER"), "a header has no colon, or a value that none may have"),
-        (errors.InvalidHeader("authorization"), "the header Authorization is malformed, as by a"),
+        (
+            errors.InvalidHeader("authorization"),
+            "malformed, as by a line end in the token, or stands",
+        ),
         (errors.InvalidHeaderName("X-Other "), "the name of a header is malformed, as by a blank"),
         (errors.InvalidHeaderName("Host "), "the name of the header Host is malformed"),
         (errors.InvalidHeaderName("\xe9"), "the name of a header is malformed"),
