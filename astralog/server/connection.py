@@ -197,9 +197,9 @@ class Connection:
         pause = self._flow.share()
         with self._limits.discards:
             self._sock.shutdown(socket.SHUT_WR)
-            while left > 0 and (data := self._sock.recv(LINGER_STEP_BYTES)):
-                left -= len(data)
-                pause()
+            while left > 0 and (size := len(self._sock.recv(LINGER_STEP_BYTES))):
+                left -= size
+                pause()  # which may take long, and what was read is freed
 
     def _log(self, rejection: Rejection) -> None:
         """Log what a client sends that does not speak HTTP."""
