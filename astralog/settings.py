@@ -122,8 +122,9 @@ class Settings:
     )
     queue_bytes: int = _size_setting(
         64 * MIB,
-        "Memory a worker grants to bodies being read and batches waiting for their commit. "
-        "Beyond it: 503 `queue_full`. At least `ASTRALOG_MAX_BODY_BYTES`.",
+        "Memory a worker grants to bodies that arrive, their decodes, and batches that wait for "
+        "their commit. Beyond it: 503 `queue_full`. With several tokens, none holds more than "
+        "three quarters of it. At least `ASTRALOG_MAX_BODY_BYTES`.",
     )
     writers: int = _setting(
         1, "Drain greenlets a worker, each with its own segment file.", Range(min=1, max=64)

@@ -162,6 +162,8 @@ def _read_exactly(stream: Any, length: int, reservation: Reservation) -> bytes:
     piece: bytes = stream.read1(length)
     reserved = length if length <= SHORT_BYTES else len(piece)
     reservation.resize(reserved)
+    if len(piece) < reserved:  # of a short body, the rest usually comes next
+        piece += stream.read1(length - len(piece))
     if len(piece) == length:
         return piece
     body = _GrowingBody(reservation, reserved)

@@ -86,7 +86,7 @@ def queue_families(queue: CommitQueue) -> list[Family]:
         ),
         _gauge(
             "backlog_bytes",
-            "Memory that bodies being read and batches waiting for their commit hold.",
+            "Memory that bodies, their decodes, and batches waiting for their commit hold.",
             lambda: queue.backlog_bytes,
         ),
         _gauge(

@@ -137,9 +137,9 @@ LARGE_BODY = json.dumps(make_batch("x" * (BODY_BYTES - 1000))).encode().ljust(BO
 
 
 def stall(service: Service) -> socket.socket:
-    """Send a large body but for its end, so that its bytes are reserved, and leave it there."""
+    """Send a large body but for its last byte, so that its bytes are reserved, and leave it."""
     connection = service.connect()
-    connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + b"{" + b" " * (BODY_BYTES - 2))
+    connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + LARGE_BODY[:-1])
     return connection
 
 
