@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from pathlib import Path
 
 import gevent
@@ -47,6 +48,8 @@ class Tokens:
 
         Raises InvalidSettings if there are none, or if any is faulty or ambiguous.
         """
+        #: Known to the workers that inherit these tokens, and to nobody else.
+        self.secret = secrets.token_bytes(32)
         self._listed = _parse_list(settings.tokens)
         # Found by digest: neither the hash of a SHA-256 nor the bytes at which two of them differ
         # tell anything of a token, so the time that a look-up takes is of no use to a guesser.

@@ -6,6 +6,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from astralog.auth import Tokens
+from astralog.errors import Rejection
 from astralog.telemetry.prometheus import Metrics
 
 #: Headers by which a proxy tells that a request is not from its own machine start like this.
@@ -13,6 +14,9 @@ FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "H
 
 #: What a client of the same machine calls it; a page in its browser cannot make it say so.
 LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
+
+
+BOUND = "A token that is bound to projects does not open /metrics, which shows the whole service."
 
 
 def create_blueprint(tokens: Tokens, metrics: Metrics) -> Blueprint:
@@ -23,7 +27,9 @@ def create_blueprint(tokens: Tokens, metrics: Metrics) -> Blueprint:
     def show_metrics() -> Response:
         """Show the metrics of all workers, to this machine without a token."""
         if not is_local(request.environ):
-            tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+            token = tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+            if token.projects is not None:
+                raise Rejection("forbidden_scope", BOUND)
         text, content_type = metrics.render(request.environ.get("HTTP_ACCEPT", ""))
         return Response(text, content_type=content_type)
 

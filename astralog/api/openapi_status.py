@@ -7,7 +7,7 @@ Json = dict[str, Any]
 
 _OBJECT = {"type": "object"}
 _TEXT = {"type": "string", "minLength": 1}
-_CURSOR = {"type": "string", "pattern": "^[0-9]{1,18}$"}
+_CURSOR = {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}
 
 #: The parameters of a look at the logs; none need be there.
 _FILTERS = {
@@ -37,9 +37,14 @@ _LOGS = {
         "after": {"type": "string", "description": "What to ask for next."},
         "is_all": {
             "type": "boolean",
-            "description": "Whether no others match; else older ones do, or were not looked for.",
+            "description": "Whether no others match; else older ones do, or were not looked for. "
+            "A token that is bound to projects is not told with its first look.",
         },
-        "searched_bytes": {"type": "integer", "minimum": 0},
+        "searched_bytes": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "Null for a token that is bound to projects.",
+        },
     },
 }
 
@@ -54,7 +59,7 @@ def describe_status(rejections: Callable[[Iterable[str]], Json]) -> dict[str, Js
         "logs": "Of a token that is bound to projects: their logs alone.",
     }
     parameters = [_parameter(name, words) for name, words in _FILTERS.items()]
-    parameters[-1]["schema"] = _CURSOR  # as it is where nothing is stored
+    parameters[-1]["schema"] = _CURSOR
     ids = [_parameter("id", "The log's `id`.") | {"required": True}]
     return {
         "/status": {

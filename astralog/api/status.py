@@ -6,6 +6,7 @@ their logs and its own rejections, and nothing of the whole service but whether 
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import gevent
@@ -107,7 +108,7 @@ def create_blueprint(
     def authenticate() -> Token:
         return tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
 
-    logs = RecentLogs(settings.data_dir, settings.max_body_bytes, clock)
+    logs = RecentLogs(settings.data_dir, settings.max_body_bytes, tokens.secret, clock)
     _add_page(blueprint)
     _add_numbers(blueprint, authenticate, overview)
     _add_logs(blueprint, authenticate, logs)
@@ -166,9 +167,12 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, "after"))
         try:
-            return _json(disk.run(logs.look, _filter(token, query), query.get("after")))
+            is_bound = token.projects is not None
+            look = partial(logs.look, is_bound=is_bound)
+            return _json(disk.run(look, _filter(token, query), query.get("after")))
         except ValueError:
-            raise Rejection("bad_request", "after is not what an answer named so.") from None
+            message = "after is no answer's since the last start or reload; ask without it."
+            raise Rejection("bad_request", message) from None
         except OSError:
             raise Rejection("storage_failed", "The logs cannot be read now.") from None
 

@@ -76,11 +76,15 @@ def _parse_offset(text: str) -> tuple[SegmentName, int]:
 
 
 class Recent(NamedTuple):
-    """Lines, newest first; `is_all` says whether no others match: in all, or since the cursor."""
+    """Lines, newest first; `is_all` says whether no others match: in all, or since the cursor.
+
+    `has_more` says that more of those that were read match.
+    """
 
     arrivals: list[Arrival]
     cursor: Cursor
     is_all: bool
+    has_more: bool
 
 
 class RecentLines:
@@ -117,8 +121,9 @@ class RecentLines:
                 parts.append(part)
         found = list(newest_arrivals(parts, limit + 1, matches, budget))
         is_read = after is not None or not self._has_others
-        is_all = is_read and len(found) <= limit and not budget.is_spent
-        return Recent(found[:limit], self._cursor(offsets, since), is_all)
+        has_more = len(found) > limit
+        is_all = is_read and not has_more and not budget.is_spent
+        return Recent(found[:limit], self._cursor(offsets, since), is_all, has_more)
 
     def _begins(self, after: Cursor | None) -> Mapping[SegmentName, int]:
         """Return the segments to look at, and from which offset on."""

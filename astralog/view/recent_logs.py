@@ -13,6 +13,7 @@ from astralog.store.recent import RecentLines, parse_cursor
 from astralog.store.segment_reader import READ_ERRORS, ReadBudget
 from astralog.view.levels import known_rank
 from astralog.view.log_filter import LogFilter
+from astralog.view.sealer import Sealer
 from astralog.view.stored_log import StoredLog, decode
 
 #: Logs of one look.
@@ -55,34 +56,55 @@ class Page(msgspec.Struct):
     logs: list[ShownLog]
     after: str
     is_all: bool
-    searched_bytes: int
+    searched_bytes: int | None
 
 
 class RecentLogs:
-    """The newest logs of a data directory; one thread at a time may look."""
+    """The newest logs of a data directory; one thread at a time may use it.
+
+    Ids and cursors have the offsets of logs, and with them the sizes of all others, so they are
+    sealed with a secret that the processes share which are asked.
+    """
 
     def __init__(
-        self, directory: Path, max_log_bytes: int, clock: TrustedClock | None = None
+        self,
+        directory: Path,
+        max_log_bytes: int,
+        secret: bytes,
+        clock: TrustedClock | None = None,
     ) -> None:
         self._lines = RecentLines(directory, clock)
         self._max_bytes = max_log_bytes + READ_BYTES
+        self._sealer = Sealer(secret)
 
-    def look(self, wanted: LogFilter, after: str | None) -> bytes:
-        """Return a page as JSON; raises ValueError for a cursor that is none, and OSError."""
+    def look(self, wanted: LogFilter, after: str | None, *, is_bound: bool = False) -> bytes:
+        """Return a page as JSON; raises ValueError for a cursor that is none, and OSError.
+
+        `is_bound` says that the page must not tell how much there is of other projects.
+        """
         budget = ReadBudget(self._max_bytes)
-        cursor = parse_cursor(after) if after is not None else None
+        cursor = None if after is None else parse_cursor(self._sealer.open_hidden(after))
         recent = self._lines.read(MAX_LOGS, _paced(wanted.matches), budget, cursor)
         logs = [
-            _show(f"{arrival.segment}:{arrival.offset}", arrival.line, is_whole=False)
+            _show(
+                self._sealer.seal(f"{arrival.segment}:{arrival.offset:016}"),
+                arrival.line,
+                is_whole=False,
+            )
             for arrival in recent.arrivals
         ]
-        page = Page(logs, str(recent.cursor), recent.is_all, budget.bytes_read)
+        is_all = recent.is_all
+        searched_bytes: int | None = budget.bytes_read
+        if is_bound:  # the reader's bounds are met by the logs of others
+            is_all, searched_bytes = after is not None and not recent.has_more, None
+        page = Page(logs, self._sealer.seal_hidden(str(recent.cursor)), is_all, searched_bytes)
         return msgspec.json.encode(page)
 
     def look_at(self, wanted: LogFilter, id: str) -> bytes | None:
         """Return a whole log as JSON by its id, None where it is gone, or not wanted."""
-        segment, _, offset = id.partition(":")
-        if not (offset.isascii() and offset.isdecimal() and len(offset) < len(str(10**15))):
+        try:
+            segment, _, offset = self._sealer.open(id).partition(":")
+        except ValueError:
             return None
         try:
             line = self._lines.read_line(segment, int(offset), ReadBudget(self._max_bytes))

@@ -53,7 +53,8 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     """Send a batch that is meant to be rejected without what may make it a valid one.
 
-    And a batch without a key, unless that is what is wrong with it.
+    And a batch without a key, and a look at the logs without a cursor, unless that is what is wrong
+    with it.
     """
     if case.meta and case.meta.is_negative_at(ParameterLocation.BODY):
         for name in LENIENT:
@@ -66,4 +67,6 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     is_negative = case.meta and case.meta.is_negative_at(ParameterLocation.HEADER)
     if case.headers and not is_negative:
         case.headers.pop("Idempotency-Key", None)  # it would be another batch's, too
+    if case.query and not (case.meta and case.meta.is_negative_at(ParameterLocation.QUERY)):
+        case.query.pop("after", None)  # only an answer of the service has one
     return case

@@ -98,7 +98,14 @@ export class Logs {
     const isFiltered = query.size > 0;
     if (this.after !== null) query.set("after", this.after);
     const round = this.round;
-    const page = await this.ask(`status/logs?${query}`);
+    let page;
+    try {
+      page = await this.ask(`status/logs?${query}`);
+    } catch (error) {
+      if (error.status !== 400 || this.after === null || round !== this.round) throw error;
+      this.clear(); // the service was started again, and does not know what it named `after`
+      return this.look();
+    }
     if (round !== this.round || this.isPaused) return; // another filter was set meanwhile
     const isFirst = this.after === null;
     this.after = page.after;
@@ -121,7 +128,8 @@ export class Logs {
     empty.hidden = !isEmpty;
     if (isFirst) {
       const isShort = !page.is_all && page.logs.length < PAGE;
-      const searched = `${bytes(page.searched_bytes)} were searched, and nothing older; astralog tail reads all.`;
+      const part = page.searched_bytes === null ? "The newest part of what is stored was" : `${bytes(page.searched_bytes)} were`;
+      const searched = `${part} searched, and nothing older; astralog tail reads all.`;
       byId("logs-state").textContent = isShort ? searched : "";
       if (isFiltered || !page.is_all) empty.textContent = "No log is found. Those that match show up here as they come in.";
       else empty.textContent = "Nothing is stored yet. Logs show up here as they come in.";

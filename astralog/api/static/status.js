@@ -35,7 +35,10 @@ async function ask(path) {
   }
   const body = await answer.json().catch(() => ({}));
   if (answer.status === 401) throw new Unauthorized(body.message ?? "The token is not known.");
-  if (!answer.ok) throw new Error(body.message ?? `The service answers ${answer.status}.`);
+  if (!answer.ok) {
+    const error = new Error(body.message ?? `The service answers ${answer.status}.`);
+    throw Object.assign(error, { status: answer.status });
+  }
   return body;
 }
 

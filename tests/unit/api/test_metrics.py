@@ -22,7 +22,7 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from tests.conftest import Disk, Fault
 from tests.support.metrics import Samples, read_samples
-from tests.support.service import TOKEN, make_batch, make_log
+from tests.support.service import TOKEN, make_batch, make_log, write_tokens
 from tests.unit.store.segments import plain
 from tests.unit.store.test_commit_queue import Gate, gate
 
@@ -347,3 +347,23 @@ def test_prometheus_gets_the_format_it_asks_for(client: FlaskClient) -> None:
     plain = read_samples(client.get("/metrics").text)
     assert plain.keys() == samples.keys()
     assert 1 == plain["accepted_logs_total"] == samples["accepted_logs_total"]
+
+
+def test_a_bound_token_does_not_open_the_metrics(
+    make_app: Callable[[Settings], Flask], settings: Settings, tmp_path: Path
+) -> None:
+    """They show the whole service; a request from this machine needs no token, and may."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "bound a\nfree\n")
+    settings = replace(settings, tokens="", tokens_file=str(path))
+    client = make_app(settings).test_client()
+    for token, expected in (("bound", 403), ("free", 200)):
+        overrides = {"REMOTE_ADDR": "192.0.2.1", "HTTP_AUTHORIZATION": token}
+        answer = client.get("/metrics", environ_overrides=overrides)
+        assert expected == answer.status_code
+        if expected == 403:
+            assert answer.json is not None
+            assert "forbidden_scope" == answer.json["code"]
+            assert b"astralog_" not in answer.data
+    local = client.get("/metrics", headers={"Authorization": "bound"})
+    assert 200 == local.status_code

@@ -232,6 +232,19 @@ def test_logs_are_asked_for_as_they_come(client: FlaskClient) -> None:
     assert [] == messages(client, f"?after={later}")
 
 
+def test_a_bound_token_is_told_nothing_of_other_projects(bound_client: FlaskClient) -> None:
+    """Its answers are those it would get if it were alone."""
+    store(bound_client, make_log(message="mine", project_id="a"), token="bound")
+    before = ask(bound_client, "/status/logs", "bound")
+    store(bound_client, make_log(message="theirs" * 1000, project_id="c"))
+    after = ask(bound_client, "/status/logs", "bound")
+    assert before["logs"] == after["logs"]
+    assert before | {"after": ""} == after | {"after": ""}
+    assert len(before["after"]) == len(after["after"])
+    assert set(ask(bound_client, "/status/data", "bound")) == {"version", "is_ready", "projects"}
+    assert set(ask(bound_client, "/status/history", "bound")) == {"at", "rejections"}
+
+
 @pytest.mark.parametrize(
     "query", ["?after=x", "?after=", "?x=1", "?q=a&q=b", "?level=", "?q=%ff", "?after=1,../x:1"]
 )

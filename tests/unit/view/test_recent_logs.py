@@ -12,17 +12,24 @@ from astralog.view.recent_logs import MAX_LOGS, NAME_CHARACTERS, TEXT_CHARACTERS
 from tests.support.tail import make_line, make_name, make_segment
 
 NOW = 1_700_000_000.0
+SECRET = b"s" * 32
 NAME = make_name(NOW)
 
 
 def logs_of(data_dir: Path) -> RecentLogs:
     """Return the logs of a directory, of which the largest has 100 KB."""
-    return RecentLogs(data_dir, 100_000)
+    return RecentLogs(data_dir, 100_000, SECRET)
 
 
-def look(data_dir: Path, wanted: LogFilter | None = None, after: str | None = None) -> Any:
+def look(
+    data_dir: Path,
+    wanted: LogFilter | None = None,
+    after: str | None = None,
+    *,
+    is_bound: bool = False,
+) -> Any:
     """Return what one look finds."""
-    return json.loads(logs_of(data_dir).look(wanted or LogFilter(), after))
+    return json.loads(logs_of(data_dir).look(wanted or LogFilter(), after, is_bound=is_bound))
 
 
 def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
@@ -35,7 +42,7 @@ def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
     assert newest["bytes"] + older["bytes"] + 2 == page["searched_bytes"]
     assert ("older", None, "audit") == (older["message"], older["rank"], older["level"])
     assert {
-        "id": f"{NAME}:{len(make_line('older', NOW, level='audit')) + len(line)}",
+        "id": newest["id"],
         "timestamp": "2023-11-14T22:13:20.000000Z",
         "level": "WARN",
         "rank": 4,
@@ -104,6 +111,44 @@ def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
     assert logs_of(tmp_path).look_at(bound, mine)
     assert logs_of(tmp_path).look_at(bound, other) is None
     assert [] == look(tmp_path, LogFilter(projects=set()))["logs"]
+
+
+@pytest.mark.parametrize("others", [0, 1, 50])
+def test_a_bound_token_sees_the_same_whatever_others_send(tmp_path: Path, others: int) -> None:
+    """Sizes and positions of their logs stand neither in ids and cursors nor beside them."""
+    bound = LogFilter(projects={"a"})
+    mine = [make_line(f"mine {number}", NOW, project_id="a") for number in range(2)]
+    theirs = [make_line("x" * 1000, NOW)] * others
+    path = make_segment(tmp_path, NAME, *theirs, mine[0], *theirs, suffix=".ndjson.open")
+    page = look(tmp_path, bound, is_bound=True)
+    assert (False, None) == (page["is_all"], page["searched_bytes"])
+    with path.open("ab") as file:
+        file.writelines([*theirs, mine[1], *theirs])
+    then = look(tmp_path, bound, page["after"], is_bound=True)
+    assert (True, None) == (then["is_all"], then["searched_bytes"])
+    logs = [*page["logs"], *then["logs"]]
+    assert ["mine 0", "mine 1"] == [log["message"] for log in logs]
+    assert 1 == len({len(log["id"]) for log in logs})
+    assert 1 == len({len(each["after"]) for each in (page, then)})
+    for text in [page["after"], then["after"], *[log["id"] for log in logs]]:
+        assert NAME not in text
+        assert ":" not in text
+
+
+def test_a_cursor_does_not_tell_whether_anything_came(tmp_path: Path) -> None:
+    """The next one differs in any case."""
+    make_segment(tmp_path, NAME, make_line("x", NOW), suffix=".ndjson.open")
+    assert look(tmp_path)["after"] != look(tmp_path)["after"]
+
+
+def test_a_cursor_of_another_service_is_none(tmp_path: Path) -> None:
+    """Whoever knows its form cannot make one either."""
+    make_segment(tmp_path, NAME, make_line("x", NOW))
+    other = RecentLogs(tmp_path, 100_000, b"o" * 32)
+    after = json.loads(other.look(LogFilter(), None))["after"]
+    for text in (after, f"0,{NAME}:0", ""):
+        with pytest.raises(ValueError):  # noqa: PT011  # of several kinds
+            look(tmp_path, after=text)
 
 
 @pytest.mark.parametrize(
