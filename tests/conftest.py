@@ -7,7 +7,6 @@ examples of each property, which takes half an hour; of requests it tries 2,000 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import greenlet
@@ -20,6 +19,7 @@ from astralog import log
 from astralog.app import create_app
 from astralog.settings import Settings
 from tests.support.blocked_hub import HubMonitor
+from tests.support.fake_system import BreakOs, Disk, Fault
 from tests.support.service import TOKEN, heed_signals
 
 heed_signals()
@@ -34,54 +34,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-class Fault:
-    """A function that fails for its first `times` calls, and works from then on."""
-
-    def __init__(self, function: Callable[..., Any], number: int, times: float) -> None:
-        self._function = function
-        self._number = number
-        self.times = times
-        #: The file of each call, as `name (inode)`, which no later file shares.
-        self.calls: list[str] = []
-
-    def __call__(self, target: Any, *args: Any) -> Any:
-        self.calls.append(_identity(target))
-        if len(self.calls) <= self.times:
-            raise OSError(self._number, os.strerror(self._number))
-        return self._function(target, *args)
-
-
-def _identity(target: int | os.PathLike[str] | str) -> str:
-    if not isinstance(target, int):
-        return str(target)
-    return f"{os.readlink(f'/proc/self/fd/{target}')} ({os.fstat(target).st_ino})"
-
-
-class Disk:
-    """A disk whose free bytes and inodes a test sets; without inodes it has no limit of them."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
-        self.total = 1 << 50
-        self.inodes = 0
-        self.free_inodes = 0
-        self.flags = 0
-
-    def statvfs(self, path: object) -> SimpleNamespace:
-        """Answer as `os.statvfs` does, as far as the service asks."""
-        return SimpleNamespace(
-            f_bavail=self.free,
-            f_frsize=1,
-            f_blocks=self.total,
-            f_flag=self.flags,
-            f_files=self.inodes,
-            f_favail=self.free_inodes,
-            f_ffree=1 << 60,
-            f_bfree=1 << 60,
-            f_bsize=4096,
-        )
-
-
 @pytest.fixture(autouse=True)
 def first_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test see the traceback that is logged once a minute."""
@@ -89,7 +41,7 @@ def first_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def break_os(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fault]:
+def break_os(monkeypatch: pytest.MonkeyPatch) -> BreakOs:
     """Return what makes a function of `os` fail: `break_os("fdatasync", errno.EIO, times=1)`.
 
     `module` is where another function is, as of `files.rename_new`.

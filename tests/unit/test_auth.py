@@ -5,7 +5,6 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,7 +18,7 @@ from astralog.errors import Rejection
 from astralog.server.first_start import make_token_file
 from astralog.settings import InvalidSettings, Settings
 from astralog.tokens_file import MAX_TOKEN_BYTES, WatchedFile
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 from tests.support.service import write_tokens
 
 SECRET = "s3cret-Token"
@@ -433,7 +432,7 @@ def test_the_first_start_makes_a_token(settings: Settings, tmp_path: Path) -> No
     assert [path] == list(tmp_path.iterdir())
 
 
-def test_the_first_token_is_durable(tmp_path: Path, break_os: Callable[..., Fault]) -> None:
+def test_the_first_token_is_durable(tmp_path: Path, break_os: BreakOs) -> None:
     """Neither its bytes nor its name is lost in a power cut after it was shown to anyone."""
     fsync = break_os("fsync", errno.EIO, times=0)
     make_token_file(tmp_path)
@@ -441,9 +440,7 @@ def test_the_first_token_is_durable(tmp_path: Path, break_os: Callable[..., Faul
     assert (str(tmp_path), str(tmp_path)) == (os.path.dirname(draft), directory)
 
 
-def test_a_token_that_cannot_be_written_leaves_no_file(
-    tmp_path: Path, break_os: Callable[..., Fault]
-) -> None:
+def test_a_token_that_cannot_be_written_leaves_no_file(tmp_path: Path, break_os: BreakOs) -> None:
     """Starts on a full disk, of which there may be many, do not fill the directory."""
     break_os("fsync", errno.ENOSPC)
     with pytest.raises(OSError, match="No space"):

@@ -1,12 +1,11 @@
 import errno
 import os
-from collections.abc import Callable
 
 import pytest
 
 from astralog import memory_file
 from astralog.memory_file import make_memory_file
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 
 
 def test_it_is_empty_and_stays_with_the_process() -> None:
@@ -34,7 +33,7 @@ def test_an_older_system_makes_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [os.MFD_CLOEXEC | memory_file.MFD_NOEXEC_SEAL, os.MFD_CLOEXEC] == asked
 
 
-def test_a_system_without_any_says_so(break_os: Callable[..., Fault]) -> None:
+def test_a_system_without_any_says_so(break_os: BreakOs) -> None:
     """The caller decides whether it can do without."""
     break_os("memfd_create", errno.ENOSYS)
     with pytest.raises(OSError, match="not implemented"):

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from astralog.app import create_app
 from astralog.settings import InvalidSettings, Settings
-from tests.conftest import Disk, Fault
+from tests.support.fake_system import BreakOs, Disk
 from tests.support.service import TOKEN, make_log, read_logs
 
 MakeApp = Callable[[Settings], Flask]
@@ -256,7 +256,7 @@ def test_a_body_that_does_not_inflate_is_rejected(client: FlaskClient, tmp_path:
 def test_a_batch_that_cannot_be_stored_is_rejected(
     client: FlaskClient,
     tmp_path: Path,
-    break_os: Callable[..., Fault],
+    break_os: BreakOs,
     number: int,
     code: str,
 ) -> None:

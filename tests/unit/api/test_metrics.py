@@ -20,7 +20,7 @@ from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
-from tests.conftest import Disk, Fault
+from tests.support.fake_system import BreakOs, Disk
 from tests.support.metrics import Samples, read_samples
 from tests.support.service import TOKEN, make_batch, make_log, write_tokens
 from tests.unit.store.segments import plain
@@ -116,9 +116,7 @@ def test_a_rejected_batch_is_counted(
     assert not any(name.startswith(("accepted", "stored", "commit")) for name in samples)
 
 
-def test_a_batch_that_the_disk_rejects_is_rejected(
-    client: FlaskClient, break_os: Callable[..., Fault]
-) -> None:
+def test_a_batch_that_the_disk_rejects_is_rejected(client: FlaskClient, break_os: BreakOs) -> None:
     """Nothing of it counts as stored, and its logs are among the rejected ones."""
     break_os("writev", errno.EIO)
     assert 503 == drain(client, make_batch("a", "b"))
@@ -236,7 +234,7 @@ def test_removed_segments_are_counted(
 
 
 def test_a_disk_that_does_not_answer_costs_its_own_metrics(
-    client: FlaskClient, break_os: Callable[..., Fault]
+    client: FlaskClient, break_os: BreakOs
 ) -> None:
     """What the disk does not tell is left out, and comes back with the disk."""
     fault = break_os("scandir", errno.EIO)
@@ -267,7 +265,7 @@ def test_what_another_process_looks_after_is_left_out(
 
 
 def test_batches_that_a_failed_sync_may_have_lost_are_counted(
-    make_app: MakeApp, settings: Settings, break_os: Callable[..., Fault]
+    make_app: MakeApp, settings: Settings, break_os: BreakOs
 ) -> None:
     """In the mode everysec, what was acknowledged since the last good sync."""
     client = make_app(replace(settings, sync="everysec")).test_client()

@@ -20,7 +20,7 @@ from astralog.api.openapi_otlp import NOT_OF_EXPORTS
 from astralog.errors import STATUS_OF_CODE
 from astralog.intake.otlp_protobuf import Protobuf
 from astralog.settings import Settings
-from tests.conftest import Disk
+from tests.support.fake_system import Disk
 from tests.support.otlp import JSON, PROTOBUF, encode, make_export, make_record, to_json
 from tests.support.service import ROOT, TOKEN
 

@@ -13,7 +13,7 @@ from astralog.forward import cursor as cursors
 from astralog.forward.cursor import START, Cursor, Position
 from astralog.store import deliveries
 from astralog.store.sealed import start_of
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 
 NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(5)]
 A, B, C, *_ = NAMES
@@ -225,7 +225,7 @@ def test_another_directory_gets_no_cursor(tmp_path: Path) -> None:
     assert cursor.delivered == set()
 
 
-def test_a_full_disk_at_the_start(tmp_path: Path, break_os: Callable[..., Fault]) -> None:
+def test_a_full_disk_at_the_start(tmp_path: Path, break_os: BreakOs) -> None:
     """The file is written with the first fact, and no draft takes room until then."""
     break_os("write", errno.ENOSPC, times=1)
     cursor = open_cursor(tmp_path)
@@ -239,7 +239,7 @@ def test_a_full_disk_at_the_start(tmp_path: Path, break_os: Callable[..., Fault]
 @pytest.mark.parametrize("function", ["write", "fdatasync", "open", "fsync"])
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_facts_survive_any_failures(
-    tmp_path: Path, break_os: Callable[..., Fault], function: str, number: int, times: int
+    tmp_path: Path, break_os: BreakOs, function: str, number: int, times: int
 ) -> None:
     """Whatever fails how often in a row, at last the file has each fact that was noted."""
     cursor = open_cursor(tmp_path)
@@ -266,7 +266,7 @@ def test_facts_survive_any_failures(
 
 
 def test_a_rename_that_fails_after_all_loses_nothing(
-    tmp_path: Path, break_os: Callable[..., Fault], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new file is there, but not its name for sure: the next fact goes into another one."""
     monkeypatch.setattr(cursors, "SPARE_LINES", 0)
@@ -282,7 +282,7 @@ def test_a_rename_that_fails_after_all_loses_nothing(
 
 @pytest.mark.parametrize("function", ["write", "fdatasync"])
 def test_after_an_error_the_file_is_written_anew(
-    tmp_path: Path, break_os: Callable[..., Fault], function: str
+    tmp_path: Path, break_os: BreakOs, function: str
 ) -> None:
     """A fact that could not be written is not believed; what is known then is written whole."""
     cursor = open_cursor(tmp_path)

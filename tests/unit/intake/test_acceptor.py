@@ -24,7 +24,7 @@ from astralog.settings import Settings
 from astralog.store.commit_queue import Batch, CommitQueue
 from astralog.store.keys.claims import Claim
 from astralog.store.memory_budget import OVERHEAD_BYTES, MemoryReservation
-from tests.conftest import Disk
+from tests.support.fake_system import Disk
 from tests.support.service import TOKEN
 
 MAX_BODY_BYTES = 10_000

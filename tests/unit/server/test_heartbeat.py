@@ -1,7 +1,6 @@
 import errno
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from gunicorn.workers import base
 from gunicorn.workers.workertmp import WorkerTmp
 
 from astralog.server.heartbeat import Heartbeat, keep_in_memory, make_heartbeat
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_no_directory_is_asked_for_a_file(cfg: Config, monkeypatch: pytest.Monke
 
 
 def test_a_system_without_memory_files_takes_a_directory(
-    cfg: Config, tmp_path: Path, break_os: Callable[..., Fault]
+    cfg: Config, tmp_path: Path, break_os: BreakOs
 ) -> None:
     """Gunicorn's own heartbeat is better than none."""
     break_os("memfd_create", errno.EPERM)

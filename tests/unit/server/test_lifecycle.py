@@ -5,7 +5,7 @@ import re
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +16,8 @@ import pytest
 from astralog.log import configure_logging
 from astralog.server import first_start, lifecycle
 from astralog.settings import InvalidSettings, Settings
-from tests.conftest import Fault
 from tests.support.decoding import encode_batch
+from tests.support.fake_system import BreakOs
 
 ADDRESS = ("127.0.0.1", 8080)
 
@@ -284,7 +284,7 @@ def test_the_next_master_goes_on_with_the_metrics(
 
 
 def test_a_service_that_cannot_share_metrics_starts(
-    server: SimpleNamespace, break_os: Callable[..., Fault], caplog: pytest.LogCaptureFixture
+    server: SimpleNamespace, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says why, and there is nothing to pass on."""
     break_os("memfd_create", errno.EMFILE)

@@ -23,10 +23,8 @@ from astralog.store.disk_threads import DiskThreads
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
-from tests.conftest import Disk, Fault
+from tests.support.fake_system import BreakOs, Disk
 from tests.unit.store.segments import name_of, plain
-
-BreakOs = Callable[..., Fault]
 
 #: Seconds to wait for what should come at once; an upper bound that a slow machine needs.
 TIMEOUT_SECONDS = 10

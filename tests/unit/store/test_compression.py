@@ -3,7 +3,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import pytest
 from astralog.store import compression, files
 from astralog.store.compression import DRAFT_NAME, Damaged, compress_segment
 from astralog.store.names import Form, SegmentName
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-BreakOs = Callable[..., Fault]
 
 NAME = SegmentName("20261123T062500.123456Z-4711")
 LINES = b'{"message":"abc"}\n' * 50_000

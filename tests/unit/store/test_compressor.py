@@ -17,15 +17,14 @@ from astralog.store.compressor import (
     RETRY_SECONDS,
     Compressor,
 )
-from tests.conftest import Disk, Fault
 from tests.support import foreign
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
+from tests.support.fake_system import Disk
 
-BreakOs = Callable[..., Fault]
 Make = Callable[[], Compressor]
 
 NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(3)]

@@ -1,13 +1,13 @@
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from astralog.store import libc
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_changes_that_the_system_did_not_keep_are_an_error(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSYS])
 def test_a_system_without_a_watch_is_an_error(
-    tmp_path: Path, break_os: Callable[..., Fault], number: int
+    tmp_path: Path, break_os: BreakOs, number: int
 ) -> None:
     """No watch left, or none at all."""
     break_os("call", number, module=libc)

@@ -2,7 +2,6 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 from astralog.errors import Shortage
 from astralog.store import files, libc
 from astralog.store.names import MAX_NUMBER, SegmentName
-from tests.conftest import Disk, Fault
 from tests.support import foreign
+from tests.support.fake_system import BreakOs, Disk, Fault
 
 NAME = SegmentName("20261123T062500.123456Z-4711")
 LINE = b'{"message":"a"}\n'
@@ -48,16 +47,14 @@ def test_a_directory_is_made_for_owner_and_group_only(tmp_path: Path) -> None:
     assert 0o750 == stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_new_directory_is_durable(tmp_path: Path, break_os: Callable[..., Fault]) -> None:
+def test_a_new_directory_is_durable(tmp_path: Path, break_os: BreakOs) -> None:
     """Each directory that got a new entry is synced, so that a power cut leaves the segments."""
     fsync = break_os("fsync", errno.EIO, times=0)
     files.make_directory(tmp_path / "a" / "b")
     assert [str(tmp_path / "a"), str(tmp_path)] == synced(fsync)[:2]
 
 
-def test_a_directory_that_nobody_synced_is_made_durable(
-    tmp_path: Path, break_os: Callable[..., Fault]
-) -> None:
+def test_a_directory_that_nobody_synced_is_made_durable(tmp_path: Path, break_os: BreakOs) -> None:
     """What an operator made a moment ago, or a start that was cut off, is synced up to its disk."""
     path = tmp_path / "a" / "b"
     path.mkdir(parents=True)
@@ -68,9 +65,7 @@ def test_a_directory_that_nobody_synced_is_made_durable(
     assert Path(synced(fsync)[-1]).is_mount()
 
 
-def test_the_parents_of_a_linked_directory_are_synced(
-    tmp_path: Path, break_os: Callable[..., Fault]
-) -> None:
+def test_the_parents_of_a_linked_directory_are_synced(tmp_path: Path, break_os: BreakOs) -> None:
     """It is the directory that a link leads to that must be durable."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
@@ -79,18 +74,14 @@ def test_the_parents_of_a_linked_directory_are_synced(
     assert str(tmp_path / "a") == synced(fsync)[0]
 
 
-def test_a_parent_that_cannot_be_synced_stops_the_start(
-    tmp_path: Path, break_os: Callable[..., Fault]
-) -> None:
+def test_a_parent_that_cannot_be_synced_stops_the_start(tmp_path: Path, break_os: BreakOs) -> None:
     """A directory that may be gone after a power cut is no place for logs."""
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
         files.make_directory(tmp_path)
 
 
-def test_a_parent_that_may_not_be_read_is_passed_over(
-    tmp_path: Path, break_os: Callable[..., Fault]
-) -> None:
+def test_a_parent_that_may_not_be_read_is_passed_over(tmp_path: Path, break_os: BreakOs) -> None:
     """A service that may only pass through the directories above its own can start."""
     break_os("open", errno.EACCES)
     files.make_directory(tmp_path)
@@ -211,7 +202,7 @@ def test_an_empty_segment_is_removed(tmp_path: Path) -> None:
     assert {} == contents(tmp_path)
 
 
-def test_a_seal_is_synced_to_the_directory(tmp_path: Path, break_os: Callable[..., Fault]) -> None:
+def test_a_seal_is_synced_to_the_directory(tmp_path: Path, break_os: BreakOs) -> None:
     """The new name is made durable, and a failure to do so is told."""
     fault = break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
@@ -224,7 +215,7 @@ UNKNOWN = [None, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP]
 
 
 @pytest.fixture(params=UNKNOWN, ids=lambda number: errno.errorcode.get(number, "known"))
-def rename(request: pytest.FixtureRequest, break_os: Callable[..., Fault]) -> None:
+def rename(request: pytest.FixtureRequest, break_os: BreakOs) -> None:
     """Let the system know a rename that replaces nothing, or not."""
     if request.param is not None:
         break_os("call", request.param, module=libc)
@@ -260,9 +251,7 @@ def test_a_rename_replaces_no_file(tmp_path: Path) -> None:
     assert not source.exists()
 
 
-def test_a_rename_that_fails_is_not_tried_another_way(
-    tmp_path: Path, break_os: Callable[..., Fault]
-) -> None:
+def test_a_rename_that_fails_is_not_tried_another_way(tmp_path: Path, break_os: BreakOs) -> None:
     """An error of the disk is told as it is."""
     source = write_open(tmp_path, LINE)
     break_os("call", errno.EIO, module=libc)
@@ -327,7 +316,7 @@ def test_a_removal_waits_until_a_segment_has_its_compressed_name(tmp_path: Path)
 
 
 def test_a_file_system_without_locks_is_no_reason_to_keep_a_segment(
-    tmp_path: Path, break_os: Callable[..., Fault]
+    tmp_path: Path, break_os: BreakOs
 ) -> None:
     """As NFS has none for what is open for reading alone; any other error is one."""
     path = tmp_path / f"{NAME}.ndjson"

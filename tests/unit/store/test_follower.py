@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from astralog.store import follower as follower_module
 from astralog.store.arrival import oldest_first
 from astralog.store.follower import Follower
 from astralog.store.segment_reader import ReadBudget
-from tests.conftest import Fault
 from tests.support import foreign
+from tests.support.fake_system import BreakOs
 from tests.support.tail import compress, make_name, make_segment
 
 Caplog = pytest.LogCaptureFixture
@@ -384,7 +384,7 @@ def test_changes_within_one_tick_of_the_clock_are_seen(data_dir: Path, follower:
 
 
 def test_a_segment_that_cannot_be_opened_is_named_once(
-    data_dir: Path, follower: Follower, break_os: Callable[..., Fault], caplog: Caplog
+    data_dir: Path, follower: Follower, break_os: BreakOs, caplog: Caplog
 ) -> None:
     """The others are followed."""
     make_segment(data_dir, make_name(START), b"x", suffix=".ndjson.open")
@@ -412,7 +412,7 @@ def test_files_that_are_no_segments_are_not_followed(
 def test_a_segment_that_cannot_be_read_is_named_once(
     data_dir: Path,
     follower: Follower,
-    break_os: Callable[..., Fault],
+    break_os: BreakOs,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The next segment is followed."""

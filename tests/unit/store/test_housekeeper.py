@@ -14,11 +14,10 @@ import pytest
 from astralog.settings import Settings
 from astralog.store import files, housekeeper
 from astralog.store.housekeeper import LOOK_SECONDS, STALE_SECONDS, DiskUsage, Housekeeper
-from tests.conftest import Disk, Fault
 from tests.support import foreign
+from tests.support.fake_system import BreakOs, Disk
 from tests.unit.store.segments import opened, plain
 
-BreakOs = Callable[..., Fault]
 Make = Callable[..., Housekeeper]
 
 LINE = b'{"message":"a"}\n'

@@ -1,7 +1,7 @@
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,8 @@ from astralog.store.directory_watch import ChangesLost, DirectoryWatch
 from astralog.store.eras import AHEAD_ERA, FIRST_ERA, FOUND_ERA
 from astralog.store.inventory import SCAN_SECONDS, SCAN_SHARE, UNWATCHED_SCAN_SECONDS, Inventory
 from astralog.store.names import Form, SegmentName
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs, Clock
 from tests.unit.store.segments import START, name_of, opened, packed, plain
-
-BreakOs = Callable[..., Fault]
 
 DAY = 86_400.0
 LATER = START + 7 * DAY
@@ -48,14 +46,6 @@ def known(tmp_path: Path) -> Iterator[Inventory]:
     scan(made)
     yield made
     made.close()
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 def test_a_scan_finds_all_segments(known: Inventory) -> None:

@@ -1,4 +1,3 @@
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from astralog.store.directory_watch import ChangesLost, DirectoryWatch
 from astralog.store.inventory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS
 from astralog.store.names import SegmentName
 from astralog.store.plain_segments import PlainSegments
+from tests.support.fake_system import Clock
 
 NAMES = [SegmentName(f"20261123T06250{number}.000000Z-1") for number in range(5)]
 
@@ -20,14 +20,6 @@ def seal(directory: Path, name: str, suffix: str = ".ndjson") -> None:
 def taken(plain: PlainSegments) -> list[str]:
     """Take out all that is there."""
     return [name for _ in range(len(plain)) if (name := plain.take())]
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import pytest
 
 from astralog.store import recovery
 from astralog.store.recovery import BLOCK_BYTES
-from tests.conftest import Fault
 from tests.support import foreign
+from tests.support.fake_system import BreakOs
 
 NAME = "20261123T062500.123456Z-4711"
 LINE = b'{"message":"a"}\n'
@@ -154,7 +154,7 @@ def test_a_segment_that_was_replaced_meanwhile_is_left_alone(
 
 
 def test_a_recovered_segment_is_synced_before_it_has_its_name(
-    tmp_path: Path, break_os: Callable[..., Fault]
+    tmp_path: Path, break_os: BreakOs
 ) -> None:
     """A file whose sync fails is not sealed."""
     path = write_open(tmp_path, LINE)

@@ -21,7 +21,7 @@ from astralog.store.retention import (
     Retention,
 )
 from astralog.store.segment_index import Entry, SegmentIndex
-from tests.conftest import Disk
+from tests.support.fake_system import Disk
 from tests.unit.store.segments import name_of, plain
 
 Caplog = pytest.LogCaptureFixture

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 from astralog.clock import TrustedClock
 from astralog.store import files
 from astralog.store.segment import WRITEV_BUFFERS, Segment
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 from tests.unit.store.segments import (
     A,
     B,
@@ -26,8 +26,6 @@ from tests.unit.store.segments import (
     sealed,
     still_open,
 )
-
-BreakOs = Callable[..., Fault]
 
 START = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
 DAY = 86_400.0

@@ -15,7 +15,7 @@ from astralog.settings import SyncMode
 from astralog.store import files
 from astralog.store.segment import WRITEV_BUFFERS, SegmentLost
 from astralog.store.segment_writer import MAX_UNSEALED
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 from tests.unit.store.segments import (
     A,
     B,
@@ -27,9 +27,6 @@ from tests.unit.store.segments import (
     sealed,
     still_open,
 )
-
-BreakOs = Callable[..., Fault]
-
 
 # --- Failures: all or nothing
 

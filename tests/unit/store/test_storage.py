@@ -2,7 +2,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,7 @@ import pytest
 from astralog.settings import Settings
 from astralog.store import storage as storages
 from astralog.store.storage import MAINTENANCE_SECONDS, Storage
-from tests.conftest import Disk, Fault
-
-BreakOs = Callable[..., Fault]
+from tests.support.fake_system import BreakOs, Disk
 
 A, B = b'{"m":"a"}\n', b'{"m":"b"}\n'
 

@@ -26,7 +26,7 @@ from astralog.telemetry.families import (
     counter_families,
     queue_families,
 )
-from tests.conftest import Disk
+from tests.support.fake_system import Disk
 
 
 def by_name(families: list[Family]) -> dict[str, Family]:

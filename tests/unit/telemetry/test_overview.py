@@ -18,7 +18,7 @@ from astralog.telemetry.history import SAMPLES
 from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
 from astralog.telemetry.samples import Sample
-from tests.conftest import Disk
+from tests.support.fake_system import Disk
 
 USAGE = DiskUsage(
     1, 200, 3, 400, total_bytes=10_000, free_bytes=5000, total_inodes=100, free_inodes=50

@@ -2,7 +2,7 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import gevent
@@ -16,7 +16,7 @@ from astralog.telemetry.families import BUCKETS, STATES, SUM, WORKERS, Family, K
 from astralog.telemetry.prometheus import Metrics
 from astralog.telemetry.slots import Slot
 from astralog.telemetry.snapshots import Snapshot, Values
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 from tests.support.metrics import Samples, read_samples
 
 
@@ -193,7 +193,7 @@ def test_failures_in_a_row_are_logged_once(
     metrics: Metrics,
     part: Part,
     fd: int,
-    break_os: Callable[..., Fault],
+    break_os: BreakOs,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Publishing goes on being tried, and what others see is complete when it works again."""

@@ -18,7 +18,7 @@ from astralog.telemetry.snapshots import (
     encode,
     merge,
 )
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 
 ONE = Snapshot({("a",): 1}, {("t",): 10}, {("g",): 3})
 TWO = Snapshot({("a",): 2, ("b",): 1}, {("t",): 9}, {("g",): 4})
@@ -172,7 +172,7 @@ def test_a_scrape_never_goes_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert {("a",): 3} == mine.merge_all().counts
 
 
-def test_what_cannot_be_written_is_an_error(fd: int, break_os: Callable[..., Fault]) -> None:
+def test_what_cannot_be_written_is_an_error(fd: int, break_os: BreakOs) -> None:
     """Others go on to see what was published before, and what is next."""
     mine = claim(fd)
     mine.publish(ONE)
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_an_error(fd: int) -> None:
     assert largest == mine.merge_all()
 
 
-def test_what_has_not_changed_is_not_written(fd: int, break_os: Callable[..., Fault]) -> None:
+def test_what_has_not_changed_is_not_written(fd: int, break_os: BreakOs) -> None:
     """An idle worker only looks at its own numbers."""
     mine = claim(fd)
     fault = break_os("pwrite", errno.ENOSPC, times=0)

@@ -22,7 +22,7 @@ from astralog.store.keys.database import (
     ranges_in,
     record_size,
 )
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 
 SEGMENT = "20261123T062500.123456Z-4711"
 OTHER = "20261123T062500.654321Z-4712"
@@ -167,9 +167,7 @@ def test_nothing_is_read_that_is_not_asked_for(records: Database, statement: str
     assert [step for step in plan if step.startswith("SEARCH")]
 
 
-def test_the_names_are_durable_before_the_first_record(
-    tmp_path: Path, break_os: Callable[..., Fault]
-) -> None:
+def test_the_names_are_durable_before_the_first_record(tmp_path: Path, break_os: BreakOs) -> None:
     """SQLite syncs the directory too, but does not say when that fails."""
     fault = break_os("fsync", errno.EIO)
     records = Database(tmp_path, is_synced=True)
@@ -183,7 +181,7 @@ def test_the_names_are_durable_before_the_first_record(
 
 
 def test_commits_that_were_not_synced_are_synced_when_asked(
-    records: Database, break_os: Callable[..., Fault]
+    records: Database, break_os: BreakOs
 ) -> None:
     """As once a second in the mode `everysec`."""
     fault = break_os("fdatasync", errno.EIO, times=1)

@@ -17,7 +17,7 @@ from astralog.settings import Settings
 from astralog.store import recovery
 from astralog.store.keys.database import Database, ranges_in
 from astralog.store.recovery import recover_file
-from tests.conftest import Fault
+from tests.support.fake_system import BreakOs
 from tests.unit.store.keys.workers import (
     IN_USE,
     REPLAYED,
@@ -29,8 +29,6 @@ from tests.unit.store.keys.workers import (
     query,
     stored,
 )
-
-BreakOs = Callable[..., Fault]
 
 A, B, C = b'{"m":"a1"}\n{"m":"a2"}\n', b'{"m":"b"}\n', b'{"m":"c"}\n'
 

@@ -1,0 +1,69 @@
+"""A system that fails, fills up, and whose time stands still, as a test wants it."""
+
+import os
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+class Fault:
+    """A function that fails for its first `times` calls, and works from then on."""
+
+    def __init__(self, function: Callable[..., Any], number: int, times: float) -> None:
+        self._function = function
+        self._number = number
+        self.times = times
+        #: The file of each call, as `name (inode)`, which no later file shares.
+        self.calls: list[str] = []
+
+    def __call__(self, target: Any, *args: Any) -> Any:
+        self.calls.append(_identity(target))
+        if len(self.calls) <= self.times:
+            raise OSError(self._number, os.strerror(self._number))
+        return self._function(target, *args)
+
+
+def _identity(target: int | os.PathLike[str] | str) -> str:
+    if not isinstance(target, int):
+        return str(target)
+    return f"{os.readlink(f'/proc/self/fd/{target}')} ({os.fstat(target).st_ino})"
+
+
+class Disk:
+    """A disk whose free bytes and inodes a test sets; without inodes it has no limit of them."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.total = 1 << 50
+        self.inodes = 0
+        self.free_inodes = 0
+        self.flags = 0
+
+    def statvfs(self, path: object) -> SimpleNamespace:
+        """Answer as `os.statvfs` does, as far as the service asks."""
+        return SimpleNamespace(
+            f_bavail=self.free,
+            f_frsize=1,
+            f_blocks=self.total,
+            f_flag=self.flags,
+            f_files=self.inodes,
+            f_favail=self.free_inodes,
+            f_ffree=1 << 60,
+            f_bfree=1 << 60,
+            f_bsize=4096,
+        )
+
+
+#: What the fixture `break_os` returns.
+BreakOs = Callable[..., Fault]
+
+
+class Clock:
+    """A monotonic clock that stands still until a test moves it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
