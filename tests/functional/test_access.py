@@ -20,13 +20,10 @@ from tests.support.service import (
     make_head,
     make_log,
     read_answer,
+    status_for,
     wait_for,
     write_tokens,
 )
-
-
-def status_for(service: Service, token: str) -> int:
-    return service.drain(make_batch("x"), {"Authorization": token}).status
 
 
 @pytest.mark.slow

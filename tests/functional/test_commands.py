@@ -10,7 +10,7 @@ from typing import IO, Self
 
 import pytest
 
-from tests.support.proxies import free_port
+from tests.support.connections import free_port
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
 from tests.support.tail import COMMAND, make_line, make_name, make_segment
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import socket
 import ssl
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.certificate import can_make_certificate, make_certificate
+from tests.support.connections import is_closed, many_open_files
 from tests.support.processes import MIB, resident_bytes
 from tests.support.service import (
     TIMEOUT_SECONDS,
@@ -50,23 +50,8 @@ class SmallService(Service):
 @pytest.fixture
 def many_files() -> Iterator[None]:
     """Allow this process enough open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
-        pytest.skip(f"NOT TESTED: many connections; only {hard} open files are allowed here")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, OPEN_FILES), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def is_closed(connection: socket.socket) -> bool:
-    """Return whether the service has ended the connection, without waiting for it."""
-    connection.settimeout(0)
-    try:
-        return not connection.recv(65536)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    with many_open_files(OPEN_FILES):
+        yield
 
 
 def post(connection: socket.socket) -> int:

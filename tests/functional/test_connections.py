@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.connections import is_closed
 from tests.support.processes import MIB
 from tests.support.service import (
     TIMEOUT_SECONDS,
@@ -42,17 +43,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
         assert "Traceback" not in service.log()
         assert 0 == service.stop()
-
-
-def is_closed(connection: socket.socket) -> bool:
-    """Return whether the service has closed the connection, without waiting for it."""
-    connection.settimeout(0.01)
-    try:
-        return not connection.recv(65536)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 @pytest.mark.parametrize(

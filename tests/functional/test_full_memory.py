@@ -1,7 +1,5 @@
 """A /dev/shm that is full, which any local user can make it, costs nothing at all."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 from tests.support.full_memory import FullMemoryService, can_fill_memory
 from tests.support.metrics import read_samples
 from tests.support.service import Service, make_batch, wait_for
+from tests.support.workers import kill_a_worker
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,13 +17,6 @@ pytestmark = [
         reason="NOT TESTED: a full /dev/shm; it takes root to mount a small one",
     ),
 ]
-
-
-def kill_a_worker(service: Service) -> None:
-    """Kill a worker, and wait for the next one."""
-    victim = service.worker_pids()[0]
-    os.kill(victim, signal.SIGKILL)
-    service.wait_for_workers(other_than=[victim])
 
 
 def check_counts(service: Service, logs: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.keyed_client import is_replay
 from tests.support.otlp import PROTOBUF, encode, make_export, make_record
 from tests.support.service import (
     TOKEN,
@@ -67,14 +68,6 @@ def send(service: Service, body: Any, key: str, **headers: str) -> Answer:
     """Send a batch with a key."""
     more = {name.replace("_", "-"): value for name, value in headers.items()}
     return service.drain(body, {"Idempotency-Key": key, **more})
-
-
-def is_replay(answer: Answer) -> bool:
-    """Return whether an answer says that the batch was stored before; it must be 200."""
-    assert 200 == answer.status, answer.raw
-    replayed = answer.headers.get_all("Idempotency-Replayed", [])
-    assert replayed in ([], ["true"])
-    return bool(replayed)
 
 
 def count(service: Service, message: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.keyed_client import make_headers
+from tests.support.keyed_client import is_replay, make_headers
 from tests.support.keyed_load import KeyedLoad
 from tests.support.numbered_batches import count_lines, make_body
 from tests.support.service import (
@@ -42,12 +42,6 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def send(service: Service, number: int) -> Answer:
     """Send a batch by its number."""
     return service.drain(make_body(number, LOGS), make_headers(number))
-
-
-def is_replay(answer: Answer) -> bool:
-    """Return whether an answer says that the batch was stored before; it must be 200."""
-    assert 200 == answer.status, answer.raw
-    return answer.headers["Idempotency-Replayed"] == "true"
 
 
 def send_until_stored(service: Service, number: int) -> Answer:

@@ -24,7 +24,7 @@ from prometheus_client.openmetrics.parser import (
 
 from tests.support.metrics import Samples, read_samples
 from tests.support.service import ROOT, TOKEN, Service, make_batch, read_answer, wait_for
-from tests.support.workers import connect_to
+from tests.support.workers import connect_to, kill_a_worker
 
 #: Limits that the storm runs into.
 MAX_BODY_BYTES = 20_000
@@ -235,13 +235,6 @@ def is_of_the_disk(name: str) -> bool:
     return name.startswith(("segments", "free_disk", "total_disk", "idempotency_keys"))
 
 
-def kill_a_worker(service: Service) -> None:
-    """Kill a worker, and wait for the next one."""
-    victim = service.worker_pids()[0]
-    os.kill(victim, signal.SIGKILL)
-    service.wait_for_workers(other_than=[victim])
-
-
 def test_a_scrape_needs_a_token_through_a_proxy(service: Service) -> None:
     """On this machine anyone may scrape; what a proxy forwards may come from anywhere."""
     assert 200 == service.request("GET", "/metrics").status
@@ -324,7 +317,7 @@ def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
         with Service(tmp_path) as service:
             assert 200 == service.drain(make_batch("a")).status
             assert 1 == scrape(service)["stored_logs_total"]
-            links = [link for pid in service.pids() for link in open_files(pid)]
+            links = [link for pid in service.pids() for link in links_of(pid)]
             assert any("astralog-metrics" in link for link in links)
             places = ("/dev/shm/", str(tmp_path))
             found = {link for link in links if link.startswith(places)}
@@ -333,7 +326,7 @@ def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
             assert 0 == service.stop()
 
 
-def open_files(pid: int) -> list[str]:
+def links_of(pid: int) -> list[str]:
     """Return what a process has open, as /proc names it."""
     return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
 

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.connections import free_port
 from tests.support.otlp import JSON, PROTOBUF, encode, make_export, make_record
 from tests.support.service import ROOT, TOKEN, Service, wait_for
 
@@ -129,10 +129,3 @@ def test_a_full_disk_says_when_to_try_again(tmp_path: Path, kind: str) -> None:
         assert "1" == answer.headers["Retry-After"]
         assert b"storage_full" in answer.raw
         assert [] == service.logs()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

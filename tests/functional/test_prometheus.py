@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.support.clickhouse import Forward
+from tests.support.connections import free_port
 from tests.support.prometheus import DEPLOY, Prometheus
-from tests.support.proxies import free_port
 from tests.support.service import ROOT, Service, make_batch, wait_for
 
 ALERTS = (DEPLOY / "alerts.yml").read_text()

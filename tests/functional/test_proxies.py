@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificate import can_make_certificate
+from tests.support.connections import free_port
 from tests.support.load import Load
 from tests.support.metrics import read_samples
 from tests.support.numbered_batches import count_lines
-from tests.support.proxies import Haproxy, Nginx, Proxy, find_program, free_port
+from tests.support.proxies import Haproxy, Nginx, Proxy, find_program
 from tests.support.service import TOKEN, Answer, Service, make_batch, wait_for
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.certificate import can_make_certificate, make_certificate
+from tests.support.connections import free_port
 from tests.support.programs import Programs, messages, url_of
 from tests.support.service import Service, wait_for
 
@@ -46,13 +46,6 @@ def stopped(service: Service) -> Iterator[None]:
 
 def has_more(service: Service, stored: int) -> bool:
     return service.content().count(b"\n") > stored
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.connections import free_port
 from tests.support.programs import CLIENT, messages, url_of
-from tests.support.proxies import free_port
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, wait_for
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.certificate import can_make_certificate, make_certificate
 from tests.support.load import Load
-from tests.support.service import Service, make_batch, wait_for, write_tokens
+from tests.support.service import Service, make_batch, status_for, wait_for, write_tokens
 from tests.support.upgrade import HeldService, copy_checkout, set_version
 
 pytestmark = pytest.mark.slow
@@ -27,10 +27,6 @@ def reload_in_vain(service: Service) -> None:
     service.signal(signal.SIGHUP)
     wait_for(lambda: count(service, "not reloaded") > lines)
     assert before == service.worker_pids()
-
-
-def status_for(service: Service, token: str) -> int:
-    return service.drain(make_batch("x"), {"Authorization": token}).status
 
 
 # --- Code

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.connections import free_port
 from tests.support.fake_service import FakeService, reject
 from tests.support.otlp import PROTOBUF, encode, make_export, make_record
-from tests.support.proxies import free_port
 from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
 from tests.support.syslog_ng import SyslogNg, find_syslog_ng, make_message
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import socket
 import struct
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.connections import many_open_files
 from tests.support.service import (
     TIMEOUT_SECONDS,
     Service,
@@ -32,12 +32,8 @@ OPEN_FILES = IDLE_CONNECTIONS + 500
 @pytest.fixture
 def many_files() -> Iterator[None]:
     """Allow this process enough open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
-        pytest.skip(f"NOT TESTED: many connections; only {hard} open files are allowed here")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, OPEN_FILES), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with many_open_files(OPEN_FILES):
+        yield
 
 
 def vanish(connection: socket.socket) -> None:

@@ -10,7 +10,7 @@ import time
 from typing import NamedTuple, Protocol
 
 from tests.support.numbered_batches import make_body
-from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service
+from tests.support.service import TIMEOUT_SECONDS, TOKEN, Answer, Service
 
 #: Batches after which a client takes a new connection, which another worker may get.
 KEPT_BATCHES = 20
@@ -171,3 +171,11 @@ def make_headers(number: int) -> dict[str, str]:
     """Return the headers of a batch, its key quoted or not."""
     key = f"batch-{number}" if number % 2 else f'"batch-{number}"'
     return {"Authorization": TOKEN, "Idempotency-Key": key}
+
+
+def is_replay(answer: Answer) -> bool:
+    """Return whether an answer says that the batch was stored before; it must be 200."""
+    assert 200 == answer.status, answer.raw
+    replayed = answer.headers.get_all("Idempotency-Replayed", [])
+    assert replayed in ([], ["true"])
+    return bool(replayed)

@@ -6,7 +6,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.proxies import free_port
+from tests.support.connections import free_port
 from tests.support.service import ROOT, TOKEN, Service, wait_for
 
 DEPLOY = ROOT / "deploy" / "prometheus"

@@ -3,12 +3,12 @@
 import http.client
 import os
 import shutil
-import socket
 import ssl
 from pathlib import Path
 from typing import Self
 
 from tests.support.certificate import make_certificate
+from tests.support.connections import free_port
 from tests.support.service import ROOT, Service, wait_for
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin"
@@ -20,13 +20,6 @@ NODES = ("10.0.0.11:8080", "10.0.0.12:8080")
 def find_program(name: str) -> str | None:
     """Return where a program is, also one that only root has on the path."""
     return shutil.which(name, path=PATH)
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Proxy(Service):

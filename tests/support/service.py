@@ -342,6 +342,11 @@ def make_batch(*messages: str) -> dict[str, Any]:
     return {"logs": [make_log(message=message) for message in messages]}
 
 
+def status_for(service: Service, token: str) -> int:
+    """Return the status that a batch with a token gets."""
+    return service.drain(make_batch("x"), {"Authorization": token}).status
+
+
 def make_head(*headers: str, token: str = TOKEN) -> bytes:
     """Return the head of a POST to /v1/drain."""
     lines = ["POST /v1/drain HTTP/1.1", "Host: localhost", f"Authorization: {token}", *headers]

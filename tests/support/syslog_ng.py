@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support.proxies import PATH, free_port
+from tests.support.connections import free_port
+from tests.support.proxies import PATH
 from tests.support.service import ROOT, TOKEN, wait_for
 
 #: The destination of the recipe, and the log path.

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.processes import cpu_seconds
-from tests.support.service import TIMEOUT_SECONDS, make_log, wait_for
+from tests.support.service import TIMEOUT_SECONDS, make_log, read_segment, wait_for
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -152,7 +152,4 @@ def message_of(line: bytes) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a segment, compressed or not."""
-    content = path.read_bytes()
-    if path.suffix == ".zst":
-        content = zstd.decompress(content)
-    return content.decode().split("\n")[:-1]
+    return read_segment(path).decode().split("\n")[:-1]

@@ -44,3 +44,10 @@ def connect_to(service: Service, pid: int) -> socket.socket:
             return connection
         connection.close()
     raise AssertionError("the worker takes no connection")
+
+
+def kill_a_worker(service: Service) -> None:
+    """Kill a worker, and wait for the next one."""
+    victim = service.worker_pids()[0]
+    service.kill_worker(victim)
+    service.wait_for_workers(other_than=[victim])

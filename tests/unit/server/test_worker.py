@@ -18,6 +18,7 @@ from gunicorn.config import Config
 from astralog.server.balance import LOOK_SECONDS, Balance
 from astralog.server.worker import ACCEPT_RETRY_SECONDS, SPARE_FILES, Worker
 from astralog.settings import Settings
+from tests.support.connections import is_closed
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -86,16 +87,6 @@ def serving(
     made = Serving(make_app(settings), tmp_path)
     yield made
     made.close()
-
-
-def is_closed(client: Any) -> bool:
-    client.settimeout(0.01)
-    try:
-        return not client.recv(1)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:

@@ -24,6 +24,7 @@ from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
 from tests.support.fake_system import BreakOs, Disk
+from tests.support.segment_files import stored
 from tests.unit.store.segments import name_of, plain
 
 #: Seconds to wait for what should come at once; an upper bound that a slow machine needs.
@@ -127,11 +128,6 @@ def wait_until(condition: Callable[[], object]) -> None:
     with gevent.Timeout(TIMEOUT_SECONDS):
         while not condition():
             gevent.sleep(0.001)
-
-
-def stored(path: Path, pattern: str = "*.ndjson*") -> bytes:
-    """Return what all segments hold, oldest first."""
-    return b"".join(file.read_bytes() for file in sorted(path.glob(pattern)))
 
 
 # --- Commit

@@ -9,23 +9,12 @@ import pytest
 
 from astralog.errors import Shortage
 from astralog.store import files, libc
-from astralog.store.names import MAX_NUMBER, SegmentName
+from astralog.store.names import MAX_NUMBER
 from tests.support import foreign
 from tests.support.fake_system import BreakOs, Disk, Fault
+from tests.support.segment_files import NAME, contents, write_open
 
-NAME = SegmentName("20261123T062500.123456Z-4711")
 LINE = b'{"message":"a"}\n'
-
-
-def write_open(path: Path, content: bytes, name: str = NAME) -> Path:
-    file = path / f"{name}.ndjson.open"
-    file.write_bytes(content)
-    return file
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Return what lies in a directory."""
-    return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def synced(fsync: Fault) -> list[str]:

@@ -13,8 +13,8 @@ from astralog.store import recovery
 from astralog.store.recovery import BLOCK_BYTES
 from tests.support import foreign
 from tests.support.fake_system import BreakOs
+from tests.support.segment_files import NAME, contents, write_open
 
-NAME = "20261123T062500.123456Z-4711"
 LINE = b'{"message":"a"}\n'
 
 #: Hold the lock of the file named first until stdin ends.
@@ -36,17 +36,6 @@ def held_by_another_process(path: Path) -> Iterator[None]:
         assert process.stdout is not None
         assert "held\n" == process.stdout.readline()
         yield
-
-
-def write_open(path: Path, content: bytes, name: str = NAME) -> Path:
-    file = path / f"{name}.ndjson.open"
-    file.write_bytes(content)
-    return file
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Return what lies in a directory."""
-    return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,9 @@ from astralog.settings import Settings
 from astralog.store import storage as storages
 from astralog.store.storage import MAINTENANCE_SECONDS, Storage
 from tests.support.fake_system import BreakOs, Disk
+from tests.support.segment_files import stored
 
 A, B = b'{"m":"a"}\n', b'{"m":"b"}\n'
-
-
-def stored(path: Path) -> bytes:
-    """Return what all segments hold, oldest first."""
-    return b"".join(file.read_bytes() for file in sorted(path.glob("*.ndjson*")))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from astralog.store import recovery
 from astralog.store.keys.database import Database, ranges_in
 from astralog.store.recovery import recover_file
 from tests.support.fake_system import BreakOs
+from tests.support.segment_files import stored
 from tests.unit.store.keys.workers import (
     IN_USE,
     REPLAYED,
@@ -27,7 +28,6 @@ from tests.unit.store.keys.workers import (
     Worker,
     kill_at,
     query,
-    stored,
 )
 
 A, B, C = b'{"m":"a1"}\n{"m":"a2"}\n', b'{"m":"b"}\n', b'{"m":"c"}\n'

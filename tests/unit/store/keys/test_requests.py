@@ -20,7 +20,7 @@ from astralog.store.keys.claims import Key, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.storage import Storage
 from astralog.telemetry.counters import Counters
-from tests.unit.store.keys.workers import stored
+from tests.support.segment_files import stored
 
 TIMEOUT_SECONDS = 30
 A, B = b'{"m":"a"}\n', b'{"m":"b"}\n'

@@ -98,11 +98,6 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, written: int = 0) -> No
     monkeypatch.setattr(SegmentWriter, "_abandon", abandon_unless_killed)
 
 
-def stored(path: Path) -> bytes:
-    """Return what all segments hold, oldest first."""
-    return b"".join(file.read_bytes() for file in sorted(path.glob("*.ndjson*")))
-
-
 def query(directory: Path, statement: str) -> list[Any]:
     """Return what a statement of an operator finds in the database of a directory."""
     with closing(sqlite3.connect(directory / "keys.db")) as database:
