@@ -13,7 +13,8 @@ import time
 from enum import Enum
 from pathlib import Path
 
-from tests.mutants.guards import GUARDS, Guard
+from tests.mutants.guard import Guard
+from tests.mutants.guards import GUARDS
 from tests.support.service import ROOT
 
 #: What the copy does not need.
@@ -36,7 +37,7 @@ def judge(guard: Guard) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="astralog-mutant-") as directory:
         copy = Path(directory) / "checkout"
         shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
-        path = copy / guard.path
+        path = guard.find(copy)
         intact = path.read_text()
         path.write_text(guard.remove_from(intact))
         if passes(copy, guard):

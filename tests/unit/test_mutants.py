@@ -1,15 +1,40 @@
 """The guards that `make mutants` takes out are all there to be taken out."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.mutants.guards import GUARDS, Guard
+from tests.mutants.guard import PACKAGE, Guard
+from tests.mutants.guards import GUARDS
 from tests.support.service import ROOT
+
+MODULE = """\
+LIMIT = 10
+
+
+class Box:
+    size: int = 3
+
+    @property
+    def content(self) -> int:
+        if True:
+            return LIMIT
+        return 0
+
+    @content.setter
+    def content(self, value: int) -> None:
+        self.size = value
+
+
+def take() -> int:
+    return LIMIT
+"""
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
 def test_a_guard_is_where_it_is_said_to_be(guard: Guard) -> None:
-    """Its code stands once in its file, and its tests are there."""
-    text = (ROOT / guard.path).read_text()
+    """Its code stands once in its definition, and its tests are there."""
+    text = guard.find(ROOT).read_text()
     assert guard.remove_from(text) != text
     assert all((ROOT / test.partition("::")[0]).exists() for test in guard.tests if "/" in test)
 
@@ -17,3 +42,52 @@ def test_a_guard_is_where_it_is_said_to_be(guard: Guard) -> None:
 def test_names_are_unique() -> None:
     """A name stands for one guard."""
     assert len(GUARDS) == len({guard.name for guard in GUARDS})
+
+
+def make_guard(place: str, code: str) -> Guard:
+    return Guard("a guard", f"{PACKAGE}.{place}", code, "removed", ())
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "line"),
+    [
+        ("box:LIMIT", "10", "LIMIT = removed"),
+        ("box:Box.size", "3", "    size: int = removed"),
+        ("box:Box.content", "@property", "    removed"),
+        ("box:Box.content", "return LIMIT", "            removed"),
+        ("box:Box.content", "self.size = value", "        removed"),
+        ("box:Box", "return LIMIT", "            removed"),
+        ("box:take", "return LIMIT", "    removed"),
+        ("box", "return 0", "        removed"),
+    ],
+)
+def test_code_is_found_by_its_definition(place: str, code: str, line: str) -> None:
+    """The same text elsewhere in the module makes no difference."""
+    text = make_guard(place, code).remove_from(MODULE)
+    assert [line] == [one for one in text.splitlines() if "removed" in one]
+
+
+@pytest.mark.parametrize(
+    ("place", "code"), [("box", "return LIMIT"), ("box:take", "return 0"), ("box:gone", "LIMIT")]
+)
+def test_code_that_is_not_there_once_is_an_error(place: str, code: str) -> None:
+    """Neither the first of several nor nothing is taken out."""
+    with pytest.raises(ValueError, match=r"has its code [02] times"):
+        make_guard(place, code).remove_from(MODULE)
+
+
+def test_a_definition_that_moved_is_found(tmp_path: Path) -> None:
+    """It is in another module, or in several, where nobody can tell which is meant."""
+    guard = make_guard("gone:take", "return LIMIT")
+    (tmp_path / PACKAGE / "store").mkdir(parents=True)
+    with pytest.raises(ValueError, match="in no module"):
+        guard.find(tmp_path)
+    moved = tmp_path / PACKAGE / "store" / "box.py"
+    moved.write_text(MODULE)
+    assert moved == guard.find(tmp_path)
+    (tmp_path / PACKAGE / "other.py").write_text(MODULE)
+    with pytest.raises(ValueError, match="other.py, "):
+        guard.find(tmp_path)
+    named = tmp_path / PACKAGE / "gone.py"
+    named.write_text(MODULE)
+    assert named == guard.find(tmp_path)
