@@ -146,6 +146,13 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def quiet_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Return a service for tests that only look at it."""
+    with Service(tmp_path_factory.mktemp("quiet")) as service:
+        yield service
+
+
 @pytest.mark.slow
 def test_the_counters_are_what_clients_and_files_say(service: Service) -> None:
     """After a storm, every answer that a client had and every stored line is counted once."""
@@ -235,13 +242,13 @@ def is_of_the_disk(name: str) -> bool:
     return name.startswith(("segments", "free_disk", "total_disk", "idempotency_keys"))
 
 
-def test_a_scrape_needs_a_token_through_a_proxy(service: Service) -> None:
+def test_a_scrape_needs_a_token_through_a_proxy(quiet_service: Service) -> None:
     """On this machine anyone may scrape; what a proxy forwards may come from anywhere."""
-    assert 200 == service.request("GET", "/metrics").status
+    assert 200 == quiet_service.request("GET", "/metrics").status
     forwarded = {"X-Forwarded-For": "203.0.113.7"}
-    assert 401 == service.request("GET", "/metrics", headers=forwarded).status
+    assert 401 == quiet_service.request("GET", "/metrics", headers=forwarded).status
     shown = {**forwarded, "Authorization": f"Bearer {TOKEN}"}
-    assert 200 == service.request("GET", "/metrics", headers=shown).status
+    assert 200 == quiet_service.request("GET", "/metrics", headers=shown).status
 
 
 @pytest.mark.slow
@@ -331,13 +338,13 @@ def links_of(pid: int) -> list[str]:
     return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
-def test_prometheus_finds_nothing_to_improve(service: Service) -> None:
+def test_prometheus_finds_nothing_to_improve(quiet_service: Service) -> None:
     """Names, units, types and help texts are as Prometheus' own linter wants them."""
     promtool = shutil.which("promtool")
     if not promtool:
         pytest.skip("NOT TESTED: names of metrics; promtool (Debian's prometheus) is not installed")
-    service.drain(make_batch("a"))
-    text = service.request("GET", "/metrics").raw
+    quiet_service.drain(make_batch("a"))
+    text = quiet_service.request("GET", "/metrics").raw
     assert (0, "") == lint(promtool, text)
     status, found = lint(promtool, text.replace(b"astralog_late_logs_total", b"astralog_lateLogs"))
     assert status
