@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 
 from astralog.settings import Settings
+from tests.support import blocked_hub
 from tests.support.blocked_hub import HubMonitor
 
 LIMIT_SECONDS = 0.1
@@ -115,7 +116,7 @@ def test_a_view_that_blocks_is_reported(
     """The apps of unit tests are watched while they are called."""
 
     def view() -> str:
-        burn(1.0)
+        burn(2 * blocked_hub.LIMIT_SECONDS)
         return ""
 
     app = make_app(settings)
