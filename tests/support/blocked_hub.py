@@ -104,7 +104,8 @@ class HubMonitor:
             return
         self._is_reported = True
         stack = self._stack or f"(at its end)\n{_format(frame)}"
-        self._report(f"a hub was blocked for {seconds:.2f} s of CPU, or longer:\n{stack}\n")
+        what = f"a hub was blocked for {seconds:.2f} s of CPU, or longer, by {self._current}"
+        self._report(f"{what}:\n{stack}\n")
 
     def _sample_forever(self) -> None:
         """Take the stack of a hub that is blocked while it is; also report one that stays so."""

@@ -13,7 +13,7 @@ from astralog.settings import Settings
 from tests.support import blocked_hub
 from tests.support.blocked_hub import HubMonitor
 
-LIMIT_SECONDS = 0.1
+LIMIT_SECONDS = 0.06
 
 _QUADRATIC = re.compile(r"[ \t]*;")
 
