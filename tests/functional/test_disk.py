@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,46 +10,30 @@ import pytest
 
 from tests.support.metrics import read_samples
 from tests.support.service import TOKEN, Answer, Service, make_batch, wait_for
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 
 KIB = 1024
 DISK_BYTES = 4096 * KIB
 
-#: Inodes of a file system that has few of them: its root and the data directory take two.
+#: A file system that has few inodes: its root and the data directory take two.
 INODES = 42
+FEW_INODES_BYTES = 64 * 1024 * 1024
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a small file system and return its directory."""
-    yield from mount(tmp_path, f"size={DISK_BYTES}")
+    with small_disk(tmp_path / "disk", DISK_BYTES) as path:
+        yield path
 
 
 @pytest.fixture
 def disk_of_few_inodes(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system with more room than inodes and return its directory."""
-    yield from mount(tmp_path, f"size=64m,nr_inodes={INODES}")
-
-
-def mount(tmp_path: Path, options: str) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("NOT TESTED: a full disk; it takes root to mount a small file system")
-    path = tmp_path / "disk"
-    path.mkdir()
-    options = f"{options},mode=0755"
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "astralog-test", path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mount.returncode:
-        pytest.skip(f"NOT TESTED: a full disk; mounting one is not allowed here: {mount.stderr}")
-    try:
+    with small_disk(tmp_path / "disk", FEW_INODES_BYTES, inodes=INODES) as path:
         yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def check_unavailable(answer: Answer, code: str) -> None:

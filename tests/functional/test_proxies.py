@@ -1,9 +1,7 @@
 """Behind nginx and HAProxy, as deploy/ configures them, what befalls a node costs no request."""
 
 import json
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from tests.support.metrics import read_samples
 from tests.support.numbered_batches import count_lines
 from tests.support.proxies import Haproxy, Nginx, Proxy, find_program
 from tests.support.service import TOKEN, Answer, Service, make_batch, wait_for
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -118,28 +117,15 @@ def test_a_reload_of_a_node_costs_no_request(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """Return a directory on a small disk of its own."""
-    if os.getuid() != 0:
-        pytest.skip("NOT TESTED: a full disk; it takes root to mount a small file system")
-    path = tmp_path / "disk"
-    path.mkdir()
-    options = f"size={64 * MIB},mode=0755"
-    command = ["mount", "-t", "tmpfs", "-o", options, "astralog-test", str(path)]
-    mount = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mount.returncode:
-        pytest.skip(f"NOT TESTED: a full disk; mounting one is not allowed here: {mount.stderr}")
-    try:
+    with small_disk(tmp_path / "disk", 64 * MIB) as path:
         yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def test_a_full_node_costs_no_request(
-    tmp_path: Path, small_disk: Path, proxy_type: type[Proxy]
-) -> None:
+def test_a_full_node_costs_no_request(tmp_path: Path, disk: Path, proxy_type: type[Proxy]) -> None:
     """Its 503 reaches no client, and it gets batches again once there is room."""
-    settings = {"data_dir": small_disk / "data", "min_free_bytes": MIB}
+    settings = {"data_dir": disk / "data", "min_free_bytes": MIB}
     with (
         start_node(tmp_path / "node1", **settings) as victim,
         start_node(tmp_path / "node2") as other,
@@ -147,7 +133,7 @@ def test_a_full_node_costs_no_request(
         Load(proxy, THREADS, LARGEST) as load,
     ):
         wait_for_batches(load, victim)
-        ballast = small_disk / "ballast"
+        ballast = disk / "ballast"
         fill(ballast)
         wait_for(lambda: victim.request("GET", "/ready").status == 503)
         load.wait_for_acknowledged(BATCHES)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.background import meanwhile
 from tests.support.processes import MIB, start_stopwatch
 from tests.support.service import (
     TIMEOUT_SECONDS,
@@ -67,22 +68,15 @@ def head(request: str, *fields: str) -> bytes:
 def others_are_served(service: Service) -> Iterator[None]:
     """Check that another client waits for no more than a second of the worker's time."""
     (worker,) = service.worker_pids()
-    over = threading.Event()
     waits: list[float] = []
 
-    def keep_asking() -> None:
-        while not waits or not over.wait(0.02):
-            elapsed = start_stopwatch(worker)
-            service.request("GET", "/health")
-            waits.append(elapsed())
+    def ask() -> None:
+        elapsed = start_stopwatch(worker)
+        service.request("GET", "/health")
+        waits.append(elapsed())
 
-    thread = threading.Thread(target=keep_asking)
-    thread.start()
-    try:
+    with meanwhile(ask, 0.02):
         yield
-    finally:
-        over.set()
-        thread.join()
     assert max(waits) < 1
 
 

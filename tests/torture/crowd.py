@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+from tests.support.background import meanwhile
 from tests.support.load import Load
 from tests.support.processes import MIB, open_files, resident_bytes, start_stopwatch
 from tests.support.service import Service, make_head, wait_for
 from tests.torture.bench import Bench, tally
-from tests.torture.stall import meanwhile
 from tests.torture.table import Row
 
 #: Seconds of a worker in which anyone else has an answer, and of the clock, on a busy machine.

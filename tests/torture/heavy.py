@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.background import meanwhile
 from tests.support.processes import MIB, peak_bytes, start_stopwatch
 from tests.support.service import TOKEN, Service, make_head, make_log, read_answer
 from tests.torture.bench import Bench
-from tests.torture.stall import meanwhile
 from tests.torture.table import Row
 
 #: Bytes of a body: the longest that is decoded in one piece.

@@ -2,11 +2,11 @@
 
 import contextlib
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from tests.support.background import meanwhile
 from tests.support.certificate import can_make_certificate
 from tests.support.processes import (
     KIB,
@@ -133,20 +133,13 @@ def _bounded_memory(row: Row, service: Service) -> Iterator[None]:
     (worker,) = service.worker_pids()
     before = resident_bytes(worker)
     peaks = [before]
-    over = threading.Event()
 
     def look() -> None:
-        while not over.wait(0.1):
-            with contextlib.suppress(OSError, IndexError):  # it was stopped
-                peaks.append(peak_bytes(worker))
+        with contextlib.suppress(OSError, IndexError):  # it was stopped
+            peaks.append(peak_bytes(worker))
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with meanwhile(look, 0.1):
         yield
-    finally:
-        over.set()
-        thread.join()
     if max(peaks) > before + HELD_BYTES + SPARE_BYTES:
         row.fail(f"the worker grew by {max(peaks) - before:,} bytes")
 

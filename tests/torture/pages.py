@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.background import meanwhile
 from tests.support.load import Load
 from tests.support.processes import peak_bytes
 from tests.support.service import TOKEN, Service
 from tests.support.tail import make_line, make_name, make_segment
 from tests.torture.bench import Bench, tally
-from tests.torture.stall import meanwhile, watch_health
+from tests.torture.stall import watch_health
 from tests.torture.table import Row
 
 MIB = 1024 * 1024

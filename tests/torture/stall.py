@@ -2,11 +2,11 @@
 
 import contextlib
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from tests.support.background import meanwhile
 from tests.support.load import Load
 from tests.support.processes import MIB, resident_bytes, start_stopwatch
 from tests.support.service import Service, wait_for
@@ -135,24 +135,6 @@ def _stop_while_stalled(bench: Bench, row: Row) -> None:
         service.kill()
     tally(row, load, service.files())
     bench.remove(directory)
-
-
-@contextlib.contextmanager
-def meanwhile(look: Callable[[], None], pause_seconds: float) -> Iterator[None]:
-    """Look again and again, in a thread of its own, while the block runs."""
-    over = threading.Event()
-
-    def keep_looking() -> None:
-        while not over.wait(pause_seconds):
-            look()
-
-    thread = threading.Thread(target=keep_looking, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def watch_health(
