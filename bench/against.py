@@ -218,10 +218,12 @@ def _programs(root: Path) -> Path:
     return root / ".venv" / "bin"
 
 
-def _lock(root: Path) -> bytes:
-    """Return the lock of what the service runs on; older revisions have it at the top."""
-    paths = (root / "requirements" / "base.lock", root / "requirements.lock")
-    return next(path.read_bytes() for path in paths if path.exists())
+def _lock(root: Path) -> list[str]:
+    """Return what the service runs on, without comments; older revisions have it at the top."""
+    for path in (root / "requirements" / "base.lock", root / "requirements.lock"):
+        if path.exists():
+            return [line for line in path.read_text().splitlines() if "#" not in line]
+    raise FileNotFoundError(f"no lock file in {root}")
 
 
 def _parser() -> argparse.ArgumentParser:
