@@ -54,6 +54,9 @@ test: $(VENV)/.installed-dev ## Run all tests
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone"
 	$(BIN)/pytest -m alone
 
+# Few of its tests wait, and each process first collects all tests, which takes seconds.
+test-quick: JOBS = $(shell expr 1 + $$(nproc))
+
 .PHONY: test-quick
 test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
