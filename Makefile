@@ -61,9 +61,9 @@ test-quick: JOBS = $(shell expr 1 + $$(nproc))
 test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
 
-.PHONY: torture
-torture: $(VENV)/.installed-dev ## Break everything around the service for half an hour, or SECONDS, and count
-	$(BIN)/python -m tests.torture $(if $(SECONDS),--seconds $(SECONDS)) $(TORTURE)
+.PHONY: faults
+faults: $(VENV)/.installed-dev ## Inject faults for half an hour, or SECONDS, and count what is lost
+	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(FAULTS)
 
 .PHONY: mutants
 mutants: $(VENV)/.installed-dev ## Take guards out of a copy of the code; a test must notice each

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import shim
+from tests.faults.diskmodel import read_trace
+from tests.faults.shim import ALWAYS, STALL, ShimmedService
 from tests.support.service import Answer, Service, make_batch, make_head, read_answer, wait_for
 from tests.support.workers import connect_to
-from tests.torture import shim
-from tests.torture.diskmodel import read_trace
-from tests.torture.shim import ALWAYS, STALL, ShimmedService
 
 pytestmark = [
     pytest.mark.slow,

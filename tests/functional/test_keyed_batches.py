@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.faults import races
+from tests.faults.bench import Bench
 from tests.support.keyed_client import is_replay
 from tests.support.otlp import PROTOBUF, encode, make_export, make_record
 from tests.support.service import (
@@ -20,8 +22,6 @@ from tests.support.service import (
     read_answer,
 )
 from tests.support.workers import connect_to
-from tests.torture import races
-from tests.torture.bench import Bench
 
 #: Keys that are no keys.
 MALFORMED = {
@@ -156,6 +156,6 @@ def test_opentelemetry_has_keys_too(service: Service, key: str) -> None:
 @pytest.mark.slow
 def test_two_clients_that_race_store_once(tmp_path: Any) -> None:
     """Whichever worker is first stores, and the other one's client learns so."""
-    (row,) = races.torture(Bench(tmp_path, 1, 60, quiet=True), keys=2000, pairs=8)
+    (row,) = races.run(Bench(tmp_path, 1, 60, quiet=True), keys=2000, pairs=8)
     assert 2000 == row.tried
     assert (False, []) == (row.is_bad, row.remarks[1:])

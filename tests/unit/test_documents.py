@@ -62,6 +62,11 @@ def test_the_readme_stays_short() -> None:
 
 def test_every_link_leads_to_a_file() -> None:
     """No document links to a file that is not there."""
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("clients/*/*.md")]:
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob(".github/*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("clients/*/*.md"),
+    ]:
         for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"

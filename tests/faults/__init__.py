@@ -1,0 +1,1 @@
+"""Faults and attacks against the real service: `make faults` runs them all and counts."""

@@ -1,0 +1,243 @@
+"""Clients without a token that take what others need: places, memory, and the worker's time."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from tests.faults.bench import Bench
+from tests.faults.crowd import OTHERS_SECONDS, raise_open_files_limit, visit
+from tests.faults.stall import watch_health
+from tests.faults.table import Row
+from tests.faults.tls import Crowd, TlsService
+from tests.support.background import meanwhile
+from tests.support.certificate import can_make_certificate
+from tests.support.processes import (
+    KIB,
+    MIB,
+    cpu_seconds,
+    open_files,
+    peak_bytes,
+    resident_bytes,
+)
+from tests.support.service import Service, make_head, wait_for
+
+#: What a worker's connections may hold, and what they may cost beside it.
+HELD_BYTES = 64 * MIB
+SPARE_BYTES = 32 * MIB
+
+#: More than a worker takes, so that connections have to give way.
+CONNECTIONS = 4500
+TLS_CONNECTIONS = 2000
+
+#: Handshakes that are begun to learn what they cost here: with an RSA key, 1 to 2 ms of CPU.
+HELLOS = 100
+
+#: What is sent of a head before its connection falls silent.
+HEAD_SIZES = (0, 50, 8 * KIB, 15 * KIB, 150 * KIB)
+
+#: Connections that take none of their answers, and the time after which they are let go.
+READERS = 20
+LET_GO_SECONDS = 45.0
+
+#: More than the service reads of a body that nobody wants.
+ENDLESS_MIB = 100
+
+PATHS = (
+    "/health",
+    "/ready",
+    "/metrics",
+    "/",
+    "/docs",
+    "/docs/docs.css",
+    "/openapi.json",
+    "/nowhere",
+)
+
+
+def run(
+    bench: Bench,
+    connections: int = CONNECTIONS,
+    readers: int = READERS,
+    sizes: Sequence[int] = HEAD_SIZES,
+) -> Iterator[Row]:
+    """Let each kind come, by the thousand where it is about places and memory."""
+    raise_open_files_limit()
+    kinds: list[tuple[str, Callable[[Bench, Row], None]]] = [
+        (
+            f"{connections:,} connections: {size:,} bytes of a head",
+            partial(_crowd, connections, size),
+        )
+        for size in sizes
+    ]
+    kinds += [
+        ("bodies without end behind every answer", _send_on),
+        ("chunks of little but extensions, sizes and trailers", _chop),
+    ]
+    if readers:
+        what = f"{readers} connections: scripts asked for, and not taken"
+        kinds.append((what, partial(_read_not, readers)))
+    if can_make_certificate():
+        what = f"{TLS_CONNECTIONS:,} TLS connections: silent after the hello"
+        kinds.append((what, _shake_no_hands))
+    for what, hog in kinds:
+        row = Row(what)
+        if bench.has_time:
+            hog(bench, row)
+            bench.say(what)
+        yield row
+
+
+def _crowd(connections: int, size: int, bench: Bench, row: Row) -> None:
+    """Let connections come that begin a head, and look at what they cost while they are there."""
+    head = _long_head(size)
+
+    def arrive() -> Iterator[socket.socket]:
+        for _ in range(connections):
+            connection = service.connect()
+            with contextlib.suppress(OSError):  # it was rejected meanwhile
+                connection.sendall(head)
+            yield connection
+
+    with Service(bench.make_directory()) as service, _bounded_memory(row, service):
+        visit(row, service, arrive(), stay_seconds=1.0)
+
+
+def _shake_no_hands(bench: Bench, row: Row) -> None:
+    directory = bench.make_directory()
+    with TlsService(directory) as service:
+        crowd = Crowd(service, bench.random)
+        arrivals = (crowd.send_a_hello() for _ in range(TLS_CONNECTIONS))
+        # Who comes behind the crowd waits for the server's part of all those handshakes: once,
+        # for two answers.
+        others_seconds = OTHERS_SECONDS + TLS_CONNECTIONS * _hello_seconds(service, crowd) / 2
+        with _bounded_memory(row, service):
+            visit(row, service, arrivals, stay_seconds=1.0, others_seconds=others_seconds)
+
+
+def _hello_seconds(service: TlsService, crowd: Crowd) -> float:
+    """Return the CPU seconds of the worker for its part of a handshake."""
+    (worker,) = service.worker_pids()
+    before = cpu_seconds([worker])
+    for _ in range(HELLOS):
+        with contextlib.closing(crowd.send_a_hello()) as connection:
+            connection.recv(1)
+    return (cpu_seconds([worker]) - before) / HELLOS
+
+
+@contextlib.contextmanager
+def _bounded_memory(row: Row, service: Service) -> Iterator[None]:
+    """Check that the worker never takes more than its connections may hold, and a little."""
+    service.drain({"logs": []})
+    (worker,) = service.worker_pids()
+    before = resident_bytes(worker)
+    peaks = [before]
+
+    def look() -> None:
+        with contextlib.suppress(OSError, IndexError):  # it was stopped
+            peaks.append(peak_bytes(worker))
+
+    with meanwhile(look, 0.1):
+        yield
+    if max(peaks) > before + HELD_BYTES + SPARE_BYTES:
+        row.fail(f"the worker grew by {max(peaks) - before:,} bytes")
+
+
+def _long_head(size: int) -> bytes:
+    """Return the start of a head of so many bytes, in fields that are not too long each."""
+    lines = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 3000) for number in range(60))
+    return (b"POST /v1/drain HTTP/1.1\r\nHost: x\r\n" + lines)[:size]
+
+
+def _send_on(bench: Bench, row: Row) -> None:
+    """Send a body without end behind every answer, in one piece and in chunks."""
+    chunk = b"100000\r\n" + bytes(MIB) + b"\r\n"
+    with Service(bench.make_directory()) as service, watch_health(service, row):
+        workers = service.worker_pids()
+        for method in ("GET", "HEAD", "POST"):
+            for path in PATHS:
+                for framing, piece in (
+                    ("Content-Length: 99999999999", bytes(MIB)),
+                    ("Transfer-Encoding: chunked", chunk),
+                ):
+                    row.tried += 1
+                    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
+                    if not _is_cut_off(service, head.encode(), piece):
+                        row.fail(f"{method} {path}, {framing}: read {ENDLESS_MIB} MiB")
+        if service.worker_pids() != workers:
+            row.fail("a worker died of it")
+
+
+def _is_cut_off(service: Service, head: bytes, piece: bytes) -> bool:
+    """Return whether the service ends a connection that sends on and on."""
+    with service.connect() as connection:
+        try:
+            connection.sendall(head)
+            for _ in range(ENDLESS_MIB):
+                connection.sendall(piece)
+        except OSError:
+            return True
+    return False
+
+
+def _chop(bench: Bench, row: Row) -> None:
+    """Send bodies that are more framing than data, with and without a token."""
+    chunks = (
+        b"1;" + b"x" * 4000 + b"\r\n \r\n",
+        b'1;x="' + b"y" * 60 + b'"\r\n \r\n',
+        b"1\r\n \r\n",
+        b"0" * 3000 + b"1\r\n \r\n",
+    )
+    trailers = b"0\r\n" + b"X-Trailer: x\r\n" * 1_000_000
+    with Service(bench.make_directory()) as service, watch_health(service, row):
+        for head in (make_head("Transfer-Encoding: chunked"), _anonymous()):
+            for chunk in chunks:
+                row.tried += 1
+                _send(service, head + chunk * (128 * MIB // len(chunk) // 4))
+            row.tried += 1
+            _send(service, head + trailers)
+        if service.drain({"logs": []}).status != 200:
+            row.fail("accepts nothing afterwards")
+
+
+def _anonymous() -> bytes:
+    return b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def _send(service: Service, data: bytes) -> None:
+    with service.connect() as connection, contextlib.suppress(OSError):
+        connection.sendall(data)
+        connection.recv(65536)
+
+
+def _read_not(count: int, bench: Bench, row: Row) -> None:
+    """Ask for much and take nothing, or a byte a second, over TCP; all must be let go."""
+    request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 30
+    with Service(bench.make_directory()) as service, contextlib.ExitStack() as stack:
+        service.drain({"logs": []})
+        (worker,) = service.worker_pids()
+        before = open_files(worker)
+        connections = []
+        for _ in range(count):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(service.address)
+            connection.sendall(request)
+            connections.append(connection)
+            row.tried += 1
+        wait_for(lambda: open_files(worker) >= before + count - 2)
+        end = time.monotonic() + LET_GO_SECONDS
+        with watch_health(service, row):
+            while open_files(worker) > before + count // 2 and time.monotonic() < end:
+                _take_a_byte(connections[::2])
+                time.sleep(1)
+        if open_files(worker) > before + count // 2:
+            row.fail(f"still held {open_files(worker) - before} after {LET_GO_SECONDS:g} s")
+
+
+def _take_a_byte(connections: list[socket.socket]) -> None:
+    for connection in connections:
+        connection.settimeout(0.01)
+        with contextlib.suppress(OSError):
+            connection.recv(1)

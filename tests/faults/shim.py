@@ -1,0 +1,136 @@
+"""The fault-injecting shim: compiled here, preloaded into a process, steered through memory."""
+
+import mmap
+import shutil
+import struct
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.support.clickhouse import Forward
+from tests.support.service import Service
+
+SOURCE = Path(__file__).with_name("shim.c")
+
+#: In the order of the shim's own enumerations.
+OPERATIONS = ("write", "sync", "dirsync", "open", "rename", "unlink", "truncate")
+SLOTS = ("skip", "times", "outcome", "argument", "hits", "calls")
+CLOCK = len(OPERATIONS) * len(SLOTS)
+
+#: What the shim's processes share beside: two numbers a file, and a lock.
+SHARED = 2 * 65536 + 1
+
+#: Outcomes of a call that are no errno.
+SHORT = -1
+STALL = -2
+TORN = -3
+NO_MEMORY = -4
+
+#: The shim counts down from it; no test makes as many calls.
+ALWAYS = 1 << 40
+
+
+def is_available() -> bool:
+    """Return whether the shim can be compiled here."""
+    return shutil.which("gcc") is not None
+
+
+def compile_shim(directory: Path) -> Path:
+    """Return the compiled shim."""
+    library = directory / "shim.so"
+    if not library.exists():
+        options = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
+        subprocess.run(["gcc", *options, "-o", library, SOURCE, "-ldl"], check=True)
+    return library
+
+
+class Control:
+    """The memory through which running services are told what fails."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(8 * (CLOCK + 1 + SHARED)))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+
+    def fail(
+        self,
+        operation: str,
+        outcome: int,
+        *,
+        skip: int = 0,
+        times: int = 1,
+        argument: int = 0,
+    ) -> None:
+        """Let `skip` calls pass and then let `times` calls end in `outcome`.
+
+        That is an errno, SHORT (`argument` bytes are written), TORN (and ENOSPC for the rest),
+        NO_MEMORY (and no memory for the rest) or STALL (for `argument` ms).
+        """
+        self._set(operation, "times", 0)
+        self._set(operation, "skip", skip)
+        self._set(operation, "outcome", outcome)
+        self._set(operation, "argument", argument)
+        self._set(operation, "times", times)
+
+    def mend(self) -> None:
+        """Let every call pass."""
+        for operation in OPERATIONS:
+            self._set(operation, "times", 0)
+
+    def left(self, operation: str) -> int:
+        """Return how many calls are still to fail."""
+        return max(0, self._get(operation, "times"))
+
+    def hits(self, operation: str) -> int:
+        """Return how many calls failed since the beginning."""
+        return self._get(operation, "hits")
+
+    def set_clock(self, seconds: int) -> None:
+        """Set the services' wall clock this far from the true one."""
+        struct.pack_into("q", self._memory, 8 * CLOCK, seconds)
+
+    def wait_for_hits(self, operation: str, seconds: float) -> None:
+        """Return when all calls that should fail have failed, or after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while self.left(operation) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _place(self, operation: str, slot: str) -> int:
+        return 8 * (OPERATIONS.index(operation) * len(SLOTS) + SLOTS.index(slot))
+
+    def _get(self, operation: str, slot: str) -> int:
+        (value,) = struct.unpack_from("q", self._memory, self._place(operation, slot))
+        return int(value)
+
+    def _set(self, operation: str, slot: str, value: int) -> None:
+        struct.pack_into("q", self._memory, self._place(operation, slot), value)
+
+
+def preload(environ: dict[str, str], data_dir: Path, control: Path, library: Path) -> Control:
+    """Let the processes with an environment meet faults on the files of a data directory."""
+    environ["LD_PRELOAD"] = str(library)
+    environ["FAULTS_DIRECTORY"] = str(data_dir)
+    environ["FAULTS_CONTROL"] = str(control)
+    return Control(control)
+
+
+class ShimmedService(Service):
+    """A service under the shim; `trace` is the file that gets its record."""
+
+    def __init__(self, directory: Path, trace: Path | None = None, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        library = compile_shim(directory.parent)
+        self.control = preload(self._environ, self.data_dir, directory / "control", library)
+        if trace:
+            self._environ["FAULTS_TRACE"] = str(trace)
+
+
+class ShimmedForward(Forward):
+    """A forward under the shim."""
+
+    def __init__(self, directory: Path, url: str, data_dir: Path, **settings: Any) -> None:
+        super().__init__(directory, url, data_dir, **settings)
+        library = compile_shim(directory.parent)
+        control = directory / "control-of-forward"
+        self.control = preload(self._environ, data_dir, control, library)

@@ -1,0 +1,259 @@
+"""A short form of each kind of fault; `make faults` runs them all for longer."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults import (
+    __main__,
+    attacks,
+    clocks,
+    compression,
+    crowd,
+    disks,
+    forward,
+    fuzz,
+    heavy,
+    hogs,
+    housekeeping,
+    kills,
+    memory,
+    mounts,
+    otlp,
+    pages,
+    powercut,
+    sealing,
+    shim,
+    signals,
+    stall,
+    tls,
+    upgrades,
+    writes,
+)
+from tests.faults.bench import Bench
+from tests.faults.table import HEADINGS, Row, render, render_markdown
+from tests.support.certificate import can_make_certificate
+from tests.support.full_memory import can_fill_memory
+
+pytestmark = pytest.mark.timeout(900)
+
+#: An upper bound that a busy machine needs.
+SECONDS = 600
+SEED = 1
+
+FAULTS = [
+    fault
+    for fault in writes.FAULTS
+    if fault.what
+    in (
+        "short write, then ENOSPC",
+        "short write, then no memory",
+        "EIO on sync, pages lost",
+        "EIO on rename",
+    )
+]
+
+needs_shim = pytest.mark.skipif(
+    not shim.is_available(), reason="NOT TESTED: failing calls; it takes gcc to compile the shim"
+)
+
+
+def check(tmp_path: Path, inject: Callable[[Bench], Iterator[Row]]) -> None:
+    """Run a kind, and check that it tried something and that no promise was broken."""
+    rows = list(inject(Bench(tmp_path, SEED, SECONDS, quiet=True)))
+    assert rows
+    assert all(row.tried for row in rows)
+    assert [] == [(row.cells(), row.remarks) for row in rows if row.is_bad]
+
+
+@pytest.mark.slow
+def test_kills(tmp_path: Path) -> None:
+    """Nothing acknowledged is lost when processes are killed."""
+    check(tmp_path, lambda bench: kills.run(bench, rounds=6))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_failing_calls(tmp_path: Path) -> None:
+    """Nothing is acknowledged on the strength of a failed sync, and nothing left unsealed."""
+    check(tmp_path, lambda bench: writes.run(bench, rounds=2, faults=FAULTS))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_seals(tmp_path: Path) -> None:
+    """Whatever stands in the way of a seal, it is done at last, and replaces nothing."""
+    check(tmp_path, lambda bench: sealing.run(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_housekeeping(tmp_path: Path) -> None:
+    """One process after another keeps the directory as the settings say."""
+    check(tmp_path, lambda bench: housekeeping.run(bench, rounds=2))
+
+
+@pytest.mark.slow
+def test_compression(tmp_path: Path) -> None:
+    """Whatever is killed while segments are compressed, each log is there and is shown once."""
+    kills = ("who compresses and another",)
+    check(tmp_path, lambda bench: compression.run(bench, rounds=2, kills=kills))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_clocks(tmp_path: Path) -> None:
+    """A clock that jumps removes nothing young, whatever it showed at the start."""
+    check(tmp_path, lambda bench: clocks.run(bench, rounds=1))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_power_cuts(tmp_path: Path) -> None:
+    """Every disk that a power cut may leave holds what was acknowledged."""
+    check(tmp_path, lambda bench: powercut.run(bench, states=300))
+
+
+@pytest.mark.slow
+@needs_shim
+def test_disks(tmp_path: Path) -> None:
+    """A full, read-only or missing disk is rejected on, and used again when it is back."""
+    if not mounts.can_mount():
+        pytest.skip("NOT TESTED: troubled disks; it takes root to mount a small file system")
+    check(tmp_path, lambda bench: disks.run(bench, rounds=1))
+    if not mounts.can_mount_ext4():
+        pytest.skip("NOT TESTED: an ext4 with an error; it takes mkfs.ext4, a loop device")
+
+
+@pytest.mark.slow
+def test_full_memory(tmp_path: Path) -> None:
+    """A full /dev/shm costs neither batches nor workers nor metrics."""
+    if not can_fill_memory():
+        pytest.skip("NOT TESTED: a full /dev/shm; it takes root to mount a small one")
+    check(tmp_path, lambda bench: memory.run(bench, rounds=1))
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@needs_shim
+def test_a_stall(tmp_path: Path) -> None:
+    """A sync that hangs costs its batches a timely 503, and health nothing."""
+    check(tmp_path, lambda bench: stall.run(bench, stall_seconds=3, commit_timeout_seconds=1))
+
+
+@pytest.mark.slow
+def test_signals(tmp_path: Path) -> None:
+    """Stops, reloads and restarts under load lose nothing; a full directory is no hindrance."""
+    little = {"rounds": 1, "starts": 4, "segments": 1000}
+    endings = ("SIGTERM twice", "SIGQUIT")
+    check(tmp_path, lambda bench: signals.run(bench, **little, endings=endings))
+
+
+@pytest.mark.slow
+def test_upgrades(tmp_path: Path) -> None:
+    """An upgrade fails no request, and another version's files beside the service do no harm."""
+    check(tmp_path, lambda bench: upgrades.run(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_attacks(tmp_path: Path) -> None:
+    """Lying bodies and smuggled requests are rejected, and no line is forged."""
+    check(tmp_path, lambda bench: attacks.run(bench, rounds=1))
+
+
+@pytest.mark.slow
+def test_heavy_bodies(tmp_path: Path) -> None:
+    """Hundreds of bodies that are heavy to decode cost the memory of one, and others are served."""
+    check(tmp_path, lambda bench: heavy.run(bench, bodies=200))
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_crowds(tmp_path: Path) -> None:
+    """Slow, silent and vanished clients do not keep others waiting."""
+    kinds = ("half a body", "gone before the answer")
+    check(tmp_path, lambda bench: crowd.run(bench, 100, stay_seconds=0.5, kinds=kinds))
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_broken_tls(tmp_path: Path) -> None:
+    """Clients that break TLS keep no one waiting, and leave nothing behind."""
+    if not can_make_certificate():
+        pytest.skip("NOT TESTED: broken TLS; openssl is not installed")
+    kinds = ("plain HTTP", "garbage", "gone in the midst of a body")
+    check(tmp_path, lambda bench: tls.run(bench, 50, 0.2, kinds, until_dropped=False))
+
+
+@pytest.mark.timeout(600)  # its last campaign may begin when the others took all of SECONDS
+@pytest.mark.slow
+def test_forwarding(tmp_path: Path) -> None:
+    """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""
+    faults = ("cut", "silent")
+    check(tmp_path, lambda bench: forward.run(bench, 3, 1, 300, 1000, faults))
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.alone
+def test_pages(tmp_path: Path) -> None:
+    """Those who look make nobody wait who sends."""
+    check(tmp_path, lambda bench: pages.run(bench, 50, segments=500, seconds=3))
+
+
+@pytest.mark.slow
+def test_hogs(tmp_path: Path) -> None:
+    """Clients that hold places, memory and time for nothing keep no one waiting."""
+    check(tmp_path, lambda bench: hogs.run(bench, 4200, readers=0, sizes=[15_000]))
+
+
+def test_fuzz(tmp_path: Path) -> None:
+    """Mutated bodies are stored as they are meant, or rejected."""
+    check(tmp_path, lambda bench: fuzz.run(bench, inputs=5000))
+
+
+def test_a_kind_that_fails_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a kind found before it failed is in the table, and the run ends with status 1."""
+
+    def fail_after_a_row(bench: Bench) -> Iterator[Row]:
+        yield Row("finished", tried=7)
+        raise RuntimeError("no more")
+
+    def succeed(bench: Bench) -> Iterator[Row]:
+        yield Row("after it", tried=8)
+
+    kinds = [__main__.Kind("a", fail_after_a_row, 1), __main__.Kind("b", succeed, 1)]
+    monkeypatch.setattr(__main__, "kinds", lambda scale: kinds)
+    report = tmp_path / "table.md"
+    monkeypatch.setattr("sys.argv", ["faults", "--report", str(report)])
+    assert 1 == __main__.main()
+    _, _, *rows = [line for line in report.read_text().splitlines() if line.startswith("| ")]
+    assert ["| finished | 7 ", "| a: did not come to its end | 0 ", "| after it | 8 "] == [
+        row[: row.index("|", row.index("|", 2) + 1)] for row in rows
+    ]
+    assert "a: did not come to its end: RuntimeError('no more')" in capsys.readouterr().out
+    monkeypatch.setattr(__main__, "kinds", lambda scale: kinds[1:])
+    monkeypatch.setattr("sys.argv", ["faults"])
+    monkeypatch.setattr(__main__, "RESULTS", tmp_path / "results.md")
+    assert 0 == __main__.main()
+    assert "| after it | 8 " in (tmp_path / "results.md").read_text()
+
+
+def test_the_table_has_a_cell_for_each_heading() -> None:
+    """A broken promise is seen, in a terminal and in Markdown."""
+    row = Row("a", tried=1000, lost=1)
+    assert row.is_bad
+    assert Row("b", parts=1).is_bad
+    assert Row("b", unresolved=1).is_bad
+    assert not Row("b", undecided=1, keyed=1, sent_again=1).is_bad
+    assert len(HEADINGS) == len(row.cells())
+    assert "1,000" in render([row])
+    assert "| a | 1,000 | 0 | 0 | 0 | 1 |" in render_markdown([row])
+
+
+@pytest.mark.slow
+def test_otlp(tmp_path: Path) -> None:
+    """Mutated exports in both encodings, and those made to take memory."""
+    check(tmp_path, lambda bench: otlp.run(bench, inputs=2000))

@@ -1,1 +1,0 @@
-"""Faults and attacks against the real service: `make torture` runs them all and counts."""
