@@ -14,14 +14,15 @@ from astralog.intake.body import BodyReader
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.compressor import CompressionCounts
-from astralog.telemetry.collectors import BuildCollector
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.directory_families import (
+from astralog.telemetry.families import (
+    BuildCollector,
     compression_families,
+    counter_families,
     disk_families,
     forward_families,
+    queue_families,
 )
-from astralog.telemetry.families import counter_families, queue_families
 from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
 

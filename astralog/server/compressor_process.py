@@ -20,7 +20,7 @@ from astralog.settings import Settings
 from astralog.store import libc
 from astralog.store.compressor import Compressor
 from astralog.telemetry import slots
-from astralog.telemetry.directory_families import compression_families
+from astralog.telemetry.families import compression_families
 from astralog.telemetry.prometheus import take_snapshot
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,17 @@ from typing import Any
 from astralog import __version__
 from astralog.store.files import kept_inodes
 from astralog.telemetry.families import WORKERS
-from astralog.telemetry.history import SAMPLE_SECONDS, History
+from astralog.telemetry.history import (
+    SAMPLE_SECONDS,
+    History,
+    Interval,
+    Sample,
+    Totals,
+    intervals,
+    take_sample,
+    value_of,
+)
 from astralog.telemetry.prometheus import Metrics, is_ready
-from astralog.telemetry.samples import Interval, Sample, Totals, intervals, take, value_of
 
 #: Rates are those since a sample at least so old: each worker's numbers may be half a second old.
 WINDOW_SECONDS = 5.0
@@ -51,7 +59,7 @@ class Overview:
     def now(self) -> Json:
         """Return the numbers of the whole service at this moment; raises Rejection."""
         totals = self._metrics.totals()
-        sample = take(totals)
+        sample = take_sample(totals)
         window = self._window(sample)
         workers = totals[WORKERS]
         return {
@@ -133,7 +141,7 @@ class Overview:
 
     def sample(self) -> Sample:
         """Return the numbers of this moment; raises Rejection."""
-        return take(self._metrics.totals())
+        return take_sample(self._metrics.totals())
 
     def last_hour(self, now: Sample, token: str | None = None) -> Json:
         """Return the numbers of the hour until now; of one token, its rejections alone."""

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from astralog.deadlines import PAUSE_SECONDS
 from astralog.errors import Rejection
 from astralog.telemetry import slots
-from astralog.telemetry.counters import Counters
+from astralog.telemetry.counters import Counters, Snapshot, Values
 from astralog.telemetry.families import (
     BUCKETS,
     READY,
@@ -36,8 +36,7 @@ from astralog.telemetry.families import (
     Kind,
     Labels,
 )
-from astralog.telemetry.samples import Totals
-from astralog.telemetry.snapshots import Snapshot, Values
+from astralog.telemetry.history import Totals
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import zlib
 from collections.abc import Iterator, MutableMapping
 
 from astralog.memory_file import make_memory_file
+from astralog.telemetry.counters import EMPTY, Snapshot, decode_snapshot, encode_snapshot, merge
 from astralog.telemetry.history import HISTORY_BYTES
-from astralog.telemetry.snapshots import EMPTY, Snapshot, decode, encode, merge
 
 #: The file's name, as /proc shows it; a new layout takes a new number.
 NAME = "astralog-metrics-2"
@@ -75,13 +75,13 @@ class Slot:
         self._fd = fd
         self.number = number
         self._writes, data = _read(fd, number)
-        self._before = decode(data).without_gauges().bounded() if data else EMPTY
+        self._before = decode_snapshot(data).without_gauges().bounded() if data else EMPTY
         self._published = b""
         self.publish(EMPTY)
 
     def publish(self, snapshot: Snapshot) -> None:
         """Show the others what this worker counts; raises OSError, and they see it as it was."""
-        data = encode(merge([self._before, snapshot]))
+        data = encode_snapshot(merge([self._before, snapshot]))
         if data == self._published:
             return
         if _HEADER.size + len(data) > HALF_BYTES:
@@ -100,7 +100,7 @@ class Slot:
         for number in range(-(-(os.fstat(self._fd).st_size - SLOTS_OFFSET) // SLOT_BYTES)):
             _, data = _read(self._fd, number)
             if data:
-                snapshot = decode(data)
+                snapshot = decode_snapshot(data)
                 is_alive = number == self.number or _is_claimed(self._fd, number)
                 yield snapshot if is_alive else snapshot.without_gauges()
 

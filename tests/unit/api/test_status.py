@@ -15,8 +15,8 @@ from astralog.api import status
 from astralog.api.status import FILES, Kept, OneAtATime
 from astralog.errors import Rejection
 from astralog.settings import Settings
+from astralog.telemetry.history import Totals
 from astralog.telemetry.prometheus import Metrics
-from astralog.telemetry.samples import Totals
 from tests.support.service import TOKEN, make_log, write_tokens
 
 MakeApp = Callable[[Settings], Flask]

@@ -1,3 +1,4 @@
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from astralog import __version__
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
@@ -12,18 +14,17 @@ from astralog.store.compressor import CompressionCounts
 from astralog.store.deliveries import ForwardStatus, write_status
 from astralog.store.housekeeper import LOOK_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.directory_families import (
-    compression_families,
-    disk_families,
-    forward_families,
-)
 from astralog.telemetry.families import (
     READY,
     STATES,
     SUM,
     WORKERS,
+    BuildCollector,
     Family,
+    compression_families,
     counter_families,
+    disk_families,
+    forward_families,
     queue_families,
 )
 from tests.support.fake_system import Disk
@@ -168,3 +169,11 @@ def test_the_one_process_that_compresses_tells_what_waits() -> None:
     assert {(): 0} == families["compression_waiting_segments"].read()
     assert {(): 3} == families["compressed_segments"].read()
     assert {(): 2} == families["compression_failures"].read()
+
+
+def test_the_build_has_its_versions() -> None:
+    """The service's and Python's, as labels of a 1."""
+    (family,) = BuildCollector().collect()
+    (sample,) = family.samples
+    labels = {"version": __version__, "python": platform.python_version()}
+    assert ("astralog_build_info", labels, 1) == sample[:3]

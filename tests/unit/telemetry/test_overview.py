@@ -12,12 +12,15 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.deliveries import ForwardStatus
 from astralog.store.housekeeper import DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
-from astralog.telemetry.directory_families import disk_families, forward_families
-from astralog.telemetry.families import counter_families, queue_families
-from astralog.telemetry.history import SAMPLES
+from astralog.telemetry.families import (
+    counter_families,
+    disk_families,
+    forward_families,
+    queue_families,
+)
+from astralog.telemetry.history import SAMPLES, Sample
 from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
-from astralog.telemetry.samples import Sample
 from tests.support.fake_system import Disk
 
 USAGE = DiskUsage(

@@ -11,11 +11,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from astralog.errors import Rejection
 from astralog.telemetry import prometheus
-from astralog.telemetry.counters import Counters
+from astralog.telemetry.counters import Counters, Snapshot, Values
 from astralog.telemetry.families import BUCKETS, STATES, SUM, WORKERS, Family, Kind, Labels
 from astralog.telemetry.prometheus import Metrics
 from astralog.telemetry.slots import Slot
-from astralog.telemetry.snapshots import Snapshot, Values
 from tests.support.fake_system import BreakOs
 from tests.support.metrics import Samples, read_samples
 

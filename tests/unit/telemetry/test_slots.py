@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from astralog.telemetry import slots
-from astralog.telemetry.slots import HALF_BYTES, Slot, SnapshotTooLarge, claim, open_shared_file
-from astralog.telemetry.snapshots import (
+from astralog.telemetry.counters import (
     EMPTY,
     MAX_TOKEN_SERIES,
     TOKEN_FAMILY,
     Snapshot,
     Values,
-    encode,
+    encode_snapshot,
     merge,
 )
+from astralog.telemetry.slots import HALF_BYTES, Slot, SnapshotTooLarge, claim, open_shared_file
 from tests.support.fake_system import BreakOs
 
 ONE = Snapshot({("a",): 1}, {("t",): 10}, {("g",): 3})
@@ -26,10 +26,10 @@ TWO = Snapshot({("a",): 2, ("b",): 1}, {("t",): 9}, {("g",): 4})
 #: A worker that publishes each snapshot that it reads, and then writes its slot's number.
 WORKER = """
 import sys
-from astralog.telemetry import slots, snapshots
+from astralog.telemetry import counters, slots
 slot = slots.claim(int(sys.argv[1]))
 for line in sys.stdin:
-    slot.publish(snapshots.decode(line.encode()))
+    slot.publish(counters.decode_snapshot(line.encode()))
     print(slot.number, flush=True)
 """
 
@@ -46,7 +46,7 @@ class Worker:
         """Publish a snapshot, and return the number of the worker's slot."""
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(encode(snapshot) + b"\n")
+        self._process.stdin.write(encode_snapshot(snapshot) + b"\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
