@@ -3,15 +3,14 @@
 from flask import Flask, Response
 
 from astralog import __version__
-from astralog.api import docs, drain, health, metrics, otlp, responses, status
+from astralog.api import drain, health, otlp, pages, responses, status
 from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
-from astralog.environment import parse_networks
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
-from astralog.settings import Settings
+from astralog.settings import Settings, parse_networks
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.compressor import CompressionCounts
 from astralog.telemetry.counters import Counters
@@ -58,10 +57,9 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     responses.init_app(app, _by_path(reject, reject_otlp))
     app.register_blueprint(drain.create_blueprint(acceptor, rejections.note, reject))
     app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note, reject_otlp))
-    app.register_blueprint(health.create_blueprint(queue, reject))
+    app.register_blueprint(health.create_blueprint(queue, tokens, numbers, reject))
     has_status = settings.status == "on"
-    app.register_blueprint(docs.create_blueprint(__version__, has_status=has_status))
-    app.register_blueprint(metrics.create_blueprint(tokens, numbers))
+    app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:
         _add_status(app, settings, tokens, numbers, queue.clock)
     app.wsgi_app = Dispatcher(app)  # type: ignore[method-assign]  # as Flask documents it

@@ -1,16 +1,143 @@
 """Read the `ASTRALOG_*` environment variables into one frozen `Settings`."""
 
 import dataclasses
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import Field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
+from environs import Env, EnvValidationError
+from marshmallow import ValidationError
 from marshmallow.validate import OneOf, Range, Regexp
 
-from astralog import environment
 from astralog.cores import count_cores
 
-PREFIX = environment.PREFIX
+PREFIX = "ASTRALOG_"
+
+#: The variables that Kubernetes sets in a pod for a Service named `astralog` or `astralog-…`, as
+#: name=value (kubernetes.io/docs/concepts/services-networking/service).
+_SERVICE_LINK = re.compile(
+    r"""
+    ASTRALOG_(\w+_)?
+    (
+        SERVICE_HOST=[0-9A-Fa-f.:]+
+        | SERVICE_PORT(_\w+)?=[0-9]+
+        | PORT(_[0-9]+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.+
+        | PORT_[0-9]+_(TCP|UDP|SCTP)_(PORT=[0-9]+|PROTO=(tcp|udp|sctp)|ADDR=[0-9A-Fa-f.:]+)
+    )
+    """,
+    re.VERBOSE,
+)
+
+
+def _read(fields: Iterable[Field[Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of settings by their names, and one line for each fault.
+
+    A field's metadata has `validate`, which checks a value, and may have `convert`, which turns it
+    into the setting's value.
+    """
+    fields = list(fields)
+    env = Env(eager=False, prefix=PREFIX)
+    values = {field.name: _parse(env, field) for field in fields}
+    problems = [
+        f"{name}: No such setting; see docs/configuration.md."
+        for name in _other_names(fields)
+        if not _is_service_link(name)
+    ]
+    try:
+        env.seal()
+    except EnvValidationError as error:
+        messages: Any = error.error_messages
+        problems += [f"{name}: {' '.join(texts)}" for name, texts in messages.items()]
+    return values, problems
+
+
+def _parse(env: Env, field: Field[Any]) -> Any:
+    parsers: dict[Any, Any] = {int: env.int, float: env.float}
+    parse = parsers.get(field.type, env.str)
+    value = parse(field.name.upper(), field.default, validate=field.metadata["validate"])
+    convert = field.metadata.get("convert")
+    return convert(value) if convert and value is not None else value  # None where it is wrong
+
+
+def _other_names(fields: Iterable[Field[Any]]) -> list[str]:
+    known = {PREFIX + field.name.upper() for field in fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def _is_service_link(name: str) -> bool:
+    return bool(_SERVICE_LINK.fullmatch(f"{name}={os.environ[name]}"))
+
+
+# --- Checks, which raise marshmallow's ValidationError, and conversions
+
+
+def check_bind(address: str) -> None:
+    """Reject an address that is neither host:port nor a unix socket."""
+    host, _, port = address.rpartition(":")
+    is_port = port.isdecimal() and int(port) <= 65535
+    is_host = re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[^:\s]+", host)
+    if not (expand_bind(address).startswith("unix:/") or (is_host and is_port)):
+        raise ValidationError("Not host:port or unix:/path.")
+
+
+def check_clickhouse_url(url: str) -> None:
+    """Reject an invalid URL without repeating it, since it may contain a password."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_url = False
+    if url and not is_url:
+        raise ValidationError("Not a URL like https://user:password@host:8443/database.")
+
+
+def check_file(path: str) -> None:
+    """Reject a path in the home of an unknown user."""
+    if expand_file(path).startswith("~"):
+        raise ValidationError("No such user's home.")
+
+
+def check_networks(text: str) -> None:
+    """Reject an invalid comma-separated list of addresses and networks."""
+    try:
+        parse_networks(text)
+    except ValueError as error:
+        raise ValidationError(f"Not addresses or networks: {error}.") from error
+
+
+def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks of a comma-separated list; raises ValueError."""
+    return tuple(ip_network(word.strip()) for word in text.split(",") if word.strip())
+
+
+def check_directory(path: str | Path) -> None:
+    """Reject an empty path, which would mean the working directory."""
+    if not str(path):
+        raise ValidationError("Must not be empty.")
+    check_file(str(path))
+
+
+def expand_bind(address: str) -> str:
+    """Return the address with the path of a unix socket expanded."""
+    scheme, _, path = address.partition(":")
+    return f"unix:{expand_file(path)}" if scheme == "unix" else address
+
+
+def expand_file(path: str) -> str:
+    """Return the path with `~` expanded."""
+    return os.path.expanduser(path)
+
+
+def expand_directory(path: str | Path) -> Path:
+    """Return the path with `~` expanded."""
+    return Path(os.path.expanduser(path))
+
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -47,7 +174,7 @@ def _setting(
 
 
 def _file_setting(help: str) -> str:
-    return _setting("", help, environment.check_file, "(none)", environment.expand_file)
+    return _setting("", help, check_file, "(none)", expand_file)
 
 
 def _size_setting(default: int, help: str, minimum: int = 1) -> int:
@@ -62,8 +189,8 @@ class Settings:
         "127.0.0.1:8080",
         "Address to listen on: `host:port`, or `unix:/path` for a local socket. "
         "Port 0 takes a free one.",
-        environment.check_bind,
-        convert=environment.expand_bind,
+        check_bind,
+        convert=expand_bind,
     )
     tokens: str = _setting(
         "",
@@ -84,15 +211,15 @@ class Settings:
         "",
         "Addresses and networks of proxies, comma separated, whose `X-Forwarded-For` names the "
         "client in the service's own log.",
-        environment.check_networks,
+        check_networks,
         shown="(none)",
     )
     data_dir: Path = _setting(
         Path("data"),
         "Directory of the segment files; made at the first start.",
-        environment.check_directory,
+        check_directory,
         "./data",
-        environment.expand_directory,
+        expand_directory,
     )
     workers: int = _setting(
         count_cores(),
@@ -174,7 +301,7 @@ class Settings:
             "help": "Where `astralog forward` delivers to, over HTTP: "
             "`https://user:password@host:8443/database`; after `?`, options of clickhouse-connect "
             "as `ca_cert=/path`.",
-            "validate": environment.check_clickhouse_url,
+            "validate": check_clickhouse_url,
             "shown": "(none)",
         },
     )
@@ -237,7 +364,7 @@ class Settings:
 
         Raises InvalidSettings, with a line for each wrong value and each unknown name.
         """
-        values, problems = environment.read(dataclasses.fields(cls))
+        values, problems = _read(dataclasses.fields(cls))
         if problems:
             raise InvalidSettings(problems)
         return cls(**values)._checked()
@@ -251,3 +378,9 @@ class Settings:
                 [f"{PREFIX}QUEUE_BYTES: Must be at least {PREFIX}MAX_BODY_BYTES, or no body fits."]
             )
         return self
+
+
+def service_links() -> list[str]:
+    """Return the variables that look like settings, but were made by Kubernetes."""
+    names = _other_names(dataclasses.fields(Settings))
+    return [name for name in names if _is_service_link(name)]

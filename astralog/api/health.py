@@ -1,23 +1,34 @@
-"""GET /health and /ready: what load balancers and orchestrators ask."""
+"""GET /health, /ready and /metrics: for load balancers, orchestrators and Prometheus."""
 
 from http import HTTPStatus
+from ipaddress import IPv6Address, ip_address
+from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
 from astralog.api.responses import json_response
-from astralog.errors import RETRY_AFTER_SECONDS
+from astralog.auth import Tokens
+from astralog.errors import RETRY_AFTER_SECONDS, Rejection
 from astralog.intake.body import Environ
 from astralog.store.commit_queue import CommitQueue
+from astralog.telemetry.prometheus import Metrics
 
 OK = FixedResponse(b'{"status":"ok"}')
 READY = FixedResponse(b'{"status":"ready"}')
 
 
-def create_blueprint(queue: CommitQueue, reject: Reject) -> Blueprint:
-    """Return the blueprint of the routes that need no token; `reject` answers every error."""
+def create_blueprint(
+    queue: CommitQueue, tokens: Tokens, numbers: Metrics, reject: Reject
+) -> Blueprint:
+    """Return the blueprint; `reject` answers the errors of /health and /ready."""
     blueprint = Blueprint("health", __name__)
+    _add_probes(blueprint, queue, reject)
+    _add_metrics(blueprint, tokens, numbers)
+    return blueprint
 
+
+def _add_probes(blueprint: Blueprint, queue: CommitQueue, reject: Reject) -> None:
     @blueprint.get("/health")
     @plain_view(reject)
     def health(environ: Environ) -> Response:
@@ -27,7 +38,7 @@ def create_blueprint(queue: CommitQueue, reject: Reject) -> Blueprint:
     @blueprint.get("/ready")
     @plain_view(reject)
     def ready(environ: Environ) -> Response:
-        """Return whether a batch would be taken now, and if not, the code that would reject it."""
+        """Return whether a batch would be accepted now, else the code that would reject it."""
         reason = queue.unavailable()
         if reason is None:
             return READY
@@ -37,4 +48,44 @@ def create_blueprint(queue: CommitQueue, reject: Reject) -> Blueprint:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
         return response
 
-    return blueprint
+
+#: A proxy marks a forwarded request by a header whose name begins with one of these.
+FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+
+#: Host names that a client of the same machine uses; a page in its browser cannot forge them.
+LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
+
+
+BOUND = "A token that is bound to projects does not open /metrics, which shows the whole service."
+
+
+def _add_metrics(blueprint: Blueprint, tokens: Tokens, numbers: Metrics) -> None:
+    @blueprint.get("/metrics")
+    def show_metrics() -> Response:
+        """Show the metrics of all workers, to this machine without a token."""
+        if not is_local(request.environ):
+            token = tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+            if token.projects is not None:
+                raise Rejection("forbidden_scope", BOUND)
+        text, content_type = numbers.render(request.environ.get("HTTP_ACCEPT", ""))
+        return Response(text, content_type=content_type)
+
+
+def is_local(environ: dict[str, Any]) -> bool:
+    """Return whether a request comes from this machine and was not forwarded by a proxy on it."""
+    if any(name.startswith(FORWARDING_HEADERS) for name in environ):
+        return False
+    host = environ.get("HTTP_HOST", "").lower()
+    if host not in LOCAL_HOSTS and host.rpartition(":")[0] not in LOCAL_HOSTS[1:]:
+        return False
+    peer = environ.get("REMOTE_ADDR", "")
+    return peer == "" or _is_loopback(peer)  # a unix socket has no address
+
+
+def _is_loopback(peer: str) -> bool:
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback

@@ -9,16 +9,21 @@ from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
-from astralog.api.openapi_options import KEY, REPLAYED, describe_options
-from astralog.api.openapi_otlp import describe_otlp
-from astralog.api.openapi_rejections import ERRORS, REJECTION, RETRY_AFTER, describe_rejections
-from astralog.api.openapi_status import describe_status
-from astralog.api.openapi_words import (
+from astralog.api.openapi_parts import (
     ABOUT,
     DRAIN,
+    ERRORS,
     EXAMPLE,
+    KEY,
     NDJSON_EXAMPLE,
     PARTIAL_BATCH,
+    REJECTION,
+    REPLAYED,
+    RETRY_AFTER,
+    describe_options,
+    describe_otlp,
+    describe_rejections,
+    describe_status,
 )
 from astralog.errors import STATUS_OF_CODE
 from astralog.intake.compression import INFLATERS

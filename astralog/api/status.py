@@ -15,8 +15,7 @@ from flask import Blueprint, Response, request
 from gevent.lock import Semaphore
 from gevent.threadpool import ThreadPool
 
-from astralog.api import assets
-from astralog.api.assets import OWN
+from astralog.api.pages import CONTENT_SECURITY_POLICY, OWN, load, send_one_of, send_page
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
 from astralog.errors import Rejection
@@ -31,9 +30,7 @@ from astralog.view.recent_logs import RecentLogs
 FILES = ("status.css", "status.js", "numbers.js", "logs.js", "charts.js", "format.js", "icon.svg")
 
 #: Beside what every page keeps to: no text ever becomes HTML or a script, whatever the code does.
-POLICY = (
-    f"{assets.CONTENT_SECURITY_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
-)
+POLICY = f"{CONTENT_SECURITY_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
 
 #: What the query for logs may ask for.
 FILTERS = ("project", "service", "level", "q")
@@ -116,13 +113,13 @@ def create_blueprint(
 
 
 def _add_page(blueprint: Blueprint) -> None:
-    page = assets.load(OWN / "status.html")
-    files = {name: assets.load(OWN / name) for name in FILES}
+    page = load(OWN / "status.html")
+    files = {name: load(OWN / name) for name in FILES}
 
     @blueprint.get("/status")
     def show_page() -> Response:
         """Show the page, which asks for a token."""
-        response = assets.send_page(page, POLICY)
+        response = send_page(page, POLICY)
         response.headers["X-Frame-Options"] = "DENY"
         response.cache_control.no_cache = True
         return response
@@ -130,7 +127,7 @@ def _add_page(blueprint: Blueprint) -> None:
     @blueprint.get("/status/<asset>")
     def show_asset(asset: str) -> Response:
         """Return a file of the page."""
-        return assets.send_one_of(files, asset, request.environ)
+        return send_one_of(files, asset, request.environ)
 
 
 def _add_numbers(

@@ -1,6 +1,5 @@
 """What happens around the serving: the checks and words of the start, and the hooks."""
 
-import dataclasses
 import logging
 import os
 import resource
@@ -13,11 +12,10 @@ from typing import Any, NoReturn
 
 from gunicorn.glogging import Logger
 
-from astralog import environment
 from astralog.auth import TOKEN_FILE_NAME
 from astralog.log import LOG_FORMAT, LOG_TIME_FORMAT
 from astralog.server.worker import Worker
-from astralog.settings import InvalidSettings, Settings
+from astralog.settings import InvalidSettings, Settings, service_links
 from astralog.standard_streams import print_errors
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry import slots
@@ -82,7 +80,7 @@ def _end_at_stops() -> None:
 
 def announce(settings: Settings, addresses: Sequence[Address], is_inherited: bool) -> None:
     """Log the start in one line and, where the token was made here, print a line to try it."""
-    if ignored := environment.service_links(dataclasses.fields(settings)):
+    if ignored := service_links():
         log.info("ignored, since Kubernetes makes them of its Services: %s", ", ".join(ignored))
     log.info(
         "listening on %s, %s, data in %s, sync %s%s",

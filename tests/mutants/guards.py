@@ -149,7 +149,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "counts of dead workers",
         "astralog.telemetry.slots:Slot.__init__",
-        "self._before = decode(data).without_gauges().bounded() if data else EMPTY",
+        "self._before = decode_snapshot(data).without_gauges().bounded() if data else EMPTY",
         "self._before = EMPTY",
         ("tests/unit/telemetry/test_slots.py", "-k", "carries_on"),
     ),
@@ -1230,8 +1230,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "bound on the series of tokens",
         "astralog.telemetry.slots:Slot.__init__",
-        "decode(data).without_gauges().bounded()",
-        "decode(data).without_gauges()",
+        "decode_snapshot(data).without_gauges().bounded()",
+        "decode_snapshot(data).without_gauges()",
         ("tests/unit/telemetry/test_slots.py", "-k", "few_tokens"),
     ),
     Guard(

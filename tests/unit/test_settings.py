@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from astralog import environment
 from astralog.cores import count_cores
-from astralog.settings import InvalidSettings, Settings
+from astralog.settings import InvalidSettings, Settings, service_links
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +216,7 @@ def test_names_that_kubernetes_makes_are_ignored(monkeypatch: pytest.MonkeyPatch
     for name, value in SERVICE_LINKS.items():
         monkeypatch.setenv(name, value)
     assert Settings() == Settings.from_environ()
-    ignored = environment.service_links(dataclasses.fields(Settings))
+    ignored = service_links()
     assert sorted(SERVICE_LINKS) == ignored
 
 

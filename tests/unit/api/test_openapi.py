@@ -8,11 +8,10 @@ from marshmallow.validate import Length
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
-from astralog.api.assets import CONTENT_SECURITY_POLICY
-from astralog.api.docs import load_assets
 from astralog.api.drain import NDJSON_TYPES
 from astralog.api.openapi import NOT_OF_BATCHES
-from astralog.api.openapi_otlp import NOT_OF_EXPORTS
+from astralog.api.openapi_parts import NOT_OF_EXPORTS
+from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.intake.schema import BatchSchema, LogSchema
 

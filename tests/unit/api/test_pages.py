@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from astralog.api.negotiation import has_current, prefers_html
+from astralog.api.pages import has_current, prefers_html
 from astralog.telemetry.prometheus import _keep_known
 
 API = Path(__file__).parents[3] / "astralog" / "api"

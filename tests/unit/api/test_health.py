@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import (
 )
 
 from astralog import __version__
-from astralog.api.metrics import is_local
+from astralog.api.health import is_local
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
