@@ -1,6 +1,6 @@
-"""Every rejection: its code, its HTTP status and its meaning.
+"""Every rejection: its code, its HTTP status, its meaning and its messages.
 
-`storage_error` maps the errors of a disk that is full or fails to a code and a text.
+`storage_error` maps the errors of a disk that is full or fails to a code and a message.
 """
 
 import errno
@@ -95,18 +95,85 @@ class Rejection(Exception):
         self.logs = logs
 
 
+class Cause(NamedTuple):
+    """Why a batch is rejected, or would be now: the code, and the message for the client.
+
+    Unlike an exception, it keeps none of the request's frames, and so no batch, in memory.
+    """
+
+    code: str
+    message: str
+
+
+# --- The messages of the write queue and of idempotency keys
+
+STOPPING = Cause("stopping", "The service is stopping; nothing was stored; retry later.")
+KEY_IN_USE = Cause(
+    "key_in_use",
+    "A batch with this Idempotency-Key is being stored; retry later to learn its outcome.",
+)
+KEY_REUSED = Cause(
+    "key_reused",
+    "Another batch was stored with this Idempotency-Key; this one was not; use a new key for each "
+    "batch.",
+)
+
+
+def commit_timeout(seconds: float, *, may_be_stored: bool) -> Cause:
+    """Return the cause for a batch that was not stored within the commit timeout."""
+    outcome = "the batch may still be stored" if may_be_stored else "the batch was not stored"
+    limit = f"{seconds:g} seconds (ASTRALOG_COMMIT_TIMEOUT_SECONDS)"
+    return Cause("commit_timeout", f"The disk took longer than {limit}; {outcome}; retry later.")
+
+
+def queue_full(limit_bytes: int) -> Cause:
+    """Return the cause for a batch that does not fit into the write queue now."""
+    limit = f"{mebibytes(limit_bytes)}, ASTRALOG_QUEUE_BYTES"
+    return Cause("queue_full", f"The write queue is full ({limit}); retry later.")
+
+
+def token_queue_full(token_bytes: int, limit_bytes: int) -> Cause:
+    """Return the cause for a batch whose token holds as much of the queue as one of several may."""
+    share = f"{mebibytes(token_bytes)} of {mebibytes(limit_bytes)}, ASTRALOG_QUEUE_BYTES"
+    message = (
+        f"The token holds three quarters of the write queue ({share}), the most that one of "
+        "several tokens may; retry later."
+    )
+    return Cause("queue_full", message)
+
+
+def too_large_for_queue(size: int, limit_bytes: int) -> Cause:
+    """Return the cause for a batch that does not fit into the empty write queue."""
+    limit = f"the write queue may hold {mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES)"
+    return _too_large(size, limit)
+
+
+def too_large_for_token(size: int, token_bytes: int, limit_bytes: int) -> Cause:
+    """Return the cause for a batch larger than one of several tokens may hold."""
+    share = f"{mebibytes(token_bytes)} of {mebibytes(limit_bytes)}"
+    limit = f"one of several tokens may hold {share} of the write queue (ASTRALOG_QUEUE_BYTES)"
+    return _too_large(size, limit)
+
+
+def _too_large(size: int, limit: str) -> Cause:
+    message = f"The batch takes {mebibytes(size)} of memory, and {limit}; send smaller batches."
+    return Cause("body_too_large", message)
+
+
+def mebibytes(size: int) -> str:
+    """Return a number of bytes as text, in MiB."""
+    return f"{size / 2**20:.4g} MiB"
+
+
+# --- The errors of the disk
+
 #: The errors by which a system reports that a disk, or a quota, has no room left.
 FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 #: How each text for a batch that the disk rejects ends.
 _REJECTED = "nothing was stored; retry later."
 
-
-class StorageError(NamedTuple):
-    """Why nothing can be stored now: the code that rejects batches, and its text for clients."""
-
-    code: str
-    message: str
+STORAGE_FAILED = Cause("storage_failed", f"The disk failed; {_REJECTED}")
 
 
 class Shortage(OSError):
@@ -122,13 +189,13 @@ class Shortage(OSError):
         self.message = f"The disk has {has if kept else f'no {resource} free'}; {_REJECTED}"
 
 
-def storage_error(error: OSError | MemoryError) -> StorageError:
-    """Return the code that rejects batches because of an error, and its text for clients."""
+def storage_error(error: OSError | MemoryError) -> Cause:
+    """Return the cause for batches that cannot be stored because of an error."""
     if isinstance(error, Shortage):
-        return StorageError("storage_full", error.message)
+        return Cause("storage_full", error.message)
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM
     if number == errno.EDQUOT:
-        return StorageError("storage_full", f"The disk quota is used up; {_REJECTED}")
+        return Cause("storage_full", f"The disk quota is used up; {_REJECTED}")
     if number in FULL_ERRNOS:
-        return StorageError("storage_full", f"The disk is full; {_REJECTED}")
-    return StorageError("storage_failed", f"The disk failed; {_REJECTED}")
+        return Cause("storage_full", f"The disk is full; {_REJECTED}")
+    return STORAGE_FAILED

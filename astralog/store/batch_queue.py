@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from gevent.hub import Waiter
 from gevent.queue import Queue
 
 from astralog.deadlines import TimeLimit
-from astralog.errors import Rejection
+from astralog.errors import Cause, Rejection, commit_timeout
 from astralog.store.keys.claims import Claim, Outcome
 from astralog.store.memory_budget import MemoryReservation
 
@@ -73,36 +73,30 @@ class QueuedBatch:
         self.deadline = deadline
         #: Whether its client was told nothing yet.
         self.is_waited_for = True
-        self._waiter: Waiter[tuple[str, str] | None] = Waiter()
+        self._waiter: Waiter[Cause | None] = Waiter()
 
-    def wait(self) -> tuple[str, str] | None:
-        """Return what the batch is answered with."""
-        rejection: tuple[str, str] | None = self._waiter.get()
-        return rejection
+    def wait(self) -> Cause | None:
+        """Return None when the batch is stored, else why it is rejected."""
+        cause: Cause | None = self._waiter.get()
+        return cause
 
-    def answer(self, rejection: tuple[str, str] | None) -> None:
-        """Tell its client, unless it was told before: a code and its message, or None for stored.
+    def answer(self, cause: Cause | None) -> None:
+        """Answer its client, unless that was done before: why it is rejected, None if stored.
 
         No exception: its traceback would hold the request's frames, and the batch in them, for as
         long as the disk leaves the batch in the queue.
         """
         if self.is_waited_for:
             self.is_waited_for = False
-            gevent.get_hub().loop.run_callback(self._waiter.switch, rejection)
+            gevent.get_hub().loop.run_callback(self._waiter.switch, cause)
 
 
 class BatchQueue:
     """Batches in the order of their commits, bounded by the memory that they reserve."""
 
-    def __init__(
-        self,
-        count_stored: CountStored,
-        messages: Mapping[str, str],
-        timeout_seconds: float,
-    ) -> None:
-        """Tell `count_stored` what is stored, and clients the message of the code that rejects."""
+    def __init__(self, count_stored: CountStored, timeout_seconds: float) -> None:
+        """Call `count_stored` for each stored batch."""
         self._count_stored = count_stored
-        self._messages = messages
         self._timeout_seconds = timeout_seconds
         self._queue: Queue[QueuedBatch | None] = Queue()  # None ends a drain
         self._waiting: deque[QueuedBatch] = deque()  # in the order of their deadlines
@@ -121,11 +115,11 @@ class BatchQueue:
         self._queue.put(queued)
         self._waiting.append(queued)
         try:
-            rejection = queued.wait()
+            cause = queued.wait()
         finally:
             self._leave(queued)
-        if rejection:
-            raise Rejection(*rejection)
+        if cause:
+            raise Rejection(*cause)
 
     def end(self, drains: int) -> None:
         """Let so many drains end when they have taken what is queued by now."""
@@ -152,30 +146,30 @@ class BatchQueue:
                 size += len(queued.lines)
         return False
 
-    def finish(self, group: Sequence[QueuedBatch], code: str | None) -> None:
-        """Answer the batches of a commit group: stored, or rejected with a code.
+    def finish(self, group: Sequence[QueuedBatch], cause: Cause | None) -> None:
+        """Answer the batches of a commit group: stored, or rejected for a cause.
 
         Those with a key whose outcome is not NEW were not part of it.
         """
         for queued in group:
             if queued.claim and queued.claim.outcome is not Outcome.NEW:
-                self._answer(queued, queued.claim.outcome.code)
+                self._answer(queued, queued.claim.cause)
                 continue
-            if code is None:
+            if cause is None:
                 is_late = queued.state is State.LATE
                 self._count_stored(len(queued.lines), queued.logs, is_late)
-            self._answer(queued, code)
+            self._answer(queued, cause)
 
-    def _answer(self, queued: QueuedBatch, code: str | None) -> None:
+    def _answer(self, queued: QueuedBatch, cause: Cause | None) -> None:
         self._release(queued)
-        queued.answer((code, self._messages[code]) if code else None)
+        queued.answer(cause)
 
-    def reject_rest(self, code: str) -> None:
-        """Reject what no drain has taken."""
+    def reject_rest(self, cause: Cause) -> None:
+        """Reject the batches that no drain has taken."""
         while not self._queue.empty():
             queued = self._queue.get()
             if queued is not None:
-                self.finish([queued], code)
+                self.finish([queued], cause)
 
     def time_out(self) -> None:
         """End the waits that are over by now, and forget what leads the queue in vain."""
@@ -186,18 +180,14 @@ class BatchQueue:
                 break
             self._waiting.popleft()
             if queued.is_waited_for:
-                queued.answer(("commit_timeout", self._timed_out(queued)))
+                may_be_stored = queued.state is not State.QUEUED
+                queued.answer(commit_timeout(self._timeout_seconds, may_be_stored=may_be_stored))
                 self._leave(queued)  # before a writer that wakes up meanwhile takes it
         while (first := self._first()) and first.state is State.FINISHED:
             self._queue.get_nowait()
 
     def _first(self) -> QueuedBatch | None:
         return None if self._queue.empty() else self._queue.peek_nowait()
-
-    def _timed_out(self, queued: QueuedBatch) -> str:
-        outcome = "was not stored" if queued.state is State.QUEUED else "may still be stored"
-        seconds = f"{self._timeout_seconds:g}"
-        return f"The disk took longer than {seconds} seconds; the batch {outcome}."
 
     def _leave(self, queued: QueuedBatch) -> None:
         """Note that a batch's client is gone, or was told that this takes too long."""

@@ -4,7 +4,6 @@ Requests wait on their batch's commit while a drain greenlet stores everything t
 in one write and one sync (group commit).
 """
 
-import errno
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from gevent.threadpool import ThreadPool
 
 from astralog.background import run_forever
 from astralog.clock import TrustedClock
-from astralog.errors import Rejection, storage_error
+from astralog.errors import STOPPING, STORAGE_FAILED, Cause, Rejection
 from astralog.log import log_exception
 from astralog.settings import Settings
 from astralog.store.batch_queue import Batch, BatchQueue, CountStored, QueuedBatch
@@ -45,17 +44,6 @@ NAMES_ADOPT_SECONDS = 60.0
 HOUSEKEEPING_FAILED = "housekeeping failed; it goes on"
 
 
-#: The texts that clients get for the codes that reject batches here.
-MESSAGES = {
-    "stopping": "The service is stopping; nothing was stored.",
-    "storage_full": storage_error(OSError(errno.ENOSPC, "")).message,
-    "storage_failed": storage_error(OSError(errno.EIO, "")).message,
-    "key_in_use": "A batch with this Idempotency-Key is being stored; send it again to learn "
-    "what became of it.",
-    "key_reused": "Another batch was stored with this Idempotency-Key; this one was not.",
-}
-
-
 class CommitQueue:
     """Store batches; all of its greenlets start with `start` or with the first batch."""
 
@@ -69,17 +57,13 @@ class CommitQueue:
 
         While `are_tokens_several`, none of them gets all of the queue's memory.
         """
-        self._messages = dict(MESSAGES)  # of a disk that is full, each storage names what ran out
         #: By which segments are named: so that no jump for seconds leaves a name that is ahead.
         self.clock = TrustedClock(adopt_seconds=NAMES_ADOPT_SECONDS)
-        self.storages = tuple(
-            Storage(settings, self._messages, self.clock) for _ in range(settings.writers)
-        )
-        self.keys = IdempotencyKeys(settings, self._messages)
+        self.storages = tuple(Storage(settings, self.clock) for _ in range(settings.writers))
+        self.keys = IdempotencyKeys(settings)
         self.housekeeper = Housekeeper(settings, _may_remove(settings), keys=self.keys.upkeep)
         self._budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
-        timeout = settings.commit_timeout_seconds
-        self._batches = BatchQueue(count_stored, self._messages, timeout)
+        self._batches = BatchQueue(count_stored, settings.commit_timeout_seconds)
         self._drains = Group()
         self._helpers = Group()
         self._drain_threads = DiskThreads(settings.writers)
@@ -98,13 +82,16 @@ class CommitQueue:
         return self._budget.limit
 
     def unavailable(self) -> str | None:
-        """Return the code with which a batch would be rejected now, None where it would not."""
-        if self._is_stopping:
-            return "stopping"
-        codes = [storage.error_code for storage in self.storages]
-        if all(codes):
-            return codes[0]
+        """Return the code with which a batch would be rejected now, None if it would not."""
+        if cause := self._unavailable():
+            return cause.code
         return "queue_full" if self._budget.is_full else None
+
+    def _unavailable(self) -> Cause | None:
+        if self._is_stopping:
+            return STOPPING
+        errors = [storage.error for storage in self.storages]
+        return errors[0] if all(errors) else None
 
     def admit(self, token: bytes = b"", head_bytes: int = 0) -> MemoryReservation:
         """Admit a request with the digest of its token and the size of its head.
@@ -112,9 +99,8 @@ class CommitQueue:
         What it reserves, its body first, counts against the queue's bytes. Raises Rejection:
         `stopping`, `storage_full`, `storage_failed` or `queue_full`.
         """
-        code = self.unavailable()
-        if code and code != "queue_full":
-            raise Rejection(code, self._messages[code])
+        if cause := self._unavailable():
+            raise Rejection(*cause)
         return MemoryReservation(self._budget, token, head_bytes)
 
     def claim(self, key: Key) -> Claim:
@@ -137,7 +123,7 @@ class CommitQueue:
         if not batch.lines:
             return
         if self._is_stopping:
-            raise Rejection("stopping", self._messages["stopping"])
+            raise Rejection(*STOPPING)
         self.start()
         self._batches.wait_for(batch, reservation, claim)
 
@@ -162,7 +148,7 @@ class CommitQueue:
         self._is_stopping = True
         self._batches.end(len(self._drains))
         self._drains.join(timeout_seconds)
-        self._batches.reject_rest("stopping")
+        self._batches.reject_rest(STOPPING)
         if len(self._drains):
             log.error("stopped before everything queued was stored; what was not is rejected")
         self._helpers.kill(block=False)
@@ -186,16 +172,16 @@ class CommitQueue:
         Return whether the queue ended. What may block on the disk runs outside the hub's thread.
         """
         group: list[QueuedBatch] = []
-        code: str | None = "storage_failed"
+        cause: Cause | None = STORAGE_FAILED
         try:
             is_last = self._batches.take_group(group, MAINTENANCE_SECONDS)
             if any(queued.claim for queued in group):
-                code = self._drain_threads.call(self.keys.store, storage, group)
+                cause = self._drain_threads.call(self.keys.store, storage, group)
             elif group:
                 buffers = [queued.lines for queued in group]
-                code = self._drain_threads.call(storage.store, buffers)
+                cause = self._drain_threads.call(storage.store, buffers)
         finally:
-            self._batches.finish(group, code)
+            self._batches.finish(group, cause)
         if is_last:
             self._drain_threads.call(storage.close)
         elif storage.is_maintenance_due():
@@ -227,7 +213,7 @@ class CommitQueue:
             log_exception(log, "the end of the housekeeping failed")
 
     def _has_failed(self) -> bool:
-        return any(storage.error_code == "storage_failed" for storage in self.storages)
+        return any(s.error and s.error.code == STORAGE_FAILED.code for s in self.storages)
 
 
 def _may_remove(settings: Settings) -> MayRemove:

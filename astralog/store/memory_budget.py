@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from astralog import errors
 from astralog.errors import Rejection
 from astralog.settings import PREFIX
 
@@ -19,8 +20,6 @@ TOKEN_SHARE = 3 / 4
 #: Times the budget that the only request may hold: the largest body that the settings allow, and
 #: its lines, with what decoding it takes.
 ALONE_SHARE = 3
-
-_SETTING = f"{PREFIX}QUEUE_BYTES"
 
 
 class MemoryBudget:
@@ -73,7 +72,7 @@ class MemoryBudget:
             raise self._exceeds_share(size + more)
         if self._reserved + more > self.limit:
             if size + more > ALONE_SHARE * self.limit + OVERHEAD_BYTES:
-                raise _too_large(size + more, f"the write queue may hold {_mib(self.limit)}")
+                raise Rejection(*errors.too_large_for_queue(size + more, self.limit))
             if self._reserved > size:
                 raise self._full()
 
@@ -91,32 +90,15 @@ class MemoryBudget:
 
     def _exceeds_share(self, size: int) -> Rejection:
         """Return the rejection of a batch of `size` bytes, for which its token holds too much."""
-        share = f"{_mib(self.token_limit)} of {_mib(self.limit)}"
         if size > self.token_limit:
-            return _too_large(size, f"one of several tokens may hold {share} of the write queue")
-        message = (
-            f"The token holds three quarters of the write queue ({share}, {_SETTING}), the most "
-            "that one of several tokens may; retry later."
-        )
-        return Rejection("queue_full", message)
+            return Rejection(*errors.too_large_for_token(size, self.token_limit, self.limit))
+        return Rejection(*errors.token_queue_full(self.token_limit, self.limit))
 
     def _full(self) -> Rejection:
         if not self._rejected:
-            log.warning("queue full: %d bytes are held, %s", self._reserved, _SETTING)
+            log.warning("queue full: %d bytes are held, %sQUEUE_BYTES", self._reserved, PREFIX)
         self._rejected += 1
-        message = f"The write queue is full ({_mib(self.limit)}, {_SETTING}); retry later."
-        return Rejection("queue_full", message)
-
-
-def _too_large(size: int, limit: str) -> Rejection:
-    message = (
-        f"The batch takes {_mib(size)} of memory, and {limit} ({_SETTING}); send smaller batches."
-    )
-    return Rejection("body_too_large", message)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.4g} MiB"
+        return Rejection(*errors.queue_full(self.limit))
 
 
 class MemoryReservation:

@@ -4,17 +4,14 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 
 from astralog.clock import TrustedClock
-from astralog.errors import FULL_ERRNOS as FULL
-from astralog.errors import Shortage, storage_error
+from astralog.errors import Cause, Shortage, storage_error
 from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.segment_writer import SegmentWriter, WriteAhead
-
-__all__ = ["FULL", "MAINTENANCE_SECONDS", "Storage"]
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +22,11 @@ MAINTENANCE_SECONDS = 1.0
 class Storage:
     """A segment writer that knows whether it can store; only one thread may use it at a time.
 
-    `error_code` is the code with which a batch would be rejected now, or None.
+    `error` is the cause with which a batch would be rejected now, or None.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        messages: MutableMapping[str, str] | None = None,
-        clock: TrustedClock | None = None,
-    ) -> None:
-        """Keep the text that clients get for `error_code` in `messages`."""
-        self._messages = {} if messages is None else messages
+    def __init__(self, settings: Settings, clock: TrustedClock | None = None) -> None:
+        """Name segments by the clock."""
         self._directory = settings.data_dir
         self._min_free_bytes = settings.min_free_bytes
         self._writer = SegmentWriter(
@@ -45,13 +36,15 @@ class Storage:
             sync=settings.sync,
             clock=clock,
         )
-        self.error_code: str | None = None
-        self._failed_with = ""  # the last of these codes
+        self.error: Cause | None = None
+        self._failed_with = ""  # the code of the last error
         self._failure = LogOnce(log)  # until a commit group is stored again
         self._maintained_at = time.monotonic()
 
-    def store(self, buffers: Sequence[bytes], write_ahead: WriteAhead | None = None) -> str | None:
-        """Append a commit group; return None when it is stored, else the code that rejects it.
+    def store(
+        self, buffers: Sequence[bytes], write_ahead: WriteAhead | None = None
+    ) -> Cause | None:
+        """Append a commit group; return None when it is stored, else why it is rejected.
 
         `write_ahead` is called before the first byte is written; what it raises, this raises, and
         nothing is stored.
@@ -61,8 +54,8 @@ class Storage:
             self._writer.append(buffers, write_ahead)
         except (OSError, MemoryError) as error:
             self._note_error(error)
-            return self.error_code
-        self.error_code = None
+            return self.error
+        self.error = None
         self._failure.end("%s is over: batches are stored again", self._failed_with)
         return None
 
@@ -100,12 +93,12 @@ class Storage:
         try:
             self._writer.maintain()
             self._check_free(0)
-            if self.error_code:
+            if self.error:
                 self._writer.probe()
         except OSError as error:
             self._note_error(error)
         else:
-            self.error_code = None
+            self.error = None
 
     def close(self) -> None:
         """Seal what is open."""
@@ -118,11 +111,10 @@ class Storage:
     def _note_error(self, error: OSError | MemoryError) -> None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error = self._explain(error)
-        code, message = storage_error(error)
-        self._messages[code] = message
-        self.error_code = self._failed_with = code
+        self.error = cause = storage_error(error)
+        self._failed_with = cause.code
         text = str(error) or "out of memory"
-        self._failure.fail(message, "%s: %s; batches are rejected", code, text)
+        self._failure.fail(cause, "%s: %s; batches are rejected", cause.code, text)
 
     def _explain(self, error: OSError) -> OSError:
         """Return the error of a full disk as one that names the inodes, if those ran out."""

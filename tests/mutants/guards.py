@@ -1309,7 +1309,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a lock in a file that was replaced does not count",
-        "astralog.store.keys.idempotency_keys:IdempotencyKeys._outcome_of",
+        "astralog.store.keys.idempotency_keys:IdempotencyKeys._decide_one",
         "if claim.epoch != self._locks.epoch:",
         "if False:",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "deleted_lock_file"),

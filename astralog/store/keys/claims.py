@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from gevent.monkey import get_original
 from xxhash import xxh3_128
 
+from astralog.errors import Cause
 from astralog.store import range_lock
 
 LOCK_NAME = "keys.lock"
@@ -53,15 +54,7 @@ class Outcome(Enum):
 
     NEW = "no earlier try stored it: it is stored or rejected with its commit group"
     REPLAYED = "an earlier try stored it"
-    KEY_REUSED = "an earlier try stored another body with its key"
-    KEY_IN_USE = "another process may have its key"
-    STORAGE_FULL = "its record cannot be written: the disk is full"
-    STORAGE_FAILED = "its record cannot be read or written"
-
-    @property
-    def code(self) -> str | None:
-        """The code that rejects the batch, if this outcome rejects it."""
-        return None if self in (Outcome.NEW, Outcome.REPLAYED) else self.name.lower()
+    REJECTED = "it is not stored, for the cause that its claim has"
 
 
 #: Protects the number of holders of all claims: requests, drains and maintenance change it.
@@ -75,12 +68,13 @@ class Claim:
     and so does whatever could not be cut from a segment yet.
     """
 
-    __slots__ = ("_holders", "_unlock", "epoch", "key", "outcome")
+    __slots__ = ("_holders", "_unlock", "cause", "epoch", "key", "outcome")
 
     def __init__(self, key: Key, epoch: int, unlock: Callable[[Key], None]) -> None:
         self.key = key
         self.epoch = epoch  # of the file of locks
         self.outcome = Outcome.NEW
+        self.cause: Cause | None = None  # of a rejection
         self._unlock = unlock
         self._holders = 1
 
@@ -88,6 +82,11 @@ class Claim:
     def is_replayed(self) -> bool:
         """Whether an earlier try stored the batch."""
         return self.outcome is Outcome.REPLAYED
+
+    def reject(self, cause: Cause) -> None:
+        """Reject the batch."""
+        self.outcome = Outcome.REJECTED
+        self.cause = cause
 
     def hold(self) -> None:
         """Add a holder."""

@@ -6,7 +6,7 @@ stored. If not, it commits a record of where the lines will lie, and only then w
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gevent.event import AsyncResult
@@ -14,7 +14,15 @@ from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
 from astralog.clock import TrustedClock
-from astralog.errors import Rejection, storage_error
+from astralog.errors import (
+    KEY_IN_USE,
+    KEY_REUSED,
+    STORAGE_FAILED,
+    Cause,
+    Rejection,
+    commit_timeout,
+    storage_error,
+)
 from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store.keys.claims import Claim, Key, KeyedBatch, KeyLocks, Outcome
@@ -44,17 +52,15 @@ class IdempotencyKeys:
     `claim` is called by the hub, all else by threads.
     """
 
-    def __init__(self, settings: Settings, messages: Mapping[str, str]) -> None:
-        """Tell clients the message of the code that rejects their batch."""
+    def __init__(self, settings: Settings) -> None:
         is_synced = settings.sync == "always"
         self._mode = settings.sync
         self._seconds = settings.idempotency_seconds
         self._timeout_seconds = settings.commit_timeout_seconds
-        self._messages = messages
         self._clock = TrustedClock()
         self.upkeep = KeyUpkeep(settings, self._clock)
         self._failure = LogOnce(log)
-        self.error_code: str | None = None  # which rejects batches with keys now
+        self.error: Cause | None = None  # why batches with keys are rejected now
         # Claims
         self._locks = KeyLocks(settings.data_dir)
         self._claimed: set[bytes] = set()
@@ -83,9 +89,9 @@ class IdempotencyKeys:
         try:
             is_free = key.digest not in self._claimed and self._locks.take(key.digest)
         except OSError:
-            raise self._rejection("storage_failed") from None
+            raise Rejection(*STORAGE_FAILED) from None
         if not is_free:
-            raise self._rejection("key_in_use")
+            raise Rejection(*KEY_IN_USE)
         self._claimed.add(key.digest)
         return Claim(key, self._locks.epoch, self._unlock)
 
@@ -94,24 +100,18 @@ class IdempotencyKeys:
         self._claimed.discard(key.digest)  # not before, or a new claim's lock would be released
 
     def _wait_until_open(self) -> None:
-        if not self._is_open and not self.error_code:
+        if not self._is_open and not self.error:
             if self._opening is None or self._opening.ready():
                 self._opening = self._thread.spawn(self.open)
             self._opening.wait(self._timeout_seconds)
-        code = self.error_code or (None if self._is_open else "commit_timeout")
-        if code:
-            raise self._rejection(code)
-
-    def _rejection(self, code: str) -> Rejection:
-        if code == "commit_timeout":
-            seconds = f"{self._timeout_seconds:g}"
-            message = f"The disk took longer than {seconds} seconds; the batch was not stored."
-            return Rejection(code, message)
-        return Rejection(code, self._messages[code])
+        if self.error:
+            raise Rejection(*self.error)
+        if not self._is_open:
+            raise Rejection(*commit_timeout(self._timeout_seconds, may_be_stored=False))
 
     # --- Decide, record, write: the drain thread's part
 
-    def store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
+    def store(self, storage: Storage, group: Sequence[KeyedBatch]) -> Cause | None:
         """Store a commit group in which batches have keys.
 
         Return what `Storage.store` does for the batches without a key and those whose outcome is
@@ -125,7 +125,7 @@ class IdempotencyKeys:
             with self._mutex:
                 self._groups -= 1
 
-    def _store(self, storage: Storage, group: Sequence[KeyedBatch]) -> str | None:
+    def _store(self, storage: Storage, group: Sequence[KeyedBatch]) -> Cause | None:
         self._release_settled()
         self._decide([batch.claim for batch in group if batch.claim])
         rest = [batch for batch in group if not batch.claim or batch.claim.outcome is Outcome.NEW]
@@ -134,9 +134,7 @@ class IdempotencyKeys:
             try:
                 return self._store_keyed(storage, rest, keyed)
             except NotRecorded as error:
-                outcome = self._note_error(error.error)
-                for claim in keyed:
-                    claim.outcome = outcome
+                self._reject(keyed, error.error)
             rest = [batch for batch in rest if not batch.claim]
         return storage.store([batch.lines for batch in rest]) if rest else None
 
@@ -148,27 +146,32 @@ class IdempotencyKeys:
                 digests = [claim.key.digest for claim in claims]
                 found = self._database.find(digests, self._clock.now() - self._seconds)
                 for claim in claims:
-                    claim.outcome = self._outcome_of(claim, found.get(claim.key.digest, ()))
+                    self._decide_one(claim, found.get(claim.key.digest, ()))
         except (OSError, MemoryError) as error:
-            outcome = self._note_error(error)
-            for claim in claims:
-                claim.outcome = outcome
+            self._reject(claims, error)
 
-    def _outcome_of(self, claim: Claim, entries: Sequence[Entry]) -> Outcome:
+    def _reject(self, claims: Sequence[Claim], error: OSError | MemoryError) -> None:
+        cause = self._note_error(error)
+        for claim in claims:
+            claim.reject(cause)
+
+    def _decide_one(self, claim: Claim, entries: Sequence[Entry]) -> None:
         if claim.epoch != self._locks.epoch:  # another process may have locked the key since
-            return Outcome.KEY_IN_USE
+            claim.reject(KEY_IN_USE)
+            return
         try:
-            for entry in entries:
-                if self._is_stored(entry):
-                    is_same = entry.body == claim.key.body
-                    return Outcome.REPLAYED if is_same else Outcome.KEY_REUSED
+            stored = next(filter(self._is_stored, entries), None)
         except READ_ERRORS as error:
             self._unreadable.fail(
                 str(error), "cannot find out whether a batch with a key is stored: %s", error
             )
-            return Outcome.STORAGE_FAILED
+            claim.reject(STORAGE_FAILED)
+            return
         self._unreadable.end()
-        return Outcome.NEW
+        if stored and stored.body == claim.key.body:
+            claim.outcome = Outcome.REPLAYED
+        elif stored:
+            claim.reject(KEY_REUSED)
 
     def _is_stored(self, entry: Entry) -> bool:
         """Return whether the lines of an earlier try are there, or were when their segment ended.
@@ -181,20 +184,20 @@ class IdempotencyKeys:
 
     def _store_keyed(
         self, storage: Storage, batches: Sequence[KeyedBatch], claims: Sequence[Claim]
-    ) -> str | None:
+    ) -> Cause | None:
         ends: list[tuple[str, int]] = []
         is_stored = False
         try:
-            code = storage.store(
+            cause = storage.store(
                 [batch.lines for batch in batches], partial(self._record, batches, ends)
             )
-            is_stored = code is None
+            is_stored = cause is None
         finally:
             if is_stored:
                 self._lines.note_stored(*ends[-1])
             elif storage.has_unsettled():
                 self._hold_unsettled(storage, claims)
-        return code
+        return cause
 
     def _record(
         self,
@@ -245,7 +248,7 @@ class IdempotencyKeys:
         """Open what is not in its place any more, and find out whether an error is over."""
         self._clock.now()  # notices changes of the wall clock
         self._release_settled()
-        if self._is_open or self.error_code:
+        if self._is_open or self.error:
             self.open()
 
     def open(self) -> None:
@@ -253,7 +256,7 @@ class IdempotencyKeys:
         try:
             with self._mutex:
                 self._open()
-                if self.error_code:
+                if self.error:
                     self._database.commit_nothing()
                 elif self._mode == "everysec" and self._has_unsynced:
                     self._has_unsynced = False
@@ -261,7 +264,7 @@ class IdempotencyKeys:
         except (OSError, MemoryError) as error:
             self._note_error(error)
             return
-        self.error_code = None
+        self.error = None
         self._failure.end("idempotency keys: batches with a key are stored again")
 
     def _open(self) -> None:
@@ -269,12 +272,14 @@ class IdempotencyKeys:
         self._database.open()
         self._is_open = True
 
-    def _note_error(self, error: OSError | MemoryError) -> Outcome:
+    def _note_error(self, error: OSError | MemoryError) -> Cause:
         """Reject batches with keys from now on."""
-        self.error_code = code = storage_error(error).code
+        self.error = cause = storage_error(error)
         text = getattr(error, "strerror", None) or str(error) or "out of memory"
-        self._failure.fail(code, "idempotency keys: %s; batches with a key are rejected", text)
-        return Outcome[code.upper()]
+        self._failure.fail(
+            cause.code, "idempotency keys: %s; batches with a key are rejected", text
+        )
+        return cause
 
     def stand_aside(self) -> None:
         """Hold nothing of a disk that fails, so that it can be unmounted and repaired.

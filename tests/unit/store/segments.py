@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from astralog.clock import TrustedClock
+from astralog.errors import Cause
 from astralog.settings import SyncMode
 from astralog.store import recovery
 from astralog.store.names import Form, SegmentName
@@ -85,3 +86,8 @@ class Clock(TrustedClock):
 
     def now(self) -> float:
         return self._moments.pop(0) if len(self._moments) > 1 else self._moments[0]
+
+
+def code_of(cause: Cause | None) -> str | None:
+    """Return the code with which batches are rejected, None if they are not."""
+    return cause.code if cause else None

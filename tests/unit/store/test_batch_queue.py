@@ -4,7 +4,7 @@ from collections.abc import Callable
 import gevent
 import pytest
 
-from astralog.errors import Rejection
+from astralog.errors import STOPPING, STORAGE_FAILED, Rejection
 from astralog.store.batch_queue import Batch, BatchQueue, QueuedBatch, State
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
 
@@ -18,8 +18,7 @@ class Waiting:
     def __init__(self) -> None:
         self.counted: list[tuple[int, int, bool]] = []
         self.budget = MemoryBudget(1_000_000)
-        messages = {"stopping": "Stopping.", "storage_failed": "Failed."}
-        self.queue = BatchQueue(self._count, messages, TIMEOUT_SECONDS)
+        self.queue = BatchQueue(self._count, TIMEOUT_SECONDS)
         self.client = gevent.spawn(self._wait)
         gevent.sleep(0)
 
@@ -77,8 +76,8 @@ def test_a_batch_is_queued_taken_and_finished(waiting: Waiting) -> None:
 
 def test_a_batch_that_is_rejected_is_not_counted(waiting: Waiting) -> None:
     """Its client is told why."""
-    waiting.queue.finish(waiting.take(), "storage_failed")
-    assert "Failed." == waiting.answer()
+    waiting.queue.finish(waiting.take(), STORAGE_FAILED)
+    assert waiting.answer() == STORAGE_FAILED.message
     assert [] == waiting.counted
     assert 0 == waiting.budget.reserved
 
@@ -91,10 +90,10 @@ def test_a_batch_whose_client_left_before_it_was_taken_is_finished(
     time_out() if is_told else waiting.client.kill()
     assert 0 == waiting.budget.reserved
     assert [] == waiting.take()
-    waiting.queue.reject_rest("stopping")
+    waiting.queue.reject_rest(STOPPING)
     assert 0 == waiting.budget.reserved
     if is_told:
-        assert str(waiting.answer()).endswith("the batch was not stored.")
+        assert str(waiting.answer()).endswith("the batch was not stored; retry later.")
 
 
 @pytest.mark.parametrize("is_told", [True, False])
@@ -111,14 +110,14 @@ def test_a_batch_whose_client_left_after_it_was_taken_is_late(
     assert 0 == waiting.budget.reserved
     assert [(len(LINES), 1, True)] == waiting.counted
     if is_told:
-        assert str(waiting.answer()).endswith("the batch may still be stored.")
+        assert str(waiting.answer()).endswith("the batch may still be stored; retry later.")
 
 
 def test_what_no_drain_takes_is_rejected_at_the_end(waiting: Waiting) -> None:
     """The sentinels that end the drains are no batches."""
     waiting.queue.end(2)
-    waiting.queue.reject_rest("stopping")
-    assert "Stopping." == waiting.answer()
+    waiting.queue.reject_rest(STOPPING)
+    assert waiting.answer() == STOPPING.message
     assert 0 == waiting.budget.reserved
 
 

@@ -13,7 +13,7 @@ import gevent
 import pytest
 
 from astralog import log as service_log
-from astralog.errors import Rejection
+from astralog.errors import STORAGE_FAILED, Cause, Rejection, storage_error
 from astralog.settings import Settings
 from astralog.store import commit_queue, storage
 from astralog.store.batch_queue import GROUP_BYTES, Batch, QueuedBatch
@@ -28,6 +28,8 @@ from tests.support.segment_files import stored
 from tests.unit.store.segments import name_of, plain
 
 #: Seconds to wait for what should come at once; an upper bound that a slow machine needs.
+STORAGE_FULL = storage_error(OSError(errno.ENOSPC, ""))
+
 TIMEOUT_SECONDS = 10
 
 
@@ -40,7 +42,7 @@ class Gate:
         self._opened.set()
         store = Storage.store
 
-        def store_behind_gate(storage: Storage, buffers: Sequence[bytes]) -> str | None:
+        def store_behind_gate(storage: Storage, buffers: Sequence[bytes]) -> Cause | None:
             self.groups.append(list(buffers))
             assert self._opened.wait(TIMEOUT_SECONDS)
             return store(storage, buffers)
@@ -271,11 +273,11 @@ def test_one_writer_in_error_does_not_reject_requests(
     """Requests are only turned away when no writer can store."""
     queue = make_queue(writers=2)
     first, second = queue.storages
-    first.error_code = "storage_failed"
+    first.error = STORAGE_FAILED
     assert queue.unavailable() is None
-    second.error_code = "storage_full"
+    second.error = STORAGE_FULL
     assert queue.unavailable() in ("storage_failed", "storage_full")
-    first.error_code = second.error_code = None
+    first.error = second.error = None
 
 
 def test_a_fault_of_the_storage_does_not_kill_the_drain(
@@ -523,10 +525,10 @@ def test_a_fault_of_the_housekeeping_does_not_end_it(
 def test_the_housekeeping_lets_go_of_a_disk_that_fails(queue: CommitQueue) -> None:
     """Whoever repairs it can unmount it while the service rejects batches."""
     wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
-    queue.storages[0].error_code = "storage_failed"
+    queue.storages[0].error = STORAGE_FAILED
     queue.keep_house_once()
     assert queue.housekeeper.disk_usage is None
-    queue.storages[0].error_code = "storage_full"
+    queue.storages[0].error = STORAGE_FULL
     wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from astralog.errors import Cause
 from astralog.settings import Settings
 from astralog.store import storage as storages
 from astralog.store.storage import MAINTENANCE_SECONDS, Storage
 from tests.support.fake_system import BreakOs, Disk
 from tests.support.segment_files import stored
+from tests.unit.store.segments import code_of
 
 A, B = b'{"m":"a"}\n', b'{"m":"b"}\n'
 
@@ -38,7 +40,7 @@ class Time:
 def test_a_commit_group_is_stored(storage: Storage, tmp_path: Path) -> None:
     """None says that the commit group is on the disk; closing seals it."""
     assert storage.store([A, B]) is None
-    assert storage.error_code is None
+    assert storage.error is None
     assert A + B == stored(tmp_path)
     storage.close()
     assert [A + B] == [path.read_bytes() for path in tmp_path.glob("*.ndjson")]
@@ -59,11 +61,11 @@ def test_a_commit_group_that_cannot_be_written_is_rejected_with_its_code(
     """A full disk is told from a failed one, and nothing of the commit group is there."""
     storage.store([A])
     break_os("writev", number, times=1)
-    assert code == storage.store([B])
-    assert code == storage.error_code
+    assert code == code_of(storage.store([B]))
+    assert code == code_of(storage.error)
     assert A == stored(tmp_path)
     assert storage.store([B]) is None
-    assert storage.error_code is None
+    assert storage.error is None
     assert A + B == stored(tmp_path)
     storage.close()
 
@@ -75,7 +77,7 @@ def test_a_sync_that_fails_twice_is_a_failed_storage(
     break_os("fdatasync", errno.EIO, times=1)
     assert storage.store([A]) is None
     break_os("fdatasync", errno.EIO, times=2)
-    assert "storage_failed" == storage.store([B])
+    assert "storage_failed" == code_of(storage.store([B]))
     assert A == stored(tmp_path)
 
 
@@ -86,7 +88,7 @@ def test_a_commit_group_is_rejected_before_the_disk_is_really_full(
     """The free disk that the settings keep is kept with the commit group counted."""
     storage = Storage(replace(settings, min_free_bytes=1000))
     disk.free = free
-    assert code == storage.store([A])
+    assert code == code_of(storage.store([A]))
     assert (b"" if code else A) == stored(tmp_path)
     storage.close()
 
@@ -95,20 +97,20 @@ def test_batches_are_rejected_before_the_inodes_run_out(
     settings: Settings, tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of which one is kept for each 256 KiB; it is told which of the two is short, and when not."""
-    messages: dict[str, str] = {}
-    storage = Storage(replace(settings, min_free_bytes=1 << 20), messages)
+    storage = Storage(replace(settings, min_free_bytes=1 << 20))
     disk.inodes, disk.free_inodes = 1 << 40, 3
-    assert storage.store([A]) == "storage_full"
-    assert storage.store([A]) == "storage_full"
+    assert code_of(storage.store([A])) == "storage_full"
+    assert code_of(storage.store([A])) == "storage_full"
     assert stored(tmp_path) == b""
-    assert messages == {
-        "storage_full": "The disk has fewer than 4 inodes free, as ASTRALOG_MIN_FREE_BYTES asks; "
-        "nothing was stored; retry later."
-    }
+    assert storage.error == Cause(
+        "storage_full",
+        "The disk has fewer than 4 inodes free, as ASTRALOG_MIN_FREE_BYTES asks; "
+        "nothing was stored; retry later.",
+    )
     disk.free_inodes = 4
     storage.maintain()  # which makes a segment, to see whether that works
     disk.free_inodes = 3
-    assert storage.error_code is None
+    assert storage.error is None
     assert storage.store([A]) is None
     assert stored(tmp_path) == A
     assert caplog.messages == [
@@ -124,12 +126,12 @@ def test_without_a_floor_the_systems_error_is_explained(
     settings: Settings, disk: Disk, break_os: BreakOs, inodes: int, words: str
 ) -> None:
     """A file that cannot be made for want of an inode, although bytes are free."""
-    messages: dict[str, str] = {}
-    storage = Storage(settings, messages)
+    storage = Storage(settings)
     disk.inodes = inodes
     break_os("open", errno.ENOSPC)
-    assert storage.store([A]) == "storage_full"
-    assert words in messages["storage_full"]
+    assert code_of(storage.store([A])) == "storage_full"
+    assert storage.error
+    assert words in storage.error.message
 
 
 @pytest.mark.parametrize(("kept", "full", "enough"), [(0, 0, 1), (1000, 999, 1000)])
@@ -143,10 +145,10 @@ def test_acceptance_comes_back_by_itself(
     storage = Storage(replace(settings, min_free_bytes=kept))
     disk.free = full
     storage.maintain()
-    assert "storage_full" == storage.error_code
+    assert "storage_full" == code_of(storage.error)
     disk.free = enough
     storage.maintain()
-    assert storage.error_code is None
+    assert storage.error is None
     storage.close()
 
 
@@ -158,10 +160,10 @@ def test_a_failed_storage_is_probed_before_it_is_used_again(
     storage.store([A])
     syncs = break_os("fsync", errno.EIO, times=1)
     storage.maintain()
-    assert "storage_failed" == storage.error_code
+    assert "storage_failed" == code_of(storage.error)
     assert 1 == len(syncs.calls)
     storage.maintain()
-    assert storage.error_code is None
+    assert storage.error is None
     assert storage.store([B]) is None
     assert B == stored(tmp_path)
     storage.close()
@@ -181,7 +183,7 @@ def test_a_lack_of_memory_is_a_failed_storage(
     storage.store([A])
     with monkeypatch.context() as patch:
         patch.setattr(os, "writev", fail)
-        assert "storage_failed" == storage.store([B])
+        assert "storage_failed" == code_of(storage.store([B]))
     assert "storage_failed: out of memory; batches are rejected" in caplog.messages
     assert storage.store([B]) is None
     assert A + B == stored(tmp_path)
@@ -203,7 +205,7 @@ def test_a_failed_background_sync_is_a_failed_storage(
     syncs = break_os("fdatasync", errno.EIO)
     for _ in range(5):
         storage.maintain()
-        assert "storage_failed" == storage.store([B])
+        assert "storage_failed" == code_of(storage.store([B]))
     syncs.times = 0
     assert storage.store([B]) is None
     lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
@@ -234,12 +236,12 @@ def test_a_directory_that_is_gone_is_a_failed_storage(settings: Settings, tmp_pa
     """A missing directory rejects commit groups until it is back."""
     path = tmp_path / "data"
     storage = Storage(replace(settings, data_dir=path))
-    assert "storage_failed" == storage.store([A])
+    assert "storage_failed" == code_of(storage.store([A]))
     storage.maintain()
-    assert "storage_failed" == storage.error_code
+    assert "storage_failed" == code_of(storage.error)
     path.mkdir()
     storage.maintain()
-    assert storage.error_code is None
+    assert storage.error is None
     assert storage.store([B]) is None
     assert B == stored(path)
     storage.close()

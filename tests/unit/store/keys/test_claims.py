@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from astralog.errors import STATUS_OF_CODE
+from astralog.errors import KEY_REUSED
 from astralog.store.keys.claims import Claim, Key, KeyLocks, Outcome, make_key
 
 DIGEST = bytes(range(16))
@@ -39,11 +39,14 @@ def test_bodies_of_one_checksum_differ() -> None:
     assert 16 == len(make_key(b"t", "n", "k", one, "").body)
 
 
-def test_an_outcome_that_rejects_names_a_code() -> None:
-    """What is stored, now or before, has none."""
-    codes = {outcome.code for outcome in Outcome}
-    assert codes - {None} < STATUS_OF_CODE.keys()
-    assert {Outcome.NEW, Outcome.REPLAYED} == {o for o in Outcome if o.code is None}
+def test_rejected_claim_has_its_cause() -> None:
+    """A batch that is stored, now or before, has none."""
+    claim = Claim(KEY, 1, lambda key: None)
+    assert claim.cause is None
+    claim.reject(KEY_REUSED)
+    assert claim.outcome is Outcome.REJECTED
+    assert claim.cause == KEY_REUSED
+    assert not claim.is_replayed
 
 
 def test_the_last_holder_unlocks_a_key() -> None:

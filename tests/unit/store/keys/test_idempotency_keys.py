@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from astralog.errors import STORAGE_FAILED
 from astralog.settings import Settings
 from astralog.store import recovery
 from astralog.store.keys.database import Database, ranges_in
@@ -256,7 +257,7 @@ def test_without_a_record_only_batches_with_keys_are_rejected(
     fail_to_add(monkeypatch, number)
     assert [code, STORED] == worker.store(Batch(A, claim), Batch(B, None))
     assert B == stored(tmp_path)
-    assert worker.storage.error_code is None
+    assert worker.storage.error is None
     assert code == worker.send("b", B)
 
 
@@ -326,10 +327,10 @@ def test_keys_are_accepted_again_when_a_commit_succeeds(
     assert "storage_failed" == worker.send("a", A)
     for _ in range(2):
         worker.keys.step()
-        assert "storage_failed" == worker.keys.error_code
+        assert worker.keys.error == STORAGE_FAILED
     monkeypatch.setattr(Database, "commit_nothing", commit)
     worker.keys.step()
-    assert worker.keys.error_code is None
+    assert worker.keys.error is None
     assert STORED == worker.send("a", A)
     logged = [message for message in caplog.messages if message.startswith("idempotency keys: ")]
     assert 2 == len(logged)

@@ -183,7 +183,7 @@ def test_a_fault_in_the_maintenance_does_not_end_it(
     monkeypatch.setattr(IdempotencyKeys, "step", fail)
     queue.keys._note_error(OSError(errno.EIO, "failed"))
     with gevent.Timeout(TIMEOUT_SECONDS):
-        while faults or queue.keys.error_code:
+        while faults or queue.keys.error:
             gevent.sleep(0.01)
     assert any("maintenance of the keys failed" in message for message in caplog.messages)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from astralog.errors import MEANING_OF_CODE, Rejection
+from astralog.errors import Cause, Rejection
 from astralog.settings import Settings
 from astralog.store.keys.claims import Claim, Outcome, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.segment import Segment
 from astralog.store.segment_writer import SegmentWriter
 from astralog.store.storage import Storage
+from tests.unit.store.segments import code_of
 
 TOKEN = bytes(32)
 IN_USE = "key_in_use"
@@ -38,7 +39,7 @@ class Worker:
     """The keys and the storage of one process."""
 
     def __init__(self, settings: Settings) -> None:
-        self.keys = IdempotencyKeys(settings, MEANING_OF_CODE)
+        self.keys = IdempotencyKeys(settings)
         self.keys.open()
         self.storage = Storage(settings)
         self.is_alive = True
@@ -58,16 +59,16 @@ class Worker:
 
     def store(self, *batches: Batch) -> list[str]:
         """Store a commit group, and return what became of each batch."""
-        code = self.keys.store(self.storage, batches)
-        return [self._outcome(batch, code) for batch in batches]
+        cause = self.keys.store(self.storage, batches)
+        return [self._outcome(batch, cause) for batch in batches]
 
-    def _outcome(self, batch: Batch, code: str | None) -> str:
+    def _outcome(self, batch: Batch, cause: Cause | None) -> str:
         if batch.claim and batch.claim.outcome is not Outcome.NEW:
-            return batch.claim.outcome.code or REPLAYED
-        return code or STORED
+            return code_of(batch.claim.cause) or REPLAYED
+        return code_of(cause) or STORED
 
     def send_plain(self, lines: bytes) -> str:
-        return self.storage.store([lines]) or STORED
+        return code_of(self.storage.store([lines])) or STORED
 
     def kill(self) -> None:
         """End as by SIGKILL: what is open is closed by the kernel, and nothing else happens."""
