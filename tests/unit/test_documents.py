@@ -2,14 +2,30 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
-from astralog.errors import STATUS_OF_CODE
+from astralog.errors import RETRIED_STATUSES, STATUS_OF_CODE
 from astralog.settings import PREFIX, Settings
 from tests.support.service import ROOT
 
 README_LINES = 150
+
+#: Each entry of docs/errors.md: its code, and the text up to the next heading.
+ERROR_ENTRIES = dict(
+    re.findall(
+        r"^### `(\w+)`\n\n(.*?)(?=^#|\Z)",
+        (ROOT / "docs" / "errors.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+
+DOCUMENTS = [
+    path
+    for pattern in ("*.md", ".github/*.md", "docs/*.md", "clients/*/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
 
 
 def settings_table() -> str:
@@ -55,18 +71,45 @@ def test_every_rejection_is_explained() -> None:
     assert {(code, int(status)) for code, status in STATUS_OF_CODE.items()} == shown
 
 
+def test_every_code_has_an_entry_in_errors() -> None:
+    """The entries of docs/errors.md are exactly the codes."""
+    assert sorted(STATUS_OF_CODE) == sorted(ERROR_ENTRIES)
+
+
+@pytest.mark.parametrize("code", ERROR_ENTRIES)
+def test_entry_of_an_error_is_complete(code: str) -> None:
+    """An entry opens with status and messages; then cause, setting, remedy and retry follow."""
+    entry = ERROR_ENTRIES[code]
+    status = STATUS_OF_CODE[code]
+    assert re.match(rf"{int(status)}\n\n```\n(.+\n)+```\n", entry)
+    assert re.findall(r"^- \*\*(\w+):\*\*", entry, re.MULTILINE) == [
+        "Cause",
+        "Setting",
+        "Instead",
+        "Retry",
+    ]
+    is_retried = status in (*RETRIED_STATUSES, 408, 500)
+    assert f"- **Retry:** {'yes' if is_retried else 'no'}" in entry
+
+
 def test_the_readme_stays_short() -> None:
     """What does not fit into the README belongs into docs/."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
 
 
-def test_every_link_leads_to_a_file() -> None:
-    """No document links to a file that is not there."""
-    for path in [
-        *ROOT.glob("*.md"),
-        *ROOT.glob(".github/*.md"),
-        *ROOT.glob("docs/*.md"),
-        *ROOT.glob("clients/*/*.md"),
-    ]:
-        for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+def headings(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    """Every relative link of a document leads to a file, and its fragment to a heading."""
+    for target, fragment in re.findall(
+        r"\]\((?!https?:|mailto:)([^)#]*)#?([^)]*)\)", path.read_text()
+    ):
+        file = path.parent / target if target else path
+        assert file.exists(), f"no file {target}"
+        assert not fragment or fragment in headings(file), f"no heading {target}#{fragment}"
