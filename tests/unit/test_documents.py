@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 import pytest
 
-from astralog.errors import RETRIED_STATUSES, STATUS_OF_CODE
+from astralog import errors
+from astralog.errors import Cause
 from astralog.settings import PREFIX, Settings
 from tests.support.service import ROOT
 
@@ -68,19 +70,19 @@ def test_every_rejection_is_explained() -> None:
             re.findall(r"`(\w+)`", codes), (re.findall(r"[0-9]+", status) * 4), strict=False
         )
     }
-    assert {(code, int(status)) for code, status in STATUS_OF_CODE.items()} == shown
+    assert {(code, int(status)) for code, status in errors.STATUS_OF_CODE.items()} == shown
 
 
 def test_every_code_has_an_entry_in_errors() -> None:
     """The entries of docs/errors.md are exactly the codes."""
-    assert sorted(STATUS_OF_CODE) == sorted(ERROR_ENTRIES)
+    assert sorted(errors.STATUS_OF_CODE) == sorted(ERROR_ENTRIES)
 
 
 @pytest.mark.parametrize("code", ERROR_ENTRIES)
 def test_entry_of_an_error_is_complete(code: str) -> None:
     """An entry opens with status and messages; then cause, setting, remedy and retry follow."""
     entry = ERROR_ENTRIES[code]
-    status = STATUS_OF_CODE[code]
+    status = errors.STATUS_OF_CODE[code]
     assert re.match(rf"{int(status)}\n\n```\n(.+\n)+```\n", entry)
     assert re.findall(r"^- \*\*(\w+):\*\*", entry, re.MULTILINE) == [
         "Cause",
@@ -88,8 +90,31 @@ def test_entry_of_an_error_is_complete(code: str) -> None:
         "Instead",
         "Retry",
     ]
-    is_retried = status in (*RETRIED_STATUSES, 408, 500)
+    is_retried = status in (*errors.RETRIED_STATUSES, 408, 500)
     assert f"- **Retry:** {'yes' if is_retried else 'no'}" in entry
+
+
+MIB = 1024 * 1024
+
+#: Every message of `errors` without parameters, and the others with those of the default settings.
+CAUSES = [
+    *(value for value in vars(errors).values() if isinstance(value, Cause)),
+    errors.commit_timeout(8.0, may_be_stored=False),
+    errors.commit_timeout(8.0, may_be_stored=True),
+    errors.queue_full(64 * MIB),
+    errors.token_queue_full(48 * MIB, 64 * MIB),
+    errors.too_large_for_queue(200 * MIB, 64 * MIB),
+    errors.storage_error(errors.Shortage("bytes", 0, 256 * MIB)),
+    errors.storage_error(errors.Shortage("inodes", 0, 1024)),
+    errors.storage_error(OSError(ENOSPC, "")),
+    errors.storage_error(OSError(EDQUOT, "")),
+]
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_entry_of_an_error_has_its_messages(cause: Cause) -> None:
+    """A client that searches docs/errors.md for a message finds it, word for word."""
+    assert f"\n{cause.message}\n" in ERROR_ENTRIES[cause.code].partition("- **Cause")[0]
 
 
 def test_the_readme_stays_short() -> None:
