@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from gunicorn import util
 
+from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store import libc
 from astralog.store.compressor import Compressor
@@ -57,18 +58,30 @@ class CompressorProcess:
         self._settings = settings
         self._handle_child_exit = server.handle_chld
         self._pidfd = -1
+        self._failures = LogOnce(log)
 
     def start(self, pause_seconds: float = 0.0) -> None:
-        """Start the process, which does nothing for a while; the service can do without."""
+        """Start the process, which begins after a pause; the service also runs without it."""
         self._pidfd = -1
         master = os.getpid()
+        pid = 0
         try:
             pid = os.fork()
             if not pid:
                 _run(self._server, self._settings, master, pause_seconds)
             self._pidfd = os.pidfd_open(pid)
         except OSError as error:
-            log.error("segments are not compressed, no process can be started: %s", error.strerror)
+            message = "cannot start the process that compresses segments: %s; trying again"
+            self._failures.fail(error.errno, message, error.strerror)
+            if pid:  # it cannot be watched, so it would run beside the next one
+                os.kill(pid, signal.SIGKILL)
+        else:
+            self._failures.end("segments are compressed again")
+
+    def start_missing(self) -> None:
+        """Start the process if the last try failed; the master calls this at each tick."""
+        if self._pidfd < 0:
+            self.start()
 
     def replace_dead(self) -> None:
         """Do what gunicorn does when a child ends, and see whether it was this one."""
@@ -77,8 +90,7 @@ class CompressorProcess:
         if status is not None:
             if status:
                 log.error("the process that compresses died; another one takes its place")
-            if self._pidfd >= 0:
-                os.close(self._pidfd)
+            os.close(self._pidfd)
             self.start(RESTART_SECONDS)
 
     def stop(self) -> None:
@@ -95,9 +107,9 @@ class CompressorProcess:
         self._pidfd = -1
 
     def _exit_status(self) -> int | None:
-        """Return how the process ended, or the signal that killed it; None while it runs."""
+        """Return how the process ended, or the signal that killed it; None if it did not end."""
         if self._pidfd < 0:
-            return 0
+            return None
         try:
             end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:  # gunicorn has reaped it, when it reaped another one
@@ -116,6 +128,13 @@ def start(server: Any, settings: Settings) -> None:
     process = server.app.compressor = CompressorProcess(server, settings)
     server.handle_chld = server.handle_cld = process.replace_dead
     process.start()
+
+
+def start_missing(server: Any) -> None:
+    """Start the process if there is to be one and the last try failed."""
+    process = getattr(server.app, "compressor", None)
+    if process:
+        process.start_missing()
 
 
 def stop(server: Any) -> None:

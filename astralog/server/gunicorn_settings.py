@@ -1,6 +1,5 @@
 """gunicorn's settings, made from AstraLog's; the names are gunicorn's."""
 
-from functools import partial
 from typing import Any
 
 from astralog.log import configure_logging
@@ -12,8 +11,10 @@ from astralog.server import (
     inheritance,
     lifecycle,
 )
+from astralog.server.addresses import are_inherited, check_addresses
 from astralog.server.balance import Balance
 from astralog.server.fixed_settings import check_fixed_settings
+from astralog.server.master import Master
 from astralog.server.receiver import MAX_HEADER_BYTES, MAX_HEADERS
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings, Settings
@@ -58,16 +59,19 @@ heartbeat.keep_in_memory()
 
 
 def on_starting(server: Any) -> None:
-    """Prepare the master; stop the start where the data directory or the tokens are of no use."""
+    """Prepare the master; end it if an address, the data directory or the tokens are unusable."""
     lifecycle.end_booting_workers_at_stops()
+    Master.adopt(server, _settings)
     server.app.balance = Balance()
     try:
         check_fixed_settings(server.cfg)
+        if not are_inherited():
+            name = "ASTRALOG_BIND" if server.cfg.bind == [bind] else "gunicorn's bind"
+            check_addresses(name, server.cfg.address)
         first_start.make_missing(_settings)
         server.cfg.inherited = inheritance.Inherited.read(_settings)
     except InvalidSettings as error:
         lifecycle.exit_for(error)
-    server.handle_hup = partial(inheritance.reload, server, _settings)
     application.hold_code(server.app, _settings)
     lifecycle.share_metrics(server)
 
@@ -86,6 +90,11 @@ def when_ready(server: Any) -> None:
     )
     if _settings.compress != "none":
         compressor_process.start(server, _settings)
+
+
+def pre_fork(server: Master, worker: Worker) -> None:
+    """Note the worker, which is freed if its process cannot be started."""
+    server.note_unstarted(worker)
 
 
 def post_worker_init(worker: Worker) -> None:

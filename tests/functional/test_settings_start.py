@@ -6,7 +6,8 @@ import re
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,86 @@ def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:
     assert "cret" not in service.log()
 
 
+# --- Addresses
+
+
+def start_line(service: Service) -> str:
+    """Return the only line of a start that fails, after the name of the setting."""
+    assert service.fail_to_start() != 0
+    (line,) = service.log().splitlines()
+    assert line.startswith("ASTRALOG_BIND: ")
+    return line.removeprefix("ASTRALOG_BIND: ")
+
+
 @pytest.mark.slow
-def test_an_address_in_use_stops_the_start(tmp_path: Path) -> None:
-    """The service says which address is taken, and ends."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        host, port = taken.getsockname()
-        service = Service(tmp_path, bind=f"{host}:{port}")
-        assert 0 != service.fail_to_start()
-    assert f"{host}:{port}" in service.log() or f"('{host}', {port})" in service.log()
-    assert "in use" in service.log()
-    assert "Traceback" not in service.log()
+def test_second_service_names_the_process_that_has_the_port(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    with Service(tmp_path / "first") as first:
+        address = "{}:{}".format(*first.address)
+        line = start_line(Service(tmp_path, bind=address))
+        in_use = re.fullmatch(
+            rf"{address}: In use by process (\d+) \(\w+\); stop it, or use another port\.", line
+        )
+        assert in_use, line
+        assert int(in_use[1]) in first.pids()
+        assert first.request("GET", "/health").status == 200
+
+
+@pytest.mark.slow
+def test_socket_in_use_stays_with_its_process(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as taken, tempfile.TemporaryDirectory() as short:
+        taken.bind(f"{short}/socket")
+        taken.listen()
+        line = start_line(Service(tmp_path, bind=f"unix:{short}/socket"))
+        assert f"unix:{short}/socket: In use by process {os.getpid()} (" in line
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{short}/socket")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(Path.touch, "a file"), (Path.mkdir, "a directory"), (os.mkfifo, "a FIFO")],
+)
+def test_path_of_something_else_is_no_socket(
+    tmp_path: Path, make: Callable[[Path], None], kind: str
+) -> None:
+    with tempfile.TemporaryDirectory() as short:
+        path = Path(short, "socket")
+        make(path)
+        line = start_line(Service(tmp_path, bind=f"unix:{path}"))
+        assert line == (
+            f"unix:{path}: The path is {kind}, not a socket; remove it, or use another path."
+        )
+        assert path.exists()
+
+
+@pytest.mark.slow
+def test_unknown_host_is_named(tmp_path: Path) -> None:
+    line = start_line(Service(tmp_path, bind="no-such-host.invalid:8080"))
+    assert line.startswith("no-such-host.invalid:8080: Unknown host; use an address ")
+
+
+class UnprivilegedService(Service):
+    """A service that may not listen on ports below 1024."""
+
+    def command(self) -> list[str]:
+        """Return the command, without root's capability if root runs it."""
+        restrict = ["setpriv", "--bounding-set=-net_bind_service"]
+        return [*(restrict if os.getuid() == 0 else []), *super().command()]
+
+
+@pytest.mark.slow
+def test_privileged_port_names_the_capability(tmp_path: Path) -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 2:
+        pytest.skip("NOT TESTED: ports below 1024; here, everyone may use them")
+    line = start_line(UnprivilegedService(tmp_path, bind="127.0.0.1:1"))
+    assert line.startswith(
+        "127.0.0.1:1: Permission denied: port 1 needs the capability CAP_NET_BIND_SERVICE; "
+    )
+
+
+# --- What the start says
 
 
 @pytest.mark.slow

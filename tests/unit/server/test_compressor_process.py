@@ -96,12 +96,12 @@ def test_one_that_gunicorn_reaped_before_is_replaced(started: tuple[Master, list
     assert 2 == len(pids)
 
 
-def test_a_process_that_cannot_be_started_is_tried_again(
+def test_process_that_cannot_be_started_is_tried_again_at_each_tick(
     started: tuple[Master, list[int]],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The master goes on without, until another child ends."""
+    """One line says that it fails, and one that it works again."""
     master, pids = started
     end(pids[0], signal.SIGKILL)
 
@@ -111,6 +111,24 @@ def test_a_process_that_cannot_be_started_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fork", fail)
         replaced(master)
-    assert "no process can be started" in caplog.text
-    replaced(master)
-    assert 2 == len(pids)
+        compressor_process.start_missing(master)
+    assert caplog.text.count("cannot start the process") == 1
+    compressor_process.start_missing(master)
+    compressor_process.start_missing(master)
+    assert len(pids) == 2
+    assert caplog.text.count("segments are compressed again") == 1
+
+
+def test_process_that_cannot_be_watched_is_ended(
+    started: tuple[Master, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, pids = started
+    end(pids[0], signal.SIGKILL)
+
+    def fail(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", fail)
+        replaced(master)
+    wait_for(lambda: os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOHANG | os.WNOWAIT))

@@ -1,0 +1,99 @@
+"""Addresses that cannot be bound are rejected in one line, which names a way out."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from astralog.server import addresses
+from astralog.server.addresses import check_addresses
+from astralog.settings import InvalidSettings
+
+
+@pytest.fixture(autouse=True)
+def _try_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "TRIES", 1)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Return a directory whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="astralog-") as made:
+        yield Path(made)
+
+
+def problem_of(address: object) -> str:
+    """Return the only line of an address that is rejected."""
+    with pytest.raises(InvalidSettings) as rejected:
+        check_addresses("ASTRALOG_BIND", [address])
+    (line,) = rejected.value.problems
+    assert line.startswith("ASTRALOG_BIND: ")
+    return line
+
+
+def test_path_that_is_no_socket_is_rejected(directory: Path) -> None:
+    (directory / "file").touch()
+    (directory / "dir").mkdir()
+    os.mkfifo(directory / "fifo")
+    (directory / "link").symlink_to(directory / "nowhere")
+    before = sorted(directory.iterdir())
+    assert "is a file, not a socket; remove it" in problem_of(str(directory / "file"))
+    assert "is a directory, not" in problem_of(str(directory / "dir"))
+    assert "is a FIFO, not" in problem_of(str(directory / "fifo"))
+    assert "is a link to nowhere" in problem_of(str(directory / "link"))
+    assert "There is no directory" in problem_of(str(directory / "a" / "socket"))
+    assert "longer than 107 bytes" in problem_of(str(directory / ("x" * 107)))
+    assert sorted(directory.iterdir()) == before
+
+
+def test_socket_in_use_is_rejected_and_a_stale_one_is_not(directory: Path) -> None:
+    path = directory / "socket"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        assert f"In use by process {os.getpid()} (" in problem_of(str(path))
+    check_addresses("ASTRALOG_BIND", [str(path), str(directory / "new"), 5])
+    assert path.exists()
+
+
+def test_socket_whose_process_accepts_nothing_is_in_use(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 0.01)
+    path = str(directory / "socket")
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as waiting:
+        other.bind(path)
+        other.listen(0)
+        waiting.connect(path)
+        assert "In use; stop it" in problem_of(path)
+
+
+def test_relative_path_is_checked(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    check_addresses("ASTRALOG_BIND", ["socket"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_port_in_use_names_its_process(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        line = problem_of((host, port))
+    assert f":{port}: In use by process {os.getpid()} (" in line
+    check_addresses("ASTRALOG_BIND", [(host, port)])
+
+
+def test_foreign_address_and_unknown_host_are_rejected() -> None:
+    assert "Not an address of this machine" in problem_of(("192.0.2.1", 8080))
+    assert "Unknown host" in problem_of(("no-such-host.invalid", 8080))
+    assert "Unknown host" in problem_of(("a..b", 8080))
+
+
+def test_address_that_becomes_free_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(addresses, "TRIES", 2)
+        monkeypatch.setattr("time.sleep", lambda seconds: taken.close())
+        check_addresses("ASTRALOG_BIND", [taken.getsockname()])
