@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from astralog.intake.batch import decode_json
-from astralog.intake.decoder import Context
-from astralog.intake.lanes import Lanes
+from astralog.intake.decoder import Context, Slots
 from astralog.intake.options import NO_OPTIONS
 from bench.bodies import Template, templates
 
@@ -74,7 +73,7 @@ def codec_cpu_per_log(batch: int, make: Callable[[int], list[Template]] = templa
     `make` returns requests of so many logs.
     """
     pool = [template.body(number) for number, template in enumerate(make(batch))]
-    context = Context(None, NO_OPTIONS, Lanes(), math.inf)
+    context = Context(None, NO_OPTIONS, Slots(), math.inf)
     decode_json(pool[0], context)
     logs = 0
     start = time.process_time()

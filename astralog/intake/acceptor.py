@@ -7,10 +7,15 @@ from typing import NamedTuple, Protocol
 
 from astralog.auth import Tokens
 from astralog.intake.body import BodyReader, Environ
-from astralog.intake.decoder import Context, Decoded, Decoder
+from astralog.intake.decoder import (
+    SLOT_TIMEOUT_SECONDS,
+    Context,
+    Decoded,
+    Decoder,
+    Slots,
+    reject_all,
+)
 from astralog.intake.idempotency import HEADER, digest, parse_key
-from astralog.intake.invalid_logs import reject_all
-from astralog.intake.lanes import TURN_TIMEOUT_SECONDS, Lanes
 from astralog.intake.options import NO_OPTIONS, PARAMETERS, parse_options
 from astralog.store.commit_queue import CommitQueue
 
@@ -58,7 +63,7 @@ class Acceptor:
         self._bodies = bodies
         self._queue = queue
         self._counters = counters
-        self._lanes = Lanes()
+        self._slots = Slots()
 
     def accept(
         self, environ: Environ, decode: Decoder, parameters: Collection[str] = PARAMETERS
@@ -84,8 +89,8 @@ class Acceptor:
                 size = len(body)
                 if key is not None and not options.is_dry_run:
                     claim = self._queue.claim(digest(key, token, body, environ))
-                deadline = time.monotonic() + TURN_TIMEOUT_SECONDS
-                context = Context(token.projects, options, self._lanes, deadline, reservation)
+                deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
+                context = Context(token.projects, options, self._slots, deadline, reservation)
                 decoded = decode(body, context)
                 batch, invalid = decoded
                 del body

@@ -9,17 +9,19 @@ from marshmallow import ValidationError
 from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.intake import formats
-from astralog.intake.decoder import Context, Decoded
-from astralog.intake.formats import Format, Json, Lines, Piece
-from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.lines import (
+from astralog.intake.decoder import (
     MAX_GROWTH,
     STEP_BYTES,
+    Context,
+    Decoded,
+    InvalidLogs,
     LineWriter,
     check_growth,
     encode_lines,
     encode_value,
+    reject_invalid,
 )
+from astralog.intake.formats import Format, Json, Lines, Piece
 from astralog.intake.logs import NoVerdict, load_log, load_valid_log
 from astralog.intake.schema import FIELDS
 from astralog.intake.strict_json import name_encoding
@@ -89,7 +91,7 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
     """Return the batch in a short body of valid logs, as most are; None for any other."""
     if len(body) > formats.PIECE_BYTES:
         return None
-    with context.fast_turn(len(body)):
+    with context.fast_slot(len(body)):
         try:
             logs = form.load(body, context.options)
         except NoVerdict:
@@ -157,7 +159,7 @@ class _Decode:
         if self._body.count(b",") > LONG_BODY_COMMAS:
             message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
             raise Rejection("body_too_large", message)
-        with self._context.fast_turn(len(self._body)):
+        with self._context.fast_slot(len(self._body)):
             return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)
 
     def _add(self, piece: Piece) -> None:
@@ -170,7 +172,7 @@ class _Decode:
             self._invalid.seen += 1
             return
         self._lines.hold(size)
-        with self._context.fast_turn(size):
+        with self._context.fast_slot(size):
             is_added = self._add_fast(text)
         if not is_added:
             self._add_slowly(piece)
@@ -190,14 +192,14 @@ class _Decode:
         """Add the valid logs of a piece, and count the others; parts of it may be added fast."""
         size = len(piece[1])
         if size > SLOW_PIECE_BYTES:
-            with self._context.slow_turn(size):
+            with self._context.slow_slot(size):
                 pieces = list(self._form.split(piece, SLOW_PIECE_BYTES, lambda held: None))
             if len(pieces) > 1:
                 for shorter in pieces:
                     if not self._is_rejected():
                         self._add(shorter)
                 return
-        with self._context.slow_turn(size):
+        with self._context.slow_slot(size):
             self._encode(self._load_one_by_one(piece))
 
     def _is_rejected(self) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
-from astralog.intake.invalid_logs import DESCRIBED_FIELDS, describe
+from astralog.intake.decoder import DESCRIBED_FIELDS, describe
 from astralog.intake.logs import load_batch, load_logs
 from astralog.intake.options import Options
 from astralog.intake.schema import BatchSchema

@@ -7,8 +7,9 @@ from marshmallow import ValidationError
 
 from astralog.deadlines import in_runs
 from astralog.intake import timestamps
-from astralog.intake.invalid_logs import DESCRIBED_FIELDS
-from astralog.intake.options import Options, change_log
+from astralog.intake.decoder import DESCRIBED_FIELDS
+from astralog.intake.mapping import change_log
+from astralog.intake.options import Options
 from astralog.intake.schema import FIELDS, BatchStruct, Log, LogSchema
 from astralog.intake.strict_json import parse
 

@@ -10,9 +10,15 @@ from typing import Any, NamedTuple, Protocol
 
 from astralog.deadlines import in_runs, yield_if_due
 from astralog.errors import Rejection
-from astralog.intake.decoder import Context, Decoded
-from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.lines import STEP_BYTES, LineWriter, escaped_size
+from astralog.intake.decoder import (
+    STEP_BYTES,
+    Context,
+    Decoded,
+    InvalidLogs,
+    LineWriter,
+    escaped_size,
+    reject_invalid,
+)
 from astralog.intake.otlp_log import InvalidRecord, Origin, Source, Values, make_origin
 from astralog.intake.strict_json import name_encoding
 
@@ -88,7 +94,7 @@ def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
 
     Raises Rejection as a Decoder does; `invalid_protobuf` or `invalid_json` where the body is none.
     """
-    turn = context.fast_turn if len(body) <= FAST_BYTES else context.slow_turn
+    turn = context.fast_slot if len(body) <= FAST_BYTES else context.slow_slot
     with turn(len(body)):
         try:
             return _Decode(encoding, body, context).run()

@@ -9,8 +9,7 @@ from astralog.errors import Rejection
 from astralog.intake import logs
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Reservation, Unbounded
-from astralog.intake.decoder import Context
-from astralog.intake.lanes import Lanes
+from astralog.intake.decoder import Context, Slots
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.store.commit_queue import Batch
 
@@ -18,12 +17,12 @@ from astralog.store.commit_queue import Batch
 def make_context(
     projects: Collection[str] | None = None,
     options: Options = NO_OPTIONS,
-    lanes: Lanes | None = None,
+    slots: Slots | None = None,
     deadline: float = inf,
     reservation: Reservation | None = None,
 ) -> Context:
-    """Return the context of a request; without `lanes`, it shares them with no other."""
-    return Context(projects, options, lanes or Lanes(), deadline, reservation or Unbounded())
+    """Return the context of a request; without `slots`, it shares them with no other."""
+    return Context(projects, options, slots or Slots(), deadline, reservation or Unbounded())
 
 
 class Room:

@@ -16,9 +16,7 @@ from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.body import BodyReader
-from astralog.intake.decoder import Context, Decoded
-from astralog.intake.invalid_logs import InvalidLogs
-from astralog.intake.lanes import TURN_TIMEOUT_SECONDS
+from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded, InvalidLogs
 from astralog.intake.options import Options
 from astralog.settings import Settings
 from astralog.store.commit_queue import Batch, CommitQueue
@@ -135,9 +133,9 @@ def test_a_decoder_is_told_what_the_token_and_the_query_say(
         bound.projects,
         bound.options,
     )
-    assert (None, bound.lanes) == (free.projects, free.lanes)
+    assert (None, bound.slots) == (free.projects, free.slots)
     now = time.monotonic()
-    assert now < bound.deadline < free.deadline < now + TURN_TIMEOUT_SECONDS
+    assert now < bound.deadline < free.deadline < now + SLOT_TIMEOUT_SECONDS
     bound.check_project("mine", logs=2)
     free.check_project("theirs", logs=2)
     with pytest.raises(Rejection, match="'theirs'") as rejected:

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.decoder import Decoded
+from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, Decoded
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.invalid_logs import COUNTED_LOGS, DESCRIBED_LOGS
 from astralog.intake.options import NO_OPTIONS, PARAMETERS, Options, parse_options
 from tests.support.decoding import make_context, marshmallow_alone
 from tests.support.service import make_log

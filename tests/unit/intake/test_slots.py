@@ -1,4 +1,4 @@
-"""Heavy decodes take turns: what waits for a turn, in which order, and for how long."""
+"""Decode slots: which bodies wait for one, in which order, and for how long."""
 
 import gc
 import json
@@ -15,7 +15,7 @@ import pytest
 from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.lanes import UNQUEUED_BYTES, Lane, Lanes
+from astralog.intake.decoder import UNQUEUED_BYTES, Slot, Slots
 from tests.support.decoding import make_context
 from tests.support.service import make_log
 
@@ -28,19 +28,19 @@ def code_of(action: Callable[[], Any]) -> str:
     return rejected.value.code
 
 
-def take_turn(lane: Lane, size: int = LONG, deadline: float = inf) -> None:
-    with lane.turn(size, deadline):
+def use_slot(slot: Slot, size: int = LONG, deadline: float = inf) -> None:
+    with slot.use(size, deadline):
         pass
 
 
-def test_turns_come_one_at_a_time_in_the_order_of_arrival() -> None:
-    """A greenlet keeps its turn in a pause, and asks for its next one behind all who wait."""
-    lane = Lane()
+def test_greenlets_get_a_slot_one_at_a_time_in_order_of_arrival() -> None:
+    """A greenlet keeps the slot in a pause, and queues behind all others for its next use."""
+    slot = Slot()
     events: list[str] = []
 
     def decode(name: str) -> None:
         for number in range(2):
-            with lane.turn(LONG, inf):
+            with slot.use(LONG, inf):
                 events.append(f"{name}{number} starts")
                 gevent.sleep(0.001)
                 events.append(f"{name}{number} ends")
@@ -50,32 +50,32 @@ def test_turns_come_one_at_a_time_in_the_order_of_arrival() -> None:
     assert [f"{name} {what}" for name in order for what in ("starts", "ends")] == events
 
 
-def test_a_short_text_waits_for_no_turn() -> None:
-    """What takes no time is decoded while a long turn pauses."""
-    lane = Lane()
-    with lane.turn(LONG, inf):
-        gevent.spawn(take_turn, lane, UNQUEUED_BYTES, 0).get(timeout=1)
+def test_short_text_needs_no_slot() -> None:
+    """A short text is decoded while the user of the slot pauses."""
+    slot = Slot()
+    with slot.use(LONG, inf):
+        gevent.spawn(use_slot, slot, UNQUEUED_BYTES, 0).get(timeout=1)
         with pytest.raises(Rejection):
-            gevent.spawn(take_turn, lane, LONG, 0).get(timeout=1)
+            gevent.spawn(use_slot, slot, LONG, 0).get(timeout=1)
 
 
-def test_a_turn_that_does_not_come_in_time_is_a_rejection() -> None:
-    """A body waits for its turn until its deadline, and the lane goes on without it."""
-    lane = Lane()
-    with lane.turn(LONG, inf):
-        assert "queue_full" == code_of(lambda: take_turn(lane, deadline=time.monotonic() + 0.01))
-        assert "queue_full" == code_of(lambda: take_turn(lane, deadline=time.monotonic() - 1))
-    take_turn(lane, deadline=time.monotonic())
+def test_slot_that_is_not_free_in_time_is_queue_full() -> None:
+    """A body waits until its deadline, and then leaves the queue."""
+    slot = Slot()
+    with slot.use(LONG, inf):
+        assert "queue_full" == code_of(lambda: use_slot(slot, deadline=time.monotonic() + 0.01))
+        assert "queue_full" == code_of(lambda: use_slot(slot, deadline=time.monotonic() - 1))
+    use_slot(slot, deadline=time.monotonic())
 
 
-def test_an_error_ends_a_turn() -> None:
-    """A body that is rejected in its turn leaves the lane to the next, as does one that is gone."""
-    lane = Lane()
-    with pytest.raises(ValueError, match="invalid"), lane.turn(LONG, inf):
+def test_error_releases_the_slot() -> None:
+    """A rejected body, and one whose greenlet is killed, leave the slot to the next."""
+    slot = Slot()
+    with pytest.raises(ValueError, match="invalid"), slot.use(LONG, inf):
         raise ValueError("invalid")
 
     def decode() -> None:
-        with lane.turn(LONG, inf):
+        with slot.use(LONG, inf):
             gevent.sleep(10)
 
     taken = gevent.spawn(decode)
@@ -83,32 +83,32 @@ def test_an_error_ends_a_turn() -> None:
     gevent.sleep(0)
     waiting.kill()
     taken.kill()
-    take_turn(lane, deadline=time.monotonic())
+    use_slot(slot, deadline=time.monotonic())
 
 
-def test_no_garbage_is_collected_within_a_turn() -> None:
-    """Collections go on behind it, also if turns overlap or end with an error."""
-    lanes = Lanes()
-    with lanes.slow.turn(LONG, inf):
+def test_garbage_collector_is_off_within_a_slot() -> None:
+    """It is on again afterwards, also if two slots overlap or end with an error."""
+    slots = Slots()
+    with slots.slow.use(LONG, inf):
         assert not gc.isenabled()
-        with pytest.raises(ValueError, match="invalid"), lanes.fast.turn(LONG, inf):
+        with pytest.raises(ValueError, match="invalid"), slots.fast.use(LONG, inf):
             raise ValueError("invalid")
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
 @pytest.mark.parametrize("is_valid", [True, False])
-def test_others_are_served_between_long_turns(is_valid: bool) -> None:
-    """Sockets are polled after each time slice of heavy work, also if its turns end in errors."""
-    lane = Lane()
+def test_sockets_are_polled_between_long_decodes(is_valid: bool) -> None:
+    """They are polled after each time slice of heavy work, also if decodes fail."""
+    slot = Slot()
     reader, writer = gevent.socket.socketpair()
-    turns = 0
+    uses = 0
 
     def decode() -> None:
-        nonlocal turns
-        with suppress(ValueError), lane.turn(LONG, inf):
-            turns += 1
-            if turns == 1:
+        nonlocal uses
+        with suppress(ValueError), slot.use(LONG, inf):
+            uses += 1
+            if uses == 1:
                 writer.send(b"x")
             end = time.perf_counter() + 1.5 * TIME_SLICE_SECONDS
             while time.perf_counter() < end:
@@ -119,7 +119,7 @@ def test_others_are_served_between_long_turns(is_valid: bool) -> None:
     with reader, writer:
         greenlets = [gevent.spawn(decode) for _ in range(20)]
         reader.recv(1)
-        assert turns < 10
+        assert uses < 10
         gevent.joinall(greenlets, raise_error=True)
 
 
@@ -129,31 +129,31 @@ def body_of(count: int, is_lines: bool, **fields: Any) -> bytes:
 
 
 @pytest.mark.parametrize("decode", [decode_json, decode_lines])
-def test_a_body_waits_for_the_lane_that_it_needs(decode: Any) -> None:
-    """A long valid body takes a fast turn, a long invalid one a slow turn too, a short one none."""
+def test_body_waits_for_the_slot_that_it_needs(decode: Any) -> None:
+    """A long valid body needs the fast slot, a long invalid one both, and a short one none."""
     is_lines = decode is decode_lines
-    lanes = Lanes()
-    context = make_context(lanes=lanes, deadline=0)
+    slots = Slots()
+    context = make_context(slots=slots, deadline=0)
     valid, invalid = body_of(100, is_lines), body_of(100, is_lines, level="")
-    with lanes.slow.turn(LONG, inf):
+    with slots.slow.use(LONG, inf):
         assert 100 == decode(valid, context).batch.logs
         assert "queue_full" == code_of(lambda: decode(invalid, context))
         short = body_of(1, is_lines, level="")
         assert "invalid_batch" == code_of(lambda: decode(short, context))
-    with lanes.fast.turn(LONG, inf):
+    with slots.fast.use(LONG, inf):
         assert "queue_full" == code_of(lambda: decode(valid, context))
         assert 1 == decode(body_of(1, is_lines), context).batch.logs
     assert "invalid_batch" == code_of(lambda: decode(invalid, context))
 
 
-def test_a_longer_body_waits_before_it_is_split() -> None:
-    """Cutting a body into its logs is heavy, too."""
-    lanes = Lanes()
+def test_longer_body_waits_before_it_is_split() -> None:
+    """To cut a body into its logs is heavy, too."""
+    slots = Slots()
     body = body_of(1, is_lines=False) + b" " * 2 * 1024 * 1024
-    with lanes.fast.turn(LONG, inf):
+    with slots.fast.use(LONG, inf):
         assert "queue_full" == code_of(
-            lambda: decode_json(body, make_context(lanes=lanes, deadline=0))
+            lambda: decode_json(body, make_context(slots=slots, deadline=0))
         )
     assert (
-        1 == decode_json(body, make_context(lanes=lanes, deadline=time.monotonic() + 1)).batch.logs
+        1 == decode_json(body, make_context(slots=slots, deadline=time.monotonic() + 1)).batch.logs
     )
