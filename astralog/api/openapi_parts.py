@@ -11,8 +11,12 @@ from astralog.errors import (
     RETRY_AFTER_SECONDS,
     STATUS_OF_CODE,
 )
-from astralog.intake.idempotency import MAX_KEY_CHARACTERS
-from astralog.intake.options import DEFAULTS, MAX_DEFAULT_CHARACTERS, TO_METADATA
+from astralog.intake.options import (
+    DEFAULTS,
+    MAX_DEFAULT_CHARACTERS,
+    MAX_KEY_CHARACTERS,
+    TO_METADATA,
+)
 
 Json = dict[str, Any]
 

@@ -15,8 +15,14 @@ from astralog.intake.decoder import (
     Slots,
     reject_all,
 )
-from astralog.intake.idempotency import HEADER, digest, parse_key
-from astralog.intake.options import NO_OPTIONS, PARAMETERS, parse_options
+from astralog.intake.options import (
+    KEY_HEADER,
+    NO_OPTIONS,
+    PARAMETERS,
+    digest,
+    parse_key,
+    parse_options,
+)
 from astralog.store.commit_queue import CommitQueue
 
 
@@ -82,7 +88,7 @@ class Acceptor:
             token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
-            key = parse_key(environ[HEADER]) if HEADER in environ else None
+            key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
             head_bytes = environ.get(HEAD_BYTES, 0)
             with self._queue.admit(token.digest, head_bytes) as reservation:
                 body = self._bodies.read(environ, reservation)
