@@ -50,7 +50,7 @@ MEANING_OF_CODE: Mapping[str, str] = {
     "invalid_json": "The body is not valid JSON.",
     "invalid_protobuf": "The body is not valid protobuf.",
     "invalid_batch": "The batch is invalid; `errors` says what, where.",
-    "invalid_encoding": "The body does not inflate.",
+    "invalid_encoding": "The body is not valid compressed data.",
     "bad_request": "The request is malformed.",
     "forbidden_project": "The token may not write a project of the batch.",
     "forbidden_scope": "The token may not be used for this.",

@@ -26,7 +26,7 @@ from astralog.api.openapi_parts import (
     describe_status,
 )
 from astralog.errors import STATUS_OF_CODE
-from astralog.intake.compression import INFLATERS
+from astralog.intake.body import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
 
 OPENAPI_VERSION = "3.1.0"

@@ -1,19 +1,31 @@
-"""Read the body of a request: bounded in bytes, in time and in memory, and inflated."""
+"""Read the body of a request within limits of bytes, time and memory, and decompress it."""
 
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any, Protocol
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from astralog.deadlines import Deadlines, yield_if_due
 from astralog.errors import Rejection
-from astralog.intake.compression import STEP_BYTES, Inflater, find_inflater
+from astralog.zstd import zstd
 
-#: A body that is announced as no longer is reserved whole with the first of it, as most are; a
-#: longer one is rejected before it is read if there is no memory for it by now.
+#: Bytes that are decompressed at once.
+STEP_BYTES = 64 * 1024
+
+#: Members or frames that a compressed body may consist of: to begin one takes up to 20 µs, and the
+#: smallest has 2 bytes. Beyond it, the body is rejected: 400 `invalid_encoding`.
+MAX_MEMBERS = 10_000
+
+#: The largest window that a zstd frame may require: 8 MiB, the limit of RFC 9659 for HTTP.
+ZSTD_WINDOW_LOG = 23
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+
+#: A body with a Content-Length up to this is reserved whole with its first bytes; a longer one is
+#: rejected before it is read if there is no memory for it now.
 SHORT_BYTES = 64 * 1024
 
-#: Pieces of a body that are joined, since one may be a byte, and what each takes beside its bytes.
+#: Pieces of a body that are joined, since one may be a byte, and bytes that each takes in addition.
 JOINED_PIECES = 64
 PIECE_BYTES = 64
 
@@ -22,7 +34,7 @@ UTF8_NAMES = ("", "utf-8", "utf8", "us-ascii", "ascii")
 
 _CHARSET = re.compile(r""";[ \t]*charset[ \t]*=[ \t]*["']?([^\s"';,]*)""", re.IGNORECASE)
 
-#: Media types whose bodies are no text, and so have no charset.
+#: Media types whose bodies are binary, and so have no charset.
 _BINARY = re.compile(r"application/(x-protobuf|protobuf|octet-stream)\b", re.IGNORECASE)
 
 Environ = dict[str, Any]
@@ -48,10 +60,26 @@ class Unbounded:
         """Raise nothing."""
 
 
-class BodyReader:
-    """Read bodies of at most `max_bytes`, inflated, each within `timeout_seconds`.
+class Inflater(NamedTuple):
+    """A function that decompresses one Content-Encoding, and the memory that it takes, measured.
 
-    Memory is reserved for what has arrived, as it arrives: a client that sends nothing holds none.
+    `inflate` yields at most STEP_BYTES at once, and does not keep its input. In addition to its
+    state, it keeps a copy of the last `window_bytes` that it yielded.
+    """
+
+    inflate: Callable[[Iterator[bytes]], Iterator[bytes]]
+    state_bytes: int
+    window_bytes: int
+
+    def held_bytes(self, size: int) -> int:
+        """Return the bytes that it holds after it has yielded `size` bytes."""
+        return self.state_bytes + min(size, self.window_bytes)
+
+
+class BodyReader:
+    """Read bodies of at most `max_bytes`, decompressed, each within `timeout_seconds`.
+
+    Memory is reserved as bytes arrive: a client that sends nothing holds none.
     """
 
     def __init__(self, max_bytes: int, timeout_seconds: float) -> None:
@@ -60,12 +88,12 @@ class BodyReader:
         self._deadlines = Deadlines(lambda: timeout_seconds, self._too_slow)
 
     def read(self, environ: Environ, reservation: Reservation) -> bytes:
-        """Return the body, inflated as its Content-Encoding says.
+        """Return the body, decompressed according to its Content-Encoding.
 
         Raises Rejection: `length_required`, `unsupported_charset`, `unsupported_encoding` or
-        `body_too_large` before a byte is read if the headers say enough; else `body_too_large`,
+        `body_too_large` before a byte is read if the headers show it; else `body_too_large`,
         `body_timeout`, `invalid_encoding`, `invalid_json` for a body that ends early, and
-        `queue_full` if the memory ends.
+        `queue_full` if there is no memory.
         """
         _check_headers(environ)
         inflater = find_inflater(environ.get("HTTP_CONTENT_ENCODING", ""))
@@ -92,7 +120,7 @@ class BodyReader:
             if size > self.max_bytes:
                 raise _too_large(self.max_bytes)
             body.add(piece, sent.held_bytes + (inflater.held_bytes(size) if inflater else 0))
-            del piece  # while the client is waited for, nothing is held but what is charged
+            del piece  # during the wait for the client, only charged memory is held
             yield_if_due()
         return body.finish()
 
@@ -106,7 +134,7 @@ def _too_large(max_bytes: int) -> Rejection:
 
 
 def _check_headers(environ: Environ) -> None:
-    """Reject a body without an end, or of text that is not UTF-8."""
+    """Reject a body of unknown length, and text in a charset other than UTF-8."""
     if not (environ.get("CONTENT_LENGTH") or environ.get("wsgi.input_terminated")):
         message = "The request has neither a Content-Length nor Transfer-Encoding: chunked."
         raise Rejection("length_required", message)
@@ -130,7 +158,7 @@ class _GrowingBody:
     """
 
     def __init__(self, reservation: Reservation, reserved: int = 0) -> None:
-        """Charge nothing until the body takes more than what is reserved for it."""
+        """Charge nothing until the body takes more than `reserved` bytes."""
         self._reservation = reservation
         self._reserved = reserved
         self._pieces: list[bytes] = []
@@ -138,7 +166,7 @@ class _GrowingBody:
         self.size = 0
 
     def add(self, piece: bytes, held_bytes: int = 0) -> int:
-        """Append a piece and return its size; `held_bytes` are charged beside the body."""
+        """Append a piece and return its size; `held_bytes` are charged in addition."""
         self.size += len(piece)
         self._pieces.append(piece)
         if len(self._pieces) - self._joined == JOINED_PIECES:
@@ -168,7 +196,7 @@ def _read_exactly(stream: Any, length: int, reservation: Reservation) -> bytes:
         return piece
     body = _GrowingBody(reservation, reserved)
     body.add(piece)
-    del piece  # while the client is waited for, nothing is held but what is charged
+    del piece  # during the wait for the client, only charged memory is held
     while body.size < length:
         if not body.add(stream.read1(length - body.size)):
             raise _ended_early()
@@ -177,14 +205,14 @@ def _read_exactly(stream: Any, length: int, reservation: Reservation) -> bytes:
 
 
 class _SentPieces:
-    """The pieces of a body as they were sent, each passed on as it arrives.
+    """The pieces of a body before decompression, each yielded as it arrives.
 
-    Raises Rejection for a body that is too large as it was sent: there are compressed ones of any
-    size that inflate to nothing.
+    Raises Rejection for a body that is too large before decompression: there are compressed bodies
+    of any size that decompress to nothing.
     """
 
     def __init__(self, environ: Environ, length: int, max_bytes: int) -> None:
-        """Take the body's length, or -1 if it is not known."""
+        """Read a body of `length` bytes, -1 if unknown."""
         self._stream = environ["wsgi.input"]
         self._is_length_known = length >= 0
         self._left = length
@@ -210,3 +238,85 @@ class _SentPieces:
             raise _too_large(self._max_bytes)
         self.held_bytes = 0 if self._is_length_known else len(piece)
         return piece
+
+
+def find_inflater(encoding: str) -> Inflater | None:
+    """Return the decompressor for a Content-Encoding, None for identity.
+
+    Raises Rejection `unsupported_encoding`; more than one coding at once is not supported.
+    """
+    coding = encoding.strip().lower()
+    if coding in ("", "identity"):
+        return None
+    if coding not in INFLATERS:
+        known = ", ".join(INFLATERS)
+        message = f"The Content-Encoding is not supported; use {known} or none."
+        raise Rejection("unsupported_encoding", message)
+    return INFLATERS[coding]
+
+
+def _count(members: int) -> int:
+    """Count one more member, and reject the body if there are too many."""
+    if members == MAX_MEMBERS:
+        message = f"The body consists of more than {MAX_MEMBERS} compressed parts."
+        raise Rejection("invalid_encoding", message)
+    return members + 1
+
+
+def _inflate_zlib(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) -> Iterator[bytes]:
+    """Yield the decompressed bytes, STEP_BYTES at most at once. Sources: RFC 1950, 1951, 1952."""
+    stream: Any = None
+    members = 0
+    try:
+        while (rest := next(chunks, None)) is not None:
+            while rest:
+                if stream is None or stream.eof:  # gzip members may follow one another
+                    members = _count(members)
+                    stream = zlib.decompressobj(window_bits(rest))
+                yield stream.decompress(rest, STEP_BYTES)
+                rest = stream.unused_data if stream.eof else stream.unconsumed_tail
+        if stream is not None:
+            yield stream.flush()  # at most one match of 258 bytes
+    except zlib.error:
+        raise Rejection("invalid_encoding", "The body is not valid compressed data.") from None
+    if stream is None or not stream.eof:
+        raise Rejection("invalid_encoding", "The compressed body ends early.")
+
+
+def _inflate_gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    return _inflate_zlib(chunks, lambda start: 16 + zlib.MAX_WBITS)
+
+
+def _inflate_deflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Inflate zlib's format, as the standard demands, or bare deflate, which some clients send."""
+    return _inflate_zlib(chunks, lambda start: zlib.MAX_WBITS * (1 if start[0] & 0x0F == 8 else -1))
+
+
+def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the decompressed bytes, STEP_BYTES at most at once. Source: RFC 8878."""
+    stream: Any = None
+    members = 0
+    try:
+        while (rest := next(chunks, None)) is not None:
+            while rest:
+                if stream is None or stream.eof:  # frames may follow one another
+                    members = _count(members)
+                    stream = zstd.ZstdDecompressor(options=ZSTD_OPTIONS)
+                yield stream.decompress(rest, STEP_BYTES)
+                while not (stream.eof or stream.needs_input):
+                    yield stream.decompress(b"", STEP_BYTES)
+                rest = stream.unused_data if stream.eof else b""
+    except zstd.ZstdError:
+        raise Rejection("invalid_encoding", "The body is not valid compressed data.") from None
+    if stream is None or not stream.eof:
+        raise Rejection("invalid_encoding", "The compressed body ends early.")
+
+
+_GZIP = Inflater(_inflate_gzip, state_bytes=48 * 1024, window_bytes=0)
+
+INFLATERS: dict[str, Inflater] = {
+    "gzip": _GZIP,
+    "x-gzip": _GZIP,
+    "deflate": _GZIP._replace(inflate=_inflate_deflate),
+    "zstd": Inflater(_inflate_zstd, state_bytes=256 * 1024, window_bytes=1 << ZSTD_WINDOW_LOG),
+}

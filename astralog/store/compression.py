@@ -8,7 +8,6 @@ the plain file goes. What is interrupted leaves the plain file, or both, for the
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -17,11 +16,7 @@ from typing import BinaryIO, NamedTuple
 from astralog.store import files
 from astralog.store.names import Form, SegmentName
 from astralog.store.segment import FILE_MODE
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from astralog.zstd import zstd
 
 #: The one draft of a directory, which only one process at a time compresses.
 DRAFT_NAME = ".compressing"

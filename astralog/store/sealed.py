@@ -6,17 +6,12 @@ and then the plain one goes. Offsets are those of the uncompressed lines, in eit
 
 import io
 import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from astralog.store.files import regular_files, status_of
 from astralog.store.names import Form, SegmentName, parse_file_name
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from astralog.zstd import zstd
 
 #: The longest beginning of a zstd frame that tells of it (RFC 8878, 3.1.1).
 _HEAD_BYTES = 18

@@ -3,17 +3,12 @@
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from astralog.store.files import open_regular
 from astralog.store.names import Form, SegmentName
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from astralog.zstd import zstd
 
 #: Bytes that are read at once.
 BLOCK_BYTES = 256 * 1024

@@ -14,15 +14,17 @@ import pytest
 
 from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.errors import Rejection
-from astralog.intake import compression
-from astralog.intake.body import JOINED_PIECES, PIECE_BYTES, SHORT_BYTES, BodyReader
-from astralog.intake.compression import INFLATERS, STEP_BYTES
+from astralog.intake import body as body_module
+from astralog.intake.body import (
+    INFLATERS,
+    JOINED_PIECES,
+    PIECE_BYTES,
+    SHORT_BYTES,
+    STEP_BYTES,
+    BodyReader,
+)
+from astralog.zstd import zstd
 from tests.support.decoding import Room
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 MAX_BYTES = 2 * STEP_BYTES + 1000
 
@@ -76,7 +78,7 @@ def code_of(made: dict[str, Any], room: Room | None = None, timeout_seconds: flo
 
 @pytest.mark.parametrize("body", [b"", b"x", b"x" * MAX_BYTES], ids=len)
 @pytest.mark.parametrize("encoding", [None, "", "identity", " Identity "])
-def test_a_body_of_known_length_is_read_whole(body: bytes, encoding: str | None) -> None:
+def test_body_of_known_length_is_read_whole(body: bytes, encoding: str | None) -> None:
     """A body up to the limit is returned as sent, its room taken in one go if all is there."""
     room = Room()
     assert body == read(environ(body, encoding=encoding), room)
@@ -91,7 +93,7 @@ def test_no_more_than_the_declared_length_is_read() -> None:
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
-def test_a_body_declared_too_large_is_rejected_before_it_is_read(encoding: str | None) -> None:
+def test_content_length_over_the_limit_is_rejected_before_the_body(encoding: str | None) -> None:
     """The declared length alone rejects a body, without a byte of it or any room."""
     stream, room = Stream(b"x"), Room()
     assert "body_too_large" == code_of(environ(stream, MAX_BYTES + 1, encoding), room)
@@ -99,7 +101,7 @@ def test_a_body_declared_too_large_is_rejected_before_it_is_read(encoding: str |
     assert [] == room.sizes
 
 
-def test_a_body_of_unknown_length_is_read_to_its_end() -> None:
+def test_chunked_body_is_read_to_its_end() -> None:
     """A chunked body is put together, with room for every part."""
     room = Room()
     assert b"one two" == read(environ(Stream(b"one", b" ", b"two")), room)
@@ -107,13 +109,13 @@ def test_a_body_of_unknown_length_is_read_to_its_end() -> None:
     assert 7 == room.sizes[-1]
 
 
-def test_a_chunked_body_as_large_as_the_limit_is_taken() -> None:
+def test_chunked_body_of_exactly_the_limit_is_accepted() -> None:
     """The limit holds for chunked bodies to the byte."""
     assert b"x" * MAX_BYTES == read(environ(Stream(b"x" * MAX_BYTES)))
     assert "body_too_large" == code_of(environ(Stream(b"x" * (MAX_BYTES + 1))))
 
 
-def test_an_endless_body_is_rejected_at_the_limit() -> None:
+def test_endless_body_is_rejected_at_the_limit() -> None:
     """A chunked body is not read much beyond the limit, and never asked for whole."""
     stream = Stream(*[b"x" * STEP_BYTES] * 100)
     room = Room()
@@ -130,17 +132,17 @@ def test_an_endless_body_is_rejected_at_the_limit() -> None:
         ("zstd", b"\x50\x2a\x4d\x18\xff\xff\x00\x00" + bytes(0xFFFF)),  # a frame to be skipped
     ],
 )
-def test_a_body_that_inflates_to_nothing_is_bounded_as_it_was_sent(
+def test_body_that_inflates_to_nothing_is_limited_before_decompression(
     encoding: str, empty: bytes
 ) -> None:
-    """Whatever its size, it would never exceed the limit on what is inflated."""
+    """It would never exceed the limit after decompression."""
     stream = Stream(*[empty * (20_000 // len(empty) + 1)] * 20)
     assert "body_too_large" == code_of(environ(stream, None, encoding))
     assert len(stream._parts) > 10
 
 
-def test_a_body_with_neither_length_nor_end_is_rejected() -> None:
-    """Where nothing says where the body ends, nothing is read."""
+def test_body_with_neither_length_nor_chunks_is_rejected() -> None:
+    """Nothing is read if the end of the body is unknown."""
     stream = Stream(b"x")
     assert "length_required" == code_of(environ(stream, terminated=False))
     assert [] == stream.asked
@@ -165,8 +167,8 @@ def test_a_body_with_neither_length_nor_end_is_rejected() -> None:
         (";" * 4000 + "charset=utf-7", False),
     ],
 )
-def test_a_declared_charset_is_utf_8(content_type: str, is_taken: bool) -> None:
-    """Another is rejected before a byte is read, and not repeated: it may be anything."""
+def test_charset_other_than_utf_8_is_rejected(content_type: str, is_taken: bool) -> None:
+    """It is rejected before a byte is read; its name is not repeated, since it may be anything."""
     stream = Stream(b"{}")
     made = environ(stream, 2) | {"CONTENT_TYPE": content_type}
     if is_taken:
@@ -177,13 +179,13 @@ def test_a_declared_charset_is_utf_8(content_type: str, is_taken: bool) -> None:
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
-def test_a_body_that_ends_early_is_rejected(encoding: str | None) -> None:
+def test_body_that_ends_early_is_rejected(encoding: str | None) -> None:
     """A client that vanishes before its declared length has sent nothing to store."""
     assert "invalid_json" == code_of(environ(gzip.compress(b"{}"), 1000, encoding))
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), OSError("gone")], ids=repr)
-def test_a_connection_that_breaks_is_a_body_that_ends_early(error: Exception) -> None:
+def test_lost_connection_is_a_body_that_ends_early(error: Exception) -> None:
     """A reset connection or a malformed chunk is the client's fault, not ours."""
 
     def fail() -> None:
@@ -196,7 +198,7 @@ def test_a_connection_that_breaks_is_a_body_that_ends_early(error: Exception) ->
 
 
 @pytest.mark.parametrize("length", [1400, None])
-def test_a_body_without_room_is_rejected(length: int | None) -> None:
+def test_body_without_memory_is_rejected(length: int | None) -> None:
     """If memory ends, the body is not read on."""
     stream = Stream(b"x" * 1000, b"x" * 400)
     assert "queue_full" == code_of(environ(stream, length), Room(999))
@@ -204,7 +206,7 @@ def test_a_body_without_room_is_rejected(length: int | None) -> None:
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
-def test_a_long_body_without_room_is_rejected_before_it_is_read(encoding: str | None) -> None:
+def test_long_body_without_memory_is_rejected_before_it_is_read(encoding: str | None) -> None:
     """Its client need not send it first to learn so."""
     stream, room = Stream(b"x"), Room(SHORT_BYTES)
     assert "queue_full" == code_of(environ(stream, SHORT_BYTES + 1, encoding), room)
@@ -213,10 +215,10 @@ def test_a_long_body_without_room_is_rejected_before_it_is_read(encoding: str | 
 
 @pytest.mark.parametrize("length", [MAX_BYTES, None])
 @pytest.mark.parametrize("encoding", [None, "gzip", "zstd"])
-def test_a_client_that_sends_nothing_holds_nothing(
+def test_client_that_sends_nothing_holds_no_memory(
     length: int | None, encoding: str | None
 ) -> None:
-    """However long a body it announces, and however many do so."""
+    """The Content-Length and the number of such clients do not matter."""
     room = Room()
     silent = Stream(after=lambda: gevent.sleep(30))
     assert "body_timeout" == code_of(environ(silent, length, encoding), room, 0.05)
@@ -224,7 +226,7 @@ def test_a_client_that_sends_nothing_holds_nothing(
 
 
 @pytest.mark.parametrize("sizes", [[9, 1], [SHORT_BYTES - 1, 1], [7_000, 20_000, 2_500]])
-def test_a_short_body_is_reserved_once_with_its_first_bytes(sizes: list[int]) -> None:
+def test_short_body_is_reserved_once_with_its_first_bytes(sizes: list[int]) -> None:
     """It comes in two pieces if it is longer than what is received with a head."""
     data = bytes(place % 251 for place in range(sum(sizes)))
     ends = list(itertools.accumulate(sizes))
@@ -236,7 +238,7 @@ def test_a_short_body_is_reserved_once_with_its_first_bytes(sizes: list[int]) ->
 
 
 @pytest.mark.parametrize("length", [SHORT_BYTES, SHORT_BYTES + 1])
-def test_a_body_in_tiny_pieces_takes_little_more_than_its_bytes(length: int) -> None:
+def test_body_in_tiny_pieces_takes_little_more_than_its_bytes(length: int) -> None:
     """They are joined, so that memory ends before those that come in pieces fill it."""
     data = bytes(place % 251 for place in range(length))
     room = Room()
@@ -246,7 +248,7 @@ def test_a_body_in_tiny_pieces_takes_little_more_than_its_bytes(length: int) -> 
 
 @pytest.mark.parametrize("length", [MAX_BYTES, None])
 @pytest.mark.parametrize("pieces", [[1] * 500, [7, 5000, 1, 60_000]])
-def test_what_has_arrived_is_reserved_before_more_is_waited_for(
+def test_arrived_bytes_are_reserved_before_the_next_read(
     length: int | None, pieces: list[int]
 ) -> None:
     """In chunks the last piece once more, which the parser holds."""
@@ -268,8 +270,8 @@ def test_what_has_arrived_is_reserved_before_more_is_waited_for(
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
-def test_an_inflated_body_takes_room_for_its_inflated_size(encoding: str) -> None:
-    """And meanwhile for the state of what inflates it, and its window."""
+def test_compressed_body_is_charged_with_its_decompressed_size(encoding: str) -> None:
+    """Meanwhile the decompressor's state and window are charged too."""
     sent = gzip.compress(b"x" * 100_000) if encoding == "gzip" else zstd.compress(b"x" * 100_000)
     room = Room()
     read(environ(sent, encoding=encoding), room)
@@ -283,7 +285,7 @@ def test_an_inflated_body_takes_room_for_its_inflated_size(encoding: str) -> Non
     ("encoding", "window_log", "size"),
     [("gzip", 0, 20), ("gzip", 0, 60_000), ("zstd", 10, 100_000), ("zstd", 23, 2_000_000)],
 )
-def test_an_inflater_holds_no_more_than_is_said(encoding: str, window_log: int, size: int) -> None:
+def test_inflater_holds_no_more_than_is_charged(encoding: str, window_log: int, size: int) -> None:
     """Measured in a process of its own: its state, and a copy of the last bytes."""
     said = INFLATERS[encoding].held_bytes(size)
     held = int(
@@ -297,10 +299,7 @@ def test_an_inflater_holds_no_more_than_is_said(encoding: str, window_log: int, 
 #: Prints the memory that each of some inflaters holds that wait for more, in bytes.
 MEASURE_INFLATERS = """
 import os, re, sys, zlib
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from astralog.zstd import zstd
 encoding, window_log, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 data = os.urandom(size)
 if encoding == "gzip":
@@ -332,17 +331,15 @@ print((rss() - before) // len(kept))
 
 @pytest.mark.parametrize("length", [100, None])
 @pytest.mark.parametrize("encoding", [None, "gzip"])
-def test_a_client_that_sends_too_slowly_is_rejected(
-    length: int | None, encoding: str | None
-) -> None:
-    """A body that does not arrive in time is rejected with the time it had."""
+def test_slow_body_is_a_body_timeout(length: int | None, encoding: str | None) -> None:
+    """The rejection names the limit."""
     with pytest.raises(Rejection) as rejected:
         read(environ(Stream(after=lambda: gevent.sleep(30)), length, encoding), None, 0.05)
     assert "body_timeout" == rejected.value.code
     assert "0.05 seconds" in rejected.value.message
 
 
-def test_a_client_that_trickles_has_no_more_time() -> None:
+def test_trickling_body_gets_no_more_time() -> None:
     """The time is for the whole body, not for each part of it."""
 
     def trickle(size: int) -> bytes:
@@ -354,7 +351,7 @@ def test_a_client_that_trickles_has_no_more_time() -> None:
     assert "body_timeout" == code_of(environ(stream), None, 0.2)
 
 
-def test_a_timeout_of_someone_else_is_not_taken_for_ours() -> None:
+def test_timeout_of_the_caller_passes_through() -> None:
     """A timeout around the request goes through."""
     with gevent.Timeout(0.05) as timeout:
         with pytest.raises(gevent.Timeout) as raised:
@@ -362,7 +359,7 @@ def test_a_timeout_of_someone_else_is_not_taken_for_ours() -> None:
         assert timeout is raised.value
 
 
-def test_a_body_in_time_leaves_no_timeout_behind() -> None:
+def test_body_in_time_leaves_no_timeout_behind() -> None:
     """The time for a body ends with it."""
     read(environ(b"x"), None, 0.05)
     gevent.sleep(0.1)
@@ -380,8 +377,8 @@ class Busy(Stream):
 
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
-def test_a_body_that_is_there_already_makes_no_one_wait(encoding: str | None) -> None:
-    """Between two parts that take long, others look at their sockets."""
+def test_body_that_has_arrived_lets_others_run(encoding: str | None) -> None:
+    """Between two expensive parts, sockets are polled."""
 
     def answer() -> None:
         while True:
@@ -435,7 +432,7 @@ def in_parts(body: bytes, size: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)
 @pytest.mark.parametrize("body", BODIES, ids=len)
-def test_a_compressed_body_is_inflated(
+def test_compressed_body_is_decompressed(
     encoding: str, compress: Callable[[bytes], bytes], body: bytes
 ) -> None:
     """Every coding gives the body back, whole or in parts of any length."""
@@ -458,11 +455,11 @@ def test_members_may_follow_one_another(encoding: str, compress: Callable[[bytes
 
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)
-def test_the_members_of_a_body_are_bounded(
+def test_number_of_members_is_limited(
     monkeypatch: pytest.MonkeyPatch, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    """To begin a member costs more than it takes to send it, so that there may not be too many."""
-    monkeypatch.setattr(compression, "MAX_MEMBERS", 5)
+    """To begin a member costs more than to send it."""
+    monkeypatch.setattr(body_module, "MAX_MEMBERS", 5)
     assert b"xxxxx" == read(environ(compress(b"x") * 5, encoding=encoding))
     with pytest.raises(Rejection) as rejected:
         read(environ(compress(b"x") * 6, encoding=encoding))
@@ -471,7 +468,7 @@ def test_the_members_of_a_body_are_bounded(
 
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)
-def test_a_truncated_body_is_rejected(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+def test_truncated_body_is_rejected(encoding: str, compress: Callable[[bytes], bytes]) -> None:
     """A compressed body that ends early is rejected, wherever it is cut."""
     sent = compress(b'{"logs": []}' * 20)
     for end in range(len(sent)):
@@ -498,13 +495,15 @@ def test_a_truncated_body_is_rejected(encoding: str, compress: Callable[[bytes],
         (b"", "zstd"),
     ],
 )
-def test_a_corrupt_body_is_rejected(sent: bytes, encoding: str) -> None:
-    """What does not inflate, or not to its checksum, is rejected."""
+def test_corrupt_body_is_rejected(sent: bytes, encoding: str) -> None:
+    """Invalid data and a wrong checksum are rejected."""
     assert "invalid_encoding" == code_of(environ(sent, encoding=encoding))
 
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)
-def test_a_bomb_is_rejected_at_the_limit(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+def test_decompression_bomb_is_rejected_at_the_limit(
+    encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
     """A small body that inflates beyond the limit is rejected, and never held whole."""
     room = Room()
     bomb = compress(bytes(20 * 1024 * 1024))
@@ -515,8 +514,10 @@ def test_a_bomb_is_rejected_at_the_limit(encoding: str, compress: Callable[[byte
 
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)
-def test_a_bomb_is_inflated_step_by_step(encoding: str, compress: Callable[[bytes], bytes]) -> None:
-    """However much one piece of a body inflates to, no more than a step of it is held at once."""
+def test_decompression_bomb_is_inflated_step_by_step(
+    encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """At most one step of its output is held at once."""
     bomb = compress(bytes(20 * 1024 * 1024))
     pieces = list(map(len, INFLATERS[encoding.strip().lower()].inflate(iter([bomb]))))
     assert 20 * 1024 * 1024 == sum(pieces)
@@ -524,7 +525,7 @@ def test_a_bomb_is_inflated_step_by_step(encoding: str, compress: Callable[[byte
 
 
 @pytest.mark.parametrize(("window_log", "is_taken"), [(23, True), (24, False), (27, False)])
-def test_a_zstd_frame_may_ask_for_a_window_of_8_mib(window_log: int, is_taken: bool) -> None:
+def test_zstd_window_is_limited_to_8_mib(window_log: int, is_taken: bool) -> None:
     """A few bytes could otherwise cost 128 MiB of memory that nobody has admitted."""
     option = zstd.CompressionParameter
     options: dict[int, int] = {option.window_log: window_log, option.content_size_flag: 0}
@@ -539,8 +540,8 @@ def test_a_zstd_frame_may_ask_for_a_window_of_8_mib(window_log: int, is_taken: b
 @pytest.mark.parametrize(
     "encoding", ["br", "compress", "gzip, gzip", "gzip;q=1", "*", "gzıp", "\xff"]
 )
-def test_an_unknown_encoding_is_rejected_before_the_body_is_read(encoding: str) -> None:
-    """A coding that we do not undo is rejected, and the ones that we do are named."""
+def test_unknown_encoding_is_rejected_before_the_body_is_read(encoding: str) -> None:
+    """The rejection names the supported codings."""
     stream = Stream(b"x")
     with pytest.raises(Rejection) as rejected:
         read(environ(stream, 1, encoding))
