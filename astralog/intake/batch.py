@@ -22,9 +22,8 @@ from astralog.intake.decoder import (
     reject_invalid,
 )
 from astralog.intake.formats import Format, Json, Lines, Piece
-from astralog.intake.logs import NoVerdict, load_log, load_valid_log
+from astralog.intake.logs import COMPILED_ERRORS, load_log, load_valid_log, name_encoding
 from astralog.intake.schema import FIELDS
-from astralog.intake.strict_json import name_encoding
 from astralog.store.commit_queue import Batch
 
 #: Commas that a body longer than a piece may hold, and a log longer than a piece: they bound the
@@ -94,7 +93,7 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
     with context.fast_slot(len(body)):
         try:
             logs = form.load(body, context.options)
-        except NoVerdict:
+        except COMPILED_ERRORS:
             return None
         if context.options.defaults and _repeated_bytes(context) * len(logs) > STEP_BYTES:
             return None
@@ -182,7 +181,7 @@ class _Decode:
         """Add the logs of a piece, and return True, if all of them are valid beyond doubt."""
         try:
             logs = self._form.load(text, self._options)
-        except NoVerdict:
+        except COMPILED_ERRORS:
             return False
         self._invalid.seen += len(logs)
         self._encode(logs)

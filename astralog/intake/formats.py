@@ -10,10 +10,9 @@ from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
 from astralog.intake.decoder import DESCRIBED_FIELDS, describe
-from astralog.intake.logs import load_batch, load_logs
+from astralog.intake.logs import load_batch, load_logs, parse, replace_lone_surrogates
 from astralog.intake.options import Options
 from astralog.intake.schema import BatchSchema
-from astralog.intake.strict_json import parse, replace_lone_surrogates
 
 #: The longest text that is decoded in one go; others are served between two, and only one at a time
 #: is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
@@ -63,7 +62,7 @@ class Json:
         return _cut(logs, first, size)
 
     def load(self, text: bytes, options: Options) -> list[Any]:
-        """Return the logs of a piece by the compiled decoder; raises NoVerdict."""
+        """Return the logs of a piece by the compiled decoder; raises COMPILED_ERRORS."""
         return load_batch(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:

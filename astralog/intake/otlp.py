@@ -19,8 +19,8 @@ from astralog.intake.decoder import (
     escaped_size,
     reject_invalid,
 )
+from astralog.intake.logs import name_encoding
 from astralog.intake.otlp_log import InvalidRecord, Origin, Source, Values, make_origin
-from astralog.intake.strict_json import name_encoding
 
 #: The longest body that is decoded beside the long ones, which go one after another.
 FAST_BYTES = 256 * 1024

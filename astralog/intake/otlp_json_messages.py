@@ -14,7 +14,7 @@ from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS
 from astralog.intake import utf8
 from astralog.intake.batch import LONG_LOG_COMMAS, find_excess
-from astralog.intake.strict_json import replace_lone_surrogates
+from astralog.intake.logs import replace_lone_surrogates
 
 Value = TypeVar("Value")
 

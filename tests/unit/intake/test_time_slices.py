@@ -10,8 +10,8 @@ from astralog.deadlines import ITEMS_PER_CHECK, PAUSE_SECONDS, hub_time
 from astralog.intake import utf8
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.logs import replace_lone_surrogates
 from astralog.intake.options import NO_OPTIONS, Options
-from astralog.intake.strict_json import replace_lone_surrogates
 from tests.support.decoding import encode_batch, encode_lines, make_context
 from tests.support.service import make_log
 
