@@ -1,29 +1,48 @@
-"""OTLP in JSON: protobuf's own mapping to JSON, except for ids, which are hexadecimal."""
+"""OTLP in JSON: protobuf's own mapping to JSON, except for ids, which are hexadecimal.
+
+Messages are read by the names that they have in JSON or in protobuf. Integers may be strings,
+unknown fields are ignored, and null stands for a field that is not set. Sources:
+https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding and
+https://protobuf.dev/programming-guides/json/.
+"""
 
 from base64 import b64decode
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
-from astralog.errors import Rejection
-from astralog.intake import otlp_json_messages as messages
-from astralog.intake.batch import LONG_BODY_COMMAS
-from astralog.intake.otlp import Group, Loader, Problems, try_read
-from astralog.intake.otlp_json_messages import either, read_envelope, read_text
-from astralog.intake.otlp_log import (
+from astralog.deadlines import yield_if_due
+from astralog.errors import SHOWN_CHARACTERS, Rejection
+from astralog.intake.batch import LONG_BODY_COMMAS, LONG_LOG_COMMAS, find_excess
+from astralog.intake.logs import replace_lone_surrogates
+from astralog.intake.otlp import (
     LEVELS,
     MAX_ATTRIBUTES,
     NUMBERS_PER_LEVEL,
+    Group,
     InvalidRecord,
+    Loader,
     Origin,
+    Problems,
     Source,
     Values,
     bytes_value,
     check_depth,
     make_log,
     number_value,
+    to_utf8,
+    try_read,
 )
+
+Value = TypeVar("Value")
+
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_UInt32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+_UInt64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec's limits have 63 bits
+
+_NULL = msgspec.Raw(b"null")
 
 #: Severity numbers by their names in protobuf, such as SEVERITY_NUMBER_WARN2.
 SEVERITY_NUMBERS = {"SEVERITY_NUMBER_UNSPECIFIED": 0} | {
@@ -53,6 +72,219 @@ _LINE_BREAKS = b"\r\n"
 _encoder = msgspec.json.Encoder()
 
 
+class Message(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):
+    """A message, of which a field that is null is not set.
+
+    It takes JSON's names alone, so that a message without others is decoded in one call.
+    """
+
+
+class AnyValue(Message):
+    string_value: str | None = None
+    bool_value: bool | None = None
+    int_value: _Int64 | None = None
+    double_value: float | None = None
+    array_value: "ArrayValue | None" = None
+    kvlist_value: "KeyValueList | None" = None
+    bytes_value: str | None = None
+
+
+class ArrayValue(Message):
+    values: list[AnyValue | None] | None = None
+
+
+class KeyValue(Message):
+    key: str | None = None
+    value: AnyValue | None = None
+
+
+class KeyValueList(Message):
+    values: list[KeyValue] | None = None
+
+
+class MessageSource(Message):
+    """A resource or a scope."""
+
+    name: str | None = None
+    version: str | None = None
+    attributes: list[KeyValue] | None = None
+    dropped_attributes_count: _UInt32 | None = None
+    entity_refs: Any = None  # of a resource; not stored
+
+
+class LogRecord(Message):
+    time_unix_nano: _UInt64 | None = None
+    observed_time_unix_nano: _UInt64 | None = None
+    severity_number: Int32 | str | None = None
+    severity_text: str | None = None
+    body: AnyValue | None = None
+    attributes: list[KeyValue] | None = None
+    dropped_attributes_count: _UInt32 | None = None
+    flags: _UInt32 | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    event_name: str | None = None
+
+
+class Export(Message):
+    """An export; like the two below it has members under both names, to be read with `either`."""
+
+    resource_logs: list[msgspec.Raw] | None = None
+    resource_logs_: list[msgspec.Raw] | None = msgspec.field(default=None, name="resource_logs")
+
+
+class ResourceLogs(Message):
+    resource: msgspec.Raw = _NULL
+    scope_logs: list[msgspec.Raw] | None = None
+    scope_logs_: list[msgspec.Raw] | None = msgspec.field(default=None, name="scope_logs")
+    schema_url: msgspec.Raw = _NULL
+    schema_url_: msgspec.Raw = msgspec.field(default=_NULL, name="schema_url")
+
+
+class ScopeLogs(Message):
+    scope: msgspec.Raw = _NULL
+    log_records: list[msgspec.Raw] | None = None
+    log_records_: list[msgspec.Raw] | None = msgspec.field(default=None, name="log_records")
+    schema_url: msgspec.Raw = _NULL
+    schema_url_: msgspec.Raw = msgspec.field(default=_NULL, name="schema_url")
+
+
+class _Field(NamedTuple):
+    """A field of a message: its name in JSON, and the kind of the messages in it, if any."""
+
+    name: str
+    kind: type[Message] | None
+
+
+def _fields(kind: type[Message]) -> dict[str, _Field]:
+    """Return the fields of a message by each of their names."""
+    fields: dict[str, _Field] = {}
+    for field in msgspec.structs.fields(kind):
+        found = _Field(field.encode_name, _find_message(field.type))
+        fields |= {field.name: found, field.encode_name: found}
+    return fields
+
+
+def _find_message(annotation: Any) -> type[Message] | None:
+    """Return the kind of message in an annotation such as `list[KeyValue] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Message):
+        return annotation
+    return next(filter(None, map(_find_message, get_args(annotation))), None)
+
+
+def _decoder(kind: Any) -> Any:
+    return msgspec.json.Decoder(kind, strict=False)  # takes numbers in strings
+
+
+def _lenient(kind: type[Message]) -> Any:
+    """Return the decoder that ignores unknown members."""
+    return _decoder(
+        msgspec.defstruct(kind.__name__, [], bases=(kind,), forbid_unknown_fields=False)
+    )
+
+
+_ENVELOPES: dict[type[Message], tuple[Any, Any]] = {
+    kind: (_decoder(kind), _lenient(kind)) for kind in (Export, ResourceLogs, ScopeLogs)
+}
+_FIELDS: dict[type[Message], dict[str, _Field]] = {
+    kind: _fields(kind)
+    for kind in (AnyValue, ArrayValue, KeyValue, KeyValueList, MessageSource, LogRecord)
+}
+
+
+def read_envelope(kind: type[Message], text: bytes, place: str) -> tuple[Any, str | None]:
+    """Return an Export, ResourceLogs or ScopeLogs, and a name in it that OTLP does not know.
+
+    The name is None if OTLP knows all. Raises ValueError, which names the `place`.
+    """
+    try:
+        return _read_envelope(kind, text)
+    except ValueError:
+        pass
+    try:
+        return _read_envelope(kind, _mend(text))
+    except ValueError as error:
+        raise ValueError(str(error).replace("`$", f"`{place}")) from None
+
+
+def _read_envelope(kind: type[Message], text: bytes) -> tuple[Any, str | None]:
+    strict, lenient = _ENVELOPES[kind]
+    try:
+        return strict.decode(text), None
+    except msgspec.ValidationError as error:
+        message = lenient.decode(text)
+        name = str(error).removeprefix("Object contains unknown field `").removesuffix("`")
+        return message, name[:SHOWN_CHARACTERS]
+
+
+def either(one: Value | None, other: Value | None, name: str) -> Value | None:
+    """Return the value of a field, whichever of its two names it has; raises ValueError if both."""
+    if one is not None and other is not None:
+        raise ValueError(f"{name} is given twice, under both of its names.")
+    return one if other is None else other
+
+
+def _reader(kind: type[Message] | None, result: Any) -> Callable[[bytes], Any]:
+    """Return the function that reads texts of a kind as `result`.
+
+    It raises ValueError and RecursionError.
+    """
+    decoder = _decoder(result)
+    decode = decoder.decode
+
+    def read(text: bytes) -> Any:
+        if len(text) > LONG_LOG_COMMAS and (excess := find_excess(bytes(text))):
+            raise ValueError(f"It has {excess}.")
+        try:
+            return decode(text)
+        except ValueError:
+            value = _normalise(kind, msgspec.json.decode(_mend(text)))
+            return msgspec.convert(value, result, strict=False)
+
+    return read
+
+
+read_record: Callable[[bytes], LogRecord] = _reader(LogRecord, LogRecord)
+read_source: Callable[[bytes], MessageSource | None] = _reader(MessageSource, MessageSource | None)
+read_text: Callable[[bytes], str | None] = _reader(None, str | None)
+
+
+def _mend(text: bytes) -> bytes:
+    """Return JSON with U+FFFD for what is not UTF-8 and for surrogates that stand alone."""
+    return replace_lone_surrogates(to_utf8(bytes(text)))
+
+
+def _normalise(kind: type[Message] | None, value: Any) -> Any:
+    """Return what JSON has for messages of a kind, with JSON's names alone, none of them unknown.
+
+    Raises ValueError for a field under both of its names and, except for a resource or a scope, for
+    a message of nothing but unknown members, which would be stored as an empty one.
+    """
+    if isinstance(value, list):
+        return [_normalise(kind, item) for item in value]
+    if kind is None or not isinstance(value, dict):
+        return value
+    yield_if_due()
+    fields = _FIELDS[kind]
+    members: dict[str, Any] = {}
+    for name, member in value.items():
+        if name in fields:
+            field = fields[name]
+            known = members.get(field.name)
+            members[field.name] = either(known, _normalise_member(field, member), field.name)
+    if value and not members and kind is not MessageSource:
+        shown = next(iter(value))[:SHOWN_CHARACTERS]
+        raise ValueError(f"OTLP knows no member `{shown}`, and there is no other.")
+    return members
+
+
+def _normalise_member(field: _Field, value: Any) -> Any:
+    """Return the value of a field; an integer may be written as 1.7e18."""
+    if isinstance(value, float) and value.is_integer() and field.name != "doubleValue":
+        return int(value)
+    return _normalise(field.kind, value)
+
+
 class Json:
     """The encoding that people can read."""
 
@@ -69,7 +301,6 @@ class Json:
     def make_loader(self, now: int, values: Values) -> Loader:
         """Return what decodes the records of one export."""
         reader = _Reader(values)
-        read_record = messages.read_record
         convert, read_attributes = reader.convert, reader.read_attributes
 
         def load(text: bytes, origin: Origin) -> Any:
@@ -109,7 +340,7 @@ class _Split:
 
     def split(self, body: bytes) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
-        export, unknown = read_envelope(messages.Export, body, "$")
+        export, unknown = read_envelope(Export, body, "$")
         parts = either(export.resource_logs, export.resource_logs_, "resourceLogs")
         records = 0
         for number, part in enumerate(parts or ()):
@@ -119,7 +350,7 @@ class _Split:
 
     def _split_resource(self, text: bytes, place: str) -> Generator[Group, None, int]:
         """Yield the groups of a resource, and return the number of its records."""
-        logs, unknown = read_envelope(messages.ResourceLogs, text, place)
+        logs, unknown = read_envelope(ResourceLogs, text, place)
         problems: Problems = {}
         resource = try_read("resource", problems, lambda: self._read_source(logs.resource, logs))
         parts = either(logs.scope_logs, logs.scope_logs_, "scopeLogs")
@@ -133,7 +364,7 @@ class _Split:
         return records
 
     def _read_group(self, text: bytes, place: str, resource: Source, problems: Problems) -> Group:
-        logs, unknown = read_envelope(messages.ScopeLogs, text, place)
+        logs, unknown = read_envelope(ScopeLogs, text, place)
         records = either(logs.log_records, logs.log_records_, "logRecords")
         if unknown is not None and not records:
             raise _foreign(unknown, place)
@@ -143,7 +374,7 @@ class _Split:
 
     def _read_source(self, text: bytes, logs: Any) -> Source:
         """Return the source of some logs, which say its schema themselves."""
-        source = messages.read_source(text) or messages.Source()
+        source = read_source(text) or MessageSource()
         url = either(read_text(logs.schema_url), read_text(logs.schema_url_), "schemaUrl")
         return Source(
             source.name or "",
@@ -173,7 +404,7 @@ def _severity(value: int | str | None) -> int:
     if value in SEVERITY_NUMBERS:
         return SEVERITY_NUMBERS[value]
     try:
-        return msgspec.convert(value, messages.Int32, strict=False)
+        return msgspec.convert(value, Int32, strict=False)
     except ValueError:
         raise InvalidRecord("severity_number", "Neither a severity number nor its name.") from None
 
@@ -194,14 +425,14 @@ class _Reader:
     def __init__(self, values: Values) -> None:
         self._values = values
 
-    def read_attributes(self, attributes: list[messages.KeyValue] | None) -> dict[str, Any]:
+    def read_attributes(self, attributes: list[KeyValue] | None) -> dict[str, Any]:
         """Return attributes as an object; of those with one key, the last one counts."""
         if not attributes:
             return {}
         items = self._values.over(attributes, MAX_ATTRIBUTES)
         return {item.key or "": self.convert(item.value) for item in items}
 
-    def convert(self, value: messages.AnyValue | None, depth: int = 0) -> Any:
+    def convert(self, value: AnyValue | None, depth: int = 0) -> Any:
         """Return what a value is in JSON."""
         if value is None or value.string_value is not None:
             return value and value.string_value
@@ -215,7 +446,7 @@ class _Reader:
             return value.bool_value
         return self._convert_nested(value, depth + 1)
 
-    def _convert_nested(self, value: messages.AnyValue, depth: int) -> Any:
+    def _convert_nested(self, value: AnyValue, depth: int) -> Any:
         check_depth(depth)
         if value.array_value is not None:
             items = self._values.over(value.array_value.values or ())

@@ -1,6 +1,6 @@
 """OTLP in protobuf, read with the messages of opentelemetry-proto.
 
-What holds many others is read one level at a time, by the messages of `otlp_messages`: so a record
+What holds many others is read one level at a time, by the messages of `otlp_wire`: so a record
 is an object only while it is its turn, and what is invalid is known by its place.
 
 Import it with the first export only: that takes 50 ms.
@@ -23,17 +23,20 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 )
 
 from astralog.deadlines import in_turns
-from astralog.intake import otlp_messages as messages
-from astralog.intake.otlp import Group, Loader, Problems, try_read
-from astralog.intake.otlp_log import (
+from astralog.intake import otlp_wire as messages
+from astralog.intake.otlp import (
     MAX_ATTRIBUTES,
+    Group,
+    Loader,
     Origin,
+    Problems,
     Source,
     Values,
     bytes_value,
     check_depth,
     make_log,
     number_value,
+    try_read,
 )
 from astralog.intake.otlp_wire import (
     LEAST_FIELD_BYTES,

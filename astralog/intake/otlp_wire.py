@@ -1,18 +1,26 @@
-"""Protobuf's wire format, field by field: for messages that protobuf's own parser does not take.
+"""OTLP's messages as they are parsed, and protobuf's wire format, field by field.
 
+The messages are copies of opentelemetry-proto's with some submessages left as bytes, which are
+parsed one after another. Measured, the object that protobuf makes for a submessage takes 0.3 µs,
+and its bytes 0.05 µs. The wire format is read for messages that protobuf's own parser rejects.
 Source: https://protobuf.dev/programming-guides/encoding/.
 """
 
 import sys
 from collections.abc import Collection, Iterator
 from functools import lru_cache
+from typing import Any
 
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
+from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.logs.v1 import logs_pb2
+from opentelemetry.proto.resource.v1 import resource_pb2
 
 from astralog.deadlines import in_turns
 from astralog.errors import Rejection
-from astralog.intake import utf8
-from astralog.intake.otlp_log import MAX_VALUES
+from astralog.intake.otlp import MAX_VALUES, to_utf8
 
 #: Types of fields, the last three bits of a tag, and the bytes of those whose content has a size.
 VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)
@@ -23,6 +31,10 @@ LEAST_FIELD_BYTES = 2
 
 #: The longest message that is parsed whatever it holds: two million fields, in 150 ms at most.
 LONG_BYTES = 2_000_000 * LEAST_FIELD_BYTES
+
+_PACKAGE = "astralog"
+_FieldProto = descriptor_pb2.FieldDescriptorProto
+_pool = descriptor_pool.DescriptorPool()
 
 #: The tag of a field, and where its content begins and ends; the next field's tag begins there.
 Field = tuple[int, int, int]
@@ -109,10 +121,7 @@ def replace_invalid_utf8(message: Descriptor, text: bytes) -> bytes:
     for tag, begin, end in in_turns(read_fields(text)):
         if tag in kinds:
             content, kind = text[begin:end], kinds[tag]
-            if kind is None:
-                content = utf8.replace_invalid(content)
-            else:
-                content = replace_invalid_utf8(kind, content)
+            content = replace_invalid_utf8(kind, content) if kind else to_utf8(content)
             pieces += _write_varint(tag), _write_varint(len(content)), content
         else:
             pieces.append(text[start:end])
@@ -128,3 +137,63 @@ def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
         for field in message.fields
         if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
     }
+
+
+def _register(message: descriptor_pb2.DescriptorProto) -> Any:
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{message.name}.proto", package=_PACKAGE, syntax="proto3", message_type=[message]
+    )
+    _pool.AddSerializedFile(file.SerializeToString())
+    found = _pool.FindMessageTypeByName(f"{_PACKAGE}.{message.name}")
+    return message_factory.GetMessageClass(found)
+
+
+def _copy(source: Descriptor, left: Collection[str], single: str = "") -> Any:
+    """Return the class of a copy of a message whose submessages `left` are bytes.
+
+    They are repeated, since a submessage that stands twice is the two joined; of one named
+    `single`, the last one counts. Other submessages are unknown to the copy; enums are numbers.
+    """
+    message = descriptor_pb2.DescriptorProto()
+    source.CopyToProto(message)
+    fields = [_change(field) for field in message.field if _is_kept(field, [*left, single])]
+    for field in fields:
+        if field.name == single:
+            field.label = _FieldProto.LABEL_OPTIONAL
+    copy = descriptor_pb2.DescriptorProto(name=message.name, field=fields)
+    return _register(copy)
+
+
+def _is_kept(field: descriptor_pb2.FieldDescriptorProto, left: Collection[str]) -> bool:
+    return field.type != _FieldProto.TYPE_MESSAGE or field.name in left
+
+
+def _change(field: descriptor_pb2.FieldDescriptorProto) -> descriptor_pb2.FieldDescriptorProto:
+    if field.type == _FieldProto.TYPE_MESSAGE:
+        field.type, field.label = _FieldProto.TYPE_BYTES, _FieldProto.LABEL_REPEATED
+    elif field.type == _FieldProto.TYPE_ENUM:
+        field.type = _FieldProto.TYPE_INT32
+    field.ClearField("type_name")
+    field.ClearField("oneof_index")
+    return field
+
+
+def _make_status() -> Any:
+    """Return the class of google.rpc.Status, without its details, which take no type of ours.
+
+    Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/status.proto.
+    """
+    message = descriptor_pb2.DescriptorProto(name="Status")
+    optional = _FieldProto.LABEL_OPTIONAL
+    message.field.add(name="code", number=1, type=_FieldProto.TYPE_INT32, label=optional)
+    message.field.add(name="message", number=2, type=_FieldProto.TYPE_STRING, label=optional)
+    return _register(message)
+
+
+Export = _copy(logs_service_pb2.ExportLogsServiceRequest.DESCRIPTOR, ["resource_logs"])
+ResourceLogs = _copy(logs_pb2.ResourceLogs.DESCRIPTOR, ["resource", "scope_logs"])
+ScopeLogs = _copy(logs_pb2.ScopeLogs.DESCRIPTOR, ["scope", "log_records"])
+Resource = _copy(resource_pb2.Resource.DESCRIPTOR, ["attributes"])
+Scope = _copy(common_pb2.InstrumentationScope.DESCRIPTOR, ["attributes"])
+LogRecord = _copy(logs_pb2.LogRecord.DESCRIPTOR, ["attributes"], single="body")
+Status = _make_status()

@@ -1075,7 +1075,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on an export's values",
-        "astralog.intake.otlp_log:Values.count",
+        "astralog.intake.otlp:Values.count",
         "if self._left < 0:",
         "if False:",
         ("tests/unit/intake/test_otlp.py", "-k", "number_of_values"),
@@ -1110,14 +1110,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a field under both of its names",
-        "astralog.intake.otlp_json_messages:either",
+        "astralog.intake.otlp_json:either",
         "if one is not None and other is not None:",
         "if False:",
         ("tests/unit/intake/test_otlp_json.py", "-k", "both_of_its_names"),
     ),
     Guard(
         "a severity number is never lost",
-        "astralog.intake.otlp_log:make_log",
+        "astralog.intake.otlp:make_log",
         "if severity_text or severity_number not in PLAIN_NUMBERS else 0",
         "if severity_text else 0",
         ("tests/unit/intake/test_otlp.py", "-k", "level_is_the_text"),

@@ -16,7 +16,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from astralog.errors import Rejection
-from astralog.intake import otlp, otlp_log, otlp_protobuf
+from astralog.intake import otlp, otlp_protobuf
 from astralog.intake.decoder import Decoded
 from astralog.intake.options import NO_OPTIONS, Options
 from tests.support.otlp import (
@@ -96,7 +96,7 @@ def test_an_empty_record_is_a_log(export: Export) -> None:
         make_record(None, time_unix_nano=None, severity_text=None), resource={"project_id": "p"}
     )
     log = export.log(made)
-    assert otlp_log.format_time(before) <= log.pop("timestamp") <= otlp_log.format_time(2**63)
+    assert otlp.format_time(before) <= log.pop("timestamp") <= otlp.format_time(2**63)
     assert {
         "project_id": "p",
         "level": "unspecified",
@@ -382,7 +382,7 @@ def test_values_lie_in_one_another_to_a_depth(export: Export, kind: type) -> Non
 
 def test_a_record_has_a_number_of_attributes(export: Export) -> None:
     """More attributes than the limit make a log invalid, or the logs of a resource."""
-    fits = {f"{number}": 1 for number in range(otlp_log.MAX_ATTRIBUTES)}
+    fits = {f"{number}": 1 for number in range(otlp.MAX_ATTRIBUTES)}
     more = fits | {"one": "more"}
     export.log(make_export(make_record(attributes=fits)))
     assert "_schema" in export.error(make_export(make_record(attributes=more)))
@@ -408,8 +408,8 @@ def test_an_export_holds_a_number_of_values(
 ) -> None:
     """They cost many times their bytes: beyond the limit, partial=true stores nothing either."""
     export.logs(make_export(*records))
-    monkeypatch.setattr(otlp_log, "MAX_VALUES", 100)
-    monkeypatch.setattr(otlp_log, "VALUES_PER_CHECK", 10)
+    monkeypatch.setattr(otlp, "MAX_VALUES", 100)
+    monkeypatch.setattr(otlp, "VALUES_PER_CHECK", 10)
     for options in (NO_OPTIONS, PARTIAL):
         rejection = export.rejection(make_export(*records), options)
         assert "body_too_large" == rejection.code
@@ -676,7 +676,7 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
     chance = random.Random(1)
     values: list[Any] = ["", "x", "ü" * 40, 0, 1, 300, 2**40, 2**62, -1, 0.5, math.inf, True, None]
     values += [b"", b"x", [], [1], {"a": 1}]
-    reader = otlp_protobuf._Reader(otlp_log.Values())
+    reader = otlp_protobuf._Reader(otlp.Values())
     outcomes = set()
     for _ in range(20_000):
         (made,) = key_values({chance.choice(("", "k", "key", "k" * 120)): chance.choice(values)})

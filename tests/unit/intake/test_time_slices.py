@@ -7,11 +7,11 @@ import gevent
 import pytest
 
 from astralog.deadlines import ITEMS_PER_CHECK, PAUSE_SECONDS, hub_time
-from astralog.intake import utf8
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.logs import replace_lone_surrogates
 from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.otlp import UTF8_STEP_BYTES, to_utf8
 from tests.support.decoding import encode_batch, encode_lines, make_context
 from tests.support.service import make_log
 
@@ -58,7 +58,7 @@ def test_others_are_served_while_surrogates_are_replaced(pauses: list[float]) ->
 
 def test_others_are_served_while_a_long_text_is_made_utf8(pauses: list[float]) -> None:
     """Others do not wait for the end of a text of megabytes, of which every byte is invalid."""
-    utf8.replace_invalid(b"\xff" * (3 * utf8.STEP_BYTES))
+    to_utf8(b"\xff" * (3 * UTF8_STEP_BYTES))
     assert 3 == len(pauses)
 
 
