@@ -22,6 +22,7 @@ from tests.support.clickhouse import (
     FAULTS,
     LIES,
     QUERY_FAULTS,
+    UNANSWERED_FAULTS,
     ClickHouse,
     Difference,
     Forward,
@@ -33,7 +34,7 @@ from tests.support.clickhouse import (
     wait_for_rows,
     write_segment,
 )
-from tests.support.service import wait_for
+from tests.support.service import TIMEOUT_SECONDS, wait_for
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -43,6 +44,12 @@ else:
 pytestmark = pytest.mark.slow
 
 NOTHING = Difference([], [], [], [])
+
+#: A deadline that ends unanswered requests soon, and that the engine meets unless it is very busy.
+SHORT_DEADLINE_SECONDS = 4
+
+#: Seconds for several deadlines and the pauses between them, on a busy machine.
+PATIENCE_SECONDS = 4 * TIMEOUT_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -207,15 +214,17 @@ def test_a_fault_costs_no_line_and_doubles_none(
 ) -> None:
     """Whatever an insert is answered, and whether it was stored, its lines are there once."""
     write_segments(data_dir, 2)
-    clickhouse.break_inserts(fault, times=2, seconds=2)
-    if fault in ("silent", "mute"):  # which a busy machine is, too
-        forward.set(clickhouse_timeout_seconds=1)
+    clickhouse.break_inserts(fault, times=2, seconds=2 * PATIENCE_SECONDS)
+    has_short_deadline = fault in UNANSWERED_FAULTS
+    if has_short_deadline:
+        forward.set(clickhouse_timeout_seconds=SHORT_DEADLINE_SECONDS)
     episodes = 2 if fault in COMMITTED_FAULTS else 1  # what was stored is found at the first look
     with forward.start():
-        wait_for_rows(clickhouse, 100)
-        wait_for(lambda: forward.log().count("delivering again") == episodes)
+        wait_for_rows(clickhouse, 100, PATIENCE_SECONDS)
+        wait_for(lambda: forward.log().count("delivering again") >= episodes, PATIENCE_SECONDS)
     assert_delivered(clickhouse, data_dir)
-    assert forward.log().count(" ERROR ") == episodes
+    if not has_short_deadline:  # which a busy engine may miss more often
+        assert forward.log().count(" ERROR ") == episodes
 
 
 def test_without_memory_of_tokens_the_table_is_asked(
@@ -261,11 +270,13 @@ def test_an_answer_that_is_none_settles_no_doubt(
     assert forward.run_once() == 0
     (data_dir / "forward.cursor").unlink()
     clickhouse.break_queries(fault, times=3)
-    forward.set(clickhouse_timeout_seconds=1)
+    if fault in UNANSWERED_FAULTS:
+        forward.set(clickhouse_timeout_seconds=SHORT_DEADLINE_SECONDS)
     with forward.start():
-        wait_for(lambda: clickhouse.faults_left() == 0)
-        wait_for(lambda: "delivering again" in forward.log())
-        wait_for(lambda: (data_dir / "forward.cursor").read_bytes().count(b"done") == 2)
+        wait_for(lambda: clickhouse.faults_left() == 0, PATIENCE_SECONDS)
+        wait_for(lambda: "delivering again" in forward.log(), PATIENCE_SECONDS)
+        cursor = data_dir / "forward.cursor"
+        wait_for(lambda: cursor.read_bytes().count(b"done") == 2, PATIENCE_SECONDS)
     assert_delivered(clickhouse, data_dir)
 
 
@@ -339,7 +350,7 @@ def test_a_server_that_drips_from_the_first_byte(
         url = f"http://127.0.0.1:{server.getsockname()[1]}/astralog"
         forward.set(clickhouse_url=url, clickhouse_timeout_seconds=1)
         try:
-            assert forward.run_once() == 1
+            assert forward.run_once(PATIENCE_SECONDS) == 1
         finally:
             is_over.set()
             thread.join()

@@ -34,6 +34,9 @@ STRANGE_FAULTS = ("page", "other query", "fewer rows", "no summary", "exception"
 OTHER_FAULTS = ("refuse", "mute", "full", "many parts", "read-only", "memory", *STRANGE_FAULTS)
 FAULTS = COMMITTED_FAULTS + OTHER_FAULTS
 
+#: Faults that only forward's own deadline ends.
+UNANSWERED_FAULTS = ("silent", "mute", "drip")
+
 #: The same for a question which lines a table holds.
 QUERY_FAULTS = ("cut", "silent", "drip", "half a body", "memory", "page", "other query")
 
