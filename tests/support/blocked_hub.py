@@ -53,6 +53,7 @@ class HubMonitor:
         self._ident = _get_ident()
         self._clock = time.pthread_getcpuclockid(self._ident)
         self._current = greenlet.getcurrent()
+        self._function: object = None  # that the current greenlet runs, which forgets it at its end
         self._stack = ""
         self._is_reported = False
         self._is_stopped = False
@@ -86,6 +87,7 @@ class HubMonitor:
         """Count what was done until this switch. Source: greenlet's documents, "Tracing"."""
         self._end_period(args[0])
         self._current = args[1]
+        self._function = getattr(args[1], "_run", None)
 
     def _end_period(self, origin: greenlet.greenlet | None = None) -> None:
         now = time.thread_time()
@@ -105,7 +107,7 @@ class HubMonitor:
         self._is_reported = True
         stack = self._stack or f"(at its end)\n{_format(frame)}"
         what = f"a hub was blocked for {seconds:.2f} s of CPU, or longer, by {self._current}"
-        self._report(f"{what}:\n{stack}\n")
+        self._report(f"{what}, running {self._function}:\n{stack}\n")
 
     def _sample_forever(self) -> None:
         """Take the stack of a hub that is blocked while it is; also report one that stays so."""
