@@ -8,10 +8,15 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
+#: The Retry-After of a rejection that does not know a better one, in seconds.
 RETRY_AFTER_SECONDS = 1
 
-#: Statuses of what a client should try again, and so is told when.
-RETRIED_STATUSES = (HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE)
+#: Statuses that carry Retry-After.
+RETRIED_STATUSES = (
+    HTTPStatus.CONFLICT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
 
 #: Characters of a name or a text of the client's that a rejection repeats.
 SHOWN_CHARACTERS = 100
@@ -35,64 +40,75 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "unsupported_encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "unsupported_charset": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "queue_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_full": HTTPStatus.SERVICE_UNAVAILABLE,
     "storage_failed": HTTPStatus.SERVICE_UNAVAILABLE,
     "commit_timeout": HTTPStatus.SERVICE_UNAVAILABLE,
     "status_busy": HTTPStatus.SERVICE_UNAVAILABLE,
+    "search_busy": HTTPStatus.SERVICE_UNAVAILABLE,
     "stopping": HTTPStatus.SERVICE_UNAVAILABLE,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-#: What each code means, in a sentence.
+#: What each code means, in a sentence; also the message of a rejection without its own.
 MEANING_OF_CODE: Mapping[str, str] = {
-    "unauthorized": "The token is missing or not known.",
+    "unauthorized": "The token is missing or unknown.",
     "invalid_json": "The body is not valid JSON.",
     "invalid_protobuf": "The body is not valid protobuf.",
-    "invalid_batch": "The batch is invalid; `errors` says what, where.",
+    "invalid_batch": "The batch is invalid; `errors` lists the errors by log and field.",
     "invalid_encoding": "The body is not valid compressed data.",
     "bad_request": "The request is malformed.",
     "forbidden_project": "The token may not write a project of the batch.",
-    "forbidden_scope": "The token may not be used for this.",
-    "not_found": "There is no such path.",
-    "method_not_allowed": "The path takes other methods.",
-    "body_timeout": "The body took too long to arrive.",
-    "key_in_use": "A batch with this Idempotency-Key is being stored. Try again: the answer then "
-    "says what became of it.",
-    "length_required": "The body has neither a Content-Length nor chunks.",
-    "body_too_large": "The body is too large, or holds too many values; send smaller batches.",
-    "unsupported_encoding": "The Content-Encoding is not known here.",
-    "unsupported_charset": "The Content-Type declares a charset other than UTF-8.",
+    "forbidden_scope": "The token does not permit this request.",
+    "not_found": "This path does not exist.",
+    "method_not_allowed": "This path does not support the method.",
+    "body_timeout": "The body did not arrive in time.",
+    "key_in_use": "A batch with this Idempotency-Key is being stored; retry later to learn its "
+    "outcome.",
+    "length_required": "The body has neither a Content-Length nor Transfer-Encoding: chunked.",
+    "body_too_large": "The body is too large or contains too many values; send smaller batches.",
+    "unsupported_encoding": "Unsupported Content-Encoding.",
+    "unsupported_charset": "The Content-Type declares a charset other than UTF-8; send UTF-8.",
     "key_reused": "Another batch was stored with this Idempotency-Key; nothing was stored.",
-    "queue_full": "Too much waits for the disk, or to be decoded; try again.",
-    "storage_full": "The disk, or a quota, has no room left; the message says of what. Nothing was "
-    "stored. Try again.",
-    "storage_failed": "The disk failed; nothing was stored. Try again.",
-    "commit_timeout": "The disk took too long. Try again; the message says whether the batch may "
-    "be stored all the same.",
-    "status_busy": "Too many look at the logs at once; try again.",
-    "stopping": "The service is stopping; nothing was stored. Try again.",
-    "internal": "The service failed; its own log says why.",
+    "rate_limited": "The token has used up its rate; retry after the time in Retry-After.",
+    "queue_full": "The write queue is full; retry later.",
+    "storage_full": "The disk or a quota is full; nothing was stored; retry later.",
+    "storage_failed": "The disk failed; nothing was stored; retry later.",
+    "commit_timeout": "The disk took too long; retry later. The message states whether the batch "
+    "may still be stored.",
+    "status_busy": "Too many concurrent log queries; retry later.",
+    "search_busy": "Too many concurrent searches; retry later.",
+    "stopping": "The service is stopping; nothing was stored; retry later.",
+    "internal": "The service failed; its log has the reason.",
 }
 
 
 class Rejection(Exception):
-    """A request is rejected whole.
+    """A request is rejected as a whole.
 
-    `code` is a key of STATUS_OF_CODE, `message` one sentence for the client, `errors` the
-    marshmallow structure that says what is malformed where, and `logs` how many logs the batch
-    had, where they were counted.
+    `code` is a key of STATUS_OF_CODE and `message` one sentence for the client, by default the
+    code's meaning. `errors` is the marshmallow structure that lists the errors by log and field,
+    `logs` the number of logs of the batch, 0 if unknown, and `retry_after` the seconds after which
+    a retry may succeed.
     """
 
     def __init__(
-        self, code: str, message: str, errors: Mapping[str, Any] | None = None, logs: int = 0
+        self,
+        code: str,
+        message: str = "",
+        errors: Mapping[str, Any] | None = None,
+        logs: int = 0,
+        retry_after: int = RETRY_AFTER_SECONDS,
     ) -> None:
+        message = message or MEANING_OF_CODE[code]
         super().__init__(message)
         self.code = code
         self.status = STATUS_OF_CODE[code]
         self.message = message
         self.errors = errors
         self.logs = logs
+        self.retry_after = retry_after
 
 
 class Cause(NamedTuple):

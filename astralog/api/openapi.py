@@ -32,7 +32,13 @@ from astralog.intake.schema import BatchSchema, LogSchema
 OPENAPI_VERSION = "3.1.0"
 
 #: Rejections that no drained batch gets.
-NOT_OF_BATCHES = ("not_found", "method_not_allowed", "invalid_protobuf", "status_busy")
+NOT_OF_BATCHES = (
+    "not_found",
+    "method_not_allowed",
+    "invalid_protobuf",
+    "status_busy",
+    "search_busy",
+)
 
 Operation = dict[str, Any]
 

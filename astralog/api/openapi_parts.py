@@ -8,7 +8,6 @@ from astralog.api.otlp import OTHER_SIGNALS, PARAMETERS, PROTOBUF_TYPES
 from astralog.errors import (
     MEANING_OF_CODE,
     RETRIED_STATUSES,
-    RETRY_AFTER_SECONDS,
     STATUS_OF_CODE,
 )
 from astralog.intake.options import (
@@ -200,21 +199,22 @@ def _rejection(status: HTTPStatus, codes: list[str]) -> Json:
     if status in RETRIED_STATUSES:
         response["headers"] = RETRY_AFTER
     if status == HTTPStatus.UNAUTHORIZED:
-        response["headers"] = {"WWW-Authenticate": _header("How to show a token.", "Bearer")}
+        response["headers"] = {"WWW-Authenticate": _header("How to send a token.", _BEARER)}
     return response
 
 
-def _header(description: str, value: str | int) -> Json:
-    kind = "integer" if isinstance(value, int) else "string"
-    schema = {"type": kind, "const": value}
+_BEARER = {"type": "string", "const": "Bearer"}
+
+
+def _header(description: str, schema: Json) -> Json:
     return {"description": description, "required": True, "schema": schema}
 
 
-RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", RETRY_AFTER_SECONDS)}
+RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", {"type": "integer", "minimum": 1})}
 
 
 #: Rejections that no export gets.
-NOT_OF_EXPORTS = ("not_found", "method_not_allowed")
+NOT_OF_EXPORTS = ("not_found", "method_not_allowed", "status_busy", "search_busy")
 
 _EXPORT_WORDS = """\
 The OTLP/HTTP of OpenTelemetry, [version 1](https://opentelemetry.io/docs/specs/otlp/): SDKs and

@@ -49,6 +49,7 @@ CODE_OF_STATUS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: 3,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: 3,
     HTTPStatus.UNPROCESSABLE_ENTITY: 9,  # FAILED_PRECONDITION
+    HTTPStatus.TOO_MANY_REQUESTS: 8,  # RESOURCE_EXHAUSTED
     HTTPStatus.SERVICE_UNAVAILABLE: 14,  # UNAVAILABLE
     HTTPStatus.INTERNAL_SERVER_ERROR: 13,  # INTERNAL
 }
@@ -132,7 +133,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
 
 def _not_taken(signal: str) -> Rejection:
     message = (
-        f"AstraLog takes no {signal}, only logs, at /v1/logs; "
+        f"AstraLog accepts logs at /v1/logs, but no {signal}; "
         f"{OTHER_SIGNALS[signal]}=none keeps an SDK from sending them."
     )
     return Rejection("not_found", message)

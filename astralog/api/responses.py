@@ -10,7 +10,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from astralog.api.dispatch import Reject
-from astralog.errors import RETRIED_STATUSES, RETRY_AFTER_SECONDS, Rejection
+from astralog.errors import RETRIED_STATUSES, Rejection
 from astralog.log import log_exception
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ def reject(rejection: Rejection) -> Response:
 
 
 def add_headers(response: Response, rejection: Rejection) -> None:
-    """Add what a response to a rejected request says in its headers, in whatever shape it is."""
+    """Add the headers of a rejection to a response, whatever its body."""
     if rejection.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     if rejection.status in RETRIED_STATUSES:
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        response.headers["Retry-After"] = str(rejection.retry_after)
 
 
 def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
@@ -68,7 +68,7 @@ def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
     if isinstance(error, HTTPException) and error.code and error.code < INTERNAL:
         return _rejection_of(error, environ)
     log_exception(log, "request failed")
-    return Rejection("internal", "The service failed; its own log says why.")
+    return Rejection("internal")
 
 
 def make_rejecter(note: Note) -> Reject:
@@ -100,12 +100,12 @@ def _rejection_of(error: HTTPException, environ: Mapping[str, Any]) -> Rejection
     if isinstance(error, MethodNotAllowed):
         return Rejection("method_not_allowed", _explain_method(error, environ))
     if error.code == HTTPStatus.NOT_FOUND:
-        return Rejection("not_found", f"No such path; {WHERE_LOGS_GO}.")
-    return Rejection("bad_request", "The request is invalid.")
+        return Rejection("not_found", f"This path does not exist; {WHERE_LOGS_GO}.")
+    return Rejection("bad_request")
 
 
 def _explain_method(error: MethodNotAllowed, environ: Mapping[str, Any]) -> str:
-    allowed = f"This path takes {_allowed(error)}"
+    allowed = f"This path supports {_allowed(error)}"
     if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
         return f"{allowed}. {NO_PREFLIGHT}"
     if environ["REQUEST_METHOD"] == "POST":

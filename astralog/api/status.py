@@ -45,8 +45,6 @@ WAIT_SECONDS = 2.0
 #: Seconds that a look may take, for a disk that hangs. After it: 503.
 LOOK_SECONDS = 8.0
 
-BUSY = "Too many look at the logs at once; try again."
-
 T = TypeVar("T")
 
 
@@ -79,11 +77,11 @@ class OneAtATime:
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what the function returns; raises what it does, and Rejection `status_busy`."""
         if self._waiting >= MAX_WAITING:
-            raise Rejection("status_busy", BUSY)
+            raise Rejection("status_busy")
         self._waiting += 1
         try:
             if not self._free.acquire(timeout=WAIT_SECONDS):
-                raise Rejection("status_busy", BUSY)
+                raise Rejection("status_busy")
         finally:
             self._waiting -= 1
         result = spawn_in_thread(self._thread, function, *arguments)
@@ -91,7 +89,7 @@ class OneAtATime:
         try:
             outcome = result.get(timeout=LOOK_SECONDS)
         except gevent.Timeout:
-            raise Rejection("status_busy", "The disk takes too long; try again.") from None
+            raise Rejection("status_busy", "The disk takes too long; retry later.") from None
         returned: T = outcome.get()
         return returned
 
@@ -168,7 +166,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
             look = partial(logs.look, is_bound=is_bound)
             return _json(disk.run(look, _filter(token, query), query.get("after")))
         except ValueError:
-            message = "after is no answer's since the last start or reload; ask without it."
+            message = "after is no cursor since the last start or reload; omit it."
             raise Rejection("bad_request", message) from None
         except OSError:
             raise Rejection("storage_failed", "The logs cannot be read now.") from None
@@ -180,7 +178,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         query = parse_query(request.environ["QUERY_STRING"], ("id",))
         line = disk.run(logs.look_at, _filter(token, {}), query.get("id", ""))
         if line is None:
-            raise Rejection("not_found", "There is no such log, or none that is within reach.")
+            raise Rejection("not_found", "This log does not exist or can no longer be found.")
         return _json(line)
 
 

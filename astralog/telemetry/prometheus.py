@@ -147,7 +147,10 @@ class Metrics:
     def _balance(self) -> None:
         """Have this worker's numbers balance, and the others know them."""
         if not (self._is_alone or self._slot):
-            raise Rejection("internal", "The workers cannot share their metrics; the log says why.")
+            raise Rejection(
+                "internal",
+                "The workers cannot share their metrics; see the log.",
+            )
         self._settle()
         self.publish()
 

@@ -46,8 +46,8 @@ def test_each_kind_of_rejection_leaves_one_line(service: Service) -> None:
         "was stored; logs.1.level: Not a valid string.",
         "rejected unauthorized from 127.0.0.1, an unknown token: "
         "The token in the Authorization header is not known.",
-        "rejected not_found from 127.0.0.1, no token: No such path; logs go to POST /v1/drain, "
-        "those of OpenTelemetry to POST /v1/logs.",
+        "rejected not_found from 127.0.0.1, no token: This path does not exist; "
+        "logs go to POST /v1/drain, those of OpenTelemetry to POST /v1/logs.",
     ] == [line for line in lines(service) if "invalid_json" not in line]
     assert 0 == service.stop()
     ended = lines(service)[4:]

@@ -56,7 +56,12 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
 
 @pytest.mark.parametrize(
     ("status", "header", "count"),
-    [("401", "WWW-Authenticate", 7), ("409", "Retry-After", 2), ("503", "Retry-After", 5)],
+    [
+        ("401", "WWW-Authenticate", 7),
+        ("409", "Retry-After", 2),
+        ("429", "Retry-After", 2),
+        ("503", "Retry-After", 5),
+    ],
 )
 def test_the_document_has_the_headers_of_rejections(
     document: dict[str, Any], status: str, header: str, count: int

@@ -149,7 +149,7 @@ def test_other_signals_are_rejected_clearly(client: FlaskClient, kind: str, sign
     """The message says where logs go, and how to stop what sends the rest."""
     status, answer, _ = post(client, b"anything", kind, f"/v1/{signal}")
     assert (404, Code.UNIMPLEMENTED) == (status, answer["code"])
-    assert answer["message"].startswith(f"not_found: AstraLog takes no {signal}, only logs")
+    assert answer["message"].startswith("not_found: AstraLog accepts logs at /v1/logs, but no")
     assert f"OTEL_{signal.upper()}_EXPORTER=none" in answer["message"]
 
 

@@ -66,7 +66,7 @@ def test_another_method_has_the_form_of_opentelemetry(
     """The header says which methods the path takes."""
     answer = client.open(path, method=method)
     assert (405, "POST") == (answer.status_code, answer.headers["Allow"])
-    assert answer.get_json()["message"].startswith("method_not_allowed: This path takes POST")
+    assert answer.get_json()["message"].startswith("method_not_allowed: This path supports POST")
 
 
 @pytest.mark.parametrize("path", ["/v1/drain", "/v1/logs", "/health"])

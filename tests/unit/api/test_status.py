@@ -294,7 +294,7 @@ def test_nobody_waits_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(status, "WAIT_SECONDS", 0.05)
     disk, answers = OneAtATime(), threading.Event()
     for _ in range(3):
-        with pytest.raises(Rejection, match="try again"):
+        with pytest.raises(Rejection, match="retry later"):
             disk.run(answers.wait, 10)
     answers.set()
     monkeypatch.setattr(status, "WAIT_SECONDS", 5)
