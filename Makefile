@@ -97,9 +97,10 @@ bench-client: $(VENV)/.installed-dev ## Measure what logging through the Python 
 	PYTHONPATH=clients/python $(BIN)/python -m bench.python_client
 
 .PHONY: check
-check: $(VENV)/.installed-dev ## Lint, check the format, the types and that the lock files are not behind
+check: $(VENV)/.installed-dev ## Lint; check format, spelling, types and that the lock files are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell . .github .ci
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --ini setup.cfg astralog clients wsgi.py gunicorn.conf.py
 	# What is locked, and installed by its hashes, is all that setup.cfg asks for; nothing is fetched.

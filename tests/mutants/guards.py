@@ -1169,7 +1169,7 @@ GUARDS: tuple[Guard, ...] = (
         "clients.python.astralog_logging.handler:_Connection._is_lost",
         "return self._file is not None and self._file != self._file_of_descriptor()",
         "return False",
-        ("tests/unit/client/test_connections.py", "-k", "anothers"),
+        ("tests/unit/client/test_connections.py", "-k", "another"),
     ),
     Guard(
         "a signal that the program handles itself",
