@@ -117,6 +117,25 @@ def test_entry_of_an_error_has_its_messages(cause: Cause) -> None:
     assert f"\n{cause.message}\n" in ERROR_ENTRIES[cause.code].partition("- **Cause")[0]
 
 
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_files_of_the_architecture_exist() -> None:
+    """Each path and module that the page names is there."""
+    paths = [path.relative_to(ROOT / "astralog") for path in ROOT.glob("astralog/**/*.py")]
+    known = {str(path) for path in paths} | {path.name for path in paths}
+    named = re.findall(r"`([a-z_/0-9]+\.py)`", ARCHITECTURE)
+    assert [name for name in named if name not in known and not (ROOT / name).exists()] == []
+
+
+def test_places_that_keep_invariants_exist() -> None:
+    """Each `module.name` in the table of invariants is in a module of that name."""
+    modules = {path.stem: path.read_text() for path in ROOT.glob("astralog/**/*.py")}
+    table = ARCHITECTURE.partition("| invariant | kept in |")[2].partition("\n\n")[0]
+    named = re.findall(r"`([a-z_0-9]+)\.(?!py`)(\w+)(?:\.\w+)?`", table)
+    assert [place for place in named if place[1] not in modules.get(place[0], "")] == []
+
+
 def test_the_readme_stays_short() -> None:
     """What does not fit into the README belongs into docs/."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
