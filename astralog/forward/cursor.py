@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from astralog.store import deliveries
-from astralog.store.files import is_same_file, sync_directory
+from astralog.store.files import FILE_MODE, is_same_file, sync_directory
 from astralog.store.sealed import start_of
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class Cursor:
         facts += [f"again {name}" for name in sorted(self.repeated)]
         draft = self._path.with_name(self._path.name + ".new")
         flags = os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_APPEND
-        fd = os.open(draft, flags, deliveries.FILE_MODE)
+        fd = os.open(draft, flags, FILE_MODE)
         try:
             _write(fd, [self._head(fd), *facts])
             draft.rename(self._path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from astralog.settings import PREFIX
 from astralog.store import deliveries
-from astralog.store.files import sync_directory
+from astralog.store.files import FILE_MODE, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def resolve_node(directory: Path, wanted: str) -> str:
 def fix_node(directory: Path, name: str) -> None:
     """Keep the name for every later start, durably; raises OSError."""
     draft = directory / (deliveries.NODE_NAME + ".new")
-    fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, deliveries.FILE_MODE)
+    fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, FILE_MODE)
     with open(fd, "wb") as file:
         file.write(deliveries.encode_fact(name))
         file.flush()

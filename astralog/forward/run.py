@@ -1,12 +1,10 @@
 """`astralog forward`, from its settings to its exit status."""
 
+import contextlib
 import dataclasses
-import fcntl
 import logging
-import os
 import signal
 import sys
-from pathlib import Path
 
 from astralog.forward.client import Tables
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
@@ -14,7 +12,8 @@ from astralog.forward.node import NodeUnclear, resolve_node
 from astralog.log import ERASE_LINE, configure_logging
 from astralog.settings import PREFIX, InvalidSettings, Settings
 from astralog.standard_streams import print_errors
-from astralog.store.deliveries import FILE_MODE, LOCK_NAME
+from astralog.store.deliveries import LOCK_NAME
+from astralog.store.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +54,11 @@ def _run_alone(settings: Settings, once: bool) -> int:
 
     Raises OSError, NodeUnclear and DirectoryReplaced.
     """
-    fd = _lock(settings.data_dir)
-    if fd is None:
+    lease = Lease.acquire(settings.data_dir, LOCK_NAME)
+    if lease is None:
         log.error("%s: another forward delivers from there", settings.data_dir.absolute())
         return 1
-    try:
+    with contextlib.closing(lease):
         node = resolve_node(settings.data_dir, settings.node)
         settings = dataclasses.replace(settings, node=node)
         tables = Tables(settings)
@@ -72,17 +71,4 @@ def _run_alone(settings: Settings, once: bool) -> int:
             forwarder.run()
         finally:
             forwarder.close()
-    finally:
-        os.close(fd)
     return 0
-
-
-def _lock(directory: Path) -> int | None:
-    """Take the directory for this process; return what holds it, None where another has it."""
-    fd = os.open(directory / LOCK_NAME, os.O_CREAT | os.O_RDWR, FILE_MODE)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd

@@ -18,8 +18,8 @@ from gunicorn import util
 
 from astralog.log import LogOnce
 from astralog.settings import Settings
-from astralog.store import libc
 from astralog.store.compressor import Compressor
+from astralog.store.files import call_libc
 from astralog.telemetry import slots
 from astralog.telemetry.families import compression_families
 from astralog.telemetry.prometheus import take_snapshot
@@ -161,7 +161,7 @@ def _run(server: Any, settings: Settings, master: int, pause_seconds: float) -> 
 
 def _become_own_process(server: Any, master: int) -> None:
     """Keep nothing of the master's but its log and the file of the metrics."""
-    libc.call("prctl", _SET_NAME, NAME.encode())
+    call_libc("prctl", _SET_NAME, NAME.encode())
     gc.freeze()  # what the master left as garbage must not close files by their old numbers
     for number in OTHER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -169,7 +169,7 @@ def _become_own_process(server: Any, master: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     util.set_owner_process(server.cfg.uid, server.cfg.gid, initgroups=server.cfg.initgroups)
-    libc.call("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+    call_libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
     if os.getppid() != master:
         sys.exit(0)  # it died before the system was told
     _close_files_but(server.app.metrics_fd)

@@ -15,7 +15,6 @@ from typing import BinaryIO, NamedTuple
 
 from astralog.store import files
 from astralog.store.names import Form, SegmentName
-from astralog.store.segment import FILE_MODE
 from astralog.zstd import zstd
 
 #: The one draft of a directory, which only one process at a time compresses.
@@ -104,9 +103,9 @@ def _write(source: BufferedReader, draft: Path) -> int:
     remove_draft(draft.parent)
     status = os.fstat(source.fileno())
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-    fd = os.open(draft, flags, FILE_MODE)
+    fd = os.open(draft, flags, files.FILE_MODE)
     with open(fd, "w+b", BLOCK_BYTES) as target:
-        os.fchmod(fd, FILE_MODE)
+        os.fchmod(fd, files.FILE_MODE)
         _compress(source, target, status.st_size)
         target.flush()
         size = target.tell()

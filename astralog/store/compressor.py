@@ -2,19 +2,15 @@
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Generator
 from pathlib import Path
 
 from astralog.errors import FULL_ERRNOS
 from astralog.log import LogOnce
-from astralog.store import files
 from astralog.store.compression import Saving, compress_segment, remove_draft
-from astralog.store.deliveries import FILE_MODE
+from astralog.store.lease import Lease
 from astralog.store.names import SegmentName
 from astralog.store.plain_segments import PlainSegments
 
@@ -75,42 +71,18 @@ class Compressor:
         self._steps.close()
 
     def _wait_and_compress(self) -> Generator[float, None, None]:
-        while (lock := self._take_lock()) is None:
+        while (lease := Lease.acquire(self._directory, LOCK_NAME)) is None:
             yield LOOK_SECONDS
         try:
-            remove_draft(self._directory)
-            with contextlib.closing(PlainSegments(self._directory)) as plain:
-                while True:
-                    self._check_in_place(lock)
-                    plain.look()
-                    yield self._compress_next(plain)
+            with contextlib.closing(lease):
+                remove_draft(self._directory)
+                with contextlib.closing(PlainSegments(self._directory)) as plain:
+                    while True:
+                        lease.check()
+                        plain.look()
+                        yield self._compress_next(plain)
         finally:
             self.counts.waiting_segments = None
-            os.close(lock)
-
-    def _take_lock(self) -> int | None:
-        """Return what holds the directory for this process, None where another one has it."""
-        lock = os.open(self._directory / LOCK_NAME, os.O_CREAT | os.O_RDWR, FILE_MODE)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._check_in_place(lock)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        except BaseException:
-            os.close(lock)
-            raise
-        return lock
-
-    def _check_in_place(self, lock: int) -> None:
-        """Raise OSError where the directory was replaced, or can only be read.
-
-        Nothing of it is held then, so that its disk can be unmounted.
-        """
-        if not files.is_same_file(lock, self._directory / LOCK_NAME):
-            raise OSError(errno.ESTALE, "the directory was replaced")
-        if files.space(self._directory).is_read_only:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def _compress_next(self, plain: PlainSegments) -> float:
         """Compress the oldest segment; return the seconds until the next one."""

@@ -24,11 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from astralog.store.files import FILE_MODE
+
 CURSOR_NAME = "forward.cursor"
 LOCK_NAME = "forward.lock"
 STATUS_NAME = "forward.status"
 NODE_NAME = "node"
-FILE_MODE = 0o640
 
 _CRC_DIGITS = 8
 

@@ -4,7 +4,7 @@ import os
 import struct
 from pathlib import Path
 
-from astralog.store import libc
+from astralog.store.files import call_libc
 
 #: Of linux/inotify.h.
 _CREATE, _DELETE, _MOVED_FROM, _MOVED_TO = 0x100, 0x200, 0x40, 0x80
@@ -29,9 +29,9 @@ class DirectoryWatch:
     """What changes in a directory from now on; raises OSError where no watch can be had."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = libc.call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = call_libc("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            libc.call("inotify_add_watch", self._fd, os.fsencode(path), _MASK)
+            call_libc("inotify_add_watch", self._fd, os.fsencode(path), _MASK)
         except OSError:
             self.close()
             raise

@@ -1,20 +1,22 @@
-"""The data directory: which files are segments, how they are sealed and removed, syncs, free disk.
+"""Files of the data directory: syncs, renames, locks, removal, free disk, calls of the C library.
 
-An open segment is held by `flock`; a sealed one never changes. `names` has how they are called.
+A writer holds its open segment by `flock`; a sealed segment never changes. Their names are in
+`names`.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import logging
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from astralog.errors import Shortage
-from astralog.store import libc
 from astralog.store.names import MAX_NUMBER, SEALED_FORMS, Form, SegmentName
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 OPEN_SUFFIX = Form.OPEN.value
 
 DIRECTORY_MODE = 0o750
+FILE_MODE = 0o640
 
 #: Bytes of a setting for free disk that ask for one free inode, too.
 BYTES_PER_INODE = 256 * 1024
@@ -235,10 +238,49 @@ def rename_new(source: Path, target: Path) -> None:
     """
     arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target))
     try:
-        libc.call("renameat2", *arguments, _RENAME_NOREPLACE)
+        call_libc("renameat2", *arguments, _RENAME_NOREPLACE)
     except OSError as error:
         if error.errno not in _UNKNOWN_RENAME:
             raise
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
         os.rename(source, target)
+
+
+# --- Locks on bytes of a file, which belong to an open file and not to a process (fcntl(2),
+# --- F_OFD_SETLK). They go with its last descriptor, and are independent of `flock`.
+
+#: struct flock of fcntl(2): type, whence, start, length, process.
+_LOCK = struct.Struct("hhqqi0q")
+
+
+def lock_byte(fd: int, offset: int) -> None:
+    """Lock one byte; raises OSError, BlockingIOError if another open file has locked it."""
+    _set_lock(fd, fcntl.F_WRLCK, offset)
+
+
+def unlock_byte(fd: int, offset: int) -> None:
+    """Unlock one byte; raises OSError."""
+    _set_lock(fd, fcntl.F_UNLCK, offset)
+
+
+def _set_lock(fd: int, kind: int, offset: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+
+
+# --- Calls of the C library that Python does not offer
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def call_libc(name: str, *args: int | bytes) -> int:
+    """Return the result of a function; raises OSError, with ENOSYS if the library lacks it."""
+    function = getattr(_LIBC, name, None)
+    result = -1
+    number = errno.ENOSYS
+    if function is not None:
+        result = int(function(*args))
+        number = ctypes.get_errno()
+    if result < 0:
+        raise OSError(number, os.strerror(number))
+    return result

@@ -2,9 +2,7 @@
 
 import contextlib
 import errno
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
@@ -16,6 +14,7 @@ from astralog.store import files
 from astralog.store.deliveries import ForwardStatus, read_status
 from astralog.store.inventory import Inventory
 from astralog.store.keys.upkeep import KeyUpkeep
+from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentName
 from astralog.store.recovery import recover_file
 from astralog.store.retention import MayRemove, Retention
@@ -128,10 +127,11 @@ class Housekeeper:
 
     def _wait_and_look_after(self) -> Generator[float, None, None]:
         """Yield the seconds until the next step, 0 where it may follow at once."""
-        while (holder := self._take_lock()) is None:
+        while (lease := Lease.acquire(self._directory)) is None:
             yield LOOK_SECONDS
         try:
             with (
+                contextlib.closing(lease),
                 contextlib.closing(self._open_inventory()) as inventory,
                 contextlib.closing(self._keys),
             ):
@@ -139,35 +139,13 @@ class Housekeeper:
                     yield from self._look_after(inventory)
                     yield from _at_once(self._keys.step())
                     self._failure.end("%s is looked after again", self._directory)
-                    self._check_in_place(holder)
+                    lease.check()
                     yield LOOK_SECONDS
         finally:
             self._usage = None
-            os.close(holder)
 
     def _open_inventory(self) -> Inventory:
         return Inventory(self._directory, self._clock, self._started_at)
-
-    def _take_lock(self) -> int | None:
-        """Return the descriptor of the directory, locked; None where another process has it."""
-        holder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self._check_in_place(holder)
-            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(holder)
-            return None
-        except BaseException:
-            os.close(holder)
-            raise
-        return holder
-
-    def _check_in_place(self, holder: int) -> None:
-        """Raise OSError where the directory was replaced, or can only be read."""
-        if not files.is_same_file(holder, self._directory):
-            raise OSError(errno.ESTALE, "the directory was replaced")
-        if files.space(self._directory).is_read_only:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def _look_after(self, inventory: Inventory) -> Iterator[float]:
         known = set(inventory.open)

@@ -6,8 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from astralog.store import range_lock
-from astralog.store.files import is_same_file, open_regular, seal_file
+from astralog.store.files import is_same_file, lock_byte, open_regular, seal_file
 from astralog.store.keys.database import ranges_in, record_size
 from astralog.store.names import SegmentName
 
@@ -29,7 +28,7 @@ def recover_file(path: Path) -> int:
     fd = open_regular(path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        range_lock.lock(fd, RECOVERY_BYTE)
+        lock_byte(fd, RECOVERY_BYTE)
         if not is_same_file(fd, path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         before = os.fstat(fd).st_size

@@ -15,8 +15,6 @@ from astralog.store.names import Form, SegmentName
 
 log = logging.getLogger(__name__)
 
-FILE_MODE = 0o640
-
 #: Buffers that one writev takes (IOV_MAX on Linux).
 WRITEV_BUFFERS = 1024
 
@@ -48,12 +46,12 @@ class Segment:
         if files.is_taken(directory, self.name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
-        self._fd = os.open(self.path, flags, FILE_MODE)
+        self._fd = os.open(self.path, flags, files.FILE_MODE)
 
     def claim(self) -> None:
         """Make the new file this process's own, and its name durable."""
         self._status = os.fstat(self._fd)
-        os.fchmod(self._fd, FILE_MODE)
+        os.fchmod(self._fd, files.FILE_MODE)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.check_in_place()
         files.sync_directory(self.path.parent)

@@ -403,7 +403,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a directory that was replaced is another",
-        "astralog.store.housekeeper:Housekeeper._check_in_place",
+        "astralog.store.lease:Lease.check",
         '            raise OSError(errno.ESTALE, "the directory was replaced")',
         "            return",
         (
@@ -1033,15 +1033,15 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "one process compresses",
-        "astralog.store.compressor:Compressor._take_lock",
-        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "astralog.store.lease:Lease.acquire",
+        "fcntl.flock(lease._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         ("tests/unit/store/test_compressor.py", "-k", "one_process"),
     ),
     Guard(
         "compression ends with the master",
         "astralog.server.compressor_process:_become_own_process",
-        'libc.call("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))',
+        'call_libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))',
         "pass",
         ("tests/functional/test_compression.py", "-k", "master_that_is_killed"),
     ),
@@ -1366,7 +1366,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a segment that is being recovered is not read",
         "astralog.store.keys.stored_lines:StoredLines._check_held",
-        "            range_lock.lock(fd, RECOVERY_BYTE)\n",
+        "            lock_byte(fd, RECOVERY_BYTE)\n",
         "",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "being_recovered"),
     ),

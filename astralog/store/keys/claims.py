@@ -13,10 +13,9 @@ from gevent.monkey import get_original
 from xxhash import xxh3_128
 
 from astralog.errors import Cause
-from astralog.store import range_lock
+from astralog.store.files import FILE_MODE, lock_byte, unlock_byte
 
 LOCK_NAME = "keys.lock"
-FILE_MODE = 0o640
 
 #: Bytes of a key's digest, and how many of them name the byte of `keys.lock` that stands for it.
 DIGEST_BYTES = 16
@@ -141,7 +140,7 @@ class KeyLocks:
     def take(self, digest: bytes) -> bool:
         """Lock a key, and return whether nobody else has locked it."""
         try:
-            range_lock.lock(self._checked_fd(), _offset(digest))
+            lock_byte(self._checked_fd(), _offset(digest))
         except BlockingIOError:
             return False
         return True
@@ -149,7 +148,7 @@ class KeyLocks:
     def release(self, digest: bytes) -> None:
         """Unlock a key; one that was locked in a file that is closed is unlocked already."""
         with contextlib.suppress(OSError):
-            range_lock.unlock(self._checked_fd(), _offset(digest))
+            unlock_byte(self._checked_fd(), _offset(digest))
 
     def _checked_fd(self) -> int:
         if self._fd < 0:  # the file was deleted and cannot be opened again yet

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from gevent.monkey import get_original
 
-from astralog.store import files, range_lock
-from astralog.store.keys.claims import FILE_MODE, LOCK_NAME, Key
+from astralog.store import files
+from astralog.store.files import FILE_MODE
+from astralog.store.keys.claims import LOCK_NAME, Key
 
 log = logging.getLogger(__name__)
 
@@ -405,7 +406,7 @@ def _opening(directory: Path, lock_seconds: float) -> Iterator[None]:
     try:
         while True:
             try:
-                range_lock.lock(fd, _OPENING_BYTE)
+                files.lock_byte(fd, _OPENING_BYTE)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:

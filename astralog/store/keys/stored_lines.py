@@ -7,8 +7,7 @@ from pathlib import Path
 
 from gevent.monkey import get_original
 
-from astralog.store import range_lock
-from astralog.store.files import OPEN_SUFFIX
+from astralog.store.files import OPEN_SUFFIX, lock_byte
 from astralog.store.recovery import RECOVERY_BYTE, recover_file
 from astralog.store.sealed import size_of_lines
 
@@ -83,7 +82,7 @@ class StoredLines:
         except FileNotFoundError:
             return None
         try:
-            range_lock.lock(fd, RECOVERY_BYTE)
+            lock_byte(fd, RECOVERY_BYTE)
             position = self._whole.get(segment, 0)
             while position < stop:
                 block = os.pread(fd, min(BLOCK_BYTES, stop - position), position)

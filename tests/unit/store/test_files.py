@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from astralog.errors import Shortage
-from astralog.store import files, libc
+from astralog.store import files
 from astralog.store.names import MAX_NUMBER
 from tests.support import foreign
 from tests.support.fake_system import BreakOs, Disk, Fault
@@ -207,7 +207,7 @@ UNKNOWN = [None, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP]
 def rename(request: pytest.FixtureRequest, break_os: BreakOs) -> None:
     """Let the system know a rename that replaces nothing, or not."""
     if request.param is not None:
-        break_os("call", request.param, module=libc)
+        break_os("call_libc", request.param, module=files)
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
@@ -243,7 +243,7 @@ def test_a_rename_replaces_no_file(tmp_path: Path) -> None:
 def test_a_rename_that_fails_is_not_tried_another_way(tmp_path: Path, break_os: BreakOs) -> None:
     """An error of the disk is told as it is."""
     source = write_open(tmp_path, LINE)
-    break_os("call", errno.EIO, module=libc)
+    break_os("call_libc", errno.EIO, module=files)
     with pytest.raises(OSError, match="Input/output error"):
         files.seal_file(source, len(LINE))
     assert {source.name: LINE} == contents(tmp_path)
@@ -262,7 +262,7 @@ def test_the_names_for_a_seal_are_bounded(tmp_path: Path) -> None:
 def test_a_function_that_the_library_lacks_is_an_error() -> None:
     """What an old C library does not have fails like what an old kernel does not have."""
     with pytest.raises(OSError, match="not implemented") as raised:
-        libc.call("no_such_function_anywhere")
+        files.call_libc("no_such_function_anywhere")
     assert errno.ENOSYS == raised.value.errno
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from astralog.clock import TrustedClock, boot_time
-from astralog.store import inventory, libc
+from astralog.store import directory_watch, inventory
 from astralog.store.directory_watch import ChangesLost, DirectoryWatch
 from astralog.store.eras import AHEAD_ERA, FIRST_ERA, FOUND_ERA
 from astralog.store.inventory import SCAN_SECONDS, SCAN_SHARE, UNWATCHED_SCAN_SECONDS, Inventory
@@ -180,7 +180,7 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
 ) -> None:
     """Without a watch, what is new is found within a minute, and the log says so."""
     clock = Clock(monkeypatch)
-    break_os("call", errno.EMFILE, module=libc)
+    break_os("call_libc", errno.EMFILE, module=directory_watch)
     known = Inventory(tmp_path, TrustedClock(), LATER)
     assert [f"cannot watch {tmp_path} (Too many open files): new segments are found every 60 "
             "seconds"] == caplog.messages  # fmt: skip
