@@ -12,7 +12,7 @@ from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.deliveries import ForwardStatus, read_status
-from astralog.store.inventory import Inventory
+from astralog.store.directory import Inventory
 from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentName

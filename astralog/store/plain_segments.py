@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from pathlib import Path
 
-from astralog.store.directory_watch import ChangesLost
+from astralog.store.directory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS, ChangesLost, open_watch
 from astralog.store.files import regular_files, status_of
-from astralog.store.inventory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS, open_watch
 from astralog.store.names import Form, SegmentName, parse_file_name
 
 

@@ -13,8 +13,8 @@ from astralog.clock import TrustedClock, boot_time
 from astralog.log import LogOnce
 from astralog.settings import PREFIX, Settings
 from astralog.store import files
+from astralog.store.directory import SegmentIndex
 from astralog.store.names import SegmentName
-from astralog.store.segment_index import SegmentIndex
 
 log = logging.getLogger(__name__)
 

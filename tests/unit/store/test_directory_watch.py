@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store import directory_watch
-from astralog.store.directory_watch import ChangesLost, DirectoryWatch
+from astralog.store import directory
+from astralog.store.directory import ChangesLost, DirectoryWatch
 from tests.support.fake_system import BreakOs
 
 
@@ -76,7 +76,7 @@ def test_a_system_without_a_watch_is_an_error(
     tmp_path: Path, break_os: BreakOs, number: int
 ) -> None:
     """No watch left, or none at all."""
-    break_os("call_libc", number, module=directory_watch)
+    break_os("call_libc", number, module=directory)
     with pytest.raises(OSError, match=os.strerror(number)):
         DirectoryWatch(tmp_path)
 

@@ -3,9 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store import inventory
-from astralog.store.directory_watch import ChangesLost, DirectoryWatch
-from astralog.store.inventory import SCAN_SECONDS, UNWATCHED_SCAN_SECONDS
+from astralog.store import directory
+from astralog.store.directory import (
+    SCAN_SECONDS,
+    UNWATCHED_SCAN_SECONDS,
+    ChangesLost,
+    DirectoryWatch,
+)
 from astralog.store.names import SegmentName
 from astralog.store.plain_segments import PlainSegments
 from tests.support.fake_system import Clock
@@ -104,5 +108,5 @@ def test_a_watch_is_missed_in_words(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(DirectoryWatch, "__init__", fail)
-    assert inventory.open_watch(tmp_path) is None
+    assert directory.open_watch(tmp_path) is None
     assert "every 60 seconds" in caplog.text

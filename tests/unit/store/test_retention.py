@@ -9,7 +9,7 @@ import pytest
 from astralog.clock import TrustedClock
 from astralog.settings import Settings
 from astralog.store import files, retention
-from astralog.store.eras import AHEAD_ERA
+from astralog.store.directory import AHEAD_ERA, Entry, SegmentIndex
 from astralog.store.files import Space
 from astralog.store.names import Form
 from astralog.store.retention import (
@@ -20,7 +20,6 @@ from astralog.store.retention import (
     MayRemove,
     Retention,
 )
-from astralog.store.segment_index import Entry, SegmentIndex
 from tests.support.fake_system import Disk
 from tests.unit.store.segments import name_of, plain
 

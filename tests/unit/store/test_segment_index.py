@@ -3,9 +3,8 @@ from itertools import islice
 
 import pytest
 
-from astralog.store.eras import AHEAD_ERA, FIRST_ERA
+from astralog.store.directory import AHEAD_ERA, FEW_NAMES, FIRST_ERA, Entry, SegmentIndex
 from astralog.store.names import SegmentName
-from astralog.store.segment_index import FEW_NAMES, Entry, SegmentIndex
 from tests.unit.store.segments import name_of
 
 A, B = name_of("a"), name_of("b")

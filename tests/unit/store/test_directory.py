@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from astralog.clock import TrustedClock, boot_time
-from astralog.store import directory_watch, inventory
-from astralog.store.directory_watch import ChangesLost, DirectoryWatch
-from astralog.store.eras import AHEAD_ERA, FIRST_ERA, FOUND_ERA
-from astralog.store.inventory import SCAN_SECONDS, SCAN_SHARE, UNWATCHED_SCAN_SECONDS, Inventory
+from astralog.store import directory
+from astralog.store.directory import (
+    AHEAD_ERA,
+    FIRST_ERA,
+    FOUND_ERA,
+    SCAN_SECONDS,
+    SCAN_SHARE,
+    UNWATCHED_SCAN_SECONDS,
+    ChangesLost,
+    DirectoryWatch,
+    Inventory,
+)
 from astralog.store.names import Form, SegmentName
 from tests.support.fake_system import BreakOs, Clock
 from tests.unit.store.segments import START, name_of, opened, packed, plain
@@ -180,7 +188,7 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
 ) -> None:
     """Without a watch, what is new is found within a minute, and the log says so."""
     clock = Clock(monkeypatch)
-    break_os("call_libc", errno.EMFILE, module=directory_watch)
+    break_os("call_libc", errno.EMFILE, module=directory)
     known = Inventory(tmp_path, TrustedClock(), LATER)
     assert [f"cannot watch {tmp_path} (Too many open files): new segments are found every 60 "
             "seconds"] == caplog.messages  # fmt: skip
@@ -199,7 +207,7 @@ def test_a_directory_that_is_gone_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever asks learns that it cannot be listed."""
-    monkeypatch.setattr(inventory, "DirectoryWatch", lambda path: None)
+    monkeypatch.setattr(directory, "DirectoryWatch", lambda path: None)
     with pytest.raises(FileNotFoundError):
         scan(Inventory(tmp_path / "missing", TrustedClock(), LATER))
 
@@ -278,7 +286,7 @@ def test_what_is_seen_being_written_is_known_to_be_young(
 ) -> None:
     """Whatever its name says; a copy that somebody puts there is not, nor what was there before."""
     if not is_watched:
-        monkeypatch.setattr(inventory, "open_watch", lambda directory: None)
+        monkeypatch.setattr(directory, "open_watch", lambda directory: None)
     ahead = int(9 * DAY)
     add(tmp_path, "a", 0)
     known = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0), LATER)
@@ -306,7 +314,7 @@ def test_what_comes_after_the_clock_was_set_back_is_the_youngest(
 ) -> None:
     """By less than a day, so that no name is ahead of the clock; and by more."""
     if not is_watched:
-        monkeypatch.setattr(inventory, "open_watch", lambda directory: None)
+        monkeypatch.setattr(directory, "open_watch", lambda directory: None)
     look = follow if is_watched else scan
     known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0), LATER)
     for number in (100, 43_000):

@@ -1,0 +1,409 @@
+"""The data directory's segments: an inventory that is scanned once and then follows changes.
+
+Its cost grows with the number of changes, not with that of the segments.
+"""
+
+import contextlib
+import logging
+import os
+import struct
+import time
+from collections.abc import Collection, Generator, Iterator
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+from typing import NamedTuple
+
+from astralog.clock import STEP_SECONDS, TrustedClock, boot_time
+from astralog.store import files
+from astralog.store.files import call_libc
+from astralog.store.names import (
+    SEALED_FORMS,
+    Form,
+    SegmentFile,
+    SegmentName,
+    is_ahead,
+    last_change,
+    parse_file_name,
+)
+
+log = logging.getLogger(__name__)
+
+#: Of linux/inotify.h.
+_CREATE, _DELETE, _MOVED_FROM, _MOVED_TO = 0x100, 0x200, 0x40, 0x80
+_ATTRIBUTES = 0x4  # as the time of modification, when somebody sets it
+_ONLY_A_DIRECTORY = 0x01000000
+_OVERFLOW = 0x4000
+
+_MASK = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | _ATTRIBUTES | _ONLY_A_DIRECTORY
+
+#: An event without its name: the watch, what happened, a cookie, and the bytes of the name.
+_EVENT = struct.Struct("iIII")
+
+#: Bytes of events that are read at once, for some 200 names.
+_READ_BYTES = 16 * 1024
+
+
+class ChangesLost(Exception):
+    """More changed than the system keeps for a watch; names are missing."""
+
+
+class DirectoryWatch:
+    """What changes in a directory from now on; raises OSError where no watch can be had."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = call_libc("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            call_libc("inotify_add_watch", self._fd, os.fsencode(path), _MASK)
+        except OSError:
+            self.close()
+            raise
+
+    def changes(self) -> set[str]:
+        """Return some names that came, went or changed since the last call, none when that was all.
+
+        Raises ChangesLost.
+        """
+        try:
+            events = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return set()
+        names = set()
+        position = 0
+        while position < len(events):
+            _, mask, _, length = _EVENT.unpack_from(events, position)
+            if mask & _OVERFLOW:
+                raise ChangesLost
+            position += _EVENT.size + length
+            names.add(os.fsdecode(events[position - length : position].rstrip(b"\0")))
+        return names
+
+    def close(self) -> None:
+        """End the watch."""
+        os.close(self._fd)
+
+
+#: The era of segments that are named ahead of the clock: they count as the oldest.
+AHEAD_ERA = 0
+
+#: The era of those that were there before this process started.
+FOUND_ERA = 1
+
+#: The era of those that were started since, and of what comes until the clock is set back.
+FIRST_ERA = 2
+
+
+class Eras:
+    """The segments that came, from when they are open until they are sealed."""
+
+    def __init__(self) -> None:
+        self._era = FIRST_ERA
+        self._last = ""  # the last name of this era
+        self._writing: dict[SegmentName, int] = {}  # segments that may be written to: era
+        self._found: set[SegmentName] = set()  # those that were open before
+        self._recovered: set[SegmentName] = set()  # of these, those of dead processes
+
+    def note_found(self, segment: SegmentName, era: int) -> None:
+        """Note a segment that was open before; its process may be dead."""
+        self._found.add(segment)
+        self._writing[segment] = era
+        self.note_name(segment)
+
+    def note_name(self, segment: SegmentName) -> None:
+        """Note that a segment is there, whoever made it."""
+        self._last = max(self._last, segment)
+
+    def note_open(self, segment: SegmentName) -> None:
+        """Note that a segment is open, or was until now."""
+        if segment in self._writing or segment in self._recovered:
+            return
+        if self._last and SegmentName(self._last).start - segment.start > STEP_SECONDS:
+            self._era += 1
+            self._last = ""
+        self._writing[segment] = self._era
+        self.note_name(segment)
+
+    def note_recovered(self, segment: SegmentName) -> None:
+        """Note that a segment was sealed for a dead process.
+
+        If it was open before, it is not known when it was last written to.
+        """
+        if segment in self._found:
+            self._recovered.add(segment)
+            self._writing.pop(segment, None)
+
+    def seal(self, segment: SegmentName) -> tuple[float, int] | None:
+        """Return when a segment was sealed that came, by CLOCK_BOOTTIME, and its era.
+
+        That is now, at the first call; None for a segment that was sealed before.
+        """
+        era = self._writing.pop(segment, None)
+        return None if era is None else (boot_time(), era)
+
+    def forget_all_but(self, segments: Collection[SegmentName]) -> None:
+        """Forget the segments that were removed before they were sealed."""
+        self._writing = {name: era for name, era in self._writing.items() if name in segments}
+
+
+#: Names that go back into the index one by one; of more, all are put into order at once.
+FEW_NAMES = 100
+
+
+class Entry(NamedTuple):
+    """What is known of a sealed segment.
+
+    Segments of an earlier era are older; within an era, the names decide.
+    """
+
+    size: int
+    changed_at: float  #: its last change, in seconds since 1970
+    sealed_at: float | None = None  #: by CLOCK_BOOTTIME; None unless this process saw it written
+    era: int = FOUND_ERA
+
+    def age(self, now: float, elapsed: float) -> float:
+        """Return the seconds since the last change, by a wall clock and by CLOCK_BOOTTIME.
+
+        What this process saw being written is not older than that, whatever the wall clock says.
+        """
+        age = now - self.changed_at
+        return age if self.sealed_at is None else min(age, elapsed - self.sealed_at)
+
+
+class SegmentIndex:
+    """Sealed segments by name, each with its entry.
+
+    A change costs the logarithm of what is there, and a hundred thousand segments take 30 MB.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[SegmentName, Entry] = {}
+        # A heap for each era; names that are gone stay until they are the oldest.
+        self._heaps: dict[int, list[SegmentName]] = {}
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, name: SegmentName) -> Entry | None:
+        """Return what is known of a segment, None for one that is not known."""
+        return self._entries.get(name)
+
+    def items(self) -> list[tuple[SegmentName, Entry]]:
+        """Return all segments, in no order."""
+        return list(self._entries.items())
+
+    def add(self, name: SegmentName, entry: Entry) -> None:
+        """Note what is known of a segment in one form, in addition to its other form."""
+        if known := self._entries.get(name):
+            size, changed_at = known.size + entry.size, max(known.changed_at, entry.changed_at)
+            entry = known._replace(size=size, changed_at=changed_at)
+        self.put(name, entry)
+
+    def put(self, name: SegmentName, entry: Entry) -> None:
+        """Note what is known of a segment, known or new."""
+        known = self._entries.get(name)
+        if known is None or known.era != entry.era:
+            heappush(self._heaps.setdefault(entry.era, []), name)
+        self.bytes += entry.size - (known.size if known else 0)
+        self._entries[name] = entry
+
+    def remove(self, name: SegmentName) -> int:
+        """Forget a segment; return the bytes it had, 0 for one that is not known."""
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            return 0
+        self.bytes -= entry.size
+        heap = self._heaps[entry.era]
+        while heap and not self._is_of(heap[0], entry.era):
+            heappop(heap)
+        return entry.size
+
+    def _is_of(self, name: SegmentName, era: int) -> bool:
+        entry = self._entries.get(name)
+        return entry is not None and entry.era == era
+
+    def oldest_first(self) -> Generator[SegmentName, None, None]:
+        """Yield the segments in the order of their age.
+
+        The caller may remove each one that it got, and closes the iterator when it stops early.
+        """
+        for era in sorted(self._heaps):
+            heap = self._heaps[era]
+            passed: list[SegmentName] = []
+            try:
+                while heap:
+                    name = heappop(heap)
+                    if self._is_of(name, era) and name not in passed[-1:]:
+                        passed.append(name)
+                        yield name
+            finally:
+                _put_back(heap, [name for name in passed if self._is_of(name, era)])
+                if not heap:
+                    del self._heaps[era]
+
+
+def _put_back(heap: list[SegmentName], names: list[SegmentName]) -> None:
+    if len(names) > FEW_NAMES:
+        heap += names
+        heapify(heap)
+    else:
+        for name in names:
+            heappush(heap, name)
+
+
+#: Seconds between two scans of the whole directory. With a watch they only make sure; without one
+#: (another host's changes on NFS, or no watch left) they alone tell what is new.
+SCAN_SECONDS = 3600.0
+UNWATCHED_SCAN_SECONDS = 60.0
+
+#: Share of a core that scans take at most: the more there is, the longer the time between them.
+SCAN_SHARE = 0.002
+
+
+class Inventory:
+    """The open and the sealed segments of a directory.
+
+    What takes long is an iterator, which yields after each small step; raises OSError throughout.
+    """
+
+    def __init__(self, directory: Path, clock: TrustedClock, started_at: float) -> None:
+        """Measure ages by the clock; the process started at a time of the wall clock."""
+        self._directory = os.fspath(directory)
+        self._clock = clock
+        self._started_at = started_at
+        self._watch = open_watch(directory)
+        self._files: list[SegmentFile] = []  # sealed ones that are listed, and not measured yet
+        self._changed: set[SegmentName] = set()  # sealed ones that came, went or changed
+        self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
+        self._next_scan_at = time.monotonic()
+        self._is_first = True  # whether the next scan is the first one
+        self.eras = Eras()
+        self.open: set[SegmentName] = set()
+        self.sealed = SegmentIndex()
+
+    @property
+    def is_scan_due(self) -> bool:
+        """Return whether the directory is to be listed and measured."""
+        return time.monotonic() >= self._next_scan_at
+
+    def list_names(self) -> Iterator[None]:
+        """Begin a scan: find the open segments anew, which are few, and list the sealed ones."""
+        self._scanned_at = time.thread_time()
+        self._files = []
+        opened = set()
+        for name in files.regular_files(self._directory):
+            file = parse_file_name(name)
+            if file and file.form is Form.OPEN:
+                opened.add(file.segment)
+            elif file:
+                self._files.append(file)
+            yield
+        for segment in sorted(opened - self.open):
+            if self._is_first:
+                self.eras.note_found(segment, self._era(segment.start, segment.start))
+            else:
+                self.eras.note_open(segment)
+        self.open = opened
+        self._is_first = False
+
+    def measure(self) -> Iterator[None]:
+        """End a scan: learn the sizes of all sealed segments, for an index of their own."""
+        index = SegmentIndex()
+        now = self._clock.now()
+        for segment, form in self._files:
+            self.eras.note_name(segment)
+            if status := self._status(segment, form):
+                size, modified_at = status.st_size, status.st_mtime
+                index.add(segment, self._entry(segment, size, modified_at, now))
+            yield
+        self._files = []
+        self.sealed = index
+        self.eras.forget_all_but(self.open)
+        cost = time.thread_time() - self._scanned_at
+        pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
+        self._next_scan_at = time.monotonic() + max(pause, cost / SCAN_SHARE)
+
+    def follow(self) -> Iterator[None]:
+        """Learn what came and went since the scan."""
+        try:
+            while self._watch and (names := self._watch.changes()):
+                for file in filter(None, map(parse_file_name, sorted(names))):
+                    self._note(file)
+                yield
+        except ChangesLost:
+            self._next_scan_at = time.monotonic()
+        while self._changed:
+            self._refresh(self._changed.pop())
+            yield
+
+    def open_bytes(self) -> int:
+        """Return the bytes of the open segments; those that are gone are forgotten."""
+        sizes = {segment: self._size(segment, Form.OPEN) for segment in self.open}
+        self.open = {segment for segment, size in sizes.items() if size is not None}
+        return sum(size for size in sizes.values() if size)
+
+    def close(self) -> None:
+        """End the watch."""
+        if self._watch:
+            self._watch.close()
+
+    def _note(self, changed: SegmentFile) -> None:
+        """Note that a file came, went or changed; `open_bytes` finds out which of these."""
+        if changed.form is Form.OPEN:
+            self.eras.note_open(changed.segment)
+            self.open.add(changed.segment)
+        else:
+            self._changed.add(changed.segment)
+
+    def _refresh(self, segment: SegmentName) -> None:
+        """Learn what is there of a sealed segment, whatever became of it."""
+        found = [self._status(segment, form) for form in SEALED_FORMS]
+        statuses = [status for status in found if status]
+        if statuses:
+            size = sum(status.st_size for status in statuses)
+            modified_at = max(status.st_mtime for status in statuses)
+            if self.sealed.get(segment) is None:
+                self.eras.note_name(segment)
+            self.sealed.put(segment, self._entry(segment, size, modified_at, self._clock.now()))
+        else:
+            self.sealed.remove(segment)
+
+    def _entry(self, segment: SegmentName, size: int, modified_at: float, now: float) -> Entry:
+        """Return the entry of a sealed segment, which may be known, or new."""
+        start = segment.start
+        changed_at = last_change(start, modified_at, now)
+        known = self.sealed.get(segment)
+        if known and known.sealed_at is not None:
+            return known._replace(size=size, changed_at=changed_at)
+        if sealed := self.eras.seal(segment):
+            return Entry(size, changed_at, *sealed)
+        era = AHEAD_ERA if is_ahead(start, now) else self._era(start, modified_at)
+        return Entry(size, changed_at, era=era)
+
+    def _era(self, start: float, modified_at: float) -> int:
+        """Return the era of a segment that nobody saw come: whether this process was there."""
+        return FIRST_ERA if min(start, modified_at) >= self._started_at else FOUND_ERA
+
+    def _size(self, segment: SegmentName, form: Form) -> int | None:
+        """Return the bytes of a file, None where it is gone."""
+        status = self._status(segment, form)
+        return status.st_size if status else None
+
+    def _status(self, segment: SegmentName, form: Form) -> os.stat_result | None:
+        """Return the status of a file, None where it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            return files.status_of(f"{self._directory}/{segment.file(form)}")
+        return None
+
+
+def open_watch(directory: Path) -> DirectoryWatch | None:
+    """Return what tells of changes, None where the system has no watch left, which is logged."""
+    try:
+        return DirectoryWatch(directory)
+    except OSError as error:
+        log.warning(
+            "cannot watch %s (%s): new segments are found every %g seconds",
+            directory,
+            error.strerror,
+            UNWATCHED_SCAN_SECONDS,
+        )
+        return None
