@@ -12,7 +12,7 @@ from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings, parse_networks
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.compressor import CompressionCounts
+from astralog.store.compression import CompressionCounts
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (
     BuildCollector,

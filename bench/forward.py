@@ -14,7 +14,7 @@ from operator import truediv
 from pathlib import Path
 
 from astralog.store.compression import LEVEL
-from astralog.store.deliveries import read_status
+from astralog.store.forward_state import read_status
 from bench import bodies, measure
 from bench.forward_results import Delivery, Forward
 from bench.runs import PEAK_EVERY_SECONDS, ROUNDS, Runner, progress

@@ -19,7 +19,7 @@ from astralog.forward.chunks import Chunk
 from astralog.forward.deadline import call_within
 from astralog.forward.rows import COLUMNS, DEAD_LETTER_COLUMNS, DeadLetter, dead_letter_rows
 from astralog.settings import Settings
-from astralog.store.deliveries import encode_word
+from astralog.store.forward_state import encode_word
 
 Answer = TypeVar("Answer")
 

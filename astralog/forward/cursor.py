@@ -1,4 +1,4 @@
-"""What is delivered, durably; `store.deliveries` has the format of the file.
+"""What is delivered, durably; `store.forward_state` has the format of the file.
 
 A fact is written only when it is true, so that facts that are lost leave doubt and no harm: of a
 segment whose facts may be missing, the table is asked what it holds before anything is sent.
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.store import deliveries
+from astralog.store import forward_state
 from astralog.store.files import FILE_MODE, is_same_file, sync_directory
 from astralog.store.sealed import start_of
 
@@ -45,8 +45,8 @@ class Cursor:
         """Read the cursor, if there is one that holds for this directory, node and table."""
         self._directory = directory
         self._directory_inode = os.stat(directory).st_ino
-        self._path = directory / deliveries.CURSOR_NAME
-        self._target = " ".join(map(deliveries.encode_word, (node, table)))
+        self._path = directory / forward_state.CURSOR_NAME
+        self._target = " ".join(map(forward_state.encode_word, (node, table)))
         self._positions: dict[str, Position] = {}
         self._lines = 0
         self._fd = -1
@@ -138,7 +138,7 @@ class Cursor:
         try:
             with self._path.open("rb") as file:
                 head = self._head(file.fileno())
-            first, *facts = deliveries.read_facts(self._directory)
+            first, *facts = forward_state.read_facts(self._directory)
         except (FileNotFoundError, ValueError):
             return
         if first != head:
@@ -214,7 +214,7 @@ def _at(name: str, position: Position) -> str:
 
 
 def _write(fd: int, facts: Iterable[str]) -> None:
-    content = b"".join(map(deliveries.encode_fact, facts))
+    content = b"".join(map(forward_state.encode_fact, facts))
     while content:
         content = content[os.write(fd, content) :]
     os.fdatasync(fd)

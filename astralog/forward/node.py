@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 from astralog.settings import PREFIX
-from astralog.store import deliveries
+from astralog.store import forward_state
 from astralog.store.files import FILE_MODE, sync_directory
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ def resolve_node(directory: Path, wanted: str) -> str:
 
     Raises NodeUnclear with one line that says what to do, and OSError.
     """
-    path = directory / deliveries.NODE_NAME
-    noted = deliveries.read_node_of_cursor(directory)
+    path = directory / forward_state.NODE_NAME
+    noted = forward_state.read_node_of_cursor(directory)
     try:
-        fixed = deliveries.read_node(directory)
+        fixed = forward_state.read_node(directory)
     except ValueError:
         if noted is None:
             raise NodeUnclear(
@@ -40,25 +40,25 @@ def resolve_node(directory: Path, wanted: str) -> str:
     known = fixed or noted
     if known and noted and noted != known:
         raise NodeUnclear(
-            f"{path} says that this node is {known}, but {deliveries.CURSOR_NAME} says {noted}: "
+            f"{path} says that this node is {known}, but {forward_state.CURSOR_NAME} says {noted}: "
             "remove the file that is wrong"
         )
     if known and wanted and wanted != known:
         raise NodeUnclear(
             f"{PREFIX}NODE is {wanted}, but ClickHouse has the logs of {directory} as node "
             f"{known}: unset {PREFIX}NODE or set it to {known}; to deliver everything here again "
-            f"as {wanted}, remove {deliveries.NODE_NAME} and {deliveries.CURSOR_NAME} there"
+            f"as {wanted}, remove {forward_state.NODE_NAME} and {forward_state.CURSOR_NAME} there"
         )
     return known or wanted or socket.gethostname()
 
 
 def fix_node(directory: Path, name: str) -> None:
     """Keep the name for every later start, durably; raises OSError."""
-    draft = directory / (deliveries.NODE_NAME + ".new")
+    draft = directory / (forward_state.NODE_NAME + ".new")
     fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, FILE_MODE)
     with open(fd, "wb") as file:
-        file.write(deliveries.encode_fact(name))
+        file.write(forward_state.encode_fact(name))
         file.flush()
         os.fsync(fd)
-    draft.rename(directory / deliveries.NODE_NAME)
+    draft.rename(directory / forward_state.NODE_NAME)
     sync_directory(directory)

@@ -14,7 +14,7 @@ from astralog.forward.backlog import Backlog
 from astralog.forward.delivery import Delivered
 from astralog.forward.verifier import Outcome, Sent
 from astralog.log import ERASE_LINE
-from astralog.store.deliveries import ForwardStatus, write_status
+from astralog.store.forward_state import ForwardStatus, write_status
 
 log = logging.getLogger(__name__)
 

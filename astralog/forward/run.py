@@ -12,7 +12,7 @@ from astralog.forward.node import NodeUnclear, resolve_node
 from astralog.log import ERASE_LINE, configure_logging
 from astralog.settings import PREFIX, InvalidSettings, Settings
 from astralog.standard_streams import print_errors
-from astralog.store.deliveries import LOCK_NAME
+from astralog.store.forward_state import LOCK_NAME
 from astralog.store.lease import Lease
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from gunicorn import util
 
 from astralog.log import LogOnce
 from astralog.settings import Settings
-from astralog.store.compressor import Compressor
+from astralog.store.compression import Compressor
 from astralog.store.files import call_libc
 from astralog.telemetry import slots
 from astralog.telemetry.families import compression_families

@@ -1,25 +1,272 @@
-"""One of the processes that write to a data directory looks after it, for all of them."""
+"""The housekeeper of a data directory: recovery, retention and disk usage.
+
+Each process that writes to the directory has one; the lease decides which of them works.
+"""
 
 import contextlib
+import dataclasses
+import enum
 import errno
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from heapq import heapify, heappop
 from typing import NamedTuple
 
-from astralog.clock import TrustedClock
+from astralog.clock import TrustedClock, boot_time
 from astralog.log import LogOnce
-from astralog.settings import Settings
+from astralog.settings import PREFIX, Settings
 from astralog.store import files
-from astralog.store.deliveries import ForwardStatus, read_status
-from astralog.store.directory import Inventory
-from astralog.store.keys.upkeep import KeyUpkeep
+from astralog.store.directory import Inventory, SegmentIndex
+from astralog.store.forward_state import ForwardStatus, read_status
+from astralog.store.keys.database import KeyUpkeep
 from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentName
 from astralog.store.recovery import recover_file
-from astralog.store.retention import MayRemove, Retention
 
 log = logging.getLogger(__name__)
+
+#: Some file systems show only later what was freed. Then nothing more is removed for the sake of
+#: the free disk for so many seconds, or everything would be.
+SETTLE_SECONDS = 60.0
+
+#: Inodes that were freed one after another and are not shown as free, after which that is so.
+UNSEEN_INODES = 3
+
+#: Seconds between two lines about segments that were removed undelivered.
+UNDELIVERED_LOG_SECONDS = 60.0
+
+#: A pass over the segments is followed by the next one after so many seconds for each segment that
+#: it kept, so that passes take 1% of a core at most. One that could not be removed took longer.
+KEPT_SECONDS = 0.0005
+FAILED_SECONDS = 0.005
+
+#: Segments whose ages are compared in one step.
+STEP_SEGMENTS = 100
+
+#: Return whether a sealed segment may be removed, by its name.
+MayRemove = Callable[[SegmentName], bool]
+
+
+class Reason(enum.Enum):
+    """Why a segment is not kept, in the words of the log."""
+
+    AGE = "age"
+    SIZE = "size"
+    FREE_BYTES = "free disk"
+    FREE_INODES = "free inodes"
+
+
+#: The reasons that a segment of any size, delivered or not, may be removed for.
+DISK_REASONS = (Reason.FREE_BYTES, Reason.FREE_INODES)
+
+
+@dataclasses.dataclass
+class _Pass:
+    """How many bytes, or inodes, are too many for each reason, and what was removed of them."""
+
+    excess: dict[Reason, int]
+    kept_inodes: int  # that are to be free
+    removed: Counter[Reason] = dataclasses.field(default_factory=Counter)
+    last: str = ""  # the segment with the last name
+
+    def reason(self) -> Reason | None:
+        """Return why the oldest segment is not kept, None if it is."""
+        return next((reason for reason, left in self.excess.items() if left > 0), None)
+
+    def is_disk_short(self) -> bool:
+        """Return whether fewer bytes or inodes of the disk are free than are to be."""
+        return any(self.excess.get(reason, 0) > 0 for reason in DISK_REASONS)
+
+    def note(self, name: SegmentName, reason: Reason, size: int, files: int) -> None:
+        """Count a segment that was removed, with the bytes of its files."""
+        self.removed[reason] += 1
+        self.last = max(self.last, name)
+        for key in self.excess:
+            self.excess[key] -= files if key is Reason.FREE_INODES else size
+
+
+class Retention:
+    """What the settings keep, applied to the sealed segments of a directory.
+
+    A segment that `may_remove` spares is kept, unless the disk is short and a setting says so. What
+    cannot be removed is kept, too; neither keeps the others from being removed.
+    """
+
+    def __init__(self, settings: Settings, may_remove: MayRemove, clock: TrustedClock) -> None:
+        self._directory = settings.data_dir
+        self._clock = clock
+        self._bytes = settings.retain_bytes
+        self._seconds = settings.retain_seconds
+        self._free_bytes = settings.retain_free_bytes
+        is_forwarded = bool(settings.clickhouse_url)
+        self._takes_spared = is_forwarded and settings.retain_undelivered == "until_full"
+        if self._takes_spared:
+            self._free_bytes = max(self._free_bytes, settings.min_free_bytes)
+        self._may_remove = may_remove
+        self._is_above_floor = self._free_bytes > settings.min_free_bytes
+        self._min_free_bytes = settings.min_free_bytes
+        self._settled_at = dict.fromkeys(DISK_REASONS, 0.0)
+        self._unseen_inodes = 0  # removals in a row after which no more inodes were free
+        self._expired_due_at = self._oldest_due_at = 0.0  # when the next passes are due
+        self._unremovable: set[SegmentName] = set()
+        self._failure = LogOnce(log)
+        self._undelivered = UndeliveredLog()
+        self.removed_segments = 0
+        self.removed_undelivered_segments = 0
+
+    def remove_excess(self, index: SegmentIndex, total: int, space: files.Space) -> Iterator[None]:
+        """Remove what is beyond the age, and the oldest beyond the size or the free disk.
+
+        It yields after each small step. `total` are the bytes of all segments.
+        """
+        self._forget_failures(index)
+        this = _Pass(self._excess(total, space), self._kept_inodes(space))
+        if self._seconds and time.monotonic() >= self._expired_due_at:
+            yield from self._remove_expired(index, this)
+        if this.reason() and time.monotonic() >= self._oldest_due_at:
+            yield from self._remove_oldest(index, this)
+        self._undelivered.show()
+        if this.removed:
+            counts = ", ".join(
+                f"{n} beyond the {reason.value}" for reason, n in this.removed.items()
+            )
+            log.info("removed segments up to %s: %s to keep", this.last, counts)
+
+    def _excess(self, total: int, space: files.Space) -> dict[Reason, int]:
+        """Return how many bytes or inodes are too many, for each reason that counts them."""
+        excess = {}
+        if self._bytes:
+            excess[Reason.SIZE] = total - self._bytes
+        if self._free_bytes:
+            excess[Reason.FREE_BYTES] = self._free_bytes - space.free
+            if space.free_inodes is not None:
+                excess[Reason.FREE_INODES] = self._kept_inodes(space) - space.free_inodes
+        now = time.monotonic()
+        return {key: n for key, n in excess.items() if now >= self._settled_at.get(key, 0.0)}
+
+    def _kept_inodes(self, space: files.Space) -> int:
+        """Return how many inodes are to be free: more than those without which none is accepted."""
+        least = space.kept_inodes(self._min_free_bytes) + 1 if self._is_above_floor else 0
+        return max(space.kept_inodes(self._free_bytes), least)
+
+    def _remove_expired(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
+        """Remove the segments beyond the age, wherever they stand in the order of names."""
+        # A removal cannot be undone: both clocks must agree, in case the trusted one was wrong.
+        now, elapsed = min(self._clock.now(), time.time()), boot_time()
+        segments, expired = index.items(), []
+        for first in range(0, len(segments), STEP_SEGMENTS):
+            step = segments[first : first + STEP_SEGMENTS]
+            expired += [name for name, entry in step if entry.age(now, elapsed) > self._seconds]
+            yield
+        heapify(expired)
+        while expired:
+            self._take(heappop(expired), Reason.AGE, index, this)
+            yield
+        self._expired_due_at = self._next_pass_at(len(index))
+
+    def _remove_oldest(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
+        """Remove the oldest segments that can be, until nothing is too much."""
+        kept = 0
+        with contextlib.closing(index.oldest_first()) as oldest:
+            while (reason := this.reason()) and (name := next(oldest, None)):
+                kept += not self._take(name, reason, index, this)
+                yield
+        self._oldest_due_at = self._next_pass_at(kept)
+
+    def _next_pass_at(self, kept: int) -> float:
+        pause = KEPT_SECONDS * kept + FAILED_SECONDS * len(self._unremovable)
+        return time.monotonic() + pause
+
+    def _take(self, name: SegmentName, reason: Reason, index: SegmentIndex, this: _Pass) -> bool:
+        """Remove a segment if it may and can be; return whether it is gone."""
+        is_spared = not self._may_remove(name)
+        if is_spared and not (self._takes_spared and this.is_disk_short()):
+            return False
+        before = files.space(self._directory) if reason in DISK_REASONS else None
+        count = self._remove(name)
+        if count is None:
+            return False
+        size = index.remove(name)
+        if count:
+            self.removed_segments += 1
+            if is_spared:
+                self.removed_undelivered_segments += 1
+                self._undelivered.note(name, size, self._describe_shortage(this))
+        this.note(name, reason, size, count)
+        if before:
+            self._settle(reason, before, size)
+        return True
+
+    def _describe_shortage(self, this: _Pass) -> str:
+        """Return what of the disk is short, for the log."""
+        if this.excess.get(Reason.FREE_BYTES, 0) > 0:
+            return f"less than {self._free_bytes} bytes of disk were free"
+        return f"fewer than {this.kept_inodes} inodes were free"
+
+    def _settle(self, reason: Reason, before: files.Space, size: int) -> None:
+        """Remove no more for a reason for a while, if the disk does not show what was freed."""
+        after = files.space(self._directory)
+        if reason is Reason.FREE_BYTES:
+            is_seen = after.free >= before.free + size // 2
+        else:
+            # Writers may have taken the inode already.
+            is_new = (after.free_inodes or 0) > (before.free_inodes or 0)
+            self._unseen_inodes = 0 if is_new else self._unseen_inodes + 1
+            is_seen = self._unseen_inodes < UNSEEN_INODES
+        if not is_seen:
+            self._unseen_inodes = 0
+            self._settled_at[reason] = time.monotonic() + SETTLE_SECONDS
+
+    def _remove(self, name: SegmentName) -> int | None:
+        """Remove a segment; return the number of its files, None if it cannot be removed now."""
+        try:
+            count = files.remove_sealed(self._directory, name)
+        except OSError as error:
+            self._unremovable.add(name)
+            why = "it is kept, as others that cannot be removed, and tried again"
+            self._failure.fail("removal", "cannot remove %s: %s; %s", name, error.strerror, why)
+            return None
+        return count
+
+    def _forget_failures(self, index: SegmentIndex) -> None:
+        """Forget the segments that could not be removed and are gone now."""
+        self._unremovable = {name for name in self._unremovable if index.get(name)}
+        if not self._unremovable:
+            self._failure.end("the segments that could not be removed are gone")
+
+
+class UndeliveredLog:
+    """Log the segments that were removed before they were delivered, at most once a minute."""
+
+    def __init__(self) -> None:
+        self._count = self._bytes = 0
+        self._last = self._why = ""
+        self._next_at = time.monotonic()
+
+    def note(self, name: str, size: int, why: str) -> None:
+        """Take one more into the next line."""
+        self._count += 1
+        self._bytes += size
+        self._last, self._why = name, why
+
+    def show(self) -> None:
+        """Log the line when it is due."""
+        if not self._count or time.monotonic() < self._next_at:
+            return
+        log.error(
+            "removed %d segments, %d bytes, up to %s BEFORE THEY WERE DELIVERED, "
+            "as %sRETAIN_UNDELIVERED says: %s",
+            self._count,
+            self._bytes,
+            self._last,
+            PREFIX,
+            self._why,
+        )
+        self._count = self._bytes = 0
+        self._next_at = time.monotonic() + UNDELIVERED_LOG_SECONDS
+
 
 #: Seconds between two looks at what is new, and at whether the process that looks is still there.
 LOOK_SECONDS = 1.0

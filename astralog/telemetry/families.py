@@ -18,8 +18,8 @@ from prometheus_client.core import InfoMetricFamily, Metric
 
 from astralog import __version__
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.compressor import CompressionCounts
-from astralog.store.deliveries import ForwardStatus
+from astralog.store.compression import CompressionCounts
+from astralog.store.forward_state import ForwardStatus
 from astralog.store.housekeeper import DiskUsage
 from astralog.telemetry.counters import BOUNDS_SECONDS, TOKEN_FAMILY, Counters, Durations, Volume
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from astralog.store.deliveries import CURSOR_NAME, encode_fact
+from astralog.store.forward_state import CURSOR_NAME, encode_fact
 from bench.measure import peak_mib
 from tests.faults import forward_breaks as breaks
 from tests.faults import shim

@@ -106,7 +106,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a quarter of the memory for other tokens",
-        "astralog.store.memory_budget:MemoryBudget.check",
+        "astralog.store.queue:MemoryBudget.check",
         "if held > self.token_limit and self._are_tokens_several():",
         "if False:",
         ("tests/unit/store/test_memory_budget.py", "-k", "token"),
@@ -162,29 +162,29 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "sync before the answer",
-        "astralog.store.segment_writer:SegmentWriter._append",
+        "astralog.store.writer:SegmentWriter._append",
         'if self._sync_mode == "always" or self._is_sync_due(segment):',
         "if self._is_sync_due(segment):",
-        ("tests/unit/store/test_segment_writer.py",),
+        ("tests/unit/store/test_writer.py",),
     ),
     Guard(
         "a segment in its place before the answer",
-        "astralog.store.segment_writer:SegmentWriter._append",
+        "astralog.store.writer:SegmentWriter._append",
         "            segment.check_in_place()\n            segment.accept(",
         "            segment.accept(",
         (
-            "tests/unit/store/test_segment_writer_faults.py",
+            "tests/unit/store/test_writer_faults.py",
             "-k",
             "removed_under",
         ),
     ),
     Guard(
         "whatever interrupts a write undoes it",
-        "astralog.store.segment_writer:SegmentWriter._append",
+        "astralog.store.writer:SegmentWriter._append",
         "            segment.accept(size, len(buffers))\n        except BaseException:",
         "            segment.accept(size, len(buffers))\n        except OSError:",
         (
-            "tests/unit/store/test_segment_writer_faults.py",
+            "tests/unit/store/test_writer_faults.py",
             "-k",
             "undoes_it",
         ),
@@ -194,37 +194,37 @@ GUARDS: tuple[Guard, ...] = (
         "astralog.store.segment:Segment.truncate",
         "            os.ftruncate(self._fd, self.size)",
         "            pass",
-        ("tests/unit/store/test_segment_writer_faults.py",),
+        ("tests/unit/store/test_writer_faults.py",),
     ),
     Guard(
         "a file that cannot be truncated is held",
-        "astralog.store.segment_writer:SegmentWriter._abandon",
+        "astralog.store.writer:SegmentWriter._abandon",
         "            self._untruncated.append(segment)\n",
         "            segment.close()\n            self._remember(segment)\n",
         (
-            "tests/unit/store/test_segment_writer_faults.py",
+            "tests/unit/store/test_writer_faults.py",
             "-k",
             "no_recovery",
         ),
     ),
     Guard(
         "a segment that is gone is looked for again",
-        "astralog.store.segment_writer:SegmentWriter._recover",
+        "astralog.store.writer:SegmentWriter._recover",
         "            if self._unsealed[path] and not was_sealed:\n                return\n",
         "",
         (
-            "tests/unit/store/test_segment_writer_faults.py",
+            "tests/unit/store/test_writer_faults.py",
             "-k",
             "directory_was_away",
         ),
     ),
     Guard(
         "a good sync ends a doubt",
-        "astralog.store.segment_writer:SegmentWriter._sync",
+        "astralog.store.writer:SegmentWriter._sync",
         "        if was_dirty:\n            self._is_sync_doubtful = False",
         "        self._is_sync_doubtful = False",
         (
-            "tests/unit/store/test_segment_writer_faults.py",
+            "tests/unit/store/test_writer_faults.py",
             "-k",
             "until_one_is_good",
         ),
@@ -267,7 +267,7 @@ GUARDS: tuple[Guard, ...] = (
         "astralog.store.segment:Segment.claim",
         "        self.check_in_place()\n        files.sync_directory(self.path.parent)",
         "        self.check_in_place()",
-        ("tests/unit/store/test_segment_writer.py",),
+        ("tests/unit/store/test_writer.py",),
     ),
     Guard(
         "the parents of the data directory are synced",
@@ -296,7 +296,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a batch gives its memory back once",
-        "astralog.store.batch_queue:BatchQueue._release",
+        "astralog.store.queue:BatchQueue._release",
         "        if queued.state is not State.FINISHED:\n            queued.state",
         "        if True:\n            queued.state",
         (
@@ -307,7 +307,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "what waits in vain leaves the queue",
-        "astralog.store.batch_queue:BatchQueue",
+        "astralog.store.queue:BatchQueue",
         "            self._queue.get_nowait()\n\n    def _first",
         "            break\n\n    def _first",
         (
@@ -325,14 +325,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "retention spares what may not go",
-        "astralog.store.retention:Retention._take.is_spared",
+        "astralog.store.housekeeper:Retention._take.is_spared",
         "is_spared = not self._may_remove(name)",
         "is_spared = False",
         ("tests/unit/store/test_retention.py", "-k", "spared"),
     ),
     Guard(
         "what is spared or cannot be removed keeps no others",
-        "astralog.store.retention:Retention._remove_oldest",
+        "astralog.store.housekeeper:Retention._remove_oldest",
         "                kept += not self._take(name, reason, index, this)\n",
         "                if not self._take(name, reason, index, this):\n"
         "                    break\n",
@@ -340,7 +340,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a wall clock that jumps makes no segment older",
-        "astralog.store.retention:Retention._remove_expired",
+        "astralog.store.housekeeper:Retention._remove_expired",
         "min(self._clock.now(), time.time())",
         "time.time()",
         ("tests/unit/store/test_retention.py", "-k", "jumps"),
@@ -364,14 +364,14 @@ GUARDS: tuple[Guard, ...] = (
         "astralog.store.directory:Eras.note_open",
         "            self._era += 1\n",
         "",
-        ("tests/unit/store/test_inventory.py", "-k", "set_back"),
+        ("tests/unit/store/test_directory.py", "-k", "set_back"),
     ),
     Guard(
         "a segment's name follows the trusted clock",
-        "astralog.store.segment_writer:SegmentWriter._next_start.start",
+        "astralog.store.writer:SegmentWriter._next_start.start",
         "datetime.fromtimestamp(self._clock.now(), UTC)",
         "datetime.fromtimestamp(self._clock._wall(), UTC)",
-        ("tests/unit/store/test_segment_writer.py", "-k", "trusted"),
+        ("tests/unit/store/test_writer.py", "-k", "trusted"),
     ),
     Guard(
         "free inodes are kept",
@@ -382,7 +382,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "retention makes room for inodes",
-        "astralog.store.retention:Retention._excess",
+        "astralog.store.housekeeper:Retention._excess",
         "            if space.free_inodes is not None:",
         "            if space.free_inodes == -1:",
         ("tests/unit/store/test_retention.py", "-k", "inodes"),
@@ -893,10 +893,10 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a damaged line of a cursor is no fact",
-        "astralog.store.deliveries:decode_fact",
+        "astralog.store.forward_state:decode_fact",
         ' or check != b"%08x" % zlib.crc32(text)',
         "",
-        ("tests/unit/store/test_deliveries.py", "tests/unit/forward/test_cursor.py"),
+        ("tests/unit/store/test_forward_state.py", "tests/unit/forward/test_cursor.py"),
     ),
     Guard(
         "an insert has a token",
@@ -963,14 +963,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "undelivered segments go for the disk's sake alone",
-        "astralog.store.retention:Retention._take",
+        "astralog.store.housekeeper:Retention._take",
         "self._takes_spared and this.is_disk_short()",
         "self._takes_spared",
         ("tests/unit/store/test_retention.py", "-k", "undelivered"),
     ),
     Guard(
         "undelivered segments go only where a setting says so",
-        "astralog.store.retention:Retention.__init__",
+        "astralog.store.housekeeper:Retention.__init__",
         'is_forwarded and settings.retain_undelivered == "until_full"',
         "is_forwarded",
         ("tests/unit/store/test_retention.py", "-k", "undelivered"),
@@ -1250,7 +1250,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the record before the lines",
-        "astralog.store.segment_writer:SegmentWriter._append",
+        "astralog.store.writer:SegmentWriter._append",
         "                write_ahead(segment.name, segment.size)\n"
         "            segment.write(buffers)\n",
         "                segment.write(buffers)\n"
@@ -1261,7 +1261,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the end of a segment whose record failed",
-        "astralog.store.segment_writer:SegmentWriter._append",
+        "astralog.store.writer:SegmentWriter._append",
         "        try:\n"
         "            if write_ahead:\n"
         "                segment.has_keys = True\n"
@@ -1274,7 +1274,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a failed batch with a key is not written anew",
-        "astralog.store.segment_writer:SegmentWriter.append",
+        "astralog.store.writer:SegmentWriter.append",
         "if write_ahead and self.has_unsettled():",
         "if False:",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "lines_that"),
@@ -1330,7 +1330,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the size of a segment before its seal",
-        "astralog.store.segment_writer:SegmentWriter.seal",
+        "astralog.store.writer:SegmentWriter.seal",
         "if segment.has_keys and segment.size:",
         "if False:",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "another_worker_knows"),
@@ -1351,7 +1351,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the release of a key",
-        "astralog.store.batch_queue:BatchQueue._release",
+        "astralog.store.queue:BatchQueue._release",
         "            if queued.claim:\n                queued.claim.release()\n",
         "            pass\n",
         ("tests/functional/test_idempotency.py", "-k", "stored_once"),
@@ -1435,21 +1435,21 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "keys of one token alone go beyond its bound",
-        "astralog.store.keys.upkeep:KeyUpkeep._forget_excess",
+        "astralog.store.keys.database:KeyUpkeep._forget_excess",
         "FROM keys WHERE token = ? AND id > ?",
         "FROM keys WHERE ? != '' AND id > ?",
         (f"{KEYS}/test_upkeep.py", "-k", "evicts_no_keys"),
     ),
     Guard(
         "the newest key stays, so that ids grow",
-        "astralog.store.keys.upkeep:KeyUpkeep._forget_expired",
+        "astralog.store.keys.database:KeyUpkeep._forget_expired",
         "FROM keys WHERE id < (SELECT max(id) FROM keys)",
         "FROM keys",
         (f"{KEYS}/test_upkeep.py", "-k", "ids_grow"),
     ),
     Guard(
         "a commit before each checkpoint",
-        "astralog.store.keys.upkeep:KeyUpkeep._copy_log",
+        "astralog.store.keys.database:KeyUpkeep._copy_log",
         "            self._database.commit_nothing()\n",
         "",
         (f"{KEYS}/test_upkeep.py", "-k", "never_complete"),

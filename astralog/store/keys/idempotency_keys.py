@@ -26,11 +26,10 @@ from astralog.errors import (
 from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store.keys.claims import Claim, Key, KeyedBatch, KeyLocks, Outcome
-from astralog.store.keys.database import Database, Entry, Record
+from astralog.store.keys.database import Database, Entry, KeyUpkeep, Record
 from astralog.store.keys.stored_lines import StoredLines
-from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.segment_reader import READ_ERRORS
-from astralog.store.storage import Storage
+from astralog.store.writer import Storage
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 
 from astralog.forward import cursor as cursors
 from astralog.forward.cursor import START, Cursor, Position
-from astralog.store import deliveries
+from astralog.store import forward_state
 from astralog.store.sealed import start_of
 from tests.support.fake_system import BreakOs
 
@@ -34,7 +34,7 @@ def deliver(cursor: Cursor, name: str, then: str) -> None:
 
 def facts(directory: Path) -> list[str | None]:
     """Return the facts in the file, without its head."""
-    return list(deliveries.read_facts(directory))[1:]
+    return list(forward_state.read_facts(directory))[1:]
 
 
 def test_facts_outlive_the_process(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_facts_outlive_the_process(tmp_path: Path) -> None:
     assert cursor.delivered == {A}
     assert (cursor.position(B), cursor.position(C)) == (Position(100, 3), START)
     assert B in cursor.in_doubt
-    delivered = deliveries.DeliveredSegments(tmp_path)
+    delivered = forward_state.DeliveredSegments(tmp_path)
     assert [A] == [name for name in NAMES if name in delivered]
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_cursor_leaves_doubt(
     cursor = open_cursor(tmp_path)
     cursor.finish([A])
     cursor.close()
-    path = tmp_path / deliveries.CURSOR_NAME
+    path = tmp_path / forward_state.CURSOR_NAME
     path.write_bytes(damage(path.read_bytes()))
     cursor = open_cursor(tmp_path)
     assert cursor.delivered <= {A}
@@ -134,7 +134,7 @@ def test_a_foreign_cursor_holds_for_nothing(tmp_path: Path, stranger: str) -> No
     cursor.finish([A])
     cursor.close()
     directory, node, table = tmp_path, "n", "http://host/db/logs"
-    path = tmp_path / deliveries.CURSOR_NAME
+    path = tmp_path / forward_state.CURSOR_NAME
     if stranger == "node":
         node = "m"
     elif stranger == "table":
@@ -197,7 +197,7 @@ def test_repetition_is_kept(tmp_path: Path) -> None:
 def test_a_file_that_is_replaced_meanwhile_is_written_anew(tmp_path: Path, change: str) -> None:
     """Facts that follow go into the file that is there, with all that are known."""
     cursor = open_cursor(tmp_path)
-    path = tmp_path / deliveries.CURSOR_NAME
+    path = tmp_path / forward_state.CURSOR_NAME
     before = path.read_bytes()
     cursor.finish([A])
     if change == "in place":
@@ -245,7 +245,7 @@ def test_facts_survive_any_failures(
     cursor = open_cursor(tmp_path)
     cursor.advance(A, Position(10, 1), then=B)
     break_os(function, number, times=times)
-    (tmp_path / deliveries.CURSOR_NAME).unlink()  # so that each of these is called
+    (tmp_path / forward_state.CURSOR_NAME).unlink()  # so that each of these is called
     noted = 0
     facts: list[Callable[[], None]] = [
         lambda: cursor.finish([A]),
@@ -314,5 +314,5 @@ def test_names_of_any_kind_are_one_word(tmp_path: Path) -> None:
     cursor.finish([A])
     cursor.close()
     assert open_cursor(tmp_path, node="näme with\nspace").delivered == {A}
-    [head] = [fact for fact in deliveries.read_facts(tmp_path) if fact and "cursor" in fact]
+    [head] = [fact for fact in forward_state.read_facts(tmp_path) if fact and "cursor" in fact]
     assert len(head.split(" ")) == 5

@@ -21,7 +21,7 @@ from astralog.forward import verifier as verifiers
 from astralog.forward.chunks import SegmentReader
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.settings import Settings
-from astralog.store import deliveries, sealed
+from astralog.store import forward_state, sealed
 from tests.support.clickhouse import make_line, write_segment
 from tests.unit.forward.fakes import FakeServer, stored
 
@@ -58,7 +58,7 @@ def test_all_that_is_sealed_is_delivered(settings: Settings, server: FakeServer)
     forwarder.close()
     assert server.lines() == stored(settings.data_dir)
     assert list(server.logs) == sorted(server.logs)
-    status = deliveries.read_status(settings.data_dir)
+    status = forward_state.read_status(settings.data_dir)
     assert status
     assert (status.delivered_segments, status.delivered_logs, status.waiting_segments) == (3, 30, 0)
 
@@ -111,7 +111,7 @@ def test_once_gives_up(
     forwarder.close()
     assert len(pauses) == forwarders.ONCE_ATTEMPTS
     assert server.calls == ["count"] * forwarders.ONCE_ATTEMPTS
-    status = deliveries.read_status(settings.data_dir)
+    status = forward_state.read_status(settings.data_dir)
     assert status
     assert status.failing_since > 0
 
@@ -267,7 +267,7 @@ def test_any_call_may_fail(
             patch.setattr(os, function, fail)
             run_until_delivered(start(settings, server))
         assert server.lines() == stored(settings.data_dir), f"call {skip} failed"
-        done = [fact for fact in deliveries.read_facts(settings.data_dir) if "done" in str(fact)]
+        done = [fact for fact in forward_state.read_facts(settings.data_dir) if "done" in str(fact)]
         assert len(done) == 3
         calls, skip = fail.calls, skip + 1
     assert skip > 3
@@ -281,7 +281,9 @@ def test_cursor_says_under_way_before_a_chunk_is_read(
     opened: list[str] = []
 
     def open_reader(directory: Path, name: str, offset: int, size: int) -> SegmentReader:
-        assert any(str(fact).startswith(f"at {name} ") for fact in deliveries.read_facts(directory))
+        assert any(
+            str(fact).startswith(f"at {name} ") for fact in forward_state.read_facts(directory)
+        )
         opened.append(name)
         return SegmentReader(directory, name, offset, size)
 
@@ -296,9 +298,9 @@ def no_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifiers, "REPLICA_SECONDS", 0.0)
 
 
-def status_of(settings: Settings) -> deliveries.ForwardStatus:
+def status_of(settings: Settings) -> forward_state.ForwardStatus:
     """Return what forward last said of itself."""
-    status = deliveries.read_status(settings.data_dir)
+    status = forward_state.read_status(settings.data_dir)
     assert status
     return status
 
@@ -465,7 +467,7 @@ def test_segments_of_before_are_asked_about_together(
     for number in range(20):
         write(settings.data_dir, number)
     run_until_delivered(start(settings, server))
-    (settings.data_dir / deliveries.CURSOR_NAME).unlink()
+    (settings.data_dir / forward_state.CURSOR_NAME).unlink()
     server.calls.clear()
     run_until_delivered(start(settings, server))
     assert server.calls == ["count", "count"]
@@ -492,17 +494,17 @@ def test_node_is_fixed_before_the_first_insert(
     """And not before there is something to deliver."""
     forwarder = start(settings, server)
     forwarder.tick()
-    assert deliveries.read_node(settings.data_dir) is None
+    assert forward_state.read_node(settings.data_dir) is None
     write(settings.data_dir, 1)
     server.faults = ["before"]
     run_until_delivered(forwarder)
-    assert deliveries.read_node(settings.data_dir) == "n"
+    assert forward_state.read_node(settings.data_dir) == "n"
     with monkeypatch.context() as patch:
         patch.setattr(forwarders, "fix_node", FailOnce(nodes.fix_node, 0))
-        (settings.data_dir / deliveries.NODE_NAME).unlink()
+        (settings.data_dir / forward_state.NODE_NAME).unlink()
         write(settings.data_dir, 2)
         run_until_delivered(start(settings, server))
-    assert deliveries.read_node(settings.data_dir) == "n"
+    assert forward_state.read_node(settings.data_dir) == "n"
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -521,7 +523,7 @@ def test_any_failures_and_restarts(
         if numbers and source.random() < 0.6:
             write(settings.data_dir, numbers.pop(), source.randrange(1, 20))
         if source.random() < 0.2:
-            (settings.data_dir / deliveries.CURSOR_NAME).unlink(missing_ok=True)
+            (settings.data_dir / forward_state.CURSOR_NAME).unlink(missing_ok=True)
         chunk_bytes = source.choice((200, 400, 10_000))
         forwarder = start(dataclasses.replace(settings, forward_chunk_bytes=chunk_bytes), server)
         faults = ["", "before", "after", "lie", "fewer", "miscount"]

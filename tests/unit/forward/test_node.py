@@ -8,7 +8,7 @@ import pytest
 
 from astralog.forward.cursor import Cursor
 from astralog.forward.node import NodeUnclear, fix_node, resolve_node
-from astralog.store import deliveries
+from astralog.store import forward_state
 
 NAME = "20261123T062500.000000Z-1"
 
@@ -129,4 +129,4 @@ def test_name_is_durable_before_it_counts(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", note)
     fix_node(tmp_path, "a")
     assert calls == ["node.new", tmp_path.name]
-    assert deliveries.read_node(tmp_path) == "a"
+    assert forward_state.read_node(tmp_path) == "a"

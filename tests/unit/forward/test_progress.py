@@ -12,7 +12,7 @@ from astralog.forward.cursor import Cursor
 from astralog.forward.delivery import Delivered
 from astralog.forward.progress import Progress
 from astralog.forward.verifier import Outcome, Sent
-from astralog.store import deliveries
+from astralog.store import forward_state
 from tests.support.clickhouse import make_line, write_segment
 
 
@@ -108,8 +108,8 @@ def test_a_full_disk_does_not_stop_it(
     with monkeypatch.context() as patch:
         patch.setattr("astralog.forward.progress.write_status", fail)
         progress.show(is_due=True)
-    assert deliveries.read_status(tmp_path) is None
+    assert forward_state.read_status(tmp_path) is None
     progress.show(is_due=True)
-    status = deliveries.read_status(tmp_path)
+    status = forward_state.read_status(tmp_path)
     assert status
     assert (status.waiting_segments, status.pid) == (1, progress.status.pid)

@@ -195,8 +195,8 @@ def test_the_log_is_lines_in_utc_on_stderr(
 ) -> None:
     """A line has its time in UTC, its level and its process."""
     configure_logging("info")
-    logging.getLogger("astralog.store.segment_writer").warning("hello %d", 5)
-    logging.getLogger("astralog.store.segment_writer").debug("unheard")
+    logging.getLogger("astralog.store.writer").warning("hello %d", 5)
+    logging.getLogger("astralog.store.writer").debug("unheard")
     out, err = capsys.readouterr()
     moment = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
     assert "" == out

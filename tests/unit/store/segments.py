@@ -10,7 +10,7 @@ from astralog.errors import Cause
 from astralog.settings import SyncMode
 from astralog.store import recovery
 from astralog.store.names import Form, SegmentName
-from astralog.store.segment_writer import SegmentWriter
+from astralog.store.writer import SegmentWriter
 
 #: When the segment with the number 0 starts, in seconds since 1970.
 START = 1_780_000_000.0

@@ -5,8 +5,14 @@ import gevent
 import pytest
 
 from astralog.errors import STOPPING, STORAGE_FAILED, Rejection
-from astralog.store.batch_queue import Batch, BatchQueue, QueuedBatch, State
-from astralog.store.memory_budget import MemoryBudget, MemoryReservation
+from astralog.store.queue import (
+    Batch,
+    BatchQueue,
+    MemoryBudget,
+    MemoryReservation,
+    QueuedBatch,
+    State,
+)
 
 LINES = b'{"m":"a"}\n'
 TIMEOUT_SECONDS = 10.0

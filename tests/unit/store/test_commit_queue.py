@@ -15,13 +15,12 @@ import pytest
 from astralog import log as service_log
 from astralog.errors import STORAGE_FAILED, Cause, Rejection, storage_error
 from astralog.settings import Settings
-from astralog.store import commit_queue, storage
-from astralog.store.batch_queue import GROUP_BYTES, Batch, QueuedBatch
-from astralog.store.commit_queue import CommitQueue
-from astralog.store.deliveries import CURSOR_NAME, encode_fact
-from astralog.store.disk_threads import DiskThreads
+from astralog.store import commit_queue, writer
+from astralog.store.commit_queue import CommitQueue, DiskThreads
+from astralog.store.forward_state import CURSOR_NAME, encode_fact
 from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
-from astralog.store.storage import Storage
+from astralog.store.queue import GROUP_BYTES, Batch, QueuedBatch
+from astralog.store.writer import Storage
 from astralog.telemetry.counters import Counters
 from tests.support.fake_system import BreakOs, Disk
 from tests.support.segment_files import stored
@@ -72,7 +71,7 @@ def all_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the drain, which rests after a failure, do so for less long."""
-    for module in (commit_queue, storage):
+    for module in (commit_queue, writer):
         monkeypatch.setattr(module, "MAINTENANCE_SECONDS", 0.05)
 
 
@@ -567,7 +566,7 @@ def test_what_does_not_fit_into_the_queue_is_rejected(
     assert [None] * 3 == [result(greenlet) for greenlet in greenlets]
     assert queue.unavailable() is None
     assert b"".join(line(number, 30_000) for number in range(3)) == stored(tmp_path)
-    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.memory_budget"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.queue"]
     assert ["queue full", "queue has room again"] == [text[: text.find(":")] for text in lines]
     assert "3 requests were rejected" in lines[1]
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store import compressor
-from astralog.store.compression import DRAFT_NAME, Saving, compress_segment
-from astralog.store.compressor import (
+from astralog.store import compression
+from astralog.store.compression import (
+    DRAFT_NAME,
     LOCK_NAME,
     LONGEST_RETRY_SECONDS,
     LOOK_SECONDS,
     RETRY_SECONDS,
     Compressor,
+    Saving,
+    compress_segment,
 )
 from tests.support import foreign
 
@@ -65,7 +67,7 @@ def break_segment(monkeypatch: pytest.MonkeyPatch, number: int, *names: str) -> 
             raise OSError(number, os.strerror(number))
         return compress_segment(directory, name)
 
-    monkeypatch.setattr(compressor, "compress_segment", fail)
+    monkeypatch.setattr(compression, "compress_segment", fail)
     return attempts
 
 
@@ -105,7 +107,7 @@ def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path, make: Make)
     """Whatever it was doing."""
     code = (
         "import sys; from pathlib import Path;"
-        "from astralog.store.compressor import Compressor;"
+        "from astralog.store.compression import Compressor;"
         "one = Compressor(Path(sys.argv[1])); one.step(); print(flush=True); input()"
     )
     command = [sys.executable, "-c", code, os.fspath(tmp_path)]
@@ -160,7 +162,7 @@ def test_a_lack_of_memory_is_waited_for(
     def fail(directory: Path, name: str) -> Saving | None:
         raise MemoryError
 
-    monkeypatch.setattr(compressor, "compress_segment", fail)
+    monkeypatch.setattr(compression, "compress_segment", fail)
     one = make()
     assert RETRY_SECONDS == one.step()
     assert ["segments stay uncompressed: out of memory; it is tried again"] == caplog.messages

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from astralog.errors import Rejection
-from astralog.store.memory_budget import OVERHEAD_BYTES, MemoryBudget, MemoryReservation
+from astralog.store.queue import OVERHEAD_BYTES, MemoryBudget, MemoryReservation
 
 LIMIT = 100_000
 

@@ -8,11 +8,10 @@ import pytest
 
 from astralog.clock import TrustedClock
 from astralog.settings import Settings
-from astralog.store import files, retention
+from astralog.store import files, housekeeper
 from astralog.store.directory import AHEAD_ERA, Entry, SegmentIndex
 from astralog.store.files import Space
-from astralog.store.names import Form
-from astralog.store.retention import (
+from astralog.store.housekeeper import (
     KEPT_SECONDS,
     SETTLE_SECONDS,
     STEP_SEGMENTS,
@@ -20,6 +19,7 @@ from astralog.store.retention import (
     MayRemove,
     Retention,
 )
+from astralog.store.names import Form
 from tests.support.fake_system import Disk
 from tests.unit.store.segments import name_of, plain
 
@@ -463,7 +463,7 @@ def test_what_was_removed_is_one_line_in_the_log(
     directory.apply(applied)
     directory.apply(applied)
     expected = f"removed segments up to {name_of('b')}: 1 beyond the age, 1 beyond the size to keep"
-    assert [expected] == [r.getMessage() for r in caplog.records if r.name == retention.__name__]
+    assert [expected] == [r.getMessage() for r in caplog.records if r.name == housekeeper.__name__]
 
 
 def test_a_removal_is_one_step_each(directory: Directory) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from astralog.errors import Cause
 from astralog.settings import Settings
-from astralog.store import storage as storages
-from astralog.store.storage import MAINTENANCE_SECONDS, Storage
+from astralog.store import writer as storages
+from astralog.store.writer import MAINTENANCE_SECONDS, Storage
 from tests.support.fake_system import BreakOs, Disk
 from tests.support.segment_files import stored
 from tests.unit.store.segments import code_of
@@ -35,6 +35,11 @@ class Time:
 
     def time(self) -> float:
         return -self.now
+
+
+def storage_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines that say why nothing is stored, or that this is over."""
+    return [line for line in caplog.messages if line.startswith("storage_")]
 
 
 def test_a_commit_group_is_stored(storage: Storage, tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_a_failed_background_sync_is_a_failed_storage(
         assert "storage_failed" == code_of(storage.store([B]))
     syncs.times = 0
     assert storage.store([B]) is None
-    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
+    lines = storage_lines(caplog)
     assert [
         "storage_failed: [Errno 5] sync failed: Input/output error; acknowledged batches that may "
         "be lost: 1; batches are rejected",
@@ -259,7 +264,7 @@ def test_an_error_is_two_lines_in_the_log(
             storage.maintain()
         storage.store([A])
         storage.store([A])
-        lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
+        lines = storage_lines(caplog)
         assert [
             "storage_failed: [Errno 5] Input/output error; batches are rejected",
             "storage_failed is over: batches are stored again",
@@ -278,7 +283,7 @@ def test_an_error_that_becomes_another_is_logged(
     break_os("writev", errno.EIO, times=1)
     storage.store([A])
     storage.store([A])
-    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.storage"]
+    lines = storage_lines(caplog)
     assert ["storage_full", "storage_failed", "storage_failed is over"] == [
         line.partition(":")[0] for line in lines
     ]

@@ -10,8 +10,8 @@ from astralog import __version__
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.compressor import CompressionCounts
-from astralog.store.deliveries import ForwardStatus, write_status
+from astralog.store.compression import CompressionCounts
+from astralog.store.forward_state import ForwardStatus, write_status
 from astralog.store.housekeeper import LOOK_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (

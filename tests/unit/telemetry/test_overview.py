@@ -9,7 +9,7 @@ from astralog import __version__
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.deliveries import ForwardStatus
+from astralog.store.forward_state import ForwardStatus
 from astralog.store.housekeeper import DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (

@@ -13,12 +13,12 @@ import pytest
 from astralog import background
 from astralog.errors import Rejection
 from astralog.settings import Settings
-from astralog.store.batch_queue import Batch
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys import idempotency_keys
 from astralog.store.keys.claims import Key, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
-from astralog.store.storage import Storage
+from astralog.store.queue import Batch
+from astralog.store.writer import Storage
 from astralog.telemetry.counters import Counters
 from tests.support.segment_files import stored
 

@@ -13,8 +13,7 @@ from astralog.settings import Settings
 from astralog.store.keys.claims import Claim, Outcome, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.segment import Segment
-from astralog.store.segment_writer import SegmentWriter
-from astralog.store.storage import Storage
+from astralog.store.writer import SegmentWriter, Storage
 from tests.unit.store.segments import code_of
 
 TOKEN = bytes(32)

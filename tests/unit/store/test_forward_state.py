@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store import deliveries
-from astralog.store.deliveries import DeliveredSegments, ForwardStatus
+from astralog.store import forward_state
+from astralog.store.forward_state import DeliveredSegments, ForwardStatus
 
 NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(3)]
 
 
 def write_cursor(directory: Path, *facts: str) -> Path:
     """Write a cursor with these facts after its head."""
-    path = directory / deliveries.CURSOR_NAME
-    head = deliveries.encode_fact("cursor 1 5/6 node http://host/db/logs")
-    path.write_bytes(head + b"".join(map(deliveries.encode_fact, facts)))
+    path = directory / forward_state.CURSOR_NAME
+    head = forward_state.encode_fact("cursor 1 5/6 node http://host/db/logs")
+    path.write_bytes(head + b"".join(map(forward_state.encode_fact, facts)))
     return path
 
 
@@ -54,7 +54,7 @@ def test_new_facts_are_read_as_they_come(tmp_path: Path) -> None:
     path = write_cursor(tmp_path, f"done {NAMES[0]}")
     segments = DeliveredSegments(tmp_path)
     assert NAMES[0] in segments
-    line = deliveries.encode_fact(f"done {NAMES[1]}")
+    line = forward_state.encode_fact(f"done {NAMES[1]}")
     with path.open("ab", buffering=0) as file:
         file.write(line[:20])
         assert NAMES[1] not in segments
@@ -70,27 +70,27 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     """Each line is one fact; a torn or garbled one is known to have been there."""
     path = write_cursor(tmp_path, f"at {NAMES[0]} 10 1", f"done {NAMES[0]}")
     facts = [f"at {NAMES[0]} 10 1", f"done {NAMES[0]}"]
-    assert facts == list(deliveries.read_facts(tmp_path))[1:]
+    assert facts == list(forward_state.read_facts(tmp_path))[1:]
     path.write_bytes(path.read_bytes()[:-3])
-    assert [facts[0], None] == list(deliveries.read_facts(tmp_path))[1:]
+    assert [facts[0], None] == list(forward_state.read_facts(tmp_path))[1:]
     path.write_bytes(b"\xff\xfe 00000000\nno check\n\n")
-    assert [None, None, None] == list(deliveries.read_facts(tmp_path))
+    assert [None, None, None] == list(forward_state.read_facts(tmp_path))
 
 
 def test_the_status_comes_back(tmp_path: Path) -> None:
     """What is written is read, with whole numbers as such."""
     status = ForwardStatus(pid=7, updated_at=1.5, waiting_segments=3, oldest_at=100.0)
-    deliveries.write_status(tmp_path, status)
-    assert status == deliveries.read_status(tmp_path)
-    assert [tmp_path / deliveries.STATUS_NAME] == list(tmp_path.iterdir())
+    forward_state.write_status(tmp_path, status)
+    assert status == forward_state.read_status(tmp_path)
+    assert [tmp_path / forward_state.STATUS_NAME] == list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [None, "", "pid 1\n", "pid x\n", "no status at all\n", "\0"])
 def test_a_status_of_no_use_is_none(tmp_path: Path, content: str | None) -> None:
     """Where forward never ran, or a disk lost what it wrote, there is no status."""
     if content is not None:
-        (tmp_path / deliveries.STATUS_NAME).write_text(content)
-    assert deliveries.read_status(tmp_path) is None
+        (tmp_path / forward_state.STATUS_NAME).write_text(content)
+    assert forward_state.read_status(tmp_path) is None
 
 
 def test_the_lag_is_the_age_of_the_oldest() -> None:

@@ -14,7 +14,7 @@ import pytest
 from astralog.settings import SyncMode
 from astralog.store import files
 from astralog.store.segment import WRITEV_BUFFERS, SegmentLost
-from astralog.store.segment_writer import MAX_UNSEALED
+from astralog.store.writer import MAX_UNSEALED
 from tests.support.fake_system import BreakOs
 from tests.unit.store.segments import (
     A,
@@ -128,7 +128,7 @@ def test_segments_that_cannot_be_sealed_are_logged_once(
         writer.append([A])
     renames.times = 0
     writer.append([A])
-    lines = [record.message for record in caplog.records if record.name.endswith("segment_writer")]
+    lines = [record.message for record in caplog.records if record.name.endswith("writer")]
     assert [line.partition(" 2")[0] for line in lines] == [
         "cannot seal",
         "segments are sealed again",
