@@ -188,25 +188,25 @@ class Settings:
     bind: str = _setting(
         "127.0.0.1:8080",
         "Address to listen on: `host:port`, or `unix:/path` for a local socket. "
-        "Port 0 takes a free one.",
+        "Port 0 selects a free one.",
         check_bind,
         convert=expand_bind,
     )
     tokens: str = _setting(
         "",
-        "Tokens that may write, comma separated. "
-        "With neither this nor `ASTRALOG_TOKENS_FILE`, one is made in `<data dir>/token`.",
+        "Tokens, comma separated. Without this and `ASTRALOG_TOKENS_FILE`, the first start creates "
+        "one in `<data dir>/token`.",
         shown="(none)",
     )
     tokens_file: str = _file_setting(
-        "File of tokens, one a line, each followed by the projects it may write, none for all; "
-        "`#` starts a comment. Read again when it changes."
+        "File of tokens, one per line, each followed by its projects, or none for all; `#` starts "
+        "a comment. Reread when it changes."
     )
     tls_cert: str = _file_setting(
-        "File of the TLS certificate chain, in PEM; with it, the service speaks HTTPS alone. "
-        "Read again at a reload."
+        "File of the TLS certificate chain, in PEM; with it, the service speaks only HTTPS. "
+        "Reread at a reload."
     )
-    tls_key: str = _file_setting("File of the certificate's key, in PEM. Read again at a reload.")
+    tls_key: str = _file_setting("File of the certificate's key, in PEM. Reread at a reload.")
     trusted_proxies: str = _setting(
         "",
         "Addresses and networks of proxies, comma separated, whose `X-Forwarded-For` names the "
@@ -216,7 +216,7 @@ class Settings:
     )
     data_dir: Path = _setting(
         Path("data"),
-        "Directory of the segment files; made at the first start.",
+        "Directory of the segment files; created at the first start.",
         check_directory,
         "./data",
         expand_directory,
@@ -229,48 +229,48 @@ class Settings:
     )
     sync: SyncMode = _setting(
         "always",
-        "When a batch is answered 200: `always` once synced to the disk; `everysec` once written, "
-        "synced within a second; `never` once written, synced when the system likes.",
+        "When 200 is sent: `always` once the batch is synced to the disk; `everysec` once it is "
+        "written, and synced within a second; `never` once it is written; the system syncs it.",
         OneOf(("always", "everysec", "never")),
     )
     max_body_bytes: int = _size_setting(
-        10 * MIB, "Largest body, after inflating. Above it: 413 `body_too_large`."
+        10 * MIB, "Largest body, decompressed. Above it: 413 `body_too_large`."
     )
     body_timeout_seconds: float = _setting(
         10.0,
-        "Time a client has to send its body. After it: 408 `body_timeout`.",
+        "Time for a client to send its body. After it: 408 `body_timeout`.",
         Range(min=0, min_inclusive=False),
     )
     commit_timeout_seconds: float = _setting(
         8.0,
-        "Time a batch may wait for its commit; keep it below the clients' own timeout. "
+        "Time for a batch to wait for its commit; keep it below the timeout of the clients. "
         "After it: 503 `commit_timeout`.",
         Range(min=0, min_inclusive=False),
     )
     queue_bytes: int = _size_setting(
         64 * MIB,
-        "Memory a worker grants to bodies that arrive, their decodes, and batches that wait for "
-        "their commit. Beyond it: 503 `queue_full`. With several tokens, none holds more than "
-        "three quarters of it. At least `ASTRALOG_MAX_BODY_BYTES`.",
+        "Memory per worker for bodies, their decoding, and batches that wait for their commit. "
+        "Beyond it: 503 `queue_full`. With several tokens, none may hold more than three quarters "
+        "of it. At least `ASTRALOG_MAX_BODY_BYTES`.",
     )
     writers: int = _setting(
-        1, "Drain greenlets a worker, each with its own segment file.", Range(min=1, max=64)
+        1, "Drain greenlets per worker, each with its own segment file.", Range(min=1, max=64)
     )
     segment_bytes: int = _size_setting(
-        256 * MIB, "A segment is sealed before it grows past this size."
+        256 * MIB, "A segment is sealed before it exceeds this size."
     )
     segment_seconds: float = _setting(
         3600.0, "A segment is sealed at this age, idle or not.", Range(min=0, min_inclusive=False)
     )
     compress: CompressMode = _setting(
         "none",
-        "What becomes of sealed segments: `none` leaves them as they are; `zstd` compresses them, "
-        "in the background and at the lowest priority.",
+        "Compression of sealed segments: `none`, or `zstd`, in the background and at the lowest "
+        "priority.",
         OneOf(("none", "zstd")),
     )
     min_free_bytes: int = _size_setting(
         256 * MIB,
-        "Free disk, with an inode for each 256 KiB of it, below which batches are rejected: "
+        "Free disk, with one inode per 256 KiB of it, below which batches are rejected: "
         "503 `storage_full`.",
         0,
     )
@@ -282,15 +282,15 @@ class Settings:
     )
     retain_free_bytes: int = _size_setting(
         0,
-        "Free disk, with an inode for each 256 KiB of it, below which the oldest sealed segments "
+        "Free disk, with one inode per 256 KiB of it, below which the oldest sealed segments "
         "are removed; 0 keeps all. "
         "Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for new ones.",
         0,
     )
     retain_undelivered: KeepMode = _setting(
         "always",
-        "Whether retention spares what `astralog forward` has not delivered: `always`, or "
-        "`until_full`, by which the oldest go, delivered or not, while less disk is free "
+        "How long retention keeps segments that `astralog forward` has not delivered: `always`, or "
+        "`until_full`, which removes the oldest, delivered or not, while less disk is free "
         "than the larger of `ASTRALOG_RETAIN_FREE_BYTES` and `ASTRALOG_MIN_FREE_BYTES`.",
         OneOf(("always", "until_full")),
     )
@@ -298,29 +298,29 @@ class Settings:
         default="",
         repr=False,
         metadata={
-            "help": "Where `astralog forward` delivers to, over HTTP: "
+            "help": "ClickHouse of `astralog forward`, over HTTP: "
             "`https://user:password@host:8443/database`; after `?`, options of clickhouse-connect "
-            "as `ca_cert=/path`.",
+            "such as `ca_cert=/path`.",
             "validate": check_clickhouse_url,
             "shown": "(none)",
         },
     )
     clickhouse_table: str = _setting(
         "logs",
-        "Table of the logs; the table of its dead letters, lines that it cannot hold, has the same "
-        "name and `_dead_letter`.",
+        "Table of the logs. The table of dead letters, lines that it cannot hold, has the same "
+        "name with `_dead_letter`.",
         Regexp(r"[A-Za-z_][A-Za-z0-9_]*\Z", error="Not a name of letters, digits and `_`."),
     )
     clickhouse_timeout_seconds: float = _setting(
         60.0,
-        "Time for an insert or a query of forward's in all, from its first byte to the answer's "
-        "last. After it, the tables are asked what they hold, and the rest is sent again.",
+        "Time for a whole insert or query of forward. After it, forward queries the tables for the "
+        "lines that they have, and sends the others again.",
         Range(min=1),
     )
     node: str = _setting(
         "",
-        "Name of this node in the table; no two data directories may share one. The first "
-        "delivery fixes it in the data directory (file `node`): forward stops if this differs.",
+        "Name of this node in the table, unique to its data directory. The first delivery stores "
+        "it in the data directory (file `node`), and forward stops if this differs.",
         Regexp(
             r"[^\s/\ud800-\udfff]{1,255}\Z",
             error="Not 1 to 255 characters without spaces and slashes.",
@@ -329,7 +329,7 @@ class Settings:
     )
     forward_chunk_bytes: int = _setting(
         16 * MIB,
-        "Lines that go to ClickHouse in one insert, in bytes; also what forward holds in memory.",
+        "Bytes of lines per insert; also the memory that forward needs for them.",
         Range(min=1, max=256 * MIB),
     )
     forward_keep_seconds: float = _setting(
@@ -337,9 +337,9 @@ class Settings:
     )
     idempotency_keys: int = _size_setting(
         1_000_000,
-        "Idempotency keys of each token that are remembered; beyond it, the token's oldest are "
-        "forgotten, and no other token's. A try that failed after its record was written counts "
-        "like a key. A key takes about 100 bytes on the disk.",
+        "Idempotency keys remembered per token; beyond it, the token's oldest are forgotten, and "
+        "no other token's. A try that failed after its record was written counts as a key. A key "
+        "takes about 100 bytes on disk.",
     )
     idempotency_seconds: float = _setting(
         86400.0,
@@ -348,12 +348,12 @@ class Settings:
     )
     status: str = _setting(
         "on",
-        "Whether `/status` shows numbers and stored logs to who has a token: `on` or `off`.",
+        "Serve the status page to clients with a token: `on` or `off`.",
         OneOf(("on", "off")),
     )
     log_level: str = _setting(
         "info",
-        "Least severe of the service's own log lines on stderr: "
+        "Least severe lines of the service's own log on stderr: "
         "`debug`, `info`, `warning` or `error`.",
         OneOf(("debug", "info", "warning", "error")),
     )
