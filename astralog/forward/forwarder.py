@@ -17,7 +17,7 @@ from astralog.forward.node import fix_node
 from astralog.forward.progress import Progress
 from astralog.forward.verifier import Sent, Verifier
 from astralog.settings import Settings
-from astralog.store.segment_reader import READ_ERRORS
+from astralog.store.reader import READ_ERRORS
 
 log = logging.getLogger(__name__)
 

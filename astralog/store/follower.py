@@ -8,12 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from astralog.store.arrival import oldest_first
 from astralog.store.files import regular_files
+from astralog.store.merge import Part, make_parts, oldest_first
 from astralog.store.names import Form, SegmentName, parse_file_name
-from astralog.store.part import Matches, Part
-from astralog.store.segment_reader import ReadBudget, SegmentReader
-from astralog.store.tail import make_parts
+from astralog.store.reader import ReadBudget, SegmentReader, Select, not_blank
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +109,7 @@ class Follower:
                 part.end = followed.skip()
         return stored
 
-    def poll(self, matches: Matches = bool, budget: ReadBudget | None = None) -> Iterator[bytes]:
+    def poll(self, select: Select = not_blank, budget: ReadBudget | None = None) -> Iterator[bytes]:
         """Yield the lines that came since the last poll, until the budget is spent.
 
         What is not yielded, as the caller stops or the budget is spent, comes with the next poll.
@@ -119,7 +117,7 @@ class Follower:
         self._look()
         now = time.time()
         parts = [part for part in self._followed.values() if part.extend(now)]
-        yield from oldest_first(parts, matches, budget)
+        yield from oldest_first(parts, select, budget)
         for part in list(self._followed.values()):
             if part.is_finished:
                 self._finish(part)

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from astralog.clock import TrustedClock
-from astralog.store.arrival import newest_arrivals
 from astralog.store.files import regular_files
+from astralog.store.merge import Arrival, Part, make_parts, newest_arrivals
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_name
-from astralog.store.part import Arrival, Matches, Part
-from astralog.store.segment_reader import ReadBudget, SegmentReader
-from astralog.store.tail import make_parts
+from astralog.store.reader import ReadBudget, SegmentReader, Select
 
 #: Segments that are looked at, and those that are followed; a cursor has 40 bytes for each of them.
 MAX_SEGMENTS = 256
@@ -101,7 +99,7 @@ class RecentLines:
         self._settled: tuple[int, int] | None = None  # the directory, once it is settled
 
     def read(
-        self, limit: int, matches: Matches, budget: ReadBudget, after: Cursor | None = None
+        self, limit: int, select: Select, budget: ReadBudget, after: Cursor | None = None
     ) -> Recent:
         """Return the newest lines that match, of those that came `after`; raises OSError."""
         self._list()
@@ -119,7 +117,7 @@ class RecentLines:
                     offsets[part.segment] = END if part.end is None else part.end
             if part.begin != END and (part.end is None or part.end > part.begin):
                 parts.append(part)
-        found = list(newest_arrivals(parts, limit + 1, matches, budget))
+        found = list(newest_arrivals(parts, limit + 1, select, budget))
         is_read = after is not None or not self._has_others
         has_more = len(found) > limit
         is_all = is_read and not has_more and not budget.is_spent

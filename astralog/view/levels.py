@@ -33,6 +33,18 @@ def rank_of(level: str) -> int:
     return _RANK_OF_NAME["info"] if rank is None else rank
 
 
+def names_from(least: str) -> list[str] | None:
+    """Return the beginnings of all levels for which `is_severe_enough`, in lower case.
+
+    None if no list of them is complete: levels that are not known rank as `info`.
+    """
+    rank = known_rank(least)
+    if rank is None:
+        name = least.strip().lower()
+        return [name] if name.isascii() and name.isalpha() else None
+    return [name for names in RANKS[rank:] for name in names] if rank > rank_of("info") else None
+
+
 def is_severe_enough(level: str, least: str) -> bool:
     """Return whether a level is `least` or worse; a `least` that is not known means it alone."""
     rank = known_rank(least)

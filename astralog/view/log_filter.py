@@ -1,18 +1,35 @@
-"""Which stored lines somebody wants to see."""
+"""The condition that a stored line fulfils, or not, to be shown."""
 
 import dataclasses
-from collections.abc import Collection
+import json
+import re
+from collections.abc import Collection, Iterator
+from functools import cached_property
 
+import msgspec
+
+from astralog.store.reader import every_line
 from astralog.view.levels import is_severe_enough
+from astralog.view.prefilter import Prefilter, by_field, by_head, by_text, candidates
 from astralog.view.stored_log import StoredLog, decode
+
+#: A JSON escape; several `\\u` in a row may be one character.
+_ESCAPE = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_elements = msgspec.json.Decoder(list[msgspec.Raw])
+_text = msgspec.json.Decoder(str)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogFilter:
-    """What a log must have to be shown; what is None is not asked for.
+    """The conditions that a log fulfils to be shown; one that is None is not set.
 
-    `level` is the least severe one, `text` is looked for in the message and the metadata in any
-    case, and `since` is a timestamp as it is stored: the least that a log's own may be.
+    `level` is the least severe one. `text` occurs in the message, or in the metadata as JSON text:
+    as stored, or with its escapes replaced; in any case, unless `match_case`. `pattern` is searched
+    for in the same texts. Each of `fields` is a name in the metadata, in which dots reach into
+    objects, and its value: a string, or the JSON text of a number, a boolean or null. `since` and
+    `until` are timestamps as they are stored: the earliest and the latest that a log's own may be.
     """
 
     projects: Collection[str] | None = None
@@ -20,28 +37,67 @@ class LogFilter:
     level: str | None = None
     text: str | None = None
     since: str | None = None
+    until: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
+    pattern: re.Pattern[str] | None = None
+    match_case: bool = False
 
     def matches(self, line: bytes) -> bool:
-        """Return whether a stored line is wanted; one that is no log is, unless something is asked.
-
-        The blank ones never are.
-        """
-        if not line or self == _ALL:
+        """Return whether a stored line is shown; without conditions, any line that is not blank."""
+        if not line or self._is_empty:
             return bool(line)
         log = decode(line)
         return log is not None and self._matches(log)
+
+    def select(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+        """Select the lines of a block that match, as `store.reader.Select` says."""
+        found = candidates(self._prefilters, block)
+        for offset, line in every_line(block) if found is None else found:
+            if self.matches(line):
+                yield offset, line
+
+    @cached_property
+    def _is_empty(self) -> bool:
+        return self == LogFilter()
+
+    @cached_property
+    def _prefilters(self) -> tuple[Prefilter, ...]:
+        """What must be in a line that matches, the least frequent presumably first."""
+        found = [
+            None if self.text is None else by_text(self.text, match_case=self.match_case),
+            *(by_field(name, value) for name, value in self.fields),
+            by_head(self.projects, self.level, self.services),
+        ]
+        return tuple(prefilter for prefilter in found if prefilter)
+
+    @cached_property
+    def _wanted_text(self) -> str | None:
+        return self.text if self.text is None or self.match_case else self.text.casefold()
+
+    @cached_property
+    def _since_key(self) -> str | None:
+        return None if self.since is None else sort_key(self.since)
+
+    @cached_property
+    def _until_key(self) -> str | None:
+        return None if self.until is None else sort_key(self.until)
 
     def _matches(self, log: StoredLog) -> bool:
         return (
             (self.projects is None or log.project_id in self.projects)
             and (self.services is None or log.service in self.services)
             and (self.level is None or is_severe_enough(log.level, self.level))
-            and (self.since is None or sort_key(log.timestamp) >= sort_key(self.since))
-            and (self.text is None or _contains(log, self.text.casefold()))
+            and (self._since_key is None or sort_key(log.timestamp) >= self._since_key)
+            and (self._until_key is None or sort_key(log.timestamp) <= self._until_key)
+            and (self._wanted_text is None or self._contains(log, self._wanted_text))
+            and (self.pattern is None or any(map(self.pattern.search, _texts(log))))
+            and all(_has(bytes(log.metadata), name, value) for name, value in self.fields)
         )
 
-
-_ALL = LogFilter()
+    def _contains(self, log: StoredLog, wanted: str) -> bool:
+        if self.match_case:
+            return any(wanted in text for text in _texts(log))
+        return any(wanted in text.casefold() for text in _texts(log))
 
 
 def sort_key(timestamp: str) -> str:
@@ -50,5 +106,50 @@ def sort_key(timestamp: str) -> str:
     return f"{second}.{fraction.rstrip('0')}"
 
 
-def _contains(log: StoredLog, text: str) -> bool:
-    return text in log.message.casefold() or text in log.metadata_text.casefold()
+def _texts(log: StoredLog) -> Iterator[str]:
+    """Yield the texts of a log in which text is searched for."""
+    yield log.message
+    metadata = log.metadata_text
+    yield metadata
+    if "\\" in metadata:
+        yield _ESCAPE.sub(_unescape, metadata)
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    text: str = json.loads(f'"{escape[0]}"')
+    return text
+
+
+def _has(value: bytes, name: str, wanted: str) -> bool:
+    """Return whether a JSON object, or one in an array, has a member of this name and value.
+
+    Its name may have dots itself, or it is in inner objects.
+    """
+    if value[:1] == b"[":
+        elements = map(bytes, _elements.decode(value))
+        return any(_has(one, name, wanted) for one in elements if one[:1] == b"{")
+    if value[:1] != b"{":
+        return False
+    members = _members.decode(value)
+    if name in members and _is_value(bytes(members[name]), wanted):
+        return True
+    parts = name.split(".")
+    heads = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return any(
+        _has(bytes(members[head]), name[len(head) + 1 :], wanted)
+        for head in heads
+        if head in members
+    )
+
+
+def _is_value(value: bytes, wanted: str) -> bool:
+    """Return whether a JSON value is a text, or an array has it as an element."""
+    if value[:1] == b"[":
+        return any(_is_scalar(bytes(element), wanted) for element in _elements.decode(value))
+    return _is_scalar(value, wanted)
+
+
+def _is_scalar(value: bytes, wanted: str) -> bool:
+    if value[:1] == b'"':
+        return _text.decode(value) == wanted
+    return value[:1] not in b"[{" and value == wanted.encode(errors="replace")

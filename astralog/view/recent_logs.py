@@ -1,16 +1,15 @@
 """The newest logs for a page that asks again and again, shortened to what a person takes in."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 from gevent import monkey
 
 from astralog.clock import TrustedClock
-from astralog.store.part import Matches
+from astralog.deadlines import Yielding
+from astralog.store.reader import READ_ERRORS, ReadBudget, Select
 from astralog.store.recent import RecentLines, parse_cursor
-from astralog.store.segment_reader import READ_ERRORS, ReadBudget
 from astralog.view.levels import known_rank
 from astralog.view.log_filter import LogFilter
 from astralog.view.sealer import Sealer
@@ -84,7 +83,7 @@ class RecentLogs:
         """
         budget = ReadBudget(self._max_bytes)
         cursor = None if after is None else parse_cursor(self._sealer.open_hidden(after))
-        recent = self._lines.read(MAX_LOGS, _paced(wanted.matches), budget, cursor)
+        recent = self._lines.read(MAX_LOGS, _paced(wanted.select), budget, cursor)
         logs = [
             _show(
                 self._sealer.seal(f"{arrival.segment}:{arrival.offset:016}"),
@@ -115,19 +114,18 @@ class RecentLogs:
         return msgspec.json.encode(_show(id, line, is_whole=True))
 
 
-def _paced(matches: Matches) -> Matches:
+def _paced(select: Select) -> Select:
     """Return the same function, which sleeps most of the time."""
-    began_at = time.monotonic()
+    pace = Yielding(WORK_SECONDS, lambda worked: _sleep(REST * worked))
 
-    def matches_slowly(line: bytes) -> bool:
-        nonlocal began_at
-        worked = time.monotonic() - began_at
-        if worked > WORK_SECONDS:
-            _sleep(REST * worked)
-            began_at = time.monotonic()
-        return matches(line)
+    def select_slowly(block: bytes) -> Iterator[tuple[int, bytes]]:
+        pace.check()
+        for item in select(block):
+            pace.check()
+            yield item
+        pace.check()
 
-    return matches_slowly
+    return select_slowly
 
 
 def _show(id: str, line: bytes, *, is_whole: bool) -> ShownLog:

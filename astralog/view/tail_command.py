@@ -11,10 +11,8 @@ from typing import NoReturn
 import click
 
 from astralog.log import LineFormatter
-from astralog.store.arrival import oldest_first
 from astralog.store.follower import Follower
-from astralog.store.part import Part
-from astralog.store.tail import find_parts, newest_lines, parts_since
+from astralog.store.merge import Part, find_parts, newest_lines, oldest_first, parts_since
 from astralog.view.levels import known_rank
 from astralog.view.log_filter import LogFilter
 from astralog.view.output import Output
@@ -128,9 +126,9 @@ def _show_stored(parts: list[Part], lines: float, wanted: LogFilter, output: Out
     if wanted.since is not None:
         parts = parts_since(parts, datetime.fromisoformat(wanted.since[:19] + "Z").timestamp())
     if lines == float("inf"):
-        output.write(oldest_first(parts, wanted.matches))
+        output.write(oldest_first(parts, wanted.select))
     else:
-        output.write(newest_lines(parts, int(lines), wanted.matches))
+        output.write(newest_lines(parts, int(lines), wanted.select))
 
 
 def _follow(data_dir: Path, lines: float, wanted: LogFilter, output: Output) -> NoReturn:
@@ -147,4 +145,4 @@ def _follow(data_dir: Path, lines: float, wanted: LogFilter, output: Output) -> 
             reason = follower.error and follower.error.strerror
             log.warning("%s: %s", data_dir, f"{reason}; waiting" if reason else "there again")
         output.wait(POLL_SECONDS)
-        output.write(follower.poll(wanted.matches))
+        output.write(follower.poll(wanted.select))

@@ -28,7 +28,7 @@ from astralog.settings import Settings
 from astralog.store.keys.claims import Claim, Key, KeyedBatch, KeyLocks, Outcome
 from astralog.store.keys.database import Database, Entry, KeyUpkeep, Record
 from astralog.store.keys.stored_lines import StoredLines
-from astralog.store.segment_reader import READ_ERRORS
+from astralog.store.reader import READ_ERRORS
 from astralog.store.writer import Storage
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from astralog.store import follower as follower_module
-from astralog.store.arrival import oldest_first
 from astralog.store.follower import Follower
-from astralog.store.segment_reader import ReadBudget
+from astralog.store.merge import oldest_first
+from astralog.store.reader import ReadBudget, select_if
 from tests.support import foreign
 from tests.support.fake_system import BreakOs
 from tests.support.tail import compress, make_name, make_segment
@@ -323,7 +323,7 @@ def test_a_budget_is_enough_to_come_past_what_does_not_match(
     shown: list[bytes] = []
     polls = 0
     while not shown and polls < 20:
-        shown += follower.poll(lambda line: line == b"wanted", ReadBudget(100_000))
+        shown += follower.poll(select_if(lambda line: line == b"wanted"), ReadBudget(100_000))
         polls += 1
     assert [b"wanted"] == shown
     assert 5 < polls
@@ -332,7 +332,7 @@ def test_a_budget_is_enough_to_come_past_what_does_not_match(
 def test_only_what_matches_is_shown(data_dir: Path, follower: Follower) -> None:
     """What does not match is read once all the same."""
     writer = Writer(data_dir).open("a1", "b1")
-    assert [b"b1"] == list(follower.poll(lambda line: line.startswith(b"b")))
+    assert [b"b1"] == list(follower.poll(select_if(lambda line: line.startswith(b"b"))))
     assert [] == polled(follower)
     writer.write("a2")
     assert ["a2"] == polled(follower)

@@ -8,6 +8,7 @@ import pytest
 
 from astralog.store import recent
 from astralog.store.names import SegmentName
+from astralog.store.reader import ReadBudget, not_blank, select_if
 from astralog.store.recent import (
     END,
     MAX_FOLLOWED,
@@ -17,7 +18,6 @@ from astralog.store.recent import (
     RecentLines,
     parse_cursor,
 )
-from astralog.store.segment_reader import ReadBudget
 from tests.support import foreign
 from tests.support.tail import compress, make_line, make_name, make_segment, message_of
 
@@ -41,7 +41,10 @@ class Look:
         lines = lines or self.lines
         lines._list_again_at = 0
         found = lines.read(
-            self._limit, lambda line: text.encode() in line, ReadBudget(1 << 20), self.cursor
+            self._limit,
+            select_if(lambda line: text.encode() in line),
+            ReadBudget(1 << 20),
+            self.cursor,
         )
         self.cursor = parse_cursor(str(found.cursor))
         return found
@@ -125,12 +128,12 @@ def test_a_segment_that_was_compressed_meanwhile_is_read_on(segment: Path) -> No
 def test_any_process_goes_on(segment: Path) -> None:
     """Also one that has not listed the directory since, and one that has never."""
     look, other = Look(segment.parent), RecentLines(segment.parent)
-    other.read(1, bool, ReadBudget())
+    other.read(1, not_blank, ReadBudget())
     assert ["first"] == look.again()
     new = make_segment(segment.parent, make_name(time.time(), 2), make_line("new"), suffix=OPEN)
     assert ["new"] == look.again()
     append(segment, "second")
-    found = other.read(9, bool, ReadBudget(), look.cursor)  # does not know of the new one
+    found = other.read(9, not_blank, ReadBudget(), look.cursor)  # does not know of the new one
     assert ["second"] == [message_of(one.line) for one in found.arrivals]
     look.cursor = found.cursor
     append(new, "newer")
@@ -165,7 +168,7 @@ def test_a_look_reads_no_more_than_its_budget(data_dir: Path) -> None:
         lines = [make_line("x" * 200, NOW)] * 3000
         make_segment(data_dir, make_name(NOW, pid), *lines, changed=NOW + pid)
     budget = ReadBudget(100_000)
-    found = RecentLines(data_dir).read(10, lambda line: False, budget)
+    found = RecentLines(data_dir).read(10, select_if(lambda line: False), budget)
     assert ([], False) == (found.arrivals, found.is_all)
     assert 100_000 <= budget.bytes_read < 100_000 + 2 * 256 * 1024
 
@@ -178,7 +181,7 @@ def test_a_segment_that_vanishes_is_passed_over(segment: Path) -> None:
     lines = look.lines
     other.unlink()
     append(segment, "second")
-    found = lines.read(9, bool, ReadBudget(), None)
+    found = lines.read(9, not_blank, ReadBudget(), None)
     assert {"first", "second"} == {message_of(one.line) for one in found.arrivals}
     look.cursor = found.cursor
     assert [] == look.again()
@@ -190,11 +193,11 @@ def test_only_the_newest_segments_are_looked_at(data_dir: Path) -> None:
         make_segment(data_dir, make_name(NOW + number), make_line(f"{number}", NOW))
     make_segment(data_dir, make_name(NOW - 9, 2), make_line("open", NOW), suffix=OPEN)
     lines = RecentLines(data_dir)
-    found = lines.read(1000, bool, ReadBudget())
+    found = lines.read(1000, not_blank, ReadBudget())
     assert not found.is_all
     messages = {message_of(one.line) for one in found.arrivals}
     assert {"open", *(str(number) for number in range(50, MAX_SEGMENTS + 50))} == messages
-    assert lines.read(1000, bool, ReadBudget(), found.cursor).is_all
+    assert lines.read(1000, not_blank, ReadBudget(), found.cursor).is_all
     assert [make_name(NOW - 9, 2)] == list(found.cursor.offsets)
 
 
@@ -245,13 +248,13 @@ def test_a_listing_is_not_made_anew_for_everyone(
     monkeypatch.setattr(recent, "LIST_SECONDS", 3600)
     lines = RecentLines(segment.parent)
     for _ in range(5):
-        lines.read(1, bool, ReadBudget())
+        lines.read(1, not_blank, ReadBudget())
     assert 1 == len(listings)
     long_ago = time.time() - 60
     os.utime(segment.parent, (long_ago, long_ago))
     for _ in range(5):
         lines._list_again_at = 0
-        lines.read(1, bool, ReadBudget())
+        lines.read(1, not_blank, ReadBudget())
     assert 2 == len(listings)
     monkeypatch.setattr(recent, "LIST_SECONDS", 0)
     monkeypatch.setattr(recent, "LIST_COST", 10**6)
@@ -259,7 +262,7 @@ def test_a_listing_is_not_made_anew_for_everyone(
     lines._list_again_at = 0
     for _ in range(5):
         lines._list_again_at -= 1.0
-        lines.read(1, bool, ReadBudget())
+        lines.read(1, not_blank, ReadBudget())
     assert 3 == len(listings)
 
 
@@ -267,9 +270,9 @@ def test_a_directory_that_is_missing_is_an_error(tmp_path: Path) -> None:
     """And one that has come since is read."""
     lines = RecentLines(tmp_path / "data")
     with pytest.raises(FileNotFoundError):
-        lines.read(1, bool, ReadBudget())
+        lines.read(1, not_blank, ReadBudget())
     make_segment(tmp_path / "data", make_name(NOW), make_line("x"))
-    assert 1 == len(lines.read(1, bool, ReadBudget()).arrivals)
+    assert 1 == len(lines.read(1, not_blank, ReadBudget()).arrivals)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_a_cursor_of_somebodys_own_making_reads_nothing_else(segment: Path) -> N
         Cursor(0, {name: END, SegmentName(make_name(NOW)): 5}),
         Cursor(10**18 - 1, {name: 10**12}),
     ):
-        assert [] == lines.read(9, bool, ReadBudget(), cursor).arrivals
+        assert [] == lines.read(9, not_blank, ReadBudget(), cursor).arrivals
 
 
 @pytest.mark.parametrize("is_compressed", [False, True])

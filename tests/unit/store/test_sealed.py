@@ -7,7 +7,7 @@ import pytest
 
 from astralog.store import sealed
 from astralog.store.files import seal_file
-from astralog.store.segment_reader import READ_ERRORS
+from astralog.store.reader import READ_ERRORS
 from tests.support import foreign
 
 if sys.version_info >= (3, 14):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astralog.store import segment_reader
+from astralog.store import reader as reader_module
 from astralog.store.names import Form
-from astralog.store.segment_reader import ReadBudget, SegmentReader
+from astralog.store.reader import ReadBudget, SegmentReader
 from tests.support.tail import compress, make_segment
 from tests.unit.store.segments import name_of
 
@@ -20,8 +20,8 @@ SUFFIXES = [form.value for form in Form]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few lines be many blocks."""
-    monkeypatch.setattr(segment_reader, "BLOCK_BYTES", 8)
-    monkeypatch.setattr(segment_reader, "LAST_BLOCK_BYTES", 4)
+    monkeypatch.setattr(reader_module, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(reader_module, "LAST_BLOCK_BYTES", 4)
 
 
 def forwards(reader: SegmentReader, begin: int = 0, end: int | None = None) -> list[bytes]:
@@ -67,8 +67,8 @@ def test_backwards_is_forwards_reversed(
 ) -> None:
     """Lines longer and shorter than a block, blank ones and half ones at the end; and offsets."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment_reader, "BLOCK_BYTES", 4)
-        patch.setattr(segment_reader, "LAST_BLOCK_BYTES", 2)
+        patch.setattr(reader_module, "BLOCK_BYTES", 4)
+        patch.setattr(reader_module, "LAST_BLOCK_BYTES", 2)
         content = b"".join(pieces) + (b"\n" if ends else b"")
         directory = tmp_path_factory.mktemp("segments")
         make_segment(directory, NAME, content)

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astralog.store import segment_reader, tail
-from astralog.store.arrival import oldest_first
+from astralog.store import merge, reader
+from astralog.store.merge import find_parts, make_parts, newest_lines, oldest_first, parts_since
 from astralog.store.names import Form, SegmentFile, SegmentName
-from astralog.store.segment_reader import LAST_BLOCK_BYTES, ReadBudget
-from astralog.store.tail import find_parts, make_parts, newest_lines, parts_since
+from astralog.store.reader import LAST_BLOCK_BYTES, ReadBudget, not_blank, select_if
 from tests.support import foreign
 from tests.support.tail import compress, make_line, make_name, make_segment, message_of
 
@@ -150,7 +149,7 @@ def test_the_quiet_worker_is_not_forgotten(tmp_path: Path) -> None:
 def test_the_open_segment_of_a_quiet_worker_is_not_forgotten(tmp_path: Path) -> None:
     """However many segments of others began after it."""
     make_worker(tmp_path, 1, START, [0, HOUR], ".ndjson.open")
-    for number in range(2 * tail.CONCURRENT_SEGMENTS):
+    for number in range(2 * merge.CONCURRENT_SEGMENTS):
         make_worker(tmp_path, 2, START + number, [0, 0.5])
     assert ["2@255.5", "1@3600"] == newest(tmp_path, 2)
 
@@ -170,9 +169,11 @@ def test_only_what_matches_is_shown(tmp_path: Path) -> None:
     def matches(line: bytes) -> bool:
         return message_of(line).endswith("0")
 
-    assert ["1@170", "1@180", "1@190"] == newest(tmp_path, 3, matches=matches)
-    assert [f"1@{at}" for at in range(50, 200, 10)] == newest(tmp_path, 15, matches=matches)
-    lines = oldest_first(find_parts(tmp_path), matches)
+    assert ["1@170", "1@180", "1@190"] == newest(tmp_path, 3, select=select_if(matches))
+    assert [f"1@{at}" for at in range(50, 200, 10)] == newest(
+        tmp_path, 15, select=select_if(matches)
+    )
+    lines = oldest_first(find_parts(tmp_path), select_if(matches))
     assert [f"1@{at}" for at in range(0, 200, 10)] == list(map(message_of, lines))
 
 
@@ -228,7 +229,7 @@ def test_the_newest_lines_of_many_segments_take_few_reads(tmp_path: Path) -> Non
         assert messages[-50:] == newest(tmp_path, 50)
     assert calls.opened <= 10
     assert calls.bytes_read <= 10 * LAST_BLOCK_BYTES
-    assert calls.looked_at <= tail.CONCURRENT_SEGMENTS + 10
+    assert calls.looked_at <= merge.CONCURRENT_SEGMENTS + 10
 
 
 @pytest.mark.parametrize("pids", [2, 1000])
@@ -238,7 +239,7 @@ def test_a_copied_directory_takes_few_reads_too(tmp_path: Path, pids: int) -> No
     with pytest.MonkeyPatch.context() as patch:
         calls = Calls(patch)
         assert messages[-50:] == newest(tmp_path, 50)
-    assert calls.opened <= tail.CONCURRENT_SEGMENTS + 10
+    assert calls.opened <= merge.CONCURRENT_SEGMENTS + 10
     assert calls.bytes_read <= calls.opened * LAST_BLOCK_BYTES
     assert messages == oldest(tmp_path)
 
@@ -293,7 +294,7 @@ def test_a_spent_budget_opens_no_more(tmp_path: Path) -> None:
     make_many(tmp_path, 100)
     parts = find_parts(tmp_path)
     for number in range(3):
-        shown = list(map(message_of, oldest_first(parts, bool, ReadBudget(1))))
+        shown = list(map(message_of, oldest_first(parts, not_blank, ReadBudget(1))))
         assert [f"{number}/{at}" for at in range(0, 60, 6)] == shown
 
 
@@ -331,12 +332,12 @@ def test_reading_goes_on_where_the_budget_ended(
         suffix = [".ndjson.open", ".ndjson", ".ndjson.zst"][pid % 3]
         make_worker(directory, pid, START + pid, [float(at) for at in seconds], suffix)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment_reader, "BLOCK_BYTES", 300)
+        patch.setattr(reader, "BLOCK_BYTES", 300)
         whole = list(oldest_first(find_parts(directory)))
         parts = find_parts(directory)
         pieces: list[bytes] = []
         for size in [*sizes, *[10**6] * 3]:
-            pieces += oldest_first(parts, bool, ReadBudget(size))
+            pieces += oldest_first(parts, not_blank, ReadBudget(size))
         assert sorted(whole) == sorted(pieces)
         assert all(part.is_read for part in parts)
         for pid in range(1, len(workers) + 1):

@@ -1,10 +1,11 @@
-"""Read one segment's lines, forwards or backwards, whatever its file is called by now."""
+"""Read the lines of one segment from a position, forwards or backwards, whatever its form."""
 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from astralog.store.files import open_regular
 from astralog.store.names import Form, SegmentName
@@ -18,6 +19,34 @@ LAST_BLOCK_BYTES = 16 * 1024
 
 #: What reading a segment may raise: errors of the disk, and of damaged compressed lines.
 READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
+
+
+class Block(NamedTuple):
+    """Whole lines, each with its line end, and the offset at which the first one begins."""
+
+    start: int
+    lines: bytes
+
+
+#: Yields the wanted lines of a block in their order, each with the offset in the block after it.
+Select = Callable[[bytes], Iterable[tuple[int, bytes]]]
+
+
+def every_line(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """Select all lines of a block; blank ones too."""
+    offset = 0
+    for line in block[:-1].split(b"\n"):
+        offset += len(line) + 1
+        yield offset, line
+
+
+def select_if(matches: Callable[[bytes], bool]) -> Select:
+    """Return what selects the lines that match."""
+    return lambda block: (item for item in every_line(block) if matches(item[1]))
+
+
+#: Selects all lines but blank ones.
+not_blank = select_if(bool)
 
 
 class ReadBudget:
@@ -56,53 +85,63 @@ class SegmentReader:
         """Return the end of the last whole line of a file that is not compressed."""
         return next(self.lines_backwards(None, ReadBudget()), (0, b""))[0]
 
-    def lines(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield each whole line from an offset to another, or to the end, and the offset after it.
+    def blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[Block]:
+        """Yield the whole lines from an offset to another, or to the end, in blocks.
 
         It stops early when the budget is spent, but not before one line. Raises READ_ERRORS.
         """
         rest: list[bytes] = []
-        offset = begin
+        start = begin
         for block in self._blocks(begin, end):
             budget.bytes_read += len(block)
-            head, newline, tail = block.rpartition(b"\n")
-            if newline:
-                for line in b"".join([*rest, head]).split(b"\n"):
-                    offset += len(line) + 1
-                    yield offset, line
+            cut = block.rfind(b"\n") + 1
+            if cut:
+                lines = b"".join([*rest, memoryview(block)[:cut]])
+                yield Block(start, lines)
+                start += len(lines)
                 rest.clear()
-            rest.append(tail)
-            if budget.is_spent and offset > begin:
+            rest.append(block[cut:])
+            if budget.is_spent and start > begin:
                 return
 
-    def lines_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield what `lines` yields up to `end`, newest first; for a file that is not compressed.
+    def blocks_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[Block]:
+        """Yield what `blocks` yields up to `end`, newest first; for a file that is not compressed.
 
         It stops early when the budget is spent.
         """
         position = self.size() if end is None else min(end, self.size())
-        line_end = 0  # the offset after the line whose beginning is looked for; 0 before the first
-        rest = b""  # what is read of it
+        rest: list[bytes] = []  # pieces of the line whose start is not read yet, the last one first
         size = LAST_BLOCK_BYTES
         while position > 0 and not budget.is_spent:
-            block = os.pread(self._fd, min(size, position), max(position - size, 0))
+            asked = min(size, position)
+            position -= asked
+            block = os.pread(self._fd, asked, position)
             budget.bytes_read += len(block)
-            if len(block) < min(size, position):  # cut back meanwhile: here is the new end
-                line_end = 0
-            position = max(position - size, 0)
             size = min(2 * size, BLOCK_BYTES)
-            if not line_end:
-                line_end = position + block.rfind(b"\n") + 1
-                block, rest = block[: max(line_end - position - 1, 0)], b""
-                if line_end == position:
-                    line_end = 0
-                    continue
-            rest, *lines = (block + rest).split(b"\n")
-            for line in reversed(lines):
-                yield line_end, line
-                line_end -= len(line) + 1
-        if line_end and position == 0:
-            yield line_end, rest
+            if len(block) < asked:  # cut back meanwhile: here is the new end
+                rest.clear()
+            if not rest:
+                block = block[: block.rfind(b"\n") + 1]
+            cut = block.find(b"\n", 0, None if rest else -1) + 1 if position else 0
+            if position and not cut:
+                rest += [block] if block else []
+                continue
+            lines = b"".join([memoryview(block)[cut:], *reversed(rest)])
+            rest = [block[:cut]]
+            if lines:
+                yield Block(position + cut, lines)
+
+    def lines(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
+        """Yield each line of `blocks`, and the offset after it."""
+        for start, block in self.blocks(begin, end, budget):
+            for offset, line in every_line(block):
+                yield start + offset, line
+
+    def lines_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
+        """Yield each line of `blocks_backwards`, newest first, and the offset after it."""
+        for start, block in self.blocks_backwards(end, budget):
+            for offset, line in reversed(list(every_line(block))):
+                yield start + offset, line
 
     def _blocks(self, begin: int, end: int | None) -> Iterator[bytes]:
         if self.is_compressed:

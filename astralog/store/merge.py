@@ -1,0 +1,277 @@
+"""Lines of many segments in one order, that of their arrival, if it is known.
+
+The lines of a segment are in the order of their arrival, and its name and its last change bound the
+time of the first and of the last. No file records when the others arrived. So between segments that
+were written at the same time, a line's timestamp decides if it may be the time of its arrival: if
+it lies between the segment's start and its last change, plus or minus a minute. Any other line
+stays with its neighbour.
+"""
+
+import contextlib
+import heapq
+import logging
+import math
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from astralog.store.files import regular_files
+from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_name
+from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader, Select, not_blank
+
+log = logging.getLogger(__name__)
+
+#: A log may arrive so much later than its timestamp, and a sender's clock may be so much ahead.
+CLOCK_SECONDS = 60.0
+
+#: A sealed segment had its last line before this many others began after it did. Where its file's
+#: time of change tells nothing, as in a copy of the directory, this bounds what a search opens.
+CONCURRENT_SEGMENTS = 128
+
+# A stored line is as the service encodes it: no quote in a string goes without its backslash, so
+# that the first such text is the log's own timestamp.
+_TIMESTAMP = re.compile(rb'"timestamp":"([0-9T:-]{19})(\.[0-9]+)?Z"')
+
+
+class Arrival(NamedTuple):
+    """A line of a segment, the offset after it, and about when it arrived, since 1970."""
+
+    segment: SegmentName
+    time: float
+    offset: int
+    line: bytes
+
+
+class Part:
+    """The lines of one segment from `begin` to `end`, or to the file's end where that is None.
+
+    They arrived between `since` and `until`, in seconds since 1970. `successor` names a segment
+    that began after the last of them, where one is known.
+    """
+
+    def __init__(
+        self, directory: Path, segment: SegmentName, form: Form, successor: SegmentName | None
+    ) -> None:
+        self.segment = segment
+        self.begin = 0
+        self.end: int | None = None
+        self.is_read = False  # whether all was read that there is
+        self.is_failed = False  # whether the file cannot be read
+        self._directory = directory
+        self._form = form
+        self.successor = successor
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the segment is being written, as far as its listed name tells."""
+        return self._form is Form.OPEN
+
+    @cached_property
+    def since(self) -> float:
+        """The start of the segment."""
+        return self.segment.start
+
+    @cached_property
+    def latest(self) -> float:
+        """What `until` is at most, by the names alone."""
+        return self.successor.start if self.successor else float("inf")
+
+    @cached_property
+    def until(self) -> float:
+        """The last change of the segment."""
+        try:
+            changed = self.segment.path(self._directory, self._form).stat().st_mtime
+        except OSError:  # renamed or removed meanwhile
+            changed = self.latest
+        return max(self.since, changed)
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[SegmentReader]:
+        """Open the file for a while."""
+        with contextlib.closing(SegmentReader(self._directory, self.segment)) as reader:
+            yield reader
+
+    def read(self, select: Select, budget: ReadBudget) -> Iterator[Arrival]:
+        """Yield the lines that match, until the budget is spent; then the next call goes on.
+
+        Lines count as read once the next one is asked for. A file that cannot be read ends.
+        """
+        time = self.since
+        for offset, line in self._without_errors(self._read(select, budget)):
+            time = self._event_time(line, time)
+            yield Arrival(self.segment, time, offset, line)
+
+    def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
+        with self._reader() as reader:
+            for start, lines in reader.blocks(self.begin, self.end, budget):
+                for offset, line in select(lines):
+                    yield start + offset, line
+                    self.begin = start + offset
+                self.begin = start + len(lines)
+            self.is_read = not budget.is_spent
+
+    def read_backwards(self, limit: int, select: Select, budget: ReadBudget) -> Iterator[Arrival]:
+        """Yield the newest lines that match, `limit` at most, newest first; else as `read`.
+
+        Of a line in which `begin` lies, which was not whole then, all is yielded.
+        """
+        time = self.until
+        for offset, line in self._without_errors(self._read_backwards(limit, select, budget)):
+            time = self._event_time(line, time)
+            yield Arrival(self.segment, time, offset, line)
+
+    def _read_backwards(
+        self, limit: int, select: Select, budget: ReadBudget
+    ) -> Iterator[tuple[int, bytes]]:
+        with self._reader() as reader:
+            if reader.is_compressed:
+                newest: deque[tuple[int, bytes]] = deque(maxlen=limit)
+                for start, lines in reader.blocks(0, self.end, budget):
+                    found = ((start + offset, line) for offset, line in select(lines))
+                    newest.extend(item for item in found if item[0] > self.begin)
+                if not budget.is_spent:  # else these are not the newest
+                    yield from reversed(newest)
+                return
+            for start, lines in reader.blocks_backwards(self.end, budget):
+                for offset, line in reversed(list(select(lines))):
+                    if start + offset > self.begin:
+                        yield start + offset, line
+                if start <= self.begin:
+                    return
+
+    def _event_time(self, line: bytes, otherwise: float) -> float:
+        """Return the line's timestamp where it may be, within a minute, when it arrived."""
+        time = event_time(line)
+        if self.since - CLOCK_SECONDS <= time <= self.until + CLOCK_SECONDS:
+            return min(max(time, self.since), self.until)
+        return otherwise
+
+    def _without_errors(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        try:
+            yield from lines
+        except FileNotFoundError:
+            log.warning("%s was removed before it was read", self.segment)
+            self.is_failed = True
+        except READ_ERRORS as error:
+            log.warning("cannot read %s: %s", self.segment, error)
+            self.is_failed = True
+
+
+def event_time(line: bytes) -> float:
+    """Return a stored line's timestamp in seconds since 1970; NaN, which is never, for none."""
+    match = _TIMESTAMP.search(line)
+    try:
+        second = datetime.fromisoformat(match[1].decode()) if match else None
+    except ValueError:
+        second = None
+    if match is None or second is None:
+        return math.nan
+    return second.replace(tzinfo=UTC).timestamp() + float(match[2] or 0)
+
+
+def find_parts(directory: Path) -> list[Part]:
+    """Return all there is of each segment, in the order of their names; raises OSError."""
+    return make_parts(directory, filter(None, map(parse_file_name, regular_files(directory))))
+
+
+def newest_lines(
+    parts: Sequence[Part], limit: int, select: Select = not_blank, budget: ReadBudget | None = None
+) -> list[bytes]:
+    """Return the newest `limit` lines that match, in the order of their arrival.
+
+    Where the budget is spent, these are fewer, and older ones were not looked for.
+    """
+    return list(newest_first(parts, limit, select, budget))[::-1]
+
+
+def parts_since(parts: Iterable[Part], moment: float) -> list[Part]:
+    """Return the parts whose last line arrived at a moment, in seconds since 1970, or later."""
+    return [part for part in parts if part.latest >= moment and part.until >= moment]
+
+
+def make_parts(directory: Path, files: Iterable[SegmentFile]) -> list[Part]:
+    """Return all there is of each segment that has one of the files, in the order of the names."""
+    # While a segment gets another name, it may be listed with both; a sealed one is not open.
+    forms: dict[SegmentName, Form] = {}
+    for segment, form in files:
+        if form is not Form.OPEN or segment not in forms:
+            forms[segment] = form
+    segments = sorted(forms)
+    successors = dict(zip(segments, segments[CONCURRENT_SEGMENTS:], strict=False))
+    return [
+        Part(directory, segment, form, None if form is Form.OPEN else successors.get(segment))
+        for segment in segments
+        for form in [forms[segment]]
+    ]
+
+
+def oldest_first(
+    parts: Iterable[Part], select: Select = not_blank, budget: ReadBudget | None = None
+) -> Iterator[bytes]:
+    """Yield the lines of the parts that match, until the budget is spent.
+
+    Each part's `begin` moves along, so that another call with the same parts goes on there. A part
+    is opened only when the lines before it in time are through.
+    """
+    budget = budget or ReadBudget()
+    waiting = sorted(parts, key=lambda part: (part.since, part.segment), reverse=True)
+    heads: list[tuple[float, int, Arrival, Part, Iterator[Arrival]]] = []
+    while True:
+        while waiting and not budget.is_spent and (not heads or waiting[-1].since <= heads[0][0]):
+            part = waiting.pop()
+            lines = part.read(select, budget)
+            if arrival := next(lines, None):
+                heapq.heappush(heads, (arrival.time, -len(waiting), arrival, part, lines))
+        if not heads:
+            return
+        _, order, arrival, part, lines = heads[0]
+        part.begin = arrival.offset
+        yield arrival.line
+        if following := next(lines, None):
+            heapq.heapreplace(heads, (following.time, order, following, part, lines))
+        else:
+            heapq.heappop(heads)
+
+
+def newest_first(
+    parts: Sequence[Part], limit: int, select: Select = not_blank, budget: ReadBudget | None = None
+) -> Iterator[bytes]:
+    """Yield the newest `limit` lines of the parts that match; as `newest_arrivals`."""
+    return (arrival.line for arrival in newest_arrivals(parts, limit, select, budget))
+
+
+def newest_arrivals(
+    parts: Sequence[Part], limit: int, select: Select = not_blank, budget: ReadBudget | None = None
+) -> Iterator[Arrival]:
+    """Yield the newest `limit` lines of the parts that match, until the budget is spent.
+
+    The parts are in the order of their names. One is opened only when no newer line can be in
+    another.
+    """
+    budget = budget or ReadBudget()
+    # Those come first whose last line may be the newest of all.
+    waiting = sorted(enumerate(parts), key=lambda item: item[1].successor is None)
+    # A rank is negative, since a heap has its least item first. A part without a line ranks as
+    # its last line can at best.
+    heads: list[tuple[float, int, Arrival | None, Iterator[Arrival]]] = []
+    while limit:
+        while waiting and (not heads or waiting[-1][1].latest >= -heads[0][0]):
+            number, part = waiting.pop()
+            lines = part.read_backwards(limit, select, budget)
+            heapq.heappush(heads, (-part.until, -number, None, lines))
+        if not heads:
+            return
+        _, order, arrival, lines = heads[0]
+        if arrival:
+            limit -= 1
+            yield arrival
+        if following := next(lines, None):
+            heapq.heapreplace(heads, (-following.time, order, following, lines))
+        elif budget.is_spent:  # a line of this part may be next
+            return
+        else:
+            heapq.heappop(heads)

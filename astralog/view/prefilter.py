@@ -1,0 +1,200 @@
+r"""Find the lines of a block that may match a filter, without parsing any.
+
+A stored line is JSON as the service encodes it, in which only quotes, backslashes and control
+characters of the five texts are escaped, with the metadata as the client sent it, in which any
+character may be: as `\u0041`, or `/` as `\/`. So a character that need not be escaped is in the
+line as it is, unless the line has such an escape. A prefilter finds the lines that have a literal,
+and those with a reason why they may match all the same. A parse then decides.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+
+import msgspec
+
+from astralog.view.levels import names_from
+
+#: An escape of a character that is not a control character; those the service itself escapes.
+_UNICODE_ESCAPE = re.compile(rb"\\u(?!00[01])")
+
+#: Texts of so many characters and more are found by their ASCII characters alone.
+_FEW_CHARACTERS = 2
+
+#: The characters that need no escape: their longest run is the literal.
+_RUN = re.compile(r'[^"\\\x00-\x1f\x7f]+')
+_ASCII_RUN = re.compile(r'[^"\\\x00-\x1f\x7f-\U0010ffff]+')
+
+#: The characters other than ASCII that have ASCII characters in their folded form: as `ß` has `ss`.
+#: A test finds them anew.
+FOLDED_TO_ASCII = (
+    "\u00df\u0130\u0149\u017f\u01f0\u1e96\u1e97\u1e98\u1e99"
+    "\u1e9a\u1e9e\u212a\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06"
+)
+
+_TEXT = rb'"(?:[^"\\]|\\.)*"'
+
+
+@dataclass(frozen=True)
+class Prefilter:
+    """Finds the lines that have `literal`, or one of the `exceptions`, which are literals too.
+
+    With `lower`, ASCII letters match in any case; `literal` is in lower case. With `folds`, blocks
+    are case-folded as a whole, and `folds` is what is looked for. With `pattern`, lines are found
+    by it alone.
+    """
+
+    literal: bytes = b""
+    lower: bool = False
+    folds: str = ""
+    has_escapes: bool = False  # whether `\\u` escapes are exceptions
+    exceptions: tuple[bytes, ...] = field(default=())
+    pattern: re.Pattern[bytes] | None = None
+
+    def spans(self, block: bytes) -> Iterator[tuple[int, int]]:
+        """Yield where the lines begin and end, without their line ends; in order, each once."""
+        found = [self._found(block)]
+        found += [_by_literal(block, block, text) for text in self.exceptions if text in block]
+        if self.has_escapes and b"\\u" in block:
+            found.append(_by_pattern(block, _UNICODE_ESCAPE))
+        return found[0] if len(found) == 1 else map(itemgetter(0), groupby(merge(*found)))
+
+    def _found(self, block: bytes) -> Iterator[tuple[int, int]]:
+        if self.pattern:
+            return _by_pattern(block, self.pattern)
+        if self.folds:
+            return _by_folded(block, self.folds)
+        return _by_literal(block, block.lower() if self.lower else block, self.literal)
+
+
+def candidates(prefilters: Iterable[Prefilter], block: bytes) -> Iterator[tuple[int, bytes]] | None:
+    """Return the lines of a block that may match, each with the offset after it; None for all."""
+    for prefilter in prefilters:
+        return ((end + 1, block[begin:end]) for begin, end in prefilter.spans(block))
+    return None
+
+
+def by_text(text: str, *, match_case: bool) -> Prefilter | None:
+    """Return what finds the logs that may have a text in message or metadata, None for all."""
+    wanted = text if match_case else text.casefold()
+    if match_case:
+        return _by_run(_longest(_RUN, wanted))
+    literal = _longest(_ASCII_RUN, wanted)
+    run = _longest(_RUN, wanted)
+    if len(literal) < min(_FEW_CHARACTERS, len(run)):
+        return Prefilter(folds=run, has_escapes=True, exceptions=_slashes(run))
+    if not literal:
+        return None
+    exceptions = tuple(
+        character.encode() for character in FOLDED_TO_ASCII if _may_be_part(character, literal)
+    )
+    return Prefilter(
+        literal.encode(), lower=True, has_escapes=True, exceptions=exceptions + _slashes(literal)
+    )
+
+
+def by_field(name: str, value: str) -> Prefilter | None:
+    """Return what finds the logs that may have a value in a member of metadata, None for all."""
+    return _by_run(_longest(_RUN, value) or _longest(_RUN, name.rpartition(".")[2]))
+
+
+def by_head(
+    projects: Collection[str] | None, level: str | None, services: Collection[str] | None
+) -> Prefilter | None:
+    """Return what finds the logs with one of the projects and services and the level, or worse.
+
+    None finds all: without any of these, or if most levels are asked for.
+    """
+    texts = [
+        (b"project_id", _one_of(projects)),
+        (b"timestamp", None),
+        (b"level", _level_pattern(level)),
+        (b"service", _one_of(services)),
+    ]
+    asked = [place for place, (_, pattern) in enumerate(texts) if pattern is not None]
+    if not asked:
+        return None
+    pattern = b",".join(
+        b'"%s":%s' % (name, _TEXT if pattern is None else pattern)
+        for name, pattern in texts[asked[0] : asked[-1] + 1]
+    )
+    return Prefilter(pattern=re.compile(pattern))
+
+
+def _one_of(texts: Collection[str] | None) -> bytes | None:
+    if texts is None:
+        return None
+    encoded = (re.escape(msgspec.json.encode(text)) for text in texts)
+    return b"(?:%s)" % b"|".join(encoded) if texts else b"(?!)"
+
+
+def _level_pattern(level: str | None) -> bytes | None:
+    """Return a pattern of the levels that are severe enough, and of some others.
+
+    Blanks and other characters around a known name do not count, so whatever begins with one of
+    them, or has a character that is not ASCII, is found too.
+    """
+    names = None if level is None else names_from(level)
+    if names is None:
+        return None
+    known = b"|".join(re.escape(name.encode()) for name in names)
+    return rb'"(?:(?i:%s)|[^a-zA-Z"]|[a-zA-Z]+[^\x00-\x7f])(?:[^"\\]|\\.)*"' % known
+
+
+def _by_run(run: str) -> Prefilter | None:
+    if not run:
+        return None
+    return Prefilter(run.encode(errors="replace"), has_escapes=True, exceptions=_slashes(run))
+
+
+def _slashes(text: str) -> tuple[bytes, ...]:
+    return (rb"\/",) if "/" in text else ()
+
+
+def _longest(run: re.Pattern[str], text: str) -> str:
+    return max(run.findall(text), key=len, default="")
+
+
+def _may_be_part(character: str, literal: str) -> bool:
+    """Return whether a character's folded form may be, or overlap, an occurrence of the literal."""
+    folded = character.casefold()
+    cuts = range(1, len(folded))
+    return (
+        literal in folded
+        or folded in literal
+        or any(literal.startswith(folded[cut:]) for cut in cuts)
+        or any(literal.endswith(folded[:cut]) for cut in cuts)
+    )
+
+
+def _by_literal(block: bytes, searched: bytes, literal: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the lines of a block in whose searched form a literal is, at the same offset."""
+    position = searched.find(literal)
+    while position >= 0:
+        end = block.find(b"\n", position)
+        yield block.rfind(b"\n", 0, position) + 1, end
+        position = searched.find(literal, end + 1)
+
+
+def _by_pattern(block: bytes, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
+    match = pattern.search(block)
+    while match:
+        end = block.find(b"\n", match.start())
+        yield block.rfind(b"\n", 0, match.start()) + 1, end
+        match = pattern.search(block, end + 1)
+
+
+def _by_folded(block: bytes, text: str) -> Iterator[tuple[int, int]]:
+    """Yield the lines whose case-folded form has a text; folding changes their lengths."""
+    folded = block.decode(errors="replace").casefold()
+    position = folded.find(text)
+    if position < 0:
+        return
+    begin = 0
+    for line, folded_line in zip(block.split(b"\n"), folded.split("\n"), strict=True):
+        if text in folded_line:
+            yield begin, begin + len(line)
+        begin += len(line) + 1
