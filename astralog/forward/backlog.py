@@ -1,4 +1,4 @@
-"""What waits for its delivery in a data directory, and the removal of what had it."""
+"""The segments of a data directory that wait for delivery, and the removal of delivered ones."""
 
 import logging
 import time
@@ -20,14 +20,17 @@ UNREADABLE_SECONDS = 60.0
 def find_sealed(directory: Path, known: set[str]) -> set[str]:
     """Return the sealed segments of a directory; raises OSError.
 
-    A listing may miss a file that is being compressed: each of the `known` ones is looked for.
+    A listing may miss a file that is being compressed, so each `known` one is checked by name.
     """
     listed = sealed.list_segments(directory).sealed
     return listed | {name for name in known - listed if sealed.is_sealed(directory, name)}
 
 
 class Backlog:
-    """What waits for its delivery, oldest first, as of the last look; raises OSError throughout."""
+    """Segments that wait for delivery, oldest first, as of the last scan.
+
+    Every method may raise OSError.
+    """
 
     def __init__(self, directory: Path, cursor: Cursor) -> None:
         self._directory = directory
@@ -36,17 +39,17 @@ class Backlog:
         self._removals = LogOnce(log)
         self._sizes: dict[str, int] = {}
         self._queue: list[str] = []  # the oldest last
-        self._sent: set[str] = set()  # and not verified yet
+        self._sent: set[str] = set()  # sent, and not verified yet
         self._open: set[str] = set()
         self._plain: set[str] = set()
         self._unreadable: dict[str, float] = {}  # with the time of the next attempt
 
-    def look(self) -> None:
-        """Take note of segments that were sealed, and of those that are gone."""
+    def scan(self) -> None:
+        """Add segments that were sealed since the last scan, and drop those that are gone."""
         found = sealed.list_segments(self._directory)
         self._open = found.open
         delivered = self._cursor.delivered
-        compressed = (self._plain - found.plain) & self._sizes.keys()  # since the last look
+        compressed = (self._plain - found.plain) & self._sizes.keys()  # since the last scan
         self._plain = found.plain
         for name in (found.sealed - self._sizes.keys() - delivered) | compressed:
             if (size := self._size(name)) is not None:
@@ -81,13 +84,13 @@ class Backlog:
         return name in self._sizes
 
     def oldest(self, but: str | None = None) -> str | None:
-        """Return the oldest segment to deliver, other than `but`; None if there is none."""
+        """Return the oldest deliverable segment other than `but`, or None."""
         while self._queue and not self._is_ready(self._queue[-1]):
             self._queue.pop()
         return next((name for name in self._ready() if name != but), None)
 
     def oldest_within(self, size: int) -> Iterator[str]:
-        """Yield the segments to deliver, oldest first, whose files are `size` bytes at most."""
+        """Yield deliverable segments, oldest first, until their files exceed `size` bytes."""
         for name in self._ready():
             size -= self._sizes[name]
             if size < 0:
@@ -98,44 +101,45 @@ class Backlog:
         return filter(self._is_ready, reversed(self._queue))
 
     def set_aside(self, name: str) -> None:
-        """Note that all of a segment was sent; it waits until it is verified and removed."""
+        """Mark a segment as sent; it waits until it is verified and removed."""
         self._sent.add(name)
 
     def remove(self, name: str) -> None:
-        """Take out a segment that is delivered, or gone."""
+        """Remove a segment that is delivered or gone."""
         self._sizes.pop(name, None)
         self._sent.discard(name)
         self._unreadable.pop(name, None)
 
     def postpone(self, name: str, error: BaseException) -> None:
-        """Leave a segment that cannot be read for later, sent or not, and go on with the others."""
+        """Retry an unreadable segment later, and continue with the others."""
         if name not in self._unreadable:
-            log.error("cannot read %s: %s; it is tried again every minute", name, error)
+            log.error("cannot read %s: %s; retrying every minute", name, error)
         self._unreadable[name] = time.monotonic() + UNREADABLE_SECONDS
         self._sent.discard(name)
 
     @property
     def waiting_segments(self) -> int:
-        """How many sealed segments wait."""
+        """Number of sealed segments that wait."""
         return len(self._sizes)
 
     @property
     def waiting_bytes(self) -> int:
-        """The bytes of their files."""
+        """Size of their files, in bytes."""
         return sum(self._sizes.values())
 
     @property
     def oldest_at(self) -> float:
-        """When the oldest segment was started that is not delivered, sealed or open; 0 for none."""
+        """Start of the oldest undelivered segment, sealed or open, in Unix seconds; 0 if none."""
         others = (min(names, default=None) for names in (self._sent, self._unreadable, self._open))
         return min(
             (sealed.start_of(name) for name in (self.oldest(), *others) if name), default=0.0
         )
 
     def remove_delivered(self, keep_seconds: float) -> None:
-        """Remove the files of delivered segments that last changed longer ago, as retention does.
+        """Remove files of delivered segments unchanged for longer than `keep_seconds`.
 
-        A segment that cannot be removed is skipped, and tried again the next time.
+        Age is measured as by retention. A segment that cannot be removed is skipped and retried
+        at the next call.
         """
         now = min(self._clock.now(), time.time())
         removed = set()
@@ -157,7 +161,10 @@ class Backlog:
             self._cursor.forget(removed)
 
     def _is_older(self, name: str, seconds: float, now: float) -> bool:
-        """Return whether a segment last changed longer ago; its name alone may say that not."""
+        """Return whether a segment last changed more than `seconds` ago.
+
+        A young start in the name settles it without a stat.
+        """
         start = sealed.start_of(name)
         if 0 <= now - start <= seconds:
             return False

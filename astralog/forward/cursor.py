@@ -1,30 +1,34 @@
-"""What is delivered, durably; `store.forward_state` has the format of the file.
+"""The durable record of deliveries, and the node's name they were made under.
 
-A fact is written only when it is true, so that facts that are lost leave doubt and no harm: of a
-segment whose facts may be missing, the table is asked what it holds before anything is sent.
+`store.forward_state` defines the format of the files. A fact is written only once it is true, so a
+lost fact causes doubt and no harm: the table is queried about a segment whose facts may be
+missing before anything is sent.
+
+The node's name is fixed with the first delivery, in the file `node` beside the segments. A row's
+place is its node, segment and line: under another name, everything would be delivered twice.
 """
 
 import contextlib
 import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from astralog.settings import PREFIX
 from astralog.store import forward_state
 from astralog.store.files import FILE_MODE, is_same_file, sync_directory
 from astralog.store.sealed import start_of
 
-log = logging.getLogger(__name__)
-
-#: The file is written anew when it holds this many lines more than it needs.
+#: Superfluous lines in the file that cause a rewrite.
 SPARE_LINES = 10_000
 
 
 class Position(NamedTuple):
-    """How far into a segment all is delivered, in uncompressed bytes and in lines."""
+    """The end of a segment's delivered part, in uncompressed bytes and in lines."""
 
     offset: int
     lines: int
@@ -34,15 +38,15 @@ START = Position(0, 0)
 
 
 class Cursor:
-    """The facts of one data directory about one table; raises OSError throughout.
+    """The facts of one data directory about one table; every method may raise OSError.
 
-    `delivered` are the segments that the table holds as a whole, and `repeated` those whose
-    missing lines were sent a second time. Of those `in_doubt` it may hold more than their facts
-    say, and of those that `may_be_held` as well, although they have no fact.
+    `delivered`: segments that the table holds as a whole. `repeated`: segments whose missing
+    lines were sent a second time. `in_doubt`: segments of which the table may hold more than
+    their facts say.
     """
 
     def __init__(self, directory: Path, node: str, table: str) -> None:
-        """Read the cursor, if there is one that holds for this directory, node and table."""
+        """Read the cursor if it belongs to this directory, node and table."""
         self._directory = directory
         self._directory_inode = os.stat(directory).st_ino
         self._path = directory / forward_state.CURSOR_NAME
@@ -58,43 +62,43 @@ class Cursor:
         self._read()
 
     def known(self) -> set[str]:
-        """Return the segments that there are facts about."""
+        """Return the segments that have facts."""
         return self.delivered | self._positions.keys()
 
     def open(self, sealed: Collection[str]) -> None:
-        """Write the file anew, with facts about the `sealed` segments alone, to go on with it."""
+        """Rewrite the file with the facts of the `sealed` segments only, and open it."""
         self.delivered.intersection_update(sealed)
         self.repeated.intersection_update(sealed)
         self._positions = {name: at for name, at in self._positions.items() if name in sealed}
         self.in_doubt = set(self._positions)
-        with contextlib.suppress(OSError):  # on a full disk, the first fact tries again
+        with contextlib.suppress(OSError):  # the disk may be full: the first fact retries
             self._rewrite()
 
     def may_be_held(self, name: str) -> bool:
         """Return whether the table may hold lines of a segment that has no fact.
 
-        Such are all that were started before this process, since facts may be lost or another
-        directory's, and before one that is gone, which may come back. A start in the future shows
-        a clock that was set back.
+        It may if the segment started before this process, since facts can be lost or belong to
+        another directory, or before one that was removed and may be restored. A start in the
+        future means that the clock was set back.
         """
         start = start_of(name)
         return start <= self._doubted_until or start > time.time()
 
     def doubt(self, name: str) -> None:
-        """Note, for this process, that an attempt at a segment failed."""
+        """Remember, in this process only, that an attempt at a segment failed."""
         self.in_doubt.add(name)
 
     def position(self, name: str) -> Position:
-        """Return how far into a segment all is delivered, as far as is known."""
+        """Return the known end of a segment's delivered part."""
         return self._positions.get(name, START)
 
     def begin(self, name: str) -> None:
-        """Note that lines of a segment are about to be sent, unless that is known."""
+        """Record that a segment's lines are about to be sent, unless already recorded."""
         if name not in self._positions:
             self.advance(name, START)
 
     def advance(self, name: str, position: Position, then: str | None = None) -> None:
-        """Note how far into a segment all is delivered, and begin another in the same write."""
+        """Record a segment's position, and begin segment `then` in the same write."""
         moved = {name: position}
         if then and then not in self._positions:
             moved[then] = START
@@ -102,18 +106,18 @@ class Cursor:
         self._positions |= moved
 
     def repeat(self, name: str) -> None:
-        """Note that a segment's missing lines were sent a second time."""
+        """Record that a segment's missing lines were sent a second time."""
         self._append([f"again {name}"])
         self.repeated.add(name)
 
     def finish(self, names: Collection[str]) -> None:
-        """Note that segments are delivered as a whole."""
+        """Record that segments are delivered as a whole."""
         self._append([f"done {name}" for name in names])
         self._drop(names)
         self.delivered.update(names)
 
     def forget(self, names: Collection[str]) -> None:
-        """Drop segments that are gone, from the file too when it has grown."""
+        """Drop removed segments; rewrite the file once it has grown."""
         self._doubted_until = max([self._doubted_until, *map(start_of, names)])
         self._drop(names)
         self.delivered.difference_update(names)
@@ -128,13 +132,13 @@ class Cursor:
             self._positions.pop(name, None)
 
     def close(self) -> None:
-        """Close the file; every fact is in it already."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def _read(self) -> None:
-        """Take in the facts that the file holds."""
+        """Read the facts from the file."""
         try:
             with self._path.open("rb") as file:
                 head = self._head(file.fileno())
@@ -142,14 +146,14 @@ class Cursor:
         except (FileNotFoundError, ValueError):
             return
         if first != head:
-            log.warning("the cursor is another directory's, node's or table's: the table is asked")
+            log.warning("the cursor is another directory's, node's or table's: querying the table")
             return
         for fact in facts:
-            self._take(fact)
+            self._apply(fact)
         if None in facts:
-            log.warning("the cursor is damaged: the table is asked what it holds")
+            log.warning("the cursor is damaged: querying the table")
 
-    def _take(self, fact: str | None) -> None:
+    def _apply(self, fact: str | None) -> None:
         match fact.split(" ") if fact else ():
             case ["at", name, offset, lines]:
                 self._positions[name] = Position(int(offset), int(lines))
@@ -162,15 +166,15 @@ class Cursor:
     def _head(self, fd: int) -> str:
         """Return the first fact of the cursor in the open file.
 
-        The numbers of the file and of its directory tell a copy from the original.
+        The inodes of the file and its directory distinguish a copy from the original.
         """
         inodes = f"{os.stat(self._directory).st_ino}/{os.fstat(fd).st_ino}"
         return f"cursor 1 {inodes} {self._target}"
 
     def _rewrite(self) -> None:
-        """Replace the file by one that holds what is known now, and nothing twice."""
+        """Replace the file by one with each current fact once."""
         if os.stat(self._directory).st_ino != self._directory_inode:
-            raise OSError(errno.ESTALE, "another directory is there now", str(self._directory))
+            raise OSError(errno.ESTALE, "the directory was replaced", str(self._directory))
         self.close()
         facts = [f"done {name}" for name in sorted(self.delivered)]
         facts += [_at(*item) for item in self._positions.items()]
@@ -185,13 +189,13 @@ class Cursor:
         except BaseException:
             os.close(fd)
             with contextlib.suppress(OSError):
-                draft.unlink()  # it takes room, and the disk may be full
+                draft.unlink()  # the disk may be full
             raise
         self._fd = fd
         self._lines = 1 + len(facts)
 
     def _append(self, facts: Collection[str]) -> None:
-        """Add facts durably; after an error, the file is written anew before the next ones."""
+        """Append facts and sync them; after an error, the next call rewrites the file first."""
         if not self._is_in_place():
             self._rewrite()
         try:
@@ -202,7 +206,7 @@ class Cursor:
         self._lines += len(facts)
 
     def _is_in_place(self) -> bool:
-        """Return whether the open file is the cursor, which was not replaced or removed."""
+        """Return whether the open file is still the cursor's, neither replaced nor removed."""
         try:
             return self._fd >= 0 and is_same_file(self._fd, self._path)
         except FileNotFoundError:
@@ -218,3 +222,54 @@ def _write(fd: int, facts: Iterable[str]) -> None:
     while content:
         content = content[os.write(fd, content) :]
     os.fdatasync(fd)
+
+
+log = logging.getLogger(__name__)
+
+
+class NodeNameError(Exception):
+    """The node's name is unknown or contradictory."""
+
+
+def resolve_node(directory: Path, wanted: str) -> str:
+    """Return the node's name for a directory; `wanted` is the setting, empty if unset.
+
+    Raises OSError, and NodeNameError with one line that says what to do.
+    """
+    path = directory / forward_state.NODE_NAME
+    noted = forward_state.read_node_of_cursor(directory)
+    try:
+        fixed = forward_state.read_node(directory)
+    except ValueError:
+        if noted is None:
+            raise NodeNameError(
+                f"{path} is damaged: remove it, and set {PREFIX}NODE to the value of `node` in "
+                "the rows that ClickHouse has of this directory"
+            ) from None
+        log.warning("%s is damaged; the cursor has the name %s", path, noted)
+        fixed = None
+    known = fixed or noted
+    if known and noted and noted != known:
+        raise NodeNameError(
+            f"{path} says that this node is {known}, but {forward_state.CURSOR_NAME} says {noted}: "
+            "remove the file that is wrong"
+        )
+    if known and wanted and wanted != known:
+        raise NodeNameError(
+            f"{PREFIX}NODE is {wanted}, but ClickHouse has the logs of {directory} as node "
+            f"{known}: unset {PREFIX}NODE or set it to {known}; to deliver everything here again "
+            f"as {wanted}, remove {forward_state.NODE_NAME} and {forward_state.CURSOR_NAME} there"
+        )
+    return known or wanted or socket.gethostname()
+
+
+def save_node(directory: Path, name: str) -> None:
+    """Save the name for every later start and sync it; raises OSError."""
+    draft = directory / (forward_state.NODE_NAME + ".new")
+    fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, FILE_MODE)
+    with open(fd, "wb") as file:
+        file.write(forward_state.encode_fact(name))
+        file.flush()
+        os.fsync(fd)
+    draft.rename(directory / forward_state.NODE_NAME)
+    sync_directory(directory)

@@ -8,58 +8,62 @@ from typing import Protocol, TextIO
 
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.chunks import Chunk, SegmentReader
-from astralog.forward.client import Unavailable
-from astralog.forward.cursor import Cursor, Position
-from astralog.forward.delivery import Delivered, Delivery, LogTables, Miscounted
-from astralog.forward.doubts import Doubts
-from astralog.forward.failures import Failures
-from astralog.forward.node import fix_node
-from astralog.forward.progress import Progress
-from astralog.forward.verifier import Sent, Verifier
+from astralog.forward.clickhouse import Unavailable
+from astralog.forward.cursor import Cursor, Position, save_node
+from astralog.forward.delivery import (
+    Delivered,
+    Delivery,
+    Doubts,
+    LogTables,
+    Miscounted,
+    Sent,
+    Verifier,
+)
+from astralog.forward.progress import Failures, Progress
 from astralog.settings import Settings
 from astralog.store.reader import READ_ERRORS
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the data directory, and at what is to be removed of it.
-LOOK_SECONDS = 0.5
+#: Seconds between two scans of the data directory, and between two removals.
+SCAN_SECONDS = 0.5
 REMOVE_SECONDS = 10.0
 
-#: A look may take this share of the time, however many files there are.
-LOOK_SHARE = 0.1
+#: Scans take at most this share of the time, however many files there are.
+SCAN_SHARE = 0.1
 
 #: Failures in a row after which `--once` gives up.
 ONCE_ATTEMPTS = 5
 
-#: Answers in a row that say that fewer rows of a chunk were written than sent, after which it is
-#: left to the segment's verification.
+#: Consecutive reports of too few written rows after which a chunk is left to the segment's
+#: verification.
 MISCOUNTS = 4
 
 
 class Server(LogTables, Protocol):
-    """The tables, with what the loop needs besides: `client.Tables`."""
+    """The tables, their address and their connections: `clickhouse.Tables`."""
 
     @property
     def name(self) -> str:
-        """Where the tables are."""
+        """Address of the table."""
 
     def disconnect(self) -> None:
         """Close idle connections."""
 
 
 class DirectoryReplaced(Exception):
-    """Another directory is where the data directory was."""
+    """The data directory's path leads to another directory."""
 
 
 class Forwarder:
-    """Delivers from a data directory that no other forwarder uses; raises OSError at its start."""
+    """Delivers from a data directory that no other forwarder uses; may raise OSError."""
 
     def __init__(self, settings: Settings, server: Server, stream: TextIO) -> None:
         self._directory = settings.data_dir
         self._inode = os.stat(self._directory).st_ino
         self._server = server
         self._node = settings.node
-        self._is_node_fixed = False
+        self._is_node_saved = False
         self._chunk_bytes = settings.forward_chunk_bytes
         self._keep_seconds = settings.forward_keep_seconds
         self._cursor = Cursor(self._directory, settings.node, server.name)
@@ -71,67 +75,67 @@ class Forwarder:
         self._failures = Failures()
         self._miscounts = 0
         self._reader: SegmentReader | None = None
-        self._look_at = self._remove_at = self._attempt_at = 0.0
+        self._scan_at = self._remove_at = self._attempt_at = 0.0
 
     def run(self) -> None:
-        """Deliver for ever what is sealed; raises DirectoryReplaced."""
+        """Deliver sealed segments forever; raises DirectoryReplaced."""
         while True:
             time.sleep(self.tick())
 
     def run_once(self) -> bool:
-        """Deliver what is sealed now; return whether that was possible."""
-        self._look()
-        self._look_at = float("inf")
+        """Deliver the segments that are sealed now; return whether all were delivered."""
+        self._scan()
+        self._scan_at = float("inf")
         pause = 0.0
         while self._backlog.oldest() or self._verifier:
             time.sleep(pause)
             pause = self.tick()
             if self._failures.attempts >= ONCE_ATTEMPTS:
                 return False
-        return not self._backlog.waiting_segments  # as those that cannot be read do
+        return not self._backlog.waiting_segments  # unreadable ones still do
 
     def tick(self) -> float:
-        """Do what is due, and return the seconds until something is due again."""
+        """Run the steps that are due; return the seconds until the next one."""
         try:
-            if time.monotonic() >= self._look_at:
-                self._look()
+            if time.monotonic() >= self._scan_at:
+                self._scan()
             if time.monotonic() >= self._attempt_at:
                 if not self._step():
-                    self._server.disconnect()  # the server would, when idle for long
-                    self._attempt_at = min(self._look_at, self._verifier.next_at(is_idle=True))
+                    self._server.disconnect()  # before the server closes idle connections
+                    self._attempt_at = min(self._scan_at, self._verifier.next_at(is_idle=True))
                 self._failures.end()
         except (Unavailable, *READ_ERRORS) as error:
             self._attempt_at = time.monotonic() + self._failures.add(error)
         self._progress.status.failing_since = self._failures.since
         self._progress.show()
-        next_at = min(max(self._attempt_at, 0.0), self._look_at)
+        next_at = min(max(self._attempt_at, 0.0), self._scan_at)
         return max(next_at - time.monotonic(), 0.0)
 
     def close(self) -> None:
-        """Say for the last time where things stand, and close the files."""
+        """Report the final status, and close the files."""
         self._progress.show(is_due=True)
         self._progress.close()
         self._drop_reader()
         self._cursor.close()
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         started = time.monotonic()
-        self._look_at = started + LOOK_SECONDS  # also after a failure
+        self._scan_at = started + SCAN_SECONDS  # also after a failure
         if os.stat(self._directory).st_ino != self._inode:
-            raise DirectoryReplaced(f"{self._directory}: another directory is there now")
-        self._scan()
+            raise DirectoryReplaced(f"{self._directory}: the directory was replaced")
+        self._refresh()
         if self._keep_seconds and started >= self._remove_at:
             self._remove_at = started + REMOVE_SECONDS
             self._backlog.remove_delivered(self._keep_seconds)
         ended = time.monotonic()
-        self._look_at = max(self._look_at, ended + (ended - started) / LOOK_SHARE)
+        self._scan_at = max(self._scan_at, ended + (ended - started) / SCAN_SHARE)
 
-    def _scan(self) -> None:
-        self._backlog.look()
+    def _refresh(self) -> None:
+        self._backlog.scan()
         self._doubts.prune()
 
     def _step(self) -> bool:
-        """Do the next thing that is to be done; return whether there was any."""
+        """Run the next step; return whether there was one."""
         name = self._next()
         if time.monotonic() >= self._verifier.next_at(is_idle=name is None):
             self._verify()
@@ -144,26 +148,26 @@ class Forwarder:
         return True
 
     def _next(self) -> str | None:
-        """Return the segment to deliver from: one that is begun, or else the oldest."""
+        """Return the segment to deliver from: the one in progress, or the oldest."""
         if self._reader and self._reader.name in self._backlog:
             return self._reader.name
         return self._backlog.oldest()
 
     def _deliver_chunk(self, name: str) -> None:
-        """Deliver what follows the cursor's position in a segment.
+        """Deliver the chunk at the cursor's position in a segment.
 
-        Whatever fails, that position is where the next attempt begins.
+        After any failure, the next attempt begins at that position again.
         """
-        if not self._is_node_fixed:
-            fix_node(self._directory, self._node)
-            self._is_node_fixed = True
+        if not self._is_node_saved:
+            save_node(self._directory, self._node)
+            self._is_node_saved = True
         self._doubts.ask_about(name)
         self._cursor.begin(name)
         try:
             chunk = self._read(name)
         except FileNotFoundError:
             self._drop_reader()
-            self._scan()  # which notes that the segment is gone
+            self._refresh()  # drops the removed segment
         except READ_ERRORS as error:
             self._drop_reader()
             self._backlog.postpone(name, error)
@@ -174,7 +178,7 @@ class Forwarder:
                 self._set_aside(name)
 
     def _read(self, name: str) -> Chunk | None:
-        """Return the chunk at the cursor's position, None at the segment's end."""
+        """Return the chunk at the cursor's position, or None at the segment's end."""
         at = self._cursor.position(name)
         reader = self._reader
         if reader is None or (reader.name, reader.next_offset) != (name, at.offset):
@@ -183,12 +187,12 @@ class Forwarder:
         return reader.read(at.lines + 1)
 
     def _send(self, chunk: Chunk) -> None:
-        """Send a chunk that is not in the tables, and move the cursor behind it."""
+        """Send a chunk unless the tables hold it, and advance the cursor."""
         try:
-            if self._doubts.is_held(chunk):
+            if self._doubts.holds(chunk):
                 delivered = Delivered(chunk.lines, 0)
             else:
-                delivered = self._insert(chunk, self._doubts.has(chunk))
+                delivered = self._insert(chunk, self._doubts.may_hold(chunk))
             self._advance(chunk, delivered.lines)
         except BaseException:
             self._cursor.doubt(chunk.segment)
@@ -207,7 +211,7 @@ class Forwarder:
         return delivered
 
     def _advance(self, chunk: Chunk, lines: int) -> None:
-        """Note in the cursor that a chunk is sent, and set aside a segment that has no more."""
+        """Advance the cursor past a chunk, and set the segment aside after its last one."""
         name = chunk.segment
         is_last = self._reader is not None and self._reader.is_at_end
         end = Position(chunk.offset + chunk.size, chunk.first_line - 1 + lines)
@@ -216,14 +220,14 @@ class Forwarder:
             self._set_aside(name)
 
     def _set_aside(self, name: str) -> None:
-        """Go on to the next segment; this one is delivered once the tables were asked."""
+        """Hand a fully sent segment to the verifier."""
         lines = self._cursor.position(name).lines
         self._verifier.add(name, lines, name in self._cursor.repeated)
         self._backlog.set_aside(name)
         self._drop_reader()
 
     def _verify(self) -> None:
-        """Ask the tables for segments that were sent, and note those that are delivered."""
+        """Query the tables about sent segments, and record the delivered ones."""
         if delivered := self._verifier.check():
             self._cursor.finish([sent.name for sent in delivered])
             for sent in delivered:
@@ -232,7 +236,7 @@ class Forwarder:
             self._progress.count_segments(delivered)
 
     def _send_again(self, sent: Sent) -> None:
-        """Send what the tables lack of a segment, under another token than the first time."""
+        """Send a segment's missing lines under a second token."""
         try:
             with contextlib.closing(self._open(sent.name)) as reader:
                 line = 1
@@ -247,7 +251,7 @@ class Forwarder:
             return
         else:
             counts = (sent.held.lines, sent.lines, sent.name)
-            log.warning("the tables held %d of the %d lines of %s; sent the others again", *counts)
+            log.warning("the tables held %d of the %d lines of %s; resent the others", *counts)
         self._cursor.repeat(sent.name)
         self._verifier.remove(sent.name)
         self._verifier.add(sent.name, sent.lines, is_repeated=True)

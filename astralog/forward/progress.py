@@ -1,29 +1,28 @@
-"""What forward shows: a status for the service's metrics, and a line for whoever runs it.
+"""The status of forward: a file for the service's metrics, and lines for its operator.
 
-On a terminal the line renews itself; in a journal there is one a minute.
+On a terminal, one line updates itself; a journal receives one per minute. `Failures` logs the
+start and end of an episode of failures, and sets the pauses between attempts.
 """
 
 import contextlib
 import logging
 import os
+import random
 import time
 from pathlib import Path
 from typing import TextIO
 
 from astralog.forward.backlog import Backlog
-from astralog.forward.delivery import Delivered
-from astralog.forward.verifier import Outcome, Sent
-from astralog.log import ERASE_LINE
+from astralog.forward.delivery import Delivered, Outcome, Sent
+from astralog.log import ERASE_LINE, LogOnce
 from astralog.store.forward_state import ForwardStatus, write_status
-
-log = logging.getLogger(__name__)
 
 STATUS_SECONDS = 1.0
 JOURNAL_SECONDS = 60.0
 
 
 class Progress:
-    """Counts what is delivered, and shows it as often as is due."""
+    """Counts deliveries, and reports them at intervals."""
 
     def __init__(self, directory: Path, backlog: Backlog, stream: TextIO) -> None:
         self._directory = directory
@@ -41,14 +40,14 @@ class Progress:
         self.status.dead_letter_logs += delivered.dead_letters
 
     def count_segments(self, segments: list[Sent]) -> None:
-        """Count segments that are delivered, and log of which the tables hold too few or many."""
+        """Count delivered segments; log those with missing or doubled rows."""
         self.status.delivered_segments += len(segments)
         for outcome in (Outcome.DOUBLED, Outcome.INCOMPLETE):
             of_it = [sent for sent in segments if sent.outcome is outcome]
             if of_it:
                 log.error(
-                    "%d segments were sent, but of the tables: %s. The first is %s: "
-                    "%d rows and %d different lines in place of %d",
+                    "%d segments were sent, but %s. The first is %s: "
+                    "%d rows and %d distinct lines, expected %d",
                     len(of_it),
                     outcome.value,
                     of_it[0].name,
@@ -61,12 +60,12 @@ class Progress:
                 self.status.incomplete_segments += len(of_it)
 
     def show(self, *, is_due: bool = False) -> None:
-        """Show where things stand, where that is due by time, or said to be."""
+        """Write the status and the line if they are due by time, or if `is_due`."""
         now = time.monotonic()
         if is_due or now - self._status_at >= STATUS_SECONDS:
             self._status_at = now
             self._update()
-            with contextlib.suppress(OSError):  # the disk may be full; metrics can wait
+            with contextlib.suppress(OSError):  # the disk may be full; metrics may lag
                 write_status(self._directory, self.status)
         if is_due or now - self._line_at >= self._line_seconds:
             self._show_line(self.line(now))
@@ -80,7 +79,7 @@ class Progress:
         status.oldest_at = backlog.oldest_at
 
     def line(self, now: float) -> str:
-        """Return what was done since the last line, and what is left to do."""
+        """Return the line: deliveries, rate since the last line, backlog and lag."""
         status = self.status
         rate = (status.delivered_logs - self._line_logs) / max(now - self._line_at, 1e-9)
         parts = [
@@ -100,11 +99,47 @@ class Progress:
             log.info(line)
 
     def close(self) -> None:
-        """Leave the last line on the terminal."""
+        """End the line on the terminal."""
         if self._terminal:
             self._write(self._terminal, "\n")
 
     def _write(self, terminal: TextIO, text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone; the delivery goes on
+        with contextlib.suppress(OSError):  # the terminal may be gone; delivery continues
             terminal.write(text)
             terminal.flush()
+
+
+log = logging.getLogger(__name__)
+
+#: Bounds of the pause after a failed attempt, which doubles.
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Failures:
+    """Consecutive failed attempts; `since` is the first one's Unix time in seconds, 0 for none."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.since = 0.0
+        self._log = LogOnce(log)
+
+    def add(self, error: Exception) -> float:
+        """Count a failed attempt, and return the seconds to wait before the next.
+
+        Only the first of its kind is logged. The pause is random, so that many nodes with one
+        table do not return to it at the same moment.
+        """
+        kind = (type(error), getattr(error, "code", None))
+        self._log.fail(kind, "cannot deliver: %s; retrying", error)
+        self.since = self.since or time.time()
+        longest = min(FIRST_PAUSE_SECONDS * 2 ** min(self.attempts, 32), LONGEST_PAUSE_SECONDS)
+        self.attempts += 1
+        return random.uniform(longest / 2, longest)  # nosec B311
+
+    def end(self) -> None:
+        """End the episode: an attempt succeeded."""
+        seconds = time.time() - self.since
+        self._log.end("delivering again after %.0f s, %d attempts", seconds, self.attempts)
+        self.attempts = 0
+        self.since = 0.0

@@ -1,4 +1,4 @@
-"""`astralog forward`, from its settings to its exit status."""
+"""Run forward: settings, signals, one process per directory, exit status."""
 
 import contextlib
 import dataclasses
@@ -6,9 +6,9 @@ import logging
 import signal
 import sys
 
-from astralog.forward.client import Tables
+from astralog.forward.clickhouse import Tables
+from astralog.forward.cursor import NodeNameError, resolve_node
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
-from astralog.forward.node import NodeUnclear, resolve_node
 from astralog.log import ERASE_LINE, configure_logging
 from astralog.settings import PREFIX, InvalidSettings, Settings
 from astralog.standard_streams import print_errors
@@ -21,7 +21,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(once: bool) -> int:
-    """Deliver until a signal stops it, or `once` what is sealed now; return the exit status."""
+    """Deliver until a signal, or `once` the segments sealed now; return the exit status."""
     try:
         settings = Settings.from_environ()
         if not settings.clickhouse_url:
@@ -32,31 +32,31 @@ def run(once: bool) -> int:
         print_errors(error.problems)
         return 1
     configure_logging(settings.log_level, ERASE_LINE if sys.stderr.isatty() else "")
-    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # its errors are told here
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # its errors are logged here
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     try:
         return _run_alone(settings, once)
     except OSError as error:
         log.error("%s: %s", settings.data_dir, error.strerror or error)
-    except (DirectoryReplaced, NodeUnclear) as error:
+    except (DirectoryReplaced, NodeNameError) as error:
         log.error("%s", error)
     return 1
 
 
 def _stop(number: int, frame: object) -> None:
-    """End at once, wherever that is: what is under way is looked for at the next start."""
+    """Exit at once; the next start checks in the tables for the lines in progress."""
     sys.exit(0)
 
 
 def _run_alone(settings: Settings, once: bool) -> int:
-    """Deliver, unless another process does so from the same directory.
+    """Deliver, unless another process delivers from the same directory.
 
-    Raises OSError, NodeUnclear and DirectoryReplaced.
+    Raises OSError, NodeNameError and DirectoryReplaced.
     """
     lease = Lease.acquire(settings.data_dir, LOCK_NAME)
     if lease is None:
-        log.error("%s: another forward delivers from there", settings.data_dir.absolute())
+        log.error("%s: another forward delivers from here", settings.data_dir.absolute())
         return 1
     with contextlib.closing(lease):
         node = resolve_node(settings.data_dir, settings.node)

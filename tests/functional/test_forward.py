@@ -167,7 +167,7 @@ def test_metadata_can_be_queried_by_its_paths(
     assert row == {"id": 7, "ip": "1.1.1.1", "at": "2026-11-23 06:25:00"}
 
 
-def test_what_is_sealed_later_follows(
+def test_segments_sealed_later_follow(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
     """A running forward takes up each segment once it is sealed, and none that is open."""
@@ -240,7 +240,7 @@ def test_without_memory_of_tokens_the_table_is_asked(
     assert_delivered(clickhouse, data_dir)
 
 
-def test_what_the_table_does_not_show_yet_is_not_doubled(
+def test_lines_hidden_by_the_table_are_not_doubled(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
     """A chunk has the same token each time, also for a part of its lines, which is remembered.
@@ -290,7 +290,7 @@ def test_an_insert_that_is_lost_is_sent_again(
     clickhouse.break_inserts(fault, times=2, after=1)
     assert forward.run_once() == 0
     assert_delivered(clickhouse, data_dir)
-    assert "sent the others again" in forward.log()
+    assert "resent the others" in forward.log()
 
 
 def test_a_table_that_keeps_nothing_makes_no_loop(
@@ -466,7 +466,7 @@ def test_a_second_forward_ends(forward: Forward, data_dir: Path, clickhouse: Cli
     with forward.start():
         wait_for(lambda: "delivering from" in forward.log())
         assert second.run_once() == 1
-        assert "another forward delivers from there" in second.log()
+        assert "another forward delivers from here" in second.log()
         write_segments(data_dir, 1)
         wait_for_rows(clickhouse, 50)
     assert second.run_once() == 0
@@ -548,7 +548,7 @@ def test_a_segment_that_goes_undelivered_is_named(
     assert_delivered(clickhouse, data_dir)
 
 
-def test_what_an_altered_table_rejects_is_kept_raw(
+def test_lines_rejected_by_an_altered_table_are_kept_raw(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
     """Each line that the table rejects is a dead letter with the reason, and only these."""
@@ -573,7 +573,7 @@ def test_a_line_that_is_no_log_is_kept_raw(
     assert len(clickhouse.rows("logs_dead_letter")) == len(garbage)
 
 
-def test_what_follows_the_last_end_of_a_line_is_a_line(
+def test_bytes_after_the_last_line_break_are_a_line(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
     """A segment that ends in half a line, as no service leaves it, loses none of it."""
@@ -666,7 +666,7 @@ def read_terminal(fd: int) -> str:
     return shown.decode()
 
 
-def test_without_settings_it_says_what_it_needs(
+def test_missing_settings_are_named(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
     """A setting or a directory that is missing ends it with a line."""
@@ -679,7 +679,7 @@ def test_without_settings_it_says_what_it_needs(
 
 
 @pytest.mark.parametrize("timestamp", ["2024-05-31T15:30:45Z", "0001-01-01T00:00:00Z"])
-def test_memory_is_bounded_whatever_a_segment_holds(
+def test_memory_is_bounded_for_any_segment(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, timestamp: str
 ) -> None:
     """With chunks of the usual size, a large segment takes no more than 150 MiB."""

@@ -275,8 +275,8 @@ class Forward:
         if self.replica_seconds is None:
             return [str(Path(sys.executable).parent / "astralog")]
         code = (
-            "import astralog.cli, astralog.forward.verifier as verifier; "
-            f"verifier.REPLICA_SECONDS = {self.replica_seconds}; astralog.cli.main()"
+            "import astralog.cli, astralog.forward.delivery as delivery; "
+            f"delivery.REPLICA_SECONDS = {self.replica_seconds}; astralog.cli.main()"
         )
         return [sys.executable, "-c", code]
 

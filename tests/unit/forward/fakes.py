@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from astralog.forward.chunks import Chunk
-from astralog.forward.client import Held, Unacceptable, Unavailable
-from astralog.forward.rows import DeadLetter
+from astralog.forward.chunks import Chunk, DeadLetter
+from astralog.forward.clickhouse import Held, Unacceptable, Unavailable
 
 NODE = "n"
 
@@ -36,7 +35,7 @@ class FakeServer:
         self._tokens: set[tuple[object, ...]] = set()
 
     def insert(self, chunk: Chunk, rows: Iterable[bytes], again: bool) -> int:
-        """Insert rows, as `client.Tables` does."""
+        """Insert rows, as `clickhouse.Tables` does."""
         content = b"".join(rows)
         assert content, "an insert without rows"
         if self.poison in content:
@@ -52,7 +51,7 @@ class FakeServer:
         )
 
     def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter], again: bool) -> int:
-        """Insert lines that do not fit, as `client.Tables` does."""
+        """Insert lines that do not fit, as `clickhouse.Tables` does."""
         assert lines, "an insert without rows"
         rows = {(chunk.segment, line.line): line.error for line in lines}
         call = "insert_dead_letters" + " again" * again
@@ -77,13 +76,13 @@ class FakeServer:
         return 0 if fault == "miscount" else rows
 
     def held(self, chunk: Chunk) -> set[int]:
-        """Return the lines that are there, as `client.Tables` does."""
+        """Return the lines that are there, as `clickhouse.Tables` does."""
         self._called("held")
         lines = range(chunk.first_line, chunk.first_line + chunk.lines)
         return self._shown(chunk.segment).keys() & set(lines)
 
     def count(self, segments: Collection[str]) -> dict[str, Held]:
-        """Return what is there of segments, as `client.Tables` does."""
+        """Return what is there of segments, as `clickhouse.Tables` does."""
         assert segments, "a question about nothing"
         self._called("count")
         shown = {name: self._shown(name) for name in segments}

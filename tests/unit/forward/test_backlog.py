@@ -39,16 +39,16 @@ def write(directory: Path, number: int, size: int = 1) -> str:
 def test_the_oldest_comes_first(tmp_path: Path, backlog: Backlog, cursor: Cursor) -> None:
     """Whenever a segment is sealed, it takes its place by its name."""
     names = [write(tmp_path, number) for number in (2, 3)]
-    backlog.look()
+    backlog.scan()
     assert (backlog.oldest(), backlog.oldest(but=names[0])) == (names[0], names[1])
     names.insert(0, write(tmp_path, 1))
-    backlog.look()
+    backlog.scan()
     for name in names:
         assert backlog.oldest() == name
         cursor.finish([name])
         backlog.remove(name)
     assert (backlog.oldest(), backlog.waiting_segments, backlog.oldest_at) == (None, 0, 0.0)
-    backlog.look()
+    backlog.scan()
     assert backlog.oldest() is None
 
 
@@ -56,26 +56,26 @@ def test_sizes_and_age(tmp_path: Path, backlog: Backlog) -> None:
     """Sealed segments wait with their bytes; the lag goes back to an open one too."""
     for number in (2, 3):
         write(tmp_path, number, size=number)
-    backlog.look()
+    backlog.scan()
     size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
     assert (backlog.waiting_segments, backlog.waiting_bytes) == (2, size)
     assert backlog.oldest_at == sealed.start_of("20261123T000002.000000Z-1")
     (tmp_path / "20261123T000001.000000Z-1.ndjson.open").touch()
-    backlog.look()
+    backlog.scan()
     assert backlog.waiting_segments == 2
     assert backlog.oldest_at == sealed.start_of("20261123T000001.000000Z-1")
 
 
-def test_what_is_gone_is_named(
+def test_removed_segments_are_logged(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A segment that was not delivered is an error; one that was is none."""
     delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
     cursor.finish([delivered])
-    backlog.look()
+    backlog.scan()
     for path in tmp_path.glob("*.ndjson"):
         path.unlink()
-    backlog.look()
+    backlog.scan()
     assert [f"{waiting} was removed before it was delivered"] == caplog.messages
     assert (backlog.oldest(), cursor.known()) == (None, set())
 
@@ -85,62 +85,62 @@ def test_a_segment_that_is_compressed_waits_with_the_bytes_that_it_has_then(
 ) -> None:
     """It is the same segment, in its place, and one that is gone meanwhile is none."""
     names = [write(tmp_path, number, size=1000) for number in (1, 2)]
-    backlog.look()
+    backlog.scan()
     assert compress_segment(tmp_path, names[0])
-    backlog.look()
+    backlog.scan()
     size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson*"))
     assert (backlog.waiting_segments, backlog.waiting_bytes) == (2, size)
     assert backlog.oldest() == names[0]
     assert compress_segment(tmp_path, names[1])
     (tmp_path / f"{names[1]}.ndjson.zst").unlink()
-    backlog.look()
+    backlog.scan()
     assert backlog.waiting_segments == 1
 
 
-def test_a_listing_may_miss_what_is_compressed_meanwhile(
+def test_segments_compressed_during_a_listing_stay(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A segment is gone only when neither of its files is there."""
     delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
     cursor.finish([delivered])
     cursor.begin(waiting)
-    backlog.look()
+    backlog.scan()
     monkeypatch.setattr(sealed, "list_segments", lambda path: sealed.Segments(set(), set(), set()))
-    backlog.look()
+    backlog.scan()
     assert (backlog.oldest(), cursor.known()) == (waiting, {delivered, waiting})
     assert {delivered} == find_sealed(tmp_path, {delivered, "20261123T000009.000000Z-1"})
 
 
-def test_what_cannot_be_read_does_not_hold_up_the_rest(
+def test_unreadable_segments_do_not_block_others(
     tmp_path: Path, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A segment on a bad part of the disk waits for later; the lag shows that it waits."""
     bad, good = write(tmp_path, 1), write(tmp_path, 2)
-    backlog.look()
+    backlog.scan()
     backlog.postpone(bad, OSError("I/O error"))
-    backlog.look()
+    backlog.scan()
     assert (backlog.oldest(), backlog.waiting_segments) == (good, 2)
     assert backlog.oldest_at == sealed.start_of(bad)
     backlog.postpone(bad, OSError("it is not in the queue any more"))
     monkeypatch.setattr(backlogs, "UNREADABLE_SECONDS", 0.0)
     backlog.postpone(good, OSError("I/O error"))
-    backlog.look()
+    backlog.scan()
     assert backlog.oldest() == good
 
 
-def test_what_is_sent_waits_but_is_not_sent_again(
+def test_sent_segments_wait_but_are_not_resent(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Until it is removed; that its file is gone by then changes nothing."""
     sent, other = write(tmp_path, 1), write(tmp_path, 2)
-    backlog.look()
+    backlog.scan()
     cursor.begin(sent)
     backlog.set_aside(sent)
     for _ in range(2):
         assert (backlog.oldest(), backlog.waiting_segments, sent in backlog) == (other, 2, True)
         assert backlog.oldest_at == sealed.start_of(sent)
         (tmp_path / f"{sent}.ndjson").unlink(missing_ok=True)
-        backlog.look()
+        backlog.scan()
     assert cursor.known() == {sent}
     backlog.postpone(sent, OSError("it cannot be read to send it again"))
     backlog.remove(other)
@@ -148,7 +148,7 @@ def test_what_is_sent_waits_but_is_not_sent_again(
     backlog.remove(sent)
     assert (backlog.waiting_segments, sent in backlog) == (0, False)
     assert caplog.messages == [
-        f"cannot read {sent}: it cannot be read to send it again; it is tried again every minute"
+        f"cannot read {sent}: it cannot be read to send it again; retrying every minute"
     ]
 
 
@@ -156,14 +156,14 @@ def test_the_oldest_within_a_size(tmp_path: Path, backlog: Backlog) -> None:
     """As many as fit, none that is sent or cannot be read."""
     names = [write(tmp_path, number) for number in range(5)]
     size = (tmp_path / f"{names[0]}.ndjson").stat().st_size
-    backlog.look()
+    backlog.scan()
     backlog.set_aside(names[0])
     backlog.postpone(names[1], OSError("I/O error"))
     assert names[2:4] == list(backlog.oldest_within(2 * size))
     assert list(backlog.oldest_within(size - 1)) == []
 
 
-def test_what_cannot_be_removed_is_skipped(
+def test_unremovable_segments_are_skipped(
     tmp_path: Path,
     backlog: Backlog,
     cursor: Cursor,
@@ -219,7 +219,7 @@ def test_old_delivered_segments_are_removed(
     backlog.remove_delivered(3600)
     assert {waiting, young} == sealed.list_segments(tmp_path).sealed
     assert cursor.delivered == {young}
-    backlog.look()
+    backlog.scan()
     assert backlog.oldest() == waiting
 
 

@@ -51,7 +51,7 @@ def test_facts_outlive_the_process(tmp_path: Path) -> None:
     assert [A] == [name for name in NAMES if name in delivered]
 
 
-def test_what_was_begun_before_is_in_doubt(tmp_path: Path) -> None:
+def test_segments_begun_before_are_in_doubt(tmp_path: Path) -> None:
     """An insert of an earlier process may be under way still."""
     cursor = open_cursor(tmp_path, sealed=[A, B])
     deliver(cursor, A, then=B)
@@ -65,7 +65,9 @@ def test_what_was_begun_before_is_in_doubt(tmp_path: Path) -> None:
     assert open_cursor(tmp_path).in_doubt == {C}
 
 
-def test_what_has_no_fact_may_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_without_facts_may_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All that was started before this process, or before one that is gone, or in the future."""
     starts = [start_of(name) for name in NAMES]
     monkeypatch.setattr(time, "time", lambda: starts[1])
@@ -88,7 +90,7 @@ def test_failed_attempt_leaves_doubt(tmp_path: Path) -> None:
     assert cursor.in_doubt == {C}
 
 
-def test_what_is_sent_is_noted_before(tmp_path: Path) -> None:
+def test_segments_are_recorded_before_sending(tmp_path: Path) -> None:
     """A segment is in doubt from its first insert on, whatever happens to that."""
     open_cursor(tmp_path, sealed=[]).close()
     cursor = open_cursor(tmp_path)
@@ -219,7 +221,7 @@ def test_another_directory_gets_no_cursor(tmp_path: Path) -> None:
     cursor = open_cursor(directory)
     directory.rename(tmp_path / "away")
     directory.mkdir()
-    with pytest.raises(OSError, match="another directory"):
+    with pytest.raises(OSError, match="directory was replaced"):
         cursor.finish([A])
     assert list(directory.iterdir()) == []
     assert cursor.delivered == set()

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from astralog.forward import deadline
-from astralog.forward.deadline import call_within
+from astralog.forward import clickhouse as deadline
+from astralog.forward.clickhouse import call_within
 
 
 @pytest.fixture(autouse=True)

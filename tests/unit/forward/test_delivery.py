@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from astralog.forward import delivery as deliveries
-from astralog.forward.client import Unavailable
+from astralog.forward.clickhouse import Unavailable
 from astralog.forward.delivery import Delivered, Delivery, Miscounted
 from tests.support.clickhouse import make_line
 from tests.unit.forward.fakes import NODE, FakeServer, make_chunk
@@ -81,7 +81,7 @@ def test_insert_of_fewer_rows_is_a_failure(fault: str) -> None:
     server = FakeServer()
     server.remembers_tokens = False
     server.faults = [fault]
-    with pytest.raises(Miscounted, match=r"^2 rows were sent, and [01] written$"):
+    with pytest.raises(Miscounted, match=r"^2 rows were sent, [01] were written$"):
         Delivery(server, NODE, make_chunk(NAME, GOOD, OLD, GOOD), in_doubt=False).deliver()
     assert deliver(server, GOOD, OLD, GOOD, in_doubt=True).lines == 3
     assert server.lines() == lines_once(3)
@@ -111,7 +111,7 @@ def test_a_failure_while_asking_is_one_too() -> None:
     assert server.calls == ["held", "held", "held", "insert"]
 
 
-def test_what_the_table_rejects_is_searched_for() -> None:
+def test_rejected_rows_are_found_by_bisection() -> None:
     """Of many lines, those that are rejected are found, and their reason is kept."""
     server = FakeServer()
     lines = [GOOD] * 40
@@ -122,7 +122,7 @@ def test_what_the_table_rejects_is_searched_for() -> None:
     assert server.calls.count("rejected") < 25
 
 
-def test_what_is_stored_is_not_searched_for() -> None:
+def test_stored_rows_are_not_searched() -> None:
     """A table may reject rows because of a view that is filled from it, and have stored them."""
     server = FakeServer()
     server.remembers_tokens = False

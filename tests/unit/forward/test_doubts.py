@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from astralog.forward import doubts as doubting
+from astralog.forward import delivery as doubting
 from astralog.forward.backlog import Backlog
 from astralog.forward.chunks import Chunk
-from astralog.forward.client import Unavailable
+from astralog.forward.clickhouse import Unavailable
 from astralog.forward.cursor import Cursor
-from astralog.forward.doubts import Doubts
+from astralog.forward.delivery import Doubts
 from tests.support.clickhouse import make_line, write_segment
 from tests.unit.forward.fakes import FakeServer, make_chunk
 
@@ -43,7 +43,7 @@ class World:
 
     def ask_about(self, name: str) -> None:
         """Ask about a segment after a look at the directory."""
-        self.backlog.look()
+        self.backlog.scan()
         self.doubts.prune()
         self.doubts.ask_about(name)
 
@@ -81,8 +81,8 @@ def test_new_segment_is_not_asked_about(world: World) -> None:
     world.ask_about(name)
     assert world.server.calls == []
     for chunk in chunks(name):
-        assert not world.doubts.has(chunk)
-        assert not world.doubts.is_held(chunk)
+        assert not world.doubts.may_hold(chunk)
+        assert not world.doubts.holds(chunk)
         assert "lines" not in vars(chunk), "counting them costs as much as reading them"
 
 
@@ -103,7 +103,7 @@ def test_segment_that_comes_back_is_asked_about(world: World, is_delivered: bool
         world.backlog.remove(name)
     path = world.directory / f"{name}.ndjson"
     kept = path.rename(path.with_suffix(".kept"))
-    world.backlog.look()
+    world.backlog.scan()
     world.doubts.prune()
     kept.rename(path)
     world.ask_about(name)
@@ -118,7 +118,7 @@ def test_answer_is_dropped_with_its_segment(world: World) -> None:
     world.ask_about(name)
     path = world.directory / f"{name}.ndjson"
     kept = path.rename(path.with_suffix(".kept"))
-    world.backlog.look()
+    world.backlog.scan()
     world.doubts.prune()
     kept.rename(path)
     world.ask_about(name)
@@ -132,7 +132,7 @@ def test_segment_with_facts_is_asked_about_chunk_by_chunk(world: World) -> None:
     world.start()
     world.ask_about(name)
     assert world.server.calls == []
-    assert all(world.doubts.has(chunk) for chunk in chunks(name))
+    assert all(world.doubts.may_hold(chunk) for chunk in chunks(name))
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_answer_decides_about_each_chunk(
     name = world.write(1)
     world.store(name, *lines)
     world.ask_about(name)
-    assert held == [world.doubts.is_held(chunk) for chunk in chunks(name)]
-    assert asked == [world.doubts.has(chunk) for chunk in chunks(name)]
+    assert held == [world.doubts.holds(chunk) for chunk in chunks(name)]
+    assert asked == [world.doubts.may_hold(chunk) for chunk in chunks(name)]
 
 
 def test_failure_leaves_the_doubt(world: World) -> None:

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from astralog.forward.client import Unavailable
-from astralog.forward.failures import LONGEST_PAUSE_SECONDS, Failures
+from astralog.forward.clickhouse import Unavailable
+from astralog.forward.progress import LONGEST_PAUSE_SECONDS, Failures
 
 
 def test_pauses_grow_to_the_longest() -> None:
@@ -35,7 +35,7 @@ def test_an_episode_has_two_lines(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == []
     for _ in range(5):
         failures.add(Unavailable(ConnectionRefusedError("refused"), None))
-    assert ["cannot deliver: refused; trying again"] == caplog.messages
+    assert ["cannot deliver: refused; retrying"] == caplog.messages
     assert failures.since > 0
     failures.end()
     failures.end()
@@ -44,7 +44,7 @@ def test_an_episode_has_two_lines(caplog: pytest.LogCaptureFixture) -> None:
     assert (len(caplog.messages), failures.since) == (2, 0.0)
 
 
-def test_another_kind_of_failure_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_another_kind_of_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A server that comes back and is full is not what it was before."""
     failures = Failures()
     failures.add(Unavailable(ConnectionRefusedError("refused"), None))

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from astralog.forward import chunks
+from astralog.forward import cursor as nodes
+from astralog.forward import delivery as verifiers
 from astralog.forward import forwarder as forwarders
-from astralog.forward import node as nodes
-from astralog.forward import verifier as verifiers
 from astralog.forward.chunks import SegmentReader
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.settings import Settings
@@ -84,10 +84,10 @@ def test_the_next_start_goes_on(settings: Settings, server: FakeServer) -> None:
 def test_an_idle_forwarder_waits_and_looks(settings: Settings, server: FakeServer) -> None:
     """Without work it waits for its next look, holds no connection, and finds what is new."""
     forwarder = start(settings, server)
-    assert 0 < forwarder.tick() <= forwarders.LOOK_SECONDS
+    assert 0 < forwarder.tick() <= forwarders.SCAN_SECONDS
     assert server.calls == []
     write(settings.data_dir, 1)
-    forwarder._look_at = forwarder._attempt_at = 0.0
+    forwarder._scan_at = forwarder._attempt_at = 0.0
     while len(server.logs) < 10:
         forwarder.tick()
     assert server.is_connected
@@ -123,7 +123,7 @@ def test_a_missing_directory_is_waited_for(settings: Settings, server: FakeServe
     assert forwarder.tick() > 0
     away.rename(settings.data_dir)
     write(settings.data_dir, 1)
-    forwarder._look_at = forwarder._attempt_at = 0.0
+    forwarder._scan_at = forwarder._attempt_at = 0.0
     while len(server.logs) < 10:
         forwarder.tick()
     forwarder.close()
@@ -153,7 +153,7 @@ def test_a_segment_that_cannot_be_read(
         bad.with_name(bad.name + ".zst").write_bytes(b"no zstd")
     forwarder = start(settings, server)
     for _ in range(20):
-        forwarder._look_at = forwarder._attempt_at = 0.0
+        forwarder._scan_at = forwarder._attempt_at = 0.0
         forwarder.tick()
     assert {segment for segment, _ in server.logs} == {good.stem}
     assert sum(f"cannot read {bad.stem}" in message for message in caplog.messages) == 1
@@ -187,7 +187,7 @@ def test_a_cursor_that_cannot_be_written(
     """What is delivered but not noted is asked for, and not sent again."""
     write(settings.data_dir, 1)
     forwarder = start(settings, server)
-    forwarder._look()
+    forwarder._scan()
     server.remembers_tokens = False
     write_bytes = os.write
     failed: list[bytes] = []
@@ -213,12 +213,12 @@ def test_delivered_segments_are_removed(settings: Settings, server: FakeServer) 
     path = write(settings.data_dir, 1)
     os.utime(path, (0, 0))
     forwarder = start(settings, server)
-    forwarder._look()
+    forwarder._scan()
     assert path.exists()
     while forwarder.tick() == 0:
         pass
     forwarder._remove_at = 0.0
-    forwarder._look()
+    forwarder._scan()
     forwarder.close()
     assert not path.exists()
 
@@ -241,7 +241,7 @@ class FailOnce:
 def run_until_delivered(forwarder: Forwarder) -> None:
     """Run a forwarder without its pauses until nothing waits."""
     for _ in range(200):
-        forwarder._look_at = forwarder._attempt_at = 0.0
+        forwarder._scan_at = forwarder._attempt_at = 0.0
         forwarder.tick()
         if not forwarder._backlog.waiting_segments:
             break
@@ -316,7 +316,7 @@ def test_insert_that_is_lost_is_found_missing(
     run_until_delivered(start(settings, server))
     assert server.lines() == stored(settings.data_dir)
     assert server.calls.count("insert again") == 1
-    assert sum("sent the others again" in message for message in caplog.messages) == 1
+    assert sum("resent the others" in message for message in caplog.messages) == 1
     status = status_of(settings)
     assert (status.incomplete_segments, status.doubled_segments) == (0, 0)
 
@@ -334,7 +334,7 @@ def test_deleted_lines_are_sent_again_once(
         if is_restarted and number % 10 == 9:
             forwarder.close()
             forwarder = start(settings, server)
-        forwarder._look_at = forwarder._attempt_at = 0.0
+        forwarder._scan_at = forwarder._attempt_at = 0.0
         forwarder.tick()
         if not forwarder._backlog.waiting_segments:
             break
@@ -434,7 +434,7 @@ def test_segment_that_goes_and_comes_back_in_the_midst(
     while not server.logs:
         forwarder.tick()
     kept = path.rename(path.with_suffix(".kept"))
-    forwarder._look_at = 0.0
+    forwarder._scan_at = 0.0
     forwarder.tick()
     kept.rename(path)
     run_until_delivered(forwarder)
@@ -500,7 +500,7 @@ def test_node_is_fixed_before_the_first_insert(
     run_until_delivered(forwarder)
     assert forward_state.read_node(settings.data_dir) == "n"
     with monkeypatch.context() as patch:
-        patch.setattr(forwarders, "fix_node", FailOnce(nodes.fix_node, 0))
+        patch.setattr(forwarders, "save_node", FailOnce(nodes.save_node, 0))
         (settings.data_dir / forward_state.NODE_NAME).unlink()
         write(settings.data_dir, 2)
         run_until_delivered(start(settings, server))
@@ -530,7 +530,7 @@ def test_any_failures_and_restarts(
         server.faults = source.choices(faults, [8, 2, 2, 1, 1, 1], k=6)
         for _ in range(source.randrange(8)):
             forwarder.tick()
-            forwarder._look_at = forwarder._attempt_at = 0.0
+            forwarder._scan_at = forwarder._attempt_at = 0.0
         forwarder._cursor.close()  # and no more: it is killed
         forwarder._drop_reader()
     server.faults = []

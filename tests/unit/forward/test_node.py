@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from astralog.forward.cursor import Cursor
-from astralog.forward.node import NodeUnclear, fix_node, resolve_node
+from astralog.forward.cursor import Cursor, NodeNameError, resolve_node, save_node
 from astralog.store import forward_state
 
 NAME = "20261123T062500.000000Z-1"
@@ -15,7 +14,7 @@ NAME = "20261123T062500.000000Z-1"
 
 def deliver(directory: Path, node: str) -> None:
     """Leave the files of a delivery."""
-    fix_node(directory, node)
+    save_node(directory, node)
     note_delivery(directory, node)
 
 
@@ -67,7 +66,7 @@ def test_first_delivery_fixes_the_name(tmp_path: Path) -> None:
 def test_other_name_is_refused_in_one_line(tmp_path: Path) -> None:
     """It names both, and what to do."""
     deliver(tmp_path, "a")
-    with pytest.raises(NodeUnclear) as raised:
+    with pytest.raises(NodeNameError) as raised:
         resolve_node(tmp_path, "b")
     text = str(raised.value)
     assert "\n" not in text
@@ -85,7 +84,7 @@ def test_damaged_file_does_not_matter_beside_a_cursor(tmp_path: Path, kind: str)
     damage(tmp_path / "node", kind)
     assert resolve_node(tmp_path, "") == "a"
     assert resolve_node(tmp_path, "a") == "a"
-    with pytest.raises(NodeUnclear, match="as node a"):
+    with pytest.raises(NodeNameError, match="as node a"):
         resolve_node(tmp_path, "b")
 
 
@@ -96,7 +95,7 @@ def test_damaged_file_alone_is_refused(tmp_path: Path, kind: str, wanted: str) -
     deliver(tmp_path, "a")
     (tmp_path / "forward.cursor").unlink()
     damage(tmp_path / "node", kind)
-    with pytest.raises(NodeUnclear, match="node is damaged: remove it, and set ASTRALOG_NODE"):
+    with pytest.raises(NodeNameError, match="node is damaged: remove it, and set ASTRALOG_NODE"):
         resolve_node(tmp_path, wanted)
 
 
@@ -104,16 +103,16 @@ def test_lost_file_is_made_up_for_by_the_cursor(tmp_path: Path) -> None:
     """As after an update from a version that had no such file."""
     note_delivery(tmp_path, "a")
     assert resolve_node(tmp_path, "") == "a"
-    with pytest.raises(NodeUnclear, match="as node a"):
+    with pytest.raises(NodeNameError, match="as node a"):
         resolve_node(tmp_path, "b")
 
 
 def test_file_of_another_node_is_refused(tmp_path: Path) -> None:
     """A cursor that says otherwise shows that it was put there by mistake."""
     deliver(tmp_path, "a")
-    fix_node(tmp_path, "b")
+    save_node(tmp_path, "b")
     for wanted in ("", "a", "b"):
-        with pytest.raises(NodeUnclear, match="this node is b, but forward.cursor says a"):
+        with pytest.raises(NodeNameError, match="this node is b, but forward.cursor says a"):
             resolve_node(tmp_path, wanted)
 
 
@@ -127,6 +126,6 @@ def test_name_is_durable_before_it_counts(tmp_path: Path, monkeypatch: pytest.Mo
         sync(fd)
 
     monkeypatch.setattr(os, "fsync", note)
-    fix_node(tmp_path, "a")
+    save_node(tmp_path, "a")
     assert calls == ["node.new", tmp_path.name]
     assert forward_state.read_node(tmp_path) == "a"

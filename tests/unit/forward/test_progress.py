@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from astralog.forward.backlog import Backlog
-from astralog.forward.client import Held
+from astralog.forward.clickhouse import Held
 from astralog.forward.cursor import Cursor
-from astralog.forward.delivery import Delivered
+from astralog.forward.delivery import Delivered, Outcome, Sent
 from astralog.forward.progress import Progress
-from astralog.forward.verifier import Outcome, Sent
 from astralog.store import forward_state
 from tests.support.clickhouse import make_line, write_segment
 
@@ -30,7 +29,7 @@ def make_progress(directory: Path, stream: io.StringIO) -> Progress:
     cursor = Cursor(directory, "n", "http://host/db/logs")
     cursor.open([])
     backlog = Backlog(directory, cursor)
-    backlog.look()
+    backlog.scan()
     return Progress(directory, backlog, stream)
 
 
@@ -88,9 +87,9 @@ def test_segments_that_are_not_right_are_named(
     assert caplog.messages == []
     progress.count_segments(segments)
     doubled, incomplete = caplog.messages
-    assert "The first is segment-1: 12 rows and 10 different lines in place of 10" in doubled
+    assert "The first is segment-1: 12 rows and 10 distinct lines, expected 10" in doubled
     assert incomplete.startswith("2 segments were sent")
-    assert "The first is segment-2: 3 rows and 3 different lines in place of 10" in incomplete
+    assert "The first is segment-2: 3 rows and 3 distinct lines, expected 10" in incomplete
     status = progress.status
     assert (status.delivered_segments, status.doubled_segments) == (5, 1)
     assert status.incomplete_segments == 2

@@ -5,8 +5,14 @@ from typing import Any
 
 import pytest
 
-from astralog.forward.chunks import Chunk
-from astralog.forward.rows import DeadLetter, Rows, as_dead_letters, dead_letter_rows, find_error
+from astralog.forward.chunks import (
+    Chunk,
+    DeadLetter,
+    Rows,
+    as_dead_letters,
+    dead_letter_rows,
+    find_error,
+)
 from tests.support.clickhouse import make_line
 
 NAME = "20261123T062500.123456Z-4711"
@@ -23,7 +29,7 @@ def decode(rows: Rows) -> list[dict[str, Any]]:
     return [json.loads(line) for line in b"".join(rows).split(b"\n")[:-1]]
 
 
-def test_a_row_is_its_line_and_where_it_comes_from() -> None:
+def test_row_is_its_line_and_place() -> None:
     """Each row has node, segment and line beside the line's own fields."""
     lines = [make_line(1), make_line(2, message="ümläut 😀\u2028", metadata={"a": [1, None]})]
     rows = Rows(make_chunk(*lines), 'no"de')
@@ -98,7 +104,7 @@ def test_a_timestamp_that_does_not_fit(text: str, error: str | None, project: st
         b"\xff\xfe",
     ],
 )
-def test_what_is_no_log_is_a_dead_letter(line: bytes) -> None:
+def test_invalid_logs_are_dead_letters(line: bytes) -> None:
     """Whatever lies in a segment comes out of it, as a row or raw."""
     rows = Rows(make_chunk(line), "n")
     assert [] == list(rows)

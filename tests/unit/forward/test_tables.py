@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from astralog.forward.rows import COLUMNS, DEAD_LETTER_COLUMNS
+from astralog.forward.chunks import COLUMNS, DEAD_LETTER_COLUMNS
 from tests.support.service import ROOT
 
 DDL = ROOT / "deploy" / "clickhouse"

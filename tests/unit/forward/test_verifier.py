@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from astralog.forward import verifier as verifiers
-from astralog.forward.client import Unavailable
-from astralog.forward.verifier import Outcome, Verifier
+from astralog.forward import delivery as verifiers
+from astralog.forward.clickhouse import Unavailable
+from astralog.forward.delivery import Outcome, Verifier
 from tests.unit.forward.fakes import FakeServer
 
 A, B, C = (f"20261123T06250{number}.000000Z-1" for number in range(3))

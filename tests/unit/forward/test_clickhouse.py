@@ -9,7 +9,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 from clickhouse_connect.driver.summary import QuerySummary
 
-from astralog.forward.client import DATA_ERRORS, Held, Tables, Unacceptable, Unavailable
+from astralog.forward.clickhouse import DATA_ERRORS, Held, Tables, Unacceptable, Unavailable
 from astralog.settings import Settings
 from tests.unit.forward.fakes import make_chunk
 
@@ -112,7 +112,7 @@ def test_any_other_error_may_pass(code: int | None) -> None:
         tables.held(make_chunk(NAME, b"{}"))
 
 
-def test_the_cause_is_told() -> None:
+def test_error_names_the_root_cause() -> None:
     """Where there was no answer, it is the reason that is told, in one short line."""
     error = OperationalError("Error executing HTTP request")
     error.__cause__ = ConnectionRefusedError(111, "Connection\n refused " + "x" * 1000)
@@ -200,7 +200,7 @@ def test_tokens_and_ids() -> None:
         assert client.settings["query_id"] == "logs/" + token.replace("ö", "%C3%B6")
 
 
-def test_a_deadline_is_told() -> None:
+def test_error_names_the_deadline() -> None:
     """As what it is, and not as what it interrupted."""
     error = TimeoutError("no complete answer within 60 s")
     with pytest.raises(Unavailable, match="^no complete answer within 60 s$"):

@@ -1,11 +1,13 @@
-"""The two tables in ClickHouse: insert rows once, and ask what is there.
+"""The two tables in ClickHouse: insert rows once, query the rows they hold, within a deadline.
 
-A repeated insert with the same token is dropped by the server, as long as it remembers that token.
-Newer servers (26.1 on) forget to for `INSERT ... SELECT`, so that rows go in as they are.
+A server drops a repeated insert with the same token while it remembers that token. Newer servers
+(26.1 on) do not for `INSERT ... SELECT`, so rows are inserted directly.
 """
 
 import json
 import math
+import signal
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
@@ -15,9 +17,13 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from urllib3 import BaseHTTPResponse
 
-from astralog.forward.chunks import Chunk
-from astralog.forward.deadline import call_within
-from astralog.forward.rows import COLUMNS, DEAD_LETTER_COLUMNS, DeadLetter, dead_letter_rows
+from astralog.forward.chunks import (
+    COLUMNS,
+    DEAD_LETTER_COLUMNS,
+    Chunk,
+    DeadLetter,
+    dead_letter_rows,
+)
 from astralog.settings import Settings
 from astralog.store.forward_state import encode_word
 
@@ -25,15 +31,15 @@ Answer = TypeVar("Answer")
 
 CONNECT_SECONDS = 10
 
-#: Characters of an error that are shown and kept.
+#: Characters of an error that are logged, and stored with a dead letter.
 ERROR_CHARACTERS = 500
 
-#: So that an insert is one block, and with it all there or not at all: rows and bytes that a
-#: server collects before it makes a block, above what any chunk has.
+#: Rows and bytes that a server collects before it makes a block: more than any chunk has, so that
+#: an insert is one block and therefore atomic.
 BLOCK_ROWS = 4_000_000
 BLOCK_BYTES = 1024 * 1024 * 1024
 
-#: Which rows of a table come from a chunk, or from some segments.
+#: Conditions for the rows of a chunk, and of some segments.
 OF_CHUNK = "node = %(node)s AND segment = %(segment)s AND line BETWEEN %(first)s AND %(last)s"
 OF_SEGMENTS = "node = %(node)s AND segment IN %(segments)s"
 
@@ -53,8 +59,8 @@ INSERT_SETTINGS: dict[str, Any] = {
     "date_time_input_format": "best_effort",
 }
 
-#: Errors by which a server says that it cannot hold the data, whenever it comes. Any other error
-#: may pass. Source of the numbers: ClickHouse, src/Common/ErrorCodes.cpp.
+#: Permanent errors: the table cannot hold the data. Any other error may be temporary. Source of
+#: the numbers: ClickHouse, src/Common/ErrorCodes.cpp.
 DATA_ERRORS = frozenset(
     {
         6,  # CANNOT_PARSE_TEXT
@@ -84,7 +90,7 @@ DATA_ERRORS = frozenset(
 
 
 class Unavailable(Exception):
-    """The tables did not answer as they should; what was sent may be stored or not."""
+    """A request failed; the rows that were sent may be stored or not."""
 
     def __init__(self, error: BaseException, code: int | None) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -93,20 +99,20 @@ class Unavailable(Exception):
 
 
 class Unacceptable(Exception):
-    """The table cannot hold some row of an insert; what was sent is not stored."""
+    """The table cannot hold some row of an insert; no row was stored."""
 
 
 class NotClickHouse(Exception):
-    """An answer that ClickHouse did not give to this query, as a page of a proxy."""
+    """The response is not ClickHouse's to this query; a proxy's page, for example."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the answer has no X-ClickHouse-Query-Id of this query: a proxy's, or else"
+            "the response has no X-ClickHouse-Query-Id of this query; a proxy may have sent it"
         )
 
 
 class Held(NamedTuple):
-    """What the tables hold of a segment: its rows, its distinct lines, and the last of these."""
+    """A segment's content in the tables: rows, distinct lines, and the last line number."""
 
     rows: int
     lines: int
@@ -122,7 +128,7 @@ NOTHING = Held(0, 0, 0)
 
 
 class _Table(NamedTuple):
-    """A table, and how rows go into it; the settings have checked its name."""
+    """A table with the columns and format of its inserts; the settings validate its name."""
 
     name: str
     columns: tuple[str, ...]
@@ -130,10 +136,10 @@ class _Table(NamedTuple):
 
 
 class Tables:
-    """The table of logs and that of its dead letters, lines that it cannot hold.
+    """The table of logs, and the table of dead letters: lines that the first cannot hold.
 
-    Raises Unavailable throughout. It connects when it is first used. Only an answer with the
-    query's own id in ClickHouse's header counts as one.
+    Every method may raise Unavailable. The first request connects. A response counts only if
+    ClickHouse's header has the query's own id.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -147,18 +153,18 @@ class Tables:
 
     @property
     def name(self) -> str:
-        """Where the tables are, without user and password."""
+        """Address of the table, without user and password."""
         parts = urlsplit(self._url)
         host = parts.netloc.rpartition("@")[2]
         path = f"{parts.path.rstrip('/')}/{self._logs.name}"
         return urlunsplit((parts.scheme, host, path, "", ""))
 
     def insert(self, chunk: Chunk, rows: Iterable[bytes], again: bool) -> int:
-        """Insert rows of a chunk at once; return how many ClickHouse says it wrote.
+        """Insert rows of a chunk in one statement; return the count that ClickHouse reports.
 
-        These are more with rows of views, or of the shards behind the table. Raises Unacceptable
-        if the table cannot hold a row. `again` is for lines that the table lacks although it may
-        remember their token.
+        The count includes rows of views and of shards behind the table. `again` sends lines under
+        a second token, for lines that the table lacks although it may remember the first. Raises
+        Unacceptable if the table cannot hold a row.
         """
         try:
             return self._insert(chunk, self._logs, rows, again)
@@ -168,19 +174,19 @@ class Tables:
             raise
 
     def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter], again: bool) -> int:
-        """Insert lines of a chunk into the dead-letter table, raw, each with its error."""
+        """Insert lines of a chunk into the dead-letter table, raw, with their errors."""
         rows = dead_letter_rows(chunk.segment, self._node, lines)
         return self._insert(chunk, self._dead_letters, rows, again)
 
     def _insert(self, chunk: Chunk, table: _Table, rows: Iterable[bytes], again: bool) -> int:
-        # With its end too: chunks of other sizes, as after a change of the settings, are others.
+        # The end is part of it: after a change of the settings, chunks have other sizes.
         token = f"{self._node}/{chunk.segment}/{chunk.offset}-{chunk.offset + chunk.size}"
         token += "/again" * again
         query_id = encode_word(f"{table.name}/{token}")
         settings = {
             **INSERT_SETTINGS,
             "insert_deduplication_token": token,
-            "query_id": query_id,  # a server runs one of a name at a time
+            "query_id": query_id,  # a server runs one query per id at a time
         }
 
         def ask(client: Client) -> int:
@@ -195,7 +201,7 @@ class Tables:
         return self._ask(ask)
 
     def held(self, chunk: Chunk) -> set[int]:
-        """Return those lines of a chunk that the tables hold, by their numbers."""
+        """Return the numbers of a chunk's lines that the tables hold."""
         values = {
             "segment": chunk.segment,
             "first": chunk.first_line,
@@ -209,7 +215,7 @@ class Tables:
         return self._select("SELECT groupUniqArray(line) FROM ({lines})", OF_CHUNK, values, read)
 
     def count(self, segments: Collection[str]) -> dict[str, Held]:
-        """Return what the tables hold of each of these segments, without those they do not know."""
+        """Return the content of each segment that the tables know."""
         query = (
             "SELECT segment, count(), uniqExact(line), max(line) FROM ({lines}) GROUP BY segment"
         )
@@ -226,7 +232,7 @@ class Tables:
         values: Mapping[str, object],
         read: Callable[[list[list[Any]]], Answer],
     ) -> Answer:
-        """Return what `read` makes of the rows of a query over the lines of both tables."""
+        """Query the lines of both tables; return the rows as converted by `read`."""
         lines = " UNION ALL ".join(
             f"SELECT segment, line FROM {table.name} WHERE {where}"  # nosec
             for table in (self._logs, self._dead_letters)
@@ -240,7 +246,7 @@ class Tables:
                     query.format(lines=lines),
                     {"node": self._node, **values},
                     {"query_id": query_id, "wait_end_of_query": 1},
-                    "JSONCompact",  # of which a part is no JSON
+                    "JSONCompact",  # a part of it is not valid JSON
                 ),
             )
             try:
@@ -250,23 +256,23 @@ class Tables:
             finally:
                 response.close()
             if "exception" in content or len(content["data"]) != content["rows"]:
-                raise ValueError(content.get("exception", "rows are missing in the answer"))
+                raise ValueError(content.get("exception", "rows are missing in the response"))
             return read(content["data"])
 
         return self._ask(ask)
 
     def _ask(self, ask: Callable[[Client], Answer]) -> Answer:
-        """Return what ClickHouse answers within the time that it has."""
+        """Run a request within the deadline; raises Unavailable."""
         try:
             if self._client is None:
                 self._client = call_within(self._timeout_seconds, self._connect)
             client = self._client
             return call_within(self._timeout_seconds, lambda: ask(client))
-        except Exception as error:  # the client fails in many ways on what ClickHouse never sent
+        except Exception as error:  # the client raises many kinds for invalid responses
             raise _unavailable(error) from None
 
     def disconnect(self) -> None:
-        """Close the connections, which the server would do when they are idle for long."""
+        """Close idle connections before the server does."""
         if self._client:
             self._client.close_connections()
 
@@ -285,9 +291,55 @@ class Tables:
 
 
 def _unavailable(error: Exception) -> Unavailable:
-    """Return the error of the client, with its cause instead where it did not reach the server."""
+    """Convert an error of the client; without a server's code, report its root cause."""
     code = getattr(error, "code", None)
     cause: BaseException = error
     while code is None and (cause.__cause__ or cause.__context__):
         cause = cause.__cause__ or cause.__context__ or cause
     return Unavailable(cause, code)
+
+
+Result = TypeVar("Result")
+
+#: Seconds until the signal is repeated: an exception raised inside a finalizer is lost.
+REPEAT_SECONDS = 1.0
+
+
+class _Expired(BaseException):
+    """The deadline passed; a BaseException, so that no `except Exception` swallows it."""
+
+
+class _Alarm:
+    """Signal handler that raises _Expired in the main thread while armed."""
+
+    is_armed = True
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.is_armed:
+            raise _Expired
+
+
+def call_within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Return the result of `call`; raises TimeoutError if it takes longer than `seconds`.
+
+    A socket timeout restarts with every byte, so a dripping response never reaches it. Main
+    thread only. A pending name resolution delays the deadline, since C code runs it.
+    """
+    alarm = _Alarm()
+    handler = signal.signal(signal.SIGALRM, alarm)
+    started = time.monotonic()
+    delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT_SECONDS)
+    try:
+        try:
+            return call()
+        finally:
+            alarm.is_armed = False
+    except _Expired:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, handler)
+        if delay:  # of an outer timer, such as a test's own deadline
+            left = max(delay - (time.monotonic() - started), 1e-6)
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+    raise TimeoutError(f"no complete answer within {seconds:g} s")
