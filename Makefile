@@ -114,6 +114,10 @@ audit: ## Look the locked packages up among known vulnerabilities; needs the int
 		--requirement requirements/base.lock --requirement requirements/clickhouse.lock \
 	|| { echo "make audit: something is vulnerable, or was SKIPPED, as without the internet; see above"; false; }
 
+.PHONY: smoke
+smoke: install ## Check a deployment from outside: make smoke URL=https://logs.example.com TOKEN=...
+	@$(BIN)/astralog check $(SMOKE) $(or $(URL),http://localhost:8080)
+
 .PHONY: token
 token: ## Print a strong token for the file of tokens
 	@python3 -c 'import secrets; print(secrets.token_urlsafe(32))'

@@ -12,6 +12,7 @@ from astralog.standard_streams import discard_output, print_errors, reopen_close
 
 #: Commands with options of their own, and where each is found.
 ELSEWHERE = {
+    "check": "astralog.check:check",
     "forward": "astralog.forward:forward",
     "tail": "astralog.view.tail_command:tail",
 }

@@ -1,0 +1,330 @@
+"""The command `astralog check`: a black-box check of any deployment, over HTTP.
+
+It writes one log per protocol that the deployment serves and reads it back; `--read-only` writes
+nothing and suits a probe. It prints one line per check.
+"""
+
+import email.utils
+import http.client
+import json
+import secrets
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from http import HTTPStatus
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
+
+import click
+
+SERVICE = "astralog-check"
+
+#: A larger difference between the clocks spoils searches by time.
+CLOCK_SECONDS = 5.0
+
+#: Seconds between two attempts to read a log back.
+POLL_SECONDS = 0.2
+
+#: Characters of a response that a failure shows.
+SHOWN_CHARACTERS = 200
+
+#: Bytes of a response that are read.
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024
+
+
+class Outcome(Enum):
+    """The result of a check, as printed."""
+
+    OK = "ok"
+    SKIPPED = "skip"
+    FAILED = "FAIL"
+
+
+class Finding(NamedTuple):
+    """A check's line."""
+
+    name: str
+    outcome: Outcome
+    text: str
+
+
+class Failure(Exception):
+    """A check failed; the message says why."""
+
+
+class Skip(Exception):
+    """A check does not apply; the message says why."""
+
+
+class Reply(NamedTuple):
+    """A response, with its time in milliseconds."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    milliseconds: float
+
+    def expect(self, *statuses: int) -> "Reply":
+        """Return the reply; raises Failure unless it has one of the statuses."""
+        if self.status in statuses:
+            return self
+        text = " ".join(self.body.decode(errors="replace").split())[:SHOWN_CHARACTERS]
+        raise Failure(f"{self.status} {text}".rstrip())
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The service's address, and the token to use; a request may raise Failure."""
+
+    url: SplitResult
+    token: str | None
+    timeout_seconds: float
+    tls: ssl.SSLContext | None = None
+
+    def request(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Reply:
+        """Send one request on a new connection."""
+        started = time.monotonic()
+        connection = self._connect()
+        authorization = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            connection.request(
+                method,
+                self.url.path.rstrip("/") + path,
+                body or None,
+                {**authorization, **(headers or {})},
+            )
+            response = connection.getresponse()
+            content = response.read(MAX_RESPONSE_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise Failure(f"no response: {error or type(error).__name__}") from None
+        finally:
+            connection.close()
+        milliseconds = 1000 * (time.monotonic() - started)
+        return Reply(response.status, response.headers, content, milliseconds)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self.url.hostname or "", self.url.port
+        if self.url.scheme == "https":
+            return http.client.HTTPSConnection(
+                host, port, timeout=self.timeout_seconds, context=self.tls
+            )
+        return http.client.HTTPConnection(host, port, timeout=self.timeout_seconds)
+
+
+class Protocol(NamedTuple):
+    """A way to send one log: `encode` makes the body of a time and a message."""
+
+    name: str
+    path: str
+    statuses: tuple[int, ...]
+    encode: Callable[[datetime, str, str], bytes]
+    content_type: str = "application/json"
+
+
+def _encode_drain(at: datetime, project: str, message: str) -> bytes:
+    log = {
+        "project_id": project,
+        "timestamp": at.isoformat(),
+        "level": "info",
+        "service": SERVICE,
+        "message": message,
+    }
+    return json.dumps({"logs": [log]}).encode()
+
+
+def _encode_otlp(at: datetime, project: str, message: str) -> bytes:
+    service = {"key": "service.name", "value": {"stringValue": SERVICE}}
+    record = {
+        "timeUnixNano": _nanoseconds(at),
+        "severityText": "info",
+        "body": {"stringValue": message},
+    }
+    export = {"resource": {"attributes": [service]}, "scopeLogs": [{"logRecords": [record]}]}
+    return json.dumps({"resourceLogs": [export]}).encode()
+
+
+def _encode_hec(at: datetime, project: str, message: str) -> bytes:
+    event = {"time": at.timestamp(), "event": message, "sourcetype": SERVICE}
+    return json.dumps({**event, "fields": {"level": "info"}}).encode()
+
+
+def _encode_loki(at: datetime, project: str, message: str) -> bytes:
+    labels = {"service_name": SERVICE, "level": "info"}
+    return json.dumps(
+        {"streams": [{"stream": labels, "values": [[_nanoseconds(at), message]]}]}
+    ).encode()
+
+
+def _encode_bulk(at: datetime, project: str, message: str) -> bytes:
+    document = {"@timestamp": at.isoformat(), "message": message, "level": "info"}
+    lines = ({"create": {"_index": project}}, {**document, "service": SERVICE})
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def _nanoseconds(at: datetime) -> str:
+    return f"{int(at.timestamp() * 1_000_000)}000"
+
+
+PROTOCOLS = (
+    Protocol("drain", "/v1/drain", (200,), _encode_drain),
+    Protocol("otlp", "/v1/logs", (200,), _encode_otlp),
+    Protocol("splunk-hec", "/services/collector/event", (200,), _encode_hec),
+    Protocol("loki", "/loki/api/v1/push", (204,), _encode_loki),
+    Protocol("elasticsearch", "/elasticsearch/_bulk", (200,), _encode_bulk, "application/x-ndjson"),
+)
+
+
+def run_checks(deployment: Deployment, project: str, read_only: bool) -> Iterator[Finding]:
+    """Yield the finding of each check; after a failed health check, no other is made."""
+    health = _run("health", _check_json, deployment, "/health", "ok")
+    yield health
+    if health.outcome is Outcome.FAILED:
+        return
+    yield _run("ready", _check_json, deployment, "/ready", "ready")
+    yield _run("clock", _check_clock, deployment)
+    yield _run("metrics", _check_metrics, deployment)
+    for protocol in () if read_only else PROTOCOLS:
+        message = f"{SERVICE} {protocol.name} {secrets.token_hex(8)}"
+        sent = _run(protocol.name, _send, deployment, protocol, project, message)
+        yield sent
+        if sent.outcome is Outcome.OK:
+            yield _run(f"{protocol.name}-read", _read_back, deployment, project, message)
+
+
+def _run(name: str, check: Callable[..., str], *arguments: object) -> Finding:
+    try:
+        return Finding(name, Outcome.OK, check(*arguments))
+    except Skip as reason:
+        return Finding(name, Outcome.SKIPPED, str(reason))
+    except Failure as failure:
+        return Finding(name, Outcome.FAILED, str(failure))
+
+
+def _check_json(deployment: Deployment, path: str, status: str) -> str:
+    """Check that AstraLog itself answers, and not a page in its place."""
+    reply = deployment.request("GET", path).expect(HTTPStatus.OK)
+    try:
+        is_expected = json.loads(reply.body) == {"status": status}
+    except ValueError:
+        is_expected = False
+    if not is_expected:
+        raise Failure("the response is not AstraLog's; check the URL and the proxy")
+    return f"{reply.status} in {reply.milliseconds:.0f} ms"
+
+
+def _check_clock(deployment: Deployment) -> str:
+    sent = time.time()
+    reply = deployment.request("GET", "/health")
+    received = time.time()
+    try:
+        server = email.utils.parsedate_to_datetime(reply.headers.get("Date", "")).timestamp()
+    except ValueError:
+        raise Skip("the response has no Date header") from None
+    # The server's second began up to a second before it answered.
+    difference = max(server - received, sent - (server + 1), 0.0)
+    text = f"the server's clock differs by {difference:.0f} s from this machine's"
+    if difference > CLOCK_SECONDS:
+        raise Failure(f"{text}; synchronise both (NTP)")
+    return text
+
+
+def _check_metrics(deployment: Deployment) -> str:
+    reply = deployment.request("GET", "/metrics")
+    if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and not deployment.token:
+        raise Skip("needs a token")
+    if reply.status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+        raise Skip(f"not served to this token or at this address ({reply.status})")
+    reply.expect(HTTPStatus.OK)
+    families = reply.body.count(b"# TYPE astralog_")
+    if not families:
+        raise Failure("no metric of AstraLog in the response")
+    return f"{families} families in {reply.milliseconds:.0f} ms"
+
+
+def _send(deployment: Deployment, protocol: Protocol, project: str, message: str) -> str:
+    body = protocol.encode(datetime.now(UTC), project, message)
+    path = protocol.path
+    if protocol.name != "drain":  # whose log names its project
+        path += "?" + urlencode({"project_id": project})
+    reply = deployment.request("POST", path, body, {"Content-Type": protocol.content_type})
+    if reply.status == HTTPStatus.NOT_FOUND and protocol.name != "drain":
+        raise Skip("not served")
+    reply.expect(*protocol.statuses)
+    if b'"errors":true' in reply.body.replace(b" ", b""):  # a bulk response has a status per item
+        raise Failure(reply.body.decode(errors="replace")[:SHOWN_CHARACTERS])
+    return f"stored, {reply.status} in {reply.milliseconds:.0f} ms"
+
+
+def _read_back(deployment: Deployment, project: str, message: str) -> str:
+    """Poll for a log: behind one address, another node may answer than the one that stored it."""
+    deadline = time.monotonic() + deployment.timeout_seconds
+    path = "/status/logs?" + urlencode({"q": message, "project": project}, quote_via=quote)
+    while True:
+        reply = deployment.request("GET", path)
+        if reply.status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+            raise Skip(f"reading is not served to this token or at this address ({reply.status})")
+        if message.encode() in reply.expect(HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE).body:
+            return f"found in {reply.milliseconds:.0f} ms"
+        if time.monotonic() >= deadline:
+            raise Failure(f"the log was not found within {deployment.timeout_seconds:g} s")
+        time.sleep(POLL_SECONDS)
+
+
+def _parse_url(context: click.Context, option: click.Parameter, text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        is_valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise click.BadParameter("not a URL like https://logs.example.com.")
+    return url
+
+
+@click.command()
+@click.argument("url", default="http://localhost:8080", callback=_parse_url)
+@click.option("--read-only", is_flag=True, help="Write nothing, for probes; needs no token.")
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the token; without it, the environment variable TOKEN.",
+)
+@click.option("--project", default=SERVICE, help=f"Project to write to; {SERVICE} by default.")
+@click.option("--timeout", default=10.0, help="Seconds per request; 10 by default.")
+@click.option(
+    "--ca-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CA certificate to trust, for https.",
+)
+@click.option("--token", envvar="TOKEN", hidden=True)  # in the environment: arguments are public
+def check(  # noqa: PLR0917  # click passes them by name
+    url: SplitResult,
+    read_only: bool,
+    token_file: Path | None,
+    project: str,
+    timeout: float,
+    ca_file: Path | None,
+    token: str | None,
+) -> None:
+    """Check a deployment from outside, http://localhost:8080 by default: one line per check.
+
+    Exits with 1 if a check fails. Without --read-only, it stores one log per protocol that the
+    deployment serves, and reads each back.
+    """
+    token = token_file.read_text().strip() if token_file else token or None
+    if not (token or read_only):
+        raise click.UsageError("needs --token-file, or the token in TOKEN, or --read-only.")
+    tls = ssl.create_default_context(cafile=ca_file) if url.scheme == "https" else None
+    deployment = Deployment(url, token, timeout, tls)
+    failed = 0
+    for name, outcome, text in run_checks(deployment, project, read_only):
+        failed += outcome is Outcome.FAILED
+        click.echo(f"{outcome.value:<5} {name:<18} {text}")
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,209 @@
+"""`astralog check` against a service, and against servers that are none."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import ROOT, TIMEOUT_SECONDS, TOKEN, Service
+
+
+class Result:
+    """The exit status of a check, and its findings by name: an outcome and a text."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.status = done.returncode
+        self.error = done.stderr
+        self.findings: dict[str, tuple[str, str]] = {}
+        for line in done.stdout.splitlines():
+            outcome, name, text = line.split(maxsplit=2)
+            self.findings[name] = (outcome, text)
+
+    def names(self, outcome: str) -> set[str]:
+        """Return the checks with an outcome."""
+        return {name for name, (found, _) in self.findings.items() if found == outcome}
+
+
+def run_check(*arguments: str, token: str = "") -> Result:
+    """Run the command as a user does."""
+    environ = {name: value for name, value in os.environ.items() if name != "TOKEN"}
+    if token:
+        environ["TOKEN"] = token
+    command = [str(Path(sys.executable).parent / "astralog"), "check", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=4 * TIMEOUT_SECONDS,
+        check=False,
+    )
+    return Result(done)
+
+
+def url_of(service: Service) -> str:
+    return "http://{}:{}".format(*service.address)
+
+
+@contextmanager
+def fake_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve with a handler; yield the URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_check_stores_a_log_per_protocol_and_reads_it_back(tmp_path: Path) -> None:
+    """All checks pass or do not apply, and the logs are in the files."""
+    with Service(tmp_path) as service:
+        result = run_check(url_of(service), token=TOKEN)
+        assert service.stop() == 0
+        logs = service.logs()
+    assert result.status == 0, result.findings
+    assert not result.names("FAIL")
+    expected = {"health", "ready", "clock", "metrics", "drain", "drain-read", "otlp", "otlp-read"}
+    assert result.names("ok") >= expected
+    sent = {name for name in result.names("ok") if f"{name}-read" in result.findings}
+    assert {log["message"].split()[1] for log in logs} == sent
+    assert {log["project_id"] for log in logs} == {"astralog-check"}
+    assert {log["service"] for log in logs} == {"astralog-check"}
+
+
+def test_make_smoke_checks_a_deployment(tmp_path: Path) -> None:
+    """The token reaches the command through the environment, which no other user sees."""
+    with Service(tmp_path) as service:
+        arguments = [
+            f"URL={url_of(service)}",
+            f"TOKEN={TOKEN}",
+            f"BIN={Path(sys.executable).parent}",
+        ]
+        command = ["make", "--no-print-directory", "-o", "install", "smoke", *arguments]
+        output = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+    assert "\nok    drain-read " in output
+    assert TOKEN not in output
+
+
+def test_read_only_check_writes_nothing_and_needs_no_token(tmp_path: Path) -> None:
+    """It suits a probe in the container or on the machine of the service."""
+    with Service(tmp_path) as service:
+        result = run_check(url_of(service), "--read-only")
+        assert service.stop() == 0
+        assert service.logs() == []
+    assert result.status == 0
+    assert result.names("ok") == {"health", "ready", "clock", "metrics"}
+
+
+def test_wrong_token_fails(tmp_path: Path) -> None:
+    """The line has the service's own words."""
+    token = tmp_path / "wrong"
+    token.write_text("another\n")
+    with Service(tmp_path) as service:
+        result = run_check(url_of(service), "--token-file", str(token))
+    assert result.status == 1
+    assert result.findings["drain"][0] == "FAIL"
+    assert result.findings["drain"][1].startswith("401 ")
+    assert "drain-read" not in result.findings
+
+
+def test_bound_token_needs_its_project(tmp_path: Path) -> None:
+    """With --project it sends, and skips the metrics of the whole service."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN} mine\n")
+    with Service(tmp_path, tokens=None, tokens_file=tokens) as service:
+        result = run_check(url_of(service), token=TOKEN)
+        assert result.status == 1
+        assert result.findings["drain"][1].startswith("403 ")
+        result = run_check(url_of(service), "--project", "mine", token=TOKEN)
+    assert result.status == 0, result.findings
+    assert {"drain", "drain-read"} <= result.names("ok")
+
+
+def test_unready_service_fails() -> None:
+    """A service that would reject batches is healthy, and not ready; its reason is shown."""
+
+    class Full(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503 if self.path == "/ready" else 200)
+            self.end_headers()
+            status = b"storage_full" if self.path == "/ready" else b"ok"
+            self.wfile.write(b'{"status":"%b"}' % status)
+
+    with fake_server(Full) as url:
+        result = run_check(url, "--read-only")
+    assert result.status == 1
+    assert result.findings["health"][0] == "ok"
+    assert result.findings["ready"] == ("FAIL", '503 {"status":"storage_full"}')
+
+
+def test_unreachable_service_has_one_line() -> None:
+    """Nothing listens, so no other check is made."""
+    result = run_check("http://127.0.0.1:1", "--read-only")
+    assert result.status == 1
+    assert list(result.findings) == ["health"]
+    assert "refused" in result.findings["health"][1]
+
+
+def test_page_in_place_of_the_service_fails() -> None:
+    """A 200 of a proxy is no health."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>ok</html>")
+
+    with fake_server(Page) as url:
+        result = run_check(url, "--read-only")
+    assert result.status == 1
+    assert list(result.findings) == ["health"]
+    assert "not AstraLog's" in result.findings["health"][1]
+
+
+def test_clock_difference_fails() -> None:
+    """The clock of a server that is an hour off is named."""
+
+    class Late(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"status":"ready"}' if self.path == "/ready" else b'{"status":"ok"}'
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return "Thu, 01 Jan 2026 00:00:00 GMT"
+
+    with fake_server(Late) as url:
+        result = run_check(url, "--read-only")
+    assert result.status == 1
+    assert result.findings["clock"][0] == "FAIL"
+    assert "synchronise" in result.findings["clock"][1]
+    assert result.findings["metrics"] == ("FAIL", "no metric of AstraLog in the response")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["ftp://host"], "not a URL"),
+        (["http://127.0.0.1:1"], "needs --token-file"),
+        (["--read-only", "--token-file", "/missing"], "does not exist"),
+    ],
+)
+def test_wrong_usage_is_named(arguments: list[str], text: str) -> None:
+    """It exits with 2, as any command does, before anything is sent."""
+    result = run_check(*arguments)
+    assert result.status == 2
+    assert text in result.error
