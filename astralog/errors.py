@@ -189,6 +189,7 @@ FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT))
 #: How each text for a batch that the disk rejects ends.
 _REJECTED = "nothing was stored; retry later."
 
+DISK_FULL = Cause("storage_full", f"The disk is full; {_REJECTED}")
 STORAGE_FAILED = Cause("storage_failed", f"The disk failed; {_REJECTED}")
 
 
@@ -213,5 +214,5 @@ def storage_error(error: OSError | MemoryError) -> Cause:
     if number == errno.EDQUOT:
         return Cause("storage_full", f"The disk quota is used up; {_REJECTED}")
     if number in FULL_ERRNOS:
-        return Cause("storage_full", f"The disk is full; {_REJECTED}")
+        return DISK_FULL
     return STORAGE_FAILED

@@ -33,7 +33,7 @@ from astralog.store.queue import (
     MemoryReservation,
     QueuedBatch,
 )
-from astralog.store.writer import MAINTENANCE_SECONDS, Storage
+from astralog.store.writer import MAINTENANCE_SECONDS, Starts, Storage
 from astralog.threads import call_in_thread, spawn_in_thread
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,8 @@ class CommitQueue:
         """
         #: By which segments are named: so that no jump for seconds leaves a name that is ahead.
         self.clock = TrustedClock(adopt_seconds=NAMES_ADOPT_SECONDS)
-        self.storages = tuple(Storage(settings, self.clock) for _ in range(settings.writers))
+        starts = Starts(self.clock)
+        self.storages = tuple(Storage(settings, starts) for _ in range(settings.writers))
         self.keys = IdempotencyKeys(settings)
         self.housekeeper = Housekeeper(settings, _may_remove(settings), keys=self.keys.upkeep)
         self._budget = MemoryBudget(settings.queue_bytes, are_tokens_several)

@@ -289,7 +289,7 @@ class IdempotencyKeys:
         """
         self._release_settled()
         with self._mutex:
-            if not (self._groups or any(storage.has_uncut for storage, _ in self._unsettled)):
+            if not (self._groups or any(storage.has_untruncated for storage, _ in self._unsettled)):
                 self._close()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from astralog.errors import Cause
 from astralog.settings import SyncMode
 from astralog.store import recovery
 from astralog.store.names import Form, SegmentName
-from astralog.store.writer import SegmentWriter
+from astralog.store.writer import SegmentWriter, Starts
 
 #: When the segment with the number 0 starts, in seconds since 1970.
 START = 1_780_000_000.0
@@ -45,9 +45,14 @@ def make_writer(
     segment_seconds: float = 1000,
     sync: SyncMode = "always",
     clock: TrustedClock | None = None,
+    starts: Starts | None = None,
 ) -> SegmentWriter:
     return SegmentWriter(
-        path, segment_bytes=segment_bytes, segment_seconds=segment_seconds, sync=sync, clock=clock
+        path,
+        segment_bytes=segment_bytes,
+        segment_seconds=segment_seconds,
+        sync=sync,
+        starts=starts or Starts(clock or TrustedClock()),
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from astralog.clock import TrustedClock
 from astralog.store import files
 from astralog.store.segment import WRITEV_BUFFERS, Segment
+from astralog.store.writer import Starts
 from tests.support.fake_system import BreakOs
 from tests.unit.store.segments import (
     A,
@@ -168,7 +169,7 @@ def test_a_name_that_another_took_is_not_removed_later(
     taken.write([A])
     taken.close()
     writer = make_writer(tmp_path)
-    monkeypatch.setattr(writer, "_next_start", lambda: start)
+    monkeypatch.setattr(writer._starts, "next", lambda: start)
     with pytest.raises(FileExistsError):
         writer.append([B])
     writer.close()
@@ -315,6 +316,17 @@ def test_two_writers_of_one_process_have_their_own_files(tmp_path: Path) -> None
     first.seal()
     second.seal()
     assert [A + A, B] == sealed(tmp_path)
+
+
+def test_writers_of_one_process_name_in_one_order(tmp_path: Path) -> None:
+    """A clock set back by an hour leaves no later segment with an earlier name."""
+    starts = Starts(Clock(START + 3600, START))
+    first, second = (make_writer(tmp_path, starts=starts) for _ in range(2))
+    first.append([A])
+    second.append([B])
+    first.seal()
+    second.seal()
+    assert sealed(tmp_path) == [A, B]
 
 
 # --- Syncing

@@ -558,7 +558,30 @@ def test_segments_that_are_gone_are_looked_for_within_bounds(tmp_path: Path) -> 
         for path in tmp_path.iterdir():
             path.unlink()
         writer.seal()
-    assert MAX_UNSEALED == len(writer._unsealed)
+    assert MAX_UNSEALED == len(writer._ended)
+
+
+def test_rejected_keys_are_unsettled_until_their_segment_is_sealed(
+    tmp_path: Path, break_os: BreakOs
+) -> None:
+    """Also if so many later segments cannot be sealed that this one is left to a recovery."""
+    writer = make_writer(tmp_path)
+    renames = break_os("rename_new", errno.EIO, module=files)
+    writer.append([A])
+    break_os("writev", errno.EIO, times=1)
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.append([B], lambda segment, start: None)
+    assert writer.has_unsettled()
+    for _ in range(MAX_UNSEALED + 5):
+        writer.append([A])
+        writer.seal()
+    assert writer.has_unsettled()
+    assert len(writer._ended) == MAX_UNSEALED + 1
+    renames.times = 0
+    recover(tmp_path)
+    assert not writer.has_unsettled()
+    writer.close()
+    assert writer._ended == {}
 
 
 # --- What a failed background sync may cost

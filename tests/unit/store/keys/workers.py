@@ -13,7 +13,7 @@ from astralog.settings import Settings
 from astralog.store.keys.claims import Claim, Outcome, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.segment import Segment
-from astralog.store.writer import SegmentWriter, Storage
+from astralog.store.writer import EndState, SegmentWriter, Storage
 from tests.unit.store.segments import code_of
 
 TOKEN = bytes(32)
@@ -73,10 +73,11 @@ class Worker:
         """End as by SIGKILL: what is open is closed by the kernel, and nothing else happens."""
         self.is_alive = False
         self.keys.close()
-        writer = self.storage._writer
-        for segment in [writer._segment, *writer._untruncated]:
-            if segment:
-                segment.close()
+        if self.storage._segment:
+            self.storage._segment.close()
+        for ended in self.storage._ended.values():
+            if ended.state is EndState.UNTRUNCATED:
+                ended.segment.close()
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, written: int = 0) -> None:
