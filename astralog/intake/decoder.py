@@ -4,7 +4,6 @@ import gc
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from io import BytesIO
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -55,6 +54,7 @@ _NO_SLOT = nullcontext()
 _encoder = msgspec.json.Encoder()
 encode_lines = _encoder.encode_lines
 encode_value = _encoder.encode
+encode_into = _encoder.encode_into
 
 
 class Slot:
@@ -214,8 +214,7 @@ class LineWriter:
         self._reservation = reservation
         self._held_bytes = body_bytes
         self._max_bytes = MAX_GROWTH * body_bytes + spare_bytes
-        self._buffer = BytesIO()
-        self._size = 0
+        self._buffer = bytearray()
         self.logs = 0  # so far
 
     def hold(self, size: int) -> None:
@@ -228,7 +227,7 @@ class LineWriter:
 
         Raises Rejection if there is no memory for them.
         """
-        self._reservation.resize(self._held_bytes + self._size + size)
+        self._reservation.resize(self._held_bytes + len(self._buffer) + size)
 
     def add(self, logs: Sequence[Any], repeated_bytes: int = 0) -> None:
         """Append logs, each of which has at most `repeated_bytes` that are not from the body.
@@ -237,17 +236,23 @@ class LineWriter:
         """
         step = max(STEP_BYTES // repeated_bytes, 1) if repeated_bytes else len(logs)
         for start in range(0, len(logs), step or 1):
-            self._append(encode_lines(logs[start : start + step]))
+            self._append(logs[start : start + step])
         self.logs += len(logs)
 
-    def _append(self, lines: bytes) -> None:
-        check_growth(self._size + len(lines), self._max_bytes)
-        self._size += self._buffer.write(lines)
+    def _append(self, logs: Sequence[Any]) -> None:
+        """Encode at least one log.
+
+        The last one, which alone may be long, is encoded into the buffer, so that it is held once.
+        """
+        self._buffer += encode_lines(logs[:-1])
+        encode_into(logs[-1], self._buffer, -1)
+        self._buffer += b"\n"
+        check_growth(len(self._buffer), self._max_bytes)
         self.expect(0)
 
     def finish(self) -> Batch:
         """Return the batch."""
-        return Batch(self._buffer.getvalue(), self.logs)  # the buffer itself: nothing is copied
+        return Batch(self._buffer, self.logs)
 
 
 def check_growth(size: int, max_bytes: int) -> None:

@@ -183,7 +183,7 @@ GATHER_SECONDS = 0.005
 class Batch(NamedTuple):
     """A batch as it is stored: `lines` is NDJSON, one line for each of `logs` logs."""
 
-    lines: bytes
+    lines: bytes | bytearray
     logs: int
 
 

@@ -115,7 +115,7 @@ def try_body(row: Row, encoding: Encoding, body: bytes, options: Options) -> Non
     if not decoded:
         return
     batch, invalid = decoded
-    *lines, rest = batch.lines.split(b"\n")
+    *lines, rest = bytes(batch.lines).split(b"\n")
     if rest or len(lines) != batch.logs or (invalid and not options.is_partial):
         row.forged += 1
         row.remark(f"{len(lines)} lines: {body[:200]!r}")

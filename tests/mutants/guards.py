@@ -79,7 +79,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "memory charged for lines while they are decoded",
         "astralog.intake.decoder:LineWriter.expect",
-        "self._reservation.resize(self._held_bytes + self._size + size)",
+        "self._reservation.resize(self._held_bytes + len(self._buffer) + size)",
         "pass",
         ("tests/unit/intake/test_lines.py",),
     ),

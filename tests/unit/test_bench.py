@@ -77,8 +77,8 @@ def test_logs_that_need_options_are_the_same_logs() -> None:
     query = options.HEAD.partition("?")[2].partition(" ")[0]
     context = make_context(options=parse_options(query))
     sent = [template.body(7) for template in options.requests(10, "token")]
-    lines = [decode_lines(body, context).batch.lines for body in sent]
-    expected = [encode_batch(template.body(7)).lines for template in bodies.templates(10)]
+    lines = [bytes(decode_lines(body, context).batch.lines) for body in sent]
+    expected = [bytes(encode_batch(template.body(7)).lines) for template in bodies.templates(10)]
     for stored_lines, expected_lines in zip(lines, expected, strict=True):
         pairs = zip(stored_lines.splitlines(), expected_lines.splitlines(), strict=True)
         for text, expected_text in pairs:

@@ -201,7 +201,7 @@ def slow_lines(body: bytes) -> bytes | Rejection:
     """Return the lines that marshmallow's way makes, or what it rejects the body with."""
     try:
         with marshmallow_alone():
-            return encode_batch(body).lines
+            return bytes(encode_batch(body).lines)
     except Rejection as rejection:
         return rejection
 

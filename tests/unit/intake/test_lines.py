@@ -43,6 +43,22 @@ def test_lines_are_charged_beside_the_body_as_they_grow() -> None:
     assert (msgspec.json.Encoder().encode_lines(make_logs(20)), 20) == batch
 
 
+@pytest.mark.parametrize("logs", [1, 3])
+def test_long_lines_are_held_once(logs: int) -> None:
+    """Neither the encoder nor the batch holds a copy of them."""
+    long = make_logs(1, "\1" * MIB)[0]
+    writer = LineWriter(Room(), 0, 64 * MIB)
+    tracemalloc.start()
+    try:
+        for _ in range(logs):
+            writer.add([long])
+        batch = writer.finish()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.6 * len(batch.lines)  # an encoder's buffer grows by half at a time
+
+
 def test_lines_without_room_are_rejected() -> None:
     """Those that have come so far are within it."""
     writer = LineWriter(Room(1500), body_bytes=1000, spare_bytes=MIB)
