@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 from dataclasses import dataclass, field
+from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
@@ -16,24 +17,22 @@ from astralog.api.responses import reject
 from astralog.errors import Rejection
 from astralog.log import log_exception
 from astralog.server.balance import Share
-from astralog.server.connection_limits import (
+from astralog.server.head_reuse import Requests
+from astralog.server.http11 import DISCARD_STEP_BYTES, Receiver, Request, Response, describe, send
+from astralog.server.limits import (
     DISCARD_BYTES,
     HANDSHAKE_BYTES,
     PLAIN_BYTES,
     TLS_BYTES,
     ConnectionEnded,
     ConnectionLimits,
+    FairQueue,
+    Flow,
 )
-from astralog.server.fair_queue import FairQueue, Flow
-from astralog.server.malformed import describe
-from astralog.server.receiver import Receiver
-from astralog.server.request import Request, Requests
-from astralog.server.request_body import DISCARD_STEP_BYTES
-from astralog.server.response import Response, send
 
 log = logging.getLogger(__name__)
 
-#: What is received at once of a client that is not listened to any more.
+#: Bytes received at once from a client whose bytes are dropped.
 LINGER_STEP_BYTES = 64 * 1024
 
 MALFORMED_HEAD = (
@@ -41,13 +40,20 @@ MALFORMED_HEAD = (
     b"Content-Type: %b\r\nContent-Length: %d\r\n\r\n"
 )
 
-#: What a client is told that speaks plain HTTP to a port of TLS; it may be a browser.
+#: The answer to plain HTTP on a port of TLS; the client may be a browser.
 PLAIN_HTTP = "This port speaks HTTPS alone; plain HTTP was sent to it. Use https:// in its address."
 
 
+class Trust(Enum):
+    """Whether a client has shown a valid token, which no POST is answered 200 without."""
+
+    NONE = "its memory counts, it waits in the fair queue, and it is ended first"
+    AUTHENTICATED = "only its unfinished heads and unsent responses count, and it is ended last"
+
+
 @dataclass
-class Server:
-    """What the connections of a worker share; `cfg` is gunicorn's, `tls` the context, if any."""
+class Shared:
+    """Shared by the connections of a worker; `cfg` is gunicorn's, `tls` the context, if any."""
 
     app: Flask
     cfg: Any
@@ -61,28 +67,27 @@ class Server:
 class Connection:
     """One client's connection."""
 
-    def __init__(self, server: Server, sock: Any, peer: Any, local: Any) -> None:
-        """Take a socket that was accepted, with the addresses of both of its ends."""
-        self._server = server
-        self._limits = server.limits
+    def __init__(self, shared: Shared, sock: Any, peer: Any, local: Any) -> None:
+        """Take over an accepted socket, with the addresses of both of its ends."""
+        self._shared = shared
+        self._limits = shared.limits
         self._sock = sock
         self._peer = peer
         self._local = local
-        self._flow = Flow(server.queue)
-        self._waits = self._limits.heads
-        self._base_bytes = TLS_BYTES if server.tls else PLAIN_BYTES
+        self._flow = Flow(shared.queue)
+        self._trust = Trust.NONE
         self._held_bytes = 0
         self._active_in = -1
 
     def serve(self) -> None:
-        """Serve the client, one request after another, until either side ends the connection."""
+        """Serve one request after another, until either side ends the connection."""
         try:
-            self._hold(self._base_bytes)
-            if self._server.tls and not self._shake_hands():
+            self._hold(self._idle_bytes)
+            if self._shared.tls and not self._shake_hands():
                 return
-            is_tls = self._server.tls is not None
+            is_tls = self._shared.tls is not None
             with contextlib.closing(Receiver(self._sock, self._flow, is_tls)) as receiver:
-                self._serve_requests(Requests(self._server.cfg, receiver, self._peer))
+                self._serve_requests(Requests(self._shared.cfg, receiver, self._peer))
         except ConnectionEnded:
             pass
         except OSError as error:
@@ -93,18 +98,25 @@ class Connection:
             self._hold(0)
             util.close(self._sock)
 
+    @property
+    def _idle_bytes(self) -> int:
+        """The memory of the connection itself, as far as it counts."""
+        if self._trust is Trust.AUTHENTICATED:
+            return 0
+        return TLS_BYTES if self._shared.tls else PLAIN_BYTES
+
     def _shake_hands(self) -> bool:
-        """Set TLS up, and return whether the client speaks it; another is told so."""
+        """Set up TLS, and return False for a client that speaks plain HTTP, which is answered."""
         with self._limits.handshakes:
-            is_http = self._sock.recv(1, socket.MSG_PEEK).isupper()  # the method of a request
+            is_http = self._sock.recv(1, socket.MSG_PEEK).isupper()  # a request's method
             if not is_http:
                 self._flow.share()()
                 self._hold(HANDSHAKE_BYTES)
-                self._sock = self._server.tls.wrap_socket(
+                self._sock = self._shared.tls.wrap_socket(
                     self._sock, server_side=True, do_handshake_on_connect=False
                 )
                 self._sock.do_handshake()
-        self._hold(self._base_bytes)
+        self._hold(self._idle_bytes)
         if is_http:
             self._log(Rejection("bad_request", PLAIN_HTTP))
             self._answer_bare(PLAIN_HTTP.encode() + b"\n", b"text/plain; charset=utf-8")
@@ -113,12 +125,13 @@ class Connection:
     def _serve_requests(self, requests: Requests) -> None:
         while True:
             request = None  # an idle connection holds none
+            is_trusted = self._trust is Trust.AUTHENTICATED
             try:
-                with self._waits:
-                    request = requests.next(self._hold_head)
+                with self._limits.trusted_heads if is_trusted else self._limits.heads:
+                    request = requests.next(self._hold_more)
             except ParseException as error:
                 rejection = Rejection("bad_request", describe(error))
-                break  # with the error goes the head that its traceback holds
+                break  # the error's traceback holds the head
             if request is None:
                 return
             try:
@@ -126,19 +139,33 @@ class Connection:
                     return
             finally:
                 request.body.close()
-        self._hold_head(0)
+        self._hold_more(0)
         self._log(rejection)
         self._answer_bare(reject(rejection).data, b"application/json")
 
     def _answer(self, request: Request) -> bool:
         """Answer a request, and return whether the connection goes on."""
-        if request.held_bytes and self._base_bytes:
-            self._hold_head(request.held_bytes)
-        response = Response(request, self._sock, self._server.cfg, self._limits)
+        if request.held_bytes and self._trust is Trust.NONE:
+            self._hold_more(request.held_bytes)
+        response = Response(request, self._sock, self._shared.cfg, self._limits)
         if self._is_last():
             response.force_close()
+        self._run_app(request, response)
+        if request.method == "POST" and response.status_code == HTTPStatus.OK:
+            self._become_trusted()
+        goes_on = not response.should_close()
+        if request.lacks_length:
+            self._linger()
+        elif not request.body.is_finished and not self._discard(request):
+            return False
+        if self._held_bytes > self._idle_bytes:
+            self._hold_more(0)
+        return goes_on
+
+    def _run_app(self, request: Request, response: Response) -> None:
+        """Send what the application answers (PEP 3333)."""
         environ = request.environ(self._peer, self._local)
-        items = self._server.app(environ, response.start_response)
+        items = self._shared.app(environ, response.start_response)
         try:
             for item in items:
                 response.write(item)
@@ -148,43 +175,32 @@ class Connection:
             if close is not None:
                 close()
             environ.clear()  # werkzeug's request and it refer to each other
-        if request.method == "POST" and response.status_code == HTTPStatus.OK:
-            self._trust()
-        goes_on = not response.should_close()
-        if request.lacks_length:
-            self._linger()
-        elif not request.body.is_finished and not self._discard(request):
-            return False
-        if self._held_bytes > self._base_bytes:
-            self._hold_head(0)
-        return goes_on
 
     def _is_last(self) -> bool:
-        """Return whether the client is to go on elsewhere after this request."""
-        share = self._server.share
+        """Return whether the connection is closed after this request, for another worker's sake."""
+        share = self._shared.share
         if self._active_in != share.tick_number:
             self._active_in = share.tick_number
             share.active += 1
             if share.moves:
                 share.moves -= 1
                 return True
-        return self._server.is_stopping
+        return self._shared.is_stopping
 
-    def _trust(self) -> None:
-        """Take note that the client has shown a token; without one, no POST is answered 200."""
-        if self._base_bytes:
+    def _become_trusted(self) -> None:
+        """Note that the client has shown a token."""
+        if self._trust is Trust.NONE:
+            self._trust = Trust.AUTHENTICATED
             self._flow.is_trusted = True
-            self._waits = self._limits.trusted_heads
-            self._base_bytes = 0
             self._hold(0)
 
     def _discard(self, request: Request) -> bool:
-        """Read what is left of a body that nobody wants, and return whether that was all.
+        """Read the rest of an unwanted body, and return whether that was all of it.
 
         A client that still sends would otherwise lose its connection before it reads the answer.
         """
-        if self._base_bytes:
-            self._hold_head(request.held_bytes + DISCARD_STEP_BYTES)
+        if self._trust is Trust.NONE:
+            self._hold_more(request.held_bytes + DISCARD_STEP_BYTES)
         with self._limits.discards, contextlib.suppress(OSError, Rejection):
             if request.body.discard(DISCARD_BYTES):
                 return True
@@ -199,21 +215,22 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
             while left > 0 and (size := len(self._sock.recv(LINGER_STEP_BYTES))):
                 left -= size
-                pause()  # which may take long, and what was read is freed
+                pause()  # this may take long, so nothing of what was read is kept
 
     def _log(self, rejection: Rejection) -> None:
-        """Log what a client sends that does not speak HTTP."""
+        """Log the rejection of a client that does not speak HTTP."""
         peer = self._peer[0] if self._peer else "a local socket"
         source = Source(rejection.code, peer, "no token read")
-        self._server.app.extensions["astralog_rejections"].add(source, rejection.message)
+        self._shared.app.extensions["astralog_rejections"].add(source, rejection.message)
 
-    def _answer_bare(self, body: bytes, kind: bytes) -> None:
-        """Answer what is no request, and end the connection."""
-        send(self._sock, MALFORMED_HEAD % (kind, len(body)) + body, self._limits)
+    def _answer_bare(self, body: bytes, content_type: bytes) -> None:
+        """Answer bytes that are not a request, and end the connection."""
+        send(self._sock, MALFORMED_HEAD % (content_type, len(body)) + body, self._limits)
         self._linger()
 
-    def _hold_head(self, size: int) -> None:
-        self._hold(self._base_bytes + size)
+    def _hold_more(self, size: int) -> None:
+        """Account for so many bytes in addition to the connection itself."""
+        self._hold(self._idle_bytes + size)
 
     def _hold(self, size: int) -> None:
         """Account for so many bytes in all."""

@@ -14,8 +14,8 @@ from astralog.server import (
 from astralog.server.addresses import are_inherited, check_addresses
 from astralog.server.balance import Balance
 from astralog.server.fixed_settings import check_fixed_settings
+from astralog.server.http11 import MAX_HEADER_BYTES, MAX_HEADERS
 from astralog.server.master import Master
-from astralog.server.receiver import MAX_HEADER_BYTES, MAX_HEADERS
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings, Settings
 from astralog.standard_streams import reopen_closed_streams

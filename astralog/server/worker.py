@@ -12,8 +12,8 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from astralog.server.balance import LOOK_SECONDS, TICK_SECONDS, Share
-from astralog.server.connection import Connection, Server
-from astralog.server.connection_limits import ConnectionLimits
+from astralog.server.connection import Connection, Shared
+from astralog.server.limits import ConnectionLimits
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         bytes(HEAP_BYTES)
         limits = ConnectionLimits(self._max_connections(), self._head_seconds)
         tls = ssl_context(self.cfg) if self.cfg.is_ssl else None  # the master has read it
-        self._server = Server(self.wsgi, self.cfg, limits, self.share, tls)
+        self._shared = Shared(self.wsgi, self.cfg, limits, self.share, tls)
         self._connections: set[gevent.Greenlet] = set()
         acceptors = [gevent.spawn(self._accept_from, listener) for listener in self.sockets]
         self.share.start()
@@ -94,29 +94,29 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 break
             except OSError as error:  # too many open files, perhaps
                 log.debug("cannot accept a connection: %s", error)
-                self._server.limits.end_longest()
+                self._shared.limits.end_longest()
                 return ACCEPT_RETRY_SECONDS
-            while not self._server.limits.make_room():
+            while not self._shared.limits.make_room():
                 gevent.sleep(ACCEPT_RETRY_SECONDS)
             self._open(sock, peer, listener.getsockname())
         return 0.0
 
     def _open(self, sock: Any, peer: Any, local: Any) -> None:
-        self._server.limits.opened()
+        self._shared.limits.opened()
         opened_at = self.share.opened()
         self._connections.add(gevent.spawn(self._serve, opened_at, sock, peer, local))
 
     def _serve(self, opened_at: float, sock: Any, peer: Any, local: Any) -> None:
         try:
-            Connection(self._server, sock, peer, local).serve()
+            Connection(self._shared, sock, peer, local).serve()
         finally:
             self.share.closed(opened_at)
-            self._server.limits.closed()
+            self._shared.limits.closed()
             self._connections.discard(gevent.getcurrent())
 
     def _finish_connections(self) -> None:
         """Let connections end by themselves for a while, then end them."""
-        self._server.is_stopping = True
+        self._shared.is_stopping = True
         end = time.monotonic() + self.cfg.graceful_timeout
         while self._connections and time.monotonic() < end:
             self.notify()

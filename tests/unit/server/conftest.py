@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from gunicorn.config import Config
 
-from astralog.server.fair_queue import FairQueue, Flow
-from astralog.server.receiver import Receiver
-from astralog.server.request import Request, Requests
+from astralog.server.head_reuse import Requests
+from astralog.server.http11 import Receiver, Request
+from astralog.server.limits import FairQueue, Flow
 
 CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 

@@ -14,8 +14,8 @@ from gunicorn.config import Config
 
 from astralog.deadlines import Deadlines
 from astralog.server.balance import Balance
-from astralog.server.connection import Connection, Server
-from astralog.server.connection_limits import (
+from astralog.server.connection import Connection, Shared
+from astralog.server.limits import (
     DISCARD_BYTES,
     PLAIN_BYTES,
     ConnectionEnded,
@@ -72,10 +72,10 @@ class Rejections:
 class Client:
     """A client, and the connection that serves it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, shared: Shared) -> None:
         ours, theirs = gevent_socket.socketpair()
         self.socket = ours
-        self.connection = Connection(server, theirs, PEER, LOCAL)
+        self.connection = Connection(shared, theirs, PEER, LOCAL)
         self.greenlet = gevent.spawn(self.connection.serve)
 
     def read(self) -> bytes:
@@ -102,12 +102,12 @@ class Case:
         self.share = Balance().join()
         self.rejections = Rejections()
         self.app.extensions["astralog_rejections"] = self.rejections
-        self.server = Server(self.app, Config(), self.limits, self.share)
+        self.shared = Shared(self.app, Config(), self.limits, self.share)
         self.clients: list[Client] = []
 
     def connect(self) -> Client:
         """Return a new client."""
-        self.clients.append(Client(self.server))
+        self.clients.append(Client(self.shared))
         gevent.sleep(0)
         return self.clients[-1]
 
@@ -151,7 +151,7 @@ def test_a_stopping_server_ends_connections_with_their_answers(case: Case) -> No
     """No client is left without its answer."""
     client = case.connect()
     client.ask()
-    case.server.is_stopping = True
+    case.shared.is_stopping = True
     client.socket.sendall(GET)
     assert b"Connection: close\r\n" in client.read()
 
@@ -280,7 +280,7 @@ def test_a_client_that_sends_on_makes_no_one_wait(case: Case) -> None:
             turns.append(flood.received)
 
     other = gevent.spawn(take_turns)
-    Connection(case.server, flood, PEER, LOCAL)._linger()
+    Connection(case.shared, flood, PEER, LOCAL)._linger()
     other.kill()
     assert DISCARD_BYTES == flood.received
     assert len(set(turns)) > 10
@@ -296,7 +296,7 @@ def test_clients_without_a_token_delay_only_themselves(case: Case) -> None:
         return Items([b"hello"])
 
     case.limits = ConnectionLimits(100, lambda: 5)
-    case.server.limits = case.limits
+    case.shared.limits = case.limits
     case.app._answer = answer
     flood = [case.connect() for _ in range(40)]
     for client in flood:
@@ -385,5 +385,5 @@ def test_a_local_socket_has_no_peer(case: Case) -> None:
     ours.sendall(b"nonsense\r\n\r\n")
     ours.close()
     with gevent_socket.socket(fileno=theirs.detach()) as end:
-        Connection(case.server, end, "", "/run/astralog.sock").serve()
+        Connection(case.shared, end, "", "/run/astralog.sock").serve()
     assert "a local socket" == case.rejections.added[0][0].peer

@@ -8,8 +8,8 @@ import gevent
 import pytest
 from gevent.socket import wait_read
 
-from astralog.server import fair_queue
-from astralog.server.fair_queue import SLICE_SECONDS, FairQueue, Flow
+from astralog.server import limits
+from astralog.server.limits import SLICE_SECONDS, FairQueue, Flow
 
 
 def work(seconds: float) -> None:
@@ -97,7 +97,7 @@ def test_a_small_request_goes_before_a_large_one(clients: Clients) -> None:
 
 def test_what_was_used_fades(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     """A health check that comes every second for days is not the one that used most."""
-    monkeypatch.setattr(fair_queue, "HALF_LIFE_SECONDS", 1e-6)
+    monkeypatch.setattr(limits, "HALF_LIFE_SECONDS", 1e-6)
     steady = clients.flow(100.0)
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
     clients.begin("steady", steady)

@@ -176,8 +176,8 @@ def test_connections_are_counted_while_they_last(serving: Serving) -> None:
     serving.start()
     clients = [serving.connect() for _ in range(3)]
     gevent.sleep(0.05)
-    assert 3 == serving.worker._server.limits._count == len(serving.worker._connections)
+    assert 3 == serving.worker._shared.limits._count == len(serving.worker._connections)
     for client in clients:
         client.close()
     gevent.sleep(0.05)
-    assert 0 == serving.worker._server.limits._count == len(serving.worker._connections)
+    assert 0 == serving.worker._shared.limits._count == len(serving.worker._connections)

@@ -7,7 +7,7 @@ import gevent
 import pytest
 
 from astralog.deadlines import Deadlines
-from astralog.server.connection_limits import ConnectionEnded, ConnectionLimits
+from astralog.server.limits import ConnectionEnded, ConnectionLimits
 
 
 class Client:

@@ -1,8 +1,7 @@
 import pytest
 from gunicorn.http import errors
 
-from astralog.server.malformed import describe
-from astralog.server.receiver import BareLineFeed, HeadTooLong, OtherProtocol
+from astralog.server.http11 import BareLineFeed, HeadTooLong, OtherProtocol, describe
 
 SECRET = "s3cret-Token"
 

@@ -14,8 +14,8 @@ from gunicorn.config import Config
 from gunicorn.http.errors import InvalidResponseHeader
 
 from astralog.deadlines import Deadlines
-from astralog.server.connection_limits import ConnectionEnded, ConnectionLimits
-from astralog.server.response import SMALL_BYTES, Response, send
+from astralog.server.http11 import SMALL_BYTES, Response, send
+from astralog.server.limits import ConnectionEnded, ConnectionLimits
 from tests.support.service import TIMEOUT_SECONDS
 
 LIMITS_BYTES = 10_000_000

@@ -9,10 +9,9 @@ import gevent
 import pytest
 
 from astralog.errors import Rejection
-from astralog.server import request_body
-from astralog.server.connection_limits import DISCARD_BYTES
-from astralog.server.receiver import Receiver
-from astralog.server.request_body import FRAMING_BYTES, RECEIVE_BYTES, TRAILERS_BYTES, Body
+from astralog.server import http11
+from astralog.server.http11 import BODY_RECEIVE_BYTES, FRAMING_BYTES, TRAILERS_BYTES, Body, Receiver
+from astralog.server.limits import DISCARD_BYTES
 from tests.unit.server.conftest import Wire
 
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -47,7 +46,7 @@ class Sending:
         self._thread.join()
 
 
-@pytest.mark.parametrize("size", [0, 1, 5000, 9000, 200_000, RECEIVE_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, 5000, 9000, 200_000, BODY_RECEIVE_BYTES + 1])
 @pytest.mark.parametrize("read", [0, 1, 4000])
 @pytest.mark.parametrize("framing", [0, 1])
 def test_a_discarded_body_ends_where_the_next_request_begins(
@@ -226,7 +225,7 @@ def test_chunks_of_more_framing_than_data_are_rejected(
 ) -> None:
     """What sizes and extensions take is bounded, and the body is given up beyond it."""
     framing_bytes = FRAMING_BYTES // 16
-    monkeypatch.setattr(request_body, "FRAMING_BYTES", framing_bytes)
+    monkeypatch.setattr(http11, "FRAMING_BYTES", framing_bytes)
     Sending(wire, head("Transfer-Encoding: chunked") + chunk * (8 * framing_bytes // len(chunk)))
     body = wire.next().body
     with pytest.raises(Rejection, match="framing"):
@@ -240,7 +239,7 @@ def test_chunks_of_more_data_than_framing_are_taken(
     wire: Wire, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A body in chunks of a short line each may be as long as any."""
-    monkeypatch.setattr(request_body, "FRAMING_BYTES", FRAMING_BYTES // 16)
+    monkeypatch.setattr(http11, "FRAMING_BYTES", FRAMING_BYTES // 16)
     count = 2_000_000 // size
     chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
     sending = Sending(wire, head("Transfer-Encoding: chunked") + chunk * count + b"0\r\n\r\n")

@@ -8,7 +8,7 @@ import pytest
 from gunicorn.http.errors import NoMoreData
 
 from astralog.errors import Rejection
-from astralog.server.receiver import (
+from astralog.server.http11 import (
     MAX_HEAD_BYTES,
     RECEIVE_BYTES,
     BareLineFeed,

@@ -1,0 +1,239 @@
+"""What the connections of a worker may cost: their number, memory, waits and CPU time.
+
+`ConnectionLimits` ends the longest waits if there are too many connections or they hold too much
+memory. `FairQueue` shares the CPU among connections whose client has not shown a token: the one
+that has used least lately goes first, so that a client that sends without a pause, on however many
+connections, delays only itself (least attained service, with a memory of a few seconds). Between
+two slices of such work all sockets are polled, and clients that have shown a token are served.
+"""
+
+import heapq
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import gevent
+from gevent.hub import Waiter
+
+from astralog.deadlines import Deadlines, yield_if_due
+
+log = logging.getLogger(__name__)
+
+KIB = 1024
+MIB = 1024 * KIB
+
+#: Memory that all connections of a worker may hold before their client has shown a token, plus the
+#: unfinished heads and unsent responses of any. Beyond it, connections that have waited longest for
+#: their client are ended.
+HELD_BYTES = 64 * MIB
+
+#: What an idle connection holds, measured: over TCP, over TLS during its handshake, and after it.
+PLAIN_BYTES = 11 * KIB
+HANDSHAKE_BYTES = 57 * KIB
+TLS_BYTES = 27 * KIB
+
+#: A client that takes longer to set TLS up loses its connection.
+HANDSHAKE_SECONDS = 10.0
+
+#: A client that takes longer for so many bytes of a response loses its connection.
+WRITE_SECONDS = 30.0
+WRITE_STEP_BYTES = 64 * KIB
+
+#: The most that is read of an unwanted body before its connection is closed.
+DISCARD_BYTES = 32 * MIB
+DISCARD_SECONDS = 10.0
+
+#: Seconds between two log lines about connections that were ended for others.
+LOG_SECONDS = 60.0
+
+#: Seconds of work for connections without a token between two polls of all sockets.
+SLICE_SECONDS = 0.01
+
+#: The expected seconds per byte of a request's head, measured for heads of 16 KiB.
+SECONDS_PER_BYTE = 1e-7
+
+#: CPU time that a connection has used counts half after so many seconds.
+HALF_LIFE_SECONDS = 1.0
+
+
+class ConnectionEnded(Exception):
+    """The server ends a connection: its client took too long, or its memory is needed."""
+
+
+class ConnectionLimits:
+    """The bounds that all connections of a worker share.
+
+    A connection waits for its client within one of the deadlines. If the connections exceed
+    `max_connections` or `max_bytes`, the longest waits are ended.
+    """
+
+    def __init__(
+        self,
+        max_connections: int,
+        head_seconds: Callable[[], float],
+        max_bytes: int = HELD_BYTES,
+    ) -> None:
+        """Limit the time until a head is complete to the result of `head_seconds`."""
+        self._max_connections = max_connections
+        self._max_bytes = max_bytes
+        self.handshakes = Deadlines(lambda: HANDSHAKE_SECONDS, ConnectionEnded)
+        self.heads = Deadlines(head_seconds, ConnectionEnded)
+        self.writes = Deadlines(lambda: WRITE_SECONDS, ConnectionEnded)
+        self.discards = Deadlines(lambda: DISCARD_SECONDS, ConnectionEnded)
+        #: Waits for the next head of a client that has shown a token; they are ended last.
+        self.trusted_heads = Deadlines(head_seconds, ConnectionEnded)
+        self._count = 0
+        self._held_bytes = 0
+        self._ended = 0
+        self._logged_at = -LOG_SECONDS
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether another connection would exceed the limits."""
+        return self._count >= self._max_connections or self._held_bytes > self._max_bytes
+
+    def make_room(self) -> bool:
+        """End the longest waits until another connection is within the limits.
+
+        Returns False if that fails: clients that wait for an answer are never ended.
+        """
+        while self.is_full:
+            if not self.end_longest():
+                return self._count < self._max_connections  # else memory will be freed soon
+        return True
+
+    def end_longest(self) -> bool:
+        """End the longest wait, and return whether there was one.
+
+        An idle client that has shown a token is ended after all others, and only for the number of
+        connections: it holds no memory that counts here.
+        """
+        if self._end_longest_untrusted():
+            return True
+        return self._count >= self._max_connections and self._end(self.trusted_heads)
+
+    def opened(self) -> None:
+        """Count a connection that was accepted."""
+        self._count += 1
+
+    def closed(self) -> None:
+        """Count a connection that has ended."""
+        self._count -= 1
+
+    def hold(self, size: int) -> None:
+        """Count more bytes of a connection; this may end others, or the caller's own."""
+        self._held_bytes += size
+        while self._held_bytes > self._max_bytes and self._end_longest_untrusted():
+            pass
+
+    def release(self, size: int) -> None:
+        """Count fewer bytes of a connection."""
+        self._held_bytes -= size
+
+    def _end_longest_untrusted(self) -> bool:
+        waits = (self.handshakes, self.heads, self.writes, self.discards)
+        return self._end(min(waits, key=lambda wait: wait.longest_since))
+
+    def _end(self, waits: Deadlines) -> bool:
+        if not waits:
+            return False
+        waits.end_longest()
+        self._ended += 1
+        self._log()
+        gevent.sleep(0)  # the hub ends it
+        return True
+
+    def _log(self) -> None:
+        if time.monotonic() - self._logged_at < LOG_SECONDS:
+            return
+        self._logged_at = time.monotonic()
+        log.warning(
+            "too many connections: %d hold %d KiB; ended %d that waited longest for their client",
+            self._count,
+            self._held_bytes // KIB,
+            self._ended,
+        )
+        self._ended = 0
+
+
+class FairQueue:
+    """The connections that wait for the CPU of their worker, the one that has used least first."""
+
+    def __init__(self) -> None:
+        self._hub = gevent.get_hub()
+        self._timer = self._hub.loop.timer(0)
+        self._waiting: list[tuple[float, int, Waiter]] = []
+        self._numbers = itertools.count()
+        self._iteration = -1
+        self._slice_end = 0.0
+
+    def try_start(self) -> bool:
+        """Start work at once and return True, unless others wait or this slice is over."""
+        if self._waiting:
+            return False
+        now, iteration = time.monotonic(), self._hub.loop.iteration
+        if iteration != self._iteration:
+            self._iteration, self._slice_end = iteration, now + SLICE_SECONDS
+        return now < self._slice_end
+
+    def wait(self, used_seconds: float) -> None:
+        """Return after all connections that have used less were served."""
+        waiter = Waiter(self._hub)
+        heapq.heappush(self._waiting, (used_seconds, next(self._numbers), waiter))
+        if not self._timer.active:
+            self._timer.start(self._serve)
+        waiter.get()
+
+    def _serve(self) -> None:
+        """Serve waiting connections for one slice; this runs in the hub, once after each poll."""
+        end = time.monotonic() + SLICE_SECONDS
+        while self._waiting and time.monotonic() < end:
+            heapq.heappop(self._waiting)[2].switch(None)  # it works until its next wait
+        if self._waiting:
+            self._timer.start(self._serve)
+
+
+class Flow:
+    """One connection's part in the queue, which it leaves forever once it is trusted."""
+
+    def __init__(self, queue: FairQueue) -> None:
+        self._queue = queue
+        self._used_seconds = 0.0
+        self._started_at = math.inf  # it is waiting for its client
+        self._faded_at = time.monotonic()
+        self.is_trusted = False
+
+    def try_start(self) -> bool:
+        """Start work at once and return True, unless the connection has to wait."""
+        if self.is_trusted:
+            return True
+        if not self._queue.try_start():
+            return False
+        self._started_at = time.monotonic()
+        return True
+
+    def wait(self, head_bytes: int = 0) -> None:
+        """Start work on a request, with a head of so many bytes, at this connection's turn."""
+        now = time.monotonic()
+        self._used_seconds *= 0.5 ** ((now - self._faded_at) / HALF_LIFE_SECONDS)
+        self._faded_at = now
+        self._queue.wait(self._used_seconds + SECONDS_PER_BYTE * head_bytes)
+        self._started_at = time.monotonic()
+
+    def stop(self) -> None:
+        """Count the time since the start; the connection now waits for its client."""
+        if not self.is_trusted:
+            self._used_seconds += max(0.0, time.monotonic() - self._started_at)
+            self._started_at = math.inf
+
+    def share(self) -> Callable[[], None]:
+        """Return the function that long work calls between its steps to serve others."""
+        return yield_if_due if self.is_trusted else self._pause
+
+    def _pause(self) -> None:
+        """Serve connections that have used less."""
+        self.stop()
+        if not self.try_start():
+            self.wait()
