@@ -3,6 +3,8 @@
 import logging
 import os
 import secrets
+from base64 import b64decode
+from contextlib import suppress
 from pathlib import Path
 
 import gevent
@@ -28,8 +30,8 @@ FIRST_CHECK_SECONDS = 1.0
 
 MISSING = "The Authorization header is missing."
 OTHER_SCHEME = (
-    "The Authorization header takes a token as it is, or after Bearer; "
-    "no other scheme, such as Basic."
+    "The Authorization header takes a token as it is, after Bearer or Splunk, as the password of "
+    "Basic, or after the colon of an ApiKey; no other scheme."
 )
 UNKNOWN = "The token in the Authorization header is not known."
 ESCAPED_BLANK = (
@@ -66,7 +68,7 @@ class Tokens:
         return len(self._by_digest) > 1
 
     def authenticate(self, authorization: str | None) -> Token:
-        """Return the token in an Authorization header's value: as it is, or after `Bearer `.
+        """Return the token in an Authorization header's value, in any form that `_shown_in` reads.
 
         Raises Rejection `unauthorized`.
         """
@@ -183,6 +185,18 @@ def _explain(text: bytes) -> str:
 
 
 def _shown_in(authorization: str) -> bytes:
-    """Return the token that a header's value shows."""
+    """Return the token that a header's value shows, or its text if it shows none.
+
+    It is the whole value, or follows `Bearer` or `Splunk`, or is the part after the colon in the
+    base64 of `Basic` (RFC 7617, with any user name) or of Elasticsearch's `ApiKey`.
+    """
     text = authorization.encode("latin-1").strip()  # WSGI hands header bytes on as latin-1
-    return text[7:].strip() if text[:7].lower() == b"bearer " else text
+    scheme, _, rest = text.partition(b" ")
+    scheme, rest = scheme.lower(), rest.strip()
+    if scheme in (b"bearer", b"splunk") and rest:
+        return rest
+    if scheme in (b"basic", b"apikey"):
+        with suppress(ValueError):
+            _, colon, token = b64decode(rest, validate=True).partition(b":")
+            return token if colon else text
+    return text

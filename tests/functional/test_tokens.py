@@ -84,11 +84,11 @@ def show(service: Service, value: str) -> bytes:
 
 
 def test_another_scheme_is_told_what_is_wanted(service: Service) -> None:
-    """A client set up for Basic learns how a token is shown, and not whether its own was right."""
-    values = [f"Basic {SECRET}", "Basic eDp5", f"Bearer Bearer {SECRET}", f"Digest {SECRET[:-1]}"]
+    """A client set up for another learns how to show a token, and not whether its own was right."""
+    values = [f"Basic {SECRET}", "Basic ?", f"Bearer Bearer {SECRET}", f"Digest {SECRET[:-1]}"]
     (answer,) = {show(service, value) for value in values}
     assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"as it is, or after Bearer; no other scheme, such as Basic" in answer
+    assert b"after the colon of an ApiKey; no other scheme." in answer
 
 
 def head_but_length(answer: bytes) -> bytes:

@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 import time
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -24,6 +25,11 @@ from tests.support.service import write_tokens
 SECRET = "s3cret-Token"
 
 
+def in_base64(text: str) -> str:
+    """Return a text in base64, as Basic and ApiKey have it."""
+    return b64encode(text.encode()).decode()
+
+
 def is_let_in(tokens: Tokens, authorization: str | None) -> bool:
     """Return whether a header shows a token that is known."""
     try:
@@ -41,6 +47,21 @@ def is_let_in(tokens: Tokens, authorization: str | None) -> bool:
         (f"bearer {SECRET}", True),
         (f"BEARER {SECRET}", True),
         (f"bEaReR   {SECRET}", True),
+        (f"Splunk {SECRET}", True),
+        (f"sPLUNK {SECRET}", True),
+        (f"Basic {in_base64(':' + SECRET)}", True),
+        (f"basic  {in_base64('any user:' + SECRET)}", True),
+        (f"ApiKey {in_base64('key-id:' + SECRET)}", True),
+        (f"APIKEY {in_base64(':' + SECRET)}", True),
+        (f"Basic {in_base64('user:other:' + SECRET)}", False),
+        (f"Basic {in_base64(SECRET)}", False),
+        (f"Basic {in_base64(SECRET + ':')}", False),
+        (f"Basic {in_base64('user:' + SECRET)}=", False),
+        (f"Bearer {in_base64('user:' + SECRET)}", False),
+        (f"ApiKey {SECRET}", False),
+        ("Splunk", False),
+        ("Basic", False),
+        ("ApiKey ", False),
         (f"  {SECRET} ", True),
         ("other", True),
         (None, False),
@@ -64,10 +85,10 @@ def is_let_in(tokens: Tokens, authorization: str | None) -> bool:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_request_shows_its_token_as_it_is_or_after_bearer(
+def test_a_request_shows_its_token_alone_or_in_a_known_scheme(
     authorization: str | None, expected: bool
 ) -> None:
-    """Any known token is let in, alone or after `Bearer ` in any case, and nothing else is."""
+    """Any known token is let in, alone or in a scheme of any letter case, and nothing else is."""
     tokens = Tokens(Settings(tokens=f"{SECRET},other"))
     assert expected is is_let_in(tokens, authorization)
 
@@ -76,7 +97,9 @@ def test_a_request_shows_its_token_as_it_is_or_after_bearer(
     ("authorization", "words"),
     [
         ("wrong", auth.UNKNOWN),
-        ("Basic eDp5", auth.OTHER_SCHEME),
+        ("Basic eDp5", auth.UNKNOWN),
+        ("Basic ???", auth.OTHER_SCHEME),
+        ("Digest eDp5", auth.OTHER_SCHEME),
         (f"Bearer%20{SECRET}", auth.ESCAPED_BLANK),
         (f"bearer%20{SECRET}x", auth.ESCAPED_BLANK),
         (f'"{SECRET}"', auth.QUOTED),
@@ -414,7 +437,7 @@ def test_a_name_stands_for_a_known_token(settings: Settings) -> None:
 @pytest.mark.parametrize("shown", [f"Basic {SECRET}", f"Token {SECRET}", f"bearer bearer {SECRET}"])
 def test_another_scheme_is_told_how_to_show_a_token(shown: str) -> None:
     """A client that is set up for Basic learns what is wanted, also where its token is right."""
-    with pytest.raises(Rejection, match="as it is, or after Bearer") as rejected:
+    with pytest.raises(Rejection, match="no other scheme") as rejected:
         Tokens(Settings(tokens=SECRET)).authenticate(shown)
     assert SECRET not in rejected.value.message
 
