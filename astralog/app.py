@@ -3,8 +3,9 @@
 from flask import Flask, Response
 
 from astralog import __version__
-from astralog.api import drain, health, otlp, pages, responses, status
+from astralog.api import drain, health, otlp, pages, protocols, responses, status
 from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
+from astralog.api.protocols import Service
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
@@ -62,7 +63,8 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:
         _add_status(app, settings, tokens, numbers, queue.clock)
-    app.wsgi_app = Dispatcher(app)  # type: ignore[method-assign]  # as Flask documents it
+    views = protocols.create_views(Service(acceptor, rejections.note, queue.unavailable))
+    app.wsgi_app = Dispatcher(app, views)  # type: ignore[method-assign]  # as Flask documents it
     return app
 
 

@@ -81,9 +81,15 @@ class Api(Flask):
 class Dispatcher:
     """Answers the requests of plain views, and hands all others on to Flask."""
 
-    def __init__(self, app: Flask) -> None:
-        """Take the plain views among the routes that the application has by now."""
+    def __init__(
+        self, app: Flask, protocols: Mapping[str, Callable[[], PlainView]] | None = None
+    ) -> None:
+        """Take the plain views among the routes that the application has by now.
+
+        Each of the `protocols` returns the view of every method and path below `/NAME/`.
+        """
         self._flask: WSGIApplication = app.wsgi_app
+        self._protocols = protocols or {}
         self._views = {
             (method, rule.rule): view
             for rule in app.url_map.iter_rules()
@@ -95,9 +101,13 @@ class Dispatcher:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         """Answer as any WSGI application does."""
-        view = self._views.get((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        path = environ["PATH_INFO"]
+        view = self._views.get((environ["REQUEST_METHOD"], path))
         if view is None:
-            return self._flask(environ, start_response)
+            load = self._protocols.get("".join(path.split("/", 2)[1:2]))
+            if load is None:
+                return self._flask(environ, start_response)
+            view = load()
         try:
             response = view.answer(environ)
         except Exception as error:

@@ -25,6 +25,7 @@ from astralog.api.openapi_parts import (
     describe_rejections,
     describe_status,
 )
+from astralog.api.openapi_protocols import describe_protocols
 from astralog.errors import STATUS_OF_CODE
 from astralog.intake.body import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
@@ -62,7 +63,9 @@ def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
     spec.components.schema("Batch", schema=BatchSchema)
     spec.components.schema("Rejection", REJECTION)
     spec.path("/v1/drain", operations={"post": _drain()})
-    for path, operation in describe_otlp(describe_options(), describe_rejections).items():
+    posted = describe_otlp(describe_options(), describe_rejections)
+    posted |= describe_protocols(describe_options(), describe_rejections)
+    for path, operation in posted.items():
         spec.path(path, operations={"post": operation})
     others = _READING | (describe_status(describe_rejections) if has_status else {})
     for path, operation in others.items():

@@ -10,8 +10,6 @@ import time
 from base64 import b64encode
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -30,6 +28,7 @@ from astralog.intake.decoder import (
 )
 from astralog.intake.logs import name_encoding
 from astralog.intake.schema import Log
+from astralog.intake.unix_time import format_time
 
 #: The longest body that is decoded beside the long ones, which go one after another.
 FAST_BYTES = 256 * 1024
@@ -73,7 +72,6 @@ NO_PROJECT = (
     "project_id (OTEL_RESOURCE_ATTRIBUTES=project_id=…), or use a token bound to one project."
 )
 
-_NANOSECONDS = 1_000_000_000
 _TRACE_DIGITS, _SPAN_DIGITS = 32, 16
 
 #: An id of zeroes alone is none.
@@ -219,23 +217,6 @@ def _encode_body(body: Any) -> str:
 
 def _invalid_id(field: str, digits: int) -> InvalidRecord:
     return InvalidRecord(field, f"Must have {digits // 2} bytes, {digits} hexadecimal digits.")
-
-
-def format_time(nanoseconds: int) -> str:
-    """Return a Unix time as it is stored; 64 bits reach from 1970 to 2554."""
-    seconds, fraction = divmod(nanoseconds, _NANOSECONDS)
-    return f"{_format_seconds(seconds)}.{fraction:09}Z"
-
-
-@lru_cache(maxsize=1024)
-def _format_seconds(seconds: int) -> str:
-    minute, second = divmod(seconds, 60)
-    return f"{_format_minute(minute)}:{second:02}"
-
-
-@lru_cache(maxsize=1024)
-def _format_minute(minute: int) -> str:
-    return datetime.fromtimestamp(minute * 60, UTC).strftime("%Y-%m-%dT%H:%M")
 
 
 def number_value(number: float) -> float | str:

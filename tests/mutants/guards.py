@@ -1482,4 +1482,32 @@ GUARDS: tuple[Guard, ...] = (
         "if False:",
         ("tests/functional/test_access.py", "-k", "holds_already", "--timeout", "20"),
     ),
+    Guard(
+        "an event of HEC ends outside of strings",
+        "astralog.intake.hec:_is_whole",
+        "return quotes % 2 == 0",
+        "return True",
+        ("tests/unit/intake/test_hec.py", "-k", "follow_one_another"),
+    ),
+    Guard(
+        "an invalid event rejects its batch",
+        "astralog.intake.hec:decode_events",
+        "if not context.options.is_partial:",
+        "if False:",
+        ("tests/unit/intake/test_hec.py", "-k", "rejects_its_batch"),
+    ),
+    Guard(
+        "a project of another protocol is the token's",
+        "astralog.intake.foreign:ForeignBatch.add",
+        "self._context.check_project(log.project_id, self.number + 1)",
+        "pass",
+        ("tests/unit/intake/test_hec.py", "-k", "decide_the_project"),
+    ),
+    Guard(
+        "the lines of another protocol are charged",
+        "astralog.intake.foreign:ForeignBatch._flush",
+        "self._lines.add(run)",
+        "self._lines._buffer.write(msgspec.json.Encoder().encode_lines(run))",
+        ("tests/unit/intake/test_hec.py", "-k", "charged"),
+    ),
 )

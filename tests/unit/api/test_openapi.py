@@ -8,12 +8,17 @@ from marshmallow.validate import Length
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
+from astralog.api import hec
 from astralog.api.drain import NDJSON_TYPES
 from astralog.api.openapi import NOT_OF_BATCHES
 from astralog.api.openapi_parts import NOT_OF_EXPORTS
+from astralog.api.openapi_protocols import OPTIONS
 from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.intake.schema import BatchSchema, LogSchema
+
+#: Paths that no route of Flask's has: each belongs to a protocol that routes for itself.
+PROTOCOL_PATHS = ("/services/collector/event",)
 
 #: What a browser sends for a page.
 BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
@@ -50,8 +55,14 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
         for rule in client.application.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
+    taken |= {(path, "post") for path in PROTOCOL_PATHS}
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     assert taken == described
+
+
+def test_the_document_has_the_options_of_every_protocol() -> None:
+    """They are listed there apart, since a protocol is imported with its first request."""
+    assert set(OPTIONS) <= set(hec.EVENT_PARAMETERS)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +80,7 @@ def test_the_document_has_the_headers_of_rejections(
     """A header that each response of a status has is required there, whatever the path."""
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     found = [each["responses"][status] for each in operations if status in each["responses"]]
-    assert len(found) == count
+    assert len(found) == count + len(PROTOCOL_PATHS)
     assert all(response["headers"][header]["required"] for response in found)
 
 

@@ -19,6 +19,7 @@ from astralog.errors import Rejection
 from astralog.intake import otlp, otlp_protobuf
 from astralog.intake.decoder import Decoded
 from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.unix_time import format_time
 from tests.support.otlp import (
     JSON,
     PROTOBUF,
@@ -96,7 +97,7 @@ def test_an_empty_record_is_a_log(export: Export) -> None:
         make_record(None, time_unix_nano=None, severity_text=None), resource={"project_id": "p"}
     )
     log = export.log(made)
-    assert otlp.format_time(before) <= log.pop("timestamp") <= otlp.format_time(2**63)
+    assert format_time(before) <= log.pop("timestamp") <= format_time(2**63)
     assert {
         "project_id": "p",
         "level": "unspecified",

@@ -1,0 +1,163 @@
+"""/services/collector: take what is sent to Splunk's HTTP Event Collector, and answer as it does.
+
+Source: https://help.splunk.com/en/splunk-enterprise/get-data-in/collect-http-event-data
+("Troubleshoot HTTP Event Collector": the codes and their statuses).
+"""
+
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from flask import Response
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+
+from astralog.api.dispatch import FixedResponse, PlainView
+from astralog.api.protocols import Service
+from astralog.api.responses import (
+    REPLAYED_HEADERS,
+    add_allow,
+    add_headers,
+    as_rejection,
+    json_response,
+)
+from astralog.auth import OTHER_SCHEME
+from astralog.errors import RETRIED_STATUSES, Rejection
+from astralog.intake.body import Environ
+from astralog.intake.decoder import Context, Decoded
+from astralog.intake.hec import (
+    INCORRECT_INDEX,
+    INVALID_FORMAT,
+    HecRejection,
+    InvalidEvent,
+    Reply,
+    decode_events,
+    decode_raw,
+)
+from astralog.intake.options import parse_query
+
+#: Parameters of the query: the service's own, and HEC's.
+EVENT_PARAMETERS = (
+    *("project_id", "service", "level", "partial"),
+    *("channel", "auto_extract_timestamp"),
+)
+RAW_DEFAULTS = ("host", "source", "sourcetype", "index", "time")
+RAW_PARAMETERS = (*EVENT_PARAMETERS, *RAW_DEFAULTS)
+
+PREFIX = "/services/collector"
+EVENT_PATHS = ("", "/event", "/event/1.0")
+RAW_PATHS = ("/raw", "/raw/1.0")
+HEALTH_PATHS = ("/health", "/health/1.0")
+ACK_PATHS = ("/ack", "/ack/1.0")
+PATHS = frozenset((*EVENT_PATHS, *RAW_PATHS, *HEALTH_PATHS, *ACK_PATHS))
+
+POST_METHODS, HEALTH_METHODS = ("OPTIONS", "POST"), ("GET", "HEAD", "OPTIONS")
+
+SUCCESS = FixedResponse(b'{"text":"Success","code":0}')
+REPLAYED = FixedResponse(b'{"text":"Success","code":0}', headers=REPLAYED_HEADERS)
+HEALTHY = Reply(17, "HEC is healthy")
+UNHEALTHY = Reply(18, "HEC is unhealthy, queues are full")
+
+TOKEN_REQUIRED = Reply(2, "Token is required")
+INVALID_AUTHORIZATION = Reply(3, "Invalid authorization")
+INVALID_TOKEN = Reply(4, "Invalid token")
+SERVER_ERROR = Reply(8, "Internal server error")
+BUSY = Reply(9, "Server is busy")
+
+#: Replies of one code each; any other is answered by its status.
+REPLY_OF_CODE = {
+    "forbidden_scope": Reply(1, "Token disabled"),
+    "stopping": Reply(23, "Server is shutting down"),
+    "body_too_large": Reply(27, "Request entity too large"),
+    "not_found": Reply(404, "The requested URL was not found on this server."),
+    "method_not_allowed": Reply(405, "Method not allowed"),
+    "internal": SERVER_ERROR,
+}
+
+ACK_DISABLED = Reply(14, "ACK is disabled")
+
+
+def create_view(service: Service) -> PlainView:
+    """Return the view of every path below `/services/`."""
+
+    def answer(environ: Environ) -> Response:
+        """Store events or lines; 200 with code 0 means that all of them are in a segment file."""
+        path = environ["PATH_INFO"].removeprefix(PREFIX)
+        method = environ["REQUEST_METHOD"]
+        if path not in PATHS:
+            raise NotFound
+        allowed = HEALTH_METHODS if path in HEALTH_PATHS else POST_METHODS
+        if method == "OPTIONS":
+            return Response(headers={"Allow": ", ".join(allowed)})
+        if method not in allowed:
+            raise MethodNotAllowed(allowed)
+        if path in HEALTH_PATHS:
+            return _report_health(service)
+        return _store(service, path, environ)
+
+    def reject(error: Exception, environ: Environ) -> Response:
+        """Answer an error in HEC's own form."""
+        rejection = as_rejection(error, environ)
+        service.note(rejection, environ)
+        response = _reject(rejection, environ)
+        add_allow(response, error)
+        return response
+
+    return PlainView(answer, reject)
+
+
+def _store(service: Service, path: str, environ: Environ) -> Response:
+    if path in ACK_PATHS:
+        raise HecRejection("bad_request", InvalidEvent(ACK_DISABLED, "ack"))
+    if path in RAW_PATHS:
+        accepted = service.acceptor.accept(environ, partial(_decode_raw, environ), RAW_PARAMETERS)
+    else:
+        accepted = service.acceptor.accept(environ, decode_events, EVENT_PARAMETERS)
+    if accepted.is_replayed:
+        return REPLAYED
+    if invalid := accepted.decoded.invalid:
+        message = f"{invalid.count} events are invalid; the others were stored"
+        service.note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
+    return SUCCESS
+
+
+def _decode_raw(environ: Environ, body: bytes, context: Context) -> Decoded:
+    values = parse_query(environ.get("QUERY_STRING", ""), RAW_PARAMETERS)
+    defaults = {name: values[name] for name in RAW_DEFAULTS if name in values}
+    return decode_raw(defaults, body, context)
+
+
+def _report_health(service: Service) -> Response:
+    if service.unavailable() is None:
+        return json_response({"text": HEALTHY.text, "code": HEALTHY.code})
+    body = {"text": UNHEALTHY.text, "code": UNHEALTHY.code}
+    return json_response(body, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def _reject(rejection: Rejection, environ: Environ) -> Response:
+    """Return a rejection as HEC writes it, with the service's own words under `detail`."""
+    status, reply = _find_reply(rejection, environ)
+    body: dict[str, Any] = {"text": reply.text, "code": reply.code}
+    if isinstance(rejection, HecRejection) and rejection.event is not None:
+        body["invalid-event-number"] = rejection.event
+    body["detail"] = f"{rejection.code}: {rejection.message}"
+    response = json_response(body, status)
+    add_headers(response, rejection)
+    return response
+
+
+def _find_reply(rejection: Rejection, environ: Environ) -> tuple[int, Reply]:
+    """Return the status and the reply of HEC for a rejection."""
+    if isinstance(rejection, HecRejection):
+        return rejection.status, rejection.reply
+    if rejection.code == "unauthorized":
+        if "HTTP_AUTHORIZATION" not in environ:
+            return HTTPStatus.UNAUTHORIZED, TOKEN_REQUIRED
+        if rejection.message == OTHER_SCHEME:
+            return HTTPStatus.UNAUTHORIZED, INVALID_AUTHORIZATION
+        return HTTPStatus.FORBIDDEN, INVALID_TOKEN
+    if rejection.code == "forbidden_project":  # HEC knows no other answer to a foreign index
+        return HTTPStatus.BAD_REQUEST, INCORRECT_INDEX
+    is_retried = rejection.status in RETRIED_STATUSES
+    return rejection.status, REPLY_OF_CODE.get(
+        rejection.code, BUSY if is_retried else INVALID_FORMAT
+    )

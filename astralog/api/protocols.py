@@ -1,0 +1,32 @@
+"""The protocols of other products: each is imported with its first request."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import NamedTuple
+
+from astralog.api.dispatch import PlainView
+from astralog.api.responses import Note
+from astralog.intake.acceptor import Acceptor
+
+
+class Service(NamedTuple):
+    """What a protocol needs of the service.
+
+    `note` logs a rejection, and `unavailable` returns the code that would reject a batch now.
+    """
+
+    acceptor: Acceptor
+    note: Note
+    unavailable: Callable[[], str | None]
+
+
+def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
+    """Return what loads the view of each protocol, by the first segment of its paths."""
+
+    @cache
+    def load_hec() -> PlainView:
+        from astralog.api import hec  # noqa: PLC0415  # most never need it
+
+        return hec.create_view(service)
+
+    return {"services": load_hec}

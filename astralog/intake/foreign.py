@@ -1,0 +1,162 @@
+"""The steps that the decoders of other products' protocols share: HEC, Loki and Elasticsearch."""
+
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import msgspec
+
+from astralog.deadlines import yield_if_due
+from astralog.intake.batch import find_excess
+from astralog.intake.decoder import (
+    Context,
+    Decoded,
+    InvalidLogs,
+    LineWriter,
+    escaped_size,
+    reject_invalid,
+)
+from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.logs import parse, replace_lone_surrogates
+from astralog.intake.otlp import FAST_BYTES, MAX_REPEATED_BYTES, NO_LEVEL, NO_SERVICE, to_utf8
+from astralog.intake.unix_time import format_time
+
+#: Bytes of logs that are encoded at once.
+RUN_BYTES = 16 * 1024
+
+#: Bytes that a value of an array takes until it is decoded, in addition to its text.
+RAW_BYTES = 64
+
+#: The members of a JSON object: their names, and their values as they were written.
+Members = dict[str, msgspec.Raw]
+
+_decode_members = msgspec.json.Decoder(Members).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_BLANK_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+
+
+def slot(context: Context, size: int) -> AbstractContextManager[None]:
+    """Return the context for decoding a body of `size` bytes with `yield_if_due` in its loops."""
+    return (context.fast_slot if size <= FAST_BYTES else context.slow_slot)(size)
+
+
+def valid_utf8(body: bytes) -> bytes:
+    """Return the body, with U+FFFD for what is not UTF-8."""
+    fixed = body if body.isascii() else to_utf8(body)
+    return body if fixed == body else fixed
+
+
+def read_members(text: bytes) -> Members:
+    """Return the members of a JSON object in valid UTF-8, without line breaks in their values.
+
+    Raises ValueError, worded for the client, if it is none, or has too much to be decoded at once.
+    """
+    if len(text) > PIECE_BYTES and (excess := find_excess(text)):
+        raise ValueError(f"Longer than {PIECE_BYTES} bytes with {excess}.")
+    try:
+        return _read(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError:
+        fixed = replace_lone_surrogates(text)
+    try:
+        return _read(fixed)
+    except (ValueError, RecursionError):
+        if len(fixed) <= PIECE_BYTES:
+            parse(fixed)  # it says more clearly what is wrong
+        raise ValueError("Not a JSON object.") from None
+
+
+def _read(text: bytes) -> Members:
+    members: Members = _decode_members(text)
+    if b"\n" in text or b"\r" in text:  # between tokens alone: strings have none
+        members = _decode_members(text.translate(_BLANK_BREAKS))
+    return members
+
+
+def as_text(raw: Any) -> str:
+    """Return a string as it is, nothing for null, and any other value as its JSON."""
+    try:
+        return str(_decode_text(raw))
+    except ValueError:
+        text = bytes(raw)
+        return "" if text == b"null" else text.decode()
+
+
+def take_name(members: Members, name: str) -> str:
+    """Remove a member that is a string, a number or a boolean, and return it as a text, else ""."""
+    raw = members[name]
+    try:
+        text = str(_decode_text(raw))
+    except ValueError:
+        text = bytes(raw).decode()
+        if text == "null" or text[0] in "{[":
+            return ""
+    if text:
+        del members[name]
+    return text
+
+
+class ForeignBatch:
+    """The logs of one body: encoded as they come, and the invalid ones counted."""
+
+    def __init__(self, body: bytes, text: bytes, context: Context) -> None:
+        """Take a body, and its text, which may be a longer copy of it."""
+        defaults, projects = context.options.defaults, list(context.projects or ())
+        #: What decides the project of every log, if the query or the token does.
+        self.project = defaults.get("project_id") or (projects[0] if len(projects) == 1 else "")
+        self.service = defaults.get("service", NO_SERVICE)
+        self.level = defaults.get("level", NO_LEVEL)
+        self.arrival = format_time(time.time_ns())
+        self._context = context
+        self._projects = context.projects
+        self._invalid = InvalidLogs()
+        held_bytes = len(text) if text is body else len(body) + len(text)
+        self._lines = LineWriter(context.reservation, held_bytes, MAX_REPEATED_BYTES)
+        self._run: list[Any] = []
+        self._run_bytes = 0
+
+    @property
+    def number(self) -> int:
+        """The number of the next log, from 0."""
+        return self._invalid.seen + len(self._run)
+
+    def hold(self, size: int) -> None:
+        """Charge `size` more bytes that the decode holds until its end; raises Rejection."""
+        self._lines.hold(size)
+
+    def add(self, log: Any, text: bytes, repeated_bytes: int = 0) -> None:
+        """Append the log that was made of a text; raises Rejection.
+
+        Up to `repeated_bytes` of it are not of the text.
+        """
+        if self._projects is not None and log.project_id not in self._projects:
+            self._context.check_project(log.project_id, self.number + 1)
+        size = len(text) + repeated_bytes
+        if size > RUN_BYTES:
+            self._flush()
+            self._lines.expect(escaped_size(text) + repeated_bytes)
+        self._run.append(log)
+        self._run_bytes += size
+        if self._run_bytes > RUN_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        yield_if_due()
+        run, self._run, self._run_bytes = self._run, [], 0
+        self._invalid.seen += len(run)
+        self._lines.add(run)
+
+    def reject(self, field: str, message: str) -> None:
+        """Count the next log as invalid."""
+        self._flush()
+        self._invalid.add(self._invalid.seen, {field: [message]})
+        self._invalid.seen += 1
+
+    def finish(self) -> Decoded:
+        """Return the batch; raises Rejection if invalid logs reject it."""
+        self._flush()
+        invalid = self._invalid
+        if invalid.count and not (self._context.options.is_partial and self._lines.logs):
+            raise reject_invalid(invalid, invalid.seen)
+        return Decoded(self._lines.finish(), invalid if invalid.count else None)

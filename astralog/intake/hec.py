@@ -1,0 +1,360 @@
+"""Splunk's HTTP Event Collector: turn events, or raw lines, into the lines that are stored.
+
+Source: https://help.splunk.com/en/splunk-enterprise/get-data-in/collect-http-event-data
+("Format events for HTTP Event Collector"); docs/api.md says which member becomes which field.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import msgspec
+
+from astralog.deadlines import in_turns, yield_if_due
+from astralog.errors import Rejection
+from astralog.intake.batch import LONG_BODY_COMMAS
+from astralog.intake.decoder import Context, Decoded, describe
+from astralog.intake.foreign import (
+    RAW_BYTES,
+    ForeignBatch,
+    Members,
+    as_text,
+    read_members,
+    slot,
+    take_name,
+    valid_utf8,
+)
+from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.schema import Log
+from astralog.intake.unix_time import parse_time
+
+#: Bytes of a body that are searched at once for the end of an event.
+STEP_BYTES = 256 * 1024
+
+#: Blanks between two events of which the fast search finds the border.
+MAX_BLANKS = 64
+
+#: Where an event that is an object has its message.
+MESSAGES = ("line", "message", "msg", "log")
+
+#: The texts of an event, beside itself.
+NAMES = ("host", "source", "sourcetype", "index")
+
+_BLANKS = b" \t\r\n"
+_GAP = re.compile(rb"\}[ \t\r\n]{%d}" % (MAX_BLANKS + 1))
+_NO_BLANK = re.compile(rb"[^ \t\r\n]")
+_BORDER = re.compile(rb"\}[ \t\r\n]{0,%d}\{" % MAX_BLANKS)
+
+#: A string, maybe without its end, or what opens or closes a value.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{}]', re.DOTALL)
+_OPENING, _CLOSING = (b"{", b"["), (b"}", b"]")
+
+_NULL = msgspec.Raw(b"null")
+
+
+class Reply(NamedTuple):
+    """A code of HEC's own, and its text."""
+
+    code: int
+    text: str
+
+
+NO_DATA = Reply(5, "No data")
+INVALID_FORMAT = Reply(6, "Invalid data format")
+INCORRECT_INDEX = Reply(7, "Incorrect index")
+NO_EVENT = Reply(12, "Event field is required")
+BLANK_EVENT = Reply(13, "Event field cannot be blank")
+INVALID_FIELDS = Reply(15, "Error in handling indexed fields")
+
+NO_PROJECT = (
+    "No project: set the event's index, or put ?project_id=… into the URL, or use a token bound "
+    "to one project"
+)
+
+
+class InvalidEvent(ValueError):
+    """An event cannot be stored: `reply` says so in HEC's words, the message in ours."""
+
+    def __init__(self, reply: Reply, field: str, message: str = "") -> None:
+        super().__init__(message or reply.text)
+        self.reply = reply
+        self.field = field
+
+
+class HecRejection(Rejection):
+    """A rejection with HEC's own reply, and the number of its event, from 0, if it is of one."""
+
+    def __init__(self, code: str, error: InvalidEvent, event: int | None = None) -> None:
+        message, errors = str(error), None
+        if event is not None:
+            message = f"Event {event}: {message}"
+            errors = {"logs": {event: describe({error.field: [str(error)]})}}
+        super().__init__(code, f"{message}; nothing was stored", errors)
+        self.reply = reply = error.reply
+        self.event = event if reply != NO_DATA else None
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """An event as most are."""
+
+    event: str | Members
+    time: msgspec.Raw = _NULL
+    host: str | None = None
+    source: str | None = None
+    sourcetype: str | None = None
+    index: str | None = None
+    fields: Members | None = None
+
+
+_decode_event = msgspec.json.Decoder(Event).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_events(body: bytes, context: Context) -> Decoded:
+    """Return the batch in a body of events: objects one after another, or an array of them.
+
+    Raises Rejection as a Decoder does.
+    """
+    with slot(context, len(body)):
+        text = _strip(body)
+        batch = ForeignBatch(body, text, context)
+        events = _read_list(text, batch) if text.startswith(b"[") else _read_events(text)
+        for part, event in events:
+            try:
+                if event:
+                    log = _make_log(event, None, batch)
+                else:
+                    log = _make_log(*_read_slowly(part), batch)
+            except InvalidEvent as error:
+                if not context.options.is_partial:
+                    raise _reject(error, batch) from None
+                batch.reject(error.field, str(error))
+            else:
+                batch.add(log, part)
+        if not batch.number:
+            raise HecRejection("invalid_json", InvalidEvent(NO_DATA, "_schema"))
+        return batch.finish()
+
+
+def decode_raw(defaults: Mapping[str, str], body: bytes, context: Context) -> Decoded:
+    """Return the batch in a body of lines, each of which is a message; blank lines are none.
+
+    `defaults` are the host, source, sourcetype, index and time that the query names.
+    """
+    with slot(context, len(body)):
+        text = _strip(body)
+        batch = ForeignBatch(body, text, context)
+        time = msgspec.Raw(_encode(defaults.get("time")))
+        host, source, sourcetype, index = map(defaults.get, NAMES)
+        try:
+            log = _make_log(Event("-", time, host, source, sourcetype, index), None, batch)
+        except InvalidEvent as error:
+            raise _reject(error, batch) from None
+        repeated = len(_encode(log))
+        for line in in_turns(BytesIO(text)):
+            if message := line.strip(b"\r\n"):
+                copy = msgspec.structs.replace(log, message=message.decode())
+                batch.add(copy, line, repeated)
+        return batch.finish()
+
+
+def _strip(body: bytes) -> bytes:
+    """Return the body in valid UTF-8, without blanks around it."""
+    text = valid_utf8(body).strip(_BLANKS)
+    if not text:
+        raise HecRejection("invalid_json", InvalidEvent(NO_DATA, "_schema"))
+    return text
+
+
+def _reject(error: InvalidEvent, batch: ForeignBatch) -> Rejection:
+    code = "invalid_json" if error.field == "_schema" else "invalid_batch"
+    return HecRejection(code, error, batch.number)
+
+
+def _read_events(text: bytes) -> Iterator[tuple[bytes, Event | None]]:
+    """Yield the text of each event, and the event unless `_read_slowly` has to read it.
+
+    What looks like the border between two objects is found at once, but may stand in a string: a
+    part that ends within one is extended by a walk over the tokens of its object.
+    """
+    start, search = 0, _BORDER.search
+    while start < len(text):
+        border = search(text, start, start + STEP_BYTES)
+        end = border.start() + 1 if border else _find_border(text, start)
+        part = text[start:end]
+        event = _read_fast(part)
+        if event is None and not _is_whole(part):
+            end = _find_end(text, start)
+            part = text[start:end]
+        yield part, event
+        following = _NO_BLANK.search(text, end)
+        start = following.start() if following else len(text)
+
+
+def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
+    if text.count(b",") > LONG_BODY_COMMAS:
+        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
+        raise Rejection("body_too_large", message)
+    try:
+        parts = _decode_list(text)
+    except (ValueError, RecursionError):
+        parts = [msgspec.Raw(text)]  # whose error is of the event
+    batch.hold(RAW_BYTES * len(parts))
+    return ((part, _read_fast(part)) for part in map(bytes, parts))
+
+
+def _read_fast(part: bytes) -> Event | None:
+    if b"\n" in part or b"\r" in part or len(part) > PIECE_BYTES:
+        return None
+    try:
+        return _decode_event(part)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_whole(part: bytes) -> bool:
+    """Return whether a part is known to be one object, if any: by its quotes and its gaps."""
+    if _GAP.search(part):
+        return False
+    quotes = part.count(b'"')
+    if b"\\" in part:
+        if b"\\\\" in part:  # which makes an escaped quote ambiguous
+            return False
+        quotes -= part.count(b'\\"')
+    return quotes % 2 == 0
+
+
+def _find_border(text: bytes, start: int) -> int:
+    """Return the end of the object that begins at `start`, if no string holds a border."""
+    for begin in range(start, len(text), STEP_BYTES):
+        if match := _BORDER.search(text, begin, begin + STEP_BYTES + MAX_BLANKS + 2):
+            return match.start() + 1
+        yield_if_due()
+    return len(text)
+
+
+def _find_end(text: bytes, start: int) -> int:
+    """Return the end of the object that begins at `start`, or of the text if it has none."""
+    depth = 0
+    for match in in_turns(_TOKEN.finditer(text, start)):
+        token = match[0]
+        if token in _OPENING:
+            depth += 1
+        elif token in _CLOSING:
+            depth -= 1
+            if depth <= 0:
+                return match.end()
+    return len(text)
+
+
+def _read_slowly(part: bytes) -> tuple[Event, Members]:
+    """Return an event of any form, and its unknown members; raises InvalidEvent."""
+    members = _read(part)
+    event = members.pop("event", _NULL)
+    if event == _NULL:
+        raise InvalidEvent(NO_EVENT, "event")
+    text = bytes(event)
+    if bytes(members.get("index", _NULL))[:1] not in (b'"', b"n"):
+        raise InvalidEvent(INCORRECT_INDEX, "index")
+    host, source, sourcetype, index = (as_text(members.pop(name, _NULL)) for name in NAMES)
+    return Event(
+        _read(text) if text[:1] == b"{" else as_text(event),
+        members.pop("time", _NULL),
+        host,
+        source,
+        sourcetype,
+        index,
+        _read_fields(members.pop("fields", _NULL)),
+    ), members
+
+
+def _read(part: bytes) -> Members:
+    try:
+        return read_members(part)
+    except ValueError as error:
+        raise InvalidEvent(INVALID_FORMAT, "_schema", str(error)) from None
+
+
+def _read_fields(fields: msgspec.Raw) -> Members | None:
+    try:
+        return None if fields == _NULL else read_members(bytes(fields))
+    except ValueError:
+        raise InvalidEvent(INVALID_FIELDS, "fields") from None
+
+
+def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
+    """Return the log that is stored for an event; raises InvalidEvent."""
+    fields, rest = event.fields, event.event
+    service = take_name(fields, "service") if fields and "service" in fields else ""
+    level = take_name(fields, "level") if fields and "level" in fields else ""
+    metadata: dict[str, Any] = others or {}
+    if isinstance(rest, str):
+        message = rest
+        if not message:
+            raise InvalidEvent(BLANK_EVENT, "event")
+    else:
+        message, service, level = _read_object(rest, service, level)
+        if rest:
+            metadata["event"] = rest
+    project = batch.project or event.index
+    if not project:
+        raise InvalidEvent(INCORRECT_INDEX, "index", NO_PROJECT)
+    if not service and event.sourcetype:
+        service, event.sourcetype = event.sourcetype, None
+    elif not service and event.source:
+        service, event.source = event.source, None
+    if event.host:
+        metadata["host"] = event.host
+    if event.source:
+        metadata["source"] = event.source
+    if event.sourcetype:
+        metadata["sourcetype"] = event.sourcetype
+    if event.index and batch.project:
+        metadata["index"] = event.index
+    if fields:
+        metadata["fields"] = fields
+    return Log(
+        project,
+        _read_time(event.time) or batch.arrival,
+        level or batch.level,
+        service or batch.service,
+        message,
+        metadata or None,
+    )
+
+
+def _read_object(members: Members, service: str, level: str) -> tuple[str, str, str]:
+    """Return the message, the service and the level of an event, and remove them from it.
+
+    Without a member for the message, the whole object is it, and nothing of it is left.
+    """
+    for message_name in MESSAGES:
+        if message_name in members and members[message_name] != _NULL:
+            message = as_text(members.pop(message_name))
+            is_whole = False
+            break
+    else:
+        message = _encode(members).decode()
+        is_whole = True
+    for name in ("service", "tag"):
+        if not service and name in members:
+            service = take_name(members, name)
+    for name in ("level", "severity"):
+        if not level and name in members:
+            level = take_name(members, name)
+    if is_whole:
+        members.clear()
+    return message, service, level
+
+
+def _read_time(value: msgspec.Raw) -> str:
+    """Return the time of an event, "" if it has none."""
+    text = bytes(value)
+    if text == b"null":
+        return ""
+    try:
+        return parse_time(text.decode().strip('" '))
+    except ValueError as error:
+        raise InvalidEvent(INVALID_FORMAT, "time", str(error)) from None

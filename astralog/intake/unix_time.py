@@ -1,0 +1,72 @@
+"""Unix times, as numbers or as the digits that a sender wrote, in the stored form."""
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import lru_cache
+
+_NANOSECONDS = 1_000_000_000
+
+#: The first second after the year 9999.
+END_SECONDS = 253_402_300_800
+
+#: Digits of an integer from which on it counts milliseconds, microseconds or nanoseconds, and how
+#: many of them are a fraction of a second.
+_UNITS = ((18, 9), (15, 6), (12, 3))
+
+#: Digits of a time in seconds from 2001 to 2286.
+_USUAL_DIGITS = 10
+
+_PLAIN = re.compile(r"([0-9]{1,19})(?:\.([0-9]+))?")
+_SCIENTIFIC = re.compile(r"[0-9]{1,19}(?:\.[0-9]{0,40})?[eE][+-]?[0-9]{1,2}")
+
+EXPECTED = "Not a Unix time before the year 10000"
+
+
+def format_time(nanoseconds: int) -> str:
+    """Return a Unix time as it is stored; 64 bits reach from 1970 to 2554."""
+    seconds, fraction = divmod(nanoseconds, _NANOSECONDS)
+    return f"{_format_seconds(seconds)}.{fraction:09}Z"
+
+
+def parse_time(text: str) -> str:
+    """Return the Unix time in a text as it is stored, its fraction digit for digit.
+
+    Below 10¹¹ it counts seconds, below 10¹⁴ milliseconds, below 10¹⁷ microseconds, else
+    nanoseconds. Raises ValueError, worded for the client.
+    """
+    whole, dot, fraction = text.partition(".")
+    is_usual = len(whole) == _USUAL_DIGITS and whole.isdecimal() and text.isascii()
+    if is_usual and (fraction.isdecimal() or not dot):
+        return f"{_format_seconds(int(whole))}{dot}{fraction}Z"
+    return _parse_time(text)
+
+
+def _parse_time(text: str) -> str:
+    match = _PLAIN.fullmatch(text)
+    if match is None:
+        if not _SCIENTIFIC.fullmatch(text):
+            raise ValueError(EXPECTED)
+        match = _PLAIN.fullmatch(format(Decimal(text), "f"))
+    if match is None:
+        raise ValueError(EXPECTED)
+    whole, fraction = match[1].lstrip("0"), match[2] or ""
+    for digits, places in _UNITS:
+        if len(whole) >= digits:
+            whole, fraction = whole[:-places], whole[-places:] + fraction
+            break
+    seconds = int(whole or "0")
+    if seconds >= END_SECONDS:
+        raise ValueError(EXPECTED)
+    return f"{_format_seconds(seconds)}{'.' if fraction else ''}{fraction}Z"
+
+
+@lru_cache(maxsize=1024)
+def _format_seconds(seconds: int) -> str:
+    minute, second = divmod(seconds, 60)
+    return f"{_format_minute(minute)}:{second:02}"
+
+
+@lru_cache(maxsize=1024)
+def _format_minute(minute: int) -> str:
+    return datetime.fromtimestamp(minute * 60, UTC).strftime("%Y-%m-%dT%H:%M")

@@ -1,0 +1,28 @@
+"""The protocols of other products cost nothing until they are used."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from astralog.app import create_app
+from astralog.settings import Settings
+
+client = create_app(Settings(data_dir=Path(sys.argv[1]), tokens="t")).test_client()
+client.get("/health")
+loaded = {name for name in sys.modules if name.startswith("astralog.")}
+for path, names in {"/services/collector": ["hec"]}.items():
+    for name in names:
+        assert f"astralog.intake.{name}" not in loaded, name
+        assert f"astralog.api.{name}" not in loaded, name
+    assert client.post(path).status_code in (401, 403)
+    for name in names:
+        assert f"astralog.intake.{name}" in sys.modules, name
+assert "astralog.intake.foreign" not in loaded
+"""
+
+
+def test_a_protocol_is_imported_with_its_first_request(tmp_path: object) -> None:
+    """So a service that nobody sends Splunk's events to takes no memory for them."""
+    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True, timeout=60)

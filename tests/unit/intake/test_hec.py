@@ -1,0 +1,219 @@
+"""Events of Splunk's HTTP Event Collector become logs, field by field."""
+
+import json
+from typing import Any
+
+import pytest
+
+from astralog.errors import Rejection
+from astralog.intake import hec
+from astralog.intake.hec import HecRejection
+from astralog.intake.options import Options
+from tests.support.decoding import Room, make_context
+
+EVENT: dict[str, Any] = {"time": 1717169445, "index": "org", "sourcetype": "shop", "event": "paid"}
+LOG = {
+    "project_id": "org",
+    "timestamp": "2024-05-31T15:30:45Z",
+    "level": "unspecified",
+    "service": "shop",
+    "message": "paid",
+}
+
+
+def decode(body: bytes, **context: Any) -> list[dict[str, Any]]:
+    """Return the logs that a body of events becomes."""
+    batch = hec.decode_events(body, make_context(**context)).batch
+    logs = [json.loads(line) for line in batch.lines.splitlines()]
+    assert batch.logs == len(logs) == batch.lines.count(b"\n")
+    return logs
+
+
+def decode_one(event: dict[str, Any], **context: Any) -> dict[str, Any]:
+    (log,) = decode(json.dumps(event).encode(), **context)
+    return log
+
+
+def reject(body: bytes, **context: Any) -> HecRejection:
+    with pytest.raises(HecRejection) as rejected:
+        decode(body, **context)
+    return rejected.value
+
+
+def inner(**members: Any) -> dict[str, Any]:
+    """Return an event that is an object."""
+    return {"event": {"message": "paid", **members}}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, {}),
+        ({"time": "1717169445.123456789"}, {"timestamp": "2024-05-31T15:30:45.123456789Z"}),
+        ({"time": 1717169445123}, {"timestamp": "2024-05-31T15:30:45.123Z"}),
+        # Service: fields.service, event.service, event.tag, sourcetype, source
+        ({"fields": {"service": "a"}, **inner(service="b")}, {"service": "a", "metadata": ...}),
+        (inner(service="b", tag="c"), {"service": "b", "metadata": ...}),
+        (inner(tag="c"), {"service": "c", "metadata": {"sourcetype": "shop"}}),
+        ({"source": "d"}, {"service": "shop", "metadata": {"source": "d"}}),
+        ({"sourcetype": None, "source": "d"}, {"service": "d"}),
+        ({"sourcetype": "", "source": "d"}, {"service": "d"}),
+        ({"sourcetype": None}, {"service": "unknown_service"}),
+        (inner(service={"a": 1}), {"metadata": {"event": {"service": {"a": 1}}}}),
+        # Level: fields.level, event.level, event.severity
+        ({"fields": {"level": "a"}, **inner(level="b")}, {"level": "a", "metadata": ...}),
+        (inner(level="b", severity="c"), {"level": "b", "metadata": ...}),
+        (inner(severity=3), {"level": "3"}),
+        # Message: event, its line, message, msg or log, else its JSON
+        ({"event": 5}, {"message": "5"}),
+        ({"event": [1, "a"]}, {"message": '[1, "a"]'}),
+        ({"event": True}, {"message": "true"}),
+        ({"event": {"line": "a", "msg": "b"}}, {"message": "a", "metadata": ...}),
+        ({"event": {"line": None, "msg": "b"}}, {"message": "b", "metadata": ...}),
+        ({"event": {"log": "a"}}, {"message": "a"}),
+        ({"event": {"line": {"a": 1}}}, {"message": '{"a": 1}'}),
+        ({"event": {"line": ""}}, {"message": ""}),
+        ({"event": {"a": 1, "level": "b"}}, {"message": '{"a":1,"level":"b"}', "level": "b"}),
+        ({"event": {}}, {"message": "{}"}),
+        # Everything else is metadata
+        ({"host": "h"}, {"metadata": {"host": "h"}}),
+        ({"fields": {"a": [1]}}, {"metadata": {"fields": {"a": [1]}}}),
+        (inner(a=1), {"metadata": {"event": {"a": 1}}}),
+        ({"entity": {"a": 1}}, {"metadata": {"entity": {"a": 1}}}),
+        ({"fields": None, "host": None, "time": None}, {"timestamp": ...}),
+    ],
+    ids=str,
+)
+def test_each_member_of_an_event_has_its_field(
+    change: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """As docs/api.md has it; `...` stands for any value."""
+    log = decode_one(EVENT | change)
+    for name in [name for name, value in expected.items() if value is ...]:
+        del log[name]
+    expected = {name: value for name, value in expected.items() if value is not ...}
+    assert {name: LOG[name] for name in LOG if name in log} | expected == log
+
+
+def test_the_query_and_the_token_decide_the_project() -> None:
+    """What the event says of another index is kept."""
+    defaults = Options({"project_id": "a", "service": "b", "level": "c"})
+    log = decode_one({"event": "x", "index": "i"}, options=defaults)
+    assert ("a", "b", "c", {"index": "i"}) == (
+        log["project_id"],
+        log["service"],
+        log["level"],
+        log["metadata"],
+    )
+    assert "only" == decode_one(EVENT, projects=["only"])["project_id"]
+    with pytest.raises(Rejection, match="may not write the project 'org'") as rejected:
+        decode_one(EVENT, projects=["a", "b"])
+    assert "forbidden_project" == rejected.value.code
+
+
+def test_values_are_stored_as_they_were_written() -> None:
+    """Digits, escapes and order are the client's; line breaks between tokens go."""
+    body = b'{"event":{"message":"m","a":1.50,\n"b":1e999,"c":"\\u00e9 \\/"},"index":"i"}'
+    line = hec.decode_events(body, make_context()).batch.lines
+    assert b'{"event":{"a":1.50,"b":1e999,"c":"\\u00e9 \\/"}}' in line
+    assert [{"a\r": [1, 2]}] == [
+        log["metadata"]["fields"]
+        for log in decode(b'{"event":"m","index":"i","fields":{"a\\r":[1,\r\n2]}}')
+    ]
+
+
+@pytest.mark.parametrize("separator", [b"", b"\n", b" \r\n\t ", b" " * 1000])
+@pytest.mark.parametrize(
+    "text", ["plain", "a}{b", 'quote"}{"event":"x"}', "back\\", "\\}{", '\\"}{', "}\n{" * 100]
+)
+def test_events_follow_one_another(separator: bytes, text: str) -> None:
+    """A string may hold what looks like the border between two of them."""
+    events = [json.dumps(EVENT | {"event": f"{text} {i}"}).encode() for i in range(9)]
+    assert [f"{text} {i}" for i in range(9)] == [
+        log["message"] for log in decode(separator + separator.join(events) + separator)
+    ]
+    assert 9 == len(decode(b"[" + b",\n".join(events) + b"]"))
+
+
+@pytest.mark.parametrize("size", [hec.STEP_BYTES - 80, hec.STEP_BYTES, 1_200_000])
+def test_long_events_follow_one_another(size: int) -> None:
+    """Their borders lie beyond what is searched at once, or across it."""
+    for step in range(70, 90):
+        event = json.dumps(EVENT | {"event": "x" * (size - step)}).encode()
+        assert 3 == len(decode(event * 3))
+
+
+def test_invalid_utf8_becomes_a_replacement_character() -> None:
+    assert "a\ufffdb" == decode(b'{"event":"a\xffb","index":"i"}')[0]["message"]
+    assert "\ufffd" == decode(b'{"event":"\\ud83d","index":"i"}')[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "reply", "event"),
+    [
+        (b"", "invalid_json", hec.NO_DATA, None),
+        (b" \n", "invalid_json", hec.NO_DATA, None),
+        (b"[]", "invalid_json", hec.NO_DATA, None),
+        (b"{}", "invalid_batch", hec.NO_EVENT, 1),
+        (b'{"event":null}', "invalid_batch", hec.NO_EVENT, 1),
+        (b'{"event":"","index":"i"}', "invalid_batch", hec.BLANK_EVENT, 1),
+        (b'{"event":"x"}', "invalid_batch", hec.INCORRECT_INDEX, 1),
+        (b'{"event":"x","index":"i","time":"now"}', "invalid_batch", hec.INVALID_FORMAT, 1),
+        (b'{"event":"x","index":"i","fields":[]}', "invalid_batch", hec.INVALID_FIELDS, 1),
+        (b'{"event":"x","index":"i"', "invalid_json", hec.INVALID_FORMAT, 1),
+        (b'{"event":"x","index":5}', "invalid_batch", hec.INCORRECT_INDEX, 1),
+        (b"5", "invalid_json", hec.INVALID_FORMAT, 0),
+        (b"{" * 100_000, "invalid_json", hec.INVALID_FORMAT, 1),
+        (b'{"event":' + b"[" * 100_000, "invalid_json", hec.INVALID_FORMAT, 1),
+        (b'{"event":"' + b'\\"' * 100_000, "invalid_json", hec.INVALID_FORMAT, 1),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_an_invalid_event_rejects_its_batch(
+    text: bytes, code: str, reply: hec.Reply, event: int | None
+) -> None:
+    """In HEC's words, with its number; with `partial=true` it costs itself alone."""
+    valid = json.dumps(EVENT).encode() if event is not None else b""
+    rejection = reject(valid + text)
+    assert (code, reply, event) == (rejection.code, rejection.reply, rejection.event)
+    if event:
+        decoded = hec.decode_events(valid + text, make_context(options=Options(is_partial=True)))
+        assert (1, 1) == (decoded.batch.logs, decoded.invalid and decoded.invalid.count)
+
+
+def test_a_valid_event_after_an_invalid_one_is_stored_with_partial() -> None:
+    valid = json.dumps(EVENT).encode()
+    body = valid + b'{"event":"x","index":"i","time":"}{"}' + valid + b'{"a":}' + valid
+    decoded = hec.decode_events(body, make_context(options=Options(is_partial=True)))
+    assert (3, {1, 3}) == (
+        decoded.batch.logs,
+        set(decoded.invalid.errors if decoded.invalid else ()),
+    )
+
+
+def test_the_lines_are_charged_as_they_grow() -> None:
+    """A body is rejected when the memory ends, not when its lines are all there."""
+    body = json.dumps(EVENT).encode() * 10_000
+    room = Room(len(body) + 100_000)
+    with pytest.raises(Rejection, match="No room"):
+        decode(body, reservation=room)
+    assert len(room.sizes) < 20
+
+
+def test_an_array_of_too_many_values_is_not_decoded() -> None:
+    with pytest.raises(Rejection) as rejected:
+        decode(b"[" + b"0," * 1_000_000 + b"0]")
+    assert "body_too_large" == rejected.value.code
+
+
+def test_each_raw_line_is_a_message() -> None:
+    """The query says the rest."""
+    defaults = {"index": "org", "host": "h", "sourcetype": "shop", "time": "1717169445"}
+    body = b'a\r\n\n{"b": 1}\nc\xff'
+    batch = hec.decode_raw(defaults, body, make_context()).batch
+    logs = [json.loads(line) for line in batch.lines.splitlines()]
+    messages = ["a", '{"b": 1}', "c\ufffd"]
+    assert [LOG | {"message": m, "metadata": {"host": "h"}} for m in messages] == logs
+    with pytest.raises(HecRejection) as rejected:
+        hec.decode_raw({}, body, make_context())
+    assert (hec.INCORRECT_INDEX, 0) == (rejected.value.reply, rejected.value.event)

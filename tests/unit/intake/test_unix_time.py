@@ -1,0 +1,46 @@
+"""Unix times are stored as RFC 3339, each unit told by its digits."""
+
+import pytest
+
+from astralog.intake.unix_time import format_time, parse_time
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", "1970-01-01T00:00:00Z"),
+        ("1717169445", "2024-05-31T15:30:45Z"),
+        ("1717169445.120", "2024-05-31T15:30:45.120Z"),
+        ("1717169445.123456789", "2024-05-31T15:30:45.123456789Z"),
+        ("1.717169445123E9", "2024-05-31T15:30:45.123Z"),
+        ("1.7e9", "2023-11-14T22:13:20Z"),
+        ("99999999999", "5138-11-16T09:46:39Z"),
+        ("100000000000", "1973-03-03T09:46:40.000Z"),
+        ("1717169445123", "2024-05-31T15:30:45.123Z"),
+        ("1717169445123.5", "2024-05-31T15:30:45.1235Z"),
+        ("99999999999999", "5138-11-16T09:46:39.999Z"),
+        ("1717169445123456", "2024-05-31T15:30:45.123456Z"),
+        ("1717169445123456789", "2024-05-31T15:30:45.123456789Z"),
+        ("0001717169445", "2024-05-31T15:30:45Z"),
+        ("253402300799999", "1978-01-11T21:31:40.799999Z"),
+    ],
+)
+def test_the_digits_of_a_unix_time_name_its_unit(text: str, expected: str) -> None:
+    """Seconds, milliseconds, microseconds or nanoseconds, the fraction digit for digit."""
+    assert expected == parse_time(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "-1", "+1", "now", "1e99", "1e999999999", "1_000", "٣", "1717169445,5", "0x10", "9" * 20]
+    + ["1.2.3", "NaN", "Infinity", " 1", "1" * 10_000, "1.", "99999999999.5e9"],
+)
+def test_any_other_text_is_no_unix_time(text: str) -> None:
+    """No text takes long, or becomes a number of thousands of digits."""
+    with pytest.raises(ValueError, match="Not a Unix time"):
+        parse_time(text)
+
+
+def test_nanoseconds_have_nine_digits() -> None:
+    """So that lines sort by time."""
+    assert "1970-01-01T00:00:01.000000001Z" == format_time(1_000_000_001)
