@@ -187,7 +187,7 @@ class CommitQueue:
         if self._is_stopping:
             raise Rejection(*STOPPING)
         self.start()
-        self._batches.wait_for(batch, reservation, claim)
+        self._batches.enqueue(batch, reservation, claim)
 
     def start(self) -> None:
         """Start the drain pool and the housekeeping, unless they run."""
@@ -197,7 +197,7 @@ class CommitQueue:
         self._drain_threads.start()
         for storage in self.storages:
             self._drains.spawn(self._drain, storage)
-        self._helpers.spawn(run_forever, self._time_out, log, "waits do not end in time")
+        self._helpers.spawn(run_forever, self._expire_waits, log, "waits do not end in time")
         self._helpers.spawn(run_forever, self.keep_house_once, log, HOUSEKEEPING_FAILED)
         maintain_keys = partial(self.keys.maintain, self._has_failed)
         self._helpers.spawn(run_forever, maintain_keys, log, "maintenance of the keys failed")
@@ -208,9 +208,9 @@ class CommitQueue:
         Batches that cannot be stored in time are rejected.
         """
         self._is_stopping = True
-        self._batches.end(len(self._drains))
+        self._batches.end_drains(len(self._drains))
         self._drains.join(timeout_seconds)
-        self._batches.reject_rest(STOPPING)
+        self._batches.reject_all(STOPPING)
         if len(self._drains):
             log.error("stopped before everything queued was stored; what was not is rejected")
         self._helpers.kill(block=False)
@@ -236,7 +236,7 @@ class CommitQueue:
         group: list[QueuedBatch] = []
         cause: Cause | None = STORAGE_FAILED
         try:
-            is_last = self._batches.take_group(group, MAINTENANCE_SECONDS)
+            is_last = self._batches.dequeue_group(group, MAINTENANCE_SECONDS)
             if any(queued.claim for queued in group):
                 cause = self._drain_threads.call(self.keys.store, storage, group)
             elif group:
@@ -250,14 +250,14 @@ class CommitQueue:
             self._drain_threads.call(storage.maintain)
         return is_last
 
-    def _time_out(self) -> float:
+    def _expire_waits(self) -> float:
         """End the waits that last too long; one timer for all costs less than one for each."""
-        self.time_out_once()
+        self.expire_waits_once()
         return OVERDUE_SECONDS
 
-    def time_out_once(self) -> None:
+    def expire_waits_once(self) -> None:
         """End the waits that are over by now."""
-        self._batches.time_out()
+        self._batches.expire_waits()
 
     def keep_house_once(self) -> float:
         """Take the next step of the housekeeping; return the seconds until the one after.

@@ -20,14 +20,14 @@ from astralog.store.keys.claims import Claim, Outcome
 
 log = logging.getLogger(__name__)
 
-#: Charged for each request on top of its bytes, for the objects that go with it.
+#: Charged for each request in addition to its bytes, for the objects that represent it.
 OVERHEAD_BYTES = 1024
 
-#: What one of several tokens may hold of the budget: the others always find a quarter of it free.
+#: Share of the budget that one of several tokens may hold; the others always find a quarter free.
 TOKEN_SHARE = 3 / 4
 
-#: Times the budget that the only request may hold: the largest body that the settings allow, and
-#: its lines, with what decoding it takes.
+#: Times the budget that a request may hold alone: the largest body that the settings allow, its
+#: lines, and the memory for decoding it.
 ALONE_SHARE = 3
 
 
@@ -42,7 +42,7 @@ class MemoryBudget:
         self.token_limit = int(limit * TOKEN_SHARE)
         self._are_tokens_several = are_tokens_several
         self._reserved = 0
-        self._held: dict[bytes, int] = {}  # by token, only those that hold something
+        self._held: dict[bytes, int] = {}  # by token, except those that hold nothing
         self._rejected = 0  # since the budget was last half free
 
     @property
@@ -54,15 +54,15 @@ class MemoryBudget:
     def is_full(self) -> bool:
         """Return whether the next request is likely to be rejected.
 
-        A token that holds all that one of several may hold does not make the budget full.
+        A token that has used up its share alone does not make the budget full.
         """
         is_above_share = self._reserved > self.token_limit
         return self._rejected > 0 and (is_above_share or not self._are_tokens_several())
 
     def reserve(self, more: int, token: bytes, size: int) -> None:
-        """Reserve `more` bytes for a request of a token, which holds `size` bytes already.
+        """Reserve `more` bytes for a request of a token, which already holds `size` bytes.
 
-        Raises what `check` raises.
+        Raises Rejection as `check` does.
         """
         reserved = self._reserved + more
         held = self._held.get(token, 0) + more
@@ -74,7 +74,7 @@ class MemoryBudget:
     def check(self, more: int, token: bytes, size: int) -> None:
         """Raise Rejection if `more` bytes cannot be reserved.
 
-        `queue_full` if they do not fit now, `body_too_large` if they never will.
+        Its code is `queue_full` if they do not fit now, `body_too_large` if they never will.
         """
         held = self._held.get(token, 0) + more
         if held > self.token_limit and self._are_tokens_several():
@@ -98,7 +98,7 @@ class MemoryBudget:
             self._rejected = 0
 
     def _exceeds_share(self, size: int) -> Rejection:
-        """Return the rejection of a batch of `size` bytes, for which its token holds too much."""
+        """Return the rejection of a batch of `size` bytes whose token exceeds its share."""
         if size > self.token_limit:
             return Rejection(*errors.too_large_for_token(size, self.token_limit, self.limit))
         return Rejection(*errors.token_queue_full(self.token_limit, self.limit))
@@ -126,10 +126,10 @@ class MemoryReservation:
         budget.reserve(self._size, token, 0)
 
     def resize(self, size: int) -> None:
-        """Hold `size` bytes instead.
+        """Hold `size` bytes from now on.
 
-        Raises Rejection if they do not fit, and holds what it held then: `queue_full`, or
-        `body_too_large` if they do not fit into an empty queue either.
+        If they do not fit, it is left as it was and raises Rejection: `queue_full`, or
+        `body_too_large` if they would not fit into an empty queue either.
         """
         more = size + self._overhead - self._size
         if more > 0:
@@ -139,7 +139,7 @@ class MemoryReservation:
         self._size += more
 
     def check(self, size: int) -> None:
-        """Raise the Rejection that `resize` would raise, and hold what it held."""
+        """Raise the Rejection that `resize` would raise; change nothing."""
         more = size + self._overhead - self._size
         if more > 0:
             self._budget.check(more, self._token, self._size)
@@ -150,7 +150,7 @@ class MemoryReservation:
         return self
 
     def release(self) -> None:
-        """Release what is still held."""
+        """Release all bytes."""
         size, self._size = self._size, 0
         self._budget.release(size, self._token)
 
@@ -167,37 +167,36 @@ class MemoryReservation:
             self.release()
 
 
-#: Called with each stored batch: the bytes of its lines, its logs, and whether its client had been
-#: told `commit_timeout` or was gone.
+#: Called for each stored batch with the bytes of its lines, the number of its logs, and whether its
+#: client was gone or had received `commit_timeout`.
 CountStored = Callable[[int, int, bool], None]
 
-#: Bytes of a commit group, which is written and synced at once; what is queued beyond them waits
-#: for the next one.
+#: Bytes of a commit group, which is written and synced at once; further batches go to the next one.
 GROUP_BYTES = 8 * 1024 * 1024
 
-#: Seconds that a commit group waits at most while other requests have work to do: the more join it,
-#: the fewer writes and syncs. Measured at 8 connections, it saves a fifth of the CPU for a log.
+#: Maximum seconds that a commit group waits while other requests have work to do: the more batches
+#: join it, the fewer writes and syncs. At 8 connections, it saves a fifth of the CPU per log.
 GATHER_SECONDS = 0.005
 
 
 class Batch(NamedTuple):
-    """A batch as it is stored: `lines` is NDJSON, one line for each of `logs` logs."""
+    """A batch as it is stored: `lines` is NDJSON, one line per log; `logs` is their number."""
 
     lines: bytes | bytearray
     logs: int
 
 
-class State(Enum):
-    """Where a batch is on its way; its memory is held until it is FINISHED."""
+class BatchState(Enum):
+    """The state of a batch; its memory is held until it is FINISHED."""
 
-    QUEUED = "no writer has taken it, and its client waits"
+    QUEUED = "no writer has dequeued it, and its client waits"
     TAKEN = "a writer stores it, and its client waits"
-    LATE = "a writer stores it, and its client is gone or was told commit_timeout"
-    FINISHED = "it is stored, or rejected, or was dropped before a writer took it"
+    LATE = "a writer stores it, and its client is gone or has received commit_timeout"
+    FINISHED = "it is stored, or rejected, or was dropped before a writer dequeued it"
 
 
 class QueuedBatch:
-    """A batch in the queue, which holds the memory of its reservation."""
+    """A batch in the queue, with the reservation of its memory and the claim of its key."""
 
     __slots__ = (
         "_waiter",
@@ -217,13 +216,13 @@ class QueuedBatch:
         deadline: float,
         claim: Claim | None = None,
     ) -> None:
-        self.state = State.QUEUED
+        self.state = BatchState.QUEUED
         self.claim = claim
         self.lines = batch.lines
         self.logs = batch.logs
         self.reservation = reservation
         self.deadline = deadline
-        #: Whether its client was told nothing yet.
+        #: Whether its client has no answer yet.
         self.is_waited_for = True
         self._waiter: Waiter[Cause | None] = Waiter()
 
@@ -233,10 +232,10 @@ class QueuedBatch:
         return cause
 
     def answer(self, cause: Cause | None) -> None:
-        """Answer its client, unless that was done before: why it is rejected, None if stored.
+        """Answer its client, unless it has an answer: the cause of a rejection, None if stored.
 
-        No exception: its traceback would hold the request's frames, and the batch in them, for as
-        long as the disk leaves the batch in the queue.
+        The cause is no exception: a traceback would keep the request's frames, and the batch in
+        them, in memory while the batch is in the queue.
         """
         if self.is_waited_for:
             self.is_waited_for = False
@@ -244,7 +243,7 @@ class QueuedBatch:
 
 
 class BatchQueue:
-    """Batches in the order of their commits, bounded by the memory that they reserve."""
+    """A FIFO queue of batches, bounded by the memory that they reserve."""
 
     def __init__(self, count_stored: CountStored, timeout_seconds: float) -> None:
         """Call `count_stored` for each stored batch."""
@@ -253,17 +252,17 @@ class BatchQueue:
         self._queue: Queue[QueuedBatch | None] = Queue()  # None ends a drain
         self._waiting: deque[QueuedBatch] = deque()  # in the order of their deadlines
 
-    def wait_for(
+    def enqueue(
         self, batch: Batch, reservation: MemoryReservation, claim: Claim | None = None
     ) -> None:
-        """Queue a batch and return when it is stored; raises Rejection when it is not.
+        """Enqueue a batch and wait until it is stored; raises Rejection if it is not.
 
-        Its key is held until no writer has it any more.
+        Its key stays claimed until no writer can store the batch any more.
         """
         deadline = time.monotonic() + self._timeout_seconds
         queued = QueuedBatch(batch, reservation.detach(), deadline, claim)
         if claim:
-            claim.hold()
+            claim.add_holder()
         self._queue.put(queued)
         self._waiting.append(queued)
         try:
@@ -273,15 +272,15 @@ class BatchQueue:
         if cause:
             raise Rejection(*cause)
 
-    def end(self, drains: int) -> None:
-        """Let so many drains end when they have taken what is queued by now."""
+    def end_drains(self, drains: int) -> None:
+        """End so many drains once all batches queued by now are dequeued."""
         for _ in range(drains):
             self._queue.put(None)
 
-    def take_group(self, group: list[QueuedBatch], timeout_seconds: float) -> bool:
-        """Move what is queued to a commit group; return whether the queue ended.
+    def dequeue_group(self, group: list[QueuedBatch], timeout_seconds: float) -> bool:
+        """Move queued batches to a commit group; return whether the calling drain ends.
 
-        Where nothing is queued within the time, the group stays empty.
+        If no batch is queued within the timeout, the group stays empty.
         """
         size = 0
         with TimeLimit(timeout_seconds):
@@ -292,8 +291,8 @@ class BatchQueue:
             queued = self._queue.get_nowait()
             if queued is None:
                 return True
-            if queued.state is State.QUEUED:
-                queued.state = State.TAKEN
+            if queued.state is BatchState.QUEUED:
+                queued.state = BatchState.TAKEN
                 group.append(queued)
                 size += len(queued.lines)
         return False
@@ -308,7 +307,7 @@ class BatchQueue:
                 self._answer(queued, queued.claim.cause)
                 continue
             if cause is None:
-                is_late = queued.state is State.LATE
+                is_late = queued.state is BatchState.LATE
                 self._count_stored(len(queued.lines), queued.logs, is_late)
             self._answer(queued, cause)
 
@@ -316,15 +315,15 @@ class BatchQueue:
         self._release(queued)
         queued.answer(cause)
 
-    def reject_rest(self, cause: Cause) -> None:
-        """Reject the batches that no drain has taken."""
+    def reject_all(self, cause: Cause) -> None:
+        """Reject all queued batches."""
         while not self._queue.empty():
             queued = self._queue.get()
             if queued is not None:
                 self.finish([queued], cause)
 
-    def time_out(self) -> None:
-        """End the waits that are over by now, and forget what leads the queue in vain."""
+    def expire_waits(self) -> None:
+        """Answer the clients whose wait is over, and drop finished batches at the queue's head."""
         now = time.monotonic()
         while self._waiting:
             queued = self._waiting[0]
@@ -332,26 +331,26 @@ class BatchQueue:
                 break
             self._waiting.popleft()
             if queued.is_waited_for:
-                may_be_stored = queued.state is not State.QUEUED
+                may_be_stored = queued.state is not BatchState.QUEUED
                 queued.answer(commit_timeout(self._timeout_seconds, may_be_stored=may_be_stored))
-                self._leave(queued)  # before a writer that wakes up meanwhile takes it
-        while (first := self._first()) and first.state is State.FINISHED:
+                self._leave(queued)  # before a writer that wakes up meanwhile dequeues it
+        while (first := self._first()) and first.state is BatchState.FINISHED:
             self._queue.get_nowait()
 
     def _first(self) -> QueuedBatch | None:
         return None if self._queue.empty() else self._queue.peek_nowait()
 
     def _leave(self, queued: QueuedBatch) -> None:
-        """Note that a batch's client is gone, or was told that this takes too long."""
-        if queued.state is State.QUEUED:
+        """Record that a batch's client is gone or has received `commit_timeout`."""
+        if queued.state is BatchState.QUEUED:
             self._release(queued)
-        elif queued.state is State.TAKEN:
-            queued.state = State.LATE
+        elif queued.state is BatchState.TAKEN:
+            queued.state = BatchState.LATE
 
     def _release(self, queued: QueuedBatch) -> None:
-        """Let a batch go, with the memory and the key that it holds."""
-        if queued.state is not State.FINISHED:
-            queued.state = State.FINISHED
+        """Finish a batch: release its memory and its key."""
+        if queued.state is not BatchState.FINISHED:
+            queued.state = BatchState.FINISHED
             queued.lines = b""
             queued.reservation.release()
             if queued.claim:

@@ -48,8 +48,8 @@ class Segment:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
         self._fd = os.open(self.path, flags, files.FILE_MODE)
 
-    def claim(self) -> None:
-        """Make the new file this process's own, and its name durable."""
+    def lock(self) -> None:
+        """Lock the new file for this process, and make its name durable."""
         self._status = os.fstat(self._fd)
         os.fchmod(self._fd, files.FILE_MODE)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

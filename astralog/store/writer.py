@@ -193,13 +193,13 @@ class SegmentWriter:
         for _ in range(CREATE_ATTEMPTS - 1):
             # The name may be taken, and a recovery may have taken the new file for an orphan.
             with contextlib.suppress(FileExistsError, BlockingIOError, SegmentLost):
-                return self._claim_new()
-        return self._claim_new()
+                return self._create_locked()
+        return self._create_locked()
 
-    def _claim_new(self) -> Segment:
+    def _create_locked(self) -> Segment:
         segment = Segment(self._directory, self._starts.next())
         try:
-            segment.claim()
+            segment.lock()
         except BaseException:
             self._discard(segment)
             raise

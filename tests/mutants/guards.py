@@ -264,7 +264,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the name of a new segment is synced",
-        "astralog.store.segment:Segment.claim",
+        "astralog.store.segment:Segment.lock",
         "        self.check_in_place()\n        files.sync_directory(self.path.parent)",
         "        self.check_in_place()",
         ("tests/unit/store/test_writer.py",),
@@ -297,7 +297,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a batch gives its memory back once",
         "astralog.store.queue:BatchQueue._release",
-        "        if queued.state is not State.FINISHED:\n            queued.state",
+        "        if queued.state is not BatchState.FINISHED:\n            queued.state",
         "        if True:\n            queued.state",
         (
             "tests/unit/store/test_commit_queue.py",
@@ -1317,7 +1317,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "the lock of a key",
         "astralog.store.keys.idempotency_keys:IdempotencyKeys.claim.is_free",
-        " and self._locks.take(key.digest)",
+        " and self._locks.lock(key.digest)",
         "",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "one_worker_has"),
     ),

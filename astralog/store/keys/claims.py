@@ -87,7 +87,7 @@ class Claim:
         self.outcome = Outcome.REJECTED
         self.cause = cause
 
-    def hold(self) -> None:
+    def add_holder(self) -> None:
         """Add a holder."""
         with _mutex:
             self._holders += 1
@@ -137,7 +137,7 @@ class KeyLocks:
         except FileNotFoundError:
             return False
 
-    def take(self, digest: bytes) -> bool:
+    def lock(self, digest: bytes) -> bool:
         """Lock a key, and return whether nobody else has locked it."""
         try:
             lock_byte(self._checked_fd(), _offset(digest))
@@ -145,7 +145,7 @@ class KeyLocks:
             return False
         return True
 
-    def release(self, digest: bytes) -> None:
+    def unlock(self, digest: bytes) -> None:
         """Unlock a key; one that was locked in a file that is closed is unlocked already."""
         with contextlib.suppress(OSError):
             unlock_byte(self._checked_fd(), _offset(digest))
@@ -156,10 +156,10 @@ class KeyLocks:
         return self._fd
 
     def close(self) -> None:
-        """Close the file, and so unlock all keys."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        """Close the file, which unlocks all keys."""
+        fd, self._fd = self._fd, -1  # first: another thread may open a file of the same number
+        if fd >= 0:
+            os.close(fd)
 
 
 def _offset(digest: bytes) -> int:

@@ -86,7 +86,7 @@ class IdempotencyKeys:
         """
         self._wait_until_open()
         try:
-            is_free = key.digest not in self._claimed and self._locks.take(key.digest)
+            is_free = key.digest not in self._claimed and self._locks.lock(key.digest)
         except OSError:
             raise Rejection(*STORAGE_FAILED) from None
         if not is_free:
@@ -95,7 +95,7 @@ class IdempotencyKeys:
         return Claim(key, self._locks.epoch, self._unlock)
 
     def _unlock(self, key: Key) -> None:
-        self._locks.release(key.digest)
+        self._locks.unlock(key.digest)
         self._claimed.discard(key.digest)  # not before, or a new claim's lock would be released
 
     def _wait_until_open(self) -> None:
@@ -225,7 +225,7 @@ class IdempotencyKeys:
     def _hold_unsettled(self, storage: Storage, claims: Sequence[Claim]) -> None:
         with self._mutex:
             for claim in claims:
-                claim.hold()
+                claim.add_holder()
                 self._unsettled.append((storage, claim))
 
     def _release_settled(self) -> None:

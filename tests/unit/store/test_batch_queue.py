@@ -8,10 +8,10 @@ from astralog.errors import STOPPING, STORAGE_FAILED, Rejection
 from astralog.store.queue import (
     Batch,
     BatchQueue,
+    BatchState,
     MemoryBudget,
     MemoryReservation,
     QueuedBatch,
-    State,
 )
 
 LINES = b'{"m":"a"}\n'
@@ -33,14 +33,14 @@ class Waiting:
 
     def _wait(self) -> str | None:
         try:
-            self.queue.wait_for(Batch(LINES, 1), MemoryReservation(self.budget))
+            self.queue.enqueue(Batch(LINES, 1), MemoryReservation(self.budget))
         except Rejection as rejection:
             return rejection.message
         return None
 
     def take(self) -> list[QueuedBatch]:
         group: list[QueuedBatch] = []
-        assert not self.queue.take_group(group, 0.01)
+        assert not self.queue.dequeue_group(group, 0.01)
         return group
 
     def answer(self) -> str | None:
@@ -62,7 +62,7 @@ def time_out(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     def time_out_later() -> None:
         with monkeypatch.context() as patch:
             patch.setattr(time, "monotonic", lambda: now + 60)
-            waiting.queue.time_out()
+            waiting.queue.expire_waits()
 
     return time_out_later
 
@@ -71,10 +71,10 @@ def test_a_batch_is_queued_taken_and_finished(waiting: Waiting) -> None:
     """It holds its memory until it is stored, and is counted once."""
     reserved = waiting.budget.reserved
     (batch,) = waiting.take()
-    assert (State.TAKEN, LINES) == (batch.state, batch.lines)
+    assert (BatchState.TAKEN, LINES) == (batch.state, batch.lines)
     assert reserved == waiting.budget.reserved
     waiting.queue.finish([batch], None)
-    assert (State.FINISHED, b"") == (batch.state, batch.lines)
+    assert (BatchState.FINISHED, b"") == (batch.state, batch.lines)
     assert 0 == waiting.budget.reserved
     assert waiting.answer() is None
     assert [(len(LINES), 1, False)] == waiting.counted
@@ -96,7 +96,7 @@ def test_a_batch_whose_client_left_before_it_was_taken_is_finished(
     time_out() if is_told else waiting.client.kill()
     assert 0 == waiting.budget.reserved
     assert [] == waiting.take()
-    waiting.queue.reject_rest(STOPPING)
+    waiting.queue.reject_all(STOPPING)
     assert 0 == waiting.budget.reserved
     if is_told:
         assert str(waiting.answer()).endswith("the batch was not stored; retry later.")
@@ -109,10 +109,10 @@ def test_a_batch_whose_client_left_after_it_was_taken_is_late(
     """It holds its memory until it is stored, and is counted as late."""
     group = waiting.take()
     time_out() if is_told else waiting.client.kill()
-    assert [State.LATE] == [batch.state for batch in group]
+    assert [BatchState.LATE] == [batch.state for batch in group]
     assert 0 < waiting.budget.reserved
     waiting.queue.finish(group, None)
-    assert [State.FINISHED] == [batch.state for batch in group]
+    assert [BatchState.FINISHED] == [batch.state for batch in group]
     assert 0 == waiting.budget.reserved
     assert [(len(LINES), 1, True)] == waiting.counted
     if is_told:
@@ -121,18 +121,18 @@ def test_a_batch_whose_client_left_after_it_was_taken_is_late(
 
 def test_what_no_drain_takes_is_rejected_at_the_end(waiting: Waiting) -> None:
     """The sentinels that end the drains are no batches."""
-    waiting.queue.end(2)
-    waiting.queue.reject_rest(STOPPING)
+    waiting.queue.end_drains(2)
+    waiting.queue.reject_all(STOPPING)
     assert waiting.answer() == STOPPING.message
     assert 0 == waiting.budget.reserved
 
 
 def test_each_drain_ends_once(waiting: Waiting) -> None:
     """What was queued before is taken first, and each end is seen by one drain."""
-    waiting.queue.end(2)
+    waiting.queue.end_drains(2)
     group: list[QueuedBatch] = []
-    assert waiting.queue.take_group(group, 0.01)
+    assert waiting.queue.dequeue_group(group, 0.01)
     assert 1 == len(group)
-    assert waiting.queue.take_group(group, 0.01)
-    assert not waiting.queue.take_group(group, 0.01)
+    assert waiting.queue.dequeue_group(group, 0.01)
+    assert not waiting.queue.dequeue_group(group, 0.01)
     waiting.queue.finish(group, None)

@@ -344,7 +344,7 @@ def test_a_batch_is_dropped_as_soon_as_its_client_is_to_be_told_so(
     waiting = commit_later(queue, line(2))
     gevent.sleep(0)
     time.sleep(0.6)  # nothing else runs, so that the timer is late
-    monkeypatch.setattr(gevent, "idle", queue.time_out_once)
+    monkeypatch.setattr(gevent, "idle", queue.expire_waits_once)
     gate.open()
     queue.drain_once(Storage(settings))
     rejection = waiting.get(timeout=TIMEOUT_SECONDS)
@@ -365,7 +365,7 @@ def test_a_clock_that_jumps_ends_no_wait(
     now = time.time()
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now + 3600)
-        queue.time_out_once()
+        queue.expire_waits_once()
     gate.open()
     assert [None, None] == [result(greenlet) for greenlet in greenlets]
     assert line(0) + line(1) == stored(tmp_path)

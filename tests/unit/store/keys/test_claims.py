@@ -1,6 +1,8 @@
 """Keys, their claims and their locks."""
 
+import errno
 import hashlib
+import os
 import zlib
 from pathlib import Path
 
@@ -53,8 +55,8 @@ def test_the_last_holder_unlocks_a_key() -> None:
     """Requests, commits and lines that cannot be cut end in any order."""
     unlocked: list[Key] = []
     claim = Claim(KEY, 1, unlocked.append)
-    claim.hold()
-    claim.hold()
+    claim.add_holder()
+    claim.add_holder()
     claim.release()
     claim.release()
     assert [] == unlocked
@@ -67,12 +69,12 @@ def test_one_process_locks_a_key(tmp_path: Path) -> None:
     one, two = KeyLocks(tmp_path), KeyLocks(tmp_path)
     for locks in (one, two):
         locks.open()
-    assert (True, False) == (one.take(DIGEST), two.take(DIGEST))
-    assert two.take(DIGEST[::-1])
-    one.release(DIGEST)
-    assert two.take(DIGEST)
+    assert (True, False) == (one.lock(DIGEST), two.lock(DIGEST))
+    assert two.lock(DIGEST[::-1])
+    one.unlock(DIGEST)
+    assert two.lock(DIGEST)
     two.close()
-    assert one.take(DIGEST)
+    assert one.lock(DIGEST)
     one.close()
 
 
@@ -81,10 +83,29 @@ def test_locks_that_cannot_be_opened_fail_as_the_disk_does(tmp_path: Path) -> No
     (tmp_path / "data").mkdir()
     locks = KeyLocks(tmp_path / "data")
     locks.open()
-    assert locks.take(DIGEST)
+    assert locks.lock(DIGEST)
     (tmp_path / "data").rename(tmp_path / "away")
     with pytest.raises(FileNotFoundError):
         locks.open()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        locks.take(DIGEST)
-    locks.release(DIGEST)
+        locks.lock(DIGEST)
+    locks.unlock(DIGEST)
+
+
+def test_failed_close_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The descriptor's number may be that of another file by then."""
+    locks = KeyLocks(tmp_path)
+    locks.open()
+    closed: list[int] = []
+
+    def close(fd: int) -> None:
+        closed.append(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        with pytest.raises(OSError, match="Input/output error"):
+            locks.close()
+        locks.close()
+    (fd,) = closed
+    os.close(fd)
