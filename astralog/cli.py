@@ -14,6 +14,7 @@ from astralog.standard_streams import discard_output, print_errors, reopen_close
 ELSEWHERE = {
     "check": "astralog.check:check",
     "forward": "astralog.forward:forward",
+    "search": "astralog.view.search:search",
     "tail": "astralog.view.tail_command:tail",
 }
 

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,7 @@ class Part:
         self.end: int | None = None
         self.is_read = False  # whether all was read that there is
         self.is_failed = False  # whether the file cannot be read
+        self.is_removed = False  # whether that is because it was removed
         self._directory = directory
         self._form = form
         self.successor = successor
@@ -88,6 +89,13 @@ class Part:
         except OSError:  # renamed or removed meanwhile
             changed = self.latest
         return max(self.since, changed)
+
+    def file_size(self) -> int:
+        """Return the bytes of the file, 0 if it has another name by now."""
+        try:
+            return self.segment.path(self._directory, self._form).stat().st_size
+        except OSError:
+            return 0
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:
@@ -155,10 +163,14 @@ class Part:
             yield from lines
         except FileNotFoundError:
             log.warning("%s was removed before it was read", self.segment)
-            self.is_failed = True
+            self.is_failed = self.is_removed = True
         except READ_ERRORS as error:
             log.warning("cannot read %s: %s", self.segment, error)
             self.is_failed = True
+
+
+#: Makes a part of the arguments of `Part`.
+MakePart = Callable[[Path, SegmentName, Form, SegmentName | None], Part]
 
 
 def event_time(line: bytes) -> float:
@@ -173,9 +185,10 @@ def event_time(line: bytes) -> float:
     return second.replace(tzinfo=UTC).timestamp() + float(match[2] or 0)
 
 
-def find_parts(directory: Path) -> list[Part]:
+def find_parts(directory: Path, make: MakePart | None = None) -> list[Part]:
     """Return all there is of each segment, in the order of their names; raises OSError."""
-    return make_parts(directory, filter(None, map(parse_file_name, regular_files(directory))))
+    files = filter(None, map(parse_file_name, regular_files(directory)))
+    return make_parts(directory, files, make)
 
 
 def newest_lines(
@@ -193,7 +206,9 @@ def parts_since(parts: Iterable[Part], moment: float) -> list[Part]:
     return [part for part in parts if part.latest >= moment and part.until >= moment]
 
 
-def make_parts(directory: Path, files: Iterable[SegmentFile]) -> list[Part]:
+def make_parts(
+    directory: Path, files: Iterable[SegmentFile], make: MakePart | None = None
+) -> list[Part]:
     """Return all there is of each segment that has one of the files, in the order of the names."""
     # While a segment gets another name, it may be listed with both; a sealed one is not open.
     forms: dict[SegmentName, Form] = {}
@@ -202,8 +217,9 @@ def make_parts(directory: Path, files: Iterable[SegmentFile]) -> list[Part]:
             forms[segment] = form
     segments = sorted(forms)
     successors = dict(zip(segments, segments[CONCURRENT_SEGMENTS:], strict=False))
+    make = make or Part
     return [
-        Part(directory, segment, form, None if form is Form.OPEN else successors.get(segment))
+        make(directory, segment, form, None if form is Form.OPEN else successors.get(segment))
         for segment in segments
         for form in [forms[segment]]
     ]
@@ -212,6 +228,13 @@ def make_parts(directory: Path, files: Iterable[SegmentFile]) -> list[Part]:
 def oldest_first(
     parts: Iterable[Part], select: Select = not_blank, budget: ReadBudget | None = None
 ) -> Iterator[bytes]:
+    """Yield the lines of the parts that match; as `oldest_arrivals`."""
+    return (arrival.line for arrival in oldest_arrivals(parts, select, budget))
+
+
+def oldest_arrivals(
+    parts: Iterable[Part], select: Select = not_blank, budget: ReadBudget | None = None
+) -> Iterator[Arrival]:
     """Yield the lines of the parts that match, until the budget is spent.
 
     Each part's `begin` moves along, so that another call with the same parts goes on there. A part
@@ -230,7 +253,7 @@ def oldest_first(
             return
         _, order, arrival, part, lines = heads[0]
         part.begin = arrival.offset
-        yield arrival.line
+        yield arrival
         if following := next(lines, None):
             heapq.heapreplace(heads, (following.time, order, following, part, lines))
         else:

@@ -55,6 +55,7 @@ class ReadBudget:
     def __init__(self, max_bytes: float = float("inf")) -> None:
         self._max_bytes = max_bytes
         self.bytes_read = 0
+        self.file_bytes = 0  # the same as they are in the files, which may be compressed
 
     @property
     def is_spent(self) -> bool:
@@ -92,7 +93,7 @@ class SegmentReader:
         """
         rest: list[bytes] = []
         start = begin
-        for block in self._blocks(begin, end):
+        for block in self._blocks(begin, end, budget):
             budget.bytes_read += len(block)
             cut = block.rfind(b"\n") + 1
             if cut:
@@ -117,6 +118,7 @@ class SegmentReader:
             position -= asked
             block = os.pread(self._fd, asked, position)
             budget.bytes_read += len(block)
+            budget.file_bytes += len(block)
             size = min(2 * size, BLOCK_BYTES)
             if len(block) < asked:  # cut back meanwhile: here is the new end
                 rest.clear()
@@ -143,27 +145,30 @@ class SegmentReader:
             for offset, line in reversed(list(every_line(block))):
                 yield start + offset, line
 
-    def _blocks(self, begin: int, end: int | None) -> Iterator[bytes]:
+    def _blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[bytes]:
         if self.is_compressed:
-            yield from self._inflated_blocks(begin, end)
+            yield from self._inflated_blocks(begin, end, budget)
             return
         while end is None or begin < end:
             block = os.pread(self._fd, _block_size(begin, end), begin)
             if not block:
                 return
             begin += len(block)
+            budget.file_bytes += len(block)
             yield block
 
-    def _inflated_blocks(self, begin: int, end: int | None) -> Iterator[bytes]:
+    def _inflated_blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[bytes]:
         with open(self._fd, "rb", closefd=False) as raw, zstd.ZstdFile(raw) as file:
             raw.seek(0)
-            position = 0
+            position = compressed_position = 0
             while end is None or position < end:
                 target = end if position >= begin else begin
                 block = file.read(_block_size(position, target))
                 if not block:
                     return
                 position += len(block)
+                budget.file_bytes += raw.tell() - compressed_position
+                compressed_position = raw.tell()
                 if position > begin:
                     yield block
 

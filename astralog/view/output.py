@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import click
 
@@ -35,20 +35,35 @@ class Output:
             and not os.environ.get("NO_COLOR")
             and os.environ.get("TERM", "dumb") != "dumb"
         )
+        #: Called each time before something is written.
+        self.before_writing: Callable[[], None] = lambda: None
+        self._pending = bytearray()
+        self._written_at = time.monotonic()
         self._reader = select.poll()
         self._reader.register(self._fd, 0)
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Write stored lines as they come."""
-        pending = bytearray()
-        written_at = time.monotonic()
-        for line in lines:
-            pending += self._format(line)
-            if len(pending) >= OUTPUT_BYTES or time.monotonic() - written_at > OUTPUT_SECONDS:
-                self._write(pending)
-                pending.clear()
-                written_at = time.monotonic()
-        self._write(pending)
+        try:
+            for line in lines:
+                self._pending += self._format(line)
+                self.flush_if_due()
+        finally:  # also what was found before an interruption
+            self.flush()
+
+    def flush_if_due(self) -> None:
+        """Write the pending lines if they are many, or wait for long; between two lines, too."""
+        waited = time.monotonic() - self._written_at
+        if len(self._pending) >= OUTPUT_BYTES or waited > OUTPUT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending lines."""
+        if self._pending:
+            self.before_writing()
+            self._write(self._pending)
+            self._pending.clear()
+        self._written_at = time.monotonic()
 
     def wait(self, seconds: float) -> None:
         """Wait, but end as a write does where whoever reads the output is gone."""

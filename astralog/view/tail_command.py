@@ -1,19 +1,23 @@
 """The command `astralog tail`."""
 
 import logging
-import re
 import signal
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from astralog.log import LineFormatter
 from astralog.store.follower import Follower
-from astralog.store.merge import Part, find_parts, newest_lines, oldest_first, parts_since
-from astralog.view.levels import known_rank
+from astralog.store.merge import (
+    CLOCK_SECONDS,
+    Part,
+    find_parts,
+    newest_lines,
+    oldest_first,
+    parts_since,
+)
+from astralog.view import options
 from astralog.view.log_filter import LogFilter
 from astralog.view.output import Output
 
@@ -25,8 +29,6 @@ POLL_SECONDS = 0.1
 #: Stored lines that are shown where neither their number nor their age is asked for.
 DEFAULT_LINES = 10
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
 
 def _parse_lines(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
     if text is None or text.isdecimal():
@@ -34,24 +36,6 @@ def _parse_lines(context: click.Context, option: click.Parameter, text: str | No
     if text == "all":
         return float("inf")
     raise click.BadParameter("neither a number of lines nor `all`.")
-
-
-def _parse_since(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
-    """Return the timestamp that a duration or a timestamp stands for, as it would be stored."""
-    if text is None:
-        return None
-    from astralog.intake import timestamps  # noqa: PLC0415  # it takes long to import
-
-    try:
-        if re.fullmatch(r"([0-9]+[smhdw])+", text):
-            parts = re.findall(r"([0-9]+)([smhdw])", text)
-            ago = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in parts), timedelta())
-            return timestamps.normalise((datetime.now(UTC) - ago).isoformat())
-        return timestamps.normalise(text)
-    except OverflowError:
-        raise click.BadParameter("before the year 1.") from None
-    except ValueError as error:
-        raise click.BadParameter(f"{error} A duration such as 10m or 1h30m will do too.") from None
 
 
 @click.command()
@@ -63,28 +47,11 @@ def _parse_since(context: click.Context, option: click.Parameter, text: str | No
     help=f"Show the newest N logs, or `all`; {DEFAULT_LINES} by default, all with --since.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Show the logs that come from now on too.")
-@click.option("--project", "projects", multiple=True, help="Only logs of this project. Repeatable.")
-@click.option("--service", "services", multiple=True, help="Only logs of this service. Repeatable.")
-@click.option("--level", help="Only logs of this level or worse: `--level warning`.")
+@options.apply(options.projects, options.services, options.level)
 @click.option(
     "--grep", "text", help="Only logs with this text in message or metadata, in any case."
 )
-@click.option(
-    "--since",
-    metavar="WHEN",
-    callback=_parse_since,
-    help="Only logs since a time (2024-05-31T15:30) or for a duration (10m, 1h30m, 2d).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the logs as they are stored.")
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, readable=False),  # an error of the system is no wrong use
-    envvar="ASTRALOG_DATA_DIR",
-    default="data",
-    show_default=True,
-    show_envvar=True,
-    help="Directory of the segment files.",
-)
+@options.apply(options.since, options.as_json, options.data_dir)
 def tail(
     *,
     lines: float | None,
@@ -98,15 +65,8 @@ def tail(
     data_dir: Path,
 ) -> None:
     """Show the newest logs, in the order of their arrival."""
-    # As other commands do, it ends by these signals, at once and without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGPIPE))
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("astralog tail: %(message)s"))
-    logging.basicConfig(handlers=[handler])
-    if level and known_rank(level) is None:
-        click.echo(f"astralog tail: unknown level {level!r}: only logs of exactly it", err=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once and without a message
+    options.prepare("tail", level)
     wanted = LogFilter(frozenset(projects) or None, frozenset(services) or None, level, text, since)
     if lines is None:
         lines = DEFAULT_LINES if since is None else float("inf")
@@ -124,7 +84,7 @@ def tail(
 
 def _show_stored(parts: list[Part], lines: float, wanted: LogFilter, output: Output) -> None:
     if wanted.since is not None:
-        parts = parts_since(parts, datetime.fromisoformat(wanted.since[:19] + "Z").timestamp())
+        parts = parts_since(parts, options.seconds_of(wanted.since) - CLOCK_SECONDS)
     if lines == float("inf"):
         output.write(oldest_first(parts, wanted.select))
     else:

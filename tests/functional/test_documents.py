@@ -1,5 +1,6 @@
 """The commands in the documents print what the documents say."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.service import ROOT, Service
+from tests.support.tail import COMMAND
 
 #: Each command of a document with the JSON that is shown as its answer.
 EXAMPLES = [
@@ -28,9 +30,14 @@ def test_the_examples_work_as_pasted(tmp_path: Path, command: str, answer: str) 
     with Service(tmp_path, tokens=None) as service:
         pasted = command.replace("localhost:8080", f"localhost:{service.address[1]}")
         result = subprocess.run(
-            ["bash", "-ec", pasted], cwd=tmp_path, capture_output=True, check=True, text=True
+            ["bash", "-ec", pasted],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
+            capture_output=True,
+            check=True,
+            text=True,
         )
-    assert answer == result.stdout
+    assert answer == result.stdout.removesuffix("\n")
 
 
 def test_there_are_examples() -> None:

@@ -23,9 +23,16 @@ COMMAND = Path(sys.executable).parent / "astralog"
 
 
 def tail(data_dir: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run `astralog tail` to its end."""
+    return run("tail", data_dir, *options, **environ)
+
+
+def run(
+    name: str, data_dir: Path, *options: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that reads logs to its end."""
     return subprocess.run(
-        [COMMAND, "tail", "--data-dir", data_dir, *options],
+        [COMMAND, name, "--data-dir", data_dir, *options],
         capture_output=True,
         encoding="utf-8",
         env=os.environ | environ,

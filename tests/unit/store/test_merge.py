@@ -375,3 +375,13 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     assert [] == newest(tmp_path)
     with pytest.raises(FileNotFoundError):
         find_parts(tmp_path / "missing")
+
+
+def test_removed_segment_is_not_an_unreadable_one(tmp_path: Path) -> None:
+    """Retention may remove it between its listing and its reading."""
+    path = make_segment(tmp_path, NAME, make_line("one"))
+    (part,) = find_parts(tmp_path)
+    path.unlink()
+    assert [] == list(oldest_first([part]))
+    assert part.is_failed
+    assert part.is_removed

@@ -1,0 +1,88 @@
+"""Options that the commands which read logs share, and their preparations."""
+
+import logging
+import re
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from astralog.log import LineFormatter
+from astralog.view.levels import known_rank
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_moment(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """Return the timestamp that a duration or a timestamp stands for, as it would be stored."""
+    if text is None:
+        return None
+    from astralog.intake import timestamps  # noqa: PLC0415  # it takes long to import
+
+    try:
+        if re.fullmatch(r"([0-9]+[smhdw])+", text):
+            parts = re.findall(r"([0-9]+)([smhdw])", text)
+            ago = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in parts), timedelta())
+            return timestamps.normalise((datetime.now(UTC) - ago).isoformat())
+        return timestamps.normalise(text)
+    except OverflowError:
+        raise click.BadParameter("before the year 1.") from None
+    except ValueError as error:
+        raise click.BadParameter(f"{error} A duration such as 10m or 1h30m will do too.") from None
+
+
+projects = click.option(
+    "--project", "projects", multiple=True, help="Only logs of this project. Repeatable."
+)
+services = click.option(
+    "--service", "services", multiple=True, help="Only logs of this service. Repeatable."
+)
+level = click.option("--level", help="Only logs of this level or worse: `--level warning`.")
+since = click.option(
+    "--since",
+    metavar="WHEN",
+    callback=parse_moment,
+    help="Only logs since a time (2024-05-31T15:30) or for a duration (10m, 1h30m, 2d).",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the logs as they are stored.")
+data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, readable=False),  # an error of the system is no wrong use
+    envvar="ASTRALOG_DATA_DIR",
+    default="data",
+    show_default=True,
+    show_envvar=True,
+    help="Directory of the segment files.",
+)
+
+
+def apply(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command the options, in their order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def prepare(name: str, level: str | None) -> None:
+    """End by SIGPIPE at once and without a message, log to stderr, and report an unknown level."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGPIPE))
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(f"astralog {name}: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    if level and known_rank(level) is None:
+        click.echo(f"astralog {name}: unknown level {level!r}: only logs of exactly it", err=True)
+
+
+def seconds_of(timestamp: str) -> float:
+    """Return the whole second of a stored timestamp, in seconds since 1970."""
+    return datetime.fromisoformat(timestamp[:19] + "Z").timestamp()

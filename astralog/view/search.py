@@ -1,0 +1,231 @@
+"""The command `astralog search`."""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+
+from astralog.store.merge import (
+    CLOCK_SECONDS,
+    Arrival,
+    Part,
+    find_parts,
+    newest_arrivals,
+    oldest_arrivals,
+    parts_since,
+)
+from astralog.store.reader import ReadBudget, Select
+from astralog.view import options
+from astralog.view.context import GAP, ContextPart, unpack
+from astralog.view.log_filter import LogFilter
+from astralog.view.output import Output
+
+#: Exit statuses, as those of grep.
+NOT_FOUND, FAILED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
+
+#: Seconds between two updates of the progress bar, and before the first one.
+UPDATE_SECONDS = 0.2
+
+#: Characters of the progress bar.
+BAR_CHARACTERS = 20
+
+
+class Failed(click.ClickException):
+    """An error that ends the command with grep's exit status."""
+
+    exit_code = FAILED
+
+
+def _parse_fields(
+    context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    pairs = [text.partition("=") for text in texts]
+    if not all(name and sign for name, sign, _ in pairs):
+        raise click.BadParameter("not NAME=VALUE.")
+    return tuple((name, value) for name, _, value in pairs)
+
+
+@click.command()
+@click.argument("text", required=False)
+@options.apply(options.since)
+@click.option(
+    "--until",
+    metavar="WHEN",
+    callback=options.parse_moment,
+    help="Only logs until a time, or until as long ago.",
+)
+@options.apply(options.projects, options.services, options.level)
+@click.option(
+    "--field",
+    "fields",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_parse_fields,
+    help="Only logs with this value in the metadata; dots reach into objects. Repeatable.",
+)
+@click.option("--regex", is_flag=True, help="Take TEXT as a regular expression of Python's.")
+@click.option(
+    "-s",
+    "--case-sensitive",
+    "match_case",
+    is_flag=True,
+    help="Match upper and lower case as given.",
+)
+@click.option("-A", "after", metavar="N", type=click.IntRange(0), help="Show N logs after each.")
+@click.option("-B", "before", metavar="N", type=click.IntRange(0), help="Show N logs before each.")
+@click.option(
+    "-C",
+    "around",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    help="Show N logs on both sides, of the same segment.",
+)
+@click.option(
+    "-n", "limit", metavar="N", type=click.IntRange(0), help="Show the newest N logs, newest first."
+)
+@click.option("--count", is_flag=True, help="Print the number of logs instead.")
+@options.apply(options.as_json, options.data_dir)
+def search(
+    *,
+    text: str | None,
+    since: str | None,
+    until: str | None,
+    projects: tuple[str, ...],
+    services: tuple[str, ...],
+    level: str | None,
+    fields: tuple[tuple[str, str], ...],
+    regex: bool,
+    match_case: bool,
+    after: int | None,
+    before: int | None,
+    around: int,
+    limit: int | None,
+    count: bool,
+    as_json: bool,
+    data_dir: Path,
+) -> None:
+    """Find logs among all that are stored, by TEXT in message or metadata, in any case.
+
+    They are shown in the order of their arrival. Exit status: 0 if any was found, 1 if none was, 2
+    after an error.
+    """
+    options.prepare("search", level)
+    wanted = LogFilter(
+        frozenset(projects) or None,
+        frozenset(services) or None,
+        level,
+        None if regex else text,
+        since,
+        until,
+        fields,
+        _compile(text, match_case=match_case) if regex and text is not None else None,
+        match_case,
+    )
+    has_context = not count and bool(around or after or before)
+    make = partial(
+        ContextPart, around if before is None else before, around if after is None else after
+    )
+    try:
+        parts = find_parts(data_dir, make if has_context else None)
+    except OSError as error:
+        raise Failed(f"{data_dir}: {error.strerror}") from None
+    if since is not None:
+        parts = parts_since(parts, options.seconds_of(since) - CLOCK_SECONDS)
+    try:
+        run = _Run(parts, wanted.select, limit, None if count else Output(as_json=as_json))
+        run.show(has_context=has_context, as_json=as_json)
+        if count:
+            click.echo(run.found)
+    except OSError as error:
+        raise Failed(f"cannot write: {error.strerror}") from None
+    except click.ClickException as error:
+        raise Failed(error.message) from None
+    if any(part.is_failed and not part.is_removed for part in parts):
+        sys.exit(FAILED)  # the log names each
+    sys.exit(0 if run.found else NOT_FOUND)
+
+
+def _compile(text: str, *, match_case: bool) -> re.Pattern[str]:
+    try:
+        return re.compile(text, 0 if match_case else re.IGNORECASE)
+    except re.error as error:
+        raise click.UsageError(f"not a regular expression: {error}") from None
+
+
+class _Run:
+    """A search under way: its arrivals, and its progress on a terminal."""
+
+    def __init__(
+        self, parts: list[Part], select: Select, limit: int | None, output: Output | None
+    ) -> None:
+        """Print nothing without an output."""
+        self.found = 0
+        self._parts = parts
+        self._select = select
+        self._limit = limit
+        self._output = output
+        self._budget = ReadBudget()
+        self._total_bytes = sum(map(Part.file_size, parts))
+        self._is_terminal = os.isatty(2)
+        self._started_at = self._updated_at = time.monotonic()
+        self._has_bar = False
+        if output:
+            output.before_writing = self._remove_bar
+
+    def show(self, *, has_context: bool, as_json: bool) -> None:
+        """Print what is found; Ctrl-C reports how much was searched, and ends the process."""
+        found = self._arrivals()
+        lines = unpack(found) if has_context else (arrival.line for arrival in found)
+        try:
+            if self._output:
+                self._output.write(line for line in lines if line != GAP or not as_json)
+            else:
+                deque(found, maxlen=0)
+            self._remove_bar()
+        except KeyboardInterrupt:
+            self._remove_bar()
+            click.echo(f"astralog search: interrupted: {self._describe()}", err=True)
+            sys.exit(INTERRUPTED)
+
+    def _arrivals(self) -> Iterator[Arrival]:
+        if self._limit is None:
+            found = oldest_arrivals(self._parts, self._watched, self._budget)
+        else:
+            found = newest_arrivals(self._parts, self._limit, self._watched, self._budget)
+        for arrival in found:
+            self.found += 1
+            yield arrival
+
+    def _watched(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+        """Select the lines of a block; write what waits, and update the progress bar."""
+        if self._output:
+            self._output.flush_if_due()
+        now = time.monotonic()
+        if self._is_terminal and now - self._updated_at > UPDATE_SECONDS:
+            self._updated_at = now
+            self._has_bar = True
+            os.write(2, f"\r{self._bar(now - self._started_at)}\x1b[K".encode())
+        yield from self._select(block)
+
+    def _bar(self, seconds: float) -> str:
+        share = min(self._budget.file_bytes / self._total_bytes, 1.0) if self._total_bytes else 1.0
+        bar = ("#" * round(share * BAR_CHARACTERS)).ljust(BAR_CHARACTERS, ".")
+        left = f"{seconds / share - seconds:.0f} s left" if share else ""
+        return f"{bar} {share:4.0%}  {self.found} found  {left}"
+
+    def _remove_bar(self) -> None:
+        if self._has_bar:
+            self._has_bar = False
+            os.write(2, b"\r\x1b[K")
+
+    def _describe(self) -> str:
+        searched, total = self._budget.file_bytes / 1e6, self._total_bytes / 1e6
+        return f"searched {searched:.1f} of {total:.1f} MB, {self.found} found"

@@ -1,0 +1,199 @@
+"""`astralog search`: all stored logs are searched, as a parse of every line would."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import TIMEOUT_SECONDS, Service, make_batch, wait_for
+from tests.support.tail import (
+    COMMAND,
+    make_line,
+    make_name,
+    make_segment,
+    message_of,
+    run,
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with logs of two workers, compressed, sealed and open."""
+    directory = tmp_path_factory.mktemp("searched") / "data"
+    now = time.time()
+    for number, start in enumerate((now - 7200, now - 3600, now - 60)):
+        lines = [
+            make_line(
+                f"Order {number}-{at}",
+                start + at,
+                level=("info", "WARN", "error")[at % 3],
+                service=("api", "web")[at % 2],
+                project_id=("shop", "blog")[at % 2],
+                metadata={"user": {"id": at, "name": "J\u00f6rg"}, "tags": ["a", f"t{at}"]},
+            )
+            for at in range(10)
+        ]
+        suffix = (".ndjson.zst", ".ndjson", ".ndjson.open")[number]
+        make_segment(directory, make_name(start, number + 1), *lines, suffix=suffix, changed=start)
+    return directory
+
+
+def found(data_dir: Path, *options: str) -> list[str]:
+    """Return the messages that are found, without their first word."""
+    result = run("search", data_dir, "--json", *options)
+    assert "" == result.stderr
+    lines = result.stdout.encode().splitlines()
+    assert (0 if lines else 1) == result.returncode
+    return [message_of(line).removeprefix("Order ") for line in lines]
+
+
+ALL = [f"{number}-{at}" for number in range(3) for at in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ALL),
+        (("order 1-7",), ["1-7"]),
+        (("order 1-7", "-s"), []),
+        (("Order 1-7", "--case-sensitive"), ["1-7"]),
+        (("J\u00d6RG", "-n", "2"), ["2-9", "2-8"]),
+        (("nothing",), []),
+        (("", "-n", "0"), []),
+        (("-n", "3"), ["2-9", "2-8", "2-7"]),
+        (("--service", "web", "--level", "error"), ["0-5", "1-5", "2-5"]),
+        (("--project", "blog", "--project", "x", "-n", "1"), ["2-9"]),
+        (("--field", "user.id=4"), ["0-4", "1-4", "2-4"]),
+        (("--field", "tags=t4", "--field", "user.name=J\u00f6rg", "-n", "1"), ["2-4"]),
+        (("--field", "user.id=44"), []),
+        (("order [12]-3$", "--regex"), ["1-3", "2-3"]),
+        (("order [12]-3$", "--regex", "-s"), []),
+        (("--since", "90m"), ALL[10:]),
+        (("--since", "90m", "--until", "30m"), ALL[10:20]),
+        (("--until", "90m"), ALL[:10]),
+        (("1-5", "-C", "1"), ["1-4", "1-5", "1-6"]),
+        (("1-5", "-A", "2"), ["1-5", "1-6", "1-7"]),
+        (("1-0", "-B", "2", "-A", "1"), ["1-0", "1-1"]),
+        (("1-9", "-C", "2", "-B", "1"), ["1-8", "1-9"]),
+        (("0-5", "-C", "1", "-n", "1"), ["0-4", "0-5", "0-6"]),
+    ],
+)
+def test_filters_select_logs(data_dir: Path, options: tuple[str, ...], expected: list[str]) -> None:
+    assert found(data_dir, *options) == expected
+
+
+def test_count_prints_the_number(data_dir: Path) -> None:
+    result = run("search", data_dir, "--count", "order 1-")
+    assert (result.returncode, result.stdout) == (0, "10\n")
+    result = run("search", data_dir, "--count", "nothing")
+    assert (result.returncode, result.stdout) == (1, "0\n")
+
+
+def test_gaps_between_contexts_are_marked(data_dir: Path) -> None:
+    """As grep marks them; logs that follow each other are not repeated."""
+    lines = run("search", data_dir, "1-[2369]", "--regex", "-A", "1").stdout.splitlines()
+    shown = [line if line == "--" else line.split()[5] for line in lines]
+    assert shown == ["1-2", "1-3", "1-4", "--", "1-6", "1-7", "--", "1-9"]
+
+
+def test_late_logs_are_found_by_their_own_time(tmp_path: Path) -> None:
+    """Segments last written over a minute before --since are not opened."""
+    now = time.time()
+    make_segment(tmp_path, make_name(now - 10), make_line("late", now - 9000), changed=now)
+    make_segment(tmp_path, make_name(now - 900), make_line("ahead", now), changed=now - 630)
+    make_segment(tmp_path, make_name(now - 900, 2), make_line("wrong", now), changed=now - 690)
+    result = run("search", tmp_path, "--json", "--since", "3h", "--until", "2h")
+    assert [message_of(line.encode()) for line in result.stdout.splitlines()] == ["late"]
+    result = run("search", tmp_path, "--json", "--since", "10m")
+    assert [message_of(line.encode()) for line in result.stdout.splitlines()] == ["ahead"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--field", "user"), "not NAME=VALUE"),
+        (("(", "--regex"), "not a regular expression"),
+        (("--since", "yesterday"), "Not a timestamp"),
+        (("-n", "-1"), "-1"),
+        (("--data-dir", "/nowhere"), "/nowhere: No such file or directory"),
+    ],
+)
+def test_errors_exit_2(data_dir: Path, options: tuple[str, ...], message: str) -> None:
+    result = run("search", data_dir, *options)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_unreadable_segment_exits_2_after_the_rest(tmp_path: Path) -> None:
+    make_segment(tmp_path, make_name(0), make_line("one"), suffix=".ndjson.zst").write_bytes(b"bad")
+    make_segment(tmp_path, make_name(1), make_line("two"))
+    result = run("search", tmp_path, "--json")
+    assert (result.returncode, message_of(result.stdout.encode())) == (2, "two")
+    assert f"cannot read {make_name(0)}" in result.stderr
+
+
+def test_full_output_exits_2(data_dir: Path) -> None:
+    for options in ("", "--count"):
+        command = f"{COMMAND} search {options} --data-dir {data_dir} > /dev/full"
+        result = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, result.stderr) == (
+            2,
+            "Error: cannot write: No space left on device\n",
+        )
+
+
+def test_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
+    make_segment(tmp_path, make_name(0), *[make_line("x" * 1000)] * 2000)
+    command = f"{COMMAND} search --data-dir {tmp_path} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "" == result.stderr
+    assert result.stdout.splitlines()[1] == str(128 + signal.SIGPIPE)
+
+
+def start_on_terminal(data_dir: Path, *options: str) -> "tuple[subprocess.Popen[bytes], int]":
+    """Start a search whose stderr is a terminal, and return the terminal's other end."""
+    master, terminal = os.openpty()
+    command = [str(COMMAND), "search", "--data-dir", str(data_dir), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    return process, master
+
+
+@pytest.mark.slow
+def test_progress_is_shown_and_interruption_reported(tmp_path: Path) -> None:
+    """On a terminal alone; what was found before Ctrl-C is written."""
+    make_segment(tmp_path, make_name(0), make_line("y"), *[make_line("x" * 300)] * 200_000)
+    process, master = start_on_terminal(tmp_path, "(x|y)(x?)+z|^y", "--regex", "--json")
+    with process:
+        shown = b""
+        while b"% " not in shown:
+            shown += os.read(master, 1000)
+        assert process.stdout
+        assert message_of(process.stdout.readline()) == "y"
+        process.send_signal(signal.SIGINT)
+        while b"interrupted" not in shown:
+            shown += os.read(master, 1000)
+        assert process.wait(TIMEOUT_SECONDS) == 128 + signal.SIGINT
+    assert b"1 found" in shown
+    os.close(master)
+
+
+@pytest.mark.slow
+def test_needle_is_found_once_while_segments_change(tmp_path: Path) -> None:
+    """While they are sealed, compressed and recovered after a kill."""
+    with Service(tmp_path, workers=2, segment_bytes=20_000, compress="zstd") as service:
+        assert 200 == service.drain(make_batch("needle")).status
+        for number in range(40):
+            assert 200 == service.drain(make_batch(*["x" * 500] * 20)).status
+            if number == 20:
+                service.kill()
+                service.start()
+            assert run("search", service.data_dir, "--count", "NEEDLE").stdout == "1\n"
+        service.reload()
+        wait_for(lambda: not service.files("*.ndjson") and not service.files("*.open"))
+        assert run("search", service.data_dir, "--count", "NEEDLE").stdout == "1\n"
