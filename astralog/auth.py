@@ -1,23 +1,28 @@
-"""Tokens: which are known, and how a request shows one."""
+"""Tokens: which are known, how a request shows one, and what it permits."""
 
 import logging
 import os
 import secrets
 from base64 import b64decode
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import gevent
 from gevent.event import Event
 
 from astralog import tokens_file
-from astralog.errors import Rejection
+from astralog.errors import READING_FORBIDDEN, WRITING_FORBIDDEN, Rejection
 from astralog.log import LogOnce
 from astralog.settings import InvalidSettings, Settings
 from astralog.threads import call_in_thread
-from astralog.tokens_file import Token, WatchedFile
+from astralog.tokens_file import Scope, Token, WatchedFile
 
 log = logging.getLogger(__name__)
+
+#: A request as WSGI has it.
+Environ = Mapping[str, Any]
 
 #: Name of the token that the first start makes, inside the data directory.
 TOKEN_FILE_NAME = "token"  # nosec B105
@@ -27,6 +32,8 @@ CHECK_SECONDS = 0.5
 
 #: Seconds that a worker waits for its first check before it serves, at most.
 FIRST_CHECK_SECONDS = 1.0
+
+FORBIDDEN = {Scope.READ: READING_FORBIDDEN, Scope.WRITE: WRITING_FORBIDDEN}
 
 MISSING = "The Authorization header is missing."
 OTHER_SCHEME = (
@@ -43,7 +50,7 @@ ESCAPED_LINE_END = "It ends with an escaped line end; send it without."
 
 
 class Tokens:
-    """The tokens that may write; they follow their file once `start` was called."""
+    """The known tokens; they follow their file once `start` was called."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the tokens from the settings, their file, or the one that the first start made.
@@ -67,22 +74,26 @@ class Tokens:
         """Whether more than one token is known."""
         return len(self._by_digest) > 1
 
-    def authenticate(self, authorization: str | None) -> Token:
-        """Return the token in an Authorization header's value, in any form that `_shown_in` reads.
+    def authorize(self, environ: Environ, scope: Scope) -> Token:
+        """Return the token of a request, which permits what the request is about to do.
 
-        Raises Rejection `unauthorized`.
+        Every path that needs a token calls this. Raises Rejection `unauthorized` and
+        `forbidden_scope`.
         """
+        authorization = environ.get("HTTP_AUTHORIZATION")
         if authorization is None:
             raise Rejection("unauthorized", MISSING)
         text = _shown_in(authorization)
-        known = self._find(text)
-        if known is None:
+        token = self._find(text)
+        if token is None:
             raise Rejection("unauthorized", _explain(text))
-        return known
+        if scope not in token.scopes:
+            raise Rejection(*FORBIDDEN[scope])
+        return token
 
-    def name_of(self, authorization: str | None) -> str | None:
-        """Return the name of the token in a header's value, None if it is not known."""
-        known = self._find(_shown_in(authorization or ""))
+    def name_of(self, environ: Environ) -> str | None:
+        """Return the name of a request's token, None if it has none or an unknown one."""
+        known = self._find(_shown_in(environ.get("HTTP_AUTHORIZATION") or ""))
         return known.name if known else None
 
     def start(self) -> None:

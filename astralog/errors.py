@@ -121,6 +121,16 @@ class Cause(NamedTuple):
     message: str
 
 
+# --- The messages of tokens
+
+READING_FORBIDDEN = Cause("forbidden_scope", "The token may only write (allow=write).")
+WRITING_FORBIDDEN = Cause("forbidden_scope", "The token may only read (allow=read).")
+METRICS_FORBIDDEN = Cause(
+    "forbidden_scope",
+    "A token that is bound to projects does not open /metrics, which shows the whole service.",
+)
+
+
 # --- The messages of the write queue and of idempotency keys
 
 STOPPING = Cause("stopping", "The service is stopping; nothing was stored; retry later.")

@@ -199,8 +199,8 @@ class Settings:
         shown="(none)",
     )
     tokens_file: str = _file_setting(
-        "File of tokens, one per line, each followed by its projects, or none for all; `#` starts "
-        "a comment. Reread when it changes."
+        "File of tokens, one per line, each followed by its projects (none for all) and its "
+        "options `allow=` and `rate=`; `#` starts a comment. Reread when it changes."
     )
     tls_cert: str = _file_setting(
         "File of the TLS certificate chain, in PEM; with it, the service speaks only HTTPS. "

@@ -1,11 +1,12 @@
-"""The file of tokens: a token a line, after it the projects it may write, none for all."""
+"""The tokens file: one token per line, followed by its projects and its options."""
 
 import hashlib
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from astralog.settings import InvalidSettings
 
@@ -25,29 +26,46 @@ WHOLE_LOOK_SECONDS = 0.05
 #: Faulty lines that are named; the others are counted, since each reload logs them in one line.
 SHOWN_PROBLEMS = 20
 
+#: Bytes of the units that a rate may have.
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+_RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(KB|MB|GB)/s")
+
 _NOT_IN_TOKENS = re.compile(rb"[\x00-\x20\x7f]")
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+class Scope(Enum):
+    """What a token permits, in the words of its option `allow`."""
+
+    READ = "read"  # the status page, searches and metrics
+    WRITE = "write"  # sending logs, in any protocol
+
+
+ALL_SCOPES = frozenset(Scope)
+
+
 class Token(NamedTuple):
     """A token as a digest, so that comparing takes as long for any token of any length.
 
-    `projects` are those it may write, None for all. `place` says where it stands.
+    `projects` are those that it is bound to, None for all. `place` is where it was read.
     """
 
     digest: bytes
     projects: Collection[str] | None
     place: str
+    scopes: frozenset[Scope] = ALL_SCOPES
+    rate: float | None = None  # decompressed bytes per second, None for any
 
     @property
     def name(self) -> str:
-        """What stands for the token where people read: 8 hex digits, from which none is guessed."""
+        """The token's name in logs and metrics: the first 8 hex digits of its SHA-256."""
         return self.digest[:4].hex()
 
 
 def digest_of(token: bytes) -> bytes:
-    """Return what a token is known by."""
+    """Return the digest by which a token is found."""
     return hashlib.sha256(token).digest()
 
 
@@ -150,8 +168,11 @@ def _check(problems: list[str]) -> None:
         raise InvalidSettings(problems)
 
 
-def make_token(text: bytes, place: str, projects: Sequence[bytes] = ()) -> Token:
-    """Return a token; raises InvalidSettings where no header can carry it."""
+def make_token(text: bytes, place: str, words: Sequence[bytes] = ()) -> Token:
+    """Return a token with the projects and options in the words after it.
+
+    Raises InvalidSettings for a token that no header can carry, and for a faulty word.
+    """
     if _NOT_IN_TOKENS.search(text):
         raise InvalidSettings([f"{place}: A token holds no spaces or control characters."])
     if len(text) > MAX_TOKEN_BYTES:
@@ -159,10 +180,49 @@ def make_token(text: bytes, place: str, projects: Sequence[bytes] = ()) -> Token
     if text.lower() == b"bearer":
         raise InvalidSettings([f"{place}: A token stands here without `Bearer`."])
     try:
-        names = frozenset(project.decode() for project in projects)
+        projects = frozenset(word.decode() for word in words if b"=" not in word)
+        return Token(digest_of(text), projects or None, place, **_parse_options(words))
     except UnicodeDecodeError:
         raise InvalidSettings([f"{place}: A project's name is not valid UTF-8."]) from None
-    return Token(digest_of(text), names or None, place)
+    except ValueError as error:
+        raise InvalidSettings([f"{place}: {error}"]) from None
+
+
+def _parse_options(words: Sequence[bytes]) -> dict[str, Any]:
+    """Return the fields of a token that its options set; raises ValueError, which shows none."""
+    fields: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.decode("latin-1").partition("=")
+        if not equals:
+            continue
+        if name not in _OPTIONS:
+            raise ValueError(f"Unknown option; there are {' and '.join(_OPTIONS)}.")
+        field, parse = _OPTIONS[name]
+        if field in fields:
+            raise ValueError(f"Option {name} stands twice.")
+        fields[field] = parse(value)
+    return fields
+
+
+def _parse_scopes(text: str) -> frozenset[Scope]:
+    if text not in (scope.value for scope in Scope):
+        raise ValueError("Option allow is write or read; without it, both are allowed.")
+    return frozenset((Scope(text),))
+
+
+def _parse_rate(text: str) -> float:
+    found = _RATE.fullmatch(text)
+    rate = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if not rate:
+        raise ValueError("Option rate is a number with KB/s, MB/s or GB/s, such as 5MB/s.")
+    return rate
+
+
+#: Each option with the field that it sets and its parser.
+_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "allow": ("scopes", _parse_scopes),
+    "rate": ("rate", _parse_rate),
+}
 
 
 def _words(line: bytes) -> Iterator[bytes]:

@@ -9,10 +9,11 @@ from flask import Blueprint, Response, request
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
 from astralog.api.responses import json_response
 from astralog.auth import Tokens
-from astralog.errors import RETRY_AFTER_SECONDS, Rejection
+from astralog.errors import METRICS_FORBIDDEN, RETRY_AFTER_SECONDS, Rejection
 from astralog.intake.body import Environ
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry.prometheus import Metrics
+from astralog.tokens_file import Scope
 
 OK = FixedResponse(b'{"status":"ok"}')
 READY = FixedResponse(b'{"status":"ready"}')
@@ -56,17 +57,14 @@ FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "H
 LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
 
 
-BOUND = "A token that is bound to projects does not open /metrics, which shows the whole service."
-
-
 def _add_metrics(blueprint: Blueprint, tokens: Tokens, numbers: Metrics) -> None:
     @blueprint.get("/metrics")
     def show_metrics() -> Response:
         """Show the metrics of all workers, to this machine without a token."""
         if not is_local(request.environ):
-            token = tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+            token = tokens.authorize(request.environ, Scope.READ)
             if token.projects is not None:
-                raise Rejection("forbidden_scope", BOUND)
+                raise Rejection(*METRICS_FORBIDDEN)
         text, content_type = numbers.render(request.environ.get("HTTP_ACCEPT", ""))
         return Response(text, content_type=content_type)
 

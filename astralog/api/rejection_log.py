@@ -49,14 +49,14 @@ class RejectionLog:
 
     def __init__(
         self,
-        name_of: Callable[[str | None], str | None],
+        name_of: Callable[[Mapping[str, Any]], str | None],
         counters: Counters,
         trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = (),
     ) -> None:
-        """`name_of` returns what stands for the token in an Authorization header, if it is known.
+        """`name_of` returns the name of a request's token if the token is known.
 
-        Nothing stands for one that is not known: it may be a password in the wrong place, which a
-        digest in the log would help to guess.
+        An unknown token is not named: it may be a password in the wrong place, which a digest in
+        the log would help to guess.
         """
         self._name_of = name_of
         self._counters = counters
@@ -72,7 +72,7 @@ class RejectionLog:
         if rejection.code in ("not_found", "method_not_allowed"):
             if environ["REQUEST_METHOD"] in READING_METHODS:
                 return
-            name = self._name_of(environ.get("HTTP_AUTHORIZATION"))
+            name = self._name_of(environ)
             self._counters.reject(rejection, 0, 0, perf_counter(), name)
         address = client_address(environ, self._trusted_proxies)
         token = self._token(rejection, environ)
@@ -81,10 +81,9 @@ class RejectionLog:
         self.add(source, _words(rejection, environ if is_peer else {}))
 
     def _token(self, rejection: Rejection, environ: Mapping[str, Any]) -> str:
-        authorization = environ.get("HTTP_AUTHORIZATION")
-        if authorization is None:
+        if "HTTP_AUTHORIZATION" not in environ:
             return "no token"
-        name = None if rejection.code == "unauthorized" else self._name_of(authorization)
+        name = None if rejection.code == "unauthorized" else self._name_of(environ)
         return f"token {name}" if name else "an unknown token"
 
     def add(self, source: Source, words: str) -> None:

@@ -23,7 +23,7 @@ from astralog.intake.options import parse_query
 from astralog.settings import Settings
 from astralog.telemetry.overview import Overview
 from astralog.threads import spawn_in_thread
-from astralog.tokens_file import Token
+from astralog.tokens_file import Scope, Token
 from astralog.view.log_filter import LogFilter
 from astralog.view.recent_logs import RecentLogs
 
@@ -101,7 +101,7 @@ def create_blueprint(
     blueprint = Blueprint("status", __name__)
 
     def authenticate() -> Token:
-        return tokens.authenticate(request.environ.get("HTTP_AUTHORIZATION"))
+        return tokens.authorize(request.environ, Scope.READ)
 
     logs = RecentLogs(settings.data_dir, settings.max_body_bytes, tokens.secret, clock)
     _add_page(blueprint)

@@ -24,6 +24,7 @@ from astralog.intake.options import (
     parse_options,
 )
 from astralog.store.commit_queue import CommitQueue
+from astralog.tokens_file import Scope
 
 
 class BatchCounters(Protocol):
@@ -85,7 +86,7 @@ class Acceptor:
         options = NO_OPTIONS
         token = claim = None
         try:
-            token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))
+            token = self._tokens.authorize(environ, Scope.WRITE)
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
             key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None

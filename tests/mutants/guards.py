@@ -8,9 +8,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "authentication before the body",
         "astralog.intake.acceptor:Acceptor.accept.token",
-        'token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
-        'environ["wsgi.input"].read(1); '
-        'token = self._tokens.authenticate(environ.get("HTTP_AUTHORIZATION"))',
+        "token = self._tokens.authorize(environ, Scope.WRITE)",
+        'environ["wsgi.input"].read(1); token = self._tokens.authorize(environ, Scope.WRITE)',
         ("tests/functional/test_contract.py", "-k", "rejected_before_the_body_is_read"),
     ),
     Guard(

@@ -317,11 +317,12 @@ def read_logs(paths: list[Path]) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def write_tokens(path: Path, content: str | bytes) -> None:
-    """Write a file of tokens that has been at rest for a while, so that it is read at once."""
+def write_tokens(path: Path, content: str | bytes) -> Path:
+    """Write a tokens file whose last change is a while ago, so that it is read at once."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     now = time.time()
     os.utime(path, (now, now - 60))
+    return path
 
 
 def make_log(**fields: Any) -> dict[str, Any]:

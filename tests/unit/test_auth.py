@@ -18,7 +18,7 @@ from astralog.auth import TOKEN_FILE_NAME, Tokens
 from astralog.errors import Rejection
 from astralog.server.first_start import make_token_file
 from astralog.settings import InvalidSettings, Settings
-from astralog.tokens_file import MAX_TOKEN_BYTES, WatchedFile
+from astralog.tokens_file import MAX_TOKEN_BYTES, Scope, WatchedFile
 from tests.support.fake_system import BreakOs
 from tests.support.service import write_tokens
 
@@ -30,10 +30,15 @@ def in_base64(text: str) -> str:
     return b64encode(text.encode()).decode()
 
 
+def environ_of(authorization: str | None) -> dict[str, str]:
+    """Return a request with this Authorization header, or without any."""
+    return {} if authorization is None else {"HTTP_AUTHORIZATION": authorization}
+
+
 def is_let_in(tokens: Tokens, authorization: str | None) -> bool:
     """Return whether a header shows a token that is known."""
     try:
-        tokens.authenticate(authorization)
+        tokens.authorize(environ_of(authorization), Scope.WRITE)
     except Rejection:
         return False
     return True
@@ -114,7 +119,7 @@ def test_what_went_wrong_with_a_token_is_told(
 ) -> None:
     """By its form alone, so that nobody learns whether the rest of it is right."""
     with pytest.raises(Rejection) as rejected:
-        Tokens(replace(settings, tokens=SECRET)).authenticate(authorization)
+        Tokens(replace(settings, tokens=SECRET)).authorize(environ_of(authorization), Scope.WRITE)
     assert words in rejected.value.message
     assert SECRET not in rejected.value.message
 
@@ -125,7 +130,7 @@ def test_a_rejection_tells_neither_what_was_sent_nor_what_is_known(
 ) -> None:
     """The message of a 401 holds no token, and is the same for every wrong one."""
     with pytest.raises(Rejection) as rejected:
-        Tokens(Settings(tokens=SECRET)).authenticate(authorization)
+        Tokens(Settings(tokens=SECRET)).authorize(environ_of(authorization), Scope.WRITE)
     assert "unauthorized" == rejected.value.code
     assert SECRET not in rejected.value.message
     assert "my-guess" not in rejected.value.message
@@ -247,7 +252,9 @@ def test_a_token_that_no_header_carries_stops_the_start(settings: Settings, toke
 def test_a_token_may_be_as_long_as_a_header_field(settings: Settings) -> None:
     """The longest token is known; one byte more stops the start."""
     token = "t" * MAX_TOKEN_BYTES
-    assert Tokens(replace(settings, tokens=token)).authenticate(f"Bearer {token}")
+    assert Tokens(replace(settings, tokens=token)).authorize(
+        environ_of(f"Bearer {token}"), Scope.WRITE
+    )
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens=f"{token}t"))
     assert [
@@ -272,11 +279,11 @@ def test_a_token_may_be_bound_to_projects(settings: Settings, tmp_path: Path) ->
     path = tmp_path / "tokens"
     write_tokens(path, "bound  org-xyz\torg-ä \nbare\n")
     tokens = Tokens(replace(settings, tokens="listed", tokens_file=str(path)))
-    assert {"org-xyz", "org-ä"} == tokens.authenticate("bound").projects
-    assert tokens.authenticate("bare").projects is None
-    assert tokens.authenticate("listed").projects is None
+    assert {"org-xyz", "org-ä"} == tokens.authorize(environ_of("bound"), Scope.WRITE).projects
+    assert tokens.authorize(environ_of("bare"), Scope.WRITE).projects is None
+    assert tokens.authorize(environ_of("listed"), Scope.WRITE).projects is None
     with pytest.raises(Rejection):
-        tokens.authenticate("org-xyz")
+        tokens.authorize(environ_of("org-xyz"), Scope.WRITE)
 
 
 def test_tokens_are_read_again_when_their_file_changes(
@@ -429,16 +436,18 @@ def test_a_name_stands_for_a_known_token(settings: Settings) -> None:
     """It is made of the token's digest; what is not known has none, however it is shown."""
     tokens = Tokens(replace(settings, tokens=SECRET))
     name = hashlib.sha256(SECRET.encode()).hexdigest()[:8]
-    assert name == tokens.name_of(SECRET) == tokens.name_of(f"Bearer {SECRET}")
+    assert (
+        name == tokens.name_of(environ_of(SECRET)) == tokens.name_of(environ_of(f"Bearer {SECRET}"))
+    )
     for shown in (None, "", "Bearer", "other", f"Basic {SECRET}", SECRET[:-1]):
-        assert tokens.name_of(shown) is None
+        assert tokens.name_of(environ_of(shown)) is None
 
 
 @pytest.mark.parametrize("shown", [f"Basic {SECRET}", f"Token {SECRET}", f"bearer bearer {SECRET}"])
 def test_another_scheme_is_told_how_to_show_a_token(shown: str) -> None:
     """A client that is set up for Basic learns what is wanted, also where its token is right."""
     with pytest.raises(Rejection, match="no other scheme") as rejected:
-        Tokens(Settings(tokens=SECRET)).authenticate(shown)
+        Tokens(Settings(tokens=SECRET)).authorize(environ_of(shown), Scope.WRITE)
     assert SECRET not in rejected.value.message
 
 
@@ -515,3 +524,16 @@ def test_a_token_is_not_left_half_made(tmp_path: Path, monkeypatch: pytest.Monke
             make_token_file(tmp_path)
     assert not (tmp_path / TOKEN_FILE_NAME).exists()
     assert make_token_file(tmp_path).read_text().strip()
+
+
+@pytest.mark.parametrize(("allow", "scope"), [("write", Scope.READ), ("read", Scope.WRITE)])
+def test_token_is_limited_to_its_scope(settings: Settings, allow: str, scope: Scope) -> None:
+    """A token with allow= is 403 for the other scope, and its name is known all the same."""
+    path = write_tokens(settings.data_dir / "tokens", f"one allow={allow}\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    assert tokens.authorize(environ_of("one"), Scope(allow)).scopes == {Scope(allow)}
+    with pytest.raises(Rejection) as rejected:
+        tokens.authorize(environ_of("one"), scope)
+    assert rejected.value.code == "forbidden_scope"
+    assert f"allow={allow}" in rejected.value.message
+    assert tokens.name_of(environ_of("one")) is not None

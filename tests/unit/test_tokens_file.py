@@ -6,7 +6,15 @@ import pytest
 
 from astralog import tokens_file
 from astralog.settings import InvalidSettings
-from astralog.tokens_file import SHOWN_PROBLEMS, WatchedFile, by_digest, digest_of, parse
+from astralog.tokens_file import (
+    ALL_SCOPES,
+    SHOWN_PROBLEMS,
+    Scope,
+    WatchedFile,
+    by_digest,
+    digest_of,
+    parse,
+)
 from tests.support.service import write_tokens
 
 
@@ -75,6 +83,53 @@ def test_what_is_faulty_or_ambiguous_is_told_line_by_line(
 ) -> None:
     """Every line that is wrong is named by its number, and no token is shown."""
     assert problems == problems_of(content)
+
+
+@pytest.mark.parametrize(
+    ("line", "projects", "scopes", "rate"),
+    [
+        (b"one", None, ALL_SCOPES, None),
+        (b"one allow=write", None, {Scope.WRITE}, None),
+        (b"one a allow=read b", {"a", "b"}, {Scope.READ}, None),
+        (b"one rate=5MB/s a", {"a"}, ALL_SCOPES, 5e6),
+        (b"one rate=0.5KB/s allow=write # rate=1MB/s", None, {Scope.WRITE}, 500.0),
+        (b"one rate=2GB/s", None, ALL_SCOPES, 2e9),
+    ],
+)
+def test_options_follow_a_token(
+    line: bytes, projects: set[str] | None, scopes: set[Scope], rate: float | None
+) -> None:
+    """Each word with an equals sign is an option, wherever it stands after the token."""
+    (token,) = parse(line, "file")
+    assert (token.projects, token.scopes, token.rate) == (projects, scopes, rate)
+
+
+def test_token_may_contain_an_equals_sign() -> None:
+    """Base64 ends with one; the first word is the token, whatever it contains."""
+    (token,) = parse(b"c2VjcmV0Cg== allow=write", "file")
+    assert token.digest == digest_of(b"c2VjcmV0Cg==")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (b"alow=write", "Unknown option; there are allow and rate."),
+        (b"=write", "Unknown option; there are allow and rate."),
+        (b"allow=", "Option allow is write or read; without it, both are allowed."),
+        (b"allow=write,read", "Option allow is write or read; without it, both are allowed."),
+        (b"allow=Write", "Option allow is write or read; without it, both are allowed."),
+        (b"allow=write allow=write", "Option allow stands twice."),
+        (b"rate=1MB/s rate=2MB/s", "Option rate stands twice."),
+        *(
+            (b"rate=" + rate, "Option rate is a number with KB/s, MB/s or GB/s, such as 5MB/s.")
+            for rate in (b"", b"5", b"5MB", b"0MB/s", b"5mb/s", b"-5MB/s", b"5 MB/s", b"1e3KB/s")
+        ),
+        (b"\xff=1", "Unknown option; there are allow and rate."),
+    ],
+)
+def test_faulty_option_is_one_line_without_the_token(words: bytes, problem: str) -> None:
+    """The line names the number of the token's line, and neither the token nor the option."""
+    assert problems_of(b"two\none a " + words) == [f"file, line 2: {problem}"]
 
 
 @pytest.mark.parametrize("line", [b"one\n", b"t\x01o\n"])

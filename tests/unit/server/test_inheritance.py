@@ -49,7 +49,7 @@ def with_file(settings: Settings, path: Path) -> Settings:
 
 
 def knows(master: Any, token: str) -> bool:
-    return master.cfg.inherited.tokens.name_of(token) is not None
+    return master.cfg.inherited.tokens.name_of({"HTTP_AUTHORIZATION": token}) is not None
 
 
 def test_a_reload_reads_before_it_replaces(
