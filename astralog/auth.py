@@ -15,6 +15,7 @@ from gevent.event import Event
 from astralog import tokens_file
 from astralog.errors import READING_FORBIDDEN, WRITING_FORBIDDEN, Rejection
 from astralog.log import LogOnce
+from astralog.rates import Rates
 from astralog.settings import InvalidSettings, Settings
 from astralog.threads import call_in_thread
 from astralog.tokens_file import Scope, Token, WatchedFile
@@ -52,11 +53,13 @@ ESCAPED_LINE_END = "It ends with an escaped line end; send it without."
 class Tokens:
     """The known tokens; they follow their file once `start` was called."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, rates: Rates | None = None) -> None:
         """Read the tokens from the settings, their file, or the one that the first start made.
 
-        Raises InvalidSettings if there are none, or if any is faulty or ambiguous.
+        `rates` are those of the tokens before a reload. Raises InvalidSettings if there are none,
+        or if any is faulty or ambiguous.
         """
+        self.rates = rates or Rates()
         #: Known to the workers that inherit these tokens, and to nobody else.
         self.secret = secrets.token_bytes(32)
         self._listed = _parse_list(settings.tokens)

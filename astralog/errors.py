@@ -131,6 +131,12 @@ METRICS_FORBIDDEN = Cause(
 )
 
 
+def rate_limited(rate: float) -> Cause:
+    """Return the cause for a batch whose token has sent more than its rate, in bytes per second."""
+    message = f"The token has used up its rate ({rate / 1e6:.4g} MB/s); retry later."
+    return Cause("rate_limited", message)
+
+
 # --- The messages of the write queue and of idempotency keys
 
 STOPPING = Cause("stopping", "The service is stopping; nothing was stored; retry later.")

@@ -67,6 +67,7 @@ class Acceptor:
         self, tokens: Tokens, bodies: BodyReader, queue: CommitQueue, counters: BatchCounters
     ) -> None:
         self._tokens = tokens
+        self._rates = tokens.rates
         self._bodies = bodies
         self._queue = queue
         self._counters = counters
@@ -87,6 +88,7 @@ class Acceptor:
         token = claim = None
         try:
             token = self._tokens.authorize(environ, Scope.WRITE)
+            self._rates.check(token)
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
             key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
@@ -94,6 +96,7 @@ class Acceptor:
             with self._queue.admit(token.digest, head_bytes) as reservation:
                 body = self._bodies.read(environ, reservation)
                 size = len(body)
+                self._rates.charge(token, size)
                 if key is not None and not options.is_dry_run:
                     claim = self._queue.claim(digest(key, token, body, environ))
                 deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS

@@ -4,6 +4,7 @@ import logging
 from typing import Any, NamedTuple
 
 from astralog.auth import Tokens
+from astralog.rates import Rates
 from astralog.server.tls import read_certificate
 from astralog.settings import InvalidSettings, Settings
 
@@ -17,10 +18,13 @@ class Inherited(NamedTuple):
     tls: Any | None
 
     @classmethod
-    def read(cls, settings: Settings) -> "Inherited":
-        """Read all of it anew; raises InvalidSettings where any of it is of no use."""
+    def read(cls, settings: Settings, rates: Rates | None = None) -> "Inherited":
+        """Read all of it anew, with the tokens' rates as they are.
+
+        Raises InvalidSettings if any of it is invalid.
+        """
         tls = read_certificate(settings)
-        return cls(Tokens(settings), tls)
+        return cls(Tokens(settings, rates), tls)
 
 
 def reload(server: Any, settings: Settings) -> None:
@@ -30,7 +34,7 @@ def reload(server: Any, settings: Settings) -> None:
     that were of use.
     """
     try:
-        server.cfg.inherited = Inherited.read(settings)
+        server.cfg.inherited = Inherited.read(settings, server.cfg.inherited.tokens.rates)
     except InvalidSettings as error:
         log.error("not reloaded, all stays as it is: %s", "; ".join(error.problems))
         return

@@ -1,9 +1,11 @@
 """Tokens over real HTTP: which are taken, and what the service shows of them."""
 
 import contextlib
+import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +155,32 @@ def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
         assert 0 == service.stop()
     shown.append(service.log().encode())
     assert not [data for data in shown if SECRET.encode() in data]
+
+
+# --- What a token permits
+
+
+@pytest.mark.slow  # the rate shows over seconds
+def test_workers_share_a_rate(tmp_path: Path) -> None:
+    """Two workers accept no more than the burst and the rate, and a reload grants no new burst."""
+    rate, body = 20_000, json.dumps(make_batch("x" * 4000)).encode()
+    path = write_tokens(tmp_path / "tokens", f"slow rate={rate // 1000}KB/s allow=write\nfree\n")
+    with Service(tmp_path, tokens=None, tokens_file=path, workers=2) as service:
+        started_at, accepted = time.monotonic(), 0
+        is_reloaded = False
+        while time.monotonic() < started_at + 8:
+            answer = service.drain(body, {"Authorization": "slow"})
+            if answer.status == 200:
+                accepted += len(body)
+                continue
+            assert (answer.status, answer.body["code"]) == (429, "rate_limited")
+            assert 1 == int(answer.headers["Retry-After"])
+            assert 200 == service.drain(body, {"Authorization": "free"}).status
+            if not is_reloaded:
+                service.reload()
+                is_reloaded = True
+        granted = rate * (10 + time.monotonic() - started_at)
+        assert is_reloaded
+        assert granted * 0.9 < accepted < granted * 1.1
+        answer = service.request("GET", "/status/data", headers={"Authorization": "slow"})
+        assert (answer.status, answer.body["code"]) == (403, "forbidden_scope")

@@ -6,6 +6,55 @@ KEYS = "tests/unit/store/keys"
 
 GUARDS: tuple[Guard, ...] = (
     Guard(
+        "scopes of tokens",
+        "astralog.auth:Tokens.authorize",
+        "scope not in token.scopes",
+        "False",
+        ("tests/unit/api/test_scopes.py",),
+    ),
+    Guard(
+        "rate before the body",
+        "astralog.intake.acceptor:Acceptor.accept",
+        "self._rates.check(token)",
+        "pass",
+        ("tests/unit/intake/test_acceptor.py", "-k", "beyond_its_rate"),
+    ),
+    Guard(
+        "charge of decompressed bytes",
+        "astralog.intake.acceptor:Acceptor.accept",
+        "self._rates.charge(token, size)",
+        "pass",
+        ("tests/unit/intake/test_acceptor.py", "-k", "beyond_its_rate"),
+    ),
+    Guard(
+        "lock of the buckets",
+        "astralog.rates:Rates.charge.is_locked",
+        "is_locked = self._lock()",
+        "is_locked = False",
+        ("tests/unit/test_rates.py", "-k", "concurrent"),
+    ),
+    Guard(
+        "burst of a bucket",
+        "astralog.rates:Rates.charge.full_at",
+        "max(full_at, now)",
+        "full_at",
+        ("tests/unit/test_rates.py", "-k", "unused_rate"),
+    ),
+    Guard(
+        "no wait for a suspended worker",
+        "astralog.rates:Rates._lock",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_EX",
+        ("tests/unit/test_rates.py", "-k", "suspended"),
+    ),
+    Guard(
+        "buckets through a reload",
+        "astralog.server.inheritance:Inherited.read",
+        "Tokens(settings, rates)",
+        "Tokens(settings)",
+        ("tests/unit/server/test_inheritance.py", "-k", "buckets"),
+    ),
+    Guard(
         "authentication before the body",
         "astralog.intake.acceptor:Acceptor.accept.token",
         "token = self._tokens.authorize(environ, Scope.WRITE)",

@@ -23,7 +23,7 @@ from astralog.store.commit_queue import Batch, CommitQueue
 from astralog.store.keys.claims import Claim
 from astralog.store.queue import OVERHEAD_BYTES, MemoryReservation
 from tests.support.fake_system import Disk
-from tests.support.service import TOKEN
+from tests.support.service import TOKEN, write_tokens
 
 MAX_BODY_BYTES = 10_000
 
@@ -71,6 +71,7 @@ class Service:
         token: str = TOKEN,
         key: str | None = None,
         encoding: str = "",
+        stream: io.BytesIO | None = None,
         **parameters: Any,
     ) -> Accepted:
         environ = {
@@ -78,7 +79,7 @@ class Service:
             "QUERY_STRING": query,
             "CONTENT_LENGTH": str(len(body)),
             "HTTP_CONTENT_ENCODING": encoding,
-            "wsgi.input": io.BytesIO(body),
+            "wsgi.input": stream or io.BytesIO(body),
         }
         if key is not None:
             environ["HTTP_IDEMPOTENCY_KEY"] = key
@@ -280,3 +281,22 @@ def test_a_malformed_key_is_rejected_before_the_body_is_read(service: Service, k
     """Whatever it is meant to be, it is no name that a second try could be told by."""
     assert "bad_request" == service.code_of(b"text", key=key)
     assert ("bad_request", 0, 0) == service.books.counted[-1]
+
+
+def test_token_beyond_its_rate_is_rejected_before_the_body_is_read(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Decompressed bytes count, a body may overdraw the bucket, and other tokens go on."""
+    path = write_tokens(tmp_path / "tokens", "slow rate=0.01KB/s\nfree\n")
+    service = Service(replace(settings, tokens="", tokens_file=str(path)))
+    body = gzip.compress(b"x" * 150)
+    service.post(body, token="slow", encoding="gzip")
+    unread = io.BytesIO(body)
+    with pytest.raises(Rejection) as rejected:
+        service.post(body, token="slow", stream=unread)
+    assert rejected.value.code == "rate_limited"
+    assert 1 <= rejected.value.retry_after <= 5
+    assert unread.tell() == 0
+    service.post(body, token="free", encoding="gzip")
+    assert [entry[0] for entry in service.books.counted] == ["accepted", "rate_limited", "accepted"]
+    service.queue.stop(1)

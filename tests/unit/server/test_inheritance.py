@@ -20,7 +20,8 @@ class Master:
     num_workers = 3
 
     def __init__(self) -> None:
-        self.cfg = SimpleNamespace(inherited=None)
+        inherited = Inherited.read(Settings(tokens="first"))
+        self.cfg = SimpleNamespace(inherited=inherited)
         self.reloads = 0
 
     def reload(self) -> None:
@@ -30,7 +31,7 @@ class Master:
 
 @pytest.fixture
 def master() -> Any:
-    """Return a master that has read nothing yet."""
+    """Return a master after its start."""
     return Master()
 
 
@@ -63,6 +64,14 @@ def test_a_reload_reads_before_it_replaces(
     assert [False, True] == [knows(master, token) for token in ("one", "two")]
     assert 2 == master.reloads
     assert ["reloaded tokens and certificate, replacing all workers"] * 2 == caplog.messages
+
+
+def test_reload_keeps_the_buckets_of_rates(master: Any, with_file: Settings) -> None:
+    """A token that has used up its rate gets no new burst by a reload."""
+    before = master.cfg.inherited.tokens.rates
+    inheritance.reload(master, with_file)
+    assert knows(master, "one")
+    assert master.cfg.inherited.tokens.rates is before
 
 
 def test_a_reload_that_reads_nothing_of_use_replaces_nothing(

@@ -1,0 +1,197 @@
+"""Token buckets that processes share."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from astralog import rates
+from astralog.errors import Rejection
+from astralog.rates import BUCKETS, BURST_SECONDS, NEIGHBOURS, Rates
+from astralog.tokens_file import Token, parse
+
+RATE = 1000
+
+
+class Clock:
+    """A monotonic clock that moves when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 5.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(rates, "time", clock)
+    return clock
+
+
+def token_of(text: str, options: str = "rate=1KB/s") -> Token:
+    (token,) = parse(f"{text} {options}".encode(), "file")
+    return token
+
+
+ONE = token_of("one")
+
+
+def wait_of(shared: Rates, token: Token = ONE) -> int:
+    """Return the seconds to wait of a rejected batch, 0 for one that may be sent."""
+    try:
+        shared.check(token)
+    except Rejection as rejection:
+        expected = "The token has used up its rate (0.001 MB/s); retry later."
+        return rejection.retry_after if rejection.message == expected else -1
+    return 0
+
+
+def run_in_child(function: Callable[[], None]) -> None:
+    """Run a function in another process, and wait for its end."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+@contextmanager
+def holder_of_the_lock(shared: Rates) -> Iterator[int]:
+    """Yield the pid of a process that holds the lock until it is killed."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        shared._lock()
+        os.write(write, b"x")
+        signal.pause()
+        os._exit(0)
+    try:
+        assert os.read(read, 1) == b"x"
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
+
+
+def test_bucket_holds_ten_seconds_and_refills_at_the_rate(clock: Clock) -> None:
+    """The wait is exact: one second earlier is too early, and then a body may overdraw again."""
+    shared = Rates()
+    shared.charge(ONE, RATE * 10 - 1)
+    assert wait_of(shared) == 0
+    shared.charge(ONE, RATE * 5 + 1)
+    assert wait_of(shared) == 6  # one byte more than five seconds
+    clock.now += 4.9
+    assert wait_of(shared) > 0
+    clock.now += 0.2
+    assert wait_of(shared) == 0
+
+
+def test_unused_rate_is_not_saved_beyond_the_burst(clock: Clock) -> None:
+    """After a day without batches, the bucket holds ten seconds' worth."""
+    shared = Rates()
+    shared.charge(ONE, RATE)
+    clock.now += 86400
+    shared.charge(ONE, RATE * int(BURST_SECONDS))
+    assert wait_of(shared) == 1
+
+
+def test_token_without_a_rate_has_no_bucket(clock: Clock) -> None:
+    shared = Rates()
+    free = token_of("free", "")
+    shared.charge(free, 10**12)
+    assert wait_of(shared, free) == 0
+    assert not shared._memory[:].strip(b"\0")
+
+
+def test_tokens_do_not_share_a_bucket(clock: Clock) -> None:
+    """Thousands of tokens each have their own."""
+    shared = Rates()
+    tokens = [token_of(f"token-{number}") for number in range(1000)]
+    for token in tokens[::2]:
+        shared.charge(token, RATE * 11)
+    assert [wait_of(shared, token) for token in tokens] == [2, 0] * 500
+
+
+def test_full_neighbourhood_gives_up_the_fullest_bucket(clock: Clock) -> None:
+    """With more tokens than buckets, those that sent least start anew, and nothing fails."""
+    shared = Rates()
+    tokens = [
+        ONE._replace(digest=bytes(4) + number.to_bytes(28)) for number in range(NEIGHBOURS + 1)
+    ]
+    for number, token in enumerate(tokens):
+        shared.charge(token, RATE * (20 - number if number < NEIGHBOURS else 30))
+    waits = [wait_of(shared, token) for token in tokens]
+    assert waits[-1] == 21
+    assert waits[:3] == [11, 10, 9]
+    assert BUCKETS > NEIGHBOURS
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_share_a_rate_exactly(clock: Clock, processes: int) -> None:
+    """Over ten minutes, the admitted bytes are the burst and the rate, to one body's size."""
+    shared, size, admitted = Rates(), 100, 0
+
+    def send(report: int) -> None:
+        while not wait_of(shared):
+            shared.charge(ONE, size)
+            os.write(report, b"x")
+
+    for _ in range(60):
+        read, write = os.pipe()
+        for _ in range(processes):
+            run_in_child(partial(send, write))
+        os.close(write)
+        with open(read, "rb") as file:
+            admitted += len(file.read()) * size
+        clock.now += 10
+    assert admitted == pytest.approx(RATE * (10 + 590), rel=0.01)
+
+
+def test_concurrent_charges_all_count(clock: Clock) -> None:
+    """No process overwrites what another one charges at the same time."""
+    shared = Rates()
+    children = []
+    for _ in range(4):
+        pid = os.fork()
+        if pid == 0:
+            for _ in range(2000):
+                shared.charge(ONE, 10)
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+    full_at = shared._find(ONE, clock.now)[1]
+    assert full_at - clock.now == pytest.approx(4 * 2000 * 10 / RATE, rel=0.05)
+
+
+def test_dead_worker_leaves_no_lock(clock: Clock) -> None:
+    """The kernel releases it, however the worker dies."""
+    shared = Rates()
+    with holder_of_the_lock(shared):
+        assert not shared._lock()
+    assert shared._lock()
+
+
+def test_suspended_worker_blocks_no_other(clock: Clock) -> None:
+    """A charge does not wait for a worker that was stopped while it held the lock."""
+    shared = Rates()
+    with holder_of_the_lock(shared) as pid:
+        os.kill(pid, signal.SIGSTOP)
+        shared.charge(ONE, RATE * 11)
+    assert wait_of(shared) == 2
+
+
+def test_memory_is_allocated_at_the_start() -> None:
+    """A page that is missing later would be a SIGBUS for the worker that writes to it."""
+    shared = Rates()
+    status = os.fstat(shared._fd)
+    assert status.st_blocks * 512 >= status.st_size > 0
