@@ -101,7 +101,9 @@ def test_options_follow_a_token(
 ) -> None:
     """Each word with an equals sign is an option, wherever it stands after the token."""
     (token,) = parse(line, "file")
-    assert (token.projects, token.scopes, token.rate) == (projects, scopes, rate)
+    assert token.projects == projects
+    assert token.scopes == scopes
+    assert token.rate == rate
 
 
 def test_token_may_contain_an_equals_sign() -> None:
