@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -156,21 +157,39 @@ def test_processes_share_a_rate_exactly(clock: Clock, processes: int) -> None:
     assert admitted == pytest.approx(RATE * (10 + 590), rel=0.01)
 
 
-def test_concurrent_charges_all_count(clock: Clock) -> None:
-    """No process overwrites what another one charges at the same time."""
-    shared = Rates()
-    children = []
-    for _ in range(4):
-        pid = os.fork()
-        if pid == 0:
-            for _ in range(2000):
-                shared.charge(ONE, 10)
+class Interrupted(Rates):
+    """Buckets of a process that another one interrupts between its read and its write."""
+
+    interrupt: Callable[[], None] | None = None
+
+    def _find(self, token: Token, now: float) -> tuple[int, float]:
+        found = super()._find(token, now)
+        interrupt, self.interrupt = self.interrupt, None
+        if interrupt:
+            interrupt()
+        return found
+
+
+def test_concurrent_charges_all_count(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that charges a bucket waits for another one that does the same."""
+    shared = Interrupted()
+    shared.charge(ONE, RATE)
+    pids = []
+
+    def charge_elsewhere() -> None:
+        pids.append(os.fork())
+        if not pids[0]:
+            monkeypatch.setattr(rates, "LOCK_ATTEMPTS", 10**9)
+            shared.charge(ONE, RATE)
             os._exit(0)
-        children.append(pid)
-    for pid in children:
-        os.waitpid(pid, 0)
-    full_at = shared._find(ONE, clock.now)[1]
-    assert full_at - clock.now == pytest.approx(4 * 2000 * 10 / RATE, rel=0.05)
+        until = time.monotonic() + 0.5  # without the lock, the other one needs less
+        while time.monotonic() < until and os.waitpid(pids[0], os.WNOHANG) == (0, 0):
+            time.sleep(0.01)
+
+    shared.interrupt = charge_elsewhere
+    shared.charge(ONE, RATE)
+    os.waitpid(pids[0], 0)
+    assert shared._find(ONE, clock.now)[1] == clock.now + 3
 
 
 def test_dead_worker_leaves_no_lock(clock: Clock) -> None:
