@@ -37,7 +37,8 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
         is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
         accepted = acceptor.accept(environ, decode_lines if is_ndjson else decode_json)
         invalid = accepted.decoded.invalid
-        if invalid and not (accepted.is_dry_run or accepted.is_replayed):
+        is_noted = invalid and not (invalid.are_kept or accepted.is_dry_run or accepted.is_replayed)
+        if invalid and is_noted:
             message = f"{invalid.count} logs are invalid; the others were stored"
             note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
         if invalid or accepted.is_dry_run:
@@ -58,7 +59,8 @@ def _respond(accepted: Accepted) -> Response:
     if accepted.is_dry_run:
         body = {"status": "valid", "logs": _shown_logs(batch)}
     if invalid:
-        body |= {"rejected": invalid.count, "errors": {"logs": invalid.errors}}
+        outcome = "kept" if invalid.are_kept else "rejected"
+        body |= {outcome: invalid.count, "errors": {"logs": invalid.errors}}
     response = json_response(body)
     if accepted.is_replayed:
         response.headers.update(REPLAYED_HEADERS)

@@ -112,6 +112,11 @@ def _accepted() -> dict[str, Any]:
             "minimum": 1,
             "description": "With `partial=true`: how many logs are invalid, and not stored.",
         },
+        "kept": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "With `invalid=keep`: how many logs are invalid, and stored as text.",
+        },
         "errors": ERRORS,
     }
     schema = {"type": "object", "required": ["status"], "properties": properties}

@@ -11,10 +11,12 @@ from astralog.errors import (
     STATUS_OF_CODE,
 )
 from astralog.intake.options import (
+    CONSTANTS,
     DEFAULTS,
+    FIELD_PARAMETERS,
     MAX_DEFAULT_CHARACTERS,
+    MAX_FIELD_CHARACTERS,
     MAX_KEY_CHARACTERS,
-    TO_METADATA,
 )
 
 Json = dict[str, Any]
@@ -109,6 +111,29 @@ _FLAGS = {
 }
 
 
+_SOURCE = (
+    "Moves the value of the first of these names that a log has to `{field}`, in place of its own; "
+    "names are separated by commas, and dots reach into objects."
+)
+
+_UNIX_TIME = (
+    " Numbers, and strings of ten or more digits, are Unix time: below 10¹¹ in seconds, below 10¹⁴ "
+    "in milliseconds, below 10¹⁷ in microseconds, else in nanoseconds."
+)
+
+_CONSTANTS = {
+    "timestamp": "Gives a log that lacks a timestamp the time of its arrival.",
+    "unknown": "Moves the unknown fields of a log under `metadata` instead of rejecting it. A log "
+    "is invalid if `metadata` has a field of that name too, or is no object. A number or a boolean "
+    "in a known field other than `timestamp` becomes text, and a list or an object as `message` "
+    "its JSON.",
+    "invalid": "Stores an invalid log as text in `message`, with its errors under "
+    "`metadata.invalid`. Needs a project: `project_id`, or a token that is bound to one.",
+    "once": "Makes the body its own idempotency key, so that a retry of the same bytes is stored "
+    "once. While the first try is under way, a retry is answered 503. Excludes `timestamp=now`.",
+}
+
+
 _TIMES = f"{{1,{MAX_KEY_CHARACTERS}}}"
 
 #: The header that gives a batch its key, but for a key with quotes or backslashes in its quotes.
@@ -135,21 +160,28 @@ REPLAYED = {
 def describe_options() -> list[Json]:
     """Return the parameters of the query."""
     text = {"type": "string", "minLength": 1, "maxLength": MAX_DEFAULT_CHARACTERS}
+    names = {"type": "string", "minLength": 1, "maxLength": MAX_FIELD_CHARACTERS}
     return [
-        *(_parameter(name, f"Fills in `{name}` where a log lacks it.", text) for name in DEFAULTS),
-        _parameter(
-            "unknown",
-            "Moves the unknown fields of a log under `metadata` instead of rejecting it. A log is "
-            "invalid where `metadata` has a field of that name too, or is no object. A number or a "
-            "boolean in a known field other than `timestamp` becomes text, and a list or an object "
-            "as `message` its JSON.",
-            {"type": "string", "enum": [TO_METADATA]},
+        *(_parameter(name, f"The `{name}` of a log that lacks one.", text) for name in DEFAULTS),
+        *(
+            _parameter(
+                name, _SOURCE.format(field=field) + _UNIX_TIME * (field == "timestamp"), names
+            )
+            for name, field in FIELD_PARAMETERS.items()
+        ),
+        *(
+            _parameter(name, _CONSTANTS[name], {"type": "string", "enum": [value]})
+            for name, value in CONSTANTS.items()
         ),
         *(
             _parameter(name, words, {"type": "boolean", "default": False})
             for name, words in _FLAGS.items()
         ),
     ]
+
+
+def _describe_source(field: str) -> str:
+    return _SOURCE.format(field=field) + (_UNIX_TIME if field == "timestamp" else "")
 
 
 def _parameter(name: str, description: str, schema: Json) -> Json:

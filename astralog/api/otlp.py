@@ -25,7 +25,7 @@ from astralog.intake.otlp import Encoding, decode
 from astralog.intake.otlp_json import Json
 
 #: Parameters that the query may have.
-PARAMETERS = ("project_id", "service", "level", "partial")
+PARAMETERS = ("project_id", "service", "level", "partial", "once")
 
 #: Media types of protobuf; a body of any other type, or of none, is read as JSON.
 PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}

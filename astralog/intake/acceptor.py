@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Collection
+from http import HTTPStatus
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from astralog.auth import Tokens
+from astralog.errors import Rejection
 from astralog.intake.body import BodyReader, Environ
 from astralog.intake.decoder import (
     SLOT_TIMEOUT_SECONDS,
@@ -19,44 +21,47 @@ from astralog.intake.options import (
     KEY_HEADER,
     NO_OPTIONS,
     PARAMETERS,
+    Options,
+    check_project,
     digest,
     parse_key,
     parse_options,
 )
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.keys.claims import Claim, Key
 from astralog.tokens_file import Scope
 
 
 class BatchCounters(Protocol):
-    """What counts a batch when it is answered; the times are perf_counter's."""
+    """Counts batches when they are answered; the times are perf_counter's."""
 
     def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
-        """Count a batch of `logs` that is stored; `size` is that of its body, inflated."""
+        """Count a stored batch of `logs`; `size` is that of its decompressed body."""
 
     def replay(self, size: int, started_at: float) -> None:
-        """Count a batch that an earlier try with its key has stored."""
+        """Count a batch that an earlier try with its key stored."""
 
     def reject(
         self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
     ) -> None:
-        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known.
+        """Count a batch that is rejected with an error; `size` and `logs` are 0 if unknown.
 
-        `token` stands for the client's token, None where it is not known.
+        `token` is the name of the client's token, None if it is unknown.
         """
 
     def reject_logs(self, code: str, logs: int) -> None:
-        """Count logs that were left out of a batch that is stored."""
+        """Count logs that were left out of a stored batch."""
 
 
 class Accepted(NamedTuple):
-    """A request that is stored, maybe by an earlier try, or that a dry run found no fault with."""
+    """A request that is stored, maybe by an earlier try, or valid in a dry run."""
 
     decoded: Decoded
     is_dry_run: bool = False
     is_replayed: bool = False
 
 
-#: Where the server tells how many bytes a request's head holds.
+#: The key of the environ under which the server passes the size of the request's head.
 HEAD_BYTES = "astralog.head_bytes"
 
 
@@ -79,8 +84,8 @@ class Acceptor:
         """Return when every log of a WSGI request is stored, or of a dry run is checked.
 
         `decode` turns the protocol's body into lines, and `parameters` are those of `options`
-        that its query may use. Raises Rejection where nothing is stored, but for `commit_timeout`,
-        whose message says what is known. A dry run is not counted.
+        that its query may use. Raises Rejection if nothing is stored; after `commit_timeout` the
+        batch may be stored later. A dry run is not counted.
         """
         started_at = perf_counter()
         size = logs = 0
@@ -91,20 +96,22 @@ class Acceptor:
             self._rates.check(token)
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
+                if options.keeps_invalid:
+                    check_project(options, token.projects)
             key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
             head_bytes = environ.get(HEAD_BYTES, 0)
             with self._queue.admit(token.digest, head_bytes) as reservation:
                 body = self._bodies.read(environ, reservation)
                 size = len(body)
                 self._rates.charge(token, size)
-                if key is not None and not options.is_dry_run:
-                    claim = self._queue.claim(digest(key, token, body, environ))
+                if (key is not None or options.keys_body) and not options.is_dry_run:
+                    claim = self._claim(digest(key, token, body, environ), options)
                 deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
                 context = Context(token.projects, options, self._slots, deadline, reservation)
                 decoded = decode(body, context)
                 batch, invalid = decoded
                 del body
-                reservation.resize(len(batch.lines))  # which are held in place of the body
+                reservation.resize(len(batch.lines))  # the lines are held in place of the body
                 if invalid and not batch.logs:
                     raise reject_all(invalid)
                 if options.is_dry_run:
@@ -123,6 +130,15 @@ class Acceptor:
             self._counters.replay(size, started_at)
             return Accepted(decoded, is_replayed=True)
         self._counters.accept(size, logs, started_at, committing_at)
-        if invalid:
+        if invalid and not invalid.are_kept:
             self._counters.reject_logs("invalid_batch", invalid.count)
         return Accepted(decoded)
+
+    def _claim(self, key: Key, options: Options) -> Claim:
+        """Claim a key; if it is the body's own, agents retry its rejections, as they do a 503."""
+        try:
+            return self._queue.claim(key)
+        except Rejection as rejection:
+            if options.keys_body and rejection.code == "key_in_use":
+                rejection.status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise

@@ -1,6 +1,7 @@
 """Turn the body of a drain into the NDJSON lines that are stored, piece by piece."""
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,23 +18,41 @@ from astralog.intake.decoder import (
     InvalidLogs,
     LineWriter,
     check_growth,
+    describe,
     encode_lines,
     encode_value,
+    escaped_size,
     reject_invalid,
 )
-from astralog.intake.formats import Format, Json, Lines, Piece
-from astralog.intake.logs import COMPILED_ERRORS, load_log, load_valid_log, name_encoding
-from astralog.intake.schema import FIELDS
+from astralog.intake.formats import BATCH, LINES, Format, Piece, find_format
+from astralog.intake.logs import COMPILED_ERRORS, load_log, load_valid_log, name_encoding, to_utf8
+from astralog.intake.options import NO_SERVICE
+from astralog.intake.schema import FIELDS, Log
+from astralog.intake.unix_time import format_time
 from astralog.store.commit_queue import Batch
 
-#: Commas that a body longer than a piece may hold, and a log longer than a piece: they bound the
-#: values, and with them what the body costs as objects.
+#: Commas that a body longer than a piece may hold, and a log longer than a piece: they limit the
+#: values, and with them the cost of the body as objects.
 LONG_BODY_COMMAS = 750_000
 LONG_LOG_COMMAS = 100_000
 
-#: The longest text that is decoded log by log in one turn: up to 0.2 s if no log is valid. What is
-#: valid of a longer one is decoded fast.
+#: The longest text that is decoded log by log within one slot: up to 0.2 s if no log is valid. Of a
+#: longer one, pieces of valid logs are decoded fast.
 SLOW_PIECE_BYTES = 64 * 1024
+
+#: The level of an invalid log that is kept, unless the query has one.
+KEPT_LEVEL = "error"
+
+#: Bytes that a text takes as a string of Python, and while it becomes one, per byte.
+MAX_TEXT_GROWTH = 8
+
+#: Bytes that a kept log takes in addition to its text, its messages included, and that the lines of
+#: a body with such logs may take in addition: a batch of short lines of text grows many times.
+KEPT_LOG_BYTES = 512
+KEPT_SPARE_BYTES = 16 * 1024 * 1024
+
+#: Logs that are held as objects when they are decoded one by one.
+LOGS_PER_STEP = 256
 
 #: Fields of an OTLP export in JSON.
 OTLP_FIELDS = ("resourceLogs", "resource_logs", "resourceSpans", "resourceMetrics")
@@ -44,36 +63,41 @@ LONG_LOG_INTEGERS = 200
 
 
 _LONG_INTEGER = re.compile(rb"[-,:\[\s][0-9]{%d}" % LONG_INTEGER_DIGITS)
-_JSON, _LINES = Json(), Lines()
 
 
 def decode_json(body: bytes, context: Context) -> Decoded:
     """Return the batch in the JSON text `body`."""
-    return _decode(body, _JSON, context)
+    form = find_format(body) if context.options.accepts_any_json else BATCH
+    return _decode(body, form, context)
 
 
 def decode_lines(body: bytes, context: Context) -> Decoded:
-    """Return the batch in the NDJSON text `body`, one log a line."""
-    return _decode(body, _LINES, context)
+    """Return the batch in the NDJSON text `body`, one log per line."""
+    return _decode(body, LINES, context)
 
 
 def _decode(body: bytes, form: Format, context: Context) -> Decoded:
+    if context.options.stamps_arrival:
+        options = context.options.stamp(format_time(time.time_ns()))
+        context = context._replace(options=options)
     try:
         batch = _decode_at_once(body, form, context)
         return Decoded(batch) if batch else _Decode(body, form, context).run()
     except ValidationError as error:
         message = f"{_explain(error.messages_dict)}; nothing was stored"
-        raise Rejection("invalid_batch", message, error.messages_dict) from None
+        rejection = Rejection("invalid_batch", message, error.messages_dict)
     except RecursionError:
-        raise Rejection("invalid_json", "The body is not valid JSON: nested too deep") from None
+        rejection = Rejection("invalid_json", "The body is not valid JSON: nested too deep")
     except ValueError as error:
         problem = name_encoding(body) or f"{error}{form.hint(body)}"
-        message = f"The body is not valid JSON: {problem}"
-        raise Rejection("invalid_json", message) from None
+        rejection = Rejection("invalid_json", f"The body is not valid JSON: {problem}")
+    if context.options.keeps_invalid and body.strip():
+        return _Decode(body, form, context).keep_body(rejection)
+    raise rejection
 
 
 def _explain(errors: Mapping[str, Any]) -> str:
-    """Return what a body seems to be that is no batch, by the errors of its fields."""
+    """Return in words what a body seems to be that is no batch, by the errors of its fields."""
     if "_schema" in errors:
         return 'A batch is an object with a list: {"logs": [LOG, ...]}'
     if not errors.keys().isdisjoint(OTLP_FIELDS):
@@ -87,7 +111,7 @@ def _explain(errors: Mapping[str, Any]) -> str:
 
 
 def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None:
-    """Return the batch in a short body of valid logs, as most are; None for any other."""
+    """Return the batch in a short body of valid logs, like most; None for any other body."""
     if len(body) > formats.PIECE_BYTES:
         return None
     with context.fast_slot(len(body)):
@@ -104,7 +128,7 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
 
 
 def find_excess(text: bytes) -> str:
-    """Return what a long log has too much of to be decoded in one call; nothing if it may be."""
+    """Return in words the excess of a log that is too expensive to decode in one call, or ""."""
     if text.count(b",") > LONG_LOG_COMMAS:
         return f"over {LONG_LOG_COMMAS} values"
     sample = text[:: LONG_INTEGER_DIGITS // 2]  # it has two digits at least of such an integer
@@ -121,21 +145,28 @@ def _check_projects(logs: Sequence[Any], context: Context) -> None:
 
 
 def _repeated_bytes(context: Context) -> int:
-    """Return what the default values take in each log."""
+    """Return the bytes that the default values take in each log."""
     return sum(len(encode_value(value)) for value in context.options.defaults.values())
 
 
 class _Decode:
-    """The decode of a body that is long, or that may hold invalid logs."""
+    """The decode of a body that is long, or may hold invalid logs."""
 
     def __init__(self, body: bytes, form: Format, context: Context) -> None:
         self._body = body
         self._form = form
         self._context = context
         self._options = context.options
+        self._keeps = context.options.keeps_invalid
+        self._is_strict = not (self._options.is_partial or self._keeps)
+        self._arrival = format_time(time.time_ns()) if self._keeps else ""
         self._repeated_bytes = _repeated_bytes(context)
-        self._invalid = InvalidLogs()
-        self._lines = LineWriter(context.reservation, len(body), formats.PIECE_BYTES)
+        self._invalid = InvalidLogs(are_kept=context.options.keeps_invalid)
+        spare_bytes = formats.PIECE_BYTES
+        if self._keeps:
+            self._repeated_bytes += KEPT_LOG_BYTES
+            spare_bytes = KEPT_SPARE_BYTES
+        self._lines = LineWriter(context.reservation, len(body), spare_bytes)
 
     def run(self) -> Decoded:
         """Return the batch, or raise Rejection, ValidationError, RecursionError or ValueError."""
@@ -149,9 +180,15 @@ class _Decode:
                 self._reject_invalid()
         return Decoded(self._lines.finish(), self._invalid if self._invalid.count else None)
 
+    def keep_body(self, rejection: Rejection) -> Decoded:
+        """Return the batch of one log that is the body as text."""
+        messages = rejection.errors or {"_schema": [rejection.message]}
+        self._encode([self._keep(self._form.first, self._body, messages)])
+        return Decoded(self._lines.finish(), self._invalid)
+
     def _reject_invalid(self) -> None:
-        """Raise Rejection if a log was invalid, unless the others are to be stored."""
-        if self._invalid.count and not self._options.is_partial:
+        """Raise Rejection if a log was invalid, unless the others are stored."""
+        if self._invalid.count and self._is_strict:
             raise reject_invalid(self._invalid, self._form.count(self._body))
 
     def _split(self, whole: Piece) -> Iterable[Piece]:
@@ -167,8 +204,10 @@ class _Decode:
         size = len(text)
         if size > formats.PIECE_BYTES and (excess := find_excess(text)):
             problem = f"Longer than {formats.PIECE_BYTES} bytes with {excess}."
-            self._invalid.add(first, {"_schema": [problem]})
             self._invalid.seen += 1
+            if self._keeps:
+                ((first, text),) = self._form.texts(piece)
+            self._encode(self._set_aside(first, text, {"_schema": [problem]}))
             return
         self._lines.hold(size)
         with self._context.fast_slot(size):
@@ -178,7 +217,7 @@ class _Decode:
         self._lines.hold(-size)
 
     def _add_fast(self, text: bytes) -> bool:
-        """Add the logs of a piece, and return True, if all of them are valid beyond doubt."""
+        """Add the logs of a piece and return True if the compiled decoder accepts all of them."""
         try:
             logs = self._form.load(text, self._options)
         except COMPILED_ERRORS:
@@ -202,38 +241,59 @@ class _Decode:
             self._encode(self._load_one_by_one(piece))
 
     def _is_rejected(self) -> bool:
-        """Return whether the batch is rejected, whatever comes next."""
-        return self._invalid.is_full and not self._options.is_partial
+        """Return whether the batch is rejected without further checks."""
+        return self._invalid.is_full and self._is_strict
 
     def _load_one_by_one(self, piece: Piece) -> list[Any]:
-        """Return the valid logs of a piece, and count the others."""
-        logs = []
+        """Return the logs of a piece to store, and count the invalid ones."""
+        logs: list[Any] = []
         for number, text in self._form.texts(piece):
             yield_if_due()
             if self._is_rejected():
                 break
             self._invalid.seen += 1
-            log = self._load(number, text)
-            if log is not None:
-                logs.append(log)
+            logs += self._load(number, text)
+            if len(logs) == LOGS_PER_STEP:
+                self._encode(logs)
+                logs = []
         return logs
 
-    def _load(self, number: int, text: bytes) -> Any:
-        """Return the log in a text; count one that is invalid, and return None."""
+    def _load(self, number: int, text: bytes) -> list[Any]:
+        """Return the log in a text; count one that is invalid, and return it as text or not."""
         try:
-            if self._invalid.are_described and self._options.is_partial:
+            if self._invalid.are_described and self._options.is_partial and not self._keeps:
                 log = load_valid_log(text, self._options)
-                if log is None:
-                    self._invalid.add(number, {})
-                return log
-            return load_log(text, self._options)
+                return self._set_aside(number, text, {}) if log is None else [log]
+            return [load_log(text, self._options)]
         except ValidationError as error:
-            self._invalid.add(number, error.messages_dict)
+            return self._set_aside(number, text, error.messages_dict)
         except ValueError as error:
-            if not (self._form.is_sequence and self._options.is_partial):
+            is_alone = self._form.is_sequence and self._options.is_partial
+            if not (is_alone or self._keeps):
                 raise ValueError(f"{self._form.noun} {number}: {error}") from None
-            self._invalid.add(number, {"_schema": [f"Not valid JSON: {error}"]})
-        return None
+            return self._set_aside(number, text, {"_schema": [f"Not valid JSON: {error}"]})
+
+    def _set_aside(self, number: int, text: bytes, messages: Mapping[str, Any]) -> list[Any]:
+        """Count an invalid log, and return the one that is stored for it, if any."""
+        if self._keeps:
+            return [self._keep(number, text, messages)]
+        self._invalid.add(number, messages)
+        return []
+
+    def _keep(self, number: int, text: bytes, messages: Mapping[str, Any]) -> Any:
+        """Count an invalid log, and return the log that holds its text."""
+        self._invalid.add(number, messages)
+        if len(text) > SLOW_PIECE_BYTES:
+            self._lines.expect(MAX_TEXT_GROWTH * len(text) + escaped_size(text))
+        defaults = self._options.defaults
+        return Log(
+            self._context.project,
+            self._arrival,
+            defaults.get("level", KEPT_LEVEL),
+            defaults.get("service", NO_SERVICE),
+            to_utf8(text).decode(),
+            {"invalid": describe(messages)},
+        )
 
     def _encode(self, logs: Sequence[Any]) -> None:
         _check_projects(logs, self._context)

@@ -14,7 +14,7 @@ from gevent.lock import Semaphore
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection
 from astralog.intake.body import Reservation, Unbounded
-from astralog.intake.options import Options
+from astralog.intake.options import Options, find_project
 from astralog.store.commit_queue import Batch
 
 #: The longest text that is decoded without a slot: it takes 3 ms at worst.
@@ -119,6 +119,11 @@ class Context(NamedTuple):
     deadline: float
     reservation: Reservation = Unbounded()
 
+    @property
+    def project(self) -> str:
+        """The project of a log that names none: the query's, else the token's only one, else ""."""
+        return find_project(self.options, self.projects)
+
     def fast_slot(self, size: int) -> AbstractContextManager[None]:
         """Return the context for decoding `size` bytes without a pause, in at most 100 ms.
 
@@ -143,9 +148,13 @@ class Context(NamedTuple):
 
 
 class InvalidLogs:
-    """Invalid logs by their number; `seen` counts the logs, valid or not, that were checked."""
+    """Invalid logs by their number; `seen` counts the logs, valid or not, that were checked.
 
-    def __init__(self) -> None:
+    With `are_kept`, they are stored as text (`invalid=keep`).
+    """
+
+    def __init__(self, *, are_kept: bool = False) -> None:
+        self.are_kept = are_kept
         self.errors: dict[int, Any] = {}
         self.count = 0
         self.seen = 0
@@ -189,7 +198,7 @@ def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 class Decoded(NamedTuple):
-    """The valid logs of a body, encoded; and with `partial=true` the invalid ones, if any."""
+    """The logs of a body, encoded; and the invalid ones, if any, unless they reject the batch."""
 
     batch: Batch
     invalid: InvalidLogs | None = None

@@ -17,8 +17,9 @@ from astralog.intake.decoder import (
     reject_invalid,
 )
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.logs import parse, replace_lone_surrogates
-from astralog.intake.otlp import FAST_BYTES, MAX_REPEATED_BYTES, NO_LEVEL, NO_SERVICE, to_utf8
+from astralog.intake.logs import parse, replace_lone_surrogates, to_utf8
+from astralog.intake.options import NO_LEVEL, NO_SERVICE
+from astralog.intake.otlp import FAST_BYTES, MAX_REPEATED_BYTES
 from astralog.intake.unix_time import format_time
 
 #: Bytes of logs that are encoded at once.
@@ -102,9 +103,9 @@ class ForeignBatch:
 
     def __init__(self, body: bytes, text: bytes, context: Context) -> None:
         """Take a body, and its text, which may be a longer copy of it."""
-        defaults, projects = context.options.defaults, list(context.projects or ())
+        defaults = context.options.defaults
         #: What decides the project of every log, if the query or the token does.
-        self.project = defaults.get("project_id") or (projects[0] if len(projects) == 1 else "")
+        self.project = context.project
         self.service = defaults.get("service", NO_SERVICE)
         self.level = defaults.get("level", NO_LEVEL)
         self.arrival = format_time(time.time_ns())

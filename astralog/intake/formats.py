@@ -1,128 +1,171 @@
-"""The two formats of a drained body, JSON and NDJSON: how each is cut and decoded."""
+"""The formats of a drained body: how each is cut into logs, and into pieces of many logs."""
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
 from astralog.intake.decoder import DESCRIBED_FIELDS, describe
-from astralog.intake.logs import load_batch, load_logs, parse, replace_lone_surrogates
+from astralog.intake.logs import load_array, load_batch, load_logs, parse, replace_lone_surrogates
 from astralog.intake.options import Options
 from astralog.intake.schema import BatchSchema
 
-#: The longest text that is decoded in one go; others are served between two, and only one at a time
-#: is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
+#: The longest text that is decoded without a pause. Others are served between two, and one at a
+#: time is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
 PIECE_BYTES = 1024 * 1024
 
-#: What a log of a JSON batch takes until it is decoded, beside its text.
+#: Bytes that a log of a JSON batch takes until it is decoded, in addition to its text.
 RAW_BYTES = 64
 
 #: The number of the first log, and the text: a part of a body that is a body itself.
 Piece = tuple[int, bytes]
 
-#: Takes how many bytes are held from now on, beside the text that is split.
+#: Charges so many more bytes, in addition to the text that is split, or less.
 Hold = Callable[[int], None]
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    """A batch whose logs are not looked at yet."""
+class Format(Protocol):
+    """A way to write a batch."""
 
-    logs: msgspec.Raw
-
-
-_BATCH = b'{"logs":[%s]}'
-_envelope = msgspec.json.Decoder(_Envelope)
-_raw_logs = msgspec.json.Decoder(list[msgspec.Raw])
-_schema = BatchSchema()
-
-#: Every byte but a line's end as `x`.
-_SHAPE = bytes(b"\n"[0] if byte == b"\n"[0] else b"x"[0] for byte in range(256))
-
-
-class Json:
-    """An object with a list of logs."""
-
-    noun = "log"  # what the numbers count, from `first` on
-    first = 0
-    is_sequence = False  # whether a log that is no JSON leaves the others as they are
+    noun: str  # the unit that the numbers count, from `first` on
+    first: int
+    is_sequence: bool  # whether a log that is not JSON leaves the others as they are
 
     def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
         """Return pieces of at most `size` bytes, except for a log that is longer.
 
-        Each is made when it is asked for: all of them would take the memory of the text again.
-        Raises ValidationError if it is no batch, and ValueError if it is no JSON.
+        Each is made on demand: all of them would take the memory of the text again. Raises
+        ValidationError for a text that is no batch, and ValueError for invalid JSON.
         """
-        first, text = piece
-        logs = _split_logs(text)
-        hold(RAW_BYTES * len(logs))
-        return _cut(logs, first, size)
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs of a piece by the compiled decoder; raises COMPILED_ERRORS."""
-        return load_batch(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
-        """Yield each log, free of lone surrogates; raises what `split` does."""
-        first, text = piece
-        return ((number, bytes(log)) for number, log in enumerate(_split_logs(text), first))
+        """Yield each log, without lone surrogates; raises like `split`."""
 
     def count(self, body: bytes) -> int:
         """Return the number of logs."""
-        return len(_split_logs(body))
 
     def hint(self, body: bytes) -> str:
-        """Return what to add to the error of a body that is no JSON, as where it is NDJSON."""
+        """Return the addition to the error of a body that is invalid JSON, "" for most."""
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    """A batch whose logs are not parsed yet."""
+
+    logs: msgspec.Raw
+
+
+_envelope = msgspec.json.Decoder(_Envelope)
+_raw_logs = msgspec.json.Decoder(list[msgspec.Raw])
+_schema = BatchSchema()
+
+#: The beginning of a batch, unless it has other members too, and of an array.
+_BATCH_START = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"logs"[ \t\r\n]*:[ \t\r\n]*\[')
+_ARRAY_START = re.compile(rb"[ \t\r\n]*\[")
+
+#: The boundary of two objects in a row, unless it is within a string.
+_BOUNDARY = re.compile(rb"\}[ \t\r\n]*\{")
+
+#: Every byte except a line's end as `x`.
+_SHAPE = bytes(b"\n"[0] if byte == b"\n"[0] else b"x"[0] for byte in range(256))
+
+
+def find_format(body: bytes) -> Format:
+    """Return the format of a JSON body that may be a batch, an array, a log or several logs."""
+    if _ARRAY_START.match(body):
+        return ARRAY
+    if not _BATCH_START.match(body):
+        return OBJECTS
+    try:
+        _envelope.decode(body)
+    except msgspec.ValidationError:  # it has other members
+        return OBJECTS
+    except ValueError:
+        pass
+    return BATCH
+
+
+class JsonBatch:
+    """An object with a list of logs."""
+
+    noun = "log"
+    first = 0
+    is_sequence = False
+    _wrapped = b'{"logs":[%s]}'
+
+    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+        """Return pieces that are batches."""
+        first, text = piece
+        logs = self._split(text)
+        hold(RAW_BYTES * len(logs))
+        return self._cut(logs, first, size)
+
+    def load(self, text: bytes, options: Options) -> list[Any]:
+        """Decode all logs in one call."""
+        return load_batch(text, options)
+
+    def texts(self, piece: Piece) -> Iterator[Piece]:
+        """Yield each log."""
+        first, text = piece
+        return ((number, bytes(log)) for number, log in enumerate(self._split(text), first))
+
+    def count(self, body: bytes) -> int:
+        """Return the number of logs."""
+        return len(self._split(body))
+
+    def hint(self, body: bytes) -> str:
+        """Return a hint for a body that is NDJSON."""
         first, _, rest = body.strip().partition(b"\n")
         try:
             is_ndjson = rest and len(first) <= PIECE_BYTES and isinstance(parse(first), dict)
         except ValueError:
             is_ndjson = False
-        return "; one log a line is sent as application/x-ndjson" if is_ndjson else ""
+        return "; one log per line is sent as application/x-ndjson" if is_ndjson else ""
 
+    def _cut(self, logs: list[msgspec.Raw], first: int, piece_bytes: int) -> Iterator[Piece]:
+        start = size = 0
+        for index, log in enumerate(logs):
+            if size + len(log) > piece_bytes - len(self._wrapped) and start < index:
+                yield first + start, self._wrapped % b",".join(logs[start:index])
+                start, size = index, 0
+            size += len(log) + 1
+        if logs:
+            yield first + start, self._wrapped % b",".join(logs[start:])
 
-def _cut(logs: list[msgspec.Raw], first: int, piece_bytes: int) -> Iterator[Piece]:
-    start = size = 0
-    for index, log in enumerate(logs):
-        if size + len(log) > piece_bytes - len(_BATCH) and start < index:
-            yield first + start, _BATCH % b",".join(logs[start:index])
-            start, size = index, 0
-        size += len(log) + 1
-    if logs:
-        yield first + start, _BATCH % b",".join(logs[start:])
+    def _split(self, text: bytes) -> list[msgspec.Raw]:
+        """Return the text of each log; of invalid JSON, only bad UTF-8 and numbers may pass.
 
+        Raises ValidationError for a text that is no batch, and ValueError for invalid JSON.
+        """
+        try:
+            return self._decode(text)
+        except ValueError:
+            replaced = replace_lone_surrogates(text)
+        try:
+            return self._decode(replaced)
+        except msgspec.ValidationError as error:
+            raise ValidationError(_describe_batch(replaced, error)) from None
+        except ValueError:
+            if len(replaced) <= PIECE_BYTES:
+                parse(replaced)  # its message is clearer
+            raise
 
-def _split_logs(text: bytes) -> list[msgspec.Raw]:
-    """Return the text of each log of a JSON batch; only UTF-8 and numbers may not be JSON's.
-
-    Raises ValidationError for what is no batch, and ValueError for what is no JSON.
-    """
-    try:
-        return _decode_logs(text)
-    except ValueError:
-        mended = replace_lone_surrogates(text)
-    try:
-        return _decode_logs(mended)
-    except msgspec.ValidationError as error:
-        raise ValidationError(_describe_batch(mended, error)) from None
-    except ValueError:
-        if len(mended) <= PIECE_BYTES:
-            parse(mended)  # it says more clearly what is wrong
-        raise
-
-
-def _decode_logs(text: bytes) -> list[msgspec.Raw]:
-    logs = _envelope.decode(text).logs
-    yield_if_due()  # each of the two takes 0.2 s for 10 MiB of lists in lists
-    found: list[msgspec.Raw] = _raw_logs.decode(logs)
-    return found
+    def _decode(self, text: bytes) -> list[msgspec.Raw]:
+        logs = _envelope.decode(text).logs
+        yield_if_due()  # each of the two takes 0.2 s for 10 MiB of lists in lists
+        found: list[msgspec.Raw] = _raw_logs.decode(logs)
+        return found
 
 
 def _describe_batch(text: bytes, error: Exception) -> dict[str, Any]:
-    """Return what marshmallow finds wrong with a batch; raises ValueError if it is no JSON."""
+    """Return marshmallow's messages for a text that is no batch; raises ValueError if no JSON."""
     if len(text) > PIECE_BYTES:
         msgspec.json.decode(text, type=msgspec.Raw)
         return {"_schema": [f"{error}."]}
@@ -135,8 +178,95 @@ def _describe_batch(text: bytes, error: Exception) -> dict[str, Any]:
     return describe(_schema.validate(batch))
 
 
+class JsonArray(JsonBatch):
+    """A list of logs."""
+
+    _wrapped = b"[%s]"
+
+    def load(self, text: bytes, options: Options) -> list[Any]:
+        """Decode all logs in one call."""
+        return load_array(text, options)
+
+    def hint(self, body: bytes) -> str:
+        """Return no hint."""
+        return ""
+
+    def _decode(self, text: bytes) -> list[msgspec.Raw]:
+        found: list[msgspec.Raw] = _raw_logs.decode(text)
+        return found
+
+
+class JsonObjects:
+    """A log, or several logs one after another, with white space between them or without."""
+
+    noun = "log"
+    first = 0
+    is_sequence = False
+
+    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+        """Yield pieces that are logs in a row."""
+        number, text = piece
+        hold(2 * len(text))  # a long log with escapes is copied to count its quotes
+        start = end = count = 0
+        for begin, stop in find_objects(text):
+            if stop - start > size and count:
+                yield number, text[start:end]
+                number, count, start = number + count, 0, begin
+            end = stop
+            count += 1
+        hold(-2 * len(text))
+        if count:
+            yield number, text[start:end]
+
+    def load(self, text: bytes, options: Options) -> list[Any]:
+        """Decode log by log."""
+        return load_logs([text[start:end] for start, end in find_objects(text)], options)
+
+    def texts(self, piece: Piece) -> Iterator[Piece]:
+        """Yield each log on demand."""
+        first, text = piece
+        text = replace_lone_surrogates(text)
+        return (
+            (number, text[start:end])
+            for number, (start, end) in enumerate(find_objects(text), first)
+        )
+
+    def count(self, body: bytes) -> int:
+        """Return the number of logs."""
+        return sum(1 for _ in find_objects(body))
+
+    def hint(self, body: bytes) -> str:
+        """Return no hint."""
+        return ""
+
+
+def find_objects(text: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of each of several JSON objects in a row.
+
+    Between two tokens of JSON, no `{` follows a `}`: where it does, an object ends, unless the two
+    are in a string, after an odd number of quotes.
+    """
+    start = counted = quotes = 0
+    for match in in_turns(_BOUNDARY.finditer(text)):
+        end = match.start() + 1
+        quotes += _count_quotes(text, counted, end)
+        counted = end
+        if quotes % 2 == 0:
+            yield start, end
+            start = match.end() - 1
+    yield start, len(text)
+
+
+def _count_quotes(text: bytes, start: int, end: int) -> int:
+    """Return the number of quotes that are not escaped."""
+    if text.find(b"\\", start, end) < 0:
+        return text.count(b'"', start, end)
+    part = text[start:end].replace(b"\\\\", b"")
+    return part.replace(b'\\"', b"").count(b'"')
+
+
 class Lines:
-    """One log a line (NDJSON); blank lines hold none."""
+    """One log per line (NDJSON); blank lines hold none."""
 
     noun = "line"
     first = 1
@@ -156,14 +286,14 @@ class Lines:
             start = end
 
     def load(self, text: bytes, options: Options) -> list[Any]:
-        """Decode line by line: msgspec's own `decode_lines` takes logs wherever lines end."""
+        """Decode line by line: msgspec's own `decode_lines` accepts logs that span lines."""
         lines = text.split(b"\n")
         if not lines[-1]:
             lines.pop()
         return load_logs(lines, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
-        """Yield each log as it is reached: a list of short lines takes 20 times their bytes."""
+        """Yield each log on demand: a list of short lines takes 20 times their bytes."""
         first, text = piece
         lines = enumerate(io.BytesIO(replace_lone_surrogates(text)), first)
         return ((number, line.rstrip()) for number, line in in_turns(lines) if line.strip())
@@ -178,4 +308,4 @@ class Lines:
         return ""
 
 
-Format = Json | Lines
+BATCH, ARRAY, OBJECTS, LINES = JsonBatch(), JsonArray(), JsonObjects(), Lines()

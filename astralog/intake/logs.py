@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import msgspec
 from marshmallow import ValidationError
 
-from astralog.deadlines import in_runs, in_turns
+from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.intake import timestamps
 from astralog.intake.decoder import DESCRIBED_FIELDS
 from astralog.intake.mapping import change_log
-from astralog.intake.options import Options
+from astralog.intake.options import NO_OPTIONS, Options
 from astralog.intake.schema import FIELDS, BatchStruct, Log, LogSchema
 
 SEVERAL_OBJECTS = (
@@ -30,6 +30,9 @@ _LOW = rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 # Other escapes and whole pairs match too, so that the search for the next match is short.
 _ESCAPE = re.compile(rb"\\(?:%s\\%s|(%s|%s)|.)" % (_HIGH, _LOW, _HIGH, _LOW), re.DOTALL)
+
+#: Bytes of UTF-8 that are decoded without a pause: 4 ms if all of them are invalid.
+UTF8_STEP_BYTES = 256 * 1024
 
 #: Errors of the compiled decoder, on which marshmallow decides.
 COMPILED_ERRORS = (ValueError, RecursionError, ValidationError)
@@ -44,20 +47,27 @@ class _ObjectBatch(msgspec.Struct, forbid_unknown_fields=True):
 _batch = msgspec.json.Decoder(BatchStruct)
 _log = msgspec.json.Decoder(Log)
 _object_batch = msgspec.json.Decoder(_ObjectBatch)
+_object_array = msgspec.json.Decoder(list[dict[Any, Any]])
 _object = msgspec.json.Decoder(dict)
 _schema = LogSchema()
+_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 def load_batch(text: bytes, options: Options) -> list[Any]:
     """Return the logs of a JSON batch; raises COMPILED_ERRORS."""
-    if options.defaults or options.moves_unknown:
+    if options is not NO_OPTIONS and options.changes_logs:
         return _check(_object_batch.decode(text).logs, options)
     return _store_timestamps(_batch.decode(text).logs)
 
 
+def load_array(text: bytes, options: Options) -> list[Any]:
+    """Return the logs of a JSON array, which are changed; raises COMPILED_ERRORS."""
+    return _check(_object_array.decode(text), options)
+
+
 def load_logs(texts: list[bytes], options: Options) -> list[Any]:
     """Return the logs in JSON texts, one in each; raises COMPILED_ERRORS."""
-    if options.defaults or options.moves_unknown:
+    if options is not NO_OPTIONS and options.changes_logs:
         return _check(list(map(_object.decode, texts)), options)
     return _store_timestamps(list(map(_log.decode, texts)))
 
@@ -178,3 +188,13 @@ def _parse_float(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"number out of range: {text[:20]}")
     return number
+
+
+def to_utf8(text: bytes) -> bytes:
+    """Return the text with U+FFFD for what is not UTF-8; it may take three times the bytes."""
+    decoder = _new_utf8_decoder(errors="replace")
+    pieces = []
+    for start in range(0, len(text), UTF8_STEP_BYTES):
+        pieces.append(decoder.decode(text[start : start + UTF8_STEP_BYTES]).encode())
+        yield_if_due()
+    return b"".join([*pieces, decoder.decode(b"", final=True).encode()])

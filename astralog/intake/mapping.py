@@ -1,6 +1,7 @@
-"""Change a log as the query asks: move unknown fields, and fill in missing ones."""
+"""Change a log as the query demands: move fields to their names, and fill in missing ones."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from heapq import nsmallest
 from typing import Any
 
@@ -10,11 +11,12 @@ from marshmallow import ValidationError
 from astralog.intake.decoder import DESCRIBED_FIELDS
 from astralog.intake.options import Options
 from astralog.intake.schema import FIELDS
+from astralog.intake.unix_time import EXPECTED, parse_time
 
 _SCALARS = (bool, int, float)
 
-#: What becomes text in a known field if unknown fields move. A number is no timestamp, since its
-#: unit is not known.
+#: Values that become text in a known field. A number is no timestamp, unless the query says where
+#: the timestamp is.
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "project_id": _SCALARS,
     "level": _SCALARS,
@@ -24,23 +26,73 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 _TWICE = "metadata has a field of this name too."
 
+#: A string that is a Unix time; a shorter one may be a date, such as 20240531.
+_UNIX_TIME = re.compile(r"[0-9]{10,20}(?:\.[0-9]{1,40})?")
+
+#: No number from here on is a Unix time; to write longer ones as text takes long.
+_MAX_NUMBER = 10**20
+
+#: The members on the way to a value: an object, and the name of its member.
+_Path = Sequence[tuple[dict[str, Any], str]]
+
 
 def change_log(log: Any, options: Options) -> Any:
-    """Return the log as the options have it: unknown fields moved, and what it lacks filled in.
+    """Return the log after the changes of the options; a value that is no object stays as it is.
 
-    If unknown fields move, numbers and booleans in known ones become text, and so does any message.
-    A field that is null is lacking. What is no object stays as it is. Raises ValidationError where
-    metadata has a field of an unknown field's name already: neither may be lost.
+    A field that is null is missing. Raises ValidationError if metadata has an unknown field's name
+    already, since neither may be lost, and for a number that is no Unix time.
     """
     if not isinstance(log, dict):
         return log
+    if options.sources:
+        _move_fields(log, options.sources)
     if options.moves_unknown:
         log = _move_unknown(log)
+    if options.sources or options.moves_unknown:
         _write_as_text(log)
+    if "timestamp" in options.sources:
+        _read_unix_time(log)
     for name, value in options.defaults.items():
         if log.get(name) is None:
             log[name] = value
     return log
+
+
+def _move_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> None:
+    """Move the first value that is there to each field; all are found before the first is moved.
+
+    Objects that are empty then are removed.
+    """
+    moved: dict[str, Any] = {}
+    paths: list[_Path] = []
+    for field, names in sources.items():
+        for name in names:
+            if path := _find(log, name):
+                holder, member = path[-1]
+                moved[field] = holder[member]
+                paths.append(path)
+                break
+    for path in paths:
+        for holder, member in reversed(path):
+            holder.pop(member, None)
+            if holder:
+                break
+    log.update(moved)
+
+
+def _find(holder: dict[str, Any], name: str) -> _Path:
+    """Return the path to the value of a name, empty if there is none but null.
+
+    A dot in the name reaches into an object, unless a member has the name with the dot.
+    """
+    if holder.get(name) is not None:
+        return ((holder, name),)
+    end = len(name)
+    while (end := name.rfind(".", 0, end)) > 0:
+        inner = holder.get(name[:end])
+        if isinstance(inner, dict) and (path := _find(inner, name[end + 1 :])):
+            return ((holder, name[:end]), *path)
+    return ()
 
 
 def _move_unknown(log: dict[str, Any]) -> dict[str, Any]:
@@ -64,3 +116,19 @@ def _write_as_text(log: dict[str, Any]) -> None:
         value = log.get(name)
         if isinstance(value, kinds):
             log[name] = msgspec.json.encode(value).decode()
+
+
+def _read_unix_time(log: dict[str, Any]) -> None:
+    """Replace a timestamp that is a Unix time by its stored form."""
+    value = log.get("timestamp")
+    if isinstance(value, str):
+        if not _UNIX_TIME.fullmatch(value):
+            return
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    try:
+        if not isinstance(value, str):
+            value = repr(value) if 0 <= value < _MAX_NUMBER else ""
+        log["timestamp"] = parse_time(value)
+    except ValueError:
+        raise ValidationError({"timestamp": [f"{EXPECTED}."]}) from None

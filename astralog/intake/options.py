@@ -4,10 +4,11 @@ Source of the header:
 https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07.
 """
 
+import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from astralog.errors import Rejection
@@ -18,13 +19,25 @@ from astralog.tokens_file import Token
 #: Parameters whose value is stored in logs that lack the field.
 DEFAULTS = ("project_id", "service", "level")
 
-PARAMETERS = (*DEFAULTS, "unknown", "partial", "dry_run")
+#: Parameters that name the members of a log from which a field is moved, and that field.
+FIELD_PARAMETERS = {
+    f"{name}_field": name for name in ("message", "timestamp", "level", "service", "project_id")
+}
+
+#: Parameters with a single value.
+CONSTANTS = {"timestamp": "now", "unknown": "metadata", "invalid": "keep", "once": "body"}
+
+PARAMETERS = (*DEFAULTS, *FIELD_PARAMETERS, *CONSTANTS, "partial", "dry_run")
 
 #: Characters of a default value: it is repeated in every log, so it bounds the growth of a batch.
 MAX_DEFAULT_CHARACTERS = 255
 
-#: The only value of `unknown`.
-TO_METADATA = "metadata"
+#: Characters of the value of a `*_field`.
+MAX_FIELD_CHARACTERS = 255
+
+#: The level and the service of a log that names none, for protocols that do not require them.
+NO_LEVEL = "unspecified"
+NO_SERVICE = "unknown_service"
 
 #: The header that holds the key, as WSGI names it.
 KEY_HEADER = "HTTP_IDEMPOTENCY_KEY"
@@ -45,17 +58,41 @@ _SHOWN_NAME = re.compile(r"[A-Za-z_]{1,24}")
 _FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 class Options(NamedTuple):
     """The options of a query.
 
-    `defaults` has a value for each field that is filled in; with `moves_unknown`, unknown fields go
-    under metadata; with `is_partial`, the valid logs of an invalid batch are stored.
+    `defaults` has a value for each field that is filled in, and `sources` the names of the members
+    from which a field is moved. With `moves_unknown`, unknown fields go under metadata; with
+    `is_partial`, the valid logs of an invalid batch are stored; with `keeps_invalid`, the invalid
+    ones too, as text. With `stamps_arrival`, the arrival is the default timestamp; with
+    `keys_body`, the body is its own idempotency key.
     """
 
-    defaults: Mapping[str, str] = MappingProxyType({})
+    defaults: Mapping[str, str] = _NOTHING
     moves_unknown: bool = False
     is_partial: bool = False
     is_dry_run: bool = False
+    sources: Mapping[str, Sequence[str]] = _NOTHING
+    stamps_arrival: bool = False
+    keeps_invalid: bool = False
+    keys_body: bool = False
+
+    @property
+    def changes_logs(self) -> bool:
+        """Whether a log is changed before it is checked."""
+        return bool(self.defaults or self.moves_unknown or self.sources)
+
+    @property
+    def accepts_any_json(self) -> bool:
+        """Whether a JSON body may be an array, a log or several logs, in place of a batch."""
+        return bool(self.moves_unknown or self.stamps_arrival or self.sources)
+
+    def stamp(self, arrival: str) -> "Options":
+        """Return the options with the arrival as the default timestamp."""
+        return self._replace(defaults={**self.defaults, "timestamp": arrival})
 
 
 NO_OPTIONS = Options()
@@ -67,18 +104,54 @@ def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Optio
     Raises Rejection `bad_request`, which names the parameter.
     """
     values = parse_query(query, parameters)
-    defaults = {name: values[name] for name in DEFAULTS if name in values}
-    for name, value in defaults.items():
-        if len(value) > MAX_DEFAULT_CHARACTERS:
-            raise _bad(f"{name} has more than {MAX_DEFAULT_CHARACTERS} characters.")
-    if values.get("unknown", TO_METADATA) != TO_METADATA:
-        raise _bad(f"unknown is {TO_METADATA}.")
+    for name, value in CONSTANTS.items():
+        if values.get(name, value) != value:
+            raise _bad(f"{name} is {value}.")
+    if "once" in values and "timestamp" in values:
+        raise _bad("once=body excludes timestamp=now: a retry would arrive at another time.")
     return Options(
-        defaults,
+        {
+            name: _limited(values, name, MAX_DEFAULT_CHARACTERS)
+            for name in DEFAULTS
+            if name in values
+        },
         moves_unknown="unknown" in values,
         is_partial=_parse_flag(values, "partial"),
         is_dry_run=_parse_flag(values, "dry_run"),
+        sources={
+            FIELD_PARAMETERS[name]: _parse_names(values, name)
+            for name in values
+            if name in FIELD_PARAMETERS
+        },
+        stamps_arrival="timestamp" in values,
+        keeps_invalid="invalid" in values,
+        keys_body="once" in values,
     )
+
+
+def _limited(values: Mapping[str, str], name: str, most: int) -> str:
+    if len(values[name]) > most:
+        raise _bad(f"{name} has more than {most} characters.")
+    return values[name]
+
+
+def _parse_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
+    names = tuple(_limited(values, name, MAX_FIELD_CHARACTERS).split(","))
+    if "" in names:
+        raise _bad(f"{name} has an empty name between commas.")
+    return names
+
+
+def find_project(options: Options, projects: Collection[str] | None) -> str:
+    """Return the project of a log without one: the query's, else the token's only one, or ""."""
+    only = "".join(projects) if projects and len(projects) == 1 else ""
+    return options.defaults.get("project_id") or only
+
+
+def check_project(options: Options, projects: Collection[str] | None) -> None:
+    """Raise Rejection `bad_request` if there is no project for invalid logs that are kept."""
+    if not find_project(options, projects):
+        raise _bad("invalid=keep needs project_id=, or a token that is bound to one project.")
 
 
 def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
@@ -93,7 +166,7 @@ def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
             shown = f"query parameter {name!r}" if _SHOWN_NAME.fullmatch(name) else "such parameter"
             raise _bad(f"There is no {shown}; there are {', '.join(parameters)}.")
         if name in values:
-            raise _bad(f"{name} stands twice in the query.")
+            raise _bad(f"{name} is in the query twice.")
         if not value:
             raise _bad(f"{name} is empty.")
         values[name] = value
@@ -125,11 +198,16 @@ def parse_key(value: str) -> str:
     return text
 
 
-def digest(key: str, token: Token, body: bytes, environ: Environ) -> Key:
+def digest(key: str | None, token: Token, body: bytes, environ: Environ) -> Key:
     """Return the digests of a key and of the request that is sent with it.
 
-    A second try may be compressed in another way, but must be decoded in the same way.
+    Without a key, it is made of the request itself (`once=body`), and is none that a header can
+    hold. A second try may be compressed in another way, but must be decoded in the same way.
     """
     words = ("PATH_INFO", "CONTENT_TYPE", "QUERY_STRING")
     context = "\n".join([environ.get(word, "") for word in words])
+    if key is None:
+        made = hashlib.sha256(f"{context}\n".encode())
+        made.update(body)
+        key = f"body {made.hexdigest()}"
     return make_key(token.digest, token.name, key, body, context)

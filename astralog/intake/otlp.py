@@ -8,7 +8,6 @@ https://github.com/open-telemetry/opentelemetry-proto; docs/api.md lists which f
 import math
 import time
 from base64 import b64encode
-from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -27,6 +26,7 @@ from astralog.intake.decoder import (
     reject_invalid,
 )
 from astralog.intake.logs import name_encoding
+from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import format_time
 
@@ -46,12 +46,6 @@ NUMBERS_PER_LEVEL = 4
 
 #: Severity numbers of which the level's name says all: the first of each level, and none.
 PLAIN_NUMBERS = frozenset((0, *range(1, NUMBERS_PER_LEVEL * len(LEVELS), NUMBERS_PER_LEVEL)))
-
-#: The level of a record that has neither a severity text nor a severity number.
-NO_LEVEL = "unspecified"
-
-#: The service of a resource without `service.name`, as OpenTelemetry's resources have it.
-NO_SERVICE = "unknown_service"
 
 #: Lists and maps that may lie in one another in a value. Beyond it, the log is invalid.
 MAX_DEPTH = 30
@@ -77,11 +71,7 @@ _TRACE_DIGITS, _SPAN_DIGITS = 32, 16
 #: An id of zeroes alone is none.
 _NO_TRACE, _NO_SPAN = "0" * _TRACE_DIGITS, "0" * _SPAN_DIGITS
 
-#: Bytes decoded at once: 4 ms if none of them is UTF-8.
-UTF8_STEP_BYTES = 256 * 1024
-
 _encoder = msgspec.json.Encoder()
-_new_utf8_decoder = getincrementaldecoder("utf-8")
 
 Item = TypeVar("Item")
 
@@ -141,10 +131,8 @@ class Origin(NamedTuple):
 def make_origin(resource: Source, scope: Source, context: Context) -> Origin:
     """Return the origin of the records of a scope, as the query and the token have it."""
     defaults, attributes = context.options.defaults, resource.attributes
-    projects = list(context.projects or ())
-    only = projects[0] if len(projects) == 1 else ""
     return Origin(
-        defaults.get("project_id") or _text(attributes.get("project_id")) or only,
+        defaults.get("project_id") or _text(attributes.get("project_id")) or context.project,
         _text(attributes.get("service.name")) or defaults.get("service", NO_SERVICE),
         defaults.get("level", NO_LEVEL),
         _encode_source(resource),
@@ -267,16 +255,6 @@ class Values:
             raise Rejection("body_too_large", message)
         self._next_check = max(self._left - VALUES_PER_CHECK, 0)
         yield_if_due()
-
-
-def to_utf8(text: bytes) -> bytes:
-    """Return the text with U+FFFD for what is not UTF-8; it may take three times the bytes."""
-    decoder = _new_utf8_decoder(errors="replace")
-    pieces = []
-    for start in range(0, len(text), UTF8_STEP_BYTES):
-        pieces.append(decoder.decode(text[start : start + UTF8_STEP_BYTES]).encode())
-        yield_if_due()
-    return b"".join([*pieces, decoder.decode(b"", final=True).encode()])
 
 
 #: What is wrong with a resource or a scope, by that word; it is wrong with each of its records.

@@ -15,7 +15,7 @@ import msgspec
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS, LONG_LOG_COMMAS, find_excess
-from astralog.intake.logs import replace_lone_surrogates
+from astralog.intake.logs import replace_lone_surrogates, to_utf8
 from astralog.intake.otlp import (
     LEVELS,
     MAX_ATTRIBUTES,
@@ -31,7 +31,6 @@ from astralog.intake.otlp import (
     check_depth,
     make_log,
     number_value,
-    to_utf8,
     try_read,
 )
 

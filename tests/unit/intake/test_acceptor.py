@@ -300,3 +300,58 @@ def test_token_beyond_its_rate_is_rejected_before_the_body_is_read(
     service.post(body, token="free", encoding="gzip")
     assert [entry[0] for entry in service.books.counted] == ["accepted", "rate_limited", "accepted"]
     service.queue.stop(1)
+
+
+def test_body_is_its_own_key_with_once_body(settings: Settings) -> None:
+    """A retry of the same bytes is stored once, compressed or not; another request is not one."""
+    service = Service(settings)
+    once = "once=body"
+    assert not service.post(b"text", once).is_replayed
+    assert service.post(b"text", once).is_replayed
+    assert service.post(gzip.compress(b"text"), once, encoding="gzip").is_replayed
+    assert not service.post(b"text", "once=body&level=info").is_replayed
+    assert not service.post(b"other", once).is_replayed
+    assert not service.post(b"text", once, key="k").is_replayed
+    assert service.post(b"text", "once=body&dry_run=true").is_dry_run
+    assert not service.post(b"text").is_replayed
+    assert 5 == service.stored().count(b"\n")
+
+
+def test_key_in_use_is_a_503_with_once_body(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents drop a batch that is answered 409."""
+
+    def claim(key: Any) -> Claim:
+        raise Rejection("key_in_use", "In use.")
+
+    monkeypatch.setattr(service.queue, "claim", claim)
+    for query, key, status in (("once=body", None, 503), ("", "k", 409), ("once=body", "k", 503)):
+        with pytest.raises(Rejection) as rejected:
+            service.post(b"text", query, key=key)
+        assert ("key_in_use", status) == (rejected.value.code, int(rejected.value.status))
+
+
+def test_invalid_keep_without_a_project_is_rejected_before_the_body(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = write_tokens(tmp_path / "tokens", "bound mine\nseveral mine yours\nfree\n")
+    service = Service(replace(settings, tokens="", tokens_file=str(path)))
+    for token in ("several", "free"):
+        with pytest.raises(Rejection, match="project_id=") as rejected:
+            service.post(token=token, query="invalid=keep")
+        assert "bad_request" == rejected.value.code
+        service.post(token=token, query="invalid=keep&project_id=mine")
+    service.post(token="bound", query="invalid=keep")
+    assert ["mine"] * 3 == [context.project for context in service.contexts]
+
+
+def test_kept_logs_are_not_counted_as_rejected(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invalid = InvalidLogs(are_kept=True)
+    invalid.add(0, {"text": ["Too loud."]})
+    decoded = Decoded(Batch(b"text\n", 1), invalid)
+    monkeypatch.setattr(service, "_decode", lambda body, context: decoded)
+    assert decoded == service.post(b"text!").decoded
+    assert [("accepted", 5, 1)] == service.books.counted

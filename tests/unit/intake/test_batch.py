@@ -344,7 +344,7 @@ def test_lines_of_json_are_told_their_content_type(separator: bytes) -> None:
     """A sender that forgot the header of NDJSON learns of it; others are not led astray."""
     log = json.dumps(make_log()).encode()
     assert rejection_of(separator.join([log, log])).message.endswith(
-        "; one log a line is sent as application/x-ndjson"
+        "; one log per line is sent as application/x-ndjson"
     )
     for other in (
         b"{\n" + log,

@@ -13,7 +13,7 @@ from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, Decoded
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.options import NO_OPTIONS, PARAMETERS, Options, parse_options
+from astralog.intake.options import CONSTANTS, NO_OPTIONS, PARAMETERS, Options, parse_options
 from tests.support.decoding import make_context, marshmallow_alone
 from tests.support.service import make_log
 from tests.unit.intake.test_compiled_schema import json_object, strings, timestamp_texts, values
@@ -62,6 +62,21 @@ def rejection_of(decode: Any, options: Options, *logs: Any) -> Rejection:
         ("unknown=metadata", Options(moves_unknown=True)),
         ("partial=true&dry_run=1", Options(is_partial=True, is_dry_run=True)),
         ("partial=false&dry_run=0", NO_OPTIONS),
+        ("timestamp=now", Options(stamps_arrival=True)),
+        ("invalid=keep", Options(keeps_invalid=True)),
+        ("once=body", Options(keys_body=True)),
+        ("message_field=msg,event.text", Options(sources={"message": ("msg", "event.text")})),
+        (
+            "timestamp_field=%40t&level_field=a%2Cb&service_field=s&project_id_field=p",
+            Options(
+                sources={
+                    "timestamp": ("@t",),
+                    "level": ("a", "b"),
+                    "service": ("s",),
+                    "project_id": ("p",),
+                }
+            ),
+        ),
         ("&", NO_OPTIONS),
         (f"level={'x' * 255}", Options({"level": "x" * 255})),
     ],
@@ -82,11 +97,19 @@ def test_a_query_is_read(query: str, expected: Options) -> None:
         ("dry_run=true&s3cret=1", "There is no such parameter; there are project_id,"),
         ("partial", "partial is empty"),
         ("level=", "level is empty"),
-        ("level=a&level=a", "level stands twice"),
-        ("dry_run=false&dry_run=true", "dry_run stands twice"),
+        ("level=a&level=a", "level is in the query twice"),
+        ("dry_run=false&dry_run=true", "dry_run is in the query twice"),
         ("dry_run=maybe", "dry_run is true or false"),
         ("partial=TRUE", "partial is true or false"),
         ("unknown=drop", "unknown is metadata"),
+        ("timestamp=today", "timestamp is now"),
+        ("invalid=drop", "invalid is keep"),
+        ("once=header", "once is body"),
+        ("once=body&timestamp=now", "once=body excludes timestamp=now"),
+        ("message_field=a,,b", "message_field has an empty name"),
+        ("level_field=,", "level_field has an empty name"),
+        ("metadata_field=a", "'metadata_field'"),
+        (f"message_field={'x' * 256}", "message_field has more than 255"),
         (f"service={'x' * 256}", "service has more than 255"),
         ("level=%FF", "UTF-8"),
         ("level=\xff", "UTF-8"),
@@ -392,6 +415,11 @@ options = st.builds(
     st.sampled_from([{}, DEFAULTS, {"level": "l"}]),
     moves_unknown=st.booleans(),
     is_partial=st.booleans(),
+    is_dry_run=st.just(value=False),
+    sources=st.sampled_from([{}, {"message": ("msg", "message"), "timestamp": ("ts.a", "level")}]),
+    stamps_arrival=st.just(value=False),
+    keeps_invalid=st.just(value=False),
+    keys_body=st.just(value=False),
 )
 
 
@@ -420,5 +448,5 @@ def test_either_way_makes_the_same_of_any_log(logs: list[str], options: Options)
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_parameter_is_known_to_the_query(name: str) -> None:
     """No parameter is listed that the query does not take."""
-    value = {"unknown": "metadata", "partial": "true", "dry_run": "true"}.get(name, "x")
+    value = {**CONSTANTS, "partial": "true", "dry_run": "true"}.get(name, "x")
     assert NO_OPTIONS != parse_options(f"{quote(name)}={value}")
