@@ -1,6 +1,6 @@
 """Run all fault injection: `python -m tests.faults [--seconds N] [--report FILE] [--only KIND]`.
 
-Ends with status 1 where a promise was broken. A whole run writes docs/fault-injection.md.
+Ends with status 1 if a promise was broken. A whole run writes docs/fault-injection.md.
 """
 
 import argparse
@@ -19,23 +19,23 @@ from tests.faults import (
     attacks,
     clocks,
     compression,
-    crowd,
+    connection_flood,
     disks,
     forward,
     fuzz,
-    heavy,
-    hogs,
+    heavy_bodies,
     housekeeping,
     kills,
     memory,
     otlp,
-    pages,
     powercut,
     races,
     sealing,
     shim,
     signals,
+    slow_clients,
     stall,
+    status_page_load,
     tls,
     upgrades,
     writes,
@@ -46,7 +46,7 @@ from tests.support.service import ROOT, heed_signals
 
 
 class Kind(NamedTuple):
-    """A kind of fault: how much of it there is, and its share of the time at most."""
+    """A kind of fault, with its largest share of the time."""
 
     name: str
     run: Callable[[Bench], Iterator[Row]]
@@ -56,12 +56,12 @@ class Kind(NamedTuple):
 
 DEFAULT_SECONDS = 1800
 
-#: Where a whole run leaves its table.
+#: The file for the table of a whole run.
 RESULTS = ROOT / "docs" / "fault-injection.md"
 
 
 def kinds(scale: float) -> list[Kind]:
-    """Return every kind; `scale` is how much longer than by default the run may be."""
+    """Return every kind; `scale` is the length of the run relative to the default."""
 
     def times(count: int) -> int:
         return max(1, int(count * scale))
@@ -85,11 +85,11 @@ def kinds(scale: float) -> list[Kind]:
         kind("signals", 0.2, "rounds", times(4), "starts", max(24, times(24)), "segments", 10_000),
         kind("upgrades", 0.1, "rounds", times(3)),
         kind("attacks", 0.1, "rounds", times(1)),
-        kind("heavy", 0.1, "bodies", 200),
-        kind("crowd", 0.15, "connections", 2000),
+        kind("heavy_bodies", 0.1, "bodies", 200),
+        kind("connection_flood", 0.15, "connections", 2000),
         kind("tls", 0.2, "connections", 500),
-        kind("hogs", 0.15, "connections", 4500, "readers", 20),
-        kind("pages", 0.05, "pages", 200, "segments", 5000, "seconds", 8),
+        kind("slow_clients", 0.15, "connections", 4500, "readers", 20),
+        kind("status_page_load", 0.05, "pages", 200, "segments", 5000, "seconds", 8),
         kind("fuzz", 0.1, "inputs", times(200_000)),
         kind("otlp", 0.05, "inputs", times(20_000)),
         kind(
@@ -115,15 +115,15 @@ MODULES: dict[str, Any] = {
     "stall": stall,
     "signals": signals,
     "attacks": attacks,
-    "heavy": heavy,
-    "crowd": crowd,
+    "heavy_bodies": heavy_bodies,
+    "connection_flood": connection_flood,
     "tls": tls,
-    "hogs": hogs,
+    "slow_clients": slow_clients,
     "upgrades": upgrades,
     "fuzz": fuzz,
     "forward": forward,
     "otlp": otlp,
-    "pages": pages,
+    "status_page_load": status_page_load,
 }
 
 
@@ -138,42 +138,43 @@ def run(seconds: float, seed: int, only: list[str]) -> list[Row]:
             left = end - time.monotonic()
             bench = Bench(Path(path), seed, min(left, seconds * kind.share if not only else left))
             if kind.needs_shim and not shim.is_available():
-                bench.say(f"NOT TESTED: {kind.name}; it takes gcc to compile the shim")
+                bench.say(f"NOT TESTED: {kind.name}; the shim needs gcc")
             elif left > 0:
                 bench.say(f"--- {kind.name}")
                 rows += _run_kind(kind, bench)
             else:
-                bench.say(f"NOT TESTED: {kind.name}; there is no time left")
+                bench.say(f"NOT TESTED: {kind.name}; no time is left")
     return rows
 
 
 def _run_kind(kind: Kind, bench: Bench) -> Iterator[Row]:
-    """Yield a kind's rows; where it cannot go on, that is a failure of its own.
-
-    The rows it had by then stay, and the other kinds still run.
-    """
+    """Yield a kind's rows, and a failed row if it raises; the other kinds still run."""
     try:
         yield from kind.run(bench)
     except Exception as error:
         traceback.print_exc()
-        row = Row(f"{kind.name}: did not come to its end")
+        row = Row(f"{kind.name}: not finished")
         row.fail(repr(error))
         yield row
 
 
 def _report(rows: list[Row], seed: int, seconds: float) -> str:
-    """Return the table with the conditions it was made under."""
+    """Return the table with the conditions of the run."""
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     table = render_markdown(rows)
     return REPORT.format(commit=commit(), day=day, seed=seed, seconds=seconds, table=table)
 
 
 def main() -> int:
-    """Run what the command line says, and print the table."""
+    """Run the kinds that the command line selects, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="bound of the run")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of all chance")
-    parser.add_argument("--report", type=Path, help="file that gets the table, in Markdown")
+    parser.add_argument(
+        "--seconds", type=float, default=DEFAULT_SECONDS, help="longest duration of the run"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="seed of all random choices"
+    )
+    parser.add_argument("--report", type=Path, help="file for the table, in Markdown")
     parser.add_argument("--only", action="append", choices=list(MODULES), default=[])
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.seconds:g} s", file=sys.stderr)

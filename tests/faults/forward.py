@@ -193,7 +193,7 @@ def _deliver_odd_values(bench: Bench, logs: int) -> Row:
 
 def _deliver_beside(bench: Bench, segments: int) -> Row:
     """Start beside so many delivered segments, and deliver one more at its time."""
-    row = Row(f"forward: {segments:,} delivered segments beside", tried=1)
+    row = Row(f"forward: among {segments:,} delivered segments", tried=1)
     directory = bench.make_directory()
     data_dir = directory / "data"
     data_dir.mkdir()

@@ -47,7 +47,7 @@ def _held_by(pid: int) -> set[Path]:
 
 def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
     """Kill the one that looks after the directory; another one must, and remove only the oldest."""
-    row = Row("kill -9 of who looks after the directory")
+    row = Row("kill -9 of the housekeeper")
     service = Service(
         bench.make_directory(), workers=2, segment_bytes=SEGMENT_BYTES, retain_bytes=RETAIN_BYTES
     )

@@ -132,7 +132,7 @@ def _is_log(line: bytes) -> bool:
 
 def try_bombs() -> Row:
     """Decode bodies of nothing but what takes most memory, or time, for its bytes."""
-    row = Row("OTLP bodies made to take memory: 10 MiB each")
+    row = Row("OTLP bodies of the most expensive content: 10 MiB each")
     before = _peak_mib()
     for encoding, body in bombs():
         try_body(row, encoding, body, OPTIONS[1])

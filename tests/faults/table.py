@@ -1,28 +1,28 @@
-"""What was tried and what came of it: one row for each kind of fault or attack."""
+"""The results: one row per kind of fault or attack."""
 
 import dataclasses
 
-#: What must stay zero, with the heading of its column.
+#: Counts that must stay zero, with the headings of their columns.
 ZEROES = {
     "lost": "lost",
     "doubled": "doubled",
-    "parts": "in part",
-    "half": "half or not JSON",
+    "parts": "partial",
+    "half": "malformed lines",
     "forged": "forged",
     "errors": "500s",
     "failed": "other failures",
-    "unresolved": "keyed, undecided",
+    "unresolved": "keyed, unresolved",
 }
 
 HEADINGS = (
-    "what",
-    "tried",
+    "fault",
+    "attempts",
     "batches acknowledged",
     "keyed",
-    "sent again",
+    "retries",
     *ZEROES.values(),
-    "undecided, stored",
-    "back after, s (worst)",
+    "unanswered, stored",
+    "recovery, s (worst)",
 )
 
 
@@ -30,10 +30,10 @@ HEADINGS = (
 class Row:
     """The counts of one kind.
 
-    `keyed` of the acknowledged batches had a key, and were sent again so often until they were
-    acknowledged; `parts` and `unresolved` count those of which a part is there, or that never were.
-    `undecided` counts batches whose client was told that they may be stored, or was told nothing,
-    and that are; `back_seconds` is the longest time until a batch was acknowledged again.
+    `keyed` acknowledged batches had a key, and were retried `sent_again` times until they were
+    acknowledged. `parts` counts keyed batches that are stored in part, `unresolved` those that were
+    never acknowledged. `undecided` counts stored batches whose clients received no response, or
+    that they may be stored. `back_seconds` is the longest time to the next acknowledged batch.
     """
 
     what: str
@@ -59,16 +59,16 @@ class Row:
         return any(getattr(self, name) for name in ZEROES)
 
     def was_back_after(self, seconds: float) -> None:
-        """Note how long it took until the service accepted again."""
+        """Record the time until the service accepted batches again."""
         self.back_seconds = max(seconds, self.back_seconds or 0.0)
 
     def fail(self, remark: str, count: int = 1) -> None:
-        """Note what went wrong and has no column of its own."""
+        """Count a failure that has no column."""
         self.failed += count
         self.remark(remark)
 
     def remark(self, text: str) -> None:
-        """Keep a text that helps to understand a count; the first few are enough."""
+        """Keep a text that explains a count, up to five."""
         if len(self.remarks) < 5:
             self.remarks.append(text)
 
@@ -96,23 +96,23 @@ REPORT = """\
 # Results of the last run of fault injection
 
 `make faults` on commit {commit}, {day}, seed {seed}, {seconds:.0f} s.
-[reliability.md](reliability.md) says what is tried, and how.
+[Reliability](reliability.md#tests-of-each-promise) describes each kind.
 
 {table}
 The columns:
 
-- *keyed*: the acknowledged batches that were sent with an `Idempotency-Key`, until they were
-  acknowledged. *sent again*: how often they were sent after the first time.
+- *keyed*: acknowledged batches with an `Idempotency-Key`, sent until they were acknowledged.
+  *retries*: their sends after the first.
 - *doubled*: batches found twice, or found although they were rejected for good.
-- *in part*: keyed batches of which some lines are there, acknowledged or not.
-- *half or not JSON*: lines that do not parse, and files that end in half a line.
+- *partial*: keyed batches that are stored in part, acknowledged or not.
+- *malformed lines*: lines that do not parse, and files that end in half a line.
 - *forged*: lines that no client sent as a log.
-- *other failures*: for example a wrong code, a late answer, a file left open, a traceback.
-- *keyed, undecided*: keyed batches whose clients never came to see them acknowledged.
-- *undecided, stored*: batches without a key whose clients were told that they may be stored, or
-  were told nothing, and that are. They are no failures.
-- *back after*: the longest time from a fault, or from its end where the service cannot work during
-  it, to the next acknowledged batch. For power cuts the acknowledged batches of every state are
+- *other failures*: for example a wrong code, a late response, a file left open, a traceback.
+- *keyed, unresolved*: keyed batches that were never acknowledged.
+- *unanswered, stored*: stored batches without a key whose clients received no response, or the
+  response that they may be stored. They are not failures.
+- *recovery*: the longest time from a fault, or from its end if the service cannot work during it,
+  to the next acknowledged batch. For power cuts the acknowledged batches of every state are
   counted again.
 """
 

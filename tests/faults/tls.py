@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tests.faults.bench import Bench
-from tests.faults.crowd import RESET, raise_open_files_limit, visit
+from tests.faults.connection_flood import RESET, raise_open_files_limit, visit
 from tests.faults.table import Row
 from tests.support.certificate import can_make_certificate, make_certificate
 from tests.support.service import TOKEN, Service, make_head
 
-#: Seconds that the crowd stays.
+#: Seconds that the flood lasts.
 STAY_SECONDS = 5.0
 
 #: Kinds of TLS record, and the version that every one of them names (RFC 8446, 5.1).
@@ -43,7 +43,7 @@ class TlsService(Service):
         return context.wrap_socket(self.connect(), server_hostname="localhost")
 
 
-class Crowd:
+class Flood:
     """The ways in which a client breaks TLS; each makes a connection and returns it."""
 
     def __init__(self, service: TlsService, chance: random.Random) -> None:
@@ -104,13 +104,13 @@ class Crowd:
 
 
 KINDS = {
-    "plain HTTP": Crowd.speak_plain_http,
-    "half a hello": Crowd.send_half_a_hello,
-    "silent after the hello": Crowd.send_a_hello,
-    "garbage": Crowd.send_garbage,
-    "a handshake in the midst of data": Crowd.spoil_the_stream,
-    "gone in the midst of a body": Crowd.vanish_in_the_body,
-    "a byte of a body a second": Crowd.send_half_a_body,
+    "plain HTTP": Flood.speak_plain_http,
+    "half a hello": Flood.send_half_a_hello,
+    "silent after the hello": Flood.send_a_hello,
+    "garbage": Flood.send_garbage,
+    "a handshake in the midst of data": Flood.spoil_the_stream,
+    "gone in the midst of a body": Flood.vanish_in_the_body,
+    "a byte of a body a second": Flood.send_half_a_body,
 }
 
 
@@ -121,7 +121,7 @@ def run(
     kinds: Collection[str] = tuple(KINDS),
     until_dropped: bool = True,
 ) -> Iterator[Row]:
-    """Let a crowd of each kind come, stay, be dropped unless `until_dropped` is false, and go."""
+    """Flood the TLS port with each kind; if `until_dropped`, wait until the service drops it."""
     if not can_make_certificate():
         bench.say("NOT TESTED: broken TLS; it takes openssl to make a certificate")
         return
@@ -131,8 +131,8 @@ def run(
         if bench.has_time:
             directory = bench.make_directory()
             with TlsService(directory, body_timeout_seconds=3) as service:
-                crowd = Crowd(service, bench.random)
-                arrivals = (KINDS[what](crowd) for _ in range(connections))
+                flood = Flood(service, bench.random)
+                arrivals = (KINDS[what](flood) for _ in range(connections))
                 visit(row, service, arrivals, stay_seconds, until_dropped, _trickle)
                 if TOKEN in service.log():
                     row.fail("a token is in the log")

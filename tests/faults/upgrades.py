@@ -70,7 +70,7 @@ def _start_second_masters(bench: Bench, rounds: int) -> Row:
 
 def _reload_beside_broken_code(bench: Bench, rounds: int) -> Row:
     """Reload, and kill workers, after every file of the service was replaced by a broken one."""
-    row = Row("SIGHUP and dying workers beside broken code")
+    row = Row("SIGHUP and dying workers with broken code on disk")
     directory = bench.make_directory()
     root = copy_checkout(directory / "checkout")
     service = Service(directory, workers=2)

@@ -10,23 +10,23 @@ from tests.faults import (
     attacks,
     clocks,
     compression,
-    crowd,
+    connection_flood,
     disks,
     forward,
     fuzz,
-    heavy,
-    hogs,
+    heavy_bodies,
     housekeeping,
     kills,
     memory,
     mounts,
     otlp,
-    pages,
     powercut,
     sealing,
     shim,
     signals,
+    slow_clients,
     stall,
+    status_page_load,
     tls,
     upgrades,
     writes,
@@ -164,15 +164,15 @@ def test_attacks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_heavy_bodies(tmp_path: Path) -> None:
     """Hundreds of bodies that are heavy to decode cost the memory of one, and others are served."""
-    check(tmp_path, lambda bench: heavy.run(bench, bodies=200))
+    check(tmp_path, lambda bench: heavy_bodies.run(bench, bodies=200))
 
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_crowds(tmp_path: Path) -> None:
+def test_connection_floods(tmp_path: Path) -> None:
     """Slow, silent and vanished clients do not keep others waiting."""
     kinds = ("half a body", "gone before the answer")
-    check(tmp_path, lambda bench: crowd.run(bench, 100, stay_seconds=0.5, kinds=kinds))
+    check(tmp_path, lambda bench: connection_flood.run(bench, 100, stay_seconds=0.5, kinds=kinds))
 
 
 @pytest.mark.alone
@@ -196,15 +196,15 @@ def test_forwarding(tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.alone
-def test_pages(tmp_path: Path) -> None:
+def test_status_page_load(tmp_path: Path) -> None:
     """Those who look make nobody wait who sends."""
-    check(tmp_path, lambda bench: pages.run(bench, 50, segments=500, seconds=3))
+    check(tmp_path, lambda bench: status_page_load.run(bench, 50, segments=500, seconds=3))
 
 
 @pytest.mark.slow
-def test_hogs(tmp_path: Path) -> None:
+def test_slow_clients(tmp_path: Path) -> None:
     """Clients that hold places, memory and time for nothing keep no one waiting."""
-    check(tmp_path, lambda bench: hogs.run(bench, 4200, readers=0, sizes=[15_000]))
+    check(tmp_path, lambda bench: slow_clients.run(bench, 4200, readers=0, sizes=[15_000]))
 
 
 def test_fuzz(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_fuzz(tmp_path: Path) -> None:
 def test_a_kind_that_fails_keeps_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a kind found before it failed is in the table, and the run ends with status 1."""
+    """The rows of a failed kind are in the table, and the run ends with status 1."""
 
     def fail_after_a_row(bench: Bench) -> Iterator[Row]:
         yield Row("finished", tried=7)
@@ -230,10 +230,10 @@ def test_a_kind_that_fails_keeps_its_rows(
     monkeypatch.setattr("sys.argv", ["faults", "--report", str(report)])
     assert 1 == __main__.main()
     _, _, *rows = [line for line in report.read_text().splitlines() if line.startswith("| ")]
-    assert ["| finished | 7 ", "| a: did not come to its end | 0 ", "| after it | 8 "] == [
+    assert ["| finished | 7 ", "| a: not finished | 0 ", "| after it | 8 "] == [
         row[: row.index("|", row.index("|", 2) + 1)] for row in rows
     ]
-    assert "a: did not come to its end: RuntimeError('no more')" in capsys.readouterr().out
+    assert "a: not finished: RuntimeError('no more')" in capsys.readouterr().out
     monkeypatch.setattr(__main__, "kinds", lambda scale: kinds[1:])
     monkeypatch.setattr("sys.argv", ["faults"])
     monkeypatch.setattr(__main__, "RESULTS", tmp_path / "results.md")

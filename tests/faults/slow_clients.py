@@ -1,4 +1,4 @@
-"""Clients without a token that take what others need: places, memory, and the worker's time."""
+"""Slow clients without a token that occupy connections, memory and the worker's time."""
 
 import contextlib
 import socket
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from tests.faults.bench import Bench
-from tests.faults.crowd import OTHERS_SECONDS, raise_open_files_limit, visit
+from tests.faults.connection_flood import OTHERS_SECONDS, raise_open_files_limit, visit
 from tests.faults.stall import watch_health
 from tests.faults.table import Row
-from tests.faults.tls import Crowd, TlsService
+from tests.faults.tls import Flood, TlsService
 from tests.support.background import meanwhile
 from tests.support.certificate import can_make_certificate
 from tests.support.processes import (
@@ -23,25 +23,25 @@ from tests.support.processes import (
 )
 from tests.support.service import Service, make_head, wait_for
 
-#: What a worker's connections may hold, and what they may cost beside it.
+#: Memory that a worker's connections may hold, and its overhead.
 HELD_BYTES = 64 * MIB
 SPARE_BYTES = 32 * MIB
 
-#: More than a worker takes, so that connections have to give way.
+#: More connections than a worker keeps, so that some must be closed.
 CONNECTIONS = 4500
 TLS_CONNECTIONS = 2000
 
-#: Handshakes that are begun to learn what they cost here: with an RSA key, 1 to 2 ms of CPU.
+#: Handshakes that measure their cost on this machine: with an RSA key, 1 to 2 ms of CPU.
 HELLOS = 100
 
-#: What is sent of a head before its connection falls silent.
+#: Bytes of a head that are sent before its connection falls silent.
 HEAD_SIZES = (0, 50, 8 * KIB, 15 * KIB, 150 * KIB)
 
-#: Connections that take none of their answers, and the time after which they are let go.
+#: Connections that read no response, and the time after which they are closed.
 READERS = 20
 LET_GO_SECONDS = 45.0
 
-#: More than the service reads of a body that nobody wants.
+#: More than the service reads of the rest of a rejected body.
 ENDLESS_MIB = 100
 
 PATHS = (
@@ -67,7 +67,7 @@ def run(
     kinds: list[tuple[str, Callable[[Bench, Row], None]]] = [
         (
             f"{connections:,} connections: {size:,} bytes of a head",
-            partial(_crowd, connections, size),
+            partial(_flood_of_heads, connections, size),
         )
         for size in sizes
     ]
@@ -89,7 +89,7 @@ def run(
         yield row
 
 
-def _crowd(connections: int, size: int, bench: Bench, row: Row) -> None:
+def _flood_of_heads(connections: int, size: int, bench: Bench, row: Row) -> None:
     """Let connections come that begin a head, and look at what they cost while they are there."""
     head = _long_head(size)
 
@@ -107,21 +107,21 @@ def _crowd(connections: int, size: int, bench: Bench, row: Row) -> None:
 def _shake_no_hands(bench: Bench, row: Row) -> None:
     directory = bench.make_directory()
     with TlsService(directory) as service:
-        crowd = Crowd(service, bench.random)
-        arrivals = (crowd.send_a_hello() for _ in range(TLS_CONNECTIONS))
-        # Who comes behind the crowd waits for the server's part of all those handshakes: once,
+        flood = Flood(service, bench.random)
+        arrivals = (flood.send_a_hello() for _ in range(TLS_CONNECTIONS))
+        # A client after the flood waits for the server's part of all those handshakes: once,
         # for two answers.
-        others_seconds = OTHERS_SECONDS + TLS_CONNECTIONS * _hello_seconds(service, crowd) / 2
+        others_seconds = OTHERS_SECONDS + TLS_CONNECTIONS * _hello_seconds(service, flood) / 2
         with _bounded_memory(row, service):
             visit(row, service, arrivals, stay_seconds=1.0, others_seconds=others_seconds)
 
 
-def _hello_seconds(service: TlsService, crowd: Crowd) -> float:
+def _hello_seconds(service: TlsService, flood: Flood) -> float:
     """Return the CPU seconds of the worker for its part of a handshake."""
     (worker,) = service.worker_pids()
     before = cpu_seconds([worker])
     for _ in range(HELLOS):
-        with contextlib.closing(crowd.send_a_hello()) as connection:
+        with contextlib.closing(flood.send_a_hello()) as connection:
             connection.recv(1)
     return (cpu_seconds([worker]) - before) / HELLOS
 

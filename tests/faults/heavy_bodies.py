@@ -1,7 +1,7 @@
-"""Bodies that are heavy to decode, hundreds at once: memory stays bounded, and others are served.
+"""Hundreds of bodies at once that are expensive to decode; other clients must be served.
 
-`python -m tests.faults.heavy` shows what each kind of body costs by itself, and
-`python -m tests.faults.heavy NAME` what one of them does.
+`python -m tests.faults.heavy_bodies` prints the cost of each kind of body by itself, and
+`python -m tests.faults.heavy_bodies NAME` that of one kind.
 """
 
 import http.client
@@ -24,25 +24,25 @@ from tests.support.service import TOKEN, Service, make_head, make_log, read_answ
 #: Bytes of a body: the longest that is decoded in one piece.
 BODY_BYTES = MIB
 
-#: What a worker may take in all.
+#: Memory that a worker may need in total.
 MEMORY_BYTES = 500 * MIB
 
-#: Seconds in which /health, and a batch of one log, are answered, where the worker has a core to
-#: itself: what counts is its CPU time meanwhile. Beyond the second number no one says why.
+#: Seconds in which /health and a batch of one log are answered, if the worker has a core to itself:
+#: its CPU time meanwhile decides. The second number bounds the wall time.
 OTHERS_SECONDS = 1.0
 OTHERS_SECONDS_AT_MOST = 8.0
 
-#: Seconds in which each body is answered, one way or the other.
+#: Seconds in which each body is answered, with any outcome.
 ANSWER_SECONDS = 30.0
 
-#: What may be said of such a body; anything else is wrong.
+#: Valid outcomes for such a body.
 EXPECTED = {"accepted", "invalid_batch", "invalid_json", "body_too_large", "queue_full"}
 
 NDJSON = "Content-Type: application/x-ndjson"
 
 
 class Shape(NamedTuple):
-    """How to make a body of about so many bytes, and how it is sent."""
+    """A function that makes a body of about a given size, and the way to send it."""
 
     make: Callable[[int], bytes]
     is_lines: bool = False
@@ -56,7 +56,7 @@ def _log(fields: bytes = b"", timestamp: bytes = b"2024-05-31T15:30:45Z") -> byt
 
 
 def _twice(fields: bytes = b"") -> bytes:
-    """Return a valid log that only the slow way takes: the first of two levels is no string."""
+    """Return a valid log that only the slow path accepts: the first of two levels is a number."""
     return b'{"level":5,' + _log(fields)[1:]
 
 
@@ -240,7 +240,7 @@ def main() -> int:
     for name in names:
         row = Row(name)
         with (
-            tempfile.TemporaryDirectory(prefix="astralog-heavy-") as directory,
+            tempfile.TemporaryDirectory(prefix="astralog-heavy-bodies-") as directory,
             Service(Path(directory)) as service,
         ):
             flood(row, service, 200, [name])

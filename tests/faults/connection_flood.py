@@ -1,4 +1,4 @@
-"""Thousands of connections that are slow, idle or gone; others are served meanwhile."""
+"""Thousands of slow, idle or vanished connections; other clients must be served meanwhile."""
 
 import contextlib
 import resource
@@ -19,10 +19,10 @@ from tests.support.service import Service, make_head, wait_for
 OTHERS_SECONDS = 1.0
 OTHERS_SECONDS_AT_MOST = 60.0
 
-#: Seconds that the crowd stays.
+#: Seconds that the flood lasts.
 STAY_SECONDS = 5.0
 
-#: What a worker may keep when the crowd is gone.
+#: Memory and descriptors that a worker may keep after the flood.
 KEPT_BYTES = 64 * MIB
 KEPT_DESCRIPTORS = 12
 
@@ -39,7 +39,7 @@ def run(
     stay_seconds: float = STAY_SECONDS,
     kinds: Collection[str] = (),
 ) -> Iterator[Row]:
-    """Let a crowd of each kind come, stay and go."""
+    """Flood the service with connections of each kind, and release them."""
     raise_open_files_limit()
     for what in kinds or BEHAVIOURS:
         row = Row(f"{connections:,} connections: {what}")
@@ -54,7 +54,7 @@ def run(
 
 
 def _flood(bench: Bench, seconds: float) -> Row:
-    """Let two clients send requests without a pause, and without waiting for the answers."""
+    """Send requests over two connections without a pause, and without waiting for responses."""
     row = Row("2 connections: requests without a pause")
     data = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
     with Service(bench.make_directory()) as service:
@@ -110,10 +110,10 @@ def visit(
     linger: Behaviour = lambda connection: None,
     others_seconds: float = OTHERS_SECONDS,
 ) -> None:
-    """Let a crowd of connections come, stay and go, and look at what the service makes of it.
+    """Open connections, keep and close them, and check the service meanwhile and afterwards.
 
-    Each of the crowd is told to `linger` once a second; `until_dropped`, none of it goes by itself.
-    Anyone else has an answer within `others_seconds` of the worker's.
+    `linger` is called with each connection once per second. With `until_dropped`, the service must
+    close them all. Other clients are answered within `others_seconds` of the worker's CPU time.
     """
     load = Load(service, threads=2)
     with load:
@@ -121,10 +121,10 @@ def visit(
     (worker,) = service.worker_pids()
     memory, descriptors = resident_bytes(worker), open_files(worker)
     others = Load(service, threads=1, start=1 << 32, keyed=1)
-    with contextlib.ExitStack() as crowd, _watch(service, row, others_seconds), others:
+    with contextlib.ExitStack() as flood, _watch(service, row, others_seconds), others:
         connections = []
         for connection in arrivals:
-            connections.append(crowd.enter_context(contextlib.closing(connection)))
+            connections.append(flood.enter_context(contextlib.closing(connection)))
             row.tried += 1
         end = time.monotonic() + stay_seconds
         while time.monotonic() < end:
@@ -133,9 +133,9 @@ def visit(
                     linger(connection)
             time.sleep(min(1.0, stay_seconds))
         if until_dropped:
-            _check_descriptors(row, worker, descriptors, " of a crowd that is still there")
+            _check_descriptors(row, worker, descriptors, " of a flood that still lasts")
     if not others.acknowledged or not others.keyed.acknowledged:
-        row.fail("no batch was taken while the crowd was there")
+        row.fail("no batch was accepted during the flood")
     _check_descriptors(row, worker, descriptors)
     if resident_bytes(worker) > memory + KEPT_BYTES:
         row.fail(f"keeps {resident_bytes(worker) - memory:,} bytes")

@@ -1,4 +1,4 @@
-"""Status pages by the hundred, searches that find nothing, and segments that vanish."""
+"""Hundreds of status pages, queries without results, and segments that vanish."""
 
 import http.client
 import itertools
@@ -19,21 +19,21 @@ from tests.support.tail import make_line, make_name, make_segment
 
 MIB = 1024 * 1024
 
-#: Threads that ask for the pages, one page after another, and those that search.
+#: Threads that load the pages, one after another, and those that search.
 THREADS = 10
 SEARCHERS = 4
 
-#: What a page asks for, and what a search that reads all that it may does.
+#: Requests of a page, and of a search that reads as much as it may.
 NUMBERS = "/status/data"
 LOGS = "/status/logs?level=trace"
 SEARCH = "/status/logs?q=nowhere+to+be+found"
 
-#: What pages may cost a worker, on top of what it takes.
+#: Memory that pages may add to a worker.
 MEMORY_BYTES = 96 * MIB
 
 
 class Page:
-    """A page that asks again and again, and knows the logs that it has shown."""
+    """A page that polls, and remembers the logs that it has shown."""
 
     def __init__(self, service: Service, row: Row) -> None:
         self._connection = http.client.HTTPConnection(*service.address, timeout=30)
@@ -42,7 +42,7 @@ class Page:
         self._after = ""
 
     def look(self) -> None:
-        """Ask for numbers and logs; no log may come twice."""
+        """Load numbers and logs; no log may arrive twice."""
         self.ask(NUMBERS)
         answer = self.ask(LOGS + self._after)
         if answer is None:
@@ -55,7 +55,7 @@ class Page:
         self._after = f"&after={page['after']}"
 
     def ask(self, path: str) -> bytes | None:
-        """Return the answer, None where the service is too busy for it."""
+        """Return the response, None if the service is too busy."""
         self._connection.request("GET", path, headers={"Authorization": TOKEN})
         response = self._connection.getresponse()
         body = response.read()
