@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gunicorn.glogging import Logger
@@ -91,7 +92,7 @@ def announce(settings: Settings, addresses: Sequence[Address], is_inherited: boo
         ", on a socket that was passed in, not on ASTRALOG_BIND" if is_inherited else "",
     )
     if not (settings.tokens or settings.tokens_file):
-        print_errors([_curl_line(settings, addresses[0])])
+        print_errors([_first_steps(settings, addresses[0])])
 
 
 def say_stopped() -> None:
@@ -108,20 +109,39 @@ def _url(settings: Settings, address: Address, host: str | None = None) -> str:
     return f"{scheme}://{host}:{address[1]}"
 
 
-def _curl_line(settings: Settings, address: Address) -> str:
-    """Return a command that sends a log, with the token read from its file."""
+def _first_steps(settings: Settings, address: Address) -> str:
+    """Return commands that send a log, find it and show the token for the status page.
+
+    The token is read from its file, so that it is not printed.
+    """
+    data_dir = settings.data_dir.absolute()
+    token = shlex.quote(str(data_dir / TOKEN_FILE_NAME))
     if isinstance(address, str):
         target = f"--unix-socket {shlex.quote(address)} http://localhost/v1/drain"
+        page = "http://localhost/status, behind a proxy"
     else:
-        target = _url(settings, address, "localhost") + "/v1/drain"
+        url = _url(settings, address, "localhost")
+        target, page = f"{url}/v1/drain", f"{url}/status"
     if settings.tls_cert:
         target = f"--cacert {shlex.quote(os.path.abspath(settings.tls_cert))} {target}"
-    token = shlex.quote(str((settings.data_dir / TOKEN_FILE_NAME).absolute()))
     log_line = (
         '{"logs":[{"project_id":"demo","timestamp":"2024-05-31T15:30:45Z","level":"info",'
         '"service":"shell","message":"Hello, AstraLog"}]}'
     )
-    return f"""\nTry it:\n\n  curl {target} -H "Authorization: $(cat {token})" -d '{log_line}'\n"""
+    command = shlex.quote(str(Path(sys.executable).with_name("astralog")))
+    return f"""
+Try it:
+
+  curl {target} -H "Authorization: $(cat {token})" -d '{log_line}'
+
+Search:
+
+  {command} tail --data-dir {shlex.quote(str(data_dir))} --grep hello
+
+Status page, {page}, with this token:
+
+  cat {token}
+"""
 
 
 def start_queue(worker: Worker) -> None:

@@ -263,7 +263,7 @@ def test_the_first_start_makes_a_token(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_printed_command_works_as_pasted(tmp_path: Path) -> None:
-    """The first start prints a curl line that stores a log, also for a path that needs quotes."""
+    """The first start prints commands that store a log and find it, for any path."""
     directory = tmp_path / 'it\'s a "path" with $signs'
     directory.mkdir()
     with Service(directory, tokens=None) as service:
@@ -274,6 +274,9 @@ def test_the_printed_command_works_as_pasted(tmp_path: Path) -> None:
         )
         assert (0, '{"status":"accepted"}') == (done.returncode, done.stdout)
         assert 1 == len(service.logs())
+        (command,) = (line for line in service.log().splitlines() if " tail " in line)
+        found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert "Hello, AstraLog" in found.stdout
         assert (directory / "data" / "token").read_text().strip() not in service.log()
 
 

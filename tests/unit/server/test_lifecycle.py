@@ -3,6 +3,7 @@ import logging
 import os
 import re
 import resource
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -117,13 +118,20 @@ def test_the_first_start_prints_a_command_to_try_it(
     printed = capsys.readouterr().err
     token = (settings.data_dir / "token").read_text().strip()
     assert token not in printed + caplog.text
-    command = printed.partition("Try it:")[2]
+    command, _, others = printed.partition("Try it:")[2].partition("Search:")
     script = 'curl() { printf "%s\\0" "$@"; }; ' + command
     sent = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     arguments = sent.split("\0")[:-1]
     expected = [*target, "-H", f"Authorization: {token}", "-d"]
     assert expected == arguments[:-1]
     assert 1 == encode_batch(arguments[-1].encode()).logs
+    search, _, page = others.partition("Status page, ")
+    assert shlex.split(search)[1:] == [
+        *("tail", "--data-dir", str(settings.data_dir.absolute())),
+        *("--grep", "hello"),
+    ]
+    assert page.startswith(target[-1].replace("/v1/drain", "/status"))
+    assert shlex.split(page)[-1] == str(settings.data_dir.absolute() / "token")
 
 
 @pytest.mark.parametrize(("tokens", "tokens_file"), [("x", ""), ("", "x"), ("x", "x")])

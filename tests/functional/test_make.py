@@ -1,0 +1,81 @@
+"""`make` names what is missing for an installation, in one line."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.support.service import ROOT, TIMEOUT_SECONDS
+from tests.support.small_disk import small_disk
+
+INPUTS = ("Makefile", "setup.cfg", "pyproject.toml", "requirements")
+
+DISK_BYTES = 8 * 1024 * 1024
+
+
+def copy_inputs(directory: Path) -> None:
+    """Copy the part of the checkout that an installation reads."""
+    for name in INPUTS:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, directory / name)
+        else:
+            shutil.copy(ROOT / name, directory)
+
+
+def fail_to_run(directory: Path, python: Path | str = "python3") -> str:
+    """Run `make run` with an interpreter, and return the line that explains its failure."""
+    command = ["make", "--no-print-directory", "run", f"PYTHON={python}", "VENV=.venv"]
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+    assert done.returncode == 2
+    [failure] = done.stderr.splitlines()
+    assert failure.endswith("Error 1")
+    [line] = done.stdout.splitlines()
+    return line
+
+
+def make_python(directory: Path, *failing: str) -> Path:
+    """Return an interpreter that fails code with one of these words."""
+    path = directory / "python"
+    cases = "".join(f"case $2 in *{word}*) exit 1;; esac\n" for word in failing)
+    path.write_text(f'#!/bin/sh\n{cases}exec python3 "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_old_python_is_named(tmp_path: Path) -> None:
+    """The line says which version is needed, and how to choose another one."""
+    copy_inputs(tmp_path)
+    line = fail_to_run(tmp_path, make_python(tmp_path, "version_info"))
+    assert "is not Python 3.11 or later" in line
+    assert "make run PYTHON=" in line
+
+
+def test_missing_python_is_named(tmp_path: Path) -> None:
+    """As on an image without Python."""
+    copy_inputs(tmp_path)
+    assert "is not Python 3.11 or later" in fail_to_run(tmp_path, "/missing/python3")
+
+
+def test_missing_venv_is_named(tmp_path: Path) -> None:
+    """Debian's Python alone cannot make a virtual environment."""
+    copy_inputs(tmp_path)
+    line = fail_to_run(tmp_path, make_python(tmp_path, "ensurepip"))
+    assert "sudo apt-get install python3-venv" in line
+
+
+def test_full_disk_is_named(tmp_path: Path) -> None:
+    """Before pip fills the disk and fails with a page of its own."""
+    with small_disk(tmp_path / "disk", DISK_BYTES) as directory:
+        copy_inputs(directory)
+        line = fail_to_run(directory)
+    assert "less than 200 MB are free" in line
+
+
+def test_read_only_directory_is_named(tmp_path: Path) -> None:
+    """As a clone of another user, or on a read-only mount."""
+    with small_disk(tmp_path / "disk", DISK_BYTES) as directory:
+        copy_inputs(directory)
+        subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+        line = fail_to_run(directory)
+    assert "is read-only, or not yours" in line
