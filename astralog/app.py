@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     if has_status:
         _add_status(app, settings, tokens, numbers, queue.clock)
     views = protocols.create_views(Service(acceptor, rejections.note, queue.unavailable))
-    app.wsgi_app = Dispatcher(app, views)  # type: ignore[method-assign]  # as Flask documents it
+    app.wsgi_app = Dispatcher(app, views, tokens.origins)  # type: ignore[method-assign]  # as Flask documents it
     return app
 
 

@@ -4,26 +4,28 @@ import logging
 import os
 import secrets
 from base64 import b64decode
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import gevent
 from gevent.event import Event
 
 from astralog import tokens_file
-from astralog.errors import READING_FORBIDDEN, WRITING_FORBIDDEN, Rejection
+from astralog.browsers import QUERY_TOKEN, Environ, Origins
+from astralog.errors import (
+    QUERY_TOKEN_FORBIDDEN,
+    READING_FORBIDDEN,
+    WRITING_FORBIDDEN,
+    Rejection,
+)
 from astralog.log import LogOnce
 from astralog.rates import Rates
-from astralog.settings import InvalidSettings, Settings
+from astralog.settings import InvalidSettings, Settings, parse_origins
 from astralog.threads import call_in_thread
 from astralog.tokens_file import Scope, Token, WatchedFile
 
 log = logging.getLogger(__name__)
 
-#: A request as WSGI has it.
-Environ = Mapping[str, Any]
 
 #: Name of the token that the first start makes, inside the data directory.
 TOKEN_FILE_NAME = "token"  # nosec B105
@@ -60,6 +62,7 @@ class Tokens:
         or if any is faulty or ambiguous.
         """
         self.rates = rates or Rates()
+        self.origins = Origins(parse_origins(settings.cors_origins))
         #: Known to the workers that inherit these tokens, and to nobody else.
         self.secret = secrets.token_bytes(32)
         self._listed = _parse_list(settings.tokens)
@@ -83,20 +86,23 @@ class Tokens:
         Every path that needs a token calls this. Raises Rejection `unauthorized` and
         `forbidden_scope`.
         """
-        authorization = environ.get("HTTP_AUTHORIZATION")
-        if authorization is None:
+        text = _shown_by(environ)
+        if text is None:
             raise Rejection("unauthorized", MISSING)
-        text = _shown_in(authorization)
         token = self._find(text)
         if token is None:
             raise Rejection("unauthorized", _explain(text))
         if scope not in token.scopes:
             raise Rejection(*FORBIDDEN[scope])
+        if QUERY_TOKEN in environ and Scope.READ in token.scopes:
+            raise Rejection(*QUERY_TOKEN_FORBIDDEN)
+        if "HTTP_ORIGIN" in environ:
+            self.origins.check(environ, token)
         return token
 
     def name_of(self, environ: Environ) -> str | None:
         """Return the name of a request's token, None if it has none or an unknown one."""
-        known = self._find(_shown_in(environ.get("HTTP_AUTHORIZATION") or ""))
+        known = self._find(_shown_by(environ) or b"")
         return known.name if known else None
 
     def start(self) -> None:
@@ -196,6 +202,14 @@ def _explain(text: bytes) -> str:
     if text.lower().endswith((b"\\n", b"%0a", b"\\r", b"%0d")):
         return f"{UNKNOWN} {ESCAPED_LINE_END}"
     return UNKNOWN
+
+
+def _shown_by(environ: Environ) -> bytes | None:
+    """Return the token that a request shows in its header or its query, None if in neither."""
+    if QUERY_TOKEN in environ:
+        return str(environ[QUERY_TOKEN]).encode("latin-1")
+    authorization = environ.get("HTTP_AUTHORIZATION")
+    return None if authorization is None else _shown_in(authorization)
 
 
 def _shown_in(authorization: str) -> bytes:

@@ -125,6 +125,16 @@ class Cause(NamedTuple):
 
 READING_FORBIDDEN = Cause("forbidden_scope", "The token may only write (allow=write).")
 WRITING_FORBIDDEN = Cause("forbidden_scope", "The token may only read (allow=read).")
+QUERY_TOKEN_FORBIDDEN = Cause(
+    "forbidden_scope",
+    "Only a token with allow=write may be in the query; send others in the Authorization header.",
+)
+ORIGIN_FORBIDDEN = Cause(
+    "forbidden_scope", "Pages of this origin may not send (ASTRALOG_CORS_ORIGINS)."
+)
+ORIGIN_TOKEN_FORBIDDEN = Cause(
+    "forbidden_scope", "Pages of other origins may only use a token with allow=write."
+)
 METRICS_FORBIDDEN = Cause(
     "forbidden_scope",
     "A token that is bound to projects does not open /metrics, which shows the whole service.",

@@ -115,6 +115,18 @@ def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(word.strip()) for word in text.split(",") if word.strip())
 
 
+def check_origins(text: str) -> None:
+    """Reject an invalid comma-separated list of origins."""
+    for origin in parse_origins(text):
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s*]+", origin):
+            raise ValidationError("Not origins like https://app.example, comma separated.")
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Return the origins of a comma-separated list, as browsers write them."""
+    return tuple(word.strip().lower() for word in text.split(",") if word.strip())
+
+
 def check_directory(path: str | Path) -> None:
     """Reject an empty path, which would mean the working directory."""
     if not str(path):
@@ -212,6 +224,13 @@ class Settings:
         "Addresses and networks of proxies, comma separated, whose `X-Forwarded-For` names the "
         "client in the service's own log.",
         check_networks,
+        shown="(none)",
+    )
+    cors_origins: str = _setting(
+        "",
+        "Origins whose pages may send from browsers, comma separated, such as "
+        "`https://app.example`; they need a token with `allow=write`.",
+        check_origins,
         shown="(none)",
     )
     data_dir: Path = _setting(

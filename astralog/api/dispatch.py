@@ -13,6 +13,13 @@ from flask import Flask, Request, Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import MapAdapter
 
+from astralog.browsers import (
+    Origins,
+    answer_preflight,
+    hide_query_token,
+    is_preflight,
+    permit,
+)
 from astralog.log import log_exception
 
 if TYPE_CHECKING:
@@ -82,14 +89,19 @@ class Dispatcher:
     """Answers the requests of plain views, and hands all others on to Flask."""
 
     def __init__(
-        self, app: Flask, protocols: Mapping[str, Callable[[], PlainView]] | None = None
+        self,
+        app: Flask,
+        protocols: Mapping[str, Callable[[], PlainView]] | None = None,
+        origins: Origins | None = None,
     ) -> None:
         """Take the plain views among the routes that the application has by now.
 
-        Each of the `protocols` returns the view of every method and path below `/NAME/`.
+        Each of the `protocols` returns the view of every method and path below `/NAME/`, and pages
+        of the `origins` may send.
         """
+        self._origins = origins or Origins(())
         self._flask: WSGIApplication = app.wsgi_app
-        self._protocols = protocols or {}
+        self.protocols = protocols or {}
         self._views = {
             (method, rule.rule): view
             for rule in app.url_map.iter_rules()
@@ -101,10 +113,16 @@ class Dispatcher:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         """Answer as any WSGI application does."""
+        if "HTTP_ORIGIN" in environ and self._origins.is_listed(environ):
+            start_response = permit(environ, start_response)
+            if is_preflight(environ):
+                return answer_preflight(start_response)
+        if "token=" in environ.get("QUERY_STRING", ""):
+            environ = hide_query_token(environ)
         path = environ["PATH_INFO"]
         view = self._views.get((environ["REQUEST_METHOD"], path))
         if view is None:
-            load = self._protocols.get("".join(path.split("/", 2)[1:2]))
+            load = self.protocols.get("".join(path.split("/", 2)[1:2]))
             if load is None:
                 return self._flask(environ, start_response)
             view = load()

@@ -9,6 +9,7 @@ from flask import Blueprint, Response, request
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
 from astralog.api.responses import json_response
 from astralog.auth import Tokens
+from astralog.browsers import is_foreign
 from astralog.errors import METRICS_FORBIDDEN, RETRY_AFTER_SECONDS, Rejection
 from astralog.intake.body import Environ
 from astralog.store.commit_queue import CommitQueue
@@ -71,7 +72,7 @@ def _add_metrics(blueprint: Blueprint, tokens: Tokens, numbers: Metrics) -> None
 
 def is_local(environ: dict[str, Any]) -> bool:
     """Return whether a request comes from this machine and was not forwarded by a proxy on it."""
-    if any(name.startswith(FORWARDING_HEADERS) for name in environ):
+    if is_foreign(environ) or any(name.startswith(FORWARDING_HEADERS) for name in environ):
         return False
     host = environ.get("HTTP_HOST", "").lower()
     if host not in LOCAL_HOSTS and host.rpartition(":")[0] not in LOCAL_HOSTS[1:]:

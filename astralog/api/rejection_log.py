@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import gevent
 
+from astralog.browsers import QUERY_TOKEN
 from astralog.errors import Rejection
 from astralog.telemetry.counters import Counters
 
@@ -81,7 +82,7 @@ class RejectionLog:
         self.add(source, _words(rejection, environ if is_peer else {}))
 
     def _token(self, rejection: Rejection, environ: Mapping[str, Any]) -> str:
-        if "HTTP_AUTHORIZATION" not in environ:
+        if "HTTP_AUTHORIZATION" not in environ and QUERY_TOKEN not in environ:
             return "no token"
         name = None if rejection.code == "unauthorized" else self._name_of(environ)
         return f"token {name}" if name else "an unknown token"

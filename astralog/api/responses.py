@@ -10,7 +10,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from astralog.api.dispatch import Reject
-from astralog.errors import RETRIED_STATUSES, Rejection
+from astralog.errors import ORIGIN_FORBIDDEN, RETRIED_STATUSES, Rejection
 from astralog.log import log_exception
 
 log = logging.getLogger(__name__)
@@ -19,11 +19,6 @@ log = logging.getLogger(__name__)
 REPLAYED_HEADERS = {"Idempotency-Replayed": "true"}
 
 WHERE_LOGS_GO = "logs go to POST /v1/drain, those of OpenTelemetry to POST /v1/logs"
-
-NO_PREFLIGHT = (
-    "Browsers cannot send from pages of other origins: no preflight (CORS) is answered. "
-    "Send from a server."
-)
 
 INTERNAL = HTTPStatus.INTERNAL_SERVER_ERROR
 
@@ -107,7 +102,7 @@ def _rejection_of(error: HTTPException, environ: Mapping[str, Any]) -> Rejection
 def _explain_method(error: MethodNotAllowed, environ: Mapping[str, Any]) -> str:
     allowed = f"This path supports {_allowed(error)}"
     if "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ:
-        return f"{allowed}. {NO_PREFLIGHT}"
+        return f"{allowed}. {ORIGIN_FORBIDDEN.message}"
     if environ["REQUEST_METHOD"] == "POST":
         return f"{allowed}; {WHERE_LOGS_GO}."
     return f"{allowed}."

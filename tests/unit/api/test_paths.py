@@ -74,7 +74,9 @@ def test_a_preflight_is_told_that_browsers_are_not_served(client: FlaskClient, p
     """Whoever looks at the answer in a browser's tools learns why it was not sent."""
     answer = client.options(path, headers=PREFLIGHT)
     assert (405, "application/json") == (answer.status_code, answer.content_type)
-    assert "Browsers cannot send from pages of other origins" in answer.get_json()["message"]
+    assert (
+        "Pages of this origin may not send (ASTRALOG_CORS_ORIGINS)" in answer.get_json()["message"]
+    )
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 

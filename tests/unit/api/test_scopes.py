@@ -6,6 +6,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from astralog.api.dispatch import Dispatcher
 from astralog.app import create_app
 from astralog.settings import Settings
 from tests.support.service import write_tokens
@@ -30,6 +31,16 @@ SCOPES = {
     "GET /status/logs": "read",
     "GET /status/log": "read",
 }
+
+#: The same for the protocols that the dispatcher imports with their first request.
+PROTOCOL_SCOPES = {
+    "POST /services/collector": "write",
+    "POST /services/collector/event": "write",
+    "POST /services/collector/raw": "write",
+    "GET /services/collector/health": None,
+}
+
+ROUTES = SCOPES | PROTOCOL_SCOPES
 
 TOKENS = {"write": "writer", "read": "reader"}
 
@@ -64,12 +75,15 @@ def answer_to(client: FlaskClient, route: str, token: str | None) -> tuple[int, 
 def test_every_route_has_a_scope(app: Flask) -> None:
     """A route that is added without one fails here."""
     assert routes(app) == SCOPES.keys()
+    protocols = {route.split("/")[1] for route in PROTOCOL_SCOPES}
+    assert isinstance(app.wsgi_app, Dispatcher)
+    assert app.wsgi_app.protocols.keys() == protocols
 
 
-@pytest.mark.parametrize("route", SCOPES)
+@pytest.mark.parametrize("route", ROUTES)
 def test_route_is_open_to_its_scope_only(app: Flask, route: str) -> None:
     """The other scope is 403, in the path's own form; without a token it is 401."""
-    client, needed = app.test_client(), SCOPES[route]
+    client, needed = app.test_client(), ROUTES[route]
     for scope, token in TOKENS.items():
         status, text = answer_to(client, route, token)
         is_forbidden = status == 403 and "forbidden_scope" in text
