@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import sqlite3
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -300,7 +301,19 @@ class Database:
             self._is_damaged = True
             return DamagedDatabase(errno.EIO, text)
         is_full = code == sqlite3.SQLITE_FULL or files.space(self._directory).free < _FULL_BYTES
-        return OSError(errno.ENOSPC if is_full else errno.EIO, text)
+        return OSError(errno.ENOSPC if is_full else self._probe_quota(), text)
+
+    def _probe_quota(self) -> int:
+        """Return EDQUOT if a quota is used up, which SQLite does not tell from EIO, else EIO."""
+        try:
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                file.write(bytes(_FULL_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno == errno.EDQUOT:
+                return errno.EDQUOT
+        return errno.EIO
 
     # --- Records
 

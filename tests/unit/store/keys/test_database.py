@@ -5,6 +5,7 @@ import errno
 import os
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -386,3 +387,18 @@ def test_a_full_database_is_a_full_disk(records: Database) -> None:
     records.add(SEGMENT, NOW, [make_record(9999)])
     assert count + 1 == len(known(records, *range(10_000)))
     assert [("ok",)] == records.execute("PRAGMA integrity_check")
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO])
+def test_used_up_quota_is_told_from_a_failed_disk(
+    records: Database, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """SQLite reports both as a failed write; a file that is written beside it shows which."""
+
+    def fail(**kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    assert records._as_os_error(error).errno == number
