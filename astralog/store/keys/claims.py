@@ -1,4 +1,4 @@
-"""A key, the claim that one request of all processes has on it, and the locks behind the claims."""
+"""Keys, the claim that a single request of all processes has on a key, and the locks of claims."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ class Key(NamedTuple):
 
     `token` is the token's name. `digest` is the start of the SHA-256 of the token's own SHA-256 in
     hex, a colon and the key. `body` is the XXH3 of the decompressed body and its context, which
-    detects a key that is used for another body by mistake: measured at 185 KB, it takes 5 µs, a
+    detects a key that is reused for another body by mistake: measured at 185 KB, it takes 5 µs, a
     CRC-32 44, a SHA-256 138 and a BLAKE2 254.
     """
 
@@ -49,22 +49,22 @@ def make_key(token: bytes, name: str, key: str, body: bytes, context: str) -> Ke
 
 
 class Outcome(Enum):
-    """What a commit group found out about a batch with a key."""
+    """The outcome of a batch with a key, as decided when its commit group is stored."""
 
     NEW = "no earlier try stored it: it is stored or rejected with its commit group"
     REPLAYED = "an earlier try stored it"
-    REJECTED = "it is not stored, for the cause that its claim has"
+    REJECTED = "it is not stored, for the cause in its claim"
 
 
-#: Protects the number of holders of all claims: requests, drains and maintenance change it.
+#: Protects the number of holders of every claim: requests, drains and maintenance change it.
 _mutex = get_original("threading", "Lock")()
 
 
 class Claim:
-    """A key that nobody else may store until every holder of the claim has released it.
+    """The exclusive right to store a key's batch, until each of its holders has released it.
 
-    The request is the first holder. A commit holds the claim until no thread can write the batch,
-    and so does whatever could not be cut from a segment yet.
+    The request is the first holder. The queue is one until no thread can write the batch any more,
+    and so is each segment from which its rejected lines are not truncated yet.
     """
 
     __slots__ = ("_holders", "_unlock", "cause", "epoch", "key", "outcome")
@@ -109,21 +109,21 @@ class KeyedBatch(Protocol):
 
 
 class KeyLocks:
-    """The locks that this process holds on bytes of `keys.lock`, one byte per key.
+    """The locks of this process on bytes of `keys.lock`, one byte per key.
 
-    The kernel releases them when the process has ended, and so not before its last write. On a
-    local file system they need no disk. Every method raises OSError.
+    The kernel releases them when the process has ended, so not before its last write. On a local
+    file system they need no disk access. Every method raises OSError.
     """
 
     def __init__(self, directory: Path) -> None:
         self._path = os.fspath(directory / LOCK_NAME)
         self._fd = -1
         self._inode = 0
-        #: How often the file was opened: whatever was locked before the last time no longer is.
+        #: How often the file was opened: locks of an earlier epoch are gone.
         self.epoch = 0
 
     def open(self) -> None:
-        """Open the file, or make it, unless it is open and in its place."""
+        """Open or create the file, unless it is open and in place."""
         if self._is_in_place():
             return
         self.close()
@@ -138,7 +138,7 @@ class KeyLocks:
             return False
 
     def lock(self, digest: bytes) -> bool:
-        """Lock a key, and return whether nobody else has locked it."""
+        """Lock a key; return False if another process has locked it."""
         try:
             lock_byte(self._checked_fd(), _offset(digest))
         except BlockingIOError:
@@ -146,12 +146,12 @@ class KeyLocks:
         return True
 
     def unlock(self, digest: bytes) -> None:
-        """Unlock a key; one that was locked in a file that is closed is unlocked already."""
+        """Unlock a key; closing the file has unlocked those of earlier epochs."""
         with contextlib.suppress(OSError):
             unlock_byte(self._checked_fd(), _offset(digest))
 
     def _checked_fd(self) -> int:
-        if self._fd < 0:  # the file was deleted and cannot be opened again yet
+        if self._fd < 0:  # the file was deleted and cannot be opened yet
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._fd
 

@@ -1,13 +1,13 @@
 """The records of batches with idempotency keys: `keys.db`, an SQLite database.
 
-A row of `keys` is committed before the first line of its batch is written, and says where the lines
-will lie. A row of `segments` is added with the first key of a segment, and gets the segment's size
-before the segment is sealed, after which neither the size nor the rows of its keys change.
+A row of `keys` is committed before the first line of its batch is written, and has the position of
+the lines. A row of `segments` is added with the first key of a segment, and gets the segment's size
+before the segment is sealed; neither the size nor the rows of its keys change after that.
 
 All processes of the directory share the database, in WAL mode. SQLite before 3.51.3 may damage it
 if a checkpoint begins while the log is in the database as a whole and another process restarts the
-log (https://sqlite.org/wal.html#walresetbug): therefore only `upkeep` makes checkpoints, which says
-how it avoids that.
+log (https://sqlite.org/wal.html#walresetbug): therefore only `KeyUpkeep` makes checkpoints, and
+`KeyUpkeep._copy_log` avoids that.
 """
 
 import contextlib
@@ -36,21 +36,21 @@ log = logging.getLogger(__name__)
 NAME = "keys.db"
 DAMAGED_NAME = "keys.db.damaged"
 
-#: The files of an open database: it, its log, and the index of the log, which is mapped.
+#: The files of an open database: the database, its log, and the index of the log, which is mapped.
 SUFFIXES = ("", "-wal", "-shm")
 
 #: Seconds that a statement waits while another process has locked the database, and between tries.
-#: SQLite's own waits are longer: 1 ms at first and 100 later, where a commit takes half of one.
+#: SQLite's own waits are longer: 1 ms at first and 100 ms later, while a commit takes 0.5 ms.
 LOCK_SECONDS = 1.0
 POLL_SECONDS = 0.0005
 
-#: The same where batches without a key would wait too, again and again, and a later try is as good.
+#: The same for seals, during which batches without a key wait too, and which are retried anyway.
 SEAL_LOCK_SECONDS = 0.05
 
 #: Rows of one statement: SQLite before 3.32 takes 999 parameters.
 ROWS = 100
 
-#: Segments of this process whose ids are remembered; more than its writers ever write at once.
+#: Segments of this process whose ids are remembered; more than its writers write at once.
 MAX_SEGMENTS = 100
 
 #: The byte of `keys.lock` that a process locks while it opens the database, beyond those of keys.
@@ -100,7 +100,7 @@ _RANGES = """
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
-#: Free bytes below which an error that does not say so is taken for that of a full disk.
+#: Free bytes below which an unspecific error counts as that of a full disk.
 _FULL_BYTES = 64 * 1024
 
 # Blocks the thread; gevent's own would run a second event loop in it.
@@ -108,7 +108,7 @@ _sleep: Callable[[float], None] = get_original("time", "sleep")
 
 
 class DamagedDatabase(OSError):
-    """The content of the database contradicts itself, or is none."""
+    """The content of the database is inconsistent, or no database."""
 
 
 class ForeignDatabase(OSError):
@@ -116,7 +116,7 @@ class ForeignDatabase(OSError):
 
 
 class Record(NamedTuple):
-    """A batch with a key, and where its lines will lie in their segment."""
+    """A batch's key, and the range of its lines in their segment."""
 
     key: Key
     start: int
@@ -124,7 +124,7 @@ class Record(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What the database knows of one try of a key; `size` is its segment's, once it is final."""
+    """One try of a key; `size` is that of its segment, None until it is final."""
 
     body: bytes
     segment: str
@@ -142,9 +142,9 @@ class Database:
     def __init__(
         self, directory: Path, *, is_synced: bool, lock_seconds: float | None = None
     ) -> None:
-        """Sync each commit if `is_synced`; a power cut loses unsynced commits, and nothing else.
+        """Sync each commit if `is_synced`; a power cut loses unsynced commits and nothing else.
 
-        Wait for other processes for `lock_seconds`, else for LOCK_SECONDS.
+        Wait up to `lock_seconds` (LOCK_SECONDS by default) for other processes.
         """
         self._directory = directory
         self._is_synced = is_synced
@@ -157,16 +157,16 @@ class Database:
     # --- The connection
 
     def open(self) -> None:
-        """Connect, and make the database if there is none, unless the connection is in place.
+        """Connect unless the connection is in place; create the database if there is none.
 
-        A database that is damaged, or whose log was removed, is moved aside.
+        A database that is damaged or whose log was removed is moved aside.
         """
         if not self.is_in_place():
             with _opening(self._directory, self._lock_seconds):
                 self._reopen()
 
     def open_existing(self) -> bool:
-        """Connect to the database if there is one; return whether there is."""
+        """Connect to the database if it exists; return whether it does."""
         if not os.path.isfile(self._directory / NAME):
             self.close()
             return False
@@ -174,7 +174,7 @@ class Database:
         return True
 
     def is_in_place(self) -> bool:
-        """Return whether there is a connection, to the files that other processes open."""
+        """Return whether there is a connection, to the same files that other processes open."""
         return (
             self._connection is not None
             and not self._is_damaged
@@ -187,7 +187,7 @@ class Database:
         self.close()
         if before and before[0] == now[0] and (is_damaged or before != now):
             self._move_aside("it is damaged" if is_damaged else "its log was removed")
-        elif now[0] is None:  # what is left of one that was deleted belongs to no other
+        elif now[0] is None:  # the remains of a deleted database fit no new one
             for suffix in SUFFIXES[1:]:
                 self._path(suffix).unlink(missing_ok=True)
         try:
@@ -217,7 +217,7 @@ class Database:
             raise
 
     def _prepare(self) -> None:
-        """Make the tables of a new database, or check that it is one of this service."""
+        """Create the tables of a new database, or check that it is one of this service."""
         ((tables,),) = self.execute("SELECT count(*) FROM sqlite_master")
         ((application,),) = self.execute("PRAGMA application_id")
         ((version,),) = self.execute("PRAGMA user_version")
@@ -237,7 +237,7 @@ class Database:
                     self.execute(statement)
 
     def _move_aside(self, reason: str) -> None:
-        """Begin a new database: the keys of the old one are forgotten."""
+        """Move the database aside, so that a new one is created; its keys are forgotten."""
         for suffix in SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
                 self._path(suffix).replace(self._directory / (DAMAGED_NAME + suffix))
@@ -251,7 +251,7 @@ class Database:
         )
 
     def close(self) -> None:
-        """Close the connection; the last one of all processes removes the log."""
+        """Close the connection; the last one to be closed removes the log."""
         if self._connection:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
@@ -266,7 +266,7 @@ class Database:
     # --- Statements
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        """Return the rows of one statement, which waits while the database is locked."""
+        """Return the rows of one statement; wait while the database is locked."""
         if self._connection is None:
             raise OSError(errno.EBADF, f"{NAME} is not open")
         deadline = 0.0
@@ -364,7 +364,7 @@ class Database:
         self._segments[segment] = number
 
     def ranges_of(self, segment: str) -> list[tuple[int, int]]:
-        """Return where in a segment batches with keys were to lie."""
+        """Return the ranges of a segment's batches with keys, stored or not."""
         return self.execute(_RANGES, [segment])
 
     def record_size(self, segment: str, size: int) -> None:
@@ -372,11 +372,11 @@ class Database:
         self.execute("UPDATE segments SET size = ? WHERE name = ?", [size, segment])
 
     def commit_nothing(self) -> None:
-        """Write and commit as a record is."""
+        """Write and commit, without a change, as a record is."""
         self.execute(f"PRAGMA user_version = {_VERSION}")
 
     def sync(self) -> None:
-        """Make commits durable that were not synced."""
+        """Sync the commits that are not synced yet."""
         fd = os.open(self._path("-wal"), os.O_RDWR)
         try:
             os.fdatasync(fd)
@@ -385,12 +385,12 @@ class Database:
 
 
 def repeat(statement: str, marks: str, count: int) -> str:
-    """Return a statement with the first of its parameters' marks so many times."""
+    """Return a statement with its first `marks` repeated `count` times."""
     return statement.replace(marks, ", ".join([marks] * count), 1)
 
 
 def ranges_in(directory: Path, segment: str) -> list[tuple[int, int]]:
-    """Return where in a segment batches with keys were to lie; raises OSError."""
+    """Return the ranges of a segment's batches with keys, stored or not; raises OSError."""
     with _existing(directory) as database:
         return database.ranges_of(segment) if database else []
 
@@ -404,7 +404,7 @@ def record_size(directory: Path, segment: str, size: int) -> None:
 
 @contextlib.contextmanager
 def _existing(directory: Path) -> Iterator[Database | None]:
-    """Connect to the database of a directory, if there is one that may have keys."""
+    """Connect to the database of a directory; yield None if there is none of this service."""
     database = Database(directory, is_synced=True, lock_seconds=SEAL_LOCK_SECONDS)
     with contextlib.closing(database):
         try:
@@ -416,7 +416,7 @@ def _existing(directory: Path) -> Iterator[Database | None]:
 
 @contextlib.contextmanager
 def _opening(directory: Path, lock_seconds: float) -> Iterator[None]:
-    """Let one process at a time open, make or replace the database; raises OSError."""
+    """Allow one process at a time to open, create or replace the database; raises OSError."""
     fd = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, FILE_MODE)
     deadline = time.monotonic() + lock_seconds
     try:
@@ -455,22 +455,22 @@ def _parts(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
     return (items[first : first + ROWS] for first in range(0, len(items), ROWS))
 
 
-#: Rows that are deleted at once, while other processes wait; on a slow disk each takes a read.
+#: Rows deleted at once, while other processes wait; on a slow disk each takes a read.
 DELETED_ROWS = 100
 
-#: Rows that are counted at once, which takes some 10 ms.
+#: Rows counted at once, in some 10 ms.
 COUNTED_ROWS = 50_000
 
-#: Bytes of the log beyond which it is copied into the database.
+#: Bytes of the log above which it is copied into the database.
 LOG_BYTES = 1024 * 1024
 
-#: Milliseconds that a checkpoint waits for other processes, in which others wait for it.
+#: Milliseconds that a checkpoint waits for other processes, while they wait for it.
 WAIT_MS = 100
 
-#: Seconds by which a record may be ahead of the clock before the clock of its time counts as wrong.
+#: Seconds by which a record may be ahead of the clock before its time counts as wrong.
 AHEAD_SECONDS = 86400.0
 
-#: Share of its keys below which a token no longer counts as one that has too many.
+#: Share of the limit below which a token no longer counts as one with too many keys.
 CALM_SHARE = 0.9
 
 #: Seconds between two searches for segments whose keys are all forgotten.
@@ -478,10 +478,10 @@ SEGMENTS_SECONDS = 3600.0
 
 
 class KeyUpkeep:
-    """What one process does for the database of a directory; one thread at a time may use it."""
+    """The housekeeper's work on a directory's database; one thread at a time may use it."""
 
     def __init__(self, settings: Settings, clock: TrustedClock) -> None:
-        """Keep each token's newest keys, as many and as long as the settings say."""
+        """Keep each token's newest keys, within the number and the seconds of the settings."""
         self._path = settings.data_dir / NAME
         self._max_keys = settings.idempotency_keys
         self._seconds = settings.idempotency_seconds
@@ -495,13 +495,13 @@ class KeyUpkeep:
     def _begin(self) -> None:
         self._counts: Counter[str] = Counter()  # keys by token
         self._counted_id = 0
-        self._evicted_id: dict[str, int] = {}  # up to which a token has no keys left
+        self._evicted_id: dict[str, int] = {}  # up to this id, the token has no keys
         self._is_log_known = False  # whether the log was emptied since the connection was made
         self._segments_at = time.monotonic()
 
     @property
     def held_keys(self) -> int:
-        """The keys that are remembered, as far as this process has counted them."""
+        """The remembered keys, as far as this process has counted them."""
         return self._counts.total()
 
     @property
@@ -510,13 +510,13 @@ class KeyUpkeep:
         return self._forgotten
 
     def close(self) -> None:
-        """Hold nothing of the directory until the next step."""
+        """Close all files until the next step."""
         self._database.close()
 
     def step(self) -> Iterator[None]:
-        """Do what is due, a little at a time; an error is logged, and ends it until the next call.
+        """Do the due work in small steps; an error is logged, and ends it until the next call.
 
-        It does nothing until there is a database.
+        Without a database it does nothing.
         """
         try:
             was_in_place = self._database.is_in_place()
@@ -538,7 +538,7 @@ class KeyUpkeep:
             )
 
     def _count(self) -> Iterator[None]:
-        """Count the keys that were added since."""
+        """Count the keys added since the last call."""
         ((newest,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM keys")
         while self._counted_id < newest:
             last = min(self._counted_id + COUNTED_ROWS, newest)
@@ -551,10 +551,11 @@ class KeyUpkeep:
             yield
 
     def _forget_expired(self) -> Iterator[None]:
-        """Delete the oldest keys while they are beyond their time.
+        """Delete the oldest keys while they are expired.
 
-        The newest one stays, so that ids keep growing. Keys from the future, when the clock was
-        wrong, count as of now: they would keep all later ones from being deleted.
+        The newest one stays, so that ids keep growing. Keys from the future, written while the
+        clock was wrong, get the current time; otherwise they would block the deletion of later
+        ones.
         """
         while True:
             now = self._clock.now()
@@ -575,7 +576,7 @@ class KeyUpkeep:
             yield
 
     def _forget_excess(self) -> Iterator[None]:
-        """Delete the oldest keys of each token that has too many; other tokens lose nothing."""
+        """Delete the oldest keys of each token with too many; other tokens lose none."""
         for token in list(self._counts):
             while (excess := self._counts[token] - self._max_keys) > 0:
                 rows = self._database.execute(
@@ -583,7 +584,7 @@ class KeyUpkeep:
                     [token, self._evicted_id.get(token, 0), min(excess, DELETED_ROWS)],
                 )
                 if not rows:
-                    self._begin()  # somebody else deleted some: they are counted anew
+                    self._begin()  # another process deleted some: count them again
                     return
                 self._delete([(number, token) for (number,) in rows])
                 self._evicted_id[token] = rows[-1][0]
@@ -606,7 +607,7 @@ class KeyUpkeep:
         self._counts.subtract(Counter(token for _, token in keys))
 
     def _forget_segments(self) -> None:
-        """Delete the sizes of segments that have no keys any more."""
+        """Delete the rows of segments that have no keys any more."""
         if time.monotonic() - self._segments_at < SEGMENTS_SECONDS:
             return
         self._segments_at = time.monotonic()
@@ -618,12 +619,12 @@ class KeyUpkeep:
             self._database.execute("DELETE FROM segments WHERE id = ?", row)
 
     def _copy_log(self) -> None:
-        """Copy a long log into the database and empty it; the next call goes on where it cannot.
+        """Copy a long log into the database and empty it, as far as other processes allow now.
 
-        The first one after a start is copied whatever its length: what a failed sync left in it may
-        be there to read, but not on the disk. The first checkpoint lets others commit; the second
-        one, which empties the log, does not, and has little left to copy. Each follows a commit of
-        this process, so that the log is never in the database as a whole when one begins.
+        After a start it is copied whatever its length: pages that a failed sync left in it can be
+        read, but may not be on the disk. The first checkpoint lets others commit; the second one,
+        which empties the log, does not, and has little left to copy. Each follows a commit of this
+        process, so that the log is never complete in the database when a checkpoint begins.
         """
         if self._is_log_known and os.stat(f"{self._path}-wal").st_size < LOG_BYTES:
             return

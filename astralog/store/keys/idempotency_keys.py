@@ -1,8 +1,8 @@
-"""Batches with an idempotency key: stored once, however often they are sent, to whichever worker.
+"""Batches with an idempotency key: stored once, however often they are sent, to any worker.
 
-A request claims its key: an entry in memory keeps out the others of this process, a lock the other
-processes. The drain thread, which has the key to itself then, finds out whether an earlier try is
-stored. If not, it commits a record of where the lines will lie, and only then writes the lines.
+A request claims its key: an entry in memory excludes other requests of this process, a lock those
+of other processes. The drain thread then finds out whether an earlier try is stored. If not, it
+commits a record of the lines' position (the write-ahead record), and only then writes the lines.
 """
 
 import logging
@@ -46,9 +46,9 @@ class NotRecorded(Exception):
 
 
 class IdempotencyKeys:
-    """The keys of a data directory, as one of its processes sees them.
+    """The idempotency keys of a data directory, used by one of its processes.
 
-    `claim` is called by the hub, all else by threads.
+    The hub calls `claim`, threads call the other methods.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,12 +59,12 @@ class IdempotencyKeys:
         self._clock = TrustedClock()
         self.upkeep = KeyUpkeep(settings, self._clock)
         self._failure = LogOnce(log)
-        self.error: Cause | None = None  # why batches with keys are rejected now
+        self.error: Cause | None = None  # with which batches with keys are rejected now
         # Claims
         self._locks = KeyLocks(settings.data_dir)
         self._claimed: set[bytes] = set()
-        self._unsettled: list[tuple[Storage, Claim]] = []  # whose lines may still come back
-        # Records, and the lines that they speak of
+        self._unsettled: list[tuple[Storage, Claim]] = []  # rejected, but not truncated and sealed
+        # Records, and the lines that they describe
         self._database = Database(settings.data_dir, is_synced=is_synced)
         self._lines = StoredLines(settings.data_dir, is_synced)
         self._unreadable = LogOnce(log)
@@ -76,13 +76,13 @@ class IdempotencyKeys:
         self._opening: AsyncResult[None] | None = None
         self._is_open = False
 
-    # --- Claim: the hub's part
+    # --- Claim: called by the hub
 
     def claim(self, key: Key) -> Claim:
-        """Let no other request store a batch with this key, until the claim is released.
+        """Claim a key: no other request can store it until the claim is released.
 
         Raises Rejection: `key_in_use`, `storage_full`, `storage_failed`, or `commit_timeout` if
-        the disk does not open the database in time.
+        the database cannot be opened in time.
         """
         self._wait_until_open()
         try:
@@ -108,13 +108,13 @@ class IdempotencyKeys:
         if not self._is_open:
             raise Rejection(*commit_timeout(self._timeout_seconds, may_be_stored=False))
 
-    # --- Decide, record, write: the drain thread's part
+    # --- Decide, record, write: called by the drain threads
 
     def store(self, storage: Storage, group: Sequence[KeyedBatch]) -> Cause | None:
         """Store a commit group in which batches have keys.
 
-        Return what `Storage.store` does for the batches without a key and those whose outcome is
-        NEW afterwards.
+        Return as `Storage.store` does, for the batches without a key and those whose outcome is NEW
+        afterwards.
         """
         with self._mutex:
             self._groups += 1
@@ -138,7 +138,7 @@ class IdempotencyKeys:
         return storage.store([batch.lines for batch in rest]) if rest else None
 
     def _decide(self, claims: Sequence[Claim]) -> None:
-        """Find out what became of earlier tries, which no process stores any more."""
+        """Decide claims by the earlier tries of their keys, which no process stores any more."""
         try:
             with self._mutex:
                 self._open()
@@ -155,7 +155,7 @@ class IdempotencyKeys:
             claim.reject(cause)
 
     def _decide_one(self, claim: Claim, entries: Sequence[Entry]) -> None:
-        if claim.epoch != self._locks.epoch:  # another process may have locked the key since
+        if claim.epoch != self._locks.epoch:  # another process may have the key by now
             claim.reject(KEY_IN_USE)
             return
         try:
@@ -173,9 +173,9 @@ class IdempotencyKeys:
             claim.reject(KEY_REUSED)
 
     def _is_stored(self, entry: Entry) -> bool:
-        """Return whether the lines of an earlier try are there, or were when their segment ended.
+        """Return whether the lines of an earlier try are stored, or were until their retention.
 
-        What a dead process left of it is sealed first, so that the answer holds.
+        A segment that a dead process left open is recovered first, so that the answer is final.
         """
         if entry.size is not None:
             return entry.stop <= entry.size
@@ -205,7 +205,7 @@ class IdempotencyKeys:
         segment: str,
         start: int,
     ) -> None:
-        """Commit where batches will lie; raises NotRecorded."""
+        """Commit the records of batches that begin at an offset; raises NotRecorded."""
         records = []
         for batch in batches:
             stop = start + len(batch.lines)
@@ -220,7 +220,7 @@ class IdempotencyKeys:
         except (OSError, MemoryError) as error:
             raise NotRecorded(error) from error
 
-    # --- Lines that were rejected, but may still come back: they are not cut and sealed yet
+    # --- Rejected lines that may still come back: they are not truncated and sealed yet
 
     def _hold_unsettled(self, storage: Storage, claims: Sequence[Claim]) -> None:
         with self._mutex:
@@ -235,23 +235,23 @@ class IdempotencyKeys:
         for _, claim in settled:
             claim.release()
 
-    # --- What is due by time
+    # --- Maintenance
 
     def maintain(self, has_failed: Callable[[], bool]) -> float:
-        """Do what is due; return the seconds until the next call. A greenlet calls this."""
+        """Run one step of maintenance in a thread; return the seconds until the next call."""
         step = self.stand_aside if has_failed() else self.step
         self._thread.spawn(step).get()
         return MAINTENANCE_SECONDS
 
     def step(self) -> None:
-        """Open what is not in its place any more, and find out whether an error is over."""
+        """Reopen files that were replaced, and find out whether an error is over."""
         self._clock.now()  # notices changes of the wall clock
         self._release_settled()
         if self._is_open or self.error:
             self.open()
 
     def open(self) -> None:
-        """Open the database, and end an error once a commit succeeds. Raises nothing."""
+        """Open the database, and end an error once a commit succeeds; raises nothing."""
         try:
             with self._mutex:
                 self._open()
@@ -281,11 +281,11 @@ class IdempotencyKeys:
         return cause
 
     def stand_aside(self) -> None:
-        """Hold nothing of a disk that fails, so that it can be unmounted and repaired.
+        """Close all files on a failing disk, so that it can be unmounted and repaired.
 
-        Requests that have claimed a key and wait for their commit lose it, and are told so then. So
-        do the claims of unsettled lines: whoever claims their key next recovers the segment first,
-        unless that is still open.
+        Claims are lost with their locks: the commits of their requests are rejected. So are the
+        claims of unsettled lines; the next claim of such a key recovers the segment first, unless
+        it is still open.
         """
         self._release_settled()
         with self._mutex:
@@ -293,7 +293,7 @@ class IdempotencyKeys:
                 self._close()
 
     def close(self) -> None:
-        """Let other processes have all keys."""
+        """Release all keys."""
         with self._mutex:
             self._close()
 

@@ -1,4 +1,4 @@
-"""Whether the lines of a batch lie whole in their segment, if that is not recorded."""
+"""Find out whether all lines of a batch are in their segment, whose size is not recorded."""
 
 import logging
 import os
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 #: Bytes that are read at once.
 BLOCK_BYTES = 1024 * 1024
 
-#: Segments of which it is remembered how far they were read.
+#: Open segments whose checked length is remembered.
 MAX_SEGMENTS = 1000
 
-#: Attempts for a segment that is recovered or renamed meanwhile, and the seconds between two.
+#: Attempts for a segment that is recovered or renamed meanwhile, and the seconds between them.
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.01
 
@@ -28,27 +28,27 @@ _sleep: Callable[[float], None] = get_original("time", "sleep")
 
 
 class StoredLines:
-    """Reads the segments of a directory; one thread at a time may use it.
+    """A reader of a directory's segments; one thread at a time may use it.
 
-    It may only be asked for batches that nobody is storing.
+    It gives final answers for batches that no process is storing.
     """
 
     def __init__(self, directory: Path, is_synced: bool) -> None:
         self._directory = directory
         self._is_synced = is_synced
-        self._whole: dict[str, int] = {}  # bytes at the start of open segments without a hole
+        self._whole: dict[str, int] = {}  # bytes at the start of open segments that have no hole
 
     def note_stored(self, segment: str, stop: int) -> None:
-        """Note that a segment is stored up to an offset."""
+        """Remember that a segment is stored up to an offset."""
         if len(self._whole) >= MAX_SEGMENTS:
-            self._whole.clear()  # what is asked for again is read again
+            self._whole.clear()  # they are read again on the next check
         self._whole[segment] = stop
 
     def recover_and_check(self, segment: str, stop: int) -> bool:
         """Return whether a segment whose size is not recorded has all lines up to an offset.
 
-        A segment that a dead process left is truncated and sealed first. One that is gone without
-        a record of its size never had a line. Raises OSError if the answer is not known yet.
+        A segment that a dead process left open is truncated and sealed first. A segment that is
+        gone without a record of its size never had a line. Raises OSError if the answer is unknown.
         """
         if stop <= self._whole.get(segment, 0):
             return True
@@ -70,12 +70,12 @@ class StoredLines:
         return self._directory / (segment + OPEN_SUFFIX)
 
     def _check_held(self, segment: str, stop: int) -> bool | None:
-        """Return whether a segment that its writer holds has the lines.
+        """Return whether a segment that its writer keeps open has the lines.
 
         None if it is gone or being recovered: the recovery decides, and a sync at the same time
-        could take the error that the recovery must see. The writer does not store the lines any
-        more, so they are there to stay, or not at all. All before them must be there too, since a
-        recovery keeps nothing beyond a hole.
+        could consume the error that the recovery must see. The writer stores these lines no more,
+        so the answer is final. All lines before them must be there too, since a recovery keeps
+        nothing after a hole.
         """
         try:
             fd = os.open(self._open_path(segment), os.O_RDWR)
