@@ -1,8 +1,8 @@
-"""Turn a sealed segment into its compressed form; at every instant one of the two is whole.
+"""Compress the sealed segments of a directory; at every instant one form of each is whole.
 
-The compressed lines are written to a draft that no reader takes for a segment, synced, read back
-and inflated. Then the draft gets the segment's name, the directory is synced, and only after that
-the plain file goes. What is interrupted leaves the plain file, or both, for the next attempt.
+The compressed lines are written to a draft, which is no segment by its name, synced, read back and
+decompressed. Then the draft gets the segment's name, the directory is synced, and only after that
+the plain file is removed. An interruption leaves the plain file, or both, for the next attempt.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from astralog.zstd import zstd
 
 log = logging.getLogger(__name__)
 
-#: The one draft of a directory, which only one process at a time compresses.
+#: The only draft of a directory; one process at a time compresses.
 DRAFT_NAME = ".compressing"
 
-#: Measured on logs of 365 bytes, with reading them and looking at the whole: 7.4 times smaller for
-#: 1.0 µs of CPU a log. Level 2 makes them 7.5 times smaller for 1.2 µs, level 3 7.4 times for 1.5.
+#: Measured on logs of 365 bytes, with reading and checking: 7.4 times smaller for 1.0 µs of CPU per
+#: log. Level 2 makes them 7.5 times smaller for 1.2 µs, level 3 7.4 times for 1.5 µs.
 LEVEL = 1
 
-#: Bytes that are read at once; the compressor's own memory is some MiB.
+#: Bytes read at once; zstd's own memory is some MiB.
 BLOCK_BYTES = 256 * 1024
 
 
 class Damaged(OSError):
-    """A compressed file does not inflate to what was compressed."""
+    """A compressed file does not decompress to the original."""
 
     def __init__(self, reason: object) -> None:
         super().__init__(errno.EIO, f"its compressed form is damaged: {reason}")
@@ -52,10 +52,10 @@ class Saving(NamedTuple):
 
 
 def compress_segment(directory: Path, name: str) -> Saving | None:
-    """Replace a plain segment by its compressed form; None where it was removed meanwhile.
+    """Replace a plain segment by its compressed form; return None if it was removed meanwhile.
 
-    Raises OSError when it could not be, or not yet; the plain file is there then. Where both forms
-    are there already, as a crash leaves them, the plain one goes if the other one is whole.
+    Raises OSError if that fails; the plain file remains. If a crash left both forms, the plain one
+    is removed if the compressed one is whole.
     """
     segment = SegmentName(name)
     plain = segment.path(directory, Form.PLAIN)
@@ -65,7 +65,7 @@ def compress_segment(directory: Path, name: str) -> Saving | None:
     except FileNotFoundError:
         return None
     with open(fd, "rb") as source:
-        # As sealed without a sync, in the mode `never`, it would be no more whole than the other.
+        # Sealed without a sync, in the mode `never`, it may not be on the disk as a whole.
         os.fsync(source.fileno())
         is_made = os.path.lexists(compressed)
         size = _check_same(source, compressed) if is_made else _make(source, plain, compressed)
@@ -79,12 +79,12 @@ def compress_segment(directory: Path, name: str) -> Saving | None:
 
 
 def remove_draft(directory: Path) -> None:
-    """Remove what an interrupted compression left; raises OSError."""
+    """Remove the draft of an interrupted compression; raises OSError."""
     (directory / DRAFT_NAME).unlink(missing_ok=True)
 
 
 def _make(source: BufferedReader, plain: Path, compressed: Path) -> int | None:
-    """Make the compressed file; return its size, None where the segment was removed meanwhile."""
+    """Create the compressed file; return its size, None if the segment was removed meanwhile."""
     draft = plain.with_name(DRAFT_NAME)
     try:
         size = _write(source, draft)
@@ -98,16 +98,16 @@ def _make(source: BufferedReader, plain: Path, compressed: Path) -> int | None:
 
 
 def _is_in_place(source: BufferedReader, plain: Path) -> bool:
-    """Return whether nobody removed the segment while it was compressed."""
+    """Return whether the segment was not removed while it was compressed."""
     with contextlib.suppress(FileNotFoundError):
         return files.is_same_file(source.fileno(), plain)
     return False
 
 
 def _write(source: BufferedReader, draft: Path) -> int:
-    """Compress a file to a draft that is synced, and known to inflate to as many bytes.
+    """Compress a file to a draft, sync it, and check that it decompresses to as many bytes.
 
-    Returns its size.
+    Return the size of the draft.
     """
     remove_draft(draft.parent)
     status = os.fstat(source.fileno())
@@ -126,7 +126,7 @@ def _write(source: BufferedReader, draft: Path) -> int:
 
 
 def _compress(source: BufferedReader, target: BinaryIO, size: int) -> None:
-    """Write one frame, which holds its content's size and a checksum of it."""
+    """Write one frame, with the size and a checksum of its content."""
     compressor = zstd.ZstdCompressor(
         options={
             zstd.CompressionParameter.compression_level: LEVEL,
@@ -140,17 +140,17 @@ def _compress(source: BufferedReader, target: BinaryIO, size: int) -> None:
 
 
 def _blocks(source: BufferedReader) -> Iterator[memoryview]:
-    """Yield all of a file in pieces, each of which holds until the next one is asked for."""
+    """Yield a file in blocks, each valid until the next one is requested."""
     source.seek(0)
     buffer = memoryview(bytearray(BLOCK_BYTES))
     while count := source.readinto(buffer):
         yield buffer[:count]
 
 
-def _inflated(target: BinaryIO) -> Iterator[memoryview]:
-    """Yield what a compressed file inflates to; raises Damaged where it is not whole.
+def _decompressed(target: BinaryIO) -> Iterator[memoryview]:
+    """Yield the decompressed blocks of a file; raises Damaged if it is not whole.
 
-    The frame's checksum is that of what was compressed.
+    zstd compares the frame's checksum, which is that of the original.
     """
     target.seek(0)
     try:
@@ -165,16 +165,16 @@ def _inflated(target: BinaryIO) -> Iterator[memoryview]:
 
 
 def _check_whole(target: BinaryIO, size: int) -> None:
-    found = sum(map(len, _inflated(target)))
+    found = sum(map(len, _decompressed(target)))
     if found != size:
         raise Damaged(f"{found} bytes in place of {size}")
 
 
 def _check_same(source: BufferedReader, compressed: Path) -> int:
-    """Return the size of a compressed file that holds the same lines.
+    """Return the size of a compressed file with the same lines.
 
-    Raises OSError where it does not. A damaged one is removed, after the plain file was read as a
-    whole; what holds other lines is kept.
+    Raises OSError if it has others. A damaged one is removed, once the plain file was read to its
+    end; one with other lines is kept.
     """
     try:
         fd = files.open_regular(compressed, os.O_RDONLY)
@@ -196,59 +196,56 @@ def _check_same(source: BufferedReader, compressed: Path) -> int:
 
 
 def _is_same(source: BufferedReader, target: BinaryIO) -> bool:
-    """Compare all of a file with what another inflates to, which is read to its end."""
+    """Return whether a file equals the decompressed lines of another, which is read to its end."""
     source.seek(0)
-    differing = sum(source.read(len(block)) != block for block in _inflated(target))
+    differing = sum(source.read(len(block)) != block for block in _decompressed(target))
     return not differing and not source.read(1)
 
 
 LOCK_NAME = "compression.lock"
 
-#: Seconds between two looks at what is new, and at whether the process that compresses is there.
-LOOK_SECONDS = 1.0
+#: Seconds between two polls: for new segments, and for the lease if another process has it.
+POLL_SECONDS = 1.0
 
-#: Seconds after a failure; doubled with each one in a row, up to the longest, for want of room.
+#: Seconds after a failure; doubled with each failure in a row, up to the longest.
 RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 
 
 @dataclasses.dataclass
 class CompressionCounts:
-    """What one process compressed so far."""
+    """The compression so far, by one process."""
 
     segments: int = 0
-    plain_bytes: int = 0  #: of these segments, before
-    compressed_bytes: int = 0  #: and after
+    plain_bytes: int = 0  #: of these segments, before compression
+    compressed_bytes: int = 0  #: of these segments, after it
     failures: int = 0
     cpu_seconds: float = 0.0
-    waiting_segments: int | None = None  #: None where another process compresses
+    waiting_segments: int | None = None  #: None if another process compresses
 
 
 class Compressor:
-    """Compresses the segments of a directory while this process holds the directory's lock.
-
-    Every process that has one waits for the lock, which goes with its process.
-    """
+    """Compress the segments of a directory while this process holds the directory's lease."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._steps = self._wait_and_compress()
+        self._steps = self._compress_all()
         self._retry_seconds = RETRY_SECONDS
-        self._failure = LogOnce(log, logging.WARNING)  # of all segments, until one is compressed
+        self._failure = LogOnce(log, logging.WARNING)  # of any segment, until one is compressed
         #: Segments that failed, with the time of the next try.
         self._postponed: dict[SegmentName, float] = {}
         self._logged: set[SegmentName] = set()  # segments whose failure was logged
         self.counts = CompressionCounts()
 
     def step(self) -> float:
-        """Compress a segment, if one is there; return the seconds until the next step."""
+        """Compress a segment, if there is one; return the seconds until the next step."""
         try:
             pause = next(self._steps)
             self.counts.cpu_seconds = time.process_time()
             return pause
         except (OSError, MemoryError) as error:
-            self._steps = self._wait_and_compress()
-            text = _words(error)
+            self._steps = self._compress_all()
+            text = _reason(error)
             self._failure.fail(text, "cannot compress in %s: %s", self._directory, text)
             return self._back_off()
 
@@ -256,9 +253,9 @@ class Compressor:
         """Leave the directory to another process."""
         self._steps.close()
 
-    def _wait_and_compress(self) -> Generator[float, None, None]:
+    def _compress_all(self) -> Generator[float, None, None]:
         while (lease := Lease.acquire(self._directory, LOCK_NAME)) is None:
-            yield LOOK_SECONDS
+            yield POLL_SECONDS
         try:
             with contextlib.closing(lease):
                 remove_draft(self._directory)
@@ -277,7 +274,7 @@ class Compressor:
         self.counts.waiting_segments = waiting = len(plain) + len(self._postponed)
         name = plain.take()
         if name is None:
-            return LOOK_SECONDS
+            return POLL_SECONDS
         try:
             saving = compress_segment(self._directory, name)
         except (OSError, MemoryError) as error:
@@ -298,21 +295,21 @@ class Compressor:
     def _note_failure(
         self, plain: PlainSegments, name: SegmentName, error: OSError | MemoryError
     ) -> float:
-        """Try the same segment again once there may be room for it, else go on with the others."""
+        """Retry the same segment after a full disk, and a failed one after the others."""
         self.counts.failures += 1
         if isinstance(error, MemoryError) or error.errno in FULL_ERRNOS:
             plain.put(name)
-            text = _words(error)
-            self._failure.fail(text, "segments stay uncompressed: %s; it is tried again", text)
+            text = _reason(error)
+            self._failure.fail(text, "segments stay uncompressed: %s; compression is retried", text)
             return self._back_off()
         if name not in self._logged:
             self._logged.add(name)
-            log.error("cannot compress %s: %s; it is tried again every minute", name, _words(error))
+            log.error("cannot compress %s: %s; it is retried every minute", name, _reason(error))
         self._postponed[name] = time.monotonic() + LONGEST_RETRY_SECONDS
         return RETRY_SECONDS
 
     def _put_back(self, plain: PlainSegments) -> None:
-        """Try those again that failed, when nothing else is left to do."""
+        """Queue the failed segments again that are due."""
         now = time.monotonic()
         for name, due_at in list(self._postponed.items()):
             if due_at <= now:
@@ -325,5 +322,5 @@ class Compressor:
         return pause
 
 
-def _words(error: OSError | MemoryError) -> str:
+def _reason(error: OSError | MemoryError) -> str:
     return (isinstance(error, OSError) and error.strerror) or "out of memory"

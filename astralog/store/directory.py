@@ -1,4 +1,4 @@
-"""The data directory's segments: an inventory that is scanned once and then follows changes.
+"""The inventory of a data directory's segments: one scan, and then each change by inotify(7).
 
 Its cost grows with the number of changes, not with that of the segments.
 """
@@ -44,11 +44,11 @@ _READ_BYTES = 16 * 1024
 
 
 class ChangesLost(Exception):
-    """More changed than the system keeps for a watch; names are missing."""
+    """The kernel dropped events of a watch; some changes are unknown."""
 
 
 class DirectoryWatch:
-    """What changes in a directory from now on; raises OSError where no watch can be had."""
+    """The changes of a directory from now on; raises OSError if the system has no watch left."""
 
     def __init__(self, path: Path) -> None:
         self._fd = call_libc("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
@@ -59,9 +59,9 @@ class DirectoryWatch:
             raise
 
     def changes(self) -> set[str]:
-        """Return some names that came, went or changed since the last call, none when that was all.
+        """Return some of the names created, removed or changed since the last call.
 
-        Raises ChangesLost.
+        An empty set means that there are no more. Raises ChangesLost.
         """
         try:
             events = os.read(self._fd, _READ_BYTES)
@@ -82,38 +82,42 @@ class DirectoryWatch:
         os.close(self._fd)
 
 
-#: The era of segments that are named ahead of the clock: they count as the oldest.
+#: The era of segments named ahead of the clock, which count as the oldest.
 AHEAD_ERA = 0
 
-#: The era of those that were there before this process started.
+#: The era of segments older than this process.
 FOUND_ERA = 1
 
-#: The era of those that were started since, and of what comes until the clock is set back.
+#: The era of segments started since, until the clock is set back.
 FIRST_ERA = 2
 
 
 class Eras:
-    """The segments that came, from when they are open until they are sealed."""
+    """The order of segments that appear while this process watches the directory.
+
+    Names give the order of segments as long as the clock is not set back. A new segment is younger
+    than all others, whatever the clock shows: an earlier name begins a new era.
+    """
 
     def __init__(self) -> None:
         self._era = FIRST_ERA
         self._last = ""  # the last name of this era
-        self._writing: dict[SegmentName, int] = {}  # segments that may be written to: era
-        self._found: set[SegmentName] = set()  # those that were open before
-        self._recovered: set[SegmentName] = set()  # of these, those of dead processes
+        self._writing: dict[SegmentName, int] = {}  # open segments: era
+        self._found: set[SegmentName] = set()  # open when this process started
+        self._recovered: set[SegmentName] = set()  # of these, the ones of dead processes
 
     def note_found(self, segment: SegmentName, era: int) -> None:
-        """Note a segment that was open before; its process may be dead."""
+        """Add a segment that was open before this process started; its writer may be dead."""
         self._found.add(segment)
         self._writing[segment] = era
         self.note_name(segment)
 
     def note_name(self, segment: SegmentName) -> None:
-        """Note that a segment is there, whoever made it."""
+        """Add a name to the current era."""
         self._last = max(self._last, segment)
 
     def note_open(self, segment: SegmentName) -> None:
-        """Note that a segment is open, or was until now."""
+        """Add a segment that is open, or was until now."""
         if segment in self._writing or segment in self._recovered:
             return
         if self._last and SegmentName(self._last).start - segment.start > STEP_SECONDS:
@@ -123,35 +127,35 @@ class Eras:
         self.note_name(segment)
 
     def note_recovered(self, segment: SegmentName) -> None:
-        """Note that a segment was sealed for a dead process.
+        """Record that a dead process's segment was sealed.
 
-        If it was open before, it is not known when it was last written to.
+        If it was open before this process started, the time of its last write is unknown.
         """
         if segment in self._found:
             self._recovered.add(segment)
             self._writing.pop(segment, None)
 
     def seal(self, segment: SegmentName) -> tuple[float, int] | None:
-        """Return when a segment was sealed that came, by CLOCK_BOOTTIME, and its era.
+        """Record that an open segment is sealed; return the CLOCK_BOOTTIME and its era.
 
-        That is now, at the first call; None for a segment that was sealed before.
+        Return None if the segment is not open.
         """
         era = self._writing.pop(segment, None)
         return None if era is None else (boot_time(), era)
 
     def forget_all_but(self, segments: Collection[SegmentName]) -> None:
-        """Forget the segments that were removed before they were sealed."""
+        """Forget all other open segments: they were removed before they were sealed."""
         self._writing = {name: era for name, era in self._writing.items() if name in segments}
 
 
-#: Names that go back into the index one by one; of more, all are put into order at once.
+#: Names up to which they are pushed back to the heap one by one; more are put into order at once.
 FEW_NAMES = 100
 
 
 class Entry(NamedTuple):
-    """What is known of a sealed segment.
+    """A sealed segment in the index.
 
-    Segments of an earlier era are older; within an era, the names decide.
+    Segments of an earlier era are older; within an era, names give the order.
     """
 
     size: int
@@ -160,23 +164,23 @@ class Entry(NamedTuple):
     era: int = FOUND_ERA
 
     def age(self, now: float, elapsed: float) -> float:
-        """Return the seconds since the last change, by a wall clock and by CLOCK_BOOTTIME.
+        """Return the seconds since the last change; `now` is wall time, `elapsed` CLOCK_BOOTTIME.
 
-        What this process saw being written is not older than that, whatever the wall clock says.
+        A segment that was sealed while this process watched is no older than that.
         """
         age = now - self.changed_at
         return age if self.sealed_at is None else min(age, elapsed - self.sealed_at)
 
 
 class SegmentIndex:
-    """Sealed segments by name, each with its entry.
+    """Sealed segments by name, in the order of their age.
 
-    A change costs the logarithm of what is there, and a hundred thousand segments take 30 MB.
+    A change costs the logarithm of their number, and a hundred thousand segments take 30 MB.
     """
 
     def __init__(self) -> None:
         self._entries: dict[SegmentName, Entry] = {}
-        # A heap for each era; names that are gone stay until they are the oldest.
+        # One heap per era; removed names stay until they are the oldest.
         self._heaps: dict[int, list[SegmentName]] = {}
         self.bytes = 0
 
@@ -184,7 +188,7 @@ class SegmentIndex:
         return len(self._entries)
 
     def get(self, name: SegmentName) -> Entry | None:
-        """Return what is known of a segment, None for one that is not known."""
+        """Return the entry of a segment, None if it is unknown."""
         return self._entries.get(name)
 
     def items(self) -> list[tuple[SegmentName, Entry]]:
@@ -192,14 +196,14 @@ class SegmentIndex:
         return list(self._entries.items())
 
     def add(self, name: SegmentName, entry: Entry) -> None:
-        """Note what is known of a segment in one form, in addition to its other form."""
+        """Add one form of a segment to the entry of its other form, if any."""
         if known := self._entries.get(name):
             size, changed_at = known.size + entry.size, max(known.changed_at, entry.changed_at)
             entry = known._replace(size=size, changed_at=changed_at)
         self.put(name, entry)
 
     def put(self, name: SegmentName, entry: Entry) -> None:
-        """Note what is known of a segment, known or new."""
+        """Insert or replace the entry of a segment."""
         known = self._entries.get(name)
         if known is None or known.era != entry.era:
             heappush(self._heaps.setdefault(entry.era, []), name)
@@ -207,7 +211,7 @@ class SegmentIndex:
         self._entries[name] = entry
 
     def remove(self, name: SegmentName) -> int:
-        """Forget a segment; return the bytes it had, 0 for one that is not known."""
+        """Remove a segment; return its bytes, 0 if it is unknown."""
         entry = self._entries.pop(name, None)
         if entry is None:
             return 0
@@ -222,9 +226,9 @@ class SegmentIndex:
         return entry is not None and entry.era == era
 
     def oldest_first(self) -> Generator[SegmentName, None, None]:
-        """Yield the segments in the order of their age.
+        """Yield the segments, oldest first.
 
-        The caller may remove each one that it got, and closes the iterator when it stops early.
+        The caller may remove each yielded segment, and closes the iterator if it stops early.
         """
         for era in sorted(self._heaps):
             heap = self._heaps[era]
@@ -250,29 +254,29 @@ def _put_back(heap: list[SegmentName], names: list[SegmentName]) -> None:
             heappush(heap, name)
 
 
-#: Seconds between two scans of the whole directory. With a watch they only make sure; without one
-#: (another host's changes on NFS, or no watch left) they alone tell what is new.
+#: Seconds between two scans of the whole directory. With a watch, scans are a safeguard; without it
+#: (changes by another host on NFS, or no watch left), they alone find new segments.
 SCAN_SECONDS = 3600.0
 UNWATCHED_SCAN_SECONDS = 60.0
 
-#: Share of a core that scans take at most: the more there is, the longer the time between them.
+#: Maximum share of a core for scans: the larger the directory, the longer the time between them.
 SCAN_SHARE = 0.002
 
 
 class Inventory:
     """The open and the sealed segments of a directory.
 
-    What takes long is an iterator, which yields after each small step; raises OSError throughout.
+    Long operations are iterators that yield after each small step. Every method raises OSError.
     """
 
     def __init__(self, directory: Path, clock: TrustedClock, started_at: float) -> None:
-        """Measure ages by the clock; the process started at a time of the wall clock."""
+        """Measure ages by the clock; `started_at` is the wall time of the process's start."""
         self._directory = os.fspath(directory)
         self._clock = clock
         self._started_at = started_at
         self._watch = open_watch(directory)
-        self._files: list[SegmentFile] = []  # sealed ones that are listed, and not measured yet
-        self._changed: set[SegmentName] = set()  # sealed ones that came, went or changed
+        self._files: list[SegmentFile] = []  # sealed ones, listed and not measured yet
+        self._changed: set[SegmentName] = set()  # sealed ones that appeared, vanished or changed
         self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
         self._next_scan_at = time.monotonic()
         self._is_first = True  # whether the next scan is the first one
@@ -282,11 +286,11 @@ class Inventory:
 
     @property
     def is_scan_due(self) -> bool:
-        """Return whether the directory is to be listed and measured."""
+        """Return whether the next scan of the directory is due."""
         return time.monotonic() >= self._next_scan_at
 
     def list_names(self) -> Iterator[None]:
-        """Begin a scan: find the open segments anew, which are few, and list the sealed ones."""
+        """Begin a scan: list the open and the sealed segments."""
         self._scanned_at = time.thread_time()
         self._files = []
         opened = set()
@@ -306,7 +310,7 @@ class Inventory:
         self._is_first = False
 
     def measure(self) -> Iterator[None]:
-        """End a scan: learn the sizes of all sealed segments, for an index of their own."""
+        """End a scan: build a new index with the sizes of all sealed segments."""
         index = SegmentIndex()
         now = self._clock.now()
         for segment, form in self._files:
@@ -323,7 +327,7 @@ class Inventory:
         self._next_scan_at = time.monotonic() + max(pause, cost / SCAN_SHARE)
 
     def follow(self) -> Iterator[None]:
-        """Learn what came and went since the scan."""
+        """Apply the changes since the last call."""
         try:
             while self._watch and (names := self._watch.changes()):
                 for file in filter(None, map(parse_file_name, sorted(names))):
@@ -336,7 +340,7 @@ class Inventory:
             yield
 
     def open_bytes(self) -> int:
-        """Return the bytes of the open segments; those that are gone are forgotten."""
+        """Return the bytes of the open segments; forget those that are gone."""
         sizes = {segment: self._size(segment, Form.OPEN) for segment in self.open}
         self.open = {segment for segment, size in sizes.items() if size is not None}
         return sum(size for size in sizes.values() if size)
@@ -347,7 +351,7 @@ class Inventory:
             self._watch.close()
 
     def _note(self, changed: SegmentFile) -> None:
-        """Note that a file came, went or changed; `open_bytes` finds out which of these."""
+        """Record that a file appeared, vanished or changed."""
         if changed.form is Form.OPEN:
             self.eras.note_open(changed.segment)
             self.open.add(changed.segment)
@@ -355,7 +359,7 @@ class Inventory:
             self._changed.add(changed.segment)
 
     def _refresh(self, segment: SegmentName) -> None:
-        """Learn what is there of a sealed segment, whatever became of it."""
+        """Read the state of a sealed segment's files again."""
         found = [self._status(segment, form) for form in SEALED_FORMS]
         statuses = [status for status in found if status]
         if statuses:
@@ -368,7 +372,7 @@ class Inventory:
             self.sealed.remove(segment)
 
     def _entry(self, segment: SegmentName, size: int, modified_at: float, now: float) -> Entry:
-        """Return the entry of a sealed segment, which may be known, or new."""
+        """Return the entry of a sealed segment, known or new."""
         start = segment.start
         changed_at = last_change(start, modified_at, now)
         known = self.sealed.get(segment)
@@ -380,23 +384,23 @@ class Inventory:
         return Entry(size, changed_at, era=era)
 
     def _era(self, start: float, modified_at: float) -> int:
-        """Return the era of a segment that nobody saw come: whether this process was there."""
+        """Return the era of a segment found by a scan: whether it is older than this process."""
         return FIRST_ERA if min(start, modified_at) >= self._started_at else FOUND_ERA
 
     def _size(self, segment: SegmentName, form: Form) -> int | None:
-        """Return the bytes of a file, None where it is gone."""
+        """Return the bytes of a file, None if it is gone."""
         status = self._status(segment, form)
         return status.st_size if status else None
 
     def _status(self, segment: SegmentName, form: Form) -> os.stat_result | None:
-        """Return the status of a file, None where it is gone."""
+        """Return the status of a file, None if it is gone."""
         with contextlib.suppress(FileNotFoundError):
             return files.status_of(f"{self._directory}/{segment.file(form)}")
         return None
 
 
 def open_watch(directory: Path) -> DirectoryWatch | None:
-    """Return what tells of changes, None where the system has no watch left, which is logged."""
+    """Return a watch of the directory; log a warning and return None if there is none left."""
     try:
         return DirectoryWatch(directory)
     except OSError as error:

@@ -1,20 +1,20 @@
-"""What a data directory says of its own forwarding: which segments are delivered, and the lag.
+"""The files that `astralog forward` keeps in the data directory: cursor, status and node name.
 
-`astralog forward` writes three files there, and the service reads the first two:
+The service reads the first two: which segments are delivered, and the lag.
 
-`forward.cursor`: a line for each fact, appended and synced, in the order in which they came true:
+`forward.cursor`: one line per fact, appended and synced:
 
-    cursor 1 <inodes> <node> <table>   what the facts hold for
-    at <segment> <offset> <lines>   so many bytes and lines are delivered, more is under way
-    again <segment>                 lines that the tables lacked at its end were sent again
-    done <segment>                  all of it is delivered, and the tables were asked for it
+    cursor 1 <inodes> <node> <table>   the header: the directory, node and table of the facts
+    at <segment> <offset> <lines>      delivered up to this offset; the next chunk is under way
+    again <segment>                    lines that the tables lacked at its end were sent again
+    done <segment>                     all of it is delivered and verified in the tables
 
-Each line ends in the CRC-32 of what stands before it, as 8 hex digits, so that a torn or damaged
-line is known. A line that is lost costs forward a question to the table and nothing else.
+Each line ends in the CRC-32 of the text before it, as 8 hex digits, so that torn and damaged lines
+are detected. A lost line costs forward one query.
 
-`forward.status`: a line `<name> <value>` for each field of `ForwardStatus`, replaced as a whole.
+`forward.status`: one line `<name> <value>` per field of `ForwardStatus`, replaced as a whole.
 
-`node`: the node's name in the tables, from the first delivery on; a line with its CRC-32, too.
+`node`: the node's name in the tables, from the first delivery on: one line with its CRC-32.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ NODE_NAME = "node"
 
 _CRC_DIGITS = 8
 
-#: What a word keeps as it is: all printable ASCII but the percent sign, which begins an escape.
+#: Characters that a word keeps: printable ASCII except the percent sign, which begins an escape.
 _PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 
@@ -44,7 +44,7 @@ def encode_fact(fact: str) -> bytes:
 
 
 def decode_fact(line: bytes) -> str | None:
-    """Return the fact that a line, without its end, holds; None where it is damaged."""
+    """Return the fact of a line (without its line end), None if it is damaged."""
     text, _, check = line.rpartition(b" ")
     if len(check) != _CRC_DIGITS or check != b"%08x" % zlib.crc32(text):
         return None
@@ -52,7 +52,7 @@ def decode_fact(line: bytes) -> str | None:
 
 
 def encode_word(text: str) -> str:
-    """Return a text as one word of ASCII: of a fact, or of an HTTP header."""
+    """Return a text as one word of ASCII, for a fact or an HTTP header."""
     return quote(text, safe=_PLAIN)
 
 
@@ -95,10 +95,10 @@ def read_facts(directory: Path) -> Iterator[str | None]:
 
 
 class DeliveredSegments:
-    """The segments of a directory that are delivered as a whole: `name in delivered`.
+    """The completely delivered segments of a directory: `name in delivered`.
 
-    None is, where nothing is known. A look costs a stat, and the reading of what is new in the
-    cursor; 100,000 segments take some 10 MB.
+    If the cursor is missing, no segment counts as delivered. Each check costs a stat, and reading
+    the new lines of the cursor; 100,000 segments take some 10 MB.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -133,27 +133,27 @@ class DeliveredSegments:
 
 @dataclasses.dataclass
 class ForwardStatus:
-    """What forward did and has yet to do; times are in seconds since 1970, 0 for none."""
+    """The progress of forward; times are in seconds since 1970, 0 for none."""
 
     pid: int = 0
     updated_at: float = 0.0  #: forward writes its status every few seconds while it runs
-    waiting_segments: int = 0  #: sealed, and not delivered as a whole
+    waiting_segments: int = 0  #: sealed and not completely delivered
     waiting_bytes: int = 0  #: of their files, compressed or not
     oldest_at: float = 0.0  #: start of the oldest segment, sealed or open, that is not delivered
     delivered_segments: int = 0  #: since forward started, as are the next four
     delivered_logs: int = 0
-    dead_letter_logs: int = 0  #: of the delivered ones, those that went to the dead-letter table
+    dead_letter_logs: int = 0  #: of these, the logs in the dead-letter table
     incomplete_segments: int = 0  #: delivered, but the tables hold fewer lines
     doubled_segments: int = 0  #: delivered, but the tables hold more lines
     failing_since: float = 0.0
 
     def lag_seconds(self, now: float) -> float:
-        """Return the age of the oldest log that is not delivered; 0 where all are."""
+        """Return the age of the oldest undelivered log, 0 if all are delivered."""
         return max(now - self.oldest_at, 0.0) if self.oldest_at else 0.0
 
 
 def read_status(directory: Path) -> ForwardStatus | None:
-    """Return what forward last said of itself; None where it never did, or nothing of use."""
+    """Return the last status that forward wrote, None if there is no valid one."""
     try:
         lines = (directory / STATUS_NAME).read_text().splitlines()
         words = dict(line.split(" ") for line in lines)
@@ -164,7 +164,7 @@ def read_status(directory: Path) -> ForwardStatus | None:
 
 
 def write_status(directory: Path, status: ForwardStatus) -> None:
-    """Replace what forward says of itself; raises OSError.
+    """Replace the status file; raises OSError.
 
     It is not synced: after a power cut there may be none.
     """

@@ -1,6 +1,6 @@
 """The housekeeper of a data directory: recovery, retention and disk usage.
 
-Each process that writes to the directory has one; the lease decides which of them works.
+Each process that writes to the directory has one; only the holder of the lease works.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from astralog.store.recovery import recover_file
 
 log = logging.getLogger(__name__)
 
-#: Some file systems show only later what was freed. Then nothing more is removed for the sake of
-#: the free disk for so many seconds, or everything would be.
+#: Seconds without further removals for free disk, if the file system does not show freed space yet;
+#: otherwise all segments would be removed.
 SETTLE_SECONDS = 60.0
 
-#: Inodes that were freed one after another and are not shown as free, after which that is so.
+#: Freed inodes in a row that do not show up as free, after which removals pause as well.
 UNSEEN_INODES = 3
 
-#: Seconds between two lines about segments that were removed undelivered.
+#: Seconds between two log lines about segments that were removed before their delivery.
 UNDELIVERED_LOG_SECONDS = 60.0
 
-#: A pass over the segments is followed by the next one after so many seconds for each segment that
-#: it kept, so that passes take 1% of a core at most. One that could not be removed took longer.
+#: Seconds until the next pass, for each segment that the last pass kept or could not remove: passes
+#: take 1% of a core at most.
 KEPT_SECONDS = 0.0005
 FAILED_SECONDS = 0.005
 
@@ -50,7 +50,7 @@ MayRemove = Callable[[SegmentName], bool]
 
 
 class Reason(enum.Enum):
-    """Why a segment is not kept, in the words of the log."""
+    """Why a segment is removed; the values stand in the log."""
 
     AGE = "age"
     SIZE = "size"
@@ -58,29 +58,29 @@ class Reason(enum.Enum):
     FREE_INODES = "free inodes"
 
 
-#: The reasons that a segment of any size, delivered or not, may be removed for.
+#: The reasons that may remove undelivered segments, if a setting says so.
 DISK_REASONS = (Reason.FREE_BYTES, Reason.FREE_INODES)
 
 
 @dataclasses.dataclass
 class _Pass:
-    """How many bytes, or inodes, are too many for each reason, and what was removed of them."""
+    """One pass over the segments: the excess for each reason, and the removals so far."""
 
-    excess: dict[Reason, int]
+    excess: dict[Reason, int]  # bytes or inodes
     kept_inodes: int  # that are to be free
     removed: Counter[Reason] = dataclasses.field(default_factory=Counter)
     last: str = ""  # the segment with the last name
 
     def reason(self) -> Reason | None:
-        """Return why the oldest segment is not kept, None if it is."""
+        """Return why the oldest segment is to be removed, None if it is kept."""
         return next((reason for reason, left in self.excess.items() if left > 0), None)
 
     def is_disk_short(self) -> bool:
-        """Return whether fewer bytes or inodes of the disk are free than are to be."""
+        """Return whether the disk has too few free bytes or inodes."""
         return any(self.excess.get(reason, 0) > 0 for reason in DISK_REASONS)
 
     def note(self, name: SegmentName, reason: Reason, size: int, files: int) -> None:
-        """Count a segment that was removed, with the bytes of its files."""
+        """Count a removed segment, with the bytes and the number of its files."""
         self.removed[reason] += 1
         self.last = max(self.last, name)
         for key in self.excess:
@@ -88,10 +88,10 @@ class _Pass:
 
 
 class Retention:
-    """What the settings keep, applied to the sealed segments of a directory.
+    """Remove the sealed segments that exceed the settings: by age, size and free disk.
 
-    A segment that `may_remove` spares is kept, unless the disk is short and a setting says so. What
-    cannot be removed is kept, too; neither keeps the others from being removed.
+    A segment that `may_remove` spares is kept, unless the disk is short and a setting allows its
+    removal. Spared segments, and those that cannot be removed, do not protect younger ones.
     """
 
     def __init__(self, settings: Settings, may_remove: MayRemove, clock: TrustedClock) -> None:
@@ -117,9 +117,9 @@ class Retention:
         self.removed_undelivered_segments = 0
 
     def remove_excess(self, index: SegmentIndex, total: int, space: files.Space) -> Iterator[None]:
-        """Remove what is beyond the age, and the oldest beyond the size or the free disk.
+        """Remove the segments beyond the age, and the oldest beyond the size or the free disk.
 
-        It yields after each small step. `total` are the bytes of all segments.
+        Yield after each small step. `total` is the number of bytes of all segments.
         """
         self._forget_failures(index)
         this = _Pass(self._excess(total, space), self._kept_inodes(space))
@@ -135,7 +135,7 @@ class Retention:
             log.info("removed segments up to %s: %s to keep", this.last, counts)
 
     def _excess(self, total: int, space: files.Space) -> dict[Reason, int]:
-        """Return how many bytes or inodes are too many, for each reason that counts them."""
+        """Return the excess of bytes or inodes for each reason that is configured."""
         excess = {}
         if self._bytes:
             excess[Reason.SIZE] = total - self._bytes
@@ -147,12 +147,12 @@ class Retention:
         return {key: n for key, n in excess.items() if now >= self._settled_at.get(key, 0.0)}
 
     def _kept_inodes(self, space: files.Space) -> int:
-        """Return how many inodes are to be free: more than those without which none is accepted."""
+        """Return the inodes to keep free: more than the number below which batches are rejected."""
         least = space.kept_inodes(self._min_free_bytes) + 1 if self._is_above_floor else 0
         return max(space.kept_inodes(self._free_bytes), least)
 
     def _remove_expired(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
-        """Remove the segments beyond the age, wherever they stand in the order of names."""
+        """Remove the segments beyond the age, wherever they are in the order of names."""
         # A removal cannot be undone: both clocks must agree, in case the trusted one was wrong.
         now, elapsed = min(self._clock.now(), time.time()), boot_time()
         segments, expired = index.items(), []
@@ -167,7 +167,7 @@ class Retention:
         self._expired_due_at = self._next_pass_at(len(index))
 
     def _remove_oldest(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
-        """Remove the oldest segments that can be, until nothing is too much."""
+        """Remove the oldest removable segments until there is no excess."""
         kept = 0
         with contextlib.closing(index.oldest_first()) as oldest:
             while (reason := this.reason()) and (name := next(oldest, None)):
@@ -180,7 +180,7 @@ class Retention:
         return time.monotonic() + pause
 
     def _take(self, name: SegmentName, reason: Reason, index: SegmentIndex, this: _Pass) -> bool:
-        """Remove a segment if it may and can be; return whether it is gone."""
+        """Remove a segment if that is allowed and possible; return whether it is gone."""
         is_spared = not self._may_remove(name)
         if is_spared and not (self._takes_spared and this.is_disk_short()):
             return False
@@ -200,13 +200,13 @@ class Retention:
         return True
 
     def _describe_shortage(self, this: _Pass) -> str:
-        """Return what of the disk is short, for the log."""
+        """Return which resource of the disk is short, for the log."""
         if this.excess.get(Reason.FREE_BYTES, 0) > 0:
             return f"less than {self._free_bytes} bytes of disk were free"
         return f"fewer than {this.kept_inodes} inodes were free"
 
     def _settle(self, reason: Reason, before: files.Space, size: int) -> None:
-        """Remove no more for a reason for a while, if the disk does not show what was freed."""
+        """Pause removals for a reason if the disk does not show the freed space."""
         after = files.space(self._directory)
         if reason is Reason.FREE_BYTES:
             is_seen = after.free >= before.free + size // 2
@@ -225,16 +225,16 @@ class Retention:
             count = files.remove_sealed(self._directory, name)
         except OSError as error:
             self._unremovable.add(name)
-            why = "it is kept, as others that cannot be removed, and tried again"
+            why = "removal is retried"
             self._failure.fail("removal", "cannot remove %s: %s; %s", name, error.strerror, why)
             return None
         return count
 
     def _forget_failures(self, index: SegmentIndex) -> None:
-        """Forget the segments that could not be removed and are gone now."""
+        """Forget the unremovable segments that are gone now."""
         self._unremovable = {name for name in self._unremovable if index.get(name)}
         if not self._unremovable:
-            self._failure.end("the segments that could not be removed are gone")
+            self._failure.end("segments can be removed again")
 
 
 class UndeliveredLog:
@@ -246,18 +246,18 @@ class UndeliveredLog:
         self._next_at = time.monotonic()
 
     def note(self, name: str, size: int, why: str) -> None:
-        """Take one more into the next line."""
+        """Add a segment to the next line."""
         self._count += 1
         self._bytes += size
         self._last, self._why = name, why
 
     def show(self) -> None:
-        """Log the line when it is due."""
+        """Log the line if it is due."""
         if not self._count or time.monotonic() < self._next_at:
             return
         log.error(
-            "removed %d segments, %d bytes, up to %s BEFORE THEY WERE DELIVERED, "
-            "as %sRETAIN_UNDELIVERED says: %s",
+            "removed %d segments, %d bytes, up to %s BEFORE THEY WERE DELIVERED "
+            "(%sRETAIN_UNDELIVERED): %s",
             self._count,
             self._bytes,
             self._last,
@@ -268,20 +268,20 @@ class UndeliveredLog:
         self._next_at = time.monotonic() + UNDELIVERED_LOG_SECONDS
 
 
-#: Seconds between two looks at what is new, and at whether the process that looks is still there.
-LOOK_SECONDS = 1.0
+#: Seconds between two rounds of the housekeeper, and between two attempts to get the lease.
+POLL_SECONDS = 1.0
 
-#: A look that takes longer is done in slices with pauses: while a thread works in small steps, the
+#: A round is done in slices with pauses between them: while a thread works in small steps, the
 #: requests of its process wait for the interpreter.
 SLICE_SECONDS = 0.0005
 PAUSE_SECONDS = 0.005
 
-#: Numbers are not shown when the disk has kept the housekeeper waiting for longer.
+#: Age above which disk usage is not shown: the disk has blocked the housekeeper for so long.
 STALE_SECONDS = 10.0
 
 
 class DiskUsage(NamedTuple):
-    """The segments, open and sealed, their bytes, and the disk that they are on."""
+    """The open and sealed segments, their bytes, and the disk's free space."""
 
     open_segments: int
     open_bytes: int
@@ -289,16 +289,16 @@ class DiskUsage(NamedTuple):
     sealed_bytes: int
     total_bytes: int
     free_bytes: int
-    total_inodes: int | None = None  # None where the file system has no limit
+    total_inodes: int | None = None  # None if the file system has no limit
     free_inodes: int | None = None
-    forward: ForwardStatus | None = None  # what forward said of itself, where it is on
+    forward: ForwardStatus | None = None  # the status that forward wrote, if it is configured
 
 
 class Housekeeper:
-    """Looks after the data directory while this process holds the directory's lock.
+    """Recover, measure and remove segments while this process holds the directory's lease.
 
-    Every process has one; those that do not get the lock wait for it. One thread at a time may
-    use it, except for its numbers, which any may read.
+    Without the lease it polls for it. One thread at a time may call its methods; any thread may
+    read its properties.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ class Housekeeper:
         clock: TrustedClock | None = None,
         keys: KeyUpkeep | None = None,
     ) -> None:
-        """Apply the settings; `may_remove` returns whether a segment may go, by its name.
+        """Apply the settings; `may_remove` returns whether a segment may be removed.
 
         Ages are measured by the clock.
         """
@@ -319,16 +319,16 @@ class Housekeeper:
         self._retention = Retention(settings, may_remove, self._clock)
         self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
-        self._failed: set[SegmentName] = set()  # segments whose recovery failed, and was logged
+        self._failed: set[SegmentName] = set()  # segments whose failed recovery is logged
         self._failure = LogOnce(log, logging.WARNING)
         self._stepped_at = time.monotonic()
-        self._steps = self._wait_and_look_after()
+        self._steps = self._keep_house()
 
     @property
     def disk_usage(self) -> DiskUsage | None:
-        """What lies in the directory, as of a second ago.
+        """The directory's segments and disk, at most some seconds old.
 
-        None where another process looks after it, before all is known, and while the disk hangs.
+        None if another process has the lease, before the first scan, and while the disk hangs.
         """
         is_stale = time.monotonic() - self._stepped_at > STALE_SECONDS
         return None if is_stale else self._usage
@@ -340,42 +340,42 @@ class Housekeeper:
 
     @property
     def removed_undelivered_segments(self) -> int:
-        """Of these, the ones that were not delivered, though delivery is on."""
+        """Of these, the segments that were not delivered although forwarding is configured."""
         return self._retention.removed_undelivered_segments
 
     def step(self) -> float:
-        """Do a little of what is due, and return the seconds until the next step."""
-        self._clock.now()  # also while another has the lock: it notices changes of the wall clock
+        """Work for a slice of time, and return the seconds until the next step."""
+        self._clock.now()  # also without the lease: it notices changes of the wall clock
         end = time.monotonic() + SLICE_SECONDS
         pause = 0.0
         try:
             while not pause and time.monotonic() < end:
                 pause = next(self._steps)
         except OSError as error:
-            self._steps = self._wait_and_look_after()
-            self._failure.fail(error.errno, "cannot look after %s: %s", self._directory, error)
-            pause = LOOK_SECONDS
+            self._steps = self._keep_house()
+            self._failure.fail(error.errno, "housekeeping of %s failed: %s", self._directory, error)
+            pause = POLL_SECONDS
         self._stepped_at = time.monotonic()
         return pause or PAUSE_SECONDS
 
     def stand_aside(self) -> float:
-        """Hold nothing of a disk that fails, so that it can be unmounted and repaired.
+        """Close all files of a failing disk, so that it can be unmounted and repaired.
 
-        Returns the seconds until the next step.
+        Return the seconds until the next step.
         """
         self._clock.now()
         self.close()
-        self._steps = self._wait_and_look_after()
-        return LOOK_SECONDS
+        self._steps = self._keep_house()
+        return POLL_SECONDS
 
     def close(self) -> None:
         """Leave the directory to another process."""
         self._steps.close()
 
-    def _wait_and_look_after(self) -> Generator[float, None, None]:
-        """Yield the seconds until the next step, 0 where it may follow at once."""
+    def _keep_house(self) -> Generator[float, None, None]:
+        """Yield the seconds until the next step, 0 if it may follow at once."""
         while (lease := Lease.acquire(self._directory)) is None:
-            yield LOOK_SECONDS
+            yield POLL_SECONDS
         try:
             with (
                 contextlib.closing(lease),
@@ -383,25 +383,25 @@ class Housekeeper:
                 contextlib.closing(self._keys),
             ):
                 while True:
-                    yield from self._look_after(inventory)
+                    yield from self._work_once(inventory)
                     yield from _at_once(self._keys.step())
-                    self._failure.end("%s is looked after again", self._directory)
+                    self._failure.end("housekeeping of %s works again", self._directory)
                     lease.check()
-                    yield LOOK_SECONDS
+                    yield POLL_SECONDS
         finally:
             self._usage = None
 
     def _open_inventory(self) -> Inventory:
         return Inventory(self._directory, self._clock, self._started_at)
 
-    def _look_after(self, inventory: Inventory) -> Iterator[float]:
+    def _work_once(self, inventory: Inventory) -> Iterator[float]:
         known = set(inventory.open)
         if inventory.is_scan_due:
             yield from _at_once(inventory.list_names())
             yield from self._recover(inventory, inventory.open)
             yield from _at_once(inventory.measure())
         yield from _at_once(inventory.follow())
-        # A writer may not have locked the file that it has just made.
+        # A writer may not have locked a file that it has just created.
         yield from self._recover(inventory, inventory.open & known)
         space = files.space(self._directory)
         self._usage = usage = self._measure(inventory, space)
@@ -410,7 +410,7 @@ class Housekeeper:
         yield from _at_once(remove)
 
     def _recover(self, inventory: Inventory, segments: Iterable[SegmentName]) -> Iterator[float]:
-        """Seal the open segments that no process holds; it is not known when those were written."""
+        """Seal the open segments without a living writer."""
         for segment in sorted(segments):
             try:
                 recover_file(segment.path(self._directory, Form.OPEN))
@@ -418,7 +418,7 @@ class Housekeeper:
             except (BlockingIOError, FileNotFoundError):
                 self._failed.discard(segment)
             except OSError as error:
-                if error.errno == errno.EROFS:  # as some file systems become by an error
+                if error.errno == errno.EROFS:  # as some file systems become after an error
                     raise
                 if segment not in self._failed:
                     self._failed.add(segment)
@@ -442,6 +442,6 @@ class Housekeeper:
 
 
 def _at_once(steps: Iterator[None]) -> Iterator[float]:
-    """Yield that the next step may follow at once, after each step."""
+    """Yield 0 after each step: the next one may follow at once."""
     for _ in steps:
         yield 0.0

@@ -394,7 +394,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "retention waits until all is known",
-        "astralog.store.housekeeper:Housekeeper._look_after",
+        "astralog.store.housekeeper:Housekeeper._work_once",
         "            yield from _at_once(inventory.measure())\n",
         "            inventory.measure()\n",
         ("tests/unit/store/test_housekeeper.py",),

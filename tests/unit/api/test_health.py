@@ -19,7 +19,7 @@ from astralog.api.health import is_local
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
+from astralog.store.housekeeper import POLL_SECONDS, Housekeeper
 from tests.support.fake_system import BreakOs, Disk
 from tests.support.metrics import Samples, read_samples
 from tests.support.service import TOKEN, make_batch, make_log, write_tokens
@@ -47,7 +47,7 @@ def drain(client: FlaskClient, body: Any, token: str = TOKEN) -> int:
 def look_after(client: FlaskClient) -> None:
     """Let the housekeeper look at what is new in the data directory."""
     queue = client.application.extensions["astralog"]
-    while queue.keep_house_once() < LOOK_SECONDS:
+    while queue.keep_house_once() < POLL_SECONDS:
         pass
 
 

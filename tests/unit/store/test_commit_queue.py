@@ -18,7 +18,7 @@ from astralog.settings import Settings
 from astralog.store import commit_queue, writer
 from astralog.store.commit_queue import CommitQueue, DiskThreads
 from astralog.store.forward_state import CURSOR_NAME, encode_fact
-from astralog.store.housekeeper import LOOK_SECONDS, Housekeeper
+from astralog.store.housekeeper import POLL_SECONDS, Housekeeper
 from astralog.store.queue import GROUP_BYTES, Batch, QueuedBatch
 from astralog.store.writer import Storage
 from astralog.telemetry.counters import Counters
@@ -484,7 +484,7 @@ def test_a_fault_of_the_drain_rejects_what_it_has_taken(
     assert "storage_failed" == result(commit_later(queue, line(1)))
     assert 0 == reserved(queue)
     assert result(commit_later(queue, line(2))) is None
-    assert "drain failed; it goes on" in caplog.messages
+    assert "drain failed; it is retried" in caplog.messages
 
 
 def test_a_fault_before_a_batch_is_taken_leaves_it_in_the_queue(
@@ -516,7 +516,7 @@ def test_a_fault_of_the_housekeeping_does_not_end_it(
     with monkeypatch.context() as patch:
         patch.setattr(Housekeeper, "step", fail)
         queue.start()
-        wait_until(lambda: "housekeeping failed; it goes on" in caplog.messages)
+        wait_until(lambda: "housekeeping failed; it is retried" in caplog.messages)
     assert "Traceback" not in capsys.readouterr().err  # where no log limits their number
     wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
 
@@ -677,5 +677,5 @@ def test_retention_spares_what_forward_has_not_delivered(
         (tmp_path / plain(name)).write_bytes(line(0))
     (tmp_path / CURSOR_NAME).write_bytes(encode_fact(f"done {name_of('a')}"))
     queue = make_queue(retain_bytes=1, clickhouse_url=url)
-    wait_until(lambda: queue.keep_house_once() >= LOOK_SECONDS)
+    wait_until(lambda: queue.keep_house_once() >= POLL_SECONDS)
     assert kept == [path.name for path in tmp_path.glob("*.ndjson")]

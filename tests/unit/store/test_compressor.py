@@ -13,7 +13,7 @@ from astralog.store.compression import (
     DRAFT_NAME,
     LOCK_NAME,
     LONGEST_RETRY_SECONDS,
-    LOOK_SECONDS,
+    POLL_SECONDS,
     RETRY_SECONDS,
     Compressor,
     Saving,
@@ -78,7 +78,7 @@ def test_segments_are_compressed_one_a_step_oldest_first(tmp_path: Path, make: M
     assert [0.0, 1] == [one.step(), one.counts.waiting_segments]
     assert [f"{NAMES[0]}.ndjson.zst", f"{NAMES[1]}.ndjson"] == forms(tmp_path)
     assert [0.0, 0] == [one.step(), one.counts.waiting_segments]
-    assert [LOOK_SECONDS, 2] == [one.step(), one.counts.segments]
+    assert [POLL_SECONDS, 2] == [one.step(), one.counts.segments]
     assert 200 * len(LINE) == one.counts.plain_bytes
     assert sum(path.stat().st_size for path in tmp_path.glob("*.zst")) == (
         one.counts.compressed_bytes
@@ -95,7 +95,7 @@ def test_one_process_compresses_until_it_ends(tmp_path: Path, make: Make) -> Non
     first, second = make(), make()
     first.step()
     for _ in range(3):
-        assert [LOOK_SECONDS, None] == [second.step(), second.counts.waiting_segments]
+        assert [POLL_SECONDS, None] == [second.step(), second.counts.waiting_segments]
     seal(tmp_path, NAMES[1])
     first.close()
     assert first.counts.waiting_segments is None
@@ -148,7 +148,7 @@ def test_a_full_disk_is_waited_for(
     assert [9, 0, 2] == [one.counts.failures, one.counts.segments, one.counts.waiting_segments]
     assert 0.0 == one.step()
     assert caplog.messages == [
-        "segments stay uncompressed: No space left on device; it is tried again",
+        "segments stay uncompressed: No space left on device; compression is retried",
         "segments are compressed again",
     ]
 
@@ -165,7 +165,7 @@ def test_a_lack_of_memory_is_waited_for(
     monkeypatch.setattr(compression, "compress_segment", fail)
     one = make()
     assert RETRY_SECONDS == one.step()
-    assert ["segments stay uncompressed: out of memory; it is tried again"] == caplog.messages
+    assert ["segments stay uncompressed: out of memory; compression is retried"] == caplog.messages
 
 
 def test_a_segment_that_cannot_be_compressed_does_not_hold_up_the_others(
@@ -177,15 +177,15 @@ def test_a_segment_that_cannot_be_compressed_does_not_hold_up_the_others(
     seal(tmp_path, *NAMES[:2])
     attempts = break_segment(monkeypatch, errno.EIO, NAMES[0])
     one = make()
-    assert [RETRY_SECONDS, 0.0, LOOK_SECONDS] == [one.step() for _ in range(3)]
+    assert [RETRY_SECONDS, 0.0, POLL_SECONDS] == [one.step() for _ in range(3)]
     assert [NAMES[0], NAMES[1]] == attempts
     assert 1 == one.counts.waiting_segments
     now += LONGEST_RETRY_SECONDS
     seal(tmp_path, NAMES[2])
-    assert [0.0, RETRY_SECONDS, LOOK_SECONDS] == [one.step() for _ in range(3)]
+    assert [0.0, RETRY_SECONDS, POLL_SECONDS] == [one.step() for _ in range(3)]
     assert [NAMES[2], NAMES[0]] == attempts[2:]
     assert 2 == one.counts.failures
-    text = f"cannot compress {NAMES[0]}: Input/output error; it is tried again every minute"
+    text = f"cannot compress {NAMES[0]}: Input/output error; it is retried every minute"
     assert [text] == caplog.messages
 
 
@@ -223,11 +223,11 @@ def test_files_that_are_no_segments_stay_as_they_are(
     for path in (tmp_path / "early").iterdir():
         path.rename(tmp_path / path.name)
     one = make()
-    assert [LOOK_SECONDS, 0] == [one.step(), one.counts.waiting_segments]
+    assert [POLL_SECONDS, 0] == [one.step(), one.counts.waiting_segments]
     seal(tmp_path, NAMES[0])
     (tmp_path / "export2.ndjson").write_bytes(LINE)
     os.mkfifo(tmp_path / f"{NAMES[1]}.ndjson")
-    assert [0.0, LOOK_SECONDS] == [one.step(), one.step()]
+    assert [0.0, POLL_SECONDS] == [one.step(), one.step()]
     assert [0, 1] == [one.counts.waiting_segments, one.counts.segments]
     assert before.items() <= foreign.seen(tmp_path).items()
     assert [] == caplog.messages

@@ -13,7 +13,7 @@ import pytest
 
 from astralog.settings import Settings
 from astralog.store import files, housekeeper
-from astralog.store.housekeeper import LOOK_SECONDS, STALE_SECONDS, DiskUsage, Housekeeper
+from astralog.store.housekeeper import POLL_SECONDS, STALE_SECONDS, DiskUsage, Housekeeper
 from tests.support import foreign
 from tests.support.fake_system import BreakOs, Disk
 from tests.unit.store.segments import opened, plain
@@ -43,7 +43,7 @@ def make(settings: Settings) -> Iterator[Make]:
 def look(one: Housekeeper) -> None:
     """Let a housekeeper look at everything that is new, in as many steps as it takes."""
     for _ in range(MOST_STEPS):
-        if one.step() >= LOOK_SECONDS:
+        if one.step() >= POLL_SECONDS:
             return
     raise AssertionError("the look does not end")
 
@@ -172,7 +172,7 @@ def test_a_disk_that_fails_is_let_go_of(make: Make, tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     one = make()
     look(one)
-    assert LOOK_SECONDS == one.stand_aside()
+    assert POLL_SECONDS == one.stand_aside()
     assert len(before) == len(os.listdir("/proc/self/fd"))
     assert one.disk_usage is None
     look(one)
@@ -384,7 +384,7 @@ def test_a_look_is_done_in_short_steps(make: Make, tmp_path: Path) -> None:
         (tmp_path / plain(number)).touch()
     one = make()
     steps = 0
-    while one.step() < LOOK_SECONDS:
+    while one.step() < POLL_SECONDS:
         steps += 1
     assert steps > 3
     assert one.disk_usage is not None

@@ -286,8 +286,8 @@ def test_undelivered_segments_make_room_for_inodes_where_they_may(
     applied = directory.retention(lambda name: False, min_free_bytes=FOUR_INODES, **UNTIL_FULL)
     assert names("bc") == directory.apply(applied, free_inodes=3)
     assert caplog.messages == [
-        f"removed 1 segments, 100 bytes, up to {name_of('a')} BEFORE THEY WERE DELIVERED, "
-        "as ASTRALOG_RETAIN_UNDELIVERED says: fewer than 4 inodes were free"
+        f"removed 1 segments, 100 bytes, up to {name_of('a')} BEFORE THEY WERE DELIVERED "
+        "(ASTRALOG_RETAIN_UNDELIVERED): fewer than 4 inodes were free"
     ]
 
 
@@ -314,10 +314,10 @@ def test_what_is_removed_undelivered_is_told_loudly_and_once_a_minute(
     now += UNDELIVERED_LOG_SECONDS
     directory.apply(applied, free=1000)
     directory.apply(applied, free=1000)
-    why = "as ASTRALOG_RETAIN_UNDELIVERED says: less than 1000 bytes of disk were free"
+    why = "(ASTRALOG_RETAIN_UNDELIVERED): less than 1000 bytes of disk were free"
     assert caplog.messages == [
-        f"removed 1 segments, 100 bytes, up to {name_of('a')} BEFORE THEY WERE DELIVERED, {why}",
-        f"removed 2 segments, 500 bytes, up to {name_of('c')} BEFORE THEY WERE DELIVERED, {why}",
+        f"removed 1 segments, 100 bytes, up to {name_of('a')} BEFORE THEY WERE DELIVERED {why}",
+        f"removed 2 segments, 500 bytes, up to {name_of('c')} BEFORE THEY WERE DELIVERED {why}",
     ]
     assert {"ERROR"} == {record.levelname for record in caplog.records}
 
@@ -369,9 +369,8 @@ def test_segment_that_cannot_be_removed_does_not_keep_the_others(
         assert [] == directory.apply(applied)
         now += 1
     assert caplog.messages == [
-        f"cannot remove {name_of('a')}: Operation not permitted; it is kept, as others that cannot "
-        "be removed, and tried again",
-        "the segments that could not be removed are gone",
+        f"cannot remove {name_of('a')}: Operation not permitted; removal is retried",
+        "segments can be removed again",
     ]
 
 

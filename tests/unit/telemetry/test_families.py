@@ -12,7 +12,7 @@ from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.compression import CompressionCounts
 from astralog.store.forward_state import ForwardStatus, write_status
-from astralog.store.housekeeper import LOOK_SECONDS, DiskUsage, Housekeeper
+from astralog.store.housekeeper import POLL_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (
     READY,
@@ -143,7 +143,7 @@ def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> 
 
     def values(used: Settings) -> dict[str, float]:
         queue = CommitQueue(used, Counters().store)
-        while queue.keep_house_once() < LOOK_SECONDS:
+        while queue.keep_house_once() < POLL_SECONDS:
             pass
         shown = {family.name: family.read() for family in forward_families(queue)}
         queue.housekeeper.close()
