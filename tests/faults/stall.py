@@ -140,18 +140,20 @@ def _stop_while_stalled(bench: Bench, row: Row) -> None:
 def watch_health(
     service: Service, row: Row, by_the_clock: bool = False
 ) -> contextlib.AbstractContextManager[None]:
-    """Ask /health all the time, and note in the row when it does not answer at once.
+    """Poll /health, and count each late response in the row.
 
-    Only what the worker computes meanwhile counts, unless the clock does: that shows a worker that
-    waits for a disk, but also a machine that is busy.
+    A response is late by the CPU time of the busiest worker, or `by_the_clock`: the clock also
+    shows a worker that waits for a disk, but a busy machine too.
     """
-    (worker,) = service.worker_pids()
+    workers = service.worker_pids()
 
     def look() -> None:
-        start, elapsed = time.monotonic(), start_stopwatch(worker)
+        start, watches = time.monotonic(), [start_stopwatch(worker) for worker in workers]
         try:
             status = service.request("GET", "/health", timeout=HEALTH_SECONDS_AT_MOST).status
-            seconds = time.monotonic() - start if by_the_clock else elapsed()
+            seconds = max(watch() for watch in watches)
+            if by_the_clock:
+                seconds = time.monotonic() - start
         except OSError as error:
             row.fail(f"/health: {error!r}")
             return
