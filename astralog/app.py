@@ -1,5 +1,7 @@
 """The one place where the parts are joined to an application."""
 
+from dataclasses import dataclass
+
 from flask import Flask, Response
 
 from astralog import __version__
@@ -8,7 +10,6 @@ from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
 from astralog.api.protocols import Service
 from astralog.api.rejection_log import RejectionLog
 from astralog.auth import Tokens
-from astralog.clock import TrustedClock
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
 from astralog.settings import Settings, parse_networks
@@ -27,11 +28,45 @@ from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
 
 
+@dataclass
+class Services:
+    """The parts of an app that its server starts and stops, and that its connections use."""
+
+    queue: CommitQueue
+    tokens: Tokens
+    metrics: Metrics
+    rejections: RejectionLog
+    overview: Overview | None = None
+
+    def start(self, metrics_fd: int | None, started_at: float) -> None:
+        """Start the background work of a worker.
+
+        The workers share their metrics in the file `metrics_fd`, if there is one; the service has
+        run since `started_at`, in seconds since 1970.
+        """
+        self.queue.start()
+        self.tokens.start()
+        self.metrics.start(metrics_fd)
+        if self.overview:
+            self.overview.start(metrics_fd, started_at)
+
+    def stop(self, seconds: float) -> None:
+        """Store the queued batches within so many seconds, and publish the last metrics."""
+        self.queue.stop(seconds)
+        self.rejections.flush()
+        self.metrics.stop()
+
+
+def services_of(app: Flask) -> Services:
+    """Return the services of an app that `create_app` made."""
+    services: Services = app.extensions["astralog"]
+    return services
+
+
 def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
     """Join the parts to an app; without settings and tokens, those of the environment.
 
-    Raises InvalidSettings. It makes neither the data directory nor a token (`server.first_start`
-    does): a worker that starts while a disk is not mounted must not take another in its place.
+    Raises InvalidSettings. It creates neither the data directory nor a token; `server.start` does.
     """
     settings = settings or Settings.from_environ()
     tokens = tokens or Tokens(settings)
@@ -47,12 +82,10 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
     acceptor = Acceptor(tokens, bodies, queue, counters)
     app = Api(__name__)
-    app.extensions["astralog"] = queue
-    app.extensions["astralog_metrics"] = numbers
-    app.extensions["astralog_tokens"] = tokens
     proxies = parse_networks(settings.trusted_proxies)
     rejections = RejectionLog(tokens.name_of, counters, proxies)
-    app.extensions["astralog_rejections"] = rejections
+    services = Services(queue, tokens, numbers, rejections)
+    app.extensions["astralog"] = services
     reject = responses.make_rejecter(rejections.note)
     reject_otlp = otlp.make_rejecter(rejections.note)
     responses.init_app(app, _by_path(reject, reject_otlp))
@@ -62,7 +95,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     has_status = settings.status == "on"
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:
-        _add_status(app, settings, tokens, numbers, queue.clock)
+        _add_status(app, settings, services)
     views = protocols.create_views(Service(acceptor, rejections.note, queue.unavailable))
     app.wsgi_app = Dispatcher(app, views, tokens.origins)  # type: ignore[method-assign]  # as Flask documents it
     return app
@@ -78,10 +111,8 @@ def _by_path(reject: Reject, reject_otlp: Reject) -> Reject:
     return reject_error
 
 
-def _add_status(
-    app: Flask, settings: Settings, tokens: Tokens, numbers: Metrics, clock: TrustedClock
-) -> None:
-    """Add the page, which can be left out."""
-    overview = Overview(numbers, settings.min_free_bytes)
-    app.extensions["astralog_overview"] = overview
-    app.register_blueprint(status.create_blueprint(settings, tokens, overview, clock))
+def _add_status(app: Flask, settings: Settings, services: Services) -> None:
+    """Add the status page, which can be left out."""
+    services.overview = overview = Overview(services.metrics, settings.min_free_bytes)
+    clock = services.queue.clock
+    app.register_blueprint(status.create_blueprint(settings, services.tokens, overview, clock))

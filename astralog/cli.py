@@ -55,9 +55,9 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Start the service."""
-    from astralog.server import application
+    from astralog.server import master
 
-    application.run()
+    master.run()
 
 
 @main.command()

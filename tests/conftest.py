@@ -16,7 +16,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from astralog import log
-from astralog.app import create_app
+from astralog.app import create_app, services_of
 from astralog.settings import Settings
 from tests.support.blocked_hub import HubMonitor
 from tests.support.fake_system import BreakOs, Disk, Fault
@@ -103,8 +103,8 @@ def make_app(hub_monitor: HubMonitor) -> Iterator[Callable[[Settings], Flask]]:
 
     yield make
     for app in apps:
-        app.extensions["astralog"].stop(1)
-        app.extensions["astralog_rejections"].flush()  # not in the log of a later test
+        services_of(app).queue.stop(1)
+        services_of(app).rejections.flush()  # not in the log of a later test
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from gunicorn.http.errors import ParseException
 
 from astralog.api.rejection_log import Source
 from astralog.api.responses import reject
+from astralog.app import services_of
 from astralog.errors import Rejection
 from astralog.log import log_exception
 from astralog.server.balance import Share
@@ -221,7 +222,7 @@ class Connection:
         """Log the rejection of a client that does not speak HTTP."""
         peer = self._peer[0] if self._peer else "a local socket"
         source = Source(rejection.code, peer, "no token read")
-        self._shared.app.extensions["astralog_rejections"].add(source, rejection.message)
+        services_of(self._shared.app).rejections.add(source, rejection.message)
 
     def _answer_bare(self, body: bytes, content_type: bytes) -> None:
         """Answer bytes that are not a request, and end the connection."""

@@ -1,22 +1,108 @@
-"""gunicorn's master, which survives failed forks and pauses of the machine."""
+"""gunicorn's master: it starts the workers, hands them its state, reloads, and stops.
+
+It survives failed forks and pauses of the machine.
+"""
 
 import logging
 import math
 import os
+import signal
+import ssl
 import time
+from typing import Any
 
+from gevent.ssl import SSLContext
+from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
+from astralog.auth import Tokens
 from astralog.log import LogOnce
-from astralog.server import compressor_process, inheritance
-from astralog.server.worker import Worker
-from astralog.settings import Settings
+from astralog.server.balance import Balance
+from astralog.server.compressor import CompressorProcess
+from astralog.server.worker import MasterState, Worker
+from astralog.settings import PREFIX, InvalidSettings, Settings
+from astralog.telemetry import slots
 
 log = logging.getLogger(__name__)
 
 #: Seconds until the next try to replace a worker that failed while it started.
 BOOT_RETRY_SECONDS = 5.0
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+class Application(WSGIApplication):  # type: ignore[misc]
+    """gunicorn as `astralog serve` starts it, without a command line and files of its own."""
+
+    def load_config(self) -> None:
+        """Read the package's own settings of gunicorn."""
+        self.app_uri = "astralog.app:create_app()"
+        self.load_config_from_file("python:astralog.server.gunicorn_settings")
+
+
+def run() -> None:
+    """Serve until a signal ends the process."""
+    Application().run()
+
+
+# --- The state that workers inherit
+
+
+def read_state(settings: Settings) -> MasterState:
+    """Read the tokens and the certificate, and open the workers' shared memory.
+
+    Raises InvalidSettings if the tokens or the certificate are unusable.
+    """
+    return MasterState(
+        settings=settings,
+        tokens=Tokens(settings),
+        tls=read_certificate(settings),
+        balance=Balance(),
+        metrics_fd=_open_metrics(),
+        started_at=time.time(),
+    )
+
+
+def _open_metrics() -> int | None:
+    """Return the file in which the workers share their metrics; the service runs without too."""
+    try:
+        return slots.open_shared_file(os.environ)
+    except OSError as error:
+        log.error("the workers cannot share their metrics: %s", error)
+        return None
+
+
+def read_certificate(settings: Settings) -> Any | None:
+    """Return the TLS context of the settings' certificate, or None if they name none.
+
+    Raises InvalidSettings if the certificate or its key is unusable.
+    """
+    if not settings.tls_cert:
+        return None
+    for name, path in (("TLS_CERT", settings.tls_cert), ("TLS_KEY", settings.tls_key)):
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            raise InvalidSettings([f"{PREFIX}{name}: {path}: {error.strerror}."]) from None
+    context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Each renegotiation costs a handshake, and a client may ask for any number of them.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        problem = f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: Not a certificate and its key: {reason}."
+        raise InvalidSettings([problem]) from None
+    return context
+
+
+def _no_password() -> str:
+    """Reject an encrypted key, whose password OpenSSL would ask for on the terminal."""
+    raise ValueError("the key is encrypted")
+
+
+# --- The process
 
 
 class Master(Arbiter):  # type: ignore[misc]
@@ -26,7 +112,8 @@ class Master(Arbiter):  # type: ignore[misc]
     a pause (SIGSTOP, a suspended machine) it kills healthy workers.
     """
 
-    _settings: Settings
+    state: MasterState
+    compressor: CompressorProcess | None
 
     # Starting workers
     _forks: LogOnce
@@ -40,21 +127,27 @@ class Master(Arbiter):  # type: ignore[misc]
     _resumed_at: float
 
     @classmethod
-    def adopt(cls, server: Arbiter, settings: Settings) -> None:
+    def adopt(cls, server: Arbiter, state: MasterState) -> "Master":
         """Turn gunicorn's master, which its command line has made, into one of these."""
         server.__class__ = cls
-        server._settings = settings
+        server.state = state
+        server.compressor = None
+        if state.settings.compress != "none":
+            server.compressor = CompressorProcess(state.settings, state.metrics_fd, server.cfg)
         server._forks = LogOnce(log)
         server._unstarted = None
         server._reloaded_age = 0
         server._has_served = False
         server._retry_at = server._resumed_at = -math.inf
         server._checked_at = math.inf
+        master: Master = server
+        return master
 
     # --- Starting workers
 
-    def note_unstarted(self, worker: Worker) -> None:
-        """Note the worker that is about to be forked; it is freed if the fork fails."""
+    def prepare(self, worker: Worker) -> None:
+        """Hand the state to a worker that is about to be forked; it is freed if the fork fails."""
+        worker.inherit(self.state)
         self._unstarted = worker
 
     def spawn_worker(self) -> int | None:
@@ -78,17 +171,22 @@ class Master(Arbiter):  # type: ignore[misc]
     def _free(self, worker: Worker) -> None:
         """Free the heartbeat file and the place of a worker that has no process."""
         worker.tmp.close()
-        self.cfg.child_exit(self, worker)
+        self.note_exit(worker)
+
+    def note_exit(self, worker: Worker) -> None:
+        """Free the place of a worker that has ended."""
+        self.state.balance.leave(worker.share)
 
     def manage_workers(self) -> None:
-        """Start missing workers and stop surplus ones; gunicorn calls this at each tick."""
-        compressor_process.start_missing(self)
+        """Start missing workers and stop surplus ones, the oldest first; called at each tick."""
+        if self.compressor:
+            self.compressor.start_missing()
         if time.monotonic() >= self._retry_at:
             self._replace_old()
             super().manage_workers()
 
     def _replace_old(self) -> None:
-        """Start a worker for each one that the last reload could not replace."""
+        """Start a worker in place of each one from before the last reload."""
         old = sum(worker.age <= self._reloaded_age for worker in self.WORKERS.values())
         missing = self.num_workers - (len(self.WORKERS) - old)
         for _ in range(min(old, missing)):
@@ -96,6 +194,15 @@ class Master(Arbiter):  # type: ignore[misc]
                 break
 
     # --- Ending workers
+
+    def kill_worker(self, pid: int, sig: int) -> None:
+        """Send a worker a signal; SIGTERM once, since a second one may interrupt its end."""
+        worker = self.WORKERS.get(pid)
+        if worker and sig == signal.SIGTERM:
+            if worker.is_told_to_stop:
+                return
+            worker.is_told_to_stop = True
+        super().kill_worker(pid, sig)
 
     def murder_workers(self) -> None:
         """Kill workers that hang; gunicorn calls this at each tick.
@@ -129,17 +236,30 @@ class Master(Arbiter):  # type: ignore[misc]
 
     # --- Signals
 
-    def handle_hup(self) -> None:
-        """Read tokens and certificate again, and replace the workers."""
-        try:
-            inheritance.reload(self, self._settings)
-        except (OSError, RuntimeError) as error:  # gunicorn's, about its PID file
-            log.error("the reload is not complete: %s", error)
+    def handle_chld(self) -> None:
+        """Collect children that ended (SIGCHLD)."""
+        if self.compressor:
+            self.compressor.note_exit()
+        super().handle_chld()
 
-    def reload(self) -> None:
-        """Replace the workers; those that cannot be replaced now are replaced at a later tick."""
-        self._reloaded_age = self.worker_age
-        super().reload()
+    handle_cld = handle_chld  # gunicorn's name for the same signal
+
+    def handle_hup(self) -> None:
+        """Read the tokens and the certificate again, and replace the workers (SIGHUP).
+
+        If anything is faulty, nothing changes: the workers know the newest usable tokens. No code
+        and no setting is read again.
+        """
+        settings = self.state.settings
+        try:
+            tls = read_certificate(settings)
+            tokens = Tokens(settings, self.state.tokens.rates)  # no burst anew
+        except InvalidSettings as error:
+            log.error("not reloaded, all stays as it is: %s", "; ".join(error.problems))
+            return
+        self.state.tls, self.state.tokens = tls, tokens
+        self._reloaded_age = self.worker_age  # the next tick, which follows, replaces them
+        log.info("reloaded tokens and certificate, replacing all workers")
 
     def reexec(self) -> None:
         """Start the next master (SIGUSR2); if that fails, this one serves on."""
@@ -151,6 +271,17 @@ class Master(Arbiter):  # type: ignore[misc]
             if os.getpid() != master:
                 os._exit(1)  # the copy of this master must do nothing else
 
+    def pass_metrics_on(self) -> None:
+        """Let the next master, which this process becomes, continue the metrics."""
+        if self.state.metrics_fd is not None:
+            slots.pass_on(self.state.metrics_fd, self.cfg.env_orig)
+
+    def finish(self) -> None:
+        """End the process that compresses, and log the end; called when all workers are gone."""
+        if self.compressor:
+            self.compressor.stop()
+        log.info("stopped")
+
 
 def _has_served(worker: Worker) -> bool:
     """Return whether a worker has begun to serve; before, its file's time is the wall clock's."""
@@ -158,3 +289,29 @@ def _has_served(worker: Worker) -> bool:
         return bool(worker.tmp.last_update() <= time.monotonic())
     except (OSError, ValueError):
         return False
+
+
+# --- Signals during a worker's start
+
+
+def end_booting_workers_at_stops() -> None:
+    """End a starting worker at the signals that stop it.
+
+    Between its fork and gunicorn's own handlers, a worker has the master's handlers, which do
+    nothing there: it would serve on until it is killed.
+    """
+    os.register_at_fork(
+        before=lambda: _mask_stops(signal.SIG_BLOCK),
+        after_in_parent=lambda: _mask_stops(signal.SIG_UNBLOCK),
+        after_in_child=_end_at_stops,
+    )
+
+
+def _mask_stops(how: int) -> None:
+    signal.pthread_sigmask(how, STOP_SIGNALS)
+
+
+def _end_at_stops() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))
+    _mask_stops(signal.SIG_UNBLOCK)

@@ -4,57 +4,104 @@ import contextlib
 import logging
 import resource
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import gevent
+from flask import Flask
 from gevent.socket import wait_read
-from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
-from astralog.server.balance import LOOK_SECONDS, TICK_SECONDS, Share
+from astralog.app import Services, create_app, services_of
+from astralog.auth import Tokens
+from astralog.server import tuning
+from astralog.server.balance import LOOK_SECONDS, TICK_SECONDS, Balance, Share
 from astralog.server.connection import Connection, Shared
 from astralog.server.limits import ConnectionLimits
+from astralog.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a connection waits for a head at the stop.
+#: The master kills a worker that takes longer to stop.
+STOP_SECONDS = 9
+
+#: Of these, open requests get so many seconds, and then the drain.
+REQUESTS_STOP_SECONDS = 4
+DRAIN_STOP_SECONDS = 3
+
+#: Seconds that a connection waits for a head during the stop.
 STOPPING_SECONDS = 0.5
 
-#: Seconds between two looks at whether the last connection has ended.
-LOOK_AT_STOP_SECONDS = 0.05
+#: Seconds between two polls of whether the last connection has ended.
+STOP_POLL_SECONDS = 0.05
 
 #: Connections accepted between two chances for others to be served.
 ACCEPTS_PER_TIME_SLICE = 16
 
-#: Seconds until a connection is accepted, where that cannot be done now.
+#: Seconds until the next try to accept a connection after a failure.
 ACCEPT_RETRY_SECONDS = 0.05
 
 #: Open files that connections leave to everything else.
 SPARE_FILES = 128
 
-#: A block as large is mapped and freed at the start. Twice as many bytes of freed heap then stay
-#: with the process (mallopt(3), M_MMAP_THRESHOLD); else they are given back and faulted in again
-#: with every batch. Measured at 500 logs: -90 of 1,230 µs a request.
-HEAP_BYTES = 16 * 1024 * 1024
+
+@dataclass
+class MasterState:
+    """The state that the master hands to its workers, which never read it from files themselves.
+
+    The tokens and the certificate are those of the last start or reload: the files may be faulty
+    by now, and their disk may stall. A worker that starts later so runs with what was checked.
+    """
+
+    settings: Settings
+    tokens: Tokens
+    tls: Any | None  #: The TLS context, if the service has a certificate.
+    balance: Balance
+    metrics_fd: int | None  #: The file in which the workers share their metrics, if there is one.
+    started_at: float  #: The start of the service, in seconds since 1970.
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """A gevent worker that takes its share of the connections and bounds what they cost.
+    """A gevent worker that accepts its share of the connections and bounds what they cost.
 
-    It serves HTTP/1.1 alone, with gunicorn's own parser, and its stop does not wait for idle
-    connections.
+    It serves HTTP/1.1 only, and its stop does not wait for idle connections.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.share: Share = self.app.balance.join()
+    state: MasterState
+    share: Share
+    wsgi: Flask
+
+    #: Whether the master has told this worker to stop.
+    is_told_to_stop = False
+    _services: Services | None = None
+
+    def inherit(self, state: MasterState) -> None:
+        """Take over the master's state; called in the master, before the fork."""
+        self.state = state
+        self.share = state.balance.join()
+
+    def load_wsgi(self) -> None:
+        """Build the app with the master's settings and tokens, and start its services.
+
+        wsgi.py is not imported: a worker that starts after an upgrade replaced the files would run
+        a mixture of both versions.
+        """
+        self.wsgi = create_app(self.state.settings, self.state.tokens)
+        self._services = services_of(self.wsgi)
+        self.cfg.set("graceful_timeout", REQUESTS_STOP_SECONDS)
+        tuning.flatten_settings(self.cfg)
+        self._services.start(self.state.metrics_fd, self.state.started_at)
+
+    def stop_services(self) -> None:
+        """Store what is queued; gunicorn's hook calls this in the master too, where nothing is."""
+        if self._services is not None:
+            self._services.stop(DRAIN_STOP_SECONDS)
 
     def run(self) -> None:
         """Serve until the stop."""
-        bytes(HEAP_BYTES)
+        tuning.keep_freed_heap()
         limits = ConnectionLimits(self._max_connections(), self._head_seconds)
-        tls = ssl_context(self.cfg) if self.cfg.is_ssl else None  # the master has read it
-        self._shared = Shared(self.wsgi, self.cfg, limits, self.share, tls)
+        self._shared = Shared(self.wsgi, self.cfg, limits, self.share, self.state.tls)
         self._connections: set[gevent.Greenlet] = set()
         acceptors = [gevent.spawn(self._accept_from, listener) for listener in self.sockets]
         self.share.start()
@@ -73,18 +120,18 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return min(int(self.worker_connections), max(open_files - SPARE_FILES, 1))
 
     def _head_seconds(self) -> float:
-        """Return how long a connection may wait for a head, or take to send it."""
+        """Return the seconds within which a connection must send its next head."""
         return float(self.cfg.keepalive) if self.alive else STOPPING_SECONDS
 
     def _accept_from(self, listener: Any) -> None:
-        """Accept connections as long as the worker serves."""
+        """Accept connections until the worker stops."""
         listener.setblocking(False)
         while True:
             wait_read(listener.fileno())
             gevent.sleep(self._accept(listener))
 
     def _accept(self, listener: Any) -> float:
-        """Accept what is this worker's to accept, and return for how long to pause after it."""
+        """Accept this worker's share of waiting connections; return the seconds to pause then."""
         for _ in range(ACCEPTS_PER_TIME_SLICE):
             if self.share.leaves():
                 return LOOK_SECONDS
@@ -115,11 +162,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._connections.discard(gevent.getcurrent())
 
     def _finish_connections(self) -> None:
-        """Let connections end by themselves for a while, then end them."""
+        """Wait for the connections to end by themselves, then end the rest."""
         self._shared.is_stopping = True
         end = time.monotonic() + self.cfg.graceful_timeout
         while self._connections and time.monotonic() < end:
             self.notify()
-            gevent.sleep(LOOK_AT_STOP_SECONDS)
+            gevent.sleep(STOP_POLL_SECONDS)
         with contextlib.suppress(gevent.Timeout):
             gevent.killall(list(self._connections), timeout=1)

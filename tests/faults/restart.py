@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flask.testing import FlaskClient
 
-from astralog.app import create_app
+from astralog.app import create_app, services_of
 from astralog.settings import Settings
 from astralog.store import recovery
 from tests.faults.table import Row
@@ -68,4 +68,4 @@ def _started(data_dir: Path) -> Iterator[FlaskClient]:
     try:
         yield app.test_client()
     finally:
-        app.extensions["astralog"].stop(STOP_SECONDS)
+        services_of(app).queue.stop(STOP_SECONDS)

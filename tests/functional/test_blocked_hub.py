@@ -30,7 +30,10 @@ def block_on_purpose():
         pass
 
 
-app = Blocking(app)
+def create_app(*args, create_app=create_app):
+    app = create_app(*args)
+    app.wsgi_app = Blocking(app.wsgi_app)
+    return app
 """
 
 
@@ -38,7 +41,7 @@ app = Blocking(app)
 def service(tmp_path: Path) -> Service:
     """Return a service that blocks on request; it is not started."""
     root = copy_checkout(tmp_path / "checkout")
-    with (root / "wsgi.py").open("a") as file:
+    with (root / "astralog" / "app.py").open("a") as file:
         file.write(BLOCK)
     service = Service(tmp_path)
     service.root = root

@@ -16,7 +16,7 @@ import pytest
 from astralog import auth, tokens_file
 from astralog.auth import TOKEN_FILE_NAME, Tokens
 from astralog.errors import Rejection
-from astralog.server.first_start import make_token_file
+from astralog.server.start import make_token_file
 from astralog.settings import InvalidSettings, Settings
 from astralog.tokens_file import MAX_TOKEN_BYTES, Scope, WatchedFile
 from tests.support.fake_system import BreakOs

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 import astralog
 from astralog import __version__, cli
-from astralog.server import application
+from astralog.server import master
 
 
 def test_a_token_is_printed() -> None:
@@ -24,7 +24,7 @@ def test_the_version_is_printed() -> None:
 def test_the_service_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """`serve` takes no options: the settings come from the environment."""
     started: list[bool] = []
-    monkeypatch.setattr(application, "run", lambda: started.append(True))
+    monkeypatch.setattr(master, "run", lambda: started.append(True))
     assert 0 == CliRunner().invoke(cli.main, ["serve"]).exit_code
     assert 2 == CliRunner().invoke(cli.main, ["serve", "--bind", "x"]).exit_code
     assert [True] == started

@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from astralog.app import create_app
+from astralog.app import create_app, services_of
 from astralog.settings import InvalidSettings, Settings
 from tests.support.fake_system import BreakOs, Disk
 from tests.support.service import TOKEN, make_log, read_logs
@@ -88,7 +88,7 @@ def test_an_app_is_made_from_the_environment(
     monkeypatch.setenv("ASTRALOG_TOKENS", TOKEN)
     app = create_app()
     assert 503 == drain(app.test_client(), {"logs": [make_log()]}).status_code
-    app.extensions["astralog"].stop(1)
+    services_of(app).queue.stop(1)
     assert [] == list(tmp_path.iterdir())
 
 
@@ -284,7 +284,7 @@ def test_a_body_without_room_is_rejected(
 ) -> None:
     """A queue that cannot hold the body rejects it before it is read."""
     app = make_app(replace(settings, queue_bytes=settings.max_body_bytes))
-    with app.extensions["astralog"].admit(b"another") as reservation:
+    with services_of(app).queue.admit(b"another") as reservation:
         reservation.resize(1000)
         answer = drain_unread(app.test_client(), CONTENT_LENGTH=str(settings.max_body_bytes))
     assert_rejected(answer, 503, "queue_full", tmp_path)
@@ -295,7 +295,7 @@ def test_a_stopping_service_rejects_before_the_body_is_read(
 ) -> None:
     """After the stop has begun nothing is taken, but the process is still healthy."""
     app = make_app(settings)
-    app.extensions["astralog"].stop(1)
+    services_of(app).queue.stop(1)
     client = app.test_client()
     assert_rejected(drain_unread(client), 503, "stopping", tmp_path)
     ready = client.get("/ready")
@@ -330,7 +330,7 @@ def test_what_a_rejected_request_held_is_free_again(client: FlaskClient, tmp_pat
         drain(client, body, Content_Encoding="gzip")
         drain(client, body, Content_Encoding="br")
         drain(client, body, Authorization="wrong")
-    assert 0 == app.extensions["astralog"].backlog_bytes
+    assert 0 == services_of(app).queue.backlog_bytes
     assert 1 == len(stored(tmp_path))
 
 

@@ -9,7 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from astralog.app import create_app
+from astralog.app import create_app, services_of
 from astralog.browsers import is_foreign
 from astralog.settings import InvalidSettings, Settings
 from tests.support.service import make_batch, write_tokens
@@ -30,7 +30,7 @@ def app(settings: Settings) -> Iterator[Flask]:
     origins = f" {PAGE.upper()} , capacitor://localhost"
     made = create_app(replace(settings, tokens="", tokens_file=str(path), cors_origins=origins))
     yield made
-    made.extensions["astralog"].stop(1)
+    services_of(made).queue.stop(1)
 
 
 @pytest.fixture

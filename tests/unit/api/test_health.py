@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import (
 
 from astralog import __version__
 from astralog.api.health import is_local
+from astralog.app import services_of
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
@@ -46,7 +47,7 @@ def drain(client: FlaskClient, body: Any, token: str = TOKEN) -> int:
 
 def look_after(client: FlaskClient) -> None:
     """Let the housekeeper look at what is new in the data directory."""
-    queue = client.application.extensions["astralog"]
+    queue = services_of(client.application).queue
     while queue.keep_house_once() < POLL_SECONDS:
         pass
 
@@ -154,7 +155,7 @@ def test_a_late_batch_is_told_apart(make_app: MakeApp, settings: Settings, gate:
     gate.close()
     assert 503 == drain(client, make_batch("a", "b"))
     gate.open()
-    app.extensions["astralog"].stop(10)
+    services_of(app).queue.stop(10)
     samples = scrape(client)
     assert (2, 2) == (samples["stored_logs_total"], samples["late_logs_total"])
     assert 2 == samples["rejected_logs_total commit_timeout"]
@@ -203,7 +204,7 @@ def test_before_the_first_sync_it_has_no_time(client: FlaskClient) -> None:
 
 def test_the_backlog_is_what_waits(client: FlaskClient) -> None:
     """What requests hold counts, until they give it back."""
-    with client.application.extensions["astralog"].admit():
+    with services_of(client.application).queue.admit():
         assert 0 < scrape(client)["backlog_bytes"]
     assert "backlog_bytes" not in scrape(client)
 
@@ -272,7 +273,7 @@ def test_batches_that_a_failed_sync_may_have_lost_are_counted(
     for message in "abc":
         drain(client, make_batch(message))
     break_os("fdatasync", errno.EIO, times=1)
-    client.application.extensions["astralog"].stop(10)
+    services_of(client.application).queue.stop(10)
     assert 3 == scrape(client)["possibly_lost_batches_total"]
 
 
@@ -281,7 +282,7 @@ def test_it_says_whether_batches_are_accepted(client: FlaskClient, disk: Disk) -
     samples = scrape(client)
     assert (1, 1) == (samples["ready"], samples["workers ready"])
     disk.free = 0
-    client.application.extensions["astralog"].storages[0].maintain()
+    services_of(client.application).queue.storages[0].maintain()
     assert "storage_full" == client.get("/ready").json["reason"]  # type: ignore[index]
     samples = scrape(client)
     assert 1 == samples["workers storage_full"]

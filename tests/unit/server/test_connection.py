@@ -4,6 +4,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -101,7 +102,7 @@ class Case:
         self.limits = ConnectionLimits(10, lambda: 5)
         self.share = Balance().join()
         self.rejections = Rejections()
-        self.app.extensions["astralog_rejections"] = self.rejections
+        self.app.extensions["astralog"] = SimpleNamespace(rejections=self.rejections)
         self.shared = Shared(self.app, Config(), self.limits, self.share)
         self.clients: list[Client] = []
 

@@ -10,9 +10,11 @@ import pytest
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-from astralog.server.balance import Balance
-from astralog.server.master import Master
+from astralog.server.balance import Share
+from astralog.server.master import Master, read_state
+from astralog.server.worker import MasterState
 from astralog.settings import Settings
+from astralog.telemetry import slots
 from tests.support.fake_system import Clock
 
 
@@ -33,11 +35,14 @@ class Heartbeat:
 class Worker:
     """A worker without a process."""
 
-    def __init__(self, age: int, balance: Balance) -> None:
+    def __init__(self, age: int) -> None:
         self.age = age
-        self.aborted = False
+        self.aborted = self.is_told_to_stop = False
         self.tmp = Heartbeat()
-        self.share = balance.join()
+        self.share: Share
+
+    def inherit(self, state: MasterState) -> None:
+        self.share = state.balance.join()
 
 
 class Forks:
@@ -52,9 +57,9 @@ class Forks:
         """Start a worker as gunicorn does, without a process."""
         master = self.master
         master.worker_age += 1
-        worker = Worker(master.worker_age, master.app.balance)
+        worker = Worker(master.worker_age)
         self.tried.append(worker)
-        master.note_unstarted(worker)
+        master.prepare(worker)
         if self.fail:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         pid = 1000 + worker.age
@@ -83,17 +88,14 @@ def master(settings: Settings, forks: Forks, clock: Clock) -> Any:
     """Return a master that is to have two workers."""
     made: Any = object.__new__(Arbiter)
     forks.master = made
-    made.app = SimpleNamespace(balance=Balance())
     made.cfg = SimpleNamespace(
         enable_backlog_metric=False,
         nworkers_changed=lambda *args: None,
-        child_exit=lambda master, worker: master.app.balance.leave(worker.share),
     )
     made.log = SimpleNamespace(debug=lambda *a, **k: None, critical=lambda *a: None)
     made.WORKERS, made.worker_age, made.timeout, made.pid = {}, 0, 30, os.getpid()
     made._num_workers, made._last_logged_active_worker_count = 2, None
-    Master.adopt(made, settings)
-    return made
+    return Master.adopt(made, read_state(settings))
 
 
 def serve(master: Any) -> None:
@@ -120,20 +122,31 @@ def test_failed_fork_is_tried_again_at_each_tick(
     ]
 
 
-def test_reload_without_forks_replaces_the_workers_later(
-    master: Any, forks: Forks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reload_without_forks_replaces_the_workers_later(master: Any, forks: Forks) -> None:
     master.manage_workers()
     old = set(master.WORKERS)
-    monkeypatch.setattr(Arbiter, "reload", lambda self: (self.spawn_worker(), self.spawn_worker()))
     forks.fail = True
-    master.reload()
+    master.handle_hup()
     master.manage_workers()
     assert set(master.WORKERS) == old
     forks.fail = False
     master.manage_workers()
     assert len(master.WORKERS) == 2
     assert old.isdisjoint(master.WORKERS)
+
+
+def test_surplus_worker_is_told_to_stop_once(
+    master: Any, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(Arbiter, "kill_worker", lambda self, pid, _: told.append(pid))
+    master.manage_workers()
+    old = set(master.WORKERS)
+    master.handle_hup()
+    for _ in range(3):
+        master.manage_workers()
+    assert sorted(told) == sorted(old)
+    assert len(forks.tried) == 4
 
 
 @pytest.mark.parametrize(("paused_seconds", "are_killed"), [(0, True), (40, False)])
@@ -211,3 +224,36 @@ def test_upgrade_without_a_fork_changes_nothing(
     monkeypatch.setattr(Arbiter, "reexec", fail)
     master.reexec()
     assert "cannot start another master: " in caplog.text
+
+
+# --- Metrics
+
+
+def test_next_master_continues_the_metrics(
+    master: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master.cfg.env_orig = {}
+    master.pass_metrics_on()
+    monkeypatch.setattr(os, "environ", master.cfg.env_orig)
+    assert read_state(settings).metrics_fd == master.state.metrics_fd
+    assert master.cfg.env_orig == {}
+
+
+def test_service_without_shared_metrics_starts(
+    master: Any,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(environ: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    master.cfg.env_orig = {}
+    monkeypatch.setattr(slots, "open_shared_file", fail)
+    master.state = read_state(settings)
+    assert master.state.metrics_fd is None
+    master.pass_metrics_on()
+    assert master.cfg.env_orig == {}
+    assert caplog.messages == [
+        "the workers cannot share their metrics: [Errno 24] Too many open files"
+    ]

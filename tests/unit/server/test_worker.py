@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -15,10 +14,14 @@ from flask import Flask
 from gevent import socket as gevent_socket
 from gunicorn.config import Config
 
-from astralog.server.balance import LOOK_SECONDS, Balance
-from astralog.server.worker import ACCEPT_RETRY_SECONDS, SPARE_FILES, Worker
+from astralog.app import services_of
+from astralog.server import worker as worker_module
+from astralog.server.balance import LOOK_SECONDS
+from astralog.server.master import read_state
+from astralog.server.worker import ACCEPT_RETRY_SECONDS, SPARE_FILES, MasterState, Worker
 from astralog.settings import Settings
 from tests.support.connections import is_closed
+from tests.support.service import TOKEN
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -26,12 +29,12 @@ GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 class Serving:
     """A worker that serves in this process."""
 
-    def __init__(self, app: Flask, tmp_path: Path) -> None:
+    def __init__(self, app: Flask, state: MasterState, tmp_path: Path) -> None:
         self.listener = gevent_socket.socket()
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen(100)
         self.address = self.listener.getsockname()
-        self.balance = Balance()
+        self.balance = state.balance
         cfg = Config()
         for name, value in (
             ("keepalive", 5),
@@ -39,8 +42,8 @@ class Serving:
             ("worker_tmp_dir", str(tmp_path)),
         ):
             cfg.set(name, value)
-        master = SimpleNamespace(balance=self.balance)
-        self.worker = Worker(1, 0, [self.listener], master, 30, cfg, logging.getLogger("test"))
+        self.worker = Worker(1, 0, [self.listener], None, 30, cfg, logging.getLogger("test"))
+        self.worker.inherit(state)
         self.worker.wsgi = app
         self.worker.notify = lambda: None
         self._clients = ExitStack()
@@ -84,7 +87,7 @@ def serving(
     make_app: Callable[[Settings], Flask], settings: Settings, tmp_path: Path
 ) -> Iterator[Serving]:
     """Return a worker that does not serve yet."""
-    made = Serving(make_app(settings), tmp_path)
+    made = Serving(make_app(settings), read_state(settings), tmp_path)
     yield made
     made.close()
 
@@ -103,7 +106,7 @@ def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
 @pytest.mark.slow
 def test_a_stop_waits_for_a_request_but_not_for_ever(serving: Serving) -> None:
     """An application that does not answer is left behind."""
-    serving.worker.wsgi.wsgi_app = lambda *args: gevent.sleep(60)
+    serving.worker.wsgi.wsgi_app = lambda *args: gevent.sleep(60)  # type: ignore[method-assign]
     serving.start()
     client = serving.connect()
     client.sendall(GET)
@@ -181,3 +184,25 @@ def test_connections_are_counted_while_they_last(serving: Serving) -> None:
         client.close()
     gevent.sleep(0.05)
     assert 0 == serving.worker._shared.limits._count == len(serving.worker._connections)
+
+
+# --- The app
+
+
+def test_worker_uses_what_the_master_has_read(serving: Serving) -> None:
+    """Neither the settings nor the tokens are read again."""
+    state = serving.worker.state
+    serving.worker.load_wsgi()
+    headers = {"Authorization": TOKEN}
+    answer = serving.worker.wsgi.test_client().post(
+        "/v1/drain", data=b'{"logs":[]}', headers=headers
+    )
+    assert services_of(serving.worker.wsgi).tokens is state.tokens
+    assert answer.status_code == 200
+    assert serving.worker.cfg.graceful_timeout == worker_module.REQUESTS_STOP_SECONDS
+    serving.worker.stop_services()
+
+
+def test_worker_stops_before_the_master_kills_it() -> None:
+    parts = worker_module.REQUESTS_STOP_SECONDS + worker_module.DRAIN_STOP_SECONDS
+    assert parts + 1 < worker_module.STOP_SECONDS

@@ -1,5 +1,8 @@
+"""Small changes to gunicorn and the process work as they say."""
+
 import errno
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -8,7 +11,12 @@ from gunicorn.config import Config
 from gunicorn.workers import base
 from gunicorn.workers.workertmp import WorkerTmp
 
-from astralog.server.heartbeat import Heartbeat, keep_in_memory, make_heartbeat
+from astralog.server.tuning import (
+    Heartbeat,
+    keep_heartbeats_in_memory,
+    make_heartbeat,
+    raise_open_files_limit,
+)
 from tests.support.fake_system import BreakOs
 
 
@@ -55,7 +63,7 @@ def test_the_worker_owns_its_heartbeat(cfg: Config, monkeypatch: pytest.MonkeyPa
 def test_no_directory_is_asked_for_a_file(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker starts although its directory for temporary files is gone."""
     monkeypatch.setattr(base, "WorkerTmp", base.WorkerTmp)
-    keep_in_memory()
+    keep_heartbeats_in_memory()
     cfg.set("worker_tmp_dir", "/proc")
     worker = base.Worker(1, 2, [], None, 30, cfg, None)
     assert isinstance(worker.tmp, Heartbeat)
@@ -71,3 +79,13 @@ def test_a_system_without_memory_files_takes_a_directory(
     heartbeat = make_heartbeat(cfg)
     assert isinstance(heartbeat, WorkerTmp)
     heartbeat.close()
+
+
+def test_limit_of_open_files_is_raised_to_the_hard_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, both: limits.append(both))
+    raise_open_files_limit()
+    assert [(4096, 4096)] == limits

@@ -1,38 +1,18 @@
+"""A reload reads the tokens and the certificate before it replaces the workers."""
+
 import logging
 import ssl
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.arbiter import Arbiter
 
-from astralog.server import inheritance
-from astralog.server.inheritance import Inherited
+from astralog.server.master import Master, read_certificate, read_state
 from astralog.settings import InvalidSettings, Settings
 from tests.support.certificate import can_make_certificate, make_certificate
 from tests.support.service import write_tokens
-
-
-class Master:
-    """gunicorn's master, as far as a reload knows it."""
-
-    num_workers = 3
-
-    def __init__(self) -> None:
-        inherited = Inherited.read(Settings(tokens="first"))
-        self.cfg = SimpleNamespace(inherited=inherited)
-        self.reloads = 0
-
-    def reload(self) -> None:
-        """Count what would replace the workers."""
-        self.reloads += 1
-
-
-@pytest.fixture
-def master() -> Any:
-    """Return a master after its start."""
-    return Master()
 
 
 @pytest.fixture
@@ -49,44 +29,50 @@ def with_file(settings: Settings, path: Path) -> Settings:
     return replace(settings, tokens="", tokens_file=str(path))
 
 
-def knows(master: Any, token: str) -> bool:
-    return master.cfg.inherited.tokens.name_of({"HTTP_AUTHORIZATION": token}) is not None
+@pytest.fixture
+def master(with_file: Settings) -> Master:
+    """Return a master that has started workers."""
+    made: Any = object.__new__(Arbiter)
+    made.cfg = None
+    master = Master.adopt(made, read_state(with_file))
+    master.worker_age = 3
+    return master
 
 
-def test_a_reload_reads_before_it_replaces(
-    master: Any, with_file: Settings, path: Path, caplog: pytest.LogCaptureFixture
+def knows(master: Master, token: str) -> bool:
+    return master.state.tokens.name_of({"HTTP_AUTHORIZATION": token}) is not None
+
+
+def test_reload_reads_the_tokens_and_replaces_the_workers(
+    master: Master, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The new workers inherit what the file says now, and one line says so."""
     caplog.set_level(logging.INFO)
-    inheritance.reload(master, with_file)
     write_tokens(path, "two\n")
-    inheritance.reload(master, with_file)
-    assert [False, True] == [knows(master, token) for token in ("one", "two")]
-    assert 2 == master.reloads
-    assert ["reloaded tokens and certificate, replacing all workers"] * 2 == caplog.messages
+    master.handle_hup()
+    assert [knows(master, token) for token in ("one", "two")] == [False, True]
+    assert master._reloaded_age == 3
+    assert caplog.messages == ["reloaded tokens and certificate, replacing all workers"]
 
 
-def test_reload_keeps_the_buckets_of_rates(master: Any, with_file: Settings) -> None:
+def test_reload_keeps_the_buckets_of_rates(master: Master) -> None:
     """A token that has used up its rate gets no new burst by a reload."""
-    before = master.cfg.inherited.tokens.rates
-    inheritance.reload(master, with_file)
-    assert knows(master, "one")
-    assert master.cfg.inherited.tokens.rates is before
+    before = master.state.tokens.rates
+    master.handle_hup()
+    assert master._reloaded_age == 3
+    assert master.state.tokens.rates is before
 
 
-def test_a_reload_that_reads_nothing_of_use_replaces_nothing(
-    master: Any, with_file: Settings, path: Path, caplog: pytest.LogCaptureFixture
+def test_faulty_reload_replaces_nothing(
+    master: Master, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Workers that die later inherit what was of use, and the line names what was not."""
-    inheritance.reload(master, with_file)
     for content in ("# none\n", "one\none\n"):
         write_tokens(path, content)
-        inheritance.reload(master, with_file)
+        master.handle_hup()
     path.unlink()
-    inheritance.reload(master, with_file)
-    assert 1 == master.reloads
+    master.handle_hup()
+    assert master._reloaded_age == 0
     assert knows(master, "one")
-    assert 3 == len(caplog.messages)
+    assert len(caplog.messages) == 3
     for line in caplog.messages:
         assert line.startswith(f"not reloaded, all stays as it is: ASTRALOG_TOKENS_FILE: {path}")
 
@@ -102,7 +88,7 @@ def test_a_certificate_that_cannot_be_read_is_named(
             path.touch()
     paths = {key: str(value) for key, value in files.items()}
     with pytest.raises(InvalidSettings) as rejected:
-        Inherited.read(replace(settings, **paths))  # type: ignore[arg-type]
+        read_certificate(replace(settings, **paths))  # type: ignore[arg-type]
     line = f"ASTRALOG_{name.upper()}: {paths[name]}: No such file or directory."
     assert [line] == rejected.value.problems
 
@@ -112,7 +98,7 @@ def test_what_is_no_certificate_is_told(settings: Settings, tmp_path: Path) -> N
     path = tmp_path / "empty.pem"
     path.touch()
     with pytest.raises(InvalidSettings, match="TLS_KEY: Not a certificate and its key: "):
-        Inherited.read(replace(settings, tls_cert=str(path), tls_key=str(path)))
+        read_certificate(replace(settings, tls_cert=str(path), tls_key=str(path)))
 
 
 def test_no_handshake_is_repeated(settings: Settings, tmp_path: Path) -> None:
@@ -120,11 +106,11 @@ def test_no_handshake_is_repeated(settings: Settings, tmp_path: Path) -> None:
     if not can_make_certificate():
         pytest.skip("RENEGOTIATION IS NOT TESTED: apt-get install openssl")
     cert, key = make_certificate(tmp_path)
-    context = Inherited.read(replace(settings, tls_cert=str(cert), tls_key=str(key))).tls
+    context = read_certificate(replace(settings, tls_cert=str(cert), tls_key=str(key)))
     assert context is not None
     assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
 def test_without_a_certificate_there_is_no_tls(settings: Settings) -> None:
     """The service speaks HTTP where the settings name none."""
-    assert Inherited.read(settings).tls is None
+    assert read_certificate(settings) is None

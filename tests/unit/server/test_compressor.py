@@ -5,24 +5,24 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
-from astralog.server import compressor_process
-from astralog.server.compressor_process import CompressorProcess
+from astralog.server import compressor
+from astralog.server.compressor import CompressorProcess
 from astralog.settings import Settings
 from tests.support.service import wait_for
 
 
 class Master:
-    """gunicorn's master, as far as it reaps its children."""
+    """A master that starts the process, and reaps its children as gunicorn does."""
 
-    def __init__(self) -> None:
-        self.app = SimpleNamespace(metrics_fd=None)
+    def __init__(self, settings: Settings) -> None:
+        self.process = CompressorProcess(settings, None, None)
         self.reaped: list[int] = []
 
-    def handle_chld(self) -> None:
+    def reap(self) -> None:
+        """Reap all children that ended."""
         while True:
             try:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -32,9 +32,15 @@ class Master:
                 return
             self.reaped.append(pid)
 
+    def tick(self) -> None:
+        """Do what the master does when a child may have ended."""
+        self.process.note_exit()
+        self.reap()
+        self.process.start_missing()
 
-def sleep_for_ever(*args: object) -> None:
-    """Stand in for the process's work."""
+
+def sleep_forever(*args: object) -> None:
+    """Take the place of the process's work."""
     while True:
         time.sleep(1)
 
@@ -43,7 +49,7 @@ def sleep_for_ever(*args: object) -> None:
 def started(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> Iterator[tuple[Master, list[int]]]:
-    """Return a master whose process was started, and the list of those started so far."""
+    """Return a master whose process was started, and the pids of those started so far."""
     pids: list[int] = []
     fork = os.fork
 
@@ -53,13 +59,13 @@ def started(
         return pid
 
     monkeypatch.setattr(os, "fork", note_fork)
-    monkeypatch.setattr(compressor_process, "_run", sleep_for_ever)
-    master = Master()
-    compressor_process.start(master, settings)
+    monkeypatch.setattr(CompressorProcess, "_run", sleep_forever)
+    master = Master(settings)
+    master.process.start_missing()
     yield master, pids
-    monkeypatch.setattr(compressor_process, "STOP_SECONDS", 0.0)
-    compressor_process.stop(master)
-    master.handle_chld()
+    monkeypatch.setattr(compressor, "STOP_SECONDS", 0.0)
+    master.process.stop()
+    master.reap()
 
 
 def end(pid: int, number: signal.Signals) -> None:
@@ -68,32 +74,33 @@ def end(pid: int, number: signal.Signals) -> None:
     wait_for(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
 
 
-def replaced(master: Master) -> CompressorProcess:
-    process: CompressorProcess = master.app.compressor
-    process.replace_dead()
-    return process
-
-
-def test_one_that_died_is_replaced(
+def test_dead_process_is_replaced(
     started: tuple[Master, list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Gunicorn reaps it as it does any child, and the log says so."""
     master, pids = started
-    replaced(master)
-    assert 1 == len(pids)
+    master.tick()
+    assert len(pids) == 1
     end(pids[0], signal.SIGKILL)
-    replaced(master)
-    assert [2, pids[:1]] == [len(pids), master.reaped]
-    assert 1 == len(caplog.messages)
+    master.tick()
+    assert len(pids) == 2
+    assert master.reaped == pids[:1]
+    assert len(caplog.messages) == 1
 
 
-def test_one_that_gunicorn_reaped_before_is_replaced(started: tuple[Master, list[int]]) -> None:
-    """As when it dies between the look at it and the look at all children."""
+def test_process_that_gunicorn_reaped_first_is_replaced(started: tuple[Master, list[int]]) -> None:
+    """It may die between the check of it and the one of all children."""
     master, pids = started
     end(pids[0], signal.SIGKILL)
-    master.handle_chld()
-    replaced(master)
-    assert 2 == len(pids)
+    master.reap()
+    master.tick()
+    assert len(pids) == 2
+
+
+def test_stopped_process_is_not_replaced(started: tuple[Master, list[int]]) -> None:
+    master, pids = started
+    master.process.stop()
+    master.tick()
+    assert len(pids) == 1
 
 
 def test_process_that_cannot_be_started_is_tried_again_at_each_tick(
@@ -110,11 +117,11 @@ def test_process_that_cannot_be_started_is_tried_again_at_each_tick(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fork", fail)
-        replaced(master)
-        compressor_process.start_missing(master)
+        master.tick()
+        master.tick()
     assert caplog.text.count("cannot start the process") == 1
-    compressor_process.start_missing(master)
-    compressor_process.start_missing(master)
+    master.tick()
+    master.tick()
     assert len(pids) == 2
     assert caplog.text.count("segments are compressed again") == 1
 
@@ -130,5 +137,5 @@ def test_process_that_cannot_be_watched_is_ended(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pidfd_open", fail)
-        replaced(master)
+        master.tick()
     wait_for(lambda: os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOHANG | os.WNOWAIT))

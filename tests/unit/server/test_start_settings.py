@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from astralog.server.fixed_settings import FIXED, LEAST, check_fixed_settings
+from astralog.server.start import APPLICATIONS, FIXED, LEAST, check_gunicorn_settings
 from astralog.server.worker import Worker
 from astralog.settings import InvalidSettings
 
@@ -41,12 +41,12 @@ OTHERS: dict[str, Any] = {
 
 def test_the_service_s_own_settings_are_taken(cfg: Config) -> None:
     """And so are those that make no difference to what is promised."""
-    check_fixed_settings(cfg)
+    check_gunicorn_settings(cfg, APPLICATIONS[0])
     cfg.set("timeout", 60)
     cfg.set("backlog", 100)
     cfg.set("worker_connections", 1)
     cfg.set("keepalive", 1)
-    check_fixed_settings(cfg)
+    check_gunicorn_settings(cfg, APPLICATIONS[0])
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -54,7 +54,7 @@ def test_what_the_service_would_not_do_is_rejected(cfg: Config, name: str) -> No
     """Each setting is named, with the reason."""
     cfg.set(name, OTHERS[name])
     with pytest.raises(InvalidSettings) as error:
-        check_fixed_settings(cfg)
+        check_gunicorn_settings(cfg, APPLICATIONS[0])
     (problem,) = error.value.problems
     value, reason = FIXED[name]
     assert f"gunicorn's {name}: Must stay {value!r}: {reason}." == problem
@@ -65,7 +65,7 @@ def test_what_would_serve_no_one_is_rejected(cfg: Config, name: str) -> None:
     """Nothing is served without a moment to wait, or without a connection."""
     cfg.set(name, LEAST[name] - 1)
     with pytest.raises(InvalidSettings, match=f"gunicorn's {name}: Must be at least {LEAST[name]}"):
-        check_fixed_settings(cfg)
+        check_gunicorn_settings(cfg, APPLICATIONS[0])
 
 
 def test_all_that_is_wrong_is_named_at_once(cfg: Config) -> None:
@@ -74,7 +74,15 @@ def test_all_that_is_wrong_is_named_at_once(cfg: Config) -> None:
     cfg.set("threads", 1)
     cfg.set("max_requests", 7)
     with pytest.raises(InvalidSettings) as error:
-        check_fixed_settings(cfg)
+        check_gunicorn_settings(cfg, APPLICATIONS[0])
     assert ["max_requests", "worker_class"] == [
         problem.partition(": ")[0].removeprefix("gunicorn's ") for problem in error.value.problems
     ]
+
+
+@pytest.mark.parametrize("app_uri", ["wsgi:other", "mine:app"])
+def test_other_application_is_rejected(cfg: Config, app_uri: str) -> None:
+    for known in APPLICATIONS:
+        check_gunicorn_settings(cfg, known)
+    with pytest.raises(InvalidSettings, match="gunicorn's application: Must be wsgi:app"):
+        check_gunicorn_settings(cfg, app_uri)

@@ -1,24 +1,20 @@
-import errno
 import logging
 import os
 import re
-import resource
 import shlex
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from astralog.log import configure_logging
-from astralog.server import first_start, lifecycle
+from astralog.server import start
 from astralog.settings import InvalidSettings, Settings
 from tests.support.decoding import encode_batch
-from tests.support.fake_system import BreakOs
 
 ADDRESS = ("127.0.0.1", 8080)
 
@@ -56,7 +52,7 @@ def test_the_start_is_one_line_in_the_log(
 ) -> None:
     """The line says where the service listens and how it stores; a token of one's own adds none."""
     caplog.set_level(logging.INFO)
-    lifecycle.announce(replace(settings, workers=3, sync="everysec"), [address], is_inherited=False)
+    start.announce(replace(settings, workers=3, sync="everysec"), [address], is_inherited=False)
     assert [f"listening on {url}, 3 workers, data in {tmp_path}, sync everysec"] == caplog.messages
     assert ("", "") == capsys.readouterr()
 
@@ -66,7 +62,7 @@ def test_the_data_directory_is_told_in_full(
 ) -> None:
     """A relative directory is told as the path that it is."""
     caplog.set_level(logging.INFO)
-    lifecycle.announce(replace(settings, data_dir=Path("data")), [ADDRESS], is_inherited=False)
+    start.announce(replace(settings, data_dir=Path("data")), [ADDRESS], is_inherited=False)
     assert f"data in {Path.cwd() / 'data'}," in caplog.text
 
 
@@ -75,7 +71,7 @@ def test_sockets_that_were_passed_in_are_told_apart(
 ) -> None:
     """The line names every address, and says that ASTRALOG_BIND is not among them."""
     caplog.set_level(logging.INFO)
-    lifecycle.announce(replace(settings, workers=1), [ADDRESS, "/run/x"], is_inherited=True)
+    start.announce(replace(settings, workers=1), [ADDRESS, "/run/x"], is_inherited=True)
     assert [
         f"listening on http://127.0.0.1:8080 and unix:/run/x, 1 worker, data in {tmp_path}, "
         "sync always, on a socket that was passed in, not on ASTRALOG_BIND"
@@ -89,7 +85,7 @@ def test_names_that_kubernetes_made_are_told(
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("ASTRALOG_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("ASTRALOG_PORT", "tcp://10.0.0.1:8080")
-    lifecycle.announce(settings, [ADDRESS], is_inherited=False)
+    start.announce(settings, [ADDRESS], is_inherited=False)
     (line, _) = caplog.messages
     assert line.endswith(": ASTRALOG_PORT, ASTRALOG_SERVICE_HOST")
 
@@ -113,8 +109,8 @@ def test_the_first_start_prints_a_command_to_try_it(
     """Run by a shell, it reads the token from its file and sends a log that the contract takes."""
     caplog.set_level(logging.INFO)
     settings = replace(settings, data_dir=tmp_path / "da ta's", tokens="")
-    first_start.make_missing(settings)
-    lifecycle.announce(settings, [address], is_inherited=False)
+    start.make_missing(settings)
+    start.announce(settings, [address], is_inherited=False)
     printed = capsys.readouterr().err
     token = (settings.data_dir / "token").read_text().strip()
     assert token not in printed + caplog.text
@@ -140,7 +136,7 @@ def test_who_brings_a_token_needs_no_command(
 ) -> None:
     """Where the tokens are the operator's own, nothing is printed."""
     settings = replace(settings, tokens=tokens, tokens_file=tokens_file)
-    lifecycle.announce(settings, [ADDRESS], is_inherited=False)
+    start.announce(settings, [ADDRESS], is_inherited=False)
     assert ("", "") == capsys.readouterr()
 
 
@@ -152,9 +148,9 @@ def test_a_start_makes_the_directory_and_the_first_token(
 ) -> None:
     """What the workers need is there before they are."""
     path = tmp_path / "a" / "b"
-    first_start.make_missing(replace(settings, data_dir=path, tokens=""))
+    start.make_missing(replace(settings, data_dir=path, tokens=""))
     assert ["token"] == [file.name for file in path.iterdir()]
-    first_start.make_missing(replace(settings, data_dir=tmp_path / "c"))
+    start.make_missing(replace(settings, data_dir=tmp_path / "c"))
     assert [] == list((tmp_path / "c").iterdir())
 
 
@@ -168,7 +164,7 @@ def test_a_directory_that_cannot_be_made_stops_the_start(
         (tmp_path / "file" / "data", "Not a directory"),
     ):
         with pytest.raises(InvalidSettings) as rejected:
-            first_start.make_missing(replace(settings, data_dir=path))
+            start.make_missing(replace(settings, data_dir=path))
         assert [f"ASTRALOG_DATA_DIR: {path}: {reason}."] == rejected.value.problems
 
 
@@ -179,20 +175,10 @@ def test_a_directory_that_may_not_be_written_stops_the_start(
     asked: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode))
     with pytest.raises(InvalidSettings) as rejected:
-        first_start.make_missing(settings)
+        start.make_missing(settings)
     expected = f"ASTRALOG_DATA_DIR: {tmp_path}: not readable and writable."
     assert [expected] == rejected.value.problems
     assert [os.R_OK | os.W_OK | os.X_OK] == asked
-
-
-def test_a_start_that_is_stopped_prints_a_line_for_each_problem(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The process ends with status 1 and without a traceback."""
-    with pytest.raises(SystemExit) as ended:
-        lifecycle.exit_for(InvalidSettings(["A: Wrong.", "B: Wrong too."]))
-    assert 1 == ended.value.code
-    assert ("", "A: Wrong.\nB: Wrong too.\n") == capsys.readouterr()
 
 
 # --- The log
@@ -246,60 +232,3 @@ def test_the_log_shows_no_local_time_in_another_zone(
         monkeypatch.delenv("TZ")
         time.tzset()
     assert line.startswith("1970-01-01T00:00:00Z ")
-
-
-# --- Limits
-
-
-def test_the_limit_of_open_files_is_raised_as_far_as_allowed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The soft limit becomes the hard one, which stays."""
-    limits: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
-    monkeypatch.setattr(resource, "setrlimit", lambda what, both: limits.append(both))
-    lifecycle.raise_open_files_limit()
-    assert [(4096, 4096)] == limits
-
-
-def test_a_worker_has_time_to_stop_before_it_is_killed() -> None:
-    """Requests and drain together end well before the master's own deadline."""
-    parts = lifecycle.REQUESTS_STOP_SECONDS + lifecycle.DRAIN_STOP_SECONDS
-    assert parts + 1 < lifecycle.STOP_SECONDS
-
-
-# --- Metrics
-
-
-@pytest.fixture
-def server() -> SimpleNamespace:
-    """Return as much of a gunicorn master as the hooks know."""
-    return SimpleNamespace(app=SimpleNamespace(), cfg=SimpleNamespace(env_orig={}))
-
-
-def test_the_next_master_goes_on_with_the_metrics(
-    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What this one shares with its workers is in the environment that the next one starts with."""
-    lifecycle.share_metrics(server)
-    fd = server.app.metrics_fd
-    lifecycle.pass_metrics_on(server)
-    following = SimpleNamespace(app=SimpleNamespace())
-    monkeypatch.setattr(os, "environ", server.cfg.env_orig)
-    lifecycle.share_metrics(following)
-    assert (fd, {}) == (following.app.metrics_fd, server.cfg.env_orig)
-    os.close(fd)
-
-
-def test_a_service_that_cannot_share_metrics_starts(
-    server: SimpleNamespace, break_os: BreakOs, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The log says why, and there is nothing to pass on."""
-    break_os("memfd_create", errno.EMFILE)
-    lifecycle.share_metrics(server)
-    assert server.app.metrics_fd is None
-    lifecycle.pass_metrics_on(server)
-    assert {} == server.cfg.env_orig
-    assert ["the workers cannot share their metrics: [Errno 24] Too many open files"] == (
-        caplog.messages
-    )

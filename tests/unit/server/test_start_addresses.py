@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from astralog.server import addresses
-from astralog.server.addresses import check_addresses
+from astralog.server import start
+from astralog.server.start import check_addresses
 from astralog.settings import InvalidSettings
 
 
 @pytest.fixture(autouse=True)
 def _try_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "TRIES", 1)
+    monkeypatch.setattr(start, "TRIES", 1)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_socket_in_use_is_rejected_and_a_stale_one_is_not(directory: Path) -> No
 def test_socket_whose_process_accepts_nothing_is_in_use(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(start, "CONNECT_SECONDS", 0.01)
     path = str(directory / "socket")
     with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as waiting:
         other.bind(path)
@@ -94,6 +94,6 @@ def test_foreign_address_and_unknown_host_are_rejected() -> None:
 
 def test_address_that_becomes_free_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr(addresses, "TRIES", 2)
+        monkeypatch.setattr(start, "TRIES", 2)
         monkeypatch.setattr("time.sleep", lambda seconds: taken.close())
         check_addresses("ASTRALOG_BIND", [taken.getsockname()])
