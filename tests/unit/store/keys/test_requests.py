@@ -92,9 +92,9 @@ def send(queue: CommitQueue, key: Key, lines: bytes = A) -> str:
 
 
 def send_until_known(queue: CommitQueue, key: Key) -> str:
-    """Send a batch again while its key is in use."""
+    """Send a batch again while its key is in use, or the machine is too busy to store it."""
     with gevent.Timeout(TIMEOUT_SECONDS):
-        while (outcome := send(queue, key)) == "key_in_use":
+        while (outcome := send(queue, key)) in ("key_in_use", "commit_timeout"):
             gevent.sleep(0.01)
     return outcome
 
@@ -116,12 +116,18 @@ def test_a_request_that_ends_before_its_commit_lets_go(queue: CommitQueue) -> No
     assert "stored" == send(queue, key_of("a"))
 
 
+def send_until_taken(queue: CommitQueue, key: Key) -> None:
+    """Send a batch until a writer has it; on a busy machine, its client may time out before."""
+    while (answer := send(queue, key)) != "key_in_use":
+        assert answer == "commit_timeout"
+
+
 def test_a_batch_that_a_writer_has_keeps_its_key(
     queue: CommitQueue, stall: Callable[[type, str], Stall], tmp_path: Path
 ) -> None:
     """Its client was told `commit_timeout`, and then learns what became of it."""
     stalled = stall(Storage, "store")
-    assert "commit_timeout" == send(queue, key_of("a"))
+    send_until_taken(queue, key_of("a"))
     assert ["key_in_use"] * 3 == [send(queue, key_of("a")) for _ in range(3)]
     stalled.end()
     assert "replayed" == send_until_known(queue, key_of("a"))
@@ -133,8 +139,9 @@ def test_a_batch_that_no_writer_took_lets_go_of_its_key(
 ) -> None:
     """It was dropped from the queue, so that the second try stores it."""
     stalled = stall(Storage, "store")
-    assert ["commit_timeout"] * 2 == [send(queue, key_of("a")), send(queue, key_of("b"))]
-    assert ["key_in_use", "commit_timeout"] == [send(queue, key_of("a")), send(queue, key_of("b"))]
+    send_until_taken(queue, key_of("a"))
+    assert ["commit_timeout"] * 2 == [send(queue, key_of("b")) for _ in range(2)]
+    assert "key_in_use" == send(queue, key_of("a"))
     stalled.end()
     assert ["replayed", "stored"] == [
         send_until_known(queue, key_of("a")),
@@ -152,7 +159,7 @@ def test_a_database_that_is_not_opened_in_time_rejects_nothing_for_good(
     with queue.admit() as reservation:
         queue.commit(Batch(B, 1), reservation)
     stalled.end()
-    assert "stored" == send(queue, key_of("a"))
+    assert send_until_known(queue, key_of("a")) in ("stored", "replayed")
 
 
 def test_a_failing_database_rejects_until_it_works(queue: CommitQueue) -> None:
