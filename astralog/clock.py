@@ -1,4 +1,4 @@
-"""The time by which ages are measured: a wall clock that jumps does not remove or forget anything.
+"""A trusted clock for ages: a jump of the wall clock removes no segment and forgets no key.
 
 A bad NTP server, a resumed VM or a real-time clock that was wrong at boot can move the wall clock
 by days for a few seconds. Ages of segments and of idempotency keys follow this clock instead.
@@ -7,15 +7,15 @@ by days for a few seconds. Ages of segments and of idempotency keys follow this 
 import time
 from collections.abc import Callable
 
-#: A change of the wall clock by no more seconds than this is followed at once.
+#: Changes of the wall clock up to so many seconds are adopted at once.
 STEP_SECONDS = 60.0
 
-#: A larger change is followed once it has lasted for so many seconds.
+#: A larger change is adopted once it has lasted for so many seconds.
 ADOPT_SECONDS = 3600.0
 
 
 def boot_time() -> float:
-    """Return the seconds since boot, suspension included; nothing sets this clock."""
+    """Return the seconds since boot, including suspension; this clock cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -33,7 +33,7 @@ class TrustedClock:
         *,
         adopt_seconds: float = ADOPT_SECONDS,
     ) -> None:
-        """Follow a change of the wall clock once it has lasted for `adopt_seconds`."""
+        """Adopt a change of the wall clock once it has lasted for `adopt_seconds`."""
         self._adopt_seconds = adopt_seconds
         self._wall = wall
         self._elapsed = elapsed

@@ -1,19 +1,19 @@
-"""Count the cores that the service may use."""
+"""Count the cores available to the service."""
 
 import math
 import os
 from pathlib import Path
 
-#: Where the cgroups of version 2 are mounted, and the file that says which one a process is in
+#: The mount point of cgroups of version 2, and the file with the cgroup of a process
 #: (docs.kernel.org/admin-guide/cgroup-v2.html).
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def count_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Return how many cores there are, or what the cgroup's CPU quota grants, if that is less.
+    """Return the number of cores, or the CPU quota of the cgroup if that is less.
 
-    A part of a core counts as one, so that nothing of the quota is left unused.
+    A part of a core counts as one, so that the whole quota is used.
     """
     cores = len(os.sched_getaffinity(0))
     quota = _lowest_quota(cgroups, _own_cgroup(membership))
@@ -21,7 +21,7 @@ def count_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
 
 
 def _own_cgroup(membership: Path) -> Path:
-    """Return the path of this process's cgroup below where they are mounted."""
+    """Return the path of this process's cgroup, relative to the mount point."""
     for line in _read(membership).splitlines():
         if line.startswith("0::/"):
             return Path(line.removeprefix("0::/"))
@@ -29,7 +29,7 @@ def _own_cgroup(membership: Path) -> Path:
 
 
 def _lowest_quota(cgroups: Path, own: Path) -> float:
-    """Return the cores that the cgroup and those above it grant, infinity without a quota."""
+    """Return the lowest quota of the cgroup and its parents in cores, infinity without one."""
     return min(_quota(cgroups / parent / "cpu.max") for parent in (own, *own.parents))
 
 
@@ -38,7 +38,7 @@ def _quota(path: Path) -> float:
     quota, _, period = _read(path).partition(" ")
     try:
         return int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max", or a file that is not there
+    except (ValueError, ZeroDivisionError):  # "max", or no such file
         return math.inf
 
 

@@ -1,4 +1,4 @@
-"""Calls in threads of gevent's pools: an exception reaches its caller, and is printed nowhere."""
+"""Calls in threads of gevent's pools: exceptions reach the caller and are not printed."""
 
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -9,8 +9,8 @@ from gevent.threadpool import ThreadPool
 Result = TypeVar("Result")
 
 
-class Outcome(NamedTuple, Generic[Result]):
-    """What a function returned, or the exception that it raised."""
+class CallOutcome(NamedTuple, Generic[Result]):
+    """The result of a call, or its exception."""
 
     result: Result | None
     error: Exception | None = None
@@ -27,7 +27,7 @@ class Outcome(NamedTuple, Generic[Result]):
 
 def spawn_in_thread(
     pool: ThreadPool, function: Callable[..., Result], *args: Any
-) -> "AsyncResult[Outcome[Result]]":
+) -> "AsyncResult[CallOutcome[Result]]":
     """Start the function in a thread of the pool; the returned event gets its outcome.
 
     gevent prints the traceback of each exception that leaves a function in its pool, also if the
@@ -36,11 +36,11 @@ def spawn_in_thread(
     return pool.spawn(_call, function, *args)
 
 
-def _call(function: Callable[..., Result], *args: Any) -> Outcome[Result]:
+def _call(function: Callable[..., Result], *args: Any) -> CallOutcome[Result]:
     try:
-        return Outcome(function(*args))
+        return CallOutcome(function(*args))
     except Exception as error:
-        return Outcome(None, error)
+        return CallOutcome(None, error)
 
 
 def call_in_thread(pool: ThreadPool, function: Callable[..., Result], *args: Any) -> Result:

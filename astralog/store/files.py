@@ -27,27 +27,27 @@ OPEN_SUFFIX = Form.OPEN.value
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
 
-#: Bytes of a setting for free disk that ask for one free inode, too.
+#: Bytes of a setting for free disk per inode that is kept free, too.
 BYTES_PER_INODE = 256 * 1024
 
-#: So many inodes and more are reported by file systems that do not know (-1, of 64 bits).
+#: File systems that do not know their inodes report this number or more (-1 as 64 bits).
 UNKNOWN_INODES = 1 << 63
 
 #: Of linux/fcntl.h and linux/fs.h.
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
-#: How a file system, a kernel or a C library says that it has no such rename.
+#: Errors of a file system, kernel or C library without this rename.
 _UNKNOWN_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
-#: How NFS says that it locks no file that is open for reading alone.
+#: Errors of NFS for locks of a file that is open read-only.
 _UNKNOWN_LOCK = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Space(NamedTuple):
-    """The bytes and the inodes of a file system, and those that may still be used.
+    """The bytes and inodes of a file system, and those that are free for this process.
 
-    Inodes are None on a file system that makes them as it needs them, as btrfs does.
+    Inodes are None on a file system that allocates them on demand, such as btrfs.
     """
 
     total: int
@@ -57,13 +57,13 @@ class Space(NamedTuple):
     is_read_only: bool
 
     def kept_inodes(self, kept_bytes: int) -> int:
-        """Return how many inodes are kept free where so many bytes are."""
+        """Return how many inodes to keep free beside so many bytes."""
         return kept_inodes(kept_bytes, self.total, self.total_inodes or 0)
 
     def check(self, kept_bytes: int, size: int = 0, held_inodes: int = 0) -> None:
-        """Raise Shortage if fewer bytes, after `size` more, or inodes are free than are kept.
+        """Raise Shortage if too few inodes are free, or too few bytes after `size` more.
 
-        The inodes that the caller holds for what it writes count as free.
+        The inodes of files that the caller has open for writing count as free.
         """
         if self.free - size < kept_bytes or not self.free:
             raise Shortage("bytes", self.free, kept_bytes)
@@ -74,7 +74,7 @@ class Space(NamedTuple):
 
 
 def kept_inodes(kept_bytes: int, total_bytes: int, total_inodes: int) -> int:
-    """Return how many inodes are kept free where so many bytes are.
+    """Return how many inodes to keep free beside so many bytes.
 
     One for each BYTES_PER_INODE of them, at least one, and no larger share of all inodes than the
     bytes are of all bytes.
@@ -84,10 +84,10 @@ def kept_inodes(kept_bytes: int, total_bytes: int, total_inodes: int) -> int:
 
 
 def make_directory(path: Path) -> None:
-    """Make the data directory where it is missing, for the owner and the group only.
+    """Create the data directory if it is missing, for the owner and the group only.
 
-    Its name is durable when this returns, and so are those of its parents, whoever made them: a
-    start that was cut off may have left them unsynced.
+    Its name and those of its parents are durable afterwards, also if they existed: an interrupted
+    start may have left them unsynced.
     """
     if not path.is_dir():
         path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def make_directory(path: Path) -> None:
     directory = path.resolve()
     while not directory.is_mount():
         directory = directory.parent
-        # One that may not be read was made by someone else, long before.
+        # An unreadable parent was created by someone else, long before.
         with contextlib.suppress(PermissionError):
             sync_directory(directory)
 
@@ -110,7 +110,7 @@ def sync_directory(path: Path) -> None:
 
 
 def space(path: Path) -> Space:
-    """Return how large and how full the file system of `path` is; raises OSError."""
+    """Return the size and the free space of the file system of `path`; raises OSError."""
     status = os.statvfs(path)
     block = status.f_frsize
     inodes, free_inodes = status.f_files, status.f_favail
@@ -130,7 +130,7 @@ def is_same_file(fd: int, path: Path) -> bool:
 
 
 def drop_from_page_cache(fd: int, size: int) -> None:
-    """Take the first `size` bytes of a synced file out of the page cache, where that works."""
+    """Drop the first `size` bytes of a synced file from the page cache, if that is supported."""
     with contextlib.suppress(OSError):
         os.posix_fadvise(fd, 0, size, os.POSIX_FADV_DONTNEED)
 
@@ -138,7 +138,7 @@ def drop_from_page_cache(fd: int, size: int) -> None:
 def regular_files(directory: Path | str) -> Iterator[str]:
     """Yield the names of a directory's regular files; raises OSError.
 
-    Anything else there, a link to a segment included, is not a segment, whatever it is called.
+    Other entries, such as a link to a segment, are no segments, whatever their names.
     """
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -155,22 +155,22 @@ def status_of(path: Path | str) -> os.stat_result:
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """Open a regular file; raises as `status_of`. Nothing else is opened, or waited for."""
+    """Open a regular file; raises OSError as `status_of` does, and does not block."""
     status_of(path)
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def is_taken(directory: Path, segment: SegmentName) -> bool:
-    """Return whether anything has the name of the sealed segment, in any form."""
+    """Return whether any file has the name of the sealed segment, in any form."""
     return any(os.path.lexists(segment.path(directory, form)) for form in SEALED_FORMS)
 
 
 @contextlib.contextmanager
 def removal_lock(fd: int) -> Iterator[None]:
-    """Keep a sealed segment from being removed and from getting its compressed name meanwhile.
+    """Prevent the removal and compression of a sealed segment; `fd` is its plain file.
 
-    `fd` is its plain file. Without the lock, what was removed could come back compressed. Where
-    the file system has no such lock, it is none.
+    Without the lock, a removed segment could come back compressed. File systems without this lock
+    have no such protection.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -185,10 +185,10 @@ def removal_lock(fd: int) -> Iterator[None]:
 
 
 def remove_sealed(directory: Path, name: str) -> int:
-    """Remove a sealed segment in all its forms; return how many there were. Raises OSError."""
+    """Remove all forms of a sealed segment; return their number. Raises OSError."""
     segment = SegmentName(name)
     with contextlib.ExitStack() as stack:
-        # What may not be read is not compressed either.
+        # An unreadable file is not compressed either.
         with contextlib.suppress(FileNotFoundError, PermissionError):
             fd = open_regular(segment.path(directory, Form.PLAIN), os.O_RDONLY)
             stack.callback(os.close, fd)
@@ -205,9 +205,9 @@ def _remove(path: Path) -> bool:
 
 
 def seal_file(path: Path, size: int) -> None:
-    """Give a complete, synced segment its final name, or remove it where it is empty.
+    """Rename a complete, synced segment to its final name, or remove it if it is empty.
 
-    Where that name is taken, it gets another one. Raises OSError.
+    If that name is taken, it gets another one. Raises OSError.
     """
     if size:
         _rename_to_free_name(path)
@@ -225,16 +225,16 @@ def _rename_to_free_name(path: Path) -> None:
             rename_new(path, name.path(path.parent, Form.PLAIN))
             if name != segment:
                 first, other = segment.file(Form.PLAIN), name.file(Form.PLAIN)
-                log.error("%s is there already; sealed as %s", first, other)
+                log.error("%s exists already; sealed as %s", first, other)
             return
     raise FileExistsError(errno.EEXIST, f"{MAX_NUMBER + 1} names for it are taken")
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename a file; raises FileExistsError where `target` is there, whoever made it.
+    """Rename a file; raises FileExistsError if `target` exists.
 
-    On a file system that cannot do both at once (NFS), a file that is made at that very moment
-    would be replaced; no process of this service makes one of a name that was ever used.
+    On a file system without an atomic check (NFS), a file created at that very moment would be
+    replaced; no process of this service creates one with a name that was used before.
     """
     arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target))
     try:

@@ -1,12 +1,12 @@
-"""A segment's name: the one place that makes, parses and orders the names of segment files.
+"""Segment names: make, parse and order the names of segment files.
 
     20261123T062500.123456Z-4711.ndjson.open   <UTC start>-<pid>: being written
     20261123T062500.123456Z-4711.ndjson        sealed
     20261123T062500.123456Z-4711-1.ndjson.zst  sealed and compressed; the name without -1 was taken
 
-Lexical order is the order of the starts. A file with any other name is not a segment: nothing
-removes, changes, counts or waits for it. Nor is a directory, a link or a device with such a name;
-`files.regular_files` and `files.status_of` keep those out.
+Lexical order is the order of the starts. A file with any other name is not a segment: it is never
+removed, changed, counted or waited for. Nor is a directory, a link or a device with such a name;
+`files.regular_files` and `files.status_of` exclude those.
 """
 
 import enum
@@ -19,20 +19,20 @@ from astralog.clock import STEP_SECONDS
 
 
 class Form(enum.Enum):
-    """What a segment's file is, in the order of its life; the values are the suffixes."""
+    """The forms of a segment's file, in the order of its life; the values are the suffixes."""
 
     OPEN = ".ndjson.open"
     PLAIN = ".ndjson"
     COMPRESSED = ".ndjson.zst"
 
 
-#: The forms of a sealed segment; both are there while it is being compressed.
+#: The forms of a sealed segment; both exist while it is being compressed.
 SEALED_FORMS = (Form.PLAIN, Form.COMPRESSED)
 
-#: A segment that is named further ahead of the clock has its name from a clock that was wrong.
+#: Seconds ahead of the clock above which a segment was named by a wrong clock.
 AHEAD_SECONDS = 86_400.0
 
-#: Numbers that may follow a name which is taken, from 1 on.
+#: The highest number that is appended to a taken name; the first is 1.
 MAX_NUMBER = 99
 
 _START_FORMAT = "%Y%m%dT%H%M%S.%fZ"
@@ -49,10 +49,9 @@ _FORMS = {form.value: form for form in Form}
 
 
 class SegmentName(str):
-    """A segment's name, which is that of its files without a suffix and never changes.
+    """A segment's name: that of its files without the suffix; it never changes.
 
-    `make` and `parse` return one; a text that is known to be one needs no check:
-    `SegmentName(text)`.
+    `make` and `parse` return one. `SegmentName(text)` converts a valid name without a check.
     """
 
     __slots__ = ()
@@ -64,7 +63,7 @@ class SegmentName(str):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the name that a text is, None if it is not one."""
+        """Return the text as a name, None if it is not one."""
         match = _SEGMENT.fullmatch(text)
         return cls(text) if match and _is_moment(match[1]) else None
 
@@ -100,7 +99,7 @@ class SegmentFile(NamedTuple):
 
 
 def parse_file_name(text: str) -> SegmentFile | None:
-    """Return the segment and the form that a file's name tells, None for other files."""
+    """Return the segment and the form of a file by its name, None for other files."""
     match = _FILE.fullmatch(text)
     if match and _is_moment(match[1]):
         return SegmentFile(SegmentName(text[: match.start(2)]), _FORMS[match[2]])
@@ -108,16 +107,16 @@ def parse_file_name(text: str) -> SegmentFile | None:
 
 
 def is_ahead(start: float, now: float) -> bool:
-    """Return whether a segment has its start from a clock that was wrong; both since 1970."""
+    """Return whether a segment was named by a wrong clock; both in seconds since 1970."""
     return start > now + AHEAD_SECONDS
 
 
 def last_change(start: float, modified_at: float, now: float) -> float:
-    """Return when a segment last changed, by which its age is measured; all in seconds since 1970.
+    """Return the time from which a segment's age is measured; all in seconds since 1970.
 
-    That is its file's time of modification, or its start if that is later: a clock that was set
-    back, a file server's wrong clock, or a copy without times makes no segment older. A start that
-    is still to come tells nothing.
+    That is the modification time of its file, or its start if that is later: a clock that was set
+    back, a file server's wrong clock, or a copy without times makes no segment older. A start in
+    the future is ignored.
     """
     return modified_at if start > now + STEP_SECONDS else max(modified_at, start)
 

@@ -1,4 +1,4 @@
-"""Seal what a dead process left open: every segment truncated after its last complete line."""
+"""Seal the segments that a dead process left open, truncated after their last complete line."""
 
 import errno
 import fcntl
@@ -12,18 +12,18 @@ from astralog.store.names import SegmentName
 
 log = logging.getLogger(__name__)
 
-#: What a recovery locks of a file beside the file itself, so that it is told from the writer.
+#: The byte of a file that a recovery locks in addition to the file, unlike a writer.
 RECOVERY_BYTE = 0
 
-#: Bytes read at once in the search for the last complete line.
+#: Bytes read at once during the search for the last complete line.
 BLOCK_BYTES = 1024 * 1024
 
 
 def recover_file(path: Path) -> int:
     """Seal the segment at `path`, truncated after its last complete line; return the bytes kept.
 
-    Of a batch with an idempotency key, it keeps all lines or none. Raises OSError: BlockingIOError
-    where a process holds it, FileNotFoundError where it is gone.
+    It keeps all lines of a batch with an idempotency key or none. Raises OSError: BlockingIOError
+    if a process has it open, FileNotFoundError if it is gone.
     """
     fd = open_regular(path, os.O_RDWR)
     try:
@@ -41,21 +41,21 @@ def recover_file(path: Path) -> int:
         if ranges:
             record_size(path.parent, segment, after)
         seal_file(path, after)
-        log.warning("recovered %s: kept %d bytes, cut %d", path.name, after, before - after)
+        log.warning("recovered %s: kept %d bytes, truncated %d", path.name, after, before - after)
         return after
     finally:
         os.close(fd)
 
 
 def _end_of_batches(end: int, ranges: list[tuple[int, int]]) -> int:
-    """Return the end, or the start of the batch of `ranges` that lies on both sides of it."""
+    """Return `end`, or the start of the batch in `ranges` that extends across it."""
     return min((start for start, stop in ranges if start < end < stop), default=end)
 
 
 def _end_of_lines(fd: int, size: int) -> int:
-    """Return the end of the last line that is complete and lies before any hole.
+    """Return the end of the last complete line before the first hole.
 
-    A hole is where the system lost a page in a power cut: it reads as zeros, which no line has.
+    A hole is a page lost in a power cut: it reads as zero bytes, which no line contains.
     """
     end = position = 0
     while position < size:

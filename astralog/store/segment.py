@@ -15,16 +15,16 @@ from astralog.store.names import Form, SegmentName
 
 log = logging.getLogger(__name__)
 
-#: Buffers that one writev takes (IOV_MAX on Linux).
+#: Maximum buffers of one writev (IOV_MAX on Linux).
 WRITEV_BUFFERS = 1024
 
-#: Newest bytes of a segment that stay in the page cache, for who follows it. More would take the
-#: memory of others, and fresh pages cost more than used ones: measured, a sixth of the CPU at 500.
+#: Newest bytes of a segment that stay in the page cache for its readers. More would use the memory
+#: of others, and fresh pages cost more than used ones: a sixth of the CPU at 500 logs per batch.
 CACHED_BYTES = 8 * 1024 * 1024
 
 
 class SegmentLost(OSError):
-    """What was written to the open segment cannot be trusted to be on the disk."""
+    """Lines written to the open segment may not be on the disk."""
 
 
 class Segment:
@@ -33,16 +33,16 @@ class Segment:
     def __init__(self, directory: Path, start: datetime) -> None:
         """Create the file named after `start`, an aware datetime in UTC.
 
-        Raises FileExistsError where the name is taken, also by a sealed segment.
+        Raises FileExistsError if the name is taken, also by a sealed segment.
         """
         self.name = SegmentName.make(start, os.getpid())
         self.path = self.name.path(directory, Form.OPEN)
-        self.size = 0  # bytes of accepted commit groups: what the file is truncated to
+        self.size = 0  # bytes of accepted commit groups; a failure truncates to it
         self.unsynced_batches = 0  # accepted since the last sync
         self.synced_at = self._started_at = time.monotonic()
         self.is_dirty = False
-        self.has_keys = False  # whether idempotency keys have records of it
-        self._dropped_bytes = 0  # at the start of the file, no longer in the page cache
+        self.has_keys = False  # whether keys.db has records of it
+        self._dropped_bytes = 0  # at the start of the file, dropped from the page cache
         if files.is_taken(directory, self.name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
@@ -61,20 +61,20 @@ class Segment:
         return time.monotonic() - self._started_at
 
     def write(self, buffers: Sequence[bytes]) -> None:
-        """Append the buffers; after an error, some of them may be there in part."""
+        """Append the buffers; after an error, a part of them may be written."""
         self.is_dirty = True
         for first in range(0, len(buffers), WRITEV_BUFFERS):
             group = buffers[first : first + WRITEV_BUFFERS]
             written = os.writev(self._fd, group)
             rest = b"".join(group)[written:] if written < sum(map(len, group)) else b""
-            while rest:  # the next write says why this one was short, or goes through
+            while rest:  # the next write reports why this one was short, or succeeds
                 rest = rest[os.write(self._fd, rest) :]
 
     def sync(self) -> None:
-        """Make what was written durable.
+        """Sync the written lines.
 
-        Raises SegmentLost when that fails: the system may have dropped the written pages, and a
-        second sync of this descriptor would not say so.
+        Raises SegmentLost if that fails: the kernel may have dropped the written pages, and a
+        second sync of this descriptor would not report it.
         """
         if self.is_dirty:
             try:
@@ -95,13 +95,13 @@ class Segment:
         return text
 
     def accept(self, size: int, batches: int) -> None:
-        """Count what was written, and is synced where it had to be, as the file's own."""
+        """Accept the last commit group, written and synced as the mode requires."""
         self.size += size
         if self.is_dirty:
             self.unsynced_batches += batches
 
     def check_in_place(self) -> None:
-        """Raise SegmentLost where the file was removed or replaced."""
+        """Raise SegmentLost if the file was removed or replaced."""
         try:
             in_place = os.path.samestat(self._status, os.stat(self.path))
         except FileNotFoundError:
@@ -110,16 +110,16 @@ class Segment:
             raise SegmentLost("removed from its directory")
 
     def seal(self) -> None:
-        """Give the file its final name."""
+        """Rename the file to its final name."""
         files.seal_file(self.path, self.size)
         log.debug("sealed %s: %d bytes", self.path.name, self.size)
 
     def truncate(self) -> None:
-        """Cut what was written after the last accepted commit group, if anything."""
+        """Truncate the file to its accepted commit groups."""
         if os.fstat(self._fd).st_size != self.size:
             os.ftruncate(self._fd, self.size)
 
     def close(self) -> None:
-        """Close the file and so release its lock; what counts was synced before."""
+        """Close the file, which releases its lock; accepted lines were synced before."""
         with contextlib.suppress(OSError):
             os.close(self._fd)

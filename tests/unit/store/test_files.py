@@ -221,7 +221,7 @@ def test_a_seal_replaces_no_file(
         (tmp_path / name).write_bytes(content)
     files.seal_file(write_open(tmp_path, LINE), len(LINE))
     assert others | {f"{NAME}-2.ndjson": LINE} == contents(tmp_path)
-    assert [f"{NAME}.ndjson is there already; sealed as {NAME}-2.ndjson"] == caplog.messages
+    assert [f"{NAME}.ndjson exists already; sealed as {NAME}-2.ndjson"] == caplog.messages
 
 
 @pytest.mark.usefixtures("rename")

@@ -156,7 +156,7 @@ def test_a_recovered_segment_is_synced_before_it_has_its_name(
 def test_a_recovery_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The log says what was kept and what was cut."""
     recovery.recover_file(write_open(tmp_path, LINE + b"torn"))
-    assert [f"recovered {NAME}.ndjson.open: kept {len(LINE)} bytes, cut 4"] == caplog.messages
+    assert [f"recovered {NAME}.ndjson.open: kept {len(LINE)} bytes, truncated 4"] == caplog.messages
 
 
 def test_what_is_no_segment_is_not_recovered(tmp_path: Path) -> None:
