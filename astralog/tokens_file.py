@@ -218,6 +218,14 @@ def _parse_rate(text: str) -> float:
     return rate
 
 
+def format_rate(rate: float | None) -> str:
+    """Return a rate as the option has it, in the largest unit of which it is 1 or more."""
+    if rate is None:
+        return "(any)"
+    unit = next((unit for unit in ("GB", "MB") if rate >= UNITS[unit]), "KB")
+    return f"{rate / UNITS[unit]:.9g}{unit}/s"
+
+
 #: Each option with the field that it sets and its parser.
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "allow": ("scopes", _parse_scopes),
