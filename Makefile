@@ -43,7 +43,7 @@ run: install ## Start the service on http://localhost:8080
 	$(BIN)/astralog serve
 
 .PHONY: tail
-tail: install ## Follow the logs as they come in; TAIL="--level error" for some of them
+tail: install ## Follow new logs; TAIL="--level error" adds options
 	@$(BIN)/astralog tail -f $(TAIL)
 
 $(VENV)/.installed-clickhouse: $(VENV)/.installed requirements/clickhouse.lock
@@ -51,7 +51,7 @@ $(VENV)/.installed-clickhouse: $(VENV)/.installed requirements/clickhouse.lock
 	touch $@
 
 .PHONY: install-forward
-install-forward: $(VENV)/.installed-clickhouse ## Add to .venv what forward needs
+install-forward: $(VENV)/.installed-clickhouse ## Add the dependencies of forward to .venv
 
 .PHONY: forward
 forward: install-forward ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
@@ -69,19 +69,19 @@ test: $(VENV)/.installed-dev ## Run all tests
 test-quick: JOBS = $(shell expr 1 + $$(nproc))
 
 .PHONY: test-quick
-test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in all
+test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in total
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
 
 .PHONY: faults
-faults: $(VENV)/.installed-dev ## Inject faults for half an hour, or SECONDS, and count what is lost
+faults: $(VENV)/.installed-dev ## Inject faults for half an hour, or SECONDS, and count lost logs
 	$(BIN)/python -m tests.faults $(if $(SECONDS),--seconds $(SECONDS)) $(FAULTS)
 
 .PHONY: mutants
-mutants: $(VENV)/.installed-dev ## Take guards out of a copy of the code; a test must notice each
+mutants: $(VENV)/.installed-dev ## Remove guards from a copy of the code; a test must notice each
 	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 .PHONY: coverage
-coverage: $(VENV)/.installed-dev ## Measure which lines the unit tests run
+coverage: $(VENV)/.installed-dev ## Measure the line coverage of the unit tests
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered tests/unit
 
 .PHONY: bench
@@ -104,7 +104,7 @@ bench-against: $(VENV)/.installed-dev ## Compare with REV in turns; fail if a ro
 	$(BIN)/python -m bench.against $(REV) $(AGAINST)
 
 .PHONY: bench-client
-bench-client: $(VENV)/.installed-dev ## Measure what logging through the Python client costs
+bench-client: $(VENV)/.installed-dev ## Measure the cost of logging through the Python client
 	PYTHONPATH=clients/python $(BIN)/python -m bench.python_client
 
 .PHONY: check
@@ -118,7 +118,7 @@ check: $(VENV)/.installed-dev ## Lint; check format, spelling, types and that th
 	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --no-index --no-build-isolation '.[dev]'
 
 .PHONY: audit
-audit: ## Look the locked packages up among known vulnerabilities; needs the internet
+audit: ## Check the locked packages for known vulnerabilities; needs the internet
 	python3 -m venv $(VENV)-audit
 	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit && \
 	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip \
@@ -130,7 +130,7 @@ smoke: install ## Check a deployment from outside: make smoke URL=https://logs.e
 	@$(BIN)/astralog check $(SMOKE) $(or $(URL),http://localhost:8080)
 
 .PHONY: token
-token: ## Print a strong token for the file of tokens
+token: ## Print a strong token for the tokens file
 	@python3 -c 'import secrets; print(secrets.token_urlsafe(32))'
 
 .PHONY: wheel
@@ -153,6 +153,6 @@ lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
 	rm -rf $(VENV)-lock
 
 .PHONY: clean
-clean: ## Remove what make and the tools made; the data directory stays
+clean: ## Remove files of make and its tools; the data directory stays
 	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
