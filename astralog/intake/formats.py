@@ -219,7 +219,10 @@ class JsonObjects:
             yield number, text[start:end]
 
     def load(self, text: bytes, options: Options) -> list[Any]:
-        """Decode log by log."""
+        """Decode log by log, or line by line if each object has a line of its own."""
+        lines = text.strip().split(b"\n")
+        if 1 < len(lines) == text.count(b"}\n{") + 1:
+            return load_logs(lines, options)
         return load_logs([text[start:end] for start, end in find_objects(text)], options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:

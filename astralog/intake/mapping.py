@@ -11,7 +11,9 @@ from marshmallow import ValidationError
 from astralog.intake.decoder import DESCRIBED_FIELDS
 from astralog.intake.options import Options
 from astralog.intake.schema import FIELDS
-from astralog.intake.unix_time import EXPECTED, parse_time
+from astralog.intake.unix_time import EXPECTED, format_number, parse_time
+
+_encode = msgspec.json.Encoder().encode
 
 _SCALARS = (bool, int, float)
 
@@ -24,13 +26,12 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "message": (*_SCALARS, list, dict),
 }
 
+_TEXT_FIELDS = tuple(_KINDS)
+
 _TWICE = "metadata has a field of this name too."
 
 #: A string that is a Unix time; a shorter one may be a date, such as 20240531.
 _UNIX_TIME = re.compile(r"[0-9]{10,20}(?:\.[0-9]{1,40})?")
-
-#: No number from here on is a Unix time; to write longer ones as text takes long.
-_MAX_NUMBER = 10**20
 
 #: The members on the way to a value: an object, and the name of its member.
 _Path = Sequence[tuple[dict[str, Any], str]]
@@ -44,14 +45,15 @@ def change_log(log: Any, options: Options) -> Any:
     """
     if not isinstance(log, dict):
         return log
-    if options.sources:
-        _move_fields(log, options.sources)
-    if options.moves_unknown:
+    sources, moves_unknown = options.sources, options.moves_unknown
+    if sources:
+        _move_fields(log, sources)
+    if moves_unknown:
         log = _move_unknown(log)
-    if options.sources or options.moves_unknown:
+    if sources or moves_unknown:
         _write_as_text(log)
-    if "timestamp" in options.sources:
-        _read_unix_time(log)
+        if "timestamp" in sources:
+            _read_unix_time(log)
     for name, value in options.defaults.items():
         if log.get(name) is None:
             log[name] = value
@@ -64,20 +66,33 @@ def _move_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> N
     Objects that are empty then are removed.
     """
     moved: dict[str, Any] = {}
-    paths: list[_Path] = []
+    taken: list[str] = []  # of the log itself, as most are
+    paths: list[_Path] = []  # into objects
     for field, names in sources.items():
         for name in names:
-            if path := _find(log, name):
+            value = log.get(name)
+            if value is not None:
+                taken.append(name)
+            elif path := _find(log, name) if "." in name else ():
                 holder, member = path[-1]
-                moved[field] = holder[member]
+                value = holder[member]
                 paths.append(path)
+            if value is not None:
+                moved[field] = value
                 break
+    for name in taken:
+        log.pop(name, None)
     for path in paths:
-        for holder, member in reversed(path):
-            holder.pop(member, None)
-            if holder:
-                break
+        _remove(path)
     log.update(moved)
+
+
+def _remove(path: _Path) -> None:
+    """Remove a member, and the objects that are empty without it."""
+    for holder, member in reversed(path):
+        holder.pop(member, None)
+        if holder:
+            break
 
 
 def _find(holder: dict[str, Any], name: str) -> _Path:
@@ -112,23 +127,21 @@ def _move_unknown(log: dict[str, Any]) -> dict[str, Any]:
 
 def _write_as_text(log: dict[str, Any]) -> None:
     """Replace numbers and booleans in known fields, and any message, by their JSON."""
-    for name, kinds in _KINDS.items():
+    for name in _TEXT_FIELDS:
         value = log.get(name)
-        if isinstance(value, kinds):
-            log[name] = msgspec.json.encode(value).decode()
+        if type(value) is not str and isinstance(value, _KINDS[name]):
+            log[name] = _encode(value).decode()
 
 
 def _read_unix_time(log: dict[str, Any]) -> None:
     """Replace a timestamp that is a Unix time by its stored form."""
     value = log.get("timestamp")
-    if isinstance(value, str):
-        if not _UNIX_TIME.fullmatch(value):
-            return
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        return
     try:
-        if not isinstance(value, str):
-            value = repr(value) if 0 <= value < _MAX_NUMBER else ""
-        log["timestamp"] = parse_time(value)
+        if type(value) is int:
+            log["timestamp"] = format_number(value)
+        elif type(value) is float:
+            log["timestamp"] = parse_time(repr(value))
+        elif isinstance(value, str) and _UNIX_TIME.fullmatch(value):
+            log["timestamp"] = parse_time(value)
     except ValueError:
         raise ValidationError({"timestamp": [f"{EXPECTED}."]}) from None

@@ -29,6 +29,29 @@ def format_time(nanoseconds: int) -> str:
     return f"{_format_seconds(seconds)}.{fraction:09}Z"
 
 
+def format_number(number: int) -> str:
+    """Return the Unix time in an integer, in the unit of its size, as it is stored.
+
+    Raises ValueError, worded for the client.
+    """
+    if number < 0:
+        raise ValueError(EXPECTED)
+    if number < 10**11:
+        seconds, fraction = number, ""
+    elif number < 10**14:
+        seconds, rest = divmod(number, 1000)
+        fraction = f".{rest:03}"
+    elif number < 10**17:
+        seconds, rest = divmod(number, 1_000_000)
+        fraction = f".{rest:06}"
+    else:
+        seconds, rest = divmod(number, _NANOSECONDS)
+        fraction = f".{rest:09}"
+    if seconds >= END_SECONDS:
+        raise ValueError(EXPECTED)
+    return f"{_format_seconds(seconds)}{fraction}Z"
+
+
 def parse_time(text: str) -> str:
     """Return the Unix time in a text as it is stored, its fraction digit for digit.
 
