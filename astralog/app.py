@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flask import Flask, Response
 
 from astralog import __version__
-from astralog.api import drain, health, otlp, pages, protocols, responses, status
+from astralog.api import drain, health, otlp, pages, protocols, responses, search, status
 from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
 from astralog.api.protocols import Service
 from astralog.api.rejection_log import RejectionLog
@@ -92,6 +92,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(drain.create_blueprint(acceptor, rejections.note, reject))
     app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note, reject_otlp))
     app.register_blueprint(health.create_blueprint(queue, tokens, numbers, reject))
+    app.register_blueprint(search.create_blueprint(settings, tokens))
     has_status = settings.status == "on"
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:

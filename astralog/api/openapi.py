@@ -23,6 +23,7 @@ from astralog.api.openapi_parts import (
     describe_options,
     describe_otlp,
     describe_rejections,
+    describe_search,
     describe_status,
 )
 from astralog.api.openapi_protocols import describe_protocols
@@ -68,6 +69,7 @@ def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
     for path, operation in posted.items():
         spec.path(path, operations={"post": operation})
     others = _READING | (describe_status(describe_rejections) if has_status else {})
+    others["/v1/search"] = describe_search(describe_rejections)
     for path, operation in others.items():
         spec.path(path, operations={"get": operation})
     return spec.to_dict()

@@ -448,6 +448,54 @@ def describe_status(rejections: Callable[[Iterable[str]], Json]) -> dict[str, Js
     }
 
 
+_SEARCH_WORDS = """\
+Stored logs as they are stored, one per line, newest first. The answer ends after `n` logs, 4 MiB or
+5 seconds. While there is more to search, the `Link` header has the URL of the next answer, also if
+no log was found yet. A token that is bound to projects reads their logs alone.
+"""
+
+_MOMENT = {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhd]$"}
+
+_SEARCH_PARAMETERS: dict[str, tuple[str, Json]] = {
+    "q": ("Only logs with this text in the message or the metadata, in any case.", _TEXT),
+    "project": ("Only logs of this project.", _TEXT),
+    "service": ("Only logs of this service.", _TEXT),
+    "level": ("Only logs of this level or worse.", _TEXT),
+    "field": (
+        "Only logs with this value in the metadata: `user.id=123`; dots reach into objects.",
+        {"type": "string", "pattern": "^[a-z]{1,9}(\\.[a-z]{1,9}){0,9}=[a-z0-9]*$"},
+    ),
+    "since": ("Only logs with this timestamp or a later one, or of so long: `10m`.", _MOMENT),
+    "until": ("Only logs with this timestamp or an earlier one.", _MOMENT),
+    "n": (
+        "The number of logs, at most.",
+        {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    ),
+    "before": ("Only older logs: the cursor of the `Link` header.", _CURSOR),
+}
+
+
+def describe_search(rejections: Callable[[Iterable[str]], Json]) -> Json:
+    """Return the operation of the search; `rejections` describes the responses of codes."""
+    codes = ("bad_request", "unauthorized", "forbidden_scope", "storage_failed", "search_busy")
+    link = {"description": "The URL of the next answer, if there is one.", "schema": _TEXT}
+    found = {
+        "description": "The logs, newest first.",
+        "headers": {"Link": link},
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+    }
+    return {
+        "tags": ["Logs"],
+        "summary": "Search the stored logs",
+        "description": _SEARCH_WORDS,
+        "security": [{"token": []}],
+        "parameters": [
+            _parameter(name, words, schema) for name, (words, schema) in _SEARCH_PARAMETERS.items()
+        ],
+        "responses": {"200": found, **rejections([*codes, "internal"])},
+    }
+
+
 def _get(summary: str, description: str, schema: Json, rejections: Json) -> Json:
     content = {"application/json": {"schema": schema}}
     return {

@@ -7,24 +7,22 @@ their logs and its own rejections, and nothing of the whole service but whether 
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import gevent
 import msgspec
 from flask import Blueprint, Response, request
 from gevent.lock import Semaphore
-from gevent.threadpool import ThreadPool
 
 from astralog.api.pages import CONTENT_SECURITY_POLICY, OWN, load, send_one_of, send_page
+from astralog.api.search import filter_of
+from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
 from astralog.errors import Rejection
 from astralog.intake.options import parse_query
 from astralog.settings import Settings
 from astralog.telemetry.overview import Overview
-from astralog.threads import spawn_in_thread
 from astralog.tokens_file import Scope, Token
-from astralog.view.log_filter import LogFilter
 from astralog.view.recent_logs import RecentLogs
 
 FILES = ("status.css", "status.js", "numbers.js", "logs.js", "charts.js", "format.js", "icon.svg")
@@ -37,13 +35,6 @@ FILTERS = ("project", "service", "level", "q")
 
 #: Seconds for which numbers are kept, whoever asks.
 KEPT_SECONDS = 1.0
-
-#: Looks at the logs that wait for the one under way, and for how long. Beyond it: 503.
-MAX_WAITING = 50
-WAIT_SECONDS = 2.0
-
-#: Seconds that a look may take, for a disk that hangs. After it: 503.
-LOOK_SECONDS = 8.0
 
 T = TypeVar("T")
 
@@ -64,34 +55,6 @@ class Kept(Generic[T]):
                 self._value = self._make()
                 self._until = time.monotonic() + KEPT_SECONDS
             return self._value
-
-
-class OneAtATime:
-    """A thread for what waits for the disk; whoever comes while it works waits for a while."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPool(1)
-        self._free = Semaphore()
-        self._waiting = 0
-
-    def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return what the function returns; raises what it does, and Rejection `status_busy`."""
-        if self._waiting >= MAX_WAITING:
-            raise Rejection("status_busy")
-        self._waiting += 1
-        try:
-            if not self._free.acquire(timeout=WAIT_SECONDS):
-                raise Rejection("status_busy")
-        finally:
-            self._waiting -= 1
-        result = spawn_in_thread(self._thread, function, *arguments)
-        result.rawlink(lambda _: self._free.release())  # also if nobody waits for it any more
-        try:
-            outcome = result.get(timeout=LOOK_SECONDS)
-        except gevent.Timeout:
-            raise Rejection("status_busy", "The disk takes too long; retry later.") from None
-        returned: T = outcome.get()
-        return returned
 
 
 def create_blueprint(
@@ -154,7 +117,7 @@ def _add_numbers(
 
 
 def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: RecentLogs) -> None:
-    disk = OneAtATime()
+    disk = OneAtATime("status_busy")
 
     @blueprint.get("/status/logs")
     def show_logs() -> Response:
@@ -164,7 +127,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         try:
             is_bound = token.projects is not None
             look = partial(logs.look, is_bound=is_bound)
-            return _json(disk.run(look, _filter(token, query), query.get("after")))
+            return _json(disk.run(look, filter_of(token, query), query.get("after")))
         except ValueError:
             message = "after is no cursor since the last start or reload; omit it."
             raise Rejection("bad_request", message) from None
@@ -176,19 +139,10 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         """Show a whole log."""
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], ("id",))
-        line = disk.run(logs.look_at, _filter(token, {}), query.get("id", ""))
+        line = disk.run(logs.look_at, filter_of(token, {}), query.get("id", ""))
         if line is None:
             raise Rejection("not_found", "This log does not exist or can no longer be found.")
         return _json(line)
-
-
-def _filter(token: Token, query: dict[str, str]) -> LogFilter:
-    """Return what a token may see of what is asked for."""
-    projects = token.projects
-    if (asked := query.get("project")) is not None:
-        projects = {asked} if projects is None or asked in projects else set()
-    services = {query["service"]} if "service" in query else None
-    return LogFilter(projects, services, query.get("level"), query.get("q"))
 
 
 def _json(body: bytes) -> Response:

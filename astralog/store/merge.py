@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,8 @@ class Part:
         self.segment = segment
         self.begin = 0
         self.end: int | None = None
+        self.is_begun = False  # whether reading backwards has begun
+        self.reached = 0  # the offset to which reading backwards has come
         self.is_read = False  # whether all was read that there is
         self.is_failed = False  # whether the file cannot be read
         self.is_removed = False  # whether that is because it was removed
@@ -135,21 +137,46 @@ class Part:
     def _read_backwards(
         self, limit: int, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
+        self.is_begun = True
         with self._reader() as reader:
             if reader.is_compressed:
-                newest: deque[tuple[int, bytes]] = deque(maxlen=limit)
-                for start, lines in reader.blocks(0, self.end, budget):
-                    found = ((start + offset, line) for offset, line in select(lines))
-                    newest.extend(item for item in found if item[0] > self.begin)
-                if not budget.is_spent:  # else these are not the newest
-                    yield from reversed(newest)
+                yield from self._read_inflated_backwards(reader, limit, select, budget)
                 return
+            self.reached = reader.size() if self.end is None else self.end
             for start, lines in reader.blocks_backwards(self.end, budget):
                 for offset, line in reversed(list(select(lines))):
                     if start + offset > self.begin:
+                        self.reached = start + offset
                         yield start + offset, line
+                self.reached = start
                 if start <= self.begin:
-                    return
+                    break
+            self.is_read = self.reached <= self.begin or not budget.is_spent
+
+    def _read_inflated_backwards(
+        self, reader: SegmentReader, limit: int, select: Select, budget: ReadBudget
+    ) -> Iterator[tuple[int, bytes]]:
+        newest: deque[tuple[int, bytes]] = deque()
+        held_bytes = 0
+        has_others = False
+        own = budget.for_whole_segment()
+        for start, lines in reader.blocks(0, self.end, own):
+            for offset, line in select(lines):
+                if start + offset > self.begin:
+                    newest.append((start + offset, line))
+                    held_bytes += len(line)
+                while len(newest) > limit or (held_bytes > budget.held_bytes and len(newest) > 1):
+                    held_bytes -= len(newest.popleft()[1])
+                    has_others = True
+        if own is not budget:
+            budget.bytes_read += own.bytes_read
+        elif budget.is_spent:
+            self.is_begun = False  # these are not the newest
+            return
+        for offset, line in reversed(newest):
+            self.reached = offset
+            yield offset, line
+        self.is_read = not has_others
 
     def _event_time(self, line: bytes, otherwise: float) -> float:
         """Return the line's timestamp where it may be, within a minute, when it arrived."""
@@ -273,28 +300,69 @@ def newest_arrivals(
     """Yield the newest `limit` lines of the parts that match, until the budget is spent.
 
     The parts are in the order of their names. One is opened only when no newer line can be in
-    another.
+    another. Afterwards, `remaining` returns a cursor for the lines that come after these.
     """
+    if not limit:
+        return
     budget = budget or ReadBudget()
     # Those come first whose last line may be the newest of all.
     waiting = sorted(enumerate(parts), key=lambda item: item[1].successor is None)
     # A rank is negative, since a heap has its least item first. A part without a line ranks as
     # its last line can at best.
-    heads: list[tuple[float, int, Arrival | None, Iterator[Arrival]]] = []
-    while limit:
+    heads: list[tuple[float, int, Arrival | None, Part, Iterator[Arrival]]] = []
+    while True:
         while waiting and (not heads or waiting[-1][1].latest >= -heads[0][0]):
             number, part = waiting.pop()
             lines = part.read_backwards(limit, select, budget)
-            heapq.heappush(heads, (-part.until, -number, None, lines))
+            heapq.heappush(heads, (-part.until, -number, None, part, lines))
         if not heads:
             return
-        _, order, arrival, lines = heads[0]
+        _, order, arrival, part, lines = heads[0]
         if arrival:
             limit -= 1
+            part.reached = arrival.offset - len(arrival.line) - 1
             yield arrival
+            if not limit:
+                return
         if following := next(lines, None):
-            heapq.heapreplace(heads, (-following.time, order, following, lines))
+            heapq.heapreplace(heads, (-following.time, order, following, part, lines))
         elif budget.is_spent:  # a line of this part may be next
             return
         else:
             heapq.heappop(heads)
+
+
+class Remaining(NamedTuple):
+    """The lines that `newest_arrivals` has not reached: a cursor.
+
+    These are the lines of the segments whose names are at most `latest`, except those of `read`,
+    and of each of `begun` up to an offset.
+    """
+
+    latest: str
+    read: frozenset[str]
+    begun: Mapping[SegmentName, int]
+
+    def parts(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Yield the parts that have any of these lines, cut where they were read."""
+        for part in parts:
+            if part.segment in self.begun:
+                part.end = self.begun[part.segment]
+                yield part
+            elif part.segment <= self.latest and part.segment not in self.read:
+                yield part
+
+
+def remaining(parts: Iterable[Part]) -> Remaining | None:
+    """Return the lines of the parts that `newest_arrivals` has not reached, None for none."""
+    parts = [part for part in parts if not part.is_failed]
+    latest = max((part.segment for part in parts if not part.is_begun), default="")
+    begun = {
+        part.segment: part.reached
+        for part in parts
+        if part.is_begun and not part.is_read and part.reached > part.begin
+    }
+    if not latest and not begun:
+        return None
+    read = (part.segment for part in parts if part.is_begun and part.segment not in begun)
+    return Remaining(latest, frozenset(name for name in read if name < latest), begun)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,9 @@ BLOCK_BYTES = 256 * 1024
 
 #: Bytes of the first block that is read backwards: the last few lines are often enough.
 LAST_BLOCK_BYTES = 16 * 1024
+
+#: Bytes of lines that a soft budget holds of a compressed segment, in addition to the largest one.
+MAX_HELD_BYTES = 8 * 1024 * 1024
 
 #: What reading a segment may raise: errors of the disk, and of damaged compressed lines.
 READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
@@ -52,15 +56,34 @@ not_blank = select_if(bool)
 class ReadBudget:
     """Count the bytes that are read, inflated, and say when that was enough."""
 
-    def __init__(self, max_bytes: float = float("inf")) -> None:
+    def __init__(
+        self,
+        max_bytes: float = float("inf"),
+        max_seconds: float = float("inf"),
+        *,
+        is_soft: bool = False,
+    ) -> None:
+        """Bound the bytes, and the time once anything was read.
+
+        A soft budget does not end within a compressed segment, of which it bounds the lines that
+        are held in memory; whoever reads the newest ones then has no more of them at once.
+        """
+        self.held_bytes = MAX_HELD_BYTES if is_soft else float("inf")
+        self.is_soft = is_soft
         self._max_bytes = max_bytes
+        self._end = time.monotonic() + max_seconds
         self.bytes_read = 0
         self.file_bytes = 0  # the same as they are in the files, which may be compressed
 
     @property
     def is_spent(self) -> bool:
         """Whether no more should be read."""
-        return self.bytes_read >= self._max_bytes
+        is_late = self.bytes_read > 0 and time.monotonic() >= self._end
+        return is_late or self.bytes_read >= self._max_bytes
+
+    def for_whole_segment(self) -> "ReadBudget":
+        """Return the budget for a compressed segment, which cannot be read on from its middle."""
+        return ReadBudget() if self.is_soft else self
 
 
 class SegmentReader:

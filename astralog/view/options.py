@@ -1,10 +1,8 @@
 """Options that the commands which read logs share, and their preparations."""
 
 import logging
-import re
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,28 +10,17 @@ import click
 
 from astralog.log import LineFormatter
 from astralog.view.levels import known_rank
+from astralog.view.moments import parse_moment
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
-
-def parse_moment(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+def parse_when(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
     """Return the timestamp that a duration or a timestamp stands for, as it would be stored."""
-    if text is None:
-        return None
-    from astralog.intake import timestamps  # noqa: PLC0415  # it takes long to import
-
     try:
-        if re.fullmatch(r"([0-9]+[smhdw])+", text):
-            parts = re.findall(r"([0-9]+)([smhdw])", text)
-            ago = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in parts), timedelta())
-            return timestamps.normalise((datetime.now(UTC) - ago).isoformat())
-        return timestamps.normalise(text)
-    except OverflowError:
-        raise click.BadParameter("before the year 1.") from None
+        return None if text is None else parse_moment(text)
     except ValueError as error:
-        raise click.BadParameter(f"{error} A duration such as 10m or 1h30m will do too.") from None
+        raise click.BadParameter(str(error)) from None
 
 
 projects = click.option(
@@ -46,7 +33,7 @@ level = click.option("--level", help="Only logs of this level or worse: `--level
 since = click.option(
     "--since",
     metavar="WHEN",
-    callback=parse_moment,
+    callback=parse_when,
     help="Only logs since a time (2024-05-31T15:30) or for a duration (10m, 1h30m, 2d).",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the logs as they are stored.")
@@ -81,8 +68,3 @@ def prepare(name: str, level: str | None) -> None:
     logging.basicConfig(handlers=[handler])
     if level and known_rank(level) is None:
         click.echo(f"astralog {name}: unknown level {level!r}: only logs of exactly it", err=True)
-
-
-def seconds_of(timestamp: str) -> float:
-    """Return the whole second of a stored timestamp, in seconds since 1970."""
-    return datetime.fromisoformat(timestamp[:19] + "Z").timestamp()

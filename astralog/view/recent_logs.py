@@ -1,17 +1,15 @@
 """The newest logs for a page that asks again and again, shortened to what a person takes in."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
-from gevent import monkey
 
 from astralog.clock import TrustedClock
-from astralog.deadlines import Yielding
-from astralog.store.reader import READ_ERRORS, ReadBudget, Select
+from astralog.store.reader import READ_ERRORS, ReadBudget
 from astralog.store.recent import RecentLines, parse_cursor
 from astralog.view.levels import known_rank
 from astralog.view.log_filter import LogFilter
+from astralog.view.log_search import paced
 from astralog.view.sealer import Sealer
 from astralog.view.stored_log import StoredLog, decode
 
@@ -24,14 +22,6 @@ NAME_CHARACTERS = 200
 
 #: Bytes that one look reads at most, beside the largest log.
 READ_BYTES = 6 * 1024 * 1024
-
-#: While a thread computes, the requests of its process wait for the interpreter, milliseconds each
-#: time: so it works for a moment, and then sleeps so many times as long.
-WORK_SECONDS = 0.0005
-REST = 4
-
-# gevent's own would make a hub for the thread.
-_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 
 class ShownLog(msgspec.Struct):
@@ -83,7 +73,7 @@ class RecentLogs:
         """
         budget = ReadBudget(self._max_bytes)
         cursor = None if after is None else parse_cursor(self._sealer.open_hidden(after))
-        recent = self._lines.read(MAX_LOGS, _paced(wanted.select), budget, cursor)
+        recent = self._lines.read(MAX_LOGS, paced(wanted.select), budget, cursor)
         logs = [
             _show(
                 self._sealer.seal(f"{arrival.segment}:{arrival.offset:016}"),
@@ -112,20 +102,6 @@ class RecentLogs:
         if not line or decode(line) is None or not wanted.matches(line):
             return None
         return msgspec.json.encode(_show(id, line, is_whole=True))
-
-
-def _paced(select: Select) -> Select:
-    """Return the same function, which sleeps most of the time."""
-    pace = Yielding(WORK_SECONDS, lambda worked: _sleep(REST * worked))
-
-    def select_slowly(block: bytes) -> Iterator[tuple[int, bytes]]:
-        pace.check()
-        for item in select(block):
-            pace.check()
-            yield item
-        pace.check()
-
-    return select_slowly
 
 
 def _show(id: str, line: bytes, *, is_whole: bool) -> ShownLog:

@@ -25,6 +25,7 @@ from astralog.store.reader import ReadBudget, Select
 from astralog.view import options
 from astralog.view.context import GAP, ContextPart, unpack
 from astralog.view.log_filter import LogFilter
+from astralog.view.moments import seconds_of
 from astralog.view.output import Output
 
 #: Exit statuses, as those of grep.
@@ -58,7 +59,7 @@ def _parse_fields(
 @click.option(
     "--until",
     metavar="WHEN",
-    callback=options.parse_moment,
+    callback=options.parse_when,
     help="Only logs until a time, or until as long ago.",
 )
 @options.apply(options.projects, options.services, options.level)
@@ -138,7 +139,7 @@ def search(
     except OSError as error:
         raise Failed(f"{data_dir}: {error.strerror}") from None
     if since is not None:
-        parts = parts_since(parts, options.seconds_of(since) - CLOCK_SECONDS)
+        parts = parts_since(parts, seconds_of(since) - CLOCK_SECONDS)
     try:
         run = _Run(parts, wanted.select, limit, None if count else Output(as_json=as_json))
         run.show(has_context=has_context, as_json=as_json)

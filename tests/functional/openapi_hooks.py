@@ -68,5 +68,6 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     if case.headers and not is_negative:
         case.headers.pop("Idempotency-Key", None)  # it would be another batch's, too
     if case.query and not (case.meta and case.meta.is_negative_at(ParameterLocation.QUERY)):
-        case.query.pop("after", None)  # only an answer of the service has one
+        for name in ("after", "before"):  # only an answer of the service has one
+            case.query.pop(name, None)
     return case

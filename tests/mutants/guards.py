@@ -1219,7 +1219,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a bound token's logs",
-        "astralog.api.status:_filter.projects",
+        "astralog.api.search:filter_of.projects",
         "    projects = token.projects\n",
         "    projects = None\n",
         ("tests/unit/api/test_status.py", "-k", "bound_token"),
@@ -1282,14 +1282,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "sleep while logs are searched",
-        "astralog.view.recent_logs:_paced.pace",
+        "astralog.view.log_search:paced.pace",
         "_sleep(REST * worked)",
         "None",
         ("tests/unit/view/test_recent_logs.py", "-k", "sleeps"),
     ),
     Guard(
         "one look at the logs at a time",
-        "astralog.api.status:OneAtATime.__init__",
+        "astralog.api.turns:OneAtATime.__init__",
         "self._free = Semaphore()",
         "self._free = Semaphore(100)",
         ("tests/unit/api/test_status.py", "-k", "wait_for_each_other"),

@@ -68,10 +68,10 @@ def test_the_document_has_the_options_of_every_protocol() -> None:
 @pytest.mark.parametrize(
     ("status", "header", "count"),
     [
-        ("401", "WWW-Authenticate", 7),
+        ("401", "WWW-Authenticate", 8),
         ("409", "Retry-After", 2),
         ("429", "Retry-After", 2),
-        ("503", "Retry-After", 5),
+        ("503", "Retry-After", 6),
     ],
 )
 def test_the_document_has_the_headers_of_rejections(

@@ -11,8 +11,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from astralog import __version__
-from astralog.api import status
-from astralog.api.status import FILES, Kept, OneAtATime
+from astralog.api import status, turns
+from astralog.api.status import FILES, Kept
+from astralog.api.turns import OneAtATime
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.telemetry.history import Totals
@@ -270,8 +271,8 @@ def test_logs_that_cannot_be_read(
 
 def test_looks_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is under way at a time, some wait, and those beyond them are told to come again."""
-    monkeypatch.setattr(status, "MAX_WAITING", 2)
-    go_on, disk = threading.Event(), OneAtATime()
+    monkeypatch.setattr(turns, "MAX_WAITING", 2)
+    go_on, disk = threading.Event(), OneAtATime("status_busy")
     outcomes: list[str] = []
 
     def look() -> None:
@@ -290,21 +291,21 @@ def test_looks_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_waits_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The look under way is given up, and so are those behind it, until the disk answers."""
-    monkeypatch.setattr(status, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(status, "WAIT_SECONDS", 0.05)
-    disk, answers = OneAtATime(), threading.Event()
+    monkeypatch.setattr(turns, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.05)
+    disk, answers = OneAtATime("status_busy"), threading.Event()
     for _ in range(3):
         with pytest.raises(Rejection, match="retry later"):
             disk.run(answers.wait, 10)
     answers.set()
-    monkeypatch.setattr(status, "WAIT_SECONDS", 5)
-    monkeypatch.setattr(status, "LOOK_SECONDS", 5)
+    monkeypatch.setattr(turns, "WAIT_SECONDS", 5)
+    monkeypatch.setattr(turns, "LOOK_SECONDS", 5)
     assert "looked" == disk.run(lambda: "looked")
 
 
 def test_what_a_look_raises_is_raised(capfd: pytest.CaptureFixture[str]) -> None:
     """And the next one is not held up."""
-    disk = OneAtATime()
+    disk = OneAtATime("status_busy")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             disk.run(lambda: 1 // 0)

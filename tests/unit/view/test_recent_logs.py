@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from astralog.view import recent_logs
+from astralog.view import log_search, recent_logs
 from astralog.view.log_filter import LogFilter
 from astralog.view.recent_logs import MAX_LOGS, NAME_CHARACTERS, TEXT_CHARACTERS, RecentLogs
 from tests.support.tail import make_line, make_name, make_segment
@@ -196,7 +196,7 @@ def test_a_search_reads_no_more_than_it_may(
 ) -> None:
     """What matches nothing is not looked for in all that is stored; the page is told so."""
     monkeypatch.setattr(recent_logs, "READ_BYTES", 100_000)
-    monkeypatch.setattr(recent_logs, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
     make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 2000)
     page = look(tmp_path, LogFilter(text="nowhere"))
     assert ([], False) == (page["logs"], page["is_all"])
@@ -206,7 +206,7 @@ def test_a_search_reads_no_more_than_it_may(
 def test_a_search_sleeps_most_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker's requests wait for the interpreter while its thread computes."""
     slept: list[float] = []
-    monkeypatch.setattr(recent_logs, "_sleep", slept.append)
+    monkeypatch.setattr(log_search, "_sleep", slept.append)
     make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 5000)
     start = time.thread_time()
     page = look(tmp_path, LogFilter(text="nowhere"))

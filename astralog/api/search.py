@@ -1,0 +1,144 @@
+"""GET /v1/search: stored logs as NDJSON, newest first, or as they come."""
+
+import time
+from urllib.parse import urlencode
+
+from flask import Blueprint, Response, request
+
+from astralog.api.turns import OneAtATime
+from astralog.auth import Tokens
+from astralog.errors import Rejection
+from astralog.intake.options import parse_query
+from astralog.settings import Settings
+from astralog.store.merge import Remaining
+from astralog.tokens_file import Scope, Token
+from astralog.view.log_filter import LogFilter
+from astralog.view.log_search import MAX_PAGE_BYTES, LogSearch
+from astralog.view.moments import parse_moment
+
+PATH = "/v1/search"
+
+#: The parameters that a search takes from the query; `field.NAME=VALUE` is another.
+FILTERS = ("q", "project", "service", "level", "since", "until")
+FIELD = "field"
+
+#: Logs of an answer, if no number is asked for, and at most.
+DEFAULT_LOGS = 100
+MAX_LOGS = 1000
+
+#: Seconds that one search works before another has its turn, and that an answer takes in all.
+TURN_SECONDS = 0.25
+ANSWER_SECONDS = 5.0
+
+#: Characters of a field's name, and the dots in it, which bound the work for each log.
+MAX_NAME_CHARACTERS = 200
+MAX_NAME_DOTS = 15
+
+
+def create_blueprint(settings: Settings, tokens: Tokens) -> Blueprint:
+    """Return the blueprint of the search."""
+    blueprint = Blueprint("search", __name__)
+    logs = LogSearch(settings.data_dir, tokens.secret)
+    turns = OneAtATime("search_busy")
+
+    @blueprint.get(PATH)
+    def search() -> Response:
+        """Return the newest logs that match."""
+        token = tokens.authorize(request.environ, Scope.READ)
+        query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, FIELD, "n", "before"))
+        wanted = filter_of(token, query)
+        rest = _parse_cursor(logs, query)
+        lines, rest = _collect(turns, logs, wanted, _parse_number(query), rest)
+        return _answer(lines, None if rest is None else query | {"before": logs.seal(rest)})
+
+    return blueprint
+
+
+def filter_of(token: Token, query: dict[str, str]) -> LogFilter:
+    """Return what a token may read of what a query asks for; raises Rejection."""
+    projects = token.projects
+    if (asked := query.get("project")) is not None:
+        projects = {asked} if projects is None or asked in projects else set()
+    return LogFilter(
+        projects,
+        {query["service"]} if "service" in query else None,
+        query.get("level"),
+        query.get("q"),
+        _parse_moment(query, "since"),
+        _parse_moment(query, "until"),
+        _parse_field(query),
+    )
+
+
+def _parse_moment(query: dict[str, str], name: str) -> str | None:
+    if name not in query:
+        return None
+    try:
+        return parse_moment(query[name])
+    except ValueError as error:
+        raise Rejection("bad_request", f"{name}: {error}") from None
+
+
+def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    if FIELD not in query:
+        return ()
+    name, sign, value = query[FIELD].partition("=")
+    if not name or not sign or len(name) > MAX_NAME_CHARACTERS or name.count(".") > MAX_NAME_DOTS:
+        limits = f"{MAX_NAME_CHARACTERS} characters and {MAX_NAME_DOTS} dots"
+        message = f"field must be NAME=VALUE, with at most {limits} in the name."
+        raise Rejection("bad_request", message)
+    return ((name, value),)
+
+
+def _parse_number(query: dict[str, str]) -> int:
+    text = query.get("n", str(DEFAULT_LOGS))
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= MAX_LOGS):
+        raise Rejection("bad_request", f"n must be a number from 1 to {MAX_LOGS}.")
+    return int(text)
+
+
+def _parse_cursor(logs: LogSearch, query: dict[str, str]) -> Remaining | None:
+    if "before" not in query:
+        return None
+    try:
+        return logs.open(query["before"])
+    except ValueError:
+        message = (
+            "before is not a cursor of this node since its last start or reload; "
+            "search again without it."
+        )
+        raise Rejection("bad_request", message) from None
+
+
+def _collect(
+    turns: OneAtATime, logs: LogSearch, wanted: LogFilter, limit: int, rest: Remaining | None
+) -> tuple[list[bytes], Remaining | None]:
+    """Search in turns until there are enough logs, or until the answer takes too long."""
+    end = time.monotonic() + ANSWER_SECONDS
+    lines: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            found = turns.run(logs.find, wanted, limit - len(lines), TURN_SECONDS, rest)
+        except OSError:
+            raise Rejection("storage_failed", "The logs cannot be read now; retry later.") from None
+        except Rejection:
+            if not lines:
+                raise
+            return lines, rest
+        lines += found.lines
+        size += sum(map(len, found.lines))
+        rest = found.rest
+        is_enough = len(lines) >= limit or size >= MAX_PAGE_BYTES
+        if rest is None or is_enough or time.monotonic() >= end:
+            return lines, rest
+
+
+def _answer(lines: list[bytes], next_query: dict[str, str] | None) -> Response:
+    body = b"".join(line + b"\n" for line in lines)
+    response = Response(body, content_type="application/x-ndjson")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.cache_control.no_store = True
+    if next_query is not None:
+        response.headers["Link"] = f'<{PATH}?{urlencode(next_query)}>; rel="next"'
+    return response

@@ -1,0 +1,50 @@
+"""Turns at a thread that reads the disk, in the order in which they were asked for."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import gevent
+from gevent.lock import Semaphore
+from gevent.threadpool import ThreadPool
+
+from astralog.errors import Rejection
+from astralog.threads import spawn_in_thread
+
+#: Calls that wait for the one under way, and for how long. Beyond it: 503.
+MAX_WAITING = 50
+WAIT_SECONDS = 2.0
+
+#: Seconds that a call may take, for a disk that hangs. After it: 503.
+LOOK_SECONDS = 8.0
+
+T = TypeVar("T")
+
+
+class OneAtATime:
+    """A thread for what waits for the disk; whoever comes while it works waits for a while."""
+
+    def __init__(self, busy: str) -> None:
+        """Reject whatever waits for too long with a code."""
+        self._busy = busy
+        self._thread = ThreadPool(1)
+        self._free = Semaphore()
+        self._waiting = 0
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what the function returns; raises what it does, and Rejection."""
+        if self._waiting >= MAX_WAITING:
+            raise Rejection(self._busy)
+        self._waiting += 1
+        try:
+            if not self._free.acquire(timeout=WAIT_SECONDS):
+                raise Rejection(self._busy)
+        finally:
+            self._waiting -= 1
+        result = spawn_in_thread(self._thread, function, *arguments)
+        result.rawlink(lambda _: self._free.release())  # also if nobody waits for it any more
+        try:
+            outcome = result.get(timeout=LOOK_SECONDS)
+        except gevent.Timeout:
+            raise Rejection(self._busy, "The disk takes too long; retry later.") from None
+        returned: T = outcome.get()
+        return returned

@@ -1,0 +1,105 @@
+"""All stored logs, newest first, in pages that each take little time."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gevent import monkey
+
+from astralog.deadlines import Yielding
+from astralog.store.merge import (
+    CLOCK_SECONDS,
+    Remaining,
+    find_parts,
+    newest_arrivals,
+    parts_since,
+    remaining,
+)
+from astralog.store.names import SegmentName
+from astralog.store.reader import ReadBudget, Select
+from astralog.view.log_filter import LogFilter
+from astralog.view.moments import seconds_of
+from astralog.view.sealer import Sealer
+
+#: While a thread computes, the requests of its process wait for the interpreter, milliseconds each
+#: time: so it works for a moment, and then sleeps so many times as long.
+WORK_SECONDS = 0.0005
+REST = 3
+
+#: Bytes of logs after which a page ends, less than a soft budget holds; the last log may be large.
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+
+# gevent's own would make a hub for the thread.
+_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+
+
+class Found(NamedTuple):
+    """Stored lines, newest first, and the cursor for older ones, None if there are none."""
+
+    lines: list[bytes]
+    rest: Remaining | None
+    searched_bytes: int
+
+
+class LogSearch:
+    """All logs of a data directory; any thread may use it.
+
+    Cursors hold the names and offsets of segments, and with them the sizes of other projects' logs,
+    so they are sealed with a secret that the processes of the service share.
+    """
+
+    def __init__(self, directory: Path, secret: bytes) -> None:
+        self._directory = directory
+        self._sealer = Sealer(secret)
+
+    def find(
+        self, wanted: LogFilter, limit: int, seconds: float, rest: Remaining | None = None
+    ) -> Found:
+        """Return the newest logs, of those that are left if `rest` is given; raises OSError.
+
+        It ends after so many seconds, or MAX_PAGE_BYTES; a compressed segment that was begun is
+        read to its end.
+        """
+        parts = find_parts(self._directory)
+        if rest is not None:
+            parts = list(rest.parts(parts))
+        if wanted.since is not None:
+            parts = parts_since(parts, seconds_of(wanted.since) - CLOCK_SECONDS)
+        budget = ReadBudget(max_seconds=seconds, is_soft=True)
+        found = newest_arrivals(parts, limit, paced(wanted.select), budget)
+        lines: list[bytes] = []
+        size = 0
+        for arrival in found:
+            lines.append(arrival.line)
+            size += len(arrival.line)
+            if size >= MAX_PAGE_BYTES:
+                break
+        return Found(lines, remaining(parts), budget.bytes_read)
+
+    def seal(self, rest: Remaining) -> str:
+        """Return a cursor as a text that tells nothing."""
+        return self._sealer.seal_hidden(json.dumps([rest.latest, sorted(rest.read), rest.begun]))
+
+    def open(self, sealed: str) -> Remaining:
+        """Return the cursor that `seal` made a text of; raises ValueError for any other."""
+        content = json.loads(self._sealer.open_hidden(sealed))
+        if not isinstance(content, list):
+            raise ValueError("not a cursor")
+        latest, read, begun = content
+        names = {SegmentName(name): int(offset) for name, offset in begun.items()}
+        return Remaining(latest, frozenset(read), names)
+
+
+def paced(select: Select) -> Select:
+    """Return the same function, which sleeps most of the time."""
+    pace = Yielding(WORK_SECONDS, lambda worked: _sleep(REST * worked))
+
+    def select_slowly(block: bytes) -> Iterator[tuple[int, bytes]]:
+        pace.check()
+        for item in select(block):
+            pace.check()
+            yield item
+        pace.check()
+
+    return select_slowly

@@ -1,0 +1,30 @@
+"""Times as people give them: a timestamp, or how long ago."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_moment(text: str) -> str:
+    """Return the timestamp that a duration or a timestamp stands for, as it would be stored.
+
+    Raises ValueError.
+    """
+    from astralog.intake import timestamps  # noqa: PLC0415  # it takes long to import
+
+    try:
+        if re.fullmatch(r"([0-9]+[smhdw])+", text):
+            parts = re.findall(r"([0-9]+)([smhdw])", text)
+            ago = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in parts), timedelta())
+            return timestamps.normalise((datetime.now(UTC) - ago).isoformat())
+        return timestamps.normalise(text)
+    except OverflowError:
+        raise ValueError("before the year 1.") from None
+    except ValueError as error:
+        raise ValueError(f"{error} A duration such as 10m or 1h30m will do too.") from None
+
+
+def seconds_of(timestamp: str) -> float:
+    """Return the whole second of a stored timestamp, in seconds since 1970."""
+    return datetime.fromisoformat(timestamp[:19] + "Z").timestamp()

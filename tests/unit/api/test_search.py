@@ -1,0 +1,186 @@
+"""GET /v1/search: which logs it returns, and to whom."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from astralog.api import search
+from astralog.settings import Settings
+from astralog.store import reader
+from astralog.view import log_search
+from tests.support.service import TOKEN, make_log, write_tokens
+from tests.support.tail import make_line, make_name, make_segment
+
+MakeApp = Callable[[Settings], Flask]
+
+
+@pytest.fixture
+def data_dir(settings: Settings) -> Path:
+    """Return a data directory with 30 logs in segments of each form."""
+    for number, suffix in enumerate((".ndjson.zst", ".ndjson", ".ndjson.open")):
+        lines = [
+            make_line(
+                f"m{10 * number + at}",
+                1000 * number + at,
+                project_id="ab"[at % 2],
+                metadata={"at": at},
+            )
+            for at in range(10)
+        ]
+        make_segment(settings.data_dir, make_name(1000 * number), *lines, suffix=suffix)
+    return settings.data_dir
+
+
+@pytest.fixture
+def bound_client(make_app: MakeApp, settings: Settings, tmp_path: Path) -> FlaskClient:
+    """Return a client of an app whose token `bound` is bound to the project a."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "bound a\nwriter allow=write\n")
+    return make_app(replace(settings, tokens_file=str(path))).test_client()
+
+
+def ask(client: FlaskClient, query: str = "", token: str = TOKEN) -> TestResponse:
+    url = query if query.startswith("/") else f"/v1/search{query}"
+    return client.get(url, headers={"Authorization": token})
+
+
+def messages(response: TestResponse) -> list[str]:
+    assert (response.status_code, response.content_type) == (200, "application/x-ndjson")
+    return [json.loads(line)["message"] for line in response.data.splitlines()]
+
+
+def next_url(response: TestResponse) -> str | None:
+    found = re.fullmatch(r'<(/v1/search\?[^>]+)>; rel="next"', response.headers.get("Link", ""))
+    return found[1] if found else None
+
+
+def pages(client: FlaskClient, query: str, token: str = TOKEN) -> list[list[str]]:
+    """Return the messages of an answer, and of all that its links lead to."""
+    found: list[list[str]] = []
+    url: str | None = query
+    while url is not None and len(found) < 100:
+        response = ask(client, url, token)
+        found.append(messages(response))
+        url = next_url(response)
+    return found
+
+
+@pytest.mark.usefixtures("data_dir")
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("?n=3", ["m29", "m28", "m27"]),
+        ("?q=M2&n=2", ["m29", "m28"]),
+        ("?field=at%3D7", ["m27", "m17", "m7"]),
+        ("?project=b&since=1970-01-01T00:33:25Z", ["m29", "m27", "m25"]),
+        ("?until=1970-01-01T00:00:01Z", ["m1", "m0"]),
+        ("?level=fatal", []),
+        ("?service=nothing", []),
+    ],
+)
+def test_filters_select_logs(client: FlaskClient, query: str, expected: list[str]) -> None:
+    assert messages(ask(client, query)) == expected
+
+
+def test_logs_are_returned_as_they_are_stored(client: FlaskClient) -> None:
+    response = client.post(
+        "/v1/drain", json={"logs": [make_log()]}, headers={"Authorization": TOKEN}
+    )
+    assert response.status_code == 200
+    found = ask(client)
+    assert json.loads(found.data) == make_log()
+    assert (found.headers["Cache-Control"], next_url(found)) == ("no-store", None)
+
+
+@pytest.mark.usefixtures("data_dir")
+@pytest.mark.parametrize("limit", [1, 3, 7, 10, 29, 30])
+def test_links_lead_through_all_logs(client: FlaskClient, limit: int) -> None:
+    """Each is returned once, newest first."""
+    found = pages(client, f"?n={limit}")
+    assert list(chain(*found)) == [f"m{number}" for number in reversed(range(30))]
+    assert all(len(page) == limit for page in found[:-1])
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_a_search_without_time_ends_with_a_link(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer gets on, and none is lost between two."""
+    monkeypatch.setattr(search, "ANSWER_SECONDS", 0)
+    monkeypatch.setattr(search, "TURN_SECONDS", 1e-9)
+    monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
+    found = pages(client, "?q=m7")
+    assert list(chain(*found)) == ["m7"]
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_a_page_has_a_bounded_size(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_HELD_BYTES", 600)
+    monkeypatch.setattr(search, "MAX_PAGE_BYTES", 300)
+    monkeypatch.setattr(log_search, "MAX_PAGE_BYTES", 300)
+    found = pages(client, "")
+    assert list(chain(*found)) == [f"m{number}" for number in reversed(range(30))]
+    assert max(map(len, found)) <= 3
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_a_bound_token_reads_its_projects_alone(bound_client: FlaskClient) -> None:
+    """Whatever it asks for; another's cursor leads to its own logs, too."""
+    mine = [f"m{number}" for number in reversed(range(0, 30, 2))]
+    assert messages(ask(bound_client, token="bound")) == mine
+    assert messages(ask(bound_client, "?project=a", "bound")) == mine
+    assert messages(ask(bound_client, "?project=b", "bound")) == []
+    url = next_url(ask(bound_client, "?n=10")) or ""
+    assert messages(ask(bound_client, url, "bound")) == mine[5:]
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_cursors_have_one_length(client: FlaskClient) -> None:
+    """Neither names nor offsets of segments can be guessed from them."""
+    first, second = (next_url(ask(client, f"?n={limit}")) or "" for limit in (1, 19))
+    assert len(first) == len(second) + len("n=1") - len("n=19")
+    assert not re.search("1970|ndjson", first)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["?n=0", "?n=1001", "?n=x", "?n=%C2%B2", "?field=x", "?field=%3Dx", "?since=soon", "?x=1"]
+    + ["?before=x", "?before=%C3%A9", "?q=", f"?field={'x.' * 16}y%3D1", f"?field={'x' * 201}%3D1"],
+)
+def test_malformed_queries_are_rejected(client: FlaskClient, query: str) -> None:
+    response = ask(client, query)
+    assert (response.status_code, response.get_json()["code"]) == (400, "bad_request")
+
+
+def test_a_token_is_needed(client: FlaskClient) -> None:
+    assert ask(client, token="other").status_code == 401
+    assert client.get("/v1/search").status_code == 401
+
+
+def test_a_token_that_may_only_write_is_forbidden(bound_client: FlaskClient) -> None:
+    response = ask(bound_client, token="writer")
+    assert (response.status_code, response.get_json()["code"]) == (403, "forbidden_scope")
+
+
+def test_a_directory_that_is_away_is_a_failure(client: FlaskClient, settings: Settings) -> None:
+    settings.data_dir.rename(settings.data_dir.with_name("away"))
+    response = ask(client)
+    settings.data_dir.with_name("away").rename(settings.data_dir)
+    assert (response.status_code, response.get_json()["code"]) == (503, "storage_failed")
+
+
+def test_searches_beyond_those_that_wait_are_busy(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("astralog.api.turns.MAX_WAITING", 0)
+    response = ask(client)
+    assert (response.status_code, response.get_json()["code"]) == (503, "search_busy")
+    assert response.headers["Retry-After"] == "1"
