@@ -97,7 +97,8 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:
         _add_status(app, settings, services)
-    views = protocols.create_views(Service(acceptor, rejections.note, queue.unavailable))
+    service = Service(acceptor, rejections.note, queue.unavailable, settings.max_body_bytes)
+    views = protocols.create_views(service)
     app.wsgi_app = Dispatcher(app, views, tokens.origins)  # type: ignore[method-assign]  # as Flask documents it
     return app
 

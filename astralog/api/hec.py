@@ -37,7 +37,7 @@ from astralog.intake.options import parse_query
 
 #: Parameters of the query: the service's own, and HEC's.
 EVENT_PARAMETERS = (
-    *("project_id", "service", "level", "partial"),
+    *("project_id", "service", "level", "partial", "once"),
     *("channel", "auto_extract_timestamp"),
 )
 RAW_DEFAULTS = ("host", "source", "sourcetype", "index", "time")

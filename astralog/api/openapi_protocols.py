@@ -9,8 +9,9 @@ from astralog.errors import STATUS_OF_CODE
 #: Rejections that no batch of another protocol gets.
 NOT_OF_PROTOCOLS = ("not_found", "method_not_allowed", "invalid_protobuf", "status_busy")
 
-#: The parameters of the service that the protocols accept.
-OPTIONS = ("project_id", "service", "level", "partial")
+#: The parameters of the service that a protocol accepts.
+HEC_OPTIONS = ("project_id", "service", "level", "partial", "once")
+LOKI_OPTIONS = ("project_id", "service", "level", "once")
 
 Json = dict[str, Any]
 
@@ -51,6 +52,46 @@ _REPLY = {
 
 _REPLY_EXAMPLE = {"text": "Invalid data format", "code": 6, "invalid-event-number": 0}
 
+_LOKI = """\
+The push of Grafana's Loki. A body of the type `application/json` is JSON, any other is protobuf,
+compressed by Snappy. Without `project_id`, the header `X-Scope-OrgID` names the project.
+"""
+
+_PUSH = {
+    "type": "object",
+    "required": ["streams"],
+    "properties": {
+        "streams": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["stream", "values"],
+                "properties": {
+                    "stream": {"type": "object", "additionalProperties": {"type": "string"}},
+                    "values": {
+                        "type": "array",
+                        "description": "Each a Unix time in nanoseconds, a line, and maybe "
+                        "structured metadata.",
+                        "items": {"type": "array", "minItems": 2, "maxItems": 3},
+                    },
+                },
+            },
+        }
+    },
+}
+
+_PUSH_EXAMPLE = {
+    "streams": [
+        {
+            "stream": {"app": "api-gateway", "level": "info"},
+            "values": [["1717169445123456789", "User logged in", {"user_id": "123"}]],
+        }
+    ]
+}
+
+_TEXT = {"text/plain": {"schema": {"type": "string"}, "example": "storage_full: The disk is full."}}
+
 
 def describe_protocols(
     options: list[Json], rejections: Callable[[Iterable[str]], Json]
@@ -60,26 +101,39 @@ def describe_protocols(
     `options` are the parameters of a query, and `rejections` returns the responses to some codes.
     """
     codes = [code for code in STATUS_OF_CODE if code not in NOT_OF_PROTOCOLS]
-    parameters = [*(option for option in options if option["name"] in OPTIONS), KEY]
     responses = rejections(codes)
-    hec = {
-        "operationId": "collect",
-        "tags": ["Logs"],
-        "summary": "Store events of Splunk's HTTP Event Collector",
-        "description": _HEC,
-        "security": [{"token": []}],
-        "parameters": parameters,
-        "requestBody": {"required": True, "content": _json(_EVENT, _EVENT_EXAMPLE)},
-        "responses": {
-            "200": {
-                "description": "Every event is stored.",
-                "headers": REPLAYED,
-                "content": _json(_REPLY, {"text": "Success", "code": 0}),
+    stored = {"description": "Every log is stored.", "headers": REPLAYED}
+    return {
+        "/services/collector/event": {
+            "operationId": "collect",
+            "tags": ["Logs"],
+            "summary": "Store events of Splunk's HTTP Event Collector",
+            "description": _HEC,
+            "security": [{"token": []}],
+            "parameters": _parameters(options, HEC_OPTIONS),
+            "requestBody": {"required": True, "content": _json(_EVENT, _EVENT_EXAMPLE)},
+            "responses": {
+                "200": {**stored, "content": _json(_REPLY, {"text": "Success", "code": 0})},
+                **_with(responses, _json(_REPLY, _REPLY_EXAMPLE)),
             },
-            **_with(responses, _json(_REPLY, _REPLY_EXAMPLE)),
+        },
+        "/loki/api/v1/push": {
+            "operationId": "push",
+            "tags": ["Logs"],
+            "summary": "Store a push of Grafana's Loki",
+            "description": _LOKI,
+            "security": [{"token": []}],
+            "parameters": _parameters(options, LOKI_OPTIONS, required="project_id"),
+            "requestBody": {"required": True, "content": _json(_PUSH, _PUSH_EXAMPLE)},
+            "responses": {"204": stored, **_with(responses, _TEXT)},
         },
     }
-    return {"/services/collector/event": hec}
+
+
+def _parameters(options: list[Json], names: Iterable[str], required: str = "") -> list[Json]:
+    """Return the options of some names, of which one may be required, and the key."""
+    chosen = (option for option in options if option["name"] in names)
+    return [*({**option, "required": option["name"] == required} for option in chosen), KEY]
 
 
 def _with(responses: Json, content: Json) -> Json:

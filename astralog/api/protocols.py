@@ -18,6 +18,7 @@ class Service(NamedTuple):
     acceptor: Acceptor
     note: Note
     unavailable: Callable[[], str | None]
+    max_body_bytes: int
 
 
 def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
@@ -29,4 +30,10 @@ def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
 
         return hec.create_view(service)
 
-    return {"services": load_hec}
+    @cache
+    def load_loki() -> PlainView:
+        from astralog.api import loki  # noqa: PLC0415
+
+        return loki.create_view(service)
+
+    return {"services": load_hec, "loki": load_loki}

@@ -1,6 +1,7 @@
 """The steps that the decoders of other products' protocols share: HEC, Loki and Elasticsearch."""
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -126,21 +127,30 @@ class ForeignBatch:
         """Charge `size` more bytes that the decode holds until its end; raises Rejection."""
         self._lines.hold(size)
 
-    def add(self, log: Any, text: bytes, repeated_bytes: int = 0) -> None:
-        """Append the log that was made of a text; raises Rejection.
-
-        Up to `repeated_bytes` of it are not of the text.
-        """
+    def add(self, log: Any, size: int) -> None:
+        """Append a log of about `size` bytes; raises Rejection."""
         if self._projects is not None and log.project_id not in self._projects:
             self._context.check_project(log.project_id, self.number + 1)
-        size = len(text) + repeated_bytes
-        if size > RUN_BYTES:
-            self._flush()
-            self._lines.expect(escaped_size(text) + repeated_bytes)
         self._run.append(log)
         self._run_bytes += size
         if self._run_bytes > RUN_BYTES:
             self._flush()
+
+    def extend(self, logs: Sequence[Any], repeated_bytes: int) -> None:
+        """Append logs of one project, each with up to `repeated_bytes` that are not of the body."""
+        if self._run:
+            self._flush()
+        if logs:
+            self._context.check_project(logs[0].project_id, self.number + len(logs))
+        yield_if_due()
+        self._invalid.seen += len(logs)
+        self._lines.add(logs, repeated_bytes)
+
+    def expect(self, text: bytes) -> None:
+        """Raise Rejection if there is no memory for the next log, which is made of a long text."""
+        if len(text) > RUN_BYTES:
+            self._flush()
+            self._lines.expect(escaped_size(text))
 
     def _flush(self) -> None:
         yield_if_due()

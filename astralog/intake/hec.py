@@ -132,7 +132,8 @@ def decode_events(body: bytes, context: Context) -> Decoded:
                     raise _reject(error, batch) from None
                 batch.reject(error.field, str(error))
             else:
-                batch.add(log, part)
+                batch.expect(part)
+                batch.add(log, len(part))
         if not batch.number:
             raise HecRejection("invalid_json", InvalidEvent(NO_DATA, "_schema"))
         return batch.finish()
@@ -156,7 +157,8 @@ def decode_raw(defaults: Mapping[str, str], body: bytes, context: Context) -> De
         for line in in_turns(BytesIO(text)):
             if message := line.strip(b"\r\n"):
                 copy = msgspec.structs.replace(log, message=message.decode())
-                batch.add(copy, line, repeated)
+                batch.expect(line)
+                batch.add(copy, len(line) + repeated)
         return batch.finish()
 
 

@@ -206,6 +206,8 @@ def digest(key: str | None, token: Token, body: bytes, environ: Environ) -> Key:
     """
     words = ("PATH_INFO", "CONTENT_TYPE", "QUERY_STRING")
     context = "\n".join([environ.get(word, "") for word in words])
+    if tenant := environ.get("HTTP_X_SCOPE_ORGID"):  # which names the project of Loki's logs
+        context += f"\n{tenant}"
     if key is None:
         made = hashlib.sha256(f"{context}\n".encode())
         made.update(body)

@@ -140,7 +140,8 @@ def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
     }
 
 
-def _register(message: descriptor_pb2.DescriptorProto) -> Any:
+def register(message: descriptor_pb2.DescriptorProto) -> Any:
+    """Return the class of a message, which has a name of its own among all those registered."""
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{message.name}.proto", package=_PACKAGE, syntax="proto3", message_type=[message]
     )
@@ -162,7 +163,7 @@ def _copy(source: Descriptor, left: Collection[str], single: str = "") -> Any:
         if field.name == single:
             field.label = _FieldProto.LABEL_OPTIONAL
     copy = descriptor_pb2.DescriptorProto(name=message.name, field=fields)
-    return _register(copy)
+    return register(copy)
 
 
 def _is_kept(field: descriptor_pb2.FieldDescriptorProto, left: Collection[str]) -> bool:
@@ -188,7 +189,7 @@ def _make_status() -> Any:
     optional = _FieldProto.LABEL_OPTIONAL
     message.field.add(name="code", number=1, type=_FieldProto.TYPE_INT32, label=optional)
     message.field.add(name="message", number=2, type=_FieldProto.TYPE_STRING, label=optional)
-    return _register(message)
+    return register(message)
 
 
 Export = _copy(logs_service_pb2.ExportLogsServiceRequest.DESCRIPTOR, ["resource_logs"])

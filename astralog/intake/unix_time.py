@@ -17,6 +17,9 @@ _UNITS = ((18, 9), (15, 6), (12, 3))
 #: Digits of a time in seconds from 2001 to 2286.
 _USUAL_DIGITS = 10
 
+#: The most digits of a time in nanoseconds: it reaches to 2286.
+_NANOSECOND_DIGITS = 19
+
 _PLAIN = re.compile(r"([0-9]{1,19})(?:\.([0-9]+))?")
 _SCIENTIFIC = re.compile(r"[0-9]{1,19}(?:\.[0-9]{0,40})?[eE][+-]?[0-9]{1,2}")
 
@@ -63,6 +66,15 @@ def parse_time(text: str) -> str:
     if is_usual and (fraction.isdecimal() or not dot):
         return f"{_format_seconds(int(whole))}{dot}{fraction}Z"
     return _parse_time(text)
+
+
+def parse_nanoseconds(text: str) -> str:
+    """Return the Unix time in nanoseconds in a text as it is stored; raises ValueError."""
+    if len(text) > _NANOSECOND_DIGITS or not (text.isascii() and text.isdigit()):
+        raise ValueError("Not a Unix time in nanoseconds")
+    if len(text) == _NANOSECOND_DIGITS:
+        return f"{_format_seconds(int(text[:_USUAL_DIGITS]))}.{text[_USUAL_DIGITS:]}Z"
+    return format_time(int(text))
 
 
 def _parse_time(text: str) -> str:

@@ -44,6 +44,9 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
     content = raw_schema["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
     for kind in NDJSON_TYPES:
         del content[kind]["example"]
+    push = raw_schema["paths"]["/loki/api/v1/push"]["post"]["requestBody"]["content"]
+    streams = push["application/json"]["schema"]["properties"]["streams"]
+    streams["items"]["properties"]["values"] = {"type": "array", "maxItems": 0}
     for path, names in ASSETS.items():
         (asset,) = raw_schema["paths"][path]["get"]["parameters"]
         asset["schema"]["enum"] = list(names)

@@ -1584,4 +1584,18 @@ GUARDS: tuple[Guard, ...] = (
         "self._lines._buffer.write(msgspec.json.Encoder().encode_lines(run))",
         ("tests/unit/intake/test_hec.py", "-k", "charged"),
     ),
+    Guard(
+        "Snappy takes no memory that is not reserved",
+        "astralog.intake.loki_protobuf:_decompress",
+        "context.reservation.resize(len(body) + 2 * length)",
+        "pass",
+        ("tests/unit/intake/test_loki.py", "-k", "reserved_before"),
+    ),
+    Guard(
+        "a stream of Loki is one of the token's",
+        "astralog.intake.foreign:ForeignBatch.extend",
+        "self._context.check_project(logs[0].project_id, self.number + len(logs))",
+        "pass",
+        ("tests/unit/intake/test_loki.py", "-k", "decide_the_project"),
+    ),
 )

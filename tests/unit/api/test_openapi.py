@@ -8,17 +8,17 @@ from marshmallow.validate import Length
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
-from astralog.api import hec
+from astralog.api import hec, loki
 from astralog.api.drain import NDJSON_TYPES
 from astralog.api.openapi import NOT_OF_BATCHES
 from astralog.api.openapi_parts import NOT_OF_EXPORTS
-from astralog.api.openapi_protocols import OPTIONS
+from astralog.api.openapi_protocols import HEC_OPTIONS, LOKI_OPTIONS
 from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.intake.schema import BatchSchema, LogSchema
 
 #: Paths that no route of Flask's has: each belongs to a protocol that routes for itself.
-PROTOCOL_PATHS = ("/services/collector/event",)
+PROTOCOL_PATHS = ("/services/collector/event", "/loki/api/v1/push")
 
 #: What a browser sends for a page.
 BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
@@ -62,7 +62,8 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
 
 def test_the_document_has_the_options_of_every_protocol() -> None:
     """They are listed there apart, since a protocol is imported with its first request."""
-    assert set(OPTIONS) <= set(hec.EVENT_PARAMETERS)
+    assert set(HEC_OPTIONS) <= set(hec.EVENT_PARAMETERS)
+    assert LOKI_OPTIONS == loki.PARAMETERS
 
 
 @pytest.mark.parametrize(

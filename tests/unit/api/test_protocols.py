@@ -12,7 +12,7 @@ from astralog.settings import Settings
 client = create_app(Settings(data_dir=Path(sys.argv[1]), tokens="t")).test_client()
 client.get("/health")
 loaded = {name for name in sys.modules if name.startswith("astralog.")}
-for path, names in {"/services/collector": ["hec"]}.items():
+for path, names in {"/services/collector": ["hec"], "/loki/api/v1/push": ["loki"]}.items():
     for name in names:
         assert f"astralog.intake.{name}" not in loaded, name
         assert f"astralog.api.{name}" not in loaded, name

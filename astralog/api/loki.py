@@ -1,0 +1,70 @@
+"""/loki/api/v1/push: take what is sent to Grafana's Loki, and answer as it does.
+
+Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs.
+"""
+
+from functools import partial
+from http import HTTPStatus
+
+from flask import Response
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+
+from astralog.api.dispatch import PlainView
+from astralog.api.protocols import Service
+from astralog.api.responses import REPLAYED_HEADERS, add_allow, add_headers, as_rejection
+from astralog.errors import Rejection
+from astralog.intake.body import Environ
+from astralog.intake.decoder import Decoder
+from astralog.intake.loki import MAX_TENANT_CHARACTERS, decode_json
+
+PATH = "/loki/api/v1/push"
+
+PARAMETERS = ("project_id", "service", "level", "once")
+
+
+def create_view(service: Service) -> PlainView:
+    """Return the view of every path below `/loki/`."""
+
+    def answer(environ: Environ) -> Response:
+        """Store a push; 204 means that every entry of it is in a segment file."""
+        if environ["PATH_INFO"] != PATH:
+            raise NotFound
+        if environ["REQUEST_METHOD"] != "POST":
+            raise MethodNotAllowed(["POST"])
+        decode = _find_decoder(environ, service.max_body_bytes)
+        if _header(environ, "HTTP_CONTENT_ENCODING") == "snappy":  # as some say of protobuf
+            environ = {**environ, "HTTP_CONTENT_ENCODING": ""}
+        accepted = service.acceptor.accept(environ, decode, PARAMETERS)
+        headers = REPLAYED_HEADERS if accepted.is_replayed else None
+        return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+
+    def reject(error: Exception, environ: Environ) -> Response:
+        """Answer an error in a line of text."""
+        rejection = as_rejection(error, environ)
+        service.note(rejection, environ)
+        text = f"{rejection.code}: {rejection.message}\n"
+        response = Response(text, rejection.status, content_type="text/plain; charset=utf-8")
+        add_headers(response, rejection)
+        add_allow(response, error)
+        return response
+
+    return PlainView(answer, reject)
+
+
+def _find_decoder(environ: Environ, max_body_bytes: int) -> Decoder:
+    """Return the decoder of a push; as in Loki, a body that is not said to be JSON is protobuf."""
+    sent: str = environ.get("HTTP_X_SCOPE_ORGID", "")
+    tenant = sent.strip().encode("latin-1").decode(errors="replace")
+    if len(tenant) > MAX_TENANT_CHARACTERS:
+        limit = f"max {MAX_TENANT_CHARACTERS} characters"
+        raise Rejection("bad_request", f"X-Scope-OrgID: tenant ID is too long: {limit}")
+    if _header(environ, "CONTENT_TYPE") == "application/json":
+        return partial(decode_json, tenant)
+    from astralog.intake.loki_protobuf import decode_protobuf  # noqa: PLC0415  # takes 50 ms
+
+    return partial(decode_protobuf, tenant, max_body_bytes)
+
+
+def _header(environ: Environ, name: str) -> str:
+    """Return a header's value without its parameters."""
+    return str(environ.get(name, "")).partition(";")[0].strip().lower()

@@ -1,0 +1,177 @@
+"""Loki's push: turn streams of entries, in either encoding, into the lines that are stored.
+
+Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs; docs/api.md says
+which part becomes which field.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import msgspec
+
+from astralog.deadlines import in_runs, in_turns
+from astralog.errors import Rejection
+from astralog.intake.batch import LONG_BODY_COMMAS
+from astralog.intake.decoder import Context, Decoded
+from astralog.intake.foreign import RAW_BYTES, RUN_BYTES, ForeignBatch, slot, valid_utf8
+from astralog.intake.logs import name_encoding, replace_lone_surrogates
+from astralog.intake.schema import Log
+from astralog.intake.unix_time import parse_nanoseconds
+
+#: Labels that name the service, and labels or structured metadata that name the level.
+SERVICE_LABELS = ("service_name", "service", "app", "job", "container")
+LEVEL_LABELS = ("level", "detected_level", "severity")
+
+#: Characters of a tenant, as Loki limits them.
+MAX_TENANT_CHARACTERS = 150
+
+NO_PROJECT = (
+    "no org id: set the header X-Scope-OrgID (tenant_id), or put ?project_id=… into the URL, or "
+    "use a token bound to one project"
+)
+NO_STREAMS = "error at least one valid stream is required for ingestion"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Entry(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """An entry in JSON."""
+
+    time: str
+    line: str
+    structured_metadata: dict[str, str] | None = None
+
+
+class _Stream(msgspec.Struct, gc=False):
+    """A stream in JSON, whose entries are not decoded yet."""
+
+    stream: dict[str, str]
+    values: msgspec.Raw
+
+
+class _Push(msgspec.Struct):
+    """A push in JSON."""
+
+    streams: list[_Stream]
+
+
+class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
+    """What has no field of its own in a log: its labels, and what its entry says beside them."""
+
+    labels: msgspec.Raw
+    structured_metadata: dict[str, str] | None = None
+
+
+class Stream(NamedTuple):
+    """The part of a log that all entries of a stream have in common."""
+
+    project_id: str
+    service: str
+    level: str
+    labels: msgspec.Raw
+
+    @property
+    def repeated_bytes(self) -> int:
+        """What it takes in each line, at most: a string may be escaped in each of its bytes."""
+        return 6 * sum(map(len, (self.project_id, self.service, self.level))) + len(self.labels)
+
+
+_decode_push = msgspec.json.Decoder(_Push).decode
+_decode_entries = msgspec.json.Decoder(list[Entry]).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_entry = msgspec.json.Decoder(Entry).decode
+
+
+def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
+    """Return the batch in a push in JSON, whose header names the `tenant`.
+
+    Raises Rejection as a Decoder does.
+    """
+    if body.count(b",") > LONG_BODY_COMMAS:
+        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
+        raise Rejection("body_too_large", message)
+    with slot(context, len(body)):
+        text = valid_utf8(body)
+        if b"\\u" in text:
+            text = replace_lone_surrogates(text)
+        batch = ForeignBatch(body, text, context)
+        try:
+            streams = _decode_push(text).streams
+            check_streams(streams)
+            for each in in_turns(streams):
+                stream = make_stream(each.stream, tenant, batch)
+                for entries in _read_entries(each.values, batch):
+                    add_entries(stream, entries, batch)
+        except RecursionError:
+            raise Rejection("invalid_json", "The body is nested too deep") from None
+        except ValueError as error:
+            problem = name_encoding(body) or str(error)
+            raise Rejection("invalid_json", f"The body is not a valid push: {problem}") from None
+        return batch.finish()
+
+
+def check_streams(streams: Sequence[Any]) -> None:
+    """Raise Rejection as Loki does for a push without a stream."""
+    if not streams:
+        rejection = Rejection("invalid_batch", NO_STREAMS)
+        rejection.status = HTTPStatus.UNPROCESSABLE_ENTITY
+        raise rejection
+
+
+def make_stream(labels: Mapping[str, str], tenant: str, batch: ForeignBatch) -> Stream:
+    """Return what the entries of a stream have in common; raises Rejection without a project."""
+    project = batch.project or tenant
+    if not project:
+        raise Rejection("invalid_batch", NO_PROJECT)
+    return Stream(
+        project,
+        first_of(labels, SERVICE_LABELS) or batch.service,
+        first_of(labels, LEVEL_LABELS) or batch.level,
+        msgspec.Raw(_encode(labels)),
+    )
+
+
+def first_of(texts: Mapping[str, str], names: Iterable[str]) -> str:
+    """Return the first of some texts that is there and not empty, else ""."""
+    for name in names:
+        if text := texts.get(name):
+            return text
+    return ""
+
+
+def _read_entries(values: msgspec.Raw, batch: ForeignBatch) -> Iterator[Sequence[Entry]]:
+    """Yield the entries of a stream in runs, of which one is held as objects."""
+    if len(values) <= RUN_BYTES:
+        yield from in_runs(_decode_entries(values))
+        return
+    texts = _decode_list(values)
+    batch.hold(RAW_BYTES * len(texts))
+    for run in in_runs(texts):
+        if sum(map(len, run)) <= RUN_BYTES:
+            yield [_decode_entry(text) for text in run]
+        else:
+            for text in run:
+                batch.expect(bytes(text))
+                yield [_decode_entry(text)]
+
+
+def add_entries(stream: Stream, entries: Sequence[Any], batch: ForeignBatch) -> None:
+    """Append the logs of some entries of a stream; raises ValueError for a time that is none."""
+    project, service, default_level, labels = stream
+    logs = []
+    for entry in entries:
+        metadata, level = entry.structured_metadata, ""
+        if metadata:
+            level = first_of(metadata, LEVEL_LABELS)
+        logs.append(
+            Log(
+                project,
+                parse_nanoseconds(entry.time),
+                level or default_level,
+                service,
+                entry.line,
+                Metadata(labels, metadata or None),
+            )
+        )
+    batch.extend(logs, stream.repeated_bytes)
