@@ -1,4 +1,4 @@
-"""Send what Python logs to AstraLog."""
+"""Send log records of Python programs to AstraLog."""
 
 from astralog_logging.handler import AstraLogHandler, __version__
 

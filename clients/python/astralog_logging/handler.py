@@ -1,11 +1,11 @@
-"""Send what Python logs to AstraLog: a handler for `logging`, with the standard library alone.
+"""A handler for `logging` that sends records to AstraLog; it needs only the standard library.
 
     handler = AstraLogHandler(
         "http://localhost:8080", token_file="data/token", project_id="org-xyz", service="billing"
     )
     logging.getLogger().addHandler(handler)
 
-This file works by itself too: copy it to where your program imports from.
+This file also works alone: copy it into your program.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ MIB = 1024 * 1024
 #: Bytes of a batch before compression; a longer log is a batch by itself.
 BATCH_BYTES = MIB
 
-#: Measured on logs of 240 bytes: level 6 takes 1.5 µs a log for this one's 0.6, and a tenth fewer
+#: Measured on logs of 240 bytes: level 6 takes 1.5 µs per log instead of 0.6, for a tenth fewer
 #: bytes.
 GZIP_LEVEL = 1
 
-#: Bytes of an answer that are read; the service's own are far shorter.
+#: Bytes of a response that are read; those of the service are far shorter.
 ANSWER_BYTES = 256 * 1024
 
-#: A connection idle for longer is made anew: the service, or a proxy, may be about to close it.
+#: A connection idle for longer is reopened: the service, or a proxy, may be about to close it.
 IDLE_SECONDS = 30.0
 
 #: Wait before a batch is sent again: the first, doubled with each try up to the longest, and less
@@ -55,23 +55,23 @@ IDLE_SECONDS = 30.0
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 
-#: A Retry-After beyond this is taken for a mistake.
+#: A longer Retry-After is ignored as a mistake.
 LONGEST_RETRY_AFTER_SECONDS = 300.0
 
-#: What the thread has to end by itself when the handler is closed.
+#: Time for the thread to end when the handler is closed.
 JOIN_SECONDS = 0.5
 
 #: Each kind of trouble is reported on stderr once in this time.
 REPORT_SECONDS = 60.0
 REPORT_CHARACTERS = 500
 
-#: Answers of 4xx that say "later", where all others say "never".
+#: The 4xx statuses that ask for a retry; all others are final.
 RETRIED_STATUSES = {408, 409, 429}
 
 #: Codes of a rejection that one log of a batch can cause.
 LOG_CODES = {"invalid_batch", "invalid_json"}
 
-#: What a record holds by itself or by a formatter; whatever else it holds came with `extra=`.
+#: Attributes that every record has, or gets from a formatter; all others came with `extra=`.
 RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -80,7 +80,7 @@ _handlers: weakref.WeakSet[AstraLogHandler] = weakref.WeakSet()
 
 
 class AstraLogHandler(logging.Handler):
-    """Send records to AstraLog in batches, from a thread of its own.
+    """Send records to AstraLog in batches, from a separate thread.
 
     Logging never waits for the service: records wait in a queue, and those that do not fit are
     dropped and counted. `stored`, `rejected` and `dropped` count the logs of this process.
@@ -102,14 +102,14 @@ class AstraLogHandler(logging.Handler):
         ssl_context: ssl.SSLContext | None = None,
         flush_at_sigterm: bool | None = None,
     ) -> None:
-        """Prepare to send to `url`, whose path is /v1/drain where it has none.
+        """Prepare to send to `url`; a URL without a path gets /v1/drain.
 
-        `token_file` is read again for each batch. A batch is sent at `batch_logs` logs, or when
-        its first has waited `interval_seconds`, and given `timeout_seconds` to be answered.
-        `exit_seconds` bound the wait of a `flush` and of the program's end, and `queue_bytes` what
-        waits to be sent. `flush_at_sigterm` has a SIGTERM for which the program has no handler
-        of its own end it after a flush; None asks for that where uvicorn is imported. Raises
-        ValueError for what can never work.
+        `token_file` is reread for each batch. A batch is sent at `batch_logs` logs, or when its
+        first log has waited `interval_seconds`, and must be answered within `timeout_seconds`.
+        `exit_seconds` bound the wait of a `flush` and of the program's end, `queue_bytes` the size
+        of the queue. With `flush_at_sigterm`, a SIGTERM that the program does not handle ends it
+        after a flush; None means: if uvicorn is imported. Raises ValueError for arguments that
+        can never work.
         """
         super().__init__()
         if not (project_id and service):
@@ -137,12 +137,12 @@ class AstraLogHandler(logging.Handler):
 
     @property
     def stored(self) -> int:
-        """Logs that the service has answered 200 for."""
+        """Logs that the service has stored."""
         return self._sender.stored
 
     @property
     def rejected(self) -> int:
-        """Logs that were given up because the service rejected them."""
+        """Logs that were dropped because the service rejected them."""
         return self._sender.rejected
 
     @property
@@ -175,9 +175,9 @@ class AstraLogHandler(logging.Handler):
                 self.handleError(record)
 
     def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]
-        """Send what is queued at once, and return whether all of it was answered in time.
+        """Send all queued logs at once, and return whether all were answered in time.
 
-        `timeout` is in seconds, `exit_seconds` where it is None.
+        `timeout` is in seconds; None means `exit_seconds`.
         """
         is_settled = self._sender.flush(self._exit_seconds if timeout is None else timeout)
         if timeout is None and not is_settled:
@@ -185,20 +185,20 @@ class AstraLogHandler(logging.Handler):
         return is_settled
 
     def close(self) -> None:
-        """Send what is queued, within `exit_seconds`, and end; what is left is dropped."""
+        """Send the queued logs within `exit_seconds`, and end; the rest is dropped."""
         if time.monotonic() - self._timed_out_at > self._exit_seconds:
             self.flush()  # at exit, logging has just done so; a second wait would be in vain
         self._sender.close()
         super().close()
 
     def _flush_at_end_of_child(self) -> None:
-        """Have multiprocessing flush: its children end without what `atexit` knows."""
+        """Let multiprocessing flush: its children end without the functions of `atexit`."""
         multiprocessing = sys.modules.get("multiprocessing")
         if multiprocessing and multiprocessing.parent_process():
             multiprocessing.util.Finalize(None, self.flush, exitpriority=-1)
 
     def _start_anew(self) -> None:
-        """Leave what is queued, and the connection, to the parent process."""
+        """Leave the queued logs and the connection to the parent process."""
         self._timed_out_at = -math.inf
         parent, self._sender = self._sender, self._make_sender()
         self._sender.queue.is_closed = parent.queue.is_closed
@@ -206,10 +206,10 @@ class AstraLogHandler(logging.Handler):
 
 
 def _flush_at_sigterm() -> None:
-    """Take SIGTERM, unless the program has a handler of its own by now, or this is no main thread.
+    """Handle SIGTERM, unless the program does so already, or this is not the main thread.
 
-    uvicorn has its own while it runs, and when it has shut down, it sets back the one that it found
-    and raises the signal anew. The usual action would end the process there, without `atexit`.
+    uvicorn handles it while it runs; after its shutdown it restores the previous handler and raises
+    the signal again. The default action would end the process there, without `atexit`.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -218,7 +218,7 @@ def _flush_at_sigterm() -> None:
 
 
 def _flush_and_end(number: int, frame: object) -> None:
-    """End as the signal would have done, but after a flush; a second one does not wait for it."""
+    """Flush, then end by the same signal; a second signal does not wait for the flush."""
     signal.signal(number, signal.SIG_DFL)
     for handler in list(_handlers):
         with suppress(Exception):
@@ -227,9 +227,9 @@ def _flush_and_end(number: int, frame: object) -> None:
 
 
 class _MessageFormatter(logging.Formatter):
-    """Takes the message alone: all else is in fields of its own.
+    """Formats only the message, since everything else has its own field.
 
-    A handler without a formatter is given one by `logging.basicConfig`.
+    `logging.basicConfig` sets a formatter on handlers without one.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -297,16 +297,16 @@ class _Encoder:
 
 
 def _to_text(value: Any) -> str:
-    """Return something to read for a value that JSON does not have; never raise."""
+    """Return a readable text for a value without a JSON form; never raise."""
     with suppress(Exception):
         return repr(value) if isinstance(value, BaseException) else str(value)
     return f"<{type(value).__name__}>"
 
 
 class _Queue:
-    """Logs that wait to be sent, and how many of them have been dealt with.
+    """Logs that wait to be sent, and the number of settled ones.
 
-    Its lock may be taken again by the thread that holds it: a signal's handler may log anywhere.
+    Its lock is reentrant, since a signal handler may log at any point.
     """
 
     def __init__(self, batch_logs: int, interval_seconds: float, max_bytes: int) -> None:
@@ -340,7 +340,7 @@ class _Queue:
             return True
 
     def take(self) -> list[str]:
-        """Return the logs of the next batch once it is due, none where the queue was closed."""
+        """Return the logs of the next batch once it is due; none if the queue was closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._logs or self.is_closed)
             rest = self._oldest_at + self._interval_seconds - time.monotonic()
@@ -370,13 +370,13 @@ class _Queue:
         return self.is_closed or self._settled >= self._queued
 
     def settle(self, logs: int) -> None:
-        """Note that logs need not be sent any more."""
+        """Record that logs are settled."""
         with self._changed:
             self._settled += logs
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
-        """Have what is queued sent at once; return whether it was settled in time."""
+        """Request all queued logs at once; return whether they were settled in time."""
         with self._changed:
             asked = self._flushed = self._queued
             self._is_hurried = self._settled < asked
@@ -395,7 +395,7 @@ class _Queue:
         return was_hurried
 
     def close(self) -> int:
-        """Take and give nothing more; return how many logs are dropped by that."""
+        """Close the queue in both directions; return the number of dropped logs."""
         with self._changed:
             left = 0 if self.is_closed else self._queued - self._settled
             self.dropped += left
@@ -406,20 +406,20 @@ class _Queue:
 
 
 class _Batch:
-    """Logs, with the key and the body that are the same with every try."""
+    """Logs, with the key and the body that stay the same for each try."""
 
     def __init__(self, logs: list[str]) -> None:
         self.logs = logs
         self.key = f'"{secrets.token_hex(16)}"'
 
     def body(self) -> bytes:
-        """Return what is sent, to the byte the same at any time."""
+        """Return the body, the same bytes each time."""
         text = '{"logs":[' + ",".join(self.logs) + "]}"
         return gzip.compress(text.encode("ascii"), GZIP_LEVEL, mtime=0)
 
 
 class _Answer(NamedTuple):
-    """What the service says to a batch; `content` is empty where that is no JSON object."""
+    """The response to a batch; `content` is empty if that is not a JSON object."""
 
     status: int
     retry_after: str | None
@@ -427,28 +427,28 @@ class _Answer(NamedTuple):
 
     @property
     def is_accepted(self) -> bool:
-        """Whether AstraLog said so, and not a proxy or a page in its place."""
+        """Whether AstraLog responded, and not a proxy or another page."""
         return self.status == 200 and self.content.get("status") == "accepted"
 
     @property
     def is_final(self) -> bool:
-        """Whether the same batch would get the same answer again."""
+        """Whether a retry of the batch would get the same response."""
         return 400 <= self.status < 500 and self.status not in RETRIED_STATUSES
 
     @property
     def is_divisible(self) -> bool:
-        """Whether a part of the batch may be taken where the whole is not."""
+        """Whether a part of the batch may be accepted although the whole is not."""
         return self.status == 413 or self.content.get("code") in LOG_CODES
 
     def invalid_logs(self, count: int) -> Collection[int]:
-        """Return which of the batch's logs the answer names as invalid."""
+        """Return the indexes of the logs that the response names as invalid."""
         errors = self.content.get("errors")
         logs = errors.get("logs") if isinstance(errors, dict) and self.status == 400 else None
         numbers = {str(number): number for number in range(count)}
         return {numbers[key] for key in logs if key in numbers} if isinstance(logs, dict) else ()
 
     def retry_after_seconds(self) -> float:
-        """Return how long to wait at least. Source: RFC 9110, 10.2.3."""
+        """Return the least wait in seconds. Source: RFC 9110, 10.2.3."""
         text = self.retry_after or ""
         try:
             seconds = float(text) if text.isdigit() else _seconds_until(text)
@@ -470,7 +470,7 @@ def _seconds_until(date: str) -> float:
 def _token_reader(
     token: str | None, token_file: str | os.PathLike[str] | None
 ) -> Callable[[], bytes]:
-    """Return what returns the token, or raises OSError or ValueError where its file has none."""
+    """Return a function that returns the token; it raises OSError or ValueError without one."""
     if token is not None and token_file is None:
         return partial(_check_token, _check_token(token.encode()))
     if token_file is not None and token is None:
@@ -491,7 +491,7 @@ def _check_token(token: bytes) -> bytes:
 
 
 class _Connection:
-    """A connection to the service, kept alive and made anew where it broke."""
+    """A connection to the service, kept alive and reopened if it broke."""
 
     def __init__(
         self,
@@ -519,7 +519,7 @@ class _Connection:
     def post(self, batch: _Batch, seconds: float) -> _Answer:
         """Send a batch once, within `seconds` at most.
 
-        Raises OSError, HTTPException or ValueError where there is no answer, or no token.
+        Raises OSError, HTTPException or ValueError without a response or a token.
         """
         headers = {
             "Authorization": self._read_token(),
@@ -551,7 +551,7 @@ class _Connection:
             self._file = self._file_of_descriptor()
 
     def _file_of_descriptor(self) -> tuple[int, int] | None:
-        """Return what tells the descriptor's file from any other, None where nothing does."""
+        """Return an identity of the descriptor's file, None if there is none."""
         sock = self._http.sock
         try:
             status = os.fstat(sock.fileno()) if sock else None
@@ -560,9 +560,9 @@ class _Connection:
         return (status.st_dev, status.st_ino) if status else None
 
     def _is_lost(self) -> bool:
-        """Return whether somebody closed the descriptor, which may be of another file by now.
+        """Return whether the descriptor was closed, and may belong to another file by now.
 
-        A program that becomes a daemon closes all that it finds open, and its next file, or its
+        A program that becomes a daemon closes all open descriptors, and its next file, or its
         connection to a database, gets the number.
         """
         return self._file is not None and self._file != self._file_of_descriptor()
@@ -574,7 +574,7 @@ class _Connection:
         except (BrokenPipeError, ConnectionResetError):
             if self._http.sock is None:
                 raise
-            # The answer may be there all the same: a body too large is not read to its end.
+            # The response may be there anyway: a body that is too large is not read to its end.
         response = self._http.getresponse()
         raw = response.read(ANSWER_BYTES)
         if not response.isclosed():
@@ -595,7 +595,7 @@ class _Connection:
     def abandon(self) -> None:
         """Close this process's copy of a connection that its parent may be using.
 
-        The descriptor alone: the objects around it may be locked by a thread that is not here.
+        Only the descriptor: the objects around it may be locked by a thread of the parent.
         """
         sock = self._http.sock
         if sock and not self._is_lost():
@@ -604,14 +604,14 @@ class _Connection:
 
 
 class _Sender:
-    """Sends what is queued, one batch after another, from a thread that starts with the first."""
+    """Sends queued batches one after another, from a thread that starts with the first."""
 
     def __init__(self, queue: _Queue, connection: _Connection) -> None:
         self.queue = queue
         self.stored = self.rejected = 0
         self.thread_id = 0  # of the thread that sends
         self._connection = connection
-        self._batches: list[_Batch] = []  # what was taken from the queue, the next one last
+        self._batches: list[_Batch] = []  # taken from the queue, the next one last
         self._tries = 0
         self.thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -620,9 +620,9 @@ class _Sender:
         self._reported_dropped = 0
 
     def start(self) -> bool:
-        """Start the thread if there is none; return whether that was done.
+        """Start the thread if there is none; return whether it was started.
 
-        None can be started at the interpreter's end; `flush` sends then. Up to Python 3.11, the
+        At the interpreter's end no thread can be started, so `flush` sends. Up to Python 3.11, the
         attempt would never return (cpython#87950).
         """
         if sys.is_finalizing() or not self._starting.acquire(blocking=False):
@@ -639,7 +639,7 @@ class _Sender:
             self._starting.release()
 
     def flush(self, seconds: float) -> bool:
-        """Return whether all that is queued was answered in time."""
+        """Return whether all queued logs were answered in time."""
         until = time.monotonic() + seconds
         if self.thread is None and self._starting.acquire(blocking=False):
             try:
@@ -651,13 +651,13 @@ class _Sender:
         return self.queue.flush(max(until - time.monotonic(), 0))
 
     def _send_here(self, until: float) -> None:
-        """Do what the thread would, which cannot be started."""
+        """Send in place of the thread, which cannot be started."""
         self.thread_id = threading.get_ident()
         while not self.queue.is_settled and time.monotonic() < until:
             self._step_safely(until)
 
     def close(self) -> None:
-        """End the thread, and drop what is left."""
+        """End the thread, and drop the remaining logs."""
         left = self.queue.close()
         if left:
             self._report("closed", f"logs not stored before the end: {left}")
@@ -667,15 +667,15 @@ class _Sender:
             self._connection.close()
 
     def report_dropped(self) -> None:
-        """Say that a log came after the end; the thread says it of those that do not fit."""
+        """Report a log that arrived after the end; the thread reports those that do not fit."""
         if self.queue.is_closed:
             self._report("closed", "logs dropped, they came after the end")
 
     def abandon(self) -> None:
-        """Send nothing more, without touching what another process's thread may have locked.
+        """Stop sending, without any lock that a thread of another process may hold.
 
-        There is no such thread here, but where gevent made a greenlet of it, which a fork copies:
-        that waits from now on, since `threading` no longer knows it and would not let it end.
+        The thread does not exist in this process, unless gevent made it a greenlet, which a fork
+        copies: that one waits from now on, since `threading` would not let it end.
         """
         self._is_abandoned = True
         self.queue.is_closed = True
@@ -690,14 +690,14 @@ class _Sender:
             threading.Event().wait()
 
     def _step_safely(self, until: float = math.inf) -> None:
-        """Have an error that nothing foresaw cost one batch, not all that follow."""
+        """Limit an unexpected error to one batch."""
         try:
             self.step(until)
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {error}")
 
     def step(self, until: float = math.inf) -> None:
-        """Send one batch once it is due, and wait where it must be sent again."""
+        """Send one batch once it is due, and wait before a retry."""
         if self.queue.dropped > self._reported_dropped:
             self._reported_dropped = self.queue.dropped
             self._report(
@@ -716,7 +716,7 @@ class _Sender:
             self._settle(answer, until)
 
     def _settle(self, answer: _Answer, until: float) -> None:
-        """Do with the batch what the answer to it asks for."""
+        """Settle, split, drop or retry the batch according to its response."""
         logs = self._batches[-1].logs
         invalid = answer.invalid_logs(len(logs))
         half = len(logs) // 2
@@ -741,7 +741,7 @@ class _Sender:
         self.stored += logs
 
     def _replace(self, *parts: list[str]) -> None:
-        """Go on with what is left of the batch, perhaps nothing."""
+        """Continue with the rest of the batch, if any."""
         batch = self._batches.pop()
         self._batches += [_Batch(logs) for logs in reversed(parts) if logs]
         self._tries = 0
