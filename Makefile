@@ -137,6 +137,29 @@ token: ## Print a strong token for the tokens file
 wheel: install ## Build the wheel in dist/; `pip install` it, and `astralog serve` starts the service
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
+# Interpreters from 3.11 on, those of pyenv included, that test-wheel installs the wheel with.
+WHEEL_PYTHONS ?= $(shell for p in $(addprefix $$HOME/.pyenv/versions/,3.1[1-9].*/bin/python3) \
+	$(addprefix /usr/bin/python,3.11 3.12 3.13 3.14); do test -x $$p && echo $$p; done)
+
+.PHONY: test-wheel
+test-wheel: $(VENV)/.installed-dev ## Install the wheel on every Python of this machine; needs the internet
+	WHEEL_PYTHONS="$(WHEEL_PYTHONS)" $(BIN)/pytest -rs -k every_python tests/functional/test_wheel.py
+
+# A root directory of this Debian release, in which test-deb boots systemd; made when it is missing.
+DEB_ROOT ?= /var/tmp/astralog-debian-root
+
+$(DEB_ROOT):
+	debootstrap --include=systemd-sysv,dbus,debconf,python3 \
+		$$(. /etc/os-release && echo $$VERSION_CODENAME) $@ http://deb.debian.org/debian
+
+.PHONY: test-deb
+test-deb: deb $(VENV)/.installed-dev $(DEB_ROOT) ## Install, upgrade and remove the package in a container; as root
+	DEB_ROOT=$(DEB_ROOT) $(BIN)/pytest -p no:cacheprovider -rs tests/functional/test_debian_package.py
+
+.PHONY: deb
+deb: ## Build dist/astralog_*.deb for the Debian release that this runs on
+	deploy/debian/build
+
 .PHONY: format
 format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,6 @@
 """The wheel works by itself: installed anywhere, `astralog serve` starts the service."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(packages)
     )
     return directory / "bin"
+
+
+#: Other interpreters to install the wheel with, from the index: `make test-wheel` sets these.
+PYTHONS = os.environ.get("WHEEL_PYTHONS", "").split()
 
 
 class InstalledService(Service):
@@ -118,3 +123,24 @@ def test_the_command_is_quick_to_say_what_it_does(installed: Path) -> None:
     loaded = run(python, "-I", "-c", script).split()
     assert not {"flask", "gunicorn", "gevent", "msgspec"} & set(loaded)
     assert {"serve", "token"} <= set(run(installed / "astralog", "--help").split())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "python",
+    PYTHONS
+    or [pytest.param("", marks=pytest.mark.skip("NOT TESTED: other Pythons; use make test-wheel"))],
+)
+def test_wheel_serves_on_every_python(tmp_path: Path, wheel: Path, python: str) -> None:
+    """With the locked dependencies it stores, serves its docs page and passes its own check."""
+    run(python, "-m", "venv", tmp_path / "venv")
+    pip = (tmp_path / "venv" / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--require-hashes", "-r", ROOT / "requirements" / "base.lock")
+    run(*pip, "--no-deps", wheel)
+    with InstalledService(tmp_path, tmp_path / "venv" / "bin") as service:
+        assert 200 == service.drain(make_batch("a")).status
+        assert b"AstraLog" in service.request("GET", "/docs").raw
+        url = "http://{}:{}".format(*service.address)
+        run(tmp_path / "venv" / "bin" / "astralog", "check", "--read-only", url)
+        assert 0 == service.stop()
+        assert ["a"] == [log["message"] for log in service.logs()]
