@@ -64,7 +64,7 @@ class DiskThreads:
             self._pool.spawn(self._run)
 
     def call(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Return what the function returns in a thread, or raise what it raises."""
+        """Call the function in a thread; return its result or raise its exception."""
         waiter: Waiter[Result] = Waiter()
         self._calls.put((waiter, function, args))
         result: Result = waiter.get()
@@ -204,7 +204,7 @@ class CommitQueue:
         self._helpers.spawn(run_forever, maintain_keys, log, "maintenance of the keys failed")
 
     def stop(self, timeout_seconds: float) -> None:
-        """Store what is queued, seal the segments and end the drain pool.
+        """Store the queued batches, seal the segments and end the drain pool.
 
         Batches that cannot be stored in time are rejected.
         """

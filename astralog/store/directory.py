@@ -36,7 +36,7 @@ _OVERFLOW = 0x4000
 
 _MASK = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | _ATTRIBUTES | _ONLY_A_DIRECTORY
 
-#: An event without its name: the watch, what happened, a cookie, and the bytes of the name.
+#: An event without its name: the watch, the mask, a cookie, and the bytes of the name.
 _EVENT = struct.Struct("iIII")
 
 #: Bytes of events that are read at once, for some 200 names.

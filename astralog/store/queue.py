@@ -32,7 +32,7 @@ ALONE_SHARE = 3
 
 
 class MemoryBudget:
-    """A budget of `limit` bytes, from which each request reserves what it holds.
+    """A budget of `limit` bytes, from which each request reserves its memory.
 
     While `are_tokens_several`, none of them may hold more than TOKEN_SHARE of it.
     """

@@ -368,8 +368,8 @@ class Storage(SegmentWriter):
     ) -> Cause | None:
         """Append a commit group; return None when it is stored, else why it is rejected.
 
-        `write_ahead` is called before the first byte is written; what it raises, this raises, and
-        nothing is stored.
+        `write_ahead` is called before the first byte is written. Its exceptions are raised, except
+        OSError and MemoryError, and nothing is stored then.
         """
         try:
             self._check_free(sum(map(len, buffers)))

@@ -23,7 +23,7 @@ _OFFSET_BYTES = 7
 
 
 class Key(NamedTuple):
-    """A client's key and what it was sent with, as digests of 128 bits.
+    """A client's key and the body sent with it, as digests of 128 bits.
 
     `token` is the token's name. `digest` is the start of the SHA-256 of the token's own SHA-256 in
     hex, a colon and the key. `body` is the XXH3 of the decompressed body and its context, which
