@@ -47,7 +47,7 @@ QUICK_SECONDS = 1.0
 
 
 def main() -> int:
-    """Run what the command line asks for; 1 where an acknowledged log is not on the disk."""
+    """Run the selected benchmarks; return 1 if an acknowledged log is missing on disk."""
     options = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)

@@ -208,7 +208,7 @@ def checked_out(revision: str, directory: Path) -> Iterator[Revision]:
 
 
 def _programs(root: Path) -> Path:
-    """Return the programs of this environment if they are what the checkout locks, or install."""
+    """Return the programs of this environment if it has the locked versions, else install them."""
     if _lock(root) == _lock(ROOT):
         return Path(sys.executable).parent
     progress("its lock differs from this checkout's: installing its own environment")
@@ -219,7 +219,7 @@ def _programs(root: Path) -> Path:
 
 
 def _lock(root: Path) -> list[str]:
-    """Return what the service runs on, without comments; older revisions have it at the top."""
+    """Return the locked dependencies without comments; older revisions lock them at the top."""
     for path in (root / "requirements" / "base.lock", root / "requirements.lock"):
         if path.exists():
             return [line for line in path.read_text().splitlines() if "#" not in line]

@@ -1,4 +1,4 @@
-"""How evenly two workers share what is to be done, start after start."""
+"""How evenly two workers share a load, over many starts."""
 
 from bench.results import Shares
 from bench.runs import Runner, check_disk, progress
@@ -14,7 +14,7 @@ SECONDS = 1.0
 
 
 def compare(runner: Runner) -> list[Shares]:
-    """Start two workers again and again, and compare what each takes of a load."""
+    """Start two workers repeatedly, and compare their shares of a load."""
     results = []
     for batch, connections in SIZES:
         progress(f"shares of {WORKERS} workers: {batch} a batch, {connections} connections")

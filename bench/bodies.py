@@ -16,7 +16,7 @@ POOL_BODIES = 200
 #: Batches above this size are so large that one body makes the pool.
 POOL_LOGS = 500
 
-#: Logs rendered at once: what a client holds of a large body while it sends.
+#: Logs rendered at once: the part of a large body that a client holds while it sends.
 CHUNK_LOGS = 700
 
 SEQUENCE_DIGITS = 10
@@ -38,9 +38,9 @@ _MESSAGES = (
 
 
 class Template:
-    """A batch's request but for its sequence number, which stands in every log's `log_id`.
+    """A batch's request except its sequence number, which is in every log's `log_id`.
 
-    Where the head has a place for it, it stands there too.
+    If the head has a place for it, it is there too.
     """
 
     def __init__(self, body: bytes, logs: int, head: str) -> None:

@@ -46,7 +46,7 @@ class Client:
         self.send()
 
     def send(self) -> None:
-        """Send what the connection takes."""
+        """Send as much as the connection accepts."""
         try:
             while True:
                 if not self._rest:
@@ -62,7 +62,7 @@ class Client:
             self.is_sending = self.is_usable = False
 
     def receive(self) -> str | None:
-        """Return the answer when it is whole: its status, or what is wrong with it."""
+        """Return the complete response: its status, or its error."""
         try:
             data = self.socket.recv(65536)
         except BlockingIOError:

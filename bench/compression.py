@@ -1,4 +1,4 @@
-"""The runs of the compression: what it saves and costs, and what intake loses beside it."""
+"""The runs of compression: its savings, its cost, and its effect on intake."""
 
 import os
 import subprocess
@@ -81,7 +81,7 @@ def _write_segment(path: Path) -> None:
 
 
 def _link(segment: Path, data_dir: Path, count: int) -> None:
-    """Seal a segment under several names, older than what comes in."""
+    """Seal a segment under several names, older than new logs."""
     for number in range(count):
         os.link(segment, data_dir / f"{BACKLOG_PREFIX}0101T000000.{number:06d}Z-1.ndjson")
 

@@ -8,7 +8,7 @@ from bench.stored import Check
 
 @dataclass
 class Intake:
-    """What the service takes in beside another process that takes the CPU nobody else wants."""
+    """Intake next to another process that uses idle CPU."""
 
     logs_per_second: float
     p50_ms: float
@@ -36,7 +36,7 @@ class Compression:
 
     @property
     def checks(self) -> list[Check]:
-        """What was found on the disk after each load."""
+        """The checks of the disk after each load."""
         return [intake.check for intake in self.beside_compressor + self.beside_busy]
 
 

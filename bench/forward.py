@@ -214,7 +214,7 @@ def _paced_load(service: Service) -> float:
 
 @contextmanager
 def _idle(engine: ClickHouse, service: Service, is_beside: bool) -> Iterator[None]:
-    """Run a forward beside a service that seals no segment, where there is to be one."""
+    """Run a forward, if requested, next to a service that seals no segment."""
     if not is_beside:
         yield
         return

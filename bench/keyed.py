@@ -1,4 +1,4 @@
-"""What an idempotency key costs: the same batches with and without one, in turns."""
+"""The cost of an idempotency key: the same batches with and without one, in turns."""
 
 import statistics
 from collections.abc import Callable

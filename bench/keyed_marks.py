@@ -1,4 +1,4 @@
-"""The marks of what an idempotency key costs."""
+"""The targets for the cost of an idempotency key."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING

@@ -43,7 +43,7 @@ def keyed_requests(batch: int, token: str) -> list[bodies.Template]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to send: phases of so many seconds each, or so many requests in all where that is set.
+    """The load: phases of given seconds each, or a total number of requests if that is set.
 
     `pids` are the server's processes, whose CPU time is taken at the ends of each phase; `make`
     returns the requests for a number of logs and a token.
@@ -62,7 +62,7 @@ class Plan:
 
 @dataclass
 class Phase:
-    """What a phase measured; every request of it was answered or given up within it."""
+    """The measurements of a phase; each of its requests was answered or given up within it."""
 
     seconds: float = 0.0
     server_cpu: float = 0.0
@@ -79,7 +79,7 @@ class Phase:
 
 @dataclass
 class Outcome:
-    """What a load did: its phases, and which of its `sent` requests were not acknowledged."""
+    """The result of a load: its phases, and its unacknowledged requests among the `sent` ones."""
 
     phases: list[Phase]
     sent: int
@@ -116,7 +116,7 @@ class Load:
             self.close()
 
     def run_phase(self, seconds: float) -> Phase:
-        """Send for so many seconds, then wait for what is under way."""
+        """Send for so many seconds, then wait for open requests."""
         phase = Phase()
         self._serve_all(0.0, phase)  # what was closed since the last phase is renewed
         with self._measured(phase):
@@ -153,7 +153,7 @@ class Load:
         self._poll.register(client.socket, select.EPOLLIN)
 
     def _begin(self, client: Client) -> None:
-        """Send the next request, where there is one."""
+        """Send the next request, if there is one."""
         if self._plan.requests is not None and self.sent >= self._plan.requests:
             return
         template = self._templates[self.sent % len(self._templates)]
@@ -167,7 +167,7 @@ class Load:
             self._poll.modify(client.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def _serve_all(self, timeout: float, phase: Phase) -> None:
-        """Take and send what can be, or wait for it."""
+        """Receive and send as much as possible, or wait."""
         for fd, event in self._poll.poll(timeout):
             self._serve(self._clients[fd], event, phase)
 

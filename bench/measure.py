@@ -102,7 +102,7 @@ def disk_bytes_per_second(directory: Path, size: int) -> float:
 
 
 def machine() -> dict[str, str | int]:
-    """Describe what the figures were taken on."""
+    """Describe the machine of the figures."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -117,7 +117,7 @@ def machine() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with `-dirty` where more than the results differs."""
+    """Return the commit of the checkout, with `-dirty` if more than the results differs."""
     try:
         name = git("rev-parse", "--short=12", "HEAD").strip()
         changes = git("status", "--porcelain", "--", ".", ":!bench/results.*")
@@ -127,5 +127,5 @@ def commit() -> str:
 
 
 def git(*arguments: str) -> str:
-    """Run git in the checkout and return what it prints."""
+    """Run git in the checkout and return its output."""
     return subprocess.check_output(["git", *arguments], cwd=ROOT, text=True)

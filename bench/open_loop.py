@@ -1,7 +1,7 @@
-"""A load at fixed times, whether or not the service keeps up; run in a process of its own.
+"""A load at fixed times, whether or not the service keeps up; run in a separate process.
 
-A closed loop sends when it is answered: it keeps the service busy, and so hides what a request
-costs that comes alone, and how long one waits that comes while the service stands still.
+A closed loop sends after each response: it keeps the service busy, and so hides the cost of a
+single request, and the wait of one that arrives while the service is stalled.
 """
 
 import select
@@ -16,7 +16,7 @@ HEALTH_HEAD = "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def health_requests(batch: int, token: str) -> list[bodies.Template]:
-    """Return what a load balancer asks, which holds no logs."""
+    """Return the request of a load balancer, which has no logs."""
     return [bodies.Template(b"", 0, HEALTH_HEAD)]
 
 
@@ -53,7 +53,7 @@ class OpenLoop(Load):
             self._wait(pause, phase)
 
     def _wait(self, seconds: float, phase: Phase) -> None:
-        """Serve what comes within the time; epoll's own wait is in whole milliseconds."""
+        """Process events within the time; epoll's own wait is in whole milliseconds."""
         if select.select([self._poll], [], [], max(seconds, 0))[0]:
             self._serve_all(0, phase)
 

@@ -1,4 +1,4 @@
-"""What a sender sends that cannot write a log's fields: NDJSON, and a query that says the rest."""
+"""A sender that cannot write a log's fields: NDJSON, and a query for the rest."""
 
 import msgspec
 

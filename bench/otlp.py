@@ -1,4 +1,4 @@
-"""What OpenTelemetry's SDK sends: exports in protobuf, of calls of a logger with some extras."""
+"""Exports as of OpenTelemetry's SDK: protobuf, from calls of a logger with some extras."""
 
 import random
 from typing import Any
@@ -50,7 +50,7 @@ def _export(template: bodies.Template, chance: random.Random) -> bytes:
 
 
 def _record(log: dict[str, Any], time: int, chance: random.Random) -> LogRecord:
-    """Return a log of `bodies` as a record of about 340 bytes: what a handler knows of a call."""
+    """Return a log of `bodies` as a record of about 340 bytes: with the attributes of a handler."""
     metadata = log["metadata"]
     place = chance.randrange(len(_FUNCTIONS))
     attributes = {

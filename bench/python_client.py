@@ -1,4 +1,4 @@
-"""Measure the Python client: what a log costs the program, and how many arrive in a second.
+"""Measure the Python client: the cost of a log for the program, and logs per second.
 
 Run with the client importable: `PYTHONPATH=clients/python python -m bench.python_client`.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     print("{cpu}, {cores} cores, Linux {kernel}, Python {python}.\n".format(**machine))
     with tempfile.TemporaryDirectory() as name, Service(Path(name)) as service:
         url = f"http://127.0.0.1:{service.address[1]}"
-        print("| µs of the thread that logs | " + " | ".join(_handlers(url)) + " |")
+        print("| µs in the logging thread | " + " | ".join(_handlers(url)) + " |")
         print("|---|" + "---:|" * len(_handlers(url)))
         for label, log in LOGS.items():
             costs = [_cost(make(), log) for make in _handlers(url).values()]
@@ -46,11 +46,11 @@ def main() -> None:
 
 class _Nothing(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        """Do nothing: what is left is the cost of `logging` itself."""
+        """Do nothing, so that only the cost of `logging` itself remains."""
 
 
 def _handlers(url: str) -> dict[str, Callable[[], logging.Handler]]:
-    """Return what makes each handler that is measured."""
+    """Return a factory for each measured handler."""
     return {
         "logging itself": _Nothing,
         "AstraLogHandler": lambda: _astralog(url),

@@ -13,7 +13,7 @@ LIMITS_US = {
     (10_000, 100, "always"): 1100,
 }
 
-#: What two workers may take, in the CPU of one.
+#: The limit for two workers, as a factor of the CPU of one.
 WORKERS_FACTOR = 1.15
 
 HEADINGS = (
@@ -46,12 +46,12 @@ class Rate:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What it shares with a row of other workers."""
+        """The parameters that it shares with a row of other workers."""
         return self.logs_per_second, self.batch, self.sync
 
     @property
     def row(self) -> tuple[str, ...]:
-        """What the table says of it."""
+        """Its row of the table."""
         cpu_us = self.cpu_us_per_request
         return (
             f"{self.logs_per_second:,}" if self.batch else f"{self.logs_per_second:,} x /health",

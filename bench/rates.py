@@ -1,4 +1,4 @@
-"""Steady rates, far below what the service can take: what a request costs that comes alone."""
+"""Steady rates far below capacity: the cost of a single request."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Ratios of two revisions' figures, and what they prove on a machine that others use too."""
+"""Ratios of two revisions' figures, and their significance on a shared machine."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Ratios:
 
     @property
     def outcome(self) -> Outcome:
-        """What the median and its interval prove."""
+        """The significance of the median and its interval."""
         low, high = self.interval
         if self.is_more_better:
             middle, best, worst = 1 - self.median, 1 - high, 1 - low

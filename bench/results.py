@@ -157,7 +157,7 @@ class Results:
     forward: Forward | None = None
 
     def checks(self) -> list[Check]:
-        """Return what was found on the disk after each load."""
+        """Return the checks of the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         cells += [cell for cell in (self.options, self.otlp) if cell]
         cells += [cell for keyed in self.keyed for cell in keyed.plain + keyed.keyed]

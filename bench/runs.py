@@ -1,4 +1,4 @@
-"""The runs: start the service, put a load on it, and read what it did."""
+"""The runs: start the service, load it, and read its measurements."""
 
 import os
 import statistics
@@ -147,7 +147,7 @@ class Runner:
         return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=otlp.requests)
 
     def cell(self, batch: int, connections: int, workers: int = CELL_WORKERS, **plan: Any) -> Cell:
-        """Measure a load; `plan` is what it has beside the sizes."""
+        """Measure a load; `plan` has its parameters except the sizes."""
         with self.service(workers=workers) as service:
             outcome = self.load(service, batch, connections, [self.seconds], **plan)
             pids = service.worker_pids()
@@ -213,7 +213,7 @@ class Runner:
 
 
 def progress(text: str) -> None:
-    """Say on stderr what is being done."""
+    """Report the current step on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -236,9 +236,9 @@ def _cpu_us(phase: load.Phase, logs_per_request: int) -> float:
 
 
 def check_disk(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:
-    """Look at the disk while the service still runs: what it acknowledged needs no stop.
+    """Check the disk while the service still runs: acknowledged logs need no stop.
 
-    Where something was not acknowledged, it may still be about to be stored.
+    Unacknowledged batches may still be stored later.
     """
     progress("  checking the disk")
     if outcome.rejected or outcome.unanswered:

@@ -1,4 +1,4 @@
-"""What a directory of many sealed segments costs, retention and compression on, beside none.
+"""The cost of a directory of many sealed segments, with retention and compression, against none.
 
 They are compressed already, and new ones are sealed every 10 s, as is recommended for search.
 """
@@ -33,7 +33,7 @@ else:
 SEALED_SEGMENTS = 100_000
 SEALED_PREFIX = "2000"  # before any segment of the run
 
-#: The steady load: 1,000 logs a second, well below what one connection could send.
+#: The steady load: 1,000 logs per second, well below the capacity of one connection.
 REQUESTS_PER_SECOND = 100
 BATCH = 10
 CONNECTIONS = 8
@@ -41,7 +41,7 @@ CONNECTIONS = 8
 #: Times that the two sides are run, side by side.
 ROUNDS = 3
 
-#: Requests that one side gets before the other one's turn: what else the machine does hits both.
+#: Requests that one side gets before the other one's turn: other load of the machine affects both.
 TURN_REQUESTS = 50
 
 #: Limits that no segment exceeds, so that the retention looks at them and removes none.
@@ -51,7 +51,7 @@ FOR_SEARCH = {"segment_seconds": 10, "compress": "zstd"}
 #: The time of a phase in those of a cell of the table: a p99 takes many requests.
 LOAD_FACTOR, IDLE_FACTOR = 6, 2
 
-#: Seconds between two looks at what the service knows.
+#: Seconds between two polls of the service.
 LOOK_SECONDS = 0.25
 
 #: Seconds until an answer is given up.
@@ -88,7 +88,7 @@ def compare(directory: Path, executor: Executor, seconds: float) -> Segments:
 
 
 def _measure(directory: Path, executor: Executor, seconds: float) -> list[Beside]:
-    """Run a service of each kind and return what each did, the one in an empty directory first."""
+    """Run a service of each kind and return their results, the empty directory first."""
     (directory / "empty").mkdir()
     os.sync()  # what was left to the disk would hold up the syncs that are measured
     with ExitStack() as stack:

@@ -44,7 +44,7 @@ _decoder = msgspec.json.Decoder(_Log)
 
 @dataclass
 class Check:
-    """What is wrong on the disk, counted; all zero but `stored` when nothing is."""
+    """The errors on the disk, counted; all zero except `stored` without errors."""
 
     stored: int = 0  # well-formed lines
     malformed: int = 0  # lines that are no whole log
@@ -61,9 +61,9 @@ class Check:
 
 
 def check(paths: Iterable[Path], batch: int, outcome: Outcome) -> Check:
-    """Compare the files with what was sent, `batch` logs a request.
+    """Compare the files with the sent batches of `batch` logs.
 
-    A rejected batch may be there or not, but not in part; one without an answer may be that too.
+    A rejected batch is there whole or not at all; one without a response may be there in part.
     """
     result = Check()
     sent = outcome.sent
