@@ -75,7 +75,7 @@ def run(bench: Bench, rounds: int) -> Iterator[Row]:
 
 
 def _check_health(row: Row, service: Service) -> None:
-    """Check what must hold after any attack: no forged line, no traceback, no word of a token."""
+    """Check the files and the log after an attack: no forged line, no traceback, no token."""
     marked = make_batch("x") | {"logs": [make_log(metadata={"mark": MARK})]}
     if service.drain(marked).status != 200:
         row.fail("accepts nothing after the attack")
@@ -144,7 +144,7 @@ def _lie(bench: Bench, row: Row, service: Service) -> None:
 
 
 def _inflate(bench: Bench, row: Row, service: Service) -> None:
-    """Send what is dear to inflate, and look at what it costs the worker and everyone else."""
+    """Send decompression bombs, and measure their cost for the worker and other clients."""
     with watch_health(service, row):
         for what, coding, body, code in bombs():
             head = make_head(f"Content-Encoding: {coding}", f"Content-Length: {len(body)}")
@@ -165,7 +165,7 @@ def _chop(bench: Bench, row: Row, service: Service) -> None:
 
 
 def _cost(row: Row, service: Service, what: str, request: bytes) -> Answer | None:
-    """Send a request that must be rejected, and bound what it takes of the worker."""
+    """Send a request that must be rejected, and bound its cost for the worker."""
     (worker,) = service.worker_pids()
     memory, seconds = resident_bytes(worker), cpu_seconds([worker])
     start = time.monotonic()

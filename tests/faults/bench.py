@@ -1,4 +1,4 @@
-"""What every kind of fault needs: a place, chance, time, and the tally of what is stored."""
+"""Shared parts of all kinds: directory, randomness, time, and the tally of stored lines."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from tests.support.service import (
 
 
 class Bench:
-    """The place where a kind runs: a directory, a source of chance, and a deadline."""
+    """The environment of a kind: a directory, a source of randomness, and a deadline."""
 
     def __init__(self, directory: Path, seed: int, seconds: float, quiet: bool = False) -> None:
         self.directory = directory
@@ -52,7 +52,7 @@ class Bench:
 
 
 def read_lines(paths: Iterable[Path], row: Row) -> Counter[tuple[int, int]]:
-    """Count the stored lines by batch and line; what is no whole log of the load is noted."""
+    """Count the stored lines by batch and line; record other lines of the files."""
     lines: Counter[tuple[int, int]] = Counter()
     for path in one_form_each(paths):
         content = read_segment(path)
@@ -71,7 +71,7 @@ def read_lines(paths: Iterable[Path], row: Row) -> Counter[tuple[int, int]]:
 
 
 def tally(row: Row, load: Load, paths: Iterable[Path]) -> None:
-    """Add to the row what became of the load's batches."""
+    """Add the outcomes of the load's batches to the row."""
     lines = read_lines(paths, row)
     found = Counter(batch for batch, _ in lines)
     note_answers(row, load)
@@ -92,7 +92,7 @@ def tally(row: Row, load: Load, paths: Iterable[Path]) -> None:
 
 
 def note_answers(row: Row, load: Load) -> None:
-    """Add to the row how many batches were acknowledged, and what is wrong with the answers."""
+    """Add the acknowledged batches and the wrong responses to the row."""
     row.acknowledged += len(load.acknowledged) + len(load.keyed.acknowledged)
     row.keyed += len(load.keyed.acknowledged)
     row.sent_again += load.keyed.sent_again
@@ -104,7 +104,7 @@ def note_answers(row: Row, load: Load) -> None:
 
 
 def _tally_keyed(row: Row, load: KeyedLoad, lines: Counter[tuple[int, int]]) -> None:
-    """Add to the row what became of the batches with keys: each must be there whole, and once."""
+    """Add the outcomes of keyed batches to the row: each must be there whole, and once."""
     found = find_faults(load, lines)
     row.lost += len(found.lost)
     row.doubled += len(found.doubled)

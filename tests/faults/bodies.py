@@ -15,7 +15,7 @@ else:
 
 MIB = 1024 * 1024
 
-#: The largest body, and what the bombs inflate to.
+#: The largest body, and the decompressed size of the bombs.
 BODY_BYTES = 10 * MIB
 BOMB_BYTES = 100 * MIB
 
@@ -25,7 +25,7 @@ WINDOW_8_MIB = b"\x68"
 
 
 def lying_bodies() -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield bodies that must be rejected: what it is, its head and its bytes."""
+    """Yield bodies that must be rejected: name, head and bytes."""
     batch = json.dumps(make_batch("x")).encode()
     for length in ("5000", "-1", "+5", "5_0", "0x10", "1e3", "99999999999999999999", " ", "5 5"):
         yield f"Content-Length {length}", make_head(f"Content-Length: {length}"), batch
@@ -83,7 +83,7 @@ CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 
 def bombs() -> Iterator[tuple[str, str, bytes, str]]:
-    """Yield bodies that must be rejected: what it is, its coding, its bytes and the code."""
+    """Yield bodies that must be rejected: name, coding, bytes and code."""
     batch = json.dumps(make_batch("x")).encode()
     for name, (coding, compress) in CODINGS.items():
         sent = compress(batch)
@@ -113,7 +113,7 @@ def bombs() -> Iterator[tuple[str, str, bytes, str]]:
 
 
 def _broken_gzip(batch: bytes) -> Iterator[tuple[str, bytes, str]]:
-    """Yield what it is, bytes and the code. Source: RFC 1952, 2.3."""
+    """Yield name, bytes and code. Source: RFC 1952, 2.3."""
     sent = gzip.compress(batch)
     endless_name = b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (BODY_BYTES - 10)
     yield "a name without an end", endless_name, "invalid_encoding"
@@ -124,7 +124,7 @@ def _broken_gzip(batch: bytes) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _broken_zstd(batch: bytes) -> Iterator[tuple[str, bytes, str]]:
-    """Yield what it is, bytes and the code. Source: RFC 8878, 3.1."""
+    """Yield name, bytes and code. Source: RFC 8878, 3.1."""
     last_raw, last_byte = b"\x01\0\0", b"\x03\0\x10 "  # an empty block, and 128 KiB of spaces
     for power, exponent in ((14, "16 MiB"), (17, "128 MiB"), (31, "2 TiB")):
         frame = FRAME + bytes([power << 3]) + last_byte
@@ -149,7 +149,7 @@ def _broken_zstd(batch: bytes) -> Iterator[tuple[str, bytes, str]]:
 
 
 def honest() -> Iterator[tuple[str, str, bytes]]:
-    """Yield what a coding may be used for all the same, an empty batch: what it is and the rest."""
+    """Yield valid uses of a coding, with an empty batch: name and the rest."""
     batch = json.dumps({"logs": []}).encode()
     for name, (coding, compress) in CODINGS.items():
         yield f"{name}, honest", coding, compress(batch)

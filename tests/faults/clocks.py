@@ -15,7 +15,7 @@ from tests.support.tail import make_name
 
 MIB = 1024 * 1024
 
-#: What is kept, and is taken by old segments before a run; a run stores less.
+#: The size to keep, filled by old segments before a run; a run stores less.
 RETAIN_BYTES = 512 * MIB
 RETAIN_SECONDS = DAY = 86_400
 WEEK = 7 * DAY
@@ -88,7 +88,7 @@ def _names(service: Service) -> set[tuple[int, str]]:
 def _jump(bench: Bench, rounds: int, start: int) -> Row:
     """Set the clock days ahead and back for seconds, from a time that may be wrong at the start.
 
-    With retention by age and by size, which old segments exceed: what is stored meanwhile is young.
+    With retention by age and by size, which old segments exceed: logs stored meanwhile are young.
     """
     row = Row(f"clock jumps by days, {start // DAY:+} at the start, with retention")
     service = ShimmedService(

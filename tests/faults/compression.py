@@ -86,7 +86,7 @@ KILLS: dict[str, Kill] = {
 
 
 def _run(bench: Bench, what: str, rounds: int, kill: Kill) -> Row:
-    """Kill at random moments; what is followed meanwhile must be shown once, as it is stored."""
+    """Kill at random moments; `tail -f` must show each stored line once."""
     row = Row(what)
     directory = bench.make_directory()
     service = Service(
@@ -127,7 +127,7 @@ def _is_compressed(service: Service) -> bool:
 
 
 def _compare(row: Row, service: Service, tail: Tail) -> None:
-    """Hold what was followed against what is stored."""
+    """Compare the followed lines with the stored ones."""
     stored = Counter(_lines(service.files()))
     try:
         shown = Counter(tail.wait_for_lines(stored.total()))
@@ -144,12 +144,12 @@ def _lines(paths: list[Path]) -> Iterator[str]:
 
 
 def _fill(bench: Bench) -> Row:
-    """Leave no room for what is compressed, and make it again."""
+    """Leave no room for compressed segments, then free some."""
     row = Row("compression: disk full")
     directory = bench.make_directory()
     disk = directory / "disk"
     with mounts.small_disk(disk):
-        # What is open when the disk is full is sealed by its age, and waits to be compressed.
+        # Segments open on the full disk are sealed by age, and wait to be compressed.
         service = Service(
             disk,
             workers=2,

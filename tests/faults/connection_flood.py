@@ -157,9 +157,9 @@ def _check_descriptors(row: Row, worker: int, before: int, of_what: str = "") ->
 def _watch(
     service: Service, row: Row, seconds_at_most: float
 ) -> contextlib.AbstractContextManager[None]:
-    """Ask /health and send empty batches on new connections, and note what is slow.
+    """Poll /health and send empty batches on new connections, and record slow responses.
 
-    It is slow where the worker has computed for so long, not where it had to wait for the system.
+    The CPU time of the worker decides, not its wait for the system.
     """
     (worker,) = service.worker_pids()
 

@@ -1,4 +1,4 @@
-"""What a disk may hold after a power cut: a model that follows a trace of the shim.
+"""A model of the disk after a power cut, which follows a trace of the shim.
 
 POSIX promises the bytes of a file after its sync and the names of a directory after its own. All
 else may be there, in part or not at all: bytes that were appended read as zeros where they are
@@ -39,7 +39,7 @@ def read_trace(path: Path) -> list[Operation]:
 
 
 class File:
-    """One file: what of it is durable, and what was done since."""
+    """One file: its durable bytes, and later changes."""
 
     def __init__(self, name: str) -> None:
         self.durable = b""
@@ -82,7 +82,7 @@ class File:
 
 
 def _apply(content: bytearray, offset: int, data: bytes | None) -> None:
-    """Write, or truncate to the offset where there is no data."""
+    """Write, or truncate to the offset if there is no data."""
     if data is None:
         del content[offset:]
         return

@@ -230,7 +230,7 @@ def _move_away(bench: Bench, rounds: int) -> Row:
 
 
 def _delete(bench: Bench, rounds: int) -> Row:
-    """Delete the data directory; what is acknowledged once it is back must be there."""
+    """Delete the data directory; batches acknowledged after its return must be there."""
     row = Row("data directory deleted")
     service = Service(bench.make_directory(), workers=2, segment_bytes=100_000)
     with service:

@@ -1,4 +1,4 @@
-"""Kill and break everything on the way into ClickHouse, and count what its tables hold."""
+"""Kill and break everything on the way into ClickHouse, and count the rows of its tables."""
 
 import contextlib
 import subprocess
@@ -30,7 +30,7 @@ from tests.support.service import Service, wait_for
 #: Rounds on one set of data directories and tables, before these are tallied.
 ROUNDS_A_CAMPAIGN = 25
 
-#: Longest time between forward's start, or a round's, and what goes wrong in it.
+#: Longest time between the start of forward, or of a round, and the fault in it.
 LONGEST_PEACE_SECONDS = 0.5
 
 #: Seconds in which all must be delivered at the end.
@@ -132,7 +132,7 @@ def _finish(row: Row, world: World) -> None:
 
 
 def _note(row: Row, difference: Difference) -> None:
-    """Note in the row what is wrong in the tables."""
+    """Add the errors in the tables to the row."""
     row.lost += len(difference.lost)
     row.doubled += len(difference.doubled)
     row.forged += len(difference.foreign)
@@ -169,7 +169,7 @@ def _tally_acknowledged(row: Row, world: World) -> None:
 
 
 def _deliver_odd_values(bench: Bench, logs: int) -> Row:
-    """Send odd logs, one a batch, and hold the rows against what the service stored."""
+    """Send odd logs, one per batch, and compare the rows with the stored lines."""
     row = Row("forward: odd values")
     directory = bench.make_directory()
     with ClickHouse(directory / "clickhouse") as clickhouse:

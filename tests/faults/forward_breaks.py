@@ -1,4 +1,4 @@
-"""What goes wrong between the segments and the tables: nodes, an engine, and ways to break them."""
+"""Faults between the segments and the tables: nodes, an engine, and ways to break them."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from tests.support.service import Service, wait_for
 
 NODES = 2
 
-#: Seconds that a client waits between two batches, so that what is stored can be checked.
+#: Seconds that a client waits between two batches, so that stored lines can be checked.
 PACE_SECONDS = 0.04
 
 #: Little, so that many moments are in the midst of an insert.

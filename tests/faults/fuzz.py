@@ -37,7 +37,7 @@ PIECES = (
     *(b'{"logs":[]}', b'"metadata":{"a":{"b":[1,2.50,null]}}', b'"metadata":null'),
 )
 
-#: What stands where a value should.
+#: Replacements of values.
 VALUES = (
     *(b"NaN", b"Infinity", b"-Infinity", b"-0", b"-0.0", b"01", b"+1", b".5", b"1.", b"1e999"),
     *(b"1e-999", b"9" * 30, b"null", b"true", b"True", b"'x'", b"undefined", b'"\\ud83d"', b'""'),
@@ -49,7 +49,7 @@ TIMESTAMPS = (
     *("20240531T153045,5Z", "2024-152", "2024-05-31", "2016-12-31T23:59:60Z", "2024-05-31T24:00"),
     *("0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "1717120112345", "2020-W53-7"),
 )
-#: What queries ask for; half of the bodies come with none of it.
+#: Queries; half of the bodies have none.
 OPTIONS = (
     Options(moves_unknown=True),
     Options({"project_id": "p", "service": "s", "level": "l"}),
@@ -92,7 +92,7 @@ def run(bench: Bench, inputs: int) -> Iterator[Row]:
 
 
 def _valid(chance: random.Random) -> bytes:
-    """Return a valid log, with some of what logs may hold."""
+    """Return a valid log with random content."""
     log: dict[str, Any] = dict.fromkeys(FIELDS[:5], 'a\u00e9\u4f60\U0001f600"\\\n')
     log["timestamp"] = chance.choice(TIMESTAMPS)
     if chance.random() < 0.7:
@@ -139,12 +139,12 @@ def mutated(chance: random.Random, text: bytes) -> bytes:
 
 
 def decode(body: bytes, is_lines: bool, options: Options) -> Decoded:
-    """Return what is stored of a body, and what is left out of it."""
+    """Return the stored and the omitted logs of a body."""
     return (decode_lines if is_lines else decode_json)(body, make_context(options=options))
 
 
 def attempt(row: Row, body: bytes, decode_body: Callable[[], Decoded]) -> Decoded | None:
-    """Return what a body is decoded to, None where it is rejected; note an error of the service."""
+    """Return the decoded body, None if it is rejected; record an error of the service."""
     row.tried += 1
     try:
         decoded = decode_body()
@@ -194,7 +194,7 @@ def _valid_logs(body: bytes, is_lines: bool, invalid: Collection[int]) -> Iterat
 
 
 def _as_stored(log: dict[str, Any], options: Options) -> Any:
-    """Return what a log reads like from a segment file."""
+    """Return a log as it reads from a segment file."""
     kept = {name: value for name, value in log.items() if value is not None and name in FIELDS}
     unknown = {name: value for name, value in log.items() if name not in FIELDS}
     if unknown:
@@ -229,7 +229,7 @@ def mutated_timestamp(chance: random.Random, text: str) -> str:
 
 
 def try_timestamp(row: Row, text: str) -> None:
-    """Check that what is stored has the one form, lies in years 1 to 9999, and stays the same."""
+    """Check that a stored timestamp has the one form, is in years 1 to 9999, and stays the same."""
     row.tried += 1
     try:
         stored = timestamps.normalise(text)

@@ -32,7 +32,7 @@ LIMITS = ("-timeout=10", "-rss_limit_mb=1024", "-max_len=8192", "-len_control=0"
 #: One in so many inputs is made anew rather than of one that reached new code.
 NEW_ONE_IN = 4
 
-#: What the standard library does not read as a time of day.
+#: Times of day that the standard library does not parse.
 _MIDNIGHT_OR_LEAP = re.compile(r"24(:?00){0,2}([.,]0+)?(?![:.,0-9])|..:?..:?60")
 
 _FRACTION = re.compile("[.,]([0-9]+)")
@@ -40,7 +40,7 @@ _FRACTION = re.compile("[.,]([0-9]+)")
 #: Inputs between two words of how many were taken.
 SHOWN_INPUTS = 100_000
 
-#: What was tried, for all kinds.
+#: The attempts of all kinds.
 ROW = Row("guided by coverage")
 
 
@@ -60,7 +60,7 @@ def try_body(body: bytes, is_lines: bool, has_options: bool) -> None:
 
 
 def _stored(body: bytes, is_lines: bool, options: Options) -> tuple[Batch, Any] | None:
-    """Return what is stored, and the numbers of the logs that are left out."""
+    """Return the stored lines, and the numbers of the omitted logs."""
     try:
         batch, invalid = fuzz.decode(body, is_lines, options)
     except Rejection:
@@ -69,7 +69,7 @@ def _stored(body: bytes, is_lines: bool, options: Options) -> tuple[Batch, Any] 
 
 
 def try_timestamp(data: bytes) -> None:
-    """Try a text as a timestamp; what is taken is the moment that the standard library reads."""
+    """Try a timestamp; an accepted one must be the moment that the standard library reads."""
     text = data.decode("utf-8", "surrogateescape")
     try:
         fuzz.try_timestamp(ROW, text)

@@ -169,7 +169,7 @@ def run(bench: Bench, bodies: int) -> Iterator[Row]:
 
 
 def flood(row: Row, service: Service, bodies: int, names: list[str]) -> None:
-    """Send bodies of the named shapes, all at once, and look at what that does to others."""
+    """Send bodies of the named shapes, all at once, and check the effect on other clients."""
     requests = [_request(SHAPES[name]) for name in names]
     (worker,) = service.worker_pids()
     service.drain({"logs": [make_log()]})
@@ -218,7 +218,7 @@ def _request(shape: Shape) -> bytes:
 
 
 def _look(row: Row, service: Service, worker: int) -> None:
-    """Ask /health and send a log, each on a new connection, and note what is slow."""
+    """Poll /health and send a log, each on a new connection, and record slow responses."""
     body = json.dumps({"logs": [make_log()]})
     headers = {"Authorization": TOKEN}
     for method, path in (("GET", "/health"), ("POST", "/v1/drain")):
@@ -234,7 +234,7 @@ def _look(row: Row, service: Service, worker: int) -> None:
 
 
 def main() -> int:
-    """Show for each shape, or for the one that is named, what 200 such bodies do to a worker."""
+    """Print the effect of 200 bodies of each shape, or of the named one, on a worker."""
     names = sys.argv[1:] or list(SHAPES)
     is_bad = False
     for name in names:

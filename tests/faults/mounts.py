@@ -57,7 +57,7 @@ def mount_ext4(path: Path) -> None:
 
 
 def fail_ext4(path: Path) -> None:
-    """Let the ext4 do what it does after an error that it cannot mend: it aborts its journal."""
+    """Make the ext4 abort its journal, as after an error that it cannot repair."""
     _run("mount", "-o", "remount,abort", path)
 
 

@@ -29,7 +29,7 @@ DEEPEST = 6
 
 
 def make_odd_log(source: random.Random, number: int) -> dict[str, Any]:
-    """Return a log that the service takes; its number is where the checks look for it."""
+    """Return a log that the service accepts, with its number for the checks."""
     metadata = {source.choice(WORDS): _value(source, 0) for _ in range(source.randrange(6))}
     return {
         "project_id": source.choice(WORDS) or "p",

@@ -46,7 +46,7 @@ OPTIONS = (
 
 INPUTS_PER_LOOK = 1000
 
-#: Sizes of what stands in a body again and again, to see what it costs.
+#: Sizes of the repeated content of a body.
 BODY_BYTES = 10 * 1024 * 1024
 
 #: MiB that the largest body may take of memory at most, whatever it holds.
@@ -72,7 +72,7 @@ def run(bench: Bench, inputs: int) -> Iterator[Row]:
 
 
 def valid_export(chance: random.Random) -> ExportLogsServiceRequest:
-    """Return an export with some of what exports may hold."""
+    """Return an export with random content."""
     values: list[Any] = ["x" * chance.randrange(200), "ä\U0001f600", 7, -(2**63), 2.5, True, b"\0"]
     values += [None, [1, ["a"], {"k": None}], {"a": {"b": [0.5]}}, float("nan")]
     records = [
@@ -110,7 +110,7 @@ def mutated(chance: random.Random, body: bytes) -> bytes:
 
 
 def try_body(row: Row, encoding: Encoding, body: bytes, options: Options) -> None:
-    """Check that what an export becomes is whole logs, and that no error is the service's."""
+    """Check that an export becomes whole logs, and that the service has no error."""
     decoded = fuzz.attempt(row, body, lambda: decode(encoding, body, make_context(options=options)))
     if not decoded:
         return
@@ -131,7 +131,7 @@ def _is_log(line: bytes) -> bool:
 
 
 def try_bombs() -> Row:
-    """Decode bodies of nothing but what takes most memory, or time, for its bytes."""
+    """Decode bodies of the content that needs the most memory or time for its size."""
     row = Row("OTLP bodies of the most expensive content: 10 MiB each")
     before = _peak_mib()
     for encoding, body in bombs():

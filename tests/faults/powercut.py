@@ -1,6 +1,6 @@
 """Power cuts: a run is recorded, and every disk that it may have left is recovered.
 
-What had a key is sent again then: what is on the disk must tell whether it was stored.
+Then keyed batches are resent: the disk must decide whether they were stored.
 """
 
 import errno
@@ -29,7 +29,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-#: Segments that are compressed before a power cut, where any are.
+#: Segments compressed before a power cut, in runs with compression.
 COMPRESSED_SEGMENTS = 5
 
 #: Every so many states one is given to the real service.
@@ -135,7 +135,7 @@ def _cut(
     states: int,
     may_double: bool,
 ) -> None:
-    """Follow the trace and, at `states` of its points, recover what may be there then."""
+    """Follow the trace and, at `states` of its points, recover a possible disk."""
     cuts = Counter(bench.random.randrange(1, len(operations) + 1) for _ in range(states))
     disk = Disk()
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -197,7 +197,7 @@ def _check(
     again: dict[int, int],
     may_double: bool,
 ) -> None:
-    """Note in the row what is not there as it should be; without a key it `may_double`."""
+    """Add missing and wrong lines to the row; batches without a key `may_double`."""
     lines = read_lines(sorted(data_dir.glob("*.ndjson*")), row)
     found = Counter(batch for batch, _ in lines)
     stored = acknowledged | again

@@ -29,7 +29,7 @@ _SIZE = re.compile(rb"\r\ncontent-length: ([0-9]+)\r\n", re.IGNORECASE)
 _RETRY = re.compile(rb"\r\nretry-after: [0-9]+\r\n", re.IGNORECASE)
 _REPLAYED = re.compile(rb"\r\nidempotency-replayed: true\r\n", re.IGNORECASE)
 
-#: What two tries of one batch may be answered, in any order.
+#: Valid responses to two tries of one batch, in any order.
 STORED, REPLAYED, IN_USE = "stored", "replayed", "in use"
 RIGHT = ([REPLAYED, STORED], [IN_USE, STORED])
 
@@ -93,13 +93,13 @@ class _Client:
         self.connection = connect_to(service, pid)
 
     def send(self, requests: list[bytes]) -> None:
-        """Send requests, of which some may be left unread where the service ends the connection."""
+        """Send requests; some may stay unread if the service closes the connection."""
         self._requests = requests
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.sendall(b"".join(requests))
 
     def read_answers(self) -> list[str]:
-        """Return the names of the answers; what was left unread is sent on a new connection."""
+        """Return the names of the responses; unread requests are resent on a new connection."""
         names = _read_answers(self.connection, len(self._requests))
         while len(names) < len(self._requests):
             self.connection.close()
@@ -117,7 +117,7 @@ def _make_request(number: int) -> bytes:
 
 
 def _read_answers(connection: socket.socket, count: int) -> list[str]:
-    """Return the names of so many answers; fewer where the connection ends."""
+    """Return the names of so many responses; fewer if the connection ends."""
     data = b""
     names: list[str] = []
     while len(names) < count:
@@ -138,7 +138,7 @@ def _read_answers(connection: socket.socket, count: int) -> list[str]:
 
 
 def _name(head: bytes) -> str:
-    """Return what an answer says; its head where the contract does not know it."""
+    """Return the name of a response; its head if the contract does not have it."""
     status = head[9:12]
     if status == b"200":
         return REPLAYED if _REPLAYED.search(head) else STORED
@@ -148,7 +148,7 @@ def _name(head: bytes) -> str:
 
 
 def _tally(row: Row, lanes: list[_Lane], lines: Counter[tuple[int, int]]) -> None:
-    """Add to the row what was answered, and what is there: each batch once."""
+    """Add the responses and the stored lines to the row: each batch once."""
     met = 0
     for lane in lanes:
         for number, answers in lane.answers.items():

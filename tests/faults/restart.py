@@ -1,6 +1,6 @@
 """A start of the service in this process: cheaper than a real one, so that there may be thousands.
 
-Without gunicorn, and with one worker; what of the store runs is the same.
+Without gunicorn, and with one worker; the store is the same.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def send_again_for_real(row: Row, service: Service, batches: Iterable[tuple[int,
 
 
 def recover(data_dir: Path) -> None:
-    """Let the service's own recovery seal what is open, unless it is about to do so."""
+    """Run the service's own recovery on open segments, unless it is about to run."""
     for path in data_dir.glob("*.open"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
             recovery.recover_file(path)

@@ -1,4 +1,4 @@
-"""What stands in the way of a seal, and background syncs that come too late."""
+"""Obstacles to a seal, and background syncs that fail."""
 
 import contextlib
 import errno
@@ -41,7 +41,7 @@ def _take_directory(bench: Bench, rounds: int) -> Row:
 
 
 def _take_names(bench: Bench, rounds: int) -> Row:
-    """Put a file where a segment is about to be sealed."""
+    """Put a file at the name of a segment that is about to be sealed."""
     row = Row("a sealed segment's name is taken")
     service = Service(bench.make_directory(), workers=2, segment_seconds=1)
     with under_load(bench, row, service) as load:
@@ -56,7 +56,7 @@ def _take_names(bench: Bench, rounds: int) -> Row:
 
 
 def _take_name(row: Row, path: Path) -> None:
-    """Put a file where an open segment is to be sealed, and see that it is not replaced."""
+    """Put a file at the sealed name of an open segment, and check that it is not replaced."""
     target = path.with_suffix("")
     with target.open("xb") as file:
         file.write(FOREIGN)
@@ -69,7 +69,7 @@ def _take_name(row: Row, path: Path) -> None:
 
 
 def _fail_background_sync(bench: Bench, rounds: int) -> Row:
-    """Lose what was acknowledged since the last good sync: no more than is told and counted."""
+    """Lose batches acknowledged since the last good sync: no more than are logged and counted."""
     row = Row("everysec: EIO on sync, pages lost")
     service = ShimmedService(bench.make_directory(), sync="everysec", segment_bytes=200_000)
     with service:

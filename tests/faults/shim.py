@@ -46,7 +46,7 @@ def compile_shim(directory: Path) -> Path:
 
 
 class Control:
-    """The memory through which running services are told what fails."""
+    """The shared memory that controls the faults of running services."""
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(bytes(8 * (CLOCK + 1 + SHARED)))

@@ -183,7 +183,7 @@ def _pids_of(groups: set[int]) -> list[int]:
 
 
 def _start_on_many(bench: Bench, segments: int) -> Row:
-    """Start where many segments lie, and orphans that end in half a line."""
+    """Start on many segments, and orphans that end in half a line."""
     row = Row(f"start on {segments:,} segments, {ORPHANS} orphans")
     service = Service(bench.make_directory(), workers=2)
     service.data_dir.mkdir()

@@ -62,7 +62,7 @@ def run(
     readers: int = READERS,
     sizes: Sequence[int] = HEAD_SIZES,
 ) -> Iterator[Row]:
-    """Let each kind come, by the thousand where it is about places and memory."""
+    """Run each kind, with thousands of connections if it is about connections and memory."""
     raise_open_files_limit()
     kinds: list[tuple[str, Callable[[Bench, Row], None]]] = [
         (
@@ -90,7 +90,7 @@ def run(
 
 
 def _flood_of_heads(connections: int, size: int, bench: Bench, row: Row) -> None:
-    """Let connections come that begin a head, and look at what they cost while they are there."""
+    """Open connections with the start of a head, and measure their cost."""
     head = _long_head(size)
 
     def arrive() -> Iterator[socket.socket]:

@@ -12,7 +12,7 @@ _START = f"POST /v1/drain HTTP/1.1\r\nHost: x\r\nAuthorization: {TOKEN}\r\n"
 
 
 def requests() -> Iterator[tuple[str, bytes]]:
-    """Yield what it is and the bytes: one request with a second hidden in or behind its body."""
+    """Yield name and bytes: one request with a second hidden in or after its body."""
     body = json.dumps(make_batch(POISON)).encode()
     hidden = f"{_START}Content-Length: {len(body)}\r\n\r\n".encode() + body
     chunked_end = b"0\r\n\r\n"
@@ -29,7 +29,7 @@ def requests() -> Iterator[tuple[str, bytes]]:
 
 
 def _doubtful_headers(hidden: int, end: int) -> dict[str, str]:
-    """Return header lines that give a body two ends, by what they are."""
+    """Return header lines that give a body two ends, by name."""
     chunked = "Transfer-Encoding: chunked"
     return {
         "CL.TE": f"Content-Length: {end + hidden}\r\n{chunked}\r\n",
@@ -58,7 +58,7 @@ def _doubtful_headers(hidden: int, end: int) -> dict[str, str]:
 
 
 def _doubtful_chunks(hidden: bytes) -> dict[str, bytes]:
-    """Return chunked bodies with an end in doubt, by what they are."""
+    """Return chunked bodies with an ambiguous end, by name."""
     return {
         "LF ends the chunk size": b"0\n\n" + hidden,
         "chunk size with 0x": b"0x0\r\n\r\n" + hidden,

@@ -1,4 +1,4 @@
-"""A disk whose syncs hang: what clients, health checks and the operator see meanwhile."""
+"""A disk whose syncs hang: the effect on clients, health checks and stops."""
 
 import contextlib
 import signal
@@ -28,7 +28,7 @@ LATE_SECONDS = 1.0
 HEALTH_SECONDS = 1.0
 HEALTH_SECONDS_AT_MOST = 60.0
 
-#: What a worker may take on top of what it took before the stall.
+#: Memory that a worker may add during the stall.
 MEMORY_BYTES = 64 * MIB
 
 #: Seconds in which SIGTERM ends the service, whatever the disk does.

@@ -64,7 +64,7 @@ class Flood:
         return self._send(self._hello())
 
     def send_garbage(self) -> socket.socket:
-        """Send what is no handshake."""
+        """Send bytes that are no handshake."""
         return self._send(next(self._garbage))
 
     def spoil_the_stream(self) -> socket.socket:
@@ -93,7 +93,7 @@ class Flood:
         return connection
 
     def _hello(self) -> bytes:
-        """Return what a client says first."""
+        """Return the first message of a client."""
         out = ssl.MemoryBIO()
         client = self._service.context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
         try:
@@ -142,7 +142,7 @@ def run(
 
 
 def _trickle(connection: socket.socket) -> None:
-    """Send a byte more, where a body is being sent."""
+    """Send one byte more of a body."""
     if isinstance(connection, ssl.SSLSocket):
         connection.send(b" ")
 
@@ -152,7 +152,7 @@ def _record(kind: bytes, data: bytes) -> bytes:
 
 
 def _garbage(hello: bytes, chance: random.Random) -> Iterator[bytes]:
-    """Yield what TLS does not begin with, nor go on with."""
+    """Yield bytes that neither begin nor continue TLS."""
     yield hello
     yield chance.randbytes(5000)
     yield HANDSHAKE + VERSION + b"\xff\xff" + chance.randbytes(70_000)  # longer than any may be

@@ -1,4 +1,4 @@
-"""Upgrades under load, and what becomes of a service beside the files of another version."""
+"""Upgrades under load, and a service among the files of another version."""
 
 import signal
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ from tests.support.load import Load
 
 
 class Fault(NamedTuple):
-    """`operation` ends in `outcome`, and where `also` is set, so does that, every time."""
+    """`operation` ends in `outcome`, and `also`, if set, every time."""
 
     what: str
     operation: str
