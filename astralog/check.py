@@ -265,7 +265,7 @@ def _send(deployment: Deployment, protocol: Protocol, project: str, message: str
 def _read_back(deployment: Deployment, project: str, message: str) -> str:
     """Poll for a log: behind one address, another node may answer than the one that stored it."""
     deadline = time.monotonic() + deployment.timeout_seconds
-    path = "/status/logs?" + urlencode({"q": message, "project": project}, quote_via=quote)
+    path = "/v1/search?" + urlencode({"q": message, "project": project, "n": 1}, quote_via=quote)
     while True:
         reply = deployment.request("GET", path)
         if reply.status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):

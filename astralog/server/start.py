@@ -347,7 +347,7 @@ Try it:
 
 Search:
 
-  {command} tail --data-dir {shlex.quote(str(data_dir))} --grep hello
+  {command} search --data-dir {shlex.quote(str(data_dir))} hello
 
 Status page, {page}, with this token:
 

@@ -274,7 +274,7 @@ def test_the_printed_command_works_as_pasted(tmp_path: Path) -> None:
         )
         assert (0, '{"status":"accepted"}') == (done.returncode, done.stdout)
         assert 1 == len(service.logs())
-        (command,) = (line for line in service.log().splitlines() if " tail " in line)
+        (command,) = (line for line in service.log().splitlines() if " search " in line)
         found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
         assert "Hello, AstraLog" in found.stdout
         assert (directory / "data" / "token").read_text().strip() not in service.log()

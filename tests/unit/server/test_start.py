@@ -123,8 +123,8 @@ def test_the_first_start_prints_a_command_to_try_it(
     assert 1 == encode_batch(arguments[-1].encode()).logs
     search, _, page = others.partition("Status page, ")
     assert shlex.split(search)[1:] == [
-        *("tail", "--data-dir", str(settings.data_dir.absolute())),
-        *("--grep", "hello"),
+        *("search", "--data-dir", str(settings.data_dir.absolute())),
+        "hello",
     ]
     assert page.startswith(target[-1].replace("/v1/drain", "/status"))
     assert shlex.split(page)[-1] == str(settings.data_dir.absolute() / "token")
