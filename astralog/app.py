@@ -26,6 +26,7 @@ from astralog.telemetry.families import (
 )
 from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
+from astralog.tokens_file import Scope
 
 
 @dataclass
@@ -97,7 +98,13 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:
         _add_status(app, settings, services)
-    service = Service(acceptor, rejections.note, queue.unavailable, settings.max_body_bytes)
+    service = Service(
+        acceptor,
+        rejections.note,
+        queue.unavailable,
+        settings.max_body_bytes,
+        lambda environ: tokens.authorize(environ, Scope.WRITE),
+    )
     views = protocols.create_views(service)
     app.wsgi_app = Dispatcher(app, views, tokens.origins)  # type: ignore[method-assign]  # as Flask documents it
     return app

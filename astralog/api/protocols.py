@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from astralog.api.dispatch import PlainView
 from astralog.api.responses import Note
@@ -12,13 +12,15 @@ from astralog.intake.acceptor import Acceptor
 class Service(NamedTuple):
     """What a protocol needs of the service.
 
-    `note` logs a rejection, and `unavailable` returns the code that would reject a batch now.
+    `note` logs a rejection, `unavailable` returns the code that would reject a batch now, and
+    `authorize` raises Rejection for a request whose token may not write.
     """
 
     acceptor: Acceptor
     note: Note
     unavailable: Callable[[], str | None]
     max_body_bytes: int
+    authorize: Callable[[dict[str, Any]], object]
 
 
 def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
@@ -36,4 +38,10 @@ def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
 
         return loki.create_view(service)
 
-    return {"services": load_hec, "loki": load_loki}
+    @cache
+    def load_elasticsearch() -> PlainView:
+        from astralog.api import elasticsearch  # noqa: PLC0415
+
+        return elasticsearch.create_view(service)
+
+    return {"services": load_hec, "loki": load_loki, "elasticsearch": load_elasticsearch}

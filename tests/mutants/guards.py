@@ -1598,4 +1598,11 @@ GUARDS: tuple[Guard, ...] = (
         "pass",
         ("tests/unit/intake/test_loki.py", "-k", "decide_the_project"),
     ),
+    Guard(
+        "the items of a bulk request are bounded",
+        "astralog.intake.elasticsearch:Bulk._add",
+        "if number > MAX_ITEMS:",
+        "if False:",
+        ("tests/unit/intake/test_elasticsearch.py", "-k", "malformed_action"),
+    ),
 )

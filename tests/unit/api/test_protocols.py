@@ -12,13 +12,16 @@ from astralog.settings import Settings
 client = create_app(Settings(data_dir=Path(sys.argv[1]), tokens="t")).test_client()
 client.get("/health")
 loaded = {name for name in sys.modules if name.startswith("astralog.")}
-for path, names in {"/services/collector": ["hec"], "/loki/api/v1/push": ["loki"]}.items():
-    for name in names:
-        assert f"astralog.intake.{name}" not in loaded, name
-        assert f"astralog.api.{name}" not in loaded, name
+protocols = {
+    "hec": "/services/collector",
+    "loki": "/loki/api/v1/push",
+    "elasticsearch": "/elasticsearch/_bulk",
+}
+for name, path in protocols.items():
+    for module in (f"astralog.intake.{name}", f"astralog.api.{name}"):
+        assert module not in loaded, module
     assert client.post(path).status_code in (401, 403)
-    for name in names:
-        assert f"astralog.intake.{name}" in sys.modules, name
+    assert f"astralog.api.{name}" in sys.modules
 assert "astralog.intake.foreign" not in loaded
 """
 

@@ -1,0 +1,175 @@
+"""/elasticsearch/: take what is sent to Elasticsearch's bulk, and answer what clients ask first.
+
+Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+from flask import Response
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+
+from astralog.api.dispatch import PlainView
+from astralog.api.protocols import Service
+from astralog.api.responses import add_allow, add_headers, as_rejection
+from astralog.errors import Rejection
+from astralog.intake.body import Environ
+from astralog.intake.elasticsearch import Bulk, Item
+
+PREFIX = "/elasticsearch"
+
+#: Parameters of the query: the service's own, and those of Elasticsearch that change nothing here.
+OPTIONS = ("project_id", "service", "level", "once")
+PARAMETERS = (
+    *OPTIONS,
+    *("pipeline", "refresh", "timeout", "filter_path", "error_trace", "pretty", "human"),
+    *("require_alias", "require_data_stream", "wait_for_active_shards", "routing"),
+    *("_source", "_source_includes", "_source_excludes", "list_executed_pipelines"),
+    *("include_source_on_error", "format", "type"),
+)
+
+#: The version that clients are told: they refuse one below their own.
+VERSION = "8.19.0"
+
+INFO = {
+    "name": "astralog",
+    "cluster_name": "astralog",
+    "cluster_uuid": "astralog",
+    "version": {
+        "number": VERSION,
+        "build_flavor": "default",
+        "build_type": "tar",
+        "build_snapshot": False,
+        "lucene_version": "9.12.2",
+        "minimum_wire_compatibility_version": "7.17.0",
+        "minimum_index_compatibility_version": "7.0.0",
+    },
+    "tagline": "You Know, for Search",
+}
+LICENSE = {"license": {"status": "active", "uid": "astralog", "type": "basic", "mode": "basic"}}
+HEALTH = {"cluster_name": "astralog", "status": "green", "timed_out": False, "number_of_nodes": 1}
+
+#: What clients ask or set up before they send, by the first segments of the path.
+HANDSHAKE: dict[str, Any] = {
+    "": INFO,
+    "_license": LICENSE,
+    "_xpack": LICENSE | {"features": {}},
+    "_cluster": HEALTH,
+    "_nodes": {"nodes": {}},
+    "_ilm": {"acknowledged": True},
+    "_index_template": {"acknowledged": True},
+    "_component_template": {"acknowledged": True},
+    "_template": {"acknowledged": True},
+    "_ingest": {"acknowledged": True},
+    "_data_stream": {"acknowledged": True},
+}
+
+TYPE_OF_CODE = {
+    "unauthorized": "security_exception",
+    "forbidden_project": "security_exception",
+    "forbidden_scope": "security_exception",
+    "not_found": "illegal_argument_exception",
+    "method_not_allowed": "illegal_argument_exception",
+    "rate_limited": "es_rejected_execution_exception",
+    "queue_full": "es_rejected_execution_exception",
+    "internal": "exception",
+}
+
+#: Items of a response that are encoded at once.
+ITEMS_PER_PIECE = 500
+
+HEADERS = {"X-Elastic-Product": "Elasticsearch"}
+
+_encode = msgspec.json.Encoder().encode
+
+
+def create_view(service: Service) -> PlainView:
+    """Return the view of every path below `/elasticsearch/`."""
+
+    def answer(environ: Environ) -> Response:
+        """Store the documents of a bulk request, or answer a handshake."""
+        path = environ["PATH_INFO"].removeprefix(PREFIX).strip("/")
+        index, _, name = path.rpartition("/")
+        if name == "_bulk" and "/" not in index:
+            if environ["REQUEST_METHOD"] not in ("POST", "PUT"):
+                raise MethodNotAllowed(["POST", "PUT"])
+            return _store(service, unquote(index), environ)
+        service.authorize(environ)
+        known = HANDSHAKE.get(path.partition("/")[0])
+        if known is None:
+            raise NotFound
+        return _respond(known, environ)
+
+    def reject(error: Exception, environ: Environ) -> Response:
+        """Answer an error in Elasticsearch's form."""
+        rejection = as_rejection(error, environ)
+        service.note(rejection, environ)
+        kind = TYPE_OF_CODE.get(rejection.code, "illegal_argument_exception")
+        cause = {"type": kind, "reason": f"{rejection.code}: {rejection.message}"}
+        body = {"error": {"root_cause": [cause], **cause}, "status": int(rejection.status)}
+        response = _respond(body, environ, rejection.status)
+        add_headers(response, rejection)
+        add_allow(response, error)
+        return response
+
+    return PlainView(answer, reject)
+
+
+def _store(service: Service, index: str, environ: Environ) -> Response:
+    started_at = time.monotonic()
+    bulk = Bulk(index)
+    try:
+        accepted = service.acceptor.accept(environ, bulk.decode, PARAMETERS)
+        invalid = accepted.decoded.invalid
+        if invalid and not accepted.is_replayed:
+            message = f"{invalid.count} documents are invalid; the others were stored"
+            service.note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
+    except Rejection as rejection:
+        if rejection.code != "invalid_batch" or not bulk.is_complete:
+            raise
+        service.note(rejection, environ)  # no document is valid: each has its result
+    took = int(1000 * (time.monotonic() - started_at))
+    head = {"took": took, "errors": any(item.type for item in bulk.items)}
+    pieces = _encode_items(_encode(head)[:-1] + b',"items":[', bulk.items)
+    return Response(pieces, content_type=_content_type(environ), headers=HEADERS)
+
+
+def _encode_items(head: bytes, items: list[Item]) -> Iterator[bytes]:
+    """Yield the response to a bulk request, piece by piece."""
+    made = secrets.token_urlsafe(9)
+    yield head
+    for start in range(0, len(items), ITEMS_PER_PIECE):
+        run = items[start : start + ITEMS_PER_PIECE]
+        results = [_result(item, f"{made}{start + n:08x}") for n, item in enumerate(run)]
+        yield (b"," if start else b"") + _encode(results)[1:-1]
+    yield b"]}"
+
+
+def _result(item: Item, made_id: str) -> dict[str, Any]:
+    result: dict[str, Any] = {"_index": item.index_name, "_id": item.document_id or made_id}
+    if item.type:
+        result |= {"status": item.status, "error": {"type": item.type, "reason": item.reason}}
+    else:
+        shards = {"total": 1, "successful": 1, "failed": 0}
+        result |= {"_version": 1, "result": "created", "_shards": shards, "_seq_no": 0}
+        result |= {"_primary_term": 1, "status": item.status}
+    return {item.action: result}
+
+
+def _respond(body: Any, environ: Environ, status: int = HTTPStatus.OK) -> Response:
+    content_type = _content_type(environ)
+    return Response(_encode(body), status, headers=HEADERS, content_type=content_type)
+
+
+def _content_type(environ: Environ) -> str:
+    """Return the type of a response: a client may ask for the one of its own version."""
+    accept = str(environ.get("HTTP_ACCEPT", ""))
+    for version in ("8", "9"):
+        if f"application/vnd.elasticsearch+json; compatible-with={version}" in accept.lower():
+            return f"application/vnd.elasticsearch+json;compatible-with={version}"
+    return "application/json"

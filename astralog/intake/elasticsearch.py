@@ -1,0 +1,209 @@
+"""Elasticsearch's bulk: turn the documents of a bulk request into the lines that are stored.
+
+Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk; docs/api.md says
+which member becomes which field.
+"""
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import msgspec
+
+from astralog.deadlines import in_turns
+from astralog.errors import Rejection
+from astralog.intake import timestamps
+from astralog.intake.decoder import Context, Decoded
+from astralog.intake.foreign import ForeignBatch, Members, as_text, read_members, slot, take_name
+from astralog.intake.logs import to_utf8
+from astralog.intake.schema import Log
+from astralog.intake.unix_time import parse_time
+
+#: Items of a bulk request: each has a result in the response. Beyond it: 413 `body_too_large`.
+MAX_ITEMS = 50_000
+
+#: Bytes of an index's name, as Elasticsearch limits them.
+MAX_INDEX_BYTES = 255
+
+#: Bytes that an item takes until its response is written.
+ITEM_BYTES = 200
+
+MESSAGES = ("message", "log", "msg")
+SERVICES = ("service.name", "service", "fields.service", "agent.name")
+LEVELS = ("log.level", "level", "severity")
+
+STORED = ("index", "create")
+ACTIONS = (*STORED, "update", "delete")
+
+ONLY_CREATE = "only write ops with an op_type of create are allowed in data streams"
+NO_INDEX = (
+    "index is missing: name it in the action or in the path, or put ?project_id=… into the URL, or "
+    "use a token bound to one project"
+)
+
+_NULL = msgspec.Raw(b"null")
+_encode = msgspec.json.Encoder().encode
+
+
+class Item(NamedTuple):
+    """The result of one action; a stored one has neither a type nor a reason of an error."""
+
+    action: str
+    index_name: str
+    document_id: str
+    status: int = HTTPStatus.CREATED
+    type: str = ""
+    reason: str = ""
+
+
+class InvalidItem(ValueError):
+    """A document cannot be stored, for a reason of one of Elasticsearch's types."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class Bulk:
+    """Decodes one bulk request, and keeps the result of each of its items."""
+
+    def __init__(self, index: str) -> None:
+        """`index` is that of the path, for actions that name none."""
+        self._index = index
+        self.items: list[Item] = []
+        #: Whether every item has its result.
+        self.is_complete = False
+
+    def decode(self, body: bytes, context: Context) -> Decoded:
+        """Return the batch of the valid documents; raises Rejection as a Decoder does."""
+        context = context._replace(options=context.options._replace(is_partial=True))
+        with slot(context, len(body)):
+            batch = ForeignBatch(body, body, context)
+            for action, source in _split(body):
+                self._add(action, source, batch)
+            if not self.items:
+                raise Rejection("invalid_batch", "request body is required")
+            self.is_complete = True
+            return batch.finish()
+
+    def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
+        number = len(self.items) + 1
+        action, members = _read_action(line, number)
+        if number > MAX_ITEMS:
+            message = f"The request has more than {MAX_ITEMS} items; send smaller ones."
+            raise Rejection("body_too_large", message)
+        if number % 1000 == 0:
+            batch.hold(1000 * ITEM_BYTES)
+        index = _text(members, "_index") or self._index
+        item = Item(action, index or batch.project, _text(members, "_id"))
+        try:
+            text = next(source, None) if action != "delete" else b""
+            if text is None:
+                raise Rejection(
+                    "invalid_json", "The bulk request must be terminated by a newline [\\n]"
+                )
+            if action not in STORED:
+                raise InvalidItem("illegal_argument_exception", ONLY_CREATE)
+            log = _make_log(text, item, batch)
+        except InvalidItem as error:
+            status = HTTPStatus.BAD_REQUEST
+            item = item._replace(status=status, type=error.kind, reason=str(error))
+            batch.reject("_schema", str(error))
+        else:
+            batch.expect(text)
+            batch.add(log, len(text))
+        self.items.append(item)
+
+
+def _split(body: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """Yield each action's line, with the lines after it, of which a document takes one."""
+    lines = in_turns(BytesIO(body))
+    for line in lines:
+        if line.strip():
+            yield line, lines
+
+
+def _read_action(line: bytes, number: int) -> tuple[str, Members]:
+    """Return the action of a line and its members; raises Rejection as Elasticsearch does."""
+    place = f"Malformed action/metadata line [{number}]"
+    try:
+        ((action, raw),) = read_members(line).items()
+        members = read_members(bytes(raw))
+    except ValueError:
+        message = f"{place}, expected an object with one of {', '.join(ACTIONS)}"
+        raise Rejection("invalid_json", message) from None
+    if action not in ACTIONS:
+        raise Rejection("invalid_json", f"{place}, found [{action[:100]}]")
+    return action, members
+
+
+def _text(members: Members, name: str) -> str:
+    return as_text(members[name]) if name in members else ""
+
+
+def _make_log(text: bytes, item: Item, batch: ForeignBatch) -> Any:
+    """Return the log of a document; raises InvalidItem."""
+    document = _read_document(text)
+    project = batch.project or item.index_name
+    if not project or len(item.index_name.encode(errors="replace")) > MAX_INDEX_BYTES:
+        raise InvalidItem("invalid_index_name_exception", NO_INDEX)
+    timestamp = _take_timestamp(document) or batch.arrival
+    message = _take_message(document)
+    if message is None:
+        message = text.strip().decode()
+    level = _find_name(document, LEVELS) or batch.level
+    service = _find_name(document, SERVICES) or batch.service
+    metadata: dict[str, Any] = document
+    if item.document_id:
+        metadata["_id"] = item.document_id
+    if batch.project and item.index_name and item.index_name != batch.project:
+        metadata["_index"] = item.index_name
+    return Log(project, timestamp, level, service, message, metadata or None)
+
+
+def _read_document(text: bytes) -> Members:
+    try:
+        if not text.isascii() and to_utf8(text) != text:
+            raise ValueError("Invalid UTF-8")
+        return read_members(text.strip())
+    except ValueError as error:
+        raise InvalidItem("document_parsing_exception", f"failed to parse: {error}") from None
+
+
+def _take_timestamp(document: Members) -> str:
+    """Remove @timestamp, and return it as it is stored; numbers are Unix times."""
+    raw = document.pop("@timestamp", _NULL)
+    if raw == _NULL:
+        return ""
+    text = as_text(raw)
+    try:
+        return (
+            parse_time(text) if text.isdecimal() and text.isascii() else timestamps.normalise(text)
+        )
+    except ValueError:
+        reason = f"failed to parse field [@timestamp] of type [date]: {text[:100]!r}"
+        raise InvalidItem("document_parsing_exception", reason) from None
+
+
+def _take_message(document: Members) -> str | None:
+    """Remove the first member for a message that is a text, and return it."""
+    for name in MESSAGES:
+        if name in document and bytes(document[name])[:1] == b'"':
+            return as_text(document.pop(name))
+    return None
+
+
+def _find_name(document: Members, names: tuple[str, ...]) -> str:
+    """Return the first name; one at the top is removed, one within an object stays there."""
+    for name in names:
+        if name in document:
+            if found := take_name(document, name):
+                return found
+            continue
+        outer, dot, inner = name.partition(".")
+        if dot and outer in document and bytes(document[outer])[:1] == b"{":
+            members = read_members(bytes(document[outer]))
+            if inner in members and (found := take_name(members, inner)):
+                return found
+    return ""
