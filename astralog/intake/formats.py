@@ -87,7 +87,7 @@ def find_format(body: bytes) -> Format:
         _envelope.decode(body)
     except msgspec.ValidationError:  # it has other members
         return OBJECTS
-    except ValueError:
+    except (ValueError, RecursionError):  # the decode of the batch reports it
         pass
     return BATCH
 

@@ -450,3 +450,11 @@ def test_every_parameter_is_known_to_the_query(name: str) -> None:
     """No parameter is listed that the query does not take."""
     value = {**CONSTANTS, "partial": "true", "dry_run": "true"}.get(name, "x")
     assert NO_OPTIONS != parse_options(f"{quote(name)}={value}")
+
+
+@pytest.mark.parametrize("query", ["unknown=metadata", "timestamp=now", "message_field=msg"])
+def test_deep_body_with_options_is_invalid_json(query: str) -> None:
+    """Nesting beyond the decoder's limit is the client's fault with any option."""
+    with pytest.raises(Rejection) as raised:
+        decode_json(b'{"logs":[' + b"[" * 100_000, make_context(options=parse_options(query)))
+    assert raised.value.code == "invalid_json"
