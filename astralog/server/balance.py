@@ -1,53 +1,59 @@
-"""How connections are shared out among the workers, which all accept from the same socket."""
+"""Share connections out among the workers, which all accept from the same socket.
+
+Each worker publishes its CPU load and its connections in shared memory. A worker leaves a waiting
+connection to another one with less load, and closes some busy connections after a request if its
+load stays higher, so that their clients connect anew. tests/functional/test_balance.py has the
+mark: the busiest of two workers uses at most 1.5 times the CPU of the other.
+"""
 
 import mmap
 import time
 from collections.abc import Iterator
 
-#: Workers that have a place of their own; any more share the last one.
+#: Workers with a separate place in the shared memory; further ones share the last place.
 MAX_WORKERS = 1024
 
-#: Seconds between two ticks, at which a worker tells the others its load.
+#: Seconds between two ticks, at which a worker publishes its load.
 TICK_SECONDS = 0.5
 
-#: A worker that did not tick for so long is not reckoned with.
+#: A worker that has not ticked for so long is ignored by the others.
 SILENT_SECONDS = 2.0
 
-#: Seconds that a connection is left to a worker with less load, between two looks at whether it is
-#: still there, and without leaving any, where none took it.
+#: Seconds for which a connection is left to a worker with less load, between two polls of whether
+#: it is still there, and for which none is left to others after they did not accept it.
 LEAVE_SECONDS = 0.5
 LOOK_SECONDS = 0.001
 ALONE_SECONDS = 1.0
 
-#: Load, in cores, of a connection that was just accepted. It fades, by half in so many seconds,
-#: while the CPU time that the connection takes begins to show.
+#: The assumed load, in cores, of a connection that was just accepted. It halves every NEW_SECONDS,
+#: while the CPU time of the connection begins to show.
 NEW_LOAD = 0.1
 NEW_SECONDS = 0.5
 
-#: A connection that ended within so many seconds was a short one. Where there were more of them of
-#: late, a worker leaves none to another: it would take a millisecond from each, and they share
-#: themselves out.
+#: A connection that ends within SHORT_SECONDS is short. After more than MANY_SHORT recent ones, a
+#: worker leaves none to others: that would delay each by a millisecond, and short connections
+#: spread by themselves.
 SHORT_SECONDS = 1.0
 MANY_SHORT = 50
 
-#: Loads that differ by less, or by a smaller share, are equal; so are numbers of connections that
-#: differ by a smaller share.
+#: Loads are equal if they differ by less than EQUAL_LOAD cores or by a smaller share; numbers of
+#: connections are equal if they differ by a smaller share.
 EQUAL_LOAD = 0.05
 EQUAL_SHARE = 1 / 16
 
-#: A worker moves connections elsewhere where it has at least this load, and so many times the least
-#: load of any other; after a move it waits so many ticks until that shows in the loads.
+#: A worker moves connections if it has at least MOVING_LOAD cores of load and MOVING_FACTOR times
+#: the least load of the others. Then it waits MOVED_TICKS ticks for the loads to change.
 MOVING_LOAD = 0.1
 MOVING_FACTOR = 1.25
 MOVED_TICKS = 3
 
-#: What a worker tells the others: when, its CPU time per second, the load of the connections that
-#: are new, as it was at which time, and how many connections it has.
+#: The numbers that a worker publishes: the time of its last tick, its CPU time per second, the load
+#: of its new connections and the time of that number, and its number of connections.
 FIELDS = SEEN_AT, CPU, NEW, NEW_AT, CONNECTIONS = range(5)
 
 
 class Balance:
-    """The places of all workers, in memory that they share; the master makes it."""
+    """The places of all workers in shared memory, which the master creates."""
 
     def __init__(self) -> None:
         size = (MAX_WORKERS + 1) * len(FIELDS)
@@ -55,7 +61,7 @@ class Balance:
         self._taken: set[int] = set()
 
     def join(self) -> "Share":
-        """Return the part of a worker that is about to start."""
+        """Return the share of a worker that is about to be forked."""
         free = (place for place in range(1, MAX_WORKERS) if place not in self._taken)
         place = next(free, MAX_WORKERS)
         self._taken.add(place)
@@ -69,10 +75,10 @@ class Balance:
 
 
 class Share:
-    """What one worker has of the load, and what it knows of the others'."""
+    """One worker's share of the load, and its view of the others."""
 
     def __init__(self, numbers: "memoryview[float]", place: int) -> None:
-        """Take a place in what the workers share: its numbers, the highest place first."""
+        """Use a place in the shared numbers, the first of which is the highest place in use."""
         self._numbers = numbers
         self.place = place
         self._start = place * len(FIELDS)
@@ -81,31 +87,30 @@ class Share:
         self._rest_ticks = 0
         self._short = self._short_at = 0.0
         self._looked_at = self._left_since = self._alone_until = 0.0
-        #: Grows by one with every tick; `active` counts the connections used since the last one.
+        #: Grows by one with every tick.
         self.tick_number = 0
-        self.active = 0
-        #: Connections that are to go elsewhere, until the next tick.
-        self.moves = 0
-        self._tell(SEEN_AT, self._ticked_at)
+        self._active = 0  # connections used since the last tick
+        self._moves = 0  # connections to close before the next tick
+        self._publish(SEEN_AT, self._ticked_at)
 
     def start(self) -> None:
-        """Begin, in the worker's own process."""
+        """Start measuring, in the worker's own process."""
         self._cpu_seconds, self._ticked_at = time.process_time(), time.monotonic()
-        self._tell(SEEN_AT, self._ticked_at)
+        self._publish(SEEN_AT, self._ticked_at)
 
     def withdraw(self) -> None:
-        """Tell the others not to reckon with this worker."""
+        """Make the other workers ignore this one."""
         for field in FIELDS:
-            self._tell(field, 0.0)
+            self._publish(field, 0.0)
 
     def opened(self) -> float:
-        """Take note of a connection that was accepted, and return when that was."""
+        """Count a connection that was accepted, and return the time."""
         now = time.monotonic()
         self._count(1, NEW_LOAD, now)
         return now
 
     def closed(self, opened_at: float) -> None:
-        """Take note that a connection has ended, which was opened at that time."""
+        """Count the end of a connection that was opened at that time."""
         now = time.monotonic()
         self._count(-1, -_faded(NEW_LOAD, now - opened_at), now)
         if now - opened_at < SHORT_SECONDS:
@@ -113,54 +118,65 @@ class Share:
             self._short_at = now
 
     def leaves(self) -> bool:
-        """Return whether a connection that waits to be accepted is left to another worker."""
+        """Return whether a waiting connection is left to another worker."""
         now = time.monotonic()
         if _faded(self._short, now - self._short_at) > MANY_SHORT:
             return False
         better = None if now < self._alone_until else self._better(now)
         if better is None:
             return False
-        # It is another connection, or the last one was taken.
+        # This is another connection, or the last one was accepted.
         if (
             now - self._looked_at > LEAVE_SECONDS / 4
             or self._numbers[better + NEW_AT] > self._left_since
         ):
             self._left_since = now
         self._looked_at = now
-        if now - self._left_since > LEAVE_SECONDS:  # the other is too busy to take it
+        if now - self._left_since > LEAVE_SECONDS:  # the other is too busy to accept it
             self._alone_until = now + ALONE_SECONDS
             return False
         return True
 
+    def is_moved(self) -> bool:
+        """Count a connection used in this tick; return whether it is to close for another worker.
+
+        A connection calls this at most once per tick.
+        """
+        self._active += 1
+        if self._moves:
+            self._moves -= 1
+            return True
+        return False
+
     def tick(self) -> None:
-        """Tell the others this worker's load, and see how many connections are to go elsewhere."""
+        """Publish this worker's load, and decide how many connections to move."""
         now, cpu_seconds = time.monotonic(), time.process_time()
         cpu = (cpu_seconds - self._cpu_seconds) / (now - self._ticked_at)
         self._cpu_seconds, self._ticked_at = cpu_seconds, now
         self._cpu = (self._cpu + cpu) / 2
-        self._tell(CPU, self._cpu)
-        self._tell(SEEN_AT, now)
-        self.moves = self._count_moves(now)
+        self._publish(CPU, self._cpu)
+        self._publish(SEEN_AT, now)
+        self._moves = self._count_moves(now)
         self.tick_number += 1
-        self.active = 0
+        self._active = 0
 
     def _count_moves(self, now: float) -> int:
-        """Return how many connections are to go elsewhere, so that the loads become equal."""
+        """Return how many connections must move to make the loads equal."""
         if self._rest_ticks:
             self._rest_ticks -= 1
             return 0
         least = min((self._load(other, now) for other in self._others(now)), default=None)
-        if least is None or self.active < 2 or self._cpu < max(MOVING_LOAD, MOVING_FACTOR * least):
+        if least is None or self._active < 2 or self._cpu < max(MOVING_LOAD, MOVING_FACTOR * least):
             return 0
-        each = self._cpu / self.active
+        each = self._cpu / self._active
         too_many = (self._cpu - least) / each / 2
-        if too_many < 0.75:  # to move one would only change sides
+        if too_many < 0.75:  # moving one would reverse the difference
             return 0
         self._rest_ticks = MOVED_TICKS
-        return max(1, min(int(too_many), self.active // 4))
+        return max(1, min(int(too_many), self._active // 4))
 
     def _better(self, now: float) -> int | None:
-        """Return where a worker is that has less load, or an equal load and fewer connections."""
+        """Return the place of a worker with less load, or with equal load and fewer connections."""
         load = self._load(self._start, now)
         connections = self._numbers[self._start + CONNECTIONS]
         for start in self._others(now):
@@ -172,17 +188,17 @@ class Share:
         return None
 
     def _others(self, now: float) -> Iterator[int]:
-        """Yield where the other workers are that are to be reckoned with."""
+        """Yield the places of the other workers that have ticked recently."""
         size = len(FIELDS)
         for start in range(size, (int(self._numbers[0]) + 1) * size, size):
             if start != self._start and self._numbers[start + SEEN_AT] > now - SILENT_SECONDS:
                 yield start
 
     def _count(self, connections: int, load: float, now: float) -> None:
-        """Add to the number of connections, and to the load of those that are new."""
-        self._tell(NEW, max(0.0, self._new_load(self._start, now) + load))
-        self._tell(NEW_AT, now)
-        self._tell(CONNECTIONS, self._numbers[self._start + CONNECTIONS] + connections)
+        """Add to the number of connections, and to the load of the new ones."""
+        self._publish(NEW, max(0.0, self._new_load(self._start, now) + load))
+        self._publish(NEW_AT, now)
+        self._publish(CONNECTIONS, self._numbers[self._start + CONNECTIONS] + connections)
 
     def _load(self, start: int, now: float) -> float:
         return float(self._numbers[start + CPU]) + self._new_load(start, now)
@@ -190,10 +206,10 @@ class Share:
     def _new_load(self, start: int, now: float) -> float:
         return _faded(self._numbers[start + NEW], now - self._numbers[start + NEW_AT])
 
-    def _tell(self, field: int, number: float) -> None:
+    def _publish(self, field: int, number: float) -> None:
         self._numbers[self._start + field] = number
 
 
 def _faded(load: float, seconds: float) -> float:
-    """Return what is left of what counted when it was new."""
+    """Return the rest of a load after so many seconds."""
     return float(load * 0.5 ** (seconds / NEW_SECONDS))

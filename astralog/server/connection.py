@@ -42,7 +42,7 @@ MALFORMED_HEAD = (
 )
 
 #: The answer to plain HTTP on a port of TLS; the client may be a browser.
-PLAIN_HTTP = "This port speaks HTTPS alone; plain HTTP was sent to it. Use https:// in its address."
+PLAIN_HTTP = "This port serves HTTPS only, and received plain HTTP; use https:// in its address."
 
 
 class Trust(Enum):
@@ -182,9 +182,7 @@ class Connection:
         share = self._shared.share
         if self._active_in != share.tick_number:
             self._active_in = share.tick_number
-            share.active += 1
-            if share.moves:
-                share.moves -= 1
+            if share.is_moved():
                 return True
         return self._shared.is_stopping
 

@@ -448,25 +448,25 @@ NAMED_HEADERS = (
 
 #: Messages for clients that do not speak HTTP/1.1, by the protocol that they speak instead.
 OTHER_PROTOCOLS = {
-    "TLS": "This port speaks plain HTTP; TLS was sent to it. Use http:// in its address.",
-    "HTTP/2": "HTTP/2, as gRPC has it, is not spoken here; use HTTP/1.1. "
-    "OpenTelemetry sends so with the protocol http/protobuf.",
+    "TLS": "This port serves plain HTTP, and received TLS; use http:// in its address.",
+    "HTTP/2": "HTTP/2, which gRPC uses, is not supported; use HTTP/1.1. "
+    "OpenTelemetry does so with the protocol http/protobuf.",
 }
 
 REASONS: dict[type[Exception], str] = {
     errors.LimitRequestLine: "the request line is too long",
     errors.InvalidRequestLine: "the request line is malformed",
     errors.InvalidRequestMethod: "the method is malformed",
-    errors.InvalidHTTPVersion: "only HTTP/1.0 and HTTP/1.1 are spoken here",
-    errors.InvalidHeader: "a header has no colon, or a value that none may have",
-    errors.InvalidHeaderName: "the name of a header is malformed, as by a blank behind it",
+    errors.InvalidHTTPVersion: "only HTTP/1.0 and HTTP/1.1 are supported",
+    errors.InvalidHeader: "a header has no colon, or characters that are not allowed",
+    errors.InvalidHeaderName: "a header name is malformed, perhaps by a blank after it",
     errors.LimitRequestHeaders: f"there are more than {MAX_HEADERS} headers, or one is longer than "
     f"{MAX_HEADER_BYTES} bytes",
-    errors.ObsoleteFolding: "a header goes on in a second line",
-    errors.ExpectationFailed: "the header Expect asks for what is not done here",
+    errors.ObsoleteFolding: "a header continues on a second line",
+    errors.ExpectationFailed: "the header Expect has an unsupported value",
     HeadTooLong: f"the head is longer than {MAX_HEAD_BYTES} bytes",
     BareLineFeed: "a line ends in LF without a CR before it",
-    errors.UnsupportedTransferCoding: "the header Transfer-Encoding names more than chunked",
+    errors.UnsupportedTransferCoding: "the header Transfer-Encoding has codings other than chunked",
 }
 
 
@@ -474,16 +474,16 @@ def describe(error: errors.ParseException) -> str:
     """Return the message for an error of the parser; it names well-known headers only."""
     if isinstance(error, OtherProtocol):
         return OTHER_PROTOCOLS[str(error)]
-    return f"The request is no valid HTTP: {_reason(error)}."
+    return f"The request is not valid HTTP: {_reason(error)}."
 
 
 def _reason(error: errors.ParseException) -> str:
     header = getattr(error, "hdr", "").strip(" \t").upper()
     if isinstance(error, errors.InvalidHeader) and header in NAMED_HEADERS:
-        hint = ", as by a line end in the token" if header == "AUTHORIZATION" else ""
-        return f"the header {header.title()} is malformed{hint}, or stands there twice"
+        hint = ", perhaps by a line end in the token" if header == "AUTHORIZATION" else ""
+        return f"the header {header.title()} is malformed{hint}, or is repeated"
     if isinstance(error, errors.InvalidHeaderName) and header in NAMED_HEADERS:
-        return f"the name of the header {header.title()} is malformed, as by a blank behind it"
+        return f"the header name {header.title()} is malformed, perhaps by a blank after it"
     return REASONS.get(type(error), type(error).__name__)
 
 

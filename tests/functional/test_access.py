@@ -168,13 +168,13 @@ def test_plain_http_to_the_port_of_tls_is_told_so(
             answer = service.exchange(head.encode())
             assert (400, "close") == (answer.status, answer.headers["Connection"])
             assert "text/plain; charset=utf-8" == answer.headers["Content-Type"]
-            assert b"Use https://" in answer.raw
+            assert b"use https://" in answer.raw
         with service.connect() as connection:
             connection.sendall(b"GE")  # a client that is slow, or no HTTP at all
             assert 400 == read_answer(connection).status
         (line,) = (line for line in service.log().splitlines() if "rejected" in line)
         assert "bad_request from 127.0.0.1" in line
-        assert "plain HTTP was sent to it" in line
+        assert "received plain HTTP" in line
         assert TOKEN not in service.log()
 
 
@@ -184,7 +184,7 @@ def test_tls_to_a_port_of_plain_http_is_told_so(tmp_path: Path) -> None:
     with Service(tmp_path) as service, service.connect() as connection:
         with pytest.raises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(connection, server_hostname="127.0.0.1")
-        wait_for(lambda: "TLS was sent to it" in service.log())
+        wait_for(lambda: "received TLS" in service.log())
 
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key"])

@@ -101,11 +101,11 @@ def metrics(service: Service) -> str:
 BAD_HEADERS = {
     make_head("Content-Length: many"): "the header Content-Length is malformed",
     make_head("Transfer-Encoding: gzip"): "the header Transfer-Encoding ",
-    make_head("Host: other"): "the header Host is malformed, or stands there twice",
-    make_head("Host : x"): "the name of the header Host is malformed, as by a blank behind it",
-    make_head("X Y: z"): "the name of a header is malformed, as by a blank behind it",
+    make_head("Host: other"): "the header Host is malformed, or is repeated",
+    make_head("Host : x"): "the header name Host is malformed, perhaps by a blank after it",
+    make_head("X Y: z"): "a header name is malformed, perhaps by a blank after it",
     make_head("X-Long: " + "x" * 9000): "more than 100 headers, or one is longer than 8190 bytes",
-    b"GET / HTTP/1.1\r\nAuthorization: x\n\r\n\r\n": "as by a line end in the token",
+    b"GET / HTTP/1.1\r\nAuthorization: x\n\r\n\r\n": "perhaps by a line end in the token",
 }
 
 

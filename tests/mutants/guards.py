@@ -765,8 +765,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "busy connections are moved",
         "astralog.server.balance:Share.tick",
-        "self.moves = self._count_moves(now)",
-        "self.moves = 0",
+        "self._moves = self._count_moves(now)",
+        "self._moves = 0",
         ("tests/unit/server/test_balance.py",),
     ),
     Guard(

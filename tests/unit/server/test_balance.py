@@ -222,9 +222,9 @@ def moves(clock: Clock, loads: list[float], active: list[int]) -> list[int]:
         worker._rest_ticks = 0
     tick(clock, workers, *loads)  # the first worker sees the last tick of the others
     for worker, count in zip(workers, active, strict=True):
-        worker.active, worker._rest_ticks = count, 0
+        worker._active, worker._rest_ticks = count, 0
     tick(clock, workers, *loads)
-    return [worker.moves for worker in workers]
+    return [worker._moves for worker in workers]
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,9 @@ def test_a_move_is_given_time_to_show(clock: Clock) -> None:
     _, workers = start(2)
     counts = []
     for _ in range(2 * MOVED_TICKS + 3):
-        workers[0].active = 8
+        workers[0]._active = 8
         tick(clock, workers, 0.9, 0.0)
-        counts.append(workers[0].moves)
+        counts.append(workers[0]._moves)
     first = counts.index(2)
     assert [2] + [0] * MOVED_TICKS + [2] == counts[first : first + MOVED_TICKS + 2]
 

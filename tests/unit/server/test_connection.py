@@ -318,10 +318,10 @@ def test_clients_without_a_token_delay_only_themselves(case: Case) -> None:
     [
         (b"nonsense\r\n\r\n", "the request line is malformed"),
         (b"GET / HTTP/1.1\n", "a line ends in LF without a CR"),
-        (b"GET / HTTP/1.1\r\nA b: secret\r\n\r\n", "the name of a header is malformed"),
-        (b"GET / HTTP/1.1\r\nsecret : x\r\n\r\n", "the name of a header is malformed"),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2, as gRPC has it, is not spoken here"),
-        (b"\x16\x03\x01", "TLS was sent to it"),
+        (b"GET / HTTP/1.1\r\nA b: secret\r\n\r\n", "a header name is malformed"),
+        (b"GET / HTTP/1.1\r\nsecret : x\r\n\r\n", "a header name is malformed"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2, which gRPC uses, is not supported"),
+        (b"\x16\x03\x01", "received TLS"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, "the head is longer than"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 8_500 + b"\r\n\r\n", "more than 100 headers, or one is"),
     ],
@@ -371,13 +371,13 @@ def test_a_connection_that_is_to_go_elsewhere_is_ended_with_an_answer(case: Case
     clients = [case.connect() for _ in range(4)]
     for client in clients:
         client.ask()
-    assert 4 == case.share.active
+    assert 4 == case.share._active
     case.share.tick()
-    case.share.moves = 2
+    case.share._moves = 2
     answers = [client.ask() for client in clients]
     assert [True, True, False, False] == [b"Connection: close" in answer for answer in answers]
-    assert 0 == case.share.moves
-    assert 4 == case.share.active
+    assert 0 == case.share._moves
+    assert 4 == case.share._active
 
 
 def test_a_local_socket_has_no_peer(case: Case) -> None:
