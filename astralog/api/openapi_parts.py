@@ -419,7 +419,8 @@ def describe_status(rejections: Callable[[Iterable[str]], Json]) -> dict[str, Js
     known = ("unauthorized", "internal")
     looks = ("unauthorized", "bad_request", "storage_failed", "status_busy", "internal")
     about = {
-        "numbers": "Of a token that is bound to projects: these, the version and the readiness.",
+        "numbers": "With the grants of the token: `token`, `projects`, `allow` and `rate`. A token "
+        "that is bound to projects gets these, the version and the readiness.",
         "history": "Of a token that is bound to projects: its own rejections alone.",
         "logs": "Of a token that is bound to projects: their logs alone.",
     }

@@ -7,7 +7,7 @@ their logs and its own rejections, and nothing of the whole service but whether 
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from flask import Blueprint, Response, request
@@ -95,17 +95,17 @@ def _add_numbers(
     blueprint: Blueprint, authenticate: Callable[[], Token], overview: Overview
 ) -> None:
     readiness = Kept(overview.readiness)
-    now = Kept(lambda: msgspec.json.encode({"projects": None, **overview.now()}))
+    now = Kept(overview.now)
     sample = Kept(overview.sample)
     last_hour = Kept(lambda: msgspec.json.encode(overview.last_hour(sample.get())))
 
     @blueprint.get("/status/data")
     def show_numbers() -> Response:
         """Show the numbers of this moment."""
-        projects = authenticate().projects
-        if projects is None:
-            return _json(now.get())
-        return _json(msgspec.json.encode({"projects": sorted(projects), **readiness.get()}))
+        token = authenticate()
+        is_bound = token.projects is not None
+        numbers = readiness.get() if is_bound else now.get()
+        return _json(msgspec.json.encode({**_grants(token), **numbers}))
 
     @blueprint.get("/status/history")
     def show_history() -> Response:
@@ -114,6 +114,16 @@ def _add_numbers(
         if token.projects is None:
             return _json(last_hour.get())
         return _json(msgspec.json.encode(overview.last_hour(sample.get(), token.name)))
+
+
+def _grants(token: Token) -> dict[str, Any]:
+    """Return what a token permits; its projects are None for all, its rate for any."""
+    return {
+        "token": token.name,
+        "projects": None if token.projects is None else sorted(token.projects),
+        "allow": sorted(scope.value for scope in token.scopes),
+        "rate": token.rate,
+    }
 
 
 def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: RecentLogs) -> None:

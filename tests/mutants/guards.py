@@ -1212,9 +1212,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a token for the numbers of the status page",
-        "astralog.api.status:_add_numbers.show_numbers.projects",
-        "projects = authenticate().projects",
-        "projects = None",
+        "astralog.api.status:_add_numbers.show_numbers.token",
+        "token = authenticate()",
+        'token = Token(b"", None, "")',
         ("tests/unit/api/test_status.py", "-k", "takes_a_token"),
     ),
     Guard(

@@ -135,9 +135,12 @@ export class Numbers {
   showNow(now) {
     this.showState(now);
     const bound = byId("bound");
-    bound.hidden = now.projects === null;
+    bound.hidden = false;
+    const rate = now.rate === null ? "" : ` at up to ${bytes(now.rate)} per second`;
+    const grants = `Token ${now.token} may ${now.allow.join(" and ")}${rate}.`;
+    bound.textContent = grants;
     if (now.projects !== null) {
-      bound.textContent = `This token is bound to ${now.projects.join(", ")}: you see the logs of ${now.projects.length === 1 ? "this project" : "these projects"} and the token's own rejections.`;
+      bound.textContent = `${grants} It is bound to ${now.projects.join(", ")}: you see the logs of ${now.projects.length === 1 ? "this project" : "these projects"} and the token's own rejections.`;
       return;
     }
     if (Boolean(now.forward) !== this.forwards) this.cards = null;

@@ -17,6 +17,7 @@ SCOPES = {
     "POST /v1/logs": "write",
     "POST /v1/traces": None,
     "POST /v1/metrics": None,
+    "GET /v1/search": "read",
     "GET /health": None,
     "GET /ready": None,
     "GET /metrics": "read",
@@ -38,6 +39,7 @@ PROTOCOL_SCOPES = {
     "POST /services/collector/event": "write",
     "POST /services/collector/raw": "write",
     "GET /services/collector/health": None,
+    "POST /loki/api/v1/push": "write",
 }
 
 ROUTES = SCOPES | PROTOCOL_SCOPES

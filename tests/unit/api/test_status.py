@@ -190,9 +190,15 @@ def test_a_bound_token_sees_its_own(bound_client: FlaskClient) -> None:
     """Of the whole service it is told no more than whether it is ready."""
     store(bound_client, make_log(project_id="a", message="mine"), token="bound")
     store(bound_client, make_log(project_id="c", message="another's"))
-    assert {"projects": ["a", "b"], "version": __version__, "is_ready": True} == (
-        ask(bound_client, "/status/data", "bound")
-    )
+    data = ask(bound_client, "/status/data", "bound")
+    assert len(data.pop("token")) == 8
+    assert data == {
+        "projects": ["a", "b"],
+        "allow": ["read", "write"],
+        "rate": None,
+        "version": __version__,
+        "is_ready": True,
+    }
     assert {"at", "rejections"} == ask(bound_client, "/status/history", "bound").keys()
     assert ["mine"] == messages(bound_client, token="bound")
     assert ["mine"] == messages(bound_client, "?project=a", "bound")
@@ -242,7 +248,10 @@ def test_a_bound_token_is_told_nothing_of_other_projects(bound_client: FlaskClie
     assert before["logs"] == after["logs"]
     assert before | {"after": ""} == after | {"after": ""}
     assert len(before["after"]) == len(after["after"])
-    assert set(ask(bound_client, "/status/data", "bound")) == {"version", "is_ready", "projects"}
+    assert set(ask(bound_client, "/status/data", "bound")) == {
+        *("version", "is_ready"),
+        *("token", "projects", "allow", "rate"),
+    }
     assert set(ask(bound_client, "/status/history", "bound")) == {"at", "rejections"}
 
 
