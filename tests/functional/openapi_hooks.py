@@ -73,4 +73,6 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     if case.query and not (case.meta and case.meta.is_negative_at(ParameterLocation.QUERY)):
         for name in ("after", "before"):  # only an answer of the service has one
             case.query.pop(name, None)
+        if case.query.get("timestamp") == "now":
+            case.query.pop("once", None)  # the document cannot say that one excludes the other
     return case
