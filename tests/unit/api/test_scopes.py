@@ -40,6 +40,8 @@ PROTOCOL_SCOPES = {
     "POST /services/collector/raw": "write",
     "GET /services/collector/health": None,
     "POST /loki/api/v1/push": "write",
+    "POST /elasticsearch/_bulk": "write",
+    "POST /elasticsearch/org-xyz/_bulk": "write",
 }
 
 ROUTES = SCOPES | PROTOCOL_SCOPES
