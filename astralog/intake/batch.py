@@ -24,7 +24,7 @@ from astralog.intake.decoder import (
     escaped_size,
     reject_invalid,
 )
-from astralog.intake.formats import BATCH, LINES, Format, Piece, find_format
+from astralog.intake.formats import BATCH, LINES, OBJECTS, Format, Piece, find_format
 from astralog.intake.logs import COMPILED_ERRORS, load_log, load_valid_log, name_encoding, to_utf8
 from astralog.intake.options import NO_SERVICE
 from astralog.intake.schema import FIELDS, Log
@@ -192,7 +192,8 @@ class _Decode:
             raise reject_invalid(self._invalid, self._form.count(self._body))
 
     def _split(self, whole: Piece) -> Iterable[Piece]:
-        if self._body.count(b",") > LONG_BODY_COMMAS:
+        objects = self._body.count(b"}") if self._form is OBJECTS else 0  # each may be a boundary
+        if self._body.count(b",") > LONG_BODY_COMMAS or objects > LONG_BODY_COMMAS:
             message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
             raise Rejection("body_too_large", message)
         with self._context.fast_slot(len(self._body)):

@@ -185,12 +185,27 @@ def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTION
 def _valid_logs(body: bytes, is_lines: bool, invalid: Collection[int]) -> Iterator[dict[str, Any]]:
     """Yield the logs of a body as they were sent, but for the invalid ones."""
     if not is_lines:
-        logs = enumerate(json.loads(body)["logs"])
+        logs = enumerate(_json_logs(body.decode()))
         yield from (log for number, log in logs if number not in invalid)
         return
     for number, line in enumerate(body.split(b"\n"), 1):
         if line.strip() and number not in invalid:
             yield json.loads(line)
+
+
+def _json_logs(text: str) -> list[Any]:
+    """Return the logs of a batch, of an array, or of objects in a row."""
+    decoder, values = json.JSONDecoder(), []
+    text = text.strip()
+    while text:
+        value, end = decoder.raw_decode(text)
+        values.append(value)
+        text = text[end:].lstrip()
+    if len(values) == 1 and isinstance(values[0], list):
+        return list(values[0])
+    if len(values) == 1 and [*values[0]] == ["logs"] and isinstance(values[0]["logs"], list):
+        return list(values[0]["logs"])
+    return values
 
 
 def _as_stored(log: dict[str, Any], options: Options) -> Any:

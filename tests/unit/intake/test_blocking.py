@@ -189,3 +189,35 @@ def test_a_batch_yields(name: str, is_lines: bool) -> None:
         check(lambda: decode_lines(logs.replace(b"},{", b"}\n{"), context))
     else:
         check(lambda: decode_json(b'{"logs":[%s]}' % logs, context))
+
+
+#: Bodies of any JSON: a row of logs, a log with the boundary of two in a string, and broken ones.
+ANY_JSON_BODIES: dict[str, Callable[[], bytes]] = {
+    "logs in a row": lambda: fill(log(b'"a":{}')),
+    "empty objects": lambda: fill(b"{}"),
+    "an array of empty objects": lambda: b"[%s]" % fill(b"{}", b","),
+    "boundaries in a string": lambda: log(b'"a":"%s"' % fill(b"}{")),
+    "boundaries and escapes in a string": lambda: log(b'"a":"%s"' % fill(b'}{\\"\\\\')),
+    "a string that does not end": lambda: b'{"a":"' + fill(b"}{"),
+    "braces": lambda: fill(b"}"),
+    "white space": lambda: b"{}" + fill(b" "),
+    "lists": lambda: fill(b"["),
+    "invalid UTF-8": lambda: fill(b"\xff"),
+    "text": lambda: fill(b"plain text\n"),
+    "dots": lambda: b'{"a":' * 500 + b"{}" + b"}" * 500,
+}
+
+
+@pytest.mark.parametrize("is_lines", [False, True])
+@pytest.mark.parametrize("name", ANY_JSON_BODIES)
+def test_any_json_yields(name: str, is_lines: bool) -> None:
+    """Moved and kept logs: others are served within a body of any form."""
+    body = ANY_JSON_BODIES[name]()
+    options = Options(
+        {"project_id": "p"},
+        moves_unknown=True,
+        sources={"message": ("a.a." * 60 + "a", "a"), "timestamp": ("time", "timestamp")},
+        keeps_invalid=True,
+    )
+    context = make_context(options=options)
+    check(lambda: (decode_lines if is_lines else decode_json)(body, context))
