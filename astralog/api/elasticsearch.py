@@ -136,7 +136,9 @@ def _store(service: Service, index: str, environ: Environ) -> Response:
     took = int(1000 * (time.monotonic() - started_at))
     head = {"took": took, "errors": any(item.type for item in bulk.items)}
     pieces = _encode_items(_encode(head)[:-1] + b',"items":[', bulk.items)
-    return Response(pieces, content_type=_content_type(environ), headers=HEADERS)
+    is_short = len(bulk.items) <= ITEMS_PER_PIECE
+    body = b"".join(pieces) if is_short else pieces  # which alone needs no chunks
+    return Response(body, content_type=_content_type(environ), headers=HEADERS)
 
 
 def _encode_items(head: bytes, items: list[Item]) -> Iterator[bytes]:

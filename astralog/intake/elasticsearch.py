@@ -71,6 +71,8 @@ class Bulk:
     def __init__(self, index: str) -> None:
         """`index` is that of the path, for actions that name none."""
         self._index = index
+        self._last_line = b""
+        self._action: tuple[str, Members] = ("", {})
         self.items: list[Item] = []
         #: Whether every item has its result.
         self.is_complete = False
@@ -89,7 +91,10 @@ class Bulk:
 
     def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
         number = len(self.items) + 1
-        action, members = _read_action(line, number)
+        if line != self._last_line:  # most actions are the same
+            self._action = _read_action(line.strip(), number)
+            self._last_line = line
+        action, members = self._action
         if number > MAX_ITEMS:
             message = f"The request has more than {MAX_ITEMS} items; send smaller ones."
             raise Rejection("body_too_large", message)

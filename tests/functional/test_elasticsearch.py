@@ -26,6 +26,17 @@ def send(service: Service, body: Any, path: str = BULK, **headers: str) -> Answe
     return service.request("POST", path, body, sent)
 
 
+@pytest.mark.parametrize("count", [1, 500, 501, 2000])
+def test_each_of_many_documents_has_its_result(service: Service, count: int) -> None:
+    """A short response has a length, and a long one is written piece by piece."""
+    before = len(service.logs())
+    answer = send(service, BODY * count)
+    items = [item["create"] for item in answer.body["items"]]
+    assert [201] * count == [item["status"] for item in items]
+    assert count == len({item["_id"] for item in items}) == len(service.logs()) - before
+    assert (count <= 500) == ("Content-Length" in answer.headers)
+
+
 @pytest.mark.parametrize("kind", ["basic", "api_key", "bearer"])
 def test_the_official_client_stores_documents(service: Service, kind: str) -> None:
     """It checks the product first, and reports the item that is invalid."""
