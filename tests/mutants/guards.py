@@ -1365,6 +1365,27 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/view/test_prefilter.py", "-k", "searched_as"),
     ),
     Guard(
+        "progress of a search that has no time",
+        "astralog.store.reader:ReadBudget.is_spent.is_late",
+        "self.bytes_read > 0 and time",
+        "time",
+        ("tests/unit/api/test_search.py", "-k", "without_time"),
+    ),
+    Guard(
+        "logs that a page of a search has returned",
+        "astralog.store.merge:newest_arrivals",
+        "            part.reached = arrival.offset - len(arrival.line) - 1\n",
+        "            pass\n",
+        ("tests/unit/api/test_search.py", "-k", "links_lead"),
+    ),
+    Guard(
+        "a scope that reads, for a search",
+        "astralog.api.search:create_blueprint.search.token",
+        "tokens.authorize(request.environ, Scope.READ)",
+        "tokens.authorize(request.environ, Scope.WRITE)",
+        ("tests/unit/api/test_search.py", "-k", "only_write"),
+    ),
+    Guard(
         "escapes in blocks that are searched",
         "astralog.view.prefilter:Prefilter.spans",
         "if self.has_escapes and",
