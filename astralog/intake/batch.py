@@ -57,7 +57,7 @@ LOGS_PER_STEP = 256
 #: Fields of an OTLP export in JSON.
 OTLP_FIELDS = ("resourceLogs", "resource_logs", "resourceSpans", "resourceMetrics")
 
-#: Integers of so many digits that a log longer than a piece may hold: one takes up to 0.5 ms.
+#: Integers of so many digits that a log longer than a piece may hold; each takes up to 0.5 ms.
 LONG_INTEGER_DIGITS = 1000
 LONG_LOG_INTEGERS = 200
 

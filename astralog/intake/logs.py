@@ -191,7 +191,7 @@ def _parse_float(text: str) -> float:
 
 
 def to_utf8(text: bytes) -> bytes:
-    """Return the text with U+FFFD for what is not UTF-8; it may take three times the bytes."""
+    """Return the text with U+FFFD for invalid UTF-8; it may take three times the bytes."""
     decoder = _new_utf8_decoder(errors="replace")
     pieces = []
     for start in range(0, len(text), UTF8_STEP_BYTES):

@@ -20,10 +20,10 @@ EXPECTED = (
     "or SQL (2024-05-31 15:30:45+02:00)."
 )
 
-#: Longest timestamp that is kept in the cache, in characters; it bounds the cache's memory.
+#: Characters of the longest timestamp that is cached; the limit bounds the cache's memory.
 CACHED_LENGTH = 64
 
-# What no longer fits behind a fraction is not sought within it: it may have millions of digits.
+# Fractions match possessively: a fraction may have millions of digits, and is not searched again.
 _OFFSET = r"[+-][0-9]{2}(?::?[0-9]{2})?"
 _EXTENDED_TIME = r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]++)?)?"
 _BASIC_TIME = r"[0-9]{2}(?:[0-9]{2}(?:[0-9]{2}(?:[.,][0-9]++)?)?)?"
@@ -39,8 +39,8 @@ _FORMS = tuple(
 )
 
 
-# What is stored: msgspec checks digits and calendar of a whole batch in one call, and the rest of
-# the characters tell the stored form from the other forms that msgspec takes.
+# The stored form: msgspec checks digits and calendar of a whole batch in one call, and the other
+# characters distinguish the stored form from the further forms that msgspec accepts.
 class _Instants(msgspec.Struct, array_like=True):
     """A class is found at once; the hash of `list[...]` would take 0.5 of 28 µs a request."""
 
@@ -53,8 +53,8 @@ _STORED_SHAPES = (b"--T::.Z", b"--T::Z")
 def normalise(text: str) -> str:
     """Return `text` as `YYYY-MM-DDThh:mm:ss[.f]Z`, its fraction digit for digit as given.
 
-    No offset means UTC. Raises ValueError, worded for the client, for anything but a full date
-    with an optional time, and for what leaves the years 1 to 9999 in UTC.
+    No offset means UTC. Raises ValueError, worded for the client, for anything except a full date
+    with an optional time, and for a time outside the years 1 to 9999 in UTC.
     """
     if len(text) <= CACHED_LENGTH:
         return _normalise_cached(text)
@@ -63,7 +63,7 @@ def normalise(text: str) -> str:
 
 
 def normalise_all(texts: Sequence[str]) -> list[str] | None:
-    """Return what `normalise` makes of each text, or None where all are in the stored form."""
+    """Return each text normalised, or None if all are in the stored form already."""
     if _all_stored_form(texts):
         return None
     stored: list[str] = []
