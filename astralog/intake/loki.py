@@ -14,7 +14,7 @@ from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.foreign import RAW_BYTES, RUN_BYTES, ForeignBatch, slot, valid_utf8
+from astralog.intake.foreign import RAW_BYTES, ForeignBatch, slot, valid_utf8
 from astralog.intake.logs import name_encoding, replace_lone_surrogates
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_nanoseconds
@@ -22,6 +22,9 @@ from astralog.intake.unix_time import parse_nanoseconds
 #: Labels that name the service, and labels or structured metadata that name the level.
 SERVICE_LABELS = ("service_name", "service", "app", "job", "container")
 LEVEL_LABELS = ("level", "detected_level", "severity")
+
+#: Bytes of entries that are decoded at once, in a millisecond or two.
+AT_ONCE_BYTES = 256 * 1024
 
 #: Characters of a tenant, as Loki limits them.
 MAX_TENANT_CHARACTERS = 150
@@ -142,13 +145,13 @@ def first_of(texts: Mapping[str, str], names: Iterable[str]) -> str:
 
 def _read_entries(values: msgspec.Raw, batch: ForeignBatch) -> Iterator[Sequence[Entry]]:
     """Yield the entries of a stream in runs, of which one is held as objects."""
-    if len(values) <= RUN_BYTES:
+    if len(values) <= AT_ONCE_BYTES:
         yield from in_runs(_decode_entries(values))
         return
     texts = _decode_list(values)
     batch.hold(RAW_BYTES * len(texts))
     for run in in_runs(texts):
-        if sum(map(len, run)) <= RUN_BYTES:
+        if sum(map(len, run)) <= AT_ONCE_BYTES:
             yield [_decode_entry(text) for text in run]
         else:
             for text in run:

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.foreign import RUN_BYTES, ForeignBatch, slot
-from astralog.intake.loki import add_entries, check_streams, make_stream
+from astralog.intake.foreign import ForeignBatch, slot
+from astralog.intake.loki import AT_ONCE_BYTES, add_entries, check_streams, make_stream
 from astralog.intake.otlp_wire import check_size, register
 
 try:
@@ -176,7 +176,7 @@ def _text(content: bytes) -> str:
 
 def _read_entries(entries: Sequence[bytes], batch: ForeignBatch) -> Iterator[list[_Entry]]:
     for run in in_runs(entries):
-        if sum(map(len, run)) <= RUN_BYTES:
+        if sum(map(len, run)) <= AT_ONCE_BYTES:
             yield [_read_entry(text) for text in run]
         else:
             for text in run:
