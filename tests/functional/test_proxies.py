@@ -182,6 +182,9 @@ HIDDEN = [
     *("/health/../status", "/health/status", "/healthy", "/v1/drain/", "/v1/drainx", "/v1/search"),
     *("http://127.0.0.1/status", "http://127.0.0.1//status", "http://127.0.0.1/%73tatus"),
     *("http://127.0.0.1/v1/../status", "HTTP://127.0.0.1/status", "https://127.0.0.1/status"),
+    *("/elasticsearch/../status", "/elasticsearch/%2e%2e/status", "/elasticsearch/..%2fstatus"),
+    *("/elasticsearch//../status", "/elasticsearchx", "/loki/api/v1/push/../../../../status"),
+    *("/services/collector/../../status", "/services/collectorx", "/loki/api/v1/query"),
     *("http://x?/v1/drain", "http://x/v1/drain@/status", "status", "*", "?/v1/drain"),
 ]
 
@@ -209,5 +212,12 @@ def test_a_proxy_lets_only_known_paths_pass(
         headers = {"Authorization": TOKEN}
         body = b'{"resourceLogs":[]}'
         assert 200 == proxy.request("POST", "/v1/logs?project_id=a", body, headers).status
+        for path in (
+            "/services/collector/event/1.0",
+            "/loki/api/v1/push",
+            "/elasticsearch/a.b/_bulk",
+        ):
+            answer = proxy.request("POST", path, b"", headers)
+            assert (400, True) == (answer.status, b"nginx" not in answer.raw), path
         query = "/v1/drain?project_id=../status"
         assert 200 == proxy.request("POST", query, json.dumps(make_batch("b")), headers).status
