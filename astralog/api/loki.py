@@ -13,6 +13,7 @@ from astralog.api.dispatch import PlainView
 from astralog.api.protocols import Service
 from astralog.api.responses import REPLAYED_HEADERS, add_allow, add_headers, as_rejection
 from astralog.errors import Rejection
+from astralog.intake.acceptor import Inflate
 from astralog.intake.body import Environ
 from astralog.intake.decoder import Decoder
 from astralog.intake.loki import MAX_TENANT_CHARACTERS, decode_json
@@ -31,10 +32,10 @@ def create_view(service: Service) -> PlainView:
             raise NotFound
         if environ["REQUEST_METHOD"] != "POST":
             raise MethodNotAllowed(["POST"])
-        decode = _find_decoder(environ, service.max_body_bytes)
+        decode, inflate = _find_decoder(environ, service.max_body_bytes)
         if _header(environ, "HTTP_CONTENT_ENCODING") == "snappy":  # as some say of protobuf
             environ = {**environ, "HTTP_CONTENT_ENCODING": ""}
-        accepted = service.acceptor.accept(environ, decode, PARAMETERS)
+        accepted = service.acceptor.accept(environ, decode, PARAMETERS, inflate)
         headers = REPLAYED_HEADERS if accepted.is_replayed else None
         return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
@@ -51,18 +52,22 @@ def create_view(service: Service) -> PlainView:
     return PlainView(answer, reject)
 
 
-def _find_decoder(environ: Environ, max_body_bytes: int) -> Decoder:
-    """Return the decoder of a push; as in Loki, a body that is not said to be JSON is protobuf."""
+def _find_decoder(environ: Environ, max_body_bytes: int) -> tuple[Decoder, Inflate | None]:
+    """Return the decoder of a push, and what decompresses it first.
+
+    As in Loki, a body that is not said to be JSON is protobuf, compressed by Snappy.
+    """
     sent: str = environ.get("HTTP_X_SCOPE_ORGID", "")
     tenant = sent.strip().encode("latin-1").decode(errors="replace")
     if len(tenant) > MAX_TENANT_CHARACTERS:
         limit = f"max {MAX_TENANT_CHARACTERS} characters"
         raise Rejection("bad_request", f"X-Scope-OrgID: tenant ID is too long: {limit}")
     if _header(environ, "CONTENT_TYPE") == "application/json":
-        return partial(decode_json, tenant)
-    from astralog.intake.loki_protobuf import decode_protobuf  # noqa: PLC0415  # takes 50 ms
+        return partial(decode_json, tenant), None
+    from astralog.intake import loki_protobuf  # noqa: PLC0415  # takes 50 ms
 
-    return partial(decode_protobuf, tenant, max_body_bytes)
+    decode = partial(loki_protobuf.decode_protobuf, tenant)
+    return decode, partial(loki_protobuf.inflate, max_body_bytes)
 
 
 def _header(environ: Environ, name: str) -> str:

@@ -1,14 +1,14 @@
 """The steps of a request up to its commit, the same for every protocol."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from astralog.auth import Tokens
 from astralog.errors import Rejection
-from astralog.intake.body import BodyReader, Environ
+from astralog.intake.body import BodyReader, Environ, Reservation
 from astralog.intake.decoder import (
     SLOT_TIMEOUT_SECONDS,
     Context,
@@ -61,6 +61,10 @@ class Accepted(NamedTuple):
     is_replayed: bool = False
 
 
+#: Decompresses a body that is compressed by its protocol rather than by a Content-Encoding, and has
+#: the memory reserved for both; raises Rejection.
+Inflate = Callable[[bytes, Reservation], bytes]
+
 #: The key of the environ under which the server passes the size of the request's head.
 HEAD_BYTES = "astralog.head_bytes"
 
@@ -79,13 +83,17 @@ class Acceptor:
         self._slots = Slots()
 
     def accept(
-        self, environ: Environ, decode: Decoder, parameters: Collection[str] = PARAMETERS
+        self,
+        environ: Environ,
+        decode: Decoder,
+        parameters: Collection[str] = PARAMETERS,
+        inflate: Inflate | None = None,
     ) -> Accepted:
         """Return when every log of a WSGI request is stored, or of a dry run is checked.
 
-        `decode` turns the protocol's body into lines, and `parameters` are those of `options`
-        that its query may use. Raises Rejection if nothing is stored; after `commit_timeout` the
-        batch may be stored later. A dry run is not counted.
+        `decode` turns the protocol's body into lines, after `inflate` if there is one, and
+        `parameters` are those of `options` that its query may use. Raises Rejection if nothing is
+        stored; after `commit_timeout` the batch may be stored later. A dry run is not counted.
         """
         started_at = perf_counter()
         size = logs = 0
@@ -102,6 +110,8 @@ class Acceptor:
             head_bytes = environ.get(HEAD_BYTES, 0)
             with self._queue.admit(token.digest, head_bytes) as reservation:
                 body = self._bodies.read(environ, reservation)
+                if inflate:
+                    body = inflate(body, reservation)
                 size = len(body)
                 self._rates.charge(token, size)
                 if (key is not None or options.keys_body) and not options.is_dry_run:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
+from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, slot
 from astralog.intake.loki import AT_ONCE_BYTES, add_entries, check_streams, make_stream
@@ -81,17 +82,16 @@ class _Entry(NamedTuple):
     structured_metadata: dict[str, str]
 
 
-def decode_protobuf(tenant: str, max_bytes: int, body: bytes, context: Context) -> Decoded:
-    """Return the batch in a push in protobuf of at most `max_bytes`, decompressed.
+def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
+    """Return the batch in a push in protobuf, which `inflate` decompressed.
 
     Raises Rejection as a Decoder does.
     """
-    with slot(context, max(len(body), 1)):
-        text = _decompress(body, max_bytes, context)
-        batch = ForeignBatch(body, text, context)
+    with slot(context, len(body)):
+        batch = ForeignBatch(body, body, context)
         try:
-            check_size(text)
-            streams = Push.FromString(text).streams
+            check_size(body)
+            streams = Push.FromString(body).streams
             check_streams(streams)
             for each in in_turns(streams):
                 check_size(each)
@@ -107,14 +107,17 @@ def decode_protobuf(tenant: str, max_bytes: int, body: bytes, context: Context) 
         return batch.finish()
 
 
-def _decompress(body: bytes, max_bytes: int, context: Context) -> bytes:
-    """Return the message in a block of Snappy, for which memory is reserved first."""
+def inflate(max_bytes: int, body: bytes, reservation: Reservation) -> bytes:
+    """Return the message of at most `max_bytes` in a block of Snappy.
+
+    Its memory is reserved first. Raises Rejection.
+    """
     if cramjam is None:
         raise Rejection("unsupported_encoding", NOT_INSTALLED)
     length = _read_length(body)
     if length > max_bytes:
         raise Rejection("body_too_large", f"The body is larger than {max_bytes} bytes.")
-    context.reservation.resize(len(body) + 2 * length)
+    reservation.resize(len(body) + 2 * length)
     output = bytearray(length)
     try:
         written = cramjam.snappy.decompress_raw_into(body, output)
@@ -122,7 +125,10 @@ def _decompress(body: bytes, max_bytes: int, context: Context) -> bytes:
         written = -1
     if written != length:
         raise Rejection("invalid_encoding", NOT_SNAPPY)
-    return bytes(output)
+    text = bytes(output)
+    del output
+    reservation.resize(len(body) + length)
+    return text
 
 
 def _read_length(body: bytes) -> int:

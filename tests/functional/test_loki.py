@@ -198,3 +198,14 @@ def test_an_idempotency_key_counts_here_too(service: Service) -> None:
     assert 204 == push(service, body, path=f"{PUSH}?once=body").status
     assert 204 == push(service, body, path=f"{PUSH}?once=body").status
     assert before + 4 == len(service.logs())
+
+
+def test_a_rate_is_charged_the_decompressed_bytes_of_a_push(tmp_path: Path) -> None:
+    """A push of Snappy counts as the bytes of its message."""
+    body = make_protobuf([({"app": "shop"}, [(TIME, "x" * 30_000)])])
+    assert len(body) < 3_000
+    tokens = write_tokens(tmp_path / "tokens", "slow rate=1KB/s\n")
+    with Service(tmp_path, tokens=None, tokens_file=tokens) as service:
+        assert 204 == push(service, body, "", token="slow").status  # more than its 10 s at once
+        answer = push(service, body, "", token="slow")
+        assert (429, "rate_limited") == (answer.status, answer.raw.decode().partition(":")[0])

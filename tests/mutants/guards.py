@@ -1656,10 +1656,18 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "Snappy takes no memory that is not reserved",
-        "astralog.intake.loki_protobuf:_decompress",
-        "context.reservation.resize(len(body) + 2 * length)",
+        "astralog.intake.loki_protobuf:inflate",
+        "reservation.resize(len(body) + 2 * length)",
         "pass",
         ("tests/unit/intake/test_loki.py", "-k", "reserved_before"),
+    ),
+    Guard(
+        "a token's rate is charged the decompressed bytes of a push",
+        "astralog.api.loki:_find_decoder",
+        "return decode, partial(loki_protobuf.inflate, max_body_bytes)",
+        "return lambda body, context: decode("
+        "loki_protobuf.inflate(max_body_bytes, body, context.reservation), context), None",
+        ("tests/functional/test_loki.py", "-k", "rate"),
     ),
     Guard(
         "a stream of Loki is one of the token's",

@@ -34,7 +34,9 @@ def decode_json(body: bytes, tenant: str = "org", **context: Any) -> list[dict[s
 
 
 def decode_protobuf(body: bytes, tenant: str = "org", **context: Any) -> list[dict[str, Any]]:
-    batch = loki_protobuf.decode_protobuf(tenant, MAX_BYTES, body, make_context(**context)).batch
+    made = make_context(**context)
+    text = loki_protobuf.inflate(MAX_BYTES, body, made.reservation)
+    batch = loki_protobuf.decode_protobuf(tenant, text, made).batch
     return [json.loads(line) for line in bytes(batch.lines).splitlines()]
 
 
