@@ -26,6 +26,9 @@ try:
 except ImportError:
     cramjam = None  # type: ignore[assignment]
 
+#: Bytes of the labels of a stream. Beyond it: 413 `body_too_large`; Loki's own limit is lower.
+MAX_LABEL_BYTES = 64 * 1024
+
 #: Bytes of the length before a compressed block: a number of 32 bits.
 MAX_LENGTH_BYTES = 5
 
@@ -65,7 +68,7 @@ Timestamp = _message(
 LabelPair = _message("LabelPair", ("name", 1, _ONE, _BYTES), ("value", 2, _ONE, _BYTES))
 
 _LABEL = re.compile(
-    r"""\s*([^\s={},"]+)\s*=\s*(?:"((?:[^"\\]++|\\.)*+)"|`([^`]*)`)\s*(,?)""", re.DOTALL
+    r"""\s*+([^\s={},"]++)\s*+=\s*+(?:"((?:[^"\\]++|\\.)*+)"|`([^`]*+)`)\s*+(,?)""", re.DOTALL
 )
 _ESCAPE = re.compile(
     r"\\(?:([abfnrtv\\\"'])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3})|.?)",
@@ -96,7 +99,7 @@ def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
             for each in in_turns(streams):
                 check_size(each)
                 found = PushStream.FromString(each)
-                stream = make_stream(parse_labels(_text(found.labels)), tenant, batch)
+                stream = make_stream(_read_labels(found.labels), tenant, batch)
                 for entries in _read_entries(found.entries, batch):
                     add_entries(stream, entries, batch)
         except DecodeError:
@@ -141,6 +144,14 @@ def _read_length(body: bytes) -> int:
     raise Rejection("invalid_encoding", NOT_SNAPPY)
 
 
+def _read_labels(text: bytes) -> dict[str, str]:
+    """Return the labels of a stream; raises Rejection for long ones, and ValueError."""
+    if len(text) > MAX_LABEL_BYTES:
+        message = f"The labels of a stream take more than {MAX_LABEL_BYTES} bytes; send fewer."
+        raise Rejection("body_too_large", message)
+    return parse_labels(_text(text))
+
+
 def parse_labels(text: str) -> dict[str, str]:
     """Return the labels in a selector as `{app="shop"}`, which has Go's strings.
 
@@ -149,11 +160,12 @@ def parse_labels(text: str) -> dict[str, str]:
     inner = text.strip()
     if not (inner.startswith("{") and inner.endswith("}")):
         raise ValueError(f"error parsing labels {text[:100]!r}")
+    inner = inner[1:-1].strip()
     labels: dict[str, str] = {}
-    place, end = 1, len(inner) - 1
-    while inner[place:end].strip():
-        match = _LABEL.match(inner, place, end)
-        if match is None or (not match[4] and inner[match.end() : end].strip()):
+    place = 0
+    while place < len(inner):
+        match = _LABEL.match(inner, place)
+        if match is None or (not match[4] and match.end() < len(inner)):
             raise ValueError(f"error parsing labels {text[:100]!r}")
         labels[match[1]] = match[3] if match[2] is None else _unquote(match[2])
         place = match.end()

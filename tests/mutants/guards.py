@@ -1670,6 +1670,13 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/functional/test_loki.py", "-k", "rate"),
     ),
     Guard(
+        "the labels of a stream of Loki are bounded",
+        "astralog.intake.loki_protobuf:_read_labels",
+        "if len(text) > MAX_LABEL_BYTES:",
+        "if False:",
+        ("tests/unit/intake/test_loki.py", "-k", "labels_of_a_stream"),
+    ),
+    Guard(
         "a stream of Loki is one of the token's",
         "astralog.intake.foreign:ForeignBatch.extend",
         "self._context.check_project(logs[0].project_id, self.number + len(logs))",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -171,6 +172,15 @@ def test_labels_are_gos_strings(text: str, expected: dict[str, str]) -> None:
 def test_other_texts_are_no_labels(text: str) -> None:
     with pytest.raises(ValueError, match="error parsing labels"):
         loki_protobuf.parse_labels(text)
+
+
+@pytest.mark.parametrize(("excess", "stored"), [(0, 1), (1, 0)])
+def test_labels_of_a_stream_are_bounded(excess: int, stored: int) -> None:
+    """They become a dictionary without a pause."""
+    value = "x" * (loki_protobuf.MAX_LABEL_BYTES - len('{app=""}') + excess)
+    body = make_protobuf([({"app": value}, [(TIME, "line")])])
+    with nullcontext() if stored else pytest.raises(Rejection, match="labels of a stream"):
+        assert stored == len(decode_protobuf(body))
 
 
 PUSH = make_protobuf([({"a": "b"}, [(TIME, "x")])])
