@@ -92,7 +92,7 @@ class Bulk:
     def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
         number = len(self.items) + 1
         if line != self._last_line:  # most actions are the same
-            self._action = _read_action(line.strip(), number)
+            self._action = _read_action(line, number)
             self._last_line = line
         action, members = self._action
         if number > MAX_ITEMS:
@@ -133,7 +133,7 @@ def _read_action(line: bytes, number: int) -> tuple[str, Members]:
     """Return the action of a line and its members; raises Rejection as Elasticsearch does."""
     place = f"Malformed action/metadata line [{number}]"
     try:
-        ((action, raw),) = read_members(line).items()
+        ((action, raw),) = _read_object(line).items()
         members = read_members(bytes(raw))
     except ValueError:
         message = f"{place}, expected an object with one of {', '.join(ACTIONS)}"
@@ -167,11 +167,16 @@ def _make_log(text: bytes, item: Item, batch: ForeignBatch) -> Any:
     return Log(project, timestamp, level, service, message, metadata or None)
 
 
+def _read_object(line: bytes) -> Members:
+    """Return the members of the object in a line; raises ValueError, worded for the client."""
+    if not line.isascii() and to_utf8(line) != line:
+        raise ValueError("Invalid UTF-8")
+    return read_members(line.strip())
+
+
 def _read_document(text: bytes) -> Members:
     try:
-        if not text.isascii() and to_utf8(text) != text:
-            raise ValueError("Invalid UTF-8")
-        return read_members(text.strip())
+        return _read_object(text)
     except ValueError as error:
         raise InvalidItem("document_parsing_exception", f"failed to parse: {error}") from None
 

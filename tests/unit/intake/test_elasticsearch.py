@@ -111,6 +111,8 @@ def test_each_item_has_its_result_and_valid_ones_are_stored() -> None:
         (b'{"upsert":{}}\n{}\n', "invalid_json"),
         (b"[" * 100_000, "invalid_json"),
         (b'{"create":{},"index":{}}\n{}\n', "invalid_json"),
+        (b'{"index":{"_index":"\xff"}}\n{}\n', "invalid_json"),
+        (b'{"index":{"_id":"\xc3"}}\n{}\n', "invalid_json"),
         (b'{"index":{}}\n{}\n' * (MAX_ITEMS + 1), "body_too_large"),
     ],
     ids=lambda value: repr(value)[:40],
