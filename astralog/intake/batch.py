@@ -19,13 +19,20 @@ from astralog.intake.decoder import (
     LineWriter,
     check_growth,
     describe,
-    encode_lines,
     encode_value,
     escaped_size,
     reject_invalid,
 )
 from astralog.intake.formats import BATCH, LINES, OBJECTS, Format, Piece, find_format
-from astralog.intake.logs import COMPILED_ERRORS, load_log, load_valid_log, name_encoding, to_utf8
+from astralog.intake.logs import (
+    COMPILED_ERRORS,
+    check_metadata,
+    encode_logs,
+    load_log,
+    load_valid_log,
+    name_encoding,
+    to_utf8,
+)
 from astralog.intake.options import NO_SERVICE
 from astralog.intake.schema import FIELDS, Log
 from astralog.intake.unix_time import format_time
@@ -117,12 +124,12 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
     with context.fast_slot(len(body)):
         try:
             logs = form.load(body, context.options)
+            if context.options.defaults and _repeated_bytes(context) * len(logs) > STEP_BYTES:
+                return None
+            lines = encode_logs(logs)
         except COMPILED_ERRORS:
             return None
-        if context.options.defaults and _repeated_bytes(context) * len(logs) > STEP_BYTES:
-            return None
-        _check_projects(logs, context)
-        lines = encode_lines(logs)
+    _check_projects(logs, context)
     check_growth(len(lines), MAX_GROWTH * len(body) + formats.PIECE_BYTES)
     return Batch(lines, len(logs))
 
@@ -221,6 +228,7 @@ class _Decode:
         """Add the logs of a piece and return True if the compiled decoder accepts all of them."""
         try:
             logs = self._form.load(text, self._options)
+            check_metadata(logs)
         except COMPILED_ERRORS:
             return False
         self._invalid.seen += len(logs)

@@ -86,6 +86,11 @@ class Options(NamedTuple):
         return bool(self.defaults or self.moves_unknown or self.sources)
 
     @property
+    def moves_fields(self) -> bool:
+        """Whether fields change places, for which metadata is decoded and encoded anew."""
+        return bool(self.moves_unknown or self.sources)
+
+    @property
     def accepts_any_json(self) -> bool:
         """Whether a JSON body may be an array, a log or several logs, in place of a batch."""
         return bool(self.moves_unknown or self.stamps_arrival or self.sources)

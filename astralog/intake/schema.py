@@ -13,6 +13,9 @@ from marshmallow.validate import Length
 
 from astralog.intake import timestamps
 
+#: The metadata of a log without any, by its identity.
+NO_METADATA = msgspec.Raw(b"{}")
+
 _NOT_EMPTY = Length(min=1, error="Must not be empty.")
 
 
@@ -86,19 +89,21 @@ class BatchSchema(Schema):
 
 
 def compile_struct(
-    schema: Schema, text_fields: Collection[type[fields.String]] = ()
+    schema: Schema, text_fields: Collection[type[fields.String]] = (), *, is_raw: bool = False
 ) -> type[msgspec.Struct]:
     """Return the struct type of exactly the values that `schema` loads.
 
-    `text_fields` are the string fields whose text the caller checks after decoding. Raises
-    TypeError for a field, validator, hook or option without an equivalent in msgspec, so that the
-    two cannot diverge unnoticed.
+    `text_fields` are the string fields whose text the caller checks after decoding. With `is_raw`,
+    the value of a dict field is its JSON text, which may be any value and have line breaks and
+    invalid UTF-8: the caller checks it; without the field it is NO_METADATA. Raises TypeError for
+    a field, validator, hook or option without an equivalent in msgspec, so that the two cannot
+    diverge unnoticed.
     """
     if schema.unknown != RAISE or any(schema._hooks.values()):
         raise TypeError(f"{type(schema).__name__}: accepts unknown fields or has hooks")
     return msgspec.defstruct(
         type(schema).__name__.removesuffix("Schema"),
-        [_struct_field(name, field, text_fields) for name, field in schema.fields.items()],
+        [_struct_field(name, field, text_fields, is_raw) for name, field in schema.fields.items()],
         forbid_unknown_fields=True,
         omit_defaults=True,
         gc=False,
@@ -106,25 +111,35 @@ def compile_struct(
 
 
 def _struct_field(
-    name: str, field: fields.Field[Any], text_fields: Collection[type[fields.String]]
+    name: str,
+    field: fields.Field[Any],
+    text_fields: Collection[type[fields.String]],
+    is_raw: bool,
 ) -> tuple[Any, ...]:
     options = (field.data_key, field.attribute, field.dump_only or None)
     if any(option is not None for option in options) or field.load_default is not missing:
         raise TypeError(f"{name}: data_key, attribute, dump_only, load_default have no equivalent")
-    kind = _kind(name, field, text_fields)
+    kind = _kind(name, field, text_fields, is_raw)
     if field.required and not field.allow_none:
         return name, kind
     if not field.required and field.allow_none:
-        return name, kind | None, None  # null and absent are stored alike: left out
+        # null and absent are stored alike: left out
+        return (name, kind, NO_METADATA) if kind is msgspec.Raw else (name, kind | None, None)
     raise TypeError(f"{name}: a field is either required or may be null")
 
 
-def _kind(name: str, field: fields.Field[Any], text_fields: Collection[type[fields.String]]) -> Any:
+def _kind(
+    name: str,
+    field: fields.Field[Any],
+    text_fields: Collection[type[fields.String]],
+    is_raw: bool,
+) -> Any:
     match field:
         case fields.List(validators=[], inner=fields.Nested(validators=[], many=None) as nested):
-            return list[compile_struct(nested.schema, text_fields)]  # type: ignore[misc]
+            item = compile_struct(nested.schema, text_fields, is_raw=is_raw)
+            return list[item]  # type: ignore[valid-type]
         case fields.Dict(validators=[], key_field=None, value_field=None):
-            return dict[str, Any]
+            return msgspec.Raw if is_raw else dict[str, Any]
         case fields.String() if type(field) in (fields.String, *text_fields):
             return Annotated[str, msgspec.Meta(min_length=_min_length(name, field))]
     raise TypeError(f"{name}: {type(field).__name__} has no equivalent")
@@ -139,6 +154,22 @@ def _min_length(name: str, field: fields.String) -> int:
     raise TypeError(f"{name}: its validators have no equivalent")
 
 
+def allow_missing(struct: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """Return the struct with the same fields, of which the required ones may be missing or null."""
+    return msgspec.defstruct(
+        f"Incomplete{struct.__name__}",
+        [
+            (field.name, field.type | None, None)
+            if field.required
+            else (field.name, field.type, field.default)
+            for field in msgspec.structs.fields(struct)
+        ],
+        forbid_unknown_fields=True,
+        omit_defaults=True,
+        gc=False,
+    )
+
+
 def item_type(struct: type[msgspec.Struct], name: str) -> Any:
     """Return the type of the items of the list field `name`."""
     (kind,) = (field.type for field in msgspec.structs.fields(struct) if field.name == name)
@@ -148,8 +179,12 @@ def item_type(struct: type[msgspec.Struct], name: str) -> Any:
 #: The names of a log's fields.
 FIELDS = tuple(LogSchema().fields)
 
-#: The struct of a batch, compiled from its schema.
-BatchStruct: Any = compile_struct(BatchSchema(), text_fields=[Timestamp])
-
 #: The struct of one log, with LogSchema's fields, in their order.
-Log: Any = item_type(BatchStruct, "logs")
+Log: Any = compile_struct(LogSchema(), text_fields=[Timestamp])
+
+#: The structs of a batch and of a log whose metadata is the text that the client sent.
+RawBatch: Any = compile_struct(BatchSchema(), text_fields=[Timestamp], is_raw=True)
+RawLog: Any = item_type(RawBatch, "logs")
+
+#: The same, for logs whose missing fields are filled in.
+IncompleteLog: Any = allow_missing(RawLog)

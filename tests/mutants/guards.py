@@ -139,6 +139,27 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_schema.py", "tests/unit/intake/test_options.py"),
     ),
     Guard(
+        "metadata that is no object",
+        "astralog.intake.logs:encode_logs",
+        """if lines.count(b'"metadata":') != lines.count(b'"metadata":{'):""",
+        "if False:",
+        ("tests/unit/intake/test_batch.py", "-k", "no_object"),
+    ),
+    Guard(
+        "metadata in UTF-8",
+        "astralog.intake.logs:_check_utf8",
+        "        text.decode()",
+        "        pass",
+        ("tests/unit/intake/test_batch.py", "-k", "strict_json"),
+    ),
+    Guard(
+        "metadata without line breaks",
+        "astralog.intake.logs:_clean_metadata",
+        "    if has_breaks:",
+        "    if False:",
+        ("tests/unit/intake/test_batch.py", "-k", "byte_for_byte"),
+    ),
+    Guard(
         "bound on what a body grows to",
         "astralog.intake.decoder:check_growth",
         "if size > max_bytes:",

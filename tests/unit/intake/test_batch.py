@@ -1,3 +1,4 @@
+import contextlib
 import json
 from typing import Any
 
@@ -7,9 +8,10 @@ from astralog.errors import Rejection
 from astralog.intake import batch as codec
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.options import Options
 from astralog.intake.schema import LogSchema
 from astralog.store.commit_queue import Batch
-from tests.support.decoding import encode_batch, make_context
+from tests.support.decoding import encode_batch, make_context, marshmallow_alone
 from tests.support.service import make_log
 
 
@@ -39,11 +41,11 @@ def rejection_of(body: bytes) -> Rejection:
 
 
 def test_a_batch_becomes_a_line_for_each_log() -> None:
-    """The lines are compact NDJSON with the contract's fields in order."""
+    """The lines are NDJSON with the contract's fields in order, metadata byte for byte."""
     line = (
         b'{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:45Z","level":"info",'
         b'"service":"api-gateway","message":"User logged in",'
-        b'"metadata":{"user_id":123,"ip":"1.1.1.1"}}\n'
+        b'"metadata":{"user_id": 123, "ip": "1.1.1.1"}}\n'
     )
     assert Batch(line * 2, 2) == encode_batch(body_of(make_log(), make_log()))
 
@@ -104,8 +106,8 @@ def test_deep_metadata_is_stored() -> None:
         b'"metadata": {"n": NaN}',
         b'"metadata": {"n": Infinity}',
         b'"metadata": {"n": -Infinity}',
-        b'"metadata": {"n": 1e400}',
-        b'"metadata": {"n": %s}' % (b"9" * 4301),
+        b'"message": 1e400',
+        b'"message": %s' % (b"9" * 4301),
         b'"metadata": {"n": 01}',
         b'"metadata": {"a": }',
         b'"metadata": {"a": 1,}',
@@ -131,6 +133,61 @@ def test_what_is_no_strict_json_is_rejected(fields: bytes, padding: int) -> None
     assert "invalid_json" == rejection.code
     assert rejection.message.startswith("The body is not valid JSON: ")
     assert rejection.errors is None
+
+
+@pytest.mark.parametrize("padding", [0, 2 * PIECE_BYTES], ids=["short", "long"])
+@pytest.mark.parametrize("is_slow", [False, True], ids=["compiled", "schema"])
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (b'{"b":1e400,"a":%s}' % (b"9" * 4301), None),
+        (b'{"z" : 1.50, "a":\t-0.0e+05, "a": [ ]}', None),
+        (rb'{"\u0061":"\u00e9\/\ud83d\ude00"}', None),
+        (b'{"metadata":5,"a":{"metadata":null}}', None),
+        ('{"\u00e9":"\U0001f600\u2028"}'.encode(), None),
+        (b'{"a":1,\r\n  "b":\n[2,\r3]}', b'{"a":1,  "b":[2,3]}'),
+        (rb'{"a":"\ud83d\u0041","\ude00":"\n"}', rb'{"a":"\ufffd\u0041","\ufffd":"\n"}'),
+        (b"{}", None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_metadata_is_stored_byte_for_byte(
+    sent: bytes, kept: bytes | None, padding: int, *, is_slow: bool
+) -> None:
+    """Except line breaks between its tokens, and half a surrogate pair."""
+    body = log_with(b'"metadata": ' + sent)
+    body = body[:-1] + b" " * padding + body[-1:]
+    with marshmallow_alone() if is_slow else contextlib.nullcontext():
+        lines = encode_batch(body).lines
+    assert bytes(lines).endswith(b'"message":"User logged in","metadata":%b}\n' % (kept or sent))
+
+
+@pytest.mark.parametrize("decode", [decode_json, decode_lines])
+def test_defaults_leave_metadata_byte_for_byte(decode: Any) -> None:
+    """Missing fields and null are filled in, whether or not the schema has to decide."""
+    log = b'{"service":null,"timestamp":"2024-05-31 15:30","message":"m","metadata":{"a": 1e999}}'
+    invalid = b'{"service":"s","level":"","timestamp":"2024-05-31","message":"m"}'
+    options = Options({"project_id": "p", "level": "i", "service": "d"}, is_partial=True)
+    expected = (
+        b'{"project_id":"p","timestamp":"2024-05-31T15:30:00Z","level":"i","service":"d",'
+        b'"message":"m","metadata":{"a": 1e999}}\n'
+    )
+    for logs in ([log], [log, invalid]):
+        body = b"\n".join(logs) if decode is decode_lines else b'{"logs":[%b]}' % b",".join(logs)
+        assert expected == decode(body, make_context(options=options)).batch.lines
+    missing = log.replace(b'"message":"m",', b"")
+    context = make_context(options=options._replace(is_partial=False))
+    with pytest.raises(Rejection, match="invalid"):
+        decode(missing if decode is decode_lines else b'{"logs":[%b]}' % missing, context)
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"[1]", b'"{}"', b"5", b"true", b'[{"metadata":{}}]', rb'"\\"']
+)
+def test_metadata_that_is_no_object_is_rejected(metadata: bytes) -> None:
+    """Also if the text of an object, or a key of this name, stands in it."""
+    rejection = rejection_of(log_with(b'"metadata": ' + metadata))
+    assert {"logs": {0: {"metadata": ["Not an object."]}}} == rejection.errors
 
 
 @pytest.mark.parametrize("padding", [0, 2 * PIECE_BYTES], ids=["short", "long"])

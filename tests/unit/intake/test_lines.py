@@ -141,7 +141,7 @@ GROWING: dict[str, Case] = {
     "NDJSON, numbers": (
         decode_lines,
         lines_body([make_log(metadata={"a": [10**15] * 9000})] * 30).replace(b"0" * 15, b"e15"),
-        NO_OPTIONS,
+        Options(moves_unknown=True),
     ),
     "OTLP, control characters": (decode_export, export_body("\x01" * 7 * MIB, 1), NO_OPTIONS),
     "OTLP, records of control characters": (
