@@ -179,15 +179,20 @@ def _read_events(text: bytes) -> Iterator[tuple[bytes, Event | None]]:
     """Yield the text of each event, and the event unless `_read_slowly` has to read it.
 
     What looks like the border between two objects is found at once, but may stand in a string: a
-    part that ends within one is extended by a walk over the tokens of its object.
+    part that ends within one is extended by a walk over the tokens of its object. Up to a border
+    that was found once, each object is walked over: to search for its border again would take
+    quadratic time if the objects have no borders.
     """
-    start, search = 0, _BORDER.search
+    start, border, search = 0, 0, _BORDER.search
     while start < len(text):
-        border = search(text, start, start + STEP_BYTES)
-        end = border.start() + 1 if border else _find_border(text, start)
+        is_searched = start >= border
+        if is_searched:
+            match = search(text, start, start + STEP_BYTES)
+            border = match.start() + 1 if match else _find_border(text, start)
+        end = border if is_searched else _find_end(text, start)
         part = text[start:end]
         event = _read_fast(part)
-        if event is None and not _is_whole(part):
+        if event is None and is_searched and not _is_whole(part):
             end = _find_end(text, start)
             part = text[start:end]
         yield part, event

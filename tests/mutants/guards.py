@@ -1655,6 +1655,13 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_hec.py", "-k", "follow_one_another"),
     ),
     Guard(
+        "the events of HEC are separated in linear time",
+        "astralog.intake.hec:_read_events",
+        "is_searched = start >= border",
+        "is_searched = True",
+        ("tests/unit/intake/test_hec.py", "-k", "searched_for_one_once"),
+    ),
+    Guard(
         "an invalid event rejects its batch",
         "astralog.intake.hec:decode_events",
         "if not context.options.is_partial:",

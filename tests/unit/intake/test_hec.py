@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -141,6 +142,17 @@ def test_long_events_follow_one_another(size: int) -> None:
     for step in range(70, 90):
         event = json.dumps(EVENT | {"event": "x" * (size - step)}).encode()
         assert 3 == len(decode(event * 3))
+
+
+@pytest.mark.parametrize("separator", [b" " * 1000, b",", b" , "])
+def test_events_without_borders_are_searched_for_one_once(separator: bytes) -> None:
+    """A search for each event up to the end of the body would take quadratic time."""
+    event = json.dumps(EVENT | {"event": 'a "quote\\'}).encode()
+    context = make_context(options=Options(is_partial=True))
+    with patch.object(hec, "_find_border", wraps=hec._find_border) as find_border:
+        decoded = hec.decode_events(separator.join([event] * 100), context)
+    assert (100 if separator.isspace() else 1) == decoded.batch.logs
+    assert 1 == find_border.call_count
 
 
 def test_invalid_utf8_becomes_a_replacement_character() -> None:
