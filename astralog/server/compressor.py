@@ -20,7 +20,7 @@ from gunicorn import util
 from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store.compression import Compressor
-from astralog.store.files import call_libc
+from astralog.store.files import call_libc, end_with_parent
 from astralog.telemetry import slots
 from astralog.telemetry.families import compression_families
 from astralog.telemetry.prometheus import take_snapshot
@@ -47,7 +47,7 @@ OTHER_SIGNALS = (
 LOWEST_NICE = 19
 
 #: From linux/prctl.h.
-_SET_PARENT_DEATH_SIGNAL, _SET_NAME = 1, 15
+_SET_NAME = 15
 
 
 class CompressorProcess:
@@ -149,9 +149,7 @@ def _separate(cfg: Any, master: int, metrics_fd: int | None) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
-    call_libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
-    if os.getppid() != master:
-        sys.exit(0)  # it died before the call above
+    end_with_parent(master)
     _close_files_except(metrics_fd)
     _take_lowest_priority()
 

@@ -10,8 +10,10 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -284,3 +286,14 @@ def call_libc(name: str, *args: int | bytes) -> int:
     if result < 0:
         raise OSError(number, os.strerror(number))
     return result
+
+
+#: From linux/prctl.h.
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill this process once its parent has died; exit if it died already."""
+    call_libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit(0)

@@ -24,6 +24,9 @@ _UNICODE_ESCAPE = re.compile(rb"\\u(?!00[01])")
 #: Texts of so many characters and more are found by their ASCII characters alone.
 _FEW_CHARACTERS = 2
 
+#: If backslashes are rarer, checking each is faster than a search for two characters.
+BYTES_PER_BACKSLASH = 200
+
 #: The characters that need no escape: their longest run is the literal.
 _RUN = re.compile(r'[^"\\\x00-\x1f\x7f]+')
 _ASCII_RUN = re.compile(r'[^"\\\x00-\x1f\x7f-\U0010ffff]+')
@@ -57,8 +60,8 @@ class Prefilter:
     def spans(self, block: bytes) -> Iterator[tuple[int, int]]:
         """Yield where the lines begin and end, without their line ends; in order, each once."""
         found = [self._found(block)]
-        found += [_by_literal(block, block, text) for text in self.exceptions if text in block]
-        if self.has_escapes and b"\\u" in block:
+        found += [_by_literal(block, block, text) for text in self.exceptions if _has(block, text)]
+        if self.has_escapes and _has_unicode_escape(block):
             found.append(_by_pattern(block, _UNICODE_ESCAPE))
         return found[0] if len(found) == 1 else map(itemgetter(0), groupby(merge(*found)))
 
@@ -168,6 +171,26 @@ def _may_be_part(character: str, literal: str) -> bool:
         or any(literal.startswith(folded[cut:]) for cut in cuts)
         or any(literal.endswith(folded[:cut]) for cut in cuts)
     )
+
+
+def _has(block: bytes, text: bytes) -> bool:
+    """Return whether a text that presumably is not in a block is there.
+
+    A search for one byte takes 0.03 ms per MB, one for two or three 1.1 ms.
+    """
+    return all(byte in block for byte in text) and text in block
+
+
+def _has_unicode_escape(block: bytes) -> bool:
+    r"""Return whether a block has a `\u`, in 0.2 ms per MB if few lines have a backslash."""
+    position = -1
+    for _ in range(1 + len(block) // BYTES_PER_BACKSLASH):
+        position = block.find(b"\\", position + 1)
+        if position < 0:
+            return False
+        if block[position + 1 : position + 2] == b"u":
+            return True
+    return block.find(b"\\u", position) >= 0
 
 
 def _by_literal(block: bytes, searched: bytes, literal: bytes) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from astralog.cores import count_cores
 from astralog.store.merge import (
     CLOCK_SECONDS,
     Arrival,
@@ -23,10 +24,11 @@ from astralog.store.merge import (
 )
 from astralog.store.reader import ReadBudget, Select
 from astralog.view import options
-from astralog.view.context import GAP, ContextPart, unpack
+from astralog.view.context import GAP, unpack
 from astralog.view.log_filter import LogFilter
 from astralog.view.moments import seconds_of
 from astralog.view.output import Output
+from astralog.view.processes import ProcessContextPart, Processes, ProcessPart
 
 #: Exit statuses, as those of grep.
 NOT_FOUND, FAILED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
@@ -132,10 +134,10 @@ def search(
     )
     has_context = not count and bool(around or after or before)
     make = partial(
-        ContextPart, around if before is None else before, around if after is None else after
+        ProcessContextPart, around if before is None else before, around if after is None else after
     )
     try:
-        parts = find_parts(data_dir, make if has_context else None)
+        parts = find_parts(data_dir, make if has_context else ProcessPart)
     except OSError as error:
         raise Failed(f"{data_dir}: {error.strerror}") from None
     if since is not None:
@@ -174,6 +176,7 @@ class _Run:
         self._limit = limit
         self._output = output
         self._budget = ReadBudget()
+        self._processes = Processes(parts, select, limit, count_cores(), self._update)
         self._total_bytes = sum(map(Part.file_size, parts))
         self._is_terminal = os.isatty(2)
         self._started_at = self._updated_at = time.monotonic()
@@ -195,6 +198,8 @@ class _Run:
             self._remove_bar()
             click.echo(f"astralog search: interrupted: {self._describe()}", err=True)
             sys.exit(INTERRUPTED)
+        finally:
+            self._processes.close()
 
     def _arrivals(self) -> Iterator[Arrival]:
         if self._limit is None:
@@ -206,7 +211,12 @@ class _Run:
             yield arrival
 
     def _watched(self, block: bytes) -> Iterator[tuple[int, bytes]]:
-        """Select the lines of a block; write what waits, and update the progress bar."""
+        """Select the lines of a block."""
+        self._update()
+        yield from self._select(block)
+
+    def _update(self) -> None:
+        """Write what waits, and update the progress bar."""
         if self._output:
             self._output.flush_if_due()
         now = time.monotonic()
@@ -214,7 +224,6 @@ class _Run:
             self._updated_at = now
             self._has_bar = True
             os.write(2, f"\r{self._bar(now - self._started_at)}\x1b[K".encode())
-        yield from self._select(block)
 
     def _bar(self, seconds: float) -> str:
         share = min(self._budget.file_bytes / self._total_bytes, 1.0) if self._total_bytes else 1.0

@@ -1,9 +1,11 @@
 """`astralog search`: all stored logs are searched, as a parse of every line would."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,48 @@ def test_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "" == result.stderr
     assert result.stdout.splitlines()[1] == str(128 + signal.SIGPIPE)
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_command(tmp_path: Path) -> None:
+    """After Ctrl-C, a closed pipe and a kill; the command exits as one that has none."""
+    for number in range(4):
+        line = make_line("x" * 1000)
+        make_segment(tmp_path, make_name(number), *[line] * 20_000)
+    for number, status in (
+        (signal.SIGINT, 128 + signal.SIGINT),
+        (signal.SIGPIPE, -signal.SIGPIPE),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ):
+        command = [str(COMMAND), "search", "--data-dir", str(tmp_path), "(x+)+y", "--regex"]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, start_new_session=True, **options) as process:  # type: ignore[call-overload]
+            wait_for(partial(has_members, process.pid, min(len(os.sched_getaffinity(0)), 2)))
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+            assert process.returncode == status
+            assert b"Traceback" not in errors
+            wait_for(partial(has_members, process.pid, 0))
+
+
+def has_members(group: int, count: int) -> bool:
+    """Return whether a group has so many processes, or more if any."""
+    found = len(members(group))
+    return found >= count if count else not found
+
+
+def members(group: int) -> list[int]:
+    """Return the processes of a group."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def start_on_terminal(data_dir: Path, *options: str) -> "tuple[subprocess.Popen[bytes], int]":

@@ -1184,7 +1184,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "compression ends with the master",
-        "astralog.server.compressor:_separate",
+        "astralog.store.files:end_with_parent",
         'call_libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))',
         "pass",
         ("tests/functional/test_compression.py", "-k", "master_that_is_killed"),
@@ -1412,6 +1412,20 @@ GUARDS: tuple[Guard, ...] = (
         "if self.has_escapes and",
         "if False and",
         ("tests/unit/view/test_prefilter.py", "-k", "searched_as"),
+    ),
+    Guard(
+        "processes of a search that is killed",
+        "astralog.view.processes:Processes._run_child",
+        "            end_with_parent(parent)\n",
+        "",
+        ("tests/functional/test_search.py", "-k", "processes_end"),
+    ),
+    Guard(
+        "processes that end before all is read",
+        "astralog.view.processes:_Process.lines",
+        'raise ChildProcessError("the process that read it ended early")',
+        "return",
+        ("tests/unit/view/test_processes.py", "-k", "killed_process"),
     ),
     Guard(
         "lines that a page has seen",

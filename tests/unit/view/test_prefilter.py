@@ -207,3 +207,10 @@ def test_all_letters_that_fold_to_ascii_are_known() -> None:
     letters = (chr(code) for code in range(128, 0x110000))
     folded = [one for one in letters if re.search("[\0-\x7f]", one.casefold())]
     assert "".join(folded) == prefilter.FOLDED_TO_ASCII
+
+
+@given(st.lists(st.sampled_from([b"\\", b"u", b"\\u", b"n", b"a" * 300])))
+def test_unicode_escapes_are_found(pieces: list[bytes]) -> None:
+    """In blocks with many backslashes, and with few."""
+    block = b"".join(pieces)
+    assert prefilter._has_unicode_escape(block) == (b"\\u" in block)

@@ -1,0 +1,145 @@
+"""Reading segments in several processes yields what reading them in one does."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from astralog.store.merge import Part, find_parts, newest_arrivals, oldest_arrivals
+from astralog.store.reader import ReadBudget, not_blank
+from astralog.view import processes as processes_module
+from astralog.view.log_filter import LogFilter
+from astralog.view.processes import ProcessContextPart, Processes, ProcessPart
+from tests.support.tail import make_line, make_name, make_segment
+
+WANTED = LogFilter(text="m1")
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory with overlapping segments in each form, all large enough."""
+    monkeypatch.setattr(processes_module, "MIN_FILE_BYTES", 1)
+    for number in range(9):
+        suffix = (".ndjson.zst", ".ndjson", ".ndjson.open")[number // 3]
+        start = 1000 * (number // 2)
+        lines = [make_line(f"m{number} {at}", start + 10 * at + number) for at in range(50)]
+        make_segment(
+            tmp_path, make_name(start, number + 1), *lines, suffix=suffix, changed=start + 600
+        )
+    return tmp_path
+
+
+def read(
+    data_dir: Path, count: int, limit: int | None = None, wanted: LogFilter = WANTED
+) -> list[bytes]:
+    """Return the lines that a search with so many processes finds."""
+    parts = find_parts(data_dir, ProcessPart)
+    running = Processes(parts, wanted.select, limit, count, lambda: None)
+    try:
+        if limit is None:
+            return [arrival.line for arrival in oldest_arrivals(parts, wanted.select)]
+        return [arrival.line for arrival in newest_arrivals(parts, limit, wanted.select)]
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("limit", [None, 1, 60, 1000])
+@pytest.mark.parametrize("wanted", [WANTED, LogFilter(), LogFilter(text="nothing")])
+def test_several_processes_find_what_one_does(
+    data_dir: Path, limit: int | None, wanted: LogFilter
+) -> None:
+    parts = find_parts(data_dir)
+    if limit is None:
+        expected = [arrival.line for arrival in oldest_arrivals(parts, wanted.select)]
+    else:
+        expected = [arrival.line for arrival in newest_arrivals(parts, limit, wanted.select)]
+    for count in (1, 2, 4):
+        assert read(data_dir, count, limit, wanted) == expected
+
+
+def test_lines_around_are_read_in_processes(data_dir: Path) -> None:
+    def make(*place: object) -> Part:
+        return ProcessContextPart(1, 1, *place)
+
+    found = []
+    for count in (1, 2):
+        parts = find_parts(data_dir, make)
+        running = Processes(parts, WANTED.select, None, count, lambda: None)
+        found.append(list(oldest_arrivals(parts, WANTED.select)))
+        running.close()
+    assert found[0] == found[1] != []
+
+
+def test_progress_counts_all_bytes_of_the_files(data_dir: Path) -> None:
+    parts = find_parts(data_dir, ProcessPart)
+    budget = ReadBudget()
+    reports: list[int] = []
+    running = Processes(
+        parts, WANTED.select, None, 2, lambda: reports.append(int(budget.file_bytes))
+    )
+    list(oldest_arrivals(parts, WANTED.select, budget))
+    assert budget.file_bytes == sum(map(Part.file_size, parts))
+    assert reports == sorted(reports) != []
+    running.close()
+
+
+def stuck(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """Select nothing, and never end."""
+    signal.pause()
+    yield 0, block
+
+
+def children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def test_close_ends_all_processes(data_dir: Path) -> None:
+    before = children()
+    parts = find_parts(data_dir, ProcessPart)
+    running = Processes(parts, stuck, None, 3, lambda: None)
+    assert isinstance(parts[0], ProcessPart)
+    running.take(parts[0])
+    assert len(children()) == len(before) + 3
+    running.close()
+    assert children() == before
+
+
+def test_killed_process_fails_its_segment(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are read all the same."""
+    before = children()
+    parts = find_parts(data_dir, ProcessPart)
+
+    def select(block: bytes) -> Iterator[tuple[int, bytes]]:
+        if b'"m0 1"' in block and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return iter(list(not_blank(block)))
+
+    parent = os.getpid()
+    running = Processes(parts, select, None, 2, lambda: None)
+    with caplog.at_level(logging.WARNING):
+        found = list(oldest_arrivals(parts, select))
+    running.close()
+    assert [part.is_failed for part in parts] == [True] + [False] * 8
+    assert len(found) == 8 * 50
+    assert "the process that read it ended early" in caplog.text
+    assert children() == before
+
+
+def test_errors_of_a_process_are_those_of_its_segment(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Damaged ones are failed, and removed ones removed."""
+    parts = find_parts(data_dir, ProcessPart)
+    damaged, removed, *_ = sorted(data_dir.iterdir())
+    damaged.write_bytes(b"bad")
+    running = Processes(parts, WANTED.select, None, 2, lambda: None)
+    removed.unlink()
+    with caplog.at_level(logging.WARNING):
+        list(oldest_arrivals(parts, WANTED.select))
+    running.close()
+    assert [part.is_failed for part in parts] == [True, True] + [False] * 7
+    assert [part.is_removed for part in parts] == [False, True] + [False] * 7
+    assert f"cannot read {parts[0].segment}" in caplog.text
