@@ -183,7 +183,7 @@ _READING: dict[str, Operation] = {
             "200": _content(
                 "The metrics of all workers.", "text/plain", "application/openmetrics-text"
             ),
-            **describe_rejections(["unauthorized", "internal"]),
+            **describe_rejections(["unauthorized", "forbidden_scope", "internal"]),
         },
         description="From the service's own machine no token is needed, unless a proxy forwards.",
         security=[{"token": []}, {}],

@@ -416,12 +416,13 @@ _LOGS = {
 
 def describe_status(rejections: Callable[[Iterable[str]], Json]) -> dict[str, Json]:
     """Return the operations by path; `rejections` describes the responses of codes."""
-    known = ("unauthorized", "internal")
-    looks = ("unauthorized", "bad_request", "storage_failed", "status_busy", "internal")
+    known = ("unauthorized", "forbidden_scope", "internal")
+    looks = (*known, "bad_request", "storage_failed", "status_busy")
     about = {
         "numbers": "With the grants of the token: `token`, `projects`, `allow` and `rate`. A token "
         "that is bound to projects gets these, the version and the readiness.",
-        "history": "Of a token that is bound to projects: its own rejections alone.",
+        "history": "`tokens` has the volume that each token sent in that hour. A token that is "
+        "bound to projects gets its own row, and its own rejections, alone.",
         "logs": "Of a token that is bound to projects: their logs alone.",
     }
     parameters = [_parameter(name, words, _TEXT) for name, words in _FILTERS.items()]

@@ -17,10 +17,13 @@ ASSETS = {
     "/status/{asset}": ("status.css", "status.js", "icon.svg"),
 }
 
-#: Parameters that make a batch valid that the document, without them, says is not.
-LENIENT = ("project_id", "level", "service", "unknown", "partial")
-
 NAMES = ("project_id", "level", "service", "message")
+
+#: Parameters that make a body valid which the document alone calls invalid.
+LENIENT = (
+    *("project_id", "level", "service", "timestamp", "unknown", "partial", "invalid"),
+    *(f"{name}_field" for name in (*NAMES, "timestamp")),
+)
 
 timestamps = st.datetimes().map(str) | st.sampled_from(
     ["2024-05-31T15:30:45.123456789Z", "20240531T153045,5+0200", "2024-152", "2024-W22-5T15"]
@@ -73,6 +76,13 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     if case.query and not (case.meta and case.meta.is_negative_at(ParameterLocation.QUERY)):
         for name in ("after", "before"):  # only an answer of the service has one
             case.query.pop(name, None)
-        if case.query.get("timestamp") == "now":
-            case.query.pop("once", None)  # the document cannot say that one excludes the other
+        _drop_conflicts(case.query)
     return case
+
+
+def _drop_conflicts(query: dict[str, Any]) -> None:
+    """Remove the parameters that the others rule out: OpenAPI describes each one alone."""
+    if query.get("timestamp") == "now":
+        query.pop("once", None)
+    if "project_id" not in query:
+        query.pop("invalid", None)

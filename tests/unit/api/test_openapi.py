@@ -104,6 +104,22 @@ def test_the_document_has_every_rejection(
     assert expected == shown | {(int(STATUS_OF_CODE[code]), code) for code in absent}
 
 
+def test_operations_that_need_a_token_document_forbidden_scope(document: dict[str, Any]) -> None:
+    """Each protocol with answers of its own documents the status alone."""
+    operations = {
+        f"{method} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if operation.get("security") and path not in PROTOCOL_PATHS
+    }
+    assert "get /status/history" in operations
+    codes = {
+        name: operation["responses"].get("403", {}).get("description", "")
+        for name, operation in operations.items()
+    }
+    assert [name for name, text in codes.items() if "`forbidden_scope`" not in text] == []
+
+
 def test_the_documents_log_is_the_schemas(document: dict[str, Any]) -> None:
     """The fields, which are required, not empty or may be null, and that there are no others."""
     log = schema_named(document, "Log")
