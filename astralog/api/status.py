@@ -1,7 +1,7 @@
 """GET /status and what its page asks for: the service's numbers and its newest logs.
 
 The page itself says nothing; what it asks for takes a token. One that is bound to projects sees
-their logs and its own rejections, and nothing of the whole service but whether it is ready.
+their logs, its own batches and rejections, and of the whole service only whether it is ready.
 """
 
 import time

@@ -35,8 +35,13 @@ from astralog.tokens_file import Scope
 class BatchCounters(Protocol):
     """Counts batches when they are answered; the times are perf_counter's."""
 
-    def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
-        """Count a stored batch of `logs`; `size` is that of its decompressed body."""
+    def accept(
+        self, size: int, logs: int, started_at: float, committing_at: float, token: str
+    ) -> None:
+        """Count a stored batch of `logs` from the token with this name.
+
+        `size` is that of its decompressed body.
+        """
 
     def replay(self, size: int, started_at: float) -> None:
         """Count a batch that an earlier try with its key stored."""
@@ -139,7 +144,7 @@ class Acceptor:
         if claim and claim.is_replayed:
             self._counters.replay(size, started_at)
             return Accepted(decoded, is_replayed=True)
-        self._counters.accept(size, logs, started_at, committing_at)
+        self._counters.accept(size, logs, started_at, committing_at, token.name)
         if invalid and not invalid.are_kept:
             self._counters.reject_logs("invalid_batch", invalid.count)
         return Accepted(decoded)

@@ -73,20 +73,23 @@ class Counters:
         self.accepted = Volume()
         self.replayed = Volume()
         self.rejected = {code: Volume() for code in STATUS_OF_CODE}
+        self.accepted_by_token: dict[tuple[str, ...], Volume] = {}
         self.rejected_by_token: dict[tuple[str, ...], float] = {}  # batches, by token and code
         self.stored = Volume()
         self.late_logs = 0
         self.requests = Durations()
         self.commits = Durations()
-        self._kept: list[tuple[int, int, float, float, float]] = []
+        self._kept: list[tuple[int, int, float, float, float, str]] = []
 
-    def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
-        """Count a batch that is stored.
+    def accept(
+        self, size: int, logs: int, started_at: float, committing_at: float, token: str
+    ) -> None:
+        """Count a stored batch.
 
-        `size` is that of its body, inflated; the times are perf_counter's, at the request's start
-        and the commit's.
+        `size` is that of its decompressed body; the times are perf_counter's, at the request's
+        start and the commit's; `token` is the name of the client's token.
         """
-        self._kept.append((size, logs, started_at, committing_at, perf_counter()))
+        self._kept.append((size, logs, started_at, committing_at, perf_counter(), token))
         if len(self._kept) >= KEPT_BATCHES:
             self.add_up()
 
@@ -131,12 +134,21 @@ class Counters:
         """Bring the numbers up to date."""
         if not self._kept:
             return
-        sizes, logs, starts, commits, ends = zip(*self._kept, strict=True)
+        sizes, logs, starts, commits, ends, tokens = zip(*self._kept, strict=True)
         self._kept.clear()
         for volume in (self.received, self.accepted):
             volume.add(len(ends), sum(logs), sum(sizes))
         self.requests.add(map(sub, ends, starts))
         self.commits.add(map(sub, ends, commits))
+        for token, count, size in zip(tokens, logs, sizes, strict=True):
+            self._volume_of(token).add(1, count, size)
+
+    def _volume_of(self, token: str) -> Volume:
+        """Return the volume that a token's accepted batches are counted in."""
+        volumes = self.accepted_by_token
+        if (token,) not in volumes and len(volumes) >= MAX_TOKEN_SERIES:
+            token = OTHER_TOKENS
+        return volumes.setdefault((token,), Volume())
 
     def is_settled(self) -> bool:
         """Return whether every batch that is stored has been answered."""
@@ -155,10 +167,14 @@ Series = tuple[str, ...]
 
 Values = dict[Series, float]
 
-#: The family whose series have a token's name as their first label, of which there is no end.
-TOKEN_FAMILY = "astralog_rejected_batches_by_token"  # nosec B105
+#: The families whose first label is a token's name, which has no bounded number of values.
+REJECTED_BY_TOKEN = "astralog_rejected_batches_by_token"  # nosec B105
+ACCEPTED_BY_TOKEN = {
+    unit: f"astralog_accepted_{unit}_by_token" for unit in ("batches", "logs", "bytes")
+}
+TOKEN_FAMILIES = (REJECTED_BY_TOKEN, *ACCEPTED_BY_TOKEN.values())
 
-#: As many of its series are kept; the least of those beyond are added up under another name.
+#: Series kept per such family; the smallest ones beyond are added up under another name.
 MAX_TOKEN_SERIES = 50
 OTHER_TOKENS = "other"
 
@@ -180,17 +196,17 @@ class Snapshot(NamedTuple):
 
     def bounded(self) -> "Snapshot":
         """Return the same with few series of tokens, however many tokens have come and gone."""
-        tokens = {
-            series
-            for series in self.counts
-            if series[0] == TOKEN_FAMILY and series[1] != OTHER_TOKENS
-        }
-        kept = sorted(tokens, key=lambda series: self.counts[series])[-MAX_TOKEN_SERIES:]
+        others = {series for family in TOKEN_FAMILIES for series in self._excess(family)}
         counts: Values = {}
         for series, value in self.counts.items():
-            is_other = series in tokens and series not in kept
-            _add(counts, {(TOKEN_FAMILY, OTHER_TOKENS, *series[2:]) if is_other else series: value})
+            name = (series[0], OTHER_TOKENS, *series[2:]) if series in others else series
+            _add(counts, {name: value})
         return self._replace(counts=counts)
+
+    def _excess(self, family: str) -> list[Series]:
+        """Return the series of tokens beyond the largest `MAX_TOKEN_SERIES` of a family."""
+        series = [one for one in self.counts if one[0] == family and one[1] != OTHER_TOKENS]
+        return sorted(series, key=lambda one: self.counts[one])[:-MAX_TOKEN_SERIES]
 
 
 EMPTY = Snapshot({}, {}, {})

@@ -21,7 +21,14 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.compression import CompressionCounts
 from astralog.store.forward_state import ForwardStatus
 from astralog.store.housekeeper import DiskUsage
-from astralog.telemetry.counters import BOUNDS_SECONDS, TOKEN_FAMILY, Counters, Durations, Volume
+from astralog.telemetry.counters import (
+    ACCEPTED_BY_TOKEN,
+    BOUNDS_SECONDS,
+    REJECTED_BY_TOKEN,
+    Counters,
+    Durations,
+    Volume,
+)
 
 #: The values of a family's labels, in their order.
 Labels = tuple[str, ...]
@@ -38,6 +45,9 @@ STATES = (READY, STOPPING, "queue_full", "storage_full", "storage_failed")
 
 #: What is counted of a batch that was stored before; its logs were counted then.
 REPLAYED = ("batches", "bytes")
+
+#: The labels of the families of accepted batches by token.
+TOKEN = ("token",)
 
 UNITS = {
     "batches": "Batches",
@@ -75,9 +85,10 @@ def counter_families(counters: Counters) -> list[Family]:
     return [
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
+        *(_accepted_by_token(counters, unit) for unit in ACCEPTED_BY_TOKEN),
         *(_volume("replayed", unit, replayed, {(): counters.replayed}, ()) for unit in REPLAYED),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
-        Family(TOKEN_FAMILY, by_token, Kind.COUNTER, lambda: tokens, ("token", "code")),
+        Family(REJECTED_BY_TOKEN, by_token, Kind.COUNTER, lambda: tokens, ("token", "code")),
         counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
         counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
         counter("late_logs", late, lambda: counters.late_logs),
@@ -179,6 +190,12 @@ def _volume(
         lambda: {key: getattr(volume, unit) for key, volume in volumes.items()},
         labels,
     )
+
+
+def _accepted_by_token(counters: Counters, unit: str) -> Family:
+    """Return the family of accepted batches, logs or bytes by token."""
+    family = _volume("accepted", unit, "answered 200, by token", counters.accepted_by_token, TOKEN)
+    return family._replace(name=ACCEPTED_BY_TOKEN[unit])
 
 
 def _durations(name: str, help: str, durations: Durations) -> Family:

@@ -18,7 +18,13 @@ from typing import NamedTuple
 
 import gevent
 
-from astralog.telemetry.counters import BOUNDS_SECONDS, TOKEN_FAMILY, Series, Snapshot
+from astralog.telemetry.counters import (
+    ACCEPTED_BY_TOKEN,
+    BOUNDS_SECONDS,
+    REJECTED_BY_TOKEN,
+    Series,
+    Snapshot,
+)
 from astralog.telemetry.families import BUCKETS, Labels
 
 #: The values of all families, by name and labels.
@@ -28,8 +34,9 @@ Totals = Mapping[str, Mapping[Labels, float]]
 class Sample(NamedTuple):
     """What was counted by a moment, and what lay there then; None is not known.
 
-    `commits` are the numbers of commits in each bucket of `BUCKETS`, and `rejected` those of the
-    batches that were rejected, by `<token's name> <code>`.
+    `commits` are the numbers of commits in each bucket of `BUCKETS`, `rejected` the numbers of
+    rejected batches by `<token's name> <code>`, and `sent` the accepted batches, logs and bytes by
+    token's name.
     """
 
     at: float  # in seconds since 1970
@@ -38,6 +45,7 @@ class Sample(NamedTuple):
     bytes: float
     commits: list[float]
     rejected: dict[str, float]
+    sent: dict[str, list[float]]
     backlog_bytes: float
     free_disk_bytes: float | None
     lag_seconds: float | None
@@ -53,7 +61,8 @@ def take_sample(totals: Totals) -> Sample:
         totals["astralog_accepted_logs"][()],
         totals["astralog_accepted_bytes"][()],
         [commits[(bucket,)] for bucket in BUCKETS],
-        _rejected(totals[TOKEN_FAMILY]),
+        _rejected(totals[REJECTED_BY_TOKEN]),
+        _sent(totals),
         totals["astralog_backlog_bytes"][()],
         value_of(totals, "free_disk_bytes"),
         value_of(totals, "forward_lag_seconds"),
@@ -68,13 +77,26 @@ def value_of(totals: Totals, name: str, *labels: str) -> float | None:
 
 def _rejected(values: Mapping[Labels, float]) -> dict[str, float]:
     """Return the rejected batches by token and code, those of many tokens in one."""
-    series: dict[Series, float] = {(TOKEN_FAMILY, *labels): n for labels, n in values.items()}
-    counts = Snapshot(series, {}, {}).bounded().counts
+    counts = _bounded(REJECTED_BY_TOKEN, values)
     return {f"{token} {code}": count for (_, token, code), count in counts.items()}
 
 
+def _sent(totals: Totals) -> dict[str, list[float]]:
+    """Return the accepted batches, logs and bytes by token, those of many tokens in one."""
+    sent: dict[str, list[float]] = {}
+    for place, family in enumerate(ACCEPTED_BY_TOKEN.values()):
+        for (_, token), count in _bounded(family, totals[family]).items():
+            sent.setdefault(token, [0] * len(ACCEPTED_BY_TOKEN))[place] = count
+    return sent
+
+
+def _bounded(family: str, values: Mapping[Labels, float]) -> Mapping[Series, float]:
+    """Return the series of a family, the smallest of many added up."""
+    return Snapshot({(family, *labels): n for labels, n in values.items()}, {}, {}).bounded().counts
+
+
 def encode_sample(sample: Sample) -> bytes:
-    """Return the sample as JSON, in less than 4 KB."""
+    """Return the sample as JSON, in less than `RECORD_BYTES`."""
     return json.dumps(sample, separators=(",", ":")).encode()
 
 
@@ -151,7 +173,7 @@ HISTORY_SECONDS = 3600
 SAMPLES = HISTORY_SECONDS // SAMPLE_SECONDS + 1
 
 #: The most that a record takes.
-RECORD_BYTES = 4096
+RECORD_BYTES = 8192
 
 #: What all take, for whoever has other uses for the rest of the file.
 HISTORY_BYTES = SAMPLES * RECORD_BYTES

@@ -1,7 +1,9 @@
 """What the status page shows: the numbers of the whole service, now and over the last hour."""
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -14,6 +16,7 @@ from astralog.telemetry.history import (
     Interval,
     Sample,
     Totals,
+    growth,
     intervals,
     take_sample,
     value_of,
@@ -33,6 +36,9 @@ _RATES = ("logs_per_second", "bytes_per_second", "rejections_per_second")
 
 #: Numbers of each moment of it.
 _LEVELS = ("backlog_bytes", "free_disk_bytes", "lag_seconds")
+
+#: Batches, logs and bytes of a token without any.
+NOTHING_SENT = (0.0, 0.0, 0.0)
 
 Json = dict[str, Any]
 
@@ -144,11 +150,13 @@ class Overview:
         return take_sample(self._metrics.totals())
 
     def last_hour(self, now: Sample, token: str | None = None) -> Json:
-        """Return the numbers of the hour until now; of one token, its rejections alone."""
+        """Return the numbers of the hour until now, or only those of one token by its name."""
         samples = self.history.samples()
-        rejections = {"at": now.at, "rejections": _rejections(samples, now, token)}
+        rejections = _rejections(samples, now, token)
+        tokens = _tokens(samples, now, rejections, token)
+        of_tokens = {"at": now.at, "rejections": rejections, "tokens": tokens}
         if token is not None:
-            return rejections
+            return of_tokens
         spans = intervals(samples)
         return {
             "seconds": SAMPLE_SECONDS,
@@ -156,7 +164,7 @@ class Overview:
             **{name: _values(samples[1:], name) for name in _LEVELS},
             "commit_p50_seconds": [_rounded(span and span.commit_seconds(0.5)) for span in spans],
             "commit_p99_seconds": [_rounded(span and span.commit_seconds(0.99)) for span in spans],
-            **rejections,
+            **of_tokens,
         }
 
 
@@ -182,16 +190,52 @@ def _rejections(samples: Sequence[Sample | None], now: Sample, token: str | None
         if token in (None, of):
             before = oldest.get(name, 0)
             row = {"token": of, "code": code, "total": total, "last_hour": max(total - before, 0)}
-            rows.append(row | {"per_minute": _per_minute(samples, name)})
+            count = partial(_rejected_of, name)
+            rows.append(row | {"per_minute": _per_minute(samples, count)})
     return sorted(rows, key=lambda row: (-row["last_hour"], -row["total"]))
 
 
-def _per_minute(samples: Sequence[Sample | None], name: str) -> list[float]:
-    """Return how much a count grew in each minute; what is missing is as it was before."""
+def _rejected_of(name: str, sample: Sample) -> float:
+    return sample.rejected.get(name, 0)
+
+
+def _tokens(
+    samples: Sequence[Sample | None], now: Sample, rejections: Sequence[Json], token: str | None
+) -> list[Json]:
+    """Return the volume that each token sent in the last hour, those with most bytes first.
+
+    `rejections` are the rows of `_rejections`. A token without any batch in that hour is omitted.
+    """
+    oldest = next((sample.sent for sample in samples if sample), {})
+    rejected: Counter[str] = Counter()
+    for row in rejections:
+        rejected[row["token"]] += row["last_hour"]
+    samples = [*samples[:-1], now]
+    rows = []
+    for name in now.sent.keys() | rejected.keys():
+        before, total = (sent.get(name, NOTHING_SENT) for sent in (oldest, now.sent))
+        batches, logs, size = growth(before, total)
+        if token in (None, name) and (batches or rejected[name]):
+            row = {"token": name, "batches": batches, "logs": logs, "bytes": size}
+            bytes_of = partial(_bytes_of, name)
+            row |= {
+                "rejected_batches": rejected[name],
+                "per_minute": _per_minute(samples, bytes_of),
+            }
+            rows.append(row)
+    return sorted(rows, key=lambda row: (-row["bytes"], -row["rejected_batches"], row["token"]))
+
+
+def _bytes_of(token: str, sample: Sample) -> float:
+    return sample.sent.get(token, NOTHING_SENT)[2]
+
+
+def _per_minute(samples: Sequence[Sample | None], read: Callable[[Sample], float]) -> list[float]:
+    """Return the growth of a count per minute; a missing sample repeats the one before."""
     grown = []
     last: float | None = None
     for sample in samples[::SAMPLES_PER_MINUTE]:
-        count = last if sample is None else sample.rejected.get(name, 0)
+        count = last if sample is None else read(sample)
         grown.append(0 if count is None or last is None else max(count - last, 0))
         last = count
     return grown[1:]

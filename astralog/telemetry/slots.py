@@ -20,7 +20,7 @@ from astralog.telemetry.counters import EMPTY, Snapshot, decode_snapshot, encode
 from astralog.telemetry.history import HISTORY_BYTES
 
 #: The file's name, as /proc shows it; a new layout takes a new number.
-NAME = "astralog-metrics-2"
+NAME = "astralog-metrics-3"
 
 #: How a master that upgrades itself tells the next one the file's descriptor.
 VARIABLE = "_ASTRALOG_METRICS_FD"

@@ -298,7 +298,8 @@ def test_the_keyboard_is_enough(page: Page) -> None:
 def test_each_part_has_a_name(page: Page) -> None:
     """For those who hear the page: landmarks, headings, labels, and what is told by itself."""
     page.show()
-    wait_for(lambda: page.browser.run("return document.querySelectorAll('.plot').length") == 6)
+    named = "return document.querySelectorAll('.plot[aria-label]').length"
+    wait_for(lambda: page.browser.run(named) == 6)
     tree = page.browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     nodes = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))
@@ -343,18 +344,20 @@ def test_colors_are_the_users(page: Page, scheme: str) -> None:
 
 def test_a_bound_token_sees_its_project_alone(page: Page) -> None:
     """And its own rejections, but no number of the whole service."""
-    store(
-        page.service,
-        make_log(message="mine", project_id="org-a"),
-        make_log(message="another's", project_id="org-b"),
-    )
+    store(page.service, make_log(message="another's", project_id="org-b"))
+    own = {"logs": [make_log(message="mine", project_id="org-a")]}
+    assert 200 == page.service.drain(own, {"Authorization": "bound"}).status
     page.show("bound")
     wait_for(lambda: page.messages() == ["mine"])
     browser = page.browser
     assert "bound to org-a" in browser.text("#bound")
     assert "" == browser.text("#cards")
     assert "invalid_batch" in wait_for(lambda: browser.text("#rejected tbody"))
-    assert 1 == browser.run("return document.querySelectorAll('#rejected tbody tr').length")
+    for table in ("#rejected", "#senders"):
+        rows = f"return document.querySelectorAll('{table} tbody tr').length"
+        assert 1 == browser.run(rows)
+    name = sha256(b"bound").hexdigest()[:8]
+    wait_for(lambda: browser.text("#senders tbody").split()[:3] == [name, "1", "1"])
     assert "Ready" == browser.text("#state")
 
 

@@ -1,4 +1,4 @@
-// The cards and the table of rejections.
+// The cards and the tables of tokens and rejections.
 
 import { Chart, bars } from "./charts.js";
 import { bytes, count, duration, make, many, share, wait } from "./format.js";
@@ -129,6 +129,7 @@ export class Numbers {
     this.cards = null;
     byId("cards").replaceChildren();
     byId("numbers").hidden = true;
+    byId("senders").hidden = true;
     byId("rejected").hidden = true;
   }
 
@@ -140,7 +141,7 @@ export class Numbers {
     const grants = `Token ${now.token} may ${now.allow.join(" and ")}${rate}.`;
     bound.textContent = grants;
     if (now.projects !== null) {
-      bound.textContent = `${grants} It is bound to ${now.projects.join(", ")}: you see the logs of ${now.projects.length === 1 ? "this project" : "these projects"} and the token's own rejections.`;
+      bound.textContent = `${grants} It is bound to ${now.projects.join(", ")}: you see the logs of ${now.projects.length === 1 ? "this project" : "these projects"} and the token's own batches.`;
       return;
     }
     if (Boolean(now.forward) !== this.forwards) this.cards = null;
@@ -171,19 +172,38 @@ export class Numbers {
   showHour(hour) {
     this.hour = hour;
     if (hour.seconds) this.cards?.forEach((card) => card.showHour(hour));
-    const rows = hour.rejections.map((row) => this.row(row));
-    byId("rejected").hidden = !rows.length;
-    byId("no-rejections").hidden = Boolean(rows.length);
-    byId("rejected").querySelector("tbody").replaceChildren(...rows);
+    fill("senders", "no-senders", hour.tokens.map(senderRow));
+    fill("rejected", "no-rejections", hour.rejections.map(rejectionRow));
   }
+}
 
-  row(row) {
-    const line = make("tr");
-    const head = make("th", "mono", row.code);
-    head.scope = "row";
-    const spark = make("td", "spark");
-    spark.append(bars(row.per_minute));
-    line.append(head, make("td", "mono", row.token), spark, make("td", "number", count(row.last_hour)), make("td", "number", count(row.total)));
-    return line;
-  }
+/** Show the rows of a table, or the text for none. */
+function fill(table, empty, rows) {
+  byId(table).hidden = !rows.length;
+  byId(empty).hidden = Boolean(rows.length);
+  byId(table).querySelector("tbody").replaceChildren(...rows);
+}
+
+function senderRow(row) {
+  return tableRow(row.token, spark(row), number(row.batches), number(row.logs), make("td", "number", bytes(row.bytes)), number(row.rejected_batches));
+}
+
+function rejectionRow(row) {
+  return tableRow(row.code, make("td", "mono", row.token), spark(row), number(row.last_hour), number(row.total));
+}
+
+function tableRow(name, ...cells) {
+  const line = make("tr");
+  const head = make("th", "mono", name);
+  head.scope = "row";
+  line.append(head, ...cells);
+  return line;
+}
+
+const number = (value) => make("td", "number", count(value));
+
+function spark(row) {
+  const cell = make("td", "spark");
+  cell.append(bars(row.per_minute));
+  return cell;
 }

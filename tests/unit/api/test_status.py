@@ -156,7 +156,12 @@ def test_the_numbers_are_those_of_the_metrics(client: FlaskClient) -> None:
     assert (1, 2) == (numbers["accepted"]["batches"], numbers["accepted"]["logs"])
     assert 0 == numbers["rejected"]["batches"]
     assert {"ready": 1} == numbers["workers"]
-    assert [] == ask(client, "/status/history")["rejections"]
+    hour = ask(client, "/status/history")
+    assert [] == hour["rejections"]
+    (row,) = hour["tokens"]
+    assert (numbers["token"], 1, 2, 0) == tuple(
+        row[name] for name in ("token", "batches", "logs", "rejected_batches")
+    )
 
 
 def test_numbers_are_added_up_once_a_second_whoever_asks(
@@ -199,7 +204,7 @@ def test_a_bound_token_sees_its_own(bound_client: FlaskClient) -> None:
         "version": __version__,
         "is_ready": True,
     }
-    assert {"at", "rejections"} == ask(bound_client, "/status/history", "bound").keys()
+    assert {"at", "rejections", "tokens"} == ask(bound_client, "/status/history", "bound").keys()
     assert ["mine"] == messages(bound_client, token="bound")
     assert ["mine"] == messages(bound_client, "?project=a", "bound")
     for query in ("?project=c", "?project=b", "?q=another"):
@@ -207,6 +212,22 @@ def test_a_bound_token_sees_its_own(bound_client: FlaskClient) -> None:
     other = ask(bound_client, "/status/logs?project=c")["logs"][0]["id"]
     assert "another's" == ask(bound_client, f"/status/log?id={other}")["message"]
     assert "not_found" == ask(bound_client, f"/status/log?id={other}", "bound", code=404)["code"]
+
+
+def test_history_shows_a_bound_token_its_own_volume(bound_client: FlaskClient) -> None:
+    """Another token sees that of all, a denied batch beside the accepted ones."""
+    store(bound_client, make_log(project_id="a"), token="bound")
+    store(bound_client, make_log(project_id="c"))
+    ask_for = {"json": {"logs": [make_log(project_id="c")]}, "headers": {"Authorization": "bound"}}
+    assert 403 == bound_client.post("/v1/drain", **ask_for).status_code
+    name = ask(bound_client, "/status/data", "bound")["token"]
+    (own,) = ask(bound_client, "/status/history", "bound")["tokens"]
+    assert (name, 1, 1, 1) == tuple(
+        own[field] for field in ("token", "batches", "logs", "rejected_batches")
+    )
+    rows = ask(bound_client, "/status/history")["tokens"]
+    assert 2 == len(rows)
+    assert own in rows
 
 
 # --- Its logs
@@ -252,7 +273,7 @@ def test_a_bound_token_is_told_nothing_of_other_projects(bound_client: FlaskClie
         *("version", "is_ready"),
         *("token", "projects", "allow", "rate"),
     }
-    assert set(ask(bound_client, "/status/history", "bound")) == {"at", "rejections"}
+    assert set(ask(bound_client, "/status/history", "bound")) == {"at", "rejections", "tokens"}
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,11 @@ class Books:
         self.counted: list[tuple[Any, ...]] = []
         self.tokens: list[str | None] = []
 
-    def accept(self, size: int, logs: int, started_at: float, committing_at: float) -> None:
+    def accept(
+        self, size: int, logs: int, started_at: float, committing_at: float, token: str
+    ) -> None:
         assert 0 < started_at <= committing_at
+        self.tokens.append(token)
         self.counted.append(("accepted", size, logs))
 
     def replay(self, size: int, started_at: float) -> None:

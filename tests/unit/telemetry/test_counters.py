@@ -3,12 +3,13 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.telemetry.counters import (
+    ACCEPTED_BY_TOKEN,
     BOUNDS_SECONDS,
     EMPTY,
     KEPT_BATCHES,
     MAX_TOKEN_SERIES,
     OTHER_TOKENS,
-    TOKEN_FAMILY,
+    REJECTED_BY_TOKEN,
     UNKNOWN_TOKEN,
     Counters,
     Durations,
@@ -23,10 +24,10 @@ def test_many_batches_are_added_up_without_a_scrape() -> None:
     """What waits to be added up is bounded."""
     counters = Counters()
     for _ in range(KEPT_BATCHES):
-        counters.accept(10, 2, 0.0, 0.0)
+        counters.accept(10, 2, 0.0, 0.0, "1f0e9a3c")
     accepted = counters.accepted
     assert KEPT_BATCHES == accepted.batches == accepted.logs / 2 == accepted.bytes / 10
-    counters.accept(10, 2, 0.0, 0.0)
+    counters.accept(10, 2, 0.0, 0.0, "1f0e9a3c")
     assert KEPT_BATCHES == accepted.batches
     counters.add_up()
     assert KEPT_BATCHES + 1 == accepted.batches == sum(counters.commits.counts)
@@ -39,7 +40,7 @@ def test_counters_are_settled_when_what_is_stored_is_answered() -> None:
     counters.store(100, 3, is_late=False)
     counters.store(100, 2, is_late=True)
     assert not counters.is_settled()
-    counters.accept(100, 3, 0.0, 0.0)
+    counters.accept(100, 3, 0.0, 0.0, "1f0e9a3c")
     assert counters.is_settled()
 
 
@@ -71,6 +72,19 @@ def test_rejections_are_told_apart_by_token() -> None:
     assert 51 == counts[OTHER_TOKENS, "bad_request"]
     assert MAX_TOKEN_SERIES + 1 == len(counts)
     assert 102 == sum(counts.values())
+
+
+def test_accepted_batches_are_counted_per_token() -> None:
+    """The batches of tokens beyond a number are counted together."""
+    counters = Counters()
+    for token in ("a", "b", "a", *(f"{number:08x}" for number in range(100))):
+        counters.accept(10, 2, 0.0, 0.0, token)
+    counters.add_up()
+    volumes = counters.accepted_by_token
+    assert MAX_TOKEN_SERIES + 1 == len(volumes)
+    first, other = volumes["a",], volumes[OTHER_TOKENS,]
+    assert (2, 4, 20) == (first.batches, first.logs, first.bytes)
+    assert (52, 104, 520) == (other.batches, other.logs, other.bytes)
 
 
 def test_durations_fall_into_their_buckets() -> None:
@@ -118,20 +132,34 @@ def test_zeros_are_left_out() -> None:
     assert Snapshot({}, {}, {("g",): 0}) == decode_snapshot(encode_snapshot(zeros))
 
 
+def test_accepted_volumes_of_many_tokens_are_bounded() -> None:
+    """Each family keeps its largest series."""
+    counts: dict[tuple[str, ...], float] = {
+        (family, f"{number:08x}"): number
+        for family in ACCEPTED_BY_TOKEN.values()
+        for number in range(1, 61)
+    }
+    bounded = Snapshot(counts, {}, {}).bounded().counts
+    assert len(ACCEPTED_BY_TOKEN) * (MAX_TOKEN_SERIES + 1) == len(bounded)
+    for family in ACCEPTED_BY_TOKEN.values():
+        assert sum(range(1, 11)) == bounded[family, OTHER_TOKENS]
+        assert 60 == bounded[family, f"{60:08x}"]
+
+
 def test_tokens_without_end_take_bounded_space() -> None:
     """The most rejected ones stay; the others are added up, each code for itself."""
     counts = {
-        (TOKEN_FAMILY, f"{number:08x}", code): number
+        (REJECTED_BY_TOKEN, f"{number:08x}", code): number
         for number in range(1, 61)
         for code in ("unauthorized", "invalid_batch")
     }
     snapshot = Snapshot(counts | {("a",): 1}, {("t",): 1}, {})
     bounded = snapshot.bounded()
-    tokens = {series for series in bounded.counts if series[0] == TOKEN_FAMILY}
+    tokens = {series for series in bounded.counts if series[0] == REJECTED_BY_TOKEN}
     others = {series for series in tokens if series[1] == OTHER_TOKENS}
     assert MAX_TOKEN_SERIES == len(tokens - others)
-    assert (TOKEN_FAMILY, f"{60:08x}", "invalid_batch") in tokens
-    assert sum(range(1, 36)) == bounded.counts[TOKEN_FAMILY, OTHER_TOKENS, "unauthorized"]
+    assert (REJECTED_BY_TOKEN, f"{60:08x}", "invalid_batch") in tokens
+    assert sum(range(1, 36)) == bounded.counts[REJECTED_BY_TOKEN, OTHER_TOKENS, "unauthorized"]
     assert sum(snapshot.counts.values()) == sum(bounded.counts.values())
     assert bounded == bounded.bounded()
     assert 1 == bounded.counts["a",]

@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from astralog.telemetry import history
-from astralog.telemetry.counters import BOUNDS_SECONDS, MAX_TOKEN_SERIES, Counters, Snapshot
+from astralog.telemetry.counters import BOUNDS_SECONDS, MAX_TOKEN_SERIES, Counters, Snapshot, Volume
 from astralog.telemetry.families import counter_families
 from astralog.telemetry.history import (
     HISTORY_BYTES,
@@ -48,7 +48,7 @@ class Clock:
 
 def make_sample(number: int, **fields: Any) -> Sample:
     """Return a sample whose counts tell its number."""
-    sample = Sample(float(number), 0, number, 0, [0.0] * 15, {}, 0, None, None)
+    sample = Sample(float(number), 0, number, 0, [0.0] * 15, {}, {}, 0, None, None)
     return sample._replace(**fields)
 
 
@@ -145,7 +145,7 @@ def test_a_sample_that_fails_is_a_gap(
 ) -> None:
     """The log says so once, and the next one may do; the lock is not kept."""
     mine, other = worker(), worker()
-    tokens = {f"{number:08x} unauthorized": 1.0 for number in range(200)}
+    tokens = {f"{number:08x} unauthorized": 1.0 for number in range(400)}
     mine._take = lambda: make_sample(clock.number, rejected=tokens)
     for _ in range(3):
         mine.sample_once()
@@ -175,7 +175,7 @@ def test_the_slots_lie_behind_the_history(worker: Callable[[], History], fd: int
 
 BUCKETS = len(BOUNDS_SECONDS) + 1
 
-EMPTY = Sample(100.0, 0, 0, 0, [0.0] * BUCKETS, {}, 0, None, None)
+EMPTY = Sample(100.0, 0, 0, 0, [0.0] * BUCKETS, {}, {}, 0, None, None)
 
 
 def sample_of(counters: Counters) -> Sample:
@@ -188,12 +188,13 @@ def sample_of(counters: Counters) -> Sample:
 def test_a_sample_has_what_was_counted() -> None:
     """The counts are those of accepted batches, and what is not known is None."""
     counters = Counters()
-    counters.accept(100, 5, 0.0, 0.0)
+    counters.accept(100, 5, 0.0, 0.0, "1f0e9a3c")
     counters.reject(ValueError(), 0, 0, 0.0, "1f0e9a3c")
     sample = sample_of(counters)
     assert (1, 5, 100) == sample[1:4]
     assert 1 == sum(sample.commits)
-    assert ({"1f0e9a3c internal": 1}, 7, None, None, None) == sample[5:]
+    assert ({"1f0e9a3c internal": 1}, {"1f0e9a3c": [1, 5, 100]}) == sample[5:7]
+    assert (7, None, None, None) == sample[7:]
     assert sample == decode_sample(encode_sample(sample))
 
 
@@ -210,9 +211,13 @@ def test_a_sample_fits_into_its_place() -> None:
     for number in range(1000):
         token = f"{number:08x}"
         counters.rejected_by_token[token, "unsupported_encoding"] = 10**12 + number
+        counters.accepted_by_token[token,] = volume = Volume()
+        volume.add(10**12 + number, 10**15 + number, 10**18 + number)
     sample = sample_of(counters)
     assert MAX_TOKEN_SERIES + 1 == len(sample.rejected)
     assert "000003e7 unsupported_encoding" in sample.rejected
+    assert MAX_TOKEN_SERIES + 1 == len(sample.sent)
+    assert [10**12 + 999, 10**15 + 999, 10**18 + 999] == sample.sent["000003e7"]
     largest = sample._replace(commits=[1e15] * BUCKETS, batches=1e15, logs=1e15, bytes=1e18)
     assert len(encode_sample(largest)) < RECORD_BYTES - 16
 

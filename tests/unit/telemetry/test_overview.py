@@ -49,7 +49,7 @@ def overview(
 
 def make_sample(at: float, **fields: Any) -> Sample:
     """Return a sample of a service that has done nothing yet, but for some fields."""
-    return Sample(at, 0, 0, 0, [0.0] * 15, {}, 0, None, None)._replace(**fields)
+    return Sample(at, 0, 0, 0, [0.0] * 15, {}, {}, 0, None, None)._replace(**fields)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def remember(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 def test_the_numbers_of_now(overview: Overview, counters: Counters) -> None:
     """Without a history there are no rates, and each number is what the metrics have."""
-    counters.accept(100, 5, 0.0, 0.0)
+    counters.accept(100, 5, 0.0, 0.0, "1f0e9a3c")
     overview.start(None, 1000.0)
     now = json.loads(json.dumps(overview.now()))
     assert (__version__, True, {"ready": 1}) == (now["version"], now["is_ready"], now["workers"])
@@ -95,7 +95,7 @@ def test_rates_are_those_since_some_seconds_ago(
     now = time.time()
     remember(make_sample(now - 20), make_sample(now - 10), make_sample(now - 1, logs=5))
     for _ in range(10):
-        counters.accept(100, 5, 0.0, time.perf_counter() - 0.004)
+        counters.accept(100, 5, 0.0, time.perf_counter() - 0.004, "1f0e9a3c")
     numbers = overview.now()
     assert 10 == pytest.approx(numbers["window_seconds"], abs=2)
     assert 5 == pytest.approx(numbers["accepted"]["logs_per_second"], rel=0.2)
@@ -176,7 +176,7 @@ def test_the_last_hour(overview: Overview, remember: Callable[..., None]) -> Non
     )
     hour = json.loads(json.dumps(overview.last_hour(make_sample(1011))))
     series = {name: values for name, values in hour.items() if isinstance(values, list)}
-    del series["rejections"]
+    del series["rejections"], series["tokens"]
     assert {SAMPLES - 1} == {len(values) for values in series.values()}
     assert 10 == hour["seconds"]
     assert [None, None, 5] == hour["logs_per_second"][-3:]
@@ -198,7 +198,38 @@ def test_rejections_are_told_apart(overview: Overview, remember: Callable[..., N
     assert [0] * 49 + [9] + [0] * 9 + [1] == rows[0]["per_minute"]
     own = overview.last_hour(now, "aa")
     assert rows[1:2] == own["rejections"]
-    assert {"at", "rejections"} == own.keys()
+    assert {"at", "rejections", "tokens"} == own.keys()
+
+
+def test_last_hour_shows_the_volume_of_each_token(
+    overview: Overview, remember: Callable[..., None]
+) -> None:
+    """With its rejected batches, those with most bytes first; a bound token sees its own alone."""
+    rejected = {"aa bad_request": 1.0, "aa queue_full": 0.0}
+    before = make_sample(0, sent={"aa": [1, 2, 30], "idle": [5, 5, 5]}, rejected=rejected)
+    rejected = {"aa bad_request": 3.0, "aa queue_full": 4.0, "unknown unauthorized": 7.0}
+    sent = {"aa": [2, 4, 60], "bb": [1, 9, 500], "idle": [5, 5, 5]}
+    now = make_sample(601, sent=sent, rejected=rejected)
+    remember(*[before] * SAMPLES)
+    hour = json.loads(json.dumps(overview.last_hour(now)))
+    names = ("token", "batches", "logs", "bytes", "rejected_batches")
+    assert [tuple(row[name] for name in names) for row in hour["tokens"]] == [
+        ("bb", 1, 9, 500, 0),
+        ("aa", 1, 2, 30, 6),
+        ("unknown", 0, 0, 0, 7),
+    ]
+    assert hour["tokens"][0]["per_minute"] == [0] * 59 + [500]
+    assert overview.last_hour(now, "aa")["tokens"] == hour["tokens"][1:2]
+    assert overview.last_hour(now, "idle")["tokens"] == []
+
+
+def test_last_hour_counts_accepted_batches_of_a_new_service(
+    overview: Overview, counters: Counters
+) -> None:
+    """Without a sample, everything was sent in the last hour."""
+    counters.accept(100, 5, 0.0, 0.0, "aa")
+    (row,) = overview.last_hour(overview.sample())["tokens"]
+    assert (row["token"], row["batches"], row["logs"], row["bytes"]) == ("aa", 1, 5, 100)
 
 
 def test_without_samples_all_is_new(overview: Overview, counters: Counters) -> None:

@@ -11,7 +11,7 @@ from astralog.telemetry import slots
 from astralog.telemetry.counters import (
     EMPTY,
     MAX_TOKEN_SERIES,
-    TOKEN_FAMILY,
+    REJECTED_BY_TOKEN,
     Snapshot,
     Values,
     encode_snapshot,
@@ -106,7 +106,7 @@ def test_workers_that_come_and_go_leave_few_tokens(fd: int) -> None:
     """However many have been rejected, what a slot carries on is bounded."""
     for generation in range(4):
         counts: Values = {
-            (TOKEN_FAMILY, f"{generation}-{n}", "x"): 1 for n in range(MAX_TOKEN_SERIES)
+            (REJECTED_BY_TOKEN, f"{generation}-{n}", "x"): 1 for n in range(MAX_TOKEN_SERIES)
         }
         slot = Slot(fd, 0)
         slot.publish(Snapshot(counts, {}, {}))
