@@ -20,6 +20,7 @@ from bench import (
     measure,
     rates,
     report,
+    search,
     segments,
 )
 from bench.results import Results, figures
@@ -40,6 +41,7 @@ SECTIONS = (
     "flood",
     "compression",
     "forward",
+    "search",
 )
 
 SECONDS = 5.0
@@ -64,7 +66,7 @@ def main() -> int:
         taken_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         seconds=seconds,
     )
-    _run(results, cells, sections)
+    _run(results, cells, sections, options.search_segments)
     print(report.text(results))
     output = options.output or (Path(__file__).parent if is_whole else None)
     if output:
@@ -72,7 +74,9 @@ def main() -> int:
     return 0 if all(check.is_sound for check in results.checks()) else 1
 
 
-def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) -> None:
+def _run(  # noqa: PLR0912  # one for each section
+    results: Results, cells: list[tuple[int, int]], sections: list[str], search_segments: int
+) -> None:
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix=".work-", dir=Path(__file__).parent) as directory,
@@ -104,6 +108,8 @@ def _run(results: Results, cells: list[tuple[int, int]], sections: list[str]) ->
             results.compression = compression.measure_compression(runner, Path(directory))
         if "forward" in sections:
             results.forward = forward.measure_forward(runner, Path(directory))
+        if "search" in sections:
+            results.searches = search.measure_searches(Path(directory), search_segments)
 
 
 def _write(results: Results, directory: Path) -> None:
@@ -132,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
         "--sections",
         type=_sections,
         help=f"only these, of {','.join(SECTIONS)}; none is an empty word",
+    )
+    parser.add_argument(
+        "--search-segments",
+        type=int,
+        default=search.SEGMENTS,
+        help=f"of some 90 MB each to search in, {search.SEGMENTS} by default",
     )
     parser.add_argument(
         "--output",

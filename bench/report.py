@@ -9,6 +9,7 @@ from bench.compression_results import Compression
 from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
 from bench.results import Cell, Flood, Growth, Keyed, Results, Segments, Shares, Workers, marks
+from bench.search_results import Searches
 from bench.tables import markdown_table, text_table
 
 _HEADINGS = (
@@ -90,6 +91,7 @@ def _sections(results: Results) -> Iterator[str]:
         (_flood, results.flood),
         (_compression, results.compression),
         (_forward, results.forward),
+        (_searches, results.searches),
     )
     return (section(found) for section, found in sections if found)
 
@@ -221,6 +223,18 @@ def _compression(compression: Compression) -> str:
         f"process of the same priority {rates[1]:,.0f} at {p99s[1]:.1f} ms: "
         f"{compression.intake_factor:.2f} times as many. They take {cores[0]:.2f} and "
         f"{cores[1]:.2f} cores."
+    )
+
+
+def _searches(found: Searches) -> str:
+    searches = "; ".join(
+        f"{one.name} {one.seconds:.2f} s and {one.cpu_seconds:.2f} s of CPU, {one.tool} "
+        f"{one.tool_seconds:.2f} and {one.tool_cpu_seconds:.2f}: {one.factor:.2f} times"
+        for one in found.searches
+    )
+    return (
+        f"Search for a word in one line of {found.segments} segments ({found.megabytes:.0f} MB, "
+        f"compressed {found.compressed_megabytes:.0f} MB) in the page cache: {searches}."
     )
 
 

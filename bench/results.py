@@ -11,6 +11,7 @@ from bench.compression_results import Compression, compression_marks
 from bench.forward_results import Forward, forward_marks
 from bench.keyed_marks import keyed_marks
 from bench.rate_results import Rate, rate_marks
+from bench.search_results import Searches, search_marks
 from bench.stored import Check
 
 #: Logs per CPU second by logs per batch and connections, and CPU in that of the bare codec, if any.
@@ -155,6 +156,7 @@ class Results:
     flood: Flood | None = None
     compression: Compression | None = None
     forward: Forward | None = None
+    searches: Searches | None = None
 
     def checks(self) -> list[Check]:
         """Return the checks of the disk after each load."""
@@ -232,6 +234,8 @@ def marks(results: Results) -> Iterator[Mark]:
         yield from starmap(Mark, compression_marks(results.compression))
     if results.forward:
         yield from starmap(Mark, forward_marks(results.forward))
+    if results.searches:
+        yield from starmap(Mark, search_marks(results.searches))
 
 
 def _marks_of_cell(kind: str, cell: Cell) -> Iterator[Mark]:
