@@ -481,9 +481,13 @@ def describe_search(rejections: Callable[[Iterable[str]], Json]) -> Json:
     """Return the operation of the search; `rejections` describes the responses of codes."""
     codes = ("bad_request", "unauthorized", "forbidden_scope", "storage_failed", "search_busy")
     link = {"description": "The URL of the next answer, if there is one.", "schema": _TEXT}
+    searched = {
+        "description": "Bytes of segment files that were read; not if the token is bound.",
+        "schema": {"type": "integer"},
+    }
     found = {
         "description": "The logs, newest first.",
-        "headers": {"Link": link},
+        "headers": {"Link": link, "Searched-Bytes": searched},
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
     }
     return {

@@ -13,7 +13,7 @@ from astralog.settings import Settings
 from astralog.store.merge import Remaining
 from astralog.tokens_file import Scope, Token
 from astralog.view.log_filter import LogFilter
-from astralog.view.log_search import MAX_PAGE_BYTES, LogSearch
+from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch
 from astralog.view.moments import parse_moment
 
 PATH = "/v1/search"
@@ -48,8 +48,13 @@ def create_blueprint(settings: Settings, tokens: Tokens) -> Blueprint:
         query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, FIELD, "n", "before"))
         wanted = filter_of(token, query)
         rest = _parse_cursor(logs, query)
-        lines, rest = _collect(turns, logs, wanted, _parse_number(query), rest)
-        return _answer(lines, None if rest is None else query | {"before": logs.seal(rest)})
+        found = _collect(turns, logs, wanted, _parse_number(query), rest)
+        response = _answer(
+            found.lines, None if found.rest is None else query | {"before": logs.seal(found.rest)}
+        )
+        if token.projects is None:  # the sizes of other projects' logs are in it
+            response.headers["Searched-Bytes"] = str(found.file_bytes)
+        return response
 
     return blueprint
 
@@ -112,26 +117,27 @@ def _parse_cursor(logs: LogSearch, query: dict[str, str]) -> Remaining | None:
 
 def _collect(
     turns: OneAtATime, logs: LogSearch, wanted: LogFilter, limit: int, rest: Remaining | None
-) -> tuple[list[bytes], Remaining | None]:
+) -> Found:
     """Search in turns until there are enough logs, or until the answer takes too long."""
     end = time.monotonic() + ANSWER_SECONDS
     lines: list[bytes] = []
-    size = 0
+    size = file_bytes = 0
     while True:
         try:
             found = turns.run(logs.find, wanted, limit - len(lines), TURN_SECONDS, rest)
         except OSError:
             raise Rejection("storage_failed", "The logs cannot be read now; retry later.") from None
         except Rejection:
-            if not lines:
+            if not file_bytes:
                 raise
-            return lines, rest
+            return Found(lines, rest, file_bytes)
         lines += found.lines
+        file_bytes += found.file_bytes
         size += sum(map(len, found.lines))
         rest = found.rest
         is_enough = len(lines) >= limit or size >= MAX_PAGE_BYTES
         if rest is None or is_enough or time.monotonic() >= end:
-            return lines, rest
+            return Found(lines, rest, file_bytes)
 
 
 def _answer(lines: list[bytes], next_query: dict[str, str] | None) -> Response:

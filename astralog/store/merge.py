@@ -170,6 +170,7 @@ class Part:
                     has_others = True
         if own is not budget:
             budget.bytes_read += own.bytes_read
+            budget.file_bytes += own.file_bytes
         elif budget.is_spent:
             self.is_begun = False  # these are not the newest
             return

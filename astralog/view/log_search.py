@@ -35,11 +35,14 @@ _sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 
 class Found(NamedTuple):
-    """Stored lines, newest first, and the cursor for older ones, None if there are none."""
+    """Stored lines, newest first, and the cursor for older ones, None if there are none.
+
+    `file_bytes` counts the bytes that were read of files, which may be compressed.
+    """
 
     lines: list[bytes]
     rest: Remaining | None
-    searched_bytes: int
+    file_bytes: int
 
 
 class LogSearch:
@@ -75,7 +78,7 @@ class LogSearch:
             size += len(arrival.line)
             if size >= MAX_PAGE_BYTES:
                 break
-        return Found(lines, remaining(parts), budget.bytes_read)
+        return Found(lines, remaining(parts), budget.file_bytes)
 
     def seal(self, rest: Remaining) -> str:
         """Return a cursor as a text that tells nothing."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -13,6 +14,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from astralog.api import search
+from astralog.api.turns import OneAtATime
+from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.store import reader
 from astralog.view import log_search
@@ -107,6 +110,43 @@ def test_links_lead_through_all_logs(client: FlaskClient, limit: int) -> None:
     found = pages(client, f"?n={limit}")
     assert list(chain(*found)) == [f"m{number}" for number in reversed(range(30))]
     assert all(len(page) == limit for page in found[:-1])
+
+
+def test_searched_bytes_add_up_to_the_files(client: FlaskClient, data_dir: Path) -> None:
+    """Over all answers, of compressed segments as they are in their files."""
+    size = sum(path.stat().st_size for path in data_dir.glob("*.ndjson*"))
+    response = ask(client, "?q=nothing")
+    assert (messages(response), next_url(response)) == ([], None)
+    assert int(response.headers["Searched-Bytes"]) == size
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_bound_token_learns_no_bytes_of_others(bound_client: FlaskClient) -> None:
+    response = ask(bound_client, "?q=nothing", "bound")
+    assert messages(response) == []
+    assert "Searched-Bytes" not in response.headers
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_busy_turn_ends_an_answer_that_got_on(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the cursor of where it came to, although nothing was found."""
+    monkeypatch.setattr(search, "TURN_SECONDS", 1e-9)
+    turns = iter([True])
+    run = OneAtATime.run
+
+    def run_once(self: OneAtATime, *arguments: Any) -> Any:
+        if not next(turns, False):
+            raise Rejection("search_busy")
+        return run(self, *arguments)
+
+    monkeypatch.setattr(OneAtATime, "run", run_once)
+    response = ask(client, "?q=nothing")
+    assert messages(response) == []
+    assert next_url(response)
+    response = ask(client, "?q=nothing")
+    assert (response.status_code, response.json["code"]) == (503, "search_busy")  # type: ignore[index]
 
 
 @pytest.mark.usefixtures("data_dir")
