@@ -57,9 +57,13 @@ class Asset(NamedTuple):
 
 
 def load(path: Traversable) -> Asset:
-    """Read a file; its kind follows from its name's suffix."""
-    content = path.read_bytes()
-    kind = KINDS[PurePath(path.name).suffix]
+    """Read a file."""
+    return make_asset(path.name, path.read_bytes())
+
+
+def make_asset(name: str, content: bytes) -> Asset:
+    """Return a file of this content; its kind follows from its name's suffix."""
+    kind = KINDS[PurePath(name).suffix]
     return Asset(content, kind, f"{zlib.crc32(content):08x}-{len(content):x}")
 
 

@@ -13,7 +13,14 @@ import msgspec
 from flask import Blueprint, Response, request
 from gevent.lock import Semaphore
 
-from astralog.api.pages import CONTENT_SECURITY_POLICY, OWN, load, send_one_of, send_page
+from astralog.api.pages import (
+    CONTENT_SECURITY_POLICY,
+    OWN,
+    load,
+    make_asset,
+    send_one_of,
+    send_page,
+)
 from astralog.api.search import filter_of
 from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
@@ -23,9 +30,16 @@ from astralog.intake.options import parse_query
 from astralog.settings import Settings
 from astralog.telemetry.overview import Overview
 from astralog.tokens_file import Scope, Token
+from astralog.view.levels import RANKS
 from astralog.view.recent_logs import RecentLogs
 
-FILES = ("status.css", "status.js", "numbers.js", "logs.js", "charts.js", "format.js", "icon.svg")
+FILES = (
+    *("status.css", "status.js", "numbers.js", "logs.js", "search.js", "rows.js", "tree.js"),
+    *("charts.js", "format.js", "icon.svg"),
+)
+
+#: A file that is made: the names of levels by their severity.
+LEVELS = "levels.js"
 
 #: Beside what every page keeps to: no text ever becomes HTML or a script, whatever the code does.
 POLICY = f"{CONTENT_SECURITY_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -76,6 +90,7 @@ def create_blueprint(
 def _add_page(blueprint: Blueprint) -> None:
     page = load(OWN / "status.html")
     files = {name: load(OWN / name) for name in FILES}
+    files[LEVELS] = make_asset(LEVELS, b"export const RANKS = %s;\n" % msgspec.json.encode(RANKS))
 
     @blueprint.get("/status")
     def show_page() -> Response:

@@ -78,3 +78,16 @@ export function make(name, className = "", text = "") {
   if (text) element.textContent = text;
   return element;
 }
+
+/** Characters of a text that are shown before somebody asks for all. */
+const START = 10_000;
+
+/** Put a text into an element, between quotes if given; a long one with a button for the rest. */
+export function showStart(element, text, keep = "", quote = "") {
+  if (text.length <= 2 * START) return show(element, `${quote}${text}${quote}`, keep);
+  show(element, `${quote}${text.slice(0, START)}…`, keep);
+  const button = make("button", "quiet", `Show all ${count(text.length)} characters`);
+  button.type = "button";
+  button.addEventListener("click", () => show(element, `${quote}${text}${quote}`, keep));
+  element.append(" ", button);
+}

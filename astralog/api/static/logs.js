@@ -1,6 +1,7 @@
 // The newest logs, as they come in.
 
-import { bytes, make, many, show, showName } from "./format.js";
+import { bytes, make, many, show } from "./format.js";
+import { makeRow } from "./rows.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -18,8 +19,6 @@ const SUGGESTED = 50;
 
 /** Seconds between two times that a screen reader is told of new logs. */
 const NEWS_SECONDS = 15;
-
-const RANKS = ["faint", "faint", "info", "info", "warning", "error", "critical", "critical", "critical"];
 
 /** Indent JSON, every value as it stands: to parse it would change long numbers. */
 function pretty(json) {
@@ -43,7 +42,10 @@ export class Logs {
     this.names = { project: new Set(), service: new Set() };
     this.round = 0;
     this.pause.addEventListener("click", () => this.setPaused(!this.isPaused));
-    this.filters.addEventListener("submit", (event) => event.preventDefault());
+    this.filters.addEventListener("submit", (event) => {
+      event.preventDefault();
+      location.hash = `search?${this.query()}`;
+    });
     let typing;
     this.filters.addEventListener("input", () => {
       clearTimeout(typing);
@@ -115,7 +117,8 @@ export class Logs {
 
   add(page, isFirst) {
     page.logs.forEach((log) => this.suggest(log));
-    const rows = page.logs.map((log) => this.row(log, !isFirst && page.logs.length <= MARKED));
+    const className = !isFirst && page.logs.length <= MARKED ? "new" : "";
+    const rows = page.logs.map((log) => makeRow(log, () => this.whole(log), className));
     if (!isFirst && !page.is_all) rows.push(make("li", "gap", "… more came in than are shown here"));
     this.list.prepend(...rows);
     const closed = [...this.list.children].slice(SHOWN).filter((row) => !row.querySelector("details[open]"));
@@ -129,7 +132,7 @@ export class Logs {
     if (isFirst) {
       const isShort = !page.is_all && page.logs.length < PAGE;
       const part = page.searched_bytes === null ? "The newest part of what is stored was" : `${bytes(page.searched_bytes)} were`;
-      const searched = `${part} searched, and nothing older; astralog tail reads all.`;
+      const searched = `${part} searched, and nothing older.`;
       byId("logs-state").textContent = isShort ? searched : "";
       if (isFiltered || !page.is_all) empty.textContent = "No log is found. Those that match show up here as they come in.";
       else empty.textContent = "Nothing is stored yet. Logs show up here as they come in.";
@@ -155,41 +158,6 @@ export class Logs {
       option.value = value;
       byId(`${name}s`).append(option);
     }
-  }
-
-  row(log, isNew) {
-    const row = make("li", isNew ? "new" : "");
-    const details = make("details");
-    const summary = make("summary", "log");
-    const rank = log.rank === null ? "info" : RANKS[log.rank];
-    summary.append(this.time(log.timestamp));
-    const columns = [
-      [`level ${rank}`, log.level, showName],
-      ["project", log.project_id, showName],
-      ["service", log.service, showName],
-      ["message", log.message.slice(0, 500), show],
-      ["metadata", log.metadata.slice(0, 300), show],
-    ];
-    for (const [className, text, put] of columns) {
-      const part = make("bdi", className);
-      put(part, text);
-      summary.append(part);
-    }
-    details.append(summary);
-    details.addEventListener("toggle", () => {
-      if (details.open && details.children.length === 1) details.append(this.whole(log));
-    });
-    row.append(details);
-    return row;
-  }
-
-  /** A time to the millisecond; where there is little room, without a date that is today's. */
-  time(timestamp) {
-    const [date, clock = ""] = timestamp.split("T");
-    const time = make("span", "time");
-    const isToday = date === new Date().toISOString().slice(0, 10);
-    time.append(make("span", isToday ? "today" : "", `${date} `), clock.replace(/(\.\d{3})\d*Z$|Z$/, "$1"));
-    return time;
   }
 
   /** What is shown of a log that is opened. */

@@ -2,6 +2,7 @@
 
 import { Logs } from "./logs.js";
 import { Numbers } from "./numbers.js";
+import { Search } from "./search.js";
 
 const SECONDS = { data: 2, history: 10, logs: 2 };
 
@@ -22,33 +23,40 @@ function authorization() {
   return `Bearer ${String.fromCharCode(...text)}`;
 }
 
-async function ask(path) {
+/** Fetch a path with the token; an error has the status of an answer. */
+async function request(path, seconds, ...signals) {
   let answer;
   try {
     answer = await fetch(path, {
       headers: { Authorization: authorization() },
       cache: "no-store",
-      signal: AbortSignal.timeout(1000 * PATIENCE),
+      signal: AbortSignal.any([AbortSignal.timeout(1000 * seconds), ...signals]),
     });
   } catch {
     throw new Error("The service does not answer.");
   }
-  const body = await answer.json().catch(() => ({}));
-  if (answer.status === 401) throw new Unauthorized(body.message ?? "The token is not known.");
-  if (!answer.ok) {
-    const error = new Error(body.message ?? `The service answers ${answer.status}.`);
-    throw Object.assign(error, { status: answer.status });
-  }
-  return body;
+  if (answer.ok) return answer;
+  const { message } = await answer.json().catch(() => ({}));
+  const error = answer.status === 401 ? new Unauthorized(message ?? "The token is not known.") : new Error(message ?? `The service answers ${answer.status}.`);
+  throw Object.assign(error, { status: answer.status });
 }
+
+const ask = async (path) => (await request(path, PATIENCE)).json().catch(() => ({}));
 
 const numbers = new Numbers();
 const logs = new Logs(ask);
+const search = new Search(request);
+
+async function showNow() {
+  const now = await ask("status/data");
+  search.storedBytes = now.disk?.segments_bytes ?? null;
+  numbers.showNow(now);
+}
 
 const JOBS = {
-  data: async () => numbers.showNow(await ask("status/data")),
-  history: async () => numbers.showHour(await ask("status/history")),
-  logs: () => logs.look(),
+  data: showNow,
+  history: async () => isSearch() || numbers.showHour(await ask("status/history")),
+  logs: async () => isSearch() || logs.look(),
 };
 
 /** How often each job was begun; only its newest run goes on. */
@@ -84,6 +92,18 @@ async function repeat(name) {
   }
 }
 
+const isSearch = () => /^#search(\?|$)/.test(location.hash);
+
+/** Show what the page's address names: a search by the filters in it, or the overview. */
+function showView() {
+  const isShown = isSearch();
+  byId("overview").hidden = isShown;
+  byId("search-view").hidden = !isShown;
+  for (const [id, isCurrent] of [["to-overview", !isShown], ["to-search", isShown]]) byId(id).ariaCurrent = isCurrent ? "page" : null;
+  if (isShown) search.start(new URLSearchParams(location.hash.slice("#search?".length)));
+  else search.forget();
+}
+
 function run() {
   problems.clear();
   showProblems();
@@ -104,6 +124,7 @@ function leave(refusal = "") {
   byId("about").textContent = "";
   numbers.forget();
   logs.forget();
+  search.forget();
   run();
   showEntry(refusal);
 }
@@ -111,7 +132,7 @@ function leave(refusal = "") {
 /** Show the page where the token is known. */
 async function enter() {
   try {
-    numbers.showNow(await ask("status/data"));
+    await showNow();
   } catch (error) {
     if (error instanceof Unauthorized) return leave(error.message);
     problems.set("data", error.message);
@@ -120,6 +141,7 @@ async function enter() {
   byId("shown").hidden = false;
   byId("leave").hidden = false;
   byId("token").value = "";
+  showView();
   run();
 }
 
@@ -129,8 +151,16 @@ byId("enter").addEventListener("submit", (event) => {
   byId("refusal").textContent = "";
   enter().then(() => byId("shown").hidden || byId("main").focus({ preventScroll: true }));
 });
-byId("leave").addEventListener("click", () => leave());
+byId("leave").addEventListener("click", () => {
+  history.replaceState(null, "", location.pathname);
+  leave();
+});
 document.addEventListener("visibilitychange", run);
+window.addEventListener("hashchange", () => {
+  if (byId("shown").hidden) return;
+  showView();
+  run();
+});
 logs.onRestart = () => repeat("logs");
 
 if (sessionStorage.getItem(KEY)) enter();

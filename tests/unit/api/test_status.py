@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from astralog import __version__
 from astralog.api import status, turns
-from astralog.api.status import FILES, Kept
+from astralog.api.status import FILES, LEVELS, Kept
 from astralog.api.turns import OneAtATime
 from astralog.errors import Rejection
 from astralog.settings import Settings
@@ -69,7 +69,7 @@ def test_the_page_needs_no_token_and_tells_nothing(client: FlaskClient) -> None:
         if file.endswith(".js")
         for name in re.findall(r'from "\./([\w.]+)"', client.get(f"/status/{file}").text)
     }
-    assert set(FILES) == named | imported
+    assert {*FILES, LEVELS} == named | imported
     assert __version__ not in page.text
 
 
@@ -92,7 +92,7 @@ def test_the_page_may_load_nothing_else_and_be_framed_by_nobody(client: FlaskCli
     )
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, LEVELS])
 def test_a_file_of_the_page_is_asked_for_once(client: FlaskClient, name: str) -> None:
     """A browser keeps it until it changes."""
     first = client.get(f"/status/{name}")
