@@ -163,7 +163,7 @@ def test_metadata_is_shown_as_it_is_stored(page: Page) -> None:
   "id": 12345678901234567890,
   "none": {},
   "list": [
-    1.5,
+    1.50,
     "a,{\\"b:"
   ]
 }"""
@@ -176,7 +176,7 @@ def test_a_long_message_is_there_as_a_whole(page: Page) -> None:
     page.show()
     wait_for(lambda: page.messages() and page.messages()[0].startswith("xxx"))
     page.browser.click("#logs summary")
-    assert "1 MiB" in page.browser.text("#logs .more button")
+    assert "1 MiB" in wait_for(lambda: page.browser.text("#logs .more button"))
     length = "return document.querySelector('#logs .whole dd').textContent.length"
     assert page.browser.run(length) < 10_000
     page.browser.click("#logs .more button")
