@@ -65,9 +65,10 @@ def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
     spec.components.schema("Rejection", REJECTION)
     spec.path("/v1/drain", operations={"post": _drain()})
     posted = describe_otlp(describe_options(), describe_rejections)
-    posted |= describe_protocols(describe_options(), describe_rejections)
     for path, operation in posted.items():
         spec.path(path, operations={"post": operation})
+    for path, operations in describe_protocols(describe_options(), describe_rejections).items():
+        spec.path(path, operations=operations)
     others = _READING | (describe_status(describe_rejections) if has_status else {})
     others["/v1/search"] = describe_search(describe_rejections)
     for path, operation in others.items():

@@ -12,6 +12,7 @@ NOT_OF_PROTOCOLS = ("not_found", "method_not_allowed", "invalid_protobuf", "stat
 #: The parameters of the service that a protocol accepts.
 HEC_OPTIONS = ("project_id", "service", "level", "partial", "once")
 LOKI_OPTIONS = ("project_id", "service", "level", "once")
+BULK_OPTIONS = LOKI_OPTIONS
 
 Json = dict[str, Any]
 
@@ -90,43 +91,128 @@ _PUSH_EXAMPLE = {
     ]
 }
 
+_BULK = """\
+The bulk of Elasticsearch: an action, `create` or `index`, and its document, each in a line of its
+own. Valid documents are stored, and each has its result. It is also accepted at
+`/elasticsearch/{index}/_bulk`. `GET /elasticsearch/` and the other requests that clients make
+before they send are answered too.
+"""
+
+_BULK_EXAMPLE = """\
+{"create":{"_index":"org-xyz"}}
+{"@timestamp":"2024-05-31T15:30:45Z","message":"User logged in","service":{"name":"api-gateway"}}
+"""
+
+_RESULTS = {
+    "type": "object",
+    "required": ["took", "errors", "items"],
+    "properties": {
+        "took": {"type": "integer", "description": "Milliseconds."},
+        "errors": {"type": "boolean", "description": "Whether a document was not stored."},
+        "items": {
+            "type": "array",
+            "description": "The result of each document, by its action.",
+            "items": {"type": "object", "minProperties": 1, "maxProperties": 1},
+        },
+    },
+}
+
+_RESULTS_EXAMPLE = {
+    "took": 3,
+    "errors": False,
+    "items": [{"create": {"_index": "org-xyz", "_id": "cxHfVU4Qag0p00000000", "status": 201}}],
+}
+
+_ERROR = {
+    "type": "object",
+    "required": ["error", "status"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["type", "reason"],
+            "properties": {
+                "type": {"type": "string", "description": "A type of Elasticsearch's."},
+                "reason": {"type": "string", "description": "The service's own code and message."},
+            },
+        },
+        "status": {"type": "integer"},
+    },
+}
+
+_REASON = "storage_full: The disk is full."
+_ERROR_EXAMPLE = {
+    "error": {"type": "illegal_argument_exception", "reason": _REASON},
+    "status": 503,
+}
+
 _TEXT = {"text/plain": {"schema": {"type": "string"}, "example": "storage_full: The disk is full."}}
+
+
+_STORED = {"description": "Every log is stored.", "headers": REPLAYED}
 
 
 def describe_protocols(
     options: list[Json], rejections: Callable[[Iterable[str]], Json]
-) -> dict[str, Json]:
-    """Return the operations of POST by path.
+) -> dict[str, dict[str, Json]]:
+    """Return the operations by path and method.
 
     `options` are the parameters of a query, and `rejections` returns the responses to some codes.
     """
     codes = [code for code in STATUS_OF_CODE if code not in NOT_OF_PROTOCOLS]
     responses = rejections(codes)
-    stored = {"description": "Every log is stored.", "headers": REPLAYED}
+    bulk = _describe_bulk(options, responses)
     return {
-        "/services/collector/event": {
-            "operationId": "collect",
-            "tags": ["Logs"],
-            "summary": "Store events of Splunk's HTTP Event Collector",
-            "description": _HEC,
-            "security": [{"token": []}],
-            "parameters": _parameters(options, HEC_OPTIONS),
-            "requestBody": {"required": True, "content": _json(_EVENT, _EVENT_EXAMPLE)},
-            "responses": {
-                "200": {**stored, "content": _json(_REPLY, {"text": "Success", "code": 0})},
-                **_with(responses, _json(_REPLY, _REPLY_EXAMPLE)),
-            },
+        "/services/collector/event": {"post": _describe_hec(options, responses)},
+        "/loki/api/v1/push": {"post": _describe_loki(options, responses)},
+        "/elasticsearch/_bulk": {"post": bulk, "put": {**bulk, "operationId": "putBulk"}},
+    }
+
+
+def _describe_hec(options: list[Json], responses: Json) -> Json:
+    success = _json(_REPLY, {"text": "Success", "code": 0})
+    return {
+        "operationId": "collect",
+        "tags": ["Logs"],
+        "summary": "Store events of Splunk's HTTP Event Collector",
+        "description": _HEC,
+        "security": [{"token": []}],
+        "parameters": _parameters(options, HEC_OPTIONS),
+        "requestBody": {"required": True, "content": _json(_EVENT, _EVENT_EXAMPLE)},
+        "responses": {
+            "200": {**_STORED, "content": success},
+            **_with(responses, _json(_REPLY, _REPLY_EXAMPLE)),
         },
-        "/loki/api/v1/push": {
-            "operationId": "push",
-            "tags": ["Logs"],
-            "summary": "Store a push of Grafana's Loki",
-            "description": _LOKI,
-            "security": [{"token": []}],
-            "parameters": _parameters(options, LOKI_OPTIONS, required="project_id"),
-            "requestBody": {"required": True, "content": _json(_PUSH, _PUSH_EXAMPLE)},
-            "responses": {"204": stored, **_with(responses, _TEXT)},
-        },
+    }
+
+
+def _describe_loki(options: list[Json], responses: Json) -> Json:
+    return {
+        "operationId": "push",
+        "tags": ["Logs"],
+        "summary": "Store a push of Grafana's Loki",
+        "description": _LOKI,
+        "security": [{"token": []}],
+        "parameters": _parameters(options, LOKI_OPTIONS, required="project_id"),
+        "requestBody": {"required": True, "content": _json(_PUSH, _PUSH_EXAMPLE)},
+        "responses": {"204": _STORED, **_with(responses, _TEXT)},
+    }
+
+
+def _describe_bulk(options: list[Json], responses: Json) -> Json:
+    lines = {"schema": {"type": "string"}, "example": _BULK_EXAMPLE}
+    results = {
+        "description": "Each document has its result.",
+        "content": _json(_RESULTS, _RESULTS_EXAMPLE),
+    }
+    return {
+        "operationId": "bulk",
+        "tags": ["Logs"],
+        "summary": "Store documents of Elasticsearch's bulk",
+        "description": _BULK,
+        "security": [{"token": []}],
+        "parameters": _parameters(options, BULK_OPTIONS),
+        "requestBody": {"required": True, "content": {"application/x-ndjson": lines}},
+        "responses": {"200": results, **_with(responses, _json(_ERROR, _ERROR_EXAMPLE))},
     }
 
 

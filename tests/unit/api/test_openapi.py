@@ -1,3 +1,4 @@
+import json
 import re
 from typing import Any
 
@@ -8,17 +9,22 @@ from marshmallow.validate import Length
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
-from astralog.api import hec, loki
+from astralog.api import elasticsearch, hec, loki
 from astralog.api.drain import NDJSON_TYPES
 from astralog.api.openapi import NOT_OF_BATCHES
 from astralog.api.openapi_parts import NOT_OF_EXPORTS
-from astralog.api.openapi_protocols import HEC_OPTIONS, LOKI_OPTIONS
+from astralog.api.openapi_protocols import BULK_OPTIONS, HEC_OPTIONS, LOKI_OPTIONS
 from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.intake.schema import BatchSchema, LogSchema
 
-#: Paths that no route of Flask's has: each belongs to a protocol that routes for itself.
-PROTOCOL_PATHS = ("/services/collector/event", "/loki/api/v1/push")
+#: Operations that no route of Flask's has: each belongs to a protocol that routes for itself.
+PROTOCOL_OPERATIONS = (
+    ("/services/collector/event", "post"),
+    ("/loki/api/v1/push", "post"),
+    ("/elasticsearch/_bulk", "post"),
+    ("/elasticsearch/_bulk", "put"),
+)
 
 #: What a browser sends for a page.
 BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
@@ -55,7 +61,7 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
         for rule in client.application.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    taken |= {(path, "post") for path in PROTOCOL_PATHS}
+    taken |= set(PROTOCOL_OPERATIONS)
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     assert taken == described
 
@@ -64,6 +70,7 @@ def test_the_document_has_the_options_of_every_protocol() -> None:
     """They are listed there apart, since a protocol is imported with its first request."""
     assert set(HEC_OPTIONS) <= set(hec.EVENT_PARAMETERS)
     assert LOKI_OPTIONS == loki.PARAMETERS
+    assert BULK_OPTIONS == elasticsearch.OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,7 @@ def test_the_document_has_the_headers_of_rejections(
     """A header that each response of a status has is required there, whatever the path."""
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     found = [each["responses"][status] for each in operations if status in each["responses"]]
-    assert len(found) == count + len(PROTOCOL_PATHS)
+    assert len(found) == count + len(PROTOCOL_OPERATIONS)
     assert all(response["headers"][header]["required"] for response in found)
 
 
@@ -110,7 +117,7 @@ def test_operations_that_need_a_token_document_forbidden_scope(document: dict[st
         f"{method} {path}": operation
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
-        if operation.get("security") and path not in PROTOCOL_PATHS
+        if operation.get("security") and (path, method) not in PROTOCOL_OPERATIONS
     }
     assert "get /status/history" in operations
     codes = {
@@ -178,6 +185,27 @@ def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str
     for path in ("/health", "/ready"):
         shown = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
         assert shown["example"] == client.get(path).get_json()
+
+
+@pytest.mark.parametrize(("path", "method"), PROTOCOL_OPERATIONS)
+def test_the_documents_example_of_a_protocol_is_stored(
+    client: FlaskClient, document: dict[str, Any], path: str, method: str
+) -> None:
+    """The example of a body is answered as the first response in the document says."""
+    operation = document["paths"][path][method]
+    ((kind, content),) = operation["requestBody"]["content"].items()
+    example = content["example"]
+    response = client.open(
+        f"{path}?project_id=org-xyz",
+        method=method.upper(),
+        data=example if isinstance(example, str) else json.dumps(example),
+        headers={"Authorization": "test-token", "Content-Type": kind},
+    )
+    status, shown = next(iter(operation["responses"].items()))
+    assert status == str(response.status_code)
+    if "content" in shown:
+        ((kind, content),) = shown["content"].items()
+        assert (kind, content["example"].keys()) == (response.mimetype, response.get_json().keys())
 
 
 # --- The page
