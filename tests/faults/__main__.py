@@ -29,6 +29,7 @@ from tests.faults import (
     memory,
     otlp,
     powercut,
+    protocols,
     races,
     sealing,
     shim,
@@ -92,6 +93,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("status_page_load", 0.05, "pages", 200, "segments", 5000, "seconds", 8),
         kind("fuzz", 0.1, "inputs", times(200_000)),
         kind("otlp", 0.05, "inputs", times(20_000)),
+        kind("protocols", 0.05, "inputs", times(20_000)),
         kind(
             "forward",
             0.6,
@@ -123,6 +125,7 @@ MODULES: dict[str, Any] = {
     "fuzz": fuzz,
     "forward": forward,
     "otlp": otlp,
+    "protocols": protocols,
     "status_page_load": status_page_load,
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.faults.table import Row
 from tests.support.keyed_load import KeyedLoad, find_faults
 from tests.support.load import UNDECIDED_CODES, Load
+from tests.support.protocols import DRAIN, Protocol
 from tests.support.service import (
     TIMEOUT_SECONDS,
     Service,
@@ -63,7 +64,8 @@ def read_lines(paths: Iterable[Path], row: Row) -> Counter[tuple[int, int]]:
         for line in whole:
             try:
                 metadata = json.loads(line)["metadata"]
-                lines[metadata["batch"], metadata["line"]] += 1
+                numbers = metadata.get("fields") or metadata.get("structured_metadata") or metadata
+                lines[int(numbers["batch"]), int(numbers["line"])] += 1
             except (ValueError, KeyError, TypeError):
                 row.half += 1
                 row.remark(f"{path.name} holds {line[:80]!r}")
@@ -161,13 +163,16 @@ def under_load(
     strays: Path | None = None,
     has_keys: bool = True,
     is_patient: bool = False,
+    protocol: Protocol = DRAIN,
 ) -> Iterator[Load]:
     """Run a service with clients that post, for the caller to break it, and `finish` it.
 
-    Half of the clients send keys, unless `has_keys` is false; `is_patient` is for those.
+    Half of the clients send keys, unless `has_keys` is false; `is_patient` is for those, and
+    `protocol` for the others.
     """
     with service:
         keyed = threads // 2 if has_keys else 0
-        with Load(service, threads - keyed, keyed=keyed, is_patient=is_patient) as load:
+        plain = threads - keyed
+        with Load(service, plain, keyed=keyed, is_patient=is_patient, protocol=protocol) as load:
             yield load
         finish(bench, row, service, load, strays)

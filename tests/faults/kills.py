@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from tests.faults.bench import Bench, under_load, wait_for_more
 from tests.faults.table import Row
+from tests.support.protocols import DRAIN, FOREIGN, Protocol
 from tests.support.service import Service, wait_for
 
 #: Rounds on one data directory, before its files are tallied.
@@ -22,6 +23,7 @@ Kill = Callable[[Bench, Service], None]
 def run(bench: Bench, rounds: int) -> Iterator[Row]:
     """Kill a worker, the master and everything in turn, `rounds` times in all.
 
+    And everything a few times under the load of each other protocol.
     Workers take seconds to find their master gone, so that there are fewer such rounds.
     """
     rows: dict[Kill, Row] = {
@@ -32,6 +34,11 @@ def run(bench: Bench, rounds: int) -> Iterator[Row]:
     left: dict[Kill, int] = {_kill_worker: rounds // 2, _kill_master: max(1, rounds // 6)}
     left[_kill_all] = rounds - sum(left.values())
     yield from rows.values()  # they fill up together, and what they have stays if one fails
+    foreign = {name: Row(f"kill -9 of everything at once, {name}") for name in FOREIGN}
+    yield from foreign.values()
+    for name, row in foreign.items():
+        if bench.has_time:
+            _campaign(bench, row, _kill_all, max(1, rounds // 20), FOREIGN[name])
     while any(left.values()) and bench.has_time:
         for kill, row in rows.items():
             count = min(left[kill], ROUNDS_A_DIRECTORY)
@@ -40,10 +47,11 @@ def run(bench: Bench, rounds: int) -> Iterator[Row]:
                 _campaign(bench, row, kill, count)
 
 
-def _campaign(bench: Bench, row: Row, kill: Kill, rounds: int) -> None:
+def _campaign(bench: Bench, row: Row, kill: Kill, rounds: int, protocol: Protocol = DRAIN) -> None:
     directory = bench.make_directory()
     service = Service(directory, workers=2, segment_bytes=300_000)
-    with under_load(bench, row, service, threads=6) as load:
+    has_keys = protocol is DRAIN
+    with under_load(bench, row, service, threads=6, has_keys=has_keys, protocol=protocol) as load:
         wait_for_more(load, 1, row)
         for _ in range(rounds):
             service.wait_for_workers()

@@ -21,6 +21,7 @@ from tests.faults import (
     mounts,
     otlp,
     powercut,
+    protocols,
     sealing,
     shim,
     signals,
@@ -257,3 +258,9 @@ def test_the_table_has_a_cell_for_each_heading() -> None:
 def test_otlp(tmp_path: Path) -> None:
     """Mutated exports in both encodings, and those made to take memory."""
     check(tmp_path, lambda bench: otlp.run(bench, inputs=2000))
+
+
+@pytest.mark.slow
+def test_protocols(tmp_path: Path) -> None:
+    """A body of another protocol is stored as whole logs, or rejected."""
+    check(tmp_path, lambda bench: protocols.run(bench, inputs=1000))

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import itertools
-import json
 import threading
 import time
 from collections import Counter
@@ -12,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.keyed_load import KEYED_START, KeyedLoad
-from tests.support.numbered_batches import count_lines, make_body
-from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, segment_pid, wait_for
+from tests.support.numbered_batches import count_lines
+from tests.support.protocols import DRAIN, Protocol
+from tests.support.service import TIMEOUT_SECONDS, Service, segment_pid, wait_for
 
 #: Seconds between two attempts of a client that nobody answers.
 PAUSE_SECONDS = 0.02
@@ -34,8 +34,8 @@ class Load:
     Each batch has an id of its own and is posted once, whatever comes back, so that a batch found
     twice is the service's fault. The batches have 1 to `largest` logs, and ids from `start` on.
 
-    Beside them, `keyed` threads send batches with a key each until these are stored; they count
-    apart, in the attribute `keyed`, and `is_patient` is theirs.
+    They are sent in a `protocol`. Beside them, `keyed` threads send batches with a key each until
+    these are stored; they count apart, in the attribute `keyed`, and `is_patient` is theirs.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class Load:
         start: int = 0,
         keyed: int = 0,
         is_patient: bool = False,
+        protocol: Protocol = DRAIN,
     ) -> None:
         self._service = service
+        self._protocol = protocol
         self._largest = largest
         self._stopping = threading.Event()
         self._may_post = threading.Event()
@@ -163,11 +165,13 @@ class Load:
                 return
             self.unanswered.add(number)
         self.note_post(number, connection.sock.getsockname()[1])
-        connection.request("POST", "/v1/drain", make_body(number, size), {"Authorization": TOKEN})
+        protocol = self._protocol
+        body = protocol.make_body(number, size)
+        connection.request("POST", protocol.path, body, protocol.headers)
         response = connection.getresponse()
-        body = json.loads(response.read())
+        text = response.read().decode()
         with self._lock:
-            self.note_answer(number, size, response.status, body)
+            self.note_answer(number, size, response.status, protocol.read_answer(text))
             self.unanswered.discard(number)
 
     def note_post(self, number: int, port: int) -> None:
@@ -175,7 +179,7 @@ class Load:
 
     def note_answer(self, number: int, size: int, status: int, body: dict[str, Any]) -> None:
         """Take note of what became of a batch; only one thread at a time does so."""
-        if status == 200:
+        if status == self._protocol.accepted_status:
             self.acknowledged[number] = size
         else:
             self.rejected[number] = body["code"]
