@@ -32,6 +32,7 @@ SECTIONS = (
     "lean",
     "rates",
     "options",
+    "foreign",
     "otlp",
     "keyed",
     "workers",
@@ -74,7 +75,7 @@ def main() -> int:
     return 0 if all(check.is_sound for check in results.checks()) else 1
 
 
-def _run(  # noqa: PLR0912  # one for each section
+def _run(  # one for each section
     results: Results, cells: list[tuple[int, int]], sections: list[str], search_segments: int
 ) -> None:
     context = multiprocessing.get_context("spawn")
@@ -88,10 +89,7 @@ def _run(  # noqa: PLR0912  # one for each section
             results.lean = lean_logs.measure_lean(runner)
         if "rates" in sections:
             results.rates = rates.measure_rates(runner)
-        if "options" in sections:
-            results.options = runner.options()
-        if "otlp" in sections:
-            results.otlp = runner.otlp()
+        _run_forms(results, runner, sections)
         if "keyed" in sections:
             results.keyed = keyed.compare(runner)
         if "workers" in sections:
@@ -110,6 +108,16 @@ def _run(  # noqa: PLR0912  # one for each section
             results.forward = forward.measure_forward(runner, Path(directory))
         if "search" in sections:
             results.searches = search.measure_searches(Path(directory), search_segments)
+
+
+def _run_forms(results: Results, runner: Runner, sections: list[str]) -> None:
+    """Measure bodies of other forms than the drain's own."""
+    if "options" in sections:
+        results.options = runner.options()
+    if "foreign" in sections:
+        results.foreign = runner.foreign()
+    if "otlp" in sections:
+        results.otlp = runner.otlp()
 
 
 def _write(results: Results, directory: Path) -> None:

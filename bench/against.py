@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench import bodies, load, measure, open_loop, options, otlp
+from bench import bodies, foreign, load, measure, open_loop, options, otlp
 from bench.ratios import Outcome, RowRatios, table
 from bench.runs import CELL_WORKERS, progress, wait_until_idle
 from bench.tables import text_table
@@ -62,6 +62,7 @@ ROWS = (
     Row("ndjson 500x8", 500, 8, load.ndjson_requests),
     Row("otlp 500x8", 500, 8, otlp.requests),
     Row("options 500x8", 500, 8, options.requests),
+    *(Row(f"{form} 500x8", 500, 8, make) for form, make in foreign.FORMS.items()),
     Row("keyed 100x8", 100, 8, load.keyed_requests),
     Row("keyed 500x8", 500, 8, load.keyed_requests),
     Row("two workers 100x8", 100, 8, workers=2),
@@ -163,7 +164,7 @@ class Duel:
             phases = self._executor.submit(run_in_turns, plans, turns).result()
         for service, own in zip(services, phases, strict=True):
             answers = [dict(phase.answers) for phase in own]
-            if any(set(answer) != {load.ACKNOWLEDGED} for answer in answers):
+            if not all(answer and answer.keys() <= load.ACKNOWLEDGED for answer in answers):
                 raise RuntimeError(f"{row.name}: {answers}\n{service.log()[-5000:]}")
         return [own[1:] for own in phases]
 

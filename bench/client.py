@@ -71,13 +71,20 @@ class Client:
             data = b""
         self._received += data
         head_end = self._received.find(b"\r\n\r\n")
-        length = _LENGTH.search(self._received, 0, head_end) if head_end >= 0 else None
-        if length and len(self._received) >= head_end + 4 + int(length[1]):
+        if self._is_complete(head_end):
             return self._judge(self._received[:head_end])
         if data:
             return None
         self.is_usable = False
         return NO_ANSWER
+
+    def _is_complete(self, head_end: int) -> bool:
+        if head_end < 0:
+            return False
+        length = _LENGTH.search(self._received, 0, head_end)
+        if length is None:  # a 204 has no body
+            return self._received.startswith(b"HTTP/1.1 204")
+        return len(self._received) >= head_end + 4 + int(length[1])
 
     def _judge(self, head: bytes) -> str:
         if self.is_sending or _CLOSE.search(head):

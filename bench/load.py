@@ -18,7 +18,9 @@ HEAD = (
     "Content-Type: application/json\r\nContent-Length: {{}}\r\n\r\n"
 )
 KEY_LINE = f'Idempotency-Key: "bench-{bodies.SEQUENCE.decode()}"\r\n'
-ACKNOWLEDGED = "200"
+
+#: Statuses of a stored batch; Loki's is 204.
+ACKNOWLEDGED = frozenset(("200", "204"))
 
 
 def json_requests(batch: int, token: str) -> list[bodies.Template]:
@@ -73,8 +75,8 @@ class Phase:
 
     @property
     def acknowledged(self) -> int:
-        """The requests that were answered 200."""
-        return self.answers[ACKNOWLEDGED]
+        """The requests that were answered with a status of ACKNOWLEDGED."""
+        return sum(self.answers[status] for status in ACKNOWLEDGED)
 
 
 @dataclass
@@ -192,7 +194,7 @@ class Load:
     def _finish(self, client: Client, answer: str, phase: Phase) -> None:
         self._under_way.discard(client)
         phase.answers[answer] += 1
-        if answer == ACKNOWLEDGED:
+        if answer in ACKNOWLEDGED:
             phase.latencies.append(time.perf_counter() - client.started)
             phase.body_bytes += client.body_bytes
         else:

@@ -8,7 +8,18 @@ from bench import rate_results
 from bench.compression_results import Compression
 from bench.forward_results import Forward
 from bench.load import ACKNOWLEDGED
-from bench.results import Cell, Flood, Growth, Keyed, Results, Segments, Shares, Workers, marks
+from bench.results import (
+    Cell,
+    Flood,
+    Foreign,
+    Growth,
+    Keyed,
+    Results,
+    Segments,
+    Shares,
+    Workers,
+    marks,
+)
 from bench.search_results import Searches
 from bench.tables import markdown_table, text_table
 
@@ -79,10 +90,11 @@ def markdown(results: Results) -> str:
 def _sections(results: Results) -> Iterator[str]:
     sections: tuple[tuple[Callable[[Any], str], Any], ...] = (
         (_costs, results.cells),
-        (_answers, [cell for cell in results.cells if set(cell.answers) != {ACKNOWLEDGED}]),
+        (_answers, [cell for cell in results.cells if not cell.answers.keys() <= ACKNOWLEDGED]),
         (_lean, results.lean),
         (_otlp, results.otlp),
         (_options, results.options),
+        (_foreign, results.foreign),
         (_keyed, results.keyed),
         (_workers, results.workers),
         (_shares, results.shares),
@@ -138,6 +150,19 @@ def _options(options: Cell) -> str:
         f"{options.connections} connections): {options.logs_per_second:,.0f} logs/s at "
         f"{options.cpu_us_per_log:.2f} CPU µs a log, {options.logs_per_cpu_second:,.0f} logs "
         "per CPU second."
+    )
+
+
+def _foreign(foreign: Foreign) -> str:
+    first = foreign.drain[0]
+    forms = "; ".join(
+        f"{form} {median(cell.cpu_us_per_log for cell in cells):.2f} CPU µs a log, "
+        f"{foreign.efficiency(form):.2f} times the logs per CPU second"
+        for form, cells in foreign.forms.items()
+    )
+    return (
+        f"Senders as they are, beside NDJSON at {first.cpu_us_per_log:.2f} CPU µs a log "
+        f"({first.batch} per batch, {first.connections} connections): {forms}."
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import starmap
+from statistics import median
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +22,9 @@ CELL_MARKS = {
     (1, 8): (15e3, None),
     (1, 32): (20e3, None),
 }
+
+#: Logs per CPU second of senders as they are, in those of NDJSON drain.
+FOREIGN_MARKS = {"mapped fields": 0.45, "HEC": 0.45, "Loki in JSON": 0.5, "bulk": 0.45}
 
 
 @dataclass
@@ -66,6 +70,20 @@ class Workers:
     two: list[Cell]
     throughput_factor: float
     efficiency: float  # logs per CPU second of two workers, in those of one
+
+
+@dataclass
+class Foreign:
+    """NDJSON drain, and senders as they are by the name of their form, in turns."""
+
+    drain: list[Cell]
+    forms: dict[str, list[Cell]]
+
+    def efficiency(self, form: str) -> float:
+        """Return the logs per CPU second of a form, in those of NDJSON drain."""
+        sides = (self.forms[form], self.drain)
+        own, drains = (median(cell.logs_per_cpu_second for cell in side) for side in sides)
+        return own / drains
 
 
 @dataclass
@@ -147,6 +165,7 @@ class Results:
     lean: list[Cell] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     options: Cell | None = None
+    foreign: Foreign | None = None
     otlp: Cell | None = None
     keyed: list[Keyed] = field(default_factory=list)
     workers: Workers | None = None
@@ -162,6 +181,8 @@ class Results:
         """Return the checks of the disk after each load."""
         cells = self.cells + (self.workers.one + self.workers.two if self.workers else [])
         cells += [cell for cell in (self.options, self.otlp) if cell]
+        if self.foreign:
+            cells += sum(self.foreign.forms.values(), self.foreign.drain)
         cells += [cell for keyed in self.keyed for cell in keyed.plain + keyed.keyed]
         checks = [cell.check for cell in cells + self.lean] + [rate.check for rate in self.rates]
         checks += self.forward.checks if self.forward else []
@@ -257,3 +278,7 @@ def _marks_of_forms(results: Results) -> Iterator[Mark]:
         if cell:
             name = f"500 per batch, {form}: logs per CPU second"
             yield Mark(name, cell.logs_per_cpu_second, rate, False)
+    if results.foreign:
+        for form, limit in FOREIGN_MARKS.items():
+            name = f"500 per batch, {form}: logs per CPU second, in those of NDJSON"
+            yield Mark(name, results.foreign.efficiency(form), limit, False)

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import bodies, load, measure, open_loop, options, otlp, stored
-from bench.results import Cell, Flood, Growth, Workers
+from bench import bodies, foreign, load, measure, open_loop, options, otlp, stored
+from bench.results import Cell, Flood, Foreign, Growth, Workers
 from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service
 
@@ -140,6 +140,16 @@ class Runner:
         """Measure logs that the query fills in, and whose unknown fields it moves."""
         progress("options: NDJSON with defaults and unknown fields")
         return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
+
+    def foreign(self) -> Foreign:
+        """Compare senders as they are with NDJSON drain."""
+        sides = {"": load.ndjson_requests} | foreign.FORMS
+        found: dict[str, list[Cell]] = {name: [] for name in sides}
+        for count in range(1, ROUNDS + 1):
+            for name, make in sides.items():
+                progress(f"senders: {name or 'NDJSON'}, round {count} of {ROUNDS}")
+                found[name].append(self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=make))
+        return Foreign(found.pop(""), found)
 
     def otlp(self) -> Cell:
         """Measure exports of OpenTelemetry in protobuf."""

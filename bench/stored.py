@@ -24,10 +24,15 @@ class _Attributes(msgspec.Struct):
 
 
 class _Metadata(msgspec.Struct):
-    """Metadata with the log's id, which an export of OpenTelemetry has among its attributes."""
+    """Metadata with the log's id, or with an object that has it.
+
+    An export of OpenTelemetry, an event of HEC and an entry of Loki each have such an object.
+    """
 
     log_id: str = ""
     attributes: _Attributes | None = None
+    event: _Attributes | None = None
+    structured_metadata: _Attributes | None = None
 
 
 class _Log(msgspec.Struct, forbid_unknown_fields=True):
@@ -113,4 +118,5 @@ def _decode_one_by_one(lines: bytes, result: Check) -> Iterator[_Log]:
 
 
 def _id(metadata: _Metadata) -> str:
-    return metadata.attributes.log_id if metadata.attributes else metadata.log_id
+    holder = metadata.attributes or metadata.event or metadata.structured_metadata or metadata
+    return holder.log_id

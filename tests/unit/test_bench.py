@@ -5,17 +5,20 @@ import os
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import msgspec
 import pytest
 
+from astralog.intake import elasticsearch, hec, loki
 from astralog.intake.batch import decode_lines
+from astralog.intake.decoder import Decoder
 from astralog.intake.options import parse_options
 from astralog.intake.otlp import decode
 from astralog.intake.otlp_protobuf import Protobuf
-from bench import bodies, lean_logs, load, measure, open_loop, options, otlp, stored
+from bench import bodies, foreign, lean_logs, load, measure, open_loop, options, otlp, stored
 from bench.load import Outcome
 from bench.rate_results import Rate, rate_marks
 from tests.support.decoding import encode_batch, make_context
@@ -86,6 +89,30 @@ def test_logs_that_need_options_are_the_same_logs() -> None:
             assert expected_log["metadata"] == log["metadata"]
             assert expected_log["timestamp"] == log["timestamp"]
             assert ("shop", "info", "shipper") == tuple(log[name] for name in options.FILLED_IN)
+
+
+def _decode_foreign(form: str, body: bytes) -> bytes:
+    """Return the lines that the service stores for a body of a sender as it is."""
+    context = make_context(options=parse_options(foreign.PINO_PATH.partition("?")[2]))
+    if form == "mapped fields":
+        return bytes(decode_lines(body, context).batch.lines)
+    decoders: dict[str, Decoder] = {
+        "HEC": hec.decode_events,
+        "Loki in JSON": partial(loki.decode_json, "shop"),
+        "bulk": elasticsearch.Bulk("shop").decode,
+    }
+    return bytes(decoders[form](body, make_context()).batch.lines)
+
+
+@pytest.mark.parametrize("form", foreign.FORMS)
+def test_logs_of_senders_as_they_are_are_found_on_the_disk(form: str, tmp_path: Path) -> None:
+    """The check of the disk finds each log of such a request once."""
+    template = foreign.FORMS[form](10, "token")[0]
+    body = template.body(0)
+    assert template.body_bytes == len(body)
+    segment = tmp_path / "segment.ndjson"
+    segment.write_bytes(_decode_foreign(form, body))
+    assert stored.Check(stored=10) == stored.check([segment], 10, Outcome([], 1, set(), set()))
 
 
 @pytest.mark.parametrize("batch", [1, 10, bodies.CHUNK_LOGS, 2 * bodies.CHUNK_LOGS + 1])

@@ -188,7 +188,7 @@ def test_rows_that_are_uncertain_get_more_rounds(
 
     def run_round(row: against.Row, order: Sequence[int]) -> list[list[load.Phase]]:
         return [
-            [load.Phase(server_cpu=cpu, latencies=[1.0], answers=Counter({load.ACKNOWLEDGED: 1}))]
+            [load.Phase(server_cpu=cpu, latencies=[1.0], answers=Counter({"200": 1}))]
             for cpu in (1.0, next(cpu_seconds[row.name]))
         ]
 
