@@ -15,8 +15,15 @@ from astralog.deadlines import in_turns
 from astralog.errors import Rejection
 from astralog.intake import timestamps
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.foreign import ForeignBatch, Members, as_text, read_members, slot, take_name
-from astralog.intake.logs import to_utf8
+from astralog.intake.foreign import (
+    ForeignBatch,
+    Members,
+    as_text,
+    read_line,
+    read_members,
+    slot,
+    take_name,
+)
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -43,7 +50,7 @@ NO_INDEX = (
 )
 
 _NULL = msgspec.Raw(b"null")
-_encode = msgspec.json.Encoder().encode
+_decode_text = msgspec.json.Decoder(str).decode
 
 
 class Item(NamedTuple):
@@ -72,7 +79,7 @@ class Bulk:
         """`index` is that of the path, for actions that name none."""
         self._index = index
         self._last_line = b""
-        self._action: tuple[str, Members] = ("", {})
+        self._item = Item("", "", "")
         self.items: list[Item] = []
         #: Whether every item has its result.
         self.is_complete = False
@@ -82,26 +89,33 @@ class Bulk:
         context = context._replace(options=context.options._replace(is_partial=True))
         with slot(context, len(body)):
             batch = ForeignBatch(body, body, context)
-            for action, source in _split(body):
-                self._add(action, source, batch)
+            lines = in_turns(BytesIO(body))
+            for line in lines:
+                if line != b"\n" and line.strip():
+                    self._add(line, lines, batch)
             if not self.items:
                 raise Rejection("invalid_batch", "request body is required")
             self.is_complete = True
             return batch.finish()
 
+    def _read_item(self, line: bytes, number: int, batch: ForeignBatch) -> Item:
+        """Return the result of an action whose document is stored."""
+        action, members = _read_action(line, number)
+        index = _text(members, "_index") or self._index
+        return Item(action, index or batch.project, _text(members, "_id"))
+
     def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
         number = len(self.items) + 1
         if line != self._last_line:  # most actions are the same
-            self._action = _read_action(line, number)
+            self._item = self._read_item(line, number, batch)
             self._last_line = line
-        action, members = self._action
+        item = self._item
+        action = item.action
         if number > MAX_ITEMS:
             message = f"The request has more than {MAX_ITEMS} items; send smaller ones."
             raise Rejection("body_too_large", message)
         if number % 1000 == 0:
             batch.hold(1000 * ITEM_BYTES)
-        index = _text(members, "_index") or self._index
-        item = Item(action, index or batch.project, _text(members, "_id"))
         try:
             text = next(source, None) if action != "delete" else b""
             if text is None:
@@ -121,19 +135,11 @@ class Bulk:
         self.items.append(item)
 
 
-def _split(body: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """Yield each action's line, with the lines after it, of which a document takes one."""
-    lines = in_turns(BytesIO(body))
-    for line in lines:
-        if line.strip():
-            yield line, lines
-
-
 def _read_action(line: bytes, number: int) -> tuple[str, Members]:
     """Return the action of a line and its members; raises Rejection as Elasticsearch does."""
     place = f"Malformed action/metadata line [{number}]"
     try:
-        ((action, raw),) = _read_object(line).items()
+        ((action, raw),) = read_line(line).items()
         members = read_members(bytes(raw))
     except ValueError:
         message = f"{place}, expected an object with one of {', '.join(ACTIONS)}"
@@ -150,8 +156,11 @@ def _text(members: Members, name: str) -> str:
 def _make_log(text: bytes, item: Item, batch: ForeignBatch) -> Any:
     """Return the log of a document; raises InvalidItem."""
     document = _read_document(text)
-    project = batch.project or item.index_name
-    if not project or len(item.index_name.encode(errors="replace")) > MAX_INDEX_BYTES:
+    _, index, document_id, *_ = item
+    project = batch.project or index
+    if not project or (
+        len(index) > MAX_INDEX_BYTES // 4 and len(index.encode(errors="replace")) > MAX_INDEX_BYTES
+    ):
         raise InvalidItem("invalid_index_name_exception", NO_INDEX)
     timestamp = _take_timestamp(document) or batch.arrival
     message = _take_message(document)
@@ -160,31 +169,24 @@ def _make_log(text: bytes, item: Item, batch: ForeignBatch) -> Any:
     level = _find_name(document, LEVELS) or batch.level
     service = _find_name(document, SERVICES) or batch.service
     metadata: dict[str, Any] = document
-    if item.document_id:
-        metadata["_id"] = item.document_id
-    if batch.project and item.index_name and item.index_name != batch.project:
-        metadata["_index"] = item.index_name
+    if document_id:
+        metadata["_id"] = document_id
+    if index != project and index:
+        metadata["_index"] = index
     return Log(project, timestamp, level, service, message, metadata or None)
-
-
-def _read_object(line: bytes) -> Members:
-    """Return the members of the object in a line; raises ValueError, worded for the client."""
-    if not line.isascii() and to_utf8(line) != line:
-        raise ValueError("Invalid UTF-8")
-    return read_members(line.strip())
 
 
 def _read_document(text: bytes) -> Members:
     try:
-        return _read_object(text)
+        return read_line(text)
     except ValueError as error:
         raise InvalidItem("document_parsing_exception", f"failed to parse: {error}") from None
 
 
 def _take_timestamp(document: Members) -> str:
     """Remove @timestamp, and return it as it is stored; numbers are Unix times."""
-    raw = document.pop("@timestamp", _NULL)
-    if raw == _NULL:
+    raw = document.pop("@timestamp", None)
+    if raw is None or raw == _NULL:
         return ""
     text = as_text(raw)
     try:
@@ -199,8 +201,13 @@ def _take_timestamp(document: Members) -> str:
 def _take_message(document: Members) -> str | None:
     """Remove the first member for a message that is a text, and return it."""
     for name in MESSAGES:
-        if name in document and bytes(document[name])[:1] == b'"':
-            return as_text(document.pop(name))
+        if name in document:
+            try:
+                message = _decode_text(document[name])
+            except ValueError:
+                continue
+            del document[name]
+            return message
     return None
 
 

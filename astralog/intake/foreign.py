@@ -48,6 +48,23 @@ def valid_utf8(body: bytes) -> bytes:
     return body if fixed == body else fixed
 
 
+def read_line(line: bytes) -> Members:
+    """Return what `read_members` does for a line with its end, in any encoding.
+
+    Raises ValueError, worded for the client.
+    """
+    if len(line) <= PIECE_BYTES and b"\r" not in line:  # a usual one, in one call
+        try:
+            if not line.isascii():
+                line.decode()
+            return _decode_members(line)
+        except (ValueError, RecursionError):
+            pass
+    if not line.isascii() and to_utf8(line) != line:
+        raise ValueError("Invalid UTF-8")
+    return read_members(line.strip())
+
+
 def read_members(text: bytes) -> Members:
     """Return the members of a JSON object in valid UTF-8, without line breaks in their values.
 

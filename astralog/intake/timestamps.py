@@ -39,6 +39,12 @@ _FORMS = tuple(
 )
 
 
+#: The stored form, and its day, which many timestamps share.
+_STORED = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,40})?Z"
+)
+
+
 # The stored form: msgspec checks digits and calendar of a whole batch in one call, and the other
 # characters distinguish the stored form from the further forms that msgspec accepts.
 class _Instants(msgspec.Struct, array_like=True):
@@ -57,6 +63,9 @@ def normalise(text: str) -> str:
     with an optional time, and for a time outside the years 1 to 9999 in UTC.
     """
     if len(text) <= CACHED_LENGTH:
+        match = _STORED.fullmatch(text)
+        if match and _is_day(match[1]):  # 0.5 µs; a miss of the cache takes 5 µs
+            return text
         return _normalise_cached(text)
     yield_if_due()  # it may have millions of digits
     return _normalise(text)
@@ -90,6 +99,16 @@ def _normalise(text: str) -> str:
             day, time, offset = match.groups()
             return _stored(_parse_date(day), time or "00", offset or "Z")
     raise ValueError(EXPECTED)
+
+
+@lru_cache(maxsize=1024)
+def _is_day(text: str) -> bool:
+    """Return whether a text of the stored form's shape is a day of the calendar."""
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 _normalise_cached = lru_cache(maxsize=8192)(_normalise)
