@@ -119,7 +119,7 @@ def _explain(errors: Mapping[str, Any]) -> str:
 
 def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None:
     """Return the batch in a short body of valid logs, like most; None for any other body."""
-    if len(body) > formats.PIECE_BYTES:
+    if len(body) > _most_at_once(context):
         return None
     with context.fast_slot(len(body)):
         try:
@@ -132,6 +132,14 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
     _check_projects(logs, context)
     check_growth(len(lines), MAX_GROWTH * len(body) + formats.PIECE_BYTES)
     return Batch(lines, len(logs))
+
+
+def _most_at_once(context: Context) -> int:
+    """Return the bytes that are decoded within one fast slot.
+
+    Logs that are changed take several times as long, the shortest ones most of all.
+    """
+    return SLOW_PIECE_BYTES if context.options.changes_logs else formats.PIECE_BYTES
 
 
 def find_excess(text: bytes) -> str:
@@ -199,12 +207,21 @@ class _Decode:
             raise reject_invalid(self._invalid, self._form.count(self._body))
 
     def _split(self, whole: Piece) -> Iterable[Piece]:
-        objects = self._body.count(b"}") if self._form is OBJECTS else 0  # each may be a boundary
-        if self._body.count(b",") > LONG_BODY_COMMAS or objects > LONG_BODY_COMMAS:
+        if self._body.count(b",") > LONG_BODY_COMMAS or self._has_too_many_logs():
             message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
             raise Rejection("body_too_large", message)
         with self._context.fast_slot(len(self._body)):
             return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)
+
+    def _has_too_many_logs(self) -> bool:
+        """Return whether the body has more logs than values are allowed, though none has a comma.
+
+        Each `}` may be the end of a log; blank lines hold none.
+        """
+        if self._form is OBJECTS:
+            return self._body.count(b"}") > LONG_BODY_COMMAS
+        is_long = self._form is LINES and self._body.count(b"\n") > LONG_BODY_COMMAS
+        return is_long and LINES.count(self._body) > LONG_BODY_COMMAS
 
     def _add(self, piece: Piece) -> None:
         """Add the valid logs of a piece to the lines, and count the others."""
@@ -218,8 +235,10 @@ class _Decode:
             self._encode(self._set_aside(first, text, {"_schema": [problem]}))
             return
         self._lines.hold(size)
-        with self._context.fast_slot(size):
-            is_added = self._add_fast(text)
+        is_added = False
+        if size <= _most_at_once(self._context):
+            with self._context.fast_slot(size):
+                is_added = self._add_fast(text)
         if not is_added:
             self._add_slowly(piece)
         self._lines.hold(-size)

@@ -35,6 +35,10 @@ MAX_DEFAULT_CHARACTERS = 255
 #: Characters of the value of a `*_field`.
 MAX_FIELD_CHARACTERS = 255
 
+#: Names in a `*_field`, and dots in all of them, which bound the work for each log.
+MAX_FIELD_NAMES = 16
+MAX_FIELD_DOTS = 16
+
 #: The level and the service of a log that names none, for protocols that do not require them.
 NO_LEVEL = "unspecified"
 NO_SERVICE = "unknown_service"
@@ -144,6 +148,8 @@ def _parse_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
     names = tuple(_limited(values, name, MAX_FIELD_CHARACTERS).split(","))
     if "" in names:
         raise _bad(f"{name} has an empty name between commas.")
+    if len(names) > MAX_FIELD_NAMES or values[name].count(".") > MAX_FIELD_DOTS:
+        raise _bad(f"{name} has more than {MAX_FIELD_NAMES} names or {MAX_FIELD_DOTS} dots.")
     return names
 
 

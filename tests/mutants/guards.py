@@ -251,6 +251,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_kept_logs.py", "-k", "kept_whole"),
     ),
     Guard(
+        "logs that are changed share the slot",
+        "astralog.intake.batch:_most_at_once",
+        "SLOW_PIECE_BYTES if context.options.changes_logs else formats.PIECE_BYTES",
+        "formats.PIECE_BYTES",
+        ("tests/unit/intake/test_options.py", "-k", "short_pieces"),
+    ),
+    Guard(
+        "the lines of a body are bounded",
+        "astralog.intake.batch:_Decode._has_too_many_logs",
+        "return is_long and LINES.count(self._body) > LONG_BODY_COMMAS",
+        "return False",
+        ("tests/unit/intake/test_ndjson.py", "-k", "too_many_lines"),
+    ),
+    Guard(
         "kept text is charged before it is decoded",
         "astralog.intake.batch:_Decode._keep",
         "if len(text) > SLOW_PIECE_BYTES:",

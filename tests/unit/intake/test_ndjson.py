@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from astralog.errors import Rejection
 from astralog.intake import batch as codec
+from astralog.intake import formats
 from astralog.intake.formats import PIECE_BYTES, Lines
-from tests.support.decoding import encode_batch, encode_lines, marshmallow_alone
+from astralog.intake.options import Options
+from tests.support.decoding import encode_batch, encode_lines, make_context, marshmallow_alone
 from tests.support.service import make_log
 
 
@@ -133,6 +135,17 @@ def test_a_body_of_too_many_values_is_rejected() -> None:
     """As with JSON, all values of a long body are bounded, too."""
     body = b"\n".join([line(metadata={"a": [0] * 9_000})] * 90)
     assert "body_too_large" == rejection_of(body).code
+
+
+def test_a_body_of_too_many_lines_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each invalid line takes 10 µs or more with partial=true, and a line may be of one byte."""
+    monkeypatch.setattr(formats, "PIECE_BYTES", 100)
+    monkeypatch.setattr(codec, "LONG_BODY_COMMAS", 100)
+    context = make_context(options=Options(is_partial=True))
+    with pytest.raises(Rejection, match="more than 100 values"):
+        codec.decode_lines(b"x\n" * 101, context)
+    body = line() + b"\n\n" + b"x\n\n" * 99
+    assert 1 == codec.decode_lines(body, context).batch.logs
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])

@@ -3,6 +3,7 @@
 import itertools
 import json
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
-from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.batch import SLOW_PIECE_BYTES, decode_json, decode_lines
 from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, Decoded
-from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.formats import LINES, PIECE_BYTES
 from astralog.intake.options import CONSTANTS, NO_OPTIONS, PARAMETERS, Options, parse_options
 from tests.support.decoding import make_context, marshmallow_alone
 from tests.support.service import make_log
@@ -111,6 +112,8 @@ def test_a_query_is_read(query: str, expected: Options) -> None:
         ("metadata_field=a", "'metadata_field'"),
         (f"message_field={'x' * 256}", "message_field has more than 255"),
         (f"service={'x' * 256}", "service has more than 255"),
+        (f"message_field={','.join('a' * 17)}", "message_field has more than 16 names"),
+        ("level_field=a.b,a" + ".a" * 16, "level_field has more than 16 names or 16 dots"),
         ("level=%FF", "UTF-8"),
         ("level=\xff", "UTF-8"),
         ("level=%ED%A0%80", "UTF-8"),
@@ -404,6 +407,19 @@ def test_a_batch_may_not_grow_without_bounds() -> None:
     with pytest.raises(Rejection, match="4 times") as rejected:
         decode_lines(b"\n".join([line] * 10_000), context)
     assert "body_too_large" == rejected.value.code
+
+
+@pytest.mark.parametrize("count", [2, 40], ids=["short", "long"])
+def test_logs_that_are_changed_are_decoded_in_short_pieces(count: int) -> None:
+    """The slot goes to other clients between two: a log of few bytes may take long to change."""
+    log = json.dumps({"text": "x" * 1000, **BARE}).encode()
+    body = b"\n".join([log] * (count * SLOW_PIECE_BYTES // 1000))
+    context = make_context(options=Options(DEFAULTS, sources={"message": ("text",)}))
+    with patch.object(LINES, "load", wraps=LINES.load) as load:
+        assert body.count(b"\n") + 1 == decode_lines(body, context).batch.logs
+    loaded = [len(call.args[0]) for call in load.call_args_list]
+    assert max(loaded) <= SLOW_PIECE_BYTES
+    assert sum(loaded) == len(body)
 
 
 names = st.sampled_from([f'"{name}"' for name in make_log()]) | strings
