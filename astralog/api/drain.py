@@ -53,7 +53,7 @@ def _is_ndjson(content_type: str) -> bool:
 
 
 def _respond(accepted: Accepted) -> Response:
-    """Show what a dry run would store, and what was left out of the batch."""
+    """Return the logs that a dry run would store, and the errors of those left out."""
     batch, invalid = accepted.decoded
     body: dict[str, Any] = {"status": "accepted"}
     if accepted.is_dry_run:

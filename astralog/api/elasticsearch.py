@@ -1,4 +1,4 @@
-"""/elasticsearch/: take what is sent to Elasticsearch's bulk, and answer what clients ask first.
+"""/elasticsearch/: accept bulk requests, and answer the requests that clients send first.
 
 Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk.
 """
@@ -54,7 +54,7 @@ INFO = {
 LICENSE = {"license": {"status": "active", "uid": "astralog", "type": "basic", "mode": "basic"}}
 HEALTH = {"cluster_name": "astralog", "status": "green", "timed_out": False, "number_of_nodes": 1}
 
-#: What clients ask or set up before they send, by the first segments of the path.
+#: Requests that clients send before the first bulk request, by the first segments of the path.
 HANDSHAKE: dict[str, Any] = {
     "": INFO,
     "_license": LICENSE,

@@ -1,4 +1,4 @@
-"""/services/collector: take what is sent to Splunk's HTTP Event Collector, and answer as it does.
+"""/services/collector: accept the requests of Splunk's HTTP Event Collector, and answer alike.
 
 Source: https://help.splunk.com/en/splunk-enterprise/get-data-in/collect-http-event-data
 ("Troubleshoot HTTP Event Collector": the codes and their statuses).

@@ -1,4 +1,4 @@
-"""/loki/api/v1/push: take what is sent to Grafana's Loki, and answer as it does.
+"""/loki/api/v1/push: accept pushes to Grafana's Loki, and answer as Loki does.
 
 Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs.
 """
@@ -53,9 +53,9 @@ def create_view(service: Service) -> PlainView:
 
 
 def _find_decoder(environ: Environ, max_body_bytes: int) -> tuple[Decoder, Inflate | None]:
-    """Return the decoder of a push, and what decompresses it first.
+    """Return the decoder of a push, and the function that decompresses its body first.
 
-    As in Loki, a body that is not said to be JSON is protobuf, compressed by Snappy.
+    As in Loki, a body without a JSON Content-Type is protobuf, compressed with Snappy.
     """
     sent: str = environ.get("HTTP_X_SCOPE_ORGID", "")
     tenant = sent.strip().encode("latin-1").decode(errors="replace")

@@ -165,7 +165,7 @@ _UNREADY = {
 }
 _ROOT = {"name": "AstraLog", "version": "1", "links": {"docs": "/docs"}}
 
-#: What can be asked for with GET.
+#: The operations with GET.
 _READING: dict[str, Operation] = {
     "/health": _get(
         "Health",
@@ -191,10 +191,10 @@ _READING: dict[str, Operation] = {
     ),
     "/": _get(
         "This page",
-        "Lead a browser to a page, and anything else to what there is",
+        "Redirect a browser to a page, and return links to other clients",
         {
-            "200": _json("What there is.", _ROOT),
-            "302": {"description": "To `/status`, or to this page where there is no such page."},
+            "200": _json("Links to the pages and paths.", _ROOT),
+            "302": {"description": "To `/status`, or to this page if the status page is off."},
         },
     ),
     "/docs": _get("This page", "Show this page", {"200": _content("This page.", "text/html")}),
@@ -211,7 +211,7 @@ _READING: dict[str, Operation] = {
     ),
     "/openapi.json": _get(
         "This page",
-        "Return what this page is made of",
+        "Return a file of this page",
         {"200": _content("This document.", "application/json")},
     ),
 }

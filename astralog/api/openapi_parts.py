@@ -148,10 +148,10 @@ KEY: Json = {
     },
 }
 
-#: What a response says where a batch was stored before.
+#: The header of a response to a batch that was stored before.
 REPLAYED = {
     "Idempotency-Replayed": {
-        "description": "Set where an earlier try with this Idempotency-Key stored the batch.",
+        "description": "Set if an earlier try with this Idempotency-Key stored the batch.",
         "schema": {"type": "string", "const": "true"},
     }
 }
@@ -190,7 +190,7 @@ def _parameter(name: str, description: str, schema: Json) -> Json:
 
 ERRORS = {
     "type": "object",
-    "description": "What is invalid, by number and field of the first 20 invalid logs; in a list "
+    "description": "The errors by number and field of the first 20 invalid logs; in a list "
     "they are counted from 0, and lines from 1.",
 }
 
@@ -295,7 +295,7 @@ _EXPORT_RESPONSE = {
     "properties": {
         "partialSuccess": {
             "type": "object",
-            "description": "With `partial=true`: what was not stored, and why.",
+            "description": "With `partial=true`: the logs that were not stored, and their errors.",
             "required": ["rejectedLogRecords", "errorMessage"],
             "properties": {
                 "rejectedLogRecords": {"type": "string", "pattern": "^[0-9]+$"},
@@ -386,7 +386,7 @@ _FILTERS = {
 _LOG = {
     "type": "object",
     "required": ["id", "project_id", "timestamp", "level", "service", "message", "metadata"],
-    "description": "`metadata` is JSON as a text, empty where there is none.",
+    "description": "`metadata` is JSON as a text, empty if there is none.",
 }
 
 _LOGS = {
@@ -399,7 +399,7 @@ _LOGS = {
             "items": _LOG,
             "description": "Newest first. Long texts are cut (`is_shortened`).",
         },
-        "after": {"type": "string", "description": "What to ask for next."},
+        "after": {"type": "string", "description": "The cursor of the next request."},
         "is_all": {
             "type": "boolean",
             "description": "Whether no others match; else older ones do, or were not looked for. "

@@ -32,7 +32,7 @@ PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}
 
 PROTOBUF_HINT = "protobuf is sent with the Content-Type application/x-protobuf"
 
-#: What is not taken, with the variable that keeps an SDK from sending it.
+#: Signals that are not accepted, with the variable that keeps an SDK from sending it.
 OTHER_SIGNALS = {"traces": "OTEL_TRACES_EXPORTER", "metrics": "OTEL_METRICS_EXPORTER"}
 
 #: The code of google.rpc for each HTTP status.
@@ -80,7 +80,7 @@ def is_otlp_path(path: str) -> bool:
 
 
 def make_rejecter(note: Note) -> Reject:
-    """Return what turns every error into a google.rpc.Status, after `note` has taken note of it."""
+    """Return a function that logs an error with `note` and answers with a google.rpc.Status."""
 
     def reject_error(error: Exception, environ: Environ) -> Response:
         rejection = _with_hint(as_rejection(error, environ), environ)
@@ -93,9 +93,9 @@ def make_rejecter(note: Note) -> Reject:
 
 
 def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
-    """Return the blueprint of what OpenTelemetry sends.
+    """Return the blueprint of OTLP.
 
-    `note` takes note of logs that are left out, and `reject` answers every error.
+    `note` logs the logs that are left out, and `reject` answers every error.
     """
     blueprint = Blueprint("otlp", __name__)
 
@@ -153,7 +153,7 @@ def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Re
 
 
 def _with_hint(rejection: Rejection, environ: Environ) -> Rejection:
-    """Add what a sender of protobuf forgot, where its body was read as JSON."""
+    """Add a hint to the rejection of a protobuf body that was read as JSON."""
     if rejection.code != "invalid_json" or _media_type(environ) == "application/json":
         return rejection
     return Rejection("invalid_json", f"{rejection.message}; {PROTOBUF_HINT}")
@@ -179,7 +179,7 @@ def _say(rejection: Rejection) -> str:
 
 
 def _describe(errors: Mapping[int, Any]) -> str:
-    """Return in words what is invalid in the first logs, which are counted from 0."""
+    """Return the errors of the first logs as text; logs are counted from 0."""
     first = list(errors.items())[:DESCRIBED_LOGS]
     return "; ".join(
         f"log {number}: {field}: {' '.join(texts)}"

@@ -10,7 +10,7 @@ from astralog.intake.acceptor import Acceptor
 
 
 class Service(NamedTuple):
-    """What a protocol needs of the service.
+    """The parts of the service that a protocol uses.
 
     `note` logs a rejection, `unavailable` returns the code that would reject a batch now, and
     `authorize` raises Rejection for a request whose token may not write.
@@ -24,7 +24,7 @@ class Service(NamedTuple):
 
 
 def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
-    """Return what loads the view of each protocol, by the first segment of its paths."""
+    """Return the loader of each protocol's view, by the first segment of its paths."""
 
     @cache
     def load_hec() -> PlainView:

@@ -1,4 +1,4 @@
-"""The service's own log of what it rejects: who sends what is of no use, in few lines."""
+"""Log rejections: a line per client and code at once, then one per minute with their number."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ from astralog.telemetry.counters import Counters
 
 log = logging.getLogger(__name__)
 
-#: A client gets a line at once for each code, and then one in as many seconds.
+#: Seconds between two lines for a client and a code; the first line is logged at once.
 LINE_SECONDS = 60.0
 
-#: Clients that are told apart for each code within that time; those beyond them share a line.
+#: Clients per code with lines of their own within that time; the others share one.
 MAX_SOURCES = 10
 
-#: Characters of what is wrong.
+#: Characters of the message in a line.
 MESSAGE_CHARACTERS = 200
 
 OTHERS = "other clients"
@@ -30,7 +30,7 @@ READING_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Source(NamedTuple):
-    """Where rejections with a code come from; `token` says what stands for one, if anything."""
+    """The source of rejections with a code; `token` describes the client's token."""
 
     code: str
     peer: str
@@ -66,9 +66,9 @@ class RejectionLog:
         self._is_waiting = False
 
     def note(self, rejection: Rejection, environ: Mapping[str, Any]) -> None:
-        """Take note of a request that is rejected; `environ` is WSGI's.
+        """Log a rejected request; `environ` is WSGI's.
 
-        What was to be stored, but went to a path that takes nothing, is counted as a batch.
+        A request to store something at a path that accepts nothing is counted as a batch.
         """
         if rejection.code in ("not_found", "method_not_allowed"):
             if environ["REQUEST_METHOD"] in READING_METHODS:
@@ -88,7 +88,7 @@ class RejectionLog:
         return f"token {name}" if name else "an unknown token"
 
     def add(self, source: Source, words: str) -> None:
-        """Take note of a rejection; the words may hold what a client sent."""
+        """Log or count a rejection; `words` may contain text of the client."""
         if source not in self._silences and self._is_crowded(source.code):
             words = f"{words} ({source.peer}, {source.token})"
             source = Source(source.code, OTHERS, "any token")
@@ -115,7 +115,7 @@ class RejectionLog:
         self._wait()
 
     def flush(self) -> None:
-        """Say how many rejections there were since the last lines; who had none is forgotten."""
+        """Log each source's number of rejections since its last line; forget idle sources."""
         silences, self._silences = self._silences, {}
         for source, silence in silences.items():
             if silence.count:
@@ -127,9 +127,9 @@ class RejectionLog:
 
 
 def _words(rejection: Rejection, environ: Mapping[str, Any]) -> str:
-    """Return what was wrong first, and the address for which a proxy says that it speaks.
+    """Return the first error, and the client address that a proxy reports.
 
-    What stands in the place of the address may be a token.
+    Anything else in place of the address is omitted, since it may be a token.
     """
     words = rejection.message
     if rejection.errors:
@@ -150,7 +150,7 @@ def _first_error(errors: Any) -> str:
 
 
 def _escape(words: str) -> str:
-    """Return the words without what a terminal, or a reader of lines, would take for its own."""
+    """Return the words with control characters and line ends escaped."""
     return repr(words)[1:-1]
 
 
@@ -163,8 +163,8 @@ def client_address(
 ) -> str:
     """Return the address nearest to the service that is not of a trusted proxy; "" for a socket.
 
-    Each proxy adds whom it saw to the end of X-Forwarded-For, so that what a client wrote there
-    itself stands before its own address, and is not looked at.
+    Each proxy appends the address of its client to X-Forwarded-For. Text that a client sent in that
+    header precedes the client's own address and is ignored.
     """
     address: str = environ.get("REMOTE_ADDR") or ""
     hops = environ.get("HTTP_X_FORWARDED_FOR", "").rsplit(",", MAX_HOPS)
@@ -176,7 +176,7 @@ def client_address(
 
 
 def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
-    """Return whether it is in one of the networks, an IPv4 address also where IPv6 has it."""
+    """Return whether an address is in one of the networks, also as an IPv4-mapped IPv6 address."""
     if not networks or not is_address(address):
         return False
     parsed = ip_address(address)

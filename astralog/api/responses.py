@@ -15,7 +15,7 @@ from astralog.log import log_exception
 
 log = logging.getLogger(__name__)
 
-#: What an answer says where an earlier try with the same Idempotency-Key has stored the batch.
+#: The header of an answer to a batch that an earlier try with its Idempotency-Key stored.
 REPLAYED_HEADERS = {"Idempotency-Replayed": "true"}
 
 WHERE_LOGS_GO = "logs go to POST /v1/drain, those of OpenTelemetry to POST /v1/logs"
@@ -46,7 +46,7 @@ def reject(rejection: Rejection) -> Response:
 
 
 def add_headers(response: Response, rejection: Rejection) -> None:
-    """Add the headers of a rejection to a response, whatever its body."""
+    """Add the headers of a rejection to a response with any body."""
     if rejection.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     if rejection.status in RETRIED_STATUSES:
@@ -67,7 +67,7 @@ def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
 
 
 def make_rejecter(note: Note) -> Reject:
-    """Return what turns every error into the one JSON shape, after `note` has taken note of it."""
+    """Return a function that logs an error with `note` and answers in the one JSON shape."""
 
     def reject_error(error: Exception, environ: dict[str, Any]) -> Response:
         rejection = as_rejection(error, environ)

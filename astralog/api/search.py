@@ -60,7 +60,7 @@ def create_blueprint(settings: Settings, tokens: Tokens) -> Blueprint:
 
 
 def filter_of(token: Token, query: dict[str, str]) -> LogFilter:
-    """Return what a token may read of what a query asks for; raises Rejection."""
+    """Return the filter of a query, limited to the token's projects; raises Rejection."""
     projects = token.projects
     if (asked := query.get("project")) is not None:
         projects = {asked} if projects is None or asked in projects else set()

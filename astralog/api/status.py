@@ -1,6 +1,6 @@
-"""GET /status and what its page asks for: the service's numbers and its newest logs.
+"""GET /status and the requests of its page: the service's numbers and its newest logs.
 
-The page itself says nothing; what it asks for takes a token. One that is bound to projects sees
+The page itself has no data; its requests need a token. A token that is bound to projects sees
 their logs, its own batches and rejections, and of the whole service only whether it is ready.
 """
 
@@ -41,20 +41,20 @@ FILES = (
 #: A file that is made: the names of levels by their severity.
 LEVELS = "levels.js"
 
-#: Beside what every page keeps to: no text ever becomes HTML or a script, whatever the code does.
+#: In addition to every page's policy: no text becomes HTML or a script, even by a mistake.
 POLICY = f"{CONTENT_SECURITY_POLICY}; require-trusted-types-for 'script'; trusted-types 'none'"
 
-#: What the query for logs may ask for.
+#: Parameters of the query for logs.
 FILTERS = ("project", "service", "level", "q")
 
-#: Seconds for which numbers are kept, whoever asks.
+#: Seconds for which numbers are kept for all clients.
 KEPT_SECONDS = 1.0
 
 T = TypeVar("T")
 
 
 class Kept(Generic[T]):
-    """A value that many ask for, and that is made once a second at most."""
+    """A value that many clients request, computed at most once per second."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -63,7 +63,7 @@ class Kept(Generic[T]):
         self._until = 0.0
 
     def get(self) -> T:
-        """Return the value; raises what making it does."""
+        """Return the value; errors of its function propagate."""
         with self._lock:
             if self._value is None or time.monotonic() >= self._until:
                 self._value = self._make()
@@ -74,7 +74,7 @@ class Kept(Generic[T]):
 def create_blueprint(
     settings: Settings, tokens: Tokens, overview: Overview, clock: TrustedClock
 ) -> Blueprint:
-    """Return the blueprint of the page and of what it asks for."""
+    """Return the blueprint of the page and of its requests."""
     blueprint = Blueprint("status", __name__)
 
     def authenticate() -> Token:
@@ -94,7 +94,7 @@ def _add_page(blueprint: Blueprint) -> None:
 
     @blueprint.get("/status")
     def show_page() -> Response:
-        """Show the page, which asks for a token."""
+        """Return the page, which asks for a token."""
         response = send_page(page, POLICY)
         response.headers["X-Frame-Options"] = "DENY"
         response.cache_control.no_cache = True
@@ -116,7 +116,7 @@ def _add_numbers(
 
     @blueprint.get("/status/data")
     def show_numbers() -> Response:
-        """Show the numbers of this moment."""
+        """Return the current numbers."""
         token = authenticate()
         is_bound = token.projects is not None
         numbers = readiness.get() if is_bound else now.get()
@@ -124,7 +124,7 @@ def _add_numbers(
 
     @blueprint.get("/status/history")
     def show_history() -> Response:
-        """Show the numbers of the last hour."""
+        """Return the numbers of the last hour."""
         token = authenticate()
         if token.projects is None:
             return _json(last_hour.get())
@@ -132,7 +132,7 @@ def _add_numbers(
 
 
 def _grants(token: Token) -> dict[str, Any]:
-    """Return what a token permits; its projects are None for all, its rate for any."""
+    """Return the grants of a token; `projects` is None for all, `rate` is None for no limit."""
     return {
         "token": token.name,
         "projects": None if token.projects is None else sorted(token.projects),
@@ -146,7 +146,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
 
     @blueprint.get("/status/logs")
     def show_logs() -> Response:
-        """Show the newest logs, or those that came since the last look."""
+        """Return the newest logs, or those stored since the cursor."""
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, "after"))
         try:
@@ -161,7 +161,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
 
     @blueprint.get("/status/log")
     def show_log() -> Response:
-        """Show a whole log."""
+        """Return a whole log."""
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], ("id",))
         line = disk.run(logs.look_at, filter_of(token, {}), query.get("id", ""))

@@ -21,17 +21,17 @@ T = TypeVar("T")
 
 
 class OneAtATime:
-    """A thread for what waits for the disk; whoever comes while it works waits for a while."""
+    """Run functions that read the disk one after another, in one thread; others wait a while."""
 
     def __init__(self, busy: str) -> None:
-        """Reject whatever waits for too long with a code."""
+        """`code` is that of the rejection of a function that waits too long."""
         self._busy = busy
         self._thread = ThreadPool(1)
         self._free = Semaphore()
         self._waiting = 0
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return what the function returns; raises what it does, and Rejection."""
+        """Return the function's result; its errors propagate. Raises Rejection."""
         if self._waiting >= MAX_WAITING:
             raise Rejection(self._busy)
         self._waiting += 1

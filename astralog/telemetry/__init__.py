@@ -1,1 +1,1 @@
-"""What is counted, and how Prometheus reads it across workers."""
+"""Counters and metrics, added up across workers for Prometheus and the status page."""

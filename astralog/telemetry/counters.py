@@ -15,13 +15,13 @@ import gevent
 
 from astralog.errors import STATUS_OF_CODE, Rejection
 
-#: Upper bounds of the buckets that durations fall into.
+#: Upper bounds of the buckets of durations.
 BOUNDS_SECONDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 
-#: Stands for a token that is missing or not known.
+#: Stands for a missing or unknown token.
 UNKNOWN_TOKEN = "unknown"  # nosec B105
 
 #: Accepted batches that are kept before they are added up.
@@ -42,7 +42,7 @@ class Volume:
 
 
 class Durations:
-    """How long things took: `counts` has a number for each bucket, the last one for the rest."""
+    """A histogram of durations: `counts` has one number per bucket, the last one for the rest."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_SECONDS) + 1)
@@ -61,11 +61,11 @@ class Durations:
 
 
 class Counters:
-    """What one worker has counted since its start.
+    """The counts of one worker since its start.
 
-    A batch is received, and accepted or rejected, when it is answered; it is stored when it is
-    written and synced as the settings say. `late_logs` are stored ones whose client had been told
-    `commit_timeout`, or was gone: accepted and late logs together are the stored ones.
+    A batch counts as received, and as accepted or rejected, when it is answered; as stored when it
+    is written and, according to the settings, synced. `late_logs` are stored logs whose client had
+    received `commit_timeout` or had disconnected: stored logs are accepted plus late logs.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Counters:
     ) -> None:
         """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known.
 
-        `token` stands for the client's token, None where it is not known.
+        `token` is the name of the client's token, None if it is unknown.
         """
         logs = logs or getattr(error, "logs", 0)
         code = _code(error)
@@ -191,7 +191,7 @@ class Snapshot(NamedTuple):
     gauges: Values
 
     def without_gauges(self) -> "Snapshot":
-        """Return what outlives the worker."""
+        """Return the values that outlive the worker."""
         return self._replace(gauges={})
 
     def bounded(self) -> "Snapshot":

@@ -37,13 +37,13 @@ Labels = tuple[str, ...]
 BUCKETS = (*map(str, BOUNDS_SECONDS), "+Inf")
 SUM = "sum"
 
-#: What a worker is that takes batches, and the codes with which it rejects them otherwise.
+#: The state of a worker that accepts batches, and the codes with which others reject them.
 READY = "ready"
 STOPPING = "stopping"
 WORKERS = "astralog_workers"
 STATES = (READY, STOPPING, "queue_full", "storage_full", "storage_failed")
 
-#: What is counted of a batch that was stored before; its logs were counted then.
+#: Units of a replayed batch; its logs counted when it was stored.
 REPLAYED = ("batches", "bytes")
 
 #: The labels of the families of accepted batches by token.
@@ -51,13 +51,13 @@ TOKEN = ("token",)
 
 UNITS = {
     "batches": "Batches",
-    "logs": "Logs, as far as they were counted, of batches",
-    "bytes": "Bytes, inflated, of the bodies of batches",
+    "logs": "Logs, if counted, of batches",
+    "bytes": "Decompressed bytes of the bodies of batches",
 }
 
 
 class Kind(Enum):
-    """What a family is to Prometheus, and how it adds up across workers."""
+    """The type of a family in Prometheus, and how its values add up across workers."""
 
     COUNTER = "counter"  # the sum of all workers, the dead ones included
     HISTOGRAM = "histogram"  # the same, of each bucket
@@ -77,9 +77,9 @@ class Family(NamedTuple):
 
 def counter_families(counters: Counters) -> list[Family]:
     """Return the families of the counters."""
-    stored = "written, and synced as ASTRALOG_SYNC says"
-    replayed = "answered 200 since an earlier try with their key had stored them"
-    late = "Logs stored although their client was told commit_timeout, or was gone."
+    stored = "written, and synced according to ASTRALOG_SYNC"
+    replayed = "answered 200 because an earlier try with their key had stored them"
+    late = "Logs stored after their client received commit_timeout or disconnected."
     by_token, tokens = "Batches rejected, by token and code.", counters.rejected_by_token
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
@@ -103,17 +103,17 @@ def queue_families(queue: CommitQueue) -> list[Family]:
         *_segment_families(queue),
         counter(
             "forgotten_keys",
-            "Idempotency keys forgotten before their time, for want of room.",
+            "Idempotency keys forgotten before their time, to keep their number bounded.",
             lambda: queue.keys.upkeep.forgotten_keys,
         ),
         _gauge(
             "backlog_bytes",
-            "Memory that bodies, their decodes, and batches waiting for their commit hold.",
+            "Memory of bodies, their decoding, and batches that wait for their commit.",
             lambda: queue.backlog_bytes,
         ),
         _gauge(
             "backlog_limit_bytes",
-            "Memory that the backlog may take, beyond which batches are rejected.",
+            "Limit of the backlog's memory, beyond which batches are rejected.",
             lambda: queue.backlog_limit_bytes,
         ),
         Family(
@@ -159,7 +159,7 @@ def _segment_families(queue: CommitQueue) -> list[Family]:
 
 
 def _states(state: str) -> Mapping[Labels, float]:
-    """Return each state that a worker may be in, 1 for the one that it is in."""
+    """Return all states of a worker, 1 for its current one and 0 for the others."""
     states: dict[Labels, float] = {(name,): 0 for name in STATES}
     return states | {(state,): 1}
 
@@ -210,7 +210,7 @@ def _buckets(durations: Durations) -> Mapping[Labels, float]:
 
 
 def disk_families(queue: CommitQueue) -> list[Family]:
-    """Return the families that the one worker knows which looks after the data directory."""
+    """Return the families that only the housekeeper's worker knows."""
     return [
         _disk(
             queue,
@@ -241,7 +241,7 @@ def disk_families(queue: CommitQueue) -> list[Family]:
         _disk(
             queue,
             "free_disk_inodes",
-            "Inodes free on that disk, of which each file takes one.",
+            "Inodes free on that disk; each file takes one.",
             lambda usage: _known(usage.free_inodes),
         ),
         _disk(
@@ -290,7 +290,7 @@ def compression_families(counts: CompressionCounts) -> list[Family]:
 
 
 def forward_families(queue: CommitQueue) -> list[Family]:
-    """Return the families of what `astralog forward` last said of itself."""
+    """Return the families of the last status of `astralog forward`."""
     lag = "Age of the oldest log that forward has not delivered."
     waiting = "that forward has not delivered as a whole"
     dead_letters = "Of the delivered logs, those that went to the dead-letter table."
@@ -309,7 +309,7 @@ def forward_families(queue: CommitQueue) -> list[Family]:
         _forward(
             queue,
             "updated_timestamp_seconds",
-            "When forward last said how far it is.",
+            "Time of forward's last status report.",
             lambda status: status.updated_at,
         ),
     ]
@@ -338,7 +338,7 @@ def _disk(
     read: Callable[[DiskUsage], Mapping[Labels, float]],
     labels: Labels = (),
 ) -> Family:
-    """Return a family of the disk's usage, which has no values where that is not known."""
+    """Return a family of the disk's usage, without values while that is unknown."""
     return Family(
         f"astralog_{name}",
         help,
@@ -349,7 +349,7 @@ def _disk(
 
 
 class BuildCollector:
-    """Shows which version of the service runs, on which Python."""
+    """Export the versions of the service and of Python."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the one family."""

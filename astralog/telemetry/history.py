@@ -32,7 +32,7 @@ Totals = Mapping[str, Mapping[Labels, float]]
 
 
 class Sample(NamedTuple):
-    """What was counted by a moment, and what lay there then; None is not known.
+    """The counters and gauges of a moment; None if unknown.
 
     `commits` are the numbers of commits in each bucket of `BUCKETS`, `rejected` the numbers of
     rejected batches by `<token's name> <code>`, and `sent` the accepted batches, logs and bytes by
@@ -71,7 +71,7 @@ def take_sample(totals: Totals) -> Sample:
 
 
 def value_of(totals: Totals, name: str, *labels: str) -> float | None:
-    """Return the value of a series by its family's name without `astralog_`; None for no such."""
+    """Return the value of a series by its family's name without `astralog_`, None if missing."""
     return totals.get(f"astralog_{name}", {}).get(labels)
 
 
@@ -136,7 +136,7 @@ class Interval(NamedTuple):
         return self.rate(sum(self.begin.rejected.values()), sum(self.end.rejected.values()))
 
     def commit_seconds(self, quantile: float) -> float | None:
-        """Return the time that a share of the commits took at most; None where there was none."""
+        """Return a quantile of the durations of commits, None if there was none."""
         return quantile_of(growth(self.begin.commits, self.end.commits), quantile)
 
 
@@ -160,7 +160,7 @@ def quantile_of(counts: Sequence[float], quantile: float) -> float | None:
 
 
 def intervals(samples: Sequence[Sample | None]) -> list[Interval | None]:
-    """Return the times between neighbours, None where one of them is missing."""
+    """Return the intervals between neighbours, None if one of them is missing."""
     return [Interval(one, two) if one and two else None for one, two in pairwise(samples)]
 
 
@@ -172,10 +172,10 @@ HISTORY_SECONDS = 3600
 #: Samples that are kept: as many as there are intervals, and one before.
 SAMPLES = HISTORY_SECONDS // SAMPLE_SECONDS + 1
 
-#: The most that a record takes.
+#: Bytes of the largest record.
 RECORD_BYTES = 8192
 
-#: What all take, for whoever has other uses for the rest of the file.
+#: Bytes of all records; the rest of the file has other uses.
 HISTORY_BYTES = SAMPLES * RECORD_BYTES
 
 _HEADER = struct.Struct("<QII")  # the record's number, bytes of the sample, checksum
@@ -212,7 +212,7 @@ class History:
                 self._sample(self._fd, _number())
         except Exception:
             if not self._has_failed:
-                log.exception("the history has a gap")
+                log.exception("taking a sample of the history failed")
             self._has_failed = True
         else:
             self._has_failed = False
@@ -258,7 +258,7 @@ def _write(fd: int, number: int, data: bytes) -> None:
 
 
 def _read(fd: int, number: int) -> bytes:
-    """Return the encoded sample, nothing where there is none, or half of one."""
+    """Return the encoded sample, b"" if it is missing or incomplete."""
     record = os.pread(fd, RECORD_BYTES, _offset(number))
     if len(record) < _HEADER.size:
         return b""

@@ -1,4 +1,4 @@
-"""What the status page shows: the numbers of the whole service, now and over the last hour."""
+"""The numbers of the status page: of the whole service, now and over the last hour."""
 
 import time
 from collections import Counter
@@ -23,10 +23,10 @@ from astralog.telemetry.history import (
 )
 from astralog.telemetry.prometheus import Metrics, is_ready
 
-#: Rates are those since a sample at least so old: each worker's numbers may be half a second old.
+#: Age of the sample that rates are computed from, at least: numbers may be half a second old.
 WINDOW_SECONDS = 5.0
 
-#: Seconds over which the free disk is looked at, at least, before it is told when it is full.
+#: Seconds of history, at least, from which the time until the disk is full is computed.
 TREND_SECONDS = 60.0
 
 SAMPLES_PER_MINUTE = 60 // SAMPLE_SECONDS
@@ -44,10 +44,10 @@ Json = dict[str, Any]
 
 
 class Overview:
-    """The numbers as JSON has them."""
+    """The numbers in the shape of their JSON."""
 
     def __init__(self, metrics: Metrics, min_free_bytes: int) -> None:
-        """`min_free_bytes` are those of the disk that are never written to."""
+        """`min_free_bytes` is the reserve of the disk that is kept free."""
         self._metrics = metrics
         self._min_free_bytes = min_free_bytes
         self._started_at = time.time()
@@ -59,7 +59,7 @@ class Overview:
         self.history.start(fd)
 
     def readiness(self) -> Json:
-        """Return what anyone with a token may know; raises Rejection."""
+        """Return the numbers for any token; raises Rejection."""
         return {"version": __version__, "is_ready": is_ready(self._metrics.totals()[WORKERS])}
 
     def now(self) -> Json:
@@ -99,14 +99,14 @@ class Overview:
         }
 
     def _window(self, sample: Sample) -> Interval | None:
-        """Return the time since a sample of some seconds ago, None where there is none."""
+        """Return the interval since a sample of some seconds ago, None if there is none."""
         for known in reversed(self.history.samples()):
             if known and known.at <= sample.at - WINDOW_SECONDS:
                 return Interval(known, sample)
         return None
 
     def _disk(self, totals: Totals, sample: Sample) -> Json | None:
-        """Return what lies on the disk, None where no worker knows."""
+        """Return the usage of the disk, None if it is unknown."""
         if sample.free_disk_bytes is None:
             return None
         states = ("open", "sealed")
@@ -128,7 +128,7 @@ class Overview:
         }
 
     def _seconds_to_full(self, now: Sample, inodes: int) -> float | None:
-        """Return when batches are rejected, for want of bytes or inodes; None for never."""
+        """Return the seconds until bytes or inodes run out, None for never."""
         times = [
             self._seconds_until(now, "free_disk_bytes", self._min_free_bytes),
             self._seconds_until(now, "free_disk_inodes", inodes),
@@ -136,7 +136,7 @@ class Overview:
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     def _seconds_until(self, now: Sample, name: str, kept: int) -> float | None:
-        """Return when no more is free than is kept, by the trend of the last hour."""
+        """Return the seconds until the kept reserve is reached, by the trend of the last hour."""
         free = getattr(now, name)
         for known in self.history.samples():
             before = getattr(known, name) if known else None
@@ -174,7 +174,7 @@ def _values(items: Sequence[Any], name: str) -> list[float | None]:
 
 
 def _forward(totals: Totals) -> Json | None:
-    """Return what forward said of itself, None where nothing is forwarded."""
+    """Return the last status of forward, None if nothing is forwarded."""
     names = ("lag_seconds", "waiting_segments", "waiting_bytes", "updated_timestamp_seconds")
     values = {name: value_of(totals, f"forward_{name}") for name in names}
     return None if None in values.values() else values
@@ -242,5 +242,5 @@ def _per_minute(samples: Sequence[Sample | None], read: Callable[[Sample], float
 
 
 def _rounded(value: float | None) -> float | None:
-    """Return four digits of a number, whose others nobody looks at."""
+    """Return a number rounded to four digits."""
     return None if value is None else float(f"{value:.4g}")

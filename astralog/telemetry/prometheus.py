@@ -1,7 +1,7 @@
-"""Show what all workers have counted to Prometheus.
+"""Export the counts of all workers to Prometheus.
 
-Each worker counts in plain numbers and publishes them every half second, for whichever worker is
-scraped to add up.
+Each worker counts in plain numbers and publishes them every half second; the worker that is
+scraped adds them up.
 """
 
 import logging
@@ -40,7 +40,7 @@ from astralog.telemetry.history import Totals
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two times a worker publishes what it counted: what a killed one may take along.
+#: Seconds between two publications of a worker's counts; a killed worker loses at most these.
 PUBLISH_SECONDS = 0.5
 
 #: Characters of an Accept header that are read: more than any scraper sends.
@@ -54,7 +54,7 @@ SETTLE_SLICES = 10
 
 
 class Metrics:
-    """All metrics of the service, as this worker counts them and as it reads the others'."""
+    """All metrics of the service: this worker's own and those of the other workers."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -68,18 +68,18 @@ class Metrics:
         self._registry.register(self)
 
     def add(self, families: Iterable[Family]) -> None:
-        """Show families that every worker counts, added up across all workers."""
+        """Export families that every worker counts, added up across all workers."""
         self._families += families
 
     def register(self, collector: Collector) -> None:
-        """Show the families of a collector, which are the same whichever worker collects them.
+        """Export the families of a collector, which are the same in every worker.
 
-        It is asked at each scrape, and must neither raise nor hold up the worker.
+        It is called at each scrape, and must neither raise nor block the worker.
         """
         self._registry.register(collector)
 
     def start(self, fd: int | None) -> None:
-        """Share what this worker counts through the shared file, regularly from now on."""
+        """Publish this worker's counts in the shared file, regularly from now on."""
         self._is_alone = False
         try:
             self._slot = None if fd is None else slots.claim(fd)
@@ -89,7 +89,7 @@ class Metrics:
             self._publishing = gevent.spawn(self._publish_regularly)
 
     def stop(self) -> None:
-        """Publish once more, and no longer."""
+        """Publish a last time."""
         if self._publishing:
             self._publishing.kill()
         self.publish()
@@ -108,28 +108,30 @@ class Metrics:
             gevent.sleep(0)
 
     def publish(self) -> None:
-        """Show the other workers what this one has counted; of failures in a row, one is logged."""
+        """Publish this worker's counts to the others; of consecutive failures, one is logged."""
         if not self._slot:
             return
         try:
             self._slot.publish(self._take())
         except Exception:
             if not self._has_failed:
-                log.exception("metrics are not published; the next time may do")
+                log.exception(
+                    "publishing metrics failed; the next attempt follows in half a second"
+                )
             self._has_failed = True
         else:
             self._has_failed = False
 
     def _take(self) -> Snapshot:
-        """Return what this worker has counted by now."""
+        """Return this worker's current counts."""
         self._counters.add_up()
         return take_snapshot(self._families)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all workers' metrics in the text format that an Accept header asks for.
 
-        The second value is the Content-Type. Raises Rejection where this worker cannot know what
-        the others have counted. Scrapes go one after another, and others are served between two.
+        The second value is the Content-Type. Raises Rejection if this worker cannot read the
+        counts of the others. Scrapes go one after another, and others are served between two.
         """
         with self._scraping:
             self._balance()
@@ -145,7 +147,7 @@ class Metrics:
         return self._merge()
 
     def _balance(self) -> None:
-        """Have this worker's numbers balance, and the others know them."""
+        """Settle this worker's numbers and publish them."""
         if not (self._is_alone or self._slot):
             raise Rejection(
                 "internal",
@@ -167,7 +169,7 @@ class Metrics:
 
 
 def _keep_known(accept: str) -> str:
-    """Return the media ranges of an Accept header with no version that nobody knows.
+    """Return the media ranges of an Accept header without those of unknown versions.
 
     prometheus_client raises ValueError for a version that is not made of three numbers.
     """
@@ -182,7 +184,7 @@ def _is_known(media_range: str) -> bool:
 
 
 def take_snapshot(families: Iterable[Family]) -> Snapshot:
-    """Return what this process has counted by now."""
+    """Return the current counts of this process."""
     snapshot = Snapshot({}, {}, {})
     for family in families:
         values = _PART[family.kind](snapshot)
@@ -191,7 +193,7 @@ def take_snapshot(families: Iterable[Family]) -> Snapshot:
 
 
 def _by_family(mine: Snapshot, merged: Snapshot) -> Totals:
-    """Return the merged values by family and labels; what none but this worker knows is zero."""
+    """Return the merged values by family and labels; series without a value are zero."""
     families: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
     for known in mine:
         for name, *labels in known:
@@ -229,7 +231,7 @@ def _histogram(family: Family, values: Mapping[Labels, float]) -> Metric:
 
 
 def is_ready(workers: Mapping[Labels, float]) -> bool:
-    """Return whether each worker is ready but for those that stop, as at a reload."""
+    """Return whether each worker is ready, except those that stop, as at a reload."""
     states = {state for (state,), number in workers.items() if number}
     return states - {STOPPING} == {READY}
 
@@ -237,12 +239,12 @@ def is_ready(workers: Mapping[Labels, float]) -> bool:
 def _ready(workers: Mapping[Labels, float]) -> Metric:
     return GaugeMetricFamily(
         "astralog_ready",
-        "Whether batches are accepted: 1 where all workers are ready that do not stop, else 0.",
+        "1 if all workers that are not stopping accept batches, else 0.",
         int(is_ready(workers)),
     )
 
 
-#: What shows each kind of family to Prometheus.
+#: The function that exports each kind of family.
 _SHOW: Mapping[Kind, Callable[[Family, Mapping[Labels, float]], Metric]] = {
     Kind.COUNTER: _counter,
     Kind.HISTOGRAM: _histogram,
@@ -250,7 +252,7 @@ _SHOW: Mapping[Kind, Callable[[Family, Mapping[Labels, float]], Metric]] = {
     Kind.TIMESTAMP: _timestamp,
 }
 
-#: Where a snapshot has each kind of family.
+#: The part of a snapshot that has each kind of family.
 _PART: Mapping[Kind, Callable[[Snapshot], Values]] = {
     Kind.COUNTER: attrgetter("counts"),
     Kind.HISTOGRAM: attrgetter("counts"),

@@ -1,11 +1,11 @@
-"""The file in memory through which the workers share what they count, after its history.
+"""The slots of the workers' counts, which follow the history in the shared memory file.
 
 The master makes it and its workers inherit it. Each worker claims a slot with a lock that the
-kernel releases when the worker dies, however it dies, and carries on from the counts that the last
-owner left there. So nothing is moved at a death, and the sum over all slots is right at any moment.
+kernel releases when the worker dies, however it dies, and continues the counts of the last
+owner. So nothing is moved at a death, and the sum over all slots is right at any moment.
 
-A slot has two halves that are written in turn: whatever interrupts a write leaves the other half
-whole. Reads and writes are system calls, so that a lack of memory is an error and no SIGBUS.
+A slot has two halves that are written in turn: an interrupted write leaves the other half whole.
+Reads and writes are system calls, so that a lack of memory is an error and no SIGBUS.
 """
 
 import fcntl
@@ -22,17 +22,17 @@ from astralog.telemetry.history import HISTORY_BYTES
 #: The file's name, as /proc shows it; a new layout takes a new number.
 NAME = "astralog-metrics-3"
 
-#: How a master that upgrades itself tells the next one the file's descriptor.
+#: The variable by which a master that upgrades itself passes the file's descriptor on.
 VARIABLE = "_ASTRALOG_METRICS_FD"
 
-#: The largest encoded snapshot, a hundred times today's; what is not written takes no memory.
+#: The largest encoded snapshot, a hundred times today's; unwritten pages take no memory.
 HALF_BYTES = 256 * 1024
 SLOT_BYTES = 2 * HALF_BYTES
 
-#: Where the first slot begins, after the history.
+#: Offset of the first slot, after the history.
 SLOTS_OFFSET = HISTORY_BYTES
 
-#: How often a slot is read at most where it is written to meanwhile.
+#: Attempts to read a slot that is written to meanwhile.
 READ_ATTEMPTS = 10
 
 _HEADER = struct.Struct("<QII")  # number of the write, bytes of the snapshot, checksum
@@ -62,7 +62,7 @@ def _is_shared_file(fd: str) -> bool:
 
 
 def pass_on(fd: int, environ: MutableMapping[str, str]) -> None:
-    """Let the program that this process turns into, with that environment, take the file over."""
+    """Pass the file on to the program that this process executes with that environment."""
     os.set_inheritable(fd, True)
     environ[VARIABLE] = str(fd)
 
@@ -71,7 +71,7 @@ class Slot:
     """One worker's part of the shared file."""
 
     def __init__(self, fd: int, number: int) -> None:
-        """Carry on from what the last owner counted; the caller has claimed the slot."""
+        """Continue the counts of the last owner; the caller has claimed the slot."""
         self._fd = fd
         self.number = number
         self._writes, data = _read(fd, number)
@@ -80,7 +80,7 @@ class Slot:
         self.publish(EMPTY)
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Show the others what this worker counts; raises OSError, and they see it as it was."""
+        """Publish this worker's counts; if it raises OSError, the published ones stay."""
         data = encode_snapshot(merge([self._before, snapshot]))
         if data == self._published:
             return
@@ -93,7 +93,7 @@ class Slot:
             self._writes, self._published = writes, data
 
     def merge_all(self) -> Snapshot:
-        """Return what all workers have published, the dead ones' without their gauges."""
+        """Return the published values of all workers, those of dead workers without gauges."""
         return merge(self._read_all())
 
     def _read_all(self) -> Iterator[Snapshot]:
@@ -129,10 +129,10 @@ def _try_lock(fd: int, number: int, operation: int) -> bool:
 
 
 def _read(fd: int, number: int) -> tuple[int, bytes]:
-    """Return the newest snapshot of a slot with its number; 0 and nothing where there is none.
+    """Return the number and the newest snapshot of a slot, or 0 and b"" if there is none.
 
-    Where one half is not whole, a writer is at work or was killed there. The other one is the
-    newest if it is still the same afterwards: else it may be older than what was replaced.
+    If one half is not whole, a writer is at work or was killed there. The other half is the newest
+    if a second read finds it unchanged; else it may be older than the replaced one.
     """
     halves: list[tuple[int, bytes] | None] = []
     for _ in range(READ_ATTEMPTS):
@@ -143,7 +143,7 @@ def _read(fd: int, number: int) -> tuple[int, bytes]:
 
 
 def _read_half(fd: int, offset: int) -> tuple[int, bytes] | None:
-    """Return a half's snapshot with its number, None where it is not whole."""
+    """Return the number and the snapshot of a half, None if it is not whole."""
     header = os.pread(fd, _HEADER.size, offset)
     if len(header) < _HEADER.size:
         return 0, b""

@@ -1,1 +1,1 @@
-"""Stored lines to what people look at: filters, levels, the terminal."""
+"""Reading stored logs: filters, levels, search and the terminal."""

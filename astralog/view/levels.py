@@ -1,4 +1,4 @@
-"""The order of severity among the levels that senders use, whatever they call them."""
+"""The order of severity of the level names that senders use."""
 
 #: The names of each rank, least severe first, the usual name leading: those of syslog, Python,
 #: Java, .NET, Go, JavaScript and OpenTelemetry.
@@ -26,7 +26,7 @@ def known_rank(level: str) -> int | None:
 def rank_of(level: str) -> int:
     """Return the rank of a level; one that is not known ranks as `info`.
 
-    So it is shown unless warnings or worse are asked for, and what is asked for is not lost among
+    So it is shown unless warnings or worse are wanted, and the wanted logs are not lost among
     levels of somebody's own.
     """
     rank = known_rank(level)

@@ -62,7 +62,7 @@ class LogFilter:
 
     @cached_property
     def _prefilters(self) -> tuple[Prefilter, ...]:
-        """What must be in a line that matches, the least frequent presumably first."""
+        """Literals that a matching line contains, the presumably rarest first."""
         found = [
             None if self.text is None else by_text(self.text, match_case=self.match_case),
             *(by_field(name, value) for name, value in self.fields),

@@ -48,7 +48,7 @@ class Output:
             for line in lines:
                 self._pending += self._format(line)
                 self.flush_if_due()
-        finally:  # also what was found before an interruption
+        finally:  # also the results before an interruption
             self.flush()
 
     def flush_if_due(self) -> None:
@@ -66,7 +66,7 @@ class Output:
         self._written_at = time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        """Wait, but end as a write does where whoever reads the output is gone."""
+        """Wait; if the reader of the output is gone, end by SIGPIPE as a write would."""
         if self._reader.poll(seconds * 1000):
             os.kill(os.getpid(), signal.SIGPIPE)
 

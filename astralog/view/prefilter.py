@@ -46,8 +46,8 @@ class Prefilter:
     """Finds the lines that have `literal`, or one of the `exceptions`, which are literals too.
 
     With `lower`, ASCII letters match in any case; `literal` is in lower case. With `folds`, blocks
-    are case-folded as a whole, and `folds` is what is looked for. With `pattern`, lines are found
-    by it alone.
+    are case-folded as a whole and searched for `folds`. With `pattern`, lines are found by it
+    alone.
     """
 
     literal: bytes = b""
@@ -58,7 +58,7 @@ class Prefilter:
     pattern: re.Pattern[bytes] | None = None
 
     def spans(self, block: bytes) -> Iterator[tuple[int, int]]:
-        """Yield where the lines begin and end, without their line ends; in order, each once."""
+        """Yield the start and end of each line found, without its line end, in order."""
         found = [self._found(block)]
         found += [_by_literal(block, block, text) for text in self.exceptions if _has(block, text)]
         if self.has_escapes and _has_unicode_escape(block):
@@ -81,7 +81,7 @@ def candidates(prefilters: Iterable[Prefilter], block: bytes) -> Iterator[tuple[
 
 
 def by_text(text: str, *, match_case: bool) -> Prefilter | None:
-    """Return what finds the logs that may have a text in message or metadata, None for all."""
+    """Return a prefilter for a text in message or metadata, None if all logs may match."""
     wanted = text if match_case else text.casefold()
     if match_case:
         return _by_run(_longest(_RUN, wanted))
@@ -100,16 +100,16 @@ def by_text(text: str, *, match_case: bool) -> Prefilter | None:
 
 
 def by_field(name: str, value: str) -> Prefilter | None:
-    """Return what finds the logs that may have a value in a member of metadata, None for all."""
+    """Return a prefilter for a value in a member of metadata, None if all logs may match."""
     return _by_run(_longest(_RUN, value) or _longest(_RUN, name.rpartition(".")[2]))
 
 
 def by_head(
     projects: Collection[str] | None, level: str | None, services: Collection[str] | None
 ) -> Prefilter | None:
-    """Return what finds the logs with one of the projects and services and the level, or worse.
+    """Return a prefilter for one of the projects and services, and for the level or worse.
 
-    None finds all: without any of these, or if most levels are asked for.
+    Return None without any of these, or if most levels match.
     """
     texts = [
         (b"project_id", _one_of(projects)),
@@ -137,7 +137,7 @@ def _one_of(texts: Collection[str] | None) -> bytes | None:
 def _level_pattern(level: str | None) -> bytes | None:
     """Return a pattern of the levels that are severe enough, and of some others.
 
-    Blanks and other characters around a known name do not count, so whatever begins with one of
+    Blanks and other characters around a known name do not count, so a text that begins with one of
     them, or has a character that is not ASCII, is found too.
     """
     names = None if level is None else names_from(level)

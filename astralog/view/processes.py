@@ -1,6 +1,6 @@
 """Read segments in several processes at once, ahead of the merge that asks for their lines.
 
-Each process reads one segment and writes what it finds to a pipe. A few run at a time: those of the
+Each process reads one segment and writes its matches to a pipe. A few run at a time: those of the
 segments that the merge asks for next. The merge reads any other segment itself, so that it never
 waits for a process that waits for the merge.
 """
@@ -27,7 +27,7 @@ MIN_FILE_BYTES = 1024 * 1024
 #: Seconds that a found line, or a progress, waits for others.
 PIPE_SECONDS = 0.05
 
-_MESSAGE = struct.Struct("<BQI")  # what it is, a number, and the bytes of the text after it
+_MESSAGE = struct.Struct("<BQI")  # its kind, a number, and the bytes of the text after it
 _LINE, _PROGRESS, _END, _FAILED, _REMOVED = range(5)
 
 #: Reads a part: `_read` or `_read_backwards`, all arguments but the last two set.
@@ -40,7 +40,7 @@ class ProcessPart(Part):
     processes: "Processes | None" = None
 
     def read_here(self, limit: int | None) -> Read:
-        """Return what reads the part in this process; backwards if there is a limit."""
+        """Return a reader of the part in this process, backwards if there is a limit."""
         forwards, backwards = super()._read, super()._read_backwards
         if limit is None:
             return forwards
@@ -160,7 +160,7 @@ class _Process:
         self._pid = pid
 
     def lines(self, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines as they come; raises what reading them here would, or ChildProcessError.
+        """Yield the lines as they come; raises the errors of reading, and ChildProcessError.
 
         The budget counts the bytes of the file.
         """

@@ -1,4 +1,4 @@
-"""The newest logs for a page that asks again and again, shortened to what a person takes in."""
+"""The newest logs for a page that polls, shortened for display."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class ShownLog(msgspec.Struct):
 
 
 class Page(msgspec.Struct):
-    """The logs of one look, newest first, and what to ask for those that come after them."""
+    """The logs of one answer, newest first, and the cursor of those that follow."""
 
     logs: list[ShownLog]
     after: str
@@ -90,7 +90,7 @@ class RecentLogs:
         return msgspec.json.encode(page)
 
     def look_at(self, wanted: LogFilter, id: str) -> bytes | None:
-        """Return a whole log as JSON by its id, None where it is gone, or not wanted."""
+        """Return a whole log as JSON by its id, None if it is gone or does not match."""
         try:
             segment, _, offset = self._sealer.open(id).partition(":")
         except ValueError:

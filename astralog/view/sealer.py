@@ -16,7 +16,7 @@ BLOCK_BYTES = 512
 
 
 class Sealer:
-    """Encrypts and authenticates texts with a secret that all who open them share.
+    """Encrypts and authenticates texts with a secret that all workers share.
 
     The tag is a keyed digest of the text, and the text is masked with a stream that is made of the
     tag (a synthetic initialization vector, as RFC 5297 has it). Equal texts are sealed alike.

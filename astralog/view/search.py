@@ -185,7 +185,7 @@ class _Run:
             output.before_writing = self._remove_bar
 
     def show(self, *, has_context: bool, as_json: bool) -> None:
-        """Print what is found; Ctrl-C reports how much was searched, and ends the process."""
+        """Print the results; Ctrl-C reports the searched share and ends the process."""
         found = self._arrivals()
         lines = unpack(found) if has_context else (arrival.line for arrival in found)
         try:
@@ -216,7 +216,7 @@ class _Run:
         yield from self._select(block)
 
     def _update(self) -> None:
-        """Write what waits, and update the progress bar."""
+        """Flush the output if it is due, and update the progress bar."""
         if self._output:
             self._output.flush_if_due()
         now = time.monotonic()

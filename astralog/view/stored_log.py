@@ -4,7 +4,7 @@ import msgspec
 
 
 class StoredLog(msgspec.Struct):
-    """One log; `metadata` is its JSON text, empty where there is none."""
+    """One log; `metadata` is its JSON text, empty if there is none."""
 
     project_id: str
     timestamp: str
@@ -23,7 +23,7 @@ _decoder = msgspec.json.Decoder(StoredLog)
 
 
 def decode(line: bytes) -> StoredLog | None:
-    """Return the log of a stored line, None where the line holds none."""
+    """Return the log of a stored line, None if the line is not a log."""
     try:
         return _decoder.decode(line)
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors

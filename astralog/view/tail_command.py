@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two looks for new lines.
 POLL_SECONDS = 0.1
 
-#: Stored lines that are shown where neither their number nor their age is asked for.
+#: Stored lines that are shown if neither -n nor --since is given.
 DEFAULT_LINES = 10
 
 

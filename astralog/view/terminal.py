@@ -11,7 +11,7 @@ from astralog.view.stored_log import StoredLog, decode
 #: Characters of a line that holds no log that are shown.
 SHOWN_CHARACTERS = 500
 
-# What a plain name has none of, beside what Python calls not printable: blanks, letters and marks
+# Characters that no plain name has, in addition to unprintable ones: blanks, letters and marks
 # that look like one or like nothing, and the quotes of those that are not plain.
 _ODD = re.compile(
     r'[\s"\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0'
@@ -26,7 +26,7 @@ _PLAIN = ""
 #: The codes of `levels.RANKS`.
 _RANK_CODES = (_DIM, _DIM, "32", "36", "33", "31", "1;31", "1;31", "1;31")
 
-#: Columns of the level, so that what follows it is aligned.
+#: Columns of the level, which align the text after it.
 _LEVEL_COLUMNS = 7
 
 
