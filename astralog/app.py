@@ -9,6 +9,7 @@ from astralog.api import drain, health, otlp, pages, protocols, responses, searc
 from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
 from astralog.api.protocols import Service
 from astralog.api.rejection_log import RejectionLog
+from astralog.api.streams import Streams
 from astralog.auth import Tokens
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader
@@ -37,6 +38,7 @@ class Services:
     tokens: Tokens
     metrics: Metrics
     rejections: RejectionLog
+    streams: Streams
     overview: Overview | None = None
 
     def start(self, metrics_fd: int | None, started_at: float) -> None:
@@ -50,6 +52,10 @@ class Services:
         self.metrics.start(metrics_fd)
         if self.overview:
             self.overview.start(metrics_fd, started_at)
+
+    def end_streams(self) -> None:
+        """End the responses that would go on for long."""
+        self.streams.stop()
 
     def stop(self, seconds: float) -> None:
         """Store the queued batches within so many seconds, and publish the last metrics."""
@@ -85,7 +91,8 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app = Api(__name__)
     proxies = parse_networks(settings.trusted_proxies)
     rejections = RejectionLog(tokens.name_of, counters, proxies)
-    services = Services(queue, tokens, numbers, rejections)
+    streams = Streams()
+    services = Services(queue, tokens, numbers, rejections, streams)
     app.extensions["astralog"] = services
     reject = responses.make_rejecter(rejections.note)
     reject_otlp = otlp.make_rejecter(rejections.note)
@@ -93,7 +100,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(drain.create_blueprint(acceptor, rejections.note, reject))
     app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note, reject_otlp))
     app.register_blueprint(health.create_blueprint(queue, tokens, numbers, reject))
-    app.register_blueprint(search.create_blueprint(settings, tokens))
+    app.register_blueprint(search.create_blueprint(settings, tokens, streams))
     has_status = settings.status == "on"
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:

@@ -454,6 +454,9 @@ _SEARCH_WORDS = """\
 Stored logs as they are stored, one per line, newest first. The answer ends after `n` logs, 4 MiB or
 5 seconds. While there is more to search, the `Link` header has the URL of the next answer, also if
 no log was found yet. A token that is bound to projects reads their logs alone.
+
+With `follow=true`, the answer is a stream of new logs in the order of their arrival, with a blank
+line after 10 seconds without a log. It ends after 5 minutes, or when the service stops.
 """
 
 _MOMENT = {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhd]$"}
@@ -474,6 +477,10 @@ _SEARCH_PARAMETERS: dict[str, tuple[str, Json]] = {
         {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
     ),
     "before": ("Only older logs: the cursor of the `Link` header.", _CURSOR),
+    "follow": (
+        "Stream new logs as they come, instead of stored ones; without `n` and `before`.",
+        {"type": "boolean", "default": False},
+    ),
 }
 
 
@@ -486,7 +493,7 @@ def describe_search(rejections: Callable[[Iterable[str]], Json]) -> Json:
         "schema": {"type": "integer"},
     }
     found = {
-        "description": "The logs, newest first.",
+        "description": "The logs, newest first; with `follow=true`, as they come.",
         "headers": {"Link": link, "Searched-Bytes": searched},
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
     }

@@ -5,6 +5,7 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
 
+from astralog.api.streams import Streams
 from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
 from astralog.errors import Rejection
@@ -21,6 +22,7 @@ PATH = "/v1/search"
 #: The parameters that a search takes from the query; `field.NAME=VALUE` is another.
 FILTERS = ("q", "project", "service", "level", "since", "until")
 FIELD = "field"
+PARAMETERS = (*FILTERS, FIELD, "n", "before", "follow")
 
 #: Logs of an answer, if no number is asked for, and at most.
 DEFAULT_LOGS = 100
@@ -35,7 +37,7 @@ MAX_NAME_CHARACTERS = 200
 MAX_NAME_DOTS = 15
 
 
-def create_blueprint(settings: Settings, tokens: Tokens) -> Blueprint:
+def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Blueprint:
     """Return the blueprint of the search."""
     blueprint = Blueprint("search", __name__)
     logs = LogSearch(settings.data_dir, tokens.secret)
@@ -43,10 +45,15 @@ def create_blueprint(settings: Settings, tokens: Tokens) -> Blueprint:
 
     @blueprint.get(PATH)
     def search() -> Response:
-        """Return the newest logs that match."""
+        """Return the newest logs that match, or stream those that come."""
         token = tokens.authorize(request.environ, Scope.READ)
-        query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, FIELD, "n", "before"))
+        query = parse_query(request.environ["QUERY_STRING"], PARAMETERS)
         wanted = filter_of(token, query)
+        if _is_following(query):
+            try:
+                return _as_ndjson(streams.open(turns, settings.data_dir, wanted))
+            except OSError:
+                raise _unreadable() from None
         rest = _parse_cursor(logs, query)
         found = _collect(turns, logs, wanted, _parse_number(query), rest)
         response = _answer(
@@ -95,6 +102,15 @@ def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:
     return ((name, value),)
 
 
+def _is_following(query: dict[str, str]) -> bool:
+    if query.get("follow", "false") not in ("true", "false"):
+        raise Rejection("bad_request", "follow is true or false.")
+    is_following = query.get("follow") == "true"
+    if is_following and ("n" in query or "before" in query):
+        raise Rejection("bad_request", "n and before do not go with follow=true.")
+    return is_following
+
+
 def _parse_number(query: dict[str, str]) -> int:
     text = query.get("n", str(DEFAULT_LOGS))
     if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= MAX_LOGS):
@@ -126,7 +142,7 @@ def _collect(
         try:
             found = turns.run(logs.find, wanted, limit - len(lines), TURN_SECONDS, rest)
         except OSError:
-            raise Rejection("storage_failed", "The logs cannot be read now; retry later.") from None
+            raise _unreadable() from None
         except Rejection:
             if not file_bytes:
                 raise
@@ -142,9 +158,18 @@ def _collect(
 
 def _answer(lines: list[bytes], next_query: dict[str, str] | None) -> Response:
     body = b"".join(line + b"\n" for line in lines)
-    response = Response(body, content_type="application/x-ndjson")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.cache_control.no_store = True
+    response = _as_ndjson(Response(body))
     if next_query is not None:
         response.headers["Link"] = f'<{PATH}?{urlencode(next_query)}>; rel="next"'
     return response
+
+
+def _as_ndjson(response: Response) -> Response:
+    response.content_type = "application/x-ndjson"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.cache_control.no_store = True
+    return response
+
+
+def _unreadable() -> Rejection:
+    return Rejection("storage_failed", "The logs cannot be read now; retry later.")

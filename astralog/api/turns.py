@@ -30,6 +30,10 @@ class OneAtATime:
         self._free = Semaphore()
         self._waiting = 0
 
+    def run_later(self, function: Callable[[], object]) -> None:
+        """Call the function after the calls that have their turn, and return at once."""
+        gevent.spawn(spawn_in_thread, self._thread, function)
+
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return the function's result; its errors propagate. Raises Rejection."""
         if self._waiting >= MAX_WAITING:

@@ -164,6 +164,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _finish_connections(self) -> None:
         """Wait for the connections to end by themselves, then end the rest."""
         self._shared.is_stopping = True
+        services_of(self.wsgi).end_streams()
         end = time.monotonic() + self.cfg.graceful_timeout
         while self._connections and time.monotonic() < end:
             self.notify()

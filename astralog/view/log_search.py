@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gevent import monkey
 
 from astralog.deadlines import Yielding
+from astralog.store.follower import Follower
 from astralog.store.merge import (
     CLOCK_SECONDS,
     Remaining,
@@ -29,6 +30,9 @@ REST = 3
 
 #: Bytes of logs after which a page ends, less than a soft budget holds; the last log may be large.
 MAX_PAGE_BYTES = 4 * 1024 * 1024
+
+#: Bytes of logs that a stream reads at once, except for the last log.
+MAX_STREAM_BYTES = 1024 * 1024
 
 # gevent's own would make a hub for the thread.
 _sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
@@ -92,6 +96,36 @@ class LogSearch:
         latest, read, begun = content
         names = {SegmentName(name): int(offset) for name, offset in begun.items()}
         return Remaining(latest, frozenset(read), names)
+
+
+class LogStream:
+    """The logs that come to a data directory from the start on; for one thread at a time."""
+
+    def __init__(self, directory: Path, wanted: LogFilter) -> None:
+        self._follower = Follower(directory)
+        self._select = paced(wanted.select)
+
+    def start(self) -> None:
+        """Begin after what is stored; raises OSError."""
+        self._follower.start()
+        if self._follower.error:
+            raise self._follower.error
+
+    def read(self, seconds: float) -> list[bytes]:
+        """Return the stored lines that came since the last call, some if they are many."""
+        budget = ReadBudget(max_seconds=seconds, is_soft=True)
+        lines: list[bytes] = []
+        size = 0
+        for line in self._follower.poll(self._select, budget):
+            lines.append(line)
+            size += len(line)
+            if size >= MAX_STREAM_BYTES:
+                break
+        return lines
+
+    def close(self) -> None:
+        """Close all files."""
+        self._follower.close()
 
 
 def paced(select: Select) -> Select:

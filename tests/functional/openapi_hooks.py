@@ -55,6 +55,8 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
         del operation["requestBody"]["content"]["application/x-ndjson"]["example"]
     streams = push["application/json"]["schema"]["properties"]["streams"]
     streams["items"]["properties"]["values"] = {"type": "array", "maxItems": 0}
+    search = raw_schema["paths"]["/v1/search"]["get"]  # a stream has no end that it could wait for
+    search["parameters"] = [one for one in search["parameters"] if one["name"] != "follow"]
     for path, names in ASSETS.items():
         (asset,) = raw_schema["paths"][path]["get"]["parameters"]
         asset["schema"]["enum"] = list(names)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.service import TIMEOUT_SECONDS, Service, make_batch, wait_for
+from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
 from tests.support.tail import (
     COMMAND,
     make_line,
@@ -225,6 +225,23 @@ def test_progress_is_shown_and_interruption_reported(tmp_path: Path) -> None:
         assert process.wait(TIMEOUT_SECONDS) == 128 + signal.SIGINT
     assert b"1 found" in shown
     os.close(master)
+
+
+@pytest.mark.slow
+def test_stop_ends_streams_of_new_logs(tmp_path: Path) -> None:
+    """The response ends as a whole; the worker need not end its connection."""
+    with Service(tmp_path) as service:
+        connection = service.open_connection(TIMEOUT_SECONDS)
+        url, headers = "/v1/search?follow=true&q=two", {"Authorization": TOKEN}
+        connection.request("GET", url, headers=headers)
+        response = connection.getresponse()
+        assert response.readline() == b" \n"
+        assert service.drain(make_batch("one", "two")).status == 200
+        assert message_of(response.readline()) == "two"
+        service.signal(signal.SIGTERM)
+        assert response.read().strip() == b""
+        assert service.wait() == 0
+        connection.close()
 
 
 @pytest.mark.slow

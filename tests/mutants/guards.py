@@ -1428,6 +1428,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/view/test_prefilter.py", "-k", "searched_as"),
     ),
     Guard(
+        "streams of logs that end when the worker stops",
+        "astralog.server.worker:Worker._finish_connections",
+        "        services_of(self.wsgi).end_streams()\n",
+        "",
+        ("tests/functional/test_search.py", "-k", "stop_ends"),
+    ),
+    Guard(
+        "the number of streams of logs",
+        "astralog.api.streams:Streams.open",
+        "if self.count >= MAX_STREAMS:",
+        "if False:",
+        ("tests/unit/api/test_streams.py", "-k", "bounded_in_number"),
+    ),
+    Guard(
         "processes of a search that is killed",
         "astralog.view.processes:Processes._run_child",
         "            end_with_parent(parent)\n",
