@@ -32,6 +32,10 @@ from astralog.intake.unix_time import parse_time
 #: Bytes of a body that are searched at once for the end of an event.
 STEP_BYTES = 256 * 1024
 
+#: Events of a body, valid or not: they are decoded within one slot, for which others wait. Beyond
+#: it: 413 `body_too_large`.
+MAX_EVENTS = 200_000
+
 #: Blanks between two events of which the fast search finds the border.
 MAX_BLANKS = 64
 
@@ -122,6 +126,9 @@ def decode_events(body: bytes, context: Context) -> Decoded:
         batch = ForeignBatch(body, text, context)
         events = _read_list(text, batch) if text.startswith(b"[") else _read_events(text)
         for part, event in events:
+            if batch.number >= MAX_EVENTS:
+                message = f"The body has more than {MAX_EVENTS} events; send smaller batches."
+                raise Rejection("body_too_large", message)
             try:
                 if event:
                     log = _make_log(event, None, batch)

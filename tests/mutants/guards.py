@@ -1704,6 +1704,13 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_hec.py", "-k", "searched_for_one_once"),
     ),
     Guard(
+        "the events of HEC are bounded",
+        "astralog.intake.hec:decode_events",
+        "if batch.number >= MAX_EVENTS:",
+        "if False:",
+        ("tests/unit/intake/test_hec.py", "-k", "are_bounded"),
+    ),
+    Guard(
         "an invalid event rejects its batch",
         "astralog.intake.hec:decode_events",
         "if not context.options.is_partial:",

@@ -1,6 +1,7 @@
 """Events of Splunk's HTTP Event Collector become logs, field by field."""
 
 import json
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -216,6 +217,22 @@ def test_an_array_of_too_many_values_is_not_decoded() -> None:
     with pytest.raises(Rejection) as rejected:
         decode(b"[" + b"0," * 1_000_000 + b"0]")
     assert "body_too_large" == rejected.value.code
+
+
+@pytest.mark.parametrize("separator", [b"", b","], ids=["in a row", "in an array"])
+@pytest.mark.parametrize("event", [json.dumps(EVENT).encode(), b"{}"], ids=["valid", "invalid"])
+def test_events_of_a_body_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, separator: bytes, event: bytes
+) -> None:
+    """Invalid ones count too: they take as long, and an event may have two bytes."""
+    monkeypatch.setattr(hec, "MAX_EVENTS", 10)
+    context = make_context(options=Options(is_partial=True))
+    events = [json.dumps(EVENT).encode(), *[event] * 9]
+    for count, is_accepted in ((10, True), (11, False)):
+        body = separator.join((events + [event])[:count])
+        text = b"[%s]" % body if separator else body
+        with nullcontext() if is_accepted else pytest.raises(Rejection, match="more than 10 ev"):
+            assert hec.decode_events(text, context).batch.logs
 
 
 def test_each_raw_line_is_a_message() -> None:
