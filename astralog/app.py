@@ -1,4 +1,4 @@
-"""The one place where the parts are joined to an application."""
+"""Create the application: the one place that joins its parts."""
 
 from dataclasses import dataclass
 
@@ -118,7 +118,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
 
 
 def _by_path(reject: Reject, reject_otlp: Reject) -> Reject:
-    """Return what answers an error in the form of the protocol that a path belongs to."""
+    """Return a function that answers an error in the form of the path's protocol."""
 
     def reject_error(error: Exception, environ: Environ) -> Response:
         form = reject_otlp if otlp.is_otlp_path(environ["PATH_INFO"]) else reject

@@ -1,4 +1,4 @@
-"""Tokens: which are known, how a request shows one, and what it permits."""
+"""Tokens: find the token of a request, and check its grants."""
 
 import logging
 import os
@@ -81,7 +81,7 @@ class Tokens:
         return len(self._by_digest) > 1
 
     def authorize(self, environ: Environ, scope: Scope) -> Token:
-        """Return the token of a request, which permits what the request is about to do.
+        """Return the token of a request that needs a scope.
 
         Every path that needs a token calls this. Raises Rejection `unauthorized` and
         `forbidden_scope`.
@@ -125,7 +125,7 @@ class Tokens:
             changed = call_in_thread(gevent.get_hub().threadpool, self._read_changed)
         except InvalidSettings as error:
             self._note_failure("; ".join(error.problems))
-        except Exception as error:  # the next check may succeed, whatever it is
+        except Exception as error:  # of any kind: the next check may succeed
             self._note_failure(repr(error))
         else:
             self._failures.end("tokens are read from their file again")
@@ -192,7 +192,7 @@ def _file_of(settings: Settings) -> WatchedFile | None:
 
 
 def _explain(text: bytes) -> str:
-    """Return why a token may not be known, by the form of what was shown, and nothing of it."""
+    """Return a likely reason for an unknown token, from its form, without any part of it."""
     if text[:9].lower() == b"bearer%20":
         return f"{UNKNOWN} {ESCAPED_BLANK}"
     if b" " in text:

@@ -1,4 +1,4 @@
-"""The `astralog` command; each part of it imports what it needs when it runs."""
+"""The `astralog` command; each subcommand is imported when it runs."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ import click
 from astralog import __version__
 from astralog.standard_streams import discard_output, print_errors, reopen_closed_streams
 
-#: Commands with options of their own, and where each is found.
+#: Commands with options of their own, and the module of each.
 ELSEWHERE = {
     "check": "astralog.check:check",
     "forward": "astralog.forward:forward",
@@ -46,7 +46,7 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Collect logs, answer 200 when every line is on disk, and look at what is collected.
+    """Collect logs, answer 200 when every line is on disk, and read the stored logs.
 
     All settings come from the environment, as ASTRALOG_*.
     """

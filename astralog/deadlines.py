@@ -67,7 +67,7 @@ def in_runs(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 def in_turns(items: Iterable[Item]) -> Iterator[Item]:
     """Yield the items; among them, other clients are served if it is time.
 
-    For items that take microseconds: what may take a millisecond has a `yield_if_due` for itself.
+    For items that take microseconds; code that may take a millisecond calls `yield_if_due`.
     """
     rest = iter(items)
 
@@ -86,7 +86,7 @@ class Deadlines:
     """
 
     def __init__(self, seconds: Callable[[], float], error: Callable[[], BaseException]) -> None:
-        """Throw what `error` returns into a context after the seconds that `seconds` returns."""
+        """End a context with the result of `error` after the seconds that `seconds` returns."""
         self._seconds = seconds
         self._error = error
         self._waiting: dict[Any, float] = {}  # greenlets and since when, the longest first
@@ -116,7 +116,7 @@ class Deadlines:
         return next(iter(self._waiting.values()), math.inf)
 
     def end_longest(self) -> None:
-        """End the longest wait when the hub runs next, unless what it waits for comes first."""
+        """End the longest wait when the hub runs next, unless it succeeds first."""
         waiting, since = next(iter(self._waiting.items()))
         gevent.get_hub().loop.run_callback(self._end, waiting, since)
 
@@ -131,7 +131,7 @@ class Deadlines:
                 run_in_hub(self._end, waiting, since)
 
     def _end(self, waiting: Any, since: float) -> None:
-        """End a wait, unless what it waited for came meanwhile."""
+        """End a wait, unless it succeeded meanwhile."""
         if self._waiting.get(waiting) == since:
             waiting.throw(self._error())
 
@@ -139,7 +139,7 @@ class Deadlines:
 class TimeLimit(BaseException):
     """A context that ends without an error after so many seconds.
 
-    Measured, it takes 0.5 µs where nothing else competes, and gevent.Timeout 1.5: 6 to 9% of the
+    Measured, it takes 0.5 µs if nothing else competes, and gevent.Timeout 1.5: 6 to 9% of the
     CPU of a request that comes alone, which meets two of them.
     """
 

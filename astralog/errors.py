@@ -51,7 +51,7 @@ STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-#: What each code means, in a sentence; also the message of a rejection without its own.
+#: The meaning of each code, in a sentence; also the message of a rejection without its own.
 MEANING_OF_CODE: Mapping[str, str] = {
     "unauthorized": "The token is missing or unknown.",
     "invalid_json": "The body is not valid JSON.",

@@ -2,13 +2,13 @@
 
 import re
 
-# Control characters, what ends a line, and what turns the direction of writing.
+# Control characters, line ends, and characters that change the direction of writing.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def escape(text: str, keep: str = "") -> str:
-    r"""Return the text with what a terminal might act on as `\n` or `\u001b`, as in JSON.
+    r"""Return the text with control characters escaped as in JSON: `\n`, `\u001b`.
 
     Characters in `keep` stay as they are.
     """

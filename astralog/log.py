@@ -23,18 +23,18 @@ TRACEBACK_SECONDS = 60.0
 
 
 class LineFormatter(logging.Formatter):
-    """Write an event on one line, whatever text of others it repeats; a traceback follows it."""
+    """Write an event on one line, even if it repeats text of others; a traceback follows it."""
 
     def __init__(self, line_format: str, time_format: str | None = None, prefix: str = "") -> None:
         super().__init__(line_format, time_format)
         self._prefix = prefix
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Return the line without what a terminal, or a reader of lines, would act on."""
+        """Return the line with control characters and line ends escaped."""
         return self._prefix + escape(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
-        """Return the traceback without what a terminal would act on."""
+        """Return the traceback with control characters escaped."""
         return escape(super().formatException(ei), keep="\n")
 
 

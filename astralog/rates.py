@@ -28,8 +28,8 @@ BURST_SECONDS = 10.0
 BUCKETS = 4096
 NEIGHBOURS = 16
 
-#: Attempts to lock the memory, of a microsecond each. Whoever holds the lock longer was suspended
-#: within its few instructions: not to wait for it can lose the charge of one batch.
+#: Attempts to lock the memory, of a microsecond each. A process that holds the lock longer was
+#: suspended within its few instructions: not to wait for it can lose the charge of one batch.
 LOCK_ATTEMPTS = 100
 
 _BUCKET = struct.Struct("=d32s")  # when the bucket is full, and the token's digest
@@ -81,7 +81,7 @@ class Rates:
         return offset, full_at
 
     def _search(self, digest: bytes, now: float) -> tuple[int, float]:
-        """Return the same, by a search of all places where the bucket may be."""
+        """Return the same, by a search of all places that the bucket may have."""
         start = int.from_bytes(digest[:4])
         fullest = (float("inf"), 0)
         for place in range(start, start + NEIGHBOURS):

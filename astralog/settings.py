@@ -61,7 +61,7 @@ def _parse(env: Env, field: Field[Any]) -> Any:
     parse = parsers.get(field.type, env.str)
     value = parse(field.name.upper(), field.default, validate=field.metadata["validate"])
     convert = field.metadata.get("convert")
-    return convert(value) if convert and value is not None else value  # None where it is wrong
+    return convert(value) if convert and value is not None else value  # None if it is invalid
 
 
 def _other_names(fields: Iterable[Field[Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The standard streams, which whoever starts a command may have closed, or led to a full device."""
+"""The standard streams, which may be closed at the start of a command, or lead to a full device."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ _MODES = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 def reopen_closed_streams() -> None:
     """Open /dev/null in place of each standard stream that is closed.
 
-    Otherwise the next file that is opened, such as a segment, gets its number, and what a library
-    writes to stderr goes into that file. Source: gnulib's stdopen.
+    Otherwise the next file that is opened, such as a segment, gets its number, and a library's
+    output to stderr goes into that file. Source: gnulib's stdopen.
     """
     for number, mode in _MODES.items():
         try:
@@ -28,11 +28,11 @@ def reopen_closed_streams() -> None:
 
 
 def print_errors(lines: Iterable[str]) -> None:
-    """Print lines to stderr; what it does not take is lost, and stops nothing."""
+    """Print lines to stderr, and ignore errors of writing."""
     with contextlib.suppress(OSError):
         print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def discard_output() -> None:
-    """Drop what stdout did not take, which Python would try to write again when it ends."""
+    """Discard unwritten output, which Python would try to write again when it ends."""
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

@@ -44,7 +44,7 @@ def _call(function: Callable[..., Result], *args: Any) -> CallOutcome[Result]:
 
 
 def call_in_thread(pool: ThreadPool, function: Callable[..., Result], *args: Any) -> Result:
-    """Return what the function returns in a thread of the pool, or raise what it raises.
+    """Call the function in a thread of the pool, and return its result or raise its error.
 
     Other greenlets run meanwhile.
     """

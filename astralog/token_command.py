@@ -42,7 +42,7 @@ def token(context: click.Context) -> None:
 @click.option(
     "--allow",
     type=click.Choice([scope.value for scope in Scope]),
-    help="What the token permits; both by default.",
+    help="The token's grants; both by default.",
 )
 @click.option("--rate", help="How much the token may send per second, such as 5MB/s.")
 @_file

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 from astralog.settings import InvalidSettings
 
-#: The longest token: with the header's name, it fits into what the server reads of a header
-#: (`limit_request_field_size` in server.gunicorn_settings).
+#: The longest token: with the header's name, it fits into the longest header
+#: that the server accepts (`limit_request_field_size` in server.gunicorn_settings).
 MAX_TOKEN_BYTES = 4000
 
-#: Seconds for which a file must not have changed before it is taken for whole, and those where its
-#: last line has no end: what it grants may be less once the rest of it is written.
+#: Seconds without a change after which a file counts as complete, and those if its last line has no
+#: end: the rest of that line may restrict its grants.
 REST_SECONDS = 0.5
 UNFINISHED_REST_SECONDS = 3.0
 
-#: Who needs the file waits as long for it to come to rest, and looks as often.
+#: Seconds that a reader waits for the file to be complete, and seconds between two checks.
 WHOLE_SECONDS = 10.0
 WHOLE_LOOK_SECONDS = 0.05
 
@@ -37,7 +37,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Scope(Enum):
-    """What a token permits, in the words of its option `allow`."""
+    """A grant of a token, in the words of its option `allow`."""
 
     READ = "read"  # the status page, searches and metrics
     WRITE = "write"  # sending logs, in any protocol
@@ -49,7 +49,7 @@ ALL_SCOPES = frozenset(Scope)
 class Token(NamedTuple):
     """A token as a digest, so that comparing takes as long for any token of any length.
 
-    `projects` are those that it is bound to, None for all. `place` is where it was read.
+    `projects` are those that it is bound to, None for all. `place` names its line or setting.
     """
 
     digest: bytes
@@ -92,9 +92,9 @@ class WatchedFile:
         return content
 
     def read_changed(self) -> bytes | None:
-        """Return the content where it has changed since and is at rest, else None.
+        """Return the content if it has changed since and is at rest, else None.
 
-        Raises InvalidSettings where the file cannot be read.
+        Raises InvalidSettings if the file cannot be read.
         """
         try:
             version = self._version()
@@ -117,7 +117,7 @@ class WatchedFile:
         return age >= (REST_SECONDS if is_finished else UNFINISHED_REST_SECONDS)
 
     def _version(self) -> tuple[int, ...]:
-        """Return what changes when the file does."""
+        """Return values that change when the file does."""
         status = self._path.stat()
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

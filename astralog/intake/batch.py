@@ -104,7 +104,7 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
 
 
 def _explain(errors: Mapping[str, Any]) -> str:
-    """Return in words what a body seems to be that is no batch, by the errors of its fields."""
+    """Return a text that explains why a body is no batch, from the errors of its fields."""
     if "_schema" in errors:
         return 'A batch is an object with a list: {"logs": [LOG, ...]}'
     if not errors.keys().isdisjoint(OTLP_FIELDS):

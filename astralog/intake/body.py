@@ -47,7 +47,7 @@ class Reservation(Protocol):
         """Hold `size` bytes in all, or raise Rejection `queue_full` or `body_too_large`."""
 
     def check(self, size: int) -> None:
-        """Raise what `resize` would raise."""
+        """Raise the Rejection that `resize` would raise."""
 
 
 class Unbounded:

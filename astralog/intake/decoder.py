@@ -107,7 +107,7 @@ class Slots:
 
 
 class Context(NamedTuple):
-    """What a decoder needs of a request in addition to its body.
+    """The parts of a request that a decoder uses in addition to its body.
 
     `projects` are those that the token may write, None for all. `reservation` holds the body; a
     decoder that holds more than that over a pause has it reserved, as `LineWriter` does.

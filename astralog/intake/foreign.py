@@ -43,7 +43,7 @@ def slot(context: Context, size: int) -> AbstractContextManager[None]:
 
 
 def valid_utf8(body: bytes) -> bytes:
-    """Return the body, with U+FFFD for what is not UTF-8."""
+    """Return the body, with U+FFFD in place of invalid UTF-8."""
     fixed = body if body.isascii() else to_utf8(body)
     return body if fixed == body else fixed
 
@@ -82,7 +82,7 @@ def read_members(text: bytes) -> Members:
         return _read(fixed)
     except (ValueError, RecursionError):
         if len(fixed) <= PIECE_BYTES:
-            parse(fixed)  # it says more clearly what is wrong
+            parse(fixed)  # its error is clearer
         raise ValueError("Not a JSON object.") from None
 
 
@@ -122,7 +122,7 @@ class ForeignBatch:
     def __init__(self, body: bytes, text: bytes, context: Context) -> None:
         """Take a body, and its text, which may be a longer copy of it."""
         defaults = context.options.defaults
-        #: What decides the project of every log, if the query or the token does.
+        #: The project of every log, if the query or the token determines it.
         self.project = context.project
         self.service = defaults.get("service", NO_SERVICE)
         self.level = defaults.get("level", NO_LEVEL)

@@ -246,7 +246,7 @@ class JsonObjects:
 def find_objects(text: bytes) -> Iterator[tuple[int, int]]:
     """Yield the start and the end of each of several JSON objects in a row.
 
-    Between two tokens of JSON, no `{` follows a `}`: where it does, an object ends, unless the two
+    Between two tokens of JSON, no `{` follows a `}`: if one does, an object ends, unless the two
     are in a string, after an odd number of quotes.
     """
     start = counted = quotes = 0

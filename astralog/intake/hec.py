@@ -39,7 +39,7 @@ MAX_EVENTS = 200_000
 #: Blanks between two events of which the fast search finds the border.
 MAX_BLANKS = 64
 
-#: Where an event that is an object has its message.
+#: Members of an event that may hold its message, in this order.
 MESSAGES = ("line", "message", "msg", "log")
 
 #: The texts of an event, beside itself.
@@ -50,7 +50,7 @@ _GAP = re.compile(rb"\}[ \t\r\n]{%d}" % (MAX_BLANKS + 1))
 _NO_BLANK = re.compile(rb"[^ \t\r\n]")
 _BORDER = re.compile(rb"\}[ \t\r\n]{0,%d}\{" % MAX_BLANKS)
 
-#: A string, maybe without its end, or what opens or closes a value.
+#: A string, maybe without its end, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{}]', re.DOTALL)
 _OPENING, _CLOSING = (b"{", b"["), (b"}", b"]")
 
@@ -185,7 +185,7 @@ def _reject(error: InvalidEvent, batch: ForeignBatch) -> Rejection:
 def _read_events(text: bytes) -> Iterator[tuple[bytes, Event | None]]:
     """Yield the text of each event, and the event unless `_read_slowly` has to read it.
 
-    What looks like the border between two objects is found at once, but may stand in a string: a
+    An apparent border between two objects is found at once, but may stand in a string: a
     part that ends within one is extended by a walk over the tokens of its object. Up to a border
     that was found once, each object is walked over: to search for its border again would take
     quadratic time if the objects have no borders.

@@ -60,7 +60,7 @@ class _Push(msgspec.Struct):
 
 
 class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
-    """What has no field of its own in a log: its labels, and what its entry says beside them."""
+    """The metadata of a log: its labels, and the structured metadata of its entry."""
 
     labels: msgspec.Raw
     structured_metadata: dict[str, str] | None = None
@@ -76,7 +76,7 @@ class Stream(NamedTuple):
 
     @property
     def repeated_bytes(self) -> int:
-        """What it takes in each line, at most: a string may be escaped in each of its bytes."""
+        """Its size in each line, at most: each byte of a string may need an escape."""
         return 6 * sum(map(len, (self.project_id, self.service, self.level))) + len(self.labels)
 
 
@@ -123,7 +123,7 @@ def check_streams(streams: Sequence[Any]) -> None:
 
 
 def make_stream(labels: Mapping[str, str], tenant: str, batch: ForeignBatch) -> Stream:
-    """Return what the entries of a stream have in common; raises Rejection without a project."""
+    """Return the stream of a set of labels; raises Rejection without a project."""
     project = batch.project or tenant
     if not project:
         raise Rejection("invalid_batch", NO_PROJECT)

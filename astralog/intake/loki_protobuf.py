@@ -1,4 +1,4 @@
-"""Loki's push in protobuf, compressed by Snappy: what Promtail, Alloy and Fluent Bit send.
+"""Loki's push in protobuf, compressed with Snappy, as Promtail, Alloy and Fluent Bit send it.
 
 Sources: https://github.com/grafana/loki/blob/main/pkg/push/push.proto and
 https://github.com/google/snappy/blob/main/format_description.txt.
@@ -44,7 +44,7 @@ _Field = descriptor_pb2.FieldDescriptorProto
 def _message(name: str, *fields: tuple[str, int, int, int]) -> Any:
     """Return the class of a message of fields: name, number, label and type.
 
-    Strings and submessages are bytes, to be read when it is their turn, whatever they hold.
+    Strings and submessages are bytes, to be parsed only when they are reached.
     """
     message = descriptor_pb2.DescriptorProto(name=f"Loki{name}")
     for field, number, label, kind in fields:

@@ -17,8 +17,8 @@ _encode = msgspec.json.Encoder().encode
 
 _SCALARS = (bool, int, float)
 
-#: Values that become text in a known field. A number is no timestamp, unless the query says where
-#: the timestamp is.
+#: Values that become text in a known field. A number is no timestamp, unless the query names the
+#: timestamp's field.
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "project_id": _SCALARS,
     "level": _SCALARS,

@@ -33,8 +33,8 @@ from astralog.intake.unix_time import format_time
 #: The longest body that is decoded beside the long ones, which go one after another.
 FAST_BYTES = 256 * 1024
 
-#: Bytes of lines that an export may take beyond MAX_GROWTH times its own: what a resource says
-#: once is repeated in each of its logs. Beyond it: 413 `body_too_large`.
+#: Bytes of lines that an export may take beyond MAX_GROWTH times its own: a resource's
+#: attributes are repeated in each of its logs. Beyond it: 413 `body_too_large`.
 MAX_REPEATED_BYTES = 16 * 1024 * 1024
 
 #: Scopes, or resources without any, that an export may have. Beyond it: 413 `body_too_large`.
@@ -77,7 +77,7 @@ Item = TypeVar("Item")
 
 
 class InvalidRecord(ValueError):
-    """A record cannot be stored: `message` says what is wrong with a field of it."""
+    """A record cannot be stored: `message` describes the error of a field."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -86,7 +86,7 @@ class InvalidRecord(ValueError):
 
 
 class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
-    """What has no field of its own in a log: where it is set, under OpenTelemetry's own names."""
+    """The metadata of a log: the members that are set, under OpenTelemetry's own names."""
 
     attributes: dict[str, Any] = {}
     trace_id: str = ""
@@ -100,7 +100,7 @@ class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Source(msgspec.Struct, omit_defaults=True):
-    """Where records come from: a resource, or a scope, as it is stored."""
+    """The source of records: a resource or a scope, as stored."""
 
     name: str = ""
     version: str = ""
@@ -110,7 +110,7 @@ class Source(msgspec.Struct, omit_defaults=True):
 
 
 class Origin(NamedTuple):
-    """What all records of a scope have in common: its own part of their lines.
+    """The part of a line that all records of a scope have in common.
 
     Without a project or a level of its own, a string is empty.
     """
@@ -123,7 +123,7 @@ class Origin(NamedTuple):
 
     @property
     def repeated_bytes(self) -> int:
-        """What it takes in each line, at most: a string may be escaped in each of its bytes."""
+        """Its size in each line, at most: each byte of a string may need an escape."""
         texts = sum(map(len, (self.project_id, self.service, self.level)))
         return 6 * texts + len(self.resource or b"") + len(self.scope or b"")
 
@@ -208,7 +208,7 @@ def _invalid_id(field: str, digits: int) -> InvalidRecord:
 
 
 def number_value(number: float) -> float | str:
-    """Return a double as JSON has it: what JSON cannot write is a string, as protobuf's JSON is."""
+    """Return a double for JSON: NaN and infinities as strings, as in protobuf's JSON."""
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
@@ -232,7 +232,7 @@ class Values:
         self._left = self._next_check = MAX_VALUES
 
     def over(self, items: Sequence[Item], most: int = MAX_VALUES) -> Iterable[Item]:
-        """Return what yields the items of a list, of a map, or of attributes, counted.
+        """Return an iterable of the items of a list, a map or attributes that counts them.
 
         Lists may be short and many, or one may be long: other clients are served all the same.
         Raises ValueError for more than `most`, which are 256 at least, and Rejection
@@ -257,7 +257,7 @@ class Values:
         yield_if_due()
 
 
-#: What is wrong with a resource or a scope, by that word; it is wrong with each of its records.
+#: The errors of a resource or a scope, by that word; each of its records has them.
 Problems = dict[str, list[str]]
 
 
@@ -277,7 +277,7 @@ Loader = Callable[[bytes, Origin], Any]
 class Encoding(Protocol):
     """How a message is written: as protobuf or as JSON.
 
-    `invalid_code` is the code for what is none.
+    `invalid_code` is the code for a body that is not of this encoding.
     """
 
     content_type: str
@@ -291,9 +291,9 @@ class Encoding(Protocol):
         """
 
     def make_loader(self, now: int, values: Values) -> Loader:
-        """Return what makes logs of the records of one export, `now` in Unix nanoseconds.
+        """Return a function that makes logs of one export's records; `now` is in Unix nanoseconds.
 
-        It raises InvalidRecord, ValueError for what is not of this encoding, and Rejection
+        It raises InvalidRecord, ValueError for text of another encoding, and Rejection
         `body_too_large`.
         """
 
@@ -316,7 +316,7 @@ def try_read(name: str, problems: Problems, read: Callable[[], Source]) -> Sourc
 def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
     """Return the batch in the body of an export.
 
-    Raises Rejection as a Decoder does; `invalid_protobuf` or `invalid_json` where the body is none.
+    Raises Rejection as a Decoder does; `invalid_protobuf` or `invalid_json` if the body is none.
     """
     turn = context.fast_slot if len(body) <= FAST_BYTES else context.slow_slot
     with turn(len(body)):

@@ -50,7 +50,7 @@ SEVERITY_NUMBERS = {"SEVERITY_NUMBER_UNSPECIFIED": 0} | {
     for step in range(1, NUMBERS_PER_LEVEL + 1)
 }
 
-#: Members of bodies that are no export of logs, and what such a body is.
+#: Members of bodies that are no export of logs, and the kind of such a body.
 FOREIGN = {
     "instrumentationLibraryLogs": "an export of OTLP before 1.0",
     "instrumentation_library_logs": "an export of OTLP before 1.0",
@@ -64,7 +64,7 @@ FOREIGN = {
 
 _MAX_TIME = 2**64 - 1
 
-#: The two letters in which the alphabets of base64 differ, and what some break its lines with.
+#: The two letters in which the alphabets of base64 differ, and the line breaks of some encoders.
 _BASE64 = bytes.maketrans(b"-_", b"+/")
 _LINE_BREAKS = b"\r\n"
 
@@ -249,12 +249,12 @@ read_text: Callable[[bytes], str | None] = _reader(None, str | None)
 
 
 def _mend(text: bytes) -> bytes:
-    """Return JSON with U+FFFD for what is not UTF-8 and for surrogates that stand alone."""
+    """Return JSON with U+FFFD in place of invalid UTF-8 and of lone surrogates."""
     return replace_lone_surrogates(to_utf8(bytes(text)))
 
 
 def _normalise(kind: type[Message] | None, value: Any) -> Any:
-    """Return what JSON has for messages of a kind, with JSON's names alone, none of them unknown.
+    """Return the JSON value of messages of a kind under JSON's names, without unknown members.
 
     Raises ValueError for a field under both of its names and, except for a resource or a scope, for
     a message of nothing but unknown members, which would be stored as an empty one.
@@ -298,7 +298,7 @@ class Json:
         return _Split(values).split(body)
 
     def make_loader(self, now: int, values: Values) -> Loader:
-        """Return what decodes the records of one export."""
+        """Return a function that decodes the records of one export."""
         reader = _Reader(values)
         convert, read_attributes = reader.convert, reader.read_attributes
 
@@ -432,7 +432,7 @@ class _Reader:
         return {item.key or "": self.convert(item.value) for item in items}
 
     def convert(self, value: AnyValue | None, depth: int = 0) -> Any:
-        """Return what a value is in JSON."""
+        """Return a value's form in JSON."""
         if value is None or value.string_value is not None:
             return value and value.string_value
         if value.int_value is not None:

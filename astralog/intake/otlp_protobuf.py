@@ -1,7 +1,7 @@
 """OTLP in protobuf, read with the messages of opentelemetry-proto.
 
-What holds many others is read one level at a time, by the messages of `otlp_wire`: so a record
-is an object only while it is its turn, and what is invalid is known by its place.
+A message that holds many others is read one level at a time, by the messages of `otlp_wire`: so
+only one record is an object at a time, and errors are known by their place.
 
 Import it with the first export only: that takes 50 ms.
 """
@@ -47,7 +47,7 @@ from astralog.intake.otlp_wire import (
     replace_invalid_utf8,
 )
 
-#: The longest list or map; what a value holds costs far more as objects. Beyond it, the log is
+#: The longest list or map; as objects, a value costs far more memory. Beyond it, the log is
 #: invalid.
 MAX_NESTED_BYTES = 256 * 1024
 
@@ -60,8 +60,8 @@ CACHED_ATTRIBUTES = 512
 #: Bytes of the longest number that is read as it stands; negative ones have more.
 MAX_VARINT_BYTES = 8
 
-#: What an attribute begins with: its key, the length of the whole, and what reads its value from
-#: the wire, None for a string.
+#: The start of an attribute: its key, the length of the whole, and the function that reads its
+#: value from the wire, None for a string.
 Start = tuple[str, int, Callable[[bytes, int], Any] | None]
 
 _NO_MESSAGE = "{} is no such protobuf message, or nested too deep."
@@ -69,7 +69,7 @@ _NO_MESSAGE = "{} is no such protobuf message, or nested too deep."
 #: The field of a resource's logs that held those of a scope before OTLP 1.0.
 INSTRUMENTATION_LIBRARY_LOGS = 1000
 
-#: What a span, a metric or a profile begins with, and no log record: its first field holds bytes.
+#: The first tags of a span, a metric or a profile, but of no log record: a field of bytes.
 _OTHER_SIGNALS = (b"\x0a", b"\x12")
 
 #: Tags in front of the key and the value of an attribute, and of a value that is a string.
@@ -94,7 +94,7 @@ class Protobuf:
         return _Split(values).split(body)
 
     def make_loader(self, now: int, values: Values) -> Loader:
-        """Return what decodes the records of one export."""
+        """Return a function that decodes the records of one export."""
         parse, reader = messages.LogRecord.FromString, _Reader(values)
         read_attributes, read_value = reader.read_attributes, reader.read_value
 
@@ -197,7 +197,7 @@ class _Split:
 
 
 def _parse(kind: Any, text: bytes, what: str) -> Any:
-    """Return a message, with U+FFFD for what is not UTF-8; raises ValueError and Rejection."""
+    """Return a message, with U+FFFD in place of invalid UTF-8; raises ValueError and Rejection."""
     if len(text) > LONG_BYTES:
         check_size(text)
     try:
@@ -223,7 +223,7 @@ class _Reader:
     """Reads the attributes and values of one export: the same ones but once.
 
     An attribute begins with its key and the kind and the length of its value. One whose lengths fit
-    into a byte is read as it stands on the wire where its value is a string, an integer or a
+    into a byte is read as it stands on the wire if its value is a string, an integer or a
     double: that takes less than half of the time of protobuf's objects.
     """
 
@@ -259,7 +259,7 @@ class _Reader:
         return attributes
 
     def _read_start(self, text: bytes, end: int) -> Start:
-        """Return what an attribute begins with; its length is -1 if it is unusual."""
+        """Return the start of an attribute; its length is -1 if it is unusual."""
         start: Start = "", -1, None
         if 0 < end < len(text) and text[0] == _KEY and text[end - 3] == _VALUE:
             kind, length, size = text[end - 1], text[end - 2], end - 1 + text[end - 2]
@@ -288,26 +288,26 @@ class _Reader:
         return self.read_attribute(text)[1]
 
     def read_attribute(self, text: bytes) -> tuple[str, Any]:
-        """Return the key and the value of an attribute, whatever it holds."""
+        """Return the key and the value of any attribute."""
         if len(text) > MAX_NESTED_BYTES:
             _check_nested(list(islice(_contents(text, (_VALUE,)), MAX_PARTS + 1)))
         attribute = _parse(KeyValue, text, "An attribute")
         return attribute.key, self._convert(attribute.value)
 
     def read_value(self, text: bytes) -> Any:
-        """Return what a value is in JSON; a short string is read as it stands on the wire."""
+        """Return a value's form in JSON; a short string is read as it stands on the wire."""
         size = len(text)
         if 1 < size < 130 and text[0] == _STRING and text[1] == size - 2:
             try:
                 return text[2:].decode()
             except UnicodeDecodeError:
-                pass  # protobuf's objects take what is mended
+                pass  # the slow path repairs it
         if size > MAX_NESTED_BYTES:
             _check_nested([text])
         return self._convert(_parse(AnyValue, text, "The body"))
 
     def _convert(self, value: AnyValue, depth: int = 0) -> Any:
-        """Return what a value is in JSON."""
+        """Return a value's form in JSON."""
         kind = value.WhichOneof("value")
         if kind == "int_value":
             return value.int_value
@@ -339,7 +339,7 @@ def _read_double(text: bytes, end: int) -> Any:
 
 
 def _contents(text: bytes, tags: Collection[int]) -> Iterator[bytes]:
-    """Return the contents of a message's fields with the given tags; raises what `_parse` does."""
+    """Return the contents of a message's fields with the given tags; raises as `_parse`."""
     check_size(text)
     return (text[begin:end] for tag, begin, end in in_turns(read_fields(text)) if tag in tags)
 

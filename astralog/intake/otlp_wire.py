@@ -30,14 +30,14 @@ _BYTES_OF_TYPE = {FIXED64: 8, FIXED32: 4, START_GROUP: 0, END_GROUP: 0}
 #: Bytes of the shortest field that may stand in a message again and again.
 LEAST_FIELD_BYTES = 2
 
-#: The longest message that is parsed whatever it holds: two million fields, in 150 ms at most.
+#: The longest message that is parsed unchecked: two million fields, in 150 ms at most.
 LONG_BYTES = 2_000_000 * LEAST_FIELD_BYTES
 
 _PACKAGE = "astralog"
 _FieldProto = descriptor_pb2.FieldDescriptorProto
 _pool = descriptor_pool.DescriptorPool()
 
-#: The tag of a field, and where its content begins and ends; the next field's tag begins there.
+#: The tag of a field, and the start and end of its content; the next field's tag begins there.
 Field = tuple[int, int, int]
 
 
@@ -60,7 +60,7 @@ def read_fields(text: bytes) -> Iterator[Field]:
 
 
 def _read_varint(text: bytes, position: int) -> tuple[int, int]:
-    """Return a number and where it ends; raises IndexError, and ValueError beyond 64 bits."""
+    """Return a number and its end; raises IndexError, and ValueError beyond 64 bits."""
     number = shift = 0
     while True:
         byte = text[position]
@@ -95,7 +95,7 @@ def _write_varint(number: int) -> bytes:
 def check_size(text: bytes) -> None:
     """Raise Rejection `body_too_large` for a long message of more than MAX_VALUES fields.
 
-    A message is read up to where the rest of it can no longer hold too many to be parsed at once.
+    A message is read until its rest is too short to hold too many fields.
     """
     enough = len(text) - LONG_BYTES
     for count, (_, _, end) in enumerate(in_turns(read_fields(text))):
@@ -110,12 +110,12 @@ def find_unknown(text: bytes, known: Collection[int]) -> int | None:
     """Return the number of the first field that is none of the `known`, if there is one."""
     for tag, _, _ in in_turns(read_fields(text)):
         if tag >> 3 not in known:
-            return tag >> 3  # what begins a group comes before what is in it
+            return tag >> 3  # a group's start precedes its fields
     return None
 
 
 def replace_invalid_utf8(message: Descriptor, text: bytes) -> bytes:
-    """Return a message with U+FFFD for what is not UTF-8 in its strings; raises ValueError."""
+    """Return a message with U+FFFD in place of invalid UTF-8 in strings; raises ValueError."""
     kinds = _find_texts(message)
     pieces: list[bytes] = []
     start = 0
@@ -132,7 +132,7 @@ def replace_invalid_utf8(message: Descriptor, text: bytes) -> bytes:
 
 @lru_cache
 def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
-    """Return the tags of a message's strings, and of what may hold some with its own descriptor."""
+    """Return the tags of a message's strings, and of its submessages with their descriptors."""
     return {
         field.number << 3 | LENGTH: field.message_type
         for field in message.fields

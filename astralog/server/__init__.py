@@ -1,1 +1,1 @@
-"""gunicorn's worker, HTTP/1.1, and what happens at start and stop."""
+"""gunicorn's worker, HTTP/1.1, start, reload and stop."""

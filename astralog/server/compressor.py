@@ -1,8 +1,8 @@
 """The process that compresses sealed segments, beside the workers and at the lowest priority.
 
 A thread of a worker would hold the interpreter lock while it waits for the CPU; a separate process
-delays no request. It is a fork of the master, so that it runs the code that was started, whatever
-became of the files since, and shares the master's memory.
+delays no request. It is a fork of the master, so that it runs the code that was started, even if
+the files have changed since, and shares the master's memory.
 """
 
 import contextlib

@@ -164,7 +164,7 @@ class Connection:
         return goes_on
 
     def _run_app(self, request: Request, response: Response) -> None:
-        """Send what the application answers (PEP 3333)."""
+        """Send the application's response (PEP 3333)."""
         environ = request.environ(self._peer, self._local)
         items = self._shared.app(environ, response.start_response)
         try:
@@ -214,7 +214,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
             while left > 0 and (size := len(self._sock.recv(LINGER_STEP_BYTES))):
                 left -= size
-                pause()  # this may take long, so nothing of what was read is kept
+                pause()  # this may take long, so the data is not kept
 
     def _log(self, rejection: Rejection) -> None:
         """Log the rejection of a client that does not speak HTTP."""

@@ -91,7 +91,7 @@ def pre_fork(server: Master, worker: Worker) -> None:
 
 
 def worker_exit(server: Master, worker: Worker) -> None:
-    """Store what a worker has queued."""
+    """Store the batches that a worker has queued."""
     worker.stop_services()
 
 

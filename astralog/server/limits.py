@@ -1,4 +1,4 @@
-"""What the connections of a worker may cost: their number, memory, waits and CPU time.
+"""Limits of a worker's connections: their number, memory, waits and CPU time.
 
 `ConnectionLimits` ends the longest waits if there are too many connections or they hold too much
 memory. `FairQueue` shares the CPU among connections whose client has not shown a token: the one
@@ -29,7 +29,7 @@ MIB = 1024 * KIB
 #: their client are ended.
 HELD_BYTES = 64 * MIB
 
-#: What an idle connection holds, measured: over TCP, over TLS during its handshake, and after it.
+#: Memory of an idle connection, measured: over TCP, over TLS during its handshake, and after it.
 PLAIN_BYTES = 11 * KIB
 HANDSHAKE_BYTES = 57 * KIB
 TLS_BYTES = 27 * KIB

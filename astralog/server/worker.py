@@ -50,7 +50,7 @@ class MasterState:
     """The state that the master hands to its workers, which never read it from files themselves.
 
     The tokens and the certificate are those of the last start or reload: the files may be faulty
-    by now, and their disk may stall. A worker that starts later so runs with what was checked.
+    by now, and their disk may stall. A worker that starts later thus uses the checked state.
     """
 
     settings: Settings
@@ -62,7 +62,7 @@ class MasterState:
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """A gevent worker that accepts its share of the connections and bounds what they cost.
+    """A gevent worker that accepts its share of the connections and bounds their cost.
 
     It serves HTTP/1.1 only, and its stop does not wait for idle connections.
     """
@@ -93,7 +93,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._services.start(self.state.metrics_fd, self.state.started_at)
 
     def stop_services(self) -> None:
-        """Store what is queued; gunicorn's hook calls this in the master too, where nothing is."""
+        """Store the queued batches; gunicorn's hook also calls this in the master, without any."""
         if self._services is not None:
             self._services.stop(DRAIN_STOP_SECONDS)
 
