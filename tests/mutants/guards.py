@@ -1421,6 +1421,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/api/test_search.py", "-k", "only_write"),
     ),
     Guard(
+        "the bytes of others' logs, which a bound token does not learn",
+        "astralog.api.search:create_blueprint.search",
+        "if token.projects is None:",
+        "if True:",
+        ("tests/unit/api/test_search.py", "-k", "bound_token_learns_no_bytes"),
+    ),
+    Guard(
+        "the cursor of a search that got on before it got no turn",
+        "astralog.api.search:_collect",
+        "if not file_bytes:",
+        "if not lines:",
+        ("tests/unit/api/test_search.py", "-k", "busy_turn"),
+    ),
+    Guard(
         "escapes in blocks that are searched",
         "astralog.view.prefilter:Prefilter.spans",
         "if self.has_escapes and",
