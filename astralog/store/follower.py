@@ -24,7 +24,7 @@ REMEMBERED_SEGMENTS = 10_000
 
 
 class State(enum.Enum):
-    """What a segment is, as far as the directory was looked at."""
+    """The state of a segment at the last poll of the directory."""
 
     OPEN = enum.auto()
     SEALED = enum.auto()
@@ -32,7 +32,7 @@ class State(enum.Enum):
 
 
 class FollowedPart(Part):
-    """What comes to a segment. An open one is held, and so read to its end whatever happens."""
+    """The new lines of a segment. An open file is held, and so read to its end even if removed."""
 
     def __init__(self, directory: Path, segment: SegmentName, form: Form, begin: int = 0) -> None:
         """Hold the file if it is open; raises OSError."""
@@ -50,7 +50,7 @@ class FollowedPart(Part):
                 yield reader
 
     def skip(self) -> int | None:
-        """Leave out what is stored; return the offset at which that ends, None for the file's end.
+        """Skip the stored lines; return the offset after them, None for the file's end.
 
         Raises OSError.
         """
@@ -61,7 +61,7 @@ class FollowedPart(Part):
         return self.begin
 
     def extend(self, until: float) -> bool:
-        """Take in what came until a moment; return whether there is anything to read."""
+        """Include the lines up to a moment; return whether there are any to read."""
         self.until = until
         if self._held and not self._held.is_compressed:
             self.end = self._held.size()
@@ -75,15 +75,15 @@ class FollowedPart(Part):
         return self.is_failed or (self.is_read and self.state is not State.OPEN)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         if self._held:
             self._held.close()
 
 
 class Follower:
-    """Follow a directory; `error` says why it cannot be read now, None where it can.
+    """Follow a directory; `error` is the reason why it cannot be read now, None if it can.
 
-    Once it can be read again, nothing was missed but what was removed meanwhile.
+    Once it can be read again, only segments that were removed meanwhile are missed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -96,9 +96,9 @@ class Follower:
         self._left: dict[SegmentName, int] = {}  # how far those were read that are gone
 
     def start(self) -> list[Part]:
-        """Follow from now on, and return what is stored already; `oldest_first` reads it.
+        """Follow from now on, and return the stored parts; `oldest_first` reads them.
 
-        Where the directory is missing, nothing is: all that it holds later is new.
+        If the directory is missing, there are none, and all its later segments are new.
         """
         self._names = self._list() or set()
         stored = make_parts(self._directory, filter(None, map(parse_file_name, self._names)))
@@ -112,7 +112,7 @@ class Follower:
     def poll(self, select: Select = not_blank, budget: ReadBudget | None = None) -> Iterator[bytes]:
         """Yield the lines that came since the last poll, until the budget is spent.
 
-        What is not yielded, as the caller stops or the budget is spent, comes with the next poll.
+        Lines that are left, as the caller stops or the budget is spent, come with the next poll.
         """
         self._look()
         now = time.time()
@@ -129,7 +129,7 @@ class Follower:
         self._followed.clear()
 
     def _list(self) -> set[str] | None:
-        """Return the names of the files; None where they have not changed, or on an error."""
+        """Return the names of the files; None if they have not changed, or on an error."""
         now = time.time_ns()
         try:
             status = os.stat(self._directory)
@@ -192,7 +192,7 @@ class Follower:
             self._done.add(part.segment)
 
     def _forget(self) -> None:
-        """Bound what is remembered of segments that are gone."""
+        """Bound the number of remembered segments that are gone."""
         if len(self._done) > len(self._names) + REMEMBERED_SEGMENTS:
             files = filter(None, map(parse_file_name, self._names))
             self._done.intersection_update(file.segment for file in files)

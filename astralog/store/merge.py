@@ -47,10 +47,10 @@ class Arrival(NamedTuple):
 
 
 class Part:
-    """The lines of one segment from `begin` to `end`, or to the file's end where that is None.
+    """The lines of one segment from `begin` to `end`, or to the file's end if that is None.
 
     They arrived between `since` and `until`, in seconds since 1970. `successor` names a segment
-    that began after the last of them, where one is known.
+    that began after the last of them, if one is known.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Part:
 
     @cached_property
     def latest(self) -> float:
-        """What `until` is at most, by the names alone."""
+        """The upper bound of `until`, by the names alone."""
         return self.successor.start if self.successor else float("inf")
 
     @cached_property
@@ -180,7 +180,7 @@ class Part:
         self.is_read = not has_others
 
     def _event_time(self, line: bytes, otherwise: float) -> float:
-        """Return the line's timestamp where it may be, within a minute, when it arrived."""
+        """Return the line's timestamp, clamped, if it is close to the arrival, else `otherwise`."""
         time = event_time(line)
         if self.since - CLOCK_SECONDS <= time <= self.until + CLOCK_SECONDS:
             return min(max(time, self.since), self.until)
@@ -224,7 +224,7 @@ def newest_lines(
 ) -> list[bytes]:
     """Return the newest `limit` lines that match, in the order of their arrival.
 
-    Where the budget is spent, these are fewer, and older ones were not looked for.
+    If the budget is spent, they are fewer, and older ones were not searched.
     """
     return list(newest_first(parts, limit, select, budget))[::-1]
 
@@ -345,7 +345,7 @@ class Remaining(NamedTuple):
     begun: Mapping[SegmentName, int]
 
     def parts(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Yield the parts that have any of these lines, cut where they were read."""
+        """Yield the parts that have any of these lines, cut at the positions that were read."""
         for part in parts:
             if part.segment in self.begun:
                 part.end = self.begun[part.segment]

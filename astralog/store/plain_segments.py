@@ -12,7 +12,7 @@ from astralog.store.names import Form, SegmentName, parse_file_name
 
 
 class PlainSegments:
-    """What is to be compressed; raises OSError throughout.
+    """The sealed segments to compress; all methods raise OSError.
 
     A segment that is taken out comes back with the next scan, or when it is put back.
     """
@@ -28,7 +28,7 @@ class PlainSegments:
         return len(self._names)
 
     def look(self) -> None:
-        """Learn what was sealed since the last look."""
+        """Add the segments that were sealed since the last scan."""
         now = time.monotonic()
         try:
             while self._watch and (names := self._watch.changes()):
@@ -60,7 +60,7 @@ class PlainSegments:
             heappush(self._names, name)
 
     def take(self) -> SegmentName | None:
-        """Take out the oldest segment; None where there is none."""
+        """Remove and return the oldest segment, None if there is none."""
         if not self._names:
             return None
         name = heappop(self._names)

@@ -1,4 +1,4 @@
-"""Read the lines of one segment from a position, forwards or backwards, whatever its form."""
+"""Read the lines of one segment from a position, forwards or backwards, in any form."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ LAST_BLOCK_BYTES = 16 * 1024
 #: Bytes of lines that a soft budget holds of a compressed segment, in addition to the largest one.
 MAX_HELD_BYTES = 8 * 1024 * 1024
 
-#: What reading a segment may raise: errors of the disk, and of damaged compressed lines.
+#: Exceptions of reading a segment: errors of the disk, and of damaged compressed lines.
 READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
 
 
@@ -45,7 +45,7 @@ def every_line(block: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def select_if(matches: Callable[[bytes], bool]) -> Select:
-    """Return what selects the lines that match."""
+    """Return a selector of the lines that match."""
     return lambda block: (item for item in every_line(block) if matches(item[1]))
 
 
@@ -129,7 +129,7 @@ class SegmentReader:
                 return
 
     def blocks_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[Block]:
-        """Yield what `blocks` yields up to `end`, newest first; for a file that is not compressed.
+        """Yield the blocks up to `end`, newest first; the file must not be compressed.
 
         It stops early when the budget is spent.
         """

@@ -1,8 +1,8 @@
-"""The newest lines of a data directory, and then those that have come since, for many who ask.
+"""The newest lines of a data directory, and then the lines since a cursor, for many clients.
 
-Whoever asks again says with a cursor how far it has read, so that any process can go on. What one
-look costs is bounded: by the bytes that are read, and by the segments that are looked at, which are
-the newest ones.
+A cursor holds the position that a client has read up to, so that any process can go on. The cost of
+a poll is bounded by the bytes that are read and by the number of segments, which are the newest
+ones.
 """
 
 import contextlib
@@ -132,7 +132,7 @@ class RecentLines:
         return dict.fromkeys(new, 0) | known
 
     def _carried(self, after: Cursor | None, since: int) -> dict[SegmentName, int]:
-        """Return what the cursor knows of segments that another process has listed already."""
+        """Return the cursor's offsets of segments that another process has listed already."""
         return {
             segment: offset
             for segment, offset in (after.offsets if after else {}).items()
@@ -146,7 +146,7 @@ class RecentLines:
             yield part
 
     def _size(self, segment: SegmentName) -> int | None:
-        """Return how long a segment is by now, None where that is not known; 0 where it is gone."""
+        """Return the current size of a segment, None if it is unknown, 0 if the segment is gone."""
         try:
             with contextlib.closing(SegmentReader(self._directory, segment)) as reader:
                 return None if reader.is_compressed else reader.size()
@@ -181,7 +181,7 @@ class RecentLines:
         self._list_again_at = end + max(LIST_SECONDS, LIST_COST * (end - start))
 
     def read_line(self, name: str, offset: int, budget: ReadBudget) -> bytes | None:
-        """Return the line of a segment that ends at an offset, None where there is none.
+        """Return the line of a segment that ends at an offset, None if there is none.
 
         Raises READ_ERRORS.
         """
@@ -218,7 +218,7 @@ def _newest(file_names: Iterable[str]) -> dict[SegmentName, Form]:
 
 
 def _last_segments(names: Sequence[str], count: int) -> list[SegmentFile]:
-    """Return the segments with the last names, `count` at most, whatever other files there are."""
+    """Return the segments with the last names, `count` at most; other files do not count."""
     tried = count
     while True:
         last = heapq.nlargest(tried, names)

@@ -1,4 +1,4 @@
-"""Sealed segments, for whoever reads them: each is found once, whether it is compressed or not.
+"""Find sealed segments, each once, whether it is compressed or not.
 
 `<name>.ndjson` becomes `<name>.ndjson.zst` while readers run: the compressed file appears whole,
 and then the plain one goes. Offsets are those of the uncompressed lines, in either form.
@@ -85,7 +85,7 @@ def size_of_lines(directory: Path, name: str) -> int:
 def open_sealed(directory: Path, name: str, offset: int = 0) -> io.FileIO | zstd.ZstdFile:
     """Open a sealed segment's lines from `offset` on, unbuffered; raises OSError.
 
-    Where they are compressed, all before `offset` is inflated and dropped.
+    If they are compressed, all lines before `offset` are decompressed and dropped.
     """
     file: io.FileIO | zstd.ZstdFile
     segment = SegmentName(name)

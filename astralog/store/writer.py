@@ -250,7 +250,7 @@ class SegmentWriter:
     def seal(self) -> None:
         """Seal the open segment, if any; a failure is logged, and retried by `maintain`.
 
-        It raises nothing: appended lines are stored, whatever their file's name is.
+        It raises nothing: appended lines are stored under either name.
         """
         segment, self._segment = self._segment, None
         if segment is None:
