@@ -57,6 +57,14 @@ install-forward: $(VENV)/.installed-clickhouse ## Add the dependencies of forwar
 forward: install-forward ## Deliver sealed segments to ASTRALOG_CLICKHOUSE_URL
 	$(BIN)/astralog forward
 
+$(VENV)/.installed-sql: $(VENV)/.installed requirements/sql.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sql.lock
+	touch $@
+
+.PHONY: sql
+sql: $(VENV)/.installed-sql ## Query all logs with DuckDB; SQL="SELECT count(*) FROM logs"
+	@$(BIN)/astralog sql "$(SQL)"
+
 # Hundreds of tests start the service, which shall find its code compiled.
 test test-quick: export PYTHONDONTWRITEBYTECODE =
 
@@ -123,6 +131,7 @@ audit: ## Check the locked packages for known vulnerabilities; needs the interne
 	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit && \
 	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip \
 		--requirement requirements/base.lock --requirement requirements/clickhouse.lock \
+		--requirement requirements/sql.lock \
 	|| { echo "make audit: something is vulnerable, or was SKIPPED, as without the internet; see above"; false; }
 
 .PHONY: smoke
@@ -173,6 +182,8 @@ lock: ## Lock the newest dependencies that setup.cfg allows, with their hashes
 	$(COMPILE) --extra dev --constraints requirements/base.lock --output-file requirements/dev.lock setup.cfg
 	$(COMPILE) --extra clickhouse --constraints requirements/dev.lock \
 		--output-file requirements/clickhouse.lock setup.cfg
+	$(COMPILE) --extra sql --constraints requirements/dev.lock \
+		--output-file requirements/sql.lock setup.cfg
 	rm -rf $(VENV)-lock
 
 .PHONY: clean

@@ -14,6 +14,7 @@ ELSEWHERE = {
     "check": "astralog.check:check",
     "forward": "astralog.forward:forward",
     "search": "astralog.view.search:search",
+    "sql": "astralog.view.sql:sql",
     "tail": "astralog.view.tail_command:tail",
     "token": "astralog.token_command:token",  # nosec B105
 }

@@ -87,15 +87,20 @@ class Part:
     def until(self) -> float:
         """The last change of the segment."""
         try:
-            changed = self.segment.path(self._directory, self._form).stat().st_mtime
+            changed = self.path.stat().st_mtime
         except OSError:  # renamed or removed meanwhile
             changed = self.latest
         return max(self.since, changed)
 
+    @property
+    def path(self) -> Path:
+        """The file, by the name that it was listed with."""
+        return self.segment.path(self._directory, self._form)
+
     def file_size(self) -> int:
         """Return the bytes of the file, 0 if it has another name by now."""
         try:
-            return self.segment.path(self._directory, self._form).stat().st_size
+            return self.path.stat().st_size
         except OSError:
             return 0
 

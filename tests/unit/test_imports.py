@@ -34,6 +34,7 @@ LIBRARIES = {
     "opentelemetry": {"intake"},
     "prometheus_client": {"telemetry"},
     "clickhouse_connect": {"forward"},
+    "duckdb": {"view"},
 }
 
 

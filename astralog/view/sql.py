@@ -1,0 +1,112 @@
+"""The command `astralog sql`: DuckDB over all segments, as the view `logs`."""
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from astralog.escaping import escape
+from astralog.store.merge import CLOCK_SECONDS, find_parts, parts_since
+from astralog.view import options
+from astralog.view.moments import seconds_of
+
+#: Times that a query starts again if a segment was sealed, compressed or removed meanwhile.
+TRIES = 3
+
+#: Rows of a table at most; the other formats have all.
+MAX_ROWS = 1000
+
+#: Named, since the columns that DuckDB infers from the first logs fail at metadata of another
+#: shape. The last line of a segment that is being written may lack its end.
+VIEW = """
+CREATE OR REPLACE TEMP VIEW logs AS FROM read_json(
+  {files}, format = 'newline_delimited', ignore_errors = true, maximum_object_size = 268435456,
+  columns = {{project_id: 'VARCHAR', timestamp: 'TIMESTAMPTZ', level: 'VARCHAR',
+    service: 'VARCHAR', message: 'VARCHAR', metadata: 'JSON'}})
+WHERE project_id IS NOT NULL{condition}"""
+
+EMPTY_VIEW = """
+CREATE OR REPLACE TEMP VIEW logs AS SELECT ''::VARCHAR AS project_id, now() AS timestamp,
+  ''::VARCHAR AS level, ''::VARCHAR AS service, ''::VARCHAR AS message, NULL::JSON AS metadata
+WHERE false"""
+
+COPY = "COPY ({query}\n) TO '/dev/stdout' (FORMAT {format}, USE_TMP_FILE false)"
+
+
+@click.command()
+@click.argument("query")
+@options.apply(options.since)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "csv", "json", "parquet"]),
+    default="table",
+    show_default=True,
+    help="json prints one object per line.",
+)
+@options.apply(options.data_dir)
+def sql(*, query: str, since: str | None, output_format: str, data_dir: Path) -> None:
+    """Run a QUERY over the view `logs` of all stored logs with DuckDB.
+
+    Its columns are project_id, timestamp, level, service, message and metadata (JSON).
+    """
+    options.prepare("sql", None)
+    if output_format == "parquet" and sys.stdout.isatty():
+        raise click.UsageError("Parquet is binary; redirect the output to a file.")
+    duckdb = _import_duckdb()
+    connection = duckdb.connect()
+    try:
+        for left in reversed(range(TRIES)):
+            connection.execute(_view(data_dir, since))
+            try:
+                _print(connection, query.strip().rstrip(";"), output_format)
+                return
+            except duckdb.IOException:
+                if not left:
+                    raise
+    except duckdb.Error as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _import_duckdb() -> ModuleType:
+    try:
+        import duckdb  # noqa: PLC0415  # of an extra
+    except ImportError:
+        message = "astralog sql needs DuckDB: pip install 'astralog[sql]'"
+        raise click.ClickException(message) from None
+    return duckdb
+
+
+def _view(data_dir: Path, since: str | None) -> str:
+    """Return the statement that makes the view of the segments that there are now."""
+    try:
+        parts = find_parts(data_dir)
+    except OSError as error:
+        raise click.ClickException(f"{data_dir}: {error.strerror}") from None
+    if since is not None:
+        parts = parts_since(parts, seconds_of(since) - CLOCK_SECONDS)
+    if not parts:
+        return EMPTY_VIEW
+    files = [_quote(str(part.path)) for part in parts]
+    condition = "" if since is None else f" AND timestamp >= {_quote(since)}::TIMESTAMPTZ"
+    return VIEW.format(files=f"[{', '.join(files)}]", condition=condition)
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _print(connection: Any, query: str, output_format: str) -> None:
+    if output_format != "table":
+        connection.execute(COPY.format(query=query, format=output_format))
+        return
+    relation = connection.sql(query)
+    if relation is None:
+        return
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        relation.show(max_rows=MAX_ROWS)
+    click.echo(escape(shown.getvalue(), keep="\n"), nl=False)
