@@ -203,8 +203,7 @@ def _read_events(text: bytes) -> Iterator[tuple[bytes, Event | None]]:
             end = _find_end(text, start)
             part = text[start:end]
         yield part, event
-        following = _NO_BLANK.search(text, end)
-        start = following.start() if following else len(text)
+        start = end if text.startswith(b"{", end) else _find_next(text, end)
 
 
 def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
@@ -247,6 +246,12 @@ def _find_border(text: bytes, start: int) -> int:
             return match.start() + 1
         yield_if_due()
     return len(text)
+
+
+def _find_next(text: bytes, end: int) -> int:
+    """Return where the object after `end` begins."""
+    following = _NO_BLANK.search(text, end)
+    return following.start() if following else len(text)
 
 
 def _find_end(text: bytes, start: int) -> int:
@@ -352,12 +357,14 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
     else:
         message = _encode(members).decode()
         is_whole = True
-    for name in ("service", "tag"):
-        if not service and name in members:
-            service = take_name(members, name)
-    for name in ("level", "severity"):
-        if not level and name in members:
-            level = take_name(members, name)
+    if not service and "service" in members:
+        service = take_name(members, "service")
+    if not service and "tag" in members:
+        service = take_name(members, "tag")
+    if not level and "level" in members:
+        level = take_name(members, "level")
+    if not level and "severity" in members:
+        level = take_name(members, "severity")
     if is_whole:
         members.clear()
     return message, service, level
@@ -365,10 +372,10 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
 
 def _read_time(value: msgspec.Raw) -> str:
     """Return the time of an event, "" if it has none."""
-    text = bytes(value)
-    if text == b"null":
+    text = str(value, "utf-8")
+    if text == "null":
         return ""
     try:
-        return parse_time(text.decode().strip('" '))
+        return parse_time(text.strip('" ') if text[0] == '"' else text)
     except ValueError as error:
         raise InvalidEvent(INVALID_FORMAT, "time", str(error)) from None

@@ -46,10 +46,11 @@ def change_log(log: Any, options: Options) -> Any:
     if not isinstance(log, dict):
         return log
     sources, moves_unknown = options.sources, options.moves_unknown
-    if sources:
-        _move_fields(log, sources)
+    moved = _take_fields(log, sources) if sources else {}
     if moves_unknown:
-        log = _move_unknown(log)
+        log = _move_unknown(log, moved)
+    else:
+        log.update(moved)
     if sources or moves_unknown:
         _write_as_text(log)
         if "timestamp" in sources:
@@ -60,10 +61,10 @@ def change_log(log: Any, options: Options) -> Any:
     return log
 
 
-def _move_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> None:
-    """Move the first value that is there to each field; all are found before the first is moved.
+def _take_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Remove the first value that is there for each field, and return them by field.
 
-    Objects that are empty then are removed.
+    All are found before the first is removed. Objects that are empty then are removed too.
     """
     moved: dict[str, Any] = {}
     taken: list[str] = []  # of the log itself, as most are
@@ -84,7 +85,7 @@ def _move_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> N
         log.pop(name, None)
     for path in paths:
         _remove(path)
-    log.update(moved)
+    return moved
 
 
 def _remove(path: _Path) -> None:
@@ -110,9 +111,14 @@ def _find(holder: dict[str, Any], name: str) -> _Path:
     return ()
 
 
-def _move_unknown(log: dict[str, Any]) -> dict[str, Any]:
-    """Return the log with its unknown fields under metadata, unless that is no object."""
-    known = {name: log.pop(name) for name in FIELDS if name in log}
+def _move_unknown(log: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Return the `known` fields and those of a log, its unknown ones under metadata.
+
+    They are dropped only if metadata is no object, which rejects the log.
+    """
+    for name in FIELDS:
+        if name in log:
+            known.setdefault(name, log.pop(name))
     if log:
         metadata = known.get("metadata")
         if metadata is None:
@@ -129,7 +135,9 @@ def _write_as_text(log: dict[str, Any]) -> None:
     """Replace numbers and booleans in known fields, and any message, by their JSON."""
     for name in _TEXT_FIELDS:
         value = log.get(name)
-        if type(value) is not str and isinstance(value, _KINDS[name]):
+        if value is None or type(value) is str:
+            continue
+        if isinstance(value, _KINDS[name]):
             log[name] = _encode(value).decode()
 
 

@@ -238,7 +238,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "values are found before one is moved",
-        "astralog.intake.mapping:_move_fields",
+        "astralog.intake.mapping:_take_fields",
         "                taken.append(name)\n",
         "                log.pop(name)\n",
         ("tests/unit/intake/test_mapping.py", "-k", "one_source"),
