@@ -136,10 +136,15 @@ class Bulk:
 
 
 def _read_action(line: bytes, number: int) -> tuple[str, Members]:
-    """Return the action of a line and its members; raises Rejection as Elasticsearch does."""
+    """Return the action of a line and its members; raises Rejection as Elasticsearch does.
+
+    Members after the action are ignored, as in Elasticsearch 8: winston-elasticsearch sends one.
+    """
     place = f"Malformed action/metadata line [{number}]"
     try:
-        ((action, raw),) = read_line(line).items()
+        (action, raw), *others = read_line(line).items()
+        if any(name in ACTIONS for name, _ in others):
+            raise ValueError("two actions")
         members = read_members(bytes(raw))
     except ValueError:
         message = f"{place}, expected an object with one of {', '.join(ACTIONS)}"

@@ -100,6 +100,16 @@ def test_each_item_has_its_result_and_valid_ones_are_stored() -> None:
     ] == [(item.action, item.status, item.type) for item in bulk.items]
 
 
+def test_other_members_after_an_action_are_ignored() -> None:
+    """As in Elasticsearch 8: winston-elasticsearch counts its attempts there."""
+    bulk = Bulk("org")
+    body = b'{"index":{"_index":"a","pipeline":null},"attempts":0}\n{"message":"x"}\n'
+    assert 1 == bulk.decode(body, make_context()).batch.logs
+    assert [("index", "a", 201)] == [
+        (item.action, item.index_name, item.status) for item in bulk.items
+    ]
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
