@@ -214,7 +214,8 @@ def test_metadata_is_a_tree_whose_values_filter(page: SearchPage) -> None:
 def test_values_are_shown_as_they_were_sent(page: SearchPage) -> None:
     """Every digit of a number, names with dots, and arrays in arrays, which no filter reaches."""
     metadata = '{"id":12345678901234567890,"a.b":1e999,"m":[[1],{"n":[]}],"t":"1\\n\\"2\\""}'
-    line = json.dumps(make_log(metadata=0)).replace('"metadata": 0', f'"metadata":{metadata}')
+    line = json.dumps(make_log(message="€" * 100, metadata=0), ensure_ascii=False)
+    line = line.replace('"metadata": 0', f'"metadata":{metadata}')
     page.script({"body": line})
     page.follow("search?q=x")
     page.browser.click("#found summary.log")
@@ -226,6 +227,7 @@ def test_values_are_shown_as_they_were_sent(page: SearchPage) -> None:
         "only this: field id=12345678901234567890",
         "only this: field a.b=1e999",
     ]
+    assert f"stored\n{len(line.encode())} B" in page.browser.text("#found .whole")
 
 
 def test_large_metadata_are_shown_in_parts(page: SearchPage) -> None:

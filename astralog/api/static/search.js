@@ -23,7 +23,7 @@ const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * s
 
 /** The fields of a stored line; metadata as its text. */
 function parseLog(line) {
-  const log = { project_id: "", timestamp: "", level: "", service: "", message: "", metadata: "", bytes: line.length };
+  const log = { project_id: "", timestamp: "", level: "", service: "", message: "", metadata: "", bytes: new TextEncoder().encode(line).length };
   try {
     for (const { name, text, members, start, end } of parse(line).members) {
       if (members) log[name] = line.slice(start, end);
