@@ -156,6 +156,15 @@ def test_events_without_borders_are_searched_for_one_once(separator: bytes) -> N
     assert 1 == find_border.call_count
 
 
+def test_only_the_tokens_of_an_event_are_read_to_find_its_end() -> None:
+    """Those of the next events are read for these."""
+    tokens = iter(hec._TOKEN.finditer(b"{}" * 100))
+    with patch.object(hec, "_TOKEN") as pattern:
+        pattern.finditer.return_value = tokens
+        assert 2 == hec._find_end(b"{}" * 100, 0)
+    assert 198 == len(list(tokens))
+
+
 def test_invalid_utf8_becomes_a_replacement_character() -> None:
     assert "a\ufffdb" == decode(b'{"event":"a\xffb","index":"i"}')[0]["message"]
     assert "\ufffd" == decode(b'{"event":"\\ud83d","index":"i"}')[0]["message"]
