@@ -55,6 +55,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/server/test_master_reload.py", "-k", "buckets"),
     ),
     Guard(
+        "a bound token sees its own volume alone",
+        "astralog.telemetry.overview:_tokens",
+        "token in (None, name) and",
+        "",
+        ("tests/unit/api/test_status.py", "-k", "own_volume"),
+    ),
+    Guard(
+        "volumes of a bounded number of tokens",
+        "astralog.telemetry.counters:Counters._volume_of",
+        "len(volumes) >= MAX_TOKEN_SERIES",
+        "False",
+        ("tests/unit/telemetry/test_counters.py", "-k", "counted_per_token"),
+    ),
+    Guard(
         "origins of pages",
         "astralog.browsers:Origins.check",
         "raise Rejection(*ORIGIN_FORBIDDEN)",
