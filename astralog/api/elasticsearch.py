@@ -6,6 +6,7 @@ Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bu
 import secrets
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
@@ -148,11 +149,25 @@ def _encode_items(head: bytes, items: list[Item]) -> Iterator[bytes]:
     for start in range(0, len(items), ITEMS_PER_PIECE):
         run = items[start : start + ITEMS_PER_PIECE]
         results = [_result(item, f"{made}{start + n:08x}") for n, item in enumerate(run)]
-        yield (b"," if start else b"") + _encode(results)[1:-1]
+        yield (b"," if start else b"") + b",".join(results)
     yield b"]}"
 
 
-def _result(item: Item, made_id: str) -> dict[str, Any]:
+def _result(item: Item, made_id: str) -> bytes:
+    if item.type or item.document_id:
+        return _encode(_describe(item, made_id))
+    head, tail = _encode_stored(item.action, item.index_name)  # as most are
+    return head + made_id.encode() + tail
+
+
+@lru_cache(maxsize=16)
+def _encode_stored(action: str, index: str) -> tuple[bytes, bytes]:
+    """Return what stands before and after the made ID in the result of a stored document."""
+    head, _, tail = _encode(_describe(Item(action, index, ""), "\0")).rpartition(b"\\u0000")
+    return head, tail
+
+
+def _describe(item: Item, made_id: str) -> dict[str, Any]:
     result: dict[str, Any] = {"_index": item.index_name, "_id": item.document_id or made_id}
     if item.type:
         result |= {"status": item.status, "error": {"type": item.type, "reason": item.reason}}
