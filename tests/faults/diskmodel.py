@@ -41,7 +41,7 @@ def read_trace(path: Path) -> list[Operation]:
 class File:
     """One file: its durable bytes, and later changes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None) -> None:
         self.durable = b""
         self.names: list[str | None] = [None, name]  # the durable one, and those since
         self._pending: list[tuple[int, bytes | None]] = []
@@ -121,11 +121,11 @@ class Disk:
                     self._removed.append(self._files.pop(words[0]))
                 self._files[words[0]] = File(Path(words[1]).name)
             case "W":
-                self._files[words[0]].write(int(words[1]), operation.data)
+                self._file(words[0]).write(int(words[1]), operation.data)
             case "T":
-                self._files[words[0]].truncate(int(words[1]))
+                self._file(words[0]).truncate(int(words[1]))
             case "Y":
-                self._files[words[0]].sync()
+                self._file(words[0]).sync()
             case "R":
                 self._named(words[0]).names.append(Path(words[1]).name)
             case "U":
@@ -141,6 +141,10 @@ class Disk:
             name = chance.choice((file.names[0], file.names[-1], chance.choice(file.names)))
             if name is not None:
                 (directory / name).write_bytes(file.after_power_cut(chance))
+
+    def _file(self, inode: str) -> File:
+        """Return a file that was created, or one without a name (O_TMPFILE): no cut leaves it."""
+        return self._files.setdefault(inode, File(None))
 
     def _named(self, path: str) -> File:
         name = Path(path).name

@@ -57,7 +57,7 @@ def test_dripping_answer_ends() -> None:
 
 def test_nothing_on_the_way_swallows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a library that goes on after any failure of its own does."""
-    monkeypatch.setattr(deadline, "REPEAT_SECONDS", 0.05)
+    monkeypatch.setattr(deadline, "REPEAT_SECONDS", 0.5)
 
     def go_on() -> None:
         for _ in range(100):
@@ -73,7 +73,7 @@ def test_nothing_on_the_way_swallows_it(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_lost_signal_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in a finalizer is lost; the next one is not."""
-    monkeypatch.setattr(deadline, "REPEAT_SECONDS", 0.05)
+    monkeypatch.setattr(deadline, "REPEAT_SECONDS", 0.5)
     slept: list[float] = []
 
     class Slow:
