@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import os
+import shutil
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +37,7 @@ CREATE OR REPLACE TEMP VIEW logs AS SELECT ''::VARCHAR AS project_id, now() AS t
   ''::VARCHAR AS level, ''::VARCHAR AS service, ''::VARCHAR AS message, NULL::JSON AS metadata
 WHERE false"""
 
-COPY = "COPY ({query}\n) TO '/dev/stdout' (FORMAT {format}, USE_TMP_FILE false)"
+COPY = "COPY ({query}\n) TO '/proc/self/fd/{fd}' (FORMAT {format}, USE_TMP_FILE false)"
 
 
 @click.command()
@@ -102,7 +105,7 @@ def _quote(text: str) -> str:
 
 def _print(connection: Any, query: str, output_format: str) -> None:
     if output_format != "table":
-        connection.execute(COPY.format(query=query, format=output_format))
+        _copy(connection, query, output_format)
         return
     relation = connection.sql(query)
     if relation is None:
@@ -110,3 +113,28 @@ def _print(connection: Any, query: str, output_format: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         relation.show(max_rows=MAX_ROWS)
     click.echo(escape(shown.getvalue(), keep="\n"), nl=False)
+
+
+def _copy(connection: Any, query: str, output_format: str) -> None:
+    """Write a result to stdout through a pipe: DuckDB opens its output by name, from the start."""
+    reading, writing = os.pipe()
+    failures: list[OSError] = []
+    copier = threading.Thread(target=_copy_to_stdout, args=(reading, failures))
+    copier.start()
+    try:
+        connection.execute(COPY.format(query=query, fd=writing, format=output_format))
+    finally:
+        os.close(writing)
+        copier.join()
+        if failures:
+            raise failures[0]
+
+
+def _copy_to_stdout(fd: int, failures: list[OSError]) -> None:
+    """Copy all that comes from a pipe; if stdout fails, DuckDB's next write does too."""
+    with open(fd, "rb") as source:
+        try:
+            shutil.copyfileobj(source, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            failures.append(error)

@@ -72,7 +72,7 @@ def test_nothing_is_compressed_without_the_setting(tmp_path: Path) -> None:
         send(service, "a")
         wait_for(lambda: service.files("*.ndjson"))
         assert service.compressor_pid() is None
-        assert b"compress" not in service.request("GET", "/metrics").raw
+        assert b"astralog_compress" not in service.request("GET", "/metrics").raw
         assert not list(service.data_dir.glob("*compress*"))
 
 

@@ -71,7 +71,7 @@ def check(tmp_path: Path, inject: Callable[[Bench], Iterator[Row]]) -> None:
 @pytest.mark.slow
 def test_kills(tmp_path: Path) -> None:
     """Nothing acknowledged is lost when processes are killed."""
-    check(tmp_path, lambda bench: kills.run(bench, rounds=6))
+    check(tmp_path, lambda bench: kills.run(bench, rounds=4))
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_clocks(tmp_path: Path) -> None:
 @needs_shim
 def test_power_cuts(tmp_path: Path) -> None:
     """Every disk that a power cut may leave holds what was acknowledged."""
-    check(tmp_path, lambda bench: powercut.run(bench, states=300))
+    check(tmp_path, lambda bench: powercut.run(bench, states=150))
 
 
 @pytest.mark.slow

@@ -159,7 +159,8 @@ LINES: dict[str, dict[str, object]] = {
 
 def test_the_queries_of_the_recipes_are_taken(service: Service) -> None:
     """What each program sends is stored as its recipe asks, nothing of it lost."""
-    queries = set(re.findall(r"/v1/drain(\?[^\s\"]+)", RECIPES))
+    found = set(re.findall(r"/v1/drain(\?[\w=&,-]+)", RECIPES))
+    queries = {query for query in found if "_field=" not in query}  # those: test_any_json
     assert 4 == len(queries)
     for query in queries - {"?partial=true"}:  # syslog-ng's, which sends whole logs
         for line in LINES.values():
