@@ -5,6 +5,7 @@ Loaded by `SCHEMATHESIS_HOOKS`; the document itself stays as the service gives i
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import schemathesis
 from hypothesis import strategies as st
@@ -19,6 +20,9 @@ ASSETS = {
 
 #: The path of Elasticsearch's bulk, whose NDJSON has a line for the action of each log.
 BULK = "/elasticsearch/_bulk"
+
+#: What the values of a query may take of a request line, which may have 4,094 bytes.
+REQUEST_LINE_BYTES = 3800
 
 NAMES = ("project_id", "level", "service", "message")
 
@@ -89,7 +93,18 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
         for name in ("after", "before"):  # only an answer of the service has one
             case.query.pop(name, None)
         _drop_conflicts(case.query)
+    _shorten(case.query or {})
     return case
+
+
+def _shorten(query: dict[str, Any]) -> None:
+    """Keep the request line within its limit: beyond it, no path and so no form is known."""
+    left = REQUEST_LINE_BYTES
+    for name, value in query.items():
+        text = str(value)
+        while len(quote(text)) > left:
+            text = query[name] = text[: len(text) // 2]
+        left -= len(quote(text))
 
 
 def _drop_conflicts(query: dict[str, Any]) -> None:
