@@ -18,7 +18,7 @@ CLIENTS = 40
 KEYED_CLIENTS = 10
 
 #: Longest batch, in logs; 40 clients together exceed the queue's bytes.
-LARGEST_BATCH = 600
+LARGEST_BATCH = 1000
 QUEUE_BYTES = 3 * MIB // 2
 
 #: Seconds beyond the commit timeout in which a client has its answer.
