@@ -43,7 +43,10 @@ ORDERS = ((0, 1, 1, 0), (1, 0, 0, 1))
 
 
 class Row(NamedTuple):
-    """A load that both revisions have to take; `rate` is in requests per second."""
+    """A load that both revisions have to take; `rate` is in requests per second.
+
+    It is left out if the older revision lacks the file that it `needs`.
+    """
 
     name: str
     batch: int
@@ -51,7 +54,11 @@ class Row(NamedTuple):
     make: Callable[[int, str], list[bodies.Template]] = load.json_requests
     workers: int = CELL_WORKERS
     rate: float = 0.0
+    needs: str = "wsgi.py"
 
+
+#: A revision that has it accepts the requests of other senders.
+FOREIGN = "astralog/intake/foreign.py"
 
 ROWS = (
     Row("json 1x8", 1, 8),
@@ -62,7 +69,7 @@ ROWS = (
     Row("ndjson 500x8", 500, 8, load.ndjson_requests),
     Row("otlp 500x8", 500, 8, otlp.requests),
     Row("options 500x8", 500, 8, options.requests),
-    *(Row(f"{form} 500x8", 500, 8, make) for form, make in foreign.FORMS.items()),
+    *(Row(f"{form} 500x8", 500, 8, make, needs=FOREIGN) for form, make in foreign.FORMS.items()),
     Row("keyed 100x8", 100, 8, load.keyed_requests),
     Row("keyed 500x8", 500, 8, load.keyed_requests),
     Row("two workers 100x8", 100, 8, workers=2),
@@ -107,6 +114,7 @@ def main() -> int:
         ProcessPoolExecutor(1, context, initializer=measure.take_last_core) as executor,
     ):
         new = Revision("this checkout", ROOT, Path(sys.executable).parent)
+        rows = [row for row in rows if (old.root / row.needs).exists()]
         duel = Duel((old, new), executor, Path(work), arguments.seconds)
         ratios = duel.compare(rows, arguments.rounds)
     print(f"this checkout ({measure.commit()}) divided by {old.name}, median of the rounds:\n")

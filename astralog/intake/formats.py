@@ -293,7 +293,7 @@ class Lines:
         lines = text.split(b"\n")
         if not lines[-1]:
             lines.pop()
-        return load_logs(lines, options)
+        return load_logs(lines, options, text)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand: a list of short lines takes 20 times their bytes."""

@@ -100,10 +100,16 @@ def load_array(text: bytes, options: Options) -> list[Any]:
     return _finish(decoders.array.decode(text), [text], options, decoders)
 
 
-def load_logs(texts: list[bytes], options: Options) -> list[Any]:
-    """Return the logs in JSON texts, one in each; else as `load_batch`."""
+def load_logs(texts: list[bytes], options: Options, lines: bytes = b"") -> list[Any]:
+    """Return the logs in JSON texts, one in each; else as `load_batch`.
+
+    `lines` is the text that was split into them by LF, if it was: it is checked at once.
+    """
     decoders = _find_decoders(options)
-    return _finish(list(map(decoders.log.decode, texts)), texts, options, decoders)
+    logs = list(map(decoders.log.decode, texts))
+    if lines:
+        return _finish(logs, [lines], options, decoders, line_breaks=b"\r")
+    return _finish(logs, texts, options, decoders)
 
 
 def _find_decoders(options: Options) -> _Decoders:
@@ -113,18 +119,22 @@ def _find_decoders(options: Options) -> _Decoders:
 
 
 def _finish(
-    logs: list[Any], texts: list[bytes], options: Options, decoders: _Decoders
+    logs: list[Any],
+    texts: list[bytes],
+    options: Options,
+    decoders: _Decoders,
+    line_breaks: bytes = LINE_BREAKS,
 ) -> list[Any]:
     """Return decoded logs as the options demand, with the metadata and timestamps to store."""
     if decoders is _OBJECTS:
         return _check(logs, options)
-    _clean_metadata(logs, texts)
+    _clean_metadata(logs, texts, line_breaks)
     if decoders is _INCOMPLETE:
         _fill_in(logs, options.defaults)
     return _store_timestamps(logs)
 
 
-def _clean_metadata(logs: list[Any], texts: list[bytes]) -> None:
+def _clean_metadata(logs: list[Any], texts: list[bytes], line_breaks: bytes) -> None:
     """Check that metadata, which is not decoded, is UTF-8, and remove its line breaks.
 
     In a string JSON has them escaped. Raises ValueError.
@@ -132,7 +142,7 @@ def _clean_metadata(logs: list[Any], texts: list[bytes]) -> None:
     has_breaks = False
     for text in texts:
         _check_utf8(text)
-        has_breaks = has_breaks or b"\n" in text or b"\r" in text
+        has_breaks = has_breaks or any(character in text for character in line_breaks)
     if has_breaks:
         for log in logs:
             metadata = bytes(log.metadata)
