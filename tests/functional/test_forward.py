@@ -61,7 +61,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
 
 @pytest.fixture
 def clickhouse(engine: ClickHouse) -> ClickHouse:
-    """Return the engine with empty tables that remember no token."""
+    """Return the engine without faults, with empty tables that remember no token."""
+    engine.clear_faults()
     engine.query("DROP TABLE IF EXISTS logs")
     engine.query("DROP TABLE IF EXISTS logs_dead_letter")
     engine.create_tables()

@@ -152,6 +152,11 @@ class ClickHouse:
         assert fault in QUERY_FAULTS
         self._break("query", fault, times, after, 30.0)
 
+    def clear_faults(self) -> None:
+        """Let all statements succeed again, whatever an earlier test left."""
+        for kind in ("insert", "query"):
+            self._break(kind, "cut", times=0, after=0, seconds=30.0)
+
     def _break(self, kind: str, fault: str, times: int, after: int, seconds: float) -> None:
         fields = {"of": kind, "name": fault, "times": times, "after": after, "seconds": seconds}
         self._post("/fault?" + urlencode(fields))
