@@ -11,7 +11,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from heapq import heappop, heappush
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,9 +20,9 @@ from typing import BinaryIO, NamedTuple
 from astralog.errors import FULL_ERRNOS
 from astralog.log import LogOnce
 from astralog.store import files
+from astralog.store.directory import WatchedDirectory
 from astralog.store.lease import Lease
-from astralog.store.names import Form, SegmentName
-from astralog.store.plain_segments import PlainSegments
+from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.zstd import zstd
 
 log = logging.getLogger(__name__)
@@ -222,6 +223,55 @@ class CompressionCounts:
     failures: int = 0
     cpu_seconds: float = 0.0
     waiting_segments: int | None = None  #: None if another process compresses
+
+
+class PlainSegments(WatchedDirectory):
+    """The sealed segments that are not compressed, oldest first.
+
+    One that is taken out comes back with the next scan, or when it is put back.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._names: list[SegmentName] = []  # a heap
+        self._known: set[SegmentName] = set()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def look(self) -> None:
+        """Add the segments that were sealed since the last scan."""
+        for changed in self._changed_files():
+            self._add(file for file in changed if self._is_there(file))
+        if self.is_scan_due:
+            self._add(parse_file_names(files.regular_files(self._directory)))
+            self._note_scan()
+
+    def _add(self, found: Iterable[SegmentFile]) -> None:
+        for segment, form in found:
+            if form is Form.PLAIN:
+                self.put(segment)
+
+    def _is_there(self, file: SegmentFile) -> bool:
+        """Return whether a file is there; the watch also reports those that are gone."""
+        with contextlib.suppress(FileNotFoundError):
+            files.status_of(file.segment.path(self._directory, file.form))
+            return True
+        return False
+
+    def put(self, name: SegmentName) -> None:
+        """Add a segment, unless it is there."""
+        if name not in self._known:
+            self._known.add(name)
+            heappush(self._names, name)
+
+    def take(self) -> SegmentName | None:
+        """Remove and return the oldest segment, None if there is none."""
+        if not self._names:
+            return None
+        name = heappop(self._names)
+        self._known.remove(name)
+        return name
 
 
 class Compressor:

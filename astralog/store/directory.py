@@ -1,6 +1,8 @@
-"""The inventory of a data directory's segments: one scan, and then each change by inotify(7).
+"""What a data directory contains, and what has changed.
 
-Its cost grows with the number of changes, not with that of the segments.
+`WatchedDirectory` scans once, and then follows each change by inotify(7): its cost grows with the
+number of changes, not with that of the segments. It serves the processes that look after the
+directory. `Listing` is for readers: it needs no watch, of which a user has few.
 """
 
 import contextlib
@@ -8,7 +10,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,7 @@ from astralog.store.names import (
     is_ahead,
     last_change,
     parse_file_name,
+    parse_file_names,
 )
 
 log = logging.getLogger(__name__)
@@ -80,6 +83,71 @@ class DirectoryWatch:
     def close(self) -> None:
         """End the watch."""
         os.close(self._fd)
+
+
+#: Seconds between two scans of the whole directory. With a watch, scans are a safeguard; without it
+#: (changes by another host on NFS, or no watch left), they alone find new segments.
+SCAN_SECONDS = 3600.0
+UNWATCHED_SCAN_SECONDS = 60.0
+
+
+class WatchedDirectory:
+    """Finds new names by a watch, if there is one, and by scans; all methods raise OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._watch = open_watch(directory)
+        self._next_scan_at = time.monotonic()
+
+    @property
+    def is_scan_due(self) -> bool:
+        """Whether the next scan of the directory is due."""
+        return time.monotonic() >= self._next_scan_at
+
+    def _changed_files(self) -> Iterator[Iterable[SegmentFile]]:
+        """Yield files of segments that were created, removed or changed since the last call.
+
+        If some are unknown, a scan is due.
+        """
+        try:
+            while self._watch and (names := self._watch.changes()):
+                yield parse_file_names(sorted(names))
+        except ChangesLost:
+            self._next_scan_at = time.monotonic()
+
+    def _note_scan(self, min_pause: float = 0.0) -> None:
+        """Set the time of the next scan, at least so many seconds from now."""
+        pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
+        self._next_scan_at = time.monotonic() + max(pause, min_pause)
+
+    def close(self) -> None:
+        """End the watch."""
+        if self._watch:
+            self._watch.close()
+
+
+#: A directory that changed so recently may change again without showing it: in nanoseconds, more
+#: than the steps of any file system's clock.
+SETTLED_NANOSECONDS = 2_500_000_000
+
+
+class Listing:
+    """The names of a directory's files; it is listed again only if it may have changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._settled: tuple[int, int, int] | None = None  # of the directory, once it is settled
+
+    def poll(self) -> set[str] | None:
+        """Return the names, None if they are those of the last call; raises OSError."""
+        now = time.time_ns()
+        status = os.stat(self._directory)
+        state = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        if state == self._settled:
+            return None
+        names = set(files.regular_files(self._directory))
+        self._settled = state if abs(now - status.st_mtime_ns) > SETTLED_NANOSECONDS else None
+        return names
 
 
 #: The era of segments named ahead of the clock, which count as the oldest.
@@ -254,40 +322,28 @@ def _put_back(heap: list[SegmentName], names: list[SegmentName]) -> None:
             heappush(heap, name)
 
 
-#: Seconds between two scans of the whole directory. With a watch, scans are a safeguard; without it
-#: (changes by another host on NFS, or no watch left), they alone find new segments.
-SCAN_SECONDS = 3600.0
-UNWATCHED_SCAN_SECONDS = 60.0
-
 #: Maximum share of a core for scans: the larger the directory, the longer the time between them.
 SCAN_SHARE = 0.002
 
 
-class Inventory:
+class Inventory(WatchedDirectory):
     """The open and the sealed segments of a directory.
 
-    Long operations are iterators that yield after each small step. Every method raises OSError.
+    Long operations are iterators that yield after each small step.
     """
 
     def __init__(self, directory: Path, clock: TrustedClock, started_at: float) -> None:
         """Measure ages by the clock; `started_at` is the wall time of the process's start."""
-        self._directory = os.fspath(directory)
+        super().__init__(directory)
         self._clock = clock
         self._started_at = started_at
-        self._watch = open_watch(directory)
         self._files: list[SegmentFile] = []  # sealed ones, listed and not measured yet
         self._changed: set[SegmentName] = set()  # sealed ones that appeared, vanished or changed
         self._scanned_at = 0.0  # CPU seconds of this thread when the scan began
-        self._next_scan_at = time.monotonic()
         self._is_first = True  # whether the next scan is the first one
         self.eras = Eras()
         self.open: set[SegmentName] = set()
         self.sealed = SegmentIndex()
-
-    @property
-    def is_scan_due(self) -> bool:
-        """Return whether the next scan of the directory is due."""
-        return time.monotonic() >= self._next_scan_at
 
     def list_names(self) -> Iterator[None]:
         """Begin a scan: list the open and the sealed segments."""
@@ -323,18 +379,14 @@ class Inventory:
         self.sealed = index
         self.eras.forget_all_but(self.open)
         cost = time.thread_time() - self._scanned_at
-        pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
-        self._next_scan_at = time.monotonic() + max(pause, cost / SCAN_SHARE)
+        self._note_scan(cost / SCAN_SHARE)
 
     def follow(self) -> Iterator[None]:
         """Apply the changes since the last call."""
-        try:
-            while self._watch and (names := self._watch.changes()):
-                for file in filter(None, map(parse_file_name, sorted(names))):
-                    self._note(file)
-                yield
-        except ChangesLost:
-            self._next_scan_at = time.monotonic()
+        for changed in self._changed_files():
+            for file in changed:
+                self._note(file)
+            yield
         while self._changed:
             self._refresh(self._changed.pop())
             yield
@@ -344,11 +396,6 @@ class Inventory:
         sizes = {segment: self._size(segment, Form.OPEN) for segment in self.open}
         self.open = {segment for segment, size in sizes.items() if size is not None}
         return sum(size for size in sizes.values() if size)
-
-    def close(self) -> None:
-        """End the watch."""
-        if self._watch:
-            self._watch.close()
 
     def _note(self, changed: SegmentFile) -> None:
         """Record that a file appeared, vanished or changed."""

@@ -3,21 +3,16 @@
 import contextlib
 import enum
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from astralog.store.files import regular_files
+from astralog.store.directory import Listing
 from astralog.store.merge import Part, make_parts, oldest_first
-from astralog.store.names import Form, SegmentName, parse_file_name
+from astralog.store.names import Form, SegmentName, parse_file_names
 from astralog.store.reader import ReadBudget, SegmentReader, Select, not_blank
 
 log = logging.getLogger(__name__)
-
-#: A directory that changed so recently may change again without showing it: in nanoseconds, more
-#: than the steps of any file system's clock.
-SETTLED_NANOSECONDS = 2_500_000_000
 
 #: Segments that are remembered although they are gone, in case their disk comes back.
 REMEMBERED_SEGMENTS = 10_000
@@ -89,7 +84,7 @@ class Follower:
     def __init__(self, directory: Path) -> None:
         self.error: OSError | None = None
         self._directory = directory
-        self._settled: tuple[int, int, int] | None = None  # of the directory, once it is settled
+        self._listing = Listing(directory)
         self._names: set[str] = set()
         self._followed: dict[SegmentName, FollowedPart] = {}
         self._done: set[SegmentName] = set()  # segments of which nothing more is to be read
@@ -101,7 +96,7 @@ class Follower:
         If the directory is missing, there are none, and all its later segments are new.
         """
         self._names = self._list() or set()
-        stored = make_parts(self._directory, filter(None, map(parse_file_name, self._names)))
+        stored = make_parts(self._directory, parse_file_names(self._names))
         for part in stored:
             if not part.is_open:
                 self._done.add(part.segment)
@@ -130,16 +125,12 @@ class Follower:
 
     def _list(self) -> set[str] | None:
         """Return the names of the files; None if they have not changed, or on an error."""
-        now = time.time_ns()
         try:
-            status = os.stat(self._directory)
-            state = (status.st_dev, status.st_ino, status.st_mtime_ns)
-            names = None if state == self._settled else set(regular_files(self._directory))
+            names = self._listing.poll()
         except OSError as error:
             self.error = error
             return None
         self.error = None
-        self._settled = state if now - status.st_mtime_ns > SETTLED_NANOSECONDS else None
         return names
 
     def _look(self) -> None:
@@ -147,28 +138,23 @@ class Follower:
         names = self._list()
         if names is None:
             return
-        for name in sorted(names - self._names):
-            self._note_new(name)
-        for name in self._names - names:
-            self._note_gone(name)
+        for segment, form in parse_file_names(sorted(names - self._names)):
+            self._note_new(segment, form)
+        for segment, form in parse_file_names(self._names - names):
+            self._note_gone(segment, form)
         self._names = names
         self._forget()
 
-    def _note_new(self, name: str) -> None:
-        file = parse_file_name(name)
-        if file is None:
-            return
-        segment, form = file
+    def _note_new(self, segment: SegmentName, form: Form) -> None:
         part = self._followed.get(segment)
         if part:
             part.state = State.OPEN if form is Form.OPEN else State.SEALED
         elif segment not in self._done:
             self._follow(segment, form, self._left.pop(segment, 0))
 
-    def _note_gone(self, name: str) -> None:
-        file = parse_file_name(name)
-        part = self._followed.get(file.segment) if file and file.form is Form.OPEN else None
-        if part and part.state is State.OPEN:
+    def _note_gone(self, segment: SegmentName, form: Form) -> None:
+        part = self._followed.get(segment)
+        if part and form is Form.OPEN and part.state is State.OPEN:
             part.state = State.GONE
 
     def _follow(self, segment: SegmentName, form: Form, begin: int = 0) -> FollowedPart | None:
@@ -194,7 +180,6 @@ class Follower:
     def _forget(self) -> None:
         """Bound the number of remembered segments that are gone."""
         if len(self._done) > len(self._names) + REMEMBERED_SEGMENTS:
-            files = filter(None, map(parse_file_name, self._names))
-            self._done.intersection_update(file.segment for file in files)
+            self._done.intersection_update(segment for segment, _ in parse_file_names(self._names))
         while len(self._left) > REMEMBERED_SEGMENTS:
             del self._left[next(iter(self._left))]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from astralog.store.files import regular_files
-from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_name
+from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader, Select, not_blank
 
 log = logging.getLogger(__name__)
@@ -220,8 +220,7 @@ def event_time(line: bytes) -> float:
 
 def find_parts(directory: Path, make: MakePart | None = None) -> list[Part]:
     """Return all there is of each segment, in the order of their names; raises OSError."""
-    files = filter(None, map(parse_file_name, regular_files(directory)))
-    return make_parts(directory, files, make)
+    return make_parts(directory, parse_file_names(regular_files(directory)), make)
 
 
 def newest_lines(

@@ -11,6 +11,7 @@ removed, changed, counted or waited for. Nor is a directory, a link or a device 
 
 import enum
 import re
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -104,6 +105,11 @@ def parse_file_name(text: str) -> SegmentFile | None:
     if match and _is_moment(match[1]):
         return SegmentFile(SegmentName(text[: match.start(2)]), _FORMS[match[2]])
     return None
+
+
+def parse_file_names(texts: Iterable[str]) -> Iterator[SegmentFile]:
+    """Yield the segment and the form of each file that is a segment's, in the given order."""
+    return filter(None, map(parse_file_name, texts))
 
 
 def is_ahead(start: float, now: float) -> bool:

@@ -7,7 +7,6 @@ ones.
 
 import contextlib
 import heapq
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from astralog.clock import TrustedClock
-from astralog.store.files import regular_files
+from astralog.store.directory import Listing
 from astralog.store.merge import Arrival, Part, make_parts, newest_arrivals
-from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_name
+from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.store.reader import ReadBudget, SegmentReader, Select
 
 #: Segments that are looked at, and those that are followed; a cursor has 40 bytes for each of them.
@@ -30,9 +29,6 @@ LIST_COST = 30
 
 #: A segment is listed at most so much later than its name says that it was started.
 LATE_SECONDS = 10.0
-
-#: A directory that changed so recently may change again without showing it.
-SETTLED_SECONDS = 2.5
 
 #: The offset of a compressed segment that is read to its end.
 END = 10**15 - 1
@@ -96,7 +92,7 @@ class RecentLines:
         self._has_others = False  # whether there may be older ones
         self._listed_at = 0.0  # in seconds since 1970
         self._list_again_at = 0.0  # by the monotonic clock
-        self._settled: tuple[int, int] | None = None  # the directory, once it is settled
+        self._listing = Listing(directory)
 
     def read(
         self, limit: int, select: Select, budget: ReadBudget, after: Cursor | None = None
@@ -168,14 +164,10 @@ class RecentLines:
         start = time.monotonic()
         if start < self._list_again_at:
             return
-        listed_at, now = self._clock.now(), time.time()
-        status = os.stat(self._directory)
-        state = (status.st_ino, status.st_mtime_ns)
-        if state != self._settled:
-            self._forms = _newest(regular_files(self._directory))
+        listed_at = self._clock.now()
+        if (names := self._listing.poll()) is not None:
+            self._forms = _newest(names)
             self._has_others = len(self._forms) >= MAX_SEGMENTS
-            is_settled = abs(now - status.st_mtime) > SETTLED_SECONDS
-            self._settled = state if is_settled else None
         self._listed_at = listed_at
         end = time.monotonic()
         self._list_again_at = end + max(LIST_SECONDS, LIST_COST * (end - start))
@@ -222,7 +214,7 @@ def _last_segments(names: Sequence[str], count: int) -> list[SegmentFile]:
     tried = count
     while True:
         last = heapq.nlargest(tried, names)
-        found = [file for name in last if (file := parse_file_name(name))]
+        found = list(parse_file_names(last))
         if len(found) >= count or tried >= len(names):
             return found[:count]
         tried *= 4

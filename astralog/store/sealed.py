@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from astralog.store.files import regular_files, status_of
-from astralog.store.names import Form, SegmentName, parse_file_name
+from astralog.store.names import Form, SegmentName, parse_file_names
 from astralog.zstd import zstd
 
 #: The longest beginning of a zstd frame that tells of it (RFC 8878, 3.1.1).
@@ -28,9 +28,8 @@ class Segments(NamedTuple):
 def list_segments(directory: Path) -> Segments:
     """Return the segments of a directory; raises OSError."""
     names: dict[Form, set[str]] = {form: set() for form in Form}
-    for file_name in regular_files(directory):
-        if file := parse_file_name(file_name):
-            names[file.form].add(file.segment)
+    for segment, form in parse_file_names(regular_files(directory)):
+        names[form].add(segment)
     plain = names[Form.PLAIN]
     sealed = plain | names[Form.COMPRESSED]
     return Segments(sealed, names[Form.OPEN] - sealed, plain)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from astralog.store import directory
+from astralog.store.compression import PlainSegments
 from astralog.store.directory import (
     SCAN_SECONDS,
     UNWATCHED_SCAN_SECONDS,
@@ -11,7 +12,6 @@ from astralog.store.directory import (
     DirectoryWatch,
 )
 from astralog.store.names import SegmentName
-from astralog.store.plain_segments import PlainSegments
 from tests.support.fake_system import Clock
 
 NAMES = [SegmentName(f"20261123T06250{number}.000000Z-1") for number in range(5)]
@@ -65,7 +65,7 @@ def test_without_a_watch_the_directory_is_listed_each_minute(
 ) -> None:
     """As where the system has no watch left."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("astralog.store.plain_segments.open_watch", lambda directory: None)
+    monkeypatch.setattr("astralog.store.directory.open_watch", lambda directory: None)
     plain = PlainSegments(tmp_path)
     plain.look()
     seal(tmp_path, NAMES[0])
