@@ -23,16 +23,20 @@ from astralog.tokens_file import Token
 #: The seconds of its rate that a token may send at once.
 BURST_SECONDS = 10.0
 
-#: Buckets in the memory, and the neighbours among which a token's bucket may be. A token that finds
-#: none of its own takes over the one that is full or closest to it.
-BUCKETS = 4096
+#: Buckets in the memory, three times as many as the tokens that may use up their rates at once, and
+#: the neighbours among which a token's bucket may be. A token that finds none of its own takes over
+#: the one that is full or closest to it.
+BUCKETS = 32 * 1024
 NEIGHBOURS = 16
 
 #: Attempts to lock the memory, of a microsecond each. A process that holds the lock longer was
 #: suspended within its few instructions: not to wait for it can lose the charge of one batch.
 LOCK_ATTEMPTS = 100
 
-_BUCKET = struct.Struct("=d32s")  # when the bucket is full, and the token's digest
+#: Bytes of a token's digest that name its bucket.
+OWNER_BYTES = 8
+
+_BUCKET = struct.Struct(f"=d{OWNER_BYTES}s")  # when the bucket is full, and its owner
 
 
 class Rates:
@@ -45,49 +49,61 @@ class Rates:
         size = BUCKETS * _BUCKET.size
         os.posix_fallocate(self._fd, 0, size)  # now: a lack of memory would later be a SIGBUS
         self._memory = mmap.mmap(self._fd, size)
-        self._places: dict[bytes, int] = {}  # where a token's bucket was last, by its digest
+        self._places: dict[bytes, int] = {}  # where a bucket was last, by its owner
 
     def check(self, token: Token) -> None:
         """Raise Rejection `rate_limited` if the token's bucket is empty."""
-        if token.rate is None:
-            return
-        now = time.monotonic()
-        missing = self._find(token, now)[1] - now - BURST_SECONDS
-        if missing >= 0:
-            raise Rejection(*rate_limited(token.rate), retry_after=int(missing) + 1)
+        if token.rate is not None:
+            now = time.monotonic()
+            _check(token.rate, self._find(token, now)[1] - now)
 
     def charge(self, token: Token, size: int) -> None:
-        """Take `size` bytes from the token's bucket, which may be overdrawn."""
+        """Take `size` bytes of a body from the token's bucket, which one body may overdraw.
+
+        Raises Rejection as `check` does: bodies that arrived at the same time may have emptied it.
+        """
+        if token.rate is None:
+            return
+        is_locked = self._lock()
+        try:
+            now = time.monotonic()
+            offset, full_at = self._find(token, now)
+            _check(token.rate, full_at - now)
+            full_at = max(full_at, now) + size / token.rate
+            _BUCKET.pack_into(self._memory, offset, full_at, _owner(token))
+        finally:
+            self._unlock(is_locked)
+
+    def refund(self, token: Token, size: int) -> None:
+        """Put the bytes of a batch back that the service could not store."""
         if token.rate is None:
             return
         is_locked = self._lock()
         now = time.monotonic()
         offset, full_at = self._find(token, now)
-        full_at = max(full_at, now) + size / token.rate
-        _BUCKET.pack_into(self._memory, offset, full_at, token.digest)
-        if is_locked:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        _BUCKET.pack_into(self._memory, offset, full_at - size / token.rate, _owner(token))
+        self._unlock(is_locked)
 
     def _find(self, token: Token, now: float) -> tuple[int, float]:
         """Return the offset of the token's bucket and when it is full; a new one is full now."""
-        digest = token.digest
-        offset = self._places.get(digest, 0)
+        wanted = _owner(token)
+        offset = self._places.get(wanted, 0)
         full_at, owner = _BUCKET.unpack_from(self._memory, offset)
-        if owner != digest:
-            offset, full_at = self._search(digest, now)
+        if owner != wanted:
+            offset, full_at = self._search(wanted, now)
             if len(self._places) >= BUCKETS:  # of tokens that are gone, most of them
                 self._places.clear()
-            self._places[digest] = offset
+            self._places[wanted] = offset
         return offset, full_at
 
-    def _search(self, digest: bytes, now: float) -> tuple[int, float]:
+    def _search(self, wanted: bytes, now: float) -> tuple[int, float]:
         """Return the same, by a search of all places that the bucket may have."""
-        start = int.from_bytes(digest[:4])
+        start = int.from_bytes(wanted)
         fullest = (float("inf"), 0)
         for place in range(start, start + NEIGHBOURS):
             offset = place % BUCKETS * _BUCKET.size
             full_at, owner = _BUCKET.unpack_from(self._memory, offset)
-            if owner == digest:
+            if owner == wanted:
                 return offset, full_at
             fullest = min(fullest, (full_at, offset))
         return fullest[1], now
@@ -101,3 +117,19 @@ class Rates:
                 continue
             return True
         return False
+
+    def _unlock(self, is_locked: bool) -> None:
+        if is_locked:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+
+def _owner(token: Token) -> bytes:
+    """Return the bytes that name the token's bucket."""
+    return token.digest[:OWNER_BYTES]
+
+
+def _check(rate: float, full_in: float) -> None:
+    """Raise Rejection `rate_limited` if a bucket is empty that is full after so many seconds."""
+    missing = full_in - BURST_SECONDS
+    if missing >= 0:
+        raise Rejection(*rate_limited(rate), retry_after=int(missing) + 1)

@@ -29,7 +29,7 @@ from astralog.intake.options import (
 )
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys.claims import Claim, Key
-from astralog.tokens_file import Scope
+from astralog.tokens_file import Scope, Token
 
 
 class BatchCounters(Protocol):
@@ -135,6 +135,7 @@ class Acceptor:
                 committing_at = perf_counter()
                 self._queue.commit(batch, reservation, claim)
         except BaseException as error:
+            self._refund(error, token, size)
             if not options.is_dry_run:
                 self._counters.reject(error, size, logs, started_at, token and token.name)
             raise
@@ -148,6 +149,12 @@ class Acceptor:
         if invalid and not invalid.are_kept:
             self._counters.reject_logs("invalid_batch", invalid.count)
         return Accepted(decoded)
+
+    def _refund(self, error: BaseException, token: Token | None, size: int) -> None:
+        """Refund the body of a batch that the service could not store to the token's rate."""
+        is_ours = getattr(error, "status", None) is HTTPStatus.SERVICE_UNAVAILABLE
+        if is_ours and token and size:
+            self._rates.refund(token, size)
 
     def _claim(self, key: Key, options: Options) -> Claim:
         """Claim a key; if it is the body's own, agents retry its rejections, as they do a 503."""

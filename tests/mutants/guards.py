@@ -41,6 +41,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/test_rates.py", "-k", "unused_rate"),
     ),
     Guard(
+        "rate after the body",
+        "astralog.rates:Rates.charge",
+        "_check(token.rate, full_at - now)",
+        "pass",
+        ("tests/unit/test_rates.py", "-k", "together"),
+    ),
+    Guard(
+        "refund of a batch that could not be stored",
+        "astralog.intake.acceptor:Acceptor._refund",
+        "self._rates.refund(token, size)",
+        "pass",
+        ("tests/unit/intake/test_acceptor.py", "-k", "costs_no_rate"),
+    ),
+    Guard(
         "no wait for a suspended worker",
         "astralog.rates:Rates._lock",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",

@@ -4,12 +4,13 @@ import gzip
 import io
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
 from astralog.auth import Tokens
@@ -301,6 +302,52 @@ def test_token_beyond_its_rate_is_rejected_before_the_body_is_read(
     assert unread.tell() == 0
     service.post(body, token="free", encoding="gzip")
     assert [entry[0] for entry in service.books.counted] == ["accepted", "rate_limited", "accepted"]
+    service.queue.stop(1)
+
+
+class MeanwhileUsedUp(io.BytesIO):
+    """A body that arrives while another one uses up the token's rate."""
+
+    def __init__(self, body: bytes, use_up: Callable[[], object]) -> None:
+        super().__init__(body)
+        self._use_up = use_up
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        self._use_up()
+        return super().read1(size)
+
+
+def test_body_that_arrives_after_the_rate_is_used_up_is_rejected(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Otherwise, as many bodies as there are connections could exceed the rate at once."""
+    path = write_tokens(tmp_path / "tokens", "slow rate=0.01KB/s\n")
+    service = Service(replace(settings, tokens="", tokens_file=str(path)))
+    late = MeanwhileUsedUp(
+        b"late", lambda: gevent.spawn(service.post, b"x" * 150, token="slow").get()
+    )
+    assert service.code_of(b"late", token="slow", stream=late) == "rate_limited"
+    assert b"late" not in service.stored()
+    service.queue.stop(1)
+
+
+def test_batch_that_could_not_be_stored_costs_no_rate(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent again, and then counts once; a batch that is invalid has cost its bytes."""
+    path = write_tokens(tmp_path / "tokens", "slow rate=0.01KB/s\n")
+    service = Service(replace(settings, tokens="", tokens_file=str(path)))
+
+    def fail(*_: Any) -> None:
+        raise Rejection("queue_full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(service.queue, "commit", fail)
+        for _ in range(2):
+            assert service.code_of(b"x" * 150, token="slow") == "queue_full"
+    service.post(b"x" * 50, token="slow")
+    assert service.code_of(b"!" * 150, token="slow") == "invalid_batch"
+    assert service.code_of(token="slow") == "rate_limited"
     service.queue.stop(1)
 
 
