@@ -341,18 +341,18 @@ class Remaining(NamedTuple):
     """The lines that `newest_arrivals` has not reached: a cursor.
 
     These are the lines of the segments whose names are at most `latest`, except those of `read`,
-    and of each of `begun` up to an offset.
+    and of each of `ends` up to an offset.
     """
 
     latest: str
     read: frozenset[str]
-    begun: Mapping[SegmentName, int]
+    ends: Mapping[SegmentName, int]
 
     def parts(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Yield the parts that have any of these lines, cut at the positions that were read."""
         for part in parts:
-            if part.segment in self.begun:
-                part.end = self.begun[part.segment]
+            if part.segment in self.ends:
+                part.end = self.ends[part.segment]
                 yield part
             elif part.segment <= self.latest and part.segment not in self.read:
                 yield part
@@ -360,14 +360,17 @@ class Remaining(NamedTuple):
 
 def remaining(parts: Iterable[Part]) -> Remaining | None:
     """Return the lines of the parts that `newest_arrivals` has not reached, None for none."""
-    parts = [part for part in parts if not part.is_failed]
-    latest = max((part.segment for part in parts if not part.is_begun), default="")
-    begun = {
-        part.segment: part.reached
-        for part in parts
-        if part.is_begun and not part.is_read and part.reached > part.begin
-    }
-    if not latest and not begun:
+    latest = ""
+    read: list[SegmentName] = []
+    ends: dict[SegmentName, int] = {}
+    for part in parts:
+        end = part.reached if part.is_begun else part.end  # where an earlier call ended
+        if part.is_failed or part.is_read or (end is not None and end <= part.begin):
+            read.append(part.segment)
+        elif end is None:
+            latest = max(latest, part.segment)
+        else:
+            ends[part.segment] = end
+    if not latest and not ends:
         return None
-    read = (part.segment for part in parts if part.is_begun and part.segment not in begun)
-    return Remaining(latest, frozenset(name for name in read if name < latest), begun)
+    return Remaining(latest, frozenset(name for name in read if name < latest), ends)

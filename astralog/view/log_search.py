@@ -86,16 +86,16 @@ class LogSearch:
 
     def seal(self, rest: Remaining) -> str:
         """Return a cursor as a text that tells nothing."""
-        return self._sealer.seal_hidden(json.dumps([rest.latest, sorted(rest.read), rest.begun]))
+        return self._sealer.seal_hidden(json.dumps([rest.latest, sorted(rest.read), rest.ends]))
 
     def open(self, sealed: str) -> Remaining:
         """Return the cursor that `seal` made a text of; raises ValueError for any other."""
         content = json.loads(self._sealer.open_hidden(sealed))
         if not isinstance(content, list):
             raise ValueError("not a cursor")
-        latest, read, begun = content
-        names = {SegmentName(name): int(offset) for name, offset in begun.items()}
-        return Remaining(latest, frozenset(read), names)
+        latest, read, ends = content
+        ends = {SegmentName(name): int(offset) for name, offset in ends.items()}
+        return Remaining(latest, frozenset(read), ends)
 
 
 class LogStream:

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.store import merge, reader
-from astralog.store.merge import find_parts, make_parts, newest_lines, oldest_first, parts_since
+from astralog.store.merge import (
+    find_parts,
+    make_parts,
+    newest_first,
+    newest_lines,
+    oldest_first,
+    parts_since,
+    remaining,
+)
 from astralog.store.names import Form, SegmentFile, SegmentName
 from astralog.store.reader import LAST_BLOCK_BYTES, ReadBudget, not_blank, select_if
 from tests.support import foreign
@@ -346,6 +354,28 @@ def test_reading_goes_on_where_the_budget_ended(
         stopped = find_parts(directory)
         first = list(islice(oldest_first(stopped), wants))
         assert whole == first + list(oldest_first(stopped))
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
+def test_search_in_small_steps_yields_each_line_once(tmp_path: Path, suffix: str) -> None:
+    """A step may end before it has begun all the segments that earlier ones began."""
+    for pid in (1, 2, 3):
+        words = ["wanted" if (at + 77 * pid) % 200 == 0 else "x" * 300 for at in range(2000)]
+        lines = [make_line(f"{word} {pid}-{at}", START + at) for at, word in enumerate(words)]
+        changed = START + 2000 + pid
+        make_segment(tmp_path, make_name(START, pid), *lines, suffix=suffix, changed=changed)
+    select = select_if(lambda line: b"wanted" in line)
+    whole = newest(tmp_path, select=select)
+    found: list[str] = []
+    parts = find_parts(tmp_path)
+    for _ in range(200):
+        budget = ReadBudget(60_000, is_soft=True)
+        found += map(message_of, newest_first(parts, 100, select, budget))
+        if (rest := remaining(parts)) is None:
+            break
+        parts = list(rest.parts(find_parts(tmp_path)))
+    assert 30 == len(whole)
+    assert whole == found[::-1]
 
 
 def test_a_segment_removed_meanwhile_is_left_out(
