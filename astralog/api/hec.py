@@ -4,6 +4,7 @@ Source: https://help.splunk.com/en/splunk-enterprise/get-data-in/collect-http-ev
 ("Troubleshoot HTTP Event Collector": the codes and their statuses).
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -36,12 +37,12 @@ from astralog.intake.hec import (
 from astralog.intake.options import parse_query
 
 #: Parameters of the query: the service's own, and HEC's.
-EVENT_PARAMETERS = (
+DEFAULTS = ("host", "source", "sourcetype", "index", "time")
+PARAMETERS = (
     *("project_id", "service", "level", "partial", "once"),
     *("channel", "auto_extract_timestamp"),
+    *DEFAULTS,
 )
-RAW_DEFAULTS = ("host", "source", "sourcetype", "index", "time")
-RAW_PARAMETERS = (*EVENT_PARAMETERS, *RAW_DEFAULTS)
 
 PREFIX = "/services/collector"
 EVENT_PATHS = ("", "/event", "/event/1.0")
@@ -108,10 +109,8 @@ def create_view(service: Service) -> PlainView:
 def _store(service: Service, path: str, environ: Environ) -> Response:
     if path in ACK_PATHS:
         raise HecRejection("bad_request", InvalidEvent(ACK_DISABLED, "ack"))
-    if path in RAW_PATHS:
-        accepted = service.acceptor.accept(environ, partial(_decode_raw, environ), RAW_PARAMETERS)
-    else:
-        accepted = service.acceptor.accept(environ, decode_events, EVENT_PARAMETERS)
+    decode = decode_raw if path in RAW_PATHS else decode_events
+    accepted = service.acceptor.accept(environ, partial(_decode, decode, environ), PARAMETERS)
     if accepted.is_replayed:
         return REPLAYED
     if invalid := accepted.decoded.invalid:
@@ -120,10 +119,15 @@ def _store(service: Service, path: str, environ: Environ) -> Response:
     return SUCCESS
 
 
-def _decode_raw(environ: Environ, body: bytes, context: Context) -> Decoded:
-    values = parse_query(environ.get("QUERY_STRING", ""), RAW_PARAMETERS)
-    defaults = {name: values[name] for name in RAW_DEFAULTS if name in values}
-    return decode_raw(defaults, body, context)
+def _decode(
+    decode: Callable[[bytes, Context, Mapping[str, str]], Decoded],
+    environ: Environ,
+    body: bytes,
+    context: Context,
+) -> Decoded:
+    """Return the batch in a body, with the members that the query names for all its events."""
+    values = parse_query(environ.get("QUERY_STRING", ""), PARAMETERS)
+    return decode(body, context, {name: values[name] for name in DEFAULTS if name in values})
 
 
 def _report_health(service: Service) -> Response:

@@ -116,37 +116,42 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def decode_events(body: bytes, context: Context) -> Decoded:
+def decode_events(
+    body: bytes, context: Context, defaults: Mapping[str, str] | None = None
+) -> Decoded:
     """Return the batch in a body of events: objects one after another, or an array of them.
 
-    Raises Rejection as a Decoder does.
+    `defaults` are the members that the query names, for events that lack them. Raises Rejection
+    as a Decoder does.
     """
     with slot(context, len(body)):
+        template = _make_event(defaults) if defaults else None
+        repeated = len(_encode(template)) if template else 0
         text = _strip(body)
         batch = ForeignBatch(body, text, context)
         events = _read_list(text, batch) if text.startswith(b"[") else _read_events(text)
-        for part, event in events:
+        for part, read in events:
             if batch.number >= MAX_EVENTS:
                 message = f"The body has more than {MAX_EVENTS} events; send smaller batches."
                 raise Rejection("body_too_large", message)
             try:
-                if event:
-                    log = _make_log(event, None, batch)
-                else:
-                    log = _make_log(*_read_slowly(part), batch)
+                event, others = (read, None) if read else _read_slowly(part)
+                if template:
+                    _fill(event, template)
+                log = _make_log(event, others, batch)
             except InvalidEvent as error:
                 if not context.options.is_partial:
                     raise _reject(error, batch) from None
                 batch.reject(error.field, str(error))
             else:
                 batch.expect(part)
-                batch.add(log, len(part))
+                batch.add(log, len(part) + repeated)
         if not batch.number:
             raise HecRejection("invalid_json", InvalidEvent(NO_DATA, "_schema"))
         return batch.finish()
 
 
-def decode_raw(defaults: Mapping[str, str], body: bytes, context: Context) -> Decoded:
+def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> Decoded:
     """Return the batch in a body of lines, each of which is a message; blank lines are none.
 
     `defaults` are the host, source, sourcetype, index and time that the query names.
@@ -154,10 +159,8 @@ def decode_raw(defaults: Mapping[str, str], body: bytes, context: Context) -> De
     with slot(context, len(body)):
         text = _strip(body)
         batch = ForeignBatch(body, text, context)
-        time = msgspec.Raw(_encode(defaults.get("time")))
-        host, source, sourcetype, index = map(defaults.get, NAMES)
         try:
-            log = _make_log(Event("-", time, host, source, sourcetype, index), None, batch)
+            log = _make_log(_make_event(defaults), None, batch)
         except InvalidEvent as error:
             raise _reject(error, batch) from None
         repeated = len(_encode(log))
@@ -167,6 +170,22 @@ def decode_raw(defaults: Mapping[str, str], body: bytes, context: Context) -> De
                 batch.expect(line)
                 batch.add(copy, len(line) + repeated)
         return batch.finish()
+
+
+def _make_event(defaults: Mapping[str, str]) -> Event:
+    """Return an event of the members that a query names."""
+    host, source, sourcetype, index = map(defaults.get, NAMES)
+    time = msgspec.Raw(_encode(defaults.get("time")))
+    return Event("-", time, host, source, sourcetype, index)
+
+
+def _fill(event: Event, template: Event) -> None:
+    """Set the members that an event lacks."""
+    event.time = template.time if event.time == _NULL else event.time
+    event.host = event.host or template.host
+    event.source = event.source or template.source
+    event.sourcetype = event.sourcetype or template.sourcetype
+    event.index = event.index or template.index
 
 
 def _strip(body: bytes) -> bytes:

@@ -17,7 +17,7 @@ from tests.support.connections import free_port
 from tests.support.fake_service import FakeService, reject
 from tests.support.otlp import PROTOBUF, encode, make_export, make_record
 from tests.support.service import ROOT, TOKEN, Service, make_batch, wait_for
-from tests.support.syslog_ng import SyslogNg, find_syslog_ng, make_message
+from tests.support.syslog_ng import DESTINATIONS, SyslogNg, find_syslog_ng, make_message
 
 RECIPES = (ROOT / "docs" / "senders.md").read_text()
 
@@ -227,14 +227,15 @@ def test_the_records_of_fluent_bit_are_stored(service: Service) -> None:
 def syslog_ng() -> None:
     """Skip a test without the program."""
     if find_syslog_ng() is None:
-        pytest.skip("NOT TESTED: syslog-ng is not installed")
+        pytest.skip("NOT TESTED: syslog-ng or syslog-ng-scl is not installed")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("syslog_ng")
-def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service) -> None:
-    """Messages to syslog-ng arrive as logs."""
-    with SyslogNg(tmp_path / "syslog-ng", service.address[1]) as sender:
+@pytest.mark.parametrize("driver", DESTINATIONS)
+def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service, driver: str) -> None:
+    """Messages to syslog-ng arrive as logs, by each of its destinations."""
+    with SyslogNg(tmp_path / "syslog-ng", service.address[1], driver) as sender:
         sender.send(*(make_message(f'order "{number}" \\ ä') for number in range(1000)))
         wait_for(lambda: len(service.logs()) == 1000)
     logs = service.logs()
@@ -242,7 +243,8 @@ def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service) ->
     assert {("org-xyz", "info", "shop")} == {
         (log["project_id"], log["level"], log["service"]) for log in logs
     }
-    assert all(log["metadata"] == {"host": "host-1"} for log in logs)
+    source = {"source": "syslog-ng"} if driver == "splunk-hec-event" else {}
+    assert all(log["metadata"] == {"host": "host-1"} | source for log in logs)
 
 
 #: Messages that name no program, or hold what JSON, HTTP or a shell would take for its own.
@@ -298,17 +300,23 @@ def test_syslog_ng_loses_no_odd_message(tmp_path: Path, service: Service) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("syslog_ng")
 @pytest.mark.parametrize(
-    ("settings", "code"),
-    [({}, ""), ({"min_free_bytes": 1 << 60}, "storage_full"), ({"tokens": "x"}, "unauthorized")],
-    ids=["away", "full", "token revoked"],
+    ("driver", "settings", "code"),
+    [
+        ("http", {}, ""),
+        ("http", {"min_free_bytes": 1 << 60}, "storage_full"),
+        ("http", {"tokens": "x"}, "unauthorized"),
+        ("elasticsearch-http", {"min_free_bytes": 1 << 60}, "storage_full"),
+        ("splunk-hec-event", {"tokens": "x"}, "unauthorized"),
+    ],
+    ids=["away", "full", "token revoked", "full, bulk", "token revoked, HEC"],
 )
 def test_syslog_ng_waits_until_its_logs_can_be_stored(
-    tmp_path: Path, settings: dict[str, object], code: str
+    tmp_path: Path, driver: str, settings: dict[str, object], code: str
 ) -> None:
     """While the service is away or full, or does not know the token; then each is stored once."""
     port = free_port()
     bind = f"127.0.0.1:{port}"
-    with SyslogNg(tmp_path / "syslog-ng", port) as sender:
+    with SyslogNg(tmp_path / "syslog-ng", port, driver) as sender:
         with Service(tmp_path, bind=bind, **settings) if code else nullcontext() as first:
             sender.send(*(make_message(f"{number}") for number in range(2000)))
             wait_for(lambda: "error" in sender.log().lower())

@@ -1,4 +1,4 @@
-"""Run syslog-ng with the recipe of docs/senders.md, and send messages to it."""
+"""Run syslog-ng with a recipe of docs/senders.md, and send messages to it."""
 
 import re
 import shutil
@@ -14,15 +14,46 @@ from tests.support.connections import free_port
 from tests.support.proxies import PATH
 from tests.support.service import ROOT, TOKEN, wait_for
 
-#: The destination of the recipe, and the log path.
-DESTINATION, LOG_PATH = re.findall(
-    r"```\n((?:destination|log \{) .*?)```", (ROOT / "docs" / "senders.md").read_text(), re.DOTALL
-)
+RECIPES = (ROOT / "docs" / "senders.md").read_text()
+
+#: The destination of each recipe, by its driver.
+DESTINATIONS = {
+    driver: recipe
+    for recipe, driver in re.findall(
+        r"```\n(destination d_astralog \{\n  ([\w-]+)\(.*?)```", RECIPES, re.DOTALL
+    )
+}
+(LOG_PATH,) = re.findall(r"```\n(log \{ .*?)```", RECIPES, re.DOTALL)
+
+#: A destination that sends the requests of `splunk-hec-event` of syslog-ng 4.2 and later, with one
+#: field: https://github.com/syslog-ng/syslog-ng/blob/master/scl/splunk/splunk.conf
+SPLUNK = """
+block destination splunk-hec-event(url() token() default_index() sourcetype() fields() ...) {
+  http(
+    url("`url`/services/collector/event/1.0?index=`default_index`&source=syslog-ng")
+    headers("Authorization: Splunk `token`" "Content-Type: application/json")
+    body('$(format-json --omit-empty-values sourcetype="`sourcetype`" host="$HOST"
+           time="$S_UNIXTIME.$S_MSEC" event="$MSG" fields.`fields`)')
+    `__VARARGS__`
+  );
+};
+"""
+
+
+#: The definition of `elasticsearch-http` in Debian's syslog-ng-scl.
+ELASTICSEARCH = Path("/usr/share/syslog-ng/include/scl/elasticsearch/elastic-http.conf")
+
+#: What defines each driver.
+DEFINITIONS = {
+    "http": "",
+    "elasticsearch-http": f'@include "{ELASTICSEARCH}"',
+    "splunk-hec-event": SPLUNK,
+}
 
 
 def find_syslog_ng() -> str | None:
-    """Return where the program is, also one that only root has on the path."""
-    return shutil.which("syslog-ng", path=PATH)
+    """Return the path of syslog-ng, None if it or its library is missing."""
+    return shutil.which("syslog-ng", path=PATH) if ELASTICSEARCH.exists() else None
 
 
 class SyslogNg:
@@ -31,15 +62,16 @@ class SyslogNg:
     It tries again after a second, where the recipe leaves it at a minute.
     """
 
-    def __init__(self, directory: Path, service_port: int) -> None:
+    def __init__(self, directory: Path, service_port: int, driver: str = "http") -> None:
         directory.mkdir()
         self._directory = directory
         self._port = free_port()
-        destination = DESTINATION.replace("localhost:8080", f"127.0.0.1:{service_port}")
+        destination = DESTINATIONS[driver].replace("localhost:8080", f"127.0.0.1:{service_port}")
         destination = destination.replace("TOKEN", TOKEN)
         destination = destination.replace("disk-buffer(", f'disk-buffer(dir("{directory}") ')
         (directory / "conf").write_text(
-            "@version: 3.38\noptions { keep-hostname(yes); use-dns(no); time-reopen(1); };\n"
+            f"@version: 3.38\n{DEFINITIONS[driver]}\n"
+            "options { keep-hostname(yes); use-dns(no); time-reopen(1); };\n"
             f'source s_src {{ network(ip("127.0.0.1") port({self._port}) transport("tcp")); }};\n'
             f"{destination}\n{LOG_PATH}\n"
         )

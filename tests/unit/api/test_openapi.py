@@ -68,7 +68,7 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
 
 def test_the_document_has_the_options_of_every_protocol() -> None:
     """They are listed there apart, since a protocol is imported with its first request."""
-    assert set(HEC_OPTIONS) <= set(hec.EVENT_PARAMETERS)
+    assert set(HEC_OPTIONS) <= set(hec.PARAMETERS)
     assert LOKI_OPTIONS == loki.PARAMETERS
     assert BULK_OPTIONS == elasticsearch.OPTIONS
 

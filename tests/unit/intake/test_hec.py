@@ -244,14 +244,32 @@ def test_events_of_a_body_are_bounded(
             assert hec.decode_events(text, context).batch.logs
 
 
+def test_the_query_names_what_events_lack() -> None:
+    """As for syslog-ng, whose index, source and sourcetype are in the query."""
+    defaults = {"index": "org", "source": "syslog-ng", "sourcetype": "nix", "time": "1717169445"}
+    body = b'{"event": "a"}\n{"event": "b", "index": "org-2", "sourcetype": "shop", "time": 1}'
+    body += b'{"event": {"a": [1]},\n"source": null, "host": "h"}'
+    batch = hec.decode_events(body, make_context(), defaults).batch
+    logs = [json.loads(line) for line in batch.lines.splitlines()]
+    metadata = {"source": "syslog-ng"}
+    nix = LOG | {"service": "nix"}
+    assert [
+        nix | {"message": "a", "metadata": metadata},
+        LOG
+        | {"project_id": "org-2", "timestamp": "1970-01-01T00:00:01Z"}
+        | {"message": "b", "metadata": metadata},
+        nix | {"message": '{"a":[1]}', "metadata": {"host": "h"} | metadata},
+    ] == logs
+
+
 def test_each_raw_line_is_a_message() -> None:
     """The query says the rest."""
     defaults = {"index": "org", "host": "h", "sourcetype": "shop", "time": "1717169445"}
     body = b'a\r\n\n{"b": 1}\nc\xff'
-    batch = hec.decode_raw(defaults, body, make_context()).batch
+    batch = hec.decode_raw(body, make_context(), defaults).batch
     logs = [json.loads(line) for line in batch.lines.splitlines()]
     messages = ["a", '{"b": 1}', "c\ufffd"]
     assert [LOG | {"message": m, "metadata": {"host": "h"}} for m in messages] == logs
     with pytest.raises(HecRejection) as rejected:
-        hec.decode_raw({}, body, make_context())
+        hec.decode_raw(body, make_context(), {})
     assert (hec.INCORRECT_INDEX, 0) == (rejected.value.reply, rejected.value.event)
