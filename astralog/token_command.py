@@ -58,11 +58,11 @@ def add(*, projects: tuple[str, ...], allow: str | None, rate: str | None, path:
     path = _real(path)
     with _locked(path):
         content = path.read_bytes() if path.exists() else b""
-        if content:
-            _parse(content, str(path))
         if content and not content.endswith((b"\n", b"\r")):
             content += b"\n"
-        _replace(path, content + line.encode() + b"\n")
+        content += line.encode() + b"\n"
+        _parse(content, str(path))
+        _replace(path, content)
     click.echo(new)
 
 

@@ -59,6 +59,25 @@ def test_add_creates_a_file_for_its_owner(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"# senders", b"# senders\n\n", b"one\r\ntwo a # b\r\n", b"one\rtwo\r"]
+)
+def test_add_keeps_what_a_file_has(path: Path, content: bytes) -> None:
+    """With any line ends, and also if it has no token yet."""
+    path.write_bytes(content)
+    assert run("add", path=path).exit_code == 0
+    lines = content.splitlines()
+    assert path.read_bytes().splitlines()[:-1] == lines
+    assert len(tokens_of(path)) == sum(line[:1] not in (b"", b"#") for line in lines) + 1
+
+
+def test_add_to_a_file_with_a_byte_order_mark_changes_nothing(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbfone\n")
+    result = run("add", path=path)
+    assert "Begins with a byte order mark" in result.output
+    assert path.read_bytes() == b"\xef\xbb\xbfone\n"
+
+
 def test_add_follows_a_symbolic_link(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path.name)
@@ -103,6 +122,16 @@ def test_failing_write_leaves_the_file_as_it_was(
     assert isinstance(run("add", path=path).exception, OSError)
     assert path.read_bytes() == CONTENT
     assert os.listdir(path.parent) == ["tokens"]
+
+
+def test_add_keeps_the_owner_of_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service, which runs as another user than the administrator, must be able to read it."""
+    kept = []
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    monkeypatch.setattr(os, "fchown", lambda fd, *owner: kept.append(owner))
+    status = path.stat()
+    assert run("add", path=path).exit_code == 0
+    assert kept == [(status.st_uid, status.st_gid)]
 
 
 def add_many(path: Path) -> None:
