@@ -452,8 +452,8 @@ def describe_status(rejections: Callable[[Iterable[str]], Json]) -> dict[str, Js
 
 _SEARCH_WORDS = """\
 Stored logs as they are stored, one per line, newest first. The answer ends after `n` logs, 4 MiB or
-5 seconds. While there is more to search, the `Link` header has the URL of the next answer, also if
-no log was found yet. A token that is bound to projects reads their logs alone.
+5 seconds, or earlier if other searches wait. Its `Link` header then has the URL of the next answer,
+which may have no logs. A token that is bound to projects reads their logs alone.
 
 With `follow=true`, the answer is a stream of new logs in the order of their arrival, with a blank
 line after 10 seconds without a log. It ends after 5 minutes, or when the service stops.

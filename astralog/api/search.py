@@ -11,7 +11,7 @@ from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.intake.options import parse_query
 from astralog.settings import Settings
-from astralog.store.merge import Remaining
+from astralog.store.merge import NOTHING, Remaining
 from astralog.tokens_file import Scope, Token
 from astralog.view.log_filter import LogFilter
 from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch
@@ -152,6 +152,8 @@ def _collect(
         size += sum(map(len, found.lines))
         rest = found.rest
         is_enough = len(lines) >= limit or size >= MAX_PAGE_BYTES
+        if is_enough and rest is None:
+            rest = NOTHING  # whether there is more depends on the logs of other projects
         if rest is None or is_enough or time.monotonic() >= end:
             return Found(lines, rest, file_bytes)
 

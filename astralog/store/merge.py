@@ -358,6 +358,10 @@ class Remaining(NamedTuple):
                 yield part
 
 
+#: The cursor after the last line.
+NOTHING = Remaining("", frozenset(), {})
+
+
 def remaining(parts: Iterable[Part]) -> Remaining | None:
     """Return the lines of the parts that `newest_arrivals` has not reached, None for none."""
     latest = ""

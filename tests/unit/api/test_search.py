@@ -112,6 +112,20 @@ def test_links_lead_through_all_logs(client: FlaskClient, limit: int) -> None:
     assert all(len(page) == limit for page in found[:-1])
 
 
+@pytest.mark.parametrize("limit", [4, 5, 6])
+def test_links_of_a_bound_token_do_not_depend_on_other_projects(
+    bound_client: FlaskClient, settings: Settings, limit: int
+) -> None:
+    """An answer with `limit` logs has a link, whether older logs are those of others or none."""
+    own = [make_line(f"m{at}", 2000 + at, project_id="a") for at in range(5)]
+    make_segment(settings.data_dir, make_name(2000), *own, changed=2010)
+    alone = pages(bound_client, f"?n={limit}", "bound")
+    assert list(chain(*alone)) == [f"m{at}" for at in reversed(range(5))]
+    others = make_line("older", 1000, project_id="b")
+    make_segment(settings.data_dir, make_name(1000), others, changed=1000)
+    assert pages(bound_client, f"?n={limit}", "bound") == alone
+
+
 def test_searched_bytes_add_up_to_the_files(client: FlaskClient, data_dir: Path) -> None:
     """Over all answers, of compressed segments as they are in their files."""
     size = sum(path.stat().st_size for path in data_dir.glob("*.ndjson*"))
