@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     """
     settings = settings or Settings.from_environ()
     tokens = tokens or Tokens(settings)
-    counters = Counters()
+    counters = Counters(tokens.is_named)
     queue = CommitQueue(settings, counters.store, lambda: tokens.are_several)
     numbers = Metrics(counters)
     numbers.add([*counter_families(counters), *queue_families(queue), *disk_families(queue)])

@@ -5,6 +5,7 @@ import os
 import secrets
 from base64 import b64decode
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import gevent
@@ -36,6 +37,10 @@ CHECK_SECONDS = 0.5
 #: Seconds that a worker waits for its first check before it serves, at most.
 FIRST_CHECK_SECONDS = 1.0
 
+#: Tokens, the first ones, that counters tell apart; all others are counted together. By their place
+#: and not by their batches, so that no tenant's numbers depend on those of another.
+NAMED_TOKENS = 50
+
 FORBIDDEN = {Scope.READ: READING_FORBIDDEN, Scope.WRITE: WRITING_FORBIDDEN}
 
 MISSING = "The Authorization header is missing."
@@ -44,6 +49,7 @@ OTHER_SCHEME = (
     "Basic, or after the colon of an ApiKey; no other scheme."
 )
 UNKNOWN = "The token in the Authorization header is not known."
+UNKNOWN_IN_QUERY = "The token in the query is not known."
 ESCAPED_BLANK = (
     "It begins with Bearer%20: the sender does not decode %20 to a blank. Send the token alone, "
     "without Bearer."
@@ -68,12 +74,18 @@ class Tokens:
         self._listed = _parse_list(settings.tokens)
         # Found by digest: neither the hash of a SHA-256 nor the bytes at which two of them differ
         # tell anything of a token, so the time that a look-up takes is of no use to a guesser.
-        self._by_digest = {token.digest: token for token in self._listed}
+        self._by_digest: dict[bytes, Token] = {}
+        self._named: frozenset[str] = frozenset()
+        self._use({token.digest: token for token in self._listed})
         self._file = _file_of(settings)
         self._problems: list[str] = []  # of the file as it was last read
         self._failures = LogOnce(log)
         if self._file:
-            self._by_digest = self._parse(self._file.read_whole())
+            self._use(self._parse(self._file.read_whole()))
+
+    def _use(self, by_digest: dict[bytes, Token]) -> None:
+        self._by_digest = by_digest
+        self._named = frozenset(token.name for token in islice(by_digest.values(), NAMED_TOKENS))
 
     @property
     def are_several(self) -> bool:
@@ -91,7 +103,8 @@ class Tokens:
             raise Rejection("unauthorized", MISSING)
         token = self._find(text)
         if token is None:
-            raise Rejection("unauthorized", _explain(text))
+            in_query = QUERY_TOKEN in environ
+            raise Rejection("unauthorized", UNKNOWN_IN_QUERY if in_query else _explain(text))
         if scope not in token.scopes:
             raise Rejection(*FORBIDDEN[scope])
         if QUERY_TOKEN in environ and Scope.READ in token.scopes:
@@ -104,6 +117,10 @@ class Tokens:
         """Return the name of a request's token, None if it has none or an unknown one."""
         known = self._find(_shown_by(environ) or b"")
         return known.name if known else None
+
+    def is_named(self, name: str) -> bool:
+        """Return whether batches of the token with this name are counted by its name."""
+        return name in self._named
 
     def start(self) -> None:
         """Follow the file from now on; if its disk answers, this returns after the first check."""
@@ -130,7 +147,7 @@ class Tokens:
         else:
             self._failures.end("tokens are read from their file again")
             if changed is not None:
-                self._by_digest = changed
+                self._use(changed)
                 log.info("read %d tokens", len(changed))
 
     def _note_failure(self, problem: str) -> None:

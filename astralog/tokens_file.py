@@ -146,17 +146,24 @@ def parse(content: bytes, place: str) -> list[Token]:
 def by_digest(tokens: Sequence[Token]) -> dict[bytes, Token]:
     """Return the tokens by their digests.
 
-    Raises InvalidSettings if a token stands twice, since only one of its lines could count.
+    Raises InvalidSettings if a token stands twice, since only one of its lines could count, and if
+    two have the same name, since their batches would be counted together.
     """
-    first: dict[bytes, Token] = {}
+    first: dict[str, Token] = {}
     _check(
         [
-            f"{token.place}: The token of {first[token.digest].place} again."
+            f"{token.place}: {_repetition(first[token.name], token)}"
             for token in tokens
-            if first.setdefault(token.digest, token) is not token
+            if first.setdefault(token.name, token) is not token
         ]
     )
-    return first
+    return {token.digest: token for token in tokens}
+
+
+def _repetition(first: Token, second: Token) -> str:
+    if first.digest == second.digest:
+        return f"The token of {first.place} again."
+    return f"The token has the same name as that of {first.place}, {first.name}; use another one."
 
 
 def _check(problems: list[str]) -> None:

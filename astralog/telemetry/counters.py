@@ -6,7 +6,8 @@ takes 1 µs per request; counting in prometheus_client takes 10 µs. Only the hu
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from operator import sub
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -23,6 +24,10 @@ BOUNDS_SECONDS = (
 
 #: Stands for a missing or unknown token.
 UNKNOWN_TOKEN = "unknown"  # nosec B105
+
+#: Tokens with series of their own, those that were replaced included; all others share one name.
+MAX_TOKENS = 100
+OTHER_TOKENS = "other"
 
 #: Accepted batches that are kept before they are added up.
 KEPT_BATCHES = 1000
@@ -68,7 +73,10 @@ class Counters:
     received `commit_timeout` or had disconnected: stored logs are accepted plus late logs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_named: Callable[[str], bool] = lambda token: True) -> None:
+        """Count the tokens for whose name `is_named` returns True by that name."""
+        self._is_named = is_named
+        self._named: set[str] = set()  # of these, the ones that were counted
         self.received = Volume()
         self.accepted = Volume()
         self.replayed = Volume()
@@ -110,14 +118,17 @@ class Counters:
         code = _code(error)
         self.received.add(1, logs, size)
         self.rejected[code].add(1, logs, size)
-        self._count_token(token or UNKNOWN_TOKEN, code)
+        series = self._label(token) if token else UNKNOWN_TOKEN, code
+        self.rejected_by_token[series] = self.rejected_by_token.get(series, 0) + 1
         self.requests.add([perf_counter() - started_at])
 
-    def _count_token(self, token: str, code: str) -> None:
-        counts = self.rejected_by_token
-        if (token, code) not in counts and len(counts) >= MAX_TOKEN_SERIES:
-            token = OTHER_TOKENS
-        counts[token, code] = counts.get((token, code), 0) + 1
+    def _label(self, token: str) -> str:
+        """Return the name under which a token's batches are counted."""
+        if token not in self._named:
+            if len(self._named) >= MAX_TOKENS or not self._is_named(token):
+                return OTHER_TOKENS
+            self._named.add(token)
+        return token
 
     def reject_logs(self, code: str, logs: int) -> None:
         """Count logs that were left out of a batch which was accepted."""
@@ -141,14 +152,10 @@ class Counters:
         self.requests.add(map(sub, ends, starts))
         self.commits.add(map(sub, ends, commits))
         for token, count, size in zip(tokens, logs, sizes, strict=True):
-            self._volume_of(token).add(1, count, size)
-
-    def _volume_of(self, token: str) -> Volume:
-        """Return the volume that a token's accepted batches are counted in."""
-        volumes = self.accepted_by_token
-        if (token,) not in volumes and len(volumes) >= MAX_TOKEN_SERIES:
-            token = OTHER_TOKENS
-        return volumes.setdefault((token,), Volume())
+            label = (self._label(token),)
+            if label not in self.accepted_by_token:
+                self.accepted_by_token[label] = Volume()
+            self.accepted_by_token[label].add(1, count, size)
 
     def is_settled(self) -> bool:
         """Return whether every batch that is stored has been answered."""
@@ -174,10 +181,6 @@ ACCEPTED_BY_TOKEN = {
 }
 TOKEN_FAMILIES = (REJECTED_BY_TOKEN, *ACCEPTED_BY_TOKEN.values())
 
-#: Series kept per such family; the smallest ones beyond are added up under another name.
-MAX_TOKEN_SERIES = 50
-OTHER_TOKENS = "other"
-
 
 class Snapshot(NamedTuple):
     """The values of one worker, or of several that are merged.
@@ -196,17 +199,20 @@ class Snapshot(NamedTuple):
 
     def bounded(self) -> "Snapshot":
         """Return the same with few series of tokens, however many tokens have come and gone."""
-        others = {series for family in TOKEN_FAMILIES for series in self._excess(family)}
+        others = {(family, token) for family in TOKEN_FAMILIES for token in self._excess(family)}
         counts: Values = {}
         for series, value in self.counts.items():
-            name = (series[0], OTHER_TOKENS, *series[2:]) if series in others else series
+            name = (series[0], OTHER_TOKENS, *series[2:]) if series[:2] in others else series
             _add(counts, {name: value})
         return self._replace(counts=counts)
 
-    def _excess(self, family: str) -> list[Series]:
-        """Return the series of tokens beyond the largest `MAX_TOKEN_SERIES` of a family."""
-        series = [one for one in self.counts if one[0] == family and one[1] != OTHER_TOKENS]
-        return sorted(series, key=lambda one: self.counts[one])[:-MAX_TOKEN_SERIES]
+    def _excess(self, family: str) -> list[str]:
+        """Return the tokens of a family beyond the `MAX_TOKENS` with the largest counts."""
+        sums: Counter[str] = Counter()
+        for series, value in self.counts.items():
+            if series[0] == family and series[1] not in (OTHER_TOKENS, UNKNOWN_TOKEN):
+                sums[series[1]] += value  # type: ignore[assignment]  # a sum of floats
+        return [token for token, _ in sums.most_common()[MAX_TOKENS:]]
 
 
 EMPTY = Snapshot({}, {}, {})

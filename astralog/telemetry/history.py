@@ -172,8 +172,9 @@ HISTORY_SECONDS = 3600
 #: Samples that are kept: as many as there are intervals, and one before.
 SAMPLES = HISTORY_SECONDS // SAMPLE_SECONDS + 1
 
-#: Bytes of the largest record.
-RECORD_BYTES = 8192
+#: Bytes of the largest record: of MAX_TOKENS that are rejected with every code. Most take 4 KiB;
+#: unwritten pages take no memory.
+RECORD_BYTES = 128 * 1024
 
 #: Bytes of all records; the rest of the file has other uses.
 HISTORY_BYTES = SAMPLES * RECORD_BYTES
@@ -259,12 +260,14 @@ def _write(fd: int, number: int, data: bytes) -> None:
 
 def _read(fd: int, number: int) -> bytes:
     """Return the encoded sample, b"" if it is missing or incomplete."""
-    record = os.pread(fd, RECORD_BYTES, _offset(number))
-    if len(record) < _HEADER.size:
+    header = os.pread(fd, _HEADER.size, _offset(number))
+    if len(header) < _HEADER.size:
         return b""
-    known, size, checksum = _HEADER.unpack_from(record)
-    data = record[_HEADER.size : _HEADER.size + size]
-    return data if known == number and checksum == _checksum(number, data) else b""
+    known, size, checksum = _HEADER.unpack(header)
+    if known != number:
+        return b""
+    data = os.pread(fd, min(size, RECORD_BYTES), _offset(number) + _HEADER.size)
+    return data if checksum == _checksum(number, data) else b""
 
 
 def _number() -> int:

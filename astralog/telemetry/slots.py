@@ -20,13 +20,13 @@ from astralog.telemetry.counters import EMPTY, Snapshot, decode_snapshot, encode
 from astralog.telemetry.history import HISTORY_BYTES
 
 #: The file's name, as /proc shows it; a new layout takes a new number.
-NAME = "astralog-metrics-3"
+NAME = "astralog-metrics-4"
 
 #: The variable by which a master that upgrades itself passes the file's descriptor on.
 VARIABLE = "_ASTRALOG_METRICS_FD"
 
-#: The largest encoded snapshot, a hundred times today's; unwritten pages take no memory.
-HALF_BYTES = 256 * 1024
+#: The largest encoded snapshot, a hundred times the usual one; unwritten pages take no memory.
+HALF_BYTES = 512 * 1024
 SLOT_BYTES = 2 * HALF_BYTES
 
 #: Offset of the first slot, after the history.

@@ -14,11 +14,11 @@ import gevent
 import pytest
 
 from astralog import auth, tokens_file
-from astralog.auth import TOKEN_FILE_NAME, Tokens
+from astralog.auth import NAMED_TOKENS, TOKEN_FILE_NAME, Tokens
 from astralog.errors import Rejection
 from astralog.server.start import make_token_file
 from astralog.settings import InvalidSettings, Settings
-from astralog.tokens_file import MAX_TOKEN_BYTES, Scope, WatchedFile
+from astralog.tokens_file import MAX_TOKEN_BYTES, Scope, WatchedFile, digest_of
 from tests.support.fake_system import BreakOs
 from tests.support.service import write_tokens
 
@@ -441,6 +441,19 @@ def test_a_name_stands_for_a_known_token(settings: Settings) -> None:
     )
     for shown in (None, "", "Bearer", "other", f"Basic {SECRET}", SECRET[:-1]):
         assert tokens.name_of(environ_of(shown)) is None
+
+
+def test_first_tokens_are_counted_by_name(settings: Settings, tmp_path: Path) -> None:
+    """Those of the list, then those of the file in its order, as the file has them now."""
+    path = tmp_path / "tokens"
+    write_tokens(path, "".join(f"token-{number}\n" for number in range(NAMED_TOKENS)))
+    tokens = Tokens(replace(settings, tokens_file=str(path)))
+    names = [digest_of(f"token-{number}".encode())[:4].hex() for number in range(NAMED_TOKENS)]
+    assert [tokens.is_named(name) for name in names] == [True] * (NAMED_TOKENS - 1) + [False]
+    write_tokens(path, f"token-{NAMED_TOKENS - 1}\n")
+    tokens.check()
+    assert tokens.is_named(names[-1])
+    assert not tokens.is_named(names[0])
 
 
 @pytest.mark.parametrize("shown", [f"Basic {SECRET}", f"Token {SECRET}", f"bearer bearer {SECRET}"])

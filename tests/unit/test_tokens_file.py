@@ -35,6 +35,18 @@ def problems_of(content: bytes) -> list[str]:
     return rejected.value.problems
 
 
+#: Two tokens whose SHA-256 begin with the same 8 hex digits.
+SAME_NAME = b"t26821\nt49091\n"
+
+
+def test_two_tokens_of_the_same_name_are_a_fault() -> None:
+    """Their batches would be counted together, and each would see those of the other."""
+    assert problems_of(b"one\n" + SAME_NAME) == [
+        "file, line 3: The token has the same name as that of file, line 2, 3b787b99; "
+        "use another one."
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -1,19 +1,20 @@
 import gevent
 import pytest
 
-from astralog.errors import Rejection
+from astralog.errors import STATUS_OF_CODE, Rejection
 from astralog.telemetry.counters import (
     ACCEPTED_BY_TOKEN,
     BOUNDS_SECONDS,
     EMPTY,
     KEPT_BATCHES,
-    MAX_TOKEN_SERIES,
+    MAX_TOKENS,
     OTHER_TOKENS,
     REJECTED_BY_TOKEN,
     UNKNOWN_TOKEN,
     Counters,
     Durations,
     Snapshot,
+    Values,
     decode_snapshot,
     encode_snapshot,
     merge,
@@ -61,30 +62,53 @@ def test_every_way_out_has_a_code(error: BaseException, code: str) -> None:
 
 
 def test_rejections_are_told_apart_by_token() -> None:
-    """Those without a known one are one; of tokens beyond a number, all are one."""
-    counters = Counters()
+    """Those without a known one are one; of tokens that have no name, all are one."""
+    counters = Counters(lambda name: name == "1f0e9a3c")
     error = Rejection("bad_request", "")
-    for token in (None, None, *(f"{number:08x}" for number in range(100))):
+    for token in (None, None, "1f0e9a3c", "00000001", "00000002"):
         counters.reject(error, 0, 0, 0.0, token)
-    counts = counters.rejected_by_token
-    assert 2 == counts[UNKNOWN_TOKEN, "bad_request"]
-    assert 1 == counts["00000000", "bad_request"]
-    assert 51 == counts[OTHER_TOKENS, "bad_request"]
-    assert MAX_TOKEN_SERIES + 1 == len(counts)
-    assert 102 == sum(counts.values())
+    assert counters.rejected_by_token == {
+        (UNKNOWN_TOKEN, "bad_request"): 2,
+        ("1f0e9a3c", "bad_request"): 1,
+        (OTHER_TOKENS, "bad_request"): 2,
+    }
+
+
+def test_codes_of_one_token_do_not_hide_another_token() -> None:
+    """However many codes a tenant provokes with however many tokens, before the other begins."""
+    counters = Counters()
+    for token in range(MAX_TOKENS - 1):
+        for code in STATUS_OF_CODE:
+            counters.reject(Rejection(code), 0, 0, 0.0, f"{token:08x}")
+    counters.reject(Rejection("bad_request"), 0, 0, 0.0, "quiet")
+    counters.reject(Rejection("bad_request"), 0, 0, 0.0, "one too many")
+    assert counters.rejected_by_token["quiet", "bad_request"] == 1
+    counts: Values = {
+        (REJECTED_BY_TOKEN, *labels): n for labels, n in counters.rejected_by_token.items()
+    }
+    assert Snapshot(counts, {}, {}).bounded().counts == counts
 
 
 def test_accepted_batches_are_counted_per_token() -> None:
-    """The batches of tokens beyond a number are counted together."""
-    counters = Counters()
-    for token in ("a", "b", "a", *(f"{number:08x}" for number in range(100))):
+    """The batches of tokens that have no name are counted together."""
+    counters = Counters(lambda name: name in "abc")
+    for token in ("a", "b", "a", "x", "y", "c"):
         counters.accept(10, 2, 0.0, 0.0, token)
     counters.add_up()
-    volumes = counters.accepted_by_token
-    assert MAX_TOKEN_SERIES + 1 == len(volumes)
-    first, other = volumes["a",], volumes[OTHER_TOKENS,]
-    assert (2, 4, 20) == (first.batches, first.logs, first.bytes)
-    assert (52, 104, 520) == (other.batches, other.logs, other.bytes)
+    counts = {
+        label: (n.batches, n.logs, n.bytes) for (label,), n in counters.accepted_by_token.items()
+    }
+    assert counts == {"a": (2, 4, 20), "b": (1, 2, 10), "c": (1, 2, 10), OTHER_TOKENS: (2, 4, 20)}
+
+
+def test_tokens_that_replace_others_take_bounded_space() -> None:
+    """A token keeps its name until its worker ends, and then as many as there may be have one."""
+    counters = Counters()
+    for number in range(MAX_TOKENS + 50):
+        counters.reject(Rejection("bad_request"), 0, 0, 0.0, f"{number:08x}")
+    counts = counters.rejected_by_token
+    assert len(counts) == MAX_TOKENS + 1
+    assert counts[OTHER_TOKENS, "bad_request"] == 50
 
 
 def test_durations_fall_into_their_buckets() -> None:
@@ -134,32 +158,34 @@ def test_zeros_are_left_out() -> None:
 
 def test_accepted_volumes_of_many_tokens_are_bounded() -> None:
     """Each family keeps its largest series."""
-    counts: dict[tuple[str, ...], float] = {
+    counts: Values = {
         (family, f"{number:08x}"): number
         for family in ACCEPTED_BY_TOKEN.values()
-        for number in range(1, 61)
+        for number in range(1, MAX_TOKENS + 11)
     }
     bounded = Snapshot(counts, {}, {}).bounded().counts
-    assert len(ACCEPTED_BY_TOKEN) * (MAX_TOKEN_SERIES + 1) == len(bounded)
+    assert len(ACCEPTED_BY_TOKEN) * (MAX_TOKENS + 1) == len(bounded)
     for family in ACCEPTED_BY_TOKEN.values():
         assert sum(range(1, 11)) == bounded[family, OTHER_TOKENS]
-        assert 60 == bounded[family, f"{60:08x}"]
+        assert bounded[family, f"{11:08x}"] == 11
 
 
 def test_tokens_without_end_take_bounded_space() -> None:
     """The most rejected ones stay; the others are added up, each code for itself."""
-    counts = {
+    counts: Values = {
         (REJECTED_BY_TOKEN, f"{number:08x}", code): number
-        for number in range(1, 61)
+        for number in range(1, MAX_TOKENS + 11)
         for code in ("unauthorized", "invalid_batch")
     }
+    counts[REJECTED_BY_TOKEN, UNKNOWN_TOKEN, "unauthorized"] = 1
     snapshot = Snapshot(counts | {("a",): 1}, {("t",): 1}, {})
     bounded = snapshot.bounded()
-    tokens = {series for series in bounded.counts if series[0] == REJECTED_BY_TOKEN}
-    others = {series for series in tokens if series[1] == OTHER_TOKENS}
-    assert MAX_TOKEN_SERIES == len(tokens - others)
-    assert (REJECTED_BY_TOKEN, f"{60:08x}", "invalid_batch") in tokens
-    assert sum(range(1, 36)) == bounded.counts[REJECTED_BY_TOKEN, OTHER_TOKENS, "unauthorized"]
+    tokens = {series[1] for series in bounded.counts if series[0] == REJECTED_BY_TOKEN}
+    assert tokens == {
+        *(f"{number:08x}" for number in range(11, MAX_TOKENS + 11)),
+        *(OTHER_TOKENS, UNKNOWN_TOKEN),
+    }
+    assert sum(range(1, 11)) == bounded.counts[REJECTED_BY_TOKEN, OTHER_TOKENS, "unauthorized"]
     assert sum(snapshot.counts.values()) == sum(bounded.counts.values())
     assert bounded == bounded.bounded()
     assert 1 == bounded.counts["a",]

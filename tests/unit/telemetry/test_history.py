@@ -9,8 +9,9 @@ from typing import Any
 import gevent
 import pytest
 
+from astralog.errors import STATUS_OF_CODE
 from astralog.telemetry import history
-from astralog.telemetry.counters import BOUNDS_SECONDS, MAX_TOKEN_SERIES, Counters, Snapshot, Volume
+from astralog.telemetry.counters import BOUNDS_SECONDS, MAX_TOKENS, Counters, Snapshot, Volume
 from astralog.telemetry.families import counter_families
 from astralog.telemetry.history import (
     HISTORY_BYTES,
@@ -145,7 +146,7 @@ def test_a_sample_that_fails_is_a_gap(
 ) -> None:
     """The log says so once, and the next one may do; the lock is not kept."""
     mine, other = worker(), worker()
-    tokens = {f"{number:08x} unauthorized": 1.0 for number in range(400)}
+    tokens = {f"{number:08x} unauthorized": 1.0 for number in range(10_000)}
     mine._take = lambda: make_sample(clock.number, rejected=tokens)
     for _ in range(3):
         mine.sample_once()
@@ -206,20 +207,28 @@ def test_a_sample_of_another_version_is_understood() -> None:
 
 
 def test_a_sample_fits_into_its_place() -> None:
-    """Also where many tokens are rejected, with large counts."""
+    """Also if many tokens are rejected with every code, with large counts."""
     counters = Counters()
     for number in range(1000):
         token = f"{number:08x}"
-        counters.rejected_by_token[token, "unsupported_encoding"] = 10**12 + number
+        for code in STATUS_OF_CODE:
+            counters.rejected_by_token[token, code] = 10**12 + number
         counters.accepted_by_token[token,] = volume = Volume()
         volume.add(10**12 + number, 10**15 + number, 10**18 + number)
     sample = sample_of(counters)
-    assert MAX_TOKEN_SERIES + 1 == len(sample.rejected)
+    assert (MAX_TOKENS + 1) * len(STATUS_OF_CODE) == len(sample.rejected)
     assert "000003e7 unsupported_encoding" in sample.rejected
-    assert MAX_TOKEN_SERIES + 1 == len(sample.sent)
+    assert MAX_TOKENS + 1 == len(sample.sent)
     assert [10**12 + 999, 10**15 + 999, 10**18 + 999] == sample.sent["000003e7"]
-    largest = sample._replace(commits=[1e15] * BUCKETS, batches=1e15, logs=1e15, bytes=1e18)
-    assert len(encode_sample(largest)) < RECORD_BYTES - 16
+    unknown = {f"unknown {code}": 1e15 for code in STATUS_OF_CODE}
+    largest = sample._replace(
+        rejected=sample.rejected | unknown,
+        commits=[1e15] * BUCKETS,
+        batches=1e15,
+        logs=1e15,
+        bytes=1e18,
+    )
+    assert RECORD_BYTES / 2 < len(encode_sample(largest)) < RECORD_BYTES - 16
 
 
 def test_rates_are_those_between_two_samples() -> None:

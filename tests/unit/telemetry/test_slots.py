@@ -10,7 +10,7 @@ import pytest
 from astralog.telemetry import slots
 from astralog.telemetry.counters import (
     EMPTY,
-    MAX_TOKEN_SERIES,
+    MAX_TOKENS,
     REJECTED_BY_TOKEN,
     Snapshot,
     Values,
@@ -106,13 +106,13 @@ def test_workers_that_come_and_go_leave_few_tokens(fd: int) -> None:
     """However many have been rejected, what a slot carries on is bounded."""
     for generation in range(4):
         counts: Values = {
-            (REJECTED_BY_TOKEN, f"{generation}-{n}", "x"): 1 for n in range(MAX_TOKEN_SERIES)
+            (REJECTED_BY_TOKEN, f"{generation}-{n}", "x"): 1 for n in range(MAX_TOKENS)
         }
         slot = Slot(fd, 0)
         slot.publish(Snapshot(counts, {}, {}))
     kept = slot.merge_all().counts
-    assert 4 * MAX_TOKEN_SERIES == sum(kept.values())
-    assert len(kept) <= 2 * MAX_TOKEN_SERIES + 1
+    assert 4 * MAX_TOKENS == sum(kept.values())
+    assert len(kept) <= 2 * MAX_TOKENS + 1
 
 
 def test_looking_at_a_free_slot_leaves_it_free(fd: int, start_worker: Callable[[], Worker]) -> None:
