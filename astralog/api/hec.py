@@ -22,6 +22,7 @@ from astralog.api.responses import (
     json_response,
 )
 from astralog.auth import OTHER_SCHEME
+from astralog.browsers import QUERY_TOKEN
 from astralog.errors import RETRIED_STATUSES, Rejection
 from astralog.intake.body import Environ
 from astralog.intake.decoder import Context, Decoded
@@ -108,6 +109,7 @@ def create_view(service: Service) -> PlainView:
 
 def _store(service: Service, path: str, environ: Environ) -> Response:
     if path in ACK_PATHS:
+        service.authorize(environ)
         raise HecRejection("bad_request", InvalidEvent(ACK_DISABLED, "ack"))
     decode = decode_raw if path in RAW_PATHS else decode_events
     accepted = service.acceptor.accept(environ, partial(_decode, decode, environ), PARAMETERS)
@@ -154,7 +156,7 @@ def _find_reply(rejection: Rejection, environ: Environ) -> tuple[int, Reply]:
     if isinstance(rejection, HecRejection):
         return rejection.status, rejection.reply
     if rejection.code == "unauthorized":
-        if "HTTP_AUTHORIZATION" not in environ:
+        if "HTTP_AUTHORIZATION" not in environ and QUERY_TOKEN not in environ:
             return HTTPStatus.UNAUTHORIZED, TOKEN_REQUIRED
         if rejection.message == OTHER_SCHEME:
             return HTTPStatus.UNAUTHORIZED, INVALID_AUTHORIZATION
