@@ -45,8 +45,8 @@ FORBIDDEN = {Scope.READ: READING_FORBIDDEN, Scope.WRITE: WRITING_FORBIDDEN}
 
 MISSING = "The Authorization header is missing."
 OTHER_SCHEME = (
-    "The Authorization header takes a token as it is, after Bearer or Splunk, as the password of "
-    "Basic, or after the colon of an ApiKey; no other scheme."
+    "Unsupported scheme in the Authorization header; send the token alone, after Bearer or Splunk, "
+    "as the password of Basic, or after the colon of an ApiKey."
 )
 UNKNOWN = "The token in the Authorization header is not known."
 UNKNOWN_IN_QUERY = "The token in the query is not known."
@@ -54,8 +54,8 @@ ESCAPED_BLANK = (
     "It begins with Bearer%20: the sender does not decode %20 to a blank. Send the token alone, "
     "without Bearer."
 )
-QUOTED = "It stands in quotes; send it without."
-ESCAPED_LINE_END = "It ends with an escaped line end; send it without."
+QUOTED = "It is in quotes; remove them."
+ESCAPED_LINE_END = "It ends with an escaped line break; remove it."
 
 
 class Tokens:

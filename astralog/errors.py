@@ -178,8 +178,8 @@ def token_queue_full(token_bytes: int, limit_bytes: int) -> Cause:
     """Return the cause for a batch whose token holds as much of the queue as one of several may."""
     share = f"{mebibytes(token_bytes)} of {mebibytes(limit_bytes)}, ASTRALOG_QUEUE_BYTES"
     message = (
-        f"The token holds three quarters of the write queue ({share}), the most that one of "
-        "several tokens may; retry later."
+        f"The token already uses its share of the write queue, three quarters ({share}); "
+        "retry later."
     )
     return Cause("queue_full", message)
 
@@ -192,8 +192,8 @@ def too_large_for_queue(size: int, limit_bytes: int) -> Cause:
 
 def too_large_for_token(size: int, token_bytes: int, limit_bytes: int) -> Cause:
     """Return the cause for a batch larger than one of several tokens may hold."""
-    share = f"{mebibytes(token_bytes)} of {mebibytes(limit_bytes)}"
-    limit = f"one of several tokens may hold {share} of the write queue (ASTRALOG_QUEUE_BYTES)"
+    share = f"{mebibytes(token_bytes)} of the {mebibytes(limit_bytes)}"
+    limit = f"each of several tokens may use {share} of the write queue (ASTRALOG_QUEUE_BYTES)"
     return _too_large(size, limit)
 
 
@@ -228,7 +228,7 @@ class Shortage(OSError):
     def __init__(self, resource: Literal["bytes", "inodes"], free: int, kept: int) -> None:
         limit = f"ASTRALOG_MIN_FREE_BYTES keeps {kept}"
         super().__init__(errno.ENOSPC, f"{free} {resource} of the disk are free, {limit}")
-        has = f"fewer than {kept} {resource} free, as ASTRALOG_MIN_FREE_BYTES asks"
+        has = f"fewer than {kept} {resource} free (ASTRALOG_MIN_FREE_BYTES)"
         self.message = f"The disk has {has if kept else f'no {resource} free'}; {_REJECTED}"
 
 

@@ -104,7 +104,7 @@ def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _is_following(query: dict[str, str]) -> bool:
     if query.get("follow", "false") not in ("true", "false"):
-        raise Rejection("bad_request", "follow is true or false.")
+        raise Rejection("bad_request", "follow must be true or false.")
     is_following = query.get("follow") == "true"
     if is_following and ("n" in query or "before" in query):
         raise Rejection("bad_request", "n and before do not go with follow=true.")

@@ -154,7 +154,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
             look = partial(logs.look, is_bound=is_bound)
             return _json(disk.run(look, filter_of(token, query), query.get("after")))
         except ValueError:
-            message = "after is no cursor since the last start or reload; omit it."
+            message = "The cursor in after is not valid since the last start or reload; omit it."
             raise Rejection("bad_request", message) from None
         except OSError:
             raise Rejection("storage_failed", "The logs cannot be read now.") from None

@@ -111,7 +111,7 @@ def _explain(errors: Mapping[str, Any]) -> str:
         return "The body is an export of OpenTelemetry, which goes to POST /v1/logs"
     if "logs" in errors and not errors.keys().isdisjoint(FIELDS):
         return (
-            'The body is a log and no batch: send {"logs": [LOG]}, or one log per line as '
+            'The body is a log, not a batch: send {"logs": [LOG]}, or one log per line as '
             "application/x-ndjson"
         )
     return "The batch is invalid"

@@ -268,8 +268,8 @@ def check_growth(size: int, max_bytes: int) -> None:
     """Raise Rejection for a batch whose lines take more than `max_bytes`."""
     if size > max_bytes:
         message = (
-            f"Stored, the batch would take over {max_bytes} bytes, more than {MAX_GROWTH} times "
-            "its body; send smaller batches."
+            f"The lines of the batch would take over {max_bytes} bytes, more than {MAX_GROWTH} "
+            "times its body; send smaller batches."
         )
         raise Rejection("body_too_large", message)
 

@@ -127,7 +127,7 @@ class JsonBatch:
             is_ndjson = rest and len(first) <= PIECE_BYTES and isinstance(parse(first), dict)
         except ValueError:
             is_ndjson = False
-        return "; one log per line is sent as application/x-ndjson" if is_ndjson else ""
+        return "; send one log per line as application/x-ndjson" if is_ndjson else ""
 
     def _cut(self, logs: list[msgspec.Raw], first: int, piece_bytes: int) -> Iterator[Piece]:
         start = size = 0

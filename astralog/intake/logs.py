@@ -31,8 +31,8 @@ from astralog.intake.schema import (
 )
 
 SEVERAL_OBJECTS = (
-    "; one log per line is sent as application/x-ndjson, by curl with --data-binary: "
-    "its -d removes the ends of lines"
+    "; send one log per line as application/x-ndjson, with curl's --data-binary: "
+    "its -d removes line breaks"
 )
 
 _HIGH = rb"u[dD][89abAB][0-9a-fA-F]{2}"

@@ -54,7 +54,9 @@ _QUOTED = re.compile(r'"((?:[!#-\[\]-~]++|\\["\\])*+)"')
 _BARE = re.compile(r"[!#-+\--~]+")
 _ESCAPED = re.compile(r'\\(["\\])')
 
-_KEY_FORM = f"Idempotency-Key is one quoted string of 1 to {MAX_KEY_CHARACTERS} visible characters."
+_KEY_FORM = (
+    f"Idempotency-Key must be one quoted string of 1 to {MAX_KEY_CHARACTERS} visible characters."
+)
 
 #: Unknown parameters that a message repeats. Any other name may be a token.
 _SHOWN_NAME = re.compile(r"[A-Za-z_]{1,24}")
@@ -115,9 +117,11 @@ def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Optio
     values = parse_query(query, parameters)
     for name, value in CONSTANTS.items():
         if values.get(name, value) != value:
-            raise _bad(f"{name} is {value}.")
+            raise _bad(f"{name} must be {value}.")
     if "once" in values and "timestamp" in values:
-        raise _bad("once=body excludes timestamp=now: a retry would arrive at another time.")
+        raise _bad(
+            "once=body cannot be combined with timestamp=now: a retry would have another timestamp."
+        )
     return Options(
         {
             name: _limited(values, name, MAX_DEFAULT_CHARACTERS)
@@ -187,7 +191,7 @@ def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
 def _parse_flag(values: Mapping[str, str], name: str) -> bool:
     text = values.get(name, "false")
     if text not in _FLAGS:
-        raise _bad(f"{name} is true or false.")
+        raise _bad(f"{name} must be true or false.")
     return _FLAGS[text]
 
 

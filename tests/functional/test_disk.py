@@ -156,7 +156,7 @@ def test_batches_are_rejected_before_the_inodes_run_out(
     with Service(tmp_path, **settings) as service:
         stored, answer = post_until_rejected(service)
         check_unavailable(answer, "storage_full")
-        assert "fewer than 5 inodes free, as ASTRALOG_MIN_FREE_BYTES asks" in answer.body["message"]
+        assert "fewer than 5 inodes free (ASTRALOG_MIN_FREE_BYTES)" in answer.body["message"]
         assert 4 == os.statvfs(data_dir).f_favail
         assert len(stored) == INODES - 2 - 4
         wait_for(lambda: service.request("GET", "/ready").status == 503)

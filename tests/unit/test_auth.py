@@ -459,7 +459,7 @@ def test_first_tokens_are_counted_by_name(settings: Settings, tmp_path: Path) ->
 @pytest.mark.parametrize("shown", [f"Basic {SECRET}", f"Token {SECRET}", f"bearer bearer {SECRET}"])
 def test_another_scheme_is_told_how_to_show_a_token(shown: str) -> None:
     """A client that is set up for Basic learns what is wanted, also where its token is right."""
-    with pytest.raises(Rejection, match="no other scheme") as rejected:
+    with pytest.raises(Rejection, match="Unsupported scheme") as rejected:
         Tokens(Settings(tokens=SECRET)).authorize(environ_of(shown), Scope.WRITE)
     assert SECRET not in rejected.value.message
 

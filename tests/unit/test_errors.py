@@ -20,12 +20,12 @@ from astralog.errors import Shortage, storage_error
         (
             Shortage("bytes", 999, 1000),
             "storage_full",
-            "fewer than 1000 bytes free, as ASTRALOG_MIN_FREE_BYTES asks",
+            "fewer than 1000 bytes free (ASTRALOG_MIN_FREE_BYTES)",
         ),
         (
             Shortage("inodes", 3, 16),
             "storage_full",
-            "fewer than 16 inodes free, as ASTRALOG_MIN_FREE_BYTES asks",
+            "fewer than 16 inodes free (ASTRALOG_MIN_FREE_BYTES)",
         ),
         (Shortage("inodes", 0, 0), "storage_full", "no inodes free"),
     ],

@@ -248,9 +248,9 @@ LOG = json.dumps(make_log()).encode()
     [
         (
             LOG,
-            'is a log and no batch: send {"logs": [LOG]}, or one log per line as application/x-nd',
+            'is a log, not a batch: send {"logs": [LOG]}, or one log per line as application/x-nd',
         ),
-        (b'{"message": "m"}', "is a log and no batch"),
+        (b'{"message": "m"}', "is a log, not a batch"),
         (b"[%s]" % LOG, 'A batch is an object with a list: {"logs": [LOG, ...]}'),
         (b'{"resourceLogs": []}', "an export of OpenTelemetry, which goes to POST /v1/logs"),
         (b'{"resource_logs": []}', "an export of OpenTelemetry, which goes to POST /v1/logs"),
@@ -273,7 +273,7 @@ def test_lines_that_curl_put_together_are_told_so(separator: bytes, is_lines: bo
     with pytest.raises(Rejection) as rejected:
         decode(separator.join([LOG, LOG, LOG]), make_context())
     assert "invalid_json" == rejected.value.code
-    assert "by curl with --data-binary" in rejected.value.message
+    assert "with curl's --data-binary" in rejected.value.message
 
 
 @pytest.mark.parametrize("size", [100, 2_000_000])
@@ -401,7 +401,7 @@ def test_lines_of_json_are_told_their_content_type(separator: bytes) -> None:
     """A sender that forgot the header of NDJSON learns of it; others are not led astray."""
     log = json.dumps(make_log()).encode()
     assert rejection_of(separator.join([log, log])).message.endswith(
-        "; one log per line is sent as application/x-ndjson"
+        "; send one log per line as application/x-ndjson"
     )
     for other in (
         b"{\n" + log,

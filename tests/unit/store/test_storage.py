@@ -109,7 +109,7 @@ def test_batches_are_rejected_before_the_inodes_run_out(
     assert stored(tmp_path) == b""
     assert storage.error == Cause(
         "storage_full",
-        "The disk has fewer than 4 inodes free, as ASTRALOG_MIN_FREE_BYTES asks; "
+        "The disk has fewer than 4 inodes free (ASTRALOG_MIN_FREE_BYTES); "
         "nothing was stored; retry later.",
     )
     disk.free_inodes = 4
