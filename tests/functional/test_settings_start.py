@@ -243,7 +243,7 @@ def test_a_home_is_found_in_every_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_start_makes_a_token(tmp_path: Path) -> None:
+def test_first_start_creates_a_token(tmp_path: Path) -> None:
     """The token is for the owner alone, never printed, and kept by the next start."""
     path = tmp_path / "data" / "token"
     with Service(tmp_path, tokens=None, workers=2) as service:

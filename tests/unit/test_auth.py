@@ -26,7 +26,7 @@ SECRET = "s3cret-Token"
 
 
 def in_base64(text: str) -> str:
-    """Return a text in base64, as Basic and ApiKey have it."""
+    """Return a text in base64, the form that Basic and ApiKey use."""
     return b64encode(text.encode()).decode()
 
 
@@ -35,8 +35,8 @@ def environ_of(authorization: str | None) -> dict[str, str]:
     return {} if authorization is None else {"HTTP_AUTHORIZATION": authorization}
 
 
-def is_let_in(tokens: Tokens, authorization: str | None) -> bool:
-    """Return whether a header shows a token that is known."""
+def is_known(tokens: Tokens, authorization: str | None) -> bool:
+    """Return whether a header contains a known token."""
     try:
         tokens.authorize(environ_of(authorization), Scope.WRITE)
     except Rejection:
@@ -90,12 +90,12 @@ def is_let_in(tokens: Tokens, authorization: str | None) -> bool:
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_a_request_shows_its_token_alone_or_in_a_known_scheme(
+def test_token_is_accepted_alone_or_in_a_known_scheme(
     authorization: str | None, expected: bool
 ) -> None:
-    """Any known token is let in, alone or in a scheme of any letter case, and nothing else is."""
+    """A known token is accepted alone or in a scheme of any letter case, and nothing else is."""
     tokens = Tokens(Settings(tokens=f"{SECRET},other"))
-    assert expected is is_let_in(tokens, authorization)
+    assert expected is is_known(tokens, authorization)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_a_request_shows_its_token_alone_or_in_a_known_scheme(
         (f"Bearer {SECRET}%0A", auth.ESCAPED_LINE_END),
     ],
 )
-def test_what_went_wrong_with_a_token_is_told(
+def test_rejection_explains_a_malformed_token(
     settings: Settings, authorization: str, words: str
 ) -> None:
-    """By its form alone, so that nobody learns whether the rest of it is right."""
+    """The hint depends on the form alone, so it reveals nothing about the rest of the token."""
     with pytest.raises(Rejection) as rejected:
         Tokens(replace(settings, tokens=SECRET)).authorize(environ_of(authorization), Scope.WRITE)
     assert words in rejected.value.message
@@ -125,10 +125,10 @@ def test_what_went_wrong_with_a_token_is_told(
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer my-guess", "my-guess"])
-def test_a_rejection_tells_neither_what_was_sent_nor_what_is_known(
+def test_rejection_reveals_no_token(
     authorization: str | None,
 ) -> None:
-    """The message of a 401 holds no token, and is the same for every wrong one."""
+    """The message of a 401 contains no token and is the same for every wrong one."""
     with pytest.raises(Rejection) as rejected:
         Tokens(Settings(tokens=SECRET)).authorize(environ_of(authorization), Scope.WRITE)
     assert "unauthorized" == rejected.value.code
@@ -137,19 +137,19 @@ def test_a_rejection_tells_neither_what_was_sent_nor_what_is_known(
 
 
 def cpu_seconds(tokens: Tokens, authorization: str) -> float:
-    """Return the CPU time of this thread in which a header is checked many times."""
+    """Return this thread's CPU seconds for checking a header many times."""
     start = time.thread_time()
     for _ in range(3000):
-        is_let_in(tokens, authorization)
+        is_known(tokens, authorization)
     return time.thread_time() - start
 
 
 @pytest.mark.parametrize("shown", ["token-0", "token-19999", "wrong"])
 def test_many_tokens_make_no_request_more_expensive(settings: Settings, shown: str) -> None:
-    """Whichever of 20,000 tokens a request has, it is found as fast as the only one is."""
+    """Each of 20,000 tokens is found as fast as a single token is."""
     many = Tokens(replace(settings, tokens=",".join(f"token-{n}" for n in range(20_000))))
     one = Tokens(replace(settings, tokens="token-0"))
-    assert is_let_in(many, shown) is (shown != "wrong")
+    assert is_known(many, shown) is (shown != "wrong")
     assert cpu_seconds(many, shown) < 10 * cpu_seconds(one, shown)
 
 
@@ -158,70 +158,66 @@ def test_a_token_may_hold_any_byte_that_a_header_carries(settings: Settings) -> 
     token = "jalapeño-\U0001f336"
     tokens = Tokens(replace(settings, tokens=token))
     as_wsgi_has_it = token.encode().decode("latin-1")
-    assert is_let_in(tokens, as_wsgi_has_it)
-    assert is_let_in(tokens, f"Bearer {as_wsgi_has_it}")
-    assert not is_let_in(tokens, "jalape\xf1o-")
+    assert is_known(tokens, as_wsgi_has_it)
+    assert is_known(tokens, f"Bearer {as_wsgi_has_it}")
+    assert not is_known(tokens, "jalape\xf1o-")
 
 
-def test_a_token_of_bytes_that_are_no_text_is_compared_as_bytes(
-    settings: Settings, tmp_path: Path
-) -> None:
-    """A tokens file need not be UTF-8, nor must the environment."""
+def test_token_that_is_not_utf8_is_compared_as_bytes(settings: Settings, tmp_path: Path) -> None:
+    """Neither the tokens file nor the environment has to be UTF-8."""
     path = tmp_path / "tokens"
     write_tokens(path, b"\xff\xfe\x80\n")
     for changed in (
         replace(settings, tokens="", tokens_file=str(path)),
         replace(settings, tokens=os.fsdecode(b"\xff\xfe\x80")),
     ):
-        assert is_let_in(Tokens(changed), "\xff\xfe\x80")
-        assert not is_let_in(Tokens(changed), "\xff\xfe")
+        assert is_known(Tokens(changed), "\xff\xfe\x80")
+        assert not is_known(Tokens(changed), "\xff\xfe")
 
 
 def test_several_tokens_come_from_the_environment(settings: Settings) -> None:
-    """Tokens are separated by commas; spaces around them and empty ones do not count."""
+    """Tokens are separated by commas; spaces around them and empty entries are ignored."""
     tokens = Tokens(replace(settings, tokens=" one, two ,,three,"))
     for token in ("one", "two", "three"):
-        assert is_let_in(tokens, token)
-    assert not is_let_in(tokens, "")
-    assert not is_let_in(tokens, "one, two")
+        assert is_known(tokens, token)
+    assert not is_known(tokens, "")
+    assert not is_known(tokens, "one, two")
 
 
 def test_tokens_come_from_a_file(settings: Settings, tmp_path: Path) -> None:
-    """A tokens file holds one token a line, besides comments and empty lines."""
+    """A tokens file has one token per line, and may have comments and empty lines."""
     path = tmp_path / "tokens"
     write_tokens(path, b"# who: team a\none\n\n  two  \r\n   # three\nfo#ur\n\tfive,six")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
     for token in ("one", "two", "fo#ur", "five,six"):
-        assert is_let_in(tokens, token)
+        assert is_known(tokens, token)
     for other in ("# who: team a", "# three", "three", "", "five", "test-token"):
-        assert not is_let_in(tokens, other)
+        assert not is_known(tokens, other)
     assert not (tmp_path / TOKEN_FILE_NAME).exists()
 
 
-def test_tokens_of_the_environment_and_of_the_file_both_count(
-    settings: Settings, tmp_path: Path
-) -> None:
-    """Both sources may be given at once, as when a token is replaced."""
+def test_environment_and_file_may_both_list_tokens(settings: Settings, tmp_path: Path) -> None:
+    """Both sources may be set at once, for example while a token is replaced."""
     path = tmp_path / "tokens"
     write_tokens(path, "two\n")
     tokens = Tokens(replace(settings, tokens="one", tokens_file=str(path)))
-    assert is_let_in(tokens, "one")
-    assert is_let_in(tokens, "two")
+    assert is_known(tokens, "one")
+    assert is_known(tokens, "two")
 
 
 @pytest.mark.parametrize("tokens", [",", " ", " , ,"])
-def test_tokens_that_hold_none_stop_the_start(settings: Settings, tokens: str) -> None:
-    """A list of nothing is rejected, rather than letting everybody or nobody in."""
+def test_list_without_tokens_stops_the_start(settings: Settings, tokens: str) -> None:
+    """An empty list is rejected; it neither admits everybody nor locks everybody out."""
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens=tokens))
     assert ["ASTRALOG_TOKENS: Holds no token."] == rejected.value.problems
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"# only a comment\n"])
-def test_a_tokens_file_that_holds_none_stops_the_start(
+def test_tokens_file_without_tokens_stops_the_start(
     settings: Settings, tmp_path: Path, content: bytes
 ) -> None:
-    """A tokens file without a token is rejected by its name."""
+    """The message names the file."""
     path = tmp_path / "tokens"
     write_tokens(path, content)
     with pytest.raises(InvalidSettings) as rejected:
@@ -232,7 +228,7 @@ def test_a_tokens_file_that_holds_none_stops_the_start(
 def test_a_tokens_file_that_cannot_be_read_stops_the_start(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """A missing tokens file, or a directory, is rejected by its name and the reason."""
+    """For a missing file and for a directory, the message has the path and the reason."""
     missing = tmp_path / "missing"
     for path, reason in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(InvalidSettings) as rejected:
@@ -241,8 +237,10 @@ def test_a_tokens_file_that_cannot_be_read_stops_the_start(
 
 
 @pytest.mark.parametrize("token", ["two words", "tab\there", "bell\x07", "delete\x7f", "nul\0"])
-def test_a_token_that_no_header_carries_stops_the_start(settings: Settings, token: str) -> None:
-    """A token with a space or control character is rejected by its place, never by its text."""
+def test_token_with_a_space_or_control_character_stops_the_start(
+    settings: Settings, token: str
+) -> None:
+    """The message names its position and never its text."""
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens=f"good,{token}"))
     expected = "ASTRALOG_TOKENS, token 2: A token holds no spaces or control characters."
@@ -250,7 +248,7 @@ def test_a_token_that_no_header_carries_stops_the_start(settings: Settings, toke
 
 
 def test_a_token_may_be_as_long_as_a_header_field(settings: Settings) -> None:
-    """The longest token is known; one byte more stops the start."""
+    """The longest token is accepted; one byte more stops the start."""
     token = "t" * MAX_TOKEN_BYTES
     assert Tokens(replace(settings, tokens=token)).authorize(
         environ_of(f"Bearer {token}"), Scope.WRITE
@@ -262,8 +260,10 @@ def test_a_token_may_be_as_long_as_a_header_field(settings: Settings) -> None:
     ] == rejected.value.problems
 
 
-def test_a_token_that_no_header_carries_is_named(settings: Settings, tmp_path: Path) -> None:
-    """A faulty line of a tokens file is named by its number, and its token is not shown."""
+def test_faulty_line_of_a_tokens_file_is_named_by_its_number(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """The message does not contain the token."""
     path = tmp_path / "tokens"
     write_tokens(path, b"good\n# comment\nse\x01cret\n")
     with pytest.raises(InvalidSettings) as rejected:
@@ -275,7 +275,7 @@ def test_a_token_that_no_header_carries_is_named(settings: Settings, tmp_path: P
 
 
 def test_a_token_may_be_bound_to_projects(settings: Settings, tmp_path: Path) -> None:
-    """The names after a token are the projects it may write; a bare token writes all."""
+    """The words after a token are its projects; a token without any may write all projects."""
     path = tmp_path / "tokens"
     write_tokens(path, "bound  org-xyz\torg-ä \nbare\n")
     tokens = Tokens(replace(settings, tokens="listed", tokens_file=str(path)))
@@ -289,23 +289,23 @@ def test_a_token_may_be_bound_to_projects(settings: Settings, tmp_path: Path) ->
 def test_tokens_are_read_again_when_their_file_changes(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A token is replaced without a restart; a faulty file changes nothing, and is named once."""
+    """A token is replaced without a restart; a faulty file changes nothing and is logged once."""
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
-    assert is_let_in(tokens, "old")
+    assert is_known(tokens, "old")
     write_tokens(path, "old\nnewer\n")
     tokens.check()
-    assert is_let_in(tokens, "newer")
+    assert is_known(tokens, "newer")
     for content in ("# none\n", None):
         write_tokens(path, content) if content else path.unlink()
         for _ in range(3):
             tokens.check()
-            assert is_let_in(tokens, "newer")
+            assert is_known(tokens, "newer")
     write_tokens(path, "newer\n")
     tokens.check()
-    assert not is_let_in(tokens, "old")
-    assert is_let_in(tokens, "newer")
+    assert not is_known(tokens, "old")
+    assert is_known(tokens, "newer")
     assert [
         f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}: Holds no token.",
         f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}: No such file or directory.",
@@ -313,14 +313,14 @@ def test_tokens_are_read_again_when_their_file_changes(
 
 
 @pytest.mark.parametrize("content", [None, "# none\n", "one\none\n"])
-def test_a_file_that_stays_faulty_is_two_lines_in_the_log(
+def test_faulty_file_is_logged_at_its_start_and_its_end(
     settings: Settings,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
     content: str | None,
 ) -> None:
-    """Its beginning and its end: a check that fails prints nothing, as often as it comes."""
+    """Failed checks in between log nothing, however many there are."""
     path = tmp_path / "tokens"
     write_tokens(path, "one\n")
     caplog.set_level(logging.INFO)
@@ -348,7 +348,7 @@ def test_a_file_that_stays_faulty_is_two_lines_in_the_log(
 def test_a_faulty_file_is_parsed_once(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long one would else take the interpreter from the requests, twice a second."""
+    """Otherwise a long file would block the interpreter twice per second."""
     path = tmp_path / "tokens"
     write_tokens(path, "one\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
@@ -363,7 +363,7 @@ def test_a_faulty_file_is_parsed_once(
 def test_a_changed_file_is_followed_once_started(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looks come by themselves, and one that fails for an unknown reason is not the last."""
+    """Checks run periodically, and continue after one that fails unexpectedly."""
     monkeypatch.setattr(auth, "CHECK_SECONDS", 0.01)
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
@@ -378,28 +378,28 @@ def test_a_changed_file_is_followed_once_started(
 
     monkeypatch.setattr(WatchedFile, "read_changed", fail_first)
     tokens.start()
-    assert is_let_in(tokens, "old")
+    assert is_known(tokens, "old")
     write_tokens(path, "new\n")
     with gevent.Timeout(10):
-        while not is_let_in(tokens, "new"):
+        while not is_known(tokens, "new"):
             gevent.sleep(0.01)
-    assert not is_let_in(tokens, "old")
+    assert not is_known(tokens, "old")
 
 
-def test_who_starts_has_looked(settings: Settings, tmp_path: Path) -> None:
-    """A worker that inherited its tokens serves with none that was taken out since."""
+def test_start_checks_the_file_first(settings: Settings, tmp_path: Path) -> None:
+    """A worker that inherits its tokens does not accept one that was removed meanwhile."""
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
     write_tokens(path, "new\n")
     tokens.start()
-    assert [False, True] == [is_let_in(tokens, token) for token in ("old", "new")]
+    assert [False, True] == [is_known(tokens, token) for token in ("old", "new")]
 
 
-def test_nobody_waits_for_the_disk_of_the_file(
+def test_hanging_tokens_file_blocks_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a look hangs, a worker starts, other greenlets run, and the tokens are as before."""
+    """During a check that hangs, a worker starts, greenlets run, and the tokens stay the same."""
     monkeypatch.setattr(auth, "FIRST_CHECK_SECONDS", 0.1)
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
@@ -416,24 +416,24 @@ def test_nobody_waits_for_the_disk_of_the_file(
     with gevent.Timeout(10):
         while not hanging.is_set():
             gevent.sleep(0.01)
-    assert is_let_in(tokens, "old")
+    assert is_known(tokens, "old")
     assert [] == answers
     disk_is_back.set()
 
 
-def test_a_token_of_two_places_stops_the_start(settings: Settings, tmp_path: Path) -> None:
-    """Taken out of one of them it would still be known; one that is only listed twice is one."""
+def test_token_in_environment_and_file_stops_the_start(settings: Settings, tmp_path: Path) -> None:
+    """Removed from one of them, it would still be known. Repeated in one list, it is one token."""
     path = tmp_path / "tokens"
     write_tokens(path, "one org-xyz\n")
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens="two,one", tokens_file=str(path)))
     line = f"ASTRALOG_TOKENS_FILE: {path}, line 1: The token of ASTRALOG_TOKENS, token 2 again."
     assert [line] == rejected.value.problems
-    assert is_let_in(Tokens(replace(settings, tokens="one,one")), "one")
+    assert is_known(Tokens(replace(settings, tokens="one,one")), "one")
 
 
-def test_a_name_stands_for_a_known_token(settings: Settings) -> None:
-    """It is made of the token's digest; what is not known has none, however it is shown."""
+def test_name_identifies_a_known_token(settings: Settings) -> None:
+    """The name is made of the token's digest; an unknown token has no name in any scheme."""
     tokens = Tokens(replace(settings, tokens=SECRET))
     name = hashlib.sha256(SECRET.encode()).hexdigest()[:8]
     assert (
@@ -457,28 +457,28 @@ def test_first_tokens_are_counted_by_name(settings: Settings, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("shown", [f"Basic {SECRET}", f"Token {SECRET}", f"bearer bearer {SECRET}"])
-def test_another_scheme_is_told_how_to_show_a_token(shown: str) -> None:
-    """A client that is set up for Basic learns what is wanted, also where its token is right."""
+def test_unsupported_scheme_is_explained(shown: str) -> None:
+    """The message lists the supported schemes, even if the token itself is right."""
     with pytest.raises(Rejection, match="Unsupported scheme") as rejected:
         Tokens(Settings(tokens=SECRET)).authorize(environ_of(shown), Scope.WRITE)
     assert SECRET not in rejected.value.message
 
 
-def test_the_first_start_makes_a_token(settings: Settings, tmp_path: Path) -> None:
-    """Without tokens, a random one is made that only its owner may read, and it lets in."""
+def test_first_start_creates_a_token(settings: Settings, tmp_path: Path) -> None:
+    """If none is configured, a random token is created that only its owner can read."""
     path = make_token_file(tmp_path)
     tokens = Tokens(replace(settings, tokens=""))
     assert tmp_path / TOKEN_FILE_NAME == path
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
     token = path.read_text().strip()
     assert len(token) >= 32
-    assert is_let_in(tokens, token)
-    assert not is_let_in(tokens, "")
+    assert is_known(tokens, token)
+    assert not is_known(tokens, "")
     assert [path] == list(tmp_path.iterdir())
 
 
 def test_the_first_token_is_durable(tmp_path: Path, break_os: BreakOs) -> None:
-    """Neither its bytes nor its name is lost in a power cut after it was shown to anyone."""
+    """Its bytes and its name are synced before the token is shown."""
     fsync = break_os("fsync", errno.EIO, times=0)
     make_token_file(tmp_path)
     draft, directory = (call.split(" ")[0] for call in fsync.calls)
@@ -486,7 +486,7 @@ def test_the_first_token_is_durable(tmp_path: Path, break_os: BreakOs) -> None:
 
 
 def test_a_token_that_cannot_be_written_leaves_no_file(tmp_path: Path, break_os: BreakOs) -> None:
-    """Starts on a full disk, of which there may be many, do not fill the directory."""
+    """Repeated starts on a full disk do not fill the directory with files."""
     break_os("fsync", errno.ENOSPC)
     with pytest.raises(OSError, match="No space"):
         make_token_file(tmp_path)
@@ -494,11 +494,11 @@ def test_a_token_that_cannot_be_written_leaves_no_file(tmp_path: Path, break_os:
 
 
 def test_a_later_start_keeps_the_token(settings: Settings, tmp_path: Path) -> None:
-    """A token that was made once stays, also when it was edited by hand."""
+    """An existing token file is kept, even if it was edited by hand."""
     first = make_token_file(tmp_path).read_bytes()
     assert first == make_token_file(tmp_path).read_bytes()
     (tmp_path / TOKEN_FILE_NAME).write_text("by-hand\n")
-    assert is_let_in(Tokens(replace(settings, tokens="")), "by-hand")
+    assert is_known(Tokens(replace(settings, tokens="")), "by-hand")
 
 
 def test_two_data_directories_have_different_tokens(tmp_path: Path) -> None:
@@ -509,10 +509,10 @@ def test_two_data_directories_have_different_tokens(tmp_path: Path) -> None:
     assert 2 == len(tokens)
 
 
-def test_the_first_of_two_starts_makes_everyones_token(
+def test_concurrent_starts_use_the_same_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where another process makes the token at the same moment, its token is kept."""
+    """If another process creates the token at the same moment, its token is used."""
     link = os.link
 
     def link_too_late(source: Path, target: Path) -> None:
@@ -525,8 +525,10 @@ def test_the_first_of_two_starts_makes_everyones_token(
     assert [path] == list(tmp_path.iterdir())
 
 
-def test_a_token_is_not_left_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start that dies before its token is on the disk leaves none, and the next one makes it."""
+def test_interrupted_start_leaves_no_partial_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a start dies before its token is on disk, the next start creates one."""
 
     def die(fd: int) -> None:
         raise KeyboardInterrupt
@@ -541,7 +543,7 @@ def test_a_token_is_not_left_half_made(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("allow", "scope"), [("write", Scope.READ), ("read", Scope.WRITE)])
 def test_token_is_limited_to_its_scope(settings: Settings, allow: str, scope: Scope) -> None:
-    """A token with allow= is 403 for the other scope, and its name is known all the same."""
+    """A token with allow= is 403 for the other scope; its name is known all the same."""
     path = write_tokens(settings.data_dir / "tokens", f"one allow={allow}\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
     assert tokens.authorize(environ_of("one"), Scope(allow)).scopes == {Scope(allow)}

@@ -1,4 +1,4 @@
-"""Loops in the background survive their steps."""
+"""Background loops continue after a failed step."""
 
 import logging
 
@@ -8,8 +8,8 @@ from gevent import GreenletExit
 from astralog.background import FAILED_SECONDS, run_forever
 
 
-def test_failed_step_is_logged_and_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """The step after a failed one comes after a pause; the end comes from outside."""
+def test_failed_step_is_logged_and_the_loop_continues(caplog: pytest.LogCaptureFixture) -> None:
+    """After a failed step the loop pauses and continues until it is stopped."""
     outcomes: list[float | BaseException] = [2.0, ValueError("odd"), 3.0, GreenletExit()]
     pauses: list[float] = []
 

@@ -1,4 +1,4 @@
-"""The load generator's own parts: what it sends, how it counts, and what it notices on disk."""
+"""The load generator: its requests, its counters, and its check of the disk."""
 
 import json
 import os
@@ -26,22 +26,22 @@ from tests.support.processes import cpu_seconds
 
 
 def test_bodies_are_well_formed_and_distinct() -> None:
-    """Every body keeps the contract, and about 370 bytes make a log."""
+    """Every body follows the contract, and a log has about 370 bytes."""
     pool = [template.body(number) for number, template in enumerate(bodies.templates(10))]
     assert len(set(pool)) == bodies.POOL_BODIES
     assert all(encode_batch(body).logs == 10 for body in pool)
     assert 350 < sum(map(len, pool)) / (10 * len(pool)) < 390
 
 
-def test_a_log_id_tells_request_and_place() -> None:
-    """Each log carries the number of its request and its index in the batch."""
+def test_log_id_identifies_request_and_index() -> None:
+    """Each log has the number of its request and its index in the batch."""
     logs = msgspec.json.decode(bodies.templates(10)[3].body(4711))["logs"]
     places = [bodies.place(log["metadata"]["log_id"]) for log in logs]
     assert [(4711, index) for index in range(10)] == places
 
 
 def test_lean_logs_are_shorter() -> None:
-    """They are of about 300 bytes, with four keys of metadata, and can be told apart."""
+    """They have about 300 bytes, with four keys of metadata, and are all different."""
     pool = lean_logs.requests(10)
     assert 270 < sum(template.body_bytes for template in pool) / (10 * len(pool)) < 330
     logs = [json.loads(line) for line in encode_batch(pool[3].body(4711)).lines.splitlines()]
@@ -51,7 +51,7 @@ def test_lean_logs_are_shorter() -> None:
 
 
 def test_requests_with_keys_differ_in_nothing_else() -> None:
-    """Each has the key of its number, in a head that the length of its body is right in."""
+    """Each has the key of its number, and its head has the right Content-Length."""
     pairs = zip(load.json_requests(10, "t"), load.keyed_requests(10, "t"), strict=True)
     for plain, keyed in pairs:
         request = b"".join(keyed.request(7))
@@ -61,7 +61,7 @@ def test_requests_with_keys_differ_in_nothing_else() -> None:
 
 
 def test_exports_are_the_same_logs() -> None:
-    """What the bench sends as OTLP is valid, is as long as it says, and can be told apart."""
+    """The bench's OTLP exports are valid, have the declared length and are all different."""
     query = otlp.HEAD.partition("?")[2].partition(" ")[0]
     context = make_context(options=parse_options(query))
     for number, template in enumerate(otlp.requests(10, "token")):
@@ -76,7 +76,7 @@ def test_exports_are_the_same_logs() -> None:
 
 
 def test_logs_that_need_options_are_the_same_logs() -> None:
-    """What the query of such a request makes of its lines is what other requests hold."""
+    """With the query options, their lines become the same logs as those of other requests."""
     query = options.HEAD.partition("?")[2].partition(" ")[0]
     context = make_context(options=parse_options(query))
     sent = [template.body(7) for template in options.requests(10, "token")]
@@ -92,7 +92,7 @@ def test_logs_that_need_options_are_the_same_logs() -> None:
 
 
 def _decode_foreign(form: str, body: bytes) -> bytes:
-    """Return the lines that the service stores for a body of a sender as it is."""
+    """Return the lines that the service stores for a body in another sender's form."""
     context = make_context(options=parse_options(foreign.PINO_PATH.partition("?")[2]))
     if form == "mapped fields":
         return bytes(decode_lines(body, context).batch.lines)
@@ -105,8 +105,8 @@ def _decode_foreign(form: str, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("form", foreign.FORMS)
-def test_logs_of_senders_as_they_are_are_found_on_the_disk(form: str, tmp_path: Path) -> None:
-    """The check of the disk finds each log of such a request once."""
+def test_foreign_logs_are_found_on_the_disk(form: str, tmp_path: Path) -> None:
+    """The check of the disk finds each log of a foreign request once."""
     template = foreign.FORMS[form](10, "token")[0]
     body = template.body(0)
     assert template.body_bytes == len(body)
@@ -117,7 +117,7 @@ def test_logs_of_senders_as_they_are_are_found_on_the_disk(form: str, tmp_path: 
 
 @pytest.mark.parametrize("batch", [1, 10, bodies.CHUNK_LOGS, 2 * bodies.CHUNK_LOGS + 1])
 def test_a_request_is_its_head_and_body(batch: int) -> None:
-    """A request sent in pieces is the one that is rendered in one."""
+    """A request sent in pieces has the same bytes as one rendered at once."""
     template = bodies.templates(batch, "{}\r\n")[0]
     expected = b"%d\r\n" % template.body_bytes + template.body(7)
     assert expected == b"".join(template.request(7))
@@ -125,7 +125,7 @@ def test_a_request_is_its_head_and_body(batch: int) -> None:
 
 
 def test_percentiles() -> None:
-    """A percentile is a value that was measured; without values it is 0."""
+    """A percentile is a measured value; without values it is 0."""
     values = [float(value) for value in range(100, 0, -1)]
     assert [measure.percentile(values, p) for p in (50, 99, 100)] == [50.0, 99.0, 100.0]
     assert measure.percentile([3.0], 50) == 3.0
@@ -133,7 +133,7 @@ def test_percentiles() -> None:
 
 
 def test_cpu_time_of_a_process_is_read_from_outside() -> None:
-    """The clock of a process by its id shows what the process itself sees."""
+    """The clock of a process, read by its id, equals the time that it reads itself."""
     before = time.process_time()
     assert before <= cpu_seconds([os.getpid()]) <= time.process_time()
 
@@ -148,14 +148,14 @@ def _check(path: Path, lines: bytes, sent: int, rejected: set[int]) -> stored.Ch
     return stored.check([segment], 10, Outcome([], sent, rejected, set()))
 
 
-def test_the_disk_check_takes_what_is_complete(tmp_path: Path) -> None:
-    """Acknowledged batches are there once, in any order; a rejected one may be there or not."""
+def test_disk_check_accepts_complete_batches(tmp_path: Path) -> None:
+    """Acknowledged batches are stored once, in any order; rejected ones may be stored or not."""
     check = _check(tmp_path, _lines(1, 0, 3), 4, {2, 3})
     assert check == stored.Check(stored=30)
     assert check.is_sound
 
 
-def test_the_disk_check_notices_what_is_wrong(tmp_path: Path) -> None:
+def test_disk_check_counts_faults(tmp_path: Path) -> None:
     """A missing, doubled, halved, torn or unknown log is counted."""
     lines = _lines(0, 1)
     one = lines.index(b"\n") + 1
@@ -174,7 +174,7 @@ def test_the_disk_check_notices_what_is_wrong(tmp_path: Path) -> None:
 
 
 class Stalling:
-    """A server of one connection that answers its first request late."""
+    """A server with one connection that answers its first request late."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -199,8 +199,8 @@ class Stalling:
         self._thread.join(10)
 
 
-def test_an_open_loop_counts_from_when_a_request_is_due() -> None:
-    """Those that wait behind one that is late are late too, though each is answered at once."""
+def test_open_loop_measures_from_the_due_time() -> None:
+    """Requests queued behind a late one are late too, though each is answered at once."""
     with Stalling(0.2) as server:
         plan = load.Plan(server.address, "token", [], 1, 1, [0.3], rate=100.0)
         outcome = open_loop.run(plan)
@@ -210,8 +210,8 @@ def test_an_open_loop_counts_from_when_a_request_is_due() -> None:
     assert phase.seconds >= 0.29  # what is not due yet is not sent
 
 
-def test_a_rate_is_held_against_its_marks() -> None:
-    """Of one worker against its limit, of two against one; a rate without either has none."""
+def test_rate_is_compared_with_its_limits() -> None:
+    """One worker is compared with its limit, two workers with one worker's rate."""
 
     def rate(logs: int, workers: int, cpu_us: float) -> Rate:
         return Rate(logs, 1, workers, "always", cpu_us, 0.5, 0.9, 1.1, 0.1, stored.Check())

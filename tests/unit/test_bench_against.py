@@ -1,4 +1,4 @@
-"""`make bench-against`: its statistics, its turns, and a comparison of the checkout with itself."""
+"""`make bench-against`: its statistics, its alternation, and the checkout compared with itself."""
 
 import subprocess
 import sys
@@ -29,10 +29,10 @@ from tests.support.service import ROOT, TIMEOUT_SECONDS
         ([0.98, 0.98, 0.98, 0.98, 0.98, 0.98, 0.98, 0.98], True, Outcome.FINE),
     ],
 )
-def test_a_row_is_worse_beyond_the_limit_and_beyond_chance(
+def test_row_is_worse_beyond_the_limit_and_beyond_chance(
     values: list[float], is_more_better: bool, expected: Outcome
 ) -> None:
-    """The median decides by how much, and the interval whether chance explains it."""
+    """The median gives the difference, and the interval shows whether chance explains it."""
     ratios = Ratios(values, is_more_better)
     assert expected is ratios.outcome
     row = RowRatios("json", efficiency=ratios, p99=Ratios([1.0]))
@@ -40,13 +40,13 @@ def test_a_row_is_worse_beyond_the_limit_and_beyond_chance(
 
 
 @pytest.mark.parametrize(("count", "left_out"), [(1, 0), (7, 0), (8, 0), (11, 0), (12, 1), (20, 3)])
-def test_the_interval_leaves_out_as_many_values_as_chance_allows(count: int, left_out: int) -> None:
+def test_interval_excludes_as_many_values_as_chance_allows(count: int, left_out: int) -> None:
     """The numbers are those of the sign test's tables for 99%."""
     low, high = Ratios([float(value) for value in range(count)]).interval
     assert (float(left_out), float(count - 1 - left_out)) == (low, high)
 
 
-def test_the_table_names_what_is_worse() -> None:
+def test_table_names_the_worse_rows() -> None:
     """Each row has both figures, their ranges and the outcome."""
     worse = RowRatios("a", Ratios([0.5] * 8), Ratios([1.2, 1.0], is_more_better=False))
     _, row = table([worse])
@@ -61,7 +61,7 @@ def test_the_table_names_what_is_worse() -> None:
 
 
 class Counting(ThreadingHTTPServer):
-    """A server that notes the name of each request's server, in the order of the requests."""
+    """A server that records its name for each request, in the order of the requests."""
 
     def __init__(self, name: str, calls: list[str]) -> None:
         super().__init__(("127.0.0.1", 0), self._handler(name, calls))
@@ -86,7 +86,7 @@ class Counting(ThreadingHTTPServer):
 
 @pytest.fixture
 def calls() -> list[str]:
-    """Return where the servers note their requests."""
+    """Return the list in which the servers record their requests."""
     return []
 
 
@@ -106,7 +106,7 @@ def plans(calls: list[str]) -> Iterator[list[load.Plan]]:
 
 
 def test_loads_run_one_at_a_time(plans: list[load.Plan], calls: list[str]) -> None:
-    """No request of one comes before the other's turn has ended; each goes on where it was."""
+    """No load sends while the other has its turn; each continues at its last request."""
     phases = run_in_turns(plans, [0, 1, 1, 0])
     counts = [[phase.acknowledged for phase in own] for own in phases]
     assert [2, 2] == [len(own) for own in counts]
@@ -116,7 +116,7 @@ def test_loads_run_one_at_a_time(plans: list[load.Plan], calls: list[str]) -> No
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a repository with one commit, which takes the checkout's place."""
+    """Return a repository with one commit, in place of the checkout."""
     root = tmp_path / "repository"
     root.mkdir()
     (root / "requirements.lock").write_text("flask==3.1.0\n")
@@ -131,8 +131,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_a_revision_is_checked_out_for_a_while(repository: Path, tmp_path: Path) -> None:
-    """It has its own directory, this environment if the locks are equal, and goes afterwards."""
+def test_revision_is_checked_out_temporarily(repository: Path, tmp_path: Path) -> None:
+    """It has its own directory and, if the locks are equal, this environment; both are removed."""
     (repository / "wsgi.py").write_text("changed since")
     directory = tmp_path / "checkout"
     with against.checked_out("HEAD", directory) as revision:
@@ -143,10 +143,10 @@ def test_a_revision_is_checked_out_for_a_while(repository: Path, tmp_path: Path)
     assert str(directory) not in measure.git("worktree", "list")
 
 
-def test_another_lock_is_installed(
+def test_revision_with_another_lock_is_installed(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The revision's own Makefile installs what it locks, into its directory."""
+    """The revision's own Makefile installs its lock file into its directory."""
     (repository / "requirements.lock").write_text("flask==3.1.1\n")
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "check_call", lambda command, stdout: commands.append(command))
@@ -160,7 +160,7 @@ def test_another_lock_is_installed(
 
 @pytest.mark.slow
 def test_a_comparison_with_this_checkout() -> None:
-    """A revision is checked out, both are loaded in turns, and the row is printed."""
+    """A revision is checked out, both are loaded alternately, and the row is printed."""
     if subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, check=False
     ).returncode:
@@ -178,10 +178,8 @@ def test_a_comparison_with_this_checkout() -> None:
     assert "json 1x8" in run.stdout.splitlines()[-1]
 
 
-def test_rows_that_are_uncertain_get_more_rounds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All rows get as many rounds as asked for, one that stays uncertain three times as many."""
+def test_uncertain_rows_get_more_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows get the requested rounds; one that stays uncertain gets three times as many."""
     revision = against.Revision("name", tmp_path, tmp_path)
     duel = against.Duel((revision, revision), Executor(), tmp_path, 1.0)
     cpu_seconds = {"certain": cycle([1.0]), "uncertain": cycle([0.7, 1.3])}

@@ -1,4 +1,4 @@
-"""The monitor of blocked hubs notices what blocks, and nothing else."""
+"""The monitor of blocked hubs reports blocking code and nothing else."""
 
 import re
 import time
@@ -20,27 +20,27 @@ _QUADRATIC = re.compile(r"[ \t]*;")
 
 @pytest.fixture
 def reports() -> list[str]:
-    """Return where the monitor reports to."""
+    """Return the list that receives the monitor's reports."""
     return []
 
 
 @pytest.fixture
 def monitor(reports: list[str]) -> Iterator[HubMonitor]:
-    """Return a monitor of this thread's hub, but not of the test's own greenlet."""
+    """Return a monitor of this thread's hub that ignores the test's own greenlet."""
     monitor = HubMonitor(reports.append, greenlet.getcurrent(), LIMIT_SECONDS)
     yield monitor
     monitor.stop()
 
 
 def burn(seconds: float = 3 * LIMIT_SECONDS, between: Callable[[], object] = bool) -> None:
-    """Use CPU time in steps that are shorter than the limit."""
+    """Use CPU time in steps shorter than the limit."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         between()
 
 
 def burn_in_one_call() -> None:
-    """Use CPU time in calls that hold the interpreter's lock, the last beyond the limit."""
+    """Use CPU time in calls that keep the interpreter's lock, the last one beyond the limit."""
     count, used = 1000, 0.0
     while used < LIMIT_SECONDS:
         before = time.thread_time()
@@ -53,22 +53,22 @@ def burn_in_one_call() -> None:
 def test_a_greenlet_that_does_not_switch_is_reported(
     function: Callable[[], None], monitor: HubMonitor, reports: list[str]
 ) -> None:
-    """There is one report, which names the code that ran."""
+    """There is one report, which names the running code."""
     gevent.spawn(function).join()
     [report] = reports
     assert function.__name__ in report
 
 
 def test_a_callback_of_the_hub_is_reported(monitor: HubMonitor, reports: list[str]) -> None:
-    """What the loop calls itself blocks it too."""
+    """A callback that the loop calls directly blocks the hub too."""
     gevent.get_hub().loop.run_callback(burn)
     gevent.sleep(0.01)
     [report] = reports
     assert "burn" in report
 
 
-def test_a_loop_without_end_is_reported(monitor: HubMonitor, reports: list[str]) -> None:
-    """Nobody has to wait for the next switch, which may never come."""
+def test_endless_loop_is_reported(monitor: HubMonitor, reports: list[str]) -> None:
+    """The report does not wait for the next switch, which may never come."""
 
     def burn_until_reported() -> None:
         end = time.monotonic() + 60
@@ -84,19 +84,19 @@ def test_a_loop_without_end_is_reported(monitor: HubMonitor, reports: list[str])
 def test_greenlets_that_switch_are_not_reported(
     pause: Callable[[], object], monitor: HubMonitor, reports: list[str]
 ) -> None:
-    """However long one computes in all."""
+    """Their total CPU time does not count."""
     gevent.spawn(burn, between=pause).join()
     assert [] == reports
 
 
 def test_time_without_cpu_is_not_reported(monitor: HubMonitor, reports: list[str]) -> None:
-    """As on a machine that is busy with something else."""
+    """Wall time passes on a busy machine without CPU time of this process."""
     gevent.spawn(time.sleep, 3 * LIMIT_SECONDS).join()
     assert [] == reports
 
 
 def test_the_exempt_greenlet_is_counted_on_request(monitor: HubMonitor, reports: list[str]) -> None:
-    """A test's own work is none of the service's."""
+    """A test's own work is not the service's."""
     burn()
     gevent.sleep(0)
     with monitor.count_exempt():
@@ -113,7 +113,7 @@ def test_the_exempt_greenlet_is_counted_on_request(monitor: HubMonitor, reports:
 def test_a_view_that_blocks_is_reported(
     make_app: Callable[[Settings], Flask], settings: Settings, hub_reports: list[str]
 ) -> None:
-    """The apps of unit tests are watched while they are called."""
+    """The monitor also watches the apps of unit tests while they are called."""
 
     def view() -> str:
         burn(2 * blocked_hub.LIMIT_SECONDS)

@@ -9,7 +9,7 @@ from astralog.server import master
 
 
 def test_a_token_is_printed() -> None:
-    """It is alone on its line, and another one every time."""
+    """It is alone on its line, and different each time."""
     outputs = [CliRunner().invoke(cli.main, ["token"]).output for _ in range(2)]
     assert all(len(output.split()) == 1 and output.endswith("\n") for output in outputs)
     assert outputs[0] != outputs[1]
@@ -17,7 +17,7 @@ def test_a_token_is_printed() -> None:
 
 
 def test_the_version_is_printed() -> None:
-    """It is the package's."""
+    """The version is the package's."""
     assert __version__ in CliRunner().invoke(cli.main, ["--version"]).output
 
 
@@ -30,8 +30,8 @@ def test_the_service_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [True] == started
 
 
-def test_forward_is_listed_without_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra, the help is whole, and one line tells what to install."""
+def test_forward_is_listed_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, the help is complete, and one line names the package to install."""
     if hasattr(astralog, "forward"):  # which the import below replaces
         monkeypatch.setattr(astralog, "forward", astralog.forward)
     for name in [name for name in sys.modules if name.startswith("astralog.forward")]:

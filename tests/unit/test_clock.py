@@ -1,4 +1,4 @@
-"""The clock of ages, while the wall clock jumps."""
+"""The clock of ages during jumps of the wall clock."""
 
 import pytest
 
@@ -8,7 +8,7 @@ DAY = 86400.0
 
 
 class Clocks:
-    """A wall clock and a boot clock that a test moves."""
+    """A wall clock and a boot clock that a test sets."""
 
     def __init__(self) -> None:
         self.wall = 1_000_000.0
@@ -16,7 +16,7 @@ class Clocks:
         self.trusted = TrustedClock(lambda: self.wall, lambda: self.elapsed)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance both clocks."""
         self.wall += seconds
         self.elapsed += seconds
 
@@ -33,8 +33,8 @@ def test_trusted_time_starts_with_the_wall_clock(clocks: Clocks) -> None:
     assert clocks.trusted.now() == clocks.wall
 
 
-def test_jump_is_ignored_while_it_is_young(clocks: Clocks) -> None:
-    """Two days ahead for half an hour, and back: no age changes by it."""
+def test_recent_jump_is_ignored(clocks: Clocks) -> None:
+    """Two days ahead for half an hour, and back: no age changes."""
     clocks.wall += 2 * DAY
     for _ in range(30):
         assert clocks.trusted.now() == clocks.wall - 2 * DAY
@@ -45,7 +45,7 @@ def test_jump_is_ignored_while_it_is_young(clocks: Clocks) -> None:
 
 @pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY, 61.0])
 def test_jump_is_adopted_after_an_hour(clocks: Clocks, jump: float) -> None:
-    """A corrected clock is followed in the end."""
+    """A corrected clock is adopted."""
     clocks.wall += jump
     clocks.trusted.now()
     clocks.advance(ADOPT_SECONDS - 1)
@@ -55,7 +55,7 @@ def test_jump_is_adopted_after_an_hour(clocks: Clocks, jump: float) -> None:
 
 
 def test_second_jump_starts_the_hour_anew(clocks: Clocks) -> None:
-    """A clock that keeps jumping is never followed."""
+    """A clock that keeps jumping is never adopted."""
     for _ in range(5):
         clocks.wall += DAY
         before = clocks.trusted.now()
@@ -63,7 +63,7 @@ def test_second_jump_starts_the_hour_anew(clocks: Clocks) -> None:
         assert clocks.trusted.now() == before + ADOPT_SECONDS - 1
 
 
-def test_small_change_is_followed_at_once(clocks: Clocks) -> None:
+def test_small_change_is_adopted_at_once(clocks: Clocks) -> None:
     """NTP steps of up to a minute are corrections."""
     clocks.wall -= 60
     assert clocks.trusted.now() == clocks.wall

@@ -50,7 +50,7 @@ def test_a_container_sees_its_own_cgroup_at_the_root(tmp_path: Path) -> None:
 def test_the_lowest_quota_above_a_process_counts(
     tmp_path: Path, pod: str, pod_container: str
 ) -> None:
-    """A cgroup is bound by those that it is in."""
+    """A cgroup is limited by all its ancestors."""
     assert 2 == count(tmp_path, "0::/pod/container", pod=pod, pod_container=pod_container)
 
 
@@ -60,7 +60,7 @@ def test_without_cgroups_all_cores_count(tmp_path: Path, own: str) -> None:
     assert CORES == count(tmp_path, own)
 
 
-def test_a_file_that_makes_no_sense_is_left_alone(tmp_path: Path) -> None:
+def test_unreadable_quota_is_ignored(tmp_path: Path) -> None:
     """It never keeps the service from starting."""
     for text in ("", "x y", "100000 0", "100000"):
         assert CORES == count(tmp_path, "0::/pod", pod=text)

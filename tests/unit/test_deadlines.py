@@ -1,4 +1,4 @@
-"""Waits that last too long are ended, and no others; what computes for long yields."""
+"""Deadlines end waits that last too long, and no others; long computations yield."""
 
 import time
 from typing import Any
@@ -27,7 +27,7 @@ class Late(Exception):
 
 
 def test_a_wait_that_lasts_too_long_is_ended() -> None:
-    """The error comes where the greenlet waits, not before its time."""
+    """The exception is raised in the waiting greenlet, and not early."""
     waits = Deadlines(lambda: 0.2, Late)
     started_at = time.monotonic()
     with pytest.raises(Late), waits:
@@ -35,8 +35,8 @@ def test_a_wait_that_lasts_too_long_is_ended() -> None:
     assert 0.2 <= time.monotonic() - started_at < 5
 
 
-def test_a_wait_that_is_over_is_left_alone() -> None:
-    """What a greenlet does after its wait may take as long as it likes."""
+def test_finished_wait_is_not_ended() -> None:
+    """A greenlet may take any time after its wait."""
     waits = Deadlines(lambda: 0.05, Late)
     with waits:
         gevent.sleep(0)
@@ -44,7 +44,7 @@ def test_a_wait_that_is_over_is_left_alone() -> None:
 
 
 def test_waits_of_many_greenlets_end_one_by_one() -> None:
-    """Each has its own time, counted from its own start."""
+    """Each wait has its own deadline, counted from its start."""
     waits = Deadlines(lambda: 0.3, Late)
     ended: list[int] = []
 
@@ -61,8 +61,8 @@ def test_waits_of_many_greenlets_end_one_by_one() -> None:
     assert [0, 1, 2] == ended
 
 
-def test_what_comes_at_the_last_moment_counts() -> None:
-    """A wait that ended after its time was found over, and before it was told, goes on unharmed."""
+def test_wait_that_ends_at_the_last_moment_is_not_ended() -> None:
+    """A wait that ends between its deadline and the exception continues without it."""
     waits = Deadlines(lambda: deadlines.LOOK_SECONDS / 2, Late)
     came = Event()
     done = []
@@ -83,7 +83,7 @@ def test_what_comes_at_the_last_moment_counts() -> None:
 
 
 def test_the_longest_wait_is_ended_at_once() -> None:
-    """Where a wait has to end, it is the one that began first, unless it is over by then."""
+    """The wait that began first is ended, unless it has finished by then."""
     waits = Deadlines(lambda: 10, Late)
     assert not waits
     assert waits.longest_since == float("inf")
@@ -113,8 +113,8 @@ def test_the_longest_wait_is_ended_at_once() -> None:
     assert not waits
 
 
-def test_a_limit_ends_a_block_without_an_error() -> None:
-    """What takes longer ends where it is; of two, one in the other, each ends its own."""
+def test_time_limit_ends_a_block_without_an_error() -> None:
+    """Of two nested limits, each ends its own block."""
     reached = []
     with TimeLimit(5):
         with TimeLimit(0.01):
@@ -129,7 +129,7 @@ def test_a_limit_ends_a_block_without_an_error() -> None:
 
 
 def test_a_limit_that_is_not_reached_does_nothing() -> None:
-    """It does not strike after its block, and errors of the block are its own."""
+    """It never acts after its block, and does not hide errors of the block."""
     with TimeLimit(0.01):
         pass
     with pytest.raises(ValueError, match="oops"), TimeLimit(0.01):
@@ -138,14 +138,14 @@ def test_a_limit_that_is_not_reached_does_nothing() -> None:
 
 
 def compute(seconds: float) -> None:
-    """Use the CPU for so long."""
+    """Use the CPU for some seconds."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
 
 
-def test_work_pauses_once_it_has_taken_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pause gets the seconds worked; neither they nor the pause itself count again."""
+def test_work_yields_after_its_time_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause receives the seconds worked, and counting starts again after it."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     pauses: list[float] = []
@@ -169,7 +169,7 @@ def test_work_pauses_once_it_has_taken_its_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_greenlets_share_their_time() -> None:
-    """A hundred of them that compute for a moment each do not keep a socket waiting for all."""
+    """A hundred greenlets with short computations do not delay a socket by their sum."""
     reader, writer = gevent.socket.socketpair()
     worked = 0
 
@@ -192,7 +192,7 @@ def test_greenlets_share_their_time() -> None:
     "walk", [in_turns, lambda items: [i for run in in_runs(items) for i in run]]
 )
 def test_items_come_in_their_order(monkeypatch: pytest.MonkeyPatch, walk: Any) -> None:
-    """Every item comes once, and others are served after each run of them."""
+    """Every item is yielded once, in order, and other greenlets run between slices."""
     pauses: list[float] = []
     monkeypatch.setattr(hub_time, "work_seconds", -1)
     monkeypatch.setattr(gevent, "sleep", pauses.append)

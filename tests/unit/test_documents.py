@@ -1,4 +1,4 @@
-"""The tables in the documents are what the code has."""
+"""The tables in the documents match the code."""
 
 import dataclasses
 import re
@@ -39,13 +39,13 @@ def settings_table() -> str:
     return "\n".join(["| variable | default | |", "|---|---|---|", *rows])
 
 
-def test_the_settings_table_is_the_settings() -> None:
+def test_settings_table_is_complete() -> None:
     """The table has every setting with its default and its help."""
     assert settings_table() in (ROOT / "docs" / "configuration.md").read_text()
 
 
-def test_the_settings_for_search_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is recommended can be put into the environment as it stands."""
+def test_recommended_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recommended variables can be copied into the environment."""
     text = (ROOT / "docs" / "configuration.md").read_text()
     variables = dict(re.findall(r"^(ASTRALOG_\w+)=(\S+)$", text, re.MULTILINE))
     for name, value in variables.items():
@@ -59,7 +59,7 @@ def test_the_settings_for_search_are_settings(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_rejection_is_explained() -> None:
-    """The table of rejections has every code beside its status."""
+    """The table of rejections has every code with its status."""
     lines = (ROOT / "docs" / "api.md").read_text().splitlines()
     rows = [line for line in lines if re.match(r"\| [45]", line)]
     shown = {
@@ -80,7 +80,7 @@ def test_every_code_has_an_entry_in_errors() -> None:
 
 @pytest.mark.parametrize("code", ERROR_ENTRIES)
 def test_entry_of_an_error_is_complete(code: str) -> None:
-    """An entry opens with status and messages; then cause, setting, remedy and retry follow."""
+    """An entry has status and messages, then cause, setting, remedy and retry."""
     entry = ERROR_ENTRIES[code]
     status = errors.STATUS_OF_CODE[code]
     assert re.match(rf"{int(status)}\n\n```\n(.+\n)+```\n", entry)
@@ -121,7 +121,7 @@ ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def test_files_of_the_architecture_exist() -> None:
-    """Each path and module that the page names is there."""
+    """Each path and module that the page names exists."""
     paths = [path.relative_to(ROOT / "astralog") for path in ROOT.glob("astralog/**/*.py")]
     known = {str(path) for path in paths} | {path.name for path in paths}
     named = re.findall(r"`([a-z_/0-9]+\.py)`", ARCHITECTURE)
@@ -137,7 +137,7 @@ def test_places_that_keep_invariants_exist() -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    """What does not fit into the README belongs into docs/."""
+    """Longer texts belong in docs/."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
 
 

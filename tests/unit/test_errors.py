@@ -1,4 +1,4 @@
-"""Errors of the disk: the codes that reject batches, and what clients are told."""
+"""Errors of the disk: the codes that reject batches, and the messages for clients."""
 
 import errno
 import os
@@ -31,18 +31,18 @@ from astralog.errors import Shortage, storage_error
     ],
     ids=repr,
 )
-def test_storage_error_names_what_ran_out(
+def test_storage_error_names_the_resource(
     error: OSError | MemoryError, code: str, words: str
 ) -> None:
-    """Bytes, inodes and quotas are told apart, and a full disk from a failed one."""
+    """Messages tell bytes, inodes and quotas apart, and a full disk from a failed one."""
     found = storage_error(error)
     assert found.code == code
     assert words in found.message
     assert found.message.endswith("; nothing was stored; retry later.")
 
 
-def test_shortage_is_a_full_disk_to_whoever_looks_at_its_number() -> None:
-    """Its own text, for the log, also says how many are free."""
+def test_shortage_has_the_errno_of_a_full_disk() -> None:
+    """Its text for the log also has the number of free bytes or inodes."""
     error = Shortage("inodes", 3, 16)
     assert error.errno == errno.ENOSPC
     assert os.strerror(errno.ENOSPC) != error.strerror

@@ -1,4 +1,4 @@
-"""Imports between the packages go one way, and each library is known where it belongs."""
+"""Imports between packages go one way, and each library is imported in its own package only."""
 
 import ast
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def package_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Yield the full name of all that a module imports."""
+    """Yield the full names of a module's imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -60,7 +60,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
-    """A package imports only those below it."""
+    """A package imports only packages below it."""
     mine = package_of(path)
     for name in imports_of(path):
         first, *rest = name.split(".")
@@ -71,8 +71,8 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_libraries_are_known_where_they_belong(path: Path) -> None:
-    """Flask, gunicorn and the like are imported in their own packages only."""
+def test_libraries_are_imported_in_their_packages(path: Path) -> None:
+    """Flask, gunicorn and others are imported in their own packages only."""
     for name in imports_of(path):
         allowed = LIBRARIES.get(name.partition(".")[0])
         assert allowed is None or package_of(path) in allowed, f"{path.name} imports {name}"
@@ -80,5 +80,5 @@ def test_libraries_are_known_where_they_belong(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("tests/functional/*.py")), ids=lambda p: p.name)
 def test_functional_tests_import_nothing_of_the_service(path: Path) -> None:
-    """What a client can see is tested as a client sees it."""
+    """They test the service from outside, as its clients use it."""
     assert not [name for name in imports_of(path) if name.split(".")[0] == "astralog"]

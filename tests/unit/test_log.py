@@ -1,4 +1,4 @@
-"""The service's own log: episodes of failures, and tracebacks that repeat."""
+"""The service's own log: episodes of failures, and repeated tracebacks."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_repeated_failure_is_logged_once_with_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    """An episode is one line at its begin and one at its end."""
+    """An episode is one line at its start and one at its end."""
     once = LogOnce(logger)
     for _ in range(3):
         once.fail("full", "the disk is %s", "full")
@@ -39,7 +39,7 @@ def test_failure_of_another_kind_is_logged(caplog: pytest.LogCaptureFixture) -> 
 def test_tracebacks_of_one_place_are_limited(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first is logged, the next ones are counted until a minute has passed."""
+    """The first is logged; the next ones are counted until a minute has passed."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(log_module, "_tracebacks", log_module._Tracebacks())
@@ -53,8 +53,8 @@ def test_tracebacks_of_one_place_are_limited(
     assert all(record.exc_info for record in caplog.records)
 
 
-def test_an_event_is_one_line() -> None:
-    """What a server, a client or a file's name says neither ends a line nor drives a terminal."""
+def test_event_is_one_line() -> None:
+    """Text from servers, clients or file names neither ends a line nor controls a terminal."""
     formatter = LineFormatter("%(levelname)s %(message)s", prefix="\r\x1b[K")
     hostile = "<html>\r\n2026-11-29 ERROR forged \x1b[2J \u202e\u2028\x9b"
     record = logging.makeLogRecord({"levelname": "ERROR", "msg": "it said %s", "args": (hostile,)})
@@ -64,8 +64,8 @@ def test_an_event_is_one_line() -> None:
     )
 
 
-def test_a_traceback_drives_no_terminal() -> None:
-    """It keeps its lines, and nothing else of what an error's text may hold."""
+def test_traceback_has_no_control_characters() -> None:
+    """It keeps its line breaks and no other control character of an error's text."""
     try:
         raise ValueError("\x1b[2J\u2028")
     except ValueError as error:

@@ -8,8 +8,8 @@ from astralog.memory_file import make_memory_file
 from tests.support.fake_system import BreakOs
 
 
-def test_it_is_empty_and_stays_with_the_process() -> None:
-    """It can be written and read, and a program that is started does not inherit it."""
+def test_memory_file_is_empty_and_not_inherited() -> None:
+    """It can be written and read, and a started program does not inherit it."""
     fd = make_memory_file("x")
     assert (0, False) == (os.fstat(fd).st_size, os.get_inheritable(fd))
     os.pwrite(fd, b"abc", 10)
@@ -17,8 +17,8 @@ def test_it_is_empty_and_stays_with_the_process() -> None:
     os.close(fd)
 
 
-def test_an_older_system_makes_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flag that it does not know is left out."""
+def test_older_system_creates_a_memory_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag that the system does not support is left out."""
     asked: list[int] = []
     make = os.memfd_create
 
@@ -33,8 +33,8 @@ def test_an_older_system_makes_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [os.MFD_CLOEXEC | memory_file.MFD_NOEXEC_SEAL, os.MFD_CLOEXEC] == asked
 
 
-def test_a_system_without_any_says_so(break_os: BreakOs) -> None:
-    """The caller decides whether it can do without."""
+def test_system_without_memory_files_raises(break_os: BreakOs) -> None:
+    """The caller decides whether it can continue without."""
     break_os("memfd_create", errno.ENOSYS)
     with pytest.raises(OSError, match="not implemented"):
         make_memory_file("x")

@@ -1,4 +1,4 @@
-"""The guards that `make mutants` takes out are all there to be taken out."""
+"""The guards that `make mutants` removes exist in the code."""
 
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def take() -> int:
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
-def test_a_guard_is_where_it_is_said_to_be(guard: Guard) -> None:
-    """Its code stands once in its definition, and its tests are there."""
+def test_guard_exists(guard: Guard) -> None:
+    """Its code occurs once in its definition, and its tests exist."""
     text = guard.find(ROOT).read_text()
     assert guard.remove_from(text) != text
     assert all((ROOT / test.partition("::")[0]).exists() for test in guard.tests if "/" in test)
 
 
 def test_names_are_unique() -> None:
-    """A name stands for one guard."""
+    """A name identifies one guard."""
     assert len(GUARDS) == len({guard.name for guard in GUARDS})
 
 
@@ -70,14 +70,14 @@ def test_code_is_found_by_its_definition(place: str, code: str, line: str) -> No
 @pytest.mark.parametrize(
     ("place", "code"), [("box", "return LIMIT"), ("box:take", "return 0"), ("box:gone", "LIMIT")]
 )
-def test_code_that_is_not_there_once_is_an_error(place: str, code: str) -> None:
-    """Neither the first of several nor nothing is taken out."""
+def test_missing_or_repeated_code_is_an_error(place: str, code: str) -> None:
+    """Only code that occurs exactly once is removed."""
     with pytest.raises(ValueError, match=r"has its code [02] times"):
         make_guard(place, code).remove_from(MODULE)
 
 
 def test_a_definition_that_moved_is_found(tmp_path: Path) -> None:
-    """It is in another module, or in several, where nobody can tell which is meant."""
+    """It is found in another module; in several modules, it is ambiguous."""
     guard = make_guard("gone:take", "return LIMIT")
     (tmp_path / PACKAGE / "store").mkdir(parents=True)
     with pytest.raises(ValueError, match="in no module"):

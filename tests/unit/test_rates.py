@@ -18,7 +18,7 @@ RATE = 1000
 
 
 class Clock:
-    """A monotonic clock that moves when a test says so."""
+    """A monotonic clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 5.0
@@ -43,7 +43,7 @@ ONE = token_of("one")
 
 
 def wait_of(shared: Rates, token: Token = ONE) -> int:
-    """Return the seconds to wait of a rejected batch, 0 for one that may be sent."""
+    """Return the wait in seconds of a rejected batch, or 0 if the batch may be sent."""
     try:
         shared.check(token)
     except Rejection as rejection:
@@ -53,7 +53,7 @@ def wait_of(shared: Rates, token: Token = ONE) -> int:
 
 
 def run_in_child(function: Callable[[], None]) -> None:
-    """Run a function in another process, and wait for its end."""
+    """Run a function in a child process, and wait for its end."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -138,7 +138,7 @@ def test_extreme_rates_are_kept(clock: Clock, rate: str) -> None:
 
 
 def test_unused_rate_is_not_saved_beyond_the_burst(clock: Clock) -> None:
-    """After a day without batches, the bucket holds ten seconds' worth."""
+    """After a day without batches, the bucket has ten seconds' worth."""
     shared = Rates()
     shared.charge(ONE, RATE)
     clock.now += 86400
@@ -155,7 +155,7 @@ def test_token_without_a_rate_has_no_bucket(clock: Clock) -> None:
 
 
 def test_tokens_do_not_share_a_bucket(clock: Clock) -> None:
-    """Thousands of tokens each have their own."""
+    """Each of thousands of tokens has its own bucket."""
     shared = Rates()
     tokens = [token_of(f"token-{number}") for number in range(10_000)]
     for token in tokens:
@@ -164,8 +164,8 @@ def test_tokens_do_not_share_a_bucket(clock: Clock) -> None:
     assert wait_of(shared) == 0
 
 
-def test_full_neighbourhood_gives_up_the_fullest_bucket(clock: Clock) -> None:
-    """With more tokens than buckets, those that sent least start anew, and nothing fails."""
+def test_fullest_bucket_is_replaced(clock: Clock) -> None:
+    """With more tokens than buckets, those that sent least start with a full bucket."""
     shared = Rates()
     tokens = [
         ONE._replace(digest=(BUCKETS * number).to_bytes(OWNER_BYTES))
@@ -214,7 +214,7 @@ class Interrupted(Rates):
 
 
 def test_concurrent_charges_all_count(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that charges a bucket waits for another one that does the same."""
+    """A process that charges a bucket waits for another one that is charging it."""
     shared = Interrupted()
     shared.charge(ONE, RATE)
     pids: list[int] = []
@@ -236,7 +236,7 @@ def test_concurrent_charges_all_count(clock: Clock, monkeypatch: pytest.MonkeyPa
 
 
 def test_dead_worker_leaves_no_lock(clock: Clock) -> None:
-    """The kernel releases it, however the worker dies."""
+    """The kernel releases the lock, however the worker dies."""
     shared = Rates()
     with holder_of_the_lock(shared):
         assert not shared._lock()
@@ -253,7 +253,7 @@ def test_suspended_worker_blocks_no_other(clock: Clock) -> None:
 
 
 def test_memory_is_allocated_at_the_start() -> None:
-    """A page that is missing later would be a SIGBUS for the worker that writes to it."""
+    """A page missing later would be a SIGBUS for the worker that writes to it."""
     shared = Rates()
     status = os.fstat(shared._fd)
     assert status.st_blocks * 512 >= status.st_size > 0

@@ -16,7 +16,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems_of(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
-    """Return the lines with which an environment is rejected."""
+    """Return the lines of the rejection of an environment."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSettings) as rejected:
@@ -26,7 +26,7 @@ def problems_of(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
 
 
 def test_an_empty_environment_gives_the_documented_defaults() -> None:
-    """Without a variable, every setting has the default that the design states."""
+    """Without variables, every setting has its documented default."""
     mib = 1024 * 1024
     expected = {
         "bind": "127.0.0.1:8080",
@@ -102,7 +102,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
 def test_a_variable_sets_its_setting(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: object
 ) -> None:
-    """`ASTRALOG_` and a setting's name in capitals sets it, in the setting's own type."""
+    """`ASTRALOG_` and a setting's name in capitals sets it, with the setting's type."""
     monkeypatch.setenv("ASTRALOG_" + name.upper(), text)
     actual = getattr(Settings.from_environ(), name)
     assert expected == actual
@@ -184,8 +184,8 @@ def test_an_unknown_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ["ASTRALOG_DATADIR: No such setting; see docs/configuration.md."] == problems
 
 
-def test_both_files_of_a_certificate_may_be_in_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`~` is the home of who runs the service, as a shell has it."""
+def test_certificate_files_may_be_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home directory of the service's user, as in a shell."""
     monkeypatch.setenv("ASTRALOG_TLS_CERT", "~/cert.pem")
     monkeypatch.setenv("ASTRALOG_TLS_KEY", "~/key.pem")
     settings = Settings.from_environ()
@@ -211,8 +211,8 @@ SERVICE_LINKS = {
 }
 
 
-def test_names_that_kubernetes_makes_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pod beside a Service called astralog starts with its own settings, and knows the others."""
+def test_variables_of_kubernetes_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pod of a Service named astralog, the service keeps its settings and starts."""
     for name, value in SERVICE_LINKS.items():
         monkeypatch.setenv(name, value)
     assert Settings() == Settings.from_environ()
@@ -233,23 +233,23 @@ def test_names_that_kubernetes_makes_are_ignored(monkeypatch: pytest.MonkeyPatch
         ("WORKER_PORT", "8080"),
     ],
 )
-def test_what_only_looks_like_kubernetes_is_rejected(
+def test_variable_that_resembles_kubernetes_is_rejected(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    """A misspelt setting still stops the start: what Kubernetes makes is known by its value too."""
+    """Kubernetes' variables are recognised by their values too, so a misspelled setting is not."""
     (problem,) = problems_of(monkeypatch, **{f"ASTRALOG_{name}": value})
     assert problem.startswith(f"ASTRALOG_{name}: No such setting")
 
 
-def test_a_variable_of_another_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only names that begin with `ASTRALOG_` are looked at."""
+def test_variable_of_another_program_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only names that begin with `ASTRALOG_` are read."""
     monkeypatch.setenv("ASTRALOGGER_X", "1")
     monkeypatch.setenv("DATA_DIR", "/srv")
     assert Settings() == Settings.from_environ()
 
 
-def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several wrong values and unknown names give a line each, in one rejection."""
+def test_all_faults_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wrong value and unknown name is one line of the same rejection."""
     problems = problems_of(
         monkeypatch, ASTRALOG_WORKERS="0", ASTRALOG_SYNC="maybe", ASTRALOG_B="1", ASTRALOG_A="1"
     )
@@ -272,20 +272,20 @@ def test_the_queue_must_hold_the_largest_body(
 
 
 def test_settings_do_not_change() -> None:
-    """Settings are frozen: what the start checked is what runs."""
+    """Settings are frozen after the start has checked them."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().workers = 0  # type: ignore[misc]
 
 
-def test_every_setting_says_what_it_does() -> None:
-    """Each setting carries the help and the default that the docs' table shows."""
+def test_every_setting_has_help() -> None:
+    """Each setting has the help and the default of the docs' table."""
     for field in dataclasses.fields(Settings):
         assert field.metadata["help"].endswith("."), field.name
         assert field.metadata["shown"], field.name
 
 
 def test_a_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong address is rejected without being repeated, and a right one is not shown."""
+    """A wrong address is rejected without its text, and a right one is not shown."""
     [problem] = problems_of(monkeypatch, ASTRALOG_CLICKHOUSE_URL="ftp://user:secret@host/")
     assert problem.startswith("ASTRALOG_CLICKHOUSE_URL: Not a URL")
     assert "secret" not in problem
@@ -297,14 +297,14 @@ def test_a_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trusted_proxies_are_addresses_and_networks(
     monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    """They are separated by commas; none is trusted by default."""
+    """They are separated by commas; by default none is trusted."""
     assert "" == Settings.from_environ().trusted_proxies
     monkeypatch.setenv("ASTRALOG_TRUSTED_PROXIES", text)
     assert text == Settings.from_environ().trusted_proxies
 
 
 @pytest.mark.parametrize("text", ["proxy.example.com", "10.0.0.1/8", "10.0.0.1;10.0.0.2", "*"])
-def test_another_trusted_proxy_stops_the_start(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """A name, a network with an address's bits, and anything else is named."""
+def test_invalid_trusted_proxy_stops_the_start(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """The message names host names, networks with host bits, and any other value."""
     (line,) = problems_of(monkeypatch, ASTRALOG_TRUSTED_PROXIES=text)
     assert line.startswith("ASTRALOG_TRUSTED_PROXIES: Not addresses or networks: ")

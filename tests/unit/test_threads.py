@@ -10,7 +10,7 @@ from astralog.threads import call_in_thread, spawn_in_thread
 
 
 class Weighty:
-    """An object of which a test wants to know when it is gone."""
+    """An object whose deletion a test observes."""
 
 
 def fail(weighty: Weighty) -> None:
@@ -18,8 +18,8 @@ def fail(weighty: Weighty) -> None:
     raise MemoryError("none left")
 
 
-def test_a_call_returns_what_the_function_does() -> None:
-    """It runs in another thread."""
+def test_call_returns_the_result_of_the_function() -> None:
+    """The function runs in another thread."""
     pool = ThreadPool(1)
     assert call_in_thread(pool, threading.get_native_id) != threading.get_native_id()
     assert call_in_thread(pool, divmod, 7, 2) == (3, 1)
@@ -28,7 +28,7 @@ def test_a_call_returns_what_the_function_does() -> None:
 def test_an_exception_reaches_its_caller_and_is_not_printed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A thread of gevent's prints each traceback, also if the caller handles the exception."""
+    """A thread of gevent prints each traceback, even if the caller handles the exception."""
     pool = ThreadPool(1)
     for _ in range(3):
         with pytest.raises(MemoryError, match="none left"):
@@ -38,7 +38,7 @@ def test_an_exception_reaches_its_caller_and_is_not_printed(
 
 
 def test_an_exception_leaves_no_cycle_behind() -> None:
-    """What its frames hold is freed at once, and not when the garbage is collected."""
+    """The objects in its frames are freed at once, not by the garbage collector."""
     weighty = Weighty()
     held = weakref.ref(weighty)
     pool = ThreadPool(1)

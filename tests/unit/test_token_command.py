@@ -18,7 +18,7 @@ CONTENT = b"# senders\none org-xyz allow=write rate=0.5MB/s # shop\n\ntwo"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return a tokens file with comments, whose last line has no end."""
+    """Return a tokens file with comments, whose last line has no line break."""
     path = tmp_path / "tokens"
     path.write_bytes(CONTENT)
     path.chmod(0o640)
@@ -35,7 +35,7 @@ def tokens_of(path: Path) -> list[Token]:
 
 
 def test_add_appends_one_line_and_prints_the_token(path: Path) -> None:
-    """Everything that the file had stays, comments and mode included."""
+    """The file keeps its lines, its comments and its mode."""
     result = run("add", "--project", "a", "--project", "b", "--allow", "write", path=path)
     assert result.exit_code == 0
     line = f"{result.stdout.strip()} a b allow=write\n".encode()
@@ -104,7 +104,7 @@ def test_add_of_a_faulty_option_changes_nothing(path: Path, arguments: tuple[str
 
 
 def test_add_to_a_faulty_file_changes_nothing(path: Path) -> None:
-    """A running service would not take it, so that the new token would not count."""
+    """A running service would reject the file, so the new token would not work."""
     path.write_bytes(b"one alow=write\n")
     result = run("add", path=path)
     assert result.exit_code == 1
@@ -140,7 +140,7 @@ def add_many(path: Path) -> None:
 
 
 def test_concurrent_adds_all_count(path: Path) -> None:
-    """No process replaces the file by one without another's token."""
+    """No process replaces the file by one without another process's token."""
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=add_many, args=(path,)) for _ in range(4)]
     for process in processes:
@@ -197,5 +197,5 @@ def test_command_without_a_file_names_the_setting(command: str) -> None:
 
 
 def test_missing_file_is_an_error_of_the_system(tmp_path: Path) -> None:
-    """`astralog` ends with one line for it, as for any other of its commands."""
+    """`astralog` prints one line for it, as its other commands do."""
     assert isinstance(run("check", tmp_path / "none").exception, FileNotFoundError)

@@ -19,7 +19,7 @@ from tests.support.service import write_tokens
 
 
 def grants(content: bytes) -> dict[bytes, set[str] | None]:
-    """Return the projects of each of these tokens that a file knows, None for all."""
+    """Return the projects of each token in a file, or None for all projects."""
     known = {token.digest: token.projects for token in parse(content, "file")}
     shown = {b"one", b"two", b"three", b"fo#ur", b"#five", b"jalape\xc3\xb1o", b"\xff"}
     found = {text: known[digest_of(text)] for text in shown if digest_of(text) in known}
@@ -67,7 +67,7 @@ def test_two_tokens_of_the_same_name_are_a_fault() -> None:
 def test_a_line_is_a_token_and_its_projects(
     content: bytes, expected: dict[bytes, set[str] | None]
 ) -> None:
-    """`#` starts a comment anywhere outside a word; words are parted by spaces and tabs."""
+    """`#` starts a comment outside a word; words are separated by spaces and tabs."""
     assert expected == grants(content)
 
 
@@ -90,10 +90,8 @@ def test_a_line_is_a_token_and_its_projects(
         ),
     ],
 )
-def test_what_is_faulty_or_ambiguous_is_told_line_by_line(
-    content: bytes, problems: list[str]
-) -> None:
-    """Every line that is wrong is named by its number, and no token is shown."""
+def test_faulty_and_ambiguous_lines_are_reported(content: bytes, problems: list[str]) -> None:
+    """Every wrong line is named by its number, and no token is shown."""
     assert problems == problems_of(content)
 
 
@@ -111,7 +109,7 @@ def test_what_is_faulty_or_ambiguous_is_told_line_by_line(
 def test_options_follow_a_token(
     line: bytes, projects: set[str] | None, scopes: set[Scope], rate: float | None
 ) -> None:
-    """Each word with an equals sign is an option, wherever it stands after the token."""
+    """Each word with an equals sign is an option, anywhere after the token."""
     (token,) = parse(line, "file")
     assert token.projects == projects
     assert token.scopes == scopes
@@ -119,7 +117,7 @@ def test_options_follow_a_token(
 
 
 def test_token_may_contain_an_equals_sign() -> None:
-    """Base64 ends with one; the first word is the token, whatever it contains."""
+    """Base64 ends with one; the first word is always the token."""
     (token,) = parse(b"c2VjcmV0Cg== allow=write", "file")
     assert token.digest == digest_of(b"c2VjcmV0Cg==")
 
@@ -142,13 +140,13 @@ def test_token_may_contain_an_equals_sign() -> None:
     ],
 )
 def test_faulty_option_is_one_line_without_the_token(words: bytes, problem: str) -> None:
-    """The line names the number of the token's line, and neither the token nor the option."""
+    """The message has the number of the line, and neither the token nor the option."""
     assert problems_of(b"two\none a " + words) == [f"file, line 2: {problem}"]
 
 
 @pytest.mark.parametrize("line", [b"one\n", b"t\x01o\n"])
 def test_few_of_many_faulty_lines_are_named(line: bytes) -> None:
-    """A file of another kind becomes no log line of megabytes."""
+    """The message for a file of another kind is not megabytes long."""
     problems = problems_of(b"one\n" + 1000 * line)
     assert len(problems) == SHOWN_PROBLEMS + 1
     assert problems[0].startswith("file, line 2: ")
@@ -168,18 +166,18 @@ def test_the_name_of_a_token_is_no_token() -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return the path of a file that is not there yet."""
+    """Return the path of a file that does not exist yet."""
     return tmp_path / "tokens"
 
 
 def age(path: Path, seconds: float) -> None:
-    """Have a file last changed so long ago."""
+    """Set the time of a file's last change to some seconds ago."""
     now = time.time()
     os.utime(path, (now, now - seconds))
 
 
 def test_a_file_is_read_when_it_changes(path: Path) -> None:
-    """The same content is not read twice; what replaces the file is, if it is as long and old."""
+    """The same content is not read twice; a new file of the same size and age is read."""
     file = WatchedFile(path, "file")
     write_tokens(path, "one\n")
     assert [b"one\n", None] == [file.read_changed(), file.read_changed()]
@@ -200,8 +198,8 @@ def test_a_file_is_read_when_it_changes(path: Path) -> None:
         (b"", tokens_file.UNFINISHED_REST_SECONDS),
     ],
 )
-def test_a_file_is_read_once_it_is_at_rest(path: Path, content: bytes, rest: float) -> None:
-    """One that just changed may be half-written, above all where its last line has no end."""
+def test_file_is_read_once_it_stops_changing(path: Path, content: bytes, rest: float) -> None:
+    """A file that has just changed may be half-written, above all without a final line break."""
     file = WatchedFile(path, "file")
     path.write_bytes(content)
     age(path, -60)
@@ -211,7 +209,7 @@ def test_a_file_is_read_once_it_is_at_rest(path: Path, content: bytes, rest: flo
 
 
 def test_a_half_written_line_grants_nothing(path: Path) -> None:
-    """Neither a token without its projects nor the first half of one is taken on the way."""
+    """Neither a token without its projects nor the first half of a token is accepted."""
     file = WatchedFile(path, "file")
     whole = b"one org-a org-b\ntwo org-c\n"
     for length in range(1, len(whole)):
@@ -224,10 +222,10 @@ def test_a_half_written_line_grants_nothing(path: Path) -> None:
     assert whole == file.read_changed()
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_taken(
+def test_file_that_changes_during_its_read_is_read_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was read may be half of each; the next look has the whole of it."""
+    """The content may be half old and half new, so the next check reads it again."""
     write_tokens(path, "one\n")
     file = WatchedFile(path, "file")
     read = Path.read_bytes
@@ -243,10 +241,10 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(
     assert b"longer\n" == file.read_changed()
 
 
-def test_a_file_of_the_future_is_read_after_a_rest(
+def test_file_with_a_future_time_is_read_after_a_pause(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where another machine's clock is ahead, only what was seen here counts."""
+    """If another machine's clock is ahead, only this process's own observation counts."""
     monkeypatch.setattr(tokens_file, "REST_SECONDS", 0.2)
     file = WatchedFile(path, "file")
     path.write_bytes(b"one\n")
@@ -256,10 +254,10 @@ def test_a_file_of_the_future_is_read_after_a_rest(
     assert b"one\n" == file.read_changed()
 
 
-def test_who_needs_the_file_waits_until_it_is_whole(
+def test_start_waits_until_the_file_is_complete(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start does not go on with half of the tokens, and not for ever without them."""
+    """A start does not continue with half of the tokens, and does not wait forever."""
     monkeypatch.setattr(tokens_file, "REST_SECONDS", 0.2)
     path.write_bytes(b"one\n")
     assert b"one\n" == WatchedFile(path, "file").read_whole()
@@ -270,7 +268,7 @@ def test_who_needs_the_file_waits_until_it_is_whole(
 
 
 def test_a_file_that_cannot_be_read_is_named(path: Path, tmp_path: Path) -> None:
-    """The line says which file, and why."""
+    """The message has the path and the reason."""
     for target, reason in ((path, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(InvalidSettings, match=rf"file: {reason}\."):
             WatchedFile(target, "file").read_whole()
