@@ -359,9 +359,7 @@ def test_a_compressed_body_is_inflated(service: Service, coding: str, pack: Any)
         ("deflate", zlib.compress(b'{"logs":[]}')[:-4]),
     ],
 )
-def test_a_body_that_does_not_inflate_is_rejected(
-    service: Service, coding: str, body: bytes
-) -> None:
+def test_body_that_is_not_gzip_is_rejected(service: Service, coding: str, body: bytes) -> None:
     """Compressed data that are damaged, cut or followed by others are rejected."""
     reject(service, body, 400, "invalid_encoding", {"Content-Encoding": coding})
 

@@ -188,7 +188,7 @@ def test_a_dry_run_leaves_its_key_free(service: Service) -> None:
     assert_stored(send(service, '"dry"', "wet"))
 
 
-def test_a_replay_of_a_partial_batch_says_what_was_left_out(service: Service) -> None:
+def test_replay_of_a_partial_batch_repeats_its_errors(service: Service) -> None:
     """Its answer is the first one's, although nothing is stored any more."""
     logs = [*make_batch("left in")["logs"], {"message": "left out"}]
     headers = {"Authorization": TOKEN, KEY: '"partial"'}

@@ -42,7 +42,7 @@ class Unread(io.BytesIO):
 
 
 def drain(client: FlaskClient, body: Any, **headers: str) -> TestResponse:
-    """POST a body with the token; what is not bytes is sent as JSON."""
+    """POST a body with the token; anything but bytes is sent as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     all_headers = {"Authorization": TOKEN} | {
         name.replace("_", "-"): value for name, value in headers.items()
@@ -60,7 +60,7 @@ def drain_unread(client: FlaskClient, **environ: Any) -> TestResponse:
 
 
 def assert_rejected(response: TestResponse, status: int, code: str, path: Path) -> dict[str, Any]:
-    """Assert the one shape of a rejection, and that nothing of it is on the disk."""
+    """Assert the form of a rejection, and that none of the batch is on disk."""
     body: dict[str, Any] = response.get_json()
     assert (status, "rejected", code) == (response.status_code, body["status"], body["code"])
     assert set(body) <= {"status", "code", "message", "errors"}
@@ -78,10 +78,10 @@ def stored(path: Path) -> list[dict[str, Any]]:
 # --- Making an app
 
 
-def test_an_app_is_made_from_the_environment(
+def test_app_is_created_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without settings those of the environment count; a missing data directory is not made."""
+    """Without settings it reads the environment; it does not create a missing data directory."""
     monkeypatch.setenv("ASTRALOG_DATA_DIR", str(tmp_path / "data"))
     with pytest.raises(InvalidSettings, match="data/token: No such file"):
         create_app()
@@ -92,10 +92,10 @@ def test_an_app_is_made_from_the_environment(
     assert [] == list(tmp_path.iterdir())
 
 
-def test_an_app_with_wrong_settings_is_not_made(
+def test_app_with_wrong_settings_is_not_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong variable stops the start before anything is made."""
+    """A wrong variable stops the start before anything is created."""
     monkeypatch.setenv("ASTRALOG_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("ASTRALOG_WORKERS", "none")
     with pytest.raises(InvalidSettings, match="ASTRALOG_WORKERS"):
@@ -104,7 +104,7 @@ def test_an_app_with_wrong_settings_is_not_made(
 
 
 def test_two_apps_share_nothing(make_app: MakeApp, settings: Settings, tmp_path: Path) -> None:
-    """All state hangs off the app: each has its own tokens, pipeline and files."""
+    """All state belongs to the app: each has its own tokens, pipeline and files."""
     for name in "ab":
         (tmp_path / name).mkdir()
     first = make_app(replace(settings, data_dir=tmp_path / "a"))
@@ -119,7 +119,7 @@ def test_two_apps_share_nothing(make_app: MakeApp, settings: Settings, tmp_path:
 
 
 def test_the_example_of_the_api_page_is_accepted(client: FlaskClient, tmp_path: Path) -> None:
-    """The documented request gets the documented answer, and its log is on the disk."""
+    """The documented request gets the documented response, and its log is on disk."""
     response = drain(client, EXAMPLE, Content_Type="application/json")
     assert (200, b'{"status":"accepted"}') == (response.status_code, response.data)
     assert "application/json" == response.content_type
@@ -141,23 +141,23 @@ def test_every_log_of_every_batch_is_stored_in_order(client: FlaskClient, tmp_pa
 def test_any_content_type_is_read_as_json(
     client: FlaskClient, tmp_path: Path, content_type: str
 ) -> None:
-    """A client that forgets the header, as curl's user does, is understood."""
+    """A client that forgets the header, as curl's users do, is understood."""
     assert 200 == drain(client, EXAMPLE, Content_Type=content_type).status_code
     assert 1 == len(stored(tmp_path))
 
 
 def test_a_compressed_batch_is_stored(client: FlaskClient, tmp_path: Path) -> None:
-    """A gzip body is inflated on the way."""
+    """A gzip body is decompressed."""
     response = drain(client, gzip.compress(EXAMPLE), Content_Encoding="gzip")
     assert 200 == response.status_code
     assert json.loads(EXAMPLE)["logs"] == stored(tmp_path)
 
 
 @pytest.mark.parametrize("authorization", [TOKEN, f"Bearer {TOKEN}", f"bearer {TOKEN}"])
-def test_a_token_is_shown_alone_or_as_a_bearers(
+def test_token_is_accepted_alone_or_after_bearer(
     client: FlaskClient, tmp_path: Path, authorization: str
 ) -> None:
-    """Both ways to show a token let a batch in."""
+    """Both forms are accepted."""
     assert 200 == drain(client, EXAMPLE, Authorization=authorization).status_code
     assert 1 == len(stored(tmp_path))
 
@@ -170,14 +170,14 @@ def test_a_token_is_shown_alone_or_as_a_bearers(
 def test_an_unknown_token_is_rejected_before_the_body_is_read(
     client: FlaskClient, tmp_path: Path, authorization: str, query: str
 ) -> None:
-    """401 costs the client its header only, and says which scheme to use; a dry run needs one."""
+    """401 costs the client only its headers, and names the scheme; a dry run needs a token too."""
     response = drain_unread(client, HTTP_AUTHORIZATION=authorization, QUERY_STRING=query)
     assert_rejected(response, 401, "unauthorized", tmp_path)
     assert "Bearer" == response.headers["WWW-Authenticate"]
 
 
 def test_a_missing_token_is_rejected(client: FlaskClient, tmp_path: Path) -> None:
-    """Without the header nothing is taken."""
+    """Without the header nothing is stored."""
     response = client.post("/v1/drain", data=EXAMPLE)
     assert_rejected(response, 401, "unauthorized", tmp_path)
 
@@ -202,12 +202,12 @@ def test_a_missing_token_is_rejected(client: FlaskClient, tmp_path: Path) -> Non
 def test_a_malformed_body_is_rejected(
     client: FlaskClient, tmp_path: Path, body: bytes, code: str
 ) -> None:
-    """What is no JSON or no batch is 400, with a code that tells which."""
+    """Invalid JSON and JSON that is not a batch are 400, with different codes."""
     assert_rejected(drain(client, body), 400, code, tmp_path)
 
 
-def test_a_malformed_log_costs_its_whole_batch(client: FlaskClient, tmp_path: Path) -> None:
-    """400 names the index and field of each invalid log; nothing of the batch is stored."""
+def test_invalid_log_rejects_its_whole_batch(client: FlaskClient, tmp_path: Path) -> None:
+    """400 names the index and field of each invalid log; none of the batch is stored."""
     logs = [make_log(), make_log(timestamp="10"), make_log(), make_log(level="", host="a")]
     body = assert_rejected(drain(client, {"logs": logs}), 400, "invalid_batch", tmp_path)
     assert "2 of 4 logs are invalid; nothing was stored" == body["message"]
@@ -219,10 +219,10 @@ def test_a_malformed_log_costs_its_whole_batch(client: FlaskClient, tmp_path: Pa
 
 
 @pytest.mark.parametrize("timestamp", ["9999-W52-7", "9999-W53-7", "9999-12-31T23:59:60Z"])
-def test_a_timestamp_beyond_the_calendar_is_the_clients_fault(
+def test_timestamp_after_the_year_9999_is_rejected(
     client: FlaskClient, tmp_path: Path, timestamp: str
 ) -> None:
-    """A date after the year 9999 is 400, whichever way it is written."""
+    """It is 400, in any form."""
     response = drain(client, {"logs": [make_log(timestamp=timestamp)]})
     body = assert_rejected(response, 400, "invalid_batch", tmp_path)
     assert ["timestamp"] == list(body["errors"]["logs"]["0"])
@@ -231,7 +231,7 @@ def test_a_timestamp_beyond_the_calendar_is_the_clients_fault(
 def test_a_body_too_large_is_rejected_before_it_is_read(
     client: FlaskClient, tmp_path: Path
 ) -> None:
-    """413 costs the client its headers only."""
+    """413 costs the client only its headers."""
     response = drain_unread(client, CONTENT_LENGTH=str(10 * 1024 * 1024 + 1))
     assert_rejected(response, 413, "body_too_large", tmp_path)
 
@@ -239,13 +239,13 @@ def test_a_body_too_large_is_rejected_before_it_is_read(
 def test_an_unknown_encoding_is_rejected_before_the_body_is_read(
     client: FlaskClient, tmp_path: Path
 ) -> None:
-    """415 costs the client its headers only."""
+    """415 costs the client only its headers."""
     response = drain_unread(client, HTTP_CONTENT_ENCODING="br")
     assert_rejected(response, 415, "unsupported_encoding", tmp_path)
 
 
-def test_a_body_that_does_not_inflate_is_rejected(client: FlaskClient, tmp_path: Path) -> None:
-    """Garbage that claims to be gzip is 400."""
+def test_body_that_is_not_gzip_is_rejected(client: FlaskClient, tmp_path: Path) -> None:
+    """A body that declares gzip and is not gzip is 400."""
     response = drain(client, EXAMPLE, Content_Encoding="gzip")
     assert_rejected(response, 400, "invalid_encoding", tmp_path)
 
@@ -260,7 +260,7 @@ def test_a_batch_that_cannot_be_stored_is_rejected(
     number: int,
     code: str,
 ) -> None:
-    """503 says that nothing was stored, and that trying again can help."""
+    """The 503 says that nothing was stored and that a retry can succeed."""
     break_os("writev", number)
     assert_rejected(drain(client, EXAMPLE), 503, code, tmp_path)
     assert_rejected(drain_unread(client), 503, code, tmp_path)
@@ -271,7 +271,7 @@ def test_a_batch_that_cannot_be_stored_is_rejected(
 def test_a_full_disk_rejects_and_recovers(
     make_app: MakeApp, settings: Settings, disk: Disk, tmp_path: Path
 ) -> None:
-    """Below the free disk to keep, batches are rejected; what was stored stays."""
+    """With too little free disk, batches are rejected; stored ones stay."""
     client = make_app(replace(settings, min_free_bytes=1000)).test_client()
     assert 200 == drain(client, EXAMPLE).status_code
     disk.free = 1000
@@ -282,7 +282,7 @@ def test_a_full_disk_rejects_and_recovers(
 def test_a_body_without_room_is_rejected(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
-    """A queue that cannot hold the body rejects it before it is read."""
+    """A queue without room for the body rejects it before it is read."""
     app = make_app(replace(settings, queue_bytes=settings.max_body_bytes))
     with services_of(app).queue.admit(b"another") as reservation:
         reservation.resize(1000)
@@ -293,7 +293,7 @@ def test_a_body_without_room_is_rejected(
 def test_a_stopping_service_rejects_before_the_body_is_read(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
-    """After the stop has begun nothing is taken, but the process is still healthy."""
+    """During the stop no batch is accepted, but the process is still healthy."""
     app = make_app(settings)
     services_of(app).queue.stop(1)
     client = app.test_client()
@@ -304,13 +304,13 @@ def test_a_stopping_service_rejects_before_the_body_is_read(
     assert 200 == client.get("/health").status_code
 
 
-def test_a_fault_of_ours_is_not_told(
+def test_internal_error_has_no_details(
     client: FlaskClient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """An unforeseen error is 500 `internal`, without a word of what it was."""
+    """An unexpected error is 500 `internal`, without its text."""
 
     def fail(*args: object) -> None:
         raise ZeroDivisionError(f"secret {tmp_path}")
@@ -322,8 +322,8 @@ def test_a_fault_of_ours_is_not_told(
     assert "secret" in caplog.text
 
 
-def test_what_a_rejected_request_held_is_free_again(client: FlaskClient, tmp_path: Path) -> None:
-    """Every way out of a request gives its memory back."""
+def test_rejected_request_releases_its_memory(client: FlaskClient, tmp_path: Path) -> None:
+    """Every way out of a request releases its memory."""
     app = client.application
     for body in (EXAMPLE, b"", b"{}", b'{"logs": [{}]}', b'{"logs": []}'):
         drain(client, body)
@@ -339,14 +339,14 @@ def test_what_a_rejected_request_held_is_free_again(client: FlaskClient, tmp_pat
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/drain/", "/v2/drain", "/static/x", "/metric"])
 def test_another_path_is_not_found(client: FlaskClient, tmp_path: Path, path: str) -> None:
-    """404 names the path that takes logs."""
+    """404 names the path that accepts logs."""
     body = assert_rejected(client.post(path, data=EXAMPLE), 404, "not_found", tmp_path)
     assert "/v1/drain" in body["message"]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
 def test_another_method_is_not_allowed(client: FlaskClient, tmp_path: Path, method: str) -> None:
-    """405 names the methods that the path takes."""
+    """405 names the methods of the path."""
     response = client.open("/v1/drain", method=method, headers={"Authorization": TOKEN})
     assert_rejected(response, 405, "method_not_allowed", tmp_path)
     assert "POST" == response.headers["Allow"]
@@ -358,10 +358,8 @@ def test_another_method_is_not_allowed(client: FlaskClient, tmp_path: Path, meth
 @pytest.mark.parametrize(
     ("path", "expected"), [("/health", {"status": "ok"}), ("/ready", {"status": "ready"})]
 )
-def test_a_healthy_service_says_so_to_anyone(
-    client: FlaskClient, path: str, expected: dict[str, str]
-) -> None:
-    """Load balancers need no token, and may ask with HEAD."""
+def test_health_needs_no_token(client: FlaskClient, path: str, expected: dict[str, str]) -> None:
+    """Load balancers may also use HEAD."""
     response = client.get(path)
     assert (200, expected) == (response.status_code, response.json)
     head = client.head(path)
@@ -369,12 +367,12 @@ def test_a_healthy_service_says_so_to_anyone(
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
-def test_health_takes_nothing(client: FlaskClient, path: str) -> None:
-    """Nothing is posted to the health checks."""
+def test_health_accepts_no_post(client: FlaskClient, path: str) -> None:
+    """The health checks do not support POST."""
     assert 405 == client.post(path).status_code
 
 
-def test_health_does_not_look_at_the_disk(
+def test_health_does_not_access_the_disk(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that hangs does not make the process unhealthy."""
@@ -403,10 +401,10 @@ HEADERS = {"Authorization": TOKEN}
         "Application/X-NDJSON; a=b",
     ],
 )
-def test_a_body_of_one_log_a_line_is_stored(
+def test_body_with_one_log_per_line_is_stored(
     client: FlaskClient, tmp_path: Path, content_type: str
 ) -> None:
-    """The content type says that a body is NDJSON."""
+    """The content type marks a body as NDJSON."""
     body = "\n".join(json.dumps(make_log(message=text)) for text in "ab")
     answer = client.post("/v1/drain", data=body, headers=HEADERS, content_type=content_type)
     assert (200, b'{"status":"accepted"}') == (answer.status_code, answer.data)
@@ -417,7 +415,7 @@ def test_a_body_of_one_log_a_line_is_stored(
 
 
 def test_a_dry_run_shows_a_batch_and_stores_nothing(client: FlaskClient, tmp_path: Path) -> None:
-    """A dry run answers with the first logs as they would be stored."""
+    """The response has the first logs in their stored form."""
     logs = [make_log(timestamp="2024-05-31 15:30", message=str(number)) for number in range(30)]
     answer = client.post("/v1/drain?dry_run=true", json={"logs": logs}, headers=HEADERS)
     expected = [log | {"timestamp": "2024-05-31T15:30:00Z"} for log in logs[:20]]
@@ -433,7 +431,7 @@ def test_a_dry_run_shows_a_batch_and_stores_nothing(client: FlaskClient, tmp_pat
         ("dry_run=0", {"logs": []}, {"status": "accepted"}),
     ],
 )
-def test_the_query_says_whether_a_run_is_dry(
+def test_only_true_makes_a_dry_run(
     client: FlaskClient, query: str, body: Any, expected: Any
 ) -> None:
     """Only dry_run=true is a dry run."""
@@ -446,10 +444,10 @@ OPTIONS = "project_id=p&level=i&service=s&unknown=metadata"
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
-def test_a_query_makes_logs_of_what_a_sender_has(
+def test_query_options_complete_the_logs_of_a_sender(
     client: FlaskClient, tmp_path: Path, kind: str
 ) -> None:
-    """What a log lacks is filled in, what is unknown is stored under metadata."""
+    """Missing fields are filled in, and unknown ones are stored under metadata."""
     body = json.dumps({"logs": [FOREIGN]} if kind == "application/json" else FOREIGN)
     path = "/v1/drain"
     assert 400 == client.post(path, data=body, headers=HEADERS, content_type=kind).status_code
@@ -463,10 +461,10 @@ def test_a_query_makes_logs_of_what_a_sender_has(
     }
 
 
-def test_the_valid_logs_of_a_batch_are_stored_where_that_is_asked_for(
+def test_valid_logs_are_stored_with_partial(
     client: FlaskClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer says how many were left out, and why; without the query nothing is stored."""
+    """The response has the number of invalid logs and their errors; without partial, 400."""
     lines = "\n".join(map(json.dumps, [make_log(message="a"), make_log(level=""), make_log()]))
     headers = HEADERS | {"Content-Type": "application/x-ndjson"}
     assert 400 == client.post("/v1/drain", data=lines, headers=headers).status_code
@@ -489,10 +487,8 @@ def test_the_valid_logs_of_a_batch_are_stored_where_that_is_asked_for(
 
 
 @pytest.mark.parametrize("query", ["dryrun=true", "partial=", "level=a&level=b", "unknown=drop"])
-def test_a_query_that_says_nothing_stores_nothing(
-    client: FlaskClient, tmp_path: Path, query: str
-) -> None:
-    """A parameter that is unknown, empty, doubled or wrong is named, before the body is read."""
+def test_malformed_query_is_rejected(client: FlaskClient, tmp_path: Path, query: str) -> None:
+    """An unknown, empty, repeated or wrong parameter is named before the body is read."""
     body = assert_rejected(drain_unread(client, QUERY_STRING=query), 400, "bad_request", tmp_path)
     assert query.partition("=")[0] in body["message"]
 
@@ -501,7 +497,7 @@ def test_a_query_that_says_nothing_stores_nothing(
     ("query", "code"), [("dry_run=true", "invalid_batch"), ("dry_run=maybe", "bad_request")]
 )
 def test_a_dry_run_rejects_as_usual(client: FlaskClient, query: str, code: str) -> None:
-    """A dry run of a invalid batch, or a query that says nothing, is rejected."""
+    """A dry run rejects an invalid batch and a malformed query like any request."""
     body = {"logs": [make_log(level="")]}
     answer = client.post(f"/v1/drain?{query}", json=body, headers=HEADERS)
     assert answer.json is not None
@@ -511,7 +507,7 @@ def test_a_dry_run_rejects_as_usual(client: FlaskClient, query: str, code: str) 
 def test_a_token_writes_only_its_projects(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
-    """A batch with another project is rejected whole, and named, in any form and as a dry run."""
+    """A batch with another project is rejected whole, in any form and as a dry run."""
     path = tmp_path / "tokens"
     path.write_text("bound org-xyz other\n")
     changed = replace(settings, tokens="", tokens_file=str(path))

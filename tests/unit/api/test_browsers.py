@@ -24,7 +24,7 @@ BATCH = json.dumps(make_batch("from a page")).encode()
 
 @pytest.fixture
 def app(settings: Settings) -> Iterator[Flask]:
-    """Return an app that pages of one origin may send to."""
+    """Return an app that accepts requests from the pages of one origin."""
     lines = f"{WRITER} allow=write\n{FULL}\n{BOUND} org-xyz allow=write\n"
     path = write_tokens(settings.data_dir / "tokens", lines)
     origins = f" {PAGE.upper()} , capacitor://localhost"
@@ -45,13 +45,13 @@ def send(client: FlaskClient, path: str = "/v1/drain", **headers: str) -> TestRe
 
 
 def permitted(answer: TestResponse) -> str | None:
-    """Return the origin whose pages may read an answer."""
+    """Return the origin whose pages may read the response."""
     return answer.headers.get("Access-Control-Allow-Origin")
 
 
 @pytest.mark.parametrize("path", ["/v1/drain", "/v1/logs", "/services/collector"])
 def test_preflight_of_a_listed_origin_is_answered(client: FlaskClient, path: str) -> None:
-    """The browser learns the method, the headers and for how long to remember them."""
+    """The browser receives the methods, the headers and how long to cache them."""
     answer = client.options(path, headers={"Origin": PAGE, **PREFLIGHT})
     assert (answer.status_code, permitted(answer)) == (204, PAGE)
     assert "POST" in answer.headers["Access-Control-Allow-Methods"]
@@ -62,7 +62,7 @@ def test_preflight_of_a_listed_origin_is_answered(client: FlaskClient, path: str
 
 @pytest.mark.parametrize("origin", [OTHER, "null", "https://app.example:8443", f"{PAGE}.evil"])
 def test_other_origins_are_forbidden(client: FlaskClient, origin: str) -> None:
-    """Neither a preflight nor a request is permitted, whatever the token."""
+    """Neither a preflight nor a request is permitted, with any token."""
     answer = client.options("/v1/drain", headers={"Origin": origin, **PREFLIGHT})
     assert (answer.status_code, permitted(answer)) == (405, None)
     for token in (WRITER, FULL):
@@ -71,8 +71,8 @@ def test_other_origins_are_forbidden(client: FlaskClient, origin: str) -> None:
         assert answer.get_json()["code"] == "forbidden_scope"
 
 
-def test_listed_origin_sends_with_a_token_that_reads_nothing(client: FlaskClient) -> None:
-    """The page may read every answer, the rejections included."""
+def test_listed_origin_sends_with_a_write_only_token(client: FlaskClient) -> None:
+    """The page may read every response, including rejections."""
     for token, status in ((WRITER, 200), (BOUND, 200), (FULL, 403), ("none", 401)):
         answer = send(client, Origin=PAGE, Authorization=token)
         assert (answer.status_code, permitted(answer)) == (status, PAGE)
@@ -96,10 +96,10 @@ def test_own_pages_and_programs_are_not_affected(
     assert (answer.status_code, permitted(answer)) == (200, None)
 
 
-def test_token_that_reads_nothing_may_be_in_the_query(
+def test_write_only_token_may_be_in_the_query(
     client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other parameters count as usual; of the token, nothing is logged or answered."""
+    """Other parameters work as usual; the token is neither logged nor repeated."""
     query = "token=wr%2Bter"
     for path in (f"/v1/drain?{query}", f"/v1/drain?service=x&{query}&level=info"):
         assert send(client, path).status_code == 200
@@ -124,8 +124,8 @@ def test_several_tokens_in_the_query_are_rejected(client: FlaskClient, query: st
     assert send(client, f"/v1/drain?{query}", Authorization=WRITER).status_code == 400
 
 
-def test_page_of_another_origin_reads_no_metrics_of_its_machine(client: FlaskClient) -> None:
-    """Loopback without a token is for programs; a page in a browser there is not one."""
+def test_page_of_another_origin_cannot_read_metrics_over_loopback(client: FlaskClient) -> None:
+    """Loopback needs no token for programs, but a page in a browser is not one."""
     assert client.get("/metrics").status_code == 200
     assert client.get("/metrics", headers={"Origin": PAGE}).status_code == 401
 

@@ -46,7 +46,7 @@ def app() -> Api:
     @blueprint.get("/bare")
     @plain_view(fail)
     def bare(environ: dict[str, Any]) -> Response:
-        """Show what it was called with."""
+        """Return the arguments of the call."""
         if environ["QUERY_STRING"]:
             raise ArithmeticError(environ["QUERY_STRING"])
         return Response(f"{environ['PATH_INFO']} {has_request_context()}")
@@ -63,7 +63,7 @@ def client(app: Api) -> FlaskClient:
 
 
 def test_a_plain_path_has_a_view_for_each_method(client: FlaskClient) -> None:
-    """Each is found at once, and HEAD is a GET without a body."""
+    """Each method has its view, and HEAD is a GET without a body."""
     assert (200, FIXED.data) == (client.get("/plain").status_code, client.get("/plain").data)
     assert b"x" * 1000 == client.post("/plain", data=b"x" * 1000).data
     head = client.head("/plain")
@@ -72,12 +72,12 @@ def test_a_plain_path_has_a_view_for_each_method(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize(("path", "status"), [("/files/a", 200), ("/files/missing", 404)])
 def test_a_path_with_an_argument_is_matched(client: FlaskClient, path: str, status: int) -> None:
-    """What the view makes of the argument is its own affair."""
+    """The view receives the argument as it is in the path."""
     assert status == client.get(path).status_code
 
 
 def test_a_plain_view_is_called_without_a_context(app: Api) -> None:
-    """It takes WSGI's environ; called by Flask, as a view of any other app, it takes the same."""
+    """It receives WSGI's environ, also if Flask calls it as a view of another app."""
     client = app.test_client()
     assert (200, b"/bare False") == (client.get("/bare").status_code, client.get("/bare").data)
     assert b"" == client.head("/bare").data
@@ -86,15 +86,15 @@ def test_a_plain_view_is_called_without_a_context(app: Api) -> None:
         assert b"/bare True" == app.make_response(app.dispatch_request()).data
 
 
-def test_an_error_of_a_plain_view_has_its_answer(app: Api) -> None:
-    """The view brings what answers it: no error handler of Flask's does."""
+def test_exception_of_a_plain_view_has_its_response(app: Api) -> None:
+    """The view's own function makes the response, not Flask's error handlers."""
     app.register_error_handler(Exception, lambda error: ("another's", 500))
     answer = app.test_client().get("/bare?oops")
     assert (418, b"/bare: oops") == (answer.status_code, answer.data)
 
 
-def test_a_method_that_a_path_does_not_take_is_told_the_others(client: FlaskClient) -> None:
-    """OPTIONS, which Flask would answer, is such a method too."""
+def test_unsupported_method_gets_the_supported_ones(client: FlaskClient) -> None:
+    """OPTIONS, which Flask would answer itself, is one too."""
     for method in ("PUT", "OPTIONS"):
         answer = client.open("/plain", method=method)
         assert 405 == answer.status_code
@@ -110,7 +110,7 @@ def test_a_method_that_a_path_does_not_take_is_told_the_others(client: FlaskClie
     ],
 )
 def test_no_other_path_is_found(app: Api, method: str, path: str) -> None:
-    """None is redirected, nor taken for one that is a little different."""
+    """No path is redirected, or treated like a similar one."""
     environ = {"PATH_INFO": path}
     answer = app.test_client().open(method=method, environ_overrides=environ)
     assert 404 == answer.status_code
@@ -118,14 +118,14 @@ def test_no_other_path_is_found(app: Api, method: str, path: str) -> None:
 
 
 def test_the_host_makes_no_difference(client: FlaskClient) -> None:
-    """Whatever a client calls the service, the path says what it wants."""
+    """Routing ignores the Host header."""
     for host in ("other.example", "x" * 500, "[::1]:99"):
         assert 200 == client.get("/plain", headers={"Host": host}).status_code
 
 
 @pytest.mark.parametrize(("path", "expected"), [("/plain", ["before", "after"]), ("/bare", [])])
-def test_hooks_run_for_all_but_plain_views(app: Api, path: str, expected: list[str]) -> None:
-    """Flask is as it is anywhere, but for what is answered before it."""
+def test_hooks_run_for_all_except_plain_views(app: Api, path: str, expected: list[str]) -> None:
+    """Flask behaves as usual, except for the paths answered before it."""
     called: list[str] = []
     app.before_request(lambda: called.append("before"))
 
@@ -141,7 +141,7 @@ def test_hooks_run_for_all_but_plain_views(app: Api, path: str, expected: list[s
 def test_an_error_handler_that_fails_is_logged_without_the_path(
     app: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Flask would log the path, in which a token may stand."""
+    """Flask would log the path, which may contain a token."""
 
     @app.errorhandler(ValueError)
     def fail(error: ValueError) -> Response:
@@ -155,14 +155,14 @@ def test_an_error_handler_that_fails_is_logged_without_the_path(
 UPGRADE = {"Connection": "upgrade", "Upgrade": "websocket"}
 
 
-def test_no_header_takes_part_in_routing(client: FlaskClient) -> None:
-    """Not even those that werkzeug would take for another scheme."""
+def test_headers_do_not_affect_routing(client: FlaskClient) -> None:
+    """Not even those that werkzeug would treat as another scheme."""
     assert 200 == client.get("/plain", headers=UPGRADE).status_code
     assert 404 == client.get("/missing", headers=UPGRADE).status_code
 
 
 def test_there_are_no_sessions(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client's cookie is not parsed, and it gets none."""
+    """A client's cookie is not parsed, and no cookie is set."""
 
     def parse(*args: object) -> None:
         raise AssertionError("the cookies were parsed")
@@ -178,7 +178,7 @@ def start_response_into(started: list[Any]) -> Any:
 
 
 def test_a_fixed_response_is_the_same_every_time() -> None:
-    """It is rendered once, for any number of clients at once."""
+    """It is rendered once and may be sent to several clients at once."""
     started: list[Any] = []
     bodies = [
         FIXED({"REQUEST_METHOD": method}, start_response_into(started))
@@ -189,6 +189,6 @@ def test_a_fixed_response_is_the_same_every_time() -> None:
     assert [expected] * 3 == started
 
 
-def test_a_request_outside_of_one_is_bound_to_none(app: Api) -> None:
-    """What Flask asks for without a request, as for a URL, is Flask's own affair."""
+def test_url_outside_of_a_request_has_no_request(app: Api) -> None:
+    """Flask builds URLs without a request as usual."""
     assert app.create_url_adapter(None) is None

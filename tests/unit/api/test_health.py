@@ -40,13 +40,13 @@ def scrape(client: FlaskClient) -> Samples:
 
 
 def drain(client: FlaskClient, body: Any, token: str = TOKEN) -> int:
-    """POST a body and return the status; what is not bytes is sent as JSON."""
+    """POST a body and return the status; anything but bytes is sent as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return client.post("/v1/drain", data=data, headers={"Authorization": token}).status_code
 
 
-def look_after(client: FlaskClient) -> None:
-    """Let the housekeeper look at what is new in the data directory."""
+def poll_directory(client: FlaskClient) -> None:
+    """Have the housekeeper poll the data directory."""
     queue = services_of(client.application).queue
     while queue.keep_house_once() < POLL_SECONDS:
         pass
@@ -56,7 +56,7 @@ def look_after(client: FlaskClient) -> None:
 
 
 def test_a_stored_batch_is_counted(client: FlaskClient, tmp_path: Path) -> None:
-    """It is received, accepted and stored with its logs and bytes, and both waits are timed."""
+    """It counts as received, accepted and stored with its logs and bytes; both waits are timed."""
     body = json.dumps(make_batch("a", "b")).encode()
     assert 200 == drain(client, body)
     samples = scrape(client)
@@ -73,7 +73,7 @@ def test_a_stored_batch_is_counted(client: FlaskClient, tmp_path: Path) -> None:
 
 
 def test_a_batch_stored_in_part_is_counted(client: FlaskClient) -> None:
-    """One batch is accepted, and its logs are accepted or rejected: received is both together."""
+    """One batch is accepted; its logs are accepted or rejected, and all are received."""
     body = json.dumps({"logs": [make_log(), {}, {}]}).encode()
     answer = client.post("/v1/drain?partial=true", data=body, headers={"Authorization": TOKEN})
     assert 200 == answer.status_code
@@ -104,7 +104,7 @@ def test_a_rejected_batch_is_counted(
     logs: int,
     is_read: bool,
 ) -> None:
-    """It is received and rejected under its code, with what was read of it."""
+    """It counts as received and, under its code, as rejected, with the bytes that were read."""
     client = make_app(replace(settings, max_body_bytes=100)).test_client()
     assert STATUS_OF_CODE[code] == drain(client, body, token)
     samples = scrape(client)
@@ -118,7 +118,7 @@ def test_a_rejected_batch_is_counted(
 
 
 def test_a_batch_that_the_disk_rejects_is_rejected(client: FlaskClient, break_os: BreakOs) -> None:
-    """Nothing of it counts as stored, and its logs are among the rejected ones."""
+    """None of it counts as stored, and its logs count as rejected."""
     break_os("writev", errno.EIO)
     assert 503 == drain(client, make_batch("a", "b"))
     samples = scrape(client)
@@ -126,8 +126,8 @@ def test_a_batch_that_the_disk_rejects_is_rejected(client: FlaskClient, break_os
     assert "stored_logs_total" not in samples
 
 
-def test_a_fault_of_ours_is_counted(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unforeseen error counts under `internal`."""
+def test_internal_error_is_counted(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected error counts under `internal`."""
 
     def fail(*args: object) -> None:
         raise ZeroDivisionError
@@ -137,7 +137,7 @@ def test_a_fault_of_ours_is_counted(client: FlaskClient, monkeypatch: pytest.Mon
     assert 1 == scrape(client)["rejected_logs_total internal"]
 
 
-def test_what_is_no_batch_is_not_counted(client: FlaskClient) -> None:
+def test_requests_without_a_batch_are_not_counted(client: FlaskClient) -> None:
     """Health checks, scrapes, wrong paths and dry runs are not batches."""
     headers = {"Authorization": TOKEN}
     for body, status in ((make_batch("a"), 200), ({}, 400)):
@@ -148,8 +148,8 @@ def test_what_is_no_batch_is_not_counted(client: FlaskClient) -> None:
     assert not any("batches" in name for name in scrape(client))
 
 
-def test_a_late_batch_is_told_apart(make_app: MakeApp, settings: Settings, gate: Gate) -> None:
-    """What is stored after its client was told `commit_timeout` is stored, late, and rejected."""
+def test_late_batch_is_counted_as_late(make_app: MakeApp, settings: Settings, gate: Gate) -> None:
+    """A batch stored after its `commit_timeout` counts as stored, as late and as rejected."""
     app = make_app(replace(settings, commit_timeout_seconds=0.05))
     client = app.test_client()
     gate.close()
@@ -163,7 +163,7 @@ def test_a_late_batch_is_told_apart(make_app: MakeApp, settings: Settings, gate:
 
 
 def test_a_second_scrape_adds_nothing(client: FlaskClient) -> None:
-    """What is shown once is not counted twice."""
+    """A scrape does not change the counters."""
     drain(client, make_batch("a"))
     scrape(client)
     drain(client, make_batch("b"))
@@ -175,17 +175,17 @@ def test_a_second_scrape_adds_nothing(client: FlaskClient) -> None:
 # --- The gauges
 
 
-def test_what_lies_on_the_disk_is_shown(
+def test_segments_on_disk_are_counted(
     make_app: MakeApp, settings: Settings, disk: Disk, tmp_path: Path
 ) -> None:
-    """Segments are counted by their names, open and sealed, with their bytes."""
+    """Open and sealed segments are counted, with their bytes."""
     disk.free = 12345
     (tmp_path / plain("1")).write_bytes(b"x" * 10)
     (tmp_path / plain("2")).write_bytes(b"x" * 20)
     (tmp_path / "other").write_bytes(b"x" * 40)
     client = make_app(settings).test_client()
     drain(client, make_batch("a"))
-    look_after(client)
+    poll_directory(client)
     samples = scrape(client)
     assert (2, 30, 1) == (
         samples["segments sealed"],
@@ -197,24 +197,24 @@ def test_what_lies_on_the_disk_is_shown(
     assert abs(time.time() - samples["last_sync_timestamp_seconds"]) < 10
 
 
-def test_before_the_first_sync_it_has_no_time(client: FlaskClient) -> None:
-    """Nothing is made up."""
+def test_before_the_first_sync_there_is_no_sync_time(client: FlaskClient) -> None:
+    """The series is absent."""
     assert not any("last_sync" in name for name in read_samples(client.get("/metrics").text))
 
 
-def test_the_backlog_is_what_waits(client: FlaskClient) -> None:
-    """What requests hold counts, until they give it back."""
+def test_backlog_is_the_memory_of_requests(client: FlaskClient) -> None:
+    """The memory of requests counts until it is released."""
     with services_of(client.application).queue.admit():
         assert 0 < scrape(client)["backlog_bytes"]
     assert "backlog_bytes" not in scrape(client)
 
 
 def test_sealed_segments_are_counted(make_app: MakeApp, settings: Settings) -> None:
-    """A segment that is full is sealed."""
+    """A full segment is sealed and counted."""
     client = make_app(replace(settings, segment_bytes=1)).test_client()
     for message in "abc":
         drain(client, make_batch(message))
-    look_after(client)
+    poll_directory(client)
     samples = scrape(client)
     assert (3, 3) == (samples["sealed_segments_total"], samples["segments sealed"])
 
@@ -222,53 +222,51 @@ def test_sealed_segments_are_counted(make_app: MakeApp, settings: Settings) -> N
 def test_removed_segments_are_counted(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
-    """What the retention removes, and what it cannot remove, are told apart."""
+    """Removed segments and those that retention cannot remove are counted separately."""
     for name in "123":
         (tmp_path / plain(name)).write_bytes(b"x" * 10)
     app = make_app(replace(settings, retain_bytes=10))
     client = app.test_client()
     assert "removed_segments_total" not in scrape(client)
-    look_after(client)
-    look_after(client)
+    poll_directory(client)
+    poll_directory(client)
     assert 2 == scrape(client)["removed_segments_total"]
     assert 1 == scrape(client)["segments sealed"]
 
 
-def test_a_disk_that_does_not_answer_costs_its_own_metrics(
-    client: FlaskClient, break_os: BreakOs
-) -> None:
-    """What the disk does not tell is left out, and comes back with the disk."""
+def test_hanging_disk_hides_only_its_own_metrics(client: FlaskClient, break_os: BreakOs) -> None:
+    """The disk's numbers are left out until the disk responds again."""
     fault = break_os("scandir", errno.EIO)
-    look_after(client)
+    poll_directory(client)
     assert "segments sealed" not in read_samples(client.get("/metrics").text)
     assert "received_logs_total" in read_samples(client.get("/metrics").text)
     fault.times = 0
-    look_after(client)
+    poll_directory(client)
     assert "segments sealed" in read_samples(client.get("/metrics").text)
 
 
-def test_what_another_process_looks_after_is_left_out(
+def test_only_the_housekeeper_shows_the_disk(
     make_app: MakeApp, settings: Settings, tmp_path: Path
 ) -> None:
-    """Only the process that looks after the data directory knows what lies there."""
+    """Only the process that is the housekeeper knows the files of the data directory."""
     (tmp_path / plain("1")).write_bytes(b"x")
     one = Housekeeper(settings)
     while one.disk_usage is None:
         one.step()
     client = make_app(settings).test_client()
     drain(client, make_batch("a"))
-    look_after(client)
+    poll_directory(client)
     samples = read_samples(client.get("/metrics").text)
     assert not {"segments sealed", "free_disk_bytes"} & samples.keys()
     one.close()
-    look_after(client)
+    poll_directory(client)
     assert 1 == scrape(client)["segments sealed"]
 
 
 def test_batches_that_a_failed_sync_may_have_lost_are_counted(
     make_app: MakeApp, settings: Settings, break_os: BreakOs
 ) -> None:
-    """In the mode everysec, what was acknowledged since the last good sync."""
+    """In the mode everysec, these are the batches acknowledged since the last good sync."""
     client = make_app(replace(settings, sync="everysec")).test_client()
     for message in "abc":
         drain(client, make_batch(message))
@@ -277,8 +275,8 @@ def test_batches_that_a_failed_sync_may_have_lost_are_counted(
     assert 3 == scrape(client)["possibly_lost_batches_total"]
 
 
-def test_it_says_whether_batches_are_accepted(client: FlaskClient, disk: Disk) -> None:
-    """A worker's state is the code that /ready has, and the service is not ready then."""
+def test_metrics_show_whether_batches_are_accepted(client: FlaskClient, disk: Disk) -> None:
+    """A worker's state is the code of /ready, and the service is not ready then."""
     samples = scrape(client)
     assert (1, 1) == (samples["ready"], samples["workers ready"])
     disk.free = 0
@@ -289,8 +287,8 @@ def test_it_says_whether_batches_are_accepted(client: FlaskClient, disk: Disk) -
     assert not {"ready", "workers ready"} & samples.keys()
 
 
-def test_it_says_which_version_runs(client: FlaskClient) -> None:
-    """The version is the service's own, and Python's is the one that runs it."""
+def test_metrics_have_the_versions(client: FlaskClient) -> None:
+    """The version is the service's, Python's is that of the running interpreter."""
     text = client.get("/metrics").text
     python = platform.python_version()
     assert f'astralog_build_info{{python="{python}",version="{__version__}"}} 1.0' in text
@@ -301,8 +299,8 @@ def test_it_says_which_version_runs(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", ""])
 @pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "[::1]:9", "[::1]", "LOCALHOST"])
-def test_this_machine_needs_no_token(peer: str, host: str) -> None:
-    """A loopback address, or a unix socket, which has none."""
+def test_loopback_needs_no_token(peer: str, host: str) -> None:
+    """A loopback address, or a unix socket, which has no address."""
     assert is_local({"REMOTE_ADDR": peer, "HTTP_HOST": host})
 
 
@@ -324,7 +322,7 @@ def test_this_machine_needs_no_token(peer: str, host: str) -> None:
     ids=str,
 )
 def test_others_need_a_token(client: FlaskClient, environ: dict[str, str]) -> None:
-    """Another machine, what a proxy here forwards, and a page that calls this machine its own."""
+    """Another machine, a request forwarded by a local proxy, and a page with a foreign Host."""
     for token, status in (("", 401), ("wrong", 401), (TOKEN, 200)):
         overrides = {"REMOTE_ADDR": "127.0.0.1", "HTTP_AUTHORIZATION": token, **environ}
         response = client.get("/metrics", environ_overrides=overrides)
@@ -332,10 +330,10 @@ def test_others_need_a_token(client: FlaskClient, environ: dict[str, str]) -> No
         assert ("astralog_" in response.text) == (status == 200)
 
 
-def test_prometheus_gets_the_format_it_asks_for(client: FlaskClient) -> None:
-    """OpenMetrics where it is asked for, with the same values."""
+def test_prometheus_gets_the_requested_format(client: FlaskClient) -> None:
+    """OpenMetrics has the same values."""
     drain(client, make_batch("a"))
-    look_after(client)
+    poll_directory(client)
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
     response = client.get("/metrics", headers={"Accept": accept})
     assert "application/openmetrics-text" == response.mimetype
@@ -351,7 +349,7 @@ def test_prometheus_gets_the_format_it_asks_for(client: FlaskClient) -> None:
 def test_a_bound_token_does_not_open_the_metrics(
     make_app: Callable[[Settings], Flask], settings: Settings, tmp_path: Path
 ) -> None:
-    """They show the whole service; a request from this machine needs no token, and may."""
+    """The metrics show the whole service; a request from loopback needs no token."""
     path = tmp_path / "tokens"
     write_tokens(path, "bound a\nfree\n")
     settings = replace(settings, tokens="", tokens_file=str(path))

@@ -32,7 +32,7 @@ BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/we
 
 @pytest.fixture
 def document(client: FlaskClient) -> dict[str, Any]:
-    """Return the document as a program gets it."""
+    """Return the document as a client receives it."""
     response = client.get("/openapi.json")
     assert (200, "application/json") == (response.status_code, response.content_type)
     found: dict[str, Any] = response.get_json()
@@ -48,14 +48,14 @@ def schema_named(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_the_document_is_openapi(document: dict[str, Any]) -> None:
-    """It is valid OpenAPI 3.1, and says which version it describes."""
+    """It is valid OpenAPI 3.1 and has the service's version."""
     validate(document, cls=OpenAPIV31SpecValidator)
     assert re.match(r"3\.1\.", document["openapi"])
     assert __version__ == document["info"]["version"]
 
 
 def test_the_document_has_every_route(client: FlaskClient, document: dict[str, Any]) -> None:
-    """Each path and method that the service takes is described, and no other."""
+    """It describes exactly the paths and methods of the service."""
     taken = {
         (re.sub(r"<(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in client.application.url_map.iter_rules()
@@ -67,7 +67,7 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
 
 
 def test_the_document_has_the_options_of_every_protocol() -> None:
-    """They are listed there apart, since a protocol is imported with its first request."""
+    """They are listed separately, since a protocol is imported with its first request."""
     assert set(HEC_OPTIONS) <= set(hec.PARAMETERS)
     assert LOKI_OPTIONS == loki.PARAMETERS
     assert BULK_OPTIONS == elasticsearch.OPTIONS
@@ -85,7 +85,7 @@ def test_the_document_has_the_options_of_every_protocol() -> None:
 def test_the_document_has_the_headers_of_rejections(
     document: dict[str, Any], status: str, header: str, count: int
 ) -> None:
-    """A header that each response of a status has is required there, whatever the path."""
+    """A header that each response of a status has is required there, for every path."""
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     found = [each["responses"][status] for each in operations if status in each["responses"]]
     assert len(found) == count + len(PROTOCOL_OPERATIONS)
@@ -98,7 +98,7 @@ def test_the_document_has_the_headers_of_rejections(
 def test_the_document_has_every_rejection(
     document: dict[str, Any], path: str, absent: tuple[str, ...]
 ) -> None:
-    """Each code is in the rejection's schema, and each that a batch can get under its status."""
+    """Each code is in the rejection's schema, and each code for batches under its status."""
     assert set(STATUS_OF_CODE) == set(MEANING_OF_CODE)
     assert list(STATUS_OF_CODE) == schema_named(document, "Rejection")["properties"]["code"]["enum"]
     responses = document["paths"][path]["post"]["responses"]
@@ -112,7 +112,7 @@ def test_the_document_has_every_rejection(
 
 
 def test_operations_that_need_a_token_document_forbidden_scope(document: dict[str, Any]) -> None:
-    """Each protocol with answers of its own documents the status alone."""
+    """Each protocol with its own responses documents the status alone."""
     operations = {
         f"{method} {path}": operation
         for path, methods in document["paths"].items()
@@ -127,8 +127,8 @@ def test_operations_that_need_a_token_document_forbidden_scope(document: dict[st
     assert [name for name, text in codes.items() if "`forbidden_scope`" not in text] == []
 
 
-def test_the_documents_log_is_the_schemas(document: dict[str, Any]) -> None:
-    """The fields, which are required, not empty or may be null, and that there are no others."""
+def test_log_of_the_document_matches_the_schema(document: dict[str, Any]) -> None:
+    """Fields, required fields, empty and null values match, and other fields are excluded."""
     log = schema_named(document, "Log")
     declared = LogSchema().fields
     assert declared.keys() == log["properties"].keys()
@@ -143,8 +143,8 @@ def test_the_documents_log_is_the_schemas(document: dict[str, Any]) -> None:
     assert (RAISE, False) == (LogSchema().unknown, log["additionalProperties"])
 
 
-def test_the_documents_batch_is_the_schemas(document: dict[str, Any]) -> None:
-    """A batch is an object with its logs and nothing else, and that is what the body holds."""
+def test_batch_of_the_document_matches_the_schema(document: dict[str, Any]) -> None:
+    """A batch is an object with its logs and nothing else, and the request body is a batch."""
     batch = schema_named(document, "Batch")
     assert list(BatchSchema().fields) == list(batch["properties"]) == batch["required"]
     assert {"$ref": "#/components/schemas/Log"} == batch["properties"]["logs"]["items"]
@@ -154,8 +154,10 @@ def test_the_documents_batch_is_the_schemas(document: dict[str, Any]) -> None:
     assert NDJSON_TYPES == content.keys() - {"application/json"}
 
 
-def test_the_documents_lines_are_taken(client: FlaskClient, document: dict[str, Any]) -> None:
-    """The example of one log a line is stored."""
+def test_ndjson_example_of_the_document_is_stored(
+    client: FlaskClient, document: dict[str, Any]
+) -> None:
+    """The example with one log per line is stored."""
     content = document["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
     for kind in NDJSON_TYPES:
         response = client.post(
@@ -166,8 +168,8 @@ def test_the_documents_lines_are_taken(client: FlaskClient, document: dict[str, 
         assert 200 == response.status_code
 
 
-def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str, Any]) -> None:
-    """The example of a batch is stored, and answered as the document says."""
+def test_examples_of_the_document_are_right(client: FlaskClient, document: dict[str, Any]) -> None:
+    """The example of a batch is stored and gets the documented response."""
     drain = document["paths"]["/v1/drain"]["post"]
     example = drain["requestBody"]["content"]["application/json"]["example"]
     response = client.post("/v1/drain", json=example, headers={"Authorization": "test-token"})
@@ -191,7 +193,7 @@ def test_the_documents_examples_are_true(client: FlaskClient, document: dict[str
 def test_the_documents_example_of_a_protocol_is_stored(
     client: FlaskClient, document: dict[str, Any], path: str, method: str
 ) -> None:
-    """The example of a body is answered as the first response in the document says."""
+    """The example body gets the first response of the document."""
     operation = document["paths"][path][method]
     ((kind, content),) = operation["requestBody"]["content"].items()
     example = content["example"]
@@ -211,8 +213,8 @@ def test_the_documents_example_of_a_protocol_is_stored(
 # --- The page
 
 
-def test_a_browser_is_led_to_the_page(client: FlaskClient) -> None:
-    """What asks for HTML first is sent to the status page, which leads on to this one."""
+def test_browser_is_redirected_to_the_status_page(client: FlaskClient) -> None:
+    """A client that prefers HTML is redirected to the status page, which links to the docs page."""
     response = client.get("/", headers={"Accept": BROWSER_ACCEPT})
     assert b'href="docs"' in client.get("/status").data
     assert (302, "/status", "Accept") == (
@@ -223,8 +225,8 @@ def test_a_browser_is_led_to_the_page(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("accept", ["*/*", "", "application/json", "application/json, text/html"])
-def test_curl_is_told_what_there_is(client: FlaskClient, accept: str) -> None:
-    """Anything else gets JSON with links that work."""
+def test_other_clients_get_links(client: FlaskClient, accept: str) -> None:
+    """They receive JSON with links that work."""
     response = client.get("/", headers={"Accept": accept})
     assert (200, "application/json") == (response.status_code, response.content_type)
     body: dict[str, Any] = response.get_json()
@@ -232,8 +234,8 @@ def test_curl_is_told_what_there_is(client: FlaskClient, accept: str) -> None:
     assert [200] * 6 == [client.get(path).status_code for path in body["links"].values()]
 
 
-def test_the_page_comes_whole_from_here(client: FlaskClient) -> None:
-    """Every file that the page names is served, and its policy lets it name no other host."""
+def test_page_loads_only_own_files(client: FlaskClient) -> None:
+    """Every file that the page names is served, and its policy excludes other hosts."""
     page = client.get("/docs")
     assert (200, "text/html") == (page.status_code, page.mimetype)
     assert CONTENT_SECURITY_POLICY == page.headers["Content-Security-Policy"]
@@ -247,7 +249,7 @@ def test_the_page_comes_whole_from_here(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("name", load_assets())
 def test_a_file_of_the_page_is_sent_once(client: FlaskClient, name: str) -> None:
-    """A browser asks whether it changed, and is told that it did not."""
+    """A browser revalidates it and gets 304."""
     first = client.get(f"/docs/{name}")
     assert (200, load_assets()[name].content) == (first.status_code, first.data)
     assert "nosniff" == first.headers["X-Content-Type-Options"]
@@ -257,6 +259,6 @@ def test_a_file_of_the_page_is_sent_once(client: FlaskClient, name: str) -> None
 
 @pytest.mark.parametrize("name", ["", "docs.html", "..%2fapi%2fdocs.py", "swagger-ui.js"])
 def test_the_page_has_no_other_files(client: FlaskClient, name: str) -> None:
-    """Only what the page needs is served, and the page itself at its own path alone."""
+    """Only the page's own files are served, and the page only at its own path."""
     response = client.get(f"/docs/{name}")
     assert (404, "not_found") == (response.status_code, response.get_json()["code"])

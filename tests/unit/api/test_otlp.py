@@ -1,4 +1,4 @@
-"""What OpenTelemetry is answered: OTLP's own bodies, in the encoding of the request."""
+"""Responses to OpenTelemetry: OTLP's own messages, in the encoding of the request."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ from tests.support.service import ROOT, TOKEN
 
 
 class Answer(NamedTuple):
-    """A response: `body` is the message in it, as JSON has it."""
+    """A response: `body` is its message as JSON."""
 
     status: int
     body: dict[str, Any]
@@ -44,7 +44,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def post(
     client: FlaskClient, body: bytes, kind: str, path: str = "/v1/logs", **headers: str
 ) -> Answer:
-    """Send a body, and read the answer as its own Content-Type says, which is that of the body."""
+    """Send a body, and decode the response, whose Content-Type is that of the body."""
     headers = {"Authorization": TOKEN, "Content-Type": kind} | headers
     response = client.post(path, data=body, headers=headers, content_length=len(body))
     assert kind == response.content_type
@@ -74,8 +74,8 @@ def test_an_export_is_stored(client: FlaskClient, settings: Settings, kind: str)
 
 
 @pytest.mark.parametrize("kind", [f"{PROTOBUF}; charset=x", "application/PROTOBUF", "", "text/x"])
-def test_a_body_that_is_not_said_to_be_protobuf_is_json(client: FlaskClient, kind: str) -> None:
-    """A curl user forgets the header."""
+def test_body_not_declared_as_protobuf_is_json(client: FlaskClient, kind: str) -> None:
+    """Users of curl forget the header."""
     is_protobuf = "proto" in kind.lower()
     body = encode(make_export(make_record()), PROTOBUF if is_protobuf else JSON)
     headers = {"Authorization": TOKEN, "Content-Type": kind}
@@ -87,7 +87,7 @@ def test_a_body_that_is_not_said_to_be_protobuf_is_json(client: FlaskClient, kin
 def test_an_invalid_export_is_rejected_whole(
     client: FlaskClient, settings: Settings, kind: str
 ) -> None:
-    """The message says the code, how many, which and why."""
+    """The message has the code, the number of invalid logs, their index and their error."""
     body = encode(make_export(make_record(), make_record(trace_id=b"x")), kind)
     status, answer, _ = post(client, body, kind)
     assert (400, Code.INVALID_ARGUMENT) == (status, answer["code"])
@@ -97,7 +97,7 @@ def test_an_invalid_export_is_rejected_whole(
     assert b"" == stored(settings.data_dir)
 
 
-def test_partial_success_says_what_was_left_out(
+def test_partial_success_reports_invalid_logs(
     client: FlaskClient, settings: Settings, kind: str
 ) -> None:
     """With partial=true, the valid logs are stored."""
@@ -114,10 +114,10 @@ def test_partial_success_says_what_was_left_out(
     assert b"kept" in stored(settings.data_dir)
 
 
-def test_a_rejection_says_its_code(
+def test_rejection_has_its_code(
     client: FlaskClient, settings: Settings, kind: str, disk: Disk
 ) -> None:
-    """Each has its status, the code of google.rpc and the headers that any client gets."""
+    """Each has its status, the code of google.rpc and the usual headers."""
     body = encode(make_export(make_record()), kind)
     unauthorized = post(client, body, kind, Authorization="wrong")
     assert (401, Code.UNAUTHENTICATED) == (unauthorized.status, unauthorized.body["code"])
@@ -137,8 +137,8 @@ def test_a_rejection_says_its_code(
     assert b"" == stored(settings.data_dir)
 
 
-def test_every_code_has_one_of_google(client: FlaskClient, kind: str) -> None:
-    """No rejection is without, and none is OK."""
+def test_every_code_has_a_google_rpc_code(client: FlaskClient, kind: str) -> None:
+    """None of them is OK."""
     for code, status in STATUS_OF_CODE.items():
         if code not in NOT_OF_EXPORTS or code == "not_found":
             assert otlp.CODE_OF_STATUS[status] in Code.values()
@@ -146,7 +146,7 @@ def test_every_code_has_one_of_google(client: FlaskClient, kind: str) -> None:
 
 @pytest.mark.parametrize("signal", ["traces", "metrics"])
 def test_other_signals_are_rejected_clearly(client: FlaskClient, kind: str, signal: str) -> None:
-    """The message says where logs go, and how to stop what sends the rest."""
+    """The message names the path for logs and the setting that disables the other signals."""
     status, answer, _ = post(client, b"anything", kind, f"/v1/{signal}")
     assert (404, Code.UNIMPLEMENTED) == (status, answer["code"])
     assert answer["message"].startswith("not_found: AstraLog accepts logs at /v1/logs, but no")
@@ -156,7 +156,7 @@ def test_other_signals_are_rejected_clearly(client: FlaskClient, kind: str, sign
 def test_a_failure_is_a_500_without_details(
     client: FlaskClient, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What went wrong is for the service's own log."""
+    """The details are only in the service's own log."""
 
     def fail(*arguments: object) -> None:
         raise OSError(5, "secret", "/srv/secret")
@@ -167,10 +167,10 @@ def test_a_failure_is_a_500_without_details(
     assert "secret" not in answer["message"]
 
 
-def test_a_rejection_is_noted_and_counted(
+def test_rejection_is_logged_and_counted(
     make_app: Callable[[Settings], Flask], settings: Settings, kind: str
 ) -> None:
-    """As one of a drain is: in the log, and under its code in the metrics."""
+    """As for a drain: in the log, and under its code in the metrics."""
     app = make_app(settings)
     client = app.test_client()
     post(client, b"\x0a", kind)
@@ -184,7 +184,7 @@ def test_a_rejection_is_noted_and_counted(
 def test_a_bound_token_needs_no_project(
     make_app: Callable[[Settings], Flask], settings: Settings, tmp_path: Path
 ) -> None:
-    """The only project that a token may write is that of its logs; another is forbidden."""
+    """The token's only project is that of its logs; another project is forbidden."""
     (tmp_path / "tokens").write_text("bound mine\n")
     settings = replace(settings, tokens="", tokens_file=str(tmp_path / "tokens"))
     client = make_app(settings).test_client()
@@ -197,8 +197,8 @@ def test_a_bound_token_needs_no_project(
 
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", "", "application/grpc"])
-def test_protobuf_without_its_type_is_told_so(client: FlaskClient, kind: str) -> None:
-    """A sender that forgot the Content-Type learns of it; one of JSON is not led astray."""
+def test_undeclared_protobuf_is_explained(client: FlaskClient, kind: str) -> None:
+    """A sender that forgot the Content-Type gets a hint; a sender of JSON does not."""
     body = encode(make_export(make_record("a")), PROTOBUF)
     headers = {"Authorization": TOKEN, "Content-Type": kind}
     message = client.post("/v1/logs", data=body, headers=headers).get_json()["message"]
@@ -208,15 +208,15 @@ def test_protobuf_without_its_type_is_told_so(client: FlaskClient, kind: str) ->
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
-def test_an_export_that_is_not_plain_utf_8_is_told_so(client: FlaskClient, encoding: str) -> None:
-    """As a drained batch is."""
+def test_export_that_is_not_utf8_is_explained(client: FlaskClient, encoding: str) -> None:
+    """The message is that of a drained batch."""
     status, body, _ = post(client, '{"resourceLogs": []}'.encode(encoding), JSON)
     words = "byte order mark" if encoding == "utf-8-sig" else "UTF-16 or UTF-32"
     assert (400, True) == (status, words in body["message"])
 
 
 def test_an_export_of_another_charset_is_rejected(client: FlaskClient) -> None:
-    """In OTLP's own form, and only where it is text."""
+    """In OTLP's own form, and only if it is text."""
     declared = "application/json; charset=iso-8859-1"
     headers = {"Authorization": TOKEN, "Content-Type": declared}
     answer = client.post("/v1/logs", data=b"{}", headers=headers)
@@ -232,16 +232,16 @@ def test_an_export_without_a_length_is_rejected(client: FlaskClient, kind: str) 
     assert b"length_required: " in answer.data
 
 
-def test_the_messages_are_those_of_google() -> None:
-    """The Status that is sent is google.rpc's own on the wire."""
+def test_status_message_is_googles() -> None:
+    """The Status has the bytes of google.rpc's own message."""
     sent = Protobuf().encode_status(3, "ä")
     expected: Message = Status(code=3, message="ä")
     assert expected.SerializeToString() == sent
 
 
 @pytest.mark.slow
-def test_a_start_does_not_pay_for_protobuf() -> None:
-    """What reads it is imported with the first body that is protobuf."""
+def test_protobuf_is_imported_on_first_use() -> None:
+    """Its decoder is imported with the first protobuf body."""
     code = (
         "import sys; from astralog.app import create_app; from astralog.settings import Settings\n"
         "client = create_app(Settings(tokens='t')).test_client()\n"

@@ -1,4 +1,4 @@
-"""Headers that anyone may send are read in linear time, whatever they hold."""
+"""Headers from any client are parsed in linear time, whatever they contain."""
 
 import ast
 import time
@@ -29,13 +29,13 @@ OTHERS = [
 
 @pytest.mark.parametrize("accept", BROWSERS)
 def test_a_browser_prefers_html(accept: str) -> None:
-    """As its Accept header says."""
+    """Its Accept header decides."""
     assert prefers_html(accept)
 
 
 @pytest.mark.parametrize("accept", OTHERS)
 def test_another_client_does_not_prefer_html(accept: str) -> None:
-    """A quality that is none counts as 1, and an equal one is no preference."""
+    """An invalid quality counts as 1, and an equal one is no preference."""
     assert not prefers_html(accept)
 
 
@@ -66,8 +66,8 @@ def test_an_etag_is_found_among_those_of_a_client(header: str, expected: bool) -
         ("application/openmetrics-text;version=", ""),
     ],
 )
-def test_a_version_that_nobody_knows_is_left_out(accept: str, expected: str) -> None:
-    """prometheus_client fails on versions that are not made of three numbers."""
+def test_invalid_version_in_accept_is_removed(accept: str, expected: str) -> None:
+    """prometheus_client fails on versions that do not consist of three numbers."""
     assert expected == _keep_known(accept)
 
 
@@ -80,7 +80,7 @@ def test_a_long_header_takes_linear_time(read: Callable[[str], object], filler: 
 
 
 def _cpu_seconds(read: Callable[[str], object], text: str) -> float:
-    """Return the least of three times."""
+    """Return the lowest of three CPU times."""
     return min(_measure(read, text) for _ in range(3))
 
 

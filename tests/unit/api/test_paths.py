@@ -1,4 +1,4 @@
-"""Unknown paths are answered 404 in the form of their protocol, and no path is redirected."""
+"""Unknown paths are 404 in the form of their protocol, and no path is redirected."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ PREFLIGHT = {"Origin": "http://app.example", "Access-Control-Request-Method": "P
 
 
 def misspell(path: str) -> Iterator[str]:
-    """Yield paths that differ from a known one in slashes alone."""
+    """Yield paths that differ from a known one only in slashes."""
     yield f"/{path}"
     yield f"///{path}"
     if path != "/":
@@ -30,7 +30,7 @@ def misspell(path: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_path_with_other_slashes_is_not_found(client: FlaskClient, method: str) -> None:
-    """A framework that redirects, as werkzeug would, makes OpenTelemetry's SDK believe in a 200."""
+    """After a redirect, as werkzeug's, OpenTelemetry's SDK would take a 200 for success."""
     for path in (other for known in PATHS for other in misspell(known)):
         answer = client.open(method=method, environ_overrides={"PATH_INFO": path})
         assert (404, "application/json") == (answer.status_code, answer.content_type), path
@@ -63,15 +63,15 @@ def is_not_found(status: dict[str, str]) -> bool:
 def test_another_method_has_the_form_of_opentelemetry(
     client: FlaskClient, path: str, method: str
 ) -> None:
-    """The header says which methods the path takes."""
+    """The Allow header lists the methods of the path."""
     answer = client.open(path, method=method)
     assert (405, "POST") == (answer.status_code, answer.headers["Allow"])
     assert answer.get_json()["message"].startswith("method_not_allowed: This path supports POST")
 
 
 @pytest.mark.parametrize("path", ["/v1/drain", "/v1/logs", "/health"])
-def test_a_preflight_is_told_that_browsers_are_not_served(client: FlaskClient, path: str) -> None:
-    """Whoever looks at the answer in a browser's tools learns why it was not sent."""
+def test_preflight_of_an_unlisted_origin_is_explained(client: FlaskClient, path: str) -> None:
+    """A browser's developer tools show why the request was not sent."""
     answer = client.options(path, headers=PREFLIGHT)
     assert (405, "application/json") == (answer.status_code, answer.content_type)
     assert (
@@ -81,7 +81,7 @@ def test_a_preflight_is_told_that_browsers_are_not_served(client: FlaskClient, p
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-protobuf"])
-def test_an_export_to_the_root_is_told_where_logs_go(client: FlaskClient, kind: str) -> None:
+def test_export_to_the_root_gets_the_right_path(client: FlaskClient, kind: str) -> None:
     """An exporter whose URL has no path sends there."""
     answer = client.post("/", data=b'{"resourceLogs":[]}', headers={"Content-Type": kind})
     body = answer.get_json()
@@ -110,17 +110,17 @@ def test_an_empty_path_is_the_root(client: FlaskClient) -> None:
         {"If-Match": "x" * 3000},
     ],
 )
-def test_a_file_is_sent_whatever_its_client_asks(
+def test_file_ignores_unsupported_conditions(
     client: FlaskClient, path: str, headers: dict[str, str]
 ) -> None:
-    """Of a condition, only an ETag is read; a file has no date and no ranges."""
+    """Of all conditions only an ETag is read; a file has no date and no ranges."""
     assert 200 == client.get(path, headers=headers).status_code
 
 
 @pytest.mark.parametrize(
     "accept", ["application/openmetrics-text; version=abc", "text/plain;version=1", "\xff;,;="]
 )
-def test_metrics_are_shown_whatever_is_accepted(client: FlaskClient, accept: str) -> None:
-    """A version that is none asks for nothing."""
+def test_metrics_are_sent_for_any_accept_header(client: FlaskClient, accept: str) -> None:
+    """An invalid version is ignored."""
     answer = client.get("/metrics", environ_overrides={"HTTP_ACCEPT": accept})
     assert (200, "text/plain") == (answer.status_code, answer.mimetype)

@@ -27,5 +27,5 @@ assert "astralog.intake.foreign" not in loaded
 
 
 def test_a_protocol_is_imported_with_its_first_request(tmp_path: object) -> None:
-    """So a service that nobody sends Splunk's events to takes no memory for them."""
+    """A service that receives no Splunk events needs no memory for them."""
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True, timeout=60)

@@ -33,7 +33,7 @@ def rejections(counters: Counters) -> Iterator[RejectionLog]:
 
 
 def note(rejections: RejectionLog, code: str = "invalid_json", **environ: str) -> None:
-    """Take note of a rejection."""
+    """Record a rejection."""
     defaults = {
         "REQUEST_METHOD": "POST",
         "REMOTE_ADDR": "192.0.2.7",
@@ -42,20 +42,20 @@ def note(rejections: RejectionLog, code: str = "invalid_json", **environ: str) -
     rejections.note(Rejection(code, "A sentence."), {**defaults, **environ})
 
 
-def test_a_line_says_who_sends_what(
+def test_line_identifies_client_and_error(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has the code, the peer, what stands for the token, and what was wrong."""
+    """It has the code, the peer, the token's name and the error."""
     note(rejections)
     line = f"rejected invalid_json from 192.0.2.7, token {NAME}: A sentence."
     assert [line] == caplog.messages
     assert {logging.WARNING} == {record.levelno for record in caplog.records}
 
 
-def test_the_first_error_is_told(
+def test_line_has_the_first_error(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a batch with many faults, the first one is named by log and field."""
+    """Of a batch with many errors, the first one is named by log and field."""
     errors = {"logs": {3: {"level": ["Must not be empty.", "Other."]}, 4: {"x": ["Another."]}}}
     rejection = Rejection("invalid_batch", "2 of 5 logs are invalid", errors)
     rejections.note(rejection, {"REQUEST_METHOD": "POST", "REMOTE_ADDR": "::1"})
@@ -74,14 +74,14 @@ def test_the_first_error_is_told(
         ("not_found", TOKEN, f"token {NAME}"),
     ],
 )
-def test_nothing_stands_for_a_token_that_is_not_known(
+def test_unknown_token_has_no_name_in_the_log(
     rejections: RejectionLog,
     caplog: pytest.LogCaptureFixture,
     code: str,
     authorization: str | None,
     expected: str,
 ) -> None:
-    """It may be a password: neither it nor its digest is in the log."""
+    """It may be a password: neither it nor its digest is logged."""
     environ: dict[str, Any] = {"REQUEST_METHOD": "POST", "REMOTE_ADDR": "192.0.2.7"}
     if authorization is not None:
         environ["HTTP_AUTHORIZATION"] = authorization
@@ -92,15 +92,15 @@ def test_nothing_stands_for_a_token_that_is_not_known(
 def test_a_local_socket_has_no_address(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client on a unix socket is named as such."""
+    """A client on a unix socket is logged as such."""
     note(rejections, REMOTE_ADDR="")
     assert "from a local socket, " in caplog.text
 
 
-def test_a_proxy_says_for_whom_it_speaks(
+def test_forwarded_address_is_logged(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last address is the one that the proxy itself saw; it makes no line of its own."""
+    """The last address is the one that the proxy saw itself; it does not get its own line."""
     note(rejections, HTTP_X_FORWARDED_FOR="forged, 198.51.100.3")
     note(rejections, HTTP_X_FORWARDED_FOR="198.51.100.4")
     (line,) = caplog.messages
@@ -108,19 +108,19 @@ def test_a_proxy_says_for_whom_it_speaks(
 
 
 @pytest.mark.parametrize("forwarded", ["s3cret", "198.51.100.3, s3cret", "::1%s3cret", "s3cret:80"])
-def test_what_is_no_address_is_not_repeated(
+def test_malformed_forwarded_address_is_not_logged(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture, forwarded: str
 ) -> None:
-    """Whoever mixes up headers may have put a token there."""
+    """It may be a token in the wrong header."""
     note(rejections, HTTP_X_FORWARDED_FOR=forwarded)
     (line,) = caplog.messages
     assert line.endswith(": A sentence.")
 
 
-def test_a_client_that_goes_on_gets_one_line_in_a_while(
+def test_repeated_rejections_are_counted(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line comes at once, then how many there were since; who stopped is forgotten."""
+    """The first is logged at once, later ones as a count; clients that stop are forgotten."""
     for _ in range(1000):
         note(rejections)
     note(rejections, "queue_full")
@@ -139,10 +139,10 @@ def test_a_client_that_goes_on_gets_one_line_in_a_while(
     assert [f"rejected invalid_json {source}: A sentence."] == caplog.messages[5:]
 
 
-def test_what_was_silent_is_told_by_itself(
+def test_count_is_logged_without_another_rejection(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The count comes after a while, also when nothing more is rejected, and then silence."""
+    """The count is logged after a while, even if no more rejections come; then nothing."""
     monkeypatch.setattr(rejection_log, "LINE_SECONDS", 0.02)
     note(rejections)
     note(rejections)
@@ -158,8 +158,10 @@ def test_what_was_silent_is_told_by_itself(
             gevent.sleep(0.01)
 
 
-def test_a_crowd_shares_a_line(rejections: RejectionLog, caplog: pytest.LogCaptureFixture) -> None:
-    """Memory and lines are bounded for each code, and a crowd of one code hides no other."""
+def test_many_clients_share_a_line(
+    rejections: RejectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory and lines are bounded per code, and many clients of one code hide no other code."""
     for number in range(1000):
         note(rejections, "unauthorized", REMOTE_ADDR=f"192.0.2.{number}")
     assert MAX_SOURCES + 1 == len(caplog.messages)
@@ -172,10 +174,10 @@ def test_a_crowd_shares_a_line(rejections: RejectionLog, caplog: pytest.LogCaptu
     assert f"{1000 - MAX_SOURCES - 1} more, the last: A sentence. (192.0.2.999, " in line
 
 
-def test_what_a_client_sent_cannot_pass_for_the_log(
+def test_text_of_a_client_cannot_imitate_the_log(
     rejections: RejectionLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Line ends, escape sequences and marks that turn text around are escaped; all is cut."""
+    """Line breaks, escape sequences and marks that reverse text are escaped; all is shortened."""
     words = "a\n2026 INFO forged\r\x1b[2J\u202e\ud83d" + "\0" * 300
     rejections.note(Rejection("bad_request", words), {"REQUEST_METHOD": "POST"})
     rejections.add(Source("bad_request", "192.0.2.9", "no token"), "x\ny")
@@ -192,7 +194,7 @@ def test_a_batch_for_another_path_is_counted(
     caplog: pytest.LogCaptureFixture,
     code: str,
 ) -> None:
-    """What only reads loses no logs, and is neither counted nor told."""
+    """A request that only reads loses no logs, so it is neither counted nor logged."""
     for method in ("GET", "HEAD", "OPTIONS"):
         note(rejections, code, REQUEST_METHOD=method)
     assert ([], 0) == (caplog.messages, counters.received.batches)
@@ -207,7 +209,7 @@ def test_a_batch_for_another_path_is_counted(
 def test_a_rejected_batch_is_not_counted_twice(
     rejections: RejectionLog, counters: Counters
 ) -> None:
-    """The path that takes batches counts its own."""
+    """The path that accepts batches counts its own."""
     note(rejections, "invalid_batch")
     assert 0 == counters.received.batches
 
@@ -227,7 +229,7 @@ TRUSTED = (ip_network("10.0.0.0/24"), ip_network("fd00::/8"))
     ],
 )
 def test_a_trusted_proxy_names_its_client(peer: str, forwarded: str, expected: str) -> None:
-    """The last address that is no trusted proxy's counts, through several proxies too."""
+    """The last address that is not a trusted proxy's counts, also through several proxies."""
     environ = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}
     assert expected == client_address(environ, TRUSTED)
 
@@ -245,14 +247,14 @@ def test_a_trusted_proxy_names_its_client(peer: str, forwarded: str, expected: s
         ("", "198.51.100.3", ""),
     ],
 )
-def test_a_client_cannot_speak_for_another(peer: str, forwarded: str, expected: str) -> None:
-    """What it writes into the header stands before the address that the proxy saw."""
+def test_client_cannot_forge_its_address(peer: str, forwarded: str, expected: str) -> None:
+    """Its own text in the header precedes the address that the proxy saw."""
     environ = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded}
     assert expected == client_address(environ, TRUSTED)
 
 
 def test_without_a_trusted_proxy_the_peer_counts() -> None:
-    """Nobody is trusted by default."""
+    """By default no proxy is trusted."""
     environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "198.51.100.3"}
     assert "127.0.0.1" == client_address(environ, ())
     assert "127.0.0.1" == client_address({"REMOTE_ADDR": "127.0.0.1"}, TRUSTED)

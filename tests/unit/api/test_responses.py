@@ -12,13 +12,13 @@ from astralog.errors import STATUS_OF_CODE, Rejection
 
 @pytest.fixture
 def noted() -> list[str]:
-    """Return the codes of what the app rejected."""
+    """Return the codes of the app's rejections."""
     return []
 
 
 @pytest.fixture
 def app(noted: list[str]) -> Flask:
-    """Return an app that rejects, aborts or fails, as its path says."""
+    """Return an app that rejects, aborts or fails, depending on the path."""
     app = Flask(__name__, static_folder=None)
     init_app(app, make_rejecter(lambda rejection, environ: noted.append(rejection.code)))
 
@@ -58,7 +58,7 @@ def app(noted: list[str]) -> Flask:
     ],
 )
 def test_a_code_has_its_status_and_headers(app: Flask, code: str, status: int) -> None:
-    """Every code has the contract's status; 503 says when to try again, 401 how to show a token."""
+    """Every code has its documented status; 503 has Retry-After, and 401 the scheme."""
     response = app.test_client().get(f"/reject/{code}")
     assert status == response.status_code
     assert "application/json" == response.content_type
@@ -72,8 +72,8 @@ def test_a_code_has_its_status_and_headers(app: Flask, code: str, status: int) -
     assert ("Bearer" if status == 401 else None) == response.headers.get("WWW-Authenticate")
 
 
-def test_every_rejection_is_noted(app: Flask, noted: list[str]) -> None:
-    """Whatever answers no, the service's own log hears of it once."""
+def test_every_rejection_is_logged(app: Flask, noted: list[str]) -> None:
+    """Each is passed to the rejection log once."""
     client = app.test_client()
     for path in ("/reject/queue_full", "/abort/414", "/fail", "/no/such/path"):
         client.get(path)
@@ -82,7 +82,7 @@ def test_every_rejection_is_noted(app: Flask, noted: list[str]) -> None:
     assert expected == noted
 
 
-def test_an_unknown_code_is_a_mistake_of_ours() -> None:
+def test_unknown_code_raises() -> None:
     """A rejection can only have a code of the table."""
     with pytest.raises(KeyError):
         Rejection("no_such_code", "A sentence.")
@@ -90,21 +90,21 @@ def test_an_unknown_code_is_a_mistake_of_ours() -> None:
 
 
 def test_a_rejection_without_errors_has_none_in_its_body() -> None:
-    """`errors` is only there where something is malformed."""
+    """`errors` is only present if something is malformed."""
     body = msgspec.json.decode(reject(Rejection("stopping", "Stopping.")).data)
     assert {"status": "rejected", "code": "stopping", "message": "Stopping."} == body
 
 
 @pytest.mark.parametrize("status", [HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE])
 def test_json_is_answered_with_its_status(status: HTTPStatus) -> None:
-    """A body is answered as compact JSON."""
+    """The body is compact JSON."""
     response = json_response({"status": "ok"}, status)
     assert (status, b'{"status":"ok"}') == (response.status_code, response.data)
     assert "application/json" == response.content_type
 
 
 def test_an_unknown_path_is_not_found(app: Flask) -> None:
-    """A path that is none is answered in the same shape, and told the one to use."""
+    """The response has the usual form, and names the right path."""
     response = app.test_client().get("/v1/drains")
     body: Any = response.json
     assert (404, "not_found") == (response.status_code, body["code"])
@@ -112,7 +112,7 @@ def test_an_unknown_path_is_not_found(app: Flask) -> None:
 
 
 def test_another_method_is_not_allowed(app: Flask) -> None:
-    """A wrong method is told the right ones, in the body and in the header."""
+    """The body and the header list the supported methods."""
     response = app.test_client().post("/fail")
     body: Any = response.json
     assert (405, "method_not_allowed") == (response.status_code, body["code"])
@@ -122,15 +122,17 @@ def test_another_method_is_not_allowed(app: Flask) -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 414, 431])
 def test_another_http_error_is_a_bad_request(app: Flask, status: int) -> None:
-    """What the framework rejects has the one shape too."""
+    """Rejections of the framework have the usual form too."""
     response = app.test_client().get(f"/abort/{status}")
     body: Any = response.json
     assert (400, "rejected", "bad_request") == (response.status_code, body["status"], body["code"])
     assert body["message"]
 
 
-def test_a_fault_is_logged_and_not_told(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
-    """An error that is no rejection is 500 `internal`; only our own log says what it was."""
+def test_internal_error_is_logged_but_not_sent(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception that is no rejection is 500 `internal`; only the log has the details."""
     response = app.test_client().get("/fail")
     body: Any = response.json
     assert (500, "internal") == (response.status_code, body["code"])

@@ -66,7 +66,7 @@ def next_url(response: TestResponse) -> str | None:
 
 
 def pages(client: FlaskClient, query: str, token: str = TOKEN) -> list[list[str]]:
-    """Return the messages of an answer, and of all that its links lead to."""
+    """Return the messages of a response and of all responses that its links lead to."""
     found: list[list[str]] = []
     url: str | None = query
     while url is not None and len(found) < 100:
@@ -127,7 +127,7 @@ def test_links_of_a_bound_token_do_not_depend_on_other_projects(
 
 
 def test_searched_bytes_add_up_to_the_files(client: FlaskClient, data_dir: Path) -> None:
-    """Over all answers, of compressed segments as they are in their files."""
+    """Over all responses; compressed segments count with the size of their files."""
     size = sum(path.stat().st_size for path in data_dir.glob("*.ndjson*"))
     response = ask(client, "?q=nothing")
     assert (messages(response), next_url(response)) == ([], None)
@@ -142,10 +142,10 @@ def test_bound_token_learns_no_bytes_of_others(bound_client: FlaskClient) -> Non
 
 
 @pytest.mark.usefixtures("data_dir")
-def test_busy_turn_ends_an_answer_that_got_on(
+def test_busy_slot_ends_a_partial_response(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the cursor of where it came to, although nothing was found."""
+    """The response has a cursor for its position, even without results."""
     monkeypatch.setattr(search, "TURN_SECONDS", 1e-9)
     turns = iter([True])
     run = OneAtATime.run
@@ -167,7 +167,7 @@ def test_busy_turn_ends_an_answer_that_got_on(
 def test_a_search_without_time_ends_with_a_link(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each answer gets on, and none is lost between two."""
+    """Each response makes progress, and no log is lost between two."""
     monkeypatch.setattr(search, "ANSWER_SECONDS", 0)
     monkeypatch.setattr(search, "TURN_SECONDS", 1e-9)
     monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
@@ -187,7 +187,7 @@ def test_a_page_has_a_bounded_size(client: FlaskClient, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("data_dir")
 def test_a_bound_token_reads_its_projects_alone(bound_client: FlaskClient) -> None:
-    """Whatever it asks for; another's cursor leads to its own logs, too."""
+    """With any filter; another token's cursor leads to its own logs too."""
     mine = [f"m{number}" for number in reversed(range(0, 30, 2))]
     assert messages(ask(bound_client, token="bound")) == mine
     assert messages(ask(bound_client, "?project=a", "bound")) == mine

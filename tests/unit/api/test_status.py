@@ -36,7 +36,7 @@ def bound_client(make_app: MakeApp, settings: Settings, tmp_path: Path) -> Flask
 
 
 def ask(client: FlaskClient, path: str, token: str | None = TOKEN, code: int = 200) -> Any:
-    """Return the JSON of an answer with a status."""
+    """Return the JSON of a response with a status."""
     headers = {"Authorization": token} if token else {}
     response = client.get(path, headers=headers)
     assert (code, "application/json") == (response.status_code, response.content_type)
@@ -57,8 +57,8 @@ def messages(client: FlaskClient, query: str = "", token: str = TOKEN) -> list[s
 # --- The page
 
 
-def test_the_page_needs_no_token_and_tells_nothing(client: FlaskClient) -> None:
-    """It is the same for everyone, and all that it is made of comes from here."""
+def test_page_needs_no_token_and_contains_no_data(client: FlaskClient) -> None:
+    """It is the same for everyone, and loads only the service's own files."""
     page = client.get("/status")
     assert (200, "text/html; charset=utf-8") == (page.status_code, page.content_type)
     assert not re.search(r"\bstyle=|\bon\w+=|<script(?! type=\"module\" src=)|https?:", page.text)
@@ -73,8 +73,8 @@ def test_the_page_needs_no_token_and_tells_nothing(client: FlaskClient) -> None:
     assert __version__ not in page.text
 
 
-def test_the_page_may_load_nothing_else_and_be_framed_by_nobody(client: FlaskClient) -> None:
-    """Nor may its code make HTML or a script of any text."""
+def test_page_may_not_load_other_hosts_or_be_framed(client: FlaskClient) -> None:
+    """Nor may its scripts create HTML or scripts from text."""
     headers = client.get("/status").headers
     policy = dict(
         directive.split(" ", 1) for directive in headers["Content-Security-Policy"].split("; ")
@@ -93,7 +93,7 @@ def test_the_page_may_load_nothing_else_and_be_framed_by_nobody(client: FlaskCli
 
 
 @pytest.mark.parametrize("name", [*FILES, LEVELS])
-def test_a_file_of_the_page_is_asked_for_once(client: FlaskClient, name: str) -> None:
+def test_file_of_the_page_is_cached(client: FlaskClient, name: str) -> None:
     """A browser keeps it until it changes."""
     first = client.get(f"/status/{name}")
     assert 200 == first.status_code
@@ -103,7 +103,7 @@ def test_a_file_of_the_page_is_asked_for_once(client: FlaskClient, name: str) ->
 
 
 def test_no_code_of_the_page_makes_html(client: FlaskClient) -> None:
-    """What a log holds is shown as text alone."""
+    """The content of a log is shown as text only."""
     for name in FILES:
         if name.endswith(".js"):
             text = client.get(f"/status/{name}").text
@@ -111,7 +111,7 @@ def test_no_code_of_the_page_makes_html(client: FlaskClient) -> None:
 
 
 def test_other_methods_and_paths(client: FlaskClient) -> None:
-    """HEAD is GET without a body, and nothing else is there."""
+    """HEAD is GET without a body; nothing else is served."""
     head = client.head("/status/data", headers={"Authorization": TOKEN})
     assert (200, b"") == (head.status_code, head.data)
     assert "not_found" == ask(client, "/status/other.js", code=404)["code"]
@@ -119,7 +119,7 @@ def test_other_methods_and_paths(client: FlaskClient) -> None:
 
 
 def test_a_service_without_the_page(make_app: MakeApp, settings: Settings) -> None:
-    """It has none of its paths, does not lead there, and keeps no history."""
+    """It has none of the page's paths, links to none of them, and keeps no history."""
     app = make_app(replace(settings, status="off"))
     client = app.test_client()
     for path in ("/status", "/status/status.js", *PATHS):
@@ -136,8 +136,8 @@ def test_a_service_without_the_page(make_app: MakeApp, settings: Settings) -> No
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_the_page_asks_for_takes_a_token(client: FlaskClient, path: str) -> None:
-    """It is rejected as a drain is, and kept by nobody on the way."""
+def test_data_of_the_page_needs_a_token(client: FlaskClient, path: str) -> None:
+    """It is rejected as a drain is, and not cached by proxies."""
     for token in (None, "wrong"):
         rejection = ask(client, path, token, code=401)
         assert ("rejected", "unauthorized") == (rejection["status"], rejection["code"])
@@ -146,7 +146,7 @@ def test_what_the_page_asks_for_takes_a_token(client: FlaskClient, path: str) ->
 
 
 def test_the_numbers_are_those_of_the_metrics(client: FlaskClient) -> None:
-    """And looking at them is no batch."""
+    """Reading them does not count as a batch."""
     store(client, make_log(), make_log())
     for _ in range(3):
         ask(client, "/status/data", "wrong", code=401)
@@ -164,10 +164,10 @@ def test_the_numbers_are_those_of_the_metrics(client: FlaskClient) -> None:
     )
 
 
-def test_numbers_are_added_up_once_a_second_whoever_asks(
+def test_numbers_are_added_up_once_per_second(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two hundred pages cost what one does."""
+    """Two hundred pages cost as much as one."""
     made: list[Metrics] = []
     totals = Metrics.totals
 
@@ -181,8 +181,8 @@ def test_numbers_are_added_up_once_a_second_whoever_asks(
     assert 1 == len(made)
 
 
-def test_numbers_grow_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once they have, they are made anew."""
+def test_old_numbers_are_recalculated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a second they are recalculated."""
     numbers = iter(range(9))
     kept = Kept(lambda: next(numbers))
     assert [0, 0] == [kept.get(), kept.get()]
@@ -192,7 +192,7 @@ def test_numbers_grow_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bound_token_sees_its_own(bound_client: FlaskClient) -> None:
-    """Of the whole service it is told no more than whether it is ready."""
+    """Of the whole service it sees only the state."""
     store(bound_client, make_log(project_id="a", message="mine"), token="bound")
     store(bound_client, make_log(project_id="c", message="another's"))
     data = ask(bound_client, "/status/data", "bound")
@@ -215,7 +215,7 @@ def test_a_bound_token_sees_its_own(bound_client: FlaskClient) -> None:
 
 
 def test_history_shows_a_bound_token_its_own_volume(bound_client: FlaskClient) -> None:
-    """Another token sees that of all, a denied batch beside the accepted ones."""
+    """Another token sees all volumes, rejected batches in addition to the accepted ones."""
     store(bound_client, make_log(project_id="a"), token="bound")
     store(bound_client, make_log(project_id="c"))
     ask_for = {"json": {"logs": [make_log(project_id="c")]}, "headers": {"Authorization": "bound"}}
@@ -249,8 +249,8 @@ def test_logs_are_filtered(client: FlaskClient) -> None:
     assert [] == messages(client, "?q=none")
 
 
-def test_logs_are_asked_for_as_they_come(client: FlaskClient) -> None:
-    """Each answer says how to go on, and the filter goes for what comes too."""
+def test_new_logs_are_returned_by_cursor(client: FlaskClient) -> None:
+    """Each response has a cursor, and the filter also applies to new logs."""
     store(client, make_log(message="one"))
     after = ask(client, "/status/logs")["after"]
     store(client, make_log(message="two"), make_log(message="three", level="error"))
@@ -260,8 +260,8 @@ def test_logs_are_asked_for_as_they_come(client: FlaskClient) -> None:
     assert [] == messages(client, f"?after={later}")
 
 
-def test_a_bound_token_is_told_nothing_of_other_projects(bound_client: FlaskClient) -> None:
-    """Its answers are those it would get if it were alone."""
+def test_bound_token_learns_nothing_of_other_projects(bound_client: FlaskClient) -> None:
+    """Its responses are the same as without other projects."""
     store(bound_client, make_log(message="mine", project_id="a"), token="bound")
     before = ask(bound_client, "/status/logs", "bound")
     store(bound_client, make_log(message="theirs" * 1000, project_id="c"))
@@ -279,10 +279,10 @@ def test_a_bound_token_is_told_nothing_of_other_projects(bound_client: FlaskClie
 @pytest.mark.parametrize(
     "query", ["?after=x", "?after=", "?x=1", "?q=a&q=b", "?level=", "?q=%ff", "?after=1,../x:1"]
 )
-def test_a_query_that_makes_no_sense_is_rejected(
+def test_malformed_log_query_is_rejected(
     client: FlaskClient, capfd: pytest.CaptureFixture[str], query: str
 ) -> None:
-    """Without a word on stderr."""
+    """Nothing is printed on stderr."""
     assert "bad_request" == ask(client, f"/status/logs{query}", code=400)["code"]
     assert "" == capfd.readouterr().err
 
@@ -290,7 +290,7 @@ def test_a_query_that_makes_no_sense_is_rejected(
 def test_logs_that_cannot_be_read(
     client: FlaskClient, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The disk may be away; the answer names no path."""
+    """The disk may be missing; the response contains no path."""
     tmp_path.rename(tmp_path.with_name("away"))
     rejection = ask(client, "/status/logs", code=503)
     assert "storage_failed" == rejection["code"]
@@ -299,8 +299,8 @@ def test_logs_that_cannot_be_read(
     tmp_path.with_name("away").rename(tmp_path)
 
 
-def test_looks_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is under way at a time, some wait, and those beyond them are told to come again."""
+def test_log_queries_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One runs at a time, some wait, and the others are rejected with Retry-After."""
     monkeypatch.setattr(turns, "MAX_WAITING", 2)
     go_on, disk = threading.Event(), OneAtATime("status_busy")
     outcomes: list[str] = []
@@ -319,8 +319,8 @@ def test_looks_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ["looked"] * 3 == outcomes[2:]
 
 
-def test_nobody_waits_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The look under way is given up, and so are those behind it, until the disk answers."""
+def test_hanging_disk_ends_log_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running query and the waiting ones are rejected until the disk responds."""
     monkeypatch.setattr(turns, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(turns, "WAIT_SECONDS", 0.05)
     disk, answers = OneAtATime("status_busy"), threading.Event()
@@ -333,8 +333,8 @@ def test_nobody_waits_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
     assert "looked" == disk.run(lambda: "looked")
 
 
-def test_what_a_look_raises_is_raised(capfd: pytest.CaptureFixture[str]) -> None:
-    """And the next one is not held up."""
+def test_exception_of_a_log_query_is_raised(capfd: pytest.CaptureFixture[str]) -> None:
+    """The next query is not delayed."""
     disk = OneAtATime("status_busy")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
@@ -343,7 +343,7 @@ def test_what_a_look_raises_is_raised(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_whole_log(client: FlaskClient) -> None:
-    """It has all that is stored, however long."""
+    """It is returned complete, however long it is."""
     store(client, make_log(message="x" * 100_000))
     (log,) = ask(client, "/status/logs")["logs"]
     assert log["is_shortened"]

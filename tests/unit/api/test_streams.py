@@ -47,13 +47,13 @@ def messages(response: TestResponse) -> Iterator[str]:
 
 
 def add(settings: Settings, number: int, **fields: object) -> None:
-    """Store a log in a segment of its own."""
+    """Store a log in a separate segment."""
     line = make_line(f"m{number}", number, **fields)
     make_segment(settings.data_dir, make_name(number), line, suffix=".ndjson.open")
 
 
 def test_new_logs_are_streamed(app: Flask, settings: Settings) -> None:
-    """None that was stored before, and none that does not match."""
+    """No log that was stored before, and none that does not match."""
     add(settings, 1)
     response = follow(app, "&q=m")
     found = messages(response)
@@ -76,7 +76,7 @@ def test_filters_and_bounds_of_tokens_hold(app: Flask, settings: Settings) -> No
 
 
 def test_streams_are_bounded_in_number(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of one makes room, also of one that was never read."""
+    """The end of a stream makes room, even if it was never read."""
     monkeypatch.setattr(streams, "MAX_STREAMS", 1)
     first = follow(app)
     rejected = follow(app)

@@ -1,4 +1,4 @@
-"""A service that answers as told, and handlers that send to it."""
+"""A fake service with prepared responses, and handlers that send to it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from tests.support.service import TIMEOUT_SECONDS
 
 @pytest.fixture(autouse=True)
 def fast_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the tests wait less."""
+    """Shorten the pauses between retries."""
     monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 0.02)
 
 
@@ -25,7 +25,7 @@ def service() -> Iterator[FakeService]:
 
 @pytest.fixture
 def make_handler(service: FakeService) -> Iterator[Callable[..., AstraLogHandler]]:
-    """Return what makes handlers that send to the service at 500 logs or a flush."""
+    """Return a factory of handlers that send to the service at 500 logs or at a flush."""
     handlers: list[AstraLogHandler] = []
 
     def make(url: str = service.url, **options: Any) -> AstraLogHandler:

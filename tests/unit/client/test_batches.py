@@ -1,4 +1,4 @@
-"""What is sent, when and where to: batches, their requests, tokens and URLs."""
+"""Batches, their requests, tokens and URLs."""
 
 import gzip
 import http.client
@@ -18,7 +18,7 @@ MakeHandler = Callable[..., AstraLogHandler]
 
 
 def test_a_batch_is_sent_at_its_size(service: FakeService, make_handler: MakeHandler) -> None:
-    """Enough logs are sent at once, and fewer wait for more."""
+    """A full batch is sent at once, and fewer logs wait for more."""
     sender = make_handler(batch_logs=3)
     log(sender, *"abcdefg")
     wait_for(lambda: sender.stored == 6)
@@ -39,7 +39,7 @@ def test_a_batch_is_sent_at_its_age(service: FakeService, make_handler: MakeHand
 
 
 def test_a_batch_is_sent_at_its_bytes(service: FakeService, make_handler: MakeHandler) -> None:
-    """Large logs are sent before there are many, and none is cut."""
+    """Large logs are sent in smaller batches, and none is truncated."""
     sender = make_handler()
     big = "x" * (handler.BATCH_BYTES // 2)
     log(sender, big, big, big)
@@ -49,8 +49,8 @@ def test_a_batch_is_sent_at_its_bytes(service: FakeService, make_handler: MakeHa
     assert [big] * 3 == service.messages
 
 
-def test_a_request_says_what_it_is(service: FakeService, make_handler: MakeHandler) -> None:
-    """Token, content, encoding and a key of its own are in each request, on one connection."""
+def test_request_has_its_headers(service: FakeService, make_handler: MakeHandler) -> None:
+    """Each request has token, content type, encoding and a new key, on one connection."""
     sender = make_handler()
     for message in ("a", "b"):
         log(sender, message)
@@ -75,10 +75,10 @@ def test_a_request_says_what_it_is(service: FakeService, make_handler: MakeHandl
         ("/logs/v1/drain?a=b", "/logs/v1/drain?a=b"),
     ],
 )
-def test_the_url_says_where_batches_go(
+def test_url_selects_the_path(
     service: FakeService, make_handler: MakeHandler, tail: str, path: str
 ) -> None:
-    """A path is taken as it is, and is the API's where there is none; a query stays."""
+    """A path in the URL is used; without one, it is that of the API. A query is kept."""
     sender = make_handler(url=service.url + tail)
     log(sender, "a")
     assert sender.flush(30)
@@ -104,8 +104,8 @@ def test_the_url_says_where_batches_go(
         {"interval_seconds": 0},
     ],
 )
-def test_what_can_never_work_is_rejected_at_once(options: dict[str, Any]) -> None:
-    """A handler that could send nothing is not made."""
+def test_invalid_arguments_are_rejected(options: dict[str, Any]) -> None:
+    """A handler that could never send is not created."""
     valid: dict[str, Any] = {
         "url": "http://localhost",
         "token": "t",
@@ -120,7 +120,7 @@ def test_what_can_never_work_is_rejected_at_once(options: dict[str, Any]) -> Non
 def test_the_file_of_the_token_may_change(
     service: FakeService, make_handler: MakeHandler, tmp_path: Path
 ) -> None:
-    """A token is read anew for each batch, and waited for where there is none."""
+    """The token is read again for each batch, and a missing file is retried."""
     path = tmp_path / "token"
     sender = make_handler(token_file=path)
     log(sender, "a")
@@ -137,8 +137,8 @@ def test_the_file_of_the_token_may_change(
     assert ["a", "b", "b"] == service.messages
 
 
-def test_a_token_may_hold_any_letters(service: FakeService, make_handler: MakeHandler) -> None:
-    """A token is sent as UTF-8, as the service reads it."""
+def test_token_may_contain_any_letters(service: FakeService, make_handler: MakeHandler) -> None:
+    """A token is sent as UTF-8, the encoding in which the service reads it."""
     sender = make_handler(token="schlüssel")
     log(sender, "a")
     assert sender.flush(30)
@@ -146,10 +146,10 @@ def test_a_token_may_hold_any_letters(service: FakeService, make_handler: MakeHa
     assert "schlüssel" == sent.headers["Authorization"].encode("latin-1").decode()
 
 
-def test_sending_makes_no_logs(
+def test_logs_of_the_sender_are_not_sent(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is logged by the sending itself is not sent, which would never end."""
+    """Otherwise sending would never end."""
     sender = make_handler()
     logger = make_logger(sender)
     request: Any = http.client.HTTPConnection.request
@@ -165,13 +165,13 @@ def test_sending_makes_no_logs(
     assert ["a", "b"] == service.messages
 
 
-def test_an_error_nobody_foresaw_costs_one_batch(
+def test_unexpected_error_loses_one_batch(
     service: FakeService,
     make_handler: MakeHandler,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The thread goes on, and the logs that are lost are counted and said."""
+    """The thread continues; the lost logs are counted and reported."""
     sender = make_handler()
     compress = gzip.compress
 

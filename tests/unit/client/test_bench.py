@@ -1,4 +1,4 @@
-"""The measuring of the client measures it."""
+"""The measurement of the client."""
 
 import re
 
@@ -7,10 +7,10 @@ import pytest
 from bench import python_client
 
 
-def test_it_prints_what_a_log_costs(
+def test_bench_prints_the_cost_per_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each kind of log has its cost with each handler, and what was sent was stored."""
+    """Each kind of log has a cost for each handler, and all sent logs are stored."""
     for name, value in (("ROUND_LOGS", 10), ("ROUNDS", 1), ("RUN_LOGS", 1000), ("RUNS", 1)):
         monkeypatch.setattr(python_client, name, value)
     python_client.main()

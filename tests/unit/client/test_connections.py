@@ -22,10 +22,8 @@ pytestmark = pytest.mark.filterwarnings(FORK_BESIDE_THREADS)
 MakeHandler = Callable[..., AstraLogHandler]
 
 
-def test_an_answer_before_the_body_is_read_is_seen(
-    service: FakeService, make_handler: MakeHandler
-) -> None:
-    """A service that rejects by the head alone, and ends the connection, is understood."""
+def test_response_before_the_body_is_read(service: FakeService, make_handler: MakeHandler) -> None:
+    """A service that rejects after the head and closes the connection is handled."""
     service.answer_early = reject(413, "body_too_large")
     sender = make_handler()
     noise = "".join(chr(0x4E00 + 7919 * number % 20_000) for number in range(1_500_000))
@@ -34,10 +32,10 @@ def test_an_answer_before_the_body_is_read_is_seen(
     assert (0, 1, 0) == (sender.stored, sender.rejected, sender.dropped)
 
 
-def test_a_connection_that_was_closed_while_idle_is_no_news(
+def test_connection_closed_while_idle_is_not_reported(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The next batch goes over a new connection, without a word."""
+    """The next batch uses a new connection."""
     sender = make_handler()
 
     def answer_and_hang_up(request: Any) -> None:
@@ -52,10 +50,10 @@ def test_a_connection_that_was_closed_while_idle_is_no_news(
     assert "" == capsys.readouterr().err
 
 
-def test_a_connection_idle_for_long_is_made_anew(
+def test_connection_idle_for_long_is_replaced(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection is not used at the time when others may close it."""
+    """A connection is not reused at a time at which the server may close it."""
     monkeypatch.setattr(handler, "IDLE_SECONDS", 0)
     sender = make_handler()
     for message in "ab":
@@ -64,10 +62,8 @@ def test_a_connection_idle_for_long_is_made_anew(
     assert 2 == len({sent.peer for sent in service.requests})
 
 
-def test_a_service_that_does_not_answer_is_given_up(
-    service: FakeService, make_handler: MakeHandler
-) -> None:
-    """After its time, a request is made again over another connection."""
+def test_unresponsive_service_times_out(service: FakeService, make_handler: MakeHandler) -> None:
+    """After its timeout a request is sent again over another connection."""
     sender = make_handler(timeout_seconds=0.2)
 
     def stall(request: Any) -> None:
@@ -84,7 +80,7 @@ def test_a_service_that_does_not_answer_is_given_up(
 
 
 def test_a_certificate_is_checked(make_handler: MakeHandler, tmp_path: Path) -> None:
-    """A service with a known certificate gets the logs, and no other."""
+    """Logs are sent only to a service with a known certificate."""
     if not can_make_certificate():
         pytest.skip("NOT TESTED: openssl is not installed")
     cert, key = make_certificate(tmp_path)
@@ -106,10 +102,10 @@ def descriptor_of(sender: AstraLogHandler) -> int:
     return descriptor
 
 
-def test_a_descriptor_that_somebody_closed_is_replaced(
+def test_descriptor_closed_by_the_program_is_replaced(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A program that closes all that it finds open goes on logging over a new connection."""
+    """A program that closes all open descriptors continues to log over a new connection."""
     sender = make_handler()
     for message in "abc":
         log(sender, message)
@@ -120,13 +116,13 @@ def test_a_descriptor_that_somebody_closed_is_replaced(
 
 
 @pytest.mark.parametrize("idle_seconds", [0, 3600])
-def test_a_descriptor_that_is_anothers_by_now_is_left_alone(
+def test_reused_descriptor_is_not_touched(
     service: FakeService,
     make_handler: MakeHandler,
     monkeypatch: pytest.MonkeyPatch,
     idle_seconds: float,
 ) -> None:
-    """Neither is a log written to the program's next file, nor is that closed."""
+    """No log is written to the program's next file, and that file is not closed."""
     monkeypatch.setattr(handler, "IDLE_SECONDS", idle_seconds)
     sender = make_handler()
     log(sender, "a")
@@ -143,10 +139,8 @@ def test_a_descriptor_that_is_anothers_by_now_is_left_alone(
     assert ["a", "b"] == service.messages
 
 
-def test_a_child_leaves_anothers_descriptor_alone(
-    service: FakeService, make_handler: MakeHandler
-) -> None:
-    """What a child lets go of is its parent's connection, and no file that has its number."""
+def test_child_closes_only_the_connection(service: FakeService, make_handler: MakeHandler) -> None:
+    """A child closes its parent's connection, and no file that has the same number."""
     sender = make_handler()
     log(sender, "a")
     assert sender.flush(30)
@@ -162,7 +156,7 @@ def test_a_child_leaves_anothers_descriptor_alone(
 def test_a_connection_that_fails_leaves_no_descriptor(
     make_handler: MakeHandler, tmp_path: Path
 ) -> None:
-    """However often it is tried, as with a certificate that is not trusted."""
+    """Also after many attempts, for example with an untrusted certificate."""
     if not can_make_certificate():
         pytest.skip("NOT TESTED: openssl is not installed")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""Logging never waits: full queues, flushes and ends."""
+"""Logging never blocks: full queues, flushes and closes."""
 
 import logging
 import threading
@@ -41,7 +41,7 @@ def test_a_full_queue_drops_and_counts(
 def test_a_log_larger_than_the_queue_is_dropped(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """What can never fit is counted, and those that fit are sent."""
+    """It is counted, and smaller logs are sent."""
     sender = make_handler(queue_bytes=1000)
     logger = make_logger(sender)
     logger.info("x" * 1000)
@@ -51,7 +51,7 @@ def test_a_log_larger_than_the_queue_is_dropped(
 
 
 def test_a_sent_queue_has_room_again(service: FakeService, make_handler: MakeHandler) -> None:
-    """However much is logged in all, only what waits counts."""
+    """Only waiting logs count, not the total."""
     sender = make_handler(queue_bytes=1000)
     logger = make_logger(sender)
     for number in range(50):
@@ -61,16 +61,14 @@ def test_a_sent_queue_has_room_again(service: FakeService, make_handler: MakeHan
 
 
 def test_a_flush_of_nothing_is_done(make_handler: MakeHandler) -> None:
-    """A handler that was not used has nothing to wait for, and no thread."""
+    """An unused handler has nothing to wait for, and no thread."""
     before = threading.active_count()
     assert make_handler().flush(0)
     assert before == threading.active_count()
 
 
-def test_a_flush_takes_what_was_logged_before(
-    service: FakeService, make_handler: MakeHandler
-) -> None:
-    """A flush waits for what was logged before it, over many batches, and for no more."""
+def test_flush_sends_all_earlier_logs(service: FakeService, make_handler: MakeHandler) -> None:
+    """A flush waits for the logs before it, over many batches, and for no later ones."""
     sender = make_handler(batch_logs=2)
     logger = make_logger(sender)
     stall = Stall()
@@ -86,7 +84,7 @@ def test_a_flush_takes_what_was_logged_before(
 
 
 def test_a_flush_is_bounded(service: FakeService, make_handler: MakeHandler) -> None:
-    """A service that does not answer holds a flush no longer than it was given."""
+    """A service that does not respond delays a flush only up to its timeout."""
     stall = Stall()
     service.answers.append(stall)
     sender = make_handler(timeout_seconds=60)
@@ -101,7 +99,7 @@ def test_a_flush_is_bounded(service: FakeService, make_handler: MakeHandler) -> 
 def test_a_flush_tries_at_once(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wait that has grown long is cut short by a flush."""
+    """A flush ends a long pause between retries."""
     monkeypatch.setattr("astralog_logging.handler.FIRST_BACKOFF_SECONDS", 3600)
     monkeypatch.setattr("astralog_logging.handler.LONGEST_BACKOFF_SECONDS", 3600)
     sender = make_handler(interval_seconds=0.01)
@@ -113,10 +111,10 @@ def test_a_flush_tries_at_once(
 
 
 @pytest.mark.slow
-def test_a_flush_does_not_hurry_a_service_that_is_away(
+def test_flush_keeps_the_pauses_between_retries(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within a flush, tries are as far apart as ever."""
+    """During a flush, the pauses between retries are as usual."""
     monkeypatch.setattr("astralog_logging.handler.FIRST_BACKOFF_SECONDS", 0.2)
     service.answers += [reject(503, "stopping")] * 1000
     sender = make_handler()
@@ -125,8 +123,8 @@ def test_a_flush_does_not_hurry_a_service_that_is_away(
     assert len(service.requests) <= 6
 
 
-def test_a_close_sends_what_is_left(service: FakeService, make_handler: MakeHandler) -> None:
-    """An orderly end loses nothing, and leaves no thread."""
+def test_close_sends_the_remaining_logs(service: FakeService, make_handler: MakeHandler) -> None:
+    """A regular exit loses nothing, and leaves no thread."""
     sender = make_handler(exit_seconds=30)
     make_logger(sender).info("a")
     thread = thread_of(sender)
@@ -140,7 +138,7 @@ def test_a_close_sends_what_is_left(service: FakeService, make_handler: MakeHand
 def test_a_close_is_bounded(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a stalled service has not taken at the end is counted and said; so is what follows."""
+    """Logs that a stalled service has not accepted are counted and reported, as are later ones."""
     stall = Stall()
     service.answers.append(stall)
     sender = make_handler(exit_seconds=0.1, timeout_seconds=60, batch_logs=2)
@@ -161,10 +159,10 @@ def test_a_close_is_bounded(
 
 
 @pytest.mark.slow
-def test_a_close_does_not_wait_for_what_a_flush_did(
+def test_close_after_a_flush_does_not_wait_again(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `logging` does at exit, a flush and then a close, waits for a stalled service once."""
+    """At exit `logging` flushes and closes, and waits for a stalled service once."""
     stall = Stall()
     service.answers.append(stall)
     sender = make_handler(exit_seconds=2, timeout_seconds=3600)
@@ -179,7 +177,7 @@ def test_a_close_does_not_wait_for_what_a_flush_did(
 def test_a_close_waits_after_a_shorter_flush(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """A flush that was given less time than the end has leaves the end its own."""
+    """If the flush had a shorter timeout, the close still has its own."""
     stall = Stall()
     service.answers.append(stall)
     sender = make_handler(exit_seconds=60, timeout_seconds=60)
@@ -190,8 +188,10 @@ def test_a_close_waits_after_a_shorter_flush(
     assert (1, 0) == (sender.stored, sender.dropped)
 
 
-def test_others_may_log_during_the_end(service: FakeService, make_handler: MakeHandler) -> None:
-    """A thread that logs does not wait for another that waits at the end."""
+def test_other_threads_may_log_during_close(
+    service: FakeService, make_handler: MakeHandler
+) -> None:
+    """A thread that logs does not wait for the thread that closes."""
     stall = Stall()
     service.answers.append(stall)
     sender = make_handler(exit_seconds=60, timeout_seconds=60)
@@ -207,10 +207,10 @@ def test_others_may_log_during_the_end(service: FakeService, make_handler: MakeH
     assert not end.is_alive()
 
 
-def test_a_log_after_the_end_is_said(
+def test_log_after_close_is_reported(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is dropped, starts no thread, and one line tells of any number of them."""
+    """It is dropped and starts no thread; one line reports any number of them."""
     sender = make_handler()
     sender.close()
     for message in "abc":
@@ -223,7 +223,7 @@ def test_a_log_after_the_end_is_said(
 
 
 def thread_of(sender: AstraLogHandler) -> threading.Thread:
-    """Return the thread that sends."""
+    """Return the sending thread."""
     thread = sender._sender.thread
     assert thread is not None
     return thread

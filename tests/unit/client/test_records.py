@@ -1,4 +1,4 @@
-"""What a record becomes."""
+"""The conversion of records to logs."""
 
 import logging
 import sys
@@ -23,7 +23,7 @@ class Unprintable:
 
 @pytest.fixture
 def send(service: FakeService, make_handler: MakeHandler) -> Callable[..., dict[str, Any]]:
-    """Return what logs with a handler and returns the one log that arrives."""
+    """Return a function that logs with a handler and returns the log that arrives."""
 
     def log_and_flush(*args: Any, formatter: logging.Formatter | None = None, **kwargs: Any) -> Any:
         handler = make_handler()
@@ -38,7 +38,7 @@ def send(service: FakeService, make_handler: MakeHandler) -> Callable[..., dict[
 
 
 def test_a_record_becomes_a_log(service: FakeService, make_handler: MakeHandler) -> None:
-    """All six fields are there, with the place in the code as metadata."""
+    """All six fields are set, and the place in the code is in the metadata."""
     handler = make_handler()
     before = datetime.now(UTC)
     make_logger(handler).warning("paid %d of %s", 7, "Zoë")
@@ -64,7 +64,7 @@ def test_a_record_becomes_a_log(service: FakeService, make_handler: MakeHandler)
 def test_a_timestamp_is_the_records_own(
     service: FakeService, make_handler: MakeHandler, created: float, timestamp: str
 ) -> None:
-    """The time is that of the record, in UTC, whenever it is handled."""
+    """It is the time of the record in UTC, whenever the record is handled."""
     handler = make_handler()
     handler.handle(logging.makeLogRecord({"msg": "late", "created": created}))
     handler.flush()
@@ -72,7 +72,7 @@ def test_a_timestamp_is_the_records_own(
 
 
 def test_extra_fields_become_metadata(send: Callable[..., Any]) -> None:
-    """What is passed as `extra` is kept as it is, and goes before the handler's own fields."""
+    """Fields passed as `extra` are kept, and override the handler's own fields."""
     extra = {"user": {"id": 7, "tags": ["a", None, True, 1.5]}, "file": "upload.csv"}
     metadata = send("hello", extra=extra)["metadata"]
     assert extra["user"] == metadata["user"]
@@ -80,10 +80,10 @@ def test_extra_fields_become_metadata(send: Callable[..., Any]) -> None:
     assert "shop.billing" == metadata["logger"]
 
 
-def test_what_other_handlers_add_is_no_metadata(
+def test_attributes_of_formatters_are_not_metadata(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """A formatter writes its results into the record, where they are no context."""
+    """A formatter writes its results into the record; they are no context."""
     handler = make_handler()
     record = logging.makeLogRecord({"msg": "hello", "taskName": "Task-1"})
     logging.Formatter("%(asctime)s %(message)s").format(record)
@@ -94,7 +94,7 @@ def test_what_other_handlers_add_is_no_metadata(
 
 
 def test_an_exception_becomes_metadata(send: Callable[..., Any]) -> None:
-    """The traceback stands beside the message, whole."""
+    """The whole traceback is there, in addition to the message."""
     try:
         raise KeyError("lost")
     except KeyError:
@@ -108,7 +108,7 @@ def test_an_exception_becomes_metadata(send: Callable[..., Any]) -> None:
 def test_an_exception_formatted_before_is_kept(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """A record that lost its exception on its way through a queue still has the text."""
+    """A record that lost its exception in a queue still has its text."""
     handler = make_handler()
     handler.handle(logging.makeLogRecord({"msg": "failed", "exc_text": "KeyError: 'lost'"}))
     handler.flush()
@@ -117,15 +117,13 @@ def test_an_exception_formatted_before_is_kept(
 
 
 def test_a_formatter_makes_the_message(send: Callable[..., Any]) -> None:
-    """A handler's formatter is used as with any other handler."""
+    """A formatter is used as with any other handler."""
     log = send("paid", formatter=logging.Formatter("%(levelname)s: %(message)s"))
     assert "INFO: paid" == log["message"]
 
 
-def test_a_level_of_the_programs_own_keeps_its_name(
-    service: FakeService, make_handler: MakeHandler
-) -> None:
-    """A level is its name in lower case, whatever the program calls it."""
+def test_custom_level_keeps_its_name(service: FakeService, make_handler: MakeHandler) -> None:
+    """A level is its name in lower case."""
     handler = make_handler()
     for name in ("Notice", "Level 25"):
         handler.handle(logging.makeLogRecord({"msg": "", "levelname": name}))
@@ -149,10 +147,10 @@ def test_a_level_of_the_programs_own_keeps_its_name(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_json_does_not_have_becomes_text(
+def test_values_without_a_json_form_become_text(
     send: Callable[..., Any], value: Any, expected: Any
 ) -> None:
-    """A value that JSON does not have is readable, and costs no other."""
+    """Such a value is readable, and affects no other value."""
     metadata = send("hello", extra={"odd": value, "user_id": 7})["metadata"]
     assert expected == metadata["odd"]
     assert 7 == metadata["user_id"]
@@ -160,14 +158,14 @@ def test_what_json_does_not_have_becomes_text(
 
 
 def test_a_cycle_becomes_text(send: Callable[..., Any]) -> None:
-    """A value that holds itself is cut where it does so."""
+    """A value that contains itself is cut at the repetition."""
     cycle: dict[str, Any] = {"a": 1}
     cycle["self"] = cycle
     assert "{'a': 1, 'self': {...}}" == send("hello", extra={"odd": cycle})["metadata"]["odd"]
 
 
-def test_nesting_without_end_becomes_text(send: Callable[..., Any]) -> None:
-    """A value nested deeper than the interpreter takes is named by its type."""
+def test_deep_nesting_becomes_text(send: Callable[..., Any]) -> None:
+    """A value nested too deeply for the interpreter is replaced by the name of its type."""
     deep: list[Any] = []
     for _ in range(200_000):
         deep = [deep]
@@ -180,14 +178,14 @@ def test_nesting_without_end_becomes_text(send: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("text", ["", "a\nb\r\u2028\0", "half an emoji \ud83d", "ä" * 1000])
 def test_any_text_is_sent(send: Callable[..., Any], text: str) -> None:
-    """A message may hold anything that a string can."""
+    """A message may contain anything that a string can."""
     assert text == send(text)["message"]
 
 
 def test_a_record_that_cannot_be_formatted_raises_nothing(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Logging shows what is wrong, as with any handler, and goes on."""
+    """Logging reports the error, as with any handler, and continues."""
     handler = make_handler()
     logger = make_logger(handler)
     logger.info("paid %d", "seven")
@@ -197,10 +195,10 @@ def test_a_record_that_cannot_be_formatted_raises_nothing(
     assert "--- Logging error ---" in capsys.readouterr().err
 
 
-def test_emit_raises_nothing_where_even_stderr_fails(
+def test_emit_raises_nothing_if_stderr_fails(
     make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing that goes wrong reaches the program."""
+    """No error of the handler reaches the program."""
     handler = make_handler()
     monkeypatch.setattr(handler, "handleError", lambda record: 1 / 0)
     make_logger(handler).info("paid %d", "seven")
@@ -208,7 +206,7 @@ def test_emit_raises_nothing_where_even_stderr_fails(
 
 
 def test_a_filter_may_reject_and_add(service: FakeService, make_handler: MakeHandler) -> None:
-    """A handler's filters decide what is sent, and with what context."""
+    """A handler's filters decide which logs are sent, and may add context."""
     handler = make_handler()
 
     def keep_paid(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""What is given up, divided, and said on stderr."""
+"""Rejected batches: dropped, divided, and reported on stderr."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def test_a_rejection_is_final(
     capsys: pytest.CaptureFixture[str],
     status: int,
 ) -> None:
-    """A batch that no second try would help is given up, and the reason is said once."""
+    """A batch with a permanent rejection is dropped, and the reason is reported once."""
     sender = make_handler()
     service.answers += [reject(status, "some_code")] * 2
     for messages in ("ab", "cd", "e"):
@@ -31,10 +31,10 @@ def test_a_rejection_is_final(
     assert said == capsys.readouterr().err
 
 
-def test_a_rejection_that_is_not_the_services_is_final(
+def test_rejection_of_a_proxy_is_final(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What stands before the service may reject, too, in whatever words."""
+    """A proxy may reject too, with any body."""
     sender = make_handler()
     service.answers += [Answer(403, b"\x1b[31m<h1>No</h1>"), Answer(404, b'["no"]')]
     for message in "ab":
@@ -46,10 +46,10 @@ def test_a_rejection_that_is_not_the_services_is_final(
     assert all("without a reason that AstraLog would give" in line for line in lines)
 
 
-def test_what_is_said_fits_on_a_line(
+def test_report_fits_on_a_line(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An answer cannot write lines, or without end, to the program's stderr."""
+    """A response can write neither several nor endless lines to the program's stderr."""
     sender = make_handler()
     service.answers.append(Answer(400, {"code": "a\n\x1b[31mb", "message": "c" * 10_000}))
     log(sender, "a")
@@ -59,10 +59,10 @@ def test_what_is_said_fits_on_a_line(
     assert 600 > len(line)
 
 
-def test_invalid_logs_cost_no_others(
+def test_only_the_invalid_logs_are_dropped(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The logs that the service names are given up, and the rest is a batch with another key."""
+    """The named logs are dropped, and the others are a batch with another key."""
     sender = make_handler()
     errors: Any = {"logs": {"1": {"level": ["Must not be empty."]}, "3": {"level": ["…"]}}}
     service.answers.append(reject(400, "invalid_batch", errors))
@@ -75,10 +75,10 @@ def test_invalid_logs_cost_no_others(
     assert "logs given up: 2; 400 invalid_batch No. {'logs': {'1'" in capsys.readouterr().err
 
 
-def test_more_invalid_logs_than_are_named_cost_no_others(
+def test_batch_is_sent_again_until_no_log_is_invalid(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """A batch is sent again until none of its logs is invalid."""
+    """A response names only the first invalid logs."""
 
     def name_two(request: Request) -> Reply:
         invalid = [str(i) for i, message in enumerate(request.messages) if message == "bad"]
@@ -96,10 +96,10 @@ def test_more_invalid_logs_than_are_named_cost_no_others(
 @pytest.mark.parametrize(
     "errors", [None, [], {"logs": None}, {"logs": {"7": {}, "-1": {}, "x": {}}}, {"_schema": ["?"]}]
 )
-def test_an_invalid_log_that_is_not_named_costs_no_others(
+def test_batch_is_divided_to_find_an_invalid_log(
     service: FakeService, make_handler: MakeHandler, errors: Any
 ) -> None:
-    """A batch is divided until the log alone is left that makes it invalid."""
+    """A batch is divided until only the invalid log is left."""
 
     def reject_bad(request: Request) -> Reply:
         is_bad = "bad" in request.messages
@@ -130,7 +130,7 @@ def test_logs_rejected_of_an_accepted_batch_are_counted(
 def test_a_batch_too_large_is_divided(
     service: FakeService, make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Parts that fit are stored, in order; a log that is too large alone is given up."""
+    """Parts that fit are stored in order; a single log that is too large is dropped."""
 
     def reject_large(request: Request) -> Reply:
         is_large = sum(map(len, request.messages)) > 4

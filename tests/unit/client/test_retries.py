@@ -1,4 +1,4 @@
-"""What is tried again, how soon, and how long."""
+"""Retries: which requests, how soon, and for how long."""
 
 import email.utils
 import socket
@@ -30,10 +30,10 @@ MakeHandler = Callable[..., AstraLogHandler]
     ],
     ids=lambda answer: str(getattr(answer, "status", "hang up")),
 )
-def test_a_batch_is_tried_until_it_is_accepted(
+def test_batch_is_retried_until_it_is_accepted(
     service: FakeService, make_handler: MakeHandler, answer: Reply
 ) -> None:
-    """What may pass is waited for: the batch comes again as it was, with its key."""
+    """After a temporary error the same batch is sent again, with its key."""
     sender = make_handler()
     service.answers += [answer] * 3
     log(sender, "a", "b")
@@ -43,10 +43,10 @@ def test_a_batch_is_tried_until_it_is_accepted(
     assert 1 == len({(sent.body, sent.headers["Idempotency-Key"]) for sent in service.requests})
 
 
-def test_a_service_that_is_away_is_waited_for(
+def test_logs_wait_for_an_unavailable_service(
     make_handler: MakeHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Logs of a time without the service arrive later; one line says what is wrong."""
+    """They arrive later; one line reports the error."""
     with socket.socket() as taken:  # nobody listens there
         taken.bind(("127.0.0.1", 0))
         sender = make_handler(url=f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -60,10 +60,10 @@ def test_a_service_that_is_away_is_waited_for(
     assert "Connection refused" in line
 
 
-def test_waits_grow(
+def test_pauses_grow(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each wait is longer than the last could have been short."""
+    """Each pause is longer than the previous one could have been at least."""
     monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 0.04)
     sender = make_handler(interval_seconds=0.01)
     service.answers += [reject(503, "stopping")] * 4
@@ -73,10 +73,10 @@ def test_waits_grow(
     assert all(wait >= 0.02 * 2**number for number, wait in enumerate(waits))
 
 
-def test_waits_end(
+def test_pauses_are_bounded(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long a service was away, it is tried again soon."""
+    """However long a service was unavailable, it is retried soon."""
     monkeypatch.setattr(handler, "LONGEST_BACKOFF_SECONDS", 0.01)
     sender = make_handler(interval_seconds=0.01)
     service.answers += [reject(503, "stopping")] * 30  # doubled as often, that were years
@@ -89,13 +89,13 @@ def has_stored(sender: AstraLogHandler, logs: int) -> bool:
     return sender.stored == logs
 
 
-def test_waits_start_anew(
+def test_pauses_start_again_with_the_next_batch(
     service: FakeService,
     make_handler: MakeHandler,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What one batch had to wait is not held against the next, whose first failure is no news."""
+    """The next batch starts with a short pause, and its first failure is not reported."""
     monkeypatch.setattr(handler, "REPORT_SECONDS", 0)
     sender = make_handler(interval_seconds=0.01)
     for stored, (failures, lines) in enumerate(((3, 2), (1, 0), (2, 1)), 1):
@@ -105,10 +105,10 @@ def test_waits_start_anew(
         assert lines == len(capsys.readouterr().err.splitlines())
 
 
-def test_waits_start_anew_with_a_flush(
+def test_pauses_start_again_with_a_flush(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long a service was away, a flush tries as often as at first."""
+    """However long a service was unavailable, a flush tries as often as at first."""
     monkeypatch.setattr(handler, "FIRST_BACKOFF_SECONDS", 1e-6)
     monkeypatch.setattr(handler, "LONGEST_BACKOFF_SECONDS", 3600)
     sender = make_handler(interval_seconds=0.01)
@@ -126,8 +126,8 @@ def test_waits_start_anew_with_a_flush(
 
 
 @pytest.mark.slow
-def test_retry_after_is_kept_to(service: FakeService, make_handler: MakeHandler) -> None:
-    """The service says how long to wait at least, also where a flush is in a hurry."""
+def test_retry_after_is_respected(service: FakeService, make_handler: MakeHandler) -> None:
+    """The service sets the shortest pause, also during a flush."""
     sender = make_handler()
     service.answers.append(reject(503, "queue_full", Retry_After="1"))
     log(sender, "a")
@@ -138,7 +138,7 @@ def test_retry_after_is_kept_to(service: FakeService, make_handler: MakeHandler)
 
 @pytest.mark.slow
 def test_retry_after_may_be_a_date(service: FakeService, make_handler: MakeHandler) -> None:
-    """What stands before the service may name the time to come again."""
+    """A proxy may send the time of the next attempt."""
     sender = make_handler()
     asked = int(time.time()) + 2
     date = email.utils.formatdate(asked, usegmt=True)
@@ -150,10 +150,10 @@ def test_retry_after_may_be_a_date(service: FakeService, make_handler: MakeHandl
 
 
 @pytest.mark.parametrize("asked", ["", "soon", "-1", "²", "Fri, 31 May 1024 15:30:45 GMT", "1e9"])
-def test_a_retry_after_that_says_nothing_is_ignored(
+def test_invalid_retry_after_is_ignored(
     service: FakeService, make_handler: MakeHandler, asked: str
 ) -> None:
-    """What is no time, or one long gone, is no reason to wait."""
+    """A value that is no time, or one in the past, causes no pause."""
     sender = make_handler()
     content = b'{"status":"rejected"}'
     headers = {"Retry-After": asked.encode().decode("latin-1")}
@@ -163,10 +163,10 @@ def test_a_retry_after_that_says_nothing_is_ignored(
     assert (1, 0) == (sender.stored, sender.rejected)
 
 
-def test_a_retry_after_without_end_is_bounded(
+def test_long_retry_after_is_bounded(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mistake of a proxy does not stop the sending for good."""
+    """A wrong value of a proxy does not stop the sender for good."""
     monkeypatch.setattr(handler, "LONGEST_RETRY_AFTER_SECONDS", 0.1)
     sender = make_handler()
     service.answers.append(reject(503, "stopping", Retry_After="9" * 400))

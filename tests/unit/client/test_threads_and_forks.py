@@ -1,4 +1,4 @@
-"""Threads and forks beside the logging."""
+"""Logging in programs with threads and forks."""
 
 import os
 import threading
@@ -41,7 +41,7 @@ def test_many_threads_may_log(service: FakeService, make_handler: MakeHandler) -
 
 @pytest.fixture
 def without_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Have no handler start a thread, as at the interpreter's end, until the patch is undone."""
+    """Let no handler start a thread, as at the interpreter's exit, until the patch is undone."""
     start = threading.Thread.start
 
     def fail(thread: threading.Thread) -> None:
@@ -60,7 +60,7 @@ def test_without_threads_a_flush_sends(
     without_threads: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Where no thread can be started, the program's own sends, and keeps what it could not."""
+    """If no thread can be started, the calling thread sends, and keeps logs that it cannot send."""
     sender = make_handler(batch_logs=2)
     log(sender, *"abc")
     service.answers.append(reject(503, "queue_full"))
@@ -80,7 +80,7 @@ def test_without_threads_a_flush_sends(
 def test_no_thread_is_started_while_the_interpreter_ends(
     service: FakeService, make_handler: MakeHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to Python 3.11, the attempt would never return; a flush sends then."""
+    """Up to Python 3.11 the attempt would never return; a flush sends then."""
     monkeypatch.setattr("sys.is_finalizing", lambda: True)
     sender = make_handler()
     log(sender, "a")
@@ -93,7 +93,7 @@ def test_no_thread_is_started_while_the_interpreter_ends(
 def test_without_threads_a_flush_is_bounded(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """Neither a stall nor a Retry-After holds the program's own thread longer than it was told."""
+    """Neither a stall nor a Retry-After delays the program's own thread beyond the timeout."""
     sender = make_handler(timeout_seconds=3600)
     log(sender, "a")
     assert sender.flush(600)
@@ -109,10 +109,10 @@ def test_without_threads_a_flush_is_bounded(
 
 
 @pytest.mark.parametrize("is_sending", [False, True])
-def test_a_fork_takes_nothing_along(
+def test_fork_sends_only_its_own_logs(
     service: FakeService, make_handler: MakeHandler, is_sending: bool
 ) -> None:
-    """Each process sends what it logged itself, once, over a connection of its own."""
+    """Each process sends its own logs once, over its own connection."""
     sender = make_handler(timeout_seconds=60)
     logger = make_logger(sender)
     logger.info("before")
@@ -141,10 +141,10 @@ def test_a_fork_takes_nothing_along(
     assert peers["before"] == peers["parent"] != peers["child"]
 
 
-def test_a_child_lets_go_of_its_parents_connection(
+def test_child_closes_its_parents_connection(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """The service sees the parent's connection end with the parent, whatever children live on."""
+    """The service sees the parent's connection end with the parent, also if children live on."""
     sender = make_handler()
     log(sender, "a")
     assert sender.flush(30)
@@ -158,14 +158,14 @@ def test_a_child_lets_go_of_its_parents_connection(
 
 
 def open_sockets() -> int:
-    """Return how many sockets this process has open."""
+    """Return the number of open sockets of this process."""
     links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
     return sum(os.readlink(link).startswith("socket:") for link in links if os.path.islink(link))
 
 
 @pytest.mark.slow
-def test_a_fork_beside_threads_that_log(service: FakeService, make_handler: MakeHandler) -> None:
-    """A child logs whatever other threads were doing when it was made."""
+def test_fork_while_other_threads_log(service: FakeService, make_handler: MakeHandler) -> None:
+    """A child can log whatever other threads were doing at the fork."""
     sender = make_handler(batch_logs=10)
     logger = make_logger(sender)
     is_over = threading.Event()
@@ -193,7 +193,7 @@ def test_a_fork_beside_threads_that_log(service: FakeService, make_handler: Make
 def test_a_closed_handler_stays_closed_in_a_child(
     service: FakeService, make_handler: MakeHandler
 ) -> None:
-    """A fork does not open what was closed."""
+    """A fork does not open a closed handler."""
     sender = make_handler()
     sender.close()
     child = os.fork()

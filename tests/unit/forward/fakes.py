@@ -1,4 +1,4 @@
-"""Tables that live in memory and fail when they are told to."""
+"""Tables in memory that fail on request."""
 
 import json
 from collections import Counter
@@ -14,11 +14,11 @@ NODE = "n"
 class FakeServer:
     """A server with the two tables.
 
-    `faults` are what the next calls do: "before" fails without a trace, "after" fails although
-    what was sent is stored, "view" says that it cannot be stored although it is, "lie" stores
-    nothing and says that it does, "fewer" stores nothing and says so, "miscount" stores all and
-    says nothing, and "" succeeds. A row with `poison` in it is not held. What is `hidden` is not
-    shown, as on a replica that lags.
+    `faults` lists the outcomes of the next calls: "before" fails without effect, "after" fails
+    although the rows are stored, "view" reports that they cannot be stored although they are, "lie"
+    stores nothing and reports success, "fewer" stores nothing and reports it, "miscount" stores all
+    and reports nothing, and "" succeeds. A row that contains `poison` is rejected. Rows in `hidden`
+    are not returned, as on a replica that lags.
     """
 
     name = "http://host/db/logs"
@@ -76,13 +76,13 @@ class FakeServer:
         return 0 if fault == "miscount" else rows
 
     def held(self, chunk: Chunk) -> set[int]:
-        """Return the lines that are there, as `clickhouse.Tables` does."""
+        """Return the stored lines, as `clickhouse.Tables` does."""
         self._called("held")
         lines = range(chunk.first_line, chunk.first_line + chunk.lines)
         return self._shown(chunk.segment).keys() & set(lines)
 
     def count(self, segments: Collection[str]) -> dict[str, Held]:
-        """Return what is there of segments, as `clickhouse.Tables` does."""
+        """Return the counts of segments, as `clickhouse.Tables` does."""
         assert segments, "a question about nothing"
         self._called("count")
         shown = {name: self._shown(name) for name in segments}
@@ -97,7 +97,7 @@ class FakeServer:
         return Counter({line: count for (name, line), count in shown.items() if name == segment})
 
     def disconnect(self) -> None:
-        """Note that there is nothing to do."""
+        """Do nothing."""
         self.is_connected = False
 
     def _called(self, call: str) -> str:
@@ -109,7 +109,7 @@ class FakeServer:
         return fault
 
     def lines(self) -> Counter[tuple[str, int]]:
-        """Return how often each line is there, in whichever table."""
+        """Return the number of copies of each line in both tables."""
         return self.logs + Counter(self.dead_letters.keys())
 
 

@@ -1,4 +1,4 @@
-"""What waits is known oldest first, and what is gone is not waited for."""
+"""The backlog lists segments oldest first, and drops removed ones."""
 
 import os
 import time
@@ -26,7 +26,7 @@ def cursor(tmp_path: Path) -> Cursor:
 
 @pytest.fixture
 def backlog(tmp_path: Path, cursor: Cursor) -> Backlog:
-    """Return the directory's backlog, which did not look yet."""
+    """Return the directory's backlog before its first poll."""
     return Backlog(tmp_path, cursor)
 
 
@@ -37,7 +37,7 @@ def write(directory: Path, number: int, size: int = 1) -> str:
 
 
 def test_the_oldest_comes_first(tmp_path: Path, backlog: Backlog, cursor: Cursor) -> None:
-    """Whenever a segment is sealed, it takes its place by its name."""
+    """Segments are sorted by name, whenever they were sealed."""
     names = [write(tmp_path, number) for number in (2, 3)]
     backlog.scan()
     assert (backlog.oldest(), backlog.oldest(but=names[0])) == (names[0], names[1])
@@ -53,7 +53,7 @@ def test_the_oldest_comes_first(tmp_path: Path, backlog: Backlog, cursor: Cursor
 
 
 def test_sizes_and_age(tmp_path: Path, backlog: Backlog) -> None:
-    """Sealed segments wait with their bytes; the lag goes back to an open one too."""
+    """Sealed segments wait with their bytes; the lag includes open segments."""
     for number in (2, 3):
         write(tmp_path, number, size=number)
     backlog.scan()
@@ -69,7 +69,7 @@ def test_sizes_and_age(tmp_path: Path, backlog: Backlog) -> None:
 def test_removed_segments_are_logged(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A segment that was not delivered is an error; one that was is none."""
+    """A removed segment that was not delivered is logged as an error; a delivered one is not."""
     delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
     cursor.finish([delivered])
     backlog.scan()
@@ -80,10 +80,8 @@ def test_removed_segments_are_logged(
     assert (backlog.oldest(), cursor.known()) == (None, set())
 
 
-def test_a_segment_that_is_compressed_waits_with_the_bytes_that_it_has_then(
-    tmp_path: Path, backlog: Backlog
-) -> None:
-    """It is the same segment, in its place, and one that is gone meanwhile is none."""
+def test_compressed_segment_waits_with_its_new_size(tmp_path: Path, backlog: Backlog) -> None:
+    """It stays the same segment, in its place; one removed meanwhile is dropped."""
     names = [write(tmp_path, number, size=1000) for number in (1, 2)]
     backlog.scan()
     assert compress_segment(tmp_path, names[0])
@@ -100,7 +98,7 @@ def test_a_segment_that_is_compressed_waits_with_the_bytes_that_it_has_then(
 def test_segments_compressed_during_a_listing_stay(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A segment is gone only when neither of its files is there."""
+    """A segment is removed only if neither of its files exists."""
     delivered, waiting = write(tmp_path, 1), write(tmp_path, 2)
     cursor.finish([delivered])
     cursor.begin(waiting)
@@ -114,7 +112,7 @@ def test_segments_compressed_during_a_listing_stay(
 def test_unreadable_segments_do_not_block_others(
     tmp_path: Path, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A segment on a bad part of the disk waits for later; the lag shows that it waits."""
+    """A segment on a bad sector waits for later; the lag includes it."""
     bad, good = write(tmp_path, 1), write(tmp_path, 2)
     backlog.scan()
     backlog.postpone(bad, OSError("I/O error"))
@@ -131,7 +129,7 @@ def test_unreadable_segments_do_not_block_others(
 def test_sent_segments_wait_but_are_not_resent(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Until it is removed; that its file is gone by then changes nothing."""
+    """They wait until they are verified, even if their file is removed meanwhile."""
     sent, other = write(tmp_path, 1), write(tmp_path, 2)
     backlog.scan()
     cursor.begin(sent)
@@ -153,7 +151,7 @@ def test_sent_segments_wait_but_are_not_resent(
 
 
 def test_the_oldest_within_a_size(tmp_path: Path, backlog: Backlog) -> None:
-    """As many as fit, none that is sent or cannot be read."""
+    """As many as fit, without sent and unreadable ones."""
     names = [write(tmp_path, number) for number in range(5)]
     size = (tmp_path / f"{names[0]}.ndjson").stat().st_size
     backlog.scan()
@@ -170,7 +168,7 @@ def test_unremovable_segments_are_skipped(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One line tells of it, and one that it is over."""
+    """One line reports it, and one that it is over."""
     names = [write(tmp_path, number) for number in (1, 2)]
     for name in names:
         os.utime(tmp_path / (name + ".ndjson"), (0, 0))
@@ -198,7 +196,7 @@ def test_unremovable_segments_are_skipped(
 def test_a_clock_that_jumps_removes_nothing(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two days forward for some seconds are no age."""
+    """Two days ahead for some seconds change no age."""
     name = write(tmp_path, 1)
     cursor.finish([name])
     jumped = time.time() + 2 * 86400
@@ -210,7 +208,7 @@ def test_a_clock_that_jumps_removes_nothing(
 def test_old_delivered_segments_are_removed(
     tmp_path: Path, backlog: Backlog, cursor: Cursor
 ) -> None:
-    """By the age of their files, and only what was delivered."""
+    """By the age of their files, and only delivered ones."""
     old, waiting, young = (write(tmp_path, number) for number in (1, 2, 3))
     for name in (old, waiting):
         os.utime(tmp_path / (name + ".ndjson"), (0, 0))
@@ -226,7 +224,7 @@ def test_old_delivered_segments_are_removed(
 def test_delivered_segments_are_removed_by_their_last_change(
     tmp_path: Path, backlog: Backlog, cursor: Cursor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is young does not keep those with later names, nor does a wrong clock's name."""
+    """A young one protects neither later names nor names of a wrong clock."""
     old, young, late = (write(tmp_path, number) for number in (1, 2, 3))
     ahead = "20261130T000000.000000Z-1"
     (tmp_path / f"{ahead}.ndjson").touch()

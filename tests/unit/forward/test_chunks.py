@@ -1,4 +1,4 @@
-"""A segment is cut at ends of lines, into chunks that join to the whole of it."""
+"""A segment is cut at line ends into chunks that add up to the segment."""
 
 import random
 import sys
@@ -24,7 +24,7 @@ def write(directory: Path, content: bytes, suffix: str = ".ndjson") -> None:
 
 
 def read_all(directory: Path, size: int, offset: int = 0) -> list[tuple[int, int, bytes, int]]:
-    """Return of each chunk its offset, first line, content and lines."""
+    """Return offset, first line, content and number of lines of each chunk."""
     reader = SegmentReader(directory, NAME, offset, size)
     found, line = [], 1
     while chunk := reader.read(line):
@@ -61,7 +61,7 @@ def test_chunks_end_with_the_last_line_that_fits(
     expected: list[tuple[int, int, bytes, int]],
     suffix: str,
 ) -> None:
-    """A chunk has as many lines as fit, or one that does not, in either form of a segment."""
+    """A chunk has as many lines as fit, or one that is too long, in any form of a segment."""
     write(tmp_path, content, suffix)
     assert expected == read_all(tmp_path, size)
 
@@ -76,7 +76,7 @@ def random_lines(source: random.Random, count: int) -> bytes:
 def test_chunks_join_to_the_segment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Whatever the lengths of lines, chunks and blocks, and the start, nothing is lost."""
+    """For any lengths of lines, chunks and blocks, and any start, nothing is lost."""
     source = random.Random(seed)
     monkeypatch.setattr(chunks, "BLOCK_BYTES", source.choice((1, 16, 1000)))
     content = random_lines(source, 200) + source.choice((b"", b"rest"))
@@ -93,7 +93,7 @@ def test_chunks_join_to_the_segment(
 
 
 def test_blocks_are_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk is handed on in pieces that end with a line each."""
+    """A chunk is passed on in blocks that end with a line."""
     monkeypatch.setattr(chunks, "BLOCK_BYTES", 100)
     write(tmp_path, random_lines(random.Random(1), 500))
     reader = SegmentReader(tmp_path, NAME, 0, 10**6)
@@ -110,7 +110,7 @@ def test_blocks_are_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     "content", [b"a\nb\n", b"a\nbbbbbbbbb\n", b"aaaaaaaaa\nb\n", b"a\nb\nc\nd\n", b"a\nb", b"\n\n"]
 )
 def test_halves_are_the_whole(content: bytes) -> None:
-    """A chunk is halved at the end of a line, and neither half is empty."""
+    """A chunk is halved at a line end, and neither half is empty."""
     buffer = bytearray(b"before\n" + content + b"after\n")
     chunk = Chunk(NAME, 1000, 50, buffer, 7, 7 + len(content))
     first, second = chunk.halves()
@@ -122,7 +122,7 @@ def test_halves_are_the_whole(content: bytes) -> None:
 
 
 def test_memory_is_bounded_by_the_chunk(tmp_path: Path) -> None:
-    """However long a segment is, no more of it is held than a chunk."""
+    """However long a segment is, only one chunk is in memory."""
     write(tmp_path, b"x" * 99 * 1024 + b"\n" + (b"y" * 99 + b"\n") * 100_000)
     reader = SegmentReader(tmp_path, NAME, 0, 50_000)
     line = 1

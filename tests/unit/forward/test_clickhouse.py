@@ -1,4 +1,4 @@
-"""The client names its tables without its password, and tells errors apart."""
+"""The client shows its tables without its password, and classifies errors."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ NAME = "20261123T062500.123456Z-4711"
 
 
 def make_tables(client: Any = None) -> Tables:
-    """Return tables with a client, or none yet."""
+    """Return tables with a client, or without one yet."""
     url = "https://someone:pass%40word@host:8443/db?verify=false"
     tables = Tables(Settings(clickhouse_url=url, node="nöde"))
     tables._client = client
@@ -38,7 +38,7 @@ class Failing:
 
 
 class Answer(io.BytesIO):
-    """What a server answers to a query."""
+    """A server's response to a query."""
 
     def __init__(self, content: bytes, query_id: str | None) -> None:
         super().__init__(content)
@@ -48,7 +48,7 @@ class Answer(io.BytesIO):
 class Answering:
     """A client whose server answers every query with `answer`, and inserts with `summary`.
 
-    The query's own id is in it, unless there is another one.
+    The response has the query's id unless another one is given.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Answering:
     def raw_insert(
         self, table: str, columns: object, rows: Any, settings: dict[str, Any], row_format: str
     ) -> QuerySummary:
-        """Take in the rows."""
+        """Accept the rows."""
         list(rows)
         return QuerySummary(self._summary | {"query_id": self._id_of(settings) or ""})
 
@@ -83,7 +83,7 @@ class Answering:
 
 
 def test_the_name_has_no_password() -> None:
-    """Neither user nor password nor option is in what is shown and kept."""
+    """Log and status contain neither user nor password nor options."""
     assert make_tables().name == "https://host:8443/db/logs"
     assert "pass" not in repr(Settings(clickhouse_url="http://a:pass@host/db"))
     settings = dataclasses.replace(Settings(), clickhouse_url="http://host:8123")
@@ -91,8 +91,8 @@ def test_the_name_has_no_password() -> None:
 
 
 @pytest.mark.parametrize("code", sorted(DATA_ERRORS))
-def test_data_that_a_table_cannot_hold(code: int) -> None:
-    """Such an error is final for the rows, but not for lines as they are."""
+def test_data_that_does_not_fit_the_table(code: int) -> None:
+    """Such an error is final for the rows, but not for dead letters."""
     tables = make_tables(Failing(DatabaseError("no", code=code)))
     chunk = make_chunk(NAME, b"{}")
     with pytest.raises(Unacceptable):
@@ -103,7 +103,7 @@ def test_data_that_a_table_cannot_hold(code: int) -> None:
 
 @pytest.mark.parametrize("code", [None, 60, 159, 241, 243, 252, 516])
 def test_any_other_error_may_pass(code: int | None) -> None:
-    """No table, no memory, no disk, no right: what does not fit is something else."""
+    """A missing table, memory, disk or grant is not an error of the rows."""
     tables = make_tables(Failing(DatabaseError("no", code=code)))
     with pytest.raises(Unavailable) as raised:
         tables.insert(make_chunk(NAME, b"{}"), [b"{}"], again=False)
@@ -113,7 +113,7 @@ def test_any_other_error_may_pass(code: int | None) -> None:
 
 
 def test_error_names_the_root_cause() -> None:
-    """Where there was no answer, it is the reason that is told, in one short line."""
+    """If there was no response, the message is the root cause in one short line."""
     error = OperationalError("Error executing HTTP request")
     error.__cause__ = ConnectionRefusedError(111, "Connection\n refused " + "x" * 1000)
     with pytest.raises(Unavailable, match=r"^\[Errno 111\] Connection refused x+$") as raised:
@@ -122,12 +122,12 @@ def test_error_names_the_root_cause() -> None:
 
 
 def insert(tables: Tables, again: bool = False) -> int:
-    """Insert a row; return how many were written."""
+    """Insert a row; return the number of written rows."""
     return tables.insert(make_chunk(NAME, b"{}"), [b"{}"], again)
 
 
 def test_only_an_answer_with_the_querys_id_counts() -> None:
-    """A page, and what was another query's answer, are none; what was sent is in doubt."""
+    """A page or another query's response is not an answer; the rows are in doubt."""
     summary = {"written_rows": "1"}
     assert insert(make_tables(Answering(summary=summary))) == 1
     good = b'{"data": [[[1]]], "rows": 1}'
@@ -143,14 +143,14 @@ def test_only_an_answer_with_the_querys_id_counts() -> None:
     ("summary", "written"),
     [({}, 0), ({"written_rows": "0"}, 0), ({"written_rows": "7"}, 7), ({"read_rows": "1"}, 0)],
 )
-def test_written_rows_are_clickhouses(summary: dict[str, Any], written: int) -> None:
-    """Without its own word, none is written."""
+def test_written_rows_need_clickhouses_count(summary: dict[str, Any], written: int) -> None:
+    """Without ClickHouse's own number, no row counts as written."""
     assert insert(make_tables(Answering(summary=summary))) == written
 
 
 @pytest.mark.parametrize("written", ["x", None, [1], "-"])
-def test_a_summary_that_is_none(written: object) -> None:
-    """What is no number is no answer."""
+def test_malformed_summary_is_ignored(written: object) -> None:
+    """A value that is not a number is not an answer."""
     with pytest.raises(Unavailable):
         insert(make_tables(Answering(summary={"written_rows": written})))
 
@@ -174,14 +174,14 @@ def test_a_summary_that_is_none(written: object) -> None:
         b'{"data": [[[1]]], "rows": 1}\nCode: 241. DB::Exception',
     ],
 )
-def test_an_answer_that_is_cut_or_none(content: bytes) -> None:
-    """Neither half an answer nor another server's is what the table holds."""
+def test_truncated_or_foreign_answer_is_an_error(content: bytes) -> None:
+    """Neither half an answer nor another server's shows the content of the table."""
     with pytest.raises(Unavailable):
         make_tables(Answering(content)).held(make_chunk(NAME, b"{}"))
 
 
 def test_counts_of_segments() -> None:
-    """Numbers may be quoted, and what the table does not know is not there."""
+    """Numbers may be quoted; segments that the table does not have are absent."""
     data = [["a", 3, 2, 7], ["b", "1", "1", "1"]]
     content = json.dumps({"meta": [], "data": data, "rows": 2}).encode()
     answer = make_tables(Answering(content)).count(["a", "b", "c"])
@@ -190,7 +190,7 @@ def test_counts_of_segments() -> None:
 
 
 def test_tokens_and_ids() -> None:
-    """A chunk has the same ones each time, and others for lines that are missing."""
+    """A chunk always has the same token and id, and others for missing lines."""
     client = Answering()
     tables = make_tables(client)
     for again in (False, False, True):
@@ -201,7 +201,7 @@ def test_tokens_and_ids() -> None:
 
 
 def test_error_names_the_deadline() -> None:
-    """As what it is, and not as what it interrupted."""
+    """It is reported as a timeout, not as the error that it caused."""
     error = TimeoutError("no complete answer within 60 s")
     with pytest.raises(Unavailable, match="^no complete answer within 60 s$"):
         insert(make_tables(Failing(error)))

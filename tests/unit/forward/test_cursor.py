@@ -1,4 +1,4 @@
-"""The cursor forgets nothing that it was told, and knows when it may have."""
+"""The cursor keeps every recorded fact, and knows if facts may be missing."""
 
 import contextlib
 import errno
@@ -20,25 +20,25 @@ A, B, C, *_ = NAMES
 
 
 def open_cursor(directory: Path, node: str = "n", sealed: list[str] = NAMES) -> Cursor:
-    """Return a cursor that facts can be added to."""
+    """Return a cursor that accepts facts."""
     cursor = Cursor(directory, node, "http://host/db/logs")
     cursor.open(sealed)
     return cursor
 
 
 def deliver(cursor: Cursor, name: str, then: str) -> None:
-    """Note that a segment is delivered, and that another is begun."""
+    """Record that a segment is delivered and another one is started."""
     cursor.advance(name, Position(50, 2), then)
     cursor.finish([name])
 
 
 def facts(directory: Path) -> list[str | None]:
-    """Return the facts in the file, without its head."""
+    """Return the facts in the file, without its header."""
     return list(forward_state.read_facts(directory))[1:]
 
 
 def test_facts_outlive_the_process(tmp_path: Path) -> None:
-    """What was noted is known to the next one, and what was under way is in doubt."""
+    """The next process knows the facts, and unfinished segments are in doubt."""
     cursor = open_cursor(tmp_path)
     deliver(cursor, A, then=B)
     cursor.advance(B, Position(100, 3))
@@ -52,7 +52,7 @@ def test_facts_outlive_the_process(tmp_path: Path) -> None:
 
 
 def test_segments_begun_before_are_in_doubt(tmp_path: Path) -> None:
-    """An insert of an earlier process may be under way still."""
+    """An insert of an earlier process may still be running."""
     cursor = open_cursor(tmp_path, sealed=[A, B])
     deliver(cursor, A, then=B)
     assert cursor.in_doubt == set()
@@ -65,10 +65,10 @@ def test_segments_begun_before_are_in_doubt(tmp_path: Path) -> None:
     assert open_cursor(tmp_path).in_doubt == {C}
 
 
-def test_segments_without_facts_may_be_held(
+def test_segments_without_facts_may_be_delivered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that was started before this process, or before one that is gone, or in the future."""
+    """All that were started before this process or a dead one, or in the future."""
     starts = [start_of(name) for name in NAMES]
     monkeypatch.setattr(time, "time", lambda: starts[1])
     cursor = open_cursor(tmp_path)
@@ -81,7 +81,7 @@ def test_segments_without_facts_may_be_held(
 
 
 def test_failed_attempt_leaves_doubt(tmp_path: Path) -> None:
-    """Until the segment is delivered, or gone."""
+    """Until the segment is delivered or removed."""
     cursor = open_cursor(tmp_path)
     for name in (A, B, C):
         cursor.doubt(name)
@@ -91,7 +91,7 @@ def test_failed_attempt_leaves_doubt(tmp_path: Path) -> None:
 
 
 def test_segments_are_recorded_before_sending(tmp_path: Path) -> None:
-    """A segment is in doubt from its first insert on, whatever happens to that."""
+    """A segment is in doubt from its first insert on."""
     open_cursor(tmp_path, sealed=[]).close()
     cursor = open_cursor(tmp_path)
     assert cursor.in_doubt == set()
@@ -116,7 +116,7 @@ def test_segments_are_recorded_before_sending(tmp_path: Path) -> None:
 def test_a_damaged_cursor_leaves_doubt(
     tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Facts that are whole still hold, and no other."""
+    """Complete facts still hold, and no others."""
     cursor = open_cursor(tmp_path)
     cursor.finish([A])
     cursor.close()
@@ -130,8 +130,8 @@ def test_a_damaged_cursor_leaves_doubt(
 
 
 @pytest.mark.parametrize("stranger", ["node", "table", "directory", "copy"])
-def test_a_foreign_cursor_holds_for_nothing(tmp_path: Path, stranger: str) -> None:
-    """Facts about another node, table or directory are none about this one."""
+def test_foreign_cursor_is_ignored(tmp_path: Path, stranger: str) -> None:
+    """Facts about another node, table or directory do not apply."""
     cursor = open_cursor(tmp_path)
     cursor.finish([A])
     cursor.close()
@@ -154,8 +154,8 @@ def test_a_foreign_cursor_holds_for_nothing(tmp_path: Path, stranger: str) -> No
     assert cursor.known() == set()
 
 
-def test_segments_that_are_gone_are_forgotten(tmp_path: Path) -> None:
-    """The file holds what is there, each fact once, and stays short."""
+def test_removed_segments_are_forgotten(tmp_path: Path) -> None:
+    """The file has each fact about existing segments once, and stays short."""
     cursor = open_cursor(tmp_path)
     deliver(cursor, A, then=B)
     deliver(cursor, B, then=C)
@@ -167,8 +167,8 @@ def test_segments_that_are_gone_are_forgotten(tmp_path: Path) -> None:
     assert cursor.known() == {B, C}
 
 
-def test_a_long_file_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it runs, too, the file is never much longer than it needs."""
+def test_long_file_is_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running process too keeps the file near its necessary length."""
     monkeypatch.setattr(cursors, "SPARE_LINES", 10)
     cursor = open_cursor(tmp_path, sealed=[])
     for lines in range(100):
@@ -196,8 +196,8 @@ def test_repetition_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["removed", "restored", "in place"])
-def test_a_file_that_is_replaced_meanwhile_is_written_anew(tmp_path: Path, change: str) -> None:
-    """Facts that follow go into the file that is there, with all that are known."""
+def test_replaced_file_is_rewritten(tmp_path: Path, change: str) -> None:
+    """Later facts go to the current file, with all known ones."""
     cursor = open_cursor(tmp_path)
     path = tmp_path / forward_state.CURSOR_NAME
     before = path.read_bytes()
@@ -215,7 +215,7 @@ def test_a_file_that_is_replaced_meanwhile_is_written_anew(tmp_path: Path, chang
 
 
 def test_another_directory_gets_no_cursor(tmp_path: Path) -> None:
-    """Its segments are others; what is noted is noted where it is true."""
+    """Its segments are different; facts are recorded in their own directory only."""
     directory = tmp_path / "data"
     directory.mkdir()
     cursor = open_cursor(directory)
@@ -228,7 +228,7 @@ def test_another_directory_gets_no_cursor(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_at_the_start(tmp_path: Path, break_os: BreakOs) -> None:
-    """The file is written with the first fact, and no draft takes room until then."""
+    """The file is written with the first fact, and no draft uses disk until then."""
     break_os("write", errno.ENOSPC, times=1)
     cursor = open_cursor(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -243,7 +243,7 @@ def test_a_full_disk_at_the_start(tmp_path: Path, break_os: BreakOs) -> None:
 def test_facts_survive_any_failures(
     tmp_path: Path, break_os: BreakOs, function: str, number: int, times: int
 ) -> None:
-    """Whatever fails how often in a row, at last the file has each fact that was noted."""
+    """After any sequence of failures, the file finally has each recorded fact."""
     cursor = open_cursor(tmp_path)
     cursor.advance(A, Position(10, 1), then=B)
     break_os(function, number, times=times)
@@ -267,10 +267,10 @@ def test_facts_survive_any_failures(
     assert cursor.position(B) == Position(20, 2)
 
 
-def test_a_rename_that_fails_after_all_loses_nothing(
+def test_failed_sync_after_a_rename_loses_nothing(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new file is there, but not its name for sure: the next fact goes into another one."""
+    """The new file may lack its durable name, so the next fact goes to another file."""
     monkeypatch.setattr(cursors, "SPARE_LINES", 0)
     cursor = open_cursor(tmp_path)
     cursor.finish([A, B])
@@ -283,10 +283,8 @@ def test_a_rename_that_fails_after_all_loses_nothing(
 
 
 @pytest.mark.parametrize("function", ["write", "fdatasync"])
-def test_after_an_error_the_file_is_written_anew(
-    tmp_path: Path, break_os: BreakOs, function: str
-) -> None:
-    """A fact that could not be written is not believed; what is known then is written whole."""
+def test_file_is_rewritten_after_an_error(tmp_path: Path, break_os: BreakOs, function: str) -> None:
+    """A fact that could not be written does not count; the known ones are written again."""
     cursor = open_cursor(tmp_path)
     cursor.finish([A])
     break_os(function, errno.ENOSPC, times=1)
@@ -299,7 +297,7 @@ def test_after_an_error_the_file_is_written_anew(
 
 
 def test_facts_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each fact is on the disk when it counts, and so is the file's name."""
+    """Each fact is on disk before it counts, and so is the file's name."""
     calls: list[str] = []
     monkeypatch.setattr(os, "fdatasync", lambda fd: calls.append("fact"))
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append("directory"))
@@ -310,8 +308,8 @@ def test_facts_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert calls == ["fact", "directory", "fact", "fact", "fact"]
 
 
-def test_names_of_any_kind_are_one_word(tmp_path: Path) -> None:
-    """A node's name cannot be taken for something else in the file."""
+def test_any_node_name_is_one_word(tmp_path: Path) -> None:
+    """A node's name cannot be mistaken for another field of the file."""
     cursor = open_cursor(tmp_path, node="näme with\nspace")
     cursor.finish([A])
     cursor.close()

@@ -14,7 +14,7 @@ from astralog.forward.clickhouse import call_within
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """Check that the test's own timer is there again; pytest-timeout has one."""
+    """Check that the test's own timer is active again; pytest-timeout has one."""
     handler = signal.getsignal(signal.SIGALRM)
     was_armed = bool(signal.getitimer(signal.ITIMER_REAL)[0])
     yield
@@ -23,21 +23,21 @@ def nothing_is_left_behind() -> Iterator[None]:
 
 
 def test_result_and_exception_pass() -> None:
-    """A call in time is as if it was made without a deadline."""
+    """A call that ends in time behaves as without a deadline."""
     assert call_within(60, lambda: 7) == 7
     with pytest.raises(KeyError):
         call_within(60, {}.popitem)
 
 
 def test_call_ends_at_its_deadline() -> None:
-    """The error names the time that it had, and has no other one behind it."""
+    """The exception names the seconds, and has no other cause."""
     with pytest.raises(TimeoutError, match=r"^no complete answer within 0\.05 s$") as raised:
         call_within(0.05, lambda: time.sleep(600))
     assert raised.value.__context__ is None
 
 
 def test_dripping_answer_ends() -> None:
-    """Each byte comes before the socket's own timeout."""
+    """Each byte arrives within the socket's own timeout."""
     ours, theirs = socket.socketpair()
     ours.settimeout(60)
     is_over = threading.Event()
@@ -55,8 +55,8 @@ def test_dripping_answer_ends() -> None:
         thread.join()
 
 
-def test_nothing_on_the_way_swallows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a library that goes on after any failure of its own does."""
+def test_deadline_passes_broad_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that continues after any exception of its own does not stop it."""
     monkeypatch.setattr(deadline, "REPEAT_SECONDS", 0.5)
 
     def go_on() -> None:
@@ -72,7 +72,7 @@ def test_nothing_on_the_way_swallows_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_lost_signal_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception in a finalizer is lost; the next one is not."""
+    """An exception raised in a finalizer is lost; the next one is not."""
     monkeypatch.setattr(deadline, "REPEAT_SECONDS", 0.5)
     slept: list[float] = []
 
@@ -91,7 +91,7 @@ def test_lost_signal_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_signal_that_comes_too_late_changes_nothing() -> None:
-    """Between the call's end and the timer's, a signal is ignored."""
+    """Between the end of the call and of the timer, a signal is ignored."""
     alarm = deadline._Alarm()
     alarm.is_armed = False
     alarm(signal.SIGALRM, None)

@@ -1,4 +1,4 @@
-"""A chunk's lines are in the tables once, whatever becomes of an insert."""
+"""A chunk's lines are in the tables once, whatever happens to an insert."""
 
 import random
 from collections import Counter
@@ -17,7 +17,7 @@ POISON = make_line(3, message="poison")
 
 
 def deliver(server: FakeServer, *lines: bytes, in_doubt: bool = False) -> Delivered:
-    """Deliver a chunk of these lines, as often as it takes."""
+    """Deliver a chunk of these lines, with as many attempts as needed."""
     while True:
         try:
             return Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt).deliver()
@@ -26,12 +26,12 @@ def deliver(server: FakeServer, *lines: bytes, in_doubt: bool = False) -> Delive
 
 
 def lines_once(count: int) -> Counter[tuple[str, int]]:
-    """Return so many lines of the segment, each there once."""
+    """Return the first lines of the segment, each with the count 1."""
     return Counter((NAME, number) for number in range(1, count + 1))
 
 
 def test_a_chunk_is_one_insert() -> None:
-    """Without doubt nothing is asked, and without dead letters nothing goes to their table."""
+    """Without doubt the table is not queried, and without dead letters theirs gets no insert."""
     server = FakeServer()
     assert deliver(server, GOOD, GOOD) == Delivered(2, 0)
     assert server.calls == ["insert"]
@@ -39,7 +39,7 @@ def test_a_chunk_is_one_insert() -> None:
 
 
 def test_dead_letters_go_to_their_table() -> None:
-    """Each line is in one of the tables; where one gets none, it gets no insert either."""
+    """Each line is in one of the tables; a table without lines gets no insert."""
     server = FakeServer()
     assert deliver(server, GOOD, OLD, GOOD) == Delivered(3, 1)
     assert server.calls == ["insert", "insert_dead_letters"]
@@ -49,8 +49,8 @@ def test_dead_letters_go_to_their_table() -> None:
     assert server.calls == ["insert_dead_letters"]
 
 
-def test_in_doubt_the_table_is_asked_first() -> None:
-    """What is there is not sent again; what is not, is."""
+def test_table_is_queried_first_in_doubt() -> None:
+    """Only missing lines are sent."""
     server = FakeServer()
     server.remembers_tokens = False
     assert deliver(server, GOOD, GOOD, in_doubt=True).lines == 2
@@ -65,8 +65,8 @@ def test_in_doubt_the_table_is_asked_first() -> None:
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
-def test_after_a_failure_the_table_is_asked(fault: str) -> None:
-    """An insert that failed may be stored or not; neither loses or doubles a line."""
+def test_table_is_queried_after_a_failure(fault: str) -> None:
+    """A failed insert may be stored or not; no line is lost or doubled."""
     server = FakeServer()
     server.remembers_tokens = False
     server.faults = [fault]
@@ -77,7 +77,7 @@ def test_after_a_failure_the_table_is_asked(fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["fewer", "miscount"])
 def test_insert_of_fewer_rows_is_a_failure(fault: str) -> None:
-    """Be they stored or not: the table is asked, and what it lacks is sent again."""
+    """The table is queried, and missing lines are sent again."""
     server = FakeServer()
     server.remembers_tokens = False
     server.faults = [fault]
@@ -91,7 +91,7 @@ def test_insert_of_fewer_rows_is_a_failure(fault: str) -> None:
 
 
 def test_missing_lines_have_another_token() -> None:
-    """The table may remember the first one, and drop them."""
+    """The table may remember the first token, and drop the lines."""
     server = FakeServer()
     deliver(server, GOOD, OLD, GOOD)
     server.logs.clear()
@@ -103,8 +103,8 @@ def test_missing_lines_have_another_token() -> None:
     assert server.lines() == lines_once(3)
 
 
-def test_a_failure_while_asking_is_one_too() -> None:
-    """Nothing is sent as long as the table does not answer."""
+def test_failed_query_is_a_failure_too() -> None:
+    """Nothing is sent while the table does not respond."""
     server = FakeServer()
     server.faults = ["before", "before"]
     deliver(server, GOOD, in_doubt=True)
@@ -112,7 +112,7 @@ def test_a_failure_while_asking_is_one_too() -> None:
 
 
 def test_rejected_rows_are_found_by_bisection() -> None:
-    """Of many lines, those that are rejected are found, and their reason is kept."""
+    """The rejected lines are found among many, and their reason is kept."""
     server = FakeServer()
     lines = [GOOD] * 40
     lines[6] = lines[7] = lines[33] = POISON
@@ -123,7 +123,7 @@ def test_rejected_rows_are_found_by_bisection() -> None:
 
 
 def test_stored_rows_are_not_searched() -> None:
-    """A table may reject rows because of a view that is filled from it, and have stored them."""
+    """A table may reject rows because of a materialized view, and have stored them."""
     server = FakeServer()
     server.remembers_tokens = False
     server.faults = ["view"]
@@ -132,7 +132,7 @@ def test_stored_rows_are_not_searched() -> None:
 
 
 def test_a_search_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a table rejects nearly everything, what is left becomes dead letters unseen."""
+    """If a table rejects nearly everything, the rest becomes dead letters unchecked."""
     monkeypatch.setattr(deliveries, "SEARCH_INSERTS", 10)
     server = FakeServer()
     assert deliver(server, *[GOOD, POISON] * 100).lines == 200
@@ -142,8 +142,10 @@ def test_a_search_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("remembers_tokens", [True, False])
 @pytest.mark.parametrize("seed", range(50))
-def test_any_failures_at_all(seed: int, remembers_tokens: bool) -> None:
-    """Whatever fails in whatever order, each line is there once."""
+def test_any_sequence_of_failures_delivers_each_line_once(
+    seed: int, remembers_tokens: bool
+) -> None:
+    """Any calls fail, in any order."""
     source = random.Random(seed)
     server = FakeServer()
     server.remembers_tokens = remembers_tokens

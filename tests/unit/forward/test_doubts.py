@@ -1,4 +1,4 @@
-"""The tables are asked about many segments at once, and only about those that they may know."""
+"""The tables are queried for many segments at once, and only for those in doubt."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.unit.forward.fakes import FakeServer, make_chunk
 
 
 class World:
-    """A directory that a process delivers from."""
+    """A directory from which a process delivers."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -24,31 +24,31 @@ class World:
         self.start()
 
     def start(self) -> None:
-        """Begin as a new process does."""
+        """Start as a new process."""
         self.cursor = Cursor(self.directory, "n", "http://host/db/logs")
         self.cursor.open({path.stem for path in self.directory.glob("*.ndjson")})
         self.backlog = Backlog(self.directory, self.cursor)
         self.doubts = Doubts(self.server, self.cursor, self.backlog)
 
     def write(self, number: int) -> str:
-        """Write a segment of long ago with three lines."""
+        """Write an old segment with three lines."""
         return write_segment(self.directory, map(make_line, range(3)), number).stem
 
     def write_new(self, seconds: float = 0.0) -> str:
-        """Write a segment that was started now, or in some seconds."""
+        """Write a segment that was started now, or will be in some seconds."""
         start = datetime.now(UTC) + timedelta(seconds=seconds)
         path = self.directory / f"{start:%Y%m%dT%H%M%S.%fZ}-1.ndjson"
         path.write_bytes(make_line(0) + b"\n")
         return path.stem
 
     def ask_about(self, name: str) -> None:
-        """Ask about a segment after a look at the directory."""
+        """Query the tables for a segment after a poll of the directory."""
         self.backlog.scan()
         self.doubts.prune()
         self.doubts.ask_about(name)
 
     def store(self, name: str, *lines: int) -> None:
-        """Let the table have lines of a segment."""
+        """Store lines of a segment in the table."""
         self.server.logs.update((name, line) for line in lines)
 
 
@@ -59,13 +59,13 @@ def world(tmp_path: Path) -> World:
 
 
 def chunks(name: str) -> list[Chunk]:
-    """Return the lines 1 and 2 of a segment as a chunk, and line 3 as another."""
+    """Return lines 1 and 2 of a segment as a chunk, and line 3 as another."""
     first = make_chunk(name, b"1", b"2")
     return [first, first._replace(offset=4, first_line=3, begin=2)]
 
 
-def test_one_query_asks_about_many(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """About the oldest, as many as their files are few bytes; the answers are kept."""
+def test_one_query_covers_many_segments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest ones, up to a number of bytes; the answers are kept."""
     names = [world.write(number) for number in range(5)]
     size = sum(path.stat().st_size for path in world.directory.glob("*.ndjson")) // 5
     monkeypatch.setattr(doubting, "QUERY_BYTES", 3 * size)
@@ -75,8 +75,8 @@ def test_one_query_asks_about_many(world: World, monkeypatch: pytest.MonkeyPatch
     assert world.server.calls == ["count", "count"]
 
 
-def test_new_segment_is_not_asked_about(world: World) -> None:
-    """What was started after this process, nobody else can have delivered."""
+def test_new_segment_is_not_queried(world: World) -> None:
+    """A segment started after this process cannot have been delivered by another one."""
     name = world.write_new()
     world.ask_about(name)
     assert world.server.calls == []
@@ -86,15 +86,15 @@ def test_new_segment_is_not_asked_about(world: World) -> None:
         assert "lines" not in vars(chunk), "counting them costs as much as reading them"
 
 
-def test_segment_of_the_future_is_asked_about(world: World) -> None:
-    """It was started by a clock that was ahead, and may have been delivered then."""
+def test_segment_of_the_future_is_queried(world: World) -> None:
+    """A clock that was ahead named it, and it may have been delivered then."""
     world.ask_about(world.write_new(seconds=3600))
     assert world.server.calls == ["count"]
 
 
 @pytest.mark.parametrize("is_delivered", [True, False])
-def test_segment_that_comes_back_is_asked_about(world: World, is_delivered: bool) -> None:
-    """Its facts are gone with it, although it was started after this process."""
+def test_segment_that_reappears_is_queried(world: World, is_delivered: bool) -> None:
+    """Its facts are gone, although it was started after this process."""
     older, name = world.write_new(), world.write_new()
     world.ask_about(name)
     world.cursor.begin(name)
@@ -113,7 +113,7 @@ def test_segment_that_comes_back_is_asked_about(world: World, is_delivered: bool
 
 
 def test_answer_is_dropped_with_its_segment(world: World) -> None:
-    """One that was not there may have been delivered in part when it comes back."""
+    """If the segment reappears, it may have been delivered in part."""
     name = world.write(1)
     world.ask_about(name)
     path = world.directory / f"{name}.ndjson"
@@ -125,8 +125,8 @@ def test_answer_is_dropped_with_its_segment(world: World) -> None:
     assert world.server.calls == ["count", "count"]
 
 
-def test_segment_with_facts_is_asked_about_chunk_by_chunk(world: World) -> None:
-    """Of an earlier process, an insert may still be under way."""
+def test_segment_with_facts_is_queried_chunk_by_chunk(world: World) -> None:
+    """An insert of an earlier process may still be running."""
     name = world.write(1)
     world.cursor.begin(name)
     world.start()
@@ -151,7 +151,7 @@ def test_segment_with_facts_is_asked_about_chunk_by_chunk(world: World) -> None:
 def test_answer_decides_about_each_chunk(
     world: World, lines: tuple[int, ...], held: list[bool], asked: list[bool]
 ) -> None:
-    """What is there for sure is not sent, and what is not there for sure is not asked about."""
+    """Chunks that are certainly stored are not sent, and missing ones are not queried again."""
     name = world.write(1)
     world.store(name, *lines)
     world.ask_about(name)
@@ -160,7 +160,7 @@ def test_answer_decides_about_each_chunk(
 
 
 def test_failure_leaves_the_doubt(world: World) -> None:
-    """While the tables do not answer, nothing is known."""
+    """While the tables do not respond, nothing is known."""
     name = world.write(1)
     world.server.faults = ["before"]
     with pytest.raises(Unavailable):

@@ -1,4 +1,4 @@
-"""Failures are logged once an episode, and attempts become rarer."""
+"""Failures are logged once per episode, and attempts become rarer."""
 
 import logging
 
@@ -9,7 +9,7 @@ from astralog.forward.progress import LONGEST_PAUSE_SECONDS, Failures
 
 
 def test_pauses_grow_to_the_longest() -> None:
-    """Each pause is by chance between half and all of what it may be, which doubles."""
+    """Each pause is random between half and all of a limit, which doubles."""
     failures = Failures()
     pauses = [failures.add(OSError("x")) for _ in range(12)]
     for number, pause in enumerate(pauses):
@@ -28,7 +28,7 @@ def test_many_failures_do_not_overflow() -> None:
 
 
 def test_an_episode_has_two_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """One when it begins, and one when it is over; none for success that follows success."""
+    """One at its start and one at its end; none for repeated success."""
     caplog.set_level(logging.INFO, "astralog")
     failures = Failures()
     failures.end()
@@ -45,7 +45,7 @@ def test_an_episode_has_two_lines(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_another_kind_of_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A server that comes back and is full is not what it was before."""
+    """A server that was down and is now full is a new failure."""
     failures = Failures()
     failures.add(Unavailable(ConnectionRefusedError("refused"), None))
     failures.add(Unavailable(ValueError("full"), 243))

@@ -1,4 +1,4 @@
-"""The loop delivers everything that is sealed, once, through any failures and restarts."""
+"""The loop delivers every sealed segment once, through any failures and restarts."""
 
 import dataclasses
 import errno
@@ -35,12 +35,12 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def server() -> FakeServer:
-    """Return a server that works."""
+    """Return a server without faults."""
     return FakeServer()
 
 
 def start(settings: Settings, server: FakeServer) -> Forwarder:
-    """Start a forwarder that writes to no terminal."""
+    """Start a forwarder without a terminal."""
     return Forwarder(settings, server, io.StringIO())
 
 
@@ -49,8 +49,8 @@ def write(directory: Path, number: int, lines: int = 10) -> Path:
     return write_segment(directory, map(make_line, range(lines)), number)
 
 
-def test_all_that_is_sealed_is_delivered(settings: Settings, server: FakeServer) -> None:
-    """One run delivers everything in order, and says so in its status."""
+def test_all_sealed_segments_are_delivered(settings: Settings, server: FakeServer) -> None:
+    """One run delivers everything in order, and reports it in its status."""
     for number in range(3):
         write(settings.data_dir, number)
     forwarder = start(settings, server)
@@ -63,8 +63,8 @@ def test_all_that_is_sealed_is_delivered(settings: Settings, server: FakeServer)
     assert (status.delivered_segments, status.delivered_logs, status.waiting_segments) == (3, 30, 0)
 
 
-def test_the_next_start_goes_on(settings: Settings, server: FakeServer) -> None:
-    """What is delivered is not sent again, and what was begun is asked for."""
+def test_next_start_continues(settings: Settings, server: FakeServer) -> None:
+    """Delivered segments are not sent again, and unfinished ones are queried."""
     write(settings.data_dir, 1)
     forwarder = start(settings, server)
     while not server.logs:
@@ -81,8 +81,8 @@ def test_the_next_start_goes_on(settings: Settings, server: FakeServer) -> None:
     assert server.lines() == stored(settings.data_dir)
 
 
-def test_an_idle_forwarder_waits_and_looks(settings: Settings, server: FakeServer) -> None:
-    """Without work it waits for its next look, holds no connection, and finds what is new."""
+def test_idle_forwarder_polls(settings: Settings, server: FakeServer) -> None:
+    """Without work it waits for its next poll, keeps no connection, and finds new segments."""
     forwarder = start(settings, server)
     assert 0 < forwarder.tick() <= forwarders.SCAN_SECONDS
     assert server.calls == []
@@ -100,7 +100,7 @@ def test_an_idle_forwarder_waits_and_looks(settings: Settings, server: FakeServe
 def test_once_gives_up(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is to end does so without a server, too."""
+    """A run with `--once` ends without a server, too."""
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     monkeypatch.setattr(time, "monotonic", lambda: 1e6 * len(pauses))
@@ -116,8 +116,8 @@ def test_once_gives_up(
     assert status.failing_since > 0
 
 
-def test_a_missing_directory_is_waited_for(settings: Settings, server: FakeServer) -> None:
-    """A disk that is away for a while is a failure like any other."""
+def test_missing_directory_is_retried(settings: Settings, server: FakeServer) -> None:
+    """A disk that is temporarily missing is a failure like any other."""
     forwarder = start(settings, server)
     away = settings.data_dir.rename(settings.data_dir.with_name("away"))
     assert forwarder.tick() > 0
@@ -137,7 +137,7 @@ def test_a_segment_that_cannot_be_read(
     caplog: pytest.LogCaptureFixture,
     damage: str,
 ) -> None:
-    """The others are delivered, one line names it, and it is delivered once it can be read."""
+    """The others are delivered; one line names it, and it is delivered once it is readable."""
     bad, good = write(settings.data_dir, 1), write(settings.data_dir, 2)
     content = bad.read_bytes()
     if damage == "unreadable":
@@ -170,8 +170,8 @@ def test_a_segment_that_cannot_be_read(
     assert server.lines() == stored(settings.data_dir)
 
 
-def test_another_directory_ends_it(settings: Settings, server: FakeServer) -> None:
-    """Another directory under the same name has another cursor, and may have another forward."""
+def test_replaced_directory_ends_forward(settings: Settings, server: FakeServer) -> None:
+    """A new directory at the same path has another cursor, and may have another forward."""
     forwarder = start(settings, server)
     settings.data_dir.rename(settings.data_dir.with_name("away"))
     settings.data_dir.mkdir()
@@ -184,7 +184,7 @@ def test_another_directory_ends_it(settings: Settings, server: FakeServer) -> No
 def test_a_cursor_that_cannot_be_written(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is delivered but not noted is asked for, and not sent again."""
+    """Delivered segments without a record are queried, and not sent again."""
     write(settings.data_dir, 1)
     forwarder = start(settings, server)
     forwarder._scan()
@@ -208,7 +208,7 @@ def test_a_cursor_that_cannot_be_written(
 
 
 def test_delivered_segments_are_removed(settings: Settings, server: FakeServer) -> None:
-    """As old as the setting says, and not before they are delivered."""
+    """At the age of the setting, and not before they are delivered."""
     settings = dataclasses.replace(settings, forward_keep_seconds=3600)
     path = write(settings.data_dir, 1)
     os.utime(path, (0, 0))
@@ -224,7 +224,7 @@ def test_delivered_segments_are_removed(settings: Settings, server: FakeServer) 
 
 
 class FailOnce:
-    """Lets one call of a function fail, of those that follow."""
+    """Lets one call of a function fail."""
 
     def __init__(self, function: Callable[..., Any], skip: float) -> None:
         self._function = function
@@ -239,7 +239,7 @@ class FailOnce:
 
 
 def run_until_delivered(forwarder: Forwarder) -> None:
-    """Run a forwarder without its pauses until nothing waits."""
+    """Run a forwarder without pauses until no segment waits."""
     for _ in range(200):
         forwarder._scan_at = forwarder._attempt_at = 0.0
         forwarder.tick()
@@ -253,7 +253,7 @@ def run_until_delivered(forwarder: Forwarder) -> None:
 def test_any_call_may_fail(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
-    """Each call on forward's own files in turn: no line is left out, and none is sent twice."""
+    """Each call on forward's own files in turn: no line is lost or sent twice."""
     server.remembers_tokens = False
     calls, skip = 1.0, 0
     while skip < calls:
@@ -273,10 +273,10 @@ def test_any_call_may_fail(
     assert skip > 3
 
 
-def test_cursor_says_under_way_before_a_chunk_is_read(
+def test_cursor_records_a_segment_before_its_chunk_is_read(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that what an earlier process had under way is known from what it never sent."""
+    """So the next process can tell unfinished segments from those never sent."""
     paths = [write(settings.data_dir, number) for number in range(3)]
     opened: list[str] = []
 
@@ -294,22 +294,22 @@ def test_cursor_says_under_way_before_a_chunk_is_read(
 
 @pytest.fixture
 def no_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait for a replica."""
+    """Skip the wait for replicas."""
     monkeypatch.setattr(verifiers, "REPLICA_SECONDS", 0.0)
 
 
 def status_of(settings: Settings) -> forward_state.ForwardStatus:
-    """Return what forward last said of itself."""
+    """Return forward's last published status."""
     status = forward_state.read_status(settings.data_dir)
     assert status
     return status
 
 
 @pytest.mark.usefixtures("no_replicas")
-def test_insert_that_is_lost_is_found_missing(
+def test_lost_insert_is_detected(
     settings: Settings, server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An answer with all that makes it ClickHouse's, and no row in the table."""
+    """The response has all signs of ClickHouse, but the table has no row."""
     for number in range(3):
         write(settings.data_dir, number)
     server.faults = ["", "", "lie"]  # a question, and the second chunk of many
@@ -326,7 +326,7 @@ def test_insert_that_is_lost_is_found_missing(
 def test_deleted_lines_are_sent_again_once(
     settings: Settings, server: FakeServer, is_restarted: bool
 ) -> None:
-    """A table that drops what is old makes no loop, and holds up no other segment."""
+    """A table with a TTL causes no loop, and delays no other segment."""
     old, young = write(settings.data_dir, 1), write(settings.data_dir, 2)
     server.hidden = {(old.stem, line) for line in range(1, 11)}
     forwarder = start(settings, server)
@@ -347,14 +347,14 @@ def test_deleted_lines_are_sent_again_once(
 
 
 def stored_chunks(server: FakeServer, name: str) -> int:
-    """Return how many chunks of a segment were sent at all."""
+    """Return the number of sent chunks of a segment."""
     return len({token for token in server._tokens if token[:2] == ("insert", name)})
 
 
-def test_segment_that_waits_for_replicas_holds_up_no_other(
+def test_segment_that_waits_for_replicas_delays_no_other(
     settings: Settings, server: FakeServer
 ) -> None:
-    """It is asked about again later, and is not sent again meanwhile."""
+    """It is queried again later, and not sent again meanwhile."""
     lagging, other = write(settings.data_dir, 1), write(settings.data_dir, 2)
     server.hidden = {(lagging.stem, 3)}
     forwarder = start(settings, server)
@@ -372,7 +372,7 @@ def test_segment_that_waits_for_replicas_holds_up_no_other(
 
 
 def test_doubled_lines_are_counted(settings: Settings, server: FakeServer) -> None:
-    """They make no loop either."""
+    """They cause no loop either."""
     path = write(settings.data_dir, 1)
     server.logs[path.stem, 1] = 2
     run_until_delivered(start(settings, server))
@@ -381,10 +381,10 @@ def test_doubled_lines_are_counted(settings: Settings, server: FakeServer) -> No
 
 
 @pytest.mark.usefixtures("no_replicas")
-def test_segment_that_is_gone_cannot_be_sent_again(
+def test_removed_segment_cannot_be_sent_again(
     settings: Settings, server: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the tables lack of it is counted."""
+    """Its missing lines are counted."""
     path = write(settings.data_dir, 1)
     forwarder = start(settings, server)
     server.faults = ["", "lie"]
@@ -400,7 +400,7 @@ def test_segment_that_is_gone_cannot_be_sent_again(
 def test_segment_that_cannot_be_read_is_sent_again_later(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of the disk is no reason to give it up."""
+    """A disk error does not drop it."""
     path = write(settings.data_dir, 1)
     forwarder = start(settings, server)
     server.faults = ["", "lie"]
@@ -422,10 +422,8 @@ def test_segment_that_cannot_be_read_is_sent_again_later(
     assert server.lines() == stored(settings.data_dir)
 
 
-def test_segment_that_goes_and_comes_back_in_the_midst(
-    settings: Settings, server: FakeServer
-) -> None:
-    """Its lines keep their numbers, and those that are there are not sent again."""
+def test_segment_that_disappears_and_reappears(settings: Settings, server: FakeServer) -> None:
+    """Its lines keep their numbers, and stored ones are not sent again."""
     server.remembers_tokens = False
     path = write_new(settings)
     forwarder = start(settings, server)
@@ -448,8 +446,8 @@ def write_new(settings: Settings) -> Path:
     return path
 
 
-def test_new_segment_costs_one_question(settings: Settings, server: FakeServer) -> None:
-    """When it was sent; before that, nobody can have delivered it."""
+def test_new_segment_costs_one_query(settings: Settings, server: FakeServer) -> None:
+    """It is verified after it was sent; before, it cannot have been delivered."""
     forwarder = start(settings, server)
     time.sleep(0.001)
     write_new(settings)
@@ -459,10 +457,8 @@ def test_new_segment_costs_one_question(settings: Settings, server: FakeServer) 
     assert server.calls.count("count") == 1
 
 
-def test_segments_of_before_are_asked_about_together(
-    settings: Settings, server: FakeServer
-) -> None:
-    """A directory that was moved or restored is delivered without being sent."""
+def test_earlier_segments_are_queried_together(settings: Settings, server: FakeServer) -> None:
+    """A moved or restored directory whose lines are stored is not sent again."""
     server.remembers_tokens = False
     for number in range(20):
         write(settings.data_dir, number)
@@ -476,10 +472,10 @@ def test_segments_of_before_are_asked_about_together(
 
 @pytest.mark.usefixtures("no_replicas")
 @pytest.mark.parametrize("fault", ["fewer", "miscount"])
-def test_answers_that_count_too_few_rows_make_no_loop(
+def test_answers_with_too_few_rows_cause_no_loop(
     settings: Settings, server: FakeServer, fault: str
 ) -> None:
-    """After some of them, what the table holds decides."""
+    """After some of them, the content of the table decides."""
     write(settings.data_dir, 1, lines=2)
     server.hidden = {(path.stem, 1) for path in settings.data_dir.iterdir()}
     server.faults = ["", *[fault, ""] * 20]
@@ -491,7 +487,7 @@ def test_answers_that_count_too_few_rows_make_no_loop(
 def test_node_is_fixed_before_the_first_insert(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not before there is something to deliver."""
+    """And not before there is a segment to deliver."""
     forwarder = start(settings, server)
     forwarder.tick()
     assert forward_state.read_node(settings.data_dir) is None

@@ -1,4 +1,4 @@
-"""A data directory has one node's name for ever, wherever it is known from."""
+"""A data directory keeps its node's name forever."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ def note_delivery(directory: Path, node: str) -> None:
 
 
 def damage(path: Path, kind: str) -> None:
-    """Leave a file as a fault of the disk or an operator might."""
+    """Damage a file as a disk fault or an operator might."""
     content = path.read_bytes()
     path.unlink()
     if kind == "torn":
@@ -46,7 +46,7 @@ DAMAGES = ["torn", "empty", "zeros", "foreign", "directory"]
 
 
 def test_before_the_first_delivery_the_setting_counts(tmp_path: Path) -> None:
-    """Without one, it is the host's name; a start that delivered nothing fixes nothing."""
+    """Without it, the host's name; a start that delivered nothing fixes no name."""
     assert resolve_node(tmp_path, "a") == "a"
     assert resolve_node(tmp_path, "") == socket.gethostname()
     cursor = Cursor(tmp_path, "a", "http://host/db/logs")
@@ -56,7 +56,7 @@ def test_before_the_first_delivery_the_setting_counts(tmp_path: Path) -> None:
 
 
 def test_first_delivery_fixes_the_name(tmp_path: Path) -> None:
-    """Whatever the host is called later."""
+    """Later changes of the host's name have no effect."""
     deliver(tmp_path, "ä-%-node")
     assert resolve_node(tmp_path, "") == "ä-%-node"
     assert resolve_node(tmp_path, "ä-%-node") == "ä-%-node"
@@ -64,7 +64,7 @@ def test_first_delivery_fixes_the_name(tmp_path: Path) -> None:
 
 
 def test_other_name_is_refused_in_one_line(tmp_path: Path) -> None:
-    """It names both, and what to do."""
+    """The message has both names and the remedy."""
     deliver(tmp_path, "a")
     with pytest.raises(NodeNameError) as raised:
         resolve_node(tmp_path, "b")
@@ -78,7 +78,7 @@ def test_other_name_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_file_does_not_matter_beside_a_cursor(tmp_path: Path, kind: str) -> None:
+def test_cursor_replaces_a_damaged_name_file(tmp_path: Path, kind: str) -> None:
     """The cursor has the name as well, as long as it has facts."""
     deliver(tmp_path, "a")
     damage(tmp_path / "node", kind)
@@ -91,7 +91,7 @@ def test_damaged_file_does_not_matter_beside_a_cursor(tmp_path: Path, kind: str)
 @pytest.mark.parametrize("kind", DAMAGES)
 @pytest.mark.parametrize("wanted", ["", "a", "b"])
 def test_damaged_file_alone_is_refused(tmp_path: Path, kind: str, wanted: str) -> None:
-    """Nobody knows under which name the table has what is here."""
+    """The name under which the table has these segments is unknown."""
     deliver(tmp_path, "a")
     (tmp_path / "forward.cursor").unlink()
     damage(tmp_path / "node", kind)
@@ -99,8 +99,8 @@ def test_damaged_file_alone_is_refused(tmp_path: Path, kind: str, wanted: str) -
         resolve_node(tmp_path, wanted)
 
 
-def test_lost_file_is_made_up_for_by_the_cursor(tmp_path: Path) -> None:
-    """As after an update from a version that had no such file."""
+def test_cursor_replaces_a_lost_name_file(tmp_path: Path) -> None:
+    """As after an update from a version without that file."""
     note_delivery(tmp_path, "a")
     assert resolve_node(tmp_path, "") == "a"
     with pytest.raises(NodeNameError, match="as node a"):
@@ -108,7 +108,7 @@ def test_lost_file_is_made_up_for_by_the_cursor(tmp_path: Path) -> None:
 
 
 def test_file_of_another_node_is_refused(tmp_path: Path) -> None:
-    """A cursor that says otherwise shows that it was put there by mistake."""
+    """A cursor with another name shows that the file was misplaced."""
     deliver(tmp_path, "a")
     save_node(tmp_path, "b")
     for wanted in ("", "a", "b"):
@@ -117,7 +117,7 @@ def test_file_of_another_node_is_refused(tmp_path: Path) -> None:
 
 
 def test_name_is_durable_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is synced before it has its name, and the name after that."""
+    """The file is synced before it is renamed, and the directory after that."""
     calls: list[str] = []
     sync = os.fsync
 

@@ -1,4 +1,4 @@
-"""What forward shows tells where things stand, in a journal and on a terminal."""
+"""Forward's progress in a journal and on a terminal."""
 
 import io
 import logging
@@ -16,15 +16,15 @@ from tests.support.clickhouse import make_line, write_segment
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """Say so."""
+        """Return True."""
         return True
 
 
 def make_progress(directory: Path, stream: io.StringIO) -> Progress:
-    """Return the progress of a directory with one segment that waits."""
+    """Return the progress of a directory with one waiting segment."""
     write_segment(directory, [make_line(0)], 1)
     cursor = Cursor(directory, "n", "http://host/db/logs")
     cursor.open([])
@@ -33,9 +33,7 @@ def make_progress(directory: Path, stream: io.StringIO) -> Progress:
     return Progress(directory, backlog, stream)
 
 
-def test_a_journal_has_a_line_when_it_is_due(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_journal_has_one_line_per_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Between two minutes nothing is logged."""
     caplog.set_level(logging.INFO, "astralog")
     progress = make_progress(tmp_path, io.StringIO())
@@ -50,7 +48,7 @@ def test_a_journal_has_a_line_when_it_is_due(
 
 
 def test_a_terminal_has_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The line is written over itself, and its last state stays."""
+    """The line overwrites itself, and its last state stays."""
     caplog.set_level(logging.INFO, "astralog")
     stream = Terminal()
     progress = make_progress(tmp_path, stream)
@@ -67,10 +65,8 @@ def test_a_terminal_has_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert caplog.messages == []
 
 
-def test_segments_that_are_not_right_are_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One line for each kind, and a count for the metrics; none for those that are right."""
+def test_wrong_segments_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line per kind, and a count for the metrics; none for complete segments."""
     progress = make_progress(tmp_path, io.StringIO())
     segments = [
         Sent(f"segment-{number}", 10, False, 0.0, held=Held(rows, lines, 10), outcome=outcome)
@@ -95,7 +91,7 @@ def test_segments_that_are_not_right_are_named(
     assert status.incomplete_segments == 2
 
 
-def test_a_full_disk_does_not_stop_it(
+def test_full_disk_does_not_stop_forward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A status that cannot be written is written later."""

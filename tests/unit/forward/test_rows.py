@@ -1,4 +1,4 @@
-"""Lines become rows without being decoded, and none that the table cannot hold."""
+"""Lines become rows without being decoded; lines that the table cannot hold are found."""
 
 import json
 from typing import Any
@@ -25,12 +25,12 @@ def make_chunk(*lines: bytes, first_line: int = 11) -> Chunk:
 
 
 def decode(rows: Rows) -> list[dict[str, Any]]:
-    """Return the rows as the server understands them."""
+    """Return the rows in the server's interpretation."""
     return [json.loads(line) for line in b"".join(rows).split(b"\n")[:-1]]
 
 
 def test_row_is_its_line_and_place() -> None:
-    """Each row has node, segment and line beside the line's own fields."""
+    """Each row has node, segment and line number in addition to the line's fields."""
     lines = [make_line(1), make_line(2, message="ümläut 😀\u2028", metadata={"a": [1, None]})]
     rows = Rows(make_chunk(*lines), 'no"de')
     expected = [
@@ -42,14 +42,14 @@ def test_row_is_its_line_and_place() -> None:
 
 
 def test_rows_can_be_made_again() -> None:
-    """A second try makes the same rows, and counts anew."""
+    """A second attempt makes the same rows and counts from zero."""
     rows = Rows(make_chunk(make_line(1), make_line(2, timestamp="0001-01-01T00:00:00Z")), "n")
     assert decode(rows) == decode(rows)
     assert (rows.lines, len(rows.dead_letters)) == (2, 1)
 
 
 def test_lines_that_the_table_holds_are_left_out() -> None:
-    """Of a chunk that is there in part, only the rest is sent."""
+    """Of a chunk that is stored in part, only the rest is sent."""
     lines = [make_line(0), make_line(1), make_line(2, timestamp="9999-01-01T00:00:00Z")]
     rows = Rows(make_chunk(*lines), "n", held={11, 13})
     assert [12] == [row["line"] for row in decode(rows)]
@@ -75,7 +75,7 @@ TIMES = [
 @pytest.mark.parametrize(("text", "error"), TIMES)
 @pytest.mark.parametrize("project", ["p", 'quo"te', "back\\slash", '","timestamp":"2024'])
 def test_a_timestamp_that_does_not_fit(text: str, error: str | None, project: str) -> None:
-    """What a DateTime64 cannot hold is found, whatever stands before and after it."""
+    """A timestamp beyond DateTime64 is found, whatever precedes and follows it."""
     metadata = {"timestamp": "2024-05-31T15:30:45Z"}
     line = make_line(1, project_id=project, timestamp=text, metadata=metadata)
     rows = Rows(make_chunk(make_line(0), line), "n")
@@ -105,14 +105,14 @@ def test_a_timestamp_that_does_not_fit(text: str, error: str | None, project: st
     ],
 )
 def test_invalid_logs_are_dead_letters(line: bytes) -> None:
-    """Whatever lies in a segment comes out of it, as a row or raw."""
+    """Every line of a segment becomes a row or a dead letter."""
     rows = Rows(make_chunk(line), "n")
     assert [] == list(rows)
     assert [(11, line)] == [(number, raw) for number, raw, _ in rows.dead_letters]
 
 
 def test_a_log_in_another_order_is_a_row() -> None:
-    """Only what is surely wrong is kept back; the table has the last word."""
+    """Only certainly wrong lines are held back; the table decides about the others."""
     fields = {"timestamp": "2024-05-31T15:30:45Z", "project_id": "p"}
     line = json.dumps({**fields, "level": "l", "service": "s", "message": "m"}).encode()
     assert find_error(line) is None
@@ -120,7 +120,7 @@ def test_a_log_in_another_order_is_a_row() -> None:
 
 
 def test_dead_letters_keep_every_byte() -> None:
-    """The dead-letter table's rows have no byte that its format takes for something else."""
+    """No byte of a dead letter is special in the format of the insert."""
     raw = b"tab\tnew\nline\\back\\n\0\xff"
     [row] = dead_letter_rows(NAME, "no\tde", [DeadLetter(7, raw, "be\tcause")])
     fields = row.removesuffix(b"\n").split(b"\t")
@@ -136,7 +136,7 @@ def test_dead_letters_keep_every_byte() -> None:
 
 
 def test_all_lines_of_a_chunk_can_be_dead_letters() -> None:
-    """For one reason, with their numbers, but for those that are held."""
+    """For one reason, with their numbers, except those that are stored."""
     chunk = make_chunk(b"a", b"b", b"c")
     assert [DeadLetter(11, b"a", "why"), DeadLetter(13, b"c", "why")] == as_dead_letters(
         chunk, {12}, "why"

@@ -1,4 +1,4 @@
-"""A segment is delivered once the tables say so, or after all that can be done."""
+"""A segment is delivered once the tables confirm it, or nothing more can be done."""
 
 import time
 
@@ -13,7 +13,7 @@ A, B, C = (f"20261123T06250{number}.000000Z-1" for number in range(3))
 
 
 class Clock:
-    """A clock that a test turns."""
+    """A clock that a test sets."""
 
     now = 1000.0
 
@@ -23,7 +23,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock that the verifier goes by."""
+    """Return the verifier's clock."""
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
     return clock
@@ -31,27 +31,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def server() -> FakeServer:
-    """Return a server that works."""
+    """Return a server without faults."""
     return FakeServer()
 
 
 def store(server: FakeServer, name: str, *lines: int) -> None:
-    """Let the table have lines of a segment."""
+    """Store lines of a segment in the table."""
     server.logs.update((name, line) for line in lines)
 
 
 def outcomes(verifier: Verifier) -> dict[str, Outcome]:
-    """Return what comes of a check, by the segments' names."""
+    """Return the outcomes of a check by segment name."""
     return {sent.name: sent.outcome for sent in verifier.check()}
 
 
 def is_due(verifier: Verifier, clock: Clock, is_idle: bool = False) -> bool:
-    """Return whether the tables are to be asked now."""
+    """Return whether the tables are due to be queried."""
     return verifier.next_at(is_idle) <= clock.now
 
 
 def test_segments_share_a_query(server: FakeServer, clock: Clock) -> None:
-    """They are gathered for some seconds, unless there is nothing else to do."""
+    """They are collected for some seconds, unless there is no other work."""
     verifier = Verifier(server)
     assert not is_due(verifier, clock, is_idle=True)
     for name in (A, B):
@@ -71,7 +71,7 @@ def test_segments_share_a_query(server: FakeServer, clock: Clock) -> None:
 def test_many_segments_do_not_wait(
     server: FakeServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query asks about so many segments and lines at most, and about one at least."""
+    """A query covers a limited number of segments and lines, and at least one segment."""
     monkeypatch.setattr(verifiers, "QUERY_SEGMENTS", 2)
     monkeypatch.setattr(verifiers, "QUERY_LINES", 10)
     verifier = Verifier(server)
@@ -85,7 +85,7 @@ def test_many_segments_do_not_wait(
 
 
 def test_too_many_rows_are_doubled(server: FakeServer, clock: Clock) -> None:
-    """Be it a line twice, or one that the segment does not have."""
+    """A line twice, or one that the segment does not have."""
     verifier = Verifier(server)
     for name in (A, B):
         verifier.add(name, 2, is_repeated=False)
@@ -94,10 +94,8 @@ def test_too_many_rows_are_doubled(server: FakeServer, clock: Clock) -> None:
     assert outcomes(verifier) == {A: Outcome.DOUBLED, B: Outcome.DOUBLED}
 
 
-def test_lines_beyond_the_last_one_do_not_make_up_for_others(
-    server: FakeServer, clock: Clock
-) -> None:
-    """As many different lines as there should be may still be others."""
+def test_lines_after_the_last_do_not_replace_missing_ones(server: FakeServer, clock: Clock) -> None:
+    """The right number of distinct lines may still be the wrong lines."""
     verifier = Verifier(server)
     verifier.add(A, 3, is_repeated=False)
     store(server, A, 1, 2, 4)
@@ -128,7 +126,7 @@ def test_lagging_replica_is_waited_for(server: FakeServer, clock: Clock) -> None
     assert outcomes(verifier) == {A: Outcome.COMPLETE}
 
 
-def wait_in_vain(verifier: Verifier, clock: Clock) -> dict[str, Outcome]:
+def wait_for_replicas(verifier: Verifier, clock: Clock) -> dict[str, Outcome]:
     """Check until the wait for replicas is over; return the last outcomes."""
     assert outcomes(verifier) == {}
     clock.now += verifiers.REPLICA_SECONDS
@@ -136,10 +134,10 @@ def wait_in_vain(verifier: Verifier, clock: Clock) -> dict[str, Outcome]:
 
 
 def test_missing_lines_are_sent_again_once(server: FakeServer, clock: Clock) -> None:
-    """Neither a TTL nor a replica that never catches up makes a loop."""
+    """Neither a TTL nor a replica that never catches up causes a loop."""
     verifier = Verifier(server)
     verifier.add(A, 2, is_repeated=False)
-    assert wait_in_vain(verifier, clock) == {}
+    assert wait_for_replicas(verifier, clock) == {}
     missing = verifier.missing()
     assert missing
     assert (missing.name, missing.held.lines) == (A, 0)
@@ -147,11 +145,11 @@ def test_missing_lines_are_sent_again_once(server: FakeServer, clock: Clock) -> 
     verifier.remove(A)
     verifier.add(A, 2, is_repeated=True)
     assert verifier.missing() is None
-    assert wait_in_vain(verifier, clock) == {A: Outcome.INCOMPLETE}
+    assert wait_for_replicas(verifier, clock) == {A: Outcome.INCOMPLETE}
 
 
 def test_failure_changes_nothing(server: FakeServer, clock: Clock) -> None:
-    """While the tables do not answer, nothing is decided; what is decided stays until removed."""
+    """While the tables do not respond, nothing is decided; decisions stay until removed."""
     verifier = Verifier(server)
     verifier.add(A, 1, is_repeated=False)
     server.faults = ["before"]
@@ -164,7 +162,7 @@ def test_failure_changes_nothing(server: FakeServer, clock: Clock) -> None:
 
 
 def test_empty_segment_is_complete(server: FakeServer, clock: Clock) -> None:
-    """Of no lines, the tables know nothing."""
+    """The tables have nothing of a segment without lines."""
     verifier = Verifier(server)
     verifier.add(A, 0, is_repeated=False)
     assert outcomes(verifier) == {A: Outcome.COMPLETE}

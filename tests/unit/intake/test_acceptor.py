@@ -1,4 +1,4 @@
-"""The steps of a request, with a protocol of a test's own: a body is the text of one line."""
+"""The steps of a request, with a protocol for the tests: a body is the text of one line."""
 
 import gzip
 import io
@@ -30,7 +30,7 @@ MAX_BODY_BYTES = 10_000
 
 
 class Books:
-    """Counters that keep what they are told."""
+    """Counters that record their calls."""
 
     def __init__(self) -> None:
         self.counted: list[tuple[Any, ...]] = []
@@ -116,18 +116,16 @@ def service(settings: Settings) -> Iterator[Service]:
     made.queue.stop(1)
 
 
-def test_what_a_decoder_returns_is_stored_and_counted(service: Service) -> None:
-    """A protocol brings its decoder; the rest is the same for all."""
+def test_result_of_a_decoder_is_stored_and_counted(service: Service) -> None:
+    """A protocol has its own decoder; the other steps are the same for all."""
     accepted = service.post(b"text")
     assert Accepted(Decoded(Batch(b"text" * 10 + b"\n", 1))) == accepted
     assert b"text" * 10 + b"\n" == service.stored()
     assert [("accepted", 4, 1)] == service.books.counted
 
 
-def test_a_decoder_is_told_what_the_token_and_the_query_say(
-    settings: Settings, tmp_path: Path
-) -> None:
-    """Its context has the token's projects, the options, and until when it may wait."""
+def test_decoder_receives_projects_and_options(settings: Settings, tmp_path: Path) -> None:
+    """Its context has the token's projects, the query's options, and the deadline for its slot."""
     path = tmp_path / "tokens"
     path.write_text("bound mine\nfree\n")
     service = Service(replace(settings, tokens="", tokens_file=str(path)))
@@ -148,8 +146,8 @@ def test_a_decoder_is_told_what_the_token_and_the_query_say(
     assert ("forbidden_project", 2) == (rejected.value.code, rejected.value.logs)
 
 
-def test_a_rejection_ends_the_steps_where_it_is_known(service: Service, disk: Disk) -> None:
-    """Each step comes before the next costs anything, and every rejection is counted once."""
+def test_rejection_ends_the_steps_early(service: Service, disk: Disk) -> None:
+    """No later step is executed, and every rejection is counted once."""
     assert "unauthorized" == service.code_of(token="wrong", query="nonsense=1")
     assert "bad_request" == service.code_of(query="nonsense=1")
     assert "bad_request" == service.code_of(query="level=info", parameters=["project_id"])
@@ -169,8 +167,8 @@ def test_a_rejection_ends_the_steps_where_it_is_known(service: Service, disk: Di
     assert b"" == service.stored()
 
 
-def test_what_is_left_out_of_a_batch_is_counted_as_rejected(service: Service) -> None:
-    """Of a batch that is stored in part, the logs are accepted ones and rejected ones."""
+def test_invalid_logs_of_a_partial_batch_count_as_rejected(service: Service) -> None:
+    """The logs of a batch stored in part count as accepted or as rejected."""
     accepted = service.post(b"text!!")
     assert accepted.decoded.invalid is not None
     assert [("accepted", 6, 1), ("of these invalid_batch", 2)] == service.books.counted
@@ -179,7 +177,7 @@ def test_what_is_left_out_of_a_batch_is_counted_as_rejected(service: Service) ->
 
 @pytest.mark.parametrize("body", [b"text", b"text!"])
 def test_a_dry_run_leaves_nothing(service: Service, body: bytes) -> None:
-    """A dry run, and its rejection, are neither stored nor counted."""
+    """A dry run and its rejection are neither stored nor counted."""
     accepted = service.post(body, "dry_run=true")
     assert (True, 1) == (accepted.is_dry_run, accepted.decoded.batch.logs)
     assert "invalid_json" == service.code_of(b"broken", "dry_run=true")
@@ -190,7 +188,7 @@ def test_a_dry_run_leaves_nothing(service: Service, body: bytes) -> None:
 def test_a_batch_is_charged_as_it_is_stored(
     service: Service, monkeypatch: pytest.MonkeyPatch, body: bytes
 ) -> None:
-    """The lines take the place of the body, whether they are longer or shorter."""
+    """The lines replace the body, whether they are longer or shorter."""
     held: list[int] = []
     commit = service.queue.commit
 
@@ -205,7 +203,7 @@ def test_a_batch_is_charged_as_it_is_stored(
 
 
 def test_a_batch_that_grows_beyond_the_memory_is_rejected(service: Service) -> None:
-    """Ten bytes of lines to a byte of body take memory like any others."""
+    """Lines that are ten times as long as the body are charged too."""
     with service.queue.admit() as other:
         other.resize(MAX_BODY_BYTES // 2)
         assert "queue_full" == service.code_of(b"x" * (MAX_BODY_BYTES // 10))
@@ -237,7 +235,7 @@ def test_the_body_is_gone_while_its_lines_wait(
 
 @pytest.mark.parametrize("query", ["partial=true", "partial=true&dry_run=true"])
 def test_a_batch_without_a_valid_log_is_rejected(service: Service, query: str) -> None:
-    """200 means that something is stored, unless nothing was sent, or a dry run asked for it."""
+    """200 means that something is stored, except for empty batches and dry runs."""
     with pytest.raises(Rejection) as rejected:
         service.post(b"!!!", query)
     assert ("invalid_batch", 3) == (rejected.value.code, rejected.value.logs)
@@ -249,7 +247,7 @@ def test_a_batch_without_a_valid_log_is_rejected(service: Service, query: str) -
 
 
 def test_a_batch_with_a_key_is_stored_once_and_counted_as_a_replay(service: Service) -> None:
-    """The logs of the second try are not counted again."""
+    """The logs of a retry are not counted again."""
     first, second = service.post(b"text", key='"k"'), service.post(b"text", key="k")
     assert (False, True) == (first.is_replayed, second.is_replayed)
     assert b"text" * 10 + b"\n" == service.stored()
@@ -259,8 +257,8 @@ def test_a_batch_with_a_key_is_stored_once_and_counted_as_a_replay(service: Serv
     assert 0 == service.queue.backlog_bytes
 
 
-def test_a_replay_of_a_partial_batch_says_what_was_left_out(service: Service) -> None:
-    """Its answer says what was left out; nothing is stored or counted anew."""
+def test_replay_of_a_partial_batch_repeats_its_errors(service: Service) -> None:
+    """Nothing is stored or counted again."""
     query = "partial=true"
     first, second = (service.post(b"text!", query, key="k") for _ in range(2))
     assert first.decoded.invalid
@@ -273,7 +271,7 @@ def test_a_replay_of_a_partial_batch_says_what_was_left_out(service: Service) ->
 
 
 def test_a_rejected_batch_and_a_dry_run_leave_their_key_free(service: Service) -> None:
-    """A key stands for a batch that is stored."""
+    """Only a stored batch uses up its key."""
     assert "invalid_json" == service.code_of(b"broken", key="k")
     assert service.post(b"text", "dry_run=true", key="k").is_dry_run
     assert not service.post(b"mended", key="k").is_replayed
@@ -281,7 +279,7 @@ def test_a_rejected_batch_and_a_dry_run_leave_their_key_free(service: Service) -
 
 @pytest.mark.parametrize("key", ["", '""', 'a"', "a,b", '"a"b', "é", "a" * 256, '"' * 3])
 def test_a_malformed_key_is_rejected_before_the_body_is_read(service: Service, key: str) -> None:
-    """Whatever it is meant to be, it is no name that a second try could be told by."""
+    """It could not identify a retry."""
     assert "bad_request" == service.code_of(b"text", key=key)
     assert ("bad_request", 0, 0) == service.books.counted[-1]
 
@@ -289,7 +287,7 @@ def test_a_malformed_key_is_rejected_before_the_body_is_read(service: Service, k
 def test_token_beyond_its_rate_is_rejected_before_the_body_is_read(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """Decompressed bytes count, a body may overdraw the bucket, and other tokens go on."""
+    """Decompressed bytes count, a body may overdraw the bucket, and other tokens continue."""
     path = write_tokens(tmp_path / "tokens", "slow rate=0.01KB/s\nfree\n")
     service = Service(replace(settings, tokens="", tokens_file=str(path)))
     body = gzip.compress(b"x" * 150)
@@ -369,7 +367,7 @@ def test_body_is_its_own_key_with_once_body(settings: Settings) -> None:
 def test_key_in_use_is_a_503_with_once_body(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Agents drop a batch that is answered 409."""
+    """Agents drop a batch after a 409."""
 
     def claim(key: Any) -> Claim:
         raise Rejection("key_in_use", "In use.")

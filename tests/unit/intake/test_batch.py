@@ -20,13 +20,13 @@ def body_of(*logs: Any) -> bytes:
 
 
 def log_with(fields: bytes) -> bytes:
-    """Return a batch of one log with JSON text of its own at its end."""
+    """Return a batch of one log that ends with the given JSON text."""
     head = json.dumps(make_log())[:-1].encode()
     return b'{"logs": [%s, %s}]}' % (head, fields)
 
 
 def stored(body: bytes) -> list[Any]:
-    """Return the logs in the lines that a body becomes."""
+    """Return the logs in the stored lines of a body."""
     batch = encode_batch(body)
     assert not batch.lines or batch.lines.endswith(b"\n")
     logs = [json.loads(line) for line in batch.lines.decode("utf-8").split("\n")[:-1]]
@@ -41,7 +41,7 @@ def rejection_of(body: bytes) -> Rejection:
 
 
 def test_a_batch_becomes_a_line_for_each_log() -> None:
-    """The lines are NDJSON with the contract's fields in order, metadata byte for byte."""
+    """The lines are NDJSON with the fields in their order, metadata byte for byte."""
     line = (
         b'{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:45Z","level":"info",'
         b'"service":"api-gateway","message":"User logged in",'
@@ -51,12 +51,12 @@ def test_a_batch_becomes_a_line_for_each_log() -> None:
 
 
 def test_an_empty_batch_has_no_lines() -> None:
-    """A batch without logs is well-formed, and nothing is stored for it."""
+    """A batch without logs is valid, and nothing is stored for it."""
     assert Batch(b"", 0) == encode_batch(b'{"logs": []}')
 
 
 def test_no_value_breaks_a_line() -> None:
-    """Line breaks and zero bytes in values are escaped, so that a line is a log."""
+    """Line breaks and zero bytes in values are escaped, so each line is one log."""
     text = "a\nb\rc\0d\x1f\x7f\x85\u2028\u2029"
     logs = [make_log(message=text, metadata={text: text})] * 3
     batch = encode_batch(json.dumps({"logs": logs}).encode())
@@ -88,13 +88,13 @@ def test_no_value_breaks_a_line() -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_a_hard_case_is_stored(fields: bytes, name: str, expected: Any) -> None:
-    """What JSON allows is stored, the last of equal keys and U+FFFD for half an emoji."""
+    """All valid JSON is stored, with the last of equal keys and U+FFFD for half an emoji."""
     (log,) = stored(log_with(fields))
     assert expected == log[name]
 
 
 def test_deep_metadata_is_stored() -> None:
-    """Metadata may be nested as deep as any real log's."""
+    """Metadata may be nested as deep as in any real log."""
     deep = b'{"a":' * 100 + b"1" + b"}" * 100
     assert json.loads(deep) == stored(log_with(b'"metadata": ' + deep))[0]["metadata"]
 
@@ -126,8 +126,8 @@ def test_deep_metadata_is_stored() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_no_strict_json_is_rejected(fields: bytes, padding: int) -> None:
-    """Numbers, text or nesting that strict JSON does not allow cost the batch, short or long."""
+def test_invalid_strict_json_is_rejected(fields: bytes, padding: int) -> None:
+    """Numbers, text or nesting beyond strict JSON reject the batch, short or long."""
     body = log_with(fields)
     rejection = rejection_of(body[:-1] + b" " * padding + body[-1:])
     assert "invalid_json" == rejection.code
@@ -164,7 +164,7 @@ def test_metadata_is_stored_byte_for_byte(
 
 @pytest.mark.parametrize("decode", [decode_json, decode_lines])
 def test_defaults_leave_metadata_byte_for_byte(decode: Any) -> None:
-    """Missing fields and null are filled in, whether or not the schema has to decide."""
+    """Missing fields and null are filled in, whether or not the schema decides."""
     log = b'{"service":null,"timestamp":"2024-05-31 15:30","message":"m","metadata":{"a": 1e999}}'
     invalid = b'{"service":"s","level":"","timestamp":"2024-05-31","message":"m"}'
     options = Options({"project_id": "p", "level": "i", "service": "d"}, is_partial=True)
@@ -185,7 +185,7 @@ def test_defaults_leave_metadata_byte_for_byte(decode: Any) -> None:
     "metadata", [b"[1]", b'"{}"', b"5", b"true", b'[{"metadata":{}}]', rb'"\\"']
 )
 def test_metadata_that_is_no_object_is_rejected(metadata: bytes) -> None:
-    """Also if the text of an object, or a key of this name, stands in it."""
+    """Also if it contains the text of an object, or a key of this name."""
     rejection = rejection_of(log_with(b'"metadata": ' + metadata))
     assert {"logs": {0: {"metadata": ["Not an object."]}}} == rejection.errors
 
@@ -204,7 +204,7 @@ def test_metadata_that_is_no_object_is_rejected(metadata: bytes) -> None:
     ],
 )
 def test_text_around_a_batch_is_rejected(head: bytes, tail: bytes, padding: int) -> None:
-    """Neither a byte order mark nor anything after the batch is JSON."""
+    """A byte order mark before the batch or text after it is not JSON."""
     body = head + body_of(make_log()) + b" " * padding + tail
     assert "invalid_json" == rejection_of(body).code
 
@@ -213,17 +213,17 @@ def test_text_around_a_batch_is_rejected(head: bytes, tail: bytes, padding: int)
     "body", [b"", b" ", b"[", b'[{"logs": []}', b'{"logs": [', b'{"logs": [}', b"{'logs': []}"]
 )
 def test_half_a_batch_is_rejected(body: bytes) -> None:
-    """A body that is cut off, or no JSON at all, is rejected."""
+    """A truncated body, or one that is not JSON, is rejected."""
     assert "invalid_json" == rejection_of(body).code
 
 
-def test_white_space_around_a_batch_is_taken() -> None:
+def test_white_space_around_a_batch_is_accepted() -> None:
     """JSON allows white space around a text."""
     assert [make_log()] == stored(b"\r\n\t " + body_of(make_log()) + b"\n")
 
 
-def test_malformed_logs_cost_the_whole_batch() -> None:
-    """A invalid log is described by index and field, and nothing of the batch is encoded."""
+def test_invalid_log_rejects_the_whole_batch() -> None:
+    """It is described by index and field, and none of the batch is encoded."""
     rejection = rejection_of(body_of(make_log(), make_log(level=""), make_log(), make_log(host=1)))
     assert "invalid_batch" == rejection.code
     assert "2 of 4 logs are invalid; nothing was stored" == rejection.message
@@ -232,8 +232,8 @@ def test_malformed_logs_cost_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b'{"logs": 5}', b'{"logs": [], "a": 1}', b"null"])
-def test_what_is_no_batch_is_rejected(body: bytes) -> None:
-    """JSON that is no batch is an invalid batch, not invalid JSON."""
+def test_json_that_is_no_batch_is_rejected(body: bytes) -> None:
+    """It is an invalid batch, not invalid JSON."""
     rejection = rejection_of(body)
     assert "invalid_batch" == rejection.code
     assert rejection.message.endswith("; nothing was stored")
@@ -258,8 +258,8 @@ LOG = json.dumps(make_log()).encode()
         (b'{"logs": [], "message": "m"}', "The batch is invalid"),
     ],
 )
-def test_a_body_of_another_kind_is_told_what_it_is(body: bytes, words: str) -> None:
-    """The message says where such a body goes, or how it is wrapped."""
+def test_body_of_another_kind_is_explained(body: bytes, words: str) -> None:
+    """The message names the path for such a body, or the form of a batch."""
     rejection = rejection_of(body)
     assert "invalid_batch" == rejection.code
     assert words in rejection.message
@@ -267,8 +267,8 @@ def test_a_body_of_another_kind_is_told_what_it_is(body: bytes, words: str) -> N
 
 @pytest.mark.parametrize("separator", [b"", b" ", b"  "])
 @pytest.mark.parametrize("is_lines", [False, True])
-def test_lines_that_curl_put_together_are_told_so(separator: bytes, is_lines: bool) -> None:
-    """Its -d removes the ends of lines, whatever the content type."""
+def test_lines_joined_by_curl_are_explained(separator: bytes, is_lines: bool) -> None:
+    """Its -d removes line breaks, for any content type."""
     decode = decode_lines if is_lines else decode_json
     with pytest.raises(Rejection) as rejected:
         decode(separator.join([LOG, LOG, LOG]), make_context())
@@ -287,10 +287,10 @@ def test_lines_that_curl_put_together_are_told_so(separator: bytes, is_lines: bo
         ("utf-32", "UTF-32"),
     ],
 )
-def test_a_body_that_is_not_plain_utf_8_is_told_so(
+def test_body_that_is_not_utf8_is_explained(
     encoding: str, words: str, is_lines: bool, size: int
 ) -> None:
-    """However long it is."""
+    """Short and long bodies get the same message."""
     log = json.dumps(make_log(message="x" * size))
     body = (log if is_lines else f'{{"logs": [{log}]}}').encode(encoding)
     with pytest.raises(Rejection) as rejected:
@@ -320,19 +320,19 @@ def test_a_long_body_is_stored_log_by_log_in_order() -> None:
 
 @pytest.mark.parametrize("size", [PIECE_BYTES - 300, PIECE_BYTES, PIECE_BYTES + 300])
 def test_no_log_is_lost_at_the_end_of_a_piece(size: int) -> None:
-    """Pieces of any length hold all logs, each once, the last one too."""
+    """Pieces of any length contain all logs once, the last one too."""
     logs = [make_log(message="x" * size), make_log(message="b"), make_log(message="y" * size)]
     assert logs == stored(body_of(*logs, make_log(message="z")))[:3]
     assert logs[:1] == stored(body_of(*logs[:1]))
 
 
-def test_an_empty_batch_in_a_long_body_is_taken() -> None:
+def test_empty_batch_in_a_long_body_is_accepted() -> None:
     """White space alone may make a body long."""
     assert Batch(b"", 0) == encode_batch(b'{"logs": [' + b" " * PIECE_BYTES + b"]}")
 
 
 def test_lone_surrogates_in_a_long_body_are_replaced() -> None:
-    """What holds for short bodies holds for long ones."""
+    """Short and long bodies are treated the same."""
     logs = long_logs(200)
     logs[150]["message"] = "SURROGATE"
     body = body_of(*logs).replace(b"SURROGATE", rb"\ud83d")
@@ -349,8 +349,8 @@ def test_lone_surrogates_in_a_long_body_are_replaced() -> None:
         (299, {}, None),
     ],
 )
-def test_a_malformed_log_in_a_long_body_has_its_index(index: int, log: Any, errors: Any) -> None:
-    """A invalid log costs the whole body and is described by its index in it."""
+def test_invalid_log_in_a_long_body_has_its_index(index: int, log: Any, errors: Any) -> None:
+    """It rejects the whole body, and is described by its index in the body."""
     logs: list[Any] = long_logs(300)
     logs[index] = log
     rejection = rejection_of(body_of(*logs))
@@ -365,29 +365,29 @@ def test_a_malformed_log_in_a_long_body_has_its_index(index: int, log: Any, erro
 @pytest.mark.parametrize(
     "body", [b"[%s]", b'{"logs": 5, "a": "%s"}', b'{"logs": "%s"}', b'"%s"', b'{"a": "%s"}']
 )
-def test_what_is_no_batch_is_rejected_in_a_long_body_too(body: bytes) -> None:
-    """Long JSON that is no batch is an invalid batch."""
+def test_long_json_that_is_no_batch_is_rejected(body: bytes) -> None:
+    """Long JSON that is not a batch is an invalid batch."""
     rejection = rejection_of(body % (b" " * 2 * PIECE_BYTES))
     assert "invalid_batch" == rejection.code
     assert rejection.errors
 
 
 def test_a_body_of_too_many_values_is_rejected() -> None:
-    """A long body may not hold more values than memory is meant for."""
+    """The limit bounds the memory for the values of a long body."""
     logs = [make_log(metadata={"a": [0] * 9_000})] * 90
     rejection = rejection_of(body_of(*logs))
     assert "body_too_large" == rejection.code
     assert str(codec.LONG_BODY_COMMAS) in rejection.message
 
 
-def test_a_long_bodys_rejection_says_that_the_counting_stopped() -> None:
-    """Beyond a number of invalid logs nobody counts on, also within one piece of a body."""
+def test_rejection_says_that_counting_stopped() -> None:
+    """Counting stops at a number of invalid logs, also within one piece of a body."""
     rejection = rejection_of(body_of(*[make_log(level="")] * 2000) + b" " * PIECE_BYTES)
     assert "At least 1000 of 2000 logs are invalid; nothing was stored" == rejection.message
 
 
 def test_a_long_log_of_too_many_values_is_rejected() -> None:
-    """One log may not hold more values than memory is meant for, long texts it may."""
+    """The limit bounds the memory for values; long texts are allowed."""
     values = [0.123456789] * (codec.LONG_LOG_COMMAS + 10)
     rejection = rejection_of(body_of(make_log(), make_log(metadata={"a": values})))
     assert "invalid_batch" == rejection.code
@@ -397,8 +397,8 @@ def test_a_long_log_of_too_many_values_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n"])
-def test_lines_of_json_are_told_their_content_type(separator: bytes) -> None:
-    """A sender that forgot the header of NDJSON learns of it; others are not led astray."""
+def test_ndjson_without_its_content_type_is_explained(separator: bytes) -> None:
+    """A sender that forgot the header gets a hint; others do not."""
     log = json.dumps(make_log()).encode()
     assert rejection_of(separator.join([log, log])).message.endswith(
         "; send one log per line as application/x-ndjson"
@@ -414,14 +414,14 @@ def test_lines_of_json_are_told_their_content_type(separator: bytes) -> None:
 
 
 def test_a_fault_within_a_log_is_named_by_its_index() -> None:
-    """Where the rest of a body can be read, the log that cannot is said."""
+    """If the rest of the body is readable, the message names the unreadable log."""
     log = json.dumps(make_log()).encode()
     for body in (b'{"logs":[%s,{"a":"\xff"}]}' % log, b'{"logs":[%s,{"a":1e999}]}' % log):
         assert "The body is not valid JSON: log 1: " in rejection_of(body).message
 
 
-def test_what_half_an_emoji_costs_is_its_own_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The logs beside one that the decoder does not take are not given to marshmallow."""
+def test_half_an_emoji_affects_only_its_own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logs next to one that the decoder rejects are not passed to marshmallow."""
     monkeypatch.setattr(LogSchema, "load", None)
     logs = [make_log(message=str(number)) for number in range(9)]
     body = json.dumps({"logs": [*logs, make_log(message="cut \ud83d")]}).encode()

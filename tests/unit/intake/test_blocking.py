@@ -1,6 +1,6 @@
-"""No body keeps the thread of its worker for long, whatever it is made of.
+"""No body blocks its worker's thread for long, whatever it contains.
 
-What counts is the CPU time between two switches of greenlets, so that a busy machine fails nothing.
+The tests measure CPU time between two switches of greenlets, so a busy machine fails nothing.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ OPTIONS = Options({"project_id": "p"}, is_partial=True)
 
 
 def fill(unit: bytes, separator: bytes = b"") -> bytes:
-    """Return 10 MiB of a text again and again."""
+    """Return 10 MiB of a repeated text."""
     return separator.join([unit] * (BODY_BYTES // (len(unit) + len(separator))))
 
 
 def check(decode: Callable[[], object]) -> None:
-    """Decode a body, whatever it becomes, and check how long it took at a stretch."""
+    """Decode a body, whatever the result, and check the longest time without a switch."""
     with cpu_stretches() as stretches, suppress(Rejection):
         decode()
     assert stretches.longest < MOST_SECONDS
@@ -51,7 +51,7 @@ def of_records(*records: bytes) -> bytes:
 
 
 def of_attributes(count: int) -> bytes:
-    """Return a record of so many attributes, none of which is read as it stands on the wire."""
+    """Return a record with attributes, none of which is decoded directly from the wire."""
     value = AnyValue(bool_value=True)
     return b"".join(
         wire_field(6, text(KeyValue(key=f"{number}", value=value))) for number in range(count)
@@ -59,7 +59,7 @@ def of_attributes(count: int) -> bytes:
 
 
 def of_pairs(size: int) -> bytes:
-    """Return a value of lists of two lists each, of so many bytes."""
+    """Return a value of the given size that consists of lists of two lists."""
     value = AnyValue()
     while value.ByteSize() < size:
         value = AnyValue(array_value=ArrayValue(values=[value, value]))
@@ -146,14 +146,14 @@ JSON_BODIES: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", PROTOBUF_BODIES)
 def test_an_export_in_protobuf_yields(name: str) -> None:
-    """Wide, deep, in parts, malformed: others are served within it."""
+    """Wide, deep, in parts or malformed: others are served during its decode."""
     body = PROTOBUF_BODIES[name]()
     check(lambda: Export(PROTOBUF).decode_body(body, OPTIONS))
 
 
 @pytest.mark.parametrize("name", JSON_BODIES)
 def test_an_export_in_json_yields(name: str) -> None:
-    """Wide, deep, under other names, malformed: others are served within it."""
+    """Wide, deep, under other names or malformed: others are served during its decode."""
     body = JSON_BODIES[name]()
     check(lambda: Export(JSON).decode_body(body, OPTIONS))
 
@@ -182,7 +182,7 @@ DRAIN_BODIES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("is_lines", [False, True])
 @pytest.mark.parametrize("name", DRAIN_BODIES)
 def test_a_batch_yields(name: str, is_lines: bool) -> None:
-    """One long log or many: others are served within it, in either form of a batch."""
+    """One long log or many: others are served during its decode, in either form of a batch."""
     logs = DRAIN_BODIES[name]()
     context = make_context(options=Options(moves_unknown=True))
     if is_lines:
@@ -211,7 +211,7 @@ ANY_JSON_BODIES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("is_lines", [False, True])
 @pytest.mark.parametrize("name", ANY_JSON_BODIES)
 def test_any_json_yields(name: str, is_lines: bool) -> None:
-    """Moved and kept logs: others are served within a body of any form."""
+    """Moved and kept logs: others are served during the decode of a body of any form."""
     body = ANY_JSON_BODIES[name]()
     options = Options(
         {"project_id": "p"},

@@ -30,7 +30,7 @@ MAX_BYTES = 2 * STEP_BYTES + 1000
 
 
 class Stream:
-    """A client that sends `parts` one after another and runs `after` at the end."""
+    """A client that sends `parts` one after another and calls `after` at the end."""
 
     def __init__(self, *parts: bytes, after: Callable[[], object] | None = None) -> None:
         self._parts = list(parts)
@@ -38,7 +38,7 @@ class Stream:
         self.asked: list[int] = []
 
     def read1(self, size: int) -> bytes:
-        """Return up to `size` bytes, as a chunked body does: what is there, or nothing."""
+        """Return up to `size` bytes that are available, as a chunked body does."""
         self.asked.append(size)
         if not self._parts:
             if self._after:
@@ -53,7 +53,7 @@ class Stream:
 def environ(
     body: Any, length: int | None = None, encoding: str | None = None, terminated: bool = True
 ) -> dict[str, Any]:
-    """Return the part of a WSGI environ that a body is read from; bytes have their length."""
+    """Return the part of a WSGI environ that describes a body; bytes have their length."""
     made: dict[str, Any] = {"wsgi.input_terminated": terminated}
     if isinstance(body, bytes):
         length = len(body) if length is None else length
@@ -79,14 +79,14 @@ def code_of(made: dict[str, Any], room: Room | None = None, timeout_seconds: flo
 @pytest.mark.parametrize("body", [b"", b"x", b"x" * MAX_BYTES], ids=len)
 @pytest.mark.parametrize("encoding", [None, "", "identity", " Identity "])
 def test_body_of_known_length_is_read_whole(body: bytes, encoding: str | None) -> None:
-    """A body up to the limit is returned as sent, its room taken in one go if all is there."""
+    """A body up to the limit is returned as sent; its memory reserved at once if all is there."""
     room = Room()
     assert body == read(environ(body, encoding=encoding), room)
     assert [len(body)] == room.sizes
 
 
 def test_no_more_than_the_declared_length_is_read() -> None:
-    """What follows a body belongs to the next request."""
+    """The bytes after a body belong to the next request."""
     stream = io.BytesIO(b"body" + b"NEXT")
     assert b"body" == read(environ(stream, length=4))
     assert b"NEXT" == stream.read()
@@ -94,7 +94,7 @@ def test_no_more_than_the_declared_length_is_read() -> None:
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
 def test_content_length_over_the_limit_is_rejected_before_the_body(encoding: str | None) -> None:
-    """The declared length alone rejects a body, without a byte of it or any room."""
+    """The declared length alone rejects a body; neither bytes nor memory are needed."""
     stream, room = Stream(b"x"), Room()
     assert "body_too_large" == code_of(environ(stream, MAX_BYTES + 1, encoding), room)
     assert [] == stream.asked
@@ -102,7 +102,7 @@ def test_content_length_over_the_limit_is_rejected_before_the_body(encoding: str
 
 
 def test_chunked_body_is_read_to_its_end() -> None:
-    """A chunked body is put together, with room for every part."""
+    """Its chunks are joined, and memory is reserved for each."""
     room = Room()
     assert b"one two" == read(environ(Stream(b"one", b" ", b"two")), room)
     assert room.sizes[0] >= 3
@@ -116,7 +116,7 @@ def test_chunked_body_of_exactly_the_limit_is_accepted() -> None:
 
 
 def test_endless_body_is_rejected_at_the_limit() -> None:
-    """A chunked body is not read much beyond the limit, and never asked for whole."""
+    """Little of a chunked body is read beyond the limit."""
     stream = Stream(*[b"x" * STEP_BYTES] * 100)
     room = Room()
     assert "body_too_large" == code_of(environ(stream), room)
@@ -132,7 +132,7 @@ def test_endless_body_is_rejected_at_the_limit() -> None:
         ("zstd", b"\x50\x2a\x4d\x18\xff\xff\x00\x00" + bytes(0xFFFF)),  # a frame to be skipped
     ],
 )
-def test_body_that_inflates_to_nothing_is_limited_before_decompression(
+def test_body_without_decompressed_bytes_is_limited_before_decompression(
     encoding: str, empty: bytes
 ) -> None:
     """It would never exceed the limit after decompression."""
@@ -186,7 +186,7 @@ def test_body_that_ends_early_is_rejected(encoding: str | None) -> None:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), OSError("gone")], ids=repr)
 def test_lost_connection_is_a_body_that_ends_early(error: Exception) -> None:
-    """A reset connection or a malformed chunk is the client's fault, not ours."""
+    """A reset connection or a malformed chunk is an error of the client."""
 
     def fail() -> None:
         raise error
@@ -199,7 +199,7 @@ def test_lost_connection_is_a_body_that_ends_early(error: Exception) -> None:
 
 @pytest.mark.parametrize("length", [1400, None])
 def test_body_without_memory_is_rejected(length: int | None) -> None:
-    """If memory ends, the body is not read on."""
+    """If memory runs out, the body is not read further."""
     stream = Stream(b"x" * 1000, b"x" * 400)
     assert "queue_full" == code_of(environ(stream, length), Room(999))
     assert 1 == len(stream._parts)
@@ -207,7 +207,7 @@ def test_body_without_memory_is_rejected(length: int | None) -> None:
 
 @pytest.mark.parametrize("encoding", [None, "gzip"])
 def test_long_body_without_memory_is_rejected_before_it_is_read(encoding: str | None) -> None:
-    """Its client need not send it first to learn so."""
+    """The client need not send it first."""
     stream, room = Stream(b"x"), Room(SHORT_BYTES)
     assert "queue_full" == code_of(environ(stream, SHORT_BYTES + 1, encoding), room)
     assert ([], []) == (stream.asked, room.sizes)
@@ -227,7 +227,7 @@ def test_client_that_sends_nothing_holds_no_memory(
 
 @pytest.mark.parametrize("sizes", [[9, 1], [SHORT_BYTES - 1, 1], [7_000, 20_000, 2_500]])
 def test_short_body_is_reserved_once_with_its_first_bytes(sizes: list[int]) -> None:
-    """It comes in two pieces if it is longer than what is received with a head."""
+    """It arrives in two parts if it is longer than the bytes received with the head."""
     data = bytes(place % 251 for place in range(sum(sizes)))
     ends = list(itertools.accumulate(sizes))
     pieces = [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -239,7 +239,7 @@ def test_short_body_is_reserved_once_with_its_first_bytes(sizes: list[int]) -> N
 
 @pytest.mark.parametrize("length", [SHORT_BYTES, SHORT_BYTES + 1])
 def test_body_in_tiny_pieces_takes_little_more_than_its_bytes(length: int) -> None:
-    """They are joined, so that memory ends before those that come in pieces fill it."""
+    """The pieces are joined, so their objects do not take memory beyond the charge."""
     data = bytes(place % 251 for place in range(length))
     room = Room()
     assert data == read(environ(Stream(*in_parts(data, 2)), length), room)
@@ -251,7 +251,7 @@ def test_body_in_tiny_pieces_takes_little_more_than_its_bytes(length: int) -> No
 def test_arrived_bytes_are_reserved_before_the_next_read(
     length: int | None, pieces: list[int]
 ) -> None:
-    """In chunks the last piece once more, which the parser holds."""
+    """The last chunk is charged twice, since the parser holds it too."""
     room, arrived = Room(), 0
     stream = Stream(*map(bytes, pieces), after=lambda: gevent.sleep(30))
 
@@ -271,7 +271,7 @@ def test_arrived_bytes_are_reserved_before_the_next_read(
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_compressed_body_is_charged_with_its_decompressed_size(encoding: str) -> None:
-    """Meanwhile the decompressor's state and window are charged too."""
+    """During decompression, the decompressor's state and window are charged too."""
     sent = gzip.compress(b"x" * 100_000) if encoding == "gzip" else zstd.compress(b"x" * 100_000)
     room = Room()
     read(environ(sent, encoding=encoding), room)
@@ -285,8 +285,10 @@ def test_compressed_body_is_charged_with_its_decompressed_size(encoding: str) ->
     ("encoding", "window_log", "size"),
     [("gzip", 0, 20), ("gzip", 0, 60_000), ("zstd", 10, 100_000), ("zstd", 23, 2_000_000)],
 )
-def test_inflater_holds_no_more_than_is_charged(encoding: str, window_log: int, size: int) -> None:
-    """Measured in a process of its own: its state, and a copy of the last bytes."""
+def test_decompressor_holds_no_more_than_is_charged(
+    encoding: str, window_log: int, size: int
+) -> None:
+    """Measured in a separate process: its state, and a copy of the last bytes."""
     said = INFLATERS[encoding].held_bytes(size)
     held = int(
         subprocess.check_output(
@@ -340,7 +342,7 @@ def test_slow_body_is_a_body_timeout(length: int | None, encoding: str | None) -
 
 
 def test_trickling_body_gets_no_more_time() -> None:
-    """The time is for the whole body, not for each part of it."""
+    """The timeout is for the whole body, not for each part."""
 
     def trickle(size: int) -> bytes:
         gevent.sleep(0.02)
@@ -352,7 +354,7 @@ def test_trickling_body_gets_no_more_time() -> None:
 
 
 def test_timeout_of_the_caller_passes_through() -> None:
-    """A timeout around the request goes through."""
+    """A timeout around the request is not caught."""
     with gevent.Timeout(0.05) as timeout:
         with pytest.raises(gevent.Timeout) as raised:
             read(environ(Stream(after=lambda: gevent.sleep(30))))
@@ -360,16 +362,16 @@ def test_timeout_of_the_caller_passes_through() -> None:
 
 
 def test_body_in_time_leaves_no_timeout_behind() -> None:
-    """The time for a body ends with it."""
+    """The timeout of a body ends with the body."""
     read(environ(b"x"), None, 0.05)
     gevent.sleep(0.1)
 
 
 class Busy(Stream):
-    """A client whose body is there already, each part of it after some computing."""
+    """A client whose body has arrived, with some computing before each part."""
 
     def read1(self, size: int) -> bytes:
-        """Return the next part after more than a turn of work."""
+        """Return the next part after more than a time slice of work."""
         end = time.monotonic() + 1.5 * TIME_SLICE_SECONDS
         while time.monotonic() < end:
             pass
@@ -435,7 +437,7 @@ def in_parts(body: bytes, size: int) -> Iterator[bytes]:
 def test_compressed_body_is_decompressed(
     encoding: str, compress: Callable[[bytes], bytes], body: bytes
 ) -> None:
-    """Every coding gives the body back, whole or in parts of any length."""
+    """Every encoding restores the body, whole or in parts of any length."""
     sent = compress(body)
     assert body == read(environ(sent, encoding=encoding))
     for size in (1, 7) if len(sent) < 3000 else (997,):
@@ -447,7 +449,7 @@ def test_compressed_body_is_decompressed(
     ("encoding", "compress"), [("gzip", gzip.compress), ("zstd", zstd.compress)]
 )
 def test_members_may_follow_one_another(encoding: str, compress: Callable[[bytes], bytes]) -> None:
-    """A body put together from compressed files is inflated to its end, wherever it is cut."""
+    """A body of several compressed files is decompressed to its end, however it is cut."""
     parts = [b"a" * STEP_BYTES, b"", b"b" * 10, b"c" * 1000]
     sent = b"".join(map(compress, parts))
     for size in (1, 13, len(sent)):
@@ -458,7 +460,7 @@ def test_members_may_follow_one_another(encoding: str, compress: Callable[[bytes
 def test_number_of_members_is_limited(
     monkeypatch: pytest.MonkeyPatch, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    """To begin a member costs more than to send it."""
+    """Starting a member costs more than sending it."""
     monkeypatch.setattr(body_module, "MAX_MEMBERS", 5)
     assert b"xxxxx" == read(environ(compress(b"x") * 5, encoding=encoding))
     with pytest.raises(Rejection) as rejected:
@@ -504,7 +506,7 @@ def test_corrupt_body_is_rejected(sent: bytes, encoding: str) -> None:
 def test_decompression_bomb_is_rejected_at_the_limit(
     encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    """A small body that inflates beyond the limit is rejected, and never held whole."""
+    """A small body that decompresses beyond the limit is rejected, and never in memory whole."""
     room = Room()
     bomb = compress(bytes(20 * 1024 * 1024))
     assert len(bomb) < MAX_BYTES
@@ -514,10 +516,10 @@ def test_decompression_bomb_is_rejected_at_the_limit(
 
 
 @pytest.mark.parametrize(("encoding", "compress"), CODINGS)
-def test_decompression_bomb_is_inflated_step_by_step(
+def test_decompression_bomb_is_decompressed_step_by_step(
     encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    """At most one step of its output is held at once."""
+    """At most one step of its output is in memory at once."""
     bomb = compress(bytes(20 * 1024 * 1024))
     pieces = list(map(len, INFLATERS[encoding.strip().lower()].inflate(iter([bomb]))))
     assert 20 * 1024 * 1024 == sum(pieces)
@@ -526,7 +528,7 @@ def test_decompression_bomb_is_inflated_step_by_step(
 
 @pytest.mark.parametrize(("window_log", "is_taken"), [(23, True), (24, False), (27, False)])
 def test_zstd_window_is_limited_to_8_mib(window_log: int, is_taken: bool) -> None:
-    """A few bytes could otherwise cost 128 MiB of memory that nobody has admitted."""
+    """A few bytes could otherwise take 128 MiB of uncharged memory."""
     option = zstd.CompressionParameter
     options: dict[int, int] = {option.window_log: window_log, option.content_size_flag: 0}
     packer = zstd.ZstdCompressor(options=options)

@@ -1,4 +1,4 @@
-"""The compiled contract, and the properties that hold it to marshmallow's."""
+"""The compiled schema, and the properties that tie it to marshmallow's."""
 
 import json
 from collections.abc import Callable
@@ -48,14 +48,14 @@ def compile_field(field: fields.Field[Any]) -> type[msgspec.Struct]:
 
 
 def test_the_struct_of_a_log_has_exactly_the_fields_of_its_schema() -> None:
-    """The stored log holds the schema's fields, in the schema's order."""
+    """It has them in the schema's order."""
     expected = ["project_id", "timestamp", "level", "service", "message", "metadata"]
     assert expected == list(LogSchema().fields)
     assert expected == [field.name for field in msgspec.structs.fields(Log)]
 
 
 def test_required_fields_of_the_struct_are_those_of_the_schema() -> None:
-    """Only what the schema requires is required of the struct."""
+    """The struct requires only the fields that the schema requires."""
     expected = {name for name, field in LogSchema().fields.items() if field.required}
     structs = msgspec.structs.fields(Log)
     assert expected == {field.name for field in structs if field.required}
@@ -77,10 +77,10 @@ def test_required_fields_of_the_struct_are_those_of_the_schema() -> None:
         (fields.List(fields.Nested(LogSchema), required=True), b"{}", False),
     ],
 )
-def test_a_field_with_an_equal_is_compiled(
+def test_field_with_an_equivalent_is_compiled(
     field: fields.Field[Any], json_value: bytes, is_taken: bool
 ) -> None:
-    """The struct takes a field's value exactly where the schema does."""
+    """The struct accepts a value if and only if the schema does."""
     struct = compile_field(field)
     body = b'{"field": %s}' % json_value
     schema = Strict.from_dict({"field": field})(unknown=RAISE)
@@ -131,8 +131,8 @@ def test_a_field_with_an_equal_is_compiled(
     ],
     ids=lambda field: type(field).__name__,
 )
-def test_a_field_without_an_equal_is_rejected_by_name(field: fields.Field[Any]) -> None:
-    """What msgspec cannot check alike does not compile, so the two cannot drift apart unseen."""
+def test_field_without_an_equivalent_is_rejected_by_name(field: fields.Field[Any]) -> None:
+    """A check that msgspec lacks does not compile, so the two cannot differ unnoticed."""
     with pytest.raises(TypeError, match="field"):
         compile_field(field)
 
@@ -143,7 +143,7 @@ def test_a_field_without_an_equal_is_rejected_by_name(field: fields.Field[Any]) 
     ids=["pre_load", "post_load", "validates", "validates_schema"],
 )
 def test_a_schema_with_a_hook_does_not_compile(decorator: Callable[..., Any]) -> None:
-    """A hook that only marshmallow would run is no less a drift than a validator."""
+    """Only marshmallow would run the hook."""
 
     class Hooked(Strict):
         field = fields.String(required=True)
@@ -159,8 +159,8 @@ def test_a_schema_with_a_hook_does_not_compile(decorator: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize("unknown", [EXCLUDE, INCLUDE])
-def test_a_schema_that_takes_unknown_fields_does_not_compile(unknown: str) -> None:
-    """The struct rejects unknown fields, so the schema must."""
+def test_schema_that_accepts_unknown_fields_does_not_compile(unknown: str) -> None:
+    """The struct rejects unknown fields, so the schema must too."""
     schema: Any = Schema.from_dict({"field": fields.String(required=True)})
     with pytest.raises(TypeError, match="unknown"):
         compile_struct(schema(unknown=unknown))
@@ -170,7 +170,7 @@ def test_a_schema_that_takes_unknown_fields_does_not_compile(unknown: str) -> No
 
 
 def test_a_kind_of_string_that_the_caller_does_not_check_does_not_compile() -> None:
-    """A string with a check of its own must not pass as any text."""
+    """A string field with its own check must not accept any text."""
     with pytest.raises(TypeError, match="Timestamp has no equivalent"):
         compile_struct(LogSchema())
 
@@ -188,7 +188,7 @@ def test_the_items_of_a_list_have_their_own_struct() -> None:
 
 
 def fast_lines(body: bytes) -> bytes | None:
-    """Return the lines that the fast lane makes, None where it leaves the body to marshmallow."""
+    """Return the lines of the compiled decoder, or None if it leaves the body to marshmallow."""
     try:
         return encode_logs(load_batch(body, NO_OPTIONS))
     except COMPILED_ERRORS:
@@ -196,7 +196,7 @@ def fast_lines(body: bytes) -> bytes | None:
 
 
 def slow_lines(body: bytes) -> bytes | Rejection:
-    """Return the lines that marshmallow's way makes, or what it rejects the body with."""
+    """Return the lines of marshmallow's decoder, or its rejection."""
     try:
         with marshmallow_alone():
             return bytes(encode_batch(body).lines)
@@ -270,7 +270,7 @@ good_metadata = st.one_of(
 
 @st.composite
 def logs(draw: st.DrawFn) -> str:
-    """Draw the JSON text of a log: well-formed, or with a few things wrong."""
+    """Draw the JSON text of a log: valid, or with a few errors."""
     pairs = [(f'"{name}"', draw(value)) for name, value in good_fields.items()]
     if draw(st.booleans()):
         pairs.append(('"metadata"', draw(good_metadata)))
@@ -290,7 +290,7 @@ def logs(draw: st.DrawFn) -> str:
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
-    """Draw the body of a batch: well-formed most of the time, at least around its logs."""
+    """Draw the body of a batch: mostly valid, at least around its logs."""
     items = draw(st.lists(st.one_of(logs(), logs(), logs(), values), max_size=3))
     pairs = [('"logs"', f"[{', '.join(items)}]")]
     if draw(st.integers(0, 9)) == 0:
@@ -326,8 +326,8 @@ HARD_CASES = [
 
 
 @pytest.mark.parametrize("body", HARD_CASES)
-def test_the_fast_lane_takes_a_well_formed_batch(body: bytes) -> None:
-    """Well-formed batches need no second look, and are stored as marshmallow's way stores them."""
+def test_compiled_decoder_accepts_a_valid_batch(body: bytes) -> None:
+    """Its lines are those of marshmallow's decoder."""
     fast = fast_lines(body)
     assert fast is not None
     assert fast == slow_lines(body)
@@ -335,8 +335,8 @@ def test_the_fast_lane_takes_a_well_formed_batch(body: bytes) -> None:
 
 @pytest.mark.slow
 @given(bodies())
-def test_what_the_fast_lane_takes_marshmallow_takes_with_the_same_lines(body: bytes) -> None:
-    """The two ways never differ in what they take, nor in a byte of what is stored."""
+def test_both_decoders_accept_the_same_with_the_same_lines(body: bytes) -> None:
+    """A batch that the compiled decoder accepts has the same bytes with marshmallow."""
     fast = fast_lines(body)
     if fast is not None:
         assert fast == slow_lines(body)
@@ -345,7 +345,7 @@ def test_what_the_fast_lane_takes_marshmallow_takes_with_the_same_lines(body: by
 @pytest.mark.slow
 @given(bodies())
 def test_any_body_is_either_stored_as_json_lines_or_rejected(body: bytes) -> None:
-    """Nothing but a rejection comes out else, and every stored line is one strict JSON object."""
+    """No other exception is raised, and every stored line is one strict JSON object."""
     try:
         batch = encode_batch(body)
     except Rejection:
@@ -362,7 +362,7 @@ def test_any_body_is_either_stored_as_json_lines_or_rejected(body: bytes) -> Non
 
 @pytest.mark.slow
 @given(st.binary(max_size=40) | bodies().map(lambda body: body.replace(b'"logs"', b'"log"')))
-def test_what_is_no_batch_is_rejected_either_way(body: bytes) -> None:
-    """A body that is not a batch is not taken by the fast lane, and rejected by the other."""
+def test_both_decoders_reject_a_body_that_is_no_batch(body: bytes) -> None:
+    """The compiled decoder does not accept it, and the other one rejects it."""
     assert fast_lines(body) is None
     assert isinstance(slow_lines(body), Rejection)

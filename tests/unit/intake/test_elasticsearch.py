@@ -81,7 +81,7 @@ def test_the_query_the_token_and_the_path_decide_the_project() -> None:
 
 
 def test_each_item_has_its_result_and_valid_ones_are_stored() -> None:
-    """Deletes and updates are refused as by a data stream."""
+    """Deletes and updates get the error of a data stream."""
     body = (
         make_body(DOCUMENT, DOCUMENT | {"@timestamp": "yesterday"})
         + b'{"delete":{"_index":"org","_id":"1"}}\n{"update":{"_id":"2"}}\n{"doc":{}}\n'
@@ -101,7 +101,7 @@ def test_each_item_has_its_result_and_valid_ones_are_stored() -> None:
 
 
 def test_other_members_after_an_action_are_ignored() -> None:
-    """As in Elasticsearch 8: winston-elasticsearch counts its attempts there."""
+    """As in Elasticsearch 8: winston-elasticsearch writes its attempts there."""
     bulk = Bulk("org")
     body = b'{"index":{"_index":"a","pipeline":null},"attempts":0}\n{"message":"x"}\n'
     assert 1 == bulk.decode(body, make_context()).batch.logs

@@ -38,7 +38,7 @@ def rejection_of(body: bytes, options: Options = MOVING) -> Rejection:
 
 
 def bodies(logs: list[Any]) -> list[bytes]:
-    """Return every form of a JSON body with some logs."""
+    """Return some logs in every form of a JSON body."""
     texts = [json.dumps(log).encode() for log in logs]
     wide = [json.dumps(log, indent=2, ensure_ascii=False).encode() for log in logs]
     return [
@@ -62,7 +62,7 @@ def bodies(logs: list[Any]) -> list[bytes]:
 )
 @pytest.mark.parametrize("count", [1, 3])
 def test_body_may_have_any_form(options: Options, count: int) -> None:
-    """A batch, an array, a log, and logs in a row store the same lines."""
+    """A batch, an array, a log, and consecutive logs store the same lines."""
     logs: list[Any] = [
         make_log(message=trap, metadata={trap: [{}, {"a": {}}]}) for trap in TRAPS[:count]
     ]
@@ -73,7 +73,7 @@ def test_body_may_have_any_form(options: Options, count: int) -> None:
 
 
 def test_other_forms_are_rejected_without_options() -> None:
-    """The contract holds to the letter, and also with options that change no log."""
+    """Also with options that change no log, the documented form is required."""
     body = json.dumps(make_log()).encode()
     for options in (NO_OPTIONS, Options({"level": "l"}), Options(is_partial=True)):
         assert "invalid_batch" == rejection_of(body, options).code
@@ -82,7 +82,7 @@ def test_other_forms_are_rejected_without_options() -> None:
 
 
 def test_object_with_other_members_than_logs_is_a_log() -> None:
-    """Only an object whose one member is the array `logs` is a batch."""
+    """Only an object whose single member is the array `logs` is a batch."""
     logs: Any
     for logs in ([], [1], {}, "text"):
         log = make_log() | {"logs": logs}
@@ -137,7 +137,7 @@ def test_lone_surrogates_are_replaced_in_every_form() -> None:
 
 
 def test_long_body_is_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any form of several pieces is stored in its order, and errors have the number of the log."""
+    """Any form in several pieces is stored in order, and errors have the number of the log."""
     monkeypatch.setattr(formats, "PIECE_BYTES", 1000)
     logs = [make_log(message=f'{number} }}{{ "\\ {"x" * (number % 300)}') for number in range(300)]
     for body in bodies(logs):
@@ -150,7 +150,7 @@ def test_long_body_is_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_boundary_in_strings_costs_linear_time_and_bounded_memory() -> None:
-    """A string of nothing but boundaries and escapes is decoded in one piece."""
+    """A string of boundaries and escapes is decoded in one piece."""
     text = json.dumps('}{"\\' * (PIECE_BYTES // 4)).encode()
     body = json.dumps(make_log()).encode().replace(json.dumps(make_log()["message"]).encode(), text)
     room = Room()
@@ -180,10 +180,10 @@ objects = st.dictionaries(st.sampled_from(TRAPS) | st.text(max_size=3), values, 
     st.lists(st.tuples(objects, st.booleans(), st.text(" \t\r\n", max_size=3)), min_size=1),
     st.booleans(),
 )
-def test_objects_are_found_like_by_a_parser(
+def test_objects_are_found_as_a_parser_finds_them(
     parts: list[tuple[Any, bool, str]], is_ascii: bool
 ) -> None:
-    """Whatever their strings hold, and however they are written and separated."""
+    """Whatever their strings contain, and however they are written and separated."""
     texts = [
         json.dumps(value, indent=1 if is_wide else None, ensure_ascii=is_ascii) + blank
         for value, is_wide, blank in parts
@@ -196,7 +196,7 @@ def test_objects_are_found_like_by_a_parser(
 
 @given(st.binary(max_size=40) | st.text('{}[]"\\ ,:1a', max_size=30).map(str.encode))
 def test_any_body_is_stored_or_rejected(body: bytes) -> None:
-    """No bytes raise anything but a Rejection, and parts that are found are the whole body."""
+    """Any bytes raise only a Rejection, and the parts found add up to the body."""
     parts = [body[start:end] for start, end in find_objects(body)]
     assert b"".join(body.split()) == b"".join(b"".join(parts).split())
     with suppress(Rejection):

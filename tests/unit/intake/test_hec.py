@@ -24,7 +24,7 @@ LOG = {
 
 
 def decode(body: bytes, **context: Any) -> list[dict[str, Any]]:
-    """Return the logs that a body of events becomes."""
+    """Return the logs of a body of events."""
     batch = hec.decode_events(body, make_context(**context)).batch
     logs = [json.loads(line) for line in batch.lines.splitlines()]
     assert batch.logs == len(logs) == batch.lines.count(b"\n")
@@ -89,7 +89,7 @@ def inner(**members: Any) -> dict[str, Any]:
 def test_each_member_of_an_event_has_its_field(
     change: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    """As docs/api.md has it; `...` stands for any value."""
+    """As in docs/api.md; `...` means any value."""
     log = decode_one(EVENT | change)
     for name in [name for name, value in expected.items() if value is ...]:
         del log[name]
@@ -98,7 +98,7 @@ def test_each_member_of_an_event_has_its_field(
 
 
 def test_the_query_and_the_token_decide_the_project() -> None:
-    """What the event says of another index is kept."""
+    """The event's own index is kept in the metadata."""
     defaults = Options({"project_id": "a", "service": "b", "level": "c"})
     log = decode_one({"event": "x", "index": "i"}, options=defaults)
     assert ("a", "b", "c", {"index": "i"}) == (
@@ -114,7 +114,7 @@ def test_the_query_and_the_token_decide_the_project() -> None:
 
 
 def test_values_are_stored_as_they_were_written() -> None:
-    """Digits, escapes and order are the client's; line breaks between tokens go."""
+    """Digits, escapes and order are the client's; line breaks between tokens are removed."""
     body = b'{"event":{"message":"m","a":1.50,\n"b":1e999,"c":"\\u00e9 \\/"},"index":"i"}'
     line = hec.decode_events(body, make_context()).batch.lines
     assert b'{"event":{"a":1.50,"b":1e999,"c":"\\u00e9 \\/"}}' in line
@@ -129,7 +129,7 @@ def test_values_are_stored_as_they_were_written() -> None:
     "text", ["plain", "a}{b", 'quote"}{"event":"x"}', "back\\", "\\}{", '\\"}{', "}\n{" * 100]
 )
 def test_events_follow_one_another(separator: bytes, text: str) -> None:
-    """A string may hold what looks like the border between two of them."""
+    """A string may contain the text of a boundary between two events."""
     events = [json.dumps(EVENT | {"event": f"{text} {i}"}).encode() for i in range(9)]
     assert [f"{text} {i}" for i in range(9)] == [
         log["message"] for log in decode(separator + separator.join(events) + separator)
@@ -139,15 +139,15 @@ def test_events_follow_one_another(separator: bytes, text: str) -> None:
 
 @pytest.mark.parametrize("size", [hec.STEP_BYTES - 80, hec.STEP_BYTES, 1_200_000])
 def test_long_events_follow_one_another(size: int) -> None:
-    """Their borders lie beyond what is searched at once, or across it."""
+    """Their boundaries are beyond the bytes searched at once, or across their end."""
     for step in range(70, 90):
         event = json.dumps(EVENT | {"event": "x" * (size - step)}).encode()
         assert 3 == len(decode(event * 3))
 
 
 @pytest.mark.parametrize("separator", [b" " * 1000, b",", b" , "])
-def test_events_without_borders_are_searched_for_one_once(separator: bytes) -> None:
-    """A search for each event up to the end of the body would take quadratic time."""
+def test_body_without_boundaries_is_searched_once(separator: bytes) -> None:
+    """A search to the end of the body for each event would take quadratic time."""
     event = json.dumps(EVENT | {"event": 'a "quote\\'}).encode()
     context = make_context(options=Options(is_partial=True))
     with patch.object(hec, "_find_border", wraps=hec._find_border) as find_border:
@@ -157,7 +157,7 @@ def test_events_without_borders_are_searched_for_one_once(separator: bytes) -> N
 
 
 def test_only_the_tokens_of_an_event_are_read_to_find_its_end() -> None:
-    """Those of the next events are read for these."""
+    """The tokens of later events are read with those events."""
     tokens = iter(hec._TOKEN.finditer(b"{}" * 100))
     with patch.object(hec, "_TOKEN") as pattern:
         pattern.finditer.return_value = tokens
@@ -194,7 +194,7 @@ def test_invalid_utf8_becomes_a_replacement_character() -> None:
 def test_an_invalid_event_rejects_its_batch(
     text: bytes, code: str, reply: hec.Reply, event: int | None
 ) -> None:
-    """In HEC's words, with its number; with `partial=true` it costs itself alone."""
+    """With HEC's text and its number; with `partial=true` only the event is rejected."""
     valid = json.dumps(EVENT).encode() if event is not None else b""
     rejection = reject(valid + text)
     assert (code, reply, event) == (rejection.code, rejection.reply, rejection.event)
@@ -214,7 +214,7 @@ def test_a_valid_event_after_an_invalid_one_is_stored_with_partial() -> None:
 
 
 def test_the_lines_are_charged_as_they_grow() -> None:
-    """A body is rejected when the memory ends, not when its lines are all there."""
+    """A body is rejected when memory runs out, not once all its lines are encoded."""
     body = json.dumps(EVENT).encode() * 10_000
     room = Room(len(body) + 100_000)
     with pytest.raises(Rejection, match="No room"):
@@ -263,7 +263,7 @@ def test_the_query_names_what_events_lack() -> None:
 
 
 def test_each_raw_line_is_a_message() -> None:
-    """The query says the rest."""
+    """The other fields come from the query."""
     defaults = {"index": "org", "host": "h", "sourcetype": "shop", "time": "1717169445"}
     body = b'a\r\n\n{"b": 1}\nc\xff'
     batch = hec.decode_raw(body, make_context(), defaults).batch

@@ -26,7 +26,7 @@ def lines_of(decoded: Decoded) -> list[dict[str, Any]]:
 
 
 def kept(decode: Any, body: bytes, options: Options = KEEP) -> list[dict[str, Any]]:
-    """Return the logs that were kept as text, without the arrival, alike by both decoders."""
+    """Return the kept logs without their arrival times, which both decoders make alike."""
     found = []
     for lines in (
         lines_of(decode(body, make_context(options=options))),
@@ -92,14 +92,14 @@ def test_body_that_is_no_batch_is_kept_whole(body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b"", b" \r\n"])
 def test_empty_json_body_is_rejected(body: bytes) -> None:
-    """It holds nothing to keep."""
+    """It contains nothing to keep."""
     with pytest.raises(Rejection) as rejected:
         decode_json(body, make_context(options=KEEP))
     assert "invalid_json" == rejected.value.code
 
 
 def test_log_of_a_json_body_is_kept_alone() -> None:
-    """Its JSON is what it was, and the valid logs are stored as they are."""
+    """Its JSON is kept as it was, and the valid logs are stored as usual."""
     broken = b'{"n": 1e999, "\xc3\xa9": 1}'
     for options, body in (
         (KEEP, b'{"logs": [%s, %s, %s]}' % (VALID, broken, VALID)),
@@ -133,7 +133,7 @@ def test_all_kept_logs_are_counted_and_the_first_described() -> None:
 
 
 def test_forbidden_project_rejects() -> None:
-    """Of the query, and of a valid log."""
+    """In the query, and in a valid log."""
     options = KEEP._replace(defaults={"project_id": "theirs"})
     theirs = json.dumps(make_log(project_id="theirs")).encode()
     mine = json.dumps(make_log(project_id="mine")).encode()
@@ -166,7 +166,7 @@ def test_memory_of_kept_text_is_charged() -> None:
     )
 )
 def test_every_line_is_stored(lines: list[bytes]) -> None:
-    """As the log that it is, or as text: none is lost and none is there twice."""
+    """As its log or as text: none is lost and none is stored twice."""
     body = b"\n".join(lines)
     stored = lines_of(decode_lines(body, make_context(options=KEEP)))
     sent = [line.strip() for line in body.split(b"\n") if line.strip()]

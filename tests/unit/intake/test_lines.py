@@ -1,4 +1,4 @@
-"""What the lines of a batch take while it is decoded, in whichever protocol it came."""
+"""The memory of a batch's lines during its decode, for every protocol."""
 
 import json
 import tracemalloc
@@ -29,7 +29,7 @@ def make_logs(count: int, message: str = "m") -> list[Any]:
     return [Log("p", "2024-05-31T00:00:00Z", "info", "s", message) for _ in range(count)]
 
 
-def test_lines_are_charged_beside_the_body_as_they_grow() -> None:
+def test_lines_are_charged_in_addition_to_the_body() -> None:
     """The body is held until the last of its logs is encoded."""
     room = Room()
     writer = LineWriter(room, body_bytes=1000, spare_bytes=MIB)
@@ -45,7 +45,7 @@ def test_lines_are_charged_beside_the_body_as_they_grow() -> None:
 
 @pytest.mark.parametrize("logs", [1, 3])
 def test_long_lines_are_held_once(logs: int) -> None:
-    """Neither the encoder nor the batch holds a copy of them."""
+    """Neither the encoder nor the batch has a second copy."""
     long = make_logs(1, "\1" * MIB)[0]
     writer = LineWriter(Room(), 0, 64 * MIB)
     tracemalloc.start()
@@ -60,7 +60,7 @@ def test_long_lines_are_held_once(logs: int) -> None:
 
 
 def test_lines_without_room_are_rejected() -> None:
-    """Those that have come so far are within it."""
+    """The lines encoded so far stay within the memory."""
     writer = LineWriter(Room(1500), body_bytes=1000, spare_bytes=MIB)
     writer.add(make_logs(4))
     with pytest.raises(Rejection) as rejected:
@@ -68,16 +68,16 @@ def test_lines_without_room_are_rejected() -> None:
     assert "queue_full" == rejected.value.code
 
 
-def test_lines_that_are_expected_need_room_too() -> None:
-    """They are rejected before they are made."""
+def test_expected_lines_need_room_too() -> None:
+    """They are rejected before they are encoded."""
     writer = LineWriter(Room(1500), body_bytes=1000, spare_bytes=MIB)
     writer.expect(500)
     with pytest.raises(Rejection, match="No room"):
         writer.expect(501)
 
 
-def test_what_is_repeated_is_encoded_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than a step of it is made before it is charged."""
+def test_repeated_values_are_encoded_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most one step is encoded before it is charged."""
     sizes: list[int] = []
     encode = decoder.encode_lines
 
@@ -95,7 +95,7 @@ def test_what_is_repeated_is_encoded_in_steps(monkeypatch: pytest.MonkeyPatch) -
 
 
 @given(st.text() | st.text(st.characters(max_codepoint=0x80)))
-def test_no_text_takes_more_than_is_expected_of_it(text: str) -> None:
+def test_no_text_takes_more_than_its_estimate(text: str) -> None:
     """Control characters take six bytes each, and quotes two."""
     assert len(msgspec.json.encode(text)) <= escaped_size(text.encode()) + 2
 
@@ -155,7 +155,7 @@ GROWING: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", GROWING)
 def test_a_body_that_grows_is_rejected_before_it_takes_memory(name: str) -> None:
-    """What is held beyond the reservation is bounded, however much a few bytes may grow to."""
+    """Memory beyond the reservation is bounded, however much a few bytes may grow."""
     decode, body, options = GROWING[name]
     room = Room(len(body) + 4 * MIB)
     context = make_context(options=options, reservation=room)
@@ -171,8 +171,8 @@ def test_a_body_that_grows_is_rejected_before_it_takes_memory(name: str) -> None
 
 
 @pytest.mark.parametrize("decode", [decode_json, decode_lines])
-def test_what_a_long_body_holds_between_its_pieces_is_charged(decode: Any) -> None:
-    """The body, the piece under way, the texts that wait, and the lines so far."""
+def test_memory_between_pieces_of_a_long_body_is_charged(decode: Any) -> None:
+    """The body, the current piece, the waiting texts, and the lines so far."""
     logs = [make_log(message="x" * 1000)] * 3000
     body = (json_body if decode is decode_json else lines_body)(logs)
     room = Room()

@@ -46,7 +46,7 @@ ENCODINGS = [(make_json, decode_json), (make_protobuf, decode_protobuf)]
 
 @pytest.fixture(params=ENCODINGS, ids=["json", "protobuf"])
 def logs(request: pytest.FixtureRequest) -> Callable[..., list[dict[str, Any]]]:
-    """Return what makes a push of streams and decodes it."""
+    """Return a function that encodes a push of streams and decodes it."""
     make, decode = request.param
     return lambda streams, **more: decode(make(streams), **more)
 
@@ -75,7 +75,7 @@ def test_each_label_has_its_field(
     structured: dict[str, str],
     expected: dict[str, str],
 ) -> None:
-    """Labels and structured metadata are kept whole under metadata, each under its own name."""
+    """Labels and structured metadata are kept whole under metadata."""
     entry = (TIME, "paid", structured) if structured else (TIME, "paid")
     metadata = {"labels": labels, **({"structured_metadata": structured} if structured else {})}
     assert [LOG | {"metadata": metadata} | expected] == logs([(labels, [entry])])
@@ -176,7 +176,7 @@ def test_other_texts_are_no_labels(text: str) -> None:
 
 @pytest.mark.parametrize(("excess", "stored"), [(0, 1), (1, 0)])
 def test_labels_of_a_stream_are_bounded(excess: int, stored: int) -> None:
-    """They become a dictionary without a pause."""
+    """They become a dictionary without a yield."""
     value = "x" * (loki_protobuf.MAX_LABEL_BYTES - len('{app=""}') + excess)
     body = make_protobuf([({"app": value}, [(TIME, "line")])])
     with nullcontext() if stored else pytest.raises(Rejection, match="labels of a stream"):
@@ -204,8 +204,8 @@ PUSH = make_protobuf([({"a": "b"}, [(TIME, "x")])])
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_what_is_no_push_in_protobuf_is_rejected(body: bytes, code: str) -> None:
-    """A length that is a lie takes no memory."""
+def test_malformed_push_in_protobuf_is_rejected(body: bytes, code: str) -> None:
+    """A false length takes no memory."""
     with pytest.raises(Rejection) as rejected:
         decode_protobuf(body)
     assert code == rejected.value.code

@@ -22,7 +22,7 @@ BARE = {"project_id": "p", "timestamp": "2024-05-31T15:30:45Z", "level": "info",
 
 
 def changed(query: str, log: Any) -> dict[str, Any]:
-    """Return the log that is stored for one that is sent with a query, alike in either format."""
+    """Return the stored log for a log sent with a query, the same in either format."""
     context = make_context(options=parse_options(query))
     text = json.dumps(log).encode()
     (stored,) = decode_lines(text, context).batch.lines.splitlines()
@@ -47,7 +47,7 @@ def test_field_is_moved_and_replaces_the_logs_own() -> None:
 
 
 def test_first_name_that_a_log_has_counts() -> None:
-    """Names after it stay unknown fields; null is no value."""
+    """Later names stay unknown fields; null is no value."""
     query = "message_field=a,b,c&unknown=metadata"
     log = {**BARE, "a": None, "b": "second", "c": "third"}
     expected = {**BARE, "message": "second", "metadata": {"a": None, "c": "third"}}
@@ -96,7 +96,7 @@ def test_two_fields_may_have_one_source() -> None:
 
 
 def test_scalars_become_text() -> None:
-    """Pino's level 30 is stored as `30`, and a message that is an object as its JSON."""
+    """Pino's level 30 is stored as `30`, and an object as message as its JSON."""
     query = "level_field=level&message_field=msg&service_field=pid"
     log = {**BARE, "level": 30, "msg": {"a": [1, None]}, "pid": True}
     stored = changed(query, log)
@@ -181,7 +181,7 @@ def lookup(node: Any, path: Sequence[str]) -> Any:
 
 
 def without(node: Any, paths: Sequence[Sequence[str]]) -> Any:
-    """Return a copy of an object without some members, and without what they leave empty."""
+    """Return a copy of an object without some members and without objects that become empty."""
     if not isinstance(node, dict):
         return node
     kept = {}

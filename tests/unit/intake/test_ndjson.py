@@ -26,8 +26,8 @@ def rejection_of(body: bytes) -> Rejection:
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n", b"\n \n"])
 @pytest.mark.parametrize("between", [b"\n", b"\r\n", b"\n\n"])
-def test_a_log_a_line_is_stored_as_the_same_batch_in_json(between: bytes, end: bytes) -> None:
-    """Both forms of a batch store the same lines; blank lines do not count."""
+def test_ndjson_is_stored_like_the_same_batch_in_json(between: bytes, end: bytes) -> None:
+    """Both forms of a batch store the same lines; blank lines are ignored."""
     lines = [line(message=f"line {number}", timestamp="2024-05-31 15:30") for number in range(3)]
     expected = encode_batch(b'{"logs":[%s]}' % b",".join(lines))
     assert expected == encode_lines(between.join(lines) + end)
@@ -35,12 +35,12 @@ def test_a_log_a_line_is_stored_as_the_same_batch_in_json(between: bytes, end: b
 
 @pytest.mark.parametrize("body", [b"", b"\n", b"\r\n \n"])
 def test_no_lines_are_an_empty_batch(body: bytes) -> None:
-    """As with JSON, a batch may hold no logs."""
+    """As in JSON, a batch may have no logs."""
     assert (b"", 0) == encode_lines(body)
 
 
 def test_a_malformed_log_is_named_by_its_line() -> None:
-    """Blank lines count in the number of a line, which starts at 1."""
+    """Blank lines count, and the first line is number 1."""
     body = b"\n".join([line(), b"", line(level=""), line(), line(extra=1)])
     rejection = rejection_of(body)
     assert "invalid_batch" == rejection.code
@@ -65,14 +65,14 @@ def test_a_malformed_log_is_named_by_its_line() -> None:
     ],
 )
 def test_a_line_that_is_no_json_is_named(broken: bytes) -> None:
-    """A line holds one JSON value, whole."""
+    """A line contains one whole JSON value."""
     rejection = rejection_of(b"\n".join([line(), broken, line()]))
     assert "invalid_json" == rejection.code
     assert "line 2: " in rejection.message
 
 
 def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
-    """Half an emoji costs neither its line nor any other."""
+    """Half an emoji invalidates neither its line nor another one."""
     batch = encode_lines(line(message="cut \ud83d") + b"\n" + line(message="\U0001f600"))
     texts = [json.loads(text)["message"] for text in batch.lines.splitlines()]
     assert ["cut \ufffd", "\U0001f600"] == texts
@@ -88,19 +88,19 @@ def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
         line() + line()[:-1] + b"\r\n}",
     ],
 )
-def test_as_many_logs_as_lines_are_not_enough(body: bytes) -> None:
-    """Two logs in one line are rejected, also where a blank line or half a log makes up for it."""
+def test_each_line_must_be_one_log(body: bytes) -> None:
+    """Two logs in one line are rejected, even if a blank line or half a log evens the count."""
     assert "invalid_json" == rejection_of(body).code
 
 
 @pytest.mark.parametrize("value", [b"1", b"[]", b"null", b'"x"', b"{}"])
-def test_a_line_that_is_no_log_is_malformed(value: bytes) -> None:
-    """A JSON value that is no log is rejected as one."""
+def test_line_that_is_no_log_is_invalid(value: bytes) -> None:
+    """A JSON value that is not a log is an invalid log."""
     assert "1 of 2 logs" in rejection_of(line() + b"\n" + value).message
 
 
 def test_a_long_text_is_read_piece_by_piece() -> None:
-    """A body of several pieces is stored whole, in its order."""
+    """A body of several pieces is stored whole, in order."""
     lines = [line(message=str(number)) for number in range(3 * PIECE_BYTES // 200)]
     batch = encode_lines(b"\n".join(lines))
     assert len(lines) == batch.logs
@@ -109,7 +109,7 @@ def test_a_long_text_is_read_piece_by_piece() -> None:
 
 
 def test_a_fault_in_a_long_text_is_named_by_its_line() -> None:
-    """The number of a line is that in the body, not in a piece of it."""
+    """The number is that of the line in the body, not in a piece."""
     lines = [line(message=str(number)) for number in range(3 * PIECE_BYTES // 200)]
     place = len(lines) - 10
     lines[place] = line(level="")
@@ -121,7 +121,7 @@ def test_a_fault_in_a_long_text_is_named_by_its_line() -> None:
 
 
 def test_a_long_line_may_not_hold_many_values() -> None:
-    """The values of one log are bounded, since each costs memory; the lines before do not count."""
+    """The values of one log are bounded, since each takes memory; earlier lines do not count."""
     values = line(metadata={"values": [0.123456789] * (codec.LONG_LOG_COMMAS + 10)})
     rejection = rejection_of(line() + b"\n" + values)
     assert rejection.errors is not None
@@ -132,13 +132,13 @@ def test_a_long_line_may_not_hold_many_values() -> None:
 
 
 def test_a_body_of_too_many_values_is_rejected() -> None:
-    """As with JSON, all values of a long body are bounded, too."""
+    """As in JSON, the values of a long body are bounded too."""
     body = b"\n".join([line(metadata={"a": [0] * 9_000})] * 90)
     assert "body_too_large" == rejection_of(body).code
 
 
 def test_a_body_of_too_many_lines_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each invalid line takes 10 µs or more with partial=true, and a line may be of one byte."""
+    """With partial=true an invalid line takes 10 µs or more, and may be one byte long."""
     monkeypatch.setattr(formats, "PIECE_BYTES", 100)
     monkeypatch.setattr(codec, "LONG_BODY_COMMAS", 100)
     context = make_context(options=Options(is_partial=True))
@@ -149,8 +149,8 @@ def test_a_body_of_too_many_lines_is_rejected(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
-def test_a_long_bodys_rejection_counts_its_lines(end: bytes) -> None:
-    """The last line counts with and without its end; what was not counted is said."""
+def test_rejection_of_a_long_body_counts_its_lines(end: bytes) -> None:
+    """The last line counts with or without its line break; uncounted lines are mentioned."""
     lines = [line(level=""), *[line(message="x" * 8000)] * 200]
     rejection = rejection_of(b"\n".join(lines) + end)
     assert "At least 1 of 201 logs are invalid; nothing was stored" == rejection.message
@@ -159,7 +159,7 @@ def test_a_long_bodys_rejection_counts_its_lines(end: bytes) -> None:
 @pytest.mark.parametrize("is_long", [False, True])
 @pytest.mark.parametrize("encode", [encode_batch, encode_lines])
 def test_a_batch_may_hold_only_the_projects_of_its_token(encode: Any, is_long: bool) -> None:
-    """One log of another project rejects the batch, wherever it is, and names the project."""
+    """One log of another project, anywhere, rejects the batch; the message names the project."""
     size = PIECE_BYTES if is_long else 1
     logs = [line(project_id="mine", message="x" * size), line(project_id="theirs")]
     separator = b"\n" if encode is encode_lines else b","
@@ -175,7 +175,7 @@ def test_a_batch_may_hold_only_the_projects_of_its_token(encode: Any, is_long: b
 
 
 def test_a_long_name_of_a_project_is_shown_in_part() -> None:
-    """A rejection is not as long as what it rejects."""
+    """A rejection is not as long as the batch."""
     with pytest.raises(Rejection) as rejected:
         encode_lines(line(project_id="x" * 5000), {"mine"})
     assert "forbidden_project" == rejected.value.code
@@ -188,8 +188,8 @@ texts = st.sampled_from(
 
 
 @given(st.lists(st.one_of(texts, st.binary(max_size=20))))
-def test_what_the_decoder_takes_is_what_the_schema_takes(lines: list[bytes]) -> None:
-    """The quick way through the lines gives the same logs as the one that words the errors."""
+def test_decoder_and_schema_accept_the_same_lines(lines: list[bytes]) -> None:
+    """Both ways give the same logs."""
     body = b"\n".join(lines)
     try:
         quick = encode_lines(body)
@@ -203,5 +203,5 @@ def test_what_the_decoder_takes_is_what_the_schema_takes(lines: list[bytes]) -> 
 
 @given(st.text("x\n\n \t\r\v\f\x1c\x85", max_size=20).map(str.encode))
 def test_lines_that_are_not_blank_are_counted(body: bytes) -> None:
-    """The quick count is that of the lines with anything but white space."""
+    """The fast count equals the number of lines that are not white space."""
     assert sum(1 for text in body.split(b"\n") if text.strip()) == Lines().count(body)

@@ -1,4 +1,4 @@
-"""What a query may ask for: how it is read, and what it makes of a log."""
+"""The query options: how they are parsed, and their effect on a log."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def stored(decoded: Decoded) -> list[Any]:
 
 
 def decoded_with(decode: Any, options: Options, *logs: Any) -> Decoded:
-    """Return what becomes of a batch, by either way of decoding it."""
+    """Return the result of a batch with options, the same with either decoder."""
     body = body_of(decode, *logs)
     decoded: Decoded = decode(body, make_context(options=options))
     with marshmallow_alone():
@@ -82,7 +82,7 @@ def rejection_of(decode: Any, options: Options, *logs: Any) -> Rejection:
         (f"level={'x' * 255}", Options({"level": "x" * 255})),
     ],
 )
-def test_a_query_is_read(query: str, expected: Options) -> None:
+def test_query_is_parsed(query: str, expected: Options) -> None:
     """Parameters are percent-encoded UTF-8, and may be combined."""
     assert expected == parse_options(query)
 
@@ -119,8 +119,8 @@ def test_a_query_is_read(query: str, expected: Options) -> None:
         ("level=%ED%A0%80", "UTF-8"),
     ],
 )
-def test_a_query_that_says_nothing_is_rejected_by_name(query: str, named: str) -> None:
-    """A misspelt parameter must not be taken for its absence."""
+def test_unknown_parameter_is_rejected_by_name(query: str, named: str) -> None:
+    """A misspelled parameter must not be ignored."""
     with pytest.raises(Rejection, match=".") as rejected:
         parse_options(query)
     assert "bad_request" == rejected.value.code
@@ -128,8 +128,8 @@ def test_a_query_that_says_nothing_is_rejected_by_name(query: str, named: str) -
     assert len(rejected.value.message) < 300
 
 
-def test_a_protocol_has_the_parameters_that_it_takes() -> None:
-    """What another protocol has no use for is rejected there, and what there is, named."""
+def test_protocol_has_its_own_parameters() -> None:
+    """Parameters of other protocols are rejected, and the supported ones are listed."""
     assert Options({"project_id": "p"}) == parse_options("project_id=p", ["project_id"])
     with pytest.raises(Rejection, match="there are project_id") as rejected:
         parse_options("unknown=metadata", ["project_id"])
@@ -140,8 +140,8 @@ def test_a_protocol_has_the_parameters_that_it_takes() -> None:
 
 
 @pytest.mark.parametrize("decode", DECODERS)
-def test_what_a_log_lacks_is_filled_in(decode: Any) -> None:
-    """A field that is absent or null takes its default, in the order of the contract."""
+def test_missing_fields_are_filled_in(decode: Any) -> None:
+    """An absent or null field gets its default, in the order of the fields."""
     logs = [BARE, make_log(), BARE | {"level": None, "service": "mine", "metadata": {"a": 1}}]
     decoded = decoded_with(decode, Options(DEFAULTS), *logs)
     expected = [
@@ -154,8 +154,8 @@ def test_what_a_log_lacks_is_filled_in(decode: Any) -> None:
 
 
 @pytest.mark.parametrize("decode", DECODERS)
-def test_what_a_log_has_is_not_replaced(decode: Any) -> None:
-    """A value of the wrong kind is an error, and no reason for a default; others stay unknown."""
+def test_existing_values_are_not_replaced(decode: Any) -> None:
+    """A value of the wrong type is an error and gets no default; unknown fields stay unknown."""
     options = Options({"level": "l"})
     wrong: Any
     for wrong in ("", 5, [], {}, False):
@@ -168,7 +168,7 @@ def test_what_a_log_has_is_not_replaced(decode: Any) -> None:
 
 @pytest.mark.parametrize("decode", DECODERS)
 def test_a_default_project_is_checked_like_any_other(decode: Any) -> None:
-    """A token bound to projects stays bound, whether the log names the project or the query."""
+    """A token's projects apply, whether the log or the query names the project."""
     context = make_context({"mine"}, Options({"project_id": "theirs"}))
     assert 1 == decode(body_of(decode, make_log(project_id="mine")), context).batch.logs
     log = make_log()
@@ -183,7 +183,7 @@ def test_a_default_project_is_checked_like_any_other(decode: Any) -> None:
 
 @pytest.mark.parametrize("decode", DECODERS)
 def test_unknown_fields_move_under_metadata(decode: Any) -> None:
-    """Values keep their types and their order, after those that metadata has."""
+    """Their values keep type and order, after those that metadata has."""
     nested = {"a": [1, 2.5, None, {"b": True}], "n": 10**30}
     logs = [
         make_log(metadata={"z": 1}) | {"host": "h", "Message": nested, "": None},
@@ -204,7 +204,7 @@ def test_unknown_fields_move_under_metadata(decode: Any) -> None:
 
 @pytest.mark.parametrize("decode", DECODERS)
 def test_a_field_that_metadata_has_already_is_an_error(decode: Any) -> None:
-    """Of two values for one name none is dropped: the log is invalid, and the name is said."""
+    """Neither of two values for one name is dropped: the log is invalid, and the name is shown."""
     first = decode is decode_lines
     rejection = rejection_of(
         decode,
@@ -217,8 +217,8 @@ def test_a_field_that_metadata_has_already_is_an_error(decode: Any) -> None:
 
 @pytest.mark.parametrize("decode", DECODERS)
 @pytest.mark.parametrize("metadata", ["text", 5, [], False])
-def test_metadata_that_is_no_object_takes_no_fields(decode: Any, metadata: Any) -> None:
-    """What the contract calls metadata is an object, whatever else there is."""
+def test_fields_cannot_move_into_metadata_that_is_no_object(decode: Any, metadata: Any) -> None:
+    """The log is invalid."""
     log = make_log(metadata=metadata) | {"host": "x"}
     rejection = rejection_of(decode, Options(moves_unknown=True), log)
     assert {"metadata": ["Not an object."]} == next(iter((rejection.errors or {})["logs"].values()))
@@ -237,8 +237,8 @@ def test_metadata_that_is_no_object_takes_no_fields(decode: Any, metadata: Any) 
         (False, "false"),
     ],
 )
-def test_a_known_field_that_is_no_text_becomes_text(decode: Any, value: Any, text: str) -> None:
-    """As JSON writes it, whatever default there is; pino, for one, sends numbers as levels."""
+def test_scalar_in_a_text_field_becomes_text(decode: Any, value: Any, text: str) -> None:
+    """In its JSON form, regardless of defaults; pino sends numbers as levels."""
     fields = ("project_id", "level", "service", "message")
     options = Options(DEFAULTS, moves_unknown=True)
     (log,) = stored(decoded_with(decode, options, make_log(**dict.fromkeys(fields, value), pid=7)))
@@ -249,7 +249,7 @@ def test_a_known_field_that_is_no_text_becomes_text(decode: Any, value: Any, tex
 @pytest.mark.parametrize("decode", DECODERS)
 @pytest.mark.parametrize("message", [{"text": 'a "b"', "n": [1, None]}, [], {}, ["ü\n"]])
 def test_a_message_of_any_kind_becomes_text(decode: Any, message: Any) -> None:
-    """A list or an object as JSON without blanks, which can be read back."""
+    """A list or an object becomes compact JSON."""
     (log,) = stored(decoded_with(decode, Options(moves_unknown=True), make_log(message=message)))
     expected = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
     assert expected == log["message"]
@@ -264,8 +264,8 @@ def test_a_message_of_any_kind_becomes_text(decode: Any, message: Any) -> None:
         ("message", None),
     ],
 )
-def test_what_has_no_text_stays_an_error(decode: Any, name: str, value: Any) -> None:
-    """A number is no timestamp, since its unit is not known, and a list no name."""
+def test_values_without_a_text_form_are_errors(decode: Any, name: str, value: Any) -> None:
+    """A number is not a timestamp, since its unit is unknown, and a list is not a name."""
     errors = rejection_of(decode, Options(moves_unknown=True), make_log(**{name: value})).errors
     assert [name] == list(next(iter((errors or {})["logs"].values())))
 
@@ -276,7 +276,7 @@ def test_what_has_no_text_stays_an_error(decode: Any, name: str, value: Any) -> 
 @pytest.mark.parametrize("size", [1, 2 * PIECE_BYTES // 100], ids=["short", "long"])
 @pytest.mark.parametrize("decode", DECODERS)
 def test_the_valid_logs_of_a_batch_are_stored(decode: Any, size: int) -> None:
-    """The others are counted, and described by their numbers, in bodies of one piece or several."""
+    """The others are counted and described by number, in bodies of one piece or several."""
     logs: list[Any] = [make_log(message=str(number) + "x" * size) for number in range(100)]
     valid = [log for number, log in enumerate(logs) if number not in (3, 98)]
     logs[3], logs[98] = make_log(level=""), 5
@@ -292,8 +292,8 @@ def test_the_valid_logs_of_a_batch_are_stored(decode: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize("decode", DECODERS)
-def test_a_valid_batch_is_no_partial_one(decode: Any) -> None:
-    """Where nothing is left out, nothing is said of it."""
+def test_valid_batch_has_the_usual_response(decode: Any) -> None:
+    """If no log is invalid, the response does not mention any."""
     assert (2, None) == (
         (
             decoded := decoded_with(decode, Options(is_partial=True), make_log(), make_log())
@@ -312,7 +312,7 @@ def test_all_logs_of_a_batch_may_be_invalid(decode: Any) -> None:
 
 
 def test_a_line_that_is_no_json_is_an_invalid_log() -> None:
-    """One broken line does not cost the others; a JSON body is one text, which is JSON or not."""
+    """One broken line rejects no other; a JSON body is valid or invalid as a whole."""
     log = json.dumps(make_log()).encode()
     lines = [log, b"{", b"\xff", log + log, b'{"n": 1e999}', b"[" * 100_000, b"", log]
     context = make_context(options=Options(is_partial=True))
@@ -343,7 +343,7 @@ INVALID_LOGS = {
 def test_the_valid_logs_are_stored_however_many_are_invalid(
     decode: Any, name: str, count: int
 ) -> None:
-    """All invalid ones are counted, and the first are described; a long body makes no odds."""
+    """All invalid ones are counted and the first ones described, also in a long body."""
     valid = [make_log(message=str(number)) for number in range(3)]
     half = [INVALID_LOGS[name]] * (count // 2)
     decoded = decoded_with(
@@ -356,7 +356,7 @@ def test_the_valid_logs_are_stored_however_many_are_invalid(
 
 
 def test_the_valid_lines_are_stored_however_many_are_no_json() -> None:
-    """They are counted like logs that are invalid in another way."""
+    """Such lines are counted like other invalid logs."""
     lines = [b"{", json.dumps(make_log()).encode(), b"\xff", b'{"a":'] * COUNTED_LOGS
     context = make_context(options=Options(is_partial=True))
     batch, invalid = decode_lines(b"\n".join(lines), context)
@@ -364,8 +364,8 @@ def test_the_valid_lines_are_stored_however_many_are_no_json() -> None:
     assert (COUNTED_LOGS, 3 * COUNTED_LOGS) == (batch.logs, invalid.count)
 
 
-def test_json_that_is_none_behind_many_invalid_logs_rejects_the_whole() -> None:
-    """A JSON body is one text, which is JSON or not, wherever that is found out."""
+def test_invalid_json_after_many_invalid_logs_rejects_the_body() -> None:
+    """A JSON body is valid or invalid as a whole."""
     logs = b"1," * 2 * COUNTED_LOGS
     for broken in (b'{"n":"\xff"}', b'{"n":1e999}'):
         with pytest.raises(Rejection) as rejected:
@@ -377,7 +377,7 @@ def test_json_that_is_none_behind_many_invalid_logs_rejects_the_whole() -> None:
 
 @pytest.mark.parametrize("decode", DECODERS)
 def test_a_forbidden_project_rejects_a_partial_batch(decode: Any) -> None:
-    """What a token may not write is no fault of a log: the whole batch is rejected."""
+    """A forbidden project is not an invalid log: it rejects the whole batch."""
     context = make_context({"mine"}, Options(is_partial=True))
     logs = [make_log(project_id="mine"), make_log(level=""), make_log(project_id="theirs")]
     with pytest.raises(Rejection) as rejected:
@@ -390,7 +390,7 @@ def test_a_forbidden_project_rejects_a_partial_batch(decode: Any) -> None:
 
 @pytest.mark.parametrize("decode", DECODERS)
 def test_options_work_together(decode: Any) -> None:
-    """Fields are moved and filled in before a log is found invalid."""
+    """Fields are moved and filled in before a log is validated."""
     options = Options(DEFAULTS, moves_unknown=True, is_partial=True)
     logs = [BARE | {"host": "h"}, {"host": "h"}, BARE | {"metadata": {"host": 1}, "host": 2}]
     decoded = decoded_with(decode, options, *logs)
@@ -400,7 +400,7 @@ def test_options_work_together(decode: Any) -> None:
 
 
 def test_a_batch_may_not_grow_without_bounds() -> None:
-    """Default values of many short logs would make of a body many times its bytes."""
+    """Defaults for many short logs could make lines many times as long as the body."""
     context = make_context(options=Options(dict.fromkeys(DEFAULTS, "x" * 255)))
     line = json.dumps(BARE).encode()
     assert 1000 == decode_lines(b"\n".join([line] * 1000), context).batch.logs
@@ -411,7 +411,7 @@ def test_a_batch_may_not_grow_without_bounds() -> None:
 
 @pytest.mark.parametrize("count", [2, 40], ids=["short", "long"])
 def test_logs_that_are_changed_are_decoded_in_short_pieces(count: int) -> None:
-    """The slot goes to other clients between two: a log of few bytes may take long to change."""
+    """Other clients use the slot between two: a log of few bytes may take long to change."""
     log = json.dumps({"text": "x" * 1000, **BARE}).encode()
     body = b"\n".join([log] * (count * SLOW_PIECE_BYTES // 1000))
     context = make_context(options=Options(DEFAULTS, sources={"message": ("text",)}))
@@ -441,8 +441,8 @@ options = st.builds(
 
 @pytest.mark.slow
 @given(st.lists(optional_logs, min_size=1, max_size=3), options)
-def test_either_way_makes_the_same_of_any_log(logs: list[str], options: Options) -> None:
-    """What the compiled decoder takes, marshmallow takes with the same lines, under any options."""
+def test_both_decoders_agree_under_any_options(logs: list[str], options: Options) -> None:
+    """Marshmallow accepts the logs of the compiled decoder, with the same lines."""
     bodies = [
         (decode_json, f'{{"logs":[{",".join(logs)}]}}'.encode()),
         (decode_lines, "\n".join(logs).encode()),
@@ -463,14 +463,14 @@ def test_either_way_makes_the_same_of_any_log(logs: list[str], options: Options)
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_parameter_is_known_to_the_query(name: str) -> None:
-    """No parameter is listed that the query does not take."""
+    """Every listed parameter is supported."""
     value = {**CONSTANTS, "partial": "true", "dry_run": "true"}.get(name, "x")
     assert NO_OPTIONS != parse_options(f"{quote(name)}={value}")
 
 
 @pytest.mark.parametrize("query", ["unknown=metadata", "timestamp=now", "message_field=msg"])
 def test_deep_body_with_options_is_invalid_json(query: str) -> None:
-    """Nesting beyond the decoder's limit is the client's fault with any option."""
+    """Nesting beyond the decoder's limit is the client's error with any option."""
     with pytest.raises(Rejection) as raised:
         decode_json(b'{"logs":[' + b"[" * 100_000, make_context(options=parse_options(query)))
     assert raised.value.code == "invalid_json"

@@ -1,4 +1,4 @@
-"""What becomes of an export, in both encodings alike."""
+"""The logs of an export, the same in both encodings."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def export(request: pytest.FixtureRequest) -> Export:
 
 
 def test_a_record_becomes_a_log(export: Export) -> None:
-    """Each part goes where docs/api.md says, and nothing else is stored."""
+    """Each part is stored as docs/api.md says, and nothing else is."""
     record = make_record(
         "paid",
         observed_time_unix_nano=TIME + 5,
@@ -91,7 +91,7 @@ def test_a_record_becomes_a_log(export: Export) -> None:
 
 
 def test_an_empty_record_is_a_log(export: Export) -> None:
-    """What a record lacks has a value of its own, and its time is that of its arrival."""
+    """Missing parts have defaults, and its time is that of its arrival."""
     before = time.time_ns()
     made = make_export(
         make_record(None, time_unix_nano=None, severity_text=None), resource={"project_id": "p"}
@@ -116,12 +116,12 @@ def test_an_empty_record_is_a_log(export: Export) -> None:
     ],
 )
 def test_a_time_is_stored_to_the_nanosecond(export: Export, nanoseconds: int, stored: str) -> None:
-    """Every time that 64 bits hold lies in the years 1 to 9999."""
+    """Every 64-bit time is in the years 1 to 9999."""
     assert stored == export.log(make_export(make_record(time_unix_nano=nanoseconds)))["timestamp"]
 
 
-def test_the_time_observed_stands_for_one_that_is_missing(export: Export) -> None:
-    """A record without a time has that at which it was seen."""
+def test_observed_time_replaces_a_missing_time(export: Export) -> None:
+    """A record without a time has its observed time."""
     record = make_record(time_unix_nano=None, observed_time_unix_nano=TIME)
     assert "2024-05-31T15:30:45.123456789Z" == export.log(make_export(record))["timestamp"]
 
@@ -138,7 +138,7 @@ def test_the_time_observed_stands_for_one_that_is_missing(export: Export) -> Non
 def test_the_level_is_the_text_else_that_of_the_number(
     export: Export, number: int, level: str
 ) -> None:
-    """A number is stored beside a text, and alone unless the level is the name of that number."""
+    """A number is stored with a text, and alone unless the level is exactly its name."""
     log = export.log(make_export(make_record(severity_text=None, severity_number=number)))
     assert level == log["level"]
     said = {"trace": 1, "debug": 5, "info": 9, "warn": 13, "error": 17, "fatal": 21}
@@ -150,7 +150,7 @@ def test_the_level_is_the_text_else_that_of_the_number(
 
 
 def test_a_severity_number_is_kept_beside_the_level_of_the_query(export: Export) -> None:
-    """The query names the level of a record whose number is none of OTLP's."""
+    """The query sets the level of a record whose number is not one of OTLP's."""
     record = make_record(severity_text=None, severity_number=99)
     log = export.log(make_export(record), Options({"level": "asked"}))
     assert ("asked", 99) == (log["level"], log["metadata"]["severity_number"])
@@ -168,7 +168,7 @@ def test_a_severity_number_is_kept_beside_the_level_of_the_query(export: Export)
     ],
 )
 def test_values_are_those_of_json(export: Export, value: Any, stored: Any) -> None:
-    """An attribute is stored as a value of its kind, a body as text, as JSON where it is none."""
+    """An attribute keeps its type; a body is text, or JSON if it is not text."""
     log = export.log(make_export(make_record(value, attributes={"key": value, "ü" * 70: value})))
     assert {"key": stored, "ü" * 70: stored} == log["metadata"]["attributes"]
     if isinstance(stored, str) or stored is None:
@@ -178,14 +178,14 @@ def test_values_are_those_of_json(export: Export, value: Any, stored: Any) -> No
 
 
 def test_of_two_attributes_with_one_key_the_last_counts(export: Export) -> None:
-    """As in any object of JSON."""
+    """As in any JSON object."""
     record = make_record()
     record.attributes.extend([*key_values({"a": 1}), *key_values({"a": 2})])
     assert {"a": 2} == export.log(make_export(record))["metadata"]["attributes"]
 
 
-def test_an_id_of_zeroes_is_none(export: Export) -> None:
-    """OpenTelemetry has it so for what is not part of a trace."""
+def test_id_of_zeroes_counts_as_absent(export: Export) -> None:
+    """OpenTelemetry uses it for records outside of a trace."""
     log = export.log(make_export(make_record(trace_id=bytes(16), span_id=bytes(8))))
     assert {"resource"} == log["metadata"].keys()
 
@@ -193,14 +193,14 @@ def test_an_id_of_zeroes_is_none(export: Export) -> None:
 @pytest.mark.parametrize("name", ["trace_id", "span_id"])
 @pytest.mark.parametrize("size", [1, 7, 15, 17, 32])
 def test_an_id_has_one_length(export: Export, name: str, size: int) -> None:
-    """An id of another length is none, and the message names it."""
+    """An id of another length is invalid, and the message names it."""
     error = export.error(make_export(make_record(), make_record(**{name: b"x" * size})))
     assert [name] == list(error)
     assert "bytes" in error[name][0]
 
 
 def test_every_scope_and_resource_has_its_own_logs(export: Export) -> None:
-    """Logs come in the order of the export, each with what its own resource says."""
+    """Logs are in the order of the export, each with its own resource."""
     made = make_export(make_record("a"), make_record("b"))
     made.resource_logs[0].scope_logs.add().log_records.append(make_record("c"))
     made.resource_logs[0].scope_logs[1].scope.name = "other"
@@ -217,7 +217,7 @@ def test_every_scope_and_resource_has_its_own_logs(export: Export) -> None:
 
 
 def test_the_project_is_that_of_the_query_the_resource_or_the_token(export: Export) -> None:
-    """The first of the three that there is; else the message says all three."""
+    """The first of the three that is set; without any, the message names all three."""
     named, bare = make_export(make_record()), make_export(make_record(), resource={})
     asked = Options({"project_id": "asked"})
     assert "asked" == export.log(named, asked)["project_id"]
@@ -231,14 +231,14 @@ def test_the_project_is_that_of_the_query_the_resource_or_the_token(export: Expo
 
 
 def test_a_token_stays_bound(export: Export) -> None:
-    """Neither the resource nor the query leads into a project of another."""
+    """Neither the resource nor the query gives access to another project."""
     for options in (NO_OPTIONS, Options({"project_id": "theirs"})):
         rejection = export.rejection(make_export(make_record()), options, projects=["mine"])
         assert ("forbidden_project", 1) == (rejection.code, rejection.logs)
 
 
 def test_the_query_fills_in_a_service_and_a_level(export: Export) -> None:
-    """What a record or its resource says comes first."""
+    """The record's and the resource's own values take precedence."""
     options = Options({"service": "asked", "level": "asked"})
     log = export.log(make_export(make_record()), options)
     assert ("shop", "INFO") == (log["service"], log["level"])
@@ -250,8 +250,8 @@ def test_the_query_fills_in_a_service_and_a_level(export: Export) -> None:
 # --- What is rejected
 
 
-def test_an_invalid_record_costs_the_export(export: Export) -> None:
-    """The message counts, and names the invalid ones by their place in the whole export."""
+def test_invalid_record_rejects_the_export(export: Export) -> None:
+    """The message counts the invalid ones and names them by their index in the export."""
     made = make_export(make_record("a"), make_record(trace_id=b"x"))
     made.MergeFrom(make_export(make_record("c"), make_record(span_id=b"x")))
     rejection = export.rejection(made)
@@ -270,14 +270,14 @@ def test_partial_stores_the_valid_records(export: Export) -> None:
     assert (1, [1]) == (invalid.count, list(invalid.errors))
 
 
-def test_no_more_invalid_records_are_looked_at_than_are_counted(export: Export) -> None:
-    """Without partial=true, an export of nothing but invalid records ends early."""
+def test_checking_stops_after_counting_enough_invalid_records(export: Export) -> None:
+    """Without partial=true, an export of only invalid records ends early."""
     made = make_export(*[make_record(trace_id=b"x")] * 1100)
     assert export.rejection(made).message.startswith("At least 1000 of 1")
 
 
 def test_partial_stores_valid_records_behind_any_number_of_invalid_ones(export: Export) -> None:
-    """All are counted; if none is valid, nothing can be stored, and the export is rejected."""
+    """All are counted; if none is valid, the export is rejected."""
     invalid = [make_record(trace_id=b"x")] * 1100
     decoded = export.decode(make_export(*invalid, make_record("kept")), PARTIAL)
     assert decoded.invalid is not None
@@ -290,7 +290,7 @@ def test_partial_stores_valid_records_behind_any_number_of_invalid_ones(export: 
 
 
 def spoil(source: Any) -> None:
-    """Give a resource or a scope an attribute that cannot be stored."""
+    """Add an attribute that cannot be stored to a resource or scope."""
     value: Any = "x"
     for _ in range(31):
         value = [value]
@@ -298,7 +298,7 @@ def spoil(source: Any) -> None:
 
 
 def make_groups() -> ExportLogsServiceRequest:
-    """Return an export of two resources: of scopes with the records a and b, c, and with d."""
+    """Return an export of two resources: one with scopes of a and b, and of c, and one with d."""
     made = make_export(make_record("a"), make_record("b"))
     made.resource_logs[0].scope_logs.add().log_records.append(make_record("c"))
     made.MergeFrom(make_export(make_record("d"), resource={"project_id": "p"}))
@@ -309,8 +309,8 @@ def messages_of(decoded: Decoded) -> list[str]:
     return [json.loads(line)["message"] for line in decoded.batch.lines.splitlines()]
 
 
-def test_a_bad_resource_costs_its_own_records(export: Export) -> None:
-    """With partial=true, those of other resources are stored; the message names the resource."""
+def test_bad_resource_invalidates_only_its_own_records(export: Export) -> None:
+    """With partial=true, other resources' records are stored; the message names the resource."""
     made = make_groups()
     spoil(made.resource_logs[0].resource)
     decoded = export.decode(made, PARTIAL)
@@ -323,8 +323,8 @@ def test_a_bad_resource_costs_its_own_records(export: Export) -> None:
     assert ("invalid_batch", 4) == (rejection.code, rejection.logs)
 
 
-def test_a_bad_scope_costs_its_own_records(export: Export) -> None:
-    """With partial=true, those of other scopes are stored; the message names the scope."""
+def test_bad_scope_invalidates_only_its_own_records(export: Export) -> None:
+    """With partial=true, other scopes' records are stored; the message names the scope."""
     made = make_groups()
     spoil(made.resource_logs[0].scope_logs[0].scope)
     decoded = export.decode(made, PARTIAL)
@@ -335,8 +335,8 @@ def test_a_bad_scope_costs_its_own_records(export: Export) -> None:
     assert "invalid_batch" == export.rejection(made).code
 
 
-def test_a_bad_resource_of_any_number_of_records_costs_no_others(export: Export) -> None:
-    """They are all counted, and the first of them described."""
+def test_bad_resource_with_many_records_affects_no_others(export: Export) -> None:
+    """All are counted, and the first ones described."""
     made = make_export(*[make_record()] * 3000)
     spoil(made.resource_logs[0].resource)
     made.MergeFrom(make_export(make_record("kept")))
@@ -349,7 +349,7 @@ def test_a_bad_resource_of_any_number_of_records_costs_no_others(export: Export)
     assert "3000 of 3000 logs" in export.rejection(made, PARTIAL).message
 
 
-def test_a_bad_resource_without_records_costs_nothing_with_partial(export: Export) -> None:
+def test_bad_resource_without_records_is_ignored_with_partial(export: Export) -> None:
     """Without partial=true, the export is invalid."""
     made = make_export()
     spoil(made.resource_logs[0].resource)
@@ -365,8 +365,8 @@ def test_a_bad_resource_without_records_costs_nothing_with_partial(export: Expor
 
 
 @pytest.mark.parametrize("kind", [list, dict])
-def test_values_lie_in_one_another_to_a_depth(export: Export, kind: type) -> None:
-    """30 lists or maps deep are valid, 31 are not, and any number deeper is no failure."""
+def test_nesting_of_values_is_limited(export: Export, kind: type) -> None:
+    """30 nested lists or maps are valid, 31 are not, and no depth is an internal error."""
 
     def nested(depth: int) -> Any:
         value: Any = "x"
@@ -381,8 +381,8 @@ def test_values_lie_in_one_another_to_a_depth(export: Export, kind: type) -> Non
     assert "_schema" in error
 
 
-def test_a_record_has_a_number_of_attributes(export: Export) -> None:
-    """More attributes than the limit make a log invalid, or the logs of a resource."""
+def test_attributes_of_a_record_are_limited(export: Export) -> None:
+    """Beyond the limit a log is invalid, or all logs of a resource."""
     fits = {f"{number}": 1 for number in range(otlp.MAX_ATTRIBUTES)}
     more = fits | {"one": "more"}
     export.log(make_export(make_record(attributes=fits)))
@@ -404,10 +404,10 @@ def test_a_record_has_a_number_of_attributes(export: Export) -> None:
     ],
     ids=["records", "attributes", "a list", "short lists", "maps in attributes"],
 )
-def test_an_export_holds_a_number_of_values(
+def test_values_of_an_export_are_limited(
     export: Export, monkeypatch: pytest.MonkeyPatch, records: list[LogRecord]
 ) -> None:
-    """They cost many times their bytes: beyond the limit, partial=true stores nothing either."""
+    """They take many times their bytes: beyond the limit, partial=true stores nothing either."""
     export.logs(make_export(*records))
     monkeypatch.setattr(otlp, "MAX_VALUES", 100)
     monkeypatch.setattr(otlp, "VALUES_PER_CHECK", 10)
@@ -417,9 +417,7 @@ def test_an_export_holds_a_number_of_values(
         assert "more than 100 values" in rejection.message
 
 
-def test_what_is_said_once_is_repeated_within_bounds(
-    export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_resource_is_bounded(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long resource with many short records must not fill the memory."""
     monkeypatch.setattr(otlp, "MAX_REPEATED_BYTES", 100_000)
     resource = {"project_id": "p", "long": "x" * 10_000}
@@ -428,8 +426,8 @@ def test_what_is_said_once_is_repeated_within_bounds(
     assert "body_too_large" == rejection.code
 
 
-def test_an_export_has_a_number_of_scopes(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scopes without logs cost as much as others."""
+def test_scopes_of_an_export_are_limited(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scopes without logs count as well."""
     monkeypatch.setattr(otlp, "MAX_SCOPES", 3)
     made = make_export(make_record())
     for _ in range(2):
@@ -441,8 +439,8 @@ def test_an_export_has_a_number_of_scopes(export: Export, monkeypatch: pytest.Mo
         assert "body_too_large" == export.rejection(more).code
 
 
-def test_an_export_of_nothing_is_accepted(export: Export) -> None:
-    """As the specification has it."""
+def test_empty_export_is_accepted(export: Export) -> None:
+    """As specified by OTLP."""
     for made in (ExportLogsServiceRequest(), make_export(), make_export(resource={})):
         assert [] == export.logs(made)
 
@@ -450,7 +448,7 @@ def test_an_export_of_nothing_is_accepted(export: Export) -> None:
 def test_a_long_export_is_decoded_as_a_short_one(
     export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes the slow way, step by step, and comes out the same."""
+    """It is decoded step by step, with the same result."""
     made = make_export(*[make_record(f"{n}", attributes={"n": n}) for n in range(250)])
     expected = export.logs(made)
     monkeypatch.setattr(otlp, "FAST_BYTES", 0)
@@ -462,7 +460,7 @@ def test_a_long_export_is_decoded_as_a_short_one(
 
 
 def make_texts(text: str) -> dict[str, ExportLogsServiceRequest]:
-    """Return exports of a good record and one more, with a text wherever there may be one."""
+    """Return exports of a valid record and one more, with a text at each possible place."""
     exports = {
         name: make_export(make_record("good"), record)
         for name, record in {
@@ -497,10 +495,8 @@ def make_texts(text: str) -> dict[str, ExportLogsServiceRequest]:
 @pytest.mark.parametrize("size", [0, 1, 130, 20_000])
 @pytest.mark.parametrize("options", [NO_OPTIONS, PARTIAL])
 @pytest.mark.parametrize("name", make_texts(""))
-def test_what_is_not_utf8_is_replaced(
-    export: Export, name: str, options: Options, size: int
-) -> None:
-    """It becomes U+FFFD and costs no record, wherever it stands and however long the text is."""
+def test_invalid_utf8_is_replaced(export: Export, name: str, options: Options, size: int) -> None:
+    """It becomes U+FFFD and invalidates no record, at any place and of any length."""
     begin, end = "p" * size, "q" * size
     body = encode(make_texts(f"{begin}<invalid>{end}")[name], export.kind)
     invalid = b"caf\xe9 \xc0\xaf \xff"  # Latin-1, overlong, no beginning of anything
@@ -513,7 +509,7 @@ def test_what_is_not_utf8_is_replaced(
 
 
 def test_a_text_that_is_cut_within_a_character_is_replaced(export: Export) -> None:
-    """A sender that cuts at a number of bytes does so."""
+    """Senders that truncate at a number of bytes do this."""
     body = encode(make_export(make_record("x<cut>"), make_record("next")), export.kind)
     decoded = export.decode_body(body.replace(b"<cut>", b"ab\xf0\x9f\x98"))
     assert ["xab\ufffd", "next"] == messages_of(decoded)
@@ -522,8 +518,8 @@ def test_a_text_that_is_cut_within_a_character_is_replaced(export: Export) -> No
 # --- What is of one encoding alone
 
 
-def test_what_is_no_protobuf_is_rejected() -> None:
-    """A truncated body, wrong wire types, invalid UTF-8: each is 400, with its place."""
+def test_malformed_protobuf_is_rejected() -> None:
+    """A truncated body, wrong wire types and invalid UTF-8 are 400, with their place."""
     export = Export(PROTOBUF)
     body = make_export(make_record(attributes={"key": "value"}), make_record()).SerializeToString()
     codes = set()
@@ -549,7 +545,7 @@ def test_what_is_no_protobuf_is_rejected() -> None:
     ],
 )
 def test_traces_and_metrics_are_no_logs(foreign: Message, options: Options) -> None:
-    """Exports of them have the shape of logs on the wire, which would be stored as empty ones."""
+    """Their exports have the form of logs on the wire, and would be stored as empty ones."""
     body = wire_field(1, wire_field(2, wire_field(2, foreign.SerializeToString())))
     with pytest.raises(
         Rejection, match="no log records but spans, metrics or profiles"
@@ -577,7 +573,7 @@ def test_traces_and_metrics_are_no_logs(foreign: Message, options: Options) -> N
 def test_protobuf_without_records_is_no_export_if_it_has_something_else(
     body: bytes, message: str, options: Options
 ) -> None:
-    """The message names the number of a field, and where it is."""
+    """The message has the number of a field and its place."""
     with pytest.raises(Rejection) as rejected:
         Export(PROTOBUF).decode_body(body, options)
     assert "invalid_protobuf" == rejected.value.code
@@ -585,13 +581,13 @@ def test_protobuf_without_records_is_no_export_if_it_has_something_else(
 
 
 def test_unknown_fields_beside_records_are_ignored_in_protobuf() -> None:
-    """OTLP adds some one day."""
+    """OTLP may add fields."""
     made = make_export(make_record("kept")).SerializeToString() + b"\x12\x02hi"
     assert ["kept"] == messages_of(Export(PROTOBUF).decode_body(made))
 
 
-def test_a_malformed_resource_or_scope_costs_its_own_records_in_protobuf() -> None:
-    """What is around it tells where it ends."""
+def test_malformed_resource_or_scope_in_protobuf_affects_only_its_own_records() -> None:
+    """Its length is known from the message around it."""
     made = make_groups()
     body = made.SerializeToString()
     resource = made.resource_logs[1].resource.SerializeToString()
@@ -603,7 +599,7 @@ def test_a_malformed_resource_or_scope_costs_its_own_records_in_protobuf() -> No
 
 
 def test_a_long_list_is_invalid_in_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it holds takes many times its bytes; a long string does not."""
+    """Its objects take many times its bytes; those of a long string do not."""
     export = Export(PROTOBUF)
     export.log(make_export(make_record("x" * 300_000, attributes={"a": "x" * 300_000})))
     export.log(make_export(make_record([None] * 100_000)))
@@ -622,7 +618,7 @@ def test_a_long_list_is_invalid_in_protobuf(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_long_value_in_parts_is_invalid_in_protobuf(
     part: bytes, count: int, message: str
 ) -> None:
-    """The parts of a message are joined, and so are their bytes."""
+    """The parts of a message are joined, and their bytes added up."""
     resource = KeyValue(key="project_id", value=any_value("p")).SerializeToString()
     record = wire_field(6, part * count)
     groups = wire_field(1, wire_field(1, resource)) + wire_field(2, wire_field(2, record))
@@ -632,7 +628,7 @@ def test_a_long_value_in_parts_is_invalid_in_protobuf(
 
 
 def test_a_source_in_many_parts_is_invalid_in_protobuf() -> None:
-    """They take more memory than what they hold."""
+    """The parts take more memory than their content."""
     for number, name in ((1, "resource"), (2, "scope")):
         made = make_export(make_record())
         made.resource_logs[0].scope_logs[0].ClearField("scope")
@@ -644,8 +640,8 @@ def test_a_source_in_many_parts_is_invalid_in_protobuf() -> None:
         assert f"{{'{name}': ['It stands more than 1000 times.']}}" in f"{rejected.value.errors}"
 
 
-def test_a_submessage_that_stands_twice_is_the_two_joined() -> None:
-    """As protobuf has it for what was written in parts."""
+def test_repeated_submessage_is_merged() -> None:
+    """Protobuf merges messages that were written in parts."""
     first = make_export(make_record("a")).resource_logs[0]
     second = make_export(resource={"more": 1}).resource_logs[0]
     second.ClearField("scope_logs")
@@ -659,7 +655,7 @@ def test_a_submessage_that_stands_twice_is_the_two_joined() -> None:
 
 
 def test_an_attribute_without_key_or_value_is_stored() -> None:
-    """Protobuf leaves out what is empty."""
+    """Protobuf omits empty fields."""
     record = make_record()
     record.attributes.add(key="none")
     record.attributes.add()
@@ -670,9 +666,9 @@ def test_an_attribute_without_key_or_value_is_stored() -> None:
 
 
 def test_attributes_are_read_as_protobuf_reads_them() -> None:
-    """Short ones are read as they stand on the wire: what comes out is the same, or none is valid.
+    """Short attributes are decoded directly, with protobuf's result or as invalid.
 
-    What was read before must not change what is read after it.
+    Earlier messages must not change the result of later ones.
     """
     chance = random.Random(1)
     values: list[Any] = ["", "x", "ü" * 40, 0, 1, 300, 2**40, 2**62, -1, 0.5, math.inf, True, None]

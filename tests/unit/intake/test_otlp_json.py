@@ -1,4 +1,4 @@
-"""Exports in JSON: the names, numbers and values that protobuf's own JSON has, and others."""
+"""Exports in JSON: protobuf's own names, numbers and values, and others."""
 
 import base64
 import json
@@ -42,13 +42,13 @@ def json_export(record: str | bytes) -> bytes:
 
 
 def log_of(record: str | bytes) -> dict[str, Any]:
-    """Return what is stored of a record."""
+    """Return the stored log of a record."""
     found: dict[str, Any] = json.loads(export.decode_body(json_export(record)).batch.lines)
     return found
 
 
 def error_of(record: str) -> dict[str, list[str]]:
-    """Return what is wrong with a record that stands behind a valid one."""
+    """Return the error of a record that follows a valid one."""
     with pytest.raises(Rejection, match="1 of 2 logs") as rejected:
         export.decode_body(json_export("{}," + record))
     assert rejected.value.errors is not None
@@ -97,7 +97,7 @@ records = st.builds(
 
 @st.composite
 def exports(draw: st.DrawFn) -> ExportLogsServiceRequest:
-    """Return an export with some of all that there is."""
+    """Return an export with some of every message."""
     made = ExportLogsServiceRequest()
     for _ in range(draw(st.integers(1, 2))):
         part = make_export(*draw(st.lists(records, max_size=2)), resource=draw(attributes))
@@ -133,7 +133,7 @@ def test_an_export_is_the_same_in_protobuf_and_in_json_of_either_names(
     hexadecimal: bool,
     are_enums_numbers: bool,
 ) -> None:
-    """Protobuf's own JSON is taken in its names, in those of protobuf, and in both mixed."""
+    """JSON may use protobuf's JSON names, its original names, or both."""
     expected = Export(PROTOBUF).decode(made, Options({"project_id": "p"})).batch.lines
     camel, snake = (
         MessageToDict(
@@ -151,7 +151,7 @@ def test_an_export_is_the_same_in_protobuf_and_in_json_of_either_names(
 # --- Names
 
 
-def test_names_of_protobuf_are_taken_at_every_level() -> None:
+def test_names_of_protobuf_are_accepted_at_every_level() -> None:
     """A sender that keeps them loses nothing."""
     body = b"""{"resource_logs":[{"schema_url":"r","resource":{"dropped_attributes_count":1,
         "attributes":[{"key":"project_id","value":{"string_value":"p"}}]},
@@ -198,22 +198,22 @@ def test_names_of_protobuf_are_taken_at_every_level() -> None:
     ],
 )
 def test_a_field_under_both_of_its_names_is_invalid(body: bytes) -> None:
-    """As for protobuf's own parser: neither of the two may be lost."""
+    """As in protobuf's own parser: neither value may be lost."""
     rejection = rejection_of(body)
     assert "given twice" in f"{rejection.message} {rejection.errors}"
     assert rejection.code in ("invalid_json", "invalid_batch")
 
 
-def test_null_under_one_name_is_none() -> None:
-    """It stands for a field that is not set."""
+def test_null_under_one_name_is_ignored() -> None:
+    """It means that the field is not set."""
     log = log_of(f'{{"traceId":null,"trace_id":"{TRACE_ID.hex()}","span_id":null,"spanId":null}}')
     assert {"trace_id", "resource"} == log["metadata"].keys()
     batch, _ = export.decode_body(b'{"resource_logs":null,"resourceLogs":[]}')
     assert 0 == batch.logs
 
 
-def test_of_a_name_that_stands_twice_the_last_counts() -> None:
-    """As in any object of JSON here."""
+def test_last_value_of_a_repeated_name_counts() -> None:
+    """As in any JSON object of the service."""
     assert "b" == log_of('{"body":{"stringValue":"a"},"body":{"stringValue":"b"}}')["message"]
 
 
@@ -227,7 +227,7 @@ def test_of_a_name_that_stands_twice_the_last_counts() -> None:
     ],
 )
 def test_unknown_members_are_ignored(record: str) -> None:
-    """OTLP adds some one day."""
+    """OTLP may add members."""
     assert "x" == log_of(record)["message"]
     body = json_export(record).replace(b'{"resource"', b'{"new":{},"resource"')
     body = body.replace(
@@ -248,7 +248,7 @@ def test_unknown_members_are_ignored(record: str) -> None:
         ('{"attributes":[{"":"lost"}]}', ""),
     ],
 )
-def test_what_has_unknown_members_alone_is_invalid(record: str, name: str) -> None:
+def test_record_with_only_unknown_members_is_invalid(record: str, name: str) -> None:
     """It would be stored as an empty log, or with an empty value."""
     (message,) = error_of(record)["_schema"]
     assert f"`{name}`" in message
@@ -273,8 +273,8 @@ def test_what_has_unknown_members_alone_is_invalid(record: str, name: str) -> No
         b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[]},{"log_records":null}]}]}',
     ],
 )
-def test_an_export_of_nothing_is_accepted(body: bytes) -> None:
-    """As the specification has it."""
+def test_empty_export_is_accepted(body: bytes) -> None:
+    """As specified by OTLP."""
     assert (b"", 0) == tuple(export.decode_body(body).batch)
 
 
@@ -321,7 +321,7 @@ def test_an_export_of_nothing_is_accepted(body: bytes) -> None:
 def test_a_body_without_records_is_no_export_if_it_has_something_else(
     body: bytes, place: str, name: str
 ) -> None:
-    """The message names what was found and where; partial=true makes no difference."""
+    """The message names the members found and their place; partial=true makes no difference."""
     for options in (Options(), Options(is_partial=True)):
         with pytest.raises(Rejection) as rejected:
             export.decode_body(body, options)
@@ -340,12 +340,12 @@ def test_a_body_without_records_is_no_export_if_it_has_something_else(
     ],
 )
 def test_a_well_known_body_is_recognised(member: str, hint: str) -> None:
-    """Whoever sent it to the wrong path reads so."""
+    """The message tells a sender that it used the wrong path."""
     assert f"this is {hint}." in rejection_of(b'{"%s":[{}]}' % member.encode()).message
 
 
 def test_a_long_name_is_shortened_in_the_message() -> None:
-    """It is the client's, and may have megabytes."""
+    """It comes from the client, and may have megabytes."""
     assert len(rejection_of(b'{"%s":1}' % (b"`" * 1_000_000)).message) < 300
     assert len(error_of('{"%s":1}' % ("x" * 1000))["_schema"][0]) < 300
 
@@ -384,19 +384,19 @@ def test_a_long_name_is_shortened_in_the_message() -> None:
     ],
 )
 def test_json_is_that_of_otlp(record: str, field: str, stored: str) -> None:
-    """Integers may be strings or integral floats, enums names, and null is not set."""
+    """Integers may be strings or integral floats, enums names, and null means not set."""
     assert stored == log_of(record)[field]
 
 
 def test_each_severity_number_has_a_name() -> None:
-    """They are those of protobuf's enum."""
+    """The names are those of protobuf's enum."""
     for name, number in SeverityNumber.items():
         log = log_of(f'{{"severityNumber":"{name}","severityText":"x"}}')
         assert number == log["metadata"].get("severity_number", 0)
 
 
 def test_ids_are_hexadecimal_in_json() -> None:
-    """In either case, as the specification has it; protobuf's base64 is known by its padding."""
+    """In either case, as specified; protobuf's base64 is recognised by its padding."""
     text = TRACE_ID.hex()
     for shown in (text, text.upper(), base64.b64encode(TRACE_ID).decode()):
         assert text == log_of(f'{{"traceId":"{shown}"}}')["metadata"]["trace_id"]
@@ -435,8 +435,8 @@ def test_ids_are_hexadecimal_in_json() -> None:
         '{"body":' + '{"array_value":{"values":[' * 200 + "]}}" * 200 + "}",
     ],
 )
-def test_what_is_no_record_is_invalid_in_json(record: str) -> None:
-    """The log is named, and nothing is stored."""
+def test_malformed_record_is_invalid_in_json(record: str) -> None:
+    """The message names the log, and nothing is stored."""
     assert error_of(record)
 
 
@@ -453,13 +453,13 @@ def test_what_is_no_record_is_invalid_in_json(record: str) -> None:
         b'{"resourceLogs":[{"schemaUrl":5}]}',
     ],
 )
-def test_what_is_no_export_is_rejected_in_json(body: bytes) -> None:
-    """An array, half a body, a field of another kind: 400, and no failure."""
+def test_malformed_export_is_rejected_in_json(body: bytes) -> None:
+    """An array, half a body, a field of another type: 400, and no internal error."""
     assert "invalid_json" == rejection_of(body).code
 
 
 def test_json_of_too_many_values_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They cost many times their bytes."""
+    """They take many times their bytes."""
     monkeypatch.setattr("astralog.intake.otlp_json.LONG_BODY_COMMAS", 3)
     export.decode_body(json_export('{"attributes":[]}'))
     assert "body_too_large" == rejection_of(json_export("{},{},{},{}")).code
@@ -472,7 +472,7 @@ def test_json_of_too_many_values_is_rejected(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_record_of_long_integers_is_invalid() -> None:
-    """Each takes up to half a millisecond, whether it has a place in OTLP or not."""
+    """Each takes up to half a millisecond, even in an unknown member."""
     integers = ",".join(["9" * 4300] * 300)
     for record in ('{"x":[%s]}', '{"severityText":"[%s]","x":[%s]}', '{"string_value":[%s]}'):
         text = record.replace("%s", integers)
@@ -481,7 +481,7 @@ def test_a_record_of_long_integers_is_invalid() -> None:
     assert digits == log_of(f'{{"body":{{"stringValue":"{digits}"}}}}')["message"]
 
 
-def test_a_number_without_end_is_no_failure() -> None:
+def test_endless_number_is_no_internal_error() -> None:
     """Numbers of a million digits are invalid, or so large that they are infinite."""
     digits = "9" * 1_000_000
     for value in (f'"intValue":{digits}', f'"intValue":"{digits}"', f'"doubleValue":{digits}'):

@@ -28,7 +28,7 @@ RECORD = make_record(
 
 
 def test_fields_are_those_that_protobuf_writes() -> None:
-    """Of every type: each has its tag, and its content stands between its two ends."""
+    """Each field of every type has its tag, and its content between start and end."""
     record = LogRecord(time_unix_nano=TIME, severity_text="x" * 200, flags=7)
     record.dropped_attributes_count = 300
     text = record.SerializeToString()
@@ -42,7 +42,7 @@ def test_fields_are_those_that_protobuf_writes() -> None:
 
 
 def test_fields_in_a_group_are_not_those_of_the_message() -> None:
-    """Groups are old, but a parser skips them; they may lie in one another."""
+    """Groups are obsolete, but a parser skips them; they may be nested."""
     text = b"\x0b" + wire_field(1, b"in it") + b"\x13\x08\x05\x14\x0c" + wire_field(1, b"behind")
     assert [b"behind"] == [text[a:b] for tag, a, b in read_fields(text) if tag == 1 << 3 | 2]
 
@@ -55,8 +55,8 @@ def test_fields_in_a_group_are_not_those_of_the_message() -> None:
         b"\x0a\xff\xff\xff\xff\x0f",
     ],
 )
-def test_what_is_no_message_is_invalid(text: bytes) -> None:
-    """Cut off, of no type, a number without end, a group that does not end."""
+def test_malformed_message_is_invalid(text: bytes) -> None:
+    """Truncated, without a valid type, an endless number, or a group without an end."""
     with pytest.raises(DecodeError):
         ResourceLogs.FromString(text)
     with pytest.raises(ValueError, match=r"^(The message|A number|A field)"):
@@ -66,8 +66,8 @@ def test_what_is_no_message_is_invalid(text: bytes) -> None:
 @given(
     st.binary(max_size=30) | st.lists(st.sampled_from(b"\x08\x0a\x0b\x0c\x01\x02\xff")).map(bytes)
 )
-def test_what_protobuf_takes_has_fields(text: bytes) -> None:
-    """Nothing that protobuf parses is malformed here."""
+def test_messages_accepted_by_protobuf_have_fields(text: bytes) -> None:
+    """No message that protobuf parses counts as malformed."""
     try:
         LogRecord.FromString(text)
     except DecodeError:
@@ -79,13 +79,13 @@ def test_what_protobuf_takes_has_fields(text: bytes) -> None:
 
 @pytest.mark.parametrize("message", [RECORD, make_export(RECORD).resource_logs[0]])
 def test_valid_text_stays_as_it_is(message: LogRecord | ResourceLogs) -> None:
-    """Bytes are no text."""
+    """Bytes fields are not text."""
     text = message.SerializeToString()
     assert text == replace_invalid_utf8(message.DESCRIPTOR, text)
 
 
 def test_unknown_fields_stay_as_they_are() -> None:
-    """They may be anything, groups too."""
+    """They may be anything, including groups."""
     unknown = b"\xa0\x06\x05" + b"\xab\x06" + wire_field(1, b"\xff") + b"\xac\x06"
     text = unknown + wire_field(3, b"caf\xe9") + unknown
     expected = unknown + wire_field(3, "caf\ufffd".encode()) + unknown
@@ -93,7 +93,7 @@ def test_unknown_fields_stay_as_they_are() -> None:
 
 
 def test_an_unknown_field_is_found() -> None:
-    """The first one, also if it is a group with known fields in it."""
+    """The first one, also if it is a group that contains known fields."""
     assert find_unknown(b"", {1}) is None
     assert find_unknown(wire_field(1, b"a") * 100, {1}) is None
     assert 5 == find_unknown(wire_field(1, b"a") + wire_field(5, b"") + wire_field(6, b""), {1})
@@ -101,7 +101,7 @@ def test_an_unknown_field_is_found() -> None:
 
 
 def test_a_long_message_of_too_many_fields_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long one of few is not, nor is one that is too short to hold many."""
+    """A long one with few fields is accepted, as is one too short to have many."""
     monkeypatch.setattr(otlp_wire, "LONG_BYTES", 2000)
     monkeypatch.setattr(otlp_wire, "MAX_VALUES", 100)
 

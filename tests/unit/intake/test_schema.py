@@ -16,7 +16,7 @@ NOT_A_STRING = "Not a valid string."
 
 
 def load(*logs: Any) -> list[Any]:
-    """Load a batch and return its logs as they are stored."""
+    """Load a batch and return its logs in their stored form."""
     return load_json(json.dumps({"logs": logs}).encode())
 
 
@@ -32,14 +32,14 @@ def rejection_of(*logs: Any) -> Rejection:
 
 
 def errors_of(*logs: Any) -> Any:
-    """Return what is invalid in a batch, by the index of each log."""
+    """Return the errors of a batch by the index of each log."""
     errors = rejection_of(*logs).errors
     assert errors is not None
     return errors["logs"]
 
 
 def without(name: str) -> dict[str, Any]:
-    """Return a log that lacks a field."""
+    """Return a log without a field."""
     return {key: value for key, value in make_log().items() if key != name}
 
 
@@ -59,30 +59,30 @@ def without(name: str) -> dict[str, Any]:
     ids=str,
 )
 def test_a_log_is_stored_as_sent(change: dict[str, Any]) -> None:
-    """Every value of a well-formed log comes back unchanged."""
+    """Every value of a valid log is unchanged."""
     assert [make_log(**change)] == load(make_log(**change))
 
 
 def test_fields_are_stored_in_one_order() -> None:
-    """A stored line has its fields in the order of the contract, however they were sent."""
+    """The fields of a stored line are in a fixed order, however they were sent."""
     (log,) = load(dict(reversed(make_log().items())))
     assert list(LogSchema().fields) == list(log)
 
 
 @pytest.mark.parametrize("log", [make_log(metadata=None), without("metadata")])
 def test_metadata_that_is_null_or_absent_is_left_out(log: dict[str, Any]) -> None:
-    """Null metadata means none, and neither is stored."""
+    """Neither is stored."""
     assert [without("metadata")] == load(log)
 
 
 def test_a_timestamp_is_stored_in_utc() -> None:
-    """The timestamp alone is not stored as sent."""
+    """Only the timestamp is not stored as sent."""
     logs = load(make_log(timestamp="2024-05-31 15:30:45.10+02:00"), make_log())
     assert ["2024-05-31T13:30:45.10Z", "2024-05-31T15:30:45Z"] == [log["timestamp"] for log in logs]
 
 
-def test_an_empty_batch_is_taken() -> None:
-    """A batch may hold no logs."""
+def test_empty_batch_is_accepted() -> None:
+    """A batch may have no logs."""
     assert [] == load()
 
 
@@ -118,16 +118,16 @@ def test_an_empty_batch_is_taken() -> None:
     ],
     ids=str,
 )
-def test_a_malformed_log_is_described_by_its_index(log: Any, expected: Any) -> None:
-    """One invalid log costs the batch, and is described under its index and field."""
+def test_invalid_log_is_described_by_its_index(log: Any, expected: Any) -> None:
+    """It rejects the batch, and is described under its index and field."""
     rejected = rejection_of(make_log(), log, make_log())
     assert {"logs": {1: expected}} == rejected.errors
     assert "1 of 3 logs are invalid; nothing was stored" == rejected.message
 
 
 @pytest.mark.parametrize("text", ["1717120112345", "2024-05-31_15:30:45", "10", "Monday", ""])
-def test_a_timestamp_that_is_none_is_rejected(text: str) -> None:
-    """A string that is no timestamp is rejected, and told what one looks like."""
+def test_invalid_timestamp_is_rejected(text: str) -> None:
+    """The message shows the accepted forms."""
     message = errors_of(make_log(timestamp=text))[0]["timestamp"][0]
     assert message.startswith("Not a timestamp.")
 
@@ -147,8 +147,8 @@ def test_a_timestamp_that_is_none_is_rejected(text: str) -> None:
         (b'{"Logs": []}', "Logs"),
     ],
 )
-def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
-    """JSON that is no batch is rejected with what is wrong about it."""
+def test_json_that_is_no_batch_is_described(body: bytes, field: str) -> None:
+    """The rejection explains the form of a batch."""
     with pytest.raises(Rejection) as rejected:
         encode_batch(body)
     assert "invalid_batch" == rejected.value.code
@@ -170,16 +170,16 @@ def test_what_is_no_batch_is_described(body: bytes, field: str) -> None:
     ],
     ids=lambda body: str(body)[:20],
 )
-def test_what_is_no_json_is_no_invalid_batch(body: bytes) -> None:
-    """A body that is no JSON text is told apart from an invalid batch."""
+def test_invalid_json_is_no_invalid_batch(body: bytes) -> None:
+    """The two have different codes."""
     with pytest.raises(Rejection) as rejected:
         encode_batch(body)
     assert "invalid_json" == rejected.value.code
 
 
 @pytest.mark.parametrize(("malformed", "described"), [(19, 19), (20, 20), (21, 20), (60, 20)])
-def test_the_first_twenty_malformed_logs_are_described(malformed: int, described: int) -> None:
-    """All invalid logs are counted, and the first 20 described."""
+def test_first_twenty_invalid_logs_are_described(malformed: int, described: int) -> None:
+    """All invalid logs are counted."""
     logs = [make_log(level="") if i % 2 else make_log() for i in range(2 * malformed)]
     rejected = rejection_of(*logs)
     expected = f"{malformed} of {2 * malformed} logs are invalid; nothing was stored"
@@ -196,20 +196,20 @@ def test_the_first_twenty_malformed_logs_are_described(malformed: int, described
     ],
 )
 def test_counting_ends_at_a_thousand(malformed: int, expected: str) -> None:
-    """A batch of nothing but invalid logs costs no more than a thousand of them."""
+    """A batch of only invalid logs takes no more time than a thousand of them."""
     logs = [make_log(level="")] * malformed + [make_log()] * (1500 - malformed)
     assert f"{expected}; nothing was stored" == rejection_of(*logs).message
 
 
 @pytest.mark.parametrize(("unknown", "described"), [(20, 20), (21, 20), (5000, 20)])
 def test_the_first_twenty_fields_of_a_log_are_described(unknown: int, described: int) -> None:
-    """A log of nothing but unknown fields does not make a rejection larger than the batch."""
+    """A log of only unknown fields does not make a rejection larger than the batch."""
     errors = errors_of(make_log() | {f"x{number}": 1 for number in range(unknown)})
     assert described == len(errors[0])
 
 
 def test_a_thousand_of_a_thousand_is_the_whole_count() -> None:
-    """Where the last log is the thousandth malformed one, nothing was left out."""
+    """If the last log is the thousandth invalid one, the count is complete."""
     rejected = rejection_of(*[make_log(level="")] * 1000)
     assert "1000 of 1000 logs are invalid; nothing was stored" == rejected.message
 

@@ -147,7 +147,7 @@ def test_body_waits_for_the_slot_that_it_needs(decode: Any) -> None:
 
 
 def test_longer_body_waits_before_it_is_split() -> None:
-    """To cut a body into its logs is heavy, too."""
+    """Splitting a body into its logs is heavy work, too."""
     slots = Slots()
     body = body_of(1, is_lines=False) + b" " * 2 * 1024 * 1024
     with slots.fast.use(LONG, inf):

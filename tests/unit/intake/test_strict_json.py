@@ -77,14 +77,14 @@ def test_json_is_parsed(text: bytes, expected: Any) -> None:
         (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
     ],
 )
-def test_what_is_not_json_is_rejected_with_the_reason(text: bytes, reason: str) -> None:
-    """Anything but one JSON text of finite numbers and valid UTF-8 is rejected with its reason."""
+def test_invalid_json_is_rejected_with_the_reason(text: bytes, reason: str) -> None:
+    """The text must be one JSON value of finite numbers in valid UTF-8."""
     with pytest.raises(ValueError, match=reason):
         parse(text)
 
 
 def test_an_endless_number_is_not_repeated_in_the_message() -> None:
-    """The reason stays short, however long the number that it shows."""
+    """The reason is short, however long the number is."""
     with pytest.raises(ValueError, match="number out of range") as rejected:
         parse(b"1" * 1_000_000 + b"e400")
     assert len(str(rejected.value)) < 100
@@ -110,18 +110,18 @@ def test_an_endless_number_is_not_repeated_in_the_message() -> None:
     ],
 )
 def test_a_lone_surrogate_becomes_the_replacement_character(text: bytes, expected: str) -> None:
-    """Half a pair becomes U+FFFD; whole pairs and escaped backslashes stay as they are."""
+    """Half a pair becomes U+FFFD; whole pairs and escaped backslashes stay."""
     assert expected == parse(replace_lone_surrogates(text))
 
 
 def test_a_text_without_lone_surrogates_is_not_copied() -> None:
-    """Nothing is spent on what needs no mending."""
+    """A text without surrogates is returned as it is."""
     text = rb'{"a": "\ud83d\ude00 \\ud83d \u00e9"}'
     assert text is replace_lone_surrogates(text)
 
 
 def test_many_lone_surrogates_are_all_replaced() -> None:
-    """The text is mended to its end, however many halves it holds."""
+    """The text is corrected to its end, however many halves it contains."""
     text = b'"' + rb"\ud83d." * 25_000 + b'"'
     assert "\ufffd." * 25_000 == parse(replace_lone_surrogates(text))
 
@@ -130,8 +130,8 @@ units = st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\\\", "\\u0041", "u", 
 
 
 @given(units)
-def test_mending_gives_what_python_reads_with_its_halves_replaced(parts: list[str]) -> None:
-    """Every escape is read in step, as Python's own parser reads it."""
+def test_replacement_agrees_with_pythons_parser(parts: list[str]) -> None:
+    """Every escape is parsed as Python's own parser does."""
     text = f'"{"".join(parts)}"'.encode()
     halves: str = parse(text)
     expected = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in halves)

@@ -17,7 +17,7 @@ from tests.support.service import make_log
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list that grows by a number of seconds at each pause; any work takes too long."""
+    """Return a list that receives the seconds of each pause; all work exceeds its slice."""
     taken: list[float] = []
     monkeypatch.setattr(gevent, "sleep", taken.append)
     monkeypatch.setattr(hub_time, "work_seconds", -1)
@@ -28,7 +28,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_others_are_served_after_each_piece_of_a_long_body(
     pauses: list[float], encode: Any
 ) -> None:
-    """Others wait for a piece of a body at most, in either form of a batch."""
+    """Others wait for one piece at most, in either form of a batch."""
     logs = [json.dumps(make_log(message="x" * 10_000)).encode()] * 400
     body = b'{"logs":[%s]}' % b",".join(logs) if encode is encode_batch else b"\n".join(logs)
     assert 400 == encode(body).logs
@@ -40,7 +40,7 @@ def test_others_are_served_after_each_piece_of_a_long_body(
 def test_others_are_served_while_logs_are_checked_one_by_one(
     pauses: list[float], encode: Any
 ) -> None:
-    """Others do not wait for the end of a batch that goes the slow way."""
+    """Others do not wait for the end of a batch that marshmallow checks."""
     logs = [json.dumps(make_log()).encode().replace(b"{", b'{"level": 5, ', 1)] * 500
     body = b'{"logs":[%s]}' % b",".join(logs) if encode is encode_batch else b"\n".join(logs)
     assert 500 == encode(body).logs
@@ -48,7 +48,7 @@ def test_others_are_served_while_logs_are_checked_one_by_one(
 
 
 def test_others_are_served_while_surrogates_are_replaced(pauses: list[float]) -> None:
-    """Others do not wait for the end of a body of nothing but escapes, whichever they are."""
+    """Others do not wait for the end of a body of only escapes, of any kind."""
     for escape in (rb"\ud83d", rb"\n", rb"\u0041"):
         pauses.clear()
         replace_lone_surrogates(escape * (5 * ITEMS_PER_CHECK) + rb"\ud83d")
@@ -56,13 +56,13 @@ def test_others_are_served_while_surrogates_are_replaced(pauses: list[float]) ->
 
 
 def test_others_are_served_while_a_long_text_is_made_utf8(pauses: list[float]) -> None:
-    """Others do not wait for the end of a text of megabytes, of which every byte is invalid."""
+    """Others do not wait for the end of a long text whose bytes are all invalid."""
     to_utf8(b"\xff" * (3 * UTF8_STEP_BYTES))
     assert 3 == len(pauses)
 
 
 def test_others_are_served_while_blank_lines_are_skipped(pauses: list[float]) -> None:
-    """They hold no log at which there would be a pause."""
+    """They contain no log at which decoding would pause."""
     assert 0 == encode_lines(b"\n" * (5 * ITEMS_PER_CHECK)).logs
     assert len(pauses) >= 5
 
@@ -76,7 +76,7 @@ def test_others_are_served_while_blank_lines_are_skipped(pauses: list[float]) ->
 def test_others_are_served_while_many_logs_are_changed(
     pauses: list[float], changes: dict[str, str], options: Options, is_lines: bool
 ) -> None:
-    """Others do not wait for what is done to each log of a piece, one after another."""
+    """Others do not wait until all logs of a piece are changed."""
     logs = [json.dumps(make_log(**changes)).encode()] * (3 * ITEMS_PER_CHECK)
     body = b"\n".join(logs) if is_lines else b'{"logs":[%s]}' % b",".join(logs)
     context = make_context(options=options)

@@ -248,14 +248,14 @@ REJECTED_VALUES = [
 
 @pytest.mark.parametrize(("text", "expected"), ACCEPTED)
 def test_an_accepted_form_is_stored_in_utc(text: str, expected: str) -> None:
-    """Every accepted form gives RFC 3339 in UTC, alone and within a batch."""
+    """Every accepted form becomes RFC 3339 in UTC, alone and within a batch."""
     assert expected == normalise(text)
     assert [expected] == (normalise_all([text]) or [text])
 
 
 @pytest.mark.parametrize("text", REJECTED_FORMS)
 def test_another_form_is_rejected_with_the_forms_to_use(text: str) -> None:
-    """What is none of the accepted forms is rejected, and told which they are."""
+    """The message lists the accepted forms."""
     for reject in (lambda: normalise(text), lambda: normalise_all([text])):
         with pytest.raises(ValueError) as rejected:  # noqa: PT011
             reject()
@@ -264,7 +264,7 @@ def test_another_form_is_rejected_with_the_forms_to_use(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "reason"), REJECTED_VALUES)
 def test_a_moment_that_does_not_exist_is_rejected_with_the_reason(text: str, reason: str) -> None:
-    """A right form with a wrong date, time, offset or year is rejected, and told which."""
+    """A wrong date, time, offset or year in a right form is named."""
     for reject in (lambda: normalise(text), lambda: normalise_all([text])):
         with pytest.raises(ValueError, match=reason):
             reject()
@@ -272,13 +272,13 @@ def test_a_moment_that_does_not_exist_is_rejected_with_the_reason(text: str, rea
 
 @pytest.mark.parametrize("text", ["9999-W52-6", "9999-W52-7", "9999W537", "9999-W53-1"])
 def test_a_week_date_after_the_last_year_is_rejected(text: str) -> None:
-    """A week date whose day falls in the year 10000 is rejected like any other such date."""
+    """A week date in the year 10000 is rejected like any other date after 9999."""
     with pytest.raises(ValueError, match=r"No such date|years 1 to 9999"):
         normalise(text)
 
 
-def test_rejecting_costs_no_more_than_the_text_is_long() -> None:
-    """A text of a million characters is rejected, or kept digit for digit, without ado."""
+def test_rejection_of_a_long_text_takes_linear_time() -> None:
+    """A text of a million characters is rejected, or kept digit for digit."""
     digits = "1" * 1_000_000
     with pytest.raises(ValueError, match="Not a timestamp"):
         normalise(digits)
@@ -286,13 +286,13 @@ def test_rejecting_costs_no_more_than_the_text_is_long() -> None:
 
 
 def test_stored_forms_alone_need_no_change() -> None:
-    """None says that every text is stored as it is, so that nothing need be copied."""
+    """None means that every text is stored as it is, without a copy."""
     assert normalise_all([]) is None
     assert normalise_all(["2024-05-31T15:30:45Z", "2024-05-31T15:30:45.5Z"]) is None
 
 
 def test_one_other_form_gives_every_text() -> None:
-    """One text in another form gives the whole list, in order."""
+    """One text in another form returns the whole list, in order."""
     texts = ["2024-05-31T15:30:45Z", "2024-05-31", "2024-05-31T15:30:45.5Z"]
     expected = ["2024-05-31T15:30:45Z", "2024-05-31T00:00:00Z", "2024-05-31T15:30:45.5Z"]
     assert expected == normalise_all(texts)
@@ -316,7 +316,7 @@ texts = st.one_of(
 
 
 def normalised_or_rejected(text: str) -> str | None:
-    """Return the stored form, None where there is none; anything but ValueError is raised."""
+    """Return the stored form, or None; any exception except ValueError is raised."""
     try:
         return normalise(text)
     except ValueError:
@@ -325,8 +325,8 @@ def normalised_or_rejected(text: str) -> str | None:
 
 @pytest.mark.slow
 @given(st.lists(texts, max_size=4))
-def test_a_batch_gives_what_its_timestamps_give_one_by_one(batch: list[str]) -> None:
-    """The quick look at a whole batch takes, rejects and stores what `normalise` does."""
+def test_batch_agrees_with_its_single_timestamps(batch: list[str]) -> None:
+    """The fast check of a whole batch has the results of `normalise`."""
     expected = [normalised_or_rejected(text) for text in batch]
     try:
         actual = normalise_all(batch)
@@ -338,7 +338,7 @@ def test_a_batch_gives_what_its_timestamps_give_one_by_one(batch: list[str]) -> 
 
 @given(texts)
 def test_the_stored_form_is_stored_unchanged(text: str) -> None:
-    """What comes out is itself accepted and stays as it is."""
+    """The result itself is accepted and unchanged."""
     stored = normalised_or_rejected(text)
     if stored is not None:
         assert stored == normalise(stored)

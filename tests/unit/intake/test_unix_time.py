@@ -1,4 +1,4 @@
-"""Unix times are stored as RFC 3339, each unit told by its digits."""
+"""Unix times are stored as RFC 3339; the number of digits gives the unit."""
 
 import pytest
 
@@ -42,5 +42,5 @@ def test_any_other_text_is_no_unix_time(text: str) -> None:
 
 
 def test_nanoseconds_have_nine_digits() -> None:
-    """So that lines sort by time."""
+    """Lines then sort by time."""
     assert "1970-01-01T00:00:01.000000001Z" == format_time(1_000_000_001)

@@ -212,7 +212,7 @@ def test_a_segment_that_is_gone_when_its_turn_comes_is_named(
     assert [] == polled(follower)
 
 
-def test_a_missing_directory_is_waited_for(tmp_path: Path) -> None:
+def test_missing_directory_is_retried(tmp_path: Path) -> None:
     """All that it holds once it is there is new."""
     follower = Follower(tmp_path / "data")
     assert [] == follower.start()
