@@ -48,7 +48,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.mark.parametrize(
     "start", [b"", b"GET", GET[:-2], make_head()[:60], GET, GET * 2, GET + GET[:-2]]
 )
-def test_a_head_that_does_not_come_ends_its_connection(service: Service, start: bytes) -> None:
+def test_incomplete_head_ends_its_connection(service: Service, start: bytes) -> None:
     """A connection is kept for a while, whether or not it was used, and then closed."""
     with service.connect() as connection:
         connection.sendall(start)

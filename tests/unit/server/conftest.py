@@ -1,4 +1,4 @@
-"""Both ends of a connection, for tests of what the server makes of what a client sends."""
+"""Both ends of a connection, for tests of the server's handling of a client's bytes."""
 
 import socket
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 
 
 class Wire:
-    """Both ends of a connection, and the requests that come out of the server's end."""
+    """Both ends of a connection, and the requests that the server's end reads."""
 
     def __init__(self) -> None:
         self.client, self.server = socket.socketpair()

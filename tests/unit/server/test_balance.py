@@ -1,4 +1,4 @@
-"""Workers share connections out by their loads, and do not wait for those that do not answer."""
+"""Workers share connections by their loads, and do not wait for unresponsive workers."""
 
 import os
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from astralog.server.balance import (
 
 
 class Clock:
-    """The time and CPU time that the workers see."""
+    """The time and CPU time that the workers read."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -30,13 +30,13 @@ class Clock:
         return self.now
 
     def process_time(self) -> float:
-        """Return the CPU time of the worker that asks."""
+        """Return the CPU time of the calling worker."""
         return self.cpu
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock that the workers look at."""
+    """Return the workers' clock."""
     made = Clock()
     times = SimpleNamespace(monotonic=made.monotonic, process_time=made.process_time)
     monkeypatch.setattr(balance, "time", times)
@@ -52,7 +52,7 @@ def start(count: int) -> tuple[Balance, list[Share]]:
 
 
 def tick(clock: Clock, workers: list[Share], *loads: float, ticks: int = 1) -> None:
-    """Let the workers tick, each having used so many cores since its last tick."""
+    """Let the workers tick, after each has used some cores since its last tick."""
     for _ in range(ticks):
         clock.now += TICK_SECONDS
         for worker, load in zip(workers, loads, strict=True):
@@ -61,7 +61,7 @@ def tick(clock: Clock, workers: list[Share], *loads: float, ticks: int = 1) -> N
 
 
 def accept(clock: Clock, workers: list[Share], connections: int) -> list[int]:
-    """Let connections come one after another, each to the first worker that does not leave it."""
+    """Open connections one after another, each to the first worker that does not leave it."""
     taken = [0] * len(workers)
     for _ in range(connections):
         while True:
@@ -75,7 +75,7 @@ def accept(clock: Clock, workers: list[Share], connections: int) -> list[int]:
 
 
 def accept_slowly(clock: Clock, workers: list[Share], connections: int) -> list[int]:
-    """Let idle connections come with a long time between them."""
+    """Open idle connections with a long time between them."""
     totals = [0] * len(workers)
     for _ in range(connections):
         taken = accept(clock, workers, 1)
@@ -85,14 +85,14 @@ def accept_slowly(clock: Clock, workers: list[Share], connections: int) -> list[
 
 
 def test_a_single_worker_leaves_nothing(clock: Clock) -> None:
-    """There is no one to leave it to."""
+    """There is no other worker."""
     _, workers = start(1)
     assert [100] == accept(clock, workers, 100)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_connections_that_come_at_once_are_shared_out(clock: Clock, count: int) -> None:
-    """Few are shared out evenly; many, nearly so."""
+    """A few are shared evenly; many, nearly so."""
     _, workers = start(count)
     assert [4] * count == accept(clock, workers, 4 * count)
     taken = accept(clock, workers, 100 * count)
@@ -107,7 +107,7 @@ def test_idle_connections_are_shared_out_by_their_number(clock: Clock) -> None:
 
 
 def test_a_connection_goes_to_the_worker_with_less_load(clock: Clock) -> None:
-    """Whatever their numbers of connections."""
+    """Regardless of the number of connections."""
     _, workers = start(2)
     accept(clock, workers[:1], 20)
     tick(clock, workers, 0.0, 0.8, ticks=20)
@@ -116,7 +116,7 @@ def test_a_connection_goes_to_the_worker_with_less_load(clock: Clock) -> None:
 
 
 def test_a_connection_that_has_ended_is_not_counted(clock: Clock) -> None:
-    """Its worker is as good as the others."""
+    """Its worker gets connections as the others do."""
     _, workers = start(2)
     accept(clock, workers, 8)
     for _ in range(4):
@@ -126,7 +126,7 @@ def test_a_connection_that_has_ended_is_not_counted(clock: Clock) -> None:
 
 
 def test_connections_that_come_and_go_leave_no_load(clock: Clock) -> None:
-    """However many there were a moment ago, the next ones are shared out evenly."""
+    """After any number of short connections, the next ones are shared evenly."""
     _, workers = start(2)
     for _ in range(20):
         taken = accept(clock, workers, 8)
@@ -139,7 +139,7 @@ def test_connections_that_come_and_go_leave_no_load(clock: Clock) -> None:
 
 
 def test_short_connections_are_not_kept_waiting(clock: Clock) -> None:
-    """Where there are many, each worker takes what it can; where there were, it shares again."""
+    """With many short ones, each worker accepts what it can; afterwards it shares again."""
     _, (_, busy) = start(2)
     busy.opened()
     for _ in range(2 * balance.MANY_SHORT):
@@ -150,8 +150,8 @@ def test_short_connections_are_not_kept_waiting(clock: Clock) -> None:
     assert busy.leaves()
 
 
-def test_a_worker_that_does_not_take_its_connections_is_not_waited_for(clock: Clock) -> None:
-    """A connection is left to it for a moment only, and the next ones not at all."""
+def test_worker_that_does_not_accept_is_not_waited_for(clock: Clock) -> None:
+    """A connection is left to it only for a moment, and the next ones not at all."""
     _, (idle, busy) = start(2)
     busy.opened()
     start_at = clock.now
@@ -167,7 +167,7 @@ def test_a_worker_that_does_not_take_its_connections_is_not_waited_for(clock: Cl
 
 
 def test_each_connection_has_its_own_time(clock: Clock) -> None:
-    """A worker that leaves one now and then does not run out of patience."""
+    """A worker that leaves a connection from time to time does not lose patience."""
     _, (idle, busy) = start(2)
     for _ in range(20):
         busy.opened()
@@ -177,8 +177,8 @@ def test_each_connection_has_its_own_time(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("how", ["silent", "withdrawn", "left"])
-def test_a_worker_that_is_gone_is_not_reckoned_with(clock: Clock, how: str) -> None:
-    """Whether it hangs, stops or has died."""
+def test_missing_worker_is_ignored(clock: Clock, how: str) -> None:
+    """A worker that hangs, stops or has died."""
     shared, (gone, worker) = start(2)
     worker.opened()
     assert worker.leaves()
@@ -205,7 +205,7 @@ def test_a_new_worker_takes_the_place_of_one_that_has_ended(clock: Clock) -> Non
 
 
 def test_more_workers_than_places_are_served(clock: Clock) -> None:
-    """Those beyond share a place, and that is all."""
+    """The others share a place."""
     shared = Balance()
     workers = [shared.join() for _ in range(balance.MAX_WORKERS + 2)]
     assert workers[-1].place == workers[-2].place == balance.MAX_WORKERS
@@ -215,7 +215,7 @@ def test_more_workers_than_places_are_served(clock: Clock) -> None:
 
 
 def moves(clock: Clock, loads: list[float], active: list[int]) -> list[int]:
-    """Return how many connections each worker sends away at such loads."""
+    """Return how many connections each worker moves away at such loads."""
     _, workers = start(len(loads))
     tick(clock, workers, *loads, ticks=20)
     for worker in workers:
@@ -240,7 +240,7 @@ def moves(clock: Clock, loads: list[float], active: list[int]) -> list[int]:
 def test_a_busy_worker_sends_connections_to_an_idle_one(
     clock: Clock, loads: list[float], active: list[int], expected: list[int]
 ) -> None:
-    """Not more than half of what it has too much, nor a large part of all at once."""
+    """At most half of its excess, and not a large part of all at once."""
     assert expected == moves(clock, loads, active)
 
 
@@ -255,15 +255,15 @@ def test_a_busy_worker_sends_connections_to_an_idle_one(
         ([0.9], [8]),
     ],
 )
-def test_no_connection_is_moved_where_that_is_no_gain(
+def test_no_connection_is_moved_without_gain(
     clock: Clock, loads: list[float], active: list[int]
 ) -> None:
-    """A connection that is ended costs its client a new one."""
+    """A moved connection costs its client a new one."""
     assert [0] * len(loads) == moves(clock, loads, active)
 
 
-def test_a_move_is_given_time_to_show(clock: Clock) -> None:
-    """The loads are a little late, and would call for the same move again."""
+def test_move_has_time_to_take_effect(clock: Clock) -> None:
+    """The measured loads are a little late, and would cause the same move again."""
     _, workers = start(2)
     counts = []
     for _ in range(2 * MOVED_TICKS + 3):
@@ -275,7 +275,7 @@ def test_a_move_is_given_time_to_show(clock: Clock) -> None:
 
 
 def test_loads_are_shared_with_processes_that_are_forked() -> None:
-    """What one worker says the other sees, though they are made in the master."""
+    """A worker sees the loads of the others, although the master creates them."""
     shared = Balance()
     mine, theirs = shared.join(), shared.join()
     child = os.fork()

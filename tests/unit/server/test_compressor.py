@@ -1,4 +1,4 @@
-"""The process that compresses is replaced when it dies, and never takes the master along."""
+"""The compressor process is replaced when it dies, and does not affect the master."""
 
 import errno
 import os
@@ -33,14 +33,14 @@ class Master:
             self.reaped.append(pid)
 
     def tick(self) -> None:
-        """Do what the master does when a child may have ended."""
+        """Do the master's work for an ended child."""
         self.process.note_exit()
         self.reap()
         self.process.start_missing()
 
 
 def sleep_forever(*args: object) -> None:
-    """Take the place of the process's work."""
+    """Replace the work of the process."""
     while True:
         time.sleep(1)
 
@@ -49,7 +49,7 @@ def sleep_forever(*args: object) -> None:
 def started(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> Iterator[tuple[Master, list[int]]]:
-    """Return a master whose process was started, and the pids of those started so far."""
+    """Return a master that has started the process, and the pids of the processes so far."""
     pids: list[int] = []
     fork = os.fork
 
@@ -88,7 +88,7 @@ def test_dead_process_is_replaced(
 
 
 def test_process_that_gunicorn_reaped_first_is_replaced(started: tuple[Master, list[int]]) -> None:
-    """It may die between the check of it and the one of all children."""
+    """It may die between the two checks."""
     master, pids = started
     end(pids[0], signal.SIGKILL)
     master.reap()
@@ -108,7 +108,7 @@ def test_process_that_cannot_be_started_is_tried_again_at_each_tick(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One line says that it fails, and one that it works again."""
+    """One line reports the failure, and one its end."""
     master, pids = started
     end(pids[0], signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""A connection serves requests one after another, and ends where it must."""
+"""A connection serves requests one after another, and ends when it must."""
 
 import logging
 import socket
@@ -31,17 +31,17 @@ Environ = dict[str, Any]
 
 
 class Items(list[bytes]):
-    """The items of a response, which note that they were closed."""
+    """The items of a response, which record that they were closed."""
 
     is_closed = False
 
     def close(self) -> None:
-        """Take note, as PEP 3333 has it."""
+        """Record the call, as PEP 3333 requires it."""
         self.is_closed = True
 
 
 class App(Flask):
-    """An application whose answers a test chooses."""
+    """An application whose responses a test chooses."""
 
     def __init__(self, answer: Callable[[Environ], Iterable[bytes]] | None = None) -> None:
         super().__init__(__name__)
@@ -51,7 +51,7 @@ class App(Flask):
         self.items: list[Any] = []
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        """Answer with the items that the test chose."""
+        """Respond with the items that the test chose."""
         self.paths.append(environ["PATH_INFO"])
         items = self._answer(environ)
         self.items.append(items)
@@ -66,12 +66,12 @@ class Rejections:
         self.added: list[tuple[Any, str]] = []
 
     def add(self, source: Any, words: str) -> None:
-        """Take note of a rejection."""
+        """Record a rejection."""
         self.added.append((source, words))
 
 
 class Client:
-    """A client, and the connection that serves it."""
+    """A client and the connection that serves it."""
 
     def __init__(self, shared: Shared) -> None:
         ours, theirs = gevent_socket.socketpair()
@@ -89,13 +89,13 @@ class Client:
         return received
 
     def ask(self, request: bytes = GET) -> bytes:
-        """Send a request and return what is answered at once."""
+        """Send a request and return the immediate response."""
         self.socket.sendall(request)
         return bytes(self.socket.recv(65536))
 
 
 class Case:
-    """A server of one application, and clients that are closed at the end."""
+    """A server of one application, whose clients are closed at the end."""
 
     def __init__(self) -> None:
         self.app = App()
@@ -129,7 +129,7 @@ def post(*fields: str) -> bytes:
 
 
 def test_requests_are_served_one_after_another(case: Case) -> None:
-    """A connection stays until its client ends it."""
+    """A connection stays until its client closes it."""
     client = case.connect()
     for _ in range(20):
         assert client.ask().endswith(b"\r\n\r\nhello")
@@ -139,8 +139,8 @@ def test_requests_are_served_one_after_another(case: Case) -> None:
     assert ["/a"] * 20 == case.app.paths
 
 
-def test_a_client_that_wants_no_more_has_its_connection_ended(case: Case) -> None:
-    """As its request says."""
+def test_connection_close_is_respected(case: Case) -> None:
+    """The request asks to close the connection."""
     client = case.connect()
     client.socket.sendall(GET.replace(b"Host", b"Connection: close\r\nHost") + GET)
     received = client.read()
@@ -149,7 +149,7 @@ def test_a_client_that_wants_no_more_has_its_connection_ended(case: Case) -> Non
 
 
 def test_a_stopping_server_ends_connections_with_their_answers(case: Case) -> None:
-    """No client is left without its answer."""
+    """No client is left without its response."""
     client = case.connect()
     client.ask()
     case.shared.is_stopping = True
@@ -158,7 +158,7 @@ def test_a_stopping_server_ends_connections_with_their_answers(case: Case) -> No
 
 
 def test_the_items_of_a_response_are_closed(case: Case) -> None:
-    """Also where the client is gone before it has them all."""
+    """Also if the client disconnects early."""
     client = case.connect()
     client.ask()
     client.socket.sendall(GET)
@@ -177,7 +177,7 @@ def test_items_without_a_close_are_fine(case: Case) -> None:
 def test_an_application_that_fails_ends_its_connection(
     case: Case, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No error of its own is taken for the connection's end, and only a lost client is silent."""
+    """Its exception is not mistaken for a lost connection, and only a lost client is silent."""
     caplog.set_level(logging.INFO)
 
     def fail(environ: Environ) -> Iterable[bytes]:
@@ -194,8 +194,8 @@ def test_an_application_that_fails_ends_its_connection(
 # Bodies that nobody reads
 
 
-def test_an_unread_body_is_skipped_whatever_the_answer(case: Case) -> None:
-    """The next request begins behind it."""
+def test_unread_body_is_skipped(case: Case) -> None:
+    """The next request starts after it, for any response."""
     client = case.connect()
     for case.app.status in ("200 OK", "302 FOUND", "404 NOT FOUND", "503 UNAVAILABLE"):
         assert client.ask(post("Content-Length: 9000") + bytes(9000)).endswith(b"hello")
@@ -203,7 +203,7 @@ def test_an_unread_body_is_skipped_whatever_the_answer(case: Case) -> None:
 
 
 def test_a_body_that_is_too_long_ends_the_connection(case: Case) -> None:
-    """Its client is told so, and has its answer."""
+    """Its client is notified and gets its response."""
     client = case.connect()
     client.socket.sendall(post("Content-Length: 99999999999") + bytes(100_000))
     assert b"Connection: close\r\n" in client.socket.recv(65536)
@@ -213,8 +213,8 @@ def test_a_body_that_is_too_long_ends_the_connection(case: Case) -> None:
     assert client.greenlet.successful()
 
 
-def test_a_body_that_does_not_come_ends_the_connection_in_time(case: Case) -> None:
-    """A client that answers no more is let go."""
+def test_missing_body_ends_the_connection_in_time(case: Case) -> None:
+    """A silent client is disconnected."""
     case.limits.discards = Deadlines(lambda: 0.1, ConnectionEnded)
     client = case.connect()
     assert client.ask(post("Content-Length: 100")).endswith(b"hello")
@@ -224,7 +224,7 @@ def test_a_body_that_does_not_come_ends_the_connection_in_time(case: Case) -> No
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"1\r\nabc\r\n"])
 def test_a_body_of_invalid_chunks_ends_the_connection(case: Case, broken: bytes) -> None:
-    """Where the next request begins is not known; there is one answer, and it arrives."""
+    """The start of the next request is unknown; one response is sent, and arrives."""
     client = case.connect()
     client.socket.sendall(post("Transfer-Encoding: chunked") + broken + GET * 10_000)
     assert 1 == client.read().count(b"HTTP/1.1 ")
@@ -232,7 +232,7 @@ def test_a_body_of_invalid_chunks_ends_the_connection(case: Case, broken: bytes)
 
 
 def test_a_body_without_a_length_ends_the_connection_after_one_answer(case: Case) -> None:
-    """It is not taken for the next request, and its client reads the answer."""
+    """It is not parsed as the next request, and its client reads the response."""
     client = case.connect()
     client.socket.sendall(post() + GET * 1000)
     received = client.read()
@@ -241,8 +241,8 @@ def test_a_body_without_a_length_ends_the_connection_after_one_answer(case: Case
     assert ["/a"] == case.app.paths
 
 
-def test_the_head_of_a_body_that_nobody_wants_is_accounted_for(case: Case) -> None:
-    """A client without a token holds its head as long as the rest of its body does not come."""
+def test_head_of_a_discarded_body_is_charged(case: Case) -> None:
+    """A client without a token holds its head until the rest of its body arrives."""
     case.app.status = "401 UNAUTHORIZED"
     client = case.connect()
     client.ask(post("Content-Length: 10", "X: " + "x" * 8000))
@@ -255,22 +255,22 @@ def test_the_head_of_a_body_that_nobody_wants_is_accounted_for(case: Case) -> No
 
 
 class Flood:
-    """A socket whose client sends on and on, and each piece of which takes a while to receive."""
+    """A socket whose client sends without end, and that takes a while to receive each piece."""
 
     def __init__(self) -> None:
         self.received = 0
 
     def shutdown(self, how: int) -> None:
-        """Take note of nothing."""
+        """Do nothing."""
 
     def recv(self, size: int) -> bytes:
-        """Return as much as is asked for."""
+        """Return the requested number of bytes."""
         time.sleep(0.002)
         self.received += size
         return bytes(size)
 
 
-def test_a_client_that_sends_on_makes_no_one_wait(case: Case) -> None:
+def test_endless_client_delays_no_other(case: Case) -> None:
     """While its connection lingers, others are served."""
     flood = Flood()
     turns: list[int] = []
@@ -288,7 +288,7 @@ def test_a_client_that_sends_on_makes_no_one_wait(case: Case) -> None:
 
 
 def test_clients_without_a_token_delay_only_themselves(case: Case) -> None:
-    """Whatever they send without a pause, a new client is served next."""
+    """While they send without a pause, a new client is served next."""
 
     def answer(environ: Environ) -> Items:
         end = time.monotonic() + 0.001
@@ -326,8 +326,8 @@ def test_clients_without_a_token_delay_only_themselves(case: Case) -> None:
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 8_500 + b"\r\n\r\n", "more than 100 headers, or one is"),
     ],
 )
-def test_what_is_no_head_is_rejected(case: Case, head: bytes, words: str) -> None:
-    """The client is told why, though it sends on, and so is who reads the log."""
+def test_malformed_head_is_rejected(case: Case, head: bytes, words: str) -> None:
+    """The client and the log get the reason, although the client continues to send."""
     client = case.connect()
     client.socket.sendall(head + bytes(200_000))
     received = client.read()
@@ -340,8 +340,8 @@ def test_what_is_no_head_is_rejected(case: Case, head: bytes, words: str) -> Non
     assert [] == case.app.paths
 
 
-def test_a_head_that_does_not_come_ends_its_connection(case: Case) -> None:
-    """An unfinished head is held only as long as it may take."""
+def test_incomplete_head_ends_its_connection(case: Case) -> None:
+    """An unfinished head is held only until its timeout."""
     case.limits.heads = Deadlines(lambda: 0.2, ConnectionEnded)
     client = case.connect()
     client.socket.sendall(GET[:-2])
@@ -350,8 +350,8 @@ def test_a_head_that_does_not_come_ends_its_connection(case: Case) -> None:
     assert b"" == client.read()
 
 
-def test_a_client_that_posts_with_success_is_trusted(case: Case) -> None:
-    """Only then it holds nothing that counts while it is idle."""
+def test_client_of_an_accepted_batch_is_trusted(case: Case) -> None:
+    """Only then an idle connection is not charged."""
     client = case.connect()
     for request in (GET, post("Content-Length: 0")):
         case.app.status = "200 OK" if request == GET else "401 UNAUTHORIZED"
@@ -366,8 +366,8 @@ def test_a_client_that_posts_with_success_is_trusted(case: Case) -> None:
     assert case.limits._held_bytes == 0
 
 
-def test_a_connection_that_is_to_go_elsewhere_is_ended_with_an_answer(case: Case) -> None:
-    """As many as are to go, each once it has used its connection in this tick."""
+def test_moved_connection_is_closed_with_a_response(case: Case) -> None:
+    """As many as should move, each once it was used in this tick."""
     clients = [case.connect() for _ in range(4)]
     for client in clients:
         client.ask()
@@ -381,7 +381,7 @@ def test_a_connection_that_is_to_go_elsewhere_is_ended_with_an_answer(case: Case
 
 
 def test_a_local_socket_has_no_peer(case: Case) -> None:
-    """Its clients are named so."""
+    """The log names its clients as local."""
     ours, theirs = socket.socketpair()
     ours.sendall(b"nonsense\r\n\r\n")
     ours.close()

@@ -1,4 +1,4 @@
-"""Connections without a token use the worker in turns, the one that used least first."""
+"""Connections without a token take turns at the worker, the least-served one first."""
 
 import os
 import time
@@ -20,7 +20,7 @@ def work(seconds: float) -> None:
 
 
 class Clients:
-    """Clients that work in the turns of one queue, and the order in which they did."""
+    """Clients that work in turns of one queue, and the order of their work."""
 
     def __init__(self) -> None:
         self.queue = FairQueue()
@@ -28,7 +28,7 @@ class Clients:
         self.greenlets: list[gevent.Greenlet] = []
 
     def begin(self, name: str, flow: Flow, seconds: float = 0.0, head_bytes: int = 0) -> None:
-        """Have a client wait for its turn, and work that long in it."""
+        """Let a client wait for its turn, and then work for some seconds."""
 
         def serve() -> None:
             flow.stop()
@@ -41,35 +41,35 @@ class Clients:
         self.greenlets.append(gevent.spawn(serve))
 
     def flow(self, used_seconds: float = 0.0) -> Flow:
-        """Return the flow of a client that has used the worker for so long."""
+        """Return the flow of a client that has used the worker for some seconds."""
         flow = Flow(self.queue)
         flow._used_seconds = used_seconds
         return flow
 
     def join(self) -> list[str]:
-        """Return who was served, in order, once all were."""
+        """Return the clients in the order in which they were served."""
         gevent.joinall(self.greenlets, timeout=30, raise_error=True)
         return self.served
 
 
 @pytest.fixture
 def clients() -> Iterator[Clients]:
-    """Return clients, all of which are gone at the end."""
+    """Return clients that have all ended at the end."""
     made = Clients()
     yield made
     gevent.killall(made.greenlets)
 
 
 def test_a_client_alone_does_not_wait(clients: Clients) -> None:
-    """Its work is begun at once, again and again."""
+    """Its work starts at once, again and again."""
     flow = clients.flow()
     for _ in range(100):
         assert flow.try_start()
         flow.stop()
 
 
-def test_whoever_has_used_least_goes_first(clients: Clients) -> None:
-    """However long it was there before, and whatever comes meanwhile."""
+def test_least_served_client_goes_first(clients: Clients) -> None:
+    """However long it has been connected, and whoever joins meanwhile."""
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
     for name, used in (("much", 5.0), ("some", 1.0), ("none", 0.0), ("little", 0.1)):
         clients.begin(name, clients.flow(used))
@@ -77,7 +77,7 @@ def test_whoever_has_used_least_goes_first(clients: Clients) -> None:
 
 
 def test_work_is_counted(clients: Clients) -> None:
-    """A client that worked waits for those who did not."""
+    """A client that worked waits for those that did not."""
     busy = clients.flow()
     clients.begin("busy", busy, 2 * SLICE_SECONDS)
     clients.join()
@@ -88,15 +88,15 @@ def test_work_is_counted(clients: Clients) -> None:
 
 
 def test_a_small_request_goes_before_a_large_one(clients: Clients) -> None:
-    """Of clients that have used nothing, those that will use less go first."""
+    """Among clients that have used nothing, those that will use less go first."""
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
     clients.begin("large", clients.flow(), head_bytes=16_000)
     clients.begin("small", clients.flow(), head_bytes=50)
     assert ["first", "small", "large"] == clients.join()
 
 
-def test_what_was_used_fades(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A health check that comes every second for days is not the one that used most."""
+def test_used_time_fades(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A health check once per second for days has not used the most."""
     monkeypatch.setattr(limits, "HALF_LIFE_SECONDS", 1e-6)
     steady = clients.flow(100.0)
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
@@ -106,7 +106,7 @@ def test_what_was_used_fades(clients: Clients, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_sockets_are_polled_between_two_slices(clients: Clients) -> None:
-    """Whoever waits for a socket is served though many have work to do."""
+    """Clients that wait for a socket are served while many have work to do."""
     reader, writer = os.pipe()
 
     def serve() -> None:
@@ -128,7 +128,7 @@ def test_sockets_are_polled_between_two_slices(clients: Clients) -> None:
 
 
 def test_long_work_pauses_for_others(clients: Clients) -> None:
-    """As the reading of a body that nobody wants."""
+    """For example while an unwanted body is read."""
     long = clients.flow()
 
     def serve() -> None:
@@ -145,7 +145,7 @@ def test_long_work_pauses_for_others(clients: Clients) -> None:
 
 
 def test_a_trusted_client_never_waits(clients: Clients) -> None:
-    """What it uses is its own share."""
+    """It uses its own share."""
     trusted = clients.flow(10.0)
     trusted.is_trusted = True
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
@@ -154,8 +154,8 @@ def test_a_trusted_client_never_waits(clients: Clients) -> None:
     assert ["first", "trusted", "other"] == clients.join()
 
 
-def test_a_connection_that_ends_while_it_waits_leaves_the_others(clients: Clients) -> None:
-    """As one that is ended for its memory."""
+def test_connection_that_ends_while_waiting_affects_no_other(clients: Clients) -> None:
+    """For example one that is ended to free memory."""
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
     clients.begin("ended", clients.flow())
     clients.begin("other", clients.flow(1.0))

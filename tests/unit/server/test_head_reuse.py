@@ -1,4 +1,4 @@
-"""A head that differs in known values is parsed once, and never taken for another."""
+"""A head that differs only in known values is parsed once, and never mistaken for another."""
 
 import socket
 from contextlib import closing
@@ -24,7 +24,7 @@ def head(*fields: str) -> bytes:
 
 
 def count_parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return a list to which each head is added that gunicorn parses."""
+    """Return a list to which each head is appended that gunicorn parses."""
     parsed = []
     parse_headers = Request.parse_headers
 
@@ -39,7 +39,7 @@ def count_parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def test_head_that_differs_in_length_is_parsed_once(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request still has its own length and body; a head that is too long is not kept."""
+    """Each request has its own length and body; a head that is too long is not kept."""
     parsed = count_parsed(monkeypatch)
     for length in (3, 10, 0, 3):
         wire.send(head(f"Content-Length: {length}", "X-A: 1") + b"x" * length)
@@ -56,7 +56,7 @@ def test_head_that_differs_in_length_is_parsed_once(
 def test_head_that_differs_in_length_and_key_is_parsed_once(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that gives each batch a key sends another head with each, before or after it."""
+    """A client that sends a key with each batch changes it with each head."""
     parsed = count_parsed(monkeypatch)
     for order in (1, -1):
         for length, key in ((3, "a"), (10, '"longer"'), (0, "b"), (3, "a")):
@@ -77,7 +77,7 @@ def test_head_that_differs_in_length_and_key_is_parsed_once(
 
 
 def test_head_without_a_body_is_parsed_once(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no length the second time either; one whose body comes in chunks is not kept."""
+    """It has no length the second time either; one with a chunked body is not kept."""
     heads = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", head("Transfer-Encoding: chunked")
     for sent, body, parses in zip(heads, (b"", b"1\r\na\r\n0\r\n\r\n"), (1, 2), strict=True):
         with monkeypatch.context() as patch:
@@ -128,14 +128,14 @@ heads = st.builds(
 
 
 def _config() -> Config:
-    """Return settings with which a head can say more than with the service's own."""
+    """Return settings that allow more in a head than the service's own."""
     config = Config()
     config.set("forwarded_allow_ips", "*")
     return config
 
 
 class Memory:
-    """A connection that has seen heads, and what it makes of the next one."""
+    """A connection that has seen heads, and the result of its next head."""
 
     def __init__(self, *heads: bytes) -> None:
         client, self._server = socket.socketpair()
@@ -146,7 +146,7 @@ class Memory:
             self.outcome(head)
 
     def outcome(self, data: bytes) -> Any:
-        """Return what a request says, or the error that its head is rejected with."""
+        """Return the fields of a request, or the error of its head."""
         self._receiver.take_buffered()
         self._receiver.unread(data + b"ab")
         try:
@@ -179,6 +179,6 @@ TWO_KEYS = [
 @example([head("Content-Length: 1", "X-A: 1")], head("X-A: 1", "Content-Length: 1"))
 @example([head("Content-Length: 1")], head("Content-Length: "))
 def test_requests_are_the_same_after_any_others(before: list[bytes], data: bytes) -> None:
-    """Whatever a connection remembers, the next head is taken or rejected as if it did not."""
+    """The next head has the same result whatever heads a connection remembers."""
     with closing(Memory()) as fresh, closing(Memory(*before)) as experienced:
         assert fresh.outcome(data) == experienced.outcome(data)

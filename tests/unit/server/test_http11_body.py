@@ -1,4 +1,4 @@
-"""Bodies are read, or discarded, to where the next request begins."""
+"""Bodies are read or discarded up to the start of the next request."""
 
 import contextlib
 import time
@@ -32,7 +32,7 @@ def framings(size: int) -> list[bytes]:
 
 
 class Sending:
-    """Send in the background, as much as the other end takes."""
+    """Send in the background as much as the other end accepts."""
 
     def __init__(self, wire: Wire, data: bytes) -> None:
         self._thread = Thread(target=self._send, args=(wire, data), daemon=True)
@@ -49,10 +49,10 @@ class Sending:
 @pytest.mark.parametrize("size", [0, 1, 5000, 9000, 200_000, BODY_RECEIVE_BYTES + 1])
 @pytest.mark.parametrize("read", [0, 1, 4000])
 @pytest.mark.parametrize("framing", [0, 1])
-def test_a_discarded_body_ends_where_the_next_request_begins(
+def test_discarded_body_ends_at_the_next_request(
     wire: Wire, size: int, read: int, framing: int
 ) -> None:
-    """It makes no difference how much of it was read before."""
+    """Regardless of how much of it was read before."""
     sending = Sending(wire, framings(size)[framing] + NEXT)
     body = wire.next().body
     assert size == 0 or not body.is_finished
@@ -65,7 +65,7 @@ def test_a_discarded_body_ends_where_the_next_request_begins(
 
 @pytest.mark.parametrize("framing", [0, 1])
 def test_a_body_is_discarded_up_to_a_limit(wire: Wire, framing: int) -> None:
-    """A longer one is left there."""
+    """The rest of a longer one is not read."""
     Sending(wire, framings(500_000)[framing])
     body = wire.next().body
     assert not body.discard(100_000)
@@ -74,7 +74,7 @@ def test_a_body_is_discarded_up_to_a_limit(wire: Wire, framing: int) -> None:
 
 @pytest.mark.parametrize("framing", [0, 1])
 def test_a_body_that_was_read_is_finished(wire: Wire, framing: int) -> None:
-    """Whoever has read to the end leaves nothing to discard."""
+    """After a complete read, nothing is left to discard."""
     wire.send(framings(1000)[framing])
     body = wire.next().body
     assert b"x" * 1000 == body.read(1000)
@@ -85,7 +85,7 @@ def test_a_body_that_was_read_is_finished(wire: Wire, framing: int) -> None:
 
 @pytest.mark.parametrize("framing", [0, 1])
 def test_a_body_that_ends_early_is_never_finished(wire: Wire, framing: int) -> None:
-    """What follows it is no request."""
+    """The bytes after it are no request."""
     wire.send(framings(1000)[framing][:-100])
     body = wire.next().body
     wire.client.close()
@@ -97,8 +97,8 @@ def test_a_body_that_ends_early_is_never_finished(wire: Wire, framing: int) -> N
 
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nabc", b"1\r\na\r\n0\r\nno trailer\r\n\r\n"])
-def test_invalid_chunks_are_an_error_for_good(wire: Wire, broken: bytes) -> None:
-    """After it, the body is given up, and no end is taken for its own."""
+def test_invalid_chunks_are_a_permanent_error(wire: Wire, broken: bytes) -> None:
+    """The body is given up, and no end is recognised after them."""
     wire.send(head("Transfer-Encoding: chunked") + broken + b"\r\n0\r\n\r\n")
     body = wire.next().body
     with pytest.raises(OSError, match="invalid chunks"):
@@ -108,7 +108,7 @@ def test_invalid_chunks_are_an_error_for_good(wire: Wire, broken: bytes) -> None
 
 
 def test_a_body_that_is_too_long_to_discard_is_given_up(wire: Wire) -> None:
-    """Its client is told at once that the connection ends."""
+    """Its client learns at once that the connection ends."""
     wire.send(head(f"Content-Length: {DISCARD_BYTES}"))
     assert not wire.next().body.is_given_up
     wire.receiver.take_buffered()
@@ -120,7 +120,7 @@ def test_a_body_that_is_too_long_to_discard_is_given_up(wire: Wire) -> None:
 
 @pytest.mark.parametrize("framing", [0, 1])
 def test_a_body_is_read_as_it_arrives(wire: Wire, framing: int) -> None:
-    """Whoever reads gets what is there, and so knows what is held of a body that comes slowly."""
+    """A read returns the available bytes, so that a slow body is charged as it arrives."""
     sent = framings(9000)[framing]
     start = sent.index(b"xxx")
     wire.send(sent[: start + 5])
@@ -147,7 +147,7 @@ def test_no_piece_of_a_chunk_is_longer_than_it_may_be(wire: Wire, size: int) -> 
 
 
 def test_trailers_are_bounded(wire: Wire) -> None:
-    """They are held until they end, and nobody reads them."""
+    """They are held until they end, and are not used."""
     start = head("Transfer-Encoding: chunked") + b"0\r\n"
     trailer = b"X-Trailer: " + b"x" * 1000 + b"\r\n"
     wire.send(start + trailer * (TRAILERS_BYTES // 2000) + b"\r\n")
@@ -158,21 +158,21 @@ def test_trailers_are_bounded(wire: Wire) -> None:
 
 
 def test_lines_of_a_body_are_not_read(wire: Wire) -> None:
-    """Bytes would be lost between gunicorn's way to read them and this one."""
+    """Mixing gunicorn's line reader with this reader would lose bytes."""
     wire.send(framings(10)[1])
     with pytest.raises(UnsupportedOperation):
         wire.next().body.readline()
 
 
 class Endless:
-    """A socket that has more at once, however much is received from it."""
+    """A socket that always has more data."""
 
     def __init__(self, piece: bytes) -> None:
         self._piece = piece
         self.received = 0
 
     def recv(self, size: int) -> bytes:
-        """Return as much as is asked for."""
+        """Return the requested number of bytes."""
         self.received += size
         return self._piece * (size // len(self._piece)) or self._piece[:size]
 
@@ -184,10 +184,8 @@ class Endless:
         ("Transfer-Encoding: chunked", b"400\r\n" + b"x" * 1024 + b"\r\n"),
     ],
 )
-def test_a_body_that_is_there_already_makes_no_one_wait(
-    wire: Wire, framing: str, piece: bytes
-) -> None:
-    """However fast it comes, others have their turns while it is discarded."""
+def test_discarded_body_delays_no_other(wire: Wire, framing: str, piece: bytes) -> None:
+    """However fast it arrives, others have their turns while it is discarded."""
     wire.send(head(framing))
     body = wire.next().body
     body._receiver.sock = Endless(piece)
@@ -223,7 +221,7 @@ def read_all(body: Body, step: int = 16 * 1024) -> int:
 def test_chunks_of_more_framing_than_data_are_rejected(
     wire: Wire, chunk: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What sizes and extensions take is bounded, and the body is given up beyond it."""
+    """Sizes and extensions are bounded, and beyond the bound the body is given up."""
     framing_bytes = FRAMING_BYTES // 16
     monkeypatch.setattr(http11, "FRAMING_BYTES", framing_bytes)
     Sending(wire, head("Transfer-Encoding: chunked") + chunk * (8 * framing_bytes // len(chunk)))
@@ -235,10 +233,10 @@ def test_chunks_of_more_framing_than_data_are_rejected(
 
 
 @pytest.mark.parametrize("size", [60, 3000, 300_000])
-def test_chunks_of_more_data_than_framing_are_taken(
+def test_chunks_of_more_data_than_framing_are_accepted(
     wire: Wire, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A body in chunks of a short line each may be as long as any."""
+    """A body with one short line per chunk may be as long as any."""
     monkeypatch.setattr(http11, "FRAMING_BYTES", FRAMING_BYTES // 16)
     count = 2_000_000 // size
     chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
@@ -248,7 +246,7 @@ def test_chunks_of_more_data_than_framing_are_taken(
 
 
 def test_few_chunks_may_have_long_extensions(wire: Wire) -> None:
-    """An extension is ignored, as RFC 9112 has it."""
+    """Extensions are ignored, as in RFC 9112."""
     chunk = b'2;name="value";other\r\nab\r\n'
     wire.send(head("Transfer-Encoding: chunked") + chunk * 3 + b"0\r\n\r\n")
     assert b"ababab" == wire.next().body.read(100)

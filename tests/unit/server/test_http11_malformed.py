@@ -34,16 +34,16 @@ SECRET = "s3cret-Token"
         (errors.ForbiddenProxyRequest("h"), "ForbiddenProxyRequest"),
     ],
 )
-def test_what_is_wrong_is_named(error: errors.ParseException, words: str) -> None:
-    """A client learns which header, or what else, it has to mend."""
+def test_error_is_named(error: errors.ParseException, words: str) -> None:
+    """The message names the header or the part of the request that is wrong."""
     sentence = describe(error)
     assert sentence.startswith("The request is not valid HTTP: ")
     assert words in sentence
 
 
 @pytest.mark.parametrize(("name", "words"), [("TLS", "use http://"), ("HTTP/2", "http/protobuf")])
-def test_another_protocol_is_told_what_is_spoken_here(name: str, words: str) -> None:
-    """What a client has to change is in the sentence."""
+def test_another_protocol_is_explained(name: str, words: str) -> None:
+    """The message says which protocol and address to use."""
     assert words in describe(OtherProtocol(name))
 
 
@@ -66,6 +66,6 @@ def test_another_protocol_is_told_what_is_spoken_here(name: str, words: str) -> 
         errors.InvalidChunkSize(SECRET),
     ],
 )
-def test_no_sentence_repeats_what_may_be_a_token(error: errors.ParseException) -> None:
-    """A line without a colon, a value, or what stands in the request line is not shown."""
+def test_message_repeats_no_possible_token(error: errors.ParseException) -> None:
+    """A line without a colon, a value, or the request line is not shown."""
     assert SECRET.lower() not in describe(error).lower()

@@ -1,4 +1,4 @@
-"""Heads are received whole, within their bound, and what they hold is told."""
+"""Heads are received whole and within their bound, and their memory is reported."""
 
 import socket
 from threading import Thread
@@ -24,15 +24,15 @@ def receive(wire: Wire) -> bytes:
     return wire.receiver.receive_head(wire.held.append)
 
 
-def test_a_head_comes_with_what_is_behind_it(wire: Wire) -> None:
-    """What was received together is not taken apart; a whole head holds nothing."""
+def test_head_includes_the_bytes_after_it(wire: Wire) -> None:
+    """Bytes received together stay together; a complete head holds no memory."""
     wire.send(HEAD + b"body")
     assert HEAD + b"body" == receive(wire)
     assert [] == wire.held
 
 
 def test_a_head_in_pieces_is_put_together(wire: Wire) -> None:
-    """However it is cut, what it holds grows with it, and is nothing in the end."""
+    """However it is cut, the charge grows with it, and is zero at the end."""
 
     def send_slowly() -> None:
         for place in range(len(HEAD)):
@@ -47,8 +47,8 @@ def test_a_head_in_pieces_is_put_together(wire: Wire) -> None:
     assert max(wire.held) < len(HEAD)
 
 
-def test_a_buffered_head_is_taken_before_the_socket_is_asked(wire: Wire) -> None:
-    """What was read too much of one request begins the next."""
+def test_buffered_head_is_used_before_the_socket(wire: Wire) -> None:
+    """Surplus bytes of one request start the next."""
     wire.receiver.unread(HEAD[:10])
     wire.send(HEAD[10:])
     assert HEAD == receive(wire)
@@ -56,7 +56,7 @@ def test_a_buffered_head_is_taken_before_the_socket_is_asked(wire: Wire) -> None
 
 @pytest.mark.parametrize("size", [MAX_HEAD_BYTES, MAX_HEAD_BYTES + 1, 3 * MAX_HEAD_BYTES])
 def test_a_head_that_is_too_long_is_rejected(wire: Wire, size: int) -> None:
-    """It is not received any further, and never held in full."""
+    """It is not received further, and never in memory as a whole."""
     start = b"GET / HTTP/1.1\r\nX: "
     sender = Thread(target=wire.send, args=(start.ljust(size, b"x") + b"\r\n\r\n",), daemon=True)
     sender.start()
@@ -65,8 +65,8 @@ def test_a_head_that_is_too_long_is_rejected(wire: Wire, size: int) -> None:
     assert max(wire.held) < MAX_HEAD_BYTES + RECEIVE_BYTES
 
 
-def test_a_head_of_the_largest_size_is_taken(wire: Wire) -> None:
-    """The bound itself is allowed."""
+def test_head_of_the_largest_size_is_accepted(wire: Wire) -> None:
+    """The bound is inclusive."""
     head = b"GET / HTTP/1.1\r\nX: ".ljust(MAX_HEAD_BYTES - 4, b"x") + b"\r\n\r\n"
     wire.send(head)
     assert head == receive(wire)
@@ -75,21 +75,21 @@ def test_a_head_of_the_largest_size_is_taken(wire: Wire) -> None:
 @pytest.mark.parametrize(
     "start", [b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\nHost: x\n", b"\n", b"\x16\n"]
 )
-def test_what_can_be_no_head_any_more_is_rejected_at_once(wire: Wire, start: bytes) -> None:
-    """A line that ends in a bare LF will never be the end of a head."""
+def test_impossible_head_is_rejected_at_once(wire: Wire, start: bytes) -> None:
+    """A line that ends in a bare LF is never the end of a head."""
     wire.send(start)
     with pytest.raises(BareLineFeed):
         receive(wire)
 
 
-def test_tls_is_told_from_a_head(wire: Wire) -> None:
-    """A record of TLS may have no line's end, and its client waits for an answer."""
+def test_tls_is_recognised(wire: Wire) -> None:
+    """A TLS record may have no line break, and its client waits for a response."""
     wire.send(b"\x16\x03\x01\x02\x00\x01")
     with pytest.raises(OtherProtocol, match="TLS"):
         receive(wire)
 
 
-def test_others_are_served_before_a_head_that_is_there_already(wire: Wire) -> None:
+def test_others_are_served_before_a_buffered_head(wire: Wire) -> None:
     """A client that sends requests without a pause waits for its turn before each."""
     receive_after(wire, HEAD)
     served: list[str] = []
@@ -107,13 +107,13 @@ def test_others_are_served_before_a_head_that_is_there_already(wire: Wire) -> No
 
 
 def receive_after(wire: Wire, data: bytes) -> None:
-    """Receive a first head, which is not waited for."""
+    """Receive a first head, which is buffered already."""
     wire.send(data)
     assert data == receive(wire)
 
 
 def test_half_a_line_break_is_waited_on(wire: Wire) -> None:
-    """A CR may have its LF in the next piece."""
+    """The LF of a CR may be in the next piece."""
     wire.receiver.unread(HEAD[:15])
     assert HEAD[:15].endswith(b"\r")
     wire.send(HEAD[15:])
@@ -122,7 +122,7 @@ def test_half_a_line_break_is_waited_on(wire: Wire) -> None:
 
 @pytest.mark.parametrize("start", [b"G", HEAD[:-1]])
 def test_a_connection_that_ends_within_a_head_is_an_error(wire: Wire, start: bytes) -> None:
-    """Half a head is nothing."""
+    """Half a head is no request."""
     wire.send(start)
     wire.client.shutdown(socket.SHUT_WR)
     with pytest.raises(NoMoreData):
@@ -130,13 +130,13 @@ def test_a_connection_that_ends_within_a_head_is_an_error(wire: Wire, start: byt
 
 
 def test_a_connection_may_end_before_a_head(wire: Wire) -> None:
-    """That is how connections end."""
+    """Connections normally end this way."""
     wire.client.shutdown(socket.SHUT_WR)
     assert b"" == receive(wire)
 
 
-def test_what_is_received_is_bounded(wire: Wire) -> None:
-    """Beyond the bound there is a rejection, until more is granted or the next head begins."""
+def test_received_bytes_are_bounded(wire: Wire) -> None:
+    """Beyond the bound the head is rejected, unless more is granted or the next head starts."""
     wire.receiver.bound(10)
     wire.send(b"x" * 10)
     assert b"x" * 10 == wire.receiver.chunk()

@@ -1,4 +1,4 @@
-"""HTTP/1.1 requests as they are read from a connection, and the WSGI environ made of them."""
+"""HTTP/1.1 requests as they are read from a connection, and their WSGI environ."""
 
 import socket
 from threading import Thread
@@ -30,7 +30,7 @@ def test_requests_that_come_at_once_are_told_apart(wire: Wire, size: int) -> Non
 
 
 def test_a_body_is_read_in_any_steps(wire: Wire) -> None:
-    """Small reads and a large read at the end give the body as it was sent."""
+    """Small reads and a final large one return the body as it was sent."""
     wire.send(head("Content-Length: 12") + b"one\ntwo\nlast" + head())
     body = wire.next().body
     assert [b"o", b"ne\n", b"two\nlast", b"", b""] == [
@@ -45,14 +45,14 @@ def test_a_body_is_read_in_any_steps(wire: Wire) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"abc"])
 def test_a_body_that_ends_early_is_short(wire: Wire, sent: bytes) -> None:
-    """Nothing is made up for what the client does not send."""
+    """Missing bytes are not replaced."""
     wire.send(head("Content-Length: 5") + sent)
     wire.client.shutdown(socket.SHUT_WR)
     assert sent == wire.next().body.read(5)
 
 
 def test_a_chunked_body_is_put_together(wire: Wire) -> None:
-    """The chunks' sizes are no part of it."""
+    """The sizes of the chunks are not part of it."""
     wire.send(head("Transfer-Encoding: chunked") + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
     assert b"abcde" == wire.next().body.read(100)
     wire.send(head("Transfer-Encoding: Chunked") + b"1\r\nf\r\n0\r\n\r\n")
@@ -60,15 +60,15 @@ def test_a_chunked_body_is_put_together(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("codings", ["gzip, chunked", "identity, chunked"])
-def test_a_transfer_coding_that_would_not_be_undone_is_rejected(wire: Wire, codings: str) -> None:
-    """A body is never taken for what it is not."""
+def test_unsupported_transfer_coding_is_rejected(wire: Wire, codings: str) -> None:
+    """An encoded body is never read as a plain one."""
     wire.send(head(f"Transfer-Encoding: {codings}") + b"2\r\n{}\r\n0\r\n\r\n")
     with pytest.raises(UnsupportedTransferCoding):
         wire.next()
 
 
-def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_read(wire: Wire) -> None:
-    """100 Continue is sent once, by the first read."""
+def test_100_continue_is_sent_when_the_body_is_read(wire: Wire) -> None:
+    """It is sent once, by the first read."""
     wire.send(head("Content-Length: 2", "Expect: 100-continue") + b"ab")
     request = wire.next()
     assert request.should_close()
@@ -81,7 +81,7 @@ def test_a_client_that_waits_is_told_to_go_on_when_its_body_is_read(wire: Wire) 
 
 @pytest.mark.parametrize("fields", [["X_Y: 1"] * 100, ["X: 1"] * 100, ["X_Y: 1", "X: 1"] * 50])
 def test_headers_that_are_dropped_are_counted(wire: Wire, fields: list[str]) -> None:
-    """Each costs as much as any, and a head of 16 KiB has room for thousands."""
+    """Each takes as much as any, and a head of 16 KiB has room for thousands."""
     wire.send(head(*fields[:99]) + head(*fields))  # with Host, 100 and 101
     assert "POST" == wire.next().method
     with pytest.raises(LimitRequestHeaders):
@@ -90,7 +90,7 @@ def test_headers_that_are_dropped_are_counted(wire: Wire, fields: list[str]) -> 
 
 @pytest.mark.parametrize("trailer", [b"a_b:\r\n" * 101, b"a:b\r\n" * 101, b"a:" + b"b" * 20_000])
 def test_a_trailer_is_bounded_as_a_head_is(wire: Wire, trailer: bytes) -> None:
-    """Nobody reads it, and to parse it takes quadratic time for its lines."""
+    """It is not used, and parsing it takes quadratic time in its lines."""
     wire.send(head("Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n" + trailer)
     wire.send(b"\r\n")
     body = wire.next().body
@@ -109,7 +109,7 @@ def test_a_trailer_is_bounded_as_a_head_is(wire: Wire, trailer: bytes) -> None:
     ],
 )
 def test_a_request_that_lacks_a_length_is_the_last(wire: Wire, start: str, expected: bool) -> None:
-    """What follows its head may be a body, and is not taken for a request."""
+    """The bytes after its head may be a body, and are not parsed as a request."""
     for _ in range(2):
         wire.send(f"{start}\r\nHost: x\r\nConnection: keep-alive\r\n\r\n".encode())
         request = wire.next()
@@ -135,7 +135,7 @@ def test_a_path_is_as_it_was_sent(wire: Wire, target: str, path: str) -> None:
 
 
 def test_only_large_heads_are_accounted_for(wire: Wire) -> None:
-    """A small one is what any connection may hold."""
+    """The charge of any connection includes a small head."""
     wire.send(head("X: " + "x" * 1500) + head("X: " + "x" * 2500) + head(*["X: y"] * 90))
     small, long, many = (wire.next().held_bytes for _ in range(3))
     assert 0 == small
@@ -143,8 +143,8 @@ def test_only_large_heads_are_accounted_for(wire: Wire) -> None:
     assert 20_000 < many < 40_000
 
 
-def test_an_old_client_is_not_told_to_go_on(wire: Wire) -> None:
-    """HTTP/1.0 knows no 100 Continue, whatever its client expects."""
+def test_http_1_0_gets_no_100_continue(wire: Wire) -> None:
+    """HTTP/1.0 has no 100 Continue, whatever its client expects."""
     expecting = head("Content-Length: 2", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
     wire.send(expecting + b"ab")
     assert b"ab" == wire.next().body.read(2)
@@ -153,7 +153,7 @@ def test_an_old_client_is_not_told_to_go_on(wire: Wire) -> None:
 
 
 def test_a_request_makes_a_wsgi_environ(wire: Wire) -> None:
-    """Fields are named as WSGI has them, and repeated ones are joined."""
+    """Header names are in WSGI's form, and repeated headers are joined."""
     fields = ["Content-Type: application/json", "Content-Length: 1", "X-A: 1", "X-A: 2", "X-B: é"]
     wire.send(head(*fields) + b"x")
     environ = wire.next().environ(CLIENT, SERVER)
@@ -192,7 +192,7 @@ def test_a_unix_socket_has_no_addresses(wire: Wire) -> None:
 
 
 def test_the_end_of_a_connection_is_no_request(wire: Wire) -> None:
-    """Between two requests a connection may end; within a head that is an error."""
+    """A connection may end between two requests; within a head this is an error."""
     wire.send(head())
     wire.next()
     wire.client.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Responses go out in few sends, each within its time, and what waits is accounted for."""
+"""Responses are sent in few sends, each within its timeout, and unsent bytes are charged."""
 
 import socket
 import time
@@ -23,7 +23,7 @@ LIMITS_BYTES = 10_000_000
 
 @pytest.fixture
 def limits() -> ConnectionLimits:
-    """Return limits under which a client has a moment to take what is sent."""
+    """Return limits under which a client has a moment to read a response."""
     made = ConnectionLimits(10, lambda: 5, LIMITS_BYTES)
     made.writes = Deadlines(lambda: 0.3, ConnectionEnded)
     return made
@@ -31,7 +31,7 @@ def limits() -> ConnectionLimits:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Any, socket.socket]]:
-    """Return the server's end of a connection, which lets others run, and the client's."""
+    """Return the server's end of a connection, which yields to others, and the client's."""
     server, client = gevent_socket.socketpair()
     with server, socket.socket(fileno=client.detach()) as plain_client:
         plain_client.settimeout(TIMEOUT_SECONDS)
@@ -39,18 +39,18 @@ def ends() -> Iterator[tuple[Any, socket.socket]]:
 
 
 class Recorder:
-    """A socket that takes everything at once."""
+    """A socket that accepts everything at once."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
     def send(self, data: bytes) -> int:
-        """Take data that goes out in one send."""
+        """Accept data that is sent in one send."""
         self.sent.append(bytes(data))
         return len(data)
 
     def sendall(self, data: bytes) -> None:
-        """Take data that goes out in as many sends as it needs."""
+        """Accept data that is sent in as many sends as needed."""
         self.sent.append(bytes(data))
 
 
@@ -70,7 +70,7 @@ def read_all(client: socket.socket, into: list[bytes]) -> Thread:
 def test_all_of_it_is_sent(
     ends: tuple[Any, socket.socket], limits: ConnectionLimits, size: int
 ) -> None:
-    """Whatever the size, and nothing is held of it afterwards."""
+    """A response of any size is sent, and none of it is held afterwards."""
     server, client = ends
     data = bytes(place % 251 for place in range(1000)) * (size // 1000 + 1)
     received: list[bytes] = []
@@ -83,10 +83,10 @@ def test_all_of_it_is_sent(
 
 
 @pytest.mark.parametrize("size", [SMALL_BYTES, 3_000_000])
-def test_a_client_that_takes_nothing_is_let_go(
+def test_client_that_reads_nothing_is_disconnected(
     ends: tuple[Any, socket.socket], limits: ConnectionLimits, size: int
 ) -> None:
-    """Once the buffers are full, it has so much time, and nothing is held of it afterwards."""
+    """Once the buffers are full, its timeout starts; nothing is held afterwards."""
     server, _ = ends
 
     def send_on() -> None:
@@ -98,10 +98,10 @@ def test_a_client_that_takes_nothing_is_let_go(
     assert limits._held_bytes == 0
 
 
-def test_a_client_that_takes_too_little_is_let_go(
+def test_client_that_reads_too_little_is_disconnected(
     ends: tuple[Any, socket.socket], limits: ConnectionLimits
 ) -> None:
-    """Some bytes now and then do not prolong the time."""
+    """Some bytes from time to time do not extend the timeout."""
     server, client = ends
     client.setblocking(False)
 
@@ -116,10 +116,10 @@ def test_a_client_that_takes_too_little_is_let_go(
     taker.kill()
 
 
-def test_what_waits_to_be_taken_is_held(
+def test_unsent_bytes_are_charged(
     ends: tuple[Any, socket.socket], limits: ConnectionLimits
 ) -> None:
-    """A large response counts while it is sent."""
+    """A large response is charged while it is sent."""
     server, _ = ends
     sender = gevent.spawn(send, server, bytes(3_000_000), limits)
     gevent.sleep(0.05)
@@ -135,7 +135,7 @@ def respond(
     status: str = "200 OK",
     **fields: str,
 ) -> list[bytes]:
-    """Return what is sent, send by send, for a response of an application."""
+    """Return the sends for a response of an application."""
     request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
     sock = Recorder()
     response = Response(request, sock, Config(), limits)
@@ -149,7 +149,7 @@ def respond(
 
 
 def test_head_and_body_go_out_in_one_send(limits: ConnectionLimits) -> None:
-    """Two sends would cost a system call more."""
+    """Two sends would cost another system call."""
     (sent,) = respond(limits, b"{}", Content_Length="2", Content_Type="application/json")
     head, _, body = sent.partition(b"\r\n\r\n")
     assert b"{}" == body
@@ -157,10 +157,8 @@ def test_head_and_body_go_out_in_one_send(limits: ConnectionLimits) -> None:
     assert head.endswith(b"keep-alive\r\nContent-Length: 2\r\nContent-Type: application/json")
 
 
-def test_a_head_that_is_kept_says_what_is_true_now(
-    limits: ConnectionLimits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same response says another time later, and another length where it has one."""
+def test_cached_head_is_current(limits: ConnectionLimits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same response has a new date later, and another length if it has one."""
     now = 1_795_392_000.0
     monkeypatch.setattr(time, "time", lambda: now)
     dates = ["Mon, 23 Nov 2026 00:00:00 GMT", "Mon, 23 Nov 2026 00:00:01 GMT"]
@@ -172,21 +170,21 @@ def test_a_head_that_is_kept_says_what_is_true_now(
 
 
 def test_a_header_that_cannot_be_sent_is_an_error_each_time(limits: ConnectionLimits) -> None:
-    """What is checked once is what passed."""
+    """Only valid headers are cached."""
     for _ in range(2):
         with pytest.raises(InvalidResponseHeader):
             respond(limits, X_A="a\r\nX-B: b")
 
 
 def test_a_large_body_is_not_copied_behind_its_head(limits: ConnectionLimits) -> None:
-    """Each connection would hold a copy of what all could share."""
+    """Each connection would hold a copy of a shared body."""
     head, *pieces = respond(limits, bytes(200_000), Content_Length="200000")
     assert head.endswith(b"\r\n\r\n")
     assert bytes(200_000) == b"".join(pieces)
 
 
 def test_a_response_without_a_body_has_a_head(limits: ConnectionLimits) -> None:
-    """Neither HEAD nor 304 has one, whatever the application says."""
+    """Neither HEAD nor 304 has a body, whatever the application returns."""
     for method, status in (("HEAD", "200 OK"), ("GET", "304 NOT MODIFIED")):
         (sent,) = respond(limits, method=method, status=status, Content_Length="100")
         assert sent.endswith(b"Content-Length: 100\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Connections are bounded in number and memory; those that have waited longest are ended first."""
+"""Connections are bounded in number and memory; the longest waits are ended first."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from astralog.server.limits import ConnectionEnded, ConnectionLimits
 
 
 class Client:
-    """A connection that waits for its client, unless it is told to go on."""
+    """A connection that waits for its client until a test continues it."""
 
     def __init__(
         self, limits: ConnectionLimits, waits: Deadlines | None, size: int = 10, name: str = ""
@@ -46,8 +46,8 @@ def limits() -> ConnectionLimits:
     return ConnectionLimits(3, lambda: 60, 100)
 
 
-def test_within_the_limits_no_one_is_ended(limits: ConnectionLimits) -> None:
-    """As many as there may be stay."""
+def test_within_the_limits_no_connection_is_ended(limits: ConnectionLimits) -> None:
+    """All connections stay."""
     clients = [Client(limits, limits.heads) for _ in range(2)]
     assert limits.make_room()
     assert not any(client.is_ended for client in clients)
@@ -64,7 +64,7 @@ def test_one_too_many_ends_the_one_that_waited_longest(limits: ConnectionLimits)
 
 
 def test_clients_that_have_shown_a_token_are_ended_last(limits: ConnectionLimits) -> None:
-    """However long they have waited, and only where there is no other."""
+    """However long they have waited, and only if there is no other."""
     trusted = [Client(limits, limits.trusted_heads, size=0) for _ in range(2)]
     for _ in range(5):
         limits.make_room()
@@ -77,7 +77,7 @@ def test_clients_that_have_shown_a_token_are_ended_last(limits: ConnectionLimits
 
 
 def test_clients_that_wait_for_an_answer_are_not_ended(limits: ConnectionLimits) -> None:
-    """Where all do, there is no room until one of them has it."""
+    """If all do, there is no room until one of them has its response."""
     clients = [Client(limits, None) for _ in range(3)]
     assert not limits.make_room()
     clients[1].greenlet.kill()
@@ -85,8 +85,8 @@ def test_clients_that_wait_for_an_answer_are_not_ended(limits: ConnectionLimits)
     assert not any(client.is_ended for client in clients)
 
 
-def test_what_connections_hold_is_bounded(limits: ConnectionLimits) -> None:
-    """Whoever needs more than there is has the oldest ended, and may be the oldest itself."""
+def test_memory_of_connections_is_bounded(limits: ConnectionLimits) -> None:
+    """A connection that needs more memory ends the oldest ones, perhaps itself."""
     clients = [Client(limits, limits.heads, size) for size in (50, 40)]
     limits.hold(20)
     assert [True, False] == [client.is_ended for client in clients]
@@ -99,17 +99,17 @@ def test_what_connections_hold_is_bounded(limits: ConnectionLimits) -> None:
 
 
 def test_memory_is_no_reason_to_end_a_client_that_holds_none(limits: ConnectionLimits) -> None:
-    """A client that has shown a token and is idle holds nothing that counts."""
+    """An idle client that has shown a token holds no charged memory."""
     trusted = Client(limits, limits.trusted_heads, size=0)
     limits.hold(1000)
     assert limits.make_room()
     assert not trusted.is_ended
 
 
-def test_the_log_says_so_once_a_minute(
+def test_ended_connections_are_logged_once_per_minute(
     limits: ConnectionLimits, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A crowd fills no log."""
+    """A flood of connections does not fill the log."""
     caplog.set_level(logging.WARNING)
     for _ in range(20):
         limits.make_room()
@@ -120,7 +120,7 @@ def test_the_log_says_so_once_a_minute(
 
 @pytest.mark.parametrize("seconds", [lambda: 0.1])
 def test_waits_for_a_head_end_in_time(seconds: Callable[[], float]) -> None:
-    """With or without a token, an idle connection is kept for so long."""
+    """With or without a token, an idle connection has a timeout."""
     limits = ConnectionLimits(10, seconds)
     clients = [Client(limits, waits) for waits in (limits.heads, limits.trusted_heads)]
     gevent.joinall([client.greenlet for client in clients], timeout=5)

@@ -46,7 +46,7 @@ class Worker:
 
 
 class Forks:
-    """Takes the place of gunicorn's fork, which fails as long as a test wants."""
+    """A replacement for gunicorn's fork, which fails as long as a test wants."""
 
     def __init__(self) -> None:
         self.master: Any = None
@@ -69,7 +69,7 @@ class Forks:
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> Forks:
-    """Return what starts the workers; one that is killed is gone at once."""
+    """Return the replacement that starts workers; killed ones end at once."""
     forks = Forks()
     monkeypatch.setattr(Arbiter, "spawn_worker", forks.spawn)
     monkeypatch.setattr(Arbiter, "kill_worker", lambda master, pid, _: master.WORKERS.pop(pid))
@@ -85,7 +85,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def master(settings: Settings, forks: Forks, clock: Clock) -> Any:
-    """Return a master that is to have two workers."""
+    """Return a master of two workers."""
     made: Any = object.__new__(Arbiter)
     forks.master = made
     made.cfg = SimpleNamespace(
@@ -99,7 +99,7 @@ def master(settings: Settings, forks: Forks, clock: Clock) -> Any:
 
 
 def serve(master: Any) -> None:
-    """Let workers serve, and the master see it at a tick."""
+    """Let workers serve, and the master notice it at a tick."""
     master.manage_workers()
     master.murder_workers()
 
@@ -174,7 +174,7 @@ def test_pause_of_all_processes_kills_no_worker(
 
 @pytest.fixture
 def halts(master: Any, monkeypatch: pytest.MonkeyPatch) -> list[HaltServer]:
-    """Return errors, each of which stands for a worker that fails to start."""
+    """Return errors, each of a worker that fails to start."""
     halts: list[HaltServer] = []
 
     def reap(self: Any) -> None:

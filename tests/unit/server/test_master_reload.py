@@ -55,7 +55,7 @@ def test_reload_reads_the_tokens_and_replaces_the_workers(
 
 
 def test_reload_keeps_the_buckets_of_rates(master: Master) -> None:
-    """A token that has used up its rate gets no new burst by a reload."""
+    """A token that has used up its rate gets no new burst."""
     before = master.state.tokens.rates
     master.handle_hup()
     assert master._reloaded_age == 3
@@ -81,7 +81,7 @@ def test_faulty_reload_replaces_nothing(
 def test_a_certificate_that_cannot_be_read_is_named(
     settings: Settings, tmp_path: Path, name: str
 ) -> None:
-    """The line says which of the two files it is."""
+    """The line names the unreadable one of the two files."""
     files = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
     for other, path in files.items():
         if other != name:
@@ -93,8 +93,8 @@ def test_a_certificate_that_cannot_be_read_is_named(
     assert [line] == rejected.value.problems
 
 
-def test_what_is_no_certificate_is_told(settings: Settings, tmp_path: Path) -> None:
-    """Two files that say nothing of a certificate are found out before they are served."""
+def test_invalid_certificate_is_reported(settings: Settings, tmp_path: Path) -> None:
+    """Two files without a certificate are detected before workers start."""
     path = tmp_path / "empty.pem"
     path.touch()
     with pytest.raises(InvalidSettings, match="TLS_KEY: Not a certificate and its key: "):
@@ -102,7 +102,7 @@ def test_what_is_no_certificate_is_told(settings: Settings, tmp_path: Path) -> N
 
 
 def test_no_handshake_is_repeated(settings: Settings, tmp_path: Path) -> None:
-    """A client cannot have one done anew, which would cost as much as a new connection."""
+    """A client cannot renegotiate, which would cost as much as a new connection."""
     if not can_make_certificate():
         pytest.skip("RENEGOTIATION IS NOT TESTED: apt-get install openssl")
     cert, key = make_certificate(tmp_path)
@@ -112,5 +112,5 @@ def test_no_handshake_is_repeated(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_without_a_certificate_there_is_no_tls(settings: Settings) -> None:
-    """The service speaks HTTP where the settings name none."""
+    """Without one in the settings, the service speaks HTTP."""
     assert read_certificate(settings) is None

@@ -21,7 +21,7 @@ ADDRESS = ("127.0.0.1", 8080)
 
 @pytest.fixture
 def logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
-    """Return the service's logger, which is as it was after the test."""
+    """Return the service's logger, and restore it after the test."""
     logger = logging.getLogger("astralog")
     before = (logger.handlers, logger.propagate, logger.level)
     monkeypatch.setattr(logging.Formatter, "converter", logging.Formatter.converter)
@@ -50,26 +50,26 @@ def test_the_start_is_one_line_in_the_log(
     address: str | tuple[Any, ...],
     url: str,
 ) -> None:
-    """The line says where the service listens and how it stores; a token of one's own adds none."""
+    """The line has the addresses and the storage mode; a configured token adds no line."""
     caplog.set_level(logging.INFO)
     start.announce(replace(settings, workers=3, sync="everysec"), [address], is_inherited=False)
     assert [f"listening on {url}, 3 workers, data in {tmp_path}, sync everysec"] == caplog.messages
     assert ("", "") == capsys.readouterr()
 
 
-def test_the_data_directory_is_told_in_full(
+def test_data_directory_is_logged_as_absolute_path(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A relative directory is told as the path that it is."""
+    """A relative directory is resolved."""
     caplog.set_level(logging.INFO)
     start.announce(replace(settings, data_dir=Path("data")), [ADDRESS], is_inherited=False)
     assert f"data in {Path.cwd() / 'data'}," in caplog.text
 
 
-def test_sockets_that_were_passed_in_are_told_apart(
+def test_inherited_sockets_are_logged(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The line names every address, and says that ASTRALOG_BIND is not among them."""
+    """The line has every address, and says that ASTRALOG_BIND is not used."""
     caplog.set_level(logging.INFO)
     start.announce(replace(settings, workers=1), [ADDRESS, "/run/x"], is_inherited=True)
     assert [
@@ -78,10 +78,10 @@ def test_sockets_that_were_passed_in_are_told_apart(
     ] == caplog.messages
 
 
-def test_names_that_kubernetes_made_are_told(
+def test_ignored_variables_of_kubernetes_are_logged(
     settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line names what looks like a setting and is ignored."""
+    """One line has the names that look like settings."""
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("ASTRALOG_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("ASTRALOG_PORT", "tcp://10.0.0.1:8080")
@@ -106,7 +106,7 @@ def test_the_first_start_prints_a_command_to_try_it(
     address: str | tuple[Any, ...],
     target: list[str],
 ) -> None:
-    """Run by a shell, it reads the token from its file and sends a log that the contract takes."""
+    """In a shell, the command reads the token from its file and sends a valid log."""
     caplog.set_level(logging.INFO)
     settings = replace(settings, data_dir=tmp_path / "da ta's", tokens="")
     start.make_missing(settings)
@@ -131,10 +131,10 @@ def test_the_first_start_prints_a_command_to_try_it(
 
 
 @pytest.mark.parametrize(("tokens", "tokens_file"), [("x", ""), ("", "x"), ("x", "x")])
-def test_who_brings_a_token_needs_no_command(
+def test_configured_token_prints_no_command(
     settings: Settings, capsys: pytest.CaptureFixture[str], tokens: str, tokens_file: str
 ) -> None:
-    """Where the tokens are the operator's own, nothing is printed."""
+    """If the operator configured tokens, nothing is printed."""
     settings = replace(settings, tokens=tokens, tokens_file=tokens_file)
     start.announce(settings, [ADDRESS], is_inherited=False)
     assert ("", "") == capsys.readouterr()
@@ -146,7 +146,7 @@ def test_who_brings_a_token_needs_no_command(
 def test_a_start_makes_the_directory_and_the_first_token(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """What the workers need is there before they are."""
+    """Both exist before the workers start."""
     path = tmp_path / "a" / "b"
     start.make_missing(replace(settings, data_dir=path, tokens=""))
     assert ["token"] == [file.name for file in path.iterdir()]
@@ -154,10 +154,10 @@ def test_a_start_makes_the_directory_and_the_first_token(
     assert [] == list((tmp_path / "c").iterdir())
 
 
-def test_a_directory_that_cannot_be_made_stops_the_start(
+def test_directory_that_cannot_be_created_stops_the_start(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """One line names the variable, the path and the reason."""
+    """One line has the variable, the path and the reason."""
     (tmp_path / "file").touch()
     for path, reason in (
         (tmp_path / "file", "It exists, and is no directory"),
@@ -171,7 +171,7 @@ def test_a_directory_that_cannot_be_made_stops_the_start(
 def test_a_directory_that_may_not_be_written_stops_the_start(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Someone else's directory is found out at the start, not with the first batch."""
+    """The error is found at the start, not with the first batch."""
     asked: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode))
     with pytest.raises(InvalidSettings) as rejected:
@@ -206,10 +206,10 @@ def test_the_log_is_lines_in_utc_on_stderr(
         ("error", ["ERROR"]),
     ],
 )
-def test_the_log_begins_at_its_level(
+def test_log_omits_lower_levels(
     logger: logging.Logger, capsys: pytest.CaptureFixture[str], level: str, expected: list[str]
 ) -> None:
-    """Less severe lines are left out; configuring twice doubles none."""
+    """Configuring the log twice doubles no lines."""
     configure_logging("debug")
     configure_logging(level)
     for severity in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
@@ -220,7 +220,7 @@ def test_the_log_begins_at_its_level(
 def test_the_log_shows_no_local_time_in_another_zone(
     logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record's time is formatted in UTC wherever the server stands."""
+    """Times are in UTC in any time zone of the server."""
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:

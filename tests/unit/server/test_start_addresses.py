@@ -1,4 +1,4 @@
-"""Addresses that cannot be bound are rejected in one line, which names a way out."""
+"""Addresses that cannot be bound are rejected in one line, which names a remedy."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ def directory() -> Iterator[Path]:
 
 
 def problem_of(address: object) -> str:
-    """Return the only line of an address that is rejected."""
+    """Return the only line of the rejection of an address."""
     with pytest.raises(InvalidSettings) as rejected:
         check_addresses("ASTRALOG_BIND", [address])
     (line,) = rejected.value.problems

@@ -1,4 +1,4 @@
-"""What gunicorn is told, and the service would not do, stops the start with a line that says so."""
+"""gunicorn settings that the service does not support stop the start with an explanation."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from astralog.settings import InvalidSettings
 
 @pytest.fixture
 def cfg() -> Config:
-    """Return gunicorn's settings as the service has them."""
+    """Return gunicorn's settings as the service sets them."""
     made = Config()
     made.set("worker_class", Worker)
     made.set("http_parser", "python")
@@ -39,8 +39,8 @@ OTHERS: dict[str, Any] = {
 }
 
 
-def test_the_service_s_own_settings_are_taken(cfg: Config) -> None:
-    """And so are those that make no difference to what is promised."""
+def test_own_settings_are_accepted(cfg: Config) -> None:
+    """Also others that do not affect any promise."""
     check_gunicorn_settings(cfg, APPLICATIONS[0])
     cfg.set("timeout", 60)
     cfg.set("backlog", 100)
@@ -50,7 +50,7 @@ def test_the_service_s_own_settings_are_taken(cfg: Config) -> None:
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_what_the_service_would_not_do_is_rejected(cfg: Config, name: str) -> None:
+def test_unsupported_settings_are_rejected(cfg: Config, name: str) -> None:
     """Each setting is named, with the reason."""
     cfg.set(name, OTHERS[name])
     with pytest.raises(InvalidSettings) as error:
@@ -61,15 +61,15 @@ def test_what_the_service_would_not_do_is_rejected(cfg: Config, name: str) -> No
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_what_would_serve_no_one_is_rejected(cfg: Config, name: str) -> None:
-    """Nothing is served without a moment to wait, or without a connection."""
+def test_settings_that_serve_nobody_are_rejected(cfg: Config, name: str) -> None:
+    """With a timeout of zero or no connections, nothing would be served."""
     cfg.set(name, LEAST[name] - 1)
     with pytest.raises(InvalidSettings, match=f"gunicorn's {name}: Must be at least {LEAST[name]}"):
         check_gunicorn_settings(cfg, APPLICATIONS[0])
 
 
-def test_all_that_is_wrong_is_named_at_once(cfg: Config) -> None:
-    """Another worker would keep none of the promises."""
+def test_all_wrong_settings_are_named_at_once(cfg: Config) -> None:
+    """Another worker class would keep none of the promises."""
     cfg.set("worker_class", "sync")
     cfg.set("threads", 1)
     cfg.set("max_requests", 7)

@@ -1,4 +1,4 @@
-"""Memory that a worker frees: long blocks are returned, and short ones stay for the next batch."""
+"""Memory that a worker frees: long blocks are returned, and short ones are kept."""
 
 import platform
 import subprocess
@@ -26,7 +26,7 @@ print(left_by(8, 2), left_by(1, 24) + left_by(1, 24))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="NOT TESTED: glibc's heap")
 def test_freed_blocks_stay_with_the_process_only_if_they_are_short() -> None:
-    """Also the second long one: for the first one, glibc alone would raise its limit."""
+    """Also the second long one: after the first, glibc alone would raise its limit."""
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )

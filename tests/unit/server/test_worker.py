@@ -50,7 +50,7 @@ class Serving:
         self.greenlet: Any = None
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self.greenlet = gevent.spawn(self.worker.run)
         gevent.sleep(0)
 
@@ -59,13 +59,13 @@ class Serving:
         return self._clients.enter_context(gevent_socket.create_connection(self.address, 5))
 
     def ask(self) -> bytes:
-        """Return the answer to a request on a connection of its own."""
+        """Return the response to a request on a new connection."""
         client = self.connect()
         client.sendall(GET)
         return bytes(client.recv(65536))
 
     def stop(self) -> float:
-        """Stop the worker, and return how long that took."""
+        """Stop the worker, and return the seconds that this took."""
         start = time.monotonic()
         self.worker.alive = False
         self.greenlet.join(10)
@@ -73,7 +73,7 @@ class Serving:
         return time.monotonic() - start
 
     def close(self) -> None:
-        """End what is left."""
+        """End all remaining connections."""
         self._clients.close()
         if self.greenlet:
             self.worker.alive = False
@@ -86,14 +86,14 @@ class Serving:
 def serving(
     make_app: Callable[[Settings], Flask], settings: Settings, tmp_path: Path
 ) -> Iterator[Serving]:
-    """Return a worker that does not serve yet."""
+    """Return a worker that is not serving yet."""
     made = Serving(make_app(settings), read_state(settings), tmp_path)
     yield made
     made.close()
 
 
 def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
-    """Idle connections do not keep it, and no new ones are accepted."""
+    """Idle connections do not delay the stop, and no new ones are accepted."""
     serving.start()
     idle = [serving.connect() for _ in range(5)]
     assert serving.ask().startswith(b"HTTP/1.1 200 ")
@@ -104,8 +104,8 @@ def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
 
 
 @pytest.mark.slow
-def test_a_stop_waits_for_a_request_but_not_for_ever(serving: Serving) -> None:
-    """An application that does not answer is left behind."""
+def test_stop_waits_for_a_request_for_a_limited_time(serving: Serving) -> None:
+    """An application that does not respond is abandoned."""
     serving.worker.wsgi.wsgi_app = lambda *args: gevent.sleep(60)  # type: ignore[method-assign]
     serving.start()
     client = serving.connect()
@@ -116,7 +116,7 @@ def test_a_stop_waits_for_a_request_but_not_for_ever(serving: Serving) -> None:
 
 
 def test_a_full_worker_ends_the_oldest_connection_for_a_new_one(serving: Serving) -> None:
-    """Whoever comes is served."""
+    """New clients are always served."""
     serving.worker.worker_connections = 5
     serving.start()
     idle = [serving.connect() for _ in range(5)]
@@ -128,14 +128,14 @@ def test_a_full_worker_ends_the_oldest_connection_for_a_new_one(serving: Serving
 def test_open_files_are_left_for_everything_else(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections take no more than the system allows, less what the segments need."""
+    """Connections use no more than the system's limit minus the files that segments need."""
     for allowed, expected in ((1024, 1024 - SPARE_FILES), (10, 1), (1_000_000, 1000)):
         monkeypatch.setattr(resource, "getrlimit", lambda kind, allowed=allowed: (allowed, allowed))
         assert expected == serving.worker._max_connections()
 
 
 class Listener:
-    """A listening socket that has nothing to accept, or fails to."""
+    """A listening socket with nothing to accept, or one that fails."""
 
     def __init__(self, error: OSError) -> None:
         self._error = error
@@ -148,7 +148,7 @@ class Listener:
 
 
 def test_accepting_goes_on_after_an_error(serving: Serving) -> None:
-    """Too many open files end the oldest connection; what another worker took is no error."""
+    """Too many open files end the oldest connection; one accepted by another worker is no error."""
     serving.start()
     idle = [serving.connect() for _ in range(2)]
     gevent.sleep(0.05)
@@ -161,7 +161,7 @@ def test_accepting_goes_on_after_an_error(serving: Serving) -> None:
 
 
 def test_a_connection_is_left_to_a_worker_with_less_load(serving: Serving) -> None:
-    """It is not accepted, and looked at again after a moment."""
+    """It is not accepted, and checked again after a moment."""
     serving.start()
     serving.connect()
     gevent.sleep(0.05)
@@ -189,8 +189,8 @@ def test_connections_are_counted_while_they_last(serving: Serving) -> None:
 # --- The app
 
 
-def test_worker_uses_what_the_master_has_read(serving: Serving) -> None:
-    """Neither the settings nor the tokens are read again."""
+def test_worker_uses_the_masters_settings_and_tokens(serving: Serving) -> None:
+    """The worker reads neither again."""
     state = serving.worker.state
     serving.worker.load_wsgi()
     headers = {"Authorization": TOKEN}
