@@ -391,24 +391,36 @@ _LOG = {
 
 _LOGS = {
     "type": "object",
-    "required": ["logs", "after", "is_all", "searched_bytes"],
+    "required": ["logs", "after", "is_all", "searched_bytes", "older"],
     "properties": {
         "logs": {
             "type": "array",
-            "maxItems": 100,
+            "maxItems": 200,
             "items": _LOG,
             "description": "Newest first. Long texts are cut (`is_shortened`).",
         },
         "after": {"type": "string", "description": "The cursor of the next request."},
         "is_all": {
             "type": "boolean",
-            "description": "Whether no others match; else older ones do, or were not looked for. "
-            "A token that is bound to projects is not told with its first look.",
+            "description": "Whether no others match; else older ones do, or were not looked for, "
+            "apart from those of `older`.",
         },
         "searched_bytes": {
             "type": ["integer", "null"],
             "minimum": 0,
             "description": "Null for a token that is bound to projects.",
+        },
+        "older": {
+            "type": ["object", "null"],
+            "required": ["count", "is_done", "has_more"],
+            "properties": {
+                "count": {"type": "integer", "minimum": 0, "maximum": 100},
+                "is_done": {"type": "boolean"},
+                "has_more": {"type": "boolean"},
+            },
+            "description": "For a token that is bound to projects: a search for older logs that "
+            "goes on with the next request unless `is_done`. The last `count` of `logs` are those "
+            "that it found; `has_more` says that more match, of which the newest 100 were found.",
         },
     },
 }

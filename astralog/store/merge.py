@@ -346,7 +346,7 @@ class Remaining(NamedTuple):
 
     latest: str
     read: frozenset[str]
-    ends: Mapping[SegmentName, int]
+    ends: Mapping[str, int]
 
     def parts(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Yield the parts that have any of these lines, cut at the positions that were read."""
@@ -362,11 +362,13 @@ class Remaining(NamedTuple):
 NOTHING = Remaining("", frozenset(), {})
 
 
-def remaining(parts: Iterable[Part]) -> Remaining | None:
-    """Return the lines of the parts that `newest_arrivals` has not reached, None for none."""
-    latest = ""
+def remaining(parts: Iterable[Part], latest: str = "") -> Remaining | None:
+    """Return the lines of the parts that `newest_arrivals` has not reached, None for none.
+
+    All other segments whose names are at most `latest` remain too.
+    """
     read: list[SegmentName] = []
-    ends: dict[SegmentName, int] = {}
+    ends: dict[str, int] = {}
     for part in parts:
         end = part.reached if part.is_begun else part.end  # where an earlier call ended
         if part.is_failed or part.is_read or (end is not None and end <= part.begin):
@@ -377,4 +379,4 @@ def remaining(parts: Iterable[Part]) -> Remaining | None:
             ends[part.segment] = end
     if not latest and not ends:
         return None
-    return Remaining(latest, frozenset(name for name in read if name < latest), ends)
+    return Remaining(latest, frozenset(name for name in read if name <= latest), ends)

@@ -7,15 +7,23 @@ ones.
 
 import contextlib
 import heapq
-import re
+import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from astralog.clock import TrustedClock
 from astralog.store.directory import Listing
-from astralog.store.merge import Arrival, Part, make_parts, newest_arrivals
+from astralog.store.merge import (
+    Arrival,
+    Part,
+    Remaining,
+    find_parts,
+    make_parts,
+    newest_arrivals,
+    remaining,
+)
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.store.reader import ReadBudget, SegmentReader, Select
 
@@ -33,9 +41,6 @@ LATE_SECONDS = 10.0
 #: The offset of a compressed segment that is read to its end.
 END = 10**15 - 1
 
-_SINCE = re.compile(r"[0-9]{1,18}")
-_OFFSET = re.compile(r"[0-9]{1,15}")
-
 
 class Cursor(NamedTuple):
     """How far the segments were read that may have grown since; others have not.
@@ -45,39 +50,47 @@ class Cursor(NamedTuple):
     """
 
     since: int
-    offsets: Mapping[SegmentName, int]
+    offsets: Mapping[str, int]
 
-    def __str__(self) -> str:
-        offsets = (f"{segment}:{offset}" for segment, offset in self.offsets.items())
-        return ",".join([str(self.since), *offsets])
-
-
-def parse_cursor(text: str) -> Cursor:
-    """Return the cursor of a text; raises ValueError."""
-    since, *pairs = text.split(",")
-    if not _SINCE.fullmatch(since) or len(pairs) > MAX_FOLLOWED:
-        raise ValueError("not a cursor")
-    return Cursor(int(since), dict(map(_parse_offset, pairs)))
+    def parts(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Yield the parts that may have lines since the cursor, from where these begin."""
+        for part in parts:
+            if part.segment in self.offsets:
+                part.begin = self.offsets[part.segment]
+                yield part
+            elif _started_at(part.segment) >= self.since:
+                yield part
 
 
-def _parse_offset(text: str) -> tuple[SegmentName, int]:
-    """Return a segment and the offset in it; raises ValueError."""
-    name, _, offset = text.partition(":")
-    segment = SegmentName.parse(name)
-    if segment is None or not _OFFSET.fullmatch(offset):
-        raise ValueError("not a cursor")
-    return segment, int(offset)
+class Gap(NamedTuple):
+    """Lines that a budget left out: those of `rest` since the cursor, of which `limit` are due."""
+
+    rest: Remaining
+    since: Cursor | None
+    limit: int
 
 
 class Recent(NamedTuple):
     """Lines, newest first; `is_all` says whether no others match: in all, or since the cursor.
 
-    `has_more` says that more of those that were read match.
+    `has_more` says that more of those that were read match, and `gap` has those that were not read.
     """
 
     arrivals: list[Arrival]
     cursor: Cursor
     is_all: bool
+    has_more: bool
+    gap: Gap | None
+
+
+class Older(NamedTuple):
+    """Lines of a gap, newest first, and the gap that is left, None at its end.
+
+    `has_more` says that it is left out, as it has more lines than were due.
+    """
+
+    arrivals: list[Arrival]
+    gap: Gap | None
     has_more: bool
 
 
@@ -89,7 +102,7 @@ class RecentLines:
         self._directory = directory
         self._clock = clock or TrustedClock()
         self._forms: dict[SegmentName, Form] = {}  # of the newest segments
-        self._has_others = False  # whether there may be older ones
+        self._oldest = ""  # of these, unless there are no older ones
         self._listed_at = 0.0  # in seconds since 1970
         self._list_again_at = 0.0  # by the monotonic clock
         self._listing = Listing(directory)
@@ -100,34 +113,58 @@ class RecentLines:
         """Return the newest lines that match, of those that came `after`; raises OSError."""
         self._list()
         since = _microseconds(self._listed_at - LATE_SECONDS)
+        if self._oldest:  # older ones are in the gap, or are left out
+            since = max(since, _started_at(self._oldest))
         if after:
             since = max(since, after.since)
-        begins = self._begins(after)
         offsets = self._carried(after, since)
         parts = []
-        for part in self._parts(begins):
+        for part in self._parts(after):
             may_grow = part.is_open or _started_at(part.segment) >= since
-            if may_grow or after:
+            if may_grow or part.begin:
                 part.end = self._size(part.segment)
                 if may_grow:
-                    offsets[part.segment] = END if part.end is None else part.end
-            if part.begin != END and (part.end is None or part.end > part.begin):
+                    offsets[part.segment] = part.end
+            if part.end is None or part.end > part.begin:
                 parts.append(part)
         found = list(newest_arrivals(parts, limit + 1, select, budget))
-        is_read = after is not None or not self._has_others
         has_more = len(found) > limit
-        is_all = is_read and not has_more and not budget.is_spent
-        return Recent(found[:limit], self._cursor(offsets, since), is_all, has_more)
+        rest = None if has_more else remaining(parts, self._latest_other(after))
+        is_read = after is not None or not self._oldest
+        return Recent(
+            found[:limit],
+            self._cursor(offsets, since),
+            is_read and not has_more and not budget.is_spent,
+            has_more,
+            rest and Gap(rest, after, limit - len(found)),
+        )
 
-    def _begins(self, after: Cursor | None) -> Mapping[SegmentName, int]:
-        """Return the segments to look at, and from which offset on."""
-        if after is None:
-            return dict.fromkeys(self._forms, 0)
-        new = (segment for segment in self._forms if _started_at(segment) >= after.since)
-        known = {segment: n for segment, n in after.offsets.items() if segment in self._forms}
-        return dict.fromkeys(new, 0) | known
+    def read_gap(self, gap: Gap, select: Select, budget: ReadBudget) -> Older:
+        """Go on in a gap; raises OSError."""
+        parts: Iterable[Part] = find_parts(self._directory)
+        if gap.since:
+            parts = gap.since.parts(parts)
+        parts = list(gap.rest.parts(parts))
+        found = list(newest_arrivals(parts, gap.limit + 1, select, budget))
+        has_more = len(found) > gap.limit
+        rest = None if has_more else remaining(parts)
+        left = rest and Gap(rest, gap.since, gap.limit - len(found))
+        return Older(found[: gap.limit], left, has_more)
 
-    def _carried(self, after: Cursor | None, since: int) -> dict[SegmentName, int]:
+    def _parts(self, after: Cursor | None) -> Iterable[Part]:
+        """Return those of the newest segments that may have lines since the cursor."""
+        parts = make_parts(self._directory, itertools.starmap(SegmentFile, self._forms.items()))
+        return parts if after is None else after.parts(parts)
+
+    def _latest_other(self, after: Cursor | None) -> str:
+        """Return the last segment that is too old to be listed but may have lines, "" for none."""
+        oldest = self._oldest
+        if not oldest or after is None or _started_at(oldest) > after.since:
+            return oldest
+        unlisted = after.offsets.keys() - self._forms.keys()
+        return max((segment for segment in unlisted if segment < oldest), default="")
+
+    def _carried(self, after: Cursor | None, since: int) -> dict[str, int]:
         """Return the cursor's offsets of segments that another process has listed already."""
         return {
             segment: offset
@@ -135,29 +172,23 @@ class RecentLines:
             if segment not in self._forms and _started_at(segment) >= since
         }
 
-    def _parts(self, begins: Mapping[SegmentName, int]) -> Iterable[Part]:
-        files = (SegmentFile(segment, self._forms[segment]) for segment in begins)
-        for part in make_parts(self._directory, files):
-            part.begin = begins[part.segment]
-            yield part
-
-    def _size(self, segment: SegmentName) -> int | None:
-        """Return the current size of a segment, None if it is unknown, 0 if the segment is gone."""
+    def _size(self, segment: SegmentName) -> int:
+        """Return the current size of a segment, 0 if it is gone, END if it is compressed."""
         try:
             with contextlib.closing(SegmentReader(self._directory, segment)) as reader:
-                return None if reader.is_compressed else reader.size()
+                return END if reader.is_compressed else reader.size()
         except FileNotFoundError:
             return 0
 
-    def _cursor(self, offsets: Mapping[SegmentName, int], since: int) -> Cursor:
+    def _cursor(self, offsets: Mapping[str, int], since: int) -> Cursor:
         """Return the cursor, in which the open segments come first if there are too many."""
         kept = heapq.nlargest(MAX_FOLLOWED, offsets, key=lambda name: (self._is_open(name), name))
         if left := offsets.keys() - kept:
             since = max(since, _started_at(max(left)) + 1)
         return Cursor(since, {segment: offsets[segment] for segment in kept})
 
-    def _is_open(self, segment: SegmentName) -> bool:
-        return self._forms.get(segment, Form.OPEN) is Form.OPEN
+    def _is_open(self, segment: str) -> bool:
+        return self._forms.get(SegmentName(segment), Form.OPEN) is Form.OPEN
 
     def _list(self) -> None:
         """Find the newest segments, unless that was done just now; raises OSError."""
@@ -166,11 +197,19 @@ class RecentLines:
             return
         listed_at = self._clock.now()
         if (names := self._listing.poll()) is not None:
-            self._forms = _newest(names)
-            self._has_others = len(self._forms) >= MAX_SEGMENTS
+            self._note(names)
         self._listed_at = listed_at
         end = time.monotonic()
         self._list_again_at = end + max(LIST_SECONDS, LIST_COST * (end - start))
+
+    def _note(self, file_names: Iterable[str]) -> None:
+        """Keep the newest segments, and the newest open ones."""
+        # With 100,000 names, parsing each of them takes several times as long as all of this.
+        names = [name for name in file_names if name < ":"]  # which begin with a digit
+        opened = [name for name in names if name.endswith(Form.OPEN.value)]
+        newest = _last_segments(names, MAX_SEGMENTS)
+        self._forms = dict([*_last_segments(opened, MAX_FOLLOWED), *newest])
+        self._oldest = newest[-1].segment if len(newest) == MAX_SEGMENTS else ""
 
     def read_line(self, name: str, offset: int, budget: ReadBudget) -> bytes | None:
         """Return the line of a segment that ends at an offset, None if there is none.
@@ -191,26 +230,16 @@ class RecentLines:
             return line if end == offset > 0 else None
 
 
-def _started_at(segment: SegmentName) -> int:
-    return _microseconds(segment.start)
+def _started_at(segment: str) -> int:
+    return _microseconds(SegmentName(segment).start)
 
 
 def _microseconds(seconds: float) -> int:
     return max(round(seconds * 1e6), 0)
 
 
-def _newest(file_names: Iterable[str]) -> dict[SegmentName, Form]:
-    """Return the newest segments among the names of files, and of the open ones."""
-    # With 100,000 names, parsing each of them takes several times as long as all of this.
-    names = [name for name in file_names if name < ":"]  # which begin with a digit
-    opened = _last_segments(
-        [name for name in names if name.endswith(Form.OPEN.value)], MAX_FOLLOWED
-    )
-    return dict([*opened, *_last_segments(names, MAX_SEGMENTS)])
-
-
 def _last_segments(names: Sequence[str], count: int) -> list[SegmentFile]:
-    """Return the segments with the last names, `count` at most; other files do not count."""
+    """Return the segments with the last names, last first, `count` at most."""
     tried = count
     while True:
         last = heapq.nlargest(tried, names)

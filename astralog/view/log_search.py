@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from gevent import monkey
 
 from astralog.deadlines import Yielding
@@ -17,7 +18,6 @@ from astralog.store.merge import (
     parts_since,
     remaining,
 )
-from astralog.store.names import SegmentName
 from astralog.store.reader import ReadBudget, Select
 from astralog.view.log_filter import LogFilter
 from astralog.view.moments import seconds_of
@@ -33,6 +33,8 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024
 
 #: Bytes of logs that a stream reads at once, except for the last log.
 MAX_STREAM_BYTES = 1024 * 1024
+
+_cursors = msgspec.json.Decoder(Remaining)
 
 # gevent's own would make a hub for the thread.
 _sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
@@ -86,16 +88,11 @@ class LogSearch:
 
     def seal(self, rest: Remaining) -> str:
         """Return a cursor as a text that tells nothing."""
-        return self._sealer.seal_hidden(json.dumps([rest.latest, sorted(rest.read), rest.ends]))
+        return self._sealer.seal_hidden(json.dumps(rest, default=sorted))
 
     def open(self, sealed: str) -> Remaining:
         """Return the cursor that `seal` made a text of; raises ValueError for any other."""
-        content = json.loads(self._sealer.open_hidden(sealed))
-        if not isinstance(content, list):
-            raise ValueError("not a cursor")
-        latest, read, ends = content
-        ends = {SegmentName(name): int(offset) for name, offset in ends.items()}
-        return Remaining(latest, frozenset(read), ends)
+        return _cursors.decode(self._sealer.open_hidden(sealed))
 
 
 class LogStream:

@@ -1,12 +1,15 @@
 """The newest logs for a page that polls, shortened for display."""
 
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from astralog.clock import TrustedClock
+from astralog.store.merge import Arrival
 from astralog.store.reader import READ_ERRORS, ReadBudget
-from astralog.store.recent import RecentLines, parse_cursor
+from astralog.store.recent import Cursor, Gap, Older, Recent, RecentLines
 from astralog.view.levels import known_rank
 from astralog.view.log_filter import LogFilter
 from astralog.view.log_search import paced
@@ -20,8 +23,11 @@ MAX_LOGS = 100
 TEXT_CHARACTERS = 2000
 NAME_CHARACTERS = 200
 
-#: Bytes that one look reads at most, beside the largest log.
+#: Bytes that one look reads at most, beside the largest log; and once more in a gap.
 READ_BYTES = 6 * 1024 * 1024
+
+#: The text of a cursor before it is sealed.
+_cursors = msgspec.json.Decoder(tuple[Cursor, Gap | None])
 
 
 class ShownLog(msgspec.Struct):
@@ -39,6 +45,18 @@ class ShownLog(msgspec.Struct):
     is_shortened: bool
 
 
+class Search(msgspec.Struct):
+    """A search for logs that an earlier answer left out, as it had read enough bytes.
+
+    Its logs are the last `count` of the answer. The next one has further logs unless `is_done`, and
+    `has_more` says that more are left out, since enough were found.
+    """
+
+    count: int
+    is_done: bool
+    has_more: bool
+
+
 class Page(msgspec.Struct):
     """The logs of one answer, newest first, and the cursor of those that follow."""
 
@@ -46,6 +64,7 @@ class Page(msgspec.Struct):
     after: str
     is_all: bool
     searched_bytes: int | None
+    older: Search | None
 
 
 class RecentLogs:
@@ -69,25 +88,36 @@ class RecentLogs:
     def look(self, wanted: LogFilter, after: str | None, *, is_bound: bool = False) -> bytes:
         """Return a page as JSON; raises ValueError for a cursor that is none, and OSError.
 
-        `is_bound` says that the page must not tell how much there is of other projects.
+        `is_bound` says that the page must not tell how much there is of other projects, nor may the
+        bytes of their logs end its search: it goes on with the next call.
         """
+        cursor: Cursor | None = None
+        gap: Gap | None = None
+        if after is not None:
+            cursor, gap = _cursors.decode(self._sealer.open_hidden(after))
+        select = paced(wanted.select)
         budget = ReadBudget(self._max_bytes)
-        cursor = None if after is None else parse_cursor(self._sealer.open_hidden(after))
-        recent = self._lines.read(MAX_LOGS, paced(wanted.select), budget, cursor)
-        logs = [
-            _show(
-                self._sealer.seal(f"{arrival.segment}:{arrival.offset:016}"),
-                arrival.line,
-                is_whole=False,
-            )
-            for arrival in recent.arrivals
-        ]
-        is_all = recent.is_all
-        searched_bytes: int | None = budget.bytes_read
-        if is_bound:  # the reader's bounds are met by the logs of others
-            is_all, searched_bytes = after is not None and not recent.has_more, None
-        page = Page(logs, self._sealer.seal_hidden(str(recent.cursor)), is_all, searched_bytes)
+        recent = self._lines.read(MAX_LOGS, select, budget, cursor)
+        older: Older | None = None
+        if gap:
+            if cursor and recent.gap:  # these lines wait for the end of the gap
+                recent = Recent([], cursor, is_all=True, has_more=False, gap=None)
+            older = self._lines.read_gap(gap, select, ReadBudget(self._max_bytes, is_soft=True))
+        elif is_bound and recent.gap:
+            older = Older([], recent.gap, has_more=False)
+        text = json.dumps((recent.cursor, older and older.gap), default=sorted)
+        page = Page(
+            [*self._show_all(recent.arrivals), *self._show_all(older.arrivals if older else ())],
+            self._sealer.seal_hidden(text),
+            is_all=not recent.has_more if is_bound else recent.is_all,
+            searched_bytes=None if is_bound else budget.bytes_read,
+            older=older and Search(len(older.arrivals), older.gap is None, older.has_more),
+        )
         return msgspec.json.encode(page)
+
+    def _show_all(self, arrivals: Iterable[Arrival]) -> Iterator[ShownLog]:
+        for segment, _, offset, line in arrivals:
+            yield _show(self._sealer.seal(f"{segment}:{offset:016}"), line, is_whole=False)
 
     def look_at(self, wanted: LogFilter, id: str) -> bytes | None:
         """Return a whole log as JSON by its id, None if it is gone or does not match."""

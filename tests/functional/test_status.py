@@ -20,6 +20,7 @@ from tests.support.status_page import (
     make_browser,
     store,
 )
+from tests.support.tail import make_line, make_name, make_segment
 
 pytestmark = pytest.mark.slow
 
@@ -272,6 +273,26 @@ def test_a_bound_token_sees_its_project_alone(page: Page) -> None:
     name = sha256(b"bound").hexdigest()[:8]
     wait_for(lambda: browser.text("#senders tbody").split()[:3] == [name, "1", "1"])
     assert "Ready" == browser.text("#state")
+
+
+def test_logs_of_others_hide_no_log_of_a_bound_token(tmp_path: Path, browser: Browser) -> None:
+    """The page goes on to search, and shows logs that come meanwhile above those that it finds."""
+    tokens = tmp_path / "tokens"
+    write_tokens(tokens, "bound org-a\n")
+    at = time.time() - 1000
+    own = [make_line(f"mine {number}", at, project_id="org-a") for number in range(2)]
+    make_segment(tmp_path / "data", make_name(at), *own, changed=at)
+    others = [make_line("x" * 1000, at, project_id="org-b")] * 12_000
+    for number in range(1, 6):
+        make_segment(tmp_path / "data", make_name(at + number), *others, changed=at + number)
+    with Service(tmp_path, tokens_file=tokens) as service:
+        page = Page(browser, service)
+        page.open()
+        page.show("bound")
+        log = make_log(message="new", project_id="org-a")
+        assert 200 == service.drain({"logs": [log]}, {"Authorization": "bound"}).status
+        wait_for(lambda: page.messages() == ["new", "mine 1", "mine 0"])
+        wait_for(lambda: "older logs" not in browser.text("#logs"))
 
 
 def test_nobody_asks_while_nobody_looks(page: Page) -> None:

@@ -124,6 +124,12 @@ def answers_of(service: Service) -> Iterator[tuple[str, int, Any, dict[str, str]
     for path in ("/v1/search?n=5", "/v1/search?project=org-loud", "/v1/search?q=no+such+text"):
         answer = get(path)
         yield named(path, answer, [json.loads(line) for line in answer.raw.splitlines()])
+    answer = get("/status/logs")
+    shown = answer.body["logs"]
+    while (older := answer.body["older"]) and not older["is_done"]:
+        answer = get(f"/status/logs?after={answer.body['after']}")
+        shown += answer.body["logs"]
+    yield named("/status/logs", answer, {"logs": [log["message"] for log in shown]})
     answer = get("/metrics", **{"X-Forwarded-For": "192.0.2.1"})
     yield named("/metrics", answer, answer.body)
     answer = get("/status/data")

@@ -20,6 +20,11 @@ const SUGGESTED = 50;
 /** Seconds between two times that a screen reader is told of new logs. */
 const NEWS_SECONDS = 15;
 
+const MORE = "… more came in than are shown here";
+
+/** How many logs of an answer came since the one before; the others are older. */
+const newsOf = (page) => page.logs.length - (page.older?.count ?? 0);
+
 /** Indent JSON, every value as it stands: to parse it would change long numbers. */
 function pretty(json) {
   let depth = 0;
@@ -68,6 +73,7 @@ export class Logs {
   clear() {
     this.round += 1;
     this.after = null;
+    this.gap = null;
     this.list.replaceChildren();
     this.unheard = 0;
     this.heardAt = 0;
@@ -93,9 +99,9 @@ export class Logs {
     return query;
   }
 
-  /** Look for what came since the last time, unless that is to wait. */
+  /** Look for what came since the last time, unless that is to wait; return whether to go on. */
   async look() {
-    if (this.isPaused) return;
+    if (this.isPaused) return false;
     const query = this.query();
     const isFiltered = query.size > 0;
     if (this.after !== null) query.set("after", this.after);
@@ -108,21 +114,34 @@ export class Logs {
       this.clear(); // the service was started again, and does not know what it named `after`
       return this.look();
     }
-    if (round !== this.round || this.isPaused) return; // another filter was set meanwhile
+    if (round !== this.round || this.isPaused) return false; // another filter was set meanwhile
     const isFirst = this.after === null;
     this.after = page.after;
     this.add(page, isFirst);
     this.showState(page, isFirst, isFiltered);
+    return page.older?.is_done === false;
   }
 
   add(page, isFirst) {
     page.logs.forEach((log) => this.suggest(log));
-    const className = !isFirst && page.logs.length <= MARKED ? "new" : "";
-    const rows = page.logs.map((log) => makeRow(log, () => this.whole(log), className));
-    if (!isFirst && !page.is_all) rows.push(make("li", "gap", "… more came in than are shown here"));
+    const news = newsOf(page);
+    const className = !isFirst && news <= MARKED ? "new" : "";
+    const rows = page.logs.map((log, place) => makeRow(log, () => this.whole(log), place < news ? className : ""));
+    const older = rows.splice(news);
+    if (!isFirst && !page.is_all) rows.push(make("li", "gap", MORE));
+    if (page.older && !this.gap) rows.push((this.gap = make("li", "gap", "… older logs are being searched")));
     this.list.prepend(...rows);
+    this.gap?.before(...older);
+    if (page.older?.is_done) this.endGap(page.older.has_more);
     const closed = [...this.list.children].slice(SHOWN).filter((row) => !row.querySelector("details[open]"));
     closed.forEach((row) => row.remove());
+  }
+
+  /** End the search for older logs; at the end of the list, nothing tells that there are others. */
+  endGap(hasMore) {
+    if (hasMore && this.gap.nextSibling) this.gap.textContent = MORE;
+    else this.gap.remove();
+    this.gap = null;
   }
 
   showState(page, isFirst, isFiltered) {
@@ -131,13 +150,11 @@ export class Logs {
     empty.hidden = !isEmpty;
     if (isFirst) {
       const isShort = !page.is_all && page.logs.length < PAGE;
-      const part = page.searched_bytes === null ? "The newest part of what is stored was" : `${bytes(page.searched_bytes)} were`;
-      const searched = `${part} searched, and nothing older.`;
-      byId("logs-state").textContent = isShort ? searched : "";
+      byId("logs-state").textContent = isShort ? `${bytes(page.searched_bytes)} were searched, and nothing older.` : "";
       if (isFiltered || !page.is_all) empty.textContent = "No log is found. Those that match show up here as they come in.";
       else empty.textContent = "Nothing is stored yet. Logs show up here as they come in.";
     }
-    this.tell(isFirst ? 0 : page.logs.length);
+    this.tell(isFirst ? 0 : newsOf(page));
   }
 
   /** Tell a screen reader now and then how many logs are new. */

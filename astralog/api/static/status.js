@@ -55,9 +55,12 @@ async function showNow() {
 
 const JOBS = {
   data: showNow,
-  history: async () => isSearch() || numbers.showHour(await ask("status/history")),
-  logs: async () => isSearch() || logs.look(),
+  history: async () => void (isSearch() || numbers.showHour(await ask("status/history"))),
+  logs: async () => !isSearch() && (await logs.look()),
 };
+
+/** Seconds until a job that says that it has not finished goes on. */
+const SOON = 0.2;
 
 /** How often each job was begun; only its newest run goes on. */
 const runs = Object.fromEntries(Object.keys(JOBS).map((name) => [name, 0]));
@@ -78,8 +81,7 @@ async function repeat(name) {
   let delay = SECONDS[name];
   while (mine === runs[name] && sessionStorage.getItem(KEY) && !document.hidden) {
     try {
-      await JOBS[name]();
-      delay = SECONDS[name];
+      delay = (await JOBS[name]()) ? SOON : SECONDS[name];
       if (mine === runs[name]) problems.delete(name);
     } catch (error) {
       if (mine !== runs[name]) return;

@@ -16,7 +16,6 @@ from astralog.store.recent import (
     Cursor,
     Recent,
     RecentLines,
-    parse_cursor,
 )
 from tests.support import foreign
 from tests.support.tail import compress, make_line, make_name, make_segment, message_of
@@ -46,7 +45,7 @@ class Look:
             ReadBudget(1 << 20),
             self.cursor,
         )
-        self.cursor = parse_cursor(str(found.cursor))
+        self.cursor = found.cursor
         return found
 
 
@@ -273,20 +272,6 @@ def test_a_directory_that_is_missing_is_an_error(tmp_path: Path) -> None:
         lines.read(1, not_blank, ReadBudget())
     make_segment(tmp_path / "data", make_name(NOW), make_line("x"))
     assert 1 == len(lines.read(1, not_blank, ReadBudget()).arrivals)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "x", "-1", "1,", "1,x:1", "1 ", "1" * 20, f"1,{make_name(NOW)}:-1", "٣"),
-        *(f"1,../{make_name(NOW)}:1", f"1,{make_name(NOW)}", f"1,{make_name(NOW)}:1\n"),
-        "1" + f",{make_name(NOW)}:1" * (MAX_FOLLOWED + 1),
-    ],
-)
-def test_what_is_no_cursor_is_an_error(text: str) -> None:
-    """Whoever asks may write what it likes."""
-    with pytest.raises(ValueError, match="not a cursor"):
-        parse_cursor(text)
 
 
 def test_a_cursor_of_somebodys_own_making_reads_nothing_else(segment: Path) -> None:
