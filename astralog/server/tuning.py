@@ -1,6 +1,5 @@
 """Small changes to gunicorn and the process, each with its reason or figure."""
 
-import ctypes
 import os
 import resource
 import time
@@ -10,26 +9,6 @@ from gunicorn.workers import base
 from gunicorn.workers.workertmp import WorkerTmp
 
 from astralog.memory_file import make_memory_file
-
-#: Freed bytes that stay with a worker; otherwise they are returned and faulted in again with every
-#: batch. Measured at 500 logs: -90 of 1,230 µs per request.
-HEAP_BYTES = 32 * 1024 * 1024
-
-#: A larger block is mapped by itself: it grows without a copy, and is returned when it is freed.
-#: Otherwise glibc raises the limit to 32 MiB with the first such block, and a 42 MiB line that
-#: grows in the heap took 78.
-BLOCK_BYTES = 4 * 1024 * 1024
-
-#: Source: malloc.h of glibc; see mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-def keep_freed_heap() -> None:
-    """Let the process keep HEAP_BYTES of freed memory, in blocks of at most BLOCK_BYTES."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # musl has none
-        mallopt(M_TRIM_THRESHOLD, HEAP_BYTES)
-        mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES)
 
 
 def flatten_settings(cfg: Any) -> None:

@@ -14,6 +14,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from astralog.app import Services, create_app, services_of
 from astralog.auth import Tokens
+from astralog.heap import keep_freed_heap
 from astralog.server import tuning
 from astralog.server.balance import LOOK_SECONDS, TICK_SECONDS, Balance, Share
 from astralog.server.connection import Connection, Shared
@@ -99,7 +100,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until the stop."""
-        tuning.keep_freed_heap()
+        keep_freed_heap()
         limits = ConnectionLimits(self._max_connections(), self._head_seconds)
         self._shared = Shared(self.wsgi, self.cfg, limits, self.share, self.state.tls)
         self._connections: set[gevent.Greenlet] = set()

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from astralog.cores import count_cores
+from astralog.heap import keep_freed_heap
 from astralog.store.merge import (
     CLOCK_SECONDS,
     Arrival,
@@ -121,6 +122,7 @@ def search(
     after an error.
     """
     options.prepare("search", level)
+    keep_freed_heap()
     wanted = LogFilter(
         frozenset(projects) or None,
         frozenset(services) or None,

@@ -209,8 +209,18 @@ def test_all_letters_that_fold_to_ascii_are_known() -> None:
     assert "".join(folded) == prefilter.FOLDED_TO_ASCII
 
 
-@given(st.lists(st.sampled_from([b"\\", b"u", b"\\u", b"n", b"a" * 300])))
-def test_unicode_escapes_are_found(pieces: list[bytes]) -> None:
+@given(st.lists(st.sampled_from([b"\\", b"u", b"\\u", b"\\/", b"n", b"\\n" * 20])))
+def test_escapes_are_expected_in_blocks_that_have_any(pieces: list[bytes]) -> None:
     """In blocks with many backslashes, and with few."""
     block = b"".join(pieces)
-    assert prefilter._has_unicode_escape(block) == (b"\\u" in block)
+    if b"\\u" in block or b"\\/" in block:
+        assert prefilter._may_have_escape(block)
+    elif block.count(b"\\") < 20:
+        assert not prefilter._may_have_escape(block)
+
+
+@given(st.binary(), st.binary(max_size=3))
+def test_a_text_in_a_block_is_noticed(block: bytes, text: bytes) -> None:
+    """By the C library, also next to zeros, at both ends, and if it is empty."""
+    assert prefilter._contains(block, text) == (text in block)
+    assert prefilter._contains(text + block + text, text)

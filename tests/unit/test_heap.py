@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 
 PROGRAM = """
 import os
-from astralog.server.tuning import keep_freed_heap
+from astralog.heap import keep_freed_heap
 from tests.support.processes import resident_bytes
 
 def left_by(count, mib):
