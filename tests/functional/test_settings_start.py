@@ -51,7 +51,7 @@ WRONG: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", WRONG, ids=lambda settings: " ".join(settings))
+@pytest.mark.parametrize("settings", WRONG, ids=" ".join)
 def test_wrong_settings_stop_the_start(tmp_path: Path, settings: dict[str, object]) -> None:
     """One line for each variable names a wrong or unknown one; no other line is written."""
     check_rejected_start(
