@@ -9,7 +9,7 @@ from astralog.clock import TrustedClock
 from astralog.forward.cursor import Cursor
 from astralog.log import LogOnce
 from astralog.store import files, sealed
-from astralog.store.names import last_change
+from astralog.store.names import SegmentName, last_change
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Backlog:
         """Start of the oldest undelivered segment, sealed or open, in Unix seconds; 0 if none."""
         others = (min(names, default=None) for names in (self._sent, self._unreadable, self._open))
         return min(
-            (sealed.start_of(name) for name in (self.oldest(), *others) if name), default=0.0
+            (SegmentName(name).start for name in (self.oldest(), *others) if name), default=0.0
         )
 
     def remove_delivered(self, keep_seconds: float) -> None:
@@ -165,7 +165,7 @@ class Backlog:
 
         A young start in the name settles it without a stat.
         """
-        start = sealed.start_of(name)
+        start = SegmentName(name).start
         if 0 <= now - start <= seconds:
             return False
         modified_at = sealed.stat_sealed(self._directory, name).st_mtime

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from astralog.settings import PREFIX
 from astralog.store import forward_state
 from astralog.store.files import FILE_MODE, is_same_file, sync_directory
-from astralog.store.sealed import start_of
+from astralog.store.names import SegmentName
 
 #: Superfluous lines in the file that cause a rewrite.
 SPARE_LINES = 10_000
@@ -81,7 +81,7 @@ class Cursor:
         another directory, or before one that was removed and may be restored. A start in the
         future means that the clock was set back.
         """
-        start = start_of(name)
+        start = SegmentName(name).start
         return start <= self._doubted_until or start > time.time()
 
     def doubt(self, name: str) -> None:
@@ -118,7 +118,8 @@ class Cursor:
 
     def forget(self, names: Collection[str]) -> None:
         """Drop removed segments; rewrite the file once it has grown."""
-        self._doubted_until = max([self._doubted_until, *map(start_of, names)])
+        starts = (SegmentName(name).start for name in names)
+        self._doubted_until = max([self._doubted_until, *starts])
         self._drop(names)
         self.delivered.difference_update(names)
         needed = len(self.delivered) + len(self._positions)

@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import gevent
 from gevent.hub import Waiter
@@ -16,7 +16,6 @@ from gevent.monkey import get_original
 from gevent.pool import Group
 from gevent.threadpool import ThreadPool
 
-from astralog.background import run_forever
 from astralog.clock import TrustedClock
 from astralog.errors import STOPPING, STORAGE_FAILED, Cause, Rejection
 from astralog.log import log_exception
@@ -102,6 +101,9 @@ OVERDUE_SECONDS = 0.1
 
 #: Seconds after which the names of segments follow a change of the wall clock.
 NAMES_ADOPT_SECONDS = 60.0
+
+#: Seconds until the next step of a loop after one that failed.
+FAILED_SECONDS = 1.0
 
 HOUSEKEEPING_FAILED = "housekeeping failed; it is retried"
 
@@ -198,10 +200,10 @@ class CommitQueue:
         self._drain_threads.start()
         for storage in self.storages:
             self._drains.spawn(self._drain, storage)
-        self._helpers.spawn(run_forever, self._expire_waits, log, "expiry of waits failed")
-        self._helpers.spawn(run_forever, self.keep_house_once, log, HOUSEKEEPING_FAILED)
+        self._helpers.spawn(_run_forever, self._expire_waits, "expiry of waits failed")
+        self._helpers.spawn(_run_forever, self.keep_house_once, HOUSEKEEPING_FAILED)
         maintain_keys = partial(self.keys.maintain, self._has_failed)
-        self._helpers.spawn(run_forever, maintain_keys, log, "maintenance of the keys failed")
+        self._helpers.spawn(_run_forever, maintain_keys, "maintenance of the keys failed")
 
     def stop(self, timeout_seconds: float) -> None:
         """Store the queued batches, seal the segments and end the drain pool.
@@ -283,3 +285,18 @@ def _may_remove(settings: Settings) -> MayRemove:
     """Return the filter that spares undelivered segments if forwarding is configured."""
     delivered = DeliveredSegments(settings.data_dir)
     return lambda name: not settings.clickhouse_url or name in delivered
+
+
+def _run_forever(step: Callable[[], float], message: str) -> NoReturn:
+    """Call `step` again and again, each time after the seconds that it returned.
+
+    An exception is logged with `message`, which names the loop, and the loop goes on after
+    FAILED_SECONDS. Only GreenletExit and other exceptions that are no Exception end it.
+    """
+    while True:
+        try:
+            pause = step()
+        except Exception:
+            log_exception(log, message)
+            pause = FAILED_SECONDS
+        gevent.sleep(pause)

@@ -35,11 +35,6 @@ def list_segments(directory: Path) -> Segments:
     return Segments(sealed, names[Form.OPEN] - sealed, plain)
 
 
-def start_of(name: str) -> float:
-    """Return when a segment was started, in seconds since 1970."""
-    return SegmentName(name).start
-
-
 def is_sealed(directory: Path, name: str) -> bool:
     """Return whether a sealed segment is there; raises OSError.
 

@@ -926,7 +926,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "forward asks the table about segments that come back",
         "astralog.forward.cursor:Cursor.forget",
-        "self._doubted_until = max([self._doubted_until, *map(start_of, names)])",
+        "self._doubted_until = max([self._doubted_until, *starts])",
         "pass",
         ("tests/unit/forward/test_cursor.py", "tests/unit/forward/test_doubts.py"),
     ),
@@ -1373,10 +1373,10 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "names without blanks in what tail prints",
-        "astralog.view.terminal:quote",
+        "astralog.view.output:quote",
         "if name and name.isprintable() and not _ODD.search(name):",
         "if True:",
-        ("tests/unit/view/test_terminal.py", "-k", "name_is_one_column"),
+        ("tests/unit/view/test_output.py", "-k", "name_is_one_column"),
     ),
     Guard(
         "one line per event of the service's own log",

@@ -13,6 +13,7 @@ from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.cursor import Cursor
 from astralog.store import files, sealed
 from astralog.store.compression import compress_segment
+from astralog.store.names import SegmentName
 from tests.support.clickhouse import make_line, write_segment
 
 
@@ -59,11 +60,11 @@ def test_sizes_and_age(tmp_path: Path, backlog: Backlog) -> None:
     backlog.scan()
     size = sum(path.stat().st_size for path in tmp_path.glob("*.ndjson"))
     assert (backlog.waiting_segments, backlog.waiting_bytes) == (2, size)
-    assert backlog.oldest_at == sealed.start_of("20261123T000002.000000Z-1")
+    assert backlog.oldest_at == SegmentName("20261123T000002.000000Z-1").start
     (tmp_path / "20261123T000001.000000Z-1.ndjson.open").touch()
     backlog.scan()
     assert backlog.waiting_segments == 2
-    assert backlog.oldest_at == sealed.start_of("20261123T000001.000000Z-1")
+    assert backlog.oldest_at == SegmentName("20261123T000001.000000Z-1").start
 
 
 def test_removed_segments_are_logged(
@@ -118,7 +119,7 @@ def test_unreadable_segments_do_not_block_others(
     backlog.postpone(bad, OSError("I/O error"))
     backlog.scan()
     assert (backlog.oldest(), backlog.waiting_segments) == (good, 2)
-    assert backlog.oldest_at == sealed.start_of(bad)
+    assert backlog.oldest_at == SegmentName(bad).start
     backlog.postpone(bad, OSError("it is not in the queue any more"))
     monkeypatch.setattr(backlogs, "UNREADABLE_SECONDS", 0.0)
     backlog.postpone(good, OSError("I/O error"))
@@ -136,7 +137,7 @@ def test_sent_segments_wait_but_are_not_resent(
     backlog.set_aside(sent)
     for _ in range(2):
         assert (backlog.oldest(), backlog.waiting_segments, sent in backlog) == (other, 2, True)
-        assert backlog.oldest_at == sealed.start_of(sent)
+        assert backlog.oldest_at == SegmentName(sent).start
         (tmp_path / f"{sent}.ndjson").unlink(missing_ok=True)
         backlog.scan()
     assert cursor.known() == {sent}

@@ -12,7 +12,7 @@ import pytest
 from astralog.forward import cursor as cursors
 from astralog.forward.cursor import START, Cursor, Position
 from astralog.store import forward_state
-from astralog.store.sealed import start_of
+from astralog.store.names import SegmentName
 from tests.support.fake_system import BreakOs
 
 NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(5)]
@@ -69,7 +69,7 @@ def test_segments_without_facts_may_be_delivered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that were started before this process or a dead one, or in the future."""
-    starts = [start_of(name) for name in NAMES]
+    starts = [SegmentName(name).start for name in NAMES]
     monkeypatch.setattr(time, "time", lambda: starts[1])
     cursor = open_cursor(tmp_path)
     monkeypatch.setattr(time, "time", lambda: starts[3])

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import GreenletExit
 
 from astralog import log as service_log
 from astralog.errors import STORAGE_FAILED, Cause, Rejection, storage_error
@@ -679,3 +680,23 @@ def test_retention_spares_what_forward_has_not_delivered(
     queue = make_queue(retain_bytes=1, clickhouse_url=url)
     wait_until(lambda: queue.keep_house_once() >= POLL_SECONDS)
     assert kept == [path.name for path in tmp_path.glob("*.ndjson")]
+
+
+def test_failed_step_is_logged_and_the_loop_continues(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a failed step the loop pauses and continues until it is stopped."""
+    outcomes: list[float | BaseException] = [2.0, ValueError("odd"), 3.0, GreenletExit()]
+    pauses: list[float] = []
+    monkeypatch.setattr(gevent, "sleep", pauses.append)
+
+    def step() -> float:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    with pytest.raises(GreenletExit):
+        commit_queue._run_forever(step, "a test's loop")
+    assert pauses == [2.0, commit_queue.FAILED_SECONDS, 3.0]
+    assert [record.getMessage() for record in caplog.records] == ["a test's loop"]

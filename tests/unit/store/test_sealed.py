@@ -41,18 +41,12 @@ def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
     path = write(tmp_path, f"{FIRST}.ndjson.open")
     seal_file(path, len(LINES))
     assert {FIRST, f"{FIRST}-1"} == sealed.list_segments(tmp_path).sealed
-    assert sealed.start_of(FIRST) == sealed.start_of(f"{FIRST}-1")
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     """No directory is not the same as no segments."""
     with pytest.raises(FileNotFoundError):
         sealed.list_segments(tmp_path / "missing")
-
-
-def test_the_start_is_in_the_name() -> None:
-    """A segment's name tells when it was started, to the microsecond, in UTC."""
-    assert sealed.start_of("19700101T000001.250000Z-1") == 1.25
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])

@@ -10,9 +10,9 @@ from typing import Any
 import gevent
 import pytest
 
-from astralog import background
 from astralog.errors import Rejection
 from astralog.settings import Settings
+from astralog.store import commit_queue
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys import idempotency_keys
 from astralog.store.keys.claims import Key, make_key
@@ -177,7 +177,7 @@ def test_a_fault_in_the_maintenance_does_not_end_it(
     queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever a step raises is logged, and the next one ends the error of the database."""
-    monkeypatch.setattr(background, "FAILED_SECONDS", 0.01)
+    monkeypatch.setattr(commit_queue, "FAILED_SECONDS", 0.01)
     monkeypatch.setattr(idempotency_keys, "MAINTENANCE_SECONDS", 0.01)
     assert "stored" == send(queue, key_of("a"))
     step, faults = IdempotencyKeys.step, [ValueError("odd"), RuntimeError("odder")]

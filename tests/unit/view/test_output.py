@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from astralog.escaping import escape
 from astralog.view.levels import RANKS
-from astralog.view.terminal import SHOWN_CHARACTERS, format_line
+from astralog.view.output import SHOWN_CHARACTERS, format_line
 from tests.support.tail import make_line
 
 #: What turns the direction of writing.
