@@ -408,13 +408,13 @@ def _severity(value: int | str | None) -> int:
         raise InvalidRecord("severity_number", "Neither a severity number nor its name.") from None
 
 
-def _id(text: str | None, field: str) -> str:
+def _id(text: str | None, field: str) -> bytes:
     """Return an id in hexadecimal; protobuf's own JSON has it in base64, which ends in `=`."""
     try:
-        return bytes.fromhex(text).hex() if text else ""
+        return bytes.fromhex(text) if text else b""
     except ValueError:
         if text and text.strip("=") and text.endswith("="):
-            return _base64(text).hex()
+            return _base64(text)
         raise InvalidRecord(field, "Not hexadecimal.") from None
 
 

@@ -28,8 +28,9 @@ EXPECTED = "Not a Unix time before the year 10000"
 
 def format_time(nanoseconds: int) -> str:
     """Return a Unix time as it is stored; 64 bits reach from 1970 to 2554."""
-    seconds, fraction = divmod(nanoseconds, _NANOSECONDS)
-    return f"{_format_seconds(seconds)}.{fraction:09}Z"
+    if nanoseconds < _NANOSECONDS:
+        return f"{_format_seconds(0)}.{nanoseconds:09}Z"
+    return f"{_format_seconds(nanoseconds // _NANOSECONDS)}.{str(nanoseconds)[-9:]}Z"
 
 
 def format_number(number: int) -> str:

@@ -1,5 +1,6 @@
 """The logs of an export, the same in both encodings."""
 
+import gc
 import json
 import math
 import random
@@ -689,6 +690,19 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
         assert expected == found, bytes(text)
         outcomes.add(found is None)
     assert {True, False} == outcomes
+
+
+def test_decode_leaves_no_work_for_the_garbage_collector(export: Export) -> None:
+    """A reference cycle would keep the texts of an export until the next collection."""
+    made = make_export(make_record("paid", attributes={"user.id": 7, "order": "a", "ms": 0.5}))
+    export.decode(made)  # fills the caches
+    gc.collect()
+    gc.disable()
+    try:
+        export.decode(made)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def _outcome(read: Callable[[bytes], dict[str, Any]], text: bytes) -> dict[str, Any] | None:
