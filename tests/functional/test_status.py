@@ -98,6 +98,14 @@ def test_logs_show_up_as_they_come(page: Page) -> None:
     assert 1 == page.messages().count("live one")
 
 
+def test_both_filters_offer_all_known_levels(page: Page) -> None:
+    """By the usual name of each rank."""
+    options = "return [...document.forms[arguments[0]].level.options].map((one) => one.text)"
+    names = "any trace debug info notice warning error critical alert emergency"
+    for form in ("filters", "search"):
+        assert page.browser.run(options, form) == names.split()
+
+
 def test_filters_find_logs(page: Page) -> None:
     """By project, service, level and text, among what is stored and what comes."""
     page.show()

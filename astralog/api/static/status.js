@@ -1,5 +1,7 @@
 // The page: its token, what it asks for and when, and what it says when nothing answers.
 
+import { make } from "./format.js";
+import { RANKS } from "./levels.js";
 import { Logs } from "./logs.js";
 import { Numbers } from "./numbers.js";
 import { Search } from "./search.js";
@@ -42,6 +44,10 @@ async function request(path, seconds, ...signals) {
 }
 
 const ask = async (path) => (await request(path, PATIENCE)).json().catch(() => ({}));
+
+for (const select of document.querySelectorAll("select[name=level]")) {
+  select.append(...RANKS.map(([name]) => make("option", "", name)));
+}
 
 const numbers = new Numbers();
 const logs = new Logs(ask);
