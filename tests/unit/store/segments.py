@@ -1,4 +1,4 @@
-"""What tests of the segment files share: a writer, a clock, and what lies in a directory."""
+"""Shared parts of the segment tests: a writer, a clock, and the content of a directory."""
 
 import contextlib
 import os
@@ -57,24 +57,24 @@ def make_writer(
 
 
 def sealed(path: Path) -> list[bytes]:
-    """Return what the sealed segments hold, oldest first."""
+    """Return the content of the sealed segments, oldest first."""
     return [file.read_bytes() for file in sorted(path.glob("*.ndjson"))]
 
 
 def still_open(path: Path) -> list[bytes]:
-    """Return what the open segments hold, oldest first."""
+    """Return the content of the open segments, oldest first."""
     return [file.read_bytes() for file in sorted(path.glob("*.ndjson.open"))]
 
 
 def recover(path: Path) -> None:
-    """Recover what no process holds, as another process does at any time."""
+    """Recover the segments without a writer, as another process does at any time."""
     for file in sorted(path.glob("*.ndjson.open")):
         with contextlib.suppress(BlockingIOError):
             recovery.recover_file(file)
 
 
 def descriptors() -> set[str]:
-    """Return the files that this process holds open."""
+    """Return the open files of this process."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -83,7 +83,7 @@ def descriptors() -> set[str]:
 
 
 class Clock(TrustedClock):
-    """A clock that shows each moment once, and then the last one forever."""
+    """A clock that shows each of some times once, and then the last one forever."""
 
     def __init__(self, *moments: float) -> None:
         super().__init__()
@@ -94,5 +94,5 @@ class Clock(TrustedClock):
 
 
 def code_of(cause: Cause | None) -> str | None:
-    """Return the code with which batches are rejected, None if they are not."""
+    """Return the code with which batches are rejected, or None."""
     return cause.code if cause else None

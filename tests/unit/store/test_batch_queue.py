@@ -44,7 +44,7 @@ class Waiting:
         return group
 
     def answer(self) -> str | None:
-        """Return what the client is told."""
+        """Return the client's answer."""
         told: str | None = self.client.get(timeout=TIMEOUT_SECONDS)
         return told
 
@@ -56,7 +56,7 @@ def waiting() -> Waiting:
 
 @pytest.fixture
 def time_out(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what ends the waits that are over a minute from now."""
+    """Return a function that ends the waits that are over a minute from now."""
     now = time.monotonic()
 
     def time_out_later() -> None:
@@ -81,7 +81,7 @@ def test_a_batch_is_queued_taken_and_finished(waiting: Waiting) -> None:
 
 
 def test_a_batch_that_is_rejected_is_not_counted(waiting: Waiting) -> None:
-    """Its client is told why."""
+    """Its client gets the cause."""
     waiting.queue.finish(waiting.take(), STORAGE_FAILED)
     assert waiting.answer() == STORAGE_FAILED.message
     assert [] == waiting.counted
@@ -92,7 +92,7 @@ def test_a_batch_that_is_rejected_is_not_counted(waiting: Waiting) -> None:
 def test_a_batch_whose_client_left_before_it_was_taken_is_finished(
     waiting: Waiting, time_out: Callable[[], None], is_told: bool
 ) -> None:
-    """No drain takes it, and it holds nothing."""
+    """No drain takes it, and its memory is released."""
     time_out() if is_told else waiting.client.kill()
     assert 0 == waiting.budget.reserved
     assert [] == waiting.take()
@@ -119,8 +119,8 @@ def test_a_batch_whose_client_left_after_it_was_taken_is_late(
         assert str(waiting.answer()).endswith("the batch may still be stored; retry later.")
 
 
-def test_what_no_drain_takes_is_rejected_at_the_end(waiting: Waiting) -> None:
-    """The sentinels that end the drains are no batches."""
+def test_remaining_batches_are_rejected_at_the_end(waiting: Waiting) -> None:
+    """The sentinels that end the drains are not batches."""
     waiting.queue.end_drains(2)
     waiting.queue.reject_all(STOPPING)
     assert waiting.answer() == STOPPING.message
@@ -128,7 +128,7 @@ def test_what_no_drain_takes_is_rejected_at_the_end(waiting: Waiting) -> None:
 
 
 def test_each_drain_ends_once(waiting: Waiting) -> None:
-    """What was queued before is taken first, and each end is seen by one drain."""
+    """Earlier batches are dequeued first, and each sentinel ends one drain."""
     waiting.queue.end_drains(2)
     group: list[QueuedBatch] = []
     assert waiting.queue.dequeue_group(group, 0.01)

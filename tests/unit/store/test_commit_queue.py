@@ -34,7 +34,7 @@ TIMEOUT_SECONDS = 10
 
 
 class Gate:
-    """A storage whose commit groups are recorded, and wait at a gate while it is closed."""
+    """A storage that records its commit groups, and makes them wait while it is closed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.groups: list[list[bytes]] = []
@@ -65,20 +65,20 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @pytest.fixture(autouse=True)
 def all_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test log its own traceback, of which the process logs one per minute."""
+    """Let each test log its own traceback; the process logs one per minute."""
     monkeypatch.setattr(service_log, "_tracebacks", service_log._Tracebacks())
 
 
 @pytest.fixture(autouse=True)
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the drain, which rests after a failure, do so for less long."""
+    """Shorten the pause of the drain after a failure."""
     for module in (commit_queue, writer):
         monkeypatch.setattr(module, "MAINTENANCE_SECONDS", 0.05)
 
 
 @pytest.fixture
 def make_queue(settings: Settings) -> Iterator[Callable[..., CommitQueue]]:
-    """Return what makes queues; they are stopped at the end, and must have freed everything."""
+    """Return a factory of queues, which are stopped at the end and must have freed everything."""
     made: list[CommitQueue] = []
 
     def make(**changes: object) -> CommitQueue:
@@ -105,7 +105,7 @@ def line(number: int, size: int = 0) -> bytes:
 
 
 def commit(queue: CommitQueue, lines: bytes) -> Rejection | None:
-    """Commit a batch as a request does; return its rejection, None where it is stored."""
+    """Commit a batch as a request does; return its rejection, or None if it is stored."""
     try:
         with queue.admit() as reservation:
             reservation.resize(len(lines))
@@ -120,7 +120,7 @@ def commit_later(queue: CommitQueue, lines: bytes) -> "gevent.Greenlet[..., Reje
 
 
 def result(greenlet: "gevent.Greenlet[..., Rejection | None]") -> str | None:
-    """Return the code with which a batch was rejected, None where it was stored."""
+    """Return the code of a batch's rejection, or None if it was stored."""
     rejection = greenlet.get(timeout=TIMEOUT_SECONDS)
     return rejection.code if rejection else None
 
@@ -136,7 +136,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_a_batch_is_on_disk_when_its_commit_returns(queue: CommitQueue, tmp_path: Path) -> None:
-    """The queue starts by itself with its first batch and stores it."""
+    """The first batch starts the queue."""
     assert commit(queue, line(1)) is None
     assert line(1) == stored(tmp_path)
     assert commit(queue, line(2) + line(3)) is None
@@ -153,7 +153,7 @@ def test_an_empty_batch_needs_no_disk(queue: CommitQueue, tmp_path: Path) -> Non
 def test_batches_that_queue_up_are_stored_in_one_commit_group(
     queue: CommitQueue, gate: Gate, tmp_path: Path
 ) -> None:
-    """What waits while the disk is busy is written and synced at once, in order."""
+    """Batches that wait for the disk are written and synced together, in order."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
     wait_until(lambda: gate.groups)
@@ -168,7 +168,7 @@ def test_batches_that_queue_up_are_stored_in_one_commit_group(
 
 
 def test_a_commit_group_is_bounded(queue: CommitQueue, gate: Gate, tmp_path: Path) -> None:
-    """What is queued beyond a commit group's bytes waits for the next one."""
+    """Batches beyond its bytes wait for the next group."""
     size = GROUP_BYTES // 3
     gate.close()
     greenlets = [commit_later(queue, line(0))]
@@ -184,7 +184,7 @@ def test_a_commit_group_is_bounded(queue: CommitQueue, gate: Gate, tmp_path: Pat
 def test_several_writers_store_at_once(
     make_queue: Callable[..., CommitQueue], gate: Gate, tmp_path: Path
 ) -> None:
-    """A second writer takes what comes while the first one waits, into its own segment."""
+    """While the first writer waits, a second one stores batches in its own segment."""
     queue = make_queue(writers=2)
     gate.close()
     greenlets = []
@@ -196,10 +196,8 @@ def test_several_writers_store_at_once(
     assert [line(0), line(1)] == sorted(p.read_bytes() for p in tmp_path.glob("*.open"))
 
 
-def test_what_a_dead_process_left_open_is_recovered_at_start(
-    queue: CommitQueue, tmp_path: Path
-) -> None:
-    """Starting seals the segments that nobody holds, cut after their last whole line."""
+def test_orphaned_segments_are_recovered_at_the_start(queue: CommitQueue, tmp_path: Path) -> None:
+    """Segments without a writer are truncated after their last complete line and sealed."""
     (tmp_path / "20260101T000000.000000Z-1.ndjson.open").write_bytes(line(1) + b"torn")
     queue.start()
     wait_until(lambda: list(tmp_path.glob("*.ndjson")))
@@ -215,7 +213,7 @@ def test_what_a_dead_process_left_open_is_recovered_at_start(
 def test_a_commit_group_that_cannot_be_stored_rejects_each_of_its_batches(
     queue: CommitQueue, gate: Gate, break_os: BreakOs, tmp_path: Path, number: int, code: str
 ) -> None:
-    """Every batch of the commit group is rejected with the reason, and none is on the disk."""
+    """Every batch is rejected with the cause, and none is on disk."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
     wait_until(lambda: gate.groups)
@@ -235,10 +233,10 @@ def test_a_commit_group_that_cannot_be_stored_rejects_each_of_its_batches(
 
 
 @pytest.mark.parametrize("is_admitted", [True, False])
-def test_clients_are_told_which_resource_ran_out(
+def test_rejection_names_the_resource(
     queue: CommitQueue, break_os: BreakOs, tmp_path: Path, is_admitted: bool
 ) -> None:
-    """A used-up quota is no full disk, also to those who are turned away afterwards."""
+    """A used-up quota is not a full disk, also for requests rejected afterwards."""
     break_os("writev", errno.EDQUOT, times=1)
     rejection = commit(queue, line(1))
     if not is_admitted:
@@ -251,10 +249,10 @@ def test_clients_are_told_which_resource_ran_out(
     assert stored(tmp_path) == b""
 
 
-def test_a_request_is_let_in_again_when_the_disk_has_room(
+def test_requests_are_admitted_again_when_the_disk_has_room(
     make_queue: Callable[..., CommitQueue], disk: Disk, tmp_path: Path
 ) -> None:
-    """Nothing is admitted while the disk is full, and the drain finds out that it is not."""
+    """While the disk is full nothing is admitted, and the drain notices that it has room."""
     queue = make_queue(min_free_bytes=1000)
     disk.free = 0
     assert result(commit_later(queue, line(1))) == "storage_full"
@@ -270,7 +268,7 @@ def test_a_request_is_let_in_again_when_the_disk_has_room(
 def test_one_writer_in_error_does_not_reject_requests(
     make_queue: Callable[..., CommitQueue],
 ) -> None:
-    """Requests are only turned away when no writer can store."""
+    """Requests are rejected only if no writer can store."""
     queue = make_queue(writers=2)
     first, second = queue.storages
     first.error = STORAGE_FAILED
@@ -286,7 +284,7 @@ def test_a_fault_of_the_storage_does_not_kill_the_drain(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A mistake of ours rejects its batches, is logged, and the drain goes on."""
+    """An unexpected error rejects its batches and is logged, and the drain continues."""
 
     def fail(storage: Storage, buffers: Sequence[bytes]) -> None:
         raise ZeroDivisionError
@@ -307,7 +305,7 @@ def test_a_fault_of_the_storage_does_not_kill_the_drain(
 def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
     make_queue: Callable[..., CommitQueue], gate: Gate, tmp_path: Path
 ) -> None:
-    """A client that was told so may send the batch again: it is never stored afterwards."""
+    """Its client may send it again: it is never stored afterwards."""
     queue = make_queue(commit_timeout_seconds=0.1)
     gate.close()
     taken = commit_later(queue, line(1))
@@ -330,14 +328,14 @@ def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
     assert 0 == reserved(queue)
 
 
-def test_a_batch_is_dropped_as_soon_as_its_client_is_to_be_told_so(
+def test_timed_out_batch_is_dropped_before_its_response(
     make_queue: Callable[..., CommitQueue],
     settings: Settings,
     gate: Gate,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A writer that runs between the decision and the answer does not store it."""
+    """A writer that runs between the decision and the response does not store it."""
     queue = make_queue(commit_timeout_seconds=0.5)
     gate.close()
     commit_later(queue, line(1))
@@ -357,7 +355,7 @@ def test_a_batch_is_dropped_as_soon_as_its_client_is_to_be_told_so(
 def test_a_clock_that_jumps_ends_no_wait(
     queue: CommitQueue, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches have their time whatever an operator or NTP does to the clock."""
+    """Timeouts do not depend on the wall clock."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
     wait_until(lambda: gate.groups)
@@ -375,7 +373,7 @@ def test_a_clock_that_jumps_ends_no_wait(
 def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
     make_queue: Callable[..., CommitQueue], gate: Gate
 ) -> None:
-    """Its client is gone, but its bytes are in memory; those of a dropped one are not."""
+    """Its bytes are in memory after its client left; those of a dropped batch are not."""
     queue = make_queue(commit_timeout_seconds=0.05)
     gate.close()
     taken = commit_later(queue, line(1, 10_000))
@@ -388,10 +386,10 @@ def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
-def test_a_batch_that_is_dropped_is_let_go_of(
+def test_dropped_batch_is_freed(
     make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
 ) -> None:
-    """While the disk hangs, a batch whose client is gone or was told so takes no memory."""
+    """While the disk hangs, a batch whose client has left takes no memory."""
     queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.1)
     gate.close()
     commit_later(queue, line(1))
@@ -417,7 +415,7 @@ def test_a_batch_that_is_dropped_is_let_go_of(
 def test_a_client_that_is_gone_leaves_nothing_behind(
     queue: CommitQueue, gate: Gate, tmp_path: Path, is_taken: bool
 ) -> None:
-    """A request that is killed gives its bytes back; only what a writer took is stored."""
+    """A killed request releases its bytes; only a batch that a writer took is stored."""
     gate.close()
     greenlet = commit_later(queue, line(1))
     wait_until(lambda: gate.groups)
@@ -434,10 +432,10 @@ def test_a_client_that_is_gone_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
-def test_a_batch_that_is_dropped_gives_its_memory_back_once(
+def test_dropped_batch_releases_its_memory_once(
     make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
 ) -> None:
-    """A stop does not free what a batch that no writer took has freed before."""
+    """A stop does not release it a second time."""
     queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.05)
     gate.close()
     commit_later(queue, line(1, 100))
@@ -458,7 +456,7 @@ def test_a_batch_that_is_dropped_gives_its_memory_back_once(
 def test_batches_that_are_dropped_do_not_pile_up(
     make_queue: Callable[..., CommitQueue], gate: Gate
 ) -> None:
-    """While the disk hangs, clients may come again and again: the queue keeps none of them."""
+    """While the disk hangs, clients may retry again and again: the queue keeps none of them."""
     queue = make_queue(commit_timeout_seconds=0.05)
     gate.close()
     commit_later(queue, line(0))
@@ -469,10 +467,10 @@ def test_batches_that_are_dropped_do_not_pile_up(
     assert 3 > sum(type(thing) is QueuedBatch for thing in gc.get_objects())
 
 
-def test_a_fault_of_the_drain_rejects_what_it_has_taken(
+def test_fault_of_the_drain_rejects_its_batches(
     queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A batch that was taken and not given to the storage is answered, and frees its memory."""
+    """A batch that was dequeued and not passed to the storage is answered and freed."""
     call = DiskThreads.call
 
     def fail_once(threads: DiskThreads, function: Any, *args: Any) -> Any:
@@ -509,7 +507,7 @@ def test_a_fault_of_the_housekeeping_does_not_end_it(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A mistake of ours is logged, and the next step is taken."""
+    """An unexpected error is logged, and the next step follows."""
 
     def fail(housekeeper: Housekeeper) -> float:
         raise ZeroDivisionError
@@ -522,8 +520,8 @@ def test_a_fault_of_the_housekeeping_does_not_end_it(
     wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
 
 
-def test_the_housekeeping_lets_go_of_a_disk_that_fails(queue: CommitQueue) -> None:
-    """Whoever repairs it can unmount it while the service rejects batches."""
+def test_housekeeping_closes_the_files_of_a_failing_disk(queue: CommitQueue) -> None:
+    """The disk can be unmounted while the service rejects batches."""
     wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
     queue.storages[0].error = STORAGE_FAILED
     queue.keep_house_once()
@@ -535,7 +533,7 @@ def test_the_housekeeping_lets_go_of_a_disk_that_fails(queue: CommitQueue) -> No
 def test_a_stopped_queue_leaves_the_directory_to_another(
     queue: CommitQueue, make_queue: Callable[..., CommitQueue]
 ) -> None:
-    """The housekeeping goes on elsewhere while the process still runs."""
+    """Another process becomes the housekeeper while this one still runs."""
     other = make_queue()
     wait_until(lambda: queue.keep_house_once() and queue.housekeeper.disk_usage)
     other.keep_house_once()
@@ -547,13 +545,13 @@ def test_a_stopped_queue_leaves_the_directory_to_another(
 # --- The bounded queue
 
 
-def test_what_does_not_fit_into_the_queue_is_rejected(
+def test_full_queue_rejects(
     make_queue: Callable[..., CommitQueue],
     gate: Gate,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A full queue rejects at once and once in the log; what was in it is stored."""
+    """It rejects at once and logs once; the queued batches are stored."""
     queue = make_queue(queue_bytes=100_000, max_body_bytes=100_000)
     gate.close()
     greenlets = [commit_later(queue, line(number, 30_000)) for number in range(3)]
@@ -572,10 +570,10 @@ def test_what_does_not_fit_into_the_queue_is_rejected(
     assert "3 requests were rejected" in lines[1]
 
 
-def test_a_small_request_is_let_in_though_a_large_one_was_rejected(
+def test_small_request_is_admitted_after_a_large_one_was_rejected(
     make_queue: Callable[..., CommitQueue], gate: Gate
 ) -> None:
-    """A full queue is no reason to turn away what still fits."""
+    """A full queue does not reject requests that still fit."""
     queue = make_queue(queue_bytes=100_000, max_body_bytes=100_000)
     gate.close()
     first = commit_later(queue, line(0, 80_000))
@@ -592,10 +590,8 @@ def test_a_small_request_is_let_in_though_a_large_one_was_rejected(
 # --- Stopping
 
 
-def test_stopping_stores_what_is_queued_and_seals(
-    queue: CommitQueue, gate: Gate, tmp_path: Path
-) -> None:
-    """Nothing that was queued is lost, and no segment stays open."""
+def test_stop_stores_the_queue_and_seals(queue: CommitQueue, gate: Gate, tmp_path: Path) -> None:
+    """No queued batch is lost, and no segment stays open."""
     gate.close()
     greenlets = [commit_later(queue, line(0))]
     wait_until(lambda: gate.groups)
@@ -612,7 +608,7 @@ def test_stopping_stores_what_is_queued_and_seals(
 
 
 def test_a_stopped_queue_rejects(queue: CommitQueue, tmp_path: Path) -> None:
-    """After the stop nothing is let in and nothing is stored."""
+    """After the stop nothing is admitted or stored."""
     with queue.admit() as reservation:
         commit(queue, line(1))
         queue.stop(TIMEOUT_SECONDS)
@@ -628,7 +624,7 @@ def test_a_stopped_queue_rejects(queue: CommitQueue, tmp_path: Path) -> None:
 
 
 def test_a_queue_that_never_started_stops(queue: CommitQueue, tmp_path: Path) -> None:
-    """Stopping needs no start, and may be asked twice."""
+    """A stop needs no start, and may be repeated."""
     queue.stop(TIMEOUT_SECONDS)
     queue.stop(TIMEOUT_SECONDS)
     assert [] == list(tmp_path.iterdir())
@@ -637,7 +633,7 @@ def test_a_queue_that_never_started_stops(queue: CommitQueue, tmp_path: Path) ->
 def test_every_writer_seals_at_the_stop(
     make_queue: Callable[..., CommitQueue], gate: Gate, tmp_path: Path
 ) -> None:
-    """All writers end, each with its segment sealed."""
+    """All writers end with a sealed segment."""
     queue = make_queue(writers=3)
     gate.close()
     greenlets = []
@@ -651,10 +647,10 @@ def test_every_writer_seals_at_the_stop(
     assert [] == list(tmp_path.glob("*.open"))
 
 
-def test_what_cannot_be_stored_before_the_stop_is_rejected(
+def test_remaining_batches_are_rejected_at_the_stop(
     queue: CommitQueue, gate: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At its deadline the stop rejects what no writer has taken, and says so in the log."""
+    """At its deadline the stop rejects the batches that no writer took, and logs it."""
     gate.close()
     taken = commit_later(queue, line(1))
     wait_until(lambda: gate.groups)
@@ -670,10 +666,10 @@ def test_what_cannot_be_stored_before_the_stop_is_rejected(
 
 
 @pytest.mark.parametrize(("url", "kept"), [("", []), ("http://127.0.0.1/logs", [plain("b")])])
-def test_retention_spares_what_forward_has_not_delivered(
+def test_retention_spares_undelivered_segments(
     make_queue: Callable[..., CommitQueue], tmp_path: Path, url: str, kept: list[str]
 ) -> None:
-    """Where forwarding is on, what is not delivered stays beyond the size to keep."""
+    """With forwarding, undelivered segments stay beyond the size limit."""
     for name in ("a", "b"):
         (tmp_path / plain(name)).write_bytes(line(0))
     (tmp_path / CURSOR_NAME).write_bytes(encode_fact(f"done {name_of('a')}"))

@@ -27,7 +27,7 @@ PLAIN, COMPRESSED = NAME.file(Form.PLAIN), NAME.file(Form.COMPRESSED)
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Return a sealed segment, of more than one block, last changed a while ago."""
+    """Return a sealed segment of more than one block, last changed a while ago."""
     path = tmp_path / PLAIN
     path.write_bytes(LINES)
     os.utime(path, ns=(1, 123_456_789_000_000_001))
@@ -35,7 +35,7 @@ def plain(tmp_path: Path) -> Path:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Return what lies in a directory, the compressed files inflated."""
+    """Return the content of a directory, compressed files decompressed."""
     return {
         file.name: zstd.decompress(file.read_bytes())
         if file.suffix == ".zst"
@@ -44,8 +44,8 @@ def contents(path: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_compressed_form_takes_the_place_of_the_plain_one(plain: Path) -> None:
-    """It has the same lines, time of change and access, and tells its size and checksum."""
+def test_compressed_form_replaces_the_plain_one(plain: Path) -> None:
+    """It has the same lines and times, and a frame with size and checksum."""
     saving = compress_segment(plain.parent, NAME)
     assert contents(plain.parent) == {COMPRESSED: LINES}
     path = plain.with_name(COMPRESSED)
@@ -58,14 +58,14 @@ def test_the_compressed_form_takes_the_place_of_the_plain_one(plain: Path) -> No
     assert head[4] & 0x04, "no checksum flag (RFC 8878, 3.1.1.1.1)"
 
 
-def test_a_segment_that_is_gone_is_none(tmp_path: Path) -> None:
-    """Retention may have removed it since it was listed."""
+def test_removed_segment_is_skipped(tmp_path: Path) -> None:
+    """Retention may have removed it since the listing."""
     assert compress_segment(tmp_path, NAME) is None
     assert not list(tmp_path.iterdir())
 
 
 class Calls:
-    """The calls of the functions that make names and bytes durable, in their order."""
+    """The calls of the functions that make names and bytes durable, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[str] = []
@@ -88,7 +88,7 @@ class Calls:
 def test_nothing_is_renamed_before_it_is_synced_nor_removed_before_the_name_is(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this order a power cut at any moment leaves one of the two whole."""
+    """With this order, a power cut at any moment leaves one of the two complete."""
     calls = Calls(monkeypatch)
     compress_segment(plain.parent, NAME)
     assert calls.made == [
@@ -103,7 +103,7 @@ def test_nothing_is_renamed_before_it_is_synced_nor_removed_before_the_name_is(
 def test_a_second_form_left_by_a_crash_is_synced_and_the_plain_one_removed(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may never have been synced, as what a backup was put back from."""
+    """It may never have been synced, for example after a restored backup."""
     plain.with_name(COMPRESSED).write_bytes(zstd.compress(LINES))
     calls = Calls(monkeypatch)
     assert compress_segment(plain.parent, NAME)
@@ -113,8 +113,8 @@ def test_a_second_form_left_by_a_crash_is_synced_and_the_plain_one_removed(
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled", "empty", "no zstd"])
-def test_a_damaged_second_form_goes_and_the_lines_stay(plain: Path, damage: str) -> None:
-    """The next attempt makes it anew."""
+def test_damaged_second_form_is_removed(plain: Path, damage: str) -> None:
+    """The next attempt creates it again."""
     packed = zstd.compress(
         os.urandom(1000) + LINES, options={zstd.CompressionParameter.checksum_flag: 1}
     )
@@ -132,10 +132,10 @@ def test_a_damaged_second_form_goes_and_the_lines_stay(plain: Path, damage: str)
     assert contents(plain.parent) == {COMPRESSED: LINES}
 
 
-def test_a_damaged_second_form_stays_where_the_plain_one_cannot_be_read(
+def test_damaged_second_form_stays_if_the_plain_one_is_unreadable(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then it may be all there is."""
+    """It may be the only copy."""
     plain.with_name(COMPRESSED).write_bytes(zstd.compress(LINES)[:-1])
 
     def fail(source: object) -> None:
@@ -151,7 +151,7 @@ def test_a_damaged_second_form_stays_where_the_plain_one_cannot_be_read(
 def test_a_second_form_with_other_lines_is_kept_beside_the_plain_one(
     plain: Path, other: bytes
 ) -> None:
-    """Nothing is removed of which no copy is known."""
+    """A file without a known copy is never removed."""
     plain.with_name(COMPRESSED).write_bytes(zstd.compress(other))
     with pytest.raises(FileExistsError):
         compress_segment(plain.parent, NAME)
@@ -161,7 +161,7 @@ def test_a_second_form_with_other_lines_is_kept_beside_the_plain_one(
 def test_a_name_that_is_taken_meanwhile_is_not_replaced(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever made that file, it stays as it is, and so does the plain one."""
+    """The other file stays, and so does the plain one."""
     write = compression._write
 
     def write_and_take_name(*args: Any) -> int:
@@ -176,10 +176,10 @@ def test_a_name_that_is_taken_meanwhile_is_not_replaced(
 
 
 @pytest.mark.parametrize("damage", [b"", b"x"])
-def test_what_does_not_inflate_takes_no_place(
+def test_file_that_does_not_decompress_is_discarded(
     plain: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk or a memory that fails is found out before the plain file goes."""
+    """A failing disk or memory is detected before the plain file is removed."""
     fsync = os.fsync
 
     def spoil(fd: int) -> None:
@@ -207,7 +207,7 @@ def test_what_does_not_inflate_takes_no_place(
 def test_a_failure_leaves_the_lines_whole_and_no_draft(
     plain: Path, break_os: BreakOs, function: str, number: int, module: Any
 ) -> None:
-    """The next attempt goes through."""
+    """The next attempt succeeds."""
     break_os(function, number, times=1, module=module)
     with pytest.raises(OSError, match=os.strerror(number)):
         compress_segment(plain.parent, NAME)
@@ -217,8 +217,8 @@ def test_a_failure_leaves_the_lines_whole_and_no_draft(
     assert contents(plain.parent) == {COMPRESSED: LINES}
 
 
-def test_a_draft_that_a_crash_left_is_no_hindrance(plain: Path) -> None:
-    """However long it is, nothing of it is in the compressed file."""
+def test_draft_of_a_crash_is_overwritten(plain: Path) -> None:
+    """However long it is, none of it is in the compressed file."""
     plain.with_name(DRAFT_NAME).write_bytes(b"half a frame" * 100_000)
     compress_segment(plain.parent, NAME)
     assert contents(plain.parent) == {COMPRESSED: LINES}
@@ -227,7 +227,7 @@ def test_a_draft_that_a_crash_left_is_no_hindrance(plain: Path) -> None:
 def test_a_segment_that_is_removed_meanwhile_does_not_come_back(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would be delivered a second time, and never removed."""
+    """Otherwise it would be delivered a second time, and never removed."""
     write = compression._write
 
     def write_and_remove(*args: Any) -> int:
@@ -240,10 +240,8 @@ def test_a_segment_that_is_removed_meanwhile_does_not_come_back(
     assert not list(plain.parent.iterdir())
 
 
-def test_a_removal_does_not_come_between_the_last_look_and_the_rename(
-    plain: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever removes the segment then waits, and removes both forms."""
+def test_removal_waits_for_the_rename(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A removal between the last check and the rename waits, and removes both forms."""
     rename = files.rename_new
     removals = []
     with ThreadPoolExecutor(1) as thread:
@@ -262,7 +260,7 @@ def test_a_removal_does_not_come_between_the_last_look_and_the_rename(
 
 
 def test_a_large_segment_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
-    """What is held is a block, and the window of the compressor."""
+    """Memory holds one block, and the compressor's window."""
     path = tmp_path / PLAIN
     path.write_bytes(os.urandom(1024 * 1024) * 64)
     code = (

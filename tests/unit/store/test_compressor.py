@@ -35,7 +35,7 @@ LINE = b'{"message":"a"}\n'
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Return what makes compressors of one directory; they are closed at the end."""
+    """Return a factory of compressors of one directory; they are closed at the end."""
     made: list[Compressor] = []
 
     def make_one() -> Compressor:
@@ -57,7 +57,7 @@ def forms(directory: Path) -> list[str]:
 
 
 def break_segment(monkeypatch: pytest.MonkeyPatch, number: int, *names: str) -> list[str]:
-    """Let the compression of some segments fail; return the list that gets each attempt."""
+    """Let the compression of some segments fail; return the list of attempts."""
     attempts: list[str] = []
     broken = set(names)
 
@@ -71,8 +71,8 @@ def break_segment(monkeypatch: pytest.MonkeyPatch, number: int, *names: str) -> 
     return attempts
 
 
-def test_segments_are_compressed_one_a_step_oldest_first(tmp_path: Path, make: Make) -> None:
-    """What was saved is counted, and so is what waits."""
+def test_segments_are_compressed_one_per_step_oldest_first(tmp_path: Path, make: Make) -> None:
+    """Saved bytes and waiting segments are counted."""
     seal(tmp_path, *NAMES[1::-1])
     one = make()
     assert [0.0, 1] == [one.step(), one.counts.waiting_segments]
@@ -90,7 +90,7 @@ def test_segments_are_compressed_one_a_step_oldest_first(tmp_path: Path, make: M
 
 
 def test_one_process_compresses_until_it_ends(tmp_path: Path, make: Make) -> None:
-    """A second one waits, and counts no segment that waits."""
+    """A second one waits, and does not count waiting segments."""
     seal(tmp_path, NAMES[0])
     first, second = make(), make()
     first.step()
@@ -103,8 +103,8 @@ def test_one_process_compresses_until_it_ends(tmp_path: Path, make: Make) -> Non
     assert [1, 1] == [first.counts.segments, second.counts.segments]
 
 
-def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path, make: Make) -> None:
-    """Whatever it was doing."""
+def test_killed_process_releases_its_lock(tmp_path: Path, make: Make) -> None:
+    """At any point of its work."""
     code = (
         "import sys; from pathlib import Path;"
         "from astralog.store.compression import Compressor;"
@@ -124,7 +124,7 @@ def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path, make: Make)
 
 
 def test_the_draft_of_a_crash_is_removed_at_the_start(tmp_path: Path, make: Make) -> None:
-    """But not by a process that waits for its turn."""
+    """But not by a process that waits for the lock."""
     first, second = make(), make()
     (tmp_path / DRAFT_NAME).touch()
     first.step()
@@ -134,10 +134,10 @@ def test_the_draft_of_a_crash_is_removed_at_the_start(tmp_path: Path, make: Make
     assert (tmp_path / DRAFT_NAME).exists()
 
 
-def test_a_full_disk_is_waited_for(
+def test_full_disk_is_retried(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Longer and longer, and with a line when it begins and one when it is over."""
+    """With longer and longer pauses, one line at the start and one at the end."""
     seal(tmp_path, *NAMES[:2])
     with monkeypatch.context() as patch:
         break_segment(patch, errno.ENOSPC, NAMES[0])
@@ -153,10 +153,10 @@ def test_a_full_disk_is_waited_for(
     ]
 
 
-def test_a_lack_of_memory_is_waited_for(
+def test_lack_of_memory_is_retried(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As for the compressor's own."""
+    """For example for the compressor's window."""
     seal(tmp_path, NAMES[0])
 
     def fail(directory: Path, name: str) -> Saving | None:
@@ -168,10 +168,10 @@ def test_a_lack_of_memory_is_waited_for(
     assert ["segments stay uncompressed: out of memory; compression is retried"] == caplog.messages
 
 
-def test_a_segment_that_cannot_be_compressed_does_not_hold_up_the_others(
+def test_failing_segment_does_not_delay_the_others(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told once, tried again a minute later when nothing else is left, and counted."""
+    """It is logged once, counted, and retried a minute later when no other is left."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     seal(tmp_path, *NAMES[:2])
@@ -190,10 +190,10 @@ def test_a_segment_that_cannot_be_compressed_does_not_hold_up_the_others(
 
 
 @pytest.mark.parametrize("change", ["replaced", "read-only"])
-def test_nothing_is_held_of_a_directory_that_fails(
+def test_no_file_of_a_failing_directory_is_open(
     tmp_path: Path, make: Make, disk: Disk, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
-    """Its disk can be unmounted; what is there later is compressed."""
+    """Its disk can be unmounted; later segments are compressed."""
     one = make()
     one.step()
     if change == "replaced":
@@ -217,7 +217,7 @@ def test_nothing_is_held_of_a_directory_that_fails(
 def test_files_that_are_no_segments_stay_as_they_are(
     tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are neither compressed nor counted as waiting, whether they were there or come later."""
+    """They are neither compressed nor counted as waiting, old or new."""
     (tmp_path / "early").mkdir()
     before = foreign.make_all(tmp_path / "early")
     for path in (tmp_path / "early").iterdir():
@@ -237,7 +237,7 @@ def test_files_that_are_no_segments_stay_as_they_are(
 def test_a_segment_whose_other_name_is_taken_stays_plain(
     tmp_path: Path, make: Make, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """A link to the same lines is no segment: nobody would find them."""
+    """A link to the same lines is not a segment: readers would not find them."""
     seal(tmp_path, NAMES[0])
     plain = tmp_path / f"{NAMES[0]}.ndjson"
     taken = tmp_path / f"{NAMES[0]}.ndjson.zst"

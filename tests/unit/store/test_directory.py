@@ -64,8 +64,8 @@ def test_a_scan_finds_all_segments(known: Inventory) -> None:
     assert [*map(name_of, "abc")] == names(known)
 
 
-def test_what_comes_after_the_scan_is_learned(known: Inventory, tmp_path: Path) -> None:
-    """A seal, a recovery under an old name and a new segment cost no scan."""
+def test_new_files_are_found_without_a_scan(known: Inventory, tmp_path: Path) -> None:
+    """A seal, a recovery under an old name, and a new segment."""
     (tmp_path / opened("d")).rename(tmp_path / plain("d"))
     (tmp_path / plain("0")).write_bytes(b"x" * 3)
     (tmp_path / opened("e")).write_bytes(b"x")
@@ -76,8 +76,8 @@ def test_what_comes_after_the_scan_is_learned(known: Inventory, tmp_path: Path) 
     assert [*map(name_of, "0abcd")] == names(known)
 
 
-def test_what_goes_after_the_scan_is_forgotten(known: Inventory, tmp_path: Path) -> None:
-    """Whoever removes or moves a segment need not tell."""
+def test_removed_files_are_noticed_without_a_scan(known: Inventory, tmp_path: Path) -> None:
+    """Any process may remove or move a segment."""
     (tmp_path / plain("a")).unlink()
     (tmp_path / plain("b")).rename(tmp_path / "elsewhere")
     (tmp_path / opened("d")).unlink()
@@ -87,7 +87,7 @@ def test_what_goes_after_the_scan_is_forgotten(known: Inventory, tmp_path: Path)
 
 
 def test_a_segment_in_both_forms_is_one(known: Inventory, tmp_path: Path) -> None:
-    """While it is compressed it has the bytes of both forms, then those of the one that stays."""
+    """During compression it has the bytes of both forms, then those of the remaining one."""
     (tmp_path / packed("a")).write_bytes(b"x")
     follow(known)
     assert (3, 36) == (len(known.sealed), known.sealed.bytes)
@@ -99,8 +99,8 @@ def test_a_segment_in_both_forms_is_one(known: Inventory, tmp_path: Path) -> Non
     assert [*map(name_of, "abc")] == names(known)
 
 
-def test_what_changes_during_a_scan_is_not_missed(tmp_path: Path) -> None:
-    """A segment that comes or goes between two steps of a scan is right after it."""
+def test_changes_during_a_scan_are_not_missed(tmp_path: Path) -> None:
+    """A segment created or removed between two steps of a scan is right after it."""
     for number in range(10):
         (tmp_path / plain(number)).write_bytes(b"xx")
     known = Inventory(tmp_path, TrustedClock(), LATER)
@@ -116,8 +116,10 @@ def test_what_changes_during_a_scan_is_not_missed(tmp_path: Path) -> None:
     known.close()
 
 
-def test_a_look_costs_what_is_new(known: Inventory, break_os: BreakOs, tmp_path: Path) -> None:
-    """Beside any number of segments, only those that changed are looked at, each once."""
+def test_poll_reads_only_changed_segments(
+    known: Inventory, break_os: BreakOs, tmp_path: Path
+) -> None:
+    """Among any number of segments, only changed ones are read, each once."""
     listings = break_os("scandir", errno.EIO)
     looks = break_os("lstat", errno.EIO, times=0)
     follow(known)
@@ -135,7 +137,7 @@ def test_a_look_costs_what_is_new(known: Inventory, break_os: BreakOs, tmp_path:
 def test_changes_that_were_lost_are_found_by_a_scan(
     known: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system could not keep all changes, the directory is listed anew."""
+    """If the system dropped changes, the directory is listed again."""
 
     def lose(watch: DirectoryWatch) -> set[str]:
         raise ChangesLost
@@ -151,8 +153,8 @@ def test_changes_that_were_lost_are_found_by_a_scan(
     assert [*map(name_of, "abce")] == names(known)
 
 
-def test_a_scan_is_repeated_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no watch tells, as another host's changes, is found at last."""
+def test_scan_is_repeated_periodically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds changes that no watch reports, such as those of another host."""
     clock = Clock(monkeypatch)
     known = Inventory(tmp_path, TrustedClock(), LATER)
     assert known.is_scan_due
@@ -167,7 +169,7 @@ def test_a_scan_is_repeated_now_and_then(tmp_path: Path, monkeypatch: pytest.Mon
 def test_scans_take_a_small_share_of_a_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The more a scan costs, the longer until the next one."""
+    """The longer a scan takes, the later the next one."""
     clock = Clock(monkeypatch)
     spent = iter([10.0, 60.0])
     monkeypatch.setattr(time, "thread_time", lambda: next(spent))
@@ -186,7 +188,7 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Without a watch, what is new is found within a minute, and the log says so."""
+    """Without a watch, new files are found within a minute, and the log says so."""
     clock = Clock(monkeypatch)
     break_os("call_libc", errno.EMFILE, module=directory)
     known = Inventory(tmp_path, TrustedClock(), LATER)
@@ -203,17 +205,15 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
     known.close()
 
 
-def test_a_directory_that_is_gone_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever asks learns that it cannot be listed."""
+def test_missing_directory_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inventory raises the error of the listing."""
     monkeypatch.setattr(directory, "DirectoryWatch", lambda path: None)
     with pytest.raises(FileNotFoundError):
         scan(Inventory(tmp_path / "missing", TrustedClock(), LATER))
 
 
 def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
-    """An inventory that is closed holds nothing, also one whose scan was not ended."""
+    """A closed inventory has no open file, even if its scan did not end."""
     before = os.listdir("/proc/self/fd")
     (tmp_path / plain("a")).touch()
     known = Inventory(tmp_path, TrustedClock(), LATER)
@@ -253,7 +253,7 @@ def add(path: Path, key: str | int, changed: float) -> None:
 def test_last_change_is_that_of_the_file(
     dated: Inventory, tmp_path: Path, is_scanned: bool
 ) -> None:
-    """Or the start in the name, if that is later and not still to come."""
+    """Or the start in the name, if that is later and not in the future."""
     ahead, soon = int(9 * DAY), int(7.5 * DAY)
     add(tmp_path, "a", 3600)
     add(tmp_path, "b", -30 * DAY)  # a copy without its time, or a clock that was behind
@@ -272,7 +272,7 @@ def test_last_change_is_that_of_the_file(
 
 
 def test_another_time_of_change_is_noticed(dated: Inventory, tmp_path: Path) -> None:
-    """Somebody may set it, with `touch` or when a backup is put back."""
+    """`touch` or a restored backup may set it."""
     add(tmp_path, "a", 3600)
     follow(dated)
     os.utime(tmp_path / plain("a"), (START + 7200, START + 7200))
@@ -281,10 +281,10 @@ def test_another_time_of_change_is_noticed(dated: Inventory, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("is_watched", [True, False])
-def test_what_is_seen_being_written_is_known_to_be_young(
+def test_segment_seen_while_written_is_young(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_watched: bool
 ) -> None:
-    """Whatever its name says; a copy that somebody puts there is not, nor what was there before."""
+    """Whatever its name; a copied segment is not, nor is one from before the start."""
     if not is_watched:
         monkeypatch.setattr(directory, "open_watch", lambda directory: None)
     ahead = int(9 * DAY)
@@ -309,10 +309,10 @@ def test_what_is_seen_being_written_is_known_to_be_young(
 
 
 @pytest.mark.parametrize("is_watched", [True, False])
-def test_what_comes_after_the_clock_was_set_back_is_the_youngest(
+def test_segment_written_after_the_clock_was_set_back_is_the_youngest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_watched: bool
 ) -> None:
-    """By less than a day, so that no name is ahead of the clock; and by more."""
+    """For less than a day, so that no name is ahead of the clock, and for more."""
     if not is_watched:
         monkeypatch.setattr(directory, "open_watch", lambda directory: None)
     look = follow if is_watched else scan
@@ -342,10 +342,10 @@ def test_what_comes_after_the_clock_was_set_back_is_the_youngest(
     known.close()
 
 
-def test_what_was_started_since_the_process_was_is_younger_than_what_was_not(
+def test_segment_started_after_the_process_is_younger(
     tmp_path: Path,
 ) -> None:
-    """As what was written before anything watched the directory, in the first moments."""
+    """Than those written before the directory was watched, in the first moments."""
     add(tmp_path, 43_000, 0)  # by a clock that was ahead
     add(tmp_path, 100, 3000)  # another process's, open for long
     add(tmp_path, 2001, 3000)
@@ -362,8 +362,8 @@ def test_what_was_started_since_the_process_was_is_younger_than_what_was_not(
     known.close()
 
 
-def test_what_is_written_during_the_first_scan_is_young(tmp_path: Path) -> None:
-    """Also where it is sealed before the scan ends."""
+def test_segment_written_during_the_first_scan_is_young(tmp_path: Path) -> None:
+    """Also if it is sealed before the scan ends."""
     add(tmp_path, 43_000, 0)
     known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0), LATER)
     (tmp_path / opened(100)).write_bytes(b"x")
@@ -376,8 +376,8 @@ def test_what_is_written_during_the_first_scan_is_young(tmp_path: Path) -> None:
     known.close()
 
 
-def test_what_a_dead_process_left_is_not_known_to_be_young(tmp_path: Path) -> None:
-    """Unless it came while the inventory was there, and its process died since."""
+def test_orphaned_segment_is_not_known_to_be_young(tmp_path: Path) -> None:
+    """Unless it was created while the inventory existed, and its process died since."""
     known = Inventory(tmp_path, TrustedClock(), LATER)
     (tmp_path / opened("a")).write_bytes(b"x")
     scan(known)
@@ -395,7 +395,7 @@ def test_what_a_dead_process_left_is_not_known_to_be_young(tmp_path: Path) -> No
 
 
 def test_nothing_is_kept_of_segments_that_were_never_sealed(tmp_path: Path) -> None:
-    """As those that are removed since they are empty."""
+    """For example of those removed because they are empty."""
     known = Inventory(tmp_path, TrustedClock(), LATER)
     scan(known)
     (tmp_path / opened("a")).touch()

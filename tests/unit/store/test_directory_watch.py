@@ -24,8 +24,8 @@ def all_changes(watch: DirectoryWatch) -> set[str]:
     return names
 
 
-def test_names_that_come_and_go_are_told(watch: DirectoryWatch, tmp_path: Path) -> None:
-    """A file that is made, renamed, linked or removed is named; one that is written is not."""
+def test_created_and_removed_names_are_reported(watch: DirectoryWatch, tmp_path: Path) -> None:
+    """A file that is created, renamed, linked or removed is named; a written one is not."""
     assert set() == watch.changes()
     (tmp_path / "made").touch()
     (tmp_path / "moved").touch()
@@ -39,8 +39,8 @@ def test_names_that_come_and_go_are_told(watch: DirectoryWatch, tmp_path: Path) 
     assert {"linked", "renamed"} == all_changes(watch)
 
 
-def test_any_name_is_told(watch: DirectoryWatch, tmp_path: Path) -> None:
-    """Long names and such that are no text are told as Python has them."""
+def test_any_name_is_reported(watch: DirectoryWatch, tmp_path: Path) -> None:
+    """Long names and names that are not UTF-8 are in Python's form."""
     names = {"x" * 255, os.fsdecode(b"\xff\xfe"), "a b", "ü"}
     for name in names:
         (tmp_path / name).touch()
@@ -48,7 +48,7 @@ def test_any_name_is_told(watch: DirectoryWatch, tmp_path: Path) -> None:
 
 
 def test_many_changes_come_in_parts(watch: DirectoryWatch, tmp_path: Path) -> None:
-    """What is told at once is bounded, and nothing is missing in the end."""
+    """Each report is bounded, and none is missing in the end."""
     names = {f"{number:04}" for number in range(1000)}
     for name in names:
         (tmp_path / name).touch()
@@ -58,7 +58,7 @@ def test_many_changes_come_in_parts(watch: DirectoryWatch, tmp_path: Path) -> No
 
 
 def test_changes_that_the_system_did_not_keep_are_an_error(tmp_path: Path) -> None:
-    """Whoever asks learns that names are missing, once."""
+    """The caller learns once that names are missing."""
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     watch = DirectoryWatch(tmp_path)
     for _ in range(limit // 2 + 1):
@@ -75,14 +75,14 @@ def test_changes_that_the_system_did_not_keep_are_an_error(tmp_path: Path) -> No
 def test_a_system_without_a_watch_is_an_error(
     tmp_path: Path, break_os: BreakOs, number: int
 ) -> None:
-    """No watch left, or none at all."""
+    """No watch is left, or the system has none."""
     break_os("call_libc", number, module=directory)
     with pytest.raises(OSError, match=os.strerror(number)):
         DirectoryWatch(tmp_path)
 
 
 def test_only_a_directory_is_watched(tmp_path: Path) -> None:
-    """A file or nothing is an error, and leaves no descriptor behind."""
+    """A file or a missing path is an error, and leaves no descriptor."""
     (tmp_path / "file").touch()
     before = os.listdir("/proc/self/fd")
     for name in ("file", "missing"):

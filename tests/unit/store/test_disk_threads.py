@@ -30,7 +30,7 @@ def fail() -> None:
 
 
 def test_a_call_returns_or_raises_as_the_function_does(threads: DiskThreads) -> None:
-    """It runs in another thread; the one after a failure is like any other."""
+    """It runs in another thread; the call after a failure works."""
     assert threading.get_native_id() != threads.call(threading.get_native_id)
     with pytest.raises(MemoryError, match="none left"):
         threads.call(fail)
@@ -38,7 +38,7 @@ def test_a_call_returns_or_raises_as_the_function_does(threads: DiskThreads) -> 
 
 
 def test_others_are_served_while_calls_block(threads: DiskThreads) -> None:
-    """The hub goes on, and a call for which no thread is free comes after them."""
+    """The hub continues, and a call without a free thread waits for one."""
     opened = threading.Event()
     blocked = [gevent.spawn(threads.call, opened.wait, TIMEOUT_SECONDS) for _ in range(2)]
     third = gevent.spawn(threads.call, len, "abc")
@@ -48,8 +48,8 @@ def test_others_are_served_while_calls_block(threads: DiskThreads) -> None:
     assert [True, True, 3] == [greenlet.get() for greenlet in (*blocked, third)]
 
 
-def test_a_caller_that_is_killed_makes_no_one_wait(threads: DiskThreads) -> None:
-    """Its call ends unheard, and the next one gets its own answer."""
+def test_killed_caller_delays_no_other(threads: DiskThreads) -> None:
+    """The result of its call is dropped, and the next caller gets its own."""
     opened = threading.Event()
     caller = gevent.spawn(threads.call, opened.wait, TIMEOUT_SECONDS)
     gevent.sleep(0.01)
@@ -58,8 +58,8 @@ def test_a_caller_that_is_killed_makes_no_one_wait(threads: DiskThreads) -> None
     assert [3, 4] == [threads.call(len, "a" * size) for size in (3, 4)]
 
 
-def test_nothing_of_a_call_is_held_after_it(threads: DiskThreads) -> None:
-    """What a commit group holds is let go of, though the next one may be long in coming."""
+def test_finished_call_is_freed(threads: DiskThreads) -> None:
+    """The memory of a commit group is freed before the next one."""
 
     class Buffer:
         pass

@@ -18,7 +18,7 @@ LINE = b'{"message":"a"}\n'
 
 
 def synced(fsync: Fault) -> list[str]:
-    """Return the paths that were synced."""
+    """Return the synced paths."""
     return [call.split(" ")[0] for call in fsync.calls]
 
 
@@ -26,7 +26,7 @@ def synced(fsync: Fault) -> list[str]:
 
 
 def test_a_directory_is_made_for_owner_and_group_only(tmp_path: Path) -> None:
-    """The data directory is made with its parents, mode 0750 whatever the umask."""
+    """The data directory and its parents are created with mode 0750, whatever the umask."""
     path = tmp_path / "a" / "b"
     mask = os.umask(0o077)
     try:
@@ -37,14 +37,14 @@ def test_a_directory_is_made_for_owner_and_group_only(tmp_path: Path) -> None:
 
 
 def test_a_new_directory_is_durable(tmp_path: Path, break_os: BreakOs) -> None:
-    """Each directory that got a new entry is synced, so that a power cut leaves the segments."""
+    """Each directory with a new entry is synced, so that a power cut keeps the segments."""
     fsync = break_os("fsync", errno.EIO, times=0)
     files.make_directory(tmp_path / "a" / "b")
     assert [str(tmp_path / "a"), str(tmp_path)] == synced(fsync)[:2]
 
 
 def test_a_directory_that_nobody_synced_is_made_durable(tmp_path: Path, break_os: BreakOs) -> None:
-    """What an operator made a moment ago, or a start that was cut off, is synced up to its disk."""
+    """A directory that an operator or an interrupted start has just made is synced too."""
     path = tmp_path / "a" / "b"
     path.mkdir(parents=True)
     fsync = break_os("fsync", errno.EIO, times=0)
@@ -55,7 +55,7 @@ def test_a_directory_that_nobody_synced_is_made_durable(tmp_path: Path, break_os
 
 
 def test_the_parents_of_a_linked_directory_are_synced(tmp_path: Path, break_os: BreakOs) -> None:
-    """It is the directory that a link leads to that must be durable."""
+    """The target of the link must be durable."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
     fsync = break_os("fsync", errno.EIO, times=0)
@@ -64,27 +64,27 @@ def test_the_parents_of_a_linked_directory_are_synced(tmp_path: Path, break_os: 
 
 
 def test_a_parent_that_cannot_be_synced_stops_the_start(tmp_path: Path, break_os: BreakOs) -> None:
-    """A directory that may be gone after a power cut is no place for logs."""
+    """A directory that a power cut may remove must not hold logs."""
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
         files.make_directory(tmp_path)
 
 
-def test_a_parent_that_may_not_be_read_is_passed_over(tmp_path: Path, break_os: BreakOs) -> None:
-    """A service that may only pass through the directories above its own can start."""
+def test_unreadable_parent_is_skipped(tmp_path: Path, break_os: BreakOs) -> None:
+    """A service with only search permission on the parents can start."""
     break_os("open", errno.EACCES)
     files.make_directory(tmp_path)
 
 
-def test_a_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
-    """An operator's own mode is kept."""
+def test_existing_directory_keeps_its_mode(tmp_path: Path) -> None:
+    """An operator may have set it."""
     tmp_path.chmod(0o770)
     files.make_directory(tmp_path)
     assert 0o770 == stat.S_IMODE(tmp_path.stat().st_mode)
 
 
 def test_a_file_in_the_directorys_place_is_rejected(tmp_path: Path) -> None:
-    """A data directory that cannot be made raises."""
+    """A data directory that cannot be created raises."""
     path = tmp_path / "file"
     path.touch()
     with pytest.raises(OSError, match="File exists"):
@@ -92,7 +92,7 @@ def test_a_file_in_the_directorys_place_is_rejected(tmp_path: Path) -> None:
 
 
 def test_free_bytes_are_those_that_the_service_may_use(tmp_path: Path, disk: Disk) -> None:
-    """What only root may use does not count as free."""
+    """Bytes reserved for root do not count as free."""
     disk.free = 12345
     assert (disk.total, 12345, None, None, False) == files.space(tmp_path)
     disk.flags = os.ST_RDONLY
@@ -100,7 +100,7 @@ def test_free_bytes_are_those_that_the_service_may_use(tmp_path: Path, disk: Dis
 
 
 def test_the_space_of_a_real_disk_is_counted(tmp_path: Path) -> None:
-    """The real system is asked in bytes."""
+    """The system's numbers are in bytes."""
     space = files.space(tmp_path)
     assert 1024 * 1024 < space.free < space.total
     assert not space.is_read_only
@@ -112,10 +112,10 @@ def test_the_space_of_a_real_disk_is_counted(tmp_path: Path) -> None:
     ("inodes", "free", "known"),
     [(64, 3, (64, 3)), (64, 0, (64, 0)), (0, 0, None), (2**64 - 1, 2**64 - 1, None), (9, -1, None)],
 )
-def test_inodes_are_known_where_a_file_system_has_a_limit(
+def test_inodes_are_known_if_the_file_system_limits_them(
     tmp_path: Path, disk: Disk, inodes: int, free: int, known: tuple[int, int] | None
 ) -> None:
-    """Btrfs reports none, and others -1; neither is a lack of them."""
+    """Btrfs reports 0, and others -1; neither is a shortage."""
     disk.inodes, disk.free_inodes = inodes, free % 2**64
     space = files.space(tmp_path)
     assert (known or (None, None)) == (space.total_inodes, space.free_inodes)
@@ -136,7 +136,7 @@ def test_inodes_are_known_where_a_file_system_has_a_limit(
 def test_inodes_are_kept_free_as_bytes_are(
     kept_bytes: int, total_bytes: int, total_inodes: int, kept: int
 ) -> None:
-    """As many as the setting asks for, on large and on tiny file systems."""
+    """In proportion to the setting, on large and on tiny file systems."""
     assert kept == files.kept_inodes(kept_bytes, total_bytes, total_inodes)
 
 
@@ -149,10 +149,10 @@ def test_inodes_are_kept_free_as_bytes_are(
         (1, 0, "1 bytes of the disk are free, ASTRALOG_MIN_FREE_BYTES keeps 268435456"),
     ],
 )
-def test_shortage_names_what_is_short(
+def test_shortage_names_the_resource(
     tmp_path: Path, disk: Disk, free: int, free_inodes: int, short: str | None
 ) -> None:
-    """Of both, the bytes."""
+    """If both are short, bytes."""
     disk.free, disk.inodes, disk.free_inodes = free, 1 << 40, free_inodes
     if short is None:
         files.space(tmp_path).check(256 << 20)
@@ -162,7 +162,7 @@ def test_shortage_names_what_is_short(
 
 
 def test_a_removed_or_replaced_file_is_not_the_same(tmp_path: Path) -> None:
-    """A descriptor is compared with what lies at the path now."""
+    """A descriptor is compared with the current file at the path."""
     path = write_open(tmp_path, LINE)
     with path.open() as file:
         assert files.is_same_file(file.fileno(), path)
@@ -177,7 +177,7 @@ def test_a_removed_or_replaced_file_is_not_the_same(tmp_path: Path) -> None:
 
 
 def test_a_sealed_segment_has_its_final_name(tmp_path: Path) -> None:
-    """Sealing takes the suffix `.open` away and nothing else."""
+    """Sealing removes the suffix `.open` and nothing else."""
     path = write_open(tmp_path, LINE)
     assert not files.is_taken(tmp_path, NAME)
     files.seal_file(path, len(LINE))
@@ -192,7 +192,7 @@ def test_an_empty_segment_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_seal_is_synced_to_the_directory(tmp_path: Path, break_os: BreakOs) -> None:
-    """The new name is made durable, and a failure to do so is told."""
+    """The new name is made durable, and a failure is raised."""
     fault = break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
         files.seal_file(write_open(tmp_path, LINE), len(LINE))
@@ -205,7 +205,7 @@ UNKNOWN = [None, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP]
 
 @pytest.fixture(params=UNKNOWN, ids=lambda number: errno.errorcode.get(number, "known"))
 def rename(request: pytest.FixtureRequest, break_os: BreakOs) -> None:
-    """Let the system know a rename that replaces nothing, or not."""
+    """Let the system support a rename that replaces nothing, or not."""
     if request.param is not None:
         break_os("call_libc", request.param, module=files)
 
@@ -215,7 +215,7 @@ def rename(request: pytest.FixtureRequest, break_os: BreakOs) -> None:
 def test_a_seal_replaces_no_file(
     tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a segment of that name is sealed already, in any form, another name is found."""
+    """If a sealed segment of that name exists in any form, another name is used."""
     others = {f"{NAME}{suffix}": b"others", f"{NAME}-1.ndjson": b"too"}
     for name, content in others.items():
         (tmp_path / name).write_bytes(content)
@@ -226,7 +226,7 @@ def test_a_seal_replaces_no_file(
 
 @pytest.mark.usefixtures("rename")
 def test_a_rename_replaces_no_file(tmp_path: Path) -> None:
-    """It fails where the new name is taken, even by a link to nowhere, and works elsewhere."""
+    """It fails if the new name exists, even as a dangling link, and works elsewhere."""
     source = tmp_path / "source"
     source.write_bytes(LINE)
     (tmp_path / "taken").write_bytes(b"others")
@@ -241,7 +241,7 @@ def test_a_rename_replaces_no_file(tmp_path: Path) -> None:
 
 
 def test_a_rename_that_fails_is_not_tried_another_way(tmp_path: Path, break_os: BreakOs) -> None:
-    """An error of the disk is told as it is."""
+    """An error of the disk is raised as it is."""
     source = write_open(tmp_path, LINE)
     break_os("call_libc", errno.EIO, module=files)
     with pytest.raises(OSError, match="Input/output error"):
@@ -250,7 +250,7 @@ def test_a_rename_that_fails_is_not_tried_another_way(tmp_path: Path, break_os: 
 
 
 def test_the_names_for_a_seal_are_bounded(tmp_path: Path) -> None:
-    """A segment none of whose names is free stays open, and the caller is told."""
+    """If none of a segment's names is free, it stays open, and the caller gets the error."""
     path = write_open(tmp_path, LINE)
     for number in range(MAX_NUMBER + 1):
         (tmp_path / f"{NAME}{f'-{number}' if number else ''}.ndjson").touch()
@@ -260,14 +260,14 @@ def test_the_names_for_a_seal_are_bounded(tmp_path: Path) -> None:
 
 
 def test_a_function_that_the_library_lacks_is_an_error() -> None:
-    """What an old C library does not have fails like what an old kernel does not have."""
+    """A function missing in an old C library fails like one missing in the kernel."""
     with pytest.raises(OSError, match="not implemented") as raised:
         files.call_libc("no_such_function_anywhere")
     assert errno.ENOSYS == raised.value.errno
 
 
 def test_a_sealed_segment_is_removed_in_all_its_forms(tmp_path: Path) -> None:
-    """Nothing of a removed segment is left, and of another all is."""
+    """No form of the removed segment is left, and others stay."""
     for name in (f"{NAME}.ndjson", f"{NAME}.ndjson.zst", "b.ndjson"):
         (tmp_path / name).write_bytes(b"x")
     assert files.remove_sealed(tmp_path, NAME)
@@ -291,7 +291,7 @@ def test_a_segment_that_nobody_may_read_is_removed(
 
 
 def test_a_removal_waits_until_a_segment_has_its_compressed_name(tmp_path: Path) -> None:
-    """Between the look at the plain file and the rename, it stays; both forms then go."""
+    """It waits from the check of the plain file to the rename; both forms are then removed."""
     plain = tmp_path / f"{NAME}.ndjson"
     plain.write_bytes(b"x")
     with plain.open("rb") as source, ThreadPoolExecutor(1) as thread:
@@ -307,7 +307,7 @@ def test_a_removal_waits_until_a_segment_has_its_compressed_name(tmp_path: Path)
 def test_a_file_system_without_locks_is_no_reason_to_keep_a_segment(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """As NFS has none for what is open for reading alone; any other error is one."""
+    """NFS has none for files open for reading; any other error keeps it."""
     path = tmp_path / f"{NAME}.ndjson"
     path.write_bytes(b"x")
     fault = break_os("flock", errno.EIO, module=fcntl)
@@ -321,7 +321,7 @@ def test_a_file_system_without_locks_is_no_reason_to_keep_a_segment(
 
 
 def test_files_that_are_no_segments_are_not_removed(tmp_path: Path) -> None:
-    """A directory, a link, a pipe and a device stay, also with a segment's own name."""
+    """A directory, link, pipe or device stays, even with a segment's name."""
     before = foreign.make_all(tmp_path)
     for number in range(1, len(foreign.KINDS) + 1):
         assert not files.remove_sealed(tmp_path, f"20240101T000000.000000Z-{number}")
@@ -329,7 +329,7 @@ def test_files_that_are_no_segments_are_not_removed(tmp_path: Path) -> None:
 
 
 def test_only_the_forms_that_are_files_are_removed(tmp_path: Path) -> None:
-    """What else has the name of the segment's other form stays."""
+    """Another entry with the name of the segment's other form stays."""
     (tmp_path / f"{NAME}.ndjson.zst").write_bytes(b"x")
     (tmp_path / f"{NAME}.ndjson").mkdir()
     assert files.remove_sealed(tmp_path, NAME) == 1
@@ -338,7 +338,7 @@ def test_only_the_forms_that_are_files_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", range(1, len(foreign.KINDS) + 1))
 def test_only_regular_files_are_opened(tmp_path: Path, kind: int) -> None:
-    """Opening a pipe would wait for a writer, and a link leads elsewhere."""
+    """Opening a pipe would wait for a writer, and a link points elsewhere."""
     foreign.make_all(tmp_path)
     path = tmp_path / f"20240101T000000.000000Z-{kind}.ndjson"
     with pytest.raises(FileNotFoundError):
@@ -346,13 +346,13 @@ def test_only_regular_files_are_opened(tmp_path: Path, kind: int) -> None:
 
 
 def test_only_regular_files_are_listed(tmp_path: Path) -> None:
-    """Under whatever names."""
+    """With any names."""
     foreign.make_all(tmp_path)
     assert {*foreign.NAMES, "linked"} == set(files.regular_files(tmp_path))
 
 
-def test_a_seal_takes_the_place_of_nothing(tmp_path: Path) -> None:
-    """A directory with the name of the sealed segment is left, and another name is found."""
+def test_seal_replaces_no_directory(tmp_path: Path) -> None:
+    """A directory with the name of the sealed segment stays, and another name is used."""
     (tmp_path / f"{NAME}.ndjson").mkdir()
     files.seal_file(write_open(tmp_path, LINE), len(LINE))
     assert (tmp_path / f"{NAME}.ndjson").is_dir()

@@ -1,4 +1,4 @@
-"""Following a directory: every line once, whatever becomes of the files."""
+"""Following a directory: every line once, whatever happens to the files."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def follower(data_dir: Path) -> Iterator[Follower]:
-    """Return a follower of an empty directory, which must let all files go at its end."""
+    """Return a follower of an empty directory, which must close all files at its end."""
     before = len(os.listdir("/proc/self/fd"))
     follower = Follower(data_dir)
     assert [] == follower.start()
@@ -51,7 +51,7 @@ class Writer:
         self._start = 0.0
 
     def open(self, *lines: str) -> "Writer":
-        """Begin a segment."""
+        """Start a segment."""
         self._start = max(time.time(), self._start + 0.00001)
         name = make_name(self._start, self._pid)
         self.path = make_segment(self._data_dir, name, suffix=".ndjson.open")
@@ -74,7 +74,7 @@ def polled(follower: Follower) -> list[str]:
 
 
 def test_lines_are_shown_as_they_come(data_dir: Path, follower: Follower) -> None:
-    """Those of one poll are not in the next."""
+    """The lines of one poll are not in the next."""
     assert [] == polled(follower)
     writer = Writer(data_dir).open("one")
     assert ["one"] == polled(follower)
@@ -85,7 +85,7 @@ def test_lines_are_shown_as_they_come(data_dir: Path, follower: Follower) -> Non
 
 
 def test_half_a_line_is_shown_once_it_is_whole(data_dir: Path, follower: Follower) -> None:
-    """Also where it is sealed with its end."""
+    """Also if the segment is sealed with the rest of it."""
     writer = Writer(data_dir).open("one").write("tw", end="")
     assert ["one"] == polled(follower)
     writer.write("o", end="")
@@ -98,8 +98,8 @@ def test_half_a_line_is_shown_once_it_is_whole(data_dir: Path, follower: Followe
     assert ["four"] == polled(follower)
 
 
-def test_what_is_stored_at_the_start_is_told_from_what_comes(data_dir: Path) -> None:
-    """Each line is in one of both, also the line that is half there at the start."""
+def test_stored_and_new_lines_are_separate(data_dir: Path) -> None:
+    """Each line is in one of both, also one that is incomplete at the start."""
     sealed = Writer(data_dir, 1).open("sealed").seal()
     compress(Writer(data_dir, 2).open("compressed").seal().path)
     opened = Writer(data_dir, 3).open("open").write("ha", end="")
@@ -121,7 +121,7 @@ def test_what_is_stored_at_the_start_is_told_from_what_comes(data_dir: Path) -> 
 def test_rotation_shows_each_line_once(
     data_dir: Path, follower: Follower, polls: tuple[int, ...]
 ) -> None:
-    """Wherever the polls fall between writing, sealing, compressing and the next segment."""
+    """For polls at any point between writing, sealing, compressing and the next segment."""
     shown: list[str] = []
 
     def step(number: int) -> None:
@@ -144,7 +144,7 @@ def test_rotation_shows_each_line_once(
 
 
 def test_a_segment_with_two_names_is_shown_once(data_dir: Path, follower: Follower) -> None:
-    """The compressed one is there before the plain one is gone."""
+    """The compressed file exists before the plain one is removed."""
     writer = Writer(data_dir).open("a").seal()
     shutil.copy(writer.path, data_dir / "copy")
     compress(writer.path)
@@ -154,8 +154,8 @@ def test_a_segment_with_two_names_is_shown_once(data_dir: Path, follower: Follow
     assert [] == polled(follower)
 
 
-def test_lines_cut_back_are_not_read_again(data_dir: Path, follower: Follower) -> None:
-    """A failed write is undone; what its file holds then, and another, goes on once."""
+def test_truncated_lines_are_not_read_again(data_dir: Path, follower: Follower) -> None:
+    """After a failed write, its file and the next one continue, each line once."""
     writer = Writer(data_dir).open("one")
     assert ["one"] == polled(follower)
     writer.write("failed", "failed too")
@@ -170,7 +170,7 @@ def test_lines_cut_back_are_not_read_again(data_dir: Path, follower: Follower) -
 
 
 def test_a_removed_segment_is_read_to_its_end(data_dir: Path, follower: Follower) -> None:
-    """The retention cannot take what is being followed; what it took before was never seen."""
+    """Retention does not affect an open segment; one removed before was never seen."""
     writer = Writer(data_dir).open("one")
     assert ["one"] == polled(follower)
     writer.write("two").seal().path.unlink()
@@ -185,7 +185,7 @@ def test_a_removed_segment_is_read_to_its_end(data_dir: Path, follower: Follower
 def test_a_segment_that_was_shown_is_not_read_again_when_it_is_compressed(
     data_dir: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inflating it would cost more than it did to follow it."""
+    """Decompressing it would cost more than following it did."""
     writer = Writer(data_dir).open("one")
     assert ["one"] == polled(follower)
     writer.seal()
@@ -197,7 +197,7 @@ def test_a_segment_that_was_shown_is_not_read_again_when_it_is_compressed(
     assert [] == opened
 
 
-def test_a_segment_that_is_gone_when_its_turn_comes_is_named(
+def test_segment_removed_before_its_turn_is_named(
     data_dir: Path, follower: Follower, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was listed, and removed before it was read."""
@@ -213,7 +213,7 @@ def test_a_segment_that_is_gone_when_its_turn_comes_is_named(
 
 
 def test_missing_directory_is_retried(tmp_path: Path) -> None:
-    """All that it holds once it is there is new."""
+    """All its lines are new once it exists."""
     follower = Follower(tmp_path / "data")
     assert [] == follower.start()
     assert isinstance(follower.error, FileNotFoundError)
@@ -224,8 +224,8 @@ def test_missing_directory_is_retried(tmp_path: Path) -> None:
     follower.close()
 
 
-def test_a_directory_may_be_away_for_a_while(data_dir: Path, follower: Follower) -> None:
-    """What was shown is not shown again, what came meanwhile is."""
+def test_directory_may_disappear_temporarily(data_dir: Path, follower: Follower) -> None:
+    """Earlier lines are not shown again, and new ones are shown."""
     writer = Writer(data_dir).open("one").seal().open("two")
     assert ["one", "two"] == polled(follower)
     away = data_dir.rename(data_dir.with_name("away"))
@@ -244,7 +244,7 @@ def test_a_directory_may_be_away_for_a_while(data_dir: Path, follower: Follower)
 
 @pytest.mark.parametrize("are_new", [True, False])
 def test_a_disk_may_be_unmounted_for_a_while(data_dir: Path, are_new: bool) -> None:
-    """An empty directory in its place makes nothing new of what comes back."""
+    """An empty directory in its place does not make the returning lines new."""
     follower = Follower(data_dir)
     writer = Writer(data_dir)
     if are_new:
@@ -267,10 +267,10 @@ def test_a_disk_may_be_unmounted_for_a_while(data_dir: Path, are_new: bool) -> N
     follower.close()
 
 
-def test_what_is_remembered_of_segments_that_are_gone_is_bounded(
+def test_memory_of_removed_segments_is_bounded(
     data_dir: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many that the retention took, a few are known by name; those there are all known."""
+    """Some removed ones are known by name; existing ones are all known."""
     monkeypatch.setattr(follower_module, "REMEMBERED_SEGMENTS", 5)
     writer = Writer(data_dir)
     for number in range(50):
@@ -291,7 +291,7 @@ def test_what_is_remembered_of_segments_that_are_gone_is_bounded(
 def test_a_poll_within_a_budget_leaves_the_rest_to_the_next(
     data_dir: Path, follower: Follower
 ) -> None:
-    """Nothing is lost or doubled, also where the caller takes a few lines only."""
+    """No line is lost or doubled, also if the caller reads only a few."""
     numbers = [str(number).zfill(1000) for number in range(1000)]
     writer = Writer(data_dir).open(*numbers[:500])
     shown = [line.decode() for line in follower.poll(budget=ReadBudget(1))]
@@ -306,7 +306,7 @@ def test_a_poll_within_a_budget_leaves_the_rest_to_the_next(
 
 
 def test_a_sealed_segment_is_read_in_many_polls(data_dir: Path, follower: Follower) -> None:
-    """It is followed until the last of them."""
+    """It is followed until its last line."""
     numbers = [str(number).zfill(1000) for number in range(1000)]
     Writer(data_dir).open(*numbers).seal()
     shown = []
@@ -315,10 +315,10 @@ def test_a_sealed_segment_is_read_in_many_polls(data_dir: Path, follower: Follow
     assert numbers == shown
 
 
-def test_a_budget_is_enough_to_come_past_what_does_not_match(
+def test_budget_suffices_to_skip_lines_that_do_not_match(
     data_dir: Path, follower: Follower
 ) -> None:
-    """However far the next line is that does."""
+    """However far the next matching line is."""
     Writer(data_dir).open(*["x" * 999] * 2000, "wanted")
     shown: list[bytes] = []
     polls = 0
@@ -329,8 +329,8 @@ def test_a_budget_is_enough_to_come_past_what_does_not_match(
     assert 5 < polls
 
 
-def test_only_what_matches_is_shown(data_dir: Path, follower: Follower) -> None:
-    """What does not match is read once all the same."""
+def test_follower_shows_only_matching_lines(data_dir: Path, follower: Follower) -> None:
+    """Lines that do not match are read once."""
     writer = Writer(data_dir).open("a1", "b1")
     assert [b"b1"] == list(follower.poll(select_if(lambda line: line.startswith(b"b"))))
     assert [] == polled(follower)
@@ -338,8 +338,8 @@ def test_only_what_matches_is_shown(data_dir: Path, follower: Follower) -> None:
     assert ["a2"] == polled(follower)
 
 
-def test_workers_are_merged_by_what_came_when(data_dir: Path, follower: Follower) -> None:
-    """What came before the last poll is not moved behind what came later."""
+def test_workers_are_merged_by_arrival(data_dir: Path, follower: Follower) -> None:
+    """Lines from before the last poll are not moved behind later ones."""
     one, two = Writer(data_dir, 1).open("1a"), Writer(data_dir, 2).open("2a")
     assert {"1a", "2a"} == set(polled(follower))
     one.write("1b")
@@ -351,7 +351,7 @@ def test_workers_are_merged_by_what_came_when(data_dir: Path, follower: Follower
 def test_an_idle_directory_is_not_listed(
     data_dir: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look at when it changed is enough, once that is long enough ago."""
+    """Its time of change is enough, once it is long enough ago."""
     listed = 0
     scandir = os.scandir
 
@@ -374,7 +374,7 @@ def test_an_idle_directory_is_not_listed(
 
 
 def test_changes_within_one_tick_of_the_clock_are_seen(data_dir: Path, follower: Follower) -> None:
-    """A directory that changed just now is listed again although it shows the same time."""
+    """A directory that has just changed is listed again although its time is the same."""
     Writer(data_dir, 1).open("one")
     changed = data_dir.stat().st_mtime_ns
     assert ["one"] == polled(follower)
@@ -398,7 +398,7 @@ def test_a_segment_that_cannot_be_opened_is_named_once(
 def test_files_that_are_no_segments_are_not_followed(
     data_dir: Path, follower: Follower, caplog: Caplog
 ) -> None:
-    """Whatever they are called, they are neither read nor waited for, and leave no line."""
+    """With any names, they are neither read nor waited for nor logged."""
     foreign.make_all(data_dir)
     Writer(data_dir).open("one")
     assert ["one"] == polled(follower)

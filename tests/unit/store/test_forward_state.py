@@ -1,4 +1,4 @@
-"""What the service reads of forward: what is delivered, and the lag."""
+"""The service's view of forward: delivered segments, and the lag."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ NAMES = [f"20261123T06250{number}.000000Z-1" for number in range(3)]
 
 
 def write_cursor(directory: Path, *facts: str) -> Path:
-    """Write a cursor with these facts after its head."""
+    """Write a cursor with these facts after its header."""
     path = directory / forward_state.CURSOR_NAME
     head = forward_state.encode_fact("cursor 1 5/6 node http://host/db/logs")
     path.write_bytes(head + b"".join(map(forward_state.encode_fact, facts)))
@@ -20,19 +20,19 @@ def write_cursor(directory: Path, *facts: str) -> Path:
 
 
 def delivered(directory: Path, names: Iterable[str] = NAMES) -> set[str]:
-    """Return those of the segments that are delivered, as one who never looked before finds."""
+    """Return the delivered ones of these segments, as a first reader sees them."""
     segments = DeliveredSegments(directory)
     return {name for name in names if name in segments}
 
 
-def test_only_what_is_done_is_delivered(tmp_path: Path) -> None:
-    """A segment that is begun, or that nothing is known of, is not delivered."""
+def test_only_finished_segments_are_delivered(tmp_path: Path) -> None:
+    """A segment that is started or unknown is not delivered."""
     write_cursor(tmp_path, f"done {NAMES[0]}", f"at {NAMES[1]} 10 1")
     assert {NAMES[0]} == delivered(tmp_path)
 
 
 def test_nothing_is_delivered_without_a_cursor(tmp_path: Path) -> None:
-    """Where forward never ran, retention must not believe that it did."""
+    """If forward never ran, retention must not assume that it did."""
     assert set() == delivered(tmp_path)
     write_cursor(tmp_path)
     assert set() == delivered(tmp_path)
@@ -40,7 +40,7 @@ def test_nothing_is_delivered_without_a_cursor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [-1, -5, 10])
 def test_a_damaged_line_delivers_nothing(tmp_path: Path, keep: int) -> None:
-    """A line that is cut, or not quite itself, is no fact."""
+    """A truncated or changed line is not a fact."""
     path = write_cursor(tmp_path, f"done {NAMES[0]}")
     path.write_bytes(path.read_bytes()[:keep])
     assert set() == delivered(tmp_path)
@@ -50,7 +50,7 @@ def test_a_damaged_line_delivers_nothing(tmp_path: Path, keep: int) -> None:
 
 
 def test_new_facts_are_read_as_they_come(tmp_path: Path) -> None:
-    """What is added is taken in, half a line when it is whole, and another file from its start."""
+    """Appended facts are added, half a line once it is complete, and a new file from its start."""
     path = write_cursor(tmp_path, f"done {NAMES[0]}")
     segments = DeliveredSegments(tmp_path)
     assert NAMES[0] in segments
@@ -67,7 +67,7 @@ def test_new_facts_are_read_as_they_come(tmp_path: Path) -> None:
 
 
 def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """Each line is one fact; a torn or garbled one is known to have been there."""
+    """Each line is one fact; a torn or garbled line is counted as damaged."""
     path = write_cursor(tmp_path, f"at {NAMES[0]} 10 1", f"done {NAMES[0]}")
     facts = [f"at {NAMES[0]} 10 1", f"done {NAMES[0]}"]
     assert facts == list(forward_state.read_facts(tmp_path))[1:]
@@ -77,8 +77,8 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert [None, None, None] == list(forward_state.read_facts(tmp_path))
 
 
-def test_the_status_comes_back(tmp_path: Path) -> None:
-    """What is written is read, with whole numbers as such."""
+def test_status_is_read_as_written(tmp_path: Path) -> None:
+    """Whole numbers stay whole."""
     status = ForwardStatus(pid=7, updated_at=1.5, waiting_segments=3, oldest_at=100.0)
     forward_state.write_status(tmp_path, status)
     assert status == forward_state.read_status(tmp_path)
@@ -86,15 +86,15 @@ def test_the_status_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "pid 1\n", "pid x\n", "no status at all\n", "\0"])
-def test_a_status_of_no_use_is_none(tmp_path: Path, content: str | None) -> None:
-    """Where forward never ran, or a disk lost what it wrote, there is no status."""
+def test_missing_or_damaged_status_is_none(tmp_path: Path, content: str | None) -> None:
+    """If forward never ran, or a disk lost the file, there is no status."""
     if content is not None:
         (tmp_path / forward_state.STATUS_NAME).write_text(content)
     assert forward_state.read_status(tmp_path) is None
 
 
 def test_the_lag_is_the_age_of_the_oldest() -> None:
-    """Where all is delivered there is no lag, nor where a clock is behind."""
+    """If all is delivered there is no lag, nor if a clock is behind."""
     assert ForwardStatus(oldest_at=100.0).lag_seconds(107.5) == 7.5
     assert ForwardStatus(oldest_at=100.0).lag_seconds(90.0) == 0.0
     assert ForwardStatus().lag_seconds(107.5) == 0.0

@@ -28,7 +28,7 @@ MOST_STEPS = 10_000
 
 @pytest.fixture
 def make(settings: Settings) -> Iterator[Make]:
-    """Return what makes housekeepers of one directory; they are closed at the end."""
+    """Return a factory of housekeepers of one directory; they are closed at the end."""
     made: list[Housekeeper] = []
 
     def make_one(**changes: object) -> Housekeeper:
@@ -41,7 +41,7 @@ def make(settings: Settings) -> Iterator[Make]:
 
 
 def look(one: Housekeeper) -> None:
-    """Let a housekeeper look at everything that is new, in as many steps as it takes."""
+    """Let a housekeeper process all changes, in as many steps as needed."""
     for _ in range(MOST_STEPS):
         if one.step() >= POLL_SECONDS:
             return
@@ -66,7 +66,7 @@ def locked(path: Path) -> Iterator[None]:
 # --- One for all
 
 
-def test_one_of_many_looks_after_a_directory(make: Make, tmp_path: Path) -> None:
+def test_one_of_many_is_the_housekeeper(make: Make, tmp_path: Path) -> None:
     """The others wait, and one of them takes over when it ends."""
     (tmp_path / plain("a")).write_bytes(LINE)
     first, second = make(), make()
@@ -81,8 +81,8 @@ def test_one_of_many_looks_after_a_directory(make: Make, tmp_path: Path) -> None
     assert 1 == second.disk_usage.sealed_segments
 
 
-def test_the_one_that_is_killed_is_replaced(make: Make, tmp_path: Path) -> None:
-    """The kernel frees the lock of a process however it ends."""
+def test_killed_housekeeper_is_replaced(make: Make, tmp_path: Path) -> None:
+    """The kernel releases the lock however a process ends."""
     program = """
 import sys
 from pathlib import Path
@@ -107,8 +107,8 @@ sys.stdin.read()
     assert second.disk_usage is not None
 
 
-def test_it_leaves_no_file_of_its_own(make: Make, tmp_path: Path) -> None:
-    """The directory holds segments only, and no descriptor stays behind."""
+def test_housekeeper_leaves_no_file(make: Make, tmp_path: Path) -> None:
+    """The directory contains only segments, and no descriptor stays open."""
     before = os.listdir("/proc/self/fd")
     one = make()
     look(one)
@@ -117,10 +117,10 @@ def test_it_leaves_no_file_of_its_own(make: Make, tmp_path: Path) -> None:
     assert len(before) == len(os.listdir("/proc/self/fd"))
 
 
-def test_it_makes_no_directory(
+def test_housekeeper_creates_no_directory(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A directory that is missing is waited for, and looked after once it is there."""
+    """It waits for a missing directory, and starts once it exists."""
     path = tmp_path / "data"
     one = make(data_dir=path)
     for _ in range(3):
@@ -133,8 +133,8 @@ def test_it_makes_no_directory(
     assert one.disk_usage is not None
 
 
-def test_a_directory_that_was_replaced_is_looked_after(make: Make, tmp_path: Path) -> None:
-    """What was known of the one before is forgotten, and its segments are left alone."""
+def test_replaced_directory_is_kept(make: Make, tmp_path: Path) -> None:
+    """The state of the old one is dropped, and its segments are not touched."""
     path = tmp_path / "data"
     path.mkdir()
     (path / plain("a")).write_bytes(LINE)
@@ -151,8 +151,8 @@ def test_a_directory_that_was_replaced_is_looked_after(make: Make, tmp_path: Pat
     assert (1, 2 * len(LINE)) == (one.disk_usage.sealed_segments, one.disk_usage.sealed_bytes)
 
 
-def test_a_read_only_disk_is_let_go_of(make: Make, tmp_path: Path, disk: Disk) -> None:
-    """Nobody could unmount it, to repair it, while its directory is held open."""
+def test_read_only_disk_is_released(make: Make, tmp_path: Path, disk: Disk) -> None:
+    """It could not be unmounted for a repair while its directory is open."""
     one = make()
     look(one)
     disk.flags = os.ST_RDONLY
@@ -166,8 +166,8 @@ def test_a_read_only_disk_is_let_go_of(make: Make, tmp_path: Path, disk: Disk) -
     assert one.disk_usage is not None
 
 
-def test_a_disk_that_fails_is_let_go_of(make: Make, tmp_path: Path) -> None:
-    """While it stands aside it holds nothing, and then looks after the directory again."""
+def test_failing_disk_is_released(make: Make, tmp_path: Path) -> None:
+    """The housekeeper closes everything for a while, and then continues."""
     (tmp_path / plain("a")).write_bytes(LINE)
     before = os.listdir("/proc/self/fd")
     one = make()
@@ -183,8 +183,8 @@ def test_a_disk_that_fails_is_let_go_of(make: Make, tmp_path: Path) -> None:
 # --- Recovery
 
 
-def test_what_a_dead_process_left_open_is_sealed_at_once(make: Make, tmp_path: Path) -> None:
-    """Orphans are sealed before the sizes of all segments are learned."""
+def test_orphaned_segments_are_sealed_first(make: Make, tmp_path: Path) -> None:
+    """Before the sizes of all segments are read."""
     for number in range(1000):
         (tmp_path / plain(1000 + number)).touch()
     for name in (opened("0"), opened("2")):
@@ -202,8 +202,8 @@ def test_what_a_dead_process_left_open_is_sealed_at_once(make: Make, tmp_path: P
     assert (1002, 0) == (one.disk_usage.sealed_segments, one.disk_usage.open_segments)
 
 
-def test_what_a_process_leaves_open_later_is_sealed(make: Make, tmp_path: Path) -> None:
-    """A worker that dies is noticed without another start; what is held is left alone."""
+def test_segment_of_a_later_dead_worker_is_sealed(make: Make, tmp_path: Path) -> None:
+    """Without another start; segments with a writer are not touched."""
     one = make()
     look(one)
     for name in ("a", "b"):
@@ -219,7 +219,7 @@ def test_what_a_process_leaves_open_later_is_sealed(make: Make, tmp_path: Path) 
 
 
 def test_a_file_that_is_just_being_made_is_left_to_its_writer(make: Make, tmp_path: Path) -> None:
-    """What is new may not be locked yet; only what stays so is an orphan."""
+    """A new file may not be locked yet; one that stays unlocked is an orphan."""
     one = make()
     look(one)
     (tmp_path / opened("a")).touch()
@@ -232,7 +232,7 @@ def test_a_file_that_is_just_being_made_is_left_to_its_writer(make: Make, tmp_pa
 def test_a_recovery_that_fails_is_tried_again(
     make: Make, tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says so once, the other segments are recovered, and this one when it can be."""
+    """It is logged once; other segments are recovered meanwhile."""
     for name in ("a", "b"):
         (tmp_path / opened(name)).write_bytes(LINE + b"torn")
     truncate = os.ftruncate
@@ -250,10 +250,10 @@ def test_a_recovery_that_fails_is_tried_again(
     assert [plain("a"), plain("b")] == names(tmp_path)
 
 
-def test_a_disk_that_turned_read_only_is_let_go_of(
+def test_disk_that_became_read_only_is_released(
     make: Make, tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """What cannot be recovered because of it shows that, where the disk itself does not."""
+    """A failed recovery shows this, even if the disk's own state does not."""
     one = make()
     look(one)
     (tmp_path / opened("a")).write_bytes(LINE + b"torn")
@@ -267,10 +267,10 @@ def test_a_disk_that_turned_read_only_is_let_go_of(
     assert [plain("a")] == names(tmp_path)
 
 
-def test_files_that_are_no_segments_are_left_alone(
+def test_other_files_are_not_touched(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing counts, recovers, removes or waits for them, and no line is logged for them."""
+    """They are not counted, recovered, removed, waited for or logged."""
     before = foreign.make_all(tmp_path)
     (tmp_path / plain("a")).write_bytes(LINE)
     one = make(retain_bytes=len(LINE), retain_seconds=1e9, retain_free_bytes=1)
@@ -287,8 +287,8 @@ def test_files_that_are_no_segments_are_left_alone(
     assert [] == caplog.messages
 
 
-def test_such_files_that_come_later_are_left_alone(make: Make, tmp_path: Path) -> None:
-    """They are reported by the system's watch, as segments are."""
+def test_later_other_files_are_not_touched(make: Make, tmp_path: Path) -> None:
+    """The system's watch reports them as it does segments."""
     one = make(retain_bytes=1)
     look(one)
     before = foreign.make_all(tmp_path)
@@ -302,8 +302,8 @@ def test_such_files_that_come_later_are_left_alone(make: Make, tmp_path: Path) -
 # --- Retention
 
 
-def test_it_removes_what_is_not_to_be_kept(make: Make, tmp_path: Path) -> None:
-    """Sealed segments go as they come beyond the retention, open ones count and stay."""
+def test_retention_is_applied(make: Make, tmp_path: Path) -> None:
+    """Sealed segments beyond the limits are removed; open ones count and stay."""
     one = make(retain_bytes=3 * len(LINE))
     for name in (plain("a"), plain("b"), plain("c"), opened("0")):
         (tmp_path / name).write_bytes(LINE)
@@ -316,8 +316,8 @@ def test_it_removes_what_is_not_to_be_kept(make: Make, tmp_path: Path) -> None:
         assert 2 == one.removed_segments
 
 
-def test_nothing_is_removed_before_all_is_known(make: Make, tmp_path: Path) -> None:
-    """The oldest segments go, though a directory lists them last."""
+def test_nothing_is_removed_before_all_segments_are_known(make: Make, tmp_path: Path) -> None:
+    """The oldest are removed first, though a directory may list them last."""
     count = 3000
     for number in range(count):
         (tmp_path / plain(number)).write_bytes(b"x")
@@ -326,8 +326,8 @@ def test_nothing_is_removed_before_all_is_known(make: Make, tmp_path: Path) -> N
     assert [plain(number) for number in range(10, count)] == names(tmp_path)
 
 
-def test_only_the_one_that_looks_removes(make: Make, tmp_path: Path) -> None:
-    """Where another process has the lock, this one's settings remove nothing."""
+def test_only_the_housekeeper_removes(make: Make, tmp_path: Path) -> None:
+    """While another process has the lock, this one's settings remove nothing."""
     (tmp_path / plain("a")).write_bytes(LINE)
     one = make(retain_bytes=1)
     with locked(tmp_path):
@@ -338,7 +338,7 @@ def test_only_the_one_that_looks_removes(make: Make, tmp_path: Path) -> None:
 
 
 def test_everything_is_kept_by_default(make: Make, tmp_path: Path) -> None:
-    """Without a retention nothing is ever removed, however old."""
+    """Without retention no segment is removed, however old."""
     for name in "abc":
         (tmp_path / plain(name)).write_bytes(LINE)
         os.utime(tmp_path / plain(name), (0, 0))
@@ -352,7 +352,7 @@ def test_everything_is_kept_by_default(make: Make, tmp_path: Path) -> None:
 
 
 def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) -> None:
-    """Segments and bytes by state, and what the disk has."""
+    """Segments and bytes by state, and the numbers of the disk."""
     disk.free, disk.inodes, disk.free_inodes = 12345, 64, 9
     (tmp_path / plain("a")).write_bytes(b"x" * 10)
     (tmp_path / plain("b")).write_bytes(b"x" * 20)
@@ -367,7 +367,7 @@ def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) 
 def test_numbers_of_a_disk_that_hangs_are_not_shown(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is old because a step does not return is no number."""
+    """Numbers from before a step that does not return are not published."""
     one = make()
     look(one)
     assert one.disk_usage is not None
@@ -378,8 +378,8 @@ def test_numbers_of_a_disk_that_hangs_are_not_shown(
     assert one.disk_usage is not None
 
 
-def test_a_look_is_done_in_short_steps(make: Make, tmp_path: Path) -> None:
-    """Many segments take many steps, with pauses in which requests are served."""
+def test_poll_is_done_in_short_steps(make: Make, tmp_path: Path) -> None:
+    """Many segments take many steps, and requests are served between them."""
     for number in range(3000):
         (tmp_path / plain(number)).touch()
     one = make()
@@ -390,10 +390,10 @@ def test_a_look_is_done_in_short_steps(make: Make, tmp_path: Path) -> None:
     assert one.disk_usage is not None
 
 
-def test_a_fault_of_the_disk_is_over_when_it_is(
+def test_fault_of_the_disk_ends_with_it(
     make: Make, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever fails in a look, the next one begins anew; the log says it once."""
+    """After any failure the next poll starts again; it is logged once."""
     looks = break_os("space", errno.EIO, module=files)
     one = make()
     for _ in range(3):

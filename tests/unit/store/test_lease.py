@@ -8,14 +8,14 @@ from tests.support.fake_system import Disk
 
 
 def held_below(path: Path) -> list[str]:
-    """Return the files below a directory that this process has open."""
+    """Return this process's open files below a directory."""
     held = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if entry.is_symlink()]
     return [name for name in held if name.startswith(os.fspath(path))]
 
 
 @pytest.mark.parametrize("name", ["", "x.lock"])
 def test_one_process_holds_a_lease(tmp_path: Path, name: str) -> None:
-    """Another one gets it when the holder leaves, and has nothing open before."""
+    """Another one gets it when the holder releases it, and has no file open before."""
     first = Lease.acquire(tmp_path, name)
     assert first
     first.check()
@@ -30,8 +30,8 @@ def test_one_process_holds_a_lease(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x.lock"])
-def test_missing_directory_is_not_made(tmp_path: Path, name: str) -> None:
-    """An unmounted disk leaves no file where its directory was."""
+def test_missing_directory_is_not_created(tmp_path: Path, name: str) -> None:
+    """At the mount point of an unmounted disk no file is created."""
     with pytest.raises(FileNotFoundError):
         Lease.acquire(tmp_path / "data", name)
     assert list(tmp_path.iterdir()) == []
@@ -54,7 +54,7 @@ def test_lease_of_a_replaced_directory_fails(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "x.lock"])
 def test_read_only_directory_is_not_leased(tmp_path: Path, disk: Disk, name: str) -> None:
-    """Nothing of it stays open, so that its disk can be unmounted."""
+    """No file of it stays open, so its disk can be unmounted."""
     disk.flags = os.ST_RDONLY
     with pytest.raises(OSError, match="Read-only file system"):
         Lease.acquire(tmp_path, name)

@@ -22,7 +22,7 @@ def code_of(reserve: Callable[[], object]) -> str:
 
 
 def test_a_reservation_is_charged_while_it_lasts(budget: MemoryBudget) -> None:
-    """A request is charged its bytes and an overhead, and gives both back when it ends."""
+    """A request is charged for its bytes and an overhead, and releases both at its end."""
     with MemoryReservation(budget) as reservation:
         assert OVERHEAD_BYTES == budget.reserved
         reservation.resize(500)
@@ -32,8 +32,8 @@ def test_a_reservation_is_charged_while_it_lasts(budget: MemoryBudget) -> None:
     assert 0 == budget.reserved
 
 
-def test_a_request_that_fails_gives_its_bytes_back(budget: MemoryBudget) -> None:
-    """An error on the way frees what the request held."""
+def test_failed_request_releases_its_bytes(budget: MemoryBudget) -> None:
+    """An exception releases the request's bytes."""
 
     def fail() -> None:
         with MemoryReservation(budget) as reservation:
@@ -45,8 +45,8 @@ def test_a_request_that_fails_gives_its_bytes_back(budget: MemoryBudget) -> None
     assert 0 == budget.reserved
 
 
-def test_what_is_handed_over_is_freed_by_its_new_owner(budget: MemoryBudget) -> None:
-    """Bytes that were handed over outlive the request, and are given back once."""
+def test_detached_reservation_is_released_by_its_new_owner(budget: MemoryBudget) -> None:
+    """It outlives the request, and is released once."""
     with MemoryReservation(budget) as reservation:
         reservation.resize(500)
         handed_over = reservation.detach()
@@ -73,7 +73,7 @@ def test_a_body_as_large_as_the_whole_budget_fits_with_its_lines(budget: MemoryB
 
 
 def test_the_head_of_a_request_is_charged_too(budget: MemoryBudget) -> None:
-    """It is held as long as the request is."""
+    """It is held as long as the request."""
     with MemoryReservation(budget, b"token", head_bytes=16_000) as reservation:
         assert 16_000 + OVERHEAD_BYTES == budget.reserved
         reservation.resize(500)
@@ -93,7 +93,7 @@ def test_a_check_reserves_nothing(budget: MemoryBudget) -> None:
 def test_one_of_several_tokens_leaves_a_quarter_to_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is told why, and how much it may hold; the worker is ready for the others as before."""
+    """The message has the limit; the worker stays ready for the others."""
     budget = MemoryBudget(LIMIT, lambda: True)
     with MemoryReservation(budget, b"a") as first, MemoryReservation(budget, b"a") as second:
         first.resize(40_000)
@@ -111,7 +111,7 @@ def test_one_of_several_tokens_leaves_a_quarter_to_the_others(
 
 
 def test_a_batch_that_takes_more_than_a_tokens_share_is_never_stored() -> None:
-    """To send it again would not help, as long as there are several tokens."""
+    """A retry would not help while there are several tokens."""
     several = [True]
     budget = MemoryBudget(LIMIT, lambda: several[0])
     with MemoryReservation(budget, b"a") as reservation:
@@ -128,7 +128,7 @@ def test_a_batch_that_takes_more_than_a_tokens_share_is_never_stored() -> None:
 def test_a_token_at_its_share_does_not_keep_the_worker_unready(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Large batches of the others are rejected then, and that is logged once, but others fit."""
+    """Large batches of the others are rejected and logged once, but smaller ones fit."""
     budget = MemoryBudget(LIMIT, lambda: True)
     with MemoryReservation(budget, b"a") as first:
         first.resize(70_000)
@@ -144,7 +144,7 @@ def test_a_token_at_its_share_does_not_keep_the_worker_unready(
     assert 2 == len(caplog.messages)
 
 
-def test_tokens_that_hold_nothing_take_nothing(budget: MemoryBudget) -> None:
+def test_tokens_without_reservations_take_no_memory(budget: MemoryBudget) -> None:
     """However many there have been."""
     for number in range(100):
         with MemoryReservation(budget, b"%d" % number) as reservation:
@@ -152,8 +152,8 @@ def test_tokens_that_hold_nothing_take_nothing(budget: MemoryBudget) -> None:
     assert {} == budget._held
 
 
-def test_what_does_not_fit_is_rejected_and_changes_nothing(budget: MemoryBudget) -> None:
-    """Beyond the budget a request is rejected with `queue_full`, and keeps what it had."""
+def test_reservation_that_does_not_fit_changes_nothing(budget: MemoryBudget) -> None:
+    """Beyond the budget a request is rejected with `queue_full`, and keeps its earlier bytes."""
     first, second = MemoryReservation(budget), MemoryReservation(budget)
     first.resize(80_000)
     second.resize(10_000)
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_rejected_and_changes_nothing(budget: MemoryBudget)
 
 
 def test_a_new_request_is_rejected_when_nothing_is_left(budget: MemoryBudget) -> None:
-    """A request that cannot even have its overhead holds nothing."""
+    """A request without room for its overhead holds nothing."""
     reservation = MemoryReservation(budget)
     reservation.resize(LIMIT)
     with pytest.raises(Rejection):
@@ -178,7 +178,7 @@ def test_a_new_request_is_rejected_when_nothing_is_left(budget: MemoryBudget) ->
 
 
 def test_a_full_queue_has_room_again_when_half_of_it_is_free(budget: MemoryBudget) -> None:
-    """Between a rejection and half the budget being free, the queue says that it is full."""
+    """From a rejection until half the budget is free, the queue counts as full."""
     first, second = MemoryReservation(budget), MemoryReservation(budget)
     first.resize(48_000)
     second.resize(48_000)
@@ -196,7 +196,7 @@ def test_a_full_queue_has_room_again_when_half_of_it_is_free(budget: MemoryBudge
 def test_rejections_are_two_lines_in_the_log(
     budget: MemoryBudget, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many are rejected, the log says once that the queue is full, and once its end."""
+    """One line when the queue becomes full, and one when that ends."""
     caplog.set_level(logging.INFO)
     for rejections in (3, 1):
         caplog.clear()
@@ -212,10 +212,10 @@ def test_rejections_are_two_lines_in_the_log(
         ] == caplog.messages
 
 
-def test_a_queue_that_rejects_nobody_says_nothing(
+def test_queue_without_rejections_logs_nothing(
     budget: MemoryBudget, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Use below the limit leaves no line."""
+    """Use below the limit logs no line."""
     caplog.set_level(logging.DEBUG)
     with MemoryReservation(budget) as reservation:
         reservation.resize(LIMIT)

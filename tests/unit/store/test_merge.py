@@ -1,4 +1,4 @@
-"""The order of lines right across segments, and how little is read for it."""
+"""The order of lines across segments, and the few reads that it takes."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def oldest(directory: Path) -> list[str]:
 def make_worker(
     directory: Path, pid: int, start: float, seconds: list[float], suffix: str = ".ndjson"
 ) -> Path:
-    """Write a segment of a worker with a log at each of the seconds after its start."""
+    """Write a worker's segment with a log at each of some seconds after its start."""
     lines = [make_line(f"{pid}@{start + at - START:g}", start + at) for at in seconds]
     changed = start + seconds[-1] + 0.001
     return make_segment(directory, make_name(start, pid), *lines, suffix=suffix, changed=changed)
@@ -51,7 +51,7 @@ def make_worker(
 
 @pytest.mark.parametrize("suffix", [".ndjson.open", ".ndjson", ".ndjson.zst"])
 def test_workers_are_merged_by_time(tmp_path: Path, suffix: str) -> None:
-    """Of segments written at the same time, the timestamps decide."""
+    """For segments written at the same time, the timestamps decide."""
     make_worker(tmp_path, 1, START, [0, 10, 20, 30], suffix)
     make_worker(tmp_path, 2, START + 5, [0, 10, 20], suffix)
     expected = ["1@0", "2@5", "1@10", "2@15", "1@20", "2@25", "1@30"]
@@ -61,7 +61,7 @@ def test_workers_are_merged_by_time(tmp_path: Path, suffix: str) -> None:
 
 
 def test_segments_of_a_worker_follow_each_other(tmp_path: Path) -> None:
-    """Whatever state they are in."""
+    """In any state."""
     make_worker(tmp_path, 1, START, [0, 1], ".ndjson.zst")
     make_worker(tmp_path, 1, START + 10, [0, 1], ".ndjson")
     make_worker(tmp_path, 1, START + 20, [0, 1], ".ndjson.open")
@@ -71,7 +71,7 @@ def test_segments_of_a_worker_follow_each_other(tmp_path: Path) -> None:
 
 
 def test_a_segment_under_two_names_is_one(tmp_path: Path) -> None:
-    """While it is compressed, and while its name changes, each line is shown once."""
+    """During compression, and while its name changes, each line is shown once."""
     path = make_worker(tmp_path, 1, START, [0, 1])
     shutil.copy2(path, tmp_path / "copy")
     compress(path)
@@ -81,7 +81,7 @@ def test_a_segment_under_two_names_is_one(tmp_path: Path) -> None:
 
 
 def test_other_files_are_no_segments(tmp_path: Path) -> None:
-    """They are neither read nor waited for, whatever they are called."""
+    """With any names, they are neither read nor waited for."""
     make_worker(tmp_path, 1, START, [0])
     (tmp_path / "token").write_text("secret\n")
     foreign.make_all(tmp_path)
@@ -99,7 +99,7 @@ def test_lines_of_a_segment_keep_their_order(tmp_path: Path) -> None:
         assert ("1@0", "1@40") == (shown[0], shown[-1])
 
 
-def test_timestamps_that_tell_nothing_of_the_arrival(tmp_path: Path) -> None:
+def test_timestamps_far_from_the_arrival(tmp_path: Path) -> None:
     """Logs of last year count as arrived with their neighbours, and end with their segment."""
     old = [make_line(f"old {number}", START - 9000 * HOUR + number) for number in range(3)]
     make_segment(tmp_path, make_name(START, 1), *old, changed=START + 50)
@@ -110,7 +110,7 @@ def test_timestamps_that_tell_nothing_of_the_arrival(tmp_path: Path) -> None:
 
 
 def test_old_logs_between_new_ones_stay_there(tmp_path: Path) -> None:
-    """They arrived after the line before them and before the next."""
+    """They arrived between the lines before and after them."""
     lines = [make_line("a", START), make_line("old", 0), make_line("b", START + 20)]
     make_segment(tmp_path, make_name(START, 1), *lines, changed=START + 20)
     make_worker(tmp_path, 2, START + 10, [0])
@@ -119,7 +119,7 @@ def test_old_logs_between_new_ones_stay_there(tmp_path: Path) -> None:
 
 
 def test_clocks_may_differ_a_little(tmp_path: Path) -> None:
-    """A log's timestamp is before its segment's start, or after its end by a fast clock."""
+    """A timestamp may be before its segment's start, or after its end."""
     early = [make_line("1 early", START - 3), make_line("1 ahead", START + 33)]
     make_segment(tmp_path, make_name(START, 1), *early, changed=START + 30)
     make_worker(tmp_path, 2, START + 10, [0, 10])
@@ -128,7 +128,7 @@ def test_clocks_may_differ_a_little(tmp_path: Path) -> None:
 
 
 def test_a_log_did_not_arrive_before_its_segment_began_or_after_it_ended(tmp_path: Path) -> None:
-    """Whatever its timestamp says."""
+    """Whatever its timestamp is."""
     late = [make_line("late", START - 3), make_line("ahead", START + 40)]
     make_segment(tmp_path, make_name(START + 10, 1), *late, changed=START + 20)
     make_worker(tmp_path, 2, START + 5, [0])
@@ -139,7 +139,7 @@ def test_a_log_did_not_arrive_before_its_segment_began_or_after_it_ended(tmp_pat
 
 @pytest.mark.parametrize("line", [b"no log\n", b'{"timestamp":"2024-02-31T00:00:00Z"}\n', b"{}\n"])
 def test_lines_that_are_no_logs_stay_with_their_neighbours(tmp_path: Path, line: bytes) -> None:
-    """They have no time, and are shown all the same."""
+    """They have no time, and are shown nevertheless."""
     lines = [make_line("a", START), line, make_line("b", START + 20)]
     make_segment(tmp_path, make_name(START), *lines, changed=START + 20)
     assert [text.strip() for text in lines] == newest_lines(find_parts(tmp_path), 9)
@@ -147,7 +147,7 @@ def test_lines_that_are_no_logs_stay_with_their_neighbours(tmp_path: Path, line:
 
 
 def test_the_quiet_worker_is_not_forgotten(tmp_path: Path) -> None:
-    """A segment that began long before others, and was sealed last, has the newest line."""
+    """A segment started long before others, and sealed last, has the newest line."""
     make_worker(tmp_path, 1, START, [0, HOUR])
     for number in range(100):
         make_worker(tmp_path, 2, START + 30 * number, [0, 20])
@@ -155,7 +155,7 @@ def test_the_quiet_worker_is_not_forgotten(tmp_path: Path) -> None:
 
 
 def test_the_open_segment_of_a_quiet_worker_is_not_forgotten(tmp_path: Path) -> None:
-    """However many segments of others began after it."""
+    """However many segments of others were started after it."""
     make_worker(tmp_path, 1, START, [0, HOUR], ".ndjson.open")
     for number in range(2 * merge.CONCURRENT_SEGMENTS):
         make_worker(tmp_path, 2, START + number, [0, 0.5])
@@ -164,13 +164,13 @@ def test_the_open_segment_of_a_quiet_worker_is_not_forgotten(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("forms", list(permutations([Form.OPEN, Form.PLAIN])))
 def test_a_segment_that_is_being_sealed_is_not_open(forms: tuple[Form, Form]) -> None:
-    """A listing may have both of its names."""
+    """A listing may have both names."""
     (part,) = make_parts(Path(), [SegmentFile(NAME, form) for form in forms])
     assert not part.is_open
 
 
-def test_only_what_matches_is_shown(tmp_path: Path) -> None:
-    """The limit counts what matches."""
+def test_merge_shows_only_matching_lines(tmp_path: Path) -> None:
+    """Only matching lines count towards the limit."""
     make_worker(tmp_path, 1, START, list(range(100)), ".ndjson.zst")
     make_worker(tmp_path, 1, START + 100, list(range(100)))
 
@@ -186,7 +186,7 @@ def test_only_what_matches_is_shown(tmp_path: Path) -> None:
 
 
 def test_segments_from_before_a_moment_are_left_out(tmp_path: Path) -> None:
-    """A segment's last change says that nothing in it arrived later."""
+    """A segment's last change bounds the arrival of its lines."""
     for number in range(3):
         make_worker(tmp_path, 1, START + number * HOUR, [0, 10])
     for moment, expected in [(0, 3), (START + 10, 3), (START + 11, 2), (START + 3 * HOUR, 0)]:
@@ -194,7 +194,7 @@ def test_segments_from_before_a_moment_are_left_out(tmp_path: Path) -> None:
 
 
 class Calls:
-    """Counts what is asked of the system."""
+    """Counts system calls."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.opened = 0
@@ -216,7 +216,7 @@ class Calls:
 
 
 def make_many(directory: Path, count: int, pids: int = 2, copied: bool = False) -> list[str]:
-    """Write segments of a minute, one begun every half a minute; return all messages by time."""
+    """Write segments of a minute, one started every half minute; return all messages by time."""
     logs = []
     for number in range(count):
         start = START + 30 * number
@@ -230,7 +230,7 @@ def make_many(directory: Path, count: int, pids: int = 2, copied: bool = False) 
 
 @pytest.mark.slow
 def test_the_newest_lines_of_many_segments_take_few_reads(tmp_path: Path) -> None:
-    """The last 50 lines of 10,000 segments are in the last few files, and no others are opened."""
+    """The last 50 lines of 10,000 segments open only the last few files."""
     messages = make_many(tmp_path, 10_000)
     with pytest.MonkeyPatch.context() as patch:
         calls = Calls(patch)
@@ -242,7 +242,7 @@ def test_the_newest_lines_of_many_segments_take_few_reads(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("pids", [2, 1000])
 def test_a_copied_directory_takes_few_reads_too(tmp_path: Path, pids: int) -> None:
-    """Where all files changed when they were copied, names and timestamps tell the order."""
+    """If copying changed the times of all files, names and timestamps give the order."""
     messages = make_many(tmp_path, 1000, pids, copied=True)
     with pytest.MonkeyPatch.context() as patch:
         calls = Calls(patch)
@@ -267,7 +267,7 @@ def test_copied_segments_without_useful_timestamps_are_in_the_order_of_names(
 
 
 def test_few_files_are_open_at_a_time(tmp_path: Path) -> None:
-    """Reading all of a directory opens a segment when its time has come."""
+    """A segment is opened only when its time has come."""
     make_many(tmp_path, 500)
     before = len(os.listdir("/proc/self/fd"))
     counts = [len(os.listdir("/proc/self/fd")) for _ in oldest_first(find_parts(tmp_path))]
@@ -277,7 +277,7 @@ def test_few_files_are_open_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_spent_budget_ends_the_search(tmp_path: Path) -> None:
-    """What was found by then is the newest; without a budget all is."""
+    """The lines found so far are the newest; without a budget all are found."""
     make_worker(tmp_path, 1, START, list(range(1000)))
     make_worker(tmp_path, 1, START + 1000, list(range(1000)))
     budget = ReadBudget(2 * LAST_BLOCK_BYTES)
@@ -289,7 +289,7 @@ def test_a_spent_budget_ends_the_search(tmp_path: Path) -> None:
 
 
 def test_a_spent_budget_leaves_no_gap(tmp_path: Path) -> None:
-    """Of two workers, no older lines are shown when some of the other's in between are not."""
+    """No older lines of one worker are shown before newer ones of another."""
     make_worker(tmp_path, 1, START, [at / 10 for at in range(2000)])
     make_worker(tmp_path, 2, START, list(range(200)))
     found = newest(tmp_path, 5000, budget=ReadBudget(2 * LAST_BLOCK_BYTES))
@@ -298,7 +298,7 @@ def test_a_spent_budget_leaves_no_gap(tmp_path: Path) -> None:
 
 
 def test_a_spent_budget_opens_no_more(tmp_path: Path) -> None:
-    """Reading on takes up the next segments then."""
+    """A continued read opens the next segments."""
     make_many(tmp_path, 100)
     parts = find_parts(tmp_path)
     for number in range(3):
@@ -307,7 +307,7 @@ def test_a_spent_budget_opens_no_more(tmp_path: Path) -> None:
 
 
 def test_a_search_in_a_compressed_segment_keeps_few_lines(tmp_path: Path) -> None:
-    """It is inflated as a whole, but no more than the lines that are wanted are held."""
+    """It is decompressed as a whole, but only the requested lines are held."""
     make_worker(tmp_path, 1, START, list(range(50_000)), ".ndjson.zst")
     tracemalloc.start()
     try:
@@ -318,8 +318,8 @@ def test_a_search_in_a_compressed_segment_keeps_few_lines(tmp_path: Path) -> Non
     assert peak < 5_000_000
 
 
-def test_a_budget_too_small_to_inflate_a_segment_ends_the_search(tmp_path: Path) -> None:
-    """The newest lines of a compressed segment are known only when all of it is inflated."""
+def test_budget_too_small_to_decompress_a_segment_ends_the_search(tmp_path: Path) -> None:
+    """The newest lines of a compressed segment are known only after all of it."""
     make_worker(tmp_path, 1, START, list(range(5000)), ".ndjson.zst")
     make_worker(tmp_path, 1, START + 5000, [0, 1])
     assert ["1@5000", "1@5001"] == newest(tmp_path, 5, budget=ReadBudget(LAST_BLOCK_BYTES))
@@ -331,10 +331,10 @@ def test_a_budget_too_small_to_inflate_a_segment_ends_the_search(tmp_path: Path)
     sizes=st.lists(st.integers(1, 3000), min_size=1),
     wants=st.integers(1, 3),
 )
-def test_reading_goes_on_where_the_budget_ended(
+def test_reading_continues_after_a_spent_budget(
     tmp_path_factory: pytest.TempPathFactory, workers: list[list[int]], sizes: list[int], wants: int
 ) -> None:
-    """However it is cut, the lines are the same and in the order of each segment."""
+    """However it is divided, the lines and their order per segment are the same."""
     directory = tmp_path_factory.mktemp("segments")
     for pid, seconds in enumerate(workers, 1):
         suffix = [".ndjson.open", ".ndjson", ".ndjson.zst"][pid % 3]
@@ -381,7 +381,7 @@ def test_search_in_small_steps_yields_each_line_once(tmp_path: Path, suffix: str
 def test_a_segment_removed_meanwhile_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the retention took is named; everything else is shown."""
+    """A segment removed by retention is named; all others are shown."""
     removed = make_worker(tmp_path, 1, START, [0, 1])
     make_worker(tmp_path, 1, START + 10, [0, 1])
     parts = find_parts(tmp_path)
@@ -392,7 +392,7 @@ def test_a_segment_removed_meanwhile_is_left_out(
 
 
 def test_a_broken_segment_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no zstd ends, by name; everything else is shown."""
+    """A file that is not zstd is named; all others are shown."""
     name = make_name(START + 5)
     (tmp_path / f"{name}.ndjson.zst").write_bytes(b"no zstd at all")
     make_worker(tmp_path, 1, START + 10, [0, 1])

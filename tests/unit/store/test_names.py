@@ -1,4 +1,4 @@
-"""What a segment's name is, and what is none."""
+"""Segment names, and other names."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,7 @@ def test_file_names_are_parsed(text: str, form: Form) -> None:
 
 @pytest.mark.parametrize("text", foreign.NAMES)
 def test_other_names_are_not_parsed(text: str) -> None:
-    """Whatever is not exactly as the service names its files is none of them."""
+    """Only names in the exact form of the service are segments."""
     assert parse_file_name(text) is None
     assert SegmentName.parse(text.partition(".ndjson")[0]) in (None, NAME)
 
@@ -32,8 +32,8 @@ def test_other_names_are_not_parsed(text: str) -> None:
     pid=st.integers(1, 2**31 - 1),
     number=st.integers(0, MAX_NUMBER),
 )
-def test_made_names_are_names(start: datetime, pid: int, number: int) -> None:
-    """They tell their start to the microsecond, also with a number."""
+def test_created_names_are_valid(start: datetime, pid: int, number: int) -> None:
+    """Their start is exact to the microsecond, also with a number."""
     name = SegmentName.make(start, pid)
     if number:
         name = name.numbered(number)
@@ -44,7 +44,7 @@ def test_made_names_are_names(start: datetime, pid: int, number: int) -> None:
 
 
 def test_names_are_in_the_order_of_their_starts() -> None:
-    """Whatever process they are of."""
+    """For any processes."""
     start = datetime(2026, 12, 31, 23, 59, 59, 999_998, tzinfo=UTC)
     pids = [5, 30, 4, 200]
     names = [SegmentName.make(start + timedelta(microseconds=n), p) for n, p in enumerate(pids)]
@@ -56,7 +56,7 @@ def test_start_is_in_utc() -> None:
     assert SegmentName("19700101T000001.250000Z-1").start == 1.25
 
 
-def test_number_takes_the_place_of_another() -> None:
-    """A name has one number at most."""
+def test_number_replaces_another() -> None:
+    """A name has at most one number."""
     assert NAME.numbered(1) == f"{NAME}-1"
     assert NAME.numbered(1).numbered(2) == f"{NAME}-2"

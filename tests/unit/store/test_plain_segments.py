@@ -22,7 +22,7 @@ def seal(directory: Path, name: str, suffix: str = ".ndjson") -> None:
 
 
 def taken(plain: PlainSegments) -> list[str]:
-    """Take out all that is there."""
+    """Remove and return all segments."""
     return [name for _ in range(len(plain)) if (name := plain.take())]
 
 
@@ -33,8 +33,8 @@ def plain(tmp_path: Path) -> Iterator[PlainSegments]:
     made.close()
 
 
-def test_what_is_there_comes_first_and_in_order(tmp_path: Path, plain: PlainSegments) -> None:
-    """Only sealed segments of the service, and of these the plain ones, oldest first."""
+def test_existing_segments_come_first_and_in_order(tmp_path: Path, plain: PlainSegments) -> None:
+    """Only sealed, plain segments of the service, oldest first."""
     for name in (NAMES[2], NAMES[0]):
         seal(tmp_path, name)
     seal(tmp_path, NAMES[1], ".ndjson.zst")
@@ -46,8 +46,8 @@ def test_what_is_there_comes_first_and_in_order(tmp_path: Path, plain: PlainSegm
     assert plain.take() is None
 
 
-def test_what_is_sealed_later_is_told_by_the_system(tmp_path: Path, plain: PlainSegments) -> None:
-    """A segment is there once, however many changes there were."""
+def test_later_segments_are_found_by_the_watch(tmp_path: Path, plain: PlainSegments) -> None:
+    """A segment is returned once, however often it changed."""
     plain.look()
     seal(tmp_path, NAMES[1], ".ndjson.open")
     (tmp_path / f"{NAMES[1]}.ndjson.open").rename(tmp_path / f"{NAMES[1]}.ndjson")
@@ -63,7 +63,7 @@ def test_what_is_sealed_later_is_told_by_the_system(tmp_path: Path, plain: Plain
 def test_without_a_watch_the_directory_is_listed_each_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the system has no watch left."""
+    """For example if the system has no watch left."""
     clock = Clock(monkeypatch)
     monkeypatch.setattr("astralog.store.directory.open_watch", lambda directory: None)
     plain = PlainSegments(tmp_path)
@@ -80,7 +80,7 @@ def test_without_a_watch_the_directory_is_listed_each_minute(
 def test_with_a_watch_the_directory_is_listed_each_hour(
     tmp_path: Path, plain: PlainSegments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To make sure, and at once where changes were lost."""
+    """As a safeguard, and at once if changes were lost."""
     clock = Clock(monkeypatch)
     plain.look()
     seal(tmp_path, NAMES[0])
@@ -99,7 +99,7 @@ def test_with_a_watch_the_directory_is_listed_each_hour(
     assert [NAMES[0]] == taken(plain)
 
 
-def test_a_watch_is_missed_in_words(
+def test_missing_watch_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says how soon segments are found then."""

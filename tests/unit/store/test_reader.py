@@ -1,4 +1,4 @@
-"""Reading one segment: whole lines, forwards and backwards, under each of its names."""
+"""Reading one segment: complete lines, forwards and backwards, under each of its names."""
 
 import os
 from pathlib import Path
@@ -45,13 +45,13 @@ def test_each_name_is_read(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_missing_segment_is_an_error(tmp_path: Path) -> None:
-    """Without any of the names there is nothing to read."""
+    """A segment needs at least one of its files."""
     with pytest.raises(FileNotFoundError, match=NAME):
         SegmentReader(tmp_path, NAME)
 
 
-def test_a_segment_is_read_on_when_its_file_is_gone(tmp_path: Path) -> None:
-    """Sealing, compressing and removing do not disturb who has it open."""
+def test_open_segment_is_read_after_its_removal(tmp_path: Path) -> None:
+    """Sealing, compressing and removing do not disturb an open file."""
     path = make_segment(tmp_path, NAME, b"one\n", suffix=".ndjson.open")
     reader = SegmentReader(tmp_path, NAME)
     sealed = path.rename(tmp_path / NAME.file(Form.PLAIN))
@@ -65,7 +65,7 @@ def test_a_segment_is_read_on_when_its_file_is_gone(tmp_path: Path) -> None:
 def test_backwards_is_forwards_reversed(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], ends: bool
 ) -> None:
-    """Lines longer and shorter than a block, blank ones and half ones at the end; and offsets."""
+    """Lines longer and shorter than a block, blank and incomplete ones; and offsets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader_module, "BLOCK_BYTES", 4)
         patch.setattr(reader_module, "LAST_BLOCK_BYTES", 2)
@@ -87,7 +87,7 @@ def test_backwards_is_forwards_reversed(
 
 @pytest.mark.usefixtures("small_blocks")
 def test_half_a_line_is_not_shown(tmp_path: Path) -> None:
-    """It is shown once it is whole, however long it is."""
+    """It is shown once it is complete, however long it is."""
     path = make_segment(tmp_path, NAME, b"one\n", b"t" * 50, suffix=".ndjson.open")
     reader = SegmentReader(tmp_path, NAME)
     assert [b"one"] == forwards(reader) == backwards(reader)
@@ -98,8 +98,8 @@ def test_half_a_line_is_not_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_file_cut_back_while_it_is_read_ends_there(tmp_path: Path) -> None:
-    """Reading backwards goes on before the new end; no line is torn."""
+def test_file_truncated_while_read_ends_there(tmp_path: Path) -> None:
+    """Reading backwards continues before the new end; no line is torn."""
     path = make_segment(tmp_path, NAME, *(b"line %d\n" % number for number in range(9)))
     reader = SegmentReader(tmp_path, NAME)
     lines = reader.lines_backwards(None, ReadBudget())
@@ -114,8 +114,8 @@ def test_a_file_cut_back_while_it_is_read_ends_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.usefixtures("small_blocks")
-def test_a_budget_bounds_what_is_read(tmp_path: Path, suffix: str) -> None:
-    """Reading stops at the block that spends it, and backwards too; without one all is read."""
+def test_budget_bounds_the_read_bytes(tmp_path: Path, suffix: str) -> None:
+    """Reading stops at the block that spends it, also backwards; without one all is read."""
     make_segment(tmp_path, NAME, *(b"line %d\n" % number for number in range(9)), suffix=suffix)
     reader = SegmentReader(tmp_path, NAME)
     budget = ReadBudget(20)
@@ -131,7 +131,7 @@ def test_a_budget_bounds_what_is_read(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
-    """Else who reads piece by piece would never come past it."""
+    """Otherwise reading piece by piece would never get past it."""
     make_segment(tmp_path, NAME, b"x" * 100 + b"\n", b"one\n")
     reader = SegmentReader(tmp_path, NAME)
     assert [b"x" * 100] == [line for _, line in reader.lines(0, None, ReadBudget(1))][:1]

@@ -25,7 +25,7 @@ NOW = 1_700_000_000.0
 
 
 class Look:
-    """Someone who looks again and again, each time at what came since; `lines` wait for nothing."""
+    """A reader that polls repeatedly, each time for new lines; `lines` waits for nothing."""
 
     def __init__(self, directory: Path, limit: int = 100) -> None:
         self.lines = RecentLines(directory)
@@ -68,8 +68,8 @@ def segment(data_dir: Path) -> Path:
     return make_segment(data_dir, make_name(now - 60), make_line("first", now), suffix=OPEN)
 
 
-def test_what_comes_is_shown_once(segment: Path) -> None:
-    """Newest first, whichever segment it comes to."""
+def test_new_lines_are_shown_once(segment: Path) -> None:
+    """Newest first, from any segment."""
     look = Look(segment.parent)
     assert ["first"] == look.again()
     assert [] == look.again()
@@ -84,7 +84,7 @@ def test_what_comes_is_shown_once(segment: Path) -> None:
 
 
 def test_a_line_that_is_being_written_is_shown_when_it_is_whole(segment: Path) -> None:
-    """Its beginning, which an earlier look saw, belongs to it."""
+    """Its beginning, which an earlier poll saw, belongs to it."""
     look = Look(segment.parent)
     line = make_line("half", NOW)
     with segment.open("ab", buffering=0) as file:
@@ -98,7 +98,7 @@ def test_a_line_that_is_being_written_is_shown_when_it_is_whole(segment: Path) -
 
 
 def test_a_segment_is_followed_under_all_its_names(segment: Path) -> None:
-    """What it got before it was sealed is shown, and nothing twice, compressed or not."""
+    """Lines added before the seal are shown, and none twice, compressed or not."""
     look = Look(segment.parent)
     assert ["first"] == look.again()
     append(segment, "last")
@@ -115,7 +115,7 @@ def test_a_segment_is_followed_under_all_its_names(segment: Path) -> None:
 
 
 def test_a_segment_that_was_compressed_meanwhile_is_read_on(segment: Path) -> None:
-    """From where it was read to, without what was seen."""
+    """From its earlier position, without the lines seen."""
     look = Look(segment.parent)
     look.again()
     append(segment, "last")
@@ -124,8 +124,8 @@ def test_a_segment_that_was_compressed_meanwhile_is_read_on(segment: Path) -> No
     assert [] == look.again()
 
 
-def test_any_process_goes_on(segment: Path) -> None:
-    """Also one that has not listed the directory since, and one that has never."""
+def test_any_process_continues_a_cursor(segment: Path) -> None:
+    """Also one that has not listed the directory since, or never."""
     look, other = Look(segment.parent), RecentLines(segment.parent)
     other.read(1, not_blank, ReadBudget())
     assert ["first"] == look.again()
@@ -140,8 +140,8 @@ def test_any_process_goes_on(segment: Path) -> None:
     assert [] == look.again()
 
 
-def test_what_is_not_wanted_is_passed_over(segment: Path) -> None:
-    """It counts as seen."""
+def test_lines_that_do_not_match_are_skipped(segment: Path) -> None:
+    """They count as seen."""
     look = Look(segment.parent)
     append(segment, "a wanted one", "b")
     assert ["a wanted one"] == look.again("wanted")
@@ -150,8 +150,8 @@ def test_what_is_not_wanted_is_passed_over(segment: Path) -> None:
     assert [] == look.again()
 
 
-def test_more_than_is_wanted_is_no_secret(segment: Path) -> None:
-    """The newest ones are shown, and that there are others; these do not come later."""
+def test_more_lines_than_requested_are_reported(segment: Path) -> None:
+    """The newest are shown with a note that there are others; these are not shown later."""
     look = Look(segment.parent, limit=2)
     append(segment, "second")
     assert look.read().is_all
@@ -161,8 +161,8 @@ def test_more_than_is_wanted_is_no_secret(segment: Path) -> None:
     assert [] == look.again()
 
 
-def test_a_look_reads_no_more_than_its_budget(data_dir: Path) -> None:
-    """Whatever it looks for, in however large segments; and it says that there may be more."""
+def test_poll_reads_no_more_than_its_budget(data_dir: Path) -> None:
+    """For any filter and segment size; the result says that there may be more."""
     for pid in range(1, 5):
         lines = [make_line("x" * 200, NOW)] * 3000
         make_segment(data_dir, make_name(NOW, pid), *lines, changed=NOW + pid)
@@ -172,8 +172,8 @@ def test_a_look_reads_no_more_than_its_budget(data_dir: Path) -> None:
     assert 100_000 <= budget.bytes_read < 100_000 + 2 * 256 * 1024
 
 
-def test_a_segment_that_vanishes_is_passed_over(segment: Path) -> None:
-    """Between the listing and the look, as the retention removes it."""
+def test_removed_segment_is_skipped(segment: Path) -> None:
+    """Retention may remove it between the listing and the read."""
     look = Look(segment.parent)
     other = make_segment(segment.parent, make_name(time.time(), 2), make_line("x"), suffix=OPEN)
     assert 2 == len(look.again())
@@ -186,8 +186,8 @@ def test_a_segment_that_vanishes_is_passed_over(segment: Path) -> None:
     assert [] == look.again()
 
 
-def test_only_the_newest_segments_are_looked_at(data_dir: Path) -> None:
-    """And all that are open, however old; the others cost nothing."""
+def test_only_the_newest_segments_are_read(data_dir: Path) -> None:
+    """And all open ones, however old; the others cost nothing."""
     for number in range(MAX_SEGMENTS + 50):
         make_segment(data_dir, make_name(NOW + number), make_line(f"{number}", NOW))
     make_segment(data_dir, make_name(NOW - 9, 2), make_line("open", NOW), suffix=OPEN)
@@ -202,7 +202,7 @@ def test_only_the_newest_segments_are_looked_at(data_dir: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_other_files_hide_no_segment(segment: Path) -> None:
-    """However many there are, with whatever names, nothing of them is read or waited for."""
+    """However many there are, with any names, they are neither read nor waited for."""
     foreign.make_all(segment.parent)
     for number in range(3 * MAX_SEGMENTS):
         (segment.parent / f"9{number}.ndjson").touch()
@@ -232,10 +232,8 @@ def test_a_cursor_has_a_bounded_length(data_dir: Path) -> None:
     assert [] == look.again()
 
 
-def test_a_listing_is_not_made_anew_for_everyone(
-    segment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is kept for a while, longer where it took long, and as long as nothing changes."""
+def test_listing_is_shared(segment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reused for a while, longer if it was slow, and as long as nothing changes."""
     listings: list[Path] = []
     scandir = os.scandir
 
@@ -266,7 +264,7 @@ def test_a_listing_is_not_made_anew_for_everyone(
 
 
 def test_a_directory_that_is_missing_is_an_error(tmp_path: Path) -> None:
-    """And one that has come since is read."""
+    """A directory created since is read."""
     lines = RecentLines(tmp_path / "data")
     with pytest.raises(FileNotFoundError):
         lines.read(1, not_blank, ReadBudget())
@@ -274,8 +272,8 @@ def test_a_directory_that_is_missing_is_an_error(tmp_path: Path) -> None:
     assert 1 == len(lines.read(1, not_blank, ReadBudget()).arrivals)
 
 
-def test_a_cursor_of_somebodys_own_making_reads_nothing_else(segment: Path) -> None:
-    """Names that are not there are passed over, and offsets beyond the end have nothing."""
+def test_forged_cursor_reads_nothing_else(segment: Path) -> None:
+    """Unknown names are skipped, and offsets beyond the end have no lines."""
     lines = RecentLines(segment.parent)
     name = SegmentName.of_open_file(segment)
     for cursor in (
@@ -287,7 +285,7 @@ def test_a_cursor_of_somebodys_own_making_reads_nothing_else(segment: Path) -> N
 
 @pytest.mark.parametrize("is_compressed", [False, True])
 def test_a_line_is_found_by_its_end(data_dir: Path, is_compressed: bool) -> None:
-    """Any other offset is none, whatever is asked for."""
+    """Any other offset finds no line."""
     made = [make_line(name, NOW) for name in ("a", "bb", "ccc")]
     path = make_segment(data_dir, make_name(NOW), *made)
     if is_compressed:
@@ -303,8 +301,8 @@ def test_a_line_is_found_by_its_end(data_dir: Path, is_compressed: bool) -> None
         assert lines.read_line(other, end, ReadBudget()) is None
 
 
-def test_a_storm_is_shown_once(data_dir: Path) -> None:
-    """Segments that are made, grow, are sealed and compressed in any order lose and double none."""
+def test_concurrent_changes_lose_and_double_no_line(data_dir: Path) -> None:
+    """Segments are created, grow, and are sealed and compressed in any order."""
     chance = random.Random(7)
     data_dir.mkdir()
     opened: list[Path] = []

@@ -34,7 +34,7 @@ class Directory:
         self.sealed = SegmentIndex()
 
     def add(self, key: str, size: int, age: float = 0, form: Form = Form.PLAIN) -> None:
-        """Add a segment, or another form of one, of some bytes and seconds."""
+        """Add a segment, or another form of one, with some bytes and seconds."""
         name = name_of(key)
         name.path(self.path, form).write_bytes(b"x" * size)
         self.sealed.add(name, Entry(size, changed_at=time.time() - age))
@@ -50,7 +50,7 @@ class Directory:
         open_bytes: int = 0,
         free_inodes: int | None = None,
     ) -> list[str]:
-        """Remove what is beyond the retention; return the files that stay."""
+        """Remove the segments beyond the retention; return the remaining files."""
         total = self.sealed.bytes + open_bytes
         inodes = None if free_inodes is None else 1 << 40
         space = Space(1 << 50, free, inodes, free_inodes, is_read_only=False)
@@ -179,7 +179,7 @@ def test_the_oldest_segments_make_room_for_inodes(
 def test_more_inodes_are_kept_free_than_those_below_which_nothing_is_accepted(
     directory: Directory, prompt_disk: Disk
 ) -> None:
-    """Else nothing would be removed before batches are rejected, on a disk with few of them."""
+    """Otherwise batches would be rejected before a segment is removed."""
     prompt_disk.inodes = 8
     applied = directory.retention(retain_free_bytes=FOUR_INODES, min_free_bytes=FOUR_INODES - 1)
     assert names("abc") == directory.apply(applied, free_inodes=4)
@@ -189,10 +189,10 @@ def test_more_inodes_are_kept_free_than_those_below_which_nothing_is_accepted(
     assert names("bc") == directory.apply(above, free_inodes=4)
 
 
-def test_a_disk_that_shows_no_inodes_as_freed_is_waited_for(
+def test_disk_that_reports_no_freed_inodes_is_waited_for(
     directory: Directory, disk: Disk, monkeypatch: pytest.MonkeyPatch, caplog: Caplog
 ) -> None:
-    """After a few removals, since a writer may have taken what the first of them freed."""
+    """After a few removals, since a writer may have used the freed ones."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     caplog.set_level(logging.INFO)
@@ -207,8 +207,8 @@ def test_a_disk_that_shows_no_inodes_as_freed_is_waited_for(
     assert caplog.messages[0].endswith(": 1 beyond the free inodes to keep")
 
 
-def test_a_segment_goes_with_all_its_forms(directory: Directory) -> None:
-    """One that is being compressed is one segment, removed as a whole."""
+def test_segment_is_removed_in_all_its_forms(directory: Directory) -> None:
+    """A segment under compression is one segment."""
     directory.add("a", 10, form=Form.COMPRESSED)
     directory.add("b", 20, form=Form.COMPRESSED)
     (directory.path / plain("b")).unlink()
@@ -223,7 +223,7 @@ def test_a_segment_goes_with_all_its_forms(directory: Directory) -> None:
 def test_spared_segment_does_not_keep_the_others(
     directory: Directory, values: dict[str, float]
 ) -> None:
-    """What is not delivered yet stays, and what is delivered goes, although it is younger."""
+    """Undelivered ones stay, and delivered ones are removed, although they are younger."""
     undelivered = {name_of("a")}
     applied = directory.retention(lambda name: name not in undelivered, **values)
     assert names("a") == directory.apply(applied)
@@ -232,8 +232,8 @@ def test_spared_segment_does_not_keep_the_others(
     assert [] == directory.apply(applied)
 
 
-def test_no_more_go_than_are_too_many_beside_a_spared_segment(directory: Directory) -> None:
-    """The oldest of those that may go."""
+def test_spared_segment_causes_no_further_removals(directory: Directory) -> None:
+    """The oldest removable ones, as many as exceed the limit."""
     applied = directory.retention(lambda name: name != name_of("a"), retain_bytes=400)
     assert names("ac") == directory.apply(applied)
 
@@ -254,10 +254,10 @@ UNTIL_FULL = {"retain_undelivered": "until_full", "clickhouse_url": "http://loca
         ({"retain_seconds": 1, "min_free_bytes": 1000}, 999, "bc"),
     ],
 )
-def test_undelivered_segments_make_room_on_a_full_disk_where_they_may(
+def test_undelivered_segments_make_room_on_a_full_disk_if_allowed(
     directory: Directory, values: dict[str, object], free: int, kept: str
 ) -> None:
-    """As many as the disk lacks, and for no other reason."""
+    """As many as needed, and for no other reason."""
     applied = directory.retention(lambda name: False, **UNTIL_FULL, **values)
     assert names(kept) == directory.apply(applied, free)
     removed = 3 - len(kept)
@@ -270,7 +270,7 @@ def test_undelivered_segments_make_room_on_a_full_disk_where_they_may(
 def test_undelivered_segments_stay_on_a_full_disk_otherwise(
     directory: Directory, values: dict[str, object]
 ) -> None:
-    """Unless it is asked for, and something is delivered at all."""
+    """Without the setting, or if forward never delivered anything."""
     if values != {"retain_undelivered": "until_full"}:
         values = {**values, "clickhouse_url": "http://localhost"}
     applied = directory.retention(lambda name: False, min_free_bytes=1000, **values)
@@ -279,10 +279,10 @@ def test_undelivered_segments_stay_on_a_full_disk_otherwise(
 
 
 @pytest.mark.usefixtures("prompt_disk")
-def test_undelivered_segments_make_room_for_inodes_where_they_may(
+def test_undelivered_segments_make_room_for_inodes_if_allowed(
     directory: Directory, caplog: Caplog
 ) -> None:
-    """The log says that inodes are short, not bytes."""
+    """The log names inodes, not bytes."""
     applied = directory.retention(lambda name: False, min_free_bytes=FOUR_INODES, **UNTIL_FULL)
     assert names("bc") == directory.apply(applied, free_inodes=3)
     assert caplog.messages == [
@@ -292,7 +292,7 @@ def test_undelivered_segments_make_room_for_inodes_where_they_may(
 
 
 def test_delivered_segments_are_not_counted_as_undelivered(directory: Directory) -> None:
-    """They make room as well, where they are older."""
+    """They make room as well, if they are older."""
     applied = directory.retention(
         lambda name: name == name_of("a"), min_free_bytes=300, **UNTIL_FULL
     )
@@ -301,10 +301,10 @@ def test_delivered_segments_are_not_counted_as_undelivered(directory: Directory)
 
 
 @pytest.mark.usefixtures("prompt_disk")
-def test_what_is_removed_undelivered_is_told_loudly_and_once_a_minute(
+def test_removed_undelivered_segments_are_logged_once_per_minute(
     directory: Directory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At once, and then with what came since."""
+    """As an error at once, and then with the count since."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     applied = directory.retention(lambda name: False, min_free_bytes=1000, **UNTIL_FULL)
@@ -328,8 +328,8 @@ def test_other_files_are_neither_counted_nor_removed(directory: Directory) -> No
     assert ["0-token", *names("abc")] == directory.apply(directory.retention(retain_bytes=600))
 
 
-def test_what_another_process_removed_meanwhile_is_passed_over(directory: Directory) -> None:
-    """A segment that is gone is forgotten, and not counted as removed."""
+def test_segment_removed_by_another_process_is_skipped(directory: Directory) -> None:
+    """It is dropped, and not counted as removed."""
     for applied in (
         directory.retention(retain_bytes=599),
         directory.retention(retain_seconds=250),
@@ -348,7 +348,7 @@ def test_segment_that_cannot_be_removed_does_not_keep_the_others(
     caplog: pytest.LogCaptureFixture,
     values: dict[str, float],
 ) -> None:
-    """It is logged once, tried again, and once more when it is gone."""
+    """It is logged once, retried, and logged again when it is gone."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     remove, broken = files.remove_sealed, set(map(name_of, "ab"))
@@ -374,8 +374,8 @@ def test_segment_that_cannot_be_removed_does_not_keep_the_others(
     ]
 
 
-def test_segments_named_ahead_of_the_clock_go_first(directory: Directory) -> None:
-    """Beyond the size, which counts no ages: they cannot be what was stored just now."""
+def test_segments_named_ahead_of_the_clock_are_removed_first(directory: Directory) -> None:
+    """For the size limit, which ignores ages: they cannot be the newest."""
     ahead = name_of("z")
     ahead.path(directory.path, Form.PLAIN).write_bytes(b"x" * 50)
     directory.sealed.put(ahead, Entry(50, changed_at=time.time(), era=AHEAD_ERA))
@@ -383,7 +383,7 @@ def test_segments_named_ahead_of_the_clock_go_first(directory: Directory) -> Non
 
 
 def test_each_segment_beyond_the_age_is_found(directory: Directory) -> None:
-    """Wherever its name stands among the others."""
+    """At any place among the names."""
     directory.add("x", 10, age=10_000)
     for number in range(3 * STEP_SEGMENTS):
         directory.add(chr(200 + number), 10)
@@ -397,7 +397,7 @@ def test_each_segment_beyond_the_age_is_found(directory: Directory) -> None:
 def test_clock_that_jumps_makes_nothing_older(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two days ahead for a while, as with a bad NTP server; and a day that passes does."""
+    """Two days ahead for a while have no effect; a day that passes has."""
     start, wall, elapsed = time.time(), 0.0, 0.0
     monkeypatch.setattr(time, "time", lambda: start + elapsed + wall)
     clock = TrustedClock(time.time, lambda: elapsed)
@@ -424,7 +424,7 @@ def test_clock_that_was_ahead_at_the_start_makes_nothing_older_once_it_is_right(
 def test_passes_over_many_segments_are_rare(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The more a pass keeps, the later comes the next; what frees room at once is not delayed."""
+    """The more a pass keeps, the later the next one; removals for free disk are not delayed."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     asked: list[str] = []
@@ -453,10 +453,10 @@ def test_removals_are_not_delayed(directory: Directory) -> None:
     assert names("d") == directory.apply(applied)
 
 
-def test_what_was_removed_is_one_line_in_the_log(
+def test_removals_are_one_line_in_the_log(
     directory: Directory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says how much went, up to where, and why."""
+    """The line has the number, the newest name and the reason."""
     caplog.set_level(logging.INFO)
     applied = directory.retention(retain_bytes=300, retain_seconds=250)
     directory.apply(applied)
@@ -465,8 +465,8 @@ def test_what_was_removed_is_one_line_in_the_log(
     assert [expected] == [r.getMessage() for r in caplog.records if r.name == housekeeper.__name__]
 
 
-def test_a_removal_is_one_step_each(directory: Directory) -> None:
-    """Whoever drives it can pause between two segments."""
+def test_each_removal_is_one_step(directory: Directory) -> None:
+    """The caller can pause between two segments."""
     space = Space(1 << 50, 0, None, None, is_read_only=False)
     steps = directory.retention(retain_bytes=1).remove_excess(directory.sealed, 600, space)
     for kept in ("bc", "c", ""):

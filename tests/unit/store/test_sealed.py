@@ -28,7 +28,7 @@ def write(directory: Path, name: str, content: bytes = LINES) -> Path:
 
 
 def test_each_segment_is_listed_once(tmp_path: Path) -> None:
-    """Both forms of a segment are one; open ones are told apart, and strangers left out."""
+    """Both forms are one segment; open ones are separate, and other files left out."""
     for name in (f"{FIRST}.ndjson", f"{FIRST}.ndjson.zst", f"{SECOND}.ndjson.open"):
         write(tmp_path, name)
     foreign.make_all(tmp_path)
@@ -36,7 +36,7 @@ def test_each_segment_is_listed_once(tmp_path: Path) -> None:
 
 
 def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
-    """Sealing never replaces a file, so that a number may follow the process."""
+    """Sealing never replaces a file, so a number may follow the process."""
     write(tmp_path, f"{FIRST}.ndjson")
     path = write(tmp_path, f"{FIRST}.ndjson.open")
     seal_file(path, len(LINES))
@@ -44,7 +44,7 @@ def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
-    """No directory is not the same as no segments."""
+    """It is not the same as a directory without segments."""
     with pytest.raises(FileNotFoundError):
         sealed.list_segments(tmp_path / "missing")
 
@@ -52,14 +52,14 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
 @pytest.mark.parametrize("offset", [0, 8, 16])
 def test_lines_are_read_from_an_offset(tmp_path: Path, suffix: str, offset: int) -> None:
-    """An offset counts uncompressed bytes, whatever the file holds."""
+    """An offset counts uncompressed bytes, in either form."""
     write(tmp_path, FIRST + suffix)
     with sealed.open_sealed(tmp_path, FIRST, offset) as file:
         assert LINES[offset:] == file.read()
 
 
 def test_the_plain_form_is_preferred(tmp_path: Path) -> None:
-    """While both are there, the one is read that takes less work."""
+    """If both exist, the one is read that takes less work."""
     write(tmp_path, FIRST + ".ndjson")
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"not read")
     with sealed.open_sealed(tmp_path, FIRST) as file:
@@ -67,8 +67,8 @@ def test_the_plain_form_is_preferred(tmp_path: Path) -> None:
     assert sealed.stat_sealed(tmp_path, FIRST).st_size == len(LINES)
 
 
-def test_a_segment_that_is_gone(tmp_path: Path) -> None:
-    """Without either file there is no segment."""
+def test_missing_segment_is_an_error(tmp_path: Path) -> None:
+    """It has neither file."""
     assert not sealed.is_sealed(tmp_path, FIRST)
     with pytest.raises(FileNotFoundError):
         sealed.open_sealed(tmp_path, FIRST)
@@ -78,7 +78,7 @@ def test_a_segment_that_is_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "garbled"])
 def test_a_damaged_segment_is_an_error(tmp_path: Path, damage: str) -> None:
-    """What cannot be inflated is an error of reading, and no end of the file."""
+    """Data that cannot be decompressed is an error, and not the end of the file."""
     path = write(tmp_path, FIRST + ".ndjson.zst", LINES * 1000)
     content = path.read_bytes()
     path.write_bytes(content[:-5] if damage == "cut" else content[:10] + b"xx" + content[12:])
@@ -93,7 +93,7 @@ def test_the_size_of_the_lines_is_that_of_either_form(tmp_path: Path, suffix: st
     assert len(LINES) * 1000 == sealed.size_of_lines(tmp_path, FIRST)
 
 
-def test_the_size_of_lines_that_tell_none_is_found(tmp_path: Path) -> None:
+def test_size_of_a_frame_without_content_size_is_found(tmp_path: Path) -> None:
     """Other programs write frames without the size of their content."""
     compressor = zstd.ZstdCompressor()
     packed = compressor.compress(LINES) + compressor.flush()
@@ -102,8 +102,8 @@ def test_the_size_of_lines_that_tell_none_is_found(tmp_path: Path) -> None:
     assert len(LINES) == sealed.size_of_lines(tmp_path, FIRST)
 
 
-def test_a_segment_that_is_gone_or_damaged_has_no_size(tmp_path: Path) -> None:
-    """No size is made up."""
+def test_missing_or_damaged_segment_has_no_size(tmp_path: Path) -> None:
+    """The size is None."""
     with pytest.raises(FileNotFoundError):
         sealed.size_of_lines(tmp_path, FIRST)
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"no zstd at all")

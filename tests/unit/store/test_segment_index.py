@@ -22,7 +22,7 @@ def first(index: SegmentIndex) -> SegmentName | None:
 
 
 def test_the_oldest_segment_is_the_first_by_name() -> None:
-    """However they are added, they come in the order of their names."""
+    """Segments are sorted by name, in whatever order they are added."""
     index = SegmentIndex()
     for name in map(name_of, "dbeca"):
         index.put(name, entry(10))
@@ -34,7 +34,7 @@ def test_the_oldest_segment_is_the_first_by_name() -> None:
 
 
 def test_segments_of_an_earlier_era_are_older() -> None:
-    """In the order of their names within it: as those that are named ahead of the clock."""
+    """Within it they are sorted by name, as are those named ahead of the clock."""
     index = SegmentIndex()
     for name in map(name_of, "dbeca"):
         index.put(name, entry(10, era=AHEAD_ERA if name > name_of("c") else FIRST_ERA))
@@ -48,8 +48,8 @@ def test_segments_of_an_earlier_era_are_older() -> None:
 
 
 @pytest.mark.parametrize("count", [5, 2 * FEW_NAMES])
-def test_what_is_passed_over_stays_in_its_place(count: int) -> None:
-    """Whoever stops early, or removes some, finds the others in order again."""
+def test_skipped_segments_stay_in_order(count: int) -> None:
+    """After an early stop or some removals, the others are still in order."""
     index = SegmentIndex()
     for number in range(2 * count):
         index.put(name_of(number), entry(1, era=number % 2))
@@ -64,7 +64,7 @@ def test_what_is_passed_over_stays_in_its_place(count: int) -> None:
 
 
 def test_a_segment_counts_once_with_all_its_bytes() -> None:
-    """Another form adds to a segment, and a new look replaces what was known of it."""
+    """Another form adds to a segment, and a new check replaces its earlier state."""
     index = SegmentIndex()
     index.add(A, entry(100))
     index.add(A, entry(10))
@@ -75,7 +75,7 @@ def test_a_segment_counts_once_with_all_its_bytes() -> None:
     assert (0, 0) == (len(index), index.bytes)
 
 
-def test_a_segment_that_is_not_known_can_be_removed() -> None:
+def test_unknown_segment_can_be_removed() -> None:
     """It had no bytes."""
     index = SegmentIndex()
     index.put(A, entry(1))
@@ -83,8 +83,8 @@ def test_a_segment_that_is_not_known_can_be_removed() -> None:
     assert (1, 1) == (len(index), index.bytes)
 
 
-def test_a_segment_that_comes_back_is_there_once() -> None:
-    """A name that went and came is in its place again."""
+def test_reappearing_segment_is_there_once() -> None:
+    """It is in its place again."""
     index = SegmentIndex()
     for name in map(name_of, "abc"):
         index.put(name, entry(1))
@@ -96,8 +96,8 @@ def test_a_segment_that_comes_back_is_there_once() -> None:
     assert [name_of("c")] == list(index.oldest_first())
 
 
-def test_names_that_are_gone_are_let_go_of() -> None:
-    """An index whose oldest segments go holds no more than what is there."""
+def test_removed_names_are_freed() -> None:
+    """An index whose oldest segments are removed holds only existing ones."""
     index = SegmentIndex()
     for number in range(1000):
         index.put(name_of(number), entry(1))
@@ -128,5 +128,5 @@ def test_an_index_is_right_after_any_changes() -> None:
 def test_age_is_not_above_the_time_since_a_segment_was_seen_written(
     sealed_at: float | None, age: float
 ) -> None:
-    """A clock that was set ahead by a day makes nothing older that was just sealed."""
+    """A clock set ahead by a day does not age a segment that was just sealed."""
     assert age == Entry(1, changed_at=500.0, sealed_at=sealed_at).age(87_000.0, 1000.0)

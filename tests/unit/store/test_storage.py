@@ -25,7 +25,7 @@ def storage(settings: Settings) -> Storage:
 
 
 class Time:
-    """The time as the storage sees it, while the clock is put back again and again."""
+    """The storage's clock, while the wall clock is set back again and again."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -38,12 +38,12 @@ class Time:
 
 
 def storage_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the lines that say why nothing is stored, or that this is over."""
+    """Return the log lines about rejecting batches and about its end."""
     return [line for line in caplog.messages if line.startswith("storage_")]
 
 
 def test_a_commit_group_is_stored(storage: Storage, tmp_path: Path) -> None:
-    """None says that the commit group is on the disk; closing seals it."""
+    """None means that the commit group is on disk; closing seals it."""
     assert storage.store([A, B]) is None
     assert storage.error is None
     assert A + B == stored(tmp_path)
@@ -63,7 +63,7 @@ def test_a_commit_group_is_stored(storage: Storage, tmp_path: Path) -> None:
 def test_a_commit_group_that_cannot_be_written_is_rejected_with_its_code(
     storage: Storage, tmp_path: Path, break_os: BreakOs, number: int, code: str
 ) -> None:
-    """A full disk is told from a failed one, and nothing of the commit group is there."""
+    """A full and a failed disk have different codes, and none of the group is stored."""
     storage.store([A])
     break_os("writev", number, times=1)
     assert code == code_of(storage.store([B]))
@@ -78,7 +78,7 @@ def test_a_commit_group_that_cannot_be_written_is_rejected_with_its_code(
 def test_a_sync_that_fails_twice_is_a_failed_storage(
     storage: Storage, tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """One failed sync costs nothing, two in a row reject the commit group."""
+    """One failed sync has no effect, two in a row reject the commit group."""
     break_os("fdatasync", errno.EIO, times=1)
     assert storage.store([A]) is None
     break_os("fdatasync", errno.EIO, times=2)
@@ -90,7 +90,7 @@ def test_a_sync_that_fails_twice_is_a_failed_storage(
 def test_a_commit_group_is_rejected_before_the_disk_is_really_full(
     settings: Settings, tmp_path: Path, disk: Disk, free: int, code: str | None
 ) -> None:
-    """The free disk that the settings keep is kept with the commit group counted."""
+    """The commit group counts towards the free disk that is kept."""
     storage = Storage(replace(settings, min_free_bytes=1000))
     disk.free = free
     assert code == code_of(storage.store([A]))
@@ -101,7 +101,7 @@ def test_a_commit_group_is_rejected_before_the_disk_is_really_full(
 def test_batches_are_rejected_before_the_inodes_run_out(
     settings: Settings, tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of which one is kept for each 256 KiB; it is told which of the two is short, and when not."""
+    """One per 256 KiB is kept; the message names the resource that is short."""
     storage = Storage(replace(settings, min_free_bytes=1 << 20))
     disk.inodes, disk.free_inodes = 1 << 40, 3
     assert code_of(storage.store([A])) == "storage_full"
@@ -130,7 +130,7 @@ def test_batches_are_rejected_before_the_inodes_run_out(
 def test_without_a_floor_the_systems_error_is_explained(
     settings: Settings, disk: Disk, break_os: BreakOs, inodes: int, words: str
 ) -> None:
-    """A file that cannot be made for want of an inode, although bytes are free."""
+    """A file cannot be created for lack of an inode, although bytes are free."""
     storage = Storage(settings)
     disk.inodes = inodes
     break_os("open", errno.ENOSPC)
@@ -143,9 +143,9 @@ def test_without_a_floor_the_systems_error_is_explained(
 def test_acceptance_comes_back_by_itself(
     settings: Settings, disk: Disk, kept: int, full: int, enough: int
 ) -> None:
-    """Looking after the storage finds both that the disk is full and that it is not any more.
+    """Maintenance notices that the disk is full and that it has room again.
 
-    Where nothing is to be kept free, nothing is stored on a full disk all the same.
+    Without a limit on free disk, a full disk still stores nothing.
     """
     storage = Storage(replace(settings, min_free_bytes=kept))
     disk.free = full
@@ -160,7 +160,7 @@ def test_acceptance_comes_back_by_itself(
 def test_a_failed_storage_is_probed_before_it_is_used_again(
     storage: Storage, tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """A free disk alone does not end a failure; a file must be made."""
+    """A free disk alone does not end a failure; a file must be created."""
     break_os("writev", errno.EIO, times=1)
     storage.store([A])
     syncs = break_os("fsync", errno.EIO, times=1)
@@ -180,7 +180,7 @@ def test_a_lack_of_memory_is_a_failed_storage(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing of the group is there, the log says why, and the next one is stored."""
+    """None of the group is stored, the log has the reason, and the next group is stored."""
 
     def fail(fd: int, buffers: Sequence[bytes]) -> int:
         raise MemoryError
@@ -202,7 +202,7 @@ def test_a_failed_background_sync_is_a_failed_storage(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """In the mode everysec, the log says once what may be lost, and once that it is over."""
+    """In the mode everysec, the log has one line about the possible loss, and one about its end."""
     storage = Storage(replace(settings, sync="everysec"))
     storage.store([A])
     now = time.monotonic()
@@ -227,7 +227,7 @@ def test_a_failed_background_sync_is_a_failed_storage(
 def test_a_full_disk_names_its_limit(
     settings: Settings, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log line says how much is free, and which setting keeps it free."""
+    """The log line has the free bytes and the setting."""
     storage = Storage(replace(settings, min_free_bytes=1000))
     disk.free = 999
     storage.maintain()
@@ -237,8 +237,8 @@ def test_a_full_disk_names_its_limit(
     ] == caplog.messages
 
 
-def test_a_directory_that_is_gone_is_a_failed_storage(settings: Settings, tmp_path: Path) -> None:
-    """A missing directory rejects commit groups until it is back."""
+def test_missing_directory_is_a_failed_storage(settings: Settings, tmp_path: Path) -> None:
+    """It rejects commit groups until it is back."""
     path = tmp_path / "data"
     storage = Storage(replace(settings, data_dir=path))
     assert "storage_failed" == code_of(storage.store([A]))
@@ -255,7 +255,7 @@ def test_a_directory_that_is_gone_is_a_failed_storage(settings: Settings, tmp_pa
 def test_an_error_is_two_lines_in_the_log(
     storage: Storage, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many groups are rejected, the log says once that it began and once that it ended."""
+    """For any number of rejected groups, one line at its start and one at its end."""
     for rejections in (3, 1):
         caplog.clear()
         break_os("writev", errno.EIO, times=rejections)
@@ -275,7 +275,7 @@ def test_an_error_is_two_lines_in_the_log(
 def test_an_error_that_becomes_another_is_logged(
     settings: Settings, disk: Disk, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A full disk that then fails is two errors, and the last one is what is over."""
+    """A full disk that then fails is two errors, and the end names the last one."""
     storage = Storage(replace(settings, min_free_bytes=1000))
     disk.free = 0
     storage.store([A])
@@ -293,7 +293,7 @@ def test_an_error_that_becomes_another_is_logged(
 def test_maintenance_is_due_after_a_while(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The storage is looked after once in a while, however often it is asked."""
+    """At most once per interval, however often it is requested."""
     time = Time()
     monkeypatch.setattr(storages, "time", time)
     storage.maintain()
@@ -313,8 +313,8 @@ def test_maintenance_seals_by_age(settings: Settings, tmp_path: Path) -> None:
     assert [A] == [path.read_bytes() for path in tmp_path.glob("*.ndjson")]
 
 
-def test_a_healthy_storage_says_nothing(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
-    """Storing, maintaining and closing leave no line."""
+def test_healthy_storage_logs_nothing(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    """Storing, maintaining and closing log no line."""
     caplog.set_level(logging.INFO)
     storage.store([A])
     storage.maintain()

@@ -37,7 +37,7 @@ NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]+\.ndjson(\.open)?")
 
 
 def test_a_segment_is_named_after_its_start_and_process(tmp_path: Path) -> None:
-    """The name is the start in UTC, to the microsecond, and the process."""
+    """The name has the start in UTC, to the microsecond, and the process."""
     segment = Segment(tmp_path, datetime(2026, 11, 23, 6, 25, 0, 123, tzinfo=UTC))
     assert f"20261123T062500.000123Z-{os.getpid()}.ndjson.open" == segment.path.name
     assert segment.path.exists()
@@ -69,7 +69,7 @@ def test_a_name_that_is_taken_is_left_alone(tmp_path: Path) -> None:
 def test_a_segment_is_held_from_its_first_moment_to_its_seal(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """A recovery at any time, as when another worker starts, leaves it to its writer."""
+    """A recovery at any time, for example by a starting worker, does not touch it."""
     writer = make_writer(tmp_path)
     writer.probe()
     recover(tmp_path)
@@ -90,7 +90,7 @@ def test_a_segment_that_a_recovery_takes_for_an_orphan_is_made_anew(
     caplog: pytest.LogCaptureFixture,
     is_removed: bool,
 ) -> None:
-    """Between its making and its lock, a recovery may hold a new file, or have removed it."""
+    """Between creation and lock, a recovery may lock or remove a new file."""
     flock, calls = fcntl.flock, itertools.count()
 
     def flock_after_a_recovery(fd: int, how: int) -> None:
@@ -113,7 +113,7 @@ def test_a_segment_that_a_recovery_takes_for_an_orphan_is_made_anew(
 def test_all_but_the_newest_synced_bytes_leave_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None
 ) -> None:
-    """A large segment does not take the memory of others; a system without it does no harm."""
+    """A large segment does not displace other files; systems without this call work too."""
     advised: list[tuple[int, int, int]] = []
 
     def advise(fd: int, offset: int, length: int, advice: int) -> None:
@@ -134,7 +134,7 @@ def test_all_but_the_newest_synced_bytes_leave_the_page_cache(
 def test_a_segment_whose_name_cannot_be_made_durable_is_removed(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """A file that a power cut might take leaves neither a name nor a descriptor."""
+    """A file that a power cut might remove leaves neither a name nor a descriptor."""
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
         make_writer(tmp_path).append([A])
@@ -146,7 +146,7 @@ def test_a_segment_whose_name_cannot_be_made_durable_is_removed(
 def test_a_new_segment_that_can_neither_be_kept_nor_removed_is_removed_later(
     tmp_path: Path, break_os: BreakOs, is_stopping: bool
 ) -> None:
-    """The first error is the one that is raised; neither a descriptor nor a name stays behind."""
+    """The first error is raised; neither a descriptor nor a name stays."""
     before = descriptors()
     break_os("fsync", errno.EIO, times=1)
     break_os("unlink", errno.EROFS, times=1)
@@ -163,7 +163,7 @@ def test_a_new_segment_that_can_neither_be_kept_nor_removed_is_removed_later(
 def test_a_name_that_another_took_is_not_removed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in the way of a new segment is someone else's."""
+    """An existing file at the path of a new segment belongs to another program."""
     start = datetime(2026, 11, 23, tzinfo=UTC)
     taken = Segment(tmp_path, start)
     taken.write([A])
@@ -177,7 +177,7 @@ def test_a_name_that_another_took_is_not_removed_later(
 
 
 def test_more_buffers_than_one_call_takes_are_written_in_order(tmp_path: Path) -> None:
-    """A commit group may hold any number of batches."""
+    """A commit group may have any number of batches."""
     buffers = [b"%d\n" % number for number in range(WRITEV_BUFFERS * 2 + 5)]
     segment = Segment(tmp_path, datetime.now(UTC))
     segment.write(buffers)
@@ -186,7 +186,7 @@ def test_more_buffers_than_one_call_takes_are_written_in_order(tmp_path: Path) -
 
 
 def test_a_short_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a write leaves over is written next, byte by byte if it must be."""
+    """The remaining bytes are written next, byte by byte if necessary."""
 
     def write_three(fd: int, buffers: Sequence[bytes]) -> int:
         return os.write(fd, b"".join(buffers)[:3])
@@ -214,7 +214,7 @@ def test_a_commit_group_is_there_when_append_returns(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_before_the_first_commit_group(tmp_path: Path) -> None:
-    """An idle writer has no file, and sealing it makes none."""
+    """An idle writer has no file, and sealing creates none."""
     writer = make_writer(tmp_path)
     writer.maintain()
     writer.seal()
@@ -243,7 +243,7 @@ def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_a_segment_is_sealed_before_it_grows_past_its_size(tmp_path: Path) -> None:
-    """A commit group that would not fit goes to the next segment; one that fills it seals it."""
+    """A commit group that would not fit starts the next segment; one that fills it seals it."""
     writer = make_writer(tmp_path, segment_bytes=2 * len(A))
     writer.append([A])
     assert ([], [A]) == (sealed(tmp_path), still_open(tmp_path))
@@ -254,7 +254,7 @@ def test_a_segment_is_sealed_before_it_grows_past_its_size(tmp_path: Path) -> No
     assert [A + B, C, A + B] == sealed(tmp_path)
 
 
-def test_a_commit_group_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> None:
+def test_commit_group_larger_than_a_segment_has_its_own_segment(tmp_path: Path) -> None:
     """A commit group is never divided."""
     writer = make_writer(tmp_path, segment_bytes=5)
     writer.append([A, B, C])
@@ -264,7 +264,7 @@ def test_a_commit_group_larger_than_a_segment_has_one_of_its_own(tmp_path: Path)
 def test_a_segment_is_sealed_at_its_age_though_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Age alone seals a segment when it is maintained, not the next write."""
+    """Maintenance seals it, not the next write."""
     writer = make_writer(tmp_path, segment_seconds=100)
     writer.append([A])
     now = time.monotonic()
@@ -278,7 +278,7 @@ def test_a_segment_is_sealed_at_its_age_though_idle(
 
 @pytest.mark.parametrize("step_seconds", [-3600, 0, 0.000001, 3600])
 def test_lexical_order_is_the_order_of_creation(tmp_path: Path, step_seconds: float) -> None:
-    """Names grow also where the clock stands still or is put back."""
+    """Names grow also if the clock stands still or is set back."""
     clock = Clock(*(START + n * step_seconds for n in range(30)))
     writer = make_writer(tmp_path, segment_bytes=1, clock=clock)
     groups = [b"%d\n" % number for number in range(20)]
@@ -288,7 +288,7 @@ def test_lexical_order_is_the_order_of_creation(tmp_path: Path, step_seconds: fl
 
 
 def test_names_follow_a_clock_that_was_far_ahead(tmp_path: Path) -> None:
-    """Else all that comes would be named after the wrong time, for as long as it was ahead."""
+    """Otherwise all segments would have the wrong time, for as long as it was ahead."""
     clock = Clock(START + 8 * DAY, START + 8 * DAY, START, START)
     writer = make_writer(tmp_path, segment_bytes=1, clock=clock)
     for group in (A, B, C):
@@ -298,7 +298,7 @@ def test_names_follow_a_clock_that_was_far_ahead(tmp_path: Path) -> None:
 
 
 def test_names_follow_the_trusted_clock(tmp_path: Path) -> None:
-    """A jump of the wall clock for a while gives no segment a name that is ahead."""
+    """A temporary jump of the wall clock leads to no name that is ahead."""
     wall = [START, START + 2 * DAY, START + 2 * DAY]
     clock = TrustedClock(lambda: wall.pop(0) if len(wall) > 1 else wall[0], lambda: 0.0)
     writer = make_writer(tmp_path, segment_bytes=1, clock=clock)
@@ -308,7 +308,7 @@ def test_names_follow_the_trusted_clock(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_process_have_their_own_files(tmp_path: Path) -> None:
-    """A name that the other writer took in the same microsecond is not used."""
+    """A name that the other writer used in the same microsecond is skipped."""
     first, second = (make_writer(tmp_path, clock=Clock(START)) for _ in range(2))
     first.append([A])
     second.append([B])
@@ -319,7 +319,7 @@ def test_two_writers_of_one_process_have_their_own_files(tmp_path: Path) -> None
 
 
 def test_writers_of_one_process_name_in_one_order(tmp_path: Path) -> None:
-    """A clock set back by an hour leaves no later segment with an earlier name."""
+    """A clock set back by an hour gives no later segment an earlier name."""
     starts = Starts(Clock(START + 3600, START))
     first, second = (make_writer(tmp_path, starts=starts) for _ in range(2))
     first.append([A])
@@ -384,7 +384,7 @@ def test_never_does_not_sync(tmp_path: Path, break_os: BreakOs) -> None:
 
 
 def test_a_segment_is_not_sealed_before_it_is_synced(tmp_path: Path, break_os: BreakOs) -> None:
-    """Where the last sync fails the file is recovered through a new descriptor, whole."""
+    """If the last sync fails, the file is recovered completely through a new descriptor."""
     syncs = break_os("fdatasync", errno.EIO)
     writer = make_writer(tmp_path, sync="everysec")
     writer.append([A])

@@ -35,7 +35,7 @@ from tests.unit.store.segments import (
 def test_a_write_that_fails_leaves_nothing_of_its_commit_group(
     tmp_path: Path, break_os: BreakOs, number: int
 ) -> None:
-    """A failed write is told with its reason; what was accepted before is sealed, whole."""
+    """The error is raised; the accepted lines are sealed completely."""
     writer = make_writer(tmp_path)
     writer.append([A])
     break_os("writev", number, times=1)
@@ -51,7 +51,7 @@ def test_a_write_that_fails_leaves_nothing_of_its_commit_group(
 def test_a_short_write_that_then_fails_is_truncated(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a commit group on a full disk is truncated, though its first line is whole."""
+    """Half a commit group on a full disk is truncated, though its first line is complete."""
     write = os.write
 
     def write_half(fd: int, buffers: Sequence[bytes]) -> int:
@@ -70,7 +70,7 @@ def test_a_short_write_that_then_fails_is_truncated(
 def test_a_commit_group_of_many_buffers_is_truncated_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the second of two writes fails, nothing of the first one stays."""
+    """If the second of two writes fails, none of the first one stays."""
     writev = os.writev
     results = [writev]
 
@@ -90,7 +90,7 @@ def test_a_commit_group_of_many_buffers_is_truncated_as_a_whole(
 def test_the_first_commit_group_that_fails_leaves_no_file(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """A segment of which nothing was accepted is removed."""
+    """A segment without accepted lines is removed."""
     break_os("writev", errno.ENOSPC)
     writer = make_writer(tmp_path)
     with pytest.raises(OSError, match="No space left"):
@@ -101,7 +101,7 @@ def test_the_first_commit_group_that_fails_leaves_no_file(
 def test_a_failure_that_repeats_is_logged_once(
     tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A line per commit group would fill another disk while this one fails."""
+    """One line per commit group would fill another disk during the failure."""
     writer = make_writer(tmp_path)
     syncs = break_os("fdatasync", errno.EIO)
     for _ in range(5):
@@ -139,7 +139,7 @@ def test_segments_that_cannot_be_sealed_are_logged_once(
 def test_after_a_failed_sync_the_commit_group_goes_to_a_new_file(
     tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The file is truncated to its last synced end and sealed; the commit group is written anew."""
+    """The old file is truncated to its last synced end and sealed; the group is written again."""
     writer = make_writer(tmp_path)
     writer.append([A])
     syncs = break_os("fdatasync", errno.EIO, times=1)
@@ -155,7 +155,7 @@ def test_after_a_failed_sync_the_commit_group_goes_to_a_new_file(
 def test_a_descriptor_whose_sync_failed_is_never_synced_again(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """A second sync of the same file would hide the loss, so that none is made."""
+    """A second sync of the same file would hide the loss."""
     writer = make_writer(tmp_path)
     writer.append([A])
     syncs = break_os("fdatasync", errno.EIO, times=3)
@@ -172,7 +172,7 @@ def test_a_descriptor_whose_sync_failed_is_never_synced_again(
 
 
 def test_a_second_failed_sync_rejects_the_commit_group(tmp_path: Path, break_os: BreakOs) -> None:
-    """Where the new file cannot be synced either, nothing of the commit group is on the disk."""
+    """If the new file cannot be synced either, none of the group is stored."""
     writer = make_writer(tmp_path)
     writer.append([A])
     syncs = break_os("fdatasync", errno.EIO, times=2)
@@ -188,7 +188,7 @@ def test_a_second_failed_sync_rejects_the_commit_group(tmp_path: Path, break_os:
 def test_a_new_file_that_cannot_be_written_rejects_the_commit_group(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the sync fails and then the disk is full, nothing of the group is on the disk."""
+    """If the sync fails and then the disk is full, none of the group is stored."""
 
     def fail_and_fill(fd: int) -> None:
         break_os("writev", errno.ENOSPC, times=1)
@@ -206,10 +206,10 @@ def test_a_new_file_that_cannot_be_written_rejects_the_commit_group(
     assert [A, C] == sealed(tmp_path)
 
 
-def test_a_failed_sync_by_the_timer_keeps_what_was_accepted(
+def test_failed_sync_by_the_timer_keeps_accepted_lines(
     tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the mode `everysec` the written lines stay, and the file is given up."""
+    """In the mode `everysec` the written lines stay, and the file is ended."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     writer = make_writer(tmp_path, sync="everysec")
@@ -227,7 +227,7 @@ def test_a_failed_sync_by_the_timer_keeps_what_was_accepted(
 def test_a_file_that_cannot_be_truncated_is_truncated_later(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """Nothing of a rejected group is sealed: the file stays open until it can be truncated."""
+    """No rejected line is sealed: the file stays open until it can be truncated."""
     writer = make_writer(tmp_path)
     writer.append([A])
     cuts = break_os("ftruncate", errno.EIO)
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_truncated_is_truncated_later(
 
 
 def test_a_segment_that_cannot_be_sealed_is_sealed_later(tmp_path: Path, break_os: BreakOs) -> None:
-    """A failed rename costs nothing: new groups go to a new file, and the old one is retried."""
+    """After a failed rename new groups go to a new file, and the rename is retried."""
     writer = make_writer(tmp_path)
     writer.append([A])
     renames = break_os("rename_new", errno.EIO, module=files)
@@ -261,7 +261,7 @@ def test_a_segment_that_cannot_be_sealed_is_sealed_later(tmp_path: Path, break_o
 def test_a_file_that_was_removed_under_the_writer_is_noticed(
     tmp_path: Path, is_replaced: bool
 ) -> None:
-    """A commit group is not accepted into a file that nobody can find; it goes to a new one."""
+    """A commit group goes to a new file, not to one without a name."""
     writer = make_writer(tmp_path)
     writer.append([A])
     (path,) = tmp_path.iterdir()
@@ -277,7 +277,7 @@ def test_a_file_that_was_removed_under_the_writer_is_noticed(
 def test_a_directory_that_was_removed_rejects_commit_groups_until_it_is_back(
     tmp_path: Path,
 ) -> None:
-    """Without the directory nothing is accepted; with it, everything is again."""
+    """Without the directory no group is accepted."""
     path = tmp_path / "data"
     path.mkdir()
     writer = make_writer(path)
@@ -293,8 +293,8 @@ def test_a_directory_that_was_removed_rejects_commit_groups_until_it_is_back(
     assert B not in b"".join(still_open(moved))
 
 
-def test_a_probe_tells_whether_a_file_can_be_made(tmp_path: Path, break_os: BreakOs) -> None:
-    """A probe fails as the next group would, and leaves the file for the group when it works."""
+def test_probe_checks_whether_a_file_can_be_created(tmp_path: Path, break_os: BreakOs) -> None:
+    """It fails as the next group would; a successful probe leaves the file for the group."""
     writer = make_writer(tmp_path)
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
@@ -309,7 +309,7 @@ def test_a_probe_tells_whether_a_file_can_be_made(tmp_path: Path, break_os: Brea
 
 
 def test_a_probe_notices_a_removed_file(tmp_path: Path) -> None:
-    """A file that is gone fails the probe once; the next one makes a new file."""
+    """A removed file fails the probe once; the next probe creates a new file."""
     writer = make_writer(tmp_path)
     writer.append([A])
     (path,) = tmp_path.iterdir()
@@ -321,10 +321,8 @@ def test_a_probe_notices_a_removed_file(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
-def test_the_end_tries_once_more_what_could_not_be_sealed(
-    tmp_path: Path, break_os: BreakOs
-) -> None:
-    """A rename that failed is done at the stop, and not left to the next start."""
+def test_stop_retries_failed_seals(tmp_path: Path, break_os: BreakOs) -> None:
+    """A failed rename is retried at the stop, not left to the next start."""
     writer = make_writer(tmp_path)
     writer.append([A])
     break_os("rename_new", errno.EIO, times=1, module=files)
@@ -352,10 +350,10 @@ def half_written(error: type[BaseException]) -> Callable[..., int]:
 
 @pytest.mark.parametrize("error", INTERRUPTIONS)
 @pytest.mark.parametrize("sync", ["always", "everysec", "never"])
-def test_whatever_interrupts_a_write_undoes_it(
+def test_interrupted_write_is_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], sync: SyncMode
 ) -> None:
-    """Nothing of the group is there, and what comes next is whole in a file of its own."""
+    """None of the group is stored, and later groups are complete in another file."""
     writer = make_writer(tmp_path, sync=sync)
     writer.append([A])
     with monkeypatch.context() as patch:
@@ -370,10 +368,10 @@ def test_whatever_interrupts_a_write_undoes_it(
 
 @pytest.mark.parametrize("error", INTERRUPTIONS)
 @pytest.mark.parametrize("call", ["fdatasync", "stat"])
-def test_whatever_comes_after_a_write_undoes_it(
+def test_interruption_after_a_write_undoes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], call: str
 ) -> None:
-    """A group that is written and not accepted is not there, whichever step was interrupted."""
+    """A written group that was not accepted is removed, at whichever step."""
     writer = make_writer(tmp_path)
     writer.append([A])
     calls = 0
@@ -396,10 +394,10 @@ def test_whatever_comes_after_a_write_undoes_it(
 
 
 @pytest.mark.parametrize("error", INTERRUPTIONS)
-def test_whatever_interrupts_a_new_file_leaves_none(
+def test_interrupted_creation_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """A file that could not be claimed is neither there nor held."""
+    """A file that could not be claimed neither exists nor is open."""
 
     def interrupt(fd: int, operation: int) -> None:
         raise error
@@ -414,10 +412,10 @@ def test_whatever_interrupts_a_new_file_leaves_none(
     assert before == descriptors()
 
 
-def test_a_seal_that_is_interrupted_is_done_later(
+def test_interrupted_seal_is_completed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group that filled its segment is stored, whatever becomes of the seal."""
+    """A group that filled its segment is stored, whatever happens to the seal."""
 
     def interrupt(path: Path, size: int) -> None:
         raise MemoryError
@@ -434,7 +432,7 @@ def test_a_seal_that_is_interrupted_is_done_later(
 def test_no_recovery_takes_a_file_that_cannot_be_truncated(
     tmp_path: Path, break_os: BreakOs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was rejected is not stored because another process finds its lines whole."""
+    """Rejected lines are not stored because another process finds them complete."""
     writer = make_writer(tmp_path)
     writer.append([A])
     cuts = break_os("ftruncate", errno.EIO)
@@ -456,7 +454,7 @@ def test_no_recovery_takes_a_file_that_cannot_be_truncated(
 def test_a_file_is_truncated_before_the_next_group_is_appended(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """Only until then could a crash leave what was rejected to a recovery."""
+    """Only until then could a crash leave rejected lines to a recovery."""
     writer = make_writer(tmp_path)
     writer.append([A])
     cuts = break_os("ftruncate", errno.EIO)
@@ -469,8 +467,8 @@ def test_a_file_is_truncated_before_the_next_group_is_appended(
     writer.close()
 
 
-def test_a_file_without_anything_to_cut_is_not_held(tmp_path: Path, break_os: BreakOs) -> None:
-    """A disk that turned read-only can be unmounted, though nothing on it can be truncated."""
+def test_file_without_rejected_lines_is_closed(tmp_path: Path, break_os: BreakOs) -> None:
+    """A disk that became read-only can be unmounted, although it cannot be truncated."""
     writer = make_writer(tmp_path)
     writer.append([A])
     break_os("ftruncate", errno.EROFS)
@@ -489,7 +487,7 @@ def test_a_file_without_anything_to_cut_is_not_held(tmp_path: Path, break_os: Br
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
 def test_a_new_segment_has_no_name_of_a_sealed_one(tmp_path: Path, suffix: str) -> None:
-    """A clock that was put back leads to no name that was there before."""
+    """A clock that was set back does not lead to an earlier name."""
     moment = datetime(2026, 11, 23, tzinfo=UTC).timestamp()
     taken = tmp_path / f"20261123T000000.000000Z-{os.getpid()}{suffix}"
     taken.write_bytes(A)
@@ -501,7 +499,7 @@ def test_a_new_segment_has_no_name_of_a_sealed_one(tmp_path: Path, suffix: str) 
 
 
 def test_a_seal_never_replaces_a_file(tmp_path: Path) -> None:
-    """What somebody put in the place of the sealed segment stays, and so does the segment."""
+    """A file at the path of the sealed segment stays, and so does the segment."""
     writer = make_writer(tmp_path)
     writer.append([A])
     (path,) = tmp_path.iterdir()
@@ -518,7 +516,7 @@ def test_a_seal_never_replaces_a_file(tmp_path: Path) -> None:
 def test_a_segment_whose_directory_was_away_is_sealed_when_it_is_back(
     tmp_path: Path, is_by_writer: bool
 ) -> None:
-    """Whether the seal or an append found the directory gone, a clean stop leaves nothing open."""
+    """Whether a seal or an append failed, a clean stop leaves no segment open."""
     path = tmp_path / "data"
     path.mkdir()
     writer = make_writer(path)
@@ -537,7 +535,7 @@ def test_a_segment_whose_directory_was_away_is_sealed_when_it_is_back(
 
 
 def test_a_segment_that_another_process_sealed_is_done(tmp_path: Path, break_os: BreakOs) -> None:
-    """What could not be sealed and was recovered meanwhile is not looked for any longer."""
+    """A segment that was recovered meanwhile is not retried."""
     writer = make_writer(tmp_path)
     writer.append([A])
     break_os("rename_new", errno.EIO, times=1, module=files)
@@ -550,8 +548,8 @@ def test_a_segment_that_another_process_sealed_is_done(tmp_path: Path, break_os:
     assert 1 == writer.sealed_segments
 
 
-def test_segments_that_are_gone_are_looked_for_within_bounds(tmp_path: Path) -> None:
-    """Somebody who removes every open segment does not make the service slower and slower."""
+def test_search_for_removed_segments_is_bounded(tmp_path: Path) -> None:
+    """Removing every open segment does not make the service slower and slower."""
     writer = make_writer(tmp_path)
     for _ in range(MAX_UNSEALED + 5):
         writer.append([A])
@@ -564,7 +562,7 @@ def test_segments_that_are_gone_are_looked_for_within_bounds(tmp_path: Path) -> 
 def test_rejected_keys_are_unsettled_until_their_segment_is_sealed(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """Also if so many later segments cannot be sealed that this one is left to a recovery."""
+    """Also if so many later seals fail that this segment is left to a recovery."""
     writer = make_writer(tmp_path)
     renames = break_os("rename_new", errno.EIO, module=files)
     writer.append([A])
@@ -589,7 +587,7 @@ def test_rejected_keys_are_unsettled_until_their_segment_is_sealed(
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what lets seconds pass."""
+    """Return a function that lets seconds pass."""
     moment = time.monotonic()
 
     def wait(seconds: float) -> None:
@@ -603,7 +601,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_batches_since_the_last_good_sync_are_counted_when_one_fails(
     tmp_path: Path, break_os: BreakOs, now: Callable[[float], None]
 ) -> None:
-    """Those that an earlier sync made durable are not, nor those that are written anew."""
+    """Not those that an earlier sync made durable, nor those written again."""
     writer = make_writer(tmp_path, sync="everysec")
     writer.append([A, A])
     now(2)
@@ -626,7 +624,7 @@ def test_a_sync_without_a_batch_counts_too(
     caplog: pytest.LogCaptureFixture,
     end: str,
 ) -> None:
-    """The timer's sync and the one before a seal are told with what they may have cost."""
+    """The timer's sync and the one before a seal report the batches that they may lose."""
     writer = make_writer(tmp_path, sync="everysec")
     writer.append([A, B])
     break_os("fdatasync", errno.EIO, times=1)
@@ -644,7 +642,7 @@ def test_a_sync_without_a_batch_counts_too(
 def test_after_a_failed_sync_each_group_is_synced_until_one_is_good(
     tmp_path: Path, break_os: BreakOs, now: Callable[[float], None]
 ) -> None:
-    """A disk that does not sync acknowledges nothing more, and no second is risked for each."""
+    """A disk that does not sync acknowledges nothing more."""
     writer = make_writer(tmp_path, sync="everysec")
     writer.append([A])
     syncs = break_os("fdatasync", errno.EIO, times=5)
@@ -666,8 +664,8 @@ def test_after_a_failed_sync_each_group_is_synced_until_one_is_good(
     assert A + C + C == b"".join(sealed(tmp_path))
 
 
-def test_in_the_mode_always_nothing_is_ever_doubtful(tmp_path: Path, break_os: BreakOs) -> None:
-    """What was acknowledged was synced."""
+def test_mode_always_never_loses_acknowledged_batches(tmp_path: Path, break_os: BreakOs) -> None:
+    """Acknowledged batches were synced."""
     writer = make_writer(tmp_path)
     writer.append([A])
     break_os("fdatasync", errno.EIO, times=2)

@@ -16,7 +16,7 @@ KEY = Key("00000000", DIGEST, bytes(16))
 
 
 def test_a_key_is_found_with_the_tools_of_any_system() -> None:
-    """Its digest is a SHA-256 of two texts, so that an operator can look for it."""
+    """Its digest is a SHA-256 of two texts, so an operator can compute it."""
     token = hashlib.sha256(b"secret").digest()
     key = make_key(token, "00000000", "my-key", b"body", "/v1/drain")
     text = hashlib.sha256(b"secret").hexdigest() + ":my-key"
@@ -24,7 +24,7 @@ def test_a_key_is_found_with_the_tools_of_any_system() -> None:
 
 
 def test_another_token_or_key_has_another_digest() -> None:
-    """The token and the key name the batch; body and context tell whether it is the same."""
+    """Token and key identify the batch; body and context show whether it is the same."""
     same = make_key(b"t", "n", "k", b"body", "/a")
     assert same == make_key(b"t", "n", "k", b"body", "/a")
     for token, key in ((b"T", "k"), (b"t", "K")):
@@ -34,7 +34,7 @@ def test_another_token_or_key_has_another_digest() -> None:
 
 
 def test_bodies_of_one_checksum_differ() -> None:
-    """A CRC-32 and a length do not tell two bodies apart; 128 bits do."""
+    """Bodies with the same CRC-32 and length differ in 128 bits."""
     one, two = b"plumless", b"buckeroo"
     assert (len(one), zlib.crc32(one)) == (len(two), zlib.crc32(two))
     assert make_key(b"t", "n", "k", one, "").body != make_key(b"t", "n", "k", two, "").body
@@ -42,7 +42,7 @@ def test_bodies_of_one_checksum_differ() -> None:
 
 
 def test_rejected_claim_has_its_cause() -> None:
-    """A batch that is stored, now or before, has none."""
+    """A batch that is stored, now or earlier, has none."""
     claim = Claim(KEY, 1, lambda key: None)
     assert claim.cause is None
     claim.reject(KEY_REUSED)
@@ -52,7 +52,7 @@ def test_rejected_claim_has_its_cause() -> None:
 
 
 def test_the_last_holder_unlocks_a_key() -> None:
-    """Requests, commits and lines that cannot be cut end in any order."""
+    """Requests, commits and lines that cannot be truncated end in any order."""
     unlocked: list[Key] = []
     claim = Claim(KEY, 1, unlocked.append)
     claim.add_holder()
@@ -65,7 +65,7 @@ def test_the_last_holder_unlocks_a_key() -> None:
 
 
 def test_one_process_locks_a_key(tmp_path: Path) -> None:
-    """Another one gets it after its release; other keys are free meanwhile."""
+    """Another one gets it after its release; other keys are free."""
     one, two = KeyLocks(tmp_path), KeyLocks(tmp_path)
     for locks in (one, two):
         locks.open()
@@ -79,7 +79,7 @@ def test_one_process_locks_a_key(tmp_path: Path) -> None:
 
 
 def test_locks_that_cannot_be_opened_fail_as_the_disk_does(tmp_path: Path) -> None:
-    """If the directory is gone, nobody gets a key, and what is released is released."""
+    """If the directory is missing, no key is locked, and releases still work."""
     (tmp_path / "data").mkdir()
     locks = KeyLocks(tmp_path / "data")
     locks.open()
@@ -93,7 +93,7 @@ def test_locks_that_cannot_be_opened_fail_as_the_disk_does(tmp_path: Path) -> No
 
 
 def test_failed_close_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The descriptor's number may be that of another file by then."""
+    """The descriptor may belong to another file by then."""
     locks = KeyLocks(tmp_path)
     locks.open()
     closed: list[int] = []

@@ -1,4 +1,4 @@
-"""The database of the keys: its records, and whatever may befall its files."""
+"""The database of the keys: its records, and faults of its files."""
 
 import contextlib
 import errno
@@ -36,25 +36,25 @@ def make_record(number: int, token: str = "00000000") -> Record:
 
 
 def find(records: Database, *numbers: int, oldest: float = 0.0) -> dict[int, list[Entry]]:
-    """Return what a database knows of the keys of some records."""
+    """Return the database's records for the keys of some records."""
     found = records.find([make_record(number).key.digest for number in numbers], oldest)
     return {int.from_bytes(digest, "big"): entries for digest, entries in found.items()}
 
 
 def known(records: Database, *numbers: int) -> list[int]:
-    """Return of which records a database knows the keys."""
+    """Return the records whose keys a database knows."""
     return sorted(find(records, *numbers))
 
 
 def add_each(records: Database, numbers: range) -> None:
-    """Add records, each in a commit of its own."""
+    """Add records, each in its own commit."""
     for number in numbers:
         records.add(SEGMENT, NOW, [make_record(number)])
 
 
 @pytest.fixture
 def connect(tmp_path: Path) -> Iterator[Callable[[], Database]]:
-    """Return what connects to the database of the test's directory, as another process would."""
+    """Return a function that opens the test's database, as another process would."""
     made: list[Database] = []
 
     def make() -> Database:
@@ -76,7 +76,7 @@ def records(connect: Callable[[], Database]) -> Database:
 
 
 def test_an_entry_is_found_by_its_key(connect: Callable[[], Database]) -> None:
-    """Whichever process added it; other keys are not in the way."""
+    """Whichever process added it, and among other keys."""
     one, two = connect(), connect()
     one.add(SEGMENT, NOW, [make_record(number) for number in (1, 2, 3)])
     two.add(OTHER, NOW, [make_record(4)])
@@ -88,7 +88,7 @@ def test_an_entry_is_found_by_its_key(connect: Callable[[], Database]) -> None:
 
 
 def test_the_newest_entry_of_a_key_comes_first(records: Database) -> None:
-    """A key that was tried again has several, of which old ones do not count."""
+    """A key that was tried again has several records; only the newest counts."""
     records.add(SEGMENT, NOW - 10, [make_record(1)])
     records.add(OTHER, NOW, [make_record(1)])
     assert [OTHER, SEGMENT] == [entry.segment for entry in find(records, 1)[1]]
@@ -98,7 +98,7 @@ def test_the_newest_entry_of_a_key_comes_first(records: Database) -> None:
 
 @pytest.mark.parametrize("count", [1, database.ROWS, database.ROWS + 1, 5 * database.ROWS])
 def test_a_commit_group_may_have_many_keys(records: Database, count: int) -> None:
-    """They are found however many there are."""
+    """All are found, however many there are."""
     records.add(SEGMENT, NOW, [make_record(number) for number in range(count)])
     assert list(range(count)) == known(records, *range(count + 5))
 
@@ -106,7 +106,7 @@ def test_a_commit_group_may_have_many_keys(records: Database, count: int) -> Non
 def test_records_are_committed_all_or_none(
     records: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where they take more than one statement."""
+    """Also if they need more than one statement."""
     insert, parts = Database._insert, [1, 2]
 
     def fail_at_the_third(self: Database, *arguments: Any) -> None:
@@ -127,7 +127,7 @@ def test_records_are_committed_all_or_none(
 def test_the_size_of_a_segment_is_known_with_its_keys(
     connect: Callable[[], Database], tmp_path: Path
 ) -> None:
-    """One that has no keys has no size either, and needs none."""
+    """A segment without keys has no size, and needs none."""
     one, two = connect(), connect()
     one.add(SEGMENT, NOW, [make_record(1)])
     record_size(tmp_path, SEGMENT, 123)
@@ -138,7 +138,7 @@ def test_the_size_of_a_segment_is_known_with_its_keys(
 
 
 def test_the_ranges_of_a_segment_are_found(connect: Callable[[], Database], tmp_path: Path) -> None:
-    """Among those of other segments, and after all older keys were deleted."""
+    """Among those of other segments, and after older keys were deleted."""
     one, two = connect(), connect()
     one.add(OTHER, NOW, [make_record(number) for number in range(5)])
     for number in (5, 7):
@@ -151,8 +151,8 @@ def test_the_ranges_of_a_segment_are_found(connect: Callable[[], Database], tmp_
     assert [] == ranges_in(tmp_path, "20261123T062500.999999Z-1")
 
 
-def test_without_a_database_none_is_made(tmp_path: Path) -> None:
-    """Where there are no keys, there is nothing to look up."""
+def test_lookup_creates_no_database(tmp_path: Path) -> None:
+    """Without keys there is nothing to look up."""
     record_size(tmp_path, SEGMENT, 1)
     assert [] == ranges_in(tmp_path, SEGMENT)
     assert not Database(tmp_path, is_synced=True).open_existing()
@@ -160,8 +160,8 @@ def test_without_a_database_none_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("statement", [database._FIND, database._RANGES])
-def test_nothing_is_read_that_is_not_asked_for(records: Database, statement: str) -> None:
-    """With a million keys, the first one is found as soon as with ten."""
+def test_lookup_reads_only_its_keys(records: Database, statement: str) -> None:
+    """Among a million keys, the first one is found as fast as among ten."""
     parameters = ["x"] * statement.count("?")
     plan = [row[3] for row in records.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
     assert [] == [step for step in plan if step.startswith("SCAN")]
@@ -169,7 +169,7 @@ def test_nothing_is_read_that_is_not_asked_for(records: Database, statement: str
 
 
 def test_the_names_are_durable_before_the_first_record(tmp_path: Path, break_os: BreakOs) -> None:
-    """SQLite syncs the directory too, but does not say when that fails."""
+    """SQLite syncs the directory too, but does not report a failure."""
     fault = break_os("fsync", errno.EIO)
     records = Database(tmp_path, is_synced=True)
     with pytest.raises(OSError, match="Input/output error"):
@@ -181,10 +181,8 @@ def test_the_names_are_durable_before_the_first_record(tmp_path: Path, break_os:
         assert records.is_in_place()
 
 
-def test_commits_that_were_not_synced_are_synced_when_asked(
-    records: Database, break_os: BreakOs
-) -> None:
-    """As once a second in the mode `everysec`."""
+def test_unsynced_commits_are_synced_on_request(records: Database, break_os: BreakOs) -> None:
+    """As once per second in the mode `everysec`."""
     fault = break_os("fdatasync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
         records.sync()
@@ -193,7 +191,7 @@ def test_commits_that_were_not_synced_are_synced_when_asked(
 
 
 def test_only_the_owner_and_the_group_may_read(records: Database, tmp_path: Path) -> None:
-    """As with the segments."""
+    """The mode is that of the segments."""
     records.add(SEGMENT, NOW, [make_record(1)])
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("keys.db*")}
     assert dict.fromkeys(["keys.db", "keys.db-wal", "keys.db-shm"], 0o640) == modes
@@ -206,10 +204,10 @@ def test_only_the_owner_and_the_group_may_read(records: Database, tmp_path: Path
     "names",
     [["keys.db", "keys.db-wal", "keys.db-shm"], ["keys.db"], ["keys.db-wal"], ["keys.db-shm"]],
 )
-def test_a_deleted_database_is_begun_anew_by_all(
+def test_deleted_database_is_replaced_for_all(
     connect: Callable[[], Database], tmp_path: Path, names: list[str]
 ) -> None:
-    """Whichever of its files is gone, no two processes use different ones afterwards."""
+    """Whichever file is missing, all processes use the same new one."""
     one, two = connect(), connect()
     one.add(SEGMENT, NOW, [make_record(1)])
     for name in names:
@@ -226,10 +224,10 @@ def test_a_deleted_database_is_begun_anew_by_all(
     assert [("ok",)] == one.execute("PRAGMA integrity_check")
 
 
-def test_a_record_beside_a_deletion_is_not_taken_for_kept(
+def test_record_in_a_deleted_database_does_not_count(
     records: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody would find it."""
+    """It could not be found."""
     insert = Database._insert
 
     def insert_and_delete(self: Database, *arguments: Any) -> None:
@@ -250,10 +248,10 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE)
-def test_what_is_no_database_is_moved_aside(
+def test_invalid_database_is_moved_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
-    """Nothing is lost of it, and the operator learns what it means."""
+    """None of it is lost, and the log explains the consequence."""
     (tmp_path / "keys.db").write_bytes(content)
     with closing(Database(tmp_path, is_synced=False)) as records:
         records.open()
@@ -269,7 +267,7 @@ def test_what_is_no_database_is_moved_aside(
 def test_a_database_that_is_damaged_is_moved_aside(
     connect: Callable[[], Database], tmp_path: Path, caplog: pytest.LogCaptureFixture, is_open: bool
 ) -> None:
-    """By whoever finds out, also while it is open; the others go on with the new one."""
+    """By the process that notices it, also while it is open; others continue with the new one."""
     one, two = connect(), connect()
     one.add(SEGMENT, NOW, [make_record(number) for number in range(2000)])
     one.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -297,7 +295,7 @@ def test_a_database_that_is_damaged_is_moved_aside(
 def test_a_database_of_another_program_is_left_alone(
     tmp_path: Path, connect: Callable[[], Database], statement: str
 ) -> None:
-    """Or of a later version; when it is gone, keys are remembered again."""
+    """Or of a later version; once it is removed, keys are remembered again."""
     path = tmp_path / "keys.db"
     with closing(sqlite3.connect(path)) as other:
         other.execute(statement)
@@ -315,8 +313,8 @@ def test_a_database_of_another_program_is_left_alone(
     assert [1] == known(records, 1)
 
 
-def test_a_database_that_was_begun_and_not_made_is_made(tmp_path: Path) -> None:
-    """A process may have died in the midst."""
+def test_incomplete_database_is_completed(tmp_path: Path) -> None:
+    """A process may have died while it created the database."""
     with closing(sqlite3.connect(tmp_path / "keys.db")) as other:
         other.execute("PRAGMA journal_mode = WAL")
     with closing(Database(tmp_path, is_synced=True)) as records:
@@ -328,7 +326,7 @@ def test_a_database_that_was_begun_and_not_made_is_made(tmp_path: Path) -> None:
 def test_a_directory_in_the_way_is_an_error_until_it_is_gone(
     tmp_path: Path, connect: Callable[[], Database]
 ) -> None:
-    """It is left alone, as whatever SQLite cannot open."""
+    """It is not touched, as anything else that SQLite cannot open."""
     (tmp_path / "keys.db").mkdir()
     record_size(tmp_path, SEGMENT, 1)
     assert [] == ranges_in(tmp_path, SEGMENT)
@@ -340,7 +338,7 @@ def test_a_directory_in_the_way_is_an_error_until_it_is_gone(
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
-    """As of a disk that is not mounted."""
+    """For example if a disk is not mounted."""
     with pytest.raises(FileNotFoundError):
         Database(tmp_path / "away", is_synced=True).open()
 
@@ -348,10 +346,10 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
 # --- A database that others hold, or that has no room
 
 
-def test_a_lock_is_waited_for_and_given_up(
+def test_wait_for_a_lock_is_bounded(
     records: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever holds it, an entry is found meanwhile."""
+    """Lookups work meanwhile."""
     records.add(SEGMENT, NOW, [make_record(1)])
     with closing(sqlite3.connect(tmp_path / "keys.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -377,7 +375,7 @@ def test_a_lock_is_waited_for_and_given_up(
 
 
 def test_a_full_database_is_a_full_disk(records: Database) -> None:
-    """And takes records again when there is room; those from before are whole."""
+    """It accepts records again once there is room; earlier ones are complete."""
     records.execute("PRAGMA max_page_count = 20")
     with pytest.raises(OSError, match="full") as raised:
         add_each(records, range(5000))
@@ -393,7 +391,7 @@ def test_a_full_database_is_a_full_disk(records: Database) -> None:
 def test_used_up_quota_is_told_from_a_failed_disk(
     records: Database, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """SQLite reports both as a failed write; a file that is written beside it shows which."""
+    """SQLite reports both as a failed write; writing another file shows the difference."""
 
     def fail(**kwargs: object) -> None:
         raise OSError(number, os.strerror(number))

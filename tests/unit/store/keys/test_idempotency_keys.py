@@ -1,4 +1,4 @@
-"""Batches with keys, at every moment at which a process, a disk or a machine may fail."""
+"""Batches with keys, with failures of processes, disks and machines at every step."""
 
 import errno
 import itertools
@@ -36,7 +36,7 @@ A, B, C = b'{"m":"a1"}\n{"m":"a2"}\n', b'{"m":"b"}\n', b'{"m":"c"}\n'
 
 @pytest.fixture
 def make_worker(settings: Settings) -> Iterator[Callable[..., Worker]]:
-    """Return what makes workers on one data directory."""
+    """Return a factory of workers on one data directory."""
     made: list[Worker] = []
 
     def make(**changes: object) -> Worker:
@@ -64,17 +64,17 @@ def kill_while_storing(worker: Worker, key: str, lines: bytes) -> None:
 
 
 def test_a_batch_is_stored_once(worker: Worker, tmp_path: Path) -> None:
-    """Each further try is a replay, also of a batch in the midst of others."""
+    """Each further request is a replay, also among other batches."""
     assert STORED == worker.send("a", A)
     assert STORED == worker.send("b", B)
     assert [REPLAYED] * 3 == [worker.send("a", A), worker.send("b", B), worker.send("a", A)]
     assert A + B == stored(tmp_path)
 
 
-def test_another_worker_knows_what_was_stored(
+def test_another_worker_knows_a_stored_batch(
     make_worker: Callable[..., Worker], tmp_path: Path
 ) -> None:
-    """Also while the segment is being written, and after it was sealed, removed or compressed."""
+    """While the segment is written, and after it was sealed, removed or compressed."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
     assert REPLAYED == two.send("a", A)
@@ -90,7 +90,7 @@ def test_another_worker_knows_what_was_stored(
 
 
 def test_one_worker_has_a_key_at_a_time(make_worker: Callable[..., Worker], tmp_path: Path) -> None:
-    """The second one is told so, in the same process and in another, until the first lets go."""
+    """A second request is rejected, in any process, until the first one releases the key."""
     one, two = make_worker(), make_worker()
     claim = one.claim("a", A)
     assert (IN_USE, IN_USE) == (one.send("a", A), two.send("a", A))
@@ -101,8 +101,8 @@ def test_one_worker_has_a_key_at_a_time(make_worker: Callable[..., Worker], tmp_
     assert A == stored(tmp_path)
 
 
-def test_a_commit_group_may_hold_both_kinds(worker: Worker, tmp_path: Path) -> None:
-    """Those that are stored already are left out of it."""
+def test_commit_group_may_contain_replays(worker: Worker, tmp_path: Path) -> None:
+    """Batches that are already stored are left out."""
     assert STORED == worker.send("a", A)
     again, new = worker.claim("a", A), worker.claim("b", B)
     group = [Batch(C, None), Batch(A, again), Batch(B, new), Batch(C, None)]
@@ -117,13 +117,13 @@ def test_a_commit_group_may_hold_both_kinds(worker: Worker, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("written", [0, 1, len(A) // 2, len(A) - 1])
-def test_lines_that_are_not_whole_are_cut_and_stored_anew(
+def test_incomplete_lines_are_truncated_and_stored_again(
     make_worker: Callable[..., Worker],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     written: int,
 ) -> None:
-    """Killed between the record and the last line, also after one of several whole lines."""
+    """Killed between the record and the last line, also after some of several lines."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send_plain(B)
     kill_at(monkeypatch, "write", written)
@@ -135,10 +135,10 @@ def test_lines_that_are_not_whole_are_cut_and_stored_anew(
     assert [REPLAYED, REPLAYED] == [two.send("a", A), make_worker().send("a", A)]
 
 
-def test_lines_that_are_whole_count_although_nobody_was_answered(
+def test_complete_lines_count_without_a_response(
     make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before the sync of the lines: whoever looks next syncs them, and it is a replay."""
+    """Killed before the sync of the lines: the next lookup syncs them, and it is a replay."""
     one, two = make_worker(), make_worker()
     kill_at(monkeypatch, "sync")
     kill_while_storing(one, "a", A)
@@ -146,10 +146,10 @@ def test_lines_that_are_whole_count_although_nobody_was_answered(
     assert [A] == [path.read_bytes() for path in tmp_path.glob("*.ndjson")]
 
 
-def test_a_recovery_by_others_says_what_was_kept(
+def test_recovery_records_the_kept_size(
     make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it cut is not taken for stored when the segment is gone, and what it kept is."""
+    """After the segment is removed, truncated lines do not count as stored, and kept ones do."""
     one = make_worker()
     assert STORED == one.send("b", B)
     kill_at(monkeypatch, "write", len(A) // 2)
@@ -184,7 +184,7 @@ def test_a_segment_that_never_had_a_line_does_not_count(
 def test_after_a_power_cut_no_part_of_a_batch_is_kept(
     make_worker: Callable[..., Worker], tmp_path: Path, first_hole: int
 ) -> None:
-    """Pages that were lost read as zeros; what comes after them is not kept either."""
+    """Lost pages read as zeros; the lines after them are not kept either."""
     one = make_worker()
     for key, lines in (("b", B), ("a", A), ("c", C)):
         assert STORED == one.send(key, lines)
@@ -201,13 +201,13 @@ def test_after_a_power_cut_no_part_of_a_batch_is_kept(
     assert stored(tmp_path) == (B if kept_b else b"") + C + A + (b"" if kept_b else B)
 
 
-def test_a_segment_that_is_being_recovered_is_not_looked_into(
+def test_segment_under_recovery_is_not_synced(
     make_worker: Callable[..., Worker],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     break_os: BreakOs,
 ) -> None:
-    """A sync beside the recovery's could take its error, and what was lost would be kept."""
+    """A second sync could receive the error of the recovery's sync, and hide the loss."""
     one, two = make_worker(), make_worker()
     kill_at(monkeypatch, "sync")
     kill_while_storing(one, "a", A)
@@ -230,7 +230,7 @@ def test_a_segment_that_is_being_recovered_is_not_looked_into(
 
 
 def fail_to_add(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int = 1) -> None:
-    """Let so many commits of records fail."""
+    """Let a number of commits of records fail."""
     add, left = Database.add, [number] * times
 
     def fail(self: Database, *arguments: Any) -> None:
@@ -252,7 +252,7 @@ def fail_to_add(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int = 1)
 def test_without_a_record_only_batches_with_keys_are_rejected(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
 ) -> None:
-    """A database that cannot be written costs those nothing that have no key."""
+    """A database that cannot be written does not affect batches without a key."""
     claim = worker.claim("a", A)
     fail_to_add(monkeypatch, number)
     assert [code, STORED] == worker.store(Batch(A, claim), Batch(B, None))
@@ -261,8 +261,8 @@ def test_without_a_record_only_batches_with_keys_are_rejected(
     assert code == worker.send("b", B)
 
 
-def test_a_locked_database_costs_no_other_batch(worker: Worker, tmp_path: Path) -> None:
-    """Somebody who holds it is waited for, and then batches with keys are rejected for a while."""
+def test_locked_database_delays_no_other_batch(worker: Worker, tmp_path: Path) -> None:
+    """After a wait for the lock, batches with keys are rejected for a while."""
     worker.keys._database._lock_seconds = 0.05
     claim = worker.claim("a", A)
     with closing(sqlite3.connect(tmp_path / "keys.db", isolation_level=None)) as other:
@@ -278,7 +278,7 @@ def test_a_locked_database_costs_no_other_batch(worker: Worker, tmp_path: Path) 
 
 
 def test_a_full_database_rejects_with_its_own_code(worker: Worker) -> None:
-    """SQLite says that there is no more room, and takes records again when there is."""
+    """SQLite reports a full database, and accepts records again once there is room."""
     assert STORED == worker.send("a", A)
     worker.keys._database.execute("PRAGMA max_page_count = 1")
     numbers = itertools.count()
@@ -293,7 +293,7 @@ def test_a_full_database_rejects_with_its_own_code(worker: Worker) -> None:
 def test_a_record_whose_commit_failed_does_not_count(
     make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be found all the same; the offsets that it names are never written to."""
+    """It may be found, but its offsets are never written to."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send("c", C)
     claim = one.claim("a", A)
@@ -320,7 +320,7 @@ def test_a_record_whose_commit_failed_does_not_count(
 def test_keys_are_accepted_again_when_a_commit_succeeds(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The database is tried once a second, and the log says when it works."""
+    """The database is retried once per second, and the log reports its recovery."""
     fail_to_add(monkeypatch, errno.EIO)
     commit = Database.commit_nothing
     monkeypatch.setattr(Database, "commit_nothing", _fail)
@@ -345,7 +345,7 @@ def _fail(database: Database) -> None:
 def test_a_segment_stays_open_until_its_size_is_recorded(
     make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else nobody would know what it had when it is removed one day."""
+    """Otherwise its size would be unknown after its removal."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
     record_size = Database.record_size
@@ -363,10 +363,10 @@ def test_a_segment_stays_open_until_its_size_is_recorded(
     assert REPLAYED == two.send("a", A)
 
 
-def test_lines_that_cannot_be_cut_keep_their_key(
+def test_lines_that_cannot_be_truncated_keep_their_key(
     make_worker: Callable[..., Worker], tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """Until they are cut, nobody can say whether the batch will have been stored."""
+    """Until they are truncated, it is unknown whether the batch will be stored."""
     one, two = make_worker(), make_worker()
     break_os("fdatasync", errno.EIO, times=1)
     cuts = break_os("ftruncate", errno.EIO)
@@ -380,10 +380,10 @@ def test_lines_that_cannot_be_cut_keep_their_key(
     assert 1 == stored(tmp_path).count(A)
 
 
-def test_lines_that_were_never_cut_are_a_batch_once_their_process_is_gone(
+def test_untruncated_lines_are_recovered_after_their_process_ends(
     make_worker: Callable[..., Worker], tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """A recovery keeps what is whole, and the second try finds that out."""
+    """A recovery keeps complete lines, and the retry finds them."""
     one, two = make_worker(), make_worker()
     break_os("fdatasync", errno.EIO, times=1)
     cuts = break_os("ftruncate", errno.EIO)
@@ -400,7 +400,7 @@ def test_lines_that_were_never_cut_are_a_batch_once_their_process_is_gone(
 def test_a_clock_that_jumps_for_seconds_forgets_no_key(
     make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ages follow a clock that nothing sets, in a commit group and in the upkeep."""
+    """Ages follow a clock that cannot be set, in a commit group and in the upkeep."""
     worker = make_worker()
     assert STORED == worker.send("a", A)
     assert STORED == worker.send("b", B)
@@ -412,7 +412,7 @@ def test_a_clock_that_jumps_for_seconds_forgets_no_key(
         assert [REPLAYED, REPLAYED] == [worker.send("a", A), worker.send("b", B)]
 
 
-def test_a_key_may_be_used_anew_after_its_time(
+def test_key_may_be_reused_after_its_time(
     make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also before the upkeep has deleted it."""
@@ -430,10 +430,10 @@ def test_a_key_may_be_used_anew_after_its_time(
 
 
 @pytest.mark.parametrize("pattern", ["keys.db*", "keys.db", "keys.db-wal", "keys.db-shm"])
-def test_deleted_files_cost_the_memory_alone(
+def test_deleted_files_lose_only_their_keys(
     make_worker: Callable[..., Worker], tmp_path: Path, pattern: str
 ) -> None:
-    """What comes after them is remembered again, by every worker."""
+    """Later keys are remembered again, by every worker."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
     assert REPLAYED == two.send("a", A)
@@ -450,7 +450,7 @@ def test_deleted_files_cost_the_memory_alone(
 def test_a_record_in_a_database_that_was_deleted_meanwhile_does_not_count(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody would find it: the batch is rejected, and stored when it is sent again."""
+    """It could not be found: the batch is rejected, and stored on its retry."""
     assert STORED == worker.send("a", A)
     insert = Database._insert
 
@@ -470,7 +470,7 @@ def test_a_record_in_a_database_that_was_deleted_meanwhile_does_not_count(
 def test_a_deleted_lock_file_gives_no_key_to_two(
     make_worker: Callable[..., Worker], tmp_path: Path
 ) -> None:
-    """Whoever locked the old file is told to try again."""
+    """A request that locked the old file is rejected with a retry."""
     one, two = make_worker(), make_worker()
     claim = one.claim("a", A)
     (tmp_path / "keys.lock").unlink()

@@ -1,4 +1,4 @@
-"""How requests claim their keys, and when they let go of them."""
+"""How requests claim their keys, and when they release them."""
 
 import errno
 import threading
@@ -31,7 +31,7 @@ def key_of(name: str, body: bytes = A) -> Key:
 
 
 class Stall:
-    """A function that waits until it is let go."""
+    """A function that waits until a test continues it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -49,7 +49,7 @@ class Stall:
 
 @pytest.fixture
 def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type, str], Stall]]:
-    """Return what makes a method wait: `stall(Storage, "store")`."""
+    """Return a function that makes a method wait: `stall(Storage, "store")`."""
     made: list[Stall] = []
 
     def make(owner: type, name: str) -> Stall:
@@ -69,7 +69,7 @@ def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type, str], Sta
 
 @pytest.fixture
 def queue(settings: Settings, request: pytest.FixtureRequest) -> Iterator[CommitQueue]:
-    """Return a queue that is in a hurry only if something stalls."""
+    """Return a queue with short timeouts that matter only if something stalls."""
     seconds = 0.3 if "stall" in request.fixturenames else TIMEOUT_SECONDS
     made = CommitQueue(replace(settings, commit_timeout_seconds=seconds), Counters().store)
     yield made
@@ -77,7 +77,7 @@ def queue(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Commit
 
 
 def send(queue: CommitQueue, key: Key, lines: bytes = A) -> str:
-    """Send a batch as a request does: `stored`, `replayed`, or the code that rejects it."""
+    """Send a batch as a request does; return `stored`, `replayed`, or the code of its rejection."""
     try:
         with queue.admit() as reservation:
             reservation.resize(len(lines))
@@ -92,7 +92,7 @@ def send(queue: CommitQueue, key: Key, lines: bytes = A) -> str:
 
 
 def send_until_known(queue: CommitQueue, key: Key) -> str:
-    """Send a batch again while its key is in use, or the machine is too busy to store it."""
+    """Send a batch until its key is not in use and the machine is not too busy to store it."""
     with gevent.Timeout(TIMEOUT_SECONDS):
         while (outcome := send(queue, key)) in ("key_in_use", "commit_timeout"):
             gevent.sleep(0.01)
@@ -100,7 +100,7 @@ def send_until_known(queue: CommitQueue, key: Key) -> str:
 
 
 def test_a_batch_is_stored_by_its_first_request(queue: CommitQueue, tmp_path: Path) -> None:
-    """The queue starts, and the database is made, with the first one that has a key."""
+    """The first batch with a key starts the queue and creates the database."""
     assert ["stored", "replayed"] == [send(queue, key_of("a")), send(queue, key_of("a"))]
     assert "key_reused" == send(queue, key_of("a", B), B)
     assert ["stored"] == [send(queue, key_of("b"), B)]
@@ -108,8 +108,8 @@ def test_a_batch_is_stored_by_its_first_request(queue: CommitQueue, tmp_path: Pa
     assert 0 == queue.backlog_bytes
 
 
-def test_a_request_that_ends_before_its_commit_lets_go(queue: CommitQueue) -> None:
-    """What was invalid may be sent again, corrected."""
+def test_request_that_ends_before_its_commit_releases_its_key(queue: CommitQueue) -> None:
+    """An invalid batch may be sent again with the same key, corrected."""
     claim = queue.claim(key_of("a"))
     assert "key_in_use" == send(queue, key_of("a"))
     claim.release()
@@ -117,7 +117,7 @@ def test_a_request_that_ends_before_its_commit_lets_go(queue: CommitQueue) -> No
 
 
 def send_until_taken(queue: CommitQueue, key: Key) -> None:
-    """Send a batch until a writer has it; on a busy machine, its client may time out before."""
+    """Send a batch until a writer takes it; on a busy machine, its client may time out before."""
     while (answer := send(queue, key)) != "key_in_use":
         assert answer == "commit_timeout"
 
@@ -125,7 +125,7 @@ def send_until_taken(queue: CommitQueue, key: Key) -> None:
 def test_a_batch_that_a_writer_has_keeps_its_key(
     queue: CommitQueue, stall: Callable[[type, str], Stall], tmp_path: Path
 ) -> None:
-    """Its client was told `commit_timeout`, and then learns what became of it."""
+    """Its client gets `commit_timeout`, and later the outcome."""
     stalled = stall(Storage, "store")
     send_until_taken(queue, key_of("a"))
     assert ["key_in_use"] * 3 == [send(queue, key_of("a")) for _ in range(3)]
@@ -134,10 +134,10 @@ def test_a_batch_that_a_writer_has_keeps_its_key(
     assert A == stored(tmp_path)
 
 
-def test_a_batch_that_no_writer_took_lets_go_of_its_key(
+def test_batch_that_no_writer_took_releases_its_key(
     queue: CommitQueue, stall: Callable[[type, str], Stall], tmp_path: Path
 ) -> None:
-    """It was dropped from the queue, so that the second try stores it."""
+    """It was dropped from the queue, so its retry stores it."""
     stalled = stall(Storage, "store")
     send_until_taken(queue, key_of("a"))
     assert ["commit_timeout"] * 2 == [send(queue, key_of("b")) for _ in range(2)]
@@ -153,7 +153,7 @@ def test_a_batch_that_no_writer_took_lets_go_of_its_key(
 def test_a_database_that_is_not_opened_in_time_rejects_nothing_for_good(
     queue: CommitQueue, stall: Callable[[type, str], Stall]
 ) -> None:
-    """A client is told to try again, and other batches do not wait."""
+    """Clients are asked to retry, and other batches do not wait."""
     stalled = stall(IdempotencyKeys, "open")
     assert ["commit_timeout"] * 2 == [send(queue, key_of("a")) for _ in range(2)]
     with queue.admit() as reservation:
@@ -163,7 +163,7 @@ def test_a_database_that_is_not_opened_in_time_rejects_nothing_for_good(
 
 
 def test_a_failing_database_rejects_until_it_works(queue: CommitQueue) -> None:
-    """Nobody waits for it meanwhile, and nobody without a key hears of it."""
+    """Requests do not wait for it, and batches without a key are not affected."""
     assert "stored" == send(queue, key_of("a"))
     queue.keys._note_error(OSError(errno.EIO, "failed"))
     assert ["storage_failed"] * 2 == [send(queue, key_of(name)) for name in "ab"]
@@ -176,7 +176,7 @@ def test_a_failing_database_rejects_until_it_works(queue: CommitQueue) -> None:
 def test_a_fault_in_the_maintenance_does_not_end_it(
     queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a step raises is logged, and the next one ends the error of the database."""
+    """An exception is logged, and the next step ends the database's error."""
     monkeypatch.setattr(commit_queue, "FAILED_SECONDS", 0.01)
     monkeypatch.setattr(idempotency_keys, "MAINTENANCE_SECONDS", 0.01)
     assert "stored" == send(queue, key_of("a"))
@@ -198,7 +198,7 @@ def test_a_fault_in_the_maintenance_does_not_end_it(
 def test_without_a_data_directory_batches_with_keys_are_rejected(
     queue: CommitQueue, tmp_path: Path
 ) -> None:
-    """The keys are tried again once a second, as the storage is."""
+    """The keys are retried once per second, as the storage is."""
     away = tmp_path.with_name("away")
     tmp_path.rename(away)
     assert "storage_failed" == send(queue, key_of("a"))
@@ -209,7 +209,7 @@ def test_without_a_data_directory_batches_with_keys_are_rejected(
 
 
 def test_without_a_key_there_is_no_file(queue: CommitQueue, tmp_path: Path) -> None:
-    """Who uses no keys pays for none."""
+    """Services without keys have no database."""
     with queue.admit() as reservation:
         queue.commit(Batch(A, 1), reservation)
     queue.keys.step()

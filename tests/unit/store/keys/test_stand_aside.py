@@ -1,4 +1,4 @@
-"""Nothing is held of a disk that fails, so that it can be unmounted."""
+"""No file of a failing disk stays open, so it can be unmounted."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def worker(settings: Settings) -> Iterator[Worker]:
 
 
 def open_files(directory: Path) -> set[str]:
-    """Return the files of a directory that this process has open or mapped."""
+    """Return a directory's files that this process has open or mapped."""
     paths = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -33,8 +33,8 @@ def open_files(directory: Path) -> set[str]:
     return {Path(path).name for path in paths if path.startswith(f"{directory}/")}
 
 
-def test_nothing_is_held_of_a_disk_that_fails(worker: Worker, tmp_path: Path) -> None:
-    """A claim from before is lost, and keys are accepted again afterwards."""
+def test_no_file_of_a_failing_disk_is_open(worker: Worker, tmp_path: Path) -> None:
+    """Earlier claims are lost, and keys are accepted again afterwards."""
     assert STORED == worker.send("a", A)
     claim = worker.claim("b", B)
     for _ in worker.keys.upkeep.step():
@@ -51,10 +51,10 @@ def test_nothing_is_held_of_a_disk_that_fails(worker: Worker, tmp_path: Path) ->
     assert [REPLAYED, STORED] == [worker.send("a", A), worker.send("b", B)]
 
 
-def test_keys_are_not_let_go_while_their_lines_are_written(
+def test_keys_stay_locked_while_their_lines_are_written(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process would store the batch as well."""
+    """Otherwise another process would store the batch as well."""
     write = Segment.write
 
     def stand_aside_and_write(segment: Segment, buffers: Sequence[bytes]) -> None:

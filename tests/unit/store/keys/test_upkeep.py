@@ -1,4 +1,4 @@
-"""What the housekeeper does for the keys: old ones go, and the log stays short."""
+"""The housekeeper's work on keys: old ones are deleted, and SQLite's log stays short."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[Database]:
-    """Return the connection of a worker."""
+    """Return a worker's connection."""
     with closing(Database(tmp_path, is_synced=False)) as made:
         made.open()
         yield made
@@ -69,7 +69,7 @@ def upkeep(make_upkeep: Callable[..., KeyUpkeep]) -> KeyUpkeep:
 
 
 def run(upkeep: KeyUpkeep) -> int:
-    """Do what is due, and return in how many steps."""
+    """Do the due work, and return the number of its steps."""
     return sum(1 for _ in upkeep.step())
 
 
@@ -83,8 +83,8 @@ def add(
     records.add(segment, at, [make_record(number, token) for number in numbers])
 
 
-def test_without_a_database_none_is_made(upkeep: KeyUpkeep, tmp_path: Path) -> None:
-    """Who uses no keys pays for none."""
+def test_upkeep_creates_no_database(upkeep: KeyUpkeep, tmp_path: Path) -> None:
+    """Services without keys have no database."""
     assert 0 == run(upkeep)
     assert [] == list(tmp_path.iterdir())
     assert (0, 0) == (upkeep.held_keys, upkeep.forgotten_keys)
@@ -98,7 +98,7 @@ def test_a_token_keeps_its_newest_keys(
     caplog: pytest.LogCaptureFixture,
     count: int,
 ) -> None:
-    """What it has too many goes, oldest first, and is counted, and logged once."""
+    """Its surplus keys are deleted, oldest first, counted, and logged once."""
     for first in range(0, count, 100):
         add(records, range(first, min(first + 100, count)), clock.now)
         run(upkeep)
@@ -126,7 +126,7 @@ def test_one_token_evicts_no_keys_of_another(
 def test_no_key_below_the_limit_is_forgotten_within_its_time(
     upkeep: KeyUpkeep, records: Database, clock: Clock
 ) -> None:
-    """Nor is any kept for long after it."""
+    """Nor is any kept long after it."""
     add(records, range(MAX_KEYS // 2), clock.now)
     clock.now += SECONDS / 2
     add(records, range(MAX_KEYS // 2, MAX_KEYS), clock.now)
@@ -141,7 +141,7 @@ def test_no_key_below_the_limit_is_forgotten_within_its_time(
 def test_the_newest_record_stays_so_that_ids_grow(
     upkeep: KeyUpkeep, records: Database, clock: Clock
 ) -> None:
-    """A segment finds its own keys by their ids."""
+    """A segment finds its keys by their ids."""
     add(records, range(2 * DELETED_ROWS), clock.now)
     ((newest,),) = records.execute("SELECT max(id) FROM keys")
     clock.now += 2 * SECONDS
@@ -158,7 +158,7 @@ def test_the_newest_record_stays_so_that_ids_grow(
 def test_a_clock_that_jumps_for_seconds_forgets_nothing(
     upkeep: KeyUpkeep, records: Database, clock: Clock, jump: float
 ) -> None:
-    """Ages follow what passed, until the change has lasted for an hour."""
+    """Ages follow elapsed time, until the change has lasted for an hour."""
     add(records, range(10), clock.now)
     run(upkeep)
     clock.jump = jump
@@ -171,10 +171,10 @@ def test_a_clock_that_jumps_for_seconds_forgets_nothing(
     assert (10, 0) == (upkeep.held_keys, upkeep.forgotten_keys)
 
 
-def test_keys_from_the_future_keep_no_others_from_going(
+def test_keys_from_the_future_do_not_protect_others(
     upkeep: KeyUpkeep, records: Database, clock: Clock
 ) -> None:
-    """A clock that was wrong when they came: they count as of now."""
+    """They were added by a wrong clock, and count as added now."""
     add(records, range(10), clock.now + 1000 * DAY)
     add(records, range(10, 20), clock.now)
     run(upkeep)
@@ -191,7 +191,7 @@ def test_many_keys_are_counted_in_steps(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those that were there before, and those that others add; a second process counts the same."""
+    """Existing ones, and those that others add; a second process gets the same count."""
     monkeypatch.setattr(database_module, "COUNTED_ROWS", 10)
     one = make_upkeep()
     add(records, range(95), clock.now)
@@ -207,7 +207,7 @@ def test_many_keys_are_counted_in_steps(
 def test_a_new_database_is_counted_anew(
     upkeep: KeyUpkeep, records: Database, clock: Clock, tmp_path: Path
 ) -> None:
-    """What was in the old one is forgotten with it."""
+    """The counts of the old one are dropped."""
     add(records, range(10), clock.now)
     run(upkeep)
     for path in tmp_path.glob("keys.db*"):
@@ -228,7 +228,7 @@ def log_bytes(directory: Path) -> int:
 
 
 def write_long_log(records: Database, directory: Path, at: float) -> int:
-    """Add keys until the log is long; return how many."""
+    """Add keys until SQLite's log is long; return their number."""
     count = 0
     while log_bytes(directory) < database_module.LOG_BYTES:
         add(records, range(count, count + 100), at)
@@ -255,7 +255,7 @@ def test_a_long_log_is_copied_into_the_database(
 def test_a_log_that_is_read_is_emptied_later(
     make_upkeep: Callable[..., KeyUpkeep], records: Database, clock: Clock, tmp_path: Path
 ) -> None:
-    """Whoever reads the database for long delays that, and nothing else."""
+    """A long read of the database delays only that."""
     upkeep = make_upkeep(idempotency_keys=1_000_000)
     run(upkeep)
     count = write_long_log(records, tmp_path, clock.now)
@@ -274,7 +274,7 @@ def test_a_log_that_is_read_is_emptied_later(
 def test_a_log_is_never_complete_when_a_checkpoint_begins(
     upkeep: KeyUpkeep, records: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each follows a commit of the process that makes it: SQLite's wal.html, "WAL-reset bug"."""
+    """Each follows a commit of its process: SQLite's wal.html, "WAL-reset bug"."""
     execute, statements = Database.execute, []
 
     def note(self: Database, statement: str, parameters: object = ()) -> object:
@@ -299,7 +299,7 @@ def test_a_size_goes_with_the_last_key_of_its_segment(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Unless more keys may come to it."""
+    """Unless more keys may be added to it."""
     monkeypatch.setattr(database_module, "SEGMENTS_SECONDS", 0.0)
     names = [f"{SEGMENT}{number}" for number in range(3)]
     for number, name in enumerate(names):
@@ -326,7 +326,7 @@ def test_an_error_is_logged_once_and_does_not_end_the_upkeep(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    """The next step goes on when it is over."""
+    """The next step continues after it."""
     add(records, range(10), clock.now)
     records.close()
     content = (tmp_path / "keys.db").rename(tmp_path / "away")

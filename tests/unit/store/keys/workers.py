@@ -1,4 +1,4 @@
-"""Workers of a service, in one process: each with its keys, its storage, and a way to die."""
+"""Workers of a service in one process: each with its keys, its storage, and a way to die."""
 
 import sqlite3
 import sys
@@ -23,11 +23,11 @@ STORED = "stored"
 
 
 class Killed(BaseException):
-    """The process was killed here."""
+    """The process was killed at this point."""
 
 
 class Batch:
-    """What a commit group has of a batch."""
+    """The parts of a batch that a commit group uses."""
 
     def __init__(self, lines: bytes, claim: Claim | None) -> None:
         self.lines = lines
@@ -44,7 +44,7 @@ class Worker:
         self.is_alive = True
 
     def send(self, key: str, lines: bytes, body: bytes | None = None) -> str:
-        """Store a batch as a request does; return STORED, REPLAYED or the code that rejects it."""
+        """Store a batch as a request does; return STORED, REPLAYED or the code of its rejection."""
         try:
             claim = self.claim(key, lines if body is None else body)
         except Rejection as rejection:
@@ -57,7 +57,7 @@ class Worker:
         return self.keys.claim(make_key(TOKEN, "00000000", key, body, ""))
 
     def store(self, *batches: Batch) -> list[str]:
-        """Store a commit group, and return what became of each batch."""
+        """Store a commit group, and return the outcome of each batch."""
         cause = self.keys.store(self.storage, batches)
         return [self._outcome(batch, cause) for batch in batches]
 
@@ -70,7 +70,7 @@ class Worker:
         return code_of(self.storage.store([lines])) or STORED
 
     def kill(self) -> None:
-        """End as by SIGKILL: what is open is closed by the kernel, and nothing else happens."""
+        """End as by SIGKILL: the kernel closes the files, and nothing else happens."""
         self.is_alive = False
         self.keys.close()
         if self.storage._segment:
@@ -81,7 +81,7 @@ class Worker:
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, written: int = 0) -> None:
-    """Let the next commit group be killed at its `write`, after some bytes, or at its `sync`."""
+    """Kill the next commit group at its `write`, after some bytes, or at its `sync`."""
     original = getattr(Segment, place)
     abandon = SegmentWriter._abandon
 
@@ -100,6 +100,6 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, written: int = 0) -> No
 
 
 def query(directory: Path, statement: str) -> list[Any]:
-    """Return what a statement of an operator finds in the database of a directory."""
+    """Return the result of an operator's statement on the database of a directory."""
     with closing(sqlite3.connect(directory / "keys.db")) as database:
         return database.execute(statement).fetchall()
