@@ -39,6 +39,16 @@ def test_guard_exists(guard: Guard) -> None:
     assert all((ROOT / test.partition("::")[0]).exists() for test in guard.tests if "/" in test)
 
 
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
+def test_keywords_of_a_guard_select_tests(guard: Guard) -> None:
+    """A renamed test is renamed in the guard's `-k` too; a keyword may be part of a parameter."""
+    files = [ROOT / test.partition("::")[0] for test in guard.tests if "/" in test]
+    text = "".join(path.read_text() for path in files)
+    options = zip(guard.tests, guard.tests[1:], strict=False)
+    keywords = {word for option, value in options if option == "-k" for word in value.split()}
+    assert [word for word in keywords - {"and", "or", "not"} if word.strip("()") not in text] == []
+
+
 def test_names_are_unique() -> None:
     """A name identifies one guard."""
     assert len(GUARDS) == len({guard.name for guard in GUARDS})
