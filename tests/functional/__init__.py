@@ -1,1 +1,1 @@
-"""Tests that start the real service and look at its answers and at the bytes on disk."""
+"""Tests that start the real service and check its responses and the bytes on disk."""

@@ -1,6 +1,6 @@
-"""What schemathesis cannot read in the OpenAPI document, told as its hooks.
+"""Hooks with the facts that schemathesis cannot read in the OpenAPI document.
 
-Loaded by `SCHEMATHESIS_HOOKS`; the document itself stays as the service gives it.
+Loaded by `SCHEMATHESIS_HOOKS`; the document itself is the service's own.
 """
 
 import json
@@ -48,7 +48,7 @@ for kind in NDJSON_TYPES:
 
 @schemathesis.hook
 def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
-    """Say which texts are timestamps, that NDJSON comes from here, and which files there are."""
+    """Declare which texts are timestamps, how NDJSON is encoded, and which files exist."""
     log = raw_schema["components"]["schemas"]["Log"]
     log["properties"]["timestamp"]["format"] = "timestamp"
     content = raw_schema["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
@@ -68,10 +68,9 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 
 @schemathesis.hook
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
-    """Send a batch that is meant to be rejected without what may make it a valid one.
+    """Remove from a batch that must be rejected everything that could make it valid.
 
-    And a batch without a key, and a look at the logs without a cursor, unless that is what is wrong
-    with it.
+    Also send batches without a key, and log queries without a cursor, unless these are under test.
     """
     if case.meta and case.meta.is_negative_at(ParameterLocation.BODY):
         for name in LENIENT:
@@ -98,7 +97,7 @@ def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
 
 
 def _shorten(query: dict[str, Any]) -> None:
-    """Keep the request line within its limit: beyond it, no path and so no form is known."""
+    """Keep the request line within its limit: beyond it, the path and its form are unknown."""
     left = REQUEST_LINE_BYTES
     for name, value in query.items():
         text = str(value)
@@ -108,7 +107,7 @@ def _shorten(query: dict[str, Any]) -> None:
 
 
 def _drop_conflicts(query: dict[str, Any]) -> None:
-    """Remove the parameters that the others rule out: OpenAPI describes each one alone."""
+    """Remove parameters that exclude each other: OpenAPI describes each one alone."""
     if query.get("timestamp") == "now":
         query.pop("once", None)
     if "project_id" not in query:

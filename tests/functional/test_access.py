@@ -1,4 +1,4 @@
-"""Tokens that change under the running service, and TLS."""
+"""Changes of tokens in the running service, and TLS."""
 
 import contextlib
 import http.client
@@ -28,7 +28,7 @@ from tests.support.service import (
 
 @pytest.mark.slow
 def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
-    """A change of the file is noticed by every worker; a faulty one is named and ignored."""
+    """Every worker notices a change of the file; a faulty file is named and ignored."""
     path = tmp_path / "tokens"
     path.write_text("old\n")
     with Service(tmp_path, tokens=None, tokens_file=path, workers=2) as service:
@@ -45,7 +45,7 @@ def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_half_written_file_grants_nothing_more(tmp_path: Path) -> None:
-    """A line without its end counts for nothing, be it half a token or one without its projects."""
+    """A line without its line break does not count, be it half a token or one without projects."""
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     with Service(tmp_path, tokens=None, tokens_file=path, sync="never") as service:
@@ -66,8 +66,8 @@ def test_a_half_written_file_grants_nothing_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_of_tokens_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
-    """While its disk does not answer the tokens are as before, and the stop does not wait."""
+def test_hanging_tokens_file_delays_nobody(tmp_path: Path) -> None:
+    """While its disk does not respond, the tokens stay the same, and a stop does not wait."""
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     with Service(tmp_path, tokens=None, tokens_file=path, sync="never") as service:
@@ -80,8 +80,8 @@ def test_a_file_of_tokens_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
         assert 0 == service.stop()
 
 
-def test_a_token_is_told_which_project_it_may_not_write(tmp_path: Path) -> None:
-    """A batch with one log of another project is rejected, and nothing of it is stored."""
+def test_forbidden_project_is_named(tmp_path: Path) -> None:
+    """A batch with one log of another project is rejected, and none of it is stored."""
     path = tmp_path / "tokens"
     write_tokens(path, "bound other-project\n")
     with Service(tmp_path, tokens=None, tokens_file=path) as service:
@@ -101,7 +101,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.slow
 def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    """With a certificate, batches come over TLS, while other clients do not finish theirs."""
+    """With a certificate, batches are accepted over TLS, while other handshakes hang."""
     cert, key = certificate
     with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
         assert f"listening on https://127.0.0.1:{service.address[1]}" in service.log()
@@ -128,10 +128,10 @@ def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]
 
 
 @pytest.mark.slow
-def test_a_request_that_tls_holds_already_is_answered(
+def test_request_buffered_by_tls_is_answered(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    """Behind a body in the same record there is a request of which no socket tells any more."""
+    """The request follows a body in the same record, and does not make the socket readable."""
     cert, key = certificate
     body = json.dumps(make_batch("x" * 9000)).encode()  # its end is not received with its head
     request = make_head(f"Content-Length: {len(body)}") + body
@@ -145,10 +145,10 @@ def test_a_request_that_tls_holds_already_is_answered(
 
 
 @pytest.mark.slow
-def test_a_handshake_that_does_not_come_ends_its_connection(
+def test_missing_handshake_ends_the_connection(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    """A client that connects and says nothing of TLS does not keep its connection."""
+    """A client that connects and sends nothing is disconnected."""
     cert, key = certificate
     with Service(tmp_path, tls_cert=cert, tls_key=key) as service, service.connect() as client:
         with contextlib.suppress(ConnectionResetError):
@@ -157,10 +157,10 @@ def test_a_handshake_that_does_not_come_ends_its_connection(
 
 
 @pytest.mark.slow
-def test_plain_http_to_the_port_of_tls_is_told_so(
+def test_plain_http_on_a_tls_port_is_explained(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    """Whatever the method, the answer is one that any client can show, and the log has a line."""
+    """For any method, every client can show the response, and the log has a line."""
     cert, key = certificate
     with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
         for method in ("GET", "POST", "DELETE", "OPTIONS", "PATCH", "CONNECT"):
@@ -179,8 +179,8 @@ def test_plain_http_to_the_port_of_tls_is_told_so(
 
 
 @pytest.mark.slow
-def test_tls_to_a_port_of_plain_http_is_told_so(tmp_path: Path) -> None:
-    """The client fails at once, and the log says why."""
+def test_tls_on_a_plain_port_is_logged(tmp_path: Path) -> None:
+    """The client fails at once, and the log has the reason."""
     with Service(tmp_path) as service, service.connect() as connection:
         with pytest.raises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(connection, server_hostname="127.0.0.1")
@@ -189,7 +189,7 @@ def test_tls_to_a_port_of_plain_http_is_told_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key"])
 def test_one_half_of_a_certificate_stops_the_start(tmp_path: Path, name: str) -> None:
-    """A certificate without a key, or the other way round, is told apart from none."""
+    """A certificate without a key, or a key without a certificate, is an error."""
     service = Service(tmp_path, **{name: tmp_path / "file"})
     assert 1 == service.fail_to_start()
     assert "ASTRALOG_TLS_CERT and ASTRALOG_TLS_KEY: One needs the other.\n" == service.log()

@@ -310,7 +310,7 @@ def post(service: Service, query: str, content_type: str, body: bytes) -> Any:
 def test_request_of_a_sender_is_stored(
     service: Service, sender: str, content_type: str, body: bytes, expected: list[dict[str, Any]]
 ) -> None:
-    """Every log is stored as one, with the query that the document has for the sender."""
+    """Every log is stored as one log, with the document's query for the sender."""
     count = len(service.logs())
     assert (200, {"status": "accepted"}) == post(service, QUERIES[sender], content_type, body)
     stored = service.logs()[count:]
@@ -326,7 +326,7 @@ def test_every_sender_of_the_document_is_tested() -> None:
 
 @pytest.mark.parametrize("sender", QUERIES)
 def test_nothing_that_a_sender_sends_is_lost(service: Service, sender: str) -> None:
-    """The queries keep what has none of the fields, such as Cloudflare's first upload."""
+    """The queries keep logs without any of the fields, such as Cloudflare's first upload."""
     count = len(service.logs())
     body = b'{"content": 5}\nplain text'
     status, answer = post(service, QUERIES[sender], NDJSON, body)

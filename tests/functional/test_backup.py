@@ -1,4 +1,4 @@
-"""The commands for backup, restore and another disk keep every log while more come in."""
+"""The commands for backup, restore and another disk lose no log while more arrive."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ FILES_VANISHED = 24
 
 
 def run(command: str, **directories: Path) -> None:
-    """Run a command of the guide with the test's directories in place of its own."""
+    """Run a command of the guide with the test's directories."""
     for name, directory in directories.items():
         path = {
             "data": "/var/lib/astralog/",
@@ -63,7 +63,7 @@ def test_a_backup_is_restored_to_the_last_log(tmp_path: Path, compress: str) -> 
 
 
 def test_the_old_files_follow_to_another_disk(tmp_path: Path) -> None:
-    """They are moved beside what the service writes there by now."""
+    """They are moved while the service already writes there."""
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("old")).status
         assert 0 == service.stop()

@@ -1,4 +1,4 @@
-"""Connections are shared out among the workers, at the start and whatever happens later."""
+"""Connections are shared among the workers, at the start and after changes."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def sockets(pid: int) -> int:
 
 
 class Workers:
-    """The workers of a service, and how many connections each has more than now."""
+    """The workers of a service, and the number of connections that each has gained."""
 
     def __init__(self, service: Service) -> None:
         self._before = {pid: sockets(pid) for pid in service.worker_pids()}
@@ -54,7 +54,7 @@ def connected(service: Service, count: int) -> Iterator[list[socket.socket]]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Return a service of two workers, both of which have taken a request."""
+    """Return a service of two workers that have both served a request."""
     with Service(tmp_path_factory.mktemp("balance"), workers=2) as service:
         time.sleep(2)  # for the workers to be done with their start
         yield service
@@ -63,7 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.mark.parametrize("count", [2, 8, 32])
 def test_connections_that_come_at_once_are_shared_out(service: Service, count: int) -> None:
-    """Again and again, each worker has half of them, or nearly so."""
+    """In each repetition, each worker has about half of them."""
     workers = Workers(service)
     for _ in range(10):
         with connected(service, count):
@@ -73,7 +73,7 @@ def test_connections_that_come_at_once_are_shared_out(service: Service, count: i
 
 
 def test_connections_that_come_one_by_one_are_shared_out(service: Service) -> None:
-    """Idle connections are shared out by their number."""
+    """Idle connections are shared by number."""
     workers = Workers(service)
     with contextlib.ExitStack() as stack:
         for _ in range(8):
@@ -84,8 +84,8 @@ def test_connections_that_come_one_by_one_are_shared_out(service: Service) -> No
     assert most - fewest <= 2
 
 
-def test_a_worker_that_hangs_keeps_no_one_waiting(tmp_path: Path) -> None:
-    """Connections are left to it for a moment only."""
+def test_hanging_worker_delays_nobody(tmp_path: Path) -> None:
+    """Connections are left to it only for a moment."""
     with Service(tmp_path, workers=2) as service:
         pid = service.worker_pids()[0]
         os.kill(pid, signal.SIGSTOP)
@@ -99,7 +99,7 @@ def test_a_worker_that_hangs_keeps_no_one_waiting(tmp_path: Path) -> None:
 
 
 class Sender:
-    """A client that sends a batch after another, on one connection as long as it lasts."""
+    """A client that sends one batch after another, on one connection as long as it lasts."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -123,7 +123,7 @@ class Sender:
                         break
 
     def stop(self) -> None:
-        """End after the request under way."""
+        """End after the current request."""
         self._over.set()
         self._thread.join(30)
 
@@ -139,7 +139,7 @@ def senders(service: Service, count: int) -> Iterator[list[Sender]]:
 
 
 def shares(service: Service, seconds: float) -> float:
-    """Return how many times the CPU of one worker the busiest takes."""
+    """Return the ratio of the busiest worker's CPU time to another's."""
     pids = service.worker_pids()
     before = [cpu_seconds([pid]) for pid in pids]
     time.sleep(seconds)
@@ -148,7 +148,7 @@ def shares(service: Service, seconds: float) -> float:
 
 
 def test_a_worker_that_replaces_one_gets_its_share(tmp_path: Path) -> None:
-    """Though all clients went to the other one meanwhile, and keep their connections."""
+    """Although all clients moved to the other one meanwhile, and keep their connections."""
     with Service(tmp_path, workers=2) as service, senders(service, 12) as clients:
         time.sleep(1)
         dead = service.worker_pids()[0]
@@ -161,7 +161,7 @@ def test_a_worker_that_replaces_one_gets_its_share(tmp_path: Path) -> None:
 
 
 def test_a_reload_leaves_the_shares_even(tmp_path: Path) -> None:
-    """Clients change to the new workers without a failed request."""
+    """Clients move to the new workers without a failed request."""
     with Service(tmp_path, workers=2) as service, senders(service, 12) as clients:
         time.sleep(1)
         service.reload()
@@ -172,7 +172,7 @@ def test_a_reload_leaves_the_shares_even(tmp_path: Path) -> None:
 
 
 def test_busy_connections_are_shared_out_beside_idle_ones(service: Service) -> None:
-    """A worker that has many idle connections takes its part of those that are not."""
+    """A worker with many idle connections gets its share of the busy ones."""
     pids = service.worker_pids()
     with contextlib.ExitStack() as stack:
         os.kill(pids[0], signal.SIGSTOP)

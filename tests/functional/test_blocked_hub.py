@@ -39,7 +39,7 @@ def create_app(*args, create_app=create_app):
 
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
-    """Return a service that blocks on request; it is not started."""
+    """Return a service that blocks on request, not started."""
     root = copy_checkout(tmp_path / "checkout")
     with (root / "astralog" / "app.py").open("a") as file:
         file.write(BLOCK)
@@ -51,7 +51,7 @@ def service(tmp_path: Path) -> Service:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_reloaded", [False, True])
 def test_a_blocked_hub_fails_the_test(service: Service, is_reloaded: bool) -> None:
-    """Its stack is told when the service ends; workers of a reload are watched too."""
+    """Its stack is shown when the service ends; workers of a reload are monitored too."""
     service.start()
     if is_reloaded:
         service.reload()
@@ -61,7 +61,7 @@ def test_a_blocked_hub_fails_the_test(service: Service, is_reloaded: bool) -> No
 
 
 def test_a_service_that_does_not_block_passes(service: Service) -> None:
-    """Neither its start, nor its stop, nor what it does first is reported."""
+    """Neither its start, its stop, nor its first requests are reported."""
     with service:
         assert 200 == service.drain(make_batch("a")).status
         assert 404 == service.request("GET", "/nothing").status

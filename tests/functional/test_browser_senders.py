@@ -45,13 +45,13 @@ def page_of_another_origin() -> Iterator[str]:
 
 
 def rejected_beacons(browser: Browser) -> list[str]:
-    """Return what the browser reports of beacons that were rejected since the last call."""
+    """Return the beacons that the browser reports as rejected since the last call."""
     return [text for text in browser.messages() if "drain?token=" in text and "403" in text]
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromium-driver")
 def test_page_of_a_listed_origin_sends_logs(tmp_path: Path) -> None:
-    """Fetch with keepalive and sendBeacon arrive, from a listed origin alone."""
+    """Fetch with keepalive and sendBeacon arrive, only from a listed origin."""
     path = write_tokens(tmp_path / "tokens", "PAGE-TOKEN org-xyz allow=write\nfull\n")
     browser_dir = tmp_path / "browser"
     browser_dir.mkdir()

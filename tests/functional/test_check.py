@@ -1,4 +1,4 @@
-"""`astralog check` against a service, and against servers that are none."""
+"""`astralog check` with the service, and with other servers."""
 
 import os
 import subprocess
@@ -82,7 +82,7 @@ def test_check_stores_a_log_per_protocol_and_reads_it_back(tmp_path: Path) -> No
 
 
 def test_make_smoke_checks_a_deployment(tmp_path: Path) -> None:
-    """The token reaches the command through the environment, which no other user sees."""
+    """The token is passed in the environment, which other users cannot see."""
     with Service(tmp_path) as service:
         arguments = [
             f"URL={url_of(service)}",
@@ -98,7 +98,7 @@ def test_make_smoke_checks_a_deployment(tmp_path: Path) -> None:
 
 
 def test_read_only_check_writes_nothing_and_needs_no_token(tmp_path: Path) -> None:
-    """It suits a probe in the container or on the machine of the service."""
+    """It can be a probe in the container or on the service's machine."""
     with Service(tmp_path) as service:
         result = run_check(url_of(service), "--read-only")
         assert service.stop() == 0
@@ -108,7 +108,7 @@ def test_read_only_check_writes_nothing_and_needs_no_token(tmp_path: Path) -> No
 
 
 def test_wrong_token_fails(tmp_path: Path) -> None:
-    """The line has the service's own words."""
+    """The line has the service's own message."""
     token = tmp_path / "wrong"
     token.write_text("another\n")
     with Service(tmp_path) as service:
@@ -133,7 +133,7 @@ def test_bound_token_needs_its_project(tmp_path: Path) -> None:
 
 
 def test_unready_service_fails() -> None:
-    """A service that would reject batches is healthy, and not ready; its reason is shown."""
+    """A service that would reject batches is healthy but not ready; the reason is shown."""
 
     class Full(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -150,7 +150,7 @@ def test_unready_service_fails() -> None:
 
 
 def test_unreachable_service_has_one_line() -> None:
-    """Nothing listens, so no other check is made."""
+    """If nothing listens, no other check is made."""
     result = run_check("http://127.0.0.1:1", "--read-only")
     assert result.status == 1
     assert list(result.findings) == ["health"]
@@ -158,7 +158,7 @@ def test_unreachable_service_has_one_line() -> None:
 
 
 def test_page_in_place_of_the_service_fails() -> None:
-    """A 200 of a proxy is no health."""
+    """A proxy's 200 is not healthy."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -174,7 +174,7 @@ def test_page_in_place_of_the_service_fails() -> None:
 
 
 def test_clock_difference_fails() -> None:
-    """The clock of a server that is an hour off is named."""
+    """A server's clock that is an hour off is named."""
 
     class Late(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -203,7 +203,7 @@ def test_clock_difference_fails() -> None:
     ],
 )
 def test_wrong_usage_is_named(arguments: list[str], text: str) -> None:
-    """It exits with 2, as any command does, before anything is sent."""
+    """The exit status is 2, as for any command, before anything is sent."""
     result = run_check(*arguments)
     assert result.status == 2
     assert text in result.error

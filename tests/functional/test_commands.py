@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, broken or full, or whose directory is of no use."""
+"""Commands with closed, broken or full standard streams, or an unusable directory."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def run(
     stdout: IO[bytes] | int = subprocess.PIPE,
     clickhouse_url: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as a shell does, with a redirection of its streams."""
+    """Run a command in a shell with redirected streams."""
     return subprocess.run(
         ["bash", "-c", f"exec {COMMAND} {arguments} {redirection}"],
         env=os.environ
@@ -58,7 +58,7 @@ def run(
 def test_a_lost_output_ends_a_command_with_one_line(
     data_dir: Path, arguments: str, redirection: str
 ) -> None:
-    """Its status is 1, and the line says that nothing could be written."""
+    """Its status is 1, and the line says that it could not write."""
     result = run(arguments, data_dir, redirection)
     assert 1 == result.returncode
     (line,) = result.stderr.splitlines()
@@ -67,14 +67,14 @@ def test_a_lost_output_ends_a_command_with_one_line(
 
 @pytest.mark.parametrize("arguments", ["tail", "tail -f"])
 def test_a_closed_output_is_an_error_before_the_first_log(tmp_path: Path, arguments: str) -> None:
-    """A job without an output ends at once, and not when something comes."""
+    """A job without an output ends at once, and not with the first log."""
     result = run(arguments, tmp_path, ">&-")
     assert (1, "Error: cannot write: stdout is closed\n") == (result.returncode, result.stderr)
 
 
 @pytest.mark.parametrize("arguments", PRINTING)
-def test_a_reader_that_is_gone_ends_a_command_silently(data_dir: Path, arguments: str) -> None:
-    """As it ends other commands, and with no traceback."""
+def test_closed_pipe_ends_a_command_silently(data_dir: Path, arguments: str) -> None:
+    """As it does other commands, without a traceback."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as broken:
@@ -88,7 +88,7 @@ def test_a_reader_that_is_gone_ends_a_command_silently(data_dir: Path, arguments
 def test_a_command_needs_neither_stdin_nor_stderr(
     data_dir: Path, arguments: str, redirection: str
 ) -> None:
-    """What it says on stderr does not go to stdout, and it succeeds or fails as ever."""
+    """Its messages for stderr do not go to stdout, and its status is the same."""
     expected, result = run(arguments, data_dir), run(arguments, data_dir, redirection)
     assert expected.stdout == result.stdout
     assert (expected.returncode == 0) == (result.returncode == 0)
@@ -100,7 +100,7 @@ STREAMS = [">&-", "<&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"]
 @pytest.mark.slow
 @pytest.mark.parametrize("redirection", STREAMS)
 def test_forward_needs_no_streams(tmp_path: Path, redirection: str) -> None:
-    """It delivers, and fails without its setting, whoever reads its log."""
+    """It delivers, and fails without its setting, also if nobody reads its log."""
     assert 1 == run("forward --once", tmp_path, redirection).returncode
     url = "http://127.0.0.1:1"
     assert 0 == run("forward --once", tmp_path, redirection, clickhouse_url=url).returncode
@@ -120,7 +120,7 @@ class RedirectedService(Service):
         self._line = f"exec {Path(COMMAND).parent}/{program} {redirection}"
 
     def command(self) -> list[str]:
-        """Return what starts the service."""
+        """Return the command that starts the service."""
         return ["bash", "-c", self._line]
 
     def wait_until_listening(self) -> Self:
@@ -138,7 +138,7 @@ class RedirectedService(Service):
 @pytest.mark.parametrize("redirection", STREAMS)
 @pytest.mark.parametrize("program", ["astralog serve", "gunicorn wsgi:app"])
 def test_the_service_needs_no_streams(tmp_path: Path, program: str, redirection: str) -> None:
-    """It stores logs and stops in order, and no file of its own becomes its stderr."""
+    """It stores logs and stops regularly, and none of its files becomes its stderr."""
     with RedirectedService(tmp_path, program, redirection) as service:
         assert 200 == service.drain(make_batch("a")).status
         for pid in (service.process.pid, *service.worker_pids()):
@@ -151,7 +151,7 @@ def test_the_service_needs_no_streams(tmp_path: Path, program: str, redirection:
 
 @pytest.mark.slow
 def test_the_service_outlives_the_reader_of_its_log(tmp_path: Path) -> None:
-    """As of `astralog serve 2>&1 | head`, also where that is gone before the first line."""
+    """As with `astralog serve 2>&1 | head`, also if the reader ends before the first line."""
     reading, writing = os.pipe()
     os.close(reading)
     with (
@@ -165,7 +165,7 @@ def test_the_service_outlives_the_reader_of_its_log(tmp_path: Path) -> None:
 
 @pytest.fixture
 def restricted() -> list[str]:
-    """Return what a command starts with for which modes of files count, though root runs it."""
+    """Return the prefix of a command for which file modes apply, although root runs it."""
     if os.getuid() != 0:
         return []
     if shutil.which(RESTRICT[0]) is None:
@@ -185,7 +185,7 @@ def run_restricted(restricted: list[str], *options: str) -> subprocess.Completed
 def test_tail_of_an_unreadable_directory_ends_with_1(
     data_dir: Path, restricted: list[str], mode: int, options: list[str]
 ) -> None:
-    """It is an error of the system, as a missing directory is, and no wrong use."""
+    """It is a system error, as a missing directory is, and no usage error."""
     data_dir.chmod(mode)
     try:
         result = run_restricted(restricted, "--data-dir", str(data_dir), *options)
@@ -196,7 +196,7 @@ def test_tail_of_an_unreadable_directory_ends_with_1(
 
 
 def test_tail_of_an_unreadable_segment_ends_with_1(data_dir: Path, restricted: list[str]) -> None:
-    """What can be read is shown, and the line on stderr names what cannot."""
+    """Readable segments are shown, and stderr names the unreadable one."""
     unreadable, _ = sorted(data_dir.iterdir())
     unreadable.chmod(0)
     result = run_restricted(restricted, "--data-dir", str(data_dir))

@@ -1,4 +1,4 @@
-"""Sealed segments are compressed beside the running service: all of them, once, and unnoticed."""
+"""Sealed segments are compressed by the running service, each once, without disturbing it."""
 
 import os
 import signal
@@ -29,14 +29,14 @@ def send(service: Service, *names: str) -> None:
 
 
 def wait_until_compressed(service: Service) -> list[Path]:
-    """Return the files once none is plain or open."""
+    """Return the files once all are compressed."""
     wait_for(lambda: service.files() and service.files() == service.files("*.ndjson.zst"))
     return service.files()
 
 
 @pytest.mark.slow
 def test_sealed_segments_are_compressed(tmp_path: Path) -> None:
-    """Each log is there once, in files for the owner and the group; the metrics tell of it."""
+    """Each log is there once, in files for owner and group; the metrics count them."""
     with Service(tmp_path, compress="zstd", segment_seconds=0.5) as service:
         send(service, "a", "b")
         first = wait_until_compressed(service)
@@ -67,7 +67,7 @@ def test_sealed_segments_are_compressed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_compressed_without_the_setting(tmp_path: Path) -> None:
-    """There is no process for it, no file and no metric."""
+    """There is no process, file or metric for it."""
     with Service(tmp_path, segment_seconds=0.1) as service:
         send(service, "a")
         wait_for(lambda: service.files("*.ndjson"))
@@ -77,7 +77,7 @@ def test_nothing_is_compressed_without_the_setting(tmp_path: Path) -> None:
 
 
 def test_the_process_has_the_lowest_priority_and_nothing_of_the_service(tmp_path: Path) -> None:
-    """It neither holds the port nor takes the CPU from who wants it."""
+    """It holds no port, and yields the CPU to others."""
     with Service(tmp_path, compress="zstd") as service:
         pid = wait_for(service.compressor_pid)
         wait_for((service.data_dir / LOCK).exists)
@@ -89,7 +89,7 @@ def test_the_process_has_the_lowest_priority_and_nothing_of_the_service(tmp_path
 
 @pytest.mark.slow
 def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -> None:
-    """What was half done is done again, and the service is not disturbed."""
+    """Unfinished work is repeated, and the service is not disturbed."""
     with Service(tmp_path, compress="zstd", segment_seconds=0.5) as service:
         workers = service.worker_pids()
         for number in range(3):
@@ -109,7 +109,7 @@ def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_process_ends_with_a_master_that_is_killed(tmp_path: Path) -> None:
-    """It cannot go on beside the next start, nor hold the lock."""
+    """It neither runs beside the next start nor holds the lock."""
     with Service(tmp_path, compress="zstd") as service:
         pid = wait_for(service.compressor_pid)
         service.signal(signal.SIGKILL)
@@ -120,7 +120,7 @@ def test_the_process_ends_with_a_master_that_is_killed(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_the_process_ends_with_the_service(tmp_path: Path, number: signal.Signals) -> None:
-    """As from a terminal too, where the signal reaches all of them."""
+    """Also on a terminal, whose signal reaches all processes."""
     with Service(tmp_path, compress="zstd") as service:
         wait_for(service.compressor_pid)
         if number == signal.SIGINT:
@@ -135,7 +135,7 @@ def test_the_process_ends_with_the_service(tmp_path: Path, number: signal.Signal
 
 @pytest.mark.slow
 def test_of_two_services_one_compresses(tmp_path: Path) -> None:
-    """As during an upgrade; the other one goes on once the first has ended."""
+    """During an upgrade, for example; the other continues once the first has ended."""
     with Service(tmp_path, compress="zstd") as first:
         wait_for((first.data_dir / LOCK).exists)
         lock = (first.data_dir / LOCK).stat().st_ino
@@ -160,13 +160,13 @@ def test_of_two_services_one_compresses(tmp_path: Path) -> None:
 
 
 def held_inodes(pid: int) -> set[int]:
-    """Return the files that a process has open."""
+    """Return the open files of a process."""
     return {os.stat(entry.path).st_ino for entry in os.scandir(f"/proc/{pid}/fd")}
 
 
 @pytest.mark.slow
 def test_a_restart_under_load_goes_on_compressing(tmp_path: Path) -> None:
-    """Behind a socket that is held, no log is lost or doubled."""
+    """Behind a held socket, no log is lost or doubled."""
     service = HeldService(tmp_path, compress="zstd", workers=2, segment_bytes=100_000)
     with service, Load(service) as load:
         load.wait_for_acknowledged(100)
@@ -182,7 +182,7 @@ def test_a_restart_under_load_goes_on_compressing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compressed_segments_are_removed_by_the_retention(tmp_path: Path) -> None:
-    """By their own size, oldest first, and none comes back."""
+    """By their compressed size, oldest first, and none reappears."""
     settings = {"compress": "zstd", "segment_bytes": 50_000, "retain_bytes": 60_000}
     with Service(tmp_path, workers=2, **settings) as service, Load(service) as load:
         load.wait_for_acknowledged(1000)

@@ -1,4 +1,4 @@
-"""Connections that hold memory or places for nothing give way to clients that do not."""
+"""Connections that hold memory or places without use are closed in favour of others."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class SmallService(Service):
-    """A service of one worker that has few connections."""
+    """A service of one worker with few connections."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         super().__init__(directory, **settings)
@@ -64,7 +64,7 @@ def post(connection: socket.socket) -> int:
 
 @contextlib.contextmanager
 def crowd() -> Iterator[list[socket.socket]]:
-    """Close the connections that are put into the list."""
+    """Close the connections in the list at the end."""
     connections: list[socket.socket] = []
     try:
         yield connections
@@ -74,7 +74,7 @@ def crowd() -> Iterator[list[socket.socket]]:
 
 
 def long_head(size: int) -> bytes:
-    """Return the start of a head of so many bytes, in fields that are not too long each."""
+    """Return the start of a head of the given size, in fields of allowed length."""
     lines = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 3000) for number in range(50))
     return (b"POST /v1/drain HTTP/1.1\r\nHost: x\r\n" + lines)[:size]
 
@@ -82,7 +82,7 @@ def long_head(size: int) -> bytes:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("size", [0, 50, 8000, 16_000, 150_000])
 def test_unfinished_heads_are_bounded_in_all(tmp_path: Path, size: int) -> None:
-    """As many as a worker takes, and some more, hold no more than they may; others are served."""
+    """More than a worker accepts hold no more than allowed; others are served."""
     with Service(tmp_path) as service, crowd() as connections:
         assert 200 == service.drain(make_batch("warm")).status
         (worker,) = service.worker_pids()
@@ -102,7 +102,7 @@ def test_unfinished_heads_are_bounded_in_all(tmp_path: Path, size: int) -> None:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.skipif(not can_make_certificate(), reason="NOT TESTED: TLS; openssl is missing")
 def test_unfinished_handshakes_are_bounded_in_all(tmp_path: Path) -> None:
-    """TLS costs more memory, so that there are fewer of them at once."""
+    """TLS takes more memory, so fewer of them are kept."""
     certificate, key = make_certificate(tmp_path)
     context = ssl.create_default_context(cafile=str(certificate))
     with Service(tmp_path, tls_cert=certificate, tls_key=key) as service, crowd() as connections:
@@ -120,7 +120,7 @@ def test_unfinished_handshakes_are_bounded_in_all(tmp_path: Path) -> None:
 
 
 def hello(context: ssl.SSLContext) -> bytes:
-    """Return what a client says first."""
+    """Return a client's first bytes."""
     out = ssl.MemoryBIO()
     client = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -138,10 +138,10 @@ def hello(context: ssl.SSLContext) -> bytes:
     ],
     ids=["silent", "half a head", "idle", "unread body"],
 )
-def test_a_full_worker_serves_whoever_comes(
+def test_full_worker_serves_new_clients(
     tmp_path: Path, occupy: Callable[[socket.socket], None]
 ) -> None:
-    """The oldest connections without a token give way; clients with one keep theirs."""
+    """The oldest connections without a token are closed; clients with one keep theirs."""
     with SmallService(tmp_path) as service, crowd() as connections:
         trusted = [service.connect() for _ in range(3)]
         connections.extend(trusted)
@@ -161,8 +161,8 @@ def test_a_full_worker_serves_whoever_comes(
         assert service.log().count("too many connections") == 1
 
 
-def test_idle_clients_give_way_where_there_are_no_others(tmp_path: Path) -> None:
-    """A client that comes is served, though all places are taken by clients with a token."""
+def test_idle_trusted_clients_are_closed_if_there_are_no_others(tmp_path: Path) -> None:
+    """A new client is served, although clients with a token have all places."""
     with SmallService(tmp_path) as service, crowd() as connections:
         for _ in range(FEW):
             connections.append(service.connect())
@@ -172,8 +172,8 @@ def test_idle_clients_give_way_where_there_are_no_others(tmp_path: Path) -> None
         assert is_closed(connections[0])
 
 
-def test_clients_that_are_being_served_do_not_give_way(tmp_path: Path) -> None:
-    """Where all places are taken by bodies under way, a client waits until one of them ends."""
+def test_clients_being_served_are_not_closed(tmp_path: Path) -> None:
+    """If all places have unfinished bodies, a new client waits until one of them ends."""
     with SmallService(tmp_path, body_timeout_seconds=2) as service, crowd() as connections:
         start = time.monotonic()
         for _ in range(FEW):

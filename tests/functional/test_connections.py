@@ -1,4 +1,4 @@
-"""Connections that say nothing, or more than anyone wants to hear, end within their bounds."""
+"""Silent or endless connections end within their limits."""
 
 import contextlib
 import socket
@@ -29,7 +29,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class ImpatientService(Service):
-    """A service that waits for a head no longer than HEAD_SECONDS."""
+    """A service that waits HEAD_SECONDS for a head."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         super().__init__(directory, **settings)
@@ -49,14 +49,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     "start", [b"", b"GET", GET[:-2], make_head()[:60], GET, GET * 2, GET + GET[:-2]]
 )
 def test_incomplete_head_ends_its_connection(service: Service, start: bytes) -> None:
-    """A connection is kept for a while, whether or not it was used, and then closed."""
+    """A connection is closed after its timeout, whether or not it was used."""
     with service.connect() as connection:
         connection.sendall(start)
         wait_for(lambda: is_closed(connection))
 
 
 def test_a_head_that_trickles_has_no_more_time(service: Service) -> None:
-    """The time is for the whole head, so that a byte now and then does not prolong it."""
+    """The timeout is for the whole head, so single bytes do not extend it."""
     with service.connect() as connection:
         connection.sendall(GET[:-2])
         end = time.monotonic() + TIMEOUT_SECONDS
@@ -68,7 +68,7 @@ def test_a_head_that_trickles_has_no_more_time(service: Service) -> None:
 
 
 def test_the_time_for_a_head_is_not_that_of_the_request(service: Service) -> None:
-    """Who is in the middle of a body has the body's time, in the first request and the next."""
+    """An incomplete body has its own timeout, in the first request and the next."""
     with service.connect() as connection:
         for _ in range(2):
             connection.sendall(make_head("Content-Length: 11") + b'{"logs"')
@@ -80,8 +80,8 @@ def test_the_time_for_a_head_is_not_that_of_the_request(service: Service) -> Non
 # What is left of a rejected body
 
 
-def test_a_rejection_is_heard_by_a_client_that_still_sends(service: Service) -> None:
-    """A large body is read to its end, so that its client reads the answer and goes on."""
+def test_rejection_reaches_a_client_that_is_still_sending(service: Service) -> None:
+    """A large body is read to its end, so that its client reads the response and continues."""
     with service.connect() as connection:
         for _ in range(3):
             connection.sendall(make_head(f"Content-Length: {16 * MIB}", token="wrong"))
@@ -93,7 +93,7 @@ def test_a_rejection_is_heard_by_a_client_that_still_sends(service: Service) -> 
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"2\r\nabc", b"0\r\nno trailer\r\n\r\n", b"5\r\na"])
 def test_a_rejected_body_that_is_malformed_has_one_answer(service: Service, broken: bytes) -> None:
-    """Whatever follows a rejection, no second answer does, that the next request could get."""
+    """No second response follows, which the next request could receive."""
     with service.connect() as connection:
         connection.sendall(make_head("Transfer-Encoding: chunked", token="wrong") + broken)
         connection.shutdown(socket.SHUT_WR)
@@ -111,8 +111,8 @@ def send_again_and_again(connection: socket.socket, piece: bytes, times: int) ->
 
 
 @pytest.mark.parametrize("framing", [f"Content-Length: {1 << 40}", "Transfer-Encoding: chunked"])
-def test_an_endless_rejected_body_is_not_read_for_ever(service: Service, framing: str) -> None:
-    """A connection that sends on and on after its rejection is closed, and others are served."""
+def test_endless_rejected_body_ends_its_connection(service: Service, framing: str) -> None:
+    """A connection that sends without end after its rejection is closed; others are served."""
     piece = b"100000\r\n" + bytes(MIB) + b"\r\n" if "chunked" in framing else bytes(MIB)
     with service.connect() as connection:
         connection.sendall(make_head(framing, token="wrong"))
@@ -122,8 +122,8 @@ def test_an_endless_rejected_body_is_not_read_for_ever(service: Service, framing
     assert 200 == service.drain(make_batch("after")).status
 
 
-def test_a_trickling_rejected_body_is_not_read_for_ever(service: Service) -> None:
-    """A byte now and then after a rejection keeps its connection for some seconds only."""
+def test_trickling_rejected_body_ends_its_connection(service: Service) -> None:
+    """Single bytes after a rejection keep its connection only for some seconds."""
     with service.connect() as connection:
         connection.sendall(make_head("Content-Length: 1000000", token="wrong"))
         assert 401 == read_answer(connection).status

@@ -1,4 +1,4 @@
-"""The image and the manifest hang together, and say only what the service knows."""
+"""The image and the manifest are consistent, and use only settings of the service."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ MANIFEST = list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "astralog.y
 
 
 def find(kind: str, name: str = "astralog") -> dict[str, Any]:
-    """Return the one object of a kind with that name."""
+    """Return the only object of a kind with that name."""
     (found,) = [one for one in MANIFEST if one["kind"] == kind and one["metadata"]["name"] == name]
     spec: dict[str, Any] = found["spec"]
     return spec
@@ -39,8 +39,8 @@ def test_the_objects_find_each_other() -> None:
     assert "None" == find("Service", SET["serviceName"])["clusterIP"]
 
 
-def test_the_probes_ask_what_the_service_answers() -> None:
-    """Only /ready takes a pod out of the Service; a full disk does not restart it."""
+def test_probes_use_the_services_paths() -> None:
+    """Only /ready removes a pod from the Service; a full disk does not restart it."""
     probes = {name: probe for name, probe in CONTAINER.items() if name.endswith("Probe")}
     expected = {"startup": "/health", "liveness": "/health", "readiness": "/ready"}
     paths = {name.removesuffix("Probe"): one["httpGet"]["path"] for name, one in probes.items()}
@@ -49,7 +49,7 @@ def test_the_probes_ask_what_the_service_answers() -> None:
 
 
 def test_every_mount_has_its_volume() -> None:
-    """The data lies on a claim of its own, and nothing else is written but /tmp."""
+    """The data is on its own claim, and nothing else is written except /tmp."""
     claims = {claim["metadata"]["name"] for claim in SET["volumeClaimTemplates"]}
     volumes = {volume["name"] for volume in POD["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"]}
@@ -59,8 +59,8 @@ def test_every_mount_has_its_volume() -> None:
     assert directory in mounts
 
 
-def test_every_setting_is_one() -> None:
-    """What the image and the manifest set stands in the table of settings."""
+def test_every_variable_is_a_setting() -> None:
+    """Variables of the image and the manifest are in the table of settings."""
     table = (ROOT / "docs" / "configuration.md").read_text()
     known = set(re.findall(r"^\| `(ASTRALOG_\w+)`", table, re.MULTILINE))
     assert set(ENVIRON) <= known
@@ -68,8 +68,8 @@ def test_every_setting_is_one() -> None:
     assert {"ASTRALOG_BIND", "ASTRALOG_DATA_DIR"} == in_image & known == in_image
 
 
-def test_the_pod_is_the_image_s_user_and_no_more() -> None:
-    """It runs as the user that the image made, without rights, and stops in time."""
+def test_pod_runs_as_the_user_of_the_image() -> None:
+    """It has no privileges, and stops in time."""
     context = POD["securityContext"]
     (user,) = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
     assert int(user) == context["runAsUser"] == context["fsGroup"]
@@ -80,8 +80,8 @@ def test_the_pod_is_the_image_s_user_and_no_more() -> None:
     assert POD["terminationGracePeriodSeconds"] > int(seconds) + 10
 
 
-def test_the_image_is_built_from_what_is_sent_to_it() -> None:
-    """Each file that is copied is one of the repository, and not ignored; tokens and data are."""
+def test_image_copies_files_of_the_repository() -> None:
+    """Copied files exist and are not ignored; tokens and data are ignored."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert "*" in lines
@@ -95,8 +95,8 @@ def test_the_image_is_built_from_what_is_sent_to_it() -> None:
     assert "--require-hashes -r requirements/base.lock" in DOCKERFILE
 
 
-def test_the_health_check_tells_a_service_from_none() -> None:
-    """Its code ends with another status than 0 where nothing answers."""
+def test_health_check_fails_without_a_service() -> None:
+    """Its exit status is not 0 if nothing responds."""
     (code,) = re.findall(r'"-c", "(.*)"\]', DOCKERFILE)
     code = code.replace("8080", "1")
     done = subprocess.run(["python3", "-c", code], capture_output=True, check=False, timeout=30)
@@ -107,7 +107,7 @@ def test_the_health_check_tells_a_service_from_none() -> None:
     "one", MANIFEST, ids=lambda one: f"{one['kind']} {one['metadata']['name']}"
 )
 def test_every_object_is_named_and_versioned(one: dict[str, Any]) -> None:
-    """Kubernetes takes no object without these."""
+    """Kubernetes requires both."""
     assert re.fullmatch(r"(\w+/)?v1", one["apiVersion"])
     assert one["metadata"]["name"].startswith("astralog")
     assert one["spec"]

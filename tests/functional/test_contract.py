@@ -1,4 +1,4 @@
-"""The contract, case by case, over real HTTP."""
+"""The API's contract, case by case, over real HTTP."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def check_rejection(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    """Check the one shape of rejections and return the body."""
+    """Check the form of a rejection and return its body."""
     body: dict[str, Any] = answer.body
     assert (status, code) == (answer.status, body["code"])
     keys = ["status", "code", "message"] + ["errors"] * (code == "invalid_batch")
@@ -60,7 +60,7 @@ def reject(
     code: str,
     headers: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Post what must be rejected whole, and return the body of the rejection."""
+    """Post a batch that must be rejected, and return the rejection."""
     before = service.content()
     rejection = check_rejection(service.drain(body, headers), status, code)
     assert before == service.content()
@@ -70,7 +70,7 @@ def reject(
 def accept(
     service: Service, body: Any, headers: dict[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """Post what must be accepted, and return the logs that are stored of it."""
+    """Post a batch that must be accepted, and return its stored logs."""
     before = service.logs()
     check_accepted(service.drain(body, headers))
     after = service.logs()
@@ -87,7 +87,7 @@ def check_accepted(answer: Answer) -> None:
 
 
 def test_the_example_of_the_api_page_is_stored_as_sent(service: Service) -> None:
-    """The page's log is one line, its fields in the page's order, when 200 is answered."""
+    """At the 200, the page's log is one line with its fields in order."""
     before = service.content()
     check_accepted(
         service.drain(json.dumps({"logs": [make_log()]}, separators=(",", ":")).encode())
@@ -103,7 +103,7 @@ def test_a_batch_is_stored_in_its_order(service: Service) -> None:
 
 
 def test_an_empty_batch_is_accepted(service: Service) -> None:
-    """No logs are no fault, and store nothing."""
+    """A batch without logs is valid, and stores nothing."""
     assert [] == accept(service, {"logs": []})
 
 
@@ -128,19 +128,19 @@ def test_an_empty_batch_is_accepted(service: Service) -> None:
 def test_values_are_stored_as_sent(
     service: Service, fields: dict[str, Any], stored: dict[str, Any]
 ) -> None:
-    """Whatever a field may hold comes back the same, but for halves of surrogate pairs."""
+    """Every value is unchanged, except halves of surrogate pairs."""
     assert [make_log(**stored)] == accept(service, {"logs": [make_log(**fields)]})
 
 
 def test_metadata_may_be_null_or_absent(service: Service) -> None:
-    """Null metadata is stored like none."""
+    """Null metadata is stored as absent."""
     without = make_log()
     del without["metadata"]
     assert [without, without] == accept(service, {"logs": [without, make_log(metadata=None)]})
 
 
 def test_nested_metadata_is_stored(service: Service) -> None:
-    """A hundred levels are no trouble."""
+    """A hundred levels are stored."""
     metadata = json.loads('{"a":[' * 100 + "]}" * 100)
     assert [make_log(metadata=metadata)] == accept(service, {"logs": [make_log(metadata=metadata)]})
 
@@ -155,14 +155,14 @@ def test_nested_metadata_is_stored(service: Service) -> None:
         {"Content-Type": "nonsense"},
     ],
 )
-def test_the_content_type_is_not_looked_at(service: Service, headers: dict[str, str]) -> None:
-    """A client that forgets the header, as curl users do, is understood."""
+def test_content_type_is_optional(service: Service, headers: dict[str, str]) -> None:
+    """A client that forgets the header, as curl's users do, is understood."""
     assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
 
 
 @pytest.mark.parametrize("prefix", ["", "Bearer ", "bearer ", "BEARER   ", "  "])
-def test_the_token_is_taken_alone_or_after_bearer(service: Service, prefix: str) -> None:
-    """The scheme may be left out or written in any case."""
+def test_token_is_accepted_alone_or_after_bearer(service: Service, prefix: str) -> None:
+    """The scheme may be left out, or be in any case."""
     headers = {"Authorization": prefix + TOKEN}
     assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
 
@@ -220,13 +220,13 @@ TIMESTAMPS = {
 
 @pytest.mark.parametrize("sent", TIMESTAMPS)
 def test_each_timestamp_form_is_stored_as_rfc_3339_in_utc(service: Service, sent: str) -> None:
-    """Every accepted form has one stored form, its fraction digit for digit as sent."""
+    """Every accepted form has one stored form, with the digits of its fraction."""
     (log,) = accept(service, {"logs": [make_log(timestamp=sent)]})
     assert make_log(timestamp=TIMESTAMPS[sent]) == log
 
 
 def test_timestamp_forms_may_differ_within_a_batch(service: Service) -> None:
-    """Each log of a batch keeps its own form, whichever the others have."""
+    """Each log may have another form."""
     logs = accept(service, {"logs": [make_log(timestamp=sent) for sent in TIMESTAMPS]})
     assert list(TIMESTAMPS.values()) == [log["timestamp"] for log in logs]
 
@@ -241,27 +241,27 @@ def test_a_body_of_exactly_the_limit_is_accepted(service: Service) -> None:
 
 
 def test_a_body_over_the_limit_is_rejected(service: Service) -> None:
-    """One byte more than the limit is too much, whether its length is announced or not."""
+    """One byte more than the limit is rejected, with or without a declared length."""
     body = json.dumps(make_batch("big")).encode().ljust(MAX_BODY_BYTES + 1)
     reject(service, body, 413, "body_too_large")
     reject(service, iter([body[:500_000], body[500_000:]]), 413, "body_too_large")
 
 
-def test_an_announced_oversize_body_is_rejected_before_it_is_sent(service: Service) -> None:
-    """The length alone is reason enough."""
+def test_declared_oversize_body_is_rejected_before_it_is_sent(service: Service) -> None:
+    """Its length is reason enough."""
     head = make_head(f"Content-Length: {MAX_BODY_BYTES + 1}")
     check_rejection(service.exchange(head), 413, "body_too_large")
 
 
 def test_an_unannounced_oversize_body_is_rejected_before_its_end(service: Service) -> None:
-    """A chunked body is rejected as soon as the limit is passed; its end need not come."""
+    """A chunked body is rejected once it exceeds the limit, before its end."""
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     data = make_head(CHUNKED) + chunk * (MAX_BODY_BYTES // 0x10000 + 8)
     check_rejection(service.exchange(data), 413, "body_too_large")
 
 
 def test_a_chunked_body_is_accepted(service: Service) -> None:
-    """A body may come in pieces of unknown number, cut anywhere."""
+    """A body may arrive in any number of chunks of any length."""
     body = json.dumps(make_batch("grüße")).encode()
     pieces = (body[i : i + 7] for i in range(0, len(body), 7))
     assert make_batch("grüße")["logs"] == accept(service, pieces)
@@ -282,13 +282,13 @@ def test_a_chunked_body_is_accepted(service: Service) -> None:
     ],
 )
 def test_malformed_chunks_are_rejected(service: Service, chunks: bytes) -> None:
-    """Chunks that are malformed, or end early, are the client's fault."""
+    """Malformed or truncated chunks are the client's error."""
     answer = service.exchange(make_head(CHUNKED) + chunks, half_close=True)
     check_rejection(answer, 400, "invalid_json")
 
 
 def test_a_body_that_ends_early_is_rejected(service: Service) -> None:
-    """What is shorter than announced is not taken, even if it is JSON so far."""
+    """A body shorter than declared is rejected, even if it is JSON so far."""
     before = service.content()
     body = json.dumps(make_batch("short")).encode()
     head = make_head(f"Content-Length: {len(body) + 1}")
@@ -297,13 +297,13 @@ def test_a_body_that_ends_early_is_rejected(service: Service) -> None:
 
 
 def test_an_empty_body_is_rejected(service: Service) -> None:
-    """No body is no JSON."""
+    """An empty body is not JSON."""
     check_rejection(service.exchange(make_head("Content-Length: 0")), 400, "invalid_json")
 
 
 @pytest.mark.parametrize("body", [b"", b'{"logs":[]}', b"{" * 100_000])
 def test_a_body_without_a_length_is_rejected(service: Service, body: bytes) -> None:
-    """It is not read, and what there is of it is taken for no other request."""
+    """It is not read, and not parsed as another request."""
     with service.connect() as connection:
         connection.sendall(make_head() + body)
         answer = read_answer(connection)
@@ -316,7 +316,7 @@ def test_a_body_without_a_length_is_rejected(service: Service, body: bytes) -> N
 
 @pytest.mark.parametrize("declared", ["iso-8859-1", '"utf-16"', "windows-1252; x=y"])
 def test_a_body_of_another_charset_is_rejected(service: Service, declared: str) -> None:
-    """Whatever it is in truth: its sender would say so of all others too."""
+    """The declaration counts, whatever the bytes are."""
     headers = {"Content-Type": f"application/json; charset={declared}"}
     reject(service, make_batch("x"), 415, "unsupported_charset", headers)
 
@@ -338,8 +338,8 @@ def deflate_bare(data: bytes) -> bytes:
         ("identity", bytes),
     ],
 )
-def test_a_compressed_body_is_inflated(service: Service, coding: str, pack: Any) -> None:
-    """Each supported coding gives the batch, with a length and in chunks."""
+def test_compressed_body_is_decompressed(service: Service, coding: str, pack: Any) -> None:
+    """With each supported encoding, with a length and in chunks."""
     headers = {"Content-Encoding": coding}
     batch = make_batch(*"packed")
     body = pack(json.dumps(batch).encode())
@@ -360,13 +360,13 @@ def test_a_compressed_body_is_inflated(service: Service, coding: str, pack: Any)
     ],
 )
 def test_body_that_is_not_gzip_is_rejected(service: Service, coding: str, body: bytes) -> None:
-    """Compressed data that are damaged, cut or followed by others are rejected."""
+    """Damaged, truncated or extended compressed data is rejected."""
     reject(service, body, 400, "invalid_encoding", {"Content-Encoding": coding})
 
 
 @pytest.mark.parametrize("coding", ["br", "lz4", "gzip, gzip", "x"])
 def test_an_unknown_coding_is_rejected(service: Service, coding: str) -> None:
-    """The rejection names the codings that are supported."""
+    """The rejection names the supported encodings."""
     rejection = reject(
         service, {"logs": []}, 415, "unsupported_encoding", {"Content-Encoding": coding}
     )
@@ -374,15 +374,15 @@ def test_an_unknown_coding_is_rejected(service: Service, coding: str) -> None:
 
 
 @pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_a_bomb_is_rejected(service: Service, coding: str, pack: Any) -> None:
-    """A small body that inflates beyond the limit is as large as it inflates."""
+def test_decompression_bomb_is_rejected(service: Service, coding: str, pack: Any) -> None:
+    """A small body counts with its decompressed size."""
     bomb = pack(b'{"logs":[' + b" " * 64_000_000 + b"]}")
     assert len(bomb) < 100_000
     reject(service, bomb, 413, "body_too_large", {"Content-Encoding": coding})
 
 
-def test_a_client_that_expects_to_be_told_to_go_on_is(service: Service) -> None:
-    """A client such as curl waits for `100 Continue` before it sends a large body."""
+def test_client_that_expects_100_continue_receives_it(service: Service) -> None:
+    """For example curl, before it sends a large body."""
     body = json.dumps(make_batch("expected")).encode()
     head = make_head(f"Content-Length: {len(body)}", "Expect: 100-continue")
     with service.connect() as connection:
@@ -394,10 +394,8 @@ def test_a_client_that_expects_to_be_told_to_go_on_is(service: Service) -> None:
 
 
 @pytest.mark.parametrize("is_sent", [False, True])
-def test_a_client_that_is_rejected_by_its_head_is_not_told_to_go_on(
-    service: Service, is_sent: bool
-) -> None:
-    """A wrong token is rejected before the body is asked for; one sent all the same is ignored."""
+def test_client_rejected_by_its_head_gets_no_100_continue(service: Service, is_sent: bool) -> None:
+    """A wrong token is rejected first; a body that is sent nevertheless is ignored."""
     body = json.dumps(make_batch("unwanted")).encode() + b" " * 1_000_000
     head = make_head(f"Content-Length: {len(body)}", "Expect: 100-continue", token="wrong")
     with service.connect() as connection:
@@ -412,7 +410,7 @@ def test_a_client_that_is_rejected_by_its_head_is_not_told_to_go_on(
 
 
 def test_a_connection_serves_many_requests(service: Service) -> None:
-    """A rejection in between does no harm to the next request on the connection."""
+    """A rejection does not affect the next request on the connection."""
     body = json.dumps(make_batch("kept")).encode()
     request = make_head(f"Content-Length: {len(body)}") + body
     with service.connect() as connection:
@@ -447,7 +445,7 @@ def test_a_connection_serves_many_requests(service: Service) -> None:
     ],
 )
 def test_a_wrong_token_is_rejected(service: Service, headers: dict[str, str]) -> None:
-    """Whatever is not the token, alone or after Bearer, is rejected."""
+    """Anything but the token, alone or after Bearer, is rejected."""
     reject(service, {"logs": [make_log()]}, 401, "unauthorized", headers)
 
 
@@ -462,13 +460,13 @@ def test_a_wrong_token_is_rejected(service: Service, headers: dict[str, str]) ->
 def test_request_without_the_header_is_rejected(
     service: Service, path: str, status: int, code: str
 ) -> None:
-    """Also with a token in the query, unless that may only write."""
+    """Also with a token in the query, unless it is write-only."""
     answer = service.request("POST", path, json.dumps({"logs": [make_log()]}))
     check_rejection(answer, status, code)
 
 
 def test_a_wrong_token_is_rejected_before_the_body_is_read(service: Service) -> None:
-    """401 comes first: before any byte of the body, and before any other rejection."""
+    """401 precedes any byte of the body and any other rejection."""
     for headers in (["Content-Length: 100000000000"], [CHUNKED], ["Content-Encoding: br"]):
         answer = service.exchange(make_head(*headers, token="wrong"))
         check_rejection(answer, 401, "unauthorized")
@@ -505,8 +503,8 @@ VALID = json.dumps({"logs": [make_log()]})
         "[" * 400_000,
     ],
 )
-def test_what_is_not_strict_json_is_rejected(service: Service, body: str) -> None:
-    """JSON is what RFC 8259 says, and not what Python takes for it."""
+def test_json_beyond_rfc_8259_is_rejected(service: Service, body: str) -> None:
+    """Python's extensions to JSON are not accepted."""
     reject(service, body.encode(), 400, "invalid_json")
 
 
@@ -515,7 +513,7 @@ def test_what_is_not_strict_json_is_rejected(service: Service, body: str) -> Non
 )
 @pytest.mark.parametrize("place", ["org-xyz", "logged", "user_id", "1.1.1.1"])
 def test_invalid_utf_8_is_rejected(service: Service, bad: bytes, place: str) -> None:
-    """No field, no metadata key and no metadata value takes bytes that are not UTF-8."""
+    """In fields, metadata keys and metadata values."""
     reject(service, VALID.encode().replace(place.encode(), bad), 400, "invalid_json")
 
 
@@ -544,8 +542,8 @@ def test_other_encodings_are_rejected(service: Service, coding: str) -> None:
         ('{"logs":[],"more":1}', "more"),
     ],
 )
-def test_what_is_not_a_batch_is_rejected(service: Service, body: str, field: str) -> None:
-    """The errors name what is wrong with the batch itself."""
+def test_json_that_is_no_batch_is_rejected(service: Service, body: str, field: str) -> None:
+    """The errors are about the batch itself."""
     assert field in reject(service, body.encode(), 400, "invalid_batch")["errors"]
 
 
@@ -564,7 +562,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     ("field", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values]
 )
 def test_a_malformed_field_is_named(service: Service, field: str, value: Any) -> None:
-    """The errors name the log by its index, and the field."""
+    """The errors have the index of the log and the field."""
     batch = {"logs": [make_log(), make_log(**{field: value})]}
     errors = reject(service, batch, 400, "invalid_batch")["errors"]
     assert [("1", [field])] == [(index, list(fields)) for index, fields in errors["logs"].items()]
@@ -572,7 +570,7 @@ def test_a_malformed_field_is_named(service: Service, field: str, value: Any) ->
 
 @pytest.mark.parametrize("field", ["project_id", "timestamp", "level", "service", "message"])
 def test_a_missing_field_is_named(service: Service, field: str) -> None:
-    """All fields but metadata are required."""
+    """All fields except metadata are required."""
     log = make_log()
     del log[field]
     errors = reject(service, {"logs": [log]}, 400, "invalid_batch")["errors"]
@@ -580,14 +578,14 @@ def test_a_missing_field_is_named(service: Service, field: str) -> None:
 
 
 def test_an_unknown_field_is_rejected_with_advice(service: Service) -> None:
-    """Dropping a field would lose it silently, so the client is told where it may go."""
+    """Dropping it would lose it silently, so the message says where to put it."""
     errors = reject(service, {"logs": [make_log(host="a")]}, 400, "invalid_batch")["errors"]
     assert "put extra context under metadata" in errors["logs"]["0"]["host"][0]
 
 
 @pytest.mark.parametrize("log", [None, 1, "x", [], [make_log()]])
 def test_a_log_that_is_no_object_is_rejected(service: Service, log: Any) -> None:
-    """The errors name the log by its index."""
+    """The errors have the index of the log."""
     errors = reject(service, {"logs": [make_log(), log]}, 400, "invalid_batch")["errors"]
     assert ["1"] == list(errors["logs"])
 
@@ -653,14 +651,14 @@ def test_a_log_that_is_no_object_is_rejected(service: Service, log: Any) -> None
         "2024-05-31T15:30:45Z\x00",
     ],
 )
-def test_what_is_no_full_timestamp_is_rejected(service: Service, timestamp: str) -> None:
-    """Epochs, spelled, ambiguous, incomplete and impossible timestamps are rejected by name."""
+def test_invalid_timestamps_are_rejected(service: Service, timestamp: str) -> None:
+    """Epochs, and spelled, ambiguous, incomplete or impossible timestamps."""
     errors = reject(service, {"logs": [make_log(timestamp=timestamp)]}, 400, "invalid_batch")
     assert ["timestamp"] == list(errors["errors"]["logs"]["0"])
 
 
 def test_one_malformed_log_rejects_the_whole_batch(service: Service) -> None:
-    """Nothing of 500 logs is stored because of one, and the rejection says so."""
+    """None of 500 logs is stored, and the rejection says so."""
     batch = make_batch(*(str(number) for number in range(500)))
     batch["logs"][457]["timestamp"] = "yesterday"
     rejection = reject(service, batch, 400, "invalid_batch")
@@ -671,7 +669,7 @@ def test_one_malformed_log_rejects_the_whole_batch(service: Service) -> None:
 
 
 def test_at_most_20_malformed_logs_are_described(service: Service) -> None:
-    """The first 20 are described and all of them counted."""
+    """All are counted."""
     batch = make_batch(*(str(number) for number in range(500)))
     for log in batch["logs"][100:150]:
         log["level"] = ""
@@ -684,21 +682,21 @@ def test_at_most_20_malformed_logs_are_described(service: Service) -> None:
 
 
 def test_health_needs_no_token(service: Service) -> None:
-    """GET /health says that the process serves."""
+    """GET /health is 200 while the process serves."""
     answer = service.request("GET", "/health")
     assert (200, b'{"status":"ok"}') == (answer.status, answer.raw)
     assert "application/json" == answer.headers["Content-Type"]
 
 
 def test_ready_needs_no_token(service: Service) -> None:
-    """GET /ready says that a batch would be taken."""
+    """GET /ready is 200 while batches are accepted."""
     answer = service.request("GET", "/ready")
     assert (200, b'{"status":"ready"}') == (answer.status, answer.raw)
     assert "application/json" == answer.headers["Content-Type"]
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
-def test_a_probe_may_ask_by_head(service: Service, path: str) -> None:
+def test_probe_may_use_head(service: Service, path: str) -> None:
     """HEAD has the status and headers of GET, and no body."""
     get, head = (service.request(method, path) for method in ("GET", "HEAD"))
     assert (200, b"") == (head.status, head.raw)
@@ -712,7 +710,7 @@ def test_a_probe_may_ask_by_head(service: Service, path: str) -> None:
     ["/docs/", "/v1", "/v1/drain/", "/v1/Drain", "/v2/drain", "/health/", "/%ff%00", "/../x"],
 )
 def test_an_unknown_path_is_rejected_as_json(service: Service, method: str, path: str) -> None:
-    """404 has the shape of every rejection, whatever the method."""
+    """404 has the usual form, for any method."""
     check_rejection(service.request(method, path), 404, "not_found")
 
 
@@ -727,7 +725,7 @@ def test_an_unknown_path_is_rejected_as_json(service: Service, method: str, path
 def test_a_wrong_method_is_rejected_as_json(
     service: Service, method: str, path: str, allowed: str
 ) -> None:
-    """405 has the shape of every rejection, and says what the path takes."""
+    """405 has the usual form, and names the supported methods."""
     answer = service.request(method, path, headers={"Authorization": TOKEN})
     check_rejection(answer, 405, "method_not_allowed")
     assert allowed in answer.headers["Allow"].split(", ")
@@ -762,7 +760,7 @@ def test_a_wrong_method_is_rejected_as_json(
     ],
 )
 def test_a_malformed_head_is_rejected(service: Service, request_: bytes) -> None:
-    """What is no HTTP, or what others may read otherwise, ends its connection with 400."""
+    """Invalid or ambiguous HTTP ends its connection with 400."""
     answer = service.exchange(request_ + make_head(CHUNKED, token="wrong"))
     check_rejection(answer, 400, "bad_request")
     assert "close" == answer.headers["Connection"]
@@ -777,7 +775,7 @@ def test_a_malformed_head_is_rejected(service: Service, request_: bytes) -> None
     ],
 )
 def test_a_head_is_bounded(service: Service, fits: list[str], does_not_fit: list[str]) -> None:
-    """What a connection costs before it has shown a token is bounded by fields and their size."""
+    """The number and the size of fields are limited before a token is shown."""
     head = make_head("Content-Length: 11", *fits) + b'{"logs":[]}'
     check_accepted(service.exchange(head))
     head = make_head("Content-Length: 11", *fits, *does_not_fit) + b'{"logs":[]}'
@@ -786,7 +784,7 @@ def test_a_head_is_bounded(service: Service, fits: list[str], does_not_fit: list
 
 @pytest.mark.parametrize("length", [4094, 4095])
 def test_a_request_line_is_bounded(service: Service, length: int) -> None:
-    """An address may be 4,094 bytes long with its method and version."""
+    """It may be 4,094 bytes long, with method and version."""
     line = b"GET /health?".ljust(length - len(b" HTTP/1.1"), b"a") + b" HTTP/1.1"
     answer = service.exchange(line + b"\r\nHost: localhost\r\n\r\n")
     assert (200 if length == 4094 else 400) == answer.status
@@ -806,7 +804,7 @@ def test_a_request_line_is_bounded(service: Service, length: int) -> None:
 def test_a_header_that_only_looks_like_another_changes_nothing(
     service: Service, headers: dict[str, str]
 ) -> None:
-    """Names with an underscore, and what only a proxy would say, are neither used nor mistaken."""
+    """Names with an underscore and headers for proxies are ignored."""
     assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
 
 
@@ -822,8 +820,8 @@ def test_a_header_that_only_looks_like_another_changes_nothing(
         f"{TOKEN}\r\n\r\n".encode(),
     ],
 )
-def test_what_is_no_http_is_not_repeated_in_the_log(service: Service, request_: bytes) -> None:
-    """A client that gets the framing wrong puts neither a token nor a log into the own log."""
+def test_malformed_http_is_not_repeated_in_the_log(service: Service, request_: bytes) -> None:
+    """After wrong framing, neither a token nor a log gets into the service's log."""
     before = service.log()
     with service.connect() as connection:
         connection.sendall(request_)

@@ -1,4 +1,4 @@
-"""Processes that end without a chance to do anything, and what the next start makes of it."""
+"""Processes that are killed, and the recovery by the next start."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from tests.support.service import Service, make_batch, make_log, segment_pid, wa
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_file_recovered(tmp_path: Path) -> None:
-    """The service goes on meanwhile, and every acknowledged batch is there once."""
+    """The service continues, and every acknowledged batch is stored once."""
     with Service(tmp_path, workers=2) as service, Load(service) as load:
         for _ in range(3):
             load.wait_for_every_worker()
@@ -91,8 +91,8 @@ TAILS = {
 }
 
 
-def test_orphans_are_cut_and_sealed_at_the_start(tmp_path: Path) -> None:
-    """Each file is cut after its last complete line before any hole; an empty one is removed."""
+def test_orphans_are_truncated_and_sealed_at_the_start(tmp_path: Path) -> None:
+    """After the last complete line before any hole; an empty file is removed."""
     service = Service(tmp_path)
     service.data_dir.mkdir()
     names = [f"20260101T000000.{number:06}Z-99999999.ndjson" for number in range(len(TAILS))]
@@ -107,8 +107,8 @@ def test_orphans_are_cut_and_sealed_at_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_orphan_is_left_alone(tmp_path: Path) -> None:
-    """Sealed files, files that another process holds and files of others stay as they are."""
+def test_files_that_are_no_orphans_stay(tmp_path: Path) -> None:
+    """Sealed files, files of another process, and other files."""
     service = Service(tmp_path)
     service.data_dir.mkdir()
     content = LINE + LINE[:40]

@@ -52,7 +52,7 @@ print(sent, failed)
 
 
 class Machine:
-    """A container of Debian in which systemd runs, with its own network; nothing in it is kept."""
+    """A container of Debian with systemd and its own network; it is removed at the end."""
 
     def __init__(self, directory: Path) -> None:
         self._root = directory / "root"
@@ -122,7 +122,7 @@ class Machine:
         return [f"/root/{path.name}" for path in paths]
 
     def install(self, *packages: Path, **environ: str) -> str:
-        """Install packages as apt does, whose dependencies are there."""
+        """Install packages as apt does; their dependencies are installed."""
         return self.run(
             "dpkg",
             "--install",
@@ -195,7 +195,7 @@ def test_package_gives_a_running_service(machine: Machine) -> None:
 
 
 def test_upgrade_fails_no_request(machine: Machine, newer: Path) -> None:
-    """A client that opens connections all the while is always answered 200."""
+    """A client that opens connections meanwhile always gets 200."""
     wait_for(lambda: machine.exists("/var/lib/astralog/token"))
     machine.run("sh", "-c", "echo '#ASTRALOG_WORKERS=1' >>/etc/astralog/astralog.env")
     outputs: list[str] = []
@@ -223,7 +223,7 @@ def version_of(machine: Machine) -> str:
 
 
 def test_remove_keeps_data_and_purge_asks(machine: Machine) -> None:
-    """Unless the answer is yes, the logs outlive a purge."""
+    """Unless confirmed, a purge keeps the logs."""
     wait_for(lambda: machine.exists("/var/lib/astralog/token"))
     machine.check()
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}

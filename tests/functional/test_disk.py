@@ -1,4 +1,4 @@
-"""A disk that is full or gone: what is rejected meanwhile, and that all is well again by itself."""
+"""A full or missing disk: batches are rejected, and accepted again by themselves afterwards."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def check_unavailable(answer: Answer, code: str) -> None:
 
 
 def check_not_ready(service: Service, code: str) -> None:
-    """Check what a load balancer is told, and that the process is alive all the same."""
+    """Check that /ready is 503, and that the process is healthy nevertheless."""
     ready, health = (service.request("GET", path) for path in ("/ready", "/health"))
     assert (503, {"status": "unavailable", "reason": code}) == (ready.status, ready.body)
     assert int(ready.headers["Retry-After"]) > 0
@@ -56,7 +56,7 @@ def wait_until_ready(service: Service) -> None:
 
 
 def fill(directory: Path, leave_bytes: int = 0) -> Path:
-    """Fill the disk up to some bytes, and return the file that does."""
+    """Fill the disk up to some bytes, and return the file."""
     path = directory / "ballast"
     with path.open("wb") as file:
         file.write(bytes(free_bytes(directory) - leave_bytes))
@@ -69,7 +69,7 @@ def free_bytes(directory: Path) -> int:
 
 @pytest.mark.parametrize("sync", ["always", "never"])
 def test_a_full_disk_rejects_whole_batches(tmp_path: Path, disk: Path, sync: str) -> None:
-    """What does not fit is rejected with nothing of it written; space is all it takes to go on."""
+    """A batch that does not fit is not written at all; free space is enough to continue."""
     with Service(tmp_path, data_dir=disk / "data", sync=sync) as service:
         service.data_dir = disk / "data"
         assert 200 == service.drain(make_batch("first")).status
@@ -91,8 +91,8 @@ def test_a_full_disk_rejects_whole_batches(tmp_path: Path, disk: Path, sync: str
         assert 401 == len(service.logs())
 
 
-def test_what_still_fits_is_accepted(tmp_path: Path, disk: Path) -> None:
-    """A batch that is too big for the disk does not keep a small one out for long."""
+def test_small_batch_is_accepted_on_a_nearly_full_disk(tmp_path: Path, disk: Path) -> None:
+    """A batch that is too large keeps a small one out only briefly."""
     with Service(tmp_path, data_dir=disk / "data") as service:
         service.data_dir = disk / "data"
         fill(disk, leave_bytes=64 * KIB)
@@ -103,7 +103,7 @@ def test_what_still_fits_is_accepted(tmp_path: Path, disk: Path) -> None:
 
 
 def test_a_service_on_a_full_disk_is_not_ready(tmp_path: Path, disk: Path) -> None:
-    """While nothing at all would fit, /ready does not say otherwise from time to time."""
+    """While no batch would fit, /ready is never 200."""
     with Service(tmp_path, data_dir=disk / "data") as service:
         service.data_dir = disk / "data"
         assert 200 == service.drain(make_batch("first")).status
@@ -119,7 +119,7 @@ def test_a_service_on_a_full_disk_is_not_ready(tmp_path: Path, disk: Path) -> No
 
 
 def test_the_floor_keeps_some_of_the_disk_free(tmp_path: Path, disk: Path) -> None:
-    """Below the floor batches are rejected although they would fit, and accepted above it."""
+    """Below the limit batches are rejected although they would fit."""
     floor = DISK_BYTES // 2
     with Service(tmp_path, data_dir=disk / "data", min_free_bytes=floor) as service:
         service.data_dir = disk / "data"
@@ -138,7 +138,7 @@ def test_the_floor_keeps_some_of_the_disk_free(tmp_path: Path, disk: Path) -> No
 
 
 def post_until_rejected(service: Service) -> tuple[list[str], Answer]:
-    """Post batches until one is rejected; return those that were stored, and the answer."""
+    """Post batches until one is rejected; return the stored ones, and the rejection."""
     stored: list[str] = []
     while (answer := service.drain(make_batch(str(len(stored))))).status == 200:
         stored.append(str(len(stored)))
@@ -149,7 +149,7 @@ def post_until_rejected(service: Service) -> tuple[list[str], Answer]:
 def test_batches_are_rejected_before_the_inodes_run_out(
     tmp_path: Path, disk_of_few_inodes: Path
 ) -> None:
-    """With nothing of them stored; the message names the inodes; one free file ends it."""
+    """None of them is stored; the message names inodes; one freed file ends it."""
     data_dir = disk_of_few_inodes / "data"
     # An inode for each 256 KiB is 32; of 42 inodes, the share that 8 of 64 MiB are is 5.
     settings = {"data_dir": data_dir, "segment_bytes": 1, "min_free_bytes": 8 << 20}
@@ -175,14 +175,14 @@ def test_batches_are_rejected_before_the_inodes_run_out(
 
 
 def inodes_of(service: Service) -> tuple[float, float] | None:
-    """Return the free inodes and all, as far as the metrics know."""
+    """Return the free and the total inodes in the metrics."""
     samples = read_samples(service.request("GET", "/metrics").raw.decode())
     free = samples.get("free_disk_inodes")
     return (free, samples["total_disk_inodes"]) if free == 4 else None
 
 
 def test_retention_makes_room_for_inodes(tmp_path: Path, disk_of_few_inodes: Path) -> None:
-    """The oldest go, although bytes are free; what is rejected meanwhile is not stored."""
+    """The oldest segments are removed, although bytes are free; rejected batches are not stored."""
     data_dir = disk_of_few_inodes / "data"
     settings = {"data_dir": data_dir, "min_free_bytes": 8 << 20, "retain_free_bytes": 16 << 20}
     with Service(tmp_path, segment_bytes=1, **settings) as service:
@@ -204,7 +204,7 @@ def test_retention_makes_room_for_inodes(tmp_path: Path, disk_of_few_inodes: Pat
 
 
 def test_a_floor_above_the_free_space_is_noticed_without_a_batch(tmp_path: Path) -> None:
-    """A load balancer learns by itself that batches would be rejected; once is logged."""
+    """A load balancer learns that batches would be rejected; it is logged once."""
     with Service(tmp_path, min_free_bytes=1 << 60) as service:
         wait_for(lambda: service.request("GET", "/ready").status == 503)
         check_not_ready(service, "storage_full")
@@ -215,8 +215,8 @@ def test_a_floor_above_the_free_space_is_noticed_without_a_batch(tmp_path: Path)
         assert 0 == service.stop()
 
 
-def test_a_removed_directory_is_noticed_and_welcomed_back(tmp_path: Path) -> None:
-    """Without its directory the service rejects, and goes on when it is there again."""
+def test_removed_directory_rejects_until_it_is_back(tmp_path: Path) -> None:
+    """Without its directory the service rejects, and continues when it exists again."""
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("lost")).status
         shutil.rmtree(service.data_dir)
@@ -236,10 +236,8 @@ def test_a_removed_directory_is_noticed_and_welcomed_back(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("tokens", [TOKEN, ""], ids=["listed token", "made token"])
-def test_a_worker_that_starts_without_the_directory_does_not_make_it(
-    tmp_path: Path, tokens: str
-) -> None:
-    """It would take the place of a disk that is not mounted; the tokens stay good meanwhile."""
+def test_worker_does_not_create_a_missing_directory(tmp_path: Path, tokens: str) -> None:
+    """The disk may not be mounted; the tokens stay valid."""
     with Service(tmp_path, tokens=tokens, workers=1) as service:
         token = tokens or (service.data_dir / "token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
@@ -257,7 +255,7 @@ def test_a_worker_that_starts_without_the_directory_does_not_make_it(
 
 
 def test_a_removed_directory_is_noticed_without_a_batch(tmp_path: Path) -> None:
-    """A load balancer learns by itself that batches would be rejected."""
+    """A load balancer learns that batches would be rejected."""
     with Service(tmp_path) as service:
         wait_until_ready(service)
         shutil.rmtree(service.data_dir)
@@ -268,7 +266,7 @@ def test_a_removed_directory_is_noticed_without_a_batch(tmp_path: Path) -> None:
 
 
 def test_a_replaced_directory_is_used(tmp_path: Path) -> None:
-    """What is acknowledged lies in the directory of that name, not in the one moved away."""
+    """Acknowledged logs are in the directory of that name, not in the one moved away."""
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("before")).status
         moved = service.data_dir.rename(tmp_path / "moved")
@@ -282,7 +280,7 @@ def test_a_replaced_directory_is_used(tmp_path: Path) -> None:
 
 
 def test_a_removed_segment_is_noticed(tmp_path: Path) -> None:
-    """A batch is not acknowledged because it went to a file that nobody will ever find."""
+    """No batch is acknowledged that went to a file without a name."""
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("lost")).status
         (path,) = service.files()

@@ -26,7 +26,7 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Browser]
 
 
 def try_it(browser: Browser) -> str:
-    """Show the token to the page's form, send its example, and return what the page answers."""
+    """Enter the token into the page's form, send its example, and return the response shown."""
     browser.click(".scheme-container .authorize")
     browser.type(".auth-container input", TOKEN)
     browser.click(".modal-btn.authorize")
@@ -37,7 +37,7 @@ def try_it(browser: Browser) -> str:
 
 
 def test_the_page_works_without_another_host(tmp_path: Path, browser: Browser) -> None:
-    """It shows every operation, fits the window, and its form stores a batch; nothing leaves."""
+    """It shows every operation, fits the window, and its form stores a batch."""
     with Service(tmp_path) as service:
         host = f"127.0.0.1:{service.address[1]}"
         browser.open(f"http://{host}/")

@@ -1,4 +1,4 @@
-"""The commands in the documents print what the documents say."""
+"""The commands in the documents have the documented output."""
 
 import os
 import re
@@ -26,7 +26,7 @@ EXAMPLES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("command", "answer"), EXAMPLES)
 def test_the_examples_work_as_pasted(tmp_path: Path, command: str, answer: str) -> None:
-    """A command prints what stands below it."""
+    """A command prints the block below it."""
     with Service(tmp_path, tokens=None) as service:
         pasted = command.replace("localhost:8080", f"localhost:{service.address[1]}")
         result = subprocess.run(
@@ -41,5 +41,5 @@ def test_the_examples_work_as_pasted(tmp_path: Path, command: str, answer: str) 
 
 
 def test_there_are_examples() -> None:
-    """Good and bad ones in the README, and from a file in the API's page."""
+    """Accepted and rejected ones in the README, and one from a file in the API's page."""
     assert 8 <= len(EXAMPLES)

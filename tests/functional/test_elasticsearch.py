@@ -1,4 +1,4 @@
-"""Senders of Elasticsearch's bulk store their logs here, and understand the answers."""
+"""Senders of Elasticsearch's bulk API store their logs, and understand the responses."""
 
 import json
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def test_each_of_many_documents_has_its_result(service: Service, count: int) -> 
 
 @pytest.mark.parametrize("kind", ["basic", "api_key", "bearer"])
 def test_the_official_client_stores_documents(service: Service, kind: str) -> None:
-    """It checks the product first, and reports the item that is invalid."""
+    """It checks the product first, and reports the invalid item."""
     ways: dict[str, dict[str, Any]] = {
         "basic": {"basic_auth": ("any", TOKEN)},
         "api_key": {"api_key": ("any", TOKEN)},
@@ -85,7 +85,7 @@ def test_what_clients_ask_first_is_answered(
 
 
 def test_no_valid_document_is_a_result_for_each(service: Service) -> None:
-    """As with Elasticsearch: 200, with an error in each item, and nothing is stored."""
+    """As in Elasticsearch: 200 with an error in each item, and nothing is stored."""
     before = service.content()
     answer = send(service, '{"delete":{"_index":"i","_id":"1"}}\n{"index":{"_index":"i"}}\n[]\n')
     assert (200, True) == (answer.status, answer.body["errors"])

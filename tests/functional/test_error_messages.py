@@ -122,7 +122,7 @@ def test_message_is_documented(
 @pytest.mark.slow
 @pytest.mark.parametrize("request_bytes", MALFORMED)
 def test_message_for_malformed_http_is_documented(service: Service, request_bytes: bytes) -> None:
-    """The same for requests that never reach the app."""
+    """Messages for requests that never reach the app."""
     with socket.create_connection(service.address, timeout=30) as connection:
         connection.sendall(request_bytes)
         received = b"".join(iter(lambda: connection.recv(65536), b""))

@@ -61,7 +61,7 @@ needs_shim = pytest.mark.skipif(
 
 
 def check(tmp_path: Path, inject: Callable[[Bench], Iterator[Row]]) -> None:
-    """Run a kind, and check that it tried something and that no promise was broken."""
+    """Run a kind, and check that it did something and that no promise was broken."""
     rows = list(inject(Bench(tmp_path, SEED, SECONDS, quiet=True)))
     assert rows
     assert all(row.tried for row in rows)
@@ -77,26 +77,26 @@ def test_kills(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_shim
 def test_failing_calls(tmp_path: Path) -> None:
-    """Nothing is acknowledged on the strength of a failed sync, and nothing left unsealed."""
+    """After a failed sync nothing is acknowledged, and no segment stays unsealed."""
     check(tmp_path, lambda bench: writes.run(bench, rounds=2, faults=FAULTS))
 
 
 @pytest.mark.slow
 @needs_shim
 def test_seals(tmp_path: Path) -> None:
-    """Whatever stands in the way of a seal, it is done at last, and replaces nothing."""
+    """Whatever prevents a seal, it is done in the end, and replaces nothing."""
     check(tmp_path, lambda bench: sealing.run(bench, rounds=1))
 
 
 @pytest.mark.slow
 def test_housekeeping(tmp_path: Path) -> None:
-    """One process after another keeps the directory as the settings say."""
+    """One process after another applies the settings to the directory."""
     check(tmp_path, lambda bench: housekeeping.run(bench, rounds=2))
 
 
 @pytest.mark.slow
 def test_compression(tmp_path: Path) -> None:
-    """Whatever is killed while segments are compressed, each log is there and is shown once."""
+    """With kills during compression, each log is stored and shown once."""
     kills = ("who compresses and another",)
     check(tmp_path, lambda bench: compression.run(bench, rounds=2, kills=kills))
 
@@ -111,14 +111,14 @@ def test_clocks(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_shim
 def test_power_cuts(tmp_path: Path) -> None:
-    """Every disk that a power cut may leave holds what was acknowledged."""
+    """Every disk that a power cut may leave has the acknowledged logs."""
     check(tmp_path, lambda bench: powercut.run(bench, states=60))
 
 
 @pytest.mark.slow
 @needs_shim
 def test_disks(tmp_path: Path) -> None:
-    """A full, read-only or missing disk is rejected on, and used again when it is back."""
+    """A full, read-only or missing disk rejects batches, and is used again afterwards."""
     if not mounts.can_mount():
         pytest.skip("NOT TESTED: troubled disks; it takes root to mount a small file system")
     check(tmp_path, lambda bench: disks.run(bench, rounds=1))
@@ -128,7 +128,7 @@ def test_disks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_full_memory(tmp_path: Path) -> None:
-    """A full /dev/shm costs neither batches nor workers nor metrics."""
+    """A full /dev/shm affects neither batches nor workers nor metrics."""
     if not can_fill_memory():
         pytest.skip("NOT TESTED: a full /dev/shm; it takes root to mount a small one")
     check(tmp_path, lambda bench: memory.run(bench, rounds=1))
@@ -138,13 +138,13 @@ def test_full_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_shim
 def test_a_stall(tmp_path: Path) -> None:
-    """A sync that hangs costs its batches a timely 503, and health nothing."""
+    """A hanging sync leads to a timely 503 for its batches, and does not affect /health."""
     check(tmp_path, lambda bench: stall.run(bench, stall_seconds=3, commit_timeout_seconds=1))
 
 
 @pytest.mark.slow
 def test_signals(tmp_path: Path) -> None:
-    """Stops, reloads and restarts under load lose nothing; a full directory is no hindrance."""
+    """Stops, reloads and restarts under load lose nothing, also with a full directory."""
     little = {"rounds": 1, "starts": 2, "segments": 1000}
     endings = ("SIGTERM twice", "SIGQUIT")
     check(tmp_path, lambda bench: signals.run(bench, **little, endings=endings))
@@ -152,7 +152,7 @@ def test_signals(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_upgrades(tmp_path: Path) -> None:
-    """An upgrade fails no request, and another version's files beside the service do no harm."""
+    """An upgrade fails no request, and another version's files do no harm."""
     check(tmp_path, lambda bench: upgrades.run(bench, rounds=1))
 
 
@@ -164,14 +164,14 @@ def test_attacks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_heavy_bodies(tmp_path: Path) -> None:
-    """Hundreds of bodies that are heavy to decode cost the memory of one, and others are served."""
+    """Hundreds of bodies that are heavy to decode take the memory of one; others are served."""
     check(tmp_path, lambda bench: heavy_bodies.run(bench, bodies=200))
 
 
 @pytest.mark.alone
 @pytest.mark.slow
 def test_connection_floods(tmp_path: Path) -> None:
-    """Slow, silent and vanished clients do not keep others waiting."""
+    """Slow, silent and vanished clients do not delay others."""
     kinds = ("half a body", "gone before the answer")
     check(tmp_path, lambda bench: connection_flood.run(bench, 100, stay_seconds=0.5, kinds=kinds))
 
@@ -179,7 +179,7 @@ def test_connection_floods(tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.slow
 def test_broken_tls(tmp_path: Path) -> None:
-    """Clients that break TLS keep no one waiting, and leave nothing behind."""
+    """Clients that break TLS delay nobody, and leave nothing behind."""
     if not can_make_certificate():
         pytest.skip("NOT TESTED: broken TLS; openssl is not installed")
     kinds = ("plain HTTP", "garbage", "gone in the midst of a body")
@@ -189,7 +189,7 @@ def test_broken_tls(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)  # its last campaign may begin when the others took all of SECONDS
 @pytest.mark.slow
 def test_forwarding(tmp_path: Path) -> None:
-    """Whatever is killed or broken on the way, the tables hold each acknowledged log once."""
+    """With kills and faults at any point, the tables have each acknowledged log once."""
     faults = ("cut", "silent")
     check(tmp_path, lambda bench: forward.run(bench, 3, 1, 300, 1000, faults))
 
@@ -198,18 +198,18 @@ def test_forwarding(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_status_page_load(tmp_path: Path) -> None:
-    """Those who look make nobody wait who sends."""
+    """Readers delay no sender."""
     check(tmp_path, lambda bench: status_page_load.run(bench, 50, segments=500, seconds=3))
 
 
 @pytest.mark.slow
 def test_slow_clients(tmp_path: Path) -> None:
-    """Clients that hold places, memory and time for nothing keep no one waiting."""
+    """Clients that hold places, memory and time delay nobody."""
     check(tmp_path, lambda bench: slow_clients.run(bench, 4200, readers=0, sizes=[15_000]))
 
 
 def test_fuzz(tmp_path: Path) -> None:
-    """Mutated bodies are stored as they are meant, or rejected."""
+    """Mutated bodies are stored correctly, or rejected."""
     check(tmp_path, lambda bench: fuzz.run(bench, inputs=5000))
 
 
@@ -243,7 +243,7 @@ def test_a_kind_that_fails_keeps_its_rows(
 
 
 def test_the_table_has_a_cell_for_each_heading() -> None:
-    """A broken promise is seen, in a terminal and in Markdown."""
+    """A broken promise is visible, in a terminal and in Markdown."""
     row = Row("a", tried=1000, lost=1)
     assert row.is_bad
     assert Row("b", parts=1).is_bad
@@ -256,7 +256,7 @@ def test_the_table_has_a_cell_for_each_heading() -> None:
 
 @pytest.mark.slow
 def test_otlp(tmp_path: Path) -> None:
-    """Mutated exports in both encodings, and those made to take memory."""
+    """Mutated exports in both encodings, and exports made to take memory."""
     check(tmp_path, lambda bench: otlp.run(bench, inputs=2000))
 
 

@@ -1,4 +1,4 @@
-"""`astralog forward` as a user runs it, into the real engine."""
+"""`astralog forward` as a user runs it, with the real engine."""
 
 import contextlib
 import json
@@ -79,12 +79,12 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def forward(tmp_path: Path, data_dir: Path, clickhouse: ClickHouse) -> Forward:
-    """Return a forward for these, which is not started."""
+    """Return a forward for these, not started."""
     return Forward(tmp_path, clickhouse.url, data_dir, forward_chunk_bytes=2000)
 
 
 def assert_delivered(clickhouse: ClickHouse, *data_dirs: Path) -> None:
-    """Check that each line of each node is in one table, once, with every field as it was."""
+    """Check that each line of each node is in one table, once, with all its fields."""
     stored: dict[Place, bytes] = {}
     for number, data_dir in enumerate(data_dirs, 1):
         stored.update(stored_lines(f"node-{number}", sorted(data_dir.glob("*.ndjson"))))
@@ -98,7 +98,7 @@ def write_segments(data_dir: Path, count: int, lines: int = 50, first: int = 0) 
 
 
 def nest(depth: int) -> Any:
-    """Return an object that is nested so deep."""
+    """Return a deeply nested object."""
     value: Any = {"end": 1}
     for _ in range(depth):
         value = {"in": value}
@@ -140,7 +140,7 @@ METADATA: list[dict[str, Any]] = [
 def test_every_field_arrives_as_it_was_sent(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """Whatever a log may hold is in one of the tables, as it was."""
+    """Any log is in one of the tables, unchanged."""
     lines = [make_line(n, timestamp=text) for n, (text, _) in enumerate(TIMES)]
     lines += [make_line(n, metadata=value) for n, value in enumerate(METADATA, len(lines))]
     texts = ["", "x" * 2**20, "😀\u2028\u2029\x7f", "tab\tnew\nline\\n\0", '","timestamp":"2024']
@@ -171,7 +171,7 @@ def test_metadata_can_be_queried_by_its_paths(
 def test_segments_sealed_later_follow(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A running forward takes up each segment once it is sealed, and none that is open."""
+    """A running forward delivers each segment once it is sealed, and no open one."""
     (data_dir / "20261123T235959.000000Z-1.ndjson.open").write_bytes(make_line(0) + b"\n")
     write_segments(data_dir, 1)
     with forward.start():
@@ -185,7 +185,7 @@ def test_segments_sealed_later_follow(
 def test_an_insert_is_one_chunk_and_one_part(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A chunk ends at the end of a line, and becomes one part as a whole."""
+    """A chunk ends at a line end, and becomes one part."""
     clickhouse.query("SYSTEM STOP MERGES logs")
     write_segments(data_dir, 1, lines=100)
     [path] = data_dir.glob("*.ndjson")
@@ -198,7 +198,7 @@ def test_an_insert_is_one_chunk_and_one_part(
 def test_a_second_run_sends_nothing(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """The cursor outlives the process: what was delivered is not sent again."""
+    """The cursor outlives the process: delivered segments are not sent again."""
     write_segments(data_dir, 3)
     assert forward.run_once() == 0
     clickhouse.query("TRUNCATE TABLE logs")
@@ -210,10 +210,10 @@ def test_a_second_run_sends_nothing(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_costs_no_line_and_doubles_none(
+def test_fault_loses_and_doubles_no_line(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, fault: str
 ) -> None:
-    """Whatever an insert is answered, and whether it was stored, its lines are there once."""
+    """For any response to an insert, stored or not, its lines are there once."""
     write_segments(data_dir, 2)
     clickhouse.break_inserts(fault, times=2, seconds=2 * PATIENCE_SECONDS)
     has_short_deadline = fault in UNANSWERED_FAULTS
@@ -228,7 +228,7 @@ def test_a_fault_costs_no_line_and_doubles_none(
         assert forward.log().count(" ERROR ") == episodes
 
 
-def test_without_memory_of_tokens_the_table_is_asked(
+def test_table_is_queried_after_the_deduplication_window(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
     """Once the server's window is over, a retry still doubles nothing."""
@@ -244,9 +244,9 @@ def test_without_memory_of_tokens_the_table_is_asked(
 def test_lines_hidden_by_the_table_are_not_doubled(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A chunk has the same token each time, also for a part of its lines, which is remembered.
+    """A chunk always has the same token, which is remembered, also for some of its lines.
 
-    Only after the time that a replica may take, the missing lines get another token.
+    Missing lines get another token only after the time that a replica may take.
     """
     write_segments(data_dir, 1)
     assert forward.run_once() == 0
@@ -262,10 +262,10 @@ def test_lines_hidden_by_the_table_are_not_doubled(
 
 
 @pytest.mark.parametrize("fault", QUERY_FAULTS)
-def test_an_answer_that_is_none_settles_no_doubt(
+def test_invalid_answer_resolves_no_doubt(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, fault: str
 ) -> None:
-    """Neither a page, nor half an answer, nor another query's, is what a table holds."""
+    """A page, half an answer or another query's answer does not count."""
     clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
     write_segments(data_dir, 2)
     assert forward.run_once() == 0
@@ -285,7 +285,7 @@ def test_an_answer_that_is_none_settles_no_doubt(
 def test_an_insert_that_is_lost_is_sent_again(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, fault: str
 ) -> None:
-    """Whatever its answer says, the tables have the last word."""
+    """Whatever its response is, the content of the tables decides."""
     forward.replica_seconds = 0.5
     write_segments(data_dir, 2)
     clickhouse.break_inserts(fault, times=2, after=1)
@@ -297,7 +297,7 @@ def test_an_insert_that_is_lost_is_sent_again(
 def test_a_table_that_keeps_nothing_makes_no_loop(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """What is deleted, or past its TTL, is sent twice and then counted."""
+    """Deleted or expired lines are sent twice and then counted."""
     columns = "node String, segment String, line UInt64, project_id String, timestamp String"
     columns += ", level String, service String, message String, metadata String"
     clickhouse.query("DROP TABLE logs")
@@ -313,7 +313,7 @@ def test_a_table_that_keeps_nothing_makes_no_loop(
 
 
 def test_doubled_rows_are_counted(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
-    """As after a restore of the table: they are named, and nothing is sent."""
+    """For example after a restore of the table: they are reported, and nothing is sent."""
     write_segments(data_dir, 2)
     assert forward.run_once() == 0
     columns = "node, segment, line, project_id, timestamp, level, service, message, metadata"
@@ -329,7 +329,7 @@ def test_doubled_rows_are_counted(forward: Forward, data_dir: Path, clickhouse: 
 def test_a_server_that_drips_from_the_first_byte(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """The time for connecting is bounded in all, too."""
+    """The total time for connecting is bounded, too."""
     write_segments(data_dir, 1)
     is_over = threading.Event()
 
@@ -361,7 +361,7 @@ def test_a_server_that_drips_from_the_first_byte(
 def test_the_node_of_the_first_delivery_stays(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A container that is made anew has another host name, and delivers nothing twice."""
+    """A recreated container has another host name, and delivers nothing twice."""
     write_segments(data_dir, 1)
     assert forward.run_once() == 0
     forward.set(node=None)
@@ -378,10 +378,10 @@ def test_the_node_of_the_first_delivery_stays(
     assert_delivered(clickhouse, data_dir)
 
 
-def test_a_node_that_nobody_knows_stops_it(
+def test_unknown_node_name_stops_forward(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """With its file damaged and the cursor lost, nothing is sent under any name."""
+    """With a damaged file and a lost cursor, nothing is sent under any name."""
     write_segments(data_dir, 1)
     assert forward.run_once() == 0
     (data_dir / "forward.cursor").unlink()
@@ -397,7 +397,7 @@ def test_a_node_that_nobody_knows_stops_it(
 def test_segments_that_come_later_but_are_old(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, tmp_path: Path
 ) -> None:
-    """As after a move to another disk, with a table that has forgotten its tokens."""
+    """For example after a move to another disk, with a table that has forgotten its tokens."""
     clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
     write_segments(data_dir, 20)
     assert forward.run_once() == 0
@@ -416,7 +416,7 @@ def test_segments_that_come_later_but_are_old(
 def test_a_cursor_that_changes_meanwhile(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, change: str
 ) -> None:
-    """What is delivered stays so, for the retention too."""
+    """Delivered segments stay delivered, for retention too."""
     clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
     path = data_dir / "forward.cursor"
     with forward.start():
@@ -434,10 +434,10 @@ def test_a_cursor_that_changes_meanwhile(
 
 
 @pytest.mark.parametrize("damage", ["lost", "torn", "garbled", "copied", "other table", "empty"])
-def test_with_a_damaged_cursor_the_table_is_asked(
+def test_table_is_queried_after_a_damaged_cursor(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, damage: str
 ) -> None:
-    """A cursor that is lost, damaged or not this directory's own costs nothing but questions."""
+    """A lost, damaged or foreign cursor only leads to queries."""
     clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
     write_segments(data_dir, 3)
     assert forward.run_once() == 0
@@ -449,7 +449,7 @@ def test_with_a_damaged_cursor_the_table_is_asked(
 
 
 def test_doubt_outlives_a_kill(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
-    """What was in doubt after a lost cursor is so still after another start."""
+    """Segments in doubt after a lost cursor are still in doubt after another start."""
     clickhouse.query("ALTER TABLE logs MODIFY SETTING non_replicated_deduplication_window = 0")
     write_segments(data_dir, 5)
     assert forward.run_once() == 0
@@ -462,7 +462,7 @@ def test_doubt_outlives_a_kill(forward: Forward, data_dir: Path, clickhouse: Cli
 
 
 def test_a_second_forward_ends(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
-    """One process delivers from a directory; another says so, and ends with status 1."""
+    """One process delivers from a directory; another one reports this, and ends with status 1."""
     second = Forward(data_dir.parent, clickhouse.url, data_dir, log_name="second.log")
     with forward.start():
         wait_for(lambda: "delivering from" in forward.log())
@@ -490,7 +490,7 @@ def test_two_nodes_share_a_table(
 def test_a_segment_is_compressed_in_the_midst_of_its_delivery(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """Delivery goes on where it was, whichever of its two forms a segment has."""
+    """Delivery continues at its position, with either form of the segment."""
     write_segments(data_dir, 2)
     stored = dict(stored_lines("node-1", data_dir.glob("*.ndjson")))
     clickhouse.break_inserts("full", times=1000, after=2)
@@ -506,7 +506,7 @@ def test_a_segment_is_compressed_in_the_midst_of_its_delivery(
 
 
 def compress(path: Path, keep: bool = False) -> None:
-    """Do what the service does with a sealed segment in the background."""
+    """Compress a sealed segment as the service does."""
     draft = path.with_suffix(".draft")
     draft.write_bytes(zstd.compress(path.read_bytes()))
     draft.rename(path.with_name(path.name + ".zst"))
@@ -517,7 +517,7 @@ def compress(path: Path, keep: bool = False) -> None:
 def test_delivered_segments_are_removed_by_age(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """With a time to keep them, delivered segments go after it, and no other."""
+    """With a retention time, delivered segments are removed after it, and no others."""
     write_segments(data_dir, 3)
     old, young, waiting = sorted(data_dir.glob("*.ndjson"))
     compress(old, keep=True)
@@ -537,7 +537,7 @@ def test_delivered_segments_are_removed_by_age(
 def test_a_segment_that_goes_undelivered_is_named(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A segment that another removes is an error in the log, and no hindrance."""
+    """A segment removed by others is an error in the log, and delays nothing."""
     write_segments(data_dir, 3)
     clickhouse.break_inserts("full", times=2)
     with forward.start():
@@ -552,7 +552,7 @@ def test_a_segment_that_goes_undelivered_is_named(
 def test_lines_rejected_by_an_altered_table_are_kept_raw(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """Each line that the table rejects is a dead letter with the reason, and only these."""
+    """Each line that the table rejects is a dead letter with the reason, and no other."""
     clickhouse.query("ALTER TABLE logs ADD CONSTRAINT polite CHECK message NOT LIKE '%damn%'")
     bad = {3, 4, 17, 50}
     write_segment(data_dir, [make_line(n, message="damn" * (n in bad)) for n in range(1, 51)])
@@ -566,7 +566,7 @@ def test_lines_rejected_by_an_altered_table_are_kept_raw(
 def test_a_line_that_is_no_log_is_kept_raw(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """Whatever lies in a segment, every line of it arrives, byte for byte."""
+    """Every line of a segment arrives, byte for byte."""
     garbage = [b"", b"{}", b"[1]", b'{"project_id":"p"', b"\0\0", b"tab\there", b"\\N", b"x" * 5000]
     write_segment(data_dir, [make_line(0), *garbage, make_line(1)])
     assert forward.run_once() == 0
@@ -577,7 +577,7 @@ def test_a_line_that_is_no_log_is_kept_raw(
 def test_bytes_after_the_last_line_break_are_a_line(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A segment that ends in half a line, as no service leaves it, loses none of it."""
+    """Half a line at the end of a segment, which the service never leaves, is not lost."""
     path = write_segment(data_dir, [make_line(0)])
     path.write_bytes(path.read_bytes() + b'{"project_id":"half')
     assert forward.run_once() == 0
@@ -586,7 +586,7 @@ def test_bytes_after_the_last_line_break_are_a_line(
 
 
 def test_no_server_at_all(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
-    """Without a server `--once` gives up with status 1, and the password is in no line."""
+    """Without a server `--once` ends with status 1, and no line has the password."""
     write_segments(data_dir, 1)
     forward.set(clickhouse_url="http://someone:a-password@127.0.0.1:1/astralog")
     assert forward.run_once() == 1
@@ -597,7 +597,7 @@ def test_no_server_at_all(forward: Forward, data_dir: Path, clickhouse: ClickHou
 
 
 def test_over_tls(forward: Forward, data_dir: Path, tmp_path: Path) -> None:
-    """With a certificate that it can trust, it delivers over TLS; with another, it does not."""
+    """It delivers over TLS with a trusted certificate, and not with another."""
     if not can_make_certificate():
         pytest.skip("NOT TESTED: TLS to ClickHouse; openssl is not installed")
     cert, key = make_certificate(tmp_path)
@@ -612,8 +612,8 @@ def test_over_tls(forward: Forward, data_dir: Path, tmp_path: Path) -> None:
         assert_delivered(clickhouse, data_dir)
 
 
-def test_the_status_tells_the_lag(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
-    """What waits, since when, and what was delivered is there for the service's metrics."""
+def test_status_has_the_lag(forward: Forward, data_dir: Path, clickhouse: ClickHouse) -> None:
+    """Backlog, lag and delivered segments are there for the service's metrics."""
     write_segments(data_dir, 2)
     clickhouse.break_inserts("full", times=3)
     with forward.start():
@@ -630,7 +630,7 @@ def test_the_status_tells_the_lag(forward: Forward, data_dir: Path, clickhouse: 
 def status_where(
     data_dir: Path, condition: Callable[[dict[str, float]], bool]
 ) -> dict[str, float] | None:
-    """Return the status once it is as it should be."""
+    """Return the status once it meets a condition."""
     path = data_dir / "forward.status"
     if not path.exists():
         return None
@@ -642,7 +642,7 @@ def status_where(
 def test_a_terminal_has_a_line_that_renews_itself(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """On a terminal, one line tells where things stand; a line of the log does not break it."""
+    """One line shows the progress; a line of the log does not break it."""
     write_segments(data_dir, 2)
     terminal, other_end = os.openpty()
     forward.start("--once", stderr=other_end)
@@ -659,7 +659,7 @@ def test_a_terminal_has_a_line_that_renews_itself(
 
 
 def read_terminal(fd: int) -> str:
-    """Return all that is shown until the other end is closed."""
+    """Return the output until the other end is closed."""
     shown = b""
     with contextlib.suppress(OSError):
         while data := os.read(fd, 4096):
@@ -670,7 +670,7 @@ def read_terminal(fd: int) -> str:
 def test_missing_settings_are_named(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse
 ) -> None:
-    """A setting or a directory that is missing ends it with a line."""
+    """A missing setting or directory ends it with one line."""
     forward.set(data_dir=data_dir / "missing")
     assert forward.run_once() == 1
     assert "missing: No such file or directory" in forward.log()
@@ -683,7 +683,7 @@ def test_missing_settings_are_named(
 def test_memory_is_bounded_for_any_segment(
     forward: Forward, data_dir: Path, clickhouse: ClickHouse, timestamp: str
 ) -> None:
-    """With chunks of the usual size, a large segment takes no more than 150 MiB."""
+    """With chunks of the usual size, a large segment takes at most 150 MiB."""
     line = make_line(0, timestamp=timestamp, message="x" * 300)
     write_segment(data_dir, [line] * 200_000)
     forward.set(forward_chunk_bytes=16 * 1024 * 1024, clickhouse_timeout_seconds=60)

@@ -1,4 +1,4 @@
-"""A /dev/shm that is full, which any local user can make it, costs nothing at all."""
+"""A full /dev/shm, which any local user can cause, has no effect."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +20,14 @@ pytestmark = [
 
 
 def check_counts(service: Service, logs: int) -> None:
-    """Send a log more, and check what is stored and what is counted."""
+    """Send one more log, and check the stored logs and the counters."""
     assert 200 == service.drain(make_batch("one more")).status
     wait_for(lambda: stored_logs(service) == logs)
     assert logs == len(service.logs())
 
 
 def stored_logs(service: Service) -> float:
-    """Return what the metrics say of the stored logs."""
+    """Return the metrics' count of stored logs."""
     answer = service.request("GET", "/metrics")
     assert 200 == answer.status
     return read_samples(answer.raw.decode())["stored_logs_total"]
@@ -35,7 +35,7 @@ def stored_logs(service: Service) -> float:
 
 @pytest.mark.parametrize("is_full", [True, False], ids=["at the start", "later"])
 def test_nothing_is_lost(tmp_path: Path, is_full: bool) -> None:
-    """The service starts, its workers live on and are replaced, and metrics are complete."""
+    """The service starts, its workers live and are replaced, and metrics are complete."""
     with FullMemoryService(tmp_path, is_full, workers=2) as service:
         if not is_full:
             check_counts(service, 1)

@@ -1,4 +1,4 @@
-"""Senders of Splunk's HTTP Event Collector store their logs here, and understand the answers."""
+"""Senders of Splunk's HTTP Event Collector store their logs, and understand the responses."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def send(service: Service, body: Any, path: str = EVENTS, **headers: str) -> Answer:
-    """POST a body with the token, unless the headers show another."""
+    """POST a body with the token, unless the headers have another."""
     if isinstance(body, dict):
         body = json.dumps(body)
     shown = {"Authorization": f"Splunk {TOKEN}"} | {
@@ -35,7 +35,7 @@ def send(service: Service, body: Any, path: str = EVENTS, **headers: str) -> Ans
 
 
 def reply(answer: Answer) -> tuple[int, int]:
-    """Return the status and the code of an answer."""
+    """Return the status and the code of a response."""
     return answer.status, answer.body["code"]
 
 
@@ -89,7 +89,7 @@ DOCKER_LOGS = {
 def test_dockers_driver_verifies_its_url_and_sends(
     service: Service, kind: str, is_compressed: bool
 ) -> None:
-    """Byte for byte what its source writes: OPTIONS without a token, then events."""
+    """The bytes are those of its source: OPTIONS without a token, then events."""
     before = len(service.logs())
     events = DOCKER_EVENTS[kind] * 3
     body, encoding = events, []
@@ -136,7 +136,7 @@ def run_handler(port: int, token: str, count: int) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_splunk_handler_sends_its_logs(tmp_path: Path) -> None:
-    """It complains about nothing, and a revoked token costs it its logs, which it says."""
+    """It reports no error; with a revoked token it reports that logs are lost."""
     tokens = tmp_path / "tokens"
     write_tokens(tokens, TOKEN)
     with Service(tmp_path, tokens=None, tokens_file=tokens) as service:
@@ -152,7 +152,7 @@ def test_splunk_handler_sends_its_logs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_splunk_handler_outlasts_a_restart(tmp_path: Path) -> None:
-    """It tries again what was not answered, and nothing that was is lost."""
+    """It retries unanswered requests, and no answered one is lost."""
     with Service(tmp_path, bind=f"127.0.0.1:{free_port()}") as service:
         service.kill()
         handler = run_handler(service.address[1], TOKEN, 100)
@@ -176,10 +176,10 @@ def test_splunk_handler_outlasts_a_restart(tmp_path: Path) -> None:
         ("Splunk ", (403, 4)),
     ],
 )
-def test_a_token_that_is_not_known_is_answered_as_splunk_does(
+def test_unknown_token_is_answered_as_splunk_does(
     service: Service, authorization: str | None, expected: tuple[int, int]
 ) -> None:
-    """By 401 or 403, before the body is read."""
+    """With 401 or 403, before the body is read."""
     headers = {"Authorization": authorization} if authorization else {}
     for path in (EVENTS, "/services/collector", "/services/collector/raw"):
         answer = service.request("POST", path, json.dumps(EVENT), headers)
@@ -227,7 +227,7 @@ def test_a_hostile_body_gets_hecs_error_and_stores_nothing(
 
 
 def test_a_truncated_or_oversized_body_stores_nothing(service: Service) -> None:
-    """Whether it is compressed or not; a bomb is not inflated."""
+    """Compressed or not; a decompression bomb is not decompressed."""
     before = service.content()
     truncated = gzip.compress(json.dumps(EVENT).encode())[:-9]
     assert (400, 6) == reply(send(service, truncated, Content_Encoding="gzip"))
@@ -241,7 +241,7 @@ def test_a_truncated_or_oversized_body_stores_nothing(service: Service) -> None:
 
 
 def test_acknowledgement_channels_are_refused(service: Service) -> None:
-    """As by a token for which they are disabled; a channel itself is ignored, as there."""
+    """As by a token for which they are disabled; a channel itself is ignored."""
     assert (400, 14) == reply(send(service, b'{"acks":[0]}', "/services/collector/ack?channel=c"))
     assert (200, 0) == reply(send(service, EVENT, X_Splunk_Request_Channel="c"))
 
@@ -273,7 +273,7 @@ def test_a_health_check_needs_no_token(service: Service) -> None:
 
 
 def test_a_full_disk_is_answered_as_busy(tmp_path: Path) -> None:
-    """With 503, code 9 and Retry-After, before a byte is read; the health check says so too."""
+    """With 503, code 9 and Retry-After, before a byte is read, and in the health check."""
     with Service(tmp_path, min_free_bytes=2**60) as service:
         answer = send(service, EVENT)
         assert (503, 9) == reply(answer)
@@ -286,7 +286,7 @@ def test_a_full_disk_is_answered_as_busy(tmp_path: Path) -> None:
 
 
 def test_a_project_that_the_token_may_not_write_is_an_incorrect_index(tmp_path: Path) -> None:
-    """The log and the metric have the code of any other path."""
+    """Log and metric have the same code as for other paths."""
     tokens = tmp_path / "tokens"
     write_tokens(tokens, f"{TOKEN} org-a org-b\nsingle org-c\n")
     with Service(tmp_path, tokens=None, tokens_file=tokens) as service:
@@ -300,7 +300,7 @@ def test_a_project_that_the_token_may_not_write_is_an_incorrect_index(tmp_path: 
 
 
 def test_raw_lines_and_query_options(service: Service) -> None:
-    """The query of raw lines is Splunk's and the service's own."""
+    """The query of raw lines has Splunk's options and the service's own."""
     before = len(service.logs())
     query = "index=org-r&host=h&source=s&sourcetype=st&level=info&channel=c"
     assert (200, 0) == reply(send(service, b"a\nb\n", f"/services/collector/raw?{query}"))

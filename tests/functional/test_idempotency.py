@@ -1,4 +1,4 @@
-"""Idempotency keys, as clients see them: sent again, a batch is stored once."""
+"""Idempotency keys from the client's view: a batch that is sent again is stored once."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def send(
     service: Service, key: str | None, *messages: str, token: str = TOKEN, **more: str
 ) -> Answer:
-    """Send a batch with a key, on a connection of its own."""
+    """Send a batch with a key, on a new connection."""
     headers = {"Authorization": token, **({KEY: key} if key else {}), **more}
     return service.drain(make_batch(*messages), headers)
 
@@ -59,7 +59,7 @@ def assert_replayed(answer: Answer) -> None:
 
 
 def test_a_batch_that_is_sent_again_is_stored_once(service: Service) -> None:
-    """Whichever worker gets the second try, it answers 200 at once and says that it is a replay."""
+    """Any worker answers the retry with 200 at once, marked as a replay."""
     assert_stored(send(service, '"once-1"', "once a", "once b"))
     for _ in range(20):
         assert_replayed(send(service, '"once-1"', "once a", "once b"))
@@ -74,7 +74,7 @@ def test_without_a_key_nothing_is_remembered(service: Service) -> None:
 
 
 def test_another_body_with_the_same_key_is_rejected(service: Service) -> None:
-    """A key that is used for two batches is the client's mistake, and nothing is stored."""
+    """A key for two batches is the client's error, and nothing is stored."""
     assert_stored(send(service, '"reused"', "first"))
     for _ in range(5):
         answer = send(service, '"reused"', "second")
@@ -87,8 +87,8 @@ def test_another_body_with_the_same_key_is_rejected(service: Service) -> None:
     assert 0 == messages_of(service)["second"]
 
 
-def test_what_becomes_of_the_body_is_part_of_it(service: Service) -> None:
-    """Another query makes it another batch; another compression does not."""
+def test_query_is_part_of_the_request(service: Service) -> None:
+    """Another query makes another batch; another compression does not."""
     body = json.dumps(make_batch("asked")).encode()
     headers = {"Authorization": TOKEN, KEY: "asked"}
     path = "/v1/drain?unknown=metadata"
@@ -100,7 +100,7 @@ def test_what_becomes_of_the_body_is_part_of_it(service: Service) -> None:
 
 
 def test_a_key_belongs_to_its_token(service: Service) -> None:
-    """What one token calls its batch says nothing about another's."""
+    """Keys of one token do not affect those of another."""
     assert_stored(send(service, '"scoped"', "mine"))
     assert_stored(send(service, '"scoped"', "theirs", token="other"))
     assert_replayed(send(service, '"scoped"', "theirs", token="Bearer other"))
@@ -143,7 +143,7 @@ def test_a_malformed_key_is_rejected(service: Service, key: str) -> None:
 
 
 def test_two_headers_are_no_key(service: Service) -> None:
-    """Which of the two would count is not for the service to guess."""
+    """The service does not guess which of the two counts."""
     head = f"POST /v1/drain HTTP/1.1\r\nHost: x\r\nAuthorization: {TOKEN}\r\nContent-Length: 2\r\n"
     data = f"{head}{KEY}: a\r\n{KEY}: b\r\n\r\n{{}}".encode()
     for answer in (service.exchange(data), service.exchange(data)):
@@ -151,7 +151,7 @@ def test_two_headers_are_no_key(service: Service) -> None:
 
 
 def test_keys_of_one_connection_are_told_apart(service: Service) -> None:
-    """Requests whose heads differ in nothing but key and length are not taken for each other."""
+    """Requests whose heads differ only in key and length are not confused."""
     connection = service.open_connection(30)
     answers = []
     for key, message in (
@@ -172,14 +172,14 @@ def test_keys_of_one_connection_are_told_apart(service: Service) -> None:
 
 
 def test_a_rejected_batch_leaves_its_key_free(service: Service) -> None:
-    """A key stands for what was stored: the corrected batch may have it."""
+    """The corrected batch may have the same key."""
     headers = {"Authorization": TOKEN, KEY: '"corrected"'}
     assert 400 == service.drain(b'{"logs": [{}]}', headers).status
     assert_stored(send(service, '"corrected"', "corrected"))
 
 
 def test_a_dry_run_leaves_its_key_free(service: Service) -> None:
-    """What stores nothing needs no key."""
+    """It stores nothing, so it needs no key."""
     headers = {"Authorization": TOKEN, KEY: '"dry"'}
     body = json.dumps(make_batch("dry")).encode()
     for _ in range(2):
@@ -189,7 +189,7 @@ def test_a_dry_run_leaves_its_key_free(service: Service) -> None:
 
 
 def test_replay_of_a_partial_batch_repeats_its_errors(service: Service) -> None:
-    """Its answer is the first one's, although nothing is stored any more."""
+    """Nothing is stored again."""
     logs = [*make_batch("left in")["logs"], {"message": "left out"}]
     headers = {"Authorization": TOKEN, KEY: '"partial"'}
     body = json.dumps({"logs": logs}).encode()
@@ -202,7 +202,7 @@ def test_replay_of_a_partial_batch_repeats_its_errors(service: Service) -> None:
 
 
 def test_exports_of_opentelemetry_have_keys_too(service: Service) -> None:
-    """The same headers, in OTLP's own bodies."""
+    """The same header, with OTLP's own responses."""
     headers = {"Authorization": TOKEN, KEY: '"otlp"', "Content-Type": JSON}
     body = encode(make_export(make_record("from otlp")), JSON)
     first, second = (service.request("POST", "/v1/logs", body, headers) for _ in range(2))
@@ -215,7 +215,7 @@ def test_exports_of_opentelemetry_have_keys_too(service: Service) -> None:
 
 
 def test_of_many_at_once_one_stores(service: Service) -> None:
-    """Clients that race with one key are answered 200 or 409, and the batch is stored once."""
+    """Clients that race with one key get 200 or 409, and the batch is stored once."""
     answers: list[Answer] = []
     threads = [
         threading.Thread(target=lambda: answers.append(send(service, '"race"', "raced")))
@@ -262,7 +262,7 @@ def test_a_key_outlives_reloads_restarts_and_kills(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_key_knows_its_batch_in_a_compressed_segment(tmp_path: Path) -> None:
-    """Sealed by its worker or, after a kill, by another one, and compressed since."""
+    """Sealed by its worker or, after a kill, by another one, and then compressed."""
     with Service(tmp_path, workers=2, compress="zstd") as service:
         assert_stored(send(service, '"sealed"', "sealed"))
         service.reload()
@@ -294,8 +294,8 @@ def test_an_upgrade_knows_the_keys_of_the_old_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_segment_that_is_gone_was_stored_all_the_same(tmp_path: Path) -> None:
-    """What retention or an operator removed is not stored anew."""
+def test_batch_of_a_removed_segment_is_not_stored_again(tmp_path: Path) -> None:
+    """Retention or an operator may have removed it."""
     with Service(tmp_path, workers=1, segment_bytes=1) as service:
         assert_stored(send(service, '"gone"', "gone"))
         (path,) = wait_for(lambda: service.files("*.ndjson"))
@@ -309,8 +309,8 @@ def test_a_segment_that_is_gone_was_stored_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["keys.db*", "keys.db", "keys.db-wal", "keys.db-shm", "keys*"])
-def test_without_its_database_the_service_goes_on(tmp_path: Path, pattern: str) -> None:
-    """Deleting any file of it costs the memory of keys and nothing else."""
+def test_service_continues_without_its_key_database(tmp_path: Path, pattern: str) -> None:
+    """Deleting any of its files loses the keys and nothing else."""
     with Service(tmp_path, workers=2) as service:
         assert_stored(send(service, '"a"', "a"))
         for path in service.files(pattern):
@@ -326,14 +326,14 @@ def test_without_its_database_the_service_goes_on(tmp_path: Path, pattern: str) 
 
 
 def accepted(answer: Answer) -> Answer | None:
-    """Return an answer that is 200; any other one must ask for another try."""
+    """Return a response that is 200; any other one must ask for a retry."""
     assert answer.status in (200, 409, 503)
     return answer if answer.status == 200 else None
 
 
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs sqlite3")
 def test_an_operator_finds_a_key(tmp_path: Path) -> None:
-    """By the commands of docs/operations.md, while the service runs."""
+    """With the commands of docs/operations.md, while the service runs."""
     guide = (ROOT / "docs" / "operations.md").read_text()
     (commands,) = re.findall(r"```sh\n(token=[^`]*sqlite3[^`]*)```", guide)
     with Service(tmp_path, tokens=None) as service:

@@ -1,4 +1,4 @@
-"""Idempotency keys while the disk stalls or fails, or everything is killed."""
+"""Idempotency keys while the disk stalls or fails, or all processes are killed."""
 
 import errno
 import itertools
@@ -40,7 +40,7 @@ def count(service: Service, message: str) -> int:
 
 
 def send_until_stored(service: Service, key: str, message: str) -> Answer:
-    """Send a batch as a client does that wants to know, and return the answer 200."""
+    """Send a batch until its client gets 200, and return that response."""
 
     def stored() -> Answer | None:
         answer = send(service, key, message)
@@ -51,7 +51,7 @@ def send_until_stored(service: Service, key: str, message: str) -> Answer:
 
 
 def warm_up(service: Service) -> None:
-    """Store a batch with a key in each worker, and return when the housekeeper is quiet."""
+    """Store a batch with a key in each worker, and return once the housekeeper is idle."""
     log = service.data_dir / "keys.db-wal"
     for number in range(2):
         for pid in service.worker_pids():
@@ -65,7 +65,7 @@ def warm_up(service: Service) -> None:
 
 
 def send_into_stall(service: ShimmedService, stalled: str, message: str) -> None:
-    """Send a batch, with its message for its key, whose first or second sync stalls."""
+    """Send a batch, with its message as key, whose first or second sync stalls."""
     warm_up(service)
     service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_MS)
     answer = send(service, message, message)
@@ -73,10 +73,8 @@ def send_into_stall(service: ShimmedService, stalled: str, message: str) -> None
 
 
 @pytest.mark.parametrize("stalled", ["the record", "the lines"])
-def test_a_stalled_batch_has_its_key_until_it_is_over(
-    service: ShimmedService, stalled: str
-) -> None:
-    """Whoever was told `commit_timeout` learns from any worker that nothing is decided yet."""
+def test_stalled_batch_keeps_its_key(service: ShimmedService, stalled: str) -> None:
+    """After `commit_timeout`, any worker answers that the key is in use."""
     send_into_stall(service, stalled, "stalled")
     for _ in range(20):
         answer = send(service, "stalled", "stalled")
@@ -94,7 +92,7 @@ def test_a_stalled_batch_has_its_key_until_it_is_over(
 def test_a_batch_that_was_killed_in_a_stall_is_stored_once(
     service: ShimmedService, stalled: str
 ) -> None:
-    """Whether its lines were written when the service died or not, the next try makes it right."""
+    """Whether its lines were written or not when the service died, the retry corrects it."""
     send_into_stall(service, stalled, "killed")
     service.kill()
     service.control.mend()
@@ -110,7 +108,7 @@ def test_a_batch_that_was_killed_in_a_stall_is_stored_once(
 def test_without_a_record_only_batches_with_keys_are_rejected(
     service: ShimmedService, number: int, code: str
 ) -> None:
-    """What has no key is stored all the same, and keys are accepted again later."""
+    """Batches without a key are stored, and keys are accepted again later."""
     warm_up(service)
     service.control.fail("write", number, times=1)
     answer = send(service, "full", "full")
@@ -126,7 +124,7 @@ def test_without_a_record_only_batches_with_keys_are_rejected(
 
 
 def test_a_segment_waits_for_its_record(service: ShimmedService) -> None:
-    """It is sealed when its size is recorded: else it could not be removed one day."""
+    """It is sealed once its size is recorded; otherwise it could not be removed later."""
     send_until_stored(service, "a", "a")
     service.control.fail("write", errno.EIO, times=ALWAYS)
     service.signal(signal.SIGTERM)
@@ -141,7 +139,7 @@ def test_a_segment_waits_for_its_record(service: ShimmedService) -> None:
 
 
 def test_a_record_is_synced_before_the_first_line(tmp_path: Path) -> None:
-    """Lines that reached the disk without it would be stored anew by the second try."""
+    """Lines that reached the disk without it would be stored again by the retry."""
     trace = tmp_path / "trace"
     with ShimmedService(tmp_path, trace, workers=1) as service:
         warm_up(service)

@@ -1,4 +1,4 @@
-"""What a client may rely on that sends an Idempotency-Key, case by case, over real HTTP."""
+"""The promises to a client that sends an Idempotency-Key, case by case, over real HTTP."""
 
 import gzip
 import itertools
@@ -57,7 +57,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def key(service: Service) -> str:
-    """Return a key that nobody has used."""
+    """Return an unused key."""
     return f"key-{next(NUMBERS)}"
 
 
@@ -77,7 +77,7 @@ def count(service: Service, message: str) -> int:
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_a_key_may_be_odd(service: Service, odd: str) -> None:
-    """Any 1 to 255 visible characters are a key, with blanks around or not, and no two the same."""
+    """Any 1 to 255 visible characters are a key, with blanks around it or not."""
     assert not is_replay(send(service, make_batch(odd), odd))
     assert is_replay(send(service, make_batch(odd), f" \t{odd}\t "))
     assert 422 == send(service, make_batch("other"), odd).status
@@ -87,7 +87,7 @@ def test_a_key_may_be_odd(service: Service, odd: str) -> None:
 
 @pytest.mark.parametrize("malformed", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_key_is_rejected(service: Service, malformed: bytes) -> None:
-    """Nothing is stored under a key that is none: its client believes that it has one."""
+    """Nothing is stored: its client believes that it has a key."""
     before = service.content()
     body = json.dumps(make_batch("malformed")).encode()
     head = make_head("Idempotency-Key: KEY", f"Content-Length: {len(body)}", "Connection: close")
@@ -96,8 +96,8 @@ def test_a_malformed_key_is_rejected(service: Service, malformed: bytes) -> None
     assert before == service.content()
 
 
-def test_each_worker_knows_what_the_other_stored(service: Service, key: str) -> None:
-    """A second try is a replay on whichever worker, at once."""
+def test_each_worker_knows_the_batches_of_the_other(service: Service, key: str) -> None:
+    """A retry is a replay on any worker, at once."""
     body = json.dumps(make_batch(key)).encode()
     request = make_head(f"Idempotency-Key: {key}", f"Content-Length: {len(body)}") + body
     pids = service.worker_pids()
@@ -111,7 +111,7 @@ def test_each_worker_knows_what_the_other_stored(service: Service, key: str) -> 
 
 
 def test_a_batch_may_come_in_another_coding(service: Service, key: str) -> None:
-    """It is the same batch, compressed or in chunks: a proxy may have recoded it."""
+    """It is the same batch, compressed or in chunks: a proxy may have changed that."""
     body = json.dumps(make_batch(key)).encode()
     assert not is_replay(send(service, gzip.compress(body), key, Content_Encoding="gzip"))
     assert is_replay(send(service, zlib.compress(body), key, Content_Encoding="deflate"))
@@ -139,7 +139,7 @@ def test_an_empty_batch_may_have_a_key(service: Service, key: str) -> None:
 
 
 def test_opentelemetry_has_keys_too(service: Service, key: str) -> None:
-    """An export is stored once, and its second try answered in the protocol's own words."""
+    """An export is stored once, and its retry is answered in the protocol's own form."""
     export = make_export(make_record(key), resource={"project_id": "p", "service.name": "s"})
     body = encode(export, PROTOBUF)
     headers = {"Authorization": TOKEN, "Content-Type": PROTOBUF, "Idempotency-Key": key}
@@ -155,7 +155,7 @@ def test_opentelemetry_has_keys_too(service: Service, key: str) -> None:
 
 @pytest.mark.slow
 def test_two_clients_that_race_store_once(tmp_path: Any) -> None:
-    """Whichever worker is first stores, and the other one's client learns so."""
+    """The first one stores, and the other one gets the outcome."""
     (row,) = races.run(Bench(tmp_path, 1, 60, quiet=True), keys=2000, pairs=8)
     assert 2000 == row.tried
     assert (False, []) == (row.is_bad, row.remarks[1:])

@@ -1,4 +1,4 @@
-"""What becomes of keys when processes end, and when their database is damaged or in the way."""
+"""Keys when processes end, and when their database is damaged or blocked."""
 
 import hashlib
 import itertools
@@ -56,7 +56,7 @@ def send_until_stored(service: Service, number: int) -> Answer:
 
 
 def check_stored(service: Service) -> None:
-    """Check that each batch is there whole, and once."""
+    """Check that each batch is stored completely, and once."""
     lines = count_lines(log for log in service.logs() if "batch" in log["metadata"])
     assert {(number, line) for number in BATCHES for line in range(LOGS)} == set(lines)
     assert {1} == set(lines.values())
@@ -64,7 +64,7 @@ def check_stored(service: Service) -> None:
 
 @pytest.mark.slow
 def test_kills_double_nothing(tmp_path: Path) -> None:
-    """Clients that send again until they see 200 find each batch there whole, and once."""
+    """Clients that retry until they get 200 find each batch complete, and once."""
     with Service(tmp_path, workers=2, segment_bytes=200_000) as service:
         load = KeyedLoad(service, threads=6)
         load.start()
@@ -83,7 +83,7 @@ def test_kills_double_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_database_is_replaced(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Its keys are forgotten, which the log says; it is kept, and all goes on as before."""
+    """Its keys are forgotten, which the log reports; it is kept, and the service continues."""
     with Service(tmp_path, workers=2) as service:
         assert not any(is_replay(send(service, number)) for number in BATCHES)
         assert 0 == service.stop()
@@ -102,8 +102,8 @@ def test_a_damaged_database_is_replaced(tmp_path: Path, damage: Callable[[bytes]
 
 
 @pytest.mark.slow
-def test_a_database_may_be_spoilt_while_it_is_used(tmp_path: Path) -> None:
-    """Each batch is stored, by whichever worker, and the new database remembers it."""
+def test_database_may_be_damaged_while_it_is_used(tmp_path: Path) -> None:
+    """Each batch is stored by some worker, and the new database remembers it."""
     with Service(tmp_path, workers=2) as service:
         assert not any(is_replay(send(service, number)) for number in BATCHES)
         path = service.data_dir / "keys.db"
@@ -123,7 +123,7 @@ def test_a_database_may_be_spoilt_while_it_is_used(tmp_path: Path) -> None:
 
 
 def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
-    """Batches with keys are rejected until it is gone, and the log says what to do."""
+    """Batches with keys are rejected until it is removed, and the log names the remedy."""
     service = Service(tmp_path, workers=2)
     service.data_dir.mkdir()
     path = service.data_dir / "keys.db"
@@ -146,7 +146,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_locked_database_delays_no_other_batch(tmp_path: Path) -> None:
-    """Whoever holds it: batches with keys are rejected until it lets go, and none is doubled."""
+    """Batches with keys are rejected while any process holds the lock, and none is doubled."""
     with Service(tmp_path, workers=2) as service:
         assert not is_replay(send(service, 0))
         database = sqlite3.connect(service.data_dir / "keys.db", isolation_level=None)
@@ -166,7 +166,7 @@ def test_a_locked_database_delays_no_other_batch(tmp_path: Path) -> None:
 
 
 def _check_order(service: Service) -> None:
-    """Check that nothing else suffers from what befell the database."""
+    """Check that a fault of the database affects nothing else."""
     assert 200 == service.drain(make_batch("without a key")).status
     assert {"status": "ready"} == service.request("GET", "/ready").body
     assert "Traceback" not in service.log()
@@ -175,7 +175,7 @@ def _check_order(service: Service) -> None:
 
 @pytest.mark.slow
 def test_keys_wait_for_a_directory_that_is_gone(tmp_path: Path) -> None:
-    """Nothing is stored and no client waits in vain; afterwards each batch is stored once."""
+    """Nothing is stored and every client gets an answer; afterwards each batch is stored once."""
     with Service(tmp_path, workers=1) as service:
         assert not is_replay(send(service, 0))
         away = service.data_dir.rename(tmp_path / "away")
@@ -195,7 +195,7 @@ def test_keys_wait_for_a_directory_that_is_gone(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["keys.db", "keys.db-wal", "keys.db-shm", "keys.lock"])
 def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) -> None:
-    """Batches without a key are stored, those with one are rejected or stored, but for good."""
+    """Batches without a key are stored; those with one are stored or rejected, permanently."""
     service = Service(tmp_path)
     (service.data_dir / name).mkdir(parents=True)
     with service:
@@ -217,8 +217,8 @@ def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) 
 
 
 @pytest.mark.slow
-def test_many_keys_take_no_time_of_the_first_one(tmp_path: Path) -> None:
-    """A worker that is not the housekeeper reads next to nothing for it."""
+def test_many_keys_do_not_slow_the_first_one(tmp_path: Path) -> None:
+    """A worker that is not the housekeeper reads almost nothing for it."""
     with Service(tmp_path, workers=2) as service:
         assert not is_replay(send(service, 0))
         assert 0 == service.stop()
@@ -249,12 +249,12 @@ def _metrics(service: Service) -> str:
 
 
 def _bytes_read(pid: int) -> int:
-    """Return how many bytes a process has read, from files and sockets."""
+    """Return the bytes that a process has read, from files and sockets."""
     return int(Path(f"/proc/{pid}/io").read_text().split()[1])
 
 
 def _add_keys(path: Path, count: int) -> None:
-    """Add keys as docs/operations.md has them."""
+    """Add keys as docs/operations.md does."""
     now = int(time.time())
     digests = (hashlib.sha256(b"%d" % number).digest()[:16] for number in range(count))
     with closing(sqlite3.connect(path)) as database, database:

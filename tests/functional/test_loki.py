@@ -1,4 +1,4 @@
-"""Senders of Grafana's Loki store their logs here, and understand the answers."""
+"""Senders of Grafana's Loki store their logs, and understand the responses."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def push(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_push_is_stored(service: Service, kind: str) -> None:
-    """Answered 204, as by Loki, when it is on the disk."""
+    """The response is 204, as Loki's, once it is on disk."""
     before = len(service.logs())
     answer = push(service, KINDS[kind], kind)
     assert (204, b"") == (answer.status, answer.raw)
@@ -64,7 +64,7 @@ def test_a_push_is_stored(service: Service, kind: str) -> None:
 
 
 def test_encodings_of_the_body(service: Service) -> None:
-    """JSON may come in gzip; protobuf may say that it is Snappy, or say nothing at all."""
+    """JSON may be gzipped; protobuf may declare Snappy, or nothing at all."""
     body = gzip.compress(KINDS["application/json"])
     assert (
         204
@@ -178,8 +178,8 @@ def test_other_paths_and_methods_are_answered_in_text(
     assert "Location" not in answer.headers
 
 
-def test_a_full_disk_says_when_to_try_again(tmp_path: Path) -> None:
-    """With 503, which Promtail and Alloy retry."""
+def test_full_disk_is_answered_with_retry_after(tmp_path: Path) -> None:
+    """With 503, after which Promtail and Alloy retry."""
     with Service(tmp_path, min_free_bytes=2**60) as service:
         for kind, body in KINDS.items():
             answer = push(service, body, kind)

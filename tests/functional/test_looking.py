@@ -1,4 +1,4 @@
-"""Programs of others that look at the segments, as docs/operations.md says."""
+"""Other programs that read the segments, as in docs/operations.md."""
 
 import json
 import os
@@ -25,9 +25,9 @@ USERS = {None: 6, "1": 2, "one": 2, '{"a":[1]}': 2}
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Return the directory of a service that stored a log of each level, and was stopped.
+    """Return the directory of a stopped service with one log per level.
 
-    One segment of it is compressed, one open, with half a line at its end.
+    One segment is compressed, one is open, with half a line at its end.
     """
     directory = tmp_path / "data"
     with Service(tmp_path) as service:
@@ -48,7 +48,7 @@ def data_dir(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("zstdcat") is None, reason="NOT TESTED: zstd is not installed")
 @pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
-def test_zstdcat_and_jq_show_what_was_compressed(tmp_path: Path) -> None:
+def test_zstdcat_and_jq_read_compressed_segments(tmp_path: Path) -> None:
     """With the documented command, in segments that the service compressed."""
     [command] = re.findall(r"^zstdcat .*$", DOCUMENT, re.MULTILINE)
     with Service(tmp_path, compress="zstd") as service:
@@ -79,7 +79,7 @@ def documented_sql() -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the documented columns, whatever shape the metadata have, compressed and open ones."""
+    """With the documented columns, for any metadata, in compressed and open segments."""
     view, _ = documented_sql()
     rows = run_sql(
         data_dir,
@@ -101,7 +101,7 @@ def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch)
 def test_duckdb_counts_the_errors_of_the_last_hour(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The documented query runs, and finds them by a field of their metadata."""
+    """The documented query finds them by a field of their metadata."""
     view, query = documented_sql()
     rows = run_sql(data_dir, monkeypatch, view, f"SELECT service, user_id, errors FROM ({query})")
     assert {("api-gateway", user): errors for user, errors in USERS.items()} == {
@@ -110,7 +110,7 @@ def test_duckdb_counts_the_errors_of_the_last_hour(
 
 
 def test_duckdb_needs_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it infers from the first logs fails at the first that differ; the view does not."""
+    """Types inferred from the first logs fail with different later ones; the view does not."""
     lines = [make_line("m", metadata={"user_id": number}) for number in range(30_000)]
     make_segment(tmp_path / "data", make_name(0), *lines, make_line("m", metadata=SHAPES[-2]))
     inferred = "SELECT count(metadata) FROM read_json('data/*.ndjson*')"
@@ -123,7 +123,7 @@ def test_duckdb_needs_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def lnav_environ(tmp_path: Path) -> dict[str, str]:
-    """Return an environment in which lnav knows our format."""
+    """Return an environment in which lnav has the service's format."""
     if not shutil.which("lnav"):
         pytest.skip("NOT TESTED: lnav is not installed")
     home = tmp_path / "home"
@@ -135,7 +135,7 @@ def lnav_environ(tmp_path: Path) -> dict[str, str]:
 
 
 def query_lnav(environ: dict[str, str], path: Path, columns: str) -> list[dict[str, Any]]:
-    """Return columns of all logs, as lnav shows them."""
+    """Return columns of all logs from lnav."""
     query = f";SELECT {columns} FROM astralog WHERE log_level <> 'invalid'"
     command = ["lnav", "-n", "-c", query, "-c", ":write-jsonlines-to -", str(path)]
     result = subprocess.run(command, env=environ, capture_output=True, check=True, text=True)
@@ -143,7 +143,7 @@ def query_lnav(environ: dict[str, str], path: Path, columns: str) -> list[dict[s
 
 
 def test_lnav_reads_every_log(data_dir: Path, lnav_environ: dict[str, str]) -> None:
-    """With our format, compressed and open ones too; levels have the rank that they have here."""
+    """In compressed and open segments too; levels have the service's rank."""
     columns = "log_level, level, project_id, service, log_body, metadata"
     rows = query_lnav(lnav_environ, data_dir, columns)
     assert 5 + 2 * len(SHAPES) == len(rows)
@@ -168,7 +168,7 @@ def seconds_of(second: int, fraction: str = ".125") -> str:
 def test_lnav_shows_each_logs_own_time(
     tmp_path: Path, lnav_environ: dict[str, str], suffix: str
 ) -> None:
-    """Whatever the order in which logs arrived, and lnav sorts them."""
+    """In any order of arrival; lnav sorts them."""
     data_dir = tmp_path / "data"
     times = [seconds_of((number * 997) % 3600) for number in range(100)]
     for pid in (1, 2):
@@ -183,7 +183,7 @@ def test_lnav_shows_each_logs_own_time(
 def test_lnav_shows_times_with_and_without_a_fraction(
     tmp_path: Path, lnav_environ: dict[str, str]
 ) -> None:
-    """Through the documented command, which changes no other timestamp of a log."""
+    """With the documented command, which changes no other timestamp of a log."""
     times = [seconds_of(number, ("", ".250", ".123456")[number % 3]) for number in range(30)]
     lines = [
         make_line(

@@ -1,4 +1,4 @@
-"""`make` names what is missing for an installation, in one line."""
+"""`make` names a missing requirement of the installation in one line."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ DISK_BYTES = 8 * 1024 * 1024
 
 
 def copy_inputs(directory: Path) -> None:
-    """Copy the part of the checkout that an installation reads."""
+    """Copy the files of the checkout that an installation reads."""
     for name in INPUTS:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, directory / name)
@@ -22,7 +22,7 @@ def copy_inputs(directory: Path) -> None:
 
 
 def fail_to_run(directory: Path, python: Path | str = "python3") -> str:
-    """Run `make run` with an interpreter, and return the line that explains its failure."""
+    """Run `make run` with an interpreter, and return the line of its failure."""
     command = ["make", "--no-print-directory", "run", f"PYTHON={python}", "VENV=.venv"]
     done = subprocess.run(
         command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
@@ -44,7 +44,7 @@ def make_python(directory: Path, *failing: str) -> Path:
 
 
 def test_old_python_is_named(tmp_path: Path) -> None:
-    """The line says which version is needed, and how to choose another one."""
+    """The line has the required version, and how to choose another one."""
     copy_inputs(tmp_path)
     line = fail_to_run(tmp_path, make_python(tmp_path, "version_info"))
     assert "is not Python 3.11 or later" in line
@@ -65,7 +65,7 @@ def test_missing_venv_is_named(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_named(tmp_path: Path) -> None:
-    """Before pip fills the disk and fails with a page of its own."""
+    """Before pip fills the disk and fails with a long message."""
     with small_disk(tmp_path / "disk", DISK_BYTES) as directory:
         copy_inputs(directory)
         line = fail_to_run(directory)
@@ -73,7 +73,7 @@ def test_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_read_only_directory_is_named(tmp_path: Path) -> None:
-    """As a clone of another user, or on a read-only mount."""
+    """As in a clone of another user, or on a read-only mount."""
     with small_disk(tmp_path / "disk", DISK_BYTES) as directory:
         copy_inputs(directory)
         subprocess.run(["mount", "-o", "remount,ro", directory], check=True)

@@ -23,7 +23,7 @@ READ_ALL = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
 
 
 class ForklessService(Service):
-    """A service whose forks fail, with EAGAIN, as long as a test wants."""
+    """A service whose forks fail with EAGAIN while a test wants."""
 
     is_forkless_from_start = False
 
@@ -34,7 +34,7 @@ class ForklessService(Service):
         return [*become, *limit, *super().command()]
 
     def limit_forks(self) -> None:
-        """Let each fork of the master fail from now on."""
+        """Let each further fork of the master fail."""
         self._limit_processes("0")
 
     def allow_forks(self) -> None:
@@ -48,13 +48,13 @@ class ForklessService(Service):
         subprocess.run([*become, "prlimit", "--pid", pid, f"--nproc={limit}:"], check=True)
 
     def count(self, words: str) -> int:
-        """Return how many lines of the log have these words."""
+        """Return the number of log lines with these words."""
         return sum(words in line for line in self.log().splitlines())
 
 
 @pytest.fixture
 def service() -> Iterator[ForklessService]:
-    """Return a service of two workers with compression, which is not started."""
+    """Return a service of two workers with compression, not started."""
     if os.getuid() == 0 and shutil.which(BECOME_NOBODY[0]) is None:
         pytest.skip("NOT TESTED: failed forks; setpriv is not installed")
     with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""What clients with a token may hold of the queue's memory, and what it costs the others."""
+"""The share of the queue's memory that one token may use, and its effect on others."""
 
 import contextlib
 import gzip
@@ -34,7 +34,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def connections() -> Iterator[contextlib.ExitStack]:
-    """Return what closes connections at the end."""
+    """Return a function that opens connections, which are closed at the end."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -49,14 +49,14 @@ def send(
 
 
 def memory_bytes(service: Service) -> int:
-    """Return what the worker holds in memory."""
+    """Return the worker's resident memory."""
     (pid,) = service.worker_pids()
     status = Path(f"/proc/{pid}/status").read_text()
     return KIB * int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
 
 
 def reserved_bytes(service: Service) -> int:
-    """Return the queue's memory that is held, as the metrics have it."""
+    """Return the reserved memory of the queue from the metrics."""
     text = service.request("GET", "/metrics").raw.decode()
     return int(float(re.findall(r"^astralog_backlog_bytes (\S+)", text, re.MULTILINE)[0]))
 
@@ -71,10 +71,10 @@ ANNOUNCED = {
 
 @pytest.mark.parametrize("fields", ANNOUNCED.values(), ids=ANNOUNCED)
 @pytest.mark.parametrize("token", ["one", "other"])
-def test_bodies_that_are_only_announced_cost_nobody_anything(
+def test_declared_bodies_reserve_nothing(
     service: Service, connections: contextlib.ExitStack, fields: tuple[str, ...], token: str
 ) -> None:
-    """Neither another token's clients nor the same token's."""
+    """Neither another token's clients nor the same token's are affected."""
     for _ in range(200):
         send(service, connections, *fields)
     body = json.dumps(make_batch("x" * 2 * MIB)).encode()
@@ -86,7 +86,7 @@ def test_bodies_that_are_only_announced_cost_nobody_anything(
 def test_a_token_that_fills_its_share_leaves_the_rest_to_others(
     service: Service, connections: contextlib.ExitStack
 ) -> None:
-    """It is told why; the others' batches are stored, and the service stays ready."""
+    """It gets the reason; others' batches are stored, and the service stays ready."""
     for _ in range(30):
         start = b" " * (MIB - 1)
         send(service, connections, f"Content-Length: {MIB}", data=start)
@@ -106,7 +106,7 @@ def test_a_token_that_fills_its_share_leaves_the_rest_to_others(
 
 
 def test_a_batch_beyond_a_tokens_share_is_too_large(service: Service) -> None:
-    """To send it again would not help."""
+    """A retry would not help."""
     body = json.dumps(make_batch("x" * 9 * MIB)).encode()
     answer = service.drain(body, {"Authorization": "one"})
     assert (413, "body_too_large") == (answer.status, answer.body["code"])
@@ -129,7 +129,7 @@ SLOW = {
 def test_slow_bodies_hold_no_more_than_is_granted(
     service: Service, connections: contextlib.ExitStack, fields: tuple[str, ...], data: bytes
 ) -> None:
-    """However many there are, and in whichever way they come."""
+    """For any number of them, in any form."""
     assert 200 == service.drain(make_batch("first"), {"Authorization": "one"}).status
     before = memory_bytes(service)
     for _ in range(400):
@@ -140,7 +140,7 @@ def test_slow_bodies_hold_no_more_than_is_granted(
 
 @pytest.mark.parametrize("line", [{"level": 30}, {"timestamp": "never"}, 1])
 def test_a_partial_batch_without_a_valid_log_is_rejected(service: Service, line: object) -> None:
-    """One valid log among thousands of others is stored, and none is 400."""
+    """One valid log among thousands of others is stored; without one the batch is 400."""
     (good,) = make_batch("good")["logs"]
     bad = good | line if isinstance(line, dict) else line
     headers = {"Authorization": "one", "Content-Type": "application/x-ndjson"}

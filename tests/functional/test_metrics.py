@@ -1,4 +1,4 @@
-"""The counters balance, across workers, whatever happens to them."""
+"""The counters balance across workers, through kills, reloads and upgrades."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def scrape(service: Service) -> Samples:
 
 
 def scrape_idle(service: Service) -> Samples:
-    """Return the metrics once every worker has published its counts, as it does when asked."""
+    """Return the metrics once every worker has published its counters, as it does when asked."""
     for pid in service.worker_pids():
         with connect_to(service, pid) as connection:
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -50,13 +50,13 @@ def scrape_idle(service: Service) -> Samples:
 
 
 def scrape_with(service: Service, name: str, value: float) -> Samples | None:
-    """Return the metrics once one has a value; what lies on the disk is looked at every second."""
+    """Return the metrics once one has a value; the disk is polled every second."""
     samples = scrape_idle(service)
     return samples if samples.get(name) == value else None
 
 
 def rejected(samples: Samples, unit: str) -> dict[str, float]:
-    """Return what was rejected by code, without the codes that never were."""
+    """Return the counts of rejections by code, without zeros."""
     start = f"rejected_{unit}_total "
     named = {name.removeprefix(start): n for name, n in samples.items() if name.startswith(start)}
     return {code: number for code, number in named.items() if number}
@@ -75,7 +75,7 @@ def check_balance(samples: Samples) -> None:
 
 
 class Storm:
-    """Clients that send all kinds of batches at once, and count the answers."""
+    """Clients that send all kinds of batches at once, and count the responses."""
 
     def __init__(self, service: Service, clients: int = 6) -> None:
         self._service = service
@@ -112,13 +112,13 @@ class Storm:
             thread.join()
 
     def wait_for(self, answers: int) -> None:
-        """Wait until so many more requests are answered."""
+        """Wait until some more requests are answered."""
         start = self.answers.total()
         wait_for(lambda: self.answers.total() >= start + answers)
 
 
 def kinds_of_batches(service: Service) -> list[Callable[[], Any]]:
-    """Return what sends each kind of batch: good ones, and ones that are rejected."""
+    """Return a function per kind of batch: accepted ones, and rejected ones."""
     large = make_batch(*["x" * 100] * 70)
     return [
         lambda: service.drain(make_batch("a")),
@@ -148,14 +148,14 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def quiet_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Return a service for tests that only look at it."""
+    """Return a service for tests that only read from it."""
     with Service(tmp_path_factory.mktemp("quiet")) as service:
         yield service
 
 
 @pytest.mark.slow
-def test_the_counters_are_what_clients_and_files_say(service: Service) -> None:
-    """After a storm, every answer that a client had and every stored line is counted once."""
+def test_counters_match_clients_and_files(service: Service) -> None:
+    """After a storm, every response and every stored line is counted once."""
     with Storm(service) as storm:
         wait_for(lambda: storm.answers["queue_full"] and storm.answers.total() > 500)
     samples = scrape_idle(service)
@@ -178,8 +178,8 @@ def test_the_counters_are_what_clients_and_files_say(service: Service) -> None:
 
 
 @pytest.mark.slow
-def test_the_counters_balance_whatever_happens_to_workers(service: Service) -> None:
-    """Killed and reloaded workers take along what they had not published, but no more."""
+def test_counters_balance_after_kills_and_reloads(service: Service) -> None:
+    """Killed workers lose only unpublished counts."""
     with Storm(service) as storm:
         seen = [scrape(service)]
         for end_workers in (kill_a_worker, Service.reload, kill_a_worker, Service.reload):
@@ -197,13 +197,13 @@ def test_the_counters_balance_whatever_happens_to_workers(service: Service) -> N
 
 
 def falling(before: Samples, after: Samples) -> list[str]:
-    """Return the counts that are lower than before."""
+    """Return the counters that have fallen."""
     counters = [name for name in before if re.search(r"_(total|bucket|count|sum)\b", name)]
     return [name for name in counters if after[name] < before[name]]
 
 
 class Scraper:
-    """Scrapes again and again, as fast as it is answered, and keeps what it saw."""
+    """A client that scrapes again and again, and keeps the results."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -232,18 +232,18 @@ class Scraper:
         self._thread.join()
 
     def wait_for(self, scrapes: int) -> None:
-        """Wait until so many more scrapes are answered."""
+        """Wait until some more scrapes are answered."""
         start = len(self.seen)
         wait_for(lambda: len(self.seen) >= start + scrapes)
 
 
 def is_of_the_disk(name: str) -> bool:
-    """Return whether a series is left out until another worker looks after the directory."""
+    """Return whether a series is absent until another worker is the housekeeper."""
     return name.startswith(("segments", "free_disk", "total_disk", "idempotency_keys"))
 
 
 def test_a_scrape_needs_a_token_through_a_proxy(quiet_service: Service) -> None:
-    """On this machine anyone may scrape; what a proxy forwards may come from anywhere."""
+    """From this machine it needs none; a proxy forwards requests from anywhere."""
     assert 200 == quiet_service.request("GET", "/metrics").status
     forwarded = {"X-Forwarded-For": "203.0.113.7"}
     assert 401 == quiet_service.request("GET", "/metrics", headers=forwarded).status
@@ -253,7 +253,7 @@ def test_a_scrape_needs_a_token_through_a_proxy(quiet_service: Service) -> None:
 
 @pytest.mark.slow
 def test_no_scrape_is_wrong_while_workers_come_and_go(service: Service) -> None:
-    """Each scrape shows each count at least as high as the one before, whoever answers it."""
+    """Each scrape has each counter at least as high as the one before, from any worker."""
     changes = (kill_a_worker, Service.reload, add_a_worker, kill_a_worker, remove_a_worker)
     with Storm(service, clients=3) as storm, Scraper(service) as scraper:
         for change in changes:
@@ -270,7 +270,7 @@ def test_no_scrape_is_wrong_while_workers_come_and_go(service: Service) -> None:
 
 @pytest.mark.slow
 def test_counts_survive_reloads_and_resizes(service: Service) -> None:
-    """What workers counted that are gone stays, and each number is there once."""
+    """Counts of ended workers stay, and each number is there once."""
     sent = 0
     for change in (Service.reload, add_a_worker, remove_a_worker, Service.reload):
         for _ in range(5):
@@ -284,14 +284,14 @@ def test_counts_survive_reloads_and_resizes(service: Service) -> None:
 
 
 def add_a_worker(service: Service) -> None:
-    """Add a worker, and wait for it."""
+    """Add a worker, and wait for its start."""
     service.workers += 1
     service.signal(signal.SIGTTIN)
     service.wait_for_workers()
 
 
 def remove_a_worker(service: Service) -> None:
-    """Take a worker away, and wait for its end."""
+    """Remove a worker, and wait for its end."""
     service.workers -= 1
     service.signal(signal.SIGTTOU)
     service.wait_for_workers()
@@ -299,7 +299,7 @@ def remove_a_worker(service: Service) -> None:
 
 @pytest.mark.slow
 def test_counts_survive_an_upgrade(service: Service) -> None:
-    """Two masters show the same numbers, and the second one goes on with them alone."""
+    """Two masters show the same numbers, and the second one continues alone."""
     assert 200 == service.drain(make_batch("a", "b")).status
     service.signal(signal.SIGUSR2)
     wait_for(lambda: 2 == service.log().count("listening on"))
@@ -319,7 +319,7 @@ def test_counts_survive_an_upgrade(service: Service) -> None:
 
 @pytest.mark.slow
 def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
-    """A service that is started anew counts from zero; no file was made for what it counts."""
+    """A service that starts again counts from zero, and leaves no file."""
     for _ in range(2):
         with Service(tmp_path) as service:
             assert 200 == service.drain(make_batch("a")).status
@@ -334,12 +334,12 @@ def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
 
 
 def links_of(pid: int) -> list[str]:
-    """Return what a process has open, as /proc names it."""
+    """Return the open files of a process, from /proc."""
     return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_prometheus_finds_nothing_to_improve(quiet_service: Service) -> None:
-    """Names, units, types and help texts are as Prometheus' own linter wants them."""
+    """Names, units, types and help texts pass Prometheus' own linter."""
     promtool = shutil.which("promtool")
     if not promtool:
         pytest.skip("NOT TESTED: names of metrics; promtool (Debian's prometheus) is not installed")
@@ -352,7 +352,7 @@ def test_prometheus_finds_nothing_to_improve(quiet_service: Service) -> None:
 
 
 def lint(promtool: str, text: bytes) -> tuple[int, str]:
-    """Return the exit status of Prometheus' linter, and what it found."""
+    """Return the exit status of Prometheus' linter, and its findings."""
     command = [promtool, "check", "metrics"]
     result = subprocess.run(
         command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
@@ -362,7 +362,7 @@ def lint(promtool: str, text: bytes) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_openmetrics_has_the_same_numbers(service: Service) -> None:
-    """A client that asks for OpenMetrics gets what its parser takes."""
+    """A client that accepts OpenMetrics gets a text that its parser accepts."""
     service.drain(make_batch("a"))
     scrape_idle(service)
     # Each worker looks at the disk on its own: both have seen its line before the comparison.
@@ -379,7 +379,7 @@ def test_openmetrics_has_the_same_numbers(service: Service) -> None:
 
 
 def test_every_metric_is_in_the_documents(tmp_path: Path) -> None:
-    """The table has each metric's name and what kind it is, and no other."""
+    """The table has exactly the metrics, with their types."""
     with Service(tmp_path, compress="zstd") as service:
         service.drain(make_batch("a"))
         wait_for(lambda: "segments open" in scrape(service))

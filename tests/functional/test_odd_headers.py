@@ -1,4 +1,4 @@
-"""Odd header values, on every path: no 500, no redirect, no traceback, and JSON in the answer."""
+"""Odd header values on every path: no 500, redirect or traceback, and a JSON response."""
 
 import http.client
 import io
@@ -141,7 +141,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def send(service: Service, method: str, path: str, name: bytes, value: bytes) -> bytes:
-    """Send a request with one odd header, and return all that the service answers."""
+    """Send a request with one odd header, and return the response."""
     headers = {b"Host": b"localhost", b"Authorization": TOKEN.encode(), b"Connection": b"close"}
     if method == "POST":
         headers[b"Content-Length"] = b"%d" % len(BODY)
@@ -158,7 +158,7 @@ def send(service: Service, method: str, path: str, name: bytes, value: bytes) ->
 
 
 class _Bytes:
-    """What http.client reads from in place of a socket."""
+    """The object that http.client reads from in place of a socket."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -168,7 +168,7 @@ class _Bytes:
 
 
 def find_fault(answer: bytes, method: str, path: str) -> str:
-    """Return what is wrong with an answer, or nothing."""
+    """Return the error of a response, or nothing."""
     response = http.client.HTTPResponse(_Bytes(answer), method=method)  # type: ignore[arg-type]
     try:
         response.begin()

@@ -1,4 +1,4 @@
-"""What OpenTelemetry's own SDK for Python sends is stored, whatever happens to the service."""
+"""Logs from OpenTelemetry's SDK for Python are stored, through kills and restarts."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ EXPORTERS = {
 
 
 class Application:
-    """A process that logs through the SDK, set up by environment variables alone."""
+    """A process that logs through the SDK, configured by environment variables alone."""
 
     def __init__(self, service: Service, encoding: str, count: int, pause: float = 0) -> None:
         port = service.address[1]
@@ -43,7 +43,7 @@ class Application:
         )
 
     def wait(self) -> tuple[set[int], str]:
-        """Return the numbers that were said to be stored, and what the SDK complained about."""
+        """Return the acknowledged numbers, and the errors that the SDK reported."""
         out, err = self.process.communicate(timeout=100)
         assert 0 == self.process.returncode, err
         return set(map(int, out.split())), err
@@ -71,7 +71,7 @@ def number_of(log: dict[str, Any]) -> int:
 
 @pytest.mark.slow
 def test_the_sdk_sends_its_logs(service: Service, encoding: str) -> None:
-    """Two variables and a project are all that an application needs."""
+    """An application needs only two variables and a project."""
     stored, complaints = Application(service, encoding, 1000).wait()
     assert (set(range(1000)), "") == (stored, complaints)
     logs = service.logs()
@@ -94,7 +94,7 @@ def test_the_sdk_sends_its_logs(service: Service, encoding: str) -> None:
 
 @pytest.mark.slow
 def test_nothing_acknowledged_is_lost_when_the_service_dies(tmp_path: Path, encoding: str) -> None:
-    """The SDK sends again what the service did not answer, and what it was told is stored is."""
+    """The SDK retries unanswered exports, and acknowledged ones are stored."""
     with Service(tmp_path, bind=f"127.0.0.1:{free_port()}") as service:
         application = Application(service, encoding, 3000, pause=0.1)
         for seen in (0, 1000):
@@ -107,7 +107,7 @@ def test_nothing_acknowledged_is_lost_when_the_service_dies(tmp_path: Path, enco
 
 @pytest.mark.slow
 def test_a_rejected_export_is_not_sent_again(tmp_path: Path, encoding: str) -> None:
-    """What is wrong stays wrong: the SDK says what the service said, and goes on."""
+    """The rejection is permanent: the SDK reports the service's message, and continues."""
     with Service(tmp_path, tokens="another") as service:
         stored, complaints = Application(service, encoding, 10).wait()
         assert set() == stored
@@ -119,8 +119,8 @@ def test_a_rejected_export_is_not_sent_again(tmp_path: Path, encoding: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [PROTOBUF, JSON])
-def test_a_full_disk_says_when_to_try_again(tmp_path: Path, kind: str) -> None:
-    """What can be sent again is answered 503 with Retry-After, in the encoding of the request."""
+def test_full_disk_is_answered_with_retry_after(tmp_path: Path, kind: str) -> None:
+    """The 503 is in the encoding of the request."""
     body = encode(make_export(*[make_record()] * 100), kind)
     headers = {"Authorization": TOKEN, "Content-Type": kind}
     with Service(tmp_path, min_free_bytes=2**60) as service:

@@ -1,4 +1,4 @@
-"""Prometheus takes the alerts, and has an answer to every query of the dashboard."""
+"""Prometheus loads the alerts, and answers every query of the dashboard."""
 
 import json
 import re
@@ -30,7 +30,7 @@ needs_promtool = pytest.mark.skipif(
 
 
 def metrics_of(text: str) -> set[str]:
-    """Return the families that are named; a histogram's buckets are its own."""
+    """Return the named families; a histogram's buckets belong to it."""
     return {name.removesuffix("_bucket") for name in re.findall(r"\bastralog_\w+", text)}
 
 
@@ -45,13 +45,13 @@ def run_promtool(*words: str) -> None:
 @pytest.mark.slow
 @needs_promtool
 def test_the_alerts_fire_when_they_should() -> None:
-    """Each fires in its case, and stays silent in one that is near."""
+    """Each fires in its case, and not in a similar one."""
     run_promtool("check", "rules", "alerts.yml")
     run_promtool("test", "rules", "alerts.test.yml")
 
 
 def test_every_alert_is_tested_and_explained() -> None:
-    """The test of the rules expects each once at least, and the documents say what to do."""
+    """The rules' test expects each at least once, and the documents have its remedy."""
     tests = (DEPLOY / "alerts.test.yml").read_text()
     fired = re.findall(r"alertname: (\w+)\n\s+eval_time: \w+\n\s+exp_alerts:\n\s+- ", tests)
     assert set(ALERT_NAMES) == set(fired)
@@ -59,8 +59,8 @@ def test_every_alert_is_tested_and_explained() -> None:
     assert [] == [name for name in ALERT_NAMES if f"`{name}`" not in guide]
 
 
-def test_only_metrics_that_exist_are_asked_for() -> None:
-    """Alerts and dashboard name none that the tables of the documents do not have."""
+def test_queries_use_only_existing_metrics() -> None:
+    """Alerts and dashboard name only metrics of the documents' tables."""
     tables = "".join((ROOT / "docs" / name).read_text() for name in ("operations.md", "scaling.md"))
     known = set(re.findall(r"^\| `(astralog_\w+)` \|", tables, re.MULTILINE))
     used = metrics_of("\n".join(re.findall(r"expr: (.*?)\n\s+(?:for|labels):", ALERTS, re.DOTALL)))
@@ -69,8 +69,8 @@ def test_only_metrics_that_exist_are_asked_for() -> None:
     assert metrics_of("\n".join(QUERIES)) <= known
 
 
-def test_the_panels_stand_beside_each_other() -> None:
-    """Each has a title, a number and a place of its own, within the 24 columns."""
+def test_panels_do_not_overlap() -> None:
+    """Each has a title, a number and its own place within the 24 columns."""
     assert len(PANELS) == len({panel["id"] for panel in PANELS})
     assert len(PANELS) == len({panel["title"] for panel in PANELS})
     for panel in PANELS:
@@ -84,9 +84,9 @@ def test_the_panels_stand_beside_each_other() -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Return a Prometheus that has scraped a service which accepts and rejects some batches.
+    """Return a Prometheus that has scraped a service with accepted and rejected batches.
 
-    They are to be delivered to a ClickHouse that does not answer.
+    They are to be delivered to a ClickHouse that does not respond.
     """
     if shutil.which("prometheus") is None:
         pytest.skip("NOT TESTED: prometheus is not installed")
@@ -111,7 +111,7 @@ def send_some(service: Service) -> bool:
 
 
 def scraped_logs(prometheus: Prometheus) -> float:
-    """Return how many accepted logs Prometheus knows of."""
+    """Return Prometheus' number of accepted logs."""
     series = prometheus.query("sum(astralog_accepted_logs_total)")
     return float(series[0]["value"][1]) if series else 0
 
@@ -119,7 +119,7 @@ def scraped_logs(prometheus: Prometheus) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("query", QUERIES)
 def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus, query: str) -> None:
-    """It is valid, and shows something, with values in place of Grafana's variables."""
+    """It is valid and returns data, with values in place of Grafana's variables."""
     for name, value in VARIABLES.items():
         query = query.replace(name, value)
     assert "$" not in query
@@ -127,8 +127,8 @@ def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus, quer
 
 
 @pytest.mark.slow
-def test_the_dashboard_shows_what_happened(prometheus: Prometheus) -> None:
-    """What was accepted and rejected has a rate, and a service that is ready is shown as such."""
+def test_dashboard_shows_batches_and_state(prometheus: Prometheus) -> None:
+    """Accepted and rejected batches have rates, and a ready service is shown as ready."""
     assert ["1"] == [series["value"][1] for series in prometheus.query("astralog_ready")]
     for query in (
         "astralog_forward_lag_seconds",
@@ -141,7 +141,7 @@ def test_the_dashboard_shows_what_happened(prometheus: Prometheus) -> None:
 
 @pytest.mark.slow
 def test_prometheus_evaluates_the_alerts(prometheus: Prometheus) -> None:
-    """The configuration loads them all, and a scrape by token leaves the service up."""
+    """The configuration loads them all, and the service, scraped with a token, is up."""
     rules = prometheus.rules()
     assert ALERT_NAMES == [rule["name"] for rule in rules]
     assert [] == [rule["name"] for rule in rules if rule.get("lastError")]

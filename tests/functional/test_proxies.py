@@ -1,4 +1,4 @@
-"""Behind nginx and HAProxy, as deploy/ configures them, what befalls a node costs no request."""
+"""Behind nginx and HAProxy, as deploy/ configures them, faults of a node fail no request."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ THREADS = 4
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[list[Service]]:
-    """Return two running nodes, which keep their addresses when they are started again."""
+    """Return two running nodes, which keep their addresses across restarts."""
     with start_node(tmp_path / "node1") as first, start_node(tmp_path / "node2") as second:
         yield [first, second]
 
@@ -51,19 +51,19 @@ def proxy_type(request: pytest.FixtureRequest) -> type[Proxy]:
 
 
 def wait_for_batches(load: Load, node: Service) -> None:
-    """Return when batches went through, some of them to this node."""
+    """Return once batches were sent, some of them to this node."""
     before = accepted_batches(node)
     load.wait_for_acknowledged(BATCHES)
     wait_for(lambda: accepted_batches(node) > before)
 
 
 def accepted_batches(node: Service) -> float:
-    """Return how many batches the node says that it took since it was started."""
+    """Return the number of batches that the node has accepted since its start."""
     return read_samples(node.request("GET", "/metrics").raw.decode())["accepted_batches_total"]
 
 
 def check(load: Load, nodes: list[Service], undecided: frozenset[int] = frozenset()) -> None:
-    """Check that every batch was answered 200, and is on a node: on one, where that is decided."""
+    """Check that every batch was answered 200 and is on a node: on one only, if that is certain."""
     load.stop()
     assert ({}, set()) == (load.rejected, load.unanswered)
     for node in nodes:
@@ -72,12 +72,12 @@ def check(load: Load, nodes: list[Service], undecided: frozenset[int] = frozense
     load.check([log for node in nodes for log in node.logs()], undecided)
 
 
-def test_a_killed_node_costs_no_request(
+def test_killed_node_fails_no_request(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
-    """Of what it had not answered when it died, a batch may be on both nodes; of the rest, none.
+    """Of unanswered batches, one may be on both nodes; of the others, none.
 
-    It may have stored that, which nobody knows, and the proxy gives it to the other node.
+    The node may have stored it, and the proxy sends it to the other node.
     """
     victim = nodes[0]
     with proxy_type(tmp_path / "proxy", nodes) as proxy, Load(proxy, THREADS, LARGEST) as load:
@@ -90,10 +90,10 @@ def test_a_killed_node_costs_no_request(
         check(load, nodes, frozenset(undecided))
 
 
-def test_a_node_that_stops_costs_no_request(
+def test_stopping_node_fails_no_request(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
-    """It answers what it has, the other node gets the rest, and it comes back by itself."""
+    """It answers its open requests, the other node gets the others, and it returns by itself."""
     victim = nodes[0]
     with proxy_type(tmp_path / "proxy", nodes) as proxy, Load(proxy, THREADS, LARGEST) as load:
         wait_for_batches(load, victim)
@@ -104,7 +104,7 @@ def test_a_node_that_stops_costs_no_request(
         check(load, nodes)
 
 
-def test_a_reload_of_a_node_costs_no_request(
+def test_reload_of_a_node_fails_no_request(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
     """Its workers are replaced while the proxy keeps connections to them."""
@@ -118,12 +118,12 @@ def test_a_reload_of_a_node_costs_no_request(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory on a small disk of its own."""
+    """Return a directory on a separate small disk."""
     with small_disk(tmp_path / "disk", 64 * MIB) as path:
         yield path
 
 
-def test_a_full_node_costs_no_request(tmp_path: Path, disk: Path, proxy_type: type[Proxy]) -> None:
+def test_full_node_fails_no_request(tmp_path: Path, disk: Path, proxy_type: type[Proxy]) -> None:
     """Its 503 reaches no client, and it gets batches again once there is room."""
     settings = {"data_dir": disk / "data", "min_free_bytes": MIB}
     with (
@@ -144,7 +144,7 @@ def test_a_full_node_costs_no_request(tmp_path: Path, disk: Path, proxy_type: ty
 
 
 def fill(path: Path) -> None:
-    """Fill the disk that the file is on."""
+    """Fill the disk of the file."""
     with path.open("wb", buffering=0) as file:
         try:
             while file.write(bytes(MIB)):
@@ -156,7 +156,7 @@ def fill(path: Path) -> None:
 def test_a_proxy_speaks_tls_and_names_its_client(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
-    """A batch goes through by TLS, and /metrics takes a token."""
+    """A batch is sent over TLS, and /metrics needs a token."""
     with proxy_type(tmp_path / "proxy", nodes) as proxy:
         proxy.is_secure = True
         assert 200 == proxy.drain(make_batch("by TLS")).status
@@ -192,7 +192,7 @@ PASSING = ["/health", "/ready", "/docs", "/docs/docs.css", "/docs/swagger-ui-bun
 
 
 def ask(proxy: Proxy, method: str, target: str) -> Answer:
-    """Send a request whose target is written as it stands."""
+    """Send a request whose target is sent unchanged."""
     head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     return proxy.exchange(head.encode())
 
@@ -200,7 +200,7 @@ def ask(proxy: Proxy, method: str, target: str) -> Answer:
 def test_a_proxy_lets_only_known_paths_pass(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
-    """However the way to a node's own pages is written, it ends at the proxy; sending goes on."""
+    """The proxy rejects the node's other paths in any spelling; sending works."""
     with proxy_type(tmp_path / "proxy", nodes) as proxy:
         for target in HIDDEN:
             for method in ("GET", "POST"):

@@ -1,4 +1,4 @@
-"""Programs that log through the Python client: how they end, fork and find it."""
+"""Programs that log through the Python client: their exits and forks, and how they find it."""
 
 import os
 import re
@@ -131,7 +131,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> None:
-    """What a program logs as the README says is stored as it was logged."""
+    """A program's logs are stored as the README says."""
     text = (CLIENT / "README.md").read_text().replace("http://localhost:8080", url_of(service))
     example, configured, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "data" / "token").write_text(TOKEN + "\n")
@@ -154,7 +154,7 @@ def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> No
 def test_a_program_may_end_without_a_flush(
     programs: Programs, service: Service, code: str, expected: str
 ) -> None:
-    """What each process logged is stored once, however it ends by itself, and nothing is said."""
+    """Each process's logs are stored once, however it exits, and nothing is reported."""
     assert "" == programs.run(url_of(service), code, interval_seconds=60)
     assert sorted(expected) == sorted(messages(service))
 
@@ -162,14 +162,14 @@ def test_a_program_may_end_without_a_flush(
 def test_a_first_log_at_the_very_end_does_not_keep_a_program(
     programs: Programs, service: Service
 ) -> None:
-    """Where no thread can run any more, none is started, and the log is said to be lost."""
+    """If no thread can run any more, none is started, and the log is reported as lost."""
     errors = programs.run(url_of(service), FIRST_LOG_AT_THE_VERY_END)
     assert "AstraLogHandler: logs dropped, they came after the end\n" == errors
     assert [] == service.logs()
 
 
 def test_an_interrupted_program_loses_nothing(programs: Programs, service: Service) -> None:
-    """Ctrl-C ends it by KeyboardInterrupt, with all that Python does at its end."""
+    """Ctrl-C ends it by KeyboardInterrupt, with Python's usual exit."""
     code = "import signal\nlog('a'); os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
     errors = programs.run(url_of(service), code, status=-signal.SIGINT, interval_seconds=60)
     assert errors.endswith("KeyboardInterrupt\n")
@@ -187,7 +187,7 @@ def test_an_interrupted_program_loses_nothing(programs: Programs, service: Servi
 def test_a_sigterm_that_is_raised_anew_loses_nothing(
     programs: Programs, service: Service, before: str, options: dict[str, Any]
 ) -> None:
-    """The program ends by the signal all the same, after a flush."""
+    """The program ends by the signal, after a flush."""
     url = url_of(service)
     status = -signal.SIGTERM
     options = {"before": before, "interval_seconds": 60, **options}
@@ -195,8 +195,8 @@ def test_a_sigterm_that_is_raised_anew_loses_nothing(
     assert ["a", "b"] == messages(service)
 
 
-def test_a_sigterm_is_the_programs_own_unless_it_asks(programs: Programs) -> None:
-    """Neither is it taken by default, nor from a program that has a handler for it."""
+def test_sigterm_is_handled_only_on_request(programs: Programs) -> None:
+    """By default its handler is not changed, nor is an existing one replaced."""
     code = """
 import signal
 assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -211,7 +211,7 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 def test_processes_that_a_pool_terminates_lose_nothing_if_asked(
     programs: Programs, service: Service
 ) -> None:
-    """Leaving the block of a pool ends its processes by SIGTERM."""
+    """Leaving a pool's block ends its processes by SIGTERM."""
     code = "with multiprocessing.get_context('fork').Pool(2) as pool: pool.map(log, 'abcd', 1)"
     options: dict[str, Any] = {"interval_seconds": 60, "flush_at_sigterm": True}
     assert "" == programs.run(url_of(service), code, **options)
@@ -219,7 +219,7 @@ def test_processes_that_a_pool_terminates_lose_nothing_if_asked(
 
 
 def test_an_error_that_ends_a_program_may_be_logged(programs: Programs, service: Service) -> None:
-    """The last log before the end is stored, traceback and all."""
+    """The last log before the exit is stored, with its traceback."""
     code = "try:\n  1 / 0\nexcept ZeroDivisionError:\n  logging.exception('failed'); raise"
     programs.run(url_of(service), code, status=1, interval_seconds=60)
     (log,) = service.logs()
@@ -229,7 +229,7 @@ def test_an_error_that_ends_a_program_may_be_logged(programs: Programs, service:
 
 @pytest.mark.slow
 def test_workers_forked_from_one_process_may_log(programs: Programs, service: Service) -> None:
-    """Each log of each worker, and of the process before it forked them, is stored once."""
+    """Each log of each worker, and of the process before the fork, is stored once."""
     code = """
 for number in range(1000): log("master %d", number)
 for worker in range(4):
@@ -247,7 +247,7 @@ for worker in range(4): assert os.wait()[1] == 0
 
 @pytest.mark.slow
 def test_a_signals_handler_may_log(programs: Programs, service: Service) -> None:
-    """A signal may come anywhere in the logging, and log itself."""
+    """A signal may arrive at any point of logging, and log itself."""
     code = """
 import signal
 signals = []
@@ -294,7 +294,7 @@ else:
 
 
 def test_sending_imports_nothing(programs: Programs, service: Service) -> None:
-    """A module that a thread is importing while another forks is never whole in the child."""
+    """A module that a thread imports during another's fork stays incomplete in the child."""
     code = """
 before = set(sys.modules)
 log("a")
@@ -308,7 +308,7 @@ assert before == set(sys.modules), set(sys.modules) - before
 @pytest.mark.slow
 @pytest.mark.parametrize("minor", [9, 10, 11, 12, 13, 14])
 def test_the_client_runs_on_python(programs: Programs, service: Service, minor: int) -> None:
-    """The one file does the same on every version of Python that it is for."""
+    """The file works the same on every supported version of Python."""
     python = find_python(minor)
     if python is None:
         pytest.skip(f"NOT TESTED: python3.{minor} is not installed")
@@ -324,7 +324,7 @@ def test_the_client_runs_on_python(programs: Programs, service: Service, minor: 
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_client(tmp_path: Path) -> None:
-    """What is installed is typed and licensed, needs nothing else, and is importable."""
+    """The installed package is typed and licensed, has no dependencies, and is importable."""
     shutil.copytree(CLIENT, tmp_path / "client")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     offline = ["--no-index", "--no-deps"]
@@ -342,7 +342,7 @@ def test_the_wheel_holds_the_client(tmp_path: Path) -> None:
 
 
 def find_python(minor: int) -> str | None:
-    """Return the path of an installed Python 3, None where there is none that starts."""
+    """Return the path of an installed Python 3, or None if none starts."""
     found = shutil.which(f"python3.{minor}")
     if found is None:
         return None

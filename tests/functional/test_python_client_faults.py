@@ -36,7 +36,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 @contextmanager
 def stopped(service: Service) -> Iterator[None]:
-    """Have the service neither answer nor end."""
+    """Suspend the service, so that it neither responds nor ends."""
     os.killpg(service.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -51,7 +51,7 @@ def has_more(service: Service, stored: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_whole", [False, True])
 def test_kills_lose_nothing(tmp_path: Path, programs: Programs, is_whole: bool) -> None:
-    """What is logged while workers, or the whole service, are killed is stored, all of it once."""
+    """Logs during kills of workers or the whole service are all stored once."""
     with Service(tmp_path, bind=f"127.0.0.1:{free_port()}", workers=2) as service:
         (tmp_path / "running").touch()
         program = programs.start(url_of(service), LOG_WHILE.format(path=str(tmp_path / "running")))
@@ -76,7 +76,7 @@ def test_kills_lose_nothing(tmp_path: Path, programs: Programs, is_whole: bool) 
 
 @pytest.mark.slow
 def test_a_stall_costs_the_program_no_time(tmp_path: Path, programs: Programs) -> None:
-    """While the service stalls, logging goes on, and what does not fit is dropped and counted."""
+    """While the service stalls, logging continues; logs that do not fit are dropped and counted."""
     code = """
 handler.flush(60)
 for number in range(20_000): log("%d", number)
@@ -100,7 +100,7 @@ print(handler.stored, handler.dropped, file=sys.stderr)
 
 @pytest.mark.slow
 def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> None:
-    """The end waits as long as it may, and says how much is lost."""
+    """Its exit waits up to its timeout, and reports the number of lost logs."""
     code = "for number in range(1000): log('%d', number)"
     options: dict[str, Any] = {"exit_seconds": 0.5, "timeout_seconds": 3600}
     with Service(tmp_path) as service, stopped(service):
@@ -112,7 +112,7 @@ def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> No
 
 @pytest.mark.slow
 def test_a_program_ends_without_the_service(programs: Programs) -> None:
-    """The end is bounded where nobody listens, and says why nothing was stored."""
+    """Its exit is bounded if nothing listens, and reports why nothing was stored."""
     errors = programs.run(f"http://127.0.0.1:{free_port()}", "log('a')", exit_seconds=2)
     assert "the service takes no logs, trying again: ConnectionRefusedError" in errors
     assert "AstraLogHandler: logs not stored before the end: 1\n" in errors
@@ -120,7 +120,7 @@ def test_a_program_ends_without_the_service(programs: Programs) -> None:
 
 @pytest.mark.slow
 def test_large_batches_are_divided(tmp_path: Path, programs: Programs) -> None:
-    """Where the service takes smaller bodies than a batch, only what never fits is given up."""
+    """If the service accepts only smaller bodies, only logs that never fit are dropped."""
     code = "for number in range(1000): log('%d', number)\nlog('x' * 20_000)\nlog('last')"
     with Service(tmp_path, max_body_bytes=16_384) as service:
         errors = programs.run(url_of(service), code)
@@ -131,8 +131,8 @@ def test_large_batches_are_divided(tmp_path: Path, programs: Programs) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_waited_for(tmp_path: Path, programs: Programs) -> None:
-    """What the service rejects for want of room is stored once there is room."""
+def test_full_disk_is_retried(tmp_path: Path, programs: Programs) -> None:
+    """Logs rejected for lack of space are stored once there is space."""
     bind = f"127.0.0.1:{free_port()}"
     code = "log('a')\nassert handler.flush(60)"
     with Service(tmp_path, bind=bind, min_free_bytes=1 << 60) as full:
@@ -146,7 +146,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, programs: Programs) -> None:
 
 @pytest.mark.slow
 def test_one_invalid_log_costs_no_others(tmp_path: Path, programs: Programs) -> None:
-    """Of a batch with logs that the service rejects, all others are stored."""
+    """Of a batch with invalid logs, all others are stored."""
     code = """
 logging.addLevelName(35, "")
 for number in range(500): logging.log(35 if number % 10 == 7 else logging.INFO, "%d", number)
@@ -161,7 +161,7 @@ for number in range(500): logging.log(35 if number % 10 == 7 else logging.INFO, 
 
 
 def test_an_unknown_token_is_said_once(tmp_path: Path, programs: Programs) -> None:
-    """A wrong token costs the logs, and does not hold the program up."""
+    """A wrong token loses the logs, and does not delay the program."""
     code = "for number in range(3): log('%d', number); handler.flush()"
     with Service(tmp_path, tokens="another-token") as service:
         errors = programs.run(url_of(service), code)
@@ -172,7 +172,7 @@ def test_an_unknown_token_is_said_once(tmp_path: Path, programs: Programs) -> No
 
 @pytest.mark.slow
 def test_logs_go_over_tls(tmp_path: Path, programs: Programs) -> None:
-    """A service whose certificate the system trusts gets the logs; another waits for it in vain."""
+    """Only a service with a trusted certificate gets the logs."""
     if not can_make_certificate():
         pytest.skip("NOT TESTED: openssl is not installed")
     cert, key = make_certificate(tmp_path)

@@ -1,4 +1,4 @@
-"""Web servers whose application logs through the Python client: how their processes end."""
+"""Web servers whose application logs through the Python client: the exits of their processes."""
 
 import http.client
 import importlib.util
@@ -97,7 +97,7 @@ class Server:
             )
 
     def get(self, path: str) -> int:
-        """Return the status of a request, 0 while the server does not listen."""
+        """Return the status of a request, or 0 while the server does not listen."""
         assert self._process.poll() is None, self.log()
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_SECONDS)
         try:
@@ -109,7 +109,7 @@ class Server:
             connection.close()
 
     def log(self) -> str:
-        """Return what the server wrote."""
+        """Return the server's log."""
         return self._log_path.read_text()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -148,7 +148,7 @@ def test_a_stop_of_gunicorn_loses_nothing(
     options: tuple[str, ...],
     number: signal.Signals,
 ) -> None:
-    """Its workers end in order, at a stop of any kind, and flush."""
+    """Its workers exit regularly at any kind of stop, and flush."""
     (tmp_path / "app.py").write_text(WSGI)
     servers.append(server := Server(tmp_path, service, "gunicorn", "-w", "2", *options, *GUNICORN))
     wait_for(lambda: server.get("/first"))
@@ -161,7 +161,7 @@ def test_a_stop_of_gunicorn_loses_nothing(
 def test_workers_of_gunicorn_that_are_replaced_lose_nothing(
     tmp_path: Path, service: Service, servers: list[Server]
 ) -> None:
-    """As with `max_requests`, after which a worker ends by itself."""
+    """For example with `max_requests`, after which a worker exits."""
     (tmp_path / "app.py").write_text(WSGI)
     servers.append(
         server := Server(tmp_path, service, "gunicorn", "--max-requests", "5", *GUNICORN)
@@ -176,7 +176,7 @@ def test_workers_of_gunicorn_that_are_replaced_lose_nothing(
 
 @pytest.fixture
 def uvicorn() -> None:
-    """Skip a test without the server."""
+    """Skip a test if the server is missing."""
     if importlib.util.find_spec("uvicorn") is None:
         pytest.skip("NOT TESTED: uvicorn is not installed")
 
@@ -195,7 +195,7 @@ def test_a_stop_of_uvicorn_loses_nothing(
     options: tuple[str, ...],
     status: int,
 ) -> None:
-    """With the handler in uvicorn's own configuration of its logs, nothing else is to be done."""
+    """The handler in uvicorn's own log configuration is enough."""
     (tmp_path / "app.py").write_text(ASGI.replace(", logging_of_app", ""))
     servers.append(server := Server(tmp_path, service, "uvicorn", *UVICORN, *options))
     wait_for(lambda: server.get("/first"))
@@ -209,7 +209,7 @@ def test_a_stop_of_uvicorn_loses_nothing(
 def test_the_recipe_for_an_application_of_uvicorn_loses_nothing(
     tmp_path: Path, service: Service, servers: list[Server]
 ) -> None:
-    """An application that sets its logging up by itself flushes at its shutdown."""
+    """An application that configures its own logging flushes at its shutdown."""
     (recipe,) = re.findall(r"```python\n(import asyncio\n.*?)```", README, re.DOTALL)
     (tmp_path / "app.py").write_text(
         "from logging_of_app import handler\n" + recipe + ASGI + LIFESPAN

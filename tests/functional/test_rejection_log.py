@@ -1,4 +1,4 @@
-"""The service's own log tells who sends what is of no use, in few lines."""
+"""The service's own log reports clients and their errors, in few lines."""
 
 import hashlib
 import re
@@ -17,14 +17,14 @@ MANY = 200
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """Return a service with one worker, so that each kind of rejection has its one line."""
+    """Return a service with one worker, so that each kind of rejection has one line."""
     with Service(tmp_path) as service:
         yield service
         assert "Traceback" not in service.log()
 
 
 def lines(service: Service) -> list[str]:
-    """Return what the log says of rejections, without time and process."""
+    """Return the log lines about rejections, without time and process."""
     found = (re.search(r"WARNING \[[0-9]+\] (rejected .+)", line) for line in log_of(service))
     return [match[1] for match in found if match]
 
@@ -35,7 +35,7 @@ def log_of(service: Service) -> list[str]:
 
 @pytest.mark.slow
 def test_each_kind_of_rejection_leaves_one_line(service: Service) -> None:
-    """It has code, peer, token's digest and first error; the stop says how many there were."""
+    """It has code, peer, token's name and first error; the stop logs the counts."""
     for _ in range(3):
         service.drain({"logs": [make_log(), make_log(level=7)]})
         service.drain(b"{")
@@ -57,7 +57,7 @@ def test_each_kind_of_rejection_leaves_one_line(service: Service) -> None:
 
 @pytest.mark.slow
 def test_a_flood_leaves_few_lines(service: Service) -> None:
-    """The log does not grow with what is rejected, be it malformed or not."""
+    """The log does not grow with the number of rejections, malformed or not."""
     for _ in range(MANY):
         assert 401 == service.drain(b"{}", {"Authorization": "hunter2"}).status
         assert 400 == service.exchange(b"GET / HTTP/1.1\r\nA\tb: c\r\n\r\n").status
@@ -68,7 +68,7 @@ def test_a_flood_leaves_few_lines(service: Service) -> None:
 
 
 def test_a_client_cannot_write_lines_of_the_log(service: Service) -> None:
-    """What it sends is escaped and cut, and no part of it begins a line."""
+    """Its text is escaped and shortened, and never starts a line."""
     name = "x\n2026-01-01T00:00:00Z ERROR [1] forged\x1b[2J\u202e\0"
     assert 400 == service.drain({"logs": [make_log(**{name: 1})]}).status
     assert 400 == service.drain({"logs": [make_log(**{"y" * 100_000: 1})]}).status
@@ -81,7 +81,7 @@ def test_a_client_cannot_write_lines_of_the_log(service: Service) -> None:
 
 
 def test_a_batch_for_an_unknown_path_is_counted(service: Service) -> None:
-    """Logs that are sent to another path are lost to their sender: the metrics show them."""
+    """Logs sent to another path are lost to their sender: the metrics show them."""
     for method, path in (("POST", "/v1/drian"), ("POST", "/"), ("PUT", "/v1/drain")):
         assert service.request(method, path, b"{}").status in (404, 405)
     for path in ("/favicon.ico", "/v1/drain"):
@@ -110,7 +110,7 @@ BAD_HEADERS = {
 
 
 def test_a_bad_header_is_named(service: Service) -> None:
-    """The client learns which header is meant, and so does the operator."""
+    """The client and the operator learn which header is wrong."""
     messages = []
     for head, words in BAD_HEADERS.items():
         answer = service.exchange(head, half_close=True)

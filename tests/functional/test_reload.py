@@ -1,4 +1,4 @@
-"""What a reload takes up, what it leaves alone, and the way to upgrade."""
+"""Reloads: which changes they apply, which they do not, and the way to upgrade."""
 
 import signal
 import ssl
@@ -17,12 +17,12 @@ GARBAGE = "raise RuntimeError('code of another version was read')\n"
 
 
 def count(service: Service, words: str) -> int:
-    """Return how many lines of the service's log have these words."""
+    """Return the number of log lines with these words."""
     return sum(words in line for line in service.log().splitlines())
 
 
-def reload_in_vain(service: Service) -> None:
-    """Send SIGHUP, and check that it changes nothing but the log."""
+def reload_without_effect(service: Service) -> None:
+    """Send SIGHUP, and check that it changes nothing except the log."""
     before, lines = service.worker_pids(), count(service, "not reloaded")
     service.signal(signal.SIGHUP)
     wait_for(lambda: count(service, "not reloaded") > lines)
@@ -33,7 +33,7 @@ def reload_in_vain(service: Service) -> None:
 
 
 def test_a_running_service_reads_no_code(tmp_path: Path) -> None:
-    """Whatever becomes of its files, a reload and a new worker run what was started."""
+    """A reload and a new worker run the code of the start, whatever happens to its files."""
     root = copy_checkout(tmp_path / "checkout")
     service = Service(tmp_path)
     service.root = root
@@ -53,7 +53,7 @@ def test_a_running_service_reads_no_code(tmp_path: Path) -> None:
 
 
 def test_an_upgrade_behind_a_held_socket_fails_no_request(tmp_path: Path) -> None:
-    """A restart under load, with the next version's code, is a pause and no more to its clients."""
+    """A restart under load, with the next version's code, is only a pause for its clients."""
     root = copy_checkout(tmp_path / "checkout")
     with HeldService(tmp_path, root, workers=2) as service, Load(service) as load:
         for version in ("100.0.1", "100.0.2"):
@@ -72,7 +72,7 @@ def test_an_upgrade_behind_a_held_socket_fails_no_request(tmp_path: Path) -> Non
 
 
 def test_a_socket_that_is_passed_in_comes_before_the_address(tmp_path: Path) -> None:
-    """The service listens on what it inherits alone, and says that ASTRALOG_BIND does not count."""
+    """The service listens only on inherited sockets, and logs that ASTRALOG_BIND is not used."""
     with HeldService(tmp_path, bind="127.0.0.1:1") as service:
         assert service.listener.getsockname() == service.address
         assert 200 == service.drain(make_batch("x")).status
@@ -101,7 +101,7 @@ def test_a_second_master_takes_over_without_a_failed_request(tmp_path: Path) -> 
 
 
 def test_a_second_master_that_does_not_start_leaves_the_first(tmp_path: Path) -> None:
-    """Code that is of no use ends its own process alone."""
+    """Broken code ends only its own process."""
     root = copy_checkout(tmp_path / "checkout")
     service = Service(tmp_path)
     service.root = root
@@ -121,7 +121,7 @@ def test_a_second_master_that_does_not_start_leaves_the_first(tmp_path: Path) ->
 
 
 def test_a_reload_with_faulty_tokens_keeps_the_newest(tmp_path: Path) -> None:
-    """Nothing is replaced, and no token of the start is known again that was taken out since."""
+    """Nothing is replaced, and no removed token becomes valid again."""
     path = tmp_path / "tokens"
     write_tokens(path, "first\n")
     with Service(tmp_path, tokens=None, tokens_file=path) as service:
@@ -129,7 +129,7 @@ def test_a_reload_with_faulty_tokens_keeps_the_newest(tmp_path: Path) -> None:
         wait_for(lambda: status_for(service, "second") == 200)
         for content in ("# none\n", "second\nsecond\n", "\x01\n"):
             write_tokens(path, content)
-            reload_in_vain(service)
+            reload_without_effect(service)
             assert [401, 200] == [status_for(service, token) for token in ("first", "second")]
         write_tokens(path, "third\n")
         service.reload()
@@ -161,7 +161,7 @@ def test_a_worker_that_dies_while_the_tokens_are_faulty_is_replaced(tmp_path: Pa
 
 @pytest.mark.parametrize("tokens", [None, "test-token"])
 def test_a_reload_makes_no_other_data_directory(tmp_path: Path, tokens: str | None) -> None:
-    """While the disk is away nothing is made in its place, and no batch is taken."""
+    """While the disk is missing no directory is created, and no batch accepted."""
     with Service(tmp_path, tokens=tokens) as service:
         token = tokens or (service.data_dir / "token").read_text().strip()
         headers = {"Authorization": token}
@@ -170,7 +170,7 @@ def test_a_reload_makes_no_other_data_directory(tmp_path: Path, tokens: str | No
         if tokens:
             service.reload()
         else:
-            reload_in_vain(service)
+            reload_without_effect(service)
         assert 503 == service.drain(make_batch("away"), headers).status
         assert not service.data_dir.exists()
         away.rename(service.data_dir)
@@ -186,8 +186,8 @@ def served_certificate(service: Service) -> str:
     return ssl.get_server_certificate(service.address)
 
 
-def test_a_reload_takes_up_a_new_certificate(tmp_path: Path) -> None:
-    """A renewed one is served after a reload; one that is of no use leaves the old one."""
+def test_reload_applies_a_new_certificate(tmp_path: Path) -> None:
+    """A renewed one is served after a reload; an unusable one leaves the old one."""
     if not can_make_certificate():
         pytest.skip("NOT TESTED: openssl is not installed")
     cert, key = make_certificate(tmp_path)
@@ -197,7 +197,7 @@ def test_a_reload_takes_up_a_new_certificate(tmp_path: Path) -> None:
         other.mkdir()
         make_certificate(other)
         cert.write_bytes((other / "cert.pem").read_bytes())
-        reload_in_vain(service)  # the key does not belong to it
+        reload_without_effect(service)  # the key does not belong to it
         assert "ASTRALOG_TLS_CERT and ASTRALOG_TLS_KEY: " in service.log()
         (worker,) = before = service.worker_pids()
         service.kill_worker(worker)

@@ -1,4 +1,4 @@
-"""Segment files: when they are sealed, what they are called, and how long they are kept."""
+"""Segment files: when they are sealed, their names, and how long they are kept."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]+\.ndjson(\.open)?")
 
 
 def post_in_turn(service: Service, count: int) -> list[str]:
-    """Post batches of a log of about 1,000 bytes one after another, and return their messages."""
+    """Post batches of one log of about 1,000 bytes one after another; return their messages."""
     messages = [f"{number} ".ljust(830, "x") for number in range(count)]
     for message in messages:
         assert 200 == service.drain(make_batch(message)).status
@@ -46,7 +46,7 @@ def mode_of(path: Path) -> int:
 
 
 def test_segments_are_sealed_by_size(tmp_path: Path) -> None:
-    """No segment grows past its size, and their names are in the order of their logs."""
+    """No segment grows beyond its size, and names are in the order of the logs."""
     with Service(tmp_path, segment_bytes=10_000) as service:
         messages = post_in_turn(service, 50)
         sealed = service.files("*.ndjson")
@@ -59,7 +59,7 @@ def test_segments_are_sealed_by_size(tmp_path: Path) -> None:
         assert max(path.stat().st_size for path in service.files()) <= 10_000
 
 
-def test_a_batch_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> None:
+def test_batch_larger_than_a_segment_has_its_own_segment(tmp_path: Path) -> None:
     """A batch is never split over two files."""
     with Service(tmp_path, segment_bytes=10_000) as service:
         for messages in (["a"], ["x" * 900] * 50, ["b"]):
@@ -68,7 +68,7 @@ def test_a_batch_larger_than_a_segment_has_one_of_its_own(tmp_path: Path) -> Non
 
 
 def test_segments_are_sealed_by_age_also_when_idle(tmp_path: Path) -> None:
-    """A segment is sealed at its age, without another batch, and the next one has a new file."""
+    """A segment is sealed at its age without another batch, and the next one is a new file."""
     with Service(tmp_path, segment_seconds=1) as service:
         for number in range(2):
             assert 200 == service.drain(make_batch(str(number))).status
@@ -79,7 +79,7 @@ def test_segments_are_sealed_by_age_also_when_idle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_segments_are_named_and_guarded(tmp_path: Path, umask: int) -> None:
-    """Files are for the owner and the group alone, whatever the umask, and sealed at the stop."""
+    """Files are for owner and group only, whatever the umask, and sealed at the stop."""
     service = Service(tmp_path)
     stack = contextlib.ExitStack()
     before = os.umask(umask)
@@ -103,7 +103,7 @@ def test_segments_are_named_and_guarded(tmp_path: Path, umask: int) -> None:
 
 
 def test_a_service_without_logs_leaves_no_file(tmp_path: Path) -> None:
-    """An idle service makes no segment, neither in its life nor at its end."""
+    """An idle service creates no segment, neither while it runs nor at its end."""
     with Service(tmp_path, segment_seconds=0.5) as service:
         assert 200 == service.drain({"logs": []}).status
         time.sleep(1.5)
@@ -112,7 +112,7 @@ def test_a_service_without_logs_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_workers_share_a_directory(tmp_path: Path) -> None:
-    """Each worker writes files of its own, whose names tell it."""
+    """Each worker writes its own files, with its pid in the names."""
     with Service(tmp_path, workers=3, segment_bytes=100_000) as service:
         with Load(service) as load:
             load.wait_for_every_worker()
@@ -125,7 +125,7 @@ def test_workers_share_a_directory(tmp_path: Path) -> None:
 
 
 def test_two_services_share_a_directory(tmp_path: Path) -> None:
-    """Neither start, crash nor stop of one does the files of the other any harm."""
+    """Neither start, crash nor stop of one harms the files of the other."""
     settings = {"data_dir": tmp_path / "data", "segment_bytes": 100_000, "segment_seconds": 1}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -157,7 +157,7 @@ OLD = [f"20260101T00000{number}.000000Z-1.ndjson" for number in range(5)]
 
 
 def prepare_sealed(service: Service, age_seconds: float = 0) -> None:
-    """Make five old segments of 1,000 bytes, each `age_seconds` older than the next."""
+    """Create five old segments of 1,000 bytes, each `age_seconds` older than the next."""
     service.data_dir.mkdir()
     now = time.time()
     for number, name in enumerate(OLD):
@@ -173,7 +173,7 @@ def names_in(service: Service) -> list[str]:
 
 
 def test_all_segments_are_kept_by_default(tmp_path: Path) -> None:
-    """Without a retention nothing is ever removed."""
+    """Without retention no segment is removed."""
     service = Service(tmp_path)
     prepare_sealed(service, age_seconds=10**8)
     with service:
@@ -182,7 +182,7 @@ def test_all_segments_are_kept_by_default(tmp_path: Path) -> None:
 
 
 def test_the_oldest_segments_beyond_the_size_are_removed(tmp_path: Path) -> None:
-    """What is kept fits in the size, is the newest, and other files neither count nor go."""
+    """The newest that fit stay; other files neither count nor are removed."""
     service = Service(tmp_path, retain_bytes=3_500)
     prepare_sealed(service)
     with service:
@@ -200,8 +200,8 @@ def test_segments_beyond_the_age_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:9"], ids=["alone", "forwarded"])
-def test_files_that_are_no_segments_are_left_alone(tmp_path: Path, url: str) -> None:
-    """Under whatever names, nothing reads, counts, removes, compresses or waits for them."""
+def test_other_files_are_not_touched(tmp_path: Path, url: str) -> None:
+    """With any names, they are not read, counted, removed, compressed or waited for."""
     settings = {"retain_bytes": 1, "retain_seconds": 3600, "compress": "zstd"}
     service = Service(tmp_path, clickhouse_url=url, segment_bytes=1, **settings)
     service.data_dir.mkdir()
@@ -226,13 +226,13 @@ def test_files_that_are_no_segments_are_left_alone(tmp_path: Path, url: str) -> 
 
 
 def sealed_names(service: Service, others: Iterable[str]) -> set[str]:
-    """Return the names of the sealed segments beside other files."""
+    """Return the names of the sealed segments, without other files."""
     files = {path.name for path in service.files("*.ndjson*")} - {*others}
     return {name.partition(".ndjson")[0] for name in files if not name.endswith(".open")}
 
 
 def fact(text: str) -> str:
-    """Return the line by which forward's cursor states a fact."""
+    """Return the line of forward's cursor for a fact."""
     return f"{text} {zlib.crc32(text.encode()):08x}\n"
 
 
@@ -270,8 +270,8 @@ def test_segments_beyond_the_age_are_found_under_any_name(tmp_path: Path, hours:
 
 
 @pytest.mark.parametrize("keep", ["always", "until_full"])
-def test_undelivered_segments_make_room_only_where_they_may(tmp_path: Path, keep: str) -> None:
-    """On a disk that has too little room, for a ClickHouse that takes nothing; loudly."""
+def test_undelivered_segments_make_room_only_if_allowed(tmp_path: Path, keep: str) -> None:
+    """On a nearly full disk, with a ClickHouse that accepts nothing; logged as errors."""
     service = Service(
         tmp_path,
         clickhouse_url="http://127.0.0.1:9",
@@ -294,7 +294,7 @@ def read_samples_of(service: Service) -> Samples:
 
 
 def test_retention_goes_on_while_logs_come_in(tmp_path: Path) -> None:
-    """The newest logs are kept, the open segment among them."""
+    """The newest logs are kept, including the open segment."""
     with Service(tmp_path, segment_bytes=10_000, retain_bytes=30_000) as service:
         for _ in range(2):
             messages = post_in_turn(service, 100)

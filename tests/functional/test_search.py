@@ -44,7 +44,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(data_dir: Path, *options: str) -> list[str]:
-    """Return the messages that are found, without their first word."""
+    """Return the found messages, without their first word."""
     result = run("search", data_dir, "--json", *options)
     assert "" == result.stderr
     lines = result.stdout.encode().splitlines()
@@ -95,7 +95,7 @@ def test_count_prints_the_number(data_dir: Path) -> None:
 
 
 def test_gaps_between_contexts_are_marked(data_dir: Path) -> None:
-    """As grep marks them; logs that follow each other are not repeated."""
+    """As grep marks them; consecutive logs are not repeated."""
     lines = run("search", data_dir, "1-[2369]", "--regex", "-A", "1").stdout.splitlines()
     shown = [line if line == "--" else line.split()[5] for line in lines]
     assert shown == ["1-2", "1-3", "1-4", "--", "1-6", "1-7", "--", "1-9"]
@@ -159,7 +159,7 @@ def test_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_end_with_the_command(tmp_path: Path) -> None:
-    """After Ctrl-C, a closed pipe and a kill; the command exits as one that has none."""
+    """After Ctrl-C, a closed pipe and a kill; the status is that of a single process."""
     for number in range(4):
         line = make_line("x" * 1000)
         make_segment(tmp_path, make_name(number), *[line] * 20_000)
@@ -183,7 +183,7 @@ def test_processes_end_with_the_command(tmp_path: Path) -> None:
 
 
 def has_members(group: int, count: int) -> bool:
-    """Return whether a group has so many processes, or more if any."""
+    """Return whether a group has this many processes, or more if any."""
     found = len(members(group))
     return found >= count if count else not found
 
@@ -210,7 +210,7 @@ def start_on_terminal(data_dir: Path, *options: str) -> "tuple[subprocess.Popen[
 
 @pytest.mark.slow
 def test_progress_is_shown_and_interruption_reported(tmp_path: Path) -> None:
-    """On a terminal alone; what was found before Ctrl-C is written."""
+    """On a terminal only; results before Ctrl-C are written."""
     make_segment(tmp_path, make_name(0), make_line("y"), *[make_line("x" * 300)] * 200_000)
     process, master = start_on_terminal(tmp_path, "(x|y)(x?)+z|^y", "--regex", "--json")
     with process:
@@ -229,7 +229,7 @@ def test_progress_is_shown_and_interruption_reported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_stop_ends_streams_of_new_logs(tmp_path: Path) -> None:
-    """The response ends as a whole; the worker need not end its connection."""
+    """The response is complete; the worker need not break its connection."""
     with Service(tmp_path) as service:
         connection = service.open_connection(TIMEOUT_SECONDS)
         url, headers = "/v1/search?follow=true&q=two", {"Authorization": TOKEN}

@@ -1,4 +1,4 @@
-"""What real senders send is stored: the recipes of docs/senders.md, run with their programs."""
+"""Real senders: the recipes of docs/senders.md, run with their programs."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_curl_sends_a_compressed_file(tmp_path: Path, service: Service, program:
 
 
 def test_the_logging_handler_works(tmp_path: Path, service: Service) -> None:
-    """What a program logs through the Python client is stored as it was logged."""
+    """A program's logs through the Python client are stored as it logged them."""
     (code,) = re.findall(r"```python\n(.*?)```", RECIPES, re.DOTALL)
     (tmp_path / "data" / "token").write_text(TOKEN + "\n")
     code = code.replace("localhost:8080", f"127.0.0.1:{service.address[1]}")
@@ -94,7 +94,7 @@ logger = logging.getLogger("shop")
 
 
 def run_program(service: Service, code: str) -> str:
-    """Run a program that logs to the service; return what it writes to stderr."""
+    """Run a program that logs to the service; return its stderr."""
     environ = os.environ | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{service.address[1]}",
         "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization={TOKEN}",
@@ -114,7 +114,7 @@ def run_program(service: Service, code: str) -> str:
     "program", [CLIENT, SDK + "import atexit; atexit.register(provider.shutdown)"]
 )
 def test_programs_may_log_anything(service: Service, program: str) -> None:
-    """Each log is stored, in its order, and nothing is complained about."""
+    """Each log is stored, in order, without an error message."""
     assert "" == run_program(service, program + ODD)
     messages = [log["message"] for log in service.logs()]
     texts = ["", "control \x01\x1b[2J\x7f\t\r\n", "nul \0 after", 'quote " \\ {"a":1}']
@@ -124,7 +124,7 @@ def test_programs_may_log_anything(service: Service, program: str) -> None:
 
 @pytest.mark.slow
 def test_half_a_character_costs_the_sdk_its_export(service: Service) -> None:
-    """The SDK says so, as the document does, and goes on; the client stores it as U+FFFD."""
+    """The SDK reports it, as documented, and continues; the client stores U+FFFD."""
     code = 'logger.info("half \\ud83d")\n'
     shutdown = "provider.force_flush()\nlogger.info('after')\nprovider.shutdown()"
     assert "Failed to encode logs batch" in run_program(service, SDK + code + shutdown)
@@ -157,8 +157,8 @@ LINES: dict[str, dict[str, object]] = {
 }
 
 
-def test_the_queries_of_the_recipes_are_taken(service: Service) -> None:
-    """What each program sends is stored as its recipe asks, nothing of it lost."""
+def test_recipes_store_complete_logs(service: Service) -> None:
+    """Each program's logs are stored as its recipe says, and nothing of them is lost."""
     found = set(re.findall(r"/v1/drain(\?[\w=&,-]+)", RECIPES))
     queries = {query for query in found if "_field=" not in query}  # those: test_any_json
     assert 4 == len(queries)
@@ -204,7 +204,7 @@ LEFT_OUT: list[dict[str, object]] = [
 
 
 def test_the_records_of_fluent_bit_are_stored(service: Service) -> None:
-    """All but those that its recipe names, and each of these is counted."""
+    """All except those that its recipe names, and each of these is counted."""
     for line in ("timestamp record_timestamp", "metadata record_metadata", "log message"):
         assert f"Rename                    {line}\n" in RECIPES
     (query,) = set(re.findall(r"/v1/drain(\?\S+service=shop\S+unknown=metadata\S+)", RECIPES))
@@ -225,7 +225,7 @@ def test_the_records_of_fluent_bit_are_stored(service: Service) -> None:
 
 @pytest.fixture
 def syslog_ng() -> None:
-    """Skip a test without the program."""
+    """Skip a test if the program is missing."""
     if find_syslog_ng() is None:
         pytest.skip("NOT TESTED: syslog-ng or syslog-ng-scl is not installed")
 
@@ -313,7 +313,7 @@ def test_syslog_ng_loses_no_odd_message(tmp_path: Path, service: Service) -> Non
 def test_syslog_ng_waits_until_its_logs_can_be_stored(
     tmp_path: Path, driver: str, settings: dict[str, object], code: str
 ) -> None:
-    """While the service is away or full, or does not know the token; then each is stored once."""
+    """While the service is down, full, or rejects the token; then each is stored once."""
     port = free_port()
     bind = f"127.0.0.1:{port}"
     with SyslogNg(tmp_path / "syslog-ng", port, driver) as sender:
@@ -331,7 +331,7 @@ def test_syslog_ng_waits_until_its_logs_can_be_stored(
 @pytest.mark.usefixtures("syslog_ng")
 @pytest.mark.parametrize("status", [400, 413])
 def test_syslog_ng_goes_on_after_a_batch_that_is_rejected(tmp_path: Path, status: int) -> None:
-    """What no try can fix is dropped, with a line in its own log, and holds nothing up."""
+    """A permanently rejected batch is dropped, with a line in its own log."""
     with FakeService() as fake:
         fake.answers.append(reject(status, "invalid_batch"))
         with SyslogNg(tmp_path / "syslog-ng", urlsplit(fake.url).port or 0) as sender:
@@ -346,7 +346,7 @@ def test_syslog_ng_goes_on_after_a_batch_that_is_rejected(tmp_path: Path, status
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
 def test_jq_makes_a_log_of_any_line(tmp_path: Path, service: Service) -> None:
-    """The documented command takes lines that are empty, no UTF-8, or JSON themselves."""
+    """The documented command accepts lines that are empty, not UTF-8, or JSON."""
     (commands,) = re.findall(r"```sh\n(printf .*?)```", RECIPES, re.DOTALL)
     lines = [b"", b"latin \xe4", b"nul\0\x1b[2J\t\r", b'"q" \\ $x', b"1e999", b'{"a":1}', b"null"]
     (tmp_path / "odd.log").write_bytes(b"\n".join([*lines, b"z" * 1_000_000]))
@@ -366,7 +366,7 @@ def test_jq_makes_a_log_of_any_line(tmp_path: Path, service: Service) -> None:
 def test_curl_fails_if_logs_are_not_stored(
     tmp_path: Path, settings: dict[str, object], status: int
 ) -> None:
-    """The documented options have a script end, and say with which status."""
+    """With the documented options a script ends, and shows the status."""
     command = re.findall(r"curl -sSf (.*) http", RECIPES)[-1].replace("--retry 5", "--retry 1")
     (tmp_path / "batch.json").write_text(json.dumps(make_batch("x" * 2000)))
     with Service(tmp_path, **settings) as service:

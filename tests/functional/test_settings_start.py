@@ -1,4 +1,4 @@
-"""The start: what stops it, what it says, and the token that the first one makes."""
+"""The start: errors that stop it, its messages, and the token of the first start."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from tests.support.service import TOKEN, Service, make_batch, wait_for
 
 
 def check_rejected_start(service: Service, *variables: str) -> None:
-    """Check that the service does not start, and says why in a line for each variable."""
+    """Check that the service does not start, and logs a line for each variable."""
     assert 0 != service.fail_to_start()
     lines = service.log().splitlines()
     assert len(variables) == len(lines)
@@ -60,7 +60,7 @@ def test_wrong_settings_stop_the_start(tmp_path: Path, settings: dict[str, objec
 
 
 class ToldService(Service):
-    """A service whose gunicorn is told more than the service tells it."""
+    """A service with additional settings of gunicorn."""
 
     def __init__(self, directory: Path, arguments: str) -> None:
         super().__init__(directory)
@@ -80,23 +80,23 @@ class ToldService(Service):
         ),
     ],
 )
-def test_what_gunicorn_is_told_in_vain_stops_the_start(
+def test_unsupported_gunicorn_setting_stops_the_start(
     tmp_path: Path, arguments: str, names: list[str]
 ) -> None:
-    """No setting of gunicorn's is ignored: one that is not heeded is named."""
+    """No setting of gunicorn is ignored silently."""
     check_rejected_start(ToldService(tmp_path, arguments), *(f"gunicorn's {n}" for n in names))
 
 
 @pytest.mark.slow
-def test_what_gunicorn_may_be_told_is_taken(tmp_path: Path) -> None:
-    """Its limits may be others than the service's."""
+def test_supported_gunicorn_settings_are_used(tmp_path: Path) -> None:
+    """Its limits may differ from the service's."""
     with ToldService(tmp_path, "--keep-alive 30 --timeout 60 --backlog 100") as service:
         assert 200 == service.drain(make_batch("a")).status
         assert 0 == service.stop()
 
 
 def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:
-    """The line tells which token is wrong by its place."""
+    """The line names the wrong token by its position."""
     service = Service(tmp_path, tokens="good,se cret,good")
     assert 0 != service.fail_to_start()
     assert "ASTRALOG_TOKENS, token 2: " in service.log()
@@ -107,7 +107,7 @@ def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:
 
 
 def start_line(service: Service) -> str:
-    """Return the only line of a start that fails, after the name of the setting."""
+    """Return the only line of a failed start, after the name of the setting."""
     assert service.fail_to_start() != 0
     (line,) = service.log().splitlines()
     assert line.startswith("ASTRALOG_BIND: ")
@@ -187,8 +187,8 @@ def test_privileged_port_names_the_capability(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sync", ["always", "everysec"])
-def test_start_and_stop_are_told_in_one_line_each(tmp_path: Path, sync: str) -> None:
-    """The first names address, workers, data directory and sync mode; nothing else is said."""
+def test_start_and_stop_are_one_line_each(tmp_path: Path, sync: str) -> None:
+    """The first has addresses, workers, data directory and sync mode; no other line is logged."""
     with Service(tmp_path, workers=3, sync=sync) as service:
         assert 200 == service.drain(make_batch("a")).status
         assert 0 == service.stop()
@@ -201,7 +201,7 @@ def test_start_and_stop_are_told_in_one_line_each(tmp_path: Path, sync: str) -> 
 
 @pytest.mark.slow
 def test_names_that_kubernetes_makes_do_not_stop_the_start(tmp_path: Path) -> None:
-    """One line says which variables are ignored; a misspelt setting among them still counts."""
+    """One line lists the ignored variables; a misspelled setting still stops the start."""
     links = {
         "port": "tcp://10.96.12.7:8080",
         "port_8080_tcp": "tcp://10.96.12.7:8080",
@@ -229,7 +229,7 @@ class ServiceAtHome(Service):
 
 
 def test_a_home_is_found_in_every_path(tmp_path: Path) -> None:
-    """`~` is expanded, as a shell does where the path is not quoted."""
+    """`~` is expanded as by a shell in an unquoted path."""
     (tmp_path / "tokens").write_text("from-a-file\n")
     paths = {"data_dir": "~/logs", "tokens_file": "~/tokens"}
     with ServiceAtHome(tmp_path, tokens=None, **paths) as service:
@@ -239,7 +239,7 @@ def test_a_home_is_found_in_every_path(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_first_start_creates_a_token(tmp_path: Path) -> None:
-    """The token is for the owner alone, never printed, and kept by the next start."""
+    """Only its owner can read it; it is never printed, and kept by the next start."""
     path = tmp_path / "data" / "token"
     with Service(tmp_path, tokens=None, workers=2) as service:
         token = path.read_text().strip()
@@ -276,7 +276,7 @@ def test_the_printed_command_works_as_pasted(tmp_path: Path) -> None:
 
 
 def test_no_command_is_printed_for_tokens_of_the_operator(tmp_path: Path) -> None:
-    """With tokens of its own the service makes none and prints none."""
+    """With configured tokens the service creates and prints none."""
     tokens = tmp_path / "tokens"
     tokens.write_text("# ours\n\nfrom-file\n")
     with Service(tmp_path, tokens="one, two", tokens_file=tokens) as service:
@@ -291,7 +291,7 @@ def test_no_command_is_printed_for_tokens_of_the_operator(tmp_path: Path) -> Non
 
 
 def test_nothing_listens_but_the_address(tmp_path: Path) -> None:
-    """The one address of the settings is the only way in: no second port, no local socket."""
+    """The configured address is the only one: no second port, no local socket."""
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("a")).status
         sockets = {inode for pid in service.pids() for inode in socket_inodes(pid)}
@@ -300,7 +300,7 @@ def test_nothing_listens_but_the_address(tmp_path: Path) -> None:
 
 
 def socket_inodes(pid: int) -> Iterator[str]:
-    """Yield the inode of each socket that a process holds."""
+    """Yield the inode of each socket of a process."""
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(path)
@@ -309,7 +309,7 @@ def socket_inodes(pid: int) -> Iterator[str]:
 
 
 def listening_inodes(kind: str) -> set[str]:
-    """Return the inodes of the sockets of this machine that listen."""
+    """Return the inodes of this machine's listening sockets."""
     rows = [row.split() for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
     if kind == "unix":
         return {row[6] for row in rows if row[3] == "00010000"}

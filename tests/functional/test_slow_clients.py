@@ -1,4 +1,4 @@
-"""Clients that are slow, silent, many or suddenly gone do not disturb the others."""
+"""Slow, silent, many or vanished clients do not disturb others."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ def is_ready(service: Service) -> bool:
     ],
 )
 def test_a_stalled_body_is_rejected_in_time(service: Service, start: bytes) -> None:
-    """A client that stops in its body gets 408, and others are served meanwhile."""
+    """A client that stops within its body gets 408, and others are served meanwhile."""
     with service.connect(timeout=10) as connection:
         connection.sendall(start)
         assert 200 == service.drain(make_batch("meanwhile")).status
@@ -67,7 +67,7 @@ def test_a_stalled_body_is_rejected_in_time(service: Service, start: bytes) -> N
 
 
 def test_a_trickling_body_is_rejected_in_time(service: Service) -> None:
-    """The time counts for the whole body, so that a byte now and then does not prolong it."""
+    """The timeout is for the whole body, so single bytes do not extend it."""
     with service.connect() as connection:
         connection.sendall(make_head("Content-Length: 1000"))
         connection.settimeout(0.1)
@@ -82,7 +82,7 @@ def test_a_trickling_body_is_rejected_in_time(service: Service) -> None:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service that gives a body a second."""
+    """Return one service that allows a body one second."""
     with Service(tmp_path_factory.mktemp("slow"), body_timeout_seconds=1) as service:
         yield service
         assert is_ready(service)
@@ -90,7 +90,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def test_slow_heads_do_not_block_others(service: Service) -> None:
-    """Clients in the middle of a head cost no more than their connection."""
+    """Clients within a head use only their connection."""
     body = json.dumps(make_batch("at last")).encode()
     request = make_head(f"Content-Length: {len(body)}") + body
     with contextlib.ExitStack() as stack:
@@ -107,7 +107,7 @@ def test_slow_heads_do_not_block_others(service: Service) -> None:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize("start", [b"", make_head()[:40], make_head("Content-Length: 9") + b"{"])
 def test_a_thousand_idle_connections_do_not_block_others(tmp_path: Path, start: bytes) -> None:
-    """Clients that say nothing, half a head or half a body leave room for those that do."""
+    """Silent clients, and those with half a head or body, leave room for others."""
     with (
         Service(tmp_path, body_timeout_seconds=60) as service,
         contextlib.ExitStack() as stack,
@@ -133,7 +133,7 @@ LARGE_BODY = json.dumps(make_batch("x" * (BODY_BYTES - 1000))).encode().ljust(BO
 
 
 def stall(service: Service) -> socket.socket:
-    """Send a large body but for its last byte, so that its bytes are reserved, and leave it."""
+    """Send a large body except its last byte, so that its bytes are reserved, and leave it."""
     connection = service.connect()
     connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + LARGE_BODY[:-1])
     return connection
@@ -171,7 +171,7 @@ def test_a_full_queue_rejects_until_there_is_room(tmp_path: Path) -> None:
     ("uploads", "size"), [(2, BODY_BYTES - 1000), (3, BODY_BYTES - 100_000), (10, 100_000)]
 )
 def test_chunked_bodies_count_as_they_grow(tmp_path: Path, uploads: int, size: int) -> None:
-    """A body of unknown length reserves what is held of it, so that memory stays bounded."""
+    """A body of unknown length reserves its received bytes, so that memory stays bounded."""
     chunk = b"%x\r\n" % size + b" " * size + b"\r\n"
     with Service(tmp_path, **SMALL_QUEUE) as service, contextlib.ExitStack() as stack:
         assert 200 == service.drain(LARGE_BODY).status
@@ -183,7 +183,7 @@ def test_chunked_bodies_count_as_they_grow(tmp_path: Path, uploads: int, size: i
 
 @pytest.mark.parametrize("sent", [1, BODY_BYTES // 2, BODY_BYTES - 1, BODY_BYTES])
 def test_clients_that_vanish_leave_no_reservation(tmp_path: Path, sent: int) -> None:
-    """Whether they go within their body or before the answer, all of the queue is free again."""
+    """Within their body or before the response: the whole queue is free again."""
     with Service(tmp_path, **SMALL_QUEUE) as service:
         for _ in range(20):
             connection = service.connect()
@@ -200,7 +200,7 @@ def test_clients_that_vanish_leave_no_reservation(tmp_path: Path, sent: int) -> 
 
 
 def test_rejections_leave_no_reservation(tmp_path: Path) -> None:
-    """Whatever a batch is rejected for, all of the queue is free again."""
+    """After any rejection the whole queue is free again."""
     with Service(tmp_path, **SMALL_QUEUE) as service:
         for _ in range(20):
             assert 400 == service.drain(b" " * BODY_BYTES).status
@@ -214,7 +214,7 @@ def test_rejections_leave_no_reservation(tmp_path: Path) -> None:
 
 
 def test_clients_that_vanish_do_not_stop_the_service(tmp_path: Path) -> None:
-    """Connections that are reset anywhere in a request are nothing to speak of."""
+    """Connections reset at any point of a request are not logged."""
     request = make_head(f"Content-Length: {len(LARGE_BODY)}") + LARGE_BODY
     with Service(tmp_path) as service:
         assert is_ready(service)

@@ -1,4 +1,4 @@
-"""Clients that do not take their answers lose their connections, and cost little until then."""
+"""Clients that do not read their responses are disconnected, and cost little until then."""
 
 import contextlib
 import json
@@ -43,13 +43,13 @@ BUNDLE = head("GET /docs/swagger-ui-bundle.js") * PIPELINED
 
 
 def make_dry_run() -> bytes:
-    """Return a dry run whose answer is as large as its body."""
+    """Return a dry run whose response is as large as its body."""
     body = json.dumps({"logs": [make_log(message="x" * 900_000)] * 9}).encode()
     return head("POST /v1/drain?dry_run=true", f"Content-Length: {len(body)}") + body
 
 
 def connect(service: Service, context: ssl.SSLContext | None) -> socket.socket:
-    """Return a connection whose receive buffer is small."""
+    """Return a connection with a small receive buffer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(30)
@@ -69,7 +69,7 @@ def take_nothing(connection: socket.socket) -> None:
 
 @pytest.fixture(params=["plain", "TLS"])
 def start(request: pytest.FixtureRequest) -> Any:
-    """Return what starts a service, and the context with which to connect to it."""
+    """Return a function that starts a service, and the context for connecting to it."""
     if request.param == "TLS" and not can_make_certificate():
         pytest.skip("NOT TESTED: slow readers over TLS; openssl is not installed")
 
@@ -89,8 +89,8 @@ def start(request: pytest.FixtureRequest) -> Any:
     return started
 
 
-def test_a_client_that_does_not_take_its_answers_is_let_go(tmp_path: Path, start: Any) -> None:
-    """Neither one that takes nothing nor one that takes a byte a second is held for ever."""
+def test_client_that_does_not_read_is_disconnected(tmp_path: Path, start: Any) -> None:
+    """Whether it reads nothing or one byte per second."""
     with start(tmp_path) as (service, context), contextlib.ExitStack() as stack:
         (worker,) = service.worker_pids()
         before = open_files(worker)
@@ -111,8 +111,8 @@ def test_a_client_that_does_not_take_its_answers_is_let_go(tmp_path: Path, start
         assert 0 == service.stop()
 
 
-def test_a_client_that_takes_its_answers_slowly_has_them_whole(tmp_path: Path, start: Any) -> None:
-    """Some kilobytes a second are enough to be served to the end."""
+def test_slow_reader_gets_whole_responses(tmp_path: Path, start: Any) -> None:
+    """Some kilobytes per second are enough."""
     with start(tmp_path) as (service, context), connect(service, context) as connection:
         connection.sendall(head("GET /docs/swagger-ui-bundle.js", "Connection: close"))
         received = b""
@@ -124,8 +124,8 @@ def test_a_client_that_takes_its_answers_slowly_has_them_whole(tmp_path: Path, s
     assert f"Content-Length: {len(body)}".encode() in received
 
 
-def test_answers_that_nobody_takes_do_not_fill_the_memory(tmp_path: Path) -> None:
-    """Large answers are bounded in all, not only each: the oldest are given up for new ones."""
+def test_unread_responses_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """Their sum is bounded: the oldest are dropped for new ones."""
     with Service(tmp_path) as service, contextlib.ExitStack() as stack:
         request = make_dry_run()
         service.exchange(request)
@@ -141,8 +141,8 @@ def test_answers_that_nobody_takes_do_not_fill_the_memory(tmp_path: Path) -> Non
         wait_for(lambda: service.exchange(request).status == 200)
 
 
-def test_a_client_that_takes_nothing_of_a_rejection_is_no_hindrance(tmp_path: Path) -> None:
-    """Small answers that nobody takes fill a connection, and keep no one else waiting."""
+def test_unread_rejections_delay_nobody(tmp_path: Path) -> None:
+    """Small unread responses fill a connection, and delay no other."""
     with Service(tmp_path) as service, connect(service, None) as connection:
         connection.settimeout(1)
         with contextlib.suppress(TimeoutError):

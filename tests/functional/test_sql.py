@@ -47,7 +47,7 @@ COUNTS = "SELECT message, count(*) AS n, sum((metadata->>'x')::INT) AS x FROM lo
 
 
 def test_each_format_has_the_same_rows(data_dir: Path, tmp_path: Path) -> None:
-    """Logs of open, sealed and compressed segments count once; half lines and strangers do not."""
+    """Logs of all segments count once; half lines and other files do not."""
     expected = [["m0", 10, 0], ["m1", 10, 10], ["m2", 10, 20]]
     found = query(data_dir, f"{COUNTS} ORDER BY 1;", "--format", "json")
     assert [list(json.loads(line).values()) for line in found.splitlines()] == expected

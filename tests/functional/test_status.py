@@ -1,4 +1,4 @@
-"""The status page in a real browser, as those see and use it who look after the service."""
+"""The status page in a real browser, as operators use it."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, service: Service) -> Iterator[Page]:
-    """Return the page; whatever a test does there, nothing goes elsewhere or breaks a rule."""
+    """Return the page; no test may load another host or violate a policy."""
     page = Page(browser, service)
     browser.requested_hosts()
     page.open()
@@ -60,7 +60,7 @@ def page(browser: Browser, service: Service) -> Iterator[Page]:
 
 
 def test_a_wrong_token_shows_nothing(page: Page) -> None:
-    """The page says why, in the service's words, and forgets it."""
+    """The page shows the service's message, and drops the token."""
     browser = page.browser
     assert "Token" in browser.text("#enter")
     page.enter("wrong")
@@ -70,7 +70,7 @@ def test_a_wrong_token_shows_nothing(page: Page) -> None:
 
 
 def test_a_token_stays_in_its_tab(page: Page) -> None:
-    """It survives that the page is loaded again, is in no address, and goes when it is told to."""
+    """It survives reloads of the page, is in no address, and is dropped on request."""
     browser = page.browser
     page.show()
     browser.open(f"http://{page.host}/status")
@@ -83,7 +83,7 @@ def test_a_token_stays_in_its_tab(page: Page) -> None:
     assert [] == page.messages()
 
 
-def test_logs_show_up_as_they_come(page: Page) -> None:
+def test_new_logs_are_shown(page: Page) -> None:
     """Newest first, each once, and none while the page is paused."""
     page.show()
     wait_for(lambda: "the first" in page.messages())
@@ -107,7 +107,7 @@ def test_both_filters_offer_all_known_levels(page: Page) -> None:
 
 
 def test_filters_find_logs(page: Page) -> None:
-    """By project, service, level and text, among what is stored and what comes."""
+    """By project, service, level and text, among stored and new logs."""
     page.show()
     logs = [
         make_log(message="ok", service="mailer"),
@@ -127,8 +127,8 @@ def test_filters_find_logs(page: Page) -> None:
     assert "No log is found" in wait_for(lambda: page.browser.text("#no-logs"))
 
 
-def test_no_log_drives_the_page(page: Page) -> None:
-    """All that a log holds is text, and what nobody would see is shown as a code."""
+def test_log_content_is_shown_as_text_only(page: Page) -> None:
+    """Invisible characters are shown as codes."""
     fields = ("level", "service", "project_id", "message")
     store(page.service, make_log(**dict.fromkeys(fields, HOSTILE), metadata={HOSTILE: HOSTILE}))
     page.show()
@@ -147,7 +147,7 @@ def test_no_log_drives_the_page(page: Page) -> None:
 
 
 def test_no_log_poses_as_another_projects(page: Page) -> None:
-    """A blank in a name is seen, so that no level looks like a level, a project and a service."""
+    """A blank in a name is visible, so no level looks like a level, project and service."""
     store(page.service, make_log(level="error  org-b billing\xa0paid", message="m" * 9))
     page.show()
     wait_for(lambda: page.messages()[:1] == ["m" * 9])
@@ -159,7 +159,7 @@ def test_no_log_poses_as_another_projects(page: Page) -> None:
 
 
 def test_metadata_is_shown_as_it_is_stored(page: Page) -> None:
-    """Indented, with every digit of a number, and no text of it taken for a bracket."""
+    """Indented, with every digit of a number, and brackets in texts unchanged."""
     metadata = '{"id":12345678901234567890,"none":{},"list":[1.50,"a,{\\"b:"]}'
     log = json.dumps(make_log(message="digits"))
     head, _, _ = log.partition('"metadata"')
@@ -180,7 +180,7 @@ def test_metadata_is_shown_as_it_is_stored(page: Page) -> None:
 
 
 def test_a_long_message_is_there_as_a_whole(page: Page) -> None:
-    """It is shortened until somebody asks for it."""
+    """It is shortened until its button is used."""
     store(page.service, make_log(message="x" * (1 << 20) + "END"))
     page.show()
     wait_for(lambda: page.messages() and page.messages()[0].startswith("xxx"))
@@ -193,7 +193,7 @@ def test_a_long_message_is_there_as_a_whole(page: Page) -> None:
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
-    """Everything is reached in the order in which it is shown, and each place is seen."""
+    """Every control is reachable in order, with visible focus."""
     browser = page.browser
     page.show()
     page.browser.open(f"http://{page.host}/status")
@@ -218,7 +218,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
 
 
 def test_each_part_has_a_name(page: Page) -> None:
-    """For those who hear the page: landmarks, headings, labels, and what is told by itself."""
+    """For screen readers: landmarks, headings, labels and live regions."""
     page.show()
     named = "return document.querySelectorAll('.plot[aria-label]').length"
     wait_for(lambda: page.browser.run(named) == 6)
@@ -244,7 +244,7 @@ def test_each_part_has_a_name(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colors_are_the_users(page: Page, scheme: str) -> None:
-    """Every text stands out from what is behind it (WCAG AA), and nothing moves unasked."""
+    """Every text has enough contrast (WCAG AA), and nothing moves by default."""
     page.prefer(color_scheme=scheme, reduced_motion="reduce")
     for level in ("debug", "info", "warning", "error", "fatal", "audit"):
         store(page.service, make_log(level=level, message=f"{level}\n"))
@@ -303,8 +303,8 @@ def test_logs_of_others_hide_no_log_of_a_bound_token(tmp_path: Path, browser: Br
         wait_for(lambda: "older logs" not in browser.text("#logs"))
 
 
-def test_nobody_asks_while_nobody_looks(page: Page) -> None:
-    """A tab in the background is silent, and goes on at once when it is seen again."""
+def test_hidden_tab_sends_no_requests(page: Page) -> None:
+    """A tab in the background is silent, and continues at once when it is visible."""
     page.show()
     wait_for(page.messages)
     hide = (
@@ -325,7 +325,7 @@ def test_nobody_asks_while_nobody_looks(page: Page) -> None:
 
 
 def test_the_page_recovers_alone(tmp_path: Path, browser: Browser) -> None:
-    """It says that the service is away, goes on when it is back, and asks for another token."""
+    """It shows an outage, continues after it, and asks for another token if needed."""
     tokens = tmp_path / "tokens"
     write_tokens(tokens, f"{TOKEN}\n")
     service = Service(tmp_path, tokens=None, tokens_file=tokens)
@@ -346,7 +346,7 @@ def test_the_page_recovers_alone(tmp_path: Path, browser: Browser) -> None:
 
 
 def test_the_numbers_are_shown(page: Page) -> None:
-    """Each has a chart of the last hour, which says in words what it shows."""
+    """Each has a chart of the last hour, with a description in words."""
     browser = page.browser
     wait_for(lambda: len(known_intervals(page.service)) >= 2)
     page.show()
@@ -369,7 +369,7 @@ def test_the_numbers_are_shown(page: Page) -> None:
 
 
 def known_intervals(service: Service) -> list[float]:
-    """Return the rates that the history knows."""
+    """Return the known rates of the history."""
     answer = service.request("GET", "/status/history", headers={"Authorization": TOKEN})
     return [rate for rate in answer.body["logs_per_second"] if rate is not None]
 

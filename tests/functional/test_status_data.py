@@ -1,4 +1,4 @@
-"""What the status page asks for is right whichever worker answers, and whatever becomes of them."""
+"""The status page's data is the same from any worker, also after kills and reloads."""
 
 import signal
 from collections.abc import Iterator
@@ -23,20 +23,20 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def ask(service: Service, path: str) -> Any:
-    """Return what a path shows, on a connection of its own."""
+    """Return the data of a path, on a new connection."""
     answer = service.request("GET", path, headers={"Authorization": TOKEN})
     assert 200 == answer.status, answer.body
     return answer.body
 
 
 def known(service: Service) -> int:
-    """Return how many samples of the last hour there are."""
+    """Return the number of samples of the last hour."""
     values = ask(service, "/status/history")["backlog_bytes"]
     return len([value for value in values if value is not None])
 
 
-def test_each_worker_shows_what_all_have_counted(service: Service) -> None:
-    """Once they have published it, the numbers are the same whoever is asked."""
+def test_each_worker_shows_the_counts_of_all(service: Service) -> None:
+    """Once they are published, any worker returns the same numbers."""
     sent = 0
     while len(service.files()) < 2:
         assert 200 == service.drain(make_batch("a", "b")).status
@@ -51,10 +51,10 @@ def test_each_worker_shows_what_all_have_counted(service: Service) -> None:
     assert {"ready": 2} == ask(service, "/status/data")["workers"]
 
 
-def test_each_worker_goes_on_where_another_was(service: Service) -> None:
-    """Every log is shown once, whichever worker stored it and whichever is asked for it.
+def test_each_worker_continues_from_the_cursor_of_another(service: Service) -> None:
+    """Every log is shown once, whichever worker stored it or answers.
 
-    A segment that is new may be noticed half a second later.
+    A new segment may be noticed half a second later.
     """
     seen: list[str] = []
     page = ask(service, "/status/logs")
@@ -74,7 +74,7 @@ def test_each_worker_goes_on_where_another_was(service: Service) -> None:
 
 
 def test_the_hour_outlives_the_workers(service: Service) -> None:
-    """Killed or replaced, they leave what was sampled; and all of them know it."""
+    """Samples of killed and replaced workers stay, and all workers have them."""
     assert 400 == service.drain({"logs": [{}]}).status
     before = wait_for(lambda: known(service))
     pids = service.worker_pids()
@@ -96,8 +96,8 @@ def test_the_hour_goes_on_through_an_upgrade(service: Service) -> None:
     assert known(service) >= before
 
 
-def test_looking_is_no_batch(service: Service) -> None:
-    """Nor is it counted as rejected where the token is wrong."""
+def test_log_queries_do_not_count_as_batches(service: Service) -> None:
+    """Nor as rejected ones if the token is wrong."""
     for path in ("/status", "/status/data", "/status/logs", "/status/history"):
         service.request("GET", path, headers={"Authorization": "wrong"})
         service.request("GET", path, headers={"Authorization": TOKEN})
@@ -109,7 +109,7 @@ def test_looking_is_no_batch(service: Service) -> None:
 
 
 def test_a_service_without_the_page(tmp_path: Path) -> None:
-    """It answers 404, and its own log says nothing of a status."""
+    """It responds 404, and its own log does not mention a status."""
     with Service(tmp_path, status="off") as service:
         for path in ("/status", "/status/data", "/status/status.js"):
             answer = service.request("GET", path, headers={"Authorization": TOKEN})

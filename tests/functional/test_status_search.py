@@ -38,25 +38,25 @@ class SearchPage(Page):
     """The page's search."""
 
     def found(self) -> list[str]:
-        """Return the messages of the logs that were found, newest first."""
+        """Return the messages of the found logs, newest first."""
         shown: list[str] = self.browser.run(MESSAGES)
         return shown
 
     def follow(self, fragment: str) -> None:
-        """Open a link to a search in a tab that knows the token."""
+        """Open a link to a search in a tab with a token."""
         self.browser.run("location.hash = arguments[0]", fragment)
 
     def search(self, name: str, value: str) -> None:
-        """Search by one filter, as by hand."""
+        """Search with one filter through the form."""
         self.browser.run("document.querySelector('#search').reset()")
         self.browser.type(f"#search [name={name}]", value + Keys.ENTER)
 
     def state(self) -> str:
-        """Return how far the search is."""
+        """Return the progress of the search."""
         return self.browser.text("#search-state")
 
     def script(self, *answers: dict[str, Any]) -> None:
-        """Have searches answered so, and those after them never."""
+        """Set the responses to searches; later ones never arrive."""
         self.browser.run(SCRIPTED, list(answers))
 
 
@@ -89,7 +89,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, service: Service) -> Iterator[SearchPage]:
-    """Return the page with a token; whatever a test does there, nothing goes elsewhere."""
+    """Return the page with a token; no test may load another host."""
     page = SearchPage(browser, service)
     browser.requested_hosts()
     page.show()
@@ -117,7 +117,7 @@ def test_filters_find_logs(page: SearchPage) -> None:
 
 
 def test_older_logs_come_on_scroll_and_by_the_button(page: SearchPage) -> None:
-    """Each once, with the place that the search has come to."""
+    """Each once, with the position of the search."""
     page.follow("search")
     wait_for(lambda: len(page.found()) == 100)
     assert "There may be older logs · 100 logs found" in page.state()
@@ -132,7 +132,7 @@ def test_older_logs_come_on_scroll_and_by_the_button(page: SearchPage) -> None:
 
 
 def test_link_runs_the_search_once_the_token_is_known(page: SearchPage) -> None:
-    """It has the filters and no token, and goes back and forth with the browser's history."""
+    """It has the filters and no token, and works with the browser's history."""
     page.browser.click("#to-search")
     page.search("q", "order 7&8=?#%+é")
     wait_for(lambda: "no log found" in page.state())
@@ -156,7 +156,7 @@ def test_link_runs_the_search_once_the_token_is_known(page: SearchPage) -> None:
 
 
 def test_progress_is_shown_until_the_search_is_stopped(page: SearchPage) -> None:
-    """Answers without a log lead to the next one, by the cursor."""
+    """Responses without a log lead to the next one, by the cursor."""
     log = json.dumps(make_log(message="one"))
     page.script({"body": "", "headers": NEXT}, {"body": log, "headers": NEXT})
     page.follow("search?q=x")
@@ -176,7 +176,7 @@ def test_progress_is_shown_until_the_search_is_stopped(page: SearchPage) -> None
 
 
 def test_busy_service_is_asked_again(page: SearchPage) -> None:
-    """With its message, until it answers."""
+    """With its message, until it responds."""
     busy = {"body": '{"message": "Too many concurrent searches."}', "status": 503}
     log = json.dumps(make_log(message="at last"))
     page.script(busy, busy, {"body": log})
@@ -188,7 +188,7 @@ def test_busy_service_is_asked_again(page: SearchPage) -> None:
 
 
 def test_unknown_cursor_ends_the_search_with_its_message(page: SearchPage) -> None:
-    """As after a reload of the service; what was found stays."""
+    """For example after a reload of the service; the results stay."""
     log = json.dumps(make_log(message="one"))
     refusal = {"body": '{"message": "before is not a cursor"}', "status": 400}
     page.script({"body": log, "headers": NEXT}, refusal)
@@ -198,7 +198,7 @@ def test_unknown_cursor_ends_the_search_with_its_message(page: SearchPage) -> No
 
 
 def test_metadata_is_a_tree_whose_values_filter(page: SearchPage) -> None:
-    """Values in objects and arrays lead to the logs that have them too."""
+    """Values in objects and arrays link to the logs that have them too."""
     page.follow("search?q=order+42")
     wait_for(lambda: page.found() == ["order 42"])
     page.browser.click("#found summary")
@@ -212,7 +212,7 @@ def test_metadata_is_a_tree_whose_values_filter(page: SearchPage) -> None:
 
 
 def test_values_are_shown_as_they_were_sent(page: SearchPage) -> None:
-    """Every digit of a number, names with dots, and arrays in arrays, which no filter reaches."""
+    """Every digit of a number, names with dots, and nested arrays, which have no filter."""
     metadata = '{"id":12345678901234567890,"a.b":1e999,"m":[[1],{"n":[]}],"t":"1\\n\\"2\\""}'
     line = json.dumps(make_log(message="€" * 100, metadata=0), ensure_ascii=False)
     line = line.replace('"metadata": 0', f'"metadata":{metadata}')
@@ -231,7 +231,7 @@ def test_values_are_shown_as_they_were_sent(page: SearchPage) -> None:
 
 
 def test_large_metadata_are_shown_in_parts(page: SearchPage) -> None:
-    """So that a log of megabytes, or of a thousand objects in each other, opens at once."""
+    """So a log of megabytes, or with a thousand nested objects, opens at once."""
     deep = '{"a":' * 1000 + "1" + "}" * 1000
     values = ",".join(map(str, range(200_000)))
     text = "x" * 1_000_000
@@ -254,8 +254,8 @@ def test_large_metadata_are_shown_in_parts(page: SearchPage) -> None:
     wait_for(lambda: page.browser.run(length) > 1_000_000)
 
 
-def test_no_log_drives_the_page(page: SearchPage) -> None:
-    """All that a log or a link holds is text; what nobody would see is shown as a code."""
+def test_log_content_is_shown_as_text_only(page: SearchPage) -> None:
+    """Also the content of a link; invisible characters are shown as codes."""
     fields = ("level", "service", "project_id", "message")
     metadata = {HOSTILE: {HOSTILE: HOSTILE}, "__proto__": 1}
     store(page.service, make_log(**dict.fromkeys(fields, HOSTILE), metadata=metadata))
@@ -306,7 +306,7 @@ def test_keyboard_is_enough(page: SearchPage) -> None:
 
 
 def test_bound_token_finds_its_project_alone(page: SearchPage) -> None:
-    """And learns nothing of the bytes that were searched."""
+    """And does not learn the number of searched bytes."""
     page.show("bound")
     page.follow("search?q=order")
     wait_for(lambda: len(page.found()) == 100)
@@ -326,7 +326,7 @@ def test_live_filters_lead_to_a_search(page: SearchPage) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out(page: SearchPage, scheme: str) -> None:
-    """From what is behind them (WCAG AA), as the user likes it."""
+    """With enough contrast (WCAG AA), in the user's color scheme."""
     page.prefer(color_scheme=scheme)
     page.follow("search?q=order+42")
     wait_for(lambda: page.found() == ["order 42"])
@@ -338,7 +338,7 @@ def test_texts_stand_out(page: SearchPage, scheme: str) -> None:
 
 
 def test_phone_shows_all_of_it(service: Service, tmp_path: Path) -> None:
-    """Nothing is wider than the window, and what is to be touched is large enough."""
+    """Nothing is wider than the window, and touch targets are large enough."""
     metadata = {"k" * 900: "v" * 900, "deep": json.loads('{"a":' * 40 + "1" + "}" * 40)}
     store(service, make_log(message="phone" * 1000, service="s" * 300, metadata=metadata))
     with make_browser(tmp_path, 390, 844) as browser:

@@ -1,4 +1,4 @@
-"""Stop and reload: what is acknowledged is on disk, and the end comes soon."""
+"""Stop and reload: acknowledged logs are on disk, and the stop is quick."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def check_sealed(service: Service) -> None:
 
 
 def test_sigterm_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """The service ends by itself with all files sealed and every acknowledged batch in them."""
+    """The service ends by itself with sealed files and every acknowledged batch in them."""
     with Service(tmp_path, workers=2) as service, Load(service) as load:
         load.wait_for_every_worker()
         load.wait_for_acknowledged(200)
@@ -41,7 +41,7 @@ def test_sigterm_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_a_quick_stop_loses_nothing_acknowledged(tmp_path: Path, number: signal.Signals) -> None:
-    """A stop that does not wait for requests keeps what is acknowledged, and seals it."""
+    """A stop that does not wait for requests seals all acknowledged logs."""
     with Service(tmp_path, workers=2) as service, Load(service) as load:
         load.wait_for_every_worker()
         load.wait_for_acknowledged(100)
@@ -54,8 +54,8 @@ def test_a_quick_stop_loses_nothing_acknowledged(tmp_path: Path, number: signal.
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_worker_that_just_starts_hears_the_stop(tmp_path: Path, number: signal.Signals) -> None:
-    """It ends by itself: nobody has to kill it, as the master does when it has waited in vain."""
+def test_worker_that_just_starts_stops(tmp_path: Path, number: signal.Signals) -> None:
+    """It ends by itself, and the master need not kill it."""
     with Service(tmp_path) as service:
         (worker,) = service.worker_pids()
         service.signal(signal.SIGSTOP)
@@ -67,7 +67,7 @@ def test_a_worker_that_just_starts_hears_the_stop(tmp_path: Path, number: signal
 
 
 def test_idle_connections_do_not_hold_up_the_stop(tmp_path: Path) -> None:
-    """Connections that are kept for later, used before or never, are closed."""
+    """Kept connections, used or not, are closed."""
     with Service(tmp_path, log_level="debug") as service:
         body = json.dumps(make_batch("kept")).encode()
         connections = [service.connect() for _ in range(20)]
@@ -85,7 +85,7 @@ def test_idle_connections_do_not_hold_up_the_stop(tmp_path: Path) -> None:
 
 
 def test_stalled_clients_do_not_hold_up_the_stop(tmp_path: Path) -> None:
-    """Clients that stop in the middle of a head or a body are not waited for to the end."""
+    """The stop does not wait until clients complete a head or a body."""
     with Service(tmp_path, body_timeout_seconds=60) as service:
         assert 200 == service.drain(make_batch("stored")).status
         stalled = [
@@ -103,8 +103,8 @@ def test_stalled_clients_do_not_hold_up_the_stop(tmp_path: Path) -> None:
             connection.close()
 
 
-def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
-    """A client that is in the middle of its body when the stop begins can finish it."""
+def test_open_requests_are_answered(tmp_path: Path) -> None:
+    """A client that is sending its body when the stop begins can finish it."""
     with Service(tmp_path) as service:
         body = json.dumps(make_batch("late")).encode()
         connection = start_request(service, make_head(f"Content-Length: {len(body)}") + body[:10])
@@ -120,8 +120,8 @@ def test_what_is_in_flight_is_answered(tmp_path: Path) -> None:
         check_sealed(service)
 
 
-def test_a_worker_that_does_not_hear_the_stop_is_killed(tmp_path: Path) -> None:
-    """One that hangs for good holds the stop up for some seconds only, and loses nothing."""
+def test_hanging_worker_is_killed(tmp_path: Path) -> None:
+    """It delays the stop only by some seconds, and loses nothing."""
     with Service(tmp_path) as service:
         assert 200 == service.drain(make_batch("stored")).status
         (worker,) = service.worker_pids()
@@ -133,7 +133,7 @@ def test_a_worker_that_does_not_hear_the_stop_is_killed(tmp_path: Path) -> None:
 
 
 def test_sighup_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """A reload replaces the workers one by one while the service goes on."""
+    """A reload replaces the workers while the service continues."""
     with Service(tmp_path, workers=2) as service, Load(service) as load:
         for _ in range(2):
             load.wait_for_every_worker()
@@ -150,7 +150,7 @@ def test_sighup_under_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
 
 
 def start_request(service: Service, data: bytes) -> socket.socket:
-    """Send the beginning of a request, and leave it there."""
+    """Send the beginning of a request."""
     connection = service.connect()
     connection.sendall(data)
     return connection

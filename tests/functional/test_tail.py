@@ -1,4 +1,4 @@
-"""`astralog tail` beside the real service: every stored log is shown once, in order, at once."""
+"""`astralog tail` with the real service: every stored log is shown once, in order, at once."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tests.support.tail import (
 def test_every_stored_log_is_followed_once(tmp_path: Path) -> None:
     """Rotation, compression, kills and restarts neither hide a log nor show one twice.
 
-    The lines of each segment are shown in their order.
+    The lines of each segment are in their order.
     """
     with (
         Service(tmp_path, workers=2, segment_bytes=300_000, compress="zstd") as service,
@@ -60,7 +60,7 @@ def test_every_stored_log_is_followed_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
-    """From what is stored at the start on, also in the next segment; and Ctrl-C ends it."""
+    """Stored and new logs, also in the next segment; Ctrl-C ends it."""
     with Service(tmp_path, segment_bytes=1) as service:
         assert 200 == service.drain(make_batch("before", "last")).status
         with Tail(tmp_path, service.data_dir, "-f", "-n", "1") as follower:
@@ -76,7 +76,7 @@ def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.slow
 def test_waiting_takes_no_processor(tmp_path: Path) -> None:
-    """Beside a directory of 3,000 segments, a follower without news takes a hundredth of a core."""
+    """With 3,000 segments and no new logs, a follower takes a hundredth of a core."""
     for number in range(3000):
         make_segment(tmp_path / "data", make_name(number), make_line("m"), changed=number)
     os.utime(tmp_path / "data", (0, 0))
@@ -111,7 +111,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(data_dir: Path, *options: str) -> list[str]:
-    """Return the messages that the command prints."""
+    """Return the printed messages."""
     result = tail(data_dir, "--json", *options)
     assert (0, "") == (result.returncode, result.stderr)
     return [message_of(line.encode()) for line in result.stdout.splitlines()]
@@ -143,15 +143,13 @@ OLD = [f"{number}-{at}" for at in range(30) for number in range(2)]
         (("--since", "9999-12-31 23:59:59Z"), []),
     ],
 )
-def test_what_is_asked_for_is_shown(
-    data_dir: Path, options: tuple[str, ...], expected: list[str]
-) -> None:
-    """In the order of arrival, right across workers and compression."""
+def test_filters_select_logs(data_dir: Path, options: tuple[str, ...], expected: list[str]) -> None:
+    """In the order of arrival, across workers and compression."""
     assert expected == shown(data_dir, *options)
 
 
-def test_a_time_is_taken_in_any_form_that_logs_may_have(data_dir: Path) -> None:
-    """With an offset too; logs of that very instant are shown."""
+def test_time_may_have_any_form_of_timestamps(data_dir: Path) -> None:
+    """With an offset too; logs of exactly that time are shown."""
     line = json.loads(tail(data_dir, "--json", "-n", "1").stdout)
     stamp = line["timestamp"].removesuffix("Z")
     assert ["2-29"] == shown(data_dir, "--since", stamp)
@@ -160,7 +158,7 @@ def test_a_time_is_taken_in_any_form_that_logs_may_have(data_dir: Path) -> None:
 
 
 def test_segments_last_written_before_a_time_are_not_read(tmp_path: Path) -> None:
-    """Not even where a log in them claims to be younger."""
+    """Not even if a log in them has a later timestamp."""
     now = time.time()
     make_segment(tmp_path, make_name(now - 900), make_line("fast clock", now), changed=now - 700)
     make_segment(tmp_path, make_name(now - 900, 2), make_line("late", now - 300), changed=now)
@@ -168,8 +166,8 @@ def test_segments_last_written_before_a_time_are_not_read(tmp_path: Path) -> Non
     assert ["fast clock", "late"] == shown(tmp_path, "--since", "12m")
 
 
-def test_json_is_what_is_stored(data_dir: Path) -> None:
-    """Byte for byte, so that other programs read it."""
+def test_json_output_is_the_stored_lines(data_dir: Path) -> None:
+    """Byte for byte, for other programs."""
     stored = sorted(line for path in data_dir.iterdir() for line in read_lines(path))
     assert stored == sorted(tail(data_dir, "--json", "-n", "all").stdout.splitlines())
 
@@ -187,10 +185,10 @@ def test_json_is_what_is_stored(data_dir: Path) -> None:
         (("--data-dir", "/dev/null", "-f"), 1, "/dev/null: Not a directory"),
     ],
 )
-def test_what_cannot_be_shown_is_an_error(
+def test_errors_have_their_exit_status(
     data_dir: Path, options: tuple[str, ...], status: int, message: str
 ) -> None:
-    """Its status tells a wrong use from a directory that cannot be read."""
+    """A usage error and an unreadable directory have different ones."""
     result = tail(data_dir, *options)
     assert (status, "") == (result.returncode, result.stdout)
     assert message in result.stderr
@@ -198,7 +196,7 @@ def test_what_cannot_be_shown_is_an_error(
 
 
 def test_an_unknown_level_is_pointed_out(data_dir: Path) -> None:
-    """It may be a slip; a known one is not."""
+    """It may be a typing error; a known one is not mentioned."""
     result = tail(data_dir, "--json", "--level", "AUDIT")
     assert "unknown level 'AUDIT'" in result.stderr
     assert 10 == result.stdout.count('"level":"audit"') == result.stdout.count("\n")
@@ -206,7 +204,7 @@ def test_an_unknown_level_is_pointed_out(data_dir: Path) -> None:
 
 
 def test_the_directory_is_the_services_own() -> None:
-    """Its setting, and its default, count here too."""
+    """The service's setting and default apply."""
     help = subprocess.run([COMMAND, "tail", "-h"], capture_output=True, text=True, check=True)
     assert re.search(r"env var:\s+ASTRALOG_DATA_DIR; default: data", help.stdout)
 
@@ -224,7 +222,7 @@ def test_the_service_setting_names_the_directory(data_dir: Path) -> None:
 
 
 def test_colors_are_for_terminals(data_dir: Path) -> None:
-    """Not where NO_COLOR asks for none, nor on one that has none, nor in a file."""
+    """Not with NO_COLOR, on a terminal without colors, or in a file."""
     plain = tail(data_dir, "-n", "5").stdout
     assert "\x1b" not in plain
     colored = tail_on_terminal(data_dir, "-n", "5")
@@ -235,8 +233,8 @@ def test_colors_are_for_terminals(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_no_log_drives_the_terminal(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Neither as a person reads it nor as JSON, which stays the same JSON."""
+def test_log_content_cannot_control_the_terminal(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """In the readable form and as JSON, which stays equivalent."""
     hostile = "\x1b\x07\x9b\r\n\u202e"
     line = make_line(hostile, service=hostile)
     make_segment(tmp_path, make_name(0), line)
@@ -258,8 +256,8 @@ def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("options", ["-n all", "-f", "-f -n 1"])
-def test_a_reader_that_has_enough_ends_it(data_dir: Path, options: str) -> None:
-    """At once and without a word, also while no log comes."""
+def test_closed_pipe_ends_it(data_dir: Path, options: str) -> None:
+    """At once and silently, also while no log arrives."""
     result = run_in_shell(
         f"{COMMAND} tail --data-dir {data_dir} {options} | head -n 1; echo ${{PIPESTATUS[0]}}"
     )
@@ -269,8 +267,8 @@ def test_a_reader_that_has_enough_ends_it(data_dir: Path, options: str) -> None:
     assert status in ("0", str(128 + signal.SIGPIPE))
 
 
-def test_it_ends_also_where_its_parent_blocked_the_signal(data_dir: Path) -> None:
-    """A blocked SIGPIPE, which a child inherits, does not keep it alive without a reader."""
+def test_closed_pipe_ends_it_with_sigpipe_blocked(data_dir: Path) -> None:
+    """A blocked SIGPIPE, which a child inherits, does not keep it alive."""
     blocked = {signal.SIGPIPE}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
@@ -289,7 +287,7 @@ def test_it_ends_also_where_its_parent_blocked_the_signal(data_dir: Path) -> Non
 
 
 def test_an_output_that_is_full_is_an_error(data_dir: Path) -> None:
-    """It says so in a line."""
+    """It is one line on stderr."""
     result = run_in_shell(f"{COMMAND} tail --data-dir {data_dir} > /dev/full")
     assert (1, "Error: cannot write: No space left on device\n") == (
         result.returncode,
@@ -297,7 +295,7 @@ def test_an_output_that_is_full_is_an_error(data_dir: Path) -> None:
     )
 
 
-def test_a_directory_that_is_away_is_waited_for(tmp_path: Path) -> None:
+def test_missing_directory_is_waited_for(tmp_path: Path) -> None:
     """Before the first start, and while its disk is not mounted."""
     path = tmp_path / "data"
     with Tail(tmp_path, path, "-f") as follower:
@@ -315,7 +313,7 @@ def test_a_directory_that_is_away_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_the_command_starts_without_the_service(data_dir: Path) -> None:
-    """What takes long to import is left to those commands that need it."""
+    """Slow imports are left to the commands that need them."""
     imported = tail(data_dir, PYTHONPROFILEIMPORTTIME="1").stderr
     names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
     assert "astralog.store.merge" in names
@@ -330,14 +328,14 @@ def test_the_command_starts_without_the_service(data_dir: Path) -> None:
 
 
 def test_make_tail_follows() -> None:
-    """With the options that are given to it."""
+    """With the given options."""
     command = ["make", "--dry-run", "--silent", "tail", "TAIL=--level error"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1].endswith("bin/astralog tail -f --level error")
 
 
 def test_the_command_lists_its_commands() -> None:
-    """Without one it says what there is; one that there is not is a wrong use."""
+    """Without a command it prints the list; an unknown one is a usage error."""
     help = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
     assert re.search(r"^  tail +\S", help.stdout, re.MULTILINE)
     wrong = subprocess.run([COMMAND, "tial"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Two tenants: one floods the service with two tokens, and the other does not notice."""
+"""Two tenants: one floods the service with two tokens, and the other is not affected."""
 
 import itertools
 import json
@@ -77,7 +77,7 @@ class Flood:
                 thread.join()
 
     def _hold_bodies(self) -> None:
-        """Keep the bodies open, and replace each that the service rejects."""
+        """Keep the bodies open, and replace each one that the service rejects."""
         sizes = itertools.cycle(IDLE_BYTES)
         held: list[socket.socket] = []
         while not self._stop.wait(0.001):
@@ -103,7 +103,7 @@ class Flood:
 
 
 def answers_of(service: Service) -> Iterator[tuple[str, int, Any, dict[str, str]]]:
-    """Yield the answers to the quiet tenant's requests, without times and cursors."""
+    """Yield the responses to the quiet tenant, without times and cursors."""
 
     def named(name: str, answer: Answer, body: Any) -> tuple[str, int, Any, dict[str, str]]:
         headers = {key.lower(): value for key, value in answer.headers.items()}
@@ -142,7 +142,7 @@ def answers_of(service: Service) -> Iterator[tuple[str, int, Any, dict[str, str]
 
 
 def test_answers_to_one_tenant_are_the_same_during_the_flood_of_another(tmp_path: Path) -> None:
-    """Idle bodies, large batches and an exceeded rate cost the other tenant no batch."""
+    """Idle bodies, large batches and an exceeded rate reject none of its batches."""
     with start(tmp_path / "alone") as service:
         expected = list(answers_of(service))
     assert [answer[:2] for answer in expected[:BATCHES]] == [("batch", 200)] * BATCHES

@@ -1,4 +1,4 @@
-"""Tokens over real HTTP: which are taken, and what the service shows of them."""
+"""Tokens over real HTTP: which are accepted, and that none is shown."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def exchange(service: Service, *headers: bytes) -> bytes:
-    """Send an empty batch with these headers, and return all of the answer but its date."""
+    """Send an empty batch with these headers, and return the response without its date."""
     head = b"\r\n".join(
         [b"POST /v1/drain HTTP/1.1", b"Host: x", b"Connection: close", b"Content-Length: 11"]
     )
@@ -54,7 +54,7 @@ def exchange(service: Service, *headers: bytes) -> bytes:
 
 @pytest.mark.parametrize("token", ODD_TOKENS.values(), ids=ODD_TOKENS)
 def test_an_odd_token_is_its_bytes(service: Service, token: bytes) -> None:
-    """A token is taken as it is or after Bearer, byte for byte, and no other for it."""
+    """A token is accepted alone or after Bearer, byte for byte."""
     assert exchange(service, b"Authorization: " + token).startswith(b"HTTP/1.1 200 ")
     assert exchange(service, b"Authorization: bearer " + token).startswith(b"HTTP/1.1 200 ")
     for other in (token[:-1], token + b"x", token[::-1] + b"\xc3", b"'" + token + b"'"):
@@ -69,7 +69,7 @@ def test_a_token_that_is_too_long_for_a_header_is_rejected(service: Service) -> 
 
 
 def test_all_wrong_tokens_get_the_same_answer(service: Service) -> None:
-    """The answer tells nothing of how wrong a token is, its length included."""
+    """The response does not depend on the token, not even on its length."""
     wrong = [SECRET[:-1], SECRET[:16], SECRET + "x", SECRET.swapcase(), "y" * len(SECRET), "y"]
     values = [*wrong, "y" * 4000, "\x80", "", " ", "Bearer", f"Bearer {SECRET[:-1]}"]
     values.append(f"{SECRET}\r\nAuthorization: {SECRET}")
@@ -81,12 +81,12 @@ def test_all_wrong_tokens_get_the_same_answer(service: Service) -> None:
 
 
 def show(service: Service, value: str) -> bytes:
-    """Send an empty batch with an Authorization header of this value, and return the answer."""
+    """Send an empty batch with an Authorization header of this value, and return the response."""
     return exchange(service, f"Authorization: {value}".encode("latin-1"))
 
 
-def test_another_scheme_is_told_what_is_wanted(service: Service) -> None:
-    """A client set up for another learns how to show a token, and not whether its own was right."""
+def test_unsupported_scheme_is_explained(service: Service) -> None:
+    """The message lists the supported schemes, whether the token is right or not."""
     values = [f"Basic {SECRET}", "Basic ?", f"Bearer Bearer {SECRET}", f"Digest {SECRET[:-1]}"]
     (answer,) = {show(service, value) for value in values}
     assert answer.startswith(b"HTTP/1.1 401 ")
@@ -94,12 +94,12 @@ def test_another_scheme_is_told_what_is_wanted(service: Service) -> None:
 
 
 def head_but_length(answer: bytes) -> bytes:
-    """Return the head of an answer without the length of its body."""
+    """Return the head of a response without the length of its body."""
     return re.sub(rb"Content-Length: [0-9]+", b"", answer.partition(b"\r\n\r\n")[0])
 
 
 def provoke(service: Service) -> Iterator[bytes]:
-    """Show tokens to the service in every place that it might repeat, and yield the answers."""
+    """Send tokens in every place that the service might repeat, and yield the responses."""
     bound = f"{SECRET}-bound"
     for token in (SECRET, bound, f"Basic {SECRET}", f"{SECRET} {SECRET}"):
         yield service.drain(make_batch("x"), {"Authorization": token}).raw
@@ -121,7 +121,7 @@ def provoke(service: Service) -> Iterator[bytes]:
 
 
 def told_by_the_system(pid: int) -> Iterator[bytes]:
-    """Yield what other programs see of a process, but for the tokens in its environment."""
+    """Yield the facts about a process that other programs see, without its environment's tokens."""
     process = Path("/proc", str(pid))
     yield from ((process / name).read_bytes() for name in ("cmdline", "comm", "status"))
     environ = (process / "environ").read_bytes().split(b"\0")
@@ -134,7 +134,7 @@ def told_by_the_system(pid: int) -> Iterator[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["file", "environment"])
 def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
-    """Neither answers, the own log, files nor what the system tells of a process show a token."""
+    """Neither responses, log, files nor the process list contain a token."""
     path = tmp_path / "tokens"
     path.write_text(f"other\n{SECRET}-bound other-project\n" + f"{SECRET}\n" * (source == "file"))
     listed = SECRET if source == "environment" else None
@@ -162,7 +162,7 @@ def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
 
 @pytest.mark.slow  # the rate shows over seconds
 def test_workers_share_a_rate(tmp_path: Path) -> None:
-    """Two workers accept no more than the burst and the rate, and a reload grants no new burst."""
+    """Two workers accept no more than burst and rate, and a reload grants no new burst."""
     rate, body = 20_000, json.dumps(make_batch("x" * 4000)).encode()
     path = write_tokens(tmp_path / "tokens", f"slow rate={rate // 1000}KB/s allow=write\nfree\n")
     with Service(tmp_path, tokens=None, tokens_file=path, workers=2) as service:

@@ -1,4 +1,4 @@
-"""The units of systemd are what systemd takes, and do not give up."""
+"""systemd accepts the units, and they do not give up."""
 
 import configparser
 import re
@@ -18,15 +18,15 @@ UNITS = sorted(
 
 
 def read_unit(name: str) -> configparser.ConfigParser:
-    """Return the sections of a unit; of a setting that stands there twice, the last."""
+    """Return the sections of a unit; of a repeated setting, the last value."""
     parser = configparser.ConfigParser(interpolation=None, delimiters="=", strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string((ROOT / "deploy" / name).read_text())
     return parser
 
 
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
-    """Every section, setting and dependency is known, with the commands where they are here."""
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """Every section, setting and dependency is known."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("NOT TESTED: systemd-analyze is not installed")
     commands = Path(sys.executable).parent
@@ -45,7 +45,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 
 
 def test_the_service_is_started_again_whatever_ends_it() -> None:
-    """A disk or a file that is late at boot does not keep it down after some quick failures."""
+    """A disk or file that is late at boot does not keep it down after some quick failures."""
     unit = read_unit("astralog.service")
     assert "always" == unit["Service"]["Restart"]
     assert float(unit["Service"]["RestartSec"]) >= 1
@@ -54,13 +54,13 @@ def test_the_service_is_started_again_whatever_ends_it() -> None:
 
 
 def test_the_unit_outlasts_the_stop() -> None:
-    """The unit waits longer than the service takes at most, which is 10 s."""
+    """The unit waits longer than the service's longest stop, 10 s."""
     assert float(read_unit("astralog.service")["Service"]["TimeoutStopSec"]) > 10
 
 
 @pytest.mark.parametrize("unit", [unit.name for unit in UNITS if unit.suffix == ".service"])
 def test_the_units_are_hardened(unit: str) -> None:
-    """What systemd counts as exposed is at most 2.0 of 10."""
+    """The exposure level that systemd computes is at most 2.0 of 10."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("NOT TESTED: systemd-analyze is not installed")
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager"]
@@ -71,7 +71,7 @@ def test_the_units_are_hardened(unit: str) -> None:
 
 
 def allowed_calls() -> set[str]:
-    """Return the system calls that the service's unit allows, and those it does by default."""
+    """Return the system calls that the service's unit allows, and the default ones."""
     lines = (ROOT / "deploy" / "astralog.service").read_text().splitlines()
     filters = [line.partition("=")[2] for line in lines if line.startswith("SystemCallFilter=")]
     allowed = expand_calls("@default")
@@ -82,7 +82,7 @@ def allowed_calls() -> set[str]:
 
 
 def expand_calls(group: str) -> set[str]:
-    """Return the system calls of a group, those of the groups in it too; a call is its own."""
+    """Return the system calls of a group, including nested groups; a call is its own."""
     if not group.startswith("@"):
         return {group}
     command = ["systemd-analyze", "syscall-filter", "--no-pager", group]
@@ -93,10 +93,10 @@ def expand_calls(group: str) -> set[str]:
 
 
 class ConfinedService(Service):
-    """The service with no memory that is both written and run, whose system calls are noted."""
+    """The service without writable and executable memory, whose system calls are recorded."""
 
     def command(self) -> list[str]:
-        """Return the command that starts the service as MemoryDenyWriteExecute= has it."""
+        """Return the command that starts the service under MemoryDenyWriteExecute=."""
         deny = "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0"
         run = "os.execv(sys.argv[1], sys.argv[1:])"
         traced = ["strace", "-D", "-f", "-qq", "-o", str(self.data_dir.parent / "calls")]
@@ -104,8 +104,8 @@ class ConfinedService(Service):
 
 
 @pytest.mark.slow
-def test_the_service_does_what_its_unit_allows(tmp_path: Path) -> None:
-    """From its start through batches and rotation to its end it makes no other call."""
+def test_service_makes_only_allowed_system_calls(tmp_path: Path) -> None:
+    """From its start through batches and rotation to its end."""
     for program in ("systemd-analyze", "strace"):
         if shutil.which(program) is None:
             pytest.skip(f"NOT TESTED: {program} is not installed")

@@ -1,4 +1,4 @@
-"""A body that nobody reads is discarded within bounds, whatever the request and its answer."""
+"""A body that is not needed is discarded within limits, for any request and response."""
 
 import contextlib
 import itertools
@@ -66,7 +66,7 @@ def head(request: str, *fields: str) -> bytes:
 
 @contextlib.contextmanager
 def others_are_served(service: Service) -> Iterator[None]:
-    """Check that another client waits for no more than a second of the worker's time."""
+    """Check that another client waits no more than a second of the worker's time."""
     (worker,) = service.worker_pids()
     waits: list[float] = []
 
@@ -81,7 +81,7 @@ def others_are_served(service: Service) -> Iterator[None]:
 
 
 def send_without_end(connection: socket.socket, piece: bytes, mib: int = ENDLESS_MIB) -> None:
-    """Send until the service ends the connection, which it must do before so many MiB."""
+    """Send until the service closes the connection, which it must do within some MiB."""
     try:
         for _ in range(mib * MIB // len(piece)):
             connection.sendall(piece)
@@ -94,10 +94,10 @@ def send_without_end(connection: socket.socket, piece: bytes, mib: int = ENDLESS
     ("request_line", "fields", "status"), REQUESTS, ids=lambda value: str(value)[:30]
 )
 @pytest.mark.parametrize("framing", ["Content-Length: 99999999999", "Transfer-Encoding: chunked"])
-def test_a_body_without_end_is_not_read_for_ever(
+def test_endless_body_ends_its_connection(
     service: Service, request_line: str, fields: str, status: int, framing: str
 ) -> None:
-    """Its client has the answer, and loses its connection; others are served meanwhile."""
+    """Its client has the response, and is disconnected; others are served meanwhile."""
     with service.connect() as connection, others_are_served(service):
         connection.sendall(head(request_line, fields, f"{framing}\r\n"))
         assert status == read_answer(connection).status
@@ -105,7 +105,7 @@ def test_a_body_without_end_is_not_read_for_ever(
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_body_without_end_behind_an_answer_without_one(service: Service, method: str) -> None:
+def test_endless_body_after_a_response_without_a_body(service: Service, method: str) -> None:
     """The method makes no difference."""
     with service.connect() as connection:
         connection.sendall(head(f"{method} /health", LOCAL, "Content-Length: 99999999999\r\n"))
@@ -120,7 +120,7 @@ def test_a_body_without_end_behind_an_answer_without_one(service: Service, metho
 def test_a_body_within_bounds_is_skipped(
     service: Service, request_line: str, fields: str, status: int, size: int
 ) -> None:
-    """What is sent behind it is the next request, whether or not it came at once."""
+    """The bytes after it are the next request, whether or not they arrived together."""
     bodies = {
         f"Content-Length: {size}": bytes(size),
         "Transfer-Encoding: chunked": b"%x\r\n%b\r\n0\r\nX-Trailer: 1\r\n\r\n"
@@ -134,8 +134,8 @@ def test_a_body_within_bounds_is_skipped(
         assert 200 == read_answer(connection).status
 
 
-def test_a_body_that_trickles_is_not_read_for_ever(service: Service) -> None:
-    """A byte now and then keeps a connection for some seconds only, behind whatever answer."""
+def test_trickling_body_ends_its_connection(service: Service) -> None:
+    """Single bytes keep a connection only for some seconds, after any response."""
     with contextlib.ExitStack() as stack:
         trickling = []
         for request_line, fields, status in REQUESTS:
@@ -152,7 +152,7 @@ def test_a_body_that_trickles_is_not_read_for_ever(service: Service) -> None:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Send a byte more, and return whether the service has ended the connection."""
+    """Send another byte, and return whether the service has closed the connection."""
     try:
         connection.sendall(b" ")
         return not connection.recv(1)
@@ -163,7 +163,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_a_body_that_was_not_asked_for_ends_its_connection(service: Service) -> None:
-    """A client that waits to be asked for its body is told that nobody will."""
+    """A client that waits for 100 Continue does not receive it."""
     with service.connect() as connection:
         expecting = "Expect: 100-continue\r\n"
         connection.sendall(head("GET /health", LOCAL, expecting, "Content-Length: 5\r\n"))
@@ -177,7 +177,7 @@ def test_a_body_that_was_not_asked_for_ends_its_connection(service: Service) -> 
 
 @pytest.mark.parametrize("size", [1, 200_000])
 def test_requests_behind_unread_bodies_are_answered_in_order(service: Service, size: int) -> None:
-    """A client that sends many requests without waiting has every answer."""
+    """A client that sends many requests without waiting gets every response."""
     pieces = [
         head("GET /health", LOCAL, f"Content-Length: {size}\r\n") + bytes(size),
         head("POST /v1/drain", LOCAL, f"Content-Length: {size}\r\n") + bytes(size),
@@ -205,10 +205,10 @@ def chunks_with(extension: bytes) -> bytes:
     "chunk",
     [chunks_with(b""), chunks_with(b";" + b"x" * 4000), chunks_with(b';x="' + b"y" * 60 + b'"')],
 )
-def test_chunks_of_more_framing_than_data_keep_no_one_waiting(
+def test_chunks_of_more_framing_than_data_delay_nobody(
     service: Service, token: str, chunk: bytes
 ) -> None:
-    """Extensions are counted, and others are served while they are looked at."""
+    """Extensions are counted, and others are served meanwhile."""
     count = min(64 * MIB // len(chunk), 1_000_000)
     with service.connect() as connection, others_are_served(service):
         fields = (f"Authorization: {token}\r\n", "Transfer-Encoding: chunked\r\n")
@@ -222,8 +222,8 @@ def test_chunks_of_more_framing_than_data_keep_no_one_waiting(
     assert expected == (answer.status, answer.body["code"])
 
 
-def test_chunks_of_a_line_each_are_taken(service: Service) -> None:
-    """A sender that sends a log a chunk, with an extension and trailers, is within the bound."""
+def test_chunks_of_one_line_each_are_accepted(service: Service) -> None:
+    """One log per chunk, with an extension and trailers, is within the limit."""
     log = make_batch("x" * 50)["logs"][0]
     line = json.dumps(log).encode() + b"\n"
     pieces = [b"%x;a=b\r\n%b\r\n" % (len(line), line)] * 30_000
@@ -238,7 +238,7 @@ def test_chunks_of_a_line_each_are_taken(service: Service) -> None:
 
 
 def test_trailers_without_end_are_rejected(service: Service) -> None:
-    """Fields behind the last chunk are bounded as those of a head are."""
+    """Fields after the last chunk are limited as those of a head are."""
     with service.connect() as connection:
         fields = (KNOWN, "Transfer-Encoding: chunked\r\n")
         connection.sendall(head("POST /v1/drain", LOCAL, *fields) + b"1\r\n{\r\n0\r\n")

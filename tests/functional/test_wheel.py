@@ -20,7 +20,7 @@ SOURCES = ("astralog", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
 
 def run(*command: str | Path) -> str:
-    """Run a command that must succeed, and return what it printed."""
+    """Run a command that must succeed, and return its output."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert 0 == done.returncode, done.stderr
     return done.stdout
@@ -28,7 +28,7 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel with what is installed, from a copy, since building leaves files behind."""
+    """Build the wheel with the installed tools, from a copy, since building leaves files behind."""
     directory = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel into an environment of its own, which sees the locked dependencies."""
+    """Install the wheel into a separate environment, which sees the locked dependencies."""
     directory = tmp_path_factory.mktemp("venv")
     venv.create(directory, with_pip=True)
     paths = {"base": str(directory), "platbase": str(directory)}
@@ -78,7 +78,7 @@ class InstalledService(Service):
 
 
 def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
-    """Nothing lands beside the package, and what it reads at run time is in it."""
+    """It has no files outside the package, and the package's data files."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {"astralog"} == {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     for name in ("py.typed", "api/static/docs.html", "server/gunicorn_settings.py", "cli.py"):
@@ -86,7 +86,7 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
 
 
 def test_an_installed_service_serves(tmp_path: Path, installed: Path) -> None:
-    """It stores, shows its page and reloads, in a directory that has nothing of the checkout."""
+    """It stores, shows its page and reloads, in a directory without the checkout."""
     with InstalledService(tmp_path, installed, workers=2) as service:
         assert 200 == service.drain(make_batch("a")).status
         assert b"AstraLog" in service.request("GET", "/docs").raw
@@ -99,7 +99,7 @@ def test_an_installed_service_serves(tmp_path: Path, installed: Path) -> None:
 
 
 def test_an_installed_service_names_a_wrong_setting(tmp_path: Path, installed: Path) -> None:
-    """A start that fails says why in one line, as from the checkout."""
+    """A failed start has one line, as from the checkout."""
     service = InstalledService(tmp_path, installed, workers=0)
     assert 1 == service.fail_to_start()
     assert 1 == len(service.log().splitlines())
@@ -116,8 +116,8 @@ def test_the_command_prints_tokens_and_its_version(installed: Path) -> None:
     assert f'__version__ = "{version}"' in init
 
 
-def test_the_command_is_quick_to_say_what_it_does(installed: Path) -> None:
-    """Help names every command, and loads no part of the service."""
+def test_help_is_quick(installed: Path) -> None:
+    """Help lists every command, and imports no part of the service."""
     python = installed / "python"
     script = "import sys; from astralog import cli; print(*sys.modules)"
     loaded = run(python, "-I", "-c", script).split()
