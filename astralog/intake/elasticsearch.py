@@ -7,23 +7,27 @@ which member becomes which field.
 from collections.abc import Iterator
 from http import HTTPStatus
 from io import BytesIO
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 
-from astralog.deadlines import in_turns
+from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake import timestamps
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import (
+    RUN_BYTES,
     ForeignBatch,
     Members,
     as_text,
+    decode_text,
     read_line,
     read_members,
+    read_usual_lines,
     slot,
     take_name,
 )
+from astralog.intake.logs import store_timestamps
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -50,7 +54,6 @@ NO_INDEX = (
 )
 
 _NULL = msgspec.Raw(b"null")
-_decode_text = msgspec.json.Decoder(str).decode
 
 
 class Item(NamedTuple):
@@ -89,10 +92,15 @@ class Bulk:
         context = context._replace(options=context.options._replace(is_partial=True))
         with slot(context, len(body)):
             batch = ForeignBatch(body, body, context)
-            lines = in_turns(BytesIO(body))
-            for line in lines:
-                if line != b"\n" and line.strip():
-                    self._add(line, lines, batch)
+            source = BytesIO(body)
+            while lines := source.readlines(RUN_BYTES):
+                if len(lines) % 2 and (line := source.readline()):
+                    lines.append(line)
+                if not self._add_run(lines, batch):
+                    run = in_turns(lines)
+                    for line in run:
+                        if line != b"\n" and line.strip():
+                            self._add(line, chain(run, source), batch)
             if not self.items:
                 raise Rejection("invalid_batch", "request body is required")
             self.is_complete = True
@@ -104,12 +112,39 @@ class Bulk:
         index = _text(members, "_index") or self._index
         return Item(action, index or batch.project, _text(members, "_id"))
 
-    def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
-        number = len(self.items) + 1
+    def _add_run(self, lines: list[bytes], batch: ForeignBatch) -> bool:
+        """Append the documents of some lines and return True, if all are valid and as most are."""
+        if sum(map(len, lines)) > 2 * RUN_BYTES:
+            return False
+        items: list[Item] = []
+        logs: list[Any] = []
+        texts = lines[1::2]
+        try:
+            for line in lines[::2]:
+                items.append(self._find_item(line, len(items), batch))
+            documents = read_usual_lines(texts)
+            for run in in_runs(list(zip(documents, texts, items, strict=True))):
+                logs += [_make_log(*each, batch) for each in run]
+            store_timestamps(logs)
+        except (ValueError, Rejection):
+            return False
+        is_refused = any(item.action not in STORED for item in set(items))
+        if is_refused or len(self.items) + len(items) > MAX_ITEMS:
+            return False
+        batch.hold(len(items) * ITEM_BYTES)
+        batch.extend(logs, batch.repeated_bytes + 2 * len(self._index))
+        self.items += items
+        return True
+
+    def _find_item(self, line: bytes, number: int, batch: ForeignBatch) -> Item:
         if line != self._last_line:  # most actions are the same
             self._item = self._read_item(line, number, batch)
             self._last_line = line
-        item = self._item
+        return self._item
+
+    def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
+        number = len(self.items) + 1
+        item = self._find_item(line, number, batch)
         action = item.action
         if number > MAX_ITEMS:
             message = f"The request has more than {MAX_ITEMS} items; send smaller ones."
@@ -124,7 +159,8 @@ class Bulk:
                 )
             if action not in STORED:
                 raise InvalidItem("illegal_argument_exception", ONLY_CREATE)
-            log = _make_log(text, item, batch)
+            log = _make_log(_read_document(text), text, item, batch)
+            _store_timestamp(log)
         except InvalidItem as error:
             status = HTTPStatus.BAD_REQUEST
             item = item._replace(status=status, type=error.kind, reason=str(error))
@@ -158,16 +194,17 @@ def _text(members: Members, name: str) -> str:
     return as_text(members[name]) if name in members else ""
 
 
-def _make_log(text: bytes, item: Item, batch: ForeignBatch) -> Any:
-    """Return the log of a document; raises InvalidItem."""
-    document = _read_document(text)
-    _, index, document_id, *_ = item
+def _make_log(document: Members, text: bytes, item: Item, batch: ForeignBatch) -> Any:
+    """Return the log of a document, its timestamp in any form; raises InvalidItem."""
+    index, document_id = item.index_name, item.document_id
     project = batch.project or index
     if not project or (
         len(index) > MAX_INDEX_BYTES // 4 and len(index.encode(errors="replace")) > MAX_INDEX_BYTES
     ):
         raise InvalidItem("invalid_index_name_exception", NO_INDEX)
-    timestamp = _take_timestamp(document) or batch.arrival
+    timestamp = _take_timestamp(document)
+    if timestamp is None:
+        timestamp = batch.arrival
     message = _take_message(document)
     if message is None:
         message = text.strip().decode()
@@ -188,19 +225,31 @@ def _read_document(text: bytes) -> Members:
         raise InvalidItem("document_parsing_exception", f"failed to parse: {error}") from None
 
 
-def _take_timestamp(document: Members) -> str:
-    """Remove @timestamp, and return it as it is stored; numbers are Unix times."""
-    raw = document.pop("@timestamp", None)
-    if raw is None or raw == _NULL:
-        return ""
+def _take_timestamp(document: Members) -> str | None:
+    """Remove @timestamp, and return it, in the stored form if it is a Unix time."""
+    raw = document.pop("@timestamp", _NULL)
     text = as_text(raw)
+    if not text and raw == _NULL:
+        return None
+    if not text.isdecimal():
+        return text
     try:
-        return (
-            parse_time(text) if text.isdecimal() and text.isascii() else timestamps.normalise(text)
-        )
+        return parse_time(text)
     except ValueError:
-        reason = f"failed to parse field [@timestamp] of type [date]: {text[:100]!r}"
-        raise InvalidItem("document_parsing_exception", reason) from None
+        raise _reject_timestamp(text) from None
+
+
+def _store_timestamp(log: Any) -> None:
+    """Replace a log's timestamp by its stored form; raises InvalidItem."""
+    try:
+        store_timestamps([log])
+    except ValueError:
+        raise _reject_timestamp(log.timestamp) from None
+
+
+def _reject_timestamp(text: str) -> InvalidItem:
+    reason = f"failed to parse field [@timestamp] of type [date]: {text[:100]!r}"
+    return InvalidItem("document_parsing_exception", reason)
 
 
 def _take_message(document: Members) -> str | None:
@@ -208,7 +257,7 @@ def _take_message(document: Members) -> str | None:
     for name in MESSAGES:
         if name in document:
             try:
-                message = _decode_text(document[name])
+                message = decode_text(document[name])
             except ValueError:
                 continue
             del document[name]

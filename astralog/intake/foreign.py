@@ -14,17 +14,18 @@ from astralog.intake.decoder import (
     Decoded,
     InvalidLogs,
     LineWriter,
+    encode_value,
     escaped_size,
     reject_invalid,
 )
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.logs import parse, replace_lone_surrogates, to_utf8
+from astralog.intake.logs import is_utf8, parse, replace_lone_surrogates, to_utf8
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import FAST_BYTES, MAX_REPEATED_BYTES
 from astralog.intake.unix_time import format_time
 
-#: Bytes of logs that are encoded at once.
-RUN_BYTES = 16 * 1024
+#: Bytes of logs that are decoded and encoded at once.
+RUN_BYTES = 64 * 1024
 
 #: Bytes that a value of an array takes until it is decoded, in addition to its text.
 RAW_BYTES = 64
@@ -33,8 +34,8 @@ RAW_BYTES = 64
 Members = dict[str, msgspec.Raw]
 
 _decode_members = msgspec.json.Decoder(Members).decode
-_decode_text = msgspec.json.Decoder(str).decode
-_BLANK_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+decode_text = msgspec.json.Decoder(str).decode
+BLANK_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 
 def slot(context: Context, size: int) -> AbstractContextManager[None]:
@@ -44,8 +45,7 @@ def slot(context: Context, size: int) -> AbstractContextManager[None]:
 
 def valid_utf8(body: bytes) -> bytes:
     """Return the body, with U+FFFD in place of invalid UTF-8."""
-    fixed = body if body.isascii() else to_utf8(body)
-    return body if fixed == body else fixed
+    return body if is_utf8(body) else to_utf8(body)
 
 
 def read_line(line: bytes) -> Members:
@@ -60,9 +60,22 @@ def read_line(line: bytes) -> Members:
             return _decode_members(line)
         except (ValueError, RecursionError):
             pass
-    if not line.isascii() and to_utf8(line) != line:
+    if not is_utf8(line):
         raise ValueError("Invalid UTF-8")
     return read_members(line.strip())
+
+
+def read_usual_lines(lines: Sequence[bytes]) -> list[Members]:
+    """Return what `read_line` does for lines of usual length; raises ValueError for any other."""
+    text = b"".join(lines)
+    if b"\r" in text:
+        raise ValueError("A line break within a line")
+    if not text.isascii():
+        text.decode()
+    try:
+        return list(map(_decode_members, lines))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def read_members(text: bytes) -> Members:
@@ -89,14 +102,14 @@ def read_members(text: bytes) -> Members:
 def _read(text: bytes) -> Members:
     members: Members = _decode_members(text)
     if b"\n" in text or b"\r" in text:  # between tokens alone: strings have none
-        members = _decode_members(text.translate(_BLANK_BREAKS))
+        members = _decode_members(text.translate(BLANK_BREAKS))
     return members
 
 
 def as_text(raw: Any) -> str:
     """Return a string as it is, nothing for null, and any other value as its JSON."""
     try:
-        return str(_decode_text(raw))
+        return decode_text(raw)
     except ValueError:
         text = bytes(raw)
         return "" if text == b"null" else text.decode()
@@ -106,7 +119,7 @@ def take_name(members: Members, name: str) -> str:
     """Remove a member that is a string, a number or a boolean, and return it as a text, else ""."""
     raw = members[name]
     try:
-        text = str(_decode_text(raw))
+        text = decode_text(raw)
     except ValueError:
         text = bytes(raw).decode()
         if text == "null" or text[0] in "{[":
@@ -127,6 +140,9 @@ class ForeignBatch:
         self.service = defaults.get("service", NO_SERVICE)
         self.level = defaults.get("level", NO_LEVEL)
         self.arrival = format_time(time.time_ns())
+        repeated = (self.project, self.service, self.level, self.arrival)
+        #: Bytes of each line that are not from the body, at most.
+        self.repeated_bytes = sum(len(encode_value(value)) for value in repeated)
         self._context = context
         self._projects = context.projects
         self._invalid = InvalidLogs()
@@ -154,11 +170,12 @@ class ForeignBatch:
             self._flush()
 
     def extend(self, logs: Sequence[Any], repeated_bytes: int) -> None:
-        """Append logs of one project, each with up to `repeated_bytes` that are not of the body."""
+        """Append logs, each with up to `repeated_bytes` that are not from the body."""
         if self._run:
             self._flush()
-        if logs:
-            self._context.check_project(logs[0].project_id, self.number + len(logs))
+        if self._projects is not None:
+            for project in dict.fromkeys([log.project_id for log in logs]):
+                self._context.check_project(project, self.number + len(logs))
         yield_if_due()
         self._invalid.seen += len(logs)
         self._lines.add(logs, repeated_bytes)

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from astralog.deadlines import ITEMS_PER_CHECK, in_turns, yield_if_due
+from astralog.deadlines import ITEMS_PER_CHECK, in_runs, in_turns, yield_if_due
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import Context, Decoded, describe
 from astralog.intake.foreign import (
+    BLANK_BREAKS,
     RAW_BYTES,
+    RUN_BYTES,
     ForeignBatch,
     Members,
     as_text,
+    decode_text,
     read_members,
     slot,
     take_name,
@@ -49,6 +52,7 @@ _BLANKS = b" \t\r\n"
 _GAP = re.compile(rb"\}[ \t\r\n]{%d}" % (MAX_BLANKS + 1))
 _NO_BLANK = re.compile(rb"[^ \t\r\n]")
 _BORDER = re.compile(rb"\}[ \t\r\n]{0,%d}\{" % MAX_BLANKS)
+_LAST_BORDER = re.compile(rb".*\}(?=[ \t\r\n]{0,%d}\{)" % MAX_BLANKS, re.DOTALL)
 
 #: A string, maybe without its end, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{}]', re.DOTALL)
@@ -112,6 +116,7 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _decode_event = msgspec.json.Decoder(Event).decode
+_decode_events = msgspec.json.Decoder(Event).decode_lines
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -125,30 +130,79 @@ def decode_events(
     as a Decoder does.
     """
     with slot(context, len(body)):
-        template = _make_event(defaults) if defaults else None
-        repeated = len(_encode(template)) if template else 0
         text = _strip(body)
         batch = ForeignBatch(body, text, context)
-        events = _read_list(text, batch) if text.startswith(b"[") else _read_events(text)
-        for part, read in events:
-            if batch.number >= MAX_EVENTS:
-                message = f"The body has more than {MAX_EVENTS} events; send smaller batches."
-                raise Rejection("body_too_large", message)
-            try:
-                event, others = (read, None) if read else _read_slowly(part)
-                if template:
-                    _fill(event, template)
-                log = _make_log(event, others, batch)
-            except InvalidEvent as error:
-                if not context.options.is_partial:
-                    raise _reject(error, batch) from None
-                batch.reject(error.field, str(error))
-            else:
-                batch.expect(part)
-                batch.add(log, len(part) + repeated)
+        _Events(batch, context, defaults).add(text)
         if not batch.number:
             raise HecRejection("invalid_json", InvalidEvent(NO_DATA, "_schema"))
         return batch.finish()
+
+
+class _Events:
+    """Appends events to a batch, all of a run at once if they are valid and as most are."""
+
+    def __init__(
+        self, batch: ForeignBatch, context: Context, defaults: Mapping[str, str] | None
+    ) -> None:
+        self._batch = batch
+        self._is_partial = context.options.is_partial
+        self._template = _make_event(defaults) if defaults else None
+        self._repeated_bytes = len(_encode(self._template)) if self._template else 0
+
+    def add(self, text: bytes) -> None:
+        """Append the events of a body; raises Rejection."""
+        if text.startswith(b"["):
+            for part, event in _read_list(text, self._batch):
+                self._add(part, event)
+            return
+        start = 0
+        while start < len(text):
+            run_start, end = start, _find_cut(text, start)
+            if self._add_run(text[start:end]):
+                start = end
+                continue
+            for start, part, event in _read_events(text, run_start, end):  # noqa: B007
+                self._add(part, event)
+
+    def _add_run(self, text: bytes) -> bool:
+        """Append the events of a text and return True, or append none and return False."""
+        if len(text) > 2 * RUN_BYTES:
+            return False
+        logs: list[Any] = []
+        try:
+            events = _decode_events(text)
+            if b"\r" in text or (b"\n" in text and text.count(b"\n") != text.count(b"}\n{")):
+                events = _decode_events(text.translate(BLANK_BREAKS))  # some are within events
+            for run in in_runs(events):
+                logs += [self._make_log(event, None) for event in run]
+        except (ValueError, RecursionError):
+            return False
+        if self._batch.number + len(logs) > MAX_EVENTS:
+            return False
+        self._batch.extend(logs, self._batch.repeated_bytes + self._repeated_bytes)
+        return True
+
+    def _add(self, part: bytes, event: Event | None) -> None:
+        """Append one event, of any form; raises Rejection."""
+        batch = self._batch
+        if batch.number >= MAX_EVENTS:
+            message = f"The body has more than {MAX_EVENTS} events; send smaller batches."
+            raise Rejection("body_too_large", message)
+        try:
+            known, others = (event, None) if event else _read_slowly(part)
+            log = self._make_log(known, others)
+        except InvalidEvent as error:
+            if not self._is_partial:
+                raise _reject(error, batch) from None
+            batch.reject(error.field, str(error))
+        else:
+            batch.expect(part)
+            batch.add(log, len(part) + self._repeated_bytes)
+
+    def _make_log(self, event: Event, others: Members | None) -> Any:
+        if self._template:
+            _fill(event, self._template)
+        return _make_log(event, others, self._batch)
 
 
 def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> Decoded:
@@ -201,16 +255,26 @@ def _reject(error: InvalidEvent, batch: ForeignBatch) -> Rejection:
     return HecRejection(code, error, batch.number)
 
 
-def _read_events(text: bytes) -> Iterator[tuple[bytes, Event | None]]:
-    """Yield the text of each event, and the event unless `_read_slowly` has to read it.
+def _find_cut(text: bytes, start: int) -> int:
+    """Return the last apparent border of two events in the next RUN_BYTES, or else the first."""
+    if len(text) - start <= RUN_BYTES:
+        return len(text)
+    match = _LAST_BORDER.match(text, start, start + RUN_BYTES)
+    return match.end() if match else _find_border(text, start)
+
+
+def _read_events(text: bytes, start: int, stop: int) -> Iterator[tuple[int, bytes, Event | None]]:
+    """Yield the end and the text of each event, and the event unless `_read_slowly` has to read it.
+
+    The first begins at `start`, and the last ends at `stop` or after it.
 
     An apparent border between two objects is found at once, but may stand in a string: a
     part that ends within one is extended by a walk over the tokens of its object. Up to a border
     that was found once, each object is walked over: to search for its border again would take
     quadratic time if the objects have no borders.
     """
-    start, border, search = 0, 0, _BORDER.search
-    while start < len(text):
+    border, search = start, _BORDER.search
+    while start < stop:
         is_searched = start >= border
         if is_searched:
             match = search(text, start, start + STEP_BYTES)
@@ -221,8 +285,8 @@ def _read_events(text: bytes) -> Iterator[tuple[bytes, Event | None]]:
         if event is None and is_searched and not _is_whole(part):
             end = _find_end(text, start)
             part = text[start:end]
-        yield part, event
         start = end if text.startswith(b"{", end) else _find_next(text, end)
+        yield start, part, event
 
 
 def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
@@ -328,6 +392,7 @@ def _read_fields(fields: msgspec.Raw) -> Members | None:
 def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
     """Return the log that is stored for an event; raises InvalidEvent."""
     fields, rest = event.fields, event.event
+    host, source, sourcetype, index = event.host, event.source, event.sourcetype, event.index
     service = take_name(fields, "service") if fields and "service" in fields else ""
     level = take_name(fields, "level") if fields and "level" in fields else ""
     metadata: dict[str, Any] = others or {}
@@ -339,26 +404,26 @@ def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
         message, service, level = _read_object(rest, service, level)
         if rest:
             metadata["event"] = rest
-    project = batch.project or event.index
+    project = batch.project or index
     if not project:
         raise InvalidEvent(INCORRECT_INDEX, "index", NO_PROJECT)
-    if not service and event.sourcetype:
-        service, event.sourcetype = event.sourcetype, None
-    elif not service and event.source:
-        service, event.source = event.source, None
-    if event.host:
-        metadata["host"] = event.host
-    if event.source:
-        metadata["source"] = event.source
-    if event.sourcetype:
-        metadata["sourcetype"] = event.sourcetype
-    if event.index and batch.project:
-        metadata["index"] = event.index
+    if not service and sourcetype:
+        service, sourcetype = sourcetype, None
+    elif not service and source:
+        service, source = source, None
+    if host:
+        metadata["host"] = host
+    if source:
+        metadata["source"] = source
+    if sourcetype:
+        metadata["sourcetype"] = sourcetype
+    if index and batch.project:
+        metadata["index"] = index
     if fields:
         metadata["fields"] = fields
     return Log(
         project,
-        _read_time(event.time) or batch.arrival,
+        (event.time is not _NULL and _read_time(event.time)) or batch.arrival,
         level or batch.level,
         service or batch.service,
         message,
@@ -372,8 +437,9 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
     Without a member for the message, the whole object is it, and nothing of it is left.
     """
     for message_name in MESSAGES:
-        if message_name in members and members[message_name] != _NULL:
-            message = as_text(members.pop(message_name))
+        raw = members.get(message_name)
+        if raw is not None and (message := _read_message(raw)) is not None:
+            del members[message_name]
             is_whole = False
             break
     else:
@@ -392,9 +458,17 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
     return message, service, level
 
 
+def _read_message(raw: msgspec.Raw) -> str | None:
+    """Return a member as `as_text` does, or None for null."""
+    try:
+        return decode_text(raw)
+    except ValueError:
+        return as_text(raw) or None
+
+
 def _read_time(value: msgspec.Raw) -> str:
     """Return the time of an event, "" if it has none."""
-    text = str(value, "utf-8")
+    text = bytes(value).decode()
     if text == "null":
         return ""
     try:

@@ -131,7 +131,7 @@ def _finish(
     _clean_metadata(logs, texts, line_breaks)
     if decoders is _INCOMPLETE:
         _fill_in(logs, options.defaults)
-    return _store_timestamps(logs)
+    return store_timestamps(logs)
 
 
 def _clean_metadata(logs: list[Any], texts: list[bytes], line_breaks: bytes) -> None:
@@ -268,10 +268,10 @@ def _check(objects: list[dict[Any, Any]], options: Options) -> list[Any]:
     logs: list[Any] = []
     for run in in_runs(objects):
         logs += [change_log(log, options) for log in run]
-    return _store_timestamps(msgspec.convert(logs, list[Log]))
+    return store_timestamps(msgspec.convert(logs, list[Log]))
 
 
-def _store_timestamps(logs: list[Any]) -> list[Any]:
+def store_timestamps(logs: list[Any]) -> list[Any]:
     """Replace timestamps by their stored form; raises ValueError for an invalid one."""
     stored = timestamps.normalise_all([log.timestamp for log in logs])
     if stored is not None:
@@ -341,6 +341,21 @@ def _parse_float(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"number out of range: {text[:20]}")
     return number
+
+
+def is_utf8(text: bytes) -> bool:
+    """Return whether a text of any length is valid UTF-8."""
+    if text.isascii():
+        return True
+    decoder = _new_utf8_decoder()
+    try:
+        for start in range(0, len(text), UTF8_STEP_BYTES):
+            decoder.decode(text[start : start + UTF8_STEP_BYTES])
+            yield_if_due()
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def to_utf8(text: bytes) -> bytes:

@@ -14,8 +14,9 @@ END_SECONDS = 253_402_300_800
 #: many of them are a fraction of a second.
 _UNITS = ((18, 9), (15, 6), (12, 3))
 
-#: Digits of a time in seconds from 2001 to 2286.
-_USUAL_DIGITS = 10
+#: Digits of a time from 2001 to 2286 in seconds, ms, µs or ns; ten of them are the seconds.
+_SECOND_DIGITS = 10
+_USUAL_DIGITS = frozenset((10, 13, 16, 19))
 
 #: The most digits of a time in nanoseconds: it reaches to 2286.
 _NANOSECOND_DIGITS = 19
@@ -38,6 +39,8 @@ def format_number(number: int) -> str:
 
     Raises ValueError, worded for the client.
     """
+    if 10**12 <= number < 10**13:  # milliseconds of today
+        return parse_time(str(number))
     if number < 0:
         raise ValueError(EXPECTED)
     if number < 10**11:
@@ -63,9 +66,12 @@ def parse_time(text: str) -> str:
     nanoseconds. Raises ValueError, worded for the client.
     """
     whole, dot, fraction = text.partition(".")
-    is_usual = len(whole) == _USUAL_DIGITS and whole.isdecimal() and text.isascii()
-    if is_usual and (fraction.isdecimal() or not dot):
-        return f"{_format_seconds(int(whole))}{dot}{fraction}Z"
+    if len(whole) in _USUAL_DIGITS and (fraction.isdecimal() or not dot) and text.isascii():
+        second, rest = _format_usual(whole[:_SECOND_DIGITS]), whole[_SECOND_DIGITS:]
+        if second and not rest:
+            return f"{second}{dot}{fraction}Z"
+        if second and rest.isdecimal():
+            return f"{second}.{rest}{fraction}Z"
     return _parse_time(text)
 
 
@@ -74,7 +80,8 @@ def parse_nanoseconds(text: str) -> str:
     if len(text) > _NANOSECOND_DIGITS or not (text.isascii() and text.isdigit()):
         raise ValueError("Not a Unix time in nanoseconds")
     if len(text) == _NANOSECOND_DIGITS:
-        return f"{_format_seconds(int(text[:_USUAL_DIGITS]))}.{text[_USUAL_DIGITS:]}Z"
+        second = _format_usual(text[:_SECOND_DIGITS]) or _format_seconds(int(text[:_SECOND_DIGITS]))
+        return f"{second}.{text[_SECOND_DIGITS:]}Z"
     return format_time(int(text))
 
 
@@ -95,6 +102,12 @@ def _parse_time(text: str) -> str:
     if seconds >= END_SECONDS:
         raise ValueError(EXPECTED)
     return f"{_format_seconds(seconds)}{'.' if fraction else ''}{fraction}Z"
+
+
+@lru_cache(maxsize=1024)
+def _format_usual(digits: str) -> str:
+    """Return the stored form of ten digits in ASCII, up to the seconds; "" for others."""
+    return _format_seconds(int(digits)) if digits.isdecimal() and digits[0] != "0" else ""
 
 
 @lru_cache(maxsize=1024)

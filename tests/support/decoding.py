@@ -56,5 +56,5 @@ def encode_lines(body: bytes, projects: Collection[str] | None = None) -> Batch:
 @contextmanager
 def marshmallow_alone() -> Iterator[None]:
     """Leave every log to marshmallow while the block runs: the compiled decoder takes none."""
-    with patch.object(logs, "_store_timestamps", side_effect=ValueError):
+    with patch.object(logs, "store_timestamps", side_effect=ValueError):
         yield

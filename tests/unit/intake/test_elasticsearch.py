@@ -1,7 +1,9 @@
 """Documents of a bulk request become logs, field by field, each with a result."""
 
 import json
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -98,6 +100,36 @@ def test_each_item_has_its_result_and_valid_ones_are_stored() -> None:
         ("index", 400, "document_parsing_exception"),
         ("create", 201, ""),
     ] == [(item.action, item.status, item.type) for item in bulk.items]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"delete":{"_id":"1"}}\n',
+        b'\n{"index":{"_index":"other","_id":"7"}}\r\n{"message":"m","a":[1.50]}\r\n',
+        b'{"create":{}}\n{"@timestamp":"yesterday"}\n',
+        b'{"create":{}}\n{"@timestamp":"2024-05-31 15:30:45+02:00","log":{"level":"a"}}\n',
+        b'{"create":{}}\n{"message":"\xff"}\n',
+        b'{"create":{}}\n{"@timestamp":null,"message":{}}\n',
+        b'{"create":{}}\n{"@timestamp":""}\n',
+    ],
+)
+def test_runs_of_documents_become_the_same_logs_as_single_ones(odd: bytes) -> None:
+    """One of another form, or an invalid one, changes nothing for those before and after it."""
+    half = make_body(*[DOCUMENT | {"service.name": "é", "n": n} for n in range(1000)])
+    body = half + odd + half
+    found = []
+    for is_single in (False, True):
+        bulk = Bulk("org")
+        with patch.object(Bulk, "_add_run", return_value=False) if is_single else nullcontext():
+            batch = bulk.decode(body, make_context()).batch
+        lines = [json.loads(line) for line in bytes(batch.lines).splitlines()]
+        for line in lines:
+            if not line["timestamp"].startswith("2024"):
+                del line["timestamp"]  # of the arrival
+        found.append((lines, bulk.items))
+    assert found[1] == found[0]
+    assert 2001 == len(found[0][1])
 
 
 def test_other_members_after_an_action_are_ignored() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake import hec
+from astralog.intake.foreign import RUN_BYTES
 from astralog.intake.hec import HecRejection
 from astralog.intake.options import Options
 from tests.support.decoding import Room, make_context
@@ -143,6 +144,27 @@ def test_long_events_follow_one_another(size: int) -> None:
     for step in range(70, 90):
         event = json.dumps(EVENT | {"event": "x" * (size - step)}).encode()
         assert 3 == len(decode(event * 3))
+
+
+@pytest.mark.parametrize("separator", [b"", b"\n", b"\r\n"])
+@pytest.mark.parametrize("odd", [b'{"event":["}{\n{"],\n"index":"i","a":1.50}', b'{"event":'])
+def test_runs_of_events_become_the_same_logs_as_single_ones(separator: bytes, odd: bytes) -> None:
+    """One of another form, or an invalid one, changes nothing for those before and after it."""
+    texts = ["a}{b" * 50, 'quote"}{"', "é\n", ""]
+    events = [
+        json.dumps(EVENT | {"event": {"message": texts[n % 4], "n": n}, "time": n}).encode()
+        for n in range(3 * RUN_BYTES // 100)
+    ]
+    events[len(events) // 2] = odd
+    body = separator.join(events)
+    context = make_context(options=Options({"level": "info"}, is_partial=True))
+    decoded = hec.decode_events(body, context)
+    with patch.object(hec._Events, "_add_run", return_value=False):
+        expected = hec.decode_events(body, context)
+    assert expected.batch == decoded.batch
+    assert (expected.invalid and expected.invalid.errors) == (
+        decoded.invalid and decoded.invalid.errors
+    )
 
 
 @pytest.mark.parametrize("separator", [b" " * 1000, b",", b" , "])
