@@ -173,7 +173,7 @@ def test_recipes_store_complete_logs(service: Service) -> None:
         assert ("org-xyz", "info", "paid") == (log["project_id"], log["level"], log["message"])
         assert log["metadata"]
     queries = set(re.findall(r"/v1/logs(\?[^\s\"`]+)", RECIPES))
-    assert 3 == len(queries)
+    assert 4 == len(queries)
     for query in queries:
         body = encode(make_export(make_record(), resource={}), PROTOBUF)
         headers = {"Authorization": TOKEN, "Content-Type": PROTOBUF}
@@ -207,7 +207,9 @@ def test_the_records_of_fluent_bit_are_stored(service: Service) -> None:
     """All except those that its recipe names, and each of these is counted."""
     for line in ("timestamp record_timestamp", "metadata record_metadata", "log message"):
         assert f"Rename                    {line}\n" in RECIPES
-    (query,) = set(re.findall(r"/v1/drain(\?\S+service=shop\S+unknown=metadata\S+)", RECIPES))
+    (query,) = set(
+        re.findall(r"/v1/drain(\?project_id=[\w-]+&service=shop\S+unknown=metadata\S+)", RECIPES)
+    )
     stamp = {"timestamp": "2024-05-31T15:30:45.123456Z"}
     body = "\n".join(json.dumps(record | stamp) for record in RECORDS + LEFT_OUT)
     headers = {"Authorization": TOKEN, "Content-Type": "application/x-ndjson"}
