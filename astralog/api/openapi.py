@@ -3,7 +3,7 @@
 The format is https://spec.openapis.org/oas/v3.1.0.
 """
 
-from typing import Any
+from collections.abc import Iterable
 
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
@@ -20,32 +20,22 @@ from astralog.api.openapi_parts import (
     REJECTION,
     REPLAYED,
     RETRY_AFTER,
+    Json,
+    codes_of_batches,
     describe_options,
-    describe_otlp,
     describe_rejections,
-    describe_search,
-    describe_status,
+    parameter,
 )
 from astralog.api.openapi_protocols import describe_protocols
-from astralog.errors import STATUS_OF_CODE
 from astralog.intake.body import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
 
 OPENAPI_VERSION = "3.1.0"
 
-#: Rejections that no drained batch gets.
-NOT_OF_BATCHES = (
-    "not_found",
-    "method_not_allowed",
-    "invalid_protobuf",
-    "status_busy",
-    "search_busy",
-)
-
-Operation = dict[str, Any]
+_SECURITY: list[Json] = [{"token": []}]
 
 
-def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
+def describe(version: str, *, has_status: bool = True) -> Json:
     """Return the document that describes the API of this version."""
     spec = APISpec(
         title="AstraLog",
@@ -64,19 +54,16 @@ def describe(version: str, *, has_status: bool = True) -> dict[str, Any]:
     spec.components.schema("Batch", schema=BatchSchema)
     spec.components.schema("Rejection", REJECTION)
     spec.path("/v1/drain", operations={"post": _drain()})
-    posted = describe_otlp(describe_options(), describe_rejections)
-    for path, operation in posted.items():
-        spec.path(path, operations={"post": operation})
-    for path, operations in describe_protocols(describe_options(), describe_rejections).items():
+    for path, operations in describe_protocols().items():
         spec.path(path, operations=operations)
-    others = _READING | (describe_status(describe_rejections) if has_status else {})
-    others["/v1/search"] = describe_search(describe_rejections)
+    others = _READING | (_describe_status() if has_status else {})
+    others["/v1/search"] = _describe_search()
     for path, operation in others.items():
         spec.path(path, operations={"get": operation})
     return spec.to_dict()
 
 
-def _drain() -> Operation:
+def _drain() -> Json:
     lines = {
         "schema": {"type": "string", "description": "One log a line."},
         "example": NDJSON_EXAMPLE,
@@ -88,20 +75,20 @@ def _drain() -> Operation:
             **dict.fromkeys(sorted(NDJSON_TYPES), lines),
         },
     }
-    codes = [code for code in STATUS_OF_CODE if code not in NOT_OF_BATCHES]
+    codes = codes_of_batches(with_protobuf=False)
     return {
         "operationId": "drain",
         "tags": ["Logs"],
         "summary": "Store a batch of logs",
         "description": DRAIN.format(codings=", ".join(INFLATERS)),
-        "security": [{"token": []}],
+        "security": _SECURITY,
         "parameters": [*describe_options(), KEY],
         "requestBody": body,
         "responses": {"200": _accepted(), **describe_rejections(codes)},
     }
 
 
-def _accepted() -> dict[str, Any]:
+def _accepted() -> Json:
     properties = {
         "status": {"type": "string", "enum": ["accepted", "valid"]},
         "logs": {
@@ -133,7 +120,7 @@ def _accepted() -> dict[str, Any]:
     return {"description": description, "headers": REPLAYED, "content": content}
 
 
-def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:
+def _json(description: str, example: Json) -> Json:
     schema = {
         "type": "object",
         "required": list(example),
@@ -148,12 +135,18 @@ def _json(description: str, example: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _content(description: str, *kinds: str) -> dict[str, Any]:
+def _content(description: str, *kinds: str) -> Json:
     return {"description": description, "content": {kind: {} for kind in kinds}}
 
 
-def _get(tag: str, summary: str, responses: dict[str, Any], **more: Any) -> Operation:
+def _get(tag: str, summary: str, responses: Json, **more: object) -> Json:
     return {"tags": [tag], "summary": summary, "responses": responses, **more}
+
+
+def _file(tag: str, summary: str, *kinds: str) -> Json:
+    asset = {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}}
+    responses = {"200": _content("The file.", *kinds), **describe_rejections(["not_found"])}
+    return _get(tag, summary, responses, parameters=[asset])
 
 
 _UNREADY = {
@@ -165,8 +158,8 @@ _UNREADY = {
 }
 _ROOT = {"name": "AstraLog", "version": "1", "links": {"docs": "/docs"}}
 
-#: The operations with GET.
-_READING: dict[str, Operation] = {
+#: The operations with GET, apart from the status page and the search.
+_READING: dict[str, Json] = {
     "/health": _get(
         "Health",
         "Return whether the process serves",
@@ -187,7 +180,7 @@ _READING: dict[str, Operation] = {
             **describe_rejections(["unauthorized", "forbidden_scope", "internal"]),
         },
         description="From the service's own machine no token is needed, unless a proxy forwards.",
-        security=[{"token": []}, {}],
+        security=[*_SECURITY, {}],
     ),
     "/": _get(
         "This page",
@@ -198,16 +191,8 @@ _READING: dict[str, Operation] = {
         },
     ),
     "/docs": _get("This page", "Show this page", {"200": _content("This page.", "text/html")}),
-    "/docs/{asset}": _get(
-        "This page",
-        "Return a file of this page",
-        {
-            "200": _content("The file.", "text/css", "text/javascript", "image/png"),
-            **describe_rejections(["not_found"]),
-        },
-        parameters=[
-            {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}}
-        ],
+    "/docs/{asset}": _file(
+        "This page", "Return a file of this page", "text/css", "text/javascript", "image/png"
     ),
     "/openapi.json": _get(
         "This page",
@@ -215,3 +200,164 @@ _READING: dict[str, Operation] = {
         {"200": _content("This document.", "application/json")},
     ),
 }
+
+_OBJECT = {"type": "object"}
+_TEXT = {"type": "string", "minLength": 1}
+_CURSOR = {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}
+
+#: The parameters of a look at the logs; none need be there.
+_FILTERS = {
+    "project": "Only logs of this project.",
+    "service": "Only logs of this service.",
+    "level": "Only logs of this level or worse.",
+    "q": "Only logs with this text in the message or the metadata, in any case.",
+    "after": "Only logs that came since the answer that had this `after`.",
+}
+
+_LOG = {
+    "type": "object",
+    "required": ["id", "project_id", "timestamp", "level", "service", "message", "metadata"],
+    "description": "`metadata` is JSON as a text, empty if there is none.",
+}
+
+_LOGS = {
+    "type": "object",
+    "required": ["logs", "after", "is_all", "searched_bytes", "older"],
+    "properties": {
+        "logs": {
+            "type": "array",
+            "maxItems": 200,
+            "items": _LOG,
+            "description": "Newest first. Long texts are cut (`is_shortened`).",
+        },
+        "after": {"type": "string", "description": "The cursor of the next request."},
+        "is_all": {
+            "type": "boolean",
+            "description": "Whether no others match; else older ones do, or were not looked for, "
+            "apart from those of `older`.",
+        },
+        "searched_bytes": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "Null for a token that is bound to projects.",
+        },
+        "older": {
+            "type": ["object", "null"],
+            "required": ["count", "is_done", "has_more"],
+            "properties": {
+                "count": {"type": "integer", "minimum": 0, "maximum": 100},
+                "is_done": {"type": "boolean"},
+                "has_more": {"type": "boolean"},
+            },
+            "description": "For a token that is bound to projects: a search for older logs that "
+            "goes on with the next request unless `is_done`. The last `count` of `logs` are those "
+            "that it found; `has_more` says that more match, of which the newest 100 were found.",
+        },
+    },
+}
+
+
+def _describe_status() -> dict[str, Json]:
+    """Return the operations of the status page by path."""
+    known = ("unauthorized", "forbidden_scope", "internal")
+    looks = (*known, "bad_request", "storage_failed", "status_busy")
+    about = {
+        "numbers": "With the grants of the token: `token`, `projects`, `allow` and `rate`. A token "
+        "that is bound to projects gets these, the version and the readiness.",
+        "history": "`tokens` has the volume that each token sent in that hour. A token that is "
+        "bound to projects gets its own row, and its own rejections, alone.",
+        "logs": "Of a token that is bound to projects: their logs alone.",
+    }
+    parameters = [parameter(name, words, _TEXT) for name, words in _FILTERS.items()]
+    parameters[-1]["schema"] = _CURSOR
+    ids = [parameter("id", "The log's `id`.", _TEXT) | {"required": True}]
+    return {
+        "/status": _get(
+            "Status", "Show the status page", {"200": _content("The page.", "text/html")}
+        ),
+        "/status/{asset}": _file(
+            "Status",
+            "Return a file of the status page",
+            *("text/css", "text/javascript", "image/svg+xml"),
+        ),
+        "/status/data": _show("Show the numbers of now", about["numbers"], _OBJECT, known),
+        "/status/history": _show(
+            "Show the numbers of the last hour", about["history"], _OBJECT, known
+        ),
+        "/status/logs": _show(
+            "Show the newest logs", about["logs"], _LOGS, looks, parameters=parameters
+        ),
+        "/status/log": _show(
+            "Show a whole log", about["logs"], _LOG, (*looks, "not_found"), parameters=ids
+        ),
+    }
+
+
+def _show(
+    summary: str, description: str, schema: Json, codes: Iterable[str], **more: object
+) -> Json:
+    content = {"application/json": {"schema": schema}}
+    responses = {
+        "200": {"description": summary + ".", "content": content},
+        **describe_rejections(codes),
+    }
+    return _get("Status", summary, responses, description=description, security=_SECURITY, **more)
+
+
+_SEARCH_WORDS = """\
+Stored logs as they are stored, one per line, newest first. The answer ends after `n` logs, 4 MiB or
+5 seconds, or earlier if other searches wait. Its `Link` header then has the URL of the next answer,
+which may have no logs. A token that is bound to projects reads their logs alone.
+
+With `follow=true`, the answer is a stream of new logs in the order of their arrival, with a blank
+line after 10 seconds without a log. It ends after 5 minutes, or when the service stops.
+"""
+
+_MOMENT = {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhd]$"}
+
+_SEARCH_PARAMETERS: dict[str, tuple[str, Json]] = {
+    "q": ("Only logs with this text in the message or the metadata, in any case.", _TEXT),
+    "project": ("Only logs of this project.", _TEXT),
+    "service": ("Only logs of this service.", _TEXT),
+    "level": ("Only logs of this level or worse.", _TEXT),
+    "field": (
+        "Only logs with this value in the metadata: `user.id=123`; dots reach into objects.",
+        {"type": "string", "pattern": "^[a-z]{1,9}(\\.[a-z]{1,9}){0,9}=[a-z0-9]*$"},
+    ),
+    "since": ("Only logs with this timestamp or a later one, or of so long: `10m`.", _MOMENT),
+    "until": ("Only logs with this timestamp or an earlier one.", _MOMENT),
+    "n": (
+        "The number of logs, at most.",
+        {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    ),
+    "before": ("Only older logs: the cursor of the `Link` header.", _CURSOR),
+    "follow": (
+        "Stream new logs as they come, instead of stored ones; without `n` and `before`.",
+        {"type": "boolean", "default": False},
+    ),
+}
+
+
+def _describe_search() -> Json:
+    """Return the operation of the search."""
+    codes = ("bad_request", "unauthorized", "forbidden_scope", "storage_failed", "search_busy")
+    link = {"description": "The URL of the next answer, if there is one.", "schema": _TEXT}
+    searched = {
+        "description": "Bytes of segment files that were read; not if the token is bound.",
+        "schema": {"type": "integer"},
+    }
+    found = {
+        "description": "The logs, newest first; with `follow=true`, as they come.",
+        "headers": {"Link": link, "Searched-Bytes": searched},
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+    }
+    return _get(
+        "Logs",
+        "Search the stored logs",
+        {"200": found, **describe_rejections([*codes, "internal"])},
+        description=_SEARCH_WORDS,
+        security=_SECURITY,
+        parameters=[
+            parameter(name, words, schema) for name, (words, schema) in _SEARCH_PARAMETERS.items()
+        ],
+    )

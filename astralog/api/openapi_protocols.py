@@ -1,20 +1,85 @@
 """The protocols of other products in the API's description."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-from astralog.api.openapi_parts import KEY, REPLAYED
-from astralog.errors import STATUS_OF_CODE
-
-#: Rejections that no batch of another protocol gets.
-NOT_OF_PROTOCOLS = ("not_found", "method_not_allowed", "invalid_protobuf", "status_busy")
+from astralog.api.openapi_parts import (
+    KEY,
+    REPLAYED,
+    Json,
+    codes_of_batches,
+    describe_options,
+    describe_rejections,
+)
+from astralog.api.otlp import OTHER_SIGNALS, PARAMETERS, PROTOBUF_TYPES
 
 #: The parameters of the service that a protocol accepts.
 HEC_OPTIONS = ("project_id", "service", "level", "partial", "once")
 LOKI_OPTIONS = ("project_id", "service", "level", "once")
 BULK_OPTIONS = LOKI_OPTIONS
 
-Json = dict[str, Any]
+_EXPORT_WORDS = """\
+The OTLP/HTTP of OpenTelemetry, [version 1](https://opentelemetry.io/docs/specs/otlp/): SDKs and
+collectors send here with `OTEL_EXPORTER_OTLP_ENDPOINT` set to this service and
+`OTEL_EXPORTER_OTLP_HEADERS` to `Authorization=TOKEN`. Every log of the export is stored, or none.
+
+A body of the type {types} is protobuf, any other is JSON; the response is of the same encoding.
+"""
+
+_EXPORT_SCHEMA = {
+    "type": "object",
+    "description": "An ExportLogsServiceRequest. One without records may have no member that OTLP "
+    "does not know.",
+    "properties": {"resourceLogs": {"type": ["array", "null"], "items": {"type": "object"}}},
+}
+
+_EXPORT_EXAMPLE = {
+    "resourceLogs": [
+        {
+            "resource": {
+                "attributes": [
+                    {"key": "service.name", "value": {"stringValue": "api-gateway"}},
+                    {"key": "project_id", "value": {"stringValue": "org-xyz"}},
+                ]
+            },
+            "scopeLogs": [
+                {
+                    "logRecords": [
+                        {
+                            "timeUnixNano": "1717169445000000000",
+                            "severityNumber": 9,
+                            "severityText": "INFO",
+                            "body": {"stringValue": "User logged in"},
+                            "attributes": [{"key": "user_id", "value": {"intValue": "123"}}],
+                        }
+                    ]
+                }
+            ],
+        }
+    ]
+}
+
+_EXPORT_RESPONSE = {
+    "type": "object",
+    "description": "An ExportLogsServiceResponse.",
+    "properties": {
+        "partialSuccess": {
+            "type": "object",
+            "description": "With `partial=true`: the logs that were not stored, and their errors.",
+            "required": ["rejectedLogRecords", "errorMessage"],
+            "properties": {
+                "rejectedLogRecords": {"type": "string", "pattern": "^[0-9]+$"},
+                "errorMessage": {"type": "string"},
+            },
+        }
+    },
+}
+
+_EXPORT_STATUS = {
+    "type": "object",
+    "description": "A google.rpc.Status, whose message begins with the code of the rejection.",
+    "required": ["code", "message"],
+    "properties": {"code": {"type": "integer"}, "message": {"type": "string"}},
+}
 
 _HEC = """\
 The events of Splunk's HTTP Event Collector follow one another, and every one of them is stored, or
@@ -151,21 +216,63 @@ _TEXT = {"text/plain": {"schema": {"type": "string"}, "example": "storage_full: 
 _STORED = {"description": "Every log is stored.", "headers": REPLAYED}
 
 
-def describe_protocols(
-    options: list[Json], rejections: Callable[[Iterable[str]], Json]
-) -> dict[str, dict[str, Json]]:
-    """Return the operations by path and method.
-
-    `options` are the parameters of a query, and `rejections` returns the responses to some codes.
-    """
-    codes = [code for code in STATUS_OF_CODE if code not in NOT_OF_PROTOCOLS]
-    responses = rejections(codes)
+def describe_protocols() -> dict[str, dict[str, Json]]:
+    """Return the operations by path and method."""
+    options = describe_options()
+    responses = describe_rejections(codes_of_batches(with_protobuf=False))
     bulk = _describe_bulk(options, responses)
     return {
+        **{path: {"post": operation} for path, operation in _describe_otlp(options).items()},
         "/services/collector/event": {"post": _describe_hec(options, responses)},
         "/loki/api/v1/push": {"post": _describe_loki(options, responses)},
         "/elasticsearch/_bulk": {"post": bulk, "put": {**bulk, "operationId": "putBulk"}},
     }
+
+
+def _describe_otlp(options: list[Json]) -> dict[str, Json]:
+    """Return the operations of POST by path."""
+    rejections = describe_rejections(codes_of_batches(with_protobuf=True))
+    status = _export_content(
+        _EXPORT_STATUS, {"code": 3, "message": "invalid_json: The body is not valid JSON."}
+    )
+    logs = {
+        "operationId": "export",
+        "tags": ["Logs"],
+        "summary": "Store an export of OpenTelemetry",
+        "description": _EXPORT_WORDS.format(
+            types=" or ".join(f"`{t}`" for t in sorted(PROTOBUF_TYPES))
+        ),
+        "security": [{"token": []}],
+        "parameters": [*(option for option in options if option["name"] in PARAMETERS), KEY],
+        "requestBody": {
+            "required": True,
+            "content": _export_content(_EXPORT_SCHEMA, _EXPORT_EXAMPLE),
+        },
+        "responses": {
+            "200": {
+                "description": "Every log is stored, but for those it says are rejected.",
+                "headers": REPLAYED,
+                "content": _export_content(_EXPORT_RESPONSE, {}),
+            },
+            **_with(rejections, status),
+        },
+    }
+    not_found = _with(describe_rejections(["not_found"]), status)
+    others = {f"/v1/{name}": _not_taken(name, not_found) for name in OTHER_SIGNALS}
+    return {"/v1/logs": logs, **others}
+
+
+def _not_taken(signal: str, responses: Json) -> Json:
+    return {
+        "operationId": f"export-{signal}",
+        "tags": ["Logs"],
+        "summary": f"Reject {signal}, which are not supported",
+        "responses": responses,
+    }
+
+
+def _export_content(schema: Json, example: Json) -> Json:
+    return _json(schema, example) | {kind: {} for kind in sorted(PROTOBUF_TYPES)}
 
 
 def _describe_hec(options: list[Json], responses: Json) -> Json:

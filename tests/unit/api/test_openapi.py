@@ -11,8 +11,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from astralog import __version__
 from astralog.api import elasticsearch, hec, loki
 from astralog.api.drain import NDJSON_TYPES
-from astralog.api.openapi import NOT_OF_BATCHES
-from astralog.api.openapi_parts import NOT_OF_EXPORTS
+from astralog.api.openapi_parts import NOT_OF_BATCHES
 from astralog.api.openapi_protocols import BULK_OPTIONS, HEC_OPTIONS, LOKI_OPTIONS
 from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
@@ -93,7 +92,14 @@ def test_the_document_has_the_headers_of_rejections(
 
 
 @pytest.mark.parametrize(
-    ("path", "absent"), [("/v1/drain", NOT_OF_BATCHES), ("/v1/logs", NOT_OF_EXPORTS)]
+    ("path", "absent"),
+    [
+        ("/v1/logs", NOT_OF_BATCHES),
+        *(
+            (path, (*NOT_OF_BATCHES, "invalid_protobuf"))
+            for path in ("/v1/drain", *{path: 0 for path, _ in PROTOCOL_OPERATIONS})
+        ),
+    ],
 )
 def test_the_document_has_every_rejection(
     document: dict[str, Any], path: str, absent: tuple[str, ...]

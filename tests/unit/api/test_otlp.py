@@ -16,7 +16,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
 from astralog.api import otlp
-from astralog.api.openapi_parts import NOT_OF_EXPORTS
+from astralog.api.openapi_parts import NOT_OF_BATCHES
 from astralog.errors import STATUS_OF_CODE
 from astralog.intake.otlp_protobuf import Protobuf
 from astralog.settings import Settings
@@ -140,7 +140,7 @@ def test_rejection_has_its_code(
 def test_every_code_has_a_google_rpc_code(client: FlaskClient, kind: str) -> None:
     """None of them is OK."""
     for code, status in STATUS_OF_CODE.items():
-        if code not in NOT_OF_EXPORTS or code == "not_found":
+        if code not in NOT_OF_BATCHES or code == "not_found":
             assert otlp.CODE_OF_STATUS[status] in Code.values()
 
 
