@@ -1,16 +1,19 @@
 """Read segments in several processes at once, ahead of the merge that asks for their lines.
 
-Each process reads one segment and writes its matches to a pipe. A few run at a time: those of the
-segments that the merge asks for next. The merge reads any other segment itself, so that it never
-waits for a process that waits for the merge.
+A process gets one segment at a time, with a pipe to which it writes the matches: always the next
+one that the merge will ask for. It gets another one when it is done, even if its matches are not
+read yet. The merge reads a segment that no process has itself, so that it never waits for a process
+that waits for the merge.
 """
 
 import os
 import signal
+import socket
 import struct
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from select import POLLIN, poll
 from typing import BinaryIO, NoReturn
 
 from astralog.store.files import end_with_parent
@@ -21,14 +24,24 @@ from astralog.view.context import ContextPart
 #: Processes at most, one per core; each takes some 10 MiB in addition to shared memory.
 MAX_PROCESSES = 8
 
-#: Bytes of a file below which reading it takes less time than starting a process.
-MIN_FILE_BYTES = 1024 * 1024
+#: Bytes of a file below which reading it takes hardly more time than giving it to a process.
+MIN_FILE_BYTES = 256 * 1024
+
+#: Segments of which a process has begun to read the lines, and the merge has not read all. Each has
+#: a pipe, which holds 64 KiB.
+MAX_AHEAD = 64
+
+#: Bytes that are read at once of a pipe.
+PIPE_BYTES = 64 * 1024
 
 #: Seconds that a found line, or a progress, waits for others.
 PIPE_SECONDS = 0.05
 
 _MESSAGE = struct.Struct("<BQI")  # its kind, a number, and the bytes of the text after it
 _LINE, _PROGRESS, _END, _FAILED, _REMOVED = range(5)
+
+_NUMBER = struct.Struct("<I")  # of the segment that a process reads next
+_DONE = b"."
 
 #: Reads a part: `_read` or `_read_backwards`, all arguments but the last two set.
 Read = Callable[[Select, ReadBudget], Iterator[tuple[int, bytes]]]
@@ -57,11 +70,11 @@ class ProcessPart(Part):
     def _read_anywhere(
         self, limit: int | None, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
-        process = self.processes and self.processes.take(self)
-        if not process:
+        results = self.processes and self.processes.take(self)
+        if not results:
             yield from self.read_here(limit)(select, budget)
         else:
-            yield from process.lines(budget)
+            yield from results.lines(budget)
 
 
 class ProcessContextPart(ProcessPart, ContextPart):
@@ -83,81 +96,135 @@ class Processes:
         self._select = select
         self._limit = limit
         self._count = min(count, MAX_PROCESSES) if count > 1 else 0
-        self._running: dict[ProcessPart, _Process] = {}
         self.on_progress = on_progress
-        in_order = sorted(
+        self._parts = sorted(
             (part for part in parts if isinstance(part, ProcessPart)),
             key=lambda part: (part.since, part.segment),
             reverse=limit is not None,
         )
-        self._waiting = {part: None for part in in_order if part.file_size() >= MIN_FILE_BYTES}
-        for part in in_order:
+        self._waiting = {
+            part: number
+            for number, part in enumerate(self._parts)
+            if part.file_size() >= MIN_FILE_BYTES
+        }
+        self._begun: dict[ProcessPart, _Results] = {}
+        self._idle: list[_Process] = []
+        self._busy: dict[int, _Process] = {}  # by the descriptors of their sockets
+        self._poll = poll()  # for the ends of their work
+        for part in self._parts:
             part.processes = self
 
-    def take(self, part: ProcessPart) -> "_Process | None":
-        """Return the process that reads a part, None if the caller should; start the next ones."""
+    def take(self, part: ProcessPart) -> "_Results | None":
+        """Return the results of the process that reads a part, None if the caller should."""
         if part in self._waiting:
-            del self._waiting[part]
-            self._start_if_free(part)
-        self._start_next()
-        return self._running.get(part)
+            self._begin(part)
+            self._waiting.pop(part, None)
+        self._begin_next()
+        return self._begun.get(part)
 
-    def end(self, process: "_Process") -> None:
-        """End a process, and start the next one."""
-        del self._running[process.part]
-        process.close()
-        self._start_next()
+    def wait_for(self, pipe_fd: int) -> None:
+        """Wait for data in a pipe, and give processes that are done their next parts."""
+        self._poll.register(pipe_fd, POLLIN)
+        ready = {fd for fd, _ in self._poll.poll()}
+        self._poll.unregister(pipe_fd)
+        self._free(ready - {pipe_fd})
+        self._begin_next()
+
+    def end(self, part: ProcessPart) -> None:
+        """Forget the results of a part, which were read."""
+        del self._begun[part]
+        self._begin_next()
 
     def close(self) -> None:
         """End all processes."""
         self._waiting.clear()
-        for process in list(self._running.values()):
-            self.end(process)
+        for process in (*self._idle, *self._busy.values()):
+            process.close()
+        for results in self._begun.values():
+            results.close()
+        self._idle.clear()
+        self._busy.clear()
+        self._begun.clear()
 
-    def _start_next(self) -> None:
-        while self._waiting and len(self._running) < self._count:
-            part = next(iter(self._waiting))
-            del self._waiting[part]
-            self._start_if_free(part)
+    def _begin_next(self) -> None:
+        self._free({fd for fd, _ in self._poll.poll(0)})
+        while self._waiting and self._begin(next(iter(self._waiting))):
+            pass
 
-    def _start_if_free(self, part: ProcessPart) -> None:
-        if len(self._running) >= self._count:
-            return
-        read_fd, write_fd = os.pipe()
-        parent = os.getpid()
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-        pid = os.fork()
-        if not pid:
-            self._run_child(part, parent, write_fd)
-        self._running[part] = _Process(self, part, pid, open(read_fd, "rb"))  # noqa: SIM115
-        os.close(write_fd)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    def _free(self, sockets: Iterable[int]) -> None:
+        """Note that processes are done, or dead."""
+        for fd in sockets:
+            process = self._busy.pop(fd)
+            self._poll.unregister(fd)
+            if process.is_alive():
+                self._idle.append(process)
+            else:
+                process.close()
 
-    def _run_child(self, part: ProcessPart, parent: int, write_fd: int) -> NoReturn:
-        """Read a part in this process, which was forked for it, and exit."""
-        status = 1
-        try:
-            end_with_parent(parent)
-            # The terminal sends SIGINT to all processes; the parent ends them.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
-            with open(write_fd, "wb") as pipe:
-                _search(part.read_here(self._limit), self._select, _Sender(pipe))
-            status = 0
-        except Exception:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+    def _begin(self, part: ProcessPart) -> bool:
+        """Have a process read a part if one is idle or may be started; return whether one does."""
+        if len(self._begun) >= MAX_AHEAD:
+            return False
+        if not self._idle:
+            if len(self._busy) >= self._count:
+                return False
+            self._idle.append(_Process(self._parts, self._select, self._limit))
+        process = self._idle.pop()
+        self._begun[part] = _Results(self, part, process.read(self._waiting.pop(part)))
+        self._busy[process.fd] = process
+        self._poll.register(process.fd, POLLIN)
+        return True
 
 
 class _Process:
-    """A process that reads a part, as its parent sees it."""
+    """A process that reads parts by their numbers, as its parent sees it."""
 
-    def __init__(self, processes: Processes, part: ProcessPart, pid: int, pipe: BinaryIO) -> None:
-        self.part = part
-        self.pipe = pipe
+    def __init__(self, parts: list[ProcessPart], select: Select, limit: int | None) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.fd = self._socket.fileno()
+        parent = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        self._pid = os.fork()
+        if not self._pid:
+            self._socket.close()
+            _run_child(parts, select, limit, parent, theirs)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+        theirs.close()
+
+    def read(self, number: int) -> int:
+        """Have a part read; return the descriptor of the pipe with the results."""
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(read_fd, False)
+        try:
+            socket.send_fds(self._socket, [_NUMBER.pack(number)], [write_fd])
+        except OSError:  # it is dead: nothing comes
+            pass
+        finally:
+            os.close(write_fd)
+        return read_fd
+
+    def is_alive(self) -> bool:
+        """Receive the message that it is done; return False if it ended instead."""
+        try:
+            return self._socket.recv(1) == _DONE
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """End the process, before its socket ends."""
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._socket.close()
+
+
+class _Results:
+    """The lines of a part that a process reads, and its progress."""
+
+    def __init__(self, processes: Processes, part: ProcessPart, pipe_fd: int) -> None:
         self._processes = processes
-        self._pid = pid
+        self._part = part
+        self._fd = pipe_fd
+        self._data = bytearray()
 
     def lines(self, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         """Yield the lines as they come; raises the errors of reading, and ChildProcessError.
@@ -172,25 +239,70 @@ class _Process:
                 budget.file_bytes += number
                 self._processes.on_progress()
             else:
-                self._processes.end(self)
+                self._end()
                 raise (FileNotFoundError if kind == _REMOVED else OSError)(text.decode())
-        self._processes.end(self)
+        self._end()
         if not message:
             raise ChildProcessError("the process that read it ended early")
 
     def close(self) -> None:
-        """End the process."""
-        self.pipe.close()
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        """Close the pipe."""
+        os.close(self._fd)
+
+    def _end(self) -> None:
+        self.close()
+        self._processes.end(self._part)
 
     def _receive(self) -> tuple[int, int, bytes] | None:
-        head = self.pipe.read(_MESSAGE.size)
-        if len(head) < _MESSAGE.size:
+        """Return the next message, None if the process ended."""
+        if not self._read(_MESSAGE.size):
             return None
-        kind, number, length = _MESSAGE.unpack(head)
-        text = self.pipe.read(length)
-        return (kind, number, text) if len(text) == length else None
+        kind, number, length = _MESSAGE.unpack_from(self._data)
+        if not self._read(_MESSAGE.size + length):
+            return None
+        text = bytes(self._data[_MESSAGE.size : _MESSAGE.size + length])
+        del self._data[: _MESSAGE.size + length]
+        return kind, number, text
+
+    def _read(self, count: int) -> bool:
+        """Read until there are so many bytes; return False if the process ended."""
+        while len(self._data) < count:
+            try:
+                data = os.read(self._fd, PIPE_BYTES)
+            except BlockingIOError:
+                self._processes.wait_for(self._fd)
+                continue
+            if not data:
+                return False
+            self._data += data
+        return True
+
+
+def _run_child(
+    parts: list[ProcessPart],
+    select: Select,
+    limit: int | None,
+    parent: int,
+    parent_socket: socket.socket,
+) -> NoReturn:
+    """Read parts in this process, which was forked for it, until the parent ends it."""
+    try:
+        end_with_parent(parent)
+        # The terminal sends SIGINT to all processes; the parent ends them.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+        while True:
+            data, fds, _, _ = socket.recv_fds(parent_socket, _NUMBER.size, 1)
+            if not data:
+                break
+            (number,) = _NUMBER.unpack(data)
+            with open(fds[0], "wb") as pipe:
+                _search(parts[number].read_here(limit), select, _Sender(pipe))
+            parent_socket.send(_DONE)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
 
 class _Sender:
@@ -200,15 +312,16 @@ class _Sender:
         self._pipe = pipe
         self._flushed_at = time.monotonic()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether what was written, or a progress, has waited long enough."""
+        return time.monotonic() - self._flushed_at > PIPE_SECONDS
+
     def send(self, kind: int, number: int, text: bytes = b"") -> None:
         self._pipe.write(_MESSAGE.pack(kind, number, len(text)))
         self._pipe.write(text)
-        self.flush_if_due()
-
-    def flush_if_due(self) -> None:
-        now = time.monotonic()
-        if now - self._flushed_at > PIPE_SECONDS:
-            self._flushed_at = now
+        if self.is_due:
+            self._flushed_at = time.monotonic()
             self._pipe.flush()
 
 
@@ -217,16 +330,20 @@ def _search(read: Read, select: Select, sender: _Sender) -> None:
     budget = ReadBudget()
     sent_bytes = 0
 
-    def select_and_report(block: bytes) -> Iterable[tuple[int, bytes]]:
+    def send_progress() -> None:
         nonlocal sent_bytes
         sender.send(_PROGRESS, budget.file_bytes - sent_bytes)
         sent_bytes = budget.file_bytes
+
+    def select_and_report(block: bytes) -> Iterable[tuple[int, bytes]]:
+        if sender.is_due:
+            send_progress()
         return select(block)
 
     try:
         for offset, line in read(select_and_report, budget):
             sender.send(_LINE, offset, line)
-        sender.send(_PROGRESS, budget.file_bytes - sent_bytes)
+        send_progress()
         sender.send(_END, 0)
     except FileNotFoundError as error:
         sender.send(_REMOVED, 0, str(error).encode())

@@ -1499,14 +1499,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "processes of a search that is killed",
-        "astralog.view.processes:Processes._run_child",
-        "            end_with_parent(parent)\n",
+        "astralog.view.processes:_run_child",
+        "        end_with_parent(parent)\n",
         "",
         ("tests/functional/test_search.py", "-k", "processes_end"),
     ),
     Guard(
         "processes that end before all is read",
-        "astralog.view.processes:_Process.lines",
+        "astralog.view.processes:_Results.lines",
         'raise ChildProcessError("the process that read it ended early")',
         "return",
         ("tests/unit/view/test_processes.py", "-k", "killed_process"),

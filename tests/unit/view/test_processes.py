@@ -107,6 +107,32 @@ def test_close_ends_all_processes(data_dir: Path) -> None:
     assert children() == before
 
 
+def test_processes_read_one_segment_after_the_other(data_dir: Path) -> None:
+    """No others are started, and none waits until the lines of its last segment are read."""
+    before = children()
+    parts = find_parts(data_dir, ProcessPart)
+    running = Processes(parts, not_blank, None, 2, lambda: None)
+    seen = set()
+    for _ in oldest_arrivals(parts):
+        seen.update(children())
+    assert len(seen - set(before)) == 2
+    running.close()
+    assert children() == before
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 64])
+def test_full_pipes_do_not_stop_the_merge(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Segments that are not begun are read by the merge while all processes wait for it."""
+    monkeypatch.setattr(processes_module, "MAX_AHEAD", ahead)
+    for number in range(8):
+        lines = [make_line(f"m1 {'x' * 5000}", 500 + at) for at in range(50)]
+        make_segment(data_dir, make_name(500, 100 + number), *lines, changed=600)
+    expected = [arrival.line for arrival in oldest_arrivals(find_parts(data_dir), WANTED.select)]
+    assert read(data_dir, 2) == expected
+
+
 def test_killed_process_fails_its_segment(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The others are read all the same."""
     before = children()
