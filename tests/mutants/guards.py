@@ -346,7 +346,7 @@ GUARDS: tuple[Guard, ...] = (
         "astralog.telemetry.slots:Slot.__init__",
         "self._before = decode_snapshot(data).without_gauges().bounded() if data else EMPTY",
         "self._before = EMPTY",
-        ("tests/unit/telemetry/test_slots.py", "-k", "carries_on"),
+        ("tests/unit/telemetry/test_slots.py", "-k", "continues_the_counts"),
     ),
     Guard(
         "heartbeats in memory",
@@ -900,7 +900,7 @@ GUARDS: tuple[Guard, ...] = (
         "astralog.server.gunicorn_settings:on_starting",
         "        start.check_gunicorn_settings(server.cfg, server.app.app_uri)\n",
         "",
-        ("tests/functional/test_settings_start.py", "-k", "in_vain"),
+        ("tests/functional/test_settings_start.py", "-k", "unsupported_gunicorn"),
     ),
     Guard(
         "forward asks the table in doubt",
@@ -1369,7 +1369,7 @@ GUARDS: tuple[Guard, ...] = (
         "clients.python.astralog_logging.handler:_flush_at_sigterm",
         "if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:",
         "if is_main:",
-        ("tests/functional/test_python_client.py", "-k", "programs_own"),
+        ("tests/functional/test_python_client.py", "-k", "only_on_request"),
     ),
     Guard(
         "names without blanks in what tail prints",
@@ -1425,7 +1425,7 @@ GUARDS: tuple[Guard, ...] = (
         "astralog.telemetry.history:_read",
         'data if checksum == _checksum(number, data) else b""',
         "data",
-        ("tests/unit/telemetry/test_history.py", "-k", "half"),
+        ("tests/unit/telemetry/test_history.py", "-k", "partial_sample"),
     ),
     Guard(
         "bound on the series of tokens",
@@ -1743,7 +1743,7 @@ GUARDS: tuple[Guard, ...] = (
         "astralog.server.http11:Receiver._wait",
         "if self._is_tls and self.sock.pending():",
         "if False:",
-        ("tests/functional/test_access.py", "-k", "holds_already", "--timeout", "20"),
+        ("tests/functional/test_access.py", "-k", "buffered_by_tls", "--timeout", "20"),
     ),
     Guard(
         "an event of HEC ends outside of strings",
