@@ -1,4 +1,4 @@
-"""What the tests of several modules share: a file of the metrics."""
+"""Shared by several test modules: a file of the metrics."""
 
 import os
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ from astralog.telemetry.counters import (
 
 
 def test_many_batches_are_added_up_without_a_scrape() -> None:
-    """What waits to be added up is bounded."""
+    """The list of batches that are not added up yet is bounded."""
     counters = Counters()
     for _ in range(KEPT_BATCHES):
         counters.accept(10, 2, 0.0, 0.0, "1f0e9a3c")
@@ -34,8 +34,8 @@ def test_many_batches_are_added_up_without_a_scrape() -> None:
     assert KEPT_BATCHES + 1 == accepted.batches == sum(counters.commits.counts)
 
 
-def test_counters_are_settled_when_what_is_stored_is_answered() -> None:
-    """Between a commit and its answers a worker's counters do not balance yet."""
+def test_counters_are_settled_once_stored_batches_are_answered() -> None:
+    """Between a commit and its responses a worker's counters do not balance yet."""
     counters = Counters()
     assert counters.is_settled()
     counters.store(100, 3, is_late=False)
@@ -54,15 +54,15 @@ def test_counters_are_settled_when_what_is_stored_is_answered() -> None:
     ],
 )
 def test_every_way_out_has_a_code(error: BaseException, code: str) -> None:
-    """A request that the stop ends is rejected too."""
+    """A request that ends with the stop is rejected too."""
     counters = Counters()
     counters.reject(error, 10, 0, 0.0, None)
     assert [code] == [name for name, volume in counters.rejected.items() if volume.batches]
     assert 1 == counters.received.batches
 
 
-def test_rejections_are_told_apart_by_token() -> None:
-    """Those without a known one are one; of tokens that have no name, all are one."""
+def test_rejections_are_counted_per_token() -> None:
+    """Those without a known token count together, as do those of tokens without a name."""
     counters = Counters(lambda name: name == "1f0e9a3c")
     error = Rejection("bad_request", "")
     for token in (None, None, "1f0e9a3c", "00000001", "00000002"):
@@ -112,7 +112,7 @@ def test_tokens_that_replace_others_take_bounded_space() -> None:
 
 
 def test_durations_fall_into_their_buckets() -> None:
-    """A bound is inside its bucket, as Prometheus has it, and there is one beyond them all."""
+    """A bound is inside its bucket, as in Prometheus, and one bucket has no bound."""
     durations = Durations()
     durations.add([0.0, 0.0005, 0.00051, 10.0, 11.0])
     durations.add([0.03])
@@ -127,7 +127,7 @@ SECOND = Snapshot({("b", "x"): 2, ("b", "y"): 4}, {("t",): 2.5, ("u",): 0.5}, {(
 
 
 def test_counts_and_gauges_add_up_and_the_latest_time_counts() -> None:
-    """A series that only one has is as that one has it; nothing of the two is changed."""
+    """A series of only one is kept as it is; neither of the two is changed."""
     merged = Snapshot(
         {("a",): 1, ("b", "x"): 7, ("b", "y"): 4}, {("t",): 7.5, ("u",): 0.5}, {("g",): 7}
     )
@@ -137,13 +137,13 @@ def test_counts_and_gauges_add_up_and_the_latest_time_counts() -> None:
 
 
 def test_a_dead_worker_leaves_no_gauges() -> None:
-    """Its counts and times outlive it."""
+    """Its counts and times stay."""
     assert Snapshot(FIRST.counts, FIRST.times, {}) == FIRST.without_gauges()
     assert {("g",): 3} == FIRST.gauges
 
 
-def test_what_is_decoded_is_what_was_encoded() -> None:
-    """Numbers are exact, whole ones stay whole, and label values are any text."""
+def test_decoding_restores_the_encoded_values() -> None:
+    """Numbers are exact, integers stay integers, and label values are any text."""
     snapshot = Snapshot({("a", 'ü",[\n', ""): 2**60, ("s",): 0.1}, {("t",): 1e9 + 0.1}, {})
     decoded = decode_snapshot(encode_snapshot(snapshot))
     assert snapshot == decoded
@@ -151,7 +151,7 @@ def test_what_is_decoded_is_what_was_encoded() -> None:
 
 
 def test_zeros_are_left_out() -> None:
-    """What never happened takes no space; a gauge that is zero is not one that is unknown."""
+    """A zero count takes no space; a gauge of zero differs from an unknown one."""
     zeros = Snapshot({("a",): 0}, {("t",): 0.0}, {("g",): 0})
     assert Snapshot({}, {}, {("g",): 0}) == decode_snapshot(encode_snapshot(zeros))
 
@@ -171,7 +171,7 @@ def test_accepted_volumes_of_many_tokens_are_bounded() -> None:
 
 
 def test_tokens_without_end_take_bounded_space() -> None:
-    """The most rejected ones stay; the others are added up, each code for itself."""
+    """The most rejected ones stay; the others are added up, per code."""
     counts: Values = {
         (REJECTED_BY_TOKEN, f"{number:08x}", code): number
         for number in range(1, MAX_TOKENS + 11)

@@ -35,7 +35,7 @@ def by_name(families: list[Family]) -> dict[str, Family]:
     return {family.name.removeprefix("astralog_"): family for family in families}
 
 
-def test_a_counter_is_read_when_it_is_asked_for() -> None:
+def test_counter_is_read_at_each_scrape() -> None:
     """A family follows its counter."""
     counters = Counters()
     families = by_name(counter_families(counters))
@@ -53,7 +53,7 @@ def test_each_code_has_its_counter_from_the_start() -> None:
 
 
 def test_durations_are_read_by_bucket() -> None:
-    """The last bucket is what is longer than the longest bound, and the sum is in seconds."""
+    """The last bucket has durations beyond the longest bound; the sum is in seconds."""
     counters = Counters()
     counters.requests.add([0.002, 0.002, 60])
     values = by_name(counter_families(counters))["request_duration_seconds"].read()
@@ -68,7 +68,7 @@ def queue(settings: Settings, disk: Disk) -> CommitQueue:
 
 
 def test_the_backlog_is_shown_beside_its_limit(queue: CommitQueue, settings: Settings) -> None:
-    """What a request holds is part of it, until it is released."""
+    """The memory of a request is part of it until it is released."""
     families = by_name(queue_families(queue))
     with queue.admit() as reservation:
         reservation.resize(5000)
@@ -91,7 +91,7 @@ def test_a_worker_is_in_one_state(
     change: Callable[[CommitQueue, Disk], None],
     state: str,
 ) -> None:
-    """It is the one that /ready has, and the others are zero."""
+    """It is that of /ready, and the others are zero."""
     change(queue, disk)
     queue.storages[0].maintain()
     states = by_name(queue_families(queue))[WORKERS.removeprefix("astralog_")].read()
@@ -107,15 +107,15 @@ def test_a_state_that_is_new_is_shown_too(
     assert 1 == states["body_timeout",] == sum(states.values())
 
 
-def test_all_states_but_ready_are_codes() -> None:
-    """A state is what a client is told."""
+def test_all_states_except_ready_are_codes() -> None:
+    """A state is the code that clients receive."""
     assert {READY} == set(STATES) - STATUS_OF_CODE.keys()
 
 
 def test_the_disk_is_shown_as_the_housekeeper_knows_it(
     queue: CommitQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each number of the usage has its series; a number that is not known is not made up."""
+    """Each number of the usage has its series; an unknown number has none."""
     usage: DiskUsage | None
     usage = DiskUsage(1, 2, 3, 4, total_bytes=6, free_bytes=5, total_inodes=8, free_inodes=7)
     monkeypatch.setattr(Housekeeper, "disk_usage", property(lambda housekeeper: usage))
@@ -136,8 +136,8 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
     assert [{}] * 7 == [family.read() for family in families.values()]
 
 
-def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> None:
-    """What it last said of itself has values; none where it never ran, or forwarding is off."""
+def test_forward_is_shown_if_it_is_configured(settings: Settings, tmp_path: Path) -> None:
+    """Its last status has values; it has none if it never ran, or is not configured."""
     on = replace(settings, clickhouse_url="http://127.0.0.1/logs")
     status = ForwardStatus(waiting_segments=2, waiting_bytes=10, oldest_at=time.time() - 60)
 
@@ -159,8 +159,8 @@ def test_forward_is_shown_where_it_is_on(settings: Settings, tmp_path: Path) -> 
     assert 8 == len(forward_families(CommitQueue(on, Counters().store)))
 
 
-def test_the_one_process_that_compresses_tells_what_waits() -> None:
-    """What it counts is a sum across all; how many wait, no other process knows."""
+def test_only_the_compressor_shows_waiting_segments() -> None:
+    """Its counts are a sum over all processes; the number of waiting ones is not."""
     counts = CompressionCounts()
     families = by_name(compression_families(counts))
     assert {} == families["compression_waiting_segments"].read()

@@ -38,7 +38,7 @@ time.sleep(60)
 
 
 class Clock:
-    """The number of the sample that is due."""
+    """The number of the due sample."""
 
     def __init__(self) -> None:
         self.number = 10 * SAMPLES
@@ -48,14 +48,14 @@ class Clock:
 
 
 def make_sample(number: int, **fields: Any) -> Sample:
-    """Return a sample whose counts tell its number."""
+    """Return a sample whose counts show its number."""
     sample = Sample(float(number), 0, number, 0, [0.0] * 15, {}, {}, 0, None, None)
     return sample._replace(**fields)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock that the history goes by."""
+    """Return the history's clock."""
     clock = Clock()
     monkeypatch.setattr(history, "_number", clock)
     return clock
@@ -63,7 +63,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def worker(fd: int, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[], History]:
-    """Return what makes the history of one more worker, which takes a sample when it is told to."""
+    """Return a function that makes the history of another worker, which samples on request."""
     monkeypatch.setattr(gevent, "spawn", lambda function: None)
 
     def make() -> History:
@@ -75,7 +75,7 @@ def worker(fd: int, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 
 def test_an_hour_is_kept(worker: Callable[[], History], clock: Clock) -> None:
-    """All workers see the same samples, oldest first, and none that is older than an hour."""
+    """All workers see the same samples, oldest first, and none older than an hour."""
     mine, other = worker(), worker()
     assert [None] * SAMPLES == mine.samples()
     first = clock.number
@@ -86,8 +86,8 @@ def test_an_hour_is_kept(worker: Callable[[], History], clock: Clock) -> None:
     assert expected == mine.samples() == other.samples() == worker().samples()
 
 
-def test_what_was_not_taken_is_missing(worker: Callable[[], History], clock: Clock) -> None:
-    """A gap stays one, also where an older sample lies in its place."""
+def test_missing_samples_stay_missing(worker: Callable[[], History], clock: Clock) -> None:
+    """A gap stays a gap, even if an older sample is in its place."""
     mine = worker()
     mine.sample_once()
     clock.number += 2
@@ -100,7 +100,7 @@ def test_what_was_not_taken_is_missing(worker: Callable[[], History], clock: Clo
 
 
 def test_one_worker_takes_each_sample(worker: Callable[[], History], clock: Clock) -> None:
-    """Whoever is first does, and it is as that one saw it."""
+    """The first one does, with the numbers that it sees."""
     mine, other = worker(), worker()
     other._take = lambda: make_sample(clock.number, logs=77)
     mine.sample_once()
@@ -112,7 +112,7 @@ def test_one_worker_takes_each_sample(worker: Callable[[], History], clock: Cloc
 
 
 def test_a_dead_worker_holds_nothing_up(worker: Callable[[], History], fd: int) -> None:
-    """While another one takes a sample this one waits for it; if it is killed, it does not."""
+    """A worker waits while another one takes a sample, but not after it was killed."""
     mine = worker()
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE
@@ -128,10 +128,10 @@ def test_a_dead_worker_holds_nothing_up(worker: Callable[[], History], fd: int) 
 
 
 @pytest.mark.parametrize("size", [10, 16, 30])
-def test_half_a_sample_is_none(
+def test_partial_sample_is_missing(
     worker: Callable[[], History], monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """A worker that is killed while it writes leaves a gap, which the next one fills."""
+    """A worker killed during its write leaves a gap, which the next one fills."""
     mine, pwrite = worker(), os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:size], offset))
     mine.sample_once()
@@ -144,7 +144,7 @@ def test_half_a_sample_is_none(
 def test_a_sample_that_fails_is_a_gap(
     worker: Callable[[], History], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says so once, and the next one may do; the lock is not kept."""
+    """It is logged once, and the next sample may succeed; the lock is released."""
     mine, other = worker(), worker()
     tokens = {f"{number:08x} unauthorized": 1.0 for number in range(10_000)}
     mine._take = lambda: make_sample(clock.number, rejected=tokens)
@@ -156,15 +156,15 @@ def test_a_sample_that_fails_is_a_gap(
 
 
 def test_without_a_file_there_is_no_history(clock: Clock) -> None:
-    """As where the workers can share nothing."""
+    """For example if the workers cannot share a file."""
     alone = History(lambda: make_sample(0))
     alone.start(None)
     alone.sample_once()
     assert [None] * SAMPLES == alone.samples()
 
 
-def test_the_slots_lie_behind_the_history(worker: Callable[[], History], fd: int) -> None:
-    """Neither disturbs the other."""
+def test_slots_follow_the_history_in_the_file(worker: Callable[[], History], fd: int) -> None:
+    """Neither overlaps the other."""
     mine, slot = worker(), claim(fd)
     slot.publish(Snapshot({("a",): 1}, {}, {}))
     for _ in range(2):
@@ -180,14 +180,14 @@ EMPTY = Sample(100.0, 0, 0, 0, [0.0] * BUCKETS, {}, {}, 0, None, None)
 
 
 def sample_of(counters: Counters) -> Sample:
-    """Return a sample of what one worker has counted, whose disk nobody knows."""
+    """Return a sample of one worker's counts, without numbers of the disk."""
     counters.add_up()
     totals = {family.name: family.read() for family in counter_families(counters)}
     return take_sample(totals | {"astralog_backlog_bytes": {(): 7}})
 
 
-def test_a_sample_has_what_was_counted() -> None:
-    """The counts are those of accepted batches, and what is not known is None."""
+def test_sample_has_the_counts() -> None:
+    """The counts are those of accepted batches, and unknown numbers are None."""
     counters = Counters()
     counters.accept(100, 5, 0.0, 0.0, "1f0e9a3c")
     counters.reject(ValueError(), 0, 0, 0.0, "1f0e9a3c")
@@ -200,14 +200,14 @@ def test_a_sample_has_what_was_counted() -> None:
 
 
 def test_a_sample_of_another_version_is_understood() -> None:
-    """While workers of both run: one that lacks the last field, or has more."""
+    """While workers of both run: one without the last field, or with more."""
     known = EMPTY._replace(free_disk_inodes=5)
     assert EMPTY == decode_sample(json.dumps(known[:-1]).encode())
     assert known == decode_sample(json.dumps([*known, 1, 2]).encode())
 
 
 def test_a_sample_fits_into_its_place() -> None:
-    """Also if many tokens are rejected with every code, with large counts."""
+    """Also with every code, many rejected tokens and large counts."""
     counters = Counters()
     for number in range(1000):
         token = f"{number:08x}"
@@ -247,7 +247,7 @@ def test_rates_are_those_between_two_samples() -> None:
 
 
 def test_neighbours_make_intervals() -> None:
-    """Where one is missing, nothing is known."""
+    """An interval with a missing sample is unknown."""
     assert [Interval(EMPTY, EMPTY), None, None] == intervals([EMPTY, EMPTY, None, EMPTY])
 
 
@@ -265,7 +265,7 @@ def test_neighbours_make_intervals() -> None:
 def test_quantiles_are_as_prometheus_has_them(
     counts: dict[int, int], quantile: float, seconds: float | None
 ) -> None:
-    """A bucket has its durations evenly, and what is longer than all bounds takes the longest."""
+    """Durations are spread evenly in a bucket, and those beyond all bounds count as the longest."""
     values = [float(counts.get(bucket, 0)) for bucket in range(BUCKETS)]
     found = quantile_of(values, quantile)
     assert (found is None) == (seconds is None)

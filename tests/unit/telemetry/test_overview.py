@@ -30,7 +30,7 @@ USAGE = DiskUsage(
 
 @pytest.fixture
 def counters() -> Counters:
-    """Return what the worker counts."""
+    """Return the worker's counters."""
     return Counters()
 
 
@@ -38,7 +38,7 @@ def counters() -> Counters:
 def overview(
     settings: Settings, disk: Disk, counters: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> Overview:
-    """Return the overview of a worker whose disk is known, and has no history yet."""
+    """Return the overview of a worker with a known disk and no history yet."""
     monkeypatch.setattr(Housekeeper, "disk_usage", USAGE)
     queue = CommitQueue(settings, counters.store)
     metrics = Metrics(counters)
@@ -48,13 +48,13 @@ def overview(
 
 
 def make_sample(at: float, **fields: Any) -> Sample:
-    """Return a sample of a service that has done nothing yet, but for some fields."""
+    """Return a sample of a service that has done nothing yet, except for some fields."""
     return Sample(at, 0, 0, 0, [0.0] * 15, {}, {}, 0, None, None)._replace(**fields)
 
 
 @pytest.fixture
 def remember(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return what makes some samples, which end with the last one, the history."""
+    """Return a function that makes some samples, which end with the last one, the history."""
 
     def remember(*samples: Sample | None) -> None:
         missing: list[Sample | None] = [None] * (SAMPLES - len(samples))
@@ -63,8 +63,8 @@ def remember(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return remember
 
 
-def test_the_numbers_of_now(overview: Overview, counters: Counters) -> None:
-    """Without a history there are no rates, and each number is what the metrics have."""
+def test_current_numbers(overview: Overview, counters: Counters) -> None:
+    """Without a history there are no rates, and each number is that of the metrics."""
     counters.accept(100, 5, 0.0, 0.0, "1f0e9a3c")
     overview.start(None, 1000.0)
     now = json.loads(json.dumps(overview.now()))
@@ -91,7 +91,7 @@ def test_the_numbers_of_now(overview: Overview, counters: Counters) -> None:
 def test_rates_are_those_since_some_seconds_ago(
     overview: Overview, counters: Counters, remember: Callable[..., None]
 ) -> None:
-    """A sample that was only just taken is too young: its rates would jump."""
+    """A sample that was just taken is too young: its rates would jump."""
     now = time.time()
     remember(make_sample(now - 20), make_sample(now - 10), make_sample(now - 1, logs=5))
     for _ in range(10):
@@ -107,13 +107,13 @@ def test_rates_are_those_since_some_seconds_ago(
     ("free_before", "seconds"),
     [(5100, 4000 / (100 / 600)), (5000, None), (4000, None), (None, None)],
 )
-def test_the_disk_is_full_when_the_last_hours_trend_says(
+def test_disk_is_full_by_the_trend_of_the_last_hour(
     overview: Overview,
     remember: Callable[..., None],
     free_before: float | None,
     seconds: float | None,
 ) -> None:
-    """That is when no batch is accepted any more; what does not fill up never is."""
+    """That is the time when no batch is accepted any more, or never."""
     now = time.time()
     remember(
         make_sample(now - 600, free_disk_bytes=free_before),
@@ -126,7 +126,7 @@ def test_the_disk_is_full_when_the_last_hours_trend_says(
 def test_the_disk_is_full_when_its_inodes_are_used_up(
     overview: Overview, remember: Callable[..., None]
 ) -> None:
-    """If these come first; where they have no limit, the bytes alone count."""
+    """If they run out first; if they have no limit, the bytes alone count."""
     now = time.time()
     remember(make_sample(now - 600, free_disk_bytes=5100, free_disk_inodes=110))
     found = overview.now()["disk"]["seconds_to_full"]
@@ -139,7 +139,7 @@ def test_the_disk_is_full_when_its_inodes_are_used_up(
 def test_a_disk_without_a_limit_of_inodes_has_none(
     overview: Overview, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As btrfs."""
+    """For example btrfs."""
     usage = USAGE._replace(total_inodes=None, free_inodes=None)
     monkeypatch.setattr(Housekeeper, "disk_usage", usage)
     disk = overview.now()["disk"]
@@ -147,14 +147,14 @@ def test_a_disk_without_a_limit_of_inodes_has_none(
     assert [None] * 3 == [disk[name] for name in names]
 
 
-def test_what_is_not_known_is_none(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the disk, where no worker looks after it."""
+def test_unknown_numbers_are_none(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example of the disk, if no worker is the housekeeper."""
     monkeypatch.setattr(Housekeeper, "disk_usage", None)
     assert (None, None) == (overview.now()["disk"], overview.now()["forward"])
 
 
 def test_forwards_lag_is_shown(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As forward last said it."""
+    """From forward's last status."""
     status = ForwardStatus(oldest_at=time.time() - 100, waiting_segments=2, waiting_bytes=9)
     monkeypatch.setattr(Housekeeper, "disk_usage", USAGE._replace(forward=status))
     forward = overview.now()["forward"]
@@ -167,7 +167,7 @@ def test_forwards_lag_is_shown(overview: Overview, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_last_hour(overview: Overview, remember: Callable[..., None]) -> None:
-    """Each series has a value for each interval, None where nothing is known."""
+    """Each series has a value for each interval, or None."""
     remember(
         make_sample(980),
         None,
@@ -185,8 +185,10 @@ def test_the_last_hour(overview: Overview, remember: Callable[..., None]) -> Non
     assert not any(hour["lag_seconds"])
 
 
-def test_rejections_are_told_apart(overview: Overview, remember: Callable[..., None]) -> None:
-    """By token and code, those with most in the hour first; one token may see its own alone."""
+def test_rejections_are_shown_per_token_and_code(
+    overview: Overview, remember: Callable[..., None]
+) -> None:
+    """Those with most in the hour first; a bound token sees only its own."""
     before = make_sample(0, rejected={"aa bad_request": 5})
     after = make_sample(600, rejected={"aa bad_request": 7, "bb unauthorized": 9, "cc x": 0})
     now = make_sample(601, rejected={"aa bad_request": 7, "bb unauthorized": 10, "cc x": 0})
@@ -204,7 +206,7 @@ def test_rejections_are_told_apart(overview: Overview, remember: Callable[..., N
 def test_last_hour_shows_the_volume_of_each_token(
     overview: Overview, remember: Callable[..., None]
 ) -> None:
-    """With its rejected batches, those with most bytes first; a bound token sees its own alone."""
+    """With rejected batches, most bytes first; a bound token sees only its own."""
     rejected = {"aa bad_request": 1.0, "aa queue_full": 0.0}
     before = make_sample(0, sent={"aa": [1, 2, 30], "idle": [5, 5, 5]}, rejected=rejected)
     rejected = {"aa bad_request": 3.0, "aa queue_full": 4.0, "unknown unauthorized": 7.0}
@@ -232,8 +234,8 @@ def test_last_hour_counts_accepted_batches_of_a_new_service(
     assert (row["token"], row["batches"], row["logs"], row["bytes"]) == ("aa", 1, 5, 100)
 
 
-def test_without_samples_all_is_new(overview: Overview, counters: Counters) -> None:
-    """What a service has rejected that has just started was in the last hour."""
+def test_without_samples_all_counts_are_recent(overview: Overview, counters: Counters) -> None:
+    """All rejections of a service that has just started were in the last hour."""
     assert [] == overview.last_hour(overview.sample())["rejections"]
     counters.reject(ValueError(), 0, 0, 0.0, "aa")
     (row,) = overview.last_hour(overview.sample())["rejections"]

@@ -21,7 +21,7 @@ from tests.support.metrics import Samples, read_samples
 
 @dataclass
 class Part:
-    """A part of the service with something to count; `states` is what its worker is."""
+    """A part of the service with counters; `states` are the states of its worker."""
 
     counts: dict[Labels, float] = field(default_factory=lambda: {("a",): 0})
     time: float = 0
@@ -43,13 +43,13 @@ class Part:
 
 @pytest.fixture
 def part() -> Part:
-    """Return what this worker counts."""
+    """Return this worker's part."""
     return Part()
 
 
 @pytest.fixture
 def metrics(part: Part, fd: int) -> Iterator[Metrics]:
-    """Return the metrics of a process that is alone, until they are started."""
+    """Return the metrics of a single process, until they are started."""
     metrics = Metrics(Counters())
     metrics.add(part.families())
     yield metrics
@@ -69,8 +69,8 @@ def leave(fd: int, number: int, snapshot: Snapshot) -> None:
 # --- What is shown
 
 
-def test_a_process_alone_shows_what_it_counts(metrics: Metrics, part: Part) -> None:
-    """Each kind is shown as Prometheus has it, and what never happened is zero."""
+def test_single_process_shows_its_counters(metrics: Metrics, part: Part) -> None:
+    """Each type is in Prometheus' form, and unused counters are zero."""
     part.counts |= {("b",): 2}
     part.gauge, part.time = 3, 4
     part.durations |= {("0.001",): 5, ("+Inf",): 6, (SUM,): 7.5}
@@ -84,7 +84,7 @@ def test_a_process_alone_shows_what_it_counts(metrics: Metrics, part: Part) -> N
     assert 7.5 == samples["x_duration_seconds_sum"]
 
 
-def test_a_time_that_never_was_is_not_shown(metrics: Metrics, part: Part) -> None:
+def test_unset_time_is_not_shown(metrics: Metrics, part: Part) -> None:
     """Zero would be 1970."""
     assert "x_time_seconds" not in scrape(metrics)
     part.time = 1
@@ -92,7 +92,7 @@ def test_a_time_that_never_was_is_not_shown(metrics: Metrics, part: Part) -> Non
 
 
 def test_workers_are_added_up(metrics: Metrics, part: Part, fd: int) -> None:
-    """Counts of dead workers stay, also of what this worker does not know; their gauges go."""
+    """Counts of dead workers stay, also those that this worker does not know; gauges do not."""
     part.counts, part.gauge, part.time = {("a",): 1}, 5, 9
     part.durations |= {("0.001",): 1, (SUM,): 0.25}
     counts: Values = {("x_things", "a"): 2, ("x_things", "new"): 3, ("y_unknown",): 4}
@@ -111,7 +111,7 @@ def test_workers_are_added_up(metrics: Metrics, part: Part, fd: int) -> None:
 
 
 def test_a_scrape_shows_this_worker_as_it_is(metrics: Metrics, part: Part, fd: int) -> None:
-    """What it has counted since it last published is there."""
+    """Its counts since its last snapshot are included."""
     metrics.start(fd)
     for count in (1, 2):
         part.counts = {("a",): count}
@@ -132,7 +132,7 @@ def test_a_scrape_shows_this_worker_as_it_is(metrics: Metrics, part: Part, fd: i
 def test_the_service_is_ready_when_all_workers_are(
     metrics: Metrics, part: Part, states: dict[str, int], ready: int
 ) -> None:
-    """Those that a reload stops do not matter, where there are others."""
+    """Workers that a reload stops do not count, if there are others."""
     part.states = {(state,): states.get(state, 0) for state in STATES}
     samples = scrape(metrics)
     assert ready == samples["ready"]
@@ -140,7 +140,7 @@ def test_the_service_is_ready_when_all_workers_are(
 
 
 def test_other_parts_add_their_families(metrics: Metrics) -> None:
-    """A collector is asked at each scrape, after the workers' families."""
+    """A collector is called at each scrape, after the workers' families."""
     calls: list[int] = []
 
     class Lag:
@@ -162,7 +162,7 @@ def test_other_parts_add_their_families(metrics: Metrics) -> None:
 def test_a_worker_publishes_by_itself(
     metrics: Metrics, part: Part, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Regularly, and once more at its stop, for what it counts until then."""
+    """Periodically, and once more at its stop."""
     monkeypatch.setattr(prometheus, "PUBLISH_SECONDS", 0.001)
     metrics.start(fd)
     for count in (1, 2):
@@ -179,7 +179,7 @@ def test_a_worker_publishes_by_itself(
 def test_a_worker_that_stops_publishes_no_more(
     metrics: Metrics, part: Part, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its slot may be another's soon."""
+    """Its slot may soon belong to another one."""
     monkeypatch.setattr(prometheus, "PUBLISH_SECONDS", 0.001)
     metrics.start(fd)
     metrics.stop()
@@ -195,7 +195,7 @@ def test_failures_in_a_row_are_logged_once(
     break_os: BreakOs,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Publishing goes on being tried, and what others see is complete when it works again."""
+    """Publishing is retried, and others see complete numbers when it works again."""
     metrics.start(fd)
     fault = break_os("pwrite", errno.ENOSPC)
     for count in (1, 2, 3):
@@ -217,7 +217,7 @@ def test_failures_in_a_row_are_logged_once(
 def test_a_part_that_fails_does_not_end_the_publishing(
     metrics: Metrics, part: Part, fd: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a part raises is logged with its traceback, and the worker lives on."""
+    """The exception is logged with its traceback, and the worker continues."""
     metrics.start(fd)
     metrics.add([Family("x_bad", "Bad.", Kind.COUNTER, lambda: {(): 1 // 0})])
     metrics.publish()
@@ -230,7 +230,7 @@ def test_a_part_that_fails_does_not_end_the_publishing(
 def test_workers_that_cannot_share_show_nothing(
     metrics: Metrics, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One worker's numbers are not the service's; it serves all the same."""
+    """One worker's numbers are not the service's; it serves nevertheless."""
     caplog.set_level(logging.ERROR)
     metrics.start(None)
     metrics.publish()
@@ -242,7 +242,7 @@ def test_workers_that_cannot_share_show_nothing(
 def test_a_worker_without_a_slot_shows_nothing(
     metrics: Metrics, fd: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the system has no locks left, the log says so."""
+    """If the system has no locks left, this is logged."""
 
     def fail(*args: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

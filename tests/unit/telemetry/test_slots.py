@@ -35,7 +35,7 @@ for line in sys.stdin:
 
 
 class Worker:
-    """Another worker, which is a process of its own: locks are known between processes alone."""
+    """Another worker in a separate process: locks exist only between processes."""
 
     def __init__(self, fd: int) -> None:
         command = [sys.executable, "-c", WORKER, str(fd)]
@@ -51,14 +51,14 @@ class Worker:
         return int(self._process.stdout.readline())
 
     def kill(self) -> None:
-        """Kill the worker, without a chance to do anything."""
+        """Kill the worker."""
         self._process.kill()
         self._process.communicate()
 
 
 @pytest.fixture
 def start_worker(fd: int) -> Iterator[Callable[[], Worker]]:
-    """Return what starts workers that share the file."""
+    """Return a function that starts workers that share the file."""
     workers: list[Worker] = []
 
     def start() -> Worker:
@@ -74,7 +74,7 @@ def start_worker(fd: int) -> Iterator[Callable[[], Worker]]:
 
 
 def test_living_workers_are_added_up(fd: int, start_worker: Callable[[], Worker]) -> None:
-    """Each has a slot of its own, and publishes anew all that it has counted."""
+    """Each has its own slot, and publishes all its counts again."""
     mine, other = claim(fd), start_worker()
     mine.publish(ONE)
     assert (0, 1) == (mine.number, other.publish(ONE))
@@ -83,7 +83,7 @@ def test_living_workers_are_added_up(fd: int, start_worker: Callable[[], Worker]
 
 
 def test_a_killed_worker_leaves_its_counts(fd: int, start_worker: Callable[[], Worker]) -> None:
-    """They stay; its gauges go with it."""
+    """They stay; its gauges do not."""
     mine, other = claim(fd), start_worker()
     other.publish(TWO)
     assert TWO == mine.merge_all()
@@ -91,8 +91,8 @@ def test_a_killed_worker_leaves_its_counts(fd: int, start_worker: Callable[[], W
     assert TWO.without_gauges() == mine.merge_all()
 
 
-def test_the_next_worker_carries_on(fd: int, start_worker: Callable[[], Worker]) -> None:
-    """It takes the dead one's slot, and the sum never falls, not even while it has counted none."""
+def test_next_worker_continues_the_counts(fd: int, start_worker: Callable[[], Worker]) -> None:
+    """It uses the dead one's slot, and the sum never falls."""
     mine, other = claim(fd), start_worker()
     number = other.publish(TWO)
     other.kill()
@@ -103,7 +103,7 @@ def test_the_next_worker_carries_on(fd: int, start_worker: Callable[[], Worker])
 
 
 def test_workers_that_come_and_go_leave_few_tokens(fd: int) -> None:
-    """However many have been rejected, what a slot carries on is bounded."""
+    """However many were rejected, the inherited counts are bounded."""
     for generation in range(4):
         counts: Values = {
             (REJECTED_BY_TOKEN, f"{generation}-{n}", "x"): 1 for n in range(MAX_TOKENS)
@@ -115,8 +115,8 @@ def test_workers_that_come_and_go_leave_few_tokens(fd: int) -> None:
     assert len(kept) <= 2 * MAX_TOKENS + 1
 
 
-def test_looking_at_a_free_slot_leaves_it_free(fd: int, start_worker: Callable[[], Worker]) -> None:
-    """A scrape asks whether a slot has an owner, and is none itself."""
+def test_reading_a_free_slot_leaves_it_free(fd: int, start_worker: Callable[[], Worker]) -> None:
+    """A scrape checks whether a slot has an owner, and does not become one."""
     mine, other = claim(fd), start_worker()
     other.publish(ONE)
     other.kill()
@@ -124,10 +124,8 @@ def test_looking_at_a_free_slot_leaves_it_free(fd: int, start_worker: Callable[[
     assert 1 == start_worker().publish(ONE)
 
 
-def test_looking_at_a_slot_does_not_lose_ones_own(
-    fd: int, start_worker: Callable[[], Worker]
-) -> None:
-    """Whoever has scraped is still the owner of its slot."""
+def test_reading_slots_keeps_the_own_slot(fd: int, start_worker: Callable[[], Worker]) -> None:
+    """After a scrape a worker still owns its slot."""
     mine = claim(fd)
     mine.merge_all()
     assert 1 == start_worker().publish(ONE)
@@ -138,7 +136,7 @@ def test_looking_at_a_slot_does_not_lose_ones_own(
 
 @pytest.mark.parametrize("size", [0, 1, 8, 15, 16, 17, 40])
 def test_half_a_write_is_not_read(fd: int, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """What a kill leaves of one is passed over for the write before, until the next one."""
+    """After a kill during a write, the write before counts until the next one."""
     mine = claim(fd)
     for snapshot in (merge([TWO, TWO]), ONE):
         mine.publish(snapshot)
@@ -152,7 +150,7 @@ def test_half_a_write_is_not_read(fd: int, monkeypatch: pytest.MonkeyPatch, size
 
 
 def test_a_scrape_never_goes_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was read first is older than what a writer, now in the midst of a write, replaced."""
+    """A value read during a write is not replaced by an older one."""
     mine = claim(fd)
     mine.publish(Snapshot({("a",): 1}, {}, {}))
     mine.publish(Snapshot({("a",): 2}, {}, {}))
@@ -172,8 +170,8 @@ def test_a_scrape_never_goes_back(fd: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert {("a",): 3} == mine.merge_all().counts
 
 
-def test_what_cannot_be_written_is_an_error(fd: int, break_os: BreakOs) -> None:
-    """Others go on to see what was published before, and what is next."""
+def test_failed_write_raises(fd: int, break_os: BreakOs) -> None:
+    """Others still see the last published snapshot, and later the next one."""
     mine = claim(fd)
     mine.publish(ONE)
     break_os("pwrite", errno.ENOSPC, times=1)
@@ -184,7 +182,7 @@ def test_what_cannot_be_written_is_an_error(fd: int, break_os: BreakOs) -> None:
     assert TWO == mine.merge_all()
 
 
-def test_what_does_not_fit_is_an_error(fd: int) -> None:
+def test_snapshot_that_does_not_fit_raises(fd: int) -> None:
     """A slot never grows into the next one."""
     mine = claim(fd)
     mine.publish(ONE)
@@ -199,8 +197,8 @@ def test_what_does_not_fit_is_an_error(fd: int) -> None:
     assert largest == mine.merge_all()
 
 
-def test_what_has_not_changed_is_not_written(fd: int, break_os: BreakOs) -> None:
-    """An idle worker only looks at its own numbers."""
+def test_unchanged_snapshot_is_not_written(fd: int, break_os: BreakOs) -> None:
+    """An idle worker only reads its own numbers."""
     mine = claim(fd)
     fault = break_os("pwrite", errno.ENOSPC, times=0)
     for snapshot in (ONE, ONE, TWO, TWO):
@@ -209,7 +207,7 @@ def test_what_has_not_changed_is_not_written(fd: int, break_os: BreakOs) -> None
 
 
 def test_a_scrape_sees_whole_snapshots_in_their_order(fd: int) -> None:
-    """However a read falls between the writes, the numbers are of one moment and never fall."""
+    """In any interleaving with writes, the numbers are of one moment and never fall."""
     mine = claim(fd)
     is_over = threading.Event()
 
@@ -234,8 +232,8 @@ def test_a_scrape_sees_whole_snapshots_in_their_order(fd: int) -> None:
 
 
 @pytest.mark.parametrize("passed", [None, "", "none", "-1", "0", "999999"])
-def test_a_first_master_makes_the_file(passed: str | None) -> None:
-    """It takes nothing for the file that is not; what it was told is gone from its environment."""
+def test_first_master_creates_the_file(passed: str | None) -> None:
+    """It rejects an inherited value that is not the file, and removes it from its environment."""
     environ = {"OTHER": "x"} | ({slots.VARIABLE: passed} if passed is not None else {})
     fd = open_shared_file(environ)
     assert f"/memfd:{slots.NAME} (deleted)" == os.readlink(f"/proc/self/fd/{fd}")

@@ -1,1 +1,1 @@
-"""Tests of what makes stored lines readable."""
+"""Tests of the readable forms of stored lines."""

@@ -1,4 +1,4 @@
-"""The order of levels, and what an unknown one counts as."""
+"""The order of levels, including unknown ones."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def test_levels_are_ordered_by_severity() -> None:
 
 @pytest.mark.parametrize("names", RANKS, ids=lambda names: names[0])
 def test_other_names_of_a_level_are_the_same(names: tuple[str, ...]) -> None:
-    """`WARN` is as severe as `warning`, on both sides."""
+    """`WARN` is as severe as `warning`, in logs and filters."""
     for name in names:
         assert is_severe_enough(f" {name.upper()} ", names[0])
         assert is_severe_enough(names[0], name.title())
@@ -44,8 +44,8 @@ def test_a_level_that_is_not_known_counts_as_info(level: str) -> None:
     assert not is_severe_enough(level, "notice")
 
 
-def test_a_least_level_that_is_not_known_means_it_alone() -> None:
-    """Levels of one's own can be asked for, in any case."""
+def test_unknown_lowest_level_selects_only_itself() -> None:
+    """Custom levels can be selected, in any case."""
     assert is_severe_enough("Audit", " aUDIT")
     assert not is_severe_enough("error", "audit")
     assert not is_severe_enough("other", "audit")
@@ -53,7 +53,7 @@ def test_a_least_level_that_is_not_known_means_it_alone() -> None:
 
 @pytest.mark.parametrize("names", RANKS, ids=lambda names: names[0])
 def test_lnav_knows_the_same_levels(names: tuple[str, ...]) -> None:
-    """Every name stands for exactly one of lnav's levels, in any case."""
+    """Every name belongs to exactly one of lnav's levels, in any case."""
     levels = {
         name: [level for level, pattern in LNAV["level"].items() if re.search(pattern, name)]
         for name in (*names, names[0].upper())

@@ -37,10 +37,8 @@ DEEP = LINE.replace(b'"Ann"', b"[" * 100_000 + b"]" * 100_000)
         ({"since": "2024-05-31T15:30:45Z"}, {"since": "9999-12-31T23:59:59Z"}),
     ],
 )
-def test_a_log_must_have_what_is_asked_for(
-    wanted: dict[str, Any], not_wanted: dict[str, Any]
-) -> None:
-    """Each filter alone, and each beside one that matches."""
+def test_log_must_match_each_filter(wanted: dict[str, Any], not_wanted: dict[str, Any]) -> None:
+    """Each filter alone, and each with another one that matches."""
     assert LogFilter(**wanted).matches(LINE)
     assert not LogFilter(**not_wanted).matches(LINE)
     beside = {"level": "error", "text": "e", "since": "0001"} | not_wanted
@@ -48,7 +46,7 @@ def test_a_log_must_have_what_is_asked_for(
 
 
 def test_without_a_filter_every_line_is_shown() -> None:
-    """Blank ones aside; one that holds no log is shown only if nothing is asked for."""
+    """Except blank ones; a line that is no log is shown only without filters."""
     assert LogFilter().matches(LINE)
     assert LogFilter().matches(b"no log")
     assert not LogFilter().matches(b"")
@@ -60,7 +58,7 @@ def test_without_a_filter_every_line_is_shown() -> None:
     [b"{}", b"[]", b"\0\0", b'{"project_id":1}', b"\xff", LINE[:-1], DEEP],
 )
 def test_lines_that_are_no_logs_match_no_filter(line: bytes) -> None:
-    """They cannot have what is asked for."""
+    """They have no fields."""
     assert not LogFilter(text="").matches(line)
 
 
@@ -71,7 +69,7 @@ def test_a_log_without_metadata_has_none_to_search() -> None:
 
 
 def test_timestamps_sort_by_time_at_any_precision() -> None:
-    """Also where one has no fraction, or one with zeros at its end."""
+    """Also without a fraction, or with zeros at its end."""
     stamps = ["0001-01-01T00:00:00Z", "2024-05-31T15:30:45Z", "2024-05-31T15:30:45.000000001Z"]
     stamps += ["2024-05-31T15:30:45.1Z", "2024-05-31T15:30:45.12Z", "2024-05-31T15:30:46Z"]
     assert all(sort_key(earlier) < sort_key(later) for earlier, later in pairwise(stamps))

@@ -50,7 +50,7 @@ class Line(msgspec.Struct, omit_defaults=True):
 
 @st.composite
 def encoded(draw: st.DrawFn, text: str) -> str:
-    """Return a JSON string as one of the encoders that there are writes it."""
+    """Return a JSON string in the form of one of several encoders."""
     way = draw(st.sampled_from(["ascii", "utf-8", "slashes", "all"]))
     if way == "all":
         units = text.encode("utf-16-be")
@@ -129,12 +129,12 @@ text_filters = st.builds(LogFilter, text=texts, match_case=st.booleans())
 
 
 def expected(wanted: LogFilter, block: bytes) -> list[tuple[int, bytes]]:
-    """Return what a parse of every line finds."""
+    """Return the result of parsing every line."""
     return [(offset, line) for offset, line in every_line(block) if wanted.matches(line)]
 
 
 def line_of(level: bytes = b"info", message: bytes = b"m", metadata: bytes = b"{}") -> bytes:
-    """Return a stored line of these texts, as they are encoded."""
+    """Return a stored line of these encoded texts."""
     head = b'{"project_id":"p","timestamp":"2024-05-31T15:30:45Z","level":"%b","service":"s",'
     return head % level + b'"message":"%b","metadata":%b}' % (message, metadata)
 
@@ -183,7 +183,7 @@ def test_each_member_of_the_metadata_is_found(metadata: dict[str, str]) -> None:
 
 
 def test_a_rare_text_costs_no_parse(monkeypatch: Any) -> None:
-    """Nor does one of a line with colors, whose escapes are control characters'."""
+    """Nor does one in a line with colors, whose escapes are control characters."""
     line = (
         b'{"project_id":"p","timestamp":"","level":"%b","service":"%b","message":"\\u001b[31m"}\n'
     )
@@ -203,7 +203,7 @@ def test_a_rare_text_costs_no_parse(monkeypatch: Any) -> None:
 
 
 def test_all_letters_that_fold_to_ascii_are_known() -> None:
-    """Python's Unicode tables say which."""
+    """They are those of Python's Unicode tables."""
     letters = (chr(code) for code in range(128, 0x110000))
     folded = [one for one in letters if re.search("[\0-\x7f]", one.casefold())]
     assert "".join(folded) == prefilter.FOLDED_TO_ASCII

@@ -1,4 +1,4 @@
-"""Reading segments in several processes yields what reading them in one does."""
+"""Reading segments in several processes has the same result as in one."""
 
 import logging
 import os
@@ -134,7 +134,7 @@ def test_full_pipes_do_not_stop_the_merge(
 
 
 def test_killed_process_fails_its_segment(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The others are read all the same."""
+    """The others are read nevertheless."""
     before = children()
     parts = find_parts(data_dir, ProcessPart)
 
@@ -157,7 +157,7 @@ def test_killed_process_fails_its_segment(data_dir: Path, caplog: pytest.LogCapt
 def test_errors_of_a_process_are_those_of_its_segment(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Damaged ones are failed, and removed ones removed."""
+    """Damaged segments are failed, and removed ones removed."""
     parts = find_parts(data_dir, ProcessPart)
     damaged, removed, *_ = sorted(data_dir.iterdir())
     damaged.write_bytes(b"bad")

@@ -31,12 +31,12 @@ def look(
     *,
     is_bound: bool = False,
 ) -> Any:
-    """Return what one look finds."""
+    """Return the result of one poll."""
     return json.loads(logs_of(data_dir).look(wanted or LogFilter(), after, is_bound=is_bound))
 
 
 def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
-    """As they are stored, with the rank of its level, and what it is asked for by as a whole."""
+    """As stored, with the rank of its level, and an id for the whole log."""
     line = make_line("a\nb\0", NOW, level="WARN", metadata={"x": [1.50]})
     make_segment(tmp_path, NAME, make_line("older", NOW, level="audit"), line)
     page = look(tmp_path)
@@ -70,7 +70,7 @@ def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
     ],
 )
 def test_long_texts_are_shortened(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """The whole log is there for who asks for it."""
+    """The whole log is available by its id."""
     line = make_line(**{"message": "m", **fields})
     make_segment(tmp_path, NAME, line)
     (log,) = look(tmp_path)["logs"]
@@ -87,15 +87,15 @@ def test_long_texts_are_shortened(tmp_path: Path, fields: dict[str, Any]) -> Non
 
 
 def test_a_page_is_bounded(tmp_path: Path) -> None:
-    """Of many logs the newest are shown, and that there are others."""
+    """Of many logs the newest are returned, with a note that there are others."""
     make_segment(tmp_path, NAME, *(make_line(f"{n}", NOW) for n in range(MAX_LOGS + 1)))
     page = look(tmp_path)
     assert ["100", "1"] == [page["logs"][place]["message"] for place in (0, -1)]
     assert not page["is_all"]
 
 
-def test_a_line_that_is_no_log_is_shown_to_who_may_see_all(tmp_path: Path) -> None:
-    """Its text is the message; who sees some projects, or asks for something, does not get it."""
+def test_line_that_is_no_log_needs_an_unbound_token(tmp_path: Path) -> None:
+    """Its text is the message; bound tokens and filters do not get it."""
     make_segment(tmp_path, NAME, b'{"torn\xff' + b"x" * 10_000 + b"\n")
     (log,) = look(tmp_path)["logs"]
     assert log["message"].startswith('{"torn\ufffdxxx')
@@ -106,7 +106,7 @@ def test_a_line_that_is_no_log_is_shown_to_who_may_see_all(tmp_path: Path) -> No
 
 
 def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
-    """Also whole logs, whose ids it may guess."""
+    """Also for whole logs, whose ids it may guess."""
     make_segment(tmp_path, NAME, make_line("mine", NOW, project_id="a"), make_line("x", NOW))
     bound = LogFilter(projects={"a"})
     assert ["mine"] == [log["message"] for log in look(tmp_path, bound)["logs"]]
@@ -118,7 +118,7 @@ def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("others", [0, 1, 50])
 def test_a_bound_token_sees_the_same_whatever_others_send(tmp_path: Path, others: int) -> None:
-    """Sizes and positions of their logs stand neither in ids and cursors nor beside them."""
+    """Ids and cursors contain no sizes or positions of others' logs."""
     bound = LogFilter(projects={"a"})
     mine = [make_line(f"mine {number}", NOW, project_id="a") for number in range(2)]
     theirs = [make_line("x" * 1000, NOW)] * others
@@ -281,14 +281,14 @@ def test_the_cursor_of_a_gap_fits_into_a_request_line(
         assert len(answer["after"]) < 3000
 
 
-def test_a_cursor_does_not_tell_whether_anything_came(tmp_path: Path) -> None:
+def test_cursor_does_not_show_whether_logs_arrived(tmp_path: Path) -> None:
     """The next one differs in any case."""
     make_segment(tmp_path, NAME, make_line("x", NOW), suffix=".ndjson.open")
     assert look(tmp_path)["after"] != look(tmp_path)["after"]
 
 
-def test_a_cursor_of_another_service_is_none(tmp_path: Path) -> None:
-    """Whoever knows its form cannot make one either."""
+def test_cursor_of_another_service_is_invalid(tmp_path: Path) -> None:
+    """Knowing its form is not enough to make one."""
     make_segment(tmp_path, NAME, make_line("x", NOW))
     other = RecentLogs(tmp_path, 100_000, b"o" * 32)
     after = json.loads(other.look(LogFilter(), None))["after"]
@@ -311,14 +311,14 @@ def test_a_cursor_of_another_service_is_none(tmp_path: Path) -> None:
         "../x:1",
     ],
 )
-def test_what_is_no_id_finds_nothing(tmp_path: Path, id: str) -> None:
-    """Whoever asks may write what it likes."""
+def test_invalid_id_finds_nothing(tmp_path: Path, id: str) -> None:
+    """Clients may send any text."""
     make_segment(tmp_path, NAME, make_line("x", NOW))
     assert logs_of(tmp_path).look_at(LogFilter(), id) is None
 
 
-def test_a_damaged_segment_is_passed_over(tmp_path: Path) -> None:
-    """The others are shown; of the damaged one, no log is found."""
+def test_damaged_segment_is_skipped(tmp_path: Path) -> None:
+    """The others are shown; no log of the damaged one is found."""
     make_segment(tmp_path, NAME, make_line("x", NOW))
     damaged = make_segment(tmp_path, make_name(NOW, 2), make_line("y", NOW), suffix=".ndjson.zst")
     damaged.write_bytes(damaged.read_bytes()[:-5] + b"?????")
@@ -327,7 +327,7 @@ def test_a_damaged_segment_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_large_log_does_not_hide_the_others(tmp_path: Path) -> None:
-    """The largest that the service takes fits into what a look reads."""
+    """The largest accepted log fits into one poll."""
     make_segment(tmp_path, NAME, make_line("older", NOW), make_line("x" * 99_000, NOW))
     large, older = look(tmp_path)["logs"]
     assert ("older", True, TEXT_CHARACTERS) == (
@@ -340,7 +340,7 @@ def test_a_large_log_does_not_hide_the_others(tmp_path: Path) -> None:
 def test_a_search_reads_no_more_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What matches nothing is not looked for in all that is stored; the page is told so."""
+    """A search without results does not read everything; the page is notified."""
     monkeypatch.setattr(recent_logs, "READ_BYTES", 100_000)
     monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
     make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 2000)
@@ -350,7 +350,7 @@ def test_a_search_reads_no_more_than_it_may(
 
 
 def test_a_search_sleeps_most_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker's requests wait for the interpreter while its thread computes."""
+    """Requests of the worker wait while its thread computes."""
     slept: list[float] = []
     monkeypatch.setattr(log_search, "_sleep", slept.append)
     make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 5000)

@@ -27,8 +27,8 @@ def test_a_text_that_was_not_sealed_is_rejected(text: str) -> None:
                 SEALER.open_hidden(wrong)
 
 
-def test_a_hidden_text_tells_neither_its_length_nor_that_it_is_the_same() -> None:
-    """Cursors that grow with what others send look alike."""
+def test_sealed_text_hides_length_and_equality() -> None:
+    """Cursors that grow with others' logs look alike."""
     sealed = [SEALER.seal_hidden("x" * size) for size in (1, 10, 100, 100)]
     assert 1 == len({len(text) for text in sealed})
     assert 4 == len(set(sealed))
@@ -36,7 +36,7 @@ def test_a_hidden_text_tells_neither_its_length_nor_that_it_is_the_same() -> Non
 
 
 def test_a_sealed_text_fits_into_a_query() -> None:
-    """Whatever it has in it, as a cursor of many segments."""
+    """With any content, such as a cursor of many segments."""
     sealed = SEALER.seal_hidden("20261123T062500.123456Z-4711:184940," * 64)
     assert len(sealed) < 2500
     assert sealed.replace("-", "").replace("_", "").isalnum()
