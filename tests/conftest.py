@@ -36,15 +36,15 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 @pytest.fixture(autouse=True)
 def first_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test see the traceback that is logged once a minute."""
+    """Let each test see the traceback that is logged once per minute."""
     monkeypatch.setattr(log, "_tracebacks", log._Tracebacks())
 
 
 @pytest.fixture
 def break_os(monkeypatch: pytest.MonkeyPatch) -> BreakOs:
-    """Return what makes a function of `os` fail: `break_os("fdatasync", errno.EIO, times=1)`.
+    """Return a function that makes one of `os` fail: `break_os("fdatasync", errno.EIO, times=1)`.
 
-    `module` is where another function is, as of `files.rename_new`.
+    `module` is the module of another function, as of `files.rename_new`.
     """
 
     def break_function(
@@ -59,7 +59,7 @@ def break_os(monkeypatch: pytest.MonkeyPatch) -> BreakOs:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    """Return the disk that the service sees, with room on it."""
+    """Return the service's disk, with free space."""
     fake = Disk(1 << 40)
     monkeypatch.setattr(os, "statvfs", fake.statvfs)
     return fake
@@ -67,13 +67,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Return settings with a token, for a data directory of the test's own."""
+    """Return settings with a token, for the test's own data directory."""
     return Settings(data_dir=tmp_path, tokens=TOKEN, min_free_bytes=0)
 
 
 @pytest.fixture
 def hub_reports() -> Iterator[list[str]]:
-    """Return the reports of blocked hubs so far; one that is left at the end fails the test."""
+    """Return the reports of blocked hubs so far; a remaining one fails the test."""
     reports: list[str] = []
     yield reports
     assert not reports, "".join(reports)
@@ -81,7 +81,7 @@ def hub_reports() -> Iterator[list[str]]:
 
 @pytest.fixture
 def hub_monitor(hub_reports: list[str]) -> Iterator[HubMonitor]:
-    """Return a monitor of the hub; it does not count the test's own greenlet, unless told so."""
+    """Return a monitor of the hub, which ignores the test's own greenlet unless asked."""
     monitor = HubMonitor(hub_reports.append, exempt=greenlet.getcurrent())
     yield monitor
     monitor.stop()

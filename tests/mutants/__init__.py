@@ -1,1 +1,1 @@
-"""Guards that are taken out of the code one by one, and the tests that must notice."""
+"""Guards that are removed from the code one by one, and the tests that must notice."""

@@ -1,6 +1,6 @@
-"""Take each guard out of a copy of the code, and see its tests fail: `python -m tests.mutants`.
+"""Remove each guard from a copy of the code, and see its tests fail: `python -m tests.mutants`.
 
-Ends with status 1 where a guard was missed by its tests.
+Ends with status 1 if the tests of a guard did not notice.
 """
 
 import argparse
@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 300
 
 
 class Verdict(Enum):
-    """What became of a guard's tests without the guard."""
+    """The outcome of a guard's tests without the guard."""
 
     CAUGHT = "caught"
     MISSED = "MISSED"
@@ -33,7 +33,7 @@ class Verdict(Enum):
 
 
 def judge(guard: Guard) -> Verdict:
-    """Run a guard's tests without the guard; where they fail, they must pass with it."""
+    """Run a guard's tests without the guard; if they fail, they must pass with it."""
     with tempfile.TemporaryDirectory(prefix="astralog-mutant-") as directory:
         copy = Path(directory) / "checkout"
         shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
@@ -66,7 +66,7 @@ def passes(checkout: Path, guard: Guard) -> bool:
 
 
 def main() -> int:
-    """Judge the guards that the command line names, or all, and print the table."""
+    """Test the guards that the command line names, or all, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", default="", help="a part of the guards' names")
     options = parser.parse_args()

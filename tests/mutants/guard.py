@@ -1,4 +1,4 @@
-"""A piece of code that keeps a promise, found by the definition that it stands in."""
+"""A piece of code that keeps a promise, found by its enclosing definition."""
 
 import ast
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ class Guard(NamedTuple):
     tests: tuple[str, ...]
 
     def find(self, root: Path) -> Path:
-        """Return the file of the checkout `root` that the code stands in.
+        """Return the file of the checkout `root` that contains the code.
 
-        A definition that its module no longer has is looked for in all others. Raises ValueError
+        A definition that its module no longer has is searched in all others. Raises ValueError
         unless there is exactly one.
         """
         module, _, definition = self.place.partition(":")
@@ -46,7 +46,7 @@ class Guard(NamedTuple):
         return elsewhere[0]
 
     def remove_from(self, text: str) -> str:
-        """Return a module's text without the guard; ValueError unless its code is there once."""
+        """Return a module's text without the guard; ValueError unless its code occurs once."""
         definition = self.place.partition(":")[2]
         places = [
             place
@@ -66,9 +66,9 @@ def _occurrences(text: str, code: str, start: int, end: int) -> Iterator[int]:
 
 
 def _spans(text: str, name: str) -> list[tuple[int, int]]:
-    """Return where definitions of a dotted name begin and end: whole lines, decorators included.
+    """Return the line ranges of the definitions of a dotted name, decorators included.
 
-    There are several of a property that can be set, for example.
+    A property with a setter has several, for example.
     """
     lines = text.splitlines(keepends=True)
     offsets = [0]
@@ -81,7 +81,7 @@ def _spans(text: str, name: str) -> list[tuple[int, int]]:
 
 
 def _definitions(body: list[ast.stmt], names: list[str]) -> Iterator[Definition]:
-    """Yield the statements that define a name, which may stand within others or under an `if`."""
+    """Yield the statements that define a name, which may be nested or under an `if`."""
     for node in body:
         if isinstance(node, Definition) and names[0] in _names(node):
             if len(names) == 1:

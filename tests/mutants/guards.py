@@ -1,4 +1,4 @@
-"""Every guard that is taken out by name, and the tests that must notice that it is gone."""
+"""Every guard by name, and the tests that must notice its removal."""
 
 from tests.mutants.guard import Guard
 

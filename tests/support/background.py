@@ -1,4 +1,4 @@
-"""What a test does in a thread while something else runs."""
+"""Work of a test in a background thread."""
 
 import contextlib
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def meanwhile(step: Callable[[], None], pause_seconds: float) -> Iterator[None]:
-    """Call a function in a thread, once and again and again while the block runs."""
+    """Call a function in a thread, again and again while the block runs."""
     over = threading.Event()
 
     def repeat() -> None:

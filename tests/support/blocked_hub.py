@@ -35,9 +35,9 @@ _get_ident = get_original("_thread", "get_ident")
 
 
 class HubMonitor:
-    """Watches the hub of the thread that makes it, until it is stopped.
+    """Watches the hub of the thread that creates it, until it is stopped.
 
-    `report` gets the text of each report, from any thread. What the greenlet `exempt` does is not
+    `report` gets the text of each report, from any thread. Work of the greenlet `exempt` is not
     counted.
     """
 
@@ -64,14 +64,14 @@ class HubMonitor:
         _start_thread(self._sample_forever, ())
 
     def stop(self) -> None:
-        """End the watch; called in the same thread."""
+        """Stop; call this in the same thread."""
         self._is_stopped = True
         greenlet.settrace(self._traced_before)
         self._watcher.stop()
 
     @contextmanager
     def count_exempt(self) -> Iterator[None]:
-        """Count what the greenlet that is exempt does meanwhile, if this is called in it."""
+        """Count the work of the exempt greenlet during the block, if called in it."""
         if self._exempt is not greenlet.getcurrent():
             yield
             return
@@ -84,7 +84,7 @@ class HubMonitor:
             self._exempt = exempt
 
     def _trace(self, event: str, args: tuple[greenlet.greenlet, greenlet.greenlet]) -> None:
-        """Count what was done until this switch. Source: greenlet's documents, "Tracing"."""
+        """Record the work until this switch. Source: greenlet's documents, "Tracing"."""
         self._end_period(args[0])
         self._current = args[1]
         self._function = getattr(args[1], "_run", None)
@@ -110,7 +110,7 @@ class HubMonitor:
         self._report(f"{what}, running {self._function}:\n{stack}\n")
 
     def _sample_forever(self) -> None:
-        """Take the stack of a hub that is blocked while it is; also report one that stays so."""
+        """Sample the stack of a hub while it is blocked; also report one that stays blocked."""
         while not self._is_stopped:
             _sleep(SAMPLE_SECONDS)
             since = self._since
@@ -128,7 +128,7 @@ def _format(frame: FrameType | None) -> str:
 
 
 def append_report(text: str) -> None:
-    """Append a report to the file for them."""
+    """Append a report to the reports' file."""
     fd = os.open(os.environ[FILE_VARIABLE], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(fd, text.encode())

@@ -1,4 +1,4 @@
-"""How long the greenlets of a thread compute before its hub may serve others."""
+"""The CPU time that a thread's greenlets use before its hub may serve others."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ class Stretches:
         self._since = time.thread_time()
 
     def end(self) -> None:
-        """End a stretch, and begin another."""
+        """End a stretch, and start another."""
         now = time.thread_time()
         self.longest = max(self.longest, now - self._since)
         self._since = now
@@ -27,7 +27,7 @@ class Stretches:
 
 @contextmanager
 def cpu_stretches() -> Iterator[Stretches]:
-    """Measure the block: CPU time does not depend on what else the machine does."""
+    """Measure the block in CPU time, which does not depend on other load of the machine."""
     stretches = Stretches()
 
     def trace(event: str, greenlets: Any) -> None:

@@ -27,7 +27,7 @@ QUIET = [
 
 
 class Browser:
-    """A window of a given size with nothing in it; a narrow one is a phone's."""
+    """An empty window of a given size; a narrow one is a phone's."""
 
     def __init__(self, directory: Path, width: int, height: int) -> None:
         assert DRIVER
@@ -61,27 +61,27 @@ class Browser:
         self.driver.get(url)
 
     def run(self, script: str, *arguments: object) -> Any:
-        """Run JavaScript in the page and return what it returns."""
+        """Run JavaScript in the page and return its result."""
         return self.driver.execute_script(script, *arguments)
 
     def text(self, selector: str = "body") -> str:
-        """Return the visible text of the first element that a CSS selector finds, or nothing."""
+        """Return the visible text of the first element that matches a CSS selector, or nothing."""
         script = "return document.querySelector(arguments[0])?.innerText ?? ''"
         return str(self.run(script, selector))
 
     def click(self, selector: str) -> None:
-        """Click the element that a CSS selector finds, once it is there, as a person would."""
+        """Click the element that matches a CSS selector, once it exists, as a person would."""
         self._find(selector).click()
 
     def type(self, selector: str, text: str) -> None:
-        """Type a text into the field that a CSS selector finds."""
+        """Type a text into the field that matches a CSS selector."""
         self._find(selector).send_keys(text)
 
     def _find(self, selector: str) -> WebElement:
         return wait_for(lambda: self.driver.find_elements(By.CSS_SELECTOR, selector))[0]
 
     def messages(self) -> list[str]:
-        """Return what the page wrote to the console since the last call, violations included."""
+        """Return the page's console messages since the last call, including violations."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requested_hosts(self) -> set[str]:
@@ -96,5 +96,5 @@ class Browser:
         return {url.netloc for url in urls if url.scheme not in ("data", "chrome")}
 
     def screenshot(self) -> bytes:
-        """Return a PNG of what the window shows."""
+        """Return a PNG of the window."""
         return self.driver.get_screenshot_as_png()

@@ -1,4 +1,4 @@
-"""Start a ClickHouse engine in a process of its own, break it, and look at its tables."""
+"""Start a ClickHouse engine in a separate process, break it, and read its tables."""
 
 import http.client
 import json
@@ -49,7 +49,7 @@ Place = tuple[str, str, int]
 
 
 class ClickHouse:
-    """An engine whose tables outlive its process; with a certificate and a key, it speaks TLS."""
+    """An engine whose tables outlive its process; with a certificate and a key, it uses TLS."""
 
     def __init__(self, directory: Path, *certificate: Path) -> None:
         directory.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ class ClickHouse:
         self._port = 0
 
     def start(self) -> Self:
-        """Start the engine, with the tables that are shipped, on the port that it had before."""
+        """Start the engine with the shipped tables, on its earlier port."""
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -93,7 +93,7 @@ class ClickHouse:
             self.create_tables()
 
     def kill(self) -> None:
-        """End the engine at once, whatever it does."""
+        """Kill the engine, whatever it is doing."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(TIMEOUT_SECONDS)
 
@@ -104,7 +104,7 @@ class ClickHouse:
 
     @property
     def url(self) -> str:
-        """The tables' address, as a setting of forward; any user and password will do."""
+        """The tables' address as a setting of forward; any user and password are accepted."""
         scheme = "https" if self._certificate else "http"
         return f"{scheme}://someone:a-password@127.0.0.1:{self._port}/{DATABASE}"
 
@@ -113,7 +113,7 @@ class ClickHouse:
         return self._process.pid
 
     def query(self, text: str, database: str = DATABASE, timeout: float = TIMEOUT_SECONDS) -> str:
-        """Run a statement and return its answer."""
+        """Run a statement and return its result."""
         return self._post("/?" + urlencode({"database": database}), text, timeout)
 
     def _post(self, path: str, body: str = "", timeout: float = TIMEOUT_SECONDS) -> str:
@@ -132,7 +132,7 @@ class ClickHouse:
         return answer
 
     def create_tables(self) -> None:
-        """Run the statements that are shipped for one server, as clickhouse-client would."""
+        """Run the shipped statements for one server, as clickhouse-client would."""
         text = re.sub("--.*", "", DDL.read_text())
         for statement in filter(str.strip, text.split(";")):
             self.query(statement)
@@ -140,15 +140,15 @@ class ClickHouse:
     def break_inserts(
         self, fault: str, times: int = 1, after: int = 0, seconds: float = 30.0
     ) -> None:
-        """Make the inserts after the next ones go wrong in one of FAULTS; a silence lasts so long.
+        """Let inserts after the next ones fail with one of FAULTS; silences have a duration.
 
-        What was to go wrong before is forgotten.
+        Earlier faults are dropped.
         """
         assert fault in (*FAULTS, *LIES, DISCARD)
         self._break("insert", fault, times, after, seconds)
 
     def break_queries(self, fault: str, times: int = 1, after: int = 0) -> None:
-        """Make forward's queries after the next ones go wrong in one of QUERY_FAULTS."""
+        """Let forward's queries after the next ones fail with one of QUERY_FAULTS."""
         assert fault in QUERY_FAULTS
         self._break("query", fault, times, after, 30.0)
 
@@ -162,7 +162,7 @@ class ClickHouse:
         self._post("/fault?" + urlencode(fields))
 
     def faults_left(self) -> int:
-        """Return how many statements are still to go wrong, or to come before that."""
+        """Return the number of statements until the faults are over."""
         return int(self._post("/faults"))
 
     def rows(self, table: str = "logs", columns: str = "*") -> list[dict[str, Any]]:
@@ -171,7 +171,7 @@ class ClickHouse:
         return [json.loads(line) for line in answer.split("\n") if line]
 
     def count(self) -> int:
-        """Return how many rows both tables have."""
+        """Return the number of rows in both tables."""
         answer = self.query(
             "SELECT (SELECT count() FROM logs) + (SELECT count() FROM logs_dead_letter)"
         )
@@ -190,7 +190,7 @@ class ClickHouse:
 
 
 class Difference(NamedTuple):
-    """What is wrong in the tables, by the places where the lines come from."""
+    """The errors in the tables, by the places of their lines."""
 
     lost: list[Place]
     doubled: list[Place]
@@ -199,7 +199,7 @@ class Difference(NamedTuple):
 
 
 def compare(clickhouse: ClickHouse, stored: dict[Place, bytes]) -> Difference:
-    """Hold the tables against the lines that were stored."""
+    """Compare the tables with the stored lines."""
     rows = clickhouse.rows(columns="* EXCEPT timestamp, toString(timestamp) AS timestamp")
     dead = clickhouse.rows("logs_dead_letter")
     found = Counter(map(place_of, [*rows, *dead]))
@@ -222,12 +222,12 @@ def compare(clickhouse: ClickHouse, stored: dict[Place, bytes]) -> Difference:
 
 
 def place_of(row: dict[str, Any]) -> Place:
-    """Return where a row comes from."""
+    """Return the place of a row's line."""
     return row["node"], row["segment"], int(row["line"])
 
 
 def is_same(row: dict[str, Any], log: dict[str, Any]) -> bool:
-    """Return whether a row holds what a log does."""
+    """Return whether a row has the same values as a log."""
     day, _, rest = log["timestamp"].removesuffix("Z").partition("T")
     seconds, _, fraction = rest.partition(".")
     expected = {
@@ -241,7 +241,7 @@ def is_same(row: dict[str, Any], log: dict[str, Any]) -> bool:
 
 
 def stored_lines(node: str, paths: Iterable[Path]) -> Iterator[tuple[Place, bytes]]:
-    """Yield each line of segment files, with the place that its row should have."""
+    """Yield each line of segment files, with the expected place of its row."""
     for path in one_form_each(paths):
         segment = path.name.partition(".ndjson")[0]
         for number, line in enumerate(read_segment(path).split(b"\n")[:-1], 1):
@@ -286,7 +286,7 @@ class Forward:
         return [sys.executable, "-c", code]
 
     def start(self, *arguments: str, stderr: int | None = None) -> Self:
-        """Start it and return at once; its stderr goes to its log where no other file is given."""
+        """Start it and return at once; its stderr goes to its log unless another file is given."""
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
@@ -299,7 +299,7 @@ class Forward:
         return self
 
     def run_once(self, timeout: float = TIMEOUT_SECONDS) -> int:
-        """Deliver what is sealed, and return the exit status."""
+        """Deliver the sealed segments, and return the exit status."""
         with self.start("--once"):
             return self.wait(timeout)
 
@@ -313,16 +313,16 @@ class Forward:
         return self.wait()
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
+        """Kill it, whatever it is doing."""
         self.process.kill()
         self.wait()
 
     def log(self) -> str:
-        """Return what it wrote since it was last started."""
+        """Return its log since it was last started."""
         return self._log_path.read_bytes()[self._log_start :].decode()
 
     def all_logs(self) -> str:
-        """Return what it ever wrote."""
+        """Return its whole log."""
         return self._log_path.read_text()
 
     def __enter__(self) -> Self:
@@ -338,13 +338,13 @@ class Forward:
 
 
 def wait_for_rows(clickhouse: ClickHouse, count: int, timeout: float = 3 * TIMEOUT_SECONDS) -> None:
-    """Return when both tables have so many rows; more is a failure."""
+    """Return when both tables have this number of rows; more is a failure."""
     wait_for(lambda: clickhouse.count() >= count, timeout)
     assert clickhouse.count() == count
 
 
 def write_segment(directory: Path, lines: Iterable[bytes], number: int = 0) -> Path:
-    """Write a sealed segment, as the service would have left it; a higher number is a later one."""
+    """Write a sealed segment as the service does; a higher number is a later one."""
     path = directory / f"20261123T{number:06d}.000000Z-1.ndjson"
     draft = path.with_suffix(".draft")
     draft.write_bytes(b"".join(line + b"\n" for line in lines))
@@ -353,7 +353,7 @@ def write_segment(directory: Path, lines: Iterable[bytes], number: int = 0) -> P
 
 
 def make_line(number: int, **fields: Any) -> bytes:
-    """Return a stored line that can be told apart."""
+    """Return a unique stored line."""
     log = {
         "project_id": "org-xyz",
         "timestamp": "2024-05-31T15:30:45.123Z",
@@ -366,7 +366,7 @@ def make_line(number: int, **fields: Any) -> bytes:
 
 
 def damage_cursor(path: Path, damage: str) -> None:
-    """Leave a cursor as a fault of the disk or an operator might."""
+    """Damage a cursor as a disk fault or an operator might."""
     content = path.read_bytes()
     if damage == "lost":
         path.unlink()

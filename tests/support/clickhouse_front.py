@@ -76,11 +76,11 @@ class Engine:
         self._discarded: dict[str, Counter[str]] = {}  # rows of segments, by the inserts' tokens
 
     def next_fault(self, kind: str) -> str:
-        """Return the fault that the next statement of a kind meets, if any."""
+        """Return the fault of the next statement of a kind, or None."""
         return self.faults[kind].popleft() if self.faults[kind] else ""
 
     def query(self, text: str, params: dict[str, str]) -> bytes:
-        """Run a statement and return its answer; raises RuntimeError with the engine's words."""
+        """Run a statement and return its result; raises RuntimeError with the engine's message."""
         settings = ", ".join(
             f"{name} = '{value}'" for name, value in params.items() if name not in TRANSPORT
         )
@@ -94,16 +94,16 @@ class Engine:
         return bytes(result.bytes() or b"")
 
     def discard(self, token: str, rows: int) -> None:
-        """Take note of rows that are thrown away, as if a table had them."""
+        """Record rows that are dropped, as if a table had them."""
         _, segment, _ = token.split("/", 2)
         self._discarded[token] = Counter({segment: rows})
 
     def forget_discarded(self) -> None:
-        """Begin anew with what is thrown away."""
+        """Drop the records of dropped rows."""
         self._discarded.clear()
 
     def discarded(self, text: str) -> bytes | None:
-        """Return the answer to a question for whole segments that were thrown away."""
+        """Return the answer to a query for whole segments that were dropped."""
         if not (self._discarded and "uniqExact" in text):
             return None
         rows: Counter[str] = sum(self._discarded.values(), Counter())
@@ -127,7 +127,7 @@ class Engine:
 
 
 def _with_settings(text: str, settings: str) -> str:
-    """Return the statement with the settings where its grammar wants them."""
+    """Return the statement with the settings at the place that its grammar requires."""
     if not (settings and text.startswith(("INSERT", "SELECT"))):
         return text
     head, separator, tail = text.rpartition(" FORMAT ")
@@ -137,7 +137,7 @@ def _with_settings(text: str, settings: str) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks the part of ClickHouse's HTTP interface that its Python client uses."""
+    """Implements the part of ClickHouse's HTTP interface that its Python client uses."""
 
     protocol_version = "HTTP/1.1"
     rbufsize = 1024 * 1024  # with less, the client would measure how slow this is
@@ -145,11 +145,11 @@ class Handler(BaseHTTPRequestHandler):
     _query_id = ""
 
     def do_GET(self) -> None:
-        """Answer a ping, or a query that stands in the address."""
+        """Answer a ping, or a query in the address."""
         self.do_POST()
 
     def do_POST(self) -> None:
-        """Run a statement, which is in the address or in the body."""
+        """Run a statement from the address or the body."""
         parts = urlsplit(self.path)
         params = dict(parse_qsl(parts.query, keep_blank_values=True))
         if parts.path == "/ping":
@@ -198,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._answer(200, answer, written=written)
 
     def _answer_strangely(self, fault: str) -> None:
-        """Answer 200 to what was not run, in a way that shows it."""
+        """Answer 200 to a statement that was not run, in a recognisable way."""
         rows = b"".join(self._body()).count(b"\n")
         if fault == "page":
             self._send(200, [("Content-Type", "text/html")], PAGE)
@@ -217,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, b"", written=rows)
 
     def _misbehave(self, fault: str, answer: bytes = b"") -> None:
-        """Do something else than to answer, with what was sent stored or not."""
+        """Do something other than answering, with the rows stored or not."""
         self.close_connection = True
         if fault in ("silent", "mute"):
             time.sleep(self.engine.silent_seconds)
@@ -235,7 +235,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _body(self) -> Iterator[bytes]:
-        """Yield the body; raises ConnectionError where it ends before its time."""
+        """Yield the body; raises ConnectionError if it ends early."""
         if self.headers.get("Transfer-Encoding") == "chunked":
             while size := int(self.rfile.readline() or b"x", 16):
                 yield self._read(size + 2)[:-2]
@@ -244,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
             yield self._read(int(self.headers.get("Content-Length", 0)))
 
     def _discard_body(self) -> int:
-        """Read a body in chunks as fast as this can; return its rows, which have no CR LF."""
+        """Read a body in chunks as fast as possible; return its rows, which have no CR LF."""
         tail = b""
         rows = 0
         while not tail.endswith(b"\r\n0\r\n\r\n"):
@@ -290,12 +290,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Drops connections that break, as a server does."""
+    """Drops broken connections, as a server does."""
 
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore what a client that is gone, or half a request, leads to."""
+        """Ignore errors of disconnected clients and incomplete requests."""
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def is_closed(connection: Any) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
+    """Return a port that is currently free."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def many_open_files(count: int) -> Iterator[None]:
-    """Allow this process so many open files, or skip the test."""
+    """Allow this process to open many files, or skip the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         pytest.skip(f"NOT TESTED: many connections; only {hard} open files are allowed here")

@@ -1,4 +1,4 @@
-"""Decode bodies as the service does, without one: for unit tests and the fuzzers."""
+"""Decode bodies as the service does, without a service: for unit tests and the fuzzers."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -21,19 +21,19 @@ def make_context(
     deadline: float = inf,
     reservation: Reservation | None = None,
 ) -> Context:
-    """Return the context of a request; without `slots`, it shares them with no other."""
+    """Return the context of a request; without `slots`, it has its own."""
     return Context(projects, options, slots or Slots(), deadline, reservation or Unbounded())
 
 
 class Room:
-    """Memory that remembers what was asked of it, and ends at `limit`."""
+    """Memory that records its reservations, and ends at `limit`."""
 
     def __init__(self, limit: float = inf) -> None:
         self.limit = limit
         self.sizes: list[int] = []
 
     def resize(self, size: int) -> None:
-        """Hold so many bytes; raises Rejection beyond the limit."""
+        """Hold this number of bytes; raises Rejection beyond the limit."""
         self.sizes.append(size)
         self.check(size)
 
@@ -55,6 +55,6 @@ def encode_lines(body: bytes, projects: Collection[str] | None = None) -> Batch:
 
 @contextmanager
 def marshmallow_alone() -> Iterator[None]:
-    """Leave every log to marshmallow while the block runs: the compiled decoder takes none."""
+    """Leave every log to marshmallow during the block, without the compiled decoder."""
     with patch.object(logs, "store_timestamps", side_effect=ValueError):
         yield

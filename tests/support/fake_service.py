@@ -1,4 +1,4 @@
-"""A service that answers what a test tells it to, for tests of clients."""
+"""A service with prepared responses, for tests of clients."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ Headers = Mapping[str, str]
 
 
 class Request(NamedTuple):
-    """A batch as it came, `body` still compressed."""
+    """A batch as it was received, `body` still compressed."""
 
     received_at: float
     peer: tuple[str, int]
@@ -55,13 +55,13 @@ class Answer:
 
 
 def reject(status: int, code: str, errors: Any = None, **headers: str) -> Answer:
-    """Return a rejection in the service's own shape; a header's underscores are hyphens."""
+    """Return a rejection in the service's own form; a header's underscores are hyphens."""
     content = {"status": "rejected", "code": code, "message": "No.", "errors": errors}
     return Answer(status, content, {name.replace("_", "-"): headers[name] for name in headers})
 
 
 def hang_up(handler: "_Handler") -> None:
-    """End the connection without an answer."""
+    """Close the connection without a response."""
     handler.close_connection = True
 
 
@@ -70,7 +70,7 @@ Reply = Callable[["_Handler"], None]
 
 
 class Stall:
-    """An answer that comes only once the test says so, or not at all."""
+    """A response that is sent only once the test continues it, or never."""
 
     def __init__(self) -> None:
         self.is_over = threading.Event()
@@ -81,10 +81,10 @@ class Stall:
 
 
 class FakeService:
-    """Accepts batches, after the answers that a test has put into `answers`.
+    """Accepts batches, after the responses that a test has put into `answers`.
 
-    `decide`, if set, is asked for the answer to each request instead. `answer_early`, if set, is
-    sent before the body is read, and ends the connection.
+    `decide`, if set, returns the response to each request instead. `answer_early`, if set, is sent
+    before the body is read, and ends the connection.
     """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
@@ -100,7 +100,7 @@ class FakeService:
 
     @property
     def messages(self) -> list[str]:
-        """What was sent so far, in order."""
+        """The messages sent so far, in order."""
         return [message for request in list(self.requests) for message in request.messages]
 
     def __enter__(self) -> Self:
@@ -128,7 +128,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Let a client go away."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -155,4 +155,4 @@ class _Handler(BaseHTTPRequestHandler):
         answer(self)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""

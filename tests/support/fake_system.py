@@ -1,4 +1,4 @@
-"""A system that fails, fills up, and whose time stands still, as a test wants it."""
+"""A system whose calls fail, whose disk fills up, and whose time stands still, on request."""
 
 import os
 import time
@@ -10,7 +10,7 @@ import pytest
 
 
 class Fault:
-    """A function that fails for its first `times` calls, and works from then on."""
+    """A function that fails for its first `times` calls, and then works."""
 
     def __init__(self, function: Callable[..., Any], number: int, times: float) -> None:
         self._function = function
@@ -43,7 +43,7 @@ class Disk:
         self.flags = 0
 
     def statvfs(self, path: object) -> SimpleNamespace:
-        """Answer as `os.statvfs` does, as far as the service asks."""
+        """Return the fields of `os.statvfs` that the service uses."""
         return SimpleNamespace(
             f_bavail=self.free,
             f_frsize=1,
@@ -62,7 +62,7 @@ BreakOs = Callable[..., Fault]
 
 
 class Clock:
-    """A monotonic clock that stands still until a test moves it."""
+    """A monotonic clock that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()

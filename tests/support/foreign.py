@@ -1,4 +1,4 @@
-"""Files that an operator may put into a data directory, and that are no segments."""
+"""Files in a data directory that are not segments."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ CONTENT = b'{"an operator":"put this here"}\nhalf a li'
 
 
 def make_all(directory: Path) -> dict[str, str]:
-    """Make a file with each of the names, and all that is no file; return what `seen` does."""
+    """Create a file with each of the names, and entries that are not files; return `seen`."""
     for name in NAMES:
         (directory / name).write_bytes(CONTENT)
     for form in (".ndjson", ".ndjson.open", ".ndjson.zst"):
@@ -79,7 +79,7 @@ def _make(path: Path, kind: str) -> None:
 
 
 def seen(directory: Path) -> dict[str, str]:
-    """Return all that lies in a directory and is not a segment, with what it is."""
+    """Return all entries of a directory that are not segments, with their types."""
     found = {}
     for path in sorted(directory.rglob("*")):
         mode = path.lstat().st_mode

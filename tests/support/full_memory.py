@@ -1,4 +1,4 @@
-"""Start the service where /dev/shm is full, as any local user can make it."""
+"""Start the service with a full /dev/shm, which any local user can cause."""
 
 import functools
 import os
@@ -22,9 +22,9 @@ UNSHARE = ("unshare", "--mount", "--propagation", "private", "sh", "-c")
 
 
 class FullMemoryService(Service):
-    """A service with a /dev/shm of its own, which also is its place for temporary files.
+    """A service with its own /dev/shm, which also has its temporary files.
 
-    It is full from the start on, or when `fill` is called.
+    It is full from the start, or when `fill` is called.
     """
 
     def __init__(self, directory: Path, is_full: bool, **settings: object) -> None:
@@ -33,12 +33,12 @@ class FullMemoryService(Service):
         self._environ["TMPDIR"] = "/dev/shm"
 
     def command(self) -> list[str]:
-        """Return what starts the service in a mount namespace of its own."""
+        """Return the command that starts the service in a separate mount namespace."""
         prepare = f"{MOUNT} && {{ {FILL if self._is_full else ':'}\n}} 2>/dev/null; " + 'exec "$@"'
         return [*UNSHARE, prepare, "sh", *super().command()]
 
     def fill(self) -> Self:
-        """Leave no room in the service's /dev/shm."""
+        """Fill the service's /dev/shm."""
         enter = ["nsenter", "--mount", f"--target={self.process.pid}"]
         subprocess.run([*enter, "sh", "-c", FILL], capture_output=True, check=False)
         return self
@@ -51,7 +51,7 @@ class FullMemoryService(Service):
 
 @functools.cache
 def can_fill_memory() -> bool:
-    """Return whether a mount namespace with a small /dev/shm can be made here."""
+    """Return whether a mount namespace with a small /dev/shm can be created here."""
     command = [*UNSHARE, MOUNT]
     return (
         os.geteuid() == 0

@@ -1,4 +1,4 @@
-"""A client that sends batches with keys, and is as bad as a client can be."""
+"""A client that sends batches with keys, and misbehaves in every way that a client can."""
 
 import contextlib
 import http.client
@@ -27,7 +27,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Try(NamedTuple):
-    """What a try was answered: `code` is "accepted" where it was."""
+    """The outcome of a request: `code` is "accepted" if it was."""
 
     status: int
     code: str
@@ -36,9 +36,9 @@ class Try(NamedTuple):
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the answer, None where nothing is.
+        """The error of the response, or None.
 
-        The batches are well-formed, each with a key of its own: no 4xx is right but these.
+        The batches are valid, each with its own key: only these 4xx are right.
         """
         if self.status == 200:
             return None if self.code == "accepted" else f"200 {self.code}"
@@ -51,20 +51,20 @@ class Try(NamedTuple):
 
 
 class Listener(Protocol):
-    """What a client tells of each try."""
+    """The interface that a client reports each request to."""
 
     def note_try(self, number: int, port: int) -> None:
-        """Take note of a batch that is about to be posted from a port."""
+        """Record a batch that is about to be posted from a port."""
 
     def note_answer(self, answer: Try, seconds: float) -> None:
-        """Take note of an answer, and of how long it took."""
+        """Record a response and its duration."""
 
     def note_fault(self, fault: str) -> None:
-        """Take note of what must not be."""
+        """Record an error."""
 
 
 class KeyedClient:
-    """One client: its connection, and the batches that it has seen stored."""
+    """One client: its connection, and its stored batches."""
 
     def __init__(
         self, service: Service, listener: Listener, largest: int, chance: random.Random
@@ -80,7 +80,7 @@ class KeyedClient:
         self.remembered: list[int] = []
 
     def remember(self, number: int) -> None:
-        """Keep a batch, to send it again some time."""
+        """Keep a batch, to send it again later."""
         if len(self.remembered) == REMEMBERED_BATCHES:
             del self.remembered[self._chance.randrange(REMEMBERED_BATCHES)]
         self.remembered.append(number)
@@ -93,9 +93,9 @@ class KeyedClient:
         self._kept = 0
 
     def post(self, number: int) -> Try | None:
-        """Send a batch once; None where nobody answers.
+        """Send a batch once; return None without a response.
 
-        A batch that is sent again goes over a new connection, and so to any worker.
+        A batch that is sent again uses a new connection, and so any worker.
         """
         if number == self._number or self._kept == KEPT_BATCHES:
             self.close()
@@ -110,7 +110,7 @@ class KeyedClient:
         return answer
 
     def misbehave(self, number: int) -> None:
-        """Now and then lose an answer, cut a body short, or race with oneself, beforehand."""
+        """Sometimes lose a response, truncate a body, or race with itself, before the request."""
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             match self._chance.randrange(BAD_EVERY):
                 case 0:
@@ -126,7 +126,7 @@ class KeyedClient:
                         self._note(number, _read(racing), 0)
 
     def _send(self, number: int, is_half: bool = False) -> http.client.HTTPConnection:
-        """Send a batch, and return the connection on which its answer comes."""
+        """Send a batch, and return the connection of its response."""
         connection = self._connection
         if connection is None:
             connection = self._connection = self._service.open_connection(TIMEOUT_SECONDS)
@@ -143,14 +143,14 @@ class KeyedClient:
         return connection
 
     def _cut(self) -> None:
-        """Leave without an answer, at once or nearly so, now and then with a reset."""
+        """Disconnect without a response, almost at once, sometimes with a reset."""
         if self._connection and self._chance.random() < 0.5:
             self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         time.sleep(self._chance.choice((0, 0, 0.001, 0.005, 0.02)))
         self.close()
 
     def _note(self, number: int, answer: Try, seconds: float) -> None:
-        """Take note of an answer: of a batch's tries one alone may store it."""
+        """Record a response: only one request per batch may store it."""
         self._listener.note_answer(answer, seconds)
         if answer.status == 200 and not answer.is_replayed:
             if number in self._stored:
@@ -159,7 +159,7 @@ class KeyedClient:
 
 
 def _read(connection: http.client.HTTPConnection) -> Try:
-    """Read an answer; raises ValueError where it is none of the service's."""
+    """Read a response; raises ValueError if it is not the service's."""
     response = connection.getresponse()
     content = json.loads(response.read())
     is_replayed = response.headers["Idempotency-Replayed"] == "true"
@@ -174,7 +174,7 @@ def make_headers(number: int) -> dict[str, str]:
 
 
 def is_replay(answer: Answer) -> bool:
-    """Return whether an answer says that the batch was stored before; it must be 200."""
+    """Return whether a response marks a replay; its status must be 200."""
     assert 200 == answer.status, answer.raw
     replayed = answer.headers.get_all("Idempotency-Replayed", [])
     assert replayed in ([], ["true"])

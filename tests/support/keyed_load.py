@@ -1,4 +1,4 @@
-"""Clients that send every batch with a key, again and again until they see that it is stored."""
+"""Clients that send every batch with a key, again and again until it is stored."""
 
 import contextlib
 import itertools
@@ -26,10 +26,10 @@ NotePost = Callable[[int, int], None]
 
 
 class KeyedLoad:
-    """Threads that post batches with a key each until they see 200, also after cuts of their own.
+    """Threads that post batches with keys until they get 200, with interruptions.
 
-    With `is_patient`, a client waits for every answer, and sends nothing again that is stored.
-    `note_post` is told the batch and the port of each try.
+    With `is_patient`, a client waits for every response, and sends no stored batch again.
+    `note_post` gets the batch and the port of each request.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class KeyedLoad:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Begin no batch while the block runs; those that were begun are stored before."""
+        """Start no batch during the block; started ones are stored before."""
         self._may_post.clear()
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while self.undecided and time.monotonic() < deadline:
@@ -88,7 +88,7 @@ class KeyedLoad:
 
     @property
     def sent_again(self) -> int:
-        """The tries after the first one of each batch."""
+        """The requests after the first one of each batch."""
         return self.tries - len(self.acknowledged) - len(self.undecided)
 
     def _run(self, seed: str) -> None:
@@ -126,13 +126,13 @@ class KeyedLoad:
             time.sleep(PAUSE_SECONDS)
 
     def note_try(self, number: int, port: int) -> None:
-        """Take note of a batch that is about to be posted from a port."""
+        """Record a batch that is about to be posted from a port."""
         self._note_post(number, port)
         with self._lock:
             self.tries += 1
 
     def note_answer(self, answer: Try, seconds: float) -> None:
-        """Take note of an answer, and of what is wrong with it."""
+        """Record a response and its error."""
         with self._lock:
             self.slowest_seconds = max(self.slowest_seconds, seconds)
             self.replayed += answer.is_replayed
@@ -142,12 +142,12 @@ class KeyedLoad:
             self.note_fault(answer.fault)
 
     def note_fault(self, fault: str) -> None:
-        """Take note of what must not be."""
+        """Record an error."""
         with self._lock:
             self.faults[fault] += 1
 
     def check(self, logs: Iterable[dict[str, Any]]) -> None:
-        """Check that each batch is there whole and once, and that no answer was wrong.
+        """Check that each batch is stored completely and once, and that no response was wrong.
 
         Logs without a key may be among them.
         """
@@ -157,7 +157,7 @@ class KeyedLoad:
 
 
 class Found(NamedTuple):
-    """The batches of a load that are not there as they should be."""
+    """The batches of a load that are not stored correctly."""
 
     lost: list[int]
     doubled: list[int]
@@ -165,7 +165,7 @@ class Found(NamedTuple):
 
 
 def find_faults(load: KeyedLoad, lines: Counter[tuple[int, int]]) -> Found:
-    """Hold what is stored against a load: each line of each batch by how often it is there."""
+    """Compare the stored lines with a load: each line of each batch by its number of copies."""
     sizes = load.acknowledged | load.undecided
     found = Counter(batch for batch, _ in lines)
     lost = [batch for batch in load.acknowledged if not found[batch]]

@@ -1,4 +1,4 @@
-"""Clients that post batches without a pause and note what became of each."""
+"""Clients that post batches without a pause and record the outcome of each."""
 
 import contextlib
 import http.client
@@ -105,7 +105,7 @@ class Load:
         wait_for(lambda: len(self.acknowledged) >= enough)
 
     def wait_for_every_worker(self) -> None:
-        """Return when every worker has a segment of its own, and so has begun to serve."""
+        """Return when every worker has a segment, and so has started to serve."""
         wait_for(self._has_every_worker_stored)
 
     def _has_every_worker_stored(self) -> bool:
@@ -175,10 +175,10 @@ class Load:
             self.unanswered.discard(number)
 
     def note_post(self, number: int, port: int) -> None:
-        """Take note of a batch that is about to be posted from a port."""
+        """Record a batch that is about to be posted from a port."""
 
     def note_answer(self, number: int, size: int, status: int, body: dict[str, Any]) -> None:
-        """Take note of what became of a batch; only one thread at a time does so."""
+        """Record the outcome of a batch; only one thread at a time does so."""
         if status == self._protocol.accepted_status:
             self.acknowledged[number] = size
         else:

@@ -1,10 +1,10 @@
-"""Loggers apart from those of the tests' own process."""
+"""Loggers that are separate from those of the tests' own process."""
 
 import logging
 
 
 def make_logger(handler: logging.Handler) -> logging.Logger:
-    """Return a logger of every level with this handler alone."""
+    """Return a logger of every level with only this handler."""
     logger = logging.Logger("shop.billing")
     logger.addHandler(handler)
     return logger

@@ -24,7 +24,7 @@ def make_json(streams: Sequence[Stream]) -> bytes:
 def make_protobuf(
     streams: Sequence[Stream], edit: Callable[[bytes], bytes] = lambda message: message
 ) -> bytes:
-    """Return a push in protobuf, compressed by Snappy, once its message is edited."""
+    """Return a push in protobuf, compressed with Snappy, after its message was edited."""
     message = b"".join(wire_field(1, _stream(*stream)) for stream in streams)
     return bytes(cramjam.snappy.compress_raw(edit(message)))
 

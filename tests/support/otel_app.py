@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 
 def make_exporter(encoding: str) -> Any:
-    """Return the SDK's exporter for an encoding, which prints what is stored."""
+    """Return the SDK's exporter for an encoding, which prints the stored numbers."""
     module = "json.http" if encoding == "json" else "proto.http"
     module = f"opentelemetry.exporter.otlp.{module}._log_exporter"
     kind: Any = importlib.import_module(module).OTLPLogExporter
@@ -33,7 +33,7 @@ def make_exporter(encoding: str) -> Any:
 
 
 def main(encoding: str, count: int, pause_seconds: float) -> None:
-    """Log the numbers, in a span of their own each hundred."""
+    """Log the numbers, with a separate span per hundred."""
     provider = LoggerProvider()
     provider.add_log_record_processor(
         BatchLogRecordProcessor(make_exporter(encoding), schedule_delay_millis=100)

@@ -28,7 +28,7 @@ TIME = 1_717_169_445_123_456_789
 
 
 def any_value(value: Any) -> AnyValue:
-    """Return a value of Python as one of OpenTelemetry."""
+    """Return a Python value as OpenTelemetry's."""
     match value:
         case None:
             return AnyValue()
@@ -48,12 +48,12 @@ def any_value(value: Any) -> AnyValue:
 
 
 def key_values(attributes: dict[str, Any]) -> list[KeyValue]:
-    """Return attributes as OpenTelemetry has them."""
+    """Return attributes in OpenTelemetry's form."""
     return [KeyValue(key=key, value=any_value(value)) for key, value in attributes.items()]
 
 
 def make_record(body: Any = "User logged in", **fields: Any) -> LogRecord:
-    """Return a record; `attributes` are those of Python, None is left out."""
+    """Return a record; `attributes` are Python values, None is left out."""
     given = {"time_unix_nano": TIME, "severity_text": "INFO", "body": any_value(body), **fields}
     given["attributes"] = key_values(given.get("attributes", {}))
     return LogRecord(**{name: value for name, value in given.items() if value is not None})
@@ -73,7 +73,7 @@ def make_export(
 
 
 def to_json(export: ExportLogsServiceRequest) -> bytes:
-    """Return an export in OTLP's JSON: protobuf's, but for ids in hexadecimal and plain enums."""
+    """Return an export in OTLP's JSON: protobuf's, except for hexadecimal ids and plain enums."""
     found = MessageToDict(export, use_integers_for_enums=True)
     for resource in found.get("resourceLogs", ()):
         for scope in resource.get("scopeLogs", ()):
@@ -89,7 +89,7 @@ def encode(export: ExportLogsServiceRequest, kind: str) -> bytes:
 
 
 def wire_field(number: int, content: bytes) -> bytes:
-    """Return a field of protobuf's wire format that holds bytes; its number is 15 at most."""
+    """Return a field of protobuf's wire format with bytes; its number is 15 at most."""
     size, length = len(content), bytearray()
     while size > 127:
         length.append(size & 127 | 128)
@@ -121,7 +121,7 @@ class Export:
         return otlp.decode(self.encoding, body, make_context(projects, options))
 
     def logs(self, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
-        """Return the logs that an export becomes, as they are stored."""
+        """Return the stored logs of an export."""
         batch, invalid = self.decode(*arguments, **named)
         assert invalid is None
         *lines, rest = batch.lines.split(b"\n")
@@ -138,7 +138,7 @@ class Export:
         return rejected.value
 
     def error(self, *arguments: Any, **named: Any) -> dict[str, list[str]]:
-        """Return what is wrong with the one log of an export."""
+        """Return the error of the only log of an export."""
         rejection = self.rejection(*arguments, **named)
         assert rejection.code == "invalid_batch"
         assert rejection.errors is not None

@@ -1,4 +1,4 @@
-"""Programs that log through the Python client, which they find as one copied file beside them."""
+"""Programs that log through the Python client, as one file copied next to them."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ log = logging.getLogger("shop").info
 
 
 class Programs:
-    """The programs of a test; those that still run at its end are killed."""
+    """The programs of a test; those still running at its end are killed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -59,11 +59,11 @@ class Programs:
         return process
 
     def run(self, url: str, code: str, status: int = 0, **options: Any) -> str:
-        """Run a program to its end, and return what it wrote to stderr."""
+        """Run a program to its end, and return its stderr."""
         return self.wait(self.start(url, code, **options), status)
 
     def wait(self, process: subprocess.Popen[str], status: int = 0) -> str:
-        """Wait for a program's end, and return what it wrote to stderr."""
+        """Wait for a program's end, and return its stderr."""
         _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
         assert status == process.returncode, errors
         return errors
@@ -83,7 +83,7 @@ class Programs:
 
 
 def url_of(service: Service) -> str:
-    """Return where a program reaches the service."""
+    """Return the address at which a program reaches the service."""
     return f"http://127.0.0.1:{service.address[1]}"
 
 

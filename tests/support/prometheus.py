@@ -16,7 +16,7 @@ TARGETS = '["10.0.0.11:8080", "10.0.0.12:8080"]'
 
 
 class Prometheus(Service):
-    """Prometheus, which is talked to as the service is; it scrapes every second."""
+    """Prometheus, with the client functions of a service; it scrapes every second."""
 
     def __init__(self, directory: Path, services: list[Service]) -> None:
         directory.mkdir()
@@ -38,7 +38,7 @@ class Prometheus(Service):
         shutil.copy(DEPLOY / "alerts.yml", directory)
 
     def command(self) -> list[str]:
-        """Return what starts Prometheus."""
+        """Return the command that starts Prometheus."""
         return [
             "prometheus",
             f"--config.file={self._directory / 'prometheus.yml'}",
@@ -59,7 +59,7 @@ class Prometheus(Service):
             return False
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the series that an expression has now."""
+        """Return the current series of an expression."""
         query = urllib.parse.urlencode({"query": expression})
         answer = self.request("GET", f"/api/v1/query?{query}")
         assert 200 == answer.status, f"{expression}: {answer.raw.decode()}"
@@ -67,6 +67,6 @@ class Prometheus(Service):
         return series
 
     def rules(self) -> list[dict[str, Any]]:
-        """Return the rules of all groups, and what became of each."""
+        """Return the rules of all groups, with their states."""
         groups = self.request("GET", "/api/v1/rules").body["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]

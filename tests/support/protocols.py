@@ -1,4 +1,4 @@
-"""The protocols in which batches with numbers are sent, and their answers."""
+"""The protocols in which numbered batches are sent, and their responses."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _CODE = re.compile(r"\b([a-z_]+): ")
 
 
 class Protocol(NamedTuple):
-    """Where and how a batch of a number and a size is sent."""
+    """The path and the form of a batch with a number and a size."""
 
     path: str
     make_body: Callable[[int, int], bytes]
@@ -29,9 +29,9 @@ class Protocol(NamedTuple):
         return {"Authorization": f"Bearer {TOKEN}", "Content-Type": self.content_type}
 
     def read_answer(self, text: str) -> dict[str, Any]:
-        """Return the members of an answer; of a rejection, `code` and `message` are the service's.
+        """Return the members of a response; in a rejection, the service's `code` and `message`.
 
-        Other protocols have the two within a text of their own.
+        Other protocols have the two within a text.
         """
         if self is DRAIN:
             body: dict[str, Any] = json.loads(text)

@@ -18,12 +18,12 @@ NODES = ("10.0.0.11:8080", "10.0.0.12:8080")
 
 
 def find_program(name: str) -> str | None:
-    """Return where a program is, also one that only root has on the path."""
+    """Return the path of a program, also if it is only on root's search path."""
     return shutil.which(name, path=PATH)
 
 
 class Proxy(Service):
-    """A proxy in front of nodes, which is talked to as the service is, in the clear or by TLS."""
+    """A proxy in front of nodes, with the client functions of a service, in the clear or by TLS."""
 
     def __init__(self, directory: Path, nodes: list[Service]) -> None:
         directory.mkdir()
@@ -56,7 +56,7 @@ class Proxy(Service):
         return http.client.HTTPSConnection(*self._secure, timeout=timeout, context=context)
 
     def _configure(self, text: str, replacements: dict[str, str]) -> str:
-        """Return a configuration with the test's addresses and files in place of its own."""
+        """Return a configuration with the test's addresses and files."""
         for node, service in zip(NODES, self._nodes, strict=True):
             host, port = service.address
             replacements[node] = f"{host}:{port}"
@@ -70,7 +70,7 @@ class Nginx(Proxy):
     """nginx with deploy/nginx/astralog.conf in its http block."""
 
     def command(self) -> list[str]:
-        """Return what starts nginx, once its configuration is written."""
+        """Return the command that starts nginx, after writing its configuration."""
         replacements = {
             "listen 80;": f"listen 127.0.0.1:{self.address[1]};",
             "listen 443 ssl;": f"listen 127.0.0.1:{self._secure[1]} ssl;",
@@ -96,7 +96,7 @@ class Haproxy(Proxy):
     """HAProxy with deploy/haproxy/haproxy.cfg."""
 
     def command(self) -> list[str]:
-        """Return what starts HAProxy, once its configuration is written."""
+        """Return the command that starts HAProxy, after writing its configuration."""
         bundle = self._directory / "bundle.pem"
         bundle.write_text(self.certificate.read_text() + self.key.read_text())
         replacements = {

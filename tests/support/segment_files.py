@@ -1,4 +1,4 @@
-"""What lies in a data directory, read and written without the service."""
+"""The content of a data directory, read and written without the service."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ NAME = SegmentName("20261123T062500.123456Z-4711")
 
 
 def stored(directory: Path, pattern: str = "*.ndjson*") -> bytes:
-    """Return what all plain segments hold, oldest first."""
+    """Return the content of all plain segments, oldest first."""
     return b"".join(file.read_bytes() for file in sorted(directory.glob(pattern)))
 
 
@@ -19,7 +19,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def write_open(directory: Path, content: bytes, name: str = NAME) -> Path:
-    """Make an open segment, and return its path."""
+    """Create an open segment, and return its path."""
     file = directory / f"{name}.ndjson.open"
     file.write_bytes(content)
     return file

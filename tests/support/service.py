@@ -1,4 +1,4 @@
-"""Start the real service on a free port of 127.0.0.1, talk to it, and look at its files."""
+"""Start the real service on a free port of 127.0.0.1, send it requests, and read its files."""
 
 import contextlib
 import http.client
@@ -39,9 +39,9 @@ STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) wor
 
 
 def heed_signals() -> None:
-    """Take the signals that a shell lets its background jobs ignore.
+    """Handle the signals that a shell lets its background jobs ignore.
 
-    Whatever this process starts would ignore them too, until it has handlers of its own.
+    Processes started by this one would ignore them too, until they set their own handlers.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,7 +50,7 @@ def heed_signals() -> None:
 
 
 class Answer(NamedTuple):
-    """A response: `body` is its parsed JSON, None where it is none."""
+    """A response: `body` is its parsed JSON, or None."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """One running service with a data directory of its own.
+    """One running service with its own data directory.
 
     `settings` are the settings' names without their prefix: `Service(path, workers=1)`.
     """
@@ -100,12 +100,12 @@ class Service:
         self.workers = 0  #: How many there are to be, as the service said when it started.
 
     def start(self) -> Self:
-        """Start the service and return when it listens and its workers are there."""
+        """Start the service and return when it and its workers are ready."""
         self.launch()
         return self.wait_until_listening()
 
     def wait_until_listening(self) -> Self:
-        """Return when the service that was launched listens and its workers are there."""
+        """Return when the launched service and its workers are ready."""
         match = wait_for(self._started)
         self.address = ("127.0.0.1", int(match[1]))
         self.workers = int(match[2])
@@ -115,7 +115,7 @@ class Service:
         return self
 
     def fail_to_start(self) -> int:
-        """Start the service, which is expected to end by itself, and return its exit status."""
+        """Start the service, which must end by itself, and return its exit status."""
         self.launch()
         try:
             return self.wait()
@@ -137,7 +137,7 @@ class Service:
             )
 
     def command(self) -> list[str]:
-        """Return what starts the service; its process is the master's."""
+        """Return the command that starts the service; its process is the master's."""
         if self.is_monitored:
             return [sys.executable, str(Path(__file__).with_name("blocked_hub.py")), "wsgi:app"]
         return [str(Path(sys.executable).parent / "gunicorn"), "wsgi:app"]
@@ -148,7 +148,7 @@ class Service:
         return STARTED.search(self.log())
 
     def log(self) -> str:
-        """Return what the service wrote to stdout and stderr since it was last started."""
+        """Return the service's stdout and stderr since its last start."""
         return self._log_path.read_bytes()[self._log_start :].decode()
 
     def connect(self, timeout: float = TIMEOUT_SECONDS) -> socket.socket:
@@ -167,7 +167,7 @@ class Service:
         headers: dict[str, str] | None = None,
         timeout: float = TIMEOUT_SECONDS,
     ) -> Answer:
-        """Send one request on a connection of its own."""
+        """Send one request on a new connection."""
         connection = self.open_connection(timeout)
         try:
             connection.request(method, path, body, headers or {})
@@ -177,7 +177,7 @@ class Service:
             connection.close()
 
     def exchange(self, data: bytes, half_close: bool = False) -> Answer:
-        """Send bytes as they are, perhaps with nothing to follow, and read the answer."""
+        """Send bytes unchanged, perhaps with nothing to follow, and read the response."""
         with self.connect() as connection:
             connection.sendall(data)
             if half_close:
@@ -187,7 +187,7 @@ class Service:
     def drain(self, body: Any, headers: dict[str, str] | None = None, **kwargs: Any) -> Answer:
         """POST a body to /v1/drain with the token.
 
-        A batch is sent as JSON, bytes as they are, and an iterator of bytes in chunks.
+        A batch is sent as JSON, bytes unchanged, and an iterator of bytes in chunks.
         """
         if isinstance(body, dict):
             body = json.dumps(body).encode()
@@ -199,7 +199,7 @@ class Service:
         return [pid for pid in self._children() if process_name(pid) != COMPRESSOR_NAME]
 
     def compressor_pid(self) -> int | None:
-        """Return the process that compresses; None where there is none, or it only starts."""
+        """Return the compressor's process id; None if there is none, or it is starting."""
         pids = (pid for pid in self._children() if process_name(pid) == COMPRESSOR_NAME)
         return next(pids, None)
 
@@ -208,7 +208,7 @@ class Service:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def wait_for_workers(self, other_than: Iterable[int] = ()) -> None:
-        """Return when there are as many workers as there are to be, none of them of those given."""
+        """Return when the configured number of workers runs, none of them of those given."""
         others = set(other_than)
         wait_for(lambda: self._has_workers(others))
 
@@ -221,18 +221,18 @@ class Service:
         self.process.send_signal(number)
 
     def reload(self) -> None:
-        """Have the workers replaced, and return when the old ones are gone."""
+        """Replace the workers, and return when the old ones have ended."""
         before = self.worker_pids()
         self.signal(signal.SIGHUP)
         self.wait_for_workers(other_than=before)
 
     def kill_worker(self, pid: int) -> None:
-        """End a worker at once, without a chance to do anything."""
+        """Kill a worker."""
         assert pid in self.worker_pids()
         os.kill(pid, signal.SIGKILL)
 
     def wait(self, timeout: float = TIMEOUT_SECONDS) -> int:
-        """Wait for the master's end and return its exit status; one that hangs says where it is."""
+        """Wait for the master's end and return its exit status; a hanging one dumps its stacks."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -248,7 +248,7 @@ class Service:
         return self.wait()
 
     def kill(self) -> None:
-        """End every process of the service at once, without a chance to do anything.
+        """Kill every process of the service.
 
         Raises AssertionError if one of its hubs was blocked.
         """
@@ -260,7 +260,7 @@ class Service:
             raise AssertionError(self._blocked_path.read_text())
 
     def pids(self) -> list[int]:
-        """Return every process of the service that runs, also without its master."""
+        """Return every running process of the service, also without its master."""
         return [pid for pid in running_pids() if process_group(pid) == self.process.pid]
 
     def files(self, pattern: str = "*.ndjson*") -> list[Path]:
@@ -268,15 +268,15 @@ class Service:
         return sorted(self.data_dir.glob(pattern))
 
     def content(self) -> bytes:
-        """Return everything that the segment files hold."""
+        """Return the content of all segment files."""
         return b"".join(map(read_segment, one_form_each(self.files())))
 
     def logs(self) -> list[dict[str, Any]]:
-        """Return every stored log; a line that is not whole, or not JSON, raises."""
+        """Return every stored log; a line that is incomplete, or not JSON, raises."""
         return list(read_logs(self.files()))
 
     def has_orphans(self) -> bool:
-        """Return whether there is an open segment whose process is gone."""
+        """Return whether there is an open segment whose process has ended."""
         running = set(running_pids())
         return any(segment_pid(path) not in running for path in self.files("*.open"))
 
@@ -299,7 +299,7 @@ def one_form_each(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_segment(path: Path) -> bytes:
-    """Return the lines of a segment file, in whatever form it is since it was listed."""
+    """Return the lines of a segment file, in its current form."""
     sealed = path.with_name(path.name.removesuffix(".open"))
     for form in (path, sealed, sealed.with_name(sealed.name + ".zst")):
         with contextlib.suppress(FileNotFoundError):
@@ -309,7 +309,7 @@ def read_segment(path: Path) -> bytes:
 
 
 def read_logs(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """Yield every log of the segment files; a line that is not whole, or not JSON, raises."""
+    """Yield every log of the segment files; a line that is incomplete, or not JSON, raises."""
     for path in one_form_each(paths):
         content = read_segment(path)
         assert not content or content.endswith(b"\n"), f"{path} ends in half a line"
@@ -318,7 +318,7 @@ def read_logs(paths: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def write_tokens(path: Path, content: str | bytes) -> Path:
-    """Write a tokens file whose last change is a while ago, so that it is read at once."""
+    """Write a tokens file that last changed a while ago, so that it is read at once."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     now = time.time()
     os.utime(path, (now, now - 60))
@@ -326,7 +326,7 @@ def write_tokens(path: Path, content: str | bytes) -> Path:
 
 
 def make_log(**fields: Any) -> dict[str, Any]:
-    """Return a well-formed log with some of its fields replaced."""
+    """Return a valid log with some of its fields replaced."""
     log = {
         "project_id": "org-xyz",
         "timestamp": "2024-05-31T15:30:45Z",
@@ -339,12 +339,12 @@ def make_log(**fields: Any) -> dict[str, Any]:
 
 
 def make_batch(*messages: str) -> dict[str, Any]:
-    """Return a batch of a log for each message."""
+    """Return a batch with a log for each message."""
     return {"logs": [make_log(message=message) for message in messages]}
 
 
 def status_for(service: Service, token: str) -> int:
-    """Return the status that a batch with a token gets."""
+    """Return the status of a batch with a token."""
     return service.drain(make_batch("x"), {"Authorization": token}).status
 
 
@@ -362,26 +362,26 @@ def read_answer(connection: socket.socket) -> Answer:
 
 
 def size_of(path: Path) -> int:
-    """Return a file's size, 0 where it was sealed or removed since it was listed."""
+    """Return a file's size, or 0 if it was sealed or removed since it was listed."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
 
 
 def segment_pid(path: Path) -> int:
-    """Return the process that a segment file's name tells."""
+    """Return the process id in the name of a segment file."""
     return int(path.name.partition("-")[2].partition(".")[0].partition("-")[0])
 
 
 def running_pids() -> list[int]:
-    """Return every process that is no zombie."""
+    """Return every process that is not a zombie."""
     return [
         int(entry.name) for entry in Path("/proc").glob("[1-9]*") if process_group(int(entry.name))
     ]
 
 
 def process_name(pid: int) -> str:
-    """Return what the system calls a process, nothing where it is gone."""
+    """Return the system's name of a process, or nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
@@ -389,7 +389,7 @@ def process_name(pid: int) -> str:
 
 
 def process_group(pid: int) -> int | None:
-    """Return a process's group, None where it is gone or a zombie."""
+    """Return a process's group, or None if it has ended or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -399,7 +399,7 @@ def process_group(pid: int) -> int | None:
 
 
 def wait_for(condition: Callable[[], T | None], timeout: float = TIMEOUT_SECONDS) -> T:
-    """Return what `condition` returns once that is true; AssertionError after `timeout` seconds."""
+    """Return the result of `condition` once it is true; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         result = condition()

@@ -1,4 +1,4 @@
-"""A small file system in memory, to fill."""
+"""A small file system in memory that tests fill."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import pytest
 def small_disk(path: Path, size: int, inodes: int | None = None) -> Iterator[Path]:
     """Mount a file system of `size` bytes at a new directory, or skip the test.
 
-    It has a limit of `inodes` if that is given.
+    `inodes`, if given, limits its inodes.
     """
     if os.geteuid() != 0:
         pytest.skip("NOT TESTED: a full disk; it takes root to mount a small file system")

@@ -1,4 +1,4 @@
-"""The status page of a service in a browser, and what tests expect of all of its views."""
+"""The status page of a service in a browser, and checks for all of its views."""
 
 from pathlib import Path
 from typing import Any
@@ -53,30 +53,30 @@ class Page:
         self.host = f"127.0.0.1:{service.address[1]}"
 
     def open(self) -> None:
-        """Open it in a tab that knows no token."""
+        """Open it in a tab without a token."""
         self.browser.open(f"http://{self.host}/status")
         self.browser.run("sessionStorage.clear()")
         self.browser.open(f"http://{self.host}/status")
         self.browser.messages()
 
     def enter(self, token: str) -> None:
-        """Show a token to the form."""
+        """Enter a token into the form."""
         self.browser.run("document.querySelector('#token').value = ''")
         self.browser.type("#token", token + Keys.ENTER)
 
     def show(self, token: str = TOKEN) -> None:
-        """Open it and have it show what a token may see."""
+        """Open it with a token."""
         self.open()
         self.enter(token)
         wait_for(lambda: self.browser.run(SHOWN))
 
     def messages(self) -> list[str]:
-        """Return the messages of the logs that are shown, newest first."""
+        """Return the messages of the shown logs, newest first."""
         shown: list[str] = self.browser.run(MESSAGES)
         return shown
 
     def filter(self, name: str, value: str) -> None:
-        """Set one of the filters, as by hand, and wait for what it finds."""
+        """Set one of the filters through the form, and wait for its results."""
         self.browser.run("document.querySelector('#logs').replaceChildren()")
         script = (
             "const field = document.querySelector(`#filters [name=${arguments[0]}]`);"
@@ -86,7 +86,7 @@ class Page:
         self.browser.run(script, name, value)
 
     def prefer(self, **features: str) -> None:
-        """Have the browser say what its user prefers: `color_scheme="dark"`."""
+        """Set a preference of the browser's user: `color_scheme="dark"`."""
         listed = [
             {"name": f"prefers-{name.replace('_', '-')}", "value": value}
             for name, value in features.items()

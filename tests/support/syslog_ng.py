@@ -57,9 +57,9 @@ def find_syslog_ng() -> str | None:
 
 
 class SyslogNg:
-    """A syslog-ng that takes messages over TCP, and sends them to 127.0.0.1 at a port.
+    """A syslog-ng that receives messages over TCP, and sends them to 127.0.0.1 at a port.
 
-    It tries again after a second, where the recipe leaves it at a minute.
+    It retries after a second, where the recipe leaves it at a minute.
     """
 
     def __init__(self, directory: Path, service_port: int, driver: str = "http") -> None:
@@ -101,11 +101,11 @@ class SyslogNg:
         return self._directory / "log"
 
     def log(self) -> str:
-        """Return what it says of itself."""
+        """Return its own log."""
         return self._log_path.read_text(errors="replace")
 
     def send(self, *messages: bytes) -> None:
-        """Send messages as they stand, one a line."""
+        """Send messages unchanged, one per line."""
         with socket.create_connection(("127.0.0.1", self._port)) as connection:
             connection.sendall(b"".join(message + b"\n" for message in messages))
 
@@ -123,5 +123,5 @@ class SyslogNg:
 
 
 def make_message(text: str, program: str = "shop[7]: ") -> bytes:
-    """Return a message as syslog writes it (RFC 3164)."""
+    """Return a message in syslog's form (RFC 3164)."""
     return f"<14>{time.strftime('%b %d %H:%M:%S')} host-1 {program}{text}".encode()

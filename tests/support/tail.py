@@ -1,4 +1,4 @@
-"""Run `astralog tail` on a data directory, and make segments for it to read."""
+"""Run `astralog tail` on a data directory, and create segments for it to read."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def run(
 
 
 def tail_on_terminal(data_dir: Path, *options: str, **environ: str) -> str:
-    """Run the command to its end on a terminal, and return what it shows there."""
+    """Run the command to its end on a terminal, and return its output there."""
     master, terminal = os.openpty()
     with (
         open(master, "rb", buffering=0) as screen,
@@ -73,26 +73,26 @@ class Tail:
             )
 
     def lines(self) -> list[str]:
-        """Return what was printed, line by line; half a line raises."""
+        """Return the printed lines; half a line raises."""
         content = self._output.read_text("utf-8")
         assert not content or content.endswith("\n"), "half a line was printed"
         return content.split("\n")[:-1]
 
     def errors(self) -> str:
-        """Return what was printed to stderr."""
+        """Return the stderr."""
         return self._errors.read_text()
 
     def logs(self) -> list[dict[str, Any]]:
-        """Return the logs that were printed with --json."""
+        """Return the logs printed with --json."""
         return [json.loads(line) for line in self.lines()]
 
     def wait_for_lines(self, count: int) -> list[str]:
-        """Return the lines once there are as many."""
+        """Return the lines once there are enough."""
         wait_for(lambda: len(self.lines()) >= count)
         return self.lines()
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that the command took so far."""
+        """Return the CPU time of the command so far."""
         return cpu_seconds([self.process.pid])
 
     def stop(self) -> int:
@@ -114,7 +114,7 @@ class Tail:
 
 
 def compress(path: Path) -> Path:
-    """Compress a sealed segment and return its new path; at every instant one of both is whole."""
+    """Compress a sealed segment and return its new path; one of both always exists."""
     unfinished = path.with_name(path.name + ".zst.tmp")
     unfinished.write_bytes(zstd.compress(path.read_bytes()))
     status = path.stat()
@@ -144,7 +144,7 @@ def make_name(start: float, pid: int = 1) -> str:
 
 
 def make_line(message: str, at: float | None = None, **fields: Any) -> bytes:
-    """Return the line that is stored of a log, whose timestamp is `at` seconds since 1970."""
+    """Return the stored line of a log, whose timestamp is `at` seconds since 1970."""
     if at is not None:
         fields["timestamp"] = f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
     log = make_log(message=message, **fields)

@@ -1,4 +1,4 @@
-"""A service that is upgraded: a copy of the checkout, behind a socket that systemd would hold."""
+"""A service that is upgraded: a copy of the checkout, behind a socket held as by systemd."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ PARTS = ("astralog", "gunicorn.conf.py", "wsgi.py")
 
 
 def copy_checkout(directory: Path) -> Path:
-    """Copy what the service consists of into a new directory, and return it."""
+    """Copy the files of the service into a new directory, and return it."""
     directory.mkdir()
     for part in PARTS:
         source = ROOT / part
@@ -26,13 +26,13 @@ def copy_checkout(directory: Path) -> Path:
 
 
 def set_version(root: Path, version: str) -> None:
-    """Make another version of the checkout."""
+    """Turn the checkout into another version."""
     path = root / "astralog" / "__init__.py"
     path.write_text(re.sub('__version__ = ".+"', f'__version__ = "{version}"', path.read_text()))
 
 
 class HeldService(Service):
-    """A service on a socket that is held for it, whether or not it runs, as systemd does."""
+    """A service on a socket that stays open whether or not it runs, as with systemd."""
 
     def __init__(self, directory: Path, root: Path = ROOT, **settings: object) -> None:
         super().__init__(directory, **settings)
@@ -41,7 +41,7 @@ class HeldService(Service):
         self.inherited = (self.listener.fileno(),)
 
     def command(self) -> list[str]:
-        """Return the command that starts the service as sd_listen_fds(3) has it."""
+        """Return the command that starts the service according to sd_listen_fds(3)."""
         start = shlex.join(super().command())
         (listener,) = self.inherited
         return ["bash", "-c", f"LISTEN_PID=$$ LISTEN_FDS=1 exec {start} 3<&{listener}"]

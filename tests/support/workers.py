@@ -1,4 +1,4 @@
-"""Which worker serves a connection, and connections to a worker of one's choice."""
+"""The worker of a connection, and connections to a chosen worker."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ ATTEMPTS = 1000
 
 
 def worker_of(service: Service, connection: socket.socket) -> int | None:
-    """Return the worker that has accepted a connection, None where none has yet."""
+    """Return the worker that has accepted a connection, or None."""
     inode = _inode_of(connection.getpeername()[1], connection.getsockname()[1])
     for pid in service.worker_pids():
         with contextlib.suppress(FileNotFoundError):  # it ended, or closed one meanwhile
@@ -36,7 +36,7 @@ def _inode_of(local_port: int, remote_port: int) -> str | None:
 
 
 def connect_to(service: Service, pid: int) -> socket.socket:
-    """Return a connection to a worker; raises AssertionError where it takes none."""
+    """Return a connection to a worker; raises AssertionError if it accepts none."""
     for _ in range(ATTEMPTS):
         connection = service.connect()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
