@@ -263,16 +263,19 @@ Problems = dict[str, list[str]]
 
 
 class Group(NamedTuple):
-    """The records of one scope of one resource, not decoded yet."""
+    """The records of one scope of one resource, not decoded yet.
+
+    In a long body, they are bytes; in a short one, an encoding may have parsed them.
+    """
 
     resource: Source
     scope: Source
-    records: Sequence[bytes]
+    records: Sequence[Any]
     problems: Problems
 
 
 #: Makes the log of a record of an origin.
-Loader = Callable[[bytes, Origin], Any]
+Loader = Callable[[Any, Origin], Any]
 
 
 class Encoding(Protocol):
@@ -383,7 +386,7 @@ class _Decode:
                 "; ".join(f"{name}: {texts[0]}" for name, texts in group.problems.items())
             )
 
-    def _add_records(self, records: Sequence[bytes], origin: Origin) -> None:
+    def _add_records(self, records: Sequence[Any], origin: Origin) -> None:
         """Encode the valid logs of some records, and count the others."""
         load = self._load
         logs = []

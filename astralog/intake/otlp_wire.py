@@ -140,10 +140,17 @@ def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
     }
 
 
-def register(message: descriptor_pb2.DescriptorProto) -> Any:
-    """Return the class of a message, which has a name of its own among all those registered."""
+def register(message: descriptor_pb2.DescriptorProto, parts: Collection[str] = ()) -> Any:
+    """Return the class of a message, which has a name of its own among all those registered.
+
+    `parts` are the names of the registered messages that it consists of.
+    """
     file = descriptor_pb2.FileDescriptorProto(
-        name=f"{message.name}.proto", package=_PACKAGE, syntax="proto3", message_type=[message]
+        name=f"{message.name}.proto",
+        package=_PACKAGE,
+        syntax="proto3",
+        message_type=[message],
+        dependency=[f"{name}.proto" for name in parts],
     )
     _pool.AddSerializedFile(file.SerializeToString())
     found = _pool.FindMessageTypeByName(f"{_PACKAGE}.{message.name}")
@@ -180,6 +187,19 @@ def _change(field: descriptor_pb2.FieldDescriptorProto) -> descriptor_pb2.FieldD
     return field
 
 
+def _make_records() -> Any:
+    """Return the class of the records in a scope's logs, to be parsed all at once."""
+    message = descriptor_pb2.DescriptorProto(name="Records")
+    message.field.add(
+        name="log_records",
+        number=logs_pb2.ScopeLogs.LOG_RECORDS_FIELD_NUMBER,
+        type=_FieldProto.TYPE_MESSAGE,
+        type_name=f".{_PACKAGE}.LogRecord",
+        label=_FieldProto.LABEL_REPEATED,
+    )
+    return register(message, ["LogRecord"])
+
+
 def _make_status() -> Any:
     """Return the class of google.rpc.Status, without its details, which take no type of ours.
 
@@ -198,4 +218,5 @@ ScopeLogs = _copy(logs_pb2.ScopeLogs.DESCRIPTOR, ["scope", "log_records"])
 Resource = _copy(resource_pb2.Resource.DESCRIPTOR, ["attributes"])
 Scope = _copy(common_pb2.InstrumentationScope.DESCRIPTOR, ["attributes"])
 LogRecord = _copy(logs_pb2.LogRecord.DESCRIPTOR, ["attributes"], single="body")
+Records = _make_records()
 Status = _make_status()

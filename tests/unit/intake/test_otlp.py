@@ -692,6 +692,34 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
     assert {True, False} == outcomes
 
 
+def test_records_parsed_at_once_are_stored_as_single_ones_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    export = Export(PROTOBUF)
+    attributes = {"user.id": 7, "order": "a" * 200, "ok": True, "ms": 0.5}
+    records = [make_record("paid", attributes=attributes, trace_id=TRACE_ID), make_record(None)]
+    invalid = make_record("paid", trace_id=b"short")
+    for made in (make_export(*records), make_export(records[0], invalid, records[1])):
+        at_once = export.decode(made, PARTIAL)
+        with monkeypatch.context() as patch:
+            patch.setattr(otlp_protobuf, "MAX_PARSED_RECORDS", 0)
+            single = export.decode(made, PARTIAL)
+        assert single.batch == at_once.batch
+        assert repr(single.invalid and single.invalid.errors) == repr(
+            at_once.invalid and at_once.invalid.errors
+        )
+
+
+def test_long_key_is_not_read_as_a_short_one() -> None:
+    """Its length takes two bytes: a key and a value seem to begin within them."""
+    key = "x" * 132 + "\x12"
+    value = b"\x10\x01" + b"x\x00" * 4  # true, and fields that OTLP does not know
+    unknown = b"z\x05" + b"x" * 5
+    text = b"\n\x85\x01" + key.encode() + b"\x12\x0a" + value + unknown
+    reader = otlp_protobuf._Reader(otlp.Values())
+    assert {key: True} == reader.read_attributes([text])
+
+
 def test_decode_leaves_no_work_for_the_garbage_collector(export: Export) -> None:
     """A reference cycle would keep the texts of an export until the next collection."""
     made = make_export(make_record("paid", attributes={"user.id": 7, "order": "a", "ms": 0.5}))
