@@ -46,7 +46,10 @@ PLAIN_HTTP = "This port serves HTTPS only, and received plain HTTP; use https://
 
 
 class Trust(Enum):
-    """Whether a client has shown a valid token, which no POST is answered 200 without."""
+    """Whether a client has shown a valid token, and has not sent beyond its rate since then.
+
+    No POST is answered 200 without a token, and none 429.
+    """
 
     NONE = "its memory counts, it waits in the fair queue, and it is ended first"
     AUTHENTICATED = "only its unfinished heads and unsent responses count, and it is ended last"
@@ -154,6 +157,8 @@ class Connection:
         self._run_app(request, response)
         if request.method == "POST" and response.status_code == HTTPStatus.OK:
             self._become_trusted()
+        elif response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            self._lose_trust()
         goes_on = not response.should_close()
         if request.lacks_length:
             self._linger()
@@ -192,6 +197,13 @@ class Connection:
             self._trust = Trust.AUTHENTICATED
             self._flow.is_trusted = True
             self._hold(0)
+
+    def _lose_trust(self) -> None:
+        """Serve a client that sends more than its rate after all others, until it is back in it."""
+        if self._trust is Trust.AUTHENTICATED:
+            self._trust = Trust.NONE
+            self._flow.lose_trust()
+            self._hold(self._idle_bytes)
 
     def _discard(self, request: Request) -> bool:
         """Read the rest of an unwanted body, and return whether that was all of it.

@@ -196,7 +196,7 @@ class FairQueue:
 
 
 class Flow:
-    """One connection's part in the queue, which it leaves forever once it is trusted."""
+    """One connection's part in the queue, which it leaves while it is trusted."""
 
     def __init__(self, queue: FairQueue) -> None:
         self._queue = queue
@@ -227,6 +227,11 @@ class Flow:
         if not self.is_trusted:
             self._used_seconds += max(0.0, time.monotonic() - self._started_at)
             self._started_at = math.inf
+
+    def lose_trust(self) -> None:
+        """Count the connection's time again, from now on."""
+        self.is_trusted = False
+        self._started_at = time.monotonic()
 
     def share(self) -> Callable[[], None]:
         """Return the function that long work calls between its steps to serve others."""

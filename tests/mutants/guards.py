@@ -62,6 +62,13 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/test_rates.py", "-k", "suspended"),
     ),
     Guard(
+        "clients beyond their rate wait for others",
+        "astralog.server.connection:Connection._answer",
+        "self._lose_trust()",
+        "pass",
+        ("tests/unit/server/test_connection.py", "-k", "beyond_its_rate"),
+    ),
+    Guard(
         "buckets through a reload",
         "astralog.server.master:Master.handle_hup",
         "Tokens(settings, self.state.tokens.rates)",

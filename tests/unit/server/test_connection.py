@@ -366,6 +366,18 @@ def test_client_of_an_accepted_batch_is_trusted(case: Case) -> None:
     assert case.limits._held_bytes == 0
 
 
+def test_client_beyond_its_rate_is_trusted_again_after_the_next_success(case: Case) -> None:
+    """Until then it is served after others, and its memory counts."""
+    client = case.connect()
+    for status, is_trusted in (("200 OK", True), ("429 TOO MANY REQUESTS", False)) * 2:
+        case.app.status = status
+        client.ask(post("Content-Length: 0"))
+        gevent.sleep(0.01)
+        waits = (bool(case.limits.heads), bool(case.limits.trusted_heads))
+        assert waits == (not is_trusted, is_trusted)
+        assert case.limits._held_bytes == (0 if is_trusted else PLAIN_BYTES)
+
+
 def test_moved_connection_is_closed_with_a_response(case: Case) -> None:
     """As many as should move, each once it was used in this tick."""
     clients = [case.connect() for _ in range(4)]

@@ -154,6 +154,22 @@ def test_a_trusted_client_never_waits(clients: Clients) -> None:
     assert ["first", "trusted", "other"] == clients.join()
 
 
+def test_client_that_loses_its_trust_waits_for_others(clients: Clients) -> None:
+    """What it used before does not count."""
+    once_trusted, other = clients.flow(), clients.flow()
+    assert once_trusted.try_start()
+    once_trusted.is_trusted = True
+    work(2 * SLICE_SECONDS)
+    once_trusted.lose_trust()
+    once_trusted.stop()
+    other._used_seconds = SLICE_SECONDS
+    clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
+    clients.begin("other", other)
+    clients.begin("once trusted", once_trusted)
+    clients.begin("new", clients.flow())
+    assert clients.join() == ["first", "new", "once trusted", "other"]
+
+
 def test_connection_that_ends_while_waiting_affects_no_other(clients: Clients) -> None:
     """For example one that is ended to free memory."""
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
