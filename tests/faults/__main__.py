@@ -37,6 +37,7 @@ from tests.faults import (
     slow_clients,
     stall,
     status_page_load,
+    tenants,
     tls,
     upgrades,
     writes,
@@ -91,6 +92,7 @@ def kinds(scale: float) -> list[Kind]:
         kind("tls", 0.2, "connections", 500),
         kind("slow_clients", 0.15, "connections", 4500, "readers", 20),
         kind("status_page_load", 0.05, "pages", 200, "segments", 5000, "seconds", 8),
+        kind("tenants", 0.05),
         kind("fuzz", 0.1, "inputs", times(200_000)),
         kind("otlp", 0.05, "inputs", times(20_000)),
         kind("protocols", 0.05, "inputs", times(20_000)),
@@ -127,6 +129,7 @@ MODULES: dict[str, Any] = {
     "otlp": otlp,
     "protocols": protocols,
     "status_page_load": status_page_load,
+    "tenants": tenants,
 }
 
 

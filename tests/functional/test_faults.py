@@ -28,6 +28,7 @@ from tests.faults import (
     slow_clients,
     stall,
     status_page_load,
+    tenants,
     tls,
     upgrades,
     writes,
@@ -200,6 +201,12 @@ def test_forwarding(tmp_path: Path) -> None:
 def test_status_page_load(tmp_path: Path) -> None:
     """Readers delay no sender."""
     check(tmp_path, lambda bench: status_page_load.run(bench, 50, segments=500, seconds=3))
+
+
+@pytest.mark.slow
+def test_tenants_that_flood_each_other(tmp_path: Path) -> None:
+    """Each sends at its own rate, whatever the other one sends."""
+    check(tmp_path, lambda bench: tenants.run(bench, floods=2))
 
 
 @pytest.mark.slow
