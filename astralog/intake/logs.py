@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from operator import attrgetter
+from types import NoneType
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -18,7 +19,7 @@ from marshmallow import ValidationError
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.intake import timestamps
 from astralog.intake.decoder import DESCRIBED_FIELDS, encode_lines
-from astralog.intake.mapping import change_log
+from astralog.intake.mapping import NotAlikeError, change_log, move_alike
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.intake.schema import (
     FIELDS,
@@ -26,6 +27,7 @@ from astralog.intake.schema import (
     IncompleteLog,
     Log,
     LogSchema,
+    MovedLog,
     RawBatch,
     RawLog,
 )
@@ -267,8 +269,18 @@ def _without_most_unknown(log: dict[str, Any]) -> dict[str, Any]:
 def _check(objects: list[dict[Any, Any]], options: Options) -> list[Any]:
     logs: list[Any] = []
     for run in in_runs(objects):
-        logs += [change_log(log, options) for log in run]
-    return store_timestamps(msgspec.convert(logs, list[Log]))
+        try:
+            logs += move_alike(run, options)
+        except NotAlikeError:
+            logs += _convert([change_log(log, options) for log in run])
+    return store_timestamps(logs)
+
+
+def _convert(logs: list[dict[str, Any]]) -> list[Any]:
+    """Return the structs of changed logs, whose metadata is not copied; raises ValueError."""
+    if any(type(log.get("metadata")) not in (dict, NoneType) for log in logs):
+        raise ValueError("metadata is no object")
+    return list(msgspec.convert(logs, list[MovedLog]))
 
 
 def store_timestamps(logs: list[Any]) -> list[Any]:

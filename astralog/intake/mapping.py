@@ -10,7 +10,7 @@ from marshmallow import ValidationError
 
 from astralog.intake.decoder import DESCRIBED_FIELDS
 from astralog.intake.options import Options
-from astralog.intake.schema import FIELDS
+from astralog.intake.schema import FIELDS, MovedLog
 from astralog.intake.unix_time import EXPECTED, format_number, parse_time
 
 _encode = msgspec.json.Encoder().encode
@@ -33,8 +33,15 @@ _TWICE = "metadata has a field of this name too."
 #: A string that is a Unix time; a shorter one may be a date, such as 20240531.
 _UNIX_TIME = re.compile(r"[0-9]{10,20}(?:\.[0-9]{1,40})?")
 
+#: All fields but metadata, in their order.
+_STRINGS = tuple(name for name in FIELDS if name != "metadata")
+
 #: The members on the way to a value: an object, and the name of its member.
 _Path = Sequence[tuple[dict[str, Any], str]]
+
+
+class NotAlikeError(Exception):
+    """Logs have different members, of which some may be invalid."""
 
 
 def change_log(log: Any, options: Options) -> Any:
@@ -53,12 +60,55 @@ def change_log(log: Any, options: Options) -> Any:
         log.update(moved)
     if sources or moves_unknown:
         _write_as_text(log)
-        if "timestamp" in sources:
-            _read_unix_time(log)
+        if "timestamp" in sources and "timestamp" in log:
+            log["timestamp"] = _read_unix_time(log["timestamp"])
     for name, value in options.defaults.items():
         if log.get(name) is None:
             log[name] = value
     return log
+
+
+def move_alike(logs: Sequence[dict[str, Any]], options: Options) -> list[Any]:
+    """Return the structs of logs after `change_log`, if it changes all of them in the same way.
+
+    Raises NotAlikeError, and changes no log, if they differ, or one may be invalid. A trick for
+    speed: each step is done to one member of all logs, in place of all steps to one log.
+    """
+    if not options.moves_unknown or any("metadata" in log for log in logs):
+        raise NotAlikeError
+    moved = set(FIELDS)
+    columns = [_take_column(logs, field, options, moved) for field in _STRINGS]
+    for name in moved:
+        for log in logs:
+            log.pop(name, None)
+    return list(map(MovedLog, *columns, [log or None for log in logs]))
+
+
+def _take_column(
+    logs: Sequence[dict[str, Any]], field: str, options: Options, moved: set[str]
+) -> list[str]:
+    """Return the value of a field in each log, and add the name of its member to `moved`."""
+    column: list[Any]
+    for name in (*options.sources.get(field, ()), field):
+        column = [log.get(name) for log in logs]
+        is_known = name in FIELDS and name != field  # it is missing where it belongs then
+        if is_known or ("." in name and None in column):
+            raise NotAlikeError
+        if None not in column:
+            moved.add(name)
+            break
+        if any(value is not None for value in column):
+            raise NotAlikeError
+    else:
+        column = [options.defaults.get(field)] * len(logs)
+    if field == "timestamp":
+        if field in options.sources:
+            column = list(map(_read_unix_time, column))
+    elif int in map(type, column):
+        column = [str(value) if type(value) is int else value for value in column]
+    if set(map(type, column)) != {str} or ("" in column and field != "message"):
+        raise NotAlikeError
+    return column
 
 
 def _take_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -141,15 +191,15 @@ def _write_as_text(log: dict[str, Any]) -> None:
             log[name] = _encode(value).decode()
 
 
-def _read_unix_time(log: dict[str, Any]) -> None:
-    """Replace a timestamp that is a Unix time by its stored form."""
-    value = log.get("timestamp")
+def _read_unix_time(value: Any) -> Any:
+    """Return the stored form of a timestamp that is a Unix time, and any other as it is."""
     try:
         if type(value) is int:
-            log["timestamp"] = format_number(value)
-        elif type(value) is float:
-            log["timestamp"] = parse_time(repr(value))
-        elif isinstance(value, str) and _UNIX_TIME.fullmatch(value):
-            log["timestamp"] = parse_time(value)
+            return format_number(value)
+        if type(value) is float:
+            return parse_time(repr(value))
+        if isinstance(value, str) and _UNIX_TIME.fullmatch(value):
+            return parse_time(value)
     except ValueError:
         raise ValidationError({"timestamp": [f"{EXPECTED}."]}) from None
+    return value

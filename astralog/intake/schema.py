@@ -170,6 +170,22 @@ def allow_missing(struct: type[msgspec.Struct]) -> type[msgspec.Struct]:
     )
 
 
+def allow_any(struct: type[msgspec.Struct], name: str) -> type[msgspec.Struct]:
+    """Return the struct with the same fields, of which `name` may have any value."""
+    return msgspec.defstruct(
+        f"Moved{struct.__name__}",
+        [
+            (field.name, Any if field.name == name else field.type)
+            if field.required
+            else (field.name, Any if field.name == name else field.type, field.default)
+            for field in msgspec.structs.fields(struct)
+        ],
+        omit_defaults=True,
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+
+
 def item_type(struct: type[msgspec.Struct], name: str) -> Any:
     """Return the type of the items of the list field `name`."""
     (kind,) = (field.type for field in msgspec.structs.fields(struct) if field.name == name)
@@ -181,6 +197,9 @@ FIELDS = tuple(LogSchema().fields)
 
 #: The struct of one log, with LogSchema's fields, in their order.
 Log: Any = compile_struct(LogSchema(), text_fields=[Timestamp])
+
+#: The same, whose metadata is decoded already; its maker checks that it is an object.
+MovedLog: Any = allow_any(Log, "metadata")
 
 #: The structs of a batch and of a log whose metadata is the text that the client sent.
 RawBatch: Any = compile_struct(BatchSchema(), text_fields=[Timestamp], is_raw=True)
