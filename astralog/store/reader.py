@@ -131,12 +131,13 @@ class SegmentReader:
     def blocks_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[Block]:
         """Yield the blocks up to `end`, newest first; the file must not be compressed.
 
-        It stops early when the budget is spent.
+        It stops early when the budget is spent, but not before one line, unless it was spent before.
         """
         position = self.size() if end is None else min(end, self.size())
         rest: list[bytes] = []  # pieces of the line whose start is not read yet, the last one first
         size = LAST_BLOCK_BYTES
-        while position > 0 and not budget.is_spent:
+        is_enough = budget.is_spent
+        while position > 0 and not is_enough:
             asked = min(size, position)
             position -= asked
             block = os.pread(self._fd, asked, position)
@@ -155,6 +156,7 @@ class SegmentReader:
             rest = [block[:cut]]
             if lines:
                 yield Block(position + cut, lines)
+                is_enough = budget.is_spent
 
     def lines(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         """Yield each line of `blocks`, and the offset after it."""

@@ -135,4 +135,5 @@ def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
     make_segment(tmp_path, NAME, b"x" * 100 + b"\n", b"one\n")
     reader = SegmentReader(tmp_path, NAME)
     assert [b"x" * 100] == [line for _, line in reader.lines(0, None, ReadBudget(1))][:1]
+    assert [b"x" * 100] == [line for _, line in reader.lines_backwards(101, ReadBudget(1))]
     reader.close()
