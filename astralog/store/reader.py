@@ -131,7 +131,7 @@ class SegmentReader:
     def blocks_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[Block]:
         """Yield the blocks up to `end`, newest first; the file must not be compressed.
 
-        It stops early when the budget is spent, but not before one line, unless it was spent before.
+        It stops early when the budget is spent; if it was not at first, not before one line.
         """
         position = self.size() if end is None else min(end, self.size())
         rest: list[bytes] = []  # pieces of the line whose start is not read yet, the last one first

@@ -95,8 +95,8 @@ class Prefilter:
 
     def spans(self, block: bytes) -> Iterator[tuple[int, int]]:
         """Yield the start and end of each line found, without its line end, in order."""
-        found = [self._found(block)] if _contains(block, self.required) else []
-        found += [_by_literal(block, block, text) for text in self.exceptions if _has(block, text)]
+        found = [self._found(block)] if _has(block, self.required) else []
+        found += [_by_literal(block, block, text) for text in self.exceptions]
         if self.escapes and _may_have_escape(block):
             found += [
                 _by_pattern(block, escapes.pattern)
@@ -235,9 +235,9 @@ def _may_be_part(character: str, literal: str) -> bool:
 
 
 def _has(block: bytes, text: bytes) -> bool:
-    """Return whether a text that presumably is not in a block is there.
+    """Return whether a text is in a block, at once if one of its bytes is not.
 
-    A search for one byte takes 0.03 ms per MB, one for two or three 0.5 ms.
+    To search for one byte takes 0.03 ms per MB, for two or three 0.5 ms.
     """
     return all(byte in block for byte in text) and _contains(block, text)
 
@@ -256,7 +256,7 @@ def _may_have_escape(block: bytes) -> bool:
 
 def _by_literal(block: bytes, searched: bytes, literal: bytes) -> Iterator[tuple[int, int]]:
     """Yield the lines of a block in whose searched form a literal is, at the same offset."""
-    position = searched.find(literal) if _contains(searched, literal) else -1
+    position = searched.find(literal) if _has(searched, literal) else -1
     while position >= 0:
         end = block.find(b"\n", position)
         yield block.rfind(b"\n", 0, position) + 1, end
