@@ -31,6 +31,13 @@ def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Respo
     return Response(msgspec.json.encode(body), status=status, content_type="application/json")
 
 
+def make_private(response: Response) -> Response:
+    """Return an answer that has logs or numbers: no cache keeps it, and it is never a page."""
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.cache_control.no_store = True
+    return response
+
+
 def reject(rejection: Rejection) -> Response:
     """Return the rejection as the one JSON shape."""
     body: dict[str, Any] = {

@@ -5,6 +5,7 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
 
+from astralog.api.responses import make_private
 from astralog.api.streams import Streams
 from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
@@ -168,9 +169,7 @@ def _answer(lines: list[bytes], next_query: dict[str, str] | None) -> Response:
 
 def _as_ndjson(response: Response) -> Response:
     response.content_type = "application/x-ndjson"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.cache_control.no_store = True
-    return response
+    return make_private(response)
 
 
 def _unreadable() -> Rejection:

@@ -21,6 +21,7 @@ from astralog.api.pages import (
     send_one_of,
     send_page,
 )
+from astralog.api.responses import make_private
 from astralog.api.search import filter_of
 from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
@@ -171,7 +172,4 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
 
 
 def _json(body: bytes) -> Response:
-    response = Response(body, content_type="application/json")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.cache_control.no_store = True
-    return response
+    return make_private(Response(body, content_type="application/json"))

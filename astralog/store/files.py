@@ -23,9 +23,6 @@ from astralog.store.names import MAX_NUMBER, SEALED_FORMS, Form, SegmentName
 
 log = logging.getLogger(__name__)
 
-#: For `keys.stored_lines`, which makes the path of an open segment itself.
-OPEN_SUFFIX = Form.OPEN.value
-
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
 

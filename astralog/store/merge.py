@@ -233,8 +233,11 @@ def newest_lines(
     return list(newest_first(parts, limit, select, budget))[::-1]
 
 
-def parts_since(parts: Iterable[Part], moment: float) -> list[Part]:
-    """Return the parts whose last line arrived at a moment, in seconds since 1970, or later."""
+def parts_since(parts: Iterable[Part], timestamp: str | None) -> list[Part]:
+    """Return the parts that may have lines of a timestamp, as it is stored, or later; None: all."""
+    if timestamp is None:
+        return list(parts)
+    moment = datetime.fromisoformat(timestamp[:19] + "Z").timestamp() - CLOCK_SECONDS
     return [part for part in parts if part.latest >= moment and part.until >= moment]
 
 

@@ -11,7 +11,6 @@ from gevent import monkey
 from astralog.deadlines import Yielding
 from astralog.store.follower import Follower
 from astralog.store.merge import (
-    CLOCK_SECONDS,
     Remaining,
     find_parts,
     newest_arrivals,
@@ -20,7 +19,6 @@ from astralog.store.merge import (
 )
 from astralog.store.reader import ReadBudget, Select
 from astralog.view.log_filter import LogFilter
-from astralog.view.moments import seconds_of
 from astralog.view.sealer import Sealer
 
 #: While a thread computes, the requests of its process wait for the interpreter, milliseconds each
@@ -73,8 +71,7 @@ class LogSearch:
         parts = find_parts(self._directory)
         if rest is not None:
             parts = list(rest.parts(parts))
-        if wanted.since is not None:
-            parts = parts_since(parts, seconds_of(wanted.since) - CLOCK_SECONDS)
+        parts = parts_since(parts, wanted.since)
         budget = ReadBudget(max_seconds=seconds, is_soft=True)
         found = newest_arrivals(parts, limit, paced(wanted.select), budget)
         lines: list[bytes] = []

@@ -23,8 +23,3 @@ def parse_moment(text: str) -> str:
         raise ValueError("before the year 1.") from None
     except ValueError as error:
         raise ValueError(f"{error} A duration such as 10m or 1h30m will do too.") from None
-
-
-def seconds_of(timestamp: str) -> float:
-    """Return the whole second of a stored timestamp, in seconds since 1970."""
-    return datetime.fromisoformat(timestamp[:19] + "Z").timestamp()

@@ -15,7 +15,6 @@ import click
 from astralog.cores import count_cores
 from astralog.heap import keep_freed_heap
 from astralog.store.merge import (
-    CLOCK_SECONDS,
     Arrival,
     Part,
     find_parts,
@@ -27,7 +26,6 @@ from astralog.store.reader import ReadBudget, Select
 from astralog.view import options
 from astralog.view.context import GAP, unpack
 from astralog.view.log_filter import LogFilter
-from astralog.view.moments import seconds_of
 from astralog.view.output import Output
 from astralog.view.processes import ProcessContextPart, Processes, ProcessPart
 
@@ -139,11 +137,9 @@ def search(
         ProcessContextPart, around if before is None else before, around if after is None else after
     )
     try:
-        parts = find_parts(data_dir, make if has_context else ProcessPart)
+        parts = parts_since(find_parts(data_dir, make if has_context else ProcessPart), since)
     except OSError as error:
         raise Failed(f"{data_dir}: {error.strerror}") from None
-    if since is not None:
-        parts = parts_since(parts, seconds_of(since) - CLOCK_SECONDS)
     try:
         run = _Run(parts, wanted.select, limit, None if count else Output(as_json=as_json))
         run.show(has_context=has_context, as_json=as_json)

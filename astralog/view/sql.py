@@ -13,9 +13,8 @@ from typing import Any
 import click
 
 from astralog.escaping import escape
-from astralog.store.merge import CLOCK_SECONDS, find_parts, parts_since
+from astralog.store.merge import find_parts, parts_since
 from astralog.view import options
-from astralog.view.moments import seconds_of
 
 #: Times that a query starts again if a segment was sealed, compressed or removed meanwhile.
 TRIES = 3
@@ -87,11 +86,9 @@ def _import_duckdb() -> ModuleType:
 def _view(data_dir: Path, since: str | None) -> str:
     """Return the statement that makes the view of the segments that there are now."""
     try:
-        parts = find_parts(data_dir)
+        parts = parts_since(find_parts(data_dir), since)
     except OSError as error:
         raise click.ClickException(f"{data_dir}: {error.strerror}") from None
-    if since is not None:
-        parts = parts_since(parts, seconds_of(since) - CLOCK_SECONDS)
     if not parts:
         return EMPTY_VIEW
     files = [_quote(str(part.path)) for part in parts]

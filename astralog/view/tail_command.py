@@ -10,7 +10,6 @@ import click
 
 from astralog.store.follower import Follower
 from astralog.store.merge import (
-    CLOCK_SECONDS,
     Part,
     find_parts,
     newest_lines,
@@ -19,7 +18,6 @@ from astralog.store.merge import (
 )
 from astralog.view import options
 from astralog.view.log_filter import LogFilter
-from astralog.view.moments import seconds_of
 from astralog.view.output import Output
 
 log = logging.getLogger(__name__)
@@ -84,8 +82,7 @@ def tail(
 
 
 def _show_stored(parts: list[Part], lines: float, wanted: LogFilter, output: Output) -> None:
-    if wanted.since is not None:
-        parts = parts_since(parts, seconds_of(wanted.since) - CLOCK_SECONDS)
+    parts = parts_since(parts, wanted.since)
     if lines == float("inf"):
         output.write(oldest_first(parts, wanted.select))
     else:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gevent.monkey import get_original
 
-from astralog.store.files import OPEN_SUFFIX, lock_byte
+from astralog.store.files import lock_byte
+from astralog.store.names import Form, SegmentName
 from astralog.store.recovery import RECOVERY_BYTE, recover_file
 from astralog.store.sealed import size_of_lines
 
@@ -67,7 +68,7 @@ class StoredLines:
         raise BlockingIOError("the segment is being recovered")
 
     def _open_path(self, segment: str) -> Path:
-        return self._directory / (segment + OPEN_SUFFIX)
+        return SegmentName(segment).path(self._directory, Form.OPEN)
 
     def _check_held(self, segment: str, stop: int) -> bool | None:
         """Return whether a segment that its writer keeps open has the lines.
