@@ -1,7 +1,7 @@
-"""What several unit tests need: settings, an app that is stopped, and faults of the system.
+"""Shared by the unit tests: settings, an app that is stopped, and faults of the system.
 
 `HYPOTHESIS_PROFILE=long pytest --timeout 0 tests/unit/intake/test_compiled_schema.py` tries 100,000
-examples of each property, which takes half an hour; of requests it tries 2,000 an operation.
+examples of each property, which takes half an hour; of requests it tries 2,000 per operation.
 """
 
 import os

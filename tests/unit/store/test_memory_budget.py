@@ -57,9 +57,9 @@ def test_detached_reservation_is_released_by_its_new_owner(budget: MemoryBudget)
 
 
 def test_a_body_as_large_as_the_whole_budget_fits_with_its_lines(budget: MemoryBudget) -> None:
-    """The largest one that the settings allow is not rejected forever: it may have all to itself.
+    """The largest allowed body is not rejected forever: it may have the whole queue.
 
-    Others wait meanwhile, and it waits for them; what takes more than that is never stored.
+    Others wait meanwhile, and it waits for them; a larger batch is never stored.
     """
     with MemoryReservation(budget) as reservation:
         reservation.resize(3 * LIMIT)
@@ -82,7 +82,7 @@ def test_the_head_of_a_request_is_charged_too(budget: MemoryBudget) -> None:
 
 
 def test_a_check_reserves_nothing(budget: MemoryBudget) -> None:
-    """It raises what a reservation would raise."""
+    """It raises the same rejection as a reservation."""
     with MemoryReservation(budget), MemoryReservation(budget) as reservation:
         before = budget.reserved
         reservation.check(LIMIT - 2 * OVERHEAD_BYTES)

@@ -56,23 +56,23 @@ def held_by_another_process(path: Path) -> Iterator[None]:
     ],
     ids=lambda content: f"{content[:20]!r}-{len(content)}",
 )
-def test_a_segment_of_a_dead_process_is_sealed_after_its_last_whole_line(
+def test_orphaned_segment_is_sealed_after_its_last_complete_line(
     tmp_path: Path, content: bytes, kept: bytes
 ) -> None:
-    """A torn tail and whatever follows a hole are cut; every line before stays."""
+    """A torn tail and everything after a hole are truncated; all lines before stay."""
     assert len(kept) == recovery.recover_file(write_open(tmp_path, content))
     assert {f"{NAME}.ndjson": kept} == contents(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 10, b"\0\n" + LINE])
-def test_a_segment_without_a_whole_line_is_removed(tmp_path: Path, content: bytes) -> None:
-    """What is empty after the cut leaves no file."""
+def test_segment_without_a_complete_line_is_removed(tmp_path: Path, content: bytes) -> None:
+    """A file that is empty after truncation is removed."""
     assert 0 == recovery.recover_file(write_open(tmp_path, content))
     assert {} == contents(tmp_path)
 
 
-def test_a_segment_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
-    """Of two services in one directory, neither touches what the other holds."""
+def test_segment_of_another_writer_is_not_recovered(tmp_path: Path) -> None:
+    """Two services in one directory do not touch each other's open segments."""
     path = write_open(tmp_path, LINE + b"half a li")
     with held_by_another_process(path):
         with pytest.raises(BlockingIOError):
@@ -82,10 +82,10 @@ def test_a_segment_that_another_process_writes_is_left_alone(tmp_path: Path) -> 
     assert {f"{NAME}.ndjson": LINE} == contents(tmp_path)
 
 
-def test_a_recovered_segment_is_held_while_it_is_cut(
+def test_segment_is_locked_while_it_is_recovered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes that start at once do not both cut a file."""
+    """Two processes that start at once do not both truncate a file."""
     path = write_open(tmp_path, LINE + b"tail")
     held: list[bool] = []
     truncate = os.ftruncate
@@ -103,10 +103,10 @@ def test_a_recovered_segment_is_held_while_it_is_cut(
     assert [True] == held
 
 
-def test_a_segment_that_another_process_sealed_meanwhile_is_left_alone(
+def test_segment_sealed_by_another_process_is_not_recovered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is gone or renamed by the time it is locked is none of ours."""
+    """A file that is removed or renamed before it is locked is not touched."""
     path = write_open(tmp_path, LINE + b"tail")
     flock = fcntl.flock
 
@@ -124,10 +124,8 @@ def test_a_segment_that_another_process_sealed_meanwhile_is_left_alone(
     assert {"moved": LINE + b"tail"} == contents(tmp_path)
 
 
-def test_a_segment_that_was_replaced_meanwhile_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What another process makes of the same name belongs to that process."""
+def test_replaced_segment_is_not_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file of the same name belongs to another process."""
     path = write_open(tmp_path, LINE + b"tail")
     flock = fcntl.flock
 
@@ -154,13 +152,13 @@ def test_a_recovered_segment_is_synced_before_it_has_its_name(
 
 
 def test_a_recovery_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says what was kept and what was cut."""
+    """The line has the kept and the truncated bytes."""
     recovery.recover_file(write_open(tmp_path, LINE + b"torn"))
     assert [f"recovered {NAME}.ndjson.open: kept {len(LINE)} bytes, truncated 4"] == caplog.messages
 
 
-def test_what_is_no_segment_is_not_recovered(tmp_path: Path) -> None:
-    """The target of a link is not cut, and a pipe is not taken for an empty segment."""
+def test_other_files_are_not_recovered(tmp_path: Path) -> None:
+    """The target of a link is not truncated, and a pipe is not an empty segment."""
     before = foreign.make_all(tmp_path)
     for path in tmp_path.glob("20240101T*.open"):
         with pytest.raises(FileNotFoundError):

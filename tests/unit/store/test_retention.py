@@ -27,7 +27,7 @@ Caplog = pytest.LogCaptureFixture
 
 
 class Directory:
-    """A directory of sealed segments, and what a retention removes of them."""
+    """A directory of sealed segments, and the segments that retention removes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,7 +70,7 @@ def directory(tmp_path: Path) -> Directory:
 
 @pytest.fixture
 def prompt_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    """Return a disk, that nothing else uses, which shows at once what was freed."""
+    """Return a disk without other users that shows freed bytes at once."""
     unlink = os.unlink
 
     def free_and_unlink(path: Path) -> None:
@@ -102,7 +102,7 @@ def names(letters: str) -> list[str]:
 def test_the_oldest_segments_beyond_the_total_are_removed(
     directory: Directory, total_bytes: int, kept: str
 ) -> None:
-    """Only as many of the oldest sealed segments go as the total asks for; 0 keeps all."""
+    """As few of the oldest sealed segments as the limit requires; 0 keeps all."""
     applied = directory.retention(retain_bytes=total_bytes)
     assert names(kept) == directory.apply(applied)
     assert len(kept) == len(directory.sealed)
@@ -110,7 +110,7 @@ def test_the_oldest_segments_beyond_the_total_are_removed(
 
 
 def test_open_segments_count_towards_the_total(directory: Directory) -> None:
-    """What is being written takes the place of what is sealed."""
+    """Bytes of open segments leave less for sealed ones."""
     applied = directory.retention(retain_bytes=700)
     assert names("abc") == directory.apply(applied, open_bytes=100)
     assert names("bc") == directory.apply(applied, open_bytes=101)
@@ -122,7 +122,7 @@ def test_open_segments_count_towards_the_total(directory: Directory) -> None:
 def test_segments_beyond_the_age_are_removed(
     directory: Directory, age_seconds: float, kept: str
 ) -> None:
-    """Sealed segments go at the age that is set; 0 keeps all."""
+    """Sealed segments are removed at the age of the setting; 0 keeps all."""
     assert names(kept) == directory.apply(directory.retention(retain_seconds=age_seconds))
 
 
@@ -132,14 +132,14 @@ def test_segments_beyond_the_age_are_removed(
 def test_the_oldest_segments_make_room_on_the_disk(
     directory: Directory, free: int, kept: str
 ) -> None:
-    """As many go as the disk lacks of the bytes that are to stay free."""
+    """As many are removed as the disk lacks free bytes."""
     assert names(kept) == directory.apply(directory.retention(retain_free_bytes=1000), free)
 
 
-def test_a_disk_that_shows_late_what_was_freed_is_waited_for(
+def test_disk_that_reports_freed_bytes_late_is_waited_for(
     directory: Directory, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where free bytes do not grow with a removal, not everything is removed for their sake."""
+    """If free bytes do not grow with a removal, retention does not remove everything."""
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     applied = directory.retention(retain_free_bytes=1000)
@@ -150,7 +150,7 @@ def test_a_disk_that_shows_late_what_was_freed_is_waited_for(
     assert names("c") == directory.apply(applied, disk.free)
 
 
-def test_a_disk_that_shows_at_once_what_was_freed_is_not(
+def test_disk_that_reports_freed_bytes_at_once_is_not_waited_for(
     directory: Directory, prompt_disk: Disk
 ) -> None:
     """A service that fills its disk quickly makes room as quickly."""
@@ -171,12 +171,12 @@ FOUR_INODES = 1024 * 1024
 def test_the_oldest_segments_make_room_for_inodes(
     directory: Directory, free_inodes: int | None, kept: str
 ) -> None:
-    """As many go as the disk lacks of the inodes that are to be free, however small they are."""
+    """As many are removed as the disk lacks free inodes, however small they are."""
     applied = directory.retention(retain_free_bytes=FOUR_INODES, min_free_bytes=0)
     assert names(kept) == directory.apply(applied, free_inodes=free_inodes)
 
 
-def test_more_inodes_are_kept_free_than_those_below_which_nothing_is_accepted(
+def test_retention_keeps_more_inodes_free_than_acceptance_needs(
     directory: Directory, prompt_disk: Disk
 ) -> None:
     """Otherwise batches would be rejected before a segment is removed."""
@@ -323,7 +323,7 @@ def test_removed_undelivered_segments_are_logged_once_per_minute(
 
 
 def test_other_files_are_neither_counted_nor_removed(directory: Directory) -> None:
-    """Retention knows segments only."""
+    """Retention handles only segments."""
     (directory.path / "0-token").write_bytes(b"x" * 1000)
     assert ["0-token", *names("abc")] == directory.apply(directory.retention(retain_bytes=600))
 

@@ -1,4 +1,4 @@
-"""What a person sees of a log, and that no log can drive the terminal."""
+"""The readable form of a log, which cannot control the terminal."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_a_log_is_one_line() -> None:
     ) == format_line(make_line("User logged in"), colored=False)
 
 
-def test_what_a_log_lacks_takes_no_place() -> None:
+def test_missing_fields_take_no_space() -> None:
     """Neither an empty message nor missing metadata leaves a blank."""
     line = make_line("", level="long-level").replace(b'"metadata"', b'"other"')
     assert "2024-05-31T15:30:45Z long-level org-xyz api-gateway" == format_line(line, colored=False)
@@ -44,7 +44,7 @@ def test_colors_are_added_and_nothing_else() -> None:
 
 
 def test_worse_levels_stand_out() -> None:
-    """Warnings, errors and what is worse differ from each other and from the rest."""
+    """Warnings, errors and higher levels differ from each other and from the rest."""
     codes = {names[0]: code_of(names[0]) for names in RANKS}
     mild = {codes.pop(level) for level in ("trace", "debug", "info", "notice")}
     assert codes.pop("alert") == codes.pop("emergency") == codes["critical"]
@@ -69,8 +69,8 @@ def code_of(level: str) -> str:
         ("日本 é 👩\u200d👧 \\n", "日本 é 👩\u200d👧 \\n"),
     ],
 )
-def test_what_a_terminal_acts_on_is_escaped(text: str, shown: str) -> None:
-    """Other writing is left as it is."""
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
+    """Other writing is unchanged."""
     assert shown == escape(text)
     assert f" api-gateway {shown} {{" in format_line(make_line(text), colored=False)
 
@@ -100,7 +100,7 @@ def test_what_a_terminal_acts_on_is_escaped(text: str, shown: str) -> None:
     ],
 )
 def test_a_name_is_one_column(field: str, name: str, shown: str) -> None:
-    """One that is not plain is a JSON string without blanks, so none poses as two or as nothing."""
+    """Any other name is a JSON string without blanks, so it looks like exactly one name."""
     place = ["timestamp", "level", "project_id", "service"].index(field)
     fields: dict[str, Any] = {field: name}
     columns = format_line(make_line("m", **fields), colored=False).split()
@@ -109,15 +109,15 @@ def test_a_name_is_one_column(field: str, name: str, shown: str) -> None:
     assert name in (shown, json.loads(shown) if shown.startswith('"') else shown)
 
 
-def test_levels_are_aligned_by_what_they_take_on_a_screen() -> None:
-    """A character of Chinese or Japanese takes two columns."""
+def test_levels_are_aligned_by_display_width() -> None:
+    """A Chinese or Japanese character takes two columns."""
     line = format_line(make_line("m", level="警告"), colored=False)
     assert "2024-05-31T15:30:45Z 警告    org-xyz" in line
 
 
 @given(st.text(), st.booleans())
-def test_no_log_drives_the_terminal(text: str, colored: bool) -> None:
-    """Whatever a field holds, only our own colors are left of what a terminal acts on."""
+def test_log_content_cannot_control_the_terminal(text: str, colored: bool) -> None:
+    """In any field, only the command's own colors remain."""
     text = text.encode(errors="replace").decode()
     line = make_line(text, level=text, service=text, project_id=text, metadata={text: text})
     shown = CODES.sub("", format_line(line, colored=colored))
@@ -129,7 +129,7 @@ def test_no_log_drives_the_terminal(text: str, colored: bool) -> None:
 
 @pytest.mark.parametrize("line", [b"no log \x1b[2J", b'{"a":1}', b"\xff\xfe", b"\0" * 5000])
 def test_a_line_that_is_no_log_is_shown_as_it_is(line: bytes) -> None:
-    """Escaped all the same, and no longer than a line should be."""
+    """Escaped nevertheless, and shortened to one line."""
     shown = format_line(line, colored=True)
     assert "\x1b" not in shown
     assert shown
