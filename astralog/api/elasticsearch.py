@@ -6,7 +6,6 @@ Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bu
 import secrets
 import time
 from collections.abc import Iterator
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
@@ -84,6 +83,9 @@ TYPE_OF_CODE = {
 #: Items of a response that are encoded at once.
 ITEMS_PER_PIECE = 500
 
+#: The ends of the IDs in a piece.
+_SUFFIXES = tuple(b"%03x" % number for number in range(ITEMS_PER_PIECE))
+
 HEADERS = {"X-Elastic-Product": "Elasticsearch"}
 
 _encode = msgspec.json.Encoder().encode
@@ -148,23 +150,21 @@ def _encode_items(head: bytes, items: list[Item]) -> Iterator[bytes]:
     yield head
     for start in range(0, len(items), ITEMS_PER_PIECE):
         run = items[start : start + ITEMS_PER_PIECE]
-        results = [_result(item, f"{made}{start + n:08x}") for n, item in enumerate(run)]
-        yield (b"," if start else b"") + b",".join(results)
+        prefix = f"{made}{start:05x}"
+        if run.count(run[0]) == len(run) and not (run[0].type or run[0].document_id):
+            results = _encode_stored(run[0], prefix, len(run))  # as most are
+        else:
+            results = b",".join(
+                [_encode(_describe(item, f"{prefix}{n:03x}")) for n, item in enumerate(run)]
+            )
+        yield (b"," if start else b"") + results
     yield b"]}"
 
 
-def _result(item: Item, made_id: str) -> bytes:
-    if item.type or item.document_id:
-        return _encode(_describe(item, made_id))
-    head, tail = _encode_stored(item.action, item.index_name)  # as most are
-    return head + made_id.encode() + tail
-
-
-@lru_cache(maxsize=16)
-def _encode_stored(action: str, index: str) -> tuple[bytes, bytes]:
-    """Return what stands before and after the made ID in the result of a stored document."""
-    head, _, tail = _encode(_describe(Item(action, index, ""), "\0")).rpartition(b"\\u0000")
-    return head, tail
+def _encode_stored(item: Item, prefix: str, count: int) -> bytes:
+    """Return the results of stored documents, which differ in the end of their IDs alone."""
+    head, _, tail = _encode(_describe(item, f"{prefix}\0")).rpartition(b"\\u0000")
+    return head + (tail + b"," + head).join(_SUFFIXES[:count]) + tail
 
 
 def _describe(item: Item, made_id: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ which member becomes which field.
 from collections.abc import Iterator
 from http import HTTPStatus
 from io import BytesIO
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +21,8 @@ from astralog.intake.foreign import (
     Members,
     as_text,
     decode_text,
+    find_names,
+    find_texts,
     read_line,
     read_members,
     read_usual_lines,
@@ -28,6 +30,7 @@ from astralog.intake.foreign import (
     take_name,
 )
 from astralog.intake.logs import store_timestamps
+from astralog.intake.mapping import NotAlikeError
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -114,7 +117,7 @@ class Bulk:
 
     def _add_run(self, lines: list[bytes], batch: ForeignBatch) -> bool:
         """Append the documents of some lines and return True, if all are valid and as most are."""
-        if sum(map(len, lines)) > 2 * RUN_BYTES:
+        if len(lines) % 2 or sum(map(len, lines)) > 2 * RUN_BYTES:
             return False
         items: list[Item] = []
         logs: list[Any] = []
@@ -123,8 +126,11 @@ class Bulk:
             for line in lines[::2]:
                 items.append(self._find_item(line, len(items), batch))
             documents = read_usual_lines(texts)
-            for run in in_runs(list(zip(documents, texts, items, strict=True))):
-                logs += [_make_log(*each, batch) for each in run]
+            try:
+                logs = _make_alike(documents, items, batch)
+            except NotAlikeError:
+                for run in in_runs(list(zip(documents, texts, items, strict=True))):
+                    logs += [_make_log(*each, batch) for each in run]
             store_timestamps(logs)
         except (ValueError, Rejection):
             return False
@@ -192,6 +198,30 @@ def _read_action(line: bytes, number: int) -> tuple[str, Members]:
 
 def _text(members: Members, name: str) -> str:
     return as_text(members[name]) if name in members else ""
+
+
+def _make_alike(documents: list[Members], items: list[Item], batch: ForeignBatch) -> list[Any]:
+    """Return what `_make_log` does for each of some documents with the same members.
+
+    Raises NotAlikeError, and changes no document, if they differ, or their actions do.
+    """
+    index, found = items[0].index_name, list[str]()
+    project = batch.project or index
+    is_alike = items.count(items[0]) == len(items) and not items[0].document_id
+    is_usual = project and index in ("", project) and len(index) <= MAX_INDEX_BYTES // 4
+    if not (is_alike and is_usual):
+        raise NotAlikeError
+    times = find_names(documents, ("@timestamp",), found, batch.arrival)
+    messages = find_texts(documents, MESSAGES, found)
+    levels = find_names(documents, LEVELS, found, batch.level)
+    services = find_names(documents, SERVICES, found, batch.service)
+    if messages is None or any(map(str.isdecimal, times)):
+        raise NotAlikeError
+    for document in documents:
+        for name in found:
+            del document[name]
+    rest = [document or None for document in documents]
+    return list(map(Log, repeat(project), times, levels, services, messages, rest))
 
 
 def _make_log(document: Members, text: bytes, item: Item, batch: ForeignBatch) -> Any:

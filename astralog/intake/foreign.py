@@ -20,6 +20,7 @@ from astralog.intake.decoder import (
 )
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.logs import is_utf8, parse, replace_lone_surrogates, to_utf8
+from astralog.intake.mapping import NotAlikeError
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import FAST_BYTES, MAX_REPEATED_BYTES
 from astralog.intake.unix_time import format_time
@@ -35,6 +36,7 @@ Members = dict[str, msgspec.Raw]
 
 _decode_members = msgspec.json.Decoder(Members).decode
 decode_text = msgspec.json.Decoder(str).decode
+_decode_texts = msgspec.json.Decoder(list[str]).decode
 BLANK_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 
@@ -127,6 +129,42 @@ def take_name(members: Members, name: str) -> str:
     if text:
         del members[name]
     return text
+
+
+def find_texts(logs: Sequence[Members], names: Sequence[str], found: list[str]) -> list[str] | None:
+    """Return the texts of the first of some members that logs have, and add its name to `found`.
+
+    Returns None if no log has any of them, or an object that a dotted name reaches into. Raises
+    NotAlikeError if only some have it, or the value of one is no string. A trick for speed: the
+    strings of all logs are decoded in one call.
+    """
+    for name in names:
+        try:
+            raws = [log[name] for log in logs]
+        except KeyError:
+            outer = name.partition(".")[0]
+            if any(name in log or outer in log for log in logs):
+                raise NotAlikeError from None
+            continue
+        try:
+            texts = _decode_texts(b"[%b]" % b",".join(raws))
+        except ValueError:
+            raise NotAlikeError from None
+        found.append(name)
+        return texts
+    return None
+
+
+def find_names(
+    logs: Sequence[Members], names: Sequence[str], found: list[str], default: str
+) -> list[str]:
+    """Return what `find_texts` does, and the default for None; raises it for an empty text too."""
+    texts = find_texts(logs, names, found)
+    if texts is None:
+        return [default] * len(logs)
+    if "" in texts:
+        raise NotAlikeError
+    return texts
 
 
 class ForeignBatch:

@@ -5,9 +5,9 @@ Source: https://help.splunk.com/en/splunk-enterprise/get-data-in/collect-http-ev
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -23,12 +23,15 @@ from astralog.intake.foreign import (
     Members,
     as_text,
     decode_text,
+    find_names,
+    find_texts,
     read_members,
     slot,
     take_name,
     valid_utf8,
 )
 from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.mapping import NotAlikeError
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -44,6 +47,10 @@ MAX_BLANKS = 64
 
 #: Members of an event that may hold its message, in this order.
 MESSAGES = ("line", "message", "msg", "log")
+
+#: Members of an event that may hold its service and its level.
+SERVICES = ("service", "tag")
+LEVELS = ("level", "severity")
 
 #: The texts of an event, beside itself.
 NAMES = ("host", "source", "sourcetype", "index")
@@ -174,7 +181,10 @@ class _Events:
             if b"\r" in text or (b"\n" in text and text.count(b"\n") != text.count(b"}\n{")):
                 events = _decode_events(text.translate(BLANK_BREAKS))  # some are within events
             for run in in_runs(events):
-                logs += [self._make_log(event, None) for event in run]
+                try:
+                    logs += self._make_alike(run)
+                except NotAlikeError:
+                    logs += [self._make_log(event, None) for event in run]
         except (ValueError, RecursionError):
             return False
         if self._batch.number + len(logs) > MAX_EVENTS:
@@ -198,6 +208,30 @@ class _Events:
         else:
             batch.expect(part)
             batch.add(log, len(part) + self._repeated_bytes)
+
+    def _make_alike(self, events: Sequence[Event]) -> list[Any]:
+        """Return what `_make_log` does for each of some events that are objects alike.
+
+        Raises NotAlikeError, and changes no event, if they differ.
+        """
+        rests = [event.event for event in events]
+        if self._template or set(map(type, rests)) != {dict} or any(e.fields for e in events):
+            raise NotAlikeError
+        objects, found = cast(list[Members], rests), list[str]()
+        messages = find_texts(objects, MESSAGES, found)
+        if messages is None:
+            raise NotAlikeError
+        services = find_names(objects, SERVICES, found, "")
+        levels = find_names(objects, LEVELS, found, "")
+        for members in objects:
+            for name in found:
+                del members[name]
+        batch = self._batch
+        texts = map(_Texts, messages, services, levels)
+        return [
+            _finish(event, {"event": rest} if rest else {}, each, batch)
+            for event, rest, each in zip(events, objects, texts, strict=True)
+        ]
 
     def _make_log(self, event: Event, others: Members | None) -> Any:
         if self._template:
@@ -392,7 +426,6 @@ def _read_fields(fields: msgspec.Raw) -> Members | None:
 def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
     """Return the log that is stored for an event; raises InvalidEvent."""
     fields, rest = event.fields, event.event
-    host, source, sourcetype, index = event.host, event.source, event.sourcetype, event.index
     service = take_name(fields, "service") if fields and "service" in fields else ""
     level = take_name(fields, "level") if fields and "level" in fields else ""
     metadata: dict[str, Any] = others or {}
@@ -404,6 +437,21 @@ def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
         message, service, level = _read_object(rest, service, level)
         if rest:
             metadata["event"] = rest
+    return _finish(event, metadata, _Texts(message, service, level), batch)
+
+
+class _Texts(NamedTuple):
+    """The parts of a log that an event names in its object; "" for one that it does not name."""
+
+    message: str
+    service: str
+    level: str
+
+
+def _finish(event: Event, metadata: dict[str, Any], texts: _Texts, batch: ForeignBatch) -> Any:
+    """Return the log of an event, with the parts of it that are known; raises InvalidEvent."""
+    message, service, level = texts
+    host, source, sourcetype, index = event.host, event.source, event.sourcetype, event.index
     project = batch.project or index
     if not project:
         raise InvalidEvent(INCORRECT_INDEX, "index", NO_PROJECT)
@@ -419,8 +467,8 @@ def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
         metadata["sourcetype"] = sourcetype
     if index and batch.project:
         metadata["index"] = index
-    if fields:
-        metadata["fields"] = fields
+    if event.fields:
+        metadata["fields"] = event.fields
     return Log(
         project,
         (event.time is not _NULL and _read_time(event.time)) or batch.arrival,
@@ -445,14 +493,12 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
     else:
         message = _encode(members).decode()
         is_whole = True
-    if not service and "service" in members:
-        service = take_name(members, "service")
-    if not service and "tag" in members:
-        service = take_name(members, "tag")
-    if not level and "level" in members:
-        level = take_name(members, "level")
-    if not level and "severity" in members:
-        level = take_name(members, "severity")
+    for name in SERVICES:
+        if not service and name in members:
+            service = take_name(members, name)
+    for name in LEVELS:
+        if not level and name in members:
+            level = take_name(members, name)
     if is_whole:
         members.clear()
     return message, service, level
