@@ -246,15 +246,18 @@ def test_stop_ends_streams_of_new_logs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_needle_is_found_once_while_segments_change(tmp_path: Path) -> None:
-    """While they are sealed, compressed and recovered after a kill."""
-    with Service(tmp_path, workers=2, segment_bytes=20_000, compress="zstd") as service:
-        assert 200 == service.drain(make_batch("needle")).status
-        for number in range(40):
-            assert 200 == service.drain(make_batch(*["x" * 500] * 20)).status
-            if number == 20:
+    """While they are sealed, compressed, removed, and recovered after a kill."""
+    settings = {"segment_bytes": 10_000, "compress": "zstd", "retain_bytes": 40_000}
+    with Service(tmp_path, workers=2, **settings) as service:
+        for number in range(16):
+            others = [os.urandom(300).hex() for _ in range(20)]  # which compression halves
+            assert 200 == service.drain(make_batch(f"needle {number}.", *others)).status
+            if number == 8:
                 service.kill()
                 service.start()
-            assert run("search", service.data_dir, "--count", "NEEDLE").stdout == "1\n"
+            found = run("search", service.data_dir, "--count", f"NEEDLE {number}.")
+            assert (found.stdout, found.returncode) == ("1\n", 0)
         service.reload()
         wait_for(lambda: not service.files("*.ndjson") and not service.files("*.open"))
-        assert run("search", service.data_dir, "--count", "NEEDLE").stdout == "1\n"
+        assert run("search", service.data_dir, "--count", "NEEDLE 15.").stdout == "1\n"
+        assert run("search", service.data_dir, "--count", "NEEDLE 0.").stdout == "0\n"

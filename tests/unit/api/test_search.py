@@ -20,7 +20,7 @@ from astralog.settings import Settings
 from astralog.store import reader
 from astralog.view import log_search
 from tests.support.service import TOKEN, make_log, write_tokens
-from tests.support.tail import make_line, make_name, make_segment
+from tests.support.tail import compress, make_line, make_name, make_segment
 
 MakeApp = Callable[[Settings], Flask]
 
@@ -110,6 +110,25 @@ def test_links_lead_through_all_logs(client: FlaskClient, limit: int) -> None:
     found = pages(client, f"?n={limit}")
     assert list(chain(*found)) == [f"m{number}" for number in reversed(range(30))]
     assert all(len(page) == limit for page in found[:-1])
+
+
+@pytest.mark.parametrize("limit", [4, 14])
+def test_links_lead_on_while_segments_change(
+    client: FlaskClient, data_dir: Path, limit: int
+) -> None:
+    """They are appended to, sealed, compressed and removed, and new ones begin."""
+    first = ask(client, f"?n={limit}")
+    opened = data_dir / f"{make_name(2000)}.ndjson.open"
+    with opened.open("ab") as file:
+        file.write(make_line("appended", 2500))
+    compress(opened.rename(data_dir / f"{make_name(2000)}.ndjson"))
+    compress(data_dir / f"{make_name(1000)}.ndjson")
+    (data_dir / f"{make_name(0)}.ndjson.zst").unlink()
+    make_segment(data_dir, make_name(3000), make_line("new", 3000))
+    url = next_url(first)
+    assert url
+    found = [*messages(first), *chain(*pages(client, url))]
+    assert found == [f"m{number}" for number in reversed(range(10, 30))]
 
 
 @pytest.mark.parametrize("limit", [4, 5, 6])
