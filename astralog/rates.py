@@ -6,7 +6,8 @@ that nobody used for a while is thus the same as a new one, so nothing has to be
 dead worker leaves nothing to repair.
 
 The master makes the memory and its workers inherit it, so that a reload keeps the buckets. A batch
-pays 3 µs for its bucket (measured), and nothing if its token has no rate.
+pays 5 µs for its bucket (measured; two thirds of it for the lock), and nothing if its token has no
+rate. A batch of 500 logs takes about 1 ms.
 """
 
 import fcntl
