@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 LINE_SECONDS = 60.0
 
 #: Clients per code with lines of their own within that time; the others share one.
-MAX_SOURCES = 10
+MAX_CLIENTS = 10
 
 #: Characters of the message in a line.
 MESSAGE_CHARACTERS = 200
@@ -29,8 +29,8 @@ OTHERS = "other clients"
 READING_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
-class Source(NamedTuple):
-    """The source of rejections with a code; `token` describes the client's token."""
+class Rejected(NamedTuple):
+    """A code and the client that it rejects; `token` describes the client's token."""
 
     code: str
     peer: str
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
 @dataclass
 class Silence:
-    """The rejections of a source since its last line."""
+    """The rejections of a client since its last line."""
 
     count: int = 0
     last_words: str = ""
@@ -62,7 +62,7 @@ class RejectionLog:
         self._name_of = name_of
         self._counters = counters
         self._trusted_proxies = trusted_proxies
-        self._silences: dict[Source, Silence] = {}
+        self._silences: dict[Rejected, Silence] = {}
         self._is_waiting = False
 
     def note(self, rejection: Rejection, environ: Mapping[str, Any]) -> None:
@@ -77,9 +77,9 @@ class RejectionLog:
             self._counters.reject(rejection, 0, 0, perf_counter(), name)
         address = client_address(environ, self._trusted_proxies)
         token = self._token(rejection, environ)
-        source = Source(rejection.code, address or "a local socket", token)
+        rejected = Rejected(rejection.code, address or "a local socket", token)
         is_peer = address == (environ.get("REMOTE_ADDR") or "")
-        self.add(source, _words(rejection, environ if is_peer else {}))
+        self.add(rejected, _words(rejection, environ if is_peer else {}))
 
     def _token(self, rejection: Rejection, environ: Mapping[str, Any]) -> str:
         if "HTTP_AUTHORIZATION" not in environ and QUERY_TOKEN not in environ:
@@ -87,22 +87,22 @@ class RejectionLog:
         name = None if rejection.code == "unauthorized" else self._name_of(environ)
         return f"token {name}" if name else "an unknown token"
 
-    def add(self, source: Source, words: str) -> None:
+    def add(self, rejected: Rejected, words: str) -> None:
         """Log or count a rejection; `words` may contain text of the client."""
-        if source not in self._silences and self._is_crowded(source.code):
-            words = f"{words} ({source.peer}, {source.token})"
-            source = Source(source.code, OTHERS, "any token")
-        silence = self._silences.get(source)
+        if rejected not in self._silences and self._is_crowded(rejected.code):
+            words = f"{words} ({rejected.peer}, {rejected.token})"
+            rejected = Rejected(rejected.code, OTHERS, "any token")
+        silence = self._silences.get(rejected)
         if silence:
             silence.count += 1
             silence.last_words = words
         else:
-            self._silences[source] = Silence()
-            log.warning("rejected %s from %s, %s: %s", *source, _escape(words))
+            self._silences[rejected] = Silence()
+            log.warning("rejected %s from %s, %s: %s", *rejected, _escape(words))
             self._wait()
 
     def _is_crowded(self, code: str) -> bool:
-        return sum(source.code == code for source in self._silences) >= MAX_SOURCES
+        return sum(rejected.code == code for rejected in self._silences) >= MAX_CLIENTS
 
     def _wait(self) -> None:
         if self._silences and not self._is_waiting:
@@ -115,15 +115,18 @@ class RejectionLog:
         self._wait()
 
     def flush(self) -> None:
-        """Log each source's number of rejections since its last line; forget idle sources."""
+        """Log the rejections of each client since its last line; forget idle clients."""
         silences, self._silences = self._silences, {}
-        for source, silence in silences.items():
+        for rejected, silence in silences.items():
             if silence.count:
                 words = _escape(silence.last_words)
                 log.warning(
-                    "rejected %s from %s, %s: %d more, the last: %s", *source, silence.count, words
+                    "rejected %s from %s, %s: %d more, the last: %s",
+                    *rejected,
+                    silence.count,
+                    words,
                 )
-                self._silences[source] = Silence()
+                self._silences[rejected] = Silence()
 
 
 def _words(rejection: Rejection, environ: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ class OneAtATime:
     """Run functions that read the disk one after another, in one thread; others wait a while."""
 
     def __init__(self, busy: str) -> None:
-        """`code` is that of the rejection of a function that waits too long."""
+        """`busy` is the code that rejects a function which waits too long."""
         self._busy = busy
         self._thread = ThreadPool(1)
         self._free = Semaphore()

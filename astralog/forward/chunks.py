@@ -70,7 +70,7 @@ class Chunk(_Fields):
         return first, Chunk(self.segment, offset, line, self.buffer, middle, self.end)
 
 
-class SegmentReader:
+class ChunkReader:
     """Reads a sealed segment chunk by chunk from an offset on; raises OSError.
 
     A chunk has as many lines as fit into `chunk_bytes`, or a single longer one. Bytes after the

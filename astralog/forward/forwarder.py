@@ -7,7 +7,7 @@ import time
 from typing import Protocol, TextIO
 
 from astralog.forward.backlog import Backlog, find_sealed
-from astralog.forward.chunks import Chunk, SegmentReader
+from astralog.forward.chunks import Chunk, ChunkReader
 from astralog.forward.clickhouse import Unavailable
 from astralog.forward.cursor import Cursor, Position, save_node
 from astralog.forward.delivery import (
@@ -74,7 +74,7 @@ class Forwarder:
         self._verifier = Verifier(server)
         self._failures = Failures()
         self._miscounts = 0
-        self._reader: SegmentReader | None = None
+        self._reader: ChunkReader | None = None
         self._scan_at = self._remove_at = self._attempt_at = 0.0
 
     def run(self) -> None:
@@ -256,8 +256,8 @@ class Forwarder:
         self._verifier.remove(sent.name)
         self._verifier.add(sent.name, sent.lines, is_repeated=True)
 
-    def _open(self, name: str, offset: int = 0) -> SegmentReader:
-        return SegmentReader(self._directory, name, offset, self._chunk_bytes)
+    def _open(self, name: str, offset: int = 0) -> ChunkReader:
+        return ChunkReader(self._directory, name, offset, self._chunk_bytes)
 
     def _drop_reader(self) -> None:
         if self._reader:

@@ -12,7 +12,7 @@ from flask import Flask
 from gunicorn import util
 from gunicorn.http.errors import ParseException
 
-from astralog.api.rejection_log import Source
+from astralog.api.rejection_log import Rejected
 from astralog.api.responses import reject
 from astralog.app import services_of
 from astralog.errors import Rejection
@@ -231,8 +231,8 @@ class Connection:
     def _log(self, rejection: Rejection) -> None:
         """Log the rejection of a client that does not speak HTTP."""
         peer = self._peer[0] if self._peer else "a local socket"
-        source = Source(rejection.code, peer, "no token read")
-        services_of(self._shared.app).rejections.add(source, rejection.message)
+        rejected = Rejected(rejection.code, peer, "no token read")
+        services_of(self._shared.app).rejections.add(rejected, rejection.message)
 
     def _answer_bare(self, body: bytes, content_type: bytes) -> None:
         """Answer bytes that are not a request, and end the connection."""

@@ -42,7 +42,7 @@ LATE_SECONDS = 10.0
 END = 10**15 - 1
 
 
-class Cursor(NamedTuple):
+class PageCursor(NamedTuple):
     """How far the segments were read that may have grown since; others have not.
 
     One that is not among them and was started at `since` or later, in microseconds since 1970, is
@@ -66,7 +66,7 @@ class Gap(NamedTuple):
     """Lines that a budget left out: those of `rest` since the cursor, of which `limit` are due."""
 
     rest: Remaining
-    since: Cursor | None
+    since: PageCursor | None
     limit: int
 
 
@@ -77,7 +77,7 @@ class Recent(NamedTuple):
     """
 
     arrivals: list[Arrival]
-    cursor: Cursor
+    cursor: PageCursor
     is_all: bool
     has_more: bool
     gap: Gap | None
@@ -108,7 +108,7 @@ class RecentLines:
         self._listing = Listing(directory)
 
     def read(
-        self, limit: int, select: Select, budget: ReadBudget, after: Cursor | None = None
+        self, limit: int, select: Select, budget: ReadBudget, after: PageCursor | None = None
     ) -> Recent:
         """Return the newest lines that match, of those that came `after`; raises OSError."""
         self._list()
@@ -151,12 +151,12 @@ class RecentLines:
         left = rest and Gap(rest, gap.since, gap.limit - len(found))
         return Older(found[: gap.limit], left, has_more)
 
-    def _parts(self, after: Cursor | None) -> Iterable[Part]:
+    def _parts(self, after: PageCursor | None) -> Iterable[Part]:
         """Return those of the newest segments that may have lines since the cursor."""
         parts = make_parts(self._directory, itertools.starmap(SegmentFile, self._forms.items()))
         return parts if after is None else after.parts(parts)
 
-    def _latest_other(self, after: Cursor | None) -> str:
+    def _latest_other(self, after: PageCursor | None) -> str:
         """Return the last segment that is too old to be listed but may have lines, "" for none."""
         oldest = self._oldest
         if not oldest or after is None or _started_at(oldest) > after.since:
@@ -164,7 +164,7 @@ class RecentLines:
         unlisted = after.offsets.keys() - self._forms.keys()
         return max((segment for segment in unlisted if segment < oldest), default="")
 
-    def _carried(self, after: Cursor | None, since: int) -> dict[str, int]:
+    def _carried(self, after: PageCursor | None, since: int) -> dict[str, int]:
         """Return the cursor's offsets of segments that another process has listed already."""
         return {
             segment: offset
@@ -180,12 +180,12 @@ class RecentLines:
         except FileNotFoundError:
             return 0
 
-    def _cursor(self, offsets: Mapping[str, int], since: int) -> Cursor:
+    def _cursor(self, offsets: Mapping[str, int], since: int) -> PageCursor:
         """Return the cursor, in which the open segments come first if there are too many."""
         kept = heapq.nlargest(MAX_FOLLOWED, offsets, key=lambda name: (self._is_open(name), name))
         if left := offsets.keys() - kept:
             since = max(since, _started_at(max(left)) + 1)
-        return Cursor(since, {segment: offsets[segment] for segment in kept})
+        return PageCursor(since, {segment: offsets[segment] for segment in kept})
 
     def _is_open(self, segment: str) -> bool:
         return self._forms.get(SegmentName(segment), Form.OPEN) is Form.OPEN

@@ -9,7 +9,7 @@ import msgspec
 from astralog.clock import TrustedClock
 from astralog.store.merge import Arrival
 from astralog.store.reader import READ_ERRORS, ReadBudget
-from astralog.store.recent import Cursor, Gap, Older, Recent, RecentLines
+from astralog.store.recent import Gap, Older, PageCursor, Recent, RecentLines
 from astralog.view.levels import known_rank
 from astralog.view.log_filter import LogFilter
 from astralog.view.log_search import paced
@@ -27,7 +27,7 @@ NAME_CHARACTERS = 200
 READ_BYTES = 6 * 1024 * 1024
 
 #: The text of a cursor before it is sealed.
-_cursors = msgspec.json.Decoder(tuple[Cursor, Gap | None])
+_cursors = msgspec.json.Decoder(tuple[PageCursor, Gap | None])
 
 
 class ShownLog(msgspec.Struct):
@@ -91,7 +91,7 @@ class RecentLogs:
         `is_bound` says that the page must not tell how much there is of other projects, nor may the
         bytes of their logs end its search: it goes on with the next call.
         """
-        cursor: Cursor | None = None
+        cursor: PageCursor | None = None
         gap: Gap | None = None
         if after is not None:
             cursor, gap = _cursors.decode(self._sealer.open_hidden(after))

@@ -674,15 +674,15 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "lines of the log for what is rejected",
         "astralog.api.rejection_log:RejectionLog.add.silence",
-        "silence = self._silences.get(source)",
+        "silence = self._silences.get(rejected)",
         "silence = None",
         ("tests/unit/api/test_rejection_log.py", "-k", "repeated_rejections"),
     ),
     Guard(
         "clients that are told apart",
         "astralog.api.rejection_log:RejectionLog._is_crowded",
-        "for source in self._silences) >= MAX_SOURCES",
-        "for source in self._silences) < 0",
+        "for rejected in self._silences) >= MAX_CLIENTS",
+        "for rejected in self._silences) < 0",
         ("tests/unit/api/test_rejection_log.py", "-k", "many_clients"),
     ),
     Guard(

@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 from astralog.api import rejection_log
-from astralog.api.rejection_log import MAX_SOURCES, RejectionLog, Source, client_address
+from astralog.api.rejection_log import MAX_CLIENTS, Rejected, RejectionLog, client_address
 from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.settings import Settings
@@ -164,14 +164,14 @@ def test_many_clients_share_a_line(
     """Memory and lines are bounded per code, and many clients of one code hide no other code."""
     for number in range(1000):
         note(rejections, "unauthorized", REMOTE_ADDR=f"192.0.2.{number}")
-    assert MAX_SOURCES + 1 == len(caplog.messages)
-    others = f"(192.0.2.{MAX_SOURCES}, an unknown token)"
+    assert MAX_CLIENTS + 1 == len(caplog.messages)
+    others = f"(192.0.2.{MAX_CLIENTS}, an unknown token)"
     assert f"from other clients, any token: A sentence. {others}" in caplog.messages[-1]
     note(rejections, "invalid_batch")
     assert "from 192.0.2.7, " in caplog.messages[-1]
     rejections.flush()
-    (line,) = caplog.messages[MAX_SOURCES + 2 :]
-    assert f"{1000 - MAX_SOURCES - 1} more, the last: A sentence. (192.0.2.999, " in line
+    (line,) = caplog.messages[MAX_CLIENTS + 2 :]
+    assert f"{1000 - MAX_CLIENTS - 1} more, the last: A sentence. (192.0.2.999, " in line
 
 
 def test_text_of_a_client_cannot_imitate_the_log(
@@ -180,7 +180,7 @@ def test_text_of_a_client_cannot_imitate_the_log(
     """Line breaks, escape sequences and marks that reverse text are escaped; all is shortened."""
     words = "a\n2026 INFO forged\r\x1b[2J\u202e\ud83d" + "\0" * 300
     rejections.note(Rejection("bad_request", words), {"REQUEST_METHOD": "POST"})
-    rejections.add(Source("bad_request", "192.0.2.9", "no token"), "x\ny")
+    rejections.add(Rejected("bad_request", "192.0.2.9", "no token"), "x\ny")
     for line in caplog.messages:
         assert line.isprintable()
         assert len(line) < 1200

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from astralog.forward import chunks
-from astralog.forward.chunks import Chunk, SegmentReader
+from astralog.forward.chunks import Chunk, ChunkReader
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -25,7 +25,7 @@ def write(directory: Path, content: bytes, suffix: str = ".ndjson") -> None:
 
 def read_all(directory: Path, size: int, offset: int = 0) -> list[tuple[int, int, bytes, int]]:
     """Return offset, first line, content and number of lines of each chunk."""
-    reader = SegmentReader(directory, NAME, offset, size)
+    reader = ChunkReader(directory, NAME, offset, size)
     found, line = [], 1
     while chunk := reader.read(line):
         found.append((chunk.offset, chunk.first_line, b"".join(chunk.blocks()), chunk.lines))
@@ -96,7 +96,7 @@ def test_blocks_are_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A chunk is passed on in blocks that end with a line."""
     monkeypatch.setattr(chunks, "BLOCK_BYTES", 100)
     write(tmp_path, random_lines(random.Random(1), 500))
-    reader = SegmentReader(tmp_path, NAME, 0, 10**6)
+    reader = ChunkReader(tmp_path, NAME, 0, 10**6)
     chunk = reader.read(1)
     reader.close()
     assert chunk
@@ -124,7 +124,7 @@ def test_halves_are_the_whole(content: bytes) -> None:
 def test_memory_is_bounded_by_the_chunk(tmp_path: Path) -> None:
     """However long a segment is, only one chunk is in memory."""
     write(tmp_path, b"x" * 99 * 1024 + b"\n" + (b"y" * 99 + b"\n") * 100_000)
-    reader = SegmentReader(tmp_path, NAME, 0, 50_000)
+    reader = ChunkReader(tmp_path, NAME, 0, 50_000)
     line = 1
     while chunk := reader.read(line):
         line += chunk.lines

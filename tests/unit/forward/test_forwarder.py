@@ -18,7 +18,7 @@ from astralog.forward import chunks
 from astralog.forward import cursor as nodes
 from astralog.forward import delivery as verifiers
 from astralog.forward import forwarder as forwarders
-from astralog.forward.chunks import SegmentReader
+from astralog.forward.chunks import ChunkReader
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.settings import Settings
 from astralog.store import forward_state, sealed
@@ -280,14 +280,14 @@ def test_cursor_records_a_segment_before_its_chunk_is_read(
     paths = [write(settings.data_dir, number) for number in range(3)]
     opened: list[str] = []
 
-    def open_reader(directory: Path, name: str, offset: int, size: int) -> SegmentReader:
+    def open_reader(directory: Path, name: str, offset: int, size: int) -> ChunkReader:
         assert any(
             str(fact).startswith(f"at {name} ") for fact in forward_state.read_facts(directory)
         )
         opened.append(name)
-        return SegmentReader(directory, name, offset, size)
+        return ChunkReader(directory, name, offset, size)
 
-    monkeypatch.setattr(forwarders, "SegmentReader", open_reader)
+    monkeypatch.setattr(forwarders, "ChunkReader", open_reader)
     run_until_delivered(start(settings, server))
     assert opened == [path.stem for path in paths]
 

@@ -13,7 +13,7 @@ from astralog.store.recent import (
     END,
     MAX_FOLLOWED,
     MAX_SEGMENTS,
-    Cursor,
+    PageCursor,
     Recent,
     RecentLines,
 )
@@ -29,7 +29,7 @@ class Look:
 
     def __init__(self, directory: Path, limit: int = 100) -> None:
         self.lines = RecentLines(directory)
-        self.cursor: Cursor | None = None
+        self.cursor: PageCursor | None = None
         self._limit = limit
 
     def again(self, text: str = "", lines: RecentLines | None = None) -> list[str]:
@@ -277,8 +277,8 @@ def test_forged_cursor_reads_nothing_else(segment: Path) -> None:
     lines = RecentLines(segment.parent)
     name = SegmentName.of_open_file(segment)
     for cursor in (
-        Cursor(0, {name: END, SegmentName(make_name(NOW)): 5}),
-        Cursor(10**18 - 1, {name: 10**12}),
+        PageCursor(0, {name: END, SegmentName(make_name(NOW)): 5}),
+        PageCursor(10**18 - 1, {name: 10**12}),
     ):
         assert [] == lines.read(9, not_blank, ReadBudget(), cursor).arrivals
 
