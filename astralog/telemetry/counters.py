@@ -151,11 +151,13 @@ class Counters:
             volume.add(len(ends), sum(logs), sum(sizes))
         self.requests.add(map(sub, ends, starts))
         self.commits.add(map(sub, ends, commits))
+        volumes = {token: self._volume_of(token) for token in dict.fromkeys(tokens)}
         for token, count, size in zip(tokens, logs, sizes, strict=True):
-            label = (self._label(token),)
-            if label not in self.accepted_by_token:
-                self.accepted_by_token[label] = Volume()
-            self.accepted_by_token[label].add(1, count, size)
+            volumes[token].add(1, count, size)
+
+    def _volume_of(self, token: str) -> Volume:
+        """Return the volume that counts a token's accepted batches."""
+        return self.accepted_by_token.setdefault((self._label(token),), Volume())
 
     def is_settled(self) -> bool:
         """Return whether every batch that is stored has been answered."""
