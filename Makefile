@@ -3,14 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# So many tests run at once; most wait rather than compute.
+# The number of parallel tests; most of them wait rather than compute.
 JOBS ?= $(shell expr 2 '*' $$(nproc))
 # pip takes package[extra] as another requirement than the package: locked without the extra that another
 # package asks for, it counts as not locked, and is refused as soon as a newer release is out.
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--no-strip-extras --generate-hashes --custom-compile-command "make lock"
 
-# Megabytes that the environment and pip's temporary files take.
+# Megabytes for the environment and pip's temporary files.
 INSTALL_MB := 200
 
 $(VENV)/.installed: requirements/base.lock setup.cfg pyproject.toml
@@ -65,7 +65,7 @@ $(VENV)/.installed-sql: $(VENV)/.installed requirements/sql.lock
 sql: $(VENV)/.installed-sql ## Query all logs with DuckDB; SQL="SELECT count(*) FROM logs"
 	@$(BIN)/astralog sql "$(SQL)"
 
-# Hundreds of tests start the service, which shall find its code compiled.
+# Hundreds of tests start the service, so its code is compiled first.
 test test-quick: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: test

@@ -1,6 +1,6 @@
 -- AstraLog's tables on a ClickHouse cluster named `astralog`, with the macros {shard} and {replica}
 -- and internal_replication on: run once, on any of its servers. ASTRALOG_CLICKHOUSE_URL may name any
--- of them, or a balancer before them. single.sql explains the columns.
+-- of them, or a load balancer. single.sql explains the columns.
 
 CREATE TABLE IF NOT EXISTS logs_local ON CLUSTER astralog
 (
@@ -24,7 +24,7 @@ PARTITION BY substring(segment, 1, 8)
 ORDER BY (project_id, service, timestamp)
 TTL received + INTERVAL 1 YEAR
 SETTINGS
-    -- Inserts that all replicas remember, whichever of them is asked.
+    -- The number of inserts that the replicas remember together.
     replicated_deduplication_window = 10000,
     replicated_deduplication_window_seconds = 604800,
     fsync_after_insert = 1,
@@ -51,8 +51,8 @@ SETTINGS
     fsync_part_directory = 1,
     ttl_only_drop_parts = 1;
 
--- Rows of one segment go to one shard, so that an insert stays one block and a repeated one finds
--- the shard that remembers it. Do not take rand() here.
+-- Rows of one segment go to one shard, so that an insert stays one block, and a repeated one reaches
+-- the shard that remembers it. Do not use rand() here.
 CREATE TABLE IF NOT EXISTS logs ON CLUSTER astralog
 AS logs_local
 ENGINE = Distributed(astralog, currentDatabase(), logs_local, cityHash64(node, segment));
