@@ -124,7 +124,7 @@ def test_filters_find_logs(page: Page) -> None:
     store(page.service, *(log | {"message": "again"} for log in logs))
     wait_for(lambda: page.messages() == ["again", "broken"])
     page.filter("q", "nothing like this")
-    assert "No log is found" in wait_for(lambda: page.browser.text("#no-logs"))
+    assert "No matching log was found" in wait_for(lambda: page.browser.text("#no-logs"))
 
 
 def test_log_content_is_shown_as_text_only(page: Page) -> None:
@@ -333,7 +333,7 @@ def test_the_page_recovers_alone(tmp_path: Path, browser: Browser) -> None:
         page = Page(browser, service)
         page.show()
         service.stop()
-        assert "does not answer" in wait_for(lambda: browser.text("#problem"))
+        assert "does not respond" in wait_for(lambda: browser.text("#problem"))
         service._environ["ASTRALOG_BIND"] = page.host
         with service:
             store(service, make_log(message="after the pause"))

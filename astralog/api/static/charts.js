@@ -11,7 +11,7 @@ function draw(name, attributes) {
   return element;
 }
 
-/** The runs of values that are known, each a list of [index, value]. */
+/** The runs of known values, each a list of [index, value]. */
 function runs(values) {
   const found = [];
   let run = null;
@@ -69,7 +69,7 @@ export class Chart {
     this.box.addEventListener("keydown", (event) => this.step(event));
   }
 
-  /** Show the series, whose last values are of the time `at`, one every `seconds`. */
+  /** Show the series: one value per `seconds`, the last ones of the time `at`. */
   show(series, at, seconds, top = null) {
     this.series = series;
     this.at = at;
@@ -132,7 +132,7 @@ export class Chart {
   }
 }
 
-/** A row of small bars, which a number beside it says in words. */
+/** A row of small bars, next to a number with the same meaning. */
 export function bars(values) {
   const picture = draw("svg", { class: "bars", viewBox: `0 0 ${values.length * 3} 20`, preserveAspectRatio: "none", "aria-hidden": "true" });
   const top = Math.max(1, ...values);

@@ -5,7 +5,7 @@ async function show() {
   const text = await answer.text();
   const docs = SwaggerUIBundle({
     dom_id: "#docs",
-    // The curl lines name the address that this page came from.
+    // The curl lines have the address of this page.
     spec: JSON.parse(text.replaceAll("http://localhost:8080", location.origin)),
     validatorUrl: null,
     defaultModelsExpandDepth: 3,

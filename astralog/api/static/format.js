@@ -1,10 +1,10 @@
-// Numbers, times and texts as people read them.
+// Numbers, times and texts in readable forms.
 
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
-/** What stands where a number is not known. */
+/** Shown in place of an unknown number. */
 export const UNKNOWN = "–";
 
 const known = (format) => (value) => (value === null || value === undefined ? UNKNOWN : format(value));
@@ -24,13 +24,13 @@ export const bytes = known((value) => {
   return `${(size < 10 && unit ? fine : whole).format(size)} ${UNITS[unit]}`;
 });
 
-/** A wait, which is short. */
+/** A short duration. */
 export const wait = known((seconds) => {
   if (seconds < 1) return `${(seconds < 0.01 ? fine : whole).format(seconds * 1000)} ms`;
   return `${fine.format(seconds)} s`;
 });
 
-/** A time that passes, in its two largest units. */
+/** A long duration, in its two largest units. */
 export const duration = known((seconds) => {
   const days = Math.floor(seconds / 86400);
   const hours = Math.floor((seconds % 86400) / 3600);
@@ -47,12 +47,12 @@ export const share = (part, all) => (all ? `${fine.format((100 * part) / all)} %
 export const clock = (seconds) =>
   new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 
-// What has no shape of its own, ends lines, or turns the direction of writing.
+// Invisible characters, line breaks, and marks that change the direction of writing.
 const UNSEEN = /[\0-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb]|[\u{e0000}-\u{e0fff}]/gu;
 const UNSEEN_OR_BLANK = new RegExp(`${UNSEEN.source}|\\s`, "gu");
 const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t", " ": "␣" };
 
-/** Put a text into an element, with what nobody would see as a code; `keep` stays as it is. */
+/** Put a text into an element, invisible characters as codes; `keep` is left unchanged. */
 export function show(element, text, keep = "", unseen = UNSEEN) {
   element.replaceChildren();
   let end = 0;
@@ -68,10 +68,10 @@ export function show(element, text, keep = "", unseen = UNSEEN) {
   element.append(text.slice(end));
 }
 
-/** Put a name into an element as one column: with its blanks as codes too, it poses as no two. */
+/** Put a name into an element, blanks as codes too, so that it looks like exactly one name. */
 export const showName = (element, name) => show(element, name, "", UNSEEN_OR_BLANK);
 
-/** Make an element with a class and a text. */
+/** Create an element with a class and a text. */
 export function make(name, className = "", text = "") {
   const element = document.createElement(name);
   if (className) element.className = className;
@@ -79,7 +79,7 @@ export function make(name, className = "", text = "") {
   return element;
 }
 
-/** Characters of a text that are shown before somebody asks for all. */
+/** Characters of a text that are shown at first. */
 const START = 10_000;
 
 /** Put a text into an element, between quotes if given; a long one with a button for the rest. */

@@ -1,31 +1,31 @@
-// The newest logs, as they come in.
+// The newest logs, as they arrive.
 
 import { bytes, make, many, show } from "./format.js";
 import { makeRow } from "./rows.js";
 
 const byId = (id) => document.getElementById(id);
 
-/** Logs of an answer, if there are as many. */
+/** Logs of a response at most. */
 const PAGE = 100;
 
-/** Logs that stay on the page; those that are open stay longer. */
+/** Logs that stay on the page; open ones stay longer. */
 const SHOWN = 300;
 
-/** New logs that are marked as such for a moment; more would be a flicker. */
+/** New logs that are highlighted for a moment; more would flicker. */
 const MARKED = 20;
 
-/** Names that the filters suggest. */
+/** Names that the filters suggest, at most. */
 const SUGGESTED = 50;
 
-/** Seconds between two times that a screen reader is told of new logs. */
+/** Seconds between two notifications of a screen reader. */
 const NEWS_SECONDS = 15;
 
 const MORE = "… more came in than are shown here";
 
-/** How many logs of an answer came since the one before; the others are older. */
+/** The number of logs in a response that are newer than the last one; the others are older. */
 const newsOf = (page) => page.logs.length - (page.older?.count ?? 0);
 
-/** Indent JSON, every value as it stands: to parse it would change long numbers. */
+/** Indent JSON without parsing it, which would change long numbers. */
 function pretty(json) {
   let depth = 0;
   const line = () => `\n${"  ".repeat(Math.min(depth, 20))}`;
@@ -37,7 +37,7 @@ function pretty(json) {
   });
 }
 
-/** The logs that a filter lets through; `ask` fetches a path with the token. */
+/** The logs that match the filters; `ask` fetches a path with the token. */
 export class Logs {
   constructor(ask) {
     this.ask = ask;
@@ -59,7 +59,7 @@ export class Logs {
     this.forget();
   }
 
-  /** Make way for another token's logs. */
+  /** Remove all logs, for another token. */
   forget() {
     this.setPaused(false);
     this.filters.reset();
@@ -89,7 +89,7 @@ export class Logs {
   setPaused(isPaused) {
     this.isPaused = isPaused;
     this.pause.setAttribute("aria-pressed", String(isPaused));
-    this.pause.textContent = isPaused ? "Go on" : "Pause";
+    this.pause.textContent = isPaused ? "Continue" : "Pause";
     if (!isPaused) this.onRestart?.();
   }
 
@@ -99,7 +99,7 @@ export class Logs {
     return query;
   }
 
-  /** Look for what came since the last time, unless that is to wait; return whether to go on. */
+  /** Poll for new logs, unless paused; return whether to poll again at once. */
   async look() {
     if (this.isPaused) return false;
     const query = this.query();
@@ -111,10 +111,10 @@ export class Logs {
       page = await this.ask(`status/logs?${query}`);
     } catch (error) {
       if (error.status !== 400 || this.after === null || round !== this.round) throw error;
-      this.clear(); // the service was started again, and does not know what it named `after`
+      this.clear(); // the service has restarted, and does not know the cursor
       return this.look();
     }
-    if (round !== this.round || this.isPaused) return false; // another filter was set meanwhile
+    if (round !== this.round || this.isPaused) return false; // another filter was set
     const isFirst = this.after === null;
     this.after = page.after;
     this.add(page, isFirst);
@@ -137,7 +137,7 @@ export class Logs {
     closed.forEach((row) => row.remove());
   }
 
-  /** End the search for older logs; at the end of the list, nothing tells that there are others. */
+  /** End the search for older logs; the list then shows no note about others. */
   endGap(hasMore) {
     if (hasMore && this.gap.nextSibling) this.gap.textContent = MORE;
     else this.gap.remove();
@@ -150,14 +150,14 @@ export class Logs {
     empty.hidden = !isEmpty;
     if (isFirst) {
       const isShort = !page.is_all && page.logs.length < PAGE;
-      byId("logs-state").textContent = isShort ? `${bytes(page.searched_bytes)} were searched, and nothing older.` : "";
-      if (isFiltered || !page.is_all) empty.textContent = "No log is found. Those that match show up here as they come in.";
-      else empty.textContent = "Nothing is stored yet. Logs show up here as they come in.";
+      byId("logs-state").textContent = isShort ? `${bytes(page.searched_bytes)} were searched; older logs were not.` : "";
+      if (isFiltered || !page.is_all) empty.textContent = "No matching log was found. New ones are shown here as they arrive.";
+      else empty.textContent = "Nothing is stored yet. Logs are shown here as they arrive.";
     }
     this.tell(isFirst ? 0 : newsOf(page));
   }
 
-  /** Tell a screen reader now and then how many logs are new. */
+  /** Notify a screen reader periodically of the number of new logs. */
   tell(logs) {
     this.unheard += logs;
     if (!this.unheard || performance.now() - this.heardAt < NEWS_SECONDS * 1000) return;
@@ -177,7 +177,7 @@ export class Logs {
     }
   }
 
-  /** What is shown of a log that is opened. */
+  /** The details of an open log. */
   whole(log) {
     const box = make("div", "whole");
     this.fill(box, log);

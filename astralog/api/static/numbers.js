@@ -57,10 +57,10 @@ const DISK = {
   meter: (now) => (now.disk ? 1 - Math.min(now.disk.free_bytes / now.disk.total_bytes, freeInodes(now.disk)) : 0),
 };
 
-/** The share of inodes that is free; all where there is no limit. */
+/** The share of free inodes; 1 if there is no limit. */
 const freeInodes = (disk) => (disk.total_inodes ? disk.free_inodes / disk.total_inodes : 1);
 
-/** The inodes, where they are shorter than the bytes. */
+/** The inodes, if they are scarcer than the bytes. */
 function inodes(disk) {
   const isShort = freeInodes(disk) < disk.free_bytes / disk.total_bytes;
   return isShort ? ` · ${count(disk.free_inodes)} of ${many(disk.total_inodes, "inode")} free` : "";
@@ -119,7 +119,7 @@ class Card {
   }
 }
 
-/** The numbers of the service; `forget` makes way for another token's. */
+/** The numbers of the service; `forget` removes them, for another token. */
 export class Numbers {
   constructor() {
     this.forget();
@@ -163,7 +163,7 @@ export class Numbers {
     const named = now.workers ? ` · ${[many(ready, "worker"), ...others].join(", ")}` : "";
     state.className = `state ${now.is_ready ? "good" : "bad"}`;
     const text = `${now.is_ready ? "Ready" : "Rejects batches"}${named}`;
-    if (state.textContent !== text) state.textContent = text; // else it is read out again
+    if (state.textContent !== text) state.textContent = text; // or a screen reader would repeat it
     state.hidden = false;
     const age = now.started_at ? ` · up ${duration(now.at - now.started_at)}` : "";
     byId("about").textContent = `${now.version}${age}`;
@@ -177,7 +177,7 @@ export class Numbers {
   }
 }
 
-/** Show the rows of a table, or the text for none. */
+/** Show the rows of a table, or a text if there are none. */
 function fill(table, empty, rows) {
   byId(table).hidden = !rows.length;
   byId(empty).hidden = Boolean(rows.length);

@@ -1,18 +1,18 @@
-// A log as a row, which opens.
+// A log as a row that can be opened.
 
 import { make, show, showName } from "./format.js";
 import { RANKS } from "./levels.js";
 
-/** The looks of the ranks, least severe first. */
+/** The styles of the ranks, least severe first. */
 const LOOKS = ["faint", "faint", "info", "info", "warning", "error", "critical", "critical", "critical"];
 
-/** The look of a level: as `info` if it is not known. */
+/** The style of a level; an unknown one has that of `info`. */
 function lookOf(level) {
   const name = level.trim().toLowerCase().replace(/[1-4]+$/, "");
   return LOOKS[RANKS.findIndex((names) => names.includes(name))] ?? "info";
 }
 
-/** Make the row of a log; `whole` makes what is shown of it when it is opened. */
+/** Create the row of a log; `whole` creates its details when it is opened. */
 export function makeRow(log, whole, className = "") {
   const row = make("li", className);
   const details = make("details");
@@ -38,7 +38,7 @@ export function makeRow(log, whole, className = "") {
   return row;
 }
 
-/** A time to the millisecond; where there is little room, without a date that is today's. */
+/** A time to the millisecond; on a narrow screen, today's date is left out. */
 function makeTime(timestamp) {
   const [date, clock = ""] = timestamp.split("T");
   const time = make("span", "time");

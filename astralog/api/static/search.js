@@ -4,15 +4,15 @@ import { bytes, make, many, show, showName, showStart } from "./format.js";
 import { makeRow } from "./rows.js";
 import { makeTree, parse } from "./tree.js";
 
-/** Logs that are searched for at a time, and bytes of them, after which fewer will do. */
+/** Logs to load at a time, and bytes of them after which fewer are enough. */
 const PAGE = 100;
 const PAGE_BYTES = 4 * 1024 * 1024;
 
-/** Seconds for one answer, and between two tries at most. */
+/** Seconds until a response times out, and between two attempts at most. */
 const PATIENCE = 60;
 const SLOWEST = 10;
 
-/** What the filter `field` takes, and characters of a value that makes a useful link. */
+/** Limits of the filter `field`, and of the characters of a value in a useful link. */
 const MAX_NAME = 200;
 const MAX_DOTS = 15;
 const MAX_VALUE = 1000;
@@ -21,7 +21,7 @@ const CONTROLS = /[\0-\x1f\x7f]/;
 const byId = (id) => document.getElementById(id);
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-/** The fields of a stored line; metadata as its text. */
+/** The fields of a stored line, metadata as text. */
 function parseLog(line) {
   const log = { project_id: "", timestamp: "", level: "", service: "", message: "", metadata: "", bytes: new TextEncoder().encode(line).length };
   try {
@@ -65,7 +65,7 @@ export class Search {
     this.forget();
   }
 
-  /** Make way for another token's logs. */
+  /** Remove all logs, for another token. */
   forget() {
     this.running?.abort();
     this.running = null;
@@ -85,7 +85,7 @@ export class Search {
     this.say("", "");
   }
 
-  /** Search by the filters of the form, through the page's address, which can be shared. */
+  /** Search with the filters of the form, through the page's address, which can be shared. */
   go() {
     const hash = `#search?${this.filters()}`;
     if (location.hash === hash) this.start(this.filters());
@@ -98,7 +98,7 @@ export class Search {
     return query;
   }
 
-  /** Search anew by filters, each a field of the form. */
+  /** Start a new search with filters, each a field of the form. */
   start(query) {
     this.forget();
     for (const [name, value] of query) this.set(name, value);
@@ -112,7 +112,7 @@ export class Search {
     if (!field?.name) return;
     field.value = value;
     if (field.value === value || field.tagName !== "SELECT") return;
-    field.append(make("option", "", value)); // a level of somebody's own
+    field.append(make("option", "", value)); // a custom level
     field.value = value;
   }
 
@@ -122,7 +122,7 @@ export class Search {
     this.end("Stopped");
   }
 
-  /** Search on, until there are enough logs. */
+  /** Continue the search until there are enough logs. */
   async goOn() {
     const running = (this.running = new AbortController());
     this.goesOnAlone = false;
@@ -156,7 +156,7 @@ export class Search {
     } while (this.before !== null && found < PAGE && size < PAGE_BYTES);
   }
 
-  /** Fetch an answer: its text, the cursor and the bytes searched; try again while it is away. */
+  /** Fetch a response: text, cursor and searched bytes; retry while the service is down. */
   async fetch(signal) {
     const query = new URLSearchParams(this.query);
     if (this.before !== null) query.set("before", this.before);
@@ -169,7 +169,7 @@ export class Search {
       } catch (error) {
         signal.throwIfAborted();
         if (error.status < 500) throw error;
-        const message = error.status ? error.message : "The service does not answer.";
+        const message = error.status ? error.message : "The service does not respond.";
         this.say("Searching", `${message} Trying again.`);
         await pause(delay * (0.9 + 0.2 * Math.random()));
         signal.throwIfAborted();
@@ -188,14 +188,14 @@ export class Search {
     const isFocused = document.activeElement === this.more;
     this.running = null;
     this.progress.hidden = true;
-    this.more.textContent = text === "Stopped" ? "Go on" : "Older";
+    this.more.textContent = text === "Stopped" ? "Continue" : "Older";
     this.more.hidden = this.before === null && text !== "Stopped";
     this.say(text, problem);
     byId("search-news").textContent = byId("search-state").textContent;
     if (isFocused && this.more.hidden) byId("search-state").focus();
   }
 
-  /** Show how far the search is, and what is wrong. */
+  /** Show the progress of the search, and its error. */
   say(text, problem = "") {
     const parts = [];
     if (text) parts.push(text, this.found ? `${many(this.found, "log")} found` : "no log found");
@@ -234,7 +234,7 @@ export class Search {
     if (value.trim() && value.length <= MAX_VALUE && !CONTROLS.test(value)) element.append(" ", this.only(name, value, text));
   }
 
-  /** Make the button that filters by a value. */
+  /** Create the button that filters by a value. */
   only(name, value, text = "only this") {
     const button = make("button", "only", text);
     button.type = "button";

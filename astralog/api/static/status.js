@@ -1,4 +1,4 @@
-// The page: its token, what it asks for and when, and what it says when nothing answers.
+// The page: its token, its requests and their timing, and its messages without a response.
 
 import { make } from "./format.js";
 import { RANKS } from "./levels.js";
@@ -8,7 +8,7 @@ import { Search } from "./search.js";
 
 const SECONDS = { data: 2, history: 10, logs: 2 };
 
-/** Seconds between two tries at most, where the service does not answer, and for one answer. */
+/** Seconds between two attempts at most while the service is down, and for one response. */
 const SLOWEST = 30;
 const PATIENCE = 15;
 
@@ -19,13 +19,13 @@ const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * s
 
 class Unauthorized extends Error {}
 
-/** The header's value: a header has bytes, one for each character here. */
+/** The value of the header, with one character per byte. */
 function authorization() {
   const text = new TextEncoder().encode(sessionStorage.getItem(KEY) ?? "");
   return `Bearer ${String.fromCharCode(...text)}`;
 }
 
-/** Fetch a path with the token; an error has the status of an answer. */
+/** Fetch a path with the token; an error has the status of the response. */
 async function request(path, seconds, ...signals) {
   let answer;
   try {
@@ -35,7 +35,7 @@ async function request(path, seconds, ...signals) {
       signal: AbortSignal.any([AbortSignal.timeout(1000 * seconds), ...signals]),
     });
   } catch {
-    throw new Error("The service does not answer.");
+    throw new Error("The service does not respond.");
   }
   if (answer.ok) return answer;
   const { message } = await answer.json().catch(() => ({}));
@@ -65,10 +65,10 @@ const JOBS = {
   logs: async () => !isSearch() && (await logs.look()),
 };
 
-/** Seconds until a job that says that it has not finished goes on. */
+/** Seconds until an unfinished job continues. */
 const SOON = 0.2;
 
-/** How often each job was begun; only its newest run goes on. */
+/** The number of starts of each job; only its newest run continues. */
 const runs = Object.fromEntries(Object.keys(JOBS).map((name) => [name, 0]));
 const problems = new Map();
 
@@ -81,7 +81,7 @@ function showProblems() {
   document.body.classList.toggle("stale", problems.has("data"));
 }
 
-/** Do a job again and again while the page is looked at; slower while it fails. */
+/** Repeat a job while the page is visible, less often while it fails. */
 async function repeat(name) {
   const mine = (runs[name] += 1);
   let delay = SECONDS[name];
@@ -96,13 +96,13 @@ async function repeat(name) {
       delay = Math.min(2 * delay, SLOWEST);
     }
     showProblems();
-    await pause(delay * (0.9 + 0.2 * Math.random())); // many pages shall not ask at once
+    await pause(delay * (0.9 + 0.2 * Math.random())); // so that many pages do not send requests at once
   }
 }
 
 const isSearch = () => /^#search(\?|$)/.test(location.hash);
 
-/** Show what the page's address names: a search by the filters in it, or the overview. */
+/** Show the view of the page's address: a search with its filters, or the overview. */
 function showView() {
   const isShown = isSearch();
   byId("overview").hidden = isShown;
@@ -137,7 +137,7 @@ function leave(refusal = "") {
   showEntry(refusal);
 }
 
-/** Show the page where the token is known. */
+/** Show the page if there is a token. */
 async function enter() {
   try {
     await showNow();

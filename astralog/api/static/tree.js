@@ -1,18 +1,18 @@
-// JSON as a tree, every number as it stands: JSON.parse would change long ones.
+// JSON as a tree, with every digit of its numbers: JSON.parse would change long ones.
 
 import { make, many, show, showName, showStart } from "./format.js";
 
-/** Members that are shown at once, and those of an inner object that is open at first. */
+/** Members shown at once, and members of an inner object that is open at first. */
 const SHOWN = 100;
 const OPEN = 20;
 
-/** Objects within each other that are open at first, and that are indented. */
+/** Levels of nested objects that are open at first, and that are indented. */
 const OPEN_DEPTH = 2;
 const INDENTED_DEPTH = 12;
 
 const BLANK = ", :\t\r\n";
 
-/** The end of the string that begins at an index. */
+/** The end of the string that starts at an index. */
 function endOfString(text, start) {
   for (let at = start; ; ) {
     at = text.indexOf('"', at + 1);
@@ -66,13 +66,13 @@ export function parse(text) {
   return root.members[0];
 }
 
-/** The value of a node as the filter `field` takes it: a text, or the JSON of anything else. */
+/** The value of a node for the filter `field`: a text, or JSON. */
 const valueOf = (node) => (node.text[0] === '"' ? JSON.parse(node.text) : node.text);
 
 /**
- * Make a list of the members of a node; `only(path, value)` makes the button that filters by a
- * value, if there is a filter for it. The path has a dot for each object, and is null if there is
- * none: arrays in arrays.
+ * Create a list of a node's members; `only(path, value)` creates the button that filters by a
+ * value, if there is a filter for it. The path has a dot for each object, and is null for values
+ * without a path, in nested arrays.
  */
 export function makeTree(node, only, path = "", depth = 0) {
   const list = make("ul", depth > INDENTED_DEPTH ? "tree flat" : "tree");
