@@ -145,13 +145,13 @@ class Tokens:
         except Exception as error:  # of any kind: the next check may succeed
             self._note_failure(repr(error))
         else:
-            self._failures.end("tokens are read from their file again")
+            self._failures.end("tokens are reloaded again")
             if changed is not None:
                 self._use(changed)
                 log.info("read %d tokens", len(changed))
 
     def _note_failure(self, problem: str) -> None:
-        self._failures.fail(problem, "tokens stay as they are: %s", problem)
+        self._failures.fail(problem, "tokens not reloaded: %s", problem)
 
     def _read_changed(self) -> dict[bytes, Token] | None:
         """Return all tokens if the file has changed, else None; raises InvalidSettings.

@@ -52,7 +52,7 @@ MESSAGES = ("line", "message", "msg", "log")
 SERVICES = ("service", "tag")
 LEVELS = ("level", "severity")
 
-#: The texts of an event, beside itself.
+#: The texts of an event, in addition to the event itself.
 NAMES = ("host", "source", "sourcetype", "index")
 
 _BLANKS = b" \t\r\n"

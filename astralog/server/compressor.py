@@ -1,4 +1,4 @@
-"""The process that compresses sealed segments, beside the workers and at the lowest priority.
+"""The compressor: the process that compresses sealed segments, at the lowest priority.
 
 A thread of a worker would hold the interpreter lock while it waits for the CPU; a separate process
 delays no request. It is a fork of the master, so that it runs the code that was started, even if
@@ -78,7 +78,7 @@ class CompressorProcess:
                 self._run(master)
             self._pidfd = os.pidfd_open(pid)
         except OSError as error:
-            message = "cannot start the process that compresses segments: %s; trying again"
+            message = "cannot start the compressor: %s; trying again"
             self._failures.fail(error.errno, message, error.strerror)
             if pid:  # it cannot be watched, so it would run beside the next one
                 os.kill(pid, signal.SIGKILL)
@@ -98,7 +98,7 @@ class CompressorProcess:
                 return
             status = end.si_status
         if status:
-            log.error("the process that compresses died; another one takes its place")
+            log.error("the compressor died; starting another one")
         os.close(self._pidfd)
         self._pidfd = -1
         self._pause_seconds = RESTART_SECONDS

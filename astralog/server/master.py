@@ -255,7 +255,7 @@ class Master(Arbiter):  # type: ignore[misc]
             tls = read_certificate(settings)
             tokens = Tokens(settings, self.state.tokens.rates)  # no burst anew
         except InvalidSettings as error:
-            log.error("not reloaded, all stays as it is: %s", "; ".join(error.problems))
+            log.error("not reloaded, nothing changed: %s", "; ".join(error.problems))
             return
         self.state.tls, self.state.tokens = tls, tokens
         self._reloaded_age = self.worker_age  # the next tick, which follows, replaces them

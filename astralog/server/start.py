@@ -298,7 +298,7 @@ def make_token_file(data_dir: Path) -> Path:
 def announce(settings: Settings, addresses: Sequence[Address], is_inherited: bool) -> None:
     """Log the start in one line, and print a command to try it with if the token is generated."""
     if ignored := service_links():
-        log.info("ignored, since Kubernetes makes them of its Services: %s", ", ".join(ignored))
+        log.info("ignored, since Kubernetes sets them for its Services: %s", ", ".join(ignored))
     log.info(
         "listening on %s, %s, data in %s, sync %s%s",
         " and ".join(_url(settings, address) for address in addresses),

@@ -56,7 +56,7 @@ class Space(NamedTuple):
     is_read_only: bool
 
     def kept_inodes(self, kept_bytes: int) -> int:
-        """Return how many inodes to keep free beside so many bytes."""
+        """Return how many inodes to keep free in addition to so many bytes."""
         return kept_inodes(kept_bytes, self.total, self.total_inodes or 0)
 
     def check(self, kept_bytes: int, size: int = 0, held_inodes: int = 0) -> None:
@@ -73,7 +73,7 @@ class Space(NamedTuple):
 
 
 def kept_inodes(kept_bytes: int, total_bytes: int, total_inodes: int) -> int:
-    """Return how many inodes to keep free beside so many bytes.
+    """Return how many inodes to keep free in addition to so many bytes.
 
     One for each BYTES_PER_INODE of them, at least one, and no larger share of all inodes than the
     bytes are of all bytes.

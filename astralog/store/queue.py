@@ -105,7 +105,7 @@ class MemoryBudget:
 
     def _full(self) -> Rejection:
         if not self._rejected:
-            log.warning("queue full: %d bytes are held, %sQUEUE_BYTES", self._reserved, PREFIX)
+            log.warning("queue full: %d bytes are reserved (%sQUEUE_BYTES)", self._reserved, PREFIX)
         self._rejected += 1
         return Rejection(*errors.queue_full(self.limit))
 

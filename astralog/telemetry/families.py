@@ -124,7 +124,7 @@ def queue_families(queue: CommitQueue) -> list[Family]:
         ),
         Family(
             WORKERS,
-            "Workers that are ready, or reject batches with the code that is their state.",
+            "Workers by state: ready, or the code with which they reject batches.",
             Kind.GAUGE,
             lambda: _states(queue.unavailable() or READY),
             ("state",),
@@ -147,7 +147,7 @@ def _segment_families(queue: CommitQueue) -> list[Family]:
         ),
         counter(
             "removed_undelivered_segments",
-            "Of these, segments that forward had not delivered.",
+            "Segments removed by the retention before forward had delivered them.",
             lambda: queue.housekeeper.removed_undelivered_segments,
         ),
         counter(
@@ -241,13 +241,13 @@ def disk_families(queue: CommitQueue) -> list[Family]:
         _disk(
             queue,
             "free_disk_inodes",
-            "Inodes free on that disk; each file takes one.",
+            "Inodes free on the data directory's disk, one per file.",
             lambda usage: _known(usage.free_inodes),
         ),
         _disk(
             queue,
             "total_disk_inodes",
-            "Inodes of that disk, free or not.",
+            "Inodes of the data directory's disk, free or not.",
             lambda usage: _known(usage.total_inodes),
         ),
         _disk(
@@ -268,16 +268,16 @@ def compression_families(counts: CompressionCounts) -> list[Family]:
     """Return the families of the one process that compresses; any other counts nothing."""
     return [
         counter("compressed_segments", "Sealed segments compressed.", lambda: counts.segments),
-        counter("compressed_plain_bytes", "Bytes of these before.", lambda: counts.plain_bytes),
-        counter("compressed_bytes", "Bytes of these after.", lambda: counts.compressed_bytes),
+        counter("compressed_plain_bytes", "Bytes before compression.", lambda: counts.plain_bytes),
+        counter("compressed_bytes", "Bytes after compression.", lambda: counts.compressed_bytes),
         counter(
             "compression_failures",
-            "Times that a segment could not be compressed, and stayed as it was.",
+            "Failed attempts to compress a segment.",
             lambda: counts.failures,
         ),
         counter(
             "compression_cpu_seconds",
-            "CPU seconds of the process that compresses.",
+            "CPU seconds of the compressor.",
             lambda: counts.cpu_seconds,
         ),
         Family(
@@ -293,11 +293,11 @@ def forward_families(queue: CommitQueue) -> list[Family]:
     """Return the families of the last status of `astralog forward`."""
     lag = "Age of the oldest log that forward has not delivered."
     waiting = "that forward has not delivered as a whole"
-    dead_letters = "Of the delivered logs, those that went to the dead-letter table."
+    dead_letters = "Delivered logs that went to the dead-letter table."
     incomplete = (
-        "Segments of which the tables lack lines that were sent twice, since forward started."
+        "Segments with lines that the tables lack after two deliveries, since forward started."
     )
-    doubled = "Segments of which the tables hold more rows than lines, since forward started."
+    doubled = "Segments with more rows in the tables than lines, since forward started."
     return [
         _forward(queue, "lag_seconds", lag, lambda status: status.lag_seconds(time.time())),
         _forward(queue, "waiting_segments", f"Sealed segments {waiting}."),

@@ -23,7 +23,7 @@ MAX_LOGS = 100
 TEXT_CHARACTERS = 2000
 NAME_CHARACTERS = 200
 
-#: Bytes that one look reads at most, beside the largest log; and once more in a gap.
+#: Bytes that one poll reads at most, in addition to the largest log; and once more in a gap.
 READ_BYTES = 6 * 1024 * 1024
 
 #: The text of a cursor before it is sealed.

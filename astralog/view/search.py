@@ -72,7 +72,7 @@ def _parse_fields(
     callback=_parse_fields,
     help="Only logs with this value in the metadata; dots reach into objects. Repeatable.",
 )
-@click.option("--regex", is_flag=True, help="Take TEXT as a regular expression of Python's.")
+@click.option("--regex", is_flag=True, help="Interpret TEXT as a regular expression of Python.")
 @click.option(
     "-s",
     "--case-sensitive",
@@ -114,7 +114,7 @@ def search(
     as_json: bool,
     data_dir: Path,
 ) -> None:
-    """Find logs among all that are stored, by TEXT in message or metadata, in any case.
+    """Find stored logs by TEXT in message or metadata, in any case.
 
     They are shown in the order of their arrival. Exit status: 0 if any was found, 1 if none was, 2
     after an error.

@@ -45,7 +45,7 @@ def _parse_lines(context: click.Context, option: click.Parameter, text: str | No
     callback=_parse_lines,
     help=f"Show the newest N logs, or `all`; {DEFAULT_LINES} by default, all with --since.",
 )
-@click.option("-f", "--follow", is_flag=True, help="Show the logs that come from now on too.")
+@click.option("-f", "--follow", is_flag=True, help="Also show new logs as they arrive.")
 @options.apply(options.projects, options.services, options.level)
 @click.option(
     "--grep", "text", help="Only logs with this text in message or metadata, in any case."

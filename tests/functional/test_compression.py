@@ -102,7 +102,7 @@ def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -
         assert ["0", "1", "2"] == messages(service)
         assert not (service.data_dir / DRAFT).exists()
         assert workers == service.worker_pids()
-        assert 3 == service.log().count("the process that compresses died")
+        assert 3 == service.log().count("the compressor died")
         assert 0 == service.stop()
         assert not service.pids()
 

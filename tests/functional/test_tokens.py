@@ -142,7 +142,7 @@ def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
     with Service(tmp_path, **settings) as service:
         shown = list(provoke(service))
         path.write_text(f"other\n{SECRET}\x01\n")
-        wait_for(lambda: service.drain({}) and "tokens stay as they are" in service.log())
+        wait_for(lambda: service.drain({}) and "tokens not reloaded" in service.log())
         service.signal(signal.SIGHUP)
         wait_for(lambda: "not reloaded" in service.log())
         assert 200 == service.drain(make_batch("y"), {"Authorization": SECRET}).status

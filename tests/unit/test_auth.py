@@ -307,8 +307,8 @@ def test_tokens_are_read_again_when_their_file_changes(
     assert not is_known(tokens, "old")
     assert is_known(tokens, "newer")
     assert [
-        f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}: Holds no token.",
-        f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}: No such file or directory.",
+        f"tokens not reloaded: ASTRALOG_TOKENS_FILE: {path}: Holds no token.",
+        f"tokens not reloaded: ASTRALOG_TOKENS_FILE: {path}: No such file or directory.",
     ] == [record.message for record in caplog.records if record.levelno == logging.ERROR]
 
 
@@ -338,8 +338,8 @@ def test_faulty_file_is_logged_at_its_start_and_its_end(
         content, f", line 2: The token of ASTRALOG_TOKENS_FILE: {path}, line 1 again."
     )
     assert caplog.messages == 2 * [
-        f"tokens stay as they are: ASTRALOG_TOKENS_FILE: {path}{problem}",
-        "tokens are read from their file again",
+        f"tokens not reloaded: ASTRALOG_TOKENS_FILE: {path}{problem}",
+        "tokens are reloaded again",
         "read 2 tokens",
     ]
     assert capfd.readouterr().err == ""

@@ -119,7 +119,7 @@ def test_process_that_cannot_be_started_is_tried_again_at_each_tick(
         patch.setattr(os, "fork", fail)
         master.tick()
         master.tick()
-    assert caplog.text.count("cannot start the process") == 1
+    assert caplog.text.count("cannot start the compressor") == 1
     master.tick()
     master.tick()
     assert len(pids) == 2

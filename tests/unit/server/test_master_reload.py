@@ -74,7 +74,7 @@ def test_faulty_reload_replaces_nothing(
     assert knows(master, "one")
     assert len(caplog.messages) == 3
     for line in caplog.messages:
-        assert line.startswith(f"not reloaded, all stays as it is: ASTRALOG_TOKENS_FILE: {path}")
+        assert line.startswith(f"not reloaded, nothing changed: ASTRALOG_TOKENS_FILE: {path}")
 
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key"])

@@ -207,7 +207,7 @@ def test_rejections_are_two_lines_in_the_log(
                 MemoryReservation(budget)
         reservation.release()
         assert [
-            f"queue full: {LIMIT + OVERHEAD_BYTES} bytes are held, ASTRALOG_QUEUE_BYTES",
+            f"queue full: {LIMIT + OVERHEAD_BYTES} bytes are reserved (ASTRALOG_QUEUE_BYTES)",
             f"queue has room again: {rejections} requests were rejected",
         ] == caplog.messages
 
