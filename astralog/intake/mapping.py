@@ -103,7 +103,8 @@ def _take_column(
         column = [options.defaults.get(field)] * len(logs)
     if field == "timestamp":
         if field in options.sources:
-            column = list(map(_read_unix_time, column))
+            are_integers = set(map(type, column)) == {int}
+            column = list(map(format_number if are_integers else _read_unix_time, column))
     elif int in map(type, column):
         column = [str(value) if type(value) is int else value for value in column]
     if set(map(type, column)) != {str} or ("" in column and field != "message"):

@@ -40,7 +40,8 @@ def format_number(number: int) -> str:
     Raises ValueError, worded for the client.
     """
     if 10**12 <= number < 10**13:  # milliseconds of today
-        return parse_time(str(number))
+        digits = str(number)
+        return f"{_format_usual(digits[:_SECOND_DIGITS])}.{digits[_SECOND_DIGITS:]}Z"
     if number < 0:
         raise ValueError(EXPECTED)
     if number < 10**11:

@@ -22,6 +22,7 @@ from astralog.intake.unix_time import format_time, parse_time
         ("1717169445123456", "2024-05-31T15:30:45.123456Z"),
         ("1717169445123456789", "2024-05-31T15:30:45.123456789Z"),
         ("0001717169445", "2024-05-31T15:30:45Z"),
+        ("0000000445123", "1970-01-06T03:38:43Z"),
         ("253402300799999", "1978-01-11T21:31:40.799999Z"),
     ],
 )
@@ -33,7 +34,7 @@ def test_the_digits_of_a_unix_time_name_its_unit(text: str, expected: str) -> No
 @pytest.mark.parametrize(
     "text",
     ["", "-1", "+1", "now", "1e99", "1e999999999", "1_000", "٣", "1717169445,5", "0x10", "9" * 20]
-    + ["1.2.3", "NaN", "Infinity", " 1", "1" * 10_000, "1.", "99999999999.5e9"],
+    + ["1717169445123.", "1.2.3", "NaN", "Infinity", " 1", "1" * 10_000, "1.", "99999999999.5e9"],
 )
 def test_any_other_text_is_no_unix_time(text: str) -> None:
     """No text takes long, or becomes a number of thousands of digits."""
