@@ -18,6 +18,10 @@ BLOCK_BYTES = 256 * 1024
 #: Bytes of the first block that is read backwards: the last few lines are often enough.
 LAST_BLOCK_BYTES = 16 * 1024
 
+#: Bytes at the end of a block in which a line presumably ends: a block that ends there need not be
+#: copied, which is 4% of the CPU of a search for a rare text.
+TAIL_BYTES = 4096
+
 #: Bytes of lines that a soft budget holds of a compressed segment, in addition to the largest one.
 MAX_HELD_BYTES = 8 * 1024 * 1024
 
@@ -119,7 +123,11 @@ class SegmentReader:
         for block in self._blocks(begin, end, budget):
             budget.bytes_read += len(block)
             cut = block.rfind(b"\n") + 1
-            if cut:
+            if cut == len(block) and not any(rest):
+                yield Block(start, block)
+                start += cut
+                rest.clear()
+            elif cut:
                 lines = b"".join([*rest, memoryview(block)[:cut]])
                 yield Block(start, lines)
                 start += len(lines)
@@ -175,12 +183,19 @@ class SegmentReader:
             yield from self._inflated_blocks(begin, end, budget)
             return
         while end is None or begin < end:
-            block = os.pread(self._fd, _block_size(begin, end), begin)
+            block = os.pread(self._fd, self._size_of_lines(begin, _block_size(begin, end)), begin)
             if not block:
                 return
             begin += len(block)
             budget.file_bytes += len(block)
             yield block
+
+    def _size_of_lines(self, begin: int, size: int) -> int:
+        """Return so many bytes, or a few less if a line ends there."""
+        if size <= TAIL_BYTES:
+            return size
+        tail = os.pread(self._fd, TAIL_BYTES, begin + size - TAIL_BYTES)
+        return size - TAIL_BYTES + (tail.rfind(b"\n") + 1 or TAIL_BYTES)
 
     def _inflated_blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[bytes]:
         with open(self._fd, "rb", closefd=False) as raw, zstd.ZstdFile(raw) as file:

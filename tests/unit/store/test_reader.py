@@ -69,6 +69,7 @@ def test_backwards_is_forwards_reversed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader_module, "BLOCK_BYTES", 4)
         patch.setattr(reader_module, "LAST_BLOCK_BYTES", 2)
+        patch.setattr(reader_module, "TAIL_BYTES", 3)
         content = b"".join(pieces) + (b"\n" if ends else b"")
         directory = tmp_path_factory.mktemp("segments")
         make_segment(directory, NAME, content)
