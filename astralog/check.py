@@ -22,10 +22,17 @@ from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import click
 
+from astralog.escaping import escape
+from astralog.settings import InvalidSettings
+from astralog.tokens_file import make_token
+
 SERVICE = "astralog-check"
 
 #: A larger difference between the clocks spoils searches by time.
 CLOCK_SECONDS = 5.0
+
+#: The longest --timeout.
+MAX_TIMEOUT_SECONDS = 3600
 
 #: Seconds between two attempts to read a log back.
 POLL_SECONDS = 0.2
@@ -79,10 +86,10 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Deployment:
-    """The service's address, and the token to use; a request may raise Failure."""
+    """The service's address, and the token to use, if any; a request may raise Failure."""
 
     url: SplitResult
-    token: str | None
+    token: bytes
     timeout_seconds: float
     tls: ssl.SSLContext | None = None
 
@@ -92,14 +99,11 @@ class Deployment:
         """Send one request on a new connection."""
         started = time.monotonic()
         connection = self._connect()
-        authorization = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        sent_headers: dict[str, str | bytes] = {**(headers or {})}
+        if self.token:
+            sent_headers["Authorization"] = b"Bearer " + self.token
         try:
-            connection.request(
-                method,
-                self.url.path.rstrip("/") + path,
-                body or None,
-                {**authorization, **(headers or {})},
-            )
+            connection.request(method, self.url.path.rstrip("/") + path, body or None, sent_headers)
             response = connection.getresponse()
             content = response.read(MAX_RESPONSE_BYTES)
         except (OSError, http.client.HTTPException) as error:
@@ -212,7 +216,7 @@ def _check_json(deployment: Deployment, path: str, status: str) -> str:
     reply = deployment.request("GET", path).expect(HTTPStatus.OK)
     try:
         is_expected = json.loads(reply.body) == {"status": status}
-    except ValueError:
+    except (ValueError, RecursionError):
         is_expected = False
     if not is_expected:
         raise Failure("the response is not AstraLog's; check the URL and the proxy")
@@ -281,11 +285,25 @@ def _parse_url(context: click.Context, option: click.Parameter, text: str) -> Sp
     try:
         url = urlsplit(text)
         is_valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        (url.hostname or "").encode("idna")
     except ValueError:
         is_valid = False
-    if not is_valid:
+    if not is_valid or not (url.path.isascii() and url.path.isprintable()) or " " in url.path:
         raise click.BadParameter("not a URL like https://logs.example.com.")
     return url
+
+
+def _check_timeout(context: click.Context, option: click.Parameter, seconds: float) -> float:
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise click.BadParameter(f"more than 0, and at most {MAX_TIMEOUT_SECONDS} seconds.")
+    return seconds
+
+
+def _create_tls(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:
+        raise click.UsageError(f"{ca_file} has no certificate in PEM format.") from None
 
 
 @click.command()
@@ -297,7 +315,12 @@ def _parse_url(context: click.Context, option: click.Parameter, text: str) -> Sp
     help="File with the token; without it, the environment variable TOKEN.",
 )
 @click.option("--project", default=SERVICE, help=f"Project to write to; {SERVICE} by default.")
-@click.option("--timeout", default=10.0, help="Seconds per request; 10 by default.")
+@click.option(
+    "--timeout",
+    default=10.0,
+    callback=_check_timeout,
+    help="Seconds per request; 10 by default.",
+)
 @click.option(
     "--ca-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -318,13 +341,19 @@ def check(  # noqa: PLR0917  # click passes them by name
     Exits with 1 if a check fails. Without --read-only, it stores one log per protocol that the
     deployment serves, and reads each back.
     """
-    token = token_file.read_text().strip() if token_file else token or None
+    if token_file:
+        token = token_file.read_text(errors="surrogateescape").strip()
     if not (token or read_only):
         raise click.UsageError("needs --token-file, or the token in TOKEN, or --read-only.")
-    tls = ssl.create_default_context(cafile=ca_file) if url.scheme == "https" else None
-    deployment = Deployment(url, token, timeout, tls)
+    encoded_token = (token or "").encode(errors="surrogateescape")
+    try:
+        make_token(encoded_token, "The token")
+    except InvalidSettings as error:
+        raise click.UsageError(str(error)) from None
+    tls = _create_tls(ca_file) if url.scheme == "https" else None
+    deployment = Deployment(url, encoded_token, timeout, tls)
     failed = 0
     for name, outcome, text in run_checks(deployment, project, read_only):
         failed += outcome is Outcome.FAILED
-        click.echo(f"{outcome.value:<5} {name:<18} {text}")
+        click.echo(f"{outcome.value:<5} {name:<18} {escape(text.strip())}")
     sys.exit(1 if failed else 0)

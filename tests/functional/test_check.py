@@ -173,6 +173,31 @@ def test_page_in_place_of_the_service_fails() -> None:
     assert "not AstraLog's" in result.findings["health"][1]
 
 
+@pytest.mark.parametrize(
+    ("response", "shown"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n" + 100_000 * b"[", "not AstraLog's"),
+        (b"HTTP/1.1 500 Error\r\n\r\n\x1b[31mred", r"500 \u001b[31mred"),
+        (b"220 mail.example.com\r\n\r\n", "no response: 220 mail.example.com"),
+        (b"", "no response: Remote end closed"),
+    ],
+)
+def test_other_server_has_one_line(response: bytes, shown: str) -> None:
+    """Whatever it responds, neither a traceback nor a control character is printed."""
+
+    class Other(BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(response)
+
+    with fake_server(Other) as url:
+        result = run_check(url, "--read-only")
+    assert result.status == 1
+    assert not result.error
+    assert list(result.findings) == ["health"]
+    assert shown in result.findings["health"][1]
+
+
 def test_clock_difference_fails() -> None:
     """A server's clock that is an hour off is named."""
 
@@ -200,6 +225,13 @@ def test_clock_difference_fails() -> None:
         (["ftp://host"], "not a URL"),
         (["http://127.0.0.1:1"], "needs --token-file"),
         (["--read-only", "--token-file", "/missing"], "does not exist"),
+        (["--read-only", f"http://{64 * 'a'}.example"], "not a URL"),
+        (["--read-only", "http://127.0.0.1:1/é"], "not a URL"),
+        (["--read-only", "--timeout", "nan"], "at most 3600 seconds"),
+        (["--read-only", "--timeout", "-1"], "at most 3600 seconds"),
+        (["--read-only", "--ca-file", __file__, "https://127.0.0.1:1"], "no certificate"),
+        (["--token-file", __file__], "no spaces or control"),
+        (["--token-file", sys.executable], "no spaces or control"),
     ],
 )
 def test_wrong_usage_is_named(arguments: list[str], text: str) -> None:
