@@ -60,6 +60,14 @@ class Machine:
 
     def __enter__(self) -> Self:
         subprocess.run(["cp", "-a", "--reflink=auto", DEBIAN_ROOT, self._root], check=True)
+        try:
+            self._boot()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def _boot(self) -> None:
         options = ["--quiet", "--register=no", "--keep-unit", "--private-network", "--boot"]
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -68,13 +76,14 @@ class Machine:
                 stdout=log,
                 stderr=log,
             )
-        try:
-            self._pid = wait_for(self._find_systemd, BOOT_SECONDS)
-            wait_for(self._is_booted, BOOT_SECONDS)
-        except BaseException:
-            self._end()
-            raise
-        return self
+        self._pid = wait_for(self._find_systemd, BOOT_SECONDS)
+        wait_for(self._is_booted, BOOT_SECONDS)
+
+    def reboot(self) -> None:
+        """Power the machine off, and boot it again with the same files."""
+        self.try_run("systemctl", "poweroff")
+        self._process.wait(BOOT_SECONDS)
+        self._boot()
 
     def __exit__(
         self,
@@ -179,7 +188,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def test_package_gives_a_running_service(machine: Machine) -> None:
-    """It listens, stores, has commands and man pages, and starts at boot."""
+    """It listens, stores, has commands and man pages, and survives a reboot with its logs."""
     wait_for(lambda: machine.exists("/var/lib/astralog/token"))
     outcomes = machine.check()
     assert {outcomes["health"], outcomes["ready"], outcomes["drain-read"]} == {"ok"}
@@ -192,6 +201,10 @@ def test_package_gives_a_running_service(machine: Machine) -> None:
     assert "/opt/astralog/" in user
     assert machine.run("stat", "-c", "%a %G", "/etc/astralog/tokens").split() == ["640", "astralog"]
     assert machine.exists("/usr/share/man/man1/astralog-tail.1.gz")
+    machine.reboot()
+    wait_for(lambda: not machine.try_run("systemctl", "is-active", "astralog.service").returncode)
+    assert machine.check()["drain-read"] == "ok"
+    assert machine.run("astralog", "tail", "-n", "all").count("astralog-check drain") == 2
 
 
 def test_upgrade_fails_no_request(machine: Machine, newer: Path) -> None:
@@ -238,6 +251,7 @@ def test_remove_keeps_data_and_purge_asks(machine: Machine) -> None:
     assert machine.exists("/var/lib/astralog/token")
     assert not machine.exists("/etc/astralog/astralog.env")
     machine.install(PACKAGES[1])
+    assert "astralog/purge_logs" in machine.run("debconf-show", "astralog")
     answer = "astralog astralog/purge_logs boolean true"
     machine.run("sh", "-c", f"echo {answer} | debconf-set-selections")
     machine.run("dpkg", "--purge", "astralog", **quiet)
