@@ -157,9 +157,12 @@ test-wheel: $(VENV)/.installed-dev ## Install the wheel on every Python of this 
 # A root directory of this Debian release, in which test-deb boots systemd; made when it is missing.
 DEB_ROOT ?= /var/tmp/astralog-debian-root
 
+# A bootstrap that ends early leaves no $(DEB_ROOT), which make would take for a whole one.
 $(DEB_ROOT):
-	debootstrap --include=systemd-sysv,dbus,debconf,python3 \
-		$$(. /etc/os-release && echo $$VERSION_CODENAME) $@ http://deb.debian.org/debian
+	rm -rf $@.part
+	debootstrap --variant=minbase --include=systemd-sysv,dbus,python3 \
+		$$(. /etc/os-release && echo $$VERSION_CODENAME) $@.part
+	mv $@.part $@
 
 .PHONY: test-deb
 test-deb: deb $(VENV)/.installed-dev $(DEB_ROOT) ## Install, upgrade and remove the package in a container; as root
