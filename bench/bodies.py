@@ -1,4 +1,4 @@
-"""Realistic batches, the same in every run, whose logs can be told apart on the disk."""
+"""Realistic batches, the same in every run, whose logs are unique on the disk."""
 
 import functools
 import random

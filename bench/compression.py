@@ -93,7 +93,7 @@ def _samples(service: Service) -> Samples:
 def _measure(
     runner: Runner, other: Callable[[Service], AbstractContextManager[int]], **settings: object
 ) -> Intake:
-    """Put a load on the service that takes all cores, with another process beside it."""
+    """Put a load on the service that uses all cores, together with another process."""
     with runner.service(workers=WORKERS, **settings) as service, other(service) as pid:
         before, start = cpu_seconds([pid]), time.perf_counter()
         outcome = runner.load(service, BATCH, CONNECTIONS, [runner.seconds])

@@ -19,7 +19,7 @@ class Intake:
 
 @dataclass
 class Compression:
-    """Sealed segments compressed alone, and beside a load that takes all cores."""
+    """Sealed segments compressed alone, and during a load that uses all cores."""
 
     plain_bytes_per_log: float
     compressed_bytes_per_log: float

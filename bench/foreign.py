@@ -74,7 +74,7 @@ def _requests(
 
 
 def _read_logs(template: bodies.Template) -> Logs:
-    """Return a batch's logs, STEP_MS apart: a batch holds what was logged in a few seconds."""
+    """Return a batch's logs, STEP_MS apart: a batch has the logs of a few seconds."""
     logs = template.decode_logs()
     start = datetime.fromisoformat(logs[0]["timestamp"])
     for number, log in enumerate(logs):

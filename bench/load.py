@@ -1,4 +1,4 @@
-"""The load generator: many keep-alive connections in one cheap loop, in a process of its own."""
+"""The load generator: many keep-alive connections in one cheap loop, in a separate process."""
 
 import select
 import time
@@ -38,7 +38,7 @@ def ndjson_requests(batch: int, token: str) -> list[bodies.Template]:
 
 
 def keyed_requests(batch: int, token: str) -> list[bodies.Template]:
-    """Return the same requests, each with an idempotency key of its own."""
+    """Return the same requests, each with its own idempotency key."""
     first, _, rest = HEAD.partition("\r\n")
     return bodies.templates(batch, f"{first}\r\n{KEY_LINE}{rest}".format(token=token))
 
@@ -90,7 +90,7 @@ class Outcome:
 
 
 def run(plan: Plan) -> Outcome:
-    """Run a plan; the caller does so in a process of its own."""
+    """Run a plan; the caller does so in a separate process."""
     return Load(plan).run()
 
 

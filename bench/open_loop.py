@@ -21,9 +21,9 @@ def health_requests(batch: int, token: str) -> list[bodies.Template]:
 
 
 def run(plan: Plan) -> Outcome:
-    """Run a plan at its rate; a request's latency counts from the moment at which it is due.
+    """Run a plan at its rate; a request's latency counts from its due time.
 
-    The caller does so in a process of its own.
+    The caller does so in a separate process.
     """
     return OpenLoop(plan).run()
 

@@ -22,7 +22,7 @@ def requests(batch: int, token: str) -> list[bodies.Template]:
 
 
 def _lines(template: bodies.Template) -> bytes:
-    """Return a batch one log a line, with its metadata beside the fields that are left."""
+    """Return a batch with one log per line, its metadata in addition to the remaining fields."""
     lines = []
     for log in template.decode_logs():
         metadata = log.pop("metadata")

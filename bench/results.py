@@ -118,7 +118,7 @@ class Growth:
 
 @dataclass
 class Beside:
-    """A service at a steady, low load beside a number of sealed segments, retention on."""
+    """A service at a steady, low load, with a number of sealed segments and retention."""
 
     known_seconds: float  # from its start until it knew every segment
     known_cpu: float  # the CPU seconds that it took until then

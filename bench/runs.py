@@ -97,7 +97,7 @@ class Runner:
     def cpu_us_beside(
         self, beside: Callable[[Service], AbstractContextManager[object]]
     ) -> tuple[float, stored.Check]:
-        """Return the CPU for a log, in µs, with something else beside the service."""
+        """Return the CPU time per log, in µs, with something else running."""
         with self.service() as service, beside(service):
             outcome = self.load(service, GROWTH_BATCH, GROWTH_CONNECTIONS, [self.seconds])
             check = check_disk(service, GROWTH_BATCH, outcome)

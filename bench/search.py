@@ -1,4 +1,4 @@
-"""Searches for a word in one line of many, with grep and zstd beside them, in turns."""
+"""Searches for a word in one line of many, with grep and zstd for comparison, in turns."""
 
 import os
 import subprocess

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Search:
-    """A search of all segments beside a tool that finds the same, in turns; medians."""
+    """A search of all segments, and a tool that finds the same, in turns; medians."""
 
     name: str
     tool: str

@@ -67,7 +67,7 @@ class Plan:
 
 
 def compare(directory: Path, executor: Executor, seconds: float) -> Segments:
-    """Measure the service in an empty directory and beside SEALED_SEGMENTS."""
+    """Measure the service in an empty directory and in one with SEALED_SEGMENTS."""
     pairs = []
     with TemporaryDirectory(dir=directory) as path:
         _make_sealed(Path(path) / "full" / "data")
@@ -164,10 +164,10 @@ def _make_sealed(directory: Path) -> None:
 
 
 def run(plan: Plan) -> list[load.Outcome]:
-    """Send a steady load; the caller does so in a process of its own.
+    """Send a steady load; the caller does so in a separate process.
 
-    A request's latency counts from the moment at which it was due, whether or not the one before
-    it had been answered.
+    A request's latency counts from its due time, whether or not the one before it had been
+    answered.
     """
     bodies.templates(BATCH, load.HEAD.format(token=TOKEN))  # made once, before anything is due
     outcomes = [load.Outcome([load.Phase()], plan.requests, set(), set()) for _ in plan.addresses]

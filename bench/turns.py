@@ -1,4 +1,4 @@
-"""Several loads in turns: whatever else the machine does disturbs all of them alike."""
+"""Several loads in turns: other work of the machine disturbs all of them alike."""
 
 from collections.abc import Sequence
 

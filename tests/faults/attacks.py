@@ -187,7 +187,7 @@ def _cost(row: Row, service: Service, what: str, request: bytes) -> Answer | Non
 
 
 def _break_lines(bench: Bench, row: Row, service: Service) -> None:
-    """Store text made to look like the end of a line and a line of its own."""
+    """Store text that imitates the end of a line and another line."""
     forged = json.dumps(make_log(metadata={"mark": "forged"}))
     mark = {"mark": MARK}
     breaks = ["\n", "\r", "\r\n", "\0", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"]

@@ -1,4 +1,4 @@
-"""Compression that is killed, that has no room, and that runs beside whoever reads."""
+"""Compression that is killed, that has no room, and that runs while others read."""
 
 import os
 import signal
@@ -172,7 +172,7 @@ def _fill(bench: Bench) -> Row:
 
 
 def _note_words(row: Row, service: Service, load: Load) -> None:
-    """See that batches are rejected, and that compression says once that it waits."""
+    """Check that batches are rejected, and that compression logs once that it waits."""
     before = len(load.rejected)
     wait_for(lambda: len(load.rejected) > before + 5)
     # A segment with keyed batches stays open until its size is in the database of the keys, which

@@ -105,7 +105,7 @@ def _with_holes(content: bytearray, offset: int, data: bytes, chance: random.Ran
 
 
 class Disk:
-    """The data directory as the operations leave it, and who was told 200 so far."""
+    """The data directory after the operations, and the batches answered 200 so far."""
 
     def __init__(self) -> None:
         self._files: dict[str, File] = {}  # by inode

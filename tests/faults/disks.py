@@ -166,7 +166,7 @@ def _remount(bench: Bench, rounds: int) -> Row:
 
 
 def _break_file_system(bench: Bench, rounds: int) -> Row:
-    """Let ext4 turn read-only at an error, while segments are open, and mount it anew.
+    """Let ext4 turn read-only at an error, while segments are open, and mount it again.
 
     Nothing is written at the moment of the error: a sync may then succeed whose bytes are lost.
     """

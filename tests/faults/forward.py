@@ -50,7 +50,7 @@ def run(
 ) -> Iterator[Row]:
     """Kill forward `kills` times, and break everything else `rounds` times each.
 
-    Then deliver so many `logs` as odd as they come, and a log beside so many delivered `segments`.
+    Then deliver this number of odd `logs`, and a log among this number of delivered `segments`.
     """
     yield from _run(bench, "kill -9 of forward", kills, breaks.kill_forward)
     yield from _run(bench, "kill -9 of the engine in an insert", rounds, breaks.kill_engine)
@@ -192,7 +192,7 @@ def _deliver_odd_values(bench: Bench, logs: int) -> Row:
 
 
 def _deliver_beside(bench: Bench, segments: int) -> Row:
-    """Start beside so many delivered segments, and deliver one more at its time."""
+    """Start with a number of delivered segments, and deliver one more in time."""
     row = Row(f"forward: among {segments:,} delivered segments", tried=1)
     directory = bench.make_directory()
     data_dir = directory / "data"

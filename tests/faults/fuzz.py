@@ -260,7 +260,7 @@ def try_timestamp(row: Row, text: str) -> None:
 
 
 def main() -> int:
-    """Try as many bodies as the first argument says."""
+    """Try the number of bodies in the first argument."""
     seed = int(time.time())
     rows = list(run(Bench(Path(), seed, float("inf")), int(sys.argv[1])))
     print(f"seed {seed}\n{render(rows)}")

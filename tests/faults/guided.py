@@ -98,7 +98,7 @@ def _read_date(text: str) -> date:
 
 
 class Kind(NamedTuple):
-    """How inputs of a kind are tried, made anew, and mutated."""
+    """How inputs of a kind are tried, created, and mutated."""
 
     attempt: Callable[[bytes], None]
     make: Callable[[Random], bytes]

@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
 
 def _log(fields: bytes = b"", timestamp: bytes = b"2024-05-31T15:30:45Z") -> bytes:
-    """Return a short valid log with JSON text of its own at its end."""
+    """Return a short valid log that ends with the given JSON text."""
     start = b'{"project_id":"p","timestamp":"%s","level":"i","service":"s","message":""%s}'
     return start % (timestamp, fields)
 

@@ -37,7 +37,7 @@ def small_disk(path: Path, inodes: int = 0) -> Iterator[None]:
 def ext4_disk(path: Path) -> Iterator[None]:
     """Mount a small ext4, which turns read-only at an error, while the block runs.
 
-    Its image is made beside `path`; its loop device goes with its last mount.
+    Its image is next to `path`; its loop device is removed with its last mount.
     """
     path.mkdir(exist_ok=True)
     with _image(path).open("wb") as file:

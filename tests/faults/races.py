@@ -35,7 +35,7 @@ RIGHT = ([REPLAYED, STORED], [IN_USE, STORED])
 
 
 def run(bench: Bench, keys: int, pairs: int = PAIRS) -> Iterator[Row]:
-    """Let two clients race with each of so many `keys`, in lanes beside one another."""
+    """Let two clients race with each of the `keys`, in several lanes at once."""
     row = Row("two clients race with one key")
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else bench.directory
     with tempfile.TemporaryDirectory(dir=memory) as path:
@@ -57,7 +57,7 @@ def run(bench: Bench, keys: int, pairs: int = PAIRS) -> Iterator[Row]:
 
 
 class _Lane:
-    """Two clients, each at a worker of its own, that send the same batches."""
+    """Two clients, each at a different worker, that send the same batches."""
 
     def __init__(self, bench: Bench, service: Service, first: int, keys: int) -> None:
         self._bench = bench

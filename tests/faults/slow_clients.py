@@ -212,7 +212,7 @@ def _send(service: Service, data: bytes) -> None:
 
 
 def _read_not(count: int, bench: Bench, row: Row) -> None:
-    """Ask for much and take nothing, or a byte a second, over TCP; all must be let go."""
+    """Request much and read nothing, or a byte per second, over TCP; all must be disconnected."""
     request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 30
     with Service(bench.make_directory()) as service, contextlib.ExitStack() as stack:
         service.drain({"logs": []})

@@ -41,7 +41,7 @@ LOOKS = ("/v1/search?q=nowhere", "/status/history", "/status/logs?q=nowhere", "/
 
 
 class Honest:
-    """A client that sends at its rate, and waits as long as it is told."""
+    """A client that sends at its rate, and respects Retry-After."""
 
     def __init__(self, service: Service, project: str) -> None:
         self.project = project
@@ -85,7 +85,7 @@ class Honest:
 
 
 class Hostile:
-    """A tenant that does whatever its token permits, as fast as it can."""
+    """A tenant that does everything its token permits, as fast as it can."""
 
     def __init__(self, service: Service, project: str, is_over: Event) -> None:
         self._service = service

@@ -24,7 +24,7 @@ VERSION = b"\x03\x03"
 
 
 class TlsService(Service):
-    """A service that speaks HTTPS, and says whatever it has to say in its log."""
+    """A service that serves HTTPS, with its own log."""
 
     def __init__(self, directory: Path, **settings: object) -> None:
         cert, key = make_certificate(directory)

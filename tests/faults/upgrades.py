@@ -13,7 +13,7 @@ BROKEN = "raise RuntimeError('the code of another version was read')\n"
 
 
 def run(bench: Bench, rounds: int) -> Iterator[Row]:
-    """Upgrade `rounds` times in each way; reload and kill workers as often beside broken code."""
+    """Upgrade `rounds` times in each way; reload and kill workers as often with broken code."""
     yield _restart_behind_socket(bench, rounds)
     if bench.has_time:
         yield _start_second_masters(bench, rounds)
@@ -43,7 +43,7 @@ def _restart_behind_socket(bench: Bench, rounds: int) -> Row:
 
 
 def _start_second_masters(bench: Bench, rounds: int) -> Row:
-    """Start the next version beside the old one with SIGUSR2, and end the old one."""
+    """Start the next version in parallel to the old one with SIGUSR2, and end the old one."""
     row = Row("SIGUSR2, then SIGTERM, next version")
     for number in range(rounds):
         directory = bench.make_directory()

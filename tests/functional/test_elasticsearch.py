@@ -74,7 +74,7 @@ def test_the_official_client_stores_documents(service: Service, kind: str) -> No
         ("GET", "/elasticsearch/_ilm/policy/filebeat", "acknowledged"),
     ],
 )
-def test_what_clients_ask_first_is_answered(
+def test_first_requests_of_clients_are_answered(
     service: Service, method: str, path: str, member: str
 ) -> None:
     answer = service.request(method, path, headers={"Authorization": TOKEN})
@@ -136,7 +136,7 @@ def test_other_paths_and_methods_have_elasticsearchs_form(service: Service) -> N
         assert (status, status) == (answer.status, answer.body["status"])
 
 
-def test_a_full_disk_says_when_to_try_again(tmp_path: Path) -> None:
+def test_full_disk_is_answered_as_overload(tmp_path: Path) -> None:
     with Service(tmp_path, min_free_bytes=2**60) as service:
         answer = send(service, BODY)
         assert (503, "1") == (answer.status, answer.headers["Retry-After"])

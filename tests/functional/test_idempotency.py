@@ -150,7 +150,7 @@ def test_two_headers_are_no_key(service: Service) -> None:
         assert (400, "bad_request") == (answer.status, answer.body["code"])
 
 
-def test_keys_of_one_connection_are_told_apart(service: Service) -> None:
+def test_keys_of_one_connection_are_not_confused(service: Service) -> None:
     """Requests whose heads differ only in key and length are not confused."""
     connection = service.open_connection(30)
     answers = []

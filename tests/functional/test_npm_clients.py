@@ -75,7 +75,7 @@ LOGS: dict[str, dict[str, Any]] = {
 
 
 class Client:
-    """A program of one of the recipes, which sends to a project of its own."""
+    """A program of one of the recipes, which sends to its own project."""
 
     def __init__(self, directory: Path, recipe: str, port: int, project: str) -> None:
         directory.mkdir()
@@ -105,11 +105,11 @@ class Client:
             )
 
     def output(self) -> str:
-        """Return what the program printed."""
+        """Return the program's output."""
         return self._errors.read_text()
 
     def stop(self) -> None:
-        """End the program, as one that has no end of its own."""
+        """End the program, if it does not end by itself."""
         self.process.terminate()
         try:
             self.process.wait(30)

@@ -44,7 +44,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     assert ([], 0) == (ours, done.returncode), done.stderr
 
 
-def test_the_service_is_started_again_whatever_ends_it() -> None:
+def test_service_is_always_restarted() -> None:
     """A disk or file that is late at boot does not keep it down after some quick failures."""
     unit = read_unit("astralog.service")
     assert "always" == unit["Service"]["Restart"]

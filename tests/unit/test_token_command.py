@@ -44,7 +44,7 @@ def test_add_appends_one_line_and_prints_the_token(path: Path) -> None:
     assert os.listdir(path.parent) == ["tokens"]
 
 
-def test_add_grants_what_its_options_say(path: Path) -> None:
+def test_add_applies_its_options(path: Path) -> None:
     result = run("add", "--rate", "5MB/s", "--file", path)
     assert result.exit_code == 0
     *_, added = tokens_of(path)
@@ -62,7 +62,7 @@ def test_add_creates_a_file_for_its_owner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"# senders", b"# senders\n\n", b"one\r\ntwo a # b\r\n", b"one\rtwo\r"]
 )
-def test_add_keeps_what_a_file_has(path: Path, content: bytes) -> None:
+def test_add_keeps_the_content_of_the_file(path: Path, content: bytes) -> None:
     """With any line ends, and also if it has no token yet."""
     path.write_bytes(content)
     assert run("add", path=path).exit_code == 0

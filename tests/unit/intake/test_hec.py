@@ -266,7 +266,7 @@ def test_events_of_a_body_are_bounded(
             assert hec.decode_events(text, context).batch.logs
 
 
-def test_the_query_names_what_events_lack() -> None:
+def test_query_fills_in_missing_members() -> None:
     """As for syslog-ng, whose index, source and sourcetype are in the query."""
     defaults = {"index": "org", "source": "syslog-ng", "sourcetype": "nix", "time": "1717169445"}
     body = b'{"event": "a"}\n{"event": "b", "index": "org-2", "sourcetype": "shop", "time": 1}'

@@ -100,7 +100,7 @@ def test_no_text_takes_more_than_its_estimate(text: str) -> None:
     assert len(msgspec.json.encode(text)) <= escaped_size(text.encode()) + 2
 
 
-def test_what_is_expected_of_a_text_is_no_more_than_it_may_take() -> None:
+def test_estimate_of_a_text_is_not_too_high() -> None:
     assert [3, 4, 12] == [escaped_size(text) for text in (b"abc", b'"\\', b"\x01\x1f")]
 
 

@@ -134,7 +134,7 @@ def test_a_push_without_streams_is_rejected_as_by_loki(logs: Callable[..., Any])
     ],
     ids=lambda body: repr(body)[:60],
 )
-def test_what_is_no_push_in_json_is_rejected(body: bytes) -> None:
+def test_malformed_push_in_json_is_rejected(body: bytes) -> None:
     with pytest.raises(Rejection) as rejected:
         decode_json(body)
     assert "invalid_json" == rejected.value.code
@@ -218,7 +218,7 @@ def test_memory_is_reserved_before_snappy_takes_it() -> None:
     assert [True] == [size > 9_000_000 for size in room.sizes]
 
 
-def test_without_snappy_a_push_says_what_to_install() -> None:
+def test_push_without_snappy_names_the_package() -> None:
     with patch.object(loki_protobuf, "cramjam", None), pytest.raises(Rejection) as rejected:
         decode_protobuf(PUSH)
     assert "unsupported_encoding" == rejected.value.code

@@ -18,7 +18,7 @@ def head(*fields: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 8000, 9000, RECEIVE_BYTES + 1])
-def test_requests_that_come_at_once_are_told_apart(wire: Wire, size: int) -> None:
+def test_pipelined_requests_are_separated(wire: Wire, size: int) -> None:
     """Each body ends at its length, whatever arrives with it."""
     sent = [bytes([65 + turn]) * size for turn in range(3)]
     data = b"".join(head(f"Content-Length: {size}") + body for body in sent)

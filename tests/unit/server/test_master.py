@@ -135,7 +135,7 @@ def test_reload_without_forks_replaces_the_workers_later(master: Any, forks: For
     assert old.isdisjoint(master.WORKERS)
 
 
-def test_surplus_worker_is_told_to_stop_once(
+def test_surplus_worker_is_stopped_once(
     master: Any, forks: Forks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []

@@ -43,7 +43,7 @@ def test_a_new_directory_is_durable(tmp_path: Path, break_os: BreakOs) -> None:
     assert [str(tmp_path / "a"), str(tmp_path)] == synced(fsync)[:2]
 
 
-def test_a_directory_that_nobody_synced_is_made_durable(tmp_path: Path, break_os: BreakOs) -> None:
+def test_unsynced_directory_is_made_durable(tmp_path: Path, break_os: BreakOs) -> None:
     """A directory that an operator or an interrupted start has just made is synced too."""
     path = tmp_path / "a" / "b"
     path.mkdir(parents=True)
@@ -275,9 +275,7 @@ def test_a_sealed_segment_is_removed_in_all_its_forms(tmp_path: Path) -> None:
     assert [tmp_path / "b.ndjson"] == list(tmp_path.iterdir())
 
 
-def test_a_segment_that_nobody_may_read_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_segment_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's file, as of a restored backup, needs no lock: it is not compressed either."""
     path = tmp_path / f"{NAME}.ndjson"
     path.write_bytes(b"x")

@@ -48,7 +48,7 @@ def read(
 
 @pytest.mark.parametrize("limit", [None, 1, 60, 1000])
 @pytest.mark.parametrize("wanted", [WANTED, LogFilter(), LogFilter(text="nothing")])
-def test_several_processes_find_what_one_does(
+def test_several_processes_find_the_same_as_one(
     data_dir: Path, limit: int | None, wanted: LogFilter
 ) -> None:
     parts = find_parts(data_dir)

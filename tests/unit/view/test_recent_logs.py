@@ -117,7 +117,7 @@ def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("others", [0, 1, 50])
-def test_a_bound_token_sees_the_same_whatever_others_send(tmp_path: Path, others: int) -> None:
+def test_bound_token_is_not_affected_by_others(tmp_path: Path, others: int) -> None:
     """Ids and cursors contain no sizes or positions of others' logs."""
     bound = LogFilter(projects={"a"})
     mine = [make_line(f"mine {number}", NOW, project_id="a") for number in range(2)]
