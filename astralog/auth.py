@@ -45,8 +45,8 @@ FORBIDDEN = {Scope.READ: READING_FORBIDDEN, Scope.WRITE: WRITING_FORBIDDEN}
 
 MISSING = "The Authorization header is missing."
 OTHER_SCHEME = (
-    "Unsupported scheme in the Authorization header; send the token alone, after Bearer or Splunk, "
-    "as the password of Basic, or after the colon of an ApiKey."
+    "Unsupported scheme in the Authorization header. Send one of: TOKEN; Bearer TOKEN; Splunk "
+    "TOKEN; Basic with TOKEN as the password; ApiKey with TOKEN after the colon."
 )
 UNKNOWN = "The token in the Authorization header is not known."
 UNKNOWN_IN_QUERY = "The token in the query is not known."

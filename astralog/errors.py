@@ -186,19 +186,20 @@ def token_queue_full(token_bytes: int, limit_bytes: int) -> Cause:
 
 def too_large_for_queue(size: int, limit_bytes: int) -> Cause:
     """Return the cause for a batch that does not fit into the empty write queue."""
-    limit = f"the write queue may hold {mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES)"
-    return _too_large(size, limit)
+    return _too_large(size, f"The write queue has {mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES).")
 
 
 def too_large_for_token(size: int, token_bytes: int, limit_bytes: int) -> Cause:
     """Return the cause for a batch larger than one of several tokens may hold."""
-    share = f"{mebibytes(token_bytes)} of the {mebibytes(limit_bytes)}"
-    limit = f"each of several tokens may use {share} of the write queue (ASTRALOG_QUEUE_BYTES)"
+    limit = (
+        f"The write queue has {mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES), and a single token "
+        f"may use at most {mebibytes(token_bytes)} of it if several tokens are configured."
+    )
     return _too_large(size, limit)
 
 
 def _too_large(size: int, limit: str) -> Cause:
-    message = f"The batch takes {mebibytes(size)} of memory, and {limit}; send smaller batches."
+    message = f"The batch takes {mebibytes(size)} of memory. {limit} Send smaller batches."
     return Cause("body_too_large", message)
 
 

@@ -32,7 +32,7 @@ PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}
 
 PROTOBUF_HINT = "protobuf is sent with the Content-Type application/x-protobuf"
 
-#: Signals that are not accepted, with the variable that keeps an SDK from sending it.
+#: Signals that are not accepted, each with the variable that stops an SDK from sending it.
 OTHER_SIGNALS = {"traces": "OTEL_TRACES_EXPORTER", "metrics": "OTEL_METRICS_EXPORTER"}
 
 #: The code of google.rpc for each HTTP status.
@@ -134,7 +134,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
 def _not_taken(signal: str) -> Rejection:
     message = (
         f"AstraLog accepts logs at /v1/logs, but no {signal}; "
-        f"{OTHER_SIGNALS[signal]}=none keeps an SDK from sending them."
+        f"set {OTHER_SIGNALS[signal]}=none to stop an SDK from sending them."
     )
     return Rejection("not_found", message)
 

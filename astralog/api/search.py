@@ -10,7 +10,7 @@ from astralog.api.streams import Streams
 from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
 from astralog.errors import Rejection
-from astralog.intake.options import parse_query
+from astralog.intake.options import bad_parameter, parse_query
 from astralog.settings import Settings
 from astralog.store.merge import NOTHING, Remaining
 from astralog.tokens_file import Scope, Token
@@ -36,6 +36,12 @@ ANSWER_SECONDS = 5.0
 #: Characters of a field's name, and the dots in it, which bound the work for each log.
 MAX_NAME_CHARACTERS = 200
 MAX_NAME_DOTS = 15
+
+#: The problem of a parameter whose cursor was made by another node or before the last start.
+INVALID_CURSOR = (
+    "has no valid cursor: a start or reload of the service invalidates all earlier ones; "
+    "omit the parameter"
+)
 
 
 def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Blueprint:
@@ -98,24 +104,24 @@ def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:
     name, sign, value = query[FIELD].partition("=")
     if not name or not sign or len(name) > MAX_NAME_CHARACTERS or name.count(".") > MAX_NAME_DOTS:
         limits = f"{MAX_NAME_CHARACTERS} characters and {MAX_NAME_DOTS} dots"
-        message = f"field must be NAME=VALUE, with at most {limits} in the name."
-        raise Rejection("bad_request", message)
+        problem = f"must have the form NAME=VALUE, with at most {limits} in the name"
+        raise bad_parameter(FIELD, problem)
     return ((name, value),)
 
 
 def _is_following(query: dict[str, str]) -> bool:
     if query.get("follow", "false") not in ("true", "false"):
-        raise Rejection("bad_request", "follow must be true or false.")
+        raise bad_parameter("follow", "must be 'true' or 'false'")
     is_following = query.get("follow") == "true"
     if is_following and ("n" in query or "before" in query):
-        raise Rejection("bad_request", "n and before do not go with follow=true.")
+        raise Rejection("bad_request", "follow=true cannot be combined with n or before.")
     return is_following
 
 
 def _parse_number(query: dict[str, str]) -> int:
     text = query.get("n", str(DEFAULT_LOGS))
     if not (text.isascii() and text.isdecimal() and len(text) < 9 and 0 < int(text) <= MAX_LOGS):
-        raise Rejection("bad_request", f"n must be a number from 1 to {MAX_LOGS}.")
+        raise bad_parameter("n", f"must be a number from 1 to {MAX_LOGS}")
     return int(text)
 
 
@@ -125,11 +131,7 @@ def _parse_cursor(logs: LogSearch, query: dict[str, str]) -> Remaining | None:
     try:
         return logs.open(query["before"])
     except ValueError:
-        message = (
-            "before is not a cursor of this node since its last start or reload; "
-            "search again without it."
-        )
-        raise Rejection("bad_request", message) from None
+        raise bad_parameter("before", INVALID_CURSOR) from None
 
 
 def _collect(

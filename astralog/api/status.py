@@ -22,12 +22,12 @@ from astralog.api.pages import (
     send_page,
 )
 from astralog.api.responses import make_private
-from astralog.api.search import filter_of
+from astralog.api.search import INVALID_CURSOR, filter_of
 from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
 from astralog.errors import Rejection
-from astralog.intake.options import parse_query
+from astralog.intake.options import bad_parameter, parse_query
 from astralog.settings import Settings
 from astralog.telemetry.overview import Overview
 from astralog.tokens_file import Scope, Token
@@ -155,8 +155,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
             look = partial(logs.look, is_bound=is_bound)
             return _json(disk.run(look, filter_of(token, query), query.get("after")))
         except ValueError:
-            message = "The cursor in after is not valid since the last start or reload; omit it."
-            raise Rejection("bad_request", message) from None
+            raise bad_parameter("after", INVALID_CURSOR) from None
         except OSError:
             raise Rejection("storage_failed", "The logs cannot be read now.") from None
 

@@ -214,7 +214,7 @@ class _Decode:
 
     def _split(self, whole: Piece) -> Iterable[Piece]:
         if self._body.count(b",") > LONG_BODY_COMMAS or self._has_too_many_logs():
-            message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
+            message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
             raise Rejection("body_too_large", message)
         with self._context.fast_slot(len(self._body)):
             return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)

@@ -325,7 +325,7 @@ def _read_events(text: bytes, start: int, stop: int) -> Iterator[tuple[int, byte
 
 def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
     if text.count(b",") > LONG_BODY_COMMAS:
-        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
+        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
         raise Rejection("body_too_large", message)
     try:
         parts = _decode_list(text)

@@ -33,8 +33,8 @@ from astralog.intake.schema import (
 )
 
 SEVERAL_OBJECTS = (
-    "; send one log per line as application/x-ndjson, with curl's --data-binary: "
-    "its -d removes line breaks"
+    "; send one log per line as application/x-ndjson; with curl, use --data-binary, "
+    "since -d removes line breaks"
 )
 
 _HIGH = rb"u[dD][89abAB][0-9a-fA-F]{2}"

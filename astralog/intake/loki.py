@@ -92,7 +92,7 @@ def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
     Raises Rejection as a Decoder does.
     """
     if body.count(b",") > LONG_BODY_COMMAS:
-        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches"
+        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
         raise Rejection("body_too_large", message)
     with slot(context, len(body)):
         text = valid_utf8(body)

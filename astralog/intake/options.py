@@ -117,7 +117,7 @@ def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Optio
     values = parse_query(query, parameters)
     for name, value in CONSTANTS.items():
         if values.get(name, value) != value:
-            raise _bad(f"{name} must be {value}.")
+            raise bad_parameter(name, f"must have the value {value!r}")
     if "once" in values and "timestamp" in values:
         raise _bad(
             "once=body cannot be combined with timestamp=now: a retry would have another timestamp."
@@ -144,16 +144,17 @@ def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Optio
 
 def _limited(values: Mapping[str, str], name: str, most: int) -> str:
     if len(values[name]) > most:
-        raise _bad(f"{name} has more than {most} characters.")
+        raise bad_parameter(name, f"has more than {most} characters")
     return values[name]
 
 
 def _parse_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
     names = tuple(_limited(values, name, MAX_FIELD_CHARACTERS).split(","))
     if "" in names:
-        raise _bad(f"{name} has an empty name between commas.")
+        raise bad_parameter(name, "has an empty name between commas")
     if len(names) > MAX_FIELD_NAMES or values[name].count(".") > MAX_FIELD_DOTS:
-        raise _bad(f"{name} has more than {MAX_FIELD_NAMES} names or {MAX_FIELD_DOTS} dots.")
+        limits = f"{MAX_FIELD_NAMES} names or {MAX_FIELD_DOTS} dots"
+        raise bad_parameter(name, f"has more than {limits}")
     return names
 
 
@@ -181,9 +182,9 @@ def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
             shown = f"query parameter {name!r}" if _SHOWN_NAME.fullmatch(name) else "such parameter"
             raise _bad(f"There is no {shown}; there are {', '.join(parameters)}.")
         if name in values:
-            raise _bad(f"{name} is in the query twice.")
+            raise bad_parameter(name, "occurs twice")
         if not value:
-            raise _bad(f"{name} is empty.")
+            raise bad_parameter(name, "is empty")
         values[name] = value
     return values
 
@@ -191,8 +192,13 @@ def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
 def _parse_flag(values: Mapping[str, str], name: str) -> bool:
     text = values.get(name, "false")
     if text not in _FLAGS:
-        raise _bad(f"{name} must be true or false.")
+        raise bad_parameter(name, "must be 'true' or 'false'")
     return _FLAGS[text]
+
+
+def bad_parameter(name: str, problem: str) -> Rejection:
+    """Return the rejection for a query parameter that is known, but wrong."""
+    return _bad(f"The query parameter {name!r} {problem}.")
 
 
 def _bad(message: str) -> Rejection:

@@ -350,7 +350,7 @@ class _Decode:
         """Return the batch, or raise Rejection, InvalidRecord or ValueError."""
         for count, group in enumerate(self._groups):
             if count == MAX_SCOPES:
-                message = f"The export has more than {MAX_SCOPES} scopes; send smaller ones."
+                message = f"The export has more than {MAX_SCOPES} scopes; send smaller exports."
                 raise Rejection("body_too_large", message)
             self._add_group(group)
         invalid = self._invalid

@@ -293,7 +293,7 @@ class Json:
     def split(self, body: bytes, values: Values) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
         if body.count(b",") > LONG_BODY_COMMAS:
-            message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller exports"
+            message = f"The export holds more than {LONG_BODY_COMMAS} values; send smaller exports."
             raise Rejection("body_too_large", message)
         return _Split(values).split(body)
 

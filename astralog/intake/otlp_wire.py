@@ -100,7 +100,10 @@ def check_size(text: bytes) -> None:
     enough = len(text) - LONG_BYTES
     for count, (_, _, end) in enumerate(in_turns(read_fields(text))):
         if count > MAX_VALUES:
-            message = f"A message has more than {MAX_VALUES} fields; send smaller exports."
+            message = (
+                f"A protobuf message in the body has more than {MAX_VALUES} fields; "
+                "send smaller batches."
+            )
             raise Rejection("body_too_large", message)
         if end > enough:
             return

@@ -104,6 +104,7 @@ CAUSES = [
     errors.queue_full(64 * MIB),
     errors.token_queue_full(48 * MIB, 64 * MIB),
     errors.too_large_for_queue(200 * MIB, 64 * MIB),
+    errors.too_large_for_token(int(56.3 * MIB), 48 * MIB, 64 * MIB),
     errors.storage_error(errors.Shortage("bytes", 0, 256 * MIB)),
     errors.storage_error(errors.Shortage("inodes", 0, 1024)),
     errors.storage_error(OSError(ENOSPC, "")),

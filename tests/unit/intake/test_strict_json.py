@@ -57,7 +57,7 @@ def test_json_is_parsed(text: bytes, expected: Any) -> None:
             for text in ('{"a": 1}', "{\n}")
             for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
         ),
-        (b'{"a": 1}{"a": 2}', "Extra data.*application/x-ndjson, with curl's --data-binary"),
+        (b'{"a": 1}{"a": 2}', "Extra data.*application/x-ndjson; with curl, use --data-binary"),
         (b'{"a": 1} \t{"a": 2}', "--data-binary"),
         (b"1 2", r"Extra data: line 1 column 3 \(char 2\)$"),
         (b'{"a": "\xff"}', "invalid UTF-8 at byte 7"),
