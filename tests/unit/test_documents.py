@@ -87,7 +87,7 @@ def test_entry_of_an_error_is_complete(code: str) -> None:
     assert re.findall(r"^- \*\*(\w+):\*\*", entry, re.MULTILINE) == [
         "Cause",
         "Setting",
-        "Instead",
+        "Do",
         "Retry",
     ]
     is_retried = status in (*errors.RETRIED_STATUSES, 408, 500)
