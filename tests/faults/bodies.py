@@ -55,8 +55,9 @@ def _heavy_bodies() -> Iterator[tuple[str, bytes]]:
     keys = ",".join(f'"k{number}":{number}' for number in range(500_000))
     yield "half a million keys", f'{{"logs":[{log},{keys}}}}}]}}'.encode()
     yield "an unknown field each", f'{{"logs":[{{{keys}}}]}}'.encode()
-    yield "a number of a million digits", f'{{"logs":[{log},"n":{"9" * 10**6}}}}}]}}'.encode()
-    yield "an exponent", f'{{"logs":[{log},"n":1e999999999}}}}]}}'.encode()
+    # Beside metadata, which keeps any number as it was sent.
+    yield "a number of a million digits", f'{{"logs":[{log}}},"n":{"9" * 10**6}}}]}}'.encode()
+    yield "an exponent", f'{{"logs":[{log}}},"n":1e999999999}}]}}'.encode()
     deep = '{"a":' * 100_000 + "1" + "}" * 100_000
     yield "deep metadata", f'{{"logs":[{log},"d":{deep}}}}}]}}'.encode()
     yield (

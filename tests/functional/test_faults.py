@@ -72,7 +72,7 @@ def check(tmp_path: Path, inject: Callable[[Bench], Iterator[Row]]) -> None:
 @pytest.mark.slow
 def test_kills(tmp_path: Path) -> None:
     """Nothing acknowledged is lost when processes are killed."""
-    check(tmp_path, lambda bench: kills.run(bench, rounds=2))
+    check(tmp_path, lambda bench: kills.run(bench, rounds=3))
 
 
 @pytest.mark.slow
