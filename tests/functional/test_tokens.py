@@ -90,7 +90,7 @@ def test_unsupported_scheme_is_explained(service: Service) -> None:
     values = [f"Basic {SECRET}", "Basic ?", f"Bearer Bearer {SECRET}", f"Digest {SECRET[:-1]}"]
     (answer,) = {show(service, value) for value in values}
     assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"after the colon of an ApiKey." in answer
+    assert b"ApiKey with TOKEN after the colon." in answer
 
 
 def head_but_length(answer: bytes) -> bytes:
