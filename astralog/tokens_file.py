@@ -42,8 +42,6 @@ class Scope(Enum):
     READ = "read"  # the status page, searches and metrics
     WRITE = "write"  # sending logs, in any protocol
 
-    __hash__ = object.__hash__  # Enum's is a call in Python, with each request
-
 
 ALL_SCOPES = frozenset(Scope)
 

@@ -144,7 +144,7 @@ def _clean_metadata(logs: list[Any], texts: list[bytes], line_breaks: bytes) -> 
     has_breaks = False
     for text in texts:
         _check_utf8(text)
-        has_breaks = has_breaks or any(map(text.__contains__, line_breaks))
+        has_breaks = has_breaks or any(character in text for character in line_breaks)
     if has_breaks:
         for log in logs:
             metadata = bytes(log.metadata)

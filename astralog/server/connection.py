@@ -155,8 +155,7 @@ class Connection:
         if self._is_last():
             response.force_close()
         self._run_app(request, response)
-        is_accepted = request.method == "POST" and response.status_code == HTTPStatus.OK
-        if is_accepted and self._trust is Trust.NONE:
+        if request.method == "POST" and response.status_code == HTTPStatus.OK:
             self._become_trusted()
         elif response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
             self._lose_trust()
@@ -165,7 +164,7 @@ class Connection:
             self._linger()
         elif not request.body.is_finished and not self._discard(request):
             return False
-        if self._held_bytes and self._held_bytes > self._idle_bytes:
+        if self._held_bytes > self._idle_bytes:
             self._hold_more(0)
         return goes_on
 
@@ -194,9 +193,10 @@ class Connection:
 
     def _become_trusted(self) -> None:
         """Note that the client has shown a token."""
-        self._trust = Trust.AUTHENTICATED
-        self._flow.is_trusted = True
-        self._hold(0)
+        if self._trust is Trust.NONE:
+            self._trust = Trust.AUTHENTICATED
+            self._flow.is_trusted = True
+            self._hold(0)
 
     def _lose_trust(self) -> None:
         """Serve a client that sends more than its rate after all others, until it is back in it."""
