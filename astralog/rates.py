@@ -25,7 +25,7 @@ from astralog.tokens_file import Token
 BURST_SECONDS = 10.0
 
 #: Buckets in the memory, three times as many as the tokens that may use up their rates at once, and
-#: the neighbours among which a token's bucket may be. A token that finds none of its own takes over
+#: the neighbours among which a token's bucket may be. A token that has no bucket there takes over
 #: the one that is full or closest to it.
 BUCKETS = 32 * 1024
 NEIGHBOURS = 16

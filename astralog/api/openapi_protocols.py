@@ -250,7 +250,7 @@ def _describe_otlp(options: list[Json]) -> dict[str, Json]:
         },
         "responses": {
             "200": {
-                "description": "Every log is stored, but for those it says are rejected.",
+                "description": "Every log is stored except those that the response lists.",
                 "headers": REPLAYED,
                 "content": _export_content(_EXPORT_RESPONSE, {}),
             },

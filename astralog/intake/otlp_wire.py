@@ -144,7 +144,7 @@ def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
 
 
 def register(message: descriptor_pb2.DescriptorProto, parts: Collection[str] = ()) -> Any:
-    """Return the class of a message, which has a name of its own among all those registered.
+    """Return the class of a message whose name no other registered message has.
 
     `parts` are the names of the registered messages that it consists of.
     """

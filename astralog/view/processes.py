@@ -314,7 +314,7 @@ class _Sender:
 
     @property
     def is_due(self) -> bool:
-        """Whether what was written, or a progress, has waited long enough."""
+        """Whether the bytes written, or a progress, must be sent now."""
         return time.monotonic() - self._flushed_at > PIPE_SECONDS
 
     def send(self, kind: int, number: int, text: bytes = b"") -> None:

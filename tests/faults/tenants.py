@@ -93,7 +93,7 @@ class Hostile:
         self._is_over = is_over
 
     def run(self, floods: int) -> None:
-        """Attack until it is over; in a process of its own, so that it delays no other client."""
+        """Attack until the end, in a separate process, so that no other client is delayed."""
         acts: list[Callable[[], None]] = [self._flood] * floods
         threads = [threading.Thread(target=act) for act in [*acts, self._hold_bodies, self._look]]
         for thread in threads:

@@ -117,7 +117,7 @@ def _body(response: Any) -> Any:
 
 @pytest.fixture
 def quiet_app(make_app: MakeApp, settings: Settings, tmp_path: Path) -> Callable[[str], Flask]:
-    """Return what makes an app with the tokens of both tenants, with a directory of its own."""
+    """Return a function that makes an app with both tenants' tokens and a new directory."""
     path = write_tokens(tmp_path / "tokens", TOKENS)
 
     def make(name: str) -> Flask:

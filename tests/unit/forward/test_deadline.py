@@ -56,7 +56,7 @@ def test_dripping_answer_ends() -> None:
 
 
 def test_deadline_passes_broad_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that continues after any exception of its own does not stop it."""
+    """A library that ignores its own exceptions does not stop it."""
     monkeypatch.setattr(deadline, "REPEAT_SECONDS", 0.5)
 
     def go_on() -> None:
