@@ -31,8 +31,9 @@ SPARE_BYTES = 32 * MIB
 CONNECTIONS = 4500
 TLS_CONNECTIONS = 2000
 
-#: Handshakes that measure their cost on this machine: with an RSA key, 1 to 2 ms of CPU.
-HELLOS = 100
+#: Connections that measure the cost of one on this machine: a handshake with an RSA key takes 1 to
+#: 2 ms of CPU, the start of a head of 15,000 bytes 0.2 to 1 ms.
+MEASURED = 100
 
 #: Bytes of a head that are sent before its connection falls silent.
 HEAD_SIZES = (0, 50, 8 * KIB, 15 * KIB, 150 * KIB)
@@ -93,15 +94,17 @@ def _flood_of_heads(connections: int, size: int, bench: Bench, row: Row) -> None
     """Open connections with the start of a head, and measure their cost."""
     head = _long_head(size)
 
-    def arrive() -> Iterator[socket.socket]:
-        for _ in range(connections):
-            connection = service.connect()
-            with contextlib.suppress(OSError):  # it was rejected meanwhile
-                connection.sendall(head)
-            yield connection
+    def arrive() -> socket.socket:
+        connection = service.connect()
+        with contextlib.suppress(OSError):  # it was rejected meanwhile
+            connection.sendall(head)
+        return connection
 
-    with Service(bench.make_directory()) as service, _bounded_memory(row, service):
-        visit(row, service, arrive(), stay_seconds=1.0)
+    with Service(bench.make_directory()) as service:
+        arrivals = (arrive() for _ in range(connections))
+        others_seconds = OTHERS_SECONDS + connections * _seconds_each(service, arrive) / 2
+        with _bounded_memory(row, service):
+            visit(row, service, arrivals, stay_seconds=1.0, others_seconds=others_seconds)
 
 
 def _shake_no_hands(bench: Bench, row: Row) -> None:
@@ -109,21 +112,25 @@ def _shake_no_hands(bench: Bench, row: Row) -> None:
     with TlsService(directory) as service:
         flood = Flood(service, bench.random)
         arrivals = (flood.send_a_hello() for _ in range(TLS_CONNECTIONS))
-        # A client after the flood waits for the server's part of all those handshakes: once,
-        # for two answers.
-        others_seconds = OTHERS_SECONDS + TLS_CONNECTIONS * _hello_seconds(service, flood) / 2
+        seconds = _seconds_each(service, flood.send_a_hello)
+        others_seconds = OTHERS_SECONDS + TLS_CONNECTIONS * seconds / 2
         with _bounded_memory(row, service):
             visit(row, service, arrivals, stay_seconds=1.0, others_seconds=others_seconds)
 
 
-def _hello_seconds(service: TlsService, flood: Flood) -> float:
-    """Return the CPU seconds of the worker for its part of a handshake."""
+def _seconds_each(service: Service, arrive: Callable[[], socket.socket]) -> float:
+    """Return the worker's CPU seconds for a connection of a flood.
+
+    A client that comes after the whole flood waits for its cost: once, for two answers.
+    """
+    service.drain({"logs": []})
     (worker,) = service.worker_pids()
     before = cpu_seconds([worker])
-    for _ in range(HELLOS):
-        with contextlib.closing(flood.send_a_hello()) as connection:
-            connection.recv(1)
-    return (cpu_seconds([worker]) - before) / HELLOS
+    with contextlib.ExitStack() as connections:
+        for _ in range(MEASURED):
+            connections.enter_context(contextlib.closing(arrive()))
+        service.drain({"logs": []})  # connections that arrive together are served in order
+        return (cpu_seconds([worker]) - before) / MEASURED
 
 
 @contextlib.contextmanager
