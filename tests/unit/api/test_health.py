@@ -46,10 +46,11 @@ def drain(client: FlaskClient, body: Any, token: str = TOKEN) -> int:
 
 
 def poll_directory(client: FlaskClient) -> None:
-    """Have the housekeeper poll the data directory."""
+    """Run a whole round of the housekeeper, after the one that may be under way."""
     queue = services_of(client.application).queue
-    while queue.keep_house_once() < POLL_SECONDS:
-        pass
+    for _ in range(2):
+        while queue.keep_house_once() < POLL_SECONDS:
+            pass
 
 
 # --- The counters
@@ -228,7 +229,6 @@ def test_removed_segments_are_counted(
     app = make_app(replace(settings, retain_bytes=10))
     client = app.test_client()
     assert "removed_segments_total" not in scrape(client)
-    poll_directory(client)
     poll_directory(client)
     assert 2 == scrape(client)["removed_segments_total"]
     assert 1 == scrape(client)["segments sealed"]
