@@ -73,6 +73,9 @@ _ARRAY_START = re.compile(rb"[ \t\r\n]*\[")
 #: The boundary of two objects in a row, unless it is within a string.
 _BOUNDARY = re.compile(rb"\}[ \t\r\n]*\{")
 
+#: The rest of a boundary, if any, at whose end the search may be cut.
+_BOUNDARY_END = re.compile(rb"[ \t\r\n]*\{?")
+
 #: Every byte except a line's end as `x`.
 _SHAPE = bytes(b"\n"[0] if byte == b"\n"[0] else b"x"[0] for byte in range(256))
 
@@ -243,14 +246,14 @@ class JsonObjects:
         return ""
 
 
-def find_objects(text: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the start and the end of each of several JSON objects in a row.
+def find_objects(text: bytes, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of each of several JSON objects in a row, from `start` on.
 
     Between two tokens of JSON, no `{` follows a `}`: if one does, an object ends, unless the two
     are in a string, after an odd number of quotes.
     """
-    start = counted = quotes = 0
-    for match in in_turns(_BOUNDARY.finditer(text)):
+    counted, quotes = start, 0
+    for match in in_turns(_find_boundaries(text, start)):
         end = match.start() + 1
         quotes += _count_quotes(text, counted, end)
         counted = end
@@ -258,6 +261,16 @@ def find_objects(text: bytes) -> Iterator[tuple[int, int]]:
             yield start, end
             start = match.end() - 1
     yield start, len(text)
+
+
+def _find_boundaries(text: bytes, start: int) -> Iterator[re.Match[bytes]]:
+    """Yield what may be boundaries; a search of PIECE_BYTES takes up to 25 ms."""
+    while start < len(text):
+        rest = _BOUNDARY_END.match(text, start + PIECE_BYTES)
+        stop = rest.end() if rest else len(text)
+        yield from _BOUNDARY.finditer(text, start, stop)
+        yield_if_due()
+        start = stop
 
 
 def _count_quotes(text: bytes, start: int, end: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from astralog.deadlines import ITEMS_PER_CHECK, in_runs, in_turns, yield_if_due
+from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import Context, Decoded, describe
@@ -30,20 +30,14 @@ from astralog.intake.foreign import (
     take_name,
     valid_utf8,
 )
-from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.mapping import NotAlikeError
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
-#: Bytes of a body that are searched at once for the end of an event.
-STEP_BYTES = 256 * 1024
-
 #: Events of a body, valid or not: they are decoded within one slot, for which others wait. Beyond
 #: it: 413 `body_too_large`.
 MAX_EVENTS = 200_000
-
-#: Blanks between two events of which the fast search finds the border.
-MAX_BLANKS = 64
 
 #: Members of an event that may hold its message, in this order.
 MESSAGES = ("line", "message", "msg", "log")
@@ -56,14 +50,7 @@ LEVELS = ("level", "severity")
 NAMES = ("host", "source", "sourcetype", "index")
 
 _BLANKS = b" \t\r\n"
-_GAP = re.compile(rb"\}[ \t\r\n]{%d}" % (MAX_BLANKS + 1))
-_NO_BLANK = re.compile(rb"[^ \t\r\n]")
-_BORDER = re.compile(rb"\}[ \t\r\n]{0,%d}\{" % MAX_BLANKS)
-_LAST_BORDER = re.compile(rb".*\}(?=[ \t\r\n]{0,%d}\{)" % MAX_BLANKS, re.DOTALL)
-
-#: A string, maybe without its end, or a bracket.
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[][{}]', re.DOTALL)
-_OPENING, _CLOSING = (b"{", b"["), (b"}", b"]")
+_LAST_END = re.compile(rb".*\}(?=[ \t\r\n]*\{)", re.DOTALL)
 
 _NULL = msgspec.Raw(b"null")
 
@@ -162,14 +149,17 @@ class _Events:
             for part, event in _read_list(text, self._batch):
                 self._add(part, event)
             return
-        start = 0
-        while start < len(text):
-            run_start, end = start, _find_cut(text, start)
-            if self._add_run(text[start:end]):
-                start = end
+        end = 0
+        while end < len(text):
+            start, cut = end, _find_cut(text, end)
+            if start < cut and self._add_run(text[start:cut].strip(_BLANKS)):
+                end = cut
                 continue
-            for start, part, event in _read_events(text, run_start, end):  # noqa: B007
-                self._add(part, event)
+            for begin, end in find_objects(text, start):
+                part = text[begin:end].strip(_BLANKS)
+                self._add(part, _read_fast(part))
+                if end >= cut:
+                    break
 
     def _add_run(self, text: bytes) -> bool:
         """Append the events of a text and return True, or append none and return False."""
@@ -290,37 +280,14 @@ def _reject(error: InvalidEvent, batch: ForeignBatch) -> Rejection:
 
 
 def _find_cut(text: bytes, start: int) -> int:
-    """Return the last apparent border of two events in the next RUN_BYTES, or else the first."""
+    """Return the last apparent end of an event in the next RUN_BYTES, or `start` if it has none.
+
+    It may be within a string.
+    """
     if len(text) - start <= RUN_BYTES:
         return len(text)
-    match = _LAST_BORDER.match(text, start, start + RUN_BYTES)
-    return match.end() if match else _find_border(text, start)
-
-
-def _read_events(text: bytes, start: int, stop: int) -> Iterator[tuple[int, bytes, Event | None]]:
-    """Yield the end and the text of each event, and the event unless `_read_slowly` has to read it.
-
-    The first begins at `start`, and the last ends at `stop` or after it.
-
-    An apparent border between two objects is found at once, but may stand in a string: a
-    part that ends within one is extended by a walk over the tokens of its object. Up to a border
-    that was found once, each object is walked over: to search for its border again would take
-    quadratic time if the objects have no borders.
-    """
-    border, search = start, _BORDER.search
-    while start < stop:
-        is_searched = start >= border
-        if is_searched:
-            match = search(text, start, start + STEP_BYTES)
-            border = match.start() + 1 if match else _find_border(text, start)
-        end = border if is_searched else _find_end(text, start)
-        part = text[start:end]
-        event = _read_fast(part)
-        if event is None and is_searched and not _is_whole(part):
-            end = _find_end(text, start)
-            part = text[start:end]
-        start = end if text.startswith(b"{", end) else _find_next(text, end)
-        yield start, part, event
+    match = _LAST_END.match(text, start, start + RUN_BYTES)
+    return match.end() if match else start
 
 
 def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
@@ -342,50 +309,6 @@ def _read_fast(part: bytes) -> Event | None:
         return _decode_event(part)
     except (ValueError, RecursionError):
         return None
-
-
-def _is_whole(part: bytes) -> bool:
-    """Return whether a part is known to be one object, if any: by its quotes and its gaps."""
-    if _GAP.search(part):
-        return False
-    quotes = part.count(b'"')
-    if b"\\" in part:
-        if b"\\\\" in part:  # which makes an escaped quote ambiguous
-            return False
-        quotes -= part.count(b'\\"')
-    return quotes % 2 == 0
-
-
-def _find_border(text: bytes, start: int) -> int:
-    """Return the end of the object that begins at `start`, if no string holds a border."""
-    for begin in range(start, len(text), STEP_BYTES):
-        if match := _BORDER.search(text, begin, begin + STEP_BYTES + MAX_BLANKS + 2):
-            return match.start() + 1
-        yield_if_due()
-    return len(text)
-
-
-def _find_next(text: bytes, end: int) -> int:
-    """Return where the object after `end` begins."""
-    following = _NO_BLANK.search(text, end)
-    return following.start() if following else len(text)
-
-
-def _find_end(text: bytes, start: int) -> int:
-    """Return the end of the object that begins at `start`, or of the text if it has none."""
-    depth = 0
-    tokens = _TOKEN.finditer(text, start)
-    for count, match in enumerate(tokens, 1):  # `in_turns` would read 64 tokens for each event
-        if count % ITEMS_PER_CHECK == 0:
-            yield_if_due()
-        token = match[0]
-        if token in _OPENING:
-            depth += 1
-        elif token in _CLOSING:
-            depth -= 1
-            if depth <= 0:
-                return match.end()
-    return len(text)
 
 
 def _read_slowly(part: bytes) -> tuple[Event, Members]:

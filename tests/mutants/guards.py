@@ -1753,18 +1753,11 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/functional/test_access.py", "-k", "buffered_by_tls", "--timeout", "20"),
     ),
     Guard(
-        "an event of HEC ends outside of strings",
-        "astralog.intake.hec:_is_whole",
-        "return quotes % 2 == 0",
-        "return True",
-        ("tests/unit/intake/test_hec.py", "-k", "follow_one_another"),
-    ),
-    Guard(
-        "the events of HEC are separated in linear time",
-        "astralog.intake.hec:_read_events",
-        "is_searched = start >= border",
-        "is_searched = True",
-        ("tests/unit/intake/test_hec.py", "-k", "searched_once"),
+        "a search for the boundary of two objects is cut beside it",
+        "astralog.intake.formats:_find_boundaries",
+        "stop = rest.end() if rest else len(text)",
+        "stop = start + PIECE_BYTES",
+        ("tests/unit/intake/test_hec.py", "-k", "long_events"),
     ),
     Guard(
         "the events of HEC are bounded",

@@ -10,6 +10,7 @@ import pytest
 from astralog.errors import Rejection
 from astralog.intake import hec
 from astralog.intake.foreign import RUN_BYTES
+from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.hec import HecRejection
 from astralog.intake.options import Options
 from tests.support.decoding import Room, make_context
@@ -138,7 +139,7 @@ def test_events_follow_one_another(separator: bytes, text: str) -> None:
     assert 9 == len(decode(b"[" + b",\n".join(events) + b"]"))
 
 
-@pytest.mark.parametrize("size", [hec.STEP_BYTES - 80, hec.STEP_BYTES, 1_200_000])
+@pytest.mark.parametrize("size", [RUN_BYTES, PIECE_BYTES // 2, PIECE_BYTES, 1_200_000])
 def test_long_events_follow_one_another(size: int) -> None:
     """Their boundaries are beyond the bytes searched at once, or across their end."""
     for step in range(70, 90):
@@ -167,26 +168,6 @@ def test_runs_of_events_become_the_same_logs_as_single_ones(separator: bytes, od
     )
 
 
-@pytest.mark.parametrize("separator", [b" " * 1000, b",", b" , "])
-def test_body_without_boundaries_is_searched_once(separator: bytes) -> None:
-    """A search to the end of the body for each event would take quadratic time."""
-    event = json.dumps(EVENT | {"event": 'a "quote\\'}).encode()
-    context = make_context(options=Options(is_partial=True))
-    with patch.object(hec, "_find_border", wraps=hec._find_border) as find_border:
-        decoded = hec.decode_events(separator.join([event] * 100), context)
-    assert (100 if separator.isspace() else 1) == decoded.batch.logs
-    assert 1 == find_border.call_count
-
-
-def test_only_the_tokens_of_an_event_are_read_to_find_its_end() -> None:
-    """The tokens of later events are read with those events."""
-    tokens = iter(hec._TOKEN.finditer(b"{}" * 100))
-    with patch.object(hec, "_TOKEN") as pattern:
-        pattern.finditer.return_value = tokens
-        assert 2 == hec._find_end(b"{}" * 100, 0)
-    assert 198 == len(list(tokens))
-
-
 def test_invalid_utf8_becomes_a_replacement_character() -> None:
     assert "a\ufffdb" == decode(b'{"event":"a\xffb","index":"i"}')[0]["message"]
     assert "\ufffd" == decode(b'{"event":"\\ud83d","index":"i"}')[0]["message"]
@@ -207,6 +188,7 @@ def test_invalid_utf8_becomes_a_replacement_character() -> None:
         (b'{"event":"x","index":"i"', "invalid_json", hec.INVALID_FORMAT, 1),
         (b'{"event":"x","index":5}', "invalid_batch", hec.INCORRECT_INDEX, 1),
         (b"5", "invalid_json", hec.INVALID_FORMAT, 0),
+        (b',{"event":"x","index":"i"}', "invalid_json", hec.INVALID_FORMAT, 0),
         (b"{" * 100_000, "invalid_json", hec.INVALID_FORMAT, 1),
         (b'{"event":' + b"[" * 100_000, "invalid_json", hec.INVALID_FORMAT, 1),
         (b'{"event":"' + b'\\"' * 100_000, "invalid_json", hec.INVALID_FORMAT, 1),
