@@ -15,6 +15,9 @@ from astralog.zstd import zstd
 #: Bytes that are read at once.
 BLOCK_BYTES = 256 * 1024
 
+#: Bytes of a compressed file that are read at once.
+COMPRESSED_BYTES = 64 * 1024
+
 #: Bytes of the first block that is read backwards: the last few lines are often enough.
 LAST_BLOCK_BYTES = 16 * 1024
 
@@ -198,19 +201,53 @@ class SegmentReader:
         return size - TAIL_BYTES + (tail.rfind(b"\n") + 1 or TAIL_BYTES)
 
     def _inflated_blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[bytes]:
-        with open(self._fd, "rb", closefd=False) as raw, zstd.ZstdFile(raw) as file:
-            raw.seek(0)
-            position = compressed_position = 0
-            while end is None or position < end:
-                target = end if position >= begin else begin
-                block = file.read(_block_size(position, target))
-                if not block:
-                    return
-                position += len(block)
-                budget.file_bytes += raw.tell() - compressed_position
-                compressed_position = raw.tell()
-                if position > begin:
-                    yield block
+        file = _CompressedFile(self._fd, budget)
+        position = 0
+        while end is None or position < end:
+            target = end if position >= begin else begin
+            block = file.read(_block_size(position, target))
+            if not block:
+                return
+            position += len(block)
+            if position > begin:
+                yield block
+
+
+class _CompressedFile:
+    """A file of zstd frames, read from its beginning.
+
+    `zstd.ZstdFile` copies each block twice, which is 0.4 of 1.3 ms per MB.
+    """
+
+    def __init__(self, fd: int, budget: ReadBudget) -> None:
+        """Count the bytes of the file in the budget."""
+        self._fd = fd
+        self._budget = budget
+        self._position = 0
+        self._frame = zstd.ZstdDecompressor()
+
+    def read(self, size: int) -> bytes:
+        """Return so many bytes or fewer, none at the end; raises EOFError within a frame."""
+        block = b""
+        while not block:
+            data = b""
+            if self._frame.eof:
+                data = self._frame.unused_data or self._read_file()
+                if not data:
+                    break
+                self._frame = zstd.ZstdDecompressor()
+            elif self._frame.needs_input:
+                data = self._read_file()
+                if not data:
+                    raise EOFError("the compressed file ends early")
+            block = self._frame.decompress(data, size)
+        return block
+
+    def _read_file(self) -> bytes:
+        data = os.pread(self._fd, COMPRESSED_BYTES, self._position)
+        self._position += len(data)
+        self._budget.file_bytes += len(data)
+        return data
 
 
 def _block_size(position: int, end: int | None) -> int:

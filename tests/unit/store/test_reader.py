@@ -1,5 +1,6 @@
 """Reading one segment: complete lines, forwards and backwards, under each of its names."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from astralog.store import reader as reader_module
 from astralog.store.names import Form
-from astralog.store.reader import ReadBudget, SegmentReader
+from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader
+from astralog.zstd import zstd
 from tests.support.tail import compress, make_segment
 from tests.unit.store.segments import name_of
 
@@ -137,4 +139,31 @@ def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
     reader = SegmentReader(tmp_path, NAME)
     assert [b"x" * 100] == [line for _, line in reader.lines(0, None, ReadBudget(1))][:1]
     assert [b"x" * 100] == [line for _, line in reader.lines_backwards(101, ReadBudget(1))]
+    reader.close()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_frames_may_follow_one_another(tmp_path: Path) -> None:
+    """As in a file that another program compressed; lines go across their limits."""
+    path = tmp_path / NAME.file(Form.COMPRESSED)
+    pieces = [b"one\ntw", b"", b"o\n", b"three\n" * 500]
+    path.write_bytes(b"".join(map(zstd.compress, pieces)))
+    reader = SegmentReader(tmp_path, NAME)
+    budget = ReadBudget()
+    lines = [line for _, line in reader.lines(0, None, budget)]
+    assert [b"one", b"two", *[b"three"] * 500] == lines
+    assert path.stat().st_size == budget.file_bytes
+    reader.close()
+
+
+@pytest.mark.parametrize("damage", [zstd.compress(b"three\n")[:-1], b"no frame"])
+def test_lines_before_a_damage_are_read(tmp_path: Path, damage: bytes) -> None:
+    """Of a compressed file that ends early, or goes on with other bytes."""
+    path = tmp_path / NAME.file(Form.COMPRESSED)
+    path.write_bytes(zstd.compress(b"one\ntwo\n") + damage)
+    reader = SegmentReader(tmp_path, NAME)
+    lines = reader.lines(0, None, ReadBudget())
+    assert [b"one", b"two"] == [line for _, line in itertools.islice(lines, 2)]
+    with pytest.raises(READ_ERRORS):
+        next(lines)
     reader.close()
