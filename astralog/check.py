@@ -8,6 +8,7 @@ import email.utils
 import http.client
 import json
 import secrets
+import socket
 import ssl
 import sys
 import time
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from http import HTTPStatus
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import click
@@ -42,6 +43,15 @@ SHOWN_CHARACTERS = 200
 
 #: Bytes of a response that are read.
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
+
+#: The remedies for errors of a connection; the first that fits is shown.
+REMEDIES: tuple[tuple[type[Exception], str], ...] = (
+    (ssl.SSLCertVerificationError, "use the host that it names, or --ca-file for a private CA"),
+    (ssl.SSLError, "use http://, or a port that speaks TLS"),
+    (socket.gaierror, "check the host in the URL"),
+    (ConnectionRefusedError, "start the service, or check the port in the URL"),
+    (TimeoutError, "check the URL and the firewall, or use a longer --timeout"),
+)
 
 
 class Outcome(Enum):
@@ -107,7 +117,7 @@ class Deployment:
             response = connection.getresponse()
             content = response.read(MAX_RESPONSE_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise Failure(f"no response: {error or type(error).__name__}") from None
+            raise Failure(f"no response: {_explain(error)}") from None
         finally:
             connection.close()
         milliseconds = 1000 * (time.monotonic() - started)
@@ -120,6 +130,13 @@ class Deployment:
                 host, port, timeout=self.timeout_seconds, context=self.tls
             )
         return http.client.HTTPConnection(host, port, timeout=self.timeout_seconds)
+
+
+def _explain(error: Exception) -> str:
+    """Return a connection's error, and a remedy if one is known."""
+    text = str(error) or type(error).__name__
+    remedy = next((remedy for kind, remedy in REMEDIES if isinstance(error, kind)), "")
+    return f"{text}; {remedy}" if remedy else text
 
 
 class Protocol(NamedTuple):
@@ -304,6 +321,8 @@ def _create_tls(ca_file: Path | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError:
         raise click.UsageError(f"{ca_file} has no certificate in PEM format.") from None
+    except OSError as error:
+        raise click.UsageError(f"--ca-file: {ca_file}: {error.strerror}.") from None
 
 
 @click.command()
@@ -311,7 +330,7 @@ def _create_tls(ca_file: Path | None) -> ssl.SSLContext:
 @click.option("--read-only", is_flag=True, help="Write nothing, for probes; needs no token.")
 @click.option(
     "--token-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.File(errors="surrogateescape"),
     help="File with the token; without it, the environment variable TOKEN.",
 )
 @click.option("--project", default=SERVICE, help=f"Project to write to; {SERVICE} by default.")
@@ -323,14 +342,14 @@ def _create_tls(ca_file: Path | None) -> ssl.SSLContext:
 )
 @click.option(
     "--ca-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="CA certificate to trust, for https.",
 )
 @click.option("--token", envvar="TOKEN", hidden=True)  # in the environment: arguments are public
 def check(  # noqa: PLR0917  # click passes them by name
     url: SplitResult,
     read_only: bool,
-    token_file: Path | None,
+    token_file: TextIO | None,
     project: str,
     timeout: float,
     ca_file: Path | None,
@@ -342,7 +361,7 @@ def check(  # noqa: PLR0917  # click passes them by name
     deployment serves, and reads each back.
     """
     if token_file:
-        token = token_file.read_text(errors="surrogateescape").strip()
+        token = token_file.read().strip()
     if not (token or read_only):
         raise click.UsageError("needs --token-file, or the token in TOKEN, or --read-only.")
     encoded_token = (token or "").encode(errors="surrogateescape")

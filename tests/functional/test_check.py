@@ -1,6 +1,7 @@
 """`astralog check` with the service, and with other servers."""
 
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificate import can_make_certificate, make_certificate
 from tests.support.service import ROOT, TIMEOUT_SECONDS, TOKEN, Service
 
 
@@ -53,9 +55,13 @@ def url_of(service: Service) -> str:
 
 
 @contextmanager
-def fake_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Serve with a handler; yield the URL."""
+def fake_server(
+    handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Serve with a handler; yield the URL with http."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -154,7 +160,39 @@ def test_unreachable_service_has_one_line() -> None:
     result = run_check("http://127.0.0.1:1", "--read-only")
     assert result.status == 1
     assert list(result.findings) == ["health"]
-    assert "refused" in result.findings["health"][1]
+    assert "refused; start the service" in result.findings["health"][1]
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A service whose only response is that it is healthy."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status":"ok"}')
+
+
+@pytest.mark.skipif(not can_make_certificate(), reason="NOT TESTED: openssl is not installed")
+def test_untrusted_certificate_names_the_option(tmp_path: Path) -> None:
+    """With --ca-file, the same deployment is healthy."""
+    cert, key = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    with fake_server(Healthy, tls) as http_url:
+        url = http_url.replace("http:", "https:")
+        untrusted = run_check(url, "--read-only")
+        trusted = run_check(url, "--read-only", "--ca-file", str(cert))
+    assert (list(untrusted.findings), untrusted.error) == (["health"], "")
+    assert "self-signed" in untrusted.findings["health"][1]
+    assert "--ca-file" in untrusted.findings["health"][1]
+    assert trusted.findings["health"][0] == "ok"
+
+
+def test_https_to_a_plain_port_names_http() -> None:
+    """The error of the TLS library alone does not."""
+    with fake_server(Healthy) as url:
+        result = run_check(url.replace("http:", "https:"), "--read-only")
+    assert "use http://" in result.findings["health"][1]
 
 
 def test_page_in_place_of_the_service_fails() -> None:
@@ -224,7 +262,9 @@ def test_clock_difference_fails() -> None:
     [
         (["ftp://host"], "not a URL"),
         (["http://127.0.0.1:1"], "needs --token-file"),
-        (["--read-only", "--token-file", "/missing"], "does not exist"),
+        (["--read-only", "--token-file", "/missing"], "No such file"),
+        (["--read-only", "--token-file", "/"], "Is a directory"),
+        (["--read-only", "--ca-file", "/missing", "https://127.0.0.1:1"], "No such file"),
         (["--read-only", f"http://{64 * 'a'}.example"], "not a URL"),
         (["--read-only", "http://127.0.0.1:1/é"], "not a URL"),
         (["--read-only", "--timeout", "nan"], "at most 3600 seconds"),
