@@ -70,6 +70,9 @@ FILE_TYPES: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISFIFO, "a FIFO"),
 )
 
+#: The remedy for each unusable data directory: another user's, a read-only or a full one.
+USABLE_DIRECTORY = "a directory with free space that the service's user can read and write"
+
 #: A unix socket is bound to a path, any other to a host and a port.
 Address = str | tuple[Any, ...]
 
@@ -260,14 +263,15 @@ def make_missing(settings: Settings) -> None:
     try:
         make_directory(settings.data_dir)
         if not os.access(settings.data_dir, os.R_OK | os.W_OK | os.X_OK):
-            raise PermissionError("not readable and writable")
+            raise PermissionError("Not readable and writable")
         if not (settings.tokens or settings.tokens_file):
             make_token_file(settings.data_dir)
     except OSError as error:
         reason = error.strerror or error
         if isinstance(error, FileExistsError):
             reason = "It exists, and is no directory"
-        raise InvalidSettings([f"ASTRALOG_DATA_DIR: {settings.data_dir}: {reason}."]) from None
+        problem = f"ASTRALOG_DATA_DIR: {settings.data_dir}: {reason}; use {USABLE_DIRECTORY}."
+        raise InvalidSettings([problem]) from None
 
 
 def make_token_file(data_dir: Path) -> Path:
