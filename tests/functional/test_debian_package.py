@@ -207,6 +207,29 @@ def test_package_gives_a_running_service(machine: Machine) -> None:
     assert machine.run("astralog", "tail", "-n", "all").count("astralog-check drain") == 2
 
 
+def test_installation_names_an_address_in_use(tmp_path: Path) -> None:
+    """The service starts as soon as the other process has ended."""
+    listen = "import socket; s = socket.create_server(('127.0.0.1', 8080)); s.accept()[0].recv(1)"
+    with Machine(tmp_path) as machine:
+        other = threading.Thread(target=lambda: machine.try_run("python3", "-c", listen))
+        other.start()
+        try:
+            wait_for(lambda: ":1F90 " in machine.run("cat", "/proc/net/tcp"))
+            [package] = machine.copy_in(PACKAGES[1])
+            installed = machine.try_run(
+                "dpkg", "--install", package, DEBIAN_FRONTEND="noninteractive"
+            )
+        finally:
+            machine.try_run(
+                "python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 8080))"
+            )
+            other.join()
+        assert installed.returncode == 0
+        assert "cannot listen on 127.0.0.1:8080" in installed.stderr
+        wait_for(lambda: machine.exists("/var/lib/astralog/token"))
+        assert "FAIL" not in machine.check().values()
+
+
 def test_upgrade_fails_no_request(machine: Machine, newer: Path) -> None:
     """A client that opens connections meanwhile always gets 200."""
     wait_for(lambda: machine.exists("/var/lib/astralog/token"))

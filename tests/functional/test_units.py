@@ -50,7 +50,15 @@ def test_service_is_always_restarted() -> None:
     assert "always" == unit["Service"]["Restart"]
     assert float(unit["Service"]["RestartSec"]) >= 1
     assert "0" == unit["Unit"]["StartLimitIntervalSec"]
-    assert "astralog.socket" in unit["Unit"]["Requires"]
+
+
+def test_restarted_service_retries_its_socket() -> None:
+    """By itself, systemd never retries an address in use, and fails a unit that requires it."""
+    unit = read_unit("astralog.service")
+    assert "Requires" not in unit["Unit"]
+    for name in ("Wants", "PartOf", "After"):
+        assert "astralog.socket" in unit["Unit"][name].split()
+    assert "is-active --quiet astralog.socket ||" in unit["Service"]["ExecStartPre"]
 
 
 def test_the_unit_outlasts_the_stop() -> None:
