@@ -10,7 +10,14 @@ import msgspec
 
 from astralog.store.reader import every_line
 from astralog.view.levels import is_severe_enough
-from astralog.view.prefilter import Prefilter, by_field, by_head, by_text, candidates
+from astralog.view.prefilter import (
+    Prefilter,
+    by_field,
+    by_head,
+    by_regex,
+    by_text,
+    candidates,
+)
 from astralog.view.stored_log import StoredLog, decode
 
 #: A JSON escape; several `\\u` in a row may be one character.
@@ -65,6 +72,7 @@ class LogFilter:
         """Literals that a matching line contains, the presumably rarest first."""
         found = [
             None if self.text is None else by_text(self.text, match_case=self.match_case),
+            None if self.pattern is None else by_regex(self.pattern),
             *(by_field(name, value) for name, value in self.fields),
             by_head(self.projects, self.level, self.services),
         ]

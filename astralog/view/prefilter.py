@@ -52,6 +52,16 @@ FOLDED_TO_ASCII = (
     "\u1e9a\u1e9e\u212a\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06"
 )
 
+#: The parts of a regular expression: escapes, sets, counts, and single characters.
+_REGEX_PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{[^}]*\}?|.", re.DOTALL)
+
+#: Alternatives, extensions and numbers of characters, of which nothing is known.
+_UNKNOWN_IN_REGEX = re.compile(r"\||\(\?|\\[^\W_dDwWsSbBAZ]")
+
+#: The characters that a regular expression in any case finds as `casefold` does: not `i`, which is
+#: also found for two letters of Turkish.
+_FOLDED_RUN = re.compile("[ -HJ-hj-~]+")
+
 _TEXT = rb'"(?:[^"\\]|\\.)*"'
 
 
@@ -143,6 +153,15 @@ def by_text(text: str, *, match_case: bool) -> Prefilter | None:
     )
 
 
+def by_regex(pattern: re.Pattern[str]) -> Prefilter | None:
+    """Return a prefilter for a regular expression in message or metadata, None if all may match."""
+    match_case = not pattern.flags & re.IGNORECASE
+    runs = _required_runs(pattern.pattern)
+    if not match_case:
+        runs = [part for run in runs for part in _FOLDED_RUN.findall(run)]
+    return by_text(max(runs, key=len, default=""), match_case=match_case)
+
+
 def by_field(name: str, value: str) -> Prefilter | None:
     """Return a prefilter for a value in a member of metadata, None if all logs may match."""
     return _by_run(_longest(_RUN, value) or _longest(_RUN, name.rpartition(".")[2]))
@@ -217,6 +236,26 @@ def _escapes(unicode_escape: bytes, characters: Collection[str]) -> Escapes:
     if "/" not in characters:
         return Escapes(re.compile(rb"\\" + unicode_escape), (rb"\u",))
     return Escapes(re.compile(rb"\\(?:%s|/)" % unicode_escape), (rb"\u", rb"\/"))
+
+
+def _required_runs(regex: str) -> list[str]:
+    """Return texts that each match of a regular expression has, as far as they are known."""
+    if _UNKNOWN_IN_REGEX.search(regex):
+        return []
+    runs = [""]
+    depth = 0
+    for part in _REGEX_PARTS.findall(regex):
+        if part in "()":
+            depth += 1 if part == "(" else -1
+            runs.append("")
+        elif part[0] in "*?{":  # the character before it may be missing
+            runs[-1] = runs[-1][:-1]
+            runs.append("")
+        elif depth or part[0] in "+.^$[" or (part[0] == "\\" and part[1].isalnum()):
+            runs.append("")
+        else:
+            runs[-1] += part[-1]
+    return runs
 
 
 def _longest(run: re.Pattern[str], text: str) -> str:

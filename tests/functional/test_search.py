@@ -168,7 +168,7 @@ def test_processes_end_with_the_command(tmp_path: Path) -> None:
         (signal.SIGPIPE, -signal.SIGPIPE),
         (signal.SIGKILL, -signal.SIGKILL),
     ):
-        command = [str(COMMAND), "search", "--data-dir", str(tmp_path), "(x+)+y", "--regex"]
+        command = [str(COMMAND), "search", "--data-dir", str(tmp_path), "(x+)+(y|z)", "--regex"]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(command, start_new_session=True, **options) as process:  # type: ignore[call-overload]
             wait_for(partial(has_members, process.pid, min(len(os.sched_getaffinity(0)), 2)))

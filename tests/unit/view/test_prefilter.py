@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import hypothesis
 import msgspec
 import pytest
 from hypothesis import example, given
@@ -128,6 +129,28 @@ filters = st.builds(
 text_filters = st.builds(LogFilter, text=texts, match_case=st.booleans())
 
 
+#: Pieces of regular expressions, most of which match parts of the texts.
+PIECES = [
+    *"abkKsSiIuf6",
+    *("\u00df", "\u017f", "\u0130", "\u00e9", "\\.", "\\/", r"\d", r"\b", "[^a]", "[]b|]", "[k-s]"),
+    *("(ab)", "(?:k|S)", "(", ")", "|", "*", "+", "?", "{2}", "{", "}", "??", ".", "^", "$"),
+    *(r"\x61", r"\1", '"', r"\\"),
+]
+
+
+@st.composite
+def regexes(draw: st.DrawFn) -> re.Pattern[str]:
+    """Return a regular expression."""
+    text = "".join(draw(st.lists(st.sampled_from(PIECES), max_size=6)))
+    try:
+        return re.compile(text, draw(st.sampled_from([0, re.IGNORECASE])))
+    except re.error:
+        hypothesis.reject()
+
+
+regex_filters = st.builds(LogFilter, pattern=regexes())
+
+
 def expected(wanted: LogFilter, block: bytes) -> list[tuple[int, bytes]]:
     """Return the result of parsing every line."""
     return [(offset, line) for offset, line in every_line(block) if wanted.matches(line)]
@@ -140,7 +163,7 @@ def line_of(level: bytes = b"info", message: bytes = b"m", metadata: bytes = b"{
 
 
 @pytest.mark.slow
-@given(st.lists(lines(), min_size=1, max_size=8), filters | text_filters)
+@given(st.lists(lines(), min_size=1, max_size=8), filters | text_filters | regex_filters)
 @example([line_of(message="\u212a".encode())], LogFilter(text="k"))
 @example([line_of(level=b" error")], LogFilter(level="warn"))
 @example([line_of(level="\u2028err".encode())], LogFilter(level="warn"))
@@ -202,6 +225,32 @@ def test_a_rare_text_costs_no_parse(monkeypatch: Any) -> None:
         list(wanted.select(block))
         assert 1 == len(parsed)
         parsed.clear()
+
+
+@pytest.mark.parametrize(
+    ("regex", "texts"),
+    [
+        (r"order \d+ not paid\.", ["order ", " not paid."]),
+        (r"ab?cd{2}e+f", ["a", "c", "e", "f"]),
+        (r"a(bc)*d[e]f]^g$", ["a", "d", "f]", "g"]),
+        (r"a*?b{1,2}?c", ["c"]),
+        ("a|b", []),
+        ("(?i)a", []),
+        (r"\x41", []),
+        (r"(a)\1", []),
+    ],
+)
+def test_texts_of_a_regular_expression_are_found(regex: str, texts: list[str]) -> None:
+    """Those that each of its matches has."""
+    assert texts == [text for text in prefilter._required_runs(regex) if text]
+    assert not re.compile(regex).search("x".join(texts)[:-1])
+
+
+def test_letters_of_a_regular_expression_are_folded() -> None:
+    """Whatever it finds for them in any case is the same letter for a search in any case."""
+    every = "".join(map(chr, range(0x110000)))
+    found = re.findall(prefilter._FOLDED_RUN.pattern.removesuffix("+"), every, re.IGNORECASE)
+    assert all(one.casefold().isascii() and 1 == len(one.casefold()) for one in found)
 
 
 def test_all_letters_that_fold_to_ascii_are_known() -> None:
