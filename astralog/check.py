@@ -355,10 +355,10 @@ def check(  # noqa: PLR0917  # click passes them by name
     ca_file: Path | None,
     token: str | None,
 ) -> None:
-    """Check a deployment from outside, http://localhost:8080 by default: one line per check.
+    """Check a deployment over HTTP, and print one line per check.
 
-    Exits with 1 if a check fails. Without --read-only, it stores one log per protocol that the
-    deployment serves, and reads each back.
+    URL is http://localhost:8080 by default. Exits with 1 if a check fails. Without --read-only, it
+    stores one log per protocol that the deployment serves, and reads each back.
     """
     if token_file:
         token = token_file.read().strip()

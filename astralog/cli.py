@@ -50,9 +50,9 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Collect logs, answer 200 when every line is on disk, and read the stored logs.
+    """Collect logs over HTTP, and read the stored logs.
 
-    All settings come from the environment, as ASTRALOG_*.
+    All settings are environment variables, ASTRALOG_*.
     """
 
 

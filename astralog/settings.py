@@ -269,11 +269,14 @@ class Settings:
     queue_bytes: int = _size_setting(
         64 * MIB,
         "Memory per worker for bodies, their decoding, and batches that wait for their commit. "
-        "Beyond it: 503 `queue_full`. With several tokens, none may hold more than three quarters "
-        "of it. At least `ASTRALOG_MAX_BODY_BYTES`.",
+        "Beyond it: 503 `queue_full`. With several tokens, each may use at most three quarters of "
+        "it. At least `ASTRALOG_MAX_BODY_BYTES`.",
     )
     writers: int = _setting(
-        1, "Drain greenlets per worker, each with its own segment file.", Range(min=1, max=64)
+        1,
+        "Writers per worker, each with its own segment file. A writer is a drain greenlet, a "
+        "lightweight thread that stores queued batches.",
+        Range(min=1, max=64),
     )
     segment_bytes: int = _size_setting(
         256 * MIB, "A segment is sealed before it exceeds this size."
@@ -289,8 +292,8 @@ class Settings:
     )
     min_free_bytes: int = _size_setting(
         256 * MIB,
-        "Free disk, with one inode per 256 KiB of it, below which batches are rejected: "
-        "503 `storage_full`.",
+        "Free disk below which batches are rejected: 503 `storage_full`. One inode per 256 KiB of "
+        "it must be free too.",
         0,
     )
     retain_bytes: int = _size_setting(
@@ -301,16 +304,16 @@ class Settings:
     )
     retain_free_bytes: int = _size_setting(
         0,
-        "Free disk, with one inode per 256 KiB of it, below which the oldest sealed segments "
-        "are removed; 0 keeps all. "
-        "Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for new ones.",
+        "Free disk below which the oldest sealed segments are removed; 0 keeps all. One inode per "
+        "256 KiB of it is kept free too. Above `ASTRALOG_MIN_FREE_BYTES`, old logs make room for "
+        "new ones.",
         0,
     )
     retain_undelivered: KeepMode = _setting(
         "always",
         "How long retention keeps segments that `astralog forward` has not delivered: `always`, or "
-        "`until_full`, which removes the oldest, delivered or not, while less disk is free "
-        "than the larger of `ASTRALOG_RETAIN_FREE_BYTES` and `ASTRALOG_MIN_FREE_BYTES`.",
+        "`until_full`, which removes the oldest, delivered or not, while the free disk is below "
+        "`ASTRALOG_RETAIN_FREE_BYTES` or `ASTRALOG_MIN_FREE_BYTES`.",
         OneOf(("always", "until_full")),
     )
     clickhouse_url: str = dataclasses.field(
@@ -332,8 +335,8 @@ class Settings:
     )
     clickhouse_timeout_seconds: float = _setting(
         60.0,
-        "Time for a whole insert or query of forward. After it, forward queries the tables for the "
-        "lines that they have, and sends the others again.",
+        "Time limit of a whole insert or query of forward. After it, forward queries the tables "
+        "for the delivered lines, and sends the others again.",
         Range(min=1),
     )
     node: str = _setting(
@@ -356,9 +359,9 @@ class Settings:
     )
     idempotency_keys: int = _size_setting(
         1_000_000,
-        "Idempotency keys remembered per token; beyond it, the token's oldest are forgotten, and "
-        "no other token's. A try that failed after its record was written counts as a key. A key "
-        "takes about 100 bytes on disk.",
+        "Idempotency keys remembered per token; beyond it, the oldest of the same token are "
+        "forgotten. A failed try counts as a key if its record was written. A key takes about 100 "
+        "bytes on disk.",
     )
     idempotency_seconds: float = _setting(
         86400.0,
@@ -372,8 +375,8 @@ class Settings:
     )
     log_level: str = _setting(
         "info",
-        "Least severe lines of the service's own log on stderr: "
-        "`debug`, `info`, `warning` or `error`.",
+        "Lowest level of the lines in the service's own log on stderr: `debug`, `info`, `warning` "
+        "or `error`.",
         OneOf(("debug", "info", "warning", "error")),
     )
 
@@ -391,7 +394,7 @@ class Settings:
     def _checked(self) -> "Settings":
         """Reject combinations that no single variable shows to be wrong."""
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise InvalidSettings([f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: One needs the other."])
+            raise InvalidSettings([f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: Set both or neither."])
         if self.queue_bytes < self.max_body_bytes:
             raise InvalidSettings(
                 [f"{PREFIX}QUEUE_BYTES: Must be at least {PREFIX}MAX_BODY_BYTES, or no body fits."]

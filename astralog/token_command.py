@@ -69,7 +69,7 @@ def add(*, projects: tuple[str, ...], allow: str | None, rate: str | None, path:
 @token.command("list")
 @_file
 def list_tokens(*, path: Path) -> None:
-    """List the tokens of the file: names, projects, scopes and rates, never the tokens."""
+    """List the names and grants of the tokens, never the tokens."""
     tokens = _parse(_real(path).read_bytes(), str(path))
     rows = [("name", "projects", "allow", "rate"), *map(_row, tokens)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -48,7 +48,7 @@ def describe(version: str, *, has_status: bool = True) -> Json:
     token = {
         "type": "http",
         "scheme": "bearer",
-        "description": "A token; curl may also send it as it is, without `Bearer`.",
+        "description": "A token. The header may also contain the token alone, without `Bearer`.",
     }
     spec.components.security_scheme("token", token)
     spec.components.schema("Batch", schema=BatchSchema)
@@ -64,7 +64,7 @@ def describe(version: str, *, has_status: bool = True) -> Json:
 
 def _drain() -> Json:
     lines = {
-        "schema": {"type": "string", "description": "One log a line."},
+        "schema": {"type": "string", "description": "One log per line."},
         "example": NDJSON_EXAMPLE,
     }
     body = {
@@ -94,24 +94,27 @@ def _accepted() -> Json:
             "type": "array",
             "items": LogSchema,
             "maxItems": SHOWN_LOGS,
-            "description": "Of a dry run: the first logs, as they would be stored.",
+            "description": "With `dry_run=true`: the first logs in their stored form.",
         },
         "rejected": {
             "type": "integer",
             "minimum": 1,
-            "description": "With `partial=true`: how many logs are invalid, and not stored.",
+            "description": "With `partial=true`: the number of invalid logs, which are not stored.",
         },
         "kept": {
             "type": "integer",
             "minimum": 1,
-            "description": "With `invalid=keep`: how many logs are invalid, and stored as text.",
+            "description": "With `invalid=keep`: the number of invalid logs, stored as text.",
         },
         "errors": ERRORS,
     }
     schema = {"type": "object", "required": ["status"], "properties": properties}
     examples = {
         "accepted": {"summary": "Every log is stored", "value": {"status": "accepted"}},
-        "partial": {"summary": "With partial=true, the others are", "value": PARTIAL_BATCH},
+        "partial": {
+            "summary": "With partial=true, the valid logs are stored",
+            "value": PARTIAL_BATCH,
+        },
         "valid": {"summary": "A dry run", "value": {"status": "valid", **EXAMPLE}},
     }
     content = {"application/json": {"schema": schema, "examples": examples}}
@@ -150,7 +153,7 @@ def _file(tag: str, summary: str, *kinds: str) -> Json:
 
 _UNREADY = {
     **_json(
-        "Batches would be rejected, with this code.",
+        "Batches are rejected now, with this code.",
         {"status": "unavailable", "reason": "storage_full"},
     ),
     "headers": RETRY_AFTER,
@@ -161,29 +164,30 @@ _ROOT = {"name": "AstraLog", "version": "1", "links": {"docs": "/docs"}}
 _READING: dict[str, Json] = {
     "/health": _get(
         "Health",
-        "Return whether the process serves",
-        {"200": _json("It does.", {"status": "ok"})},
+        "Check whether the process responds",
+        {"200": _json("It responds.", {"status": "ok"})},
     ),
     "/ready": _get(
         "Health",
-        "Return whether a batch would be taken now",
-        {"200": _json("It would.", {"status": "ready"}), "503": _UNREADY},
+        "Check whether batches are accepted now",
+        {"200": _json("Batches are accepted.", {"status": "ready"}), "503": _UNREADY},
     ),
     "/metrics": _get(
         "Health",
-        "Show the metrics, for Prometheus",
+        "Return the metrics for Prometheus",
         {
             "200": _content(
                 "The metrics of all workers.", "text/plain", "application/openmetrics-text"
             ),
             **describe_rejections(["unauthorized", "forbidden_scope", "internal"]),
         },
-        description="From the service's own machine no token is needed, unless a proxy forwards.",
+        description="Requests from the service's own machine need no token, unless a proxy "
+        "forwards them.",
         security=[*_SECURITY, {}],
     ),
     "/": _get(
         "This page",
-        "Redirect a browser to a page, and return links to other clients",
+        "Redirect browsers to a page, and return links to other clients",
         {
             "200": _json("Links to the pages and paths.", _ROOT),
             "302": {"description": "To `/status`, or to this page if the status page is off."},
@@ -204,19 +208,19 @@ _OBJECT = {"type": "object"}
 _TEXT = {"type": "string", "minLength": 1}
 _CURSOR = {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}
 
-#: The parameters of a look at the logs; none need be there.
+#: The parameters of a query for logs, all optional.
 _FILTERS = {
     "project": "Only logs of this project.",
     "service": "Only logs of this service.",
     "level": "Only logs of this level or worse.",
-    "q": "Only logs with this text in the message or the metadata, in any case.",
-    "after": "Only logs that came since the answer that had this `after`.",
+    "q": "Only logs with this text in the message or the metadata, ignoring case.",
+    "after": "Only logs that arrived after the response with this `after`.",
 }
 
 _LOG = {
     "type": "object",
     "required": ["id", "project_id", "timestamp", "level", "service", "message", "metadata"],
-    "description": "`metadata` is JSON as a text, empty if there is none.",
+    "description": "`metadata` is JSON as text, empty if the log has none.",
 }
 
 _LOGS = {
@@ -232,8 +236,8 @@ _LOGS = {
         "after": {"type": "string", "description": "The cursor of the next request."},
         "is_all": {
             "type": "boolean",
-            "description": "Whether no others match; else older ones do, or were not looked for, "
-            "apart from those of `older`.",
+            "description": "True if no other logs match. If false, older ones match or were not "
+            "searched, apart from those of `older`.",
         },
         "searched_bytes": {
             "type": ["integer", "null"],
@@ -248,9 +252,9 @@ _LOGS = {
                 "is_done": {"type": "boolean"},
                 "has_more": {"type": "boolean"},
             },
-            "description": "For a token that is bound to projects: a search for older logs that "
-            "goes on with the next request unless `is_done`. The last `count` of `logs` are those "
-            "that it found; `has_more` says that more match, of which the newest 100 were found.",
+            "description": "For a token that is bound to projects: the search for older logs, "
+            "which continues with the next request unless `is_done`. It found the last `count` of "
+            "`logs`. With `has_more`, more logs match, and these are the newest 100.",
         },
     },
 }
@@ -261,11 +265,11 @@ def _describe_status() -> dict[str, Json]:
     known = ("unauthorized", "forbidden_scope", "internal")
     looks = (*known, "bad_request", "storage_failed", "status_busy")
     about = {
-        "numbers": "With the grants of the token: `token`, `projects`, `allow` and `rate`. A token "
-        "that is bound to projects gets these, the version and the readiness.",
-        "history": "`tokens` has the volume that each token sent in that hour. A token that is "
-        "bound to projects gets its own row, and its own rejections, alone.",
-        "logs": "Of a token that is bound to projects: their logs alone.",
+        "numbers": "Includes the grants of the token: `token`, `projects`, `allow` and `rate`. A "
+        "token that is bound to projects receives only these, the version and the readiness.",
+        "history": "`tokens` has the volume per token in that hour. A token that is bound to "
+        "projects receives only its own row and its own rejections.",
+        "logs": "A token that is bound to projects receives only logs of its projects.",
     }
     parameters = [parameter(name, words, _TEXT) for name, words in _FILTERS.items()]
     parameters[-1]["schema"] = _CURSOR
@@ -279,7 +283,7 @@ def _describe_status() -> dict[str, Json]:
             "Return a file of the status page",
             *("text/css", "text/javascript", "image/svg+xml"),
         ),
-        "/status/data": _show("Show the numbers of now", about["numbers"], _OBJECT, known),
+        "/status/data": _show("Show the current numbers", about["numbers"], _OBJECT, known),
         "/status/history": _show(
             "Show the numbers of the last hour", about["history"], _OBJECT, known
         ),
@@ -304,18 +308,18 @@ def _show(
 
 
 _SEARCH_WORDS = """\
-Stored logs as they are stored, one per line, newest first. The answer ends after `n` logs, 4 MiB or
-5 seconds, or earlier if other searches wait. Its `Link` header then has the URL of the next answer,
-which may have no logs. A token that is bound to projects reads their logs alone.
+Returns logs in their stored form, one per line, newest first. A response ends after `n` logs, 4 MiB
+or 5 seconds, or earlier if other searches wait. Its `Link` header then has the URL of the next
+response, which may have no logs. A token that is bound to projects reads only logs of its projects.
 
-With `follow=true`, the answer is a stream of new logs in the order of their arrival, with a blank
+With `follow=true`, the response is a stream of new logs in the order of their arrival, with a blank
 line after 10 seconds without a log. It ends after 5 minutes, or when the service stops.
 """
 
 _MOMENT = {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhd]$"}
 
 _SEARCH_PARAMETERS: dict[str, tuple[str, Json]] = {
-    "q": ("Only logs with this text in the message or the metadata, in any case.", _TEXT),
+    "q": ("Only logs with this text in the message or the metadata, ignoring case.", _TEXT),
     "project": ("Only logs of this project.", _TEXT),
     "service": ("Only logs of this service.", _TEXT),
     "level": ("Only logs of this level or worse.", _TEXT),
@@ -323,15 +327,15 @@ _SEARCH_PARAMETERS: dict[str, tuple[str, Json]] = {
         "Only logs with this value in the metadata: `user.id=123`; dots reach into objects.",
         {"type": "string", "pattern": "^[a-z]{1,9}(\\.[a-z]{1,9}){0,9}=[a-z0-9]*$"},
     ),
-    "since": ("Only logs with this timestamp or a later one, or of so long: `10m`.", _MOMENT),
-    "until": ("Only logs with this timestamp or an earlier one.", _MOMENT),
+    "since": ("Only logs since this time, or younger than a duration: `10m`.", _MOMENT),
+    "until": ("Only logs until this time, or older than a duration: `10m`.", _MOMENT),
     "n": (
-        "The number of logs, at most.",
+        "The maximum number of logs.",
         {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
     ),
     "before": ("Only older logs: the cursor of the `Link` header.", _CURSOR),
     "follow": (
-        "Stream new logs as they come, instead of stored ones; without `n` and `before`.",
+        "Stream new logs instead of returning stored ones; excludes `n` and `before`.",
         {"type": "boolean", "default": False},
     ),
 }
@@ -340,13 +344,14 @@ _SEARCH_PARAMETERS: dict[str, tuple[str, Json]] = {
 def _describe_search() -> Json:
     """Return the operation of the search."""
     codes = ("bad_request", "unauthorized", "forbidden_scope", "storage_failed", "search_busy")
-    link = {"description": "The URL of the next answer, if there is one.", "schema": _TEXT}
+    link = {"description": "The URL of the next response, if there is one.", "schema": _TEXT}
     searched = {
-        "description": "Bytes of segment files that were read; not if the token is bound.",
+        "description": "Bytes of segment files that were read; absent for a token that is bound to "
+        "projects.",
         "schema": {"type": "integer"},
     }
     found = {
-        "description": "The logs, newest first; with `follow=true`, as they come.",
+        "description": "The logs, newest first; with `follow=true`, in the order of their arrival.",
         "headers": {"Link": link, "Searched-Bytes": searched},
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
     }

@@ -29,14 +29,15 @@ curl -s http://localhost:8080/v1/drain \\
        "metadata": {"user_id": 123, "ip": "1.1.1.1"}}]}'
 ```
 
-To try it on this page, put the token under *Authorize*. Send 100 to 500 logs per batch over several
-connections, and give up after 10 seconds. This page is made of [openapi.json](openapi.json).
+To try requests on this page, enter the token under *Authorize*. Send 100 to 500 logs per batch over
+several connections, with a timeout of at least 10 seconds. This page is generated from
+[openapi.json](openapi.json).
 """
 
 DRAIN = """\
 Every log of the batch is stored, or none: 200 means that all of them are written and synced.
 
-A body may be compressed, as its Content-Encoding says: {codings}.
+A body may be compressed, with the Content-Encoding {codings}.
 
 ```
 gzip -c batch.json | curl -s http://localhost:8080/v1/drain \\
@@ -44,7 +45,7 @@ gzip -c batch.json | curl -s http://localhost:8080/v1/drain \\
   -H "Content-Encoding: gzip" --data-binary @-
 ```
 
-A sender that cannot write these fields asks for them in the query:
+A sender that cannot write these fields uses the parameters of the query:
 
 ```
 curl -s "http://localhost:8080/v1/drain?project_id=org-xyz&level=info&unknown=metadata" \\
@@ -52,8 +53,8 @@ curl -s "http://localhost:8080/v1/drain?project_id=org-xyz&level=info&unknown=me
   -d '{{"logs": [{{"timestamp": "2024-05-31", "service": "shell", "message": "", "pid": 7}}]}}'
 ```
 
-A batch with a key is stored once, however often it is sent: give each batch a new one, and send it
-again with the same one until the answer is 200.
+A batch with an Idempotency-Key is stored once, however often it is sent. Use a new key for each
+batch, and send the batch with the same key until the response is 200.
 
 ```
 curl -s http://localhost:8080/v1/drain \\
@@ -61,7 +62,7 @@ curl -s http://localhost:8080/v1/drain \\
   -H 'Idempotency-Key: "9b2f6c1e-0b7a-4f43-8d55-0d6f1f3f7a10"' --data-binary @batch.json
 ```
 
-A body of one log a line is told by its Content-Type:
+A body with one log per line needs this Content-Type:
 
 ```
 curl -s http://localhost:8080/v1/drain \\
@@ -101,14 +102,15 @@ REJECTED_BATCH = {
 
 
 _FLAGS = {
-    "partial": "Store the valid logs, and answer 200 with how many are rejected and why.",
-    "dry_run": "Check the batch, and store nothing.",
+    "partial": "Stores the valid logs, and responds 200 with the number and the errors of the "
+    "others.",
+    "dry_run": "Validates the batch, and stores nothing.",
 }
 
 
 _SOURCE = (
-    "Moves the value of the first of these names that a log has to `{field}`, in place of its own; "
-    "names are separated by commas, and dots reach into objects."
+    "One or more names, separated by commas; dots reach into objects. The value of the first name "
+    "that a log has replaces its `{field}`."
 )
 
 _UNIX_TIME = (
@@ -117,7 +119,7 @@ _UNIX_TIME = (
 )
 
 _CONSTANTS = {
-    "timestamp": "Gives a log that lacks a timestamp the time of its arrival.",
+    "timestamp": "Adds the time of arrival to a log that lacks a timestamp.",
     "unknown": "Moves the unknown fields of a log under `metadata` instead of rejecting it. A log "
     "is invalid if `metadata` has a field of that name too, or is no object. A number or a boolean "
     "in a known field other than `timestamp` becomes text, and a list or an object as `message` "
@@ -131,11 +133,11 @@ _CONSTANTS = {
 
 _TIMES = f"{{1,{MAX_KEY_CHARACTERS}}}"
 
-#: The header that gives a batch its key, but for a key with quotes or backslashes in its quotes.
+#: The header with a batch's key; the pattern leaves out quoted keys with a quote or a backslash.
 KEY: Json = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "A name that no other batch of this token has, such as a UUID, quoted or not. "
+    "description": "A text that no other batch of this token has, such as a UUID, quoted or not. "
     "A batch that is sent again with its key is stored once. A dry run ignores it.",
     "schema": {
         "type": "string",
@@ -184,8 +186,8 @@ def parameter(name: str, description: str, schema: Json) -> Json:
 
 ERRORS = {
     "type": "object",
-    "description": "The errors by number and field of the first 20 invalid logs; in a list "
-    "they are counted from 0, and lines from 1.",
+    "description": "The errors of the first 20 invalid logs, by index and field; the index counts "
+    "from 0 in JSON, and lines from 1 in NDJSON.",
 }
 
 REJECTION: Json = {
@@ -196,9 +198,9 @@ REJECTION: Json = {
         "code": {
             "type": "string",
             "enum": list(STATUS_OF_CODE),
-            "description": "Why, in a word that never changes.",
+            "description": "The reason, as a word that never changes.",
         },
-        "message": {"type": "string", "description": "Why, in a sentence."},
+        "message": {"type": "string", "description": "The reason, as a sentence."},
         "errors": ERRORS,
     },
 }
@@ -211,7 +213,7 @@ NOT_OF_BATCHES = ("not_found", "method_not_allowed", "status_busy", "search_busy
 
 
 def codes_of_batches(*, with_protobuf: bool) -> list[str]:
-    """Return the codes with which a batch may be rejected, one in protobuf with one more."""
+    """Return the codes with which a batch may be rejected; protobuf adds one."""
     absent = NOT_OF_BATCHES if with_protobuf else (*NOT_OF_BATCHES, "invalid_protobuf")
     return [code for code in STATUS_OF_CODE if code not in absent]
 
@@ -246,4 +248,4 @@ def _header(description: str, schema: Json) -> Json:
     return {"description": description, "required": True, "schema": schema}
 
 
-RETRY_AFTER = {"Retry-After": _header("Seconds to wait.", {"type": "integer", "minimum": 1})}
+RETRY_AFTER = {"Retry-After": _header("Seconds until a retry.", {"type": "integer", "minimum": 1})}

@@ -22,13 +22,13 @@ The OTLP/HTTP of OpenTelemetry, [version 1](https://opentelemetry.io/docs/specs/
 collectors send here with `OTEL_EXPORTER_OTLP_ENDPOINT` set to this service and
 `OTEL_EXPORTER_OTLP_HEADERS` to `Authorization=TOKEN`. Every log of the export is stored, or none.
 
-A body of the type {types} is protobuf, any other is JSON; the response is of the same encoding.
+A body with Content-Type {types} is protobuf, any other is JSON; the response has the same encoding.
 """
 
 _EXPORT_SCHEMA = {
     "type": "object",
-    "description": "An ExportLogsServiceRequest. One without records may have no member that OTLP "
-    "does not know.",
+    "description": "An ExportLogsServiceRequest. If it has no records, it must have no unknown "
+    "members.",
     "properties": {"resourceLogs": {"type": ["array", "null"], "items": {"type": "object"}}},
 }
 
@@ -82,14 +82,14 @@ _EXPORT_STATUS = {
 }
 
 _HEC = """\
-The events of Splunk's HTTP Event Collector follow one another, and every one of them is stored, or
-none. They are also accepted at `/services/collector` and `/services/collector/event/1.0`, and lines
-of text at `/services/collector/raw`. `GET /services/collector/health` needs no token.
+The body has events of Splunk's HTTP Event Collector, one after another. Every event is stored, or
+none. Events are also accepted at `/services/collector` and `/services/collector/event/1.0`, and
+lines of text at `/services/collector/raw`. `GET /services/collector/health` needs no token.
 """
 
 _EVENT = {
     "type": "object",
-    "description": "An event. docs/api.md lists which member becomes which field.",
+    "description": "An event. docs/api.md maps its members to the fields of a log.",
     "required": ["event", "index"],
     "properties": {
         "event": {"not": {"enum": [None, ""]}},
@@ -110,7 +110,7 @@ _REPLY = {
     "required": ["text", "code"],
     "properties": {
         "text": {"type": "string"},
-        "code": {"type": "integer", "description": "A code of HEC's; 0 is success."},
+        "code": {"type": "integer", "description": "HEC's code; 0 is success."},
         "invalid-event-number": {"type": "integer", "minimum": 0},
         "detail": {"type": "string", "description": "The service's own code and message."},
     },
@@ -119,8 +119,8 @@ _REPLY = {
 _REPLY_EXAMPLE = {"text": "Invalid data format", "code": 6, "invalid-event-number": 0}
 
 _LOKI = """\
-The push of Grafana's Loki. A body of the type `application/json` is JSON, any other is protobuf,
-compressed by Snappy. Without `project_id`, the header `X-Scope-OrgID` names the project.
+The push of Grafana's Loki. A body with Content-Type `application/json` is JSON, any other is
+protobuf compressed with Snappy. Without `project_id`, the header `X-Scope-OrgID` is the project.
 """
 
 _PUSH = {
@@ -137,7 +137,7 @@ _PUSH = {
                     "stream": {"type": "object", "additionalProperties": {"type": "string"}},
                     "values": {
                         "type": "array",
-                        "description": "Each a Unix time in nanoseconds, a line, and maybe "
+                        "description": "Lists of a Unix time in nanoseconds, a line, and optional "
                         "structured metadata.",
                         "items": {"type": "array", "minItems": 2, "maxItems": 3},
                     },
@@ -157,10 +157,10 @@ _PUSH_EXAMPLE = {
 }
 
 _BULK = """\
-The bulk of Elasticsearch: an action, `create` or `index`, and its document, each in a line of its
-own. Valid documents are stored, and each has its result. It is also accepted at
-`/elasticsearch/{index}/_bulk`. `GET /elasticsearch/` and the other requests that clients make
-before they send are answered too.
+The bulk API of Elasticsearch: an action, `create` or `index`, and its document, on separate lines.
+Valid documents are stored, and the response has a result for each document. Batches are also
+accepted at `/elasticsearch/{index}/_bulk`. `GET /elasticsearch/` and the other requests that
+clients send at their start are supported too.
 """
 
 _BULK_EXAMPLE = """\
@@ -173,7 +173,7 @@ _RESULTS = {
     "required": ["took", "errors", "items"],
     "properties": {
         "took": {"type": "integer", "description": "Milliseconds."},
-        "errors": {"type": "boolean", "description": "Whether a document was not stored."},
+        "errors": {"type": "boolean", "description": "True if a document was not stored."},
         "items": {
             "type": "array",
             "description": "The result of each document, by its action.",
@@ -196,7 +196,7 @@ _ERROR = {
             "type": "object",
             "required": ["type", "reason"],
             "properties": {
-                "type": {"type": "string", "description": "A type of Elasticsearch's."},
+                "type": {"type": "string", "description": "Elasticsearch's type of the error."},
                 "reason": {"type": "string", "description": "The service's own code and message."},
             },
         },
@@ -308,7 +308,7 @@ def _describe_loki(options: list[Json], responses: Json) -> Json:
 def _describe_bulk(options: list[Json], responses: Json) -> Json:
     lines = {"schema": {"type": "string"}, "example": _BULK_EXAMPLE}
     results = {
-        "description": "Each document has its result.",
+        "description": "A result for each document.",
         "content": _json(_RESULTS, _RESULTS_EXAMPLE),
     }
     return {

@@ -171,7 +171,7 @@ def _take_lowest_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, LOWEST_NICE)
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError as error:
-        log.warning("segments are not compressed at the lowest priority: %s", error.strerror)
+        log.warning("cannot lower the priority of the compressor: %s", error.strerror)
 
 
 def _compress(settings: Settings, metrics_fd: int | None) -> None:

@@ -150,7 +150,7 @@ class ConnectionLimits:
             return
         self._logged_at = time.monotonic()
         log.warning(
-            "too many connections: %d hold %d KiB; ended the %d with the longest waits",
+            "too many connections: %d hold %d KiB; closed the %d that waited longest",
             self._count,
             self._held_bytes // KIB,
             self._ended,

@@ -452,7 +452,7 @@ def open_watch(directory: Path) -> DirectoryWatch | None:
         return DirectoryWatch(directory)
     except OSError as error:
         log.warning(
-            "cannot watch %s (%s): new segments are found every %g seconds",
+            "cannot watch %s (%s): it is scanned for new segments every %g seconds",
             directory,
             error.strerror,
             UNWATCHED_SCAN_SECONDS,

@@ -129,10 +129,8 @@ class Retention:
             yield from self._remove_oldest(index, this)
         self._undelivered.show()
         if this.removed:
-            counts = ", ".join(
-                f"{n} beyond the {reason.value}" for reason, n in this.removed.items()
-            )
-            log.info("removed segments up to %s: %s to keep", this.last, counts)
+            counts = ", ".join(f"{n} by {reason.value}" for reason, n in this.removed.items())
+            log.info("removed segments up to %s: %s", this.last, counts)
 
     def _excess(self, total: int, space: files.Space) -> dict[Reason, int]:
         """Return the excess of bytes or inodes for each reason that is configured."""

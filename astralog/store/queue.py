@@ -94,7 +94,7 @@ class MemoryBudget:
         else:
             self._held.pop(token, None)
         if self._rejected and self._reserved <= self.limit // 2:
-            log.warning("queue has room again: %d requests were rejected", self._rejected)
+            log.warning("write queue has room again: %d requests were rejected", self._rejected)
             self._rejected = 0
 
     def _exceeds_share(self, size: int) -> Rejection:
@@ -105,7 +105,9 @@ class MemoryBudget:
 
     def _full(self) -> Rejection:
         if not self._rejected:
-            log.warning("queue full: %d bytes are reserved (%sQUEUE_BYTES)", self._reserved, PREFIX)
+            log.warning(
+                "write queue full: %d bytes are reserved (%sQUEUE_BYTES)", self._reserved, PREFIX
+            )
         self._rejected += 1
         return Rejection(*errors.queue_full(self.limit))
 

@@ -283,7 +283,7 @@ class SegmentWriter:
             self._recover(ended)
         else:
             name = segment.path.name
-            self._truncation.fail("", "cannot truncate %s; it is kept open until then", name)
+            self._truncation.fail("", "cannot truncate %s; it stays open, and is retried", name)
 
     def _truncate(self, ended: EndedSegment) -> None:
         """Truncate and close a segment; any process may seal it then."""
@@ -318,7 +318,7 @@ class SegmentWriter:
             if ended.state is EndState.UNTRUNCATED:
                 self._truncate(ended)
         if not self.has_untruncated:
-            self._truncation.end("every segment is truncated")
+            self._truncation.end("all segments are truncated")
         for ended in list(self._ended.values()):
             if ended.state is EndState.UNSEALED:
                 self._recover(ended)

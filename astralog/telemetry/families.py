@@ -92,7 +92,7 @@ def counter_families(counters: Counters) -> list[Family]:
         counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
         counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
         counter("late_logs", late, lambda: counters.late_logs),
-        _durations("request", "Time from a batch's head to its answer.", counters.requests),
+        _durations("request", "Time from a batch's head to its response.", counters.requests),
         _durations("commit", "Time an accepted batch waited for its commit.", counters.commits),
     ]
 
@@ -142,12 +142,12 @@ def _segment_families(queue: CommitQueue) -> list[Family]:
         ),
         counter(
             "removed_segments",
-            "Segments removed by the retention.",
+            "Segments removed by retention.",
             lambda: queue.housekeeper.removed_segments,
         ),
         counter(
             "removed_undelivered_segments",
-            "Segments removed by the retention before forward had delivered them.",
+            "Segments removed by retention before forward had delivered them.",
             lambda: queue.housekeeper.removed_undelivered_segments,
         ),
         counter(
@@ -282,7 +282,7 @@ def compression_families(counts: CompressionCounts) -> list[Family]:
         ),
         Family(
             "astralog_compression_waiting_segments",
-            "Sealed segments that are yet to be compressed.",
+            "Sealed segments that wait to be compressed.",
             Kind.GAUGE,
             lambda: _known(counts.waiting_segments),
         ),
@@ -292,7 +292,7 @@ def compression_families(counts: CompressionCounts) -> list[Family]:
 def forward_families(queue: CommitQueue) -> list[Family]:
     """Return the families of the last status of `astralog forward`."""
     lag = "Age of the oldest log that forward has not delivered."
-    waiting = "that forward has not delivered as a whole"
+    waiting = "that forward has not delivered completely"
     dead_letters = "Delivered logs that went to the dead-letter table."
     incomplete = (
         "Segments with lines that the tables lack after two deliveries, since forward started."

@@ -61,7 +61,7 @@ def _parse_fields(
     "--until",
     metavar="WHEN",
     callback=options.parse_when,
-    help="Only logs until a time, or until as long ago.",
+    help="Only logs until a time, or older than a duration.",
 )
 @options.apply(options.projects, options.services, options.level)
 @click.option(
@@ -80,15 +80,19 @@ def _parse_fields(
     is_flag=True,
     help="Match upper and lower case as given.",
 )
-@click.option("-A", "after", metavar="N", type=click.IntRange(0), help="Show N logs after each.")
-@click.option("-B", "before", metavar="N", type=click.IntRange(0), help="Show N logs before each.")
+@click.option(
+    "-A", "after", metavar="N", type=click.IntRange(0), help="Also show N logs after each."
+)
+@click.option(
+    "-B", "before", metavar="N", type=click.IntRange(0), help="Also show N logs before each."
+)
 @click.option(
     "-C",
     "around",
     metavar="N",
     type=click.IntRange(0),
     default=0,
-    help="Show N logs on both sides, of the same segment.",
+    help="Also show N logs before and after each, of the same segment.",
 )
 @click.option(
     "-n", "limit", metavar="N", type=click.IntRange(0), help="Show the newest N logs, newest first."
@@ -114,10 +118,10 @@ def search(
     as_json: bool,
     data_dir: Path,
 ) -> None:
-    """Find stored logs by TEXT in message or metadata, in any case.
+    """Find stored logs by text, field, level and time.
 
-    They are shown in the order of their arrival. Exit status: 0 if any was found, 1 if none was, 2
-    after an error.
+    TEXT is searched in message and metadata, ignoring case. The logs are shown in the order of
+    their arrival. Exit status: 0 if a log was found, 1 if none was, 2 after an error.
     """
     options.prepare("search", level)
     keep_freed_heap()

@@ -48,7 +48,7 @@ def _parse_lines(context: click.Context, option: click.Parameter, text: str | No
 @click.option("-f", "--follow", is_flag=True, help="Also show new logs as they arrive.")
 @options.apply(options.projects, options.services, options.level)
 @click.option(
-    "--grep", "text", help="Only logs with this text in message or metadata, in any case."
+    "--grep", "text", help="Only logs with this text in message or metadata, ignoring case."
 )
 @options.apply(options.since, options.as_json, options.data_dir)
 def tail(
@@ -101,6 +101,6 @@ def _follow(data_dir: Path, lines: float, wanted: LogFilter, output: Output) -> 
         if bool(follower.error) != is_away:
             is_away = not is_away
             reason = follower.error and follower.error.strerror
-            log.warning("%s: %s", data_dir, f"{reason}; waiting" if reason else "there again")
+            log.warning("%s: %s", data_dir, f"{reason}; waiting" if reason else "available again")
         output.wait(POLL_SECONDS)
         output.write(follower.poll(wanted.select))

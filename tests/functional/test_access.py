@@ -192,4 +192,4 @@ def test_one_half_of_a_certificate_stops_the_start(tmp_path: Path, name: str) ->
     """A certificate without a key, or a key without a certificate, is an error."""
     service = Service(tmp_path, **{name: tmp_path / "file"})
     assert 1 == service.fail_to_start()
-    assert "ASTRALOG_TLS_CERT and ASTRALOG_TLS_KEY: One needs the other.\n" == service.log()
+    assert "ASTRALOG_TLS_CERT and ASTRALOG_TLS_KEY: Set both or neither.\n" == service.log()

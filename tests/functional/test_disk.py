@@ -199,7 +199,7 @@ def test_retention_makes_room_for_inodes(tmp_path: Path, disk_of_few_inodes: Pat
         kept = [log["message"] for log in service.logs()]
         assert stored[-len(kept) :] == kept
         assert len(kept) >= INODES - 2 - 20
-        assert "beyond the free inodes to keep" in service.log()
+        assert "by free inodes" in service.log()
         assert 0 == service.stop()
 
 

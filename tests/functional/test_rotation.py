@@ -186,7 +186,7 @@ def test_the_oldest_segments_beyond_the_size_are_removed(tmp_path: Path) -> None
     service = Service(tmp_path, retain_bytes=3_500)
     prepare_sealed(service)
     with service:
-        wait_for(lambda: "2 beyond the size to keep" in service.log())
+        wait_for(lambda: "2 by size" in service.log())
         assert [*OLD[2:], "notes.txt"] == names_in(service)
 
 
@@ -195,7 +195,7 @@ def test_segments_beyond_the_age_are_removed(tmp_path: Path) -> None:
     service = Service(tmp_path, retain_seconds=3500)
     prepare_sealed(service, age_seconds=1000)
     with service:
-        wait_for(lambda: "2 beyond the age to keep" in service.log())
+        wait_for(lambda: "2 by age" in service.log())
         assert [*OLD[2:], "notes.txt"] == names_in(service)
 
 
@@ -265,7 +265,7 @@ def test_segments_beyond_the_age_are_found_under_any_name(tmp_path: Path, hours:
         month_ago = time.time() - 30 * 86_400
         os.utime(path, (month_ago, month_ago))
     with service:
-        wait_for(lambda: "2 beyond the age to keep" in service.log())
+        wait_for(lambda: "2 by age" in service.log())
         assert [*OLD, "notes.txt"] == names_in(service)
 
 

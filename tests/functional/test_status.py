@@ -365,7 +365,7 @@ def test_the_numbers_are_shown(page: Page) -> None:
     assert [["invalid_batch", "1", "1"]] * 2 == [[row[0], *row[2:]] for row in shown]
     digests = [sha256(token.encode()).hexdigest()[:8] for token in (TOKEN, "bound")]
     assert sorted(digests) == sorted(row[1] for row in shown)
-    assert "in all" in browser.text(".card .note")
+    assert "in total" in browser.text(".card .note")
 
 
 def known_intervals(service: Service) -> list[float]:

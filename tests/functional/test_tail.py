@@ -302,7 +302,7 @@ def test_missing_directory_is_waited_for(tmp_path: Path) -> None:
         wait_for(lambda: "No such file or directory; waiting" in follower.errors())
         make_segment(path, make_name(0), make_line("one"))
         follower.wait_for_lines(1)
-        wait_for(lambda: "there again" in follower.errors())
+        wait_for(lambda: "available again" in follower.errors())
         away = path.rename(tmp_path / "away")
         wait_for(lambda: 2 == follower.errors().count("waiting"))
         make_segment(away, make_name(1), make_line("two"))

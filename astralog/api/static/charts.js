@@ -90,12 +90,12 @@ export class Chart {
   }
 
   inWords(all, highest) {
-    if (!all.length) return `${this.title}: nothing is known of the last hour yet.`;
+    if (!all.length) return `${this.title}: no data for the last hour yet.`;
     const first = this.series[0];
     const place = first.indexOf(Math.max(...first.filter((value) => value !== null)));
     const last = first.findLast((value) => value !== null);
     const peak = place < 0 ? "" : `, the highest at ${clock(this.timeOf(place))}`;
-    return `${this.title} over the last hour: from ${this.format(Math.min(...all))} to ${this.format(highest)}${peak}; at last ${this.format(last)}. Arrow keys read single values.`;
+    return `${this.title} over the last hour: from ${this.format(Math.min(...all))} to ${this.format(highest)}${peak}; the latest is ${this.format(last)}. The arrow keys read single values.`;
   }
 
   timeOf(index) {

@@ -11,7 +11,7 @@ const ACCEPTED = {
   format: (value) => `${count(value)} logs/s`,
   series: ["logs_per_second"],
   value: (now) => [count(now.accepted.logs_per_second), "logs/s"],
-  note: (now) => `${now.accepted.bytes_per_second === null ? "" : `${perSecond(now.accepted.bytes_per_second)} · `}${many(now.accepted.logs, "log")} in all`,
+  note: (now) => `${now.accepted.bytes_per_second === null ? "" : `${perSecond(now.accepted.bytes_per_second)} · `}${many(now.accepted.logs, "log")} in total`,
 };
 
 const BYTES = {
@@ -19,7 +19,7 @@ const BYTES = {
   format: perSecond,
   series: ["bytes_per_second"],
   value: (now) => split(bytes(now.accepted.bytes_per_second), "/s"),
-  note: (now) => `${bytes(now.accepted.bytes)} in all`,
+  note: (now) => `${bytes(now.accepted.bytes)} in total`,
 };
 
 const REJECTED = {
@@ -27,7 +27,7 @@ const REJECTED = {
   format: (value) => `${count(value)}/s`,
   series: ["rejections_per_second"],
   value: (now) => [count(now.rejected.batches_per_second), "batches/s"],
-  note: (now) => `${many(now.rejected.batches, "batch")} in all`,
+  note: (now) => `${many(now.rejected.batches, "batch")} in total`,
 };
 
 const COMMIT = {
@@ -53,7 +53,7 @@ const DISK = {
   series: ["free_disk_bytes"],
   top: (now) => now.disk?.total_bytes ?? null,
   value: (now) => split(bytes(now.disk?.free_bytes), now.disk ? ` of ${bytes(now.disk.total_bytes)}` : ""),
-  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${many(now.disk.segments, "segment")}${inodes(now.disk)}` : "not known now"),
+  note: (now) => (now.disk ? `${fills(now.disk.seconds_to_full)} · ${bytes(now.disk.segments_bytes)} in ${many(now.disk.segments, "segment")}${inodes(now.disk)}` : "unknown now"),
   meter: (now) => (now.disk ? 1 - Math.min(now.disk.free_bytes / now.disk.total_bytes, freeInodes(now.disk)) : 0),
 };
 
@@ -71,7 +71,7 @@ const FORWARD = {
   format: duration,
   series: ["lag_seconds"],
   value: (now) => [duration(now.forward.lag_seconds), ""],
-  note: (now) => `${many(now.forward.waiting_segments, "segment")} to go, ${bytes(now.forward.waiting_bytes)}${silence(now)}`,
+  note: (now) => `${many(now.forward.waiting_segments, "segment")} waiting, ${bytes(now.forward.waiting_bytes)}${silence(now)}`,
 };
 
 const split = (text, suffix = "") => {
@@ -83,7 +83,7 @@ const fills = (seconds) => (seconds === null ? "not filling up" : `full in ${dur
 
 function silence(now) {
   const quiet = now.at - now.forward.updated_timestamp_seconds;
-  return quiet > 60 ? ` · silent for ${duration(quiet)}` : "";
+  return quiet > 60 ? ` · no report for ${duration(quiet)}` : "";
 }
 
 class Card {

@@ -531,7 +531,7 @@ class KeyUpkeep:
             yield from self._forget_excess()
             self._forget_segments()
             self._copy_log()
-            self._failure.end("the upkeep of the idempotency keys goes on")
+            self._failure.end("idempotency keys are maintained again")
         except OSError as error:
             self._failure.fail(
                 error.errno, "cannot maintain the idempotency keys: %s", error.strerror

@@ -566,7 +566,9 @@ def test_full_queue_rejects(
     assert queue.unavailable() is None
     assert b"".join(line(number, 30_000) for number in range(3)) == stored(tmp_path)
     lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.queue"]
-    assert ["queue full", "queue has room again"] == [text[: text.find(":")] for text in lines]
+    assert ["write queue full", "write queue has room again"] == [
+        text[: text.find(":")] for text in lines
+    ]
     assert "3 requests were rejected" in lines[1]
 
 

@@ -192,8 +192,8 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
     clock = Clock(monkeypatch)
     break_os("call_libc", errno.EMFILE, module=directory)
     known = Inventory(tmp_path, TrustedClock(), LATER)
-    assert [f"cannot watch {tmp_path} (Too many open files): new segments are found every 60 "
-            "seconds"] == caplog.messages  # fmt: skip
+    assert [f"cannot watch {tmp_path} (Too many open files): it is scanned for new segments "
+            "every 60 seconds"] == caplog.messages  # fmt: skip
     scan(known)
     (tmp_path / plain("a")).write_bytes(b"x")
     follow(known)

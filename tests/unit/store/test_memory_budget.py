@@ -207,8 +207,8 @@ def test_rejections_are_two_lines_in_the_log(
                 MemoryReservation(budget)
         reservation.release()
         assert [
-            f"queue full: {LIMIT + OVERHEAD_BYTES} bytes are reserved (ASTRALOG_QUEUE_BYTES)",
-            f"queue has room again: {rejections} requests were rejected",
+            f"write queue full: {LIMIT + OVERHEAD_BYTES} bytes are reserved (ASTRALOG_QUEUE_BYTES)",
+            f"write queue has room again: {rejections} requests were rejected",
         ] == caplog.messages
 
 

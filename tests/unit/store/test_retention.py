@@ -204,7 +204,7 @@ def test_disk_that_reports_no_freed_inodes_is_waited_for(
         assert names(kept) == directory.apply(applied, free_inodes=3)
     now += SETTLE_SECONDS
     assert names("efg") == directory.apply(applied, free_inodes=3)
-    assert caplog.messages[0].endswith(": 1 beyond the free inodes to keep")
+    assert caplog.messages[0].endswith(": 1 by free inodes")
 
 
 def test_segment_is_removed_in_all_its_forms(directory: Directory) -> None:
@@ -461,7 +461,7 @@ def test_removals_are_one_line_in_the_log(
     applied = directory.retention(retain_bytes=300, retain_seconds=250)
     directory.apply(applied)
     directory.apply(applied)
-    expected = f"removed segments up to {name_of('b')}: 1 beyond the age, 1 beyond the size to keep"
+    expected = f"removed segments up to {name_of('b')}: 1 by age, 1 by size"
     assert [expected] == [r.getMessage() for r in caplog.records if r.name == housekeeper.__name__]
 
 

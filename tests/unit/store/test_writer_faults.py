@@ -446,7 +446,7 @@ def test_no_recovery_takes_a_file_that_cannot_be_truncated(
     assert 1 == sum(message.startswith("cannot truncate") for message in caplog.messages)
     cuts.times = 0
     writer.close()
-    assert "every segment is truncated" in caplog.messages
+    assert "all segments are truncated" in caplog.messages
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
     assert not any(name.startswith(str(tmp_path)) for name in descriptors())
 
