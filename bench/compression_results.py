@@ -42,7 +42,7 @@ class Compression:
 
 def compression_marks(compression: Compression) -> Iterator[tuple[str, float, float, bool]]:
     """Yield each mark as `results.Mark` has it: name, value, limit, and whether it is at most."""
-    yield "compressed segments: times smaller", compression.ratio, 7, False
-    yield "compression: CPU µs for a log", compression.cpu_us_per_log, 1.2, True
-    name = "intake beside compression, of that beside a busy process"
+    yield "compressed segments: compression ratio", compression.ratio, 7, False
+    yield "compression: CPU µs per log", compression.cpu_us_per_log, 1.2, True
+    name = "intake next to compression, relative to that next to a busy process"
     yield name, compression.intake_factor, 0.9, False

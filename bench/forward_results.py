@@ -50,6 +50,7 @@ def forward_marks(forward: Forward) -> Iterator[tuple[str, float, float, bool]]:
             yield f"{name}: logs per CPU second", delivery.logs_per_cpu_second, 1e6, False
         yield f"{name}: peak MiB", delivery.peak_mib, 150, True
     yield "intake while forward keeps up: logs/s", forward.intake_logs_per_second, 98e3, False
-    yield "forward's lag then, s", forward.lag_seconds, 15, True
-    yield "a log's 200 until it is found, s", max(forward.search_seconds), 15, True
-    yield "CPU of intake beside an idle forward", forward.beside_factor, 1.03, True
+    yield "lag of forward during that intake, s", forward.lag_seconds, 15, True
+    yield "time from a log's 200 until a query finds it, s", max(forward.search_seconds), 15, True
+    name = "relative CPU of intake next to an idle forward"
+    yield name, forward.beside_factor, 1.03, True

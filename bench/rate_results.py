@@ -71,13 +71,14 @@ def rate_marks(rates: Sequence[Rate]) -> Iterator[tuple[str, float, float, bool]
     alone = {rate.key: rate for rate in rates if rate.workers == 1}
     for key, rate in alone.items():
         if key in LIMITS_US:
-            yield f"{_name(rate)}: CPU µs a request", rate.cpu_us_per_request, LIMITS_US[key], True
+            name = f"{_name(rate)}: CPU µs per request"
+            yield name, rate.cpu_us_per_request, LIMITS_US[key], True
     for rate in rates:
         if rate.workers == 2 and rate.key in alone:
             factor = rate.cpu_us_per_request / alone[rate.key].cpu_us_per_request
-            yield f"{_name(rate)}, two workers: CPU of one", factor, WORKERS_FACTOR, True
+            yield f"{_name(rate)}, two workers: CPU relative to one", factor, WORKERS_FACTOR, True
 
 
 def _name(rate: Rate) -> str:
-    what = f"logs by {rate.batch}" if rate.batch else "requests for /health"
-    return f"{rate.logs_per_second:,} {what} a second, sync {rate.sync}"
+    what = f"logs, {rate.batch} per batch" if rate.batch else "requests for /health"
+    return f"{rate.logs_per_second:,} {what} per second, sync {rate.sync}"

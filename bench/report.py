@@ -80,8 +80,8 @@ def markdown(results: Results) -> str:
     source = (
         f"Commit `{results.commit}`, {results.taken_at}: {machine['cpu']}, {machine['cores']} "
         f"cores, Linux {machine['kernel']}, Python {machine['python']}; `make bench`, "
-        f"{results.seconds:g} s a row, default settings but for the workers, "
-        "synced before each 200."
+        f"{results.seconds:g} s per row, default settings except the number of workers, "
+        "every batch synced before its 200."
     )
     parts = [source, *map(markdown_table, _tables(results))]
     return "\n\n".join([*parts, *_sections(results), *_marks(results), _verdict(results)]) + "\n"
@@ -113,11 +113,10 @@ def _costs(cells: list[Cell]) -> str:
     disk = {c.batch: f"{c.disk_mb_per_second:.0f} MB/s at {c.batch}" for c in cells}
     busiest = max(cell.load_cores for cell in cells)
     return (
-        f"Bare codec, CPU for a log by batch: {', '.join(codec.values())}. "
-        f"Plain write + fdatasync by batch: {', '.join(disk.values())}. "
-        "CPU is that of the master and all workers, of which there are "
-        f"{cells[0].workers}, so that the load generator has a core of its own; "
-        f"it takes up to {busiest:.2f} of one."
+        f"CPU per log of the bare codec, by logs per batch: {', '.join(codec.values())}. "
+        f"Plain write and fdatasync, by logs per batch: {', '.join(disk.values())}. "
+        f"CPU is the time of the master and all workers ({cells[0].workers}). A separate core "
+        f"remains for the load generator, which uses up to {busiest:.2f} of it."
     )
 
 
@@ -130,7 +129,7 @@ def _lean(cells: list[Cell]) -> str:
     lines = (
         f"Logs of 300 bytes with four keys of metadata ({cell.batch} per batch, "
         f"{cell.connections} connections): {cell.logs_per_second:,.0f} logs/s at "
-        f"{cell.cpu_us_per_log:.2f} CPU µs a log, {cell.codec_ratio:.2f} bare codecs."
+        f"{cell.cpu_us_per_log:.2f} CPU µs per log, {cell.codec_ratio:.2f} times the bare codec."
         for cell in cells
     )
     return "\n\n".join(lines)
@@ -139,7 +138,7 @@ def _lean(cells: list[Cell]) -> str:
 def _otlp(otlp: Cell) -> str:
     return (
         f"OTLP in protobuf ({otlp.batch} per batch, {otlp.connections} connections): "
-        f"{otlp.logs_per_second:,.0f} logs/s at {otlp.cpu_us_per_log:.2f} CPU µs a log, "
+        f"{otlp.logs_per_second:,.0f} logs/s at {otlp.cpu_us_per_log:.2f} CPU µs per log, "
         f"{otlp.logs_per_cpu_second:,.0f} logs per CPU second."
     )
 
@@ -148,7 +147,7 @@ def _options(options: Cell) -> str:
     return (
         f"NDJSON with unknown=metadata and three defaults ({options.batch} per batch, "
         f"{options.connections} connections): {options.logs_per_second:,.0f} logs/s at "
-        f"{options.cpu_us_per_log:.2f} CPU µs a log, {options.logs_per_cpu_second:,.0f} logs "
+        f"{options.cpu_us_per_log:.2f} CPU µs per log, {options.logs_per_cpu_second:,.0f} logs "
         "per CPU second."
     )
 
@@ -156,13 +155,14 @@ def _options(options: Cell) -> str:
 def _foreign(foreign: Foreign) -> str:
     first = foreign.drain[0]
     forms = "; ".join(
-        f"{form} {median(cell.cpu_us_per_log for cell in cells):.2f} CPU µs a log, "
+        f"{form} {median(cell.cpu_us_per_log for cell in cells):.2f} CPU µs per log, "
         f"{foreign.efficiency(form):.2f} times the logs per CPU second"
         for form, cells in foreign.forms.items()
     )
     return (
-        f"Senders as they are, beside NDJSON at {first.cpu_us_per_log:.2f} CPU µs a log "
-        f"({first.batch} per batch, {first.connections} connections): {forms}."
+        "Senders in their own form, compared with NDJSON at "
+        f"{first.cpu_us_per_log:.2f} CPU µs per log ({first.batch} per batch, "
+        f"{first.connections} connections): {forms}."
     )
 
 
@@ -174,20 +174,20 @@ def _keyed_size(keyed: Keyed) -> str:
     one, two = keyed.plain[0], keyed.keyed[0]
     return (
         f"Idempotency keys ({two.batch} per batch, {two.connections} connections): "
-        f"{two.cpu_us_per_request:.0f} CPU µs a request, without {one.cpu_us_per_request:.0f}; "
-        f"{keyed.efficiency:.2f} times the logs per CPU second, and {keyed.p99_factor:.2f} "
-        "times the p99."
+        f"{two.cpu_us_per_request:.0f} CPU µs per request with keys, {one.cpu_us_per_request:.0f} "
+        f"without; {keyed.efficiency:.2f} times the logs per CPU second, and "
+        f"{keyed.p99_factor:.2f} times the p99."
     )
 
 
 def _workers(workers: Workers) -> str:
     one, two = workers.one[0], workers.two[0]
     return (
-        f"Workers ({two.batch} a batch, {two.connections} connections): two take in "
-        f"{workers.throughput_factor:.2f} times the logs of one, at {workers.efficiency:.2f} "
-        "times its logs per CPU second. The load generator shares the cores, taking "
-        f"{one.load_cores:.2f} of one beside one worker and {two.load_cores:.2f} beside two "
-        f"(which take {two.server_cores:.2f}): on two cores free for the service the factor "
+        f"Workers ({two.batch} logs per batch, {two.connections} connections): two workers store "
+        f"{workers.throughput_factor:.2f} times the logs of one, with {workers.efficiency:.2f} "
+        "times the logs per CPU second. The load generator shares the cores: it uses "
+        f"{one.load_cores:.2f} of a core with one worker, and {two.load_cores:.2f} with two, "
+        f"which use {two.server_cores:.2f}. With two cores for the service alone, the factor "
         f"would be near {2 * workers.efficiency:.2f}."
     )
 
@@ -195,16 +195,16 @@ def _workers(workers: Workers) -> str:
 def _shares(shares: list[Shares]) -> str:
     worst = [f"{max(s.factors):.2f} at {s.batch} x {s.connections}" for s in shares]
     return (
-        f"Shares (logs per batch x connections, {len(shares[0].factors)} starts each): "
-        f"the busiest of two workers takes up to {', '.join(worst)} times the CPU of the other."
+        f"Balance (logs per batch x connections, {len(shares[0].factors)} starts each): "
+        f"the busier of two workers uses up to {', '.join(worst)} times the CPU of the other."
     )
 
 
 def _growth(growth: Growth) -> str:
     fifths = ", ".join(f"{value:.2f}" for value in growth.fifths_us)
     return (
-        f"Growth: CPU µs for a log in five fifths of a run of {growth.fifths_logs:,} logs "
-        f"into one segment a worker: {fifths}."
+        f"Growth: CPU µs per log in each fifth of a run of {growth.fifths_logs:,} logs "
+        f"into one segment per worker: {fifths}."
     )
 
 
@@ -214,13 +214,13 @@ def _segments(segments: Segments) -> str:
     idle = [median(s.idle_cores for s in side) * 100 for side in sides]
     first = segments.full[0]
     return (
-        f"Segments: beside {segments.count:,} compressed ones, retention and compression on, "
-        f"sealed every 10 s, the p99 of a steady {segments.logs_per_second:,} logs/s is "
-        f"{p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
-        f"times the {p99s[0]:.2f} ms in an empty directory, and the idle service takes "
-        f"{idle[1]:.2f}% of a core, beside none {idle[0]:.2f}%. It serves at once, "
-        f"knows all segments after {first.known_seconds:.1f} s and "
-        f"{first.known_cpu:.1f} s of CPU in all, and its largest worker takes "
+        f"Segments: in a directory with {segments.count:,} compressed segments, with retention and "
+        "compression, and a seal every 10 s, the p99 at a steady "
+        f"{segments.logs_per_second:,} logs/s is {p99s[1]:.2f} ms, {segments.p99_factor:.2f} "
+        f"times the {p99s[0]:.2f} ms in an empty directory. The idle service uses "
+        f"{idle[1]:.2f}% of a core, and {idle[0]:.2f}% in an empty directory. After a start it "
+        f"serves at once, and has found all segments after {first.known_seconds:.1f} s and "
+        f"{first.known_cpu:.1f} s of CPU in total; its largest worker uses "
         f"{first.peak_mib:.0f} MiB."
     )
 
@@ -228,8 +228,8 @@ def _segments(segments: Segments) -> str:
 def _flood(flood: Flood) -> str:
     answers = ", ".join(f"{count} x {answer}" for answer, count in flood.answers.items())
     return (
-        f"Flood: {flood.clients} clients, each sending {flood.body_bytes / 2**20:.1f} MiB at "
-        f"once, in {flood.seconds:.1f} s: {answers}; peak of a worker "
+        f"Flood: {flood.clients} clients send {flood.body_bytes / 2**20:.1f} MiB each at the same "
+        f"time, within {flood.seconds:.1f} s: {answers}. The largest worker uses "
         f"{flood.peak_mib:.0f} MiB; {flood.workers_lost} workers died."
     )
 
@@ -241,13 +241,13 @@ def _compression(compression: Compression) -> str:
         for name in ("logs_per_second", "p99_ms", "other_cores")
     )
     return (
-        f"Compression: {compression.plain_bytes_per_log:.0f} bytes a log become "
+        f"Compression: {compression.plain_bytes_per_log:.0f} bytes per log become "
         f"{compression.compressed_bytes_per_log:.1f}, {compression.ratio:.2f} times less, for "
-        f"{compression.cpu_us_per_log:.2f} µs of CPU and {compression.peak_mib:.0f} MiB. Beside it "
-        f"the service takes in {rates[0]:,.0f} logs/s at a p99 of {p99s[0]:.1f} ms, beside a busy "
-        f"process of the same priority {rates[1]:,.0f} at {p99s[1]:.1f} ms: "
-        f"{compression.intake_factor:.2f} times as many. They take {cores[0]:.2f} and "
-        f"{cores[1]:.2f} cores."
+        f"{compression.cpu_us_per_log:.2f} µs of CPU per log and {compression.peak_mib:.0f} MiB. "
+        f"During compression the service stores {rates[0]:,.0f} logs/s at a p99 of {p99s[0]:.1f} "
+        f"ms; next to another busy process of the same priority, {rates[1]:,.0f} at {p99s[1]:.1f} "
+        f"ms. The ratio is {compression.intake_factor:.2f}. The compressor uses {cores[0]:.2f} "
+        f"cores, the other process {cores[1]:.2f}."
     )
 
 
@@ -266,17 +266,17 @@ def _searches(found: Searches) -> str:
 def _forward(forward: Forward) -> str:
     deliveries = "; ".join(
         f"{d.form} segments, {d.engine}: {d.logs:,} logs, {d.logs_per_second:,.0f} logs/s, "
-        f"{d.cpu_us_per_log:.2f} µs of CPU a log, peak {d.peak_mib:.0f} MiB"
+        f"{d.cpu_us_per_log:.2f} µs of CPU per log, peak {d.peak_mib:.0f} MiB"
         for d in forward.deliveries
     )
     return (
-        f"Forward: {deliveries}. Bytes for a log: {forward.disk_bytes_per_log:.0f} plain, "
+        f"Forward: {deliveries}. Bytes per log: {forward.disk_bytes_per_log:.0f} plain, "
         f"{forward.compressed_bytes_per_log:.0f} compressed, {forward.table_bytes_per_log:.0f} in "
-        f"the table, of which {forward.index_bytes_per_log:.0f} index the words. With segments of "
-        f"{forward.segment_seconds:.0f} s and {forward.intake_logs_per_second:,.0f} logs/s of "
-        f"intake the lag was {forward.lag_seconds:.1f} s at worst; a log was found "
+        f"the table, including {forward.index_bytes_per_log:.0f} for the word index. With segments "
+        f"of {forward.segment_seconds:.0f} s and {forward.intake_logs_per_second:,.0f} logs/s of "
+        f"intake, the lag was at most {forward.lag_seconds:.1f} s, and a query found a log "
         f"{min(forward.search_seconds):.1f} to {max(forward.search_seconds):.1f} s after its 200. "
-        f"CPU of intake beside an idle forward: {forward.beside_factor:.2f} times that without."
+        f"CPU of intake next to an idle forward: {forward.beside_factor:.2f} times that without."
     )
 
 
@@ -300,4 +300,4 @@ def _verdict(results: Results) -> str:
         total = sum(check.stored for check in checks)
         return f"Every acknowledged log is on disk exactly once ({total:,} lines checked)."
     faults = [str(check) for check in checks if not check.is_sound]
-    return "\n".join(["LOGS WERE LOST OR SPOILT:", *faults])
+    return "\n".join(["LOGS WERE LOST OR DAMAGED:", *faults])

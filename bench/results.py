@@ -230,19 +230,21 @@ def marks(results: Results) -> Iterator[Mark]:
     yield from starmap(Mark, keyed_marks(results.keyed))
     if results.workers:
         workers = results.workers
-        yield Mark("two workers: throughput of one", workers.throughput_factor, 1.8, False)
-        yield Mark("two workers: logs per CPU second of one", workers.efficiency, 0.95, False)
+        yield Mark("two workers: throughput relative to one", workers.throughput_factor, 1.8, False)
+        yield Mark(
+            "two workers: logs per CPU second relative to one", workers.efficiency, 0.95, False
+        )
     if results.shares:
         factor = max(factor for shares in results.shares for factor in shares.factors)
-        yield Mark("two workers: CPU of the busiest, in that of the other", factor, 1.5, True)
+        yield Mark("two workers: CPU of the busier relative to the other", factor, 1.5, True)
     if results.growth:
         growth = results.growth
-        yield Mark("last fifth of a segment: CPU of the first", growth.fifths_factor, 1.1, True)
+        yield Mark("last fifth of a segment: relative CPU", growth.fifths_factor, 1.1, True)
     if results.segments:
         segments = results.segments
-        name = f"beside {segments.count} sealed segments"
-        yield Mark(f"{name}: p99 of none", segments.p99_factor, 1.2, True)
-        yield Mark(f"{name}: idle CPU, % of a core more", segments.idle_percent, 1.0, True)
+        name = f"with {segments.count} sealed segments"
+        yield Mark(f"{name}: p99 relative to none", segments.p99_factor, 1.2, True)
+        yield Mark(f"{name}: additional idle CPU, % of a core", segments.idle_percent, 1.0, True)
     if results.flood:
         flood = results.flood
         served = flood.answers.get("200", 0) + flood.answers.get("503", 0)
@@ -266,7 +268,7 @@ def _marks_of_cell(kind: str, cell: Cell) -> Iterator[Mark]:
     name = f"{cell.batch} {kind}logs per batch, {cell.connections} connections"
     yield Mark(f"{name}: logs per CPU second", cell.logs_per_cpu_second, rate, False)
     if ratio:
-        yield Mark(f"{name}: CPU in bare codecs", cell.codec_ratio, ratio, True)
+        yield Mark(f"{name}: CPU relative to the bare codec", cell.codec_ratio, ratio, True)
 
 
 def _marks_of_forms(results: Results) -> Iterator[Mark]:
@@ -280,5 +282,5 @@ def _marks_of_forms(results: Results) -> Iterator[Mark]:
             yield Mark(name, cell.logs_per_cpu_second, rate, False)
     if results.foreign:
         for form, limit in FOREIGN_MARKS.items():
-            name = f"500 per batch, {form}: logs per CPU second, in those of NDJSON"
+            name = f"500 per batch, {form}: logs per CPU second relative to NDJSON"
             yield Mark(name, results.foreign.efficiency(form), limit, False)
