@@ -54,7 +54,7 @@ class Services:
             self.overview.start(metrics_fd, started_at)
 
     def end_streams(self) -> None:
-        """End the responses that would go on for long."""
+        """End the responses that stream new logs."""
         self.streams.stop()
 
     def stop(self, seconds: float) -> None:
@@ -71,7 +71,7 @@ def services_of(app: Flask) -> Services:
 
 
 def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -> Flask:
-    """Join the parts to an app; without settings and tokens, those of the environment.
+    """Create the app from its parts; settings and tokens default to those of the environment.
 
     Raises InvalidSettings. It creates neither the data directory nor a token; `server.start` does.
     """
@@ -118,7 +118,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
 
 
 def _by_path(reject: Reject, reject_otlp: Reject) -> Reject:
-    """Return a function that answers an error in the form of the path's protocol."""
+    """Return a function that converts an error to a response of the path's protocol."""
 
     def reject_error(error: Exception, environ: Environ) -> Response:
         form = reject_otlp if otlp.is_otlp_path(environ["PATH_INFO"]) else reject
@@ -128,7 +128,7 @@ def _by_path(reject: Reject, reject_otlp: Reject) -> Reject:
 
 
 def _add_status(app: Flask, settings: Settings, services: Services) -> None:
-    """Add the status page, which can be left out."""
+    """Add the status page, if it is enabled."""
     services.overview = overview = Overview(services.metrics, settings.min_free_bytes)
     clock = services.queue.clock
     app.register_blueprint(status.create_blueprint(settings, services.tokens, overview, clock))

@@ -59,7 +59,7 @@ ESCAPED_LINE_END = "It ends with an escaped line break; remove it."
 
 
 class Tokens:
-    """The known tokens; they follow their file once `start` was called."""
+    """The known tokens; after `start`, they are reloaded when their file changes."""
 
     def __init__(self, settings: Settings, rates: Rates | None = None) -> None:
         """Read the tokens from the settings, their file, or the one that the first start made.
@@ -119,7 +119,7 @@ class Tokens:
         return known.name if known else None
 
     def is_named(self, name: str) -> bool:
-        """Return whether batches of the token with this name are counted by its name."""
+        """Return whether the token with this name has counters of its own."""
         return name in self._named
 
     def start(self) -> None:
@@ -136,7 +136,7 @@ class Tokens:
             gevent.sleep(CHECK_SECONDS)
 
     def check(self) -> None:
-        """Read the file again if it has changed; a faulty one leaves the tokens as they are."""
+        """Read the file again if it has changed; a faulty file does not change the tokens."""
         try:
             # Its disk may stall, and a long file takes time to parse: nobody else waits for it.
             changed = call_in_thread(gevent.get_hub().threadpool, self._read_changed)
@@ -209,7 +209,7 @@ def _file_of(settings: Settings) -> WatchedFile | None:
 
 
 def _explain(text: bytes) -> str:
-    """Return a likely reason for an unknown token, from its form, without any part of it."""
+    """Return a likely reason for an unknown token, by its form; the text contains no part of it."""
     if text[:9].lower() == b"bearer%20":
         return f"{UNKNOWN} {ESCAPED_BLANK}"
     if b" " in text:
@@ -222,7 +222,7 @@ def _explain(text: bytes) -> str:
 
 
 def _shown_by(environ: Environ) -> bytes | None:
-    """Return the token that a request shows in its header or its query, None if in neither."""
+    """Return the token in a request's header or query, None if there is none."""
     if QUERY_TOKEN in environ:
         return str(environ[QUERY_TOKEN]).encode("latin-1")
     authorization = environ.get("HTTP_AUTHORIZATION")
@@ -230,7 +230,7 @@ def _shown_by(environ: Environ) -> bytes | None:
 
 
 def _shown_in(authorization: str) -> bytes:
-    """Return the token that a header's value shows, or its text if it shows none.
+    """Return the token in a header's value, or the whole value if it has none.
 
     It is the whole value, or follows `Bearer` or `Splunk`, or is the part after the colon in the
     base64 of `Basic` (RFC 7617, with any user name) or of Elasticsearch's `ApiKey`.

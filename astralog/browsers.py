@@ -93,7 +93,7 @@ def permit(environ: Environ, start_response: "StartResponse") -> "StartResponse"
 
 
 def answer_preflight(start_response: "StartResponse") -> list[bytes]:
-    """Permit the request that a preflight asks for."""
+    """Respond to a preflight with the headers that permit its request."""
     headers = [
         ("Access-Control-Allow-Methods", "POST"),
         ("Access-Control-Allow-Headers", SENT_HEADERS),
@@ -104,7 +104,7 @@ def answer_preflight(start_response: "StartResponse") -> list[bytes]:
 
 
 def hide_query_token(environ: dict[str, Any]) -> dict[str, Any]:
-    """Return the environ of a request with the token of its query under QUERY_TOKEN.
+    """Move the token in a request's query to QUERY_TOKEN, and return the new environ.
 
     Nothing behind this can log or repeat the token. A query with several tokens stays as it is, and
     is rejected for a parameter that no path has.

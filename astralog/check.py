@@ -140,7 +140,7 @@ def _explain(error: Exception) -> str:
 
 
 class Protocol(NamedTuple):
-    """A way to send one log: `encode` makes the body of a time and a message."""
+    """A way to send one log; `encode` returns the body for a time and a message."""
 
     name: str
     path: str
@@ -203,7 +203,7 @@ PROTOCOLS = (
 
 
 def run_checks(deployment: Deployment, project: str, read_only: bool) -> Iterator[Finding]:
-    """Yield the finding of each check; after a failed health check, no other is made."""
+    """Yield the finding of each check; stop after a failed health check."""
     health = _run("health", _check_json, deployment, "/health", "ok")
     yield health
     if health.outcome is Outcome.FAILED:
@@ -229,7 +229,7 @@ def _run(name: str, check: Callable[..., str], *arguments: object) -> Finding:
 
 
 def _check_json(deployment: Deployment, path: str, status: str) -> str:
-    """Check that AstraLog itself answers, and not a page in its place."""
+    """Check that the response is AstraLog's, and not a proxy's page."""
     reply = deployment.request("GET", path).expect(HTTPStatus.OK)
     try:
         is_expected = json.loads(reply.body) == {"status": status}
@@ -284,7 +284,7 @@ def _send(deployment: Deployment, protocol: Protocol, project: str, message: str
 
 
 def _read_back(deployment: Deployment, project: str, message: str) -> str:
-    """Poll for a log: behind one address, another node may answer than the one that stored it."""
+    """Poll for a log, since another node may answer than the one that stored it."""
     deadline = time.monotonic() + deployment.timeout_seconds
     path = "/v1/search?" + urlencode({"q": message, "project": project, "n": 1}, quote_via=quote)
     while True:

@@ -37,7 +37,7 @@ class _Commands(click.Group):
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; an error of the system, as of a full device, ends it with one line."""
+        """Run a command; an OSError, such as a full device, ends it with one line."""
         reopen_closed_streams()
         try:
             return super().main(*args, **extra)

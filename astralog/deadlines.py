@@ -11,7 +11,7 @@ import gevent
 
 Item = TypeVar("Item")
 
-#: Seconds between two looks at which waits are over.
+#: Seconds between two polls for waits that are over.
 LOOK_SECONDS = 0.1
 
 #: Seconds that the greenlets of a worker may compute, all together, before sockets are polled.
@@ -21,12 +21,12 @@ TIME_SLICE_SECONDS = 0.01
 #: greenlets before it does. Measured, it takes 5 µs.
 PAUSE_SECONDS = 1e-6
 
-#: Items between two checks of the clock, so that a check takes no part of the time of an item.
+#: Items between two checks of the clock, so that checks cost little per item.
 ITEMS_PER_CHECK = 64
 
 
 class Yielding:
-    """Work that pauses whenever it has gone on for a given time, so that others are served."""
+    """Long work that pauses after each time slice, so that other clients are served."""
 
     def __init__(self, work_seconds: float, pause: Callable[[float], object]) -> None:
         """Call `pause`, with the seconds worked, once they exceed `work_seconds`."""
@@ -49,7 +49,7 @@ hub_time = Yielding(TIME_SLICE_SECONDS, lambda worked: gevent.sleep(PAUSE_SECOND
 
 
 def yield_if_due() -> None:
-    """Let other clients be served if they have waited for TIME_SLICE_SECONDS.
+    """Yield to other greenlets if the time slice (TIME_SLICE_SECONDS) is over.
 
     Call it in every loop over input whose size a client decides; only greenlets of the hub's
     thread may. A thread that competes with them for the interpreter has a `Yielding` for itself.
@@ -58,14 +58,14 @@ def yield_if_due() -> None:
 
 
 def in_runs(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Yield the items in short runs; between two runs, other clients are served if it is time."""
+    """Yield the items in runs of ITEMS_PER_CHECK; yield to other clients between two runs."""
     for start in range(0, len(items), ITEMS_PER_CHECK):
         yield items[start : start + ITEMS_PER_CHECK]
         yield_if_due()
 
 
 def in_turns(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items; among them, other clients are served if it is time.
+    """Yield the items; between them, other clients are served if the time slice is over.
 
     For items that take microseconds; code that may take a millisecond calls `yield_if_due`.
     """
@@ -80,13 +80,13 @@ def in_turns(items: Iterable[Item]) -> Iterator[Item]:
 
 
 class Deadlines:
-    """Contexts that last at most so many seconds each; a greenlet is in one of them at a time.
+    """Contexts with a time limit; a greenlet is in at most one of them at a time.
 
     Measured, a context takes 0.5 µs; gevent.Timeout takes 4.
     """
 
     def __init__(self, seconds: Callable[[], float], error: Callable[[], BaseException]) -> None:
-        """End a context with the result of `error` after the seconds that `seconds` returns."""
+        """End a context after `seconds()`, with the exception that `error()` returns."""
         self._seconds = seconds
         self._error = error
         self._waiting: dict[Any, float] = {}  # greenlets and since when, the longest first
@@ -107,12 +107,12 @@ class Deadlines:
         del self._waiting[gevent.getcurrent()]
 
     def __bool__(self) -> bool:
-        """Return whether anything waits."""
+        """Return whether a wait is under way."""
         return bool(self._waiting)
 
     @property
     def longest_since(self) -> float:
-        """When the longest wait began, in seconds of the monotonic clock; infinity without one."""
+        """The start of the longest wait by the monotonic clock; infinity without one."""
         return next(iter(self._waiting.values()), math.inf)
 
     def end_longest(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
-#: The Retry-After of a rejection that does not know a better one, in seconds.
+#: The default of Retry-After, in seconds.
 RETRY_AFTER_SECONDS = 1
 
 #: Statuses that carry Retry-After.
@@ -112,7 +112,7 @@ class Rejection(Exception):
 
 
 class Cause(NamedTuple):
-    """Why a batch is rejected, or would be now: the code, and the message for the client.
+    """The cause of a rejection: the code, and the message for the client.
 
     Unlike an exception, it keeps none of the request's frames, and so no batch, in memory.
     """
@@ -175,7 +175,7 @@ def queue_full(limit_bytes: int) -> Cause:
 
 
 def token_queue_full(token_bytes: int, limit_bytes: int) -> Cause:
-    """Return the cause for a batch whose token holds as much of the queue as one of several may."""
+    """Return the cause for a batch whose token already uses its share of the queue."""
     share = f"{mebibytes(token_bytes)} of {mebibytes(limit_bytes)}, ASTRALOG_QUEUE_BYTES"
     message = (
         f"The token already uses its share of the write queue, three quarters ({share}); "
@@ -190,7 +190,7 @@ def too_large_for_queue(size: int, limit_bytes: int) -> Cause:
 
 
 def too_large_for_token(size: int, token_bytes: int, limit_bytes: int) -> Cause:
-    """Return the cause for a batch larger than one of several tokens may hold."""
+    """Return the cause for a batch larger than the share of a token."""
     limit = (
         f"The write queue has {mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES), and a single token "
         f"may use at most {mebibytes(token_bytes)} of it if several tokens are configured."
@@ -213,7 +213,7 @@ def mebibytes(size: int) -> str:
 #: The errors by which a system reports that a disk, or a quota, has no room left.
 FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT))
 
-#: How each text for a batch that the disk rejects ends.
+#: The end of each message for a batch that the disk rejects.
 _REJECTED = "nothing was stored; retry later."
 
 DISK_FULL = Cause("storage_full", f"The disk is full; {_REJECTED}")

@@ -1,4 +1,4 @@
-"""Text of others, as it is written on a line of a terminal or a log."""
+"""Escape untrusted text for one line of a terminal or a log."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The C library's heap: keep freed blocks with a process that allocates as many again at once."""
+"""The C library's heap: keep freed memory in the process, which soon allocates it again."""
 
 import ctypes
 

@@ -80,14 +80,14 @@ class LogOnce:
 
 
 class _Tracebacks:
-    """When each place last logged a traceback, and how many it has left out since."""
+    """The time of the last traceback per place, and the number of suppressed ones since."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}
 
     def admit(self, place: tuple[str, str]) -> int | None:
-        """Return how many were left out before this one, or None if this one is left out too."""
+        """Return the number of tracebacks suppressed before this one, None if this one is too."""
         now = time.monotonic()
         with self._lock:
             logged_at, left_out = self._logged.get(place, (-TRACEBACK_SECONDS, 0))

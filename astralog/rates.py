@@ -59,7 +59,7 @@ class Rates:
             _check(token.rate, self._find(token, now)[1] - now)
 
     def charge(self, token: Token, size: int) -> None:
-        """Take `size` bytes of a body from the token's bucket, which one body may overdraw.
+        """Take `size` bytes of a body from the token's bucket; one body may overdraw it.
 
         Raises Rejection as `check` does: bodies that arrived at the same time may have emptied it.
         """
@@ -76,7 +76,7 @@ class Rates:
             self._unlock(is_locked)
 
     def refund(self, token: Token, size: int) -> None:
-        """Put the bytes of a batch back that the service could not store."""
+        """Return the bytes of a batch that could not be stored to the bucket."""
         if token.rate is None:
             return
         is_locked = self._lock()
@@ -86,7 +86,7 @@ class Rates:
         self._unlock(is_locked)
 
     def _find(self, token: Token, now: float) -> tuple[int, float]:
-        """Return the offset of the token's bucket and when it is full; a new one is full now."""
+        """Return the offset of the token's bucket, and the time at which it is full."""
         wanted = _owner(token)
         offset = self._places.get(wanted, 0)
         full_at, owner = _BUCKET.unpack_from(self._memory, offset)
@@ -98,7 +98,7 @@ class Rates:
         return offset, full_at
 
     def _search(self, wanted: bytes, now: float) -> tuple[int, float]:
-        """Return the same, by a search of all places that the bucket may have."""
+        """Return the same by searching all slots in which the bucket may be."""
         start = int.from_bytes(wanted)
         fullest = (float("inf"), 0)
         for place in range(start, start + NEIGHBOURS):
@@ -130,7 +130,7 @@ def _owner(token: Token) -> bytes:
 
 
 def _check(rate: float, full_in: float) -> None:
-    """Raise Rejection `rate_limited` if a bucket is empty that is full after so many seconds."""
+    """Raise Rejection `rate_limited` if a bucket that is full in `full_in` seconds is empty now."""
     missing = full_in - BURST_SECONDS
     if missing >= 0:
         raise Rejection(*rate_limited(rate), retry_after=int(missing) + 1)

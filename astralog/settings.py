@@ -160,7 +160,7 @@ KeepMode = Literal["always", "until_full"]
 
 
 class InvalidSettings(Exception):
-    """The environment does not make usable settings; `problems` holds one line for each fault."""
+    """The settings in the environment are invalid; `problems` has one line per fault."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -174,7 +174,7 @@ def _setting(
     shown: str = "",
     convert: Callable[[Any], Any] | None = None,
 ) -> T:
-    """Declare a setting; `shown` is the default as the table of docs/configuration.md words it."""
+    """Declare a setting; `shown` is the text of its default in docs/configuration.md."""
     metadata = {
         "help": help,
         "validate": validate,
@@ -195,7 +195,7 @@ def _size_setting(default: int, help: str, minimum: int = 1) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Every tunable; `ASTRALOG_` and the name in capitals is its environment variable."""
+    """All settings; the environment variable is `ASTRALOG_` and the name in capitals."""
 
     bind: str = _setting(
         "127.0.0.1:8080",
@@ -392,7 +392,7 @@ class Settings:
         return cls(**values)._checked()
 
     def _checked(self) -> "Settings":
-        """Reject combinations that no single variable shows to be wrong."""
+        """Reject invalid combinations of valid settings."""
         if bool(self.tls_cert) != bool(self.tls_key):
             raise InvalidSettings([f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: Set both or neither."])
         if self.queue_bytes < self.max_body_bytes:
@@ -403,6 +403,6 @@ class Settings:
 
 
 def service_links() -> list[str]:
-    """Return the variables that look like settings, but were made by Kubernetes."""
+    """Return the variables that Kubernetes sets for a Service called `astralog`."""
     names = _other_names(dataclasses.fields(Settings))
     return [name for name in names if _is_service_link(name)]

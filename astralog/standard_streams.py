@@ -1,4 +1,4 @@
-"""The standard streams, which may be closed at the start of a command, or lead to a full device."""
+"""Standard streams that are closed at the start of a command, or whose device is full."""
 
 import contextlib
 import os

@@ -28,7 +28,7 @@ class CallOutcome(NamedTuple, Generic[Result]):
 def spawn_in_thread(
     pool: ThreadPool, function: Callable[..., Result], *args: Any
 ) -> "AsyncResult[CallOutcome[Result]]":
-    """Start the function in a thread of the pool; the returned event gets its outcome.
+    """Start the function in a thread of the pool, and return an event for its outcome.
 
     gevent prints the traceback of each exception that leaves a function in its pool, also if the
     caller handles it.

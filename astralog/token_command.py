@@ -106,7 +106,7 @@ def _row(known: Token) -> tuple[str, str, str, str]:
 
 
 def _real(path: Path) -> Path:
-    """Return the file that a path leads to, so that a symbolic link to it stays."""
+    """Return the target of a path, so that a symbolic link is not replaced."""
     return Path(os.path.realpath(expand_file(str(path))))
 
 
@@ -123,7 +123,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Replace a file's content at once, with its mode and its owner."""
+    """Replace a file's content atomically; keep its mode and its owner."""
     fd, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with open(fd, "wb") as file:

@@ -37,7 +37,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Scope(Enum):
-    """A grant of a token, in the words of its option `allow`."""
+    """A grant of a token; the values are those of the option `allow`."""
 
     READ = "read"  # the status page, searches and metrics
     WRITE = "write"  # sending logs, in any protocol
@@ -47,7 +47,7 @@ ALL_SCOPES = frozenset(Scope)
 
 
 class Token(NamedTuple):
-    """A token as a digest, so that comparing takes as long for any token of any length.
+    """A token as a digest, so that the time of a comparison does not depend on the token.
 
     `projects` are those that it is bound to, None for all. `place` names its line or setting.
     """
@@ -70,7 +70,7 @@ def digest_of(token: bytes) -> bytes:
 
 
 class WatchedFile:
-    """A file that other programs write, and that is read once it is at rest.
+    """A file that other programs write; it is read once it has stopped changing.
 
     `place` names it to the operator.
     """
@@ -92,7 +92,7 @@ class WatchedFile:
         return content
 
     def read_changed(self) -> bytes | None:
-        """Return the content if it has changed since and is at rest, else None.
+        """Return the content if it has changed since and is not being written, else None.
 
         Raises InvalidSettings if the file cannot be read.
         """
@@ -117,7 +117,7 @@ class WatchedFile:
         return age >= (REST_SECONDS if is_finished else UNFINISHED_REST_SECONDS)
 
     def _version(self) -> tuple[int, ...]:
-        """Return values that change when the file does."""
+        """Return values that change with the file."""
         status = self._path.stat()
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -196,7 +196,7 @@ def make_token(text: bytes, place: str, words: Sequence[bytes] = ()) -> Token:
 
 
 def _parse_options(words: Sequence[bytes]) -> dict[str, Any]:
-    """Return the fields of a token that its options set; raises ValueError, which shows none."""
+    """Return the fields of a token's options; raises ValueError, which repeats none of them."""
     fields: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.decode("latin-1").partition("=")
@@ -226,7 +226,7 @@ def _parse_rate(text: str) -> float:
 
 
 def format_rate(rate: float | None) -> str:
-    """Return a rate as the option has it, in the largest unit of which it is 1 or more."""
+    """Return a rate in the option's form, in the largest unit in which it is at least 1."""
     if rate is None:
         return "(any)"
     unit = next((unit for unit in ("GB", "MB") if rate >= UNITS[unit]), "KB")

@@ -1,1 +1,1 @@
-"""The blueprints, one a file."""
+"""The blueprints, one per file."""

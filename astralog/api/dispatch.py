@@ -46,7 +46,7 @@ class PlainView:
         self.reject = reject
 
     def __call__(self) -> Response:
-        """Answer as a view of Flask's does."""
+        """Call the view as Flask calls its views."""
         return self.answer(request.environ)
 
 
@@ -56,7 +56,7 @@ def plain_view(reject: Reject) -> Callable[[View], PlainView]:
 
 
 class Api(Flask):
-    """A Flask that routes by path and method, as they were sent, and redirects no path.
+    """A Flask that routes by the path and method as sent, without redirects.
 
     No header takes part in routing: werkzeug parses headers in more than linear time, and before a
     token is known none of its parsed headers may be read.
@@ -69,7 +69,7 @@ class Api(Flask):
         self.url_map.redirect_defaults = False
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Bind the path and the method of a request; raises NotFound for a path of two slashes.
+        """Bind a request's path and method; raises NotFound if the path begins with two slashes.
 
         MapAdapter would take any number of slashes at the beginning for one.
         """
@@ -81,12 +81,12 @@ class Api(Flask):
         return MapAdapter(self.url_map, "", "/", "", "http", path or "/", method)
 
     def log_exception(self, exc_info: Any) -> None:
-        """Log an error that even an error handler failed on."""
+        """Log an error that no error handler could handle."""
         log_exception(log, "a request failed, and its answer too")
 
 
 class Dispatcher:
-    """Answers the requests of plain views, and hands all others on to Flask."""
+    """Dispatch requests to plain views, and all others to Flask."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Dispatcher:
         protocols: Mapping[str, Callable[[], PlainView]] | None = None,
         origins: Origins | None = None,
     ) -> None:
-        """Take the plain views among the routes that the application has by now.
+        """Find the plain views among the application's routes.
 
         Each of the `protocols` returns the view of every method and path below `/NAME/`, and pages
         of the `origins` may send.
@@ -134,7 +134,7 @@ class Dispatcher:
 
 
 class FixedResponse(Response):
-    """A 200 with a body that is the same every time, rendered once; never change it."""
+    """A 200 with a constant body, rendered once; it must not be changed."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""POST /v1/drain: take a batch and answer when it is stored."""
+"""POST /v1/drain: accept a batch, and respond once it is stored."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ SHOWN_LOGS = 20
 
 
 def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
-    """Return the blueprint of the one route that takes logs.
+    """Return the blueprint of POST /v1/drain.
 
     `note` takes note of logs that are left out, and `reject` answers every error.
     """
@@ -53,7 +53,7 @@ def _is_ndjson(content_type: str) -> bool:
 
 
 def _respond(accepted: Accepted) -> Response:
-    """Return the logs that a dry run would store, and the errors of those left out."""
+    """Return the 200 for a batch; that of a dry run shows its first logs in their stored form."""
     batch, invalid = accepted.decoded
     body: dict[str, Any] = {"status": "accepted"}
     if accepted.is_dry_run:

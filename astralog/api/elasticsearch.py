@@ -109,7 +109,7 @@ def create_view(service: Service) -> PlainView:
         return _respond(known, environ)
 
     def reject(error: Exception, environ: Environ) -> Response:
-        """Answer an error in Elasticsearch's form."""
+        """Return the response to an error, in Elasticsearch's form."""
         rejection = as_rejection(error, environ)
         service.note(rejection, environ)
         kind = TYPE_OF_CODE.get(rejection.code, "illegal_argument_exception")
@@ -162,7 +162,7 @@ def _encode_items(head: bytes, items: list[Item]) -> Iterator[bytes]:
 
 
 def _encode_stored(item: Item, prefix: str, count: int) -> bytes:
-    """Return the results of stored documents, which differ in the end of their IDs alone."""
+    """Return the results of stored documents; they differ only at the end of their IDs."""
     head, _, tail = _encode(_describe(item, f"{prefix}\0")).rpartition(b"\\u0000")
     return head + (tail + b"," + head).join(_SUFFIXES[:count]) + tail
 
@@ -184,7 +184,7 @@ def _respond(body: Any, environ: Environ, status: int = HTTPStatus.OK) -> Respon
 
 
 def _content_type(environ: Environ) -> str:
-    """Return the type of a response: a client may ask for the one of its own version."""
+    """Return a response's Content-Type: the type for the client's version, if it asks for one."""
     accept = str(environ.get("HTTP_ACCEPT", ""))
     for version in ("8", "9"):
         if f"application/vnd.elasticsearch+json; compatible-with={version}" in accept.lower():

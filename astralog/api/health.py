@@ -34,13 +34,13 @@ def _add_probes(blueprint: Blueprint, queue: CommitQueue, reject: Reject) -> Non
     @blueprint.get("/health")
     @plain_view(reject)
     def health(environ: Environ) -> Response:
-        """Answer while the process serves, without a look at the disk."""
+        """Respond while the process serves; the disk is not accessed."""
         return OK
 
     @blueprint.get("/ready")
     @plain_view(reject)
     def ready(environ: Environ) -> Response:
-        """Return whether a batch would be accepted now, else the code that would reject it."""
+        """Report whether batches are accepted now, or the code with which they are rejected."""
         reason = queue.unavailable()
         if reason is None:
             return READY
@@ -61,7 +61,7 @@ LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
 def _add_metrics(blueprint: Blueprint, tokens: Tokens, numbers: Metrics) -> None:
     @blueprint.get("/metrics")
     def show_metrics() -> Response:
-        """Show the metrics of all workers, to this machine without a token."""
+        """Return the metrics of all workers; requests from this machine need no token."""
         if not is_local(request.environ):
             token = tokens.authorize(request.environ, Scope.READ)
             if token.projects is not None:

@@ -97,7 +97,7 @@ def create_view(service: Service) -> PlainView:
         return _store(service, path, environ)
 
     def reject(error: Exception, environ: Environ) -> Response:
-        """Answer an error in HEC's own form."""
+        """Return the response to an error, in HEC's form."""
         rejection = as_rejection(error, environ)
         service.note(rejection, environ)
         response = _reject(rejection, environ)
@@ -127,7 +127,7 @@ def _decode(
     body: bytes,
     context: Context,
 ) -> Decoded:
-    """Return the batch in a body, with the members that the query names for all its events."""
+    """Return the batch in a body; the query's members apply to events that lack them."""
     values = parse_query(environ.get("QUERY_STRING", ""), PARAMETERS)
     return decode(body, context, {name: values[name] for name in DEFAULTS if name in values})
 
@@ -140,7 +140,7 @@ def _report_health(service: Service) -> Response:
 
 
 def _reject(rejection: Rejection, environ: Environ) -> Response:
-    """Return a rejection as HEC writes it, with the service's own words under `detail`."""
+    """Return a rejection in HEC's form, with the service's own code and message in `detail`."""
     status, reply = _find_reply(rejection, environ)
     body: dict[str, Any] = {"text": reply.text, "code": reply.code}
     if isinstance(rejection, HecRejection) and rejection.event is not None:

@@ -40,7 +40,7 @@ def create_view(service: Service) -> PlainView:
         return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
     def reject(error: Exception, environ: Environ) -> Response:
-        """Answer an error in a line of text."""
+        """Return the response to an error: one line of text."""
         rejection = as_rejection(error, environ)
         service.note(rejection, environ)
         text = f"{rejection.code}: {rejection.message}\n"

@@ -1,4 +1,4 @@
-"""POST /v1/logs: take an export of OpenTelemetry, and answer in its own encoding.
+"""POST /v1/logs: accept an export of OpenTelemetry, and respond in its encoding.
 
 Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp.
 """
@@ -70,7 +70,7 @@ DESCRIBED_LOGS = 3
 
 
 def is_otlp_path(path: str) -> bool:
-    """Return whether an exporter of OpenTelemetry may have sent to a path.
+    """Return whether a path is one to which exporters of OpenTelemetry send.
 
     Exporters join their URL and the signal's path, which makes paths as `/v1//logs`, `/v1/logs/`
     and `/v1/logs/v1/logs`.
@@ -102,7 +102,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
     @blueprint.post("/v1/logs")
     @plain_view(reject)
     def export_logs(environ: Environ) -> Response:
-        """Store an export; 200 means that every log of it, but for rejected ones, is on disk."""
+        """Store an export; 200 means that all its logs except rejected ones are on disk."""
         encoding = _find_encoding(environ)
         accepted = acceptor.accept(environ, partial(decode, encoding), PARAMETERS)
         invalid = accepted.decoded.invalid
@@ -120,12 +120,12 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
 
     @blueprint.post("/v1/traces")
     def reject_traces() -> Response:
-        """Say that traces are not taken."""
+        """Reject traces, which are not supported."""
         raise _not_taken("traces")
 
     @blueprint.post("/v1/metrics")
     def reject_metrics() -> Response:
-        """Say that metrics are not taken."""
+        """Reject metrics, which are not supported."""
         raise _not_taken("metrics")
 
     return blueprint
@@ -173,13 +173,13 @@ def _reject(rejection: Rejection, environ: Environ) -> Response:
 
 
 def _say(rejection: Rejection) -> str:
-    """Return a rejection in words, its code first."""
+    """Return a rejection's code and message as text."""
     message = f"{rejection.code}: {rejection.message}"
     return f"{message}; {_describe(rejection.errors['logs'])}" if rejection.errors else message
 
 
 def _describe(errors: Mapping[int, Any]) -> str:
-    """Return the errors of the first logs as text; logs are counted from 0."""
+    """Return the errors of the first logs as text; the index of a log counts from 0."""
     first = list(errors.items())[:DESCRIBED_LOGS]
     return "; ".join(
         f"log {number}: {field}: {' '.join(texts)}"

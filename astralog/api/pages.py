@@ -62,7 +62,7 @@ def load(path: Traversable) -> Asset:
 
 
 def make_asset(name: str, content: bytes) -> Asset:
-    """Return a file of this content; its kind follows from its name's suffix."""
+    """Return a file with this content; the suffix of its name determines its media type."""
     kind = KINDS[PurePath(name).suffix]
     return Asset(content, kind, f"{zlib.crc32(content):08x}-{len(content):x}")
 
@@ -108,13 +108,13 @@ def prefers_html(accept: str) -> bool:
 
 
 def has_current(if_none_match: str, etag: str) -> bool:
-    """Return whether an If-None-Match header names the `etag`, which is without its quotes."""
+    """Return whether an If-None-Match header contains the `etag`, given without its quotes."""
     tags = {tag.strip().removeprefix("W/") for tag in if_none_match[:MAX_CHARACTERS].split(",")}
     return not tags.isdisjoint(("*", f'"{etag}"'))
 
 
 def _parse(accept: str) -> dict[str, float]:
-    """Return the quality of each media range (RFC 9110, 12.5.1); parameters make no difference."""
+    """Return the quality of each media range (RFC 9110, 12.5.1); parameters are ignored."""
     ranges = {}
     for item in accept[:MAX_CHARACTERS].split(","):
         kind, *parameters = (word.strip() for word in item.split(";"))
@@ -130,7 +130,7 @@ def _quality(ranges: dict[str, float], kind: str) -> float:
 
 
 def load_assets() -> dict[str, Asset]:
-    """Return the files that the page is made of, by name."""
+    """Return the files of the page, by name."""
     others = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
     paths = [OWN / "docs.css", OWN / "docs.js", *(SWAGGER_UI / name for name in others)]
     return {path.name: load(path) for path in paths}
@@ -155,7 +155,7 @@ def create_blueprint(version: str, *, has_status: bool) -> Blueprint:
 
     @blueprint.get("/")
     def show_links() -> Response:
-        """Redirect a browser to a page, and list the links to any other client."""
+        """Redirect a browser to a page; return links to other clients."""
         response = json_response({"name": "AstraLog", "version": version, "links": links})
         if prefers_html(request.environ.get("HTTP_ACCEPT", "")):
             response.status_code = HTTPStatus.FOUND

@@ -1,4 +1,4 @@
-"""Log rejections: a line per client and code at once, then one per minute with their number."""
+"""Log rejections: the first per client and code, then one line per minute for the others."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ READING_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Rejected(NamedTuple):
-    """A code and the client that it rejects; `token` describes the client's token."""
+    """A code of a rejection, and its client; `token` describes the client's token."""
 
     code: str
     peer: str
@@ -46,7 +46,7 @@ class Silence:
 
 
 class RejectionLog:
-    """Writes a line for each kind of rejection, which names its client, and counts the others."""
+    """Logs the first rejection per client and code, and counts the others."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class RejectionLog:
 
 
 def _words(rejection: Rejection, environ: Mapping[str, Any]) -> str:
-    """Return the first error, and the client address that a proxy reports.
+    """Return the text for the first error, and the client address that a proxy reports.
 
     Anything else in place of the address is omitted, since it may be a token.
     """
@@ -143,7 +143,7 @@ def _words(rejection: Rejection, environ: Mapping[str, Any]) -> str:
 
 
 def _first_error(errors: Any) -> str:
-    """Return the first error of marshmallow's structure, after the way to it."""
+    """Return the first error in marshmallow's structure, with its path."""
     names = []
     while isinstance(errors, Mapping) and errors:
         name, errors = next(iter(errors.items()))
@@ -164,7 +164,7 @@ MAX_HOPS = 10
 def client_address(
     environ: Mapping[str, Any], trusted: tuple[IPv4Network | IPv6Network, ...]
 ) -> str:
-    """Return the address nearest to the service that is not of a trusted proxy; "" for a socket.
+    """Return the nearest address that is no trusted proxy's; "" for a unix socket.
 
     Each proxy appends the address of its client to X-Forwarded-For. Text that a client sent in that
     header precedes the client's own address and is ignored.
@@ -189,7 +189,7 @@ def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> boo
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is an IP address, and nothing else."""
+    """Return whether a text is an IP address."""
     try:
         ip_address(text)
     except ValueError:

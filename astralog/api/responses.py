@@ -32,7 +32,7 @@ def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Respo
 
 
 def make_private(response: Response) -> Response:
-    """Return an answer that has logs or numbers: no cache keeps it, and it is never a page."""
+    """Return a response with logs or numbers: not cached, and never rendered as a page."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.cache_control.no_store = True
     return response
@@ -61,7 +61,7 @@ def add_headers(response: Response, rejection: Rejection) -> None:
 
 
 def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
-    """Return an error as a rejection of a request with WSGI's `environ`.
+    """Return the rejection for an error of a request with WSGI's `environ`.
 
     An error that nobody expected is logged, and becomes `internal`.
     """
@@ -74,7 +74,7 @@ def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
 
 
 def make_rejecter(note: Note) -> Reject:
-    """Return a function that logs an error with `note` and answers in the one JSON shape."""
+    """Return a function that logs an error with `note`, and returns its JSON response."""
 
     def reject_error(error: Exception, environ: dict[str, Any]) -> Response:
         rejection = as_rejection(error, environ)
@@ -87,13 +87,13 @@ def make_rejecter(note: Note) -> Reject:
 
 
 def init_app(app: Flask, reject_error: Reject) -> None:
-    """Turn every error, the framework's own among them, into a response."""
+    """Turn every error, also those of the framework, into a response."""
     for kind in (HTTPException, Exception):
         app.register_error_handler(kind, lambda error: reject_error(error, request.environ))
 
 
 def add_allow(response: Response, error: Exception) -> None:
-    """Add the methods that a path takes to the response to another one (RFC 9110, 15.5.6)."""
+    """Add the methods of a path to a 405 response (RFC 9110, 15.5.6)."""
     if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = _allowed(error)
 

@@ -1,4 +1,4 @@
-"""GET /v1/search: stored logs as NDJSON, newest first, or as they come."""
+"""GET /v1/search: stored logs as NDJSON, newest first, or a stream of new logs."""
 
 import time
 from urllib.parse import urlencode
@@ -52,7 +52,7 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
 
     @blueprint.get(PATH)
     def search() -> Response:
-        """Return the newest logs that match, or stream those that come."""
+        """Return the newest logs that match, or stream new ones."""
         token = tokens.authorize(request.environ, Scope.READ)
         query = parse_query(request.environ["QUERY_STRING"], PARAMETERS)
         wanted = filter_of(token, query)
@@ -137,7 +137,7 @@ def _parse_cursor(logs: LogSearch, query: dict[str, str]) -> Remaining | None:
 def _collect(
     turns: OneAtATime, logs: LogSearch, wanted: LogFilter, limit: int, rest: Remaining | None
 ) -> Found:
-    """Search in turns until there are enough logs, or until the answer takes too long."""
+    """Search in slots until there are enough logs, or the time of the response is over."""
     end = time.monotonic() + ANSWER_SECONDS
     lines: list[bytes] = []
     size = file_bytes = 0

@@ -161,7 +161,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
 
     @blueprint.get("/status/log")
     def show_log() -> Response:
-        """Return a whole log."""
+        """Return one log, not shortened."""
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], ("id",))
         line = disk.run(logs.look_at, filter_of(token, {}), query.get("id", ""))

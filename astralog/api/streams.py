@@ -1,4 +1,4 @@
-"""GET /v1/search?follow=true: new logs as they come, for a while."""
+"""GET /v1/search?follow=true: a stream of new logs, for a limited time."""
 
 import time
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Streams:
         self.count = 0
 
     def stop(self) -> None:
-        """End all streams within POLL_SECONDS, and the turn that one may have."""
+        """End all streams within POLL_SECONDS, plus the slot that is in use."""
         self.is_stopping.set()
 
     def open(self, turns: OneAtATime, directory: Path, wanted: LogFilter) -> Response:
@@ -65,7 +65,7 @@ class _Stream:
         self._is_closed = False
 
     def items(self) -> Iterator[bytes]:
-        """Yield lines as they come, and heartbeats; the first sends the head of the response."""
+        """Yield new lines and heartbeats; the first item makes the server send the head."""
         yield HEARTBEAT
         sent_at = time.monotonic()
         end = sent_at + STREAM_SECONDS
@@ -80,7 +80,7 @@ class _Stream:
             sent_at = time.monotonic()
 
     def close(self) -> None:
-        """Close the files once no turn reads them; another stream may be opened."""
+        """Close the files once no slot uses them; another stream may then be opened."""
         if not self._is_closed:
             self._is_closed = True
             self._streams.count -= 1

@@ -1,4 +1,4 @@
-"""Turns at a thread that reads the disk, in the order in which they were asked for."""
+"""A thread that reads the disk for one request after another, in their order."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,17 +21,17 @@ T = TypeVar("T")
 
 
 class OneAtATime:
-    """Run functions that read the disk one after another, in one thread; others wait a while."""
+    """Run functions that read the disk one at a time, in one thread; the others wait briefly."""
 
     def __init__(self, busy: str) -> None:
-        """`busy` is the code that rejects a function which waits too long."""
+        """Reject a function that waits too long with the code `busy`."""
         self._busy = busy
         self._thread = ThreadPool(1)
         self._free = Semaphore()
         self._waiting = 0
 
     def run_later(self, function: Callable[[], object]) -> None:
-        """Call the function after the calls that have their turn, and return at once."""
+        """Queue a call of the function, and return at once."""
         gevent.spawn(spawn_in_thread, self._thread, function)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -84,7 +84,7 @@ class Backlog:
         return name in self._sizes
 
     def oldest(self, but: str | None = None) -> str | None:
-        """Return the oldest deliverable segment other than `but`, or None."""
+        """Return the oldest deliverable segment except `but`, or None."""
         while self._queue and not self._is_ready(self._queue[-1]):
             self._queue.pop()
         return next((name for name in self._ready() if name != but), None)

@@ -99,7 +99,7 @@ class Unavailable(Exception):
 
 
 class Unacceptable(Exception):
-    """The table cannot hold some row of an insert; no row was stored."""
+    """The table cannot hold at least one row of an insert; no row was stored."""
 
 
 class NotClickHouse(Exception):

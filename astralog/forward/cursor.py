@@ -1,4 +1,4 @@
-"""The durable record of deliveries, and the node's name they were made under.
+"""The durable record of deliveries, and the node name used for them.
 
 `store.forward_state` defines the format of the files. A fact is written only once it is true, so a
 lost fact causes doubt and no harm: the table is queried about a segment whose facts may be

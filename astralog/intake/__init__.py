@@ -1,1 +1,1 @@
-"""The bytes of a request to the lines that are stored: read, inflate, decode, validate, encode."""
+"""Convert the body of a request to stored lines: read, decompress, decode, validate, encode."""

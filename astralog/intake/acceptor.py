@@ -33,7 +33,7 @@ from astralog.tokens_file import Scope, Token
 
 
 class BatchCounters(Protocol):
-    """Counts batches when they are answered; the times are perf_counter's."""
+    """Count batches when they are answered; times are those of perf_counter."""
 
     def accept(
         self, size: int, logs: int, started_at: float, committing_at: float, token: str
@@ -44,7 +44,7 @@ class BatchCounters(Protocol):
         """
 
     def replay(self, size: int, started_at: float) -> None:
-        """Count a batch that an earlier try with its key stored."""
+        """Count a batch that an earlier try with the same key has stored."""
 
     def reject(
         self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
@@ -59,7 +59,7 @@ class BatchCounters(Protocol):
 
 
 class Accepted(NamedTuple):
-    """A request that is stored, maybe by an earlier try, or valid in a dry run."""
+    """An accepted request: stored now or by an earlier try, or valid in a dry run."""
 
     decoded: Decoded
     is_dry_run: bool = False
@@ -75,7 +75,7 @@ HEAD_BYTES = "astralog.head_bytes"
 
 
 class Acceptor:
-    """Take a request through authentication, admission, body, decode and commit, and count it."""
+    """Authenticate, admit, read, decode, commit and count requests."""
 
     def __init__(
         self, tokens: Tokens, bodies: BodyReader, queue: CommitQueue, counters: BatchCounters
@@ -94,7 +94,7 @@ class Acceptor:
         parameters: Collection[str] = PARAMETERS,
         inflate: Inflate | None = None,
     ) -> Accepted:
-        """Return when every log of a WSGI request is stored, or of a dry run is checked.
+        """Return once every log of a WSGI request is stored, or checked in a dry run.
 
         `decode` turns the protocol's body into lines, after `inflate` if there is one, and
         `parameters` are those of `options` that its query may use. Raises Rejection if nothing is
@@ -151,13 +151,13 @@ class Acceptor:
         return Accepted(decoded)
 
     def _refund(self, error: BaseException, token: Token | None, size: int) -> None:
-        """Refund the body of a batch that the service could not store to the token's rate."""
+        """Return the bytes of a batch that the service could not store to the token's rate."""
         is_ours = getattr(error, "status", None) is HTTPStatus.SERVICE_UNAVAILABLE
         if is_ours and token and size:
             self._rates.refund(token, size)
 
     def _claim(self, key: Key, options: Options) -> Claim:
-        """Claim a key; if it is the body's own, agents retry its rejections, as they do a 503."""
+        """Claim a key; with `once=body`, one in use is rejected with 503, which shippers retry."""
         try:
             return self._queue.claim(key)
         except Rejection as rejection:

@@ -1,4 +1,4 @@
-"""Turn the body of a drain into the NDJSON lines that are stored, piece by piece."""
+"""Convert the body of a drain to NDJSON lines, piece by piece."""
 
 import re
 import time
@@ -105,7 +105,7 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
 
 
 def _explain(errors: Mapping[str, Any]) -> str:
-    """Return a text that explains why a body is no batch, from the errors of its fields."""
+    """Return the reason why a body is not a batch, from the errors of its fields."""
     if "_schema" in errors:
         return 'A batch is an object with a list: {"logs": [LOG, ...]}'
     if not errors.keys().isdisjoint(OTLP_FIELDS):
@@ -119,7 +119,7 @@ def _explain(errors: Mapping[str, Any]) -> str:
 
 
 def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None:
-    """Return the batch in a short body of valid logs, like most; None for any other body."""
+    """Return the batch in a short body of valid logs, the usual case; None for any other body."""
     if len(body) > _most_at_once(context):
         return None
     with context.fast_slot(len(body)):
@@ -136,7 +136,7 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
 
 
 def _most_at_once(context: Context) -> int:
-    """Return the bytes that are decoded within one fast slot.
+    """Return the most bytes that are decoded within one fast slot.
 
     Logs that are changed take several times as long, the shortest ones most of all.
     """
@@ -144,7 +144,7 @@ def _most_at_once(context: Context) -> int:
 
 
 def find_excess(text: bytes) -> str:
-    """Return in words the excess of a log that is too expensive to decode in one call, or ""."""
+    """Return a description of the limit that a log exceeds for a decode in one call, or ""."""
     if text.count(b",") > LONG_LOG_COMMAS:
         return f"over {LONG_LOG_COMMAS} values"
     sample = text[:: LONG_INTEGER_DIGITS // 2]  # it has two digits at least of such an integer
@@ -166,12 +166,12 @@ def _check_projects(logs: Sequence[Any], context: Context) -> None:
 
 
 def _repeated_bytes(context: Context) -> int:
-    """Return the bytes that the default values take in each log."""
+    """Return the bytes of the default values in each log."""
     return sum(len(encode_value(value)) for value in context.options.defaults.values())
 
 
 class _Decode:
-    """The decode of a body that is long, or may hold invalid logs."""
+    """The decode of a body that is long or may contain invalid logs."""
 
     def __init__(self, body: bytes, form: Format, context: Context) -> None:
         self._body = body
@@ -202,13 +202,13 @@ class _Decode:
         return Decoded(self._lines.finish(), self._invalid if self._invalid.count else None)
 
     def keep_body(self, rejection: Rejection) -> Decoded:
-        """Return the batch of one log that is the body as text."""
+        """Return a batch of one log, whose message is the body as text."""
         messages = rejection.errors or {"_schema": [rejection.message]}
         self._encode([self._keep(self._form.first, self._body, messages)])
         return Decoded(self._lines.finish(), self._invalid)
 
     def _reject_invalid(self) -> None:
-        """Raise Rejection if a log was invalid, unless the others are stored."""
+        """Raise Rejection if a log is invalid, unless the valid ones are stored anyway."""
         if self._invalid.count and self._is_strict:
             raise reject_invalid(self._invalid, self._form.count(self._body))
 
@@ -220,7 +220,7 @@ class _Decode:
             return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)
 
     def _has_too_many_logs(self) -> bool:
-        """Return whether the body has more logs than values are allowed, though none has a comma.
+        """Return whether the body has more logs than the limit on values, even without commas.
 
         Each `}` may be the end of a log; blank lines hold none.
         """
@@ -261,7 +261,7 @@ class _Decode:
         return True
 
     def _add_slowly(self, piece: Piece) -> None:
-        """Add the valid logs of a piece, and count the others; parts of it may be added fast."""
+        """Add the valid logs of a piece, and count the others; try `_add_fast` on its parts."""
         size = len(piece[1])
         if size > SLOW_PIECE_BYTES:
             with self._context.slow_slot(size):
@@ -293,7 +293,7 @@ class _Decode:
         return logs
 
     def _load(self, number: int, text: bytes) -> list[Any]:
-        """Return the log in a text; count one that is invalid, and return it as text or not."""
+        """Return the log in a text; count an invalid one, and return it as text if it is kept."""
         try:
             if self._invalid.are_described and self._options.is_partial and not self._keeps:
                 log = load_valid_log(text, self._options)
@@ -308,7 +308,7 @@ class _Decode:
             return self._set_aside(number, text, {"_schema": [f"Not valid JSON: {error}"]})
 
     def _set_aside(self, number: int, text: bytes, messages: Mapping[str, Any]) -> list[Any]:
-        """Count an invalid log, and return the one that is stored for it, if any."""
+        """Count an invalid log, and return the log that is stored in its place, if any."""
         if self._keeps:
             return [self._keep(number, text, messages)]
         self._invalid.add(number, messages)

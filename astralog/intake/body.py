@@ -44,24 +44,24 @@ class Reservation(Protocol):
     """Memory granted to a request."""
 
     def resize(self, size: int) -> None:
-        """Hold `size` bytes in all, or raise Rejection `queue_full` or `body_too_large`."""
+        """Reserve `size` bytes in total; raises Rejection `queue_full` or `body_too_large`."""
 
     def check(self, size: int) -> None:
         """Raise the Rejection that `resize` would raise."""
 
 
 class Unbounded:
-    """A reservation that grants everything, for decodes outside of a request."""
+    """A reservation without a limit, for decodes outside of a request."""
 
     def resize(self, size: int) -> None:
-        """Hold so many bytes."""
+        """Do nothing."""
 
     def check(self, size: int) -> None:
-        """Raise nothing."""
+        """Do nothing."""
 
 
 class Inflater(NamedTuple):
-    """A function that decompresses one Content-Encoding, and the memory that it takes, measured.
+    """A function that decompresses one Content-Encoding, and its measured memory.
 
     `inflate` yields at most STEP_BYTES at once, and does not keep its input. In addition to its
     state, it keeps a copy of the last `window_bytes` that it yielded.
@@ -72,7 +72,7 @@ class Inflater(NamedTuple):
     window_bytes: int
 
     def held_bytes(self, size: int) -> int:
-        """Return the bytes that it holds after it has yielded `size` bytes."""
+        """Return the memory of the decompressor after it has yielded `size` bytes."""
         return self.state_bytes + min(size, self.window_bytes)
 
 
@@ -151,7 +151,7 @@ def _ended_early() -> Rejection:
 
 
 class _GrowingBody:
-    """A body that arrives in pieces, charged for the memory that it takes.
+    """A body that arrives in pieces; its memory is charged.
 
     The pieces are not copied before they are all there: the gaps that copies leave in the heap take
     as much as the body.
@@ -288,7 +288,7 @@ def _inflate_gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _inflate_deflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Inflate zlib's format, as the standard demands, or bare deflate, which some clients send."""
+    """Decompress zlib's format, as the standard requires, or bare deflate, as some clients send."""
     return _inflate_zlib(chunks, lambda start: zlib.MAX_WBITS * (1 if start[0] & 0x0F == 8 else -1))
 
 

@@ -58,7 +58,7 @@ encode_into = _encoder.encode_into
 
 
 class Slot:
-    """Decoding time that one greenlet uses at once, in the order of arrival.
+    """A semaphore for decoding: one greenlet at a time, in the order of arrival.
 
     Requests decode in one thread, so that decoding several at once gains nothing, and costs the
     memory of all of them.
@@ -91,7 +91,7 @@ class Slot:
                 self._semaphore.release()
 
     def use(self, size: int, deadline: float) -> AbstractContextManager[None]:
-        """Return the context in which a text of `size` bytes is decoded; a short one needs no slot.
+        """Return the context for decoding `size` bytes; a short text needs no slot.
 
         Raises Rejection `queue_full` if the slot is not free by the monotonic `deadline`.
         """
@@ -99,7 +99,7 @@ class Slot:
 
 
 class Slots:
-    """The slots of a worker: `fast` for decodes of milliseconds, `slow` for all that may pause."""
+    """The slots of a worker: `fast` for decodes of milliseconds, `slow` for longer ones."""
 
     def __init__(self) -> None:
         self.fast = Slot()
@@ -121,7 +121,7 @@ class Context(NamedTuple):
 
     @property
     def project(self) -> str:
-        """The project of a log that names none: the query's, else the token's only one, else ""."""
+        """The project of logs without one: the query's, else the token's only one, else ""."""
         return find_project(self.options, self.projects)
 
     def fast_slot(self, size: int) -> AbstractContextManager[None]:
@@ -140,7 +140,7 @@ class Context(NamedTuple):
         return self.slots.slow.use(size, self.deadline)
 
     def check_project(self, name: str, logs: int) -> None:
-        """Raise Rejection `forbidden_project`, for `logs` logs, unless the token may write it."""
+        """Raise Rejection `forbidden_project` (for `logs` logs) unless the token may write it."""
         if self.projects is not None and name not in self.projects:
             shown = name[:SHOWN_CHARACTERS]
             message = f"The token may not write the project {shown!r}; nothing was stored"
@@ -148,7 +148,7 @@ class Context(NamedTuple):
 
 
 class InvalidLogs:
-    """Invalid logs by their number; `seen` counts the logs, valid or not, that were checked.
+    """Invalid logs by their number; `seen` counts all logs that were checked.
 
     With `are_kept`, they are stored as text (`invalid=keep`).
     """
@@ -161,12 +161,12 @@ class InvalidLogs:
 
     @property
     def is_full(self) -> bool:
-        """Return whether COUNTED_LOGS were counted: the batch is rejected without counting more."""
+        """Return whether COUNTED_LOGS were counted, the most before a batch is rejected."""
         return self.count >= COUNTED_LOGS
 
     @property
     def are_described(self) -> bool:
-        """Return whether DESCRIBED_LOGS were counted: the others need no messages."""
+        """Return whether DESCRIBED_LOGS were counted, so that others need no messages."""
         return self.count >= DESCRIBED_LOGS
 
     def add(self, number: int, messages: Mapping[str, Any], count: int = 1) -> None:
@@ -190,7 +190,7 @@ def reject_all(invalid: InvalidLogs) -> Rejection:
 
 
 def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the messages of the first fields, none longer than a client needs."""
+    """Return the messages of the first fields, shortened for a client."""
     return {
         name[:SHOWN_CHARACTERS]: [text[:MESSAGE_CHARACTERS] for text in texts]
         for name, texts in islice(messages.items(), DESCRIBED_FIELDS)
@@ -198,14 +198,14 @@ def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 class Decoded(NamedTuple):
-    """The logs of a body, encoded; and the invalid ones, if any, unless they reject the batch."""
+    """The encoded logs of a body, and its invalid logs, if the batch is accepted without them."""
 
     batch: Batch
     invalid: InvalidLogs | None = None
 
 
 class Decoder(Protocol):
-    """Turns the body of a request into the lines that are stored."""
+    """Convert the body of a request to stored lines."""
 
     def __call__(self, body: bytes, context: Context, /) -> Decoded:
         """Return the batch in a body.
@@ -216,10 +216,10 @@ class Decoder(Protocol):
 
 
 class LineWriter:
-    """Encodes the logs of one body, and has its memory reserved: the body's and the lines'."""
+    """Encode the logs of one body, and reserve the memory of the body and of the lines."""
 
     def __init__(self, reservation: Reservation, body_bytes: int, spare_bytes: int) -> None:
-        """Let the lines grow to `spare_bytes` more than MAX_GROWTH times the body."""
+        """Limit the lines to MAX_GROWTH times the body plus `spare_bytes`."""
         self._reservation = reservation
         self._held_bytes = body_bytes
         self._max_bytes = MAX_GROWTH * body_bytes + spare_bytes
@@ -227,19 +227,19 @@ class LineWriter:
         self.logs = 0  # so far
 
     def hold(self, size: int) -> None:
-        """Charge `size` more bytes that the decode holds until its end; raises Rejection."""
+        """Charge `size` more bytes until the end of the decode; raises Rejection."""
         self._held_bytes += size
         self.expect(0)
 
     def expect(self, size: int) -> None:
-        """Charge the lines with `size` bytes that are yet to come, in place of the last `size`.
+        """Charge `size` bytes for the next lines, in place of the last such charge.
 
         Raises Rejection if there is no memory for them.
         """
         self._reservation.resize(self._held_bytes + len(self._buffer) + size)
 
     def add(self, logs: Sequence[Any], repeated_bytes: int = 0) -> None:
-        """Append logs, each of which has at most `repeated_bytes` that are not from the body.
+        """Append logs; each has at most `repeated_bytes` that are not from the body.
 
         Raises Rejection: `queue_full`, or `body_too_large` if the lines take too much.
         """
@@ -275,7 +275,7 @@ def check_growth(size: int, max_bytes: int) -> None:
 
 
 def escaped_size(text: bytes) -> int:
-    """Return an upper limit of the bytes that a text takes in JSON."""
+    """Return an upper bound of a text's bytes in JSON."""
     escaped = text.translate(None, _PLAIN)
     controls = len(escaped.translate(None, _QUOTED))
     return len(text) + (len(escaped) - controls) + 5 * controls

@@ -1,4 +1,4 @@
-"""Elasticsearch's bulk: turn the documents of a bulk request into the lines that are stored.
+"""Elasticsearch's bulk API: convert the documents of a request to stored lines.
 
 Source: https://www.elastic.co/docs/api/doc/elasticsearch/operation/operation-bulk; docs/api.md says
 which member becomes which field.
@@ -60,7 +60,7 @@ _NULL = msgspec.Raw(b"null")
 
 
 class Item(NamedTuple):
-    """The result of one action; a stored one has neither a type nor a reason of an error."""
+    """The result of one action; for a stored document, the error's type and reason are empty."""
 
     action: str
     index_name: str
@@ -71,7 +71,7 @@ class Item(NamedTuple):
 
 
 class InvalidItem(ValueError):
-    """A document cannot be stored, for a reason of one of Elasticsearch's types."""
+    """A document cannot be stored; the error has one of Elasticsearch's types."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -79,10 +79,10 @@ class InvalidItem(ValueError):
 
 
 class Bulk:
-    """Decodes one bulk request, and keeps the result of each of its items."""
+    """Decode one bulk request, and keep the result of each item."""
 
     def __init__(self, index: str) -> None:
-        """`index` is that of the path, for actions that name none."""
+        """Use `index`, the index in the path, for actions without one."""
         self._index = index
         self._last_line = b""
         self._item = Item("", "", "")
@@ -116,7 +116,7 @@ class Bulk:
         return Item(action, index or batch.project, _text(members, "_id"))
 
     def _add_run(self, lines: list[bytes], batch: ForeignBatch) -> bool:
-        """Append the documents of some lines and return True, if all are valid and as most are."""
+        """Append documents and return True if all are valid and have the usual form."""
         if len(lines) % 2 or sum(map(len, lines)) > 2 * RUN_BYTES:
             return False
         items: list[Item] = []
@@ -201,7 +201,7 @@ def _text(members: Members, name: str) -> str:
 
 
 def _make_alike(documents: list[Members], items: list[Item], batch: ForeignBatch) -> list[Any]:
-    """Return what `_make_log` does for each of some documents with the same members.
+    """Return the logs of documents with the same members; as `_make_log`.
 
     Raises NotAlikeError, and changes no document, if they differ, or their actions do.
     """
@@ -256,7 +256,7 @@ def _read_document(text: bytes) -> Members:
 
 
 def _take_timestamp(document: Members) -> str | None:
-    """Remove @timestamp, and return it, in the stored form if it is a Unix time."""
+    """Remove and return @timestamp; a Unix time is returned in the stored form."""
     raw = document.pop("@timestamp", _NULL)
     text = as_text(raw)
     if not text and raw == _NULL:
@@ -270,7 +270,7 @@ def _take_timestamp(document: Members) -> str | None:
 
 
 def _store_timestamp(log: Any) -> None:
-    """Replace a log's timestamp by its stored form; raises InvalidItem."""
+    """Convert a log's timestamp to its stored form; raises InvalidItem."""
     try:
         store_timestamps([log])
     except ValueError:
@@ -283,7 +283,7 @@ def _reject_timestamp(text: str) -> InvalidItem:
 
 
 def _take_message(document: Members) -> str | None:
-    """Remove the first member for a message that is a text, and return it."""
+    """Remove and return the first member for a message that is a text."""
     for name in MESSAGES:
         if name in document:
             try:
@@ -296,7 +296,7 @@ def _take_message(document: Members) -> str | None:
 
 
 def _find_name(document: Members, names: tuple[str, ...]) -> str:
-    """Return the first name; one at the top is removed, one within an object stays there."""
+    """Return the first name found; remove it at the top level, but not from an object."""
     for name in names:
         if name in document:
             if found := take_name(document, name):

@@ -51,7 +51,7 @@ def valid_utf8(body: bytes) -> bytes:
 
 
 def read_line(line: bytes) -> Members:
-    """Return what `read_members` does for a line with its end, in any encoding.
+    """Return the members of a line with its line end, in any encoding; as `read_members`.
 
     Raises ValueError, worded for the client.
     """
@@ -68,7 +68,7 @@ def read_line(line: bytes) -> Members:
 
 
 def read_usual_lines(lines: Sequence[bytes]) -> list[Members]:
-    """Return what `read_line` does for lines of usual length; raises ValueError for any other."""
+    """Return the members of lines of usual length, as `read_line`; raises ValueError for others."""
     text = b"".join(lines)
     if b"\r" in text:
         raise ValueError("A line break within a line")
@@ -109,7 +109,7 @@ def _read(text: bytes) -> Members:
 
 
 def as_text(raw: Any) -> str:
-    """Return a string as it is, nothing for null, and any other value as its JSON."""
+    """Return a string unchanged, "" for null, and any other value as its JSON."""
     try:
         return decode_text(raw)
     except ValueError:
@@ -118,7 +118,7 @@ def as_text(raw: Any) -> str:
 
 
 def take_name(members: Members, name: str) -> str:
-    """Remove a member that is a string, a number or a boolean, and return it as a text, else ""."""
+    """Remove a member that is a string, number or boolean, and return it as text; else ""."""
     raw = members[name]
     try:
         text = decode_text(raw)
@@ -132,11 +132,11 @@ def take_name(members: Members, name: str) -> str:
 
 
 def find_texts(logs: Sequence[Members], names: Sequence[str], found: list[str]) -> list[str] | None:
-    """Return the texts of the first of some members that logs have, and add its name to `found`.
+    """Return each log's text in the first member that is there; add its name to `found`.
 
-    Returns None if no log has any of them, or an object that a dotted name reaches into. Raises
-    NotAlikeError if only some have it, or the value of one is no string. A trick for speed: the
-    strings of all logs are decoded in one call.
+    Returns None if no log has one of the members, or an object on the path of a dotted name.
+    Raises NotAlikeError if only some logs have it, or if a value is not a string. A trick for
+    speed: the strings of all logs are decoded in one call.
     """
     for name in names:
         try:
@@ -158,7 +158,7 @@ def find_texts(logs: Sequence[Members], names: Sequence[str], found: list[str]) 
 def find_names(
     logs: Sequence[Members], names: Sequence[str], found: list[str], default: str
 ) -> list[str]:
-    """Return what `find_texts` does, and the default for None; raises it for an empty text too."""
+    """Return the same as `find_texts`, with the default for None; raises for an empty text too."""
     texts = find_texts(logs, names, found)
     if texts is None:
         return [default] * len(logs)
@@ -168,10 +168,10 @@ def find_names(
 
 
 class ForeignBatch:
-    """The logs of one body: encoded as they come, and the invalid ones counted."""
+    """The logs of one body, encoded one after another; invalid ones are counted."""
 
     def __init__(self, body: bytes, text: bytes, context: Context) -> None:
-        """Take a body, and its text, which may be a longer copy of it."""
+        """Charge a body and its text, which may be a longer copy."""
         defaults = context.options.defaults
         #: The project of every log, if the query or the token determines it.
         self.project = context.project
@@ -219,7 +219,7 @@ class ForeignBatch:
         self._lines.add(logs, repeated_bytes)
 
     def expect(self, text: bytes) -> None:
-        """Raise Rejection if there is no memory for the next log, which is made of a long text."""
+        """Raise Rejection if there is no memory for the next log, whose text is long."""
         if len(text) > RUN_BYTES:
             self._flush()
             self._lines.expect(escaped_size(text))

@@ -1,4 +1,4 @@
-"""The formats of a drained body: how each is cut into logs, and into pieces of many logs."""
+"""The formats of a drained body, and their division into pieces and logs."""
 
 import io
 import re
@@ -30,7 +30,7 @@ Hold = Callable[[int], None]
 
 
 class Format(Protocol):
-    """A way to write a batch."""
+    """A format of a batch."""
 
     noun: str  # the unit that the numbers count, from `first` on
     first: int
@@ -53,7 +53,7 @@ class Format(Protocol):
         """Return the number of logs."""
 
     def hint(self, body: bytes) -> str:
-        """Return the addition to the error of a body that is invalid JSON, "" for most."""
+        """Return a hint for the error of a body that is invalid JSON, mostly ""."""
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
@@ -143,7 +143,7 @@ class JsonBatch:
             yield first + start, self._wrapped % b",".join(logs[start:])
 
     def _split(self, text: bytes) -> list[msgspec.Raw]:
-        """Return the text of each log; of invalid JSON, only bad UTF-8 and numbers may pass.
+        """Return the text of each log; invalid UTF-8 and numbers are not detected here.
 
         Raises ValidationError for a text that is no batch, and ValueError for invalid JSON.
         """
@@ -168,7 +168,7 @@ class JsonBatch:
 
 
 def _describe_batch(text: bytes, error: Exception) -> dict[str, Any]:
-    """Return marshmallow's messages for a text that is no batch; raises ValueError if no JSON."""
+    """Return marshmallow's messages for a text that is no batch; raises ValueError if not JSON."""
     if len(text) > PIECE_BYTES:
         msgspec.json.decode(text, type=msgspec.Raw)
         return {"_schema": [f"{error}."]}
@@ -200,7 +200,7 @@ class JsonArray(JsonBatch):
 
 
 class JsonObjects:
-    """A log, or several logs one after another, with white space between them or without."""
+    """A log, or several logs one after another, with or without white space between them."""
 
     noun = "log"
     first = 0
@@ -222,7 +222,7 @@ class JsonObjects:
             yield number, text[start:end]
 
     def load(self, text: bytes, options: Options) -> list[Any]:
-        """Decode log by log, or line by line if each object has a line of its own."""
+        """Decode log by log, or line by line if each line has one object."""
         lines = text.strip().split(b"\n")
         if 1 < len(lines) == text.count(b"}\n{") + 1:
             return load_logs(lines, options)
@@ -282,7 +282,7 @@ def _count_quotes(text: bytes, start: int, end: int) -> int:
 
 
 class Lines:
-    """One log per line (NDJSON); blank lines hold none."""
+    """One log per line (NDJSON); blank lines are ignored."""
 
     noun = "line"
     first = 1

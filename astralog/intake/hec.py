@@ -1,4 +1,4 @@
-"""Splunk's HTTP Event Collector: turn events, or raw lines, into the lines that are stored.
+"""Splunk's HTTP Event Collector: convert events, or raw lines, to stored lines.
 
 Source: https://help.splunk.com/en/splunk-enterprise/get-data-in/collect-http-event-data
 ("Format events for HTTP Event Collector"); docs/api.md says which member becomes which field.
@@ -56,7 +56,7 @@ _NULL = msgspec.Raw(b"null")
 
 
 class Reply(NamedTuple):
-    """A code of HEC's own, and its text."""
+    """A code of HEC, and its text."""
 
     code: int
     text: str
@@ -76,7 +76,7 @@ NO_PROJECT = (
 
 
 class InvalidEvent(ValueError):
-    """An event cannot be stored: `reply` says so in HEC's words, the message in ours."""
+    """An event cannot be stored; `reply` is HEC's error, and `message` the service's own."""
 
     def __init__(self, reply: Reply, field: str, message: str = "") -> None:
         super().__init__(message or reply.text)
@@ -85,7 +85,7 @@ class InvalidEvent(ValueError):
 
 
 class HecRejection(Rejection):
-    """A rejection with HEC's own reply, and the number of its event, from 0, if it is of one."""
+    """A rejection with HEC's reply, and the index of the event, if it has one."""
 
     def __init__(self, code: str, error: InvalidEvent, event: int | None = None) -> None:
         message, errors = str(error), None
@@ -98,7 +98,7 @@ class HecRejection(Rejection):
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """An event as most are."""
+    """An event of the usual form."""
 
     event: str | Members
     time: msgspec.Raw = _NULL
@@ -133,7 +133,7 @@ def decode_events(
 
 
 class _Events:
-    """Appends events to a batch, all of a run at once if they are valid and as most are."""
+    """Append events to a batch; valid events of the usual form are appended in runs."""
 
     def __init__(
         self, batch: ForeignBatch, context: Context, defaults: Mapping[str, str] | None
@@ -183,7 +183,7 @@ class _Events:
         return True
 
     def _add(self, part: bytes, event: Event | None) -> None:
-        """Append one event, of any form; raises Rejection."""
+        """Append one event of any form; raises Rejection."""
         batch = self._batch
         if batch.number >= MAX_EVENTS:
             message = f"The body has more than {MAX_EVENTS} events; send smaller batches."
@@ -200,7 +200,7 @@ class _Events:
             batch.add(log, len(part) + self._repeated_bytes)
 
     def _make_alike(self, events: Sequence[Event]) -> list[Any]:
-        """Return what `_make_log` does for each of some events that are objects alike.
+        """Return the logs of events with the same members; as `_make_log`.
 
         Raises NotAlikeError, and changes no event, if they differ.
         """
@@ -230,7 +230,7 @@ class _Events:
 
 
 def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> Decoded:
-    """Return the batch in a body of lines, each of which is a message; blank lines are none.
+    """Return the batch in a body whose lines are messages; blank lines are ignored.
 
     `defaults` are the host, source, sourcetype, index and time that the query names.
     """
@@ -251,14 +251,14 @@ def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> De
 
 
 def _make_event(defaults: Mapping[str, str]) -> Event:
-    """Return an event of the members that a query names."""
+    """Return an event with the members of the query."""
     host, source, sourcetype, index = map(defaults.get, NAMES)
     time = msgspec.Raw(_encode(defaults.get("time")))
     return Event("-", time, host, source, sourcetype, index)
 
 
 def _fill(event: Event, template: Event) -> None:
-    """Set the members that an event lacks."""
+    """Add the members that an event lacks."""
     event.time = template.time if event.time == _NULL else event.time
     event.host = event.host or template.host
     event.source = event.source or template.source
@@ -364,7 +364,7 @@ def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
 
 
 class _Texts(NamedTuple):
-    """The parts of a log that an event names in its object; "" for one that it does not name."""
+    """The parts of a log in an event's object; "" for a missing one."""
 
     message: str
     service: str
@@ -372,7 +372,7 @@ class _Texts(NamedTuple):
 
 
 def _finish(event: Event, metadata: dict[str, Any], texts: _Texts, batch: ForeignBatch) -> Any:
-    """Return the log of an event, with the parts of it that are known; raises InvalidEvent."""
+    """Return the log of an event whose parts are known; raises InvalidEvent."""
     message, service, level = texts
     host, source, sourcetype, index = event.host, event.source, event.sourcetype, event.index
     project = batch.project or index
@@ -428,7 +428,7 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
 
 
 def _read_message(raw: msgspec.Raw) -> str | None:
-    """Return a member as `as_text` does, or None for null."""
+    """Return a member as text, as `as_text`, or None for null."""
     try:
         return decode_text(raw)
     except ValueError:

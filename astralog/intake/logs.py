@@ -103,7 +103,7 @@ def load_array(text: bytes, options: Options) -> list[Any]:
 
 
 def load_logs(texts: list[bytes], options: Options, lines: bytes = b"") -> list[Any]:
-    """Return the logs in JSON texts, one in each; else as `load_batch`.
+    """Return the logs in JSON texts, one per text; else as `load_batch`.
 
     `lines` is the text that was split into them by LF, if it was: it is checked at once.
     """
@@ -127,7 +127,7 @@ def _finish(
     decoders: _Decoders,
     line_breaks: bytes = LINE_BREAKS,
 ) -> list[Any]:
-    """Return decoded logs as the options demand, with the metadata and timestamps to store."""
+    """Return decoded logs, changed by the options, with metadata and timestamps as stored."""
     if decoders is _OBJECTS:
         return _check(logs, options)
     _clean_metadata(logs, texts, line_breaks)
@@ -137,7 +137,7 @@ def _finish(
 
 
 def _clean_metadata(logs: list[Any], texts: list[bytes], line_breaks: bytes) -> None:
-    """Check that metadata, which is not decoded, is UTF-8, and remove its line breaks.
+    """Check that metadata, which stays encoded, is UTF-8, and remove its line breaks.
 
     In a string JSON has them escaped. Raises ValueError.
     """
@@ -205,7 +205,7 @@ def _load_compiled(text: bytes, options: Options) -> Any:
 
 
 def _parse_log(text: bytes, options: Options) -> tuple[Any, msgspec.Raw | None]:
-    """Return the value of a log's text, and its metadata if that stays as it was sent.
+    """Return the value of a log's text, and its metadata if that is stored as sent.
 
     In the value, an empty object stands for that. Raises ValueError as `parse` does.
     """
@@ -245,7 +245,7 @@ def encode_logs(logs: list[Any]) -> bytes:
 
 
 def check_metadata(logs: list[Any]) -> None:
-    """Leave out metadata that is null; raises ValueError if it is no object either."""
+    """Remove metadata that is null; raises ValueError if it is neither null nor an object."""
     for log in logs:
         metadata = log.metadata
         if type(metadata) is msgspec.Raw and bytes(metadata)[:1] != b"{":
@@ -261,7 +261,7 @@ def _check_utf8(text: bytes) -> None:
 
 
 def _without_most_unknown(log: dict[str, Any]) -> dict[str, Any]:
-    """Return the log without the unknown fields that are not described: each costs 2 µs."""
+    """Return the log without the unknown fields that a response cannot list: each costs 2 µs."""
     known = {name: log.pop(name) for name in FIELDS if name in log}
     return dict(list(log.items())[:DESCRIBED_FIELDS]) | known
 
@@ -277,7 +277,7 @@ def _check(objects: list[dict[Any, Any]], options: Options) -> list[Any]:
 
 
 def _convert(logs: list[dict[str, Any]]) -> list[Any]:
-    """Return the structs of changed logs, whose metadata is not copied; raises ValueError."""
+    """Return the structs of changed logs, without a copy of the metadata; raises ValueError."""
     if any(type(log.get("metadata")) not in (dict, NoneType) for log in logs):
         raise ValueError("metadata is no object")
     return list(msgspec.convert(logs, list[MovedLog]))
@@ -311,7 +311,7 @@ def parse(body: bytes) -> Any:
 
 
 def name_encoding(body: bytes) -> str:
-    """Return in words why a text is not plain UTF-8; "" if there is no byte order mark or UTF-16.
+    """Return the reason why a text is not plain UTF-8: a byte order mark or UTF-16; else "".
 
     A JSON text begins with two ASCII characters (RFC 4627, 3), unless it is a single digit.
     """
@@ -323,7 +323,7 @@ def name_encoding(body: bytes) -> str:
 
 
 def _hint(error: json.JSONDecodeError) -> str:
-    """Return the addition to the error for a text of several objects in one line, "" for others."""
+    """Return a hint for the error of a text with several objects in one line, "" for others."""
     is_extra = error.msg == "Extra data" and error.doc[error.pos] == "{"
     return SEVERAL_OBJECTS if is_extra and "\n" not in error.doc[: error.pos] else ""
 
@@ -371,7 +371,7 @@ def is_utf8(text: bytes) -> bool:
 
 
 def to_utf8(text: bytes) -> bytes:
-    """Return the text with U+FFFD for invalid UTF-8; it may take three times the bytes."""
+    """Return the text with U+FFFD for invalid UTF-8; it may need three times the bytes."""
     decoder = _new_utf8_decoder(errors="replace")
     pieces = []
     for start in range(0, len(text), UTF8_STEP_BYTES):

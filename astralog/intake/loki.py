@@ -1,4 +1,4 @@
-"""Loki's push: turn streams of entries, in either encoding, into the lines that are stored.
+"""Loki's push: convert streams of entries, in either encoding, to stored lines.
 
 Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs; docs/api.md says
 which part becomes which field.
@@ -76,7 +76,7 @@ class Stream(NamedTuple):
 
     @property
     def repeated_bytes(self) -> int:
-        """Its size in each line, at most: each byte of a string may need an escape."""
+        """An upper bound of its size per line: each byte of a string may need an escape."""
         return 6 * sum(map(len, (self.project_id, self.service, self.level))) + len(self.labels)
 
 
@@ -87,7 +87,7 @@ _decode_entry = msgspec.json.Decoder(Entry).decode
 
 
 def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
-    """Return the batch in a push in JSON, whose header names the `tenant`.
+    """Return the batch in a push in JSON; `tenant` is the value of its header.
 
     Raises Rejection as a Decoder does.
     """
@@ -115,7 +115,7 @@ def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
 
 
 def check_streams(streams: Sequence[Any]) -> None:
-    """Raise Rejection as Loki does for a push without a stream."""
+    """Raise Rejection for a push without a stream, as Loki does."""
     if not streams:
         rejection = Rejection("invalid_batch", NO_STREAMS)
         rejection.status = HTTPStatus.UNPROCESSABLE_ENTITY
@@ -136,7 +136,7 @@ def make_stream(labels: Mapping[str, str], tenant: str, batch: ForeignBatch) -> 
 
 
 def first_of(texts: Mapping[str, str], names: Iterable[str]) -> str:
-    """Return the first of some texts that is there and not empty, else ""."""
+    """Return the first text that is neither missing nor empty, else ""."""
     for name in names:
         if text := texts.get(name):
             return text
@@ -144,7 +144,7 @@ def first_of(texts: Mapping[str, str], names: Iterable[str]) -> str:
 
 
 def _read_entries(values: msgspec.Raw, batch: ForeignBatch) -> Iterator[Sequence[Entry]]:
-    """Yield the entries of a stream in runs, of which one is held as objects."""
+    """Yield the entries of a stream in runs; one run at a time is decoded."""
     if len(values) <= AT_ONCE_BYTES:
         yield from in_runs(_decode_entries(values))
         return
@@ -160,7 +160,7 @@ def _read_entries(values: msgspec.Raw, batch: ForeignBatch) -> Iterator[Sequence
 
 
 def add_entries(stream: Stream, entries: Sequence[Any], batch: ForeignBatch) -> None:
-    """Append the logs of some entries of a stream; raises ValueError for a time that is none."""
+    """Append the logs of entries of a stream; raises ValueError for an invalid time."""
     project, service, default_level, labels = stream
     logs = []
     for entry in entries:

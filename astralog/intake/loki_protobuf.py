@@ -42,7 +42,7 @@ _Field = descriptor_pb2.FieldDescriptorProto
 
 
 def _message(name: str, *fields: tuple[str, int, int, int]) -> Any:
-    """Return the class of a message of fields: name, number, label and type.
+    """Return the class of a message with fields: name, number, label and type.
 
     Strings and submessages are bytes, to be parsed only when they are reached.
     """
@@ -78,7 +78,7 @@ _ESCAPED = dict(zip("abfnrtv\\\"'", "\a\b\f\n\r\t\v\\\"'", strict=True))
 
 
 class _Entry(NamedTuple):
-    """An entry, as `add_entries` takes it."""
+    """An entry, in the form that `add_entries` accepts."""
 
     time: str
     line: str
@@ -111,7 +111,7 @@ def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
 
 
 def inflate(max_bytes: int, body: bytes, reservation: Reservation) -> bytes:
-    """Return the message of at most `max_bytes` in a block of Snappy.
+    """Return the message in a block of Snappy, at most `max_bytes`.
 
     Its memory is reserved first. Raises Rejection.
     """
@@ -135,7 +135,7 @@ def inflate(max_bytes: int, body: bytes, reservation: Reservation) -> bytes:
 
 
 def _read_length(body: bytes) -> int:
-    """Return the length that a block says it has, decompressed."""
+    """Return the declared length of a decompressed block."""
     length = 0
     for place, byte in enumerate(body[:MAX_LENGTH_BYTES]):
         length |= (byte & 127) << (7 * place)
@@ -153,7 +153,7 @@ def _read_labels(text: bytes) -> dict[str, str]:
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """Return the labels in a selector as `{app="shop"}`, which has Go's strings.
+    """Return the labels in a selector such as `{app="shop"}`; its strings are Go's.
 
     Raises ValueError, worded for the client.
     """

@@ -1,4 +1,4 @@
-"""Change a log as the query demands: move fields to their names, and fill in missing ones."""
+"""Change logs by the query's options: rename fields, and fill in missing ones."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -41,11 +41,11 @@ _Path = Sequence[tuple[dict[str, Any], str]]
 
 
 class NotAlikeError(Exception):
-    """Logs have different members, of which some may be invalid."""
+    """Logs have different members, or some may be invalid."""
 
 
 def change_log(log: Any, options: Options) -> Any:
-    """Return the log after the changes of the options; a value that is no object stays as it is.
+    """Return the log after the changes of the options; a value that is not an object is unchanged.
 
     A field that is null is missing. Raises ValidationError if metadata has an unknown field's name
     already, since neither may be lost, and for a number that is no Unix time.
@@ -69,7 +69,7 @@ def change_log(log: Any, options: Options) -> Any:
 
 
 def move_alike(logs: Sequence[dict[str, Any]], options: Options) -> list[Any]:
-    """Return the structs of logs after `change_log`, if it changes all of them in the same way.
+    """Return the structs of changed logs, if `change_log` changes all of them in the same way.
 
     Raises NotAlikeError, and changes no log, if they differ, or one may be invalid. A trick for
     speed: each step is done to one member of all logs, in place of all steps to one log.
@@ -113,7 +113,7 @@ def _take_column(
 
 
 def _take_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Remove the first value that is there for each field, and return them by field.
+    """Remove the first existing value for each field, and return the values by field.
 
     All are found before the first is removed. Objects that are empty then are removed too.
     """
@@ -140,7 +140,7 @@ def _take_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> d
 
 
 def _remove(path: _Path) -> None:
-    """Remove a member, and the objects that are empty without it."""
+    """Remove a member, and the objects that become empty."""
     for holder, member in reversed(path):
         holder.pop(member, None)
         if holder:
@@ -148,7 +148,7 @@ def _remove(path: _Path) -> None:
 
 
 def _find(holder: dict[str, Any], name: str) -> _Path:
-    """Return the path to the value of a name, empty if there is none but null.
+    """Return the path to the value of a name, empty if it is missing or null.
 
     A dot in the name reaches into an object, unless a member has the name with the dot.
     """
@@ -163,7 +163,7 @@ def _find(holder: dict[str, Any], name: str) -> _Path:
 
 
 def _move_unknown(log: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """Return the `known` fields and those of a log, its unknown ones under metadata.
+    """Return the fields of a log and the `known` ones, with unknown fields moved to metadata.
 
     They are dropped only if metadata is no object, which rejects the log.
     """
@@ -193,7 +193,7 @@ def _write_as_text(log: dict[str, Any]) -> None:
 
 
 def _read_unix_time(value: Any) -> Any:
-    """Return the stored form of a timestamp that is a Unix time, and any other as it is."""
+    """Return the stored form of a timestamp that is a Unix time, and others unchanged."""
     try:
         if type(value) is int:
             return format_number(value)

@@ -1,4 +1,4 @@
-"""The options of a request: its query, and its header Idempotency-Key.
+"""The options of a request: its query, and its header `Idempotency-Key`.
 
 Source of the header:
 https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07.
@@ -93,12 +93,12 @@ class Options(NamedTuple):
 
     @property
     def moves_fields(self) -> bool:
-        """Whether fields change places, for which metadata is decoded and encoded anew."""
+        """Whether fields are moved; then metadata is decoded, and encoded again."""
         return bool(self.moves_unknown or self.sources)
 
     @property
     def accepts_any_json(self) -> bool:
-        """Whether a JSON body may be an array, a log or several logs, in place of a batch."""
+        """Whether a JSON body may be an array, a log or several logs instead of a batch."""
         return bool(self.moves_unknown or self.stamps_arrival or self.sources)
 
     def stamp(self, arrival: str) -> "Options":
@@ -110,7 +110,7 @@ NO_OPTIONS = Options()
 
 
 def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Options:
-    """Return the options in a query string as WSGI has it, which may use the `parameters`.
+    """Return the options in WSGI's query string; only `parameters` are allowed.
 
     Raises Rejection `bad_request`, which names the parameter.
     """
@@ -159,7 +159,7 @@ def _parse_names(values: Mapping[str, str], name: str) -> tuple[str, ...]:
 
 
 def find_project(options: Options, projects: Collection[str] | None) -> str:
-    """Return the project of a log without one: the query's, else the token's only one, or ""."""
+    """Return the project of logs without one: the query's, else the token's only one, else ""."""
     only = "".join(projects) if projects and len(projects) == 1 else ""
     return options.defaults.get("project_id") or only
 
@@ -171,7 +171,7 @@ def check_project(options: Options, projects: Collection[str] | None) -> None:
 
 
 def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
-    """Return the values of a query's parameters; raises Rejection `bad_request` for any other."""
+    """Return the values of a query's parameters; raises Rejection `bad_request` for others."""
     try:
         pairs = parse_qsl(query.encode("latin-1").decode(), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
@@ -197,7 +197,7 @@ def _parse_flag(values: Mapping[str, str], name: str) -> bool:
 
 
 def bad_parameter(name: str, problem: str) -> Rejection:
-    """Return the rejection for a query parameter that is known, but wrong."""
+    """Return the rejection for a query parameter with an invalid value."""
     return _bad(f"The query parameter {name!r} {problem}.")
 
 
@@ -206,7 +206,7 @@ def _bad(message: str) -> Rejection:
 
 
 def parse_key(value: str) -> str:
-    """Return the key in the header's value; raises Rejection `bad_request` for any other value."""
+    """Return the key in the header's value; raises Rejection `bad_request` if there is none."""
     text = value.strip(" \t")
     if match := _QUOTED.fullmatch(text):
         text = match[1]
@@ -220,7 +220,7 @@ def parse_key(value: str) -> str:
 
 
 def digest(key: str | None, token: Token, body: bytes, environ: Environ) -> Key:
-    """Return the digests of a key and of the request that is sent with it.
+    """Return the digests of a key and of its request.
 
     Without a key, it is made of the request itself (`once=body`), and is none that a header can
     hold. A second try may be compressed in another way, but must be decoded in the same way.

@@ -1,4 +1,4 @@
-"""OTLP: turn an export of logs, in either encoding, into the lines that are stored.
+"""OTLP: convert an export of logs, in either encoding, to stored lines.
 
 Sources: https://opentelemetry.io/docs/specs/otlp/,
 https://opentelemetry.io/docs/specs/otel/logs/data-model/ and
@@ -87,7 +87,7 @@ class InvalidRecord(ValueError):
 
 
 class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
-    """The metadata of a log: the members that are set, under OpenTelemetry's own names."""
+    """The metadata of a log: the fields that are set, by OpenTelemetry's names."""
 
     attributes: dict[str, Any] = {}
     trace_id: str = ""
@@ -112,7 +112,7 @@ class Source(msgspec.Struct, omit_defaults=True):
 
 @dataclass(slots=True)
 class Origin:
-    """The part of a line that all records of a scope have in common.
+    """The parts of a line that all records of a scope share.
 
     Without a project or a level of its own, a string is empty.
     """
@@ -125,13 +125,13 @@ class Origin:
 
     @property
     def repeated_bytes(self) -> int:
-        """Its size in each line, at most: each byte of a string may need an escape."""
+        """An upper bound of its size per line: each byte of a string may need an escape."""
         texts = sum(map(len, (self.project_id, self.service, self.level)))
         return 6 * texts + len(self.resource or b"") + len(self.scope or b"")
 
 
 def make_origin(resource: Source, scope: Source, context: Context) -> Origin:
-    """Return the origin of the records of a scope, as the query and the token have it."""
+    """Return the origin of the records of a scope, with the defaults of query and token."""
     defaults, attributes = context.options.defaults, resource.attributes
     return Origin(
         defaults.get("project_id") or _text(attributes.get("project_id")) or context.project,
@@ -216,24 +216,24 @@ def number_value(number: float) -> float | str:
 
 
 def bytes_value(content: bytes) -> str:
-    """Return bytes as JSON has them: in base64."""
+    """Return bytes in base64, as in JSON."""
     return b64encode(content).decode()
 
 
 def check_depth(depth: int) -> None:
-    """Raise ValueError for a value that lies in too many others."""
+    """Raise ValueError for a value that is nested too deep."""
     if depth > MAX_DEPTH:
         raise ValueError(f"A value lies in more than {MAX_DEPTH} others.")
 
 
 class Values:
-    """The values of an export: counted as they are read, while other clients are served."""
+    """A counter of an export's values; other clients are served while it counts."""
 
     def __init__(self) -> None:
         self._left = self._next_check = MAX_VALUES
 
     def over(self, items: Sequence[Item], most: int = MAX_VALUES) -> Iterable[Item]:
-        """Return an iterable of the items of a list, a map or attributes that counts them.
+        """Yield the items of a list, a map or attributes, and count them.
 
         Lists may be short and many, or one may be long: other clients are served all the same.
         Raises ValueError for more than `most`, which are 256 at least, and Rejection
@@ -249,7 +249,7 @@ class Values:
         return in_turns(items) if len(items) > VALUES_PER_CHECK else items
 
     def count(self, values: int) -> None:
-        """Count some more; raises Rejection `body_too_large` beyond MAX_VALUES."""
+        """Count more values; raises Rejection `body_too_large` beyond MAX_VALUES."""
         self._left -= values
         if self._left < 0:
             message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
@@ -279,7 +279,7 @@ Loader = Callable[[Any, Origin], Any]
 
 
 class Encoding(Protocol):
-    """How a message is written: as protobuf or as JSON.
+    """An encoding of messages: protobuf or JSON.
 
     `invalid_code` is the code for a body that is not of this encoding.
     """
@@ -288,7 +288,7 @@ class Encoding(Protocol):
     invalid_code: str
 
     def split(self, body: bytes, values: Values) -> Iterator[Group]:
-        """Yield the groups of an export as they are reached, an empty one if there is no scope.
+        """Yield the groups of an export, one after another; an empty one if there is no scope.
 
         Raises ValueError, worded for the client, also for a body that has no records but something
         that OTLP does not know, and Rejection `body_too_large`.
@@ -302,14 +302,14 @@ class Encoding(Protocol):
         """
 
     def encode_response(self, rejected: int, message: str) -> bytes:
-        """Return an ExportLogsServiceResponse that says how many logs were left out, and why."""
+        """Return an ExportLogsServiceResponse with the number and the errors of rejected logs."""
 
     def encode_status(self, code: int, message: str) -> bytes:
         """Return a google.rpc.Status."""
 
 
 def try_read(name: str, problems: Problems, read: Callable[[], Source]) -> Source:
-    """Return the source that `read` returns; an invalid one is an empty one and a problem."""
+    """Return the source that `read` returns; for an invalid one, an empty source and a problem."""
     try:
         return read()
     except (ValueError, RecursionError) as error:
@@ -335,7 +335,7 @@ def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
 
 
 class _Decode:
-    """The decode of one export, which goes on step by step."""
+    """The decode of one export, step by step."""
 
     def __init__(self, encoding: Encoding, body: bytes, context: Context) -> None:
         self._values = Values()
@@ -376,7 +376,7 @@ class _Decode:
                     self._add_records(run, origin)
 
     def _reject_group(self, group: Group) -> None:
-        """Count all records of a group as invalid; a problem without records costs nothing."""
+        """Count all records of a group as invalid; a problem without records is ignored."""
         invalid, records = self._invalid, len(group.records)
         if records:
             invalid.add(invalid.seen, group.problems, records)
@@ -408,5 +408,5 @@ class _Decode:
 
 
 def _word(error: Exception) -> str:
-    """Return an error in words for the client."""
+    """Return an error as text for the client."""
     return "Nested too deep." if isinstance(error, RecursionError) else str(error)

@@ -1,4 +1,4 @@
-"""OTLP in JSON: protobuf's own mapping to JSON, except for ids, which are hexadecimal.
+"""OTLP in JSON: protobuf's mapping to JSON, except for ids, which are hexadecimal.
 
 Messages are read by the names that they have in JSON or in protobuf. Integers may be strings,
 unknown fields are ignored, and null stands for a field that is not set. Sources:
@@ -72,7 +72,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class Message(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):
-    """A message, of which a field that is null is not set.
+    """A message; a field that is null is not set.
 
     It takes JSON's names alone, so that a message without others is decoded in one call.
     """
@@ -192,7 +192,7 @@ _FIELDS: dict[type[Message], dict[str, _Field]] = {
 
 
 def read_envelope(kind: type[Message], text: bytes, place: str) -> tuple[Any, str | None]:
-    """Return an Export, ResourceLogs or ScopeLogs, and a name in it that OTLP does not know.
+    """Return an Export, ResourceLogs or ScopeLogs, and a member of it that OTLP does not define.
 
     The name is None if OTLP knows all. Raises ValueError, which names the `place`.
     """
@@ -217,7 +217,7 @@ def _read_envelope(kind: type[Message], text: bytes) -> tuple[Any, str | None]:
 
 
 def either(one: Value | None, other: Value | None, name: str) -> Value | None:
-    """Return the value of a field, whichever of its two names it has; raises ValueError if both."""
+    """Return the value of a field by either of its names; raises ValueError if it has both."""
     if one is not None and other is not None:
         raise ValueError(f"{name} is given twice, under both of its names.")
     return one if other is None else other
@@ -254,7 +254,7 @@ def _mend(text: bytes) -> bytes:
 
 
 def _normalise(kind: type[Message] | None, value: Any) -> Any:
-    """Return the JSON value of messages of a kind under JSON's names, without unknown members.
+    """Return the JSON value of messages of a kind, with JSON's names and without unknown members.
 
     Raises ValueError for a field under both of its names and, except for a resource or a scope, for
     a message of nothing but unknown members, which would be stored as an empty one.
@@ -285,7 +285,7 @@ def _normalise_member(field: _Field, value: Any) -> Any:
 
 
 class Json:
-    """The encoding that people can read."""
+    """The encoding OTLP/JSON."""
 
     content_type = "application/json"
     invalid_code = "invalid_json"
@@ -332,7 +332,7 @@ class Json:
 
 
 class _Split:
-    """Finds the groups of one export."""
+    """Find the groups of one export."""
 
     def __init__(self, values: Values) -> None:
         self._read_attributes = _Reader(values).read_attributes
@@ -372,7 +372,7 @@ class _Split:
         return Group(resource, scope, records or (), problems)
 
     def _read_source(self, text: bytes, logs: Any) -> Source:
-        """Return the source of some logs, which say its schema themselves."""
+        """Return the source of logs; `logs` has its schema URL."""
         source = read_source(text) or MessageSource()
         url = either(read_text(logs.schema_url), read_text(logs.schema_url_), "schemaUrl")
         return Source(
@@ -409,7 +409,7 @@ def _severity(value: int | str | None) -> int:
 
 
 def _id(text: str | None, field: str) -> bytes:
-    """Return an id in hexadecimal; protobuf's own JSON has it in base64, which ends in `=`."""
+    """Return an id in hexadecimal; one that ends in `=` is base64, as in protobuf's JSON."""
     try:
         return bytes.fromhex(text) if text else b""
     except ValueError:
@@ -419,20 +419,20 @@ def _id(text: str | None, field: str) -> bytes:
 
 
 class _Reader:
-    """Turns the attributes and values of one export into values of JSON."""
+    """Convert the attributes and values of one export to values of JSON."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
 
     def read_attributes(self, attributes: list[KeyValue] | None) -> dict[str, Any]:
-        """Return attributes as an object; of those with one key, the last one counts."""
+        """Return attributes as an object; if several have the same key, the last one counts."""
         if not attributes:
             return {}
         items = self._values.over(attributes, MAX_ATTRIBUTES)
         return {item.key or "": self.convert(item.value) for item in items}
 
     def convert(self, value: AnyValue | None, depth: int = 0) -> Any:
-        """Return a value's form in JSON."""
+        """Return a value in JSON's form."""
         if value is None or value.string_value is not None:
             return value and value.string_value
         if value.int_value is not None:
@@ -457,7 +457,7 @@ class _Reader:
 
 
 def _base64(text: str) -> bytes:
-    """Return the bytes in base64, of either alphabet, padded or not, in lines or not."""
+    """Decode base64; either alphabet, missing padding and line breaks are accepted."""
     try:
         plain = text.encode("ascii").translate(_BASE64, _LINE_BREAKS).rstrip(b"=")
         return b64decode(plain + b"=" * (-len(plain) % 4), validate=True)

@@ -93,7 +93,7 @@ _unpack_double = Struct("<d").unpack_from
 
 
 class Protobuf:
-    """The encoding that SDKs and collectors use by default."""
+    """The encoding OTLP/protobuf, the default of SDKs and collectors."""
 
     content_type = "application/x-protobuf"
     invalid_code = "invalid_protobuf"
@@ -140,7 +140,7 @@ class Protobuf:
 
 
 class _Split:
-    """Finds the groups of one export."""
+    """Find the groups of one export."""
 
     def __init__(self, values: Values, *, is_short: bool) -> None:
         self._read_attributes = _Reader(values).read_attributes
@@ -222,7 +222,7 @@ def _parse(kind: Any, text: bytes, what: str) -> Any:
 
 
 def _reject_foreign(kind: Any, text: bytes, place: str) -> None:
-    """Raise ValueError for a message without records that has fields OTLP does not know."""
+    """Raise ValueError for a message without records that has fields unknown to OTLP."""
     number = find_unknown(text, kind.DESCRIPTOR.fields_by_number)
     if number is not None:
         is_old = number == INSTRUMENTATION_LIBRARY_LOGS
@@ -231,7 +231,7 @@ def _reject_foreign(kind: Any, text: bytes, place: str) -> None:
 
 
 class _Reader:
-    """Reads the attributes and values of one export: the same ones but once.
+    """Read the attributes and values of one export; equal ones are read once.
 
     An attribute begins with its key and the kind and the length of its value. One whose lengths fit
     into a byte is read as it stands on the wire if its value is a string, an integer or a
@@ -244,7 +244,7 @@ class _Reader:
         self._starts: dict[bytes, Start] = {}
 
     def read_attributes(self, texts: Any) -> dict[str, Any]:
-        """Return attributes as an object; of those with one key, the last one counts."""
+        """Return attributes as an object; if several have the same key, the last one counts."""
         known, starts = self._known, self._starts
         attributes = {}
         for text in self._values.over(texts[:], MAX_ATTRIBUTES):
@@ -271,7 +271,7 @@ class _Reader:
         return attributes
 
     def _read_start(self, text: bytes) -> Start:
-        """Return the start of an attribute; its length is -1 if it is unusual."""
+        """Return the start of an attribute, and its length, -1 for an unusual form."""
         start: Start = "", -1, None
         end = len(text)
         if end == text[1] + 5 < 133 and text[0] == _KEY and text[-3] == _VALUE:
@@ -292,7 +292,7 @@ class _Reader:
         return attribute.key, self._convert(attribute.value)
 
     def read_value(self, text: bytes) -> Any:
-        """Return a value's form in JSON; a short string is read as it stands on the wire."""
+        """Return a value in JSON's form; a short string is read from the wire directly."""
         size = len(text)
         if 1 < size < 130 and text[0] == _STRING and text[1] == size - 2:
             try:
@@ -304,7 +304,7 @@ class _Reader:
         return self._convert(_parse(AnyValue, text, "The body"))
 
     def _convert(self, value: AnyValue, depth: int = 0) -> Any:
-        """Return a value's form in JSON."""
+        """Return a value in JSON's form."""
         kind = value.WhichOneof("value")
         if kind == "int_value":
             return value.int_value
@@ -330,7 +330,7 @@ class _Reader:
 
 
 def _read_int(text: bytes, end: int) -> int | None:
-    """Return the value of an attribute, whose own tag stands before `end`; None if unusual."""
+    """Return the value of an attribute whose tag is before `end`; None for an unusual form."""
     number = shift = 0
     for byte in text[end : end + MAX_VARINT_BYTES]:
         number |= (byte & 127) << shift
@@ -341,7 +341,7 @@ def _read_int(text: bytes, end: int) -> int | None:
 
 
 def _read_double(text: bytes, end: int) -> Any:
-    """Return the value of an attribute, whose own tag stands before `end`."""
+    """Return the value of an attribute whose tag is before `end`."""
     number = _unpack_double(text, end)[0]
     return number if isfinite(number) else number_value(number)
 
@@ -353,7 +353,7 @@ def _contents(text: bytes, tags: Collection[int]) -> Iterator[bytes]:
 
 
 def _check_nested(parts: Sequence[bytes]) -> None:
-    """Raise ValueError for a value whose lists and maps are too long to be read."""
+    """Raise ValueError for a value whose lists and maps are too long."""
     if len(parts) > MAX_PARTS:
         raise ValueError(f"A value stands more than {MAX_PARTS} times.")
     size = 0

@@ -1,4 +1,4 @@
-"""OTLP's messages as they are parsed, and protobuf's wire format, field by field.
+"""OTLP's messages as the service parses them, and protobuf's wire format, field by field.
 
 The messages are copies of opentelemetry-proto's with some submessages left as bytes, which are
 parsed one after another. Measured, the object that protobuf makes for a submessage takes 0.3 µs,
@@ -42,7 +42,7 @@ Field = tuple[int, int, int]
 
 
 def read_fields(text: bytes) -> Iterator[Field]:
-    """Yield the fields of a message, those within a group with the tag 0; raises ValueError."""
+    """Yield the fields of a message; those within a group have the tag 0. Raises ValueError."""
     position = depth = 0
     try:
         while position < len(text):
@@ -110,7 +110,7 @@ def check_size(text: bytes) -> None:
 
 
 def find_unknown(text: bytes, known: Collection[int]) -> int | None:
-    """Return the number of the first field that is none of the `known`, if there is one."""
+    """Return the number of the first field that is not `known`, or None."""
     for tag, _, _ in in_turns(read_fields(text)):
         if tag >> 3 not in known:
             return tag >> 3  # a group's start precedes its fields
@@ -144,7 +144,7 @@ def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
 
 
 def register(message: descriptor_pb2.DescriptorProto, parts: Collection[str] = ()) -> Any:
-    """Return the class of a message whose name no other registered message has.
+    """Register a message under a unique name, and return its class.
 
     `parts` are the names of the registered messages that it consists of.
     """
@@ -161,7 +161,7 @@ def register(message: descriptor_pb2.DescriptorProto, parts: Collection[str] = (
 
 
 def _copy(source: Descriptor, left: Collection[str], single: str = "") -> Any:
-    """Return the class of a copy of a message whose submessages `left` are bytes.
+    """Return the class of a copy of a message in which the submessages `left` are bytes.
 
     They are repeated, since a submessage that stands twice is the two joined; of one named
     `single`, the last one counts. Other submessages are unknown to the copy; enums are numbers.
@@ -204,7 +204,7 @@ def _make_records() -> Any:
 
 
 def _make_status() -> Any:
-    """Return the class of google.rpc.Status, without its details, which take no type of ours.
+    """Return the class of google.rpc.Status without its details.
 
     Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/status.proto.
     """

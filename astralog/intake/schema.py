@@ -1,4 +1,4 @@
-"""The contract: a batch and a log, declared once in marshmallow, and compiled for msgspec.
+"""The schema of a batch and a log, declared once in marshmallow, and compiled for msgspec.
 
 The marshmallow schema is the only list of fields. The compiled decoder, one pass in C, accepts no
 log that the schema rejects, and makes the same values; if it rejects a log, the schema decides.
@@ -91,7 +91,7 @@ class BatchSchema(Schema):
 def compile_struct(
     schema: Schema, text_fields: Collection[type[fields.String]] = (), *, is_raw: bool = False
 ) -> type[msgspec.Struct]:
-    """Return the struct type of exactly the values that `schema` loads.
+    """Return a struct type that accepts exactly the values that `schema` loads.
 
     `text_fields` are the string fields whose text the caller checks after decoding. With `is_raw`,
     the value of a dict field is its JSON text, which may be any value and have line breaks and
@@ -155,7 +155,7 @@ def _min_length(name: str, field: fields.String) -> int:
 
 
 def allow_missing(struct: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """Return the struct with the same fields, of which the required ones may be missing or null."""
+    """Return a struct with the same fields; required ones may be missing or null."""
     return msgspec.defstruct(
         f"Incomplete{struct.__name__}",
         [
@@ -171,7 +171,7 @@ def allow_missing(struct: type[msgspec.Struct]) -> type[msgspec.Struct]:
 
 
 def allow_any(struct: type[msgspec.Struct], name: str) -> type[msgspec.Struct]:
-    """Return the struct with the same fields, of which `name` may have any value."""
+    """Return a struct with the same fields; `name` may have any value."""
     return msgspec.defstruct(
         f"Moved{struct.__name__}",
         [

@@ -1,4 +1,4 @@
-"""Turn every accepted timestamp form into RFC 3339 in UTC.
+"""Convert every accepted form of a timestamp to RFC 3339 in UTC.
 
 Sources: RFC 3339 section 5.6, ISO 8601-1:2019 (calendar, ordinal and week dates, basic and
 extended), and the `YYYY-MM-DD hh:mm[:ss[.f]]` of SQL databases. docs/api.md lists the forms.
@@ -57,7 +57,7 @@ _STORED_SHAPES = (b"--T::.Z", b"--T::Z")
 
 
 def normalise(text: str) -> str:
-    """Return `text` as `YYYY-MM-DDThh:mm:ss[.f]Z`, its fraction digit for digit as given.
+    """Return `text` as `YYYY-MM-DDThh:mm:ss[.f]Z`; the digits of its fraction are unchanged.
 
     No offset means UTC. Raises ValueError, worded for the client, for anything except a full date
     with an optional time, and for a time outside the years 1 to 9999 in UTC.
@@ -72,7 +72,7 @@ def normalise(text: str) -> str:
 
 
 def normalise_all(texts: Sequence[str]) -> list[str] | None:
-    """Return each text normalised, or None if all are in the stored form already."""
+    """Return the normalised texts, or None if all are in the stored form already."""
     if _all_stored_form(texts):
         return None
     stored: list[str] = []

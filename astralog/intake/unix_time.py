@@ -1,4 +1,4 @@
-"""Unix times, as numbers or as the digits that a sender wrote, in the stored form."""
+"""Convert Unix times, as numbers or as digits in a text, to the stored form."""
 
 import re
 from datetime import UTC, datetime
@@ -28,14 +28,14 @@ EXPECTED = "Not a Unix time before the year 10000"
 
 
 def format_time(nanoseconds: int) -> str:
-    """Return a Unix time as it is stored; 64 bits reach from 1970 to 2554."""
+    """Return a Unix time in nanoseconds in the stored form; 64 bits reach from 1970 to 2554."""
     if nanoseconds < _NANOSECONDS:
         return f"{_format_seconds(0)}.{nanoseconds:09}Z"
     return f"{_format_seconds(nanoseconds // _NANOSECONDS)}.{str(nanoseconds)[-9:]}Z"
 
 
 def format_number(number: int) -> str:
-    """Return the Unix time in an integer, in the unit of its size, as it is stored.
+    """Return the stored form of a Unix time in an integer, whose size determines the unit.
 
     Raises ValueError, worded for the client.
     """
@@ -61,7 +61,7 @@ def format_number(number: int) -> str:
 
 
 def parse_time(text: str) -> str:
-    """Return the Unix time in a text as it is stored, its fraction digit for digit.
+    """Return the stored form of a Unix time in a text; the digits of its fraction are unchanged.
 
     Below 10¹¹ it counts seconds, below 10¹⁴ milliseconds, below 10¹⁷ microseconds, else
     nanoseconds. Raises ValueError, worded for the client.
@@ -77,7 +77,7 @@ def parse_time(text: str) -> str:
 
 
 def parse_nanoseconds(text: str) -> str:
-    """Return the Unix time in nanoseconds in a text as it is stored; raises ValueError."""
+    """Return the stored form of a Unix time in nanoseconds in a text; raises ValueError."""
     if len(text) > _NANOSECOND_DIGITS or not (text.isascii() and text.isdigit()):
         raise ValueError("Not a Unix time in nanoseconds")
     if len(text) == _NANOSECOND_DIGITS:
@@ -107,7 +107,7 @@ def _parse_time(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _format_usual(digits: str) -> str:
-    """Return the stored form of ten digits in ASCII, up to the seconds; "" for others."""
+    """Return the stored form, up to the seconds, of ten ASCII digits; "" for others."""
     return _format_seconds(int(digits)) if digits.isdecimal() and digits[0] != "0" else ""
 
 

@@ -1,4 +1,4 @@
-"""Share connections out among the workers, which all accept from the same socket.
+"""Balance connections between the workers, which all accept from the same socket.
 
 Each worker publishes its CPU load and its connections in shared memory. A worker leaves a waiting
 connection to another one with less load, and closes some busy connections after a request if its
@@ -78,7 +78,7 @@ class Share:
     """One worker's share of the load, and its view of the others."""
 
     def __init__(self, numbers: "memoryview[float]", place: int) -> None:
-        """Use a place in the shared numbers, the first of which is the highest place in use."""
+        """Use a place in the shared numbers; the first number is the highest place in use."""
         self._numbers = numbers
         self.place = place
         self._start = place * len(FIELDS)
@@ -118,7 +118,7 @@ class Share:
             self._short_at = now
 
     def leaves(self) -> bool:
-        """Return whether a waiting connection is left to another worker."""
+        """Return whether this worker leaves a waiting connection to another worker."""
         now = time.monotonic()
         if _faded(self._short, now - self._short_at) > MANY_SHORT:
             return False
@@ -138,7 +138,7 @@ class Share:
         return True
 
     def is_moved(self) -> bool:
-        """Count a connection used in this tick; return whether it is to close for another worker.
+        """Count a connection used in this tick; return whether it must move to another worker.
 
         A connection calls this at most once per tick.
         """
@@ -211,5 +211,5 @@ class Share:
 
 
 def _faded(load: float, seconds: float) -> float:
-    """Return the rest of a load after so many seconds."""
+    """Return a load after it has decayed for `seconds`."""
     return float(load * 0.5 ** (seconds / NEW_SECONDS))

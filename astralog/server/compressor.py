@@ -51,7 +51,7 @@ _SET_NAME = 15
 
 
 class CompressorProcess:
-    """The master's child that compresses; another one takes its place if it dies."""
+    """The child process of the master that compresses; the master replaces it if it dies."""
 
     def __init__(self, settings: Settings, metrics_fd: int | None, cfg: Any) -> None:
         """Compress with these settings; the process runs as the user of gunicorn's `cfg`."""
@@ -117,7 +117,7 @@ class CompressorProcess:
         self._pidfd = -1
 
     def _has_ended(self, seconds: float) -> bool:
-        """Return whether the process ends within so many seconds."""
+        """Return whether the process ends within `seconds`."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -166,7 +166,7 @@ def _close_files_except(metrics_fd: int | None) -> None:
 
 
 def _take_lowest_priority() -> None:
-    """Run only when the CPU is idle; reads and writes then come last too."""
+    """Use only idle CPU time and idle disk time."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, LOWEST_NICE)
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

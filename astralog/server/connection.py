@@ -46,7 +46,7 @@ PLAIN_HTTP = "This port serves HTTPS only, and received plain HTTP; use https://
 
 
 class Trust(Enum):
-    """Whether a client has shown a valid token, and has not sent beyond its rate since then.
+    """Whether a client has a valid token and stays within its rate.
 
     No POST is answered 200 without a token, and none 429.
     """
@@ -104,13 +104,13 @@ class Connection:
 
     @property
     def _idle_bytes(self) -> int:
-        """The memory of the connection itself, as far as it counts."""
+        """The memory of the connection itself that is charged."""
         if self._trust is Trust.AUTHENTICATED:
             return 0
         return TLS_BYTES if self._shared.tls else PLAIN_BYTES
 
     def _shake_hands(self) -> bool:
-        """Set up TLS, and return False for a client that speaks plain HTTP, which is answered."""
+        """Set up TLS; return False after the answer to a client that speaks plain HTTP."""
         with self._limits.handshakes:
             is_http = self._sock.recv(1, socket.MSG_PEEK).isupper()  # a request's method
             if not is_http:
@@ -148,7 +148,7 @@ class Connection:
         self._answer_bare(reject(rejection).data, b"application/json")
 
     def _answer(self, request: Request) -> bool:
-        """Answer a request, and return whether the connection goes on."""
+        """Answer a request, and return whether the connection stays open."""
         if request.held_bytes and self._trust is Trust.NONE:
             self._hold_more(request.held_bytes)
         response = Response(request, self._sock, self._shared.cfg, self._limits)
@@ -183,7 +183,7 @@ class Connection:
             environ.clear()  # werkzeug's request and it refer to each other
 
     def _is_last(self) -> bool:
-        """Return whether the connection is closed after this request, for another worker's sake."""
+        """Return whether to close the connection after this request, for a less busy worker."""
         share = self._shared.share
         if self._active_in != share.tick_number:
             self._active_in = share.tick_number
@@ -192,21 +192,21 @@ class Connection:
         return self._shared.is_stopping
 
     def _become_trusted(self) -> None:
-        """Note that the client has shown a token."""
+        """Record that the client has a valid token."""
         if self._trust is Trust.NONE:
             self._trust = Trust.AUTHENTICATED
             self._flow.is_trusted = True
             self._hold(0)
 
     def _lose_trust(self) -> None:
-        """Serve a client that sends more than its rate after all others, until it is back in it."""
+        """Serve a client above its rate after all others, until its next batch is accepted."""
         if self._trust is Trust.AUTHENTICATED:
             self._trust = Trust.NONE
             self._flow.lose_trust()
             self._hold(self._idle_bytes)
 
     def _discard(self, request: Request) -> bool:
-        """Read the rest of an unwanted body, and return whether that was all of it.
+        """Discard the rest of an unwanted body, and return whether its end was reached.
 
         A client that still sends would otherwise lose its connection before it reads the answer.
         """
@@ -219,7 +219,7 @@ class Connection:
         return False
 
     def _linger(self) -> None:
-        """Read on for a while, so that the client does not lose the answer with the connection."""
+        """Read on for a while, so that a reset of the connection does not discard the response."""
         left = DISCARD_BYTES
         pause = self._flow.share()
         with self._limits.discards:
@@ -240,11 +240,11 @@ class Connection:
         self._linger()
 
     def _hold_more(self, size: int) -> None:
-        """Account for so many bytes in addition to the connection itself."""
+        """Charge `size` bytes in addition to the connection itself."""
         self._hold(self._idle_bytes + size)
 
     def _hold(self, size: int) -> None:
-        """Account for so many bytes in all."""
+        """Charge `size` bytes in total."""
         more = size - self._held_bytes
         self._held_bytes = size
         if more > 0:

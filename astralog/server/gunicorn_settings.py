@@ -101,7 +101,7 @@ def child_exit(server: Master, worker: Worker) -> None:
 
 
 def pre_exec(server: Master) -> None:
-    """Pass the metrics to the master that this one starts at an upgrade (SIGUSR2)."""
+    """Pass the metrics to the next master at an upgrade (SIGUSR2)."""
     server.pass_metrics_on()
 
 

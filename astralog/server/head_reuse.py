@@ -1,4 +1,4 @@
-"""Requests of a connection, without parsing a head again that differs in known values only.
+"""Reuse the parsed head of a connection's last request if only known values differ.
 
 A client sends the same head with every batch, except the digits of Content-Length and the
 Idempotency-Key; a load balancer repeats its whole request. Measured: -30 of 160 µs per request at
@@ -79,7 +79,7 @@ def _find_key(data: bytes, end: int) -> re.Match[bytes] | None:
 
 
 def _around(head: bytes, *values: tuple[int, int]) -> tuple[bytes, ...]:
-    """Return the parts of a head around some values, which are given by their spans."""
+    """Return the parts of a head between the given spans."""
     pieces = []
     start = 0
     for value_start, value_end in sorted(values):

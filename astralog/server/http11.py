@@ -94,7 +94,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
     max_body_chunk = 64 * 1024
 
     def __init__(self, sock: Any, flow: Flow, is_tls: bool = False) -> None:
-        """Receive from a socket, when it is the flow's turn."""
+        """Receive from a socket; `flow` schedules the work."""
         super().__init__(sock, RECEIVE_BYTES)
         self._flow = flow
         self._hub = gevent.get_hub()
@@ -110,7 +110,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         self._readable.close()
 
     def receive_head(self, hold: Callable[[int], None]) -> bytes:
-        """Return a head and the bytes after it, or nothing if the connection ended before it.
+        """Return a head and the bytes after it, or nothing if the connection ended first.
 
         Before each head except the first, other connections are served, even if the head is there
         already; a client without a token also waits for those that have used less of the worker.
@@ -151,7 +151,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         return data
 
     def _wait(self) -> None:
-        """Wait until the socket is readable, and yield in any case."""
+        """Wait until the socket is readable; yield even if it already is."""
         if self._is_tls and self.sock.pending():  # TLS has read it, so the socket stays silent
             gevent.sleep(0)
         else:
@@ -181,7 +181,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
             self._pause = yield_if_due
 
     def queue_up(self) -> Callable[[], None]:
-        """Serve others before a body is discarded, and return the function that repeats it."""
+        """Serve other clients before a body is discarded; return the function to do so again."""
         self._pause = pause = self._flow.share()
         pause()
         return pause
@@ -286,7 +286,7 @@ class Body(body.Body):  # type: ignore[misc]
         return bytes(data)
 
     def readline(self, size: int | None = None) -> bytes:
-        """Raise UnsupportedOperation: nothing reads lines, and gunicorn's method loses bytes."""
+        """Raise UnsupportedOperation: it is not needed, and gunicorn's method loses bytes."""
         raise UnsupportedOperation("readline")
 
     def _parse_piece(self) -> bytes:
@@ -309,7 +309,7 @@ class Body(body.Body):  # type: ignore[misc]
         return data
 
     def discard(self, limit: int) -> bool:
-        """Receive and drop at most `limit` bytes of the rest; return whether that was all of it.
+        """Discard at most `limit` bytes of the rest; return whether the end was reached.
 
         Raises like `read1`.
         """
@@ -359,7 +359,7 @@ class Request(message.Request):  # type: ignore[misc]
         return request
 
     def repeat(self, values: dict[str, str]) -> "Request":
-        """Become the next request, whose head differs only in these values of the environ."""
+        """Reuse this object for the next request, whose environ differs only in these values."""
         self._values = values
         reader = body.LengthReader(self.unreader, int(values.get("CONTENT_LENGTH", 0)))
         self.body = Body(reader, self.unreader, self._is_awaited)
@@ -377,7 +377,7 @@ class Request(message.Request):  # type: ignore[misc]
         return headers
 
     def set_body_reader(self) -> None:
-        """Choose how the body is read; raises ParseException if the head is ambiguous."""
+        """Select the reader of the body; raises ParseException if the head is ambiguous."""
         super().set_body_reader()
         reader = self.body.reader
         if isinstance(reader, body.ChunkedReader):
@@ -392,7 +392,7 @@ class Request(message.Request):  # type: ignore[misc]
         self.body = Body(reader, self.unreader, self._is_awaited)
 
     def should_close(self) -> bool:
-        """Return whether the connection ends with this request, in its body's present state."""
+        """Return whether the connection ends with this request, as far as its body was read."""
         return self._is_last or self.body.is_given_up
 
     def environ(self, client: Any, server: Any) -> dict[str, Any]:
@@ -433,7 +433,7 @@ class Request(message.Request):  # type: ignore[misc]
 
 
 def _host_and_port(address: Any) -> tuple[str, str]:
-    """Return both as WSGI has them; a unix socket has neither."""
+    """Return host and port for WSGI's environ; a unix socket has neither."""
     return (address[0], str(address[1])) if isinstance(address, tuple) else ("", "")
 
 
@@ -540,7 +540,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         self._limits = limits
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Set the headers; the same as of an earlier response are checked once."""
+        """Set the headers; headers equal to those of an earlier response are not checked again."""
         self.headers, self.response_length = _check(tuple(headers))
 
     def send_headers(self) -> None:

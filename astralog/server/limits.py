@@ -59,7 +59,7 @@ HALF_LIFE_SECONDS = 1.0
 
 
 class ConnectionEnded(Exception):
-    """The server ends a connection: its client took too long, or its memory is needed."""
+    """The server ends a connection, since its client took too long or its memory is needed."""
 
 
 class ConnectionLimits:
@@ -159,7 +159,7 @@ class ConnectionLimits:
 
 
 class FairQueue:
-    """The connections that wait for the CPU of their worker, the one that has used least first."""
+    """Connections that wait for CPU time, ordered by the CPU time that they have used."""
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()
@@ -170,7 +170,7 @@ class FairQueue:
         self._slice_end = 0.0
 
     def try_start(self) -> bool:
-        """Start work at once and return True, unless others wait or this slice is over."""
+        """Start work and return True, unless other connections wait or the time slice is over."""
         if self._waiting:
             return False
         now, iteration = time.monotonic(), self._hub.loop.iteration
@@ -179,7 +179,7 @@ class FairQueue:
         return now < self._slice_end
 
     def wait(self, used_seconds: float) -> None:
-        """Return after all connections that have used less were served."""
+        """Wait until all connections that have used less CPU time were served."""
         waiter = Waiter(self._hub)
         heapq.heappush(self._waiting, (used_seconds, next(self._numbers), waiter))
         if not self._timer.active:
@@ -196,7 +196,7 @@ class FairQueue:
 
 
 class Flow:
-    """One connection's part in the queue, which it leaves while it is trusted."""
+    """One connection in the fair queue; trusted connections are not queued."""
 
     def __init__(self, queue: FairQueue) -> None:
         self._queue = queue
@@ -215,7 +215,7 @@ class Flow:
         return True
 
     def wait(self, head_bytes: int = 0) -> None:
-        """Start work on a request, with a head of so many bytes, at this connection's turn."""
+        """Wait for this connection's turn, and start work on a head of `head_bytes`."""
         now = time.monotonic()
         self._used_seconds *= 0.5 ** ((now - self._faded_at) / HALF_LIFE_SECONDS)
         self._faded_at = now
@@ -234,11 +234,11 @@ class Flow:
         self._started_at = time.monotonic()
 
     def share(self) -> Callable[[], None]:
-        """Return the function that long work calls between its steps to serve others."""
+        """Return the function that long work calls between its steps to serve other connections."""
         return yield_if_due if self.is_trusted else self._pause
 
     def _pause(self) -> None:
-        """Serve connections that have used less."""
+        """Serve connections that have used less CPU time."""
         self.stop()
         if not self.try_start():
             self.wait()

@@ -1,4 +1,4 @@
-"""gunicorn's master: it starts the workers, hands them its state, reloads, and stops.
+"""gunicorn's master: start the workers with its state, reload, and stop.
 
 It survives failed forks and pauses of the machine.
 """
@@ -33,7 +33,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
-    """gunicorn as `astralog serve` starts it, without a command line and files of its own."""
+    """gunicorn's application for `astralog serve`, without its command line and settings file."""
 
     def load_config(self) -> None:
         """Read the package's own settings of gunicorn."""
@@ -65,7 +65,7 @@ def read_state(settings: Settings) -> MasterState:
 
 
 def _open_metrics() -> int | None:
-    """Return the file in which the workers share their metrics; the service runs without too."""
+    """Return the file in which the workers share their metrics, None if it cannot be made."""
     try:
         return slots.open_shared_file(os.environ)
     except OSError as error:
@@ -74,7 +74,7 @@ def _open_metrics() -> int | None:
 
 
 def read_certificate(settings: Settings) -> Any | None:
-    """Return the TLS context of the settings' certificate, or None if they name none.
+    """Return the TLS context of the settings' certificate, None without a certificate.
 
     Raises InvalidSettings if the certificate or its key is unusable.
     """
@@ -98,7 +98,7 @@ def read_certificate(settings: Settings) -> Any | None:
 
 
 def _no_password() -> str:
-    """Reject an encrypted key, whose password OpenSSL would ask for on the terminal."""
+    """Reject an encrypted key; OpenSSL would prompt for its password on the terminal."""
     raise ValueError("the key is encrypted")
 
 
@@ -128,7 +128,7 @@ class Master(Arbiter):  # type: ignore[misc]
 
     @classmethod
     def adopt(cls, server: Arbiter, state: MasterState) -> "Master":
-        """Turn gunicorn's master, which its command line has made, into one of these."""
+        """Turn the master that gunicorn has made into one of this class."""
         server.__class__ = cls
         server.state = state
         server.compressor = None
@@ -146,7 +146,7 @@ class Master(Arbiter):  # type: ignore[misc]
     # --- Starting workers
 
     def prepare(self, worker: Worker) -> None:
-        """Hand the state to a worker that is about to be forked; it is freed if the fork fails."""
+        """Give the state to a worker before its fork; it is freed if the fork fails."""
         worker.inherit(self.state)
         self._unstarted = worker
 
@@ -186,7 +186,7 @@ class Master(Arbiter):  # type: ignore[misc]
             super().manage_workers()
 
     def _replace_old(self) -> None:
-        """Start a worker in place of each one from before the last reload."""
+        """Replace each worker that was started before the last reload."""
         old = sum(worker.age <= self._reloaded_age for worker in self.WORKERS.values())
         missing = self.num_workers - (len(self.WORKERS) - old)
         for _ in range(min(old, missing)):
@@ -196,7 +196,7 @@ class Master(Arbiter):  # type: ignore[misc]
     # --- Ending workers
 
     def kill_worker(self, pid: int, sig: int) -> None:
-        """Send a worker a signal; SIGTERM once, since a second one may interrupt its end."""
+        """Send a signal to a worker; SIGTERM only once, since a second may interrupt its stop."""
         worker = self.WORKERS.get(pid)
         if worker and sig == signal.SIGTERM:
             if worker.is_told_to_stop:
@@ -218,7 +218,7 @@ class Master(Arbiter):  # type: ignore[misc]
             super().murder_workers()
 
     def reap_workers(self) -> None:
-        """Collect workers that ended; once a worker has served, none that fails to start halts.
+        """Reap workers that ended; after the first worker has served, failed starts do not halt.
 
         A worker may fail to start for lack of memory or threads, while others serve.
         """
@@ -237,7 +237,7 @@ class Master(Arbiter):  # type: ignore[misc]
     # --- Signals
 
     def handle_chld(self) -> None:
-        """Collect children that ended (SIGCHLD)."""
+        """Reap children that ended (SIGCHLD)."""
         if self.compressor:
             self.compressor.note_exit()
         super().handle_chld()
@@ -262,7 +262,7 @@ class Master(Arbiter):  # type: ignore[misc]
         log.info("reloaded tokens and certificate, replacing all workers")
 
     def reexec(self) -> None:
-        """Start the next master (SIGUSR2); if that fails, this one serves on."""
+        """Start the next master (SIGUSR2); if that fails, this one continues."""
         master = os.getpid()
         try:
             super().reexec()
@@ -277,14 +277,14 @@ class Master(Arbiter):  # type: ignore[misc]
             slots.pass_on(self.state.metrics_fd, self.cfg.env_orig)
 
     def finish(self) -> None:
-        """End the process that compresses, and log the end; called when all workers are gone."""
+        """End the compressor, and log the stop; called when all workers are gone."""
         if self.compressor:
             self.compressor.stop()
         log.info("stopped")
 
 
 def _has_served(worker: Worker) -> bool:
-    """Return whether a worker has begun to serve; before, its file's time is the wall clock's."""
+    """Return whether a worker has begun to serve; before, the time of its file is wall time."""
     try:
         return bool(worker.tmp.last_update() <= time.monotonic())
     except (OSError, ValueError):
@@ -295,7 +295,7 @@ def _has_served(worker: Worker) -> bool:
 
 
 def end_booting_workers_at_stops() -> None:
-    """End a starting worker at the signals that stop it.
+    """End a worker that is still starting at a signal to stop.
 
     Between its fork and gunicorn's own handlers, a worker has the master's handlers, which do
     nothing there: it would serve on until it is killed.

@@ -1,4 +1,4 @@
-"""The start of the service: check its settings and addresses, make its files, and announce it."""
+"""Start the service: check its settings and addresses, create its files, and log the start."""
 
 import contextlib
 import errno
@@ -107,11 +107,11 @@ def check_gunicorn_settings(cfg: Any, app_uri: str) -> None:
 
 
 class _Unavailable(Exception):
-    """The address cannot be bound now, and perhaps soon."""
+    """The address cannot be bound now; a retry may succeed."""
 
 
 def check_addresses(name: str, addresses: Sequence[Any]) -> None:
-    """Raise InvalidSettings if the setting `name` has addresses that cannot be bound.
+    """Raise InvalidSettings if addresses of the setting `name` cannot be bound.
 
     An address is the path of a unix socket, or a host and a port; open descriptors are skipped.
     """
@@ -132,7 +132,7 @@ def check_addresses(name: str, addresses: Sequence[Any]) -> None:
 
 
 def are_inherited() -> bool:
-    """Return whether the sockets come from systemd, or from the master that this one replaces."""
+    """Return whether the sockets are inherited from systemd or from the previous master."""
     return os.environ.get("LISTEN_PID") == str(os.getpid()) or "GUNICORN_FD" in os.environ
 
 
@@ -300,7 +300,7 @@ def make_token_file(data_dir: Path) -> Path:
 
 
 def announce(settings: Settings, addresses: Sequence[Address], is_inherited: bool) -> None:
-    """Log the start in one line, and print a command to try it with if the token is generated."""
+    """Log the start in one line; print first commands if the token was generated."""
     if ignored := service_links():
         log.info("ignored, since Kubernetes sets them for its Services: %s", ", ".join(ignored))
     log.info(

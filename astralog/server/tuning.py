@@ -12,7 +12,7 @@ from astralog.memory_file import make_memory_file
 
 
 def flatten_settings(cfg: Any) -> None:
-    """Make gunicorn's settings plain attributes, which later changes of `cfg` do not reach.
+    """Copy gunicorn's settings to plain attributes; later changes of `cfg` have no effect.
 
     gunicorn reads 20 of them for each head that it parses: 10 of 75 µs less.
     """
@@ -20,7 +20,7 @@ def flatten_settings(cfg: Any) -> None:
 
 
 def raise_open_files_limit() -> None:
-    """Allow as many connections as the system does; the usual limit of 1,024 is low."""
+    """Raise the limit of open files to the system's maximum; 1,024 is too low."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -29,7 +29,7 @@ def raise_open_files_limit() -> None:
 
 
 def keep_heartbeats_in_memory() -> None:
-    """Replace the files by which the master sees that workers are alive.
+    """Keep the heartbeat files of the workers in memory.
 
     gunicorn creates them in `worker_tmp_dir`, and its master ends if it cannot: any local user can
     fill /dev/shm or /tmp.
@@ -38,10 +38,10 @@ def keep_heartbeats_in_memory() -> None:
 
 
 class Heartbeat:
-    """A file whose time a worker sets and the master reads; takes the place of WorkerTmp."""
+    """A heartbeat: a file whose time a worker sets and the master reads; replaces WorkerTmp."""
 
     def __init__(self, fd: int, uid: int, gid: int) -> None:
-        """Give the file to the user that the worker runs as, so that it may set the time."""
+        """Change the file's owner to the worker's user, so that the worker may set the time."""
         self._fd = fd
         os.fchown(fd, uid, gid)
 

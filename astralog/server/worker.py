@@ -48,7 +48,7 @@ SPARE_FILES = 128
 
 @dataclass
 class MasterState:
-    """The state that the master hands to its workers, which never read it from files themselves.
+    """The state that the master passes to its workers, which read no files of their own.
 
     The tokens and the certificate are those of the last start or reload: the files may be faulty
     by now, and their disk may stall. A worker that starts later thus uses the checked state.
@@ -63,7 +63,7 @@ class MasterState:
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """A gevent worker that accepts its share of the connections and bounds their cost.
+    """A gevent worker that accepts its share of the connections and limits their cost.
 
     It serves HTTP/1.1 only, and its stop does not wait for idle connections.
     """
@@ -94,7 +94,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._services.start(self.state.metrics_fd, self.state.started_at)
 
     def stop_services(self) -> None:
-        """Store the queued batches; gunicorn's hook also calls this in the master, without any."""
+        """Store the queued batches; gunicorn also calls this in the master, without effect."""
         if self._services is not None:
             self._services.stop(DRAIN_STOP_SECONDS)
 

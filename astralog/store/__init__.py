@@ -1,1 +1,1 @@
-"""Batches to segment files and back: queue, group commit, sync, recovery, retention, tail."""
+"""Write batches to segment files, and read them: queue, group commit, sync, recovery, retention."""

@@ -44,7 +44,7 @@ SimpleQueue = get_original("queue", "SimpleQueue")
 
 
 class DiskThreads:
-    """Run calls in threads, each for a greenlet that waits for it while other greenlets run.
+    """Run calls in threads; a greenlet waits for its call while other greenlets run.
 
     gevent's own pool creates a watcher and an event per call, and acquires three locks: measured,
     that takes 4 to 12% of the CPU of a request.
@@ -109,7 +109,7 @@ HOUSEKEEPING_FAILED = "housekeeping failed; it is retried"
 
 
 class CommitQueue:
-    """Store batches; its greenlets start with `start` or with the first batch."""
+    """Store batches; the greenlets start with `start` or with the first batch."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class CommitQueue:
         return self._budget.limit
 
     def unavailable(self) -> str | None:
-        """Return the code with which a batch would be rejected now, None if it would not."""
+        """Return the code with which batches are rejected now, None if they are accepted."""
         if cause := self._unavailable():
             return cause.code
         return "queue_full" if self._budget.is_full else None
@@ -159,7 +159,7 @@ class CommitQueue:
         return errors[0] if all(errors) else None
 
     def admit(self, token: bytes = b"", head_bytes: int = 0) -> MemoryReservation:
-        """Return the memory reservation of a request with this token digest and size of head.
+        """Return the memory reservation of a request, by its token's digest and its head's size.
 
         The bytes reserved for its body and lines count against the queue's limit. Raises Rejection:
         `stopping`, `storage_full`, `storage_failed` or `queue_full`.
@@ -232,7 +232,7 @@ class CommitQueue:
                 gevent.sleep(MAINTENANCE_SECONDS)
 
     def drain_once(self, storage: Storage) -> bool:
-        """Store a commit group, or maintain the storage if there is none; return whether to end.
+        """Store a commit group, or maintain the storage if no batch waits; return whether to end.
 
         Calls that may block on the disk run outside the hub's thread.
         """
@@ -263,7 +263,7 @@ class CommitQueue:
         self._batches.expire_waits()
 
     def keep_house_once(self) -> float:
-        """Run the next step of the housekeeping; return the seconds until the one after.
+        """Run the next step of the housekeeping; return the seconds until the step after it.
 
         Raises any exception of the step.
         """
@@ -282,13 +282,13 @@ class CommitQueue:
 
 
 def _may_remove(settings: Settings) -> MayRemove:
-    """Return the filter that spares undelivered segments if forwarding is configured."""
+    """Return a filter that keeps undelivered segments if forwarding is configured."""
     delivered = DeliveredSegments(settings.data_dir)
     return lambda name: not settings.clickhouse_url or name in delivered
 
 
 def _run_forever(step: Callable[[], float], message: str) -> NoReturn:
-    """Call `step` again and again, each time after the seconds that it returned.
+    """Call `step` forever, each time after the seconds that it returned.
 
     An exception is logged with `message`, which names the loop, and the loop goes on after
     FAILED_SECONDS. Only GreenletExit and other exceptions that are no Exception end it.

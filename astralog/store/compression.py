@@ -1,4 +1,4 @@
-"""Compress the sealed segments of a directory; at every instant one form of each is whole.
+"""Compress the sealed segments of a directory; one form of each is whole at every instant.
 
 The compressed lines are written to a draft, which is no segment by its name, synced, read back and
 decompressed. Then the draft gets the segment's name, the directory is synced, and only after that
@@ -39,7 +39,7 @@ BLOCK_BYTES = 256 * 1024
 
 
 class Damaged(OSError):
-    """A compressed file does not decompress to the original."""
+    """The decompressed content of a compressed file differs from the original."""
 
     def __init__(self, reason: object) -> None:
         super().__init__(errno.EIO, f"its compressed form is damaged: {reason}")
@@ -106,7 +106,7 @@ def _is_in_place(source: BufferedReader, plain: Path) -> bool:
 
 
 def _write(source: BufferedReader, draft: Path) -> int:
-    """Compress a file to a draft, sync it, and check that it decompresses to as many bytes.
+    """Compress a file to a draft, sync it, and check the size of its decompressed content.
 
     Return the size of the draft.
     """
@@ -149,7 +149,7 @@ def _blocks(source: BufferedReader) -> Iterator[memoryview]:
 
 
 def _decompressed(target: BinaryIO) -> Iterator[memoryview]:
-    """Yield the decompressed blocks of a file; raises Damaged if it is not whole.
+    """Yield the decompressed blocks of a file; raises Damaged if it is incomplete.
 
     zstd compares the frame's checksum, which is that of the original.
     """
@@ -172,7 +172,7 @@ def _check_whole(target: BinaryIO, size: int) -> None:
 
 
 def _check_same(source: BufferedReader, compressed: Path) -> int:
-    """Return the size of a compressed file with the same lines.
+    """Return the size of a compressed file, if its lines are those of the plain one.
 
     Raises OSError if it has others. A damaged one is removed, once the plain file was read to its
     end; one with other lines is kept.
@@ -197,7 +197,7 @@ def _check_same(source: BufferedReader, compressed: Path) -> int:
 
 
 def _is_same(source: BufferedReader, target: BinaryIO) -> bool:
-    """Return whether a file equals the decompressed lines of another, which is read to its end."""
+    """Return whether a file equals the decompressed lines of another, which is read completely."""
     source.seek(0)
     differing = sum(source.read(len(block)) != block for block in _decompressed(target))
     return not differing and not source.read(1)
@@ -253,14 +253,14 @@ class PlainSegments(WatchedDirectory):
                 self.put(segment)
 
     def _is_there(self, file: SegmentFile) -> bool:
-        """Return whether a file is there; the watch also reports those that are gone."""
+        """Return whether a file exists; the watch also reports removed files."""
         with contextlib.suppress(FileNotFoundError):
             files.status_of(file.segment.path(self._directory, file.form))
             return True
         return False
 
     def put(self, name: SegmentName) -> None:
-        """Add a segment, unless it is there."""
+        """Add a segment, unless it is in the list."""
         if name not in self._known:
             self._known.add(name)
             heappush(self._names, name)
@@ -288,7 +288,7 @@ class Compressor:
         self.counts = CompressionCounts()
 
     def step(self) -> float:
-        """Compress a segment, if there is one; return the seconds until the next step."""
+        """Compress a segment, if one waits; return the seconds until the next step."""
         try:
             pause = next(self._steps)
             self.counts.cpu_seconds = time.process_time()
@@ -300,7 +300,7 @@ class Compressor:
             return self._back_off()
 
     def close(self) -> None:
-        """Leave the directory to another process."""
+        """Release the directory to another process."""
         self._steps.close()
 
     def _compress_all(self) -> Generator[float, None, None]:
@@ -345,7 +345,7 @@ class Compressor:
     def _note_failure(
         self, plain: PlainSegments, name: SegmentName, error: OSError | MemoryError
     ) -> float:
-        """Retry the same segment after a full disk, and a failed one after the others."""
+        """Retry the segment first after a full disk, and last after any other failure."""
         self.counts.failures += 1
         if isinstance(error, MemoryError) or error.errno in FULL_ERRNOS:
             plain.put(name)
@@ -359,7 +359,7 @@ class Compressor:
         return RETRY_SECONDS
 
     def _put_back(self, plain: PlainSegments) -> None:
-        """Queue the failed segments again that are due."""
+        """Queue failed segments again that are due."""
         now = time.monotonic()
         for name, due_at in list(self._postponed.items()):
             if due_at <= now:

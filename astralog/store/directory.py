@@ -1,4 +1,4 @@
-"""What a data directory contains, and what has changed.
+"""The content of a data directory, and its changes.
 
 `WatchedDirectory` scans once, and then follows each change by inotify(7): its cost grows with the
 number of changes, not with that of the segments. It serves the processes that look after the
@@ -51,7 +51,7 @@ class ChangesLost(Exception):
 
 
 class DirectoryWatch:
-    """The changes of a directory from now on; raises OSError if the system has no watch left."""
+    """Watch the changes of a directory from now on; raises OSError if no watch is available."""
 
     def __init__(self, path: Path) -> None:
         self._fd = call_libc("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
@@ -62,7 +62,7 @@ class DirectoryWatch:
             raise
 
     def changes(self) -> set[str]:
-        """Return some of the names created, removed or changed since the last call.
+        """Return names created, removed or changed since the last call, perhaps not all.
 
         An empty set means that there are no more. Raises ChangesLost.
         """
@@ -92,7 +92,7 @@ UNWATCHED_SCAN_SECONDS = 60.0
 
 
 class WatchedDirectory:
-    """Finds new names by a watch, if there is one, and by scans; all methods raise OSError."""
+    """Find new names by a watch, if available, and by scans; all methods may raise OSError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -116,7 +116,7 @@ class WatchedDirectory:
             self._next_scan_at = time.monotonic()
 
     def _note_scan(self, min_pause: float = 0.0) -> None:
-        """Set the time of the next scan, at least so many seconds from now."""
+        """Set the time of the next scan, at least `min_pause` seconds from now."""
         pause = SCAN_SECONDS if self._watch else UNWATCHED_SCAN_SECONDS
         self._next_scan_at = time.monotonic() + max(pause, min_pause)
 
@@ -132,14 +132,14 @@ SETTLED_NANOSECONDS = 2_500_000_000
 
 
 class Listing:
-    """The names of a directory's files; it is listed again only if it may have changed."""
+    """The names of a directory's files; it is only listed again if it may have changed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._settled: tuple[int, int, int] | None = None  # of the directory, once it is settled
 
     def poll(self) -> set[str] | None:
-        """Return the names, None if they are those of the last call; raises OSError."""
+        """Return the names, None if they have not changed since the last call; raises OSError."""
         now = time.time_ns()
         status = os.stat(self._directory)
         state = (status.st_dev, status.st_ino, status.st_mtime_ns)
@@ -185,7 +185,7 @@ class Eras:
         self._last = max(self._last, segment)
 
     def note_open(self, segment: SegmentName) -> None:
-        """Add a segment that is open, or was until now."""
+        """Add a segment that is open, or was until this moment."""
         if segment in self._writing or segment in self._recovered:
             return
         if self._last and SegmentName(self._last).start - segment.start > STEP_SECONDS:
@@ -204,7 +204,7 @@ class Eras:
             self._writing.pop(segment, None)
 
     def seal(self, segment: SegmentName) -> tuple[float, int] | None:
-        """Record that an open segment is sealed; return the CLOCK_BOOTTIME and its era.
+        """Record that an open segment is sealed; return the time (CLOCK_BOOTTIME) and its era.
 
         Return None if the segment is not open.
         """
@@ -279,7 +279,7 @@ class SegmentIndex:
         self._entries[name] = entry
 
     def remove(self, name: SegmentName) -> int:
-        """Remove a segment; return its bytes, 0 if it is unknown."""
+        """Remove a segment; return its size in bytes, 0 if it is unknown."""
         entry = self._entries.pop(name, None)
         if entry is None:
             return 0
@@ -447,7 +447,7 @@ class Inventory(WatchedDirectory):
 
 
 def open_watch(directory: Path) -> DirectoryWatch | None:
-    """Return a watch of the directory; log a warning and return None if there is none left."""
+    """Return a watch of the directory; log a warning and return None if none is available."""
     try:
         return DirectoryWatch(directory)
     except OSError as error:

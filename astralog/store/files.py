@@ -1,4 +1,4 @@
-"""Files of the data directory: syncs, renames, locks, removal, free disk, calls of the C library.
+"""Files of the data directory: sync, rename, lock, remove, free disk, calls of the C library.
 
 A writer holds its open segment by `flock`; a sealed segment never changes. Their names are in
 `names`.
@@ -56,11 +56,11 @@ class Space(NamedTuple):
     is_read_only: bool
 
     def kept_inodes(self, kept_bytes: int) -> int:
-        """Return how many inodes to keep free in addition to so many bytes."""
+        """Return the number of inodes to keep free in addition to `kept_bytes`."""
         return kept_inodes(kept_bytes, self.total, self.total_inodes or 0)
 
     def check(self, kept_bytes: int, size: int = 0, held_inodes: int = 0) -> None:
-        """Raise Shortage if too few inodes are free, or too few bytes after `size` more.
+        """Raise Shortage if too few inodes are free, or too few bytes to write `size` more.
 
         The inodes of files that the caller has open for writing count as free.
         """
@@ -73,10 +73,10 @@ class Space(NamedTuple):
 
 
 def kept_inodes(kept_bytes: int, total_bytes: int, total_inodes: int) -> int:
-    """Return how many inodes to keep free in addition to so many bytes.
+    """Return the number of inodes to keep free in addition to `kept_bytes`.
 
-    One for each BYTES_PER_INODE of them, at least one, and no larger share of all inodes than the
-    bytes are of all bytes.
+    That is one per BYTES_PER_INODE, at least one, and at most the share of all inodes that
+    `kept_bytes` is of all bytes.
     """
     share = kept_bytes * total_inodes // max(total_bytes, 1)
     return max(min(kept_bytes // BYTES_PER_INODE, share), 1) if kept_bytes else 0
@@ -146,7 +146,7 @@ def regular_files(directory: Path | str) -> Iterator[str]:
 
 
 def status_of(path: Path | str) -> os.stat_result:
-    """Return the status of a file; raises FileNotFoundError if it is not regular, or OSError."""
+    """Return the status of a regular file; raises OSError, FileNotFoundError for any other file."""
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(errno.ENOENT, "not a regular file", os.fspath(path))
@@ -154,13 +154,13 @@ def status_of(path: Path | str) -> os.stat_result:
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """Open a regular file; raises OSError as `status_of` does, and does not block."""
+    """Open a regular file without blocking; raises OSError as `status_of` does."""
     status_of(path)
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def is_taken(directory: Path, segment: SegmentName) -> bool:
-    """Return whether any file has the name of the sealed segment, in any form."""
+    """Return whether a file with the name of the sealed segment exists, in any form."""
     return any(os.path.lexists(segment.path(directory, form)) for form in SEALED_FORMS)
 
 
@@ -273,7 +273,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def call_libc(name: str, *args: int | bytes) -> int:
-    """Return the result of a function; raises OSError, with ENOSYS if the library lacks it."""
+    """Return the result of a function; raises OSError, ENOSYS if the library lacks the function."""
     function = getattr(_LIBC, name, None)
     result = -1
     number = errno.ENOSYS
@@ -290,7 +290,7 @@ _SET_PARENT_DEATH_SIGNAL = 1
 
 
 def end_with_parent(parent: int) -> None:
-    """Let the kernel kill this process once its parent has died; exit if it died already."""
+    """Make the kernel kill this process when its parent dies; exit if it has died already."""
     call_libc("prctl", _SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
     if os.getppid() != parent:
         sys.exit(0)

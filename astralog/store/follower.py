@@ -1,4 +1,4 @@
-"""Follow a data directory: every line that comes, right across workers, rotation and restarts."""
+"""Follow a data directory: return every new line, across workers, rotation and restarts."""
 
 import contextlib
 import enum
@@ -27,10 +27,10 @@ class State(enum.Enum):
 
 
 class FollowedPart(Part):
-    """The new lines of a segment. An open file is held, and so read to its end even if removed."""
+    """The new lines of a segment; its file stays open, so it is read to its end even if removed."""
 
     def __init__(self, directory: Path, segment: SegmentName, form: Form, begin: int = 0) -> None:
-        """Hold the file if it is open; raises OSError."""
+        """Keep the file open if its segment is; raises OSError."""
         super().__init__(directory, segment, form, None)
         self.begin = begin
         self.state = State.OPEN if self.is_open else State.SEALED
@@ -56,7 +56,7 @@ class FollowedPart(Part):
         return self.begin
 
     def extend(self, until: float) -> bool:
-        """Include the lines up to a moment; return whether there are any to read."""
+        """Include the lines up to a moment; return whether lines are left to read."""
         self.until = until
         if self._held and not self._held.is_compressed:
             self.end = self._held.size()
@@ -66,7 +66,7 @@ class FollowedPart(Part):
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more can be read."""
+        """Whether all lines were read and no more can follow."""
         return self.is_failed or (self.is_read and self.state is not State.OPEN)
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class FollowedPart(Part):
 
 
 class Follower:
-    """Follow a directory; `error` is the reason why it cannot be read now, None if it can.
+    """Follow a directory; `error` is the error of reading it, None if it is readable.
 
     Once it can be read again, only segments that were removed meanwhile are missed.
     """
@@ -105,7 +105,7 @@ class Follower:
         return stored
 
     def poll(self, select: Select = not_blank, budget: ReadBudget | None = None) -> Iterator[bytes]:
-        """Yield the lines that came since the last poll, until the budget is spent.
+        """Yield the lines added since the last poll, until the budget is spent.
 
         Lines that are left, as the caller stops or the budget is spent, come with the next poll.
         """
@@ -118,7 +118,7 @@ class Follower:
                 self._finish(part)
 
     def close(self) -> None:
-        """Let all files go."""
+        """Close all files."""
         for part in self._followed.values():
             part.close()
         self._followed.clear()
@@ -134,7 +134,7 @@ class Follower:
         return names
 
     def _look(self) -> None:
-        """Note which segments are new, sealed or gone."""
+        """Record new, sealed and removed segments."""
         names = self._list()
         if names is None:
             return
@@ -178,7 +178,7 @@ class Follower:
             self._done.add(part.segment)
 
     def _forget(self) -> None:
-        """Bound the number of remembered segments that are gone."""
+        """Limit the number of removed segments that are remembered."""
         if len(self._done) > len(self._names) + REMEMBERED_SEGMENTS:
             self._done.intersection_update(segment for segment, _ in parse_file_names(self._names))
         while len(self._left) > REMEMBERED_SEGMENTS:

@@ -74,7 +74,7 @@ def read_node(directory: Path) -> str | None:
 
 
 def read_node_of_cursor(directory: Path) -> str | None:
-    """Return the node's name by a cursor that has facts; None without any. Raises OSError."""
+    """Return the node's name in a cursor with facts, None without facts; raises OSError."""
     try:
         with (directory / CURSOR_NAME).open("rb") as file:
             head, fact = file.readline(), file.readline()

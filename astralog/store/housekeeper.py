@@ -50,7 +50,7 @@ MayRemove = Callable[[SegmentName], bool]
 
 
 class Reason(enum.Enum):
-    """Why a segment is removed; the values stand in the log."""
+    """The reason of a removal; the values appear in the log."""
 
     AGE = "age"
     SIZE = "size"
@@ -72,7 +72,7 @@ class _Pass:
     last: str = ""  # the segment with the last name
 
     def reason(self) -> Reason | None:
-        """Return why the oldest segment is to be removed, None if it is kept."""
+        """Return the reason to remove the oldest segment, None to keep it."""
         return next((reason for reason, left in self.excess.items() if left > 0), None)
 
     def is_disk_short(self) -> bool:
@@ -117,7 +117,7 @@ class Retention:
         self.removed_undelivered_segments = 0
 
     def remove_excess(self, index: SegmentIndex, total: int, space: files.Space) -> Iterator[None]:
-        """Remove the segments beyond the age, and the oldest beyond the size or the free disk.
+        """Remove segments that are too old, and then the oldest beyond the size or the free disk.
 
         Yield after each small step. `total` is the number of bytes of all segments.
         """
@@ -145,12 +145,12 @@ class Retention:
         return {key: n for key, n in excess.items() if now >= self._settled_at.get(key, 0.0)}
 
     def _kept_inodes(self, space: files.Space) -> int:
-        """Return the inodes to keep free: more than the number below which batches are rejected."""
+        """Return the inodes to keep free: more than the limit below which batches are rejected."""
         least = space.kept_inodes(self._min_free_bytes) + 1 if self._is_above_floor else 0
         return max(space.kept_inodes(self._free_bytes), least)
 
     def _remove_expired(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
-        """Remove the segments beyond the age, wherever they are in the order of names."""
+        """Remove segments older than the setting, in any position of the order of names."""
         # A removal cannot be undone: both clocks must agree, in case the trusted one was wrong.
         now, elapsed = min(self._clock.now(), time.time()), boot_time()
         segments, expired = index.items(), []
@@ -198,7 +198,7 @@ class Retention:
         return True
 
     def _describe_shortage(self, this: _Pass) -> str:
-        """Return which resource of the disk is short, for the log."""
+        """Describe the resource of the disk that is short, for the log."""
         if this.excess.get(Reason.FREE_BYTES, 0) > 0:
             return f"less than {self._free_bytes} bytes of disk were free"
         return f"fewer than {this.kept_inodes} inodes were free"
@@ -229,7 +229,7 @@ class Retention:
         return count
 
     def _forget_failures(self, index: SegmentIndex) -> None:
-        """Forget the unremovable segments that are gone now."""
+        """Forget unremovable segments that no longer exist."""
         self._unremovable = {name for name in self._unremovable if index.get(name)}
         if not self._unremovable:
             self._failure.end("segments can be removed again")
@@ -250,7 +250,7 @@ class UndeliveredLog:
         self._last, self._why = name, why
 
     def show(self) -> None:
-        """Log the line if it is due."""
+        """Log the line when it is due."""
         if not self._count or time.monotonic() < self._next_at:
             return
         log.error(
@@ -338,7 +338,7 @@ class Housekeeper:
 
     @property
     def removed_undelivered_segments(self) -> int:
-        """Of these, the segments that were not delivered although forwarding is configured."""
+        """The removed segments that were not delivered although forwarding is configured."""
         return self._retention.removed_undelivered_segments
 
     def step(self) -> float:
@@ -357,7 +357,7 @@ class Housekeeper:
         return pause or PAUSE_SECONDS
 
     def stand_aside(self) -> float:
-        """Close all files of a failing disk, so that it can be unmounted and repaired.
+        """Close all files on a failing disk, so that it can be unmounted and repaired.
 
         Return the seconds until the next step.
         """
@@ -367,7 +367,7 @@ class Housekeeper:
         return POLL_SECONDS
 
     def close(self) -> None:
-        """Leave the directory to another process."""
+        """Release the directory to another process."""
         self._steps.close()
 
     def _keep_house(self) -> Generator[float, None, None]:
@@ -440,6 +440,6 @@ class Housekeeper:
 
 
 def _at_once(steps: Iterator[None]) -> Iterator[float]:
-    """Yield 0 after each step: the next one may follow at once."""
+    """Yield 0 after each step, so that the next step may follow at once."""
     for _ in steps:
         yield 0.0

@@ -22,7 +22,7 @@ class Lease:
 
     @classmethod
     def acquire(cls, directory: Path, lock_name: str = "") -> Self | None:
-        """Lock a directory, or the lock file of that name in it, which is made if it is missing.
+        """Lock a directory, or a lock file in it, which is created if it is missing.
 
         Return None if another process holds the lock. Raises OSError as `check` does, and if there
         is no such directory.
@@ -52,5 +52,5 @@ class Lease:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def close(self) -> None:
-        """Leave the directory to another process."""
+        """Release the directory to another process."""
         os.close(self._fd)

@@ -1,4 +1,4 @@
-"""Lines of many segments in one order, that of their arrival, if it is known.
+"""Merge the lines of many segments in the order of their arrival, if it is known.
 
 The lines of a segment are in the order of their arrival, and its name and its last change bound the
 time of the first and of the last. No file records when the others arrived. So between segments that
@@ -70,7 +70,7 @@ class Part:
 
     @property
     def is_open(self) -> bool:
-        """Whether the segment is being written, as far as its listed name tells."""
+        """Whether the segment is being written, by the name under which it was listed."""
         return self._form is Form.OPEN
 
     @cached_property
@@ -94,11 +94,11 @@ class Part:
 
     @property
     def path(self) -> Path:
-        """The file, by the name that it was listed with."""
+        """The file's path, by the name under which it was listed."""
         return self.segment.path(self._directory, self._form)
 
     def file_size(self) -> int:
-        """Return the bytes of the file, 0 if it has another name by now."""
+        """Return the size of the file in bytes, 0 if it was renamed or removed."""
         try:
             return self.path.stat().st_size
         except OSError:
@@ -106,12 +106,12 @@ class Part:
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:
-        """Open the file for a while."""
+        """Open the file, and close it after the block."""
         with contextlib.closing(SegmentReader(self._directory, self.segment)) as reader:
             yield reader
 
     def read(self, select: Select, budget: ReadBudget) -> Iterator[Arrival]:
-        """Yield the lines that match, until the budget is spent; then the next call goes on.
+        """Yield the matching lines until the budget is spent; the next call continues.
 
         Lines count as read once the next one is asked for. A file that cannot be read ends.
         """
@@ -130,7 +130,7 @@ class Part:
             self.is_read = not budget.is_spent
 
     def read_backwards(self, limit: int, select: Select, budget: ReadBudget) -> Iterator[Arrival]:
-        """Yield the newest lines that match, `limit` at most, newest first; else as `read`.
+        """Yield the newest `limit` matching lines, newest first; else as `read`.
 
         Of a line in which `begin` lies, which was not whole then, all is yielded.
         """
@@ -185,7 +185,7 @@ class Part:
         self.is_read = not has_others
 
     def _event_time(self, line: bytes, otherwise: float) -> float:
-        """Return the line's timestamp, clamped, if it is close to the arrival, else `otherwise`."""
+        """Return the line's timestamp, clamped, if it is near its arrival, else `otherwise`."""
         time = event_time(line)
         if self.since - CLOCK_SECONDS <= time <= self.until + CLOCK_SECONDS:
             return min(max(time, self.since), self.until)
@@ -207,7 +207,7 @@ MakePart = Callable[[Path, SegmentName, Form, SegmentName | None], Part]
 
 
 def event_time(line: bytes) -> float:
-    """Return a stored line's timestamp in seconds since 1970; NaN, which is never, for none."""
+    """Return a stored line's timestamp in seconds since 1970, NaN if it has none."""
     match = _TIMESTAMP.search(line)
     try:
         second = datetime.fromisoformat(match[1].decode()) if match else None
@@ -219,7 +219,7 @@ def event_time(line: bytes) -> float:
 
 
 def find_parts(directory: Path, make: MakePart | None = None) -> list[Part]:
-    """Return all there is of each segment, in the order of their names; raises OSError."""
+    """Return a part with all lines of each segment, in the order of names; raises OSError."""
     return make_parts(directory, parse_file_names(regular_files(directory)), make)
 
 
@@ -234,7 +234,7 @@ def newest_lines(
 
 
 def parts_since(parts: Iterable[Part], timestamp: str | None) -> list[Part]:
-    """Return the parts that may have lines of a timestamp, as it is stored, or later; None: all."""
+    """Return the parts that may have lines since a stored timestamp; None selects all."""
     if timestamp is None:
         return list(parts)
     moment = datetime.fromisoformat(timestamp[:19] + "Z").timestamp() - CLOCK_SECONDS
@@ -244,7 +244,7 @@ def parts_since(parts: Iterable[Part], timestamp: str | None) -> list[Part]:
 def make_parts(
     directory: Path, files: Iterable[SegmentFile], make: MakePart | None = None
 ) -> list[Part]:
-    """Return all there is of each segment that has one of the files, in the order of the names."""
+    """Return a part with all lines of each segment among the files, in the order of names."""
     # While a segment gets another name, it may be listed with both; a sealed one is not open.
     forms: dict[SegmentName, Form] = {}
     for segment, form in files:
@@ -263,7 +263,7 @@ def make_parts(
 def oldest_first(
     parts: Iterable[Part], select: Select = not_blank, budget: ReadBudget | None = None
 ) -> Iterator[bytes]:
-    """Yield the lines of the parts that match; as `oldest_arrivals`."""
+    """Yield the matching lines of the parts; as `oldest_arrivals`."""
     return (arrival.line for arrival in oldest_arrivals(parts, select, budget))
 
 
@@ -298,7 +298,7 @@ def oldest_arrivals(
 def newest_first(
     parts: Sequence[Part], limit: int, select: Select = not_blank, budget: ReadBudget | None = None
 ) -> Iterator[bytes]:
-    """Yield the newest `limit` lines of the parts that match; as `newest_arrivals`."""
+    """Yield the newest `limit` matching lines of the parts; as `newest_arrivals`."""
     return (arrival.line for arrival in newest_arrivals(parts, limit, select, budget))
 
 
@@ -352,7 +352,7 @@ class Remaining(NamedTuple):
     ends: Mapping[str, int]
 
     def parts(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Yield the parts that have any of these lines, cut at the positions that were read."""
+        """Yield the parts with unread lines, cut at the positions up to which they were read."""
         for part in parts:
             if part.segment in self.ends:
                 part.end = self.ends[part.segment]
@@ -366,7 +366,7 @@ NOTHING = Remaining("", frozenset(), {})
 
 
 def remaining(parts: Iterable[Part], latest: str = "") -> Remaining | None:
-    """Return the lines of the parts that `newest_arrivals` has not reached, None for none.
+    """Return a cursor of the lines that `newest_arrivals` has not reached, None if none are left.
 
     All other segments whose names are at most `latest` remain too.
     """

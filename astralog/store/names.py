@@ -20,7 +20,7 @@ from astralog.clock import STEP_SECONDS
 
 
 class Form(enum.Enum):
-    """The forms of a segment's file, in the order of its life; the values are the suffixes."""
+    """The forms of a segment's file in the order of its states; the values are the suffixes."""
 
     OPEN = ".ndjson.open"
     PLAIN = ".ndjson"
@@ -50,7 +50,7 @@ _FORMS = {form.value: form for form in Form}
 
 
 class SegmentName(str):
-    """A segment's name: that of its files without the suffix; it never changes.
+    """A segment's name: the name of its files without the suffix; it never changes.
 
     `make` and `parse` return one. `SegmentName(text)` converts a valid name without a check.
     """
@@ -59,12 +59,12 @@ class SegmentName(str):
 
     @classmethod
     def make(cls, start: datetime, pid: int) -> Self:
-        """Return the name of the segment that a process starts; `start` is aware, in UTC."""
+        """Return the name of a new segment of a process; `start` is an aware datetime in UTC."""
         return cls(f"{start:{_START_FORMAT}}-{pid}")
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the text as a name, None if it is not one."""
+        """Return the text as a name, None if it is not a name."""
         match = _SEGMENT.fullmatch(text)
         return cls(text) if match and _is_moment(match[1]) else None
 
@@ -108,17 +108,17 @@ def parse_file_name(text: str) -> SegmentFile | None:
 
 
 def parse_file_names(texts: Iterable[str]) -> Iterator[SegmentFile]:
-    """Yield the segment and the form of each file that is a segment's, in the given order."""
+    """Yield the segment and the form of each segment file, in the given order."""
     return filter(None, map(parse_file_name, texts))
 
 
 def is_ahead(start: float, now: float) -> bool:
-    """Return whether a segment was named by a wrong clock; both in seconds since 1970."""
+    """Return whether a segment's name is from a wrong clock; both times are seconds since 1970."""
     return start > now + AHEAD_SECONDS
 
 
 def last_change(start: float, modified_at: float, now: float) -> float:
-    """Return the time from which a segment's age is measured; all in seconds since 1970.
+    """Return the time from which a segment's age is measured; all times are seconds since 1970.
 
     That is the modification time of its file, or its start if that is later: a clock that was set
     back, a file server's wrong clock, or a copy without times makes no segment older. A start in
@@ -128,7 +128,7 @@ def last_change(start: float, modified_at: float, now: float) -> float:
 
 
 def _is_moment(text: str) -> bool:
-    """Return whether there is such a date and time."""
+    """Return whether the text is an existing date and time."""
     try:
         datetime.fromisoformat(text)
     except ValueError:

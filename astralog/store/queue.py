@@ -52,7 +52,7 @@ class MemoryBudget:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the next request is likely to be rejected.
+        """Return whether the next request will probably be rejected.
 
         A token that has used up its share alone does not make the budget full.
         """
@@ -113,7 +113,7 @@ class MemoryBudget:
 
 
 class MemoryReservation:
-    """The bytes that one request of a token holds, released when it ends.
+    """The memory reserved by one request of a token; it is released at the request's end.
 
     From the start it holds OVERHEAD_BYTES and `head_bytes`. Raises Rejection as `resize` does.
     """
@@ -128,7 +128,7 @@ class MemoryReservation:
         budget.reserve(self._size, token, 0)
 
     def resize(self, size: int) -> None:
-        """Hold `size` bytes from now on.
+        """Change the reservation to `size` bytes.
 
         If they do not fit, it is left as it was and raises Rejection: `queue_full`, or
         `body_too_large` if they would not fit into an empty queue either.
@@ -147,7 +147,7 @@ class MemoryReservation:
             self._budget.check(more, self._token, self._size)
 
     def detach(self) -> "MemoryReservation":
-        """Return this reservation to a new owner, who releases it."""
+        """Move this reservation to a new owner, which then releases it."""
         self._is_detached = True
         return self
 
@@ -182,7 +182,7 @@ GATHER_SECONDS = 0.005
 
 
 class Batch(NamedTuple):
-    """A batch as it is stored: `lines` is NDJSON, one line per log; `logs` is their number."""
+    """The stored form of a batch: `lines` is NDJSON, one line per log; `logs` is their number."""
 
     lines: bytes | bytearray
     logs: int
@@ -229,12 +229,12 @@ class QueuedBatch:
         self._waiter: Waiter[Cause | None] = Waiter()
 
     def wait(self) -> Cause | None:
-        """Return None when the batch is stored, else why it is rejected."""
+        """Wait for the outcome; return None if the batch is stored, else why it is rejected."""
         cause: Cause | None = self._waiter.get()
         return cause
 
     def answer(self, cause: Cause | None) -> None:
-        """Answer its client, unless it has an answer: the cause of a rejection, None if stored.
+        """Set the outcome unless it is set: the cause of a rejection, None if the batch is stored.
 
         The cause is no exception: a traceback would keep the request's frames, and the batch in
         them, in memory while the batch is in the queue.
@@ -275,12 +275,12 @@ class BatchQueue:
             raise Rejection(*cause)
 
     def end_drains(self, drains: int) -> None:
-        """End so many drains once all batches queued by now are dequeued."""
+        """End `drains` drains once all batches that are queued now are dequeued."""
         for _ in range(drains):
             self._queue.put(None)
 
     def dequeue_group(self, group: list[QueuedBatch], timeout_seconds: float) -> bool:
-        """Move queued batches to a commit group; return whether the calling drain ends.
+        """Move queued batches to a commit group; return whether the calling drain must end.
 
         If no batch is queued within the timeout, the group stays empty.
         """
@@ -300,7 +300,7 @@ class BatchQueue:
         return False
 
     def finish(self, group: Sequence[QueuedBatch], cause: Cause | None) -> None:
-        """Answer the batches of a commit group: stored, or rejected for a cause.
+        """Set the outcome of the batches in a commit group: stored, or rejected for a cause.
 
         Those with a key whose outcome is not NEW were not part of it.
         """
@@ -325,7 +325,7 @@ class BatchQueue:
                 self.finish([queued], cause)
 
     def expire_waits(self) -> None:
-        """Answer the clients whose wait is over, and drop finished batches at the queue's head."""
+        """Reject batches whose wait is over, and drop finished batches at the queue's head."""
         now = time.monotonic()
         while self._waiting:
             queued = self._waiting[0]

@@ -1,4 +1,4 @@
-"""Read the lines of one segment from a position, forwards or backwards, in any form."""
+"""Read the lines of one segment, in any form, from a position, forwards or backwards."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
 
 
 class Block(NamedTuple):
-    """Whole lines, each with its line end, and the offset at which the first one begins."""
+    """Whole lines with their line ends, and the offset of the first one."""
 
     start: int
     lines: bytes
@@ -44,7 +44,7 @@ Select = Callable[[bytes], Iterable[tuple[int, bytes]]]
 
 
 def every_line(block: bytes) -> Iterator[tuple[int, bytes]]:
-    """Select all lines of a block; blank ones too."""
+    """Select all lines of a block, also blank ones."""
     offset = 0
     for line in block[:-1].split(b"\n"):
         offset += len(line) + 1
@@ -61,7 +61,7 @@ not_blank = select_if(bool)
 
 
 class ReadBudget:
-    """Count the bytes that are read, inflated, and say when that was enough."""
+    """Count the decompressed bytes that are read, up to a limit."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ReadBudget:
         *,
         is_soft: bool = False,
     ) -> None:
-        """Bound the bytes, and the time once anything was read.
+        """Limit the bytes, and the time once anything was read.
 
         A soft budget does not end within a compressed segment, of which it bounds the lines that
         are held in memory; whoever reads the newest ones then has no more of them at once.
@@ -84,23 +84,23 @@ class ReadBudget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether no more should be read."""
+        """Whether the budget is spent."""
         is_late = self.bytes_read > 0 and time.monotonic() >= self._end
         return is_late or self.bytes_read >= self._max_bytes
 
     def for_whole_segment(self) -> "ReadBudget":
-        """Return the budget for a compressed segment, which cannot be read on from its middle."""
+        """Return the budget for a compressed segment, which can only be read from its beginning."""
         return ReadBudget() if self.is_soft else self
 
 
 class SegmentReader:
-    """One segment that is being read; offsets count inflated bytes.
+    """A reader of one segment; offsets count decompressed bytes.
 
     The file stays open, and so readable, when it is renamed, compressed or removed.
     """
 
     def __init__(self, directory: Path, segment: SegmentName) -> None:
-        """Open the file; raises OSError, FileNotFoundError if it is there in no form."""
+        """Open the file; raises OSError, FileNotFoundError if no form of it exists."""
         self._fd, form = _open(directory, segment)
         self.is_compressed = form is Form.COMPRESSED
 
@@ -109,7 +109,7 @@ class SegmentReader:
         os.close(self._fd)
 
     def size(self) -> int:
-        """Return the bytes of a file that is not compressed."""
+        """Return the size in bytes of a file that is not compressed."""
         return os.fstat(self._fd).st_size
 
     def end_of_lines(self) -> int:
@@ -117,7 +117,7 @@ class SegmentReader:
         return next(self.lines_backwards(None, ReadBudget()), (0, b""))[0]
 
     def blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[Block]:
-        """Yield the whole lines from an offset to another, or to the end, in blocks.
+        """Yield the whole lines between two offsets, or to the end, in blocks.
 
         It stops early when the budget is spent, but not before one line. Raises READ_ERRORS.
         """
@@ -194,7 +194,7 @@ class SegmentReader:
             yield block
 
     def _size_of_lines(self, begin: int, size: int) -> int:
-        """Return so many bytes, or a few less if a line ends there."""
+        """Return `size`, or a few less so that a line ends there."""
         if size <= TAIL_BYTES:
             return size
         tail = os.pread(self._fd, TAIL_BYTES, begin + size - TAIL_BYTES)
@@ -255,7 +255,7 @@ def _block_size(position: int, end: int | None) -> int:
 
 
 def _open(directory: Path, segment: SegmentName) -> tuple[int, Form]:
-    """Open the file in its first form; trying them in the order of a life misses no renaming."""
+    """Open the file in its first existing form; the order of the attempts misses no rename."""
     for form in Form:
         with contextlib.suppress(FileNotFoundError):
             return open_regular(segment.path(directory, form), os.O_RDONLY), form

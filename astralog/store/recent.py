@@ -43,7 +43,7 @@ END = 10**15 - 1
 
 
 class PageCursor(NamedTuple):
-    """How far the segments were read that may have grown since; others have not.
+    """The positions up to which growing segments were read; other segments do not grow.
 
     One that is not among them and was started at `since` or later, in microseconds since 1970, is
     new.
@@ -53,7 +53,7 @@ class PageCursor(NamedTuple):
     offsets: Mapping[str, int]
 
     def parts(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Yield the parts that may have lines since the cursor, from where these begin."""
+        """Yield the parts that may have lines since the cursor, beginning at these lines."""
         for part in parts:
             if part.segment in self.offsets:
                 part.begin = self.offsets[part.segment]
@@ -63,7 +63,7 @@ class PageCursor(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Lines that a budget left out: those of `rest` since the cursor, of which `limit` are due."""
+    """Lines that a budget left unread: `rest` since the cursor; `limit` of them are requested."""
 
     rest: Remaining
     since: PageCursor | None
@@ -71,7 +71,7 @@ class Gap(NamedTuple):
 
 
 class Recent(NamedTuple):
-    """Lines, newest first; `is_all` says whether no others match: in all, or since the cursor.
+    """Lines, newest first; `is_all` is True if no others match, in total or since the cursor.
 
     `has_more` says that more of those that were read match, and `gap` has those that were not read.
     """
@@ -84,7 +84,7 @@ class Recent(NamedTuple):
 
 
 class Older(NamedTuple):
-    """Lines of a gap, newest first, and the gap that is left, None at its end.
+    """Lines of a gap, newest first, and the rest of the gap, None at its end.
 
     `has_more` says that it is left out, as it has more lines than were due.
     """
@@ -95,10 +95,10 @@ class Older(NamedTuple):
 
 
 class RecentLines:
-    """The newest lines of a directory; one thread at a time may look, and it waits for the disk."""
+    """The newest lines of a directory; used by one thread at a time, which waits for the disk."""
 
     def __init__(self, directory: Path, clock: TrustedClock | None = None) -> None:
-        """Take the time from the clock by which segments are named."""
+        """Use the clock that names segments."""
         self._directory = directory
         self._clock = clock or TrustedClock()
         self._forms: dict[SegmentName, Form] = {}  # of the newest segments
@@ -110,7 +110,7 @@ class RecentLines:
     def read(
         self, limit: int, select: Select, budget: ReadBudget, after: PageCursor | None = None
     ) -> Recent:
-        """Return the newest lines that match, of those that came `after`; raises OSError."""
+        """Return the newest matching lines since the cursor `after`; raises OSError."""
         self._list()
         since = _microseconds(self._listed_at - LATE_SECONDS)
         if self._oldest:  # older ones are in the gap, or are left out
@@ -140,7 +140,7 @@ class RecentLines:
         )
 
     def read_gap(self, gap: Gap, select: Select, budget: ReadBudget) -> Older:
-        """Go on in a gap; raises OSError."""
+        """Continue in a gap; raises OSError."""
         parts: Iterable[Part] = find_parts(self._directory)
         if gap.since:
             parts = gap.since.parts(parts)
@@ -152,12 +152,12 @@ class RecentLines:
         return Older(found[: gap.limit], left, has_more)
 
     def _parts(self, after: PageCursor | None) -> Iterable[Part]:
-        """Return those of the newest segments that may have lines since the cursor."""
+        """Return the newest segments that may have lines since the cursor."""
         parts = make_parts(self._directory, itertools.starmap(SegmentFile, self._forms.items()))
         return parts if after is None else after.parts(parts)
 
     def _latest_other(self, after: PageCursor | None) -> str:
-        """Return the last segment that is too old to be listed but may have lines, "" for none."""
+        """Return the last segment that may have lines but is too old to be listed, "" for none."""
         oldest = self._oldest
         if not oldest or after is None or _started_at(oldest) > after.since:
             return oldest
@@ -165,7 +165,7 @@ class RecentLines:
         return max((segment for segment in unlisted if segment < oldest), default="")
 
     def _carried(self, after: PageCursor | None, since: int) -> dict[str, int]:
-        """Return the cursor's offsets of segments that another process has listed already."""
+        """Return the cursor's offsets in segments that another process has listed already."""
         return {
             segment: offset
             for segment, offset in (after.offsets if after else {}).items()
@@ -181,7 +181,7 @@ class RecentLines:
             return 0
 
     def _cursor(self, offsets: Mapping[str, int], since: int) -> PageCursor:
-        """Return the cursor, in which the open segments come first if there are too many."""
+        """Return the cursor; if there are too many segments, open ones take precedence."""
         kept = heapq.nlargest(MAX_FOLLOWED, offsets, key=lambda name: (self._is_open(name), name))
         if left := offsets.keys() - kept:
             since = max(since, _started_at(max(left)) + 1)
@@ -191,7 +191,7 @@ class RecentLines:
         return self._forms.get(SegmentName(segment), Form.OPEN) is Form.OPEN
 
     def _list(self) -> None:
-        """Find the newest segments, unless that was done just now; raises OSError."""
+        """Find the newest segments, unless the last scan is recent; raises OSError."""
         start = time.monotonic()
         if start < self._list_again_at:
             return

@@ -48,7 +48,7 @@ def recover_file(path: Path) -> int:
 
 
 def _end_of_batches(end: int, ranges: list[tuple[int, int]]) -> int:
-    """Return `end`, or the start of the batch in `ranges` that extends across it."""
+    """Return `end`, or the start of the batch in `ranges` that crosses it."""
     return min((start for start, stop in ranges if start < end < stop), default=end)
 
 

@@ -1,4 +1,4 @@
-"""Find sealed segments, each once, whether it is compressed or not.
+"""Find sealed segments, each once, in plain or compressed form.
 
 `<name>.ndjson` becomes `<name>.ndjson.zst` while readers run: the compressed file appears whole,
 and then the plain one goes. Offsets are those of the uncompressed lines, in either form.
@@ -36,7 +36,7 @@ def list_segments(directory: Path) -> Segments:
 
 
 def is_sealed(directory: Path, name: str) -> bool:
-    """Return whether a sealed segment is there; raises OSError.
+    """Return whether a sealed segment exists; raises OSError.
 
     A listing may miss a segment that is compressed meanwhile.
     """
@@ -57,7 +57,7 @@ def stat_sealed(directory: Path, name: str) -> os.stat_result:
 
 
 def size_of_lines(directory: Path, name: str) -> int:
-    """Return the bytes of a sealed segment's lines, in whichever form; raises READ_ERRORS.
+    """Return the size of a sealed segment's lines in bytes, decompressed; raises READ_ERRORS.
 
     A compressed one of the service is one frame, whose head tells them; any other is inflated.
     """

@@ -1,4 +1,4 @@
-"""One segment file while it is written."""
+"""One segment file that is being written."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ class SegmentLost(OSError):
 
 
 class Segment:
-    """One open segment file; raises OSError throughout."""
+    """One open segment file; all methods may raise OSError."""
 
     def __init__(self, directory: Path, start: datetime) -> None:
         """Create the file named after `start`, an aware datetime in UTC.
@@ -61,7 +61,7 @@ class Segment:
         return time.monotonic() - self._started_at
 
     def write(self, buffers: Sequence[bytes]) -> None:
-        """Append the buffers; after an error, a part of them may be written."""
+        """Append the buffers; after an error, part of them may be written."""
         self.is_dirty = True
         for first in range(0, len(buffers), WRITEV_BUFFERS):
             group = buffers[first : first + WRITEV_BUFFERS]

@@ -1,4 +1,4 @@
-"""Segment files one after another: append, sync, rotate and seal them."""
+"""Write segment files one after another: append, sync, rotate and seal."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ MAINTENANCE_SECONDS = 1.0
 
 
 class Starts:
-    """The starts by which this process names its segments, each later than the one before.
+    """The start times in the names of this process's segments, each later than the last one.
 
     All writers of a process share one, each in its own thread: by its own last start, a writer
     would name its next segment before another's last one once the clock was set back.
@@ -53,7 +53,7 @@ class Starts:
         self._mutex = get_original("threading", "Lock")()
 
     def next(self) -> datetime:
-        """Return a start later than the last one, unless the clock was a day ahead by then."""
+        """Return a start later than the last one, unless that one is a day ahead of the clock."""
         with self._mutex:
             start = datetime.fromtimestamp(self.clock.now(), UTC)
             if not is_ahead(self._last.timestamp(), start.timestamp()):
@@ -111,16 +111,16 @@ class SegmentWriter:
 
     @property
     def has_open(self) -> bool:
-        """Whether a segment is open, which takes the next commit group if it has room."""
+        """Whether a segment is open; the next commit group goes to it if it has room."""
         return self._segment is not None
 
     @property
     def has_untruncated(self) -> bool:
-        """Whether a segment is kept open, since its rejected lines cannot be truncated."""
+        """Whether a segment is kept open because its rejected lines cannot be truncated."""
         return any(ended.state is EndState.UNTRUNCATED for ended in list(self._ended.values()))
 
     def has_unsettled(self) -> bool:
-        """Return whether rejected batches with keys may still come back in a file.
+        """Return whether rejected batches with keys may still be in a file.
 
         That is over when the file is truncated, synced and sealed, by this process or another.
         """
@@ -130,7 +130,7 @@ class SegmentWriter:
     # --- Append
 
     def append(self, buffers: Sequence[bytes], write_ahead: WriteAhead | None = None) -> None:
-        """Append all of a commit group or nothing, synced as the mode says.
+        """Append a commit group completely or not at all, synced according to the mode.
 
         If its segment is lost, the group goes to a new one, once. Raises OSError, or any exception
         that interrupts it, after which nothing of the group is in the files.
@@ -206,7 +206,7 @@ class SegmentWriter:
         return segment
 
     def _discard(self, segment: Segment) -> None:
-        """Remove an unusable new segment; one that cannot be removed is removed later."""
+        """Remove an unusable new segment; if that fails, it is removed later."""
         try:
             segment.path.unlink(missing_ok=True)
         except OSError:
@@ -234,7 +234,7 @@ class SegmentWriter:
                 raise
 
     def probe(self) -> None:
-        """Raise OSError if the next commit group would fail for lack of a file."""
+        """Raise OSError if the next commit group would fail because its file cannot be created."""
         segment = self._segment = self._segment or self._create()
         try:
             segment.check_in_place()
@@ -344,7 +344,7 @@ class SegmentWriter:
 
 
 class Storage(SegmentWriter):
-    """A segment writer that checks the free disk, and knows whether it can store now.
+    """A segment writer that checks the free disk, and reports whether it can store now.
 
     `error` is the cause with which a batch would be rejected now, or None.
     """
@@ -366,7 +366,7 @@ class Storage(SegmentWriter):
     def store(
         self, buffers: Sequence[bytes], write_ahead: WriteAhead | None = None
     ) -> Cause | None:
-        """Append a commit group; return None when it is stored, else why it is rejected.
+        """Append a commit group; return None once it is stored, else the cause of its rejection.
 
         `write_ahead` is called before the first byte is written. Its exceptions are raised, except
         OSError and MemoryError, and nothing is stored then.
@@ -386,7 +386,7 @@ class Storage(SegmentWriter):
         return time.monotonic() - self._maintained_at >= MAINTENANCE_SECONDS
 
     def maintain(self) -> None:
-        """Do the work that is due by time, and find out whether an error is over."""
+        """Do the work that is due by time, and check whether an error is over."""
         self._maintained_at = time.monotonic()
         try:
             super().maintain()

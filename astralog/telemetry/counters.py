@@ -74,7 +74,7 @@ class Counters:
     """
 
     def __init__(self, is_named: Callable[[str], bool] = lambda token: True) -> None:
-        """Count the tokens for whose name `is_named` returns True by that name."""
+        """Count tokens by name if `is_named` returns True for the name."""
         self._is_named = is_named
         self._named: set[str] = set()  # of these, the ones that were counted
         self.received = Volume()
@@ -142,7 +142,7 @@ class Counters:
             self.late_logs += logs
 
     def add_up(self) -> None:
-        """Bring the numbers up to date."""
+        """Add up the current numbers."""
         if not self._kept:
             return
         sizes, logs, starts, commits, ends, tokens = zip(*self._kept, strict=True)
@@ -160,7 +160,7 @@ class Counters:
         return self.accepted_by_token.setdefault((self._label(token),), Volume())
 
     def is_settled(self) -> bool:
-        """Return whether every batch that is stored has been answered."""
+        """Return whether every stored batch was answered."""
         self.add_up()
         return self.stored.logs == self.accepted.logs + self.late_logs
 
@@ -196,11 +196,11 @@ class Snapshot(NamedTuple):
     gauges: Values
 
     def without_gauges(self) -> "Snapshot":
-        """Return the values that outlive the worker."""
+        """Return the values that remain after the worker's end."""
         return self._replace(gauges={})
 
     def bounded(self) -> "Snapshot":
-        """Return the same with few series of tokens, however many tokens have come and gone."""
+        """Return the same with a limited number of series by token."""
         others = {(family, token) for family in TOKEN_FAMILIES for token in self._excess(family)}
         counts: Values = {}
         for series, value in self.counts.items():

@@ -159,13 +159,13 @@ def _segment_families(queue: CommitQueue) -> list[Family]:
 
 
 def _states(state: str) -> Mapping[Labels, float]:
-    """Return all states of a worker, 1 for its current one and 0 for the others."""
+    """Return all states of a worker: 1 for the current state, 0 for the others."""
     states: dict[Labels, float] = {(name,): 0 for name in STATES}
     return states | {(state,): 1}
 
 
 def counter(name: str, help: str, read: Callable[[], float]) -> Family:
-    """Return a counter without labels, by its name without the service's."""
+    """Return a counter without labels; `name` lacks the prefix `astralog_`."""
     return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): read()})
 
 
@@ -260,12 +260,12 @@ def disk_families(queue: CommitQueue) -> list[Family]:
 
 
 def _known(value: int | None) -> Mapping[Labels, float]:
-    """Return a value without labels, nothing if there is none."""
+    """Return a value without labels, {} if it is None."""
     return {} if value is None else {(): value}
 
 
 def compression_families(counts: CompressionCounts) -> list[Family]:
-    """Return the families of the one process that compresses; any other counts nothing."""
+    """Return the families of the compressor; other processes have no values."""
     return [
         counter("compressed_segments", "Sealed segments compressed.", lambda: counts.segments),
         counter("compressed_plain_bytes", "Bytes before compression.", lambda: counts.plain_bytes),
@@ -321,7 +321,7 @@ def _forward(
     help: str,
     read: Callable[[ForwardStatus], float] | None = None,
 ) -> Family:
-    """Return a family of forward's status, by its name there unless `read` reads another."""
+    """Return a family of forward's status; by default its field of the same name."""
     value = read or attrgetter(name)
     return _disk(
         queue,

@@ -1,4 +1,4 @@
-"""The samples of the last hour, in memory that all workers share and that outlives each of them.
+"""The samples of the last hour, in memory that all workers share and that survives them.
 
 Every ten seconds one worker samples the totals of all workers. A sample's place in the file is its
 number, the time divided by ten seconds, modulo the number of places, so that it replaces the sample
@@ -76,13 +76,13 @@ def value_of(totals: Totals, name: str, *labels: str) -> float | None:
 
 
 def _rejected(values: Mapping[Labels, float]) -> dict[str, float]:
-    """Return the rejected batches by token and code, those of many tokens in one."""
+    """Return the rejected batches by token and code; tokens beyond a limit share one series."""
     counts = _bounded(REJECTED_BY_TOKEN, values)
     return {f"{token} {code}": count for (_, token, code), count in counts.items()}
 
 
 def _sent(totals: Totals) -> dict[str, list[float]]:
-    """Return the accepted batches, logs and bytes by token, those of many tokens in one."""
+    """Return the accepted batches, logs and bytes by token; as `_rejected`."""
     sent: dict[str, list[float]] = {}
     for place, family in enumerate(ACCEPTED_BY_TOKEN.values()):
         for (_, token), count in _bounded(family, totals[family]).items():
@@ -91,7 +91,7 @@ def _sent(totals: Totals) -> dict[str, list[float]]:
 
 
 def _bounded(family: str, values: Mapping[Labels, float]) -> Mapping[Series, float]:
-    """Return the series of a family, the smallest of many added up."""
+    """Return the series of a family; if they are many, the smallest are added up."""
     return Snapshot({(family, *labels): n for labels, n in values.items()}, {}, {}).bounded().counts
 
 
@@ -101,7 +101,7 @@ def encode_sample(sample: Sample) -> bytes:
 
 
 def decode_sample(data: bytes) -> Sample:
-    """Return the sample that was encoded, by this version or by another during an upgrade."""
+    """Return the sample in an encoded record, which may be another version's during an upgrade."""
     return Sample(*json.loads(data)[: len(Sample._fields)])
 
 
@@ -113,11 +113,11 @@ class Interval(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it was; the clock may have been set."""
+        """The duration in seconds; the clock may have been set."""
         return max(self.end.at - self.begin.at, 1e-3)
 
     def rate(self, begin: float, end: float) -> float:
-        """Return how fast a count grew, per second."""
+        """Return the growth of a count per second."""
         return max(end - begin, 0) / self.seconds
 
     @property
@@ -141,12 +141,12 @@ class Interval(NamedTuple):
 
 
 def growth(begin: Sequence[float], end: Sequence[float]) -> list[float]:
-    """Return how much each count grew."""
+    """Return the growth of each count."""
     return [max(after - before, 0) for before, after in zip(begin, end, strict=True)]
 
 
 def quantile_of(counts: Sequence[float], quantile: float) -> float | None:
-    """Return a quantile of durations, which a bucket has evenly, as Prometheus' functions do."""
+    """Return a quantile of durations, interpolated within a bucket, as in Prometheus."""
     wanted = quantile * sum(counts)
     if not wanted:
         return None
@@ -193,7 +193,7 @@ class History:
         self._has_failed = False
 
     def start(self, fd: int | None) -> None:
-        """Share the history through the file, whose first bytes are the history's, from now on."""
+        """Share the history through the beginning of the file from now on."""
         self._fd = fd
         if fd is not None:
             gevent.spawn(self._sample_regularly)
@@ -204,7 +204,7 @@ class History:
             gevent.sleep(SAMPLE_SECONDS - time.monotonic() % SAMPLE_SECONDS)
 
     def sample_once(self) -> None:
-        """Take the sample that is due, unless another worker does or did.
+        """Take the sample that is due, unless another worker takes or took it.
 
         Of failures in a row, one is logged.
         """
@@ -243,7 +243,7 @@ class History:
 
 
 def _lock(fd: int) -> bool:
-    """Return whether no other worker takes a sample; the kernel frees a dead one's lock."""
+    """Lock the history; return False if another worker has the lock."""
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
     except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two it is

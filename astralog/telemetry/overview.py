@@ -1,4 +1,4 @@
-"""The numbers of the status page: of the whole service, now and over the last hour."""
+"""The numbers of the status page: the whole service, now and over the last hour."""
 
 import time
 from collections import Counter
@@ -47,14 +47,14 @@ class Overview:
     """The numbers in the shape of their JSON."""
 
     def __init__(self, metrics: Metrics, min_free_bytes: int) -> None:
-        """`min_free_bytes` is the reserve of the disk that is kept free."""
+        """Treat a disk with `min_free_bytes` free as full."""
         self._metrics = metrics
         self._min_free_bytes = min_free_bytes
         self._started_at = time.time()
         self.history = History(self.sample)
 
     def start(self, fd: int | None, started_at: float) -> None:
-        """Share the history through a file from now on; the service started at a time."""
+        """Share the history through a file from now on; `started_at` is the service's start."""
         self._started_at = started_at
         self.history.start(fd)
 
@@ -99,14 +99,14 @@ class Overview:
         }
 
     def _window(self, sample: Sample) -> Interval | None:
-        """Return the interval since a sample of some seconds ago, None if there is none."""
+        """Return the interval since the sample of `seconds` ago, None if it is missing."""
         for known in reversed(self.history.samples()):
             if known and known.at <= sample.at - WINDOW_SECONDS:
                 return Interval(known, sample)
         return None
 
     def _disk(self, totals: Totals, sample: Sample) -> Json | None:
-        """Return the usage of the disk, None if it is unknown."""
+        """Return the disk usage, None if unknown."""
         if sample.free_disk_bytes is None:
             return None
         states = ("open", "sealed")
@@ -150,7 +150,7 @@ class Overview:
         return take_sample(self._metrics.totals())
 
     def last_hour(self, now: Sample, token: str | None = None) -> Json:
-        """Return the numbers of the hour until now, or only those of one token by its name."""
+        """Return the numbers of the last hour, or only those of one token by its name."""
         samples = self.history.samples()
         rejections = _rejections(samples, now, token)
         tokens = _tokens(samples, now, rejections, token)
@@ -181,7 +181,7 @@ def _forward(totals: Totals) -> Json | None:
 
 
 def _rejections(samples: Sequence[Sample | None], now: Sample, token: str | None) -> list[Json]:
-    """Return the rejected batches by token and code, those with most in the last hour first."""
+    """Return the rejected batches by token and code, sorted by their number in the last hour."""
     oldest = next((sample.rejected for sample in samples if sample), {})
     samples = [*samples[:-1], now]
     rows = []
@@ -202,7 +202,7 @@ def _rejected_of(name: str, sample: Sample) -> float:
 def _tokens(
     samples: Sequence[Sample | None], now: Sample, rejections: Sequence[Json], token: str | None
 ) -> list[Json]:
-    """Return the volume that each token sent in the last hour, those with most bytes first.
+    """Return the volume per token in the last hour, sorted by bytes.
 
     `rejections` are the rows of `_rejections`. A token without any batch in that hour is omitted.
     """

@@ -101,7 +101,7 @@ class Metrics:
             self.publish()
 
     def _settle(self) -> None:
-        """Wait while stored batches are being answered, so that a worker's counters balance."""
+        """Wait until all stored batches are answered, so that a worker's counters balance."""
         for _ in range(SETTLE_SLICES):
             if self._counters.is_settled():
                 return
@@ -169,7 +169,7 @@ class Metrics:
 
 
 def _keep_known(accept: str) -> str:
-    """Return the media ranges of an Accept header without those of unknown versions.
+    """Return the media ranges of an Accept header, except those with unknown versions.
 
     prometheus_client raises ValueError for a version that is not made of three numbers.
     """
@@ -231,7 +231,7 @@ def _histogram(family: Family, values: Mapping[Labels, float]) -> Metric:
 
 
 def is_ready(workers: Mapping[Labels, float]) -> bool:
-    """Return whether each worker is ready, except those that stop, as at a reload."""
+    """Return whether each worker is ready, except workers that are stopping, as at a reload."""
     states = {state for (state,), number in workers.items() if number}
     return states - {STOPPING} == {READY}
 

@@ -1,4 +1,4 @@
-"""The slots of the workers' counts, which follow the history in the shared memory file.
+"""The slots of the workers' counts, after the history in the shared memory file.
 
 The master makes it and its workers inherit it. Each worker claims a slot with a lock that the
 kernel releases when the worker dies, however it dies, and continues the counts of the last
@@ -43,7 +43,7 @@ class SnapshotTooLarge(OSError):
 
 
 def open_shared_file(environ: MutableMapping[str, str]) -> int:
-    """Return the file of the master that this one takes over from, else a new one.
+    """Return the file of the previous master at an upgrade, else a new one.
 
     Raises OSError.
     """
@@ -62,7 +62,7 @@ def _is_shared_file(fd: str) -> bool:
 
 
 def pass_on(fd: int, environ: MutableMapping[str, str]) -> None:
-    """Pass the file on to the program that this process executes with that environment."""
+    """Pass the file to the program that this process will execute with this environment."""
     os.set_inheritable(fd, True)
     environ[VARIABLE] = str(fd)
 

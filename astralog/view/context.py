@@ -1,4 +1,4 @@
-"""The lines around those that match, as `grep -C` shows them: of the same segment."""
+"""The lines of the same segment before and after matching lines, as `grep -C` shows them."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ GAP = b"--"
 
 
 class Group:
-    """A line that matches, with the lines around it that no earlier group has."""
+    """A matching line, with the lines around it that are not in an earlier group."""
 
     def __init__(self, offset: int, before: Iterable[bytes], line: bytes, *, has_gap: bool) -> None:
         self.offset = offset
@@ -22,7 +22,7 @@ class Group:
 
 
 def groups(blocks: Iterable[Block], select: Select, before: int, after: int) -> Iterator[Group]:
-    """Yield a group for each line that matches; `before` and `after` bound the lines around it."""
+    """Yield a group for each matching line; `before` and `after` limit the lines around it."""
     passed: deque[bytes] = deque(maxlen=before)  # lines before the next group
     has_gap = False
     group: Group | None = None
@@ -61,7 +61,7 @@ def _last_lines(lines: bytes, count: int) -> Iterator[tuple[int, bytes]]:
 
 
 class ContextPart(Part):
-    """A part of a segment that yields texts of several lines: `unpack` takes them apart."""
+    """A part of a segment that yields texts of several lines; `unpack` separates them."""
 
     def __init__(self, before: int, after: int, *place: Any) -> None:
         super().__init__(*place)

@@ -18,13 +18,13 @@ _RANK_OF_NAME = {name: rank for rank, names in enumerate(RANKS) for name in name
 
 
 def known_rank(level: str) -> int | None:
-    """Return the rank of a level, in any case; None for one that is not known."""
+    """Return the rank of a level, ignoring case; None for an unknown level."""
     # OpenTelemetry has four steps of each level: error, error2, error3, error4.
     return _RANK_OF_NAME.get(level.strip().lower().rstrip("1234"))
 
 
 def rank_of(level: str) -> int:
-    """Return the rank of a level; one that is not known ranks as `info`.
+    """Return the rank of a level; an unknown level ranks as `info`.
 
     So it is shown unless warnings or worse are wanted, and the wanted logs are not lost among
     levels of somebody's own.
@@ -46,7 +46,7 @@ def names_from(least: str) -> list[str] | None:
 
 
 def is_severe_enough(level: str, least: str) -> bool:
-    """Return whether a level is `least` or worse; a `least` that is not known means it alone."""
+    """Return whether a level is `least` or worse; an unknown `least` matches only itself."""
     rank = known_rank(least)
     if rank is None:
         return level.strip().lower() == least.strip().lower()

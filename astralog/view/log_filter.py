@@ -1,4 +1,4 @@
-"""The condition that a stored line fulfils, or not, to be shown."""
+"""The conditions that a stored line must fulfil to be shown."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ _text = msgspec.json.Decoder(str)
 
 @dataclasses.dataclass(frozen=True)
 class LogFilter:
-    """The conditions that a log fulfils to be shown; one that is None is not set.
+    """The conditions that a log must fulfil to be shown; None means no condition.
 
     `level` is the least severe one. `text` occurs in the message, or in the metadata as JSON text:
     as stored, or with its escapes replaced; in any case, unless `match_case`. `pattern` is searched
@@ -57,7 +57,7 @@ class LogFilter:
         return log is not None and self._matches(log)
 
     def select(self, block: bytes) -> Iterator[tuple[int, bytes]]:
-        """Select the lines of a block that match, as `store.reader.Select` says."""
+        """Select the matching lines of a block; see `store.reader.Select`."""
         found = candidates(self._prefilters, block)
         for offset, line in every_line(block) if found is None else found:
             if self.matches(line):
@@ -69,7 +69,7 @@ class LogFilter:
 
     @cached_property
     def _prefilters(self) -> tuple[Prefilter, ...]:
-        """Literals that a matching line contains, the presumably rarest first."""
+        """Literals that a matching line contains, the probably rarest first."""
         found = [
             None if self.text is None else by_text(self.text, match_case=self.match_case),
             None if self.pattern is None else by_regex(self.pattern),
@@ -109,13 +109,13 @@ class LogFilter:
 
 
 def sort_key(timestamp: str) -> str:
-    """Return a text that sorts as the stored timestamp does, and is the same for the same time."""
+    """Return a sort key of a stored timestamp; equal times have equal keys."""
     second, _, fraction = timestamp.removesuffix("Z").partition(".")
     return f"{second}.{fraction.rstrip('0')}"
 
 
 def _texts(log: StoredLog) -> Iterator[str]:
-    """Yield the texts of a log in which text is searched for."""
+    """Yield the texts of a log that are searched."""
     yield log.message
     metadata = log.metadata_text
     yield metadata
@@ -151,7 +151,7 @@ def _has(value: bytes, name: str, wanted: str) -> bool:
 
 
 def _is_value(value: bytes, wanted: str) -> bool:
-    """Return whether a JSON value is a text, or an array has it as an element."""
+    """Return whether a JSON value is `text`, or an array that contains it."""
     if value[:1] == b"[":
         return any(_is_scalar(bytes(element), wanted) for element in _elements.decode(value))
     return _is_scalar(value, wanted)

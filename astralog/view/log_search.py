@@ -1,4 +1,4 @@
-"""All stored logs, newest first, in pages that each take little time."""
+"""Search all stored logs, newest first, in pages of limited time."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ class LogSearch:
     def find(
         self, wanted: LogFilter, limit: int, seconds: float, rest: Remaining | None = None
     ) -> Found:
-        """Return the newest logs, of those that are left if `rest` is given; raises OSError.
+        """Return the newest logs, or the next ones of `rest`; raises OSError.
 
         It ends after so many seconds, or MAX_PAGE_BYTES; a compressed segment that was begun is
         read to its end.
@@ -84,29 +84,29 @@ class LogSearch:
         return Found(lines, remaining(parts), budget.file_bytes)
 
     def seal(self, rest: Remaining) -> str:
-        """Return a cursor as a text that tells nothing."""
+        """Return a cursor as an encrypted text."""
         return self._sealer.seal_hidden(json.dumps(rest, default=sorted))
 
     def open(self, sealed: str) -> Remaining:
-        """Return the cursor that `seal` made a text of; raises ValueError for any other."""
+        """Return the cursor in a text of `seal`; raises ValueError for any other text."""
         return _cursors.decode(self._sealer.open_hidden(sealed))
 
 
 class LogStream:
-    """The logs that come to a data directory from the start on; for one thread at a time."""
+    """A stream of new logs of a data directory; one thread at a time may use it."""
 
     def __init__(self, directory: Path, wanted: LogFilter) -> None:
         self._follower = Follower(directory)
         self._select = paced(wanted.select)
 
     def start(self) -> None:
-        """Begin after what is stored; raises OSError."""
+        """Begin after the stored lines; raises OSError."""
         self._follower.start()
         if self._follower.error:
             raise self._follower.error
 
     def read(self, seconds: float) -> list[bytes]:
-        """Return the stored lines that came since the last call, some if they are many."""
+        """Return the lines stored since the last call, or some of them if they are many."""
         budget = ReadBudget(max_seconds=seconds, is_soft=True)
         lines: list[bytes] = []
         size = 0
@@ -123,7 +123,7 @@ class LogStream:
 
 
 def paced(select: Select) -> Select:
-    """Return the same function, which sleeps most of the time."""
+    """Return the function, slowed down by sleeps."""
     pace = Yielding(WORK_SECONDS, lambda worked: _sleep(REST * worked))
 
     def select_slowly(block: bytes) -> Iterator[tuple[int, bytes]]:

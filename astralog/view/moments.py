@@ -1,4 +1,4 @@
-"""Times as people give them: a timestamp, or how long ago."""
+"""Parse times that users enter: a timestamp, or a duration before now."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def parse_moment(text: str) -> str:
-    """Return the timestamp that a duration or a timestamp stands for, as it would be stored.
+    """Return the time of a duration before now, or of a timestamp, in the stored form.
 
     Raises ValueError.
     """

@@ -1,4 +1,4 @@
-"""Options that the commands which read logs share, and their preparations."""
+"""Options and preparations that the commands for reading logs share."""
 
 import logging
 import signal
@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def parse_when(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
-    """Return the timestamp that a duration or a timestamp stands for, as it would be stored."""
+    """Return the time of a duration before now, or of a timestamp, in the stored form."""
     try:
         return None if text is None else parse_moment(text)
     except ValueError as error:
@@ -49,7 +49,7 @@ data_dir = click.option(
 
 
 def apply(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Return a decorator that gives a command the options, in their order."""
+    """Return a decorator that adds the options to a command, in their order."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -60,7 +60,7 @@ def apply(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 def prepare(name: str, level: str | None) -> None:
-    """End by SIGPIPE at once and without a message, log to stderr, and report an unknown level."""
+    """End silently at SIGPIPE, log to stderr, and report an unknown level."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGPIPE))
     handler = logging.StreamHandler()

@@ -1,4 +1,4 @@
-"""Logs on standard output, which may be a terminal or a pipe whose reader is gone.
+"""Write logs to standard output: a terminal, a file, or a pipe whose reader may be gone.
 
 On a terminal, a log is one line, which neither drives it nor poses as another project's.
 """
@@ -71,7 +71,7 @@ class Output:
         self._reader.register(self._fd, 0)
 
     def write(self, lines: Iterable[bytes]) -> None:
-        """Write stored lines as they come."""
+        """Write stored lines, unchanged or formatted."""
         try:
             for line in lines:
                 self._pending += self._format(line)
@@ -80,7 +80,7 @@ class Output:
             self.flush()
 
     def flush_if_due(self) -> None:
-        """Write the pending lines if they are many, or wait for long; between two lines, too."""
+        """Write the pending lines if they are many or have waited long."""
         waited = time.monotonic() - self._written_at
         if len(self._pending) >= OUTPUT_BYTES or waited > OUTPUT_SECONDS:
             self.flush()
@@ -94,7 +94,7 @@ class Output:
         self._written_at = time.monotonic()
 
     def wait(self, seconds: float) -> None:
-        """Wait; if the reader of the output is gone, end by SIGPIPE as a write would."""
+        """Wait `seconds`; if the reader of the output is gone, end by SIGPIPE, as a write would."""
         if self._reader.poll(seconds * 1000):
             os.kill(os.getpid(), signal.SIGPIPE)
 
@@ -115,7 +115,7 @@ class Output:
 
 
 def quote(name: str) -> str:
-    r"""Return a name as it is if it is plain, otherwise as a JSON string without a blank in it.
+    r"""Return a plain name unchanged, and any other as a JSON string without blanks.
 
     So a column ends at the first blank: a level `error b` is shown as `"error\u0020b"`.
     """
@@ -133,7 +133,7 @@ def _quote_character(character: str) -> str:
 
 
 def format_line(line: bytes, *, colored: bool) -> str:
-    """Return a stored line as a person reads it."""
+    """Return a stored line in readable form."""
     log = decode(line)
     if log is None:
         return escape(line[:SHOWN_CHARACTERS].decode(errors="replace"))
@@ -144,7 +144,7 @@ def format_line(line: bytes, *, colored: bool) -> str:
 
 
 def _columns(log: StoredLog) -> list[tuple[str, str]]:
-    """Return the texts of a log's line, each with its code."""
+    """Return the texts of a log's line, each with its terminal code."""
     rank = known_rank(log.level)
     return [
         (quote(log.timestamp), _DIM),

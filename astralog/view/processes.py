@@ -48,7 +48,7 @@ Read = Callable[[Select, ReadBudget], Iterator[tuple[int, bytes]]]
 
 
 class ProcessPart(Part):
-    """A part that another process may read, once and to its end."""
+    """A part that another process may read; it is read once and completely."""
 
     processes: "Processes | None" = None
 
@@ -78,7 +78,7 @@ class ProcessPart(Part):
 
 
 class ProcessContextPart(ProcessPart, ContextPart):
-    """The same with lines around those that match."""
+    """The same with the lines around matching ones."""
 
 
 class Processes:
@@ -115,7 +115,7 @@ class Processes:
             part.processes = self
 
     def take(self, part: ProcessPart) -> "_Results | None":
-        """Return the results of the process that reads a part, None if the caller should."""
+        """Return the results of the process that reads a part, None if the caller must read it."""
         if part in self._waiting:
             self._begin(part)
             self._waiting.pop(part, None)
@@ -123,7 +123,7 @@ class Processes:
         return self._begun.get(part)
 
     def wait_for(self, pipe_fd: int) -> None:
-        """Wait for data in a pipe, and give processes that are done their next parts."""
+        """Wait for data in a pipe, and assign the next parts to idle processes."""
         self._poll.register(pipe_fd, POLLIN)
         ready = {fd for fd, _ in self._poll.poll()}
         self._poll.unregister(pipe_fd)
@@ -152,7 +152,7 @@ class Processes:
             pass
 
     def _free(self, sockets: Iterable[int]) -> None:
-        """Note that processes are done, or dead."""
+        """Record processes that are done, or dead."""
         for fd in sockets:
             process = self._busy.pop(fd)
             self._poll.unregister(fd)
@@ -162,7 +162,7 @@ class Processes:
                 process.close()
 
     def _begin(self, part: ProcessPart) -> bool:
-        """Have a process read a part if one is idle or may be started; return whether one does."""
+        """Assign a part to an idle or a new process; return False if there is none."""
         if len(self._begun) >= MAX_AHEAD:
             return False
         if not self._idle:
@@ -177,7 +177,7 @@ class Processes:
 
 
 class _Process:
-    """A process that reads parts by their numbers, as its parent sees it."""
+    """The parent's view of a process that reads parts by their numbers."""
 
     def __init__(self, parts: list[ProcessPart], select: Select, limit: int | None) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -192,7 +192,7 @@ class _Process:
         theirs.close()
 
     def read(self, number: int) -> int:
-        """Have a part read; return the descriptor of the pipe with the results."""
+        """Send a part to the process; return the descriptor of the pipe with the results."""
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
         try:
@@ -204,14 +204,14 @@ class _Process:
         return read_fd
 
     def is_alive(self) -> bool:
-        """Receive the message that it is done; return False if it ended instead."""
+        """Receive the message that the process is done; return False if it ended instead."""
         try:
             return self._socket.recv(1) == _DONE
         except OSError:
             return False
 
     def close(self) -> None:
-        """End the process, before its socket ends."""
+        """End the process, before its socket is closed."""
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         self._socket.close()
@@ -227,7 +227,7 @@ class _Results:
         self._data = bytearray()
 
     def lines(self, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines as they come; raises the errors of reading, and ChildProcessError.
+        """Yield the lines; raises the errors of reading, and ChildProcessError.
 
         The budget counts the bytes of the file.
         """
@@ -265,7 +265,7 @@ class _Results:
         return kind, number, text
 
     def _read(self, count: int) -> bool:
-        """Read until there are so many bytes; return False if the process ended."""
+        """Read until `count` bytes are there; return False if the process ended."""
         while len(self._data) < count:
             try:
                 data = os.read(self._fd, PIPE_BYTES)
@@ -306,7 +306,7 @@ def _run_child(
 
 
 class _Sender:
-    """The end of a pipe to which a process writes; flushes it when it is due."""
+    """The write end of a pipe; it is flushed when that is due."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe

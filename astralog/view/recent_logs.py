@@ -31,7 +31,7 @@ _cursors = msgspec.json.Decoder(tuple[PageCursor, Gap | None])
 
 
 class ShownLog(msgspec.Struct):
-    """A log as the page gets it: `metadata` is its JSON, `bytes` the length of the whole line."""
+    """A log in the form of the page: `metadata` is JSON, `bytes` the length of the whole line."""
 
     id: str
     timestamp: str
@@ -46,7 +46,7 @@ class ShownLog(msgspec.Struct):
 
 
 class Search(msgspec.Struct):
-    """A search for logs that an earlier answer left out, as it had read enough bytes.
+    """A search for logs that an earlier response left out because its bytes were used up.
 
     Its logs are the last `count` of the answer. The next one has further logs unless `is_done`, and
     `has_more` says that more are left out, since enough were found.
@@ -58,7 +58,7 @@ class Search(msgspec.Struct):
 
 
 class Page(msgspec.Struct):
-    """The logs of one answer, newest first, and the cursor of those that follow."""
+    """The logs of one response, newest first, and the cursor for the next response."""
 
     logs: list[ShownLog]
     after: str
@@ -86,7 +86,7 @@ class RecentLogs:
         self._sealer = Sealer(secret)
 
     def look(self, wanted: LogFilter, after: str | None, *, is_bound: bool = False) -> bytes:
-        """Return a page as JSON; raises ValueError for a cursor that is none, and OSError.
+        """Return a page as JSON; raises ValueError for an invalid cursor, and OSError.
 
         `is_bound` says that the page must not tell how much there is of other projects, nor may the
         bytes of their logs end its search: it goes on with the next call.

@@ -1,4 +1,4 @@
-"""Texts that a client hands back, sealed so that they tell it nothing."""
+"""Encrypt texts that a client returns, so that it cannot read or change them."""
 
 import hashlib
 import hmac
@@ -26,11 +26,11 @@ class Sealer:
         self._secret = secret
 
     def seal(self, text: str) -> str:
-        """Return the text sealed; its length tells that of the text."""
+        """Return the text sealed; the length of the text is not hidden."""
         return self._seal(text.encode())
 
     def seal_hidden(self, text: str) -> str:
-        """Return the text sealed, so that neither its length nor a repetition can be told."""
+        """Return the text sealed; its length and its repetitions are hidden."""
         packed = zlib.compress(text.encode())
         data = os.urandom(NONCE_BYTES) + len(packed).to_bytes(4, "big") + packed
         return self._seal(data.ljust(-(-len(data) // BLOCK_BYTES) * BLOCK_BYTES, b"\0"))

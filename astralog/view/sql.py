@@ -84,7 +84,7 @@ def _import_duckdb() -> ModuleType:
 
 
 def _view(data_dir: Path, since: str | None) -> str:
-    """Return the statement that makes the view of the segments that there are now."""
+    """Return the statement that creates the view over the existing segments."""
     try:
         parts = parts_since(find_parts(data_dir), since)
     except OSError as error:
@@ -113,7 +113,7 @@ def _print(connection: Any, query: str, output_format: str) -> None:
 
 
 def _copy(connection: Any, query: str, output_format: str) -> None:
-    """Write a result to stdout through a pipe: DuckDB opens its output by name, from the start."""
+    """Write a result to stdout through a pipe, since DuckDB opens its output by name."""
     reading, writing = os.pipe()
     failures: list[OSError] = []
     copier = threading.Thread(target=_copy_to_stdout, args=(reading, failures))
@@ -128,7 +128,7 @@ def _copy(connection: Any, query: str, output_format: str) -> None:
 
 
 def _copy_to_stdout(fd: int, failures: list[OSError]) -> None:
-    """Copy all that comes from a pipe; if stdout fails, DuckDB's next write does too."""
+    """Copy a pipe to stdout; if stdout fails, DuckDB's next write fails too."""
     with open(fd, "rb") as source:
         try:
             shutil.copyfileobj(source, sys.stdout.buffer)

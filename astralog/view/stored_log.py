@@ -1,4 +1,4 @@
-"""A log as it is read back from a segment."""
+"""A log that is read from a segment."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Keys, the claim that a single request of all processes has on a key, and the locks of claims."""
+"""Keys; claims, which one request of all processes at a time has on a key; and their locks."""
 
 import contextlib
 import errno
@@ -61,7 +61,7 @@ _mutex = get_original("threading", "Lock")()
 
 
 class Claim:
-    """The exclusive right to store a key's batch, until each of its holders has released it.
+    """The exclusive right to store a key's batch, until all holders have released it.
 
     The request is the first holder. The queue is one until no thread can write the batch any more,
     and so is each segment from which its rejected lines are not truncated yet.
@@ -138,7 +138,7 @@ class KeyLocks:
             return False
 
     def lock(self, digest: bytes) -> bool:
-        """Lock a key; return False if another process has locked it."""
+        """Lock a key; return False if another process holds the lock."""
         try:
             lock_byte(self._checked_fd(), _offset(digest))
         except BlockingIOError:

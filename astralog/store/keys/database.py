@@ -108,7 +108,7 @@ _sleep: Callable[[float], None] = get_original("time", "sleep")
 
 
 class DamagedDatabase(OSError):
-    """The content of the database is inconsistent, or no database."""
+    """The file is no database, or its content is inconsistent."""
 
 
 class ForeignDatabase(OSError):
@@ -124,7 +124,7 @@ class Record(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One try of a key; `size` is that of its segment, None until it is final."""
+    """One try of a key; `size` is the size of its segment, None until it is final."""
 
     body: bytes
     segment: str
@@ -157,7 +157,7 @@ class Database:
     # --- The connection
 
     def open(self) -> None:
-        """Connect unless the connection is in place; create the database if there is none.
+        """Connect, unless a valid connection exists; create the database if it is missing.
 
         A database that is damaged or whose log was removed is moved aside.
         """
@@ -174,7 +174,7 @@ class Database:
         return True
 
     def is_in_place(self) -> bool:
-        """Return whether there is a connection, to the same files that other processes open."""
+        """Return whether the connection leads to the files that other processes open now."""
         return (
             self._connection is not None
             and not self._is_damaged
@@ -217,7 +217,7 @@ class Database:
             raise
 
     def _prepare(self) -> None:
-        """Create the tables of a new database, or check that it is one of this service."""
+        """Create the tables of a new database, or check that the database is this service's."""
         ((tables,),) = self.execute("SELECT count(*) FROM sqlite_master")
         ((application,),) = self.execute("PRAGMA application_id")
         ((version,),) = self.execute("PRAGMA user_version")
@@ -304,7 +304,7 @@ class Database:
         return OSError(errno.ENOSPC if is_full else self._probe_quota(), text)
 
     def _probe_quota(self) -> int:
-        """Return EDQUOT if a quota is used up, which SQLite does not tell from EIO, else EIO."""
+        """Return EDQUOT if a quota is used up, else EIO; SQLite reports both in the same way."""
         try:
             with tempfile.TemporaryFile(dir=self._directory) as file:
                 file.write(bytes(_FULL_BYTES))
@@ -372,7 +372,7 @@ class Database:
         self.execute("UPDATE segments SET size = ? WHERE name = ?", [size, segment])
 
     def commit_nothing(self) -> None:
-        """Write and commit, without a change, as a record is."""
+        """Write and commit as for a record, without a change."""
         self.execute(f"PRAGMA user_version = {_VERSION}")
 
     def sync(self) -> None:
@@ -404,7 +404,7 @@ def record_size(directory: Path, segment: str, size: int) -> None:
 
 @contextlib.contextmanager
 def _existing(directory: Path) -> Iterator[Database | None]:
-    """Connect to the database of a directory; yield None if there is none of this service."""
+    """Connect to the database of a directory; yield None if this service has none there."""
     database = Database(directory, is_synced=True, lock_seconds=SEAL_LOCK_SECONDS)
     with contextlib.closing(database):
         try:
@@ -501,12 +501,12 @@ class KeyUpkeep:
 
     @property
     def held_keys(self) -> int:
-        """The remembered keys, as far as this process has counted them."""
+        """The number of remembered keys that this process has counted."""
         return self._counts.total()
 
     @property
     def forgotten_keys(self) -> int:
-        """The keys that this process forgot before their time."""
+        """The number of keys that this process forgot before their time."""
         return self._forgotten
 
     def close(self) -> None:
@@ -551,7 +551,7 @@ class KeyUpkeep:
             yield
 
     def _forget_expired(self) -> Iterator[None]:
-        """Delete the oldest keys while they are expired.
+        """Delete expired keys, the oldest first.
 
         The newest one stays, so that ids keep growing. Keys from the future, written while the
         clock was wrong, get the current time; otherwise they would block the deletion of later
@@ -619,7 +619,7 @@ class KeyUpkeep:
             self._database.execute("DELETE FROM segments WHERE id = ?", row)
 
     def _copy_log(self) -> None:
-        """Copy a long log into the database and empty it, as far as other processes allow now.
+        """Copy a long log into the database and empty it, unless other processes prevent it now.
 
         After a start it is copied whatever its length: pages that a failed sync left in it can be
         read, but may not be on the disk. The first checkpoint lets others commit; the second one,

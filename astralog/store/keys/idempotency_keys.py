@@ -1,4 +1,4 @@
-"""Batches with an idempotency key: stored once, however often they are sent, to any worker.
+"""Store batches with an idempotency key once, however often they are sent, to any worker.
 
 A request claims its key: an entry in memory excludes other requests of this process, a lock those
 of other processes. The drain thread then finds out whether an earlier try is stored. If not, it
@@ -138,7 +138,7 @@ class IdempotencyKeys:
         return storage.store([batch.lines for batch in rest]) if rest else None
 
     def _decide(self, claims: Sequence[Claim]) -> None:
-        """Decide claims by the earlier tries of their keys, which no process stores any more."""
+        """Decide claims by the earlier tries of their keys; no process can store these any more."""
         try:
             with self._mutex:
                 self._open()
@@ -173,7 +173,7 @@ class IdempotencyKeys:
             claim.reject(KEY_REUSED)
 
     def _is_stored(self, entry: Entry) -> bool:
-        """Return whether the lines of an earlier try are stored, or were until their retention.
+        """Return whether the lines of an earlier try are stored, or were removed by retention.
 
         A segment that a dead process left open is recovered first, so that the answer is final.
         """
@@ -244,14 +244,14 @@ class IdempotencyKeys:
         return MAINTENANCE_SECONDS
 
     def step(self) -> None:
-        """Reopen files that were replaced, and find out whether an error is over."""
+        """Reopen replaced files, and check whether an error is over."""
         self._clock.now()  # notices changes of the wall clock
         self._release_settled()
         if self._is_open or self.error:
             self.open()
 
     def open(self) -> None:
-        """Open the database, and end an error once a commit succeeds; raises nothing."""
+        """Open the database, and end an error once a commit succeeds; never raises."""
         try:
             with self._mutex:
                 self._open()

@@ -1,4 +1,4 @@
-"""Find out whether all lines of a batch are in their segment, whose size is not recorded."""
+"""Check whether all lines of a batch are in their segment, if its size is not recorded."""
 
 import logging
 import os
@@ -40,13 +40,13 @@ class StoredLines:
         self._whole: dict[str, int] = {}  # bytes at the start of open segments that have no hole
 
     def note_stored(self, segment: str, stop: int) -> None:
-        """Remember that a segment is stored up to an offset."""
+        """Record that a segment is stored up to an offset."""
         if len(self._whole) >= MAX_SEGMENTS:
             self._whole.clear()  # they are read again on the next check
         self._whole[segment] = stop
 
     def recover_and_check(self, segment: str, stop: int) -> bool:
-        """Return whether a segment whose size is not recorded has all lines up to an offset.
+        """Recover a segment without a recorded size; return whether it has the lines up to `stop`.
 
         A segment that a dead process left open is truncated and sealed first. A segment that is
         gone without a record of its size never had a line. Raises OSError if the answer is unknown.
@@ -71,7 +71,7 @@ class StoredLines:
         return SegmentName(segment).path(self._directory, Form.OPEN)
 
     def _check_held(self, segment: str, stop: int) -> bool | None:
-        """Return whether a segment that its writer keeps open has the lines.
+        """Return whether a segment that its writer keeps open contains the lines.
 
         None if it is gone or being recovered: the recovery decides, and a sync at the same time
         could consume the error that the recovery must see. The writer stores these lines no more,
