@@ -1,6 +1,7 @@
 """The `astralog` command; each subcommand is imported when it runs."""
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -37,7 +38,12 @@ class _Commands(click.Group):
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; an OSError, such as a full device, ends it with one line."""
+        """Run a command; an OSError, such as a full device, ends it with one line.
+
+        Ctrl-C ends it at once and without a message, unless it has a handler of its own.
+        """
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         reopen_closed_streams()
         try:
             return super().main(*args, **extra)

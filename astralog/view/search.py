@@ -38,6 +38,9 @@ UPDATE_SECONDS = 0.2
 #: Characters of the progress bar.
 BAR_CHARACTERS = 20
 
+#: Columns of a terminal that does not know its width.
+DEFAULT_COLUMNS = 80
+
 
 class Failed(click.ClickException):
     """An error that ends the command with grep's exit status."""
@@ -188,6 +191,8 @@ class _Run:
 
     def show(self, *, has_context: bool, as_json: bool) -> None:
         """Print the results; Ctrl-C reports the searched share and ends the process."""
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # it may be ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         found = self._arrivals()
         lines = unpack(found) if has_context else (arrival.line for arrival in found)
         try:
@@ -229,9 +234,13 @@ class _Run:
 
     def _bar(self, seconds: float) -> str:
         share = min(self._budget.file_bytes / self._total_bytes, 1.0) if self._total_bytes else 1.0
-        bar = ("#" * round(share * BAR_CHARACTERS)).ljust(BAR_CHARACTERS, ".")
-        left = f"{seconds / share - seconds:.0f} s left" if share else ""
-        return f"{bar} {share:4.0%}  {self.found} found  {left}"
+        left = f"  {seconds / share - seconds:.0f} s left" if share else ""
+        text = f"{share:4.0%}  {self.found} found{left}"
+        # The last column stays free: some terminals go on to the next line after it.
+        columns = (os.get_terminal_size(2).columns or DEFAULT_COLUMNS) - 1
+        width = min(columns - len(text) - 1, BAR_CHARACTERS)
+        bar = ("#" * round(share * width)).ljust(width, ".")
+        return f"{bar} {text}".lstrip()[:columns]
 
     def _remove_bar(self) -> None:
         if self._has_bar:

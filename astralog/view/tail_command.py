@@ -1,7 +1,6 @@
 """The command `astralog tail`."""
 
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -64,7 +63,6 @@ def tail(
     data_dir: Path,
 ) -> None:
     """Show the newest logs, in the order of their arrival."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once and without a message
     options.prepare("tail", level)
     wanted = LogFilter(frozenset(projects) or None, frozenset(services) or None, level, text, since)
     if lines is None:

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
+import termios
 import time
 from functools import partial
 from pathlib import Path
@@ -157,6 +159,20 @@ def test_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[1] == str(128 + signal.SIGPIPE)
 
 
+@pytest.mark.parametrize("command", ["search", "tail"])
+def test_interruption_of_the_start_is_quiet(tmp_path: Path, command: str) -> None:
+    """It ends the command at once, and does not look as if nothing was found."""
+    code = f"""
+import os, signal
+from astralog.cli import main
+from astralog.view import search, tail_command
+search.find_parts = tail_command.find_parts = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+main(["{command}", "--data-dir", "{tmp_path}"])
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, b"", b"")
+
+
 @pytest.mark.slow
 def test_processes_end_with_the_command(tmp_path: Path) -> None:
     """After Ctrl-C, a closed pipe and a kill; the status is that of a single process."""
@@ -199,13 +215,33 @@ def members(group: int) -> list[int]:
     return pids
 
 
-def start_on_terminal(data_dir: Path, *options: str) -> "tuple[subprocess.Popen[bytes], int]":
+def start_on_terminal(
+    data_dir: Path, *options: str, columns: int = 0
+) -> "tuple[subprocess.Popen[bytes], int]":
     """Start a search whose stderr is a terminal, and return the terminal's other end."""
     master, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, columns))
     command = [str(COMMAND), "search", "--data-dir", str(data_dir), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal)
     os.close(terminal)
     return process, master
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [0, 8, 20, 40, 200])
+def test_progress_fits_on_one_line(tmp_path: Path, columns: int) -> None:
+    """Of any terminal; one that does not know its width gets 80 columns at most."""
+    make_segment(tmp_path, make_name(0), *[make_line("x" * 300)] * 200_000)
+    process, master = start_on_terminal(tmp_path, "(x|y)(x?)+z", "--regex", columns=columns)
+    with process:
+        shown = b""
+        while b"\x1b[K" not in shown:
+            shown += os.read(master, 1000)
+        process.kill()
+    bar = shown.partition(b"\x1b[K")[0].decode().lstrip("\r")
+    assert len(bar) < (columns or 80)
+    assert "% " in bar
+    os.close(master)
 
 
 @pytest.mark.slow
