@@ -10,27 +10,28 @@ from io import BytesIO
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
-import msgspec
-
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import (
     RUN_BYTES,
     ForeignBatch,
-    Members,
-    as_text,
-    decode_text,
-    find_names,
-    find_texts,
     read_line,
     read_members,
     read_usual_lines,
     slot,
-    take_name,
 )
 from astralog.intake.logs import store_timestamps
-from astralog.intake.mapping import NotAlikeError
+from astralog.intake.members import (
+    NULL,
+    Members,
+    NotAlikeError,
+    as_text,
+    decode_text,
+    find_names,
+    find_texts,
+    take_name,
+)
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -55,8 +56,6 @@ NO_INDEX = (
     "index is missing: name it in the action or in the path, or put ?project_id=… into the URL, or "
     "use a token bound to one project"
 )
-
-_NULL = msgspec.Raw(b"null")
 
 
 class Item(NamedTuple):
@@ -256,10 +255,10 @@ def _read_document(text: bytes) -> Members:
 
 
 def _take_timestamp(document: Members) -> str | None:
-    """Remove and return @timestamp; a Unix time is returned in the stored form."""
-    raw = document.pop("@timestamp", _NULL)
+    """Remove @timestamp, and return it, in the stored form if it is a Unix time."""
+    raw = document.pop("@timestamp", NULL)
     text = as_text(raw)
-    if not text and raw == _NULL:
+    if not text and raw == NULL:
         return None
     if not text.isdecimal():
         return text

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import msgspec
-
 from astralog.deadlines import yield_if_due
 from astralog.intake.batch import find_excess
 from astralog.intake.decoder import (
@@ -20,7 +18,7 @@ from astralog.intake.decoder import (
 )
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.logs import is_utf8, parse, replace_lone_surrogates, to_utf8
-from astralog.intake.mapping import NotAlikeError
+from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import FAST_BYTES, MAX_REPEATED_BYTES
 from astralog.intake.unix_time import format_time
@@ -30,14 +28,6 @@ RUN_BYTES = 64 * 1024
 
 #: Bytes that a value of an array takes until it is decoded, in addition to its text.
 RAW_BYTES = 64
-
-#: The members of a JSON object: their names, and their values as they were written.
-Members = dict[str, msgspec.Raw]
-
-_decode_members = msgspec.json.Decoder(Members).decode
-decode_text = msgspec.json.Decoder(str).decode
-_decode_texts = msgspec.json.Decoder(list[str]).decode
-BLANK_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 
 def slot(context: Context, size: int) -> AbstractContextManager[None]:
@@ -59,7 +49,7 @@ def read_line(line: bytes) -> Members:
         try:
             if not line.isascii():
                 line.decode()
-            return _decode_members(line)
+            return decode_members(line)
         except (ValueError, RecursionError):
             pass
     if not is_utf8(line):
@@ -75,7 +65,7 @@ def read_usual_lines(lines: Sequence[bytes]) -> list[Members]:
     if not text.isascii():
         text.decode()
     try:
-        return list(map(_decode_members, lines))
+        return list(map(decode_members, lines))
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -88,83 +78,17 @@ def read_members(text: bytes) -> Members:
     if len(text) > PIECE_BYTES and (excess := find_excess(text)):
         raise ValueError(f"Longer than {PIECE_BYTES} bytes with {excess}.")
     try:
-        return _read(text)
+        return decode_object(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
     except ValueError:
         fixed = replace_lone_surrogates(text)
     try:
-        return _read(fixed)
+        return decode_object(fixed)
     except (ValueError, RecursionError):
         if len(fixed) <= PIECE_BYTES:
             parse(fixed)  # its error is clearer
         raise ValueError("Not a JSON object.") from None
-
-
-def _read(text: bytes) -> Members:
-    members: Members = _decode_members(text)
-    if b"\n" in text or b"\r" in text:  # between tokens alone: strings have none
-        members = _decode_members(text.translate(BLANK_BREAKS))
-    return members
-
-
-def as_text(raw: Any) -> str:
-    """Return a string unchanged, "" for null, and any other value as its JSON."""
-    try:
-        return decode_text(raw)
-    except ValueError:
-        text = bytes(raw)
-        return "" if text == b"null" else text.decode()
-
-
-def take_name(members: Members, name: str) -> str:
-    """Remove a member that is a string, number or boolean, and return it as text; else ""."""
-    raw = members[name]
-    try:
-        text = decode_text(raw)
-    except ValueError:
-        text = bytes(raw).decode()
-        if text == "null" or text[0] in "{[":
-            return ""
-    if text:
-        del members[name]
-    return text
-
-
-def find_texts(logs: Sequence[Members], names: Sequence[str], found: list[str]) -> list[str] | None:
-    """Return each log's text in the first member that is there; add its name to `found`.
-
-    Returns None if no log has one of the members, or an object on the path of a dotted name.
-    Raises NotAlikeError if only some logs have it, or if a value is not a string. A trick for
-    speed: the strings of all logs are decoded in one call.
-    """
-    for name in names:
-        try:
-            raws = [log[name] for log in logs]
-        except KeyError:
-            outer = name.partition(".")[0]
-            if any(name in log or outer in log for log in logs):
-                raise NotAlikeError from None
-            continue
-        try:
-            texts = _decode_texts(b"[%b]" % b",".join(raws))
-        except ValueError:
-            raise NotAlikeError from None
-        found.append(name)
-        return texts
-    return None
-
-
-def find_names(
-    logs: Sequence[Members], names: Sequence[str], found: list[str], default: str
-) -> list[str]:
-    """Return the same as `find_texts`, with the default for None; raises for an empty text too."""
-    texts = find_texts(logs, names, found)
-    if texts is None:
-        return [default] * len(logs)
-    if "" in texts:
-        raise NotAlikeError
-    return texts
 
 
 class ForeignBatch:

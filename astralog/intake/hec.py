@@ -16,22 +16,25 @@ from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import Context, Decoded, describe
 from astralog.intake.foreign import (
-    BLANK_BREAKS,
     RAW_BYTES,
     RUN_BYTES,
     ForeignBatch,
+    read_members,
+    slot,
+    valid_utf8,
+)
+from astralog.intake.formats import PIECE_BYTES, find_objects
+from astralog.intake.members import (
+    LINE_BREAKS,
+    NULL,
     Members,
+    NotAlikeError,
     as_text,
     decode_text,
     find_names,
     find_texts,
-    read_members,
-    slot,
     take_name,
-    valid_utf8,
 )
-from astralog.intake.formats import PIECE_BYTES, find_objects
-from astralog.intake.mapping import NotAlikeError
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -51,8 +54,6 @@ NAMES = ("host", "source", "sourcetype", "index")
 
 _BLANKS = b" \t\r\n"
 _LAST_END = re.compile(rb".*\}(?=[ \t\r\n]*\{)", re.DOTALL)
-
-_NULL = msgspec.Raw(b"null")
 
 
 class Reply(NamedTuple):
@@ -101,7 +102,7 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """An event of the usual form."""
 
     event: str | Members
-    time: msgspec.Raw = _NULL
+    time: msgspec.Raw = NULL
     host: str | None = None
     source: str | None = None
     sourcetype: str | None = None
@@ -169,7 +170,7 @@ class _Events:
         try:
             events = _decode_events(text)
             if b"\r" in text or (b"\n" in text and text.count(b"\n") != text.count(b"}\n{")):
-                events = _decode_events(text.translate(BLANK_BREAKS))  # some are within events
+                events = _decode_events(text.translate(None, LINE_BREAKS))  # some are within events
             for run in in_runs(events):
                 try:
                     logs += self._make_alike(run)
@@ -258,8 +259,8 @@ def _make_event(defaults: Mapping[str, str]) -> Event:
 
 
 def _fill(event: Event, template: Event) -> None:
-    """Add the members that an event lacks."""
-    event.time = template.time if event.time == _NULL else event.time
+    """Set the members that an event lacks."""
+    event.time = template.time if event.time == NULL else event.time
     event.host = event.host or template.host
     event.source = event.source or template.source
     event.sourcetype = event.sourcetype or template.sourcetype
@@ -314,21 +315,21 @@ def _read_fast(part: bytes) -> Event | None:
 def _read_slowly(part: bytes) -> tuple[Event, Members]:
     """Return an event of any form, and its unknown members; raises InvalidEvent."""
     members = _read(part)
-    event = members.pop("event", _NULL)
-    if event == _NULL:
+    event = members.pop("event", NULL)
+    if event == NULL:
         raise InvalidEvent(NO_EVENT, "event")
     text = bytes(event)
-    if bytes(members.get("index", _NULL))[:1] not in (b'"', b"n"):
+    if bytes(members.get("index", NULL))[:1] not in (b'"', b"n"):
         raise InvalidEvent(INCORRECT_INDEX, "index")
-    host, source, sourcetype, index = (as_text(members.pop(name, _NULL)) for name in NAMES)
+    host, source, sourcetype, index = (as_text(members.pop(name, NULL)) for name in NAMES)
     return Event(
         _read(text) if text[:1] == b"{" else as_text(event),
-        members.pop("time", _NULL),
+        members.pop("time", NULL),
         host,
         source,
         sourcetype,
         index,
-        _read_fields(members.pop("fields", _NULL)),
+        _read_fields(members.pop("fields", NULL)),
     ), members
 
 
@@ -341,7 +342,7 @@ def _read(part: bytes) -> Members:
 
 def _read_fields(fields: msgspec.Raw) -> Members | None:
     try:
-        return None if fields == _NULL else read_members(bytes(fields))
+        return None if fields == NULL else read_members(bytes(fields))
     except ValueError:
         raise InvalidEvent(INVALID_FIELDS, "fields") from None
 
@@ -394,7 +395,7 @@ def _finish(event: Event, metadata: dict[str, Any], texts: _Texts, batch: Foreig
         metadata["fields"] = event.fields
     return Log(
         project,
-        (event.time is not _NULL and _read_time(event.time)) or batch.arrival,
+        (event.time is not NULL and _read_time(event.time)) or batch.arrival,
         level or batch.level,
         service or batch.service,
         message,

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping
 from operator import attrgetter
-from types import NoneType
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -18,8 +17,9 @@ from marshmallow import ValidationError
 
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.intake import timestamps
-from astralog.intake.decoder import DESCRIBED_FIELDS, encode_lines
-from astralog.intake.mapping import NotAlikeError, change_log, move_alike
+from astralog.intake.decoder import DESCRIBED_FIELDS, encode_lines, encode_value
+from astralog.intake.mapping import change_log, move_alike
+from astralog.intake.members import LINE_BREAKS, Members, NotAlikeError, decode_object, is_object
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.intake.schema import (
     FIELDS,
@@ -46,8 +46,6 @@ _ESCAPE = re.compile(rb"\\(?:%s\\%s|(%s|%s)|.)" % (_HIGH, _LOW, _HIGH, _LOW), re
 #: Bytes of UTF-8 that are decoded without a pause: 4 ms if all of them are invalid.
 UTF8_STEP_BYTES = 256 * 1024
 
-LINE_BREAKS = b"\r\n"
-
 REQUIRED = frozenset(name for name, field in LogSchema().fields.items() if field.required)
 
 #: Errors of the compiled decoder, on which marshmallow decides.
@@ -57,7 +55,7 @@ COMPILED_ERRORS = (ValueError, RecursionError, ValidationError)
 class _ObjectBatch(msgspec.Struct, forbid_unknown_fields=True):
     """A batch whose fields are moved before they are checked."""
 
-    logs: list[dict[Any, Any]]
+    logs: list[Members]
 
 
 class _IncompleteBatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,8 +79,7 @@ def _decoders(batch: Any, log: Any) -> _Decoders:
 
 _COMPLETE = _decoders(RawBatch, RawLog)
 _INCOMPLETE = _decoders(_IncompleteBatch, IncompleteLog)
-_OBJECTS = _decoders(_ObjectBatch, dict)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_OBJECTS = _decoders(_ObjectBatch, Members)
 _schema = LogSchema()
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -93,13 +90,15 @@ def load_batch(text: bytes, options: Options) -> list[Any]:
     Their metadata may be no object: `encode_logs` or `check_metadata` comes next.
     """
     decoders = _find_decoders(options)
-    return _finish(decoders.batch.decode(text).logs, [text], options, decoders)
+    (batch,) = _decode(decoders.batch, [text], options)
+    return _finish(batch.logs, [text], options, decoders)
 
 
 def load_array(text: bytes, options: Options) -> list[Any]:
     """Return the logs of a JSON array; else as `load_batch`."""
     decoders = _find_decoders(options)
-    return _finish(decoders.array.decode(text), [text], options, decoders)
+    (logs,) = _decode(decoders.array, [text], options)
+    return _finish(logs, [text], options, decoders)
 
 
 def load_logs(texts: list[bytes], options: Options, lines: bytes = b"") -> list[Any]:
@@ -108,10 +107,26 @@ def load_logs(texts: list[bytes], options: Options, lines: bytes = b"") -> list[
     `lines` is the text that was split into them by LF, if it was: it is checked at once.
     """
     decoders = _find_decoders(options)
-    logs = list(map(decoders.log.decode, texts))
+    logs = _decode(decoders.log, texts, options, lines)
     if lines:
         return _finish(logs, [lines], options, decoders, line_breaks=b"\r")
     return _finish(logs, texts, options, decoders)
+
+
+def _decode(
+    decoder: msgspec.json.Decoder[Any], texts: list[bytes], options: Options, lines: bytes = b""
+) -> list[Any]:
+    """Return the values of texts; members that keep their text have no line breaks."""
+    values = list(map(decoder.decode, texts))
+    if not options.moves_fields:
+        return values
+    if lines:
+        has_breaks = b"\r" in lines and lines.count(b"\r") != lines.count(b"\r\n")
+    else:
+        has_breaks = any(b"\n" in text or b"\r" in text for text in texts)
+    if has_breaks:
+        return [decoder.decode(text.translate(None, LINE_BREAKS)) for text in texts]
+    return values
 
 
 def _find_decoders(options: Options) -> _Decoders:
@@ -129,7 +144,9 @@ def _finish(
 ) -> list[Any]:
     """Return decoded logs, changed by the options, with metadata and timestamps as stored."""
     if decoders is _OBJECTS:
-        return _check(logs, options)
+        for text in texts:
+            _check_utf8(text)
+        return _change(logs, options)
     _clean_metadata(logs, texts, line_breaks)
     if decoders is _INCOMPLETE:
         _fill_in(logs, options.defaults)
@@ -173,11 +190,12 @@ def load_log(text: bytes, options: Options) -> Any:
         return _load_compiled(text, options)
     except COMPILED_ERRORS:
         pass
-    log, metadata = _parse_log(text, options)
-    log = change_log(log, options)
-    if isinstance(log, dict) and len(log) > len(FIELDS) + DESCRIBED_FIELDS:
-        log = _without_most_unknown(log)
-    return _load_by_schema(log, metadata)
+    log = _read_log(text)
+    if isinstance(log, dict):
+        log = change_log(log, options)
+        if len(log) > len(FIELDS) + DESCRIBED_FIELDS:
+            log = _without_most_unknown(log)
+    return _load_by_schema(log)
 
 
 def load_valid_log(text: bytes, options: Options) -> Any:
@@ -189,11 +207,12 @@ def load_valid_log(text: bytes, options: Options) -> Any:
         return _load_compiled(text, options)
     except COMPILED_ERRORS:
         pass
-    parsed, metadata = _parse_log(text, options)
+    log = _read_log(text)
     try:
-        log = change_log(parsed, options)
-        msgspec.convert(log, Log)  # rejects no log that the schema accepts
-        return _load_by_schema(log, metadata)
+        if isinstance(log, dict):
+            log = change_log(log, options)
+        msgspec.convert(log, MovedLog)  # rejects no log that the schema accepts
+        return _load_by_schema(log)
     except COMPILED_ERRORS:
         return None
 
@@ -204,31 +223,38 @@ def _load_compiled(text: bytes, options: Options) -> Any:
     return logs[0]
 
 
-def _parse_log(text: bytes, options: Options) -> tuple[Any, msgspec.Raw | None]:
-    """Return the value of a log's text, and its metadata if that is stored as sent.
-
-    In the value, an empty object stands for that. Raises ValueError as `parse` does.
-    """
-    if options.moves_fields:
-        return parse(text), None
+def _read_log(text: bytes) -> Any:
+    """Return the members of the object in a text, or else the value; raises ValueError."""
     try:
         _check_utf8(text)
-        members = {name: bytes(member) for name, member in _members.decode(text).items()}
+        return decode_object(text)
     except COMPILED_ERRORS:
-        return parse(text), None
-    metadata = members.get("metadata", b"")
-    if not metadata.startswith(b"{"):
-        return parse(text), None
-    members["metadata"] = b"{}"
-    log = {name: parse(member) for name, member in members.items()}
-    return log, msgspec.Raw(metadata.translate(None, LINE_BREAKS))
+        value = parse(text)
+    if isinstance(value, dict):
+        raise ValueError("nested too deep")
+    return value
 
 
-def _load_by_schema(log: Any, metadata: msgspec.Raw | None) -> Any:
-    loaded = Log(**_schema.load(log))
-    if metadata is not None:
+def _load_by_schema(log: Any) -> Any:
+    """Return the struct of a log whose metadata stays as it is, if that is an object."""
+    if not isinstance(log, dict):
+        return Log(**_schema.load(log))
+    metadata = log.get("metadata")
+    has_metadata = isinstance(metadata, dict) or is_object(metadata)
+    values = {name: _parse_value(value) for name, value in log.items() if name != "metadata"}
+    if "metadata" in log:
+        values["metadata"] = {} if has_metadata else _parse_value(metadata)
+    loaded = Log(**_schema.load(values))
+    if has_metadata:
         loaded.metadata = metadata
     return loaded
+
+
+def _parse_value(value: Any) -> Any:
+    """Return the value of a member that is a text, or as it was written, or decoded in parts."""
+    if isinstance(value, str):
+        return value
+    return parse(encode_value(value) if isinstance(value, dict) else bytes(value))
 
 
 def encode_logs(logs: list[Any]) -> bytes:
@@ -266,21 +292,16 @@ def _without_most_unknown(log: dict[str, Any]) -> dict[str, Any]:
     return dict(list(log.items())[:DESCRIBED_FIELDS]) | known
 
 
-def _check(objects: list[dict[Any, Any]], options: Options) -> list[Any]:
-    logs: list[Any] = []
-    for run in in_runs(objects):
+def _change(logs: list[Members], options: Options) -> list[Any]:
+    """Return the structs of logs after the changes of the options; raises COMPILED_ERRORS."""
+    changed: list[Any] = []
+    for run in in_runs(logs):
         try:
-            logs += move_alike(run, options)
-        except NotAlikeError:
-            logs += _convert([change_log(log, options) for log in run])
-    return store_timestamps(logs)
-
-
-def _convert(logs: list[dict[str, Any]]) -> list[Any]:
-    """Return the structs of changed logs, without a copy of the metadata; raises ValueError."""
-    if any(type(log.get("metadata")) not in (dict, NoneType) for log in logs):
-        raise ValueError("metadata is no object")
-    return list(msgspec.convert(logs, list[MovedLog]))
+            changed += move_alike(run, options)
+        except (NotAlikeError, ValueError):
+            moved = [change_log(log, options) for log in run]
+            changed += store_timestamps(msgspec.convert(moved, list[MovedLog]))
+    return changed
 
 
 def store_timestamps(logs: list[Any]) -> list[Any]:

@@ -1,4 +1,7 @@
-"""Change logs by the query's options: rename fields, and fill in missing ones."""
+"""Change logs by the query's options: rename fields, and fill in missing ones.
+
+All values but the known fields stay as they were written.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,25 +11,38 @@ from typing import Any
 import msgspec
 from marshmallow import ValidationError
 
+from astralog.deadlines import yield_if_due
 from astralog.intake.decoder import DESCRIBED_FIELDS
+from astralog.intake.members import (
+    NULL,
+    Members,
+    NotAlikeError,
+    decode_members,
+    decode_text,
+    find_column,
+    is_in_any,
+    is_object,
+    read_scalars,
+    read_texts,
+    starts_with,
+)
 from astralog.intake.options import Options
 from astralog.intake.schema import FIELDS, MovedLog
-from astralog.intake.unix_time import EXPECTED, format_number, parse_time
+from astralog.intake.timestamps import normalise_all
+from astralog.intake.unix_time import EXPECTED, format_numbers, parse_time
 
 _encode = msgspec.json.Encoder().encode
 
-_SCALARS = (bool, int, float)
-
-#: Values that become text in a known field. A number is no timestamp, unless the query names the
-#: timestamp's field.
-_KINDS: Mapping[str, tuple[type, ...]] = {
+#: How the values begin that become text in a known field: numbers and booleans, and lists and
+#: objects as a message. A number is no timestamp, unless the query names the timestamp's field.
+_NUMBERS = b"-0123456789"
+_SCALARS = _NUMBERS + b"tf"
+_TEXTS: Mapping[str, bytes] = {
     "project_id": _SCALARS,
     "level": _SCALARS,
     "service": _SCALARS,
-    "message": (*_SCALARS, list, dict),
+    "message": _SCALARS + b"[{",
 }
-
-_TEXT_FIELDS = tuple(_KINDS)
 
 _TWICE = "metadata has a field of this name too."
 
@@ -40,76 +56,82 @@ _STRINGS = tuple(name for name in FIELDS if name != "metadata")
 _Path = Sequence[tuple[dict[str, Any], str]]
 
 
-class NotAlikeError(Exception):
-    """Logs have different members, or some may be invalid."""
+def change_log(log: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Return the log, whose values are as they were written, after the changes of the options.
 
-
-def change_log(log: Any, options: Options) -> Any:
-    """Return the log after the changes of the options; a value that is not an object is unchanged.
-
-    A field that is null is missing. Raises ValidationError if metadata has an unknown field's name
-    already, since neither may be lost, and for a number that is no Unix time.
+    The values of known fields are decoded if they are texts. A field that is null is missing.
+    Raises ValidationError if metadata has an unknown field's name already, since neither may be
+    lost, and for a number that is no Unix time.
     """
-    if not isinstance(log, dict):
-        return log
     sources, moves_unknown = options.sources, options.moves_unknown
     moved = _take_fields(log, sources) if sources else {}
     if moves_unknown:
         log = _move_unknown(log, moved)
     else:
         log.update(moved)
-    if sources or moves_unknown:
-        _write_as_text(log)
-        if "timestamp" in sources and "timestamp" in log:
-            log["timestamp"] = _read_unix_time(log["timestamp"])
+    for name in _STRINGS:
+        if name in log:
+            log[name] = _read_field(
+                log[name], _TEXTS.get(name, b"") if options.moves_fields else b""
+            )
+    if "timestamp" in sources and "timestamp" in log:
+        log["timestamp"] = _read_unix_time(log["timestamp"])
+    if log.get("metadata") == NULL:
+        del log["metadata"]
     for name, value in options.defaults.items():
-        if log.get(name) is None:
+        if log.get(name, NULL) == NULL:
             log[name] = value
     return log
 
 
-def move_alike(logs: Sequence[dict[str, Any]], options: Options) -> list[Any]:
+def move_alike(logs: Sequence[Members], options: Options) -> list[Any]:
     """Return the structs of changed logs, if `change_log` changes all of them in the same way.
 
-    Raises NotAlikeError, and changes no log, if they differ, or one may be invalid. A trick for
-    speed: each step is done to one member of all logs, in place of all steps to one log.
+    Their timestamps are in the stored form. Raises NotAlikeError or ValueError, and changes no log,
+    if they differ, or one may be invalid. A trick for speed: each step is done to one member of all
+    logs, in place of all steps to one log.
     """
-    if not options.moves_unknown or any("metadata" in log for log in logs):
+    if not options.moves_unknown or is_in_any("metadata", logs):
         raise NotAlikeError
-    moved = set(FIELDS)
-    columns = [_take_column(logs, field, options, moved) for field in _STRINGS]
-    for name in moved:
+    found: list[str] = []
+    columns = [_find_column(logs, field, options, found) for field in _STRINGS]
+    for name in dict.fromkeys(found):
         for log in logs:
-            log.pop(name, None)
+            del log[name]
     return list(map(MovedLog, *columns, [log or None for log in logs]))
 
 
-def _take_column(
-    logs: Sequence[dict[str, Any]], field: str, options: Options, moved: set[str]
+def _find_column(
+    logs: Sequence[Members], field: str, options: Options, found: list[str]
 ) -> list[str]:
-    """Return the value of a field in each log, and add the name of its member to `moved`."""
-    column: list[Any]
-    for name in (*options.sources.get(field, ()), field):
-        column = [log.get(name) for log in logs]
-        is_known = name in FIELDS and name != field  # it is missing where it belongs then
-        if is_known or ("." in name and None in column):
+    """Return the value of a field in each log, and add the name of its member to `found`."""
+    names = options.sources.get(field, ())
+    if not set(FIELDS).isdisjoint(names):
+        raise NotAlikeError
+    values = find_column(logs, (*names, field), found)
+    if values is None:
+        default = options.defaults.get(field)
+        if not default:
             raise NotAlikeError
-        if None not in column:
-            moved.add(name)
-            break
-        if any(value is not None for value in column):
-            raise NotAlikeError
-    else:
-        column = [options.defaults.get(field)] * len(logs)
+        return [default] * len(logs)
+    if names and found[-1] != field and is_in_any(field, logs):
+        raise NotAlikeError
     if field == "timestamp":
-        if field in options.sources:
-            are_integers = set(map(type, column)) == {int}
-            column = list(map(format_number if are_integers else _read_unix_time, column))
-    elif int in map(type, column):
-        column = [str(value) if type(value) is int else value for value in column]
-    if set(map(type, column)) != {str} or ("" in column and field != "message"):
+        return _read_times(values, is_unix=bool(names))
+    column = read_scalars(values)
+    if "" in column and field != "message":
         raise NotAlikeError
     return column
+
+
+def _read_times(values: Sequence[msgspec.Raw], *, is_unix: bool) -> list[str]:
+    """Return the stored form of timestamps; raises NotAlikeError or ValueError."""
+    if is_unix and (stored := format_numbers(values)):
+        return stored
+    texts = read_texts(values)
+    if is_unix:
+        texts = list(map(_read_unix_time, texts))
+    return normalise_all(texts) or texts
 
 
 def _take_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -117,24 +139,14 @@ def _take_fields(log: dict[str, Any], sources: Mapping[str, Sequence[str]]) -> d
 
     All are found before the first is removed. Objects that are empty then are removed too.
     """
-    moved: dict[str, Any] = {}
-    taken: list[str] = []  # of the log itself, as most are
-    paths: list[_Path] = []  # into objects
+    paths: dict[str, _Path] = {}
     for field, names in sources.items():
         for name in names:
-            value = log.get(name)
-            if value is not None:
-                taken.append(name)
-            elif path := _find(log, name) if "." in name else ():
-                holder, member = path[-1]
-                value = holder[member]
-                paths.append(path)
-            if value is not None:
-                moved[field] = value
+            if path := _find(log, name):
+                paths[field] = path
                 break
-    for name in taken:
-        log.pop(name, None)
-    for path in paths:
+    moved = {field: path[-1][0][path[-1][1]] for field, path in paths.items()}
+    for path in paths.values():
         _remove(path)
     return moved
 
@@ -150,13 +162,17 @@ def _remove(path: _Path) -> None:
 def _find(holder: dict[str, Any], name: str) -> _Path:
     """Return the path to the value of a name, empty if it is missing or null.
 
-    A dot in the name reaches into an object, unless a member has the name with the dot.
+    A dot in the name reaches into an object, unless a member has the name with the dot. The object
+    is decoded in its place.
     """
-    if holder.get(name) is not None:
+    if holder.get(name, NULL) != NULL:
         return ((holder, name),)
     end = len(name)
     while (end := name.rfind(".", 0, end)) > 0:
-        inner = holder.get(name[:end])
+        inner = holder.get(name[:end], NULL)
+        if is_object(inner):
+            inner = holder[name[:end]] = decode_members(inner)
+            yield_if_due()
         if isinstance(inner, dict) and (path := _find(inner, name[end + 1 :])):
             return ((holder, name[:end]), *path)
     return ()
@@ -171,10 +187,13 @@ def _move_unknown(log: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         if name in log:
             known.setdefault(name, log.pop(name))
     if log:
-        metadata = known.get("metadata")
-        if metadata is None:
+        metadata = known.get("metadata", NULL)
+        if metadata == NULL:
             known["metadata"] = log
-        elif isinstance(metadata, dict):
+            return known
+        if is_object(metadata):
+            metadata = known["metadata"] = decode_members(metadata)
+        if isinstance(metadata, dict):
             if twice := metadata.keys() & log:
                 shown = nsmallest(DESCRIBED_FIELDS, twice)
                 raise ValidationError({name: [_TWICE] for name in shown})
@@ -182,23 +201,20 @@ def _move_unknown(log: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _write_as_text(log: dict[str, Any]) -> None:
-    """Replace numbers and booleans in known fields, and any message, by their JSON."""
-    for name in _TEXT_FIELDS:
-        value = log.get(name)
-        if value is None or type(value) is str:
-            continue
-        if isinstance(value, _KINDS[name]):
-            log[name] = _encode(value).decode()
+def _read_field(value: Any, starts: bytes) -> Any:
+    """Return a string decoded, a value that begins with one of `starts` as its JSON, or others."""
+    if isinstance(value, dict):
+        return _encode(value).decode() if b"{"[0] in starts else value
+    if starts_with(value, b'"'):
+        return decode_text(value)
+    return bytes(value).decode() if starts_with(value, starts) else value
 
 
 def _read_unix_time(value: Any) -> Any:
     """Return the stored form of a timestamp that is a Unix time, and others unchanged."""
     try:
-        if type(value) is int:
-            return format_number(value)
-        if type(value) is float:
-            return parse_time(repr(value))
+        if isinstance(value, msgspec.Raw):
+            return parse_time(bytes(value).decode()) if starts_with(value, _NUMBERS) else value
         if isinstance(value, str) and _UNIX_TIME.fullmatch(value):
             return parse_time(value)
     except ValueError:

@@ -56,5 +56,5 @@ def encode_lines(body: bytes, projects: Collection[str] | None = None) -> Batch:
 @contextmanager
 def marshmallow_alone() -> Iterator[None]:
     """Leave every log to marshmallow during the block, without the compiled decoder."""
-    with patch.object(logs, "store_timestamps", side_effect=ValueError):
+    with patch.object(logs, "_finish", side_effect=ValueError):
         yield

@@ -138,11 +138,6 @@ GROWING: dict[str, Case] = {
     "NDJSON, long defaults": (decode_lines, lines_body(tiny_logs(1000)), LONG),
     "JSON, long defaults, long": (decode_json, json_body(tiny_logs(30_000)), LONG),
     "NDJSON, long defaults, long": (decode_lines, lines_body(tiny_logs(30_000)), LONG),
-    "NDJSON, numbers": (
-        decode_lines,
-        lines_body([make_log(metadata={"a": [10**15] * 9000})] * 30).replace(b"0" * 15, b"e15"),
-        Options(moves_unknown=True),
-    ),
     "OTLP, control characters": (decode_export, export_body("\x01" * 7 * MIB, 1), NO_OPTIONS),
     "OTLP, records of control characters": (
         decode_export,

@@ -230,7 +230,7 @@ def test_fields_cannot_move_into_metadata_that_is_no_object(decode: Any, metadat
     [
         (30, "30"),
         (-1.5, "-1.5"),
-        (1e300, "1e300"),
+        (1e300, "1e+300"),
         (10**30, str(10**30)),
         (0, "0"),
         (True, "true"),
@@ -249,10 +249,9 @@ def test_scalar_in_a_text_field_becomes_text(decode: Any, value: Any, text: str)
 @pytest.mark.parametrize("decode", DECODERS)
 @pytest.mark.parametrize("message", [{"text": 'a "b"', "n": [1, None]}, [], {}, ["ü\n"]])
 def test_a_message_of_any_kind_becomes_text(decode: Any, message: Any) -> None:
-    """A list or an object becomes compact JSON."""
+    """A list or an object becomes its JSON, as it was written."""
     (log,) = stored(decoded_with(decode, Options(moves_unknown=True), make_log(message=message)))
-    expected = json.dumps(message, separators=(",", ":"), ensure_ascii=False)
-    assert expected == log["message"]
+    assert json.dumps(message) == log["message"]
 
 
 @pytest.mark.parametrize("decode", DECODERS)
@@ -367,7 +366,7 @@ def test_the_valid_lines_are_stored_however_many_are_no_json() -> None:
 def test_invalid_json_after_many_invalid_logs_rejects_the_body() -> None:
     """A JSON body is valid or invalid as a whole."""
     logs = b"1," * 2 * COUNTED_LOGS
-    for broken in (b'{"n":"\xff"}', b'{"n":1e999}'):
+    for broken in (b'{"n":"\xff"}', b'{"n":1e}'):
         with pytest.raises(Rejection) as rejected:
             decode_json(
                 b'{"logs":[%s%s]}' % (logs, broken), make_context(options=Options(is_partial=True))
