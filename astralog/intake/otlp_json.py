@@ -201,7 +201,7 @@ def read_envelope(kind: type[Message], text: bytes, place: str) -> tuple[Any, st
     except ValueError:
         pass
     try:
-        return _read_envelope(kind, _mend(text))
+        return _read_envelope(kind, _replace_invalid(text))
     except ValueError as error:
         raise ValueError(str(error).replace("`$", f"`{place}")) from None
 
@@ -237,7 +237,7 @@ def _reader(kind: type[Message] | None, result: Any) -> Callable[[bytes], Any]:
         try:
             return decode(text)
         except ValueError:
-            value = _normalise(kind, msgspec.json.decode(_mend(text)))
+            value = _normalise(kind, msgspec.json.decode(_replace_invalid(text)))
             return msgspec.convert(value, result, strict=False)
 
     return read
@@ -248,7 +248,7 @@ read_source: Callable[[bytes], MessageSource | None] = _reader(MessageSource, Me
 read_text: Callable[[bytes], str | None] = _reader(None, str | None)
 
 
-def _mend(text: bytes) -> bytes:
+def _replace_invalid(text: bytes) -> bytes:
     """Return JSON with U+FFFD in place of invalid UTF-8 and of lone surrogates."""
     return replace_lone_surrogates(to_utf8(bytes(text)))
 

@@ -99,7 +99,7 @@ def _check_health(row: Row, service: Service) -> None:
 
 
 def _expect(row: Row, answer: Answer | None, what: str, status: int = 400) -> None:
-    """Note a request whose answer must be of the hundred of `status`."""
+    """Record a request; the status of its response must be in the same class as `status`."""
     row.tried += 1
     if answer is None:
         return
@@ -217,7 +217,7 @@ def _spoil_utf8(bench: Bench, row: Row, service: Service) -> None:
 
 
 def _smuggle(bench: Bench, row: Row, service: Service) -> None:
-    """Send requests whose end is in doubt; the poisoned second one must never run."""
+    """Send requests with an ambiguous end; the hidden second request must never run."""
     for what, data in requests():
         row.tried += 1
         with service.connect(timeout=2) as connection:

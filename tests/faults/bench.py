@@ -43,7 +43,7 @@ class Bench:
         return Path(tempfile.mkdtemp(dir=self.directory))
 
     def remove(self, path: Path) -> None:
-        """Remove a directory whose files were tallied."""
+        """Remove a directory after its files were counted."""
         shutil.rmtree(path, ignore_errors=True)
 
     def say(self, text: str) -> None:

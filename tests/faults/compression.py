@@ -1,4 +1,4 @@
-"""Compression that is killed, that has no room, and that runs while others read."""
+"""Compression with kills, with a full disk, and with readers at the same time."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ DRAFT_NAME = ".compressing"
 
 
 def run(bench: Bench, rounds: int, kills: Collection[str] = ()) -> Iterator[Row]:
-    """Kill who compresses, and the service around it, `rounds` times each; then fill a disk.
+    """Kill the compressor and other processes, `rounds` times each; then fill a disk.
 
     Of the kinds of `kills` there are all, or those that are named.
     """

@@ -130,7 +130,7 @@ def _take_inodes(directory: Path, load: Load, rejections: int) -> bool:
 
 
 def fill_up(filler: Path, size: int) -> None:
-    """Fill a disk, which others write to, but for about `size` bytes."""
+    """Fill a disk to which others write, except about `size` bytes."""
     free = os.statvfs(filler.parent)
     left = free.f_bavail * free.f_frsize - size
     with filler.open("wb") as file:
@@ -202,7 +202,7 @@ def _make_read_only(bench: Bench, rounds: int) -> Row:
                 service.control.fail(operation, errno.EROFS, times=ALWAYS)
             _wait_for_rejection(load, row, "storage_failed")
             time.sleep(bench.random.uniform(0, 1.5))
-            service.control.mend()
+            service.control.end_faults()
             row.tried += 1
             wait_for_more(load, 5, row)
     return row

@@ -118,7 +118,7 @@ def _campaign(
 
 
 def _finish(row: Row, world: World) -> None:
-    """Deliver all that was acknowledged, and hold the tables against it."""
+    """Deliver all acknowledged logs, and compare the tables with them."""
     world.clickhouse.break_inserts("full", times=0)
     stored: dict[Any, bytes] = {}
     for node in world.nodes:
@@ -155,7 +155,7 @@ def _deliver_the_rest(row: Row, node: Node) -> None:
 
 
 def _tally_acknowledged(row: Row, world: World) -> None:
-    """Look for each acknowledged batch in the tables themselves."""
+    """Search the tables for each acknowledged batch."""
     for node in world.nodes:
         path = node.service.data_dir / "rows"
         rows = world.clickhouse.rows(f"logs WHERE node = '{node.name}'", "metadata")

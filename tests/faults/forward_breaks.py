@@ -33,7 +33,7 @@ RECOVERY_SECONDS = 120.0
 
 
 class PacedLoad(Load):
-    """Clients that do not post all they can."""
+    """Clients that post at a limited rate."""
 
     def note_post(self, number: int, port: int) -> None:
         """Take a break."""
@@ -177,7 +177,7 @@ def break_own_files(world: World) -> None:
     if world.random.random() < 0.3:  # a file that is gone is written anew, synced and renamed
         (forward.data_dir / "forward.cursor").unlink(missing_ok=True)
     forward.control.wait_for_hits(operation, HITS_SECONDS)
-    forward.control.mend()
+    forward.control.end_faults()
 
 
 def start_a_second_forward(world: World) -> None:

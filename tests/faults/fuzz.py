@@ -183,7 +183,7 @@ def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTION
 
 
 def _valid_logs(body: bytes, is_lines: bool, invalid: Collection[int]) -> Iterator[dict[str, Any]]:
-    """Yield the logs of a body as they were sent, but for the invalid ones."""
+    """Yield the valid logs of a body as they were sent."""
     if not is_lines:
         logs = enumerate(_json_logs(body.decode()))
         yield from (log for number, log in logs if number not in invalid)
@@ -209,7 +209,7 @@ def _json_logs(text: str) -> list[Any]:
 
 
 def _as_stored(log: dict[str, Any], options: Options) -> Any:
-    """Return a log as it reads from a segment file."""
+    """Return the stored form of a log."""
     kept = {name: value for name, value in log.items() if value is not None and name in FIELDS}
     unknown = {name: value for name, value in log.items() if name not in FIELDS}
     if unknown:

@@ -80,7 +80,7 @@ def _logs(unit: bytes) -> Shape:
 
 
 def _values(make: Callable[[int], bytes], log: Callable[[bytes], bytes] = _twice) -> Shape:
-    """Return a batch of one log, whose metadata holds many values."""
+    """Return a batch of one log with many values in its metadata."""
     return Shape(lambda size: _batch(log(b',"metadata":{"a":[%s]}' % make(size - 200))))
 
 

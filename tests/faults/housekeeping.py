@@ -1,4 +1,4 @@
-"""Retention while the process that looks after the directory is killed, and on a small disk."""
+"""Retention while the housekeeper is killed, and on a small disk."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ LEAST_FREE_BYTES = 4 * MIB
 
 
 def run(bench: Bench, rounds: int) -> Iterator[Row]:
-    """Kill the process that looks after the directory `rounds` times; fill a disk."""
+    """Kill the housekeeper `rounds` times; fill a disk."""
     yield _kill_housekeeper(bench, rounds)
     if mounts.can_mount():
         yield _fill(bench)
@@ -46,7 +46,7 @@ def _held_by(pid: int) -> set[Path]:
 
 
 def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
-    """Kill the one that looks after the directory; another one must, and remove only the oldest."""
+    """Kill the housekeeper; another worker must take over, and remove only the oldest segments."""
     row = Row("kill -9 of the housekeeper")
     service = Service(
         bench.make_directory(), workers=2, segment_bytes=SEGMENT_BYTES, retain_bytes=RETAIN_BYTES
@@ -83,7 +83,7 @@ def _are_removed(service: Service, seen: set[str], row: Row) -> bool:
 
 
 def _is_kept(service: Service) -> bool:
-    """Return whether as much is there as is to be kept, but for a segment."""
+    """Return whether the directory has the size to keep, within one segment."""
     total = sum(map(size_of, service.files()))
     return RETAIN_BYTES - SEGMENT_BYTES - SLACK_BYTES < total <= RETAIN_BYTES
 

@@ -23,7 +23,7 @@ MS_REMOUNT = 32
 
 @contextlib.contextmanager
 def small_disk(path: Path, inodes: int = 0) -> Iterator[None]:
-    """Mount a small file system in memory, perhaps of so many inodes, while the block runs."""
+    """Mount a small file system in memory, optionally with `inodes`, while the block runs."""
     path.mkdir(exist_ok=True)
     options = f"size={DISK_BYTES},nr_inodes={inodes},mode=0755"  # 0 is no limit
     _run("mount", "-t", "tmpfs", "-o", options, "astralog-faults", path)

@@ -96,11 +96,11 @@ def _fail_calls(bench: Bench, service: ShimmedService, load: TracedLoad) -> None
         service.control.fail(operation, errno.EIO, skip=bench.random.randrange(5))
         service.control.wait_for_hits(operation, 5)
         load.wait_for_acknowledged(5)
-    service.control.mend()
+    service.control.end_faults()
 
 
 def _fail_several(bench: Bench, service: ShimmedService, load: TracedLoad) -> None:
-    """Let calls fail twice and more, and with them those that would undo what they left.
+    """Make calls fail twice and more, together with the calls that would undo their effects.
 
     Batches without a key may be doubled by this, those with one not even so.
     """
@@ -110,7 +110,7 @@ def _fail_several(bench: Bench, service: ShimmedService, load: TracedLoad) -> No
         service.control.fail(operation, errno.EIO, skip=bench.random.randrange(5), times=times)
         service.control.wait_for_hits(operation, 5)
         load.wait_for_acknowledged(2)
-        service.control.mend()
+        service.control.end_faults()
         load.wait_for_acknowledged(2)
 
 
@@ -157,7 +157,7 @@ def _cut(
 
 
 def _recover(row: Row, data_dir: Path, again: list[tuple[int, int]]) -> None:
-    """Let the service mend the files, now and then in a real start, and send batches again."""
+    """Let the service recover the files, now and then in a real start, and send batches again."""
     row.tried += 1
     if row.tried % STATES_A_START:
         send_again(row, data_dir, again)

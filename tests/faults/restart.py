@@ -52,7 +52,7 @@ def recover(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Say nothing of the many recoveries: a line for each of the many states helps nobody."""
+    """Suppress the log of recoveries: one line per state would be too many."""
     logger = logging.getLogger("astralog")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -78,7 +78,7 @@ def _fail_background_sync(bench: Bench, rounds: int) -> Row:
                 load.wait_for_acknowledged(50)
                 service.control.fail("sync", errno.EIO, times=bench.random.choice((1, 2, 4)))
                 service.control.wait_for_hits("sync", 10)
-                service.control.mend()
+                service.control.end_faults()
                 row.tried += 1
                 wait_for_more(load, 5, row)
         metrics = service.request("GET", "/metrics").raw.decode()

@@ -73,8 +73,8 @@ class Control:
         self._set(operation, "argument", argument)
         self._set(operation, "times", times)
 
-    def mend(self) -> None:
-        """Let every call pass."""
+    def end_faults(self) -> None:
+        """Let every call succeed again."""
         for operation in OPERATIONS:
             self._set(operation, "times", 0)
 

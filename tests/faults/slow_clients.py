@@ -152,7 +152,7 @@ def _bounded_memory(row: Row, service: Service) -> Iterator[None]:
 
 
 def _long_head(size: int) -> bytes:
-    """Return the start of a head of so many bytes, in fields that are not too long each."""
+    """Return the start of a head of `size` bytes, in fields of allowed lengths."""
     lines = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 3000) for number in range(60))
     return (b"POST /v1/drain HTTP/1.1\r\nHost: x\r\n" + lines)[:size]
 
@@ -189,7 +189,7 @@ def _is_cut_off(service: Service, head: bytes, piece: bytes) -> bool:
 
 
 def _chop(bench: Bench, row: Row) -> None:
-    """Send bodies that are more framing than data, with and without a token."""
+    """Send bodies with more framing than data, with and without a token."""
     chunks = (
         b"1;" + b"x" * 4000 + b"\r\n \r\n",
         b'1;x="' + b"y" * 60 + b'"\r\n \r\n',

@@ -1,4 +1,4 @@
-"""Requests whose end two parsers may see at different places; a proxy could be the other one."""
+"""Requests whose end is ambiguous: a proxy and the service may find it at different places."""
 
 import json
 from collections.abc import Iterator

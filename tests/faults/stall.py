@@ -36,7 +36,7 @@ STOP_SECONDS = 10.0
 
 
 class TimedLoad(Load):
-    """A load that notes how long answers take, and tells two kinds of timeouts apart."""
+    """A load that records the time of responses, and distinguishes two kinds of timeouts."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service, CLIENTS - KEYED_CLIENTS, LARGEST_BATCH, keyed=KEYED_CLIENTS)
@@ -49,7 +49,7 @@ class TimedLoad(Load):
         self._posted_at[number] = time.monotonic()
 
     def note_answer(self, number: int, size: int, status: int, body: dict[str, Any]) -> None:
-        """Take note of the time, and tell the two kinds of timeout apart."""
+        """Record the time, and distinguish the two kinds of timeout."""
         seconds = time.monotonic() - self._posted_at.pop(number)
         self.slowest_seconds = max(self.slowest_seconds, seconds)
         if body.get("code") == "commit_timeout" and "was not stored" in body["message"]:
@@ -59,7 +59,7 @@ class TimedLoad(Load):
 
 
 def run(bench: Bench, stall_seconds: float, commit_timeout_seconds: float) -> Iterator[Row]:
-    """Let a sync hang under load, once until it goes on and once until a stop."""
+    """Make a sync hang under load, once until it continues and once until a stop."""
     row = Row(f"a sync stalls {stall_seconds:g} s, {CLIENTS} clients")
     _stall(bench, row, stall_seconds, commit_timeout_seconds)
     bench.say(row.what)
@@ -125,7 +125,7 @@ def _stop_while_stalled(bench: Bench, row: Row) -> None:
             if time.monotonic() > start + STOP_SECONDS:
                 row.fail(f"took {time.monotonic() - start:.1f} s to stop")
             wait_for(lambda: not service.pids())
-            service.control.mend()
+            service.control.end_faults()
             service.start()
             row.tried += 1
             wait_for_more(load, 20, row)

@@ -56,11 +56,11 @@ class Flood:
         return self._send(make_head("Content-Length: 11") + b'{"logs":[]}')
 
     def send_half_a_hello(self) -> socket.socket:
-        """Begin the handshake, and say no more."""
+        """Begin the handshake, and send nothing more."""
         return self._send(self._hello()[:100])
 
     def send_a_hello(self) -> socket.socket:
-        """Let the server do its part of the handshake, and say no more."""
+        """Let the server do its part of the handshake, and send nothing more."""
         return self._send(self._hello())
 
     def send_garbage(self) -> socket.socket:
@@ -68,7 +68,7 @@ class Flood:
         return self._send(next(self._garbage))
 
     def spoil_the_stream(self) -> socket.socket:
-        """Shake hands, begin a request, and go on with a handshake, or garbage, in the clear."""
+        """Shake hands, begin a request, and continue with a handshake or garbage in plain text."""
         connection = self._service.shake_hands(next(self._contexts))
         connection.sendall(make_head("Content-Length: 1000") + b'{"logs":[')
         os.write(connection.fileno(), next(self._garbage))

@@ -1,4 +1,4 @@
-"""A load whose batches are known from the record of a run: which were acknowledged by a moment."""
+"""A load that knows from the record of a run the batches acknowledged by a given moment."""
 
 import random
 from collections import Counter, defaultdict

@@ -84,7 +84,7 @@ def _break_once(bench: Bench, row: Row, fault: Fault, service: ShimmedService, l
     skip = bench.random.randrange(6)
     service.control.fail(fault.operation, fault.outcome, skip=skip, times=times, argument=argument)
     service.control.wait_for_hits(fault.operation, 10)
-    service.control.mend()
+    service.control.end_faults()
     if service.control.hits(fault.operation) == before:
         row.fail(f"no {fault.operation} came to fail")
     row.tried += 1

@@ -66,8 +66,8 @@ def test_a_half_written_file_grants_nothing_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hanging_tokens_file_delays_nobody(tmp_path: Path) -> None:
-    """While its disk does not respond, the tokens stay the same, and a stop does not wait."""
+def test_hanging_tokens_file_delays_no_client(tmp_path: Path) -> None:
+    """While the disk does not respond, the tokens do not change, and a stop does not wait."""
     path = tmp_path / "tokens"
     write_tokens(path, "old\n")
     with Service(tmp_path, tokens=None, tokens_file=path, sync="never") as service:

@@ -84,8 +84,8 @@ def test_connections_that_come_one_by_one_are_shared_out(service: Service) -> No
     assert most - fewest <= 2
 
 
-def test_hanging_worker_delays_nobody(tmp_path: Path) -> None:
-    """Connections are left to it only for a moment."""
+def test_hanging_worker_delays_no_connection(tmp_path: Path) -> None:
+    """Connections wait for the hanging worker only for a moment."""
     with Service(tmp_path, workers=2) as service:
         pid = service.worker_pids()[0]
         os.kill(pid, signal.SIGSTOP)

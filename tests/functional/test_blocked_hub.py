@@ -1,4 +1,4 @@
-"""A service whose hub is blocked fails its test, with the stack that blocked it."""
+"""A test fails if the service's hub is blocked, and shows the stack."""
 
 from pathlib import Path
 

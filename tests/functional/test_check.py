@@ -164,7 +164,7 @@ def test_unreachable_service_has_one_line() -> None:
 
 
 class Healthy(BaseHTTPRequestHandler):
-    """A service whose only response is that it is healthy."""
+    """A server that responds only to the health check."""
 
     def do_GET(self) -> None:
         self.send_response(200)

@@ -58,7 +58,7 @@ def run(
 def test_a_lost_output_ends_a_command_with_one_line(
     data_dir: Path, arguments: str, redirection: str
 ) -> None:
-    """Its status is 1, and the line says that it could not write."""
+    """The exit status is 1, and the line reports the failed write."""
     result = run(arguments, data_dir, redirection)
     assert 1 == result.returncode
     (line,) = result.stderr.splitlines()
@@ -74,7 +74,7 @@ def test_a_closed_output_is_an_error_before_the_first_log(tmp_path: Path, argume
 
 @pytest.mark.parametrize("arguments", PRINTING)
 def test_closed_pipe_ends_a_command_silently(data_dir: Path, arguments: str) -> None:
-    """As it does other commands, without a traceback."""
+    """It ends like other commands, without a traceback."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as broken:
@@ -100,14 +100,14 @@ STREAMS = [">&-", "<&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"]
 @pytest.mark.slow
 @pytest.mark.parametrize("redirection", STREAMS)
 def test_forward_needs_no_streams(tmp_path: Path, redirection: str) -> None:
-    """It delivers, and fails without its setting, also if nobody reads its log."""
+    """It delivers, and fails without its setting, also if its log has no reader."""
     assert 1 == run("forward --once", tmp_path, redirection).returncode
     url = "http://127.0.0.1:1"
     assert 0 == run("forward --once", tmp_path, redirection, clickhouse_url=url).returncode
 
 
 class RedirectedService(Service):
-    """A service without some of its standard streams, whose log may be lost."""
+    """A service without some of its standard streams; its log may be lost."""
 
     def __init__(self, directory: Path, program: str, redirection: str, *inherited: int) -> None:
         port = free_port()

@@ -120,7 +120,7 @@ def test_the_process_ends_with_a_master_that_is_killed(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_the_process_ends_with_the_service(tmp_path: Path, number: signal.Signals) -> None:
-    """Also on a terminal, whose signal reaches all processes."""
+    """Also on a terminal, which sends its signal to all processes."""
     with Service(tmp_path, compress="zstd") as service:
         wait_for(service.compressor_pid)
         if number == signal.SIGINT:

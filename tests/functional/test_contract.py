@@ -156,13 +156,13 @@ def test_nested_metadata_is_stored(service: Service) -> None:
     ],
 )
 def test_content_type_is_optional(service: Service, headers: dict[str, str]) -> None:
-    """A client that forgets the header, as curl's users do, is understood."""
+    """A request without the header is accepted, as users of curl often forget it."""
     assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
 
 
 @pytest.mark.parametrize("prefix", ["", "Bearer ", "bearer ", "BEARER   ", "  "])
 def test_token_is_accepted_alone_or_after_bearer(service: Service, prefix: str) -> None:
-    """The scheme may be left out, or be in any case."""
+    """The scheme may be missing, and its case is ignored."""
     headers = {"Authorization": prefix + TOKEN}
     assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
 
@@ -578,7 +578,7 @@ def test_a_missing_field_is_named(service: Service, field: str) -> None:
 
 
 def test_an_unknown_field_is_rejected_with_advice(service: Service) -> None:
-    """Dropping it would lose it silently, so the message says where to put it."""
+    """Dropping it would lose data, so the message names `metadata` as the place for it."""
     errors = reject(service, {"logs": [make_log(host="a")]}, 400, "invalid_batch")["errors"]
     assert "put extra context under metadata" in errors["logs"]["0"]["host"][0]
 
@@ -658,7 +658,7 @@ def test_invalid_timestamps_are_rejected(service: Service, timestamp: str) -> No
 
 
 def test_one_malformed_log_rejects_the_whole_batch(service: Service) -> None:
-    """None of 500 logs is stored, and the rejection says so."""
+    """None of 500 logs is stored, and the rejection states that."""
     batch = make_batch(*(str(number) for number in range(500)))
     batch["logs"][457]["timestamp"] = "yesterday"
     rejection = reject(service, batch, 400, "invalid_batch")
@@ -682,7 +682,7 @@ def test_at_most_20_malformed_logs_are_described(service: Service) -> None:
 
 
 def test_health_needs_no_token(service: Service) -> None:
-    """GET /health is 200 while the process serves."""
+    """GET /health responds 200 while the process serves."""
     answer = service.request("GET", "/health")
     assert (200, b'{"status":"ok"}') == (answer.status, answer.raw)
     assert "application/json" == answer.headers["Content-Type"]
@@ -801,9 +801,7 @@ def test_a_request_line_is_bounded(service: Service, length: int) -> None:
         {"X-Forwarded-Proto": "https", "X-Forwarded-Ssl": "off"},
     ],
 )
-def test_a_header_that_only_looks_like_another_changes_nothing(
-    service: Service, headers: dict[str, str]
-) -> None:
+def test_similar_header_names_are_ignored(service: Service, headers: dict[str, str]) -> None:
     """Names with an underscore and headers for proxies are ignored."""
     assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
 

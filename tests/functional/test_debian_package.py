@@ -187,7 +187,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         yield machine
 
 
-def test_package_gives_a_running_service(machine: Machine) -> None:
+def test_package_starts_the_service(machine: Machine) -> None:
     """It listens, stores, has commands and man pages, and survives a reboot with its logs."""
     wait_for(lambda: machine.exists("/var/lib/astralog/token"))
     outcomes = machine.check()

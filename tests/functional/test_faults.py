@@ -180,7 +180,7 @@ def test_connection_floods(tmp_path: Path) -> None:
 @pytest.mark.alone
 @pytest.mark.slow
 def test_broken_tls(tmp_path: Path) -> None:
-    """Clients that break TLS delay nobody, and leave nothing behind."""
+    """Clients that break TLS delay no other client, and leave no state behind."""
     if not can_make_certificate():
         pytest.skip("NOT TESTED: broken TLS; openssl is not installed")
     kinds = ("plain HTTP", "garbage", "gone in the midst of a body")
@@ -211,7 +211,7 @@ def test_tenants_that_flood_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_slow_clients(tmp_path: Path) -> None:
-    """Clients that hold places, memory and time delay nobody."""
+    """Clients that occupy connections, memory and time delay no other client."""
     check(tmp_path, lambda bench: slow_clients.run(bench, 4200, readers=0, sizes=[15_000]))
 
 

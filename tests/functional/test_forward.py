@@ -1,4 +1,4 @@
-"""`astralog forward` as a user runs it, with the real engine."""
+"""`astralog forward` as a command, with the real engine."""
 
 import contextlib
 import json

@@ -74,7 +74,7 @@ def warm_up(service: Service) -> None:
 
 
 def send_into_stall(service: ShimmedService, stalled: str, message: str) -> None:
-    """Send a batch, with its message as key, whose first or second sync stalls."""
+    """Send a batch with its message as key; its first or second sync stalls."""
     warm_up(service)
     service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_MS)
     answer = send(service, message, message)
@@ -101,10 +101,10 @@ def test_stalled_batch_keeps_its_key(service: ShimmedService, stalled: str) -> N
 def test_a_batch_that_was_killed_in_a_stall_is_stored_once(
     service: ShimmedService, stalled: str
 ) -> None:
-    """Whether its lines were written or not when the service died, the retry corrects it."""
+    """The retry stores the batch, whether or not its lines were written when the service died."""
     send_into_stall(service, stalled, "killed")
     service.kill()
-    service.control.mend()
+    service.control.end_faults()
     service.start()
     answer = send_until_stored(service, "killed", "killed")
     assert (stalled == "the lines") == (answer.headers["Idempotency-Replayed"] == "true")
@@ -139,7 +139,7 @@ def test_a_segment_waits_for_its_record(service: ShimmedService) -> None:
     service.signal(signal.SIGTERM)
     service.wait()
     assert 1 == len(service.files("*.open"))
-    service.control.mend()
+    service.control.end_faults()
     service.start()
     wait_for(lambda: service.files("*.ndjson"))
     for path in service.files():

@@ -23,12 +23,12 @@ READ_ALL = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
 
 
 class ForklessService(Service):
-    """A service whose forks fail with EAGAIN while a test wants."""
+    """A service in which forks fail with EAGAIN on request."""
 
     is_forkless_from_start = False
 
     def command(self) -> list[str]:
-        """Return the command, as a user whose processes the system limits."""
+        """Return the command, run by a user with a limit on processes."""
         limit = ["prlimit", "--nproc=0:"] if self.is_forkless_from_start else []
         become = [*BECOME_NOBODY, *READ_ALL] if os.getuid() == 0 else []
         return [*become, *limit, *super().command()]
@@ -104,7 +104,7 @@ def test_service_starts_once_forks_succeed(service: ForklessService) -> None:
 
 
 class ImpatientService(Service):
-    """A service whose master kills workers that are silent for a few seconds."""
+    """A service whose master kills workers without a heartbeat for a few seconds."""
 
     TIMEOUT_SECONDS = 6
 

@@ -192,12 +192,12 @@ PASSING = ["/health", "/ready", "/docs", "/docs/docs.css", "/docs/swagger-ui-bun
 
 
 def ask(proxy: Proxy, method: str, target: str) -> Answer:
-    """Send a request whose target is sent unchanged."""
+    """Send a request with an unchanged target."""
     head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     return proxy.exchange(head.encode())
 
 
-def test_a_proxy_lets_only_known_paths_pass(
+def test_proxy_forwards_only_known_paths(
     tmp_path: Path, nodes: list[Service], proxy_type: type[Proxy]
 ) -> None:
     """The proxy rejects the node's other paths in any spelling; sending works."""

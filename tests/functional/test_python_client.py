@@ -131,7 +131,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> None:
-    """A program's logs are stored as the README says."""
+    """A program's logs are stored as in the README."""
     text = (CLIENT / "README.md").read_text().replace("http://localhost:8080", url_of(service))
     example, configured, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "data" / "token").write_text(TOKEN + "\n")

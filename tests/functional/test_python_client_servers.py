@@ -1,4 +1,4 @@
-"""Web servers whose application logs through the Python client: the exits of their processes."""
+"""Web servers with the Python client: no log is lost when their processes exit."""
 
 import http.client
 import importlib.util

@@ -218,7 +218,7 @@ def members(group: int) -> list[int]:
 def start_on_terminal(
     data_dir: Path, *options: str, columns: int = 0
 ) -> "tuple[subprocess.Popen[bytes], int]":
-    """Start a search whose stderr is a terminal, and return the terminal's other end."""
+    """Start a search with a terminal as stderr, and return the terminal's other end."""
     master, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (24, columns))
     command = [str(COMMAND), "search", "--data-dir", str(data_dir), *options]

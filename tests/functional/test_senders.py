@@ -158,7 +158,7 @@ LINES: dict[str, dict[str, object]] = {
 
 
 def test_recipes_store_complete_logs(service: Service) -> None:
-    """Each program's logs are stored as its recipe says, and nothing of them is lost."""
+    """Each program's logs are stored completely, in the form that its recipe describes."""
     found = set(re.findall(r"/v1/drain(\?[\w=&,-]+)", RECIPES))
     queries = {query for query in found if "_field=" not in query}  # those: test_any_json
     assert 4 == len(queries)

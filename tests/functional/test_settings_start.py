@@ -59,7 +59,7 @@ def test_wrong_settings_stop_the_start(tmp_path: Path, settings: dict[str, objec
     )
 
 
-class ToldService(Service):
+class TunedService(Service):
     """A service with additional settings of gunicorn."""
 
     def __init__(self, directory: Path, arguments: str) -> None:
@@ -84,13 +84,13 @@ def test_unsupported_gunicorn_setting_stops_the_start(
     tmp_path: Path, arguments: str, names: list[str]
 ) -> None:
     """No setting of gunicorn is ignored silently."""
-    check_rejected_start(ToldService(tmp_path, arguments), *(f"gunicorn's {n}" for n in names))
+    check_rejected_start(TunedService(tmp_path, arguments), *(f"gunicorn's {n}" for n in names))
 
 
 @pytest.mark.slow
 def test_supported_gunicorn_settings_are_used(tmp_path: Path) -> None:
     """Its limits may differ from the service's."""
-    with ToldService(tmp_path, "--keep-alive 30 --timeout 60 --backlog 100") as service:
+    with TunedService(tmp_path, "--keep-alive 30 --timeout 60 --backlog 100") as service:
         assert 200 == service.drain(make_batch("a")).status
         assert 0 == service.stop()
 

@@ -141,8 +141,8 @@ def test_unread_responses_do_not_fill_the_memory(tmp_path: Path) -> None:
         wait_for(lambda: service.exchange(request).status == 200)
 
 
-def test_unread_rejections_delay_nobody(tmp_path: Path) -> None:
-    """Small unread responses fill a connection, and delay no other."""
+def test_unread_rejections_delay_no_other(tmp_path: Path) -> None:
+    """Small unread responses fill a connection, and delay no other connection."""
     with Service(tmp_path) as service, connect(service, None) as connection:
         connection.settimeout(1)
         with contextlib.suppress(TimeoutError):

@@ -147,7 +147,7 @@ def test_log_content_is_shown_as_text_only(page: Page) -> None:
 
 
 def test_no_log_poses_as_another_projects(page: Page) -> None:
-    """A blank in a name is visible, so no level looks like a level, project and service."""
+    """A blank in a name is visible, so a level cannot imitate a level, project and service."""
     store(page.service, make_log(level="error  org-b billing\xa0paid", message="m" * 9))
     page.show()
     wait_for(lambda: page.messages()[:1] == ["m" * 9])
@@ -284,7 +284,7 @@ def test_a_bound_token_sees_its_project_alone(page: Page) -> None:
 
 
 def test_logs_of_others_hide_no_log_of_a_bound_token(tmp_path: Path, browser: Browser) -> None:
-    """The page goes on to search, and shows logs that come meanwhile above those that it finds."""
+    """The page continues its search, and shows new logs above the logs that it finds."""
     tokens = tmp_path / "tokens"
     write_tokens(tokens, "bound org-a\n")
     at = time.time() - 1000
@@ -375,7 +375,7 @@ def known_intervals(service: Service) -> list[float]:
 
 
 def test_a_chart_is_read_by_its_values(page: Page) -> None:
-    """With the arrow keys too."""
+    """The arrow keys work too."""
     browser = page.browser
     wait_for(lambda: len(known_intervals(page.service)) >= 2)
     page.show()

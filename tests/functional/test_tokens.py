@@ -120,8 +120,8 @@ def provoke(service: Service) -> Iterator[bytes]:
         yield service.exchange(f"{head}\r\n\r\n".encode(), half_close=True).raw
 
 
-def told_by_the_system(pid: int) -> Iterator[bytes]:
-    """Yield the facts about a process that other programs see, without its environment's tokens."""
+def visible_facts(pid: int) -> Iterator[bytes]:
+    """Yield what other programs can read about a process, except tokens in its environment."""
     process = Path("/proc", str(pid))
     yield from ((process / name).read_bytes() for name in ("cmdline", "comm", "status"))
     environ = (process / "environ").read_bytes().split(b"\0")
@@ -147,7 +147,7 @@ def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
         wait_for(lambda: "not reloaded" in service.log())
         assert 200 == service.drain(make_batch("y"), {"Authorization": SECRET}).status
         for pid in service.pids():
-            shown += told_by_the_system(pid)
+            shown += visible_facts(pid)
         links = Path(f"/proc/{service.process.pid}/fd").iterdir()
         (memory,) = (link for link in links if "astralog-metrics" in os.readlink(link))
         shown += [file.read_bytes() for file in [memory, *service.files()]]

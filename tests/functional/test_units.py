@@ -101,7 +101,7 @@ def expand_calls(group: str) -> set[str]:
 
 
 class ConfinedService(Service):
-    """The service without writable and executable memory, whose system calls are recorded."""
+    """The service without writable and executable memory; its system calls are recorded."""
 
     def command(self) -> list[str]:
         """Return the command that starts the service under MemoryDenyWriteExecute=."""

@@ -205,7 +205,7 @@ def chunks_with(extension: bytes) -> bytes:
     "chunk",
     [chunks_with(b""), chunks_with(b";" + b"x" * 4000), chunks_with(b';x="' + b"y" * 60 + b'"')],
 )
-def test_chunks_of_more_framing_than_data_delay_nobody(
+def test_chunks_of_more_framing_than_data_delay_no_other(
     service: Service, token: str, chunk: bytes
 ) -> None:
     """Extensions are counted, and others are served meanwhile."""

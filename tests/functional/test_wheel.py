@@ -1,4 +1,4 @@
-"""The wheel works by itself: installed anywhere, `astralog serve` starts the service."""
+"""The wheel is complete: installed anywhere, `astralog serve` starts the service."""
 
 import os
 import shutil

@@ -17,14 +17,14 @@ from tests.mutants.guard import Guard
 from tests.mutants.guards import GUARDS
 from tests.support.service import ROOT
 
-#: What the copy does not need.
+#: Files that the copy does not need.
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "data", "__pycache__", ".*_cache", ".work-*")
 
 #: Tests that take longer are ended; a guard that keeps its tests from ending is noticed.
 TIMEOUT_SECONDS = 300
 
 
-class Verdict(Enum):
+class Outcome(Enum):
     """The outcome of a guard's tests without the guard."""
 
     CAUGHT = "caught"
@@ -32,7 +32,7 @@ class Verdict(Enum):
     BROKEN = "FAILS WITH THE GUARD TOO"
 
 
-def judge(guard: Guard) -> Verdict:
+def run_without(guard: Guard) -> Outcome:
     """Run a guard's tests without the guard; if they fail, they must pass with it."""
     with tempfile.TemporaryDirectory(prefix="astralog-mutant-") as directory:
         copy = Path(directory) / "checkout"
@@ -41,9 +41,9 @@ def judge(guard: Guard) -> Verdict:
         intact = path.read_text()
         path.write_text(guard.remove_from(intact))
         if passes(copy, guard):
-            return Verdict.MISSED
+            return Outcome.MISSED
         path.write_text(intact)
-        return Verdict.CAUGHT if passes(copy, guard) else Verdict.BROKEN
+        return Outcome.CAUGHT if passes(copy, guard) else Outcome.BROKEN
 
 
 def passes(checkout: Path, guard: Guard) -> bool:
@@ -66,20 +66,20 @@ def passes(checkout: Path, guard: Guard) -> bool:
 
 
 def main() -> int:
-    """Test the guards that the command line names, or all, and print the table."""
+    """Run the guards selected on the command line, or all, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", default="", help="a part of the guards' names")
     options = parser.parse_args()
     guards = [guard for guard in GUARDS if options.only in guard.name]
     width = max(len(guard.name) for guard in guards)
-    verdicts = []
+    outcomes = []
     for guard in guards:
         started_at = time.monotonic()
-        verdicts.append(judge(guard))
+        outcomes.append(run_without(guard))
         seconds = time.monotonic() - started_at
-        print(f"{guard.name.ljust(width)}  {verdicts[-1].value}  {seconds:.0f} s", flush=True)
-    caught = verdicts.count(Verdict.CAUGHT)
-    print(f"{caught} of {len(guards)} guards were caught when they were taken out")
+        print(f"{guard.name.ljust(width)}  {outcomes[-1].value}  {seconds:.0f} s", flush=True)
+    caught = outcomes.count(Outcome.CAUGHT)
+    print(f"{caught} of {len(guards)} guards were noticed when they were removed")
     return int(caught < len(guards))
 
 

@@ -27,7 +27,7 @@ QUIET = [
 
 
 class Browser:
-    """An empty window of a given size; a narrow one is a phone's."""
+    """An empty window of a given size; a narrow one imitates a phone."""
 
     def __init__(self, directory: Path, width: int, height: int) -> None:
         assert DRIVER

@@ -286,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Write no line for each request."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):

@@ -38,7 +38,7 @@ class Room:
         self.check(size)
 
     def check(self, size: int) -> None:
-        """Raise what `resize` raises."""
+        """Raise the same as `resize`."""
         if size > self.limit:
             raise Rejection("queue_full", "No room.")
 

@@ -1,4 +1,4 @@
-"""A system whose calls fail, whose disk fills up, and whose time stands still, on request."""
+"""A fake system: on request, its calls fail, its disk fills up, and its time stands still."""
 
 import os
 import time
@@ -33,7 +33,7 @@ def _identity(target: int | os.PathLike[str] | str) -> str:
 
 
 class Disk:
-    """A disk whose free bytes and inodes a test sets; without inodes it has no limit of them."""
+    """A disk with the free bytes and inodes that a test sets; no inodes mean no limit."""
 
     def __init__(self, free: int) -> None:
         self.free = free

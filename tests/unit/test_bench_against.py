@@ -32,7 +32,7 @@ from tests.support.service import ROOT, TIMEOUT_SECONDS
 def test_row_is_worse_beyond_the_limit_and_beyond_chance(
     values: list[float], is_more_better: bool, expected: Outcome
 ) -> None:
-    """The median gives the difference, and the interval shows whether chance explains it."""
+    """The median is the difference, and the interval shows whether chance explains it."""
     ratios = Ratios(values, is_more_better)
     assert expected is ratios.outcome
     row = RowRatios("json", efficiency=ratios, p99=Ratios([1.0]))

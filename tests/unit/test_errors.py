@@ -34,7 +34,7 @@ from astralog.errors import Shortage, storage_error
 def test_storage_error_names_the_resource(
     error: OSError | MemoryError, code: str, words: str
 ) -> None:
-    """Messages tell bytes, inodes and quotas apart, and a full disk from a failed one."""
+    """Messages distinguish bytes, inodes and quotas, and a full disk from a failed one."""
     found = storage_error(error)
     assert found.code == code
     assert words in found.message

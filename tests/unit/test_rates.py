@@ -124,7 +124,7 @@ def test_refund_takes_a_charge_back(clock: Clock) -> None:
 
 @pytest.mark.parametrize("rate", ["0.000000001KB/s", "999999999GB/s"])
 def test_extreme_rates_are_kept(clock: Clock, rate: str) -> None:
-    """A bucket that nobody used takes a batch, whatever its rate is."""
+    """An unused bucket accepts a batch at any rate."""
     shared, token = Rates(), token_of("one", f"rate={rate}")
     assert token.rate
     shared.charge(token, 1000)

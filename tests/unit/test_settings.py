@@ -25,7 +25,7 @@ def problems_of(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
     return rejected.value.problems
 
 
-def test_an_empty_environment_gives_the_documented_defaults() -> None:
+def test_defaults_are_the_documented_ones() -> None:
     """Without variables, every setting has its documented default."""
     mib = 1024 * 1024
     expected = {

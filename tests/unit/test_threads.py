@@ -10,7 +10,7 @@ from astralog.threads import call_in_thread, spawn_in_thread
 
 
 class Weighty:
-    """An object whose deletion a test observes."""
+    """An object with a deletion that a test observes."""
 
 
 def fail(weighty: Weighty) -> None:

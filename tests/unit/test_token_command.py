@@ -18,7 +18,7 @@ CONTENT = b"# senders\none org-xyz allow=write rate=0.5MB/s # shop\n\ntwo"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return a tokens file with comments, whose last line has no line break."""
+    """Return a tokens file with comments, and without a line break at its end."""
     path = tmp_path / "tokens"
     path.write_bytes(CONTENT)
     path.chmod(0o640)

@@ -260,7 +260,7 @@ def test_a_batch_that_cannot_be_stored_is_rejected(
     number: int,
     code: str,
 ) -> None:
-    """The 503 says that nothing was stored and that a retry can succeed."""
+    """The message of the 503 states that nothing was stored and that a retry can succeed."""
     break_os("writev", number)
     assert_rejected(drain(client, EXAMPLE), 503, code, tmp_path)
     assert_rejected(drain_unread(client), 503, code, tmp_path)
@@ -339,7 +339,7 @@ def test_rejected_request_releases_its_memory(client: FlaskClient, tmp_path: Pat
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/drain/", "/v2/drain", "/static/x", "/metric"])
 def test_another_path_is_not_found(client: FlaskClient, tmp_path: Path, path: str) -> None:
-    """404 names the path that accepts logs."""
+    """The 404 names the path that accepts logs."""
     body = assert_rejected(client.post(path, data=EXAMPLE), 404, "not_found", tmp_path)
     assert "/v1/drain" in body["message"]
 

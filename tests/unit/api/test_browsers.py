@@ -39,7 +39,7 @@ def client(app: Flask) -> FlaskClient:
 
 
 def send(client: FlaskClient, path: str = "/v1/drain", **headers: str) -> TestResponse:
-    """POST a batch with headers, whose names have underscores here."""
+    """POST a batch with headers; their names have underscores here."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return client.post(path, data=BATCH, headers=named)
 

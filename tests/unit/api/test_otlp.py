@@ -44,7 +44,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def post(
     client: FlaskClient, body: bytes, kind: str, path: str = "/v1/logs", **headers: str
 ) -> Answer:
-    """Send a body, and decode the response, whose Content-Type is that of the body."""
+    """Send a body, and decode the response of the same Content-Type."""
     headers = {"Authorization": TOKEN, "Content-Type": kind} | headers
     response = client.post(path, data=body, headers=headers, content_length=len(body))
     assert kind == response.content_type

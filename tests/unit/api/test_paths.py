@@ -81,8 +81,8 @@ def test_preflight_of_an_unlisted_origin_is_explained(client: FlaskClient, path:
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-protobuf"])
-def test_export_to_the_root_gets_the_right_path(client: FlaskClient, kind: str) -> None:
-    """An exporter whose URL has no path sends there."""
+def test_export_to_the_root_is_answered_with_the_right_path(client: FlaskClient, kind: str) -> None:
+    """An exporter with a URL without a path sends to /."""
     answer = client.post("/", data=b'{"resourceLogs":[]}', headers={"Content-Type": kind})
     body = answer.get_json()
     assert (405, "method_not_allowed") == (answer.status_code, body["code"])

@@ -34,7 +34,7 @@ BODIES: dict[str, Any] = {
 
 @pytest.fixture
 def client(make_app: MakeApp, settings: Settings, tmp_path: Path) -> FlaskClient:
-    """Return a client of an app whose token `slow` has used up its rate for minutes."""
+    """Return a client of an app; its token `slow` has used up its rate for minutes."""
     path = write_tokens(tmp_path / "tokens", "slow rate=0.001KB/s\n")
     made = make_app(replace(settings, tokens="", tokens_file=str(path))).test_client()
     body = json.dumps(make_batch("x" * 1000))

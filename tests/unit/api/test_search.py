@@ -44,7 +44,7 @@ def data_dir(settings: Settings) -> Path:
 
 @pytest.fixture
 def bound_client(make_app: MakeApp, settings: Settings, tmp_path: Path) -> FlaskClient:
-    """Return a client of an app whose token `bound` is bound to the project a."""
+    """Return a client of an app; its token `bound` is bound to the project a."""
     path = tmp_path / "tokens"
     write_tokens(path, "bound a\nwriter allow=write\n")
     return make_app(replace(settings, tokens_file=str(path))).test_client()

@@ -102,7 +102,7 @@ class Tenant:
 
 
 def _body(response: Any) -> Any:
-    """Return the body of a response, without what differs from one to the next."""
+    """Return the body of a response without the parts that vary."""
     text = response.get_data(as_text=True)
     if not response.is_json:
         return text

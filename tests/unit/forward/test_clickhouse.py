@@ -46,7 +46,7 @@ class Answer(io.BytesIO):
 
 
 class Answering:
-    """A client whose server answers every query with `answer`, and inserts with `summary`.
+    """A client of a server that responds to queries with `answer`, and to inserts with `summary`.
 
     The response has the query's id unless another one is given.
     """

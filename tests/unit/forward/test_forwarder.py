@@ -97,10 +97,10 @@ def test_idle_forwarder_polls(settings: Settings, server: FakeServer) -> None:
     forwarder.close()
 
 
-def test_once_gives_up(
+def test_once_ends_without_a_server(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run with `--once` ends without a server, too."""
+    """A run with `--once` also ends without a server."""
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     monkeypatch.setattr(time, "monotonic", lambda: 1e6 * len(pauses))
@@ -224,7 +224,7 @@ def test_delivered_segments_are_removed(settings: Settings, server: FakeServer) 
 
 
 class FailOnce:
-    """Lets one call of a function fail."""
+    """Make one call of a function fail."""
 
     def __init__(self, function: Callable[..., Any], skip: float) -> None:
         self._function = function
@@ -276,7 +276,7 @@ def test_any_call_may_fail(
 def test_cursor_records_a_segment_before_its_chunk_is_read(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the next process can tell unfinished segments from those never sent."""
+    """So the next process can distinguish unfinished segments from unsent ones."""
     paths = [write(settings.data_dir, number) for number in range(3)]
     opened: list[str] = []
 
@@ -458,7 +458,7 @@ def test_new_segment_costs_one_query(settings: Settings, server: FakeServer) -> 
 
 
 def test_earlier_segments_are_queried_together(settings: Settings, server: FakeServer) -> None:
-    """A moved or restored directory whose lines are stored is not sent again."""
+    """The stored lines of a moved or restored directory are not sent again."""
     server.remembers_tokens = False
     for number in range(20):
         write(settings.data_dir, number)

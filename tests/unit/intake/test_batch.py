@@ -307,7 +307,7 @@ def long_logs(count: int, size: int = 10_000) -> list[dict[str, Any]]:
 
 
 def test_a_long_body_is_stored_log_by_log_in_order() -> None:
-    """A body of several pieces gives the same lines as its logs one by one."""
+    """A body of several pieces is stored as the same lines as its logs one by one."""
     logs = long_logs(400)
     logs[7] = make_log(message="", metadata=None)
     logs[350] = make_log(timestamp="2024-05-31 15:30:45+02:00")
@@ -380,7 +380,7 @@ def test_a_body_of_too_many_values_is_rejected() -> None:
     assert str(codec.LONG_BODY_COMMAS) in rejection.message
 
 
-def test_rejection_says_that_counting_stopped() -> None:
+def test_rejection_states_that_counting_stopped() -> None:
     """Counting stops at a number of invalid logs, also within one piece of a body."""
     rejection = rejection_of(body_of(*[make_log(level="")] * 2000) + b" " * PIECE_BYTES)
     assert "At least 1000 of 2000 logs are invalid; nothing was stored" == rejection.message

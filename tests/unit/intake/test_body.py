@@ -368,7 +368,7 @@ def test_body_in_time_leaves_no_timeout_behind() -> None:
 
 
 class Busy(Stream):
-    """A client whose body has arrived, with some computing before each part."""
+    """A client with an arrived body, and some computation before each part."""
 
     def read1(self, size: int) -> bytes:
         """Return the next part after more than a time slice of work."""

@@ -249,7 +249,7 @@ def test_events_of_a_body_are_bounded(
 
 
 def test_query_fills_in_missing_members() -> None:
-    """As for syslog-ng, whose index, source and sourcetype are in the query."""
+    """For example syslog-ng sends index, source and sourcetype in the query."""
     defaults = {"index": "org", "source": "syslog-ng", "sourcetype": "nix", "time": "1717169445"}
     body = b'{"event": "a"}\n{"event": "b", "index": "org-2", "sourcetype": "shop", "time": 1}'
     body += b'{"event": {"a": [1]},\n"source": null, "host": "h"}'

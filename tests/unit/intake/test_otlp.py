@@ -48,7 +48,7 @@ def export(request: pytest.FixtureRequest) -> Export:
 
 
 def test_a_record_becomes_a_log(export: Export) -> None:
-    """Each part is stored as docs/api.md says, and nothing else is."""
+    """Each part is stored as in docs/api.md, and nothing else is."""
     record = make_record(
         "paid",
         observed_time_unix_nano=TIME + 5,

@@ -340,7 +340,7 @@ def test_a_body_without_records_is_no_export_if_it_has_something_else(
     ],
 )
 def test_a_well_known_body_is_recognised(member: str, hint: str) -> None:
-    """The message tells a sender that it used the wrong path."""
+    """The message names the right path."""
     assert f"this is {hint}." in rejection_of(b'{"%s":[{}]}' % member.encode()).message
 
 

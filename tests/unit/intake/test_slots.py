@@ -69,7 +69,7 @@ def test_slot_that_is_not_free_in_time_is_queue_full() -> None:
 
 
 def test_error_releases_the_slot() -> None:
-    """A rejected body, and one whose greenlet is killed, leave the slot to the next."""
+    """The slot is free after a rejected body, and after a greenlet was killed."""
     slot = Slot()
     with pytest.raises(ValueError, match="invalid"), slot.use(LONG, inf):
         raise ValueError("invalid")

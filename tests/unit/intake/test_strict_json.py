@@ -25,7 +25,7 @@ from astralog.intake.logs import parse, replace_lone_surrogates
     ],
 )
 def test_json_is_parsed(text: bytes, expected: Any) -> None:
-    """A JSON text gives its value; of several equal keys the last one counts."""
+    """A JSON text is parsed to its value; of several equal keys, the last one counts."""
     actual = parse(text)
     assert expected == actual or text.startswith(b"[[")
 

@@ -56,7 +56,7 @@ def test_others_are_served_while_surrogates_are_replaced(pauses: list[float]) ->
 
 
 def test_others_are_served_while_a_long_text_is_made_utf8(pauses: list[float]) -> None:
-    """Others do not wait for the end of a long text whose bytes are all invalid."""
+    """Others do not wait for the end of a long text of invalid bytes only."""
     to_utf8(b"\xff" * (3 * UTF8_STEP_BYTES))
     assert 3 == len(pauses)
 

@@ -291,8 +291,8 @@ def test_stored_forms_alone_need_no_change() -> None:
     assert normalise_all(["2024-05-31T15:30:45Z", "2024-05-31T15:30:45.5Z"]) is None
 
 
-def test_one_other_form_gives_every_text() -> None:
-    """One text in another form returns the whole list, in order."""
+def test_one_other_form_returns_every_text() -> None:
+    """If one text has another form, the whole list is returned, in order."""
     texts = ["2024-05-31T15:30:45Z", "2024-05-31", "2024-05-31T15:30:45.5Z"]
     expected = ["2024-05-31T15:30:45Z", "2024-05-31T00:00:00Z", "2024-05-31T15:30:45.5Z"]
     assert expected == normalise_all(texts)

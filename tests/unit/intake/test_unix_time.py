@@ -1,4 +1,4 @@
-"""Unix times are stored as RFC 3339; the number of digits gives the unit."""
+"""Unix times are stored as RFC 3339; the number of digits determines the unit."""
 
 import pytest
 

@@ -139,7 +139,7 @@ def test_connections_that_come_and_go_leave_no_load(clock: Clock) -> None:
 
 
 def test_short_connections_are_not_kept_waiting(clock: Clock) -> None:
-    """With many short ones, each worker accepts what it can; afterwards it shares again."""
+    """Each worker accepts as many short connections as it can, and is balanced afterwards."""
     _, (_, busy) = start(2)
     busy.opened()
     for _ in range(2 * balance.MANY_SHORT):

@@ -41,7 +41,7 @@ class Items(list[bytes]):
 
 
 class App(Flask):
-    """An application whose responses a test chooses."""
+    """An application with the responses that a test sets."""
 
     def __init__(self, answer: Callable[[Environ], Iterable[bytes]] | None = None) -> None:
         super().__init__(__name__)
@@ -95,7 +95,7 @@ class Client:
 
 
 class Case:
-    """A server of one application, whose clients are closed at the end."""
+    """A server of one application; its clients are closed at the end."""
 
     def __init__(self) -> None:
         self.app = App()
@@ -255,7 +255,7 @@ def test_head_of_a_discarded_body_is_charged(case: Case) -> None:
 
 
 class Flood:
-    """A socket whose client sends without end, and that takes a while to receive each piece."""
+    """A socket of a client that sends without end; it receives each piece slowly."""
 
     def __init__(self) -> None:
         self.received = 0

@@ -155,7 +155,7 @@ def test_a_trusted_client_never_waits(clients: Clients) -> None:
 
 
 def test_client_that_loses_its_trust_waits_for_others(clients: Clients) -> None:
-    """What it used before does not count."""
+    """CPU time that it used before does not count."""
     once_trusted, other = clients.flow(), clients.flow()
     assert once_trusted.try_start()
     once_trusted.is_trusted = True

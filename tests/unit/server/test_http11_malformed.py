@@ -43,7 +43,7 @@ def test_error_is_named(error: errors.ParseException, words: str) -> None:
 
 @pytest.mark.parametrize(("name", "words"), [("TLS", "use http://"), ("HTTP/2", "http/protobuf")])
 def test_another_protocol_is_explained(name: str, words: str) -> None:
-    """The message says which protocol and address to use."""
+    """The message names the protocol and the address to use."""
     assert words in describe(OtherProtocol(name))
 
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 requests as they are read from a connection, and their WSGI environ."""
+"""HTTP/1.1 requests of a connection, and their WSGI environ."""
 
 import socket
 from threading import Thread

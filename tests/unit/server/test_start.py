@@ -69,7 +69,7 @@ def test_data_directory_is_logged_as_absolute_path(
 def test_inherited_sockets_are_logged(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The line has every address, and says that ASTRALOG_BIND is not used."""
+    """The line has every address, and states that ASTRALOG_BIND is not used."""
     caplog.set_level(logging.INFO)
     start.announce(replace(settings, workers=1), [ADDRESS, "/run/x"], is_inherited=True)
     assert [
@@ -81,7 +81,7 @@ def test_inherited_sockets_are_logged(
 def test_ignored_variables_of_kubernetes_are_logged(
     settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line has the names that look like settings."""
+    """One line lists the names with the prefix of settings."""
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("ASTRALOG_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("ASTRALOG_PORT", "tcp://10.0.0.1:8080")

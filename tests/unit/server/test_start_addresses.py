@@ -20,7 +20,7 @@ def _try_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Return a directory whose path is short enough for sockets."""
+    """Return a directory with a path short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="astralog-") as made:
         yield Path(made)
 

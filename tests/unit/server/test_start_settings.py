@@ -61,8 +61,8 @@ def test_unsupported_settings_are_rejected(cfg: Config, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_settings_that_serve_nobody_are_rejected(cfg: Config, name: str) -> None:
-    """With a timeout of zero or no connections, nothing would be served."""
+def test_settings_that_serve_no_request_are_rejected(cfg: Config, name: str) -> None:
+    """A timeout of zero, or no connections, would let the service serve no request."""
     cfg.set(name, LEAST[name] - 1)
     with pytest.raises(InvalidSettings, match=f"gunicorn's {name}: Must be at least {LEAST[name]}"):
         check_gunicorn_settings(cfg, APPLICATIONS[0])

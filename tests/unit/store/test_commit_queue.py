@@ -389,7 +389,7 @@ def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
 def test_dropped_batch_is_freed(
     make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
 ) -> None:
-    """While the disk hangs, a batch whose client has left takes no memory."""
+    """While the disk hangs, the batch of a disconnected client uses no memory."""
     queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.1)
     gate.close()
     commit_later(queue, line(1))

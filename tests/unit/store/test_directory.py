@@ -188,7 +188,7 @@ def test_a_directory_that_cannot_be_watched_is_scanned(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Without a watch, new files are found within a minute, and the log says so."""
+    """Without a watch, new files are found within a minute, and a line is logged."""
     clock = Clock(monkeypatch)
     break_os("call_libc", errno.EMFILE, module=directory)
     known = Inventory(tmp_path, TrustedClock(), LATER)
@@ -236,7 +236,7 @@ def change_of(known: Inventory, key: str) -> float:
 
 @pytest.fixture
 def dated(tmp_path: Path) -> Iterator[Inventory]:
-    """Return the inventory of a directory whose clock shows START and a week."""
+    """Return the inventory of a directory, with a clock a week after START."""
     made = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0), LATER)
     scan(made)
     yield made

@@ -41,7 +41,7 @@ def make(settings: Settings) -> Iterator[Make]:
 
 
 def look(one: Housekeeper) -> None:
-    """Let a housekeeper process all changes, in as many steps as needed."""
+    """Run a housekeeper until it has processed all changes."""
     for _ in range(MOST_STEPS):
         if one.step() >= POLL_SECONDS:
             return

@@ -187,7 +187,7 @@ def test_merge_shows_only_matching_lines(tmp_path: Path) -> None:
 
 
 def test_segments_from_before_a_moment_are_left_out(tmp_path: Path) -> None:
-    """A segment's last change bounds the arrival of its lines, whose clocks may be a minute off."""
+    """A segment's last change limits the arrival of its lines; clocks may be off by a minute."""
     for number in range(3):
         make_worker(tmp_path, 1, START + number * HOUR, [0, 10])
     for seconds, expected in [(-START, 3), (70, 3), (71, 2), (3 * HOUR, 0)]:

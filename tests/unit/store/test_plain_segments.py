@@ -102,7 +102,7 @@ def test_with_a_watch_the_directory_is_listed_each_hour(
 def test_missing_watch_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says how soon segments are found then."""
+    """The line has the interval of the scans."""
 
     def fail(self: DirectoryWatch, path: Path) -> None:
         raise OSError(28, "No space left on device")

@@ -144,7 +144,7 @@ def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_frames_may_follow_one_another(tmp_path: Path) -> None:
-    """As in a file that another program compressed; lines go across their limits."""
+    """Another program may compress a file into several frames; lines may cross their limits."""
     path = tmp_path / NAME.file(Form.COMPRESSED)
     pieces = [b"one\ntw", b"", b"o\n", b"three\n" * 500]
     path.write_bytes(b"".join(map(zstd.compress, pieces)))
@@ -158,7 +158,7 @@ def test_frames_may_follow_one_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [zstd.compress(b"three\n")[:-1], b"no frame"])
 def test_lines_before_a_damage_are_read(tmp_path: Path, damage: bytes) -> None:
-    """Of a compressed file that ends early, or goes on with other bytes."""
+    """A compressed file may end early, or continue with other bytes."""
     path = tmp_path / NAME.file(Form.COMPRESSED)
     path.write_bytes(zstd.compress(b"one\ntwo\n") + damage)
     reader = SegmentReader(tmp_path, NAME)

@@ -162,7 +162,7 @@ def test_more_lines_than_requested_are_reported(segment: Path) -> None:
 
 
 def test_poll_reads_no_more_than_its_budget(data_dir: Path) -> None:
-    """For any filter and segment size; the result says that there may be more."""
+    """For any filter and segment size; the result indicates that there may be more lines."""
     for pid in range(1, 5):
         lines = [make_line("x" * 200, NOW)] * 3000
         make_segment(data_dir, make_name(NOW, pid), *lines, changed=NOW + pid)

@@ -143,7 +143,7 @@ def test_replaced_segment_is_not_recovered(tmp_path: Path, monkeypatch: pytest.M
 def test_a_recovered_segment_is_synced_before_it_has_its_name(
     tmp_path: Path, break_os: BreakOs
 ) -> None:
-    """A file whose sync fails is not sealed."""
+    """A file is not sealed if its sync fails."""
     path = write_open(tmp_path, LINE)
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):

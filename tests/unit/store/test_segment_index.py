@@ -97,7 +97,7 @@ def test_reappearing_segment_is_there_once() -> None:
 
 
 def test_removed_names_are_freed() -> None:
-    """An index whose oldest segments are removed holds only existing ones."""
+    """After the removal of the oldest segments, the index contains only existing ones."""
     index = SegmentIndex()
     for number in range(1000):
         index.put(name_of(number), entry(1))

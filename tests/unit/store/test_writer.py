@@ -319,7 +319,7 @@ def test_two_writers_of_one_process_have_their_own_files(tmp_path: Path) -> None
 
 
 def test_writers_of_one_process_name_in_one_order(tmp_path: Path) -> None:
-    """A clock set back by an hour gives no later segment an earlier name."""
+    """After the clock was set back by an hour, later segments still have later names."""
     starts = Starts(Clock(START + 3600, START))
     first, second = (make_writer(tmp_path, starts=starts) for _ in range(2))
     first.append([A])
@@ -333,7 +333,7 @@ def test_writers_of_one_process_name_in_one_order(tmp_path: Path) -> None:
 
 
 def test_always_syncs_every_commit_group_once(tmp_path: Path, break_os: BreakOs) -> None:
-    """In the mode `always` a group is synced before append returns, however many its batches."""
+    """In the mode `always`, a group of any number of batches is synced before append returns."""
     syncs = break_os("fdatasync", errno.EIO, times=0)
     writer = make_writer(tmp_path)
     for expected in (1, 2, 3):

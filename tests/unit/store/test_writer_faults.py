@@ -587,7 +587,7 @@ def test_rejected_keys_are_unsettled_until_their_segment_is_sealed(
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return a function that lets seconds pass."""
+    """Return a function that advances the time by seconds."""
     moment = time.monotonic()
 
     def wait(seconds: float) -> None:

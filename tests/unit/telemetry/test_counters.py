@@ -75,7 +75,7 @@ def test_rejections_are_counted_per_token() -> None:
 
 
 def test_codes_of_one_token_do_not_hide_another_token() -> None:
-    """However many codes a tenant provokes with however many tokens, before the other begins."""
+    """A tenant may have provoked any number of codes, with any number of tokens, before."""
     counters = Counters()
     for token in range(MAX_TOKENS - 1):
         for code in STATUS_OF_CODE:

@@ -48,7 +48,7 @@ class Clock:
 
 
 def make_sample(number: int, **fields: Any) -> Sample:
-    """Return a sample whose counts show its number."""
+    """Return a sample with its number as counts."""
     sample = Sample(float(number), 0, number, 0, [0.0] * 15, {}, {}, 0, None, None)
     return sample._replace(**fields)
 

@@ -13,7 +13,7 @@ LNAV = json.loads((ROOT / "deploy" / "lnav" / "astralog.json").read_text())["ast
 
 
 def test_levels_are_ordered_by_severity() -> None:
-    """Each usual name is less severe than the next, in any case."""
+    """Each usual name is less severe than the next, ignoring case."""
     order = ["trace", "debug", "info", "notice", "warning", "error", "critical", "alert"]
     assert [*order, "emergency"] == [names[0] for names in RANKS]
     for lesser, worse in pairwise(names[0] for names in RANKS):
@@ -45,7 +45,7 @@ def test_a_level_that_is_not_known_counts_as_info(level: str) -> None:
 
 
 def test_unknown_lowest_level_selects_only_itself() -> None:
-    """Custom levels can be selected, in any case."""
+    """Custom levels can be selected, ignoring case."""
     assert is_severe_enough("Audit", " aUDIT")
     assert not is_severe_enough("error", "audit")
     assert not is_severe_enough("other", "audit")
@@ -53,7 +53,7 @@ def test_unknown_lowest_level_selects_only_itself() -> None:
 
 @pytest.mark.parametrize("names", RANKS, ids=lambda names: names[0])
 def test_lnav_knows_the_same_levels(names: tuple[str, ...]) -> None:
-    """Every name belongs to exactly one of lnav's levels, in any case."""
+    """Every name belongs to exactly one of lnav's levels, ignoring case."""
     levels = {
         name: [level for level, pattern in LNAV["level"].items() if re.search(pattern, name)]
         for name in (*names, names[0].upper())

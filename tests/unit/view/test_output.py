@@ -100,7 +100,7 @@ def test_control_characters_are_escaped(text: str, shown: str) -> None:
     ],
 )
 def test_a_name_is_one_column(field: str, name: str, shown: str) -> None:
-    """Any other name is a JSON string without blanks, so it looks like exactly one name."""
+    """Any other name is a JSON string without blanks, so it cannot be taken for several names."""
     place = ["timestamp", "level", "project_id", "service"].index(field)
     fields: dict[str, Any] = {field: name}
     columns = format_line(make_line("m", **fields), colored=False).split()

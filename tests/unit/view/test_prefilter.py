@@ -199,7 +199,7 @@ def test_each_part_of_a_text_is_found(line: bytes, data: st.DataObject) -> None:
 
 @given(st.dictionaries(names, texts, min_size=1))
 def test_each_member_of_the_metadata_is_found(metadata: dict[str, str]) -> None:
-    """By its name and its value, inside an object, too."""
+    """It is found by its name and its value, also inside an object."""
     raw = msgspec.Raw(json.dumps({"in": [metadata]}).encode())
     line = msgspec.json.encode(Line("p", "2024-05-31T15:30:45Z", "i", "s", "m", raw))
     for name, value in metadata.items():
@@ -208,7 +208,7 @@ def test_each_member_of_the_metadata_is_found(metadata: dict[str, str]) -> None:
 
 
 def test_a_rare_text_costs_no_parse(monkeypatch: Any) -> None:
-    """Nor does one in a line with colors, whose escapes are control characters."""
+    """Nor does a text in a line with colors, which are escaped control characters."""
     line = (
         b'{"project_id":"p","timestamp":"","level":"%b","service":"%b","message":"\\u001b[31m"}\n'
     )
@@ -247,7 +247,7 @@ def test_texts_of_a_regular_expression_are_found(regex: str, texts: list[str]) -
 
 
 def test_letters_of_a_regular_expression_are_folded() -> None:
-    """Whatever it finds for them in any case is the same letter for a search in any case."""
+    """Its matches of these letters, ignoring case, are those of a search that ignores case."""
     every = "".join(map(chr, range(0x110000)))
     found = re.findall(prefilter._FOLDED_RUN.pattern.removesuffix("+"), every, re.IGNORECASE)
     assert all(one.casefold().isascii() and 1 == len(one.casefold()) for one in found)

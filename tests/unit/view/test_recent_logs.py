@@ -106,7 +106,7 @@ def test_line_that_is_no_log_needs_an_unbound_token(tmp_path: Path) -> None:
 
 
 def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
-    """Also for whole logs, whose ids it may guess."""
+    """Also for whole logs, since it may guess their ids."""
     make_segment(tmp_path, NAME, make_line("mine", NOW, project_id="a"), make_line("x", NOW))
     bound = LogFilter(projects={"a"})
     assert ["mine"] == [log["message"] for log in look(tmp_path, bound)["logs"]]
@@ -139,7 +139,7 @@ def test_bound_token_is_not_affected_by_others(tmp_path: Path, others: int) -> N
 
 
 class BoundPage:
-    """Polls as a page does whose token is bound to one project; `messages` are newest first."""
+    """Poll like a page with a token bound to one project; `messages` are newest first."""
 
     def __init__(self, data_dir: Path) -> None:
         self.messages: list[str] = []
@@ -174,7 +174,7 @@ class BoundPage:
 
 @pytest.fixture
 def _small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a look read 200 kB, and list eight segments."""
+    """Limit a poll to 200 kB and eight segments."""
     monkeypatch.setattr(recent_logs, "READ_BYTES", 100_000)
     monkeypatch.setattr(recent, "MAX_SEGMENTS", 8)
     monkeypatch.setattr(recent, "LIST_SECONDS", 0)
@@ -224,8 +224,8 @@ def test_logs_of_others_hide_no_log_of_a_bound_token(
 
 @pytest.mark.usefixtures("_small_reads")
 @pytest.mark.parametrize("others", [0, 10])
-def test_a_bound_token_gets_so_many_logs_whatever_others_send(tmp_path: Path, others: int) -> None:
-    """A search that goes on ends once the newest are found, and says that there are others."""
+def test_bound_token_gets_its_logs_whatever_others_send(tmp_path: Path, others: int) -> None:
+    """A continued search ends once the newest are found, and indicates that there are others."""
     now = time.time()
     page = BoundPage(tmp_path)
     for count in (1, 2):
@@ -244,7 +244,7 @@ def test_a_bound_token_gets_so_many_logs_whatever_others_send(tmp_path: Path, ot
 def test_a_poll_in_a_gap_reads_no_more_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much others have sent."""
+    """The limit does not depend on the amount that others have sent."""
     budgets: list[ReadBudget] = []
 
     def make_budget(*args: Any, **kwargs: Any) -> ReadBudget:
@@ -282,7 +282,7 @@ def test_the_cursor_of_a_gap_fits_into_a_request_line(
 
 
 def test_cursor_does_not_show_whether_logs_arrived(tmp_path: Path) -> None:
-    """The next one differs in any case."""
+    """The next cursor always differs."""
     make_segment(tmp_path, NAME, make_line("x", NOW), suffix=".ndjson.open")
     assert look(tmp_path)["after"] != look(tmp_path)["after"]
 
@@ -340,7 +340,7 @@ def test_a_large_log_does_not_hide_the_others(tmp_path: Path) -> None:
 def test_a_search_reads_no_more_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search without results does not read everything; the page is notified."""
+    """A search without results does not read everything; the response indicates that."""
     monkeypatch.setattr(recent_logs, "READ_BYTES", 100_000)
     monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
     make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 2000)

@@ -28,7 +28,7 @@ def test_a_text_that_was_not_sealed_is_rejected(text: str) -> None:
 
 
 def test_sealed_text_hides_length_and_equality() -> None:
-    """Cursors that grow with others' logs look alike."""
+    """The length of a cursor does not reveal the logs of others."""
     sealed = [SEALER.seal_hidden("x" * size) for size in (1, 10, 100, 100)]
     assert 1 == len({len(text) for text in sealed})
     assert 4 == len(set(sealed))

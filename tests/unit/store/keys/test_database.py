@@ -42,7 +42,7 @@ def find(records: Database, *numbers: int, oldest: float = 0.0) -> dict[int, lis
 
 
 def known(records: Database, *numbers: int) -> list[int]:
-    """Return the records whose keys a database knows."""
+    """Return the records in a database with one of the keys."""
     return sorted(find(records, *numbers))
 
 
@@ -152,7 +152,7 @@ def test_the_ranges_of_a_segment_are_found(connect: Callable[[], Database], tmp_
 
 
 def test_lookup_creates_no_database(tmp_path: Path) -> None:
-    """Without keys there is nothing to look up."""
+    """Without keys, no lookup is needed."""
     record_size(tmp_path, SEGMENT, 1)
     assert [] == ranges_in(tmp_path, SEGMENT)
     assert not Database(tmp_path, is_synced=True).open_existing()
@@ -388,10 +388,10 @@ def test_a_full_database_is_a_full_disk(records: Database) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO])
-def test_used_up_quota_is_told_from_a_failed_disk(
+def test_used_up_quota_is_distinguished_from_a_failed_disk(
     records: Database, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """SQLite reports both as a failed write; writing another file shows the difference."""
+    """SQLite reports both as a failed write; a write to another file distinguishes them."""
 
     def fail(**kwargs: object) -> None:
         raise OSError(number, os.strerror(number))
