@@ -467,7 +467,7 @@ def test_a_record_in_a_database_that_was_deleted_meanwhile_does_not_count(
     assert A + B == stored(tmp_path)
 
 
-def test_key_is_claimed_once_after_its_lock_file_is_deleted(
+def test_deleted_lock_file_lets_no_two_requests_claim_a_key(
     make_worker: Callable[..., Worker], tmp_path: Path
 ) -> None:
     """A request that locked the old file is rejected with a retry."""
