@@ -28,17 +28,17 @@ from astralog.tokens_file import Scope, Token, WatchedFile
 log = logging.getLogger(__name__)
 
 
-#: Name of the token that the first start makes, inside the data directory.
+#: Name of the token file that the first start creates in the data directory.
 TOKEN_FILE_NAME = "token"  # nosec B105
 
 #: Seconds between two checks whether the file of tokens has changed.
 CHECK_SECONDS = 0.5
 
-#: Seconds that a worker waits for its first check before it serves, at most.
+#: Maximum seconds that a worker waits for its first check before it serves.
 FIRST_CHECK_SECONDS = 1.0
 
-#: Tokens, the first ones, that counters tell apart; all others are counted together. By their place
-#: and not by their batches, so that no tenant's numbers depend on those of another.
+#: The first tokens, which have separate counters; all others are counted together. Their position
+#: decides, not their batches, so that no tenant's numbers depend on those of another.
 NAMED_TOKENS = 50
 
 FORBIDDEN = {Scope.READ: READING_FORBIDDEN, Scope.WRITE: WRITING_FORBIDDEN}
@@ -69,7 +69,7 @@ class Tokens:
         """
         self.rates = rates or Rates()
         self.origins = Origins(parse_origins(settings.cors_origins))
-        #: Known to the workers that inherit these tokens, and to nobody else.
+        #: A secret that only the workers that inherit these tokens know.
         self.secret = secrets.token_bytes(32)
         self._listed = _parse_list(settings.tokens)
         # Found by digest: neither the hash of a SHA-256 nor the bytes at which two of them differ

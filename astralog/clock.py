@@ -7,10 +7,10 @@ by days for a few seconds. Ages of segments and of idempotency keys follow this 
 import time
 from collections.abc import Callable
 
-#: Changes of the wall clock up to so many seconds are adopted at once.
+#: The largest change of the wall clock that is adopted immediately.
 STEP_SECONDS = 60.0
 
-#: A larger change is adopted once it has lasted for so many seconds.
+#: Seconds that a larger change must last before it is adopted.
 ADOPT_SECONDS = 3600.0
 
 

@@ -18,7 +18,7 @@ RETRIED_STATUSES = (
     HTTPStatus.SERVICE_UNAVAILABLE,
 )
 
-#: Characters of a name or a text of the client's that a rejection repeats.
+#: Characters of a client's name or text that a rejection repeats.
 SHOWN_CHARACTERS = 100
 
 #: Every code with its HTTP status. The code is also the counter's label, so it never changes.

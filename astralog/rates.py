@@ -21,17 +21,17 @@ from astralog.errors import Rejection, rate_limited
 from astralog.memory_file import make_memory_file
 from astralog.tokens_file import Token
 
-#: The seconds of its rate that a token may send at once.
+#: Size of a burst, in seconds of the rate.
 BURST_SECONDS = 10.0
 
-#: Buckets in the memory, three times as many as the tokens that may use up their rates at once, and
-#: the neighbours among which a token's bucket may be. A token that has no bucket there takes over
-#: the one that is full or closest to it.
+#: Buckets in the memory, three times the tokens that can be limited at the same time; and the
+#: number of neighbours among which a token's bucket may be. A token without a bucket there takes
+#: over the fullest one.
 BUCKETS = 32 * 1024
 NEIGHBOURS = 16
 
 #: Attempts to lock the memory, of a microsecond each. A process that holds the lock longer was
-#: suspended within its few instructions: not to wait for it can lose the charge of one batch.
+#: suspended within a few instructions; without waiting for it, the charge of one batch can be lost.
 LOCK_ATTEMPTS = 100
 
 #: Bytes of a token's digest that name its bucket.

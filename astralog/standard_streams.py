@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 #: Each standard descriptor with the mode in which /dev/null takes its place. Writing to stdout
-#: fails as before, so that a command whose output is lost says so; the log may go nowhere.
+#: fails as before, so that a command reports lost output; the log may be lost.
 _MODES = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 
 

@@ -16,10 +16,10 @@ from astralog.store.commit_queue import Batch
 ACCEPTED = FixedResponse(b'{"status":"accepted"}')
 REPLAYED = FixedResponse(b'{"status":"accepted"}', headers=REPLAYED_HEADERS)
 
-#: Media types of one log a line; a body of any other type, or of none, is read as JSON.
+#: Media types of NDJSON; a body of any other type, or without a type, is read as JSON.
 NDJSON_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
 
-#: Logs that a dry run shows as they would be stored.
+#: Logs that the response to a dry run shows in their stored form.
 SHOWN_LOGS = 20
 
 

@@ -33,7 +33,7 @@ PARAMETERS = (
     *("include_source_on_error", "format", "type"),
 )
 
-#: The version that clients are told: they refuse one below their own.
+#: The version that is reported to clients; they refuse a version below their own.
 VERSION = "8.19.0"
 
 INFO = {

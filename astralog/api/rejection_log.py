@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 #: Seconds between two lines for a client and a code; the first line is logged at once.
 LINE_SECONDS = 60.0
 
-#: Clients per code with lines of their own within that time; the others share one.
+#: Clients per code with separate lines within that time; the others share one.
 MAX_CLIENTS = 10
 
 #: Characters of the message in a line.
@@ -157,7 +157,7 @@ def _escape(words: str) -> str:
     return repr(words)[1:-1]
 
 
-#: Addresses of X-Forwarded-For that are looked at, from the last one on.
+#: Addresses of X-Forwarded-For that are checked, beginning with the last.
 MAX_HOPS = 10
 
 

@@ -15,14 +15,14 @@ from astralog.log import log_exception
 
 log = logging.getLogger(__name__)
 
-#: The header of an answer to a batch that an earlier try with its Idempotency-Key stored.
+#: The header of a response to a batch that an earlier try with its Idempotency-Key stored.
 REPLAYED_HEADERS = {"Idempotency-Replayed": "true"}
 
 WHERE_LOGS_GO = "logs go to POST /v1/drain, those of OpenTelemetry to POST /v1/logs"
 
 INTERNAL = HTTPStatus.INTERNAL_SERVER_ERROR
 
-#: Takes note of a rejected request; its second argument is WSGI's environ.
+#: Records a rejected request; its second argument is WSGI's environ.
 Note = Callable[[Rejection, dict[str, Any]], None]
 
 

@@ -25,11 +25,11 @@ FILTERS = ("q", "project", "service", "level", "since", "until")
 FIELD = "field"
 PARAMETERS = (*FILTERS, FIELD, "n", "before", "follow")
 
-#: Logs of an answer, if no number is asked for, and at most.
+#: Logs of a response by default, and at most.
 DEFAULT_LOGS = 100
 MAX_LOGS = 1000
 
-#: Seconds that one search works before another has its turn, and that an answer takes in all.
+#: Seconds of one slot of a search, and maximum seconds of a response.
 TURN_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 

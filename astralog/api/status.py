@@ -39,7 +39,7 @@ FILES = (
     *("charts.js", "format.js", "icon.svg"),
 )
 
-#: A file that is made: the names of levels by their severity.
+#: A generated file: the names of levels by their severity.
 LEVELS = "levels.js"
 
 #: In addition to every page's policy: no text becomes HTML or a script, even by a mistake.

@@ -12,13 +12,13 @@ from astralog.errors import Rejection
 from astralog.view.log_filter import LogFilter
 from astralog.view.log_search import LogStream
 
-#: Streams of a worker at once. Beyond it: 503.
+#: Concurrent streams per worker. Beyond it: 503.
 MAX_STREAMS = 8
 
 #: Seconds after which a stream ends; its client opens another one.
 STREAM_SECONDS = 300.0
 
-#: Seconds between two polls of the directory, and that one of them works in its turn.
+#: Seconds between two polls of the directory, and maximum seconds of one poll.
 POLL_SECONDS = 0.5
 TURN_SECONDS = 0.1
 

@@ -10,7 +10,7 @@ from gevent.threadpool import ThreadPool
 from astralog.errors import Rejection
 from astralog.threads import spawn_in_thread
 
-#: Calls that wait for the one under way, and for how long. Beyond it: 503.
+#: Maximum number of waiting calls, and maximum seconds of a wait. Beyond it: 503.
 MAX_WAITING = 50
 WAIT_SECONDS = 2.0
 

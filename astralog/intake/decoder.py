@@ -17,10 +17,10 @@ from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.options import Options, find_project
 from astralog.store.commit_queue import Batch
 
-#: The longest text that is decoded without a slot: it takes 3 ms at worst.
+#: The longest text that is decoded without a slot: it takes at most 3 ms.
 UNQUEUED_BYTES = 4096
 
-#: Seconds within which a body gets its last slot; with the commit's 8, the longest wait of a
+#: Maximum seconds until a body gets its last slot; with the commit's 8, the longest wait of a
 #: client. After it: 503 `queue_full`.
 SLOT_TIMEOUT_SECONDS = 2.0
 
@@ -33,11 +33,11 @@ DESCRIBED_FIELDS = 20
 #: Invalid logs that are counted if they reject their batch; the rest of it is not checked.
 COUNTED_LOGS = 1000
 
-#: Characters of a message, which may repeat a text of the client's.
+#: Characters of a message, which may repeat a client's text.
 MESSAGE_CHARACTERS = 2 * SHOWN_CHARACTERS
 
-#: Times the bytes of a body, beyond a constant, that its lines may take; default values and numbers
-#: like 1e15 make it grow. Beyond it: 413 `body_too_large`.
+#: Maximum size of the lines as a multiple of the body, plus a constant; default values and
+#: numbers like 1e15 increase it. Beyond it: 413 `body_too_large`.
 MAX_GROWTH = 4
 
 #: Bytes of lines, in addition to the logs' own, that are encoded before they are charged: values

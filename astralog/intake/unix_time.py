@@ -13,8 +13,8 @@ _NANOSECONDS = 1_000_000_000
 #: The first second after the year 9999.
 END_SECONDS = 253_402_300_800
 
-#: Digits of an integer from which on it counts milliseconds, microseconds or nanoseconds, and how
-#: many of them are a fraction of a second.
+#: Minimum digits of an integer in milliseconds, microseconds or nanoseconds, and the number of
+#: these digits that are a fraction of a second.
 _UNITS = ((18, 9), (15, 6), (12, 3))
 
 #: Digits of a time from 2001 to 2286 in seconds, ms, µs or ns; ten of them are the seconds.

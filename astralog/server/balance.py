@@ -16,11 +16,11 @@ MAX_WORKERS = 1024
 #: Seconds between two ticks, at which a worker publishes its load.
 TICK_SECONDS = 0.5
 
-#: A worker that has not ticked for so long is ignored by the others.
+#: Seconds without a tick after which the other workers ignore a worker.
 SILENT_SECONDS = 2.0
 
-#: Seconds for which a connection is left to a worker with less load, between two polls of whether
-#: it is still there, and for which none is left to others after they did not accept it.
+#: Seconds for which a connection is left to a less busy worker; seconds between two checks whether
+#: it still waits; and seconds without leaving any after the others did not accept one.
 LEAVE_SECONDS = 0.5
 LOOK_SECONDS = 0.001
 ALONE_SECONDS = 1.0

@@ -36,8 +36,8 @@ BODY_RECEIVE_BYTES = 1024 * 1024
 #: Bytes of trailers, which are ignored, that a chunked body may have.
 TRAILERS_BYTES = 8 * 1024
 
-#: A chunked body's sizes, extensions and trailers may take so many bytes plus this share of its
-#: data; chunks of 56 bytes without extensions fit. A body with more is rejected.
+#: Limit on the sizes, extensions and trailers of a chunked body: bytes, plus a share of its data.
+#: Chunks of 56 bytes without extensions fit. A body with more is rejected.
 FRAMING_BYTES = 1024 * 1024
 FRAMING_SHARE = 1 / 8
 
@@ -47,8 +47,8 @@ DISCARD_STEP_BYTES = 32 * 1024
 #: Any connection may hold a response of this size; a larger one is accounted for.
 SMALL_BYTES = 16 * 1024
 
-#: A connection may keep a head of so many bytes and headers for its next request. A larger one is
-#: accounted for while it is answered: so many bytes per byte of the head and per header, measured.
+#: The largest head, in bytes and headers, that a connection may keep for its next request. A larger
+#: one is charged while it is answered: bytes per byte of the head and per header, measured.
 SMALL_HEAD_BYTES = 2048
 SMALL_HEAD_HEADERS = 24
 BYTES_PER_HEAD_BYTE = 2
@@ -342,7 +342,7 @@ class Request(message.Request):  # type: ignore[misc]
         self.lacks_length = self.method in BODY_METHODS and not any(
             name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") for name, _ in self.headers
         )
-        #: Bytes that the request takes while it is answered, if that is much.
+        #: Bytes of the request that are charged while it is answered.
         self.held_bytes = 0
         self._is_last = self.lacks_length or bool(super().should_close())
 

@@ -37,11 +37,11 @@ TLS_BYTES = 27 * KIB
 #: A client that takes longer to set TLS up loses its connection.
 HANDSHAKE_SECONDS = 10.0
 
-#: A client that takes longer for so many bytes of a response loses its connection.
+#: A client that takes longer to receive WRITE_STEP_BYTES of a response loses its connection.
 WRITE_SECONDS = 30.0
 WRITE_STEP_BYTES = 64 * KIB
 
-#: The most that is read of an unwanted body before its connection is closed.
+#: Limits on reading an unwanted body before its connection is closed.
 DISCARD_BYTES = 32 * MIB
 DISCARD_SECONDS = 10.0
 
@@ -54,7 +54,7 @@ SLICE_SECONDS = 0.01
 #: The expected seconds per byte of a request's head, measured for heads of 16 KiB.
 SECONDS_PER_BYTE = 1e-7
 
-#: CPU time that a connection has used counts half after so many seconds.
+#: Seconds after which the CPU time that a connection has used counts half.
 HALF_LIFE_SECONDS = 1.0
 
 

@@ -23,7 +23,7 @@ from astralog.store.files import make_directory, sync_directory
 
 log = logging.getLogger(__name__)
 
-#: The applications that gunicorn may be told to serve; the workers build both in the same way.
+#: The applications that gunicorn may serve; the workers build both in the same way.
 APPLICATIONS = ("wsgi:app", "astralog.app:create_app()")
 
 #: gunicorn's settings that the service supports in one way only: their one value, and the reason.
@@ -54,11 +54,11 @@ LEAST = {"keepalive": 1, "worker_connections": 1}
 #: The longest path of a unix socket, in bytes (unix(7): sun_path is 108 with its NUL).
 MAX_PATH_BYTES = 107
 
-#: An address in use, or not up yet, is tried so often: another process may be stopping.
+#: Attempts for an address that is in use or not up yet: another process may be stopping.
 TRIES = 5
 RETRY_SECONDS = 1.0
 
-#: A process that listens accepts a connection within so many seconds, or is busy.
+#: Seconds within which a listening process accepts a connection, unless it is busy.
 CONNECT_SECONDS = 1.0
 
 #: The state of a listening socket in /proc/net/tcp.

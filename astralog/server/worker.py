@@ -26,23 +26,23 @@ log = logging.getLogger(__name__)
 #: The master kills a worker that takes longer to stop.
 STOP_SECONDS = 9
 
-#: Of these, open requests get so many seconds, and then the drain.
+#: The parts of it for open requests, and then for the drain.
 REQUESTS_STOP_SECONDS = 4
 DRAIN_STOP_SECONDS = 3
 
 #: Seconds that a connection waits for a head during the stop.
 STOPPING_SECONDS = 0.5
 
-#: Seconds between two polls of whether the last connection has ended.
+#: Seconds between two checks for the end of the last connection.
 STOP_POLL_SECONDS = 0.05
 
-#: Connections accepted between two chances for others to be served.
+#: Connections accepted before other clients are served.
 ACCEPTS_PER_TIME_SLICE = 16
 
 #: Seconds until the next try to accept a connection after a failure.
 ACCEPT_RETRY_SECONDS = 0.05
 
-#: Open files that connections leave to everything else.
+#: Open files that are reserved for all uses except connections.
 SPARE_FILES = 128
 
 
@@ -72,7 +72,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     share: Share
     wsgi: Flask
 
-    #: Whether the master has told this worker to stop.
+    #: Whether the master has asked this worker to stop.
     is_told_to_stop = False
     _services: Services | None = None
 

@@ -121,7 +121,7 @@ class CommitQueue:
 
         While `are_tokens_several`, no token gets all of the queue's memory.
         """
-        #: Names segments, so that a clock that jumps for seconds leaves no name ahead of the time.
+        #: Names segments, so that a jump of the clock for seconds causes no name in the future.
         self.clock = TrustedClock(adopt_seconds=NAMES_ADOPT_SECONDS)
         starts = Starts(self.clock)
         self.storages = tuple(Storage(settings, starts) for _ in range(settings.writers))

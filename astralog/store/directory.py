@@ -126,8 +126,8 @@ class WatchedDirectory:
             self._watch.close()
 
 
-#: A directory that changed so recently may change again without showing it: in nanoseconds, more
-#: than the steps of any file system's clock.
+#: Nanoseconds after a change in which another change may have the same time stamp: more than the
+#: steps of any file system's clock.
 SETTLED_NANOSECONDS = 2_500_000_000
 
 
@@ -216,7 +216,7 @@ class Eras:
         self._writing = {name: era for name, era in self._writing.items() if name in segments}
 
 
-#: Names up to which they are pushed back to the heap one by one; more are put into order at once.
+#: Maximum number of names that are pushed to the heap one by one; more are sorted at once.
 FEW_NAMES = 100
 
 

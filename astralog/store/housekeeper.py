@@ -58,7 +58,7 @@ class Reason(enum.Enum):
     FREE_INODES = "free inodes"
 
 
-#: The reasons that may remove undelivered segments, if a setting says so.
+#: The reasons for which undelivered segments may be removed, if a setting allows it.
 DISK_REASONS = (Reason.FREE_BYTES, Reason.FREE_INODES)
 
 

@@ -25,11 +25,11 @@ from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader, Select
 
 log = logging.getLogger(__name__)
 
-#: A log may arrive so much later than its timestamp, and a sender's clock may be so much ahead.
+#: Seconds by which a log may arrive after its timestamp, and a sender's clock may be ahead.
 CLOCK_SECONDS = 60.0
 
-#: A sealed segment had its last line before this many others began after it did. Where its file's
-#: time of change tells nothing, as in a copy of the directory, this bounds what a search opens.
+#: Segments that may begin after a segment and before its last line. If the file's time of change is
+#: unreliable, as in a copy of the directory, this limits the segments that a search opens.
 CONCURRENT_SEGMENTS = 128
 
 # A stored line is as the service encodes it: no quote in a string goes without its backslash, so

@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 #: Charged for each request in addition to its bytes, for the objects that represent it.
 OVERHEAD_BYTES = 1024
 
-#: Share of the budget that one of several tokens may hold; the others always find a quarter free.
+#: Share of the budget that one of several tokens may use; a quarter remains for the others.
 TOKEN_SHARE = 3 / 4
 
-#: Times the budget that a request may hold alone: the largest body that the settings allow, its
-#: lines, and the memory for decoding it.
+#: Multiple of the budget that a request may use if it is alone: for the largest allowed body,
+#: its lines, and the memory for decoding it.
 ALONE_SHARE = 3
 
 
@@ -224,7 +224,7 @@ class QueuedBatch:
         self.logs = batch.logs
         self.reservation = reservation
         self.deadline = deadline
-        #: Whether its client has no answer yet.
+        #: Whether its client still waits for the outcome.
         self.is_waited_for = True
         self._waiter: Waiter[Cause | None] = Waiter()
 

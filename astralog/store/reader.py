@@ -21,11 +21,11 @@ COMPRESSED_BYTES = 64 * 1024
 #: Bytes of the first block that is read backwards: the last few lines are often enough.
 LAST_BLOCK_BYTES = 16 * 1024
 
-#: Bytes at the end of a block in which a line presumably ends: a block that ends there need not be
-#: copied, which is 4% of the CPU of a search for a rare text.
+#: Bytes at the end of a block that probably contain a line end. A block that ends there need not be
+#: copied, which saves 4% of the CPU of a search for a rare text.
 TAIL_BYTES = 4096
 
-#: Bytes of lines that a soft budget holds of a compressed segment, in addition to the largest one.
+#: Bytes of lines of a compressed segment in a soft budget, in addition to the largest line.
 MAX_HELD_BYTES = 8 * 1024 * 1024
 
 #: Exceptions of reading a segment: errors of the disk, and of damaged compressed lines.
@@ -56,7 +56,7 @@ def select_if(matches: Callable[[bytes], bool]) -> Select:
     return lambda block: (item for item in every_line(block) if matches(item[1]))
 
 
-#: Selects all lines but blank ones.
+#: Selects all lines except blank ones.
 not_blank = select_if(bool)
 
 

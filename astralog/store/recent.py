@@ -27,15 +27,15 @@ from astralog.store.merge import (
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.store.reader import ReadBudget, SegmentReader, Select
 
-#: Segments that are looked at, and those that are followed; a cursor has 40 bytes for each of them.
+#: Segments that are read, and those that are followed; a cursor has 40 bytes for each followed one.
 MAX_SEGMENTS = 256
 MAX_FOLLOWED = 64
 
-#: Seconds between two listings of the directory at least, and times as long as the last one took.
+#: Minimum seconds between two listings of the directory, and multiple of the last one's duration.
 LIST_SECONDS = 0.5
 LIST_COST = 30
 
-#: A segment is listed at most so much later than its name says that it was started.
+#: Seconds after the start in its name within which a segment is listed.
 LATE_SECONDS = 10.0
 
 #: The offset of a compressed segment that is read to its end.

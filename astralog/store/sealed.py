@@ -13,7 +13,7 @@ from astralog.store.files import regular_files, status_of
 from astralog.store.names import Form, SegmentName, parse_file_names
 from astralog.zstd import zstd
 
-#: The longest beginning of a zstd frame that tells of it (RFC 8878, 3.1.1).
+#: The maximum size of a zstd frame's header (RFC 8878, 3.1.1).
 _HEAD_BYTES = 18
 
 

@@ -33,7 +33,7 @@ CREATE_ATTEMPTS = 10
 #: Seconds between two syncs in the mode `everysec`.
 SYNC_SECONDS = 1.0
 
-#: Segments that this process seals later. The oldest one beyond is left to the next recovery.
+#: Segments that this process will seal later; beyond it, the oldest is left to the next recovery.
 MAX_UNSEALED = 100
 
 #: Seconds between two checks of the free disk, the segment's age and the last sync.

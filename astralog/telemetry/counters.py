@@ -25,7 +25,7 @@ BOUNDS_SECONDS = (
 #: Stands for a missing or unknown token.
 UNKNOWN_TOKEN = "unknown"  # nosec B105
 
-#: Tokens with series of their own, those that were replaced included; all others share one name.
+#: Tokens with separate series, including replaced ones; all others share one name.
 MAX_TOKENS = 100
 OTHER_TOKENS = "other"
 

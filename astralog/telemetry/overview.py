@@ -23,10 +23,10 @@ from astralog.telemetry.history import (
 )
 from astralog.telemetry.prometheus import Metrics, is_ready
 
-#: Age of the sample that rates are computed from, at least: numbers may be half a second old.
+#: Minimum age of the sample from which rates are computed: numbers may be half a second old.
 WINDOW_SECONDS = 5.0
 
-#: Seconds of history, at least, from which the time until the disk is full is computed.
+#: Minimum seconds of history from which the time until the disk is full is computed.
 TREND_SECONDS = 60.0
 
 SAMPLES_PER_MINUTE = 60 // SAMPLE_SECONDS

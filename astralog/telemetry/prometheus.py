@@ -49,7 +49,7 @@ MAX_ACCEPT_CHARACTERS = 1000
 #: Versions of a format, as an Accept header has them, that a scraper may ask for.
 KNOWN_VERSIONS = {"version=0.0.1", "version=0.0.4", "version=1.0.0"}
 
-#: Time slices that others get at most to answer stored batches, so that a snapshot has both.
+#: Maximum time slices for answering stored batches before a snapshot, so that it has both counts.
 SETTLE_SLICES = 10
 
 

@@ -22,7 +22,7 @@ from astralog.telemetry.history import HISTORY_BYTES
 #: The file's name, as /proc shows it; a new layout takes a new number.
 NAME = "astralog-metrics-4"
 
-#: The variable by which a master that upgrades itself passes the file's descriptor on.
+#: The variable in which a master passes the file's descriptor to the next one at an upgrade.
 VARIABLE = "_ASTRALOG_METRICS_FD"
 
 #: The largest encoded snapshot, a hundred times the usual one; unwritten pages take no memory.

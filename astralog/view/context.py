@@ -8,7 +8,7 @@ from astralog.store.merge import Arrival, Part
 from astralog.store.names import SegmentName
 from astralog.store.reader import Block, ReadBudget, Select, every_line
 
-#: Stands between lines that do not follow each other.
+#: The separator between lines that do not follow each other.
 GAP = b"--"
 
 

@@ -23,10 +23,10 @@ from astralog.view.stored_log import StoredLog, decode
 #: Bytes that are written at once; in whole lines, so that no color outlives the command.
 OUTPUT_BYTES = 32 * 1024
 
-#: Seconds that a line waits for others at most.
+#: Maximum seconds that a line waits for others.
 OUTPUT_SECONDS = 0.1
 
-#: Characters of a line that holds no log that are shown.
+#: Characters that are shown of a line without a log.
 SHOWN_CHARACTERS = 500
 
 # Characters that no plain name has, in addition to unprintable ones: blanks, letters and marks

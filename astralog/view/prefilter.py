@@ -33,7 +33,7 @@ class Escapes(NamedTuple):
 #: escapes.
 _UNICODE_ESCAPE = rb"u(?!00[01])"
 
-#: Texts of so many characters and more are found by their ASCII characters alone.
+#: Texts of this many characters or more are found by their ASCII characters alone.
 _FEW_CHARACTERS = 2
 
 #: Characters without case that are searched for before a block is converted to lower case. Fewer
@@ -55,7 +55,7 @@ FOLDED_TO_ASCII = (
 #: The parts of a regular expression: escapes, sets, counts, and single characters.
 _REGEX_PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{[^}]*\}?|.", re.DOTALL)
 
-#: Alternatives, extensions and numbers of characters, of which nothing is known.
+#: Alternatives, extensions and repetitions, whose matches are unknown.
 _UNKNOWN_IN_REGEX = re.compile(r"\||\(\?|\\[^\W_dDwWsSbBAZ]")
 
 #: The characters that a regular expression in any case finds as `casefold` does: not `i`, which is

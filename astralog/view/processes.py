@@ -21,14 +21,14 @@ from astralog.store.merge import Part
 from astralog.store.reader import READ_ERRORS, ReadBudget, Select
 from astralog.view.context import ContextPart
 
-#: Processes at most, one per core; each takes some 10 MiB in addition to shared memory.
+#: Maximum number of processes, one per core; each needs some 10 MiB in addition to shared memory.
 MAX_PROCESSES = 8
 
 #: Bytes of a file below which reading it takes hardly more time than giving it to a process.
 MIN_FILE_BYTES = 256 * 1024
 
-#: Segments of which a process has begun to read the lines, and the merge has not read all. Each has
-#: a pipe, which holds 64 KiB.
+#: Segments that processes have begun to read, and the merge has not read completely. Each has a
+#: pipe of 64 KiB.
 MAX_AHEAD = 64
 
 #: Bytes that are read at once of a pipe.

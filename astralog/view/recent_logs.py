@@ -16,7 +16,7 @@ from astralog.view.log_search import paced
 from astralog.view.sealer import Sealer
 from astralog.view.stored_log import StoredLog, decode
 
-#: Logs of one look.
+#: Logs of one poll.
 MAX_LOGS = 100
 
 #: Characters of a message, of the metadata, and of any other field that are shown.

@@ -8,10 +8,10 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 TAG_BYTES = 16
 
-#: Random bytes of a text that may be the same again, which would tell that nothing has changed.
+#: Random bytes added to a text, since a repeated text would reveal that nothing has changed.
 NONCE_BYTES = 8
 
-#: A text that is hidden in its length too is padded to a multiple of so many bytes.
+#: The length of a hidden text is padded to a multiple of this number of bytes.
 BLOCK_BYTES = 512
 
 

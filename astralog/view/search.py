@@ -38,7 +38,7 @@ UPDATE_SECONDS = 0.2
 #: Characters of the progress bar.
 BAR_CHARACTERS = 20
 
-#: Columns of a terminal that does not know its width.
+#: Columns of a terminal of unknown width.
 DEFAULT_COLUMNS = 80
 
 

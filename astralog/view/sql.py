@@ -19,7 +19,7 @@ from astralog.view import options
 #: Times that a query starts again if a segment was sealed, compressed or removed meanwhile.
 TRIES = 3
 
-#: Rows of a table at most; the other formats have all.
+#: Maximum rows of a table; the other formats have all rows.
 MAX_ROWS = 1000
 
 #: Named, since the columns that DuckDB infers from the first logs fail at metadata of another

@@ -21,7 +21,7 @@ from astralog.view.output import Output
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for new lines.
+#: Seconds between two polls for new lines.
 POLL_SECONDS = 0.1
 
 #: Stored lines that are shown if neither -n nor --since is given.
