@@ -137,6 +137,17 @@ def test_places_that_keep_invariants_exist() -> None:
     assert [place for place in named if place[1] not in modules.get(place[0], "")] == []
 
 
+def test_comparison_in_the_readme_is_that_of_its_page() -> None:
+    """The page has each figure of the README's table, with its method and date."""
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## How it compares") :]
+    rows = re.findall(r"^\|[^|]+\|(.*[0-9].*)\|$", section, re.MULTILINE)
+    figures = [figure for row in rows for figure in re.findall(r"[\d.]+(?:k\b|%| MB)", row)]
+    assert len(figures) >= 10
+    page = (ROOT / "docs" / "comparison.md").read_text()
+    assert [figure for figure in figures if figure not in page] == []
+
+
 def test_the_readme_stays_short() -> None:
     """Longer texts belong in docs/."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
