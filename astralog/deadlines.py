@@ -12,7 +12,7 @@ import gevent
 Item = TypeVar("Item")
 
 #: Seconds between two polls for waits that are over.
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 #: Seconds that the greenlets of a worker may compute, all together, before sockets are polled.
 TIME_SLICE_SECONDS = 0.01
@@ -123,7 +123,7 @@ class Deadlines:
     def _watch(self) -> None:
         run_in_hub = gevent.get_hub().loop.run_callback
         while True:
-            gevent.sleep(LOOK_SECONDS)
+            gevent.sleep(POLL_SECONDS)
             latest = time.monotonic() - self._seconds()
             for waiting, since in self._waiting.items():
                 if since > latest:

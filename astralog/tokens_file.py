@@ -21,7 +21,7 @@ UNFINISHED_REST_SECONDS = 3.0
 
 #: Seconds that a reader waits for the file to be complete, and seconds between two checks.
 WHOLE_SECONDS = 10.0
-WHOLE_LOOK_SECONDS = 0.05
+WHOLE_POLL_SECONDS = 0.05
 
 #: Faulty lines that are named; the others are counted, since each reload logs them in one line.
 SHOWN_PROBLEMS = 20
@@ -88,7 +88,7 @@ class WatchedFile:
         while (content := self.read_changed()) is None:
             if time.monotonic() > deadline:
                 raise InvalidSettings([f"{self.place}: Is still being written."])
-            time.sleep(WHOLE_LOOK_SECONDS)
+            time.sleep(WHOLE_POLL_SECONDS)
         return content
 
     def read_changed(self) -> bytes | None:

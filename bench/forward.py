@@ -237,13 +237,13 @@ def _search(directory: Path, engine: ClickHouse) -> list[float]:
             stored[f"needle{number}"] = time.monotonic()
             deadline = time.monotonic() + SEARCH_EVERY_SECONDS
             while time.monotonic() < deadline:
-                found += _look(engine, stored)
+                found += _poll(engine, stored)
         while stored:
-            found += _look(engine, stored)
+            found += _poll(engine, stored)
     return found
 
 
-def _look(engine: ClickHouse, stored: dict[str, float]) -> list[float]:
+def _poll(engine: ClickHouse, stored: dict[str, float]) -> list[float]:
     """Return the ages of those logs that a query finds now, and take them out."""
     time.sleep(0.05)
     rows = engine.rows(columns="message")

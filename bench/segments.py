@@ -52,7 +52,7 @@ FOR_SEARCH = {"segment_seconds": 10, "compress": "zstd"}
 LOAD_FACTOR, IDLE_FACTOR = 6, 2
 
 #: Seconds between two polls of the service.
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 
 #: Seconds until an answer is given up.
 TIMEOUT_SECONDS = 30.0
@@ -147,7 +147,7 @@ def _wait_until_known(service: Service, count: int) -> float:
     started_at = time.perf_counter()
     known = -1.0
     while known < count:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         samples = read_samples(service.request("GET", "/metrics").raw.decode())
         known = samples.get("segments sealed", -1.0)
     return time.perf_counter() - started_at

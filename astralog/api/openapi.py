@@ -263,7 +263,7 @@ _LOGS = {
 def _describe_status() -> dict[str, Json]:
     """Return the operations of the status page by path."""
     known = ("unauthorized", "forbidden_scope", "internal")
-    looks = (*known, "bad_request", "storage_failed", "status_busy")
+    query_codes = (*known, "bad_request", "storage_failed", "status_busy")
     about = {
         "numbers": "Includes the grants of the token: `token`, `projects`, `allow` and `rate`. A "
         "token that is bound to projects receives only these, the version and the readiness.",
@@ -288,10 +288,10 @@ def _describe_status() -> dict[str, Json]:
             "Show the numbers of the last hour", about["history"], _OBJECT, known
         ),
         "/status/logs": _show(
-            "Show the newest logs", about["logs"], _LOGS, looks, parameters=parameters
+            "Show the newest logs", about["logs"], _LOGS, query_codes, parameters=parameters
         ),
         "/status/log": _show(
-            "Show a whole log", about["logs"], _LOG, (*looks, "not_found"), parameters=ids
+            "Show a whole log", about["logs"], _LOG, (*query_codes, "not_found"), parameters=ids
         ),
     }
 

@@ -152,8 +152,8 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, "after"))
         try:
             is_bound = token.projects is not None
-            look = partial(logs.look, is_bound=is_bound)
-            return _json(disk.run(look, filter_of(token, query), query.get("after")))
+            poll = partial(logs.poll, is_bound=is_bound)
+            return _json(disk.run(poll, filter_of(token, query), query.get("after")))
         except ValueError:
             raise bad_parameter("after", INVALID_CURSOR) from None
         except OSError:
@@ -164,7 +164,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         """Return one log, not shortened."""
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], ("id",))
-        line = disk.run(logs.look_at, filter_of(token, {}), query.get("id", ""))
+        line = disk.run(logs.find, filter_of(token, {}), query.get("id", ""))
         if line is None:
             raise Rejection("not_found", "This log does not exist or can no longer be found.")
         return _json(line)

@@ -15,7 +15,7 @@ MAX_WAITING = 50
 WAIT_SECONDS = 2.0
 
 #: Seconds that a call may take, for a disk that hangs. After it: 503.
-LOOK_SECONDS = 8.0
+CALL_SECONDS = 8.0
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class OneAtATime:
         result = spawn_in_thread(self._thread, function, *arguments)
         result.rawlink(lambda _: self._free.release())  # also if nobody waits for it any more
         try:
-            outcome = result.get(timeout=LOOK_SECONDS)
+            outcome = result.get(timeout=CALL_SECONDS)
         except gevent.Timeout:
             raise Rejection(self._busy, "The disk takes too long; retry later.") from None
         returned: T = outcome.get()

@@ -22,7 +22,7 @@ SILENT_SECONDS = 2.0
 #: Seconds for which a connection is left to a less busy worker; seconds between two checks whether
 #: it still waits; and seconds without leaving any after the others did not accept one.
 LEAVE_SECONDS = 0.5
-LOOK_SECONDS = 0.001
+POLL_SECONDS = 0.001
 ALONE_SECONDS = 1.0
 
 #: The assumed load, in cores, of a connection that was just accepted. It halves every NEW_SECONDS,

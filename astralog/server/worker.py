@@ -16,7 +16,7 @@ from astralog.app import Services, create_app, services_of
 from astralog.auth import Tokens
 from astralog.heap import keep_freed_heap
 from astralog.server import tuning
-from astralog.server.balance import LOOK_SECONDS, TICK_SECONDS, Balance, Share
+from astralog.server.balance import POLL_SECONDS, TICK_SECONDS, Balance, Share
 from astralog.server.connection import Connection, Shared
 from astralog.server.limits import ConnectionLimits
 from astralog.settings import Settings
@@ -135,7 +135,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Accept this worker's share of waiting connections; return the seconds to pause then."""
         for _ in range(ACCEPTS_PER_TIME_SLICE):
             if self.share.leaves():
-                return LOOK_SECONDS
+                return POLL_SECONDS
             try:
                 sock, peer = listener.accept()
             except BlockingIOError:  # another worker has it

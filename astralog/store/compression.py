@@ -239,7 +239,7 @@ class PlainSegments(WatchedDirectory):
     def __len__(self) -> int:
         return len(self._names)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Add the segments that were sealed since the last scan."""
         for changed in self._changed_files():
             self._add(file for file in changed if self._is_there(file))
@@ -312,7 +312,7 @@ class Compressor:
                 with contextlib.closing(PlainSegments(self._directory)) as plain:
                     while True:
                         lease.check()
-                        plain.look()
+                        plain.poll()
                         yield self._compress_next(plain)
         finally:
             self.counts.waiting_segments = None

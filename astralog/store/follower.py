@@ -109,7 +109,7 @@ class Follower:
 
         Lines that are left, as the caller stops or the budget is spent, come with the next poll.
         """
-        self._look()
+        self._scan()
         now = time.time()
         parts = [part for part in self._followed.values() if part.extend(now)]
         yield from oldest_first(parts, select, budget)
@@ -133,7 +133,7 @@ class Follower:
         self.error = None
         return names
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         """Record new, sealed and removed segments."""
         names = self._list()
         if names is None:

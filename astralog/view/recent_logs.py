@@ -85,7 +85,7 @@ class RecentLogs:
         self._max_bytes = max_log_bytes + READ_BYTES
         self._sealer = Sealer(secret)
 
-    def look(self, wanted: LogFilter, after: str | None, *, is_bound: bool = False) -> bytes:
+    def poll(self, wanted: LogFilter, after: str | None, *, is_bound: bool = False) -> bytes:
         """Return a page as JSON; raises ValueError for an invalid cursor, and OSError.
 
         `is_bound` says that the page must not tell how much there is of other projects, nor may the
@@ -119,7 +119,7 @@ class RecentLogs:
         for segment, _, offset, line in arrivals:
             yield _show(self._sealer.seal(f"{segment}:{offset:016}"), line, is_whole=False)
 
-    def look_at(self, wanted: LogFilter, id: str) -> bytes | None:
+    def find(self, wanted: LogFilter, id: str) -> bytes | None:
         """Return a whole log as JSON by its id, None if it is gone or does not match."""
         try:
             segment, _, offset = self._sealer.open(id).partition(":")

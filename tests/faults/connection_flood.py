@@ -163,7 +163,7 @@ def _watch(
     """
     (worker,) = service.worker_pids()
 
-    def look() -> None:
+    def poll() -> None:
         try:
             elapsed = start_stopwatch(worker)
             statuses = service.request("GET", "/health", timeout=OTHERS_SECONDS_AT_MOST).status
@@ -175,7 +175,7 @@ def _watch(
         if statuses != 400 or seconds > 2 * seconds_at_most:
             row.fail(f"two answers took {seconds:.1f} s, statuses sum to {statuses}")
 
-    return meanwhile(look, 0.1)
+    return meanwhile(poll, 0.1)
 
 
 def _say_nothing(connection: socket.socket) -> None:

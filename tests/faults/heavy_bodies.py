@@ -197,7 +197,7 @@ def flood(row: Row, service: Service, bodies: int, names: list[str]) -> None:
         thread.start()
     for _ in threads:
         ready.acquire(timeout=ANSWER_SECONDS)
-    with meanwhile(lambda: _look(row, service, worker), 0.02):
+    with meanwhile(lambda: _poll(row, service, worker), 0.02):
         go.set()
         for thread in threads:
             thread.join(2 * ANSWER_SECONDS)
@@ -217,7 +217,7 @@ def _request(shape: Shape) -> bytes:
     return make_head(*headers).replace(b"/v1/drain", f"/v1/drain{shape.query}".encode(), 1) + body
 
 
-def _look(row: Row, service: Service, worker: int) -> None:
+def _poll(row: Row, service: Service, worker: int) -> None:
     """Poll /health and send a log, each on a new connection, and record slow responses."""
     body = json.dumps({"logs": [make_log()]})
     headers = {"Authorization": TOKEN}

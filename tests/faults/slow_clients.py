@@ -141,11 +141,11 @@ def _bounded_memory(row: Row, service: Service) -> Iterator[None]:
     before = resident_bytes(worker)
     peaks = [before]
 
-    def look() -> None:
+    def poll() -> None:
         with contextlib.suppress(OSError, IndexError):  # it was stopped
             peaks.append(peak_bytes(worker))
 
-    with meanwhile(look, 0.1):
+    with meanwhile(poll, 0.1):
         yield
     if max(peaks) > before + HELD_BYTES + SPARE_BYTES:
         row.fail(f"the worker grew by {max(peaks) - before:,} bytes")

@@ -149,7 +149,7 @@ def watch_health(
     limit = HEALTH_SECONDS if stall_seconds is None else 2 / 3 * stall_seconds
     workers = service.worker_pids()
 
-    def look() -> None:
+    def poll() -> None:
         start, watches = time.monotonic(), [start_stopwatch(worker) for worker in workers]
         try:
             status = service.request("GET", "/health", timeout=HEALTH_SECONDS_AT_MOST).status
@@ -162,4 +162,4 @@ def watch_health(
         if status != 200 or seconds > limit:
             row.fail(f"/health answered {status} after {seconds:.1f} s")
 
-    return meanwhile(look, 0.05)
+    return meanwhile(poll, 0.05)

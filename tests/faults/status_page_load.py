@@ -41,7 +41,7 @@ class Page:
         self._seen: set[str] = set()
         self._after = ""
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Load numbers and logs; no log may arrive twice."""
         self.ask(NUMBERS)
         answer = self.ask(LOGS + self._after)
@@ -111,7 +111,7 @@ def _look_on(service: Service, row: Row, count: int, seconds: float) -> None:
         for page in itertools.cycle(pages):
             if time.monotonic() > end:
                 return
-            page.look()
+            page.poll()
 
     def search() -> None:
         page = Page(service, row)

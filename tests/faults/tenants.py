@@ -95,7 +95,7 @@ class Hostile:
     def run(self, floods: int) -> None:
         """Attack until the end, in a separate process, so that no other client is delayed."""
         acts: list[Callable[[], None]] = [self._flood] * floods
-        threads = [threading.Thread(target=act) for act in [*acts, self._hold_bodies, self._look]]
+        threads = [threading.Thread(target=act) for act in [*acts, self._hold_bodies, self._poll]]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -113,7 +113,7 @@ class Hostile:
                         break
             connection.close()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for path in itertools.cycle(LOOKS):
             if self._is_over.is_set():
                 return

@@ -59,7 +59,7 @@ def test_each_worker_continues_from_the_cursor_of_another(service: Service) -> N
     seen: list[str] = []
     page = ask(service, "/status/logs")
 
-    def look() -> int:
+    def poll() -> int:
         nonlocal page
         page = ask(service, f"/status/logs?after={page['after']}")
         seen.extend(log["message"] for log in page["logs"])
@@ -67,9 +67,9 @@ def test_each_worker_continues_from_the_cursor_of_another(service: Service) -> N
 
     for number in range(ASKED):
         assert 200 == service.drain(make_batch(f"m{number}")).status
-        look()
-    wait_for(lambda: look() >= ASKED)
-    look()
+        poll()
+    wait_for(lambda: poll() >= ASKED)
+    poll()
     assert sorted(f"m{number}" for number in range(ASKED)) == sorted(seen)
 
 

@@ -281,8 +281,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "values are found before the first is moved",
         "astralog.intake.mapping:_take_fields",
-        "                taken.append(name)\n",
-        "                log.pop(name)\n",
+        "                paths[field] = path\n",
+        "                paths[field] = path\n                _remove(path)\n",
         ("tests/unit/intake/test_mapping.py", "-k", "one_source"),
     ),
     Guard(
@@ -1352,7 +1352,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a bound token's whole logs",
-        "astralog.view.recent_logs:RecentLogs.look_at",
+        "astralog.view.recent_logs:RecentLogs.find",
         "or not wanted.matches(line)",
         "",
         ("tests/unit/view/test_recent_logs.py", "-k", "projects_alone"),
@@ -1401,14 +1401,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on the bytes of a poll of the logs",
-        "astralog.view.recent_logs:RecentLogs.look.budget",
+        "astralog.view.recent_logs:RecentLogs.poll.budget",
         "budget = ReadBudget(self._max_bytes)",
         "budget = ReadBudget()",
         ("tests/unit/view/test_recent_logs.py", "-k", "no_more"),
     ),
     Guard(
         "a bound token finds logs behind many of others",
-        "astralog.view.recent_logs:RecentLogs.look",
+        "astralog.view.recent_logs:RecentLogs.poll",
         "elif is_bound and recent.gap:",
         "elif False:",
         ("tests/unit/view/test_recent_logs.py", "-k", "hide_no_log"),

@@ -63,7 +63,7 @@ def test_waits_of_many_greenlets_end_one_by_one() -> None:
 
 def test_wait_that_ends_at_the_last_moment_is_not_ended() -> None:
     """A wait that ends between its deadline and the exception continues without it."""
-    waits = Deadlines(lambda: deadlines.LOOK_SECONDS / 2, Late)
+    waits = Deadlines(lambda: deadlines.POLL_SECONDS / 2, Late)
     came = Event()
     done = []
 

@@ -100,7 +100,7 @@ export class Logs {
   }
 
   /** Poll for new logs, unless paused; return whether to poll again at once. */
-  async look() {
+  async poll() {
     if (this.isPaused) return false;
     const query = this.query();
     const isFiltered = query.size > 0;
@@ -112,7 +112,7 @@ export class Logs {
     } catch (error) {
       if (error.status !== 400 || this.after === null || round !== this.round) throw error;
       this.clear(); // the service has restarted, and does not know the cursor
-      return this.look();
+      return this.poll();
     }
     if (round !== this.round || this.isPaused) return false; // another filter was set
     const isFirst = this.after === null;

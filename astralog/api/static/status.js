@@ -62,7 +62,7 @@ async function showNow() {
 const JOBS = {
   data: showNow,
   history: async () => void (isSearch() || numbers.showHour(await ask("status/history"))),
-  logs: async () => !isSearch() && (await logs.look()),
+  logs: async () => !isSearch() && (await logs.poll()),
 };
 
 /** Seconds until an unfinished job continues. */

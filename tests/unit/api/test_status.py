@@ -305,23 +305,23 @@ def test_log_queries_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> Non
     go_on, disk = threading.Event(), OneAtATime("status_busy")
     outcomes: list[str] = []
 
-    def look() -> None:
+    def poll() -> None:
         try:
             outcomes.append(disk.run(lambda: (go_on.wait(10) and "looked") or "late"))
         except Rejection as rejection:
             outcomes.append(rejection.code)
 
-    looks = [gevent.spawn(look) for _ in range(5)]
+    polls = [gevent.spawn(poll) for _ in range(5)]
     gevent.sleep(0.05)
     assert ["status_busy"] * 2 == outcomes
     go_on.set()
-    gevent.joinall(looks, timeout=10)
+    gevent.joinall(polls, timeout=10)
     assert ["looked"] * 3 == outcomes[2:]
 
 
 def test_hanging_disk_ends_log_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The running query and the waiting ones are rejected until the disk responds."""
-    monkeypatch.setattr(turns, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(turns, "CALL_SECONDS", 0.05)
     monkeypatch.setattr(turns, "WAIT_SECONDS", 0.05)
     disk, answers = OneAtATime("status_busy"), threading.Event()
     for _ in range(3):
@@ -329,7 +329,7 @@ def test_hanging_disk_ends_log_queries(monkeypatch: pytest.MonkeyPatch) -> None:
             disk.run(answers.wait, 10)
     answers.set()
     monkeypatch.setattr(turns, "WAIT_SECONDS", 5)
-    monkeypatch.setattr(turns, "LOOK_SECONDS", 5)
+    monkeypatch.setattr(turns, "CALL_SECONDS", 5)
     assert "looked" == disk.run(lambda: "looked")
 
 

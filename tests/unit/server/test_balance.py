@@ -9,8 +9,8 @@ from astralog.server import balance
 from astralog.server.balance import (
     ALONE_SECONDS,
     LEAVE_SECONDS,
-    LOOK_SECONDS,
     MOVED_TICKS,
+    POLL_SECONDS,
     SILENT_SECONDS,
     TICK_SECONDS,
     Balance,
@@ -68,7 +68,7 @@ def accept(clock: Clock, workers: list[Share], connections: int) -> list[int]:
             turn = next((n for n, worker in enumerate(workers) if not worker.leaves()), None)
             if turn is not None:
                 break
-            clock.now += LOOK_SECONDS
+            clock.now += POLL_SECONDS
         workers[turn].opened()
         taken[turn] += 1
     return taken
@@ -156,7 +156,7 @@ def test_worker_that_does_not_accept_is_not_waited_for(clock: Clock) -> None:
     busy.opened()
     start_at = clock.now
     while busy.leaves():
-        clock.now += LOOK_SECONDS
+        clock.now += POLL_SECONDS
     assert LEAVE_SECONDS <= clock.now - start_at < 2 * LEAVE_SECONDS
     for _ in range(10):
         assert not busy.leaves()

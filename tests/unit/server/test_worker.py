@@ -16,7 +16,7 @@ from gunicorn.config import Config
 
 from astralog.app import services_of
 from astralog.server import worker as worker_module
-from astralog.server.balance import LOOK_SECONDS
+from astralog.server.balance import POLL_SECONDS
 from astralog.server.master import read_state
 from astralog.server.worker import ACCEPT_RETRY_SECONDS, SPARE_FILES, MasterState, Worker
 from astralog.settings import Settings
@@ -167,7 +167,7 @@ def test_a_connection_is_left_to_a_worker_with_less_load(serving: Serving) -> No
     gevent.sleep(0.05)
     listener = Listener(BlockingIOError())
     other = serving.balance.join()
-    assert serving.worker._accept(listener) == LOOK_SECONDS
+    assert serving.worker._accept(listener) == POLL_SECONDS
     assert listener.accepts == 0
     serving.balance.leave(other)
     assert serving.worker._accept(listener) == 0

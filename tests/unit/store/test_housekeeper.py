@@ -22,7 +22,7 @@ Make = Callable[..., Housekeeper]
 
 LINE = b'{"message":"a"}\n'
 
-#: Steps after which a look that should have ended goes on for ever.
+#: Steps after which work that should have ended is endless.
 MOST_STEPS = 10_000
 
 
@@ -40,12 +40,12 @@ def make(settings: Settings) -> Iterator[Make]:
         one.close()
 
 
-def look(one: Housekeeper) -> None:
+def settle(one: Housekeeper) -> None:
     """Run a housekeeper until it has processed all changes."""
     for _ in range(MOST_STEPS):
         if one.step() >= POLL_SECONDS:
             return
-    raise AssertionError("the look does not end")
+    raise AssertionError("the work does not end")
 
 
 def names(path: Path) -> list[str]:
@@ -70,13 +70,13 @@ def test_one_of_many_is_the_housekeeper(make: Make, tmp_path: Path) -> None:
     """The others wait, and one of them takes over when it ends."""
     (tmp_path / plain("a")).write_bytes(LINE)
     first, second = make(), make()
-    look(first)
-    look(second)
+    settle(first)
+    settle(second)
     assert first.disk_usage is not None
     assert second.disk_usage is None
     first.close()
     assert first.disk_usage is None
-    look(second)
+    settle(second)
     assert second.disk_usage is not None
     assert 1 == second.disk_usage.sealed_segments
 
@@ -100,10 +100,10 @@ sys.stdin.read()
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
         assert "looks\n" == process.stdout.readline()
-        look(second)
+        settle(second)
         assert second.disk_usage is None
         process.kill()
-    look(second)
+    settle(second)
     assert second.disk_usage is not None
 
 
@@ -111,7 +111,7 @@ def test_housekeeper_leaves_no_file(make: Make, tmp_path: Path) -> None:
     """The directory contains only segments, and no descriptor stays open."""
     before = os.listdir("/proc/self/fd")
     one = make()
-    look(one)
+    settle(one)
     assert [] == names(tmp_path)
     one.close()
     assert len(before) == len(os.listdir("/proc/self/fd"))
@@ -124,12 +124,12 @@ def test_housekeeper_creates_no_directory(
     path = tmp_path / "data"
     one = make(data_dir=path)
     for _ in range(3):
-        look(one)
+        settle(one)
     assert [] == names(tmp_path)
     assert 1 == len(caplog.messages)
     assert "No such file or directory" in caplog.messages[0]
     path.mkdir()
-    look(one)
+    settle(one)
     assert one.disk_usage is not None
 
 
@@ -139,13 +139,13 @@ def test_replaced_directory_is_kept(make: Make, tmp_path: Path) -> None:
     path.mkdir()
     (path / plain("a")).write_bytes(LINE)
     one = make(data_dir=path, retain_bytes=1)
-    look(one)
+    settle(one)
     moved = path.rename(tmp_path / "moved")
     (moved / plain("b")).write_bytes(LINE)
     path.mkdir()
     (path / opened("c")).write_bytes(LINE + LINE + b"torn")
-    look(one)
-    look(one)
+    settle(one)
+    settle(one)
     assert [plain("b")] == names(moved)
     assert one.disk_usage is not None
     assert (1, 2 * len(LINE)) == (one.disk_usage.sealed_segments, one.disk_usage.sealed_bytes)
@@ -154,15 +154,15 @@ def test_replaced_directory_is_kept(make: Make, tmp_path: Path) -> None:
 def test_read_only_disk_is_released(make: Make, tmp_path: Path, disk: Disk) -> None:
     """It could not be unmounted for a repair while its directory is open."""
     one = make()
-    look(one)
+    settle(one)
     disk.flags = os.ST_RDONLY
-    look(one)
-    look(one)
+    settle(one)
+    settle(one)
     held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
     assert str(tmp_path) not in held
     assert one.disk_usage is None
     disk.flags = 0
-    look(one)
+    settle(one)
     assert one.disk_usage is not None
 
 
@@ -171,11 +171,11 @@ def test_failing_disk_is_released(make: Make, tmp_path: Path) -> None:
     (tmp_path / plain("a")).write_bytes(LINE)
     before = os.listdir("/proc/self/fd")
     one = make()
-    look(one)
+    settle(one)
     assert POLL_SECONDS == one.stand_aside()
     assert len(before) == len(os.listdir("/proc/self/fd"))
     assert one.disk_usage is None
-    look(one)
+    settle(one)
     assert one.disk_usage is not None
     assert 1 == one.disk_usage.sealed_segments
 
@@ -197,7 +197,7 @@ def test_orphaned_segments_are_sealed_first(make: Make, tmp_path: Path) -> None:
     assert one.disk_usage is None
     for name in (plain("0"), plain("2")):
         assert LINE == (tmp_path / name).read_bytes()
-    look(one)
+    settle(one)
     assert one.disk_usage is not None
     assert (1002, 0) == (one.disk_usage.sealed_segments, one.disk_usage.open_segments)
 
@@ -205,27 +205,27 @@ def test_orphaned_segments_are_sealed_first(make: Make, tmp_path: Path) -> None:
 def test_segment_of_a_later_dead_worker_is_sealed(make: Make, tmp_path: Path) -> None:
     """Without another start; segments with a writer are not touched."""
     one = make()
-    look(one)
+    settle(one)
     for name in ("a", "b"):
         (tmp_path / opened(name)).write_bytes(LINE + b"torn")
     with locked(tmp_path / opened("a")):
-        look(one)
-        look(one)
+        settle(one)
+        settle(one)
         assert [opened("a"), plain("b")] == names(tmp_path)
         assert one.disk_usage is not None
         assert (1, len(LINE) + 4) == (one.disk_usage.open_segments, one.disk_usage.open_bytes)
-    look(one)
+    settle(one)
     assert [plain("a"), plain("b")] == names(tmp_path)
 
 
 def test_a_file_that_is_just_being_made_is_left_to_its_writer(make: Make, tmp_path: Path) -> None:
     """A new file may not be locked yet; one that stays unlocked is an orphan."""
     one = make()
-    look(one)
+    settle(one)
     (tmp_path / opened("a")).touch()
-    look(one)
+    settle(one)
     assert [opened("a")] == names(tmp_path)
-    look(one)
+    settle(one)
     assert [] == names(tmp_path)
 
 
@@ -239,14 +239,14 @@ def test_a_recovery_that_fails_is_tried_again(
     cuts = break_os("ftruncate", errno.EIO)
     one = make()
     for _ in range(3):
-        look(one)
+        settle(one)
     assert [opened("a"), opened("b")] == names(tmp_path)
     lines = [r.getMessage() for r in caplog.records if r.name == housekeeper.__name__]
     failed = [f"cannot recover {opened(name)} yet: Input/output error" for name in "ab"]
     assert failed == lines
     assert truncate is not os.ftruncate
     cuts.times = 0
-    look(one)
+    settle(one)
     assert [plain("a"), plain("b")] == names(tmp_path)
 
 
@@ -255,15 +255,15 @@ def test_disk_that_became_read_only_is_released(
 ) -> None:
     """A failed recovery shows this, even if the disk's own state does not."""
     one = make()
-    look(one)
+    settle(one)
     (tmp_path / opened("a")).write_bytes(LINE + b"torn")
-    look(one)
+    settle(one)
     cuts = break_os("ftruncate", errno.EROFS)
-    look(one)
+    settle(one)
     held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
     assert str(tmp_path) not in held
     cuts.times = 0
-    look(one)
+    settle(one)
     assert [plain("a")] == names(tmp_path)
 
 
@@ -275,12 +275,12 @@ def test_other_files_are_not_touched(
     (tmp_path / plain("a")).write_bytes(LINE)
     one = make(retain_bytes=len(LINE), retain_seconds=1e9, retain_free_bytes=1)
     for _ in range(3):
-        look(one)
+        settle(one)
     assert one.disk_usage is not None
     assert (0, 0) == (one.disk_usage.open_segments, one.disk_usage.open_bytes)
     assert (1, len(LINE)) == (one.disk_usage.sealed_segments, one.disk_usage.sealed_bytes)
     (tmp_path / plain("b")).write_bytes(LINE)
-    look(one)
+    settle(one)
     after = foreign.seen(tmp_path)
     assert before.items() <= after.items()
     assert {plain("b")} == after.keys() - before.keys()
@@ -290,10 +290,10 @@ def test_other_files_are_not_touched(
 def test_later_other_files_are_not_touched(make: Make, tmp_path: Path) -> None:
     """The system's watch reports them as it does segments."""
     one = make(retain_bytes=1)
-    look(one)
+    settle(one)
     before = foreign.make_all(tmp_path)
     for _ in range(3):
-        look(one)
+        settle(one)
     assert before == foreign.seen(tmp_path)
     assert one.disk_usage is not None
     assert (0, 0) == (one.disk_usage.open_segments, one.disk_usage.sealed_segments)
@@ -308,10 +308,10 @@ def test_retention_is_applied(make: Make, tmp_path: Path) -> None:
     for name in (plain("a"), plain("b"), plain("c"), opened("0")):
         (tmp_path / name).write_bytes(LINE)
     with locked(tmp_path / opened("0")):
-        look(one)
+        settle(one)
         assert [opened("0"), plain("b"), plain("c")] == names(tmp_path)
         (tmp_path / plain("d")).write_bytes(LINE)
-        look(one)
+        settle(one)
         assert [opened("0"), plain("c"), plain("d")] == names(tmp_path)
         assert 2 == one.removed_segments
 
@@ -322,7 +322,7 @@ def test_nothing_is_removed_before_all_segments_are_known(make: Make, tmp_path: 
     for number in range(count):
         (tmp_path / plain(number)).write_bytes(b"x")
     one = make(retain_bytes=count - 10)
-    look(one)
+    settle(one)
     assert [plain(number) for number in range(10, count)] == names(tmp_path)
 
 
@@ -331,9 +331,9 @@ def test_only_the_housekeeper_removes(make: Make, tmp_path: Path) -> None:
     (tmp_path / plain("a")).write_bytes(LINE)
     one = make(retain_bytes=1)
     with locked(tmp_path):
-        look(one)
+        settle(one)
         assert [plain("a")] == names(tmp_path)
-    look(one)
+    settle(one)
     assert [] == names(tmp_path)
 
 
@@ -343,8 +343,8 @@ def test_everything_is_kept_by_default(make: Make, tmp_path: Path) -> None:
         (tmp_path / plain(name)).write_bytes(LINE)
         os.utime(tmp_path / plain(name), (0, 0))
     one = make()
-    look(one)
-    look(one)
+    settle(one)
+    settle(one)
     assert [plain("a"), plain("b"), plain("c")] == names(tmp_path)
 
 
@@ -360,7 +360,7 @@ def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) 
     (tmp_path / opened("c")).write_bytes(b"x" * 5)
     one = make()
     with locked(tmp_path / opened("c")):
-        look(one)
+        settle(one)
     assert DiskUsage(1, 5, 2, 30, disk.total, 12345, 64, 9) == one.disk_usage
 
 
@@ -369,7 +369,7 @@ def test_numbers_of_a_disk_that_hangs_are_not_shown(
 ) -> None:
     """Numbers from before a step that does not return are not published."""
     one = make()
-    look(one)
+    settle(one)
     assert one.disk_usage is not None
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + STALE_SECONDS + 1)
@@ -397,10 +397,10 @@ def test_fault_of_the_disk_ends_with_it(
     looks = break_os("space", errno.EIO, module=files)
     one = make()
     for _ in range(3):
-        look(one)
+        settle(one)
     assert one.disk_usage is None
     assert 1 == len(caplog.messages)
     assert "Input/output error" in caplog.messages[0]
     looks.times = 0
-    look(one)
+    settle(one)
     assert one.disk_usage is not None

@@ -40,7 +40,7 @@ def test_existing_segments_come_first_and_in_order(tmp_path: Path, plain: PlainS
     seal(tmp_path, NAMES[1], ".ndjson.zst")
     seal(tmp_path, NAMES[3], ".ndjson.open")
     seal(tmp_path, "export")
-    plain.look()
+    plain.poll()
     assert 2 == len(plain)
     assert [NAMES[0], NAMES[2]] == taken(plain)
     assert plain.take() is None
@@ -48,15 +48,15 @@ def test_existing_segments_come_first_and_in_order(tmp_path: Path, plain: PlainS
 
 def test_later_segments_are_found_by_the_watch(tmp_path: Path, plain: PlainSegments) -> None:
     """A segment is returned once, however often it changed."""
-    plain.look()
+    plain.poll()
     seal(tmp_path, NAMES[1], ".ndjson.open")
     (tmp_path / f"{NAMES[1]}.ndjson.open").rename(tmp_path / f"{NAMES[1]}.ndjson")
-    plain.look()
+    plain.poll()
     seal(tmp_path, NAMES[0])
-    plain.look()
+    plain.poll()
     plain.put(NAMES[0])
     assert [NAMES[0], NAMES[1]] == taken(plain)
-    plain.look()
+    plain.poll()
     assert [] == taken(plain)
 
 
@@ -67,12 +67,12 @@ def test_without_a_watch_the_directory_is_listed_each_minute(
     clock = Clock(monkeypatch)
     monkeypatch.setattr("astralog.store.directory.open_watch", lambda directory: None)
     plain = PlainSegments(tmp_path)
-    plain.look()
+    plain.poll()
     seal(tmp_path, NAMES[0])
-    plain.look()
+    plain.poll()
     assert [] == taken(plain)
     clock.now += UNWATCHED_SCAN_SECONDS
-    plain.look()
+    plain.poll()
     assert [NAMES[0]] == taken(plain)
     plain.close()
 
@@ -82,20 +82,20 @@ def test_with_a_watch_the_directory_is_listed_each_hour(
 ) -> None:
     """As a safeguard, and at once if changes were lost."""
     clock = Clock(monkeypatch)
-    plain.look()
+    plain.poll()
     seal(tmp_path, NAMES[0])
     monkeypatch.setattr(DirectoryWatch, "changes", lambda self: set())
-    plain.look()
+    plain.poll()
     assert [] == taken(plain)
     clock.now += SCAN_SECONDS
-    plain.look()
+    plain.poll()
     assert [NAMES[0]] == taken(plain)
 
     def lose(self: DirectoryWatch) -> set[str]:
         raise ChangesLost
 
     monkeypatch.setattr(DirectoryWatch, "changes", lose)
-    plain.look()
+    plain.poll()
     assert [NAMES[0]] == taken(plain)
 
 

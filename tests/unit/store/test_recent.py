@@ -24,7 +24,7 @@ OPEN = ".ndjson.open"
 NOW = 1_700_000_000.0
 
 
-class Look:
+class Poller:
     """A reader that polls repeatedly, each time for new lines; `lines` waits for nothing."""
 
     def __init__(self, directory: Path, limit: int = 100) -> None:
@@ -70,95 +70,95 @@ def segment(data_dir: Path) -> Path:
 
 def test_new_lines_are_shown_once(segment: Path) -> None:
     """Newest first, from any segment."""
-    look = Look(segment.parent)
-    assert ["first"] == look.again()
-    assert [] == look.again()
+    poller = Poller(segment.parent)
+    assert ["first"] == poller.again()
+    assert [] == poller.again()
     append(segment, "second", "third")
-    assert ["third", "second"] == look.again()
+    assert ["third", "second"] == poller.again()
     other = make_segment(segment.parent, make_name(time.time(), 2), make_line("x"), suffix=OPEN)
-    assert ["x"] == look.again()
+    assert ["x"] == poller.again()
     append(other, "y")
     append(segment, "z")
-    assert {"y", "z"} == set(look.again())
-    assert [] == look.again()
+    assert {"y", "z"} == set(poller.again())
+    assert [] == poller.again()
 
 
 def test_a_line_that_is_being_written_is_shown_when_it_is_whole(segment: Path) -> None:
     """Its beginning, which an earlier poll saw, belongs to it."""
-    look = Look(segment.parent)
+    poller = Poller(segment.parent)
     line = make_line("half", NOW)
     with segment.open("ab", buffering=0) as file:
         file.write(line[:30])
-        assert ["first"] == look.again()
+        assert ["first"] == poller.again()
         file.write(line[30:50])
-        assert [] == look.again()
+        assert [] == poller.again()
         file.write(line[50:])
-    assert ["half"] == look.again()
-    assert [] == look.again()
+    assert ["half"] == poller.again()
+    assert [] == poller.again()
 
 
 def test_a_segment_is_followed_under_all_its_names(segment: Path) -> None:
     """Lines added before the seal are shown, and none twice, compressed or not."""
-    look = Look(segment.parent)
-    assert ["first"] == look.again()
+    poller = Poller(segment.parent)
+    assert ["first"] == poller.again()
     append(segment, "last")
     sealed = segment.rename(segment.with_name(segment.name.removesuffix(".open")))
-    assert ["last"] == look.again()
-    assert [] == look.again()
+    assert ["last"] == poller.again()
+    assert [] == poller.again()
     new = make_segment(segment.parent, make_name(time.time()), make_line("new"), suffix=OPEN)
     new = compress(new.rename(new.with_name(new.name.removesuffix(".open"))))
-    assert ["new"] == look.again()
-    assert [] == look.again()
+    assert ["new"] == poller.again()
+    assert [] == poller.again()
     compress(sealed)
-    assert [] == look.again()
-    assert ["first", "last", "new"] == sorted(Look(segment.parent).again())
+    assert [] == poller.again()
+    assert ["first", "last", "new"] == sorted(Poller(segment.parent).again())
 
 
 def test_a_segment_that_was_compressed_meanwhile_is_read_on(segment: Path) -> None:
     """From its earlier position, without the lines seen."""
-    look = Look(segment.parent)
-    look.again()
+    poller = Poller(segment.parent)
+    poller.again()
     append(segment, "last")
     compress(segment.rename(segment.with_name(segment.name.removesuffix(".open"))))
-    assert ["last"] == look.again()
-    assert [] == look.again()
+    assert ["last"] == poller.again()
+    assert [] == poller.again()
 
 
 def test_any_process_continues_a_cursor(segment: Path) -> None:
     """Also one that has not listed the directory since, or never."""
-    look, other = Look(segment.parent), RecentLines(segment.parent)
+    poller, other = Poller(segment.parent), RecentLines(segment.parent)
     other.read(1, not_blank, ReadBudget())
-    assert ["first"] == look.again()
+    assert ["first"] == poller.again()
     new = make_segment(segment.parent, make_name(time.time(), 2), make_line("new"), suffix=OPEN)
-    assert ["new"] == look.again()
+    assert ["new"] == poller.again()
     append(segment, "second")
-    found = other.read(9, not_blank, ReadBudget(), look.cursor)  # does not know of the new one
+    found = other.read(9, not_blank, ReadBudget(), poller.cursor)  # does not know of the new one
     assert ["second"] == [message_of(one.line) for one in found.arrivals]
-    look.cursor = found.cursor
+    poller.cursor = found.cursor
     append(new, "newer")
-    assert ["newer"] == look.again(lines=RecentLines(segment.parent))
-    assert [] == look.again()
+    assert ["newer"] == poller.again(lines=RecentLines(segment.parent))
+    assert [] == poller.again()
 
 
 def test_lines_that_do_not_match_are_skipped(segment: Path) -> None:
     """They count as seen."""
-    look = Look(segment.parent)
+    poller = Poller(segment.parent)
     append(segment, "a wanted one", "b")
-    assert ["a wanted one"] == look.again("wanted")
+    assert ["a wanted one"] == poller.again("wanted")
     append(segment, "c", "another wanted one", "d")
-    assert ["another wanted one"] == look.again("wanted")
-    assert [] == look.again()
+    assert ["another wanted one"] == poller.again("wanted")
+    assert [] == poller.again()
 
 
 def test_more_lines_than_requested_are_reported(segment: Path) -> None:
     """The newest are shown with a note that there are others; these are not shown later."""
-    look = Look(segment.parent, limit=2)
+    poller = Poller(segment.parent, limit=2)
     append(segment, "second")
-    assert look.read().is_all
+    assert poller.read().is_all
     append(segment, "a", "b", "c")
-    found = look.read()
+    found = poller.read()
     assert (["c", "b"], False) == ([message_of(one.line) for one in found.arrivals], found.is_all)
-    assert [] == look.again()
+    assert [] == poller.again()
 
 
 def test_poll_reads_no_more_than_its_budget(data_dir: Path) -> None:
@@ -174,16 +174,16 @@ def test_poll_reads_no_more_than_its_budget(data_dir: Path) -> None:
 
 def test_removed_segment_is_skipped(segment: Path) -> None:
     """Retention may remove it between the listing and the read."""
-    look = Look(segment.parent)
+    poller = Poller(segment.parent)
     other = make_segment(segment.parent, make_name(time.time(), 2), make_line("x"), suffix=OPEN)
-    assert 2 == len(look.again())
-    lines = look.lines
+    assert 2 == len(poller.again())
+    lines = poller.lines
     other.unlink()
     append(segment, "second")
     found = lines.read(9, not_blank, ReadBudget(), None)
     assert {"first", "second"} == {message_of(one.line) for one in found.arrivals}
-    look.cursor = found.cursor
-    assert [] == look.again()
+    poller.cursor = found.cursor
+    assert [] == poller.again()
 
 
 def test_only_the_newest_segments_are_read(data_dir: Path) -> None:
@@ -207,13 +207,13 @@ def test_other_files_hide_no_segment(segment: Path) -> None:
     for number in range(3 * MAX_SEGMENTS):
         (segment.parent / f"9{number}.ndjson").touch()
         (segment.parent / f"9{number}.ndjson.open").touch()
-    look = Look(segment.parent)
-    assert ["first"] == look.again()
+    poller = Poller(segment.parent)
+    assert ["first"] == poller.again()
     append(segment, "second")
-    assert ["second"] == look.again()
-    assert look.cursor
-    assert [segment.name.removesuffix(OPEN)] == list(look.cursor.offsets)
-    assert look.read().is_all
+    assert ["second"] == poller.again()
+    assert poller.cursor
+    assert [segment.name.removesuffix(OPEN)] == list(poller.cursor.offsets)
+    assert poller.read().is_all
 
 
 def test_a_cursor_has_a_bounded_length(data_dir: Path) -> None:
@@ -222,14 +222,14 @@ def test_a_cursor_has_a_bounded_length(data_dir: Path) -> None:
     old = make_segment(data_dir, make_name(now - 99, 2), make_line("old"), suffix=OPEN)
     for number in range(2 * MAX_FOLLOWED):
         make_segment(data_dir, make_name(now + number / 1000), make_line("x"))
-    look = Look(data_dir, limit=1000)
-    assert 2 * MAX_FOLLOWED + 1 == len(look.again())
-    assert look.cursor
-    assert MAX_FOLLOWED == len(look.cursor.offsets)
-    assert len(str(look.cursor)) < 3500
+    poller = Poller(data_dir, limit=1000)
+    assert 2 * MAX_FOLLOWED + 1 == len(poller.again())
+    assert poller.cursor
+    assert MAX_FOLLOWED == len(poller.cursor.offsets)
+    assert len(str(poller.cursor)) < 3500
     append(old, "newer")
-    assert ["newer"] == look.again()
-    assert [] == look.again()
+    assert ["newer"] == poller.again()
+    assert [] == poller.again()
 
 
 def test_listing_is_shared(segment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_concurrent_changes_lose_and_double_no_line(data_dir: Path) -> None:
     opened: list[Path] = []
     written: list[str] = []
     seen: list[str] = []
-    look, processes = Look(data_dir, limit=10**6), [RecentLines(data_dir) for _ in range(3)]
+    poller, processes = Poller(data_dir, limit=10**6), [RecentLines(data_dir) for _ in range(3)]
     for step in range(400):
         match chance.randrange(6):
             case 0:
@@ -323,6 +323,6 @@ def test_concurrent_changes_lose_and_double_no_line(data_dir: Path) -> None:
                 if chance.random() < 0.5:
                     compress(path)
             case _:
-                seen += look.again(lines=chance.choice(processes))
-    seen += look.again()
+                seen += poller.again(lines=chance.choice(processes))
+    seen += poller.again()
     assert sorted(written) == sorted(seen)

@@ -24,7 +24,7 @@ def logs_of(data_dir: Path) -> RecentLogs:
     return RecentLogs(data_dir, 100_000, SECRET)
 
 
-def look(
+def poll(
     data_dir: Path,
     wanted: LogFilter | None = None,
     after: str | None = None,
@@ -32,14 +32,14 @@ def look(
     is_bound: bool = False,
 ) -> Any:
     """Return the result of one poll."""
-    return json.loads(logs_of(data_dir).look(wanted or LogFilter(), after, is_bound=is_bound))
+    return json.loads(logs_of(data_dir).poll(wanted or LogFilter(), after, is_bound=is_bound))
 
 
 def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
     """As stored, with the rank of its level, and an id for the whole log."""
     line = make_line("a\nb\0", NOW, level="WARN", metadata={"x": [1.50]})
     make_segment(tmp_path, NAME, make_line("older", NOW, level="audit"), line)
-    page = look(tmp_path)
+    page = poll(tmp_path)
     newest, older = page["logs"]
     assert page["is_all"]
     assert newest["bytes"] + older["bytes"] + 2 == page["searched_bytes"]
@@ -56,7 +56,7 @@ def test_a_log_is_shown_with_its_fields(tmp_path: Path) -> None:
         "bytes": len(line) - 1,
         "is_shortened": False,
     } == newest
-    whole = logs_of(tmp_path).look_at(LogFilter(), newest["id"])
+    whole = logs_of(tmp_path).find(LogFilter(), newest["id"])
     assert whole
     assert newest == json.loads(whole)
 
@@ -73,10 +73,10 @@ def test_long_texts_are_shortened(tmp_path: Path, fields: dict[str, Any]) -> Non
     """The whole log is available by its id."""
     line = make_line(**{"message": "m", **fields})
     make_segment(tmp_path, NAME, line)
-    (log,) = look(tmp_path)["logs"]
+    (log,) = poll(tmp_path)["logs"]
     assert log["is_shortened"]
     assert len(json.dumps(log)) < 2 * TEXT_CHARACTERS + 1000
-    whole = json.loads(logs_of(tmp_path).look_at(LogFilter(), log["id"]) or b"")
+    whole = json.loads(logs_of(tmp_path).find(LogFilter(), log["id"]) or b"")
     stored = json.loads(line)
     assert (False, stored["message"], stored["service"], stored["metadata"]) == (
         whole["is_shortened"],
@@ -89,7 +89,7 @@ def test_long_texts_are_shortened(tmp_path: Path, fields: dict[str, Any]) -> Non
 def test_a_page_is_bounded(tmp_path: Path) -> None:
     """Of many logs the newest are returned, with a note that there are others."""
     make_segment(tmp_path, NAME, *(make_line(f"{n}", NOW) for n in range(MAX_LOGS + 1)))
-    page = look(tmp_path)
+    page = poll(tmp_path)
     assert ["100", "1"] == [page["logs"][place]["message"] for place in (0, -1)]
     assert not page["is_all"]
 
@@ -97,23 +97,23 @@ def test_a_page_is_bounded(tmp_path: Path) -> None:
 def test_line_that_is_no_log_needs_an_unbound_token(tmp_path: Path) -> None:
     """Its text is the message; bound tokens and filters do not get it."""
     make_segment(tmp_path, NAME, b'{"torn\xff' + b"x" * 10_000 + b"\n")
-    (log,) = look(tmp_path)["logs"]
+    (log,) = poll(tmp_path)["logs"]
     assert log["message"].startswith('{"torn\ufffdxxx')
     assert (None, "", TEXT_CHARACTERS) == (log["rank"], log["level"], len(log["message"]))
     for wanted in (LogFilter(projects={"org-xyz"}), LogFilter(text="torn")):
-        assert [] == look(tmp_path, wanted)["logs"]
-    assert logs_of(tmp_path).look_at(LogFilter(), log["id"]) is None
+        assert [] == poll(tmp_path, wanted)["logs"]
+    assert logs_of(tmp_path).find(LogFilter(), log["id"]) is None
 
 
 def test_a_token_sees_its_projects_alone(tmp_path: Path) -> None:
     """Also for whole logs, since it may guess their ids."""
     make_segment(tmp_path, NAME, make_line("mine", NOW, project_id="a"), make_line("x", NOW))
     bound = LogFilter(projects={"a"})
-    assert ["mine"] == [log["message"] for log in look(tmp_path, bound)["logs"]]
-    mine, other = reversed([log["id"] for log in look(tmp_path)["logs"]])
-    assert logs_of(tmp_path).look_at(bound, mine)
-    assert logs_of(tmp_path).look_at(bound, other) is None
-    assert [] == look(tmp_path, LogFilter(projects=set()))["logs"]
+    assert ["mine"] == [log["message"] for log in poll(tmp_path, bound)["logs"]]
+    mine, other = reversed([log["id"] for log in poll(tmp_path)["logs"]])
+    assert logs_of(tmp_path).find(bound, mine)
+    assert logs_of(tmp_path).find(bound, other) is None
+    assert [] == poll(tmp_path, LogFilter(projects=set()))["logs"]
 
 
 @pytest.mark.parametrize("others", [0, 1, 50])
@@ -123,11 +123,11 @@ def test_bound_token_is_not_affected_by_others(tmp_path: Path, others: int) -> N
     mine = [make_line(f"mine {number}", NOW, project_id="a") for number in range(2)]
     theirs = [make_line("x" * 1000, NOW)] * others
     path = make_segment(tmp_path, NAME, *theirs, mine[0], *theirs, suffix=".ndjson.open")
-    page = look(tmp_path, bound, is_bound=True)
+    page = poll(tmp_path, bound, is_bound=True)
     assert (True, None) == (page["is_all"], page["searched_bytes"])
     with path.open("ab") as file:
         file.writelines([*theirs, mine[1], *theirs])
-    then = look(tmp_path, bound, page["after"], is_bound=True)
+    then = poll(tmp_path, bound, page["after"], is_bound=True)
     assert (True, None) == (then["is_all"], then["searched_bytes"])
     logs = [*page["logs"], *then["logs"]]
     assert ["mine 0", "mine 1"] == [log["message"] for log in logs]
@@ -149,7 +149,7 @@ class BoundPage:
 
     def poll(self) -> Any:
         """Return the next answer."""
-        page = look(self._data_dir, LogFilter(projects={"a"}), self._after, is_bound=True)
+        page = poll(self._data_dir, LogFilter(projects={"a"}), self._after, is_bound=True)
         messages = [log["message"] for log in page["logs"]]
         older = page["older"]
         new = len(messages) - (older["count"] if older else 0)
@@ -284,17 +284,17 @@ def test_the_cursor_of_a_gap_fits_into_a_request_line(
 def test_cursor_does_not_show_whether_logs_arrived(tmp_path: Path) -> None:
     """The next cursor always differs."""
     make_segment(tmp_path, NAME, make_line("x", NOW), suffix=".ndjson.open")
-    assert look(tmp_path)["after"] != look(tmp_path)["after"]
+    assert poll(tmp_path)["after"] != poll(tmp_path)["after"]
 
 
 def test_cursor_of_another_service_is_invalid(tmp_path: Path) -> None:
     """Knowing its form is not enough to make one."""
     make_segment(tmp_path, NAME, make_line("x", NOW))
     other = RecentLogs(tmp_path, 100_000, b"o" * 32)
-    after = json.loads(other.look(LogFilter(), None))["after"]
+    after = json.loads(other.poll(LogFilter(), None))["after"]
     for text in (after, f"0,{NAME}:0", ""):
         with pytest.raises(ValueError):  # noqa: PT011  # of several kinds
-            look(tmp_path, after=text)
+            poll(tmp_path, after=text)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_cursor_of_another_service_is_invalid(tmp_path: Path) -> None:
 def test_invalid_id_finds_nothing(tmp_path: Path, id: str) -> None:
     """Clients may send any text."""
     make_segment(tmp_path, NAME, make_line("x", NOW))
-    assert logs_of(tmp_path).look_at(LogFilter(), id) is None
+    assert logs_of(tmp_path).find(LogFilter(), id) is None
 
 
 def test_damaged_segment_is_skipped(tmp_path: Path) -> None:
@@ -322,14 +322,14 @@ def test_damaged_segment_is_skipped(tmp_path: Path) -> None:
     make_segment(tmp_path, NAME, make_line("x", NOW))
     damaged = make_segment(tmp_path, make_name(NOW, 2), make_line("y", NOW), suffix=".ndjson.zst")
     damaged.write_bytes(damaged.read_bytes()[:-5] + b"?????")
-    assert ["x"] == [log["message"] for log in look(tmp_path)["logs"]]
-    assert logs_of(tmp_path).look_at(LogFilter(), f"{make_name(NOW, 2)}:9") is None
+    assert ["x"] == [log["message"] for log in poll(tmp_path)["logs"]]
+    assert logs_of(tmp_path).find(LogFilter(), f"{make_name(NOW, 2)}:9") is None
 
 
 def test_a_large_log_does_not_hide_the_others(tmp_path: Path) -> None:
     """The largest accepted log fits into one poll."""
     make_segment(tmp_path, NAME, make_line("older", NOW), make_line("x" * 99_000, NOW))
-    large, older = look(tmp_path)["logs"]
+    large, older = poll(tmp_path)["logs"]
     assert ("older", True, TEXT_CHARACTERS) == (
         older["message"],
         large["is_shortened"],
@@ -344,7 +344,7 @@ def test_a_search_reads_no_more_than_it_may(
     monkeypatch.setattr(recent_logs, "READ_BYTES", 100_000)
     monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
     make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 2000)
-    page = look(tmp_path, LogFilter(text="nowhere"))
+    page = poll(tmp_path, LogFilter(text="nowhere"))
     assert ([], False) == (page["logs"], page["is_all"])
     assert 200_000 <= page["searched_bytes"] < 800_000
 
@@ -355,7 +355,7 @@ def test_a_search_sleeps_most_of_the_time(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(log_search, "_sleep", slept.append)
     make_segment(tmp_path, NAME, *[make_line("x" * 1000, NOW)] * 5000)
     start = time.thread_time()
-    page = look(tmp_path, LogFilter(text="nowhere"))
+    page = poll(tmp_path, LogFilter(text="nowhere"))
     worked = time.thread_time() - start
     assert [] == page["logs"]
     assert sum(slept) > 2 * worked
