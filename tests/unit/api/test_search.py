@@ -195,6 +195,21 @@ def test_a_search_without_time_ends_with_a_link(
 
 
 @pytest.mark.usefixtures("data_dir")
+def test_many_segments_are_listed_slowly(
+    client: FlaskClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long list takes the interpreter for no longer than a search of blocks does."""
+    for number in range(100):
+        make_segment(settings.data_dir, make_name(10_000 + number))
+    sleeps: list[float] = []
+    monkeypatch.setattr(log_search, "WORK_SECONDS", -1)
+    monkeypatch.setattr(log_search, "_sleep", sleeps.append)
+    monkeypatch.setattr(log_search, "paced", lambda select: select)
+    assert messages(ask(client, "?q=m29"))
+    assert len(sleeps) >= 100
+
+
+@pytest.mark.usefixtures("data_dir")
 def test_a_page_has_a_bounded_size(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MAX_HELD_BYTES", 600)
     monkeypatch.setattr(search, "MAX_PAGE_BYTES", 300)
