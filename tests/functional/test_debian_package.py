@@ -188,7 +188,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def test_package_starts_the_service(machine: Machine) -> None:
-    """It listens, stores, has commands and man pages, and survives a reboot with its logs."""
+    """It stores, has commands and man pages, reloads, and survives a reboot with its logs."""
     wait_for(lambda: machine.exists("/var/lib/astralog/token"))
     outcomes = machine.check()
     assert {outcomes["health"], outcomes["ready"], outcomes["drain-read"]} == {"ok"}
@@ -201,6 +201,7 @@ def test_package_starts_the_service(machine: Machine) -> None:
     assert "/opt/astralog/" in user
     assert machine.run("stat", "-c", "%a %G", "/etc/astralog/tokens").split() == ["640", "astralog"]
     assert machine.exists("/usr/share/man/man1/astralog-tail.1.gz")
+    machine.run("systemctl", "reload", "astralog.service")
     machine.reboot()
     wait_for(lambda: not machine.try_run("systemctl", "is-active", "astralog.service").returncode)
     assert machine.check()["drain-read"] == "ok"

@@ -61,6 +61,15 @@ def test_restarted_service_retries_its_socket() -> None:
     assert "is-active --quiet astralog.socket ||" in unit["Service"]["ExecStartPre"]
 
 
+@pytest.mark.parametrize("unit", [unit.name for unit in UNITS])
+def test_units_need_no_program_beyond_the_shell(unit: str) -> None:
+    """A minimal Debian has systemd and a shell, but no procps."""
+    lines = (ROOT / "deploy" / unit).read_text().splitlines()
+    commands = [line.partition("=")[2] for line in lines if line.startswith("Exec")]
+    programs = {command.lstrip("+").split()[0] for command in commands}
+    assert programs <= {"/bin/sh", "/opt/astralog/.venv/bin/astralog"}
+
+
 def test_the_unit_outlasts_the_stop() -> None:
     """The unit waits longer than the service's longest stop, 10 s."""
     assert float(read_unit("astralog.service")["Service"]["TimeoutStopSec"]) > 10
