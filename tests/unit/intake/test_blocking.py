@@ -11,7 +11,9 @@ from google.protobuf.message import Message
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 from astralog.errors import Rejection
+from astralog.intake import hec
 from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.elasticsearch import Bulk
 from astralog.intake.options import Options
 from tests.support.blocking import MOST_SECONDS, cpu_stretches
 from tests.support.decoding import make_context
@@ -221,3 +223,80 @@ def test_any_json_yields(name: str, is_lines: bool) -> None:
     )
     context = make_context(options=options)
     check(lambda: (decode_lines if is_lines else decode_json)(body, context))
+
+
+def event(members: bytes) -> bytes:
+    return b'{"index":"p",%s}' % members
+
+
+#: Events of HEC, each body with nothing but copies of one, or one that is long.
+EVENT_BODIES: dict[str, Callable[[], bytes]] = {
+    "empty objects": lambda: fill(b"{}"),
+    "tiny events": lambda: fill(event(b'"event":1')),
+    "tiny events on lines": lambda: fill(event(b'"event":{"message":"m"}'), b"\r\n"),
+    "an array of tiny events": lambda: b"[%s]" % fill(b'{"event":1}', b","),
+    "commas": lambda: fill(b"{}", b","),
+    "braces": lambda: fill(b"}"),
+    "open braces": lambda: fill(b"{"),
+    "boundaries in strings": lambda: fill(event(b'"event":"%s"' % (b"}{" * 40_000))),
+    "white space between events": lambda: fill(event(b'"event":1') + b" " * 1000),
+    "deep lists": lambda: fill(event(b'"event":%s' % (b"[" * 300 + b"]" * 300))),
+    "lists that do not end": lambda: event(b'"event":' + fill(b"[")),
+    "integers": lambda: event(b'"event":[%s]' % fill(b"9" * 4300, b",")),
+    "times of many digits": lambda: fill(event(b'"event":1,"time":%s' % (b"9" * 10_000))),
+    "a time of many digits": lambda: event(b'"event":1,"time":%s' % fill(b"9")),
+    "a long name": lambda: event(b'"%s":1' % fill(b"k")),
+    "long names": lambda: fill(event(b'"event":{"message":"m","%s":1}' % (b"k" * 60_000))),
+    "names": lambda: event(b'"event":{%s}' % b",".join(b'"%d":1' % n for n in range(800_000))),
+    "fields": lambda: fill(event(b'"event":1,"fields":{"a":1,"level":"","service":""}')),
+    "escapes": lambda: event(b'"event":"%s\\ud83d"' % fill(b"\\n")),
+    "invalid UTF-8": lambda: fill(b"\xff"),
+}
+
+
+@pytest.mark.parametrize("name", EVENT_BODIES)
+def test_events_yield(name: str) -> None:
+    """Tiny, deep, long or malformed: others are served during the decode of events."""
+    body = EVENT_BODIES[name]()
+    check(lambda: hec.decode_events(body, make_context(options=OPTIONS)))
+
+
+def documents(*texts: bytes, action: bytes = b'{"create":{}}') -> bytes:
+    return b"".join(b"%s\n%s\n" % (action, text) for text in texts)
+
+
+#: Requests of Elasticsearch's bulk, with copies of a document, or a long one.
+BULK_BODIES: dict[str, Callable[[], bytes]] = {
+    "blank lines": lambda: fill(b"\n"),
+    "empty objects": lambda: fill(b"{}\n"),
+    "tiny documents": lambda: fill(documents(b"{}")),
+    "deletes": lambda: fill(b'{"delete":{}}\n'),
+    "other actions": lambda: b"".join(
+        documents(b"{}", action=b'{"create":{"_id":"%d"}}' % n) for n in range(49_999)
+    ),
+    "deep lists": lambda: fill(documents(b'{"a":%s}' % (b"[" * 300 + b"]" * 300))),
+    "a deep list": lambda: documents(b'{"a":%s' % fill(b"[")),
+    "integers": lambda: documents(b'{"a":[%s]}' % fill(b"9" * 4300, b",")),
+    "timestamps of many digits": lambda: fill(documents(b'{"@timestamp":%s}' % (b"9" * 10_000))),
+    "a timestamp that ends badly": lambda: documents(
+        b'{"@timestamp":"2024-05-31 15:30:45.%sx"}' % fill(b"1")
+    ),
+    "a long name": lambda: documents(b'{"%s":1}' % fill(b"k")),
+    "long names": lambda: fill(documents(b'{"message":"m","%s":1}' % (b"k" * 60_000))),
+    "names": lambda: documents(b"{%s}" % b",".join(b'"%d":1' % n for n in range(800_000))),
+    "objects of names": lambda: fill(
+        documents(b'{"service":{%s}}' % b",".join(b'"%d":1' % n for n in range(1000)))
+    ),
+    "an action of many names": lambda: documents(
+        b"{}", action=b'{"create":{%s}}' % b",".join(b'"%d":1' % n for n in range(800_000))
+    ),
+    "escapes": lambda: documents(b'{"message":"%s\\ud83d"}' % fill(b"\\n")),
+    "invalid UTF-8": lambda: fill(documents(b'{"message":"\xff"}')),
+}
+
+
+@pytest.mark.parametrize("name", BULK_BODIES)
+def test_documents_yield(name: str) -> None:
+    """Tiny, deep, long or malformed: others are served during the decode of documents."""
+    body = BULK_BODIES[name]()
+    check(lambda: Bulk("p").decode(body, make_context(options=OPTIONS)))
