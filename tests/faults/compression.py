@@ -78,10 +78,10 @@ def _kill_both(service: Service, bench: Bench) -> None:
 Kill = Callable[[Service, Bench], None]
 
 KILLS: dict[str, Kill] = {
-    "who compresses": _kill_compressor,
+    "the compressor": _kill_compressor,
     "the master": _kill_master,
     "everything at once": _kill_all,
-    "who compresses and another": _kill_both,
+    "the compressor and another process": _kill_both,
 }
 
 

@@ -98,7 +98,7 @@ def test_housekeeping(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compression(tmp_path: Path) -> None:
     """With kills during compression, each log is stored and shown once."""
-    kills = ("who compresses and another",)
+    kills = ("the compressor and another process",)
     check(tmp_path, lambda bench: compression.run(bench, rounds=2, kills=kills))
 
 
