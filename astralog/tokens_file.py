@@ -128,7 +128,7 @@ def parse(content: bytes, place: str) -> list[Token]:
     Raises InvalidSettings, with a line for each fault, that shows no token.
     """
     if content.startswith(BYTE_ORDER_MARK):
-        raise InvalidSettings([f"{place}: Begins with a byte order mark, which no token may."])
+        raise InvalidSettings([f"{place}: Begins with a byte order mark; remove it."])
     tokens: list[Token] = []
     problems: list[str] = []
     for number, line in enumerate(content.splitlines(), 1):
@@ -146,7 +146,7 @@ def parse(content: bytes, place: str) -> list[Token]:
 def by_digest(tokens: Sequence[Token]) -> dict[bytes, Token]:
     """Return the tokens by their digests.
 
-    Raises InvalidSettings if a token stands twice, since only one of its lines could count, and if
+    Raises InvalidSettings if a token occurs twice, since only one of its lines could count, and if
     two have the same name, since their batches would be counted together.
     """
     first: dict[str, Token] = {}
@@ -181,11 +181,11 @@ def make_token(text: bytes, place: str, words: Sequence[bytes] = ()) -> Token:
     Raises InvalidSettings for a token that no header can carry, and for a faulty word.
     """
     if _NOT_IN_TOKENS.search(text):
-        raise InvalidSettings([f"{place}: A token holds no spaces or control characters."])
+        raise InvalidSettings([f"{place}: The token has a space or a control character."])
     if len(text) > MAX_TOKEN_BYTES:
-        raise InvalidSettings([f"{place}: A token holds at most {MAX_TOKEN_BYTES} bytes."])
+        raise InvalidSettings([f"{place}: A token has at most {MAX_TOKEN_BYTES} bytes."])
     if text.lower() == b"bearer":
-        raise InvalidSettings([f"{place}: A token stands here without `Bearer`."])
+        raise InvalidSettings([f"{place}: Write the token without `Bearer`."])
     try:
         projects = frozenset(word.decode() for word in words if b"=" not in word)
         return Token(digest_of(text), projects or None, place, **_parse_options(words))
@@ -206,7 +206,7 @@ def _parse_options(words: Sequence[bytes]) -> dict[str, Any]:
             raise ValueError(f"Unknown option; there are {' and '.join(_OPTIONS)}.")
         field, parse = _OPTIONS[name]
         if field in fields:
-            raise ValueError(f"Option {name} stands twice.")
+            raise ValueError(f"Option {name} occurs twice.")
         fields[field] = parse(value)
     return fields
 

@@ -223,7 +223,7 @@ def bytes_value(content: bytes) -> str:
 def check_depth(depth: int) -> None:
     """Raise ValueError for a value that is nested too deep."""
     if depth > MAX_DEPTH:
-        raise ValueError(f"A value lies in more than {MAX_DEPTH} others.")
+        raise ValueError(f"A value is nested in more than {MAX_DEPTH} others.")
 
 
 class Values:

@@ -273,7 +273,7 @@ def _normalise(kind: type[Message] | None, value: Any) -> Any:
             members[field.name] = either(known, _normalise_member(field, member), field.name)
     if value and not members and kind is not MessageSource:
         shown = next(iter(value))[:SHOWN_CHARACTERS]
-        raise ValueError(f"OTLP knows no member `{shown}`, and there is no other.")
+        raise ValueError(f"It has only members that OTLP does not define, such as `{shown}`.")
     return members
 
 

@@ -179,7 +179,7 @@ class _Split:
         if not records:
             _reject_foreign(messages.ScopeLogs, text, place)
         elif records[0].startswith(_OTHER_SIGNALS):
-            raise ValueError(f"{place} holds no log records but spans, metrics or profiles.")
+            raise ValueError(f"{place} contains spans, metrics or profiles, not log records.")
         if len(text) > LONG_BYTES:
             for record in in_turns(records):
                 check_size(record)
@@ -196,7 +196,7 @@ class _Split:
 
     def _read_source(self, kind: Any, parts: Sequence[bytes], schema_url: str) -> Source:
         if len(parts) > MAX_PARTS:
-            raise ValueError(f"It stands more than {MAX_PARTS} times.")
+            raise ValueError(f"It occurs more than {MAX_PARTS} times.")
         message = _parse(kind, b"".join(parts), "It")
         return Source(
             name=getattr(message, "name", ""),
@@ -355,7 +355,7 @@ def _contents(text: bytes, tags: Collection[int]) -> Iterator[bytes]:
 def _check_nested(parts: Sequence[bytes]) -> None:
     """Raise ValueError for a value whose lists and maps are too long."""
     if len(parts) > MAX_PARTS:
-        raise ValueError(f"A value stands more than {MAX_PARTS} times.")
+        raise ValueError(f"A value occurs more than {MAX_PARTS} times.")
     size = 0
     for value in parts:
         for content in _contents(value, (_ARRAY, _MAP)):

@@ -81,7 +81,7 @@ def _find_content(text: bytes, position: int, kind: int) -> tuple[int, int]:
         return position, _read_varint(text, position)[1]
     if kind in _BYTES_OF_TYPE:
         return position, position + _BYTES_OF_TYPE[kind]
-    raise ValueError("A field has no type of protobuf's.")
+    raise ValueError("A field has an invalid wire type.")
 
 
 def _write_varint(number: int) -> bytes:
@@ -163,7 +163,7 @@ def register(message: descriptor_pb2.DescriptorProto, parts: Collection[str] = (
 def _copy(source: Descriptor, left: Collection[str], single: str = "") -> Any:
     """Return the class of a copy of a message in which the submessages `left` are bytes.
 
-    They are repeated, since a submessage that stands twice is the two joined; of one named
+    They are repeated, since a submessage that occurs twice is both joined; of one named
     `single`, the last one counts. Other submessages are unknown to the copy; enums are numbers.
     """
     message = descriptor_pb2.DescriptorProto()

@@ -144,7 +144,7 @@ def _stored(day: date, time: str, offset: str) -> str:
                 raise ValueError("A leap second can only be 23:59:60 in UTC.")
             moment += timedelta(seconds=1)
     except OverflowError:
-        raise ValueError("In UTC it lies outside the years 1 to 9999.") from None
+        raise ValueError("In UTC, it is outside of the years 1 to 9999.") from None
     return f"{moment.isoformat()}{separator}{fraction}Z"
 
 

@@ -199,7 +199,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         data: bytes = super().chunk(size_hint)
         self._received += len(data)
         if self._received > self._limit:
-            raise Rejection("bad_request", "The chunks of the body hold more framing than data.")
+            raise Rejection("bad_request", "The chunks of the body contain more framing than data.")
         if self._pause is not None:
             self._pause()
         return data

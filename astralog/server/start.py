@@ -225,7 +225,7 @@ def _check_path(path: str) -> None:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         if os.path.islink(path):
-            raise ValueError("The path is a link to nowhere; remove it.") from None
+            raise ValueError("The path is a dangling link; remove it.") from None
         return
     if not stat.S_ISSOCK(mode):
         kind = next((name for is_type, name in FILE_TYPES if is_type(mode)), "another file")

@@ -22,4 +22,4 @@ def parse_moment(text: str) -> str:
     except OverflowError:
         raise ValueError("before the year 1.") from None
     except ValueError as error:
-        raise ValueError(f"{error} A duration such as 10m or 1h30m will do too.") from None
+        raise ValueError(f"{error} A duration such as 10m or 1h30m is also accepted.") from None

@@ -243,7 +243,7 @@ def test_token_with_a_space_or_control_character_stops_the_start(
     """The message names its position and never its text."""
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens=f"good,{token}"))
-    expected = "ASTRALOG_TOKENS, token 2: A token holds no spaces or control characters."
+    expected = "ASTRALOG_TOKENS, token 2: The token has a space or a control character."
     assert [expected] == rejected.value.problems
 
 
@@ -255,9 +255,7 @@ def test_a_token_may_be_as_long_as_a_header_field(settings: Settings) -> None:
     )
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens=f"{token}t"))
-    assert [
-        "ASTRALOG_TOKENS, token 1: A token holds at most 4000 bytes."
-    ] == rejected.value.problems
+    assert ["ASTRALOG_TOKENS, token 1: A token has at most 4000 bytes."] == rejected.value.problems
 
 
 def test_faulty_line_of_a_tokens_file_is_named_by_its_number(
@@ -268,9 +266,7 @@ def test_faulty_line_of_a_tokens_file_is_named_by_its_number(
     write_tokens(path, b"good\n# comment\nse\x01cret\n")
     with pytest.raises(InvalidSettings) as rejected:
         Tokens(replace(settings, tokens_file=str(path)))
-    message = (
-        f"ASTRALOG_TOKENS_FILE: {path}, line 3: A token holds no spaces or control characters."
-    )
+    message = f"ASTRALOG_TOKENS_FILE: {path}, line 3: The token has a space or a control character."
     assert [message] == rejected.value.problems
 
 

@@ -78,14 +78,14 @@ def test_a_line_is_a_token_and_its_projects(
         (b"# one\n", ["file: Holds no token."]),
         (b"one a\ntwo\none b\n", ["file, line 3: The token of file, line 1 again."]),
         (b"one\none\n", ["file, line 2: The token of file, line 1 again."]),
-        (b"\xef\xbb\xbfone\n", ["file: Begins with a byte order mark, which no token may."]),
-        (b"Bearer one\n", ["file, line 1: A token stands here without `Bearer`."]),
+        (b"\xef\xbb\xbfone\n", ["file: Begins with a byte order mark; remove it."]),
+        (b"Bearer one\n", ["file, line 1: Write the token without `Bearer`."]),
         (b"one \xff\n", ["file, line 1: A project's name is not valid UTF-8."]),
         (
             b"o\x01e\nt\x00o\n",
             [
-                "file, line 1: A token holds no spaces or control characters.",
-                "file, line 2: A token holds no spaces or control characters.",
+                "file, line 1: The token has a space or a control character.",
+                "file, line 2: The token has a space or a control character.",
             ],
         ),
     ],
@@ -130,8 +130,8 @@ def test_token_may_contain_an_equals_sign() -> None:
         (b"allow=", "Option allow is write or read; without it, both are allowed."),
         (b"allow=write,read", "Option allow is write or read; without it, both are allowed."),
         (b"allow=Write", "Option allow is write or read; without it, both are allowed."),
-        (b"allow=write allow=write", "Option allow stands twice."),
-        (b"rate=1MB/s rate=2MB/s", "Option rate stands twice."),
+        (b"allow=write allow=write", "Option allow occurs twice."),
+        (b"rate=1MB/s rate=2MB/s", "Option rate occurs twice."),
         *(
             (b"rate=" + rate, "Option rate is a number with KB/s, MB/s or GB/s, such as 5MB/s.")
             for rate in (b"", b"5", b"5MB", b"0MB/s", b"5mb/s", b"-5MB/s", b"5 MB/s", b"1e3KB/s")

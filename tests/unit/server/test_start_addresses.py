@@ -43,7 +43,7 @@ def test_path_that_is_no_socket_is_rejected(directory: Path) -> None:
     assert "is a file, not a socket; remove it" in problem_of(str(directory / "file"))
     assert "is a directory, not" in problem_of(str(directory / "dir"))
     assert "is a FIFO, not" in problem_of(str(directory / "fifo"))
-    assert "is a link to nowhere" in problem_of(str(directory / "link"))
+    assert "is a dangling link" in problem_of(str(directory / "link"))
     assert "There is no directory" in problem_of(str(directory / "a" / "socket"))
     assert "longer than 107 bytes" in problem_of(str(directory / ("x" * 107)))
     assert sorted(directory.iterdir()) == before
