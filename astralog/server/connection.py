@@ -80,6 +80,8 @@ class Connection:
         self._local = local
         self._flow = Flow(shared.queue)
         self._trust = Trust.NONE
+        self._own_bytes = TLS_BYTES if shared.tls else PLAIN_BYTES
+        self._idle_bytes = self._own_bytes  # as far as they count
         self._held_bytes = 0
         self._active_in = -1
 
@@ -101,13 +103,6 @@ class Connection:
         finally:
             self._hold(0)
             util.close(self._sock)
-
-    @property
-    def _idle_bytes(self) -> int:
-        """The memory of the connection itself that is charged."""
-        if self._trust is Trust.AUTHENTICATED:
-            return 0
-        return TLS_BYTES if self._shared.tls else PLAIN_BYTES
 
     def _shake_hands(self) -> bool:
         """Set up TLS; return False after the answer to a client that speaks plain HTTP."""
@@ -151,27 +146,27 @@ class Connection:
         """Answer a request, and return whether the connection stays open."""
         if request.held_bytes and self._trust is Trust.NONE:
             self._hold_more(request.held_bytes)
-        response = Response(request, self._sock, self._shared.cfg, self._limits)
+        response = Response(request, self._sock, self._limits)
         if self._is_last():
             response.force_close()
         self._run_app(request, response)
-        if request.method == "POST" and response.status_code == HTTPStatus.OK:
-            self._become_trusted()
+        if response.status_code == HTTPStatus.OK and request.method == "POST":
+            if self._trust is Trust.NONE:
+                self._become_trusted()
         elif response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
             self._lose_trust()
-        goes_on = not response.should_close()
         if request.lacks_length:
             self._linger()
         elif not request.body.is_finished and not self._discard(request):
             return False
         if self._held_bytes > self._idle_bytes:
             self._hold_more(0)
-        return goes_on
+        return not response.is_last
 
     def _run_app(self, request: Request, response: Response) -> None:
         """Send the application's response (PEP 3333)."""
         environ = request.environ(self._peer, self._local)
-        items = self._shared.app(environ, response.start_response)
+        items = self._shared.app.wsgi_app(environ, response.start_response)
         try:
             for item in items:
                 response.write(item)
@@ -193,16 +188,17 @@ class Connection:
 
     def _become_trusted(self) -> None:
         """Record that the client has a valid token."""
-        if self._trust is Trust.NONE:
-            self._trust = Trust.AUTHENTICATED
-            self._flow.is_trusted = True
-            self._hold(0)
+        self._trust = Trust.AUTHENTICATED
+        self._flow.is_trusted = True
+        self._idle_bytes = 0
+        self._hold(0)
 
     def _lose_trust(self) -> None:
         """Serve a client above its rate after all others, until its next batch is accepted."""
         if self._trust is Trust.AUTHENTICATED:
             self._trust = Trust.NONE
             self._flow.lose_trust()
+            self._idle_bytes = self._own_bytes
             self._hold(self._idle_bytes)
 
     def _discard(self, request: Request) -> bool:

@@ -260,7 +260,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "bound on trailers",
         "astralog.server.http11:Body.__init__",
-        "            reader.limit_trailer_section = TRAILERS_BYTES\n",
+        "            chunks.limit_trailer_section = TRAILERS_BYTES\n",
         "",
         ("tests/unit/server/test_http11_body.py", "-k", "trailers"),
     ),
@@ -1747,7 +1747,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "data that TLS has buffered is read without a wait",
-        "astralog.server.http11:Receiver._wait",
+        "astralog.server.http11:Receiver._begin_head",
         "if self._is_tls and self.sock.pending():",
         "if False:",
         ("tests/functional/test_access.py", "-k", "buffered_by_tls", "--timeout", "20"),

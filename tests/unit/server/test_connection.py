@@ -50,7 +50,7 @@ class App(Flask):
         self.paths: list[str] = []
         self.items: list[Any] = []
 
-    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+    def wsgi_app(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """Respond with the items that the test chose."""
         self.paths.append(environ["PATH_INFO"])
         items = self._answer(environ)

@@ -156,8 +156,8 @@ class Memory:
         assert request is not None
         environ = request.environ(CLIENT, SERVER)
         body = environ.pop("wsgi.input")
-        said = request.uri, request.scheme, request.should_close(), type(body.reader)
-        return environ, said, vars(body.reader).get("length"), self._receiver.take_buffered()
+        said = request.uri, request.scheme, request.should_close(), body._chunks is None
+        return environ, said, body._left, self._receiver.take_buffered()
 
     def close(self) -> None:
         self._server.close()

@@ -10,7 +10,6 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket as gevent_socket
-from gunicorn.config import Config
 from gunicorn.http.errors import InvalidResponseHeader
 
 from astralog.deadlines import Deadlines
@@ -138,7 +137,7 @@ def respond(
     """Return the sends for a response of an application."""
     request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
     sock = Recorder()
-    response = Response(request, sock, Config(), limits)
+    response = Response(request, sock, limits)
     response.start_response(
         status, [(name.replace("_", "-"), text) for name, text in fields.items()]
     )
