@@ -41,6 +41,9 @@ FIRST_CHECK_SECONDS = 1.0
 #: decides, not their batches, so that no tenant's numbers depend on those of another.
 NAMED_TOKENS = 50
 
+#: Headers with a known token that are kept; one may have 8 KiB.
+KEPT_HEADERS = 500
+
 FORBIDDEN = {Scope.READ: READING_FORBIDDEN, Scope.WRITE: WRITING_FORBIDDEN}
 
 MISSING = "The Authorization header is missing."
@@ -73,9 +76,12 @@ class Tokens:
         self.secret = secrets.token_bytes(32)
         self._listed = _parse_list(settings.tokens)
         # Found by digest: neither the hash of a SHA-256 nor the bytes at which two of them differ
-        # tell anything of a token, so the time that a look-up takes is of no use to a guesser.
+        # tell anything of a token, so the time that a look-up takes is of no use to a guesser. Nor
+        # does that of a header: Python compares only those of equal hashes, which are keyed.
         self._by_digest: dict[bytes, Token] = {}
         self._named: frozenset[str] = frozenset()
+        #: The tokens that headers have shown: one lookup for a client that sends many batches.
+        self._by_header: dict[str | None, Token] = {}
         self._use({token.digest: token for token in self._listed})
         self._file = _file_of(settings)
         self._problems: list[str] = []  # of the file as it was last read
@@ -85,6 +91,7 @@ class Tokens:
 
     def _use(self, by_digest: dict[bytes, Token]) -> None:
         self._by_digest = by_digest
+        self._by_header.clear()
         self._named = frozenset(token.name for token in islice(by_digest.values(), NAMED_TOKENS))
 
     @property
@@ -98,6 +105,17 @@ class Tokens:
         Every path that needs a token calls this. Raises Rejection `unauthorized` and
         `forbidden_scope`.
         """
+        token = self._by_header.get(environ.get("HTTP_AUTHORIZATION")) or self._identify(environ)
+        if scope not in token.scopes:
+            raise Rejection(*FORBIDDEN[scope])
+        if QUERY_TOKEN in environ and Scope.READ in token.scopes:
+            raise Rejection(*QUERY_TOKEN_FORBIDDEN)
+        if "HTTP_ORIGIN" in environ:
+            self.origins.check(environ, token)
+        return token
+
+    def _identify(self, environ: Environ) -> Token:
+        """Return the token of a request; raises Rejection `unauthorized`."""
         text = _shown_by(environ)
         if text is None:
             raise Rejection("unauthorized", MISSING)
@@ -105,12 +123,8 @@ class Tokens:
         if token is None:
             in_query = QUERY_TOKEN in environ
             raise Rejection("unauthorized", UNKNOWN_IN_QUERY if in_query else _explain(text))
-        if scope not in token.scopes:
-            raise Rejection(*FORBIDDEN[scope])
-        if QUERY_TOKEN in environ and Scope.READ in token.scopes:
-            raise Rejection(*QUERY_TOKEN_FORBIDDEN)
-        if "HTTP_ORIGIN" in environ:
-            self.origins.check(environ, token)
+        if QUERY_TOKEN not in environ and len(self._by_header) < KEPT_HEADERS:
+            self._by_header[environ["HTTP_AUTHORIZATION"]] = token
         return token
 
     def name_of(self, environ: Environ) -> str | None:

@@ -4,9 +4,11 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from astralog.settings import InvalidSettings
 
@@ -43,10 +45,11 @@ class Scope(Enum):
     WRITE = "write"  # sending logs, in any protocol
 
 
-ALL_SCOPES = frozenset(Scope)
+ALL_SCOPES = tuple(Scope)
 
 
-class Token(NamedTuple):
+@dataclass(frozen=True)
+class Token:
     """A token as a digest, so that the time of a comparison does not depend on the token.
 
     `projects` are those that it is bound to, None for all. `place` names its line or setting.
@@ -55,10 +58,10 @@ class Token(NamedTuple):
     digest: bytes
     projects: Collection[str] | None
     place: str
-    scopes: frozenset[Scope] = ALL_SCOPES
+    scopes: Collection[Scope] = ALL_SCOPES
     rate: float | None = None  # decompressed bytes per second, None for any
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The token's name in logs and metrics: the first 8 hex digits of its SHA-256."""
         return self.digest[:4].hex()
@@ -211,10 +214,10 @@ def _parse_options(words: Sequence[bytes]) -> dict[str, Any]:
     return fields
 
 
-def _parse_scopes(text: str) -> frozenset[Scope]:
+def _parse_scopes(text: str) -> tuple[Scope, ...]:
     if text not in (scope.value for scope in Scope):
         raise ValueError("Option allow is write or read; without it, both are allowed.")
-    return frozenset((Scope(text),))
+    return (Scope(text),)
 
 
 def _parse_rate(text: str) -> float:

@@ -1,5 +1,6 @@
 """POST /v1/drain: accept a batch, and respond once it is stored."""
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -48,6 +49,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
     return blueprint
 
 
+@lru_cache(maxsize=64)
 def _is_ndjson(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in NDJSON_TYPES
 

@@ -103,7 +103,7 @@ class Acceptor:
         started_at = perf_counter()
         size = logs = 0
         options = NO_OPTIONS
-        token = claim = None
+        token = claim = reservation = None
         try:
             token = self._tokens.authorize(environ, Scope.WRITE)
             self._rates.check(token)
@@ -113,35 +113,36 @@ class Acceptor:
                     check_project(options, token.projects)
             key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
             head_bytes = environ.get(HEAD_BYTES, 0)
-            with self._queue.admit(token.digest, head_bytes) as reservation:
-                body = self._bodies.read(environ, reservation)
-                if inflate:
-                    body = inflate(body, reservation)
-                size = len(body)
-                self._rates.charge(token, size)
-                if (key is not None or options.keys_body) and not options.is_dry_run:
-                    claim = self._claim(digest(key, token, body, environ), options)
-                deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
-                context = Context(token.projects, options, self._slots, deadline, reservation)
-                decoded = decode(body, context)
-                batch, invalid = decoded
-                del body
-                reservation.resize(len(batch.lines))  # the lines are held in place of the body
-                if invalid and not batch.logs:
-                    raise reject_all(invalid)
-                if options.is_dry_run:
-                    return Accepted(decoded, is_dry_run=True)
-                logs = batch.logs
-                committing_at = perf_counter()
-                self._queue.commit(batch, reservation, claim)
+            reservation = self._queue.admit(token.digest, head_bytes)
+            body = self._bodies.read(environ, reservation)
+            body = inflate(body, reservation) if inflate else body
+            size = len(body)
+            self._rates.charge(token, size)
+            if (key is not None or options.keys_body) and not options.is_dry_run:
+                claim = self._claim(digest(key, token, body, environ), options)
+            deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
+            context = Context(token.projects, options, self._slots, deadline, reservation)
+            decoded = decode(body, context)
+            batch, invalid = decoded
+            del body
+            reservation.resize(len(batch.lines))  # the lines are held in place of the body
+            if invalid and not batch.logs:
+                raise reject_all(invalid)
+            if options.is_dry_run:
+                return Accepted(decoded, is_dry_run=True)
+            logs = batch.logs
+            committing_at = perf_counter()
+            self._queue.commit(batch, reservation, claim)
         except BaseException as error:
             self._refund(error, token, size)
             if not options.is_dry_run:
-                self._counters.reject(error, size, logs, started_at, token and token.name)
+                self._counters.reject(error, size, logs, started_at, token.name if token else None)
             raise
         finally:
             if claim:
                 claim.release()
+            if reservation and not reservation.is_detached:
+                reservation.release()
         if claim and claim.is_replayed:
             self._counters.replay(size, started_at)
             return Accepted(decoded, is_replayed=True)

@@ -96,7 +96,8 @@ class BodyReader:
         `queue_full` if there is no memory.
         """
         _check_headers(environ)
-        inflater = find_inflater(environ.get("HTTP_CONTENT_ENCODING", ""))
+        encoding = environ.get("HTTP_CONTENT_ENCODING")
+        inflater = find_inflater(encoding) if encoding else None
         length = int(environ.get("CONTENT_LENGTH") or -1)
         if length > self.max_bytes:
             raise _too_large(self.max_bytes)

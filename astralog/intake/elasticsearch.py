@@ -5,6 +5,7 @@ which member becomes which field.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from http import HTTPStatus
 from io import BytesIO
 from itertools import chain, repeat
@@ -91,7 +92,7 @@ class Bulk:
 
     def decode(self, body: bytes, context: Context) -> Decoded:
         """Return the batch of the valid documents; raises Rejection as a Decoder does."""
-        context = context._replace(options=context.options._replace(is_partial=True))
+        context = context._replace(options=replace(context.options, is_partial=True))
         with slot(context, len(body)):
             batch = ForeignBatch(body, body, context)
             source = BytesIO(body)

@@ -161,7 +161,8 @@ def _clean_metadata(logs: list[Any], texts: list[bytes], line_breaks: bytes) -> 
     has_breaks = False
     for text in texts:
         _check_utf8(text)
-        has_breaks = has_breaks or any(character in text for character in line_breaks)
+        for character in line_breaks:
+            has_breaks = has_breaks or character in text
     if has_breaks:
         for log in logs:
             metadata = bytes(log.metadata)
@@ -304,9 +305,12 @@ def _change(logs: list[Members], options: Options) -> list[Any]:
     return changed
 
 
+_timestamp_of = attrgetter("timestamp")
+
+
 def store_timestamps(logs: list[Any]) -> list[Any]:
     """Replace timestamps by their stored form; raises ValueError for an invalid one."""
-    stored = timestamps.normalise_all([log.timestamp for log in logs])
+    stored = timestamps.normalise_all(list(map(_timestamp_of, logs)))
     if stored is not None:
         for log, timestamp in zip(logs, stored, strict=True):
             log.timestamp = timestamp

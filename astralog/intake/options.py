@@ -7,8 +7,8 @@ https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from urllib.parse import parse_qsl
 
 from astralog.errors import Rejection
@@ -64,10 +64,8 @@ _SHOWN_NAME = re.compile(r"[A-Za-z_]{1,24}")
 _FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """The options of a query.
 
     `defaults` has a value for each field that is filled in, and `sources` the names of the members
@@ -77,33 +75,33 @@ class Options(NamedTuple):
     `keys_body`, the body is its own idempotency key.
     """
 
-    defaults: Mapping[str, str] = _NOTHING
+    defaults: Mapping[str, str] = field(default_factory=dict)
     moves_unknown: bool = False
     is_partial: bool = False
     is_dry_run: bool = False
-    sources: Mapping[str, Sequence[str]] = _NOTHING
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
     stamps_arrival: bool = False
     keeps_invalid: bool = False
     keys_body: bool = False
 
-    @property
+    @cached_property
     def changes_logs(self) -> bool:
         """Whether a log is changed before it is checked."""
         return bool(self.defaults or self.moves_unknown or self.sources)
 
-    @property
+    @cached_property
     def moves_fields(self) -> bool:
         """Whether fields are moved; then metadata is decoded, and encoded again."""
         return bool(self.moves_unknown or self.sources)
 
-    @property
+    @cached_property
     def accepts_any_json(self) -> bool:
         """Whether a JSON body may be an array, a log or several logs instead of a batch."""
         return bool(self.moves_unknown or self.stamps_arrival or self.sources)
 
     def stamp(self, arrival: str) -> "Options":
         """Return the options with the arrival as the default timestamp."""
-        return self._replace(defaults={**self.defaults, "timestamp": arrival})
+        return replace(self, defaults={**self.defaults, "timestamp": arrival})
 
 
 NO_OPTIONS = Options()

@@ -117,7 +117,7 @@ class CommitQueue:
         count_stored: CountStored,
         are_tokens_several: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Store to the settings' data directory, and call `count_stored` for each stored batch.
+        """Store to the settings' data directory, and call `count_stored` for each commit group.
 
         While `are_tokens_several`, no token gets all of the queue's memory.
         """
@@ -155,8 +155,10 @@ class CommitQueue:
     def _unavailable(self) -> Cause | None:
         if self._is_stopping:
             return STOPPING
-        errors = [storage.error for storage in self.storages]
-        return errors[0] if all(errors) else None
+        for storage in self.storages:
+            if storage.error is None:
+                return None
+        return self.storages[0].error
 
     def admit(self, token: bytes = b"", head_bytes: int = 0) -> MemoryReservation:
         """Return the memory reservation of a request, by its token's digest and its head's size.
@@ -189,7 +191,8 @@ class CommitQueue:
             return
         if self._is_stopping:
             raise Rejection(*STOPPING)
-        self.start()
+        if not self._is_started:
+            self.start()
         self._batches.enqueue(batch, reservation, claim)
 
     def start(self) -> None:

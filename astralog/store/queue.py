@@ -118,13 +118,14 @@ class MemoryReservation:
     From the start it holds OVERHEAD_BYTES and `head_bytes`. Raises Rejection as `resize` does.
     """
 
-    __slots__ = ("_budget", "_is_detached", "_overhead", "_size", "_token")
+    __slots__ = ("_budget", "_overhead", "_size", "_token", "is_detached")
 
     def __init__(self, budget: MemoryBudget, token: bytes = b"", head_bytes: int = 0) -> None:
         self._budget = budget
         self._token = token
         self._size = self._overhead = OVERHEAD_BYTES + head_bytes
-        self._is_detached = False
+        #: Whether the queue has taken it over from the request, and releases it.
+        self.is_detached = False
         budget.reserve(self._size, token, 0)
 
     def resize(self, size: int) -> None:
@@ -146,11 +147,6 @@ class MemoryReservation:
         if more > 0:
             self._budget.check(more, self._token, self._size)
 
-    def detach(self) -> "MemoryReservation":
-        """Move this reservation to a new owner, which then releases it."""
-        self._is_detached = True
-        return self
-
     def release(self) -> None:
         """Release all bytes."""
         size, self._size = self._size, 0
@@ -165,13 +161,13 @@ class MemoryReservation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._is_detached:
+        if not self.is_detached:
             self.release()
 
 
-#: Called for each stored batch with the bytes of its lines, the number of its logs, and whether its
-#: client was gone or had received `commit_timeout`.
-CountStored = Callable[[int, int, bool], None]
+#: Called with the number of stored batches, the bytes of their lines, and the number of their logs.
+#: Of these, the client of the late ones was gone or had received `commit_timeout`.
+CountStored = Callable[[int, int, int, int], None]
 
 #: Bytes of a commit group, which is written and synced at once; further batches go to the next one.
 GROUP_BYTES = 8 * 1024 * 1024
@@ -201,7 +197,6 @@ class QueuedBatch:
     """A batch in the queue, with the reservation of its memory and the claim of its key."""
 
     __slots__ = (
-        "_waiter",
         "claim",
         "deadline",
         "is_waited_for",
@@ -209,6 +204,7 @@ class QueuedBatch:
         "logs",
         "reservation",
         "state",
+        "waiter",
     )
 
     def __init__(
@@ -226,12 +222,8 @@ class QueuedBatch:
         self.deadline = deadline
         #: Whether its client still waits for the outcome.
         self.is_waited_for = True
-        self._waiter: Waiter[Cause | None] = Waiter()
-
-    def wait(self) -> Cause | None:
-        """Wait for the outcome; return None if the batch is stored, else why it is rejected."""
-        cause: Cause | None = self._waiter.get()
-        return cause
+        #: Returns the outcome: None if the batch is stored, else why it is rejected.
+        self.waiter: Waiter[Cause | None] = Waiter()
 
     def answer(self, cause: Cause | None) -> None:
         """Set the outcome unless it is set: the cause of a rejection, None if the batch is stored.
@@ -241,14 +233,14 @@ class QueuedBatch:
         """
         if self.is_waited_for:
             self.is_waited_for = False
-            gevent.get_hub().loop.run_callback(self._waiter.switch, cause)
+            gevent.get_hub().loop.run_callback(self.waiter.switch, cause)
 
 
 class BatchQueue:
     """A FIFO queue of batches, bounded by the memory that they reserve."""
 
     def __init__(self, count_stored: CountStored, timeout_seconds: float) -> None:
-        """Call `count_stored` for each stored batch."""
+        """Call `count_stored` for each commit group."""
         self._count_stored = count_stored
         self._timeout_seconds = timeout_seconds
         self._queue: Queue[QueuedBatch | None] = Queue()  # None ends a drain
@@ -261,14 +253,15 @@ class BatchQueue:
 
         Its key stays claimed until no writer can store the batch any more.
         """
+        reservation.is_detached = True
         deadline = time.monotonic() + self._timeout_seconds
-        queued = QueuedBatch(batch, reservation.detach(), deadline, claim)
+        queued = QueuedBatch(batch, reservation, deadline, claim)
         if claim:
             claim.add_holder()
         self._queue.put(queued)
         self._waiting.append(queued)
         try:
-            cause = queued.wait()
+            cause = queued.waiter.get()
         finally:
             self._leave(queued)
         if cause:
@@ -304,18 +297,21 @@ class BatchQueue:
 
         Those with a key whose outcome is not NEW were not part of it.
         """
+        batches = size = logs = late_logs = 0
         for queued in group:
             if queued.claim and queued.claim.outcome is not Outcome.NEW:
-                self._answer(queued, queued.claim.cause)
+                self._release(queued)
+                queued.answer(queued.claim.cause)
                 continue
             if cause is None:
-                is_late = queued.state is BatchState.LATE
-                self._count_stored(len(queued.lines), queued.logs, is_late)
-            self._answer(queued, cause)
-
-    def _answer(self, queued: QueuedBatch, cause: Cause | None) -> None:
-        self._release(queued)
-        queued.answer(cause)
+                batches += 1
+                size += len(queued.lines)
+                logs += queued.logs
+                late_logs += queued.logs if queued.state is BatchState.LATE else 0
+            self._release(queued)
+            queued.answer(cause)
+        if batches:
+            self._count_stored(batches, size, logs, late_logs)
 
     def reject_all(self, cause: Cause) -> None:
         """Reject all queued batches."""

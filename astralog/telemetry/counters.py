@@ -135,11 +135,10 @@ class Counters:
         for volume in (self.received, self.rejected[code]):
             volume.add(0, logs, 0)
 
-    def store(self, size: int, logs: int, is_late: bool) -> None:
-        """Count a batch that is written; its `size` is that of its lines."""
-        self.stored.add(1, logs, size)
-        if is_late:
-            self.late_logs += logs
+    def store(self, batches: int, size: int, logs: int, late_logs: int) -> None:
+        """Count batches that are written; `size` is that of their lines."""
+        self.stored.add(batches, logs, size)
+        self.late_logs += late_logs
 
     def add_up(self) -> None:
         """Add up the current numbers."""

@@ -13,6 +13,13 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/api/test_scopes.py",),
     ),
     Guard(
+        "tokens that are gone open nothing",
+        "astralog.auth:Tokens._use",
+        "        self._by_header.clear()\n",
+        "",
+        ("tests/unit/test_auth.py", "-k", "read_again"),
+    ),
+    Guard(
         "rate before the body",
         "astralog.intake.acceptor:Acceptor.accept",
         "self._rates.check(token)",

@@ -542,7 +542,7 @@ def test_token_is_limited_to_its_scope(settings: Settings, allow: str, scope: Sc
     """A token with allow= is 403 for the other scope; its name is known all the same."""
     path = write_tokens(settings.data_dir / "tokens", f"one allow={allow}\n")
     tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
-    assert tokens.authorize(environ_of("one"), Scope(allow)).scopes == {Scope(allow)}
+    assert tokens.authorize(environ_of("one"), Scope(allow)).scopes == (Scope(allow),)
     with pytest.raises(Rejection) as rejected:
         tokens.authorize(environ_of("one"), scope)
     assert rejected.value.code == "forbidden_scope"

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -168,7 +169,7 @@ def test_fullest_bucket_is_replaced(clock: Clock) -> None:
     """With more tokens than buckets, those that sent least start with a full bucket."""
     shared = Rates()
     tokens = [
-        ONE._replace(digest=(BUCKETS * number).to_bytes(OWNER_BYTES))
+        replace(ONE, digest=(BUCKETS * number).to_bytes(OWNER_BYTES))
         for number in range(NEIGHBOURS + 1)
     ]
     for number, token in enumerate(tokens):

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from astralog import token_command
-from astralog.tokens_file import Scope, Token, parse
+from astralog.tokens_file import ALL_SCOPES, Token, parse
 
 CONTENT = b"# senders\none org-xyz allow=write rate=0.5MB/s # shop\n\ntwo"
 
@@ -49,7 +49,7 @@ def test_add_applies_its_options(path: Path) -> None:
     assert result.exit_code == 0
     *_, added = tokens_of(path)
     assert (added.projects, added.rate) == (None, 5e6)
-    assert added.scopes == set(Scope)
+    assert added.scopes == ALL_SCOPES
 
 
 def test_add_creates_a_file_for_its_owner(tmp_path: Path) -> None:

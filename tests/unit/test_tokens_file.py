@@ -99,15 +99,15 @@ def test_faulty_and_ambiguous_lines_are_reported(content: bytes, problems: list[
     ("line", "projects", "scopes", "rate"),
     [
         (b"one", None, ALL_SCOPES, None),
-        (b"one allow=write", None, {Scope.WRITE}, None),
-        (b"one a allow=read b", {"a", "b"}, {Scope.READ}, None),
+        (b"one allow=write", None, (Scope.WRITE,), None),
+        (b"one a allow=read b", {"a", "b"}, (Scope.READ,), None),
         (b"one rate=5MB/s a", {"a"}, ALL_SCOPES, 5e6),
-        (b"one rate=0.5KB/s allow=write # rate=1MB/s", None, {Scope.WRITE}, 500.0),
+        (b"one rate=0.5KB/s allow=write # rate=1MB/s", None, (Scope.WRITE,), 500.0),
         (b"one rate=2GB/s", None, ALL_SCOPES, 2e9),
     ],
 )
 def test_options_follow_a_token(
-    line: bytes, projects: set[str] | None, scopes: set[Scope], rate: float | None
+    line: bytes, projects: set[str] | None, scopes: tuple[Scope, ...], rate: float | None
 ) -> None:
     """Each word with an equals sign is an option, anywhere after the token."""
     (token,) = parse(line, "file")

@@ -61,7 +61,7 @@ class Service:
     """An acceptor with its parts."""
 
     def __init__(self, settings: Settings) -> None:
-        self.queue = CommitQueue(settings, lambda size, logs, is_late: None)
+        self.queue = CommitQueue(settings, lambda batches, size, logs, late_logs: None)
         self.books = Books()
         self.contexts: list[Context] = []
         bodies = BodyReader(MAX_BODY_BYTES, timeout_seconds=10)

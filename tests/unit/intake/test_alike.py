@@ -5,6 +5,7 @@ The first way is faster, and has the rules of the second way a second time.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -99,7 +100,7 @@ NAMES = ["level", "service", "message", "message", "msg", "name", "a", "a.b", "m
 def test_moved_logs(seed: int, query: str) -> None:
     random = Random(seed)
     lines = make_objects(random, NAMES, ["time", random.choice(["ts", "timestamp"])])
-    options = parse_options(query)._replace(is_partial=True)
+    options = replace(parse_options(query), is_partial=True)
     if options.stamps_arrival:
         options = options.stamp("2024-05-31T15:30:45Z")
     context = make_context(options=options)

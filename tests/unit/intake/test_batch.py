@@ -1,5 +1,6 @@
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,7 +177,7 @@ def test_defaults_leave_metadata_byte_for_byte(decode: Any) -> None:
         body = b"\n".join(logs) if decode is decode_lines else b'{"logs":[%b]}' % b",".join(logs)
         assert expected == decode(body, make_context(options=options)).batch.lines
     missing = log.replace(b'"message":"m",', b"")
-    context = make_context(options=options._replace(is_partial=False))
+    context = make_context(options=replace(options, is_partial=False))
     with pytest.raises(Rejection, match="invalid"):
         decode(missing if decode is decode_lines else b'{"logs":[%b]}' % missing, context)
 

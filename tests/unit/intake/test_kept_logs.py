@@ -1,6 +1,7 @@
 """`invalid=keep`: an invalid log is stored as text, so that nothing a sender sent is lost."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,8 +104,8 @@ def test_log_of_a_json_body_is_kept_alone() -> None:
     broken = b'{"n": 1e999, "\xc3\xa9": 1}'
     for options, body in (
         (KEEP, b'{"logs": [%s, %s, %s]}' % (VALID, broken, VALID)),
-        (KEEP._replace(moves_unknown=True), b"[%s, %s, %s]" % (VALID, broken, VALID)),
-        (KEEP._replace(moves_unknown=True), VALID + broken + VALID),
+        (replace(KEEP, moves_unknown=True), b"[%s, %s, %s]" % (VALID, broken, VALID)),
+        (replace(KEEP, moves_unknown=True), VALID + broken + VALID),
     ):
         (log,) = kept(decode_json, body, options)
         assert broken.decode() == log["message"]
@@ -134,7 +135,7 @@ def test_all_kept_logs_are_counted_and_the_first_described() -> None:
 
 def test_forbidden_project_rejects() -> None:
     """In the query, and in a valid log."""
-    options = KEEP._replace(defaults={"project_id": "theirs"})
+    options = replace(KEEP, defaults={"project_id": "theirs"})
     theirs = json.dumps(make_log(project_id="theirs")).encode()
     mine = json.dumps(make_log(project_id="mine")).encode()
     for body, chosen in ((b"text", options), (mine + b"\nx\n" + theirs, KEEP)):

