@@ -150,11 +150,11 @@ class Connection:
         if self._is_last():
             response.force_close()
         self._run_app(request, response)
-        if response.status_code == HTTPStatus.OK and request.method == "POST":
-            if self._trust is Trust.NONE:
-                self._become_trusted()
-        elif response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            self._lose_trust()
+        if self._trust is Trust.AUTHENTICATED:
+            if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+                self._lose_trust()
+        elif request.method == "POST" and response.status_code == HTTPStatus.OK:
+            self._become_trusted()
         if request.lacks_length:
             self._linger()
         elif not request.body.is_finished and not self._discard(request):
@@ -195,11 +195,10 @@ class Connection:
 
     def _lose_trust(self) -> None:
         """Serve a client above its rate after all others, until its next batch is accepted."""
-        if self._trust is Trust.AUTHENTICATED:
-            self._trust = Trust.NONE
-            self._flow.lose_trust()
-            self._idle_bytes = self._own_bytes
-            self._hold(self._idle_bytes)
+        self._trust = Trust.NONE
+        self._flow.lose_trust()
+        self._idle_bytes = self._own_bytes
+        self._hold(self._idle_bytes)
 
     def _discard(self, request: Request) -> bool:
         """Discard the rest of an unwanted body, and return whether its end was reached.

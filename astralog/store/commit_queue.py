@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any, NoReturn, TypeVar
 
 import gevent
@@ -106,6 +107,8 @@ NAMES_ADOPT_SECONDS = 60.0
 FAILED_SECONDS = 1.0
 
 HOUSEKEEPING_FAILED = "housekeeping failed; it is retried"
+
+_claim_of = attrgetter("claim")
 
 
 class CommitQueue:
@@ -243,7 +246,7 @@ class CommitQueue:
         cause: Cause | None = STORAGE_FAILED
         try:
             is_last = self._batches.dequeue_group(group, MAINTENANCE_SECONDS)
-            if any(queued.claim for queued in group):
+            if any(map(_claim_of, group)):
                 cause = self._drain_threads.call(self.keys.store, storage, group)
             elif group:
                 buffers = [queued.lines for queued in group]
