@@ -119,7 +119,7 @@ class LogStream:
 
     def __init__(self, directory: Path, wanted: LogFilter) -> None:
         self._follower = Follower(directory)
-        self._select = paced(wanted.select)
+        self._wanted = wanted
 
     def start(self) -> None:
         """Begin after the stored lines; raises OSError."""
@@ -132,7 +132,8 @@ class LogStream:
         budget = ReadBudget(max_seconds=seconds, is_soft=True)
         lines: list[bytes] = []
         size = 0
-        for line in self._follower.poll(self._select, budget):
+        # A pace of its own: the time between two calls is not work, after which it would sleep.
+        for line in self._follower.poll(paced(self._wanted.select), budget):
             lines.append(line)
             size += len(line)
             if size >= MAX_STREAM_BYTES:
