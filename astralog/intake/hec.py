@@ -7,6 +7,7 @@ Source: https://help.splunk.com/en/splunk-enterprise/get-data-in/collect-http-ev
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -36,7 +37,7 @@ from astralog.intake.members import (
     take_name,
 )
 from astralog.intake.schema import Log
-from astralog.intake.unix_time import parse_time
+from astralog.intake.unix_time import format_numbers, parse_time
 
 #: Events of a body, valid or not: they are decoded within one slot, for which others wait. Beyond
 #: it: 413 `body_too_large`.
@@ -108,6 +109,16 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     sourcetype: str | None = None
     index: str | None = None
     fields: Members | None = None
+
+
+class _Metadata(msgspec.Struct, omit_defaults=True, gc=False):
+    """The metadata of the log of an event that is an object; what is empty is left out."""
+
+    event: Members = {}
+    host: str | None = None
+    source: str | None = None
+    sourcetype: str | None = None
+    index: str | None = None
 
 
 _decode_event = msgspec.json.Decoder(Event).decode
@@ -210,19 +221,30 @@ class _Events:
             raise NotAlikeError
         objects, found = cast(list[Members], rests), list[str]()
         messages = find_texts(objects, MESSAGES, found)
-        if messages is None:
+        services: Sequence[str | None] | None = find_texts(objects, SERVICES, found)
+        levels = find_names(objects, LEVELS, found, self._batch.level)
+        hosts, sources, sourcetypes, indexes = (
+            [text or None for text in map(attrgetter(name), events)] for name in NAMES
+        )
+        nothing = [None] * len(events)
+        if services is None and None not in sourcetypes:
+            services, sourcetypes = sourcetypes, nothing
+        project = self._batch.project
+        projects = [project] * len(events) if project else indexes
+        if messages is None or not services or not all(services) or None in projects:
             raise NotAlikeError
-        services = find_names(objects, SERVICES, found, "")
-        levels = find_names(objects, LEVELS, found, "")
+        raw_times = [event.time for event in events]
+        times = format_numbers(raw_times) or [
+            _read_time(time) or self._batch.arrival for time in raw_times
+        ]
         for members in objects:
             for name in found:
                 del members[name]
-        batch = self._batch
-        texts = map(_Texts, messages, services, levels)
-        return [
-            _finish(event, {"event": rest} if rest else {}, each, batch)
-            for event, rest, each in zip(events, objects, texts, strict=True)
+        columns = (objects, hosts, sources, sourcetypes, indexes if project else nothing)
+        metadata = [
+            _Metadata(*parts) if any(parts) else None for parts in zip(*columns, strict=True)
         ]
+        return list(map(Log, projects, times, levels, services, messages, metadata))
 
     def _make_log(self, event: Event, others: Members | None) -> Any:
         if self._template:
@@ -395,7 +417,7 @@ def _finish(event: Event, metadata: dict[str, Any], texts: _Texts, batch: Foreig
         metadata["fields"] = event.fields
     return Log(
         project,
-        (event.time is not NULL and _read_time(event.time)) or batch.arrival,
+        _read_time(event.time) or batch.arrival,
         level or batch.level,
         service or batch.service,
         message,
@@ -438,6 +460,8 @@ def _read_message(raw: msgspec.Raw) -> str | None:
 
 def _read_time(value: msgspec.Raw) -> str:
     """Return the time of an event, "" if it has none."""
+    if value is NULL:
+        return ""
     text = bytes(value).decode()
     if text == "null":
         return ""
