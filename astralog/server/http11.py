@@ -381,7 +381,6 @@ class Request(message.Request):  # type: ignore[misc]
         made: Any = self.body  # gunicorn's
         reader = made.reader
         if isinstance(reader, body.ChunkedReader):
-            reader.limit_trailer_section = MAX_HEAD_BYTES
             for name, value in self.headers:
                 if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
                     raise errors.UnsupportedTransferCoding(value)
