@@ -90,6 +90,7 @@ class Deadlines:
         self._seconds = seconds
         self._error = error
         self._waiting: dict[Any, float] = {}  # greenlets and since when, the longest first
+        self._ending: dict[Any, float] = {}  # the same of those that `end_longest` ends next
         self._is_watched = False
 
     def __enter__(self) -> None:
@@ -104,10 +105,12 @@ class Deadlines:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del self._waiting[gevent.getcurrent()]
+        current = gevent.getcurrent()
+        if self._waiting.pop(current, None) is None:
+            del self._ending[current]
 
     def __bool__(self) -> bool:
-        """Return whether a wait is under way."""
+        """Return whether `end_longest` has a wait to end."""
         return bool(self._waiting)
 
     @property
@@ -116,8 +119,12 @@ class Deadlines:
         return next(iter(self._waiting.values()), math.inf)
 
     def end_longest(self) -> None:
-        """End the longest wait when the hub runs next, unless it succeeds first."""
+        """End the longest wait when the hub runs next, unless it succeeds first.
+
+        Another call until then ends another wait.
+        """
         waiting, since = next(iter(self._waiting.items()))
+        self._ending[waiting] = self._waiting.pop(waiting)
         gevent.get_hub().loop.run_callback(self._end, waiting, since)
 
     def _watch(self) -> None:
@@ -132,7 +139,7 @@ class Deadlines:
 
     def _end(self, waiting: Any, since: float) -> None:
         """End a wait, unless it succeeded meanwhile."""
-        if self._waiting.get(waiting) == since:
+        if since in (self._waiting.get(waiting), self._ending.get(waiting)):
             waiting.throw(self._error())
 
 

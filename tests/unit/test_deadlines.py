@@ -113,6 +113,30 @@ def test_the_longest_wait_is_ended_at_once() -> None:
     assert not waits
 
 
+def test_each_call_ends_another_wait() -> None:
+    """Also before the hub has ended the one of the last call."""
+    waits = Deadlines(lambda: 10, Late)
+    ended: list[int] = []
+
+    def wait(number: int) -> None:
+        try:
+            with waits:
+                Event().wait()
+        except Late:
+            ended.append(number)
+
+    greenlets = [gevent.spawn(wait, number) for number in range(3)]
+    gevent.sleep(0.01)
+    for _ in range(2):
+        waits.end_longest()
+    gevent.joinall(greenlets[:2], timeout=5)
+    assert ended == [0, 1]
+    waits.end_longest()
+    assert not waits
+    gevent.joinall(greenlets, timeout=5)
+    assert ended == [0, 1, 2]
+
+
 def test_time_limit_ends_a_block_without_an_error() -> None:
     """Of two nested limits, each ends its own block."""
     reached = []
