@@ -70,8 +70,7 @@ def _fill(bench: Bench, rounds: int, floor_bytes: int) -> Row:
                 load.wait_for_acknowledged(20)
                 fill_up(filler, floor_bytes + bench.random.randrange(200 * KIB))
                 _wait_for_rejection(load, row, "storage_full")
-                free = os.statvfs(disk)
-                if free.f_bavail * free.f_frsize < floor_bytes - FLOOR_SLACK_BYTES:
+                if _free_bytes(disk) < floor_bytes - FLOOR_SLACK_BYTES:
                     row.fail("wrote below the floor")
                 filler.unlink()
                 row.tried += 1
@@ -131,16 +130,17 @@ def _take_inodes(directory: Path, load: Load, rejections: int) -> bool:
 
 def fill_up(filler: Path, size: int) -> None:
     """Fill a disk to which others write, except about `size` bytes."""
-    free = os.statvfs(filler.parent)
-    left = free.f_bavail * free.f_frsize - size
     with filler.open("wb") as file:
-        while left > 0:
-            step = min(MIB, left)
+        while (left := _free_bytes(filler.parent) - size) > 0:
             try:
-                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), min(MIB, left))
             except OSError:
                 return  # full already
-            left -= step
+
+
+def _free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
 
 
 def _remount(bench: Bench, rounds: int) -> Row:
