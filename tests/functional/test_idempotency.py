@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.otlp import JSON, encode, make_export, make_record
+from tests.support.processes import open_paths
 from tests.support.service import ROOT, TOKEN, Answer, Service, make_batch, wait_for
 
 KEY = "Idempotency-Key"
@@ -313,6 +314,7 @@ def test_service_continues_without_its_key_database(tmp_path: Path, pattern: str
     """Deleting any of its files loses the keys and nothing else."""
     with Service(tmp_path, workers=2) as service:
         assert_stored(send(service, '"a"', "a"))
+        wait_for(lambda: accepted(send(service, '"a"', "a")) and all_have_opened_keys(service))
         for path in service.files(pattern):
             path.unlink()
         assert 200 == send(service, None, "plain").status
@@ -323,6 +325,12 @@ def test_service_continues_without_its_key_database(tmp_path: Path, pattern: str
         assert_replayed(send(service, '"b"', "b"))
         assert Counter(a=2, b=1, plain=1) == messages_of(service)
         assert "Traceback" not in service.log()
+
+
+def all_have_opened_keys(service: Service) -> bool:
+    """Return whether each worker has opened the database; one that has not finds other files."""
+    database = str(service.data_dir / "keys.db")
+    return all(database in open_paths(pid) for pid in service.worker_pids())
 
 
 def accepted(answer: Answer) -> Answer | None:

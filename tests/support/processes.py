@@ -1,5 +1,6 @@
 """The system's data on a process: CPU time, memory and open files."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -41,6 +42,15 @@ def peak_bytes(pid: int) -> int:
     """Return the peak memory of a process so far."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * KIB
+
+
+def open_paths(pid: int) -> set[str]:
+    """Return the paths of the files that a process has open."""
+    paths = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            paths.add(str(descriptor.readlink()))
+    return paths
 
 
 def open_files(pid: int) -> int:
