@@ -8,10 +8,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from astralog.errors import Rejection
 from astralog.intake import formats, timestamps
@@ -56,6 +55,9 @@ OPTIONS = (
     Options({"service": "s"}, moves_unknown=True, is_partial=True),
     Options(is_partial=True),
 )
+
+#: Integers stay text: their digits are stored as sent.
+parse = partial(json.loads, parse_int=str)
 
 LETTERS = "0123456789-+:.,TtZzW UTC/_\u0660\u2212\n"
 
@@ -167,9 +169,10 @@ def try_body(row: Row, body: bytes, is_lines: bool, options: Options = NO_OPTION
         return  # nobody is told which logs are stored
     *lines, rest = batch.lines.split(b"\n")
     try:
-        stored = [json.loads(line) for line in lines]
+        stored = [parse(line) for line in lines]
         sent = list(_valid_logs(body, is_lines, invalid.errors if invalid else {}))
         meant = [_as_stored(log, options) for log in sent]
+        stored = [_parse_texts(log, like) for log, like in zip(stored, meant, strict=False)]
     except ValueError as error:
         row.half += 1
         row.remark(f"{error}: {body[:200]!r}")
@@ -190,12 +193,12 @@ def _valid_logs(body: bytes, is_lines: bool, invalid: Collection[int]) -> Iterat
         return
     for number, line in enumerate(body.split(b"\n"), 1):
         if line.strip() and number not in invalid:
-            yield json.loads(line)
+            yield parse(line)
 
 
 def _json_logs(text: str) -> list[Any]:
     """Return the logs of a batch, of an array, or of objects in a row."""
-    decoder, values = json.JSONDecoder(), []
+    decoder, values = json.JSONDecoder(parse_int=str), []
     text = text.strip()
     while text:
         value, end = decoder.raw_decode(text)
@@ -214,13 +217,15 @@ def _as_stored(log: dict[str, Any], options: Options) -> Any:
     unknown = {name: value for name, value in log.items() if name not in FIELDS}
     if unknown:
         kept["metadata"] = kept.get("metadata", {}) | unknown
-    if options.moves_unknown:
-        for name in kept.keys() & TEXT_FIELDS:
-            if not isinstance(kept[name], str):
-                kept[name] = msgspec.json.encode(kept[name]).decode()
     kept = {**options.defaults, **kept}
     kept["timestamp"] = timestamps.normalise(kept["timestamp"])
     return _mended(kept)
+
+
+def _parse_texts(stored: dict[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored log with the values of fields that became text, as their JSON was written."""
+    texts = [name for name in TEXT_FIELDS if not isinstance(sent.get(name, ""), str)]
+    return {**stored, **{name: parse(stored[name]) for name in texts}}
 
 
 def _mended(value: Any) -> Any:

@@ -270,8 +270,8 @@ def test_clock_difference_fails() -> None:
         (["--read-only", "--timeout", "nan"], "at most 3600 seconds"),
         (["--read-only", "--timeout", "-1"], "at most 3600 seconds"),
         (["--read-only", "--ca-file", __file__, "https://127.0.0.1:1"], "no certificate"),
-        (["--token-file", __file__], "no spaces or control"),
-        (["--token-file", sys.executable], "no spaces or control"),
+        (["--token-file", __file__], "a space or a control"),
+        (["--token-file", sys.executable], "a space or a control"),
     ],
 )
 def test_wrong_usage_is_named(arguments: list[str], text: str) -> None:

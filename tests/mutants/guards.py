@@ -1422,7 +1422,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "sleep while logs are searched",
-        "astralog.view.log_search:paced.pace",
+        "astralog.view.log_search:_make_pace",
         "_sleep(REST * worked)",
         "None",
         ("tests/unit/view/test_recent_logs.py", "-k", "sleeps"),
