@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+from tests.support.launcher import LaunchedProcess, launcher
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -33,6 +35,9 @@ STACK_SECONDS = 2.0
 
 #: What the system calls the process that compresses.
 COMPRESSOR_NAME = "astralog-zstd"
+
+#: The program that serves and reports blocked hubs, and its argument.
+MONITORED = (str(Path(__file__).with_name("blocked_hub.py")), "wsgi:app")
 
 #: What the service says when it listens: its port, and how many workers it has.
 STARTED = re.compile(r"listening on https?://127\.0\.0\.1:([0-9]+), ([0-9]+) workers?\b")
@@ -97,6 +102,7 @@ class Service:
             if value is not None:
                 self._environ["ASTRALOG_" + name.upper()] = str(value)
         self.address = ("127.0.0.1", 0)
+        self.process: LaunchedProcess | subprocess.Popen[bytes]
         self.workers = 0  #: How many there are to be, as the service said when it started.
 
     def start(self) -> Self:
@@ -126,6 +132,9 @@ class Service:
         """Start the service and return at once."""
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
+            if self._can_fork():
+                self.process = launcher(ROOT).launch(MONITORED, self._environ, log)
+                return
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=self.root,
@@ -139,8 +148,14 @@ class Service:
     def command(self) -> list[str]:
         """Return the command that starts the service; its process is the master's."""
         if self.is_monitored:
-            return [sys.executable, str(Path(__file__).with_name("blocked_hub.py")), "wsgi:app"]
+            return [sys.executable, *MONITORED]
         return [str(Path(sys.executable).parent / "gunicorn"), "wsgi:app"]
+
+    def _can_fork(self) -> bool:
+        """Return whether a fork of the launcher is the same as the command."""
+        is_plain = type(self).command is Service.command and self.is_monitored
+        is_here = self.root == ROOT and not self.inherited
+        return is_plain and is_here and "LD_PRELOAD" not in self._environ
 
     def _started(self) -> re.Match[str] | None:
         if self.process.poll() is not None:
