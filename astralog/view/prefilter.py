@@ -290,8 +290,7 @@ def _has_pair(block: bytes, pairs: Iterable[bytes]) -> bool:
     together. `memmem` takes 0.45 ms for each pair.
     """
     characters = [chr(int.from_bytes(pair, sys.byteorder)) for pair in pairs]
-    address = ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value
-    assert address is not None
+    address = ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value or 0
     for begin in range(min(2, len(block))):
         text = _make_string(2, address + begin, (len(block) - begin) // 2)
         if any(character in text for character in characters):
