@@ -105,7 +105,8 @@ class Tokens:
         Every path that needs a token calls this. Raises Rejection `unauthorized` and
         `forbidden_scope`.
         """
-        token = self._by_header.get(environ.get("HTTP_AUTHORIZATION")) or self._identify(environ)
+        header = None if QUERY_TOKEN in environ else environ.get("HTTP_AUTHORIZATION")
+        token = self._by_header.get(header) or self._identify(environ)
         if scope not in token.scopes:
             raise Rejection(*FORBIDDEN[scope])
         if QUERY_TOKEN in environ and Scope.READ in token.scopes:

@@ -15,6 +15,7 @@ import pytest
 
 from astralog import auth, tokens_file
 from astralog.auth import NAMED_TOKENS, TOKEN_FILE_NAME, Tokens
+from astralog.browsers import QUERY_TOKEN
 from astralog.errors import Rejection
 from astralog.server.start import make_token_file
 from astralog.settings import InvalidSettings, Settings
@@ -96,6 +97,16 @@ def test_token_is_accepted_alone_or_in_a_known_scheme(
     """A known token is accepted alone or in a scheme of any letter case, and nothing else is."""
     tokens = Tokens(Settings(tokens=f"{SECRET},other"))
     assert expected is is_known(tokens, authorization)
+
+
+def test_token_in_the_query_precedes_the_header(settings: Settings, tmp_path: Path) -> None:
+    """Also after a request with this header alone."""
+    path = tmp_path / "tokens"
+    write_tokens(path, b"one allow=write\ntwo allow=write\n")
+    tokens = Tokens(replace(settings, tokens="", tokens_file=str(path)))
+    one = tokens.authorize(environ_of("one"), Scope.WRITE)
+    two = tokens.authorize({QUERY_TOKEN: "two"}, Scope.WRITE)
+    assert two == tokens.authorize({QUERY_TOKEN: "two"} | environ_of("one"), Scope.WRITE) != one
 
 
 @pytest.mark.parametrize(
