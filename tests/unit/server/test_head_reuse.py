@@ -156,6 +156,7 @@ class Memory:
         assert request is not None
         environ = request.environ(CLIENT, SERVER)
         body = environ.pop("wsgi.input")
+        del environ["astralog.head_bytes"]  # those of the head that was parsed
         said = request.uri, request.scheme, request.should_close(), body._chunks is None
         return environ, said, body._left, self._receiver.take_buffered()
 
