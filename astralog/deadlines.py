@@ -118,14 +118,29 @@ class Deadlines:
         """The start of the longest wait by the monotonic clock; infinity without one."""
         return next(iter(self._waiting.values()), math.inf)
 
-    def end_longest(self) -> None:
-        """End the longest wait when the hub runs next, unless it succeeds first.
+    @property
+    def ending(self) -> int:
+        """The number of waits that `end_longest` ends now."""
+        return len(self._ending)
 
-        Another call until then ends another wait.
+    def end_longest(self) -> None:
+        """End the longest wait, unless it succeeds in the next poll of the hub; return afterwards.
+
+        Another call meanwhile ends another wait.
         """
         waiting, since = next(iter(self._waiting.items()))
         self._ending[waiting] = self._waiting.pop(waiting)
-        gevent.get_hub().loop.run_callback(self._end, waiting, since)
+        loop = gevent.get_hub().loop
+        # A timer fires right after the poll, before the sockets that are ready; a callback follows.
+        timer = loop.timer(0)
+
+        def end_after_poll() -> None:
+            timer.close()
+            loop.run_callback(self._end, waiting, since)
+
+        timer.start(end_after_poll)
+        while self._ending.get(waiting) == since:
+            gevent.sleep(0)
 
     def _watch(self) -> None:
         run_in_hub = gevent.get_hub().loop.run_callback

@@ -125,12 +125,20 @@ class ConnectionLimits:
     def hold(self, size: int) -> None:
         """Count more bytes of a connection; this may end others, or the caller's own."""
         self._held_bytes += size
-        while self._held_bytes > self._max_bytes and self._end_longest_untrusted():
-            pass
+        while self._held_bytes > self._max_bytes:
+            if self._held_bytes - self._ending_bytes() <= self._max_bytes:
+                gevent.sleep(0)  # until they are released
+            elif not self._end_longest_untrusted():
+                break
 
     def release(self, size: int) -> None:
         """Count fewer bytes of a connection."""
         self._held_bytes -= size
+
+    def _ending_bytes(self) -> int:
+        """Return about the bytes of the connections that are being ended."""
+        others = sum(waits.ending for waits in (self.heads, self.writes, self.discards))
+        return HANDSHAKE_BYTES * self.handshakes.ending + PLAIN_BYTES * others
 
     def _end_longest_untrusted(self) -> bool:
         waits = (self.handshakes, self.heads, self.writes, self.discards)
@@ -139,10 +147,9 @@ class ConnectionLimits:
     def _end(self, waits: Deadlines) -> bool:
         if not waits:
             return False
-        waits.end_longest()
         self._ended += 1
         self._log()
-        gevent.sleep(0)  # the hub ends it
+        waits.end_longest()
         return True
 
     def _log(self) -> None:

@@ -113,8 +113,8 @@ def test_the_longest_wait_is_ended_at_once() -> None:
     assert not waits
 
 
-def test_each_call_ends_another_wait() -> None:
-    """Also before the hub has ended the one of the last call."""
+def test_calls_at_the_same_time_end_different_waits() -> None:
+    """Each ends one more, the longest first."""
     waits = Deadlines(lambda: 10, Late)
     ended: list[int] = []
 
@@ -127,14 +127,31 @@ def test_each_call_ends_another_wait() -> None:
 
     greenlets = [gevent.spawn(wait, number) for number in range(3)]
     gevent.sleep(0.01)
-    for _ in range(2):
-        waits.end_longest()
-    gevent.joinall(greenlets[:2], timeout=5)
+    gevent.joinall([gevent.spawn(waits.end_longest) for _ in range(2)], timeout=5)
     assert ended == [0, 1]
     waits.end_longest()
     assert not waits
     gevent.joinall(greenlets, timeout=5)
     assert ended == [0, 1, 2]
+
+
+def test_a_wait_that_succeeds_in_the_next_poll_is_not_ended() -> None:
+    """Its data has arrived, and the hub was too busy to read it."""
+    waits = Deadlines(lambda: 10, Late)
+    client, server = gevent.socket.socketpair()
+    received: list[bytes] = []
+
+    def wait() -> None:
+        with waits:
+            received.append(server.recv(1))
+
+    with client, server:
+        greenlet = gevent.spawn(wait)
+        gevent.sleep(0.01)
+        client.send(b"a")
+        waits.end_longest()
+        greenlet.join(timeout=5)
+    assert received == [b"a"]
 
 
 def test_time_limit_ends_a_block_without_an_error() -> None:
