@@ -19,6 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import BinaryIO
 
 #: Imported before the forks: no module of them reads the environment, or starts a thread.
@@ -27,6 +28,9 @@ PRELOADED = ("gunicorn.app.wsgiapp", "astralog.app", "astralog.server.start")
 #: Bytes of a request, which is a command and its environment, and of an answer.
 REQUEST_BYTES = 1 << 17
 ANSWER_BYTES = 100
+
+#: Seconds within which a process is forked, the launcher's own imports included.
+START_SECONDS = 60
 
 
 class LaunchedProcess:
@@ -65,8 +69,8 @@ class Launcher:
     def __init__(self, root: Path) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._processes: dict[int, LaunchedProcess] = {}
-        self._started: list[LaunchedProcess] = []
-        self._has_started = threading.Condition()
+        self._started: SimpleQueue[LaunchedProcess] = SimpleQueue()
+        self._lock = threading.Lock()
         with theirs:
             self._launcher = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())],
@@ -80,12 +84,11 @@ class Launcher:
     def launch(
         self, command: Sequence[str], environ: Mapping[str, str], output: BinaryIO
     ) -> LaunchedProcess:
-        """Start a process in a session of its own, with `output` as its stdout and stderr."""
+        """Start a process in a new session, with `output` as its stdout and stderr."""
         request = json.dumps([*command, environ]).encode()
-        with self._has_started:
+        with self._lock:
             socket.send_fds(self._socket, [request], [output.fileno()])
-            assert self._has_started.wait_for(lambda: self._started, 60), "the launcher died"
-            return self._started.pop()
+            return self._started.get(timeout=START_SECONDS)
 
     def _end(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -94,13 +97,11 @@ class Launcher:
     def _receive(self) -> None:
         while answer := self._socket.recv(ANSWER_BYTES):
             pid, status = json.loads(answer)
-            with self._has_started:
-                if status is not None:
-                    self._processes.pop(pid).end(status)
-                    continue
+            if status is None:
                 process = self._processes[pid] = LaunchedProcess(pid)
-                self._started.append(process)
-                self._has_started.notify()
+                self._started.put(process)
+            else:
+                self._processes.pop(pid).end(status)
 
 
 @cache
@@ -114,36 +115,38 @@ def fork_for_requests(connection: socket.socket) -> list[str]:
 
     The process ends when the tests have closed the connection.
     """
-    pids: dict[int, int] = {}  # by their descriptors
     with selectors.DefaultSelector() as selector:
-        selector.register(connection.fileno(), selectors.EVENT_READ)
+        selector.register(connection, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
-                if key.fd != connection.fileno():
+                if key.data:  # the pid of a process that has ended
                     selector.unregister(key.fd)
                     os.close(key.fd)
-                    pid, status = os.waitpid(pids.pop(key.fd), 0)
-                    answer(connection, pid, os.waitstatus_to_exitcode(status))
-                    continue
-                request, outputs, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 1)
-                if not request:
-                    sys.exit()
-                if not (pid := os.fork()):
-                    break
-                os.close(outputs[0])
-                descriptor = os.pidfd_open(pid)
-                pids[descriptor] = pid
-                selector.register(descriptor, selectors.EVENT_READ)
-                answer(connection, pid, None)
-            else:
-                continue
-            break
-    for descriptor in (connection.detach(), *pids):
-        os.close(descriptor)
+                    _, status = os.waitpid(key.data, 0)
+                    answer(connection, key.data, os.waitstatus_to_exitcode(status))
+                elif command := _fork(connection, selector):
+                    return command
+
+
+def _fork(connection: socket.socket, selector: selectors.BaseSelector) -> list[str] | None:
+    """Receive a request and fork; return its command in the child, and None in the parent."""
+    request, outputs, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 1)
+    if not request:
+        sys.exit()
+    output = outputs[0]
+    if pid := os.fork():
+        os.close(output)
+        selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+        answer(connection, pid, None)
+        return None
+    for key in selector.get_map().values():
+        if key.data:
+            os.close(key.fd)
+    connection.close()
     os.setsid()
     for stream in (1, 2):
-        os.dup2(outputs[0], stream)
-    os.close(outputs[0])
+        os.dup2(output, stream)
+    os.close(output)
     command: list[str]
     *command, environ = json.loads(request)
     os.environ.clear()
