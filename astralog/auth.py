@@ -134,7 +134,7 @@ class Tokens:
         return known.name if known else None
 
     def is_named(self, name: str) -> bool:
-        """Return whether the token with this name has counters of its own."""
+        """Return whether the token with this name is counted separately."""
         return name in self._named
 
     def start(self) -> None:

@@ -40,7 +40,7 @@ class _Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; an OSError, such as a full device, ends it with one line.
 
-        Ctrl-C ends it at once and without a message, unless it has a handler of its own.
+        Ctrl-C ends it at once, without a message, unless the command handles it.
         """
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

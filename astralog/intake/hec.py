@@ -112,7 +112,7 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _Metadata(msgspec.Struct, omit_defaults=True, gc=False):
-    """The metadata of the log of an event that is an object; what is empty is left out."""
+    """The metadata of a log whose event is an object; empty members are omitted."""
 
     event: Members = {}
     host: str | None = None

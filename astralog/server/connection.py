@@ -81,7 +81,7 @@ class Connection:
         self._flow = Flow(shared.queue)
         self._trust = Trust.NONE
         self._own_bytes = TLS_BYTES if shared.tls else PLAIN_BYTES
-        self._idle_bytes = self._own_bytes  # as far as they count
+        self._idle_bytes = self._own_bytes  # 0 once it is trusted
         self._held_bytes = 0
         self._active_in = -1
 

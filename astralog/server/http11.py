@@ -394,7 +394,7 @@ class Request(message.Request):  # type: ignore[misc]
             self.body = Body(self.unreader, self._is_awaited, reader.length)
 
     def should_close(self) -> bool:
-        """Return whether the connection ends with this request, as far as its body was read."""
+        """Return whether the connection ends with this request; its body may decide that."""
         return self._is_last or self.body.is_given_up
 
     def environ(self, client: Any, server: Any) -> dict[str, Any]:

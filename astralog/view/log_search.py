@@ -132,7 +132,7 @@ class LogStream:
         budget = ReadBudget(max_seconds=seconds, is_soft=True)
         lines: list[bytes] = []
         size = 0
-        # A pace of its own: the time between two calls is not work, after which it would sleep.
+        # Each call has a new pace: the time between two calls is not work.
         for line in self._follower.poll(paced(self._wanted.select), budget):
             lines.append(line)
             size += len(line)

@@ -239,7 +239,7 @@ def _escapes(unicode_escape: bytes, characters: Collection[str]) -> Escapes:
 
 
 def _required_runs(regex: str) -> list[str]:
-    """Return texts that each match of a regular expression has, as far as they are known."""
+    """Return the known texts that every match of a regular expression contains."""
     if _UNKNOWN_IN_REGEX.search(regex):
         return []
     runs = [""]
