@@ -7,6 +7,7 @@ nothing and suits a probe. It prints one line per check.
 import email.utils
 import http.client
 import json
+import re
 import secrets
 import socket
 import ssl
@@ -44,6 +45,8 @@ SHOWN_CHARACTERS = 200
 #: Bytes of a response that are read.
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
+WRONG_SCHEME = "check the port in the URL, and whether it needs http:// or https://"
+
 #: The remedies for errors of a connection; the first that fits is shown.
 REMEDIES: tuple[tuple[type[Exception], str], ...] = (
     (ssl.SSLCertVerificationError, "use the host that it names, or --ca-file for a private CA"),
@@ -51,7 +54,21 @@ REMEDIES: tuple[tuple[type[Exception], str], ...] = (
     (socket.gaierror, "check the host in the URL"),
     (ConnectionRefusedError, "start the service, or check the port in the URL"),
     (TimeoutError, "check the URL and the firewall, or use a longer --timeout"),
+    (ConnectionResetError, WRONG_SCHEME),
+    (http.client.BadStatusLine, WRONG_SCHEME),
 )
+
+#: The service's own errors: JSON, a code and a message for Loki, or text on a port of TLS.
+OWN_ERROR = re.compile(r"\{|[a-z_]+: |This port serves ")
+
+#: A proxy's statuses if it gets no response from the service.
+GATEWAY_STATUSES = (
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+
+FOREIGN = "the response is not AstraLog's; check the URL and the proxy"
 
 
 class Outcome(Enum):
@@ -90,8 +107,24 @@ class Reply(NamedTuple):
         """Return the reply; raises Failure unless it has one of the statuses."""
         if self.status in statuses:
             return self
-        text = " ".join(self.body.decode(errors="replace").split())[:SHOWN_CHARACTERS]
-        raise Failure(f"{self.status} {text}".rstrip())
+        text = " ".join(self.body.decode(errors="replace").split())
+        shown = text[:SHOWN_CHARACTERS]
+        if OWN_ERROR.match(text):
+            raise Failure(f"{self.status} {shown}")
+        if not text or text.startswith("<"):  # a page, whose text says no more than its status
+            shown = http.client.responses.get(self.status, "")
+        raise Failure(f"{self.status} {shown}; {self._find_remedy(text)}")
+
+    def _find_remedy(self, text: str) -> str:
+        """Return the remedy for a failure that another server reported."""
+        location = self.headers.get("Location")
+        if location:
+            return f"use the URL to which it redirects: {location[:SHOWN_CHARACTERS]}"
+        if self.status in GATEWAY_STATUSES:
+            return "start the service, or correct the address to which the proxy forwards"
+        if self.status == HTTPStatus.BAD_REQUEST and "HTTPS" in text:
+            return "use https://"
+        return FOREIGN
 
 
 @dataclass(frozen=True)
@@ -236,7 +269,7 @@ def _check_json(deployment: Deployment, path: str, status: str) -> str:
     except (ValueError, RecursionError):
         is_expected = False
     if not is_expected:
-        raise Failure("the response is not AstraLog's; check the URL and the proxy")
+        raise Failure(FOREIGN)
     return f"{reply.status} in {reply.milliseconds:.0f} ms"
 
 

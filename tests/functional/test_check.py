@@ -172,6 +172,74 @@ class Healthy(BaseHTTPRequestHandler):
         self.wfile.write(b'{"status":"ok"}')
 
 
+class PageServer(BaseHTTPRequestHandler):
+    """A proxy that has a page in place of the service's response."""
+
+    status = 502
+    location = ""
+    page = b""
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        if self.location:
+            self.send_header("Location", self.location)
+        self.end_headers()
+        self.wfile.write(self.page)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "line"),
+    [
+        (
+            {"page": b"<html>\r\n<head><title>502 Bad Gateway</title></head>"},
+            "502 Bad Gateway; start the service, or correct the address to which the proxy "
+            "forwards",
+        ),
+        (
+            {"status": 503, "page": b"no available server\n"},
+            "503 no available server; start the service, or correct the address to which the proxy "
+            "forwards",
+        ),
+        (
+            {"status": 400, "page": b"<html>The plain HTTP request was sent to HTTPS port</html>"},
+            "400 Bad Request; use https://",
+        ),
+        (
+            {"status": 301, "location": "https://logs.example.com/health"},
+            "301 Moved Permanently; use the URL to which it redirects: "
+            "https://logs.example.com/health",
+        ),
+        (
+            {"status": 404, "page": b"<!DOCTYPE html><h1>Not Found</h1>"},
+            "404 Not Found; the response is not AstraLog's; check the URL and the proxy",
+        ),
+    ],
+)
+def test_page_of_a_proxy_has_its_status_and_a_remedy(
+    attributes: dict[str, object], line: str
+) -> None:
+    """The page itself is not shown."""
+    with fake_server(type("Page", (PageServer,), attributes)) as url:
+        result = run_check(url, "--read-only")
+    assert result.status == 1
+    assert result.findings == {"health": ("FAIL", line)}
+
+
+@pytest.mark.skipif(not can_make_certificate(), reason="NOT TESTED: openssl is not installed")
+def test_plain_http_to_a_port_of_tls_names_https(tmp_path: Path) -> None:
+    """The service answers such a request itself; others end the connection."""
+    cert, key = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    with fake_server(Healthy, tls) as url:
+        other = run_check(url, "--read-only")
+    with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
+        own = run_check(url_of(service), "--read-only")
+    assert list(other.findings) == list(own.findings) == ["health"]
+    assert other.findings["health"][1].endswith("and whether it needs http:// or https://")
+    assert own.findings["health"][1].endswith("received plain HTTP; use https:// in its address.")
+
+
 @pytest.mark.skipif(not can_make_certificate(), reason="NOT TESTED: openssl is not installed")
 def test_untrusted_certificate_names_the_option(tmp_path: Path) -> None:
     """With --ca-file, the same deployment is healthy."""
