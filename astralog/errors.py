@@ -59,7 +59,7 @@ MEANING_OF_CODE: Mapping[str, str] = {
     "invalid_batch": "The batch is invalid; `errors` lists the errors by log and field.",
     "invalid_encoding": "The body is not valid compressed data.",
     "bad_request": "The request is malformed.",
-    "forbidden_project": "The token may not write a project of the batch.",
+    "forbidden_project": "The token may not write to a project of the batch.",
     "forbidden_scope": "The token does not permit this request.",
     "not_found": "This path does not exist.",
     "method_not_allowed": "This path does not support the method.",
@@ -137,7 +137,7 @@ ORIGIN_TOKEN_FORBIDDEN = Cause(
 )
 METRICS_FORBIDDEN = Cause(
     "forbidden_scope",
-    "A token that is bound to projects does not open /metrics, which shows the whole service.",
+    "A token that is bound to projects cannot read /metrics, which shows the whole service.",
 )
 
 
@@ -184,16 +184,18 @@ def token_queue_full(token_bytes: int, limit_bytes: int) -> Cause:
     return Cause("queue_full", message)
 
 
-def too_large_for_queue(size: int, limit_bytes: int) -> Cause:
-    """Return the cause for a batch that does not fit into the empty write queue."""
-    return _too_large(size, f"The write queue has {mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES).")
+def too_large_for_queue(size: int, most_bytes: int) -> Cause:
+    """Return the cause for a batch that exceeds the memory of a request that is alone."""
+    limit = f"at most {mebibytes(most_bytes)}, three times ASTRALOG_QUEUE_BYTES"
+    return _too_large(size, f"A single request may take {limit}.")
 
 
 def too_large_for_token(size: int, token_bytes: int, limit_bytes: int) -> Cause:
     """Return the cause for a batch larger than the share of a token."""
     limit = (
-        f"The write queue has {mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES), and a single token "
-        f"may use at most {mebibytes(token_bytes)} of it if several tokens are configured."
+        "If several tokens are configured, the batches of one token may take at most "
+        f"{mebibytes(token_bytes)} of the write queue, three quarters of "
+        f"{mebibytes(limit_bytes)} (ASTRALOG_QUEUE_BYTES)."
     )
     return _too_large(size, limit)
 

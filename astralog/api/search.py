@@ -39,9 +39,11 @@ MAX_NAME_DOTS = 15
 
 #: The problem of a parameter whose cursor was made by another node or before the last start.
 INVALID_CURSOR = (
-    "has no valid cursor: a start or reload of the service invalidates all earlier ones; "
-    "omit the parameter"
+    "is not a valid cursor. Cursors expire when the service restarts or reloads; omit the parameter"
 )
+
+#: The message if the disk fails while logs are read.
+UNREADABLE = "The logs cannot be read now; retry later."
 
 
 def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Blueprint:
@@ -175,4 +177,4 @@ def _as_ndjson(response: Response) -> Response:
 
 
 def _unreadable() -> Rejection:
-    return Rejection("storage_failed", "The logs cannot be read now; retry later.")
+    return Rejection("storage_failed", UNREADABLE)

@@ -12,7 +12,6 @@ from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.intake import formats
 from astralog.intake.decoder import (
-    MAX_GROWTH,
     STEP_BYTES,
     Context,
     Decoded,
@@ -131,7 +130,7 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
         except COMPILED_ERRORS:
             return None
     _check_projects(logs, context)
-    check_growth(len(lines), MAX_GROWTH * len(body) + formats.PIECE_BYTES)
+    check_growth(len(lines), len(body), formats.PIECE_BYTES)
     return Batch(lines, len(logs))
 
 

@@ -12,7 +12,7 @@ import msgspec
 from gevent.lock import Semaphore
 
 from astralog.deadlines import yield_if_due
-from astralog.errors import SHOWN_CHARACTERS, Rejection
+from astralog.errors import SHOWN_CHARACTERS, Rejection, mebibytes
 from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.options import Options, find_project
 from astralog.store.commit_queue import Batch
@@ -143,7 +143,7 @@ class Context(NamedTuple):
         """Raise Rejection `forbidden_project` (for `logs` logs) unless the token may write it."""
         if self.projects is not None and name not in self.projects:
             shown = name[:SHOWN_CHARACTERS]
-            message = f"The token may not write the project {shown!r}; nothing was stored"
+            message = f"The token may not write to the project {shown!r}; nothing was stored"
             raise Rejection("forbidden_project", message, logs=logs)
 
 
@@ -222,7 +222,8 @@ class LineWriter:
         """Limit the lines to MAX_GROWTH times the body plus `spare_bytes`."""
         self._reservation = reservation
         self._held_bytes = body_bytes
-        self._max_bytes = MAX_GROWTH * body_bytes + spare_bytes
+        self._body_bytes = body_bytes
+        self._spare_bytes = spare_bytes
         self._buffer = bytearray()
         self.logs = 0  # so far
 
@@ -256,7 +257,7 @@ class LineWriter:
         self._buffer += encode_lines(logs[:-1])
         encode_into(logs[-1], self._buffer, -1)
         self._buffer += b"\n"
-        check_growth(len(self._buffer), self._max_bytes)
+        check_growth(len(self._buffer), self._body_bytes, self._spare_bytes)
         self.expect(0)
 
     def finish(self) -> Batch:
@@ -264,12 +265,13 @@ class LineWriter:
         return Batch(self._buffer, self.logs)
 
 
-def check_growth(size: int, max_bytes: int) -> None:
-    """Raise Rejection for a batch whose lines take more than `max_bytes`."""
-    if size > max_bytes:
+def check_growth(size: int, body_bytes: int, spare_bytes: int) -> None:
+    """Raise Rejection for lines that exceed MAX_GROWTH times the body plus `spare_bytes`."""
+    most = MAX_GROWTH * body_bytes + spare_bytes
+    if size > most:
         message = (
-            f"The lines of the batch would take over {max_bytes} bytes, more than {MAX_GROWTH} "
-            "times its body; send smaller batches."
+            f"The stored lines would take more than {most} bytes: {MAX_GROWTH} times the body of "
+            f"{body_bytes} bytes, plus {mebibytes(spare_bytes)}. Send smaller batches."
         )
         raise Rejection("body_too_large", message)
 

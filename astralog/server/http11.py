@@ -21,7 +21,7 @@ from gunicorn.util import unquote_to_wsgi_str
 from werkzeug.http import http_date
 
 from astralog.deadlines import yield_if_due
-from astralog.errors import Rejection
+from astralog.errors import Rejection, mebibytes
 from astralog.server.limits import DISCARD_BYTES, WRITE_STEP_BYTES, ConnectionLimits, Flow
 
 #: The longest head, the most headers in it, and the longest header with its line end.
@@ -41,6 +41,10 @@ TRAILERS_BYTES = 8 * 1024
 #: Chunks of 56 bytes without extensions fit. A body with more is rejected.
 FRAMING_BYTES = 1024 * 1024
 FRAMING_SHARE = 1 / 8
+TOO_MUCH_FRAMING = (
+    "The framing of the chunked body (sizes and line ends of its chunks) takes more than "
+    f"{mebibytes(FRAMING_BYTES)} plus an eighth of the data; send larger chunks."
+)
 
 #: Bytes of an unwanted body that are received at once.
 DISCARD_STEP_BYTES = 32 * 1024
@@ -198,7 +202,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         data: bytes = super().chunk(size_hint)
         self._received += len(data)
         if self._received > self._limit:
-            raise Rejection("bad_request", "The chunks of the body contain more framing than data.")
+            raise Rejection("bad_request", TOO_MUCH_FRAMING)
         if self._pause is not None:
             self._pause()
         return data
@@ -254,8 +258,8 @@ class Body:
         """Wait for bytes of the body, and return at most `size` of them.
 
         Returns nothing at the body's end, or if a body of known length ends early. Raises OSError
-        if the connection is lost or the chunks are invalid, and Rejection if they hold more framing
-        than data. No more is buffered here than the caller knows of.
+        if the connection is lost or the chunks are invalid, and Rejection if they hold too much
+        framing. No more is buffered here than the caller knows of.
         """
         data: bytes
         receiver = self._receiver

@@ -80,8 +80,9 @@ class MemoryBudget:
         if held > self.token_limit and self._are_tokens_several():
             raise self._exceeds_share(size + more)
         if self._reserved + more > self.limit:
-            if size + more > ALONE_SHARE * self.limit + OVERHEAD_BYTES:
-                raise Rejection(*errors.too_large_for_queue(size + more, self.limit))
+            most = ALONE_SHARE * self.limit
+            if size + more > most + OVERHEAD_BYTES:
+                raise Rejection(*errors.too_large_for_queue(size + more, most))
             if self._reserved > size:
                 raise self._full()
 

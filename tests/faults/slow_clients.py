@@ -189,7 +189,7 @@ def _is_cut_off(service: Service, head: bytes, piece: bytes) -> bool:
 
 
 def _chop(bench: Bench, row: Row) -> None:
-    """Send bodies with more framing than data, with and without a token."""
+    """Send chunked bodies with too much framing, with and without a token."""
     chunks = (
         b"1;" + b"x" * 4000 + b"\r\n \r\n",
         b'1;x="' + b"y" * 60 + b'"\r\n \r\n',

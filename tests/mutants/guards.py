@@ -211,7 +211,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "bound on the lines of a body",
         "astralog.intake.decoder:check_growth",
-        "if size > max_bytes:",
+        "if size > most:",
         "if False:",
         ("tests/unit/intake/test_options.py", "-k", "grow"),
     ),

@@ -103,7 +103,7 @@ CAUSES = [
     errors.commit_timeout(8.0, may_be_stored=True),
     errors.queue_full(64 * MIB),
     errors.token_queue_full(48 * MIB, 64 * MIB),
-    errors.too_large_for_queue(200 * MIB, 64 * MIB),
+    errors.too_large_for_queue(200 * MIB, 192 * MIB),
     errors.too_large_for_token(int(56.3 * MIB), 48 * MIB, 64 * MIB),
     errors.storage_error(errors.Shortage("bytes", 0, 256 * MIB)),
     errors.storage_error(errors.Shortage("inodes", 0, 1024)),

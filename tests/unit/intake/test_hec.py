@@ -110,7 +110,7 @@ def test_the_query_and_the_token_decide_the_project() -> None:
         log["metadata"],
     )
     assert "only" == decode_one(EVENT, projects=["only"])["project_id"]
-    with pytest.raises(Rejection, match="may not write the project 'org'") as rejected:
+    with pytest.raises(Rejection, match="may not write to the project 'org'") as rejected:
         decode_one(EVENT, projects=["a", "b"])
     assert "forbidden_project" == rejected.value.code
 
