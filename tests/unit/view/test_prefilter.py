@@ -171,6 +171,7 @@ def line_of(level: bytes = b"info", message: bytes = b"m", metadata: bytes = b"{
 @example([line_of(level="o\u212a".encode())], LogFilter(level="ok"))
 @example([line_of(metadata=rb'{"a":"b\/c"}')], LogFilter(text="B/c"))
 @example([line_of(metadata=rb'{"a":"b\/c"}')], LogFilter(fields=(("a", "b/c"),)))
+@example([line_of(message=b"Ab6.66 ab")], LogFilter(text="AB6.66 ab"))
 @example([line_of(metadata=rb'{"a":"\u0062"}')], LogFilter(text="b"))
 @example([line_of(metadata=rb'{"aa":"\u0062"}')], LogFilter(text="b"))
 @example([line_of(metadata=rb'{"\u0061":"\u00e9"}')], LogFilter(text="\u00c9"))
