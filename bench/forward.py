@@ -18,6 +18,7 @@ from astralog.store.forward_state import read_status
 from bench import bodies, measure
 from bench.forward_results import Delivery, Forward
 from bench.runs import PEAK_EVERY_SECONDS, ROUNDS, Runner, progress
+from bench.service import BareService
 from tests.support import clickhouse
 from tests.support.clickhouse import DISCARD, ClickHouse
 from tests.support.decoding import encode_batch
@@ -176,7 +177,7 @@ def _keep_up(directory: Path, engine: ClickHouse) -> tuple[float, float]:
     place = Path(tempfile.mkdtemp(dir=directory))
     lags: list[float] = []
     with (
-        Service(place, workers=1, segment_seconds=SEGMENT_SECONDS) as service,
+        BareService(place, workers=1, segment_seconds=SEGMENT_SECONDS) as service,
         clickhouse.Forward(place, engine.url, service.data_dir).start(),
     ):
         with ThreadPoolExecutor(KEEP_UP_CLIENTS) as clients:
@@ -228,7 +229,7 @@ def _search(directory: Path, engine: ClickHouse) -> list[float]:
     place = Path(tempfile.mkdtemp(dir=directory))
     found: list[float] = []
     with (
-        Service(place, workers=1, segment_seconds=SEGMENT_SECONDS) as service,
+        BareService(place, workers=1, segment_seconds=SEGMENT_SECONDS) as service,
         clickhouse.Forward(place, engine.url, service.data_dir).start(),
     ):
         stored: dict[str, float] = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from astralog_logging import AstraLogHandler
 from bench import measure
+from bench.service import BareService
 from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service
 
@@ -31,7 +32,7 @@ def main() -> None:
     """Print both as Markdown."""
     machine = measure.machine()
     print("{cpu}, {cores} cores, Linux {kernel}, Python {python}.\n".format(**machine))
-    with tempfile.TemporaryDirectory() as name, Service(Path(name)) as service:
+    with tempfile.TemporaryDirectory() as name, BareService(Path(name)) as service:
         url = f"http://127.0.0.1:{service.address[1]}"
         print("| µs in the logging thread | " + " | ".join(_handlers(url)) + " |")
         print("|---|" + "---:|" * len(_handlers(url)))

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench import bodies, foreign, load, measure, open_loop, options, otlp, stored
 from bench.results import Cell, Flood, Foreign, Growth, Workers
+from bench.service import BareService
 from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service
 
@@ -216,7 +217,7 @@ class Runner:
         settings = {"workers": None, "min_free_bytes": None, **settings}
         with (
             tempfile.TemporaryDirectory(dir=self._directory) as directory,
-            Service(Path(directory), **settings) as service,
+            BareService(Path(directory), **settings) as service,
         ):
             wait_until_idle(service)
             yield service

@@ -9,6 +9,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from astralog.store.compression import LEVEL
 from bench import bodies, load, measure, stored
 from bench.results import Beside, Segments
 from bench.runs import progress
+from bench.service import BareService
 from tests.support.metrics import read_samples
 from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service, one_form_each
@@ -96,7 +98,7 @@ def _measure(directory: Path, executor: Executor, seconds: float) -> list[Beside
         known = []
         for name, count in (("empty", 0), ("full", SEALED_SEGMENTS)):
             settings = {"workers": None, "min_free_bytes": None, **RETENTION, **FOR_SEARCH}
-            service = Service(directory / name, **settings)
+            service = BareService(directory / name, **settings)
             services.append(stack.enter_context(service))
             known.append((_wait_until_known(service, count), cpu_seconds(_pids(service))))
         plan = Plan(
@@ -118,7 +120,7 @@ def _pids(service: Service) -> list[int]:
     return [service.process.pid, *service.worker_pids(), *([compressor] if compressor else [])]
 
 
-def _idle_cores(services: list[Service], seconds: float) -> list[float]:
+def _idle_cores(services: Sequence[Service], seconds: float) -> list[float]:
     """Return the CPU seconds that each service takes in a second without a load."""
     before = [cpu_seconds(_pids(service)) for service in services]
     time.sleep(seconds)

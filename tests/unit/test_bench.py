@@ -21,6 +21,7 @@ from astralog.intake.otlp_protobuf import Protobuf
 from bench import bodies, foreign, lean_logs, load, measure, open_loop, options, otlp, stored
 from bench.load import Outcome
 from bench.rate_results import Rate, rate_marks
+from bench.service import BareService
 from tests.support.decoding import encode_batch, make_context
 from tests.support.processes import cpu_seconds
 
@@ -218,3 +219,14 @@ def test_rate_is_compared_with_its_limits() -> None:
 
     marks = list(rate_marks([rate(1000, 1, 300.0), rate(1000, 2, 360.0), rate(7, 1, 1.0)]))
     assert [(300.0, 350, True), (1.2, 1.15, True)] == [mark[1:] for mark in marks]
+
+
+def test_the_service_is_measured_without_the_monitor_of_tests(tmp_path: Path) -> None:
+    starts = [
+        path.name
+        for path in Path(bodies.__file__).parent.glob("*.py")
+        if " Service(" in path.read_text()
+    ]
+
+    assert BareService(tmp_path).command()[1:] == ["wsgi:app"]
+    assert starts == []
