@@ -108,7 +108,8 @@ def queue_families(queue: CommitQueue) -> list[Family]:
         ),
         _gauge(
             "backlog_bytes",
-            "Memory of bodies, their decoding, and batches that wait for their commit.",
+            "Memory of bodies, of the buffers that decompress and split them, and of lines that "
+            "are not stored yet.",
             lambda: queue.backlog_bytes,
         ),
         _gauge(
