@@ -268,14 +268,14 @@ class Settings:
     )
     queue_bytes: int = _size_setting(
         64 * MIB,
-        "Memory per worker for bodies, their decoding, and batches that wait for their commit. "
-        "Beyond it: 503 `queue_full`. With several tokens, each may use at most three quarters of "
-        "it. At least `ASTRALOG_MAX_BODY_BYTES`.",
+        "Memory per worker for bodies, the buffers that decompress and split them, and lines that "
+        "are not stored yet. Beyond it: 503 `queue_full`. With several tokens, each may use at "
+        "most three quarters of it. At least `ASTRALOG_MAX_BODY_BYTES`.",
     )
     writers: int = _setting(
         1,
-        "Writers per worker, each with its own segment file. A writer is a drain greenlet, a "
-        "lightweight thread that stores queued batches.",
+        "Writers per worker, each with its own segment file. A writer is a lightweight "
+        "thread (a greenlet) that stores queued batches.",
         Range(min=1, max=64),
     )
     segment_bytes: int = _size_setting(

@@ -48,7 +48,8 @@ def describe(version: str, *, has_status: bool = True) -> Json:
     token = {
         "type": "http",
         "scheme": "bearer",
-        "description": "A token. The header may also contain the token alone, without `Bearer`.",
+        "description": "A token. The header may also contain the token alone, without `Bearer`. A "
+        "token may be bound to projects: it then sends and reads only logs of these.",
     }
     spec.components.security_scheme("token", token)
     spec.components.schema("Batch", schema=BatchSchema)

@@ -18,7 +18,7 @@ LOKI_OPTIONS = ("project_id", "service", "level", "once")
 BULK_OPTIONS = LOKI_OPTIONS
 
 _EXPORT_WORDS = """\
-The OTLP/HTTP of OpenTelemetry, [version 1](https://opentelemetry.io/docs/specs/otlp/): SDKs and
+OpenTelemetry's OTLP/HTTP, [version 1](https://opentelemetry.io/docs/specs/otlp/): SDKs and
 collectors send here with `OTEL_EXPORTER_OTLP_ENDPOINT` set to this service and
 `OTEL_EXPORTER_OTLP_HEADERS` to `Authorization=TOKEN`. Every log of the export is stored, or none.
 
@@ -82,9 +82,9 @@ _EXPORT_STATUS = {
 }
 
 _HEC = """\
-The body has events of Splunk's HTTP Event Collector, one after another. Every event is stored, or
-none. Events are also accepted at `/services/collector` and `/services/collector/event/1.0`, and
-lines of text at `/services/collector/raw`. `GET /services/collector/health` needs no token.
+Splunk's HTTP Event Collector. The body has events, one after another. Every event is stored, or
+none. The paths `/services/collector` and `/services/collector/event/1.0` accept events too, and
+`/services/collector/raw` accepts lines of text. `GET /services/collector/health` needs no token.
 """
 
 _EVENT = {
@@ -119,8 +119,9 @@ _REPLY = {
 _REPLY_EXAMPLE = {"text": "Invalid data format", "code": 6, "invalid-event-number": 0}
 
 _LOKI = """\
-The push of Grafana's Loki. A body with Content-Type `application/json` is JSON, any other is
-protobuf compressed with Snappy. Without `project_id`, the header `X-Scope-OrgID` is the project.
+Loki's push API. A body with Content-Type `application/json` is JSON; any other is protobuf that is
+compressed with Snappy. The project is `project_id`, else the project of a token that is bound to
+exactly one, else the header `X-Scope-OrgID`.
 """
 
 _PUSH = {
@@ -157,7 +158,7 @@ _PUSH_EXAMPLE = {
 }
 
 _BULK = """\
-The bulk API of Elasticsearch: an action, `create` or `index`, and its document, on separate lines.
+Elasticsearch's bulk API: an action, `create` or `index`, and its document, on separate lines.
 Valid documents are stored, and the response has a result for each document. Batches are also
 accepted at `/elasticsearch/{index}/_bulk`. `GET /elasticsearch/` and the other requests that
 clients send at their start are supported too.
@@ -296,7 +297,7 @@ def _describe_loki(options: list[Json], responses: Json) -> Json:
     return {
         "operationId": "push",
         "tags": ["Logs"],
-        "summary": "Store a push of Grafana's Loki",
+        "summary": "Store a push for Loki",
         "description": _LOKI,
         "security": [{"token": []}],
         "parameters": _parameters(options, LOKI_OPTIONS, required="project_id"),
@@ -314,7 +315,7 @@ def _describe_bulk(options: list[Json], responses: Json) -> Json:
     return {
         "operationId": "bulk",
         "tags": ["Logs"],
-        "summary": "Store documents of Elasticsearch's bulk",
+        "summary": "Store documents of Elasticsearch's bulk API",
         "description": _BULK,
         "security": [{"token": []}],
         "parameters": _parameters(options, BULK_OPTIONS),
