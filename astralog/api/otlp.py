@@ -156,7 +156,7 @@ def _with_hint(rejection: Rejection, environ: Environ) -> Rejection:
     """Add a hint to the rejection of a protobuf body that was read as JSON."""
     if rejection.code != "invalid_json" or _media_type(environ) == "application/json":
         return rejection
-    return Rejection("invalid_json", f"{rejection.message}; {PROTOBUF_HINT}")
+    return Rejection("invalid_json", f"{rejection.message.rstrip('.')}; {PROTOBUF_HINT}")
 
 
 def _media_type(environ: Environ) -> str:

@@ -207,6 +207,13 @@ def test_undeclared_protobuf_is_explained(client: FlaskClient, kind: str) -> Non
     assert "protobuf" not in post(client, b"{", JSON).body["message"]
 
 
+def test_hint_follows_a_message_that_is_a_sentence(client: FlaskClient) -> None:
+    """The message of a batch that is sent to the wrong path ends with a period of its own."""
+    headers = {"Authorization": TOKEN, "Content-Type": ""}
+    message = client.post("/v1/logs", data=b'{"logs": []}', headers=headers).get_json()["message"]
+    assert "POST /v1/drain; protobuf is sent" in message
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
 def test_export_that_is_not_utf8_is_explained(client: FlaskClient, encoding: str) -> None:
     """The message is that of a drained batch."""
