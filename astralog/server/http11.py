@@ -20,7 +20,6 @@ from gunicorn.http import body, errors, message, unreader, wsgi
 from gunicorn.util import unquote_to_wsgi_str
 from werkzeug.http import http_date
 
-from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection, mebibytes
 from astralog.server.limits import DISCARD_BYTES, WRITE_STEP_BYTES, ConnectionLimits, Flow
 
@@ -108,7 +107,6 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         self._is_first_head = True
         self._received = 0
         self._limit = sys.maxsize
-        self._pause: Callable[[], None] | None = None
 
     def close(self) -> None:
         """Stop polling the socket; called before it is closed."""
@@ -127,7 +125,7 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         waits = not self._flow.is_trusted
         if waits:
             self._flow.stop()
-        self._pause, self._limit = None, sys.maxsize
+        self._limit = sys.maxsize
         data: bytes = self.take_buffered()
         if data:
             gevent.sleep(0)
@@ -178,14 +176,9 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         hold(0)
         return bytes(head)
 
-    def share_worker(self) -> None:
-        """Yield while a body is read; its client has shown a token."""
-        if self._pause is None:
-            self._pause = yield_if_due
-
     def queue_up(self) -> Callable[[], None]:
         """Serve other clients before a body is discarded; return the function to do so again."""
-        self._pause = pause = self._flow.share()
+        pause = self._flow.share()
         pause()
         return pause
 
@@ -203,8 +196,6 @@ class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
         self._received += len(data)
         if self._received > self._limit:
             raise Rejection("bad_request", TOO_MUCH_FRAMING)
-        if self._pause is not None:
-            self._pause()
         return data
 
 
@@ -294,8 +285,6 @@ class Body:
 
     def _parse_piece(self, reader: body.ChunkedReader) -> bytes:
         """Wait for bytes of a chunk and return them, or nothing at the body's end."""
-        receiver = self._receiver
-        receiver.share_worker()
         data = b""
         try:
             while reader.parser and not data:
@@ -308,7 +297,7 @@ class Body:
         except Exception:
             self._failed = True
             raise
-        receiver.grant(int(len(data) * (1 + FRAMING_SHARE)))
+        self._receiver.grant(int(len(data) * (1 + FRAMING_SHARE)))
         return data
 
     def discard(self, limit: int) -> bool:

@@ -318,7 +318,7 @@ class BatchQueue:
         """Reject all queued batches."""
         while not self._queue.empty():
             queued = self._queue.get()
-            if queued is not None:
+            if queued is not None and queued.state is BatchState.QUEUED:
                 self.finish([queued], cause)
 
     def expire_waits(self) -> None:
@@ -348,9 +348,8 @@ class BatchQueue:
 
     def _release(self, queued: QueuedBatch) -> None:
         """Finish a batch: release its memory and its key."""
-        if queued.state is not BatchState.FINISHED:
-            queued.state = BatchState.FINISHED
-            queued.lines = b""
-            queued.reservation.release()
-            if queued.claim:
-                queued.claim.release()
+        queued.state = BatchState.FINISHED
+        queued.lines = b""
+        queued.reservation.release()
+        if queued.claim:
+            queued.claim.release()

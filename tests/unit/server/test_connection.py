@@ -241,6 +241,16 @@ def test_a_body_without_a_length_ends_the_connection_after_one_answer(case: Case
     assert ["/a"] == case.app.paths
 
 
+def test_head_that_waits_for_its_body_is_charged(case: Case) -> None:
+    """A client without a token holds its head while the application reads its body."""
+    case.app._answer = lambda environ: Items([environ["wsgi.input"].read()])
+    client = case.connect()
+    client.socket.sendall(post("Content-Length: 10", "X: " + "x" * 8000))
+    gevent.sleep(0.01)
+    assert case.limits._held_bytes > PLAIN_BYTES + 8000
+    assert client.ask(bytes(10)).endswith(bytes(10))
+
+
 def test_head_of_a_discarded_body_is_charged(case: Case) -> None:
     """A client without a token holds its head until the rest of its body arrives."""
     case.app.status = "401 UNAUTHORIZED"

@@ -20,6 +20,7 @@ from astralog.store import commit_queue, writer
 from astralog.store.commit_queue import CommitQueue, DiskThreads
 from astralog.store.forward_state import CURSOR_NAME, encode_fact
 from astralog.store.housekeeper import POLL_SECONDS, Housekeeper
+from astralog.store.keys.claims import Claim, Key
 from astralog.store.queue import GROUP_BYTES, Batch, QueuedBatch
 from astralog.store.writer import Storage
 from astralog.telemetry.counters import Counters
@@ -104,12 +105,12 @@ def line(number: int, size: int = 0) -> bytes:
     return b'{"n":%d,"x":"%s"}\n' % (number, b"x" * size)
 
 
-def commit(queue: CommitQueue, lines: bytes) -> Rejection | None:
+def commit(queue: CommitQueue, lines: bytes, claim: Claim | None = None) -> Rejection | None:
     """Commit a batch as a request does; return its rejection, or None if it is stored."""
     try:
         with queue.admit() as reservation:
             reservation.resize(len(lines))
-            queue.commit(Batch(lines, lines.count(b"\n")), reservation)
+            queue.commit(Batch(lines, lines.count(b"\n")), reservation, claim)
     except Rejection as rejection:
         return rejection
     return None
@@ -432,16 +433,18 @@ def test_a_client_that_is_gone_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
-def test_dropped_batch_releases_its_memory_once(
+def test_dropped_batch_releases_its_key_once(
     make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
 ) -> None:
-    """A stop does not release it a second time."""
+    """A stop does not release it a second time, so the request that still holds it keeps it."""
+    unlocked: list[Key] = []
+    claim = Claim(Key("name", b"", b""), 0, unlocked.append)
     queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.05)
     gate.close()
     commit_later(queue, line(1, 100))
     wait_until(lambda: gate.groups)
     reserved_by_first = reserved(queue)
-    dropped = commit_later(queue, line(2, 50_000))
+    dropped = gevent.spawn(commit, queue, line(2, 50_000), claim)
     gevent.sleep(0.01)
     if is_killed:
         dropped.kill()
@@ -449,6 +452,9 @@ def test_dropped_batch_releases_its_memory_once(
         assert "commit_timeout" == result(dropped)
     queue.stop(0.05)
     assert reserved_by_first == reserved(queue)
+    assert [] == unlocked
+    claim.release()
+    assert [claim.key] == unlocked
     gate.open()
     wait_until(lambda: not reserved(queue))
 
