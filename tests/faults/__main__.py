@@ -100,6 +100,7 @@ def kinds(scale: float) -> list[Kind]:
             "forward",
             0.6,
             *("kills", max(200, times(200)), "rounds", max(8, times(8))),
+            *("mixed_rounds", max(8, times(8))),
             *("logs", times(5000), "segments", 100_000),
         ),
     ]

@@ -44,13 +44,15 @@ def run(
     bench: Bench,
     kills: int,
     rounds: int,
+    mixed_rounds: int,
     logs: int,
     segments: int,
     faults: Sequence[str] = FAULTS,
 ) -> Iterator[Row]:
-    """Kill forward `kills` times, and break everything else `rounds` times each.
+    """Kill forward `kills` times, and break each other thing alone for `rounds` rounds.
 
-    Then deliver this number of odd `logs`, and a log among this number of delivered `segments`.
+    Break them together for `mixed_rounds` rounds, and calls on forward's own files. Then deliver
+    this number of odd `logs`, and a log among this number of delivered `segments`.
     """
     yield from _run(bench, "kill -9 of forward", kills, breaks.kill_forward)
     yield from _run(bench, "kill -9 of the engine in an insert", rounds, breaks.kill_engine)
@@ -60,14 +62,14 @@ def run(
         what = f"an insert is answered: {fault}"
         yield from _run(bench, what, max(1, rounds // 4), break_it)
     yield from _run(bench, "cursor lost or damaged", rounds, breaks.damage_cursor)
-    yield from _run(bench, "everything at once", 2 * rounds, breaks.break_something)
+    yield from _run(bench, "everything at once", 2 * mixed_rounds, breaks.break_something)
     if shim.is_available():
         what = "calls on its own files fail, no token remembered"
-        yield from _run(bench, what, 2 * rounds, breaks.break_own_files, 0, is_shimmed=True)
+        yield from _run(bench, what, 2 * mixed_rounds, breaks.break_own_files, 0, is_shimmed=True)
     else:
         bench.say("NOT TESTED: calls on forward's own files that fail; it takes gcc")
     what = "everything at once, no token remembered"
-    yield from _run(bench, what, rounds, breaks.break_and_wait, window=0)
+    yield from _run(bench, what, mixed_rounds, breaks.break_and_wait, window=0)
     if bench.has_time:
         yield _deliver_odd_values(bench, logs)
         yield _deliver_beside(bench, segments)

@@ -16,7 +16,10 @@ from tests.support.service import TIMEOUT_SECONDS, Service
 #: The first number of a batch with a key, beyond those of the batches without one.
 KEYED_START = 1 << 48
 
-#: Seconds between two tries of a batch.
+#: Seconds between two batches of a client: about half the clients wait for a response then.
+PACE_SECONDS = 0.01
+
+#: Seconds after a rejection or a broken connection.
 PAUSE_SECONDS = 0.02
 
 #: Of so many batches one is sent again after it was acknowledged.
@@ -97,6 +100,7 @@ class KeyedLoad:
         while not self.stopping.is_set():
             if self._may_post.wait(PAUSE_SECONDS):
                 self._deliver(client, next(self._numbers))
+                time.sleep(PACE_SECONDS)
                 if not self._is_patient and client.remembered and not chance.randrange(AGAIN_EVERY):
                     client.close()
                     self._send_until_stored(client, chance.choice(client.remembered))

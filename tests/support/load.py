@@ -1,4 +1,4 @@
-"""Clients that post batches without a pause and record the outcome of each."""
+"""Clients that post batches in turn and record the outcome of each."""
 
 import contextlib
 import http.client
@@ -10,13 +10,10 @@ from collections.abc import Container, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.keyed_load import KEYED_START, KeyedLoad
+from tests.support.keyed_load import KEYED_START, PACE_SECONDS, PAUSE_SECONDS, KeyedLoad
 from tests.support.numbered_batches import count_lines
 from tests.support.protocols import DRAIN, Protocol
 from tests.support.service import TIMEOUT_SECONDS, Service, segment_pid, wait_for
-
-#: Seconds between two attempts of a client that nobody answers.
-PAUSE_SECONDS = 0.02
 
 #: Batches after which a client takes a new connection, which another worker may get.
 KEPT_BATCHES = 20
@@ -152,9 +149,11 @@ class Load:
     def _post_some(self, connection: http.client.HTTPConnection) -> None:
         for _ in range(KEPT_BATCHES):
             if not self._stopping.is_set():
-                self._post(connection)
+                is_accepted = self._post(connection)
+                time.sleep(PACE_SECONDS if is_accepted else PAUSE_SECONDS)
 
-    def _post(self, connection: http.client.HTTPConnection) -> None:
+    def _post(self, connection: http.client.HTTPConnection) -> bool:
+        """Send the next batch; return whether it was stored."""
         number = next(self._numbers)
         size = number % self._largest + 1
         if connection.sock is None:
@@ -162,7 +161,7 @@ class Load:
         self._may_post.wait()
         with self._lock:
             if not self._may_post.is_set():
-                return
+                return False
             self.unanswered.add(number)
         self.note_post(number, connection.sock.getsockname()[1])
         protocol = self._protocol
@@ -173,6 +172,7 @@ class Load:
         with self._lock:
             self.note_answer(number, size, response.status, protocol.read_answer(text))
             self.unanswered.discard(number)
+            return number in self.acknowledged
 
     def note_post(self, number: int, port: int) -> None:
         """Record a batch that is about to be posted from a port."""
