@@ -142,8 +142,10 @@ smoke: install ## Check a deployment from outside: make smoke URL=https://logs.e
 token: ## Print a strong token for the tokens file
 	@python3 -c 'import secrets; print(secrets.token_urlsafe(32))'
 
+# The documented commands name the wheel by a pattern, and fail if an older one fits too.
 .PHONY: wheel
 wheel: install ## Build the wheel in dist/; `pip install` it, and `astralog serve` starts the service
+	rm -f dist/astralog-*.whl
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 # Interpreters from 3.11 on, those of pyenv included, that test-wheel installs the wheel with.

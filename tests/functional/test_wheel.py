@@ -16,7 +16,7 @@ from tests.support.service import ROOT, Service, make_batch
 pytestmark = pytest.mark.slow
 
 #: What a wheel is built of.
-SOURCES = ("astralog", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("astralog", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "Makefile")
 
 
 def run(*command: str | Path) -> str:
@@ -28,7 +28,10 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel with the installed tools, from a copy, since building leaves files behind."""
+    """Build the wheel with the installed tools, from a copy, since building leaves files behind.
+
+    `make wheel` removes the wheel of an older version.
+    """
     directory = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -36,9 +39,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             (directory / "source").mkdir(exist_ok=True)
             shutil.copy(ROOT / name, directory / "source")
-    build = "-m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir"
-    run(sys.executable, *build.split(), directory, directory / "source")
-    (path,) = directory.glob("astralog-*.whl")
+    dist = directory / "source" / "dist"
+    dist.mkdir()
+    (dist / "astralog-0.0.1-py3-none-any.whl").touch()
+    make = f"make -C {directory / 'source'} -o install wheel BIN={Path(sys.executable).parent}"
+    run(*make.split())
+    (path,) = dist.glob("astralog-*.whl")
     return path
 
 
