@@ -55,7 +55,8 @@ _BARE = re.compile(r"[!#-+\--~]+")
 _ESCAPED = re.compile(r'\\(["\\])')
 
 _KEY_FORM = (
-    f"Idempotency-Key must be one quoted string of 1 to {MAX_KEY_CHARACTERS} visible characters."
+    f"Idempotency-Key must have 1 to {MAX_KEY_CHARACTERS} visible characters, with or without "
+    "quotes."
 )
 
 #: Unknown parameters that a message repeats. Any other name may be a token.
@@ -118,7 +119,8 @@ def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Optio
             raise bad_parameter(name, f"must have the value {value!r}")
     if "once" in values and "timestamp" in values:
         raise _bad(
-            "once=body cannot be combined with timestamp=now: a retry would have another timestamp."
+            "once=body cannot be combined with timestamp=now: without timestamps, separate batches "
+            "may have the same bytes."
         )
     return Options(
         {

@@ -11,7 +11,7 @@ import pytest
 from tests.support.service import ROOT, TIMEOUT_SECONDS, TOKEN, Service
 
 #: Requests an operation, and the seed that chooses them.
-EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 20
+EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 12
 SEED = 20261123
 
 
