@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,10 @@ CLOCK_SECONDS = 60.0
 #: Segments that may begin after a segment and before its last line. If the file's time of change is
 #: unreliable, as in a copy of the directory, this limits the segments that a search opens.
 CONCURRENT_SEGMENTS = 128
+
+#: Bytes of lines of a segment that are held in memory to yield the last one first, in addition to
+#: the largest line.
+MAX_HELD_BYTES = 16 * 1024 * 1024
 
 # A stored line is as the service encodes it: no quote in a string goes without its backslash, so
 # that the first such text is the log's own timestamp.
@@ -161,28 +165,29 @@ class Part:
     def _read_inflated_backwards(
         self, reader: SegmentReader, limit: int, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
-        newest: deque[tuple[int, bytes]] = deque()
-        held_bytes = 0
-        has_others = False
         own = budget.for_whole_segment()
-        for start, lines in reader.blocks(0, self.end, own):
-            for offset, line in select(lines):
-                if start + offset > self.begin:
-                    newest.append((start + offset, line))
-                    held_bytes += len(line)
-                while len(newest) > limit or (held_bytes > budget.held_bytes and len(newest) > 1):
-                    held_bytes -= len(newest.popleft()[1])
-                    has_others = True
-        if own is not budget:
-            budget.bytes_read += own.bytes_read
-            budget.file_bytes += own.file_bytes
-        elif budget.is_spent:
-            self.is_begun = False  # these are not the newest
-            return
-        for offset, line in reversed(newest):
-            self.reached = offset
-            yield offset, line
-        self.is_read = not has_others
+
+        def read() -> Iterator[tuple[int, bytes]]:
+            try:
+                for start, lines in reader.blocks(0, self.end, own):
+                    for offset, line in select(lines):
+                        if start + offset > self.begin:
+                            yield start + offset, line
+            finally:
+                if own is not budget:
+                    budget.bytes_read += own.bytes_read
+                    budget.file_bytes += own.file_bytes
+
+        found = last_first(read, limit, budget)
+        self.is_begun = False
+        while True:
+            try:
+                self.reached, line = next(found)
+            except StopIteration as end:
+                self.is_read = not end.value
+                return
+            self.is_begun = True
+            yield self.reached, line
 
     def _event_time(self, line: bytes, otherwise: float) -> float:
         """Return the line's timestamp, clamped, if it is near its arrival, else `otherwise`."""
@@ -200,6 +205,45 @@ class Part:
         except READ_ERRORS as error:
             log.warning("cannot read %s: %s", self.segment, error)
             self.is_failed = True
+
+
+def last_first(
+    read: Callable[[], Iterable[tuple[int, bytes]]], limit: int, budget: ReadBudget
+) -> Generator[tuple[int, bytes], None, bool]:
+    """Yield the last `limit` lines of a reader, last first; return whether there are others.
+
+    Lines of more than MAX_HELD_BYTES are read in several passes, except with a soft budget: there
+    is one pass. With any other budget that is spent, nothing is yielded. An error that ends the
+    reading is raised after the lines before it.
+    """
+    end: float = math.inf
+    failed: Exception | None = None
+    while True:
+        last: deque[tuple[int, bytes]] = deque()
+        held_bytes = 0
+        has_others = False
+        try:
+            for offset, line in read():
+                if offset >= end:
+                    break
+                last.append((offset, line))
+                held_bytes += len(line)
+                while len(last) > limit or (held_bytes > MAX_HELD_BYTES and len(last) > 1):
+                    held_bytes -= len(last.popleft()[1])
+                    has_others = True
+        except READ_ERRORS as error:
+            failed = error
+        if budget.is_spent and not budget.is_soft:
+            return True
+        limit -= len(last)
+        while last:
+            end, line = last.pop()
+            yield int(end), line
+        if budget.is_soft or not has_others or not limit:
+            break
+    if failed and not has_others:
+        raise failed
+    return has_others
 
 
 #: Makes a part of the arguments of `Part`.

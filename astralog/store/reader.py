@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from astralog.store.files import open_regular
 from astralog.store.names import Form, SegmentName
 from astralog.zstd import zstd
+
+log = logging.getLogger(__name__)
 
 #: Bytes that are read at once.
 BLOCK_BYTES = 256 * 1024
@@ -25,8 +28,9 @@ LAST_BLOCK_BYTES = 16 * 1024
 #: copied, which saves 4% of the CPU of a search for a rare text.
 TAIL_BYTES = 4096
 
-#: Bytes of lines of a compressed segment in a soft budget, in addition to the largest line.
-MAX_HELD_BYTES = 8 * 1024 * 1024
+#: Bytes of a line above which it is skipped. No log is longer, unless ASTRALOG_MAX_BODY_BYTES was
+#: raised above 15 MiB: a line has at most four times the bytes of its body, plus 1 MiB.
+MAX_LINE_BYTES = 64 * 1024 * 1024
 
 #: Exceptions of reading a segment: errors of the disk, and of damaged compressed lines.
 READ_ERRORS = (OSError, EOFError, zstd.ZstdError)
@@ -72,10 +76,9 @@ class ReadBudget:
     ) -> None:
         """Limit the bytes, and the time once anything was read.
 
-        A soft budget does not end within a compressed segment, of which it bounds the lines that
-        are held in memory; whoever reads the newest ones then has no more of them at once.
+        A soft budget does not end within a compressed segment. Whoever reads its newest lines may
+        get fewer of them at once.
         """
-        self.held_bytes = MAX_HELD_BYTES if is_soft else float("inf")
         self.is_soft = is_soft
         self._max_bytes = max_bytes
         self._end = time.monotonic() + max_seconds
@@ -102,6 +105,7 @@ class SegmentReader:
     def __init__(self, directory: Path, segment: SegmentName) -> None:
         """Open the file; raises OSError, FileNotFoundError if no form of it exists."""
         self._fd, form = _open(directory, segment)
+        self._segment = segment
         self.is_compressed = form is Form.COMPRESSED
 
     def close(self) -> None:
@@ -119,12 +123,22 @@ class SegmentReader:
     def blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[Block]:
         """Yield the whole lines between two offsets, or to the end, in blocks.
 
-        It stops early when the budget is spent, but not before one line. Raises READ_ERRORS.
+        It stops early when the budget is spent, but not before one line. A blank line stands for a
+        line of more than MAX_LINE_BYTES. Raises READ_ERRORS.
         """
         rest: list[bytes] = []
-        start = begin
-        for block in self._blocks(begin, end, budget):
-            budget.bytes_read += len(block)
+        start = position = begin
+        is_skipping = False
+        for data in self._blocks(begin, end, budget):
+            budget.bytes_read += len(data)
+            position += len(data)
+            block = data
+            if is_skipping:
+                if b"\n" not in data:
+                    continue
+                is_skipping = False
+                block = data[data.index(b"\n") :]
+                start = position - len(block)
             cut = block.rfind(b"\n") + 1
             if cut == len(block) and not any(rest):
                 yield Block(start, block)
@@ -138,11 +152,14 @@ class SegmentReader:
             rest.append(block[cut:])
             if budget.is_spent and start > begin:
                 return
+            if is_skipping := self._is_too_long(rest):
+                rest.clear()
 
     def blocks_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[Block]:
         """Yield the blocks up to `end`, newest first; the file must not be compressed.
 
-        It stops early when the budget is spent; if it was not at first, not before one line.
+        It stops early when the budget is spent; if it was not at first, not before one line. It
+        skips lines of more than MAX_LINE_BYTES.
         """
         position = self.size() if end is None else min(end, self.size())
         rest: list[bytes] = []  # pieces of the line whose start is not read yet, the last one first
@@ -162,6 +179,8 @@ class SegmentReader:
             cut = block.find(b"\n", 0, None if rest else -1) + 1 if position else 0
             if position and not cut:
                 rest += [block] if block else []
+                if self._is_too_long(rest):
+                    rest.clear()
                 continue
             lines = b"".join([memoryview(block)[cut:], *reversed(rest)])
             rest = [block[:cut]]
@@ -192,6 +211,13 @@ class SegmentReader:
             begin += len(block)
             budget.file_bytes += len(block)
             yield block
+
+    def _is_too_long(self, rest: list[bytes]) -> bool:
+        """Return whether the pieces of a line are too many bytes, and log it."""
+        is_too_long = sum(map(len, rest)) > MAX_LINE_BYTES
+        if is_too_long:
+            log.warning("%s: skipped a line of over %d MiB", self._segment, MAX_LINE_BYTES >> 20)
+        return is_too_long
 
     def _size_of_lines(self, begin: int, size: int) -> int:
         """Return `size`, or a few less so that a line ends there."""

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from astralog.store.merge import Arrival, Part
+from astralog.store.merge import Arrival, Part, last_first
 from astralog.store.names import SegmentName
 from astralog.store.reader import Block, ReadBudget, Select, every_line
 
@@ -78,7 +78,7 @@ class ContextPart(Part):
     def _read_backwards(
         self, limit: int, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
-        yield from reversed(deque(self._read(select, budget), maxlen=limit))
+        yield from last_first(lambda: self._read(select, budget), limit, budget)
 
 
 def unpack(arrivals: Iterable[Arrival]) -> Iterator[bytes]:

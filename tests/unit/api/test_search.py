@@ -17,7 +17,7 @@ from astralog.api import search
 from astralog.api.turns import OneAtATime
 from astralog.errors import Rejection
 from astralog.settings import Settings
-from astralog.store import reader
+from astralog.store import merge
 from astralog.view import log_search
 from tests.support.service import TOKEN, make_log, write_tokens
 from tests.support.tail import compress, make_line, make_name, make_segment
@@ -211,7 +211,7 @@ def test_many_segments_are_listed_slowly(
 
 @pytest.mark.usefixtures("data_dir")
 def test_a_page_has_a_bounded_size(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_HELD_BYTES", 600)
+    monkeypatch.setattr(merge, "MAX_HELD_BYTES", 600)
     monkeypatch.setattr(search, "MAX_PAGE_BYTES", 300)
     monkeypatch.setattr(log_search, "MAX_PAGE_BYTES", 300)
     found = pages(client, "")

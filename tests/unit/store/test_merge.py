@@ -1,6 +1,7 @@
 """The order of lines across segments, and the few reads that it takes."""
 
 import os
+import random
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -17,14 +18,17 @@ from astralog.store import merge, reader
 from astralog.store.merge import (
     find_parts,
     make_parts,
+    newest_arrivals,
     newest_first,
     newest_lines,
+    oldest_arrivals,
     oldest_first,
     parts_since,
     remaining,
 )
 from astralog.store.names import Form, SegmentFile, SegmentName
 from astralog.store.reader import LAST_BLOCK_BYTES, ReadBudget, not_blank, select_if
+from astralog.view.context import ContextPart
 from tests.support import foreign
 from tests.support.tail import compress, make_line, make_name, make_segment, message_of
 
@@ -402,6 +406,41 @@ def test_a_broken_segment_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureF
     make_worker(tmp_path, 1, START + 10, [0, 1])
     assert ["1@10", "1@11"] == newest(tmp_path) == oldest(tmp_path)
     assert [f"cannot read {name}"] * 2 == [message[: 12 + len(name)] for message in caplog.messages]
+
+
+def test_lines_before_a_tear_are_shown_in_both_directions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a power cut; the segment is named."""
+    numbers = random.Random(1)
+    lines = [make_line(f"{at} {numbers.randbytes(500).hex()}", START + at) for at in range(2000)]
+    path = make_segment(tmp_path, NAME, *lines, suffix=".ndjson.zst", changed=START + 2000)
+    os.truncate(path, path.stat().st_size // 2)
+    shown = oldest(tmp_path)
+    assert [line[:-1] for line in lines[: len(shown)]] == list(oldest_first(find_parts(tmp_path)))
+    assert 500 < len(shown) < 1500
+    assert shown == newest(tmp_path, 2000)
+    assert 3 == len(caplog.messages)
+    assert {f"cannot read {NAME}: the compressed file ends early"} == set(caplog.messages)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40, 100])
+def test_a_compressed_segment_is_read_backwards_in_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Each holds few lines; the lines around matching ones stay with these."""
+    monkeypatch.setattr(merge, "MAX_HELD_BYTES", 500)
+    make_worker(tmp_path, 1, START, list(range(50)), ".ndjson.zst")
+    assert oldest(tmp_path)[-limit:] == newest(tmp_path, limit)
+
+    def make(*place: Any) -> ContextPart:
+        return ContextPart(1, 1, *place)
+
+    select = select_if(lambda line: b"5" in line[line.index(b"@") :])
+    groups = list(oldest_arrivals(find_parts(tmp_path, make), select))
+    backwards = list(newest_arrivals(find_parts(tmp_path, make), limit, select))
+    lines = [[arrival.line for arrival in found] for found in (groups, backwards[::-1])]
+    assert lines[0][-limit:] == lines[1] != []
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:

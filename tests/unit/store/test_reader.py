@@ -142,6 +142,30 @@ def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
     reader.close()
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("size", [43, 50, 100, 1000])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_line_beyond_the_limit_is_skipped(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    suffix: str,
+    size: int,
+) -> None:
+    """It is not held in memory; the lines before and after it are read, at their offsets."""
+    monkeypatch.setattr(reader_module, "MAX_LINE_BYTES", 30)
+    make_segment(tmp_path, NAME, b"one\n", b"x" * size, b"\n", b"two\n", suffix=suffix)
+    reader = SegmentReader(tmp_path, NAME)
+    after = [(size + 5, b""), (size + 9, b"two")]
+    assert [(4, b"one"), *after] == list(reader.lines(0, None, ReadBudget()))
+    assert after[:1] == list(reader.lines(4, None, ReadBudget(1)))[:1]
+    if suffix != ".ndjson.zst":
+        lines = list(reader.lines_backwards(None, ReadBudget()))
+        assert [after[1], (4, b"one")] == [item for item in lines if item[1]]
+    assert f"{NAME}: skipped a line of over 0 MiB" in caplog.messages
+    reader.close()
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_frames_may_follow_one_another(tmp_path: Path) -> None:
     """Another program may compress a file into several frames; lines may cross their limits."""
