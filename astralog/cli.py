@@ -1,7 +1,12 @@
 """The `astralog` command; each subcommand is imported when it runs."""
 
-import importlib
 import signal
+
+# Ctrl-C ends a command at once, without a message, also during the imports; commands may handle it.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import importlib
 import sys
 from typing import Any
 
@@ -38,12 +43,7 @@ class _Commands(click.Group):
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; an OSError, such as a full device, ends it with one line.
-
-        Ctrl-C ends it at once, without a message, unless the command handles it.
-        """
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        """Run a command; an OSError, such as a full device, ends it with one line."""
         reopen_closed_streams()
         try:
             return super().main(*args, **extra)
