@@ -6,6 +6,7 @@ which part becomes which field.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,7 +18,7 @@ from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import RAW_BYTES, ForeignBatch, slot, valid_utf8
 from astralog.intake.logs import name_encoding, replace_lone_surrogates
 from astralog.intake.schema import Log
-from astralog.intake.unix_time import parse_nanoseconds
+from astralog.intake.unix_time import format_nanoseconds
 
 #: Labels that name the service, and labels or structured metadata that name the level.
 SERVICE_LABELS = ("service_name", "service", "app", "job", "container")
@@ -91,16 +92,13 @@ def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
 
     Raises Rejection as a Decoder does.
     """
-    if body.count(b",") > LONG_BODY_COMMAS:
+    if len(body) > LONG_BODY_COMMAS and body.count(b",") > LONG_BODY_COMMAS:
         message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
         raise Rejection("body_too_large", message)
     with slot(context, len(body)):
-        text = valid_utf8(body)
-        if b"\\u" in text:
-            text = replace_lone_surrogates(text)
-        batch = ForeignBatch(body, text, context)
         try:
-            streams = _decode_push(text).streams
+            text, streams = _read_streams(valid_utf8(body))
+            batch = ForeignBatch(body, text, context)
             check_streams(streams)
             for each in in_turns(streams):
                 stream = make_stream(each.stream, tenant, batch)
@@ -112,6 +110,15 @@ def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
             problem = name_encoding(body) or str(error)
             raise Rejection("invalid_json", f"The body is not a valid push: {problem}") from None
         return batch.finish()
+
+
+def _read_streams(text: bytes) -> tuple[bytes, list[_Stream]]:
+    """Return the text without lone surrogates, and its streams; raises ValueError."""
+    try:
+        return text, _decode_push(text).streams
+    except ValueError:
+        fixed = replace_lone_surrogates(text)
+    return fixed, _decode_push(fixed).streams
 
 
 def check_streams(streams: Sequence[Any]) -> None:
@@ -162,19 +169,10 @@ def _read_entries(values: msgspec.Raw, batch: ForeignBatch) -> Iterator[Sequence
 def add_entries(stream: Stream, entries: Sequence[Any], batch: ForeignBatch) -> None:
     """Append the logs of entries of a stream; raises ValueError for an invalid time."""
     project, service, default_level, labels = stream
-    logs = []
-    for entry in entries:
-        metadata, level = entry.structured_metadata, ""
-        if metadata:
-            level = first_of(metadata, LEVEL_LABELS)
-        logs.append(
-            Log(
-                project,
-                parse_nanoseconds(entry.time),
-                level or default_level,
-                service,
-                entry.line,
-                Metadata(labels, metadata or None),
-            )
-        )
+    times = format_nanoseconds([entry.time for entry in entries])
+    own = [entry.structured_metadata or None for entry in entries]
+    levels = [(each and first_of(each, LEVEL_LABELS)) or default_level for each in own]
+    lines = [entry.line for entry in entries]
+    metadata = map(Metadata, repeat(labels), own)
+    logs = list(map(Log, repeat(project), times, levels, repeat(service), lines, metadata))
     batch.extend(logs, stream.repeated_bytes)

@@ -92,7 +92,11 @@ def format_numbers(values: Sequence[Any]) -> list[str] | None:
     A usual one is an integer from 2001 to 2286, or seconds with a fraction. A trick for speed: all
     are formatted in 0.3 of the time of `parse_time` for each.
     """
-    text = b"\n".join(values)
+    return _format_lines(b"\n".join(values))
+
+
+def _format_lines(text: bytes) -> list[str] | None:
+    """Return the stored form of Unix times, one per line; as `format_numbers`."""
     shape = text.translate(None, _DIGITS)
     texts = text.decode().split("\n")
     lengths = set(map(len, texts))
@@ -102,13 +106,26 @@ def format_numbers(values: Sequence[Any]) -> list[str] | None:
         point = ""
     else:
         return None
-    seconds = list(map(_format_usual, map(_find_second, texts)))
-    if "" in seconds:
+    seconds = list(map(_find_second, texts))
+    stored = {second: _format_usual(second) for second in set(seconds)}
+    if "" in stored.values():
         return None
     return [
-        f"{second}{point}{rest}Z"
+        f"{stored[second]}{point}{rest}Z"
         for second, rest in zip(seconds, map(_find_rest, texts), strict=True)
     ]
+
+
+def format_nanoseconds(texts: Sequence[str]) -> list[str]:
+    """Return the stored form of Unix times in nanoseconds in texts; raises ValueError.
+
+    A trick for speed, as `format_numbers`.
+    """
+    lines = "\n".join(texts).encode()
+    stored = None
+    if len(lines) + 1 == (_NANOSECOND_DIGITS + 1) * len(texts) and b"." not in lines:
+        stored = _format_lines(lines)
+    return stored or list(map(parse_nanoseconds, texts))
 
 
 def parse_nanoseconds(text: str) -> str:

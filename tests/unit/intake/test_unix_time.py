@@ -1,8 +1,17 @@
 """Unix times are stored as RFC 3339; the number of digits determines the unit."""
 
-import pytest
+from collections.abc import Callable
 
-from astralog.intake.unix_time import format_time, parse_time
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astralog.intake.unix_time import (
+    format_nanoseconds,
+    format_time,
+    parse_nanoseconds,
+    parse_time,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +54,36 @@ def test_any_other_text_is_no_unix_time(text: str) -> None:
 def test_nanoseconds_have_nine_digits() -> None:
     """Lines then sort by time."""
     assert "1970-01-01T00:00:01.000000001Z" == format_time(1_000_000_001)
+
+
+NANOSECOND_TEXTS = [
+    *("1717169445123456789", "1717169445000000000", "1795392000999999999", "0717169445123456789"),
+    *(
+        "1717169445.12345678",
+        "1717169445123",
+        "1",
+        "",
+        "-717169445123456789",
+        "9999999999999999999",
+    ),
+    *("9999999999999999999", "171716944512345678\n"),
+    *("1717169445123456789\n1717169445123456789", "١717169445123456789"),
+]
+
+
+@given(
+    st.lists(st.sampled_from(NANOSECOND_TEXTS[:3]), min_size=1)
+    | st.lists(st.sampled_from(NANOSECOND_TEXTS), max_size=3)
+    | st.sampled_from(NANOSECOND_TEXTS).map(lambda text: [text] * 2)
+)
+def test_nanoseconds_of_many_are_those_of_each(texts: list[str]) -> None:
+    """Both ways return the same, or raise the same error."""
+
+    def outcome(convert: Callable[[], list[str]]) -> list[str] | str:
+        try:
+            return convert()
+        except ValueError as error:
+            return str(error)
+
+    expected = outcome(lambda: [parse_nanoseconds(text) for text in texts])
+    assert expected == outcome(lambda: format_nanoseconds(texts))
