@@ -57,10 +57,10 @@ def yield_if_due() -> None:
     hub_time.check()
 
 
-def in_runs(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Yield the items in runs of ITEMS_PER_CHECK; yield to other clients between two runs."""
-    for start in range(0, len(items), ITEMS_PER_CHECK):
-        yield items[start : start + ITEMS_PER_CHECK]
+def in_runs(items: Sequence[Item], length: int = ITEMS_PER_CHECK) -> Iterator[Sequence[Item]]:
+    """Yield the items in runs of a length; yield to other clients between two runs."""
+    for start in range(0, len(items), length):
+        yield items[start : start + length]
         yield_if_due()
 
 

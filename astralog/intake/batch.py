@@ -12,6 +12,7 @@ from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.intake import formats
 from astralog.intake.decoder import (
+    FAST_BYTES,
     STEP_BYTES,
     Context,
     Decoded,
@@ -119,23 +120,37 @@ def _explain(errors: Mapping[str, Any]) -> str:
 
 def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None:
     """Return the batch in a short body of valid logs, the usual case; None for any other body."""
-    if len(body) > _most_at_once(context):
+    options = context.options
+    if len(body) > (FAST_BYTES if options.changes_logs else formats.PIECE_BYTES):
         return None
+    encoded: list[bytes] = []
+    count = 0
     with context.fast_slot(len(body)):
         try:
-            logs = form.load(body, context.options)
-            if context.options.defaults and _repeated_bytes(context) * len(logs) > STEP_BYTES:
-                return None
-            lines = encode_logs(logs)
+            for text in _cut(body, form, context):
+                logs = form.load(text, options)
+                count += len(logs)
+                if options.defaults and _repeated_bytes(context) * count > STEP_BYTES:
+                    return None
+                encoded.append(encode_logs(logs, options))
+                _check_projects(logs, context)
         except COMPILED_ERRORS:
             return None
-    _check_projects(logs, context)
+    lines = b"".join(encoded)
     check_growth(len(lines), len(body), formats.PIECE_BYTES)
-    return Batch(lines, len(logs))
+    return Batch(lines, count)
+
+
+def _cut(body: bytes, form: Format, context: Context) -> Iterable[bytes]:
+    """Return the parts of a short body that are decoded one after another."""
+    if len(body) <= _most_at_once(context):
+        return (body,)
+    pieces = form.split((form.first, body), SLOW_PIECE_BYTES, lambda held: None)
+    return (text for _, text in pieces)
 
 
 def _most_at_once(context: Context) -> int:
-    """Return the most bytes that are decoded within one fast slot.
+    """Return the most bytes that are decoded in one call.
 
     Logs that are changed take several times as long, the shortest ones most of all.
     """

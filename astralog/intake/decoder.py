@@ -20,6 +20,9 @@ from astralog.store.commit_queue import Batch
 #: The longest text that is decoded without a slot: it takes at most 3 ms.
 UNQUEUED_BYTES = 4096
 
+#: The longest body that is decoded beside the long ones, which go one after another.
+FAST_BYTES = 256 * 1024
+
 #: Maximum seconds until a body gets its last slot; with the commit's 8, the longest wait of a
 #: client. After it: 503 `queue_full`.
 SLOT_TIMEOUT_SECONDS = 2.0

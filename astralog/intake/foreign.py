@@ -8,6 +8,7 @@ from typing import Any
 from astralog.deadlines import yield_if_due
 from astralog.intake.batch import find_excess
 from astralog.intake.decoder import (
+    FAST_BYTES,
     Context,
     Decoded,
     InvalidLogs,
@@ -20,7 +21,7 @@ from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.logs import is_utf8, parse, replace_lone_surrogates, to_utf8
 from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
-from astralog.intake.otlp import FAST_BYTES, MAX_REPEATED_BYTES
+from astralog.intake.otlp import MAX_REPEATED_BYTES
 from astralog.intake.unix_time import format_time
 
 #: Bytes of logs that are decoded and encoded at once.

@@ -26,6 +26,7 @@ from astralog.intake.foreign import (
 )
 from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.members import (
+    ALIKE_LOGS,
     LINE_BREAKS,
     NULL,
     Members,
@@ -182,11 +183,11 @@ class _Events:
             events = _decode_events(text)
             if b"\r" in text or (b"\n" in text and text.count(b"\n") != text.count(b"}\n{")):
                 events = _decode_events(text.translate(None, LINE_BREAKS))  # some are within events
-            for run in in_runs(events):
+            for run in in_runs(events, ALIKE_LOGS):
                 try:
                     logs += self._make_alike(run)
                 except NotAlikeError:
-                    logs += [self._make_log(event, None) for event in run]
+                    logs += [self._make_log(event, None) for event in in_turns(run)]
         except (ValueError, RecursionError):
             return False
         if self._batch.number + len(logs) > MAX_EVENTS:
@@ -223,9 +224,10 @@ class _Events:
         messages = find_texts(objects, MESSAGES, found)
         services: Sequence[str | None] | None = find_texts(objects, SERVICES, found)
         levels = find_names(objects, LEVELS, found, self._batch.level)
-        hosts, sources, sourcetypes, indexes = (
-            [text or None for text in map(attrgetter(name), events)] for name in NAMES
-        )
+        texts = [list(map(attrgetter(name), events)) for name in NAMES]
+        if any("" in column for column in texts):
+            raise NotAlikeError
+        hosts, sources, sourcetypes, indexes = texts
         nothing = [None] * len(events)
         if services is None and None not in sourcetypes:
             services, sourcetypes = sourcetypes, nothing
@@ -241,9 +243,12 @@ class _Events:
             for name in found:
                 del members[name]
         columns = (objects, hosts, sources, sourcetypes, indexes if project else nothing)
-        metadata = [
-            _Metadata(*parts) if any(parts) else None for parts in zip(*columns, strict=True)
-        ]
+        metadata: list[_Metadata | None] = list(map(_Metadata, *columns))
+        if not all(objects):  # some may be empty
+            metadata = [
+                each if any(parts) else None
+                for each, parts in zip(metadata, zip(*columns, strict=True), strict=True)
+            ]
         return list(map(Log, projects, times, levels, services, messages, metadata))
 
     def _make_log(self, event: Event, others: Members | None) -> Any:

@@ -49,6 +49,8 @@ _TWICE = "metadata has a field of this name too."
 #: A string that is a Unix time; a shorter one may be a date, such as 20240531.
 _UNIX_TIME = re.compile(r"[0-9]{10,20}(?:\.[0-9]{1,40})?")
 
+_FIELDS = frozenset(FIELDS)
+
 #: All fields but metadata, in their order.
 _STRINGS = tuple(name for name in FIELDS if name != "metadata")
 
@@ -106,7 +108,7 @@ def _find_column(
 ) -> list[str]:
     """Return the value of a field in each log, and add the name of its member to `found`."""
     names = options.sources.get(field, ())
-    if not set(FIELDS).isdisjoint(names):
+    if not _FIELDS.isdisjoint(names):
         raise NotAlikeError
     values = find_column(logs, (*names, field), found)
     if values is None:

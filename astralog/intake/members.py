@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import repeat
-from operator import contains
+from operator import contains, itemgetter
 from typing import Any
 
 import msgspec
@@ -18,6 +18,10 @@ _decode_texts = msgspec.json.Decoder(list[str]).decode
 
 #: Bytes that are white space in JSON, and an error within a string.
 LINE_BREAKS = b"\r\n"
+
+#: Logs that are changed together if they are alike, which takes a millisecond: in runs of 64, it
+#: takes a tenth more.
+ALIKE_LOGS = 256
 
 #: Characters of numbers, and the comma between two of them.
 _NUMBERS = b"0123456789-+.eE,"
@@ -85,15 +89,15 @@ def find_column(
     Raises NotAlikeError if only some logs have it.
     """
     for name in names:
-        try:
-            values = [log[name] for log in logs]
-        except KeyError:
-            places = (name, *_outer_names(name)) if "." in name else (name,)
-            if any(is_in_any(place, logs) for place in places):
+        if name in logs[0]:
+            found.append(name)
+            try:
+                return list(map(itemgetter(name), logs))
+            except KeyError:
                 raise NotAlikeError from None
-            continue
-        found.append(name)
-        return values
+        places = (name, *_outer_names(name)) if "." in name else (name,)
+        if any(is_in_any(place, logs) for place in places):
+            raise NotAlikeError
     return None
 
 

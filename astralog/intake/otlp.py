@@ -18,6 +18,7 @@ from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import (
+    FAST_BYTES,
     STEP_BYTES,
     Context,
     Decoded,
@@ -30,9 +31,6 @@ from astralog.intake.logs import name_encoding
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import format_time
-
-#: The longest body that is decoded beside the long ones, which go one after another.
-FAST_BYTES = 256 * 1024
 
 #: Bytes of lines that an export may take beyond MAX_GROWTH times its own: a resource's
 #: attributes are repeated in each of its logs. Beyond it: 413 `body_too_large`.

@@ -24,8 +24,8 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 
 from astralog.deadlines import in_turns
 from astralog.intake import otlp_wire as messages
+from astralog.intake.decoder import FAST_BYTES
 from astralog.intake.otlp import (
-    FAST_BYTES,
     MAX_ATTRIBUTES,
     Group,
     Loader,

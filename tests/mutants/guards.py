@@ -195,6 +195,13 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_batch.py", "-k", "no_object"),
     ),
     Guard(
+        "metadata of a moved log must be an object",
+        "astralog.intake.logs:_change",
+        "check_metadata(structs)",
+        "pass",
+        ("tests/unit/intake/test_options.py", "-k", "must_be_an_object"),
+    ),
+    Guard(
         "metadata in UTF-8",
         "astralog.intake.logs:_check_utf8",
         "        text.decode()",

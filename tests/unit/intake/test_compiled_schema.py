@@ -190,7 +190,7 @@ def test_the_items_of_a_list_have_their_own_struct() -> None:
 def fast_lines(body: bytes) -> bytes | None:
     """Return the lines of the compiled decoder, or None if it leaves the body to marshmallow."""
     try:
-        return encode_logs(load_batch(body, NO_OPTIONS))
+        return encode_logs(load_batch(body, NO_OPTIONS), NO_OPTIONS)
     except COMPILED_ERRORS:
         return None
 

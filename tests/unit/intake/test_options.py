@@ -408,6 +408,16 @@ def test_a_batch_may_not_grow_without_bounds() -> None:
     assert "body_too_large" == rejected.value.code
 
 
+def test_metadata_of_a_moved_log_must_be_an_object() -> None:
+    """A log's field is moved, and its metadata stays as it was written."""
+    context = make_context(options=Options(DEFAULTS, sources={"message": ("text",)}))
+    log = b'{"text":"m","timestamp":"2024-05-31T15:30:45Z","metadata":%s}'
+    assert b'"metadata":{"a": 1}}\n' in decode_lines(log % b'{"a": 1}', context).batch.lines
+    with pytest.raises(Rejection) as rejected:
+        decode_lines(log % b"[1]", context)
+    assert {"logs": {1: {"metadata": ["Not an object."]}}} == rejected.value.errors
+
+
 @pytest.mark.parametrize("count", [2, 40], ids=["short", "long"])
 def test_logs_that_are_changed_are_decoded_in_short_pieces(count: int) -> None:
     """Other clients use the slot between two: a log of few bytes may take long to change."""
