@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from astralog.api import search
 from astralog.api.turns import OneAtATime
 from astralog.errors import Rejection
 from astralog.settings import Settings
-from astralog.store import merge
+from astralog.store import merge, reader
 from astralog.view import log_search
 from tests.support.service import TOKEN, make_log, write_tokens
 from tests.support.tail import compress, make_line, make_name, make_segment
@@ -188,7 +189,9 @@ def test_a_search_without_time_ends_with_a_link(
 ) -> None:
     """Each response makes progress, and no log is lost between two."""
     monkeypatch.setattr(search, "ANSWER_SECONDS", 0)
-    monkeypatch.setattr(search, "TURN_SECONDS", 1e-9)
+    monkeypatch.setattr(search, "TURN_SECONDS", 0)
+    clock = SimpleNamespace(monotonic=count().__next__)  # a second later at each look
+    monkeypatch.setattr(reader, "time", clock)
     monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
     found = pages(client, "?q=m7")
     assert list(chain(*found)) == ["m7"]
