@@ -57,7 +57,7 @@ class FollowedPart(Part):
 
     def extend(self, until: float) -> bool:
         """Include the lines up to a moment; return whether lines are left to read."""
-        self.until = until
+        self._until = until
         if self._held and not self._held.is_compressed:
             self.end = self._held.size()
             self.begin = min(self.begin, self.end)  # it was cut back after a failed write

@@ -15,7 +15,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,30 +71,37 @@ class Part:
         self._directory = directory
         self._form = form
         self.successor = successor
+        # A cached_property would take a dict for each of perhaps 300,000 segments.
+        self._since: float | None = None
+        self._until: float | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether the segment is being written, by the name under which it was listed."""
         return self._form is Form.OPEN
 
-    @cached_property
+    @property
     def since(self) -> float:
         """The start of the segment."""
-        return self.segment.start
+        if self._since is None:
+            self._since = self.segment.start
+        return self._since
 
-    @cached_property
+    @property
     def latest(self) -> float:
         """The upper bound of `until`, by the names alone."""
         return self.successor.start if self.successor else float("inf")
 
-    @cached_property
+    @property
     def until(self) -> float:
         """The last change of the segment."""
-        try:
-            changed = self.path.stat().st_mtime
-        except OSError:  # renamed or removed meanwhile
-            changed = self.latest
-        return max(self.since, changed)
+        if self._until is None:
+            try:
+                changed = self.path.stat().st_mtime
+            except OSError:  # renamed or removed meanwhile
+                changed = self.latest
+            self._until = max(self.since, changed)
+        return self._until
 
     @property
     def path(self) -> Path:
@@ -295,12 +302,10 @@ def make_parts(
         if form is not Form.OPEN or segment not in forms:
             forms[segment] = form
     segments = sorted(forms)
-    successors = dict(zip(segments, segments[CONCURRENT_SEGMENTS:], strict=False))
     make = make or Part
     return [
-        make(directory, segment, form, None if form is Form.OPEN else successors.get(segment))
-        for segment in segments
-        for form in [forms[segment]]
+        make(directory, segment, forms[segment], None if forms[segment] is Form.OPEN else successor)
+        for segment, successor in zip_longest(segments, segments[CONCURRENT_SEGMENTS:])
     ]
 
 
@@ -320,7 +325,7 @@ def oldest_arrivals(
     is opened only when the lines before it in time are through.
     """
     budget = budget or ReadBudget()
-    waiting = sorted(parts, key=lambda part: (part.since, part.segment), reverse=True)
+    waiting = sorted(parts, key=lambda part: part.segment, reverse=True)
     heads: list[tuple[float, int, Arrival, Part, Iterator[Arrival]]] = []
     while True:
         while waiting and not budget.is_spent and (not heads or waiting[-1].since <= heads[0][0]):
@@ -358,13 +363,14 @@ def newest_arrivals(
         return
     budget = budget or ReadBudget()
     # Those come first whose last line may be the newest of all.
-    waiting = sorted(enumerate(parts), key=lambda item: item[1].successor is None)
+    waiting = sorted(range(len(parts)), key=lambda number: parts[number].successor is None)
     # A rank is negative, since a heap has its least item first. A part without a line ranks as
     # its last line can at best.
     heads: list[tuple[float, int, Arrival | None, Part, Iterator[Arrival]]] = []
     while True:
-        while waiting and (not heads or waiting[-1][1].latest >= -heads[0][0]):
-            number, part = waiting.pop()
+        while waiting and (not heads or parts[waiting[-1]].latest >= -heads[0][0]):
+            number = waiting.pop()
+            part = parts[number]
             lines = part.read_backwards(limit, select, budget)
             heapq.heappush(heads, (-part.until, -number, None, part, lines))
         if not heads:

@@ -98,15 +98,15 @@ class Processes:
         self._count = min(count, MAX_PROCESSES) if count > 1 else 0
         self.on_progress = on_progress
         self._parts = sorted(
-            (part for part in parts if isinstance(part, ProcessPart)),
-            key=lambda part: (part.since, part.segment),
+            (
+                part
+                for part in parts
+                if isinstance(part, ProcessPart) and part.file_size() >= MIN_FILE_BYTES
+            ),
+            key=lambda part: part.segment,
             reverse=limit is not None,
         )
-        self._waiting = {
-            part: number
-            for number, part in enumerate(self._parts)
-            if part.file_size() >= MIN_FILE_BYTES
-        }
+        self._waiting = {part: number for number, part in enumerate(self._parts)}
         self._begun: dict[ProcessPart, _Results] = {}
         self._idle: list[_Process] = []
         self._busy: dict[int, _Process] = {}  # by the descriptors of their sockets
