@@ -13,6 +13,7 @@ from astralog.errors import Rejection
 from astralog.intake import formats
 from astralog.intake.decoder import (
     FAST_BYTES,
+    RUN_BYTES,
     STEP_BYTES,
     Context,
     Decoded,
@@ -143,10 +144,10 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
 
 def _cut(body: bytes, form: Format, context: Context) -> Iterable[bytes]:
     """Return the parts of a short body that are decoded one after another."""
-    if len(body) <= _most_at_once(context):
+    size = RUN_BYTES if context.options.moves_fields else _most_at_once(context)
+    if len(body) <= size:
         return (body,)
-    pieces = form.split((form.first, body), SLOW_PIECE_BYTES, lambda held: None)
-    return (text for _, text in pieces)
+    return (text for _, text in form.split((form.first, body), size, lambda held: None))
 
 
 def _most_at_once(context: Context) -> int:

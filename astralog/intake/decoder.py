@@ -23,6 +23,11 @@ UNQUEUED_BYTES = 4096
 #: The longest body that is decoded beside the long ones, which go one after another.
 FAST_BYTES = 256 * 1024
 
+#: Bytes of logs that are decoded, changed and encoded at once. As objects, they take several times
+#: as much, and should fit into a core's cache: on a busy machine, a decode in runs of 64 KiB takes
+#: 1.03 to 1.17 times as long.
+RUN_BYTES = 32 * 1024
+
 #: Maximum seconds until a body gets its last slot; with the commit's 8, the longest wait of a
 #: client. After it: 503 `queue_full`.
 SLOT_TIMEOUT_SECONDS = 2.0

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.decoder import Context, Decoded
+from astralog.intake.decoder import RUN_BYTES, Context, Decoded
 from astralog.intake.foreign import (
-    RUN_BYTES,
     ForeignBatch,
     read_line,
     read_members,

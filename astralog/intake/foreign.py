@@ -9,6 +9,7 @@ from astralog.deadlines import yield_if_due
 from astralog.intake.batch import find_excess
 from astralog.intake.decoder import (
     FAST_BYTES,
+    RUN_BYTES,
     Context,
     Decoded,
     InvalidLogs,
@@ -23,9 +24,6 @@ from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import MAX_REPEATED_BYTES
 from astralog.intake.unix_time import format_time
-
-#: Bytes of logs that are decoded and encoded at once.
-RUN_BYTES = 64 * 1024
 
 #: Bytes that a value of an array takes until it is decoded, in addition to its text.
 RAW_BYTES = 64

@@ -15,10 +15,9 @@ import msgspec
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
-from astralog.intake.decoder import Context, Decoded, describe
+from astralog.intake.decoder import RUN_BYTES, Context, Decoded, describe
 from astralog.intake.foreign import (
     RAW_BYTES,
-    RUN_BYTES,
     ForeignBatch,
     read_members,
     slot,

@@ -9,7 +9,7 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake import hec
-from astralog.intake.foreign import RUN_BYTES
+from astralog.intake.decoder import RUN_BYTES
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.hec import HecRejection
 from astralog.intake.options import Options
