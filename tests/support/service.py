@@ -30,6 +30,9 @@ TOKEN = "test-token"
 #: Seconds to wait for what should come soon; an upper bound that a slow machine needs.
 TIMEOUT_SECONDS = 30.0
 
+#: The same for a start, which loads all code: an overloaded machine once took more than 30.
+START_SECONDS = 90.0
+
 #: Seconds within which a service that hangs writes its stack.
 STACK_SECONDS = 2.0
 
@@ -112,7 +115,7 @@ class Service:
 
     def wait_until_listening(self) -> Self:
         """Return when the launched service and its workers are ready."""
-        match = wait_for(self._started)
+        match = wait_for(self._started, START_SECONDS)
         self.address = ("127.0.0.1", int(match[1]))
         self.workers = int(match[2])
         if self._environ.get("ASTRALOG_COMPRESS") == "zstd":
