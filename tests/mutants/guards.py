@@ -1795,6 +1795,13 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_hec.py", "-k", "decide_the_project"),
     ),
     Guard(
+        "a project of a run of another protocol is the token's",
+        "astralog.intake.foreign:ForeignBatch.extend",
+        "self._context.check_project(project, self.number + len(logs))",
+        "pass",
+        ("tests/unit/intake/test_hec.py", "-k", "decide_the_project"),
+    ),
+    Guard(
         "the lines of another protocol are charged",
         "astralog.intake.foreign:ForeignBatch._flush",
         "self._lines.add(run)",

@@ -110,9 +110,10 @@ def test_the_query_and_the_token_decide_the_project() -> None:
         log["metadata"],
     )
     assert "only" == decode_one(EVENT, projects=["only"])["project_id"]
-    with pytest.raises(Rejection, match="may not write to the project 'org'") as rejected:
-        decode_one(EVENT, projects=["a", "b"])
-    assert "forbidden_project" == rejected.value.code
+    for body in (json.dumps(EVENT), json.dumps([EVENT])):
+        with pytest.raises(Rejection, match="may not write to the project 'org'") as rejected:
+            decode(body.encode(), projects=["a", "b"])
+        assert "forbidden_project" == rejected.value.code
 
 
 def test_values_are_stored_as_they_were_written() -> None:
@@ -217,12 +218,14 @@ def test_a_valid_event_after_an_invalid_one_is_stored_with_partial() -> None:
     )
 
 
-def test_the_lines_are_charged_as_they_grow() -> None:
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_the_lines_are_charged_as_they_grow(is_raw: bool) -> None:
     """A body is rejected when memory runs out, not once all its lines are encoded."""
-    body = json.dumps(EVENT).encode() * 10_000
+    body = b"paid\n" * 10_000 if is_raw else json.dumps(EVENT).encode() * 10_000
+    decode_body = hec.decode_raw if is_raw else hec.decode_events
     room = Room(len(body) + 100_000)
     with pytest.raises(Rejection, match="No room"):
-        decode(body, reservation=room)
+        decode_body(body, make_context(reservation=room), {"index": "org"})
     assert len(room.sizes) < 20
 
 
