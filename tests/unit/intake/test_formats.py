@@ -149,11 +149,14 @@ def test_long_body_is_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) ->
         assert "1 of 300 logs" in rejection.message
 
 
+MIB = 1024 * 1024
+
+
 def test_boundary_in_strings_costs_linear_time_and_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A string of boundaries and escapes is decoded in one piece."""
-    size = PIECE_BYTES // 16  # tracemalloc makes the whole of one take ten seconds
+    size = PIECE_BYTES // 8  # tracemalloc makes the whole of one take ten seconds
     monkeypatch.setattr(formats, "PIECE_BYTES", size)
     monkeypatch.setattr(batch, "FAST_BYTES", size)
     text = json.dumps('}{"\\' * (size // 4)).encode()
@@ -167,7 +170,7 @@ def test_boundary_in_strings_costs_linear_time_and_bounded_memory(
         tracemalloc.stop()
     assert 1 == decoded.batch.logs
     assert max(room.sizes) >= 3 * len(body)
-    assert peak < 12 * len(body)
+    assert peak < 12 * len(body) + MIB  # of other tests' threads
 
 
 values = st.recursive(
