@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 from marshmallow import ValidationError
@@ -23,6 +22,7 @@ from astralog.intake.decoder import (
     describe,
     encode_value,
     escaped_size,
+    project_of,
     reject_invalid,
 )
 from astralog.intake.formats import BATCH, LINES, OBJECTS, Format, Piece, find_format
@@ -125,6 +125,7 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
     if len(body) > (FAST_BYTES if options.changes_logs else formats.PIECE_BYTES):
         return None
     encoded: list[bytes] = []
+    projects: list[str] = []
     count = 0
     with context.fast_slot(len(body)):
         try:
@@ -134,9 +135,11 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
                 if options.defaults and _repeated_bytes(context) * count > STEP_BYTES:
                     return None
                 encoded.append(encode_logs(logs, options))
-                _check_projects(logs, context)
+                if context.projects is not None:
+                    projects += dict.fromkeys(map(project_of, logs))
         except COMPILED_ERRORS:
             return None
+    context.check_projects(projects, count)
     lines = b"".join(encoded)
     check_growth(len(lines), len(body), formats.PIECE_BYTES)
     return Batch(lines, count)
@@ -167,17 +170,6 @@ def find_excess(text: bytes) -> str:
     if digits > 2 * LONG_LOG_INTEGERS and len(_LONG_INTEGER.findall(text)) > LONG_LOG_INTEGERS:
         return f"over {LONG_LOG_INTEGERS} integers of {LONG_INTEGER_DIGITS} digits"
     return ""
-
-
-_project_of = attrgetter("project_id")
-
-
-def _check_projects(logs: Sequence[Any], context: Context) -> None:
-    # All at once: 22 µs for 500 logs, and 63 one by one, a tenth of their decode.
-    if context.projects is None or set(map(_project_of, logs)).issubset(context.projects):
-        return
-    for log in logs:
-        context.check_project(log.project_id, len(logs))
 
 
 def _repeated_bytes(context: Context) -> int:
@@ -345,5 +337,5 @@ class _Decode:
         )
 
     def _encode(self, logs: Sequence[Any]) -> None:
-        _check_projects(logs, self._context)
+        self._context.check_projects(map(project_of, logs), len(logs))
         self._lines.add(logs, self._repeated_bytes)

@@ -16,6 +16,7 @@ from astralog.intake.decoder import (
     LineWriter,
     encode_value,
     escaped_size,
+    project_of,
     reject_invalid,
 )
 from astralog.intake.formats import PIECE_BYTES
@@ -134,9 +135,7 @@ class ForeignBatch:
         """Append logs, each with up to `repeated_bytes` that are not from the body."""
         if self._run:
             self._flush()
-        if self._projects is not None:
-            for project in dict.fromkeys([log.project_id for log in logs]):
-                self._context.check_project(project, self.number + len(logs))
+        self._context.check_projects(map(project_of, logs), self.number + len(logs))
         yield_if_due()
         self._invalid.seen += len(logs)
         self._lines.add(logs, repeated_bytes)

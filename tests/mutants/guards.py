@@ -1795,13 +1795,6 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_hec.py", "-k", "decide_the_project"),
     ),
     Guard(
-        "a project of a run of another protocol is the token's",
-        "astralog.intake.foreign:ForeignBatch.extend",
-        "self._context.check_project(project, self.number + len(logs))",
-        "pass",
-        ("tests/unit/intake/test_hec.py", "-k", "decide_the_project"),
-    ),
-    Guard(
         "the lines of another protocol are charged",
         "astralog.intake.foreign:ForeignBatch._flush",
         "self._lines.add(run)",
@@ -1833,7 +1826,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a stream of Loki is one of the token's",
         "astralog.intake.foreign:ForeignBatch.extend",
-        "self._context.check_project(project, self.number + len(logs))",
+        "self._context.check_projects(map(project_of, logs), self.number + len(logs))",
         "pass",
         ("tests/unit/intake/test_loki.py", "-k", "decide_the_project"),
     ),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from astralog.errors import Rejection
 from astralog.intake.batch import SLOW_PIECE_BYTES, decode_json, decode_lines
-from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, Decoded
+from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, RUN_BYTES, Decoded
 from astralog.intake.formats import LINES, PIECE_BYTES
 from astralog.intake.options import CONSTANTS, NO_OPTIONS, PARAMETERS, Options, parse_options
 from tests.support.decoding import make_context, marshmallow_alone
@@ -416,6 +416,15 @@ def test_metadata_of_a_moved_log_must_be_an_object() -> None:
     with pytest.raises(Rejection) as rejected:
         decode_lines(log % b"[1]", context)
     assert {"logs": {1: {"metadata": ["Not an object."]}}} == rejected.value.errors
+
+
+def test_forbidden_project_rejects_all_logs_of_a_body_in_runs() -> None:
+    """The metrics count all of them, not only those of the first run."""
+    context = make_context(options=Options(moves_unknown=True), projects=["other"])
+    lines = [json.dumps(make_log(message="m" * 1000)).encode()] * (2 * RUN_BYTES // 1000)
+    with pytest.raises(Rejection) as rejected:
+        decode_lines(b"\n".join(lines), context)
+    assert ("forbidden_project", len(lines)) == (rejected.value.code, rejected.value.logs)
 
 
 @pytest.mark.parametrize("count", [2, 40], ids=["short", "long"])
