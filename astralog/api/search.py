@@ -42,9 +42,6 @@ INVALID_CURSOR = (
     "is not a valid cursor. Cursors expire when the service restarts or reloads; omit the parameter"
 )
 
-#: The message if the disk fails while logs are read.
-UNREADABLE = "The logs cannot be read now; retry later."
-
 
 def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Blueprint:
     """Return the blueprint of the search."""
@@ -62,7 +59,7 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
             try:
                 return _as_ndjson(streams.open(turns, settings.data_dir, wanted))
             except OSError:
-                raise _unreadable() from None
+                raise unreadable() from None
         rest = _parse_cursor(logs, query)
         found = _collect(turns, logs, wanted, _parse_number(query), rest)
         response = _answer(
@@ -147,7 +144,7 @@ def _collect(
         try:
             found = turns.run(logs.find, wanted, limit - len(lines), TURN_SECONDS, rest)
         except OSError:
-            raise _unreadable() from None
+            raise unreadable() from None
         except Rejection:
             if not file_bytes:
                 raise
@@ -176,5 +173,6 @@ def _as_ndjson(response: Response) -> Response:
     return make_private(response)
 
 
-def _unreadable() -> Rejection:
-    return Rejection("storage_failed", UNREADABLE)
+def unreadable() -> Rejection:
+    """Return the rejection for a disk that fails while logs are read."""
+    return Rejection("storage_failed", "The logs cannot be read now; retry later.")

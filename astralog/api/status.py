@@ -22,7 +22,7 @@ from astralog.api.pages import (
     send_page,
 )
 from astralog.api.responses import make_private
-from astralog.api.search import INVALID_CURSOR, UNREADABLE, filter_of
+from astralog.api.search import INVALID_CURSOR, filter_of, unreadable
 from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
@@ -157,7 +157,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         except ValueError:
             raise bad_parameter("after", INVALID_CURSOR) from None
         except OSError:
-            raise Rejection("storage_failed", UNREADABLE) from None
+            raise unreadable() from None
 
     @blueprint.get("/status/log")
     def show_log() -> Response:

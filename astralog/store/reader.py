@@ -29,7 +29,7 @@ LAST_BLOCK_BYTES = 16 * 1024
 TAIL_BYTES = 4096
 
 #: Bytes of a line above which it is skipped. No log is longer, unless ASTRALOG_MAX_BODY_BYTES was
-#: raised above 15 MiB: a line has at most four times the bytes of its body, plus 1 MiB.
+#: raised above 12 MiB: a line has at most four times the bytes of its body, plus 16 MiB.
 MAX_LINE_BYTES = 64 * 1024 * 1024
 
 #: Exceptions of reading a segment: errors of the disk, and of damaged compressed lines.

@@ -55,12 +55,13 @@ def url_of(service: Service) -> str:
 
 
 @contextmanager
-def fake_server(
-    handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
-) -> Iterator[str]:
-    """Serve with a handler; yield the URL with http."""
+def fake_server(handler: type[BaseHTTPRequestHandler], *certificate: Path) -> Iterator[str]:
+    """Serve with a handler, over TLS with a certificate and its key; yield the URL with http."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        if tls:
+        if certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            cert, key = certificate
+            tls.load_cert_chain(cert, key)
             server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -229,9 +230,7 @@ def test_page_of_a_proxy_has_its_status_and_a_remedy(
 def test_plain_http_to_a_port_of_tls_names_https(tmp_path: Path) -> None:
     """The service answers such a request itself; others end the connection."""
     cert, key = make_certificate(tmp_path)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(cert, key)
-    with fake_server(Healthy, tls) as url:
+    with fake_server(Healthy, cert, key) as url:
         other = run_check(url, "--read-only")
     with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
         own = run_check(url_of(service), "--read-only")
@@ -244,9 +243,7 @@ def test_plain_http_to_a_port_of_tls_names_https(tmp_path: Path) -> None:
 def test_untrusted_certificate_names_the_option(tmp_path: Path) -> None:
     """With --ca-file, the same deployment is healthy."""
     cert, key = make_certificate(tmp_path)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(cert, key)
-    with fake_server(Healthy, tls) as http_url:
+    with fake_server(Healthy, cert, key) as http_url:
         url = http_url.replace("http:", "https:")
         untrusted = run_check(url, "--read-only")
         trusted = run_check(url, "--read-only", "--ca-file", str(cert))

@@ -13,6 +13,7 @@ import pytest
 from tests.faults import shim
 from tests.faults.diskmodel import read_trace
 from tests.faults.shim import ALWAYS, STALL, ShimmedService
+from tests.support.metrics import read_samples
 from tests.support.service import Answer, Service, make_batch, make_head, read_answer, wait_for
 from tests.support.workers import connect_to
 
@@ -56,8 +57,8 @@ def has_counted(service: Service, keys: int) -> bool:
 
     Otherwise it copies only a long log.
     """
-    metrics = service.request("GET", "/metrics").raw.decode()
-    return f"\nastralog_idempotency_keys {keys}.0\n" in metrics
+    samples = read_samples(service.request("GET", "/metrics").raw.decode())
+    return samples.get("idempotency_keys") == keys
 
 
 def warm_up(service: Service) -> None:

@@ -208,7 +208,7 @@ def test_undeclared_protobuf_is_explained(client: FlaskClient, kind: str) -> Non
 
 
 def test_hint_follows_a_message_that_is_a_sentence(client: FlaskClient) -> None:
-    """The message of a batch that is sent to the wrong path ends with a period of its own."""
+    """A message that ends with a period loses it before the hint."""
     headers = {"Authorization": TOKEN, "Content-Type": ""}
     message = client.post("/v1/logs", data=b'{"logs": []}', headers=headers).get_json()["message"]
     assert "POST /v1/drain; protobuf is sent" in message

@@ -15,6 +15,7 @@ from astralog.intake.batch import decode_json
 from astralog.intake.formats import OBJECTS, PIECE_BYTES, find_objects
 from astralog.intake.options import NO_OPTIONS, Options
 from tests.support.decoding import Room, make_context, marshmallow_alone
+from tests.support.processes import MIB
 from tests.support.service import make_log
 
 MOVING = Options(moves_unknown=True)
@@ -147,9 +148,6 @@ def test_long_body_is_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) ->
         rejection = rejection_of(body)
         assert [250] == list((rejection.errors or {})["logs"])
         assert "1 of 300 logs" in rejection.message
-
-
-MIB = 1024 * 1024
 
 
 def test_boundary_in_strings_costs_linear_time_and_bounded_memory(
