@@ -115,7 +115,8 @@ def visit(
     """Open connections, keep and close them, and check the service meanwhile and afterwards.
 
     `linger` is called with each connection once per second. With `until_dropped`, the service must
-    close them all. Other clients are answered within `others_seconds` of the worker's CPU time.
+    close them all. Other clients are answered within `others_seconds` of the worker's CPU time; the
+    flood stays until they are, however busy the machine is.
     """
     load = Load(service, threads=2)
     with load:
@@ -124,20 +125,26 @@ def visit(
     memory, descriptors = resident_bytes(worker), open_files(worker)
     others = Load(service, threads=1, start=1 << 32, keyed=1)
     with contextlib.ExitStack() as flood, _watch(service, row, others_seconds), others:
+        elapsed = start_stopwatch(worker)
         connections = []
         for connection in arrivals:
             connections.append(flood.enter_context(contextlib.closing(connection)))
             row.tried += 1
         end = time.monotonic() + stay_seconds
-        while time.monotonic() < end:
+        end_at_most = time.monotonic() + OTHERS_SECONDS_AT_MOST
+        while time.monotonic() < end or (
+            not _were_served(others)
+            and elapsed() <= 2 * others_seconds
+            and time.monotonic() < end_at_most
+        ):
             for connection in connections:
                 with contextlib.suppress(OSError):
                     linger(connection)
             time.sleep(min(1.0, stay_seconds))
+        if not _were_served(others):
+            row.fail("no batch was accepted during the flood")
         if until_dropped:
             _check_descriptors(row, worker, descriptors, " of a flood that still lasts")
-    if not others.acknowledged or not others.keyed.acknowledged:
-        row.fail("no batch was accepted during the flood")
     _check_descriptors(row, worker, descriptors)
     if resident_bytes(worker) > memory + KEPT_BYTES:
         row.fail(f"keeps {resident_bytes(worker) - memory:,} bytes")
@@ -147,6 +154,11 @@ def visit(
         row.fail("did not stop with status 0")
     others.acknowledged.update(load.acknowledged)
     tally(row, others, service.files())
+
+
+def _were_served(others: Load) -> bool:
+    """Return whether a batch with a key was accepted, and one without."""
+    return bool(others.acknowledged and others.keyed.acknowledged)
 
 
 def _check_descriptors(row: Row, worker: int, before: int, of_what: str = "") -> None:
