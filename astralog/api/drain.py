@@ -7,8 +7,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
-from astralog.api.responses import REPLAYED_HEADERS, Note, json_response
-from astralog.errors import Rejection
+from astralog.api.responses import REPLAYED_HEADERS, Note, json_response, left_out
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Environ
@@ -38,10 +37,8 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
         is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
         accepted = acceptor.accept(environ, decode_lines if is_ndjson else decode_json)
         invalid = accepted.decoded.invalid
-        is_noted = invalid and not (invalid.are_kept or accepted.is_dry_run or accepted.is_replayed)
-        if invalid and is_noted:
-            message = f"{invalid.count} logs are invalid; the others were stored"
-            note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
+        if invalid and not (invalid.are_kept or accepted.is_dry_run or accepted.is_replayed):
+            note(left_out(invalid), environ)
         if invalid or accepted.is_dry_run:
             return _respond(accepted)
         return REPLAYED if accepted.is_replayed else ACCEPTED

@@ -16,7 +16,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
 from astralog.api.protocols import Service
-from astralog.api.responses import add_allow, add_headers, as_rejection
+from astralog.api.responses import left_out, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.body import Environ
 from astralog.intake.elasticsearch import Bulk, Item
@@ -108,19 +108,15 @@ def create_view(service: Service) -> PlainView:
             raise NotFound
         return _respond(known, environ)
 
-    def reject(error: Exception, environ: Environ) -> Response:
-        """Return the response to an error, in Elasticsearch's form."""
-        rejection = as_rejection(error, environ)
-        service.note(rejection, environ)
-        kind = TYPE_OF_CODE.get(rejection.code, "illegal_argument_exception")
-        cause = {"type": kind, "reason": f"{rejection.code}: {rejection.message}"}
-        body = {"error": {"root_cause": [cause], **cause}, "status": int(rejection.status)}
-        response = _respond(body, environ, rejection.status)
-        add_headers(response, rejection)
-        add_allow(response, error)
-        return response
+    return PlainView(answer, make_rejecter(service.note, _render))
 
-    return PlainView(answer, reject)
+
+def _render(rejection: Rejection, environ: Environ) -> Response:
+    """Return a rejection in Elasticsearch's form."""
+    kind = TYPE_OF_CODE.get(rejection.code, "illegal_argument_exception")
+    cause = {"type": kind, "reason": f"{rejection.code}: {rejection.message}"}
+    body = {"error": {"root_cause": [cause], **cause}, "status": int(rejection.status)}
+    return _respond(body, environ, rejection.status)
 
 
 def _store(service: Service, index: str, environ: Environ) -> Response:
@@ -130,8 +126,7 @@ def _store(service: Service, index: str, environ: Environ) -> Response:
         accepted = service.acceptor.accept(environ, bulk.decode, PARAMETERS)
         invalid = accepted.decoded.invalid
         if invalid and not accepted.is_replayed:
-            message = f"{invalid.count} documents are invalid; the others were stored"
-            service.note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
+            service.note(left_out(invalid, "documents"), environ)
     except Rejection as rejection:
         if rejection.code != "invalid_batch" or not bulk.is_complete:
             raise

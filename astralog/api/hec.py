@@ -14,13 +14,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import FixedResponse, PlainView
 from astralog.api.protocols import Service
-from astralog.api.responses import (
-    REPLAYED_HEADERS,
-    add_allow,
-    add_headers,
-    as_rejection,
-    json_response,
-)
+from astralog.api.responses import REPLAYED_HEADERS, json_response, left_out, make_rejecter
 from astralog.auth import OTHER_SCHEME
 from astralog.browsers import QUERY_TOKEN
 from astralog.errors import RETRIED_STATUSES, Rejection
@@ -96,15 +90,7 @@ def create_view(service: Service) -> PlainView:
             return _report_health(service)
         return _store(service, path, environ)
 
-    def reject(error: Exception, environ: Environ) -> Response:
-        """Return the response to an error, in HEC's form."""
-        rejection = as_rejection(error, environ)
-        service.note(rejection, environ)
-        response = _reject(rejection, environ)
-        add_allow(response, error)
-        return response
-
-    return PlainView(answer, reject)
+    return PlainView(answer, make_rejecter(service.note, _render))
 
 
 def _store(service: Service, path: str, environ: Environ) -> Response:
@@ -116,8 +102,7 @@ def _store(service: Service, path: str, environ: Environ) -> Response:
     if accepted.is_replayed:
         return REPLAYED
     if invalid := accepted.decoded.invalid:
-        message = f"{invalid.count} events are invalid; the others were stored"
-        service.note(Rejection("invalid_batch", message, {"logs": invalid.errors}), environ)
+        service.note(left_out(invalid, "events"), environ)
     return SUCCESS
 
 
@@ -139,16 +124,14 @@ def _report_health(service: Service) -> Response:
     return json_response(body, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def _reject(rejection: Rejection, environ: Environ) -> Response:
+def _render(rejection: Rejection, environ: Environ) -> Response:
     """Return a rejection in HEC's form, with the service's own code and message in `detail`."""
     status, reply = _find_reply(rejection, environ)
     body: dict[str, Any] = {"text": reply.text, "code": reply.code}
     if isinstance(rejection, HecRejection) and rejection.event is not None:
         body["invalid-event-number"] = rejection.event
     body["detail"] = f"{rejection.code}: {rejection.message}"
-    response = json_response(body, status)
-    add_headers(response, rejection)
-    return response
+    return json_response(body, status)
 
 
 def _find_reply(rejection: Rejection, environ: Environ) -> tuple[int, Reply]:

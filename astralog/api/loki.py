@@ -11,7 +11,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
 from astralog.api.protocols import Service
-from astralog.api.responses import REPLAYED_HEADERS, add_allow, add_headers, as_rejection
+from astralog.api.responses import REPLAYED_HEADERS, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Inflate
 from astralog.intake.body import Environ
@@ -39,17 +39,13 @@ def create_view(service: Service) -> PlainView:
         headers = REPLAYED_HEADERS if accepted.is_replayed else None
         return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
-    def reject(error: Exception, environ: Environ) -> Response:
-        """Return the response to an error: one line of text."""
-        rejection = as_rejection(error, environ)
-        service.note(rejection, environ)
-        text = f"{rejection.code}: {rejection.message}\n"
-        response = Response(text, rejection.status, content_type="text/plain; charset=utf-8")
-        add_headers(response, rejection)
-        add_allow(response, error)
-        return response
+    return PlainView(answer, make_rejecter(service.note, _render))
 
-    return PlainView(answer, reject)
+
+def _render(rejection: Rejection, environ: Environ) -> Response:
+    """Return a rejection as one line of text."""
+    text = f"{rejection.code}: {rejection.message}\n"
+    return Response(text, rejection.status, content_type="text/plain; charset=utf-8")
 
 
 def _find_decoder(environ: Environ, max_body_bytes: int) -> tuple[Decoder, Inflate | None]:

@@ -10,14 +10,9 @@ from typing import Any
 
 from flask import Blueprint, Response
 
+from astralog.api import responses
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
-from astralog.api.responses import (
-    REPLAYED_HEADERS,
-    Note,
-    add_allow,
-    add_headers,
-    as_rejection,
-)
+from astralog.api.responses import REPLAYED_HEADERS, Note, left_out
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ
@@ -81,15 +76,8 @@ def is_otlp_path(path: str) -> bool:
 
 def make_rejecter(note: Note) -> Reject:
     """Return a function that logs an error with `note` and answers with a google.rpc.Status."""
-
-    def reject_error(error: Exception, environ: Environ) -> Response:
-        rejection = _with_hint(as_rejection(error, environ), environ)
-        note(rejection, environ)
-        response = _reject(rejection, environ)
-        add_allow(response, error)
-        return response
-
-    return reject_error
+    reject = responses.make_rejecter(note, _render)
+    return lambda error, environ: reject(_with_hint(error, environ), environ)
 
 
 def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
@@ -109,8 +97,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
         if invalid is None:
             answers = REPLAYED if accepted.is_replayed else ACCEPTED
             return answers[encoding.content_type]
-        message = f"{invalid.count} logs are invalid; the others were stored"
-        rejection = Rejection("invalid_batch", message, {"logs": invalid.errors})
+        rejection = left_out(invalid)
         response = _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
         if accepted.is_replayed:
             response.headers.update(REPLAYED_HEADERS)
@@ -152,24 +139,23 @@ def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Re
     return Response(body, status, content_type=encoding.content_type)
 
 
-def _with_hint(rejection: Rejection, environ: Environ) -> Rejection:
+def _with_hint(error: Exception, environ: Environ) -> Exception:
     """Add a hint to the rejection of a protobuf body that was read as JSON."""
-    if rejection.code != "invalid_json" or _media_type(environ) == "application/json":
-        return rejection
-    return Rejection("invalid_json", f"{rejection.message.rstrip('.')}; {PROTOBUF_HINT}")
+    is_invalid_json = isinstance(error, Rejection) and error.code == "invalid_json"
+    if not is_invalid_json or _media_type(environ) == "application/json":
+        return error
+    return Rejection("invalid_json", f"{str(error).rstrip('.')}; {PROTOBUF_HINT}")
 
 
 def _media_type(environ: Environ) -> str:
     return str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
 
 
-def _reject(rejection: Rejection, environ: Environ) -> Response:
+def _render(rejection: Rejection, environ: Environ) -> Response:
     """Return the rejection as a google.rpc.Status, whose message begins with its code."""
     encoding = _find_encoding(environ)
     body = encoding.encode_status(CODE_OF_STATUS[rejection.status], _say(rejection))
-    response = _respond(body, encoding, rejection.status)
-    add_headers(response, rejection)
-    return response
+    return _respond(body, encoding, rejection.status)
 
 
 def _say(rejection: Rejection) -> str:

@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from astralog.api.dispatch import Reject
 from astralog.errors import ORIGIN_FORBIDDEN, RETRIED_STATUSES, Rejection
+from astralog.intake.decoder import InvalidLogs
 from astralog.log import log_exception
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ INTERNAL = HTTPStatus.INTERNAL_SERVER_ERROR
 
 #: Records a rejected request; its second argument is WSGI's environ.
 Note = Callable[[Rejection, dict[str, Any]], None]
+
+#: Returns a rejection in the form of a protocol; its second argument is WSGI's environ.
+Render = Callable[[Rejection, dict[str, Any]], Response]
 
 
 def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
@@ -47,20 +51,10 @@ def reject(rejection: Rejection) -> Response:
     }
     if rejection.errors is not None:
         body["errors"] = rejection.errors
-    response = json_response(body, rejection.status)
-    add_headers(response, rejection)
-    return response
+    return json_response(body, rejection.status)
 
 
-def add_headers(response: Response, rejection: Rejection) -> None:
-    """Add the headers of a rejection to a response with any body."""
-    if rejection.status == HTTPStatus.UNAUTHORIZED:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if rejection.status in RETRIED_STATUSES:
-        response.headers["Retry-After"] = str(rejection.retry_after)
-
-
-def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
+def _as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
     """Return the rejection for an error of a request with WSGI's `environ`.
 
     An error that nobody expected is logged, and becomes `internal`.
@@ -73,29 +67,39 @@ def as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
     return Rejection("internal")
 
 
-def make_rejecter(note: Note) -> Reject:
-    """Return a function that logs an error with `note`, and returns its JSON response."""
+def make_rejecter(
+    note: Note, render: Render = lambda rejection, environ: reject(rejection)
+) -> Reject:
+    """Return a function that logs an error with `note`, and returns its response.
+
+    By default, `render` makes JSON; the headers are the same for every protocol.
+    """
 
     def reject_error(error: Exception, environ: dict[str, Any]) -> Response:
-        rejection = as_rejection(error, environ)
+        rejection = _as_rejection(error, environ)
         note(rejection, environ)
-        response = reject(rejection)
-        add_allow(response, error)
+        response = render(rejection, environ)
+        if rejection.status == HTTPStatus.UNAUTHORIZED:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        if rejection.status in RETRIED_STATUSES:
+            response.headers["Retry-After"] = str(rejection.retry_after)
+        if isinstance(error, MethodNotAllowed):  # RFC 9110, 15.5.6
+            response.headers["Allow"] = _allowed(error)
         return response
 
     return reject_error
+
+
+def left_out(invalid: InvalidLogs, logs: str = "logs") -> Rejection:
+    """Return the rejection of a batch's invalid logs, whose others were stored."""
+    message = f"{invalid.count} {logs} are invalid; the others were stored"
+    return Rejection("invalid_batch", message, {"logs": invalid.errors})
 
 
 def init_app(app: Flask, reject_error: Reject) -> None:
     """Turn every error, also those of the framework, into a response."""
     for kind in (HTTPException, Exception):
         app.register_error_handler(kind, lambda error: reject_error(error, request.environ))
-
-
-def add_allow(response: Response, error: Exception) -> None:
-    """Add the methods of a path to a 405 response (RFC 9110, 15.5.6)."""
-    if isinstance(error, MethodNotAllowed):
-        response.headers["Allow"] = _allowed(error)
 
 
 def _rejection_of(error: HTTPException, environ: Mapping[str, Any]) -> Rejection:
