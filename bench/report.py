@@ -180,7 +180,11 @@ def _keyed_size(keyed: Keyed) -> str:
     )
 
 
-def _workers(workers: Workers) -> str:
+def _workers(all_workers: list[Workers]) -> str:
+    return "\n\n".join(map(_workers_under_a_load, all_workers))
+
+
+def _workers_under_a_load(workers: Workers) -> str:
     one, two = workers.one[0], workers.two[0]
     return (
         f"Workers ({two.batch} logs per batch, {two.connections} connections): two workers store "

@@ -17,7 +17,7 @@ from bench.service import BareService
 from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service
 
-WORKERS_BATCH, WORKERS_CONNECTIONS = 500, 16
+WORKERS_LOADS = ((500, 16), (100, 8))
 GROWTH_BATCH, GROWTH_CONNECTIONS = 500, 8
 OPTIONS_BATCH, OPTIONS_CONNECTIONS = 500, 8
 
@@ -69,13 +69,16 @@ class Runner:
         self._codec.take(batch)
         self._disk.take(_mean_body_bytes(batch))
 
-    def workers(self) -> Workers:
-        """Compare one worker with two."""
+    def workers(self) -> list[Workers]:
+        """Compare one worker with two under each load."""
+        return [self._workers(batch, connections) for batch, connections in WORKERS_LOADS]
+
+    def _workers(self, batch: int, connections: int) -> Workers:
         one, two = [], []
         for count in range(1, ROUNDS + 1):
-            progress(f"one worker and two, round {count} of {ROUNDS}")
-            one.append(self.cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=1))
-            two.append(self.cell(WORKERS_BATCH, WORKERS_CONNECTIONS, workers=2))
+            progress(f"one worker and two, {batch} logs, round {count} of {ROUNDS}")
+            one.append(self.cell(batch, connections, workers=1))
+            two.append(self.cell(batch, connections, workers=2))
         throughput = [statistics.median(c.logs_per_second for c in side) for side in (one, two)]
         per_cpu = [statistics.median(c.logs_per_cpu_second for c in side) for side in (one, two)]
         return Workers(one, two, throughput[1] / throughput[0], per_cpu[1] / per_cpu[0])
