@@ -2,22 +2,21 @@
 
 Every ten seconds one worker samples the totals of all workers. A sample's place in the file is its
 number, the time divided by ten seconds, modulo the number of places, so that it replaces the sample
-of an hour before. Its checksum shows whether it is whole.
+of an hour before.
 """
 
 import fcntl
 import json
 import logging
-import os
-import struct
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import gevent
 
+from astralog.log import log_exception
+from astralog.memory_file import read_record, try_lock, unlock, write_record
 from astralog.telemetry.counters import (
     ACCEPTED_BY_TOKEN,
     BOUNDS_SECONDS,
@@ -179,8 +178,6 @@ RECORD_BYTES = 128 * 1024
 #: Bytes of all records; the rest of the file has other uses.
 HISTORY_BYTES = SAMPLES * RECORD_BYTES
 
-_HEADER = struct.Struct("<QII")  # the record's number, bytes of the sample, checksum
-
 
 class History:
     """The last hour; `take` returns the sample of this moment, and may raise."""
@@ -190,7 +187,6 @@ class History:
         self._fd: int | None = None
         self._samples: list[Sample | None] = [None] * SAMPLES
         self._read_at = -1  # the number up to which these were read
-        self._has_failed = False
 
     def start(self, fd: int | None) -> None:
         """Share the history through the beginning of the file from now on."""
@@ -204,28 +200,22 @@ class History:
             gevent.sleep(SAMPLE_SECONDS - time.monotonic() % SAMPLE_SECONDS)
 
     def sample_once(self) -> None:
-        """Take the sample that is due, unless another worker takes or took it.
-
-        Of failures in a row, one is logged.
-        """
+        """Take the sample that is due, unless another worker takes or took it."""
         try:
             if self._fd is not None:
                 self._sample(self._fd, _number())
         except Exception:
-            if not self._has_failed:
-                log.exception("taking a sample of the history failed")
-            self._has_failed = True
-        else:
-            self._has_failed = False
+            log_exception(log, "taking a sample of the history failed")
 
     def _sample(self, fd: int, number: int) -> None:
-        if _read(fd, number) or not _lock(fd):
+        if _read(fd, number) or not try_lock(fd, 0, fcntl.LOCK_EX):
             return
         try:
             if not _read(fd, number):  # as another worker did meanwhile
-                _write(fd, number, encode_sample(self._take()))
+                data = encode_sample(self._take())
+                write_record(fd, _offset(number), number, data, RECORD_BYTES)
         finally:
-            fcntl.lockf(fd, fcntl.LOCK_UN, 1, 0)
+            unlock(fd, 0)
 
     def samples(self) -> list[Sample | None]:
         """Return the samples of the last hour, oldest first, None for each that is missing.
@@ -242,32 +232,10 @@ class History:
         return self._samples
 
 
-def _lock(fd: int) -> bool:
-    """Lock the history; return False if another worker has the lock."""
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-    except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two it is
-        return False
-    return True
-
-
-def _write(fd: int, number: int, data: bytes) -> None:
-    if _HEADER.size + len(data) > RECORD_BYTES:
-        raise ValueError(f"a sample takes {len(data)} bytes")
-    header = _HEADER.pack(number, len(data), _checksum(number, data))
-    os.pwrite(fd, header + data, _offset(number))
-
-
 def _read(fd: int, number: int) -> bytes:
     """Return the encoded sample, b"" if it is missing or incomplete."""
-    header = os.pread(fd, _HEADER.size, _offset(number))
-    if len(header) < _HEADER.size:
-        return b""
-    known, size, checksum = _HEADER.unpack(header)
-    if known != number:
-        return b""
-    data = os.pread(fd, min(size, RECORD_BYTES), _offset(number) + _HEADER.size)
-    return data if checksum == _checksum(number, data) else b""
+    known, data = read_record(fd, _offset(number), RECORD_BYTES) or (0, b"")
+    return data if known == number else b""
 
 
 def _number() -> int:
@@ -277,7 +245,3 @@ def _number() -> int:
 
 def _offset(number: int) -> int:
     return number % SAMPLES * RECORD_BYTES
-
-
-def _checksum(number: int, data: bytes) -> int:
-    return zlib.crc32(data, number & 0xFFFFFFFF)

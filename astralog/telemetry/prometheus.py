@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from astralog.deadlines import PAUSE_SECONDS
 from astralog.errors import Rejection
+from astralog.log import log_exception
 from astralog.telemetry import slots
 from astralog.telemetry.counters import Counters, Snapshot, Values
 from astralog.telemetry.families import (
@@ -62,7 +63,6 @@ class Metrics:
         self._is_alone = True  # without gunicorn.conf.py, this process is the only one
         self._slot: slots.Slot | None = None
         self._publishing: gevent.Greenlet | None = None
-        self._has_failed = False
         self._scraping = Semaphore()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -108,19 +108,15 @@ class Metrics:
             gevent.sleep(0)
 
     def publish(self) -> None:
-        """Publish this worker's counts to the others; of consecutive failures, one is logged."""
+        """Publish this worker's counts to the others."""
         if not self._slot:
             return
         try:
             self._slot.publish(self._take())
         except Exception:
-            if not self._has_failed:
-                log.exception(
-                    "publishing metrics failed; the next attempt follows in half a second"
-                )
-            self._has_failed = True
-        else:
-            self._has_failed = False
+            log_exception(
+                log, "publishing metrics failed; the next attempt follows in half a second"
+            )
 
     def _take(self) -> Snapshot:
         """Return this worker's current counts."""

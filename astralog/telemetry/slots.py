@@ -5,17 +5,14 @@ kernel releases when the worker dies, however it dies, and continues the counts 
 owner. So nothing is moved at a death, and the sum over all slots is right at any moment.
 
 A slot has two halves that are written in turn: an interrupted write leaves the other half whole.
-Reads and writes are system calls, so that a lack of memory is an error and no SIGBUS.
 """
 
 import fcntl
 import itertools
 import os
-import struct
-import zlib
 from collections.abc import Iterator, MutableMapping
 
-from astralog.memory_file import make_memory_file
+from astralog.memory_file import make_memory_file, read_record, try_lock, unlock, write_record
 from astralog.telemetry.counters import EMPTY, Snapshot, decode_snapshot, encode_snapshot, merge
 from astralog.telemetry.history import HISTORY_BYTES
 
@@ -34,12 +31,6 @@ SLOTS_OFFSET = HISTORY_BYTES
 
 #: Attempts to read a slot that is written to meanwhile.
 READ_ATTEMPTS = 10
-
-_HEADER = struct.Struct("<QII")  # number of the write, bytes of the snapshot, checksum
-
-
-class SnapshotTooLarge(OSError):
-    """A snapshot does not fit into its slot."""
 
 
 def open_shared_file(environ: MutableMapping[str, str]) -> int:
@@ -84,12 +75,8 @@ class Slot:
         data = encode_snapshot(merge([self._before, snapshot]))
         if data == self._published:
             return
-        if _HEADER.size + len(data) > HALF_BYTES:
-            raise SnapshotTooLarge(f"metrics take {len(data)} bytes of at most {HALF_BYTES}")
         writes = self._writes + 1
-        record = _HEADER.pack(writes, len(data), _checksum(writes, data)) + data
-        written = os.pwrite(self._fd, record, _offset(self.number, writes))
-        if written == len(record):
+        if write_record(self._fd, _offset(self.number, writes), writes, data, HALF_BYTES):
             self._writes, self._published = writes, data
 
     def merge_all(self) -> Snapshot:
@@ -107,25 +94,17 @@ class Slot:
 
 def claim(fd: int) -> Slot:
     """Claim the first slot without a living owner, until this process ends; raises OSError."""
-    free = (number for number in itertools.count() if _try_lock(fd, number, fcntl.LOCK_EX))
-    return Slot(fd, next(free))
+    offsets = ((number, _offset(number, 0)) for number in itertools.count())
+    return Slot(fd, next(number for number, at in offsets if try_lock(fd, at, fcntl.LOCK_EX)))
 
 
 def _is_claimed(fd: int, number: int) -> bool:
     """Return whether another process has claimed the slot."""
-    if not _try_lock(fd, number, fcntl.LOCK_SH):
+    offset = _offset(number, 0)
+    if not try_lock(fd, offset, fcntl.LOCK_SH):
         return True
-    fcntl.lockf(fd, fcntl.LOCK_UN, 1, _offset(number, 0))
+    unlock(fd, offset)
     return False
-
-
-def _try_lock(fd: int, number: int, operation: int) -> bool:
-    """Lock the slot, and return whether no other process has; raises OSError."""
-    try:
-        fcntl.lockf(fd, operation | fcntl.LOCK_NB, 1, _offset(number, 0))
-    except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two it is
-        return False
-    return True
 
 
 def _read(fd: int, number: int) -> tuple[int, bytes]:
@@ -136,26 +115,12 @@ def _read(fd: int, number: int) -> tuple[int, bytes]:
     """
     halves: list[tuple[int, bytes] | None] = []
     for _ in range(READ_ATTEMPTS):
-        before, halves = halves, [_read_half(fd, _offset(number, half)) for half in range(2)]
+        before = halves
+        halves = [read_record(fd, _offset(number, half), HALF_BYTES) for half in range(2)]
         if None not in halves or halves == before:
             break
     return max(filter(None, halves), default=(0, b""))
 
 
-def _read_half(fd: int, offset: int) -> tuple[int, bytes] | None:
-    """Return the number and the snapshot of a half, None if it is not whole."""
-    header = os.pread(fd, _HEADER.size, offset)
-    if len(header) < _HEADER.size:
-        return 0, b""
-    writes, size, checksum = _HEADER.unpack(header)
-    data = os.pread(fd, min(size, HALF_BYTES), offset + _HEADER.size)
-    is_whole = len(data) == size and checksum == _checksum(writes, data)
-    return (writes, data) if is_whole else None
-
-
 def _offset(number: int, writes: int) -> int:
     return SLOTS_OFFSET + number * SLOT_BYTES + writes % 2 * HALF_BYTES
-
-
-def _checksum(writes: int, data: bytes) -> int:
-    return zlib.crc32(data, writes & 0xFFFFFFFF)

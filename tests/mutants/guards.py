@@ -350,8 +350,8 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "checksum of a metrics snapshot",
-        "astralog.telemetry.slots:_read_half.is_whole",
-        "is_whole = len(data) == size and checksum == _checksum(writes, data)",
+        "astralog.memory_file:read_record.is_whole",
+        "is_whole = len(data) == size and checksum == _checksum(number, data)",
         "is_whole = len(data) == size and checksum is not None",
         ("tests/unit/telemetry/test_slots.py", "-k", "half_a_write"),
     ),
@@ -1436,9 +1436,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "an incomplete sample is ignored",
-        "astralog.telemetry.history:_read",
-        'data if checksum == _checksum(number, data) else b""',
-        "data",
+        "astralog.memory_file:read_record.is_whole",
+        "is_whole = len(data) == size and checksum == _checksum(number, data)",
+        "is_whole = True",
         ("tests/unit/telemetry/test_history.py", "-k", "partial_sample"),
     ),
     Guard(

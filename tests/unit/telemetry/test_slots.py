@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from astralog.memory_file import RecordTooLarge
 from astralog.telemetry import slots
 from astralog.telemetry.counters import (
     EMPTY,
@@ -17,7 +18,7 @@ from astralog.telemetry.counters import (
     encode_snapshot,
     merge,
 )
-from astralog.telemetry.slots import HALF_BYTES, Slot, SnapshotTooLarge, claim, open_shared_file
+from astralog.telemetry.slots import HALF_BYTES, Slot, claim, open_shared_file
 from tests.support.fake_system import BreakOs
 
 ONE = Snapshot({("a",): 1}, {("t",): 10}, {("g",): 3})
@@ -186,7 +187,7 @@ def test_snapshot_that_does_not_fit_raises(fd: int) -> None:
     """A slot never grows into the next one."""
     mine = claim(fd)
     mine.publish(ONE)
-    with pytest.raises(SnapshotTooLarge):
+    with pytest.raises(RecordTooLarge):
         mine.publish(Snapshot({("x" * HALF_BYTES,): 1}, {}, {}))
     assert ONE == mine.merge_all()
     largest = Snapshot({("x" * (HALF_BYTES - 100),): 1}, {}, {})
