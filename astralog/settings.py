@@ -37,8 +37,8 @@ _SERVICE_LINK = re.compile(
 def _read(fields: Iterable[Field[Any]]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of settings by their names, and one line for each fault.
 
-    A field's metadata has `validate`, which checks a value, and may have `convert`, which turns it
-    into the setting's value.
+    A field's metadata has `validate`, which checks a value, and `convert`, which turns it into the
+    setting's value; both may be None.
     """
     fields = list(fields)
     env = Env(eager=False, prefix=PREFIX)
@@ -60,7 +60,7 @@ def _parse(env: Env, field: Field[Any]) -> Any:
     parsers: dict[Any, Any] = {int: env.int, float: env.float}
     parse = parsers.get(field.type, env.str)
     value = parse(field.name.upper(), field.default, validate=field.metadata["validate"])
-    convert = field.metadata.get("convert")
+    convert = field.metadata["convert"]
     return convert(value) if convert and value is not None else value  # None if it is invalid
 
 
@@ -145,11 +145,6 @@ def expand_file(path: str) -> str:
     return os.path.expanduser(path)
 
 
-def expand_directory(path: str | Path) -> Path:
-    """Return the path with `~` expanded."""
-    return Path(os.path.expanduser(path))
-
-
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -157,6 +152,8 @@ T = TypeVar("T")
 SyncMode = Literal["always", "everysec", "never"]
 CompressMode = Literal["none", "zstd"]
 KeepMode = Literal["always", "until_full"]
+
+_POSITIVE = Range(min=0, min_inclusive=False)
 
 
 class InvalidSettings(Exception):
@@ -173,15 +170,20 @@ def _setting(
     validate: Callable[[Any], Any] | None = None,
     shown: str = "",
     convert: Callable[[Any], Any] | None = None,
+    *,
+    is_secret: bool = False,
 ) -> T:
-    """Declare a setting; `shown` is the text of its default in docs/configuration.md."""
+    """Declare a setting; `shown` is the text of its default in docs/configuration.md.
+
+    The representation of the settings leaves out secret ones.
+    """
     metadata = {
         "help": help,
         "validate": validate,
         "shown": shown or str(default),
         "convert": convert,
     }
-    field: T = dataclasses.field(default=default, metadata=metadata)
+    field: T = dataclasses.field(default=default, repr=not is_secret, metadata=metadata)
     return field
 
 
@@ -209,6 +211,7 @@ class Settings:
         "Tokens, comma separated. Without this and `ASTRALOG_TOKENS_FILE`, the first start creates "
         "one in `<data dir>/token`.",
         shown="(none)",
+        is_secret=True,
     )
     tokens_file: str = _file_setting(
         "File of tokens, one per line, each followed by its projects (none for all) and its "
@@ -238,7 +241,7 @@ class Settings:
         "Directory of the segment files; created at the first start.",
         check_directory,
         "./data",
-        expand_directory,
+        lambda path: Path(path).expanduser(),
     )
     workers: int = _setting(
         count_cores(),
@@ -258,13 +261,13 @@ class Settings:
     body_timeout_seconds: float = _setting(
         10.0,
         "Time for a client to send its body. After it: 408 `body_timeout`.",
-        Range(min=0, min_inclusive=False),
+        _POSITIVE,
     )
     commit_timeout_seconds: float = _setting(
         8.0,
         "Time for a batch to wait for its commit; keep it below the timeout of the clients. "
         "After it: 503 `commit_timeout`.",
-        Range(min=0, min_inclusive=False),
+        _POSITIVE,
     )
     queue_bytes: int = _size_setting(
         64 * MIB,
@@ -282,7 +285,7 @@ class Settings:
         256 * MIB, "A segment is sealed before it exceeds this size."
     )
     segment_seconds: float = _setting(
-        3600.0, "A segment is sealed at this age, idle or not.", Range(min=0, min_inclusive=False)
+        3600.0, "A segment is sealed at this age, idle or not.", _POSITIVE
     )
     compress: CompressMode = _setting(
         "none",
@@ -316,16 +319,13 @@ class Settings:
         "`ASTRALOG_RETAIN_FREE_BYTES` or `ASTRALOG_MIN_FREE_BYTES`.",
         OneOf(("always", "until_full")),
     )
-    clickhouse_url: str = dataclasses.field(
-        default="",
-        repr=False,
-        metadata={
-            "help": "ClickHouse of `astralog forward`, over HTTP: "
-            "`https://user:password@host:8443/database`; after `?`, options of clickhouse-connect "
-            "such as `ca_cert=/path`.",
-            "validate": check_clickhouse_url,
-            "shown": "(none)",
-        },
+    clickhouse_url: str = _setting(
+        "",
+        "ClickHouse of `astralog forward`, over HTTP: `https://user:password@host:8443/database`; "
+        "after `?`, options of clickhouse-connect such as `ca_cert=/path`.",
+        check_clickhouse_url,
+        "(none)",
+        is_secret=True,
     )
     clickhouse_table: str = _setting(
         "logs",
@@ -366,7 +366,7 @@ class Settings:
     idempotency_seconds: float = _setting(
         86400.0,
         "Time for which an idempotency key is remembered.",
-        Range(min=0, min_inclusive=False),
+        _POSITIVE,
     )
     status: str = _setting(
         "on",

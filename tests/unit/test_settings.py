@@ -284,12 +284,13 @@ def test_every_setting_has_help() -> None:
         assert field.metadata["shown"], field.name
 
 
-def test_a_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong address is rejected without its text, and a right one is not shown."""
+def test_a_secret_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong address is rejected without its text; a right one is not shown, nor are tokens."""
     [problem] = problems_of(monkeypatch, ASTRALOG_CLICKHOUSE_URL="ftp://user:secret@host/")
     assert problem.startswith("ASTRALOG_CLICKHOUSE_URL: Not a URL")
     assert "secret" not in problem
     monkeypatch.setenv("ASTRALOG_CLICKHOUSE_URL", "http://user:secret@host/")
+    monkeypatch.setenv("ASTRALOG_TOKENS", "secret-token")
     assert "secret" not in repr(Settings.from_environ())
 
 
