@@ -53,10 +53,6 @@ class Services:
         if self.overview:
             self.overview.start(metrics_fd, started_at)
 
-    def end_streams(self) -> None:
-        """End the responses that stream new logs."""
-        self.streams.stop()
-
     def stop(self, seconds: float) -> None:
         """Store the queued batches within so many seconds, and publish the last metrics."""
         self.queue.stop(seconds)

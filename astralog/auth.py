@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 #: Name of the token file that the first start creates in the data directory.
-TOKEN_FILE_NAME = "token"  # nosec B105
+TOKEN_FILE_NAME = "token"  # nosec B105  # not a token
 
 #: Seconds between two checks whether the file of tokens has changed.
 CHECK_SECONDS = 0.5

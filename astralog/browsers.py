@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
 #: The token that the query of a request contained, in the request's environ.
-QUERY_TOKEN = "astralog.query_token"  # nosec B105
+QUERY_TOKEN = "astralog.query_token"  # nosec B105  # not a token
 
 #: Seconds for which a browser may keep the response to a preflight.
 MAX_AGE_SECONDS = 7200

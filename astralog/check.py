@@ -379,7 +379,8 @@ def _create_tls(ca_file: Path | None) -> ssl.SSLContext:
     help="CA certificate to trust, for https.",
 )
 @click.option("--token", envvar="TOKEN", hidden=True)  # in the environment: arguments are public
-def check(  # noqa: PLR0917  # click passes them by name
+def check(
+    *,
     url: SplitResult,
     read_only: bool,
     token_file: TextIO | None,

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from types import TracebackType
 from typing import Any, TypeVar
 
 import gevent
@@ -99,12 +98,7 @@ class Deadlines:
             gevent.spawn(self._watch)
         self._waiting[gevent.getcurrent()] = time.monotonic()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         current = gevent.getcurrent()
         if self._waiting.pop(current, None) is None:
             del self._ending[current]
@@ -171,11 +165,6 @@ class TimeLimit(BaseException):
     def __enter__(self) -> None:
         self._timer.start(gevent.getcurrent().throw, self)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: object, error: object, trace: object) -> bool:
         self._timer.close()
         return error is self

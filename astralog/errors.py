@@ -149,11 +149,8 @@ def rate_limited(rate: float) -> Cause:
 
 # --- The messages of the write queue and of idempotency keys
 
-STOPPING = Cause("stopping", "The service is stopping; nothing was stored; retry later.")
-KEY_IN_USE = Cause(
-    "key_in_use",
-    "A batch with this Idempotency-Key is being stored; retry later to learn its outcome.",
-)
+STOPPING = Cause("stopping", MEANING_OF_CODE["stopping"])
+KEY_IN_USE = Cause("key_in_use", MEANING_OF_CODE["key_in_use"])
 KEY_REUSED = Cause(
     "key_reused",
     "Another batch was stored with this Idempotency-Key; this one was not; use a new key for each "

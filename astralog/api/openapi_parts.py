@@ -84,10 +84,11 @@ EXAMPLE = {
     ]
 }
 
-NDJSON_EXAMPLE = """\
-{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:45Z","level":"info","service":"api-gateway","message":"User logged in"}
-{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:46Z","level":"info","service":"api-gateway","message":"User logged out"}
-"""  # noqa: E501
+NDJSON_EXAMPLE = "".join(
+    f'{{"project_id":"org-xyz","timestamp":"2024-05-31T15:30:{second}Z","level":"info",'
+    f'"service":"api-gateway","message":"User logged {way}"}}\n'
+    for second, way in ((45, "in"), (46, "out"))
+)
 
 _ERRORS = {"logs": {"3": {"level": ["Must not be empty."]}}}
 

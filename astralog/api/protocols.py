@@ -1,7 +1,8 @@
 """The protocols of other products: each is imported with its first request."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from astralog.api.dispatch import PlainView
@@ -26,22 +27,9 @@ class Service(NamedTuple):
 def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
     """Return the loader of each protocol's view, by the first segment of its paths."""
 
-    @cache
-    def load_hec() -> PlainView:
-        from astralog.api import hec  # noqa: PLC0415  # most never need it
+    def load(module: str) -> PlainView:
+        view: PlainView = import_module(f"astralog.api.{module}").create_view(service)
+        return view
 
-        return hec.create_view(service)
-
-    @cache
-    def load_loki() -> PlainView:
-        from astralog.api import loki  # noqa: PLC0415
-
-        return loki.create_view(service)
-
-    @cache
-    def load_elasticsearch() -> PlainView:
-        from astralog.api import elasticsearch  # noqa: PLC0415
-
-        return elasticsearch.create_view(service)
-
-    return {"services": load_hec, "loki": load_loki, "elasticsearch": load_elasticsearch}
+    modules = {"services": "hec", "loki": "loki", "elasticsearch": "elasticsearch"}
+    return {name: cache(partial(load, module)) for name, module in modules.items()}

@@ -135,7 +135,7 @@ class Failures:
         self.since = self.since or time.time()
         longest = min(FIRST_PAUSE_SECONDS * 2 ** min(self.attempts, 32), LONGEST_PAUSE_SECONDS)
         self.attempts += 1
-        return random.uniform(longest / 2, longest)  # nosec B311
+        return random.uniform(longest / 2, longest)  # nosec B311  # no secret
 
     def end(self) -> None:
         """End the episode: an attempt succeeded."""

@@ -147,8 +147,7 @@ class Connection:
         if request.held_bytes and self._trust is Trust.NONE:
             self._hold_more(request.held_bytes)
         response = Response(request, self._sock, self._limits)
-        if self._is_last():
-            response.force_close()
+        response.is_last = self._is_last()
         self._run_app(request, response)
         if self._trust is Trust.AUTHENTICATED:
             if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:

@@ -14,7 +14,7 @@ from astralog.settings import InvalidSettings, Settings
 from astralog.standard_streams import print_errors, reopen_closed_streams
 
 
-class ServerLogger(Logger):  # type: ignore[misc]
+class ServerLogger(Logger):
     """gunicorn's own log, in the service's format."""
 
     error_fmt = LOG_FORMAT

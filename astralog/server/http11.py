@@ -78,19 +78,19 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 # --- Receiving
 
 
-class HeadTooLong(errors.ParseException):  # type: ignore[misc]
+class HeadTooLong(errors.ParseException):
     """A head has more than MAX_HEAD_BYTES."""
 
 
-class BareLineFeed(errors.ParseException):  # type: ignore[misc]
+class BareLineFeed(errors.ParseException):
     """A line of a head ends without a carriage return, so the head would never end."""
 
 
-class OtherProtocol(errors.ParseException):  # type: ignore[misc]
+class OtherProtocol(errors.ParseException):
     """The client speaks another protocol; the error's text is its name."""
 
 
-class Receiver(unreader.SocketUnreader):  # type: ignore[misc]
+class Receiver(unreader.SocketUnreader):
     """The bytes of a connection, from which gunicorn's parser and `Body` read."""
 
     #: Bytes of a chunk that are received at once; gunicorn's parser holds the last ones while it
@@ -319,7 +319,7 @@ class Body:
 # --- Requests
 
 
-class Request(message.Request):  # type: ignore[misc]
+class Request(message.Request):
     """A request: its head as gunicorn parsed it, and its body."""
 
     body: Body
@@ -561,12 +561,8 @@ class Response:
         self._has_head = False
         #: 0 until the response has started.
         self.status_code = 0
-        #: Whether the connection ends with this response; decided with the head.
+        #: Whether the connection ends with this response; the head decides it unless it is set.
         self.is_last = False
-
-    def force_close(self) -> None:
-        """End the connection with this response."""
-        self.is_last = True
 
     def start_response(
         self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None

@@ -32,7 +32,7 @@ BOOT_RETRY_SECONDS = 5.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
-class Application(WSGIApplication):  # type: ignore[misc]
+class Application(WSGIApplication):
     """gunicorn's application for `astralog serve`, without its command line and settings file."""
 
     def load_config(self) -> None:
@@ -105,7 +105,7 @@ def _no_password() -> str:
 # --- The process
 
 
-class Master(Arbiter):  # type: ignore[misc]
+class Master(Arbiter):
     """The process that starts the workers, kills those that hang, and replaces those that ended.
 
     gunicorn's own master ends the service if one fork fails or a worker fails to start, and after

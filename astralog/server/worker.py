@@ -62,7 +62,7 @@ class MasterState:
     started_at: float  #: The start of the service, in seconds since 1970.
 
 
-class Worker(GeventWorker):  # type: ignore[misc]
+class Worker(GeventWorker):
     """A gevent worker that accepts its share of the connections and limits their cost.
 
     It serves HTTP/1.1 only, and its stop does not wait for idle connections.
@@ -165,7 +165,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _finish_connections(self) -> None:
         """Wait for the connections to end by themselves, then end the rest."""
         self._shared.is_stopping = True
-        services_of(self.wsgi).end_streams()
+        services_of(self.wsgi).streams.stop()
         end = time.monotonic() + self.cfg.graceful_timeout
         while self._connections and time.monotonic() < end:
             self.notify()

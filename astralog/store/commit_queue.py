@@ -93,7 +93,6 @@ class DiskThreads:
 
 __all__ = ["Batch", "CommitQueue", "CountStored"]
 
-
 #: Seconds in which a process that stops closes its files.
 CLOSE_SECONDS = 1.0
 
@@ -206,7 +205,7 @@ class CommitQueue:
         self._drain_threads.start()
         for storage in self.storages:
             self._drains.spawn(self._drain, storage)
-        self._helpers.spawn(_run_forever, self._expire_waits, "expiry of waits failed")
+        self._helpers.spawn(_run_forever, self.expire_waits_once, "expiry of waits failed")
         self._helpers.spawn(_run_forever, self.keep_house_once, HOUSEKEEPING_FAILED)
         maintain_keys = partial(self.keys.maintain, self._has_failed)
         self._helpers.spawn(_run_forever, maintain_keys, "maintenance of the keys failed")
@@ -259,14 +258,13 @@ class CommitQueue:
             self._drain_threads.call(storage.maintain)
         return is_last
 
-    def _expire_waits(self) -> float:
-        """Expire waits; one timer for all of them costs less than one per wait."""
-        self.expire_waits_once()
-        return OVERDUE_SECONDS
+    def expire_waits_once(self) -> float:
+        """Expire the waits that are over; one timer for all of them costs less than one per wait.
 
-    def expire_waits_once(self) -> None:
-        """Expire the waits that are over by now."""
+        Return the seconds until the next call.
+        """
         self._batches.expire_waits()
+        return OVERDUE_SECONDS
 
     def keep_house_once(self) -> float:
         """Run the next step of the housekeeping; return the seconds until the step after it.

@@ -6,15 +6,16 @@ takes 1 µs per request; counting in prometheus_client takes 10 µs. Only the hu
 
 import json
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import sub
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gevent
 
 from astralog.errors import STATUS_OF_CODE, Rejection
+
+T = TypeVar("T")
 
 #: Upper bounds of the buckets of durations.
 BOUNDS_SECONDS = (
@@ -23,7 +24,7 @@ BOUNDS_SECONDS = (
 )
 
 #: Stands for a missing or unknown token.
-UNKNOWN_TOKEN = "unknown"  # nosec B105
+UNKNOWN_TOKEN = "unknown"  # nosec B105  # not a token
 
 #: Tokens with separate series, including replaced ones; all others share one name.
 MAX_TOKENS = 100
@@ -176,7 +177,7 @@ Series = tuple[str, ...]
 Values = dict[Series, float]
 
 #: The families whose first label is a token's name, which has no bounded number of values.
-REJECTED_BY_TOKEN = "astralog_rejected_batches_by_token"  # nosec B105
+REJECTED_BY_TOKEN = "astralog_rejected_batches_by_token"  # nosec B105  # not a token
 ACCEPTED_BY_TOKEN = {
     unit: f"astralog_accepted_{unit}_by_token" for unit in ("batches", "logs", "bytes")
 }
@@ -209,11 +210,11 @@ class Snapshot(NamedTuple):
 
     def _excess(self, family: str) -> list[str]:
         """Return the tokens of a family beyond the `MAX_TOKENS` with the largest counts."""
-        sums: Counter[str] = Counter()
+        sums: dict[str, float] = {}
         for series, value in self.counts.items():
             if series[0] == family and series[1] not in (OTHER_TOKENS, UNKNOWN_TOKEN):
-                sums[series[1]] += value  # type: ignore[assignment]  # a sum of floats
-        return [token for token, _ in sums.most_common()[MAX_TOKENS:]]
+                _add(sums, {series[1]: value})
+        return sorted(sums, key=sums.__getitem__, reverse=True)[MAX_TOKENS:]
 
 
 EMPTY = Snapshot({}, {}, {})
@@ -230,9 +231,9 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
     return merged
 
 
-def _add(sums: Values, values: Values) -> None:
-    for series, value in values.items():
-        sums[series] = sums.get(series, 0) + value
+def _add(sums: dict[T, float], values: Mapping[T, float]) -> None:
+    for key, value in values.items():
+        sums[key] = sums.get(key, 0) + value
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:

@@ -1507,7 +1507,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a stop ends the streams of logs",
         "astralog.server.worker:Worker._finish_connections",
-        "        services_of(self.wsgi).end_streams()\n",
+        "        services_of(self.wsgi).streams.stop()\n",
         "",
         ("tests/functional/test_search.py", "-k", "stop_ends"),
     ),

@@ -140,15 +140,15 @@ class Database:
     """
 
     def __init__(
-        self, directory: Path, *, is_synced: bool, lock_seconds: float | None = None
+        self, directory: Path, *, is_synced: bool, lock_seconds: float = LOCK_SECONDS
     ) -> None:
         """Sync each commit if `is_synced`; a power cut loses unsynced commits and nothing else.
 
-        Wait up to `lock_seconds` (LOCK_SECONDS by default) for other processes.
+        Wait up to `lock_seconds` for other processes.
         """
         self._directory = directory
         self._is_synced = is_synced
-        self._lock_seconds = LOCK_SECONDS if lock_seconds is None else lock_seconds
+        self._lock_seconds = lock_seconds
         self._connection: sqlite3.Connection | None = None
         self._files: list[tuple[int, int] | None] = []  # of the open connection
         self._is_damaged = False

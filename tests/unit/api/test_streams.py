@@ -106,7 +106,7 @@ def test_heartbeats_show_that_a_stream_lives(app: Flask, monkeypatch: pytest.Mon
 
 def test_stop_ends_streams(app: Flask) -> None:
     response = follow(app)
-    services_of(app).end_streams()
+    services_of(app).streams.stop()
     assert response.data == streams.HEARTBEAT
     response.close()
 
