@@ -16,6 +16,7 @@ from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.decoder import UNQUEUED_BYTES, Slot, Slots
+from astralog.intake.options import parse_options
 from tests.support.decoding import make_context
 from tests.support.service import make_log
 
@@ -95,6 +96,25 @@ def test_garbage_collector_is_off_within_a_slot() -> None:
             raise ValueError("invalid")
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("query", ["", "partial=true", "project_id=a&invalid=keep"])
+@pytest.mark.parametrize("change", [{"timestamp": "x"}, {"level": None}, {"metadata": 7}])
+def test_invalid_logs_leave_no_work_for_the_garbage_collector(
+    query: str, change: dict[str, Any]
+) -> None:
+    """It would block the worker once the slot ends, and until then their garbage takes memory."""
+    logs = [make_log(), *[make_log(**change)] * 100]
+    body = b"\n".join(json.dumps(log).encode() for log in logs)
+    context = make_context(options=parse_options(query))
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(Rejection):
+            decode_lines(body, context)
+        assert gc.collect() < len(logs)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("is_valid", [True, False])
