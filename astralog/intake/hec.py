@@ -24,6 +24,7 @@ from astralog.intake.foreign import (
     valid_utf8,
 )
 from astralog.intake.formats import PIECE_BYTES, find_objects
+from astralog.intake.logs import replace_lone_surrogates
 from astralog.intake.members import (
     ALIKE_LOGS,
     LINE_BREAKS,
@@ -324,7 +325,12 @@ def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event 
     try:
         parts = _decode_list(text)
     except (ValueError, RecursionError):
-        parts = [msgspec.Raw(text)]  # whose error is of the event
+        batch.hold(len(text))
+        text = replace_lone_surrogates(text)
+        try:
+            parts = _decode_list(text)
+        except (ValueError, RecursionError):
+            parts = [msgspec.Raw(text)]  # whose error is of the event
     batch.hold(RAW_BYTES * len(parts))
     return ((part, _read_fast(part)) for part in map(bytes, parts))
 

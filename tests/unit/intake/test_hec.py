@@ -171,7 +171,12 @@ def test_runs_of_events_become_the_same_logs_as_single_ones(separator: bytes, od
 
 def test_invalid_utf8_becomes_a_replacement_character() -> None:
     assert "a\ufffdb" == decode(b'{"event":"a\xffb","index":"i"}')[0]["message"]
-    assert "\ufffd" == decode(b'{"event":"\\ud83d","index":"i"}')[0]["message"]
+
+
+@pytest.mark.parametrize("form", [b"%s", b"%s{}", b"[%s]", b'[{"event":"a","index":"i"},%s]'])
+def test_lone_surrogate_becomes_a_replacement_character(form: bytes) -> None:
+    body = form.replace(b"{}", b'{"event":"a","index":"i"}') % b'{"event":"\\ud83d","index":"i"}'
+    assert "\ufffd" in [log["message"] for log in decode(body)]
 
 
 @pytest.mark.parametrize(
