@@ -1,7 +1,9 @@
 """The tokens file: one token per line, followed by its projects and its options."""
 
 import hashlib
+import os
 import re
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,9 @@ from astralog.settings import InvalidSettings
 #: The longest token: with the header's name, it fits into the longest header
 #: that the server accepts (`limit_request_field_size` in server.gunicorn_settings).
 MAX_TOKEN_BYTES = 4000
+
+#: The largest tokens file; a larger one is a fault, before it takes more memory.
+MAX_FILE_BYTES = 64 * 1024 * 1024
 
 #: Seconds without a change after which a file counts as complete, and those if its last line has no
 #: end: the rest of that line may restrict its grants.
@@ -105,13 +110,26 @@ class WatchedFile:
                 return None
             if version != self._seen:
                 self._seen, self._seen_at = version, time.monotonic()
-            content = self._path.read_bytes()
+            content = self._read()
             if not self._is_at_rest(content) or self._version() != version:
                 return None
         except OSError as error:
             raise InvalidSettings([f"{self.place}: {error.strerror}."]) from None
         self._taken = version
         return content
+
+    def _read(self) -> bytes:
+        """Return the content, without waiting for another program; raises InvalidSettings.
+
+        A pipe blocks its reader until somebody writes, and a device such as /dev/zero has no end.
+        """
+        with open(self._path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidSettings([f"{self.place}: Is not a file, but a pipe or a device."])
+            if status.st_size > MAX_FILE_BYTES:
+                raise InvalidSettings([f"{self.place}: Is larger than {MAX_FILE_BYTES} bytes."])
+            return file.read(MAX_FILE_BYTES)
 
     def _is_at_rest(self, content: bytes) -> bool:
         is_finished = content.endswith((b"\n", b"\r"))
@@ -122,7 +140,12 @@ class WatchedFile:
     def _version(self) -> tuple[int, ...]:
         """Return values that change with the file."""
         status = self._path.stat()
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        times = status.st_mtime_ns, status.st_ctime_ns  # rsync and others set the first one back
+        return status.st_dev, status.st_ino, status.st_size, *times
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse(content: bytes, place: str) -> list[Token]:

@@ -177,7 +177,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 def test_a_file_is_read_when_it_changes(path: Path) -> None:
-    """The same content is not read twice; a new file of the same size and age is read."""
+    """The same content is not read twice; content or a file of the same size and age is read."""
     file = WatchedFile(path, "file")
     write_tokens(path, "one\n")
     assert [b"one\n", None] == [file.read_changed(), file.read_changed()]
@@ -186,6 +186,10 @@ def test_a_file_is_read_when_it_changes(path: Path) -> None:
     os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     other.replace(path)
     assert [b"two\n", None] == [file.read_changed(), file.read_changed()]
+    status = path.stat()
+    path.write_bytes(b"six\n")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert [b"six\n", None] == [file.read_changed(), file.read_changed()]
 
 
 @pytest.mark.parametrize(
@@ -228,15 +232,15 @@ def test_file_that_changes_during_its_read_is_read_again(
     """The content may be half old and half new, so the next check reads it again."""
     write_tokens(path, "one\n")
     file = WatchedFile(path, "file")
-    read = Path.read_bytes
+    read = WatchedFile._read
 
-    def read_and_write(path: Path) -> bytes:
-        content = read(path)
+    def read_and_write(watched: WatchedFile) -> bytes:
+        content = read(watched)
         write_tokens(path, "longer\n")
         return content
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", read_and_write)
+        patch.setattr(WatchedFile, "_read", read_and_write)
         assert file.read_changed() is None
     assert b"longer\n" == file.read_changed()
 
@@ -272,3 +276,20 @@ def test_a_file_that_cannot_be_read_is_named(path: Path, tmp_path: Path) -> None
     for target, reason in ((path, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(InvalidSettings, match=rf"file: {reason}\."):
             WatchedFile(target, "file").read_whole()
+
+
+def test_a_file_that_is_none_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe would block its reader, and a device may have no end."""
+    fd_count = len(os.listdir("/proc/self/fd"))
+    pipe = path.with_name("pipe")
+    os.mkfifo(pipe)
+    for target in (pipe, Path("/dev/zero")):
+        with pytest.raises(InvalidSettings, match="file: Is not a file, but a pipe or a device"):
+            WatchedFile(target, "file").read_changed()
+    write_tokens(path, "one\n")
+    monkeypatch.setattr(tokens_file, "MAX_FILE_BYTES", 3)
+    with pytest.raises(InvalidSettings, match="file: Is larger than 3 bytes"):
+        WatchedFile(path, "file").read_changed()
+    with pytest.raises(InvalidSettings, match="Is a directory"):
+        WatchedFile(path.parent, "file").read_changed()
+    assert fd_count == len(os.listdir("/proc/self/fd"))
