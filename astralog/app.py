@@ -9,7 +9,7 @@ from astralog.api import drain, health, otlp, pages, protocols, responses, searc
 from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
 from astralog.api.protocols import Service
 from astralog.api.rejection_log import RejectionLog
-from astralog.api.streams import Streams
+from astralog.api.search import Streams
 from astralog.auth import Tokens
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import BodyReader

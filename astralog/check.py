@@ -24,8 +24,8 @@ from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import click
 
-from astralog.escaping import escape
 from astralog.settings import InvalidSettings
+from astralog.standard_streams import escape
 from astralog.tokens_file import make_token
 
 SERVICE = "astralog-check"

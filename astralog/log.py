@@ -10,7 +10,7 @@ import time
 from collections.abc import Hashable
 from typing import Any
 
-from astralog.escaping import escape
+from astralog.standard_streams import escape
 
 LOG_FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(message)s"
 LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"

@@ -1,7 +1,8 @@
-"""Standard streams that are closed at the start of a command, or whose device is full."""
+"""Standard streams that are closed or whose device is full, and untrusted text for them."""
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterable
 
@@ -36,3 +37,22 @@ def print_errors(lines: Iterable[str]) -> None:
 def discard_output() -> None:
     """Discard unwritten output, which Python would try to write again when it ends."""
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+# Control characters, line ends, and characters that change the direction of writing.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def escape(text: str, keep: str = "") -> str:
+    r"""Return the text with control characters escaped as in JSON: `\n`, `\u001b`.
+
+    Characters in `keep` stay as they are.
+    """
+    return _UNSAFE.sub(
+        lambda match: match[0] if match[0] in keep else _escape_character(match[0]), text
+    )
+
+
+def _escape_character(character: str) -> str:
+    return _SHORT.get(character) or f"\\u{ord(character):04x}"

@@ -14,25 +14,24 @@ from astralog.api.openapi_parts import (
     DRAIN,
     ERRORS,
     EXAMPLE,
-    KEY,
     NDJSON_EXAMPLE,
     PARTIAL_BATCH,
     REJECTION,
     REPLAYED,
     RETRY_AFTER,
+    SECURITY,
     Json,
     codes_of_batches,
     describe_options,
     describe_rejections,
     parameter,
+    post,
 )
 from astralog.api.openapi_protocols import describe_protocols
 from astralog.intake.body import INFLATERS
 from astralog.intake.schema import BatchSchema, LogSchema
 
 OPENAPI_VERSION = "3.1.0"
-
-_SECURITY: list[Json] = [{"token": []}]
 
 
 def describe(version: str, *, has_status: bool = True) -> Json:
@@ -68,24 +67,20 @@ def _drain() -> Json:
         "schema": {"type": "string", "description": "One log per line."},
         "example": NDJSON_EXAMPLE,
     }
-    body = {
-        "required": True,
-        "content": {
-            "application/json": {"schema": BatchSchema, "example": EXAMPLE},
-            **dict.fromkeys(sorted(NDJSON_TYPES), lines),
-        },
+    content = {
+        "application/json": {"schema": BatchSchema, "example": EXAMPLE},
+        **dict.fromkeys(sorted(NDJSON_TYPES), lines),
     }
-    codes = codes_of_batches(with_protobuf=False)
-    return {
-        "operationId": "drain",
-        "tags": ["Logs"],
-        "summary": "Store a batch of logs",
-        "description": DRAIN.format(codings=", ".join(INFLATERS)),
-        "security": _SECURITY,
-        "parameters": [*describe_options(), KEY],
-        "requestBody": body,
-        "responses": {"200": _accepted(), **describe_rejections(codes)},
-    }
+    description = DRAIN.format(codings=", ".join(INFLATERS))
+    rejections = describe_rejections(codes_of_batches(with_protobuf=False))
+    return post(
+        "drain",
+        "Store a batch of logs",
+        description,
+        describe_options(),
+        content=content,
+        responses={"200": _accepted(), **rejections},
+    )
 
 
 def _accepted() -> Json:
@@ -184,7 +179,7 @@ _READING: dict[str, Json] = {
         },
         description="Requests from the service's own machine need no token, unless a proxy "
         "forwards them.",
-        security=[*_SECURITY, {}],
+        security=[*SECURITY, {}],
     ),
     "/": _get(
         "This page",
@@ -209,13 +204,12 @@ _OBJECT = {"type": "object"}
 _TEXT = {"type": "string", "minLength": 1}
 _CURSOR = {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"}
 
-#: The parameters of a query for logs, all optional.
+#: The filters of a query for logs, all optional.
 _FILTERS = {
+    "q": "Only logs with this text in the message or the metadata, ignoring case.",
     "project": "Only logs of this project.",
     "service": "Only logs of this service.",
     "level": "Only logs of this level or worse.",
-    "q": "Only logs with this text in the message or the metadata, ignoring case.",
-    "after": "Only logs that arrived after the response with this `after`.",
 }
 
 _LOG = {
@@ -273,7 +267,8 @@ def _describe_status() -> dict[str, Json]:
         "logs": "A token that is bound to projects receives only logs of its projects.",
     }
     parameters = [parameter(name, words, _TEXT) for name, words in _FILTERS.items()]
-    parameters[-1]["schema"] = _CURSOR
+    after = "Only logs that arrived after the response with this `after`."
+    parameters.append(parameter("after", after, _CURSOR))
     ids = [parameter("id", "The log's `id`.", _TEXT) | {"required": True}]
     return {
         "/status": _get(
@@ -305,7 +300,7 @@ def _show(
         "200": {"description": summary + ".", "content": content},
         **describe_rejections(codes),
     }
-    return _get("Status", summary, responses, description=description, security=_SECURITY, **more)
+    return _get("Status", summary, responses, description=description, security=SECURITY, **more)
 
 
 _SEARCH_WORDS = """\
@@ -320,10 +315,7 @@ line after 10 seconds without a log. It ends after 5 minutes, or when the servic
 _MOMENT = {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhd]$"}
 
 _SEARCH_PARAMETERS: dict[str, tuple[str, Json]] = {
-    "q": ("Only logs with this text in the message or the metadata, ignoring case.", _TEXT),
-    "project": ("Only logs of this project.", _TEXT),
-    "service": ("Only logs of this service.", _TEXT),
-    "level": ("Only logs of this level or worse.", _TEXT),
+    **{name: (words, _TEXT) for name, words in _FILTERS.items()},
     "field": (
         "Only logs with this value in the metadata: `user.id=123`; dots reach into objects.",
         {"type": "string", "pattern": "^[a-z]{1,9}(\\.[a-z]{1,9}){0,9}=[a-z0-9]*$"},
@@ -361,7 +353,7 @@ def _describe_search() -> Json:
         "Search the stored logs",
         {"200": found, **describe_rejections([*codes, "internal"])},
         description=_SEARCH_WORDS,
-        security=_SECURITY,
+        security=SECURITY,
         parameters=[
             parameter(name, words, schema) for name, (words, schema) in _SEARCH_PARAMETERS.items()
         ],

@@ -16,6 +16,8 @@ from astralog.intake.options import (
 
 Json = dict[str, Any]
 
+SECURITY: list[Json] = [{"token": []}]
+
 ABOUT = """\
 A log collector that answers 200 when every line is on disk.
 
@@ -183,6 +185,28 @@ def _describe_source(field: str) -> str:
 def parameter(name: str, description: str, schema: Json) -> Json:
     """Return a parameter of the query."""
     return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def post(
+    name: str,
+    summary: str,
+    description: str,
+    parameters: list[Json],
+    *,
+    content: Json,
+    responses: Json,
+) -> Json:
+    """Return an operation that stores a batch; `name` is its ID, `content` its body by type."""
+    return {
+        "operationId": name,
+        "tags": ["Logs"],
+        "summary": summary,
+        "description": description,
+        "security": SECURITY,
+        "parameters": [*parameters, KEY],
+        "requestBody": {"required": True, "content": content},
+        "responses": responses,
+    }
 
 
 ERRORS = {

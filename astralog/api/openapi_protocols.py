@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 
 from astralog.api.openapi_parts import (
-    KEY,
     REPLAYED,
     Json,
     codes_of_batches,
     describe_options,
     describe_rejections,
+    post,
 )
 from astralog.api.otlp import OTHER_SIGNALS, PARAMETERS, PROTOBUF_TYPES
 
@@ -236,28 +236,19 @@ def _describe_otlp(options: list[Json]) -> dict[str, Json]:
     status = _export_content(
         _EXPORT_STATUS, {"code": 3, "message": "invalid_json: The body is not valid JSON."}
     )
-    logs = {
-        "operationId": "export",
-        "tags": ["Logs"],
-        "summary": "Store an export of OpenTelemetry",
-        "description": _EXPORT_WORDS.format(
-            types=" or ".join(f"`{t}`" for t in sorted(PROTOBUF_TYPES))
-        ),
-        "security": [{"token": []}],
-        "parameters": [*(option for option in options if option["name"] in PARAMETERS), KEY],
-        "requestBody": {
-            "required": True,
-            "content": _export_content(_EXPORT_SCHEMA, _EXPORT_EXAMPLE),
-        },
-        "responses": {
-            "200": {
-                "description": "Every log is stored except those that the response lists.",
-                "headers": REPLAYED,
-                "content": _export_content(_EXPORT_RESPONSE, {}),
-            },
-            **_with(rejections, status),
-        },
+    stored = {
+        "description": "Every log is stored except those that the response lists.",
+        "headers": REPLAYED,
+        "content": _export_content(_EXPORT_RESPONSE, {}),
     }
+    logs = post(
+        "export",
+        "Store an export of OpenTelemetry",
+        _EXPORT_WORDS.format(types=" or ".join(f"`{t}`" for t in sorted(PROTOBUF_TYPES))),
+        [option for option in options if option["name"] in PARAMETERS],
+        content=_export_content(_EXPORT_SCHEMA, _EXPORT_EXAMPLE),
+        responses={"200": stored, **_with(rejections, status)},
+    )
     not_found = _with(describe_rejections(["not_found"]), status)
     others = {f"/v1/{name}": _not_taken(name, not_found) for name in OTHER_SIGNALS}
     return {"/v1/logs": logs, **others}
@@ -278,32 +269,26 @@ def _export_content(schema: Json, example: Json) -> Json:
 
 def _describe_hec(options: list[Json], responses: Json) -> Json:
     success = _json(_REPLY, {"text": "Success", "code": 0})
-    return {
-        "operationId": "collect",
-        "tags": ["Logs"],
-        "summary": "Store events of Splunk's HTTP Event Collector",
-        "description": _HEC,
-        "security": [{"token": []}],
-        "parameters": _parameters(options, HEC_OPTIONS),
-        "requestBody": {"required": True, "content": _json(_EVENT, _EVENT_EXAMPLE)},
-        "responses": {
-            "200": {**_STORED, "content": success},
-            **_with(responses, _json(_REPLY, _REPLY_EXAMPLE)),
-        },
-    }
+    rejections = _with(responses, _json(_REPLY, _REPLY_EXAMPLE))
+    return post(
+        "collect",
+        "Store events of Splunk's HTTP Event Collector",
+        _HEC,
+        _parameters(options, HEC_OPTIONS),
+        content=_json(_EVENT, _EVENT_EXAMPLE),
+        responses={"200": {**_STORED, "content": success}, **rejections},
+    )
 
 
 def _describe_loki(options: list[Json], responses: Json) -> Json:
-    return {
-        "operationId": "push",
-        "tags": ["Logs"],
-        "summary": "Store a push for Loki",
-        "description": _LOKI,
-        "security": [{"token": []}],
-        "parameters": _parameters(options, LOKI_OPTIONS, required="project_id"),
-        "requestBody": {"required": True, "content": _json(_PUSH, _PUSH_EXAMPLE)},
-        "responses": {"204": _STORED, **_with(responses, _TEXT)},
-    }
+    return post(
+        "push",
+        "Store a push for Loki",
+        _LOKI,
+        _parameters(options, LOKI_OPTIONS, required="project_id"),
+        content=_json(_PUSH, _PUSH_EXAMPLE),
+        responses={"204": _STORED, **_with(responses, _TEXT)},
+    )
 
 
 def _describe_bulk(options: list[Json], responses: Json) -> Json:
@@ -312,22 +297,20 @@ def _describe_bulk(options: list[Json], responses: Json) -> Json:
         "description": "A result for each document.",
         "content": _json(_RESULTS, _RESULTS_EXAMPLE),
     }
-    return {
-        "operationId": "bulk",
-        "tags": ["Logs"],
-        "summary": "Store documents of Elasticsearch's bulk API",
-        "description": _BULK,
-        "security": [{"token": []}],
-        "parameters": _parameters(options, BULK_OPTIONS),
-        "requestBody": {"required": True, "content": {"application/x-ndjson": lines}},
-        "responses": {"200": results, **_with(responses, _json(_ERROR, _ERROR_EXAMPLE))},
-    }
+    return post(
+        "bulk",
+        "Store documents of Elasticsearch's bulk API",
+        _BULK,
+        _parameters(options, BULK_OPTIONS),
+        content={"application/x-ndjson": lines},
+        responses={"200": results, **_with(responses, _json(_ERROR, _ERROR_EXAMPLE))},
+    )
 
 
 def _parameters(options: list[Json], names: Iterable[str], required: str = "") -> list[Json]:
-    """Return the options of some names, of which one may be required, and the key."""
+    """Return the options of some names, of which one may be required."""
     chosen = (option for option in options if option["name"] in names)
-    return [*({**option, "required": option["name"] == required} for option in chosen), KEY]
+    return [{**option, "required": option["name"] == required} for option in chosen]
 
 
 def _with(responses: Json, content: Json) -> Json:

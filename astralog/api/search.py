@@ -1,21 +1,23 @@
 """GET /v1/search: stored logs as NDJSON, newest first, or a stream of new logs."""
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request
+from gevent.event import Event
 
 from astralog.api.responses import make_private
-from astralog.api.streams import Streams
-from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.intake.options import bad_parameter, parse_query
 from astralog.settings import Settings
 from astralog.store.merge import NOTHING, Remaining
+from astralog.threads import OneAtATime
 from astralog.tokens_file import Scope, Token
 from astralog.view.log_filter import LogFilter
-from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch
+from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch, LogStream
 from astralog.view.moments import parse_moment
 
 PATH = "/v1/search"
@@ -41,6 +43,92 @@ MAX_NAME_DOTS = 15
 INVALID_CURSOR = (
     "is not a valid cursor. Cursors expire when the service restarts or reloads; omit the parameter"
 )
+
+
+# --- Streams of new logs
+
+#: Concurrent streams per worker. Beyond it: 503.
+MAX_STREAMS = 8
+
+#: Seconds after which a stream ends; its client opens another one.
+STREAM_SECONDS = 300.0
+
+#: Seconds between two polls of the directory, and maximum seconds of one poll.
+STREAM_POLL_SECONDS = 0.5
+STREAM_TURN_SECONDS = 0.1
+
+#: Seconds without a log after which a blank line shows that the connection lives.
+HEARTBEAT_SECONDS = 10.0
+HEARTBEAT = b" \n"
+
+
+class Streams:
+    """The streams of a worker, each for a limited time; `stop` ends them all."""
+
+    def __init__(self) -> None:
+        self.is_stopping = Event()
+        self.count = 0
+
+    def stop(self) -> None:
+        """End all streams within STREAM_POLL_SECONDS, plus the slot that is in use."""
+        self.is_stopping.set()
+
+    def open(self, turns: OneAtATime, directory: Path, wanted: LogFilter) -> Response:
+        """Return the response that streams; raises Rejection and OSError."""
+        if self.count >= MAX_STREAMS:
+            message = f"This worker has {MAX_STREAMS} streams of logs already; retry later."
+            raise Rejection("search_busy", message)
+        self.count += 1
+        stream = _Stream(self, turns, LogStream(directory, wanted))
+        try:
+            turns.run(stream.logs.start)
+        except BaseException:
+            stream.close()
+            raise
+        response = Response(stream.items())
+        response.call_on_close(stream.close)
+        return response
+
+
+class _Stream:
+    """One stream, from its request to the end of its response."""
+
+    def __init__(self, streams: Streams, turns: OneAtATime, logs: LogStream) -> None:
+        self.logs = logs
+        self._streams = streams
+        self._turns = turns
+        self._is_closed = False
+
+    def items(self) -> Iterator[bytes]:
+        """Yield new lines and heartbeats; the first item makes the server send the head."""
+        yield HEARTBEAT
+        sent_at = time.monotonic()
+        end = sent_at + STREAM_SECONDS
+        while not self._streams.is_stopping.wait(STREAM_POLL_SECONDS) and time.monotonic() < end:
+            lines = self._poll()
+            if lines:
+                yield b"".join(line + b"\n" for line in lines)
+            elif time.monotonic() - sent_at >= HEARTBEAT_SECONDS:
+                yield HEARTBEAT
+            else:
+                continue
+            sent_at = time.monotonic()
+
+    def close(self) -> None:
+        """Close the files once no slot uses them; another stream may then be opened."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._streams.count -= 1
+            self._turns.run_later(self.logs.close)
+
+    def _poll(self) -> list[bytes]:
+        try:
+            return self._turns.run(self.logs.read, STREAM_TURN_SECONDS)
+        except Rejection:  # others had their turns; the lines come with the next poll
+            return []
+
+
+# --- The view
 
 
 def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Blueprint:

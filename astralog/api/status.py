@@ -23,13 +23,13 @@ from astralog.api.pages import (
 )
 from astralog.api.responses import make_private
 from astralog.api.search import INVALID_CURSOR, filter_of, unreadable
-from astralog.api.turns import OneAtATime
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
 from astralog.errors import Rejection
 from astralog.intake.options import bad_parameter, parse_query
 from astralog.settings import Settings
 from astralog.telemetry.overview import Overview
+from astralog.threads import OneAtATime
 from astralog.tokens_file import Scope, Token
 from astralog.view.levels import RANKS
 from astralog.view.recent_logs import RecentLogs

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from astralog.escaping import escape
+from astralog.standard_streams import escape
 from astralog.view.levels import known_rank
 from astralog.view.stored_log import StoredLog, decode
 

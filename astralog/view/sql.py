@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from astralog.escaping import escape
+from astralog.standard_streams import escape
 from astralog.store.merge import find_parts, parts_since
 from astralog.view import options
 

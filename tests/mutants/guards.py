@@ -1429,7 +1429,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "one poll of the logs at a time",
-        "astralog.api.turns:OneAtATime.__init__",
+        "astralog.threads:OneAtATime.__init__",
         "self._free = Semaphore()",
         "self._free = Semaphore(100)",
         ("tests/unit/api/test_status.py", "-k", "wait_for_each_other"),
@@ -1513,7 +1513,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the number of streams of logs",
-        "astralog.api.streams:Streams.open",
+        "astralog.api.search:Streams.open",
         "if self.count >= MAX_STREAMS:",
         "if False:",
         ("tests/unit/api/test_streams.py", "-k", "bounded_in_number"),

@@ -15,10 +15,10 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from astralog.api import search
-from astralog.api.turns import OneAtATime
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.store import merge, reader
+from astralog.threads import OneAtATime
 from astralog.view import log_search
 from tests.support.service import TOKEN, make_log, write_tokens
 from tests.support.tail import compress, make_line, make_name, make_segment
@@ -271,7 +271,7 @@ def test_a_directory_that_is_away_is_a_failure(client: FlaskClient, settings: Se
 def test_searches_beyond_those_that_wait_are_busy(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("astralog.api.turns.MAX_WAITING", 0)
+    monkeypatch.setattr("astralog.threads.MAX_WAITING", 0)
     response = ask(client)
     assert (response.status_code, response.get_json()["code"]) == (503, "search_busy")
     assert response.headers["Retry-After"] == "1"

@@ -10,14 +10,14 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from astralog import __version__
-from astralog.api import status, turns
+from astralog import __version__, threads
+from astralog.api import status
 from astralog.api.status import FILES, LEVELS, Kept
-from astralog.api.turns import OneAtATime
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.telemetry.history import Totals
 from astralog.telemetry.prometheus import Metrics
+from astralog.threads import OneAtATime
 from tests.support.service import TOKEN, make_log, write_tokens
 
 MakeApp = Callable[[Settings], Flask]
@@ -301,7 +301,7 @@ def test_logs_that_cannot_be_read(
 
 def test_log_queries_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """One runs at a time, some wait, and the others are rejected with Retry-After."""
-    monkeypatch.setattr(turns, "MAX_WAITING", 2)
+    monkeypatch.setattr(threads, "MAX_WAITING", 2)
     go_on, disk = threading.Event(), OneAtATime("status_busy")
     outcomes: list[str] = []
 
@@ -321,15 +321,15 @@ def test_log_queries_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_hanging_disk_ends_log_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The running query and the waiting ones are rejected until the disk responds."""
-    monkeypatch.setattr(turns, "CALL_SECONDS", 0.05)
-    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(threads, "CALL_SECONDS", 0.05)
+    monkeypatch.setattr(threads, "WAIT_SECONDS", 0.05)
     disk, answers = OneAtATime("status_busy"), threading.Event()
     for _ in range(3):
         with pytest.raises(Rejection, match="retry later"):
             disk.run(answers.wait, 10)
     answers.set()
-    monkeypatch.setattr(turns, "WAIT_SECONDS", 5)
-    monkeypatch.setattr(turns, "CALL_SECONDS", 5)
+    monkeypatch.setattr(threads, "WAIT_SECONDS", 5)
+    monkeypatch.setattr(threads, "CALL_SECONDS", 5)
     assert "looked" == disk.run(lambda: "looked")
 
 

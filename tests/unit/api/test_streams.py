@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from astralog.api import streams
+from astralog.api import search
 from astralog.app import services_of
 from astralog.settings import Settings
 from tests.support.service import TOKEN, write_tokens
@@ -21,7 +21,7 @@ MakeApp = Callable[[Settings], Flask]
 
 @pytest.fixture(autouse=True)
 def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(search, "STREAM_POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_filters_and_bounds_of_tokens_hold(app: Flask, settings: Settings) -> No
 
 def test_streams_are_bounded_in_number(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a stream makes room, even if it was never read."""
-    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
+    monkeypatch.setattr(search, "MAX_STREAMS", 1)
     first = follow(app)
     rejected = follow(app)
     assert (rejected.status_code, rejected.get_json()["code"]) == (503, "search_busy")
@@ -89,15 +89,15 @@ def test_streams_are_bounded_in_number(app: Flask, monkeypatch: pytest.MonkeyPat
 
 
 def test_streams_end_after_their_time(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "STREAM_SECONDS", 0)
+    monkeypatch.setattr(search, "STREAM_SECONDS", 0)
     response = follow(app)
-    assert response.data == streams.HEARTBEAT
+    assert response.data == search.HEARTBEAT
     response.close()
     assert services_of(app).streams.count == 0
 
 
 def test_heartbeats_show_that_a_stream_lives(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0)
+    monkeypatch.setattr(search, "HEARTBEAT_SECONDS", 0)
     response = follow(app)
     items = response.iter_encoded()
     assert [next(items) for _ in range(3)] == [b" \n"] * 3
@@ -107,7 +107,7 @@ def test_heartbeats_show_that_a_stream_lives(app: Flask, monkeypatch: pytest.Mon
 def test_stop_ends_streams(app: Flask) -> None:
     response = follow(app)
     services_of(app).streams.stop()
-    assert response.data == streams.HEARTBEAT
+    assert response.data == search.HEARTBEAT
     response.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astralog.escaping import escape
+from astralog.standard_streams import escape
 from astralog.view.levels import RANKS
 from astralog.view.output import SHOWN_CHARACTERS, format_line
 from tests.support.tail import make_line
