@@ -20,7 +20,7 @@ from astralog.settings import PREFIX, Settings
 from astralog.store import files
 from astralog.store.directory import Inventory, SegmentIndex
 from astralog.store.forward_state import ForwardStatus, read_status
-from astralog.store.keys.database import KeyUpkeep
+from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentName
 from astralog.store.recovery import recover_file

@@ -1593,7 +1593,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the range of a key in an open segment",
-        "astralog.store.keys.stored_lines:StoredLines.recover_and_check",
+        "astralog.store.keys.idempotency_keys:StoredLines.recover_and_check",
         "return stop <= recover_file(self._open_path(segment))",
         "return recover_file(self._open_path(segment)) >= 0",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "incomplete_lines"),
@@ -1663,7 +1663,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a segment that is being recovered is not read",
-        "astralog.store.keys.stored_lines:StoredLines._check_held",
+        "astralog.store.keys.idempotency_keys:StoredLines._check_held",
         "            lock_byte(fd, RECOVERY_BYTE)\n",
         "",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "under_recovery"),
@@ -1733,21 +1733,21 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "only the token with too many keys loses keys",
-        "astralog.store.keys.database:KeyUpkeep._forget_excess",
+        "astralog.store.keys.upkeep:KeyUpkeep._forget_excess",
         "FROM keys WHERE token = ? AND id > ?",
         "FROM keys WHERE ? != '' AND id > ?",
         (f"{KEYS}/test_upkeep.py", "-k", "evicts_no_keys"),
     ),
     Guard(
         "the newest key stays, so that ids increase",
-        "astralog.store.keys.database:KeyUpkeep._forget_expired",
+        "astralog.store.keys.upkeep:KeyUpkeep._forget_expired",
         "FROM keys WHERE id < (SELECT max(id) FROM keys)",
         "FROM keys",
         (f"{KEYS}/test_upkeep.py", "-k", "ids_grow"),
     ),
     Guard(
         "a commit before each checkpoint",
-        "astralog.store.keys.database:KeyUpkeep._copy_log",
+        "astralog.store.keys.upkeep:KeyUpkeep._copy_log",
         "            self._database.commit_nothing()\n",
         "",
         (f"{KEYS}/test_upkeep.py", "-k", "never_complete"),

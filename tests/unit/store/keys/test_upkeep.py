@@ -10,8 +10,9 @@ import pytest
 
 from astralog.clock import TrustedClock
 from astralog.settings import Settings
-from astralog.store.keys import database as database_module
-from astralog.store.keys.database import DELETED_ROWS, Database, KeyUpkeep, record_size
+from astralog.store.keys import upkeep as upkeep_module
+from astralog.store.keys.database import Database, record_size
+from astralog.store.keys.upkeep import DELETED_ROWS, KeyUpkeep
 from tests.unit.store.keys.test_database import OTHER, SEGMENT, known, make_record
 
 TOKEN, ANOTHER = "1f0e9a3c", "00c0ffee"
@@ -192,7 +193,7 @@ def test_many_keys_are_counted_in_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Existing ones, and those that others add; a second process gets the same count."""
-    monkeypatch.setattr(database_module, "COUNTED_ROWS", 10)
+    monkeypatch.setattr(upkeep_module, "COUNTED_ROWS", 10)
     one = make_upkeep()
     add(records, range(95), clock.now)
     assert 10 == run(one)
@@ -230,7 +231,7 @@ def log_bytes(directory: Path) -> int:
 def write_long_log(records: Database, directory: Path, at: float) -> int:
     """Add keys until SQLite's log is long; return their number."""
     count = 0
-    while log_bytes(directory) < database_module.LOG_BYTES:
+    while log_bytes(directory) < upkeep_module.LOG_BYTES:
         add(records, range(count, count + 100), at)
         count += 100
     return count
@@ -263,7 +264,7 @@ def test_a_log_that_is_read_is_emptied_later(
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM keys").fetchone()
         run(upkeep)
-        assert log_bytes(tmp_path) >= database_module.LOG_BYTES
+        assert log_bytes(tmp_path) >= upkeep_module.LOG_BYTES
         add(records, range(count, count + 1), clock.now)
         reader.execute("COMMIT")
     run(upkeep)
@@ -300,7 +301,7 @@ def test_a_size_goes_with_the_last_key_of_its_segment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Unless more keys may be added to it."""
-    monkeypatch.setattr(database_module, "SEGMENTS_SECONDS", 0.0)
+    monkeypatch.setattr(upkeep_module, "SEGMENTS_SECONDS", 0.0)
     names = [f"{SEGMENT}{number}" for number in range(3)]
     for number, name in enumerate(names):
         add(records, range(number, number + 1), clock.now, segment=name)
