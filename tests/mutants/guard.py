@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,11 @@ def _occurrences(text: str, code: str, start: int, end: int) -> Iterator[int]:
         start = place + 1
 
 
+@cache
+def _parse(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def _spans(text: str, name: str) -> list[tuple[int, int]]:
     """Return the line ranges of the definitions of a dotted name, decorators included.
 
@@ -76,7 +82,7 @@ def _spans(text: str, name: str) -> list[tuple[int, int]]:
         offsets.append(offsets[-1] + len(line))
     return [
         (offsets[_first_line(node) - 1], offsets[node.end_lineno or node.lineno])
-        for node in _definitions(ast.parse(text).body, name.split("."))
+        for node in _definitions(_parse(text).body, name.split("."))
     ]
 
 

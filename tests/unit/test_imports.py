@@ -46,39 +46,53 @@ def package_of(path: Path) -> str:
     return path.stem if path.stem in ("app", "cli") else "base"
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Yield the full names of a module's imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def imports_below(directory: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each module of a directory with the full name of each of its imports."""
+    for path in sorted(directory.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((path, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+@pytest.fixture(scope="module")
+def imports() -> list[tuple[Path, str]]:
+    """Return the imports of the package's modules."""
+    return list(imports_below(PACKAGE))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
+def imported_package(name: str) -> str | None:
+    """Return the package that an import names, None if it is not one of the service's."""
+    first, *rest = name.split(".")
+    if first != "astralog" or rest == ["__version__"]:
+        return None
+    target = PACKAGE.joinpath(*rest[:-1] if len(rest) > 1 else rest)
+    return package_of(target / "x" if target.is_dir() else target.with_suffix(".py"))
+
+
+def test_imports_go_one_way(imports: list[tuple[Path, str]]) -> None:
     """A package imports only packages below it."""
-    mine = package_of(path)
-    for name in imports_of(path):
-        first, *rest = name.split(".")
-        if first == "astralog" and rest != ["__version__"]:
-            target = PACKAGE.joinpath(*rest[:-1] if len(rest) > 1 else rest)
-            other = package_of(target / "x" if target.is_dir() else target.with_suffix(".py"))
-            assert other in MAY_IMPORT[mine], f"{mine} imports {name}"
+    assert [] == [
+        f"{path} imports {name}"
+        for path, name in imports
+        if imported_package(name) not in {None, *MAY_IMPORT[package_of(path)]}
+    ]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_libraries_are_imported_in_their_packages(path: Path) -> None:
+def test_libraries_are_imported_in_their_packages(imports: list[tuple[Path, str]]) -> None:
     """Flask, gunicorn and others are imported in their own packages only."""
-    for name in imports_of(path):
-        allowed = LIBRARIES.get(name.partition(".")[0])
-        assert allowed is None or package_of(path) in allowed, f"{path.name} imports {name}"
+    allowed = [(path, name, LIBRARIES.get(name.partition(".")[0])) for path, name in imports]
+    assert [] == [
+        f"{path} imports {name}"
+        for path, name, packages in allowed
+        if packages is not None and package_of(path) not in packages
+    ]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/functional/*.py")), ids=lambda p: p.name)
-def test_functional_tests_import_nothing_of_the_service(path: Path) -> None:
+def test_functional_tests_import_nothing_of_the_service() -> None:
     """They test the service from outside, as its clients use it."""
-    assert not [name for name in imports_of(path) if name.split(".")[0] == "astralog"]
+    imports = imports_below(ROOT / "tests" / "functional")
+    assert [] == [
+        f"{path} imports {name}" for path, name in imports if name.split(".")[0] == "astralog"
+    ]
