@@ -73,12 +73,14 @@ test: $(VENV)/.installed-dev ## Run all tests
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone"
 	$(BIN)/pytest -m alone
 
-# Few of its tests wait, and each process first collects all tests, which takes seconds.
-test-quick: JOBS = $(shell expr 1 + $$(nproc))
+# Few of its tests wait, and each process first collects all of them, which takes seconds.
+test-quick: JOBS = $(shell nproc)
+test-quick: export HYPOTHESIS_PROFILE = quick
 
 .PHONY: test-quick
-test-quick: $(VENV)/.installed-dev ## Run the tests that take less than a minute in total
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone"
+test-quick: $(VENV)/.installed-dev ## Run the unit tests, and one test of each feature of the service
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone" \
+		tests/unit $$(grep -l mark.quick tests/functional/*.py)
 
 .PHONY: faults
 faults: $(VENV)/.installed-dev ## Inject faults for half an hour, or SECONDS, and count lost logs

@@ -26,7 +26,7 @@ from tests.support.service import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
     """Every worker notices a change of the file; a faulty file is named and ignored."""
     path = tmp_path / "tokens"
@@ -43,7 +43,6 @@ def test_a_token_is_replaced_without_a_restart(tmp_path: Path) -> None:
         assert 200 == status_for(service, "new")
 
 
-@pytest.mark.slow
 def test_a_half_written_file_grants_nothing_more(tmp_path: Path) -> None:
     """A line without its line break does not count, be it half a token or one without projects."""
     path = tmp_path / "tokens"
@@ -65,7 +64,6 @@ def test_a_half_written_file_grants_nothing_more(tmp_path: Path) -> None:
         assert 200 == service.drain({"logs": [log]}, headers).status
 
 
-@pytest.mark.slow
 def test_hanging_tokens_file_delays_no_client(tmp_path: Path) -> None:
     """While the disk does not respond, the tokens do not change, and a stop does not wait."""
     path = tmp_path / "tokens"
@@ -99,7 +97,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return make_certificate(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     """With a certificate, batches are accepted over TLS, while other handshakes hang."""
     cert, key = certificate
@@ -127,7 +125,6 @@ def test_the_service_speaks_https(tmp_path: Path, certificate: tuple[Path, Path]
         assert "Traceback" not in service.log()
 
 
-@pytest.mark.slow
 def test_request_buffered_by_tls_is_answered(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
@@ -144,7 +141,6 @@ def test_request_buffered_by_tls_is_answered(
         assert [200, 200] == [read_answer(client).status for _ in range(2)]
 
 
-@pytest.mark.slow
 def test_missing_handshake_ends_the_connection(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
@@ -156,7 +152,6 @@ def test_missing_handshake_ends_the_connection(
         assert "Traceback" not in service.log()
 
 
-@pytest.mark.slow
 def test_plain_http_on_a_tls_port_is_explained(
     tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
@@ -178,7 +173,6 @@ def test_plain_http_on_a_tls_port_is_explained(
         assert TOKEN not in service.log()
 
 
-@pytest.mark.slow
 def test_tls_on_a_plain_port_is_logged(tmp_path: Path) -> None:
     """The client fails at once, and the log has the reason."""
     with Service(tmp_path) as service, service.connect() as connection:

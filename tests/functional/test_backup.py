@@ -10,10 +10,9 @@ import pytest
 from tests.support.load import Load
 from tests.support.service import ROOT, Service, make_batch
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("rsync") is None, reason="NOT TESTED: rsync is not installed"),
-]
+pytestmark = pytest.mark.skipif(
+    shutil.which("rsync") is None, reason="NOT TESTED: rsync is not installed"
+)
 
 GUIDE = (ROOT / "docs" / "deployment.md").read_text().replace("\\\n", "")
 BACKUP, RESTORE, MOVE = re.findall(r"^sudo (rsync .*)$", GUIDE, re.MULTILINE)

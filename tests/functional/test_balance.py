@@ -15,7 +15,7 @@ import pytest
 from tests.support.processes import cpu_seconds
 from tests.support.service import Service, make_batch, make_head, read_answer, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.alone
 
 REQUEST_BODY = json.dumps(make_batch(*["x" * 100] * 20)).encode()
 REQUEST = make_head(f"Content-Length: {len(REQUEST_BODY)}") + REQUEST_BODY

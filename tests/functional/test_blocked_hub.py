@@ -48,7 +48,6 @@ def service(tmp_path: Path) -> Service:
     return service
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_reloaded", [False, True])
 def test_a_blocked_hub_fails_the_test(service: Service, is_reloaded: bool) -> None:
     """Its stack is shown when the service ends; workers of a reload are monitored too."""

@@ -12,8 +12,6 @@ import pytest
 from tests.support.browser import CHROMIUM, DRIVER, Browser
 from tests.support.service import ROOT, Service, wait_for, write_tokens
 
-pytestmark = pytest.mark.slow
-
 #: The examples of docs/api.md, in their order: fetch, and sendBeacon.
 EXAMPLES = re.findall(r"```js\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
 

@@ -72,6 +72,7 @@ def fake_server(handler: type[BaseHTTPRequestHandler], *certificate: Path) -> It
             thread.join()
 
 
+@pytest.mark.quick
 def test_check_stores_a_log_per_protocol_and_reads_it_back(tmp_path: Path) -> None:
     """All checks pass or do not apply, and the logs are in the files."""
     with Service(tmp_path) as service:

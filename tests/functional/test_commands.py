@@ -97,7 +97,6 @@ def test_a_command_needs_neither_stdin_nor_stderr(
 STREAMS = [">&-", "<&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("redirection", STREAMS)
 def test_forward_needs_no_streams(tmp_path: Path, redirection: str) -> None:
     """It delivers, and fails without its setting, also if its log has no reader."""
@@ -134,7 +133,6 @@ class RedirectedService(Service):
             return connection.connect_ex(self.address) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("redirection", STREAMS)
 @pytest.mark.parametrize("program", ["astralog serve", "gunicorn wsgi:app"])
 def test_the_service_needs_no_streams(tmp_path: Path, program: str, redirection: str) -> None:
@@ -149,7 +147,6 @@ def test_the_service_needs_no_streams(tmp_path: Path, program: str, redirection:
     assert ["a"] == [log["message"] for log in service.logs()]
 
 
-@pytest.mark.slow
 def test_the_service_outlives_the_reader_of_its_log(tmp_path: Path) -> None:
     """As with `astralog serve 2>&1 | head`, also if the reader ends before the first line."""
     reading, writing = os.pipe()

@@ -34,7 +34,7 @@ def wait_until_compressed(service: Service) -> list[Path]:
     return service.files()
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_sealed_segments_are_compressed(tmp_path: Path) -> None:
     """Each log is there once, in files for owner and group; the metrics count them."""
     with Service(tmp_path, compress="zstd", segment_seconds=0.5) as service:
@@ -65,7 +65,6 @@ def test_sealed_segments_are_compressed(tmp_path: Path) -> None:
     assert "WARNING" not in service.log()
 
 
-@pytest.mark.slow
 def test_nothing_is_compressed_without_the_setting(tmp_path: Path) -> None:
     """There is no process, file or metric for it."""
     with Service(tmp_path, segment_seconds=0.1) as service:
@@ -87,7 +86,6 @@ def test_the_process_has_the_lowest_priority_and_nothing_of_the_service(tmp_path
         assert not [path for path in held if path.startswith("socket:")]
 
 
-@pytest.mark.slow
 def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -> None:
     """Unfinished work is repeated, and the service is not disturbed."""
     with Service(tmp_path, compress="zstd", segment_seconds=0.5) as service:
@@ -107,7 +105,6 @@ def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -
         assert not service.pids()
 
 
-@pytest.mark.slow
 def test_the_process_ends_with_a_master_that_is_killed(tmp_path: Path) -> None:
     """It neither runs beside the next start nor holds the lock."""
     with Service(tmp_path, compress="zstd") as service:
@@ -117,7 +114,6 @@ def test_the_process_ends_with_a_master_that_is_killed(tmp_path: Path) -> None:
         wait_for(lambda: not process_name(pid))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_the_process_ends_with_the_service(tmp_path: Path, number: signal.Signals) -> None:
     """Also on a terminal, which sends its signal to all processes."""
@@ -133,7 +129,6 @@ def test_the_process_ends_with_the_service(tmp_path: Path, number: signal.Signal
         assert "died" not in service.log()
 
 
-@pytest.mark.slow
 def test_of_two_services_one_compresses(tmp_path: Path) -> None:
     """During an upgrade, for example; the other continues once the first has ended."""
     with Service(tmp_path, compress="zstd") as first:
@@ -164,7 +159,6 @@ def held_inodes(pid: int) -> set[int]:
     return {os.stat(entry.path).st_ino for entry in os.scandir(f"/proc/{pid}/fd")}
 
 
-@pytest.mark.slow
 def test_a_restart_under_load_goes_on_compressing(tmp_path: Path) -> None:
     """Behind a held socket, no log is lost or doubled."""
     service = HeldService(tmp_path, compress="zstd", workers=2, segment_bytes=100_000)
@@ -180,7 +174,6 @@ def test_a_restart_under_load_goes_on_compressing(tmp_path: Path) -> None:
         assert 0 == service.stop()
 
 
-@pytest.mark.slow
 def test_compressed_segments_are_removed_by_the_retention(tmp_path: Path) -> None:
     """By their compressed size, oldest first, and none reappears."""
     settings = {"compress": "zstd", "segment_bytes": 50_000, "retain_bytes": 60_000}

@@ -23,8 +23,6 @@ from tests.support.service import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
-
 #: What the connections of a worker may hold, and what is measured beside it.
 HELD_BYTES = 64 * MIB
 SPARE_BYTES = 16 * MIB

@@ -20,8 +20,6 @@ from tests.support.service import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
-
 #: Seconds that a head may take here.
 HEAD_SECONDS = 1
 

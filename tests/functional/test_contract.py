@@ -20,6 +20,8 @@ from tests.support.service import (
     read_answer,
 )
 
+pytestmark = pytest.mark.quick
+
 MAX_BODY_BYTES = 1_000_000
 CHUNKED = "Transfer-Encoding: chunked"
 

@@ -13,7 +13,6 @@ from tests.support.load import Load
 from tests.support.service import Service, make_batch, make_log, segment_pid, wait_for
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_file_recovered(tmp_path: Path) -> None:
     """The service continues, and every acknowledged batch is stored once."""
     with Service(tmp_path, workers=2) as service, Load(service) as load:
@@ -33,7 +32,6 @@ def test_a_killed_worker_is_replaced_and_its_file_recovered(tmp_path: Path) -> N
         load.check(service.logs())
 
 
-@pytest.mark.slow
 def test_a_killed_master_takes_its_workers_along(tmp_path: Path) -> None:
     """Workers without a master end by themselves, and lose nothing acknowledged."""
     with Service(tmp_path, workers=2) as service, Load(service) as load:
@@ -50,7 +48,6 @@ def test_a_killed_master_takes_its_workers_along(tmp_path: Path) -> None:
         load.check(service.logs())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sync", ["always", "everysec", "never"])
 def test_everything_killed_loses_nothing_acknowledged(tmp_path: Path, sync: str) -> None:
     """After a restart every acknowledged batch is there whole, none twice, each line JSON.
@@ -91,6 +88,7 @@ TAILS = {
 }
 
 
+@pytest.mark.quick
 def test_orphans_are_truncated_and_sealed_at_the_start(tmp_path: Path) -> None:
     """After the last complete line before any hole; an empty file is removed."""
     service = Service(tmp_path)
@@ -106,7 +104,6 @@ def test_orphans_are_truncated_and_sealed_at_the_start(tmp_path: Path) -> None:
         wait_for(lambda: len(TAILS) == service.log().count("recovered"))
 
 
-@pytest.mark.slow
 def test_files_that_are_no_orphans_stay(tmp_path: Path) -> None:
     """Sealed files, files of another process, and other files."""
     service = Service(tmp_path)

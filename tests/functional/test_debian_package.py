@@ -20,7 +20,6 @@ DEBIAN_ROOT = Path(os.environ.get("DEB_ROOT", "/nonexistent"))
 PACKAGES = sorted((ROOT / "dist").glob("astralog*.deb"))
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not DEBIAN_ROOT.is_dir(), reason="DEB_ROOT is unset: use make test-deb"),
     pytest.mark.skipif(len(PACKAGES) != 2, reason="no package in dist/: use make test-deb"),

@@ -12,8 +12,6 @@ from tests.support.metrics import read_samples
 from tests.support.service import TOKEN, Answer, Service, make_batch, wait_for
 from tests.support.small_disk import small_disk
 
-pytestmark = pytest.mark.slow
-
 KIB = 1024
 DISK_BYTES = 4096 * KIB
 
@@ -102,6 +100,7 @@ def test_small_batch_is_accepted_on_a_nearly_full_disk(tmp_path: Path, disk: Pat
         assert ["small"] == [log["message"] for log in service.logs()]
 
 
+@pytest.mark.quick
 def test_a_service_on_a_full_disk_is_not_ready(tmp_path: Path, disk: Path) -> None:
     """While no batch would fit, /ready is never 200."""
     with Service(tmp_path, data_dir=disk / "data") as service:

@@ -8,8 +8,6 @@ import pytest
 from tests.support.browser import CHROMIUM, DRIVER, Browser
 from tests.support.service import TOKEN, Service, wait_for
 
-pytestmark = pytest.mark.slow
-
 OPERATIONS = "return [...document.querySelectorAll('.opblock-summary-path')].map(e => e.innerText)"
 
 #: Zero-width spaces, with which Swagger UI lets long paths break.

@@ -23,7 +23,6 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("command", "answer"), EXAMPLES)
 def test_the_examples_work_as_pasted(tmp_path: Path, command: str, answer: str) -> None:
     """A command prints the block below it."""

@@ -106,7 +106,6 @@ def is_documented(code: str, message: str) -> bool:
     return shown in DOCUMENTED[code]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("code", "method", "path", "body", "headers"), REQUESTS)
 def test_message_is_documented(
     service: Service, code: str, method: str, path: str, body: str | bytes, headers: dict[str, str]
@@ -119,7 +118,6 @@ def test_message_is_documented(
     assert is_documented(code, answer.body["message"]), answer.body["message"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("request_bytes", MALFORMED)
 def test_message_for_malformed_http_is_documented(service: Service, request_bytes: bytes) -> None:
     """Messages for requests that never reach the app."""

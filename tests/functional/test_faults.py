@@ -69,54 +69,46 @@ def check(tmp_path: Path, inject: Callable[[Bench], Iterator[Row]]) -> None:
     assert [] == [(row.cells(), row.remarks) for row in rows if row.is_bad]
 
 
-@pytest.mark.slow
 def test_kills(tmp_path: Path) -> None:
     """Nothing acknowledged is lost when processes are killed."""
     check(tmp_path, lambda bench: kills.run(bench, rounds=3))
 
 
-@pytest.mark.slow
 @needs_shim
 def test_failing_calls(tmp_path: Path) -> None:
     """After a failed sync nothing is acknowledged, and no segment stays unsealed."""
     check(tmp_path, lambda bench: writes.run(bench, rounds=2, faults=FAULTS))
 
 
-@pytest.mark.slow
 @needs_shim
 def test_seals(tmp_path: Path) -> None:
     """Whatever prevents a seal, it is done in the end, and replaces nothing."""
     check(tmp_path, lambda bench: sealing.run(bench, rounds=1))
 
 
-@pytest.mark.slow
 def test_housekeeping(tmp_path: Path) -> None:
     """One process after another applies the settings to the directory."""
     check(tmp_path, lambda bench: housekeeping.run(bench, rounds=2))
 
 
-@pytest.mark.slow
 def test_compression(tmp_path: Path) -> None:
     """With kills during compression, each log is stored and shown once."""
     kills = ("the compressor and another process",)
     check(tmp_path, lambda bench: compression.run(bench, rounds=2, kills=kills))
 
 
-@pytest.mark.slow
 @needs_shim
 def test_clocks(tmp_path: Path) -> None:
     """A clock that jumps removes nothing young, whatever it showed at the start."""
     check(tmp_path, lambda bench: clocks.run(bench, rounds=1, starts=(clocks.WEEK,)))
 
 
-@pytest.mark.slow
 @needs_shim
 def test_power_cuts(tmp_path: Path) -> None:
     """Every disk that a power cut may leave has the acknowledged logs."""
     check(tmp_path, lambda bench: powercut.run(bench, states=30))
 
 
-@pytest.mark.slow
 @needs_shim
 def test_disks(tmp_path: Path) -> None:
     """A full, read-only or missing disk rejects batches, and is used again afterwards."""
@@ -127,7 +119,6 @@ def test_disks(tmp_path: Path) -> None:
         pytest.skip("NOT TESTED: an ext4 with an error; it takes mkfs.ext4, a loop device")
 
 
-@pytest.mark.slow
 def test_full_memory(tmp_path: Path) -> None:
     """A full /dev/shm affects neither batches nor workers nor metrics."""
     if not can_fill_memory():
@@ -136,14 +127,12 @@ def test_full_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.slow
 @needs_shim
 def test_a_stall(tmp_path: Path) -> None:
     """A hanging sync leads to a timely 503 for its batches, and does not affect /health."""
     check(tmp_path, lambda bench: stall.run(bench, stall_seconds=3, commit_timeout_seconds=1))
 
 
-@pytest.mark.slow
 def test_signals(tmp_path: Path) -> None:
     """Stops, reloads and restarts under load lose nothing, also with a full directory."""
     little = {"rounds": 1, "starts": 2, "segments": 1000}
@@ -151,26 +140,22 @@ def test_signals(tmp_path: Path) -> None:
     check(tmp_path, lambda bench: signals.run(bench, **little, endings=endings))
 
 
-@pytest.mark.slow
 def test_upgrades(tmp_path: Path) -> None:
     """An upgrade fails no request, and another version's files do no harm."""
     check(tmp_path, lambda bench: upgrades.run(bench, rounds=1))
 
 
-@pytest.mark.slow
 def test_attacks(tmp_path: Path) -> None:
     """Lying bodies and smuggled requests are rejected, and no line is forged."""
     check(tmp_path, lambda bench: attacks.run(bench, rounds=1))
 
 
-@pytest.mark.slow
 def test_heavy_bodies(tmp_path: Path) -> None:
     """Hundreds of bodies that are heavy to decode take the memory of one; others are served."""
     check(tmp_path, lambda bench: heavy_bodies.run(bench, bodies=200))
 
 
 @pytest.mark.alone
-@pytest.mark.slow
 def test_connection_floods(tmp_path: Path) -> None:
     """Slow, silent and vanished clients do not delay others."""
     kinds = ("half a body", "gone before the answer")
@@ -178,7 +163,6 @@ def test_connection_floods(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.slow
 def test_broken_tls(tmp_path: Path) -> None:
     """Clients that break TLS delay no other client, and leave no state behind."""
     if not can_make_certificate():
@@ -188,27 +172,23 @@ def test_broken_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)  # its last campaign may begin when the others took all of SECONDS
-@pytest.mark.slow
 def test_forwarding(tmp_path: Path) -> None:
     """With kills and faults at any point, the tables have each acknowledged log once."""
     check(tmp_path, lambda bench: forward.run(bench, 3, 0, 1, 300, 1000, faults=()))
 
 
 @pytest.mark.alone
-@pytest.mark.slow
 @pytest.mark.alone
 def test_status_page_load(tmp_path: Path) -> None:
     """Readers delay no sender."""
     check(tmp_path, lambda bench: status_page_load.run(bench, 50, segments=500, seconds=3))
 
 
-@pytest.mark.slow
 def test_tenants_that_flood_each_other(tmp_path: Path) -> None:
     """Each sends at its own rate, whatever the other one sends."""
     check(tmp_path, lambda bench: tenants.run(bench, floods=2))
 
 
-@pytest.mark.slow
 def test_slow_clients(tmp_path: Path) -> None:
     """Clients that occupy connections, memory and time delay no other client."""
     check(tmp_path, lambda bench: slow_clients.run(bench, 4200, readers=0, sizes=[15_000]))
@@ -260,13 +240,11 @@ def test_the_table_has_a_cell_for_each_heading() -> None:
     assert "| a | 1,000 | 0 | 0 | 0 | 1 |" in render_markdown([row])
 
 
-@pytest.mark.slow
 def test_otlp(tmp_path: Path) -> None:
     """Mutated exports in both encodings, and exports made to take memory."""
     check(tmp_path, lambda bench: otlp.run(bench, inputs=2000))
 
 
-@pytest.mark.slow
 def test_protocols(tmp_path: Path) -> None:
     """A body of another protocol is stored as whole logs, or rejected."""
     check(tmp_path, lambda bench: protocols.run(bench, inputs=1000))

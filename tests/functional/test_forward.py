@@ -41,8 +41,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-pytestmark = pytest.mark.slow
-
 NOTHING = Difference([], [], [], [])
 
 #: A deadline that ends unanswered requests soon, and that the engine meets unless it is very busy.

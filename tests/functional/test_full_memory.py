@@ -10,13 +10,10 @@ from tests.support.metrics import read_samples
 from tests.support.service import Service, make_batch, wait_for
 from tests.support.workers import kill_a_worker
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not can_fill_memory(),
-        reason="NOT TESTED: a full /dev/shm; it takes root to mount a small one",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not can_fill_memory(),
+    reason="NOT TESTED: a full /dev/shm; it takes root to mount a small one",
+)
 
 
 def check_counts(service: Service, logs: int) -> None:

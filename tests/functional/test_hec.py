@@ -134,7 +134,6 @@ def run_handler(port: int, token: str, count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
 def test_splunk_handler_sends_its_logs(tmp_path: Path) -> None:
     """It reports no error; with a revoked token it reports that logs are lost."""
     tokens = tmp_path / "tokens"
@@ -150,7 +149,6 @@ def test_splunk_handler_sends_its_logs(tmp_path: Path) -> None:
         assert 1000 == len(service.logs())
 
 
-@pytest.mark.slow
 def test_splunk_handler_outlasts_a_restart(tmp_path: Path) -> None:
     """It retries unanswered requests, and no answered one is lost."""
     with Service(tmp_path, bind=f"127.0.0.1:{free_port()}") as service:

@@ -59,6 +59,7 @@ def assert_replayed(answer: Answer) -> None:
 # --- The contract
 
 
+@pytest.mark.quick
 def test_a_batch_that_is_sent_again_is_stored_once(service: Service) -> None:
     """Any worker answers the retry with 200 at once, marked as a replay."""
     assert_stored(send(service, '"once-1"', "once a", "once b"))
@@ -239,7 +240,6 @@ def test_of_many_at_once_one_stores(service: Service) -> None:
 # --- What dies, and what comes after
 
 
-@pytest.mark.slow
 def test_a_key_outlives_reloads_restarts_and_kills(tmp_path: Path) -> None:
     """Its record is in the data directory, with the segments."""
     service = Service(tmp_path, workers=2).start()
@@ -261,7 +261,6 @@ def test_a_key_outlives_reloads_restarts_and_kills(tmp_path: Path) -> None:
         service.kill()
 
 
-@pytest.mark.slow
 def test_a_key_knows_its_batch_in_a_compressed_segment(tmp_path: Path) -> None:
     """Sealed by its worker or, after a kill, by another one, and then compressed."""
     with Service(tmp_path, workers=2, compress="zstd") as service:
@@ -276,7 +275,6 @@ def test_a_key_knows_its_batch_in_a_compressed_segment(tmp_path: Path) -> None:
         assert Counter(sealed=1, recovered=1) == messages_of(service)
 
 
-@pytest.mark.slow
 def test_an_upgrade_knows_the_keys_of_the_old_service(tmp_path: Path) -> None:
     """Two masters serve one data directory for a while."""
     with Service(tmp_path, workers=1) as service:
@@ -294,7 +292,6 @@ def test_an_upgrade_knows_the_keys_of_the_old_service(tmp_path: Path) -> None:
         assert Counter({f"{number}": 1 for number in range(30)}) == messages_of(service)
 
 
-@pytest.mark.slow
 def test_batch_of_a_removed_segment_is_not_stored_again(tmp_path: Path) -> None:
     """Retention or an operator may have removed it."""
     with Service(tmp_path, workers=1, segment_bytes=1) as service:
@@ -308,7 +305,6 @@ def test_batch_of_a_removed_segment_is_not_stored_again(tmp_path: Path) -> None:
         assert [] == service.files()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["keys.db*", "keys.db", "keys.db-wal", "keys.db-shm", "keys*"])
 def test_service_continues_without_its_key_database(tmp_path: Path, pattern: str) -> None:
     """Deleting any of its files loses the keys and nothing else."""

@@ -17,10 +17,7 @@ from tests.support.metrics import read_samples
 from tests.support.service import Answer, Service, make_batch, make_head, read_answer, wait_for
 from tests.support.workers import connect_to
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not shim.is_available(), reason="needs gcc"),
-]
+pytestmark = pytest.mark.skipif(not shim.is_available(), reason="needs gcc")
 
 STALL_MS = 5000
 

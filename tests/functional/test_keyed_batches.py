@@ -153,7 +153,6 @@ def test_opentelemetry_has_keys_too(service: Service, key: str) -> None:
     assert 1 == count(service, key)
 
 
-@pytest.mark.slow
 def test_two_clients_that_race_store_once(tmp_path: Any) -> None:
     """The first one stores, and the other one gets the outcome."""
     (row,) = races.run(Bench(tmp_path, 1, 60, quiet=True), keys=2000, pairs=8)

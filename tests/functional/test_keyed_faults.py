@@ -62,7 +62,6 @@ def check_stored(service: Service) -> None:
     assert {1} == set(lines.values())
 
 
-@pytest.mark.slow
 def test_kills_double_nothing(tmp_path: Path) -> None:
     """Clients that retry until they get 200 find each batch complete, and once."""
     with Service(tmp_path, workers=2, segment_bytes=200_000) as service:
@@ -80,7 +79,6 @@ def test_kills_double_nothing(tmp_path: Path) -> None:
         load.check(service.logs())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_database_is_replaced(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     """Its keys are forgotten, which the log reports; it is kept, and the service continues."""
@@ -101,7 +99,6 @@ def test_a_damaged_database_is_replaced(tmp_path: Path, damage: Callable[[bytes]
         _check_order(service)
 
 
-@pytest.mark.slow
 def test_database_may_be_damaged_while_it_is_used(tmp_path: Path) -> None:
     """Each batch is stored by some worker, and the new database remembers it."""
     with Service(tmp_path, workers=2) as service:
@@ -173,7 +170,6 @@ def _check_order(service: Service) -> None:
     assert 0 == service.stop()
 
 
-@pytest.mark.slow
 def test_keys_wait_for_a_directory_that_is_gone(tmp_path: Path) -> None:
     """Nothing is stored and every client gets an answer; afterwards each batch is stored once."""
     with Service(tmp_path, workers=1) as service:
@@ -192,7 +188,6 @@ def test_keys_wait_for_a_directory_that_is_gone(tmp_path: Path) -> None:
         check_stored(service)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["keys.db", "keys.db-wal", "keys.db-shm", "keys.lock"])
 def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) -> None:
     """Batches without a key are stored; those with one are stored or rejected, permanently."""
@@ -216,7 +211,6 @@ def test_a_directory_in_the_way_costs_no_other_batch(tmp_path: Path, name: str) 
         check_stored(service)
 
 
-@pytest.mark.slow
 def test_many_keys_do_not_slow_the_first_one(tmp_path: Path) -> None:
     """A worker that is not the housekeeper reads almost nothing for it."""
     with Service(tmp_path, workers=2) as service:

@@ -91,7 +91,6 @@ for number in range(20):
 """
 
 
-@pytest.mark.slow
 def test_python_logging_loki_sends_its_logs(tmp_path: Path) -> None:
     """One log per request; a revoked token is an error that logging shows."""
     tokens = tmp_path / "tokens"

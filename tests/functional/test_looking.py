@@ -45,7 +45,6 @@ def data_dir(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("zstdcat") is None, reason="NOT TESTED: zstd is not installed")
 @pytest.mark.skipif(shutil.which("jq") is None, reason="NOT TESTED: jq is not installed")
 def test_zstdcat_and_jq_read_compressed_segments(tmp_path: Path) -> None:
@@ -77,7 +76,6 @@ def documented_sql() -> tuple[str, str]:
     return view, re.sub(r"^.*\n", "", query)
 
 
-@pytest.mark.slow
 def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the documented columns, for any metadata, in compressed and open segments."""
     view, _ = documented_sql()
@@ -97,7 +95,6 @@ def test_duckdb_reads_every_log(data_dir: Path, monkeypatch: pytest.MonkeyPatch)
     assert {row[2] for row in rows if row[0] == "User logged in"} == {1717169445000}
 
 
-@pytest.mark.slow
 def test_duckdb_counts_the_errors_of_the_last_hour(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,6 @@ import pytest
 
 from tests.support.service import Service, make_batch, wait_for
 
-pytestmark = pytest.mark.slow
-
 #: Root has no limit of processes, so another user runs the service, who may read the checkout.
 NOBODY = 65534
 BECOME_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]

@@ -124,7 +124,6 @@ SLOW = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "data"), SLOW.values(), ids=SLOW)
 def test_slow_bodies_hold_no_more_than_is_granted(
     service: Service, connections: contextlib.ExitStack, fields: tuple[str, ...], data: bytes

@@ -153,7 +153,6 @@ def quiet_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]
         yield service
 
 
-@pytest.mark.slow
 def test_counters_match_clients_and_files(service: Service) -> None:
     """After a storm, every response and every stored line is counted once."""
     with Storm(service) as storm:
@@ -177,7 +176,6 @@ def test_counters_match_clients_and_files(service: Service) -> None:
     assert (1, 2) == (samples["ready"], samples["workers ready"])
 
 
-@pytest.mark.slow
 def test_counters_balance_after_kills_and_reloads(service: Service) -> None:
     """Killed workers lose only unpublished counts."""
     with Storm(service) as storm:
@@ -251,7 +249,6 @@ def test_a_scrape_needs_a_token_through_a_proxy(quiet_service: Service) -> None:
     assert 200 == quiet_service.request("GET", "/metrics", headers=shown).status
 
 
-@pytest.mark.slow
 def test_no_scrape_is_wrong_while_workers_come_and_go(service: Service) -> None:
     """Each scrape has each counter at least as high as the one before, from any worker."""
     changes = (kill_a_worker, Service.reload, add_a_worker, kill_a_worker, remove_a_worker)
@@ -268,7 +265,6 @@ def test_no_scrape_is_wrong_while_workers_come_and_go(service: Service) -> None:
         assert {name for name in before if not is_of_the_disk(name)} <= after.keys()
 
 
-@pytest.mark.slow
 def test_counts_survive_reloads_and_resizes(service: Service) -> None:
     """Counts of ended workers stay, and each number is there once."""
     sent = 0
@@ -297,7 +293,6 @@ def remove_a_worker(service: Service) -> None:
     service.wait_for_workers()
 
 
-@pytest.mark.slow
 def test_counts_survive_an_upgrade(service: Service) -> None:
     """Two masters show the same numbers, and the second one continues alone."""
     assert 200 == service.drain(make_batch("a", "b")).status
@@ -317,7 +312,6 @@ def test_counts_survive_an_upgrade(service: Service) -> None:
     assert 12 == len(service.logs())
 
 
-@pytest.mark.slow
 def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
     """A service that starts again counts from zero, and leaves no file."""
     for _ in range(2):
@@ -360,7 +354,6 @@ def lint(promtool: str, text: bytes) -> tuple[int, str]:
     return result.returncode, result.stdout.decode()
 
 
-@pytest.mark.slow
 def test_openmetrics_has_the_same_numbers(service: Service) -> None:
     """A client that accepts OpenMetrics gets a text that its parser accepts."""
     service.drain(make_batch("a"))

@@ -141,7 +141,6 @@ def strip(log: dict[str, Any]) -> dict[str, Any]:
     return {name: log[name] for name in ("level", "service", "message", "metadata")}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(INSTALL_SECONDS + 200)
 def test_each_client_stores_each_log_once(tmp_path: Path) -> None:
     """They run at once, print no error, and their logs have the fields of the recipe."""

@@ -9,8 +9,6 @@ import pytest
 
 from tests.support.service import TOKEN, Service
 
-pytestmark = pytest.mark.slow
-
 #: A run of characters that a quadratic parser takes seconds for; a header may have 8 KiB.
 RUN = 7500
 

@@ -15,7 +15,6 @@ EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 12
 SEED = 20261123
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_service_keeps_its_own_document(tmp_path: Path) -> None:
     """Requests that the document allows get documented responses; all others are rejected.

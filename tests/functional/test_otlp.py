@@ -69,7 +69,6 @@ def number_of(log: dict[str, Any]) -> int:
     return int(log["message"].removeprefix("order "))
 
 
-@pytest.mark.slow
 def test_the_sdk_sends_its_logs(service: Service, encoding: str) -> None:
     """An application needs only two variables and a project."""
     stored, complaints = Application(service, encoding, 1000).wait()
@@ -92,7 +91,6 @@ def test_the_sdk_sends_its_logs(service: Service, encoding: str) -> None:
         assert "shop" == metadata["resource"]["attributes"]["service.name"]
 
 
-@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_when_the_service_dies(tmp_path: Path, encoding: str) -> None:
     """The SDK retries unanswered exports, and acknowledged ones are stored."""
     with Service(tmp_path, bind=f"127.0.0.1:{free_port()}") as service:
@@ -105,7 +103,6 @@ def test_nothing_acknowledged_is_lost_when_the_service_dies(tmp_path: Path, enco
         assert set(range(3000)) == stored == set(map(number_of, service.logs()))
 
 
-@pytest.mark.slow
 def test_a_rejected_export_is_not_sent_again(tmp_path: Path, encoding: str) -> None:
     """The rejection is permanent: the SDK reports the service's message, and continues."""
     with Service(tmp_path, tokens="another") as service:
@@ -117,7 +114,6 @@ def test_a_rejected_export_is_not_sent_again(tmp_path: Path, encoding: str) -> N
         assert b'astralog_rejected_batches_total{code="unauthorized"} 1.0' in metrics
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PROTOBUF, JSON])
 def test_full_disk_is_answered_with_retry_after(tmp_path: Path, kind: str) -> None:
     """The 503 is in the encoding of the request."""

@@ -42,7 +42,6 @@ def run_promtool(*words: str) -> None:
     assert 0 == done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 @needs_promtool
 def test_the_alerts_fire_when_they_should() -> None:
     """Each fires in its case, and not in a similar one."""
@@ -116,7 +115,6 @@ def scraped_logs(prometheus: Prometheus) -> float:
     return float(series[0]["value"][1]) if series else 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("query", QUERIES)
 def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus, query: str) -> None:
     """It is valid and returns data, with values in place of Grafana's variables."""
@@ -126,7 +124,6 @@ def test_every_query_of_the_dashboard_has_an_answer(prometheus: Prometheus, quer
     assert prometheus.query(query) != []
 
 
-@pytest.mark.slow
 def test_dashboard_shows_batches_and_state(prometheus: Prometheus) -> None:
     """Accepted and rejected batches have rates, and a ready service is shown as ready."""
     assert ["1"] == [series["value"][1] for series in prometheus.query("astralog_ready")]
@@ -139,7 +136,6 @@ def test_dashboard_shows_batches_and_state(prometheus: Prometheus) -> None:
         assert [] != [one for one in prometheus.query(query) if float(one["value"][1]) > 0], query
 
 
-@pytest.mark.slow
 def test_prometheus_evaluates_the_alerts(prometheus: Prometheus) -> None:
     """The configuration loads them all, and the service, scraped with a token, is up."""
     rules = prometheus.rules()

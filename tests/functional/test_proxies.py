@@ -16,8 +16,6 @@ from tests.support.proxies import Haproxy, Nginx, Proxy, find_program
 from tests.support.service import TOKEN, Answer, Service, make_batch, wait_for
 from tests.support.small_disk import small_disk
 
-pytestmark = pytest.mark.slow
-
 PROXIES: dict[str, type[Proxy]] = {"nginx": Nginx, "haproxy": Haproxy}
 
 MIB = 1024 * 1024

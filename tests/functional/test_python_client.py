@@ -130,6 +130,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield running
 
 
+@pytest.mark.quick
 def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> None:
     """A program's logs are stored as in the README."""
     text = (CLIENT / "README.md").read_text().replace("http://localhost:8080", url_of(service))
@@ -149,7 +150,6 @@ def test_the_examples_of_the_readme_work(tmp_path: Path, service: Service) -> No
         assert expected | {"message": "paid 7", "metadata": metadata} == log
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("code", "expected"), ENDS.values(), ids=ENDS)
 def test_a_program_may_end_without_a_flush(
     programs: Programs, service: Service, code: str, expected: str
@@ -227,7 +227,6 @@ def test_an_error_that_ends_a_program_may_be_logged(programs: Programs, service:
     assert log["metadata"]["exception"].endswith("ZeroDivisionError: division by zero")
 
 
-@pytest.mark.slow
 def test_workers_forked_from_one_process_may_log(programs: Programs, service: Service) -> None:
     """Each log of each worker, and of the process before the fork, is stored once."""
     code = """
@@ -245,7 +244,6 @@ for worker in range(4): assert os.wait()[1] == 0
     )
 
 
-@pytest.mark.slow
 def test_a_signals_handler_may_log(programs: Programs, service: Service) -> None:
     """A signal may arrive at any point of logging, and log itself."""
     code = """
@@ -267,7 +265,6 @@ print(logs, len(signals), file=sys.stderr)
     assert {"plain": logs, "signal": signals} == Counter(messages(service))
 
 
-@pytest.mark.slow
 def test_greenlets_may_log(programs: Programs, service: Service) -> None:
     """Under gevent, too, each log of each greenlet and each process is stored once."""
     code = """
@@ -305,7 +302,6 @@ assert before == set(sys.modules), set(sys.modules) - before
     assert ["a"] == messages(service)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("minor", [9, 10, 11, 12, 13, 14])
 def test_the_client_runs_on_python(programs: Programs, service: Service, minor: int) -> None:
     """The file works the same on every supported version of Python."""
@@ -322,7 +318,6 @@ def test_the_client_runs_on_python(programs: Programs, service: Service, minor: 
     assert sorted(many | {"parent ends", "child ends", "a"}) == sorted(messages(service))
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_the_client(tmp_path: Path) -> None:
     """The installed package is typed and licensed, has no dependencies, and is importable."""
     shutil.copytree(CLIENT, tmp_path / "client")

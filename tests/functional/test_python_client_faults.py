@@ -48,7 +48,6 @@ def has_more(service: Service, stored: int) -> bool:
     return service.content().count(b"\n") > stored
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_whole", [False, True])
 def test_kills_lose_nothing(tmp_path: Path, programs: Programs, is_whole: bool) -> None:
     """Logs during kills of workers or the whole service are all stored once."""
@@ -74,7 +73,6 @@ def test_kills_lose_nothing(tmp_path: Path, programs: Programs, is_whole: bool) 
         assert sorted(str(number) for number in range(logged)) == sorted(messages(service))
 
 
-@pytest.mark.slow
 def test_a_stall_costs_the_program_no_time(tmp_path: Path, programs: Programs) -> None:
     """While the service stalls, logging continues; logs that do not fit are dropped and counted."""
     code = """
@@ -98,7 +96,6 @@ print(handler.stored, handler.dropped, file=sys.stderr)
     assert "AstraLogHandler: logs dropped so far, the queue is full: " in lines[0]
 
 
-@pytest.mark.slow
 def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> None:
     """Its exit waits up to its timeout, and reports the number of lost logs."""
     code = "for number in range(1000): log('%d', number)"
@@ -110,7 +107,6 @@ def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> No
     assert "AstraLogHandler: logs not stored before the end: 1000\n" == errors
 
 
-@pytest.mark.slow
 def test_a_program_ends_without_the_service(programs: Programs) -> None:
     """Its exit is bounded if nothing listens, and reports why nothing was stored."""
     errors = programs.run(f"http://127.0.0.1:{free_port()}", "log('a')", exit_seconds=2)
@@ -118,7 +114,6 @@ def test_a_program_ends_without_the_service(programs: Programs) -> None:
     assert "AstraLogHandler: logs not stored before the end: 1\n" in errors
 
 
-@pytest.mark.slow
 def test_large_batches_are_divided(tmp_path: Path, programs: Programs) -> None:
     """If the service accepts only smaller bodies, only logs that never fit are dropped."""
     code = "for number in range(1000): log('%d', number)\nlog('x' * 20_000)\nlog('last')"
@@ -130,7 +125,6 @@ def test_large_batches_are_divided(tmp_path: Path, programs: Programs) -> None:
     assert 1 == len(errors.splitlines())
 
 
-@pytest.mark.slow
 def test_full_disk_is_retried(tmp_path: Path, programs: Programs) -> None:
     """Logs rejected for lack of space are stored once there is space."""
     bind = f"127.0.0.1:{free_port()}"
@@ -144,7 +138,6 @@ def test_full_disk_is_retried(tmp_path: Path, programs: Programs) -> None:
         assert ["a"] == messages(service)
 
 
-@pytest.mark.slow
 def test_one_invalid_log_costs_no_others(tmp_path: Path, programs: Programs) -> None:
     """Of a batch with invalid logs, all others are stored."""
     code = """
@@ -170,7 +163,6 @@ def test_an_unknown_token_is_said_once(tmp_path: Path, programs: Programs) -> No
     assert 1 == len(errors.splitlines())
 
 
-@pytest.mark.slow
 def test_logs_go_over_tls(tmp_path: Path, programs: Programs) -> None:
     """Only a service with a trusted certificate gets the logs."""
     if not can_make_certificate():

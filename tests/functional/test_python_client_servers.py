@@ -16,8 +16,6 @@ from tests.support.connections import free_port
 from tests.support.programs import CLIENT, messages, url_of
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, wait_for
 
-pytestmark = pytest.mark.slow
-
 #: An application for either kind of server, which logs each path.
 WSGI = """
 import logging, logging_of_app

@@ -33,7 +33,6 @@ def log_of(service: Service) -> list[str]:
     return service.log().split("\n")
 
 
-@pytest.mark.slow
 def test_each_kind_of_rejection_leaves_one_line(service: Service) -> None:
     """It has code, peer, token's name and first error; the stop logs the counts."""
     for _ in range(3):
@@ -55,7 +54,6 @@ def test_each_kind_of_rejection_leaves_one_line(service: Service) -> None:
     assert all(": 2 more, the last: " in line for line in ended)
 
 
-@pytest.mark.slow
 def test_a_flood_leaves_few_lines(service: Service) -> None:
     """The log does not grow with the number of rejections, malformed or not."""
     for _ in range(MANY):
@@ -120,7 +118,6 @@ def test_a_bad_header_is_named(service: Service) -> None:
     assert [f"rejected bad_request from 127.0.0.1, no token read: {messages[0]}"] == lines(service)
 
 
-@pytest.mark.slow
 def test_only_a_trusted_proxy_names_the_client(tmp_path: Path) -> None:
     """With the setting, the line has the address that the proxy saw, and no forged one."""
     headers = {"X-Forwarded-For": "203.0.113.9, 198.51.100.3"}

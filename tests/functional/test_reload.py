@@ -11,8 +11,6 @@ from tests.support.load import Load
 from tests.support.service import Service, make_batch, status_for, wait_for, write_tokens
 from tests.support.upgrade import HeldService, copy_checkout, set_version
 
-pytestmark = pytest.mark.slow
-
 GARBAGE = "raise RuntimeError('code of another version was read')\n"
 
 
@@ -120,6 +118,7 @@ def test_a_second_master_that_does_not_start_leaves_the_first(tmp_path: Path) ->
 # --- Tokens
 
 
+@pytest.mark.quick
 def test_a_reload_with_faulty_tokens_keeps_the_newest(tmp_path: Path) -> None:
     """Nothing is replaced, and no removed token becomes valid again."""
     path = tmp_path / "tokens"

@@ -24,8 +24,6 @@ from tests.support.service import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
-
 NAME = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]+\.ndjson(\.open)?")
 
 
@@ -181,6 +179,7 @@ def test_all_segments_are_kept_by_default(tmp_path: Path) -> None:
         assert [*OLD, "notes.txt"] == names_in(service)
 
 
+@pytest.mark.quick
 def test_the_oldest_segments_beyond_the_size_are_removed(tmp_path: Path) -> None:
     """The newest that fit stay; other files neither count nor are removed."""
     service = Service(tmp_path, retain_bytes=3_500)

@@ -89,6 +89,7 @@ def test_filters_select_logs(data_dir: Path, options: tuple[str, ...], expected:
     assert found(data_dir, *options) == expected
 
 
+@pytest.mark.quick
 def test_count_prints_the_number(data_dir: Path) -> None:
     result = run("search", data_dir, "--count", "order 1-")
     assert (result.returncode, result.stdout) == (0, "10\n")
@@ -175,7 +176,6 @@ main(["search", "--data-dir", "{tmp_path}"])
     assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, b"", b"")
 
 
-@pytest.mark.slow
 def test_processes_end_with_the_command(tmp_path: Path) -> None:
     """After Ctrl-C, a closed pipe and a kill; the status is that of a single process."""
     for number in range(4):
@@ -229,7 +229,6 @@ def start_on_terminal(
     return process, master
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("columns", [0, 8, 20, 40, 200])
 def test_progress_fits_on_one_line(tmp_path: Path, columns: int) -> None:
     """Of any terminal; one that does not know its width gets 80 columns at most."""
@@ -246,7 +245,6 @@ def test_progress_fits_on_one_line(tmp_path: Path, columns: int) -> None:
     os.close(master)
 
 
-@pytest.mark.slow
 def test_progress_is_shown_and_interruption_reported(tmp_path: Path) -> None:
     """On a terminal only; results before Ctrl-C are written."""
     make_segment(tmp_path, make_name(0), make_line("y"), *[make_line("x" * 300)] * 200_000)
@@ -265,7 +263,6 @@ def test_progress_is_shown_and_interruption_reported(tmp_path: Path) -> None:
     os.close(master)
 
 
-@pytest.mark.slow
 def test_stop_ends_streams_of_new_logs(tmp_path: Path) -> None:
     """The response is complete; the worker need not break its connection."""
     with Service(tmp_path) as service:
@@ -282,7 +279,6 @@ def test_stop_ends_streams_of_new_logs(tmp_path: Path) -> None:
         connection.close()
 
 
-@pytest.mark.slow
 def test_needle_is_found_once_while_segments_change(tmp_path: Path) -> None:
     """While they are sealed, compressed, removed, and recovered after a kill."""
     settings = {"segment_bytes": 10_000, "compress": "zstd", "retain_bytes": 40_000}

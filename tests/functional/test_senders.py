@@ -109,7 +109,6 @@ def run_program(service: Service, code: str) -> str:
     return result.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "program", [CLIENT, SDK + "import atexit; atexit.register(provider.shutdown)"]
 )
@@ -122,7 +121,6 @@ def test_programs_may_log_anything(service: Service, program: str) -> None:
     assert 13 == len(messages)
 
 
-@pytest.mark.slow
 def test_half_a_character_costs_the_sdk_its_export(service: Service) -> None:
     """The SDK reports it, as documented, and continues; the client stores U+FFFD."""
     code = 'logger.info("half \\ud83d")\n'
@@ -232,7 +230,6 @@ def syslog_ng() -> None:
         pytest.skip("NOT TESTED: syslog-ng or syslog-ng-scl is not installed")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("syslog_ng")
 @pytest.mark.parametrize("driver", DESTINATIONS)
 def test_syslog_ng_sends_through_the_recipe(tmp_path: Path, service: Service, driver: str) -> None:
@@ -274,7 +271,6 @@ ODD_MESSAGES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("syslog_ng")
 def test_syslog_ng_loses_no_odd_message(tmp_path: Path, service: Service) -> None:
     """Each is one log, none keeps others from being stored, and nothing is rejected."""
@@ -299,7 +295,6 @@ def test_syslog_ng_loses_no_odd_message(tmp_path: Path, service: Service) -> Non
     assert "rejected" not in service.log()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("syslog_ng")
 @pytest.mark.parametrize(
     ("driver", "settings", "code"),
@@ -329,7 +324,6 @@ def test_syslog_ng_waits_until_its_logs_can_be_stored(
     assert sorted(map(str, range(2000))) == sorted(stored)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("syslog_ng")
 @pytest.mark.parametrize("status", [400, 413])
 def test_syslog_ng_goes_on_after_a_batch_that_is_rejected(tmp_path: Path, status: int) -> None:

@@ -67,7 +67,6 @@ class TunedService(Service):
         self._environ["GUNICORN_CMD_ARGS"] = arguments
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -87,7 +86,6 @@ def test_unsupported_gunicorn_setting_stops_the_start(
     check_rejected_start(TunedService(tmp_path, arguments), *(f"gunicorn's {n}" for n in names))
 
 
-@pytest.mark.slow
 def test_supported_gunicorn_settings_are_used(tmp_path: Path) -> None:
     """Its limits may differ from the service's."""
     with TunedService(tmp_path, "--keep-alive 30 --timeout 60 --backlog 100") as service:
@@ -114,7 +112,6 @@ def start_line(service: Service) -> str:
     return line.removeprefix("ASTRALOG_BIND: ")
 
 
-@pytest.mark.slow
 def test_second_service_names_the_process_that_has_the_port(tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     with Service(tmp_path / "first") as first:
@@ -128,7 +125,6 @@ def test_second_service_names_the_process_that_has_the_port(tmp_path: Path) -> N
         assert first.request("GET", "/health").status == 200
 
 
-@pytest.mark.slow
 def test_socket_in_use_stays_with_its_process(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as taken, tempfile.TemporaryDirectory() as short:
         taken.bind(f"{short}/socket")
@@ -139,7 +135,6 @@ def test_socket_in_use_stays_with_its_process(tmp_path: Path) -> None:
             client.connect(f"{short}/socket")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "kind"),
     [(Path.touch, "a file"), (Path.mkdir, "a directory"), (os.mkfifo, "a FIFO")],
@@ -157,7 +152,6 @@ def test_path_of_something_else_is_no_socket(
         assert path.exists()
 
 
-@pytest.mark.slow
 def test_unknown_host_is_named(tmp_path: Path) -> None:
     line = start_line(Service(tmp_path, bind="no-such-host.invalid:8080"))
     assert line.startswith("no-such-host.invalid:8080: Unknown host; use an address ")
@@ -172,7 +166,6 @@ class UnprivilegedService(Service):
         return [*(restrict if os.getuid() == 0 else []), *super().command()]
 
 
-@pytest.mark.slow
 def test_privileged_port_names_the_capability(tmp_path: Path) -> None:
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 2:
         pytest.skip("NOT TESTED: ports below 1024; here, everyone may use them")
@@ -185,7 +178,6 @@ def test_privileged_port_names_the_capability(tmp_path: Path) -> None:
 # --- What the start says
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sync", ["always", "everysec"])
 def test_start_and_stop_are_one_line_each(tmp_path: Path, sync: str) -> None:
     """The first has addresses, workers, data directory and sync mode; no other line is logged."""
@@ -199,7 +191,6 @@ def test_start_and_stop_are_one_line_each(tmp_path: Path, sync: str) -> None:
     assert f"http://{host}:{port}, 3 workers, data in {service.data_dir}, sync {sync}" in line
 
 
-@pytest.mark.slow
 def test_names_that_kubernetes_makes_do_not_stop_the_start(tmp_path: Path) -> None:
     """One line lists the ignored variables; a misspelled setting still stops the start."""
     links = {
@@ -237,7 +228,7 @@ def test_a_home_is_found_in_every_path(tmp_path: Path) -> None:
         assert 1 == len(list((tmp_path / "logs").glob("*.ndjson.open")))
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_first_start_creates_a_token(tmp_path: Path) -> None:
     """Only its owner can read it; it is never printed, and kept by the next start."""
     path = tmp_path / "data" / "token"
@@ -256,7 +247,6 @@ def test_first_start_creates_a_token(tmp_path: Path) -> None:
         assert token not in service.log()
 
 
-@pytest.mark.slow
 def test_the_printed_command_works_as_pasted(tmp_path: Path) -> None:
     """The first start prints commands that store a log and find it, for any path."""
     directory = tmp_path / 'it\'s a "path" with $signs'

@@ -20,8 +20,6 @@ from tests.support.service import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
-
 #: Connections that are idle while others are served.
 IDLE_CONNECTIONS = 1000
 

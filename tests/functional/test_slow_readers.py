@@ -23,8 +23,6 @@ from tests.support.service import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
-
 #: More than the 30 s after which a client is let go that takes nothing, on a busy machine.
 LET_GO_SECONDS = 100
 

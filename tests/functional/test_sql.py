@@ -11,8 +11,6 @@ import pytest
 
 from tests.support.tail import COMMAND, compress, make_line, make_name, make_segment, run
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,6 +63,7 @@ def test_each_format_has_the_same_rows(data_dir: Path, tmp_path: Path) -> None:
     assert [list(row) for row in rows] == expected
 
 
+@pytest.mark.quick
 def test_since_means_the_own_timestamp(data_dir: Path) -> None:
     found = query(data_dir, COUNTS, "--since", "90m", "--format", "csv")
     assert sorted(row[0] for row in csv.reader(found.splitlines())) == ["m1", "m2", "message"]

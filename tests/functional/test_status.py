@@ -22,8 +22,6 @@ from tests.support.status_page import (
 )
 from tests.support.tail import make_line, make_name, make_segment
 
-pytestmark = pytest.mark.slow
-
 REQUESTS = "return performance.getEntriesByType('resource').length"
 
 

@@ -9,8 +9,6 @@ import pytest
 
 from tests.support.service import TOKEN, Service, make_batch, wait_for
 
-pytestmark = pytest.mark.slow
-
 #: Requests on connections of their own, which both workers get some of.
 ASKED = 12
 
@@ -35,6 +33,7 @@ def known(service: Service) -> int:
     return len([value for value in values if value is not None])
 
 
+@pytest.mark.quick
 def test_each_worker_shows_the_counts_of_all(service: Service) -> None:
     """Once they are published, any worker returns the same numbers."""
     sent = 0

@@ -12,8 +12,6 @@ from tests.support.browser import Browser
 from tests.support.service import TOKEN, Service, make_log, wait_for, write_tokens
 from tests.support.status_page import CONTRASTS, HOSTILE, SHOWN, Page, make_browser, store
 
-pytestmark = pytest.mark.slow
-
 MESSAGES = "return [...document.querySelectorAll('#found .message')].map(e => e.textContent)"
 FOCUSED = "return document.activeElement.name || document.activeElement.id"
 

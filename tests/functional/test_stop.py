@@ -18,8 +18,6 @@ from tests.support.service import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
-
 
 def check_sealed(service: Service) -> None:
     assert [] == service.files("*.open")
@@ -103,6 +101,7 @@ def test_stalled_clients_do_not_hold_up_the_stop(tmp_path: Path) -> None:
             connection.close()
 
 
+@pytest.mark.quick
 def test_open_requests_are_answered(tmp_path: Path) -> None:
     """A client that is sending its body when the stop begins can finish it."""
     with Service(tmp_path) as service:

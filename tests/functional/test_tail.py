@@ -25,7 +25,6 @@ from tests.support.tail import (
 )
 
 
-@pytest.mark.slow
 def test_every_stored_log_is_followed_once(tmp_path: Path) -> None:
     """Rotation, compression, kills and restarts neither hide a log nor show one twice.
 
@@ -58,7 +57,7 @@ def test_every_stored_log_is_followed_once(tmp_path: Path) -> None:
     assert "" == follower.errors()
 
 
-@pytest.mark.slow
+@pytest.mark.quick
 def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
     """Stored and new logs, also in the next segment; Ctrl-C ends it."""
     with Service(tmp_path, segment_bytes=1) as service:
@@ -74,7 +73,6 @@ def test_a_log_is_shown_soon_after_it_is_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.slow
 def test_waiting_takes_no_processor(tmp_path: Path) -> None:
     """With 3,000 segments and no new logs, a follower takes a hundredth of a core."""
     for number in range(3000):

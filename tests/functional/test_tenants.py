@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.service import (
     Answer,
     Service,
@@ -21,8 +19,6 @@ from tests.support.service import (
     wait_for,
     write_tokens,
 )
-
-pytestmark = pytest.mark.slow
 
 TOKENS = "loud org-loud\nfast org-loud rate=100KB/s\nquiet org-quiet\n"
 

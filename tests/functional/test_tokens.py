@@ -131,7 +131,6 @@ def visible_facts(pid: int) -> Iterator[bytes]:
             yield os.readlink(link).encode()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", ["file", "environment"])
 def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
     """Neither responses, log, files nor the process list contain a token."""
@@ -160,7 +159,6 @@ def test_a_token_is_shown_nowhere(tmp_path: Path, source: str) -> None:
 # --- What a token permits
 
 
-@pytest.mark.slow  # the rate shows over seconds
 def test_workers_share_a_rate(tmp_path: Path) -> None:
     """Two workers accept no more than burst and rate, and a reload grants no new burst."""
     rate, body = 20_000, json.dumps(make_batch("x" * 10_000)).encode()

@@ -120,7 +120,6 @@ class ConfinedService(Service):
         return [*traced, sys.executable, "-c", f"{deny}; {run}", *super().command()]
 
 
-@pytest.mark.slow
 def test_service_makes_only_allowed_system_calls(tmp_path: Path) -> None:
     """From its start through batches and rotation to its end."""
     for program in ("systemd-analyze", "strace"):

@@ -21,7 +21,7 @@ from tests.support.service import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.alone
 
 #: More than the service reads of a body that nobody wants, and what fits into the buffers between.
 ENDLESS_MIB = 100

@@ -13,8 +13,6 @@ import pytest
 
 from tests.support.service import ROOT, Service, make_batch
 
-pytestmark = pytest.mark.slow
-
 #: What a wheel is built of.
 SOURCES = ("astralog", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "Makefile")
 
