@@ -59,6 +59,7 @@ ESCAPED_BLANK = (
 )
 QUOTED = "It is in quotes; remove them."
 ESCAPED_LINE_END = "It ends with an escaped line break; remove it."
+COMMA = "It has a comma: perhaps the header was sent twice."
 
 
 class Tokens:
@@ -233,6 +234,8 @@ def _explain(text: bytes) -> str:
         return f"{UNKNOWN} {QUOTED}"
     if text.lower().endswith((b"\\n", b"%0a", b"\\r", b"%0d")):
         return f"{UNKNOWN} {ESCAPED_LINE_END}"
+    if b"," in text:  # WSGI joins the values of a repeated header
+        return f"{UNKNOWN} {COMMA}"
     return UNKNOWN
 
 
