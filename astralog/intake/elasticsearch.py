@@ -260,7 +260,7 @@ def _take_timestamp(document: Members) -> str | None:
     text = as_text(raw)
     if not text and raw == NULL:
         return None
-    if not text.isdecimal():
+    if not (text.isdecimal() or bytes(raw)[:1].isdigit()):
         return text
     try:
         return parse_time(text)

@@ -39,6 +39,7 @@ def decode(body: bytes, index: str = "", **context: Any) -> tuple[list[dict[str,
         ({}, {}),
         ({"@timestamp": 1717169445123}, {}),
         ({"@timestamp": "1717169445123"}, {}),
+        ({"@timestamp": 1717169445.123}, {}),
         ({"message": None, "log": "a", "msg": "b"}, {"message": "a", "metadata": ...}),
         ({"message": {"a": 1}, "msg": "b"}, {"message": "b", "metadata": {"message": {"a": 1}}}),
         (
