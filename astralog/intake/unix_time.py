@@ -34,7 +34,7 @@ _DIGITS = b"0123456789"
 _PLAIN = re.compile(r"([0-9]{1,19})(?:\.([0-9]+))?")
 _SCIENTIFIC = re.compile(r"[0-9]{1,19}(?:\.[0-9]{0,40})?[eE][+-]?[0-9]{1,2}")
 
-EXPECTED = "Not a Unix time before the year 10000"
+EXPECTED = "Not a Unix time from 1970 to 9999"
 
 
 def format_time(nanoseconds: int) -> str:
