@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -93,14 +94,24 @@ class Machine:
         self._end()
 
     def _end(self) -> None:
+        # The machine's processes end with its systemd, and not with systemd-nspawn.
+        if self._process.poll() is None:
+            for pid in self._find_children():
+                os.kill(pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait(TIMEOUT_SECONDS)
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _find_systemd(self) -> int | None:
         assert self._process.poll() is None, self._log_path.read_text()
-        pids = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
-        return next((int(pid) for pid in pids.split() if process_name(int(pid)) == "systemd"), None)
+        return next((pid for pid in self._find_children() if process_name(pid) == "systemd"), None)
+
+    def _find_children(self) -> list[int]:
+        """Return the processes that systemd-nspawn started."""
+        pid = self._process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
 
     def _is_booted(self) -> bool:
         state = self.try_run("systemctl", "is-system-running").stdout.strip()
