@@ -232,6 +232,11 @@ class Shortage(OSError):
         self.message = f"The disk has {has if kept else f'no {resource} free'}; {_REJECTED}"
 
 
+def explain(error: OSError | MemoryError) -> str:
+    """Return the reason of an error, for the log."""
+    return getattr(error, "strerror", None) or str(error) or "out of memory"
+
+
 def storage_error(error: OSError | MemoryError) -> Cause:
     """Return the cause for batches that cannot be stored because of an error."""
     if isinstance(error, Shortage):

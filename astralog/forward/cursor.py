@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from astralog.settings import PREFIX
 from astralog.store import forward_state
-from astralog.store.files import FILE_MODE, is_same_file, sync_directory
+from astralog.store.files import FILE_MODE, is_in_place, replace_file, sync_directory
 from astralog.store.names import SegmentName
 
 #: Superfluous lines in the file that cause a rewrite.
@@ -197,7 +197,7 @@ class Cursor:
 
     def _append(self, facts: Collection[str]) -> None:
         """Append facts and sync them; after an error, the next call rewrites the file first."""
-        if not self._is_in_place():
+        if self._fd < 0 or not is_in_place(self._fd, self._path):
             self._rewrite()
         try:
             _write(self._fd, facts)
@@ -205,13 +205,6 @@ class Cursor:
             self.close()
             raise
         self._lines += len(facts)
-
-    def _is_in_place(self) -> bool:
-        """Return whether the open file is still the cursor's, neither replaced nor removed."""
-        try:
-            return self._fd >= 0 and is_same_file(self._fd, self._path)
-        except FileNotFoundError:
-            return False
 
 
 def _at(name: str, position: Position) -> str:
@@ -266,11 +259,5 @@ def resolve_node(directory: Path, wanted: str) -> str:
 
 def save_node(directory: Path, name: str) -> None:
     """Save the name for every later start and sync it; raises OSError."""
-    draft = directory / (forward_state.NODE_NAME + ".new")
-    fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, FILE_MODE)
-    with open(fd, "wb") as file:
-        file.write(forward_state.encode_fact(name))
-        file.flush()
-        os.fsync(fd)
-    draft.rename(directory / forward_state.NODE_NAME)
-    sync_directory(directory)
+    content = forward_state.encode_fact(name)
+    replace_file(directory / forward_state.NODE_NAME, content, is_synced=True)

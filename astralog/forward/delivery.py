@@ -31,6 +31,10 @@ class Miscounted(Unavailable):
 class LogTables(Protocol):
     """The tables that receive the lines: `clickhouse.Tables`."""
 
+    @property
+    def name(self) -> str:
+        """Address of the table."""
+
     def insert(self, chunk: Chunk, rows: Iterable[bytes], again: bool) -> int:
         """Insert rows of a chunk, all or none; return the number written."""
 
@@ -42,6 +46,9 @@ class LogTables(Protocol):
 
     def count(self, segments: Collection[str]) -> dict[str, Held]:
         """Return the content of each segment that the tables know."""
+
+    def disconnect(self) -> None:
+        """Close idle connections."""
 
 
 class Delivered(NamedTuple):

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import time
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.chunks import Chunk, ChunkReader
@@ -40,17 +40,6 @@ ONCE_ATTEMPTS = 5
 MISCOUNTS = 4
 
 
-class Server(LogTables, Protocol):
-    """The tables, their address and their connections: `clickhouse.Tables`."""
-
-    @property
-    def name(self) -> str:
-        """Address of the table."""
-
-    def disconnect(self) -> None:
-        """Close idle connections."""
-
-
 class DirectoryReplaced(Exception):
     """The data directory's path leads to another directory."""
 
@@ -58,20 +47,20 @@ class DirectoryReplaced(Exception):
 class Forwarder:
     """Delivers from a data directory that no other forwarder uses; may raise OSError."""
 
-    def __init__(self, settings: Settings, server: Server, stream: TextIO) -> None:
+    def __init__(self, settings: Settings, tables: LogTables, stream: TextIO) -> None:
         self._directory = settings.data_dir
         self._inode = os.stat(self._directory).st_ino
-        self._server = server
+        self._tables = tables
         self._node = settings.node
         self._is_node_saved = False
         self._chunk_bytes = settings.forward_chunk_bytes
         self._keep_seconds = settings.forward_keep_seconds
-        self._cursor = Cursor(self._directory, settings.node, server.name)
+        self._cursor = Cursor(self._directory, settings.node, tables.name)
         self._cursor.open(find_sealed(self._directory, self._cursor.known()))
         self._backlog = Backlog(self._directory, self._cursor)
         self._progress = Progress(self._directory, self._backlog, stream)
-        self._doubts = Doubts(server, self._cursor, self._backlog)
-        self._verifier = Verifier(server)
+        self._doubts = Doubts(tables, self._cursor, self._backlog)
+        self._verifier = Verifier(tables)
         self._failures = Failures()
         self._miscounts = 0
         self._reader: ChunkReader | None = None
@@ -101,7 +90,7 @@ class Forwarder:
                 self._scan()
             if time.monotonic() >= self._attempt_at:
                 if not self._step():
-                    self._server.disconnect()  # before the server closes idle connections
+                    self._tables.disconnect()  # before the server closes idle connections
                     self._attempt_at = min(self._scan_at, self._verifier.next_at(is_idle=True))
                 self._failures.end()
         except (Unavailable, *READ_ERRORS) as error:
@@ -201,7 +190,7 @@ class Forwarder:
 
     def _insert(self, chunk: Chunk, in_doubt: bool, again: bool = False) -> Delivered:
         try:
-            delivered = Delivery(self._server, self._node, chunk, in_doubt, again).deliver()
+            delivered = Delivery(self._tables, self._node, chunk, in_doubt, again).deliver()
         except Miscounted:
             self._miscounts += 1
             if self._miscounts < MISCOUNTS:

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from astralog.errors import FULL_ERRNOS
+from astralog.errors import FULL_ERRNOS, explain
 from astralog.log import LogOnce
 from astralog.store import files
 from astralog.store.directory import WatchedDirectory
@@ -90,19 +90,12 @@ def _make(source: BufferedReader, plain: Path, compressed: Path) -> int | None:
     try:
         size = _write(source, draft)
         with files.removal_lock(source.fileno()):
-            if not _is_in_place(source, plain):
+            if not files.is_in_place(source.fileno(), plain):
                 return None
             files.rename_new(draft, compressed)
         return size
     finally:
         remove_draft(plain.parent)
-
-
-def _is_in_place(source: BufferedReader, plain: Path) -> bool:
-    """Return whether the segment was not removed while it was compressed."""
-    with contextlib.suppress(FileNotFoundError):
-        return files.is_same_file(source.fileno(), plain)
-    return False
 
 
 def _write(source: BufferedReader, draft: Path) -> int:
@@ -295,7 +288,7 @@ class Compressor:
             return pause
         except (OSError, MemoryError) as error:
             self._steps = self._compress_all()
-            text = _reason(error)
+            text = explain(error)
             self._failure.fail(text, "cannot compress in %s: %s", self._directory, text)
             return self._back_off()
 
@@ -349,12 +342,12 @@ class Compressor:
         self.counts.failures += 1
         if isinstance(error, MemoryError) or error.errno in FULL_ERRNOS:
             plain.put(name)
-            text = _reason(error)
+            text = explain(error)
             self._failure.fail(text, "segments stay uncompressed: %s; compression is retried", text)
             return self._back_off()
         if name not in self._logged:
             self._logged.add(name)
-            log.error("cannot compress %s: %s; it is retried every minute", name, _reason(error))
+            log.error("cannot compress %s: %s; it is retried every minute", name, explain(error))
         self._postponed[name] = time.monotonic() + LONGEST_RETRY_SECONDS
         return RETRY_SECONDS
 
@@ -370,7 +363,3 @@ class Compressor:
         pause = self._retry_seconds
         self._retry_seconds = min(2 * pause, LONGEST_RETRY_SECONDS)
         return pause
-
-
-def _reason(error: OSError | MemoryError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or "out of memory"

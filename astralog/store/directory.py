@@ -91,6 +91,20 @@ SCAN_SECONDS = 3600.0
 UNWATCHED_SCAN_SECONDS = 60.0
 
 
+def open_watch(directory: Path) -> DirectoryWatch | None:
+    """Return a watch of the directory; log a warning and return None if none is available."""
+    try:
+        return DirectoryWatch(directory)
+    except OSError as error:
+        log.warning(
+            "cannot watch %s (%s): it is scanned for new segments every %g seconds",
+            directory,
+            error.strerror,
+            UNWATCHED_SCAN_SECONDS,
+        )
+        return None
+
+
 class WatchedDirectory:
     """Find new names by a watch, if available, and by scans; all methods may raise OSError."""
 
@@ -393,9 +407,10 @@ class Inventory(WatchedDirectory):
 
     def open_bytes(self) -> int:
         """Return the bytes of the open segments; forget those that are gone."""
-        sizes = {segment: self._size(segment, Form.OPEN) for segment in self.open}
-        self.open = {segment for segment, size in sizes.items() if size is not None}
-        return sum(size for size in sizes.values() if size)
+        found = {segment: self._status(segment, Form.OPEN) for segment in self.open}
+        sizes = {segment: status.st_size for segment, status in found.items() if status}
+        self.open = set(sizes)
+        return sum(sizes.values())
 
     def _note(self, changed: SegmentFile) -> None:
         """Record that a file appeared, vanished or changed."""
@@ -409,14 +424,14 @@ class Inventory(WatchedDirectory):
         """Read the state of a sealed segment's files again."""
         found = [self._status(segment, form) for form in SEALED_FORMS]
         statuses = [status for status in found if status]
-        if statuses:
-            size = sum(status.st_size for status in statuses)
-            modified_at = max(status.st_mtime for status in statuses)
-            if self.sealed.get(segment) is None:
-                self.eras.note_name(segment)
-            self.sealed.put(segment, self._entry(segment, size, modified_at, self._clock.now()))
-        else:
+        if not statuses:
             self.sealed.remove(segment)
+            return
+        size = sum(status.st_size for status in statuses)
+        modified_at = max(status.st_mtime for status in statuses)
+        if self.sealed.get(segment) is None:
+            self.eras.note_name(segment)
+        self.sealed.put(segment, self._entry(segment, size, modified_at, self._clock.now()))
 
     def _entry(self, segment: SegmentName, size: int, modified_at: float, now: float) -> Entry:
         """Return the entry of a sealed segment, known or new."""
@@ -434,27 +449,8 @@ class Inventory(WatchedDirectory):
         """Return the era of a segment found by a scan: whether it is older than this process."""
         return FIRST_ERA if min(start, modified_at) >= self._started_at else FOUND_ERA
 
-    def _size(self, segment: SegmentName, form: Form) -> int | None:
-        """Return the bytes of a file, None if it is gone."""
-        status = self._status(segment, form)
-        return status.st_size if status else None
-
     def _status(self, segment: SegmentName, form: Form) -> os.stat_result | None:
         """Return the status of a file, None if it is gone."""
         with contextlib.suppress(FileNotFoundError):
             return files.status_of(f"{self._directory}/{segment.file(form)}")
-        return None
-
-
-def open_watch(directory: Path) -> DirectoryWatch | None:
-    """Return a watch of the directory; log a warning and return None if none is available."""
-    try:
-        return DirectoryWatch(directory)
-    except OSError as error:
-        log.warning(
-            "cannot watch %s (%s): it is scanned for new segments every %g seconds",
-            directory,
-            error.strerror,
-            UNWATCHED_SCAN_SECONDS,
-        )
         return None

@@ -108,6 +108,20 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def replace_file(path: Path, content: bytes, *, is_synced: bool) -> None:
+    """Replace a file as a whole, durably if `is_synced`; raises OSError."""
+    draft = path.with_name(path.name + ".new")
+    fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, FILE_MODE)
+    with open(fd, "wb") as file:
+        file.write(content)
+        if is_synced:
+            file.flush()
+            os.fsync(fd)
+    draft.rename(path)
+    if is_synced:
+        sync_directory(path.parent)
+
+
 def space(path: Path) -> Space:
     """Return the size and the free space of the file system of `path`; raises OSError."""
     status = os.statvfs(path)
@@ -123,9 +137,14 @@ def space(path: Path) -> Space:
     )
 
 
-def is_same_file(fd: int, path: Path) -> bool:
-    """Return whether the open file is still the one at `path`; raises OSError."""
-    return os.path.samestat(os.fstat(fd), os.stat(path))
+def is_in_place(fd: int, path: Path) -> bool:
+    """Return whether the open file is still at `path`, neither replaced nor removed.
+
+    Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    return False
 
 
 def drop_from_page_cache(fd: int, size: int) -> None:

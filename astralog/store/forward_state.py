@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from astralog.store.files import FILE_MODE
+from astralog.store.files import replace_file
 
 CURSOR_NAME = "forward.cursor"
 LOCK_NAME = "forward.lock"
@@ -169,8 +169,4 @@ def write_status(directory: Path, status: ForwardStatus) -> None:
     It is not synced: after a power cut there may be none.
     """
     lines = [f"{name} {value}\n" for name, value in dataclasses.asdict(status).items()]
-    draft = directory / (STATUS_NAME + ".new")
-    fd = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, FILE_MODE)
-    with open(fd, "w") as file:
-        file.writelines(lines)
-    draft.rename(directory / STATUS_NAME)
+    replace_file(directory / STATUS_NAME, "".join(lines).encode(), is_synced=False)

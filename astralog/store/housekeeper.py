@@ -220,13 +220,12 @@ class Retention:
     def _remove(self, name: SegmentName) -> int | None:
         """Remove a segment; return the number of its files, None if it cannot be removed now."""
         try:
-            count = files.remove_sealed(self._directory, name)
+            return files.remove_sealed(self._directory, name)
         except OSError as error:
             self._unremovable.add(name)
             why = "removal is retried"
             self._failure.fail("removal", "cannot remove %s: %s; %s", name, error.strerror, why)
             return None
-        return count
 
     def _forget_failures(self, index: SegmentIndex) -> None:
         """Forget unremovable segments that no longer exist."""

@@ -46,7 +46,7 @@ class Lease:
 
         The holder closes the lease then, so that the disk can be unmounted.
         """
-        if not files.is_same_file(self._fd, self._path):
+        if not os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
             raise OSError(errno.ESTALE, "the directory was replaced")
         if files.space(self._path).is_read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))

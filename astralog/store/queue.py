@@ -40,14 +40,9 @@ class MemoryBudget:
         self.limit = limit
         self.token_limit = int(limit * TOKEN_SHARE)
         self._are_tokens_several = are_tokens_several
-        self._reserved = 0
+        self.reserved = 0  # bytes
         self._held: dict[bytes, int] = {}  # by token, except those that hold nothing
         self._rejected = 0  # since the budget was last half free
-
-    @property
-    def reserved(self) -> int:
-        """The bytes reserved now."""
-        return self._reserved
 
     @property
     def is_full(self) -> bool:
@@ -55,7 +50,7 @@ class MemoryBudget:
 
         A token that has used up its share alone does not make the budget full.
         """
-        is_above_share = self._reserved > self.token_limit
+        is_above_share = self.reserved > self.token_limit
         return self._rejected > 0 and (is_above_share or not self._are_tokens_several())
 
     def reserve(self, more: int, token: bytes, size: int) -> None:
@@ -63,11 +58,11 @@ class MemoryBudget:
 
         Raises Rejection as `check` does.
         """
-        reserved = self._reserved + more
+        reserved = self.reserved + more
         held = self._held.get(token, 0) + more
         if held > self.token_limit or reserved > self.limit:
             self.check(more, token, size)
-        self._reserved = reserved
+        self.reserved = reserved
         self._held[token] = held
 
     def check(self, more: int, token: bytes, size: int) -> None:
@@ -78,22 +73,22 @@ class MemoryBudget:
         held = self._held.get(token, 0) + more
         if held > self.token_limit and self._are_tokens_several():
             raise self._exceeds_share(size + more)
-        if self._reserved + more > self.limit:
+        if self.reserved + more > self.limit:
             most = ALONE_SHARE * self.limit
             if size + more > most + OVERHEAD_BYTES:
                 raise Rejection(*errors.too_large_for_queue(size + more, most))
-            if self._reserved > size:
+            if self.reserved > size:
                 raise self._full()
 
     def release(self, size: int, token: bytes) -> None:
         """Free reserved bytes of a token."""
-        self._reserved -= size
+        self.reserved -= size
         held = self._held.get(token, 0) - size
         if held:
             self._held[token] = held
         else:
             self._held.pop(token, None)
-        if self._rejected and self._reserved <= self.limit // 2:
+        if self._rejected and self.reserved <= self.limit // 2:
             log.warning("write queue has room again: %d requests were rejected", self._rejected)
             self._rejected = 0
 
@@ -106,7 +101,7 @@ class MemoryBudget:
     def _full(self) -> Rejection:
         if not self._rejected:
             log.warning(
-                "write queue full: %d bytes are reserved (%sQUEUE_BYTES)", self._reserved, PREFIX
+                "write queue full: %d bytes are reserved (%sQUEUE_BYTES)", self.reserved, PREFIX
             )
         self._rejected += 1
         return Rejection(*errors.queue_full(self.limit))

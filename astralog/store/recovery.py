@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from astralog.store.files import is_same_file, lock_byte, open_regular, seal_file
+from astralog.store.files import is_in_place, lock_byte, open_regular, seal_file
 from astralog.store.keys.database import ranges_in, record_size
 from astralog.store.names import SegmentName
 
@@ -29,7 +29,7 @@ def recover_file(path: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lock_byte(fd, RECOVERY_BYTE)
-        if not is_same_file(fd, path):
+        if not is_in_place(fd, path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         before = os.fstat(fd).st_size
         segment = SegmentName.of_open_file(path)

@@ -110,11 +110,6 @@ class SegmentWriter:
         self.synced_at = 0.0  # the last sync, in seconds since 1970; 0 before the first
 
     @property
-    def has_open(self) -> bool:
-        """Whether a segment is open; the next commit group goes to it if it has room."""
-        return self._segment is not None
-
-    @property
     def has_untruncated(self) -> bool:
         """Whether a segment is kept open because its rejected lines cannot be truncated."""
         return any(ended.state is EndState.UNTRUNCATED for ended in list(self._ended.values()))
@@ -400,7 +395,7 @@ class Storage(SegmentWriter):
 
     def _check_free(self, size: int) -> None:
         space = files.space(self._directory)
-        space.check(self._min_free_bytes, size, held_inodes=self.has_open)
+        space.check(self._min_free_bytes, size, held_inodes=self._segment is not None)
 
     def _note_error(self, error: OSError | MemoryError) -> None:
         if storage_error(error) == DISK_FULL and self._is_out_of_inodes():

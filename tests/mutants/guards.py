@@ -1038,7 +1038,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a cursor that was replaced is written anew",
         "astralog.forward.cursor:Cursor._append",
-        "if not self._is_in_place():",
+        "if self._fd < 0 or not is_in_place(self._fd, self._path):",
         "if self._fd < 0:",
         ("tests/unit/forward/test_cursor.py",),
     ),
@@ -1227,7 +1227,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a segment that is removed does not come back compressed",
         "astralog.store.compression:_make",
-        "if not _is_in_place(source, plain):",
+        "if not files.is_in_place(source.fileno(), plain):",
         "if False:",
         ("tests/unit/store/test_compression.py", "-k", "come_back"),
     ),

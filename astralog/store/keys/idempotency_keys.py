@@ -23,6 +23,7 @@ from astralog.errors import (
     Cause,
     Rejection,
     commit_timeout,
+    explain,
     storage_error,
 )
 from astralog.log import LogOnce
@@ -280,10 +281,8 @@ class IdempotencyKeys:
     def _note_error(self, error: OSError | MemoryError) -> Cause:
         """Reject batches with keys from now on."""
         self.error = cause = storage_error(error)
-        text = getattr(error, "strerror", None) or str(error) or "out of memory"
-        self._failure.fail(
-            cause.code, "idempotency keys: %s; batches with a key are rejected", text
-        )
+        message = "idempotency keys: %s; batches with a key are rejected"
+        self._failure.fail(cause.code, message, explain(error))
         return cause
 
     def stand_aside(self) -> None:

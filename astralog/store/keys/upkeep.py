@@ -47,7 +47,7 @@ class KeyUpkeep:
         self._database = Database(settings.data_dir, is_synced=settings.sync == "always")
         self._failure = LogOnce(log)
         self._forgetting = LogOnce(log, logging.WARNING)
-        self._forgotten = 0  # keys before their time
+        self.forgotten_keys = 0  # by this process, before their time
         self._begin()
 
     def _begin(self) -> None:
@@ -61,11 +61,6 @@ class KeyUpkeep:
     def held_keys(self) -> int:
         """The number of remembered keys that this process has counted."""
         return self._counts.total()
-
-    @property
-    def forgotten_keys(self) -> int:
-        """The number of keys that this process forgot before their time."""
-        return self._forgotten
 
     def close(self) -> None:
         """Close all files until the next step."""
@@ -146,7 +141,7 @@ class KeyUpkeep:
                     return
                 self._delete([(number, token) for (number,) in rows])
                 self._evicted_id[token] = rows[-1][0]
-                self._forgotten += len(rows)
+                self.forgotten_keys += len(rows)
                 self._forgetting.fail(
                     "full",
                     "forgetting idempotency keys before their time: token %s has more than %d "

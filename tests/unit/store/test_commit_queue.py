@@ -13,7 +13,6 @@ import gevent
 import pytest
 from gevent import GreenletExit
 
-from astralog import log as service_log
 from astralog.errors import STORAGE_FAILED, Cause, Rejection, storage_error
 from astralog.settings import Settings
 from astralog.store import commit_queue, writer
@@ -62,12 +61,6 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate(monkeypatch)
     yield made
     made.open()
-
-
-@pytest.fixture(autouse=True)
-def all_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test log its own traceback; the process logs one per minute."""
-    monkeypatch.setattr(service_log, "_tracebacks", service_log._Tracebacks())
 
 
 @pytest.fixture(autouse=True)

@@ -161,16 +161,15 @@ def test_shortage_names_the_resource(
             files.space(tmp_path).check(256 << 20)
 
 
-def test_a_removed_or_replaced_file_is_not_the_same(tmp_path: Path) -> None:
+def test_a_removed_or_replaced_file_is_not_in_place(tmp_path: Path) -> None:
     """A descriptor is compared with the current file at the path."""
     path = write_open(tmp_path, LINE)
     with path.open() as file:
-        assert files.is_same_file(file.fileno(), path)
+        assert files.is_in_place(file.fileno(), path)
         path.unlink()
-        with pytest.raises(FileNotFoundError):
-            files.is_same_file(file.fileno(), path)
+        assert not files.is_in_place(file.fileno(), path)
         path.touch()
-        assert not files.is_same_file(file.fileno(), path)
+        assert not files.is_in_place(file.fileno(), path)
 
 
 # --- Sealing
