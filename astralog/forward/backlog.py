@@ -8,7 +8,7 @@ from pathlib import Path
 from astralog.clock import TrustedClock
 from astralog.forward.cursor import Cursor
 from astralog.log import LogOnce
-from astralog.store import files, sealed
+from astralog.store import files, reader
 from astralog.store.names import SegmentName, last_change
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ def find_sealed(directory: Path, known: set[str]) -> set[str]:
 
     A listing may miss a file that is being compressed, so each `known` one is checked by name.
     """
-    listed = sealed.list_segments(directory).sealed
-    return listed | {name for name in known - listed if sealed.is_sealed(directory, name)}
+    listed = reader.list_segments(directory).sealed
+    return listed | {name for name in known - listed if reader.is_sealed(directory, name)}
 
 
 class Backlog:
@@ -46,7 +46,7 @@ class Backlog:
 
     def scan(self) -> None:
         """Add segments that were sealed since the last scan, and drop those that are gone."""
-        found = sealed.list_segments(self._directory)
+        found = reader.list_segments(self._directory)
         self._open = found.open
         delivered = self._cursor.delivered
         compressed = (self._plain - found.plain) & self._sizes.keys()  # since the last scan
@@ -55,12 +55,12 @@ class Backlog:
             if (size := self._size(name)) is not None:
                 self._sizes[name] = size
         missing = (self._sizes.keys() | delivered) - found.sealed - self._sent
-        self._forget({name for name in missing if not sealed.is_sealed(self._directory, name)})
+        self._forget({name for name in missing if not reader.is_sealed(self._directory, name)})
         self._queue = sorted(filter(self._is_ready, self._sizes), reverse=True)
 
     def _size(self, name: str) -> int | None:
         try:
-            return sealed.stat_sealed(self._directory, name).st_size
+            return reader.stat_sealed(self._directory, name).st_size
         except FileNotFoundError:
             return None
 
@@ -168,5 +168,5 @@ class Backlog:
         start = SegmentName(name).start
         if 0 <= now - start <= seconds:
             return False
-        modified_at = sealed.stat_sealed(self._directory, name).st_mtime
+        modified_at = reader.stat_sealed(self._directory, name).st_mtime
         return now - last_change(start, modified_at, now) > seconds

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.store.sealed import open_sealed
+from astralog.store.reader import open_sealed
 
 #: Bytes per piece: small enough to stay in the CPU cache from here to the socket.
 BLOCK_BYTES = 64 * 1024

@@ -45,6 +45,6 @@ def test_forward_is_listed_without_its_extra(monkeypatch: pytest.MonkeyPatch) ->
         1,
         "Error: Needs clickhouse-connect: install astralog[clickhouse].\n",
     )
-    monkeypatch.setitem(sys.modules, "astralog.store.sealed", None)
+    monkeypatch.setitem(sys.modules, "astralog.store.reader", None)
     exception = CliRunner().invoke(cli.main, ["forward"]).exception
     assert isinstance(exception, ModuleNotFoundError)  # any other missing module is a defect

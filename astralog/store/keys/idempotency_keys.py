@@ -33,9 +33,8 @@ from astralog.store.keys.claims import Claim, Key, KeyedBatch, KeyLocks, Outcome
 from astralog.store.keys.database import Database, Entry, Record
 from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.names import Form, SegmentName
-from astralog.store.reader import READ_ERRORS
+from astralog.store.reader import READ_ERRORS, size_of_lines
 from astralog.store.recovery import RECOVERY_BYTE, recover_file
-from astralog.store.sealed import size_of_lines
 from astralog.store.writer import Storage
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from astralog.clock import TrustedClock
 from astralog.forward import backlog as backlogs
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.cursor import Cursor
-from astralog.store import files, sealed
+from astralog.store import files, reader
 from astralog.store.compression import compress_segment
 from astralog.store.names import SegmentName
 from tests.support.clickhouse import make_line, write_segment
@@ -104,7 +104,7 @@ def test_segments_compressed_during_a_listing_stay(
     cursor.finish([delivered])
     cursor.begin(waiting)
     backlog.scan()
-    monkeypatch.setattr(sealed, "list_segments", lambda path: sealed.Segments(set(), set(), set()))
+    monkeypatch.setattr(reader, "list_segments", lambda path: reader.Segments(set(), set(), set()))
     backlog.scan()
     assert (backlog.oldest(), cursor.known()) == (waiting, {delivered, waiting})
     assert {delivered} == find_sealed(tmp_path, {delivered, "20261123T000009.000000Z-1"})
@@ -185,9 +185,9 @@ def test_unremovable_segments_are_skipped(
         patch.setattr(files, "remove_sealed", fail)
         for _ in range(3):
             backlog.remove_delivered(3600)
-    assert {names[0]} == sealed.list_segments(tmp_path).sealed == cursor.delivered
+    assert {names[0]} == reader.list_segments(tmp_path).sealed == cursor.delivered
     backlog.remove_delivered(3600)
-    assert sealed.list_segments(tmp_path).sealed == set()
+    assert reader.list_segments(tmp_path).sealed == set()
     assert caplog.messages == [
         f"cannot remove {names[0]}: Operation not permitted",
         "delivered segments are removed again",
@@ -203,7 +203,7 @@ def test_a_clock_that_jumps_removes_nothing(
     jumped = time.time() + 2 * 86400
     monkeypatch.setattr(time, "time", lambda: jumped)
     backlog.remove_delivered(3600)
-    assert {name} == sealed.list_segments(tmp_path).sealed
+    assert {name} == reader.list_segments(tmp_path).sealed
 
 
 def test_old_delivered_segments_are_removed(
@@ -216,7 +216,7 @@ def test_old_delivered_segments_are_removed(
     for name in (old, young):
         cursor.finish([name])
     backlog.remove_delivered(3600)
-    assert {waiting, young} == sealed.list_segments(tmp_path).sealed
+    assert {waiting, young} == reader.list_segments(tmp_path).sealed
     assert cursor.delivered == {young}
     backlog.scan()
     assert backlog.oldest() == waiting
@@ -236,4 +236,4 @@ def test_delivered_segments_are_removed_by_their_last_change(
     monkeypatch.setattr(backlog, "_clock", TrustedClock(lambda: now, lambda: 0.0))
     os.utime(tmp_path / f"{young}.ndjson", (now, now))
     backlog.remove_delivered(3600)
-    assert {young} == sealed.list_segments(tmp_path).sealed
+    assert {young} == reader.list_segments(tmp_path).sealed

@@ -21,7 +21,7 @@ from astralog.forward import forwarder as forwarders
 from astralog.forward.chunks import ChunkReader
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.settings import Settings
-from astralog.store import forward_state, sealed
+from astralog.store import forward_state, reader
 from tests.support.clickhouse import make_line, write_segment
 from tests.unit.forward.fakes import FakeServer, stored
 
@@ -145,7 +145,7 @@ def test_a_segment_that_cannot_be_read(
         def fail(directory: Path, name: str, offset: int) -> Any:
             if name == bad.stem:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return sealed.open_sealed(directory, name, offset)
+            return reader.open_sealed(directory, name, offset)
 
         monkeypatch.setattr("astralog.forward.chunks.open_sealed", fail)
     else:
@@ -406,7 +406,7 @@ def test_segment_that_cannot_be_read_is_sent_again_later(
     server.faults = ["", "lie"]
     while not forwarder._verifier:
         forwarder.tick()
-    open_sealed = sealed.open_sealed
+    open_sealed = reader.open_sealed
 
     def fail(*args: Any) -> Any:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

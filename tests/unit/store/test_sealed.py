@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store import sealed
+from astralog.store import reader
 from astralog.store.files import seal_file
 from astralog.store.reader import READ_ERRORS
 from tests.support import foreign
@@ -32,7 +32,7 @@ def test_each_segment_is_listed_once(tmp_path: Path) -> None:
     for name in (f"{FIRST}.ndjson", f"{FIRST}.ndjson.zst", f"{SECOND}.ndjson.open"):
         write(tmp_path, name)
     foreign.make_all(tmp_path)
-    assert ({FIRST}, {SECOND}, {FIRST}) == sealed.list_segments(tmp_path)
+    assert ({FIRST}, {SECOND}, {FIRST}) == reader.list_segments(tmp_path)
 
 
 def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
@@ -40,13 +40,13 @@ def test_a_segment_whose_name_was_taken_is_listed(tmp_path: Path) -> None:
     write(tmp_path, f"{FIRST}.ndjson")
     path = write(tmp_path, f"{FIRST}.ndjson.open")
     seal_file(path, len(LINES))
-    assert {FIRST, f"{FIRST}-1"} == sealed.list_segments(tmp_path).sealed
+    assert {FIRST, f"{FIRST}-1"} == reader.list_segments(tmp_path).sealed
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
     """It is not the same as a directory without segments."""
     with pytest.raises(FileNotFoundError):
-        sealed.list_segments(tmp_path / "missing")
+        reader.list_segments(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])
@@ -54,7 +54,7 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
 def test_lines_are_read_from_an_offset(tmp_path: Path, suffix: str, offset: int) -> None:
     """An offset counts uncompressed bytes, in either form."""
     write(tmp_path, FIRST + suffix)
-    with sealed.open_sealed(tmp_path, FIRST, offset) as file:
+    with reader.open_sealed(tmp_path, FIRST, offset) as file:
         assert LINES[offset:] == file.read()
 
 
@@ -62,18 +62,18 @@ def test_the_plain_form_is_preferred(tmp_path: Path) -> None:
     """If both exist, the one is read that takes less work."""
     write(tmp_path, FIRST + ".ndjson")
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"not read")
-    with sealed.open_sealed(tmp_path, FIRST) as file:
+    with reader.open_sealed(tmp_path, FIRST) as file:
         assert LINES == file.read()
-    assert sealed.stat_sealed(tmp_path, FIRST).st_size == len(LINES)
+    assert reader.stat_sealed(tmp_path, FIRST).st_size == len(LINES)
 
 
 def test_missing_segment_is_an_error(tmp_path: Path) -> None:
     """It has neither file."""
-    assert not sealed.is_sealed(tmp_path, FIRST)
+    assert not reader.is_sealed(tmp_path, FIRST)
     with pytest.raises(FileNotFoundError):
-        sealed.open_sealed(tmp_path, FIRST)
+        reader.open_sealed(tmp_path, FIRST)
     write(tmp_path, FIRST + ".ndjson.zst")
-    assert sealed.is_sealed(tmp_path, FIRST)
+    assert reader.is_sealed(tmp_path, FIRST)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled"])
@@ -82,7 +82,7 @@ def test_a_damaged_segment_is_an_error(tmp_path: Path, damage: str) -> None:
     path = write(tmp_path, FIRST + ".ndjson.zst", LINES * 1000)
     content = path.read_bytes()
     path.write_bytes(content[:-5] if damage == "cut" else content[:10] + b"xx" + content[12:])
-    with sealed.open_sealed(tmp_path, FIRST) as file, pytest.raises(READ_ERRORS):
+    with reader.open_sealed(tmp_path, FIRST) as file, pytest.raises(READ_ERRORS):
         file.read()
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_segment_is_an_error(tmp_path: Path, damage: str) -> None:
 def test_the_size_of_the_lines_is_that_of_either_form(tmp_path: Path, suffix: str) -> None:
     """A compressed segment has the size that it had before."""
     write(tmp_path, FIRST + suffix, LINES * 1000)
-    assert len(LINES) * 1000 == sealed.size_of_lines(tmp_path, FIRST)
+    assert len(LINES) * 1000 == reader.size_of_lines(tmp_path, FIRST)
 
 
 def test_size_of_a_frame_without_content_size_is_found(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_size_of_a_frame_without_content_size_is_found(tmp_path: Path) -> None:
     packed = compressor.compress(LINES) + compressor.flush()
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(packed)
     assert zstd.get_frame_info(packed).decompressed_size is None
-    assert len(LINES) == sealed.size_of_lines(tmp_path, FIRST)
+    assert len(LINES) == reader.size_of_lines(tmp_path, FIRST)
 
 
 def test_missing_or_damaged_segment_has_no_size(tmp_path: Path) -> None:
     """The size is None."""
     with pytest.raises(FileNotFoundError):
-        sealed.size_of_lines(tmp_path, FIRST)
+        reader.size_of_lines(tmp_path, FIRST)
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"no zstd at all")
     with pytest.raises(READ_ERRORS):
-        sealed.size_of_lines(tmp_path, FIRST)
+        reader.size_of_lines(tmp_path, FIRST)
