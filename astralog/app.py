@@ -18,7 +18,6 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.compression import CompressionCounts
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (
-    BuildCollector,
     compression_families,
     counter_families,
     disk_families,
@@ -81,7 +80,6 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
         numbers.add(compression_families(CompressionCounts()))
     if settings.clickhouse_url:
         numbers.add(forward_families(queue))
-    numbers.register(BuildCollector())
     bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_seconds)
     acceptor = Acceptor(tokens, bodies, queue, counters)
     app = Api(__name__)

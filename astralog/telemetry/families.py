@@ -7,16 +7,12 @@ A label never contains a token or any other text of a client's: the label `token
 digits of the token's SHA-256.
 """
 
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from operator import attrgetter
 from typing import NamedTuple
 
-from prometheus_client.core import InfoMetricFamily, Metric
-
-from astralog import __version__
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.compression import CompressionCounts
 from astralog.store.forward_state import ForwardStatus
@@ -347,14 +343,3 @@ def _disk(
         lambda: read(usage) if (usage := queue.housekeeper.disk_usage) else {},
         labels,
     )
-
-
-class BuildCollector:
-    """Export the versions of the service and of Python."""
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the one family."""
-        versions = {"version": __version__, "python": platform.python_version()}
-        yield InfoMetricFamily(
-            "astralog_build", "The service's version, and Python's; always 1.", versions
-        )

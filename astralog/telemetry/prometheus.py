@@ -5,6 +5,7 @@ scraped adds them up.
 """
 
 import logging
+import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -17,11 +18,12 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
+from astralog import __version__
 from astralog.deadlines import PAUSE_SECONDS
 from astralog.errors import Rejection
 from astralog.log import log_exception
@@ -70,13 +72,6 @@ class Metrics:
     def add(self, families: Iterable[Family]) -> None:
         """Export families that every worker counts, added up across all workers."""
         self._families += families
-
-    def register(self, collector: Collector) -> None:
-        """Export the families of a collector, which are the same in every worker.
-
-        It is called at each scrape, and must neither raise nor block the worker.
-        """
-        self._registry.register(collector)
 
     def start(self, fd: int | None) -> None:
         """Publish this worker's counts in the shared file, regularly from now on."""
@@ -157,11 +152,15 @@ class Metrics:
         return _by_family(mine, self._slot.merge_all() if self._slot else mine)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families that workers count, all of one moment."""
+        """Yield the families that workers count, all of one moment, and the versions."""
         values = self._merge()
         for family in self._families:
             yield _SHOW[family.kind](family, values[family.name])
         yield _ready(values[WORKERS])
+        versions = {"version": __version__, "python": platform.python_version()}
+        yield InfoMetricFamily(
+            "astralog_build", "The service's version, and Python's; always 1.", versions
+        )
 
 
 def _keep_known(accept: str) -> str:

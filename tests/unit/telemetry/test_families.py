@@ -1,4 +1,3 @@
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from astralog import __version__
 from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
@@ -19,7 +17,6 @@ from astralog.telemetry.families import (
     STATES,
     SUM,
     WORKERS,
-    BuildCollector,
     Family,
     compression_families,
     counter_families,
@@ -169,11 +166,3 @@ def test_only_the_compressor_shows_waiting_segments() -> None:
     assert {(): 0} == families["compression_waiting_segments"].read()
     assert {(): 3} == families["compressed_segments"].read()
     assert {(): 2} == families["compression_failures"].read()
-
-
-def test_the_build_has_its_versions() -> None:
-    """The service's and Python's, as labels of a 1."""
-    (family,) = BuildCollector().collect()
-    (sample,) = family.samples
-    labels = {"version": __version__, "python": platform.python_version()}
-    assert ("astralog_build_info", labels, 1) == sample[:3]

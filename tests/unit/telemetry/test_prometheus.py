@@ -2,13 +2,14 @@ import errno
 import fcntl
 import logging
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import gevent
 import pytest
-from prometheus_client.core import GaugeMetricFamily, Metric
 
+from astralog import __version__
 from astralog.errors import Rejection
 from astralog.telemetry import prometheus
 from astralog.telemetry.counters import Counters, Snapshot, Values
@@ -139,21 +140,12 @@ def test_the_service_is_ready_when_all_workers_are(
     assert states == {state: n for state in STATES if (n := samples[f"workers {state}"])}
 
 
-def test_other_parts_add_their_families(metrics: Metrics) -> None:
-    """A collector is called at each scrape, after the workers' families."""
-    calls: list[int] = []
-
-    class Lag:
-        def collect(self) -> Iterator[Metric]:
-            calls.append(1)
-            yield GaugeMetricFamily("x_lag_bytes", "Lag.", 7)
-
-    metrics.register(Lag())
-    metrics.add([Family("x_more", "More.", Kind.COUNTER, lambda: {(): 8})])
-    assert [] == calls
-    samples = scrape(metrics)
-    assert (7, 8) == (samples["x_lag_bytes"], samples["x_more_total"])
-    assert 1 == len(calls)
+def test_the_build_has_its_versions(metrics: Metrics) -> None:
+    """The service's and Python's, as labels of a 1."""
+    *_, build = metrics.collect()
+    (sample,) = build.samples
+    labels = {"version": __version__, "python": platform.python_version()}
+    assert ("astralog_build_info", labels, 1) == sample[:3]
 
 
 # --- Publishing
