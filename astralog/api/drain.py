@@ -11,7 +11,7 @@ from astralog.api.responses import REPLAYED_HEADERS, Note, json_response, left_o
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Environ
-from astralog.store.commit_queue import Batch
+from astralog.store.queue import Batch
 
 ACCEPTED = FixedResponse(b'{"status":"accepted"}')
 REPLAYED = FixedResponse(b'{"status":"accepted"}', headers=REPLAYED_HEADERS)

@@ -38,7 +38,7 @@ from astralog.intake.logs import (
 from astralog.intake.options import NO_SERVICE
 from astralog.intake.schema import FIELDS, Log
 from astralog.intake.unix_time import format_time
-from astralog.store.commit_queue import Batch
+from astralog.store.queue import Batch
 
 #: Commas that a body longer than a piece may hold, and a log longer than a piece: they limit the
 #: values, and with them the cost of the body as objects.

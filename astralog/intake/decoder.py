@@ -16,7 +16,7 @@ from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection, mebibytes
 from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.options import Options, find_project
-from astralog.store.commit_queue import Batch
+from astralog.store.queue import Batch
 
 #: The longest text that is decoded without a slot: it takes at most 3 ms.
 UNQUEUED_BYTES = 4096

@@ -5,15 +5,12 @@ block on the disk.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
 import gevent
-from gevent.hub import Waiter
-from gevent.monkey import get_original
 from gevent.pool import Group
 from gevent.threadpool import ThreadPool
 
@@ -34,64 +31,9 @@ from astralog.store.queue import (
     QueuedBatch,
 )
 from astralog.store.writer import MAINTENANCE_SECONDS, Starts, Storage
-from astralog.threads import call_in_thread, spawn_in_thread
+from astralog.threads import DiskThreads, call_in_thread, spawn_in_thread
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-
-#: The original, which blocks a thread; a patched process has gevent's in its place.
-SimpleQueue = get_original("queue", "SimpleQueue")
-
-
-class DiskThreads:
-    """Run calls in threads; a greenlet waits for its call while other greenlets run.
-
-    gevent's own pool creates a watcher and an event per call, and acquires three locks: measured,
-    that takes 4 to 12% of the CPU of a request.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._pool = ThreadPool(count)
-        self._calls = SimpleQueue()
-        self._answers: deque[tuple[Callable[[Any], object], Any]] = deque()
-        self._answered = gevent.get_hub().loop.async_()
-
-    def start(self) -> None:
-        """Start all threads; they end with the process."""
-        self._answered.start(self._hand_out)
-        for _ in range(self._pool.maxsize):
-            self._pool.spawn(self._run)
-
-    def call(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Call the function in a thread; return its result or raise its exception."""
-        waiter: Waiter[Result] = Waiter()
-        self._calls.put((waiter, function, args))
-        result: Result = waiter.get()
-        return result
-
-    def _run(self) -> None:
-        while True:
-            self._run_call()  # its locals, and so the batches, are freed after each call
-
-    def _run_call(self) -> None:
-        waiter, function, args = self._calls.get()
-        try:
-            result = function(*args)
-        except BaseException as error:
-            self._answers.append((waiter.throw, error))
-        else:
-            self._answers.append((waiter.switch, result))
-        self._answered.send()
-
-    def _hand_out(self) -> None:
-        """Resume the greenlets whose calls are done; the hub calls this."""
-        while self._answers:
-            go_on, answer = self._answers.popleft()
-            go_on(answer)
-
-
-__all__ = ["Batch", "CommitQueue", "CountStored"]
 
 #: Seconds in which a process that stops closes its files.
 CLOSE_SECONDS = 1.0

@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["astralog", "dateutil"]):
     from astralog.errors import Rejection
     from astralog.intake import formats, timestamps
     from astralog.intake.options import NO_OPTIONS, Options
-    from astralog.store.commit_queue import Batch
+    from astralog.store.queue import Batch
     from tests.faults import fuzz
     from tests.faults.table import Row
     from tests.support.decoding import marshmallow_alone

@@ -11,7 +11,7 @@ from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.decoder import Context, Slots
 from astralog.intake.options import NO_OPTIONS, Options
-from astralog.store.commit_queue import Batch
+from astralog.store.queue import Batch
 
 
 def make_context(

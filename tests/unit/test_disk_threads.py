@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from astralog.store.commit_queue import DiskThreads
+from astralog.threads import DiskThreads
 
 #: Seconds to wait for what should come at once; an upper bound that a slow machine needs.
 TIMEOUT_SECONDS = 10

@@ -20,9 +20,9 @@ from astralog.intake.body import BodyReader
 from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded, InvalidLogs
 from astralog.intake.options import Options
 from astralog.settings import Settings
-from astralog.store.commit_queue import Batch, CommitQueue
+from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys.claims import Claim
-from astralog.store.queue import OVERHEAD_BYTES, MemoryReservation
+from astralog.store.queue import OVERHEAD_BYTES, Batch, MemoryReservation
 from tests.support.fake_system import Disk
 from tests.support.service import TOKEN, write_tokens
 

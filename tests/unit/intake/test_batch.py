@@ -11,7 +11,7 @@ from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.options import Options
 from astralog.intake.schema import LogSchema
-from astralog.store.commit_queue import Batch
+from astralog.store.queue import Batch
 from tests.support.decoding import encode_batch, make_context, marshmallow_alone
 from tests.support.service import make_log
 

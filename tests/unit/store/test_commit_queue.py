@@ -16,13 +16,14 @@ from gevent import GreenletExit
 from astralog.errors import STORAGE_FAILED, Cause, Rejection, storage_error
 from astralog.settings import Settings
 from astralog.store import commit_queue, writer
-from astralog.store.commit_queue import CommitQueue, DiskThreads
+from astralog.store.commit_queue import CommitQueue
 from astralog.store.forward_state import CURSOR_NAME, encode_fact
 from astralog.store.housekeeper import POLL_SECONDS, Housekeeper
 from astralog.store.keys.claims import Claim, Key
 from astralog.store.queue import GROUP_BYTES, Batch, QueuedBatch
 from astralog.store.writer import Storage
 from astralog.telemetry.counters import Counters
+from astralog.threads import DiskThreads
 from tests.support.fake_system import BreakOs, Disk
 from tests.support.segment_files import stored
 from tests.unit.store.segments import name_of, plain
