@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
+from astralog.intake.columns import Columns, NotAlikeError
 from astralog.intake.decoder import RUN_BYTES, Context, Decoded
 from astralog.intake.foreign import (
     ForeignBatch,
@@ -22,16 +23,7 @@ from astralog.intake.foreign import (
     slot,
 )
 from astralog.intake.logs import store_timestamps
-from astralog.intake.members import (
-    NULL,
-    Members,
-    NotAlikeError,
-    as_text,
-    decode_text,
-    find_names,
-    find_texts,
-    take_name,
-)
+from astralog.intake.members import NULL, Members, as_text, decode_text, take_name
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -83,8 +75,6 @@ class Bulk:
     def __init__(self, index: str) -> None:
         """Use `index`, the index in the path, for actions without one."""
         self._index = index
-        self._last_line = b""
-        self._item = Item("", "", "")
         self.items: list[Item] = []
         #: Whether every item has its result.
         self.is_complete = False
@@ -116,24 +106,16 @@ class Bulk:
 
     def _add_run(self, lines: list[bytes], batch: ForeignBatch) -> bool:
         """Append documents and return True if all are valid and have the usual form."""
-        if len(lines) % 2 or sum(map(len, lines)) > 2 * RUN_BYTES:
+        if len(lines) % 2 or max(map(len, lines[-2:])) > RUN_BYTES:
             return False
-        items: list[Item] = []
-        logs: list[Any] = []
-        texts = lines[1::2]
+        actions, texts = lines[::2], lines[1::2]
         try:
-            for line in lines[::2]:
-                items.append(self._find_item(line, len(items), batch))
-            documents = read_usual_lines(texts)
-            try:
-                logs = _make_alike(documents, items, batch)
-            except NotAlikeError:
-                for run in in_runs(list(zip(documents, texts, items, strict=True))):
-                    logs += [_make_log(*each, batch) for each in run]
-            store_timestamps(logs)
+            found = {line: self._read_item(line, 0, batch) for line in dict.fromkeys(actions)}
+            items = [found[line] for line in actions]
+            logs = store_timestamps(_make_logs(texts, items, batch))
         except (ValueError, Rejection):
             return False
-        is_refused = any(item.action not in STORED for item in set(items))
+        is_refused = any(item.action not in STORED for item in found.values())
         if is_refused or len(self.items) + len(items) > MAX_ITEMS:
             return False
         batch.hold(len(items) * ITEM_BYTES)
@@ -141,15 +123,9 @@ class Bulk:
         self.items += items
         return True
 
-    def _find_item(self, line: bytes, number: int, batch: ForeignBatch) -> Item:
-        if line != self._last_line:  # most actions are the same
-            self._item = self._read_item(line, number, batch)
-            self._last_line = line
-        return self._item
-
     def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
         number = len(self.items) + 1
-        item = self._find_item(line, number, batch)
+        item = self._read_item(line, number, batch)
         action = item.action
         if number > MAX_ITEMS:
             message = f"The request has more than {MAX_ITEMS} items; send smaller ones."
@@ -199,28 +175,35 @@ def _text(members: Members, name: str) -> str:
     return as_text(members[name]) if name in members else ""
 
 
-def _make_alike(documents: list[Members], items: list[Item], batch: ForeignBatch) -> list[Any]:
+def _make_logs(texts: list[bytes], items: list[Item], batch: ForeignBatch) -> list[Any]:
+    """Return the logs of documents of usual length; raises ValueError if one is invalid."""
+    documents = read_usual_lines(texts)
+    try:
+        return _make_alike(Columns(documents), items, batch)
+    except NotAlikeError:
+        runs = in_runs(list(zip(documents, texts, items, strict=True)))
+        return [_make_log(*each, batch) for run in runs for each in run]
+
+
+def _make_alike(documents: Columns, items: list[Item], batch: ForeignBatch) -> list[Any]:
     """Return the logs of documents with the same members; as `_make_log`.
 
     Raises NotAlikeError, and changes no document, if they differ, or their actions do.
     """
-    index, found = items[0].index_name, list[str]()
+    index = items[0].index_name
     project = batch.project or index
     is_alike = items.count(items[0]) == len(items) and not items[0].document_id
     is_usual = project and index in ("", project) and len(index) <= MAX_INDEX_BYTES // 4
     if not (is_alike and is_usual):
         raise NotAlikeError
-    times = find_names(documents, ("@timestamp",), found, batch.arrival)
-    messages = find_texts(documents, MESSAGES, found)
-    levels = find_names(documents, LEVELS, found, batch.level)
-    services = find_names(documents, SERVICES, found, batch.service)
+    times = documents.find_names(("@timestamp",), batch.arrival)
+    messages = documents.find_texts(MESSAGES)
+    levels = documents.find_names(LEVELS, batch.level)
+    services = documents.find_names(SERVICES, batch.service)
     if messages is None or any(map(str.isdecimal, times)):
         raise NotAlikeError
-    for document in documents:
-        for name in found:
-            del document[name]
-    rest = [document or None for document in documents]
-    return list(map(Log, repeat(project), times, levels, services, messages, rest))
+    columns = (times, levels, services, messages, documents.take_rest())
+    return list(map(Log, repeat(project), *columns))
 
 
 def _make_log(document: Members, text: bytes, item: Item, batch: ForeignBatch) -> Any:

@@ -303,10 +303,7 @@ class Lines:
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Decode line by line: msgspec's own `decode_lines` accepts logs that span lines."""
-        lines = text.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        return load_logs(lines, options, text)
+        return load_logs(io.BytesIO(text).readlines(), options, text)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand: a list of short lines takes 20 times their bytes."""

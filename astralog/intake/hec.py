@@ -15,6 +15,7 @@ import msgspec
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
+from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
 from astralog.intake.decoder import RUN_BYTES, Context, Decoded, describe
 from astralog.intake.foreign import (
     RAW_BYTES,
@@ -26,15 +27,11 @@ from astralog.intake.foreign import (
 from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.logs import replace_lone_surrogates
 from astralog.intake.members import (
-    ALIKE_LOGS,
     LINE_BREAKS,
     NULL,
     Members,
-    NotAlikeError,
     as_text,
     decode_text,
-    find_names,
-    find_texts,
     take_name,
 )
 from astralog.intake.schema import Log
@@ -115,7 +112,7 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class _Metadata(msgspec.Struct, omit_defaults=True, gc=False):
     """The metadata of a log whose event is an object; empty members are omitted."""
 
-    event: Members = {}
+    event: Members | None = None
     host: str | None = None
     source: str | None = None
     sourcetype: str | None = None
@@ -220,10 +217,10 @@ class _Events:
         rests = [event.event for event in events]
         if self._template or set(map(type, rests)) != {dict} or any(e.fields for e in events):
             raise NotAlikeError
-        objects, found = cast(list[Members], rests), list[str]()
-        messages = find_texts(objects, MESSAGES, found)
-        services: Sequence[str | None] | None = find_texts(objects, SERVICES, found)
-        levels = find_names(objects, LEVELS, found, self._batch.level)
+        members = Columns(cast(list[Members], rests))
+        messages = members.find_texts(MESSAGES)
+        services: Sequence[str | None] | None = members.find_texts(SERVICES)
+        levels = members.find_names(LEVELS, self._batch.level)
         texts = [list(map(attrgetter(name), events)) for name in NAMES]
         if any("" in column for column in texts):
             raise NotAlikeError
@@ -239,9 +236,7 @@ class _Events:
         times = format_numbers(raw_times) or [
             _read_time(time) or self._batch.arrival for time in raw_times
         ]
-        for members in objects:
-            for name in found:
-                del members[name]
+        objects = members.take_rest()
         columns = (objects, hosts, sources, sourcetypes, indexes if project else nothing)
         metadata: list[_Metadata | None] = list(map(_Metadata, *columns))
         if not all(objects):  # some may be empty

@@ -17,16 +17,10 @@ from marshmallow import ValidationError
 
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.intake import timestamps
+from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
 from astralog.intake.decoder import DESCRIBED_FIELDS, encode_lines, encode_value
-from astralog.intake.mapping import change_log, move_alike
-from astralog.intake.members import (
-    ALIKE_LOGS,
-    LINE_BREAKS,
-    Members,
-    NotAlikeError,
-    decode_object,
-    is_object,
-)
+from astralog.intake.mapping import change_log, move_alike, move_lines
+from astralog.intake.members import LINE_BREAKS, Members, decode_object, is_object
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.intake.schema import (
     FIELDS,
@@ -114,6 +108,11 @@ def load_logs(texts: list[bytes], options: Options, lines: bytes = b"") -> list[
     `lines` is the text that was split into them by LF, if it was: it is checked at once.
     """
     decoders = _find_decoders(options)
+    if lines and options.moves_unknown:
+        try:
+            return move_lines(texts, options)
+        except (NotAlikeError, ValueError):
+            pass
     logs = _decode(decoders.log, texts, options, lines)
     if lines:
         return _finish(logs, [lines], options, decoders, line_breaks=b"\r")
@@ -322,7 +321,7 @@ def _change(logs: list[Members], options: Options) -> list[Any]:
     changed: list[Any] = []
     for run in in_runs(logs, ALIKE_LOGS):
         try:
-            changed += move_alike(run, options)
+            changed += move_alike(Columns(run), options)
         except (NotAlikeError, ValueError):
             moved = [change_log(log, options) for log in in_turns(run)]
             structs = msgspec.convert(moved, list[MovedLog])

@@ -3,6 +3,7 @@
 The first way is faster, and has the rules of the second way a second time.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
-from astralog.intake import elasticsearch, hec, logs
+from astralog.intake import columns, elasticsearch, hec, logs
 from astralog.intake.batch import decode_lines
+from astralog.intake.columns import NotAlikeError
 from astralog.intake.elasticsearch import Bulk
-from astralog.intake.members import NotAlikeError
 from astralog.intake.options import Options, parse_options
 from tests.support.decoding import make_context
 
@@ -85,6 +86,11 @@ def check(owner: Any, name: str, decode: Callable[[], Any]) -> None:
     assert expected == outcome(decode)
 
 
+def parse_lines(lines: bytes) -> list[Any]:
+    """Return the logs in lines, with their numbers as they are written."""
+    return [json.loads(line, parse_int=str, parse_float=str) for line in lines.splitlines()]
+
+
 QUERIES = [
     "project_id=p&service=s&level=i&message_field=msg&timestamp_field=time&unknown=metadata",
     "project_id=p&service_field=name,a&level=i&timestamp_field=time,ts&unknown=metadata",
@@ -105,6 +111,51 @@ def test_moved_logs(seed: int, query: str) -> None:
         options = options.stamp("2024-05-31T15:30:45Z")
     context = make_context(options=options)
     check(logs, "move_alike", lambda: decode_lines(b"\n".join(lines), context))
+
+
+def make_lines(random: Random) -> list[bytes]:
+    """Return logs whose known members are first or last, and maybe one that differs."""
+    unknown = [random.sample(["pid", "a", "é", "x"], random.randint(1, 3))] * 4
+    first = random.sample(["time", "level", "service"], random.randint(0, 2))
+    last = random.choice([["msg"], ["message"], ["ts", "msg"], []])
+    kinds = {
+        "ts": SECONDS,
+        "time": MILLISECONDS,
+        "pid": ANY,
+        "x": [b'{"level":"x"}', b'{"a":",\\"msg\\":"}'],
+    }
+    shapes = [[*first, *names, *last] for names in unknown]
+    if random.random() < 0.3:
+        shapes[random.randrange(4)] = random.choice(
+            [["level", "pid", "msg"], ["pid", "level", "msg"], ["msg"], unknown[0]]
+        )
+    comma, colon = random.choice([(b",", b":"), (b", ", b": ")])
+    return [
+        b"{%b}"
+        % comma.join(
+            b'"%b"%b%b' % (name.encode(), colon, random.choice(kinds.get(name, TEXTS)))
+            for name in shape
+        )
+        for shape in shapes
+    ]
+
+
+@given(seeds)
+def test_logs_whose_rest_stays_text(seed: int) -> None:
+    random = Random(seed)
+    body = b"\n".join(make_lines(random)) + random.choice([b"", b"\n"])
+    if random.random() < 0.3:
+        body = body.replace("é".encode(), b"\xff")
+    query = QUERIES[0].replace("=time&", "=time,ts&")
+    options = replace(parse_options(query), is_partial=True)
+    context = make_context(options=options.stamp("2024-05-31T15:30:45Z"))
+    expected = outcome(lambda: decode_lines(body, context))
+    with patch.object(columns, "LEAST_LINES", 1):
+        found = outcome(lambda: decode_lines(body, context))
+    if isinstance(found[0], bytes) and isinstance(expected[0], bytes):
+        assert (parse_lines(expected[0]), expected[1]) == (parse_lines(found[0]), found[1])
+    else:
+        assert expected == found
 
 
 INNER_NAMES = ["message", "message", "msg", "line", "level", "severity", "service", "tag", "a"]
@@ -144,6 +195,33 @@ def test_documents(seed: int) -> None:
     action = random.choice(ACTIONS)
     body = b"".join(b"%s\n%s\n" % (action, document) for document in documents)
     check(elasticsearch, "_make_alike", lambda: Bulk("shop").decode(body, make_context()))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"level":30,"time":1717169445123,"pid":7,"msg":"m"}',
+        b'{"level": 30, "time": 1717169445123, "pid": 7, "msg": "m"}',
+        b'{"level":30,"time":1717169445123,"msg":"m","x":{"msg":"n"}}',
+        b'{"pid":",\\"","level":30,"time":1717169445123,"msg":"m"}',
+    ],
+)
+def test_rest_of_usual_lines_stays_text(line: bytes) -> None:
+    body = b"\n".join([line] * columns.LEAST_LINES)
+    with patch.object(logs, "Columns", side_effect=AssertionError):
+        batch = decode_lines(body, make_context(options=parse_options(QUERIES[0]))).batch
+    log = json.loads(line)
+    expected = {
+        "project_id": "p",
+        "timestamp": "2024-05-31T15:30:45.123Z",
+        "level": str(log.pop("level")),
+        "service": "s",
+        "message": log.pop("msg"),
+        "metadata": {name: value for name, value in log.items() if name != "time"},
+    }
+    assert [expected] * columns.LEAST_LINES == list(
+        map(json.loads, bytes(batch.lines).splitlines())
+    )
 
 
 @pytest.mark.parametrize("query", QUERIES[:1])
