@@ -228,14 +228,15 @@ def _explain(text: bytes) -> str:
     """Return a likely reason for an unknown token, by its form; the text contains no part of it."""
     if text[:9].lower() == b"bearer%20":
         return f"{UNKNOWN} {ESCAPED_BLANK}"
+    first, comma, _ = text.partition(b",")
+    if comma and b" " not in first:  # WSGI joins the values of a repeated header
+        return f"{UNKNOWN} {COMMA}"
     if b" " in text:
         return OTHER_SCHEME
     if text[:1] in (b'"', b"'") or text[-1:] in (b'"', b"'"):
         return f"{UNKNOWN} {QUOTED}"
     if text.lower().endswith((b"\\n", b"%0a", b"\\r", b"%0d")):
         return f"{UNKNOWN} {ESCAPED_LINE_END}"
-    if b"," in text:  # WSGI joins the values of a repeated header
-        return f"{UNKNOWN} {COMMA}"
     return UNKNOWN
 
 

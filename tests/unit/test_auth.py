@@ -124,6 +124,7 @@ def test_token_in_the_query_precedes_the_header(settings: Settings, tmp_path: Pa
         (f"{SECRET}\\n", auth.ESCAPED_LINE_END),
         (f"Bearer {SECRET}%0A", auth.ESCAPED_LINE_END),
         (f"{SECRET},{SECRET}", auth.COMMA),
+        (f"Bearer {SECRET},Bearer {SECRET}", auth.COMMA),
     ],
 )
 def test_rejection_explains_a_malformed_token(
