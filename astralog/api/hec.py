@@ -14,7 +14,13 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import FixedResponse, PlainView
 from astralog.api.protocols import Service
-from astralog.api.responses import REPLAYED_HEADERS, json_response, left_out, make_rejecter
+from astralog.api.responses import (
+    REPLAYED_HEADERS,
+    describe_rejection,
+    json_response,
+    left_out,
+    make_rejecter,
+)
 from astralog.auth import OTHER_SCHEME
 from astralog.browsers import QUERY_TOKEN
 from astralog.errors import RETRIED_STATUSES, Rejection
@@ -128,7 +134,9 @@ def _render(rejection: Rejection, environ: Environ) -> Response:
     """Return a rejection in HEC's form, with the service's own code and message in `detail`."""
     status, reply = _find_reply(rejection, environ)
     body: dict[str, Any] = {"text": reply.text, "code": reply.code}
-    if isinstance(rejection, HecRejection) and rejection.event is not None:
+    if not isinstance(rejection, HecRejection):
+        return json_response(body | {"detail": describe_rejection(rejection)}, status)
+    if rejection.event is not None:
         body["invalid-event-number"] = rejection.event
     body["detail"] = f"{rejection.code}: {rejection.message}"
     return json_response(body, status)

@@ -3,16 +3,14 @@
 Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import Any
 
 from flask import Blueprint, Response
 
 from astralog.api import responses
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
-from astralog.api.responses import REPLAYED_HEADERS, Note, left_out
+from astralog.api.responses import REPLAYED_HEADERS, Note, describe_rejection, left_out
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ
@@ -60,9 +58,6 @@ REPLAYED = {
     "application/x-protobuf": FixedResponse(b"", "application/x-protobuf", REPLAYED_HEADERS),
 }
 
-#: Invalid logs that a message describes.
-DESCRIBED_LOGS = 3
-
 
 def is_otlp_path(path: str) -> bool:
     """Return whether a path is one to which exporters of OpenTelemetry send.
@@ -98,7 +93,9 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
             answers = REPLAYED if accepted.is_replayed else ACCEPTED
             return answers[encoding.content_type]
         rejection = left_out(invalid)
-        response = _respond(encoding.encode_response(invalid.count, _say(rejection)), encoding)
+        response = _respond(
+            encoding.encode_response(invalid.count, describe_rejection(rejection)), encoding
+        )
         if accepted.is_replayed:
             response.headers.update(REPLAYED_HEADERS)
         else:
@@ -154,21 +151,5 @@ def _media_type(environ: Environ) -> str:
 def _render(rejection: Rejection, environ: Environ) -> Response:
     """Return the rejection as a google.rpc.Status, whose message begins with its code."""
     encoding = _find_encoding(environ)
-    body = encoding.encode_status(CODE_OF_STATUS[rejection.status], _say(rejection))
+    body = encoding.encode_status(CODE_OF_STATUS[rejection.status], describe_rejection(rejection))
     return _respond(body, encoding, rejection.status)
-
-
-def _say(rejection: Rejection) -> str:
-    """Return a rejection's code and message as text."""
-    message = f"{rejection.code}: {rejection.message}"
-    return f"{message}; {_describe(rejection.errors['logs'])}" if rejection.errors else message
-
-
-def _describe(errors: Mapping[int, Any]) -> str:
-    """Return the errors of the first logs as text; the index of a log counts from 0."""
-    first = list(errors.items())[:DESCRIBED_LOGS]
-    return "; ".join(
-        f"log {number}: {field}: {' '.join(texts)}"
-        for number, fields in first
-        for field, texts in fields.items()
-    )

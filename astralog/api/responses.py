@@ -23,6 +23,9 @@ WHERE_LOGS_GO = "logs go to POST /v1/drain, those of OpenTelemetry to POST /v1/l
 
 INTERNAL = HTTPStatus.INTERNAL_SERVER_ERROR
 
+#: Invalid logs that a message describes.
+DESCRIBED_LOGS = 3
+
 #: Records a rejected request; its second argument is WSGI's environ.
 Note = Callable[[Rejection, dict[str, Any]], None]
 
@@ -88,6 +91,24 @@ def make_rejecter(
         return response
 
     return reject_error
+
+
+def describe_rejection(rejection: Rejection) -> str:
+    """Return the code, the message and the errors of the first logs as one text.
+
+    The index of a log counts from 0.
+    """
+    text = f"{rejection.code}: {rejection.message}"
+    errors = (rejection.errors or {}).get("logs", {})
+    first = list(errors.items())[:DESCRIBED_LOGS]
+    return "; ".join(
+        [text]
+        + [
+            f"log {number}: {field}: {' '.join(texts)}"
+            for number, fields in first
+            for field, texts in fields.items()
+        ]
+    )
 
 
 def left_out(invalid: InvalidLogs, logs: str = "logs") -> Rejection:

@@ -303,6 +303,9 @@ def test_raw_lines_and_query_options(service: Service) -> None:
     query = "index=org-r&host=h&source=s&sourcetype=st&level=info&channel=c"
     assert (200, 0) == reply(send(service, b"a\nb\n", f"/services/collector/raw?{query}"))
     assert (400, 6) == reply(send(service, b"a", "/services/collector/raw?indx=a"))
+    invalid = send(service, {"event": ""}, f"{EVENTS}?partial=true&project_id=org-q")
+    assert (400, 6) == reply(invalid)
+    assert "log 0: event: Event field cannot be blank" in invalid.body["detail"]
     bad = json.dumps(EVENT) + '{"event":"","index":"i"}'
     assert (200, 0) == reply(send(service, bad, f"{EVENTS}?partial=true&project_id=org-q"))
     *raw, partial = service.logs()[before:]
