@@ -34,7 +34,13 @@ class FollowedPart(Part):
         super().__init__(directory, segment, form, None)
         self.begin = begin
         self.state = State.OPEN if self.is_open else State.SEALED
+        self._until = float("inf")
         self._held = SegmentReader(directory, segment) if self.is_open else None
+
+    @property
+    def until(self) -> float:
+        """The last poll."""
+        return self._until
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:

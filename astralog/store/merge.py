@@ -53,27 +53,40 @@ class Arrival(NamedTuple):
 class Part:
     """The lines of one segment from `begin` to `end`, or to the file's end if that is None.
 
-    They arrived between `since` and `until`, in seconds since 1970. `successor` names a segment
-    that began after the last of them, if one is known.
+    They arrived between `since` and `until`, in seconds since 1970. `successor` is the name of a
+    segment that began after the last of them, if one is known.
     """
 
-    def __init__(
-        self, directory: Path, segment: SegmentName, form: Form, successor: SegmentName | None
-    ) -> None:
-        self.segment = segment
+    # A dict per part, a name's own type, and cached times would take 50 MiB for 300,000 segments.
+    __slots__ = (
+        "_directory",
+        "_form",
+        "_name",
+        "begin",
+        "end",
+        "is_failed",
+        "is_read",
+        "is_removed",
+        "reached",
+        "successor",
+    )
+
+    def __init__(self, directory: Path, segment: str, form: Form, successor: str | None) -> None:
+        self._directory = directory
+        self._name = segment
+        self._form = form
+        self.successor = successor
         self.begin = 0
         self.end: int | None = None
-        self.is_begun = False  # whether reading backwards has begun
-        self.reached = 0  # the offset to which reading backwards has come
+        self.reached: int | None = None  # the offset to which reading backwards has come
         self.is_read = False  # whether all was read that there is
         self.is_failed = False  # whether the file cannot be read
         self.is_removed = False  # whether that is because it was removed
-        self._directory = directory
-        self._form = form
-        self.successor = successor
-        # A cached_property would take a dict for each of perhaps 300,000 segments.
-        self._since: float | None = None
-        self._until: float | None = None
+
+    @property
+    def segment(self) -> SegmentName:
+        """The segment's name."""
+        return SegmentName(self._name)
 
     @property
     def is_open(self) -> bool:
@@ -83,25 +96,20 @@ class Part:
     @property
     def since(self) -> float:
         """The start of the segment."""
-        if self._since is None:
-            self._since = self.segment.start
-        return self._since
+        return self.segment.start
 
     @property
     def latest(self) -> float:
         """The upper bound of `until`, by the names alone."""
-        return self.successor.start if self.successor else float("inf")
+        return float("inf") if self.successor is None else SegmentName(self.successor).start
 
     @property
     def until(self) -> float:
         """The last change of the segment."""
-        if self._until is None:
-            try:
-                changed = self.path.stat().st_mtime
-            except OSError:  # renamed or removed meanwhile
-                changed = self.latest
-            self._until = max(self.since, changed)
-        return self._until
+        latest = self.latest
+        with contextlib.suppress(OSError):  # renamed or removed meanwhile
+            latest = min(latest, self.path.stat().st_mtime)
+        return max(self.since, latest)
 
     @property
     def path(self) -> Path:
@@ -126,10 +134,11 @@ class Part:
 
         Lines count as read once the next one is asked for. A file that cannot be read ends.
         """
-        time = self.since
+        segment, since, until = self.segment, self.since, self.until
+        time = since
         for offset, line in self._without_errors(self._read(select, budget)):
-            time = self._event_time(line, time)
-            yield Arrival(self.segment, time, offset, line)
+            time = _arrival_time(line, since, until, time)
+            yield Arrival(segment, time, offset, line)
 
     def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         with self._reader() as reader:
@@ -145,29 +154,30 @@ class Part:
 
         Of a line in which `begin` lies, which was not whole then, all is yielded.
         """
-        time = self.until
+        segment, since, until = self.segment, self.since, self.until
+        time = until
         for offset, line in self._without_errors(self._read_backwards(limit, select, budget)):
-            time = self._event_time(line, time)
-            yield Arrival(self.segment, time, offset, line)
+            time = _arrival_time(line, since, until, time)
+            self.reached = offset
+            yield Arrival(segment, time, offset, line)
 
     def _read_backwards(
         self, limit: int, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
-        self.is_begun = True
         with self._reader() as reader:
             if reader.is_compressed:
                 yield from self._read_inflated_backwards(reader, limit, select, budget)
                 return
-            self.reached = reader.size() if self.end is None else self.end
+            reached = reader.size() if self.end is None else self.end
+            self.reached = reached
             for start, lines in reader.blocks_backwards(self.end, budget):
                 for offset, line in reversed(list(select(lines))):
                     if start + offset > self.begin:
-                        self.reached = start + offset
                         yield start + offset, line
-                self.reached = start
+                self.reached = reached = start
                 if start <= self.begin:
                     break
-            self.is_read = self.reached <= self.begin or not budget.is_spent
+            self.is_read = reached <= self.begin or not budget.is_spent
 
     def _read_inflated_backwards(
         self, reader: SegmentReader, limit: int, select: Select, budget: ReadBudget
@@ -185,23 +195,9 @@ class Part:
                     budget.bytes_read += own.bytes_read
                     budget.file_bytes += own.file_bytes
 
-        found = last_first(read, limit, budget)
-        self.is_begun = False
-        while True:
-            try:
-                self.reached, line = next(found)
-            except StopIteration as end:
-                self.is_read = not end.value
-                return
-            self.is_begun = True
-            yield self.reached, line
-
-    def _event_time(self, line: bytes, otherwise: float) -> float:
-        """Return the line's timestamp, clamped, if it is near its arrival, else `otherwise`."""
-        time = event_time(line)
-        if self.since - CLOCK_SECONDS <= time <= self.until + CLOCK_SECONDS:
-            return min(max(time, self.since), self.until)
-        return otherwise
+        self.reached = None
+        has_others = yield from last_first(read, limit, budget)
+        self.is_read = not has_others
 
     def _without_errors(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         try:
@@ -254,7 +250,7 @@ def last_first(
 
 
 #: Makes a part of the arguments of `Part`.
-MakePart = Callable[[Path, SegmentName, Form, SegmentName | None], Part]
+MakePart = Callable[[Path, str, Form, str | None], Part]
 
 
 def event_time(line: bytes) -> float:
@@ -267,6 +263,14 @@ def event_time(line: bytes) -> float:
     if match is None or second is None:
         return math.nan
     return second.replace(tzinfo=UTC).timestamp() + float(match[2] or 0)
+
+
+def _arrival_time(line: bytes, since: float, until: float, otherwise: float) -> float:
+    """Return the line's timestamp, clamped, if it is near its arrival, else `otherwise`."""
+    time = event_time(line)
+    if since - CLOCK_SECONDS <= time <= until + CLOCK_SECONDS:
+        return min(max(time, since), until)
+    return otherwise
 
 
 def find_parts(directory: Path, make: MakePart | None = None) -> list[Part]:
@@ -297,10 +301,11 @@ def make_parts(
 ) -> list[Part]:
     """Return a part with all lines of each segment among the files, in the order of names."""
     # While a segment gets another name, it may be listed with both; a sealed one is not open.
-    forms: dict[SegmentName, Form] = {}
+    forms: dict[str, Form] = {}
     for segment, form in files:
-        if form is not Form.OPEN or segment not in forms:
-            forms[segment] = form
+        name = str(segment)  # takes less memory
+        if form is not Form.OPEN or name not in forms:
+            forms[name] = form
     segments = sorted(forms)
     make = make or Part
     return [
@@ -327,9 +332,11 @@ def oldest_arrivals(
     budget = budget or ReadBudget()
     waiting = sorted(parts, key=lambda part: part.segment, reverse=True)
     heads: list[tuple[float, int, Arrival, Part, Iterator[Arrival]]] = []
+    since = waiting[-1].since if waiting else math.inf  # of the next part
     while True:
-        while waiting and not budget.is_spent and (not heads or waiting[-1].since <= heads[0][0]):
+        while waiting and not budget.is_spent and (not heads or since <= heads[0][0]):
             part = waiting.pop()
+            since = waiting[-1].since if waiting else math.inf
             lines = part.read(select, budget)
             if arrival := next(lines, None):
                 heapq.heappush(heads, (arrival.time, -len(waiting), arrival, part, lines))
@@ -423,7 +430,7 @@ def remaining(parts: Iterable[Part], latest: str = "") -> Remaining | None:
     read: list[SegmentName] = []
     ends: dict[str, int] = {}
     for part in parts:
-        end = part.reached if part.is_begun else part.end  # where an earlier call ended
+        end = part.end if part.reached is None else part.reached  # where an earlier call ended
         if part.is_failed or part.is_read or (end is not None and end <= part.begin):
             read.append(part.segment)
         elif end is None:

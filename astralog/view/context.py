@@ -4,12 +4,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from astralog.store.merge import Arrival, Part, last_first
+from astralog.store.merge import Arrival, last_first
 from astralog.store.names import SegmentName
 from astralog.store.reader import Block, ReadBudget, Select, every_line
+from astralog.view.processes import ProcessPart, Read
 
 #: The separator between lines that do not follow each other.
 GAP = b"--"
+
+#: The highest number of lines before or after a matching line.
+MAX_LINES = 1000
+
+#: Maximum bytes of the lines before a matching line, and of those after it, since they are held in
+#: memory; the lines that are farther away are left out.
+MAX_BYTES = 1024 * 1024
 
 
 class Group:
@@ -19,12 +27,39 @@ class Group:
         self.offset = offset
         self.lines = [*before, line]
         self.has_gap = has_gap  # whether lines before it are left out
+        self.after_bytes = 0  # of the lines after the matching one
+
+    def add(self, line: bytes) -> None:
+        """Add a line after the matching one."""
+        self.lines.append(line)
+        self.after_bytes += len(line)
+
+
+class _Passed:
+    """The last lines before the next group, limited in number and in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin after a line that was yielded."""
+        self.lines: deque[bytes] = deque()
+        self._bytes = 0
+        self.has_gap = False  # whether lines before them are left out
+
+    def add(self, line: bytes) -> None:
+        """Add a line, and forget the first ones above the limits."""
+        self.lines.append(line)
+        self._bytes += len(line)
+        while len(self.lines) > self._limit or self._bytes > MAX_BYTES:
+            self._bytes -= len(self.lines.popleft())
+            self.has_gap = True
 
 
 def groups(blocks: Iterable[Block], select: Select, before: int, after: int) -> Iterator[Group]:
     """Yield a group for each matching line; `before` and `after` limit the lines around it."""
-    passed: deque[bytes] = deque(maxlen=before)  # lines before the next group
-    has_gap = False
+    passed = _Passed(before)
     group: Group | None = None
     left = 0  # lines that the group may still take
     for start, lines in blocks:
@@ -33,23 +68,22 @@ def groups(blocks: Iterable[Block], select: Select, before: int, after: int) -> 
             around = every_line(lines)
         else:
             around = _last_lines(lines, before)
-            has_gap = has_gap or lines.count(b"\n") > before
+            passed.has_gap = passed.has_gap or lines.count(b"\n") > before
         for offset, line in around:
             if offset in found:
                 if group:
                     yield group
-                group = Group(start + offset, passed, line, has_gap=has_gap)
+                group = Group(start + offset, passed.lines, line, has_gap=passed.has_gap)
                 passed.clear()
-                left, has_gap = after, False
-            elif group and left:
-                group.lines.append(line)
+                left = after
+            elif group and left and group.after_bytes + len(line) <= MAX_BYTES:
+                group.add(line)
                 left -= 1
             else:
                 if group:
                     yield group
                     group = None
-                has_gap = has_gap or len(passed) == before
-                passed.append(line)
+                passed.add(line)
     if group:
         yield group
 
@@ -60,25 +94,30 @@ def _last_lines(lines: bytes, count: int) -> Iterator[tuple[int, bytes]]:
     return ((0, line) for line in last)
 
 
-class ContextPart(Part):
+class ContextPart(ProcessPart):
     """A part of a segment that yields texts of several lines; `unpack` separates them."""
+
+    __slots__ = ("_after", "_before")
 
     def __init__(self, before: int, after: int, *place: Any) -> None:
         super().__init__(*place)
         self._before = before
         self._after = after
 
-    def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
+    def read_here(self, limit: int | None) -> Read:
+        """Return a reader of the groups in this process, backwards if there is a limit."""
+        if limit is None:
+            return self._read_groups
+        return lambda select, budget: last_first(
+            lambda: self._read_groups(select, budget), limit, budget
+        )
+
+    def _read_groups(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         with self._reader() as reader:
             blocks = reader.blocks(self.begin, self.end, budget)
             for group in groups(blocks, select, self._before, self._after):
                 lines = [GAP, *group.lines] if group.has_gap else group.lines
                 yield group.offset, b"\n".join(lines)
-
-    def _read_backwards(
-        self, limit: int, select: Select, budget: ReadBudget
-    ) -> Iterator[tuple[int, bytes]]:
-        yield from last_first(lambda: self._read(select, budget), limit, budget)
 
 
 def unpack(arrivals: Iterable[Arrival]) -> Iterator[bytes]:

@@ -14,12 +14,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from select import POLLIN, poll
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from astralog.store.files import end_with_parent
 from astralog.store.merge import Part
 from astralog.store.reader import READ_ERRORS, ReadBudget, Select
-from astralog.view.context import ContextPart
 
 #: Maximum number of processes, one per core; each needs some 10 MiB in addition to shared memory.
 MAX_PROCESSES = 8
@@ -50,7 +49,11 @@ Read = Callable[[Select, ReadBudget], Iterator[tuple[int, bytes]]]
 class ProcessPart(Part):
     """A part that another process may read; it is read once and completely."""
 
-    processes: "Processes | None" = None
+    __slots__ = ("processes",)
+
+    def __init__(self, *place: Any) -> None:
+        super().__init__(*place)
+        self.processes: Processes | None = None
 
     def read_here(self, limit: int | None) -> Read:
         """Return a reader of the part in this process, backwards if there is a limit."""
@@ -75,10 +78,6 @@ class ProcessPart(Part):
             yield from self.read_here(limit)(select, budget)
         else:
             yield from results.lines(budget)
-
-
-class ProcessContextPart(ProcessPart, ContextPart):
-    """The same with the lines around matching ones."""
 
 
 class Processes:

@@ -24,10 +24,10 @@ from astralog.store.merge import (
 )
 from astralog.store.reader import ReadBudget, Select
 from astralog.view import options
-from astralog.view.context import GAP, unpack
+from astralog.view.context import GAP, MAX_LINES, ContextPart, unpack
 from astralog.view.log_filter import LogFilter
 from astralog.view.output import Output
-from astralog.view.processes import ProcessContextPart, Processes, ProcessPart
+from astralog.view.processes import Processes, ProcessPart
 
 #: Exit statuses, as those of grep.
 NOT_FOUND, FAILED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
@@ -40,6 +40,9 @@ BAR_CHARACTERS = 20
 
 #: Columns of a terminal of unknown width.
 DEFAULT_COLUMNS = 80
+
+#: The logs before and after a found one.
+AROUND = click.IntRange(0, MAX_LINES)
 
 
 class Failed(click.ClickException):
@@ -83,17 +86,13 @@ def _parse_fields(
     is_flag=True,
     help="Match upper and lower case as given.",
 )
-@click.option(
-    "-A", "after", metavar="N", type=click.IntRange(0), help="Also show N logs after each."
-)
-@click.option(
-    "-B", "before", metavar="N", type=click.IntRange(0), help="Also show N logs before each."
-)
+@click.option("-A", "after", metavar="N", type=AROUND, help="Also show N logs after each.")
+@click.option("-B", "before", metavar="N", type=AROUND, help="Also show N logs before each.")
 @click.option(
     "-C",
     "around",
     metavar="N",
-    type=click.IntRange(0),
+    type=AROUND,
     default=0,
     help="Also show N logs before and after each, of the same segment.",
 )
@@ -141,7 +140,7 @@ def search(
     )
     has_context = not count and bool(around or after or before)
     make = partial(
-        ProcessContextPart, around if before is None else before, around if after is None else after
+        ContextPart, around if before is None else before, around if after is None else after
     )
     try:
         parts = parts_since(find_parts(data_dir, make if has_context else ProcessPart), since)

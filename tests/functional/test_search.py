@@ -123,6 +123,7 @@ def test_late_logs_are_found_by_their_own_time(tmp_path: Path) -> None:
         (("(", "--regex"), "not a regular expression"),
         (("--since", "yesterday"), "Not a timestamp"),
         (("-n", "-1"), "-1"),
+        (("-C", "1000000000"), "1000000000 is not in the range 0<=x<=1000"),
         (("--data-dir", "/nowhere"), "/nowhere: No such file or directory"),
     ],
 )

@@ -26,9 +26,10 @@ from astralog.store.merge import (
     parts_since,
     remaining,
 )
-from astralog.store.names import Form, SegmentFile, SegmentName
+from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.store.reader import LAST_BLOCK_BYTES, ReadBudget, not_blank, select_if
 from astralog.view.context import ContextPart
+from astralog.view.processes import ProcessPart
 from tests.support import foreign
 from tests.support.tail import compress, make_line, make_name, make_segment, message_of
 
@@ -441,6 +442,39 @@ def test_a_compressed_segment_is_read_backwards_in_passes(
     backwards = list(newest_arrivals(find_parts(tmp_path, make), limit, select))
     lines = [[arrival.line for arrival in found] for found in (groups, backwards[::-1])]
     assert lines[0][-limit:] == lines[1] != []
+
+
+def test_a_copied_directory_is_read_with_few_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times of change are all late, and so are the timestamps of its lines."""
+    monkeypatch.setattr(merge, "CONCURRENT_SEGMENTS", 4)
+    for number in range(20):
+        line = make_line(f"{number}", START + HOUR)
+        make_segment(tmp_path, make_name(START + number), line, changed=START + 2 * HOUR)
+    before = len(os.listdir("/proc/self/fd"))
+    counts = []
+    shown = []
+    for line in oldest_first(find_parts(tmp_path)):
+        counts.append(len(os.listdir("/proc/self/fd")) - before)
+        shown.append(message_of(line))
+    assert max(counts) <= merge.CONCURRENT_SEGMENTS + 1
+    assert sorted(shown, key=int) == [str(number) for number in range(20)]
+
+
+def test_a_part_takes_little_memory(tmp_path: Path) -> None:
+    """300,000 segments take less than 85 MiB; times of arrival that were asked for included."""
+    count = 5000
+    files = (f"{make_name(START + number)}.ndjson" for number in range(count))
+    tracemalloc.start()
+    try:
+        parts = make_parts(tmp_path, parse_file_names(files), ProcessPart)
+        assert all(part.until <= part.latest for part in parts)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(parts) == count
+    assert peak / count < 300
 
 
 def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from astralog.store.merge import Part, find_parts, newest_arrivals, oldest_arrivals
 from astralog.store.reader import ReadBudget, not_blank
 from astralog.view import processes as processes_module
+from astralog.view.context import ContextPart
 from astralog.view.log_filter import LogFilter
-from astralog.view.processes import ProcessContextPart, Processes, ProcessPart
+from astralog.view.processes import Processes, ProcessPart
 from tests.support.tail import make_line, make_name, make_segment
 
 WANTED = LogFilter(text="m1")
@@ -62,7 +63,7 @@ def test_several_processes_find_the_same_as_one(
 
 def test_lines_around_are_read_in_processes(data_dir: Path) -> None:
     def make(*place: object) -> Part:
-        return ProcessContextPart(1, 1, *place)
+        return ContextPart(1, 1, *place)
 
     found = []
     for count in (1, 2):
