@@ -88,12 +88,12 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     streams = Streams()
     services = Services(queue, tokens, numbers, rejections, streams)
     app.extensions["astralog"] = services
-    reject = responses.make_rejecter(rejections.note)
+    reject_json = responses.make_rejecter(rejections.note)
     reject_otlp = otlp.make_rejecter(rejections.note)
-    responses.init_app(app, _by_path(reject, reject_otlp))
-    app.register_blueprint(drain.create_blueprint(acceptor, rejections.note, reject))
+    responses.init_app(app, _by_path(reject_json, reject_otlp))
+    app.register_blueprint(drain.create_blueprint(acceptor, rejections.note, reject_json))
     app.register_blueprint(otlp.create_blueprint(acceptor, rejections.note, reject_otlp))
-    app.register_blueprint(health.create_blueprint(queue, tokens, numbers, reject))
+    app.register_blueprint(health.create_blueprint(queue, tokens, numbers, reject_json))
     app.register_blueprint(search.create_blueprint(settings, tokens, streams))
     has_status = settings.status == "on"
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
@@ -111,11 +111,11 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     return app
 
 
-def _by_path(reject: Reject, reject_otlp: Reject) -> Reject:
+def _by_path(reject_json: Reject, reject_otlp: Reject) -> Reject:
     """Return a function that converts an error to a response of the path's protocol."""
 
     def reject_error(error: Exception, environ: Environ) -> Response:
-        form = reject_otlp if otlp.is_otlp_path(environ["PATH_INFO"]) else reject
+        form = reject_otlp if otlp.is_otlp_path(environ["PATH_INFO"]) else reject_json
         return form(error, environ)
 
     return reject_error

@@ -122,7 +122,7 @@ class Dispatcher:
         path = environ["PATH_INFO"]
         view = self._views.get((environ["REQUEST_METHOD"], path))
         if view is None:
-            load = self.protocols.get("".join(path.split("/", 2)[1:2]))
+            load = self.protocols.get(path.removeprefix("/").partition("/")[0])
             if load is None:
                 return self._flask(environ, start_response)
             view = load()

@@ -22,10 +22,10 @@ from astralog.intake.options import (
     NO_OPTIONS,
     PARAMETERS,
     Options,
-    check_project,
     digest,
     parse_key,
     parse_options,
+    require_project,
 )
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys.claims import Claim, Key
@@ -110,7 +110,7 @@ class Acceptor:
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
                 if options.keeps_invalid:
-                    check_project(options, token.projects)
+                    require_project(options, token.projects)
             key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
             head_bytes = environ.get(HEAD_BYTES, 0)
             reservation = self._queue.admit(token.digest, head_bytes)
@@ -152,7 +152,10 @@ class Acceptor:
         return Accepted(decoded)
 
     def _refund(self, error: BaseException, token: Token | None, size: int) -> None:
-        """Return the bytes of a batch that the service could not store to the token's rate."""
+        """Return the bytes of a batch that the service could not store to the token's rate.
+
+        They were charged if their `size` is known, unless the rate itself rejected them with 429.
+        """
         is_ours = getattr(error, "status", None) is HTTPStatus.SERVICE_UNAVAILABLE
         if is_ours and token and size:
             self._rates.refund(token, size)

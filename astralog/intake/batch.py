@@ -91,7 +91,7 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
         context = context._replace(options=options)
     try:
         batch = _decode_at_once(body, form, context)
-        return Decoded(batch) if batch else _Decode(body, form, context).run()
+        return Decoded(batch) if batch is not None else _Decode(body, form, context).run()
     except ValidationError as error:
         message = f"{_explain(error.messages_dict)}; nothing was stored"
         rejection = Rejection("invalid_batch", message, error.messages_dict)
@@ -127,12 +127,13 @@ def _decode_at_once(body: bytes, form: Format, context: Context) -> Batch | None
     encoded: list[bytes] = []
     projects: list[str] = []
     count = 0
+    repeated_bytes = _repeated_bytes(context) if options.defaults else 0
     with context.fast_slot(len(body)):
         try:
             for text in _cut(body, form, context):
                 logs = form.load(text, options)
                 count += len(logs)
-                if options.defaults and _repeated_bytes(context) * count > STEP_BYTES:
+                if repeated_bytes * count > STEP_BYTES:  # such lines are encoded in steps
                     return None
                 encoded.append(encode_logs(logs, options))
                 if context.projects is not None:
@@ -150,7 +151,11 @@ def _cut(body: bytes, form: Format, context: Context) -> Iterable[bytes]:
     size = RUN_BYTES if context.options.moves_fields else _most_at_once(context)
     if len(body) <= size:
         return (body,)
-    return (text for _, text in form.split((form.first, body), size, lambda held: None))
+    return (text for _, text in form.split((form.first, body), size, _hold_nothing))
+
+
+def _hold_nothing(size: int) -> None:
+    """Charge nothing: what the split of a short text takes is part of its reservation."""
 
 
 def _most_at_once(context: Context) -> int:
@@ -244,7 +249,7 @@ class _Decode:
             problem = f"Longer than {formats.PIECE_BYTES} bytes with {excess}."
             self._invalid.seen += 1
             if self._keeps:
-                ((first, text),) = self._form.texts(piece)
+                ((first, text),) = self._form.texts(piece)  # without lone surrogates
             self._encode(self._set_aside(first, text, {"_schema": [problem]}))
             return
         self._lines.hold(size)
@@ -272,7 +277,7 @@ class _Decode:
         size = len(piece[1])
         if size > SLOW_PIECE_BYTES:
             with self._context.slow_slot(size):
-                pieces = list(self._form.split(piece, SLOW_PIECE_BYTES, lambda held: None))
+                pieces = list(self._form.split(piece, SLOW_PIECE_BYTES, _hold_nothing))
             if len(pieces) > 1:
                 for shorter in pieces:
                     if not self._is_rejected():

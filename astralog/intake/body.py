@@ -11,7 +11,7 @@ from astralog.errors import Rejection
 from astralog.zstd import zstd
 
 #: Bytes that are decompressed at once.
-STEP_BYTES = 64 * 1024
+INFLATE_STEP_BYTES = 64 * 1024
 
 #: Members or frames that a compressed body may consist of: to begin one takes up to 20 µs, and the
 #: smallest has 2 bytes. Beyond it, the body is rejected: 400 `invalid_encoding`.
@@ -27,7 +27,7 @@ SHORT_BYTES = 64 * 1024
 
 #: Pieces of a body that are joined, since one may be a byte, and bytes that each takes in addition.
 JOINED_PIECES = 64
-PIECE_BYTES = 64
+PIECE_OVERHEAD_BYTES = 64
 
 #: Charsets that are UTF-8, or a part of it; an empty one declares nothing.
 UTF8_NAMES = ("", "utf-8", "utf8", "us-ascii", "ascii")
@@ -63,8 +63,8 @@ class Unbounded:
 class Inflater(NamedTuple):
     """A function that decompresses one Content-Encoding, and its measured memory.
 
-    `inflate` yields at most STEP_BYTES at once, and does not keep its input. In addition to its
-    state, it keeps a copy of the last `window_bytes` that it yielded.
+    `inflate` yields at most INFLATE_STEP_BYTES at once, and does not keep its input. In addition to
+    its state, it keeps a copy of the last `window_bytes` that it yielded.
     """
 
     inflate: Callable[[Iterator[bytes]], Iterator[bytes]]
@@ -173,7 +173,7 @@ class _GrowingBody:
         if len(self._pieces) - self._joined == JOINED_PIECES:
             self._pieces[self._joined :] = [b"".join(self._pieces[self._joined :])]
             self._joined += 1
-        taken = self.size + PIECE_BYTES * len(self._pieces) + held_bytes
+        taken = self.size + PIECE_OVERHEAD_BYTES * len(self._pieces) + held_bytes
         if taken > self._reserved:
             self._reserved = taken
             self._reservation.resize(taken)
@@ -228,7 +228,8 @@ class _SentPieces:
         return self
 
     def __next__(self) -> bytes:
-        piece: bytes = self._stream.read1(min(self._left, STEP_BYTES)) if self._left else b""
+        size = min(self._left, INFLATE_STEP_BYTES)
+        piece: bytes = self._stream.read1(size) if size else b""
         if not piece:
             if self._is_length_known and self._left:
                 raise _ended_early()
@@ -265,7 +266,10 @@ def _count(members: int) -> int:
 
 
 def _inflate_zlib(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) -> Iterator[bytes]:
-    """Yield the decompressed bytes, STEP_BYTES at most at once. Sources: RFC 1950, 1951, 1952."""
+    """Yield the decompressed bytes, INFLATE_STEP_BYTES at most at once.
+
+    Sources: RFC 1950, 1951, 1952.
+    """
     stream: Any = None
     members = 0
     try:
@@ -274,7 +278,7 @@ def _inflate_zlib(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) 
                 if stream is None or stream.eof:  # gzip members may follow one another
                     members = _count(members)
                     stream = zlib.decompressobj(window_bits(rest))
-                yield stream.decompress(rest, STEP_BYTES)
+                yield stream.decompress(rest, INFLATE_STEP_BYTES)
                 rest = stream.unused_data if stream.eof else stream.unconsumed_tail
         if stream is not None:
             yield stream.flush()  # at most one match of 258 bytes
@@ -294,7 +298,7 @@ def _inflate_deflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the decompressed bytes, STEP_BYTES at most at once. Source: RFC 8878."""
+    """Yield the decompressed bytes, INFLATE_STEP_BYTES at most at once. Source: RFC 8878."""
     stream: Any = None
     members = 0
     try:
@@ -303,9 +307,9 @@ def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
                 if stream is None or stream.eof:  # frames may follow one another
                     members = _count(members)
                     stream = zstd.ZstdDecompressor(options=ZSTD_OPTIONS)
-                yield stream.decompress(rest, STEP_BYTES)
+                yield stream.decompress(rest, INFLATE_STEP_BYTES)
                 while not (stream.eof or stream.needs_input):
-                    yield stream.decompress(b"", STEP_BYTES)
+                    yield stream.decompress(b"", INFLATE_STEP_BYTES)
                 rest = stream.unused_data if stream.eof else b""
     except zstd.ZstdError:
         raise Rejection("invalid_encoding", "The body is not valid compressed data.") from None

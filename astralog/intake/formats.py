@@ -44,7 +44,10 @@ class Format(Protocol):
         """
 
     def load(self, text: bytes, options: Options) -> list[Any]:
-        """Return the logs of a piece by the compiled decoder; raises COMPILED_ERRORS."""
+        """Return the logs of a piece by the compiled decoder; raises COMPILED_ERRORS.
+
+        Their metadata may be no object: call `encode_logs` or `check_metadata` next.
+        """
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log, without lone surrogates; raises like `split`."""

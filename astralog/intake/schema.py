@@ -13,7 +13,7 @@ from marshmallow.validate import Length
 
 from astralog.intake import timestamps
 
-#: The metadata of a log without any, by its identity.
+#: Metadata that is left out of a line: msgspec omits a field whose value is this very object.
 NO_METADATA = msgspec.Raw(b"{}")
 
 _NOT_EMPTY = Length(min=1, error="Must not be empty.")
@@ -195,15 +195,18 @@ def item_type(struct: type[msgspec.Struct], name: str) -> Any:
 #: The names of a log's fields.
 FIELDS = tuple(LogSchema().fields)
 
-#: The struct of one log, with LogSchema's fields, in their order.
+# The structs of a log, with LogSchema's fields, in their order:
+#
+# struct          fields       metadata
+# Log             all          a dict
+# MovedLog        all          anything; its maker checks that it is an object
+# RawLog          all          the text that the client sent; nobody has checked it
+# IncompleteLog   any of them  as that of RawLog
+#
+# RawBatch is a batch of RawLog.
+
 Log: Any = compile_struct(LogSchema(), text_fields=[Timestamp])
-
-#: The same, whose metadata is decoded already; its maker checks that it is an object.
 MovedLog: Any = allow_any(Log, "metadata")
-
-#: The structs of a batch and of a log whose metadata is the text that the client sent.
 RawBatch: Any = compile_struct(BatchSchema(), text_fields=[Timestamp], is_raw=True)
 RawLog: Any = item_type(RawBatch, "logs")
-
-#: The same, for logs whose missing fields are filled in.
 IncompleteLog: Any = allow_missing(RawLog)

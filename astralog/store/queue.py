@@ -61,7 +61,7 @@ class MemoryBudget:
         reserved = self.reserved + more
         held = self._held.get(token, 0) + more
         if held > self.token_limit or reserved > self.limit:
-            self.check(more, token, size)
+            self.check(more, token, size)  # a request alone in the queue may exceed a limit
         self.reserved = reserved
         self._held[token] = held
 
@@ -77,7 +77,8 @@ class MemoryBudget:
             most = ALONE_SHARE * self.limit
             if size + more > most + OVERHEAD_BYTES:
                 raise Rejection(*errors.too_large_for_queue(size + more, most))
-            if self.reserved > size:
+            is_alone = self.reserved <= size
+            if not is_alone:
                 raise self._full()
 
     def release(self, size: int, token: bytes) -> None:

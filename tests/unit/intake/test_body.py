@@ -16,17 +16,17 @@ from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.errors import Rejection
 from astralog.intake import body as body_module
 from astralog.intake.body import (
+    INFLATE_STEP_BYTES,
     INFLATERS,
     JOINED_PIECES,
-    PIECE_BYTES,
+    PIECE_OVERHEAD_BYTES,
     SHORT_BYTES,
-    STEP_BYTES,
     BodyReader,
 )
 from astralog.zstd import zstd
 from tests.support.decoding import Room
 
-MAX_BYTES = 2 * STEP_BYTES + 1000
+MAX_BYTES = 2 * INFLATE_STEP_BYTES + 1000
 
 
 class Stream:
@@ -117,12 +117,12 @@ def test_chunked_body_of_exactly_the_limit_is_accepted() -> None:
 
 def test_endless_body_is_rejected_at_the_limit() -> None:
     """Little of a chunked body is read beyond the limit."""
-    stream = Stream(*[b"x" * STEP_BYTES] * 100)
+    stream = Stream(*[b"x" * INFLATE_STEP_BYTES] * 100)
     room = Room()
     assert "body_too_large" == code_of(environ(stream), room)
-    assert sum(stream.asked) <= MAX_BYTES + STEP_BYTES
-    assert max(stream.asked) <= STEP_BYTES
-    assert max(room.sizes) <= MAX_BYTES + STEP_BYTES + JOINED_PIECES * PIECE_BYTES
+    assert sum(stream.asked) <= MAX_BYTES + INFLATE_STEP_BYTES
+    assert max(stream.asked) <= INFLATE_STEP_BYTES
+    assert max(room.sizes) <= MAX_BYTES + INFLATE_STEP_BYTES + JOINED_PIECES * PIECE_OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_short_body_is_reserved_once_with_its_first_bytes(sizes: list[int]) -> N
     room = Room()
     assert data == read(environ(Stream(*pieces), len(data)), room)
     assert len(data) == room.sizes[0] == room.sizes[-1]
-    assert max(room.sizes) <= len(data) + len(pieces) * PIECE_BYTES
+    assert max(room.sizes) <= len(data) + len(pieces) * PIECE_OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize("length", [SHORT_BYTES, SHORT_BYTES + 1])
@@ -258,8 +258,8 @@ def test_arrived_bytes_are_reserved_before_the_next_read(
     def read1(size: int) -> bytes:
         nonlocal arrived
         held = room.sizes[-1] if room.sizes else 0
-        most = arrived + (0 if length else STEP_BYTES) + 64 * PIECE_BYTES
-        assert arrived <= held <= most + arrived // JOINED_PIECES * PIECE_BYTES
+        most = arrived + (0 if length else INFLATE_STEP_BYTES) + 64 * PIECE_OVERHEAD_BYTES
+        assert arrived <= held <= most + arrived // JOINED_PIECES * PIECE_OVERHEAD_BYTES
         piece = Stream.read1(stream, size)
         arrived += len(piece)
         return piece
@@ -420,9 +420,9 @@ CODINGS = [
 BODIES = [
     b"",
     b"{}",
-    b"a" * STEP_BYTES,
-    b"a" * (STEP_BYTES + 1),
-    b"ab" * STEP_BYTES,
+    b"a" * INFLATE_STEP_BYTES,
+    b"a" * (INFLATE_STEP_BYTES + 1),
+    b"ab" * INFLATE_STEP_BYTES,
     bytes(range(256)) * 500,
     b"x" * MAX_BYTES,
 ]
@@ -450,7 +450,7 @@ def test_compressed_body_is_decompressed(
 )
 def test_members_may_follow_one_another(encoding: str, compress: Callable[[bytes], bytes]) -> None:
     """A body of several compressed files is decompressed to its end, however it is cut."""
-    parts = [b"a" * STEP_BYTES, b"", b"b" * 10, b"c" * 1000]
+    parts = [b"a" * INFLATE_STEP_BYTES, b"", b"b" * 10, b"c" * 1000]
     sent = b"".join(map(compress, parts))
     for size in (1, 13, len(sent)):
         assert b"".join(parts) == read(environ(Stream(*in_parts(sent, size)), None, encoding))
@@ -523,7 +523,7 @@ def test_decompression_bomb_is_decompressed_step_by_step(
     bomb = compress(bytes(20 * 1024 * 1024))
     pieces = list(map(len, INFLATERS[encoding.strip().lower()].inflate(iter([bomb]))))
     assert 20 * 1024 * 1024 == sum(pieces)
-    assert max(pieces) <= STEP_BYTES
+    assert max(pieces) <= INFLATE_STEP_BYTES
 
 
 @pytest.mark.parametrize(("window_log", "is_taken"), [(23, True), (24, False), (27, False)])
