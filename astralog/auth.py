@@ -76,9 +76,9 @@ class Tokens:
         #: A secret that only the workers that inherit these tokens know.
         self.secret = secrets.token_bytes(32)
         self._listed = _parse_list(settings.tokens)
-        # Found by digest: neither the hash of a SHA-256 nor the bytes at which two of them differ
-        # tell anything of a token, so the time that a look-up takes is of no use to a guesser. Nor
-        # does that of a header: Python compares only those of equal hashes, which are keyed.
+        # Found by digest, so that the time of a look-up reveals nothing of a token to a guesser.
+        # The time of a look-up by header does not either: Python compares only headers of equal
+        # hashes, which are keyed.
         self._by_digest: dict[bytes, Token] = {}
         self._named: frozenset[str] = frozenset()
         #: The tokens that headers have shown: one lookup for a client that sends many batches.

@@ -100,9 +100,10 @@ class WatchedFile:
         return content
 
     def read_changed(self) -> bytes | None:
-        """Return the content if it has changed since and is not being written, else None.
+        """Return the content if it has changed since the last call that returned it, else None.
 
-        Raises InvalidSettings if the file cannot be read.
+        A file that is still being written counts as unchanged. Raises InvalidSettings if the file
+        cannot be read.
         """
         try:
             version = self._version()

@@ -25,6 +25,9 @@ LEAVE_SECONDS = 0.5
 POLL_SECONDS = 0.001
 ALONE_SECONDS = 1.0
 
+#: Seconds without a check after which a waiting connection is another one than before.
+OTHER_SECONDS = 0.125
+
 #: The assumed load, in cores, of a connection that was just accepted. It halves every NEW_SECONDS,
 #: while the CPU time of the connection begins to show.
 NEW_LOAD = 0.1
@@ -46,6 +49,11 @@ EQUAL_SHARE = 1 / 16
 MOVING_LOAD = 0.1
 MOVING_FACTOR = 1.25
 MOVED_TICKS = 3
+
+#: The largest share of its active connections that a worker moves at once, but at least one. It
+#: moves none for less than MIN_MOVES, since one would then reverse the difference.
+MOVED_SHARE = 1 / 4
+MIN_MOVES = 0.75
 
 #: The numbers that a worker publishes: the time of its last tick, its CPU time per second, the load
 #: of its new connections and the time of that number, and its number of connections.
@@ -125,11 +133,9 @@ class Share:
         better = None if now < self._alone_until else self._better(now)
         if better is None:
             return False
-        # This is another connection, or the last one was accepted.
-        if (
-            now - self._looked_at > LEAVE_SECONDS / 4
-            or self._numbers[better + NEW_AT] > self._left_since
-        ):
+        is_other = now - self._looked_at > OTHER_SECONDS
+        is_accepted = self._numbers[better + NEW_AT] > self._left_since  # the last one
+        if is_other or is_accepted:
             self._left_since = now
         self._looked_at = now
         if now - self._left_since > LEAVE_SECONDS:  # the other is too busy to accept it
@@ -170,10 +176,10 @@ class Share:
             return 0
         each = self._cpu / self._active
         too_many = (self._cpu - least) / each / 2
-        if too_many < 0.75:  # moving one would reverse the difference
+        if too_many < MIN_MOVES:
             return 0
         self._rest_ticks = MOVED_TICKS
-        return max(1, min(int(too_many), self._active // 4))
+        return max(1, int(min(too_many, self._active * MOVED_SHARE)))
 
     def _better(self, now: float) -> int | None:
         """Return the place of a worker with less load, or with equal load and fewer connections."""

@@ -2,8 +2,8 @@
 
 `ConnectionLimits` ends the longest waits if there are too many connections or they hold too much
 memory. `FairQueue` shares the CPU among connections whose client has not shown a token: the one
-that has used least lately goes first, so that a client that sends without a pause, on however many
-connections, delays only itself (least attained service, with a memory of a few seconds). Between
+that has used the least CPU time in the last seconds goes first (least attained service), so that a
+client that sends without a pause, on any number of connections, delays only itself. Between
 two slices of such work all sockets are polled, and clients that have shown a token are served.
 """
 

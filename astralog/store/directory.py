@@ -1,8 +1,8 @@
 """The content of a data directory, and its changes.
 
 `WatchedDirectory` scans once, and then follows each change by inotify(7): its cost grows with the
-number of changes, not with that of the segments. It serves the processes that look after the
-directory. `Listing` is for readers: it needs no watch, of which a user has few.
+number of changes, not with that of the segments. The housekeeper and the compressor use it.
+`Listing` is for readers: it needs no watch, whose number per user the system limits.
 """
 
 import contextlib

@@ -86,7 +86,7 @@ class Recent(NamedTuple):
 class Older(NamedTuple):
     """Lines of a gap, newest first, and the rest of the gap, None at its end.
 
-    `has_more` says that it is left out, as it has more lines than were due.
+    If `has_more`, the gap has more lines than its limit, and its rest is dropped.
     """
 
     arrivals: list[Arrival]
