@@ -156,13 +156,9 @@ def _separate(cfg: Any, master: int, metrics_fd: int | None) -> None:
 
 def _close_files_except(metrics_fd: int | None) -> None:
     """Close the sockets and all other open files of the master."""
-    first = sys.stderr.fileno() + 1
-    end = os.sysconf("SC_OPEN_MAX")
-    if metrics_fd is None:
-        os.closerange(first, end)
-    else:
-        os.closerange(first, metrics_fd)
-        os.closerange(metrics_fd + 1, end)
+    last = sys.stderr.fileno() if metrics_fd is None else metrics_fd
+    os.closerange(sys.stderr.fileno() + 1, last)
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _take_lowest_priority() -> None:

@@ -284,10 +284,7 @@ class DiskUsage(NamedTuple):
     open_bytes: int
     sealed_segments: int
     sealed_bytes: int
-    total_bytes: int
-    free_bytes: int
-    total_inodes: int | None = None  # None if the file system has no limit
-    free_inodes: int | None = None
+    space: files.Space
     forward: ForwardStatus | None = None  # the status that forward wrote, if it is configured
 
 
@@ -430,10 +427,7 @@ class Housekeeper:
             open_bytes=open_bytes,
             sealed_segments=len(inventory.sealed),
             sealed_bytes=inventory.sealed.bytes,
-            total_bytes=space.total,
-            free_bytes=space.free,
-            total_inodes=space.total_inodes,
-            free_inodes=space.free_inodes,
+            space=space,
             forward=read_status(self._directory) if self._is_forwarded else None,
         )
 

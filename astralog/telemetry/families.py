@@ -223,29 +223,21 @@ def disk_families(queue: CommitQueue) -> list[Family]:
             lambda usage: {("open",): usage.open_bytes, ("sealed",): usage.sealed_bytes},
             ("state",),
         ),
-        _disk(
-            queue,
-            "free_disk_bytes",
-            "Bytes free on the data directory's disk.",
-            lambda usage: {(): usage.free_bytes},
+        _space(queue, "free_disk_bytes", "Bytes free on the data directory's disk.", "free"),
+        _space(
+            queue, "total_disk_bytes", "Bytes of the data directory's disk, free or not.", "total"
         ),
-        _disk(
-            queue,
-            "total_disk_bytes",
-            "Bytes of the data directory's disk, free or not.",
-            lambda usage: {(): usage.total_bytes},
-        ),
-        _disk(
+        _space(
             queue,
             "free_disk_inodes",
             "Inodes free on the data directory's disk, one per file.",
-            lambda usage: _known(usage.free_inodes),
+            "free_inodes",
         ),
-        _disk(
+        _space(
             queue,
             "total_disk_inodes",
             "Inodes of the data directory's disk, free or not.",
-            lambda usage: _known(usage.total_inodes),
+            "total_inodes",
         ),
         _disk(
             queue,
@@ -254,6 +246,11 @@ def disk_families(queue: CommitQueue) -> list[Family]:
             lambda usage: {(): queue.keys.upkeep.held_keys},
         ),
     ]
+
+
+def _space(queue: CommitQueue, name: str, help: str, field: str) -> Family:
+    """Return a family of a field of the disk's space."""
+    return _disk(queue, name, help, lambda usage: _known(getattr(usage.space, field)))
 
 
 def _known(value: int | None) -> Mapping[Labels, float]:

@@ -294,17 +294,9 @@ class IdempotencyKeys:
         self._release_settled()
         with self._mutex:
             if not (self._groups or any(storage.has_untruncated for storage, _ in self._unsettled)):
-                self._close()
-
-    def close(self) -> None:
-        """Release all keys."""
-        with self._mutex:
-            self._close()
-
-    def _close(self) -> None:
-        self._is_open = False
-        self._database.close()
-        self._locks.close()
+                self._is_open = False
+                self._database.close()
+                self._locks.close()
 
 
 # --- The lines of earlier tries, in segments whose size is not recorded

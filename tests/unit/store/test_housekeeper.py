@@ -361,7 +361,8 @@ def test_the_usage_of_the_disk_is_known(make: Make, tmp_path: Path, disk: Disk) 
     one = make()
     with locked(tmp_path / opened("c")):
         settle(one)
-    assert DiskUsage(1, 5, 2, 30, disk.total, 12345, 64, 9) == one.disk_usage
+    space = files.Space(disk.total, 12345, 64, 9, is_read_only=False)
+    assert DiskUsage(1, 5, 2, 30, space) == one.disk_usage
 
 
 def test_numbers_of_a_disk_that_hangs_are_not_shown(

@@ -9,6 +9,7 @@ from astralog.errors import STATUS_OF_CODE
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.compression import CompressionCounts
+from astralog.store.files import Space
 from astralog.store.forward_state import ForwardStatus, write_status
 from astralog.store.housekeeper import POLL_SECONDS, DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
@@ -114,7 +115,7 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
 ) -> None:
     """Each number of the usage has its series; an unknown number has none."""
     usage: DiskUsage | None
-    usage = DiskUsage(1, 2, 3, 4, total_bytes=6, free_bytes=5, total_inodes=8, free_inodes=7)
+    usage = DiskUsage(1, 2, 3, 4, Space(6, 5, 8, 7, is_read_only=False))
     monkeypatch.setattr(Housekeeper, "disk_usage", property(lambda housekeeper: usage))
     families = by_name(disk_families(queue))
     expected = {
@@ -127,7 +128,7 @@ def test_the_disk_is_shown_as_the_housekeeper_knows_it(
         "idempotency_keys": {(): 0},
     }
     assert expected == {name: family.read() for name, family in families.items()}
-    usage = usage._replace(total_inodes=None, free_inodes=None)
+    usage = DiskUsage(1, 2, 3, 4, Space(6, 5, None, None, is_read_only=False))
     assert {} == families["free_disk_inodes"].read() == families["total_disk_inodes"].read()
     usage = None
     assert [{}] * 7 == [family.read() for family in families.values()]

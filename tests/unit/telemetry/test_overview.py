@@ -9,6 +9,7 @@ from astralog import __version__
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
+from astralog.store.files import Space
 from astralog.store.forward_state import ForwardStatus
 from astralog.store.housekeeper import DiskUsage, Housekeeper
 from astralog.telemetry.counters import Counters
@@ -23,9 +24,7 @@ from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
 from tests.support.fake_system import Disk
 
-USAGE = DiskUsage(
-    1, 200, 3, 400, total_bytes=10_000, free_bytes=5000, total_inodes=100, free_inodes=50
-)
+USAGE = DiskUsage(1, 200, 3, 400, Space(10_000, 5000, 100, 50, is_read_only=False))
 
 
 @pytest.fixture
@@ -140,7 +139,8 @@ def test_a_disk_without_a_limit_of_inodes_has_none(
     overview: Overview, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example btrfs."""
-    usage = USAGE._replace(total_inodes=None, free_inodes=None)
+    space = USAGE.space._replace(total_inodes=None, free_inodes=None)
+    usage = USAGE._replace(space=space)
     monkeypatch.setattr(Housekeeper, "disk_usage", usage)
     disk = overview.now()["disk"]
     names = ("free_inodes", "total_inodes", "kept_free_inodes")

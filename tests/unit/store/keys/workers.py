@@ -72,7 +72,8 @@ class Worker:
     def kill(self) -> None:
         """End as by SIGKILL: the kernel closes the files, and nothing else happens."""
         self.is_alive = False
-        self.keys.close()
+        self.keys._database.close()
+        self.keys._locks.close()
         if self.storage._segment:
             self.storage._segment.close()
         for ended in self.storage._ended.values():
