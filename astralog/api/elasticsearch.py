@@ -15,7 +15,7 @@ from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
-from astralog.api.protocols import Service
+from astralog.api.protocols import OPTIONS, Service
 from astralog.api.responses import left_out, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.body import Environ
@@ -24,7 +24,6 @@ from astralog.intake.elasticsearch import Bulk, Item
 PREFIX = "/elasticsearch"
 
 #: Parameters of the query: the service's own, and those of Elasticsearch that change nothing here.
-OPTIONS = ("project_id", "service", "level", "once")
 PARAMETERS = (
     *OPTIONS,
     *("pipeline", "refresh", "timeout", "filter_path", "error_trace", "pretty", "human"),

@@ -13,7 +13,7 @@ from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import FixedResponse, PlainView
-from astralog.api.protocols import Service
+from astralog.api.protocols import PARTIAL_OPTIONS, Service
 from astralog.api.responses import (
     REPLAYED_HEADERS,
     describe_rejection,
@@ -40,7 +40,7 @@ from astralog.intake.options import parse_query
 #: Parameters of the query: the service's own, and HEC's.
 DEFAULTS = ("host", "source", "sourcetype", "index", "time")
 PARAMETERS = (
-    *("project_id", "service", "level", "partial", "once"),
+    *PARTIAL_OPTIONS,
     *("channel", "auto_extract_timestamp"),
     *DEFAULTS,
 )

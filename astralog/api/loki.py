@@ -10,7 +10,7 @@ from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
-from astralog.api.protocols import Service
+from astralog.api.protocols import OPTIONS, Service
 from astralog.api.responses import REPLAYED_HEADERS, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Inflate
@@ -19,8 +19,6 @@ from astralog.intake.decoder import Decoder
 from astralog.intake.loki import MAX_TENANT_CHARACTERS, decode_json
 
 PATH = "/loki/api/v1/push"
-
-PARAMETERS = ("project_id", "service", "level", "once")
 
 
 def create_view(service: Service) -> PlainView:
@@ -35,7 +33,7 @@ def create_view(service: Service) -> PlainView:
         decode, inflate = _find_decoder(environ, service.max_body_bytes)
         if _header(environ, "HTTP_CONTENT_ENCODING") == "snappy":  # as some say of protobuf
             environ = {**environ, "HTTP_CONTENT_ENCODING": ""}
-        accepted = service.acceptor.accept(environ, decode, PARAMETERS, inflate)
+        accepted = service.acceptor.accept(environ, decode, OPTIONS, inflate)
         headers = REPLAYED_HEADERS if accepted.is_replayed else None
         return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 

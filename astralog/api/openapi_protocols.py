@@ -10,12 +10,8 @@ from astralog.api.openapi_parts import (
     describe_rejections,
     post,
 )
-from astralog.api.otlp import OTHER_SIGNALS, PARAMETERS, PROTOBUF_TYPES
-
-#: The parameters of the service that a protocol accepts.
-HEC_OPTIONS = ("project_id", "service", "level", "partial", "once")
-LOKI_OPTIONS = ("project_id", "service", "level", "once")
-BULK_OPTIONS = LOKI_OPTIONS
+from astralog.api.otlp import OTHER_SIGNALS, PROTOBUF_TYPES
+from astralog.api.protocols import OPTIONS, PARTIAL_OPTIONS
 
 _EXPORT_WORDS = """\
 OpenTelemetry's OTLP/HTTP, [version 1](https://opentelemetry.io/docs/specs/otlp/): SDKs and
@@ -245,7 +241,7 @@ def _describe_otlp(options: list[Json]) -> dict[str, Json]:
         "export",
         "Store an export of OpenTelemetry",
         _EXPORT_WORDS.format(types=" or ".join(f"`{t}`" for t in sorted(PROTOBUF_TYPES))),
-        [option for option in options if option["name"] in PARAMETERS],
+        [option for option in options if option["name"] in PARTIAL_OPTIONS],
         content=_export_content(_EXPORT_SCHEMA, _EXPORT_EXAMPLE),
         responses={"200": stored, **_with(rejections, status)},
     )
@@ -274,7 +270,7 @@ def _describe_hec(options: list[Json], responses: Json) -> Json:
         "collect",
         "Store events of Splunk's HTTP Event Collector",
         _HEC,
-        _parameters(options, HEC_OPTIONS),
+        _parameters(options, PARTIAL_OPTIONS),
         content=_json(_EVENT, _EVENT_EXAMPLE),
         responses={"200": {**_STORED, "content": success}, **rejections},
     )
@@ -285,7 +281,7 @@ def _describe_loki(options: list[Json], responses: Json) -> Json:
         "push",
         "Store a push for Loki",
         _LOKI,
-        _parameters(options, LOKI_OPTIONS, required="project_id"),
+        _parameters(options, OPTIONS, required="project_id"),
         content=_json(_PUSH, _PUSH_EXAMPLE),
         responses={"204": _STORED, **_with(responses, _TEXT)},
     )
@@ -301,7 +297,7 @@ def _describe_bulk(options: list[Json], responses: Json) -> Json:
         "bulk",
         "Store documents of Elasticsearch's bulk API",
         _BULK,
-        _parameters(options, BULK_OPTIONS),
+        _parameters(options, OPTIONS),
         content={"application/x-ndjson": lines},
         responses={"200": results, **_with(responses, _json(_ERROR, _ERROR_EXAMPLE))},
     )

@@ -10,15 +10,13 @@ from flask import Blueprint, Response
 
 from astralog.api import responses
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
+from astralog.api.protocols import PARTIAL_OPTIONS
 from astralog.api.responses import REPLAYED_HEADERS, Note, describe_rejection, left_out
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ
 from astralog.intake.otlp import Encoding, decode
 from astralog.intake.otlp_json import Json
-
-#: Parameters that the query may have.
-PARAMETERS = ("project_id", "service", "level", "partial", "once")
 
 #: Media types of protobuf; a body of any other type, or of none, is read as JSON.
 PROTOBUF_TYPES = {"application/x-protobuf", "application/protobuf"}
@@ -87,7 +85,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
     def export_logs(environ: Environ) -> Response:
         """Store an export; 200 means that all its logs except rejected ones are on disk."""
         encoding = _find_encoding(environ)
-        accepted = acceptor.accept(environ, partial(decode, encoding), PARAMETERS)
+        accepted = acceptor.accept(environ, partial(decode, encoding), PARTIAL_OPTIONS)
         invalid = accepted.decoded.invalid
         if invalid is None:
             answers = REPLAYED if accepted.is_replayed else ACCEPTED

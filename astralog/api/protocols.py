@@ -9,6 +9,10 @@ from astralog.api.dispatch import PlainView
 from astralog.api.responses import Note
 from astralog.intake.acceptor import Acceptor
 
+#: The parameters of the query that each protocol accepts, and those of one with partial batches.
+OPTIONS = ("project_id", "service", "level", "once")
+PARTIAL_OPTIONS = ("project_id", "service", "level", "partial", "once")
+
 
 class Service(NamedTuple):
     """The parts of the service that a protocol uses.

@@ -23,6 +23,8 @@ from astralog.store import forward_state
 from astralog.store.files import FILE_MODE, is_in_place, replace_file, sync_directory
 from astralog.store.names import SegmentName
 
+log = logging.getLogger(__name__)
+
 #: Superfluous lines in the file that cause a rewrite.
 SPARE_LINES = 10_000
 
@@ -216,9 +218,6 @@ def _write(fd: int, facts: Iterable[str]) -> None:
     while content:
         content = content[os.write(fd, content) :]
     os.fdatasync(fd)
-
-
-log = logging.getLogger(__name__)
 
 
 class NodeNameError(Exception):

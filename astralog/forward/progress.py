@@ -17,6 +17,8 @@ from astralog.forward.delivery import Delivered, Outcome, Sent
 from astralog.log import ERASE_LINE, LogOnce
 from astralog.store.forward_state import ForwardStatus, write_status
 
+log = logging.getLogger(__name__)
+
 STATUS_SECONDS = 1.0
 JOURNAL_SECONDS = 60.0
 
@@ -108,8 +110,6 @@ class Progress:
             terminal.write(text)
             terminal.flush()
 
-
-log = logging.getLogger(__name__)
 
 #: Bounds of the pause after a failed attempt, which doubles.
 FIRST_PAUSE_SECONDS = 0.5

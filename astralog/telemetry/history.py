@@ -26,6 +26,8 @@ from astralog.telemetry.counters import (
 )
 from astralog.telemetry.families import BUCKETS, Labels
 
+log = logging.getLogger(__name__)
+
 #: The values of all families, by name and labels.
 Totals = Mapping[str, Mapping[Labels, float]]
 
@@ -162,8 +164,6 @@ def intervals(samples: Sequence[Sample | None]) -> list[Interval | None]:
     """Return the intervals between neighbours, None if one of them is missing."""
     return [Interval(one, two) if one and two else None for one, two in pairwise(samples)]
 
-
-log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 10
 HISTORY_SECONDS = 3600

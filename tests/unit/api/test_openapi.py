@@ -9,10 +9,8 @@ from marshmallow.validate import Length
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
-from astralog.api import elasticsearch, hec, loki
 from astralog.api.drain import NDJSON_TYPES
 from astralog.api.openapi_parts import NOT_OF_BATCHES
-from astralog.api.openapi_protocols import BULK_OPTIONS, HEC_OPTIONS, LOKI_OPTIONS
 from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.intake.schema import BatchSchema, LogSchema
@@ -63,13 +61,6 @@ def test_the_document_has_every_route(client: FlaskClient, document: dict[str, A
     taken |= set(PROTOCOL_OPERATIONS)
     described = {(path, method) for path, item in document["paths"].items() for method in item}
     assert taken == described
-
-
-def test_the_document_has_the_options_of_every_protocol() -> None:
-    """They are listed separately, since a protocol is imported with its first request."""
-    assert set(HEC_OPTIONS) <= set(hec.PARAMETERS)
-    assert LOKI_OPTIONS == loki.PARAMETERS
-    assert BULK_OPTIONS == elasticsearch.OPTIONS
 
 
 @pytest.mark.parametrize(
