@@ -373,15 +373,14 @@ class Request(message.Request):
         super().set_body_reader()
         made: Any = self.body  # gunicorn's
         reader = made.reader
-        if isinstance(reader, body.ChunkedReader):
-            for name, value in self.headers:
-                if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
-                    raise errors.UnsupportedTransferCoding(value)
         # gunicorn has rejected any other expectation.
         self._is_awaited = self.version > (1, 0) and any(
             name == "EXPECT" for name, _ in self.headers
         )
         if isinstance(reader, body.ChunkedReader):
+            for name, value in self.headers:
+                if name == "TRANSFER-ENCODING" and value.lower() != "chunked":
+                    raise errors.UnsupportedTransferCoding(value)
             self.body = Body(self.unreader, self._is_awaited, chunks=reader)
         else:
             self.body = Body(self.unreader, self._is_awaited, reader.length)

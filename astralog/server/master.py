@@ -19,7 +19,7 @@ from gunicorn.errors import HaltServer
 from astralog.auth import Tokens
 from astralog.log import LogOnce
 from astralog.server.balance import Balance
-from astralog.server.compressor import CompressorProcess
+from astralog.server.compressor import STOP_SIGNALS, CompressorProcess
 from astralog.server.worker import MasterState, Worker
 from astralog.settings import PREFIX, InvalidSettings, Settings
 from astralog.telemetry import slots
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds until the next try to replace a worker that failed while it started.
 BOOT_RETRY_SECONDS = 5.0
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class Application(WSGIApplication):
