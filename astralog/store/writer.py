@@ -14,7 +14,7 @@ from gevent.monkey import get_original
 from astralog.clock import TrustedClock
 from astralog.errors import DISK_FULL, Cause, Shortage, storage_error
 from astralog.log import LogOnce
-from astralog.settings import Settings, SyncMode
+from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.keys.database import record_size
 from astralog.store.names import is_ahead
@@ -83,20 +83,12 @@ class EndedSegment:
 class SegmentWriter:
     """Append commit groups to one segment after another; one thread at a time may use it."""
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        segment_bytes: int,
-        segment_seconds: float,
-        sync: SyncMode,
-        starts: Starts | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, starts: Starts | None = None) -> None:
         # Settings
-        self._directory = directory
-        self._segment_bytes = segment_bytes
-        self._segment_seconds = segment_seconds
-        self._sync_mode = sync
+        self._directory = settings.data_dir
+        self._segment_bytes = settings.segment_bytes
+        self._segment_seconds = settings.segment_seconds
+        self._sync_mode = settings.sync
         # Segments
         self._starts = starts or Starts(TrustedClock())
         self._segment: Segment | None = None
@@ -345,13 +337,7 @@ class Storage(SegmentWriter):
     """
 
     def __init__(self, settings: Settings, starts: Starts | None = None) -> None:
-        super().__init__(
-            settings.data_dir,
-            segment_bytes=settings.segment_bytes,
-            segment_seconds=settings.segment_seconds,
-            sync=settings.sync,
-            starts=starts,
-        )
+        super().__init__(settings, starts)
         self._min_free_bytes = settings.min_free_bytes
         self.error: Cause | None = None
         self._failed_with = ""  # the code of the last error

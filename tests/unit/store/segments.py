@@ -7,7 +7,7 @@ from pathlib import Path
 
 from astralog.clock import TrustedClock
 from astralog.errors import Cause
-from astralog.settings import SyncMode
+from astralog.settings import Settings, SyncMode
 from astralog.store import recovery
 from astralog.store.names import Form, SegmentName
 from astralog.store.writer import SegmentWriter, Starts
@@ -47,13 +47,10 @@ def make_writer(
     clock: TrustedClock | None = None,
     starts: Starts | None = None,
 ) -> SegmentWriter:
-    return SegmentWriter(
-        path,
-        segment_bytes=segment_bytes,
-        segment_seconds=segment_seconds,
-        sync=sync,
-        starts=starts or Starts(clock or TrustedClock()),
+    settings = Settings(
+        data_dir=path, segment_bytes=segment_bytes, segment_seconds=segment_seconds, sync=sync
     )
+    return SegmentWriter(settings, starts or Starts(clock or TrustedClock()))
 
 
 def sealed(path: Path) -> list[bytes]:
