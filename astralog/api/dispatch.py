@@ -91,17 +91,17 @@ class Dispatcher:
     def __init__(
         self,
         app: Flask,
-        protocols: Mapping[str, Callable[[], PlainView]] | None = None,
-        origins: Origins | None = None,
+        protocols: Mapping[str, Callable[[], PlainView]],
+        origins: Origins,
     ) -> None:
         """Find the plain views among the application's routes.
 
         Each of the `protocols` returns the view of every method and path below `/NAME/`, and pages
         of the `origins` may send.
         """
-        self._origins = origins or Origins(())
+        self._origins = origins
         self._flask: WSGIApplication = app.wsgi_app
-        self.protocols = protocols or {}
+        self.protocols = protocols
         self._views = {
             (method, rule.rule): view
             for rule in app.url_map.iter_rules()

@@ -70,7 +70,7 @@ class CommitQueue:
         starts = Starts(self.clock)
         self.storages = tuple(Storage(settings, starts) for _ in range(settings.writers))
         self.keys = IdempotencyKeys(settings)
-        self.housekeeper = Housekeeper(settings, _may_remove(settings), keys=self.keys.upkeep)
+        self.housekeeper = Housekeeper(settings, _may_remove(settings), self.keys.upkeep)
         self._budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
         self._batches = BatchQueue(count_stored, settings.commit_timeout_seconds)
         self._drains = Group()

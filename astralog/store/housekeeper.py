@@ -299,16 +299,12 @@ class Housekeeper:
         self,
         settings: Settings,
         may_remove: MayRemove = lambda name: True,
-        clock: TrustedClock | None = None,
         keys: KeyUpkeep | None = None,
     ) -> None:
-        """Apply the settings; `may_remove` returns whether a segment may be removed.
-
-        Ages are measured by the clock.
-        """
-        self._keys = keys or KeyUpkeep(settings, TrustedClock())
+        """Apply the settings; `may_remove` returns whether a segment may be removed."""
         self._directory = settings.data_dir
-        self._clock = clock or TrustedClock()
+        self._clock = TrustedClock()
+        self._keys = keys or KeyUpkeep(settings, self._clock)
         self._started_at = time.time()
         self._retention = Retention(settings, may_remove, self._clock)
         self._is_forwarded = bool(settings.clickhouse_url)

@@ -8,6 +8,7 @@ from flask.testing import FlaskClient
 from werkzeug.exceptions import NotFound
 
 from astralog.api.dispatch import Api, Dispatcher, FixedResponse, plain_view
+from astralog.browsers import Origins
 
 FIXED = FixedResponse(b'{"status":"fine"}')
 
@@ -52,7 +53,7 @@ def app() -> Api:
         return Response(f"{environ['PATH_INFO']} {has_request_context()}")
 
     made.register_blueprint(blueprint)
-    made.wsgi_app = Dispatcher(made)  # type: ignore[method-assign]
+    made.wsgi_app = Dispatcher(made, {}, Origins(()))  # type: ignore[method-assign]
     return made
 
 
