@@ -62,6 +62,9 @@ _KEY_FORM = (
 #: Unknown parameters that a message repeats. Any other name may be a token.
 _SHOWN_NAME = re.compile(r"[A-Za-z_]{1,24}")
 
+#: Parameters of Elasticsearch that are usually written without a value: `_bulk?pretty`.
+BARE_PARAMETERS = ("pretty", "human", "error_trace", "refresh")
+
 _FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -183,7 +186,7 @@ def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
             raise _bad(f"There is no {shown}; there are {', '.join(parameters)}.")
         if name in values:
             raise bad_parameter(name, "occurs twice")
-        if not value:
+        if not value and name not in BARE_PARAMETERS:
             raise bad_parameter(name, "is empty")
         values[name] = value
     return values

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astralog.api import elasticsearch
 from astralog.errors import Rejection
 from astralog.intake.batch import SLOW_PIECE_BYTES, decode_json, decode_lines
 from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, RUN_BYTES, Decoded
@@ -85,6 +86,12 @@ def rejection_of(decode: Any, options: Options, *logs: Any) -> Rejection:
 def test_query_is_parsed(query: str, expected: Options) -> None:
     """Parameters are percent-encoded UTF-8, and may be combined."""
     assert expected == parse_options(query)
+
+
+def test_parameters_of_elasticsearch_need_no_value() -> None:
+    assert Options() == parse_options("pretty&human&refresh=", elasticsearch.PARAMETERS)
+    with pytest.raises(Rejection, match="'timeout' is empty"):
+        parse_options("timeout", elasticsearch.PARAMETERS)
 
 
 @pytest.mark.parametrize(
