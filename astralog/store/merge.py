@@ -61,19 +61,19 @@ class Part:
     __slots__ = (
         "_directory",
         "_form",
-        "_name",
         "begin",
         "end",
         "is_failed",
         "is_read",
         "is_removed",
+        "name",
         "reached",
         "successor",
     )
 
     def __init__(self, directory: Path, segment: str, form: Form, successor: str | None) -> None:
         self._directory = directory
-        self._name = segment
+        self.name = segment
         self._form = form
         self.successor = successor
         self.begin = 0
@@ -85,8 +85,8 @@ class Part:
 
     @property
     def segment(self) -> SegmentName:
-        """The segment's name."""
-        return SegmentName(self._name)
+        """The segment's name; `name` is the same as a plain string, which takes less memory."""
+        return SegmentName(self.name)
 
     @property
     def is_open(self) -> bool:
@@ -330,7 +330,7 @@ def oldest_arrivals(
     is opened only when the lines before it in time are through.
     """
     budget = budget or ReadBudget()
-    waiting = sorted(parts, key=lambda part: part.segment, reverse=True)
+    waiting = sorted(parts, key=lambda part: part.name, reverse=True)
     heads: list[tuple[float, int, Arrival, Part, Iterator[Arrival]]] = []
     since = waiting[-1].since if waiting else math.inf  # of the next part
     while True:

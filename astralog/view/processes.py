@@ -102,7 +102,7 @@ class Processes:
                 for part in parts
                 if isinstance(part, ProcessPart) and part.file_size() >= MIN_FILE_BYTES
             ),
-            key=lambda part: part.segment,
+            key=lambda part: part.name,
             reverse=limit is not None,
         )
         self._waiting = {part: number for number, part in enumerate(self._parts)}
