@@ -263,7 +263,8 @@ Problems = dict[str, list[str]]
 class Group(NamedTuple):
     """The records of one scope of one resource, not decoded yet.
 
-    In a long body, they are bytes; in a short one, an encoding may have parsed them.
+    In a body of more than FAST_BYTES, they are bytes; in a shorter one, an encoding may have parsed
+    them.
     """
 
     resource: Source
@@ -341,7 +342,7 @@ class _Decode:
         self._load = encoding.make_loader(time.time_ns(), self._values)
         self._context = context
         self._invalid = InvalidLogs()
-        self._is_long = len(body) > STEP_BYTES
+        self._is_long = len(body) > STEP_BYTES  # so its records are bytes: see Group
         self._lines = LineWriter(context.reservation, len(body), MAX_REPEATED_BYTES)
 
     def run(self) -> Decoded:

@@ -233,9 +233,17 @@ def _reject_foreign(kind: Any, text: bytes, place: str) -> None:
 class _Reader:
     """Read the attributes and values of one export; equal ones are read once.
 
-    An attribute begins with its key and the kind and the length of its value. One whose lengths fit
-    into a byte is read as it stands on the wire if its value is a string, an integer or a
-    double: that takes less than half of the time of protobuf's objects.
+    An attribute whose lengths fit into a byte is read as it stands on the wire if its value is a
+    string, an integer or a double: that takes less than half of the time of protobuf's objects. Its
+    bytes, with a key of n bytes (Source: protobuf's encoding of KeyValue and AnyValue):
+
+        0        the tag of the key
+        1        n
+        2        the key
+        n + 2    the tag of the value
+        n + 3    the length of the rest
+        n + 4    the tag of the value's content: its kind
+        n + 5    the content; that of a string begins with its length
     """
 
     def __init__(self, values: Values) -> None:
@@ -274,9 +282,10 @@ class _Reader:
         """Return the start of an attribute, and its length, -1 for an unusual form."""
         start: Start = "", -1, None
         end = len(text)
-        if end == text[1] + 5 < 133 and text[0] == _KEY and text[-3] == _VALUE:
+        is_short = text[1] < 128 and end == text[1] + 5
+        if is_short and text[0] == _KEY and text[-3] == _VALUE:
             kind, length, size = text[-1], text[-2], end - 1 + text[-2]
-            is_double = kind == _DOUBLE and length == 9
+            is_double = kind == _DOUBLE and length == 9  # its tag and 8 bytes
             if 1 < length < 128 and (is_double or kind in (_STRING, _INT)):
                 read_number = _read_double if is_double else _read_int if kind == _INT else None
                 start = text[2:-3].decode(), size, read_number
