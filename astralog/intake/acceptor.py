@@ -1,7 +1,7 @@
 """The steps of a request up to its commit, the same for every protocol."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from http import HTTPStatus
 from time import perf_counter
 from typing import NamedTuple, Protocol
@@ -91,7 +91,7 @@ class Acceptor:
         self,
         environ: Environ,
         decode: Decoder,
-        parameters: Collection[str] = PARAMETERS,
+        parameters: tuple[str, ...] = PARAMETERS,
         inflate: Inflate | None = None,
     ) -> Accepted:
         """Return once every log of a WSGI request is stored, or checked in a dry run.

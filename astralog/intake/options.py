@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from urllib.parse import parse_qsl
 
 from astralog.errors import Rejection
@@ -58,6 +58,9 @@ _KEY_FORM = (
     f"Idempotency-Key must have 1 to {MAX_KEY_CHARACTERS} visible characters, with or without "
     "quotes."
 )
+
+#: Queries whose options are kept: senders have one each, and a head bounds its length.
+CACHED_QUERIES = 64
 
 #: Unknown parameters that a message repeats. Any other name may be a token.
 _SHOWN_NAME = re.compile(r"[A-Za-z_]{1,24}")
@@ -111,7 +114,8 @@ class Options:
 NO_OPTIONS = Options()
 
 
-def parse_options(query: str, parameters: Collection[str] = PARAMETERS) -> Options:
+@lru_cache(CACHED_QUERIES)  # a trick for speed: a query takes 6 to 12 µs
+def parse_options(query: str, parameters: tuple[str, ...] = PARAMETERS) -> Options:
     """Return the options in WSGI's query string; only `parameters` are allowed.
 
     Raises Rejection `bad_request`, which names the parameter.

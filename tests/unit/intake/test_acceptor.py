@@ -150,7 +150,7 @@ def test_rejection_ends_the_steps_early(service: Service, disk: Disk) -> None:
     """No later step is executed, and every rejection is counted once."""
     assert "unauthorized" == service.code_of(token="wrong", query="nonsense=1")
     assert "bad_request" == service.code_of(query="nonsense=1")
-    assert "bad_request" == service.code_of(query="level=info", parameters=["project_id"])
+    assert "bad_request" == service.code_of(query="level=info", parameters=("project_id",))
     assert "body_too_large" == service.code_of(b"x" * (MAX_BODY_BYTES + 1))
     assert [] == service.contexts
     assert "invalid_json" == service.code_of(b"broken")

@@ -137,9 +137,10 @@ def test_unknown_parameter_is_rejected_by_name(query: str, named: str) -> None:
 
 def test_protocol_has_its_own_parameters() -> None:
     """Parameters of other protocols are rejected, and the supported ones are listed."""
-    assert Options({"project_id": "p"}) == parse_options("project_id=p", ["project_id"])
+    assert Options({"project_id": "p"}) == parse_options("project_id=p", ("project_id",))
+    assert Options(moves_unknown=True) == parse_options("unknown=metadata")
     with pytest.raises(Rejection, match="there are project_id") as rejected:
-        parse_options("unknown=metadata", ["project_id"])
+        parse_options("unknown=metadata", ("project_id",))
     assert "level" not in rejected.value.message
 
 
