@@ -166,6 +166,12 @@ def _most_at_once(context: Context) -> int:
     return SLOW_PIECE_BYTES if context.options.changes_logs else formats.PIECE_BYTES
 
 
+def reject_values() -> Rejection:
+    """Return the rejection of a body that holds more than LONG_BODY_COMMAS values."""
+    message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
+    return Rejection("body_too_large", message)
+
+
 def find_excess(text: bytes) -> str:
     """Return a description of the limit that a log exceeds for a decode in one call, or ""."""
     if text.count(b",") > LONG_LOG_COMMAS:
@@ -226,8 +232,7 @@ class _Decode:
 
     def _split(self, whole: Piece) -> Iterable[Piece]:
         if self._body.count(b",") > LONG_BODY_COMMAS or self._has_too_many_logs():
-            message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
-            raise Rejection("body_too_large", message)
+            raise reject_values()
         with self._context.fast_slot(len(self._body)):
             return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)
 

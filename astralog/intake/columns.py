@@ -72,7 +72,8 @@ class Columns:
             if values is not None:
                 self.found.append(name)
                 return values
-            if any(map(self.is_in_any, (name, *outer_names(name)))):
+            places = (name, *outer_names(name)) if "." in name else (name,)
+            if any(map(self.is_in_any, places)):
                 raise NotAlikeError
         return None
 
@@ -116,8 +117,6 @@ class TextColumns(Columns):
 
         Raises NotAlikeError or ValueError.
         """
-        if len(lines) < LEAST_LINES:
-            raise NotAlikeError
         if not lines[-1].endswith(b"\n"):
             lines = [*lines[:-1], lines[-1] + b"\n"]
         text = b"".join(lines)

@@ -152,6 +152,13 @@ class Context(NamedTuple):
         """
         return self.slots.slow.use(size, self.deadline)
 
+    def slot(self, size: int) -> AbstractContextManager[None]:
+        """Return the context for decoding a body of `size` bytes with `yield_if_due` in its loops.
+
+        Raises Rejection `queue_full` if others take too long.
+        """
+        return self.fast_slot(size) if size <= FAST_BYTES else self.slow_slot(size)
+
     def check_project(self, name: str, logs: int) -> None:
         """Raise Rejection `forbidden_project` (for `logs` logs) unless the token may write it."""
         if self.projects is not None and name not in self.projects:
@@ -285,6 +292,13 @@ class LineWriter:
     def finish(self) -> Batch:
         """Return the batch."""
         return Batch(self._buffer, self.logs)
+
+
+def finish(lines: LineWriter, invalid: InvalidLogs, options: Options) -> Decoded:
+    """Return the batch of the valid logs; raises Rejection if the invalid ones reject it."""
+    if invalid.count and not (options.is_partial and lines.logs):
+        raise reject_invalid(invalid, invalid.seen)
+    return Decoded(lines.finish(), invalid if invalid.count else None)
 
 
 def check_growth(size: int, body_bytes: int, spare_bytes: int) -> None:

@@ -20,7 +20,6 @@ from astralog.intake.foreign import (
     read_line,
     read_members,
     read_usual_lines,
-    slot,
 )
 from astralog.intake.logs import store_timestamps
 from astralog.intake.members import NULL, Members, as_text, decode_text, take_name
@@ -82,7 +81,7 @@ class Bulk:
     def decode(self, body: bytes, context: Context) -> Decoded:
         """Return the batch of the valid documents; raises Rejection as a Decoder does."""
         context = context._replace(options=replace(context.options, is_partial=True))
-        with slot(context, len(body)):
+        with context.slot(len(body)):
             batch = ForeignBatch(body, body, context)
             source = BytesIO(body)
             while lines := source.readlines(RUN_BYTES):
@@ -101,8 +100,8 @@ class Bulk:
     def _read_item(self, line: bytes, number: int, batch: ForeignBatch) -> Item:
         """Return the result of an action whose document is stored."""
         action, members = _read_action(line, number)
-        index = _text(members, "_index") or self._index
-        return Item(action, index or batch.project, _text(members, "_id"))
+        index = as_text(members.get("_index", NULL)) or self._index
+        return Item(action, index or batch.project, as_text(members.get("_id", NULL)))
 
     def _add_run(self, lines: list[bytes], batch: ForeignBatch) -> bool:
         """Append documents and return True if all are valid and have the usual form."""
@@ -171,10 +170,6 @@ def _read_action(line: bytes, number: int) -> tuple[str, Members]:
     return action, members
 
 
-def _text(members: Members, name: str) -> str:
-    return as_text(members[name]) if name in members else ""
-
-
 def _make_logs(texts: list[bytes], items: list[Item], batch: ForeignBatch) -> list[Any]:
     """Return the logs of documents of usual length; raises ValueError if one is invalid."""
     documents = read_usual_lines(texts)
@@ -192,7 +187,7 @@ def _make_alike(documents: Columns, items: list[Item], batch: ForeignBatch) -> l
     """
     index = items[0].index_name
     project = batch.project or index
-    is_alike = items.count(items[0]) == len(items) and not items[0].document_id
+    is_alike = 1 < len(items) == items.count(items[0]) and not items[0].document_id
     is_usual = project and index in ("", project) and len(index) <= MAX_INDEX_BYTES // 4
     if not (is_alike and is_usual):
         raise NotAlikeError

@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 from astralog.deadlines import yield_if_due
 from astralog.intake.batch import find_excess
 from astralog.intake.decoder import (
-    FAST_BYTES,
     RUN_BYTES,
     Context,
     Decoded,
@@ -16,8 +14,8 @@ from astralog.intake.decoder import (
     LineWriter,
     encode_value,
     escaped_size,
+    finish,
     project_of,
-    reject_invalid,
 )
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.logs import is_utf8, parse, replace_lone_surrogates, to_utf8
@@ -25,14 +23,6 @@ from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import MAX_REPEATED_BYTES
 from astralog.intake.unix_time import format_time
-
-#: Bytes that a value of an array takes until it is decoded, in addition to its text.
-RAW_BYTES = 64
-
-
-def slot(context: Context, size: int) -> AbstractContextManager[None]:
-    """Return the context for decoding a body of `size` bytes with `yield_if_due` in its loops."""
-    return (context.fast_slot if size <= FAST_BYTES else context.slow_slot)(size)
 
 
 def valid_utf8(body: bytes) -> bytes:
@@ -161,7 +151,4 @@ class ForeignBatch:
     def finish(self) -> Decoded:
         """Return the batch; raises Rejection if invalid logs reject it."""
         self._flush()
-        invalid = self._invalid
-        if invalid.count and not (self._context.options.is_partial and self._lines.logs):
-            raise reject_invalid(invalid, invalid.seen)
-        return Decoded(self._lines.finish(), invalid if invalid.count else None)
+        return finish(self._lines, self._invalid, self._context.options)

@@ -12,15 +12,13 @@ from marshmallow import ValidationError
 from astralog.deadlines import in_turns, yield_if_due
 from astralog.intake.decoder import DESCRIBED_FIELDS, describe
 from astralog.intake.logs import load_array, load_batch, load_logs, parse, replace_lone_surrogates
+from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.options import Options
 from astralog.intake.schema import BatchSchema
 
 #: The longest text that is decoded without a pause. Others are served between two, and one at a
 #: time is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
 PIECE_BYTES = 1024 * 1024
-
-#: Bytes that a log of a JSON batch takes until it is decoded, in addition to its text.
-RAW_BYTES = 64
 
 #: The number of the first log, and the text: a part of a body that is a body itself.
 Piece = tuple[int, bytes]
@@ -66,7 +64,6 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
-_raw_logs = msgspec.json.Decoder(list[msgspec.Raw])
 _schema = BatchSchema()
 
 #: The beginning of a batch, unless it has other members too, and of an array.
@@ -166,8 +163,7 @@ class JsonBatch:
     def _decode(self, text: bytes) -> list[msgspec.Raw]:
         logs = _envelope.decode(text).logs
         yield_if_due()  # each of the two takes 0.2 s for 10 MiB of lists in lists
-        found: list[msgspec.Raw] = _raw_logs.decode(logs)
-        return found
+        return decode_list(logs)
 
 
 def _describe_batch(text: bytes, error: Exception) -> dict[str, Any]:
@@ -198,8 +194,7 @@ class JsonArray(JsonBatch):
         return ""
 
     def _decode(self, text: bytes) -> list[msgspec.Raw]:
-        found: list[msgspec.Raw] = _raw_logs.decode(text)
-        return found
+        return decode_list(text)
 
 
 class JsonObjects:

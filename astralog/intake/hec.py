@@ -14,25 +14,20 @@ import msgspec
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.batch import LONG_BODY_COMMAS
+from astralog.intake.batch import LONG_BODY_COMMAS, reject_values
 from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
 from astralog.intake.decoder import RUN_BYTES, Context, Decoded, describe
-from astralog.intake.foreign import (
-    RAW_BYTES,
-    ForeignBatch,
-    read_members,
-    slot,
-    valid_utf8,
-)
+from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.logs import replace_lone_surrogates
 from astralog.intake.members import (
     LINE_BREAKS,
     NULL,
+    RAW_BYTES,
     Members,
     as_text,
-    decode_text,
-    take_name,
+    decode_list,
+    take_first,
 )
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import format_numbers, parse_time
@@ -121,7 +116,6 @@ class _Metadata(msgspec.Struct, omit_defaults=True, gc=False):
 
 _decode_event = msgspec.json.Decoder(Event).decode
 _decode_events = msgspec.json.Decoder(Event).decode_lines
-_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -133,7 +127,7 @@ def decode_events(
     `defaults` are the members that the query names, for events that lack them. Raises Rejection
     as a Decoder does.
     """
-    with slot(context, len(body)):
+    with context.slot(len(body)):
         text = _strip(body)
         batch = ForeignBatch(body, text, context)
         _Events(batch, context, defaults).add(text)
@@ -214,8 +208,11 @@ class _Events:
 
         Raises NotAlikeError, and changes no event, if they differ.
         """
+        is_one = len(events) == 1  # which takes 0.85 of the time by itself
+        if is_one or self._template or any(event.fields for event in events):
+            raise NotAlikeError
         rests = [event.event for event in events]
-        if self._template or set(map(type, rests)) != {dict} or any(e.fields for e in events):
+        if set(map(type, rests)) != {dict}:
             raise NotAlikeError
         members = Columns(cast(list[Members], rests))
         messages = members.find_texts(MESSAGES)
@@ -257,7 +254,7 @@ def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> De
 
     `defaults` are the host, source, sourcetype, index and time that the query names.
     """
-    with slot(context, len(body)):
+    with context.slot(len(body)):
         text = _strip(body)
         batch = ForeignBatch(body, text, context)
         try:
@@ -283,10 +280,8 @@ def _make_event(defaults: Mapping[str, str]) -> Event:
 def _fill(event: Event, template: Event) -> None:
     """Set the members that an event lacks."""
     event.time = template.time if event.time == NULL else event.time
-    event.host = event.host or template.host
-    event.source = event.source or template.source
-    event.sourcetype = event.sourcetype or template.sourcetype
-    event.index = event.index or template.index
+    for name in NAMES:
+        setattr(event, name, getattr(event, name) or getattr(template, name))
 
 
 def _strip(body: bytes) -> bytes:
@@ -315,15 +310,14 @@ def _find_cut(text: bytes, start: int) -> int:
 
 def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
     if text.count(b",") > LONG_BODY_COMMAS:
-        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
-        raise Rejection("body_too_large", message)
+        raise reject_values()
     try:
-        parts = _decode_list(text)
+        parts = decode_list(text)
     except (ValueError, RecursionError):
         batch.hold(len(text))
         text = replace_lone_surrogates(text)
         try:
-            parts = _decode_list(text)
+            parts = decode_list(text)
         except (ValueError, RecursionError):
             parts = [msgspec.Raw(text)]  # whose error is of the event
     batch.hold(RAW_BYTES * len(parts))
@@ -377,8 +371,8 @@ def _read_fields(fields: msgspec.Raw) -> Members | None:
 def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
     """Return the log that is stored for an event; raises InvalidEvent."""
     fields, rest = event.fields, event.event
-    service = take_name(fields, "service") if fields and "service" in fields else ""
-    level = take_name(fields, "level") if fields and "level" in fields else ""
+    service = take_first(fields or {}, ("service",))
+    level = take_first(fields or {}, ("level",))
     metadata: dict[str, Any] = others or {}
     if isinstance(rest, str):
         message = rest
@@ -388,20 +382,6 @@ def _make_log(event: Event, others: Members | None, batch: ForeignBatch) -> Any:
         message, service, level = _read_object(rest, service, level)
         if rest:
             metadata["event"] = rest
-    return _finish(event, metadata, _Texts(message, service, level), batch)
-
-
-class _Texts(NamedTuple):
-    """The parts of a log in an event's object; "" for a missing one."""
-
-    message: str
-    service: str
-    level: str
-
-
-def _finish(event: Event, metadata: dict[str, Any], texts: _Texts, batch: ForeignBatch) -> Any:
-    """Return the log of an event whose parts are known; raises InvalidEvent."""
-    message, service, level = texts
     host, source, sourcetype, index = event.host, event.source, event.sourcetype, event.index
     project = batch.project or index
     if not project:
@@ -410,16 +390,11 @@ def _finish(event: Event, metadata: dict[str, Any], texts: _Texts, batch: Foreig
         service, sourcetype = sourcetype, None
     elif not service and source:
         service, source = source, None
-    if host:
-        metadata["host"] = host
-    if source:
-        metadata["source"] = source
-    if sourcetype:
-        metadata["sourcetype"] = sourcetype
-    if index and batch.project:
-        metadata["index"] = index
-    if event.fields:
-        metadata["fields"] = event.fields
+    index = index if batch.project else None
+    texts = zip(NAMES, (host, source, sourcetype, index), strict=True)
+    metadata.update((name, text) for name, text in texts if text)
+    if fields:
+        metadata["fields"] = fields
     return Log(
         project,
         _read_time(event.time) or batch.arrival,
@@ -435,41 +410,26 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
 
     Without a member for the message, the whole object is it, and nothing of it is left.
     """
-    for message_name in MESSAGES:
-        raw = members.get(message_name)
-        if raw is not None and (message := _read_message(raw)) is not None:
-            del members[message_name]
+    for name in MESSAGES:
+        if members.get(name, NULL) != NULL:
+            message = as_text(members.pop(name))
             is_whole = False
             break
     else:
         message = _encode(members).decode()
         is_whole = True
-    for name in SERVICES:
-        if not service and name in members:
-            service = take_name(members, name)
-    for name in LEVELS:
-        if not level and name in members:
-            level = take_name(members, name)
+    service = service or take_first(members, SERVICES)
+    level = level or take_first(members, LEVELS)
     if is_whole:
         members.clear()
     return message, service, level
 
 
-def _read_message(raw: msgspec.Raw) -> str | None:
-    """Return a member as text, as `as_text`, or None for null."""
-    try:
-        return decode_text(raw)
-    except ValueError:
-        return as_text(raw) or None
-
-
 def _read_time(value: msgspec.Raw) -> str:
     """Return the time of an event, "" if it has none."""
-    if value is NULL:
+    if value == NULL:
         return ""
     text = bytes(value).decode()
-    if text == "null":
-        return ""
     try:
         return parse_time(text.strip('" ') if text[0] == '"' else text)
     except ValueError as error:

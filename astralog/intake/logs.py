@@ -17,7 +17,7 @@ from marshmallow import ValidationError
 
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.intake import timestamps
-from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
+from astralog.intake.columns import ALIKE_LOGS, LEAST_LINES, Columns, NotAlikeError
 from astralog.intake.decoder import DESCRIBED_FIELDS, encode_lines, encode_value
 from astralog.intake.mapping import change_log, move_alike, move_lines
 from astralog.intake.members import LINE_BREAKS, Members, decode_object, is_object
@@ -105,7 +105,7 @@ def load_logs(texts: list[bytes], options: Options, lines: bytes = b"") -> list[
     `lines` is the text that was split into them by LF, if it was: it is checked at once.
     """
     decoders = _find_decoders(options)
-    if lines and options.moves_unknown:
+    if lines and options.moves_unknown and len(texts) >= LEAST_LINES:
         try:
             return move_lines(texts, options)
         except (NotAlikeError, ValueError):

@@ -13,10 +13,11 @@ import msgspec
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.batch import LONG_BODY_COMMAS
+from astralog.intake.batch import LONG_BODY_COMMAS, reject_values
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.foreign import RAW_BYTES, ForeignBatch, slot, valid_utf8
+from astralog.intake.foreign import ForeignBatch, valid_utf8
 from astralog.intake.logs import name_encoding, replace_lone_surrogates
+from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import format_nanoseconds
 
@@ -83,7 +84,6 @@ class Stream(NamedTuple):
 
 _decode_push = msgspec.json.Decoder(_Push).decode
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
-_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
 
 
@@ -92,10 +92,9 @@ def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
 
     Raises Rejection as a Decoder does.
     """
-    if len(body) > LONG_BODY_COMMAS and body.count(b",") > LONG_BODY_COMMAS:
-        message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
-        raise Rejection("body_too_large", message)
-    with slot(context, len(body)):
+    if body.count(b",") > LONG_BODY_COMMAS:
+        raise reject_values()
+    with context.slot(len(body)):
         try:
             text, streams = _read_streams(valid_utf8(body))
             batch = ForeignBatch(body, text, context)
@@ -155,7 +154,7 @@ def _read_entries(values: msgspec.Raw, batch: ForeignBatch) -> Iterator[Sequence
     if len(values) <= AT_ONCE_BYTES:
         yield from in_runs(_decode_entries(values))
         return
-    texts = _decode_list(values)
+    texts = decode_list(values)
     batch.hold(RAW_BYTES * len(texts))
     for run in in_runs(texts):
         if sum(map(len, run)) <= AT_ONCE_BYTES:

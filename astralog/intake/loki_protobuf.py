@@ -17,7 +17,7 @@ from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.foreign import ForeignBatch, slot
+from astralog.intake.foreign import ForeignBatch
 from astralog.intake.loki import AT_ONCE_BYTES, add_entries, check_streams, make_stream
 from astralog.intake.otlp_wire import check_size, register
 
@@ -90,7 +90,7 @@ def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
 
     Raises Rejection as a Decoder does.
     """
-    with slot(context, len(body)):
+    with context.slot(len(body)):
         batch = ForeignBatch(body, body, context)
         try:
             check_size(body)

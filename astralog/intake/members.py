@@ -1,5 +1,6 @@
 """The members of JSON objects, whose values stay as they were written until they are needed."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -9,7 +10,11 @@ Members = dict[str, msgspec.Raw]
 
 NULL = msgspec.Raw(b"null")
 
+#: Bytes that a value of a list takes until it is decoded, in addition to its text.
+RAW_BYTES = 64
+
 decode_members = msgspec.json.Decoder(Members).decode
+decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 decode_text = msgspec.json.Decoder(str).decode
 
 #: Bytes that are white space in JSON, and an error within a string.
@@ -58,3 +63,8 @@ def take_name(members: Members, name: str) -> str:
     if text:
         del members[name]
     return text
+
+
+def take_first(members: Members, names: Iterable[str]) -> str:
+    """Remove the first of some members that `take_name` removes, and return it; else ""."""
+    return next(filter(None, (take_name(members, name) for name in names if name in members)), "")

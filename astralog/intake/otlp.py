@@ -18,13 +18,13 @@ from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import (
-    FAST_BYTES,
     STEP_BYTES,
     Context,
     Decoded,
     InvalidLogs,
     LineWriter,
     escaped_size,
+    finish,
     reject_invalid,
 )
 from astralog.intake.logs import name_encoding
@@ -321,8 +321,7 @@ def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
 
     Raises Rejection as a Decoder does; `invalid_protobuf` or `invalid_json` if the body is none.
     """
-    turn = context.fast_slot if len(body) <= FAST_BYTES else context.slow_slot
-    with turn(len(body)):
+    with context.slot(len(body)):
         try:
             return _Decode(encoding, body, context).run()
         except RecursionError:
@@ -352,10 +351,7 @@ class _Decode:
                 message = f"The export has more than {MAX_SCOPES} scopes; send smaller exports."
                 raise Rejection("body_too_large", message)
             self._add_group(group)
-        invalid = self._invalid
-        if invalid.count and not (self._context.options.is_partial and self._lines.logs):
-            raise reject_invalid(invalid, invalid.seen)
-        return Decoded(self._lines.finish(), invalid if invalid.count else None)
+        return finish(self._lines, self._invalid, self._context.options)
 
     def _add_group(self, group: Group) -> None:
         records = len(group.records)

@@ -150,7 +150,7 @@ def test_logs_whose_rest_stays_text(seed: int) -> None:
     options = replace(parse_options(query), is_partial=True)
     context = make_context(options=options.stamp("2024-05-31T15:30:45Z"))
     expected = outcome(lambda: decode_lines(body, context))
-    with patch.object(columns, "LEAST_LINES", 1):
+    with patch.object(logs, "LEAST_LINES", 1):
         found = outcome(lambda: decode_lines(body, context))
     if isinstance(found[0], bytes) and isinstance(expected[0], bytes):
         assert (parse_lines(expected[0]), expected[1]) == (parse_lines(found[0]), found[1])
