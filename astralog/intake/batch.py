@@ -60,6 +60,9 @@ MAX_TEXT_GROWTH = 8
 KEPT_LOG_BYTES = 512
 KEPT_SPARE_BYTES = 16 * 1024 * 1024
 
+#: Logs with invalid fields that a body may hold if they are kept: the messages of each take 0.1 ms.
+MAX_KEPT_LOGS = 20_000
+
 #: Logs that are held as objects when they are decoded one by one.
 LOGS_PER_STEP = 256
 
@@ -172,6 +175,11 @@ def reject_values() -> Rejection:
     return Rejection("body_too_large", message)
 
 
+def _too_many_kept() -> Rejection:
+    most = f"With invalid=keep, a body may hold {MAX_KEPT_LOGS} logs with invalid fields"
+    return Rejection("body_too_large", f"{most}; send smaller batches.")
+
+
 def find_excess(text: bytes) -> str:
     """Return a description of the limit that a log exceeds for a decode in one call, or ""."""
     if text.count(b",") > LONG_LOG_COMMAS:
@@ -201,6 +209,7 @@ class _Decode:
         self._arrival = format_time(time.time_ns()) if self._keeps else ""
         self._repeated_bytes = _repeated_bytes(context)
         self._invalid = InvalidLogs(are_kept=context.options.keeps_invalid)
+        self._described = 0  # logs whose fields are invalid
         spare_bytes = formats.PIECE_BYTES
         if self._keeps:
             self._repeated_bytes += KEPT_LOG_BYTES
@@ -317,6 +326,9 @@ class _Decode:
                 return self._set_aside(number, text, {}) if log is None else [log]
             return [load_log(text, self._options)]
         except ValidationError as error:
+            self._described += 1
+            if self._keeps and self._described > MAX_KEPT_LOGS:
+                raise _too_many_kept() from None
             return self._set_aside(number, text, error.messages_dict)
         except ValueError as error:
             is_alone = self._form.is_sequence and self._options.is_partial

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
+from astralog.intake import batch
 from astralog.intake.batch import LONG_LOG_COMMAS, decode_json, decode_lines
 from astralog.intake.decoder import DESCRIBED_LOGS, Decoded
 from astralog.intake.formats import PIECE_BYTES
@@ -175,3 +176,19 @@ def test_every_line_is_stored(lines: list[bytes]) -> None:
     for line, log in zip(sent, stored, strict=True):
         if log != make_log():
             assert line.decode("utf-8", "replace").strip() == log["message"].strip()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_only_so_many_logs_with_invalid_fields_are_kept(
+    more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their messages take long; text that is not JSON is not counted."""
+    monkeypatch.setattr(batch, "MAX_KEPT_LOGS", 3)
+    body = b"\n".join([b"text", *[b"{}"] * (3 + more), b"text", VALID])
+    if not more:
+        assert len(kept(decode_lines, body)) == 5
+        return
+    with pytest.raises(Rejection) as raised:
+        decode_lines(body, make_context(options=KEEP))
+    assert raised.value.code == "body_too_large"
+    assert "invalid=keep" in raised.value.message
