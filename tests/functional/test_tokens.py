@@ -72,7 +72,6 @@ def test_all_wrong_tokens_get_the_same_answer(service: Service) -> None:
     """The response does not depend on the token, not even on its length."""
     wrong = [SECRET[:-1], SECRET[:16], SECRET + "x", SECRET.swapcase(), "y" * len(SECRET), "y"]
     values = [*wrong, "y" * 4000, "\x80", "", " ", "Bearer", f"Bearer {SECRET[:-1]}"]
-    values.append(f"{SECRET}\r\nAuthorization: {SECRET}")
     (answer,) = {show(service, value) for value in values}
     assert answer.startswith(b"HTTP/1.1 401 ")
     missing = exchange(service)
@@ -83,6 +82,14 @@ def test_all_wrong_tokens_get_the_same_answer(service: Service) -> None:
 def show(service: Service, value: str) -> bytes:
     """Send an empty batch with an Authorization header of this value, and return the response."""
     return exchange(service, f"Authorization: {value}".encode("latin-1"))
+
+
+def test_a_header_that_is_sent_twice_is_explained(service: Service) -> None:
+    """The message names the repetition, whether a token is right or not."""
+    pairs = [(SECRET, SECRET), (SECRET[:-1], SECRET[:-1]), (SECRET, "y"), ("y", SECRET)]
+    (answer,) = {show(service, "\r\nAuthorization: ".join(pair)) for pair in pairs}
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"sent twice" in answer
 
 
 def test_unsupported_scheme_is_explained(service: Service) -> None:
