@@ -44,6 +44,12 @@ def data_dir(settings: Settings) -> Path:
 
 
 @pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a second pass between two looks of a reader at the clock, so that its time is short."""
+    monkeypatch.setattr(reader, "time", SimpleNamespace(monotonic=count().__next__))
+
+
+@pytest.fixture
 def bound_client(make_app: MakeApp, settings: Settings, tmp_path: Path) -> FlaskClient:
     """Return a client of an app; its token `bound` is bound to the project a."""
     path = tmp_path / "tokens"
@@ -161,12 +167,12 @@ def test_bound_token_learns_no_bytes_of_others(bound_client: FlaskClient) -> Non
     assert "Searched-Bytes" not in response.headers
 
 
-@pytest.mark.usefixtures("data_dir")
+@pytest.mark.usefixtures("data_dir", "fast_clock")
 def test_busy_slot_ends_a_partial_response(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The response has a cursor for its position, even without results."""
-    monkeypatch.setattr(search, "TURN_SECONDS", 1e-9)
+    monkeypatch.setattr(search, "TURN_SECONDS", 0)
     turns = iter([True])
     run = OneAtATime.run
 
@@ -183,15 +189,13 @@ def test_busy_slot_ends_a_partial_response(
     assert (response.status_code, response.json["code"]) == (503, "search_busy")  # type: ignore[index]
 
 
-@pytest.mark.usefixtures("data_dir")
+@pytest.mark.usefixtures("data_dir", "fast_clock")
 def test_a_search_without_time_ends_with_a_link(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each response makes progress, and no log is lost between two."""
     monkeypatch.setattr(search, "ANSWER_SECONDS", 0)
     monkeypatch.setattr(search, "TURN_SECONDS", 0)
-    clock = SimpleNamespace(monotonic=count().__next__)  # a second later at each look
-    monkeypatch.setattr(reader, "time", clock)
     monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
     found = pages(client, "?q=m7")
     assert list(chain(*found)) == ["m7"]
