@@ -134,11 +134,12 @@ def _render(rejection: Rejection, environ: Environ) -> Response:
     """Return a rejection in HEC's form, with the service's own code and message in `detail`."""
     status, reply = _find_reply(rejection, environ)
     body: dict[str, Any] = {"text": reply.text, "code": reply.code}
-    if not isinstance(rejection, HecRejection):
-        return json_response(body | {"detail": describe_rejection(rejection)}, status)
-    if rejection.event is not None:
-        body["invalid-event-number"] = rejection.event
-    body["detail"] = f"{rejection.code}: {rejection.message}"
+    if isinstance(rejection, HecRejection):
+        if rejection.event is not None:
+            body["invalid-event-number"] = rejection.event
+        body["detail"] = f"{rejection.code}: {rejection.message}"  # which names the event
+    else:
+        body["detail"] = describe_rejection(rejection)
     return json_response(body, status)
 
 

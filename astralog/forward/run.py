@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 
+from astralog.errors import explain
 from astralog.forward.clickhouse import Tables
 from astralog.forward.cursor import NodeNameError, resolve_node
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
@@ -38,7 +39,7 @@ def run(once: bool) -> int:
     try:
         return _run_alone(settings, once)
     except OSError as error:
-        log.error("%s: %s", settings.data_dir, error.strerror or error)
+        log.error("%s: %s", settings.data_dir, explain(error))
     except (DirectoryReplaced, NodeNameError) as error:
         log.error("%s", error)
     return 1

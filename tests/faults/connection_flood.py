@@ -125,22 +125,15 @@ def visit(
     memory, descriptors = resident_bytes(worker), open_files(worker)
     others = Load(service, threads=1, start=1 << 32, keyed=1)
     with contextlib.ExitStack() as flood, _watch(service, row, others_seconds), others:
-        elapsed = start_stopwatch(worker)
+        elapsed, at_most = start_stopwatch(worker), 2 * others_seconds
         connections = []
         for connection in arrivals:
             connections.append(flood.enter_context(contextlib.closing(connection)))
             row.tried += 1
-        end = time.monotonic() + stay_seconds
-        end_at_most = time.monotonic() + OTHERS_SECONDS_AT_MOST
-        while time.monotonic() < end or (
-            not _were_served(others)
-            and elapsed() <= 2 * others_seconds
-            and time.monotonic() < end_at_most
-        ):
+        for _ in _stay(stay_seconds, lambda: _were_served(others) or elapsed() > at_most):
             for connection in connections:
                 with contextlib.suppress(OSError):
                     linger(connection)
-            time.sleep(min(1.0, stay_seconds))
         if not _were_served(others):
             row.fail("no batch was accepted during the flood")
         if until_dropped:
@@ -154,6 +147,16 @@ def visit(
         row.fail("did not stop with status 0")
     others.acknowledged.update(load.acknowledged)
     tally(row, others, service.files())
+
+
+def _stay(seconds: float, is_over: Callable[[], bool]) -> Iterator[None]:
+    """Wait for so long, and then until the end, at most a minute; yield once per second."""
+    begin = time.monotonic()
+    while (stayed := time.monotonic() - begin) < seconds or (
+        stayed < OTHERS_SECONDS_AT_MOST and not is_over()
+    ):
+        yield
+        time.sleep(min(1.0, seconds))
 
 
 def _were_served(others: Load) -> bool:
