@@ -4,7 +4,6 @@ import contextlib
 import logging
 import socket
 from dataclasses import dataclass, field
-from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
@@ -45,16 +44,6 @@ MALFORMED_HEAD = (
 PLAIN_HTTP = "This port serves HTTPS only, and received plain HTTP; use https:// in its address."
 
 
-class Trust(Enum):
-    """Whether a client has a valid token and stays within its rate.
-
-    No POST is answered 200 without a token, and none 429.
-    """
-
-    NONE = "its memory counts, it waits in the fair queue, and it is ended first"
-    AUTHENTICATED = "only its unfinished heads and unsent responses count, and it is ended last"
-
-
 @dataclass
 class Shared:
     """Shared by the connections of a worker; `cfg` is gunicorn's, `tls` the context, if any."""
@@ -79,9 +68,8 @@ class Connection:
         self._peer = peer
         self._local = local
         self._flow = Flow(shared.queue)
-        self._trust = Trust.NONE
         self._own_bytes = TLS_BYTES if shared.tls else PLAIN_BYTES
-        self._idle_bytes = self._own_bytes  # 0 once it is trusted
+        self._idle_bytes = self._own_bytes  # 0 while its client is trusted
         self._held_bytes = 0
         self._active_in = -1
 
@@ -109,7 +97,7 @@ class Connection:
         with self._limits.handshakes:
             is_http = self._sock.recv(1, socket.MSG_PEEK).isupper()  # a request's method
             if not is_http:
-                self._flow.share()()
+                self._flow.pause()
                 self._hold(HANDSHAKE_BYTES)
                 self._sock = self._shared.tls.wrap_socket(
                     self._sock, server_side=True, do_handshake_on_connect=False
@@ -124,9 +112,9 @@ class Connection:
     def _serve_requests(self, requests: Requests) -> None:
         while True:
             request = None  # an idle connection holds none
-            is_trusted = self._trust is Trust.AUTHENTICATED
+            limits = self._limits
             try:
-                with self._limits.trusted_heads if is_trusted else self._limits.heads:
+                with limits.trusted_heads if self._flow.is_trusted else limits.heads:
                     request = requests.next(self._hold_more)
             except ParseException as error:
                 rejection = Rejection("bad_request", describe(error))
@@ -144,16 +132,12 @@ class Connection:
 
     def _answer(self, request: Request) -> bool:
         """Answer a request, and return whether the connection stays open."""
-        if request.held_bytes and self._trust is Trust.NONE:
+        if request.held_bytes and not self._flow.is_trusted:
             self._hold_more(request.held_bytes)
         response = Response(request, self._sock, self._limits)
         response.is_last = self._is_last()
         self._run_app(request, response)
-        if self._trust is Trust.AUTHENTICATED:
-            if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-                self._lose_trust()
-        elif request.method == "POST" and response.status_code == HTTPStatus.OK:
-            self._become_trusted()
+        self._update_trust(request.method, response.status_code)
         if request.lacks_length:
             self._linger()
         elif not request.body.is_finished and not self._discard(request):
@@ -185,26 +169,28 @@ class Connection:
                 return True
         return self._shared.is_stopping
 
-    def _become_trusted(self) -> None:
-        """Record that the client has a valid token."""
-        self._trust = Trust.AUTHENTICATED
-        self._flow.is_trusted = True
-        self._idle_bytes = 0
-        self._hold(0)
+    def _update_trust(self, method: str, status_code: int) -> None:
+        """Trust a client with a valid token, until it exceeds its rate.
 
-    def _lose_trust(self) -> None:
-        """Serve a client above its rate after all others, until its next batch is accepted."""
-        self._trust = Trust.NONE
-        self._flow.lose_trust()
-        self._idle_bytes = self._own_bytes
-        self._hold(self._idle_bytes)
+        No POST is answered 200 without a token, and none 429. The connection of a trusted client
+        skips the fair queue, is ended last, and is charged for unfinished heads and unsent
+        responses only.
+        """
+        if self._flow.is_trusted:
+            is_trusted = status_code != HTTPStatus.TOO_MANY_REQUESTS
+        else:
+            is_trusted = method == "POST" and status_code == HTTPStatus.OK
+        if is_trusted is not self._flow.is_trusted:
+            self._flow.is_trusted = is_trusted
+            self._idle_bytes = 0 if is_trusted else self._own_bytes
+            self._hold(self._idle_bytes)
 
     def _discard(self, request: Request) -> bool:
         """Discard the rest of an unwanted body, and return whether its end was reached.
 
         A client that still sends would otherwise lose its connection before it reads the answer.
         """
-        if self._trust is Trust.NONE:
+        if not self._flow.is_trusted:
             self._hold_more(request.held_bytes + DISCARD_STEP_BYTES)
         with self._limits.discards, contextlib.suppress(OSError, Rejection):
             if request.body.discard(DISCARD_BYTES):
@@ -215,12 +201,11 @@ class Connection:
     def _linger(self) -> None:
         """Read on for a while, so that a reset of the connection does not discard the response."""
         left = DISCARD_BYTES
-        pause = self._flow.share()
         with self._limits.discards:
             self._sock.shutdown(socket.SHUT_WR)
             while left > 0 and (size := len(self._sock.recv(LINGER_STEP_BYTES))):
                 left -= size
-                pause()  # this may take long, so the data is not kept
+                self._flow.pause()  # this may take long, so the data is not kept
 
     def _log(self, rejection: Rejection) -> None:
         """Log the rejection of a client that does not speak HTTP."""

@@ -116,15 +116,13 @@ class Receiver(unreader.SocketUnreader):
         """Return a head and the bytes after it, or nothing if the connection ended first.
 
         Before each head except the first, other connections are served, even if the head is there
-        already; a client without a token also waits for those that have used less of the worker.
+        already; a client without a token also waits for those that have used less CPU time.
 
         `hold` is called with the bytes that an unfinished or waiting head takes. Raises
         ParseException for bytes that cannot become a head, and NoMoreData if the connection ends
         within one.
         """
-        waits = not self._flow.is_trusted
-        if waits:
-            self._flow.stop()
+        self._flow.stop()
         self._limit = sys.maxsize
         data: bytes = self.take_buffered()
         if data:
@@ -136,7 +134,7 @@ class Receiver(unreader.SocketUnreader):
             head = bytearray(data)
             del data  # an unfinished head is held once
             data = self._receive_rest(head, hold)
-        if waits and not self._flow.try_start():
+        if not self._flow.try_start():
             hold(len(data))
             self._flow.wait(len(data))
             hold(0)
@@ -176,11 +174,9 @@ class Receiver(unreader.SocketUnreader):
         hold(0)
         return bytes(head)
 
-    def queue_up(self) -> Callable[[], None]:
-        """Serve other clients before a body is discarded; return the function to do so again."""
-        pause = self._flow.share()
-        pause()
-        return pause
+    def pause(self) -> None:
+        """Serve other clients before a step of long work."""
+        self._flow.pause()
 
     def bound(self, size: int) -> None:
         """Limit the bytes that `chunk` returns from now on."""
@@ -306,13 +302,13 @@ class Body:
         Raises like `read1`.
         """
         self.is_awaited = False  # the client is never asked for it
-        pause = self._receiver.queue_up()
+        self._receiver.pause()
         while limit > 0 and not (self.is_finished or self._failed):
             size = len(self.read1(DISCARD_STEP_BYTES))
             if not size:
                 break
             limit -= size
-            pause()
+            self._receiver.pause()
         return self.is_finished
 
 

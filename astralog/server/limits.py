@@ -10,7 +10,6 @@ two slices of such work all sockets are polled, and clients that have shown a to
 import heapq
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable
 
@@ -203,18 +202,31 @@ class FairQueue:
 
 
 class Flow:
-    """One connection in the fair queue; trusted connections are not queued."""
+    """The CPU time that one connection has used; without trust, it waits in the fair queue.
+
+    A client is trusted while it has a valid token and stays within its rate.
+    """
 
     def __init__(self, queue: FairQueue) -> None:
         self._queue = queue
         self._used_seconds = 0.0
-        self._started_at = math.inf  # it is waiting for its client
+        self._started_at: float | None = None  # None while it waits for its client
         self._faded_at = time.monotonic()
-        self.is_trusted = False
+        self._is_trusted = False
+
+    @property
+    def is_trusted(self) -> bool:
+        """Return whether the client is trusted, so that its time is not counted."""
+        return self._is_trusted
+
+    @is_trusted.setter
+    def is_trusted(self, is_trusted: bool) -> None:
+        self._is_trusted = is_trusted
+        self._started_at = None if is_trusted else time.monotonic()
 
     def try_start(self) -> bool:
         """Start work at once and return True, unless the connection has to wait."""
-        if self.is_trusted:
+        if self._is_trusted:
             return True
         if not self._queue.try_start():
             return False
@@ -231,21 +243,15 @@ class Flow:
 
     def stop(self) -> None:
         """Count the time since the start; the connection now waits for its client."""
-        if not self.is_trusted:
-            self._used_seconds += max(0.0, time.monotonic() - self._started_at)
-            self._started_at = math.inf
+        if self._started_at is not None:
+            self._used_seconds += time.monotonic() - self._started_at
+            self._started_at = None
 
-    def lose_trust(self) -> None:
-        """Count the connection's time again, from now on."""
-        self.is_trusted = False
-        self._started_at = time.monotonic()
-
-    def share(self) -> Callable[[], None]:
-        """Return the function that long work calls between its steps to serve other connections."""
-        return yield_if_due if self.is_trusted else self._pause
-
-    def _pause(self) -> None:
-        """Serve connections that have used less CPU time."""
+    def pause(self) -> None:
+        """Serve other connections; long work calls it between its steps."""
+        if self._is_trusted:
+            yield_if_due()
+            return
         self.stop()
         if not self.try_start():
             self.wait()

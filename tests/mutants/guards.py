@@ -70,9 +70,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "clients above their rate are served last",
-        "astralog.server.connection:Connection._answer",
-        "self._lose_trust()",
-        "pass",
+        "astralog.server.connection:Connection._update_trust",
+        "status_code != HTTPStatus.TOO_MANY_REQUESTS",
+        "True",
         ("tests/unit/server/test_connection.py", "-k", "beyond_its_rate"),
     ),
     Guard(
@@ -765,7 +765,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "others are served while a connection lingers",
         "astralog.server.connection:Connection._linger",
-        "                pause()",
+        "                self._flow.pause()",
         "                pass",
         ("tests/unit/server/test_connection.py", "-k", "endless_client"),
     ),

@@ -132,11 +132,10 @@ def test_long_work_pauses_for_others(clients: Clients) -> None:
     long = clients.flow()
 
     def serve() -> None:
-        pause = long.share()
         for step in range(5):
             work(2 * SLICE_SECONDS)
             clients.served.append(f"step {step}")
-            pause()
+            long.pause()
 
     clients.greenlets.append(gevent.spawn(serve))
     clients.begin("other", clients.flow())
@@ -160,7 +159,7 @@ def test_client_that_loses_its_trust_waits_for_others(clients: Clients) -> None:
     assert once_trusted.try_start()
     once_trusted.is_trusted = True
     work(2 * SLICE_SECONDS)
-    once_trusted.lose_trust()
+    once_trusted.is_trusted = False
     once_trusted.stop()
     other._used_seconds = SLICE_SECONDS
     clients.begin("first", clients.flow(), 2 * SLICE_SECONDS)
