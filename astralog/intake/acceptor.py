@@ -9,18 +9,13 @@ from typing import NamedTuple, Protocol
 from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.intake.body import BodyReader, Environ, Reservation
-from astralog.intake.decoder import (
-    SLOT_TIMEOUT_SECONDS,
-    Context,
-    Decoded,
-    Decoder,
-    Slots,
-    reject_all,
-)
+from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded, Decoder, Slots
+from astralog.intake.invalid_logs import reject_all
 from astralog.intake.options import (
     KEY_HEADER,
     NO_OPTIONS,
     PARAMETERS,
+    OnInvalid,
     Options,
     digest,
     parse_key,
@@ -109,7 +104,7 @@ class Acceptor:
             self._rates.check(token)
             if query := environ.get("QUERY_STRING"):
                 options = parse_options(query, parameters)
-                if options.keeps_invalid:
+                if options.on_invalid is OnInvalid.KEEP:
                     require_project(options, token.projects)
             key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
             head_bytes = environ.get(HEAD_BYTES, 0)

@@ -16,16 +16,14 @@ from astralog.intake.decoder import (
     STEP_BYTES,
     Context,
     Decoded,
-    InvalidLogs,
     LineWriter,
     check_growth,
-    describe,
     encode_value,
     escaped_size,
     project_of,
-    reject_invalid,
 )
 from astralog.intake.formats import BATCH, LINES, OBJECTS, Format, Piece, find_format
+from astralog.intake.invalid_logs import InvalidLogs, describe, reject_invalid
 from astralog.intake.logs import (
     COMPILED_ERRORS,
     check_metadata,
@@ -35,7 +33,7 @@ from astralog.intake.logs import (
     name_encoding,
     to_utf8,
 )
-from astralog.intake.options import NO_SERVICE
+from astralog.intake.options import NO_SERVICE, OnInvalid
 from astralog.intake.schema import FIELDS, Log
 from astralog.intake.unix_time import format_time
 from astralog.store.queue import Batch
@@ -103,7 +101,7 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
     except ValueError as error:
         problem = name_encoding(body) or f"{error}{form.hint(body)}"
         rejection = Rejection("invalid_json", f"The body is not valid JSON: {problem}")
-    if context.options.keeps_invalid and body.strip():
+    if context.options.on_invalid is OnInvalid.KEEP and body.strip():
         return _Decode(body, form, context).keep_body(rejection)
     raise rejection
 
@@ -204,14 +202,14 @@ class _Decode:
         self._form = form
         self._context = context
         self._options = context.options
-        self._keeps = context.options.keeps_invalid
-        self._is_strict = not (self._options.is_partial or self._keeps)
-        self._arrival = format_time(time.time_ns()) if self._keeps else ""
+        self._on_invalid = context.options.on_invalid
+        are_kept = self._on_invalid is OnInvalid.KEEP
+        self._arrival = format_time(time.time_ns()) if are_kept else ""
         self._repeated_bytes = _repeated_bytes(context)
-        self._invalid = InvalidLogs(are_kept=context.options.keeps_invalid)
+        self._invalid = InvalidLogs(are_kept=are_kept)
         self._described = 0  # logs whose fields are invalid
         spare_bytes = formats.PIECE_BYTES
-        if self._keeps:
+        if are_kept:
             self._repeated_bytes += KEPT_LOG_BYTES
             spare_bytes = KEPT_SPARE_BYTES
         self._lines = LineWriter(context.reservation, len(body), spare_bytes)
@@ -236,7 +234,7 @@ class _Decode:
 
     def _reject_invalid(self) -> None:
         """Raise Rejection if a log is invalid, unless the valid ones are stored anyway."""
-        if self._invalid.count and self._is_strict:
+        if self._invalid.count and self._on_invalid is OnInvalid.REJECT:
             raise reject_invalid(self._invalid, self._form.count(self._body))
 
     def _split(self, whole: Piece) -> Iterable[Piece]:
@@ -262,7 +260,7 @@ class _Decode:
         if size > formats.PIECE_BYTES and (excess := find_excess(text)):
             problem = f"Longer than {formats.PIECE_BYTES} bytes with {excess}."
             self._invalid.seen += 1
-            if self._keeps:
+            if self._invalid.are_kept:
                 ((first, text),) = self._form.texts(piece)  # without lone surrogates
             self._encode(self._set_aside(first, text, {"_schema": [problem]}))
             return
@@ -302,7 +300,7 @@ class _Decode:
 
     def _is_rejected(self) -> bool:
         """Return whether the batch is rejected without further checks."""
-        return self._invalid.is_full and self._is_strict
+        return self._invalid.is_full and self._on_invalid is OnInvalid.REJECT
 
     def _load_one_by_one(self, piece: Piece) -> list[Any]:
         """Return the logs of a piece to store, and count the invalid ones."""
@@ -321,24 +319,24 @@ class _Decode:
     def _load(self, number: int, text: bytes) -> list[Any]:
         """Return the log in a text; count an invalid one, and return it as text if it is kept."""
         try:
-            if self._invalid.are_described and self._options.is_partial and not self._keeps:
+            if self._invalid.are_described and self._on_invalid is OnInvalid.LEAVE_OUT:
                 log = load_valid_log(text, self._options)
                 return self._set_aside(number, text, {}) if log is None else [log]
             return [load_log(text, self._options)]
         except ValidationError as error:
             self._described += 1
-            if self._keeps and self._described > MAX_KEPT_LOGS:
+            if self._invalid.are_kept and self._described > MAX_KEPT_LOGS:
                 raise _too_many_kept() from None
             return self._set_aside(number, text, error.messages_dict)
         except ValueError as error:
-            is_alone = self._form.is_sequence and self._options.is_partial
-            if not (is_alone or self._keeps):
+            is_alone = self._form.is_sequence and self._on_invalid is OnInvalid.LEAVE_OUT
+            if not (is_alone or self._invalid.are_kept):
                 raise ValueError(f"{self._form.noun} {number}: {error}") from None
             return self._set_aside(number, text, {"_schema": [f"Not valid JSON: {error}"]})
 
     def _set_aside(self, number: int, text: bytes, messages: Mapping[str, Any]) -> list[Any]:
         """Count an invalid log, and return the log that is stored in its place, if any."""
-        if self._keeps:
+        if self._invalid.are_kept:
             return [self._keep(number, text, messages)]
         self._invalid.add(number, messages)
         return []

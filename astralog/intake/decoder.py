@@ -1,10 +1,9 @@
-"""The parts that the decoders of all protocols share: context, slots, invalid logs and lines."""
+"""The parts that the decoders of all protocols share: slots, context and lines."""
 
 import gc
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +14,8 @@ from gevent.lock import Semaphore
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection, mebibytes
 from astralog.intake.body import Reservation, Unbounded
-from astralog.intake.options import Options, find_project
+from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
+from astralog.intake.options import OnInvalid, Options, find_project
 from astralog.store.queue import Batch
 
 #: The longest text that is decoded without a slot: it takes at most 3 ms.
@@ -32,18 +32,6 @@ RUN_BYTES = 32 * 1024
 #: Maximum seconds until a body gets its last slot; with the commit's 8, the longest wait of a
 #: client. After it: 503 `queue_full`.
 SLOT_TIMEOUT_SECONDS = 2.0
-
-#: Invalid logs per batch that are described; the rest are counted.
-DESCRIBED_LOGS = 20
-
-#: Fields per invalid log that are described.
-DESCRIBED_FIELDS = 20
-
-#: Invalid logs that are counted if they reject their batch; the rest of it is not checked.
-COUNTED_LOGS = 1000
-
-#: Characters of a message, which may repeat a client's text.
-MESSAGE_CHARACTERS = 2 * SHOWN_CHARACTERS
 
 #: Maximum size of the lines as a multiple of the body, plus a constant; default values and
 #: numbers like 1e15 increase it. Beyond it: 413 `body_too_large`.
@@ -176,56 +164,6 @@ class Context(NamedTuple):
                 self.check_project(name, logs)
 
 
-class InvalidLogs:
-    """Invalid logs by their number; `seen` counts all logs that were checked.
-
-    With `are_kept`, they are stored as text (`invalid=keep`).
-    """
-
-    def __init__(self, *, are_kept: bool = False) -> None:
-        self.are_kept = are_kept
-        self.errors: dict[int, Any] = {}
-        self.count = 0
-        self.seen = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Return whether COUNTED_LOGS were counted, the most before a batch is rejected."""
-        return self.count >= COUNTED_LOGS
-
-    @property
-    def are_described(self) -> bool:
-        """Return whether DESCRIBED_LOGS were counted, so that others need no messages."""
-        return self.count >= DESCRIBED_LOGS
-
-    def add(self, number: int, messages: Mapping[str, Any], count: int = 1) -> None:
-        """Count logs from a number on, and describe the first by the messages for their fields."""
-        described = min(count, DESCRIBED_LOGS - self.count)
-        self.errors |= {number + place: describe(messages) for place in range(described)}
-        self.count += count
-
-
-def reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:
-    """Return the rejection of a batch of `total` logs for its invalid ones."""
-    least = "" if invalid.seen == total else "At least "
-    message = f"{least}{invalid.count} of {total} logs are invalid; nothing was stored"
-    return Rejection("invalid_batch", message, {"logs": invalid.errors}, total)
-
-
-def reject_all(invalid: InvalidLogs) -> Rejection:
-    """Return the rejection of a batch without a valid log."""
-    invalid.seen = invalid.count
-    return reject_invalid(invalid, invalid.count)
-
-
-def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the messages of the first fields, shortened for a client."""
-    return {
-        name[:SHOWN_CHARACTERS]: [text[:MESSAGE_CHARACTERS] for text in texts]
-        for name, texts in islice(messages.items(), DESCRIBED_FIELDS)
-    }
-
-
 class Decoded(NamedTuple):
     """The encoded logs of a body, and its invalid logs, if the batch is accepted without them."""
 
@@ -296,7 +234,7 @@ class LineWriter:
 
 def finish(lines: LineWriter, invalid: InvalidLogs, options: Options) -> Decoded:
     """Return the batch of the valid logs; raises Rejection if the invalid ones reject it."""
-    if invalid.count and not (options.is_partial and lines.logs):
+    if invalid.count and (options.on_invalid is OnInvalid.REJECT or not lines.logs):
         raise reject_invalid(invalid, invalid.seen)
     return Decoded(lines.finish(), invalid if invalid.count else None)
 

@@ -23,6 +23,7 @@ from astralog.intake.foreign import (
 )
 from astralog.intake.logs import store_timestamps
 from astralog.intake.members import NULL, Members, as_text, decode_text, take_name
+from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import parse_time
 
@@ -80,7 +81,7 @@ class Bulk:
 
     def decode(self, body: bytes, context: Context) -> Decoded:
         """Return the batch of the valid documents; raises Rejection as a Decoder does."""
-        context = context._replace(options=replace(context.options, is_partial=True))
+        context = context._replace(options=replace(context.options, on_invalid=OnInvalid.LEAVE_OUT))
         with context.slot(len(body)):
             batch = ForeignBatch(body, body, context)
             source = BytesIO(body)

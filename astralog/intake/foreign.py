@@ -10,7 +10,6 @@ from astralog.intake.decoder import (
     RUN_BYTES,
     Context,
     Decoded,
-    InvalidLogs,
     LineWriter,
     encode_value,
     escaped_size,
@@ -18,6 +17,7 @@ from astralog.intake.decoder import (
     project_of,
 )
 from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.logs import is_utf8, parse, replace_lone_surrogates, to_utf8
 from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE

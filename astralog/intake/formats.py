@@ -10,7 +10,7 @@ import msgspec
 from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
-from astralog.intake.decoder import DESCRIBED_FIELDS, describe
+from astralog.intake.invalid_logs import DESCRIBED_FIELDS, describe
 from astralog.intake.logs import load_array, load_batch, load_logs, parse, replace_lone_surrogates
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.options import Options

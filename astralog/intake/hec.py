@@ -16,9 +16,10 @@ from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS, reject_values
 from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
-from astralog.intake.decoder import RUN_BYTES, Context, Decoded, describe
+from astralog.intake.decoder import RUN_BYTES, Context, Decoded
 from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
+from astralog.intake.invalid_logs import describe
 from astralog.intake.logs import replace_lone_surrogates
 from astralog.intake.members import (
     LINE_BREAKS,
@@ -29,6 +30,7 @@ from astralog.intake.members import (
     decode_list,
     take_first,
 )
+from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import format_numbers, parse_time
 
@@ -143,7 +145,7 @@ class _Events:
         self, batch: ForeignBatch, context: Context, defaults: Mapping[str, str] | None
     ) -> None:
         self._batch = batch
-        self._is_partial = context.options.is_partial
+        self._on_invalid = context.options.on_invalid
         self._template = _make_event(defaults) if defaults else None
         self._repeated_bytes = len(_encode(self._template)) if self._template else 0
 
@@ -196,7 +198,7 @@ class _Events:
             known, others = (event, None) if event else _read_slowly(part)
             log = self._make_log(known, others)
         except InvalidEvent as error:
-            if not self._is_partial:
+            if self._on_invalid is OnInvalid.REJECT:
                 raise _reject(error, batch) from None
             batch.reject(error.field, str(error))
         else:

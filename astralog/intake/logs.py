@@ -18,7 +18,8 @@ from marshmallow import ValidationError
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.intake import timestamps
 from astralog.intake.columns import ALIKE_LOGS, LEAST_LINES, Columns, NotAlikeError
-from astralog.intake.decoder import DESCRIBED_FIELDS, encode_lines, encode_value
+from astralog.intake.decoder import encode_lines, encode_value
+from astralog.intake.invalid_logs import DESCRIBED_FIELDS
 from astralog.intake.mapping import change_log, move_alike, move_lines
 from astralog.intake.members import LINE_BREAKS, Members, decode_object, is_object
 from astralog.intake.options import Options

@@ -20,7 +20,7 @@ from astralog.intake.columns import (
     read_scalars,
     read_texts,
 )
-from astralog.intake.decoder import DESCRIBED_FIELDS
+from astralog.intake.invalid_logs import DESCRIBED_FIELDS
 from astralog.intake.members import NULL, decode_members, decode_text, is_object, starts_with
 from astralog.intake.options import Options
 from astralog.intake.schema import FIELDS, MovedLog

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cached_property, lru_cache
 from urllib.parse import parse_qsl
 
@@ -71,24 +72,30 @@ BARE_PARAMETERS = ("pretty", "human", "error_trace", "refresh")
 _FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 
+class OnInvalid(Enum):
+    """The fate of a batch with invalid logs."""
+
+    REJECT = "nothing is stored"
+    LEAVE_OUT = "the valid logs are stored (`partial=true`)"
+    KEEP = "all logs are stored, the invalid ones as text (`invalid=keep`)"
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of a query.
 
     `defaults` has a value for each field that is filled in, and `sources` the names of the members
     from which a field is moved. With `moves_unknown`, unknown fields go under metadata; with
-    `is_partial`, the valid logs of an invalid batch are stored; with `keeps_invalid`, the invalid
-    ones too, as text. With `stamps_arrival`, the arrival is the default timestamp; with
-    `keys_body`, the body is its own idempotency key.
+    `stamps_arrival`, the arrival is the default timestamp; with `keys_body`, the body is its own
+    idempotency key.
     """
 
     defaults: Mapping[str, str] = field(default_factory=dict)
     moves_unknown: bool = False
-    is_partial: bool = False
     is_dry_run: bool = False
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
     stamps_arrival: bool = False
-    keeps_invalid: bool = False
+    on_invalid: OnInvalid = OnInvalid.REJECT
     keys_body: bool = False
 
     @cached_property
@@ -136,7 +143,6 @@ def parse_options(query: str, parameters: tuple[str, ...] = PARAMETERS) -> Optio
             if name in values
         },
         moves_unknown="unknown" in values,
-        is_partial=_parse_flag(values, "partial"),
         is_dry_run=_parse_flag(values, "dry_run"),
         sources={
             FIELD_PARAMETERS[name]: _parse_names(values, name)
@@ -144,9 +150,16 @@ def parse_options(query: str, parameters: tuple[str, ...] = PARAMETERS) -> Optio
             if name in FIELD_PARAMETERS
         },
         stamps_arrival="timestamp" in values,
-        keeps_invalid="invalid" in values,
+        on_invalid=_parse_on_invalid(values),
         keys_body="once" in values,
     )
+
+
+def _parse_on_invalid(values: Mapping[str, str]) -> OnInvalid:
+    is_partial = _parse_flag(values, "partial")
+    if "invalid" in values:
+        return OnInvalid.KEEP
+    return OnInvalid.LEAVE_OUT if is_partial else OnInvalid.REJECT
 
 
 def _limited(values: Mapping[str, str], name: str, most: int) -> str:

@@ -17,18 +17,10 @@ import msgspec
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
-from astralog.intake.decoder import (
-    STEP_BYTES,
-    Context,
-    Decoded,
-    InvalidLogs,
-    LineWriter,
-    escaped_size,
-    finish,
-    reject_invalid,
-)
+from astralog.intake.decoder import STEP_BYTES, Context, Decoded, LineWriter, escaped_size, finish
+from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
 from astralog.intake.logs import name_encoding
-from astralog.intake.options import NO_LEVEL, NO_SERVICE
+from astralog.intake.options import NO_LEVEL, NO_SERVICE, OnInvalid
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import format_time
 
@@ -376,7 +368,7 @@ class _Decode:
         if records:
             invalid.add(invalid.seen, group.problems, records)
             invalid.seen += records
-        elif not self._context.options.is_partial:
+        elif self._context.options.on_invalid is OnInvalid.REJECT:
             raise ValueError(
                 "; ".join(f"{name}: {texts[0]}" for name, texts in group.problems.items())
             )
@@ -398,7 +390,7 @@ class _Decode:
         """Count a record as invalid; without `partial`, enough of them end the decode."""
         field = error.field if isinstance(error, InvalidRecord) else "_schema"
         self._invalid.add(number, {field: [_word(error)]})
-        if self._invalid.is_full and not self._context.options.is_partial:
+        if self._invalid.is_full and self._context.options.on_invalid is OnInvalid.REJECT:
             raise reject_invalid(self._invalid, number + 1)
 
 

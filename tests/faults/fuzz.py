@@ -16,7 +16,7 @@ from astralog.errors import Rejection
 from astralog.intake import formats, timestamps
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.decoder import Decoded
-from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.options import NO_OPTIONS, OnInvalid, Options
 from tests.faults.bench import Bench
 from tests.faults.table import Row, render
 from tests.support.decoding import make_context
@@ -52,8 +52,8 @@ TIMESTAMPS = (
 OPTIONS = (
     Options(moves_unknown=True),
     Options({"project_id": "p", "service": "s", "level": "l"}),
-    Options({"service": "s"}, moves_unknown=True, is_partial=True),
-    Options(is_partial=True),
+    Options({"service": "s"}, moves_unknown=True, on_invalid=OnInvalid.LEAVE_OUT),
+    Options(on_invalid=OnInvalid.LEAVE_OUT),
 )
 
 #: Integers stay text: their digits are stored as sent.

@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from astralog.intake.options import Options
+from astralog.intake.options import OnInvalid, Options
 from astralog.intake.otlp import Encoding, decode
 from astralog.intake.otlp_json import Json
 from astralog.intake.otlp_protobuf import Protobuf
@@ -41,7 +41,7 @@ PIECES = (
 OPTIONS = (
     Options(),
     Options({"project_id": "asked"}),
-    Options({"project_id": "asked", "level": "l", "service": "s"}, is_partial=True),
+    Options({"project_id": "asked", "level": "l", "service": "s"}, on_invalid=OnInvalid.LEAVE_OUT),
 )
 
 INPUTS_PER_LOOK = 1000
@@ -116,7 +116,7 @@ def try_body(row: Row, encoding: Encoding, body: bytes, options: Options) -> Non
         return
     batch, invalid = decoded
     *lines, rest = bytes(batch.lines).split(b"\n")
-    if rest or len(lines) != batch.logs or (invalid and not options.is_partial):
+    if rest or len(lines) != batch.logs or (invalid and options.on_invalid is OnInvalid.REJECT):
         row.forged += 1
         row.remark(f"{len(lines)} lines: {body[:200]!r}")
     if not all(map(_is_log, lines)):

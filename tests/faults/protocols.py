@@ -8,7 +8,7 @@ from functools import partial
 
 from astralog.intake import elasticsearch, hec, loki
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.options import Options
+from astralog.intake.options import OnInvalid, Options
 from tests.faults import fuzz
 from tests.faults.bench import Bench
 from tests.faults.table import Row
@@ -17,7 +17,7 @@ from tests.support.protocols import BULK, HEC, LOKI, Protocol
 
 OPTIONS = (
     Options({"project_id": "asked"}),
-    Options({"project_id": "asked", "level": "l", "service": "s"}, is_partial=True),
+    Options({"project_id": "asked", "level": "l", "service": "s"}, on_invalid=OnInvalid.LEAVE_OUT),
 )
 
 INPUTS_PER_TIME_SLICE = 1000

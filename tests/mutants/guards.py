@@ -182,7 +182,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on invalid logs",
-        "astralog.intake.decoder:InvalidLogs.is_full",
+        "astralog.intake.invalid_logs:InvalidLogs.is_full",
         "return self.count >= COUNTED_LOGS",
         "return False",
         ("tests/unit/intake/test_schema.py", "tests/unit/intake/test_options.py"),
@@ -302,7 +302,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a body that is not a batch is kept",
         "astralog.intake.batch:_decode",
-        "if context.options.keeps_invalid and body.strip():",
+        "if context.options.on_invalid is OnInvalid.KEEP and body.strip():",
         "if False:",
         ("tests/unit/intake/test_kept_logs.py", "-k", "kept_whole"),
     ),
@@ -330,7 +330,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a project for kept logs, before the body is read",
         "astralog.intake.acceptor:Acceptor.accept",
-        "if options.keeps_invalid:",
+        "if options.on_invalid is OnInvalid.KEEP:",
         "if False:",
         ("tests/unit/intake/test_acceptor.py", "-k", "without_a_project"),
     ),
@@ -1783,7 +1783,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "an invalid event rejects its batch",
         "astralog.intake.hec:_Events._add",
-        "if not self._is_partial:",
+        "if self._on_invalid is OnInvalid.REJECT:",
         "if False:",
         ("tests/unit/intake/test_hec.py", "-k", "rejects_its_batch"),
     ),

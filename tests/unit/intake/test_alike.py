@@ -20,7 +20,7 @@ from astralog.intake import columns, elasticsearch, hec, logs
 from astralog.intake.batch import decode_lines
 from astralog.intake.columns import NotAlikeError
 from astralog.intake.elasticsearch import Bulk
-from astralog.intake.options import Options, parse_options
+from astralog.intake.options import OnInvalid, Options, parse_options
 from tests.support.decoding import make_context
 
 TEXTS = [b'"x"', b'"\\u00e9\\ud83d\\ude00"', '"é"'.encode(), b'"warn"', b'" "', b'"x"']
@@ -106,7 +106,7 @@ NAMES = ["level", "service", "message", "message", "msg", "name", "a", "a.b", "m
 def test_moved_logs(seed: int, query: str) -> None:
     random = Random(seed)
     lines = make_objects(random, NAMES, ["time", random.choice(["ts", "timestamp"])])
-    options = replace(parse_options(query), is_partial=True)
+    options = replace(parse_options(query), on_invalid=OnInvalid.LEAVE_OUT)
     if options.stamps_arrival:
         options = options.stamp("2024-05-31T15:30:45Z")
     context = make_context(options=options)
@@ -147,7 +147,7 @@ def test_logs_whose_rest_stays_text(seed: int) -> None:
     if random.random() < 0.3:
         body = body.replace("é".encode(), b"\xff")
     query = QUERIES[0].replace("=time&", "=time,ts&")
-    options = replace(parse_options(query), is_partial=True)
+    options = replace(parse_options(query), on_invalid=OnInvalid.LEAVE_OUT)
     context = make_context(options=options.stamp("2024-05-31T15:30:45Z"))
     expected = outcome(lambda: decode_lines(body, context))
     with patch.object(logs, "LEAST_LINES", 1):
@@ -165,7 +165,9 @@ OUTER_NAMES = ["host", "source", "sourcetype", "index", "fields", "other"]
 @given(seeds)
 def test_events(seed: int) -> None:
     random = Random(seed)
-    options = Options(random.choice([{}, {"project_id": "p"}, {"level": "l"}]), is_partial=True)
+    options = Options(
+        random.choice([{}, {"project_id": "p"}, {"level": "l"}]), on_invalid=OnInvalid.LEAVE_OUT
+    )
     inner = make_objects(random, INNER_NAMES, ())
     outer = make_objects(random, OUTER_NAMES[: random.randint(1, 6)], ["time"])
     pairs = zip(outer * len(inner), inner * len(outer), strict=True)

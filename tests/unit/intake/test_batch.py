@@ -9,7 +9,7 @@ from astralog.errors import Rejection
 from astralog.intake import batch as codec
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.options import Options
+from astralog.intake.options import OnInvalid, Options
 from astralog.intake.schema import LogSchema
 from astralog.store.queue import Batch
 from tests.support.decoding import encode_batch, make_context, marshmallow_alone
@@ -168,7 +168,9 @@ def test_defaults_leave_metadata_byte_for_byte(decode: Any) -> None:
     """Missing fields and null are filled in, whether or not the schema decides."""
     log = b'{"service":null,"timestamp":"2024-05-31 15:30","message":"m","metadata":{"a": 1e999}}'
     invalid = b'{"service":"s","level":"","timestamp":"2024-05-31","message":"m"}'
-    options = Options({"project_id": "p", "level": "i", "service": "d"}, is_partial=True)
+    options = Options(
+        {"project_id": "p", "level": "i", "service": "d"}, on_invalid=OnInvalid.LEAVE_OUT
+    )
     expected = (
         b'{"project_id":"p","timestamp":"2024-05-31T15:30:00Z","level":"i","service":"d",'
         b'"message":"m","metadata":{"a": 1e999}}\n'
@@ -177,7 +179,7 @@ def test_defaults_leave_metadata_byte_for_byte(decode: Any) -> None:
         body = b"\n".join(logs) if decode is decode_lines else b'{"logs":[%b]}' % b",".join(logs)
         assert expected == decode(body, make_context(options=options)).batch.lines
     missing = log.replace(b'"message":"m",', b"")
-    context = make_context(options=replace(options, is_partial=False))
+    context = make_context(options=replace(options, on_invalid=OnInvalid.REJECT))
     with pytest.raises(Rejection, match="invalid"):
         decode(missing if decode is decode_lines else b'{"logs":[%b]}' % missing, context)
 

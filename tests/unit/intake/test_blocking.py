@@ -15,7 +15,7 @@ from astralog.errors import Rejection
 from astralog.intake import hec
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.elasticsearch import Bulk
-from astralog.intake.options import Options
+from astralog.intake.options import OnInvalid, Options
 from tests.support.blocking import MOST_SECONDS, cpu_stretches
 from tests.support.decoding import make_context
 from tests.support.otlp import JSON, PROTOBUF, Export, wire_field
@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 #: The size of most bodies: the largest allowed one takes minutes in all.
 BODY_BYTES = (10 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 4) * MIB
 
-OPTIONS = Options({"project_id": "p"}, is_partial=True)
+OPTIONS = Options({"project_id": "p"}, on_invalid=OnInvalid.LEAVE_OUT)
 
 
 def fill(unit: bytes, separator: bytes = b"") -> bytes:
@@ -222,7 +222,7 @@ def test_any_json_yields(name: str, is_lines: bool) -> None:
         {"project_id": "p"},
         moves_unknown=True,
         sources={"message": ("a.a." * 60 + "a", "a"), "timestamp": ("time", "timestamp")},
-        keeps_invalid=True,
+        on_invalid=OnInvalid.KEEP,
     )
     context = make_context(options=options)
     check(lambda: (decode_lines if is_lines else decode_json)(body, context))

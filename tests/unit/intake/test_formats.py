@@ -13,7 +13,7 @@ from astralog.errors import Rejection
 from astralog.intake import batch, formats
 from astralog.intake.batch import decode_json
 from astralog.intake.formats import OBJECTS, PIECE_BYTES, find_objects
-from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.options import NO_OPTIONS, OnInvalid, Options
 from tests.support.decoding import Room, make_context, marshmallow_alone
 from tests.support.processes import MIB
 from tests.support.service import make_log
@@ -76,7 +76,7 @@ def test_body_may_have_any_form(options: Options, count: int) -> None:
 def test_other_forms_are_rejected_without_options() -> None:
     """Also with options that change no log, the documented form is required."""
     body = json.dumps(make_log()).encode()
-    for options in (NO_OPTIONS, Options({"level": "l"}), Options(is_partial=True)):
+    for options in (NO_OPTIONS, Options({"level": "l"}), Options(on_invalid=OnInvalid.LEAVE_OUT)):
         assert "invalid_batch" == rejection_of(body, options).code
         assert "invalid_batch" == rejection_of(b"[%s]" % body, options).code
         assert "invalid_json" == rejection_of(body + body, options).code

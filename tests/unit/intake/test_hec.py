@@ -12,7 +12,7 @@ from astralog.intake import hec
 from astralog.intake.decoder import RUN_BYTES
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.hec import HecRejection
-from astralog.intake.options import Options
+from astralog.intake.options import OnInvalid, Options
 from tests.support.decoding import Room, make_context
 
 EVENT: dict[str, Any] = {"time": 1717169445, "index": "org", "sourcetype": "shop", "event": "paid"}
@@ -159,7 +159,7 @@ def test_runs_of_events_become_the_same_logs_as_single_ones(separator: bytes, od
     ]
     events[len(events) // 2] = odd
     body = separator.join(events)
-    context = make_context(options=Options({"level": "info"}, is_partial=True))
+    context = make_context(options=Options({"level": "info"}, on_invalid=OnInvalid.LEAVE_OUT))
     decoded = hec.decode_events(body, context)
     with patch.object(hec._Events, "_add_run", return_value=False):
         expected = hec.decode_events(body, context)
@@ -209,14 +209,16 @@ def test_an_invalid_event_rejects_its_batch(
     rejection = reject(valid + text)
     assert (code, reply, event) == (rejection.code, rejection.reply, rejection.event)
     if event:
-        decoded = hec.decode_events(valid + text, make_context(options=Options(is_partial=True)))
+        decoded = hec.decode_events(
+            valid + text, make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
+        )
         assert (1, 1) == (decoded.batch.logs, decoded.invalid and decoded.invalid.count)
 
 
 def test_a_valid_event_after_an_invalid_one_is_stored_with_partial() -> None:
     valid = json.dumps(EVENT).encode()
     body = valid + b'{"event":"x","index":"i","time":"}{"}' + valid + b'{"a":}' + valid
-    decoded = hec.decode_events(body, make_context(options=Options(is_partial=True)))
+    decoded = hec.decode_events(body, make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT)))
     assert (3, {1, 3}) == (
         decoded.batch.logs,
         set(decoded.invalid.errors if decoded.invalid else ()),
@@ -247,7 +249,7 @@ def test_events_of_a_body_are_bounded(
 ) -> None:
     """Invalid ones count too: they take as long, and an event may have two bytes."""
     monkeypatch.setattr(hec, "MAX_EVENTS", 10)
-    context = make_context(options=Options(is_partial=True))
+    context = make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
     events = [json.dumps(EVENT).encode(), *[event] * 9]
     for count, is_accepted in ((10, True), (11, False)):
         body = separator.join((events + [event])[:count])

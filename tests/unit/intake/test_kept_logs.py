@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from astralog.errors import Rejection
 from astralog.intake import batch
 from astralog.intake.batch import LONG_LOG_COMMAS, decode_json, decode_lines
-from astralog.intake.decoder import DESCRIBED_LOGS, Decoded
+from astralog.intake.decoder import Decoded
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.options import Options, parse_options
+from astralog.intake.invalid_logs import DESCRIBED_LOGS
+from astralog.intake.options import OnInvalid, Options, parse_options
 from tests.support.decoding import Room, make_context, marshmallow_alone
 from tests.support.service import make_log
 
-KEEP = Options({"project_id": "org-xyz"}, keeps_invalid=True)
+KEEP = Options({"project_id": "org-xyz"}, on_invalid=OnInvalid.KEEP)
 VALID = json.dumps(make_log()).encode()
 
 
@@ -60,7 +61,9 @@ def test_invalid_log_is_stored_as_text() -> None:
 
 
 def test_level_and_service_are_those_of_the_query() -> None:
-    options = Options({"project_id": "p", "level": "warn", "service": "edge"}, keeps_invalid=True)
+    options = Options(
+        {"project_id": "p", "level": "warn", "service": "edge"}, on_invalid=OnInvalid.KEEP
+    )
     (log,) = kept(decode_lines, b"plain text", options)
     assert ("p", "warn", "edge") == (log["project_id"], log["level"], log["service"])
 

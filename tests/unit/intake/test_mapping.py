@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 
 from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.options import Options, parse_options
+from astralog.intake.options import OnInvalid, Options, parse_options
 from astralog.intake.schema import FIELDS, LogSchema
 from tests.support.decoding import make_context, marshmallow_alone
 
@@ -308,11 +308,10 @@ options = st.builds(
     Options,
     st.sampled_from([{}, {"level": "l"}, {"project_id": "p", "service": "s", "level": "l"}]),
     moves_unknown=st.booleans(),
-    is_partial=st.just(value=True),
     is_dry_run=st.just(value=False),
     sources=sources,
     stamps_arrival=st.just(value=False),
-    keeps_invalid=st.just(value=False),
+    on_invalid=st.just(OnInvalid.LEAVE_OUT),
     keys_body=st.just(value=False),
 )
 

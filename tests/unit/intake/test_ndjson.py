@@ -9,7 +9,7 @@ from astralog.errors import Rejection
 from astralog.intake import batch as codec
 from astralog.intake import formats
 from astralog.intake.formats import PIECE_BYTES, Lines
-from astralog.intake.options import Options
+from astralog.intake.options import OnInvalid, Options
 from tests.support.decoding import encode_batch, encode_lines, make_context, marshmallow_alone
 from tests.support.service import make_log
 
@@ -141,7 +141,7 @@ def test_a_body_of_too_many_lines_is_rejected(monkeypatch: pytest.MonkeyPatch) -
     """With partial=true an invalid line takes 10 µs or more, and may be one byte long."""
     monkeypatch.setattr(formats, "PIECE_BYTES", 100)
     monkeypatch.setattr(codec, "LONG_BODY_COMMAS", 100)
-    context = make_context(options=Options(is_partial=True))
+    context = make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
     with pytest.raises(Rejection, match="more than 100 values"):
         codec.decode_lines(b"x\n" * 101, context)
     body = line() + b"\n\n" + b"x\n\n" * 99

@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from astralog.api import elasticsearch
 from astralog.errors import Rejection
 from astralog.intake.batch import SLOW_PIECE_BYTES, decode_json, decode_lines
-from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, RUN_BYTES, Decoded
+from astralog.intake.decoder import RUN_BYTES, Decoded
 from astralog.intake.formats import LINES, PIECE_BYTES
-from astralog.intake.options import CONSTANTS, NO_OPTIONS, PARAMETERS, Options, parse_options
+from astralog.intake.invalid_logs import COUNTED_LOGS, DESCRIBED_LOGS
+from astralog.intake.options import (
+    CONSTANTS,
+    NO_OPTIONS,
+    PARAMETERS,
+    OnInvalid,
+    Options,
+    parse_options,
+)
 from tests.support.decoding import make_context, marshmallow_alone
 from tests.support.service import make_log
 from tests.unit.intake.test_compiled_schema import json_object, strings, timestamp_texts, values
@@ -62,10 +70,10 @@ def rejection_of(decode: Any, options: Options, *logs: Any) -> Rejection:
         ("service=Gr%C3%B6%C3%9Fe", Options({"service": "Größe"})),
         ("service=Größe".encode().decode("latin-1"), Options({"service": "Größe"})),
         ("unknown=metadata", Options(moves_unknown=True)),
-        ("partial=true&dry_run=1", Options(is_partial=True, is_dry_run=True)),
+        ("partial=true&dry_run=1", Options(on_invalid=OnInvalid.LEAVE_OUT, is_dry_run=True)),
         ("partial=false&dry_run=0", NO_OPTIONS),
         ("timestamp=now", Options(stamps_arrival=True)),
-        ("invalid=keep", Options(keeps_invalid=True)),
+        ("invalid=keep", Options(on_invalid=OnInvalid.KEEP)),
         ("once=body", Options(keys_body=True)),
         ("message_field=msg,event.text", Options(sources={"message": ("msg", "event.text")})),
         (
@@ -287,7 +295,7 @@ def test_the_valid_logs_of_a_batch_are_stored(decode: Any, size: int) -> None:
     logs: list[Any] = [make_log(message=str(number) + "x" * size) for number in range(100)]
     valid = [log for number, log in enumerate(logs) if number not in (3, 98)]
     logs[3], logs[98] = make_log(level=""), 5
-    decoded = decoded_with(decode, Options(is_partial=True), *logs)
+    decoded = decoded_with(decode, Options(on_invalid=OnInvalid.LEAVE_OUT), *logs)
     assert valid == stored(decoded)
     assert decoded.invalid is not None
     assert 2 == decoded.invalid.count
@@ -303,7 +311,9 @@ def test_valid_batch_has_the_usual_response(decode: Any) -> None:
     """If no log is invalid, the response does not mention any."""
     assert (2, None) == (
         (
-            decoded := decoded_with(decode, Options(is_partial=True), make_log(), make_log())
+            decoded := decoded_with(
+                decode, Options(on_invalid=OnInvalid.LEAVE_OUT), make_log(), make_log()
+            )
         ).batch.logs,
         decoded.invalid,
     )
@@ -312,7 +322,7 @@ def test_valid_batch_has_the_usual_response(decode: Any) -> None:
 @pytest.mark.parametrize("decode", DECODERS)
 def test_all_logs_of_a_batch_may_be_invalid(decode: Any) -> None:
     """Then nothing is stored, and all are described."""
-    decoded = decoded_with(decode, Options(is_partial=True), {}, {})
+    decoded = decoded_with(decode, Options(on_invalid=OnInvalid.LEAVE_OUT), {}, {})
     assert (b"", 0) == decoded.batch
     assert decoded.invalid is not None
     assert 2 == decoded.invalid.count
@@ -322,7 +332,7 @@ def test_a_line_that_is_no_json_is_an_invalid_log() -> None:
     """One broken line rejects no other; a JSON body is valid or invalid as a whole."""
     log = json.dumps(make_log()).encode()
     lines = [log, b"{", b"\xff", log + log, b'{"n": 1e999}', b"[" * 100_000, b"", log]
-    context = make_context(options=Options(is_partial=True))
+    context = make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
     batch, invalid = decode_lines(b"\n".join(lines), context)
     assert 2 == batch.logs
     assert invalid is not None
@@ -354,7 +364,7 @@ def test_the_valid_logs_are_stored_however_many_are_invalid(
     valid = [make_log(message=str(number)) for number in range(3)]
     half = [INVALID_LOGS[name]] * (count // 2)
     decoded = decoded_with(
-        decode, Options(is_partial=True), valid[0], *half, valid[1], *half, valid[2]
+        decode, Options(on_invalid=OnInvalid.LEAVE_OUT), valid[0], *half, valid[1], *half, valid[2]
     )
     assert valid == stored(decoded)
     assert decoded.invalid is not None
@@ -365,7 +375,7 @@ def test_the_valid_logs_are_stored_however_many_are_invalid(
 def test_the_valid_lines_are_stored_however_many_are_no_json() -> None:
     """Such lines are counted like other invalid logs."""
     lines = [b"{", json.dumps(make_log()).encode(), b"\xff", b'{"a":'] * COUNTED_LOGS
-    context = make_context(options=Options(is_partial=True))
+    context = make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
     batch, invalid = decode_lines(b"\n".join(lines), context)
     assert invalid is not None
     assert (COUNTED_LOGS, 3 * COUNTED_LOGS) == (batch.logs, invalid.count)
@@ -377,7 +387,8 @@ def test_invalid_json_after_many_invalid_logs_rejects_the_body() -> None:
     for broken in (b'{"n":"\xff"}', b'{"n":1e}'):
         with pytest.raises(Rejection) as rejected:
             decode_json(
-                b'{"logs":[%s%s]}' % (logs, broken), make_context(options=Options(is_partial=True))
+                b'{"logs":[%s%s]}' % (logs, broken),
+                make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT)),
             )
         assert "invalid_json" == rejected.value.code
 
@@ -385,7 +396,7 @@ def test_invalid_json_after_many_invalid_logs_rejects_the_body() -> None:
 @pytest.mark.parametrize("decode", DECODERS)
 def test_a_forbidden_project_rejects_a_partial_batch(decode: Any) -> None:
     """A forbidden project is not an invalid log: it rejects the whole batch."""
-    context = make_context({"mine"}, Options(is_partial=True))
+    context = make_context({"mine"}, Options(on_invalid=OnInvalid.LEAVE_OUT))
     logs = [make_log(project_id="mine"), make_log(level=""), make_log(project_id="theirs")]
     with pytest.raises(Rejection) as rejected:
         decode(body_of(decode, *logs), context)
@@ -398,7 +409,7 @@ def test_a_forbidden_project_rejects_a_partial_batch(decode: Any) -> None:
 @pytest.mark.parametrize("decode", DECODERS)
 def test_options_work_together(decode: Any) -> None:
     """Fields are moved and filled in before a log is validated."""
-    options = Options(DEFAULTS, moves_unknown=True, is_partial=True)
+    options = Options(DEFAULTS, moves_unknown=True, on_invalid=OnInvalid.LEAVE_OUT)
     logs = [BARE | {"host": "h"}, {"host": "h"}, BARE | {"metadata": {"host": 1}, "host": 2}]
     decoded = decoded_with(decode, options, *logs)
     assert [DEFAULTS | BARE | {"metadata": {"host": "h"}}] == stored(decoded)
@@ -456,11 +467,10 @@ options = st.builds(
     Options,
     st.sampled_from([{}, DEFAULTS, {"level": "l"}]),
     moves_unknown=st.booleans(),
-    is_partial=st.booleans(),
     is_dry_run=st.just(value=False),
     sources=st.sampled_from([{}, {"message": ("msg", "message"), "timestamp": ("ts.a", "level")}]),
     stamps_arrival=st.just(value=False),
-    keeps_invalid=st.just(value=False),
+    on_invalid=st.sampled_from([OnInvalid.REJECT, OnInvalid.LEAVE_OUT]),
     keys_body=st.just(value=False),
 )
 

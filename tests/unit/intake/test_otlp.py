@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from astralog.errors import Rejection
 from astralog.intake import otlp, otlp_protobuf
 from astralog.intake.decoder import Decoded
-from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.options import NO_OPTIONS, OnInvalid, Options
 from astralog.intake.unix_time import format_time
 from tests.support.otlp import (
     JSON,
@@ -36,7 +36,7 @@ from tests.support.otlp import (
     wire_field,
 )
 
-PARTIAL = Options(is_partial=True)
+PARTIAL = Options(on_invalid=OnInvalid.LEAVE_OUT)
 
 
 @pytest.fixture(params=[PROTOBUF, JSON])

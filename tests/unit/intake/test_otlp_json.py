@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
 from astralog.errors import Rejection
-from astralog.intake.options import Options
+from astralog.intake.options import OnInvalid, Options
 from tests.support.otlp import (
     JSON,
     PROTOBUF,
@@ -322,7 +322,7 @@ def test_a_body_without_records_is_no_export_if_it_has_something_else(
     body: bytes, place: str, name: str
 ) -> None:
     """The message names the members found and their place; partial=true makes no difference."""
-    for options in (Options(), Options(is_partial=True)):
+    for options in (Options(), Options(on_invalid=OnInvalid.LEAVE_OUT)):
         with pytest.raises(Rejection) as rejected:
             export.decode_body(body, options)
         assert "invalid_json" == rejected.value.code
