@@ -136,8 +136,8 @@ class Acceptor:
         finally:
             if claim:
                 claim.release()
-            if reservation and not reservation.is_detached:
-                reservation.release()
+            if reservation:
+                reservation.close()
         if claim and claim.is_replayed:
             self._counters.replay(size, started_at)
             return Accepted(decoded, is_replayed=True)

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import gevent
 from gevent.hub import Waiter
@@ -148,10 +148,8 @@ class MemoryReservation:
         size, self._size = self._size, 0
         self._budget.release(size, self._token)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def close(self) -> None:
+        """Release all bytes at the request's end, unless the queue does so later."""
         if not self.is_detached:
             self.release()
 

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -284,7 +285,7 @@ def test_a_body_without_room_is_rejected(
 ) -> None:
     """A queue without room for the body rejects it before it is read."""
     app = make_app(replace(settings, queue_bytes=settings.max_body_bytes))
-    with services_of(app).queue.admit(b"another") as reservation:
+    with closing(services_of(app).queue.admit(b"another")) as reservation:
         reservation.resize(1000)
         answer = drain_unread(app.test_client(), CONTENT_LENGTH=str(settings.max_body_bytes))
     assert_rejected(answer, 503, "queue_full", tmp_path)

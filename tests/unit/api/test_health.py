@@ -3,6 +3,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def test_before_the_first_sync_there_is_no_sync_time(client: FlaskClient) -> Non
 
 def test_backlog_is_the_memory_of_requests(client: FlaskClient) -> None:
     """The memory of requests counts until it is released."""
-    with services_of(client.application).queue.admit():
+    with closing(services_of(client.application).queue.admit()):
         assert 0 < scrape(client)["backlog_bytes"]
     assert "backlog_bytes" not in scrape(client)
 

@@ -5,6 +5,7 @@ import io
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -205,7 +206,7 @@ def test_a_batch_is_charged_as_it_is_stored(
 
 def test_a_batch_that_grows_beyond_the_memory_is_rejected(service: Service) -> None:
     """Lines that are ten times as long as the body are charged too."""
-    with service.queue.admit() as other:
+    with closing(service.queue.admit()) as other:
         other.resize(MAX_BODY_BYTES // 2)
         assert "queue_full" == service.code_of(b"x" * (MAX_BODY_BYTES // 10))
         service.post(b"x" * (MAX_BODY_BYTES // 50))

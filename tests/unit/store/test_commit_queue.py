@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def line(number: int, size: int = 0) -> bytes:
 def commit(queue: CommitQueue, lines: bytes, claim: Claim | None = None) -> Rejection | None:
     """Commit a batch as a request does; return its rejection, or None if it is stored."""
     try:
-        with queue.admit() as reservation:
+        with closing(queue.admit()) as reservation:
             reservation.resize(len(lines))
             queue.commit(Batch(lines, lines.count(b"\n")), reservation, claim)
     except Rejection as rejection:
@@ -611,7 +612,7 @@ def test_stop_stores_the_queue_and_seals(queue: CommitQueue, gate: Gate, tmp_pat
 
 def test_a_stopped_queue_rejects(queue: CommitQueue, tmp_path: Path) -> None:
     """After the stop nothing is admitted or stored."""
-    with queue.admit() as reservation:
+    with closing(queue.admit()) as reservation:
         commit(queue, line(1))
         queue.stop(TIMEOUT_SECONDS)
         assert "stopping" == queue.unavailable()

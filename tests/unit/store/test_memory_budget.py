@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -23,7 +24,7 @@ def code_of(reserve: Callable[[], object]) -> str:
 
 def test_a_reservation_is_charged_while_it_lasts(budget: MemoryBudget) -> None:
     """A request is charged for its bytes and an overhead, and releases both at its end."""
-    with MemoryReservation(budget) as reservation:
+    with closing(MemoryReservation(budget)) as reservation:
         assert OVERHEAD_BYTES == budget.reserved
         reservation.resize(500)
         assert 500 + OVERHEAD_BYTES == budget.reserved
@@ -36,7 +37,7 @@ def test_failed_request_releases_its_bytes(budget: MemoryBudget) -> None:
     """An exception releases the request's bytes."""
 
     def fail() -> None:
-        with MemoryReservation(budget) as reservation:
+        with closing(MemoryReservation(budget)) as reservation:
             reservation.resize(500)
             raise KeyError
 
@@ -47,7 +48,7 @@ def test_failed_request_releases_its_bytes(budget: MemoryBudget) -> None:
 
 def test_detached_reservation_is_released_by_its_new_owner(budget: MemoryBudget) -> None:
     """It outlives the request, and is released once."""
-    with MemoryReservation(budget) as reservation:
+    with closing(MemoryReservation(budget)) as reservation:
         reservation.resize(500)
         reservation.is_detached = True
     assert 500 + OVERHEAD_BYTES == budget.reserved
@@ -61,12 +62,12 @@ def test_a_body_as_large_as_the_whole_budget_fits_with_its_lines(budget: MemoryB
 
     Others wait meanwhile, and it waits for them; a larger batch is never stored.
     """
-    with MemoryReservation(budget) as reservation:
+    with closing(MemoryReservation(budget)) as reservation:
         reservation.resize(3 * LIMIT)
         assert "queue_full" == code_of(lambda: MemoryReservation(budget))
         assert "body_too_large" == code_of(lambda: reservation.resize(3 * LIMIT + 1))
         assert 3 * LIMIT + OVERHEAD_BYTES == budget.reserved
-    with MemoryReservation(budget), MemoryReservation(budget) as reservation:
+    with closing(MemoryReservation(budget)), closing(MemoryReservation(budget)) as reservation:
         assert "queue_full" == code_of(lambda: reservation.resize(LIMIT))
         assert "body_too_large" == code_of(lambda: reservation.resize(3 * LIMIT + 1))
     assert 0 == budget.reserved
@@ -74,7 +75,7 @@ def test_a_body_as_large_as_the_whole_budget_fits_with_its_lines(budget: MemoryB
 
 def test_the_head_of_a_request_is_charged_too(budget: MemoryBudget) -> None:
     """It is held as long as the request."""
-    with MemoryReservation(budget, b"token", head_bytes=16_000) as reservation:
+    with closing(MemoryReservation(budget, b"token", head_bytes=16_000)) as reservation:
         assert 16_000 + OVERHEAD_BYTES == budget.reserved
         reservation.resize(500)
         assert 16_500 + OVERHEAD_BYTES == budget.reserved
@@ -83,7 +84,7 @@ def test_the_head_of_a_request_is_charged_too(budget: MemoryBudget) -> None:
 
 def test_a_check_reserves_nothing(budget: MemoryBudget) -> None:
     """It raises the same rejection as a reservation."""
-    with MemoryReservation(budget), MemoryReservation(budget) as reservation:
+    with closing(MemoryReservation(budget)), closing(MemoryReservation(budget)) as reservation:
         before = budget.reserved
         reservation.check(LIMIT - 2 * OVERHEAD_BYTES)
         assert "queue_full" == code_of(lambda: reservation.check(LIMIT))
@@ -95,14 +96,17 @@ def test_one_of_several_tokens_leaves_a_quarter_to_the_others(
 ) -> None:
     """The message has the limit; the worker stays ready for the others."""
     budget = MemoryBudget(LIMIT, lambda: True)
-    with MemoryReservation(budget, b"a") as first, MemoryReservation(budget, b"a") as second:
+    with (
+        closing(MemoryReservation(budget, b"a")) as first,
+        closing(MemoryReservation(budget, b"a")) as second,
+    ):
         first.resize(40_000)
         with pytest.raises(Rejection) as rejected:
             second.resize(40_000)
         assert "queue_full" == rejected.value.code
         assert "ASTRALOG_QUEUE_BYTES" in rejected.value.message
         assert "three quarters" in rejected.value.message
-        with MemoryReservation(budget, b"b") as other:
+        with closing(MemoryReservation(budget, b"b")) as other:
             other.resize(LIMIT // 4)
         second.resize(30_000)
         assert not budget.is_full
@@ -114,7 +118,7 @@ def test_a_batch_that_takes_more_than_a_tokens_share_is_never_stored() -> None:
     """A retry would not help while there are several tokens."""
     several = [True]
     budget = MemoryBudget(LIMIT, lambda: several[0])
-    with MemoryReservation(budget, b"a") as reservation:
+    with closing(MemoryReservation(budget, b"a")) as reservation:
         assert "body_too_large" == code_of(lambda: reservation.resize(80_000))
         several[0] = False
         reservation.resize(80_000)
@@ -130,13 +134,13 @@ def test_a_token_at_its_share_does_not_keep_the_worker_unready(
 ) -> None:
     """Large batches of the others are rejected and logged once, but smaller ones fit."""
     budget = MemoryBudget(LIMIT, lambda: True)
-    with MemoryReservation(budget, b"a") as first:
+    with closing(MemoryReservation(budget, b"a")) as first:
         first.resize(70_000)
         for _ in range(3):
-            with MemoryReservation(budget, b"b") as other:
+            with closing(MemoryReservation(budget, b"b")) as other:
                 assert "queue_full" == code_of(lambda: other.resize(40_000))
                 assert not budget.is_full
-        with MemoryReservation(budget, b"b") as other:
+        with closing(MemoryReservation(budget, b"b")) as other:
             other.resize(10_000)
             assert budget.is_full
         assert not budget.is_full
@@ -147,7 +151,7 @@ def test_a_token_at_its_share_does_not_keep_the_worker_unready(
 def test_tokens_without_reservations_take_no_memory(budget: MemoryBudget) -> None:
     """However many there have been."""
     for number in range(100):
-        with MemoryReservation(budget, b"%d" % number) as reservation:
+        with closing(MemoryReservation(budget, b"%d" % number)) as reservation:
             reservation.resize(10)
     assert {} == budget._held
 
@@ -183,7 +187,7 @@ def test_a_full_queue_has_room_again_when_half_of_it_is_free(budget: MemoryBudge
     first.resize(48_000)
     second.resize(48_000)
     assert not budget.is_full
-    with MemoryReservation(budget) as third, pytest.raises(Rejection):
+    with closing(MemoryReservation(budget)) as third, pytest.raises(Rejection):
         third.resize(10_000)
     assert budget.is_full
     second.resize(20_000)
@@ -217,6 +221,6 @@ def test_queue_without_rejections_logs_nothing(
 ) -> None:
     """Use below the limit logs no line."""
     caplog.set_level(logging.DEBUG)
-    with MemoryReservation(budget) as reservation:
+    with closing(MemoryReservation(budget)) as reservation:
         reservation.resize(LIMIT)
     assert [] == caplog.messages

@@ -1,5 +1,6 @@
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def queue(settings: Settings, disk: Disk) -> CommitQueue:
 def test_the_backlog_is_shown_beside_its_limit(queue: CommitQueue, settings: Settings) -> None:
     """The memory of a request is part of it until it is released."""
     families = by_name(queue_families(queue))
-    with queue.admit() as reservation:
+    with closing(queue.admit()) as reservation:
         reservation.resize(5000)
         assert 5000 < families["backlog_bytes"].read()[()] < 10_000
     assert {(): 0} == families["backlog_bytes"].read()

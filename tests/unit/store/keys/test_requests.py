@@ -3,6 +3,7 @@
 import errno
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def queue(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Commit
 def send(queue: CommitQueue, key: Key, lines: bytes = A) -> str:
     """Send a batch as a request does; return `stored`, `replayed`, or the code of its rejection."""
     try:
-        with queue.admit() as reservation:
+        with closing(queue.admit()) as reservation:
             reservation.resize(len(lines))
             claim = queue.claim(key)
             try:
@@ -156,7 +157,7 @@ def test_a_database_that_is_not_opened_in_time_rejects_nothing_for_good(
     """Clients are asked to retry, and other batches do not wait."""
     stalled = stall(IdempotencyKeys, "open")
     assert ["commit_timeout"] * 2 == [send(queue, key_of("a")) for _ in range(2)]
-    with queue.admit() as reservation:
+    with closing(queue.admit()) as reservation:
         queue.commit(Batch(B, 1), reservation)
     stalled.end()
     assert send_until_known(queue, key_of("a")) in ("stored", "replayed")
@@ -167,7 +168,7 @@ def test_a_failing_database_rejects_until_it_works(queue: CommitQueue) -> None:
     assert "stored" == send(queue, key_of("a"))
     queue.keys._note_error(OSError(errno.EIO, "failed"))
     assert ["storage_failed"] * 2 == [send(queue, key_of(name)) for name in "ab"]
-    with queue.admit() as reservation:
+    with closing(queue.admit()) as reservation:
         queue.commit(Batch(B, 1), reservation)
     queue.keys.step()
     assert ["replayed", "stored"] == [send(queue, key_of(name)) for name in "ab"]
@@ -210,7 +211,7 @@ def test_without_a_data_directory_batches_with_keys_are_rejected(
 
 def test_without_a_key_there_is_no_file(queue: CommitQueue, tmp_path: Path) -> None:
     """Services without keys have no database."""
-    with queue.admit() as reservation:
+    with closing(queue.admit()) as reservation:
         queue.commit(Batch(A, 1), reservation)
     queue.keys.step()
     assert [".open"] == [path.suffix for path in tmp_path.iterdir()]
