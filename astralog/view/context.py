@@ -6,7 +6,7 @@ from typing import Any
 
 from astralog.store.merge import Arrival, last_first
 from astralog.store.names import SegmentName
-from astralog.store.reader import Block, ReadBudget, Select, every_line
+from astralog.store.reader import READ_ERRORS, Block, ReadBudget, Select, every_line
 from astralog.view.processes import ProcessPart, Read
 
 #: The separator between lines that do not follow each other.
@@ -58,34 +58,43 @@ class _Passed:
 
 
 def groups(blocks: Iterable[Block], select: Select, before: int, after: int) -> Iterator[Group]:
-    """Yield a group for each matching line; `before` and `after` limit the lines around it."""
+    """Yield a group for each matching line; `before` and `after` limit the lines around it.
+
+    An error of `blocks` is raised after the groups before it.
+    """
     passed = _Passed(before)
     group: Group | None = None
     left = 0  # lines that the group may still take
-    for start, lines in blocks:
-        found = {offset for offset, _ in select(lines)}
-        if found or group:
-            around = every_line(lines)
-        else:
-            around = _last_lines(lines, before)
-            passed.has_gap = passed.has_gap or lines.count(b"\n") > before
-        for offset, line in around:
-            if offset in found:
-                if group:
-                    yield group
-                group = Group(start + offset, passed.lines, line, has_gap=passed.has_gap)
-                passed.clear()
-                left = after
-            elif group and left and group.after_bytes + len(line) <= MAX_BYTES:
-                group.add(line)
-                left -= 1
+    failed: Exception | None = None
+    try:
+        for start, lines in blocks:
+            found = {offset for offset, _ in select(lines)}
+            if found or group:
+                around = every_line(lines)
             else:
-                if group:
-                    yield group
-                    group = None
-                passed.add(line)
+                around = _last_lines(lines, before)
+                passed.has_gap = passed.has_gap or lines.count(b"\n") > before
+            for offset, line in around:
+                if offset in found:
+                    if group:
+                        yield group
+                    group = Group(start + offset, passed.lines, line, has_gap=passed.has_gap)
+                    passed.clear()
+                    left = after
+                elif group and left and group.after_bytes + len(line) <= MAX_BYTES:
+                    group.add(line)
+                    left -= 1
+                else:
+                    if group:
+                        yield group
+                        group = None
+                    passed.add(line)
+    except READ_ERRORS as error:
+        failed = error
     if group:
         yield group
+    if failed:
+        raise failed
 
 
 def _last_lines(lines: bytes, count: int) -> Iterator[tuple[int, bytes]]:

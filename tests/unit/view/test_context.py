@@ -1,5 +1,7 @@
 """The lines around matching ones, and the memory that they take."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from astralog.store.reader import Block, select_if
@@ -23,6 +25,17 @@ def test_lines_around_are_those_next_to_a_match() -> None:
         (False, [b"x"]),
     ]
     assert grouped(0, 0, *blocks) == [(True, [b"x"]), (True, [b"x"])]
+
+
+def test_lines_before_a_damage_are_yielded() -> None:
+    def blocks() -> Iterator[Block]:
+        yield Block(0, b"1\nx\n2\n")
+        raise EOFError
+
+    found = groups(blocks(), select_if(lambda line: b"x" in line), 1, 9)
+    assert next(found).lines == [b"1", b"x", b"2"]
+    with pytest.raises(EOFError):
+        next(found)
 
 
 def test_lines_around_are_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
