@@ -16,7 +16,7 @@ from astralog.settings import Settings
 from astralog.store.merge import NOTHING, Remaining
 from astralog.threads import OneAtATime
 from astralog.tokens_file import Scope, Token
-from astralog.view.log_filter import LogFilter
+from astralog.view.log_filter import LogFilter, is_empty_range, parse_field
 from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch, LogStream
 from astralog.view.moments import parse_moment
 
@@ -34,10 +34,6 @@ MAX_LOGS = 1000
 #: Seconds of one slot of a search, and maximum seconds of a response.
 TURN_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
-
-#: Characters of a field's name, and the dots in it, which bound the work for each log.
-MAX_NAME_CHARACTERS = 200
-MAX_NAME_DOTS = 15
 
 #: The problem of a parameter whose cursor was made by another node or before the last start.
 INVALID_CURSOR = (
@@ -165,13 +161,16 @@ def filter_of(token: Token, query: dict[str, str]) -> LogFilter:
     projects = token.projects
     if (asked := query.get("project")) is not None:
         projects = {asked} if projects is None or asked in projects else set()
+    since, until = (_parse_moment(query, name) for name in ("since", "until"))
+    if is_empty_range(since, until):
+        raise Rejection("bad_request", "since is later than until.")
     return LogFilter(
         projects,
         {query["service"]} if "service" in query else None,
         query.get("level"),
         query.get("q"),
-        _parse_moment(query, "since"),
-        _parse_moment(query, "until"),
+        since,
+        until,
         _parse_field(query),
     )
 
@@ -188,12 +187,10 @@ def _parse_moment(query: dict[str, str], name: str) -> str | None:
 def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:
     if FIELD not in query:
         return ()
-    name, sign, value = query[FIELD].partition("=")
-    if not name or not sign or len(name) > MAX_NAME_CHARACTERS or name.count(".") > MAX_NAME_DOTS:
-        limits = f"{MAX_NAME_CHARACTERS} characters and {MAX_NAME_DOTS} dots"
-        problem = f"must have the form NAME=VALUE, with at most {limits} in the name"
-        raise bad_parameter(FIELD, problem)
-    return ((name, value),)
+    try:
+        return (parse_field(query[FIELD]),)
+    except ValueError as error:
+        raise bad_parameter(FIELD, str(error)) from None
 
 
 def _is_following(query: dict[str, str]) -> bool:

@@ -23,6 +23,10 @@ from astralog.view.stored_log import StoredLog, decode
 #: A JSON escape; several `\\u` in a row may be one character.
 _ESCAPE = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
 
+#: Characters of a field's name, and the dots in it, which bound the work for each log.
+MAX_NAME_CHARACTERS = 200
+MAX_NAME_DOTS = 15
+
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
@@ -106,6 +110,20 @@ class LogFilter:
         if self.match_case:
             return any(wanted in text for text in _texts(log))
         return any(wanted in text.casefold() for text in _texts(log))
+
+
+def parse_field(text: str) -> tuple[str, str]:
+    """Return the name and the value of a field in the form NAME=VALUE; raises ValueError."""
+    name, sign, value = text.partition("=")
+    if not name or not sign or len(name) > MAX_NAME_CHARACTERS or name.count(".") > MAX_NAME_DOTS:
+        limits = f"{MAX_NAME_CHARACTERS} characters and {MAX_NAME_DOTS} dots"
+        raise ValueError(f"must have the form NAME=VALUE, with at most {limits} in the name")
+    return name, value
+
+
+def is_empty_range(since: str | None, until: str | None) -> bool:
+    """Return whether no time is between two stored timestamps; None is no limit."""
+    return since is not None and until is not None and sort_key(since) > sort_key(until)
 
 
 def sort_key(timestamp: str) -> str:

@@ -9,10 +9,27 @@ from typing import Any, TypeVar
 import click
 
 from astralog.log import LineFormatter
+from astralog.standard_streams import escape
 from astralog.view.levels import known_rank
 from astralog.view.moments import parse_moment
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Text(click.types.StringParamType):
+    """Text in UTF-8. Python takes other bytes for lone surrogates, which no stored log has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, or report that it is not UTF-8."""
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail("not valid UTF-8.", param, ctx)
+        return text
+
+
+TEXT = _Text()
 
 
 def parse_when(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
@@ -24,12 +41,14 @@ def parse_when(context: click.Context, option: click.Parameter, text: str | None
 
 
 projects = click.option(
-    "--project", "projects", multiple=True, help="Only logs of this project. Repeatable."
+    "--project", "projects", type=TEXT, multiple=True, help="Only logs of this project. Repeatable."
 )
 services = click.option(
-    "--service", "services", multiple=True, help="Only logs of this service. Repeatable."
+    "--service", "services", type=TEXT, multiple=True, help="Only logs of this service. Repeatable."
 )
-level = click.option("--level", help="Only logs of this level or worse: `--level warning`.")
+level = click.option(
+    "--level", type=TEXT, help="Only logs of this level or worse: `--level warning`."
+)
 since = click.option(
     "--since",
     metavar="WHEN",
@@ -66,5 +85,10 @@ def prepare(name: str, level: str | None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(f"astralog {name}: %(message)s"))
     logging.basicConfig(handlers=[handler])
-    if level and known_rank(level) is None:
+    if level is not None and known_rank(level) is None:
         click.echo(f"astralog {name}: unknown level {level!r}: only logs of exactly it", err=True)
+
+
+def describe(directory: Path, error: OSError) -> str:
+    """Return a line about an error of reading the directory."""
+    return f"{escape(str(directory))}: {error.strerror}"

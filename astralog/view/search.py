@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +26,7 @@ from astralog.store.merge import (
 from astralog.store.reader import ReadBudget, Select
 from astralog.view import options
 from astralog.view.context import GAP, MAX_LINES, ContextPart, unpack
-from astralog.view.log_filter import LogFilter
+from astralog.view.log_filter import LogFilter, is_empty_range, parse_field
 from astralog.view.output import Output
 from astralog.view.processes import Processes, ProcessPart
 
@@ -54,14 +55,14 @@ class Failed(click.ClickException):
 def _parse_fields(
     context: click.Context, option: click.Parameter, texts: tuple[str, ...]
 ) -> tuple[tuple[str, str], ...]:
-    pairs = [text.partition("=") for text in texts]
-    if not all(name and sign for name, sign, _ in pairs):
-        raise click.BadParameter("not NAME=VALUE.")
-    return tuple((name, value) for name, _, value in pairs)
+    try:
+        return tuple(map(parse_field, texts))
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 @click.command()
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=options.TEXT)
 @options.apply(options.since)
 @click.option(
     "--until",
@@ -74,6 +75,7 @@ def _parse_fields(
     "--field",
     "fields",
     metavar="NAME=VALUE",
+    type=options.TEXT,
     multiple=True,
     callback=_parse_fields,
     help="Only logs with this value in the metadata; dots reach into objects. Repeatable.",
@@ -126,6 +128,8 @@ def search(
     their arrival. Exit status: 0 if a log was found, 1 if none was, 2 after an error.
     """
     options.prepare("search", level)
+    if is_empty_range(since, until):
+        raise click.UsageError("--since is later than --until.")
     keep_freed_heap()
     wanted = LogFilter(
         frozenset(projects) or None,
@@ -145,7 +149,7 @@ def search(
     try:
         parts = parts_since(find_parts(data_dir, make if has_context else ProcessPart), since)
     except OSError as error:
-        raise Failed(f"{data_dir}: {error.strerror}") from None
+        raise Failed(options.describe(data_dir, error)) from None
     try:
         run = _Run(parts, wanted.select, limit, None if count else Output(as_json=as_json))
         run.show(has_context=has_context, as_json=as_json)
@@ -162,9 +166,14 @@ def search(
 
 def _compile(text: str, *, match_case: bool) -> re.Pattern[str]:
     try:
-        return re.compile(text, 0 if match_case else re.IGNORECASE)
-    except re.error as error:
-        raise click.UsageError(f"not a regular expression: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of sets such as [[a]
+            return re.compile(text, 0 if match_case else re.IGNORECASE)
+    except RecursionError:
+        problem = "nested too deep"
+    except (re.error, OverflowError) as error:
+        problem = str(error)
+    raise click.UsageError(f"not a regular expression: {problem}")
 
 
 class _Run:

@@ -40,7 +40,7 @@ COPY = "COPY ({query}\n) TO '/proc/self/fd/{fd}' (FORMAT {format}, USE_TMP_FILE 
 
 
 @click.command()
-@click.argument("query")
+@click.argument("query", type=options.TEXT)
 @options.apply(options.since)
 @click.option(
     "--format",
@@ -88,7 +88,7 @@ def _view(data_dir: Path, since: str | None) -> str:
     try:
         parts = parts_since(find_parts(data_dir), since)
     except OSError as error:
-        raise click.ClickException(f"{data_dir}: {error.strerror}") from None
+        raise click.ClickException(options.describe(data_dir, error)) from None
     if not parts:
         return EMPTY_VIEW
     files = [_quote(str(part.path)) for part in parts]

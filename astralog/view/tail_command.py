@@ -47,7 +47,10 @@ def _parse_lines(context: click.Context, option: click.Parameter, text: str | No
 @click.option("-f", "--follow", is_flag=True, help="Also show new logs as they arrive.")
 @options.apply(options.projects, options.services, options.level)
 @click.option(
-    "--grep", "text", help="Only logs with this text in message or metadata, ignoring case."
+    "--grep",
+    "text",
+    type=options.TEXT,
+    help="Only logs with this text in message or metadata, ignoring case.",
 )
 @options.apply(options.since, options.as_json, options.data_dir)
 def tail(
@@ -73,7 +76,7 @@ def tail(
     try:
         stored = find_parts(data_dir)
     except OSError as error:
-        raise click.ClickException(f"{data_dir}: {error.strerror}") from None
+        raise click.ClickException(options.describe(data_dir, error)) from None
     _show_stored(stored, lines, wanted, output)
     if any(part.is_failed for part in stored):
         sys.exit(1)  # the log names each
@@ -91,7 +94,7 @@ def _follow(data_dir: Path, lines: float, wanted: LogFilter, output: Output) -> 
     follower = Follower(data_dir)
     stored = follower.start()
     if follower.error and not isinstance(follower.error, FileNotFoundError):
-        raise click.ClickException(f"{data_dir}: {follower.error.strerror}")
+        raise click.ClickException(options.describe(data_dir, follower.error))
     _show_stored(stored, lines, wanted, output)
     del stored
     is_away = False

@@ -198,6 +198,7 @@ def test_an_unknown_level_is_pointed_out(data_dir: Path) -> None:
     result = tail(data_dir, "--json", "--level", "AUDIT")
     assert "unknown level 'AUDIT'" in result.stderr
     assert 10 == result.stdout.count('"level":"audit"') == result.stdout.count("\n")
+    assert "unknown level ''" in tail(data_dir, "--level", "").stderr
     assert "" == tail(data_dir, "--level", "ERR").stderr
 
 

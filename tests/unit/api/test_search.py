@@ -248,7 +248,14 @@ def test_cursors_have_one_length(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     "query",
     ["?n=0", "?n=1001", "?n=x", "?n=%C2%B2", "?field=x", "?field=%3Dx", "?since=soon", "?x=1"]
-    + ["?before=x", "?before=%C3%A9", "?q=", f"?field={'x.' * 16}y%3D1", f"?field={'x' * 201}%3D1"],
+    + [
+        "?since=1h&until=2h",
+        "?before=x",
+        "?before=%C3%A9",
+        "?q=",
+        f"?field={'x.' * 16}y%3D1",
+        f"?field={'x' * 201}%3D1",
+    ],
 )
 def test_malformed_queries_are_rejected(client: FlaskClient, query: str) -> None:
     response = ask(client, query)
