@@ -24,7 +24,7 @@ from astralog.intake.otlp_wire import check_size, register
 try:
     import cramjam
 except ImportError:
-    cramjam = None  # type: ignore[assignment]
+    cramjam = None  # type: ignore[assignment]  # the extra is not installed
 
 #: Bytes of the labels of a stream. Beyond it: 413 `body_too_large`; Loki's own limit is lower.
 MAX_LABEL_BYTES = 64 * 1024

@@ -137,7 +137,7 @@ def _kind(
     match field:
         case fields.List(validators=[], inner=fields.Nested(validators=[], many=None) as nested):
             item = compile_struct(nested.schema, text_fields, is_raw=is_raw)
-            return list[item]  # type: ignore[valid-type]
+            return list[item]  # type: ignore[valid-type]  # made at run time
         case fields.Dict(validators=[], key_field=None, value_field=None):
             return msgspec.Raw if is_raw else dict[str, Any]
         case fields.String() if type(field) in (fields.String, *text_fields):

@@ -108,7 +108,7 @@ def _campaign(
             world.set_window(window)
         for node in world.nodes:
             stack.enter_context(node)
-            wait_for(lambda: "delivering from" in node.forward.log())  # noqa: B023
+            wait_for(lambda: "delivering from" in node.forward.log())  # noqa: B023 (called at once)
         for _ in range(rounds):
             time.sleep(bench.random.uniform(0, LONGEST_PEACE_SECONDS))
             break_it(world)
@@ -125,7 +125,7 @@ def _finish(row: Row, world: World) -> None:
     stored: dict[Any, bytes] = {}
     for node in world.nodes:
         node.load.stop()
-        wait_for(lambda: not node.service.has_orphans())  # noqa: B023
+        wait_for(lambda: not node.service.has_orphans())  # noqa: B023 (called at once)
         node.service.stop()
         _deliver_the_rest(row, node)
         stored.update(stored_lines(node.name, node.service.files()))

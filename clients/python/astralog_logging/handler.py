@@ -174,6 +174,7 @@ class AstraLogHandler(logging.Handler):
             with suppress(Exception):
                 self.handleError(record)
 
+    # logging.Handler.flush has no timeout and returns nothing.
     def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]
         """Send all queued logs at once, and return whether all were answered in time.
 
