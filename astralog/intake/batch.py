@@ -30,11 +30,10 @@ from astralog.intake.logs import (
     encode_logs,
     load_log,
     load_valid_log,
-    name_encoding,
-    to_utf8,
 )
 from astralog.intake.options import NO_SERVICE, OnInvalid
 from astralog.intake.schema import FIELDS, Log
+from astralog.intake.strict_json import name_encoding, to_utf8
 from astralog.intake.unix_time import format_time
 from astralog.store.queue import Batch
 

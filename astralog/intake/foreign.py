@@ -18,10 +18,10 @@ from astralog.intake.decoder import (
 )
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.invalid_logs import InvalidLogs
-from astralog.intake.logs import is_utf8, parse, replace_lone_surrogates, to_utf8
 from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import MAX_REPEATED_BYTES
+from astralog.intake.strict_json import is_utf8, parse, replace_lone_surrogates, to_utf8
 from astralog.intake.unix_time import format_time
 
 

@@ -11,10 +11,11 @@ from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS, describe
-from astralog.intake.logs import load_array, load_batch, load_logs, parse, replace_lone_surrogates
+from astralog.intake.logs import load_array, load_batch, load_lines, load_objects
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.options import Options
 from astralog.intake.schema import BatchSchema
+from astralog.intake.strict_json import parse, replace_lone_surrogates
 
 #: The longest text that is decoded without a pause. Others are served between two, and one at a
 #: time is held as objects, which can take 25 times the bytes. A longer log is decoded by itself.
@@ -223,8 +224,8 @@ class JsonObjects:
         """Decode log by log, or line by line if each line has one object."""
         lines = text.strip().split(b"\n")
         if 1 < len(lines) == text.count(b"}\n{") + 1:
-            return load_logs(lines, options)
-        return load_logs([text[start:end] for start, end in find_objects(text)], options)
+            return load_objects(lines, text, options)
+        return load_objects([text[start:end] for start, end in find_objects(text)], text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand."""
@@ -301,7 +302,7 @@ class Lines:
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Decode line by line: msgspec's own `decode_lines` accepts logs that span lines."""
-        return load_logs(io.BytesIO(text).readlines(), options, text)
+        return load_lines(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand: a list of short lines takes 20 times their bytes."""

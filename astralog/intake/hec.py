@@ -20,7 +20,6 @@ from astralog.intake.decoder import RUN_BYTES, Context, Decoded
 from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.invalid_logs import describe
-from astralog.intake.logs import replace_lone_surrogates
 from astralog.intake.members import (
     LINE_BREAKS,
     NULL,
@@ -32,6 +31,7 @@ from astralog.intake.members import (
 )
 from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log
+from astralog.intake.strict_json import replace_lone_surrogates
 from astralog.intake.unix_time import format_numbers, parse_time
 
 #: Events of a body, valid or not: they are decoded within one slot, for which others wait. Beyond

@@ -1,21 +1,18 @@
-"""JSON text to logs, strictly as RFC 8259 defines it.
+"""Logs in JSON to structs, and structs to stored lines.
 
-The compiled decoder reads it; if it rejects a log, Python's own parser and marshmallow decide, and
-word the errors.
+The compiled decoder reads the JSON; if it rejects a log, Python's own parser and marshmallow
+decide, and word the errors.
 """
 
-import codecs
-import json
-import math
-import re
 from collections.abc import Mapping
+from io import BytesIO
 from operator import attrgetter
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import msgspec
 from marshmallow import ValidationError
 
-from astralog.deadlines import in_runs, in_turns, yield_if_due
+from astralog.deadlines import in_runs, in_turns
 from astralog.intake import timestamps
 from astralog.intake.columns import ALIKE_LOGS, LEAST_LINES, Columns, NotAlikeError
 from astralog.intake.decoder import encode_lines, encode_value
@@ -33,20 +30,7 @@ from astralog.intake.schema import (
     RawBatch,
     RawLog,
 )
-
-SEVERAL_OBJECTS = (
-    "; send one log per line as application/x-ndjson; with curl, use --data-binary, "
-    "since -d removes line breaks"
-)
-
-_HIGH = rb"u[dD][89abAB][0-9a-fA-F]{2}"
-_LOW = rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# Other escapes and whole pairs match too, so that the search for the next match is short.
-_ESCAPE = re.compile(rb"\\(?:%s\\%s|(%s|%s)|.)" % (_HIGH, _LOW, _HIGH, _LOW), re.DOTALL)
-
-#: Bytes of UTF-8 that are decoded without a pause: 4 ms if all of them are invalid.
-UTF8_STEP_BYTES = 256 * 1024
+from astralog.intake.strict_json import parse
 
 REQUIRED = frozenset(name for name, field in LogSchema().fields.items() if field.required)
 
@@ -83,54 +67,44 @@ _COMPLETE = _decoders(RawBatch, RawLog)
 _INCOMPLETE = _decoders(_IncompleteBatch, IncompleteLog)
 _OBJECTS = _decoders(_ObjectBatch, Members)
 _schema = LogSchema()
-_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 def load_batch(text: bytes, options: Options) -> list[Any]:
     """Return the logs of a JSON batch, as `Format.load`; raises COMPILED_ERRORS."""
-    decoders = _find_decoders(options)
-    (batch,) = _decode(decoders.batch, [text], options)
-    return _finish(batch.logs, [text], options, decoders)
+    has_breaks = _has_line_breaks(text)
+    (batch,) = _decode(_find_decoders(options).batch, [text], options, has_breaks)
+    return _finish(batch.logs, text, options, has_breaks)
 
 
 def load_array(text: bytes, options: Options) -> list[Any]:
     """Return the logs of a JSON array; else as `load_batch`."""
-    decoders = _find_decoders(options)
-    (logs,) = _decode(decoders.array, [text], options)
-    return _finish(logs, [text], options, decoders)
+    has_breaks = _has_line_breaks(text)
+    (logs,) = _decode(_find_decoders(options).array, [text], options, has_breaks)
+    return _finish(logs, text, options, has_breaks)
 
 
-def load_logs(texts: list[bytes], options: Options, lines: bytes = b"") -> list[Any]:
-    """Return the logs in JSON texts, one per text; else as `load_batch`.
+def load_objects(texts: list[bytes], text: bytes, options: Options) -> list[Any]:
+    """Return the logs in the parts `texts` of a text, one per part; else as `load_batch`."""
+    has_breaks = _has_line_breaks(text)
+    logs = _decode(_find_decoders(options).log, texts, options, has_breaks)
+    return _finish(logs, text, options, has_breaks)
 
-    `lines` is the text that was split into them by LF, if it was: it is checked at once.
-    """
-    decoders = _find_decoders(options)
-    if lines and options.moves_unknown and len(texts) >= LEAST_LINES:
+
+def load_lines(text: bytes, options: Options) -> list[Any]:
+    """Return the logs in the lines of a text; else as `load_batch`."""
+    lines = BytesIO(text).readlines()  # by LF, twice as fast as `split`
+    if options.moves_unknown and len(lines) >= LEAST_LINES:
         try:
-            return move_lines(texts, options)
+            return move_lines(lines, options)
         except (NotAlikeError, ValueError):
             pass
-    logs = _decode(decoders.log, texts, options, lines)
-    if lines:
-        return _finish(logs, [lines], options, decoders, line_breaks=b"\r")
-    return _finish(logs, texts, options, decoders)
+    has_breaks = b"\r" in text and text.count(b"\r") != text.count(b"\r\n")
+    logs = _decode(_find_decoders(options).log, lines, options, has_breaks)
+    return _finish(logs, text, options, has_breaks)
 
 
-def _decode(
-    decoder: msgspec.json.Decoder[Any], texts: list[bytes], options: Options, lines: bytes = b""
-) -> list[Any]:
-    """Return the values of texts; members that keep their text have no line breaks."""
-    values = list(map(decoder.decode, texts))
-    if not options.moves_fields:
-        return values
-    if lines:
-        has_breaks = b"\r" in lines and lines.count(b"\r") != lines.count(b"\r\n")
-    else:
-        has_breaks = any(b"\n" in text or b"\r" in text for text in texts)
-    if has_breaks:
-        return [decoder.decode(text.translate(None, LINE_BREAKS)) for text in texts]
-    return values
+def _has_line_breaks(text: bytes) -> bool:
+    return b"\n" in text or b"\r" in text
 
 
 def _find_decoders(options: Options) -> _Decoders:
@@ -139,39 +113,37 @@ def _find_decoders(options: Options) -> _Decoders:
     return _OBJECTS if options.moves_fields else _INCOMPLETE
 
 
-def _finish(
-    logs: list[Any],
-    texts: list[bytes],
-    options: Options,
-    decoders: _Decoders,
-    line_breaks: bytes = LINE_BREAKS,
+def _decode(
+    decoder: msgspec.json.Decoder[Any], texts: list[bytes], options: Options, has_breaks: bool
 ) -> list[Any]:
-    """Return decoded logs, changed by the options, with metadata and timestamps as stored."""
-    if decoders is _OBJECTS:
-        for text in texts:
-            _check_utf8(text)
+    """Return the values of texts; those that keep their members as text have no line breaks.
+
+    Each is decoded with its line breaks first: JSON allows none within a string.
+    """
+    values = list(map(decoder.decode, texts))
+    if has_breaks and options.moves_fields:
+        return [decoder.decode(text.translate(None, LINE_BREAKS)) for text in texts]
+    return values
+
+
+def _finish(logs: list[Any], text: bytes, options: Options, has_breaks: bool) -> list[Any]:
+    """Return the decoded logs of a text as they are stored, changed by the options."""
+    _check_utf8(text)
+    if options.moves_fields:
         return _change(logs, options)
-    _clean_metadata(logs, texts, line_breaks)
-    if decoders is _INCOMPLETE:
+    if has_breaks:
+        _remove_line_breaks(logs)
+    if options.defaults:
         _fill_in(logs, options.defaults)
     return store_timestamps(logs)
 
 
-def _clean_metadata(logs: list[Any], texts: list[bytes], line_breaks: bytes) -> None:
-    """Check that metadata, which stays encoded, is UTF-8, and remove its line breaks.
-
-    In a string JSON has them escaped. Raises ValueError.
-    """
-    has_breaks = False
-    for text in texts:
-        _check_utf8(text)
-        for character in line_breaks:
-            has_breaks = has_breaks or character in text
-    if has_breaks:
-        for log in logs:
-            metadata = bytes(log.metadata)
-            if b"\n" in metadata or b"\r" in metadata:
-                log.metadata = msgspec.Raw(metadata.translate(None, LINE_BREAKS))
+def _remove_line_breaks(logs: list[Any]) -> None:
+    """Remove line breaks from metadata, which stays encoded; JSON escapes those in strings."""
+    for log in logs:
+        metadata = bytes(log.metadata)
+        if b"\n" in metadata or b"\r" in metadata:
+            log.metadata = msgspec.Raw(metadata.translate(None, LINE_BREAKS))
 
 
 def _fill_in(logs: list[Any], defaults: Mapping[str, str]) -> None:
@@ -223,7 +195,7 @@ def load_valid_log(text: bytes, options: Options) -> Any:
 
 
 def _load_compiled(text: bytes, options: Options) -> Any:
-    logs = load_logs([text], options)
+    logs = load_objects([text], text, options)
     check_metadata(logs)
     return logs[0]
 
@@ -338,91 +310,3 @@ def store_timestamps(logs: list[Any]) -> list[Any]:
         for log, timestamp in zip(logs, stored, strict=True):
             log.timestamp = timestamp
     return logs
-
-
-def parse(body: bytes) -> Any:
-    """Return the value of the JSON text in `body`.
-
-    Raises ValueError, worded for the client, for invalid UTF-8, a malformed text, NaN, Infinity,
-    numbers beyond a double or 4,300 digits, and nesting too deep.
-    """
-    try:
-        text = body.decode("utf-8")
-        return json.loads(text, parse_constant=_reject_constant, parse_float=_parse_float)
-    except UnicodeDecodeError as error:
-        problem = name_encoding(body) or f"invalid UTF-8 at byte {error.start}"
-    except json.JSONDecodeError as error:
-        problem = name_encoding(body) or f"{error}{_hint(error)}"
-    except RecursionError:
-        problem = "nested too deep"
-    raise ValueError(problem)
-
-
-def name_encoding(body: bytes) -> str:
-    """Return the reason why a text is not plain UTF-8: a byte order mark or UTF-16; else "".
-
-    A JSON text begins with two ASCII characters (RFC 4627, 3), unless it is a single digit.
-    """
-    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in body[:2]:
-        return "it is UTF-16 or UTF-32; send UTF-8"
-    if body.startswith(codecs.BOM_UTF8):
-        return "it begins with a byte order mark; send it without"
-    return ""
-
-
-def _hint(error: json.JSONDecodeError) -> str:
-    """Return a hint for the error of a text with several objects in one line, "" for others."""
-    is_extra = error.msg == "Extra data" and error.doc[error.pos] == "{"
-    return SEVERAL_OBJECTS if is_extra and "\n" not in error.doc[: error.pos] else ""
-
-
-def replace_lone_surrogates(body: bytes) -> bytes:
-    """Return the JSON text with U+FFFD for each lone half of a surrogate pair.
-
-    JavaScript writes such halves when it cuts a text inside an emoji.
-    """
-    if not _SURROGATE.search(body):
-        return body
-    replaced = bytearray()
-    end = 0
-    for match in in_turns(_ESCAPE.finditer(body)):
-        if match[1]:
-            replaced += body[end : match.start()] + b"\\ufffd"
-            end = match.end()
-    return bytes(replaced + body[end:]) if end else body
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _parse_float(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"number out of range: {text[:20]}")
-    return number
-
-
-def is_utf8(text: bytes) -> bool:
-    """Return whether a text of any length is valid UTF-8."""
-    if text.isascii():
-        return True
-    decoder = _new_utf8_decoder()
-    try:
-        for start in range(0, len(text), UTF8_STEP_BYTES):
-            decoder.decode(text[start : start + UTF8_STEP_BYTES])
-            yield_if_due()
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def to_utf8(text: bytes) -> bytes:
-    """Return the text with U+FFFD for invalid UTF-8; it may need three times the bytes."""
-    decoder = _new_utf8_decoder(errors="replace")
-    pieces = []
-    for start in range(0, len(text), UTF8_STEP_BYTES):
-        pieces.append(decoder.decode(text[start : start + UTF8_STEP_BYTES]).encode())
-        yield_if_due()
-    return b"".join([*pieces, decoder.decode(b"", final=True).encode()])

@@ -16,9 +16,9 @@ from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS, reject_values
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, valid_utf8
-from astralog.intake.logs import name_encoding, replace_lone_surrogates
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import Log
+from astralog.intake.strict_json import name_encoding, replace_lone_surrogates
 from astralog.intake.unix_time import format_nanoseconds
 
 #: Labels that name the service, and labels or structured metadata that name the level.

@@ -19,9 +19,9 @@ from astralog.errors import Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS
 from astralog.intake.decoder import STEP_BYTES, Context, Decoded, LineWriter, escaped_size, finish
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.logs import name_encoding
 from astralog.intake.options import NO_LEVEL, NO_SERVICE, OnInvalid
 from astralog.intake.schema import Log
+from astralog.intake.strict_json import name_encoding
 from astralog.intake.unix_time import format_time
 
 #: Bytes of lines that an export may take beyond MAX_GROWTH times its own: a resource's

@@ -15,7 +15,6 @@ import msgspec
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection
 from astralog.intake.batch import LONG_BODY_COMMAS, LONG_LOG_COMMAS, find_excess
-from astralog.intake.logs import replace_lone_surrogates, to_utf8
 from astralog.intake.otlp import (
     LEVELS,
     MAX_ATTRIBUTES,
@@ -33,6 +32,7 @@ from astralog.intake.otlp import (
     number_value,
     try_read,
 )
+from astralog.intake.strict_json import replace_lone_surrogates, to_utf8
 
 Value = TypeVar("Value")
 

@@ -20,8 +20,8 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 
 from astralog.deadlines import in_turns
 from astralog.errors import Rejection
-from astralog.intake.logs import to_utf8
 from astralog.intake.otlp import MAX_VALUES
+from astralog.intake.strict_json import to_utf8
 
 #: Types of fields, the last three bits of a tag, and the bytes of those whose content has a size.
 VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)

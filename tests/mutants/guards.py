@@ -210,7 +210,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "metadata without line breaks",
-        "astralog.intake.logs:_clean_metadata",
+        "astralog.intake.logs:_finish",
         "    if has_breaks:",
         "    if False:",
         ("tests/unit/intake/test_batch.py", "-k", "byte_for_byte"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astralog.intake.logs import parse, replace_lone_surrogates
+from astralog.intake.strict_json import parse, replace_lone_surrogates
 
 
 @pytest.mark.parametrize(

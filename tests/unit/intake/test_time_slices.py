@@ -9,8 +9,8 @@ import pytest
 from astralog.deadlines import ITEMS_PER_CHECK, PAUSE_SECONDS, hub_time
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.logs import UTF8_STEP_BYTES, replace_lone_surrogates, to_utf8
 from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.strict_json import UTF8_STEP_BYTES, replace_lone_surrogates, to_utf8
 from tests.support.decoding import encode_batch, encode_lines, make_context
 from tests.support.service import make_log
 
