@@ -298,6 +298,8 @@ def _run_child(
             with open(fds[0], "wb") as pipe:
                 _search(parts[number].read_here(limit), select, _Sender(pipe))
             parent_socket.send(_DONE)
+    except ConnectionError:  # the parent ended
+        pass
     except Exception:
         traceback.print_exc()
     finally:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -151,7 +152,8 @@ def search(
     except OSError as error:
         raise Failed(options.describe(data_dir, error)) from None
     try:
-        run = _Run(parts, wanted.select, limit, None if count else Output(as_json=as_json))
+        output = Output(as_json=as_json)
+        run = _Run(parts, wanted.select, limit, None if count else output)
         run.show(has_context=has_context, as_json=as_json)
         if count:
             click.echo(run.found)
@@ -174,6 +176,12 @@ def _compile(text: str, *, match_case: bool) -> re.Pattern[str]:
     except (re.error, OverflowError) as error:
         problem = str(error)
     raise click.UsageError(f"not a regular expression: {problem}")
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Raise KeyboardInterrupt at Ctrl-C; another one ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 class _Run:
@@ -199,11 +207,12 @@ class _Run:
 
     def show(self, *, has_context: bool, as_json: bool) -> None:
         """Print the results; Ctrl-C reports the searched share and ends the process."""
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # it may be ignored
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         found = self._arrivals()
         lines = unpack(found) if has_context else (arrival.line for arrival in found)
+        is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         try:
+            if not is_ignored:
+                signal.signal(signal.SIGINT, _interrupt)
             if self._output:
                 self._output.write(line for line in lines if line != GAP or not as_json)
             else:
@@ -214,6 +223,8 @@ class _Run:
             click.echo(f"astralog search: interrupted: {self._describe()}", err=True)
             sys.exit(INTERRUPTED)
         finally:
+            if not is_ignored:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
             self._processes.close()
 
     def _arrivals(self) -> Iterator[Arrival]:

@@ -116,7 +116,7 @@ def _copy(connection: Any, query: str, output_format: str) -> None:
     """Write a result to stdout through a pipe, since DuckDB opens its output by name."""
     reading, writing = os.pipe()
     failures: list[OSError] = []
-    copier = threading.Thread(target=_copy_to_stdout, args=(reading, failures))
+    copier = threading.Thread(target=_copy_to_stdout, args=(connection, reading, failures))
     copier.start()
     try:
         connection.execute(COPY.format(query=query, fd=writing, format=output_format))
@@ -127,11 +127,14 @@ def _copy(connection: Any, query: str, output_format: str) -> None:
             raise failures[0]
 
 
-def _copy_to_stdout(fd: int, failures: list[OSError]) -> None:
-    """Copy a pipe to stdout; if stdout fails, DuckDB's next write fails too."""
+def _copy_to_stdout(connection: Any, fd: int, failures: list[OSError]) -> None:
+    """Copy a pipe to stdout; if stdout fails, end the query, and read what it still writes."""
     with open(fd, "rb") as source:
         try:
             shutil.copyfileobj(source, sys.stdout.buffer)
             sys.stdout.buffer.flush()
         except OSError as error:
             failures.append(error)
+            connection.interrupt()
+            with open(os.devnull, "wb") as nothing:
+                shutil.copyfileobj(source, nothing)

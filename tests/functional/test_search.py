@@ -148,16 +148,15 @@ def test_unreadable_segment_exits_2_after_the_rest(tmp_path: Path) -> None:
     assert f"cannot read {make_name(0)}" in result.stderr
 
 
-def test_full_output_exits_2(data_dir: Path) -> None:
-    for options in ("", "--count"):
-        command = f"{COMMAND} search {options} --data-dir {data_dir} > /dev/full"
-        result = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, check=False
-        )
-        assert (result.returncode, result.stderr) == (
-            2,
-            "Error: cannot write: No space left on device\n",
-        )
+@pytest.mark.parametrize("options", ["", "--count"])
+@pytest.mark.parametrize(
+    ("redirection", "reason"),
+    [("> /dev/full", "No space left on device"), (">&-", "stdout is closed")],
+)
+def test_lost_output_exits_2(data_dir: Path, options: str, redirection: str, reason: str) -> None:
+    command = f"{COMMAND} search {options} --data-dir {data_dir} {redirection}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (2, f"Error: cannot write: {reason}\n")
 
 
 def test_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
@@ -178,6 +177,20 @@ def interrupt(event, details):
         os.kill(os.getpid(), signal.SIGINT)
 sys.addaudithook(interrupt)
 from astralog.cli import main
+main(["search", "--data-dir", "{tmp_path}"])
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.parametrize("moment", ["search._Run._remove_bar", "processes.Processes.close"])
+def test_interruption_of_the_end_is_quiet(tmp_path: Path, moment: str) -> None:
+    """As a second Ctrl-C is; it does not look as if nothing was found."""
+    code = f"""
+import os, signal
+from astralog.cli import main
+from astralog.view import processes, search
+{moment} = lambda self: os.kill(os.getpid(), signal.SIGINT)
 main(["search", "--data-dir", "{tmp_path}"])
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

@@ -89,6 +89,18 @@ def test_errors_are_reported_without_a_traceback(data_dir: Path, tmp_path: Path)
     assert (result.returncode, result.stderr) == (1, message)
 
 
+@pytest.mark.parametrize("output_format", ["table", "csv"])
+def test_lost_output_is_one_line(data_dir: Path, output_format: str) -> None:
+    """Also if the query has more rows, which DuckDB still writes."""
+    query = "FROM range(100000)"
+    command = (
+        f"{COMMAND} sql --data-dir \"{data_dir}\" --format {output_format} '{query}' > /dev/full"
+    )
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    expected = (1, "Error: cannot write: No space left on device\n")
+    assert (result.returncode, result.stderr) == expected
+
+
 def test_missing_duckdb_is_one_line(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "duckdb.py").write_text("raise ImportError")
     result = run("sql", data_dir, "SELECT 1", PYTHONPATH=str(tmp_path))

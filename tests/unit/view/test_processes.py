@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,20 @@ def test_full_pipes_do_not_stop_the_merge(
         make_segment(data_dir, make_name(500, 100 + number), *lines, changed=600)
     expected = [arrival.line for arrival in oldest_arrivals(find_parts(data_dir), WANTED.select)]
     assert read(data_dir, 2) == expected
+
+
+def test_process_ends_quietly_after_its_parent(capfd: pytest.CaptureFixture[str]) -> None:
+    """Also if the parent has not received that the last segment was done."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.send(b".")
+    ours.close()
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        processes_module._run_child([], not_blank, None, parent, theirs)
+    os.waitpid(pid, 0)
+    theirs.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_killed_process_fails_its_segment(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
