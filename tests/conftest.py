@@ -5,13 +5,11 @@ examples of each property, which takes half an hour; of requests it tries 2,000 
 profile `quick`, which `make test-quick` uses, tries a tenth of the examples.
 """
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import greenlet
 import hypothesis
 import pytest
 from flask import Flask
@@ -20,7 +18,7 @@ from flask.testing import FlaskClient
 from astralog import log
 from astralog.app import create_app, services_of
 from astralog.settings import Settings
-from tests.support.blocked_hub import HubMonitor
+from tests.support.blocked_hub import LIMIT_SECONDS, HubMonitor, monitored_hub
 from tests.support.fake_system import BreakOs, Disk, Fault
 from tests.support.service import TOKEN, heed_signals
 
@@ -35,15 +33,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-
-def pytest_collection_finish() -> None:
-    """Exempt the collected tests from garbage collection.
-
-    There are thousands: a full collection took up to 0.45 s of CPU, which counted as a blocked hub.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +83,8 @@ def hub_reports() -> Iterator[list[str]]:
 @pytest.fixture
 def hub_monitor(hub_reports: list[str]) -> Iterator[HubMonitor]:
     """Return a monitor of the hub, which ignores the test's own greenlet unless asked."""
-    monitor = HubMonitor(hub_reports.append, exempt=greenlet.getcurrent())
-    yield monitor
-    monitor.stop()
+    with monitored_hub(hub_reports.append, LIMIT_SECONDS) as monitor:
+        yield monitor
 
 
 @pytest.fixture
