@@ -10,9 +10,13 @@ JOBS ?= $(shell expr 2 '*' $$(nproc))
 COMPILE := $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	--no-strip-extras --generate-hashes --custom-compile-command "make lock"
 
+# The scripts of an environment hold its path, so in a directory that was moved or copied it is made anew.
+IS_MOVED := $(filter-out $(CURDIR),$(shell cat $(VENV)/.installed 2>/dev/null))
+
 # Megabytes for the environment and pip's temporary files.
 INSTALL_MB := 200
 
+.PHONY: $(if $(IS_MOVED),$(VENV)/.installed)
 $(VENV)/.installed: requirements/base.lock setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo 'make: $(PYTHON) is not Python 3.11 or later; install it, or name one: make $(or $(firstword $(MAKECMDGOALS)),run) PYTHON=python3.12'; exit 1; }
@@ -22,10 +26,10 @@ $(VENV)/.installed: requirements/base.lock setup.cfg pyproject.toml
 		{ echo 'make: $(CURDIR) is read-only, or not yours; use a directory that you may write to'; exit 1; }
 	@test "$$(df -Pk $(VENV) | awk 'NR == 2 {print int($$4 / 1024)}')" -ge $(INSTALL_MB) || \
 		{ echo 'make: less than $(INSTALL_MB) MB are free for $(CURDIR)/$(VENV); free some space'; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(IS_MOVED),--clear) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/base.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	echo '$(CURDIR)' > $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock

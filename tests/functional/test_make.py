@@ -1,4 +1,4 @@
-"""`make` names a missing requirement of the installation in one line."""
+"""`make` installs where it has to, and names a missing requirement in one line."""
 
 import shutil
 import subprocess
@@ -79,3 +79,22 @@ def test_read_only_directory_is_named(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
         line = fail_to_run(directory)
     assert "is read-only, or not yours" in line
+
+
+def planned(directory: Path) -> str:
+    """Return the commands that `make install` would run."""
+    command = ["make", "--no-print-directory", "--dry-run", "install", "VENV=.venv"]
+    return subprocess.check_output(command, cwd=directory, text=True, timeout=TIMEOUT_SECONDS)
+
+
+def test_environment_of_a_moved_clone_is_made_anew(tmp_path: Path) -> None:
+    """The scripts of an environment hold its path."""
+    clone, moved = tmp_path / "a clone", tmp_path / "another place"
+    (clone / ".venv").mkdir(parents=True)
+    copy_inputs(clone)
+    command = planned(clone).splitlines()[-1]
+    assert f"echo '{clone}' > .venv/.installed" == command
+    subprocess.run(command, cwd=clone, shell=True, check=True)
+    assert "Nothing to be done" in planned(clone)
+    clone.rename(moved)
+    assert "venv --clear .venv" in planned(moved)
