@@ -34,7 +34,7 @@ _FORMS = tuple(
     for form in (
         rf"({_EXTENDED_DATE})(?:[Tt]([0-9]{{2}}|{_EXTENDED_TIME})([Zz]|{_OFFSET})?)?",
         rf"({_BASIC_DATE})(?:[Tt]({_BASIC_TIME})([Zz]|{_OFFSET})?)?",
-        rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}) ({_EXTENDED_TIME})(?: ?(Z|UTC|{_OFFSET}))?",
+        rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}) ({_EXTENDED_TIME})(?: ?([Zz]|UTC|{_OFFSET}))?",
     )
 )
 
