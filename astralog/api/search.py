@@ -1,7 +1,8 @@
 """GET /v1/search: stored logs as NDJSON, newest first, or a stream of new logs."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -11,6 +12,7 @@ from gevent.event import Event
 from astralog.api.responses import make_private
 from astralog.auth import Tokens
 from astralog.errors import Rejection
+from astralog.intake.body import Environ
 from astralog.intake.options import bad_parameter, parse_query
 from astralog.settings import Settings
 from astralog.store.merge import NOTHING, Remaining
@@ -69,13 +71,19 @@ class Streams:
         """End all streams within STREAM_POLL_SECONDS, plus the slot that is in use."""
         self.is_stopping.set()
 
-    def open(self, turns: OneAtATime, directory: Path, wanted: LogFilter) -> Response:
-        """Return the response that streams; raises Rejection and OSError."""
+    def open(
+        self,
+        turns: OneAtATime,
+        directory: Path,
+        wanted: LogFilter,
+        is_granted: Callable[[], bool],
+    ) -> Response:
+        """Return the response that streams while it is granted; raises Rejection and OSError."""
         if self.count >= MAX_STREAMS:
             message = f"This worker has {MAX_STREAMS} streams of logs already; retry later."
             raise Rejection("search_busy", message)
         self.count += 1
-        stream = _Stream(self, turns, LogStream(directory, wanted))
+        stream = _Stream(self, turns, LogStream(directory, wanted), is_granted)
         try:
             turns.run(stream.logs.start)
         except BaseException:
@@ -89,8 +97,15 @@ class Streams:
 class _Stream:
     """One stream, from its request to the end of its response."""
 
-    def __init__(self, streams: Streams, turns: OneAtATime, logs: LogStream) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        turns: OneAtATime,
+        logs: LogStream,
+        is_granted: Callable[[], bool],
+    ) -> None:
         self.logs = logs
+        self._is_granted = is_granted
         self._streams = streams
         self._turns = turns
         self._is_closed = False
@@ -100,7 +115,9 @@ class _Stream:
         yield HEARTBEAT
         sent_at = time.monotonic()
         end = sent_at + STREAM_SECONDS
-        while not self._streams.is_stopping.wait(STREAM_POLL_SECONDS) and time.monotonic() < end:
+        while not self._streams.is_stopping.wait(STREAM_POLL_SECONDS):
+            if time.monotonic() >= end or not self._is_granted():
+                return
             lines = self._poll()
             if lines:
                 yield b"".join(line + b"\n" for line in lines)
@@ -140,8 +157,9 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
         query = parse_query(request.environ["QUERY_STRING"], PARAMETERS)
         wanted = filter_of(token, query)
         if _is_following(query):
+            is_granted = partial(_has_token, tokens, request.environ, token)
             try:
-                return _as_ndjson(streams.open(turns, settings.data_dir, wanted))
+                return _as_ndjson(streams.open(turns, settings.data_dir, wanted, is_granted))
             except OSError:
                 raise unreadable() from None
         rest = _parse_cursor(logs, query)
@@ -154,6 +172,14 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
         return response
 
     return blueprint
+
+
+def _has_token(tokens: Tokens, environ: Environ, token: Token) -> bool:
+    """Return whether a request still has this token, with the same grants."""
+    try:
+        return tokens.authorize(environ, Scope.READ) == token
+    except Rejection:
+        return False
 
 
 def filter_of(token: Token, query: dict[str, str]) -> LogFilter:
@@ -181,7 +207,8 @@ def _parse_moment(query: dict[str, str], name: str) -> str | None:
     try:
         return parse_moment(query[name])
     except ValueError as error:
-        raise Rejection("bad_request", f"{name}: {error}") from None
+        hint = " In a URL, + is written as %2B." if " " in query[name] else ""
+        raise Rejection("bad_request", f"{name}: {error}{hint}") from None
 
 
 def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:

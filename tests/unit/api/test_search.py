@@ -262,6 +262,11 @@ def test_malformed_queries_are_rejected(client: FlaskClient, query: str) -> None
     assert (response.status_code, response.get_json()["code"]) == (400, "bad_request")
 
 
+def test_a_plus_in_a_time_is_explained(client: FlaskClient) -> None:
+    response = ask(client, "?since=2024-05-31T15:30:45+02:00")
+    assert response.get_json()["message"].endswith("In a URL, + is written as %2B.")
+
+
 def test_a_token_is_needed(client: FlaskClient) -> None:
     assert ask(client, token="other").status_code == 401
     assert client.get("/v1/search").status_code == 401

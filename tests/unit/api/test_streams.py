@@ -104,6 +104,21 @@ def test_heartbeats_show_that_a_stream_lives(app: Flask, monkeypatch: pytest.Mon
     response.close()
 
 
+@pytest.mark.parametrize("content", ["other a\n", "bound b\n", "bound a allow=write\n"])
+def test_change_of_a_token_ends_its_streams(
+    app: Flask, settings: Settings, tmp_path: Path, content: str
+) -> None:
+    """Not those of others; none sends a log that its token may no longer read."""
+    changed, other = follow(app, "", "bound"), follow(app)
+    write_tokens(tmp_path / "tokens", content)
+    services_of(app).tokens.check()
+    add(settings, 1, project_id="a")
+    assert changed.data == search.HEARTBEAT
+    assert next(messages(other)) == "m1"
+    changed.close()
+    other.close()
+
+
 def test_stop_ends_streams(app: Flask) -> None:
     response = follow(app)
     services_of(app).streams.stop()
