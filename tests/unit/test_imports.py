@@ -46,10 +46,18 @@ def package_of(path: Path) -> str:
     return path.stem if path.stem in ("app", "cli") else "base"
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all statements within a node."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):
+            yield child
+            yield from statements(child)
+
+
 def imports_below(directory: Path) -> Iterator[tuple[Path, str]]:
     """Yield each module of a directory with the full name of each of its imports."""
     for path in sorted(directory.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in statements(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 yield from ((path, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

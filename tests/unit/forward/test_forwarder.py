@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as properties
 
 from astralog.forward import chunks
 from astralog.forward import cursor as nodes
@@ -503,7 +504,7 @@ def test_node_is_fixed_before_the_first_insert(
     assert forward_state.read_node(settings.data_dir) == "n"
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(min(60, properties().max_examples * 3 // 10)))
 def test_any_failures_and_restarts(
     settings: Settings, server: FakeServer, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from astralog.api import elasticsearch
 from astralog.errors import Rejection
+from astralog.intake import batch, decoder, invalid_logs
 from astralog.intake.batch import SLOW_PIECE_BYTES, decode_json, decode_lines
 from astralog.intake.decoder import RUN_BYTES, Decoded
 from astralog.intake.formats import LINES, PIECE_BYTES
@@ -356,11 +357,18 @@ INVALID_LOGS = {
 
 @pytest.mark.parametrize("decode", DECODERS)
 @pytest.mark.parametrize("name", INVALID_LOGS)
-@pytest.mark.parametrize("count", [COUNTED_LOGS, 5 * COUNTED_LOGS])
+@pytest.mark.parametrize("count", [COUNTED_LOGS // 10, COUNTED_LOGS // 2])
 def test_the_valid_logs_are_stored_however_many_are_invalid(
-    decode: Any, name: str, count: int
+    monkeypatch: pytest.MonkeyPatch, decode: Any, name: str, count: int
 ) -> None:
     """All invalid ones are counted and the first ones described, also in a long body."""
+    for module, limit in (
+        (invalid_logs, "COUNTED_LOGS"),
+        (batch, "FAST_BYTES"),
+        (decoder, "FAST_BYTES"),
+        (batch, "SLOW_PIECE_BYTES"),
+    ):
+        monkeypatch.setattr(module, limit, getattr(module, limit) // 10)
     valid = [make_log(message=str(number)) for number in range(3)]
     half = [INVALID_LOGS[name]] * (count // 2)
     decoded = decoded_with(

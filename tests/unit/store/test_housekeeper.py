@@ -13,7 +13,14 @@ import pytest
 
 from astralog.settings import Settings
 from astralog.store import files, housekeeper
-from astralog.store.housekeeper import POLL_SECONDS, STALE_SECONDS, DiskUsage, Housekeeper
+from astralog.store.housekeeper import (
+    POLL_SECONDS,
+    SLICE_SECONDS,
+    STALE_SECONDS,
+    STEP_SEGMENTS,
+    DiskUsage,
+    Housekeeper,
+)
 from tests.support import foreign
 from tests.support.fake_system import BreakOs, Disk
 from tests.unit.store.segments import opened, plain
@@ -318,7 +325,7 @@ def test_retention_is_applied(make: Make, tmp_path: Path) -> None:
 
 def test_nothing_is_removed_before_all_segments_are_known(make: Make, tmp_path: Path) -> None:
     """The oldest are removed first, though a directory may list them last."""
-    count = 3000
+    count = 5 * STEP_SEGMENTS
     for number in range(count):
         (tmp_path / plain(number)).write_bytes(b"x")
     one = make(retain_bytes=count - 10)
@@ -379,9 +386,12 @@ def test_numbers_of_a_disk_that_hangs_are_not_shown(
     assert one.disk_usage is not None
 
 
-def test_poll_is_done_in_short_steps(make: Make, tmp_path: Path) -> None:
+def test_poll_is_done_in_short_steps(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many segments take many steps, and requests are served between them."""
-    for number in range(3000):
+    monkeypatch.setattr(housekeeper, "SLICE_SECONDS", SLICE_SECONDS / 6)
+    for number in range(500):
         (tmp_path / plain(number)).touch()
     one = make()
     steps = 0

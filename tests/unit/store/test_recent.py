@@ -201,10 +201,12 @@ def test_only_the_newest_segments_are_read(data_dir: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_other_files_hide_no_segment(segment: Path) -> None:
+def test_other_files_hide_no_segment(segment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, with any names, they are neither read nor waited for."""
+    monkeypatch.setattr(recent, "MAX_SEGMENTS", 20)
+    monkeypatch.setattr(recent, "MAX_FOLLOWED", 5)
     foreign.make_all(segment.parent)
-    for number in range(3 * MAX_SEGMENTS):
+    for number in range(3 * recent.MAX_SEGMENTS):
         (segment.parent / f"9{number}.ndjson").touch()
         (segment.parent / f"9{number}.ndjson.open").touch()
     poller = Poller(segment.parent)
