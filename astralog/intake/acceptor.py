@@ -24,6 +24,7 @@ from astralog.intake.options import (
 )
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys.claims import Claim, Key
+from astralog.store.memory_budget import HEAD_BYTES_KEY
 from astralog.tokens_file import Scope, Token
 
 
@@ -65,9 +66,6 @@ class Accepted(NamedTuple):
 #: the memory reserved for both; raises Rejection.
 Inflate = Callable[[bytes, Reservation], bytes]
 
-#: The key of the environ under which the server passes the size of the request's head.
-HEAD_BYTES = "astralog.head_bytes"
-
 
 class Acceptor:
     """Authenticate, admit, read, decode, commit and count requests."""
@@ -107,7 +105,7 @@ class Acceptor:
                 if options.on_invalid is OnInvalid.KEEP:
                     require_project(options, token.projects)
             key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
-            head_bytes = environ.get(HEAD_BYTES, 0)
+            head_bytes = environ.get(HEAD_BYTES_KEY, 0)
             reservation = self._queue.admit(token.digest, head_bytes)
             body = self._bodies.read(environ, reservation)
             body = inflate(body, reservation) if inflate else body

@@ -22,6 +22,7 @@ from werkzeug.http import http_date
 
 from astralog.errors import Rejection, mebibytes
 from astralog.server.limits import DISCARD_BYTES, WRITE_STEP_BYTES, ConnectionLimits, Flow
+from astralog.store.memory_budget import HEAD_BYTES_KEY
 
 #: The longest head, the most headers in it, and the longest header with its line end.
 #: Beyond it: 400 `bad_request`.
@@ -413,7 +414,7 @@ class Request(message.Request):
             "SERVER_PORT": port,
             "REMOTE_ADDR": peer,
             "REMOTE_PORT": peer_port,
-            "astralog.head_bytes": len(self.uri) + sum(map(len, chain(*self.headers))),
+            HEAD_BYTES_KEY: len(self.uri) + sum(map(len, chain(*self.headers))),
         }
         for field, value in self.headers:
             name = field.replace("-", "_")

@@ -22,14 +22,8 @@ from astralog.store.forward_state import DeliveredSegments
 from astralog.store.housekeeper import Housekeeper, MayRemove
 from astralog.store.keys.claims import Claim, Key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
-from astralog.store.queue import (
-    Batch,
-    BatchQueue,
-    CountStored,
-    MemoryBudget,
-    MemoryReservation,
-    QueuedBatch,
-)
+from astralog.store.memory_budget import MemoryBudget, MemoryReservation
+from astralog.store.queue import Batch, BatchQueue, CountStored, QueuedBatch
 from astralog.store.writer import MAINTENANCE_SECONDS, Starts, Storage
 from astralog.threads import DiskThreads, call_in_thread, spawn_in_thread
 

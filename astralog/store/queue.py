@@ -1,6 +1,5 @@
-"""The write queue of a worker: its memory budget, its batches and their commit groups."""
+"""The write queue of a worker: its batches and their commit groups."""
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,148 +10,10 @@ import gevent
 from gevent.hub import Waiter
 from gevent.queue import Queue
 
-from astralog import errors
 from astralog.deadlines import TimeLimit
 from astralog.errors import Cause, Rejection, commit_timeout
-from astralog.settings import PREFIX
 from astralog.store.keys.claims import Claim, Outcome
-
-log = logging.getLogger(__name__)
-
-#: Charged for each request in addition to its bytes, for the objects that represent it.
-OVERHEAD_BYTES = 1024
-
-#: Share of the budget that one of several tokens may use; a quarter remains for the others.
-TOKEN_SHARE = 3 / 4
-
-#: Multiple of the budget that a request may use if it is alone: for the largest allowed body,
-#: its lines, and the memory for decoding it.
-ALONE_SHARE = 3
-
-
-class MemoryBudget:
-    """A budget of `limit` bytes, from which each request reserves its memory.
-
-    While `are_tokens_several`, none of them may hold more than TOKEN_SHARE of it.
-    """
-
-    def __init__(self, limit: int, are_tokens_several: Callable[[], bool] = lambda: False) -> None:
-        self.limit = limit
-        self.token_limit = int(limit * TOKEN_SHARE)
-        self._are_tokens_several = are_tokens_several
-        self.reserved = 0  # bytes
-        self._held: dict[bytes, int] = {}  # by token, except those that hold nothing
-        self._rejected = 0  # since the budget was last half free
-
-    @property
-    def is_full(self) -> bool:
-        """Return whether the next request will probably be rejected.
-
-        A token that has used up its share alone does not make the budget full.
-        """
-        is_above_share = self.reserved > self.token_limit
-        return self._rejected > 0 and (is_above_share or not self._are_tokens_several())
-
-    def reserve(self, more: int, token: bytes, size: int) -> None:
-        """Reserve `more` bytes for a request of a token, which already holds `size` bytes.
-
-        Raises Rejection as `check` does.
-        """
-        reserved = self.reserved + more
-        held = self._held.get(token, 0) + more
-        if held > self.token_limit or reserved > self.limit:
-            self.check(more, token, size)  # a request alone in the queue may exceed a limit
-        self.reserved = reserved
-        self._held[token] = held
-
-    def check(self, more: int, token: bytes, size: int) -> None:
-        """Raise Rejection if `more` bytes cannot be reserved.
-
-        Its code is `queue_full` if they do not fit now, `body_too_large` if they never will.
-        """
-        held = self._held.get(token, 0) + more
-        if held > self.token_limit and self._are_tokens_several():
-            raise self._exceeds_share(size + more)
-        if self.reserved + more > self.limit:
-            most = ALONE_SHARE * self.limit
-            if size + more > most + OVERHEAD_BYTES:
-                raise Rejection(*errors.too_large_for_queue(size + more, most))
-            is_alone = self.reserved <= size
-            if not is_alone:
-                raise self._full()
-
-    def release(self, size: int, token: bytes) -> None:
-        """Free reserved bytes of a token."""
-        self.reserved -= size
-        held = self._held.get(token, 0) - size
-        if held:
-            self._held[token] = held
-        else:
-            self._held.pop(token, None)
-        if self._rejected and self.reserved <= self.limit // 2:
-            log.warning("write queue has room again: %d requests were rejected", self._rejected)
-            self._rejected = 0
-
-    def _exceeds_share(self, size: int) -> Rejection:
-        """Return the rejection of a batch of `size` bytes whose token exceeds its share."""
-        if size > self.token_limit:
-            return Rejection(*errors.too_large_for_token(size, self.token_limit, self.limit))
-        return Rejection(*errors.token_queue_full(self.token_limit, self.limit))
-
-    def _full(self) -> Rejection:
-        if not self._rejected:
-            log.warning(
-                "write queue full: %d bytes are reserved (%sQUEUE_BYTES)", self.reserved, PREFIX
-            )
-        self._rejected += 1
-        return Rejection(*errors.queue_full(self.limit))
-
-
-class MemoryReservation:
-    """The memory reserved by one request of a token; it is released at the request's end.
-
-    From the start it holds OVERHEAD_BYTES and `head_bytes`. Raises Rejection as `resize` does.
-    """
-
-    __slots__ = ("_budget", "_overhead", "_size", "_token", "is_detached")
-
-    def __init__(self, budget: MemoryBudget, token: bytes = b"", head_bytes: int = 0) -> None:
-        self._budget = budget
-        self._token = token
-        self._size = self._overhead = OVERHEAD_BYTES + head_bytes
-        #: Whether the queue has taken it over from the request, and releases it.
-        self.is_detached = False
-        budget.reserve(self._size, token, 0)
-
-    def resize(self, size: int) -> None:
-        """Change the reservation to `size` bytes.
-
-        If they do not fit, it is left as it was and raises Rejection: `queue_full`, or
-        `body_too_large` if they would not fit into an empty queue either.
-        """
-        more = size + self._overhead - self._size
-        if more > 0:
-            self._budget.reserve(more, self._token, self._size)
-        elif more:
-            self._budget.release(-more, self._token)
-        self._size += more
-
-    def check(self, size: int) -> None:
-        """Raise the Rejection that `resize` would raise; change nothing."""
-        more = size + self._overhead - self._size
-        if more > 0:
-            self._budget.check(more, self._token, self._size)
-
-    def release(self) -> None:
-        """Release all bytes."""
-        size, self._size = self._size, 0
-        self._budget.release(size, self._token)
-
-    def close(self) -> None:
-        """Release all bytes at the request's end, unless the queue does so later."""
-        if not self.is_detached:
-            self.release()
-
+from astralog.store.memory_budget import MemoryReservation
 
 #: Called with the number of stored batches, the bytes of their lines, and the number of their logs.
 #: Of these, the client of the late ones was gone or had received `commit_timeout`.
@@ -242,7 +103,7 @@ class BatchQueue:
 
         Its key stays claimed until no writer can store the batch any more.
         """
-        reservation.is_detached = True
+        reservation.detach()
         deadline = time.monotonic() + self._timeout_seconds
         queued = QueuedBatch(batch, reservation, deadline, claim)
         if claim:

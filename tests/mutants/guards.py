@@ -259,8 +259,8 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a quarter of the memory for other tokens",
-        "astralog.store.queue:MemoryBudget.check",
-        "if held > self.token_limit and self._are_tokens_several():",
+        "astralog.store.memory_budget:MemoryBudget.check",
+        "if new_token_total > self.token_limit and self._are_tokens_several():",
         "if False:",
         ("tests/unit/store/test_memory_budget.py", "-k", "token"),
     ),

@@ -24,7 +24,8 @@ from astralog.intake.options import Options
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys.claims import Claim
-from astralog.store.queue import OVERHEAD_BYTES, Batch, MemoryReservation
+from astralog.store.memory_budget import OVERHEAD_BYTES, MemoryReservation
+from astralog.store.queue import Batch
 from tests.support.fake_system import Disk
 from tests.support.service import TOKEN, write_tokens
 

@@ -5,14 +5,8 @@ import gevent
 import pytest
 
 from astralog.errors import STOPPING, STORAGE_FAILED, Rejection
-from astralog.store.queue import (
-    Batch,
-    BatchQueue,
-    BatchState,
-    MemoryBudget,
-    MemoryReservation,
-    QueuedBatch,
-)
+from astralog.store.memory_budget import MemoryBudget, MemoryReservation
+from astralog.store.queue import Batch, BatchQueue, BatchState, QueuedBatch
 
 LINES = b'{"m":"a"}\n'
 TIMEOUT_SECONDS = 10.0

@@ -566,7 +566,7 @@ def test_full_queue_rejects(
     assert [None] * 3 == [result(greenlet) for greenlet in greenlets]
     assert queue.unavailable() is None
     assert b"".join(line(number, 30_000) for number in range(3)) == stored(tmp_path)
-    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.queue"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "astralog.store.memory_budget"]
     assert ["write queue full", "write queue has room again"] == [
         text[: text.find(":")] for text in lines
     ]

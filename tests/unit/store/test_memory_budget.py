@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 
 from astralog.errors import Rejection
-from astralog.store.queue import OVERHEAD_BYTES, MemoryBudget, MemoryReservation
+from astralog.store.memory_budget import OVERHEAD_BYTES, MemoryBudget, MemoryReservation
 
 LIMIT = 100_000
 
@@ -50,7 +50,7 @@ def test_detached_reservation_is_released_by_its_new_owner(budget: MemoryBudget)
     """It outlives the request, and is released once."""
     with closing(MemoryReservation(budget)) as reservation:
         reservation.resize(500)
-        reservation.is_detached = True
+        reservation.detach()
     assert 500 + OVERHEAD_BYTES == budget.reserved
     for _ in range(2):
         reservation.release()
@@ -153,7 +153,7 @@ def test_tokens_without_reservations_take_no_memory(budget: MemoryBudget) -> Non
     for number in range(100):
         with closing(MemoryReservation(budget, b"%d" % number)) as reservation:
             reservation.resize(10)
-    assert {} == budget._held
+    assert {} == budget._reserved_by
 
 
 def test_reservation_that_does_not_fit_changes_nothing(budget: MemoryBudget) -> None:
