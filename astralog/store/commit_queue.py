@@ -86,11 +86,12 @@ class CommitQueue:
 
     def unavailable(self) -> str | None:
         """Return the code with which batches are rejected now, None if they are accepted."""
-        if cause := self._unavailable():
+        if cause := self._find_cause():
             return cause.code
         return "queue_full" if self._budget.is_full else None
 
-    def _unavailable(self) -> Cause | None:
+    def _find_cause(self) -> Cause | None:
+        """Return why every batch is rejected now, None if they are admitted."""
         if self._is_stopping:
             return STOPPING
         for storage in self.storages:
@@ -104,7 +105,7 @@ class CommitQueue:
         The bytes reserved for its body and lines count against the queue's limit. Raises Rejection:
         `stopping`, `storage_full`, `storage_failed` or `queue_full`.
         """
-        if cause := self._unavailable():
+        if cause := self._find_cause():
             raise Rejection(*cause)
         return MemoryReservation(self._budget, token, head_bytes)
 
@@ -177,6 +178,7 @@ class CommitQueue:
 
         Calls that may block on the disk run outside the hub's thread.
         """
+        # Filled in place, so that `finally` answers all that was dequeued before an error.
         group: list[QueuedBatch] = []
         cause: Cause | None = STORAGE_FAILED
         try:
