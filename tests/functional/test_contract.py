@@ -20,8 +20,6 @@ from tests.support.service import (
     read_answer,
 )
 
-pytestmark = pytest.mark.quick
-
 MAX_BODY_BYTES = 1_000_000
 CHUNKED = "Transfer-Encoding: chunked"
 
@@ -88,6 +86,7 @@ def check_accepted(answer: Answer) -> None:
 # What is accepted
 
 
+@pytest.mark.quick
 def test_the_example_of_the_api_page_is_stored_as_sent(service: Service) -> None:
     """At the 200, the page's log is one line with its fields in order."""
     before = service.content()
@@ -98,6 +97,7 @@ def test_the_example_of_the_api_page_is_stored_as_sent(service: Service) -> None
     assert json.dumps(make_log(), separators=(",", ":")) + "\n" == line.decode()
 
 
+@pytest.mark.quick
 def test_a_batch_is_stored_in_its_order(service: Service) -> None:
     """The 500 logs of a batch are 500 lines in the batch's order."""
     batch = make_batch(*(str(number) for number in range(500)))
@@ -162,6 +162,7 @@ def test_content_type_is_optional(service: Service, headers: dict[str, str]) -> 
     assert [make_log()] == accept(service, {"logs": [make_log()]}, headers)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("prefix", ["", "Bearer ", "bearer ", "BEARER   ", "  "])
 def test_token_is_accepted_alone_or_after_bearer(service: Service, prefix: str) -> None:
     """The scheme may be missing, and its case is ignored."""
@@ -227,6 +228,7 @@ def test_each_timestamp_form_is_stored_as_rfc_3339_in_utc(service: Service, sent
     assert make_log(timestamp=TIMESTAMPS[sent]) == log
 
 
+@pytest.mark.quick
 def test_timestamp_forms_may_differ_within_a_batch(service: Service) -> None:
     """Each log may have another form."""
     logs = accept(service, {"logs": [make_log(timestamp=sent) for sent in TIMESTAMPS]})
@@ -236,12 +238,14 @@ def test_timestamp_forms_may_differ_within_a_batch(service: Service) -> None:
 # Bodies
 
 
+@pytest.mark.quick
 def test_a_body_of_exactly_the_limit_is_accepted(service: Service) -> None:
     """The limit itself is allowed."""
     body = json.dumps(make_batch("big")).encode()
     assert 1 == len(accept(service, body.ljust(MAX_BODY_BYTES)))
 
 
+@pytest.mark.quick
 def test_a_body_over_the_limit_is_rejected(service: Service) -> None:
     """One byte more than the limit is rejected, with or without a declared length."""
     body = json.dumps(make_batch("big")).encode().ljust(MAX_BODY_BYTES + 1)
@@ -262,6 +266,7 @@ def test_an_unannounced_oversize_body_is_rejected_before_its_end(service: Servic
     check_rejection(service.exchange(data), 413, "body_too_large")
 
 
+@pytest.mark.quick
 def test_a_chunked_body_is_accepted(service: Service) -> None:
     """A body may arrive in any number of chunks of any length."""
     body = json.dumps(make_batch("grüße")).encode()
@@ -269,6 +274,7 @@ def test_a_chunked_body_is_accepted(service: Service) -> None:
     assert make_batch("grüße")["logs"] == accept(service, pieces)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "chunks",
     [
@@ -328,6 +334,7 @@ def deflate_bare(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("coding", "pack"),
     [
@@ -383,6 +390,7 @@ def test_decompression_bomb_is_rejected(service: Service, coding: str, pack: Any
     reject(service, bomb, 413, "body_too_large", {"Content-Encoding": coding})
 
 
+@pytest.mark.quick
 def test_client_that_expects_100_continue_receives_it(service: Service) -> None:
     """For example curl, before it sends a large body."""
     body = json.dumps(make_batch("expected")).encode()
@@ -411,6 +419,7 @@ def test_client_rejected_by_its_head_gets_no_100_continue(service: Service, is_s
     assert "next" == service.logs()[-1]["message"]
 
 
+@pytest.mark.quick
 def test_a_connection_serves_many_requests(service: Service) -> None:
     """A rejection does not affect the next request on the connection."""
     body = json.dumps(make_batch("kept")).encode()
@@ -429,6 +438,7 @@ def test_a_connection_serves_many_requests(service: Service) -> None:
 # Authorization
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "headers",
     [
@@ -560,6 +570,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("field", "value"), [(name, value) for name, values in WRONG_VALUES.items() for value in values]
 )
@@ -659,6 +670,7 @@ def test_invalid_timestamps_are_rejected(service: Service, timestamp: str) -> No
     assert ["timestamp"] == list(errors["errors"]["logs"]["0"])
 
 
+@pytest.mark.quick
 def test_one_malformed_log_rejects_the_whole_batch(service: Service) -> None:
     """None of 500 logs is stored, and the rejection states that."""
     batch = make_batch(*(str(number) for number in range(500)))
@@ -683,6 +695,7 @@ def test_at_most_20_malformed_logs_are_described(service: Service) -> None:
 # Routes, methods and heads
 
 
+@pytest.mark.quick
 def test_health_needs_no_token(service: Service) -> None:
     """GET /health responds 200 while the process serves."""
     answer = service.request("GET", "/health")
@@ -690,6 +703,7 @@ def test_health_needs_no_token(service: Service) -> None:
     assert "application/json" == answer.headers["Content-Type"]
 
 
+@pytest.mark.quick
 def test_ready_needs_no_token(service: Service) -> None:
     """GET /ready is 200 while batches are accepted."""
     answer = service.request("GET", "/ready")
@@ -706,6 +720,7 @@ def test_probe_may_use_head(service: Service, path: str) -> None:
         assert get.headers[name] == head.headers[name]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "BREW"])
 @pytest.mark.parametrize(
     "path",
@@ -716,6 +731,7 @@ def test_an_unknown_path_is_rejected_as_json(service: Service, method: str, path
     check_rejection(service.request(method, path), 404, "not_found")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
@@ -734,6 +750,7 @@ def test_a_wrong_method_is_rejected_as_json(
     assert allowed in answer.body["message"]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "request_",
     [

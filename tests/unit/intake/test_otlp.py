@@ -607,11 +607,12 @@ def test_malformed_resource_or_scope_in_protobuf_affects_only_its_own_records() 
 def test_a_long_list_is_invalid_in_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its objects take many times its bytes; those of a long string do not."""
     export = Export(PROTOBUF)
-    export.log(make_export(make_record("x" * 300_000, attributes={"a": "x" * 300_000})))
-    export.log(make_export(make_record([None] * 100_000)))
-    for record in (make_record([None] * 140_000), make_record(attributes={"a": [None] * 140_000})):
+    monkeypatch.setattr(otlp_protobuf, "MAX_NESTED_BYTES", 10_000)
+    export.log(make_export(make_record("x" * 12_000, attributes={"a": "x" * 12_000})))
+    export.log(make_export(make_record([None] * 4000)))
+    for record in (make_record([None] * 5000), make_record(attributes={"a": [None] * 5000})):
         (message,) = export.error(make_export(record))["_schema"]
-        assert "262144 bytes" in message
+        assert "10000 bytes" in message
 
 
 @pytest.mark.parametrize(

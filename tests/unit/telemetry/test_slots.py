@@ -1,9 +1,9 @@
 import errno
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 
 import pytest
 
@@ -15,46 +15,46 @@ from astralog.telemetry.counters import (
     REJECTED_BY_TOKEN,
     Snapshot,
     Values,
-    encode_snapshot,
     merge,
 )
 from astralog.telemetry.slots import HALF_BYTES, Slot, claim, open_shared_file
 from tests.support.fake_system import BreakOs
+from tests.support.programs import FORK_BESIDE_THREADS
 
 ONE = Snapshot({("a",): 1}, {("t",): 10}, {("g",): 3})
 TWO = Snapshot({("a",): 2, ("b",): 1}, {("t",): 9}, {("g",): 4})
 
-#: A worker that publishes each snapshot that it reads, and then writes its slot's number.
-WORKER = """
-import sys
-from astralog.telemetry import counters, slots
-slot = slots.claim(int(sys.argv[1]))
-for line in sys.stdin:
-    slot.publish(counters.decode_snapshot(line.encode()))
-    print(slot.number, flush=True)
-"""
+pytestmark = pytest.mark.filterwarnings(FORK_BESIDE_THREADS)
+
+FORK = multiprocessing.get_context("fork")
+
+
+def work(fd: int, pipe: Connection) -> None:
+    """Publish each snapshot that is received, and then send the number of the slot."""
+    slot = claim(fd)
+    while True:
+        slot.publish(pipe.recv())
+        pipe.send(slot.number)
 
 
 class Worker:
     """Another worker in a separate process: locks exist only between processes."""
 
     def __init__(self, fd: int) -> None:
-        command = [sys.executable, "-c", WORKER, str(fd)]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=[fd])
+        self._pipe, end = FORK.Pipe()
+        self._process = FORK.Process(target=work, args=(fd, end), daemon=True)
+        self._process.start()
 
     def publish(self, snapshot: Snapshot) -> int:
         """Publish a snapshot, and return the number of the worker's slot."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(encode_snapshot(snapshot) + b"\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self._pipe.send(snapshot)
+        number: int = self._pipe.recv()
+        return number
 
     def kill(self) -> None:
         """Kill the worker."""
         self._process.kill()
-        self._process.communicate()
+        self._process.join()
 
 
 @pytest.fixture
