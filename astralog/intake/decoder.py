@@ -1,37 +1,24 @@
-"""The parts that the decoders of all protocols share: slots, context and lines."""
+"""The parts that the decoders of all protocols share: context, lines and limits."""
 
-import gc
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
-import gevent
 import msgspec
-from gevent.lock import Semaphore
 
-from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection, mebibytes
 from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
 from astralog.intake.options import OnInvalid, Options, find_project
+from astralog.intake.slots import FAST_BYTES, Slots
 from astralog.store.queue import Batch
-
-#: The longest text that is decoded without a slot: it takes at most 3 ms.
-UNQUEUED_BYTES = 4096
-
-#: The longest body that is decoded beside the long ones, which go one after another.
-FAST_BYTES = 256 * 1024
 
 #: Bytes of logs that are decoded, changed and encoded at once. As objects, they take several times
 #: as much, and should fit into a core's cache: on a busy machine, a decode in runs of 64 KiB takes
 #: 1.03 to 1.17 times as long.
 RUN_BYTES = 32 * 1024
-
-#: Maximum seconds until a body gets its last slot; with the commit's 8, the longest wait of a
-#: client. After it: 503 `queue_full`.
-SLOT_TIMEOUT_SECONDS = 2.0
 
 #: Maximum size of the lines as a multiple of the body, plus a constant; default values and
 #: numbers like 1e15 increase it. Beyond it: 413 `body_too_large`.
@@ -41,66 +28,26 @@ MAX_GROWTH = 4
 #: that are repeated in each log may turn a few bytes of body into a gigabyte of lines.
 STEP_BYTES = 1024 * 1024
 
+#: Commas that a body longer than a piece may hold, and a log longer than a piece: they limit the
+#: values, and with them the cost of the body as objects.
+LONG_BODY_COMMAS = 750_000
+LONG_LOG_COMMAS = 100_000
+
+#: Integers of so many digits that a log longer than a piece may hold; each takes up to 0.5 ms.
+LONG_INTEGER_DIGITS = 1000
+LONG_LOG_INTEGERS = 200
+
+_LONG_INTEGER = re.compile(rb"[-,:\[\s][0-9]{%d}" % LONG_INTEGER_DIGITS)
+
 #: Characters that JSON escapes: with one more character, or as \u00XX.
 _QUOTED = b'"\\'
 _CONTROLS = bytes(range(0x20))
 _PLAIN = bytes(sorted(set(range(256)) - set(_QUOTED + _CONTROLS)))
 
-_NO_SLOT = nullcontext()
-
 _encoder = msgspec.json.Encoder()
 encode_lines = _encoder.encode_lines
 encode_value = _encoder.encode
 encode_into = _encoder.encode_into
-
-
-class Slot:
-    """A semaphore for decoding: one greenlet at a time, in the order of arrival.
-
-    Requests decode in one thread, so that decoding several at once gains nothing, and costs the
-    memory of all of them.
-
-    The garbage collector is off within a slot: a body makes no garbage, and each collection would
-    scan all of its objects. Measured, 1 MiB of lists in lists takes 350 ms with collections, and 56
-    without.
-    """
-
-    def __init__(self) -> None:
-        self._semaphore = Semaphore()
-
-    @contextmanager
-    def _acquired(self, deadline: float) -> Iterator[None]:
-        if self._semaphore.linkcount() and not self._semaphore.locked():
-            gevent.sleep(0)  # the slot that has just become free goes to the first that waits
-        if not self._semaphore.acquire(timeout=max(deadline - time.monotonic(), 0)):
-            message = "Too many large bodies are waiting to be decoded; retry later."
-            raise Rejection("queue_full", message)
-        is_collecting = gc.isenabled()  # not if the user of the other slot pauses
-        gc.disable()
-        try:
-            yield
-        finally:
-            if is_collecting:
-                gc.enable()
-            try:
-                yield_if_due()  # before the next user, which would begin ahead of the sockets
-            finally:
-                self._semaphore.release()
-
-    def use(self, size: int, deadline: float) -> AbstractContextManager[None]:
-        """Return the context for decoding `size` bytes; a short text needs no slot.
-
-        Raises Rejection `queue_full` if the slot is not free by the monotonic `deadline`.
-        """
-        return self._acquired(deadline) if size > UNQUEUED_BYTES else _NO_SLOT
-
-
-class Slots:
-    """The slots of a worker: `fast` for decodes of milliseconds, `slow` for longer ones."""
-
-    def __init__(self) -> None:
-        self.fast = Slot()
-        self.slow = Slot()
 
 
 #: The name of a log's project.
@@ -126,22 +73,21 @@ class Context(NamedTuple):
         return find_project(self.options, self.projects)
 
     def fast_slot(self, size: int) -> AbstractContextManager[None]:
-        """Return the context for decoding `size` bytes without a pause, in at most 100 ms.
+        """Return the context for decoding `size` bytes in at most 100 ms.
 
         Raises Rejection `queue_full` if others take too long.
         """
         return self.slots.fast.use(size, self.deadline)
 
     def slow_slot(self, size: int) -> AbstractContextManager[None]:
-        """Return the context for decoding `size` bytes with pauses in which others are served.
+        """Return the context for decoding `size` bytes in any time; others are served meanwhile.
 
-        A decode that holds many objects over a pause uses it. Raises Rejection `queue_full` if
-        others take too long.
+        Raises Rejection `queue_full` if others take too long.
         """
         return self.slots.slow.use(size, self.deadline)
 
     def slot(self, size: int) -> AbstractContextManager[None]:
-        """Return the context for decoding a body of `size` bytes with `yield_if_due` in its loops.
+        """Return the context for decoding a whole body of `size` bytes.
 
         Raises Rejection `queue_full` if others take too long.
         """
@@ -232,7 +178,7 @@ class LineWriter:
         return Batch(self._buffer, self.logs)
 
 
-def finish(lines: LineWriter, invalid: InvalidLogs, options: Options) -> Decoded:
+def finish_batch(lines: LineWriter, invalid: InvalidLogs, options: Options) -> Decoded:
     """Return the batch of the valid logs; raises Rejection if the invalid ones reject it."""
     if invalid.count and (options.on_invalid is OnInvalid.REJECT or not lines.logs):
         raise reject_invalid(invalid, invalid.seen)
@@ -250,8 +196,30 @@ def check_growth(size: int, body_bytes: int, spare_bytes: int) -> None:
         raise Rejection("body_too_large", message)
 
 
+def repeated_bytes(defaults: Mapping[str, str]) -> int:
+    """Return the bytes of default values in each log."""
+    return sum(len(encode_value(value)) for value in defaults.values())
+
+
 def escaped_size(text: bytes) -> int:
     """Return an upper bound of a text's bytes in JSON."""
     escaped = text.translate(None, _PLAIN)
     controls = len(escaped.translate(None, _QUOTED))
     return len(text) + (len(escaped) - controls) + 5 * controls
+
+
+def reject_values() -> Rejection:
+    """Return the rejection of a body that holds more than LONG_BODY_COMMAS values."""
+    message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
+    return Rejection("body_too_large", message)
+
+
+def find_excess(text: bytes) -> str:
+    """Return a description of the limit that a log exceeds for a decode in one call, or ""."""
+    if text.count(b",") > LONG_LOG_COMMAS:
+        return f"over {LONG_LOG_COMMAS} values"
+    sample = text[:: LONG_INTEGER_DIGITS // 2]  # it has two digits at least of such an integer
+    digits = len(sample) - len(sample.translate(None, b"0123456789"))
+    if digits > 2 * LONG_LOG_INTEGERS and len(_LONG_INTEGER.findall(text)) > LONG_LOG_INTEGERS:
+        return f"over {LONG_LOG_INTEGERS} integers of {LONG_INTEGER_DIGITS} digits"
+    return ""

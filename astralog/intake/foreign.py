@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from astralog.deadlines import yield_if_due
-from astralog.intake.batch import find_excess
 from astralog.intake.decoder import (
     RUN_BYTES,
     Context,
@@ -13,7 +12,8 @@ from astralog.intake.decoder import (
     LineWriter,
     encode_value,
     escaped_size,
-    finish,
+    find_excess,
+    finish_batch,
     project_of,
 )
 from astralog.intake.formats import PIECE_BYTES
@@ -151,4 +151,4 @@ class ForeignBatch:
     def finish(self) -> Decoded:
         """Return the batch; raises Rejection if invalid logs reject it."""
         self._flush()
-        return finish(self._lines, self._invalid, self._context.options)
+        return finish_batch(self._lines, self._invalid, self._context.options)

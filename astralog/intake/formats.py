@@ -10,8 +10,8 @@ import msgspec
 from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
+from astralog.intake.changed_logs import find_loader
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS, describe
-from astralog.intake.logs import load_array, load_batch, load_lines, load_objects
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.options import Options
 from astralog.intake.schema import BatchSchema
@@ -45,7 +45,7 @@ class Format(Protocol):
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs of a piece by the compiled decoder; raises COMPILED_ERRORS.
 
-        Their metadata may be no object: call `encode_logs` or `check_metadata` next.
+        Their metadata may be no object: call `encode_logs` or `drop_null_metadata` next.
         """
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
@@ -113,7 +113,7 @@ class JsonBatch:
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Decode all logs in one call."""
-        return load_batch(text, options)
+        return find_loader(options).load_batch(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log."""
@@ -188,7 +188,7 @@ class JsonArray(JsonBatch):
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Decode all logs in one call."""
-        return load_array(text, options)
+        return find_loader(options).load_array(text, options)
 
     def hint(self, body: bytes) -> str:
         """Return no hint."""
@@ -224,8 +224,9 @@ class JsonObjects:
         """Decode log by log, or line by line if each line has one object."""
         lines = text.strip().split(b"\n")
         if 1 < len(lines) == text.count(b"}\n{") + 1:
-            return load_objects(lines, text, options)
-        return load_objects([text[start:end] for start, end in find_objects(text)], text, options)
+            return find_loader(options).load_parts(lines, text, options)
+        parts = [text[start:end] for start, end in find_objects(text)]
+        return find_loader(options).load_parts(parts, text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand."""
@@ -302,7 +303,7 @@ class Lines:
 
     def load(self, text: bytes, options: Options) -> list[Any]:
         """Decode line by line: msgspec's own `decode_lines` accepts logs that span lines."""
-        return load_lines(text, options)
+        return find_loader(options).load_lines(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand: a list of short lines takes 20 times their bytes."""

@@ -14,9 +14,8 @@ import msgspec
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.batch import LONG_BODY_COMMAS, reject_values
 from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
-from astralog.intake.decoder import RUN_BYTES, Context, Decoded
+from astralog.intake.decoder import LONG_BODY_COMMAS, RUN_BYTES, Context, Decoded, reject_values
 from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.invalid_logs import describe

@@ -13,8 +13,7 @@ import msgspec
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.batch import LONG_BODY_COMMAS, reject_values
-from astralog.intake.decoder import Context, Decoded
+from astralog.intake.decoder import LONG_BODY_COMMAS, Context, Decoded, reject_values
 from astralog.intake.foreign import ForeignBatch, valid_utf8
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import Log

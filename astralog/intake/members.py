@@ -27,9 +27,20 @@ def decode_object(text: bytes) -> Members:
     Raises ValueError or RecursionError.
     """
     members = decode_members(text)
-    if b"\n" in text or b"\r" in text:  # between tokens alone: strings have none
-        members = decode_members(text.translate(None, LINE_BREAKS))
+    if b"\n" in text or b"\r" in text:
+        members = without_line_breaks(members)
     return members
+
+
+def without_line_breaks(members: Members) -> Members:
+    """Return the members of a valid object with no line breaks in their values.
+
+    They are between tokens alone: strings have none.
+    """
+    return {
+        name: msgspec.Raw(bytes(value).translate(None, LINE_BREAKS))
+        for name, value in members.items()
+    }
 
 
 def starts_with(value: msgspec.Raw, characters: bytes) -> bool:

@@ -16,8 +16,15 @@ import msgspec
 
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.errors import Rejection
-from astralog.intake.batch import LONG_BODY_COMMAS
-from astralog.intake.decoder import STEP_BYTES, Context, Decoded, LineWriter, escaped_size, finish
+from astralog.intake.decoder import (
+    LONG_BODY_COMMAS,
+    STEP_BYTES,
+    Context,
+    Decoded,
+    LineWriter,
+    escaped_size,
+    finish_batch,
+)
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
 from astralog.intake.options import NO_LEVEL, NO_SERVICE, OnInvalid
 from astralog.intake.schema import Log
@@ -343,7 +350,7 @@ class _Decode:
                 message = f"The export has more than {MAX_SCOPES} scopes; send smaller exports."
                 raise Rejection("body_too_large", message)
             self._add_group(group)
-        return finish(self._lines, self._invalid, self._context.options)
+        return finish_batch(self._lines, self._invalid, self._context.options)
 
     def _add_group(self, group: Group) -> None:
         records = len(group.records)

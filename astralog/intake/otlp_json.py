@@ -14,7 +14,7 @@ import msgspec
 
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection
-from astralog.intake.batch import LONG_BODY_COMMAS, LONG_LOG_COMMAS, find_excess
+from astralog.intake.decoder import LONG_BODY_COMMAS, LONG_LOG_COMMAS, find_excess
 from astralog.intake.otlp import (
     LEVELS,
     MAX_ATTRIBUTES,

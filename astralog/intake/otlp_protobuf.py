@@ -24,7 +24,6 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 
 from astralog.deadlines import in_turns
 from astralog.intake import otlp_wire as messages
-from astralog.intake.decoder import FAST_BYTES
 from astralog.intake.otlp import (
     MAX_ATTRIBUTES,
     Group,
@@ -47,6 +46,7 @@ from astralog.intake.otlp_wire import (
     read_fields,
     replace_invalid_utf8,
 )
+from astralog.intake.slots import FAST_BYTES
 
 #: The longest list or map; as objects, a value costs far more memory. Beyond it, the log is
 #: invalid.

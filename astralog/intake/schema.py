@@ -195,6 +195,9 @@ def item_type(struct: type[msgspec.Struct], name: str) -> Any:
 #: The names of a log's fields.
 FIELDS = tuple(LogSchema().fields)
 
+#: Those of the required ones.
+REQUIRED = frozenset(name for name, field in LogSchema().fields.items() if field.required)
+
 # The structs of a log, with LogSchema's fields, in their order:
 #
 # struct          fields       metadata

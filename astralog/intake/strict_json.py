@@ -88,6 +88,12 @@ def _parse_float(text: str) -> float:
     return number
 
 
+def check_utf8(text: bytes) -> None:
+    """Raise UnicodeDecodeError, a ValueError, for invalid UTF-8."""
+    if not text.isascii():
+        text.decode()
+
+
 def is_utf8(text: bytes) -> bool:
     """Return whether a text of any length is valid UTF-8."""
     if text.isascii():

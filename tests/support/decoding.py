@@ -6,11 +6,12 @@ from math import inf
 from unittest.mock import patch
 
 from astralog.errors import Rejection
-from astralog.intake import logs
+from astralog.intake import formats, single_log
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Reservation, Unbounded
-from astralog.intake.decoder import Context, Slots
+from astralog.intake.decoder import Context
 from astralog.intake.options import NO_OPTIONS, Options
+from astralog.intake.slots import Slots
 from astralog.store.queue import Batch
 
 
@@ -56,5 +57,8 @@ def encode_lines(body: bytes, projects: Collection[str] | None = None) -> Batch:
 @contextmanager
 def marshmallow_alone() -> Iterator[None]:
     """Leave every log to marshmallow during the block, without the compiled decoder."""
-    with patch.object(logs, "_finish", side_effect=ValueError):
+    with (
+        patch.object(formats, "find_loader", side_effect=ValueError),
+        patch.object(single_log, "find_loader", side_effect=ValueError),
+    ):
         yield

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from astralog.errors import Rejection
-from astralog.intake import batch as codec
 from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.decoder import LONG_BODY_COMMAS, LONG_LOG_COMMAS
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.options import OnInvalid, Options
 from astralog.intake.schema import LogSchema
@@ -380,7 +380,7 @@ def test_a_body_of_too_many_values_is_rejected() -> None:
     logs = [make_log(metadata={"a": [0] * 9_000})] * 90
     rejection = rejection_of(body_of(*logs))
     assert "body_too_large" == rejection.code
-    assert str(codec.LONG_BODY_COMMAS) in rejection.message
+    assert str(LONG_BODY_COMMAS) in rejection.message
 
 
 def test_rejection_states_that_counting_stopped() -> None:
@@ -391,7 +391,7 @@ def test_rejection_states_that_counting_stopped() -> None:
 
 def test_a_long_log_of_too_many_values_is_rejected() -> None:
     """The limit bounds the memory for values; long texts are allowed."""
-    values = [0.123456789] * (codec.LONG_LOG_COMMAS + 10)
+    values = [0.123456789] * (LONG_LOG_COMMAS + 10)
     rejection = rejection_of(body_of(make_log(), make_log(metadata={"a": values})))
     assert "invalid_batch" == rejection.code
     assert rejection.errors is not None

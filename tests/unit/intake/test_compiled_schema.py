@@ -22,7 +22,7 @@ from marshmallow import (
 )
 
 from astralog.errors import Rejection
-from astralog.intake.logs import COMPILED_ERRORS, encode_logs, load_batch
+from astralog.intake.logs import COMPILED_ERRORS, PLAIN, encode_logs
 from astralog.intake.options import NO_OPTIONS
 from astralog.intake.schema import (
     BatchSchema,
@@ -190,7 +190,7 @@ def test_the_items_of_a_list_have_their_own_struct() -> None:
 def fast_lines(body: bytes) -> bytes | None:
     """Return the lines of the compiled decoder, or None if it leaves the body to marshmallow."""
     try:
-        return encode_logs(load_batch(body, NO_OPTIONS), NO_OPTIONS)
+        return encode_logs(PLAIN.load_batch(body, NO_OPTIONS))
     except COMPILED_ERRORS:
         return None
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from astralog.errors import Rejection
 from astralog.intake import batch as codec
-from astralog.intake import formats
+from astralog.intake import formats, piecewise
+from astralog.intake.decoder import LONG_LOG_COMMAS
 from astralog.intake.formats import PIECE_BYTES, Lines
 from astralog.intake.options import OnInvalid, Options
 from tests.support.decoding import encode_batch, encode_lines, make_context, marshmallow_alone
@@ -122,7 +123,7 @@ def test_a_fault_in_a_long_text_is_named_by_its_line() -> None:
 
 def test_a_long_line_may_not_hold_many_values() -> None:
     """The values of one log are bounded, since each takes memory; earlier lines do not count."""
-    values = line(metadata={"values": [0.123456789] * (codec.LONG_LOG_COMMAS + 10)})
+    values = line(metadata={"values": [0.123456789] * (LONG_LOG_COMMAS + 10)})
     rejection = rejection_of(line() + b"\n" + values)
     assert rejection.errors is not None
     assert [2] == list(rejection.errors["logs"])
@@ -140,7 +141,7 @@ def test_a_body_of_too_many_values_is_rejected() -> None:
 def test_a_body_of_too_many_lines_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """With partial=true an invalid line takes 10 µs or more, and may be one byte long."""
     monkeypatch.setattr(formats, "PIECE_BYTES", 100)
-    monkeypatch.setattr(codec, "LONG_BODY_COMMAS", 100)
+    monkeypatch.setattr(piecewise, "LONG_BODY_COMMAS", 100)
     context = make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
     with pytest.raises(Rejection, match="more than 100 values"):
         codec.decode_lines(b"x\n" * 101, context)

@@ -1,0 +1,200 @@
+"""Decode a body that is long or has invalid logs: piece by piece, and log by log if need be."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from marshmallow import ValidationError
+
+from astralog.deadlines import yield_if_due
+from astralog.errors import Rejection
+from astralog.intake import formats
+from astralog.intake.decoder import (
+    LONG_BODY_COMMAS,
+    Context,
+    Decoded,
+    LineWriter,
+    find_excess,
+    project_of,
+    reject_values,
+    repeated_bytes,
+)
+from astralog.intake.formats import LINES, OBJECTS, Format, Piece
+from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
+from astralog.intake.kept_logs import KEPT_LOG_BYTES, KEPT_SPARE_BYTES, LogKeeper
+from astralog.intake.logs import COMPILED_ERRORS, drop_null_metadata
+from astralog.intake.options import OnInvalid, Options
+from astralog.intake.single_log import load_log, load_valid_log
+
+#: The longest text that is decoded log by log within one slot: up to 0.2 s if no log is valid. Of a
+#: longer one, pieces of valid logs are decoded fast.
+SLOW_PIECE_BYTES = 64 * 1024
+
+#: Logs that are held as objects when they are decoded one by one.
+LOGS_PER_STEP = 256
+
+
+def most_at_once(options: Options) -> int:
+    """Return the most bytes that are decoded in one call.
+
+    Logs that are changed take several times as long, the shortest ones most of all.
+    """
+    return SLOW_PIECE_BYTES if options.changes_logs else formats.PIECE_BYTES
+
+
+def hold_nothing(size: int) -> None:
+    """Charge nothing: what the split of a short text takes is part of its reservation."""
+
+
+class PiecewiseDecode:
+    """The decode of one body, whose pieces are decoded at once, or else log by log."""
+
+    def __init__(self, body: bytes, form: Format, context: Context) -> None:
+        self._body = body
+        self._form = form
+        self._context = context
+        self._options = context.options
+        self._on_invalid = context.options.on_invalid
+        self._invalid = InvalidLogs(are_kept=self._on_invalid is OnInvalid.KEEP)
+        self._bytes_per_log = repeated_bytes(context.options.defaults)
+        spare_bytes = formats.PIECE_BYTES
+        if self._invalid.are_kept:
+            self._bytes_per_log += KEPT_LOG_BYTES
+            spare_bytes = KEPT_SPARE_BYTES
+        self._lines = LineWriter(context.reservation, len(body), spare_bytes)
+        self._keeper = LogKeeper(context, self._lines) if self._invalid.are_kept else None
+
+    def run(self) -> Decoded:
+        """Return the batch, or raise Rejection, ValidationError, RecursionError or ValueError.
+
+        A short body was not decoded at once before.
+        """
+        whole = (self._form.first, self._body)
+        if len(self._body) <= formats.PIECE_BYTES:
+            self._add_in_parts(whole)
+            self._reject_invalid()
+        else:
+            for piece in self._split(whole):
+                self._add(piece)
+                self._reject_invalid()
+        return Decoded(self._lines.finish(), self._invalid if self._invalid.count else None)
+
+    def keep_body(self, rejection: Rejection) -> Decoded:
+        """Return a batch of one log, whose message is the body as text."""
+        messages = rejection.errors or {"_schema": [rejection.message]}
+        self._encode(self._set_aside(self._form.first, self._body, messages))
+        return Decoded(self._lines.finish(), self._invalid)
+
+    def _split(self, whole: Piece) -> Iterable[Piece]:
+        """Return the pieces of a long body; raises Rejection if it holds too many values."""
+        if self._body.count(b",") > LONG_BODY_COMMAS or self._has_too_many_logs():
+            raise reject_values()
+        with self._context.fast_slot(len(self._body)):
+            return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)
+
+    def _has_too_many_logs(self) -> bool:
+        """Return whether the body has more logs than the limit on values, even without commas.
+
+        Each `}` may be the end of a log; blank lines hold none.
+        """
+        if self._form is OBJECTS:
+            return self._body.count(b"}") > LONG_BODY_COMMAS
+        is_long = self._form is LINES and self._body.count(b"\n") > LONG_BODY_COMMAS
+        return is_long and LINES.count(self._body) > LONG_BODY_COMMAS
+
+    def _add(self, piece: Piece) -> None:
+        """Add the valid logs of a piece to the lines, and count the others."""
+        first, text = piece
+        size = len(text)
+        if size > formats.PIECE_BYTES and (excess := find_excess(text)):
+            self._invalid.seen += 1
+            if self._invalid.are_kept:
+                ((first, text),) = self._form.texts(piece)  # without lone surrogates
+            problem = f"Longer than {formats.PIECE_BYTES} bytes with {excess}."
+            self._encode(self._set_aside(first, text, {"_schema": [problem]}))
+            return
+        self._lines.hold(size)
+        if not self._add_at_once(text):
+            self._add_in_parts(piece)
+        self._lines.hold(-size)
+
+    def _add_at_once(self, text: bytes) -> bool:
+        """Add the logs of a text and return True if the compiled decoder accepts all of them."""
+        if len(text) > most_at_once(self._options):
+            return False
+        with self._context.fast_slot(len(text)):
+            try:
+                logs = self._form.load(text, self._options)
+                drop_null_metadata(logs)
+            except COMPILED_ERRORS:
+                return False
+            self._invalid.seen += len(logs)
+            self._encode(logs)
+        return True
+
+    def _add_in_parts(self, piece: Piece) -> None:
+        """Add a piece that was not added at once: short parts of it at once, or else log by log."""
+        parts = self._cut(piece)
+        for part in parts:
+            if self._is_rejected():
+                return
+            _, text = part
+            if len(parts) == 1 or not self._add_at_once(text):
+                with self._context.slow_slot(len(text)):
+                    self._add_one_by_one(part)
+
+    def _cut(self, piece: Piece) -> list[Piece]:
+        """Return parts of a piece of at most SLOW_PIECE_BYTES, except for a log that is longer."""
+        size = len(piece[1])
+        if size <= SLOW_PIECE_BYTES:
+            return [piece]
+        with self._context.slow_slot(size):
+            return list(self._form.split(piece, SLOW_PIECE_BYTES, hold_nothing))
+
+    def _add_one_by_one(self, part: Piece) -> None:
+        """Add the valid logs of a part of a piece, and count the others."""
+        logs: list[Any] = []
+        for number, text in self._form.texts(part):
+            yield_if_due()
+            if self._is_rejected():
+                break
+            self._invalid.seen += 1
+            logs += self._load(number, text)
+            if len(logs) == LOGS_PER_STEP:
+                self._encode(logs)
+                logs = []
+        self._encode(logs)
+
+    def _load(self, number: int, text: bytes) -> list[Any]:
+        """Return the log in a text; count an invalid one, and return the log in its place."""
+        try:
+            if self._invalid.are_described and self._on_invalid is OnInvalid.LEAVE_OUT:
+                log = load_valid_log(text, self._options)
+                return self._set_aside(number, text, {}) if log is None else [log]
+            return [load_log(text, self._options)]
+        except ValidationError as error:
+            if self._keeper:
+                self._keeper.count_described()
+            return self._set_aside(number, text, error.messages_dict)
+        except ValueError as error:
+            is_alone = self._form.is_sequence and self._on_invalid is OnInvalid.LEAVE_OUT
+            if not (is_alone or self._invalid.are_kept):
+                raise ValueError(f"{self._form.noun} {number}: {error}") from None
+            return self._set_aside(number, text, {"_schema": [f"Not valid JSON: {error}"]})
+
+    def _set_aside(self, number: int, text: bytes, messages: Mapping[str, Any]) -> list[Any]:
+        """Count an invalid log, and return the log that is stored in its place, if any."""
+        self._invalid.add(number, messages)
+        return [self._keeper.keep(text, messages)] if self._keeper else []
+
+    def _encode(self, logs: Sequence[Any]) -> None:
+        self._context.check_projects(map(project_of, logs), len(logs))
+        self._lines.add(logs, self._bytes_per_log)
+
+    def _is_rejected(self) -> bool:
+        """Return whether the batch is rejected without further checks."""
+        return self._invalid.is_full and self._on_invalid is OnInvalid.REJECT
+
+    def _reject_invalid(self) -> None:
+        """Raise Rejection if a log is invalid, unless the valid ones are stored anyway."""
+        if self._invalid.count and self._on_invalid is OnInvalid.REJECT:
+            raise reject_invalid(self._invalid, self._form.count(self._body))
