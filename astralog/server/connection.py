@@ -17,6 +17,7 @@ from astralog.app import services_of
 from astralog.errors import Rejection
 from astralog.log import log_exception
 from astralog.server.balance import Share
+from astralog.server.fair_queue import CpuTime, FairQueue
 from astralog.server.head_reuse import Requests
 from astralog.server.http11 import DISCARD_STEP_BYTES, Receiver, Request, Response, describe, send
 from astralog.server.limits import (
@@ -26,8 +27,7 @@ from astralog.server.limits import (
     TLS_BYTES,
     ConnectionEnded,
     ConnectionLimits,
-    FairQueue,
-    Flow,
+    ConnectionMemory,
 )
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Shared:
     share: Share
     tls: Any = None
     is_stopping: bool = False
-    queue: FairQueue = field(default_factory=FairQueue)
+    fair_queue: FairQueue = field(default_factory=FairQueue)
 
 
 class Connection:
@@ -67,20 +67,19 @@ class Connection:
         self._sock = sock
         self._peer = peer
         self._local = local
-        self._flow = Flow(shared.queue)
-        self._own_bytes = TLS_BYTES if shared.tls else PLAIN_BYTES
-        self._idle_bytes = self._own_bytes  # 0 while its client is trusted
-        self._held_bytes = 0
+        self._cpu_time = CpuTime(shared.fair_queue)
+        self._memory = ConnectionMemory(shared.limits, TLS_BYTES if shared.tls else PLAIN_BYTES)
+        self._head_waits = shared.limits.heads  # the deadlines of its waits for a head
         self._active_in = -1
 
     def serve(self) -> None:
         """Serve one request after another, until either side ends the connection."""
         try:
-            self._hold(self._idle_bytes)
+            self._memory.charge_idle()
             if self._shared.tls and not self._shake_hands():
                 return
             is_tls = self._shared.tls is not None
-            with contextlib.closing(Receiver(self._sock, self._flow, is_tls)) as receiver:
+            with contextlib.closing(Receiver(self._sock, self._cpu_time, is_tls)) as receiver:
                 self._serve_requests(Requests(self._shared.cfg, receiver, self._peer))
         except ConnectionEnded:
             pass
@@ -89,7 +88,7 @@ class Connection:
         except Exception:
             log_exception(log, "request failed")
         finally:
-            self._hold(0)
+            self._memory.release()
             util.close(self._sock)
 
     def _shake_hands(self) -> bool:
@@ -97,13 +96,13 @@ class Connection:
         with self._limits.handshakes:
             is_http = self._sock.recv(1, socket.MSG_PEEK).isupper()  # a request's method
             if not is_http:
-                self._flow.pause()
-                self._hold(HANDSHAKE_BYTES)
+                self._cpu_time.pause()
+                self._memory.charge_extra(HANDSHAKE_BYTES - TLS_BYTES)
                 self._sock = self._shared.tls.wrap_socket(
                     self._sock, server_side=True, do_handshake_on_connect=False
                 )
                 self._sock.do_handshake()
-        self._hold(self._idle_bytes)
+        self._memory.charge_extra(0)
         if is_http:
             self._log(Rejection("bad_request", PLAIN_HTTP))
             self._answer_bare(PLAIN_HTTP.encode() + b"\n", b"text/plain; charset=utf-8")
@@ -112,10 +111,9 @@ class Connection:
     def _serve_requests(self, requests: Requests) -> None:
         while True:
             request = None  # an idle connection holds none
-            limits = self._limits
             try:
-                with limits.trusted_heads if self._flow.is_trusted else limits.heads:
-                    request = requests.next(self._hold_more)
+                with self._head_waits:
+                    request = requests.next(self._memory.charge_extra)
             except ParseException as error:
                 rejection = Rejection("bad_request", describe(error))
                 break  # the error's traceback holds the head
@@ -126,14 +124,14 @@ class Connection:
                     return
             finally:
                 request.body.close()
-        self._hold_more(0)
+        self._memory.charge_extra(0)
         self._log(rejection)
         self._answer_bare(reject(rejection).data, b"application/json")
 
     def _answer(self, request: Request) -> bool:
         """Answer a request, and return whether the connection stays open."""
-        if request.held_bytes and not self._flow.is_trusted:
-            self._hold_more(request.held_bytes)
+        if request.large_head_bytes and not self._cpu_time.is_trusted:
+            self._memory.charge_extra(request.large_head_bytes)
         response = Response(request, self._sock, self._limits)
         response.is_last = self._is_last()
         self._run_app(request, response)
@@ -142,8 +140,8 @@ class Connection:
             self._linger()
         elif not request.body.is_finished and not self._discard(request):
             return False
-        if self._held_bytes > self._idle_bytes:
-            self._hold_more(0)
+        if self._memory.extra:
+            self._memory.charge_extra(0)
         return not response.is_last
 
     def _run_app(self, request: Request, response: Response) -> None:
@@ -172,26 +170,36 @@ class Connection:
     def _update_trust(self, method: str, status_code: int) -> None:
         """Trust a client with a valid token, until it exceeds its rate.
 
-        No POST is answered 200 without a token, and none 429. The connection of a trusted client
-        skips the fair queue, is ended last, and is charged for unfinished heads and unsent
-        responses only.
+        No POST is answered 200 without a token, and none 429.
         """
-        if self._flow.is_trusted:
-            is_trusted = status_code != HTTPStatus.TOO_MANY_REQUESTS
-        else:
-            is_trusted = method == "POST" and status_code == HTTPStatus.OK
-        if is_trusted is not self._flow.is_trusted:
-            self._flow.is_trusted = is_trusted
-            self._idle_bytes = 0 if is_trusted else self._own_bytes
-            self._hold(self._idle_bytes)
+        if self._cpu_time.is_trusted:
+            if status_code == HTTPStatus.TOO_MANY_REQUESTS:
+                self._distrust()
+        elif method == "POST" and status_code == HTTPStatus.OK:
+            self._trust()
+
+    def _trust(self) -> None:
+        """Skip the fair queue, end the connection last, and do not charge it while it is idle.
+
+        It is still charged for unfinished heads and unsent responses.
+        """
+        self._cpu_time.trust()
+        self._head_waits = self._limits.trusted_heads
+        self._memory.release()
+
+    def _distrust(self) -> None:
+        """Undo `_trust`."""
+        self._cpu_time.distrust()
+        self._head_waits = self._limits.heads
+        self._memory.charge_idle()
 
     def _discard(self, request: Request) -> bool:
         """Discard the rest of an unwanted body, and return whether its end was reached.
 
         A client that still sends would otherwise lose its connection before it reads the answer.
         """
-        if not self._flow.is_trusted:
-            self._hold_more(request.held_bytes + DISCARD_STEP_BYTES)
+        if not self._cpu_time.is_trusted:
+            self._memory.charge_extra(request.large_head_bytes + DISCARD_STEP_BYTES)
         with self._limits.discards, contextlib.suppress(OSError, Rejection):
             if request.body.discard(DISCARD_BYTES):
                 return True
@@ -205,7 +213,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
             while left > 0 and (size := len(self._sock.recv(LINGER_STEP_BYTES))):
                 left -= size
-                self._flow.pause()  # this may take long, so the data is not kept
+                self._cpu_time.pause()  # this may take long, so the data is not kept
 
     def _log(self, rejection: Rejection) -> None:
         """Log the rejection of a client that does not speak HTTP."""
@@ -217,16 +225,3 @@ class Connection:
         """Answer bytes that are not a request, and end the connection."""
         send(self._sock, MALFORMED_HEAD % (content_type, len(body)) + body, self._limits)
         self._linger()
-
-    def _hold_more(self, size: int) -> None:
-        """Charge `size` bytes in addition to the connection itself."""
-        self._hold(self._idle_bytes + size)
-
-    def _hold(self, size: int) -> None:
-        """Charge `size` bytes in total."""
-        more = size - self._held_bytes
-        self._held_bytes = size
-        if more > 0:
-            self._limits.hold(more)
-        else:
-            self._limits.release(-more)

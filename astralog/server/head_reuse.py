@@ -38,13 +38,13 @@ class Requests:
         self._around: tuple[bytes, ...] = ()  # the last head without those values
         self._last: Request | None = None
 
-    def next(self, hold: Callable[[int], None]) -> Request | None:
+    def next(self, charge: Callable[[int], None]) -> Request | None:
         """Return the next request, or None at the connection's end.
 
-        `hold` is called with the bytes of an unfinished head. Raises ParseException, and NoMoreData
-        if the connection ends within a head.
+        `charge` is called with the bytes of an unfinished head. Raises ParseException, and
+        NoMoreData if the connection ends within a head.
         """
-        data = self._receiver.receive_head(hold)
+        data = self._receiver.receive_head(charge)
         if not data:
             return None
         end = data.find(END_OF_HEAD, 0, SMALL_HEAD_BYTES)

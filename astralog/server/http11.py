@@ -21,7 +21,8 @@ from gunicorn.util import unquote_to_wsgi_str
 from werkzeug.http import http_date
 
 from astralog.errors import Rejection, mebibytes
-from astralog.server.limits import DISCARD_BYTES, WRITE_STEP_BYTES, ConnectionLimits, Flow
+from astralog.server.fair_queue import CpuTime
+from astralog.server.limits import DISCARD_BYTES, WRITE_STEP_BYTES, ConnectionLimits
 from astralog.store.memory_budget import HEAD_BYTES_KEY
 
 #: The longest head, the most headers in it, and the longest header with its line end.
@@ -98,10 +99,10 @@ class Receiver(unreader.SocketUnreader):
     #: waits for the next.
     max_body_chunk = 64 * 1024
 
-    def __init__(self, sock: Any, flow: Flow, is_tls: bool = False) -> None:
-        """Receive from a socket; `flow` schedules the work."""
+    def __init__(self, sock: Any, cpu_time: CpuTime, is_tls: bool = False) -> None:
+        """Receive from a socket; `cpu_time` schedules the work."""
         super().__init__(sock, RECEIVE_BYTES)
-        self._flow = flow
+        self._cpu_time = cpu_time
         self._hub = gevent.get_hub()
         self._readable = self._hub.loop.io(sock.fileno(), READ)
         self._is_tls = is_tls
@@ -113,17 +114,17 @@ class Receiver(unreader.SocketUnreader):
         """Stop polling the socket; called before it is closed."""
         self._readable.close()
 
-    def receive_head(self, hold: Callable[[int], None]) -> bytes:
+    def receive_head(self, charge: Callable[[int], None]) -> bytes:
         """Return a head and the bytes after it, or nothing if the connection ended first.
 
         Before each head except the first, other connections are served, even if the head is there
         already; a client without a token also waits for those that have used less CPU time.
 
-        `hold` is called with the bytes that an unfinished or waiting head takes. Raises
+        `charge` is called with the bytes that an unfinished or waiting head takes. Raises
         ParseException for bytes that cannot become a head, and NoMoreData if the connection ends
         within one.
         """
-        self._flow.stop()
+        self._cpu_time.stop()
         self._limit = sys.maxsize
         data: bytes = self.take_buffered()
         if data:
@@ -134,11 +135,9 @@ class Receiver(unreader.SocketUnreader):
         if data and data.find(END_OF_HEAD, 0, MAX_HEAD_BYTES) < 0:
             head = bytearray(data)
             del data  # an unfinished head is held once
-            data = self._receive_rest(head, hold)
-        if not self._flow.try_start():
-            hold(len(data))
-            self._flow.wait(len(data))
-            hold(0)
+            data = self._receive_rest(head, charge)
+        if not self._cpu_time.try_start():
+            self._wait_for_turn(len(data), charge)
         return data
 
     def _begin_head(self) -> bytes:
@@ -157,7 +156,7 @@ class Receiver(unreader.SocketUnreader):
         data: bytes = self.sock.recv(RECEIVE_BYTES)
         return data
 
-    def _receive_rest(self, head: bytearray, hold: Callable[[int], None]) -> bytes:
+    def _receive_rest(self, head: bytearray, charge: Callable[[int], None]) -> bytes:
         """Receive a head to its end; each byte is searched once."""
         if head.startswith(TLS_HANDSHAKE):
             raise OtherProtocol("TLS")
@@ -168,16 +167,22 @@ class Receiver(unreader.SocketUnreader):
             if _BARE_LF.search(head, max(0, searched - 1)):
                 raise BareLineFeed
             searched = len(head)
-            hold(searched)
+            charge(searched)
             head += self.sock.recv(RECEIVE_BYTES)
             if len(head) == searched:
                 raise errors.NoMoreData(b"")
-        hold(0)
+        charge(0)
         return bytes(head)
+
+    def _wait_for_turn(self, size: int, charge: Callable[[int], None]) -> None:
+        """Wait in the fair queue with a head of `size` bytes, which are charged meanwhile."""
+        charge(size)
+        self._cpu_time.wait(size)
+        charge(0)
 
     def pause(self) -> None:
         """Serve other clients before a step of long work."""
-        self._flow.pause()
+        self._cpu_time.pause()
 
     def bound(self, size: int) -> None:
         """Limit the bytes that `chunk` returns from now on."""
@@ -326,13 +331,14 @@ class Request(message.Request):
         """Parse a head; raises ParseException."""
         self._values: dict[str, str] = {}  # environ values that differ from the parsed head's
         self._environ: dict[str, Any] = {}  # of all requests with this head
+        # Parses the head, and calls `parse_headers` and then `set_body_reader` of this class.
         super().__init__(*args)
         #: Whether the body has neither a length nor chunks: only the head is answered.
         self.lacks_length = self.method in BODY_METHODS and not any(
             name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") for name, _ in self.headers
         )
-        #: Bytes of the request that are charged while it is answered.
-        self.held_bytes = 0
+        #: Memory of a large head, to be charged while the request is answered; 0 for others.
+        self.large_head_bytes = 0
         self._is_last = self.lacks_length or bool(super().should_close())
 
     @classmethod
@@ -344,7 +350,7 @@ class Request(message.Request):
         request = cls(cfg, receiver, peer)
         size, headers = data.find(END_OF_HEAD), len(request.headers)
         if size > SMALL_HEAD_BYTES or headers > SMALL_HEAD_HEADERS:
-            request.held_bytes = BYTES_PER_HEAD_BYTE * size + BYTES_PER_HEADER * headers
+            request.large_head_bytes = BYTES_PER_HEAD_BYTE * size + BYTES_PER_HEADER * headers
         return request
 
     def repeat(self, values: dict[str, str]) -> "Request":

@@ -71,8 +71,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "clients above their rate are served last",
         "astralog.server.connection:Connection._update_trust",
-        "status_code != HTTPStatus.TOO_MANY_REQUESTS",
-        "True",
+        "if status_code == HTTPStatus.TOO_MANY_REQUESTS:",
+        "if False:",
         ("tests/unit/server/test_connection.py", "-k", "beyond_its_rate"),
     ),
     Guard(
@@ -750,14 +750,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the client that used the least CPU is served first",
-        "astralog.server.limits:Flow.wait",
+        "astralog.server.fair_queue:CpuTime.wait",
         "self._queue.wait(self._used_seconds + SECONDS_PER_BYTE * head_bytes)",
         "self._queue.wait(0.0)",
         ("tests/unit/server/test_fair_queue.py",),
     ),
     Guard(
         "a slice of work for clients without a token",
-        "astralog.server.limits:FairQueue.try_start",
+        "astralog.server.fair_queue:FairQueue.try_start",
         "return now < self._slice_end",
         "return True",
         ("tests/unit/server/test_fair_queue.py", "tests/unit/server/test_connection.py"),
@@ -765,14 +765,14 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "others are served while a connection lingers",
         "astralog.server.connection:Connection._linger",
-        "                self._flow.pause()",
+        "                self._cpu_time.pause()",
         "                pass",
         ("tests/unit/server/test_connection.py", "-k", "endless_client"),
     ),
     Guard(
         "memory of a head that waits for its body",
         "astralog.server.connection:Connection._answer",
-        "            self._hold_more(request.held_bytes)",
+        "            self._memory.charge_extra(request.large_head_bytes)",
         "            pass",
         ("tests/unit/server/test_connection.py", "-k", "waits_for_its_body"),
     ),
@@ -821,7 +821,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "unfinished heads are accounted for",
         "astralog.server.http11:Receiver._receive_rest",
-        "            hold(searched)\n",
+        "            charge(searched)\n",
         "",
         ("tests/unit/server/test_http11_receiver.py", "tests/unit/server/test_connection.py"),
     ),

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from gunicorn.config import Config
 
+from astralog.server.fair_queue import CpuTime, FairQueue
 from astralog.server.head_reuse import Requests
 from astralog.server.http11 import Receiver, Request
-from astralog.server.limits import FairQueue, Flow
 
 CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 
@@ -20,7 +20,7 @@ class Wire:
         self.client, self.server = socket.socketpair()
         for end in (self.client, self.server):
             end.settimeout(5)
-        self.receiver = Receiver(self.server, Flow(FairQueue()))
+        self.receiver = Receiver(self.server, CpuTime(FairQueue()))
         self.requests = Requests(Config(), self.receiver, CLIENT)
         #: What was held of unfinished heads, one number after another.
         self.held: list[int] = []

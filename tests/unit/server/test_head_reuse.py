@@ -13,9 +13,9 @@ from gunicorn.http.errors import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from astralog.server.fair_queue import CpuTime, FairQueue
 from astralog.server.head_reuse import Requests
 from astralog.server.http11 import SMALL_HEAD_BYTES, Receiver, Request
-from astralog.server.limits import FairQueue, Flow
 from tests.unit.server.conftest import CLIENT, SERVER, Wire
 
 
@@ -140,7 +140,7 @@ class Memory:
     def __init__(self, *heads: bytes) -> None:
         client, self._server = socket.socketpair()
         client.close()
-        self._receiver = Receiver(self._server, Flow(FairQueue()))
+        self._receiver = Receiver(self._server, CpuTime(FairQueue()))
         self._requests = Requests(_config(), self._receiver, CLIENT)
         for head in heads:
             self.outcome(head)

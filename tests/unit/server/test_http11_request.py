@@ -137,7 +137,7 @@ def test_a_path_is_as_it_was_sent(wire: Wire, target: str, path: str) -> None:
 def test_only_large_heads_are_accounted_for(wire: Wire) -> None:
     """The charge of any connection includes a small head."""
     wire.send(head("X: " + "x" * 1500) + head("X: " + "x" * 2500) + head(*["X: y"] * 90))
-    small, long, many = (wire.next().held_bytes for _ in range(3))
+    small, long, many = (wire.next().large_head_bytes for _ in range(3))
     assert 0 == small
     assert 5_000 < long < 10_000
     assert 20_000 < many < 40_000
