@@ -19,7 +19,9 @@ from astralog.log import log_exception
 from astralog.server.balance import Share
 from astralog.server.fair_queue import CpuTime, FairQueue
 from astralog.server.head_reuse import Requests
-from astralog.server.http11 import DISCARD_STEP_BYTES, Receiver, Request, Response, describe, send
+from astralog.server.http11_receiver import DISCARD_STEP_BYTES, Receiver
+from astralog.server.http11_request import Request, describe
+from astralog.server.http11_response import Response, send
 from astralog.server.limits import (
     DISCARD_BYTES,
     HANDSHAKE_BYTES,

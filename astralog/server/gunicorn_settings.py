@@ -7,7 +7,7 @@ from gunicorn.glogging import Logger
 
 from astralog.log import LOG_FORMAT, LOG_TIME_FORMAT, configure_logging
 from astralog.server import start, tuning
-from astralog.server.http11 import MAX_HEADER_BYTES, MAX_HEADERS
+from astralog.server.http11_request import MAX_HEADER_BYTES, MAX_HEADERS
 from astralog.server.master import Master, end_booting_workers_at_stops, read_state
 from astralog.server.worker import STOP_SECONDS, Worker
 from astralog.settings import InvalidSettings, Settings

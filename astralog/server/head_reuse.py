@@ -13,13 +13,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from astralog.server.http11 import (
-    END_OF_HEAD,
-    SMALL_HEAD_BYTES,
-    SMALL_HEAD_HEADERS,
-    Receiver,
-    Request,
-)
+from astralog.server.http11_receiver import END_OF_HEAD, Receiver
+from astralog.server.http11_request import SMALL_HEAD_BYTES, SMALL_HEAD_HEADERS, Request
 
 _LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]{1,15})\r\n", re.IGNORECASE)
 

@@ -273,7 +273,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on trailers",
-        "astralog.server.http11:Body.__init__",
+        "astralog.server.http11_receiver:Body.__init__",
         "            chunks.limit_trailer_section = TRAILERS_BYTES\n",
         "",
         ("tests/unit/server/test_http11_body.py", "-k", "trailers"),
@@ -729,7 +729,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on an unread body",
-        "astralog.server.http11:Body.discard",
+        "astralog.server.http11_receiver:Body.discard",
         "while limit > 0 and not",
         "while not",
         ("tests/unit/server/test_http11_body.py", "-k", "discarded_up_to_a_limit"),
@@ -743,7 +743,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "others are served before a pipelined request",
-        "astralog.server.http11:Receiver.receive_head",
+        "astralog.server.http11_receiver:Receiver.receive_head",
         "        if data:\n            gevent.sleep(0)\n",
         "        if data:\n            pass\n",
         ("tests/unit/server/test_http11_receiver.py", "-k", "others_are_served"),
@@ -778,7 +778,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on the lines of a head",
-        "astralog.server.http11:Request.parse_headers",
+        "astralog.server.http11_request:Request.parse_headers",
         'if data.count(b"\\r\\n") >= self.limit_request_fields:',
         "if False:",
         ("tests/unit/server/test_http11_request.py", "-k", "dropped or trailer"),
@@ -792,14 +792,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "only well-known header names are repeated",
-        "astralog.server.http11:_reason",
+        "astralog.server.http11_request:_reason",
         "isinstance(error, errors.InvalidHeaderName) and header in NAMED_HEADERS",
         "isinstance(error, errors.InvalidHeaderName)",
         ("tests/unit/server/test_http11_malformed.py", "-k", "no_possible_token"),
     ),
     Guard(
         "bound on the framing of chunks",
-        "astralog.server.http11:Receiver.chunk",
+        "astralog.server.http11_receiver:Receiver.chunk",
         "if self._received > self._limit:",
         "if False:",
         ("tests/unit/server/test_http11_receiver.py", "tests/unit/server/test_http11_body.py"),
@@ -813,28 +813,28 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on a head",
-        "astralog.server.http11:Receiver._receive_rest",
+        "astralog.server.http11_receiver:Receiver._receive_rest",
         "if len(head) >= MAX_HEAD_BYTES:",
         "if False:",
         ("tests/unit/server/test_http11_receiver.py", "--timeout", "20"),
     ),
     Guard(
         "unfinished heads are accounted for",
-        "astralog.server.http11:Receiver._receive_rest",
+        "astralog.server.http11_receiver:Receiver._receive_rest",
         "            charge(searched)\n",
         "",
         ("tests/unit/server/test_http11_receiver.py", "tests/unit/server/test_connection.py"),
     ),
     Guard(
         "time limit on a small response",
-        "astralog.server.http11:send",
+        "astralog.server.http11_response:send",
         "        with limits.writes:\n            sent = sock.send(data)",
         "        if True:\n            sent = sock.send(data)",
         ("tests/unit/server/test_http11_response.py", "--timeout", "20"),
     ),
     Guard(
         "time limit on each part of a large response",
-        "astralog.server.http11:send",
+        "astralog.server.http11_response:send",
         "            with limits.writes:\n                sock.sendall(view",
         "            if True:\n                sock.sendall(view",
         ("tests/unit/server/test_http11_response.py", "--timeout", "20"),
@@ -848,7 +848,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "large responses that wait are accounted for",
-        "astralog.server.http11:send",
+        "astralog.server.http11_response:send",
         "    limits.hold(len(data))\n",
         "    limits.hold(0)\n",
         ("tests/unit/server/test_http11_response.py",),
@@ -1761,7 +1761,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "data that TLS has buffered is read without a wait",
-        "astralog.server.http11:Receiver._begin_head",
+        "astralog.server.http11_receiver:Receiver._begin_head",
         "if self._is_tls and self.sock.pending():",
         "if False:",
         ("tests/functional/test_access.py", "-k", "buffered_by_tls", "--timeout", "20"),

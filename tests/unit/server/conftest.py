@@ -8,7 +8,8 @@ from gunicorn.config import Config
 
 from astralog.server.fair_queue import CpuTime, FairQueue
 from astralog.server.head_reuse import Requests
-from astralog.server.http11 import Receiver, Request
+from astralog.server.http11_receiver import Receiver
+from astralog.server.http11_request import Request
 
 CLIENT, SERVER = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 

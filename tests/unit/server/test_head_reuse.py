@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from astralog.server.fair_queue import CpuTime, FairQueue
 from astralog.server.head_reuse import Requests
-from astralog.server.http11 import SMALL_HEAD_BYTES, Receiver, Request
+from astralog.server.http11_receiver import Receiver
+from astralog.server.http11_request import SMALL_HEAD_BYTES, Request
 from tests.unit.server.conftest import CLIENT, SERVER, Wire
 
 

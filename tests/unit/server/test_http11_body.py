@@ -9,8 +9,14 @@ import gevent
 import pytest
 
 from astralog.errors import Rejection
-from astralog.server import http11
-from astralog.server.http11 import BODY_RECEIVE_BYTES, FRAMING_BYTES, TRAILERS_BYTES, Body, Receiver
+from astralog.server import http11_receiver
+from astralog.server.http11_receiver import (
+    BODY_RECEIVE_BYTES,
+    FRAMING_BYTES,
+    TRAILERS_BYTES,
+    Body,
+    Receiver,
+)
 from astralog.server.limits import DISCARD_BYTES
 from tests.unit.server.conftest import Wire
 
@@ -223,7 +229,7 @@ def test_chunks_of_more_framing_than_data_are_rejected(
 ) -> None:
     """Sizes and extensions are bounded, and beyond the bound the body is given up."""
     framing_bytes = FRAMING_BYTES // 16
-    monkeypatch.setattr(http11, "FRAMING_BYTES", framing_bytes)
+    monkeypatch.setattr(http11_receiver, "FRAMING_BYTES", framing_bytes)
     Sending(wire, head("Transfer-Encoding: chunked") + chunk * (8 * framing_bytes // len(chunk)))
     body = wire.next().body
     with pytest.raises(Rejection, match="framing"):
@@ -237,7 +243,7 @@ def test_chunks_of_more_data_than_framing_are_accepted(
     wire: Wire, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A body with one short line per chunk may be as long as any."""
-    monkeypatch.setattr(http11, "FRAMING_BYTES", FRAMING_BYTES // 16)
+    monkeypatch.setattr(http11_receiver, "FRAMING_BYTES", FRAMING_BYTES // 16)
     count = 2_000_000 // size
     chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
     sending = Sending(wire, head("Transfer-Encoding: chunked") + chunk * count + b"0\r\n\r\n")

@@ -1,7 +1,8 @@
 import pytest
 from gunicorn.http import errors
 
-from astralog.server.http11 import BareLineFeed, HeadTooLong, OtherProtocol, describe
+from astralog.server.http11_receiver import BareLineFeed, HeadTooLong, OtherProtocol
+from astralog.server.http11_request import describe
 
 SECRET = "s3cret-Token"
 

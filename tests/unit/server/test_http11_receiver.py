@@ -8,7 +8,7 @@ import pytest
 from gunicorn.http.errors import NoMoreData
 
 from astralog.errors import Rejection
-from astralog.server.http11 import (
+from astralog.server.http11_receiver import (
     MAX_HEAD_BYTES,
     RECEIVE_BYTES,
     BareLineFeed,

@@ -9,7 +9,7 @@ from gunicorn.http.errors import (
     UnsupportedTransferCoding,
 )
 
-from astralog.server.http11 import CONTINUE, RECEIVE_BYTES
+from astralog.server.http11_receiver import CONTINUE, RECEIVE_BYTES
 from tests.unit.server.conftest import CLIENT, SERVER, Wire
 
 

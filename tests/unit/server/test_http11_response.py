@@ -13,7 +13,7 @@ from gevent import socket as gevent_socket
 from gunicorn.http.errors import InvalidResponseHeader
 
 from astralog.deadlines import Deadlines
-from astralog.server.http11 import SMALL_BYTES, Response, send
+from astralog.server.http11_response import SMALL_BYTES, Response, send
 from astralog.server.limits import ConnectionEnded, ConnectionLimits
 from tests.support.service import TIMEOUT_SECONDS
 
