@@ -1,14 +1,13 @@
 """Logs that a query's options change: default values, and fields under other names."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from astralog.deadlines import in_runs, in_turns
-from astralog.intake.columns import ALIKE_LOGS, LEAST_LINES, Columns, NotAlikeError
+from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
 from astralog.intake.logs import PLAIN, Loader, drop_null_metadata, store_timestamps
 from astralog.intake.mapping import change_log, move_alike, move_lines
 from astralog.intake.members import Members, without_line_breaks
@@ -56,9 +55,9 @@ class _MovingLoader(Loader):
 
     def load_lines(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs in the lines of a text; lines that are alike are decoded in part."""
-        if options.moves_unknown and text.count(b"\n") >= LEAST_LINES:
+        if options.moves_unknown:
             try:
-                return move_lines(BytesIO(text).readlines(), options)
+                return move_lines(text, options)
             except (NotAlikeError, ValueError):
                 pass
         return super().load_lines(text, options)

@@ -5,6 +5,7 @@ which member becomes which field.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from io import BytesIO
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.columns import Columns, NotAlikeError
+from astralog.intake.columns import Columns, NotAlikeError, TextColumns
 from astralog.intake.decoder import RUN_BYTES, Context, Decoded
 from astralog.intake.foreign import (
     ForeignBatch,
@@ -25,6 +26,7 @@ from astralog.intake.logs import store_timestamps
 from astralog.intake.members import NULL, Members, as_text, decode_text, take_name
 from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log
+from astralog.intake.timestamps import normalise_all
 from astralog.intake.unix_time import parse_time
 
 #: Items of a bulk request: each has a result in the response. Beyond it: 413 `body_too_large`.
@@ -39,6 +41,8 @@ ITEM_BYTES = 200
 MESSAGES = ("message", "log", "msg")
 SERVICES = ("service.name", "service", "fields.service", "agent.name")
 LEVELS = ("log.level", "level", "severity")
+
+_KNOWN = (("@timestamp",), MESSAGES, SERVICES, LEVELS)
 
 STORED = ("index", "create")
 ACTIONS = (*STORED, "update", "delete")
@@ -76,6 +80,7 @@ class Bulk:
         """Use `index`, the index in the path, for actions without one."""
         self._index = index
         self.items: list[Item] = []
+        self._results: dict[bytes, Item] = {}  # of the last run, by the lines of actions
         #: Whether every item has its result.
         self.is_complete = False
 
@@ -110,9 +115,12 @@ class Bulk:
             return False
         actions, texts = lines[::2], lines[1::2]
         try:
-            found = {line: self._read_item(line, 0, batch) for line in dict.fromkeys(actions)}
+            found = {
+                line: self._results.get(line) or self._read_item(line, 0, batch)
+                for line in dict.fromkeys(actions)
+            }
             items = [found[line] for line in actions]
-            logs = store_timestamps(_make_logs(texts, items, batch))
+            logs = _make_logs(texts, items, batch)
         except (ValueError, Rejection):
             return False
         is_refused = any(item.action not in STORED for item in found.values())
@@ -121,6 +129,7 @@ class Bulk:
         batch.hold(len(items) * ITEM_BYTES)
         batch.extend(logs, batch.repeated_bytes + 2 * len(self._index))
         self.items += items
+        self._results = found
         return True
 
     def _add(self, line: bytes, source: Iterator[bytes], batch: ForeignBatch) -> None:
@@ -173,31 +182,39 @@ def _read_action(line: bytes, number: int) -> tuple[str, Members]:
 
 def _make_logs(texts: list[bytes], items: list[Item], batch: ForeignBatch) -> list[Any]:
     """Return the logs of documents of usual length; raises ValueError if one is invalid."""
+    project = _find_common_project(items, batch)
+    if project:
+        with suppress(NotAlikeError, ValueError):
+            return _make_alike(TextColumns(b"".join(texts), _KNOWN), project, batch)
     documents = read_usual_lines(texts)
-    try:
-        return _make_alike(Columns(documents), items, batch)
-    except NotAlikeError:
-        runs = in_runs(list(zip(documents, texts, items, strict=True)))
-        return [_make_log(*each, batch) for run in runs for each in run]
+    if project:
+        with suppress(NotAlikeError):
+            return _make_alike(Columns(documents), project, batch)
+    runs = in_runs(list(zip(documents, texts, items, strict=True)))
+    return store_timestamps([_make_log(*each, batch) for run in runs for each in run])
 
 
-def _make_alike(documents: Columns, items: list[Item], batch: ForeignBatch) -> list[Any]:
-    """Return the logs of documents with the same members; as `_make_log`.
-
-    Raises NotAlikeError, and changes no document, if they differ, or their actions do.
-    """
+def _find_common_project(items: list[Item], batch: ForeignBatch) -> str:
+    """Return the project of documents with the same usual action, "" for others."""
     index = items[0].index_name
     project = batch.project or index
     is_alike = 1 < len(items) == items.count(items[0]) and not items[0].document_id
-    is_usual = project and index in ("", project) and len(index) <= MAX_INDEX_BYTES // 4
-    if not (is_alike and is_usual):
-        raise NotAlikeError
+    is_usual = index in ("", project) and len(index) <= MAX_INDEX_BYTES // 4
+    return project if is_alike and is_usual else ""
+
+
+def _make_alike(documents: Columns, project: str, batch: ForeignBatch) -> list[Any]:
+    """Return the logs of documents with the same members; as `_make_log`.
+
+    Raises NotAlikeError, and changes no document, if they differ.
+    """
     times = documents.find_names(("@timestamp",), batch.arrival)
     messages = documents.find_texts(MESSAGES)
     levels = documents.find_names(LEVELS, batch.level)
     services = documents.find_names(SERVICES, batch.service)
     if messages is None or any(map(str.isdecimal, times)):
         raise NotAlikeError
+    times = normalise_all(times) or times
     columns = (times, levels, services, messages, documents.take_rest())
     return list(map(Log, repeat(project), *columns))
 

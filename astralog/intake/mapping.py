@@ -16,7 +16,6 @@ from astralog.intake.columns import (
     Columns,
     NotAlikeError,
     TextColumns,
-    outer_names,
     read_scalars,
     read_texts,
 )
@@ -94,11 +93,10 @@ def move_alike(logs: Columns, options: Options) -> list[Any]:
     return list(map(MovedLog, *columns, logs.take_rest()))
 
 
-def move_lines(lines: Sequence[bytes], options: Options) -> list[Any]:
+def move_lines(text: bytes, options: Options) -> list[Any]:
     """Return the same as `move_alike` for logs in lines, whose other members stay text."""
-    names = [name for names in options.sources.values() for name in names]
-    outer = [outer for name in names for outer in outer_names(name)]
-    return move_alike(TextColumns(lines, frozenset((*FIELDS, *names, *outer))), options)
+    groups = (*map(tuple, options.sources.values()), *((field,) for field in FIELDS))
+    return move_alike(TextColumns(text, groups), options)
 
 
 def _find_column(logs: Columns, field: str, options: Options) -> list[str]:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
-from astralog.intake import columns, elasticsearch, hec, logs
+from astralog.intake import changed_logs, columns, elasticsearch, hec
 from astralog.intake.batch import decode_lines
 from astralog.intake.columns import NotAlikeError
 from astralog.intake.elasticsearch import Bulk
@@ -110,15 +110,29 @@ def test_moved_logs(seed: int, query: str) -> None:
     if options.stamps_arrival:
         options = options.stamp("2024-05-31T15:30:45Z")
     context = make_context(options=options)
-    check(logs, "move_alike", lambda: decode_lines(b"\n".join(lines), context))
+    check(changed_logs, "move_alike", lambda: decode_lines(b"\n".join(lines), context))
 
 
-def make_lines(random: Random) -> list[bytes]:
+def check_text(decode: Callable[[], Any]) -> None:
+    """Check that a body has the same logs if the members that are not known stay text."""
+    expected = outcome(decode)
+    with patch.object(columns, "LEAST_LINES", 1):
+        found = outcome(decode)
+    if isinstance(found[0], bytes) and isinstance(expected[0], bytes):
+        assert (parse_lines(expected[0]), expected[1]) == (parse_lines(found[0]), found[1])
+    else:
+        assert expected == found
+
+
+def make_lines(
+    random: Random, firsts: Sequence[str], lasts: Sequence[Sequence[str]]
+) -> list[bytes]:
     """Return logs whose known members are first or last, and maybe one that differs."""
     unknown = [random.sample(["pid", "a", "é", "x"], random.randint(1, 3))] * 4
-    first = random.sample(["time", "level", "service"], random.randint(0, 2))
-    last = random.choice([["msg"], ["message"], ["ts", "msg"], []])
+    first = random.sample(firsts, random.randint(0, 2))
+    last = random.choice(lasts)
     kinds = {
+        "@timestamp": DATES,
         "ts": SECONDS,
         "time": MILLISECONDS,
         "pid": ANY,
@@ -143,19 +157,16 @@ def make_lines(random: Random) -> list[bytes]:
 @given(seeds)
 def test_logs_whose_rest_stays_text(seed: int) -> None:
     random = Random(seed)
-    body = b"\n".join(make_lines(random)) + random.choice([b"", b"\n"])
+    lines = make_lines(
+        random, ["time", "level", "service"], [["msg"], ["message"], ["ts", "msg"], []]
+    )
+    body = b"\n".join(lines) + random.choice([b"", b"\n"])
     if random.random() < 0.3:
         body = body.replace("é".encode(), b"\xff")
     query = QUERIES[0].replace("=time&", "=time,ts&")
     options = replace(parse_options(query), on_invalid=OnInvalid.LEAVE_OUT)
     context = make_context(options=options.stamp("2024-05-31T15:30:45Z"))
-    expected = outcome(lambda: decode_lines(body, context))
-    with patch.object(logs, "LEAST_LINES", 1):
-        found = outcome(lambda: decode_lines(body, context))
-    if isinstance(found[0], bytes) and isinstance(expected[0], bytes):
-        assert (parse_lines(expected[0]), expected[1]) == (parse_lines(found[0]), found[1])
-    else:
-        assert expected == found
+    check_text(lambda: decode_lines(body, context))
 
 
 INNER_NAMES = ["message", "message", "msg", "line", "level", "severity", "service", "tag", "a"]
@@ -199,6 +210,35 @@ def test_documents(seed: int) -> None:
     check(elasticsearch, "_make_alike", lambda: Bulk("shop").decode(body, make_context()))
 
 
+@given(seeds)
+def test_documents_whose_rest_stays_text(seed: int) -> None:
+    random = Random(seed)
+    firsts = ["@timestamp", "level", "log.level", "service.name", "message"]
+    lasts = [["message"], ["msg"], ["service"], ["agent"], ["level", "log"], []]
+    body = b"".join(
+        b'{"create":{}}\n%s\n' % document for document in make_lines(random, firsts, lasts)
+    )
+    if random.random() < 0.3:
+        body = body.replace("é".encode(), b"\xff")
+    check_text(lambda: Bulk("shop").decode(body, make_context()))
+
+
+def test_rest_of_usual_documents_stays_text() -> None:
+    line = b'{"@timestamp":"2024-05-31T15:30:45Z","message":"m","log.level":"i","a":{"message":1}}'
+    body = b'{"create":{}}\n%s\n' % line * columns.LEAST_LINES
+    with patch.object(elasticsearch, "Columns", side_effect=AssertionError):
+        batch = Bulk("shop").decode(body, make_context()).batch
+    log = {
+        "project_id": "shop",
+        "timestamp": "2024-05-31T15:30:45Z",
+        "level": "i",
+        "service": "unknown_service",
+        "message": "m",
+        "metadata": {"a": {"message": 1}},
+    }
+    assert [log] * columns.LEAST_LINES == list(map(json.loads, bytes(batch.lines).splitlines()))
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -210,7 +250,7 @@ def test_documents(seed: int) -> None:
 )
 def test_rest_of_usual_lines_stays_text(line: bytes) -> None:
     body = b"\n".join([line] * columns.LEAST_LINES)
-    with patch.object(logs, "Columns", side_effect=AssertionError):
+    with patch.object(changed_logs, "Columns", side_effect=AssertionError):
         batch = decode_lines(body, make_context(options=parse_options(QUERIES[0]))).batch
     log = json.loads(line)
     expected = {
@@ -229,6 +269,6 @@ def test_rest_of_usual_lines_stays_text(line: bytes) -> None:
 @pytest.mark.parametrize("query", QUERIES[:1])
 def test_usual_logs_are_changed_together(query: str) -> None:
     body = b'{"level":30,"time":1717169445123,"msg":"m","pid":7}\n' * 2
-    with patch.object(logs, "change_log", side_effect=AssertionError):
+    with patch.object(changed_logs, "change_log", side_effect=AssertionError):
         batch = decode_lines(body, make_context(options=parse_options(query))).batch
     assert 2 == batch.logs
