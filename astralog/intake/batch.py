@@ -14,6 +14,7 @@ from astralog.intake.decoder import (
     Context,
     Decoded,
     check_growth,
+    encode_lines,
     project_of,
     repeated_bytes,
 )
@@ -76,6 +77,7 @@ def _decode_valid(body: bytes, form: Format, context: Context) -> Batch | None:
     projects: list[str] = []
     count = 0
     bytes_per_log = repeated_bytes(options.defaults)
+    encode = encode_lines if options.moves_fields else encode_logs  # moved metadata was checked
     with context.fast_slot(len(body)):
         try:
             for text in _cut(body, form, context):
@@ -83,7 +85,7 @@ def _decode_valid(body: bytes, form: Format, context: Context) -> Batch | None:
                 count += len(logs)
                 if bytes_per_log * count > STEP_BYTES:  # such lines are encoded in steps
                     return None
-                encoded.append(encode_logs(logs))
+                encoded.append(encode(logs))
                 if context.projects is not None:
                     projects += dict.fromkeys(map(project_of, logs))
         except COMPILED_ERRORS:
