@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import gevent
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from gevent.hub import Waiter
-from gevent.lock import Semaphore
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
@@ -70,15 +69,14 @@ CALL_SECONDS = 8.0
 class OneAtATime:
     """Run functions that read the disk one at a time, in one thread, in their order.
 
-    The others wait briefly.
+    The others wait briefly, in a line: a client that calls again at once is the last one.
     """
 
     def __init__(self, busy: str) -> None:
         """Reject a function that waits too long with the code `busy`."""
         self._busy = busy
         self._thread = ThreadPool(1)
-        self._free = Semaphore()
-        self._waiting = 0
+        self._line: deque[Event] = deque()  # of the call that runs, and of those that wait
 
     def run_later(self, function: Callable[[], object]) -> None:
         """Queue a call of the function, and return at once."""
@@ -86,22 +84,33 @@ class OneAtATime:
 
     def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Return the function's result; its errors propagate. Raises Rejection."""
-        if self._waiting >= MAX_WAITING:
+        if len(self._line) > MAX_WAITING:
             raise Rejection(self._busy)
-        self._waiting += 1
+        turn = Event()
+        self._line.append(turn)
         try:
-            if not self._free.acquire(timeout=WAIT_SECONDS):
+            if self._line[0] is not turn:
+                turn.wait(WAIT_SECONDS)
+            if self._line[0] is not turn:
                 raise Rejection(self._busy)
-        finally:
-            self._waiting -= 1
-        result = spawn_in_thread(self._thread, function, *arguments)
-        result.rawlink(lambda _: self._free.release())  # also if nobody waits for it any more
+            result = spawn_in_thread(self._thread, function, *arguments)
+        except BaseException:
+            self._leave(turn)
+            raise
+        result.rawlink(lambda _: self._leave(turn))  # also if nobody waits for it any more
         try:
             outcome = result.get(timeout=CALL_SECONDS)
         except gevent.Timeout:
             raise Rejection(self._busy, "The disk takes too long; retry later.") from None
         returned: Result = outcome.get()
         return returned
+
+    def _leave(self, turn: Event) -> None:
+        """Leave the line; after the first one, the next one runs."""
+        is_first = self._line[0] is turn
+        self._line.remove(turn)
+        if is_first and self._line:
+            self._line[0].set()
 
 
 #: The original, which blocks a thread; a patched process has gevent's in its place.

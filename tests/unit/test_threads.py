@@ -3,10 +3,13 @@ import gc
 import threading
 import weakref
 
+import gevent
 import pytest
 from gevent.threadpool import ThreadPool
 
-from astralog.threads import call_in_thread, spawn_in_thread
+from astralog import threads
+from astralog.errors import Rejection
+from astralog.threads import OneAtATime, call_in_thread, spawn_in_thread
 
 
 class Weighty:
@@ -51,3 +54,31 @@ def test_an_exception_leaves_no_cycle_behind() -> None:
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_a_call_is_rejected_after_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later ones run once the slot is free."""
+    monkeypatch.setattr(threads, "WAIT_SECONDS", 0.01)
+    slot = OneAtATime("search_busy")
+    is_free = threading.Event()
+    first = gevent.spawn(slot.run, is_free.wait)
+    gevent.sleep()
+    with pytest.raises(Rejection) as rejected, gevent.Timeout(10):
+        slot.run(int)
+    assert rejected.value.code == "search_busy"
+    is_free.set()
+    first.get()
+    assert slot.run(int) == 0
+
+
+def test_calls_of_several_clients_alternate() -> None:
+    """A search that takes many slots does not delay another one by more than its own."""
+    slot = OneAtATime("search_busy")
+    order: list[str] = []
+
+    def call(name: str) -> None:
+        for _ in range(4):
+            slot.run(order.append, name)
+
+    gevent.joinall([gevent.spawn(call, name) for name in "abc"], raise_error=True)
+    assert order == ["a", "b", "c"] * 4

@@ -152,6 +152,21 @@ def test_links_of_a_bound_token_do_not_depend_on_other_projects(
     assert pages(bound_client, f"?n={limit}", "bound") == alone
 
 
+def test_links_do_not_lead_back_to_older_segments_with_newer_logs(
+    client: FlaskClient, settings: Settings
+) -> None:
+    """As that of a worker that has written its segment for long, beside short ones of others."""
+    for start, lines in ((0, range(10, 20)), (1000, range(10))):
+        make_segment(
+            settings.data_dir,
+            make_name(start),
+            *[make_line(f"m{at}", 2000 + 100 * (at // 10) + at) for at in lines],
+            changed=2200 - start / 10,
+        )
+    found = pages(client, "?n=10")
+    assert list(chain(*found)) == [f"m{number}" for number in reversed(range(20))]
+
+
 def test_searched_bytes_add_up_to_the_files(client: FlaskClient, data_dir: Path) -> None:
     """Over all responses; compressed segments count with the size of their files."""
     size = sum(path.stat().st_size for path in data_dir.glob("*.ndjson*"))
@@ -199,6 +214,7 @@ def test_a_search_without_time_ends_with_a_link(
     monkeypatch.setattr(log_search, "_sleep", lambda seconds: None)
     found = pages(client, "?q=m7")
     assert list(chain(*found)) == ["m7"]
+    assert len(found) > 1
 
 
 @pytest.mark.usefixtures("data_dir")
@@ -287,7 +303,7 @@ def test_a_directory_that_is_away_is_a_failure(client: FlaskClient, settings: Se
 def test_searches_beyond_those_that_wait_are_busy(
     client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("astralog.threads.MAX_WAITING", 0)
+    monkeypatch.setattr("astralog.threads.MAX_WAITING", -1)  # not even one runs
     response = ask(client)
     assert (response.status_code, response.get_json()["code"]) == (503, "search_busy")
     assert response.headers["Retry-After"] == "1"
