@@ -154,9 +154,9 @@ class SegmentReader:
                 rest.clear()
             elif cut:
                 lines = b"".join([*rest, memoryview(block)[:cut]])
+                rest.clear()
                 yield Block(start, lines)
                 start += len(lines)
-                rest.clear()
             rest.append(block[cut:])
             if budget.is_spent and start > begin:
                 return

@@ -259,7 +259,8 @@ class _Results:
         kind, number, length = _MESSAGE.unpack_from(self._data)
         if not self._read(_MESSAGE.size + length):
             return None
-        text = bytes(self._data[_MESSAGE.size : _MESSAGE.size + length])
+        with memoryview(self._data) as data:
+            text = bytes(data[_MESSAGE.size : _MESSAGE.size + length])
         del self._data[: _MESSAGE.size + length]
         return kind, number, text
 

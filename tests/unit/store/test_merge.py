@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from astralog.store import merge, reader
 from astralog.store.merge import (
     find_parts,
+    last_first,
     make_parts,
     newest_arrivals,
     newest_first,
@@ -442,6 +443,20 @@ def test_a_compressed_segment_is_read_backwards_in_passes(
     backwards = list(newest_arrivals(find_parts(tmp_path, make), limit, select))
     lines = [[arrival.line for arrival in found] for found in (groups, backwards[::-1])]
     assert lines[0][-limit:] == lines[1] != []
+
+
+def test_lines_that_are_read_backwards_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge, "MAX_HELD_BYTES", 1_000_000)
+    tracemalloc.start()
+    try:
+        lines = last_first(
+            lambda: ((number, bytes(100_000)) for number in range(100)), 1000, ReadBudget()
+        )
+        assert [number for number, _ in lines] == list(reversed(range(100)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 1_000_000 < peak < 2_000_000
 
 
 def test_a_copied_directory_is_read_with_few_open_files(

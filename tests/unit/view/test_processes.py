@@ -15,6 +15,7 @@ from astralog.view import processes as processes_module
 from astralog.view.context import ContextPart
 from astralog.view.log_filter import LogFilter
 from astralog.view.processes import Processes, ProcessPart
+from tests.support.service import TIMEOUT_SECONDS
 from tests.support.tail import make_line, make_name, make_segment
 
 WANTED = LogFilter(text="m1")
@@ -120,6 +121,21 @@ def test_processes_read_one_segment_after_the_other(data_dir: Path) -> None:
     assert len(seen - set(before)) == 2
     running.close()
     assert children() == before
+
+
+def test_few_pipes_are_open(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many segments there are, and however fast the processes read them."""
+    monkeypatch.setattr(processes_module, "MAX_AHEAD", 2)
+    parts = find_parts(data_dir, ProcessPart)
+    before = len(os.listdir("/proc/self/fd"))
+    running = Processes(parts, not_blank, None, 2, lambda: None)
+    assert isinstance(parts[0], ProcessPart)
+    running.take(parts[0])
+    while running._busy:
+        assert running._poll.poll(1000 * TIMEOUT_SECONDS)
+        running._begin_next()
+    assert len(os.listdir("/proc/self/fd")) - before <= 2 + 2  # pipes, and sockets of processes
+    running.close()
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 64])

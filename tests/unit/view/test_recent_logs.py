@@ -12,6 +12,7 @@ from astralog.store.reader import BLOCK_BYTES, ReadBudget
 from astralog.view import log_search, recent_logs
 from astralog.view.log_filter import LogFilter
 from astralog.view.recent_logs import MAX_LOGS, NAME_CHARACTERS, TEXT_CHARACTERS, RecentLogs
+from astralog.view.sealer import Sealer
 from tests.support.tail import make_line, make_name, make_segment
 
 NOW = 1_700_000_000.0
@@ -285,6 +286,20 @@ def test_cursor_does_not_show_whether_logs_arrived(tmp_path: Path) -> None:
     """The next cursor always differs."""
     make_segment(tmp_path, NAME, make_line("x", NOW), suffix=".ndjson.open")
     assert poll(tmp_path)["after"] != poll(tmp_path)["after"]
+
+
+@pytest.mark.usefixtures("_small_reads")
+@pytest.mark.parametrize(("others", "is_found"), [(100, True), (2000, False)])
+def test_a_whole_log_is_found_within_the_limit(
+    tmp_path: Path, others: int, *, is_found: bool
+) -> None:
+    """A compressed segment is read from its beginning, but not beyond that."""
+    lines = [make_line("x" * 1000, NOW)] * others
+    make_segment(tmp_path, NAME, *lines, make_line("y", NOW), suffix=".ndjson.zst")
+    offset = sum(map(len, lines)) + len(make_line("y", NOW))
+    logs = logs_of(tmp_path)
+    id = Sealer(SECRET).seal(f"{NAME}:{offset:016}")
+    assert (logs.find(LogFilter(), id) is not None) == is_found
 
 
 def test_cursor_of_another_service_is_invalid(tmp_path: Path) -> None:
