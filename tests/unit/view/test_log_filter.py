@@ -1,5 +1,6 @@
 """Which logs are shown."""
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_without_a_filter_every_line_is_shown() -> None:
 def test_lines_that_are_no_logs_match_no_filter(line: bytes) -> None:
     """They have no fields."""
     assert not LogFilter(text="").matches(line)
+
+
+@pytest.mark.parametrize("text", ["\u00c9/\n\U0001f600", r"\u00e9\/", '"a":"\u00e9'])
+def test_metadata_is_searched_as_stored_and_without_escapes(text: str) -> None:
+    line = LINE.replace(b'"Ann"', rb'{"a":"\u00e9\/\n\ud83d\ude00"}')
+    assert LogFilter(text=text).matches(line)
+    assert LogFilter(pattern=re.compile(re.escape(text), re.IGNORECASE)).matches(line)
+    assert not LogFilter(text=text).matches(LINE)
 
 
 def test_a_log_without_metadata_has_none_to_search() -> None:
