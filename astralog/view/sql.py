@@ -57,6 +57,9 @@ def sql(*, query: str, since: str | None, output_format: str, data_dir: Path) ->
     Its columns are project_id, timestamp, level, service, message and metadata (JSON).
     """
     options.prepare("sql", None)
+    query = query.strip().rstrip(";")
+    if not query:
+        raise click.UsageError("the QUERY is empty.")
     if output_format == "parquet" and sys.stdout.isatty():
         raise click.UsageError("Parquet is binary; redirect the output to a file.")
     duckdb = _import_duckdb()
@@ -65,13 +68,18 @@ def sql(*, query: str, since: str | None, output_format: str, data_dir: Path) ->
         for left in reversed(range(TRIES)):
             connection.execute(_view(data_dir, since))
             try:
-                _print(connection, query.strip().rstrip(";"), output_format)
+                _print(connection, query, output_format)
                 return
             except duckdb.IOException:
                 if not left:
                     raise
     except duckdb.Error as error:
-        raise click.ClickException(str(error)) from None
+        lines = [escape(str(error), keep="\n")]  # which may have values of logs
+        if isinstance(error, duckdb.IOException):
+            lines.append("If a compressed segment is damaged, `astralog search --count` names it.")
+        if isinstance(error, duckdb.ParserException) and output_format != "table":
+            lines.append(f"--format {output_format} accepts a single SELECT.")
+        raise click.ClickException("\n".join(lines)) from None
 
 
 def _import_duckdb() -> ModuleType:

@@ -78,15 +78,32 @@ def test_control_characters_are_escaped_in_tables(tmp_path: Path) -> None:
     make_segment(tmp_path, make_name(0), make_line("\x1b[31m\u202e\x9b"))
     found = query(tmp_path, "SELECT message FROM logs")
     assert not {"\x1b", "\u202e", "\x9b"} & set(found)
+    failed = run("sql", tmp_path, "SELECT message::INT FROM logs").stderr
+    assert r"\u001b[31m" in failed
+    assert not {"\x1b", "\u202e", "\x9b"} & set(failed)
 
 
 def test_errors_are_reported_without_a_traceback(data_dir: Path, tmp_path: Path) -> None:
     result = run("sql", data_dir, "SELECT nothing FROM logs")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: Binder Error")
+    result = run("sql", data_dir, " ; ")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.endswith("Error: the QUERY is empty.\n")
+    result = run("sql", data_dir, "SET threads = 1; SELECT 1", "--format", "csv")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.endswith("--format csv accepts a single SELECT.\n")
     result = run("sql", tmp_path / "away", "SELECT 1")
     message = f"Error: {tmp_path}/away: No such file or directory\n"
     assert (result.returncode, result.stderr) == (1, message)
+
+
+def test_damaged_segment_is_explained(tmp_path: Path) -> None:
+    path = make_segment(tmp_path, make_name(0), make_line("one"), suffix=".ndjson.zst")
+    path.write_bytes(path.read_bytes() + b"no frame")
+    result = run("sql", tmp_path, "SELECT count(*) FROM logs")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.endswith("`astralog search --count` names it.\n")
 
 
 @pytest.mark.parametrize("output_format", ["table", "csv"])
