@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
+from tests.support.launcher import FORWARD, LaunchedProcess, launcher
 from tests.support.service import (
     ROOT,
     TIMEOUT_SECONDS,
@@ -268,6 +269,7 @@ class Forward:
         self.set(**settings)
         #: How long it waits for a replica, if not as long as it does for users.
         self.replica_seconds: float | None = None
+        self.process: LaunchedProcess | subprocess.Popen[bytes]
 
     def set(self, **settings: object) -> None:
         """Change settings for the next start; None is the default."""
@@ -287,15 +289,16 @@ class Forward:
 
     def start(self, *arguments: str, stderr: int | None = None) -> Self:
         """Start it and return at once; its stderr goes to its log unless another file is given."""
+        command = [*self._command(), "forward", *arguments]
+        can_fork = self.replica_seconds is None and "LD_PRELOAD" not in self._environ
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
-            self.process = subprocess.Popen(
-                [*self._command(), "forward", *arguments],
-                cwd=ROOT,
-                env=self._environ,
-                stdout=log,
-                stderr=log if stderr is None else stderr,
-            )
+            if can_fork and stderr is None:
+                self.process = launcher(ROOT, FORWARD).launch(command, self._environ, log)
+            else:
+                self.process = subprocess.Popen(
+                    command, cwd=ROOT, env=self._environ, stdout=log, stderr=stderr or log
+                )
         return self
 
     def run_once(self, timeout: float = TIMEOUT_SECONDS) -> int:
@@ -309,12 +312,12 @@ class Forward:
 
     def stop(self) -> int:
         """Stop it as an operator would, and return its exit status."""
-        self.process.terminate()
+        self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def kill(self) -> None:
         """Kill it, whatever it is doing."""
-        self.process.kill()
+        self.process.send_signal(signal.SIGKILL)
         self.wait()
 
     def log(self) -> str:

@@ -1,7 +1,8 @@
-"""Start services as forks of a process that has imported their code.
+"""Start services and forwards as forks of a process that has imported their code.
 
-The import takes half of the CPU of a start, and the tests start hundreds of services. A process of
-the launcher is in the same state as one of `python blocked_hub.py wsgi:app`.
+The import takes at least half of the CPU of a start, and the tests start hundreds of both. A
+process of the launcher is in the same state as one of `python blocked_hub.py wsgi:app`, or of
+`astralog forward`.
 """
 
 import atexit
@@ -22,8 +23,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
-#: Imported before the forks: no module of them reads the environment, or starts a thread.
-PRELOADED = ("gunicorn.app.wsgiapp", "astralog.app", "astralog.server.start")
+#: Imported before the forks: no module of them reads a setting, or starts a thread.
+SERVICE = ("gunicorn.app.wsgiapp", "astralog.app", "astralog.server.start")
+FORWARD = ("astralog.cli", "astralog.forward.run")
 
 #: Bytes of a request, which is a command and its environment, and of an answer.
 REQUEST_BYTES = 1 << 17
@@ -66,14 +68,14 @@ class LaunchedProcess:
 class Launcher:
     """The client of the process that forks, which ends with the tests."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, modules: Sequence[str]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._processes: dict[int, LaunchedProcess] = {}
         self._started: SimpleQueue[LaunchedProcess] = SimpleQueue()
         self._lock = threading.Lock()
         with theirs:
             self._launcher = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), *modules],
                 cwd=root,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
@@ -105,9 +107,9 @@ class Launcher:
 
 
 @cache
-def launcher(root: Path) -> Launcher:
-    """Return the launcher of a checkout; the first call starts it."""
-    return Launcher(root)
+def launcher(root: Path, modules: Sequence[str]) -> Launcher:
+    """Return the launcher of a checkout with these modules; the first call starts it."""
+    return Launcher(root, modules)
 
 
 def fork_for_requests(connection: socket.socket) -> list[str]:
@@ -162,8 +164,9 @@ def answer(connection: socket.socket, pid: int, status: int | None) -> None:
 
 if __name__ == "__main__":
     del sys.path[0]  # this directory's modules are not for the service
-    for name in PRELOADED:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     sys.argv = fork_for_requests(socket.socket(fileno=int(sys.argv[1])))
-    faulthandler.enable()  # as PYTHONFAULTHANDLER does
+    if "PYTHONFAULTHANDLER" in os.environ:
+        faulthandler.enable()
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from tests.support.launcher import LaunchedProcess, launcher
+from tests.support.launcher import SERVICE, LaunchedProcess, launcher
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -136,7 +136,7 @@ class Service:
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             if self._can_fork():
-                self.process = launcher(ROOT).launch(MONITORED, self._environ, log)
+                self.process = launcher(ROOT, SERVICE).launch(MONITORED, self._environ, log)
                 return
             self.process = subprocess.Popen(
                 self.command(),
