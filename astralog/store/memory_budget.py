@@ -26,9 +26,9 @@ HEAD_BYTES_KEY = "astralog.head_bytes"
 class MemoryBudget:
     """Bytes that the requests of a worker share.
 
-    All requests together may reserve `limit` bytes; a request that is alone, ALONE_SHARE times as
-    many. While `are_tokens_several`, the requests of one token may reserve TOKEN_SHARE of `limit`,
-    whether they are alone or not.
+    All requests together may reserve at most `limit` bytes; a request that is alone, ALONE_SHARE
+    times as many. While `are_tokens_several`, the requests of one token may reserve at most
+    TOKEN_SHARE of `limit`, whether they are alone or not.
     """
 
     def __init__(self, limit: int, are_tokens_several: Callable[[], bool] = lambda: False) -> None:
@@ -55,7 +55,7 @@ class MemoryBudget:
         new_total = self.reserved + more
         new_token_total = self._reserved_by.get(token, 0) + more
         if new_total > self.limit or new_token_total > self.token_limit:
-            self.check(token, old_size, new_size)  # returns if the request or token is alone
+            self.check(token, old_size, new_size)  # returns if that limit does not apply
         self.reserved = new_total
         self._reserved_by[token] = new_token_total
 
