@@ -95,23 +95,39 @@ class Acceptor:
         stored; after `commit_timeout` the batch may be stored later. A dry run is not counted.
         """
         started_at = perf_counter()
-        size = logs = 0
-        options = NO_OPTIONS
-        token = claim = reservation = None
+        known = _Known()
         try:
-            token = self._tokens.authorize(environ, Scope.WRITE)
-            self._rates.check(token)
-            if query := environ.get("QUERY_STRING"):
-                options = parse_options(query, parameters)
-                if options.on_invalid is OnInvalid.KEEP:
-                    require_project(options, token.projects)
-            key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
-            head_bytes = environ.get(HEAD_BYTES_KEY, 0)
-            reservation = self._queue.admit(token.digest, head_bytes)
+            accepted = self._store(environ, decode, parameters, inflate, known)
+        except BaseException as error:
+            self._refund(error, known)
+            if not known.options.is_dry_run:
+                token = known.token.name if known.token else None
+                self._counters.reject(error, known.size, known.logs, started_at, token)
+            raise
+        self._count(accepted, known, started_at)
+        return accepted
+
+    def _store(
+        self,
+        environ: Environ,
+        decode: Decoder,
+        parameters: tuple[str, ...],
+        inflate: Inflate | None,
+        known: "_Known",
+    ) -> Accepted:
+        """Take the steps of a request, and note in `known` what its counters need."""
+        token = known.token = self._tokens.authorize(environ, Scope.WRITE)
+        self._rates.check(token)
+        options = known.options = _read_options(environ, parameters, token)
+        key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
+        claim = None
+        reservation = self._queue.admit(token.digest, environ.get(HEAD_BYTES_KEY, 0))
+        try:
             body = self._bodies.read(environ, reservation)
-            body = inflate(body, reservation) if inflate else body
-            size = len(body)
-            self._rates.charge(token, size)
+            if inflate:
+                body = inflate(body, reservation)
+            known.size = len(body)
+            self._rates.charge(token, known.size)
             if (key is not None or options.keys_body) and not options.is_dry_run:
                 claim = self._claim(digest(key, token, body, environ), options)
             deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
@@ -124,35 +140,36 @@ class Acceptor:
                 raise reject_all(invalid)
             if options.is_dry_run:
                 return Accepted(decoded, is_dry_run=True)
-            logs = batch.logs
-            committing_at = perf_counter()
+            known.logs = batch.logs
+            known.committing_at = perf_counter()
             self._queue.commit(batch, reservation, claim)
-        except BaseException as error:
-            self._refund(error, token, size)
-            if not options.is_dry_run:
-                self._counters.reject(error, size, logs, started_at, token.name if token else None)
-            raise
+            return Accepted(decoded, is_replayed=claim is not None and claim.is_replayed)
         finally:
             if claim:
                 claim.release()
-            if reservation:
-                reservation.close()
-        if claim and claim.is_replayed:
-            self._counters.replay(size, started_at)
-            return Accepted(decoded, is_replayed=True)
-        self._counters.accept(size, logs, started_at, committing_at, token.name)
+            reservation.close()
+
+    def _count(self, accepted: Accepted, known: "_Known", started_at: float) -> None:
+        """Count an accepted request, unless it was a dry run."""
+        if accepted.is_dry_run:
+            return
+        if accepted.is_replayed:
+            self._counters.replay(known.size, started_at)
+            return
+        token = known.token.name if known.token else ""
+        self._counters.accept(known.size, known.logs, started_at, known.committing_at, token)
+        invalid = accepted.decoded.invalid
         if invalid and not invalid.are_kept:
             self._counters.reject_logs("invalid_batch", invalid.count)
-        return Accepted(decoded)
 
-    def _refund(self, error: BaseException, token: Token | None, size: int) -> None:
+    def _refund(self, error: BaseException, known: "_Known") -> None:
         """Return the bytes of a batch that the service could not store to the token's rate.
 
-        They were charged if their `size` is known, unless the rate itself rejected them with 429.
+        They were charged if their size is known, unless the rate itself rejected them with 429.
         """
         is_ours = getattr(error, "status", None) is HTTPStatus.SERVICE_UNAVAILABLE
-        if is_ours and token and size:
-            self._rates.refund(token, size)
+        if is_ours and known.token and known.size:
+            self._rates.refund(known.token, known.size)
 
     def _claim(self, key: Key, options: Options) -> Claim:
         """Claim a key; with `once=body`, one in use is rejected with 503, which shippers retry."""
@@ -162,3 +179,25 @@ class Acceptor:
             if options.keys_body and rejection.code == "key_in_use":
                 rejection.status = HTTPStatus.SERVICE_UNAVAILABLE
             raise
+
+
+class _Known:
+    """The parts of a request that its counters need, as far as they are known."""
+
+    def __init__(self) -> None:
+        self.token: Token | None = None
+        self.options = NO_OPTIONS
+        self.size = 0
+        self.logs = 0
+        self.committing_at = 0.0
+
+
+def _read_options(environ: Environ, parameters: tuple[str, ...], token: Token) -> Options:
+    """Return the options of the request's query; raises Rejection `bad_request`."""
+    query = environ.get("QUERY_STRING")
+    if not query:
+        return NO_OPTIONS
+    options = parse_options(query, parameters)
+    if options.on_invalid is OnInvalid.KEEP:
+        require_project(options, token.projects)
+    return options

@@ -21,15 +21,15 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "rate before the body",
-        "astralog.intake.acceptor:Acceptor.accept",
+        "astralog.intake.acceptor:Acceptor._store",
         "self._rates.check(token)",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "beyond_its_rate"),
     ),
     Guard(
         "charge of decompressed bytes",
-        "astralog.intake.acceptor:Acceptor.accept",
-        "self._rates.charge(token, size)",
+        "astralog.intake.acceptor:Acceptor._store",
+        "self._rates.charge(token, known.size)",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "beyond_its_rate"),
     ),
@@ -57,7 +57,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "refund of a batch that could not be stored",
         "astralog.intake.acceptor:Acceptor._refund",
-        "self._rates.refund(token, size)",
+        "self._rates.refund(known.token, known.size)",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "costs_no_rate"),
     ),
@@ -133,9 +133,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "authentication before the body",
-        "astralog.intake.acceptor:Acceptor.accept.token",
-        "token = self._tokens.authorize(environ, Scope.WRITE)",
-        'environ["wsgi.input"].read(1); token = self._tokens.authorize(environ, Scope.WRITE)',
+        "astralog.intake.acceptor:Acceptor._store",
+        "token = known.token = self._tokens",
+        'environ["wsgi.input"].read(1); token = known.token = self._tokens',
         ("tests/functional/test_contract.py", "-k", "rejected_before_the_body_is_read"),
     ),
     Guard(
@@ -224,7 +224,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "memory charged for lines in place of their body",
-        "astralog.intake.acceptor:Acceptor.accept",
+        "astralog.intake.acceptor:Acceptor._store",
         "reservation.resize(len(batch.lines))",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "charged"),
@@ -266,7 +266,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a batch without a valid log is rejected",
-        "astralog.intake.acceptor:Acceptor.accept",
+        "astralog.intake.acceptor:Acceptor._store",
         "if invalid and not batch.logs:",
         "if False:",
         ("tests/unit/intake/test_acceptor.py", "-k", "without_a_valid_log"),
@@ -329,7 +329,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a project for kept logs, before the body is read",
-        "astralog.intake.acceptor:Acceptor.accept",
+        "astralog.intake.acceptor:_read_options",
         "if options.on_invalid is OnInvalid.KEEP:",
         "if False:",
         ("tests/unit/intake/test_acceptor.py", "-k", "without_a_project"),
