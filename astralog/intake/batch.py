@@ -76,7 +76,7 @@ def _decode_valid(body: bytes, form: Format, context: Context) -> Batch | None:
     encoded: list[bytes] = []
     projects: list[str] = []
     count = 0
-    bytes_per_log = repeated_bytes(options.defaults)
+    bytes_per_log = repeated_bytes(options.defaults) if options.defaults else 0
     encode = encode_lines if options.moves_fields else encode_logs  # moved metadata was checked
     with context.fast_slot(len(body)):
         try:
