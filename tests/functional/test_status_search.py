@@ -271,6 +271,12 @@ def test_log_content_is_shown_as_text_only(page: SearchPage) -> None:
     raw = page.browser.run("return document.querySelector('#search-view').textContent")
     assert not {"\x1b", "\u202e", "\u2028", "\0"} & set(raw)
     assert page.browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    page.script({"body": json.dumps(make_log(message="\u05d0\u202e\u05d0"))})
+    page.follow("search?q=y")
+    wait_for(lambda: page.browser.run("return document.querySelector('#found .code') !== null"))
+    code = "const style = getComputedStyle(document.querySelector('#found .code'));"
+    code += "return [style.direction, style.unicodeBidi]"
+    assert page.browser.run(code) == ["ltr", "isolate"]
     page.script({"body": '{"half a line\n[]\n{"message":1}\n'})
     page.follow("search?q=x")
     wait_for(lambda: page.found() == ['{"half a line', "", ""])
@@ -338,12 +344,16 @@ def test_texts_stand_out(page: SearchPage, scheme: str) -> None:
 def test_phone_shows_all_of_it(service: Service, tmp_path: Path) -> None:
     """Nothing is wider than the window, and touch targets are large enough."""
     metadata = {"k" * 900: "v" * 900, "deep": json.loads('{"a":' * 40 + "1" + "}" * 40)}
-    store(service, make_log(message="phone" * 1000, service="s" * 300, metadata=metadata))
+    long = {name: name * 50 for name in ("level", "service", "project_id")}
+    store(service, make_log(message="phone" * 1000, metadata=metadata, **long))
     with make_browser(tmp_path, 390, 844) as browser:
         page = SearchPage(browser, service)
         page.show()
         page.follow("search?q=phonephone")
         wait_for(lambda: len(page.found()) == 1)
+        width = "return Math.max(...[...document.querySelectorAll('#found .log > *')]"
+        width += ".map(e => e.getBoundingClientRect().right))"
+        assert browser.run(width) <= browser.run("return innerWidth - 26")
         browser.click("#found summary")
         wait_for(lambda: browser.text("#found .tree"))
         for _ in range(40):
