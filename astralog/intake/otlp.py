@@ -1,18 +1,12 @@
 """OTLP: convert an export of logs, in either encoding, to stored lines.
 
-Sources: https://opentelemetry.io/docs/specs/otlp/,
-https://opentelemetry.io/docs/specs/otel/logs/data-model/ and
-https://github.com/open-telemetry/opentelemetry-proto; docs/api.md lists which field becomes which.
+Sources: https://opentelemetry.io/docs/specs/otlp/ and
+https://github.com/open-telemetry/opentelemetry-proto.
 """
 
-import math
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
-
-import msgspec
 
 from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.errors import Rejection
@@ -26,10 +20,9 @@ from astralog.intake.decoder import (
     finish_batch,
 )
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.options import NO_LEVEL, NO_SERVICE, OnInvalid
-from astralog.intake.schema import Log
+from astralog.intake.options import OnInvalid
+from astralog.intake.otlp_log import InvalidRecord, Origin, Source, make_origin
 from astralog.intake.strict_json import name_encoding
-from astralog.intake.unix_time import format_time
 
 #: Bytes of lines that an export may take beyond MAX_GROWTH times its own: a resource's
 #: attributes are repeated in each of its logs. Beyond it: 413 `body_too_large`.
@@ -37,16 +30,6 @@ MAX_REPEATED_BYTES = 16 * 1024 * 1024
 
 #: Scopes, or resources without any, that an export may have. Beyond it: 413 `body_too_large`.
 MAX_SCOPES = 100_000
-
-#: Levels by severity number; the numbers 1 to 4 are trace, and so on.
-LEVELS = ("trace", "debug", "info", "warn", "error", "fatal")
-NUMBERS_PER_LEVEL = 4
-
-#: Severity numbers of which the level's name says all: the first of each level, and none.
-PLAIN_NUMBERS = frozenset((0, *range(1, NUMBERS_PER_LEVEL * len(LEVELS), NUMBERS_PER_LEVEL)))
-
-#: Lists and maps that may lie in one another in a value. Beyond it, the log is invalid.
-MAX_DEPTH = 30
 
 #: Attributes of a record, a resource or a scope. Beyond it, the log is invalid, or the logs of the
 #: resource or scope.
@@ -59,199 +42,44 @@ MAX_VALUES = LONG_BODY_COMMAS
 #: Values between two checks of the clock; they take half a millisecond.
 VALUES_PER_CHECK = 256
 
-NO_PROJECT = (
-    "The export names no project: put ?project_id=… into the URL, or set the resource's attribute "
-    "project_id (OTEL_RESOURCE_ATTRIBUTES=project_id=…), or use a token bound to one project."
-)
-
-_TRACE_BYTES, _SPAN_BYTES = 16, 8
-
-#: An id of zeroes alone is none.
-_NO_TRACE, _NO_SPAN = bytes(_TRACE_BYTES), bytes(_SPAN_BYTES)
-
-_encoder = msgspec.json.Encoder()
-
 Item = TypeVar("Item")
 
 
-class InvalidRecord(ValueError):
-    """A record cannot be stored: `message` describes the error of a field."""
+class ValueBudget:
+    """The values that an export may still hold; other clients are served while they are taken.
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.message = message
-
-
-class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
-    """The metadata of a log: the fields that are set, by OpenTelemetry's names."""
-
-    attributes: dict[str, Any] = {}
-    trace_id: str = ""
-    span_id: str = ""
-    flags: int = 0
-    severity_number: int = 0
-    event_name: str = ""
-    dropped_attributes_count: int = 0
-    resource: msgspec.Raw | None = None
-    scope: msgspec.Raw | None = None
-
-
-class Source(msgspec.Struct, omit_defaults=True):
-    """The source of records: a resource or a scope, as stored."""
-
-    name: str = ""
-    version: str = ""
-    attributes: dict[str, Any] = {}
-    dropped_attributes_count: int = 0
-    schema_url: str = ""
-
-
-@dataclass(slots=True)
-class Origin:
-    """The parts of a line that all records of a scope share.
-
-    Without a project or a level of its own, a string is empty.
+    Lists may be few and long, or many and short: the clock is checked within and between them.
     """
-
-    project_id: str
-    service: str
-    level: str
-    resource: msgspec.Raw | None
-    scope: msgspec.Raw | None
-
-    @property
-    def repeated_bytes(self) -> int:
-        """An upper bound of its size per line: each byte of a string may need an escape."""
-        texts = sum(map(len, (self.project_id, self.service, self.level)))
-        return 6 * texts + len(self.resource or b"") + len(self.scope or b"")
-
-
-def make_origin(resource: Source, scope: Source, context: Context) -> Origin:
-    """Return the origin of the records of a scope, with the defaults of query and token."""
-    defaults, attributes = context.options.defaults, resource.attributes
-    return Origin(
-        defaults.get("project_id") or _text(attributes.get("project_id")) or context.project,
-        _text(attributes.get("service.name")) or defaults.get("service", NO_SERVICE),
-        defaults.get("level", NO_LEVEL),
-        _encode_source(resource),
-        _encode_source(scope),
-    )
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _encode_source(source: Source) -> msgspec.Raw | None:
-    encoded = _encoder.encode(source)
-    return msgspec.Raw(encoded) if encoded != b"{}" else None
-
-
-def make_log(  # noqa: PLR0917  # called by position: names would take 0.3 µs a log more
-    origin: Origin,
-    time: int,
-    severity_number: int,
-    severity_text: str,
-    body: Any,
-    attributes: dict[str, Any],
-    trace_id: bytes,
-    span_id: bytes,
-    flags: int,
-    event_name: str,
-    dropped_attributes_count: int,
-) -> Any:
-    """Return the log that is stored for a record.
-
-    `time` is in Unix nanoseconds; body and attributes are JSON's values. Raises InvalidRecord.
-    """
-    if not origin.project_id:
-        raise InvalidRecord("project_id", NO_PROJECT)
-    if trace_id and len(trace_id) != _TRACE_BYTES:
-        raise _invalid_id("trace_id", _TRACE_BYTES)
-    if span_id and len(span_id) != _SPAN_BYTES:
-        raise _invalid_id("span_id", _SPAN_BYTES)
-    return Log(
-        origin.project_id,
-        format_time(time),
-        severity_text or _level(severity_number) or origin.level,
-        origin.service,
-        body if type(body) is str else _encode_body(body),
-        Metadata(
-            attributes,
-            trace_id.hex() if trace_id != _NO_TRACE else "",
-            span_id.hex() if span_id != _NO_SPAN else "",
-            flags,
-            severity_number if severity_text or severity_number not in PLAIN_NUMBERS else 0,
-            event_name,
-            dropped_attributes_count,
-            origin.resource,
-            origin.scope,
-        ),
-    )
-
-
-def _level(number: int) -> str:
-    if 0 < number <= NUMBERS_PER_LEVEL * len(LEVELS):
-        return LEVELS[(number - 1) // NUMBERS_PER_LEVEL]
-    return ""
-
-
-def _encode_body(body: Any) -> str:
-    return "" if body is None else _encoder.encode(body).decode()
-
-
-def _invalid_id(field: str, size: int) -> InvalidRecord:
-    return InvalidRecord(field, f"Must have {size} bytes, {2 * size} hexadecimal digits.")
-
-
-def number_value(number: float) -> float | str:
-    """Return a double for JSON: NaN and infinities as strings, as in protobuf's JSON."""
-    if math.isfinite(number):
-        return number
-    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
-def bytes_value(content: bytes) -> str:
-    """Return bytes in base64, as in JSON."""
-    return b64encode(content).decode()
-
-
-def check_depth(depth: int) -> None:
-    """Raise ValueError for a value that is nested too deep."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"A value is nested in more than {MAX_DEPTH} others.")
-
-
-class Values:
-    """A counter of an export's values; other clients are served while it counts."""
 
     def __init__(self) -> None:
-        self._left = self._next_check = MAX_VALUES
+        self._left = MAX_VALUES
+        self._checked_at = MAX_VALUES  # the next check is due when fewer are left
 
-    def over(self, items: Sequence[Item], most: int = MAX_VALUES) -> Iterable[Item]:
-        """Yield the items of a list, a map or attributes, and count them.
+    def take(self, values: Sequence[Item], most: int = MAX_VALUES) -> Iterable[Item]:
+        """Count the items of a list, a map or attributes, and return them to be iterated over.
 
-        Lists may be short and many, or one may be long: other clients are served all the same.
-        Raises ValueError for more than `most`, which are 256 at least, and Rejection
-        `body_too_large` beyond MAX_VALUES.
+        Raises ValueError for more than `most`, which must be VALUES_PER_CHECK at least, and
+        Rejection `body_too_large` beyond MAX_VALUES.
         """
-        self._left -= len(items)
-        return items if self._left >= self._next_check else self._over(items, most)
-
-    def _over(self, items: Sequence[Item], most: int) -> Iterable[Item]:
-        if len(items) > most:
+        self._left -= len(values)
+        if self._left >= self._checked_at:
+            return values  # not more than `most`: a check is due after VALUES_PER_CHECK
+        if len(values) > most:
             raise ValueError(f"There are more than {most} attributes.")
-        self.count(0)
-        return in_turns(items) if len(items) > VALUES_PER_CHECK else items
+        self._check()
+        return in_turns(values) if len(values) > VALUES_PER_CHECK else values
 
     def count(self, values: int) -> None:
-        """Count more values; raises Rejection `body_too_large` beyond MAX_VALUES."""
+        """Count values and check the clock; raises Rejection `body_too_large` as `take`."""
         self._left -= values
+        self._check()
+
+    def _check(self) -> None:
+        """Serve other clients if it is time; raises Rejection if no value is left."""
         if self._left < 0:
             message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
             raise Rejection("body_too_large", message)
-        self._next_check = max(self._left - VALUES_PER_CHECK, 0)
+        self._checked_at = max(self._left - VALUES_PER_CHECK, 0)
         yield_if_due()
 
 
@@ -262,14 +90,14 @@ Problems = dict[str, list[str]]
 class Group(NamedTuple):
     """The records of one scope of one resource, not decoded yet.
 
-    In a body of more than FAST_BYTES, they are bytes; in a shorter one, an encoding may have parsed
-    them.
+    They are bytes, or, if an encoding parses short ones all at once, messages.
     """
 
     resource: Source
     scope: Source
     records: Sequence[Any]
     problems: Problems
+    are_parsed: bool = False
 
 
 #: Makes the log of a record of an origin.
@@ -285,14 +113,14 @@ class Encoding(Protocol):
     content_type: str
     invalid_code: str
 
-    def split(self, body: bytes, values: Values) -> Iterator[Group]:
+    def split(self, body: bytes, budget: ValueBudget) -> Iterator[Group]:
         """Yield the groups of an export, one after another; an empty one if there is no scope.
 
         Raises ValueError, worded for the client, also for a body that has no records but something
         that OTLP does not know, and Rejection `body_too_large`.
         """
 
-    def make_loader(self, now: int, values: Values) -> Loader:
+    def make_loader(self, now: int, budget: ValueBudget) -> Loader:
         """Return a function that makes logs of one export's records; `now` is in Unix nanoseconds.
 
         It raises InvalidRecord, ValueError for text of another encoding, and Rejection
@@ -335,16 +163,15 @@ class _Decode:
     """The decode of one export, step by step."""
 
     def __init__(self, encoding: Encoding, body: bytes, context: Context) -> None:
-        self._values = Values()
-        self._groups = encoding.split(body, self._values)
-        self._load = encoding.make_loader(time.time_ns(), self._values)
+        self._budget = ValueBudget()
+        self._groups = encoding.split(body, self._budget)
+        self._load = encoding.make_loader(time.time_ns(), self._budget)
         self._context = context
         self._invalid = InvalidLogs()
-        self._is_long = len(body) > STEP_BYTES  # so its records are bytes: see Group
         self._lines = LineWriter(context.reservation, len(body), MAX_REPEATED_BYTES)
 
     def run(self) -> Decoded:
-        """Return the batch, or raise Rejection, InvalidRecord or ValueError."""
+        """Return the batch; raises Rejection, or ValueError for a body that is not an export."""
         for count, group in enumerate(self._groups):
             if count == MAX_SCOPES:
                 message = f"The export has more than {MAX_SCOPES} scopes; send smaller exports."
@@ -354,7 +181,7 @@ class _Decode:
 
     def _add_group(self, group: Group) -> None:
         records = len(group.records)
-        self._values.count(records)
+        self._budget.count(records)
         if group.problems:
             self._reject_group(group)
         elif records:
@@ -362,12 +189,16 @@ class _Decode:
             if origin.project_id:
                 self._context.check_project(origin.project_id, records)
             for run in in_runs(group.records):
-                if self._is_long and sum(map(len, run)) > STEP_BYTES:
-                    for record in run:
-                        self._lines.expect(escaped_size(bytes(record)))
-                        self._add_records([record], origin)
-                else:
+                if group.are_parsed or sum(map(len, run)) <= STEP_BYTES:
                     self._add_records(run, origin)
+                else:
+                    self._add_long_records(run, origin)
+
+    def _add_long_records(self, records: Sequence[bytes], origin: Origin) -> None:
+        """Add records one by one, and charge the memory of each before it is decoded."""
+        for record in records:
+            self._lines.expect(escaped_size(bytes(record)))
+            self._add_records([record], origin)
 
     def _reject_group(self, group: Group) -> None:
         """Count all records of a group as invalid; a problem without records is ignored."""

@@ -15,22 +15,17 @@ import msgspec
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection
 from astralog.intake.decoder import LONG_BODY_COMMAS, LONG_LOG_COMMAS, find_excess
-from astralog.intake.otlp import (
+from astralog.intake.otlp import MAX_ATTRIBUTES, Group, Loader, Problems, ValueBudget, try_read
+from astralog.intake.otlp_log import (
     LEVELS,
-    MAX_ATTRIBUTES,
     NUMBERS_PER_LEVEL,
-    Group,
     InvalidRecord,
-    Loader,
     Origin,
-    Problems,
     Source,
-    Values,
     bytes_value,
     check_depth,
     make_log,
     number_value,
-    try_read,
 )
 from astralog.intake.strict_json import replace_lone_surrogates, to_utf8
 
@@ -290,16 +285,16 @@ class Json:
     content_type = "application/json"
     invalid_code = "invalid_json"
 
-    def split(self, body: bytes, values: Values) -> Iterator[Group]:
+    def split(self, body: bytes, budget: ValueBudget) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
         if body.count(b",") > LONG_BODY_COMMAS:
             message = f"The export holds more than {LONG_BODY_COMMAS} values; send smaller exports."
             raise Rejection("body_too_large", message)
-        return _Split(values).split(body)
+        return _Split(budget).split(body)
 
-    def make_loader(self, now: int, values: Values) -> Loader:
+    def make_loader(self, now: int, budget: ValueBudget) -> Loader:
         """Return a function that decodes the records of one export."""
-        reader = _Reader(values)
+        reader = _Reader(budget)
         convert, read_attributes = reader.convert, reader.read_attributes
 
         def load(text: bytes, origin: Origin) -> Any:
@@ -334,8 +329,8 @@ class Json:
 class _Split:
     """Find the groups of one export."""
 
-    def __init__(self, values: Values) -> None:
-        self._read_attributes = _Reader(values).read_attributes
+    def __init__(self, budget: ValueBudget) -> None:
+        self._read_attributes = _Reader(budget).read_attributes
 
     def split(self, body: bytes) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
@@ -421,14 +416,14 @@ def _id(text: str | None, field: str) -> bytes:
 class _Reader:
     """Convert the attributes and values of one export to values of JSON."""
 
-    def __init__(self, values: Values) -> None:
-        self._values = values
+    def __init__(self, budget: ValueBudget) -> None:
+        self._budget = budget
 
     def read_attributes(self, attributes: list[KeyValue] | None) -> dict[str, Any]:
         """Return attributes as an object; if several have the same key, the last one counts."""
         if not attributes:
             return {}
-        items = self._values.over(attributes, MAX_ATTRIBUTES)
+        items = self._budget.take(attributes, MAX_ATTRIBUTES)
         return {item.key or "": self.convert(item.value) for item in items}
 
     def convert(self, value: AnyValue | None, depth: int = 0) -> Any:
@@ -448,10 +443,10 @@ class _Reader:
     def _convert_nested(self, value: AnyValue, depth: int) -> Any:
         check_depth(depth)
         if value.array_value is not None:
-            items = self._values.over(value.array_value.values or ())
+            items = self._budget.take(value.array_value.values or ())
             return [self.convert(item, depth) for item in items]
         if value.kvlist_value is not None:
-            members = self._values.over(value.kvlist_value.values or ())
+            members = self._budget.take(value.kvlist_value.values or ())
             return {item.key or "": self.convert(item.value, depth) for item in members}
         return None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.logs.v1 import logs_pb2
@@ -107,6 +108,24 @@ def check_size(text: bytes) -> None:
             raise Rejection("body_too_large", message)
         if end > enough:
             return
+
+
+def parse(kind: Any, text: bytes, what: str) -> Any:
+    """Return a message, with U+FFFD in place of invalid UTF-8; raises ValueError and Rejection.
+
+    `what` names the message in the error.
+    """
+    if len(text) > LONG_BYTES:
+        check_size(text)
+    try:
+        return kind.FromString(text)
+    except DecodeError:
+        pass
+    try:
+        return kind.FromString(replace_invalid_utf8(kind.DESCRIPTOR, text))
+    except (DecodeError, ValueError):
+        message = f"{what} is no such protobuf message, or nested too deep."
+        raise ValueError(message) from None
 
 
 def find_unknown(text: bytes, known: Collection[int]) -> int | None:

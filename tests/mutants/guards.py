@@ -1275,14 +1275,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on the bytes of a list in protobuf",
-        "astralog.intake.otlp_protobuf:_check_nested",
+        "astralog.intake.otlp_protobuf_values:_check_nested",
         "if size > MAX_NESTED_BYTES:\n                raise",
         "if size > 2**40:\n                raise",
         ("tests/unit/intake/test_otlp.py",),
     ),
     Guard(
         "bound on an export's values",
-        "astralog.intake.otlp:Values.count",
+        "astralog.intake.otlp:ValueBudget._check",
         "if self._left < 0:",
         "if False:",
         ("tests/unit/intake/test_otlp.py", "-k", "values_of_an_export"),
@@ -1324,7 +1324,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a severity number is never lost",
-        "astralog.intake.otlp:make_log",
+        "astralog.intake.otlp_log:make_log",
         "if severity_text or severity_number not in PLAIN_NUMBERS else 0",
         "if severity_text else 0",
         ("tests/unit/intake/test_otlp.py", "-k", "level_is_the_text"),
@@ -1338,9 +1338,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "length of an attribute read as it stands",
-        "astralog.intake.otlp_protobuf:_Reader.read_attributes",
-        "if size == len(text):",
-        "if True:",
+        "astralog.intake.otlp_protobuf_values:_make_double_reader.read",
+        "if len(text) != size:",
+        "if False:",
         ("tests/unit/intake/test_otlp.py",),
     ),
     Guard(

@@ -18,7 +18,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from astralog.errors import Rejection
-from astralog.intake import otlp, otlp_json, otlp_protobuf
+from astralog.intake import otlp, otlp_json, otlp_protobuf, otlp_protobuf_values
 from astralog.intake.decoder import Decoded
 from astralog.intake.options import NO_OPTIONS, OnInvalid, Options
 from astralog.intake.unix_time import format_time
@@ -388,7 +388,7 @@ def test_attributes_of_a_record_are_limited(
 ) -> None:
     """Beyond the limit a log is invalid, or all logs of a resource."""
     assert 10_000 == otlp.MAX_ATTRIBUTES
-    for module in (otlp_json, otlp_protobuf):
+    for module in (otlp_json, otlp_protobuf_values):
         monkeypatch.setattr(module, "MAX_ATTRIBUTES", 1000)
     fits = {f"{number}": 1 for number in range(1000)}
     more = fits | {"one": "more"}
@@ -458,8 +458,8 @@ def test_a_long_export_is_decoded_as_a_short_one(
     """It is decoded step by step, with the same result."""
     made = make_export(*[make_record(f"{n}", attributes={"n": n}) for n in range(250)])
     expected = export.logs(made)
-    for module in ("decoder", "otlp_protobuf"):
-        monkeypatch.setattr(f"astralog.intake.{module}.FAST_BYTES", 0)
+    monkeypatch.setattr("astralog.intake.decoder.FAST_BYTES", 0)
+    monkeypatch.setattr(otlp_protobuf, "MAX_PARSED_BYTES", 0)
     assert expected == export.logs(made)
     assert [f"{n}" for n in range(250)] == [log["message"] for log in expected]
 
@@ -607,7 +607,7 @@ def test_malformed_resource_or_scope_in_protobuf_affects_only_its_own_records() 
 def test_a_long_list_is_invalid_in_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its objects take many times its bytes; those of a long string do not."""
     export = Export(PROTOBUF)
-    monkeypatch.setattr(otlp_protobuf, "MAX_NESTED_BYTES", 10_000)
+    monkeypatch.setattr(otlp_protobuf_values, "MAX_NESTED_BYTES", 10_000)
     export.log(make_export(make_record("x" * 12_000, attributes={"a": "x" * 12_000})))
     export.log(make_export(make_record([None] * 4000)))
     for record in (make_record([None] * 5000), make_record(attributes={"a": [None] * 5000})):
@@ -680,7 +680,7 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
     chance = random.Random(1)
     values: list[Any] = ["", "x", "ü" * 40, 0, 1, 300, 2**40, 2**62, -1, 0.5, math.inf, True, None]
     values += [b"", b"x", [], [1], {"a": 1}]
-    reader = otlp_protobuf._Reader(otlp.Values())
+    reader = otlp_protobuf_values.Reader(otlp.ValueBudget())
     outcomes = set()
     for _ in range(100 * settings().max_examples):
         (made,) = key_values({chance.choice(("", "k", "key", "k" * 120)): chance.choice(values)})
@@ -722,7 +722,7 @@ def test_long_key_is_not_read_as_a_short_one() -> None:
     value = b"\x10\x01" + b"x\x00" * 4  # true, and fields that OTLP does not know
     unknown = b"z\x05" + b"x" * 5
     text = b"\n\x85\x01" + key.encode() + b"\x12\x0a" + value + unknown
-    reader = otlp_protobuf._Reader(otlp.Values())
+    reader = otlp_protobuf_values.Reader(otlp.ValueBudget())
     assert {key: True} == reader.read_attributes([text])
 
 
