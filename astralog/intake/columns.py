@@ -112,8 +112,8 @@ class Columns:
 class TextColumns(Columns):
     """The known members of logs in lines, which are first or last in each; the rest stays text.
 
-    Most loggers write their logs so. A trick for speed: a decode takes 0.7 of the time of one that
-    makes an object for each other member.
+    Most loggers write their logs so. A trick for speed: a decode takes 0.75 (mapped lines) or 0.86
+    (bulk) of the time of one that makes an object for each other member.
     """
 
     def __init__(self, text: bytes, groups: Groups) -> None:
