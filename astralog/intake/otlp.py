@@ -5,13 +5,12 @@ https://github.com/open-telemetry/opentelemetry-proto.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from astralog.deadlines import in_runs, in_turns, yield_if_due
+from astralog.deadlines import in_runs, yield_if_due
 from astralog.errors import Rejection
 from astralog.intake.decoder import (
-    LONG_BODY_COMMAS,
     STEP_BYTES,
     Context,
     Decoded,
@@ -21,6 +20,7 @@ from astralog.intake.decoder import (
 )
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
 from astralog.intake.options import OnInvalid
+from astralog.intake.otlp_limits import ValueBudget
 from astralog.intake.otlp_log import InvalidRecord, Origin, Source, make_origin
 from astralog.intake.strict_json import name_encoding
 
@@ -31,58 +31,6 @@ MAX_REPEATED_BYTES = 16 * 1024 * 1024
 #: Scopes, or resources without any, that an export may have. Beyond it: 413 `body_too_large`.
 MAX_SCOPES = 100_000
 
-#: Attributes of a record, a resource or a scope. Beyond it, the log is invalid, or the logs of the
-#: resource or scope.
-MAX_ATTRIBUTES = 10_000
-
-#: Records, attributes and values within values that an export may hold: as many as JSON may have
-#: commas. Beyond it: 413 `body_too_large`.
-MAX_VALUES = LONG_BODY_COMMAS
-
-#: Values between two checks of the clock; they take half a millisecond.
-VALUES_PER_CHECK = 256
-
-Item = TypeVar("Item")
-
-
-class ValueBudget:
-    """The values that an export may still hold; other clients are served while they are taken.
-
-    Lists may be few and long, or many and short: the clock is checked within and between them.
-    """
-
-    def __init__(self) -> None:
-        self._left = MAX_VALUES
-        self._checked_at = MAX_VALUES  # the next check is due when fewer are left
-
-    def take(self, values: Sequence[Item], most: int = MAX_VALUES) -> Iterable[Item]:
-        """Count the items of a list, a map or attributes, and return them to be iterated over.
-
-        Raises ValueError for more than `most`, which must be VALUES_PER_CHECK at least, and
-        Rejection `body_too_large` beyond MAX_VALUES.
-        """
-        self._left -= len(values)
-        if self._left >= self._checked_at:
-            return values  # not more than `most`: a check is due after VALUES_PER_CHECK
-        if len(values) > most:
-            raise ValueError(f"There are more than {most} attributes.")
-        self._check()
-        return in_turns(values) if len(values) > VALUES_PER_CHECK else values
-
-    def count(self, values: int) -> None:
-        """Count values and check the clock; raises Rejection `body_too_large` as `take`."""
-        self._left -= values
-        self._check()
-
-    def _check(self) -> None:
-        """Serve other clients if it is time; raises Rejection if no value is left."""
-        if self._left < 0:
-            message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
-            raise Rejection("body_too_large", message)
-        self._checked_at = max(self._left - VALUES_PER_CHECK, 0)
-        yield_if_due()
-
-
 #: The errors of a resource or a scope, by that word; each of its records has them.
 Problems = dict[str, list[str]]
 
@@ -90,7 +38,7 @@ Problems = dict[str, list[str]]
 class Group(NamedTuple):
     """The records of one scope of one resource, not decoded yet.
 
-    They are bytes, or, if an encoding parses short ones all at once, messages.
+    They are bytes, or messages if the encoding parsed all at once, since they are short.
     """
 
     resource: Source
@@ -134,15 +82,6 @@ class Encoding(Protocol):
         """Return a google.rpc.Status."""
 
 
-def try_read(name: str, problems: Problems, read: Callable[[], Source]) -> Source:
-    """Return the source that `read` returns; for an invalid one, an empty source and a problem."""
-    try:
-        return read()
-    except (ValueError, RecursionError) as error:
-        problems[name] = [_word(error)]
-        return Source()
-
-
 def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
     """Return the batch in the body of an export.
 
@@ -180,6 +119,7 @@ class _Decode:
         return finish_batch(self._lines, self._invalid, self._context.options)
 
     def _add_group(self, group: Group) -> None:
+        """Add the records of a group, or reject all for a problem of their resource or scope."""
         records = len(group.records)
         self._budget.count(records)
         if group.problems:
@@ -193,6 +133,19 @@ class _Decode:
                     self._add_records(run, origin)
                 else:
                     self._add_long_records(run, origin)
+
+    def _add_records(self, records: Sequence[Any], origin: Origin) -> None:
+        """Encode the valid logs of some records, and count the others."""
+        load = self._load
+        logs = []
+        for number, record in enumerate(records, self._invalid.seen):
+            try:
+                logs.append(load(record, origin))
+            except (ValueError, RecursionError) as error:
+                self._reject(number, error)
+        self._invalid.seen += len(records)
+        yield_if_due()  # to encode large values takes as long as to decode them
+        self._lines.add(logs, origin.repeated_bytes)
 
     def _add_long_records(self, records: Sequence[bytes], origin: Origin) -> None:
         """Add records one by one, and charge the memory of each before it is decoded."""
@@ -211,25 +164,21 @@ class _Decode:
                 "; ".join(f"{name}: {texts[0]}" for name, texts in group.problems.items())
             )
 
-    def _add_records(self, records: Sequence[Any], origin: Origin) -> None:
-        """Encode the valid logs of some records, and count the others."""
-        load = self._load
-        logs = []
-        for number, text in enumerate(records, self._invalid.seen):
-            try:
-                logs.append(load(text, origin))
-            except (ValueError, RecursionError) as error:
-                self._reject(number, error)
-        self._invalid.seen += len(records)
-        yield_if_due()  # to encode large values takes as long as to decode them
-        self._lines.add(logs, origin.repeated_bytes)
-
     def _reject(self, number: int, error: Exception) -> None:
         """Count a record as invalid; without `partial`, enough of them end the decode."""
         field = error.field if isinstance(error, InvalidRecord) else "_schema"
         self._invalid.add(number, {field: [_word(error)]})
         if self._invalid.is_full and self._context.options.on_invalid is OnInvalid.REJECT:
             raise reject_invalid(self._invalid, number + 1)
+
+
+def try_read(name: str, problems: Problems, read: Callable[[], Source]) -> Source:
+    """Return the source that `read` returns; for an invalid one, an empty source and a problem."""
+    try:
+        return read()
+    except (ValueError, RecursionError) as error:
+        problems[name] = [_word(error)]
+        return Source()
 
 
 def _word(error: Exception) -> str:

@@ -14,7 +14,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from astralog.deadlines import in_turns
 from astralog.intake import otlp_wire as messages
-from astralog.intake.otlp import Group, Loader, Problems, ValueBudget, try_read
+from astralog.intake.otlp import Group, Loader, Problems, try_read
+from astralog.intake.otlp_limits import ValueBudget
 from astralog.intake.otlp_log import Origin, Source, make_log
 from astralog.intake.otlp_protobuf_values import Reader
 from astralog.intake.otlp_wire import LONG_BYTES, check_size, find_unknown, parse
@@ -115,6 +116,7 @@ class _Split:
         return records
 
     def _read_group(self, text: bytes, place: str, resource: Source, problems: Problems) -> Group:
+        """Return the group of a scope; raises ValueError if it is not one of records."""
         logs = parse(messages.ScopeLogs, text, place)
         records: Sequence[bytes] = logs.log_records
         if not records:
@@ -136,6 +138,7 @@ class _Split:
         return Group(resource, scope, parsed, problems, are_parsed=True)
 
     def _read_source(self, kind: Any, parts: Sequence[bytes], schema_url: str) -> Source:
+        """Return the resource or scope that was sent in parts; raises ValueError."""
         if len(parts) > MAX_PARTS:
             raise ValueError(f"It occurs more than {MAX_PARTS} times.")
         message = parse(kind, b"".join(parts), "It")

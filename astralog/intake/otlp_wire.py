@@ -21,7 +21,7 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 
 from astralog.deadlines import in_turns
 from astralog.errors import Rejection
-from astralog.intake.otlp import MAX_VALUES
+from astralog.intake.otlp_limits import MAX_VALUES
 from astralog.intake.strict_json import to_utf8
 
 #: Types of fields, the last three bits of a tag, and the bytes of those whose content has a size.
@@ -75,6 +75,7 @@ def _read_varint(text: bytes, position: int) -> tuple[int, int]:
 
 
 def _find_content(text: bytes, position: int, kind: int) -> tuple[int, int]:
+    """Return the start and end of the content behind a tag; raises as `_read_varint`."""
     if kind == LENGTH:
         length, position = _read_varint(text, position)
         return position, position + length
@@ -86,6 +87,7 @@ def _find_content(text: bytes, position: int, kind: int) -> tuple[int, int]:
 
 
 def _write_varint(number: int) -> bytes:
+    """Return a number on the wire: 7 bits per byte, the lowest first."""
     written = bytearray()
     while number > 127:
         written.append(number & 127 | 128)
@@ -196,10 +198,12 @@ def _copy(source: Descriptor, left: Collection[str], single: str = "") -> Any:
 
 
 def _is_kept(field: descriptor_pb2.FieldDescriptorProto, left: Collection[str]) -> bool:
+    """Return whether a copy has the field."""
     return field.type != _FieldProto.TYPE_MESSAGE or field.name in left
 
 
 def _change(field: descriptor_pb2.FieldDescriptorProto) -> descriptor_pb2.FieldDescriptorProto:
+    """Return the field as it stands in a copy."""
     if field.type == _FieldProto.TYPE_MESSAGE:
         field.type, field.label = _FieldProto.TYPE_BYTES, _FieldProto.LABEL_REPEATED
     elif field.type == _FieldProto.TYPE_ENUM:

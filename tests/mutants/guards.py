@@ -1282,7 +1282,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on an export's values",
-        "astralog.intake.otlp:ValueBudget._check",
+        "astralog.intake.otlp_limits:ValueBudget._check",
         "if self._left < 0:",
         "if False:",
         ("tests/unit/intake/test_otlp.py", "-k", "values_of_an_export"),
@@ -1317,7 +1317,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a field under both of its names",
-        "astralog.intake.otlp_json:either",
+        "astralog.intake.otlp_json_messages:either",
         "if one is not None and other is not None:",
         "if False:",
         ("tests/unit/intake/test_otlp_json.py", "-k", "both_of_its_names"),

@@ -464,7 +464,7 @@ def test_json_of_too_many_values_is_rejected(monkeypatch: pytest.MonkeyPatch) ->
     export.decode_body(json_export('{"attributes":[]}'))
     assert "body_too_large" == rejection_of(json_export("{},{},{},{}")).code
     monkeypatch.undo()
-    monkeypatch.setattr("astralog.intake.otlp_json.LONG_LOG_COMMAS", 100)
+    monkeypatch.setattr("astralog.intake.otlp_json_messages.LONG_LOG_COMMAS", 100)
     monkeypatch.setattr("astralog.intake.decoder.LONG_LOG_COMMAS", 100)
     assert "values" in error_of('{"x":[' + "1," * 200 + "1]}")["_schema"][0]
     resource = b'{"resourceLogs":[{"resource":{"x":[' + b"1," * 200 + b"1]}}]}"
