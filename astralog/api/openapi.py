@@ -343,9 +343,17 @@ def _describe_search() -> Json:
         "projects.",
         "schema": {"type": "integer"},
     }
+    unreadable = {
+        "description": "Segments that could not be read, or only in part; absent if none.",
+        "schema": {"type": "integer"},
+    }
     found = {
         "description": "The logs, newest first; with `follow=true`, in the order of their arrival.",
-        "headers": {"Link": link, "Searched-Bytes": searched},
+        "headers": {
+            "Link": link,
+            "Searched-Bytes": searched,
+            "Unreadable-Segments": unreadable,
+        },
         "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
     }
     return _get(

@@ -169,6 +169,8 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
         )
         if token.projects is None:  # the sizes of other projects' logs are in it
             response.headers["Searched-Bytes"] = str(found.file_bytes)
+        if found.unreadable:
+            response.headers["Unreadable-Segments"] = str(found.unreadable)
         return response
 
     return blueprint
@@ -251,7 +253,7 @@ def _collect(
     """Search in slots until there are enough logs, or the time of the response is over."""
     end = time.monotonic() + ANSWER_SECONDS
     lines: list[bytes] = []
-    size = file_bytes = 0
+    size = file_bytes = damaged = 0
     while True:
         try:
             found = turns.run(logs.find, wanted, limit - len(lines), TURN_SECONDS, rest)
@@ -260,16 +262,17 @@ def _collect(
         except Rejection:
             if not file_bytes:
                 raise
-            return Found(lines, rest, file_bytes)
+            return Found(lines, rest, file_bytes, damaged)
         lines += found.lines
         file_bytes += found.file_bytes
+        damaged += found.unreadable
         size += sum(map(len, found.lines))
         rest = found.rest
         is_enough = len(lines) >= limit or size >= MAX_PAGE_BYTES
         if is_enough and rest is None:
             rest = NOTHING  # whether there is more depends on the logs of other projects
         if rest is None or is_enough or time.monotonic() >= end:
-            return Found(lines, rest, file_bytes)
+            return Found(lines, rest, file_bytes, damaged)
 
 
 def _answer(lines: list[bytes], next_query: dict[str, str] | None) -> Response:

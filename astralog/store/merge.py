@@ -63,6 +63,7 @@ class Part:
         "_form",
         "begin",
         "end",
+        "is_damaged",
         "is_failed",
         "is_read",
         "is_removed",
@@ -81,6 +82,7 @@ class Part:
         self.reached: int | None = None  # the offset to which reading backwards has come
         self.is_read = False  # whether all was read that there is
         self.is_failed = False  # whether the file cannot be read
+        self.is_damaged = False  # the same, once it is known, before the lines that can be read
         self.is_removed = False  # whether that is because it was removed
 
     @property
@@ -190,6 +192,9 @@ class Part:
                     for offset, line in select(lines):
                         if start + offset > self.begin:
                             yield start + offset, line
+            except READ_ERRORS:
+                self.is_damaged = True
+                raise
             finally:
                 if own is not budget:
                     budget.bytes_read += own.bytes_read

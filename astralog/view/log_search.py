@@ -45,12 +45,14 @@ _sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 class Found(NamedTuple):
     """Stored lines, newest first, and the cursor for older ones, None if there are none.
 
-    `file_bytes` counts the bytes that were read of files, which may be compressed.
+    `file_bytes` counts the bytes that were read of files, which may be compressed, and `unreadable`
+    the segments that could not be read, or only in part.
     """
 
     lines: list[bytes]
     rest: Remaining | None
     file_bytes: int
+    unreadable: int
 
 
 class LogSearch:
@@ -88,7 +90,10 @@ class LogSearch:
             size += len(arrival.line)
             if size >= MAX_PAGE_BYTES:
                 break
-        return Found(lines, remaining(parts), budget.file_bytes)
+        unreadable = sum(
+            part.is_damaged or (part.is_failed and not part.is_removed) for part in parts
+        )
+        return Found(lines, remaining(parts), budget.file_bytes, unreadable)
 
     def _find_parts(self) -> list[Part]:
         """Find all parts, slowed down by sleeps: each takes some 10 µs."""

@@ -112,3 +112,5 @@ def _drop_conflicts(query: dict[str, Any]) -> None:
         query.pop("once", None)
     if "project_id" not in query:
         query.pop("invalid", None)
+    if "since" in query:
+        query.pop("until", None)  # which may be earlier

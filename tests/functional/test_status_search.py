@@ -173,6 +173,14 @@ def test_progress_is_shown_until_the_search_is_stopped(page: SearchPage) -> None
     assert page.state().startswith("Stopped")
 
 
+def test_damaged_segments_are_shown(page: SearchPage) -> None:
+    """Their number over all responses, since not all logs were searched."""
+    damaged = {"Unreadable-Segments": "1"}
+    page.script({"body": "", "headers": NEXT | damaged}, {"body": "", "headers": damaged})
+    page.follow("search?q=x")
+    wait_for(lambda: page.state().endswith("· 2 damaged segments left out"))
+
+
 def test_busy_service_is_asked_again(page: SearchPage) -> None:
     """With its message, until it responds."""
     busy = {"body": '{"message": "Too many concurrent searches."}', "status": 503}

@@ -77,6 +77,7 @@ export class Search {
     this.before = null;
     this.found = 0;
     this.searchedBytes = 0;
+    this.unreadable = 0;
     this.oldest = "";
     this.goesOnAlone = false;
     this.more.hidden = true;
@@ -145,18 +146,19 @@ export class Search {
     let found = 0;
     let size = 0;
     do {
-      const [text, before, searched] = await this.fetch(signal);
+      const [text, before, searched, unreadable] = await this.fetch(signal);
       const lines = text.split("\n").filter(Boolean);
       this.add(lines);
       this.before = before;
       this.searchedBytes = searched === null ? null : this.searchedBytes + Number(searched);
+      this.unreadable += Number(unreadable);
       this.say("Searching");
       found += lines.length;
       size += text.length;
     } while (this.before !== null && found < PAGE && size < PAGE_BYTES);
   }
 
-  /** Fetch a response: text, cursor and searched bytes; retry while the service is down. */
+  /** Fetch a response: text, cursor, searched bytes, unreadable segments; retry while the service is down. */
   async fetch(signal) {
     const query = new URLSearchParams(this.query);
     if (this.before !== null) query.set("before", this.before);
@@ -165,7 +167,7 @@ export class Search {
         const answer = await this.request(`v1/search?${query}`, PATIENCE, signal);
         const text = await answer.text();
         signal.throwIfAborted();
-        return [text, cursorOf(answer), answer.headers.get("Searched-Bytes")];
+        return [text, cursorOf(answer), answer.headers.get("Searched-Bytes"), answer.headers.get("Unreadable-Segments")];
       } catch (error) {
         signal.throwIfAborted();
         if (error.status < 500) throw error;
@@ -201,6 +203,7 @@ export class Search {
     if (text) parts.push(text, this.found ? `${many(this.found, "log")} found` : "no log found");
     if (this.searchedBytes && text !== "All stored logs were searched") parts.push(`${bytes(this.searchedBytes)} searched`);
     if (this.oldest && this.before !== null) parts.push(`back to ${this.oldest.replace("T", " ").slice(0, 19)}`);
+    if (this.unreadable) parts.push(`${many(this.unreadable, "damaged segment")} left out`);
     byId("search-state").textContent = parts.join(" · ");
     byId("search-problem").textContent = problem;
     byId("search-problem").hidden = !problem;

@@ -175,6 +175,24 @@ def test_searched_bytes_add_up_to_the_files(client: FlaskClient, data_dir: Path)
     assert int(response.headers["Searched-Bytes"]) == size
 
 
+@pytest.mark.parametrize("limit", [3, 20, 30, 1000])
+def test_unreadable_segments_are_counted(client: FlaskClient, data_dir: Path, limit: int) -> None:
+    """Once over all responses; their lines before the damage are found."""
+    assert "Unreadable-Segments" not in ask(client).headers
+    (path,) = data_dir.glob("*.ndjson.zst")
+    path.write_bytes(path.read_bytes() + b"no frame")
+    url: str | None = f"?n={limit}"
+    found: list[str] = []
+    counts: list[str] = []
+    while url:
+        response = ask(client, url)
+        found += messages(response)
+        counts += response.headers.getlist("Unreadable-Segments")
+        url = next_url(response)
+    assert found == [f"m{number}" for number in reversed(range(30))]
+    assert counts == ["1"]
+
+
 @pytest.mark.usefixtures("data_dir")
 def test_bound_token_learns_no_bytes_of_others(bound_client: FlaskClient) -> None:
     response = ask(bound_client, "?q=nothing", "bound")
