@@ -138,11 +138,13 @@ class _Decode:
         """Encode the valid logs of some records, and count the others."""
         load = self._load
         logs = []
-        for number, record in enumerate(records, self._invalid.seen):
+        rejected = 0
+        for record in records:
             try:
                 logs.append(load(record, origin))
             except (ValueError, RecursionError) as error:
-                self._reject(number, error)
+                self._reject(self._invalid.seen + len(logs) + rejected, error)
+                rejected += 1
         self._invalid.seen += len(records)
         yield_if_due()  # to encode large values takes as long as to decode them
         self._lines.add(logs, origin.repeated_bytes)

@@ -51,7 +51,7 @@ class Protobuf:
         read_attributes, read_value = reader.read_attributes, reader.read_value
 
         def load(record: Any, origin: Origin) -> Any:
-            if isinstance(record, bytes):
+            if type(record) is bytes:
                 record = parse(messages.LogRecord, record, "It")
             return make_log(
                 origin,
