@@ -154,6 +154,7 @@ def _options(options: Cell) -> str:
 
 def _foreign(foreign: Foreign) -> str:
     first = foreign.drain[0]
+    drain_us = median(cell.cpu_us_per_log for cell in foreign.drain)
     forms = "; ".join(
         f"{form} {median(cell.cpu_us_per_log for cell in cells):.2f} CPU µs per log, "
         f"{foreign.efficiency(form):.2f} times the logs per CPU second"
@@ -161,7 +162,7 @@ def _foreign(foreign: Foreign) -> str:
     )
     return (
         "Senders in their own form, compared with NDJSON at "
-        f"{first.cpu_us_per_log:.2f} CPU µs per log ({first.batch} per batch, "
+        f"{drain_us:.2f} CPU µs per log ({first.batch} per batch, "
         f"{first.connections} connections): {forms}."
     )
 
