@@ -16,9 +16,9 @@ from tests.support.service import TIMEOUT_SECONDS, Service
 #: The first number of a batch with a key, beyond those of the batches without one.
 KEYED_START = 1 << 48
 
-#: Seconds between two batches of a client: of eight, one or two wait for a response then, and most
-#: of the CPU is left for the faults.
-PACE_SECONDS = 0.03
+#: Seconds between two batches of a client: about half the clients wait for a response then, so that
+#: a fault hits some of them.
+PACE_SECONDS = 0.01
 
 #: Seconds after a rejection or a broken connection.
 PAUSE_SECONDS = 0.02
