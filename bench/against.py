@@ -13,16 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 from bench import bodies, foreign, load, measure, open_loop, options, otlp
 from bench.ratios import Outcome, RowRatios, table
 from bench.runs import CELL_WORKERS, progress, wait_until_idle
 from bench.tables import text_table
-from bench.turns import run_in_turns
+from bench.turns import TURN_SECONDS, efficiency, median_ratio, order_of_turns, run_in_turns
 from tests.support.service import ROOT, TOKEN, Service
 
 #: Rounds per row, and seconds that each revision is loaded for in a round.
@@ -32,14 +30,6 @@ SECONDS = 1.5
 #: Times as many rounds that a row may take in addition if its efficiency is uncertain.
 MORE_ROUNDS = 2
 WARM_UP_SECONDS = 0.5
-
-#: Seconds of a turn. The shorter, the more alike what else runs in two that follow each other:
-#: beside eight busy processes on two cores, the ratio of two equal revisions has a standard
-#: deviation of 15% per round with turns of 0.2 s, and of 2% with 0.05 or 0.1 s.
-TURN_SECONDS = 0.1
-
-#: Index of a service for each turn, again and again; the next round starts with the other one.
-ORDERS = ((0, 1, 1, 0), (1, 0, 0, 1))
 
 
 class Row(NamedTuple):
@@ -148,14 +138,13 @@ class Duel:
             for row, ratios in found.items():
                 if number < rounds or ratios.efficiency.outcome is Outcome.UNCERTAIN:
                     progress(f"round {number + 1}: {row.name}")
-                    old, new = self._round(row, ORDERS[number % len(ORDERS)])
-                    ratios.efficiency.values.append(_median_ratio(_efficiency, new, old))
-                    ratios.p99.values.append(_median_ratio(_p99, new, old))
+                    old, new = self._round(row, number)
+                    ratios.efficiency.values.append(median_ratio(efficiency, new, old))
+                    ratios.p99.values.append(median_ratio(_p99, new, old))
         return list(found.values())
 
-    def _round(self, row: Row, order: Sequence[int]) -> list[list[load.Phase]]:
+    def _round(self, row: Row, number: int) -> list[list[load.Phase]]:
         """Start both services, load them in turns, and return the phases of each."""
-        turns = list(islice(cycle(order), 2 * (1 + self._turns)))
         with tempfile.TemporaryDirectory(dir=self._directory) as directory, ExitStack() as stack:
             services = [
                 RevisionService(Path(directory) / str(number), revision, workers=row.workers)
@@ -169,12 +158,13 @@ class Duel:
             for service in services:
                 wait_until_idle(service)
             plans = [self._plan(service, row) for service in services]
-            phases = self._executor.submit(run_in_turns, plans, turns).result()
-        for service, own in zip(services, phases, strict=True):
-            answers = [dict(phase.answers) for phase in own]
+            order = order_of_turns(number, self._turns)
+            outcomes = self._executor.submit(run_in_turns, plans, order).result()
+        for service, outcome in zip(services, outcomes, strict=True):
+            answers = [dict(phase.answers) for phase in outcome.phases]
             if not all(answer and answer.keys() <= load.ACKNOWLEDGED for answer in answers):
                 raise RuntimeError(f"{row.name}: {answers}\n{service.log()[-5000:]}")
-        return [own[1:] for own in phases]
+        return [outcome.phases[1:] for outcome in outcomes]
 
     def _plan(self, service: Service, row: Row) -> load.Plan:
         return load.Plan(
@@ -187,18 +177,6 @@ class Duel:
             make=row.make,
             rate=row.rate,
         )
-
-
-def _median_ratio(
-    read: Callable[[load.Phase], float], new: Sequence[load.Phase], old: Sequence[load.Phase]
-) -> float:
-    """Return the median ratio of a figure in turns that follow each other."""
-    return median(read(one) / read(other) for one, other in zip(new, old, strict=True))
-
-
-def _efficiency(phase: load.Phase) -> float:
-    """Return the requests per CPU second of all processes of the service."""
-    return phase.acknowledged / phase.server_cpu
 
 
 def _p99(phase: load.Phase) -> float:

@@ -152,17 +152,16 @@ def _options(options: Cell) -> str:
     )
 
 
-def _foreign(foreign: Foreign) -> str:
-    first = foreign.drain[0]
-    drain_us = median(cell.cpu_us_per_log for cell in foreign.drain)
+def _foreign(senders: list[Foreign]) -> str:
+    first = senders[0]
     forms = "; ".join(
-        f"{form} {median(cell.cpu_us_per_log for cell in cells):.2f} CPU µs per log, "
-        f"{foreign.efficiency(form):.2f} times the logs per CPU second"
-        for form, cells in foreign.forms.items()
+        f"{sender.form} {median(sender.cpu_us_per_log):.2f} CPU µs per log and NDJSON "
+        f"{median(sender.drain_cpu_us_per_log):.2f}, {median(sender.ratios):.2f} times the logs "
+        "per CPU second"
+        for sender in senders
     )
     return (
-        "Senders in their own form, compared with NDJSON at "
-        f"{drain_us:.2f} CPU µs per log ({first.batch} per batch, "
+        f"Senders in their own form, in turns with NDJSON ({first.batch} per batch, "
         f"{first.connections} connections): {forms}."
     )
 

@@ -74,16 +74,15 @@ class Workers:
 
 @dataclass
 class Foreign:
-    """NDJSON drain, and senders as they are by the name of their form, in turns."""
+    """A sender as it is, in turns with NDJSON drain; a figure of each round."""
 
-    drain: list[Cell]
-    forms: dict[str, list[Cell]]
-
-    def efficiency(self, form: str) -> float:
-        """Return the logs per CPU second of a form, in those of NDJSON drain."""
-        sides = (self.forms[form], self.drain)
-        own, drains = (median(cell.logs_per_cpu_second for cell in side) for side in sides)
-        return own / drains
+    form: str
+    batch: int
+    connections: int
+    ratios: list[float] = field(default_factory=list)  # logs per CPU second, in those of NDJSON
+    cpu_us_per_log: list[float] = field(default_factory=list)
+    drain_cpu_us_per_log: list[float] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
 
 @dataclass
@@ -165,7 +164,7 @@ class Results:
     lean: list[Cell] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     options: Cell | None = None
-    foreign: Foreign | None = None
+    foreign: list[Foreign] = field(default_factory=list)
     otlp: Cell | None = None
     keyed: list[Keyed] = field(default_factory=list)
     workers: list[Workers] = field(default_factory=list)
@@ -181,13 +180,12 @@ class Results:
         """Return the checks of the disk after each load."""
         cells = self.cells + [c for workers in self.workers for c in workers.one + workers.two]
         cells += [cell for cell in (self.options, self.otlp) if cell]
-        if self.foreign:
-            cells += sum(self.foreign.forms.values(), self.foreign.drain)
         cells += [cell for keyed in self.keyed for cell in keyed.plain + keyed.keyed]
         checks = [cell.check for cell in cells + self.lean] + [rate.check for rate in self.rates]
         checks += self.forward.checks if self.forward else []
         checks += self.compression.checks if self.compression else []
         checks += [check for shares in self.shares for check in shares.checks]
+        checks += [check for foreign in self.foreign for check in foreign.checks]
         checks += [self.growth.check] if self.growth else []
         sides = self.segments.empty + self.segments.full if self.segments else []
         checks += [side.check for side in sides]
@@ -285,7 +283,6 @@ def _marks_of_forms(results: Results) -> Iterator[Mark]:
         if cell:
             name = f"500 per batch, {form}: logs per CPU second"
             yield Mark(name, cell.logs_per_cpu_second, rate, False)
-    if results.foreign:
-        for form, limit in FOREIGN_MARKS.items():
-            name = f"500 per batch, {form}: logs per CPU second relative to NDJSON"
-            yield Mark(name, results.foreign.efficiency(form), limit, False)
+    for foreign in results.foreign:
+        name = f"{foreign.batch} per batch, {foreign.form}: logs per CPU second relative to NDJSON"
+        yield Mark(name, median(foreign.ratios), FOREIGN_MARKS[foreign.form], False)

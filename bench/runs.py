@@ -7,13 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench import bodies, foreign, load, measure, open_loop, options, otlp, stored
 from bench.results import Cell, Flood, Foreign, Growth, Workers
 from bench.service import BareService
+from bench.turns import TURN_SECONDS, efficiency, median_ratio, order_of_turns, run_in_turns
 from tests.support.processes import cpu_seconds
 from tests.support.service import TOKEN, Service
 
@@ -145,15 +146,40 @@ class Runner:
         progress("options: NDJSON with defaults and unknown fields")
         return self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=options.requests)
 
-    def foreign(self) -> Foreign:
-        """Compare senders as they are with NDJSON drain."""
-        sides = {"": load.ndjson_requests} | foreign.FORMS
-        found: dict[str, list[Cell]] = {name: [] for name in sides}
-        for count in range(1, ROUNDS + 1):
-            for name, make in sides.items():
-                progress(f"senders: {name or 'NDJSON'}, round {count} of {ROUNDS}")
-                found[name].append(self.cell(OPTIONS_BATCH, OPTIONS_CONNECTIONS, make=make))
-        return Foreign(found.pop(""), found)
+    def foreign(self) -> list[Foreign]:
+        """Compare senders as they are with NDJSON drain, in turns on two services."""
+        found = {form: Foreign(form, OPTIONS_BATCH, OPTIONS_CONNECTIONS) for form in foreign.FORMS}
+        for number in range(ROUNDS):
+            for form, sender in found.items():
+                progress(f"senders: {form}, round {number + 1} of {ROUNDS}")
+                self._compare(sender, number)
+        return list(found.values())
+
+    def _compare(self, sender: Foreign, number: int) -> None:
+        turns = max(round(self.seconds / TURN_SECONDS), 2)
+        makes = (load.ndjson_requests, foreign.FORMS[sender.form])
+        with ExitStack() as stack:
+            services = [stack.enter_context(self.service(workers=1)) for _ in makes]
+            plans = [
+                load.Plan(
+                    address=service.address,
+                    token=TOKEN,
+                    pids=[service.process.pid, *service.worker_pids()],
+                    batch=sender.batch,
+                    connections=sender.connections,
+                    phase_seconds=[self._warm_up_seconds, *[TURN_SECONDS] * turns],
+                    make=make,
+                )
+                for service, make in zip(services, makes, strict=True)
+            ]
+            order = order_of_turns(number, turns)
+            outcomes = self._executor.submit(run_in_turns, plans, order).result()
+            for service, outcome in zip(services, outcomes, strict=True):
+                sender.checks.append(check_disk(service, sender.batch, outcome))
+        drain, own = (outcome.phases[1:] for outcome in outcomes)
+        sender.ratios.append(median_ratio(efficiency, own, drain))
+        sender.cpu_us_per_log.append(_median_us(own, sender.batch))
+        sender.drain_cpu_us_per_log.append(_median_us(drain, sender.batch))
 
     def otlp(self) -> Cell:
         """Measure exports of OpenTelemetry in protobuf."""
@@ -247,6 +273,10 @@ def _mean_body_bytes(batch: int) -> int:
 def _cpu_us(phase: load.Phase, logs_per_request: int) -> float:
     """Return the server's CPU for one log, in µs."""
     return phase.server_cpu * 1e6 / (phase.acknowledged * logs_per_request)
+
+
+def _median_us(phases: list[load.Phase], logs_per_request: int) -> float:
+    return statistics.median(_cpu_us(phase, logs_per_request) for phase in phases)
 
 
 def check_disk(service: Service, batch: int, outcome: load.Outcome) -> stored.Check:

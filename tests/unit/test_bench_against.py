@@ -107,8 +107,8 @@ def plans(calls: list[str]) -> Iterator[list[load.Plan]]:
 
 def test_loads_run_one_at_a_time(plans: list[load.Plan], calls: list[str]) -> None:
     """No load sends while the other has its turn; each continues at its last request."""
-    phases = run_in_turns(plans, [0, 1, 1, 0])
-    counts = [[phase.acknowledged for phase in own] for own in phases]
+    outcomes = run_in_turns(plans, [0, 1, 1, 0])
+    counts = [[phase.acknowledged for phase in outcome.phases] for outcome in outcomes]
     assert [2, 2] == [len(own) for own in counts]
     expected = "a" * counts[0][0] + "b" * sum(counts[1]) + "a" * counts[0][1]
     assert expected == "".join(calls)
