@@ -8,6 +8,7 @@ from marshmallow import ValidationError
 
 from astralog.errors import Rejection
 from astralog.intake import formats
+from astralog.intake.changed_logs import find_loader
 from astralog.intake.decoder import (
     RUN_BYTES,
     STEP_BYTES,
@@ -19,8 +20,8 @@ from astralog.intake.decoder import (
     repeated_bytes,
 )
 from astralog.intake.formats import BATCH, LINES, Format, find_format
-from astralog.intake.logs import COMPILED_ERRORS, encode_logs
-from astralog.intake.options import OnInvalid
+from astralog.intake.logs import COMPILED_ERRORS, PLAIN, encode_logs
+from astralog.intake.options import NO_OPTIONS, OnInvalid
 from astralog.intake.piecewise import PiecewiseDecode, hold_nothing, most_at_once
 from astralog.intake.schema import FIELDS
 from astralog.intake.slots import FAST_BYTES
@@ -48,8 +49,9 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
     if context.options.stamps_arrival:
         options = context.options.stamp(format_time(time.time_ns()))
         context = context._replace(options=options)
+    decode_valid = _decode_changed if context.options.changes_logs else _decode_plain
     try:
-        batch = _decode_valid(body, form, context)
+        batch = decode_valid(body, form, context)
         return Decoded(batch) if batch is not None else PiecewiseDecode(body, form, context).run()
     except ValidationError as error:
         message = f"{_explain(error.messages_dict)}; nothing was stored"
@@ -64,30 +66,45 @@ def _decode(body: bytes, form: Format, context: Context) -> Decoded:
     raise rejection
 
 
-def _decode_valid(body: bytes, form: Format, context: Context) -> Batch | None:
+def _decode_plain(body: bytes, form: Format, context: Context) -> Batch | None:
     """Return the batch in a short body of valid logs, the usual case; None for any other body.
 
     Its lines are not charged before its end: only one decode at a time pauses meanwhile, at the end
     of its slot.
     """
-    options = context.options
-    if len(body) > (FAST_BYTES if options.changes_logs else formats.PIECE_BYTES):
+    if len(body) > formats.PIECE_BYTES:
         return None
+    with context.fast_slot(len(body)):
+        try:
+            logs = form.load(body, PLAIN, NO_OPTIONS)
+            lines = encode_logs(logs)
+        except COMPILED_ERRORS:
+            return None
+    context.check_projects(map(project_of, logs), len(logs))
+    check_growth(len(lines), len(body), formats.PIECE_BYTES)
+    return Batch(lines, len(logs))
+
+
+def _decode_changed(body: bytes, form: Format, context: Context) -> Batch | None:
+    """Return the same for logs that options change, which are decoded in small parts."""
+    options = context.options
+    if len(body) > FAST_BYTES:
+        return None
+    loader = find_loader(options)
+    encode = encode_lines if options.moves_fields else encode_logs  # moved metadata was checked
+    bytes_per_log = repeated_bytes(options.defaults)
     encoded: list[bytes] = []
     projects: list[str] = []
     count = 0
-    bytes_per_log = repeated_bytes(options.defaults) if options.defaults else 0
-    encode = encode_lines if options.moves_fields else encode_logs  # moved metadata was checked
     with context.fast_slot(len(body)):
         try:
             for text in _cut(body, form, context):
-                logs = form.load(text, options)
+                logs = form.load(text, loader, options)
                 count += len(logs)
                 if bytes_per_log * count > STEP_BYTES:  # such lines are encoded in steps
                     return None
                 encoded.append(encode(logs))
-                if context.projects is not None:
-                    projects += dict.fromkeys(map(project_of, logs))
+                projects += dict.fromkeys(map(project_of, logs))
         except COMPILED_ERRORS:
             return None
     context.check_projects(projects, count)

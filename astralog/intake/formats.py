@@ -10,8 +10,8 @@ import msgspec
 from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
-from astralog.intake.changed_logs import find_loader
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS, describe
+from astralog.intake.logs import Loader
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.options import Options
 from astralog.intake.schema import BatchSchema
@@ -42,7 +42,7 @@ class Format(Protocol):
         ValidationError for a text that is no batch, and ValueError for invalid JSON.
         """
 
-    def load(self, text: bytes, options: Options) -> list[Any]:
+    def load(self, text: bytes, loader: Loader, options: Options) -> list[Any]:
         """Return the logs of a piece by the compiled decoder; raises COMPILED_ERRORS.
 
         Their metadata may be no object: call `encode_logs` or `drop_null_metadata` next.
@@ -111,9 +111,9 @@ class JsonBatch:
         hold(RAW_BYTES * len(logs))
         return self._cut(logs, first, size)
 
-    def load(self, text: bytes, options: Options) -> list[Any]:
+    def load(self, text: bytes, loader: Loader, options: Options) -> list[Any]:
         """Decode all logs in one call."""
-        return find_loader(options).load_batch(text, options)
+        return loader.load_batch(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log."""
@@ -186,9 +186,9 @@ class JsonArray(JsonBatch):
 
     _wrapped = b"[%s]"
 
-    def load(self, text: bytes, options: Options) -> list[Any]:
+    def load(self, text: bytes, loader: Loader, options: Options) -> list[Any]:
         """Decode all logs in one call."""
-        return find_loader(options).load_array(text, options)
+        return loader.load_array(text, options)
 
     def hint(self, body: bytes) -> str:
         """Return no hint."""
@@ -220,13 +220,13 @@ class JsonObjects:
         if count:
             yield number, text[start:end]
 
-    def load(self, text: bytes, options: Options) -> list[Any]:
+    def load(self, text: bytes, loader: Loader, options: Options) -> list[Any]:
         """Decode log by log, or line by line if each line has one object."""
         lines = text.strip().split(b"\n")
         if 1 < len(lines) == text.count(b"}\n{") + 1:
-            return find_loader(options).load_parts(lines, text, options)
+            return loader.load_parts(lines, text, options)
         parts = [text[start:end] for start, end in find_objects(text)]
-        return find_loader(options).load_parts(parts, text, options)
+        return loader.load_parts(parts, text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand."""
@@ -301,9 +301,9 @@ class Lines:
             number += text.count(b"\n")
             start = end
 
-    def load(self, text: bytes, options: Options) -> list[Any]:
+    def load(self, text: bytes, loader: Loader, options: Options) -> list[Any]:
         """Decode line by line: msgspec's own `decode_lines` accepts logs that span lines."""
-        return find_loader(options).load_lines(text, options)
+        return loader.load_lines(text, options)
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
         """Yield each log on demand: a list of short lines takes 20 times their bytes."""

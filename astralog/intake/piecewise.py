@@ -8,6 +8,7 @@ from marshmallow import ValidationError
 from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.intake import formats
+from astralog.intake.changed_logs import find_loader
 from astralog.intake.decoder import (
     LONG_BODY_COMMAS,
     Context,
@@ -53,6 +54,7 @@ class PiecewiseDecode:
         self._form = form
         self._context = context
         self._options = context.options
+        self._loader = find_loader(context.options)
         self._on_invalid = context.options.on_invalid
         self._invalid = InvalidLogs(are_kept=self._on_invalid is OnInvalid.KEEP)
         self._bytes_per_log = repeated_bytes(context.options.defaults)
@@ -66,7 +68,7 @@ class PiecewiseDecode:
     def run(self) -> Decoded:
         """Return the batch, or raise Rejection, ValidationError, RecursionError or ValueError.
 
-        A short body was not decoded at once before.
+        A short body begins in parts, since a decode at once has failed already.
         """
         whole = (self._form.first, self._body)
         if len(self._body) <= formats.PIECE_BYTES:
@@ -123,7 +125,7 @@ class PiecewiseDecode:
             return False
         with self._context.fast_slot(len(text)):
             try:
-                logs = self._form.load(text, self._options)
+                logs = self._form.load(text, self._loader, self._options)
                 drop_null_metadata(logs)
             except COMPILED_ERRORS:
                 return False

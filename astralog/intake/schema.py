@@ -203,7 +203,7 @@ REQUIRED = frozenset(name for name, field in LogSchema().fields.items() if field
 # struct          fields       metadata
 # Log             all          a dict
 # MovedLog        all          anything; its maker checks that it is an object
-# RawLog          all          the text that the client sent; nobody has checked it
+# RawLog          all          the text that the client sent; `encode_logs` checks it
 # IncompleteLog   any of them  as that of RawLog
 #
 # RawBatch is a batch of RawLog.

@@ -140,7 +140,8 @@ class Connection:
         self._update_trust(request.method, response.status_code)
         if request.lacks_length:
             self._linger()
-        elif not request.body.is_finished and not self._discard(request):
+            return False
+        if not request.body.is_finished and not self._discard(request):
             return False
         if self._memory.extra:
             self._memory.charge_extra(0)
