@@ -185,5 +185,6 @@ def test_compressed_segments_are_removed_by_the_retention(tmp_path: Path) -> Non
         wait_for(lambda: "removed segments up to" in service.log())
         wait_for(lambda: sum(path.stat().st_size for path in service.files()) <= 60_000)
         last = service.log().rpartition("removed segments up to ")[2].partition(":")[0]
-        assert all(path.name > last for path in service.files())
+        # The open segment of each worker is not removed, however old it is.
+        assert sum(path.name <= last for path in service.files()) <= 2
         assert 0 == service.stop()
