@@ -85,9 +85,9 @@ test-quick: TESTS_TMP = $(shell df -Pk /dev/shm | awk 'NR == 2 && $$4 > 1000000 
 
 .PHONY: test-quick
 test-quick: $(VENV)/.installed-dev ## Run the unit tests, and one test of each feature of the service
-	export TMPDIR=$$(mktemp -d $(TESTS_TMP)) && \
+	export TMPDIR=$$(mktemp -d $(TESTS_TMP)) && trap 'rm -rf "$$TMPDIR"' EXIT INT TERM && \
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not alone" \
-		tests/unit $$(grep -l mark.quick tests/functional/*.py) && rm -rf $$TMPDIR
+		tests/unit $$(grep -l mark.quick tests/functional/*.py)
 
 .PHONY: faults
 faults: $(VENV)/.installed-dev ## Inject faults for half an hour, or SECONDS, and count lost logs

@@ -161,14 +161,8 @@ class Runner:
         with ExitStack() as stack:
             services = [stack.enter_context(self.service(workers=1)) for _ in makes]
             plans = [
-                load.Plan(
-                    address=service.address,
-                    token=TOKEN,
-                    pids=[service.process.pid, *service.worker_pids()],
-                    batch=sender.batch,
-                    connections=sender.connections,
-                    phase_seconds=[self._warm_up_seconds, *[TURN_SECONDS] * turns],
-                    make=make,
+                self._plan(
+                    service, sender.batch, sender.connections, [TURN_SECONDS] * turns, make=make
                 )
                 for service, make in zip(services, makes, strict=True)
             ]
@@ -215,6 +209,24 @@ class Runner:
             check=check,
         )
 
+    def _plan(
+        self,
+        service: Service,
+        batch: int,
+        connections: int,
+        phase_seconds: list[float],
+        **more: Any,
+    ) -> load.Plan:
+        return load.Plan(
+            address=service.address,
+            token=TOKEN,
+            pids=[service.process.pid, *service.worker_pids()],
+            batch=batch,
+            connections=connections,
+            phase_seconds=[self._warm_up_seconds, *phase_seconds],
+            **more,
+        )
+
     def load(
         self,
         service: Service,
@@ -224,15 +236,7 @@ class Runner:
         **more: Any,
     ) -> load.Outcome:
         """Drive the service, a warm-up phase first; `more` is of the plan."""
-        plan = load.Plan(
-            address=service.address,
-            token=TOKEN,
-            pids=[service.process.pid, *service.worker_pids()],
-            batch=batch,
-            connections=connections,
-            phase_seconds=[self._warm_up_seconds, *phase_seconds],
-            **more,
-        )
+        plan = self._plan(service, batch, connections, phase_seconds, **more)
         outcome = self._executor.submit(open_loop.run if plan.rate else load.run, plan).result()
         for phase in outcome.phases:
             if not phase.acknowledged:

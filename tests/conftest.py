@@ -98,6 +98,7 @@ def make_app(hub_monitor: HubMonitor) -> Iterator[Callable[[Settings], Flask]]:
     def make(settings: Settings) -> Flask:
         app = create_app(settings)
         apps.append(app)
+        # Flask documents this assignment.
         app.wsgi_app = hub_monitor.count_exempt()(app.wsgi_app)  # type: ignore[method-assign]
         return app
 

@@ -182,7 +182,7 @@ class Acceptor:
 
 
 class _Known:
-    """The parts of a request that its counters need, as far as they are known."""
+    """The token, options, sizes and time of a request, for its counters; unknown ones are unset."""
 
     def __init__(self) -> None:
         self.token: Token | None = None

@@ -104,7 +104,8 @@ def _decode_changed(body: bytes, form: Format, context: Context) -> Batch | None
                 if bytes_per_log * count > STEP_BYTES:  # such lines are encoded in steps
                     return None
                 encoded.append(encode(logs))
-                projects += dict.fromkeys(map(project_of, logs))
+                if context.projects is not None:
+                    projects += dict.fromkeys(map(project_of, logs))
         except COMPILED_ERRORS:
             return None
     context.check_projects(projects, count)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from astralog.intake.members import Members, decode_members
+from astralog.intake.strict_json import check_utf8
 
 #: Logs that are changed together if they are alike, which takes a millisecond: in runs of 64, it
 #: takes a tenth more.
@@ -123,8 +124,7 @@ class TextColumns(Columns):
         """
         if b"\r" in text:
             raise NotAlikeError
-        if not text.isascii():
-            text.decode()
+        check_utf8(text)
         text = text if text.endswith(b"\n") else text + b"\n"
         lines = BytesIO(text).readlines()
         if len(lines) < LEAST_LINES:

@@ -25,6 +25,7 @@ from astralog.intake.members import (
     Members,
     as_text,
     decode_list,
+    has_line_breaks,
     take_first,
 )
 from astralog.intake.options import OnInvalid
@@ -322,7 +323,7 @@ def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event 
 
 
 def _read_fast(part: bytes) -> Event | None:
-    if b"\n" in part or b"\r" in part or len(part) > PIECE_BYTES:
+    if has_line_breaks(part) or len(part) > PIECE_BYTES:
         return None
     try:
         return _decode_event(part)

@@ -13,7 +13,7 @@ from marshmallow import ValidationError
 
 from astralog.intake import timestamps
 from astralog.intake.decoder import encode_lines
-from astralog.intake.members import LINE_BREAKS
+from astralog.intake.members import LINE_BREAKS, has_line_breaks
 from astralog.intake.options import Options
 from astralog.intake.schema import NO_METADATA, RawBatch, RawLog
 from astralog.intake.strict_json import check_utf8
@@ -40,17 +40,17 @@ class Loader:
     def load_batch(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs of a JSON batch."""
         logs = self._decode_batch(text).logs
-        return self._finish(logs, text, options, has_breaks=_has_line_breaks(text))
+        return self._finish(logs, text, options, has_breaks=has_line_breaks(text))
 
     def load_array(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs of a JSON array."""
         logs = self._decode_array(text)
-        return self._finish(logs, text, options, has_breaks=_has_line_breaks(text))
+        return self._finish(logs, text, options, has_breaks=has_line_breaks(text))
 
     def load_parts(self, parts: Sequence[bytes], text: bytes, options: Options) -> list[Any]:
         """Return the logs in the parts of a text, one per part."""
         logs = list(map(self._decode_log, parts))
-        return self._finish(logs, text, options, has_breaks=_has_line_breaks(text))
+        return self._finish(logs, text, options, has_breaks=has_line_breaks(text))
 
     def load_lines(self, text: bytes, options: Options) -> list[Any]:
         """Return the logs in the lines of a text, one per line."""
@@ -74,15 +74,11 @@ class Loader:
 PLAIN = Loader(RawBatch, RawLog)
 
 
-def _has_line_breaks(text: bytes) -> bool:
-    return b"\n" in text or b"\r" in text
-
-
 def _remove_line_breaks(logs: list[Any]) -> None:
     """Remove line breaks from metadata, which stays encoded; JSON escapes those in strings."""
     for log in logs:
         metadata = bytes(log.metadata)
-        if b"\n" in metadata or b"\r" in metadata:
+        if has_line_breaks(metadata):
             log.metadata = msgspec.Raw(metadata.translate(None, LINE_BREAKS))
 
 

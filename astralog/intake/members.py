@@ -27,9 +27,14 @@ def decode_object(text: bytes) -> Members:
     Raises ValueError or RecursionError.
     """
     members = decode_members(text)
-    if b"\n" in text or b"\r" in text:
+    if has_line_breaks(text):
         members = without_line_breaks(members)
     return members
+
+
+def has_line_breaks(text: bytes) -> bool:
+    """Return whether a text has a CR or an LF."""
+    return b"\n" in text or b"\r" in text
 
 
 def without_line_breaks(members: Members) -> Members:

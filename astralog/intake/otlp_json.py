@@ -12,6 +12,7 @@ import msgspec
 
 from astralog.errors import Rejection
 from astralog.intake.decoder import LONG_BODY_COMMAS
+from astralog.intake.members import LINE_BREAKS
 from astralog.intake.otlp import Group, Loader, Problems, try_read
 from astralog.intake.otlp_json_messages import (
     AnyValue,
@@ -60,9 +61,8 @@ FOREIGN = {
 
 _MAX_TIME = 2**64 - 1
 
-#: The two letters in which the alphabets of base64 differ, and the line breaks of some encoders.
+#: The two letters in which the alphabets of base64 differ.
 _BASE64 = bytes.maketrans(b"-_", b"+/")
-_LINE_BREAKS = b"\r\n"
 
 _encoder = msgspec.json.Encoder()
 
@@ -245,7 +245,8 @@ class _Reader:
 def _base64(text: str) -> bytes:
     """Decode base64; either alphabet, missing padding and line breaks are accepted."""
     try:
-        plain = text.encode("ascii").translate(_BASE64, _LINE_BREAKS).rstrip(b"=")
+        # Some encoders break the lines.
+        plain = text.encode("ascii").translate(_BASE64, LINE_BREAKS).rstrip(b"=")
         return b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except ValueError:
         raise ValueError("A bytesValue or an id is not base64.") from None

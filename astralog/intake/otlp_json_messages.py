@@ -13,6 +13,7 @@ import msgspec
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS
 from astralog.intake.decoder import LONG_LOG_COMMAS, find_excess
+from astralog.intake.members import NULL
 from astralog.intake.strict_json import replace_lone_surrogates, to_utf8
 
 Value = TypeVar("Value")
@@ -21,8 +22,6 @@ Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _UInt32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 _UInt64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec's limits have 63 bits
-
-_NULL = msgspec.Raw(b"null")
 
 
 class Message(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):
@@ -80,26 +79,29 @@ class LogRecord(Message):
 
 
 class Export(Message):
-    """An export; like the two below it has members under both names, to be read with `either`."""
+    """An export; like those below it has members under both names, to be read with `either`."""
 
     resource_logs: list[msgspec.Raw] | None = None
     resource_logs_: list[msgspec.Raw] | None = msgspec.field(default=None, name="resource_logs")
 
 
-class ResourceLogs(Message):
-    resource: msgspec.Raw = _NULL
+class SchemaLogs(Message):
+    """Logs with the URL of a schema."""
+
+    schema_url: msgspec.Raw = NULL
+    schema_url_: msgspec.Raw = msgspec.field(default=NULL, name="schema_url")
+
+
+class ResourceLogs(SchemaLogs):
+    resource: msgspec.Raw = NULL
     scope_logs: list[msgspec.Raw] | None = None
     scope_logs_: list[msgspec.Raw] | None = msgspec.field(default=None, name="scope_logs")
-    schema_url: msgspec.Raw = _NULL
-    schema_url_: msgspec.Raw = msgspec.field(default=_NULL, name="schema_url")
 
 
-class ScopeLogs(Message):
-    scope: msgspec.Raw = _NULL
+class ScopeLogs(SchemaLogs):
+    scope: msgspec.Raw = NULL
     log_records: list[msgspec.Raw] | None = None
     log_records_: list[msgspec.Raw] | None = msgspec.field(default=None, name="log_records")
-    schema_url: msgspec.Raw = _NULL
-    schema_url_: msgspec.Raw = msgspec.field(default=_NULL, name="schema_url")
 
 
 def _decoder(kind: Any) -> Any:

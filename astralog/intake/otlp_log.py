@@ -72,7 +72,7 @@ class Source(msgspec.Struct, omit_defaults=True):
 class Origin:
     """The parts of a line that all records of a scope share.
 
-    Without a project or a level of its own, a string is empty.
+    A string is empty if the scope has no project or level.
     """
 
     project_id: str

@@ -44,32 +44,6 @@ def format_time(nanoseconds: int) -> str:
     return f"{_format_seconds(nanoseconds // _NANOSECONDS)}.{str(nanoseconds)[-9:]}Z"
 
 
-def format_number(number: int) -> str:
-    """Return the stored form of a Unix time in an integer, whose size determines the unit.
-
-    Raises ValueError, worded for the client.
-    """
-    if 10**12 <= number < 10**13:  # milliseconds of today
-        digits = str(number)
-        return f"{_format_usual(digits[:_SECOND_DIGITS])}.{digits[_SECOND_DIGITS:]}Z"
-    if number < 0:
-        raise ValueError(EXPECTED)
-    if number < 10**11:
-        seconds, fraction = number, ""
-    elif number < 10**14:
-        seconds, rest = divmod(number, 1000)
-        fraction = f".{rest:03}"
-    elif number < 10**17:
-        seconds, rest = divmod(number, 1_000_000)
-        fraction = f".{rest:06}"
-    else:
-        seconds, rest = divmod(number, _NANOSECONDS)
-        fraction = f".{rest:09}"
-    if seconds >= END_SECONDS:
-        raise ValueError(EXPECTED)
-    return f"{_format_seconds(seconds)}{fraction}Z"
-
-
 def parse_time(text: str) -> str:
     """Return the stored form of a Unix time in a text; the digits of its fraction are unchanged.
 

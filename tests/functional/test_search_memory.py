@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with 100 MB of logs between two small ones.
 
-    Their file is large enough for a process of its own.
+    The file of the segment is so large that a separate process reads it.
     """
     path = tmp_path_factory.mktemp("large")
     random = make_line(os.urandom(300_000).hex())
