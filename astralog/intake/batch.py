@@ -8,7 +8,6 @@ from marshmallow import ValidationError
 
 from astralog.errors import Rejection
 from astralog.intake import formats
-from astralog.intake.changed_logs import find_loader
 from astralog.intake.decoder import (
     RUN_BYTES,
     STEP_BYTES,
@@ -20,8 +19,8 @@ from astralog.intake.decoder import (
     repeated_bytes,
 )
 from astralog.intake.formats import BATCH, LINES, Format, find_format
-from astralog.intake.logs import COMPILED_ERRORS, PLAIN, encode_logs
-from astralog.intake.options import NO_OPTIONS, OnInvalid
+from astralog.intake.logs import COMPILED_ERRORS, load
+from astralog.intake.options import OnInvalid
 from astralog.intake.piecewise import PiecewiseDecode, hold_nothing, most_at_once
 from astralog.intake.schema import FIELDS
 from astralog.intake.slots import FAST_BYTES
@@ -76,10 +75,10 @@ def _decode_plain(body: bytes, form: Format, context: Context) -> Batch | None:
         return None
     with context.fast_slot(len(body)):
         try:
-            logs = form.load(body, PLAIN, NO_OPTIONS)
-            lines = encode_logs(logs)
+            logs = load(body, form, context.options)
         except COMPILED_ERRORS:
             return None
+        lines = encode_lines(logs)
     context.check_projects(map(project_of, logs), len(logs))
     check_growth(len(lines), len(body), formats.PIECE_BYTES)
     return Batch(lines, len(logs))
@@ -90,8 +89,6 @@ def _decode_changed(body: bytes, form: Format, context: Context) -> Batch | None
     options = context.options
     if len(body) > FAST_BYTES:
         return None
-    loader = find_loader(options)
-    encode = encode_lines if options.moves_fields else encode_logs  # moved metadata was checked
     bytes_per_log = repeated_bytes(options.defaults)
     encoded: list[bytes] = []
     projects: list[str] = []
@@ -99,11 +96,11 @@ def _decode_changed(body: bytes, form: Format, context: Context) -> Batch | None
     with context.fast_slot(len(body)):
         try:
             for text in _cut(body, form, context):
-                logs = form.load(text, loader, options)
+                logs = load(text, form, options)
                 count += len(logs)
                 if bytes_per_log * count > STEP_BYTES:  # such lines are encoded in steps
                     return None
-                encoded.append(encode(logs))
+                encoded.append(encode_lines(logs))
                 if context.projects is not None:
                     projects += dict.fromkeys(map(project_of, logs))
         except COMPILED_ERRORS:

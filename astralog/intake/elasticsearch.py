@@ -22,11 +22,10 @@ from astralog.intake.foreign import (
     read_members,
     read_usual_lines,
 )
-from astralog.intake.logs import store_timestamps
 from astralog.intake.members import NULL, Members, as_text, decode_text, take_name
 from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log
-from astralog.intake.timestamps import normalise_all
+from astralog.intake.timestamps import normalise_all, store_timestamps
 from astralog.intake.unix_time import parse_time
 
 #: Items of a bulk request: each has a result in the response. Beyond it: 413 `body_too_large`.

@@ -1,120 +1,185 @@
-"""Logs in JSON to structs, and structs to stored lines: the usual way, for valid logs.
+"""JSON texts to logs as they are stored: by the compiled decoder, or else by marshmallow.
 
-`single_log` decides on the others, and `changed_logs` changes logs by a query's options.
+`load` is the usual way: it decodes and checks all logs of a text at once, and fails as a whole.
+`load_log` decides on a single one, and words its errors.
 """
 
-from collections.abc import Sequence
-from io import BytesIO
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 from marshmallow import ValidationError
 
-from astralog.intake import timestamps
-from astralog.intake.decoder import encode_lines
-from astralog.intake.members import LINE_BREAKS, has_line_breaks
+from astralog.intake.columns import NotAlikeError
+from astralog.intake.decoder import encode_value
+from astralog.intake.formats import LINES, ONE_LOG, Format, LogDecoders
+from astralog.intake.invalid_logs import DESCRIBED_FIELDS
+from astralog.intake.mapping import change_log, fill_in, move_fields, move_lines
+from astralog.intake.members import (
+    LINE_BREAKS,
+    Members,
+    decode_object,
+    has_line_breaks,
+    is_object,
+    without_line_breaks,
+)
 from astralog.intake.options import Options
-from astralog.intake.schema import NO_METADATA, RawBatch, RawLog
-from astralog.intake.strict_json import check_utf8
+from astralog.intake.schema import (
+    FIELDS,
+    NO_METADATA,
+    IncompleteLog,
+    Log,
+    LogSchema,
+    MovedLog,
+    RawLog,
+)
+from astralog.intake.strict_json import check_utf8, parse
+from astralog.intake.timestamps import store_timestamps
 
-#: Errors of the compiled decoder, on which marshmallow decides.
+#: Errors of `load`, after which `load_log` decides.
 COMPILED_ERRORS = (ValueError, RecursionError, ValidationError)
 
-_timestamp_of = attrgetter("timestamp")
+_plain, _incomplete, _moved = map(LogDecoders, (RawLog, IncompleteLog, Members))
+_schema = LogSchema()
+_metadata_of = attrgetter("metadata")
 
 
-class Loader:
-    """Load the logs of a text in each format; raises COMPILED_ERRORS if one may be invalid.
+def load(text: bytes, form: Format, options: Options) -> list[Any]:
+    """Return the valid logs of a text; raises COMPILED_ERRORS if one may be invalid."""
+    if options.moves_fields:
+        return _load_moved(text, form, options)
+    if options.defaults:
+        logs = form.decode(text, _incomplete)
+        fill_in(logs, options.defaults)
+    else:
+        logs = form.decode(text, _plain)
+    check_utf8(text)  # of metadata, which is not decoded
+    _check_metadata(logs)
+    return store_timestamps(logs)
 
-    Their metadata stays as it was written, and may be no object: call `encode_logs` or
-    `drop_null_metadata` next.
+
+def _check_metadata(logs: list[Any]) -> None:
+    """Remove metadata that is null, and line breaks; raises ValueError for what is no object.
+
+    All of it is checked as one text, whose parts begin after a NUL, which JSON cannot contain: a
+    loop over the logs would take 0.3 µs for each.
     """
-
-    def __init__(self, batch: Any, log: Any) -> None:
-        """Decode the structs of a batch and of a log."""
-        self._decode_batch = msgspec.json.Decoder(batch).decode
-        self._decode_array = msgspec.json.Decoder(list[log]).decode
-        self._decode_log = msgspec.json.Decoder(log).decode
-
-    def load_batch(self, text: bytes, options: Options) -> list[Any]:
-        """Return the logs of a JSON batch."""
-        logs = self._decode_batch(text).logs
-        return self._finish(logs, text, options, has_breaks=has_line_breaks(text))
-
-    def load_array(self, text: bytes, options: Options) -> list[Any]:
-        """Return the logs of a JSON array."""
-        logs = self._decode_array(text)
-        return self._finish(logs, text, options, has_breaks=has_line_breaks(text))
-
-    def load_parts(self, parts: Sequence[bytes], text: bytes, options: Options) -> list[Any]:
-        """Return the logs in the parts of a text, one per part."""
-        logs = list(map(self._decode_log, parts))
-        return self._finish(logs, text, options, has_breaks=has_line_breaks(text))
-
-    def load_lines(self, text: bytes, options: Options) -> list[Any]:
-        """Return the logs in the lines of a text, one per line."""
-        lines = BytesIO(text).readlines()  # by LF, twice as fast as `split`
-        logs = list(map(self._decode_log, lines))
-        # A log in a line has no LF, and those that end in CR LF have no CR within.
-        has_breaks = b"\r" in text and text.count(b"\r") != text.count(b"\r\n")
-        return self._finish(logs, text, options, has_breaks=has_breaks)
-
-    def _finish(
-        self, logs: list[Any], text: bytes, options: Options, *, has_breaks: bool
-    ) -> list[Any]:
-        """Return decoded logs as they are stored; `has_breaks` if one may have line breaks."""
-        check_utf8(text)  # of metadata, which is not decoded
-        if has_breaks:
-            _remove_line_breaks(logs)
-        return store_timestamps(logs)
-
-
-#: Loads logs that no option changes.
-PLAIN = Loader(RawBatch, RawLog)
-
-
-def _remove_line_breaks(logs: list[Any]) -> None:
-    """Remove line breaks from metadata, which stays encoded; JSON escapes those in strings."""
+    joined = b"\0".join(map(_metadata_of, logs))
+    objects = joined.startswith(b"{") + joined.count(b"\0{")
+    if objects == len(logs) and not has_line_breaks(joined):
+        return
     for log in logs:
-        metadata = bytes(log.metadata)
-        if has_line_breaks(metadata):
-            log.metadata = msgspec.Raw(metadata.translate(None, LINE_BREAKS))
+        if log.metadata is not NO_METADATA:
+            log.metadata = _read_metadata(bytes(log.metadata))
 
 
-def store_timestamps(logs: list[Any]) -> list[Any]:
-    """Replace timestamps by their stored form; raises ValueError for an invalid one."""
-    stored = timestamps.normalise_all(list(map(_timestamp_of, logs)))
-    if stored is not None:
-        for log, timestamp in zip(logs, stored, strict=True):
-            log.timestamp = timestamp
-    return logs
+def _read_metadata(text: bytes) -> msgspec.Raw:
+    if text == b"null":
+        return NO_METADATA
+    if not text.startswith(b"{"):
+        raise ValueError("metadata is no object")
+    return msgspec.Raw(text.translate(None, LINE_BREAKS))
 
 
-def encode_logs(logs: list[Any]) -> bytes:
-    """Return the lines of loaded logs; raises ValueError if the metadata of one is no object."""
-    lines = encode_lines(logs)
-    if not _has_objects_only(lines):
-        drop_null_metadata(logs)
-        lines = encode_lines(logs)
-    return lines
+def _load_moved(text: bytes, form: Format, options: Options) -> list[Any]:
+    """Return the logs of a text whose fields have other names."""
+    if options.moves_unknown and form is LINES:
+        try:
+            return move_lines(text, options)
+        except (NotAlikeError, ValueError):
+            pass
+    logs = form.decode(text, _moved)
+    check_utf8(text)
+    if b"\r" in text or (b"\n" in text and form is not LINES):
+        logs = list(map(without_line_breaks, logs))
+    return move_fields(logs, options)
 
 
-def _has_objects_only(lines: bytes) -> bool:
-    """Return True only if the metadata of every log in the lines is an object.
+def load_log(text: bytes, options: Options) -> Any:
+    """Return the log in a JSON text without lone surrogates.
 
-    Each name `"metadata":` in the lines must be followed by `{`. It may also be a name within
-    metadata: in `"metadata":{"metadata":1}` this returns False in vain. No string contains it,
-    since its quotes would be escaped there. To look at each log would take 0.3 µs per log.
+    Raises ValidationError, worded for the client, and ValueError for invalid JSON.
     """
-    return lines.count(b'"metadata":') == lines.count(b'"metadata":{')
+    try:
+        return load(text, ONE_LOG, options)[0]
+    except COMPILED_ERRORS:
+        pass
+    log = _read_log(text)
+    if isinstance(log, dict):
+        log = change_log(log, options)
+        if len(log) > len(FIELDS) + DESCRIBED_FIELDS:
+            log = _without_most_unknown(log)
+    return _load_by_schema(log)
 
 
-def drop_null_metadata(logs: list[Any]) -> None:
-    """Remove metadata that is null; raises ValueError for any other that is no object."""
-    for log in logs:
-        metadata = log.metadata
-        if type(metadata) is msgspec.Raw and bytes(metadata)[:1] != b"{":
-            if bytes(metadata) != b"null":
-                raise ValueError("metadata is no object")
-            log.metadata = NO_METADATA
+def load_valid_log(text: bytes, options: Options) -> Any:
+    """Return the log in a JSON text, or None if it is invalid; raises ValueError for invalid JSON.
+
+    As `load_log`, but without messages, which take most of the time.
+    """
+    try:
+        return load(text, ONE_LOG, options)[0]
+    except COMPILED_ERRORS:
+        pass
+    log = _read_log(text)
+    try:
+        if isinstance(log, dict):
+            log = change_log(log, options)
+        msgspec.convert(log, MovedLog)  # rejects no log that the schema accepts
+        return _load_by_schema(log)
+    except COMPILED_ERRORS:
+        return None
+
+
+def _read_log(text: bytes) -> Any:
+    """Return the members of the object in a text, or else the value; raises ValueError."""
+    try:
+        check_utf8(text)
+        return decode_object(text)
+    except COMPILED_ERRORS:
+        value = parse(text)
+    if isinstance(value, dict):
+        raise ValueError("nested too deep")
+    return value
+
+
+def _load_by_schema(log: Any) -> Any:
+    """Return the struct of a log whose metadata stays as it is, if that is an object."""
+    if not isinstance(log, dict):
+        return Log(**_load(log))
+    metadata = log.get("metadata")
+    has_metadata = isinstance(metadata, dict) or is_object(metadata)
+    values = {name: _parse_value(value) for name, value in log.items() if name != "metadata"}
+    if "metadata" in log:
+        values["metadata"] = {} if has_metadata else _parse_value(metadata)
+    loaded = Log(**_load(values))
+    if has_metadata:
+        loaded.metadata = metadata
+    return loaded
+
+
+def _load(values: Any) -> dict[str, Any]:
+    """Return the values that the schema accepts; raises ValidationError.
+
+    A frame of marshmallow's holds the error, and the error's traceback holds the frame. Such a
+    cycle of 3 KiB per invalid log would stay until the next garbage collection, and none runs
+    within a slot.
+    """
+    try:
+        loaded: dict[str, Any] = _schema.load(values)
+    except ValidationError as error:
+        raise error.with_traceback(None) from None
+    return loaded
+
+
+def _parse_value(value: Any) -> Any:
+    """Return the value of a member that is a text, or as it was written, or decoded in parts."""
+    if isinstance(value, str):
+        return value
+    return parse(encode_value(value) if isinstance(value, dict) else bytes(value))
+
+
+def _without_most_unknown(log: dict[str, Any]) -> dict[str, Any]:
+    """Return the log without the unknown fields that a response cannot list: each costs 2 µs."""
+    known = {name: log.pop(name) for name in FIELDS if name in log}
+    return dict(list(log.items())[:DESCRIBED_FIELDS]) | known

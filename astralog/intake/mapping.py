@@ -6,13 +6,15 @@ All values but the known fields stay as they were written.
 import re
 from collections.abc import Mapping, Sequence
 from heapq import nsmallest
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 from marshmallow import ValidationError
 
-from astralog.deadlines import yield_if_due
+from astralog.deadlines import in_runs, in_turns, yield_if_due
 from astralog.intake.columns import (
+    ALIKE_LOGS,
     Columns,
     NotAlikeError,
     TextColumns,
@@ -20,10 +22,17 @@ from astralog.intake.columns import (
     read_texts,
 )
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS
-from astralog.intake.members import NULL, decode_members, decode_text, is_object, starts_with
+from astralog.intake.members import (
+    NULL,
+    Members,
+    decode_members,
+    decode_text,
+    is_object,
+    starts_with,
+)
 from astralog.intake.options import Options
-from astralog.intake.schema import FIELDS, MovedLog
-from astralog.intake.timestamps import normalise_all
+from astralog.intake.schema import FIELDS, REQUIRED, MovedLog
+from astralog.intake.timestamps import normalise_all, store_timestamps
 from astralog.intake.unix_time import EXPECTED, format_numbers, parse_time
 
 _encode = msgspec.json.Encoder().encode
@@ -51,6 +60,37 @@ _STRINGS = tuple(name for name in FIELDS if name != "metadata")
 
 #: The members on the way to a value: an object, and the name of its member.
 _Path = Sequence[tuple[dict[str, Any], str]]
+
+
+def fill_in(logs: list[Any], defaults: Mapping[str, str]) -> None:
+    """Fill in missing fields of structs; raises ValueError for one without a default."""
+    for run in in_runs(logs):
+        for log in run:
+            for name, value in defaults.items():
+                if getattr(log, name) is None:
+                    setattr(log, name, value)
+    for name in REQUIRED - defaults.keys():
+        if None in map(attrgetter(name), logs):
+            raise ValueError(f"{name} is missing")
+
+
+def move_fields(logs: list[Members], options: Options) -> list[Any]:
+    """Return the structs of logs after the changes of the options, with stored timestamps.
+
+    Raises ValueError or ValidationError if a log may be invalid.
+    """
+    moved: list[Any] = []
+    for run in in_runs(logs, ALIKE_LOGS):
+        try:
+            moved += move_alike(Columns(run), options)
+        except (NotAlikeError, ValueError):
+            changed = [change_log(log, options) for log in in_turns(run)]
+            structs = msgspec.convert(changed, list[MovedLog])
+            for log in structs:
+                if isinstance(log.metadata, msgspec.Raw) and not is_object(log.metadata):
+                    raise ValueError("metadata is no object") from None
+            moved += store_timestamps(structs)
+    return moved
 
 
 def change_log(log: dict[str, Any], options: Options) -> dict[str, Any]:

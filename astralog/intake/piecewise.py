@@ -1,5 +1,6 @@
 """Decode a body that is long or has invalid logs: piece by piece, and log by log if need be."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,23 +9,24 @@ from marshmallow import ValidationError
 from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.intake import formats
-from astralog.intake.changed_logs import find_loader
 from astralog.intake.decoder import (
     LONG_BODY_COMMAS,
     Context,
     Decoded,
     LineWriter,
+    escaped_size,
     find_excess,
     project_of,
     reject_values,
     repeated_bytes,
 )
 from astralog.intake.formats import LINES, OBJECTS, Format, Piece
-from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.kept_logs import KEPT_LOG_BYTES, KEPT_SPARE_BYTES, LogKeeper
-from astralog.intake.logs import COMPILED_ERRORS, drop_null_metadata
-from astralog.intake.options import OnInvalid, Options
-from astralog.intake.single_log import load_log, load_valid_log
+from astralog.intake.invalid_logs import InvalidLogs, describe, reject_invalid
+from astralog.intake.logs import COMPILED_ERRORS, load, load_log, load_valid_log
+from astralog.intake.options import NO_SERVICE, OnInvalid, Options
+from astralog.intake.schema import Log
+from astralog.intake.strict_json import to_utf8
+from astralog.intake.unix_time import format_time
 
 #: The longest text that is decoded log by log within one slot: up to 0.2 s if no log is valid. Of a
 #: longer one, pieces of valid logs are decoded fast.
@@ -32,6 +34,23 @@ SLOW_PIECE_BYTES = 64 * 1024
 
 #: Logs that are held as objects when they are decoded one by one.
 LOGS_PER_STEP = 256
+
+#: The level of an invalid log that is kept, unless the query has one.
+KEPT_LEVEL = "error"
+
+#: The longest text that becomes a string without a charge.
+UNCHARGED_BYTES = 64 * 1024
+
+#: Bytes that a text takes as a string of Python, and while it becomes one, per byte.
+MAX_TEXT_GROWTH = 8
+
+#: Bytes that a kept log takes in addition to its text, its messages included, and that the lines of
+#: a body with such logs may take in addition: a batch of short lines of text grows many times.
+KEPT_LOG_BYTES = 512
+KEPT_SPARE_BYTES = 16 * 1024 * 1024
+
+#: Logs with invalid fields that a body may hold if they are kept: the messages of each take 0.1 ms.
+MAX_KEPT_LOGS = 20_000
 
 
 def most_at_once(options: Options) -> int:
@@ -54,7 +73,6 @@ class PiecewiseDecode:
         self._form = form
         self._context = context
         self._options = context.options
-        self._loader = find_loader(context.options)
         self._on_invalid = context.options.on_invalid
         self._invalid = InvalidLogs(are_kept=self._on_invalid is OnInvalid.KEEP)
         self._bytes_per_log = repeated_bytes(context.options.defaults)
@@ -125,8 +143,7 @@ class PiecewiseDecode:
             return False
         with self._context.fast_slot(len(text)):
             try:
-                logs = self._form.load(text, self._loader, self._options)
-                drop_null_metadata(logs)
+                logs = load(text, self._form, self._options)
             except COMPILED_ERRORS:
                 return False
             self._invalid.seen += len(logs)
@@ -200,3 +217,36 @@ class PiecewiseDecode:
         """Raise Rejection if a log is invalid, unless the valid ones are stored anyway."""
         if self._invalid.count and self._on_invalid is OnInvalid.REJECT:
             raise reject_invalid(self._invalid, self._form.count(self._body))
+
+
+class LogKeeper:
+    """Make the logs that are stored in place of the invalid ones of a body."""
+
+    def __init__(self, context: Context, lines: LineWriter) -> None:
+        """Charge the memory of long texts to `lines`."""
+        self._lines = lines
+        self._project = context.project
+        self._arrival = format_time(time.time_ns())
+        self._level = context.options.defaults.get("level", KEPT_LEVEL)
+        self._service = context.options.defaults.get("service", NO_SERVICE)
+        self._described = 0
+
+    def count_described(self) -> None:
+        """Count a log whose fields are invalid; raises Rejection beyond MAX_KEPT_LOGS."""
+        self._described += 1
+        if self._described > MAX_KEPT_LOGS:
+            most = f"With invalid=keep, a body may hold {MAX_KEPT_LOGS} logs with invalid fields"
+            raise Rejection("body_too_large", f"{most}; send smaller batches.")
+
+    def keep(self, text: bytes, messages: Mapping[str, Any]) -> Any:
+        """Return the log that holds the text of an invalid one; raises Rejection `queue_full`."""
+        if len(text) > UNCHARGED_BYTES:
+            self._lines.expect(MAX_TEXT_GROWTH * len(text) + escaped_size(text))
+        return Log(
+            self._project,
+            self._arrival,
+            self._level,
+            self._service,
+            to_utf8(text).decode(),
+            {"invalid": describe(messages)},
+        )

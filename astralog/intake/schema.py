@@ -135,9 +135,6 @@ def _kind(
     is_raw: bool,
 ) -> Any:
     match field:
-        case fields.List(validators=[], inner=fields.Nested(validators=[], many=None) as nested):
-            item = compile_struct(nested.schema, text_fields, is_raw=is_raw)
-            return list[item]  # type: ignore[valid-type]  # made at run time
         case fields.Dict(validators=[], key_field=None, value_field=None):
             return msgspec.Raw if is_raw else dict[str, Any]
         case fields.String() if type(field) in (fields.String, *text_fields):
@@ -186,12 +183,6 @@ def allow_any(struct: type[msgspec.Struct], name: str) -> type[msgspec.Struct]:
     )
 
 
-def item_type(struct: type[msgspec.Struct], name: str) -> Any:
-    """Return the type of the items of the list field `name`."""
-    (kind,) = (field.type for field in msgspec.structs.fields(struct) if field.name == name)
-    return kind.__args__[0]
-
-
 #: The names of a log's fields.
 FIELDS = tuple(LogSchema().fields)
 
@@ -203,13 +194,10 @@ REQUIRED = frozenset(name for name, field in LogSchema().fields.items() if field
 # struct          fields       metadata
 # Log             all          a dict
 # MovedLog        all          anything; its maker checks that it is an object
-# RawLog          all          the text that the client sent; `encode_logs` checks it
+# RawLog          all          the text that the client sent; `logs.load` checks it
 # IncompleteLog   any of them  as that of RawLog
-#
-# RawBatch is a batch of RawLog.
 
 Log: Any = compile_struct(LogSchema(), text_fields=[Timestamp])
 MovedLog: Any = allow_any(Log, "metadata")
-RawBatch: Any = compile_struct(BatchSchema(), text_fields=[Timestamp], is_raw=True)
-RawLog: Any = item_type(RawBatch, "logs")
+RawLog: Any = compile_struct(LogSchema(), text_fields=[Timestamp], is_raw=True)
 IncompleteLog: Any = allow_missing(RawLog)

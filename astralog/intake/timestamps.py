@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Annotated
+from operator import attrgetter
+from typing import Annotated, Any
 
 import msgspec
 from dateutil.parser import isoparser
@@ -55,6 +56,8 @@ class _Instants(msgspec.Struct, array_like=True):
 
 _STORED_SHAPES = (b"--T::.Z", b"--T::Z")
 
+_timestamp_of = attrgetter("timestamp")
+
 
 def normalise(text: str) -> str:
     """Return `text` as `YYYY-MM-DDThh:mm:ss[.f]Z`; the digits of its fraction are unchanged.
@@ -79,6 +82,15 @@ def normalise_all(texts: Sequence[str]) -> list[str] | None:
     for run in in_runs(texts):
         stored += map(normalise, run)
     return stored
+
+
+def store_timestamps(logs: list[Any]) -> list[Any]:
+    """Normalise the timestamps of logs, and return these; raises ValueError for an invalid one."""
+    stored = normalise_all(list(map(_timestamp_of, logs)))
+    if stored is not None:
+        for log, timestamp in zip(logs, stored, strict=True):
+            log.timestamp = timestamp
+    return logs
 
 
 def _all_stored_form(texts: Sequence[str]) -> bool:

@@ -189,16 +189,16 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "metadata must be an object",
-        "astralog.intake.logs:_has_objects_only",
-        """lines.count(b'"metadata":') == lines.count(b'"metadata":{')""",
-        "True",
+        "astralog.intake.logs:_check_metadata",
+        "if objects == len(logs) and",
+        "if",
         ("tests/unit/intake/test_batch.py", "-k", "no_object"),
     ),
     Guard(
         "metadata of a moved log must be an object",
-        "astralog.intake.changed_logs:_change",
-        "drop_null_metadata(structs)",
-        "pass",
+        "astralog.intake.mapping:move_fields",
+        "if isinstance(log.metadata, msgspec.Raw) and not is_object(log.metadata):",
+        "if False:",
         ("tests/unit/intake/test_options.py", "-k", "must_be_an_object"),
     ),
     Guard(
@@ -210,9 +210,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "metadata without line breaks",
-        "astralog.intake.logs:Loader._finish",
-        "        if has_breaks:",
-        "        if False:",
+        "astralog.intake.logs:_check_metadata",
+        " and not has_line_breaks(joined)",
+        "",
         ("tests/unit/intake/test_batch.py", "-k", "byte_for_byte"),
     ),
     Guard(
@@ -322,7 +322,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "kept text is charged before it is decoded",
-        "astralog.intake.kept_logs:LogKeeper.keep",
+        "astralog.intake.piecewise:LogKeeper.keep",
         "if len(text) > UNCHARGED_BYTES:",
         "if False:",
         ("tests/unit/intake/test_kept_logs.py", "-k", "charged"),

@@ -6,11 +6,10 @@ from math import inf
 from unittest.mock import patch
 
 from astralog.errors import Rejection
-from astralog.intake import single_log
+from astralog.intake import batch, logs, piecewise
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Reservation, Unbounded
 from astralog.intake.decoder import Context
-from astralog.intake.formats import JsonArray, JsonBatch, JsonObjects, Lines
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.intake.slots import Slots
 from astralog.store.queue import Batch
@@ -59,7 +58,6 @@ def encode_lines(body: bytes, projects: Collection[str] | None = None) -> Batch:
 def marshmallow_alone() -> Iterator[None]:
     """Leave every log to marshmallow during the block, without the compiled decoder."""
     with ExitStack() as stack:
-        for form in (JsonBatch, JsonArray, JsonObjects, Lines):
-            stack.enter_context(patch.object(form, "load", side_effect=ValueError))
-        stack.enter_context(patch.object(single_log, "find_loader", side_effect=ValueError))
+        for module in (batch, piecewise, logs):
+            stack.enter_context(patch.object(module, "load", side_effect=ValueError))
         yield

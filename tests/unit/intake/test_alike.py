@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
-from astralog.intake import changed_logs, columns, elasticsearch, hec
+from astralog.intake import columns, elasticsearch, hec, mapping
 from astralog.intake.batch import decode_lines
 from astralog.intake.columns import NotAlikeError
 from astralog.intake.elasticsearch import Bulk
@@ -110,7 +110,7 @@ def test_moved_logs(seed: int, query: str) -> None:
     if options.stamps_arrival:
         options = options.stamp("2024-05-31T15:30:45Z")
     context = make_context(options=options)
-    check(changed_logs, "move_alike", lambda: decode_lines(b"\n".join(lines), context))
+    check(mapping, "move_alike", lambda: decode_lines(b"\n".join(lines), context))
 
 
 def check_text(decode: Callable[[], Any]) -> None:
@@ -250,7 +250,7 @@ def test_rest_of_usual_documents_stays_text() -> None:
 )
 def test_rest_of_usual_lines_stays_text(line: bytes) -> None:
     body = b"\n".join([line] * columns.LEAST_LINES)
-    with patch.object(changed_logs, "Columns", side_effect=AssertionError):
+    with patch.object(mapping, "Columns", side_effect=AssertionError):
         batch = decode_lines(body, make_context(options=parse_options(QUERIES[0]))).batch
     log = json.loads(line)
     expected = {
@@ -269,6 +269,6 @@ def test_rest_of_usual_lines_stays_text(line: bytes) -> None:
 @pytest.mark.parametrize("query", QUERIES[:1])
 def test_usual_logs_are_changed_together(query: str) -> None:
     body = b'{"level":30,"time":1717169445123,"msg":"m","pid":7}\n' * 2
-    with patch.object(changed_logs, "change_log", side_effect=AssertionError):
+    with patch.object(mapping, "change_log", side_effect=AssertionError):
         batch = decode_lines(body, make_context(options=parse_options(query))).batch
     assert 2 == batch.logs

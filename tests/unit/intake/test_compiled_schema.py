@@ -22,7 +22,9 @@ from marshmallow import (
 )
 
 from astralog.errors import Rejection
-from astralog.intake.logs import COMPILED_ERRORS, PLAIN, encode_logs
+from astralog.intake.decoder import encode_lines
+from astralog.intake.formats import BATCH
+from astralog.intake.logs import COMPILED_ERRORS, load
 from astralog.intake.options import NO_OPTIONS
 from astralog.intake.schema import (
     BatchSchema,
@@ -30,7 +32,6 @@ from astralog.intake.schema import (
     LogSchema,
     Timestamp,
     compile_struct,
-    item_type,
 )
 from tests.support.decoding import encode_batch, marshmallow_alone
 from tests.support.service import make_log
@@ -73,8 +74,6 @@ def test_required_fields_of_the_struct_are_those_of_the_schema() -> None:
         (fields.Dict(required=True), b'{"a": [1]}', True),
         (fields.Dict(required=True), b"[]", False),
         (fields.Dict(allow_none=True), b"null", True),
-        (fields.List(fields.Nested(LogSchema), required=True), b"[]", True),
-        (fields.List(fields.Nested(LogSchema), required=True), b"{}", False),
     ],
 )
 def test_field_with_an_equivalent_is_compiled(
@@ -101,7 +100,7 @@ def test_field_with_an_equivalent_is_compiled(
         fields.Raw(required=True),
         fields.DateTime(required=True),
         fields.Nested(LogSchema, required=True),
-        fields.List(fields.String(), required=True),
+        fields.List(fields.Nested(LogSchema), required=True),
         fields.Dict(keys=fields.String(), required=True),
         fields.Dict(values=fields.String(), required=True),
         # validators
@@ -114,8 +113,6 @@ def test_field_with_an_equivalent_is_compiled(
             required=True, validate=[validate.Length(min=1), validate.ContainsOnly("ab")]
         ),
         fields.Dict(required=True, validate=validate.Length(min=1)),
-        fields.List(fields.Nested(LogSchema), required=True, validate=validate.Length(min=1)),
-        fields.List(fields.Nested(LogSchema, validate=validate.Length(min=1)), required=True),
         # strings that marshmallow looks at more closely
         fields.UUID(required=True),
         fields.Email(required=True),
@@ -154,8 +151,6 @@ def test_a_schema_with_a_hook_does_not_compile(decorator: Callable[..., Any]) ->
 
     with pytest.raises(TypeError):
         compile_struct(Hooked())
-    with pytest.raises(TypeError):
-        compile_field(fields.List(fields.Nested(Hooked), required=True))
 
 
 @pytest.mark.parametrize("unknown", [EXCLUDE, INCLUDE])
@@ -164,9 +159,6 @@ def test_schema_that_accepts_unknown_fields_does_not_compile(unknown: str) -> No
     schema: Any = Schema.from_dict({"field": fields.String(required=True)})
     with pytest.raises(TypeError, match="unknown"):
         compile_struct(schema(unknown=unknown))
-    nested = fields.List(fields.Nested(schema(unknown=unknown)), required=True)
-    with pytest.raises(TypeError, match="unknown"):
-        compile_field(nested)
 
 
 def test_a_kind_of_string_that_the_caller_does_not_check_does_not_compile() -> None:
@@ -175,13 +167,9 @@ def test_a_kind_of_string_that_the_caller_does_not_check_does_not_compile() -> N
         compile_struct(LogSchema())
 
 
-def test_the_items_of_a_list_have_their_own_struct() -> None:
-    """The type of a list's items is found by the list's name."""
-    struct = compile_struct(BatchSchema(), text_fields=[Timestamp])
-    item = item_type(struct, "logs")
-    assert "Log" == item.__name__
-    with pytest.raises(ValueError, match="unpack"):
-        item_type(struct, "others")
+def test_a_batch_has_logs_alone() -> None:
+    """The compiled decoder of a batch accepts this member and no other."""
+    assert ["logs"] == list(BatchSchema().fields)
 
 
 # --- The properties: what the fast lane takes, marshmallow takes, with the same stored lines.
@@ -190,7 +178,7 @@ def test_the_items_of_a_list_have_their_own_struct() -> None:
 def fast_lines(body: bytes) -> bytes | None:
     """Return the lines of the compiled decoder, or None if it leaves the body to marshmallow."""
     try:
-        return encode_logs(PLAIN.load_batch(body, NO_OPTIONS))
+        return encode_lines(load(body, BATCH, NO_OPTIONS))
     except COMPILED_ERRORS:
         return None
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
-from astralog.intake import kept_logs
+from astralog.intake import piecewise
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.decoder import LONG_LOG_COMMAS, Decoded
 from astralog.intake.formats import PIECE_BYTES
@@ -186,7 +186,7 @@ def test_only_so_many_logs_with_invalid_fields_are_kept(
     more: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their messages take long; text that is not JSON is not counted."""
-    monkeypatch.setattr(kept_logs, "MAX_KEPT_LOGS", 3)
+    monkeypatch.setattr(piecewise, "MAX_KEPT_LOGS", 3)
     body = b"\n".join([b"text", *[b"{}"] * (3 + more), b"text", VALID])
     if not more:
         assert len(kept(decode_lines, body)) == 5
