@@ -11,6 +11,10 @@ from typing import Any, Literal, NamedTuple
 #: The default of Retry-After, in seconds.
 RETRY_AFTER_SECONDS = 1
 
+#: Retry-After of the codes whose cause lasts. Many clients give up after a fixed number of tries:
+#: with 5 retries 1 s apart, curl and OpenTelemetry's Python SDK dropped a batch after 5 s.
+RETRY_AFTER_OF_CODE = {"storage_full": 5, "storage_failed": 5}
+
 #: Statuses that carry Retry-After.
 RETRIED_STATUSES = (
     HTTPStatus.CONFLICT,
@@ -84,13 +88,18 @@ MEANING_OF_CODE: Mapping[str, str] = {
 }
 
 
+def retry_after_seconds(code: str) -> int:
+    """Return the seconds after which a request that was rejected with a code may be retried."""
+    return RETRY_AFTER_OF_CODE.get(code, RETRY_AFTER_SECONDS)
+
+
 class Rejection(Exception):
     """A request is rejected as a whole.
 
     `code` is a key of STATUS_OF_CODE and `message` one sentence for the client, by default the
     code's meaning. `errors` is the marshmallow structure that lists the errors by log and field,
     `logs` the number of logs of the batch, 0 if unknown, and `retry_after` the seconds after which
-    a retry may succeed.
+    a retry may succeed, by default the code's.
     """
 
     def __init__(
@@ -99,7 +108,7 @@ class Rejection(Exception):
         message: str = "",
         errors: Mapping[str, Any] | None = None,
         logs: int = 0,
-        retry_after: int = RETRY_AFTER_SECONDS,
+        retry_after: int | None = None,
     ) -> None:
         message = message or MEANING_OF_CODE[code]
         super().__init__(message)
@@ -108,7 +117,7 @@ class Rejection(Exception):
         self.message = message
         self.errors = errors
         self.logs = logs
-        self.retry_after = retry_after
+        self.retry_after = retry_after or retry_after_seconds(code)
 
 
 class Cause(NamedTuple):

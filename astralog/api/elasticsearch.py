@@ -76,6 +76,11 @@ TYPE_OF_CODE = {
     "method_not_allowed": "illegal_argument_exception",
     "rate_limited": "es_rejected_execution_exception",
     "queue_full": "es_rejected_execution_exception",
+    "storage_full": "cluster_block_exception",
+    "storage_failed": "cluster_block_exception",
+    "commit_timeout": "process_cluster_event_timeout_exception",
+    "stopping": "cluster_block_exception",
+    "key_in_use": "version_conflict_engine_exception",
     "internal": "exception",
 }
 

@@ -10,7 +10,7 @@ from astralog.api.dispatch import FixedResponse, Reject, plain_view
 from astralog.api.responses import json_response
 from astralog.auth import Tokens
 from astralog.browsers import is_foreign
-from astralog.errors import METRICS_FORBIDDEN, RETRY_AFTER_SECONDS, Rejection
+from astralog.errors import METRICS_FORBIDDEN, Rejection, retry_after_seconds
 from astralog.intake.body import Environ
 from astralog.store.commit_queue import CommitQueue
 from astralog.telemetry.prometheus import Metrics
@@ -47,7 +47,7 @@ def _add_probes(blueprint: Blueprint, queue: CommitQueue, reject: Reject) -> Non
         response = json_response(
             {"status": "unavailable", "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE
         )
-        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        response.headers["Retry-After"] = str(retry_after_seconds(reason))
         return response
 
 

@@ -203,7 +203,7 @@ _ERROR = {
 
 _REASON = "storage_full: The disk is full."
 _ERROR_EXAMPLE = {
-    "error": {"type": "illegal_argument_exception", "reason": _REASON},
+    "error": {"type": "cluster_block_exception", "reason": _REASON},
     "status": 503,
 }
 

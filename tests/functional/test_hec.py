@@ -275,7 +275,7 @@ def test_a_full_disk_is_answered_as_busy(tmp_path: Path) -> None:
     with Service(tmp_path, min_free_bytes=2**60) as service:
         answer = send(service, EVENT)
         assert (503, 9) == reply(answer)
-        assert ("1", True) == (
+        assert ("5", True) == (
             answer.headers["Retry-After"],
             "storage_full" in answer.body["detail"],
         )

@@ -182,7 +182,7 @@ def test_full_disk_is_answered_with_retry_after(tmp_path: Path) -> None:
     with Service(tmp_path, min_free_bytes=2**60) as service:
         for kind, body in KINDS.items():
             answer = push(service, body, kind)
-            assert (503, "1") == (answer.status, answer.headers["Retry-After"])
+            assert (503, "5") == (answer.status, answer.headers["Retry-After"])
             assert answer.raw.startswith(b"storage_full: ")
         assert [] == service.logs()
 

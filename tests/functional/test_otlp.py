@@ -122,6 +122,6 @@ def test_full_disk_is_answered_with_retry_after(tmp_path: Path, kind: str) -> No
     with Service(tmp_path, min_free_bytes=2**60) as service:
         answer = service.request("POST", "/v1/logs", body, headers)
         assert (503, kind) == (answer.status, answer.headers["Content-Type"])
-        assert "1" == answer.headers["Retry-After"]
+        assert "5" == answer.headers["Retry-After"]
         assert b"storage_full" in answer.raw
         assert [] == service.logs()

@@ -67,7 +67,8 @@ def assert_rejected(response: TestResponse, status: int, code: str, path: Path) 
     assert set(body) <= {"status", "code", "message", "errors"}
     assert str(path) not in response.text
     assert TOKEN not in response.text
-    assert ("1" if status == 503 else None) == response.headers.get("Retry-After")
+    seconds = "5" if code in ("storage_full", "storage_failed") else "1"
+    assert (seconds if status == 503 else None) == response.headers.get("Retry-After")
     assert [] == stored(path)
     return body
 

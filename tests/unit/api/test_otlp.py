@@ -132,7 +132,7 @@ def test_rejection_has_its_code(
     disk.free = -1
     full = post(client, body, kind)
     assert (503, Code.UNAVAILABLE) == (full.status, full.body["code"])
-    assert "1" == full.headers["Retry-After"]
+    assert "5" == full.headers["Retry-After"]
     assert full.body["message"].startswith("storage_full: ")
     assert b"" == stored(settings.data_dir)
 

@@ -68,7 +68,8 @@ def test_a_code_has_its_status_and_headers(app: Flask, code: str, status: int) -
         "message": "A sentence.",
         "errors": {"logs": {"3": {"level": ["Must not be empty."]}}},
     } == response.json
-    assert ("1" if status == 503 else None) == response.headers.get("Retry-After")
+    seconds = "5" if code in ("storage_full", "storage_failed") else "1"
+    assert (seconds if status == 503 else None) == response.headers.get("Retry-After")
     assert ("Bearer" if status == 401 else None) == response.headers.get("WWW-Authenticate")
 
 
