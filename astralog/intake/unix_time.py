@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any
 
 _NANOSECONDS = 1_000_000_000
@@ -24,10 +23,8 @@ _USUAL_DIGITS = frozenset((10, 13, 16, 19))
 #: The most digits of a time in nanoseconds: it reaches to 2286.
 _NANOSECOND_DIGITS = 19
 
-#: The parts of a number of seconds with a fraction.
-_find_second = itemgetter(slice(_SECOND_DIGITS))
-_find_rest = itemgetter(slice(_SECOND_DIGITS, None))
-_find_point = itemgetter(slice(_SECOND_DIGITS, _SECOND_DIGITS + 1))
+#: The most seconds whose times are formatted together; for more, `parse_time` takes less.
+MOST_SECONDS = 32
 
 _DIGITS = b"0123456789"
 
@@ -63,33 +60,14 @@ def parse_time(text: str) -> str:
 def format_numbers(values: Sequence[Any]) -> list[str] | None:
     """Return the stored form of Unix times that are numbers in JSON, or None if one is unusual.
 
-    A usual one is an integer from 2001 to 2286, or seconds with a fraction. A trick for speed: all
-    are formatted in 0.3 of the time of `parse_time` for each.
+    A usual one is an integer from 2001 to 2286, or seconds with a fraction. A trick for speed: in a
+    few seconds, all are formatted in 0.2 of the time of `parse_time` for each. Raises ValueError.
     """
     text = b"\n".join(values)
-    shape = text.translate(None, _DIGITS)
-    texts = text.decode().split("\n")
-    lengths = set(map(len, texts))
-    if len(shape) == len(texts) - 1 and len(lengths) == 1 and lengths <= _USUAL_DIGITS:
-        return _format_all(texts, "." if lengths != {_SECOND_DIGITS} else "")
-    if shape == b"\n".join([b"."] * len(texts)) and set(map(_find_point, texts)) == {"."}:
-        return _format_all(texts, "")
-    return None
-
-
-def _format_all(texts: Sequence[str], point: str) -> list[str] | None:
-    """Return the stored form of times that begin with ten digits, None if one is unusual.
-
-    `point` separates these from the rest.
-    """
-    seconds = list(map(_find_second, texts))
-    stored = {second: _format_usual(second) for second in set(seconds)}
-    if "" in stored.values():
-        return None
-    return [
-        f"{stored[second]}{point}{rest}Z"
-        for second, rest in zip(seconds, map(_find_rest, texts), strict=True)
-    ]
+    points = text.translate(None, _DIGITS)
+    if points == b"\n".join([b"."] * len(values)):
+        return _format_all(text.decode(), ".", ".")
+    return _format_integers(text.decode()) if not points.strip(b"\n") else None
 
 
 def format_nanoseconds(texts: Sequence[str]) -> list[str]:
@@ -101,8 +79,35 @@ def format_nanoseconds(texts: Sequence[str]) -> list[str]:
     is_usual = (
         digits.isascii() and digits.isdigit() and set(map(len, texts)) == {_NANOSECOND_DIGITS}
     )
-    stored = _format_all(texts, ".") if is_usual else None
+    stored = _format_all("\n".join(texts), "", ".") if is_usual else None
     return stored or list(map(parse_nanoseconds, texts))
+
+
+def _format_integers(text: str) -> list[str] | None:
+    lengths = set(map(len, text.split("\n")))
+    if len(lengths) > 1 or not lengths <= _USUAL_DIGITS:
+        return None
+    return _format_all(text, "", "" if lengths == {_SECOND_DIGITS} else ".")
+
+
+def _format_all(texts: str, point: str, stored_point: str) -> list[str] | None:
+    """Return the stored form of times that begin with ten digits, None if one is unusual.
+
+    The times are separated by LF. `point` separates their seconds from the rest, and
+    `stored_point` does so in the stored form. Each second is replaced wherever it occurs.
+    """
+    text, start = f"\n{texts}", 0
+    end = 1 + _SECOND_DIGITS
+    for _ in range(MOST_SECONDS):
+        digits = text[start + 1 : start + end]
+        second = _format_usual(digits)
+        if not second or not text.startswith(point, start + end):
+            return None
+        text = text.replace(f"\n{digits}{point}", f"Z\t{second}{stored_point}")
+        start = text.find("\n", start)  # of a time in another second
+        if start < 0:
+            return f"{text[2:]}Z".split("\t")
+    return list(map(parse_time, texts.split("\n")))
 
 
 def parse_nanoseconds(text: str) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.intake.unix_time import (
+    MOST_SECONDS,
     format_nanoseconds,
+    format_numbers,
     format_time,
     parse_nanoseconds,
     parse_time,
@@ -87,3 +90,28 @@ def test_nanoseconds_of_many_are_those_of_each(texts: list[str]) -> None:
 
     expected = outcome(lambda: [parse_nanoseconds(text) for text in texts])
     assert expected == outcome(lambda: format_nanoseconds(texts))
+
+
+#: Numbers of the usual forms, and numbers that are not: each may be in one second with others.
+NUMBERS = [
+    *("1717169445.1", "1717169445.123456789", "1717169446.0", "9999999999.9"),
+    *("1717169445", "1717169446", "1717169445123", "1717169445123456", "1717169445123456789"),
+    *("0", "-1", "0.5", "171716944.5", "17171694450.5", "1.7e9", "1717169445.5E0", "1e99"),
+]
+MANY_SECONDS = [f"{1717169445 + number}.25" for number in range(MOST_SECONDS + 1)]
+
+
+@given(
+    st.lists(st.sampled_from(NUMBERS[:4]), min_size=1)
+    | st.lists(st.sampled_from(NUMBERS[4:6]), min_size=1)
+    | st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=3)
+    | st.sampled_from([2, len(MANY_SECONDS)]).map(lambda count: MANY_SECONDS[:count] * 2)
+)
+def test_numbers_of_many_are_those_of_each(texts: list[str]) -> None:
+    """Unusual ones are left to the caller."""
+    stored = format_numbers([msgspec.Raw(text.encode()) for text in texts])
+    if stored is None:
+        assert not set(texts) <= set(NUMBERS[:4] + MANY_SECONDS)
+        assert not set(texts) <= set(NUMBERS[4:6])
+    else:
+        assert list(map(parse_time, texts)) == stored
