@@ -8,17 +8,16 @@ from marshmallow import ValidationError
 
 from astralog.errors import Rejection
 from astralog.intake import formats
-from astralog.intake.decoder import (
+from astralog.intake.decoder import Context, Decoded
+from astralog.intake.formats import BATCH, LINES, Format, find_format
+from astralog.intake.lines import (
     RUN_BYTES,
     STEP_BYTES,
-    Context,
-    Decoded,
     check_growth,
     encode_lines,
     project_of,
     repeated_bytes,
 )
-from astralog.intake.formats import BATCH, LINES, Format, find_format
 from astralog.intake.logs import COMPILED_ERRORS, load
 from astralog.intake.options import OnInvalid
 from astralog.intake.piecewise import PiecewiseDecode, hold_nothing, most_at_once

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.columns import Columns, NotAlikeError, TextColumns
-from astralog.intake.decoder import RUN_BYTES, Context, Decoded
+from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import (
     ForeignBatch,
     read_line,
     read_members,
     read_usual_lines,
 )
+from astralog.intake.lines import RUN_BYTES
 from astralog.intake.members import NULL, Members, as_text, decode_text, take_name
 from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log

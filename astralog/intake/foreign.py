@@ -5,24 +5,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from astralog.deadlines import yield_if_due
-from astralog.intake.decoder import (
+from astralog.intake.decoder import Context, Decoded
+from astralog.intake.formats import PIECE_BYTES
+from astralog.intake.invalid_logs import InvalidLogs
+from astralog.intake.lines import (
     RUN_BYTES,
-    Context,
-    Decoded,
     LineWriter,
     encode_value,
     escaped_size,
-    find_excess,
     finish_batch,
     project_of,
 )
-from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import MAX_REPEATED_BYTES
 from astralog.intake.strict_json import is_utf8, parse, replace_lone_surrogates, to_utf8
 from astralog.intake.unix_time import format_time
+from astralog.intake.value_limits import find_excess
 
 
 def valid_utf8(body: bytes) -> bytes:

@@ -14,10 +14,11 @@ import msgspec
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
-from astralog.intake.decoder import LONG_BODY_COMMAS, RUN_BYTES, Context, Decoded, reject_values
+from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.invalid_logs import describe
+from astralog.intake.lines import RUN_BYTES
 from astralog.intake.members import (
     LINE_BREAKS,
     NULL,
@@ -32,6 +33,7 @@ from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import replace_lone_surrogates
 from astralog.intake.unix_time import format_numbers, parse_time
+from astralog.intake.value_limits import LONG_BODY_COMMAS, reject_values
 
 #: Events of a body, valid or not: they are decoded within one slot, for which others wait. Beyond
 #: it: 413 `body_too_large`.

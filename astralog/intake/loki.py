@@ -13,12 +13,13 @@ import msgspec
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.decoder import LONG_BODY_COMMAS, Context, Decoded, reject_values
+from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, valid_utf8
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import name_encoding, replace_lone_surrogates
 from astralog.intake.unix_time import format_nanoseconds
+from astralog.intake.value_limits import LONG_BODY_COMMAS, reject_values
 
 #: Labels that name the service, and labels or structured metadata that name the level.
 SERVICE_LABELS = ("service_name", "service", "app", "job", "container")

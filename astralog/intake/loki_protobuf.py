@@ -19,7 +19,7 @@ from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch
 from astralog.intake.loki import AT_ONCE_BYTES, add_entries, check_streams, make_stream
-from astralog.intake.otlp_wire import check_size, register
+from astralog.intake.protobuf import check_size, register
 
 try:
     import cramjam

@@ -5,24 +5,18 @@ https://github.com/open-telemetry/opentelemetry-proto.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, Protocol
 
 from astralog.deadlines import in_runs, yield_if_due
 from astralog.errors import Rejection
-from astralog.intake.decoder import (
-    STEP_BYTES,
-    Context,
-    Decoded,
-    LineWriter,
-    escaped_size,
-    finish_batch,
-)
+from astralog.intake.decoder import Context, Decoded
 from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
+from astralog.intake.lines import STEP_BYTES, LineWriter, escaped_size, finish_batch
 from astralog.intake.options import OnInvalid
-from astralog.intake.otlp_limits import ValueBudget
 from astralog.intake.otlp_log import InvalidRecord, Origin, Source, make_origin
 from astralog.intake.strict_json import name_encoding
+from astralog.intake.value_limits import ValueBudget
 
 #: Bytes of lines that an export may take beyond MAX_GROWTH times its own: a resource's
 #: attributes are repeated in each of its logs. Beyond it: 413 `body_too_large`.
@@ -31,25 +25,28 @@ MAX_REPEATED_BYTES = 16 * 1024 * 1024
 #: Scopes, or resources without any, that an export may have. Beyond it: 413 `body_too_large`.
 MAX_SCOPES = 100_000
 
-#: The errors of a resource or a scope, by that word; each of its records has them.
-Problems = dict[str, list[str]]
+Arguments = ParamSpec("Arguments")
 
 
 class Group(NamedTuple):
     """The records of one scope of one resource, not decoded yet.
 
-    They are bytes, or messages if the encoding parsed all at once, since they are short.
+    They are bytes if their `size`, in total, exceeds STEP_BYTES. `make_log` makes the log of a
+    record; it raises InvalidRecord, ValueError for text of another encoding, and Rejection
+    `body_too_large`.
     """
 
     resource: Source
     scope: Source
     records: Sequence[Any]
-    problems: Problems
-    are_parsed: bool = False
+    make_log: Callable[[Any, Origin], Any]
+    size: int
 
-
-#: Makes the log of a record of an origin.
-Loader = Callable[[Any, Origin], Any]
+    @property
+    def problems(self) -> Mapping[str, list[str]]:
+        """The errors of the resource and the scope by that word; each of the records has them."""
+        parts = {"resource": self.resource, "scope": self.scope}
+        return {name: [part.problem] for name, part in parts.items() if part.problem}
 
 
 class Encoding(Protocol):
@@ -61,18 +58,12 @@ class Encoding(Protocol):
     content_type: str
     invalid_code: str
 
-    def split(self, body: bytes, budget: ValueBudget) -> Iterator[Group]:
+    def split(self, body: bytes, now: int, budget: ValueBudget) -> Iterator[Group]:
         """Yield the groups of an export, one after another; an empty one if there is no scope.
 
-        Raises ValueError, worded for the client, also for a body that has no records but something
-        that OTLP does not know, and Rejection `body_too_large`.
-        """
-
-    def make_loader(self, now: int, budget: ValueBudget) -> Loader:
-        """Return a function that makes logs of one export's records; `now` is in Unix nanoseconds.
-
-        It raises InvalidRecord, ValueError for text of another encoding, and Rejection
-        `body_too_large`.
+        `now`, in Unix nanoseconds, is the time of records without one. Raises ValueError, worded
+        for the client, also for a body that has no records but something that OTLP does not know,
+        and Rejection `body_too_large`.
         """
 
     def encode_response(self, rejected: int, message: str) -> bytes:
@@ -103,8 +94,7 @@ class _Decode:
 
     def __init__(self, encoding: Encoding, body: bytes, context: Context) -> None:
         self._budget = ValueBudget()
-        self._groups = encoding.split(body, self._budget)
-        self._load = encoding.make_loader(time.time_ns(), self._budget)
+        self._groups = encoding.split(body, time.time_ns(), self._budget)
         self._context = context
         self._invalid = InvalidLogs()
         self._lines = LineWriter(context.reservation, len(body), MAX_REPEATED_BYTES)
@@ -122,26 +112,29 @@ class _Decode:
         """Add the records of a group, or reject all for a problem of their resource or scope."""
         records = len(group.records)
         self._budget.count(records)
-        if group.problems:
-            self._reject_group(group)
+        if problems := group.problems:
+            self._reject_group(problems, records)
         elif records:
             origin = make_origin(group.resource, group.scope, self._context)
             if origin.project_id:
                 self._context.check_project(origin.project_id, records)
             for run in in_runs(group.records):
-                if group.are_parsed or sum(map(len, run)) <= STEP_BYTES:
-                    self._add_records(run, origin)
+                if group.size <= STEP_BYTES or sum(map(len, run)) <= STEP_BYTES:
+                    self._add_records(run, origin, group.make_log)
                 else:
-                    self._add_long_records(run, origin)
+                    for record in run:  # each is charged before it is decoded
+                        self._lines.expect(escaped_size(bytes(record)))
+                        self._add_records([record], origin, group.make_log)
 
-    def _add_records(self, records: Sequence[Any], origin: Origin) -> None:
+    def _add_records(
+        self, records: Sequence[Any], origin: Origin, make_log: Callable[[Any, Origin], Any]
+    ) -> None:
         """Encode the valid logs of some records, and count the others."""
-        load = self._load
         logs = []
         rejected = 0
         for record in records:
             try:
-                logs.append(load(record, origin))
+                logs.append(make_log(record, origin))
             except (ValueError, RecursionError) as error:
                 self._reject(self._invalid.seen + len(logs) + rejected, error)
                 rejected += 1
@@ -149,22 +142,13 @@ class _Decode:
         yield_if_due()  # to encode large values takes as long as to decode them
         self._lines.add(logs, origin.repeated_bytes)
 
-    def _add_long_records(self, records: Sequence[bytes], origin: Origin) -> None:
-        """Add records one by one, and charge the memory of each before it is decoded."""
-        for record in records:
-            self._lines.expect(escaped_size(bytes(record)))
-            self._add_records([record], origin)
-
-    def _reject_group(self, group: Group) -> None:
+    def _reject_group(self, problems: Mapping[str, list[str]], records: int) -> None:
         """Count all records of a group as invalid; a problem without records is ignored."""
-        invalid, records = self._invalid, len(group.records)
         if records:
-            invalid.add(invalid.seen, group.problems, records)
-            invalid.seen += records
+            self._invalid.add(self._invalid.seen, problems, records)
+            self._invalid.seen += records
         elif self._context.options.on_invalid is OnInvalid.REJECT:
-            raise ValueError(
-                "; ".join(f"{name}: {texts[0]}" for name, texts in group.problems.items())
-            )
+            raise ValueError("; ".join(f"{name}: {texts[0]}" for name, texts in problems.items()))
 
     def _reject(self, number: int, error: Exception) -> None:
         """Count a record as invalid; without `partial`, enough of them end the decode."""
@@ -174,13 +158,14 @@ class _Decode:
             raise reject_invalid(self._invalid, number + 1)
 
 
-def try_read(name: str, problems: Problems, read: Callable[[], Source]) -> Source:
-    """Return the source that `read` returns; for an invalid one, an empty source and a problem."""
+def try_read(
+    read: Callable[Arguments, Source], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Source:
+    """Return the source that `read` returns; one with a problem if it is invalid."""
     try:
-        return read()
+        return read(*args, **kwargs)
     except (ValueError, RecursionError) as error:
-        problems[name] = [_word(error)]
-        return Source()
+        return Source(problem=_word(error))
 
 
 def _word(error: Exception) -> str:

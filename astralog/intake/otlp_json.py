@@ -5,15 +5,14 @@ Source: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding.
 """
 
 from base64 import b64decode
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from astralog.errors import Rejection
-from astralog.intake.decoder import LONG_BODY_COMMAS
 from astralog.intake.members import LINE_BREAKS
-from astralog.intake.otlp import Group, Loader, Problems, try_read
+from astralog.intake.otlp import Group, try_read
 from astralog.intake.otlp_json_messages import (
     AnyValue,
     Export,
@@ -28,7 +27,6 @@ from astralog.intake.otlp_json_messages import (
     read_source,
     read_text,
 )
-from astralog.intake.otlp_limits import MAX_ATTRIBUTES, ValueBudget, check_depth
 from astralog.intake.otlp_log import (
     LEVELS,
     NUMBERS_PER_LEVEL,
@@ -39,6 +37,7 @@ from astralog.intake.otlp_log import (
     make_log,
     number_value,
 )
+from astralog.intake.value_limits import LONG_BODY_COMMAS, MAX_ATTRIBUTES, ValueBudget, check_depth
 
 #: Severity numbers by their names in protobuf, such as SEVERITY_NUMBER_WARN2.
 SEVERITY_NUMBERS = {"SEVERITY_NUMBER_UNSPECIFIED": 0} | {
@@ -73,36 +72,12 @@ class Json:
     content_type = "application/json"
     invalid_code = "invalid_json"
 
-    def split(self, body: bytes, budget: ValueBudget) -> Iterator[Group]:
+    def split(self, body: bytes, now: int, budget: ValueBudget) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
         if body.count(b",") > LONG_BODY_COMMAS:
             message = f"The export holds more than {LONG_BODY_COMMAS} values; send smaller exports."
             raise Rejection("body_too_large", message)
-        return _Split(budget).split(body)
-
-    def make_loader(self, now: int, budget: ValueBudget) -> Loader:
-        """Return a function that decodes the records of one export."""
-        reader = _Reader(budget)
-        convert, read_attributes = reader.convert, reader.read_attributes
-
-        def load(text: bytes, origin: Origin) -> Any:
-            record = read_record(text)
-            severity = record.severity_number
-            return make_log(
-                origin,
-                _time(record.time_unix_nano) or _time(record.observed_time_unix_nano) or now,
-                severity if type(severity) is int else _severity(severity),
-                record.severity_text or "",
-                convert(record.body),
-                read_attributes(record.attributes),
-                _id(record.trace_id, "trace_id"),
-                _id(record.span_id, "span_id"),
-                record.flags or 0,
-                record.event_name or "",
-                record.dropped_attributes_count or 0,
-            )
-
-        return load
+        return _ExportReader(now, budget).split(body)
 
     def encode_response(self, rejected: int, message: str) -> bytes:
         """Return an ExportLogsServiceResponse."""
@@ -114,46 +89,61 @@ class Json:
         return _encoder.encode({"code": code, "message": message})
 
 
-class _Split:
-    """Find the groups of one export."""
+class _ExportReader:
+    """Find the records of one export, and make their logs."""
 
-    def __init__(self, budget: ValueBudget) -> None:
-        self._read_attributes = _Reader(budget).read_attributes
+    def __init__(self, now: int, budget: ValueBudget) -> None:
+        reader = _Reader(budget)
+        self._convert, self._read_attributes = reader.convert, reader.read_attributes
+        self._now = now
+        self._records = 0  # so far
 
     def split(self, body: bytes) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
         export, unknown = read_envelope(Export, body, "$")
         parts = either(export.resource_logs, export.resource_logs_, "resourceLogs")
-        records = 0
         for number, part in enumerate(parts or ()):
-            records += yield from self._split_resource(part, f"$.resourceLogs[{number}]")
-        if unknown is not None and not records:
+            yield from self._split_resource(part, f"$.resourceLogs[{number}]")
+        if unknown is not None and not self._records:
             raise _foreign(unknown, "$")
 
-    def _split_resource(self, text: bytes, place: str) -> Generator[Group, None, int]:
-        """Yield the groups of a resource, and return the number of its records."""
+    def _split_resource(self, text: bytes, place: str) -> Iterator[Group]:
+        """Yield the groups of a resource."""
         logs, unknown = read_envelope(ResourceLogs, text, place)
-        problems: Problems = {}
-        resource = try_read("resource", problems, lambda: self._read_source(logs.resource, logs))
+        resource = try_read(self._read_source, logs.resource, logs)
         parts = either(logs.scope_logs, logs.scope_logs_, "scopeLogs")
-        records = 0
+        records_before = self._records
         for number, part in enumerate(parts or (b"{}",)):
-            group = self._read_group(part, f"{place}.scopeLogs[{number}]", resource, problems)
-            records += len(group.records)
-            yield group
-        if unknown is not None and not records:
+            yield self._read_group(part, f"{place}.scopeLogs[{number}]", resource)
+        if unknown is not None and self._records == records_before:
             raise _foreign(unknown, place)
-        return records
 
-    def _read_group(self, text: bytes, place: str, resource: Source, problems: Problems) -> Group:
+    def _read_group(self, text: bytes, place: str, resource: Source) -> Group:
         """Return the group of a scope; raises ValueError if it is not one of records."""
         logs, unknown = read_envelope(ScopeLogs, text, place)
-        records = either(logs.log_records, logs.log_records_, "logRecords")
+        records = either(logs.log_records, logs.log_records_, "logRecords") or ()
         if unknown is not None and not records:
             raise _foreign(unknown, place)
-        problems = dict(problems)
-        scope = try_read("scope", problems, lambda: self._read_source(logs.scope, logs))
-        return Group(resource, scope, records or (), problems)
+        self._records += len(records)
+        scope = try_read(self._read_source, logs.scope, logs)
+        return Group(resource, scope, records, self._make_log, len(text))
+
+    def _make_log(self, text: bytes, origin: Origin) -> Any:
+        record = read_record(text)
+        severity = record.severity_number
+        return make_log(
+            origin,
+            _time(record.time_unix_nano) or _time(record.observed_time_unix_nano) or self._now,
+            severity if type(severity) is int else _severity(severity),
+            record.severity_text or "",
+            self._convert(record.body),
+            self._read_attributes(record.attributes),
+            _id(record.trace_id, "trace_id"),
+            _id(record.span_id, "span_id"),
+            record.flags or 0,
+            record.event_name or "",
+            record.dropped_attributes_count or 0,
+        )
 
     def _read_source(self, text: bytes, logs: Any) -> Source:
         """Return the source of logs; `logs` has its schema URL."""

@@ -12,9 +12,9 @@ import msgspec
 
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS
-from astralog.intake.decoder import LONG_LOG_COMMAS, find_excess
 from astralog.intake.members import NULL
 from astralog.intake.strict_json import replace_lone_surrogates, to_utf8
+from astralog.intake.value_limits import LONG_LOG_COMMAS, find_excess
 
 Value = TypeVar("Value")
 

@@ -59,13 +59,14 @@ class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Source(msgspec.Struct, omit_defaults=True):
-    """The source of records: a resource or a scope, as stored."""
+    """The source of records: a resource or a scope, as stored; an invalid one is a `problem`."""
 
     name: str = ""
     version: str = ""
     attributes: dict[str, Any] = {}
     dropped_attributes_count: int = 0
     schema_url: str = ""
+    problem: str = ""
 
 
 @dataclass(slots=True)

@@ -1,24 +1,37 @@
 """OTLP in protobuf, read with the messages of opentelemetry-proto.
 
-A message that holds many others is read one level at a time, by the messages of `otlp_wire`: so
-only one record of a long export is an object at a time, and errors are known by their place.
+A message that holds many others is read one level at a time, by copies of these messages with some
+submessages left as bytes: so only one record of a long export is an object at a time, and errors
+are known by their place. Measured, the object that protobuf makes for a submessage takes 0.3 µs,
+and its bytes 0.05 µs.
 
 Import it with the first export only: that takes 50 ms.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
+from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.logs.v1 import logs_pb2
+from opentelemetry.proto.resource.v1 import resource_pb2
 
 from astralog.deadlines import in_turns
-from astralog.intake import otlp_wire as messages
-from astralog.intake.otlp import Group, Loader, Problems, try_read
-from astralog.intake.otlp_limits import ValueBudget
+from astralog.intake.otlp import Group, try_read
 from astralog.intake.otlp_log import Origin, Source, make_log
 from astralog.intake.otlp_protobuf_values import Reader
-from astralog.intake.otlp_wire import LONG_BYTES, check_size, find_unknown, parse
+from astralog.intake.protobuf import (
+    LONG_BYTES,
+    PACKAGE,
+    check_size,
+    find_unknown,
+    parse,
+    register,
+)
+from astralog.intake.value_limits import ValueBudget
 
 #: Records of a scope are parsed all at once if their message has at most so many bytes and records:
 #: the decode is 5% faster, but a record without content takes 200 bytes.
@@ -31,8 +44,74 @@ MAX_PARTS = 1000
 #: The field of a resource's logs that held those of a scope before OTLP 1.0.
 INSTRUMENTATION_LIBRARY_LOGS = 1000
 
-#: The first tags of a span, a metric or a profile, but of no log record: a field of bytes.
-_OTHER_SIGNALS = (b"\x0a", b"\x12")
+_FieldProto = descriptor_pb2.FieldDescriptorProto
+
+
+def _copy(source: Descriptor, left: Collection[str], single: str = "") -> Any:
+    """Return the class of a copy of a message in which the submessages `left` are bytes.
+
+    They are repeated, since a submessage that occurs twice is both joined; of one named
+    `single`, the last one counts. Other submessages are unknown to the copy; enums are numbers.
+    """
+    message = descriptor_pb2.DescriptorProto()
+    source.CopyToProto(message)
+    fields = [_change(field) for field in message.field if _is_kept(field, [*left, single])]
+    for field in fields:
+        if field.name == single:
+            field.label = _FieldProto.LABEL_OPTIONAL
+    copy = descriptor_pb2.DescriptorProto(name=message.name, field=fields)
+    return register(copy)
+
+
+def _is_kept(field: descriptor_pb2.FieldDescriptorProto, left: Collection[str]) -> bool:
+    """Return whether a copy has the field."""
+    return field.type != _FieldProto.TYPE_MESSAGE or field.name in left
+
+
+def _change(field: descriptor_pb2.FieldDescriptorProto) -> descriptor_pb2.FieldDescriptorProto:
+    """Return the field as it stands in a copy."""
+    if field.type == _FieldProto.TYPE_MESSAGE:
+        field.type, field.label = _FieldProto.TYPE_BYTES, _FieldProto.LABEL_REPEATED
+    elif field.type == _FieldProto.TYPE_ENUM:
+        field.type = _FieldProto.TYPE_INT32
+    field.ClearField("type_name")
+    field.ClearField("oneof_index")
+    return field
+
+
+def _make_records() -> Any:
+    """Return the class of the records in a scope's logs, to be parsed all at once."""
+    message = descriptor_pb2.DescriptorProto(name="Records")
+    message.field.add(
+        name="log_records",
+        number=logs_pb2.ScopeLogs.LOG_RECORDS_FIELD_NUMBER,
+        type=_FieldProto.TYPE_MESSAGE,
+        type_name=f".{PACKAGE}.LogRecord",
+        label=_FieldProto.LABEL_REPEATED,
+    )
+    return register(message, ["LogRecord"])
+
+
+def _make_status() -> Any:
+    """Return the class of google.rpc.Status without its details.
+
+    Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/status.proto.
+    """
+    message = descriptor_pb2.DescriptorProto(name="Status")
+    optional = _FieldProto.LABEL_OPTIONAL
+    message.field.add(name="code", number=1, type=_FieldProto.TYPE_INT32, label=optional)
+    message.field.add(name="message", number=2, type=_FieldProto.TYPE_STRING, label=optional)
+    return register(message)
+
+
+Export = _copy(logs_service_pb2.ExportLogsServiceRequest.DESCRIPTOR, ["resource_logs"])
+ResourceLogs = _copy(logs_pb2.ResourceLogs.DESCRIPTOR, ["resource", "scope_logs"])
+ScopeLogs = _copy(logs_pb2.ScopeLogs.DESCRIPTOR, ["scope", "log_records"])
+Resource = _copy(resource_pb2.Resource.DESCRIPTOR, ["attributes"])
+Scope = _copy(common_pb2.InstrumentationScope.DESCRIPTOR, ["attributes"])
+LogRecord = _copy(logs_pb2.LogRecord.DESCRIPTOR, ["attributes"], single="body")
+Records = _make_records()
+Status = _make_status()
 
 
 class Protobuf:
@@ -41,101 +120,85 @@ class Protobuf:
     content_type = "application/x-protobuf"
     invalid_code = "invalid_protobuf"
 
-    def split(self, body: bytes, budget: ValueBudget) -> Iterator[Group]:
+    def split(self, body: bytes, now: int, budget: ValueBudget) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
-        return _Split(budget).split(body)
-
-    def make_loader(self, now: int, budget: ValueBudget) -> Loader:
-        """Return a function that decodes the records of one export."""
-        reader = Reader(budget)
-        read_attributes, read_value = reader.read_attributes, reader.read_value
-
-        def load(record: Any, origin: Origin) -> Any:
-            if type(record) is bytes:
-                record = parse(messages.LogRecord, record, "It")
-            return make_log(
-                origin,
-                record.time_unix_nano or record.observed_time_unix_nano or now,
-                record.severity_number,
-                record.severity_text,
-                read_value(record.body),
-                read_attributes(record.attributes),
-                record.trace_id,
-                record.span_id,
-                record.flags,
-                record.event_name,
-                record.dropped_attributes_count,
-            )
-
-        return load
+        return _ExportReader(now, budget).split(body)
 
     def encode_response(self, rejected: int, message: str) -> bytes:
         """Return an ExportLogsServiceResponse."""
-        response = ExportLogsServiceResponse()
+        response = logs_service_pb2.ExportLogsServiceResponse()
         response.partial_success.rejected_log_records = rejected
         response.partial_success.error_message = message
         return response.SerializeToString()
 
     def encode_status(self, code: int, message: str) -> bytes:
         """Return a google.rpc.Status."""
-        status: bytes = messages.Status(code=code, message=message).SerializeToString()
+        status: bytes = Status(code=code, message=message).SerializeToString()
         return status
 
 
-class _Split:
-    """Find the groups of one export."""
+class _ExportReader:
+    """Find the records of one export, and make their logs."""
 
-    def __init__(self, budget: ValueBudget) -> None:
-        self._read_attributes = Reader(budget).read_attributes
+    def __init__(self, now: int, budget: ValueBudget) -> None:
+        reader = Reader(budget)
+        self._read_value, self._read_attributes = reader.read_value, reader.read_attributes
+        self._now = now
+        self._records = 0  # so far
 
     def split(self, body: bytes) -> Iterator[Group]:
         """Yield the groups of an export as they are reached."""
-        export = parse(messages.Export, body, "The export")
-        records = 0
+        export = parse(Export, body, "The export")
         for number, part in enumerate(export.resource_logs):
-            records += yield from self._split_resource(part, f"resource_logs[{number}]")
-        if not records:
-            _reject_foreign(messages.Export, body, "The export")
+            yield from self._split_resource(part, f"resource_logs[{number}]")
+        if not self._records:
+            _reject_foreign(Export, body, "The export")
 
-    def _split_resource(self, text: bytes, place: str) -> Generator[Group, None, int]:
-        """Yield the groups of a resource, and return the number of its records."""
-        logs = parse(messages.ResourceLogs, text, place)
-        problems: Problems = {}
-        resource = try_read(
-            "resource",
-            problems,
-            lambda: self._read_source(messages.Resource, logs.resource, logs.schema_url),
-        )
-        records = 0
+    def _split_resource(self, text: bytes, place: str) -> Iterator[Group]:
+        """Yield the groups of a resource."""
+        logs = parse(ResourceLogs, text, place)
+        resource = try_read(self._read_source, Resource, logs.resource, logs.schema_url)
+        records_before = self._records
         for number, part in enumerate(logs.scope_logs or (b"",)):
-            group = self._read_group(part, f"{place}.scope_logs[{number}]", resource, problems)
-            records += len(group.records)
-            yield group
-        if not records:
-            _reject_foreign(messages.ResourceLogs, text, place)
-        return records
+            yield self._read_group(part, f"{place}.scope_logs[{number}]", resource)
+        if self._records == records_before:
+            _reject_foreign(ResourceLogs, text, place)
 
-    def _read_group(self, text: bytes, place: str, resource: Source, problems: Problems) -> Group:
+    def _read_group(self, text: bytes, place: str, resource: Source) -> Group:
         """Return the group of a scope; raises ValueError if it is not one of records."""
-        logs = parse(messages.ScopeLogs, text, place)
+        logs = parse(ScopeLogs, text, place)
         records: Sequence[bytes] = logs.log_records
         if not records:
-            _reject_foreign(messages.ScopeLogs, text, place)
-        elif records[0].startswith(_OTHER_SIGNALS):
+            _reject_foreign(ScopeLogs, text, place)
+        elif _is_other_signal(records[0]):
             raise ValueError(f"{place} contains spans, metrics or profiles, not log records.")
+        self._records += len(records)
         if len(text) > LONG_BYTES:
             for record in in_turns(records):
                 check_size(record)
+        scope = try_read(self._read_source, Scope, logs.scope, logs.schema_url)
         parsed = _parse_records(text, len(records))
-        problems = dict(problems)
-        scope = try_read(
-            "scope",
-            problems,
-            lambda: self._read_source(messages.Scope, logs.scope, logs.schema_url),
-        )
         if parsed is None:
-            return Group(resource, scope, records, problems)
-        return Group(resource, scope, parsed, problems, are_parsed=True)
+            return Group(resource, scope, records, self._parse_log, len(text))
+        return Group(resource, scope, parsed, self._make_log, len(text))
+
+    def _parse_log(self, text: bytes, origin: Origin) -> Any:
+        return self._make_log(parse(LogRecord, text, "It"), origin)
+
+    def _make_log(self, record: Any, origin: Origin) -> Any:
+        return make_log(
+            origin,
+            record.time_unix_nano or record.observed_time_unix_nano or self._now,
+            record.severity_number,
+            record.severity_text,
+            self._read_value(record.body),
+            self._read_attributes(record.attributes),
+            record.trace_id,
+            record.span_id,
+            record.flags,
+            record.event_name,
+            record.dropped_attributes_count,
+        )
 
     def _read_source(self, kind: Any, parts: Sequence[bytes], schema_url: str) -> Source:
         """Return the resource or scope that was sent in parts; raises ValueError."""
@@ -151,12 +214,20 @@ class _Split:
         )
 
 
+def _is_other_signal(record: bytes) -> bool:
+    """Return whether a record is a span, a metric or a profile: its first field is of bytes.
+
+    No log record begins with the field 1 or 2 of this type.
+    """
+    return record.startswith((b"\x0a", b"\x12"))
+
+
 def _parse_records(text: bytes, count: int) -> Sequence[Any] | None:
     """Return the `count` records of a scope's logs; None if one is invalid, or all are too much."""
     if len(text) > MAX_PARSED_BYTES or count > MAX_PARSED_RECORDS:
         return None
     try:
-        records: Sequence[Any] = messages.Records.FromString(text).log_records
+        records: Sequence[Any] = Records.FromString(text).log_records
     except DecodeError:
         return None  # they are parsed one by one, to find the invalid ones
     return records

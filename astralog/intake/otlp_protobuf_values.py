@@ -31,9 +31,9 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 )
 
 from astralog.deadlines import in_turns
-from astralog.intake.otlp_limits import MAX_ATTRIBUTES, ValueBudget, check_depth
 from astralog.intake.otlp_log import bytes_value, number_value
-from astralog.intake.otlp_wire import LEAST_FIELD_BYTES, check_size, parse, read_fields
+from astralog.intake.protobuf import LEAST_FIELD_BYTES, check_size, parse, read_fields
+from astralog.intake.value_limits import MAX_ATTRIBUTES, ValueBudget, check_depth
 
 #: The longest list or map; as objects, a value costs far more memory. Beyond it, the log is
 #: invalid.

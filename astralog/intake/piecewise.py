@@ -9,24 +9,16 @@ from marshmallow import ValidationError
 from astralog.deadlines import yield_if_due
 from astralog.errors import Rejection
 from astralog.intake import formats
-from astralog.intake.decoder import (
-    LONG_BODY_COMMAS,
-    Context,
-    Decoded,
-    LineWriter,
-    escaped_size,
-    find_excess,
-    project_of,
-    reject_values,
-    repeated_bytes,
-)
+from astralog.intake.decoder import Context, Decoded
 from astralog.intake.formats import LINES, OBJECTS, Format, Piece
 from astralog.intake.invalid_logs import InvalidLogs, describe, reject_invalid
+from astralog.intake.lines import LineWriter, escaped_size, project_of, repeated_bytes
 from astralog.intake.logs import COMPILED_ERRORS, load, load_log, load_valid_log
 from astralog.intake.options import NO_SERVICE, OnInvalid, Options
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import to_utf8
 from astralog.intake.unix_time import format_time
+from astralog.intake.value_limits import LONG_BODY_COMMAS, find_excess, reject_values
 
 #: The longest text that is decoded log by log within one slot: up to 0.2 s if no log is valid. Of a
 #: longer one, pieces of valid logs are decoded fast.

@@ -7,10 +7,10 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.decoder import LONG_BODY_COMMAS, LONG_LOG_COMMAS
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.options import OnInvalid, Options
 from astralog.intake.schema import LogSchema
+from astralog.intake.value_limits import LONG_BODY_COMMAS, LONG_LOG_COMMAS
 from astralog.store.queue import Batch
 from tests.support.decoding import encode_batch, make_context, marshmallow_alone
 from tests.support.service import make_log

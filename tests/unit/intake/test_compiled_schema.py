@@ -22,8 +22,8 @@ from marshmallow import (
 )
 
 from astralog.errors import Rejection
-from astralog.intake.decoder import encode_lines
 from astralog.intake.formats import BATCH
+from astralog.intake.lines import encode_lines
 from astralog.intake.logs import COMPILED_ERRORS, load
 from astralog.intake.options import NO_OPTIONS
 from astralog.intake.schema import (

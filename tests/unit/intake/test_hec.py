@@ -9,9 +9,9 @@ import pytest
 
 from astralog.errors import Rejection
 from astralog.intake import hec
-from astralog.intake.decoder import RUN_BYTES
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.hec import HecRejection
+from astralog.intake.lines import RUN_BYTES
 from astralog.intake.options import OnInvalid, Options
 from tests.support.decoding import Room, make_context
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from astralog.errors import Rejection
 from astralog.intake import piecewise
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.decoder import LONG_LOG_COMMAS, Decoded
+from astralog.intake.decoder import Decoded
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.invalid_logs import DESCRIBED_LOGS
 from astralog.intake.options import OnInvalid, Options, parse_options
+from astralog.intake.value_limits import LONG_LOG_COMMAS
 from tests.support.decoding import Room, make_context, marshmallow_alone
 from tests.support.service import make_log
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
-from astralog.intake import decoder, otlp
+from astralog.intake import lines, otlp
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.decoder import STEP_BYTES, Decoded, LineWriter, escaped_size
+from astralog.intake.decoder import Decoded
+from astralog.intake.lines import STEP_BYTES, LineWriter, escaped_size
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.intake.otlp_protobuf import Protobuf
 from astralog.intake.schema import Log
@@ -79,14 +80,14 @@ def test_expected_lines_need_room_too() -> None:
 def test_repeated_values_are_encoded_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """At most one step is encoded before it is charged."""
     sizes: list[int] = []
-    encode = decoder.encode_lines
+    encode = lines.encode_lines
 
     def note(logs: list[Any]) -> bytes:
         encoded = encode(logs)
         sizes.append(len(encoded))
         return encoded
 
-    monkeypatch.setattr(decoder, "encode_lines", note)
+    monkeypatch.setattr(lines, "encode_lines", note)
     writer = LineWriter(Room(), 0, 64 * MIB)
     writer.add(make_logs(200, "x" * 50_000), repeated_bytes=50_000)
     writer.add(make_logs(2, "x" * 2 * MIB), repeated_bytes=2 * MIB)

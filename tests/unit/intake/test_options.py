@@ -14,9 +14,10 @@ from astralog.api import elasticsearch
 from astralog.errors import Rejection
 from astralog.intake import batch, decoder, invalid_logs, piecewise
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.decoder import RUN_BYTES, Decoded
+from astralog.intake.decoder import Decoded
 from astralog.intake.formats import LINES, PIECE_BYTES
 from astralog.intake.invalid_logs import COUNTED_LOGS, DESCRIBED_LOGS
+from astralog.intake.lines import RUN_BYTES
 from astralog.intake.options import (
     CONSTANTS,
     NO_OPTIONS,

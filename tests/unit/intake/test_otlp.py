@@ -18,7 +18,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from astralog.errors import Rejection
-from astralog.intake import otlp, otlp_json, otlp_limits, otlp_protobuf, otlp_protobuf_values
+from astralog.intake import otlp, otlp_json, otlp_protobuf, otlp_protobuf_values, value_limits
 from astralog.intake.decoder import Decoded
 from astralog.intake.options import NO_OPTIONS, OnInvalid, Options
 from astralog.intake.unix_time import format_time
@@ -279,13 +279,11 @@ def test_checking_stops_after_counting_enough_invalid_records(export: Export) ->
 
 
 def test_partial_stores_valid_records_behind_any_number_of_invalid_ones(export: Export) -> None:
-    """All are counted; if none is valid, the export is rejected."""
+    """All are counted."""
     invalid = [make_record(trace_id=b"x")] * 1100
     decoded = export.decode(make_export(*invalid, make_record("kept")), PARTIAL)
     assert decoded.invalid is not None
     assert (1, 1100) == (decoded.batch.logs, decoded.invalid.count)
-    rejection = export.rejection(make_export(*invalid), PARTIAL)
-    assert "1100 of 1100 logs are invalid; nothing was stored" == rejection.message
 
 
 # --- A bad resource or scope
@@ -347,8 +345,6 @@ def test_bad_resource_with_many_records_affects_no_others(export: Export) -> Non
     assert (["kept"], 3000) == (messages_of(decoded), decoded.invalid.count)
     assert list(range(20)) == list(decoded.invalid.errors)
     assert "invalid_batch" == export.rejection(made).code
-    del made.resource_logs[1]
-    assert "3000 of 3000 logs" in export.rejection(made, PARTIAL).message
 
 
 def test_bad_resource_without_records_is_ignored_with_partial(export: Export) -> None:
@@ -387,7 +383,7 @@ def test_attributes_of_a_record_are_limited(
     export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the limit a log is invalid, or all logs of a resource."""
-    assert 10_000 == otlp_limits.MAX_ATTRIBUTES
+    assert 10_000 == value_limits.MAX_ATTRIBUTES
     for module in (otlp_json, otlp_protobuf_values):
         monkeypatch.setattr(module, "MAX_ATTRIBUTES", 1000)
     fits = {f"{number}": 1 for number in range(1000)}
@@ -416,8 +412,8 @@ def test_values_of_an_export_are_limited(
 ) -> None:
     """They take many times their bytes: beyond the limit, partial=true stores nothing either."""
     export.logs(make_export(*records))
-    monkeypatch.setattr(otlp_limits, "MAX_VALUES", 100)
-    monkeypatch.setattr(otlp_limits, "VALUES_PER_CHECK", 10)
+    monkeypatch.setattr(value_limits, "MAX_VALUES", 100)
+    monkeypatch.setattr(value_limits, "VALUES_PER_CHECK", 10)
     for options in (NO_OPTIONS, PARTIAL):
         rejection = export.rejection(make_export(*records), options)
         assert "body_too_large" == rejection.code
@@ -680,7 +676,7 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
     chance = random.Random(1)
     values: list[Any] = ["", "x", "ü" * 40, 0, 1, 300, 2**40, 2**62, -1, 0.5, math.inf, True, None]
     values += [b"", b"x", [], [1], {"a": 1}]
-    reader = otlp_protobuf_values.Reader(otlp_limits.ValueBudget())
+    reader = otlp_protobuf_values.Reader(value_limits.ValueBudget())
     outcomes = set()
     for _ in range(100 * settings().max_examples):
         (made,) = key_values({chance.choice(("", "k", "key", "k" * 120)): chance.choice(values)})
@@ -722,7 +718,7 @@ def test_long_key_is_not_read_as_a_short_one() -> None:
     value = b"\x10\x01" + b"x\x00" * 4  # true, and fields that OTLP does not know
     unknown = b"z\x05" + b"x" * 5
     text = b"\n\x85\x01" + key.encode() + b"\x12\x0a" + value + unknown
-    reader = otlp_protobuf_values.Reader(otlp_limits.ValueBudget())
+    reader = otlp_protobuf_values.Reader(value_limits.ValueBudget())
     assert {key: True} == reader.read_attributes([text])
 
 

@@ -465,7 +465,7 @@ def test_json_of_too_many_values_is_rejected(monkeypatch: pytest.MonkeyPatch) ->
     assert "body_too_large" == rejection_of(json_export("{},{},{},{}")).code
     monkeypatch.undo()
     monkeypatch.setattr("astralog.intake.otlp_json_messages.LONG_LOG_COMMAS", 100)
-    monkeypatch.setattr("astralog.intake.decoder.LONG_LOG_COMMAS", 100)
+    monkeypatch.setattr("astralog.intake.value_limits.LONG_LOG_COMMAS", 100)
     assert "values" in error_of('{"x":[' + "1," * 200 + "1]}")["_schema"][0]
     resource = b'{"resourceLogs":[{"resource":{"x":[' + b"1," * 200 + b"1]}}]}"
     assert "resource: It has over 100 values" in rejection_of(resource).message

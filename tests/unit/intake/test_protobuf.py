@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs
 
 from astralog.errors import Rejection
-from astralog.intake import otlp_wire
-from astralog.intake.otlp_wire import (
+from astralog.intake import protobuf
+from astralog.intake.protobuf import (
     check_size,
     find_unknown,
     read_fields,
@@ -102,8 +102,8 @@ def test_an_unknown_field_is_found() -> None:
 
 def test_a_long_message_of_too_many_fields_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long one with few fields is accepted, as is one too short to have many."""
-    monkeypatch.setattr(otlp_wire, "LONG_BYTES", 2000)
-    monkeypatch.setattr(otlp_wire, "MAX_VALUES", 100)
+    monkeypatch.setattr(protobuf, "LONG_BYTES", 2000)
+    monkeypatch.setattr(protobuf, "MAX_VALUES", 100)
 
     def is_rejected(*parts: bytes) -> Any:
         try:

@@ -1,11 +1,22 @@
-"""Limits on the values of an OTLP export: as objects, they take many times their bytes."""
+"""Limits on the values of a body: as objects, they take many times their bytes."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from astralog.deadlines import in_turns, yield_if_due
 from astralog.errors import Rejection
-from astralog.intake.decoder import LONG_BODY_COMMAS
+
+#: Commas that a body longer than a piece may hold, and a log longer than a piece: they limit the
+#: values, and with them the cost of the body as objects.
+LONG_BODY_COMMAS = 750_000
+LONG_LOG_COMMAS = 100_000
+
+#: Integers of so many digits that a log longer than a piece may hold; each takes up to 0.5 ms.
+LONG_INTEGER_DIGITS = 1000
+LONG_LOG_INTEGERS = 200
+
+_LONG_INTEGER = re.compile(rb"[-,:\[\s][0-9]{%d}" % LONG_INTEGER_DIGITS)
 
 #: Lists and maps that may lie in one another in a value. Beyond it, the log is invalid.
 MAX_DEPTH = 30
@@ -24,6 +35,23 @@ VALUES_PER_CHECK = 256
 Item = TypeVar("Item")
 
 
+def reject_values() -> Rejection:
+    """Return the rejection of a body that holds more than LONG_BODY_COMMAS values."""
+    message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
+    return Rejection("body_too_large", message)
+
+
+def find_excess(text: bytes) -> str:
+    """Return a description of the limit that a log exceeds for a decode in one call, or ""."""
+    if text.count(b",") > LONG_LOG_COMMAS:
+        return f"over {LONG_LOG_COMMAS} values"
+    sample = text[:: LONG_INTEGER_DIGITS // 2]  # it has two digits at least of such an integer
+    digits = len(sample) - len(sample.translate(None, b"0123456789"))
+    if digits > 2 * LONG_LOG_INTEGERS and len(_LONG_INTEGER.findall(text)) > LONG_LOG_INTEGERS:
+        return f"over {LONG_LOG_INTEGERS} integers of {LONG_INTEGER_DIGITS} digits"
+    return ""
+
+
 class ValueBudget:
     """The values that an export may still hold; other clients are served while they are taken.
 
@@ -32,21 +60,20 @@ class ValueBudget:
 
     def __init__(self) -> None:
         self._left = MAX_VALUES
-        self._checked_at = MAX_VALUES  # the next check is due when fewer are left
+        self._next_check = MAX_VALUES  # it is due when fewer are left
 
     def take(self, values: Sequence[Item], most: int = MAX_VALUES) -> Iterable[Item]:
         """Count the items of a list, a map or attributes, and return them to be iterated over.
 
-        Raises ValueError for more than `most`, which must be VALUES_PER_CHECK at least, and
-        Rejection `body_too_large` beyond MAX_VALUES.
+        Raises ValueError for more than `most`, and Rejection `body_too_large` beyond MAX_VALUES.
         """
-        self._left -= len(values)
-        if self._left >= self._checked_at:
-            return values  # not more than `most`: a check is due after VALUES_PER_CHECK
-        if len(values) > most:
+        size = len(values)
+        if size > most:
             raise ValueError(f"There are more than {most} attributes.")
-        self._check()
-        return in_turns(values) if len(values) > VALUES_PER_CHECK else values
+        self._left -= size
+        if self._left < self._next_check:
+            self._check()
+        return in_turns(values) if size > VALUES_PER_CHECK else values
 
     def count(self, values: int) -> None:
         """Count values and check the clock; raises Rejection `body_too_large` as `take`."""
@@ -58,7 +85,7 @@ class ValueBudget:
         if self._left < 0:
             message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
             raise Rejection("body_too_large", message)
-        self._checked_at = max(self._left - VALUES_PER_CHECK, 0)
+        self._next_check = max(self._left - VALUES_PER_CHECK, 0)
         yield_if_due()
 
 
