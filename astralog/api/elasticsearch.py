@@ -52,6 +52,7 @@ INFO = {
 }
 LICENSE = {"license": {"status": "active", "uid": "astralog", "type": "basic", "mode": "basic"}}
 HEALTH = {"cluster_name": "astralog", "status": "green", "timed_out": False, "number_of_nodes": 1}
+UNHEALTHY = HEALTH | {"status": "red", "timed_out": True}
 
 #: Requests that clients send before the first bulk request, by the first segments of the path.
 HANDSHAKE: dict[str, Any] = {
@@ -107,7 +108,10 @@ def create_view(service: Service) -> PlainView:
                 raise MethodNotAllowed(["POST", "PUT"])
             return _store(service, unquote(index), environ)
         service.authorize(environ)
-        known = HANDSHAKE.get(path.partition("/")[0])
+        first = path.partition("/")[0]
+        if first == "_cluster" and service.unavailable():  # winston-elasticsearch waits while red
+            return _respond(UNHEALTHY, environ, HTTPStatus.REQUEST_TIMEOUT)
+        known = HANDSHAKE.get(first)
         if known is None:
             raise NotFound
         return _respond(known, environ)

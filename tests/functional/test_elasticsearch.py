@@ -137,9 +137,12 @@ def test_other_paths_and_methods_have_elasticsearchs_form(service: Service) -> N
 
 
 def test_full_disk_is_answered_as_overload(tmp_path: Path) -> None:
+    headers = {"Authorization": TOKEN}
     with Service(tmp_path, min_free_bytes=2**60) as service:
         answer = send(service, BODY)
         assert (503, "5") == (answer.status, answer.headers["Retry-After"])
         assert "cluster_block_exception" == answer.body["error"]["type"]
         assert "storage_full" in answer.body["error"]["reason"]
+        health = service.request("GET", "/elasticsearch/_cluster/health", headers=headers)
+        assert (408, "red") == (health.status, health.body["status"])
         assert [] == service.logs()
