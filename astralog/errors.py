@@ -98,8 +98,8 @@ class Rejection(Exception):
 
     `code` is a key of STATUS_OF_CODE and `message` one sentence for the client, by default the
     code's meaning. `errors` is the marshmallow structure that lists the errors by log and field,
-    `logs` the number of logs of the batch, 0 if unknown, and `retry_after` the seconds after which
-    a retry may succeed, by default the code's.
+    `logs` the number of logs of the batch, 0 if unknown. `retry_after`, the seconds after which a
+    retry may succeed, and `status` are the code's by default.
     """
 
     def __init__(
@@ -108,12 +108,14 @@ class Rejection(Exception):
         message: str = "",
         errors: Mapping[str, Any] | None = None,
         logs: int = 0,
+        *,
         retry_after: int | None = None,
+        status: HTTPStatus | None = None,
     ) -> None:
         message = message or MEANING_OF_CODE[code]
         super().__init__(message)
         self.code = code
-        self.status = STATUS_OF_CODE[code]
+        self.status = status or STATUS_OF_CODE[code]
         self.message = message
         self.errors = errors
         self.logs = logs

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from astralog.auth import Tokens
-from astralog.errors import Rejection
+from astralog.errors import KEY_IN_USE, Rejection
 from astralog.intake.body import BodyReader, Environ, Reservation
 from astralog.intake.decoder import Context, Decoded, Decoder
 from astralog.intake.invalid_logs import reject_all
@@ -69,17 +69,16 @@ Inflate = Callable[[bytes, Reservation], bytes]
 
 
 class Acceptor:
-    """Authenticate, admit, read, decode, commit and count requests."""
+    """Accept requests: authenticate, admit, read, decode, commit and count each."""
 
     def __init__(
         self, tokens: Tokens, bodies: BodyReader, queue: CommitQueue, counters: BatchCounters
     ) -> None:
-        self._tokens = tokens
-        self._rates = tokens.rates
-        self._bodies = bodies
-        self._queue = queue
-        self._counters = counters
-        self._slots = Slots()
+        self.tokens = tokens
+        self.bodies = bodies
+        self.queue = queue
+        self.counters = counters
+        self.slots = Slots()
 
     def accept(
         self,
@@ -94,44 +93,50 @@ class Acceptor:
         `parameters` are those of `options` that its query may use. Raises Rejection if nothing is
         stored; after `commit_timeout` the batch may be stored later. A dry run is not counted.
         """
-        started_at = perf_counter()
-        known = _Known()
+        request = _Request(self, environ)
         try:
-            accepted = self._store(environ, decode, parameters, inflate, known)
+            accepted = request.store(decode, parameters, inflate)
         except BaseException as error:
-            self._refund(error, known)
-            if not known.options.is_dry_run:
-                token = known.token.name if known.token else None
-                self._counters.reject(error, known.size, known.logs, started_at, token)
+            request.count_rejection(error)
             raise
-        self._count(accepted, known, started_at)
+        request.count(accepted)
         return accepted
 
-    def _store(
-        self,
-        environ: Environ,
-        decode: Decoder,
-        parameters: tuple[str, ...],
-        inflate: Inflate | None,
-        known: "_Known",
+
+class _Request:
+    """The steps of one request, and what its counters need: unknown before its step is taken."""
+
+    def __init__(self, acceptor: Acceptor, environ: Environ) -> None:
+        self._acceptor = acceptor
+        self._environ = environ
+        self._started_at = perf_counter()
+        self._committing_at = 0.0
+        self._token: Token | None = None
+        self._options = NO_OPTIONS
+        self._size = 0  # of the decompressed body
+        self._logs = 0
+
+    def store(
+        self, decode: Decoder, parameters: tuple[str, ...], inflate: Inflate | None
     ) -> Accepted:
-        """Take the steps of a request, and note in `known` what its counters need."""
-        token = known.token = self._tokens.authorize(environ, Scope.WRITE)
-        self._rates.check(token)
-        options = known.options = _read_options(environ, parameters, token)
+        """Take all steps, in their order, up to the commit."""
+        acceptor, environ = self._acceptor, self._environ
+        token = self._token = acceptor.tokens.authorize(environ, Scope.WRITE)
+        acceptor.tokens.rates.check(token)
+        options = self._options = _read_options(environ, parameters, token)
         key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
         claim = None
-        reservation = self._queue.admit(token.digest, environ.get(HEAD_BYTES_KEY, 0))
+        reservation = acceptor.queue.admit(token.digest, environ.get(HEAD_BYTES_KEY, 0))
         try:
-            body = self._bodies.read(environ, reservation)
+            body = acceptor.bodies.read(environ, reservation)
             if inflate:
                 body = inflate(body, reservation)
-            known.size = len(body)
-            self._rates.charge(token, known.size)
+            self._size = len(body)
+            acceptor.tokens.rates.charge(token, self._size)
             if (key is not None or options.keys_body) and not options.is_dry_run:
-                claim = self._claim(digest(key, token, body, environ), options)
+                claim = self._claim(digest(key, token, body, environ))
             deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
-            context = Context(token.projects, options, self._slots, deadline, reservation)
+            context = Context(token.projects, options, acceptor.slots, deadline, reservation)
             decoded = decode(body, context)
             batch, invalid = decoded
             del body
@@ -140,56 +145,51 @@ class Acceptor:
                 raise reject_all(invalid)
             if options.is_dry_run:
                 return Accepted(decoded, is_dry_run=True)
-            known.logs = batch.logs
-            known.committing_at = perf_counter()
-            self._queue.commit(batch, reservation, claim)
+            self._logs = batch.logs
+            self._committing_at = perf_counter()
+            acceptor.queue.commit(batch, reservation, claim)
             return Accepted(decoded, is_replayed=claim is not None and claim.is_replayed)
         finally:
             if claim:
                 claim.release()
             reservation.close()
 
-    def _count(self, accepted: Accepted, known: "_Known", started_at: float) -> None:
-        """Count an accepted request, unless it was a dry run."""
+    def _claim(self, key: Key) -> Claim:
+        """Claim a key; with `once=body`, one in use is rejected with 503, which shippers retry."""
+        try:
+            return self._acceptor.queue.claim(key)
+        except Rejection as rejection:
+            if self._options.keys_body and rejection.code == "key_in_use":
+                raise Rejection(*KEY_IN_USE, status=HTTPStatus.SERVICE_UNAVAILABLE) from None
+            raise
+
+    def count(self, accepted: Accepted) -> None:
+        """Count the accepted request, unless it was a dry run."""
+        counters, token = self._acceptor.counters, self._token
         if accepted.is_dry_run:
             return
         if accepted.is_replayed:
-            self._counters.replay(known.size, started_at)
+            counters.replay(self._size, self._started_at)
             return
-        token = known.token.name if known.token else ""
-        self._counters.accept(known.size, known.logs, started_at, known.committing_at, token)
+        name = token.name if token else ""
+        counters.accept(self._size, self._logs, self._started_at, self._committing_at, name)
         invalid = accepted.decoded.invalid
         if invalid and not invalid.are_kept:
-            self._counters.reject_logs("invalid_batch", invalid.count)
+            counters.reject_logs("invalid_batch", invalid.count)
 
-    def _refund(self, error: BaseException, known: "_Known") -> None:
-        """Return the bytes of a batch that the service could not store to the token's rate.
+    def count_rejection(self, error: BaseException) -> None:
+        """Count the rejected request, unless it was a dry run, and refund its token's rate.
 
-        They were charged if their size is known, unless the rate itself rejected them with 429.
+        It was charged if the size is known, unless the rate itself rejected it with 429; a batch
+        that the service could not store costs no rate.
         """
+        token = self._token
         is_ours = getattr(error, "status", None) is HTTPStatus.SERVICE_UNAVAILABLE
-        if is_ours and known.token and known.size:
-            self._rates.refund(known.token, known.size)
-
-    def _claim(self, key: Key, options: Options) -> Claim:
-        """Claim a key; with `once=body`, one in use is rejected with 503, which shippers retry."""
-        try:
-            return self._queue.claim(key)
-        except Rejection as rejection:
-            if options.keys_body and rejection.code == "key_in_use":
-                rejection.status = HTTPStatus.SERVICE_UNAVAILABLE
-            raise
-
-
-class _Known:
-    """The token, options, sizes and time of a request, for its counters; unknown ones are unset."""
-
-    def __init__(self) -> None:
-        self.token: Token | None = None
-        self.options = NO_OPTIONS
-        self.size = 0
-        self.logs = 0
-        self.committing_at = 0.0
+        if is_ours and token and self._size:
+            self._acceptor.tokens.rates.refund(token, self._size)
+        if not self._options.is_dry_run:
+            name = token.name if token else None
+            self._acceptor.counters.reject(error, self._size, self._logs, self._started_at, name)
 
 
 def _read_options(environ: Environ, parameters: tuple[str, ...], token: Token) -> Options:

@@ -105,9 +105,10 @@ class BodyReader:
             reservation.check(length)
         try:
             with self._deadlines:
-                if inflater is None and length >= 0:
-                    return _read_exactly(environ["wsgi.input"], length, reservation)
-                return self._read_stream(environ, length, inflater, reservation)
+                if length < 0 or inflater:
+                    return self._read_stream(environ, length, inflater, reservation)
+                read = _read_short if length <= SHORT_BYTES else _read_long
+                return read(environ["wsgi.input"], length, reservation)
         except OSError:  # the client vanished, or its chunks are malformed
             raise _ended_early() from None
 
@@ -128,6 +129,29 @@ class BodyReader:
     def _too_slow(self) -> Rejection:
         seconds = f"{self._timeout_seconds:g}"
         return Rejection("body_timeout", f"The body did not arrive within {seconds} seconds.")
+
+
+def _read_short(stream: Any, length: int, reservation: Reservation) -> bytes:
+    """Return a body of at most SHORT_BYTES, which usually arrives at once."""
+    body: bytes = stream.read1(length)
+    reservation.resize(length)
+    while len(body) < length:
+        piece = stream.read1(length - len(body))
+        if not piece:
+            raise _ended_early()
+        body += piece
+        yield_if_due()
+    return body
+
+
+def _read_long(stream: Any, length: int, reservation: Reservation) -> bytes:
+    """Return a longer body; its memory is reserved as it arrives."""
+    body = _GrowingBody(reservation)
+    while body.size < length:
+        if not body.add(stream.read1(length - body.size)):
+            raise _ended_early()
+        yield_if_due()
+    return body.finish()
 
 
 def _too_large(max_bytes: int) -> Rejection:
@@ -158,10 +182,8 @@ class _GrowingBody:
     as much as the body.
     """
 
-    def __init__(self, reservation: Reservation, reserved: int = 0) -> None:
-        """Charge nothing until the body takes more than `reserved` bytes."""
+    def __init__(self, reservation: Reservation) -> None:
         self._reservation = reservation
-        self._reserved = reserved
         self._pieces: list[bytes] = []
         self._joined = 0  # of these
         self.size = 0
@@ -173,36 +195,14 @@ class _GrowingBody:
         if len(self._pieces) - self._joined == JOINED_PIECES:
             self._pieces[self._joined :] = [b"".join(self._pieces[self._joined :])]
             self._joined += 1
-        taken = self.size + PIECE_OVERHEAD_BYTES * len(self._pieces) + held_bytes
-        if taken > self._reserved:
-            self._reserved = taken
-            self._reservation.resize(taken)
+        overhead = PIECE_OVERHEAD_BYTES * len(self._pieces)
+        self._reservation.resize(self.size + overhead + held_bytes)
         return len(piece)
 
     def finish(self) -> bytes:
         """Return the body, charged with its size."""
-        body = b"".join(self._pieces)
-        if len(body) != self._reserved:
-            self._reservation.resize(len(body))
-        return body
-
-
-def _read_exactly(stream: Any, length: int, reservation: Reservation) -> bytes:
-    piece: bytes = stream.read1(length)
-    reserved = length if length <= SHORT_BYTES else len(piece)
-    reservation.resize(reserved)
-    if len(piece) < reserved:  # of a short body, the rest usually comes next
-        piece += stream.read1(length - len(piece))
-    if len(piece) == length:
-        return piece
-    body = _GrowingBody(reservation, reserved)
-    body.add(piece)
-    del piece  # during the wait for the client, only charged memory is held
-    while body.size < length:
-        if not body.add(stream.read1(length - body.size)):
-            raise _ended_early()
-        yield_if_due()
-    return body.finish()
+        self._reservation.resize(self.size)
+        return b"".join(self._pieces)
 
 
 class _SentPieces:

@@ -65,16 +65,18 @@ class MemoryBudget:
         Its code is `queue_full` if they do not fit now, `body_too_large` if they never will.
         """
         more = new_size - old_size
-        new_token_total = self._reserved_by.get(token, 0) + more
-        if new_token_total > self.token_limit and self._are_tokens_several():
+        alone_limit = ALONE_SHARE * self.limit
+        exceeds_share = self._reserved_by.get(token, 0) + more > self.token_limit
+        fits = self.reserved + more <= self.limit
+        is_alone = self.reserved <= old_size
+        if exceeds_share and self._are_tokens_several():
             raise self._exceeds_share(new_size)
-        if self.reserved + more > self.limit:
-            alone_limit = ALONE_SHARE * self.limit
-            if new_size > alone_limit + OVERHEAD_BYTES:
-                raise Rejection(*errors.too_large_for_queue(new_size, alone_limit))
-            is_alone = self.reserved <= old_size
-            if not is_alone:
-                raise self._full()
+        if fits:
+            return
+        if new_size > alone_limit + OVERHEAD_BYTES:
+            raise Rejection(*errors.too_large_for_queue(new_size, alone_limit))
+        if not is_alone:
+            raise self._full()
 
     def release(self, token: bytes, size: int) -> None:
         """Free `size` bytes that a request of a token has reserved."""
