@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from astralog.intake.batch import decode_json
-from astralog.intake.decoder import Context
+from astralog.intake.decoder import Context, Slots
 from astralog.intake.options import NO_OPTIONS
-from astralog.intake.slots import Slots
 from bench.bodies import Template, templates
 
 ROOT = Path(__file__).parent.parent

@@ -18,9 +18,8 @@ from astralog.settings import Settings
 from astralog.store.merge import NOTHING, Remaining
 from astralog.threads import OneAtATime
 from astralog.tokens_file import Scope, Token
-from astralog.view.log_filter import LogFilter, is_empty_range, parse_field
+from astralog.view.log_filter import LogFilter, is_empty_range, parse_field, parse_moment
 from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch, LogStream
-from astralog.view.moments import parse_moment
 
 PATH = "/v1/search"
 

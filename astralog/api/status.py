@@ -31,8 +31,8 @@ from astralog.settings import Settings
 from astralog.telemetry.overview import Overview
 from astralog.threads import OneAtATime
 from astralog.tokens_file import Scope, Token
-from astralog.view.levels import RANKS
 from astralog.view.recent_logs import RecentLogs
+from astralog.view.stored_log import RANKS
 
 FILES = (
     *("status.css", "status.js", "numbers.js", "logs.js", "search.js", "rows.js", "tree.js"),

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from astralog.auth import Tokens
 from astralog.errors import KEY_IN_USE, Rejection
 from astralog.intake.body import BodyReader, Environ, Reservation
-from astralog.intake.decoder import Context, Decoded, Decoder
+from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded, Decoder, Slots
 from astralog.intake.invalid_logs import reject_all
 from astralog.intake.options import (
     KEY_HEADER,
@@ -22,7 +22,6 @@ from astralog.intake.options import (
     parse_options,
     require_project,
 )
-from astralog.intake.slots import SLOT_TIMEOUT_SECONDS, Slots
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys.claims import Claim, Key
 from astralog.store.memory_budget import HEAD_BYTES_KEY

@@ -8,7 +8,7 @@ from marshmallow import ValidationError
 
 from astralog.errors import Rejection
 from astralog.intake import formats
-from astralog.intake.decoder import Context, Decoded
+from astralog.intake.decoder import FAST_BYTES, Context, Decoded
 from astralog.intake.formats import BATCH, LINES, Format, find_format
 from astralog.intake.lines import (
     RUN_BYTES,
@@ -22,7 +22,6 @@ from astralog.intake.logs import COMPILED_ERRORS, load
 from astralog.intake.options import OnInvalid
 from astralog.intake.piecewise import PiecewiseDecode, hold_nothing, most_at_once
 from astralog.intake.schema import FIELDS
-from astralog.intake.slots import FAST_BYTES
 from astralog.intake.strict_json import name_encoding
 from astralog.intake.unix_time import format_time
 from astralog.store.queue import Batch

@@ -12,7 +12,18 @@ import msgspec
 
 from astralog.errors import Rejection
 from astralog.intake.members import LINE_BREAKS
-from astralog.intake.otlp import Group, try_read
+from astralog.intake.otlp import (
+    LEVELS,
+    NUMBERS_PER_LEVEL,
+    Group,
+    InvalidRecord,
+    Origin,
+    Source,
+    bytes_value,
+    make_log,
+    number_value,
+    try_read,
+)
 from astralog.intake.otlp_json_messages import (
     AnyValue,
     Export,
@@ -26,16 +37,6 @@ from astralog.intake.otlp_json_messages import (
     read_record,
     read_source,
     read_text,
-)
-from astralog.intake.otlp_log import (
-    LEVELS,
-    NUMBERS_PER_LEVEL,
-    InvalidRecord,
-    Origin,
-    Source,
-    bytes_value,
-    make_log,
-    number_value,
 )
 from astralog.intake.value_limits import LONG_BODY_COMMAS, MAX_ATTRIBUTES, ValueBudget, check_depth
 

@@ -20,8 +20,7 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.resource.v1 import resource_pb2
 
 from astralog.deadlines import in_turns
-from astralog.intake.otlp import Group, try_read
-from astralog.intake.otlp_log import Origin, Source, make_log
+from astralog.intake.otlp import Group, Origin, Source, make_log, try_read
 from astralog.intake.otlp_protobuf_values import Reader
 from astralog.intake.protobuf import (
     LONG_BYTES,

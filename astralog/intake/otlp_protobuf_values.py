@@ -31,7 +31,7 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 )
 
 from astralog.deadlines import in_turns
-from astralog.intake.otlp_log import bytes_value, number_value
+from astralog.intake.otlp import bytes_value, number_value
 from astralog.intake.protobuf import LEAST_FIELD_BYTES, check_size, parse, read_fields
 from astralog.intake.value_limits import MAX_ATTRIBUTES, ValueBudget, check_depth
 

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Collection, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 import msgspec
 
 from astralog.store.reader import every_line
-from astralog.view.levels import is_severe_enough
 from astralog.view.prefilter import (
     Prefilter,
     by_field,
@@ -18,7 +18,7 @@ from astralog.view.prefilter import (
     by_text,
     candidates,
 )
-from astralog.view.stored_log import StoredLog, decode
+from astralog.view.stored_log import StoredLog, decode, is_severe_enough
 
 #: A JSON escape; several `\\u` in a row may be one character.
 _ESCAPE = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
@@ -26,6 +26,9 @@ _ESCAPE = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
 #: Characters of a field's name, and the dots in it, which bound the work for each log.
 MAX_NAME_CHARACTERS = 200
 MAX_NAME_DOTS = 15
+
+#: The units of a duration.
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
@@ -179,3 +182,22 @@ def _is_scalar(value: bytes, wanted: str) -> bool:
     if value[:1] == b'"':
         return _text.decode(value) == wanted
     return value[:1] not in b"[{" and value == wanted.encode(errors="replace")
+
+
+def parse_moment(text: str) -> str:
+    """Return a time that a user enters, a duration before now or a timestamp, in the stored form.
+
+    Raises ValueError.
+    """
+    from astralog.intake import timestamps  # noqa: PLC0415  # it takes long to import
+
+    try:
+        if re.fullmatch(r"([0-9]+[smhdw])+", text):
+            parts = re.findall(r"([0-9]+)([smhdw])", text)
+            ago = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in parts), timedelta())
+            return timestamps.normalise((datetime.now(UTC) - ago).isoformat())
+        return timestamps.normalise(text)
+    except OverflowError:
+        raise ValueError("before the year 1.") from None
+    except ValueError as error:
+        raise ValueError(f"{error} A duration such as 10m or 1h30m is also accepted.") from None

@@ -10,8 +10,8 @@ import click
 
 from astralog.log import LineFormatter
 from astralog.standard_streams import escape
-from astralog.view.levels import known_rank
-from astralog.view.moments import parse_moment
+from astralog.view.log_filter import parse_moment
+from astralog.view.stored_log import known_rank
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

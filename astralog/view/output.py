@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable
 import click
 
 from astralog.standard_streams import escape
-from astralog.view.levels import known_rank
-from astralog.view.stored_log import StoredLog, decode
+from astralog.view.stored_log import StoredLog, decode, known_rank
 
 #: Bytes that are written at once; in whole lines, so that no color outlives the command.
 OUTPUT_BYTES = 32 * 1024

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from astralog.view.levels import names_from
+from astralog.view.stored_log import names_from
 
 
 class Escapes(NamedTuple):

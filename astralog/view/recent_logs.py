@@ -10,11 +10,10 @@ from astralog.clock import TrustedClock
 from astralog.store.merge import Arrival
 from astralog.store.reader import READ_ERRORS, ReadBudget
 from astralog.store.recent import Gap, Older, PageCursor, Recent, RecentLines
-from astralog.view.levels import known_rank
 from astralog.view.log_filter import LogFilter
 from astralog.view.log_search import paced
 from astralog.view.sealer import Sealer
-from astralog.view.stored_log import StoredLog, decode
+from astralog.view.stored_log import StoredLog, decode, known_rank
 
 #: Logs of one poll.
 MAX_LOGS = 100

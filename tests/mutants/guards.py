@@ -140,7 +140,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "one heavy decode at a time",
-        "astralog.intake.slots:Slot.__init__",
+        "astralog.intake.decoder:Slot.__init__",
         "self._semaphore = Semaphore()",
         "self._semaphore = Semaphore(200)",
         ("tests/unit/intake/test_slots.py",),
@@ -161,21 +161,21 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a free slot goes to the first waiting greenlet",
-        "astralog.intake.slots:Slot._acquired",
+        "astralog.intake.decoder:Slot._acquired",
         "if self._semaphore.linkcount() and not self._semaphore.locked():",
         "if False:",
         ("tests/unit/intake/test_slots.py",),
     ),
     Guard(
         "no garbage collection during a decode",
-        "astralog.intake.slots:Slot._acquired",
+        "astralog.intake.decoder:Slot._acquired",
         "        gc.disable()\n",
         "",
         ("tests/unit/intake/test_slots.py",),
     ),
     Guard(
         "bound on the wait for a slot",
-        "astralog.intake.slots:Slot._acquired",
+        "astralog.intake.decoder:Slot._acquired",
         "timeout=max(deadline - time.monotonic(), 0)",
         "timeout=1",
         ("tests/unit/intake/test_slots.py",),
@@ -1324,7 +1324,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a severity number is never lost",
-        "astralog.intake.otlp_log:make_log",
+        "astralog.intake.otlp:make_log",
         "if severity_text or severity_number not in PLAIN_NUMBERS else 0",
         "if severity_text else 0",
         ("tests/unit/intake/test_otlp.py", "-k", "level_is_the_text"),

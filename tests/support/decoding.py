@@ -9,9 +9,8 @@ from astralog.errors import Rejection
 from astralog.intake import batch, logs, piecewise
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Reservation, Unbounded
-from astralog.intake.decoder import Context
+from astralog.intake.decoder import Context, Slots
 from astralog.intake.options import NO_OPTIONS, Options
-from astralog.intake.slots import Slots
 from astralog.store.queue import Batch
 
 

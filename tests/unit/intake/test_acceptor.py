@@ -18,10 +18,9 @@ from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.body import BodyReader
-from astralog.intake.decoder import Context, Decoded
+from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded
 from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.options import Options
-from astralog.intake.slots import SLOT_TIMEOUT_SECONDS
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.keys.claims import Claim

@@ -15,8 +15,8 @@ import pytest
 from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
+from astralog.intake.decoder import UNQUEUED_BYTES, Slot, Slots
 from astralog.intake.options import parse_options
-from astralog.intake.slots import UNQUEUED_BYTES, Slot, Slots
 from tests.support.decoding import make_context
 from tests.support.service import make_log
 

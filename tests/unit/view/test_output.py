@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.standard_streams import escape
-from astralog.view.levels import RANKS
 from astralog.view.output import SHOWN_CHARACTERS, format_line
+from astralog.view.stored_log import RANKS
 from tests.support.tail import make_line
 
 #: What turns the direction of writing.

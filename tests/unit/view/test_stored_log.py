@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from astralog.view.levels import RANKS, is_severe_enough, known_rank
+from astralog.view.stored_log import RANKS, is_severe_enough, known_rank
 from tests.support.service import ROOT
 
 LNAV = json.loads((ROOT / "deploy" / "lnav" / "astralog.json").read_text())["astralog"]
