@@ -1,7 +1,7 @@
 """Decode the body of a drain: at once if it is short and valid, else piece by piece."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import ValidationError
@@ -20,7 +20,7 @@ from astralog.intake.lines import (
 )
 from astralog.intake.logs import COMPILED_ERRORS, load
 from astralog.intake.options import OnInvalid
-from astralog.intake.piecewise import PiecewiseDecode, hold_nothing, most_at_once
+from astralog.intake.piecewise import PiecewiseDecode
 from astralog.intake.schema import FIELDS
 from astralog.intake.strict_json import name_encoding
 from astralog.intake.unix_time import format_time
@@ -87,13 +87,15 @@ def _decode_changed(body: bytes, form: Format, context: Context) -> Batch | None
     options = context.options
     if len(body) > FAST_BYTES:
         return None
+    whole = (form.first, body)
     bytes_per_log = repeated_bytes(options.defaults)
     encoded: list[bytes] = []
     projects: list[str] = []
     count = 0
     with context.fast_slot(len(body)):
         try:
-            for text in _cut(body, form, context):
+            parts = [whole] if len(body) <= RUN_BYTES else form.split(whole, RUN_BYTES)
+            for _, text in parts:
                 logs = load(text, form, options)
                 count += len(logs)
                 if bytes_per_log * count > STEP_BYTES:  # such lines are encoded in steps
@@ -107,14 +109,6 @@ def _decode_changed(body: bytes, form: Format, context: Context) -> Batch | None
     lines = b"".join(encoded)
     check_growth(len(lines), len(body), formats.PIECE_BYTES)
     return Batch(lines, count)
-
-
-def _cut(body: bytes, form: Format, context: Context) -> Iterable[bytes]:
-    """Return the parts of a short body that are decoded one after another."""
-    size = RUN_BYTES if context.options.moves_fields else most_at_once(context.options)
-    if len(body) <= size:
-        return (body,)
-    return (text for _, text in form.split((form.first, body), size, hold_nothing))
 
 
 def _explain(errors: Mapping[str, Any]) -> str:

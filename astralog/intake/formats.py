@@ -26,6 +26,10 @@ Piece = tuple[int, bytes]
 Hold = Callable[[int], None]
 
 
+def hold_nothing(size: int) -> None:
+    """Charge nothing: what the split of a short text takes is part of its reservation."""
+
+
 class LogDecoders:
     """Decoders of one type of log, by itself and in the formats that are decoded in one call."""
 
@@ -43,7 +47,7 @@ class Format(Protocol):
     first: int
     is_sequence: bool  # whether a log that is not JSON leaves the others as they are
 
-    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+    def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
         """Return pieces of at most `size` bytes, except for a log that is longer.
 
         Each is made on demand: all of them would take the memory of the text again. Raises
@@ -109,7 +113,7 @@ class JsonBatch:
     is_sequence = False
     _wrapped = b'{"logs":[%s]}'
 
-    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+    def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
         """Return pieces that are batches."""
         first, text = piece
         logs = self._split(text)
@@ -211,7 +215,7 @@ class JsonObjects:
     first = 0
     is_sequence = False
 
-    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+    def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
         """Yield pieces that are logs in a row."""
         number, text = piece
         hold(2 * len(text))  # a long log with escapes is copied to count its quotes
@@ -301,7 +305,7 @@ class Lines:
     first = 1
     is_sequence = True
 
-    def split(self, piece: Piece, size: int, hold: Hold) -> Iterable[Piece]:
+    def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
         """Yield pieces of at most `size` bytes, except for a line that is longer."""
         number, body = piece
         start = 0

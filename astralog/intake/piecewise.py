@@ -53,10 +53,6 @@ def most_at_once(options: Options) -> int:
     return SLOW_PIECE_BYTES if options.changes_logs else formats.PIECE_BYTES
 
 
-def hold_nothing(size: int) -> None:
-    """Charge nothing: what the split of a short text takes is part of its reservation."""
-
-
 class PiecewiseDecode:
     """The decode of one body, whose pieces are decoded at once, or else log by log."""
 
@@ -159,7 +155,7 @@ class PiecewiseDecode:
         if size <= SLOW_PIECE_BYTES:
             return [piece]
         with self._context.slow_slot(size):
-            return list(self._form.split(piece, SLOW_PIECE_BYTES, hold_nothing))
+            return list(self._form.split(piece, SLOW_PIECE_BYTES))
 
     def _add_one_by_one(self, part: Piece) -> None:
         """Add the valid logs of a part of a piece, and count the others."""
