@@ -7,6 +7,7 @@ import pytest
 from bench import python_client
 
 
+@pytest.mark.slow
 def test_bench_prints_the_cost_per_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

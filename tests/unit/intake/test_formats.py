@@ -150,6 +150,7 @@ def test_long_body_is_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) ->
         assert "1 of 300 logs" in rejection.message
 
 
+@pytest.mark.slow
 def test_boundary_in_strings_costs_linear_time_and_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -200,7 +200,11 @@ PUSH = make_protobuf([({"a": "b"}, [(TIME, "x")])])
         (bytes(cramjam.snappy.compress_raw(b"x" * 11_000_000)), "body_too_large"),
         (bytes(cramjam.snappy.compress_raw(b"\x0a\x7fx")), "invalid_protobuf"),
         (bytes(cramjam.snappy.compress_raw(b"\x0a\x03\x0a\x01x")), "invalid_protobuf"),
-        (bytes(cramjam.snappy.compress_raw(b"\x0a\x00" * 3_000_000)), "body_too_large"),
+        pytest.param(
+            bytes(cramjam.snappy.compress_raw(b"\x0a\x00" * 3_000_000)),
+            "body_too_large",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: repr(value)[:40],
 )
