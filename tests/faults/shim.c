@@ -46,7 +46,8 @@ static int64_t *durable, *failures;
 /* The failures that this process was told of: each one that has the file open is told once. */
 static int64_t told[KNOWN_FILES];
 
-__attribute__((constructor)) static void start(void) {
+/* The launcher loads this before the variables are known, and calls it again in its forks. */
+__attribute__((constructor)) void start_faults(void) {
     directory = getenv("FAULTS_DIRECTORY");
     const char *path = getenv("FAULTS_CONTROL");
     if (!directory || !path) return;

@@ -1,10 +1,13 @@
 """The fault-injecting shim: compiled here, preloaded into a process, steered through memory."""
 
+import atexit
 import mmap
 import shutil
 import struct
 import subprocess
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,14 @@ def is_available() -> bool:
     return shutil.which("gcc") is not None
 
 
-def compile_shim(directory: Path) -> Path:
-    """Return the compiled shim."""
-    library = directory / "shim.so"
-    if not library.exists():
-        options = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
-        subprocess.run(["gcc", *options, "-o", library, SOURCE, "-ldl"], check=True)
+@cache
+def compile_shim() -> Path:
+    """Return the compiled shim, which is removed at the end of the tests."""
+    directory = tempfile.mkdtemp(prefix="shim-")
+    atexit.register(shutil.rmtree, directory)
+    library = Path(directory) / "shim.so"
+    options = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *options, "-o", library, SOURCE, "-ldl"], check=True)
     return library
 
 
@@ -107,9 +112,9 @@ class Control:
         struct.pack_into("q", self._memory, self._place(operation, slot), value)
 
 
-def preload(environ: dict[str, str], data_dir: Path, control: Path, library: Path) -> Control:
+def preload(environ: dict[str, str], data_dir: Path, control: Path) -> Control:
     """Let the processes with an environment meet faults on the files of a data directory."""
-    environ["LD_PRELOAD"] = str(library)
+    environ["LD_PRELOAD"] = str(compile_shim())
     environ["FAULTS_DIRECTORY"] = str(data_dir)
     environ["FAULTS_CONTROL"] = str(control)
     return Control(control)
@@ -120,8 +125,7 @@ class ShimmedService(Service):
 
     def __init__(self, directory: Path, trace: Path | None = None, **settings: Any) -> None:
         super().__init__(directory, **settings)
-        library = compile_shim(directory.parent)
-        self.control = preload(self._environ, self.data_dir, directory / "control", library)
+        self.control = preload(self._environ, self.data_dir, directory / "control")
         if trace:
             self._environ["FAULTS_TRACE"] = str(trace)
 
@@ -131,6 +135,4 @@ class ShimmedForward(Forward):
 
     def __init__(self, directory: Path, url: str, data_dir: Path, **settings: Any) -> None:
         super().__init__(directory, url, data_dir, **settings)
-        library = compile_shim(directory.parent)
-        control = directory / "control-of-forward"
-        self.control = preload(self._environ, data_dir, control, library)
+        self.control = preload(self._environ, data_dir, directory / "control-of-forward")

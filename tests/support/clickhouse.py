@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
-from tests.support.launcher import FORWARD, LaunchedProcess, launcher
+from tests.support.launcher import FORWARD, LaunchedProcess, launch
 from tests.support.service import (
     ROOT,
     TIMEOUT_SECONDS,
@@ -290,11 +290,10 @@ class Forward:
     def start(self, *arguments: str, stderr: int | None = None) -> Self:
         """Start it and return at once; its stderr goes to its log unless another file is given."""
         command = [*self._command(), "forward", *arguments]
-        can_fork = self.replica_seconds is None and "LD_PRELOAD" not in self._environ
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
-            if can_fork and stderr is None:
-                self.process = launcher(ROOT, FORWARD).launch(command, self._environ, log)
+            if self.replica_seconds is None and stderr is None:
+                self.process = launch(ROOT, FORWARD, command, self._environ, log)
             else:
                 self.process = subprocess.Popen(
                     command, cwd=ROOT, env=self._environ, stdout=log, stderr=stderr or log

@@ -7,6 +7,7 @@ process of the launcher is in the same state as one of `python blocked_hub.py ws
 
 import atexit
 import contextlib
+import ctypes
 import faulthandler
 import importlib
 import json
@@ -68,7 +69,7 @@ class LaunchedProcess:
 class Launcher:
     """The client of the process that forks, which ends with the tests."""
 
-    def __init__(self, root: Path, modules: Sequence[str]) -> None:
+    def __init__(self, root: Path, modules: Sequence[str], preloaded: str | None) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._processes: dict[int, LaunchedProcess] = {}
         self._started: SimpleQueue[LaunchedProcess] = SimpleQueue()
@@ -77,6 +78,7 @@ class Launcher:
             self._launcher = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno()), *modules],
                 cwd=root,
+                env=os.environ | ({"LD_PRELOAD": preloaded} if preloaded else {}),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -107,9 +109,23 @@ class Launcher:
 
 
 @cache
-def launcher(root: Path, modules: Sequence[str]) -> Launcher:
-    """Return the launcher of a checkout with these modules; the first call starts it."""
-    return Launcher(root, modules)
+def launcher(root: Path, modules: Sequence[str], preloaded: str | None) -> Launcher:
+    """Return the launcher of a checkout with these modules and, if given, a preloaded library.
+
+    The first call starts it.
+    """
+    return Launcher(root, modules, preloaded)
+
+
+def launch(
+    root: Path,
+    modules: Sequence[str],
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    output: BinaryIO,
+) -> LaunchedProcess:
+    """Start a process with the launcher of these modules; see `Launcher.launch`."""
+    return launcher(root, modules, environ.get("LD_PRELOAD")).launch(command, environ, output)
 
 
 def fork_for_requests(connection: socket.socket) -> list[str]:
@@ -169,4 +185,6 @@ if __name__ == "__main__":
     sys.argv = fork_for_requests(socket.socket(fileno=int(sys.argv[1])))
     if "PYTHONFAULTHANDLER" in os.environ:
         faulthandler.enable()
+    if "FAULTS_CONTROL" in os.environ:  # of the preloaded tests/faults/shim.c
+        ctypes.CDLL(os.environ["LD_PRELOAD"]).start_faults()
     runpy.run_path(sys.argv[0], run_name="__main__")

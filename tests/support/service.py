@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from tests.support.launcher import SERVICE, LaunchedProcess, launcher
+from tests.support.launcher import SERVICE, LaunchedProcess, launch
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -136,7 +136,7 @@ class Service:
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             if self._can_fork():
-                self.process = launcher(ROOT, SERVICE).launch(MONITORED, self._environ, log)
+                self.process = launch(ROOT, SERVICE, MONITORED, self._environ, log)
                 return
             self.process = subprocess.Popen(
                 self.command(),
@@ -158,7 +158,7 @@ class Service:
         """Return whether a fork of the launcher is the same as the command."""
         is_plain = type(self).command is Service.command and self.is_monitored
         is_here = self.root == ROOT and not self.inherited
-        return is_plain and is_here and "LD_PRELOAD" not in self._environ
+        return is_plain and is_here
 
     def _started(self) -> re.Match[str] | None:
         if self.process.poll() is not None:
