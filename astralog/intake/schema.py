@@ -4,7 +4,7 @@ The marshmallow schema is the only list of fields. The compiled decoder, one pas
 log that the schema rejects, and makes the same values; if it rejects a log, the schema decides.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -101,12 +101,9 @@ def compile_struct(
     """
     if schema.unknown != RAISE or any(schema._hooks.values()):
         raise TypeError(f"{type(schema).__name__}: accepts unknown fields or has hooks")
-    return msgspec.defstruct(
+    return _define(
         type(schema).__name__.removesuffix("Schema"),
         [_struct_field(name, field, text_fields, is_raw) for name, field in schema.fields.items()],
-        forbid_unknown_fields=True,
-        omit_defaults=True,
-        gc=False,
     )
 
 
@@ -153,33 +150,33 @@ def _min_length(name: str, field: fields.String) -> int:
 
 def allow_missing(struct: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """Return a struct with the same fields; required ones may be missing or null."""
-    return msgspec.defstruct(
+    return _define(
         f"Incomplete{struct.__name__}",
         [
-            (field.name, field.type | None, None)
-            if field.required
-            else (field.name, field.type, field.default)
+            (field.name, field.type | None, None) if field.required else _definition(field)
             for field in msgspec.structs.fields(struct)
         ],
-        forbid_unknown_fields=True,
-        omit_defaults=True,
-        gc=False,
     )
 
 
 def allow_any(struct: type[msgspec.Struct], name: str) -> type[msgspec.Struct]:
-    """Return a struct with the same fields; `name` may have any value."""
-    return msgspec.defstruct(
+    """Return a struct with the same fields; `name`, which is optional, may have any value."""
+    return _define(
         f"Moved{struct.__name__}",
         [
-            (field.name, Any if field.name == name else field.type)
-            if field.required
-            else (field.name, Any if field.name == name else field.type, field.default)
+            (name, Any, field.default) if field.name == name else _definition(field)
             for field in msgspec.structs.fields(struct)
         ],
-        omit_defaults=True,
-        forbid_unknown_fields=True,
-        gc=False,
+    )
+
+
+def _definition(field: msgspec.structs.FieldInfo) -> tuple[Any, ...]:
+    return (field.name, field.type) + (() if field.required else (field.default,))
+
+
+def _define(name: str, definitions: Sequence[tuple[Any, ...]]) -> type[msgspec.Struct]:
+    return msgspec.defstruct(
+        name, definitions, forbid_unknown_fields=True, omit_defaults=True, gc=False
     )
 
 

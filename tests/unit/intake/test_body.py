@@ -214,7 +214,7 @@ def test_long_body_without_memory_is_rejected_before_it_is_read(encoding: str | 
     assert ([], []) == (stream.asked, room.sizes)
 
 
-@pytest.mark.parametrize("length", [MAX_BYTES, None])
+@pytest.mark.parametrize("length", [SHORT_BYTES, MAX_BYTES, None])
 @pytest.mark.parametrize("encoding", [None, "gzip", "zstd"])
 def test_client_that_sends_nothing_holds_no_memory(
     length: int | None, encoding: str | None
