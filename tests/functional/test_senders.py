@@ -272,9 +272,10 @@ ODD_MESSAGES = [
 
 
 @pytest.mark.usefixtures("syslog_ng")
-def test_syslog_ng_loses_no_odd_message(tmp_path: Path, service: Service) -> None:
+@pytest.mark.parametrize("driver", DESTINATIONS)
+def test_syslog_ng_loses_no_odd_message(tmp_path: Path, service: Service, driver: str) -> None:
     """Each is one log, none keeps others from being stored, and nothing is rejected."""
-    with SyslogNg(tmp_path / "syslog-ng", service.address[1]) as sender:
+    with SyslogNg(tmp_path / "syslog-ng", service.address[1], driver) as sender:
         cut = (make_message("nul\0after"), make_message("y" * 200_000))
         sender.send(*ODD_MESSAGES, *cut, make_message("last"))
         wait_for(lambda: "last" in [log["message"] for log in service.logs()])

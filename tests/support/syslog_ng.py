@@ -28,12 +28,14 @@ DESTINATIONS = {
 #: A destination that sends the requests of `splunk-hec-event` of syslog-ng 4.2 and later, with one
 #: field: https://github.com/syslog-ng/syslog-ng/blob/master/scl/splunk/splunk.conf
 SPLUNK = """
-block destination splunk-hec-event(url() token() default_index() sourcetype() fields() ...) {
+block destination splunk-hec-event(
+  url() token() default_index() sourcetype() event("$MSG") fields() extra_queries("") ...
+) {
   http(
-    url("`url`/services/collector/event/1.0?index=`default_index`&source=syslog-ng")
+    url("`url`/services/collector/event/1.0?index=`default_index`&source=syslog-ng`extra_queries`")
     headers("Authorization: Splunk `token`" "Content-Type: application/json")
     body('$(format-json --omit-empty-values sourcetype="`sourcetype`" host="$HOST"
-           time="$S_UNIXTIME.$S_MSEC" event="$MSG" fields.`fields`)')
+           time="$S_UNIXTIME.$S_MSEC" event="`event`" fields.`fields`)')
     `__VARARGS__`
   );
 };
