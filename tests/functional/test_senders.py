@@ -57,6 +57,20 @@ def test_the_logging_handler_works(tmp_path: Path, service: Service) -> None:
     assert expected | {"message": "paid 7", "metadata": metadata} == log
 
 
+def test_splunk_handler_retries_by_its_recipe(tmp_path: Path) -> None:
+    """It sends the same bytes again after a 503, with the query that stores them once."""
+    (code,) = re.findall(r"```py\n(import logging\nfrom splunk.*?)```", RECIPES, re.DOTALL)
+    with FakeService() as fake:
+        fake.answers.append(reject(503, "storage_full", Retry_After="0"))
+        port = str(urlsplit(fake.url).port)
+        code = code.replace("localhost", "127.0.0.1").replace("8080", port)
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+    first, second = fake.requests
+    assert first.path == second.path == "/services/collector/event?once=body"
+    assert first.body == second.body
+    assert b"paid 7" in first.body
+
+
 #: Logs whatever a program may log, in the order in which it is stored.
 ODD = """
 odd = [
@@ -159,8 +173,8 @@ def test_recipes_store_complete_logs(service: Service) -> None:
     """Each program's logs are stored completely, in the form that its recipe describes."""
     found = set(re.findall(r"/v1/drain(\?[\w=&,-]+)", RECIPES))
     queries = {query for query in found if "_field=" not in query}  # those: test_any_json
-    assert 4 == len(queries)
-    for query in queries - {"?partial=true"}:  # syslog-ng's, which sends whole logs
+    assert 5 == len(queries)
+    for query in queries - {"?partial=true", "?once=body"}:  # of syslog-ng and jq: whole logs
         for line in LINES.values():
             if "metadata" not in line and "unknown" not in query:
                 continue
@@ -171,7 +185,7 @@ def test_recipes_store_complete_logs(service: Service) -> None:
         assert ("org-xyz", "info", "paid") == (log["project_id"], log["level"], log["message"])
         assert log["metadata"]
     queries = set(re.findall(r"/v1/logs(\?[^\s\"`]+)", RECIPES))
-    assert 3 == len(queries)
+    assert 4 == len(queries)
     for query in queries:
         body = encode(make_export(make_record(), resource={}), PROTOBUF)
         headers = {"Authorization": TOKEN, "Content-Type": PROTOBUF}
