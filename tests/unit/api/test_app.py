@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from astralog.app import create_app, services_of
 from astralog.settings import InvalidSettings, Settings
+from astralog.store.writer import Storage
 from tests.support.fake_system import BreakOs, Disk
 from tests.support.service import TOKEN, make_log, read_logs
 
@@ -259,10 +260,12 @@ def test_a_batch_that_cannot_be_stored_is_rejected(
     client: FlaskClient,
     tmp_path: Path,
     break_os: BreakOs,
+    monkeypatch: pytest.MonkeyPatch,
     number: int,
     code: str,
 ) -> None:
     """The message of the 503 states that nothing was stored and that a retry can succeed."""
+    monkeypatch.setattr(Storage, "is_maintenance_due", lambda storage: False)  # or it recovers
     break_os("writev", number)
     assert_rejected(drain(client, EXAMPLE), 503, code, tmp_path)
     assert_rejected(drain_unread(client), 503, code, tmp_path)

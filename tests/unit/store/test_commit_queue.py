@@ -73,6 +73,12 @@ def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def lasting_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the error of a storage until the next commit, however slow the test is."""
+    monkeypatch.setattr(Storage, "is_maintenance_due", lambda storage: False)
+
+
+@pytest.fixture
 def make_queue(settings: Settings) -> Iterator[Callable[..., CommitQueue]]:
     """Return a factory of queues, which are stopped at the end and must have freed everything."""
     made: list[CommitQueue] = []
@@ -206,6 +212,7 @@ def test_orphaned_segments_are_recovered_at_the_start(queue: CommitQueue, tmp_pa
 @pytest.mark.parametrize(
     ("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "storage_failed")]
 )
+@pytest.mark.usefixtures("lasting_error")
 def test_a_commit_group_that_cannot_be_stored_rejects_each_of_its_batches(
     queue: CommitQueue, gate: Gate, break_os: BreakOs, tmp_path: Path, number: int, code: str
 ) -> None:
@@ -228,6 +235,7 @@ def test_a_commit_group_that_cannot_be_stored_rejects_each_of_its_batches(
     assert 2 == len(gate.groups)
 
 
+@pytest.mark.usefixtures("lasting_error")
 @pytest.mark.parametrize("is_admitted", [True, False])
 def test_rejection_names_the_resource(
     queue: CommitQueue, break_os: BreakOs, tmp_path: Path, is_admitted: bool
