@@ -184,7 +184,7 @@ class PiecewiseDecode:
             return self._set_aside(number, text, error.messages_dict)
         except ValueError as error:
             is_alone = self._form.is_sequence and self._on_invalid is OnInvalid.LEAVE_OUT
-            if not (is_alone or self._invalid.are_kept):
+            if not (is_alone or (self._invalid.are_kept and text.strip())):
                 raise ValueError(f"{self._form.noun} {number}: {error}") from None
             return self._set_aside(number, text, {"_schema": [f"Not valid JSON: {error}"]})
 

@@ -96,11 +96,12 @@ def test_body_that_is_no_batch_is_kept_whole(body: bytes) -> None:
     assert body.decode("utf-8", "replace") == log["message"]
 
 
+@pytest.mark.parametrize("options", [KEEP, replace(KEEP, moves_unknown=True)])
 @pytest.mark.parametrize("body", [b"", b" \r\n"])
-def test_empty_json_body_is_rejected(body: bytes) -> None:
+def test_empty_json_body_is_rejected(body: bytes, options: Options) -> None:
     """It contains nothing to keep."""
     with pytest.raises(Rejection) as rejected:
-        decode_json(body, make_context(options=KEEP))
+        decode_json(body, make_context(options=options))
     assert "invalid_json" == rejected.value.code
 
 
