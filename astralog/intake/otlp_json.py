@@ -5,38 +5,37 @@ Source: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding.
 """
 
 from base64 import b64decode
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from astralog.errors import Rejection
 from astralog.intake.members import LINE_BREAKS
-from astralog.intake.otlp import (
+from astralog.intake.otlp import Level, Message, try_read
+from astralog.intake.otlp_json_messages import (
+    AnyValue,
+    Export,
+    Int32,
+    JsonMessage,
+    KeyValue,
+    MessageSource,
+    ResourceLogs,
+    ScopeLogs,
+    find_unknown,
+    read_envelope,
+    read_record,
+    read_source,
+    read_text,
+)
+from astralog.intake.otlp_log import (
     LEVELS,
     NUMBERS_PER_LEVEL,
-    Group,
     InvalidRecord,
     Origin,
     Source,
     bytes_value,
     make_log,
     number_value,
-    try_read,
-)
-from astralog.intake.otlp_json_messages import (
-    AnyValue,
-    Export,
-    Int32,
-    KeyValue,
-    MessageSource,
-    ResourceLogs,
-    ScopeLogs,
-    either,
-    read_envelope,
-    read_record,
-    read_source,
-    read_text,
 )
 from astralog.intake.value_limits import LONG_BODY_COMMAS, MAX_ATTRIBUTES, ValueBudget, check_depth
 
@@ -59,6 +58,12 @@ FOREIGN = {
     "resource_metrics": "an export of metrics",
 }
 
+_MESSAGES: dict[Level, type[JsonMessage]] = {
+    Level.EXPORT: Export,
+    Level.RESOURCE: ResourceLogs,
+    Level.SCOPE: ScopeLogs,
+}
+
 _MAX_TIME = 2**64 - 1
 
 #: The two letters in which the alphabets of base64 differ.
@@ -72,13 +77,11 @@ class Json:
 
     content_type = "application/json"
     invalid_code = "invalid_json"
+    places = ("`$`", "`$.resourceLogs[{}]`", "`$.resourceLogs[{}].scopeLogs[{}]`")
 
-    def split(self, body: bytes, now: int, budget: ValueBudget) -> Iterator[Group]:
-        """Yield the groups of an export as they are reached."""
-        if body.count(b",") > LONG_BODY_COMMAS:
-            message = f"The export holds more than {LONG_BODY_COMMAS} values; send smaller exports."
-            raise Rejection("body_too_large", message)
-        return _ExportReader(now, budget).split(body)
+    def make_reader(self, now: int, budget: ValueBudget) -> "_Reader":
+        """Return the reader of an export."""
+        return _Reader(now, budget)
 
     def encode_response(self, rejected: int, message: str) -> bytes:
         """Return an ExportLogsServiceResponse."""
@@ -90,46 +93,38 @@ class Json:
         return _encoder.encode({"code": code, "message": message})
 
 
-class _ExportReader:
-    """Find the records of one export, and make their logs."""
+class _Reader:
+    """Read one export, message by message."""
 
     def __init__(self, now: int, budget: ValueBudget) -> None:
-        reader = _Reader(budget)
+        reader = _ValueReader(budget)
         self._convert, self._read_attributes = reader.convert, reader.read_attributes
         self._now = now
-        self._records = 0  # so far
 
-    def split(self, body: bytes) -> Iterator[Group]:
-        """Yield the groups of an export as they are reached."""
-        export, unknown = read_envelope(Export, body, "$")
-        parts = either(export.resource_logs, export.resource_logs_, "resourceLogs")
-        for number, part in enumerate(parts or ()):
-            yield from self._split_resource(part, f"$.resourceLogs[{number}]")
-        if unknown is not None and not self._records:
-            raise _foreign(unknown, "$")
+    def read(self, level: Level, text: bytes, place: str) -> Message:
+        """Return a message of a level."""
+        if level is Level.EXPORT and text.count(b",") > LONG_BODY_COMMAS:
+            problem = f"The export holds more than {LONG_BODY_COMMAS} values; send smaller exports."
+            raise Rejection("body_too_large", problem)
+        message = read_envelope(_MESSAGES[level], text, place)
+        if level is Level.EXPORT:
+            return Message(message.resource_logs or ())
+        if level is Level.RESOURCE:
+            parts, source = message.scope_logs, message.resource
+        else:
+            parts, source = message.log_records, message.scope
+        url = message.schema_url
+        return Message(parts or (), try_read(lambda: self._read_source(source, url)))
 
-    def _split_resource(self, text: bytes, place: str) -> Iterator[Group]:
-        """Yield the groups of a resource."""
-        logs, unknown = read_envelope(ResourceLogs, text, place)
-        resource = try_read(self._read_source, logs.resource, logs)
-        parts = either(logs.scope_logs, logs.scope_logs_, "scopeLogs")
-        records_before = self._records
-        for number, part in enumerate(parts or (b"{}",)):
-            yield self._read_group(part, f"{place}.scopeLogs[{number}]", resource)
-        if unknown is not None and self._records == records_before:
-            raise _foreign(unknown, place)
+    def find_unknown(self, level: Level, text: bytes) -> str:
+        """Return the name of a member that OTLP does not define, or ""."""
+        name = find_unknown(_MESSAGES[level], text)
+        if name is None:
+            return ""
+        return f"`{name}`" + (f": this is {FOREIGN[name]}" if name in FOREIGN else "")
 
-    def _read_group(self, text: bytes, place: str, resource: Source) -> Group:
-        """Return the group of a scope; raises ValueError if it is not one of records."""
-        logs, unknown = read_envelope(ScopeLogs, text, place)
-        records = either(logs.log_records, logs.log_records_, "logRecords") or ()
-        if unknown is not None and not records:
-            raise _foreign(unknown, place)
-        self._records += len(records)
-        scope = try_read(self._read_source, logs.scope, logs)
-        return Group(resource, scope, records, self._make_log, len(text))
-
-    def _make_log(self, text: bytes, origin: Origin) -> Any:
+    def make_log(self, text: bytes, origin: Origin) -> Any:
+        """Return the log of a record."""
         record = read_record(text)
         severity = record.severity_number
         return make_log(
@@ -146,23 +141,16 @@ class _ExportReader:
             record.dropped_attributes_count or 0,
         )
 
-    def _read_source(self, text: bytes, logs: Any) -> Source:
-        """Return the source of logs; `logs` has its schema URL."""
+    def _read_source(self, text: bytes, schema_url: bytes) -> Source:
+        """Return a resource or a scope; raises ValueError."""
         source = read_source(text) or MessageSource()
-        url = either(read_text(logs.schema_url), read_text(logs.schema_url_), "schemaUrl")
         return Source(
             source.name or "",
             source.version or "",
             self._read_attributes(source.attributes),
             source.dropped_attributes_count or 0,
-            url or "",
+            read_text(schema_url) or "",
         )
-
-
-def _foreign(name: str, place: str) -> ValueError:
-    """Return the error for a message without records that has an unknown member."""
-    hint = f": this is {FOREIGN[name]}" if name in FOREIGN else ""
-    return ValueError(f"`{place}` has no log records, but `{name}`{hint}.")
 
 
 def _time(nanoseconds: int | None) -> int:
@@ -194,7 +182,7 @@ def _id(text: str | None, field: str) -> bytes:
         raise InvalidRecord(field, "Not hexadecimal.") from None
 
 
-class _Reader:
+class _ValueReader:
     """Convert the attributes and values of one export to values of JSON."""
 
     def __init__(self, budget: ValueBudget) -> None:

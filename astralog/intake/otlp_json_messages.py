@@ -5,18 +5,16 @@ are normalised, invalid UTF-8 and lone surrogates become U+FFFD, and it is decod
 Source: https://protobuf.dev/programming-guides/json/.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, get_args
 
 import msgspec
 
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS
-from astralog.intake.members import NULL
+from astralog.intake.members import NULL, decode_members
 from astralog.intake.strict_json import replace_lone_surrogates, to_utf8
 from astralog.intake.value_limits import LONG_LOG_COMMAS, find_excess
-
-Value = TypeVar("Value")
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -24,14 +22,18 @@ _UInt32 = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 _UInt64 = Annotated[int, msgspec.Meta(ge=0)]  # msgspec's limits have 63 bits
 
 
-class Message(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):
+#: The values of a field that is not set.
+_NOT_SET = (None, NULL)
+
+
+class JsonMessage(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):
     """A message; a field that is null is not set.
 
     It takes JSON's names alone, so that a message without others is decoded in one call.
     """
 
 
-class AnyValue(Message):
+class AnyValue(JsonMessage):
     string_value: str | None = None
     bool_value: bool | None = None
     int_value: _Int64 | None = None
@@ -41,20 +43,20 @@ class AnyValue(Message):
     bytes_value: str | None = None
 
 
-class ArrayValue(Message):
+class ArrayValue(JsonMessage):
     values: list[AnyValue | None] | None = None
 
 
-class KeyValue(Message):
+class KeyValue(JsonMessage):
     key: str | None = None
     value: AnyValue | None = None
 
 
-class KeyValueList(Message):
+class KeyValueList(JsonMessage):
     values: list[KeyValue] | None = None
 
 
-class MessageSource(Message):
+class MessageSource(JsonMessage):
     """A resource or a scope."""
 
     name: str | None = None
@@ -64,7 +66,7 @@ class MessageSource(Message):
     entity_refs: Any = None  # of a resource; not stored
 
 
-class LogRecord(Message):
+class LogRecord(JsonMessage):
     time_unix_nano: _UInt64 | None = None
     observed_time_unix_nano: _UInt64 | None = None
     severity_number: Int32 | str | None = None
@@ -78,30 +80,20 @@ class LogRecord(Message):
     event_name: str | None = None
 
 
-class Export(Message):
-    """An export; like those below it has members under both names, to be read with `either`."""
-
+class Export(JsonMessage):
     resource_logs: list[msgspec.Raw] | None = None
-    resource_logs_: list[msgspec.Raw] | None = msgspec.field(default=None, name="resource_logs")
 
 
-class SchemaLogs(Message):
-    """Logs with the URL of a schema."""
-
-    schema_url: msgspec.Raw = NULL
-    schema_url_: msgspec.Raw = msgspec.field(default=NULL, name="schema_url")
-
-
-class ResourceLogs(SchemaLogs):
+class ResourceLogs(JsonMessage):
     resource: msgspec.Raw = NULL
     scope_logs: list[msgspec.Raw] | None = None
-    scope_logs_: list[msgspec.Raw] | None = msgspec.field(default=None, name="scope_logs")
+    schema_url: msgspec.Raw = NULL
 
 
-class ScopeLogs(SchemaLogs):
+class ScopeLogs(JsonMessage):
     scope: msgspec.Raw = NULL
     log_records: list[msgspec.Raw] | None = None
-    log_records_: list[msgspec.Raw] | None = msgspec.field(default=None, name="log_records")
+    schema_url: msgspec.Raw = NULL
 
 
 def _decoder(kind: Any) -> Any:
@@ -109,52 +101,33 @@ def _decoder(kind: Any) -> Any:
     return msgspec.json.Decoder(kind, strict=False)  # takes numbers in strings
 
 
-def _lenient(kind: type[Message]) -> Any:
-    """Return the decoder that ignores unknown members."""
-    return _decoder(
-        msgspec.defstruct(kind.__name__, [], bases=(kind,), forbid_unknown_fields=False)
-    )
-
-
-_ENVELOPES: dict[type[Message], tuple[Any, Any]] = {
-    kind: (_decoder(kind), _lenient(kind)) for kind in (Export, ResourceLogs, ScopeLogs)
+_ENVELOPES: dict[type[JsonMessage], Callable[[bytes], Any]] = {
+    kind: _decoder(kind).decode for kind in (Export, ResourceLogs, ScopeLogs)
 }
 
 
-def read_envelope(kind: type[Message], text: bytes, place: str) -> tuple[Any, str | None]:
-    """Return an Export, ResourceLogs or ScopeLogs, and a member of it that OTLP does not define.
-
-    The name is None if OTLP knows all. Raises ValueError, which names the `place`.
-    """
+def read_envelope(kind: type[JsonMessage], text: bytes, place: str) -> Any:
+    """Return an Export, ResourceLogs or ScopeLogs; raises ValueError, which names the place."""
+    decode = _ENVELOPES[kind]
     try:
-        return _read_envelope(kind, text)
+        return decode(text)
     except ValueError:
         pass
     try:
-        return _read_envelope(kind, _replace_invalid(text))
+        members = decode_members(_replace_invalid(text))
+        return decode(msgspec.json.encode(_rename(kind, members)))
     except ValueError as error:
-        raise ValueError(str(error).replace("`$", f"`{place}")) from None
+        raise ValueError(str(error).replace("`$", place.removesuffix("`"))) from None
 
 
-def _read_envelope(kind: type[Message], text: bytes) -> tuple[Any, str | None]:
-    """Return the same; msgspec's error for a member names it."""
-    strict, lenient = _ENVELOPES[kind]
-    try:
-        return strict.decode(text), None
-    except msgspec.ValidationError as error:
-        message = lenient.decode(text)
-        name = str(error).removeprefix("Object contains unknown field `").removesuffix("`")
-        return message, name[:SHOWN_CHARACTERS]
+def find_unknown(kind: type[JsonMessage], text: bytes) -> str | None:
+    """Return the name of a member that OTLP does not define, None if OTLP knows all."""
+    names = decode_members(_replace_invalid(text))
+    unknown = (name for name in names if name not in _FIELDS[kind])
+    return next((name[:SHOWN_CHARACTERS] for name in unknown), None)
 
 
-def either(one: Value | None, other: Value | None, name: str) -> Value | None:
-    """Return the value of a field by either of its names; raises ValueError if it has both."""
-    if one is not None and other is not None:
-        raise ValueError(f"{name} is given twice, under both of its names.")
-    return one if other is None else other
-
-
-def _reader(kind: type[Message] | None, result: Any) -> Callable[[bytes], Any]:
+def _reader(kind: type[JsonMessage] | None, result: Any) -> Callable[[bytes], Any]:
     """Return the function that reads texts of a kind as `result`.
 
     It raises ValueError and RecursionError.
@@ -188,10 +161,10 @@ class _Field(NamedTuple):
     """A field of a message: its name in JSON, and the kind of the messages in it, if any."""
 
     name: str
-    kind: type[Message] | None
+    kind: type[JsonMessage] | None
 
 
-def _fields(kind: type[Message]) -> dict[str, _Field]:
+def _fields(kind: type[JsonMessage]) -> dict[str, _Field]:
     """Return the fields of a message by each of their names."""
     fields: dict[str, _Field] = {}
     for field in msgspec.structs.fields(kind):
@@ -200,24 +173,44 @@ def _fields(kind: type[Message]) -> dict[str, _Field]:
     return fields
 
 
-def _find_message(annotation: Any) -> type[Message] | None:
+def _find_message(annotation: Any) -> type[JsonMessage] | None:
     """Return the kind of message in an annotation such as `list[KeyValue] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Message):
+    if isinstance(annotation, type) and issubclass(annotation, JsonMessage):
         return annotation
     return next(filter(None, map(_find_message, get_args(annotation))), None)
 
 
-_FIELDS: dict[type[Message], dict[str, _Field]] = {
+_FIELDS: dict[type[JsonMessage], dict[str, _Field]] = {
     kind: _fields(kind)
-    for kind in (AnyValue, ArrayValue, KeyValue, KeyValueList, MessageSource, LogRecord)
+    for kind in (
+        *(Export, ResourceLogs, ScopeLogs, MessageSource, LogRecord),
+        *(AnyValue, ArrayValue, KeyValue, KeyValueList),
+    )
 }
 
 
-def _normalise(kind: type[Message] | None, value: Any) -> Any:
+def _rename(kind: type[JsonMessage], members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's members by JSON's names, without unknown ones.
+
+    Raises ValueError for a field under both of its names, unless one is null.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in members.items():
+        if field := _FIELDS[kind].get(name):
+            if value in _NOT_SET:
+                renamed.setdefault(field.name, value)
+            elif renamed.get(field.name) in _NOT_SET:
+                renamed[field.name] = value
+            else:
+                raise ValueError(f"{field.name} is given twice, under both of its names.")
+    return renamed
+
+
+def _normalise(kind: type[JsonMessage] | None, value: Any) -> Any:
     """Return the JSON value of messages of a kind, with JSON's names and without unknown members.
 
-    Raises ValueError for a field under both of its names and, except for a resource or a scope, for
-    a message of nothing but unknown members, which would be stored as an empty one.
+    Raises ValueError as `_rename` and, except for a resource or a scope, for a message of nothing
+    but unknown members, which would be stored as an empty one.
     """
     if isinstance(value, list):
         return [_normalise(kind, item) for item in value]
@@ -225,12 +218,10 @@ def _normalise(kind: type[Message] | None, value: Any) -> Any:
         return value
     yield_if_due()
     fields = _FIELDS[kind]
-    members: dict[str, Any] = {}
-    for name, member in value.items():
-        if name in fields:
-            field = fields[name]
-            known = members.get(field.name)
-            members[field.name] = either(known, _normalise_member(field, member), field.name)
+    members = {
+        name: _normalise_member(fields[name], member)
+        for name, member in _rename(kind, value).items()
+    }
     if value and not members and kind is not MessageSource:
         shown = next(iter(value))[:SHOWN_CHARACTERS]
         raise ValueError(f"It has only members that OTLP does not define, such as `{shown}`.")

@@ -31,7 +31,7 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 )
 
 from astralog.deadlines import in_turns
-from astralog.intake.otlp import bytes_value, number_value
+from astralog.intake.otlp_log import bytes_value, number_value
 from astralog.intake.protobuf import LEAST_FIELD_BYTES, check_size, parse, read_fields
 from astralog.intake.value_limits import MAX_ATTRIBUTES, ValueBudget, check_depth
 
@@ -80,7 +80,7 @@ Attribute = tuple[str, Any]
 WireReader = Callable[[bytes], Attribute | None]
 
 
-class Reader:
+class ValueReader:
     """Read the attributes and values of one export; equal ones are read once."""
 
     def __init__(self, budget: ValueBudget) -> None:

@@ -676,7 +676,7 @@ def test_attributes_are_read_as_protobuf_reads_them() -> None:
     chance = random.Random(1)
     values: list[Any] = ["", "x", "ü" * 40, 0, 1, 300, 2**40, 2**62, -1, 0.5, math.inf, True, None]
     values += [b"", b"x", [], [1], {"a": 1}]
-    reader = otlp_protobuf_values.Reader(value_limits.ValueBudget())
+    reader = otlp_protobuf_values.ValueReader(value_limits.ValueBudget())
     outcomes = set()
     for _ in range(100 * settings().max_examples):
         (made,) = key_values({chance.choice(("", "k", "key", "k" * 120)): chance.choice(values)})
@@ -718,7 +718,7 @@ def test_long_key_is_not_read_as_a_short_one() -> None:
     value = b"\x10\x01" + b"x\x00" * 4  # true, and fields that OTLP does not know
     unknown = b"z\x05" + b"x" * 5
     text = b"\n\x85\x01" + key.encode() + b"\x12\x0a" + value + unknown
-    reader = otlp_protobuf_values.Reader(value_limits.ValueBudget())
+    reader = otlp_protobuf_values.ValueReader(value_limits.ValueBudget())
     assert {key: True} == reader.read_attributes([text])
 
 
