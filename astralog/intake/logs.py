@@ -4,7 +4,6 @@
 `load_log` decides on a single one, and words its errors.
 """
 
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -19,7 +18,6 @@ from astralog.intake.members import (
     LINE_BREAKS,
     Members,
     decode_object,
-    has_line_breaks,
     is_object,
     without_line_breaks,
 )
@@ -41,7 +39,6 @@ COMPILED_ERRORS = (ValueError, RecursionError, ValidationError)
 
 _plain, _incomplete, _moved = map(LogDecoders, (RawLog, IncompleteLog, Members))
 _schema = LogSchema()
-_metadata_of = attrgetter("metadata")
 
 
 def load(text: bytes, form: Format, options: Options) -> list[Any]:
@@ -64,9 +61,9 @@ def _check_metadata(logs: list[Any]) -> None:
     All of it is checked as one text, whose parts begin after a NUL, which JSON cannot contain: a
     loop over the logs would take 0.3 µs for each.
     """
-    joined = b"\0".join(map(_metadata_of, logs))
-    objects = joined.startswith(b"{") + joined.count(b"\0{")
-    if objects == len(logs) and not has_line_breaks(joined):
+    joined = b"\0".join([b"", *[log.metadata for log in logs]])
+    has_breaks = joined.find(b"\n") >= 0 or joined.find(b"\r") >= 0  # faster than `in`
+    if joined.count(b"\0{") == len(logs) and not has_breaks:
         return
     for log in logs:
         if log.metadata is not NO_METADATA:
