@@ -120,7 +120,7 @@ def test_without_a_record_only_batches_with_keys_are_rejected(
     warm_up(service)
     service.control.fail("write", number, times=1)
     answer = send(service, "full", "full")
-    assert (503, code, "1") == (
+    assert (503, code, "5") == (
         answer.status,
         answer.body["code"],
         answer.headers["Retry-After"],
