@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -123,11 +124,10 @@ def _finish(row: Row, world: World) -> None:
     """Deliver all acknowledged logs, and compare the tables with them."""
     world.clickhouse.break_inserts("full", times=0)
     stored: dict[Any, bytes] = {}
+    with ThreadPoolExecutor() as threads:
+        for ended in [threads.submit(_end, row, node) for node in world.nodes]:
+            ended.result()
     for node in world.nodes:
-        node.load.stop()
-        wait_for(lambda: not node.service.has_orphans())  # noqa: B023 (called at once)
-        node.service.stop()
-        _deliver_the_rest(row, node)
         stored.update(stored_lines(node.name, node.service.files()))
     _note(row, compare(world.clickhouse, stored))
     _tally_acknowledged(row, world)
@@ -143,7 +143,11 @@ def _note(row: Row, difference: Difference) -> None:
         row.remark(str(difference)[:500])
 
 
-def _deliver_the_rest(row: Row, node: Node) -> None:
+def _end(row: Row, node: Node) -> None:
+    """Stop a node, and deliver its last logs."""
+    node.load.stop()
+    wait_for(lambda: not node.service.has_orphans())
+    node.service.stop()
     if node.forward.stop() != 0:
         row.fail("forward did not stop with status 0")
     if "Traceback" in node.forward.all_logs():
