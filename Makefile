@@ -77,7 +77,7 @@ test test-quick: export HYPOTHESIS_NO_PLUGINS = 1
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone"
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest -m alone $$(grep -rl --include='test_*.py' mark.alone tests)
 
 # Its tests are short: xdist, which first collects all tests in each process, took a fifth of their CPU.
 test-quick: export HYPOTHESIS_PROFILE = quick
