@@ -89,21 +89,26 @@ class BatchSchema(Schema):
 
 
 def compile_struct(
-    schema: Schema, text_fields: Collection[type[fields.String]] = (), *, is_raw: bool = False
+    schema: Schema,
+    text_fields: Collection[type[fields.String]] = (),
+    raw_fields: Collection[str] = (),
 ) -> type[msgspec.Struct]:
     """Return a struct type that accepts exactly the values that `schema` loads.
 
-    `text_fields` are the string fields whose text the caller checks after decoding. With `is_raw`,
-    the value of a dict field is its JSON text, which may be any value and have line breaks and
-    invalid UTF-8: the caller checks it; without the field it is NO_METADATA. Raises TypeError for
-    a field, validator, hook or option without an equivalent in msgspec, so that the two cannot
+    `text_fields` are the types of string fields whose text the caller checks after decoding, and
+    `raw_fields` the names of dict fields whose JSON text it checks: that may be any value, and have
+    line breaks and invalid UTF-8; without the field it is NO_METADATA. Raises TypeError for a
+    field, validator, hook or option without an equivalent in msgspec, so that the two cannot
     diverge unnoticed.
     """
     if schema.unknown != RAISE or any(schema._hooks.values()):
         raise TypeError(f"{type(schema).__name__}: accepts unknown fields or has hooks")
     return _define(
         type(schema).__name__.removesuffix("Schema"),
-        [_struct_field(name, field, text_fields, is_raw) for name, field in schema.fields.items()],
+        [
+            _struct_field(name, field, text_fields, raw_fields)
+            for name, field in schema.fields.items()
+        ],
     )
 
 
@@ -111,12 +116,12 @@ def _struct_field(
     name: str,
     field: fields.Field[Any],
     text_fields: Collection[type[fields.String]],
-    is_raw: bool,
+    raw_fields: Collection[str],
 ) -> tuple[Any, ...]:
     options = (field.data_key, field.attribute, field.dump_only or None)
     if any(option is not None for option in options) or field.load_default is not missing:
         raise TypeError(f"{name}: data_key, attribute, dump_only, load_default have no equivalent")
-    kind = _kind(name, field, text_fields, is_raw)
+    kind = _kind(name, field, text_fields, raw_fields)
     if field.required and not field.allow_none:
         return name, kind
     if not field.required and field.allow_none:
@@ -129,11 +134,11 @@ def _kind(
     name: str,
     field: fields.Field[Any],
     text_fields: Collection[type[fields.String]],
-    is_raw: bool,
+    raw_fields: Collection[str],
 ) -> Any:
     match field:
         case fields.Dict(validators=[], key_field=None, value_field=None):
-            return msgspec.Raw if is_raw else dict[str, Any]
+            return msgspec.Raw if name in raw_fields else dict[str, Any]
         case fields.String() if type(field) in (fields.String, *text_fields):
             return Annotated[str, msgspec.Meta(min_length=_min_length(name, field))]
     raise TypeError(f"{name}: {type(field).__name__} has no equivalent")
@@ -196,5 +201,5 @@ REQUIRED = frozenset(name for name, field in LogSchema().fields.items() if field
 
 Log: Any = compile_struct(LogSchema(), text_fields=[Timestamp])
 MovedLog: Any = allow_any(Log, "metadata")
-RawLog: Any = compile_struct(LogSchema(), text_fields=[Timestamp], is_raw=True)
+RawLog: Any = compile_struct(LogSchema(), text_fields=[Timestamp], raw_fields=["metadata"])
 IncompleteLog: Any = allow_missing(RawLog)

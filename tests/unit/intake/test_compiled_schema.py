@@ -167,6 +167,18 @@ def test_a_kind_of_string_that_the_caller_does_not_check_does_not_compile() -> N
         compile_struct(LogSchema())
 
 
+def test_a_dict_field_is_raw_only_if_it_is_named() -> None:
+    """Nobody checks the text of another one, which may be no object."""
+    schema: Any = Strict.from_dict(
+        {"raw": fields.Dict(allow_none=True), "dict": fields.Dict(allow_none=True)}
+    )
+    decoder: Any = msgspec.json.Decoder(compile_struct(schema(), raw_fields=["raw"]))
+    log = decoder.decode(b'{"raw": [1], "dict": {"n": 1}}')
+    assert (b"[1]", {"n": 1}) == (bytes(log.raw), log.dict)
+    with pytest.raises(msgspec.ValidationError):
+        decoder.decode(b'{"dict": [1]}')
+
+
 def test_a_batch_has_logs_alone() -> None:
     """The compiled decoder of a batch accepts this member and no other."""
     assert ["logs"] == list(BatchSchema().fields)
