@@ -35,7 +35,9 @@ def create_view(service: Service) -> PlainView:
             environ = {**environ, "HTTP_CONTENT_ENCODING": ""}
         accepted = service.acceptor.accept(environ, decode, OPTIONS, inflate)
         headers = REPLAYED_HEADERS if accepted.is_replayed else None
-        return Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+        response = Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+        del response.headers["Content-Type"]  # there is no content
+        return response
 
     return PlainView(answer, make_rejecter(service.note, _render))
 

@@ -23,7 +23,6 @@ from astralog.intake.options import (
     require_project,
 )
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.keys.claims import Claim, Key
 from astralog.store.memory_budget import HEAD_BYTES_KEY
 from astralog.tokens_file import Scope, Token
 
@@ -96,7 +95,7 @@ class Acceptor:
         try:
             accepted = request.store(decode, parameters, inflate)
         except BaseException as error:
-            request.count_rejection(error)
+            request.reject(error)
             raise
         request.count(accepted)
         return accepted
@@ -133,7 +132,7 @@ class _Request:
             self._size = len(body)
             acceptor.tokens.rates.charge(token, self._size)
             if (key is not None or options.keys_body) and not options.is_dry_run:
-                claim = self._claim(digest(key, token, body, environ))
+                claim = acceptor.queue.claim(digest(key, token, body, environ))
             deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
             context = Context(token.projects, options, acceptor.slots, deadline, reservation)
             decoded = decode(body, context)
@@ -148,19 +147,15 @@ class _Request:
             self._committing_at = perf_counter()
             acceptor.queue.commit(batch, reservation, claim)
             return Accepted(decoded, is_replayed=claim is not None and claim.is_replayed)
+        except Rejection as rejection:
+            if options.keys_body and rejection.code == KEY_IN_USE.code:
+                # Shippers drop a batch after a 409, and retry it after a 503.
+                raise Rejection(*KEY_IN_USE, status=HTTPStatus.SERVICE_UNAVAILABLE) from None
+            raise
         finally:
             if claim:
                 claim.release()
             reservation.close()
-
-    def _claim(self, key: Key) -> Claim:
-        """Claim a key; with `once=body`, one in use is rejected with 503, which shippers retry."""
-        try:
-            return self._acceptor.queue.claim(key)
-        except Rejection as rejection:
-            if self._options.keys_body and rejection.code == "key_in_use":
-                raise Rejection(*KEY_IN_USE, status=HTTPStatus.SERVICE_UNAVAILABLE) from None
-            raise
 
     def count(self, accepted: Accepted) -> None:
         """Count the accepted request, unless it was a dry run."""
@@ -176,11 +171,11 @@ class _Request:
         if invalid and not invalid.are_kept:
             counters.reject_logs("invalid_batch", invalid.count)
 
-    def count_rejection(self, error: BaseException) -> None:
-        """Count the rejected request, unless it was a dry run, and refund its token's rate.
+    def reject(self, error: BaseException) -> None:
+        """Refund the token's rate if the service could not store the batch; count the rejection.
 
-        It was charged if the size is known, unless the rate itself rejected it with 429; a batch
-        that the service could not store costs no rate.
+        The rate was charged if the size is known, unless it was the rate that rejected the batch
+        with 429. A dry run is not counted.
         """
         token = self._token
         is_ours = getattr(error, "status", None) is HTTPStatus.SERVICE_UNAVAILABLE

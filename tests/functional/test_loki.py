@@ -47,7 +47,7 @@ def test_a_push_is_stored(service: Service, kind: str) -> None:
     """The response is 204, as Loki's, once it is on disk."""
     before = len(service.logs())
     answer = push(service, KINDS[kind], kind)
-    assert (204, b"") == (answer.status, answer.raw)
+    assert (204, b"", None) == (answer.status, answer.raw, answer.headers["Content-Type"])
     first, second = service.logs()[before:]
     assert {
         "project_id": "org-xyz",

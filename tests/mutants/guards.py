@@ -56,7 +56,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "refund of a batch that could not be stored",
-        "astralog.intake.acceptor:_Request.count_rejection",
+        "astralog.intake.acceptor:_Request.reject",
         "self._acceptor.tokens.rates.refund(token, self._size)",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "costs_no_rate"),
@@ -336,8 +336,8 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a retry of a body during its first try is a 503",
-        "astralog.intake.acceptor:_Request._claim",
-        'if self._options.keys_body and rejection.code == "key_in_use":',
+        "astralog.intake.acceptor:_Request.store",
+        "if options.keys_body and rejection.code == KEY_IN_USE.code:",
         "if False:",
         ("tests/unit/intake/test_acceptor.py", "-k", "is_a_503"),
     ),

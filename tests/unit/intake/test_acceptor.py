@@ -367,15 +367,16 @@ def test_body_is_its_own_key_with_once_body(settings: Settings) -> None:
     assert 5 == service.stored().count(b"\n")
 
 
+@pytest.mark.parametrize("step", ["claim", "commit"])
 def test_key_in_use_is_a_503_with_once_body(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Agents drop a batch after a 409."""
 
-    def claim(key: Any) -> Claim:
+    def reject(*args: Any) -> Claim:
         raise Rejection("key_in_use", "In use.")
 
-    monkeypatch.setattr(service.queue, "claim", claim)
+    monkeypatch.setattr(service.queue, step, reject)
     for query, key, status in (("once=body", None, 503), ("", "k", 409), ("once=body", "k", 503)):
         with pytest.raises(Rejection) as rejected:
             service.post(b"text", query, key=key)
