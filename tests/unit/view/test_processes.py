@@ -50,7 +50,14 @@ def read(
 
 
 @pytest.mark.parametrize("limit", [None, 1, 60, 1000])
-@pytest.mark.parametrize("wanted", [WANTED, LogFilter(), LogFilter(text="nothing")])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        WANTED,
+        pytest.param(LogFilter(), marks=pytest.mark.slow),
+        pytest.param(LogFilter(text="nothing"), marks=pytest.mark.slow),
+    ],
+)
 def test_several_processes_find_the_same_as_one(
     data_dir: Path, limit: int | None, wanted: LogFilter
 ) -> None:
