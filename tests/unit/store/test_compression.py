@@ -259,6 +259,7 @@ def test_removal_waits_for_the_rename(plain: Path, monkeypatch: pytest.MonkeyPat
     assert not list(plain.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_large_segment_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
     """Memory holds one block, and the compressor's window."""
     path = tmp_path / PLAIN

@@ -316,6 +316,7 @@ def test_a_spent_budget_opens_no_more(tmp_path: Path) -> None:
         assert [f"{number}/{at}" for at in range(0, 60, 6)] == shown
 
 
+@pytest.mark.slow
 def test_a_search_in_a_compressed_segment_keeps_few_lines(tmp_path: Path) -> None:
     """It is decompressed as a whole, but only the requested lines are held."""
     make_worker(tmp_path, 1, START, list(range(20_000)), ".ndjson.zst")
