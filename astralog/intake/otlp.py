@@ -141,10 +141,7 @@ class _Decode:
     def _add_group(self, resource: Source, logs: Message, size: int) -> None:
         """Add a scope's logs of `size` bytes, or reject all for a problem of resource or scope."""
         scope, records = logs.source, logs.parts
-        self._scopes += 1
-        if self._scopes > MAX_SCOPES:
-            message = f"The export has more than {MAX_SCOPES} scopes; send smaller exports."
-            raise Rejection("body_too_large", message)
+        self._count_scope()
         self._budget.count(len(records))
         if resource.problem or scope.problem:
             self._reject_group(resource, scope, len(records))
@@ -156,9 +153,14 @@ class _Decode:
                 if size <= STEP_BYTES or sum(map(len, run)) <= STEP_BYTES:
                     self._add_records(run, origin)
                 else:
-                    for record in run:  # each is charged before it is decoded
-                        self._lines.expect(escaped_size(bytes(record)))
-                        self._add_records([record], origin)
+                    self._add_long_records(run, origin)
+
+    def _count_scope(self) -> None:
+        """Count a scope, or a resource without any; raises Rejection beyond MAX_SCOPES."""
+        self._scopes += 1
+        if self._scopes > MAX_SCOPES:
+            message = f"The export has more than {MAX_SCOPES} scopes; send smaller exports."
+            raise Rejection("body_too_large", message)
 
     def _reject_group(self, resource: Source, scope: Source, records: int) -> None:
         """Count all records of a group as invalid; a problem without records is ignored."""
@@ -174,16 +176,20 @@ class _Decode:
         """Encode the valid logs of some records, and count the others."""
         make_log = self._reader.make_log
         logs = []
-        rejected = 0
-        for record in records:
+        for number, record in enumerate(records, self._invalid.seen):
             try:
                 logs.append(make_log(record, origin))
             except (ValueError, RecursionError) as error:
-                self._reject(self._invalid.seen + len(logs) + rejected, error)
-                rejected += 1
+                self._reject(number, error)
         self._invalid.seen += len(records)
         yield_if_due()  # to encode large values takes as long as to decode them
         self._lines.add(logs, origin.repeated_bytes)
+
+    def _add_long_records(self, records: Sequence[Any], origin: Origin) -> None:
+        """Add records one by one; the lines of each are charged before it is decoded."""
+        for record in records:
+            self._lines.expect(escaped_size(bytes(record)))
+            self._add_records([record], origin)
 
     def _reject(self, number: int, error: Exception) -> None:
         """Count a record as invalid; without `partial`, enough of them end the decode."""

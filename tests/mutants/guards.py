@@ -189,9 +189,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "metadata must be an object",
-        "astralog.intake.logs:_check_metadata",
-        'if joined.count(b"\\0{") == len(logs) and',
-        "if",
+        "astralog.intake.logs:_is_all_plain",
+        'joined.count(b"\\0{") == len(metadata) and ',
+        "",
         ("tests/unit/intake/test_batch.py", "-k", "no_object"),
     ),
     Guard(
@@ -210,7 +210,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "metadata without line breaks",
-        "astralog.intake.logs:_check_metadata",
+        "astralog.intake.logs:_is_all_plain",
         " and not has_breaks",
         "",
         ("tests/unit/intake/test_batch.py", "-k", "byte_for_byte"),
@@ -1268,7 +1268,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "bound on an export's scopes",
-        "astralog.intake.otlp:_Decode._add_group",
+        "astralog.intake.otlp:_Decode._count_scope",
         "if self._scopes > MAX_SCOPES:",
         "if False:",
         ("tests/unit/intake/test_otlp.py",),
