@@ -13,8 +13,8 @@ from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.log import ERASE_LINE, configure_logging
 from astralog.settings import PREFIX, InvalidSettings, Settings
 from astralog.standard_streams import print_errors
-from astralog.store.files import Lease
 from astralog.store.forward_state import LOCK_NAME
+from astralog.store.lease import Lease
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from astralog.errors import FULL_ERRNOS, explain
 from astralog.log import LogOnce
 from astralog.store import files
 from astralog.store.directory import WatchedDirectory
-from astralog.store.files import Lease
+from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.zstd import zstd
 

@@ -19,9 +19,9 @@ from astralog.log import LogOnce
 from astralog.settings import PREFIX, Settings
 from astralog.store import files
 from astralog.store.directory import Inventory, SegmentIndex
-from astralog.store.files import Lease
 from astralog.store.forward_state import ForwardStatus, read_status
 from astralog.store.keys.upkeep import KeyUpkeep
+from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentName
 from astralog.store.recovery import recover_file
 

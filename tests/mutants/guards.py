@@ -372,8 +372,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "heartbeats in memory",
         "astralog.server.gunicorn_settings",
-        "keep_heartbeats_in_memory()",
-        "keep_heartbeats_in_memory",
+        "tuning.keep_heartbeats_in_memory()",
+        "tuning.make_heartbeat",
         ("tests/functional/test_full_memory.py", "-k", "later"),
     ),
     Guard(
@@ -619,7 +619,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a directory that was replaced is another",
-        "astralog.store.files:Lease.check",
+        "astralog.store.lease:Lease.check",
         '            raise OSError(errno.ESTALE, "the directory was replaced")',
         "            return",
         (
@@ -1114,7 +1114,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "one forward delivers from a directory",
-        "astralog.store.files:Lease.acquire",
+        "astralog.store.lease:Lease.acquire",
         "fcntl.flock(lease._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         ("tests/functional/test_forward.py", "-k", "second_forward"),
@@ -1240,7 +1240,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "one process compresses",
-        "astralog.store.files:Lease.acquire",
+        "astralog.store.lease:Lease.acquire",
         "fcntl.flock(lease._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         ("tests/unit/store/test_compressor.py", "-k", "one_process"),
