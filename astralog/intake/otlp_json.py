@@ -13,16 +13,13 @@ from astralog.errors import Rejection
 from astralog.intake.members import LINE_BREAKS
 from astralog.intake.otlp import Level, Message, try_read
 from astralog.intake.otlp_json_messages import (
+    EXPORT,
+    RESOURCE_LOGS,
+    SCOPE_LOGS,
     AnyValue,
-    Export,
     Int32,
-    JsonMessage,
     KeyValue,
     MessageSource,
-    ResourceLogs,
-    ScopeLogs,
-    find_unknown,
-    read_envelope,
     read_record,
     read_source,
     read_text,
@@ -58,11 +55,7 @@ FOREIGN = {
     "resource_metrics": "an export of metrics",
 }
 
-_MESSAGES: dict[Level, type[JsonMessage]] = {
-    Level.EXPORT: Export,
-    Level.RESOURCE: ResourceLogs,
-    Level.SCOPE: ScopeLogs,
-}
+_ENVELOPES = {Level.EXPORT: EXPORT, Level.RESOURCE: RESOURCE_LOGS, Level.SCOPE: SCOPE_LOGS}
 
 _MAX_TIME = 2**64 - 1
 
@@ -106,7 +99,7 @@ class _Reader:
         if level is Level.EXPORT and text.count(b",") > LONG_BODY_COMMAS:
             problem = f"The export holds more than {LONG_BODY_COMMAS} values; send smaller exports."
             raise Rejection("body_too_large", problem)
-        message = read_envelope(_MESSAGES[level], text, place)
+        message = _ENVELOPES[level].read(text, place)
         if level is Level.EXPORT:
             return Message(message.resource_logs or ())
         if level is Level.RESOURCE:
@@ -118,7 +111,7 @@ class _Reader:
 
     def find_unknown(self, level: Level, text: bytes) -> str:
         """Return the name of a member that OTLP does not define, or ""."""
-        name = find_unknown(_MESSAGES[level], text)
+        name = _ENVELOPES[level].find_unknown(text)
         if name is None:
             return ""
         return f"`{name}`" + (f": this is {FOREIGN[name]}" if name in FOREIGN else "")

@@ -12,7 +12,7 @@ import msgspec
 
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS
-from astralog.intake.members import NULL, decode_members
+from astralog.intake.members import NULL
 from astralog.intake.strict_json import replace_lone_surrogates, to_utf8
 from astralog.intake.value_limits import LONG_LOG_COMMAS, find_excess
 
@@ -99,32 +99,6 @@ class ScopeLogs(JsonMessage):
 def _decoder(kind: Any) -> Any:
     """Return the decoder of a kind of values."""
     return msgspec.json.Decoder(kind, strict=False)  # takes numbers in strings
-
-
-_ENVELOPES: dict[type[JsonMessage], Callable[[bytes], Any]] = {
-    kind: _decoder(kind).decode for kind in (Export, ResourceLogs, ScopeLogs)
-}
-
-
-def read_envelope(kind: type[JsonMessage], text: bytes, place: str) -> Any:
-    """Return an Export, ResourceLogs or ScopeLogs; raises ValueError, which names the place."""
-    decode = _ENVELOPES[kind]
-    try:
-        return decode(text)
-    except ValueError:
-        pass
-    try:
-        members = decode_members(_replace_invalid(text))
-        return decode(msgspec.json.encode(_rename(kind, members)))
-    except ValueError as error:
-        raise ValueError(str(error).replace("`$", place.removesuffix("`"))) from None
-
-
-def find_unknown(kind: type[JsonMessage], text: bytes) -> str | None:
-    """Return the name of a member that OTLP does not define, None if OTLP knows all."""
-    names = decode_members(_replace_invalid(text))
-    unknown = (name for name in names if name not in _FIELDS[kind])
-    return next((name[:SHOWN_CHARACTERS] for name in unknown), None)
 
 
 def _reader(kind: type[JsonMessage] | None, result: Any) -> Callable[[bytes], Any]:
@@ -233,3 +207,54 @@ def _normalise_member(field: _Field, value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and field.name != "doubleValue":
         return int(value)
     return _normalise(field.kind, value)
+
+
+# --- The messages around records: their parts stay text
+
+
+class _Envelope:
+    """Read messages of a kind without a copy of their unknown members, of which there may be many.
+
+    The members are decoded as texts by either of their names.
+    """
+
+    def __init__(self, kind: type[JsonMessage]) -> None:
+        self._kind = kind
+        self._decode = _decoder(kind).decode
+        self._names = list(_FIELDS[kind])
+        self._find_members, self._check_names = map(self._make_decoder, (False, True))
+
+    def _make_decoder(self, is_strict: bool) -> Callable[[bytes], Any]:
+        """Return the decoder of the members by all names; a strict one rejects other members."""
+        fields = [(f"f{number}", msgspec.Raw, msgspec.UNSET) for number in range(len(self._names))]
+        rename = {field[0]: name for field, name in zip(fields, self._names, strict=True)}
+        struct = msgspec.defstruct(
+            "Members", fields, rename=rename, forbid_unknown_fields=is_strict, gc=False
+        )
+        return msgspec.json.Decoder(struct).decode
+
+    def read(self, text: bytes, place: str) -> Any:
+        """Return a message; raises ValueError, which names the place."""
+        try:
+            return self._decode(text)
+        except ValueError:
+            pass
+        try:
+            values = msgspec.structs.astuple(self._find_members(_replace_invalid(text)))
+            found = zip(self._names, values, strict=True)
+            members = {name: value for name, value in found if value is not msgspec.UNSET}
+            return self._decode(msgspec.json.encode(_rename(self._kind, members)))
+        except ValueError as error:
+            raise ValueError(str(error).replace("`$", place.removesuffix("`"))) from None
+
+    def find_unknown(self, text: bytes) -> str | None:
+        """Return the name of a member that OTLP does not define, None if it defines all."""
+        try:
+            self._check_names(_replace_invalid(text))
+        except msgspec.ValidationError as error:  # it names the member
+            name = str(error).removeprefix("Object contains unknown field `").removesuffix("`")
+            return name[:SHOWN_CHARACTERS]
+        return None
+
+
+EXPORT, RESOURCE_LOGS, SCOPE_LOGS = (_Envelope(kind) for kind in (Export, ResourceLogs, ScopeLogs))
