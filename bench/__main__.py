@@ -67,8 +67,10 @@ def main() -> int:
         taken_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         seconds=seconds,
     )
-    _run(results, cells, sections, options.search_segments)
-    print(report.text(results))
+    try:
+        _run(results, cells, sections, options.search_segments)
+    finally:
+        print(report.text(results))  # also what was measured before a failure
     output = options.output or (Path(__file__).parent if is_whole else None)
     if output:
         _write(results, output)

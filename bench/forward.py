@@ -3,6 +3,7 @@
 import http.client
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -150,7 +151,8 @@ def _run_once(directory: Path, engine: ClickHouse, data_dir: Path) -> tuple[floa
     """Return the CPU seconds of a forward that delivers once, its seconds, and its peak in MiB."""
     forward = clickhouse.Forward(directory, engine.url, data_dir)
     start = time.perf_counter()
-    process = forward.start("--once").process
+    # Given a stderr, it is a child of this process, whose CPU wait4 returns.
+    process = forward.start("--once", stderr=subprocess.STDOUT).process
     peaks = [0.0]
     while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
         peaks.append(measure.peak_mib(process.pid))
