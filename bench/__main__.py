@@ -70,7 +70,7 @@ def main() -> int:
     try:
         _run(results, cells, sections, options.search_segments)
     finally:
-        print(report.text(results))  # also what was measured before a failure
+        print(report.text(results))  # after a failure, it has the sections before it
     output = options.output or (Path(__file__).parent if is_whole else None)
     if output:
         _write(results, output)

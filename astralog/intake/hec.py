@@ -33,7 +33,7 @@ from astralog.intake.options import OnInvalid
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import replace_lone_surrogates
 from astralog.intake.unix_time import format_numbers, parse_time
-from astralog.intake.value_limits import LONG_BODY_COMMAS, reject_values
+from astralog.intake.value_limits import check_values
 
 #: Events of a body, valid or not: they are decoded within one slot, for which others wait. Beyond
 #: it: 413 `body_too_large`.
@@ -309,8 +309,7 @@ def _find_cut(text: bytes, start: int) -> int:
 
 
 def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
-    if text.count(b",") > LONG_BODY_COMMAS:
-        raise reject_values()
+    check_values(text)
     try:
         parts = decode_list(text)
     except (ValueError, RecursionError):

@@ -56,7 +56,7 @@ def load(text: bytes, form: Format, options: Options) -> list[Any]:
 
 
 def _check_metadata(logs: list[Any]) -> None:
-    """Remove metadata that is null, and line breaks; raises ValueError for what is no object."""
+    """Remove null and line breaks from metadata; raises ValueError for any value but an object."""
     if _is_all_plain([log.metadata for log in logs]):
         return
     for log in logs:

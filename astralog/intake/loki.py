@@ -19,7 +19,7 @@ from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import name_encoding, replace_lone_surrogates
 from astralog.intake.unix_time import format_nanoseconds
-from astralog.intake.value_limits import LONG_BODY_COMMAS, reject_values
+from astralog.intake.value_limits import check_values
 
 #: Labels that name the service, and labels or structured metadata that name the level.
 SERVICE_LABELS = ("service_name", "service", "app", "job", "container")
@@ -92,8 +92,7 @@ def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
 
     Raises Rejection as a Decoder does.
     """
-    if body.count(b",") > LONG_BODY_COMMAS:
-        raise reject_values()
+    check_values(body)
     with context.slot(len(body)):
         try:
             text, streams = _read_streams(valid_utf8(body))

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from astralog.errors import Rejection
 from astralog.intake.members import LINE_BREAKS
 from astralog.intake.otlp import Level, Message, try_read
 from astralog.intake.otlp_json_messages import (
@@ -34,7 +33,13 @@ from astralog.intake.otlp_log import (
     make_log,
     number_value,
 )
-from astralog.intake.value_limits import LONG_BODY_COMMAS, MAX_ATTRIBUTES, ValueBudget, check_depth
+from astralog.intake.value_limits import (
+    LONG_BODY_COMMAS,
+    MAX_ATTRIBUTES,
+    ValueBudget,
+    check_depth,
+    reject_export,
+)
 
 #: Severity numbers by their names in protobuf, such as SEVERITY_NUMBER_WARN2.
 SEVERITY_NUMBERS = {"SEVERITY_NUMBER_UNSPECIFIED": 0} | {
@@ -97,8 +102,7 @@ class _Reader:
     def read(self, level: Level, text: bytes, place: str) -> Message:
         """Return a message of a level."""
         if level is Level.EXPORT and text.count(b",") > LONG_BODY_COMMAS:
-            problem = f"The export holds more than {LONG_BODY_COMMAS} values; send smaller exports."
-            raise Rejection("body_too_large", problem)
+            raise reject_export()
         message = _ENVELOPES[level].read(text, place)
         if level is Level.EXPORT:
             return Message(message.resource_logs or ())

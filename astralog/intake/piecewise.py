@@ -12,13 +12,24 @@ from astralog.intake import formats
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.formats import LINES, OBJECTS, Format, Piece
 from astralog.intake.invalid_logs import InvalidLogs, describe, reject_invalid
-from astralog.intake.lines import LineWriter, escaped_size, project_of, repeated_bytes
+from astralog.intake.lines import (
+    LineWriter,
+    escaped_size,
+    finish_batch,
+    project_of,
+    repeated_bytes,
+)
 from astralog.intake.logs import COMPILED_ERRORS, load, load_log, load_valid_log
 from astralog.intake.options import NO_SERVICE, OnInvalid, Options
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import to_utf8
 from astralog.intake.unix_time import format_time
-from astralog.intake.value_limits import LONG_BODY_COMMAS, find_excess, reject_values
+from astralog.intake.value_limits import (
+    LONG_BODY_COMMAS,
+    check_values,
+    find_excess,
+    reject_values,
+)
 
 #: The longest text that is decoded log by log within one slot: up to 0.2 s if no log is valid. Of a
 #: longer one, pieces of valid logs are decoded fast.
@@ -84,17 +95,18 @@ class PiecewiseDecode:
             for piece in self._split(whole):
                 self._add(piece)
                 self._reject_invalid()
-        return Decoded(self._lines.finish(), self._invalid if self._invalid.count else None)
+        return finish_batch(self._lines, self._invalid, self._options)
 
     def keep_body(self, rejection: Rejection) -> Decoded:
         """Return a batch of one log, whose message is the body as text."""
         messages = rejection.errors or {"_schema": [rejection.message]}
         self._encode(self._set_aside(self._form.first, self._body, messages))
-        return Decoded(self._lines.finish(), self._invalid)
+        return finish_batch(self._lines, self._invalid, self._options)
 
     def _split(self, whole: Piece) -> Iterable[Piece]:
         """Return the pieces of a long body; raises Rejection if it holds too many values."""
-        if self._body.count(b",") > LONG_BODY_COMMAS or self._has_too_many_logs():
+        check_values(self._body)
+        if self._has_too_many_logs():
             raise reject_values()
         with self._context.fast_slot(len(self._body)):
             return self._form.split(whole, formats.PIECE_BYTES, self._lines.hold)

@@ -35,9 +35,21 @@ VALUES_PER_CHECK = 256
 Item = TypeVar("Item")
 
 
+def check_values(body: bytes) -> None:
+    """Raise Rejection `body_too_large` for a body that holds more than LONG_BODY_COMMAS values."""
+    if body.count(b",") > LONG_BODY_COMMAS:
+        raise reject_values()
+
+
 def reject_values() -> Rejection:
     """Return the rejection of a body that holds more than LONG_BODY_COMMAS values."""
     message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
+    return Rejection("body_too_large", message)
+
+
+def reject_export() -> Rejection:
+    """Return the rejection of an export that holds more than MAX_VALUES values."""
+    message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
     return Rejection("body_too_large", message)
 
 
@@ -83,8 +95,7 @@ class ValueBudget:
     def _check(self) -> None:
         """Serve other clients if it is time; raises Rejection if no value is left."""
         if self._left < 0:
-            message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
-            raise Rejection("body_too_large", message)
+            raise reject_export()
         self._next_check = max(self._left - VALUES_PER_CHECK, 0)
         yield_if_due()
 
