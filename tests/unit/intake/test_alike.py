@@ -23,7 +23,10 @@ from astralog.intake.elasticsearch import Bulk
 from astralog.intake.options import OnInvalid, Options, parse_options
 from tests.support.decoding import make_context
 
-TEXTS = [b'"x"', b'"\\u00e9\\ud83d\\ude00"', '"é"'.encode(), b'"warn"', b'" "', b'"x"']
+TEXTS = [
+    *(b'"x"', b'"\\u00e9\\ud83d\\ude00"', '"é"'.encode(), b'"warn"', b'" "', b'"x"'),
+    *(b'"a\\/b"', b'"\\n\\t\\r\\b\\f\\"\\\\"', b'"\\\\u0041\x7f"'),
+]
 SECONDS = [b"1717169445", b"1000000000", b"9999999999"]
 MILLISECONDS = [b"1717169445123", b"9999999999999"]
 FRACTIONS = [b"1717169445.25", b"1717169445.123456789", b"1000000000.0"]
@@ -272,3 +275,11 @@ def test_usual_logs_are_changed_together(query: str) -> None:
     with patch.object(mapping, "change_log", side_effect=AssertionError):
         batch = decode_lines(body, make_context(options=parse_options(query))).batch
     assert 2 == batch.logs
+
+
+def test_strings_are_kept_as_they_were_written() -> None:
+    """If the encoder would write them so."""
+    event = b'{"index":"i","sourcetype":"s","event":{"msg":"\\n\\"\xc3\xa9\\\\","level":"info"}}'
+    with patch.object(columns, "read_texts", side_effect=AssertionError):
+        batch = hec.decode_events(event * 2, make_context()).batch
+    assert 2 == bytes(batch.lines).count(b'"message":"\\n\\"\xc3\xa9\\\\"')
