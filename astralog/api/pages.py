@@ -140,8 +140,9 @@ def create_blueprint(version: str, *, has_status: bool) -> Blueprint:
     """Return the blueprint of the routes that describe the API."""
     blueprint = Blueprint("docs", __name__)
     page, files_of_page = load(OWN / "docs.html"), load_assets()
+    template = (OWN / "openapi.json").read_bytes()
     document: Callable[[], bytes] = cache(
-        lambda: msgspec.json.encode(describe(version, has_status=has_status))
+        lambda: msgspec.json.encode(describe(template, version, has_status=has_status))
     )
     status = {"status": "/status"} if has_status else {}
     links = {

@@ -9,10 +9,20 @@ from marshmallow.validate import Length
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from astralog import __version__
-from astralog.api.drain import NDJSON_TYPES
-from astralog.api.openapi_parts import NOT_OF_BATCHES
+from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
+from astralog.api.openapi import NOT_OF_BATCHES
+from astralog.api.otlp import PROTOBUF_TYPES
 from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
+from astralog.api.protocols import OPTIONS, PARTIAL_OPTIONS
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
+from astralog.intake.body import INFLATERS
+from astralog.intake.options import (
+    CONSTANTS,
+    MAX_DEFAULT_CHARACTERS,
+    MAX_FIELD_CHARACTERS,
+    MAX_KEY_CHARACTERS,
+    PARAMETERS,
+)
 from astralog.intake.schema import BatchSchema, LogSchema
 
 #: Operations that no route of Flask's has: each belongs to a protocol that routes for itself.
@@ -150,6 +160,44 @@ def test_batch_of_the_document_matches_the_schema(document: dict[str, Any]) -> N
     content = document["paths"]["/v1/drain"]["post"]["requestBody"]["content"]
     assert {"$ref": "#/components/schemas/Batch"} == content["application/json"]["schema"]
     assert NDJSON_TYPES == content.keys() - {"application/json"}
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("/v1/drain", PARAMETERS),
+        ("/v1/logs", PARTIAL_OPTIONS),
+        ("/services/collector/event", PARTIAL_OPTIONS),
+        ("/loki/api/v1/push", OPTIONS),
+        ("/elasticsearch/_bulk", OPTIONS),
+    ],
+)
+def test_options_of_the_document_are_those_of_the_service(
+    document: dict[str, Any], path: str, options: tuple[str, ...]
+) -> None:
+    """Their names, their values and their longest texts are, and the one of a key."""
+    found = {each["name"]: each["schema"] for each in document["paths"][path]["post"]["parameters"]}
+    assert f"{{1,{MAX_KEY_CHARACTERS}}}" in found.pop("Idempotency-Key")["pattern"]
+    assert set(options) == found.keys()
+    for name, schema in found.items():
+        longest = MAX_FIELD_CHARACTERS if name.endswith("_field") else MAX_DEFAULT_CHARACTERS
+        limits = (CONSTANTS.get(name), schema.get("maxLength", longest))
+        assert limits == (schema.get("enum", [None])[0], longest)
+
+
+def test_media_types_and_limits_of_the_document_are_those_of_the_service(
+    document: dict[str, Any],
+) -> None:
+    """The media types of an export, the codings of a body, and the logs of a dry run."""
+    for signal in ("logs", "traces", "metrics"):
+        operation = document["paths"][f"/v1/{signal}"]["post"]
+        for each in [*operation["responses"].values(), operation.get("requestBody")]:
+            if each:
+                assert PROTOBUF_TYPES == each["content"].keys() - {"application/json"}
+    drain = document["paths"]["/v1/drain"]["post"]
+    assert f"Content-Encoding {', '.join(INFLATERS)}." in drain["description"]
+    accepted = drain["responses"]["200"]["content"]["application/json"]["schema"]
+    assert SHOWN_LOGS == accepted["properties"]["logs"]["maxItems"]
 
 
 def test_ndjson_example_of_the_document_is_stored(
