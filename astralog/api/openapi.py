@@ -2,7 +2,7 @@
 
 The format is https://spec.openapis.org/oas/v3.1.0. The file has every operation. `describe` adds
 
-- the schemas of a batch and of a log, and the codes of rejections;
+- the codes of rejections;
 - to a parameter or a header what `x-parameters` and `x-headers` have under its name;
 - a response for each status of an operation's `x-codes`, in which `batches` stands for all codes of
   batches. Its body is a `Rejection`, or the one of `x-bodies` that `x-body` names.
@@ -15,12 +15,8 @@ from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 
-from apispec import APISpec
-from apispec.ext.marshmallow import MarshmallowPlugin
-
 from astralog.api.drain import NDJSON_TYPES
 from astralog.errors import MEANING_OF_CODE, RETRIED_STATUSES, STATUS_OF_CODE
-from astralog.intake.schema import BatchSchema
 
 Json = dict[str, Any]
 
@@ -42,11 +38,8 @@ def describe(template: bytes, version: str, *, has_status: bool = True) -> Json:
         document.pop(name) for name in ("x-parameters", "x-headers", "x-bodies")
     )
     document["info"]["version"] = version
-    schemas = document["components"]["schemas"]
-    schemas["Rejection"]["properties"]["code"]["enum"] = list(STATUS_OF_CODE)
-    spec = APISpec("", version, document["openapi"], plugins=[MarshmallowPlugin()])
-    spec.components.schema("Batch", schema=BatchSchema)  # and Log, of which it has a list
-    schemas |= spec.components.schemas
+    rejection = document["components"]["schemas"]["Rejection"]
+    rejection["properties"]["code"]["enum"] = list(STATUS_OF_CODE)
     paths = document["paths"]
     if not has_status:
         for path in [path for path in paths if path.startswith("/status")]:

@@ -28,7 +28,7 @@ LIBRARIES = {
     "flask": {"api", "app", "server"},
     "werkzeug": {"api", "server"},
     "gunicorn": {"server"},
-    "marshmallow": {"intake", "api", "base"},
+    "marshmallow": {"intake", "base"},
     "msgspec": {"intake", "api", "view"},
     "google": {"intake"},
     "opentelemetry": {"intake"},
