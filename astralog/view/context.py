@@ -129,13 +129,13 @@ class ContextPart(ProcessPart):
                 yield group.offset, b"\n".join(lines)
 
 
-def unpack(arrivals: Iterable[Arrival]) -> Iterator[bytes]:
-    """Yield the lines of a ContextPart, with GAP between those that do not follow each other."""
+def unpack(arrivals: Iterable[Arrival], *, marks_gaps: bool) -> Iterator[bytes]:
+    """Yield the lines of a ContextPart, perhaps with GAP between those that are not neighbours."""
     last: SegmentName | None = None
     for arrival in arrivals:
         first, *lines = arrival.line.split(b"\n")
         has_gap = first == GAP and bool(lines)
-        if last is not None and (has_gap or last != arrival.segment):
+        if marks_gaps and last is not None and (has_gap or last != arrival.segment):
             yield GAP
         last = arrival.segment
         yield from lines if has_gap else [first, *lines]

@@ -2,18 +2,17 @@
 
 import logging
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from astralog.log import LineFormatter
 from astralog.standard_streams import escape
+from astralog.store import merge
+from astralog.store.merge import MakePart, Part
 from astralog.view.log_filter import parse_moment
 from astralog.view.stored_log import known_rank
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Text(click.types.StringParamType):
@@ -67,17 +66,6 @@ data_dir = click.option(
 )
 
 
-def apply(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Return a decorator that adds the options to a command, in their order."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 def prepare(name: str, level: str | None) -> None:
     """End silently at SIGPIPE, log to stderr, and report an unknown level."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -87,6 +75,14 @@ def prepare(name: str, level: str | None) -> None:
     logging.basicConfig(handlers=[handler])
     if level is not None and known_rank(level) is None:
         click.echo(f"astralog {name}: unknown level {level!r}: only logs of exactly it", err=True)
+
+
+def find_parts(directory: Path, make: MakePart | None = None) -> list[Part]:
+    """Return the parts of the directory; raises ClickException if it cannot be read."""
+    try:
+        return merge.find_parts(directory, make)
+    except OSError as error:
+        raise click.ClickException(describe(directory, error)) from None
 
 
 def describe(directory: Path, error: OSError) -> str:

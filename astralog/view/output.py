@@ -109,7 +109,7 @@ class Output:
         while written < len(data):
             try:
                 written += os.write(self._fd, data[written:])
-            except OSError as error:
+            except OSError as error:  # which a reader of segments would take for its own
                 raise click.ClickException(f"cannot write: {error.strerror}") from None
 
 

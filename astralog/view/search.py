@@ -16,17 +16,10 @@ import click
 
 from astralog.cores import count_cores
 from astralog.heap import keep_freed_heap
-from astralog.store.merge import (
-    Arrival,
-    Part,
-    find_parts,
-    newest_arrivals,
-    oldest_arrivals,
-    parts_since,
-)
+from astralog.store.merge import Arrival, Part, newest_arrivals, oldest_arrivals, parts_since
 from astralog.store.reader import ReadBudget, Select
 from astralog.view import options
-from astralog.view.context import GAP, MAX_LINES, ContextPart, unpack
+from astralog.view.context import MAX_LINES, ContextPart, unpack
 from astralog.view.log_filter import LogFilter, is_empty_range, parse_field
 from astralog.view.output import Output
 from astralog.view.processes import Processes, ProcessPart
@@ -64,14 +57,16 @@ def _parse_fields(
 
 @click.command()
 @click.argument("text", required=False, type=options.TEXT)
-@options.apply(options.since)
+@options.since
 @click.option(
     "--until",
     metavar="WHEN",
     callback=options.parse_when,
     help="Only logs until a time, or older than a duration.",
 )
-@options.apply(options.projects, options.services, options.level)
+@options.projects
+@options.services
+@options.level
 @click.option(
     "--field",
     "fields",
@@ -103,7 +98,8 @@ def _parse_fields(
     "-n", "limit", metavar="N", type=click.IntRange(0), help="Show the newest N logs, newest first."
 )
 @click.option("--count", is_flag=True, help="Print the number of logs instead.")
-@options.apply(options.as_json, options.data_dir)
+@options.as_json
+@options.data_dir
 def search(
     *,
     text: str | None,
@@ -131,30 +127,28 @@ def search(
     options.prepare("search", level)
     if is_empty_range(since, until):
         raise click.UsageError("--since is later than --until.")
-    keep_freed_heap()
     wanted = LogFilter(
-        frozenset(projects) or None,
-        frozenset(services) or None,
-        level,
-        None if regex else text,
-        since,
-        until,
-        fields,
-        _compile(text, match_case=match_case) if regex and text is not None else None,
-        match_case,
+        projects=frozenset(projects) or None,
+        services=frozenset(services) or None,
+        level=level,
+        text=None if regex else text,
+        since=since,
+        until=until,
+        fields=fields,
+        pattern=_compile(text, match_case=match_case) if regex and text is not None else None,
+        match_case=match_case,
     )
+    keep_freed_heap()
     has_context = not count and bool(around or after or before)
     make = partial(
         ContextPart, around if before is None else before, around if after is None else after
     )
     try:
-        parts = parts_since(find_parts(data_dir, make if has_context else ProcessPart), since)
-    except OSError as error:
-        raise Failed(options.describe(data_dir, error)) from None
-    try:
+        parts = options.find_parts(data_dir, make if has_context else ProcessPart)
+        parts = parts_since(parts, since)
         output = Output(as_json=as_json)
         run = _Run(parts, wanted.select, limit, None if count else output)
-        run.show(has_context=has_context, as_json=as_json)
+        run.show(has_context=has_context, marks_gaps=not as_json)
         if count:
             click.echo(run.found)
     except OSError as error:
@@ -205,16 +199,20 @@ class _Run:
         if output:
             output.before_writing = self._remove_bar
 
-    def show(self, *, has_context: bool, as_json: bool) -> None:
+    def show(self, *, has_context: bool, marks_gaps: bool) -> None:
         """Print the results; Ctrl-C reports the searched share and ends the process."""
         found = self._arrivals()
-        lines = unpack(found) if has_context else (arrival.line for arrival in found)
+        lines = (
+            unpack(found, marks_gaps=marks_gaps)
+            if has_context
+            else (arrival.line for arrival in found)
+        )
         is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         try:
             if not is_ignored:
                 signal.signal(signal.SIGINT, _interrupt)
             if self._output:
-                self._output.write(line for line in lines if line != GAP or not as_json)
+                self._output.write(lines)
             else:
                 deque(found, maxlen=0)
             self._remove_bar()

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from astralog.standard_streams import escape
-from astralog.store.merge import find_parts, parts_since
+from astralog.store.merge import parts_since
 from astralog.view import options
 
 #: Times that a query starts again if a segment was sealed, compressed or removed meanwhile.
@@ -41,7 +41,7 @@ COPY = "COPY ({query}\n) TO '/proc/self/fd/{fd}' (FORMAT {format}, USE_TMP_FILE 
 
 @click.command()
 @click.argument("query", type=options.TEXT)
-@options.apply(options.since)
+@options.since
 @click.option(
     "--format",
     "output_format",
@@ -50,7 +50,7 @@ COPY = "COPY ({query}\n) TO '/proc/self/fd/{fd}' (FORMAT {format}, USE_TMP_FILE 
     show_default=True,
     help="json prints one object per line.",
 )
-@options.apply(options.data_dir)
+@options.data_dir
 def sql(*, query: str, since: str | None, output_format: str, data_dir: Path) -> None:
     """Run a QUERY over the view `logs` of all stored logs with DuckDB.
 
@@ -93,10 +93,7 @@ def _import_duckdb() -> ModuleType:
 
 def _view(data_dir: Path, since: str | None) -> str:
     """Return the statement that creates the view over the existing segments."""
-    try:
-        parts = parts_since(find_parts(data_dir), since)
-    except OSError as error:
-        raise click.ClickException(options.describe(data_dir, error)) from None
+    parts = parts_since(options.find_parts(data_dir), since)
     if not parts:
         return EMPTY_VIEW
     files = [_quote(str(part.path)) for part in parts]

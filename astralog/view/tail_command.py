@@ -8,13 +8,7 @@ from typing import NoReturn
 import click
 
 from astralog.store.follower import Follower
-from astralog.store.merge import (
-    Part,
-    find_parts,
-    newest_lines,
-    oldest_first,
-    parts_since,
-)
+from astralog.store.merge import Part, newest_lines, oldest_first, parts_since
 from astralog.view import options
 from astralog.view.log_filter import LogFilter
 from astralog.view.output import Output
@@ -45,14 +39,18 @@ def _parse_lines(context: click.Context, option: click.Parameter, text: str | No
     help=f"Show the newest N logs, or `all`; {DEFAULT_LINES} by default, all with --since.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Also show new logs as they arrive.")
-@options.apply(options.projects, options.services, options.level)
+@options.projects
+@options.services
+@options.level
 @click.option(
     "--grep",
     "text",
     type=options.TEXT,
     help="Only logs with this text in message or metadata, ignoring case.",
 )
-@options.apply(options.since, options.as_json, options.data_dir)
+@options.since
+@options.as_json
+@options.data_dir
 def tail(
     *,
     lines: float | None,
@@ -73,10 +71,7 @@ def tail(
     output = Output(as_json=as_json)
     if follow:
         _follow(data_dir, lines, wanted, output)
-    try:
-        stored = find_parts(data_dir)
-    except OSError as error:
-        raise click.ClickException(options.describe(data_dir, error)) from None
+    stored = options.find_parts(data_dir)
     _show_stored(stored, lines, wanted, output)
     if any(part.is_failed for part in stored):
         sys.exit(1)  # the log names each
