@@ -7,7 +7,7 @@ from typing import Any
 from astralog.store.merge import Arrival, last_first
 from astralog.store.names import SegmentName
 from astralog.store.reader import READ_ERRORS, Block, ReadBudget, Select, every_line
-from astralog.view.processes import ProcessPart, Read
+from astralog.view.processes import ProcessPart
 
 #: The separator between lines that do not follow each other.
 GAP = b"--"
@@ -113,13 +113,13 @@ class ContextPart(ProcessPart):
         self._before = before
         self._after = after
 
-    def read_here(self, limit: int | None) -> Read:
-        """Return a reader of the groups in this process, backwards if there is a limit."""
+    def read_here(
+        self, limit: int | None, select: Select, budget: ReadBudget
+    ) -> Iterator[tuple[int, bytes]]:
+        """Read the groups in this process, backwards if there is a limit."""
         if limit is None:
-            return self._read_groups
-        return lambda select, budget: last_first(
-            lambda: self._read_groups(select, budget), limit, budget
-        )
+            return self._read_groups(select, budget)
+        return last_first(lambda: self._read_groups(select, budget), limit, budget)
 
     def _read_groups(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         with self._reader() as reader:

@@ -42,8 +42,8 @@ _LINE, _PROGRESS, _END, _FAILED, _REMOVED = range(5)
 _NUMBER = struct.Struct("<I")  # of the segment that a process reads next
 _DONE = b"."
 
-#: Reads a part: `_read` or `_read_backwards`, all arguments but the last two set.
-Read = Callable[[Select, ReadBudget], Iterator[tuple[int, bytes]]]
+#: Reads a part by its number, and writes the results.
+Work = Callable[[int, BinaryIO], None]
 
 
 class ProcessPart(Part):
@@ -55,12 +55,13 @@ class ProcessPart(Part):
         super().__init__(*place)
         self.processes: Processes | None = None
 
-    def read_here(self, limit: int | None) -> Read:
-        """Return a reader of the part in this process, backwards if there is a limit."""
-        forwards, backwards = super()._read, super()._read_backwards
+    def read_here(
+        self, limit: int | None, select: Select, budget: ReadBudget
+    ) -> Iterator[tuple[int, bytes]]:
+        """Read the part in this process, backwards if there is a limit."""
         if limit is None:
-            return forwards
-        return lambda select, budget: backwards(limit, select, budget)
+            return super()._read(select, budget)
+        return super()._read_backwards(limit, select, budget)
 
     def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         return self._read_anywhere(None, select, budget)
@@ -75,7 +76,7 @@ class ProcessPart(Part):
     ) -> Iterator[tuple[int, bytes]]:
         results = self.processes and self.processes.take(self)
         if not results:
-            yield from self.read_here(limit)(select, budget)
+            yield from self.read_here(limit, select, budget)
         else:
             yield from results.lines(budget)
 
@@ -167,18 +168,45 @@ class Processes:
         if not self._idle:
             if len(self._busy) >= self._count:
                 return False
-            self._idle.append(_Process(self._parts, self._select, self._limit))
+            self._idle.append(_Process(self._search))
         process = self._idle.pop()
         self._begun[part] = _Results(self, part, process.read(self._waiting.pop(part)))
         self._busy[process.fd] = process
         self._poll.register(process.fd, POLLIN)
         return True
 
+    def _search(self, number: int, pipe: BinaryIO) -> None:
+        """Write the lines of a part, its progress, and how it ended."""
+        part = self._parts[number]
+        budget = ReadBudget()
+        sender = _Sender(pipe)
+        sent_bytes = 0
+
+        def send_progress() -> None:
+            nonlocal sent_bytes
+            sender.send(_PROGRESS, budget.file_bytes - sent_bytes)
+            sent_bytes = budget.file_bytes
+
+        def select_and_report(block: bytes) -> Iterable[tuple[int, bytes]]:
+            if sender.is_due:
+                send_progress()
+            return self._select(block)
+
+        try:
+            for offset, line in part.read_here(self._limit, select_and_report, budget):
+                sender.send(_LINE, offset, line)
+            send_progress()
+            sender.send(_END, 0)
+        except FileNotFoundError as error:
+            sender.send(_REMOVED, 0, str(error).encode())
+        except READ_ERRORS as error:
+            sender.send(_FAILED, 0, str(error).encode())
+
 
 class _Process:
     """The parent's view of a process that reads parts by their numbers."""
 
-    def __init__(self, parts: list[ProcessPart], select: Select, limit: int | None) -> None:
+    def __init__(self, work: Work) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.fd = self._socket.fileno()
         parent = os.getpid()
@@ -186,7 +214,7 @@ class _Process:
         self._pid = os.fork()
         if not self._pid:
             self._socket.close()
-            _run_child(parts, select, limit, parent, theirs)
+            _run_child(work, parent, theirs)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
         theirs.close()
 
@@ -278,13 +306,7 @@ class _Results:
         return True
 
 
-def _run_child(
-    parts: list[ProcessPart],
-    select: Select,
-    limit: int | None,
-    parent: int,
-    parent_socket: socket.socket,
-) -> NoReturn:
+def _run_child(work: Work, parent: int, parent_socket: socket.socket) -> NoReturn:
     """Read parts in this process, which was forked for it, until the parent ends it."""
     try:
         end_with_parent(parent)
@@ -297,7 +319,7 @@ def _run_child(
                 break
             (number,) = _NUMBER.unpack(data)
             with open(fds[0], "wb") as pipe:
-                _search(parts[number].read_here(limit), select, _Sender(pipe))
+                work(number, pipe)
             parent_socket.send(_DONE)
     except ConnectionError:  # the parent ended
         pass
@@ -325,29 +347,3 @@ class _Sender:
         if self.is_due:
             self._flushed_at = time.monotonic()
             self._pipe.flush()
-
-
-def _search(read: Read, select: Select, sender: _Sender) -> None:
-    """Write the lines of a part, its progress, and how it ended."""
-    budget = ReadBudget()
-    sent_bytes = 0
-
-    def send_progress() -> None:
-        nonlocal sent_bytes
-        sender.send(_PROGRESS, budget.file_bytes - sent_bytes)
-        sent_bytes = budget.file_bytes
-
-    def select_and_report(block: bytes) -> Iterable[tuple[int, bytes]]:
-        if sender.is_due:
-            send_progress()
-        return select(block)
-
-    try:
-        for offset, line in read(select_and_report, budget):
-            sender.send(_LINE, offset, line)
-        send_progress()
-        sender.send(_END, 0)
-    except FileNotFoundError as error:
-        sender.send(_REMOVED, 0, str(error).encode())
-    except READ_ERRORS as error:
-        sender.send(_FAILED, 0, str(error).encode())

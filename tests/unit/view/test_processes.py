@@ -166,7 +166,7 @@ def test_process_ends_quietly_after_its_parent(capfd: pytest.CaptureFixture[str]
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        processes_module._run_child([], not_blank, None, parent, theirs)
+        processes_module._run_child(lambda number, pipe: None, parent, theirs)
     os.waitpid(pid, 0)
     theirs.close()
     assert capfd.readouterr().err == ""
