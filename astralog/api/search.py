@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
@@ -23,10 +24,11 @@ from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch, LogStream
 
 PATH = "/v1/search"
 
-#: The parameters that a search takes from the query; `field.NAME=VALUE` is another.
-FILTERS = ("q", "project", "service", "level", "since", "until")
-FIELD = "field"
-PARAMETERS = (*FILTERS, FIELD, "n", "before", "follow")
+#: The parameters of the query.
+PARAMETERS = (
+    *("q", "project", "service", "level", "since", "until", "field"),
+    *("n", "before", "follow"),
+)
 
 #: Logs of a response by default, and at most.
 DEFAULT_LOGS = 100
@@ -81,43 +83,33 @@ class Streams:
         if self.count >= MAX_STREAMS:
             message = f"This worker has {MAX_STREAMS} streams of logs already; retry later."
             raise Rejection("search_busy", message)
-        self.count += 1
-        stream = _Stream(self, turns, LogStream(directory, wanted), is_granted)
-        try:
-            turns.run(stream.logs.start)
-        except BaseException:
-            stream.close()
-            raise
-        response = Response(stream.items())
-        response.call_on_close(stream.close)
+        logs = LogStream(directory, wanted)
+        with ExitStack() as at_end:  # of the response, or at an error before it
+            self.count += 1
+            at_end.callback(self._forget)
+            at_end.callback(turns.run_later, logs.close)  # once no slot uses the files
+            turns.run(logs.start)
+            response = Response(self._items(turns, logs, is_granted))
+            response.call_on_close(at_end.pop_all().close)
         return response
 
+    def _forget(self) -> None:
+        self.count -= 1
 
-class _Stream:
-    """One stream, from its request to the end of its response."""
-
-    def __init__(
-        self,
-        streams: Streams,
-        turns: OneAtATime,
-        logs: LogStream,
-        is_granted: Callable[[], bool],
-    ) -> None:
-        self.logs = logs
-        self._is_granted = is_granted
-        self._streams = streams
-        self._turns = turns
-        self._is_closed = False
-
-    def items(self) -> Iterator[bytes]:
+    def _items(
+        self, turns: OneAtATime, logs: LogStream, is_granted: Callable[[], bool]
+    ) -> Iterator[bytes]:
         """Yield new lines and heartbeats; the first item makes the server send the head."""
         yield HEARTBEAT
         sent_at = time.monotonic()
         end = sent_at + STREAM_SECONDS
-        while not self._streams.is_stopping.wait(STREAM_POLL_SECONDS):
-            if time.monotonic() >= end or not self._is_granted():
+        while not self.is_stopping.wait(STREAM_POLL_SECONDS):
+            if time.monotonic() >= end or not is_granted():
                 return
-            lines = self._poll()
+            try:
+                lines = turns.run(logs.read, STREAM_TURN_SECONDS)
+            except Rejection:  # others had their turns; the lines come with the next poll
+                lines = []
             if lines:
                 yield b"".join(line + b"\n" for line in lines)
             elif time.monotonic() - sent_at >= HEARTBEAT_SECONDS:
@@ -125,19 +117,6 @@ class _Stream:
             else:
                 continue
             sent_at = time.monotonic()
-
-    def close(self) -> None:
-        """Close the files once no slot uses them; another stream may then be opened."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._streams.count -= 1
-            self._turns.run_later(self.logs.close)
-
-    def _poll(self) -> list[bytes]:
-        try:
-            return self._turns.run(self.logs.read, STREAM_TURN_SECONDS)
-        except Rejection:  # others had their turns; the lines come with the next poll
-            return []
 
 
 # --- The view
@@ -155,17 +134,17 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
         token = tokens.authorize(request.environ, Scope.READ)
         query = parse_query(request.environ["QUERY_STRING"], PARAMETERS)
         wanted = filter_of(token, query)
-        if _is_following(query):
-            is_granted = partial(_has_token, tokens, request.environ, token)
-            try:
+        try:
+            if _is_following(query):
+                is_granted = partial(_has_token, tokens, request.environ, token)
                 return _as_ndjson(streams.open(turns, settings.data_dir, wanted, is_granted))
-            except OSError:
-                raise unreadable() from None
-        rest = _parse_cursor(logs, query)
-        found = _collect(turns, logs, wanted, _parse_number(query), rest)
-        response = _answer(
-            found.lines, None if found.rest is None else query | {"before": logs.seal(found.rest)}
-        )
+            found = _collect(turns, logs, wanted, _parse_number(query), _parse_cursor(logs, query))
+        except OSError:
+            raise unreadable() from None
+        response = _as_ndjson(Response(b"".join(line + b"\n" for line in found.lines)))
+        if found.rest is not None:
+            following = urlencode(query | {"before": logs.seal(found.rest)})
+            response.headers["Link"] = f'<{PATH}?{following}>; rel="next"'
         if token.projects is None:  # the sizes of other projects' logs are in it
             response.headers["Searched-Bytes"] = str(found.file_bytes)
         if found.unreadable:
@@ -213,12 +192,12 @@ def _parse_moment(query: dict[str, str], name: str) -> str | None:
 
 
 def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    if FIELD not in query:
+    if "field" not in query:
         return ()
     try:
-        return (parse_field(query[FIELD]),)
+        return (parse_field(query["field"]),)
     except ValueError as error:
-        raise bad_parameter(FIELD, str(error)) from None
+        raise bad_parameter("field", str(error)) from None
 
 
 def _is_following(query: dict[str, str]) -> bool:
@@ -251,35 +230,28 @@ def _collect(
 ) -> Found:
     """Search in slots until there are enough logs, or the time of the response is over."""
     end = time.monotonic() + ANSWER_SECONDS
-    lines: list[bytes] = []
-    size = file_bytes = damaged = 0
+    found = Found([], rest, 0, 0)
     while True:
+        left = limit - len(found.lines)
         try:
-            found = turns.run(logs.find, wanted, limit - len(lines), TURN_SECONDS, rest)
-        except OSError:
-            raise unreadable() from None
+            more = turns.run(logs.find, wanted, left, TURN_SECONDS, found.rest)
         except Rejection:
-            if not file_bytes:
+            if not found.file_bytes:
                 raise
-            return Found(lines, rest, file_bytes, damaged)
-        lines += found.lines
-        file_bytes += found.file_bytes
-        damaged += found.unreadable
-        size += sum(map(len, found.lines))
-        rest = found.rest
-        is_enough = len(lines) >= limit or size >= MAX_PAGE_BYTES
-        if is_enough and rest is None:
-            rest = NOTHING  # whether there is more depends on the logs of other projects
-        if rest is None or is_enough or time.monotonic() >= end:
-            return Found(lines, rest, file_bytes, damaged)
-
-
-def _answer(lines: list[bytes], next_query: dict[str, str] | None) -> Response:
-    body = b"".join(line + b"\n" for line in lines)
-    response = _as_ndjson(Response(body))
-    if next_query is not None:
-        response.headers["Link"] = f'<{PATH}?{urlencode(next_query)}>; rel="next"'
-    return response
+            return found
+        found = Found(
+            found.lines + more.lines,
+            more.rest,
+            found.file_bytes + more.file_bytes,
+            found.unreadable + more.unreadable,
+        )
+        size = sum(map(len, found.lines))
+        is_enough = len(found.lines) >= limit or size >= MAX_PAGE_BYTES
+        if is_enough and found.rest is None:
+            # whether there is more depends on the logs of other projects
+            return found._replace(rest=NOTHING)
+        if found.rest is None or is_enough or time.monotonic() >= end:
+            return found
 
 
 def _as_ndjson(response: Response) -> Response:
