@@ -10,14 +10,7 @@ from functools import cached_property
 import msgspec
 
 from astralog.store.reader import every_line
-from astralog.view.prefilter import (
-    Prefilter,
-    by_field,
-    by_head,
-    by_regex,
-    by_text,
-    candidates,
-)
+from astralog.view.prefilter import Prefilter, by_field, by_head, by_regex, by_text
 from astralog.view.stored_log import StoredLog, decode, is_severe_enough
 
 #: A JSON escape; several `\\u` in a row may be one character.
@@ -65,8 +58,8 @@ class LogFilter:
 
     def select(self, block: bytes) -> Iterator[tuple[int, bytes]]:
         """Select the matching lines of a block; see `store.reader.Select`."""
-        found = candidates(self._prefilters, block)
-        for offset, line in every_line(block) if found is None else found:
+        lines = self._prefilter.lines(block) if self._prefilter else every_line(block)
+        for offset, line in lines:
             if self.matches(line):
                 yield offset, line
 
@@ -75,15 +68,15 @@ class LogFilter:
         return self == LogFilter()
 
     @cached_property
-    def _prefilters(self) -> tuple[Prefilter, ...]:
-        """Literals that a matching line contains, the probably rarest first."""
+    def _prefilter(self) -> Prefilter | None:
+        """The prefilter of the condition that the fewest lines probably fulfil."""
         found = [
             None if self.text is None else by_text(self.text, match_case=self.match_case),
             None if self.pattern is None else by_regex(self.pattern),
             *(by_field(name, value) for name, value in self.fields),
             by_head(self.projects, self.level, self.services),
         ]
-        return tuple(prefilter for prefilter in found if prefilter)
+        return next(filter(None, found), None)
 
     @cached_property
     def _wanted_text(self) -> str | None:

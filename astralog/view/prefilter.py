@@ -111,7 +111,11 @@ class Prefilter:
     exceptions: tuple[bytes, ...] = ()
     escapes: Escapes | None = None
 
-    def spans(self, block: bytes) -> Iterator[tuple[int, int]]:
+    def lines(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield each line of a block that may match, and the offset after it, in order."""
+        return ((end + 1, block[begin:end]) for begin, end in self._spans(block))
+
+    def _spans(self, block: bytes) -> Iterator[tuple[int, int]]:
         """Yield the start and end of each line found, without its line end, in order."""
         found = [self._found(block)] if self._has_required(block) else []
         found += [_by_literal(block, block, text) for text in self.exceptions]
@@ -139,13 +143,6 @@ class Prefilter:
         if not all(lower in block or upper in block for lower, upper in cases):
             return iter(())
         return _by_literal(block, block.lower(), self.literal)
-
-
-def candidates(prefilters: Iterable[Prefilter], block: bytes) -> Iterator[tuple[int, bytes]] | None:
-    """Return the lines of a block that may match, each with the offset after it; None for all."""
-    for prefilter in prefilters:
-        return ((end + 1, block[begin:end]) for begin, end in prefilter.spans(block))
-    return None
 
 
 def by_text(text: str, *, match_case: bool) -> Prefilter | None:

@@ -1723,7 +1723,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "escapes in searched blocks",
-        "astralog.view.prefilter:Prefilter.spans",
+        "astralog.view.prefilter:Prefilter._spans",
         "if self.escapes and",
         "if False and",
         ("tests/unit/view/test_prefilter.py", "-k", "searched_as"),
