@@ -7,6 +7,7 @@ import msgspec
 from flask import Blueprint, Response
 
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
+from astralog.api.protocols import without_parameters
 from astralog.api.responses import REPLAYED_HEADERS, Note, json_response, left_out
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
@@ -48,7 +49,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
 
 @lru_cache(maxsize=64)
 def _is_ndjson(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() in NDJSON_TYPES
+    return without_parameters(content_type) in NDJSON_TYPES
 
 
 def _respond(accepted: Accepted) -> Response:

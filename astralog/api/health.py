@@ -1,12 +1,12 @@
 """GET /health, /ready and /metrics: for load balancers, orchestrators and Prometheus."""
 
 from http import HTTPStatus
-from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from flask import Blueprint, Response, request
 
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
+from astralog.api.rejection_log import parse_address
 from astralog.api.responses import json_response
 from astralog.auth import Tokens
 from astralog.browsers import is_foreign
@@ -78,13 +78,6 @@ def is_local(environ: dict[str, Any]) -> bool:
     if host not in LOCAL_HOSTS and host.rpartition(":")[0] not in LOCAL_HOSTS[1:]:
         return False
     peer = environ.get("REMOTE_ADDR", "")
-    return peer == "" or _is_loopback(peer)  # a unix socket has no address
-
-
-def _is_loopback(peer: str) -> bool:
-    try:
-        address = ip_address(peer)
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
+    address = parse_address(peer)
+    is_loopback = address is not None and address.is_loopback
+    return peer == "" or is_loopback  # a unix socket has no address

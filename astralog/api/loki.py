@@ -10,7 +10,7 @@ from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
-from astralog.api.protocols import OPTIONS, Service
+from astralog.api.protocols import OPTIONS, Service, without_parameters
 from astralog.api.responses import REPLAYED_HEADERS, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Inflate
@@ -31,7 +31,8 @@ def create_view(service: Service) -> PlainView:
         if environ["REQUEST_METHOD"] != "POST":
             raise MethodNotAllowed(["POST"])
         decode, inflate = _find_decoder(environ, service.max_body_bytes)
-        if _header(environ, "HTTP_CONTENT_ENCODING") == "snappy":  # as some say of protobuf
+        coding = without_parameters(environ.get("HTTP_CONTENT_ENCODING", ""))
+        if coding == "snappy":  # as some say of protobuf
             environ = {**environ, "HTTP_CONTENT_ENCODING": ""}
         accepted = service.acceptor.accept(environ, decode, OPTIONS, inflate)
         headers = REPLAYED_HEADERS if accepted.is_replayed else None
@@ -58,14 +59,9 @@ def _find_decoder(environ: Environ, max_body_bytes: int) -> tuple[Decoder, Infla
     if len(tenant) > MAX_TENANT_CHARACTERS:
         limit = f"max {MAX_TENANT_CHARACTERS} characters"
         raise Rejection("bad_request", f"X-Scope-OrgID: tenant ID is too long: {limit}")
-    if _header(environ, "CONTENT_TYPE") == "application/json":
+    if without_parameters(environ.get("CONTENT_TYPE", "")) == "application/json":
         return partial(decode_json, tenant), None
     from astralog.intake import loki_protobuf  # noqa: PLC0415  # takes 50 ms
 
     decode = partial(loki_protobuf.decode_protobuf, tenant)
     return decode, partial(loki_protobuf.inflate, max_body_bytes)
-
-
-def _header(environ: Environ, name: str) -> str:
-    """Return a header's value without its parameters."""
-    return str(environ.get(name, "")).partition(";")[0].strip().lower()

@@ -5,12 +5,13 @@ Source: https://opentelemetry.io/docs/specs/otlp/#otlphttp.
 
 from functools import partial
 from http import HTTPStatus
+from typing import NoReturn
 
 from flask import Blueprint, Response
 
 from astralog.api import responses
 from astralog.api.dispatch import FixedResponse, Reject, plain_view
-from astralog.api.protocols import PARTIAL_OPTIONS
+from astralog.api.protocols import PARTIAL_OPTIONS, without_parameters
 from astralog.api.responses import REPLAYED_HEADERS, Note, describe_rejection, left_out
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
@@ -100,30 +101,25 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
             note(rejection, environ)
         return response
 
-    @blueprint.post("/v1/traces")
-    def reject_traces() -> Response:
-        """Reject traces, which are not supported."""
-        raise _not_taken("traces")
-
-    @blueprint.post("/v1/metrics")
-    def reject_metrics() -> Response:
-        """Reject metrics, which are not supported."""
-        raise _not_taken("metrics")
-
+    for signal in OTHER_SIGNALS:
+        blueprint.add_url_rule(
+            f"/v1/{signal}", signal, partial(_reject_signal, signal), methods=["POST"]
+        )
     return blueprint
 
 
-def _not_taken(signal: str) -> Rejection:
+def _reject_signal(signal: str) -> NoReturn:
+    """Reject a signal that is not supported."""
     message = (
         f"AstraLog accepts logs at /v1/logs, but no {signal}; "
         f"set {OTHER_SIGNALS[signal]}=none to stop an SDK from sending them."
     )
-    return Rejection("not_found", message)
+    raise Rejection("not_found", message)
 
 
 def _find_encoding(environ: Environ) -> Encoding:
     """Return the encoding of the request."""
-    if _media_type(environ) not in PROTOBUF_TYPES:
+    if without_parameters(environ.get("CONTENT_TYPE", "")) not in PROTOBUF_TYPES:
         return Json()
     from astralog.intake.otlp_protobuf import Protobuf  # noqa: PLC0415  # most never need it
 
@@ -137,13 +133,10 @@ def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Re
 def _with_hint(error: Exception, environ: Environ) -> Exception:
     """Add a hint to the rejection of a protobuf body that was read as JSON."""
     is_invalid_json = isinstance(error, Rejection) and error.code == "invalid_json"
-    if not is_invalid_json or _media_type(environ) == "application/json":
+    content_type = without_parameters(environ.get("CONTENT_TYPE", ""))
+    if not is_invalid_json or content_type == "application/json":
         return error
     return Rejection("invalid_json", f"{str(error).rstrip('.')}; {PROTOBUF_HINT}")
-
-
-def _media_type(environ: Environ) -> str:
-    return str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
 
 
 def _render(rejection: Rejection, environ: Environ) -> Response:

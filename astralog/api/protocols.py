@@ -37,3 +37,8 @@ def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
 
     modules = {"services": "hec", "loki": "loki", "elasticsearch": "elasticsearch"}
     return {name: cache(partial(load, module)) for name, module in modules.items()}
+
+
+def without_parameters(header: str) -> str:
+    """Return the value of a header in lower case, without the parameters that follow it."""
+    return header.partition(";")[0].strip().lower()

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -180,18 +180,21 @@ def client_address(
 
 def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool:
     """Return whether an address is in one of the networks, also as an IPv4-mapped IPv6 address."""
-    if not networks or not is_address(address):
-        return False
-    parsed = ip_address(address)
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped
-    return any(parsed in network for network in networks)
+    parsed = parse_address(address) if networks else None
+    return parsed is not None and any(parsed in network for network in networks)
 
 
 def is_address(text: str) -> bool:
     """Return whether a text is an IP address."""
+    return parse_address(text) is not None
+
+
+def parse_address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address in a text, the IPv4 address if it is mapped to IPv6, else None."""
     try:
-        ip_address(text)
+        address = ip_address(text)
     except ValueError:
-        return False
-    return "%" not in text  # a zone may be any text
+        return None
+    if "%" in text:  # a zone may be any text
+        return None
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
