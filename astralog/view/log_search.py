@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,13 +83,7 @@ class LogSearch:
         parts = parts_since(parts, wanted.since)
         budget = ReadBudget(max_seconds=seconds, is_soft=True)
         found = newest_arrivals(parts, limit, paced(wanted.select), budget)
-        lines: list[bytes] = []
-        size = 0
-        for arrival in found:
-            lines.append(arrival.line)
-            size += len(arrival.line)
-            if size >= MAX_PAGE_BYTES:
-                break
+        lines = _take((arrival.line for arrival in found), MAX_PAGE_BYTES)
         unreadable = sum(
             part.is_damaged or (part.is_failed and not part.is_removed) for part in parts
         )
@@ -135,19 +129,25 @@ class LogStream:
     def read(self, seconds: float) -> list[bytes]:
         """Return the lines stored since the last call, or some of them if they are many."""
         budget = ReadBudget(max_seconds=seconds, is_soft=True)
-        lines: list[bytes] = []
-        size = 0
         # Each call has a new pace: the time between two calls is not work.
-        for line in self._follower.poll(paced(self._wanted.select), budget):
-            lines.append(line)
-            size += len(line)
-            if size >= MAX_STREAM_BYTES:
-                break
-        return lines
+        lines = self._follower.poll(paced(self._wanted.select), budget)
+        return _take(lines, MAX_STREAM_BYTES)
 
     def close(self) -> None:
         """Close all files."""
         self._follower.close()
+
+
+def _take(lines: Iterable[bytes], max_bytes: int) -> list[bytes]:
+    """Return the first lines up to so many bytes; the last line may exceed them."""
+    taken: list[bytes] = []
+    size = 0
+    for line in lines:
+        taken.append(line)
+        size += len(line)
+        if size >= max_bytes:
+            break
+    return taken
 
 
 def _make_pace() -> Yielding:
