@@ -25,12 +25,7 @@ def create_blueprint(
 ) -> Blueprint:
     """Return the blueprint; `reject` answers the errors of /health and /ready."""
     blueprint = Blueprint("health", __name__)
-    _add_probes(blueprint, queue, reject)
-    _add_metrics(blueprint, tokens, numbers)
-    return blueprint
 
-
-def _add_probes(blueprint: Blueprint, queue: CommitQueue, reject: Reject) -> None:
     @blueprint.get("/health")
     @plain_view(reject)
     def health(environ: Environ) -> Response:
@@ -50,15 +45,6 @@ def _add_probes(blueprint: Blueprint, queue: CommitQueue, reject: Reject) -> Non
         response.headers["Retry-After"] = str(retry_after_seconds(reason))
         return response
 
-
-#: A proxy marks a forwarded request by a header whose name begins with one of these.
-FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
-
-#: Host names that a client of the same machine uses; a page in its browser cannot forge them.
-LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
-
-
-def _add_metrics(blueprint: Blueprint, tokens: Tokens, numbers: Metrics) -> None:
     @blueprint.get("/metrics")
     def show_metrics() -> Response:
         """Return the metrics of all workers; requests from this machine need no token."""
@@ -68,6 +54,15 @@ def _add_metrics(blueprint: Blueprint, tokens: Tokens, numbers: Metrics) -> None
                 raise Rejection(*METRICS_FORBIDDEN)
         text, content_type = numbers.render(request.environ.get("HTTP_ACCEPT", ""))
         return Response(text, content_type=content_type)
+
+    return blueprint
+
+
+#: A proxy marks a forwarded request by a header whose name begins with one of these.
+FORWARDING_HEADERS = ("HTTP_X_FORWARDED", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+
+#: Host names that a client of the same machine uses; a page in its browser cannot forge them.
+LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "[::1]")
 
 
 def is_local(environ: dict[str, Any]) -> bool:
