@@ -131,16 +131,35 @@ class Part:
         with contextlib.closing(SegmentReader(self._directory, self.segment)) as reader:
             yield reader
 
-    def read(self, select: Select, budget: ReadBudget) -> Iterator[Arrival]:
+    def read(self, limit: int | None, select: Select, budget: ReadBudget) -> Iterator[Arrival]:
         """Yield the matching lines until the budget is spent; the next call continues.
 
-        Lines count as read once the next one is asked for. A file that cannot be read ends.
+        With a limit, these are the newest `limit` lines, newest first; of a line in which `begin`
+        lies, which was not whole then, all is yielded. Lines count as read once the next one is
+        asked for. A file that cannot be read ends.
         """
         segment, since, until = self.segment, self.since, self.until
-        time = since
-        for offset, line in self._without_errors(self._read(select, budget)):
-            time = _arrival_time(line, since, until, time)
-            yield Arrival(segment, time, offset, line)
+        time = since if limit is None else until
+        try:
+            for offset, line in self._lines(limit, select, budget):
+                time = _arrival_time(line, since, until, time)
+                if limit is not None:
+                    self.reached = offset
+                yield Arrival(segment, time, offset, line)
+        except FileNotFoundError:
+            log.warning("%s was removed before it was read", segment)
+            self.is_failed = self.is_removed = True
+        except READ_ERRORS as error:
+            log.warning("cannot read %s: %s", segment, error)
+            self.is_failed = True
+
+    def _lines(
+        self, limit: int | None, select: Select, budget: ReadBudget
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines of `read`, each with the offset after it; raises READ_ERRORS."""
+        if limit is None:
+            return self._read(select, budget)
+        return self._read_backwards(limit, select, budget)
 
     def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         with self._reader() as reader:
@@ -150,18 +169,6 @@ class Part:
                     self.begin = start + offset
                 self.begin = start + len(lines)
             self.is_read = not budget.is_spent
-
-    def read_backwards(self, limit: int, select: Select, budget: ReadBudget) -> Iterator[Arrival]:
-        """Yield the newest `limit` matching lines, newest first; else as `read`.
-
-        Of a line in which `begin` lies, which was not whole then, all is yielded.
-        """
-        segment, since, until = self.segment, self.since, self.until
-        time = until
-        for offset, line in self._without_errors(self._read_backwards(limit, select, budget)):
-            time = _arrival_time(line, since, until, time)
-            self.reached = offset
-            yield Arrival(segment, time, offset, line)
 
     def _read_backwards(
         self, limit: int, select: Select, budget: ReadBudget
@@ -203,16 +210,6 @@ class Part:
         self.reached = None
         has_others = yield from last_first(read, limit, budget)
         self.is_read = not has_others
-
-    def _without_errors(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        try:
-            yield from lines
-        except FileNotFoundError:
-            log.warning("%s was removed before it was read", self.segment)
-            self.is_failed = self.is_removed = True
-        except READ_ERRORS as error:
-            log.warning("cannot read %s: %s", self.segment, error)
-            self.is_failed = True
 
 
 def last_first(
@@ -342,7 +339,7 @@ def oldest_arrivals(
         while waiting and not budget.is_spent and (not heads or since <= heads[0][0]):
             part = waiting.pop()
             since = waiting[-1].since if waiting else math.inf
-            lines = part.read(select, budget)
+            lines = part.read(None, select, budget)
             if arrival := next(lines, None):
                 heapq.heappush(heads, (arrival.time, -len(waiting), arrival, part, lines))
         if not heads:
@@ -383,7 +380,7 @@ def newest_arrivals(
         while waiting and (not heads or parts[waiting[-1]].latest >= -heads[0][0]):
             number = waiting.pop()
             part = parts[number]
-            lines = part.read_backwards(limit, select, budget)
+            lines = part.read(limit, select, budget)
             heapq.heappush(heads, (-part.until, -number, None, part, lines))
         if not heads:
             return

@@ -59,19 +59,9 @@ class ProcessPart(Part):
         self, limit: int | None, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
         """Read the part in this process, backwards if there is a limit."""
-        if limit is None:
-            return super()._read(select, budget)
-        return super()._read_backwards(limit, select, budget)
+        return super()._lines(limit, select, budget)
 
-    def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        return self._read_anywhere(None, select, budget)
-
-    def _read_backwards(
-        self, limit: int, select: Select, budget: ReadBudget
-    ) -> Iterator[tuple[int, bytes]]:
-        return self._read_anywhere(limit, select, budget)
-
-    def _read_anywhere(
+    def _lines(
         self, limit: int | None, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
         results = self.processes and self.processes.take(self)
