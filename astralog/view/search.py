@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -46,6 +46,21 @@ class Failed(click.ClickException):
     exit_code = FAILED
 
 
+class _Command(click.Command):
+    """A command whose errors have the exit status of grep's."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; the readers of segments report their own errors."""
+        try:
+            return super().invoke(context)
+        except click.UsageError:  # which has that status
+            raise
+        except click.ClickException as error:
+            raise Failed(error.message) from None
+        except OSError as error:
+            raise Failed(f"cannot write: {error.strerror}") from None
+
+
 def _parse_fields(
     context: click.Context, option: click.Parameter, texts: tuple[str, ...]
 ) -> tuple[tuple[str, str], ...]:
@@ -55,7 +70,7 @@ def _parse_fields(
         raise click.BadParameter(f"{error}.") from None
 
 
-@click.command()
+@click.command(cls=_Command)
 @click.argument("text", required=False, type=options.TEXT)
 @options.since
 @click.option(
@@ -143,18 +158,13 @@ def search(
     make = partial(
         ContextPart, around if before is None else before, around if after is None else after
     )
-    try:
-        parts = options.find_parts(data_dir, make if has_context else ProcessPart)
-        parts = parts_since(parts, since)
-        output = Output(as_json=as_json)
-        run = _Run(parts, wanted.select, limit, None if count else output)
-        run.show(has_context=has_context, marks_gaps=not as_json)
-        if count:
-            click.echo(run.found)
-    except OSError as error:
-        raise Failed(f"cannot write: {error.strerror}") from None
-    except click.ClickException as error:
-        raise Failed(error.message) from None
+    parts = options.find_parts(data_dir, make if has_context else ProcessPart)
+    parts = parts_since(parts, since)
+    output = Output(as_json=as_json)
+    run = _Run(parts, wanted.select, limit, None if count else output)
+    run.show(has_context=has_context, marks_gaps=not as_json)
+    if count:
+        click.echo(run.found)
     if any(part.is_failed and not part.is_removed for part in parts):
         sys.exit(FAILED)  # the log names each
     sys.exit(0 if run.found else NOT_FOUND)
