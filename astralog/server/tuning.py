@@ -2,7 +2,6 @@
 
 import os
 import resource
-import time
 from typing import Any
 
 from gunicorn.workers import base
@@ -34,41 +33,14 @@ def keep_heartbeats_in_memory() -> None:
     gunicorn creates them in `worker_tmp_dir`, and its master ends if it cannot: any local user can
     fill /dev/shm or /tmp.
     """
-    base.WorkerTmp = make_heartbeat
+    base.WorkerTmp = Heartbeat
 
 
-class Heartbeat:
-    """A heartbeat: a file whose time a worker sets and the master reads; replaces WorkerTmp."""
+class Heartbeat(WorkerTmp):
+    """A file in memory, whose time a worker sets and the master reads."""
 
-    def __init__(self, fd: int, uid: int, gid: int) -> None:
-        """Change the file's owner to the worker's user, so that the worker may set the time."""
-        self._fd = fd
-        os.fchown(fd, uid, gid)
-
-    def notify(self) -> None:
-        """Record that the worker is alive."""
-        now = time.monotonic()
-        os.utime(self._fd, (now, now))
-
-    def last_update(self) -> float:
-        """Return the time of the last `notify`, by the monotonic clock."""
-        return os.fstat(self._fd).st_mtime
-
-    def fileno(self) -> int:
-        """Return the file's descriptor."""
-        return self._fd
-
-    def close(self) -> None:
-        """Close the file; a second call has no effect."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-def make_heartbeat(cfg: Any) -> Any:
-    """Return a new worker's heartbeat: gunicorn's own if the system has no files in memory."""
-    try:
+    def __init__(self, cfg: Any) -> None:
+        """Create the file for the worker's user, so that the worker may set the time."""
         fd = make_memory_file("astralog-heartbeat")
-    except OSError:
-        return WorkerTmp(cfg)
-    return Heartbeat(fd, cfg.uid, cfg.gid)
+        os.fchown(fd, cfg.uid, cfg.gid)
+        self._tmp = os.fdopen(fd, "r+b", buffering=0)

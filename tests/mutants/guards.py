@@ -380,7 +380,7 @@ GUARDS: tuple[Guard, ...] = (
         "heartbeats in memory",
         "astralog.server.gunicorn_settings",
         "tuning.keep_heartbeats_in_memory()",
-        "tuning.make_heartbeat",
+        "tuning.Heartbeat",
         ("tests/functional/test_full_memory.py", "-k", "later"),
     ),
     Guard(
