@@ -85,26 +85,13 @@ def when_ready(server: Master) -> None:
     start.announce(_settings, addresses, is_inherited=server.systemd)
 
 
-def pre_fork(server: Master, worker: Worker) -> None:
-    """Hand the master's state to a worker."""
-    server.prepare(worker)
-
-
 def worker_exit(server: Master, worker: Worker) -> None:
     """Store the batches that a worker has queued."""
     worker.stop_services()
 
 
-def child_exit(server: Master, worker: Worker) -> None:
-    """Free the place of a worker that has ended."""
-    server.note_exit(worker)
-
-
-def pre_exec(server: Master) -> None:
-    """Pass the metrics to the next master at an upgrade (SIGUSR2)."""
-    server.pass_metrics_on()
-
-
-def on_exit(server: Master) -> None:
-    """Log the shutdown."""
-    server.finish()
+# gunicorn calls these methods of the master, the first two with a worker.
+pre_fork = Master.prepare
+child_exit = Master.note_exit
+pre_exec = Master.pass_metrics_on
+on_exit = Master.finish
