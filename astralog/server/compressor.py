@@ -68,6 +68,10 @@ class CompressorProcess:
 
         A failure is logged; the service also runs without the process.
         """
+        if self._pidfd >= 0 and self._has_ended(0):
+            log.error("the compressor died; starting another one")
+            self._forget()
+            self._pause_seconds = RESTART_SECONDS
         if self._pidfd >= 0 or self._is_stopped:
             return
         master = os.getpid()
@@ -85,24 +89,6 @@ class CompressorProcess:
         else:
             self._failures.end("segments are compressed again")
 
-    def note_exit(self) -> None:
-        """Check whether the process has ended; called before the master reaps its children."""
-        if self._pidfd < 0:
-            return
-        try:
-            end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # gunicorn has reaped it together with another child
-            status = int(signal.SIGKILL)
-        else:
-            if end is None:
-                return
-            status = end.si_status
-        if status:
-            log.error("the compressor died; starting another one")
-        os.close(self._pidfd)
-        self._pidfd = -1
-        self._pause_seconds = RESTART_SECONDS
-
     def stop(self) -> None:
         """End the process for good; its unfinished work is repeated later."""
         self._is_stopped = True
@@ -113,6 +99,10 @@ class CompressorProcess:
                 signal.pidfd_send_signal(self._pidfd, number)
             if self._has_ended(STOP_SECONDS):
                 break
+        self._forget()
+
+    def _forget(self) -> None:
+        """Close the descriptor of a process that has ended."""
         os.close(self._pidfd)
         self._pidfd = -1
 

@@ -234,14 +234,6 @@ class Master(Arbiter):
 
     # --- Signals
 
-    def handle_chld(self) -> None:
-        """Reap children that ended (SIGCHLD)."""
-        if self.compressor:
-            self.compressor.note_exit()
-        super().handle_chld()
-
-    handle_cld = handle_chld  # gunicorn's name for the same signal
-
     def handle_hup(self) -> None:
         """Read the tokens and the certificate again, and replace the workers (SIGHUP).
 

@@ -34,7 +34,6 @@ class Master:
 
     def tick(self) -> None:
         """Do the master's work for an ended child."""
-        self.process.note_exit()
         self.reap()
         self.process.start_missing()
 
