@@ -111,33 +111,27 @@ class Master(Arbiter):
     """
 
     state: MasterState
-    compressor: CompressorProcess | None
+    compressor: CompressorProcess | None = None
 
     # Starting workers
     _forks: LogOnce
-    _unstarted: Worker | None
-    _reloaded_age: int
-    _has_served: bool
-    _retry_at: float
+    _unstarted: Worker | None = None
+    _reloaded_age = 0
+    _has_served = False
+    _retry_at = -math.inf
 
     # Killing workers
-    _checked_at: float
-    _resumed_at: float
+    _checked_at = math.inf
+    _resumed_at = -math.inf
 
     @classmethod
     def adopt(cls, server: Arbiter, state: MasterState) -> "Master":
         """Turn the master that gunicorn has made into one of this class."""
         server.__class__ = cls
         server.state = state
-        server.compressor = None
         if state.settings.compress != "none":
             server.compressor = CompressorProcess(state.settings, state.metrics_fd, server.cfg)
         server._forks = LogOnce(log)
-        server._unstarted = None
-        server._reloaded_age = 0
-        server._has_served = False
-        server._retry_at = server._resumed_at = -math.inf
-        server._checked_at = math.inf
         master: Master = server
         return master
 
