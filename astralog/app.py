@@ -40,11 +40,11 @@ class Services:
     streams: Streams
     overview: Overview | None = None
 
-    def start(self, metrics_fd: int | None, started_at: float) -> None:
+    def start(self, metrics_fd: int, started_at: float) -> None:
         """Start the background work of a worker.
 
-        The workers share their metrics in the file `metrics_fd`, if there is one; the service has
-        run since `started_at`, in seconds since 1970.
+        The workers share their metrics in the file `metrics_fd`; the service has run since
+        `started_at`, in seconds since 1970.
         """
         self.queue.start()
         self.tokens.start()

@@ -53,7 +53,7 @@ _SET_NAME = 15
 class CompressorProcess:
     """The child process of the master that compresses; the master replaces it if it dies."""
 
-    def __init__(self, settings: Settings, metrics_fd: int | None, cfg: Any) -> None:
+    def __init__(self, settings: Settings, metrics_fd: int, cfg: Any) -> None:
         """Compress with these settings; the process runs as the user of gunicorn's `cfg`."""
         self._settings = settings
         self._metrics_fd = metrics_fd
@@ -129,7 +129,7 @@ class CompressorProcess:
             os._exit(status)
 
 
-def _separate(cfg: Any, master: int, metrics_fd: int | None) -> None:
+def _separate(cfg: Any, master: int, metrics_fd: int) -> None:
     """Drop all of the master's state except its log and the file of the metrics."""
     call_libc("prctl", _SET_NAME, NAME.encode())
     gc.freeze()  # the master's garbage must not close files by their old numbers
@@ -144,11 +144,10 @@ def _separate(cfg: Any, master: int, metrics_fd: int | None) -> None:
     _take_lowest_priority()
 
 
-def _close_files_except(metrics_fd: int | None) -> None:
+def _close_files_except(metrics_fd: int) -> None:
     """Close the sockets and all other open files of the master."""
-    last = sys.stderr.fileno() if metrics_fd is None else metrics_fd
-    os.closerange(sys.stderr.fileno() + 1, last)
-    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(sys.stderr.fileno() + 1, metrics_fd)
+    os.closerange(metrics_fd + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _take_lowest_priority() -> None:
@@ -160,16 +159,15 @@ def _take_lowest_priority() -> None:
         log.warning("cannot lower the priority of the compressor: %s", error.strerror)
 
 
-def _compress(settings: Settings, metrics_fd: int | None) -> None:
+def _compress(settings: Settings, metrics_fd: int) -> None:
     compressor = Compressor(settings.data_dir)
     try:
-        slot = None if metrics_fd is None else slots.claim(metrics_fd)
+        slot = slots.claim(metrics_fd)
         families = compression_families(compressor.counts)
         while True:
             pause = compressor.step()
-            if slot:
-                with contextlib.suppress(OSError):  # the next one may succeed
-                    slot.publish(take_snapshot(families))
+            with contextlib.suppress(OSError):  # the next one may succeed
+                slot.publish(take_snapshot(families))
             time.sleep(pause)
     finally:
         compressor.close()

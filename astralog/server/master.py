@@ -57,18 +57,9 @@ def read_state(settings: Settings) -> MasterState:
         tokens=Tokens(settings),
         tls=read_certificate(settings),
         balance=Balance(),
-        metrics_fd=_open_metrics(),
+        metrics_fd=slots.open_shared_file(os.environ),
         started_at=time.time(),
     )
-
-
-def _open_metrics() -> int | None:
-    """Return the file in which the workers share their metrics, None if it cannot be made."""
-    try:
-        return slots.open_shared_file(os.environ)
-    except OSError as error:
-        log.error("the workers cannot share their metrics: %s", error)
-        return None
 
 
 def read_certificate(settings: Settings) -> Any | None:
@@ -257,8 +248,7 @@ class Master(Arbiter):
 
     def pass_metrics_on(self) -> None:
         """Let the next master, which this process becomes, continue the metrics."""
-        if self.state.metrics_fd is not None:
-            slots.pass_on(self.state.metrics_fd, self.cfg.env_orig)
+        slots.pass_on(self.state.metrics_fd, self.cfg.env_orig)
 
     def finish(self) -> None:
         """End the compressor, and log the stop; called when all workers are gone."""

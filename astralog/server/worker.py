@@ -58,7 +58,7 @@ class MasterState:
     tokens: Tokens
     tls: Any | None  #: The TLS context, if the service has a certificate.
     balance: Balance
-    metrics_fd: int | None  #: The file in which the workers share their metrics, if there is one.
+    metrics_fd: int  #: The file in which the workers share their metrics.
     started_at: float  #: The start of the service, in seconds since 1970.
 
 

@@ -188,11 +188,10 @@ class History:
         self._samples: list[Sample | None] = [None] * SAMPLES
         self._read_at = -1  # the number up to which these were read
 
-    def start(self, fd: int | None) -> None:
+    def start(self, fd: int) -> None:
         """Share the history through the beginning of the file from now on."""
         self._fd = fd
-        if fd is not None:
-            gevent.spawn(self._sample_regularly)
+        gevent.spawn(self._sample_regularly)
 
     def _sample_regularly(self) -> None:
         while True:

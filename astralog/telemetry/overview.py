@@ -53,7 +53,7 @@ class Overview:
         self._started_at = time.time()
         self.history = History(self.sample)
 
-    def start(self, fd: int | None, started_at: float) -> None:
+    def start(self, fd: int, started_at: float) -> None:
         """Share the history through a file from now on; `started_at` is the service's start."""
         self._started_at = started_at
         self.history.start(fd)

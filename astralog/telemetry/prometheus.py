@@ -73,14 +73,14 @@ class Metrics:
         """Export families that every worker counts, added up across all workers."""
         self._families += families
 
-    def start(self, fd: int | None) -> None:
+    def start(self, fd: int) -> None:
         """Publish this worker's counts in the shared file, regularly from now on."""
         self._is_alone = False
         try:
-            self._slot = None if fd is None else slots.claim(fd)
+            self._slot = slots.claim(fd)
         except OSError as error:
             log.error("this worker cannot share its metrics: %s", error)
-        if self._slot:
+        else:
             self._publishing = gevent.spawn(self._publish_regularly)
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ class Master:
     """A master that starts the process, and reaps its children as gunicorn does."""
 
     def __init__(self, settings: Settings) -> None:
-        self.process = CompressorProcess(settings, None, None)
+        self.process = CompressorProcess(settings, -1, None)
         self.reaped: list[int] = []
 
     def reap(self) -> None:

@@ -14,7 +14,6 @@ from astralog.server.balance import Share
 from astralog.server.master import Master, read_state
 from astralog.server.worker import MasterState
 from astralog.settings import Settings
-from astralog.telemetry import slots
 from tests.support.fake_system import Clock
 
 
@@ -237,23 +236,3 @@ def test_next_master_continues_the_metrics(
     monkeypatch.setattr(os, "environ", master.cfg.env_orig)
     assert read_state(settings).metrics_fd == master.state.metrics_fd
     assert master.cfg.env_orig == {}
-
-
-def test_service_without_shared_metrics_starts(
-    master: Any,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def fail(environ: object) -> int:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    master.cfg.env_orig = {}
-    monkeypatch.setattr(slots, "open_shared_file", fail)
-    master.state = read_state(settings)
-    assert master.state.metrics_fd is None
-    master.pass_metrics_on()
-    assert master.cfg.env_orig == {}
-    assert caplog.messages == [
-        "the workers cannot share their metrics: [Errno 24] Too many open files"
-    ]

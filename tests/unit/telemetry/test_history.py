@@ -156,9 +156,8 @@ def test_a_sample_that_fails_is_a_gap(
 
 
 def test_without_a_file_there_is_no_history(clock: Clock) -> None:
-    """For example if the workers cannot share a file."""
+    """For example in an app that no worker has started."""
     alone = History(lambda: make_sample(0))
-    alone.start(None)
     alone.sample_once()
     assert [None] * SAMPLES == alone.samples()
 

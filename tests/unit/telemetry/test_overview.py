@@ -1,8 +1,11 @@
+import errno
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 
 from astralog import __version__
@@ -12,6 +15,7 @@ from astralog.store.commit_queue import CommitQueue
 from astralog.store.files import Space
 from astralog.store.forward_state import ForwardStatus
 from astralog.store.housekeeper import DiskUsage, Housekeeper
+from astralog.telemetry import slots
 from astralog.telemetry.counters import Counters
 from astralog.telemetry.families import (
     counter_families,
@@ -62,10 +66,13 @@ def remember(overview: Overview, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return remember
 
 
-def test_current_numbers(overview: Overview, counters: Counters) -> None:
+def test_current_numbers(
+    overview: Overview, counters: Counters, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a history there are no rates, and each number is that of the metrics."""
     counters.accept(100, 5, 0.0, 0.0, "1f0e9a3c")
-    overview.start(None, 1000.0)
+    monkeypatch.setattr(gevent, "spawn", lambda function: None)
+    overview.start(fd, 1000.0)
     now = json.loads(json.dumps(overview.now()))
     assert (__version__, True, {"ready": 1}) == (now["version"], now["is_ready"], now["workers"])
     assert 1000 == now["started_at"]
@@ -242,8 +249,15 @@ def test_without_samples_all_counts_are_recent(overview: Overview, counters: Cou
     assert (1, 1, "aa", "internal") == (row["last_hour"], row["total"], row["token"], row["code"])
 
 
-def test_workers_that_can_share_nothing_show_nothing(overview: Overview) -> None:
+def test_workers_that_can_share_nothing_show_nothing(
+    overview: Overview, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One worker's numbers are not the service's."""
-    overview._metrics.start(None)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(slots, "claim", fail)
+    overview._metrics.start(fd)
     with pytest.raises(Rejection, match="cannot share"):
         overview.now()
