@@ -2,8 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -183,20 +182,16 @@ def _forward(totals: Totals) -> Json | None:
 def _rejections(samples: Sequence[Sample | None], now: Sample, token: str | None) -> list[Json]:
     """Return the rejected batches by token and code, sorted by their number in the last hour."""
     oldest = next((sample.rejected for sample in samples if sample), {})
-    samples = [*samples[:-1], now]
+    minutes = _minutes(samples, now)
     rows = []
     for name, total in now.rejected.items():
         of, _, code = name.partition(" ")
         if token in (None, of):
-            before = oldest.get(name, 0)
-            row = {"token": of, "code": code, "total": total, "last_hour": max(total - before, 0)}
-            count = partial(_rejected_of, name)
-            rows.append(row | {"per_minute": _per_minute(samples, count)})
+            counts = [sample and sample.rejected.get(name, 0) for sample in minutes]
+            last_hour = max(total - oldest.get(name, 0), 0)
+            row = {"token": of, "code": code, "total": total, "last_hour": last_hour}
+            rows.append(row | {"per_minute": _growths(counts)})
     return sorted(rows, key=lambda row: (-row["last_hour"], -row["total"]))
-
-
-def _rejected_of(name: str, sample: Sample) -> float:
-    return sample.rejected.get(name, 0)
 
 
 def _tokens(
@@ -210,32 +205,29 @@ def _tokens(
     rejected: Counter[str] = Counter()
     for row in rejections:
         rejected[row["token"]] += row["last_hour"]
-    samples = [*samples[:-1], now]
+    minutes = _minutes(samples, now)
     rows = []
     for name in now.sent.keys() | rejected.keys():
         before, total = (sent.get(name, NOTHING_SENT) for sent in (oldest, now.sent))
         batches, logs, size = growth(before, total)
         if token in (None, name) and (batches or rejected[name]):
+            sizes = [sample and sample.sent.get(name, NOTHING_SENT)[2] for sample in minutes]
             row = {"token": name, "batches": batches, "logs": logs, "bytes": size}
-            bytes_of = partial(_bytes_of, name)
-            row |= {
-                "rejected_batches": rejected[name],
-                "per_minute": _per_minute(samples, bytes_of),
-            }
-            rows.append(row)
+            rows.append(row | {"rejected_batches": rejected[name], "per_minute": _growths(sizes)})
     return sorted(rows, key=lambda row: (-row["bytes"], -row["rejected_batches"], row["token"]))
 
 
-def _bytes_of(token: str, sample: Sample) -> float:
-    return sample.sent.get(token, NOTHING_SENT)[2]
+def _minutes(samples: Sequence[Sample | None], now: Sample) -> Sequence[Sample | None]:
+    """Return the samples of the last hour at each minute, the last of them that of now."""
+    return [*samples[:-1], now][::SAMPLES_PER_MINUTE]
 
 
-def _per_minute(samples: Sequence[Sample | None], read: Callable[[Sample], float]) -> list[float]:
-    """Return the growth of a count per minute; a missing sample repeats the one before."""
+def _growths(counts: Sequence[float | None]) -> list[float]:
+    """Return the growth of a count between neighbours; a missing one repeats the one before."""
     grown = []
     last: float | None = None
-    for sample in samples[::SAMPLES_PER_MINUTE]:
-        count = last if sample is None else read(sample)
+    for known in counts:
+        count = last if known is None else known
         grown.append(0 if count is None or last is None else max(count - last, 0))
         last = count
     return grown[1:]
