@@ -5,7 +5,6 @@ nobody expected is logged with its traceback at most once a minute per place (`l
 """
 
 import logging
-import threading
 import time
 from collections.abc import Hashable
 from typing import Any
@@ -79,34 +78,22 @@ class LogOnce:
                 self._logger.warning(message, *args)
 
 
-class _Tracebacks:
-    """The time of the last traceback per place, and the number of suppressed ones since."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._logged: dict[tuple[str, str], tuple[float, int]] = {}
-
-    def admit(self, place: tuple[str, str]) -> int | None:
-        """Return the number of tracebacks suppressed before this one, None if this one is too."""
-        now = time.monotonic()
-        with self._lock:
-            logged_at, left_out = self._logged.get(place, (-TRACEBACK_SECONDS, 0))
-            if now - logged_at < TRACEBACK_SECONDS:
-                self._logged[place] = (logged_at, left_out + 1)
-                return None
-            self._logged[place] = (now, 0)
-            return left_out
-
-
-_tracebacks = _Tracebacks()
+#: The time of the last traceback per place, and the number of suppressed ones since.
+_tracebacks: dict[tuple[str, str], tuple[float, int]] = {}
 
 
 def log_exception(logger: logging.Logger, message: str) -> None:
     """Log the exception being handled, with its traceback at most once a minute per message.
 
-    The message names the place, so it must be a constant: it never contains client data.
+    The message names the place, so it must be a constant: it never contains client data. With
+    several threads, a traceback may appear twice.
     """
-    left_out = _tracebacks.admit((logger.name, message))
-    if left_out is not None:
-        more = f" ({left_out} more since the last traceback)" if left_out else ""
-        logger.exception(message + more)
+    place = (logger.name, message)
+    now = time.monotonic()
+    logged_at, left_out = _tracebacks.get(place, (-TRACEBACK_SECONDS, 0))
+    if now - logged_at < TRACEBACK_SECONDS:
+        _tracebacks[place] = (logged_at, left_out + 1)
+        return
+    _tracebacks[place] = (now, 0)
+    more = f" ({left_out} more since the last traceback)" if left_out else ""
+    logger.exception(message + more)

@@ -38,7 +38,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 @pytest.fixture(autouse=True)
 def first_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test see the traceback that is logged once per minute."""
-    monkeypatch.setattr(log, "_tracebacks", log._Tracebacks())
+    monkeypatch.setattr(log, "_tracebacks", {})
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_tracebacks_of_one_place_are_limited(
     """The first is logged; the next ones are counted until a minute has passed."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(log_module, "_tracebacks", log_module._Tracebacks())
+    monkeypatch.setattr(log_module, "_tracebacks", {})
     for seconds in (0, 1, 58, 1):
         now[0] += seconds
         try:
