@@ -52,6 +52,15 @@ UNITS = {
 }
 
 
+#: The numbers of the disk's space, each with its help and its field.
+SPACE = (
+    ("free_disk_bytes", "Bytes free on the data directory's disk.", "free"),
+    ("total_disk_bytes", "Bytes of the data directory's disk, free or not.", "total"),
+    ("free_disk_inodes", "Inodes free on the data directory's disk, one per file.", "free_inodes"),
+    ("total_disk_inodes", "Inodes of the data directory's disk, free or not.", "total_inodes"),
+)
+
+
 class Kind(Enum):
     """The type of a family in Prometheus, and how its values add up across workers."""
 
@@ -223,22 +232,7 @@ def disk_families(queue: CommitQueue) -> list[Family]:
             lambda usage: {("open",): usage.open_bytes, ("sealed",): usage.sealed_bytes},
             ("state",),
         ),
-        _space(queue, "free_disk_bytes", "Bytes free on the data directory's disk.", "free"),
-        _space(
-            queue, "total_disk_bytes", "Bytes of the data directory's disk, free or not.", "total"
-        ),
-        _space(
-            queue,
-            "free_disk_inodes",
-            "Inodes free on the data directory's disk, one per file.",
-            "free_inodes",
-        ),
-        _space(
-            queue,
-            "total_disk_inodes",
-            "Inodes of the data directory's disk, free or not.",
-            "total_inodes",
-        ),
+        *(_space(queue, *row) for row in SPACE),
         _disk(
             queue,
             "idempotency_keys",
