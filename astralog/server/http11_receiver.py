@@ -8,7 +8,6 @@ bounds, deadlines and pauses in which other connections are served.
 import re
 import sys
 from collections.abc import Callable
-from io import UnsupportedOperation
 from typing import Any
 
 import gevent
@@ -249,10 +248,6 @@ class Body:
         while piece := self.read1(left - len(data)):
             data += piece
         return bytes(data)
-
-    def readline(self, size: int | None = None) -> bytes:
-        """Raise UnsupportedOperation: it is not needed."""
-        raise UnsupportedOperation("readline")
 
     def _parse_piece(self, reader: body.ChunkedReader) -> bytes:
         """Wait for bytes of a chunk and return them, or nothing at the body's end."""

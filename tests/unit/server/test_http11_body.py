@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from io import UnsupportedOperation
 from threading import Thread
 
 import gevent
@@ -161,13 +160,6 @@ def test_trailers_are_bounded(wire: Wire) -> None:
     Sending(wire, start + trailer * (4 * TRAILERS_BYTES // 1000) + b"\r\n")
     with pytest.raises(OSError, match="LimitRequestHeaders"):
         wire.next().body.read1(1)
-
-
-def test_lines_of_a_body_are_not_read(wire: Wire) -> None:
-    """Mixing gunicorn's line reader with this reader would lose bytes."""
-    wire.send(framings(10)[1])
-    with pytest.raises(UnsupportedOperation):
-        wire.next().body.readline()
 
 
 class Endless:
