@@ -64,11 +64,8 @@ CONNECT_SECONDS = 1.0
 #: The state of a listening socket in /proc/net/tcp.
 LISTENING = "0A"
 
-FILE_TYPES: tuple[tuple[Callable[[int], bool], str], ...] = (
-    (stat.S_ISREG, "a file"),
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a FIFO"),
-)
+#: Types of files by the first letter of their mode, as ls shows it.
+FILE_TYPES = {"-": "a file", "d": "a directory", "p": "a FIFO"}
 
 #: The remedy for each unusable data directory: another user's, a read-only or a full one.
 USABLE_DIRECTORY = "a directory with free space that the service's user can read and write"
@@ -228,7 +225,7 @@ def _check_path(path: str) -> None:
             raise ValueError("The path is a dangling link; remove it.") from None
         return
     if not stat.S_ISSOCK(mode):
-        kind = next((name for is_type, name in FILE_TYPES if is_type(mode)), "another file")
+        kind = FILE_TYPES.get(stat.filemode(mode)[0], "another file")
         raise ValueError(f"The path is {kind}, not a socket; remove it, or use another path.")
     _check_unused(path)
 
