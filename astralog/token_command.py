@@ -14,9 +14,6 @@ from astralog import tokens_file
 from astralog.settings import PREFIX, InvalidSettings, expand_file
 from astralog.tokens_file import ALL_SCOPES, Scope, Token
 
-#: The mode of a tokens file that `add` creates.
-FILE_MODE = 0o600
-
 VARIABLE = f"{PREFIX}TOKENS_FILE"
 
 _file = click.option(
@@ -123,7 +120,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Replace a file's content atomically; keep its mode and its owner."""
+    """Replace a file's content atomically; keep its mode and its owner.
+
+    A new file is for its owner alone.
+    """
     fd, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with open(fd, "wb") as file:
@@ -131,11 +131,8 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             if path.exists():
                 status = path.stat()
-                if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(fd, status.st_uid, status.st_gid)
+                os.fchown(fd, status.st_uid, status.st_gid)
                 os.fchmod(fd, status.st_mode & 0o7777)
-            else:
-                os.fchmod(fd, FILE_MODE)
             os.fsync(fd)
         Path(draft).replace(path)
     except BaseException:
