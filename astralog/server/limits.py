@@ -11,11 +11,9 @@ from collections.abc import Callable
 import gevent
 
 from astralog.deadlines import Deadlines
+from astralog.settings import KIB, MIB
 
 log = logging.getLogger(__name__)
-
-KIB = 1024
-MIB = 1024 * KIB
 
 #: Memory that all connections of a worker may hold before their client has shown a token, plus the
 #: unfinished heads and unsent responses of any. Beyond it, connections that have waited longest for
