@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import Field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -34,18 +34,13 @@ _SERVICE_LINK = re.compile(
 )
 
 
-def _read(fields: Iterable[Field[Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of settings by their names, and one line for each fault.
-
-    A field's metadata has `validate`, which checks a value, and `convert`, which turns it into the
-    setting's value; both may be None.
-    """
-    fields = list(fields)
+def _read() -> dict[str, Any]:
+    """Return the values of all settings by their names; raises InvalidSettings."""
     env = Env(eager=False, prefix=PREFIX)
-    values = {field.name: _parse(env, field) for field in fields}
+    values = {field.name: _parse(env, field) for field in dataclasses.fields(Settings)}
     problems = [
         f"{name}: No such setting; see docs/configuration.md."
-        for name in _other_names(fields)
+        for name in _other_names()
         if not _is_service_link(name)
     ]
     try:
@@ -53,10 +48,17 @@ def _read(fields: Iterable[Field[Any]]) -> tuple[dict[str, Any], list[str]]:
     except EnvValidationError as error:
         messages: Any = error.error_messages
         problems += [f"{name}: {' '.join(texts)}" for name, texts in messages.items()]
-    return values, problems
+    if problems:
+        raise InvalidSettings(problems)
+    return values
 
 
 def _parse(env: Env, field: Field[Any]) -> Any:
+    """Return the value of a setting.
+
+    The field's metadata has `validate`, which checks it, and `convert`, which changes it then; both
+    may be None.
+    """
     parsers: dict[Any, Any] = {int: env.int, float: env.float}
     parse = parsers.get(field.type, env.str)
     value = parse(field.name.upper(), field.default, validate=field.metadata["validate"])
@@ -64,8 +66,8 @@ def _parse(env: Env, field: Field[Any]) -> Any:
     return convert(value) if convert and value is not None else value  # None if it is invalid
 
 
-def _other_names(fields: Iterable[Field[Any]]) -> list[str]:
-    known = {PREFIX + field.name.upper() for field in fields}
+def _other_names() -> list[str]:
+    known = {PREFIX + field.name.upper() for field in dataclasses.fields(Settings)}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 
 
@@ -386,10 +388,7 @@ class Settings:
 
         Raises InvalidSettings, with a line for each wrong value and each unknown name.
         """
-        values, problems = _read(dataclasses.fields(cls))
-        if problems:
-            raise InvalidSettings(problems)
-        return cls(**values)._checked()
+        return cls(**_read())._checked()
 
     def _checked(self) -> "Settings":
         """Reject invalid combinations of valid settings."""
@@ -404,5 +403,4 @@ class Settings:
 
 def service_links() -> list[str]:
     """Return the variables that Kubernetes sets for a Service called `astralog`."""
-    names = _other_names(dataclasses.fields(Settings))
-    return [name for name in names if _is_service_link(name)]
+    return [name for name in _other_names() if _is_service_link(name)]
