@@ -16,6 +16,7 @@ import time
 from typing import Any, NoReturn
 
 from gunicorn import util
+from gunicorn.arbiter import Arbiter
 
 from astralog.log import LogOnce
 from astralog.settings import Settings
@@ -37,12 +38,6 @@ RESTART_SECONDS = 1.0
 STOP_SECONDS = 0.5
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-
-#: Signals that the master handles, and this process ignores.
-OTHER_SIGNALS = (
-    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
-    *(signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH),
-)
 
 LOWEST_NICE = 19
 
@@ -133,7 +128,7 @@ def _separate(cfg: Any, master: int, metrics_fd: int) -> None:
     """Drop all of the master's state except its log and the file of the metrics."""
     call_libc("prctl", _SET_NAME, NAME.encode())
     gc.freeze()  # the master's garbage must not close files by their old numbers
-    for number in OTHER_SIGNALS:
+    for number in Arbiter.SIGNALS:  # those that the master handles
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in STOP_SIGNALS:
