@@ -66,7 +66,8 @@ class ConnectionLimits:
         self.discards = Deadlines(lambda: DISCARD_SECONDS, ConnectionEnded)
         #: Waits for the next head of a client that has shown a token; they are ended last.
         self.trusted_heads = Deadlines(head_seconds, ConnectionEnded)
-        self._count = 0
+        #: The greenlets of all connections; the worker adds and discards them.
+        self.connections: set[gevent.Greenlet] = set()
         self._held_bytes = 0
         self._ended = 0
         self._logged_at = -LOG_SECONDS
@@ -74,7 +75,11 @@ class ConnectionLimits:
     @property
     def is_full(self) -> bool:
         """Return whether another connection would exceed the limits."""
-        return self._count >= self._max_connections or self._held_bytes > self._max_bytes
+        return self._has_max_connections or self._held_bytes > self._max_bytes
+
+    @property
+    def _has_max_connections(self) -> bool:
+        return len(self.connections) >= self._max_connections
 
     def make_room(self) -> bool:
         """End the longest waits until another connection is within the limits.
@@ -83,7 +88,7 @@ class ConnectionLimits:
         """
         while self.is_full:
             if not self.end_longest():
-                return self._count < self._max_connections  # else memory will be freed soon
+                return not self._has_max_connections  # else memory will be freed soon
         return True
 
     def end_longest(self) -> bool:
@@ -94,15 +99,7 @@ class ConnectionLimits:
         """
         if self._end_longest_untrusted():
             return True
-        return self._count >= self._max_connections and self._end(self.trusted_heads)
-
-    def opened(self) -> None:
-        """Count a connection that was accepted."""
-        self._count += 1
-
-    def closed(self) -> None:
-        """Count a connection that has ended."""
-        self._count -= 1
+        return self._has_max_connections and self._end(self.trusted_heads)
 
     def hold(self, size: int) -> None:
         """Count more bytes of a connection; this may end others, or the caller's own."""
@@ -140,7 +137,7 @@ class ConnectionLimits:
         self._logged_at = time.monotonic()
         log.warning(
             "too many connections: %d hold %d KiB; closed the %d that waited longest",
-            self._count,
+            len(self.connections),
             self._held_bytes // KIB,
             self._ended,
         )

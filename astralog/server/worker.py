@@ -103,7 +103,7 @@ class Worker(GeventWorker):
         keep_freed_heap()
         limits = ConnectionLimits(self._max_connections(), self._head_seconds)
         self._shared = Shared(self.wsgi, self.cfg, limits, self.share, self.state.tls)
-        self._connections: set[gevent.Greenlet] = set()
+        self._connections = limits.connections
         acceptors = [gevent.spawn(self._accept_from, listener) for listener in self.sockets]
         self.share.start()
         while self.alive and not any(acceptor.dead for acceptor in acceptors):
@@ -150,7 +150,6 @@ class Worker(GeventWorker):
         return 0.0
 
     def _open(self, sock: Any, peer: Any, local: Any) -> None:
-        self._shared.limits.opened()
         opened_at = self.share.opened()
         self._connections.add(gevent.spawn(self._serve, opened_at, sock, peer, local))
 
@@ -159,7 +158,6 @@ class Worker(GeventWorker):
             Connection(self._shared, sock, peer, local).serve()
         finally:
             self.share.closed(opened_at)
-            self._shared.limits.closed()
             self._connections.discard(gevent.getcurrent())
 
     def _finish_connections(self) -> None:

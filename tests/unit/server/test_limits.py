@@ -21,8 +21,8 @@ class Client:
         self._limits = limits
         self._waits = waits
         self._size = size
-        limits.opened()
         self.greenlet = gevent.spawn(self._serve)
+        limits.connections.add(self.greenlet)
         gevent.sleep(0)
 
     def _serve(self) -> None:
@@ -37,7 +37,7 @@ class Client:
             self.is_ended = True
         finally:
             self._limits.release(self._size)
-            self._limits.closed()
+            self._limits.connections.discard(self.greenlet)
 
 
 @pytest.fixture
