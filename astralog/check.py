@@ -137,16 +137,19 @@ class Deployment:
     tls: ssl.SSLContext | None = None
 
     def request(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self, method: str, path: str, body: bytes | None = None, content_type: str = ""
     ) -> Reply:
         """Send one request on a new connection."""
         started = time.monotonic()
-        connection = self._connect()
-        sent_headers: dict[str, str | bytes] = {**(headers or {})}
+        host, port, timeout = self.url.hostname or "", self.url.port, self.timeout_seconds
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        if self.tls:
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self.tls)
+        headers: dict[str, str | bytes] = {"Content-Type": content_type} if body else {}
         if self.token:
-            sent_headers["Authorization"] = b"Bearer " + self.token
+            headers["Authorization"] = b"Bearer " + self.token
         try:
-            connection.request(method, self.url.path.rstrip("/") + path, body or None, sent_headers)
+            connection.request(method, self.url.path.rstrip("/") + path, body, headers)
             response = connection.getresponse()
             content = response.read(MAX_RESPONSE_BYTES)
         except (OSError, http.client.HTTPException) as error:
@@ -155,14 +158,6 @@ class Deployment:
             connection.close()
         milliseconds = 1000 * (time.monotonic() - started)
         return Reply(response.status, response.headers, content, milliseconds)
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port = self.url.hostname or "", self.url.port
-        if self.url.scheme == "https":
-            return http.client.HTTPSConnection(
-                host, port, timeout=self.timeout_seconds, context=self.tls
-            )
-        return http.client.HTTPConnection(host, port, timeout=self.timeout_seconds)
 
 
 def _explain(error: Exception) -> str:
@@ -307,7 +302,7 @@ def _send(deployment: Deployment, protocol: Protocol, project: str, message: str
     path = protocol.path
     if protocol.name != "drain":  # whose log names its project
         path += "?" + urlencode({"project_id": project})
-    reply = deployment.request("POST", path, body, {"Content-Type": protocol.content_type})
+    reply = deployment.request("POST", path, body, protocol.content_type)
     if reply.status == HTTPStatus.NOT_FOUND and protocol.name != "drain":
         raise Skip("not served")
     reply.expect(*protocol.statuses)
