@@ -100,7 +100,7 @@ def check_clickhouse_url(url: str) -> None:
 
 def check_file(path: str) -> None:
     """Reject a path in the home of an unknown user."""
-    if expand_file(path).startswith("~"):
+    if os.path.expanduser(path).startswith("~"):
         raise ValidationError("No such user's home.")
 
 
@@ -139,12 +139,7 @@ def check_directory(path: str | Path) -> None:
 def expand_bind(address: str) -> str:
     """Return the address with the path of a unix socket expanded."""
     scheme, _, path = address.partition(":")
-    return f"unix:{expand_file(path)}" if scheme == "unix" else address
-
-
-def expand_file(path: str) -> str:
-    """Return the path with `~` expanded."""
-    return os.path.expanduser(path)
+    return f"unix:{os.path.expanduser(path)}" if scheme == "unix" else address
 
 
 KIB = 1024
@@ -190,7 +185,7 @@ def _setting(
 
 
 def _file_setting(help: str) -> str:
-    return _setting("", help, check_file, "(none)", expand_file)
+    return _setting("", help, check_file, "(none)", os.path.expanduser)
 
 
 def _size_setting(default: int, help: str, minimum: int = 1) -> int:

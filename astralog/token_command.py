@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from astralog import tokens_file
-from astralog.settings import PREFIX, InvalidSettings, expand_file
+from astralog.settings import PREFIX, InvalidSettings
 from astralog.tokens_file import ALL_SCOPES, Scope, Token
 
 VARIABLE = f"{PREFIX}TOKENS_FILE"
@@ -104,7 +104,7 @@ def _row(known: Token) -> tuple[str, str, str, str]:
 
 def _real(path: Path) -> Path:
     """Return the target of a path, so that a symbolic link is not replaced."""
-    return Path(os.path.realpath(expand_file(str(path))))
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 @contextlib.contextmanager
