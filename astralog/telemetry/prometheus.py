@@ -13,7 +13,6 @@ from operator import attrgetter
 
 import gevent
 from gevent.lock import Semaphore
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -66,8 +65,6 @@ class Metrics:
         self._slot: slots.Slot | None = None
         self._publishing: gevent.Greenlet | None = None
         self._scraping = Semaphore()
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def add(self, families: Iterable[Family]) -> None:
         """Export families that every worker counts, added up across all workers."""
@@ -127,7 +124,7 @@ class Metrics:
         with self._scraping:
             self._balance()
             encode, content_type = choose_encoder(_keep_known(accept))
-            text = encode(self._registry)
+            text = encode(self)
             if self._scraping.linkcount():
                 gevent.sleep(PAUSE_SECONDS)
             return text, content_type
