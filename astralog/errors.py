@@ -25,67 +25,54 @@ RETRIED_STATUSES = (
 #: Characters of a client's name or text that a rejection repeats.
 SHOWN_CHARACTERS = 100
 
-#: Every code with its HTTP status. The code is also the counter's label, so it never changes.
-STATUS_OF_CODE: Mapping[str, HTTPStatus] = {
-    "unauthorized": HTTPStatus.UNAUTHORIZED,
-    "invalid_json": HTTPStatus.BAD_REQUEST,
-    "invalid_protobuf": HTTPStatus.BAD_REQUEST,
-    "invalid_batch": HTTPStatus.BAD_REQUEST,
-    "invalid_encoding": HTTPStatus.BAD_REQUEST,
-    "bad_request": HTTPStatus.BAD_REQUEST,
-    "forbidden_project": HTTPStatus.FORBIDDEN,
-    "forbidden_scope": HTTPStatus.FORBIDDEN,
-    "not_found": HTTPStatus.NOT_FOUND,
-    "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
-    "body_timeout": HTTPStatus.REQUEST_TIMEOUT,
-    "key_in_use": HTTPStatus.CONFLICT,
-    "length_required": HTTPStatus.LENGTH_REQUIRED,
-    "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    "unsupported_encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    "unsupported_charset": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    "key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
-    "queue_full": HTTPStatus.SERVICE_UNAVAILABLE,
-    "storage_full": HTTPStatus.SERVICE_UNAVAILABLE,
-    "storage_failed": HTTPStatus.SERVICE_UNAVAILABLE,
-    "commit_timeout": HTTPStatus.SERVICE_UNAVAILABLE,
-    "status_busy": HTTPStatus.SERVICE_UNAVAILABLE,
-    "search_busy": HTTPStatus.SERVICE_UNAVAILABLE,
-    "stopping": HTTPStatus.SERVICE_UNAVAILABLE,
-    "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+#: Every code with its HTTP status and its meaning. The code is also the counter's label, so it
+#: never changes; the meaning is also the message of a rejection without its own.
+_CODES = {
+    "unauthorized": (401, "The token is missing or unknown."),
+    "invalid_json": (400, "The body is not valid JSON."),
+    "invalid_protobuf": (400, "The body is not valid protobuf."),
+    "invalid_batch": (400, "The batch is invalid; `errors` lists the errors by log and field."),
+    "invalid_encoding": (400, "The body is not valid compressed data."),
+    "bad_request": (400, "The request is malformed."),
+    "forbidden_project": (403, "The token may not write to a project of the batch."),
+    "forbidden_scope": (403, "The token does not permit this request."),
+    "not_found": (404, "This path does not exist."),
+    "method_not_allowed": (405, "This path does not support the method."),
+    "body_timeout": (408, "The body did not arrive in time."),
+    "key_in_use": (
+        409,
+        "A batch with this Idempotency-Key is being stored; retry later to learn its outcome.",
+    ),
+    "length_required": (
+        411,
+        "The body has neither a Content-Length nor Transfer-Encoding: chunked.",
+    ),
+    "body_too_large": (
+        413,
+        "The body is too large or contains too many values; send smaller batches.",
+    ),
+    "unsupported_encoding": (415, "Unsupported Content-Encoding."),
+    "unsupported_charset": (
+        415,
+        "The Content-Type declares a charset other than UTF-8; send UTF-8.",
+    ),
+    "key_reused": (422, "Another batch was stored with this Idempotency-Key; nothing was stored."),
+    "rate_limited": (429, "The token has used up its rate; retry after the time in Retry-After."),
+    "queue_full": (503, "The write queue is full; retry later."),
+    "storage_full": (503, "The disk or a quota is full; nothing was stored; retry later."),
+    "storage_failed": (503, "The disk failed; nothing was stored; retry later."),
+    "commit_timeout": (
+        503,
+        "The disk took too long; retry later. The message states whether the batch may still be "
+        "stored.",
+    ),
+    "status_busy": (503, "Too many concurrent log queries; retry later."),
+    "search_busy": (503, "Too many concurrent searches; retry later."),
+    "stopping": (503, "The service is stopping; nothing was stored; retry later."),
+    "internal": (500, "The service failed; its log has the reason."),
 }
-
-#: The meaning of each code, in a sentence; also the message of a rejection without its own.
-MEANING_OF_CODE: Mapping[str, str] = {
-    "unauthorized": "The token is missing or unknown.",
-    "invalid_json": "The body is not valid JSON.",
-    "invalid_protobuf": "The body is not valid protobuf.",
-    "invalid_batch": "The batch is invalid; `errors` lists the errors by log and field.",
-    "invalid_encoding": "The body is not valid compressed data.",
-    "bad_request": "The request is malformed.",
-    "forbidden_project": "The token may not write to a project of the batch.",
-    "forbidden_scope": "The token does not permit this request.",
-    "not_found": "This path does not exist.",
-    "method_not_allowed": "This path does not support the method.",
-    "body_timeout": "The body did not arrive in time.",
-    "key_in_use": "A batch with this Idempotency-Key is being stored; retry later to learn its "
-    "outcome.",
-    "length_required": "The body has neither a Content-Length nor Transfer-Encoding: chunked.",
-    "body_too_large": "The body is too large or contains too many values; send smaller batches.",
-    "unsupported_encoding": "Unsupported Content-Encoding.",
-    "unsupported_charset": "The Content-Type declares a charset other than UTF-8; send UTF-8.",
-    "key_reused": "Another batch was stored with this Idempotency-Key; nothing was stored.",
-    "rate_limited": "The token has used up its rate; retry after the time in Retry-After.",
-    "queue_full": "The write queue is full; retry later.",
-    "storage_full": "The disk or a quota is full; nothing was stored; retry later.",
-    "storage_failed": "The disk failed; nothing was stored; retry later.",
-    "commit_timeout": "The disk took too long; retry later. The message states whether the batch "
-    "may still be stored.",
-    "status_busy": "Too many concurrent log queries; retry later.",
-    "search_busy": "Too many concurrent searches; retry later.",
-    "stopping": "The service is stopping; nothing was stored; retry later.",
-    "internal": "The service failed; its log has the reason.",
-}
+STATUS_OF_CODE = {code: HTTPStatus(status) for code, (status, _) in _CODES.items()}
+MEANING_OF_CODE = {code: meaning for code, (_, meaning) in _CODES.items()}
 
 
 def retry_after_seconds(code: str) -> int:
