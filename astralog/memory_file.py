@@ -28,18 +28,14 @@ def make_memory_file(name: str) -> int:
         return os.memfd_create(name, os.MFD_CLOEXEC)
 
 
-class RecordTooLarge(OSError):
-    """A record does not fit into its place."""
-
-
 def write_record(fd: int, offset: int, number: int, data: bytes, max_bytes: int) -> bool:
     """Write a record of at most `max_bytes`; return whether it is whole.
 
-    Raises OSError, RecordTooLarge before anything is written.
+    Raises OSError, for a larger record before anything is written.
     """
     record = _HEADER.pack(number, len(data), _checksum(number, data)) + data
     if len(record) > max_bytes:
-        raise RecordTooLarge(f"a record takes {len(record)} bytes of at most {max_bytes}")
+        raise OSError(f"a record takes {len(record)} bytes of at most {max_bytes}")
     return os.pwrite(fd, record, offset) == len(record)
 
 
