@@ -46,14 +46,10 @@ class Yielding:
 #: compute, block the others as much as a single one does.
 hub_time = Yielding(TIME_SLICE_SECONDS, lambda worked: gevent.sleep(PAUSE_SECONDS))
 
-
-def yield_if_due() -> None:
-    """Yield to other greenlets if the time slice (TIME_SLICE_SECONDS) is over.
-
-    Call it in every loop over input whose size a client decides; only greenlets of the hub's
-    thread may. A thread that competes with them for the interpreter has a `Yielding` for itself.
-    """
-    hub_time.check()
+#: Yields to other greenlets if the time slice (TIME_SLICE_SECONDS) is over. Call it in every loop
+#: over input whose size a client decides; only greenlets of the hub's thread may. A thread that
+#: competes with them for the interpreter has a `Yielding` for itself.
+yield_if_due = hub_time.check
 
 
 def in_runs(items: Sequence[Item], length: int = ITEMS_PER_CHECK) -> Iterator[Sequence[Item]]:

@@ -155,8 +155,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "greenlets share their time",
         "astralog.deadlines:yield_if_due",
-        "    hub_time.check()\n",
-        "    Yielding(TIME_SLICE_SECONDS, lambda worked: gevent.sleep(PAUSE_SECONDS)).check()\n",
+        "hub_time.check",
+        "lambda: Yielding(TIME_SLICE_SECONDS, lambda _: gevent.sleep(PAUSE_SECONDS)).check()",
         ("tests/unit/test_deadlines.py",),
     ),
     Guard(
