@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator
-from heapq import heappop, heappush
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -219,52 +218,30 @@ class CompressionCounts:
 
 
 class PlainSegments(WatchedDirectory):
-    """The sealed segments that are not compressed, oldest first.
+    """The `names` of the sealed segments that are not compressed, oldest first.
 
-    One that is taken out comes back with the next scan, or when it is put back.
+    The caller removes a name; a scan of the directory adds it again if its file still exists.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self._names: list[SegmentName] = []  # a heap
-        self._known: set[SegmentName] = set()
-
-    def __len__(self) -> int:
-        return len(self._names)
+        self.names: list[SegmentName] = []
 
     def poll(self) -> None:
-        """Add the segments that were sealed since the last scan."""
+        """Add the segments that were sealed since the last call."""
         for changed in self._changed_files():
-            self._add(file for file in changed if self._is_there(file))
+            self._add(file for file in changed if self._exists(file))
         if self.is_scan_due:
             self._add(parse_file_names(files.regular_files(self._directory)))
             self._note_scan()
 
     def _add(self, found: Iterable[SegmentFile]) -> None:
-        for segment, form in found:
-            if form is Form.PLAIN:
-                self.put(segment)
+        if new := {segment for segment, form in found if form is Form.PLAIN}:
+            self.names = sorted(new.union(self.names))
 
-    def _is_there(self, file: SegmentFile) -> bool:
+    def _exists(self, file: SegmentFile) -> bool:
         """Return whether a file exists; the watch also reports removed files."""
-        with contextlib.suppress(FileNotFoundError):
-            files.status_of(file.segment.path(self._directory, file.form))
-            return True
-        return False
-
-    def put(self, name: SegmentName) -> None:
-        """Add a segment, unless it is in the list."""
-        if name not in self._known:
-            self._known.add(name)
-            heappush(self._names, name)
-
-    def take(self) -> SegmentName | None:
-        """Remove and return the oldest segment, None if there is none."""
-        if not self._names:
-            return None
-        name = heappop(self._names)
-        self._known.remove(name)
-        return name
+        return files.find_status(file.segment.path(self._directory, file.form)) is not None
 
 
 class Compressor:
@@ -275,9 +252,8 @@ class Compressor:
         self._steps = self._compress_all()
         self._retry_seconds = RETRY_SECONDS
         self._failure = LogOnce(log, logging.WARNING)  # of any segment, until one is compressed
-        #: Segments that failed, with the time of the next try.
-        self._postponed: dict[SegmentName, float] = {}
-        self._logged: set[SegmentName] = set()  # segments whose failure was logged
+        #: Segments whose failure was logged, with the time of the next try.
+        self._failed: dict[SegmentName, float] = {}
         self.counts = CompressionCounts()
 
     def step(self) -> float:
@@ -311,53 +287,48 @@ class Compressor:
             self.counts.waiting_segments = None
 
     def _compress_next(self, plain: PlainSegments) -> float:
-        """Compress the oldest segment; return the seconds until the next one."""
-        if not len(plain):
-            self._put_back(plain)
-        self.counts.waiting_segments = waiting = len(plain) + len(self._postponed)
-        name = plain.take()
-        if name is None:
+        """Compress the oldest segment, or else one that failed; return the seconds until the next.
+
+        One that failed because of a full disk is retried first, any other one last.
+        """
+        now = time.monotonic()
+        due = sorted(name for name, due_at in self._failed.items() if due_at <= now)
+        self._count_waiting(plain)
+        names = plain.names or due
+        if not names:
             return POLL_SECONDS
         try:
-            saving = compress_segment(self._directory, name)
+            saving = compress_segment(self._directory, names[0])
         except (OSError, MemoryError) as error:
-            return self._note_failure(plain, name, error)
-        self.counts.waiting_segments = waiting - 1
-        self._note_success(name, saving)
+            return self._note_failure(names, error)
+        self._failed.pop(names.pop(0), None)
+        self._count_waiting(plain)
+        self._note_success(saving)
         return 0.0
 
-    def _note_success(self, name: SegmentName, saving: Saving | None) -> None:
+    def _count_waiting(self, plain: PlainSegments) -> None:
+        self.counts.waiting_segments = len(plain.names) + len(self._failed)
+
+    def _note_success(self, saving: Saving | None) -> None:
         self._retry_seconds = RETRY_SECONDS
-        self._logged.discard(name)
         self._failure.end("segments are compressed again")
         if saving:
             self.counts.segments += 1
             self.counts.plain_bytes += saving.plain
             self.counts.compressed_bytes += saving.compressed
 
-    def _note_failure(
-        self, plain: PlainSegments, name: SegmentName, error: OSError | MemoryError
-    ) -> float:
-        """Retry the segment first after a full disk, and last after any other failure."""
+    def _note_failure(self, names: list[SegmentName], error: OSError | MemoryError) -> float:
+        """Postpone the first of the names, unless the disk is full."""
         self.counts.failures += 1
+        text = explain(error)
         if isinstance(error, MemoryError) or error.errno in FULL_ERRNOS:
-            plain.put(name)
-            text = explain(error)
             self._failure.fail(text, "segments stay uncompressed: %s; compression is retried", text)
             return self._back_off()
-        if name not in self._logged:
-            self._logged.add(name)
-            log.error("cannot compress %s: %s; it is retried every minute", name, explain(error))
-        self._postponed[name] = time.monotonic() + LONGEST_RETRY_SECONDS
+        name = names.pop(0)
+        if name not in self._failed:
+            log.error("cannot compress %s: %s; it is retried every minute", name, text)
+        self._failed[name] = time.monotonic() + LONGEST_RETRY_SECONDS
         return RETRY_SECONDS
-
-    def _put_back(self, plain: PlainSegments) -> None:
-        """Queue failed segments again that are due."""
-        now = time.monotonic()
-        for name, due_at in list(self._postponed.items()):
-            if due_at <= now:
-                del self._postponed[name]
-                plain.put(name)
 
     def _back_off(self) -> float:
         pause = self._retry_seconds

@@ -172,6 +172,13 @@ def status_of(path: Path | str) -> os.stat_result:
     return status
 
 
+def find_status(path: Path | str) -> os.stat_result | None:
+    """Return the status of a regular file, None if there is none; raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        return status_of(path)
+    return None
+
+
 def open_regular(path: Path, flags: int) -> int:
     """Open a regular file without blocking; raises OSError as `status_of` does."""
     status_of(path)
