@@ -217,6 +217,11 @@ class Sent:
     held: Held = NOTHING
     outcome: Outcome = Outcome.UNKNOWN
 
+    @property
+    def is_unasked(self) -> bool:
+        """Whether it was not queried yet, or is delivered and not removed yet."""
+        return self.missing_since is None or self.outcome in DELIVERED
+
     def update(self, held: Held, now: float) -> None:
         """Set the outcome from the tables' content, or the time of the next query."""
         self.held = held
@@ -238,9 +243,6 @@ class Verifier:
     def __init__(self, tables: LogTables) -> None:
         self._tables = tables
         self._sent: dict[str, Sent] = {}
-        self._unasked: set[str] = set()  # not queried yet, or delivered and not removed yet
-        self._missing: list[str] = []
-        self._ask_at = float("inf")
 
     def __bool__(self) -> bool:
         """Return whether there are any."""
@@ -248,23 +250,18 @@ class Verifier:
 
     def add(self, name: str, lines: int, is_repeated: bool) -> None:
         """Add a segment whose `lines` lines were all sent."""
-        ask_at = time.monotonic() + GATHER_SECONDS
-        self._sent[name] = Sent(name, lines, is_repeated, ask_at)
-        self._unasked.add(name)
-        self._ask_at = min(self._ask_at, ask_at)
+        self._sent[name] = Sent(name, lines, is_repeated, time.monotonic() + GATHER_SECONDS)
 
     def remove(self, name: str) -> None:
         """Remove a segment that is delivered, or whose lines are sent again."""
-        sent = self._sent.pop(name)
-        self._unasked.discard(name)
-        if sent.outcome is Outcome.MISSING:
-            self._missing.remove(name)
+        del self._sent[name]
 
     def next_at(self, is_idle: bool) -> float:
         """Return the monotonic time of the next query; 0 if one is due now."""
-        if len(self._unasked) >= (1 if is_idle else QUERY_SEGMENTS):
+        waiting = [s for s in self._sent.values() if s.outcome is not Outcome.MISSING]
+        if sum(sent.is_unasked for sent in waiting) >= (1 if is_idle else QUERY_SEGMENTS):
             return 0.0
-        return self._ask_at
+        return min((sent.ask_at for sent in waiting), default=float("inf"))
 
     def check(self) -> list[Sent]:
         """Query the segments that are due; return the delivered ones among them.
@@ -276,19 +273,13 @@ class Verifier:
         held = self._tables.count([sent.name for sent in due]) if due else {}
         for sent in due:
             sent.update(held.get(sent.name, NOTHING), now)
-        self._missing += [sent.name for sent in due if sent.outcome is Outcome.MISSING]
-        delivered = [sent for sent in due if sent.outcome in DELIVERED]
-        asked = [sent for sent in due if sent.outcome not in DELIVERED]
-        self._unasked.difference_update(sent.name for sent in asked)
-        waiting = (s.ask_at for s in self._sent.values() if s.outcome is not Outcome.MISSING)
-        self._ask_at = min(waiting, default=float("inf"))
-        return delivered
+        return [sent for sent in due if sent.outcome in DELIVERED]
 
     def _due(self, now: float) -> list[Sent]:
         due: list[Sent] = []
         lines = 0
         for sent in self._sent.values():
-            is_due = sent.ask_at <= now or sent.name in self._unasked
+            is_due = sent.ask_at <= now or sent.is_unasked
             if is_due and sent.outcome is not Outcome.MISSING:
                 lines += sent.lines
                 if due and (len(due) == QUERY_SEGMENTS or lines > QUERY_LINES):
@@ -298,4 +289,5 @@ class Verifier:
 
     def missing(self) -> Sent | None:
         """Return a segment whose missing lines must be sent again, or None."""
-        return self._sent[self._missing[0]] if self._missing else None
+        missing = (sent for sent in self._sent.values() if sent.outcome is Outcome.MISSING)
+        return next(missing, None)

@@ -366,7 +366,6 @@ def test_segment_that_waits_for_replicas_delays_no_other(
     server.hidden.clear()
     for sent in forwarder._verifier._sent.values():
         sent.ask_at = 0.0
-    forwarder._verifier._ask_at = 0.0
     run_until_delivered(forwarder)
     assert "insert again" not in server.calls
     assert server.lines() == stored(settings.data_dir)
