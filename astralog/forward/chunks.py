@@ -7,6 +7,7 @@ line number inserted after its opening brace.
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -17,21 +18,20 @@ from astralog.store.reader import open_sealed
 BLOCK_BYTES = 64 * 1024
 
 
-class _Fields(NamedTuple):
+@dataclass(frozen=True)
+class Chunk:
+    """Lines of one segment that go to the table in one insert: `buffer[begin:end]`.
+
+    `offset` is their position in the uncompressed segment; lines are counted from 1. The buffer
+    belongs to the reader, which overwrites it when it reads the next chunk.
+    """
+
     segment: str
     offset: int
     first_line: int
     buffer: bytearray
     begin: int
     end: int
-
-
-class Chunk(_Fields):
-    """Lines of one segment that go to the table in one insert: `buffer[begin:end]`.
-
-    `offset` is their position in the uncompressed segment; lines are counted from 1. The buffer
-    belongs to the reader, which overwrites it when it reads the next chunk.
-    """
 
     @property
     def size(self) -> int:
@@ -64,7 +64,7 @@ class Chunk(_Fields):
         middle = self._end_of_line(self.begin, self.begin + self.size // 2)
         if middle == self.end:  # the last line is the longer half
             middle = self.buffer.rfind(b"\n", self.begin, self.end - 1) + 1
-        first = Chunk(*self[:-1], middle)
+        first = replace(self, end=middle)
         offset = self.offset + first.size
         line = self.first_line + first.lines
         return first, Chunk(self.segment, offset, line, self.buffer, middle, self.end)

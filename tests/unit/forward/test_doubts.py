@@ -1,5 +1,6 @@
 """The tables are queried for many segments at once, and only for those in doubt."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def world(tmp_path: Path) -> World:
 def chunks(name: str) -> list[Chunk]:
     """Return lines 1 and 2 of a segment as a chunk, and line 3 as another."""
     first = make_chunk(name, b"1", b"2")
-    return [first, first._replace(offset=4, first_line=3, begin=2)]
+    return [first, replace(first, offset=4, first_line=3, begin=2)]
 
 
 def test_one_query_covers_many_segments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
