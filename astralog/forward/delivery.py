@@ -5,15 +5,15 @@ before a segment counts as delivered.
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from astralog.forward.backlog import Backlog
 from astralog.forward.chunks import Chunk, DeadLetter, Rows, as_dead_letters
-from astralog.forward.clickhouse import NOTHING, Held, Unacceptable, Unavailable
+from astralog.forward.clickhouse import NOTHING, Held, Tables, Unacceptable, Unavailable
 from astralog.forward.cursor import Cursor
 
 #: Rejected inserts per chunk until the rest of it becomes dead letters: bounds the search for the
@@ -28,29 +28,6 @@ class Miscounted(Unavailable):
         super().__init__(ValueError(f"{sent} rows were sent, {written} were written"), None)
 
 
-class LogTables(Protocol):
-    """The tables that receive the lines: `clickhouse.Tables`."""
-
-    @property
-    def name(self) -> str:
-        """Address of the table."""
-
-    def insert(self, chunk: Chunk, rows: Iterable[bytes], again: bool) -> int:
-        """Insert rows of a chunk, all or none; return the number written."""
-
-    def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter], again: bool) -> int:
-        """Insert lines into the dead-letter table, all or none; return the number written."""
-
-    def held(self, chunk: Chunk) -> set[int]:
-        """Return the numbers of a chunk's lines that the tables hold."""
-
-    def count(self, segments: Collection[str]) -> dict[str, Held]:
-        """Return the content of each segment that the tables know."""
-
-    def disconnect(self) -> None:
-        """Close idle connections."""
-
-
 class Delivered(NamedTuple):
     """Number of delivered lines of a chunk, and of the dead letters among them."""
 
@@ -59,28 +36,23 @@ class Delivered(NamedTuple):
 
 
 class Delivery:
-    """Delivers one chunk; after an error, a new Delivery with `in_doubt` sends the rest."""
+    """Delivers one chunk; after an error, a new Delivery in doubt sends the rest."""
 
-    def __init__(
-        self, tables: LogTables, node: str, chunk: Chunk, in_doubt: bool, again: bool = False
-    ) -> None:
-        """Prepare a delivery; if the chunk is `in_doubt`, the tables are queried first.
+    def __init__(self, tables: Tables, node: str, again: bool = False) -> None:
+        """Send lines under a second token if `again`, since the tables may remember the first.
 
-        `again` sends lines that are missing although they were delivered under a second token,
-        since the tables may remember the first.
+        That is for lines that are missing although they were delivered.
         """
         self._tables = tables
         self._node = node
-        self._chunk = chunk
-        self._in_doubt = in_doubt
         self._again = again
         self._rejected_inserts = 0
 
-    def deliver(self) -> Delivered:
-        """Return once the tables hold every line; raises Unavailable if they may not."""
-        return self._deliver(self._chunk, self._in_doubt)
+    def deliver(self, chunk: Chunk, in_doubt: bool) -> Delivered:
+        """Return once the tables hold every line; raises Unavailable if they may not.
 
-    def _deliver(self, chunk: Chunk, in_doubt: bool) -> Delivered:
+        If the chunk is `in_doubt`, the tables are queried first.
+        """
         held: Collection[int] = self._tables.held(chunk) if in_doubt else ()
         if held and len(held) == chunk.lines:
             return Delivered(chunk.lines, 0)
@@ -113,7 +85,7 @@ class Delivery:
         if chunk.lines == 1 or self._rejected_inserts > SEARCH_INSERTS:
             return self._give_up(chunk, error)
         # In doubt: the rejection may come from a view, with the rows stored in the table.
-        first, second = (self._deliver(half, in_doubt=True) for half in chunk.halves())
+        first, second = (self.deliver(half, in_doubt=True) for half in chunk.halves())
         return Delivered(first.lines + second.lines, first.dead_letters + second.dead_letters)
 
     def _give_up(self, chunk: Chunk, error: str) -> Delivered:
@@ -139,7 +111,7 @@ class Doubts:
     these chunk by chunk when they are delivered.
     """
 
-    def __init__(self, tables: LogTables, cursor: Cursor, backlog: Backlog) -> None:
+    def __init__(self, tables: Tables, cursor: Cursor, backlog: Backlog) -> None:
         self._tables = tables
         self._cursor = cursor
         self._backlog = backlog
@@ -240,7 +212,7 @@ class Sent:
 class Verifier:
     """Segments that were sent and do not count as delivered yet."""
 
-    def __init__(self, tables: LogTables) -> None:
+    def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._sent: dict[str, Sent] = {}
 

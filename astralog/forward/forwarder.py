@@ -8,13 +8,12 @@ from typing import TextIO
 
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.chunks import Chunk, ChunkReader
-from astralog.forward.clickhouse import Unavailable
+from astralog.forward.clickhouse import Tables, Unavailable
 from astralog.forward.cursor import Cursor, Position, save_node
 from astralog.forward.delivery import (
     Delivered,
     Delivery,
     Doubts,
-    LogTables,
     Miscounted,
     Sent,
     Verifier,
@@ -47,7 +46,7 @@ class DirectoryReplaced(Exception):
 class Forwarder:
     """Delivers from a data directory that no other forwarder uses; may raise OSError."""
 
-    def __init__(self, settings: Settings, tables: LogTables, stream: TextIO) -> None:
+    def __init__(self, settings: Settings, tables: Tables, stream: TextIO) -> None:
         self._directory = settings.data_dir
         self._inode = os.stat(self._directory).st_ino
         self._tables = tables
@@ -190,7 +189,7 @@ class Forwarder:
 
     def _insert(self, chunk: Chunk, in_doubt: bool, again: bool = False) -> Delivered:
         try:
-            delivered = Delivery(self._tables, self._node, chunk, in_doubt, again).deliver()
+            delivered = Delivery(self._tables, self._node, again).deliver(chunk, in_doubt)
         except Miscounted:
             self._miscounts += 1
             if self._miscounts < MISCOUNTS:

@@ -925,7 +925,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "forward queries the table if an outcome is unknown",
-        "astralog.forward.delivery:Delivery._deliver.held",
+        "astralog.forward.delivery:Delivery.deliver.held",
         "self._tables.held(chunk) if in_doubt else ()",
         "()",
         ("tests/unit/forward/test_delivery.py",),
@@ -1059,13 +1059,13 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "forward queries the table after a rejection",
         "astralog.forward.delivery:Delivery._bisect",
-        "self._deliver(half, in_doubt=True)",
-        "self._deliver(half, in_doubt=False)",
+        "self.deliver(half, in_doubt=True)",
+        "self.deliver(half, in_doubt=False)",
         ("tests/unit/forward/test_delivery.py",),
     ),
     Guard(
         "forward stores dead letters",
-        "astralog.forward.delivery:Delivery._deliver",
+        "astralog.forward.delivery:Delivery.deliver",
         "self._insert_dead_letters(chunk, rows.dead_letters)",
         "pass",
         ("tests/unit/forward/test_delivery.py",),

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from astralog.forward.chunks import Chunk, DeadLetter
-from astralog.forward.clickhouse import Held, Unacceptable, Unavailable
+from astralog.forward.clickhouse import Held, Tables, Unacceptable, Unavailable
 
 NODE = "n"
 
 
-class FakeServer:
+class FakeServer(Tables):
     """A server with the two tables.
 
     `faults` lists the outcomes of the next calls: "before" fails without effect, "after" fails

@@ -20,7 +20,7 @@ def deliver(server: FakeServer, *lines: bytes, in_doubt: bool = False) -> Delive
     """Deliver a chunk of these lines, with as many attempts as needed."""
     while True:
         try:
-            return Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt).deliver()
+            return Delivery(server, NODE).deliver(make_chunk(NAME, *lines), in_doubt)
         except Unavailable:
             in_doubt = True
 
@@ -82,12 +82,12 @@ def test_insert_of_fewer_rows_is_a_failure(fault: str) -> None:
     server.remembers_tokens = False
     server.faults = [fault]
     with pytest.raises(Miscounted, match=r"^2 rows were sent, [01] were written$"):
-        Delivery(server, NODE, make_chunk(NAME, GOOD, OLD, GOOD), in_doubt=False).deliver()
+        Delivery(server, NODE).deliver(make_chunk(NAME, GOOD, OLD, GOOD), in_doubt=False)
     assert deliver(server, GOOD, OLD, GOOD, in_doubt=True).lines == 3
     assert server.lines() == lines_once(3)
     server.faults = ["", "fewer"]  # of the dead letter that is new
     with pytest.raises(Miscounted):
-        Delivery(server, NODE, make_chunk(NAME, GOOD, OLD, GOOD, OLD), in_doubt=True).deliver()
+        Delivery(server, NODE).deliver(make_chunk(NAME, GOOD, OLD, GOOD, OLD), in_doubt=True)
 
 
 def test_missing_lines_have_another_token() -> None:
@@ -99,7 +99,7 @@ def test_missing_lines_have_another_token() -> None:
     deliver(server, GOOD, OLD, GOOD, in_doubt=True)
     assert server.lines() == lines_once(0)
     chunk = make_chunk(NAME, GOOD, OLD, GOOD)
-    Delivery(server, NODE, chunk, in_doubt=True, again=True).deliver()
+    Delivery(server, NODE, again=True).deliver(chunk, in_doubt=True)
     assert server.lines() == lines_once(3)
 
 
@@ -154,7 +154,7 @@ def test_any_sequence_of_failures_delivers_each_line_once(
         server.faults = source.choices(["", "before", "after"], k=source.randrange(12))
         for _ in range(source.randrange(3)):
             try:
-                Delivery(server, NODE, make_chunk(NAME, *lines), in_doubt=True).deliver()
+                Delivery(server, NODE).deliver(make_chunk(NAME, *lines), in_doubt=True)
             except Unavailable:
                 continue
             break
