@@ -23,7 +23,7 @@ def find_sealed(directory: Path, known: set[str]) -> set[str]:
     A listing may miss a file that is being compressed, so each `known` one is checked by name.
     """
     listed = reader.list_segments(directory).sealed
-    return listed | {name for name in known - listed if reader.is_sealed(directory, name)}
+    return listed | {name for name in known - listed if reader.sealed_status(directory, name)}
 
 
 class Backlog:
@@ -52,17 +52,11 @@ class Backlog:
         compressed = (self._plain - found.plain) & self._sizes.keys()  # since the last scan
         self._plain = found.plain
         for name in (found.sealed - self._sizes.keys() - delivered) | compressed:
-            if (size := self._size(name)) is not None:
-                self._sizes[name] = size
+            if status := reader.sealed_status(self._directory, name):
+                self._sizes[name] = status.st_size
         missing = (self._sizes.keys() | delivered) - found.sealed - self._sent
-        self._forget({name for name in missing if not reader.is_sealed(self._directory, name)})
+        self._forget({name for name in missing if not reader.sealed_status(self._directory, name)})
         self._queue = sorted(filter(self._is_ready, self._sizes), reverse=True)
-
-    def _size(self, name: str) -> int | None:
-        try:
-            return reader.stat_sealed(self._directory, name).st_size
-        except FileNotFoundError:
-            return None
 
     def _is_ready(self, name: str) -> bool:
         """Return whether a segment may be delivered now."""
@@ -149,8 +143,6 @@ class Backlog:
                 if self._is_older(name, keep_seconds, now):
                     files.remove_sealed(self._directory, name)
                     removed.add(name)
-            except FileNotFoundError:
-                removed.add(name)  # by another's retention
             except OSError as error:
                 has_failed = True
                 self._removals.fail("removal", "cannot remove %s: %s", name, error.strerror)
@@ -161,12 +153,12 @@ class Backlog:
             self._cursor.forget(removed)
 
     def _is_older(self, name: str, seconds: float, now: float) -> bool:
-        """Return whether a segment last changed more than `seconds` ago.
+        """Return whether a segment last changed more than `seconds` ago, or is gone.
 
         A young start in the name settles it without a stat.
         """
         start = SegmentName(name).start
         if 0 <= now - start <= seconds:
             return False
-        modified_at = reader.stat_sealed(self._directory, name).st_mtime
-        return now - last_change(start, modified_at, now) > seconds
+        status = reader.sealed_status(self._directory, name)
+        return status is None or now - last_change(start, status.st_mtime, now) > seconds

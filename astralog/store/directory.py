@@ -5,7 +5,6 @@ number of changes, not with that of the segments. The housekeeper and the compre
 `Listing` is for readers: it needs no watch, whose number per user the system limits.
 """
 
-import contextlib
 import logging
 import os
 import struct
@@ -451,6 +450,4 @@ class Inventory(WatchedDirectory):
 
     def _status(self, segment: SegmentName, form: Form) -> os.stat_result | None:
         """Return the status of a file, None if it is gone."""
-        with contextlib.suppress(FileNotFoundError):
-            return files.status_of(f"{self._directory}/{segment.file(form)}")
-        return None
+        return files.find_status(f"{self._directory}/{segment.file(form)}")

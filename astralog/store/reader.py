@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.store.files import open_regular, regular_files, status_of
+from astralog.store.files import find_status, open_regular, regular_files, status_of
 from astralog.store.names import Form, SegmentName, parse_file_names
 from astralog.zstd import zstd
 
@@ -317,25 +317,14 @@ def list_segments(directory: Path) -> Segments:
     return Segments(sealed, names[Form.OPEN] - sealed, plain)
 
 
-def is_sealed(directory: Path, name: str) -> bool:
-    """Return whether a sealed segment exists; raises OSError.
+def sealed_status(directory: Path, name: str) -> os.stat_result | None:
+    """Return the status of a sealed segment's file, None if there is none; raises OSError.
 
     A listing may miss a segment that is compressed meanwhile.
     """
-    try:
-        stat_sealed(directory, name)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def stat_sealed(directory: Path, name: str) -> os.stat_result:
-    """Return the status of a sealed segment's file; raises OSError."""
     segment = SegmentName(name)
-    try:
-        return status_of(segment.path(directory, Form.PLAIN))
-    except FileNotFoundError:
-        return status_of(segment.path(directory, Form.COMPRESSED))
+    plain = find_status(segment.path(directory, Form.PLAIN))
+    return plain or find_status(segment.path(directory, Form.COMPRESSED))
 
 
 def size_of_lines(directory: Path, name: str) -> int:

@@ -1136,7 +1136,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a listing may miss segments during compression",
         "astralog.forward.backlog:Backlog.scan",
-        "for name in missing if not reader.is_sealed(self._directory, name)",
+        "for name in missing if not reader.sealed_status(self._directory, name)",
         "for name in missing",
         ("tests/unit/forward/test_backlog.py",),
     ),

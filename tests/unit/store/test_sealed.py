@@ -64,16 +64,18 @@ def test_the_plain_form_is_preferred(tmp_path: Path) -> None:
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"not read")
     with reader.open_sealed(tmp_path, FIRST) as file:
         assert LINES == file.read()
-    assert reader.stat_sealed(tmp_path, FIRST).st_size == len(LINES)
+    status = reader.sealed_status(tmp_path, FIRST)
+    assert status
+    assert status.st_size == len(LINES)
 
 
 def test_missing_segment_is_an_error(tmp_path: Path) -> None:
     """It has neither file."""
-    assert not reader.is_sealed(tmp_path, FIRST)
+    assert not reader.sealed_status(tmp_path, FIRST)
     with pytest.raises(FileNotFoundError):
         reader.open_sealed(tmp_path, FIRST)
     write(tmp_path, FIRST + ".ndjson.zst")
-    assert reader.is_sealed(tmp_path, FIRST)
+    assert reader.sealed_status(tmp_path, FIRST)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled"])
