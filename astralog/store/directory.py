@@ -90,26 +90,22 @@ SCAN_SECONDS = 3600.0
 UNWATCHED_SCAN_SECONDS = 60.0
 
 
-def open_watch(directory: Path) -> DirectoryWatch | None:
-    """Return a watch of the directory; log a warning and return None if none is available."""
-    try:
-        return DirectoryWatch(directory)
-    except OSError as error:
-        log.warning(
-            "cannot watch %s (%s): it is scanned for new segments every %g seconds",
-            directory,
-            error.strerror,
-            UNWATCHED_SCAN_SECONDS,
-        )
-        return None
-
-
 class WatchedDirectory:
     """Find new names by a watch, if available, and by scans; all methods may raise OSError."""
 
     def __init__(self, directory: Path) -> None:
+        """Log a warning if no watch is available."""
         self._directory = directory
-        self._watch = open_watch(directory)
+        self._watch: DirectoryWatch | None = None
+        try:
+            self._watch = DirectoryWatch(directory)
+        except OSError as error:
+            log.warning(
+                "cannot watch %s (%s): it is scanned for new segments every %g seconds",
+                directory,
+                error.strerror,
+                UNWATCHED_SCAN_SECONDS,
+            )
         self._next_scan_at = time.monotonic()
 
     @property

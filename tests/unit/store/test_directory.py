@@ -282,11 +282,11 @@ def test_another_time_of_change_is_noticed(dated: Inventory, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("is_watched", [True, False])
 def test_segment_seen_while_written_is_young(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_watched: bool
+    tmp_path: Path, break_os: BreakOs, is_watched: bool
 ) -> None:
     """Whatever its name; a copied segment is not, nor is one from before the start."""
     if not is_watched:
-        monkeypatch.setattr(directory, "open_watch", lambda directory: None)
+        break_os("call_libc", errno.EMFILE, module=directory)
     ahead = int(9 * DAY)
     add(tmp_path, "a", 0)
     known = Inventory(tmp_path, TrustedClock(lambda: START + 7 * DAY, lambda: 0.0), LATER)
@@ -310,11 +310,11 @@ def test_segment_seen_while_written_is_young(
 
 @pytest.mark.parametrize("is_watched", [True, False])
 def test_segment_written_after_the_clock_was_set_back_is_the_youngest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_watched: bool
+    tmp_path: Path, break_os: BreakOs, is_watched: bool
 ) -> None:
     """For less than a day, so that no name is ahead of the clock, and for more."""
     if not is_watched:
-        monkeypatch.setattr(directory, "open_watch", lambda directory: None)
+        break_os("call_libc", errno.EMFILE, module=directory)
     look = follow if is_watched else scan
     known = Inventory(tmp_path, TrustedClock(lambda: START, lambda: 0.0), LATER)
     for number in (100, 43_000):

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store import directory
 from astralog.store.compression import PlainSegments
 from astralog.store.directory import (
     SCAN_SECONDS,
@@ -59,12 +58,17 @@ def test_later_segments_are_found_by_the_watch(tmp_path: Path, plain: PlainSegme
 
 
 def test_without_a_watch_the_directory_is_listed_each_minute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For example if the system has no watch left."""
+    """For example if the system has no watch left; the log has the interval of the scans."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("astralog.store.directory.open_watch", lambda directory: None)
+
+    def fail(self: DirectoryWatch, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DirectoryWatch, "__init__", fail)
     plain = PlainSegments(tmp_path)
+    assert "every 60 seconds" in caplog.text
     plain.poll()
     seal(tmp_path, NAMES[0])
     plain.poll()
@@ -95,16 +99,3 @@ def test_with_a_watch_the_directory_is_listed_each_hour(
     monkeypatch.setattr(DirectoryWatch, "changes", lose)
     plain.poll()
     assert [NAMES[0]] == taken(plain)
-
-
-def test_missing_watch_is_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The line has the interval of the scans."""
-
-    def fail(self: DirectoryWatch, path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(DirectoryWatch, "__init__", fail)
-    assert directory.open_watch(tmp_path) is None
-    assert "every 60 seconds" in caplog.text
