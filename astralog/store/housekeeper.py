@@ -3,7 +3,6 @@
 Each process that writes to the directory has one; only the holder of the lease works.
 """
 
-import contextlib
 import dataclasses
 import enum
 import errno
@@ -11,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from heapq import heapify, heappop
 from typing import NamedTuple
 
@@ -167,7 +167,7 @@ class Retention:
     def _remove_oldest(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
         """Remove the oldest removable segments until there is no excess."""
         kept = 0
-        with contextlib.closing(index.oldest_first()) as oldest:
+        with closing(index.oldest_first()) as oldest:
             while (reason := this.reason()) and (name := next(oldest, None)):
                 kept += not self._take(name, reason, index, this)
                 yield
@@ -306,7 +306,7 @@ class Housekeeper:
         self._clock = TrustedClock()
         self._keys = keys or KeyUpkeep(settings, self._clock)
         self._started_at = time.time()
-        self._retention = Retention(settings, may_remove, self._clock)
+        self.retention = Retention(settings, may_remove, self._clock)
         self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
         self._failed: set[SegmentName] = set()  # segments whose failed recovery is logged
@@ -322,16 +322,6 @@ class Housekeeper:
         """
         is_stale = time.monotonic() - self._stepped_at > STALE_SECONDS
         return None if is_stale else self._usage
-
-    @property
-    def removed_segments(self) -> int:
-        """The segments that this process removed so far."""
-        return self._retention.removed_segments
-
-    @property
-    def removed_undelivered_segments(self) -> int:
-        """The removed segments that were not delivered although forwarding is configured."""
-        return self._retention.removed_undelivered_segments
 
     def step(self) -> float:
         """Work for a slice of time, and return the seconds until the next step."""
@@ -368,9 +358,9 @@ class Housekeeper:
             yield POLL_SECONDS
         try:
             with (
-                contextlib.closing(lease),
-                contextlib.closing(self._open_inventory()) as inventory,
-                contextlib.closing(self._keys),
+                closing(lease),
+                closing(Inventory(self._directory, self._clock, self._started_at)) as inventory,
+                closing(self._keys),
             ):
                 while True:
                     yield from self._work_once(inventory)
@@ -380,9 +370,6 @@ class Housekeeper:
                     yield POLL_SECONDS
         finally:
             self._usage = None
-
-    def _open_inventory(self) -> Inventory:
-        return Inventory(self._directory, self._clock, self._started_at)
 
     def _work_once(self, inventory: Inventory) -> Iterator[float]:
         known = set(inventory.open)
@@ -396,7 +383,7 @@ class Housekeeper:
         space = files.space(self._directory)
         self._usage = usage = self._measure(inventory, space)
         total = usage.open_bytes + usage.sealed_bytes
-        remove = self._retention.remove_excess(inventory.sealed, total, space)
+        remove = self.retention.remove_excess(inventory.sealed, total, space)
         yield from _at_once(remove)
 
     def _recover(self, inventory: Inventory, segments: Iterable[SegmentName]) -> Iterator[float]:

@@ -149,12 +149,12 @@ def _segment_families(queue: CommitQueue) -> list[Family]:
         counter(
             "removed_segments",
             "Segments removed by retention.",
-            lambda: queue.housekeeper.removed_segments,
+            lambda: queue.housekeeper.retention.removed_segments,
         ),
         counter(
             "removed_undelivered_segments",
             "Segments removed by retention before forward had delivered them.",
-            lambda: queue.housekeeper.removed_undelivered_segments,
+            lambda: queue.housekeeper.retention.removed_undelivered_segments,
         ),
         counter(
             "possibly_lost_batches",

@@ -320,7 +320,7 @@ def test_retention_is_applied(make: Make, tmp_path: Path) -> None:
         (tmp_path / plain("d")).write_bytes(LINE)
         settle(one)
         assert [opened("0"), plain("c"), plain("d")] == names(tmp_path)
-        assert 2 == one.removed_segments
+        assert 2 == one.retention.removed_segments
 
 
 def test_nothing_is_removed_before_all_segments_are_known(make: Make, tmp_path: Path) -> None:
