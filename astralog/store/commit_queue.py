@@ -32,16 +32,11 @@ log = logging.getLogger(__name__)
 #: Seconds in which a process that stops closes its files.
 CLOSE_SECONDS = 1.0
 
-#: Seconds between two checks for waits that are over.
-OVERDUE_SECONDS = 0.1
-
 #: Seconds after which the names of segments follow a change of the wall clock.
 NAMES_ADOPT_SECONDS = 60.0
 
 #: Seconds until the next step of a loop after one that failed.
 FAILED_SECONDS = 1.0
-
-HOUSEKEEPING_FAILED = "housekeeping failed; it is retried"
 
 _claim_of = attrgetter("claim")
 
@@ -65,7 +60,7 @@ class CommitQueue:
         self.storages = tuple(Storage(settings, starts) for _ in range(settings.writers))
         self.keys = IdempotencyKeys(settings)
         self.housekeeper = Housekeeper(settings, _may_remove(settings), self.keys.upkeep)
-        self._budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
+        self.budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
         self._batches = BatchQueue(count_stored, settings.commit_timeout_seconds)
         self._drains = Group()
         self._helpers = Group()
@@ -74,21 +69,11 @@ class CommitQueue:
         self._is_started = False
         self._is_stopping = False
 
-    @property
-    def backlog_bytes(self) -> int:
-        """The bytes reserved by requests: bodies, decoded logs, and batches until their commit."""
-        return self._budget.reserved
-
-    @property
-    def backlog_limit_bytes(self) -> int:
-        """The limit of the backlog, above which batches are rejected with `queue_full`."""
-        return self._budget.limit
-
     def unavailable(self) -> str | None:
         """Return the code with which batches are rejected now, None if they are accepted."""
         if cause := self._find_cause():
             return cause.code
-        return "queue_full" if self._budget.is_full else None
+        return "queue_full" if self.budget.is_full else None
 
     def _find_cause(self) -> Cause | None:
         """Return why every batch is rejected now, None if they are admitted."""
@@ -107,7 +92,7 @@ class CommitQueue:
         """
         if cause := self._find_cause():
             raise Rejection(*cause)
-        return MemoryReservation(self._budget, token, head_bytes)
+        return MemoryReservation(self.budget, token, head_bytes)
 
     def claim(self, key: Key) -> Claim:
         """Claim a key: no other request can store it until the claim is released.
@@ -142,8 +127,9 @@ class CommitQueue:
         self._drain_threads.start()
         for storage in self.storages:
             self._drains.spawn(self._drain, storage)
-        self._helpers.spawn(_run_forever, self.expire_waits_once, "expiry of waits failed")
-        self._helpers.spawn(_run_forever, self.keep_house_once, HOUSEKEEPING_FAILED)
+        self._helpers.spawn(_run_forever, self._batches.expire_waits, "expiry of waits failed")
+        keep_house = self.keep_house_once
+        self._helpers.spawn(_run_forever, keep_house, "housekeeping failed; it is retried")
         maintain_keys = partial(self.keys.maintain, self._has_failed)
         self._helpers.spawn(_run_forever, maintain_keys, "maintenance of the keys failed")
 
@@ -195,14 +181,6 @@ class CommitQueue:
         elif storage.is_maintenance_due():
             self._drain_threads.call(storage.maintain)
         return is_last
-
-    def expire_waits_once(self) -> float:
-        """Expire the waits that are over; one timer for all of them costs less than one per wait.
-
-        Return the seconds until the next call.
-        """
-        self._batches.expire_waits()
-        return OVERDUE_SECONDS
 
     def keep_house_once(self) -> float:
         """Run the next step of the housekeeping; return the seconds until the step after it.

@@ -115,12 +115,12 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "backlog_bytes",
             "Memory of bodies, of the buffers that decompress and split them, and of lines that "
             "are not stored yet.",
-            lambda: queue.backlog_bytes,
+            lambda: queue.budget.reserved,
         ),
         _gauge(
             "backlog_limit_bytes",
             "Limit of the backlog's memory, beyond which batches are rejected.",
-            lambda: queue.backlog_limit_bytes,
+            lambda: queue.budget.limit,
         ),
         Family(
             "astralog_last_sync_timestamp_seconds",

@@ -531,8 +531,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "expired batches leave the queue",
         "astralog.store.queue:BatchQueue",
-        "            self._queue.get_nowait()\n\n    def _first",
-        "            break\n\n    def _first",
+        "            self._queue.get_nowait()\n        return",
+        "            break\n        return",
         (
             "tests/unit/store/test_commit_queue.py",
             "-k",

@@ -335,7 +335,7 @@ def test_rejected_request_releases_its_memory(client: FlaskClient, tmp_path: Pat
         drain(client, body, Content_Encoding="gzip")
         drain(client, body, Content_Encoding="br")
         drain(client, body, Authorization="wrong")
-    assert 0 == services_of(app).queue.backlog_bytes
+    assert 0 == services_of(app).queue.budget.reserved
     assert 1 == len(stored(tmp_path))
 
 

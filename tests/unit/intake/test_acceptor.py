@@ -196,13 +196,13 @@ def test_a_batch_is_charged_as_it_is_stored(
     commit = service.queue.commit
 
     def note(batch: Batch, reservation: MemoryReservation, claim: Claim | None = None) -> None:
-        held.append(service.queue.backlog_bytes)
+        held.append(service.queue.budget.reserved)
         commit(batch, reservation, claim)
 
     monkeypatch.setattr(service.queue, "commit", note)
     service.post(body)
     assert [len(service.stored()) + OVERHEAD_BYTES] == held
-    assert 0 == service.queue.backlog_bytes
+    assert 0 == service.queue.budget.reserved
 
 
 def test_a_batch_that_grows_beyond_the_memory_is_rejected(service: Service) -> None:
@@ -213,7 +213,7 @@ def test_a_batch_that_grows_beyond_the_memory_is_rejected(service: Service) -> N
         service.post(b"x" * (MAX_BODY_BYTES // 50))
     service.post(b"x" * (MAX_BODY_BYTES // 10))
     assert "body_too_large" == service.code_of(b"x" * (MAX_BODY_BYTES // 2))
-    assert 0 == service.queue.backlog_bytes
+    assert 0 == service.queue.budget.reserved
 
 
 def test_the_body_is_gone_while_its_lines_wait(
@@ -257,7 +257,7 @@ def test_a_batch_with_a_key_is_stored_once_and_counted_as_a_replay(service: Serv
     assert [("accepted", 4, 1), ("replayed", 4)] == service.books.counted
     assert "key_reused" == service.code_of(b"other", key="k")
     assert ("key_reused", 5, 1) == service.books.counted[-1]
-    assert 0 == service.queue.backlog_bytes
+    assert 0 == service.queue.budget.reserved
 
 
 def test_replay_of_a_partial_batch_repeats_its_errors(service: Service) -> None:

@@ -99,7 +99,7 @@ def queue(make_queue: Callable[..., CommitQueue]) -> CommitQueue:
 
 
 def reserved(queue: CommitQueue) -> int:
-    return queue.backlog_bytes
+    return queue.budget.reserved
 
 
 def line(number: int, size: int = 0) -> bytes:
@@ -347,7 +347,7 @@ def test_timed_out_batch_is_dropped_before_its_response(
     waiting = commit_later(queue, line(2))
     gevent.sleep(0)
     time.sleep(0.6)  # nothing else runs, so that the timer is late
-    monkeypatch.setattr(gevent, "idle", queue.expire_waits_once)
+    monkeypatch.setattr(gevent, "idle", queue._batches.expire_waits)
     gate.open()
     queue.drain_once(Storage(settings))
     rejection = waiting.get(timeout=TIMEOUT_SECONDS)
@@ -368,7 +368,7 @@ def test_a_clock_that_jumps_ends_no_wait(
     now = time.time()
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now + 3600)
-        queue.expire_waits_once()
+        queue._batches.expire_waits()
     gate.open()
     assert [None, None] == [result(greenlet) for greenlet in greenlets]
     assert line(0) + line(1) == stored(tmp_path)

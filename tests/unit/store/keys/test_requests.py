@@ -106,7 +106,7 @@ def test_a_batch_is_stored_by_its_first_request(queue: CommitQueue, tmp_path: Pa
     assert "key_reused" == send(queue, key_of("a", B), B)
     assert ["stored"] == [send(queue, key_of("b"), B)]
     assert A + B == stored(tmp_path)
-    assert 0 == queue.backlog_bytes
+    assert 0 == queue.budget.reserved
 
 
 def test_request_that_ends_before_its_commit_releases_its_key(queue: CommitQueue) -> None:
