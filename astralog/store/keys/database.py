@@ -333,7 +333,9 @@ class Database:
                 number = number or self._register(segment)
                 for part in _parts(records):
                     self._insert(number, now, part)
-            self._remember(segment, number)
+            if len(self._segments) >= MAX_SEGMENTS:
+                self._segments.clear()  # each is registered again, which finds it
+            self._segments[segment] = number
         if not self.is_in_place():
             raise OSError(errno.ESTALE, f"{NAME} was removed")
 
@@ -354,19 +356,6 @@ class Database:
         )
         ((number,),) = self.execute("SELECT id FROM segments WHERE name = ?", [segment])
         return int(number)
-
-    def _remember(self, segment: str, number: int) -> None:
-        if len(self._segments) >= MAX_SEGMENTS:
-            del self._segments[next(iter(self._segments))]
-        self._segments[segment] = number
-
-    def ranges_of(self, segment: str) -> list[tuple[int, int]]:
-        """Return the ranges of a segment's batches with keys, stored or not."""
-        return self.execute(_RANGES, [segment])
-
-    def record_size(self, segment: str, size: int) -> None:
-        """Commit the final size of a segment that has keys."""
-        self.execute("UPDATE segments SET size = ? WHERE name = ?", [size, segment])
 
     def commit_nothing(self) -> None:
         """Write and commit as for a record, without a change."""
@@ -389,14 +378,14 @@ def repeat(statement: str, marks: str, count: int) -> str:
 def ranges_in(directory: Path, segment: str) -> list[tuple[int, int]]:
     """Return the ranges of a segment's batches with keys, stored or not; raises OSError."""
     with _existing(directory) as database:
-        return database.ranges_of(segment) if database else []
+        return database.execute(_RANGES, [segment]) if database else []
 
 
 def record_size(directory: Path, segment: str, size: int) -> None:
     """Commit the final size of a segment that has keys; raises OSError."""
     with _existing(directory) as database:
         if database:
-            database.record_size(segment, size)
+            database.execute("UPDATE segments SET size = ? WHERE name = ?", [size, segment])
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import pytest
 
 from astralog.errors import STORAGE_FAILED
 from astralog.settings import Settings
-from astralog.store import recovery
+from astralog.store import recovery, writer
 from astralog.store.keys.database import Database, ranges_in
 from astralog.store.recovery import recover_file
 from tests.support.fake_system import BreakOs
@@ -348,15 +348,15 @@ def test_a_segment_stays_open_until_its_size_is_recorded(
     """Otherwise its size would be unknown after its removal."""
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
-    record_size = Database.record_size
 
-    def fail(self: Database, segment: str, size: int) -> None:
+    def fail(directory: Path, segment: str, size: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(Database, "record_size", fail)
-    one.storage.close()
-    assert [] == list(tmp_path.glob("*.ndjson"))
-    monkeypatch.setattr(Database, "record_size", record_size)
+    with monkeypatch.context() as patch:
+        for module in (writer, recovery):
+            patch.setattr(module, "record_size", fail)
+        one.storage.close()
+        assert [] == list(tmp_path.glob("*.ndjson"))
     one.storage.close()
     (path,) = tmp_path.glob("*.ndjson")
     path.unlink()
