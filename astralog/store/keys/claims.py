@@ -13,7 +13,7 @@ from gevent.monkey import get_original
 from xxhash import xxh3_128
 
 from astralog.errors import Cause
-from astralog.store.files import FILE_MODE, lock_byte, unlock_byte
+from astralog.store.files import FILE_MODE, is_in_place, lock_byte, unlock_byte
 
 LOCK_NAME = "keys.lock"
 
@@ -116,26 +116,18 @@ class KeyLocks:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = os.fspath(directory / LOCK_NAME)
+        self._path = directory / LOCK_NAME
         self._fd = -1
-        self._inode = 0
         #: How often the file was opened: locks of an earlier epoch are gone.
         self.epoch = 0
 
     def open(self) -> None:
         """Open or create the file, unless it is open and in place."""
-        if self._is_in_place():
+        if self._fd >= 0 and is_in_place(self._fd, self._path):
             return
         self.close()
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        self._inode = os.fstat(self._fd).st_ino
         self.epoch += 1
-
-    def _is_in_place(self) -> bool:
-        try:
-            return self._fd >= 0 and os.stat(self._path).st_ino == self._inode
-        except FileNotFoundError:
-            return False
 
     def lock(self, digest: bytes) -> bool:
         """Lock a key; return False if another process holds the lock."""
