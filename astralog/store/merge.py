@@ -287,7 +287,7 @@ def newest_lines(
 
     If the budget is spent, they are fewer, and older ones were not searched.
     """
-    return list(newest_first(parts, limit, select, budget))[::-1]
+    return [arrival.line for arrival in newest_arrivals(parts, limit, select, budget)][::-1]
 
 
 def parts_since(parts: Iterable[Part], timestamp: str | None) -> list[Part]:
@@ -351,13 +351,6 @@ def oldest_arrivals(
             heapq.heapreplace(heads, (following.time, order, following, part, lines))
         else:
             heapq.heappop(heads)
-
-
-def newest_first(
-    parts: Sequence[Part], limit: int, select: Select = not_blank, budget: ReadBudget | None = None
-) -> Iterator[bytes]:
-    """Yield the newest `limit` matching lines of the parts; as `newest_arrivals`."""
-    return (arrival.line for arrival in newest_arrivals(parts, limit, select, budget))
 
 
 def newest_arrivals(

@@ -5,6 +5,7 @@ of other processes. The drain thread then finds out whether an earlier try is st
 commits a record of the lines' position (the write-ahead record), and only then writes the lines.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -347,8 +348,8 @@ class StoredLines:
                 if (found := self._check_held(segment, stop)) is not None:
                     return found
             except FileNotFoundError:
-                if (size := self._sealed_bytes(segment)) is not None:
-                    return stop <= size
+                with contextlib.suppress(FileNotFoundError):
+                    return stop <= size_of_lines(self._directory, segment)
                 if not self._open_path(segment).exists():
                     return False
             _sleep(PAUSE_SECONDS)
@@ -385,10 +386,3 @@ class StoredLines:
             os.close(fd)
         self.note_stored(segment, stop)
         return True
-
-    def _sealed_bytes(self, segment: str) -> int | None:
-        """Return the decompressed bytes of a sealed segment, None if it is gone."""
-        try:
-            return size_of_lines(self._directory, segment)
-        except FileNotFoundError:
-            return None

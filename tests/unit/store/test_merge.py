@@ -20,7 +20,6 @@ from astralog.store.merge import (
     last_first,
     make_parts,
     newest_arrivals,
-    newest_first,
     newest_lines,
     oldest_arrivals,
     oldest_first,
@@ -381,7 +380,7 @@ def test_search_in_small_steps_yields_each_line_once(tmp_path: Path, suffix: str
     parts = find_parts(tmp_path)
     for _ in range(200):
         budget = ReadBudget(60_000, is_soft=True)
-        found += map(message_of, newest_first(parts, 100, select, budget))
+        found += map(message_of, newest_lines(parts, 100, select, budget)[::-1])
         if (rest := remaining(parts)) is None:
             break
         parts = list(rest.parts(find_parts(tmp_path)))
