@@ -1,6 +1,7 @@
 """One segment file that is being written."""
 
 import contextlib
+import enum
 import errno
 import fcntl
 import logging
@@ -27,6 +28,14 @@ class SegmentLost(OSError):
     """Lines written to the open segment may not be on the disk."""
 
 
+class EndState(enum.Enum):
+    """The state of a segment that takes no more lines and is not sealed yet."""
+
+    UNTRUNCATED = "rejected lines may be at its end; it stays locked, so that nobody seals it"
+    UNSEALED = "it ends with its last accepted line; this process seals it later"
+    LEFT = "it ends with its last accepted line; any process's next recovery seals it"
+
+
 class Segment:
     """One open segment file; all methods may raise OSError."""
 
@@ -42,6 +51,9 @@ class Segment:
         self.synced_at = self._started_at = time.monotonic()
         self.is_dirty = False
         self.has_keys = False  # whether keys.db has records of it
+        self.end_state: EndState | None = None  # None while it takes lines
+        #: Whether rejected batches with keys may come back, until it is truncated and sealed.
+        self.has_rejected_keys = False
         self._dropped_bytes = 0  # at the start of the file, dropped from the page cache
         if files.is_taken(directory, self.name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))

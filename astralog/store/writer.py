@@ -1,8 +1,6 @@
 """Write segment files one after another: append, sync, rotate and seal."""
 
 import contextlib
-import dataclasses
-import enum
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +17,7 @@ from astralog.store import files
 from astralog.store.keys.database import record_size
 from astralog.store.names import is_ahead
 from astralog.store.recovery import recover_file
-from astralog.store.segment import Segment, SegmentLost
+from astralog.store.segment import EndState, Segment, SegmentLost
 
 log = logging.getLogger(__name__)
 
@@ -62,24 +60,6 @@ class Starts:
             return start
 
 
-class EndState(enum.Enum):
-    """The state of a segment that takes no more lines and is not sealed yet."""
-
-    UNTRUNCATED = "rejected lines may be at its end; it stays locked, so that nobody seals it"
-    UNSEALED = "it ends with its last accepted line; this process seals it later"
-    LEFT = "it ends with its last accepted line; any process's next recovery seals it"
-
-
-@dataclasses.dataclass
-class EndedSegment:
-    """A segment that takes no more lines and is not sealed yet."""
-
-    segment: Segment
-    state: EndState
-    #: Whether rejected batches with keys may come back: until it is truncated, synced and sealed.
-    has_rejected_keys: bool = False
-
-
 class SegmentWriter:
     """Append commit groups to one segment after another; one thread at a time may use it."""
 
@@ -92,7 +72,7 @@ class SegmentWriter:
         # Segments
         self._starts = starts or Starts(TrustedClock())
         self._segment: Segment | None = None
-        self._ended: dict[Path, EndedSegment] = {}  # oldest first; other threads read it
+        self._ended: dict[Path, Segment] = {}  # oldest first; other threads read it
         # Failures
         self._is_sync_doubtful = False  # since a sync failed, and until one succeeds
         self._loss, self._truncation, self._sealing = LogOnce(log), LogOnce(log), LogOnce(log)
@@ -104,7 +84,7 @@ class SegmentWriter:
     @property
     def has_untruncated(self) -> bool:
         """Whether a segment is kept open because its rejected lines cannot be truncated."""
-        return any(ended.state is EndState.UNTRUNCATED for ended in list(self._ended.values()))
+        return any(ended.end_state is EndState.UNTRUNCATED for ended in list(self._ended.values()))
 
     def has_unsettled(self) -> bool:
         """Return whether rejected batches with keys may still be in a file.
@@ -263,60 +243,57 @@ class SegmentWriter:
     def _abandon(self, segment: Segment) -> None:
         """Truncate the segment to its accepted lines, and never write to it again."""
         self._segment = None
-        ended = EndedSegment(segment, EndState.UNTRUNCATED, segment.has_keys)
-        self._ended[segment.path] = ended
-        self._truncate(ended)
-        if ended.state is EndState.UNSEALED:
-            self._recover(ended)
+        segment.end_state, segment.has_rejected_keys = EndState.UNTRUNCATED, segment.has_keys
+        self._ended[segment.path] = segment
+        if self._truncate(segment):
+            self._recover(segment)
         else:
             name = segment.path.name
             self._truncation.fail("", "cannot truncate %s; it stays open, and is retried", name)
 
-    def _truncate(self, ended: EndedSegment) -> None:
-        """Truncate and close a segment; any process may seal it then."""
+    def _truncate(self, segment: Segment) -> bool:
+        """Truncate and close a segment, so that any process may seal it; return whether it did."""
         try:
-            ended.segment.truncate()
+            segment.truncate()
         except OSError:
-            return
-        ended.segment.close()
-        ended.state = EndState.UNSEALED
-        self._leave_oldest()
+            return False
+        segment.close()
+        self._add_unsealed(segment)
+        return True
 
     def _add_unsealed(self, segment: Segment) -> None:
-        self._ended[segment.path] = EndedSegment(segment, EndState.UNSEALED)
-        self._leave_oldest()
-
-    def _leave_oldest(self) -> None:
-        unsealed = [e for e in self._ended.values() if e.state is EndState.UNSEALED]
+        """Retry the seal of a segment, and leave the oldest such segment if they are too many."""
+        segment.end_state = EndState.UNSEALED
+        self._ended[segment.path] = segment
+        unsealed = [ended for ended in self._ended.values() if ended.end_state is EndState.UNSEALED]
         if len(unsealed) > MAX_UNSEALED:
-            unsealed[0].state = EndState.LEFT
+            unsealed[0].end_state = EndState.LEFT
             self._forget_left()
 
     def _forget_left(self) -> None:
         """Forget the segments left to a recovery, except while rejected keys depend on them."""
         for path, ended in list(self._ended.items()):
-            is_left = ended.state is EndState.LEFT
+            is_left = ended.end_state is EndState.LEFT
             if is_left and not (ended.has_rejected_keys and path.exists()):
                 del self._ended[path]
 
     def _finish_ended(self) -> None:
         """Truncate and seal the ended segments as far as possible now."""
         for ended in list(self._ended.values()):
-            if ended.state is EndState.UNTRUNCATED:
+            if ended.end_state is EndState.UNTRUNCATED:
                 self._truncate(ended)
         if not self.has_untruncated:
             self._truncation.end("all segments are truncated")
         for ended in list(self._ended.values()):
-            if ended.state is EndState.UNSEALED:
+            if ended.end_state is EndState.UNSEALED:
                 self._recover(ended)
         self._forget_left()
 
-    def _recover(self, ended: EndedSegment) -> None:
+    def _recover(self, segment: Segment) -> None:
         """Seal a segment through a new descriptor; the old one has reported its errors.
 
         One that is gone may come back with its directory, unless it is empty.
         """
-        segment = ended.segment
         try:
             self.sealed_segments += bool(recover_file(segment.path))
         except FileNotFoundError:

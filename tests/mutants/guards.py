@@ -422,7 +422,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a file that cannot be truncated stays open",
         "astralog.store.writer:SegmentWriter._truncate",
-        "            return\n",
+        "            return False\n",
         "            pass\n",
         (
             "tests/unit/store/test_writer_faults.py",

@@ -12,8 +12,8 @@ from astralog.errors import Cause, Rejection
 from astralog.settings import Settings
 from astralog.store.keys.claims import Claim, Outcome, make_key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
-from astralog.store.segment import Segment
-from astralog.store.writer import EndState, SegmentWriter, Storage
+from astralog.store.segment import EndState, Segment
+from astralog.store.writer import SegmentWriter, Storage
 from tests.unit.store.segments import code_of
 
 TOKEN = bytes(32)
@@ -77,8 +77,8 @@ class Worker:
         if self.storage._segment:
             self.storage._segment.close()
         for ended in self.storage._ended.values():
-            if ended.state is EndState.UNTRUNCATED:
-                ended.segment.close()
+            if ended.end_state is EndState.UNTRUNCATED:
+                ended.close()
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, place: str, written: int = 0) -> None:
