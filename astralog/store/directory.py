@@ -10,7 +10,7 @@ import os
 import struct
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
@@ -225,10 +225,6 @@ class Eras:
         self._writing = {name: era for name, era in self._writing.items() if name in segments}
 
 
-#: Maximum number of names that are pushed to the heap one by one; more are sorted at once.
-FEW_NAMES = 100
-
-
 class Entry(NamedTuple):
     """A sealed segment in the index.
 
@@ -317,18 +313,11 @@ class SegmentIndex:
                         passed.append(name)
                         yield name
             finally:
-                _put_back(heap, [name for name in passed if self._is_of(name, era)])
+                for name in passed:
+                    if self._is_of(name, era):
+                        heappush(heap, name)
                 if not heap:
                     del self._heaps[era]
-
-
-def _put_back(heap: list[SegmentName], names: list[SegmentName]) -> None:
-    if len(names) > FEW_NAMES:
-        heap += names
-        heapify(heap)
-    else:
-        for name in names:
-            heappush(heap, name)
 
 
 #: Maximum share of a core for scans: the larger the directory, the longer the time between them.
