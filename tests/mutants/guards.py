@@ -1618,9 +1618,9 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a compressed segment that ends early is an error",
-        "astralog.store.reader:_CompressedFile.read",
+        "astralog.store.reader:SegmentReader._inflate",
         'raise EOFError("the compressed file ends early")',
-        "break",
+        "pass",
         ("tests/unit/store/test_reader.py", "-k", "before_a_damage"),
     ),
     Guard(
