@@ -132,7 +132,7 @@ def _compress(source: BufferedReader, target: BinaryIO, size: int) -> None:
     target.write(compressor.flush())
 
 
-def _blocks(source: BufferedReader) -> Iterator[memoryview]:
+def _blocks(source: BufferedReader | zstd.ZstdFile) -> Iterator[memoryview]:
     """Yield a file in blocks, each valid until the next one is requested."""
     source.seek(0)
     buffer = memoryview(bytearray(BLOCK_BYTES))
@@ -148,9 +148,7 @@ def _decompressed(target: BinaryIO) -> Iterator[memoryview]:
     target.seek(0)
     try:
         with zstd.ZstdFile(target) as file:
-            buffer = memoryview(bytearray(BLOCK_BYTES))
-            while count := file.readinto(buffer):
-                yield buffer[:count]
+            yield from _blocks(file)
     except (EOFError, zstd.ZstdError) as error:
         raise Damaged(error) from error
     if not target.tell():
