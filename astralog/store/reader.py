@@ -148,12 +148,9 @@ class SegmentReader:
                 block = data[data.index(b"\n") :]
                 start = position - len(block)
             cut = block.rfind(b"\n") + 1
-            if cut == len(block) and not any(rest):
-                yield Block(start, block)
-                start += cut
-                rest.clear()
-            elif cut:
-                lines = b"".join([*rest, memoryview(block)[:cut]])
+            if cut:
+                is_whole = cut == len(block) and not any(rest)
+                lines = block if is_whole else b"".join([*rest, memoryview(block)[:cut]])
                 rest.clear()
                 yield Block(start, lines)
                 start += len(lines)
