@@ -6,13 +6,13 @@ from flask import Flask, Response
 
 from astralog import __version__
 from astralog.api import drain, health, otlp, pages, protocols, responses, search, status
-from astralog.api.dispatch import Api, Dispatcher, Environ, Reject
+from astralog.api.dispatch import Api, Dispatcher, Reject
 from astralog.api.protocols import Service
 from astralog.api.rejection_log import RejectionLog
 from astralog.api.search import Streams
 from astralog.auth import Tokens
 from astralog.intake.acceptor import Acceptor
-from astralog.intake.body import BodyReader
+from astralog.intake.body import BodyReader, Environ
 from astralog.settings import Settings, parse_networks
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.compression import CompressionCounts

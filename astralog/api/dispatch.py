@@ -20,6 +20,7 @@ from astralog.browsers import (
     is_preflight,
     permit,
 )
+from astralog.intake.body import Environ
 from astralog.log import log_exception
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Environ = dict[str, Any]
 View = Callable[[Environ], Response]
 
 #: Returns the response to a request that failed with an error; it never raises.

@@ -69,12 +69,11 @@ HANDSHAKE: dict[str, Any] = {
     "_data_stream": {"acknowledged": True},
 }
 
+#: Elasticsearch's type of an error for each code; any other is an illegal argument.
 TYPE_OF_CODE = {
     "unauthorized": "security_exception",
     "forbidden_project": "security_exception",
     "forbidden_scope": "security_exception",
-    "not_found": "illegal_argument_exception",
-    "method_not_allowed": "illegal_argument_exception",
     "rate_limited": "es_rejected_execution_exception",
     "queue_full": "es_rejected_execution_exception",
     "storage_full": "cluster_block_exception",
