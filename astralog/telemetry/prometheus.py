@@ -163,7 +163,7 @@ class Metrics:
 def _keep_known(accept: str) -> str:
     """Return the media ranges of an Accept header, except those with unknown versions.
 
-    prometheus_client raises ValueError for a version that is not made of three numbers.
+    prometheus_client fails for a version that is not made of three numbers.
     """
     return ",".join(item for item in accept[:MAX_ACCEPT_CHARACTERS].split(",") if _is_known(item))
 
