@@ -275,7 +275,7 @@ def _arrival_time(line: bytes, since: float, until: float, otherwise: float) -> 
     return otherwise
 
 
-def find_parts(directory: Path, make: MakePart | None = None) -> list[Part]:
+def find_parts(directory: Path, make: MakePart = Part) -> list[Part]:
     """Return a part with all lines of each segment, in the order of names; raises OSError."""
     return make_parts(directory, parse_file_names(regular_files(directory)), make)
 
@@ -298,9 +298,7 @@ def parts_since(parts: Iterable[Part], timestamp: str | None) -> list[Part]:
     return [part for part in parts if part.latest >= moment and part.until >= moment]
 
 
-def make_parts(
-    directory: Path, files: Iterable[SegmentFile], make: MakePart | None = None
-) -> list[Part]:
+def make_parts(directory: Path, files: Iterable[SegmentFile], make: MakePart = Part) -> list[Part]:
     """Return a part with all lines of each segment among the files, in the order of names."""
     # While a segment gets another name, it may be listed with both; a sealed one is not open.
     forms: dict[str, Form] = {}
@@ -309,7 +307,6 @@ def make_parts(
         if form is not Form.OPEN or name not in forms:
             forms[name] = form
     segments = sorted(forms)
-    make = make or Part
     return [
         make(directory, segment, forms[segment], None if forms[segment] is Form.OPEN else successor)
         for segment, successor in zip_longest(segments, segments[CONCURRENT_SEGMENTS:])

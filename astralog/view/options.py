@@ -77,7 +77,7 @@ def prepare(name: str, level: str | None) -> None:
         click.echo(f"astralog {name}: unknown level {level!r}: only logs of exactly it", err=True)
 
 
-def find_parts(directory: Path, make: MakePart | None = None) -> list[Part]:
+def find_parts(directory: Path, make: MakePart = Part) -> list[Part]:
     """Return the parts of the directory; raises ClickException if it cannot be read."""
     try:
         return merge.find_parts(directory, make)
