@@ -155,12 +155,17 @@ class Processes:
         """Assign a part to an idle or a new process; return False if there is none."""
         if len(self._begun) >= MAX_AHEAD:
             return False
-        if not self._idle:
-            if len(self._busy) >= self._count:
-                return False
-            self._idle.append(_Process(self._search))
+        if not self._idle and len(self._busy) >= self._count:
+            return False
+        try:
+            if not self._idle:
+                self._idle.append(_Process(self._search))
+            pipe_fd = self._idle[-1].read(self._waiting[part])
+        except OSError:  # too many processes or open files: those that there are go on
+            return False
         process = self._idle.pop()
-        self._begun[part] = _Results(self, part, process.read(self._waiting.pop(part)))
+        del self._waiting[part]
+        self._begun[part] = _Results(self, part, pipe_fd)
         self._busy[process.fd] = process
         self._poll.register(process.fd, POLLIN)
         return True
@@ -197,19 +202,28 @@ class _Process:
     """The parent's view of a process that reads parts by their numbers."""
 
     def __init__(self, work: Work) -> None:
+        """Fork; raises OSError."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.fd = self._socket.fileno()
         parent = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-        self._pid = os.fork()
-        if not self._pid:
+        try:
+            self._pid = os.fork()
+            if not self._pid:
+                self._socket.close()
+                _run_child(work, parent, theirs)
+        except OSError:
             self._socket.close()
-            _run_child(work, parent, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
-        theirs.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+            theirs.close()
 
     def read(self, number: int) -> int:
-        """Send a part to the process; return the descriptor of the pipe with the results."""
+        """Send a part to the process; return the descriptor of the pipe with the results.
+
+        Raises OSError.
+        """
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
         try:

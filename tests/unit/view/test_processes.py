@@ -1,5 +1,6 @@
 """Reading segments in several processes has the same result as in one."""
 
+import errno
 import logging
 import os
 import signal
@@ -156,6 +157,25 @@ def test_full_pipes_do_not_stop_the_merge(
         make_segment(data_dir, make_name(500, 100 + number), *lines, changed=600)
     expected = [arrival.line for arrival in oldest_arrivals(find_parts(data_dir), WANTED.select)]
     assert read(data_dir, 2) == expected
+
+
+@pytest.mark.parametrize("name", ["fork", "pipe"])
+def test_without_processes_or_pipes_all_is_read_here(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The first one is made, as under a limit that is reached then."""
+    expected = read(data_dir, 1)
+    make = getattr(os, name)
+    left = iter([make])
+
+    def fail(*_: object) -> object:
+        for first in left:
+            return first()
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, name, fail)
+    assert read(data_dir, 3) == expected
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_process_ends_quietly_after_its_parent(capfd: pytest.CaptureFixture[str]) -> None:
