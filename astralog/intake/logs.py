@@ -28,7 +28,6 @@ from astralog.intake.schema import (
     IncompleteLog,
     Log,
     LogSchema,
-    MovedLog,
     RawLog,
 )
 from astralog.intake.strict_json import check_utf8, parse
@@ -127,7 +126,7 @@ def load_valid_log(text: bytes, options: Options) -> Any:
     try:
         if isinstance(log, dict):
             log = change_log(log, options)
-        msgspec.convert(log, MovedLog)  # rejects no log that the schema accepts
+        msgspec.convert(log, Log)  # rejects no log that the schema accepts
         return _load_by_schema(log)
     except COMPILED_ERRORS:
         return None

@@ -33,7 +33,7 @@ from astralog.intake.members import (
     starts_with,
 )
 from astralog.intake.options import Options
-from astralog.intake.schema import FIELDS, REQUIRED, MovedLog
+from astralog.intake.schema import FIELDS, REQUIRED, Log
 from astralog.intake.timestamps import normalise_all, store_timestamps
 from astralog.intake.unix_time import EXPECTED, format_numbers, parse_time
 
@@ -87,7 +87,7 @@ def move_fields(logs: list[Members], options: Options) -> list[Any]:
             moved += move_alike(Columns(run), options)
         except (NotAlikeError, ValueError):
             changed = [change_log(log, options) for log in in_turns(run)]
-            structs = msgspec.convert(changed, list[MovedLog])
+            structs = msgspec.convert(changed, list[Log])
             for log in structs:
                 if isinstance(log.metadata, msgspec.Raw) and not is_object(log.metadata):
                     raise ValueError("metadata is no object") from None
@@ -132,7 +132,7 @@ def move_alike(logs: Columns, options: Options) -> list[Any]:
     if not options.moves_unknown or logs.is_in_any("metadata"):
         raise NotAlikeError
     columns = [_find_column(logs, field, options) for field in _STRINGS]
-    return list(map(MovedLog, *columns, logs.take_rest()))
+    return list(map(Log, *columns, logs.take_rest()))
 
 
 def move_lines(text: bytes, options: Options) -> list[Any]:

@@ -5,7 +5,7 @@ compiled decoder, one pass in C, accepts no log that the schema rejects, and mak
 if it rejects a log, the schema decides.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -68,40 +68,28 @@ class BatchSchema(Schema):
     )
 
 
-def compile_struct(
-    schema: Schema,
-    text_fields: Collection[type[fields.String]] = (),
-    raw_fields: Collection[str] = (),
-) -> type[msgspec.Struct]:
+def compile_struct(schema: Schema, dicts: Mapping[str, Any]) -> type[msgspec.Struct]:
     """Return a struct type that accepts exactly the values that `schema` loads.
 
-    `text_fields` are the types of string fields whose text the caller checks after decoding, and
-    `raw_fields` the names of dict fields whose JSON text it checks: that may be any value, and have
-    line breaks and invalid UTF-8; without the field it is NO_METADATA. Raises TypeError for a
-    field, validator, hook or option without an equivalent in msgspec, so that the two cannot
-    diverge unnoticed.
+    The caller checks two kinds of fields after decoding. A Timestamp may be any text. `dicts` has
+    the types of dict fields that may be any value, by their names: Any, or msgspec.Raw for the JSON
+    text, which may have line breaks and invalid UTF-8; without the field it is NO_METADATA. Raises
+    TypeError for a field, validator, hook or option without an equivalent in msgspec, so that the
+    two cannot diverge unnoticed.
     """
     if schema.unknown != RAISE or any(schema._hooks.values()):
         raise TypeError(f"{type(schema).__name__}: accepts unknown fields or has hooks")
     return _define(
         type(schema).__name__.removesuffix("Schema"),
-        [
-            _struct_field(name, field, text_fields, raw_fields)
-            for name, field in schema.fields.items()
-        ],
+        [_struct_field(name, field, dicts) for name, field in schema.fields.items()],
     )
 
 
-def _struct_field(
-    name: str,
-    field: fields.Field[Any],
-    text_fields: Collection[type[fields.String]],
-    raw_fields: Collection[str],
-) -> tuple[Any, ...]:
+def _struct_field(name: str, field: fields.Field[Any], dicts: Mapping[str, Any]) -> tuple[Any, ...]:
     options = (field.data_key, field.attribute, field.dump_only or None)
     if any(option is not None for option in options) or field.load_default is not missing:
         raise TypeError(f"{name}: data_key, attribute, dump_only, load_default have no equivalent")
-    kind = _kind(name, field, text_fields, raw_fields)
+    kind = _kind(name, field, dicts)
     if field.required and not field.allow_none:
         return name, kind
     if not field.required and field.allow_none:
@@ -110,16 +98,11 @@ def _struct_field(
     raise TypeError(f"{name}: a field is either required or may be null")
 
 
-def _kind(
-    name: str,
-    field: fields.Field[Any],
-    text_fields: Collection[type[fields.String]],
-    raw_fields: Collection[str],
-) -> Any:
+def _kind(name: str, field: fields.Field[Any], dicts: Mapping[str, Any]) -> Any:
     match field:
         case fields.Dict(validators=[], key_field=None, value_field=None):
-            return msgspec.Raw if name in raw_fields else dict[str, Any]
-        case fields.String() if type(field) in (fields.String, *text_fields):
+            return dicts.get(name, dict[str, Any])
+        case fields.String() if type(field) in (fields.String, Timestamp):
             return Annotated[str, msgspec.Meta(min_length=_min_length(name, field))]
     raise TypeError(f"{name}: {type(field).__name__} has no equivalent")
 
@@ -138,25 +121,12 @@ def allow_missing(struct: type[msgspec.Struct]) -> type[msgspec.Struct]:
     return _define(
         f"Incomplete{struct.__name__}",
         [
-            (field.name, field.type | None, None) if field.required else _definition(field)
+            (field.name, field.type | None, None)
+            if field.required
+            else (field.name, field.type, field.default)
             for field in msgspec.structs.fields(struct)
         ],
     )
-
-
-def allow_any(struct: type[msgspec.Struct], name: str) -> type[msgspec.Struct]:
-    """Return a struct with the same fields; `name`, which is optional, may have any value."""
-    return _define(
-        f"Moved{struct.__name__}",
-        [
-            (name, Any, field.default) if field.name == name else _definition(field)
-            for field in msgspec.structs.fields(struct)
-        ],
-    )
-
-
-def _definition(field: msgspec.structs.FieldInfo) -> tuple[Any, ...]:
-    return (field.name, field.type) + (() if field.required else (field.default,))
 
 
 def _define(name: str, definitions: Sequence[tuple[Any, ...]]) -> type[msgspec.Struct]:
@@ -174,12 +144,10 @@ REQUIRED = frozenset(name for name, field in LogSchema().fields.items() if field
 # The structs of a log, with LogSchema's fields, in their order:
 #
 # struct          fields       metadata
-# Log             all          a dict
-# MovedLog        all          anything; its maker checks that it is an object
+# Log             all          anything; its maker checks that it is an object
 # RawLog          all          the text that the client sent; `logs.load` checks it
 # IncompleteLog   any of them  as that of RawLog
 
-Log: Any = compile_struct(LogSchema(), text_fields=[Timestamp])
-MovedLog: Any = allow_any(Log, "metadata")
-RawLog: Any = compile_struct(LogSchema(), text_fields=[Timestamp], raw_fields=["metadata"])
+Log: Any = compile_struct(LogSchema(), {"metadata": Any})
+RawLog: Any = compile_struct(LogSchema(), {"metadata": msgspec.Raw})
 IncompleteLog: Any = allow_missing(RawLog)
