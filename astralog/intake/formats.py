@@ -43,9 +43,9 @@ class LogDecoders:
 class Format(Protocol):
     """A format of a batch."""
 
-    noun: str  # the unit that the numbers count, from `first` on
-    first: int
-    is_sequence: bool  # whether a log that is not JSON leaves the others as they are
+    noun: str = "log"  # the unit that the numbers count, from `first` on
+    first: int = 0
+    is_sequence: bool = False  # whether a log that is not JSON leaves the others as they are
 
     def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
         """Return pieces of at most `size` bytes, except for a log that is longer.
@@ -65,6 +65,7 @@ class Format(Protocol):
 
     def hint(self, body: bytes) -> str:
         """Return a hint for the error of a body that is invalid JSON, mostly ""."""
+        return ""
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,12 +106,9 @@ def find_format(body: bytes) -> Format:
     return BATCH
 
 
-class JsonBatch:
+class JsonBatch(Format):
     """An object with a list of logs."""
 
-    noun = "log"
-    first = 0
-    is_sequence = False
     _wrapped = b'{"logs":[%s]}'
 
     def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
@@ -200,20 +198,12 @@ class JsonArray(JsonBatch):
         """Decode all logs in one call."""
         return decoders.decode_array(text)
 
-    def hint(self, body: bytes) -> str:
-        """Return no hint."""
-        return ""
-
     def _decode(self, text: bytes) -> list[msgspec.Raw]:
         return decode_list(text)
 
 
-class JsonObjects:
+class JsonObjects(Format):
     """A log, or several logs one after another, with or without white space between them."""
-
-    noun = "log"
-    first = 0
-    is_sequence = False
 
     def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
         """Yield pieces that are logs in a row."""
@@ -249,10 +239,6 @@ class JsonObjects:
     def count(self, body: bytes) -> int:
         """Return the number of logs."""
         return sum(1 for _ in find_objects(body))
-
-    def hint(self, body: bytes) -> str:
-        """Return no hint."""
-        return ""
 
 
 class OneLog(JsonObjects):
@@ -298,7 +284,7 @@ def _count_quotes(text: bytes, start: int, end: int) -> int:
     return part.replace(b'\\"', b"").count(b'"')
 
 
-class Lines:
+class Lines(Format):
     """One log per line (NDJSON); blank lines are ignored."""
 
     noun = "line"
@@ -333,10 +319,6 @@ class Lines:
         """Return the number of lines that are not blank, in a millisecond for each MiB."""
         shape = body.translate(_SHAPE, b" \t\r\v\f")
         return shape.count(b"x\n") + shape.endswith(b"x")
-
-    def hint(self, body: bytes) -> str:
-        """Return nothing."""
-        return ""
 
 
 BATCH, ARRAY, OBJECTS, LINES = JsonBatch(), JsonArray(), JsonObjects(), Lines()
