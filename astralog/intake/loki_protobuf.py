@@ -8,18 +8,18 @@ Import it with the first such push only: that takes 50 ms.
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch
-from astralog.intake.loki import AT_ONCE_BYTES, add_entries, check_streams, make_stream
-from astralog.intake.protobuf import check_size, register
+from astralog.intake.loki import AT_ONCE_BYTES, Entry, add_entries, check_streams, make_stream
+from astralog.intake.protobuf import check_size, define, read_varint
 
 try:
     import cramjam
@@ -40,32 +40,17 @@ NOT_SNAPPY = "snappy: corrupt input; JSON is sent with the Content-Type applicat
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
-
-def _message(name: str, *fields: tuple[str, int, int, int]) -> Any:
-    """Return the class of a message with fields: name, number, label and type.
-
-    Strings and submessages are bytes, to be parsed only when they are reached.
-    """
-    message = descriptor_pb2.DescriptorProto(name=f"Loki{name}")
-    for field, number, label, kind in fields:
-        message.field.add(name=field, number=number, label=label, type=kind)
-    return register(message)
-
-
-_ONE, _MANY = _Field.LABEL_OPTIONAL, _Field.LABEL_REPEATED
-_BYTES = _Field.TYPE_BYTES
-Push = _message("Push", ("streams", 1, _MANY, _BYTES))
-PushStream = _message("Stream", ("labels", 1, _ONE, _BYTES), ("entries", 2, _MANY, _BYTES))
-PushEntry = _message(
-    "Entry",
+# Strings and submessages are bytes, to be parsed only when they are reached.
+_ONE, _MANY, _BYTES = _Field.LABEL_OPTIONAL, _Field.LABEL_REPEATED, _Field.TYPE_BYTES
+Push = define("LokiPush", ("streams", 1, _MANY, _BYTES))
+PushStream = define("LokiStream", ("labels", 1, _ONE, _BYTES), ("entries", 2, _MANY, _BYTES))
+PushEntry = define(
+    "LokiEntry",
     ("timestamp", 1, _ONE, _BYTES),
     ("line", 2, _ONE, _BYTES),
     ("metadata", 3, _MANY, _BYTES),
 )
-Timestamp = _message(
-    "Timestamp", ("seconds", 1, _ONE, _Field.TYPE_INT64), ("nanos", 2, _ONE, _Field.TYPE_INT32)
-)
-LabelPair = _message("LabelPair", ("name", 1, _ONE, _BYTES), ("value", 2, _ONE, _BYTES))
+LabelPair = define("LokiLabelPair", ("name", 1, _ONE, _BYTES), ("value", 2, _ONE, _BYTES))
 
 _LABEL = re.compile(
     r"""\s*+([^\s={},"]++)\s*+=\s*+(?:"((?:[^"\\]++|\\.)*+)"|`([^`]*+)`)\s*+(,?)""", re.DOTALL
@@ -75,14 +60,6 @@ _ESCAPE = re.compile(
     re.DOTALL,
 )
 _ESCAPED = dict(zip("abfnrtv\\\"'", "\a\b\f\n\r\t\v\\\"'", strict=True))
-
-
-class _Entry(NamedTuple):
-    """An entry, in the form that `add_entries` accepts."""
-
-    time: str
-    line: str
-    structured_metadata: dict[str, str]
 
 
 def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
@@ -136,12 +113,10 @@ def inflate(max_bytes: int, body: bytes, reservation: Reservation) -> bytes:
 
 def _read_length(body: bytes) -> int:
     """Return the declared length of a decompressed block."""
-    length = 0
-    for place, byte in enumerate(body[:MAX_LENGTH_BYTES]):
-        length |= (byte & 127) << (7 * place)
-        if byte < 128:
-            return length
-    raise Rejection("invalid_encoding", NOT_SNAPPY)
+    try:
+        return read_varint(body[:MAX_LENGTH_BYTES], 0)[0]
+    except IndexError:
+        raise Rejection("invalid_encoding", NOT_SNAPPY) from None
 
 
 def _read_labels(text: bytes) -> dict[str, str]:
@@ -167,13 +142,10 @@ def parse_labels(text: str) -> dict[str, str]:
         match = _LABEL.match(inner, place)
         if match is None or (not match[4] and match.end() < len(inner)):
             raise ValueError(f"error parsing labels {text[:100]!r}")
-        labels[match[1]] = match[3] if match[2] is None else _unquote(match[2])
+        quoted, plain = match[2], match[3]
+        labels[match[1]] = plain if quoted is None else _ESCAPE.sub(_unescape, quoted)
         place = match.end()
     return labels
-
-
-def _unquote(text: str) -> str:
-    return _ESCAPE.sub(_unescape, text) if "\\" in text else text
 
 
 def _unescape(match: re.Match[str]) -> str:
@@ -192,7 +164,7 @@ def _text(content: bytes) -> str:
     return content.decode(errors="replace")
 
 
-def _read_entries(entries: Sequence[bytes], batch: ForeignBatch) -> Iterator[list[_Entry]]:
+def _read_entries(entries: Sequence[bytes], batch: ForeignBatch) -> Iterator[list[Entry]]:
     for run in in_runs(entries):
         if sum(map(len, run)) <= AT_ONCE_BYTES:
             yield [_read_entry(text) for text in run]
@@ -203,10 +175,10 @@ def _read_entries(entries: Sequence[bytes], batch: ForeignBatch) -> Iterator[lis
                 yield [_read_entry(text)]
 
 
-def _read_entry(text: bytes) -> _Entry:
+def _read_entry(text: bytes) -> Entry:
     entry = PushEntry.FromString(text)
     time = Timestamp.FromString(entry.timestamp)
     nanoseconds = time.seconds * 1_000_000_000 + time.nanos
     pairs = map(LabelPair.FromString, in_turns(entry.metadata))
     metadata = {_text(pair.name): _text(pair.value) for pair in pairs}
-    return _Entry(str(nanoseconds), _text(entry.line), metadata)
+    return Entry(str(nanoseconds), _text(entry.line), metadata)

@@ -22,7 +22,7 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 from astralog.intake.otlp import Level, Message, try_read
 from astralog.intake.otlp_log import Origin, Source, make_log
 from astralog.intake.otlp_protobuf_values import ValueReader
-from astralog.intake.protobuf import PACKAGE, find_unknown, parse, register
+from astralog.intake.protobuf import PACKAGE, define, find_unknown, parse, register
 from astralog.intake.value_limits import ValueBudget
 
 #: Records of a scope are parsed all at once if their message has at most so many bytes and records:
@@ -84,18 +84,6 @@ def _make_records() -> Any:
     return register(message, ["LogRecord"])
 
 
-def _make_status() -> Any:
-    """Return the class of google.rpc.Status without its details.
-
-    Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/status.proto.
-    """
-    message = descriptor_pb2.DescriptorProto(name="Status")
-    optional = _FieldProto.LABEL_OPTIONAL
-    message.field.add(name="code", number=1, type=_FieldProto.TYPE_INT32, label=optional)
-    message.field.add(name="message", number=2, type=_FieldProto.TYPE_STRING, label=optional)
-    return register(message)
-
-
 Export = _copy(logs_service_pb2.ExportLogsServiceRequest.DESCRIPTOR, ["resource_logs"])
 ResourceLogs = _copy(logs_pb2.ResourceLogs.DESCRIPTOR, ["resource", "scope_logs"])
 ScopeLogs = _copy(logs_pb2.ScopeLogs.DESCRIPTOR, ["scope", "log_records"])
@@ -103,7 +91,13 @@ Resource = _copy(resource_pb2.Resource.DESCRIPTOR, ["attributes"])
 Scope = _copy(common_pb2.InstrumentationScope.DESCRIPTOR, ["attributes"])
 LogRecord = _copy(logs_pb2.LogRecord.DESCRIPTOR, ["attributes"], single="body")
 Records = _make_records()
-Status = _make_status()
+# google.rpc.Status without its details.
+# Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/status.proto.
+Status = define(
+    "Status",
+    ("code", 1, _FieldProto.LABEL_OPTIONAL, _FieldProto.TYPE_INT32),
+    ("message", 2, _FieldProto.LABEL_OPTIONAL, _FieldProto.TYPE_STRING),
+)
 
 _MESSAGES = {Level.EXPORT: Export, Level.RESOURCE: ResourceLogs, Level.SCOPE: ScopeLogs}
 

@@ -40,7 +40,7 @@ def read_fields(text: bytes) -> Iterator[Field]:
     position = depth = 0
     try:
         while position < len(text):
-            tag, begin = _read_varint(text, position)
+            tag, begin = read_varint(text, position)
             kind = tag & 7
             begin, position = _find_content(text, begin, kind)
             if position > len(text):
@@ -53,7 +53,7 @@ def read_fields(text: bytes) -> Iterator[Field]:
         raise ValueError("The message ends within a field.")
 
 
-def _read_varint(text: bytes, position: int) -> tuple[int, int]:
+def read_varint(text: bytes, position: int) -> tuple[int, int]:
     """Return a number and its end; raises IndexError, and ValueError beyond 64 bits."""
     number = shift = 0
     while True:
@@ -68,12 +68,12 @@ def _read_varint(text: bytes, position: int) -> tuple[int, int]:
 
 
 def _find_content(text: bytes, position: int, kind: int) -> tuple[int, int]:
-    """Return the start and end of the content behind a tag; raises as `_read_varint`."""
+    """Return the start and end of the content behind a tag; raises as `read_varint`."""
     if kind == LENGTH:
-        length, position = _read_varint(text, position)
+        length, position = read_varint(text, position)
         return position, position + length
     if kind == VARINT:
-        return position, _read_varint(text, position)[1]
+        return position, read_varint(text, position)[1]
     if kind in _BYTES_OF_TYPE:
         return position, position + _BYTES_OF_TYPE[kind]
     raise ValueError("A field has an invalid wire type.")
@@ -155,6 +155,14 @@ def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
         for field in message.fields
         if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
     }
+
+
+def define(name: str, *fields: tuple[str, int, int, int]) -> Any:
+    """Register a message with fields, each of a name, number, label and type; return its class."""
+    message = descriptor_pb2.DescriptorProto(name=name)
+    for field, number, label, kind in fields:
+        message.field.add(name=field, number=number, label=label, type=kind)
+    return register(message)
 
 
 def register(message: descriptor_pb2.DescriptorProto, parts: Collection[str] = ()) -> Any:
