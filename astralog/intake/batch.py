@@ -88,7 +88,7 @@ def _decode_changed(body: bytes, form: Format, context: Context) -> Batch | None
     if len(body) > FAST_BYTES:
         return None
     whole = (form.first, body)
-    bytes_per_log = repeated_bytes(options.defaults)
+    bytes_per_log = repeated_bytes(options.defaults.values())
     encoded: list[bytes] = []
     projects: list[str] = []
     count = 0

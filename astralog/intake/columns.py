@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from astralog.intake.lines import encode_value
 from astralog.intake.members import Members, decode_members
 from astralog.intake.strict_json import check_utf8
 
@@ -38,7 +39,6 @@ Text = str | msgspec.Raw
 _Never = Annotated[int, msgspec.Meta(gt=0, lt=1)]
 
 _decode_texts = msgspec.json.Decoder(list[str]).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class NotAlikeError(Exception):
@@ -185,7 +185,7 @@ def _find_form(line: bytes, groups: Groups) -> _Form:
     last = tuple(takewhile(known.__contains__, reversed(names)))[::-1]
     if len(first) == len(names) or len(first) + len(last) < len(known.intersection(names)):
         raise NotAlikeError
-    is_spaced = line.startswith(b"{%b: " % _encode(names[0]))
+    is_spaced = line.startswith(b"{%b: " % encode_value(names[0]))
     return _make_form(first, last, groups, is_spaced=is_spaced)
 
 
@@ -200,7 +200,7 @@ def _make_form(
     first: Sequence[str], last: Sequence[str], groups: Groups, *, is_spaced: bool
 ) -> _Form:
     space = b" " if is_spaced else b""
-    keys = {name: b",%b%b:%b" % (space, _encode(name), space) for name in (*first, *last)}
+    keys = {name: b",%b%b:%b" % (space, encode_value(name), space) for name in (*first, *last)}
     start = [*(keys[name] for name in first), b"," + space]
     start[0] = b"{" + start[0].lstrip(b", ")
     end = [*(keys[name] for name in last), b"}\n"]

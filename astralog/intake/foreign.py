@@ -11,10 +11,10 @@ from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.lines import (
     RUN_BYTES,
     LineWriter,
-    encode_value,
     escaped_size,
     finish_batch,
     project_of,
+    repeated_bytes,
 )
 from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
@@ -91,9 +91,8 @@ class ForeignBatch:
         self.service = defaults.get("service", NO_SERVICE)
         self.level = defaults.get("level", NO_LEVEL)
         self.arrival = format_time(time.time_ns())
-        repeated = (self.project, self.service, self.level, self.arrival)
         #: Bytes of each line that are not from the body, at most.
-        self.repeated_bytes = sum(len(encode_value(value)) for value in repeated)
+        self.repeated_bytes = repeated_bytes((self.project, self.service, self.level, self.arrival))
         self._context = context
         self._projects = context.projects
         self._invalid = InvalidLogs()

@@ -18,7 +18,7 @@ from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
 from astralog.intake.invalid_logs import describe
-from astralog.intake.lines import RUN_BYTES
+from astralog.intake.lines import RUN_BYTES, encode_value
 from astralog.intake.members import (
     LINE_BREAKS,
     NULL,
@@ -119,7 +119,6 @@ class _Metadata(msgspec.Struct, omit_defaults=True, gc=False):
 
 _decode_event = msgspec.json.Decoder(Event).decode
 _decode_events = msgspec.json.Decoder(Event).decode_lines
-_encode = msgspec.json.Encoder().encode
 
 
 def decode_events(
@@ -148,7 +147,7 @@ class _Events:
         self._batch = batch
         self._on_invalid = context.options.on_invalid
         self._template = _make_event(defaults) if defaults else None
-        self._repeated_bytes = len(_encode(self._template)) if self._template else 0
+        self._repeated_bytes = len(encode_value(self._template)) if self._template else 0
 
     def add(self, text: bytes) -> None:
         """Append the events of a body; raises Rejection."""
@@ -262,7 +261,7 @@ def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> De
             log = _make_log(_make_event(defaults), None, batch)
         except InvalidEvent as error:
             raise _reject(error, batch) from None
-        repeated = len(_encode(log))
+        repeated = len(encode_value(log))
         for line in in_turns(BytesIO(text)):
             if message := line.strip(b"\r\n"):
                 copy = msgspec.structs.replace(log, message=message.decode())
@@ -274,7 +273,7 @@ def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> De
 def _make_event(defaults: Mapping[str, str]) -> Event:
     """Return an event with the members of the query."""
     host, source, sourcetype, index = map(defaults.get, NAMES)
-    time = msgspec.Raw(_encode(defaults.get("time")))
+    time = msgspec.Raw(encode_value(defaults.get("time")))
     return Event("-", time, host, source, sourcetype, index)
 
 
@@ -416,7 +415,7 @@ def _read_object(members: Members, service: str, level: str) -> tuple[str, str, 
             is_whole = False
             break
     else:
-        message = _encode(members).decode()
+        message = encode_value(members).decode()
         is_whole = True
     service = service or take_first(members, SERVICES)
     level = level or take_first(members, LEVELS)

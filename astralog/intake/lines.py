@@ -1,6 +1,6 @@
 """The lines of a body: logs to NDJSON, within limits on its growth and on memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -109,9 +109,9 @@ def check_growth(size: int, body_bytes: int, spare_bytes: int) -> None:
         raise Rejection("body_too_large", message)
 
 
-def repeated_bytes(defaults: Mapping[str, str]) -> int:
-    """Return the bytes of default values in each log."""
-    return sum(len(encode_value(value)) for value in defaults.values())
+def repeated_bytes(values: Iterable[str]) -> int:
+    """Return the bytes of values that are repeated in each log."""
+    return sum(map(len, map(encode_value, values)))
 
 
 def escaped_size(text: bytes) -> int:

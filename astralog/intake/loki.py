@@ -15,6 +15,7 @@ from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, valid_utf8
+from astralog.intake.lines import encode_value
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import name_encoding, replace_lone_surrogates
@@ -36,8 +37,6 @@ NO_PROJECT = (
     "use a token bound to one project"
 )
 NO_STREAMS = "error at least one valid stream is required for ingestion"
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Entry(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -136,7 +135,7 @@ def make_stream(labels: Mapping[str, str], tenant: str, batch: ForeignBatch) -> 
         project,
         first_of(labels, SERVICE_LABELS) or batch.service,
         first_of(labels, LEVEL_LABELS) or batch.level,
-        msgspec.Raw(_encode(labels)),
+        msgspec.Raw(encode_value(labels)),
     )
 
 

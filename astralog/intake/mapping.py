@@ -24,6 +24,7 @@ from astralog.intake.columns import (
     read_texts,
 )
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS
+from astralog.intake.lines import encode_value
 from astralog.intake.members import (
     NULL,
     Members,
@@ -36,8 +37,6 @@ from astralog.intake.options import Options
 from astralog.intake.schema import FIELDS, REQUIRED, Log
 from astralog.intake.timestamps import normalise_all, store_timestamps
 from astralog.intake.unix_time import EXPECTED, format_numbers, parse_time
-
-_encode = msgspec.json.Encoder().encode
 
 #: How the values begin that become text in a known field: numbers and booleans, and lists and
 #: objects as a message. A number is no timestamp, unless the query names the timestamp's field.
@@ -242,7 +241,7 @@ def _move_unknown(log: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 def _read_field(value: Any, starts: bytes) -> Any:
     """Return a string decoded, a value that begins with one of `starts` as its JSON, or others."""
     if isinstance(value, dict):
-        return _encode(value).decode() if b"{"[0] in starts else value
+        return encode_value(value).decode() if b"{"[0] in starts else value
     if starts_with(value, b'"'):
         return decode_text(value)
     return bytes(value).decode() if starts_with(value, starts) else value

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from astralog.intake.lines import encode_value
 from astralog.intake.members import LINE_BREAKS
 from astralog.intake.otlp import Level, Message, try_read
 from astralog.intake.otlp_json_messages import (
@@ -67,8 +68,6 @@ _MAX_TIME = 2**64 - 1
 #: The two letters in which the alphabets of base64 differ.
 _BASE64 = bytes.maketrans(b"-_", b"+/")
 
-_encoder = msgspec.json.Encoder()
-
 
 class Json:
     """The encoding OTLP/JSON."""
@@ -84,11 +83,11 @@ class Json:
     def encode_response(self, rejected: int, message: str) -> bytes:
         """Return an ExportLogsServiceResponse."""
         partial = {"rejectedLogRecords": str(rejected), "errorMessage": message}
-        return _encoder.encode({"partialSuccess": partial})
+        return encode_value({"partialSuccess": partial})
 
     def encode_status(self, code: int, message: str) -> bytes:
         """Return a google.rpc.Status."""
-        return _encoder.encode({"code": code, "message": message})
+        return encode_value({"code": code, "message": message})
 
 
 class _Reader:

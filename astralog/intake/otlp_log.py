@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from astralog.intake.decoder import Context
+from astralog.intake.lines import encode_value
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.schema import Log
 from astralog.intake.unix_time import format_time
@@ -31,8 +32,6 @@ _TRACE_BYTES, _SPAN_BYTES = 16, 8
 
 #: An id of zeroes alone is none.
 _NO_TRACE, _NO_SPAN = bytes(_TRACE_BYTES), bytes(_SPAN_BYTES)
-
-_encoder = msgspec.json.Encoder()
 
 
 class InvalidRecord(ValueError):
@@ -108,7 +107,7 @@ def _text(value: Any) -> str:
 
 def _encode_source(source: Source) -> msgspec.Raw | None:
     """Return a source in JSON; None for an empty one."""
-    encoded = _encoder.encode(source)
+    encoded = encode_value(source)
     return msgspec.Raw(encoded) if encoded != b"{}" else None
 
 
@@ -164,7 +163,7 @@ def _level(number: int) -> str:
 
 def _encode_body(body: Any) -> str:
     """Return a body other than text as a message: in JSON, empty for none."""
-    return "" if body is None else _encoder.encode(body).decode()
+    return "" if body is None else encode_value(body).decode()
 
 
 def _invalid_id(field: str, size: int) -> InvalidRecord:

@@ -74,7 +74,7 @@ class PiecewiseDecode:
         self._options = context.options
         self._on_invalid = context.options.on_invalid
         self._invalid = InvalidLogs(are_kept=self._on_invalid is OnInvalid.KEEP)
-        self._bytes_per_log = repeated_bytes(context.options.defaults)
+        self._bytes_per_log = repeated_bytes(context.options.defaults.values())
         spare_bytes = formats.PIECE_BYTES
         if self._invalid.are_kept:
             self._bytes_per_log += KEPT_LOG_BYTES
