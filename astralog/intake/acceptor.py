@@ -10,7 +10,7 @@ from astralog.auth import Tokens
 from astralog.errors import KEY_IN_USE, Rejection
 from astralog.intake.body import BodyReader, Environ, Reservation
 from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded, Decoder, Slots
-from astralog.intake.invalid_logs import reject_all
+from astralog.intake.invalid_logs import reject_invalid
 from astralog.intake.options import (
     KEY_HEADER,
     NO_OPTIONS,
@@ -140,7 +140,7 @@ class _Request:
             del body
             reservation.resize(len(batch.lines))  # the lines are held in place of the body
             if invalid and not batch.logs:
-                raise reject_all(invalid)
+                raise reject_invalid(invalid, invalid.count)
             if options.is_dry_run:
                 return Accepted(decoded, is_dry_run=True)
             self._logs = batch.logs

@@ -55,12 +55,6 @@ def reject_invalid(invalid: InvalidLogs, total: int) -> Rejection:
     return Rejection("invalid_batch", message, {"logs": invalid.errors}, total)
 
 
-def reject_all(invalid: InvalidLogs) -> Rejection:
-    """Return the rejection of a batch without a valid log."""
-    invalid.seen = invalid.count
-    return reject_invalid(invalid, invalid.count)
-
-
 def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the messages of the first fields, shortened for a client."""
     return {

@@ -104,6 +104,7 @@ class Service:
         invalid = InvalidLogs()
         for number in range(body.count(b"!")):
             invalid.add(number, {"text": ["Too loud."]})
+        invalid.seen = invalid.count
         valid = body.strip(b" ")
         batch = Batch(valid * 10 + b"\n", 1) if valid.strip(b"!") else Batch(b"", 0)
         return Decoded(batch, invalid if invalid.count else None)
