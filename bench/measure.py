@@ -1,7 +1,6 @@
 """The yardsticks: CPU time, memory, percentiles, the bare codec and the bare disk."""
 
 import contextlib
-import math
 import os
 import platform
 import statistics
@@ -11,9 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from astralog.intake.batch import decode_json
-from astralog.intake.decoder import Context, Slots
-from astralog.intake.options import NO_OPTIONS
 from bench.bodies import Template, templates
+from tests.support.decoding import make_context
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,7 +71,7 @@ def codec_cpu_per_log(batch: int, make: Callable[[int], list[Template]] = templa
     `make` returns requests of so many logs.
     """
     pool = [template.body(number) for number, template in enumerate(make(batch))]
-    context = Context(None, NO_OPTIONS, Slots(), math.inf)
+    context = make_context()
     decode_json(pool[0], context)
     logs = 0
     start = time.process_time()

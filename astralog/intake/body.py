@@ -50,16 +50,6 @@ class Reservation(Protocol):
         """Raise the Rejection that `resize` would raise."""
 
 
-class Unbounded:
-    """A reservation without a limit, for decodes outside of a request."""
-
-    def resize(self, size: int) -> None:
-        """Do nothing."""
-
-    def check(self, size: int) -> None:
-        """Do nothing."""
-
-
 class Inflater(NamedTuple):
     """A function that decompresses one Content-Encoding, and its measured memory.
 

@@ -5,16 +5,16 @@ A worker decodes one body after another, as long as none takes too long: in a sl
 
 import gc
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import gevent
 from gevent.lock import Semaphore
 
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection
-from astralog.intake.body import Reservation, Unbounded
+from astralog.intake.body import Reservation
 from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.options import Options, find_project
 from astralog.store.queue import Batch
@@ -92,7 +92,7 @@ class Context(NamedTuple):
     options: Options
     slots: Slots
     deadline: float
-    reservation: Reservation = Unbounded()
+    reservation: Reservation
 
     @property
     def project(self) -> str:
@@ -144,12 +144,7 @@ class Decoded(NamedTuple):
     invalid: InvalidLogs | None = None
 
 
-class Decoder(Protocol):
-    """Convert the body of a request to stored lines."""
-
-    def __call__(self, body: bytes, context: Context, /) -> Decoded:
-        """Return the batch in a body.
-
-        Raises Rejection: `invalid_json`, `invalid_batch`, `forbidden_project`, `queue_full`, or
-        `body_too_large` for a body that is too expensive to decode.
-        """
+#: Converts the body of a request to stored lines. Raises Rejection: `invalid_json`,
+#: `invalid_batch`, `forbidden_project`, `queue_full`, or `body_too_large` for a body that is too
+#: expensive to decode.
+Decoder = Callable[[bytes, Context], Decoded]

@@ -35,12 +35,11 @@ _NO_TRACE, _NO_SPAN = bytes(_TRACE_BYTES), bytes(_SPAN_BYTES)
 
 
 class InvalidRecord(ValueError):
-    """A record cannot be stored: `message` describes the error of a field."""
+    """A record cannot be stored, for the error of a field."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
-        self.message = message
 
 
 class Metadata(msgspec.Struct, omit_defaults=True, gc=False):

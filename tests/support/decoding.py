@@ -8,7 +8,7 @@ from unittest.mock import patch
 from astralog.errors import Rejection
 from astralog.intake import batch, logs, piecewise
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.body import Reservation, Unbounded
+from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Slots
 from astralog.intake.options import NO_OPTIONS, Options
 from astralog.store.queue import Batch
@@ -21,8 +21,8 @@ def make_context(
     deadline: float = inf,
     reservation: Reservation | None = None,
 ) -> Context:
-    """Return the context of a request; without `slots`, it has its own."""
-    return Context(projects, options, slots or Slots(), deadline, reservation or Unbounded())
+    """Return the context of a request; without `slots` or a `reservation`, it has its own."""
+    return Context(projects, options, slots or Slots(), deadline, reservation or Room())
 
 
 class Room:
