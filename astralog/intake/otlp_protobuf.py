@@ -47,17 +47,16 @@ def _copy(source: Descriptor, left: Collection[str], single: str = "") -> Any:
     """
     message = descriptor_pb2.DescriptorProto()
     source.CopyToProto(message)
-    fields = [_change(field) for field in message.field if _is_kept(field, [*left, single])]
+    fields = [
+        _change(field)
+        for field in message.field
+        if field.type != _FieldProto.TYPE_MESSAGE or field.name in (*left, single)
+    ]
     for field in fields:
         if field.name == single:
             field.label = _FieldProto.LABEL_OPTIONAL
     copy = descriptor_pb2.DescriptorProto(name=message.name, field=fields)
     return register(copy)
-
-
-def _is_kept(field: descriptor_pb2.FieldDescriptorProto, left: Collection[str]) -> bool:
-    """Return whether a copy has the field."""
-    return field.type != _FieldProto.TYPE_MESSAGE or field.name in left
 
 
 def _change(field: descriptor_pb2.FieldDescriptorProto) -> descriptor_pb2.FieldDescriptorProto:
