@@ -135,11 +135,13 @@ class JsonBatch(Format):
     def hint(self, body: bytes) -> str:
         """Return a hint for a body that is NDJSON."""
         first, _, rest = body.strip().partition(b"\n")
+        if not (rest and first.startswith(b"{") and len(first) <= PIECE_BYTES):
+            return ""
         try:
-            is_ndjson = rest and len(first) <= PIECE_BYTES and isinstance(parse(first), dict)
+            parse(first)
         except ValueError:
-            is_ndjson = False
-        return "; send one log per line as application/x-ndjson" if is_ndjson else ""
+            return ""
+        return "; send one log per line as application/x-ndjson"
 
     def _cut(self, logs: list[msgspec.Raw], first: int, piece_bytes: int) -> Iterator[Piece]:
         start = size = 0
