@@ -210,15 +210,19 @@ def test_processes_end_with_the_command(tmp_path: Path) -> None:
         command = [str(COMMAND), "search", "--data-dir", str(tmp_path), "(x+)+(y|z)", "--regex"]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(command, start_new_session=True, **options) as process:  # type: ignore[call-overload]
-            wait_for(partial(has_members, process.pid, min(len(os.sched_getaffinity(0)), 2)))
-            if number == signal.SIGINT:
-                os.killpg(process.pid, number)
-            else:
-                process.send_signal(number)
-            _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
-            assert process.returncode == status
-            assert b"Traceback" not in errors
-            wait_for(partial(has_members, process.pid, 0))
+            try:
+                wait_for(partial(has_members, process.pid, min(len(os.sched_getaffinity(0)), 2)))
+                if number == signal.SIGINT:
+                    os.killpg(process.pid, number)
+                else:
+                    process.send_signal(number)
+                _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+                assert process.returncode == status
+                assert b"Traceback" not in errors
+                wait_for(partial(has_members, process.pid, 0))
+            finally:
+                for pid in members(process.pid):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def has_members(group: int, count: int) -> bool:
