@@ -32,9 +32,6 @@ _NUMBERS = b"0123456789-+.eE,"
 #: Names of known members, in groups: if a log has one, those after it in its group are not known.
 Groups = tuple[tuple[str, ...], ...]
 
-#: A string: decoded, or the JSON that the encoder would write.
-Text = str | msgspec.Raw
-
 #: A type that no value has.
 _Never = Annotated[int, msgspec.Meta(gt=0, lt=1)]
 
@@ -85,13 +82,22 @@ class Columns:
                 raise NotAlikeError
         return None
 
-    def find_texts(self, names: Sequence[str], *, may_be_empty: bool) -> Sequence[Text] | None:
+    def find_texts(self, names: Sequence[str]) -> list[str] | None:
         """Return each log's text in the first member that is there, as `find` does.
 
-        Raises NotAlikeError also if a value is not a string, or is empty and may not be.
+        Raises NotAlikeError also if a value is not a string.
         """
         values = self.find(names)
-        return None if values is None else keep_texts(values, may_be_empty=may_be_empty)
+        return None if values is None else read_texts(values)
+
+    def find_names(self, names: Sequence[str], default: str) -> list[str]:
+        """Return the same as `find_texts`, with the default for None; raises for "" too."""
+        texts = self.find_texts(names)
+        if texts is None:
+            return [default] * len(self)
+        if "" in texts:
+            raise NotAlikeError
+        return texts
 
     def take_rest(self) -> list[Any]:
         """Return each log's members that were not found, None if there are none.
@@ -228,19 +234,6 @@ def outer_names(name: str) -> list[str]:
     return [name[:end] for end, character in enumerate(name) if character == "."]
 
 
-def keep_texts(values: Sequence[msgspec.Raw], *, may_be_empty: bool) -> Sequence[Text]:
-    r"""Return values that are strings for the encoder: as they are, if it would write them so.
-
-    It writes no `\/`, and `\u` only for control characters. Raises NotAlikeError for any other
-    value, and for "" unless it may be empty. A trick for speed: HEC's events take 3% less CPU.
-    """
-    text = b"\0".join([b"", *values])  # JSON contains no NUL
-    if not may_be_empty and b'\0""' in text:
-        raise NotAlikeError
-    is_plain = text.find(b"\\u") < 0 and text.find(b"\\/") < 0
-    return values if is_plain and text.count(b'\0"') == len(values) else read_texts(values)
-
-
 def read_texts(values: Sequence[msgspec.Raw]) -> list[str]:
     """Return values that are strings, decoded in one call; raises NotAlikeError for any other."""
     try:
@@ -249,7 +242,9 @@ def read_texts(values: Sequence[msgspec.Raw]) -> list[str]:
         raise NotAlikeError from None
 
 
-def read_numbers(values: Sequence[msgspec.Raw]) -> list[str] | None:
-    """Return values that are numbers as they were written, None if one is not."""
+def read_scalars(values: Sequence[msgspec.Raw]) -> list[str]:
+    """Return values that are strings, or all of them numbers, which stay as they were written."""
     text = b",".join(values)
-    return None if text.translate(None, _NUMBERS) else text.decode().split(",")
+    if not text.translate(None, _NUMBERS):
+        return text.decode().split(",")
+    return read_texts(values)

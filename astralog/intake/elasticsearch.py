@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.columns import Columns, NotAlikeError, TextColumns, read_texts
+from astralog.intake.columns import Columns, NotAlikeError, TextColumns
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import (
     ForeignBatch,
@@ -208,12 +208,11 @@ def _make_alike(documents: Columns, project: str, batch: ForeignBatch) -> list[A
 
     Raises NotAlikeError, and changes no document, if they differ.
     """
-    values = documents.find(("@timestamp",))
-    times = read_texts(values) if values else [batch.arrival] * len(documents)
-    messages = documents.find_texts(MESSAGES, may_be_empty=True)
-    levels = documents.find_texts(LEVELS, may_be_empty=False) or repeat(batch.level)
-    services = documents.find_texts(SERVICES, may_be_empty=False) or repeat(batch.service)
-    if messages is None or "" in times or any(map(str.isdecimal, times)):
+    times = documents.find_names(("@timestamp",), batch.arrival)
+    messages = documents.find_texts(MESSAGES)
+    levels = documents.find_names(LEVELS, batch.level)
+    services = documents.find_names(SERVICES, batch.service)
+    if messages is None or any(map(str.isdecimal, times)):
         raise NotAlikeError
     times = normalise_all(times) or times
     columns = (times, levels, services, messages, documents.take_rest())

@@ -13,7 +13,7 @@ import msgspec
 
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
-from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError, Text
+from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
@@ -217,9 +217,9 @@ class _Events:
         if any(fields) or set(map(type, rests)) != {dict}:
             raise NotAlikeError
         members = Columns(cast(list[Members], rests))
-        messages = members.find_texts(MESSAGES, may_be_empty=True)
-        services: Sequence[Text | None] | None = members.find_texts(SERVICES, may_be_empty=False)
-        levels = members.find_texts(LEVELS, may_be_empty=False)
+        messages = members.find_texts(MESSAGES)
+        services: Sequence[str | None] | None = members.find_texts(SERVICES)
+        levels = members.find_names(LEVELS, self._batch.level)
         if any("" in column for column in (hosts, sources, sourcetypes, indexes)):
             raise NotAlikeError
         nothing = (None,) * len(events)
@@ -227,7 +227,7 @@ class _Events:
             services, sourcetypes = sourcetypes, nothing
         project = self._batch.project
         projects = [project] * len(events) if project else indexes
-        if messages is None or services is None or None in projects:
+        if messages is None or not services or not all(services) or None in projects:
             raise NotAlikeError
         stored_times = format_numbers(times) or [
             _read_time(time) or self._batch.arrival for time in times
@@ -240,7 +240,6 @@ class _Events:
                 each if any(parts) else None
                 for each, parts in zip(metadata, zip(*columns, strict=True), strict=True)
             ]
-        levels = levels or (self._batch.level,) * len(events)
         return list(map(Log, projects, stored_times, levels, services, messages, metadata))
 
     def _make_log(self, event: Event, others: Members | None) -> Any:

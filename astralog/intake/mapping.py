@@ -17,10 +17,8 @@ from astralog.intake.columns import (
     ALIKE_LOGS,
     Columns,
     NotAlikeError,
-    Text,
     TextColumns,
-    keep_texts,
-    read_numbers,
+    read_scalars,
     read_texts,
 )
 from astralog.intake.invalid_logs import DESCRIBED_FIELDS
@@ -140,7 +138,7 @@ def move_lines(text: bytes, options: Options) -> list[Any]:
     return move_alike(TextColumns(text, groups), options)
 
 
-def _find_column(logs: Columns, field: str, options: Options) -> Sequence[Text]:
+def _find_column(logs: Columns, field: str, options: Options) -> list[str]:
     """Return the value of a field in each log."""
     names = options.sources.get(field, ())
     if not _FIELDS.isdisjoint(names):
@@ -155,10 +153,10 @@ def _find_column(logs: Columns, field: str, options: Options) -> Sequence[Text]:
         raise NotAlikeError
     if field == "timestamp":
         return _read_times(values, is_unix=bool(names))
-    if numbers := read_numbers(values):
-        return numbers
-    texts = keep_texts(values, may_be_empty=field == "message")
-    return read_texts(values) if field == "project_id" else texts  # a project is compared
+    column = read_scalars(values)
+    if "" in column and field != "message":
+        raise NotAlikeError
+    return column
 
 
 def _read_times(values: Sequence[msgspec.Raw], *, is_unix: bool) -> list[str]:

@@ -300,13 +300,6 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/intake/test_mapping.py", "-k", "one_source"),
     ),
     Guard(
-        "strings are kept as written only if the encoder would write them so",
-        "astralog.intake.columns:keep_texts",
-        'is_plain = text.find(b"\\\\u") < 0 and text.find(b"\\\\/") < 0',
-        "is_plain = True",
-        ("tests/unit/intake/test_alike.py",),
-    ),
-    Guard(
         "a body that is not a batch is kept",
         "astralog.intake.batch:_decode",
         "if context.options.on_invalid is OnInvalid.KEEP and body.strip():",

@@ -275,11 +275,3 @@ def test_usual_logs_are_changed_together(query: str) -> None:
     with patch.object(mapping, "change_log", side_effect=AssertionError):
         batch = decode_lines(body, make_context(options=parse_options(query))).batch
     assert 2 == batch.logs
-
-
-def test_strings_are_kept_as_they_were_written() -> None:
-    """If the encoder would write them so."""
-    event = b'{"index":"i","sourcetype":"s","event":{"msg":"\\n\\"\xc3\xa9\\\\","level":"info"}}'
-    with patch.object(columns, "read_texts", side_effect=AssertionError):
-        batch = hec.decode_events(event * 2, make_context()).batch
-    assert 2 == bytes(batch.lines).count(b'"message":"\\n\\"\xc3\xa9\\\\"')
