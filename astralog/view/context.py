@@ -113,15 +113,12 @@ class ContextPart(ProcessPart):
         self._before = before
         self._after = after
 
-    def read_here(
-        self, limit: int | None, select: Select, budget: ReadBudget
+    def _read_backwards(
+        self, limit: int, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
-        """Read the groups in this process, backwards if there is a limit."""
-        if limit is None:
-            return self._read_groups(select, budget)
-        return last_first(lambda: self._read_groups(select, budget), limit, budget)
+        return last_first(lambda: self._read(select, budget), limit, budget)
 
-    def _read_groups(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
+    def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
         with self._reader() as reader:
             blocks = reader.blocks(self.begin, self.end, budget)
             for group in groups(blocks, select, self._before, self._after):
