@@ -1,6 +1,7 @@
 """Reading segments in several processes has the same result as in one."""
 
 import errno
+import itertools
 import logging
 import os
 import signal
@@ -166,14 +167,14 @@ def test_without_processes_or_pipes_all_is_read_here(
     """The first one is made, as under a limit that is reached then."""
     expected = read(data_dir, 1)
     make = getattr(os, name)
-    left = iter([make])
+    calls = itertools.count()
 
-    def fail(*_: object) -> object:
-        for first in left:
-            return first()
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    def make_once() -> object:
+        if next(calls):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return make()
 
-    monkeypatch.setattr(os, name, fail)
+    monkeypatch.setattr(os, name, make_once)
     assert read(data_dir, 3) == expected
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
