@@ -235,11 +235,11 @@ def explain(error: OSError | MemoryError) -> str:
     return getattr(error, "strerror", None) or str(error) or "out of memory"
 
 
-def storage_error(error: OSError | MemoryError) -> Cause:
+def storage_error(error: Exception) -> Cause:
     """Return the cause for batches that cannot be stored because of an error."""
     if isinstance(error, Shortage):
         return Cause("storage_full", error.message)
-    number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+    number = error.errno if isinstance(error, OSError) else None
     if number == errno.EDQUOT:
         return Cause("storage_full", f"The disk quota is used up; {_REJECTED}")
     if number in FULL_ERRNOS:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from gevent.monkey import get_original
 
+from astralog.errors import FULL_ERRNOS
 from astralog.store import files
 from astralog.store.files import FILE_MODE
 from astralog.store.keys.claims import LOCK_NAME, Key
@@ -97,8 +98,8 @@ _RANGES = """
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
-#: Free bytes below which an unspecific error counts as that of a full disk.
-_FULL_BYTES = 64 * 1024
+#: Bytes that SQLite needs at once at most: an index of its log, or a part of it, takes 32 KiB.
+_PROBE_BYTES = 64 * 1024
 
 # Blocks the thread; gevent's own would run a second event loop in it.
 _sleep: Callable[[float], None] = get_original("time", "sleep")
@@ -297,20 +298,23 @@ class Database:
         if code in _DAMAGED:
             self._is_damaged = True
             return DamagedDatabase(errno.EIO, text)
-        is_full = code == sqlite3.SQLITE_FULL or files.space(self._directory).free < _FULL_BYTES
-        return OSError(errno.ENOSPC if is_full else self._probe_quota(), text)
+        return OSError(errno.ENOSPC if code == sqlite3.SQLITE_FULL else self._probe(error), text)
 
-    def _probe_quota(self) -> int:
-        """Return EDQUOT if a quota is used up, else EIO; SQLite reports both in the same way."""
+    def _probe(self, error: sqlite3.Error) -> int:
+        """Return the errno behind SQLite's unspecific errors: write to another file and see.
+
+        If that succeeds, another process may have made room meanwhile; the index of the log fails
+        to grow for lack of room only.
+        """
         try:
             with tempfile.TemporaryFile(dir=self._directory) as file:
-                file.write(bytes(_FULL_BYTES))
+                file.write(bytes(_PROBE_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno == errno.EDQUOT:
-                return errno.EDQUOT
-        return errno.EIO
+        except OSError as failure:
+            return failure.errno if failure.errno in FULL_ERRNOS else errno.EIO
+        is_index = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE
+        return errno.ENOSPC if is_index else errno.EIO
 
     # --- Records
 

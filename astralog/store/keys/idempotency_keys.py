@@ -20,7 +20,6 @@ from astralog.clock import TrustedClock
 from astralog.errors import (
     KEY_IN_USE,
     KEY_REUSED,
-    STORAGE_FAILED,
     Cause,
     Rejection,
     commit_timeout,
@@ -94,8 +93,8 @@ class IdempotencyKeys:
         self._wait_until_open()
         try:
             is_free = key.digest not in self._claimed and self._locks.lock(key.digest)
-        except OSError:
-            raise Rejection(*STORAGE_FAILED) from None
+        except OSError as error:
+            raise Rejection(*storage_error(error)) from error
         if not is_free:
             raise Rejection(*KEY_IN_USE)
         self._claimed.add(key.digest)
@@ -171,7 +170,7 @@ class IdempotencyKeys:
             self._unreadable.fail(
                 str(error), "cannot find out whether a batch with a key is stored: %s", error
             )
-            claim.reject(STORAGE_FAILED)
+            claim.reject(storage_error(error))
             return
         self._unreadable.end()
         if stored and stored.body == claim.key.body:

@@ -387,16 +387,32 @@ def test_a_full_database_is_a_full_disk(records: Database) -> None:
     assert [("ok",)] == records.execute("PRAGMA integrity_check")
 
 
-@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO])
-def test_used_up_quota_is_distinguished_from_a_failed_disk(
-    records: Database, monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize(
+    ("code", "probed", "number"),
+    [
+        (sqlite3.SQLITE_IOERR_WRITE, errno.EDQUOT, errno.EDQUOT),
+        (sqlite3.SQLITE_IOERR_WRITE, errno.ENOSPC, errno.ENOSPC),
+        (sqlite3.SQLITE_IOERR_WRITE, errno.EIO, errno.EIO),
+        (sqlite3.SQLITE_IOERR_WRITE, errno.EROFS, errno.EIO),
+        (sqlite3.SQLITE_IOERR_WRITE, None, errno.EIO),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, None, errno.ENOSPC),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, errno.EDQUOT, errno.EDQUOT),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, errno.EROFS, errno.EIO),
+    ],
+)
+def test_a_full_disk_is_distinguished_from_a_failed_one(
+    records: Database, monkeypatch: pytest.MonkeyPatch, code: int, probed: int | None, number: int
 ) -> None:
-    """SQLite reports both as a failed write; a write to another file distinguishes them."""
+    """SQLite reports both as an I/O error; a write to another file distinguishes them.
+
+    An index that cannot grow needs room, even if another process has made some since.
+    """
 
     def fail(**kwargs: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise OSError(probed, "x")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    if probed:
+        monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     error = sqlite3.OperationalError("disk I/O error")
-    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    error.sqlite_errorcode = code
     assert records._as_os_error(error).errno == number

@@ -394,6 +394,26 @@ def test_untruncated_lines_are_recovered_after_their_process_ends(
     assert 1 == stored(tmp_path).count(A)
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "storage_failed")]
+)
+def test_a_retry_is_rejected_while_its_segment_cannot_be_recovered(
+    make_worker: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    """The recovery records the size of the segment, for which a full disk has no room."""
+    one, two = make_worker(), make_worker()
+    kill_at(monkeypatch, "sync")
+    kill_while_storing(one, "a", A)
+
+    def fail(directory: Path, segment: str, size: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "record_size", fail)
+        assert code == two.send("a", A)
+    assert REPLAYED == two.send("a", A)
+
+
 # --- Keys age
 
 
