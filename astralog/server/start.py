@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from astralog.auth import TOKEN_FILE_NAME
-from astralog.server.worker import Worker
+from astralog.server.worker import STOP_SECONDS, Worker
 from astralog.settings import InvalidSettings, Settings, service_links
 from astralog.standard_streams import print_errors
 from astralog.store.files import make_directory, sync_directory
@@ -54,9 +54,10 @@ LEAST = {"keepalive": 1, "worker_connections": 1}
 #: The longest path of a unix socket, in bytes (unix(7): sun_path is 108 with its NUL).
 MAX_PATH_BYTES = 107
 
-#: Attempts for an address that is in use or not up yet: another process may be stopping.
-TRIES = 5
+#: Seconds between attempts for an address that is in use or not up yet, and their number. A worker
+#: of a killed master may keep the address for STOP_SECONDS.
 RETRY_SECONDS = 1.0
+TRIES = STOP_SECONDS + 2
 
 #: Seconds within which a listening process accepts a connection, unless it is busy.
 CONNECT_SECONDS = 1.0
@@ -115,15 +116,15 @@ def check_addresses(name: str, addresses: Sequence[Any]) -> None:
     problems = []
     for address in addresses:
         if isinstance(address, str):
-            problem, shown = _find_problem(_check_path, address), f"unix:{address}"
+            problem = _find_problem(_check_path, address, f"{name}: unix:{address}")
         elif isinstance(address, tuple):
             host, port = address
-            problem = _find_problem(_check_port, address)
             shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            problem = _find_problem(_check_port, address, f"{name}: {shown}")
         else:
             continue
         if problem:
-            problems.append(f"{name}: {shown}: {problem}")
+            problems.append(problem)
     if problems:
         raise InvalidSettings(problems)
 
@@ -133,22 +134,24 @@ def are_inherited() -> bool:
     return os.environ.get("LISTEN_PID") == str(os.getpid()) or "GUNICORN_FD" in os.environ
 
 
-def _find_problem(check: Callable[[Any], None], address: Any) -> str:
+def _find_problem(check: Callable[[Any], None], address: Any, shown: str) -> str:
     problem = ""
-    for tried in range(TRIES):
-        if tried:
-            time.sleep(RETRY_SECONDS)
+    for left in reversed(range(TRIES)):
         try:
             check(address)
         except _Unavailable as error:
+            if left and not problem:
+                log.warning("%s: %s Trying again for %d seconds.", shown, error, left)
             problem = str(error)
         except ValueError as error:
-            return str(error)
+            return f"{shown}: {error}"
         except OSError as error:
-            return f"{error.strerror}."
+            return f"{shown}: {error.strerror}."
         else:
             return ""
-    return problem
+        if left:
+            time.sleep(RETRY_SECONDS)
+    return f"{shown}: {problem}"
 
 
 # --- A host and a port

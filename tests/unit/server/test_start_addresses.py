@@ -10,6 +10,7 @@ import pytest
 
 from astralog.server import start
 from astralog.server.start import check_addresses
+from astralog.server.worker import STOP_SECONDS
 from astralog.settings import InvalidSettings
 
 
@@ -92,8 +93,22 @@ def test_foreign_address_and_unknown_host_are_rejected() -> None:
     assert "Unknown host" in problem_of(("a..b", 8080))
 
 
-def test_address_that_becomes_free_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_that_becomes_free_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker of a killed master keeps it for as long as it may take to stop."""
+    passed: list[float] = []
+
+    def wait(seconds: float) -> None:
+        passed.append(seconds)
+        if sum(passed) > STOP_SECONDS:
+            taken.close()
+
+    monkeypatch.undo()  # try as often as a start does
+    monkeypatch.setattr("time.sleep", wait)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr(start, "TRIES", 2)
-        monkeypatch.setattr("time.sleep", lambda seconds: taken.close())
+        port = taken.getsockname()[1]
         check_addresses("ASTRALOG_BIND", [taken.getsockname()])
+    (message,) = caplog.messages
+    assert message.startswith(f"ASTRALOG_BIND: 127.0.0.1:{port}: In use")
+    assert message.endswith("Trying again for 10 seconds.")
