@@ -3,11 +3,11 @@
 A bucket is one number, the moment at which it will be full again by CLOCK_MONOTONIC, which all
 processes share and no change of the wall clock moves (the generic cell rate algorithm). A bucket
 that nobody used for a while is thus the same as a new one, so nothing has to be refilled, and a
-dead worker leaves nothing to repair.
+dead worker leaves nothing to repair. A token without a rate has no bucket.
 
 The master makes the memory and its workers inherit it, so that a reload keeps the buckets. A batch
-pays 5 µs for its bucket (measured; two thirds of it for the lock), and nothing if its token has no
-rate. A batch of 500 logs takes about 1 ms.
+pays 5 µs for its bucket (measured; two thirds of it for the lock): one of 500 logs takes about 1 ms
+in all.
 """
 
 import fcntl
@@ -19,7 +19,6 @@ import weakref
 
 from astralog.errors import Rejection, rate_limited
 from astralog.memory_file import make_memory_file
-from astralog.tokens_file import Token
 
 #: Size of a burst, in seconds of the rate.
 BURST_SECONDS = 10.0
@@ -52,42 +51,40 @@ class Rates:
         self._memory = mmap.mmap(self._fd, size)
         self._places: dict[bytes, int] = {}  # where a bucket was last, by its owner
 
-    def check(self, token: Token) -> None:
-        """Raise Rejection `rate_limited` if the token's bucket is empty."""
-        if token.rate is not None:
-            now = time.monotonic()
-            _check(token.rate, self._find(token, now)[1] - now)
+    def check(self, token: bytes, rate: float) -> None:
+        """Raise Rejection `rate_limited` if a bucket is empty.
 
-    def charge(self, token: Token, size: int) -> None:
+        It is that of the token with this digest; `rate` is in bytes per second.
+        """
+        now = time.monotonic()
+        _check(rate, self._find(token, now)[1] - now)
+
+    def charge(self, token: bytes, rate: float, size: int) -> None:
         """Take `size` bytes of a body from the token's bucket; one body may overdraw it.
 
         Raises Rejection as `check` does: bodies that arrived at the same time may have emptied it.
         """
-        if token.rate is None:
-            return
         is_locked = self._lock()
         try:
             now = time.monotonic()
             offset, full_at = self._find(token, now)
-            _check(token.rate, full_at - now)
-            full_at = max(full_at, now) + size / token.rate
-            _BUCKET.pack_into(self._memory, offset, full_at, _owner(token))
+            _check(rate, full_at - now)
+            full_at = max(full_at, now) + size / rate
+            _BUCKET.pack_into(self._memory, offset, full_at, token[:OWNER_BYTES])
         finally:
             self._unlock(is_locked)
 
-    def refund(self, token: Token, size: int) -> None:
+    def refund(self, token: bytes, rate: float, size: int) -> None:
         """Return the bytes of a batch that could not be stored to the bucket."""
-        if token.rate is None:
-            return
         is_locked = self._lock()
         now = time.monotonic()
         offset, full_at = self._find(token, now)
-        _BUCKET.pack_into(self._memory, offset, full_at - size / token.rate, _owner(token))
+        _BUCKET.pack_into(self._memory, offset, full_at - size / rate, token[:OWNER_BYTES])
         self._unlock(is_locked)
 
-    def _find(self, token: Token, now: float) -> tuple[int, float]:
+    def _find(self, token: bytes, now: float) -> tuple[int, float]:
         """Return the offset of the token's bucket, and the time at which it is full."""
-        wanted = _owner(token)
+        wanted = token[:OWNER_BYTES]
         offset = self._places.get(wanted, 0)
         full_at, owner = _BUCKET.unpack_from(self._memory, offset)
         if owner != wanted:
@@ -122,11 +119,6 @@ class Rates:
     def _unlock(self, is_locked: bool) -> None:
         if is_locked:
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
-
-
-def _owner(token: Token) -> bytes:
-    """Return the bytes that name the token's bucket."""
-    return token.digest[:OWNER_BYTES]
 
 
 def _check(rate: float, full_in: float) -> None:

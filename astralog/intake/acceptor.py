@@ -120,7 +120,9 @@ class _Request:
         """Take all steps, in their order, up to the commit."""
         acceptor, environ = self._acceptor, self._environ
         token = self._token = acceptor.tokens.authorize(environ, Scope.WRITE)
-        acceptor.tokens.rates.check(token)
+        rate = token.rate
+        if rate is not None:
+            acceptor.tokens.rates.check(token.digest, rate)
         options = self._options = _read_options(environ, parameters, token)
         key = parse_key(environ[KEY_HEADER]) if KEY_HEADER in environ else None
         claim = None
@@ -130,7 +132,8 @@ class _Request:
             if inflate:
                 body = inflate(body, reservation)
             self._size = len(body)
-            acceptor.tokens.rates.charge(token, self._size)
+            if rate is not None:
+                acceptor.tokens.rates.charge(token.digest, rate, self._size)
             if (key is not None or options.keys_body) and not options.is_dry_run:
                 claim = acceptor.queue.claim(digest(key, token, body, environ))
             deadline = time.monotonic() + SLOT_TIMEOUT_SECONDS
@@ -179,8 +182,8 @@ class _Request:
         """
         token = self._token
         is_ours = getattr(error, "status", None) is HTTPStatus.SERVICE_UNAVAILABLE
-        if is_ours and token and self._size:
-            self._acceptor.tokens.rates.refund(token, self._size)
+        if is_ours and token and token.rate is not None and self._size:
+            self._acceptor.tokens.rates.refund(token.digest, token.rate, self._size)
         if not self._options.is_dry_run:
             name = token.name if token else None
             self._acceptor.counters.reject(error, self._size, self._logs, self._started_at, name)

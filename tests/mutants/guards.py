@@ -22,14 +22,14 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "rate before the body",
         "astralog.intake.acceptor:_Request.store",
-        "acceptor.tokens.rates.check(token)",
+        "acceptor.tokens.rates.check(token.digest, rate)",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "beyond_its_rate"),
     ),
     Guard(
         "charge of decompressed bytes",
         "astralog.intake.acceptor:_Request.store",
-        "acceptor.tokens.rates.charge(token, self._size)",
+        "acceptor.tokens.rates.charge(token.digest, rate, self._size)",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "beyond_its_rate"),
     ),
@@ -50,14 +50,14 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "rate after the body",
         "astralog.rates:Rates.charge",
-        "_check(token.rate, full_at - now)",
+        "_check(rate, full_at - now)",
         "pass",
         ("tests/unit/test_rates.py", "-k", "together"),
     ),
     Guard(
         "refund of a batch that could not be stored",
         "astralog.intake.acceptor:_Request.reject",
-        "self._acceptor.tokens.rates.refund(token, self._size)",
+        "self._acceptor.tokens.rates.refund(token.digest, token.rate, self._size)",
         "pass",
         ("tests/unit/intake/test_acceptor.py", "-k", "costs_no_rate"),
     ),
