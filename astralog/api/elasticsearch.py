@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
 
 import msgspec
 from flask import Response
@@ -105,7 +104,8 @@ def create_view(service: Service) -> PlainView:
         if name == "_bulk" and "/" not in index:
             if environ["REQUEST_METHOD"] not in ("POST", "PUT"):
                 raise MethodNotAllowed(["POST", "PUT"])
-            return _store(service, unquote(index), environ)
+            # WSGI hands the bytes of the decoded path on as latin-1.
+            return _store(service, index.encode("latin-1").decode(errors="replace"), environ)
         service.authorize(environ)
         first = path.partition("/")[0]
         if first == "_cluster" and service.unavailable():  # winston-elasticsearch waits while red

@@ -125,6 +125,17 @@ def test_deep_and_broken_documents_cost_themselves_alone(service: Service) -> No
     assert before + 1 == len(service.logs())
 
 
+@pytest.mark.parametrize(
+    ("name", "project"),
+    [("caf%C3%A9", "caf\u00e9"), ("a%2541", "a%41"), ("caf%E9", "caf\ufffd")],
+)
+def test_the_index_of_a_path_is_decoded_once(service: Service, name: str, project: str) -> None:
+    body = f'{{"create":{{}}}}\n{json.dumps(DOCUMENT)}\n'
+    answer = send(service, body, f"/elasticsearch/{name}/_bulk")
+    assert (200, project) == (answer.status, answer.body["items"][0]["create"]["_index"])
+    assert project == service.logs()[-1]["project_id"]
+
+
 def test_other_paths_and_methods_have_elasticsearchs_form(service: Service) -> None:
     headers = {"Authorization": TOKEN}
     for method, path, status in [
