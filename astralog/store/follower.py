@@ -14,7 +14,8 @@ from astralog.store.reader import ReadBudget, SegmentReader, Select, not_blank
 
 log = logging.getLogger(__name__)
 
-#: Segments that are remembered although they are gone, in case their disk comes back.
+#: Segments that are remembered although they are gone, in case their disk comes back: so many more
+#: than the directory ever had.
 REMEMBERED_SEGMENTS = 10_000
 
 
@@ -92,6 +93,7 @@ class Follower:
         self._directory = directory
         self._listing = Listing(directory)
         self._names: set[str] = set()
+        self._most_names = 0  # so far
         self._followed: dict[SegmentName, FollowedPart] = {}
         self._done: set[SegmentName] = set()  # segments of which nothing more is to be read
         self._left: dict[SegmentName, int] = {}  # how far those were read that are gone
@@ -137,6 +139,7 @@ class Follower:
             self.error = error
             return None
         self.error = None
+        self._most_names = max(self._most_names, len(names or ()))
         return names
 
     def _scan(self) -> None:
@@ -185,7 +188,7 @@ class Follower:
 
     def _forget(self) -> None:
         """Limit the number of removed segments that are remembered."""
-        if len(self._done) > len(self._names) + REMEMBERED_SEGMENTS:
+        if len(self._done) > self._most_names + REMEMBERED_SEGMENTS:
             self._done.intersection_update(segment for segment, _ in parse_file_names(self._names))
         while len(self._left) > REMEMBERED_SEGMENTS:
             del self._left[next(iter(self._left))]

@@ -243,17 +243,20 @@ def test_directory_may_disappear_temporarily(data_dir: Path, follower: Follower)
 
 
 @pytest.mark.parametrize("are_new", [True, False])
-def test_a_disk_may_be_unmounted_for_a_while(data_dir: Path, are_new: bool) -> None:
-    """An empty directory in its place does not make the returning lines new."""
+def test_a_disk_may_be_unmounted_for_a_while(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, are_new: bool
+) -> None:
+    """An empty directory in its place makes none of the returning lines new, however many."""
+    monkeypatch.setattr(follower_module, "REMEMBERED_SEGMENTS", 1)
     follower = Follower(data_dir)
     writer = Writer(data_dir)
     if are_new:
         follower.start()
-        writer.open("one").seal().open("two")
-        assert ["one", "two"] == polled(follower)
+        writer.open("zero").seal().open("one").seal().open("two")
+        assert ["zero", "one", "two"] == polled(follower)
     else:
-        writer.open("one").seal().open("two")
-        assert 2 == len(follower.start())
+        writer.open("zero").seal().open("one").seal().open("two")
+        assert 3 == len(follower.start())
     mounted = data_dir.rename(data_dir.with_name("mounted"))
     data_dir.mkdir()
     assert [] == polled(follower)
