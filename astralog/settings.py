@@ -205,8 +205,8 @@ class Settings:
     )
     tokens: str = _setting(
         "",
-        "Tokens, comma separated. Without this and `ASTRALOG_TOKENS_FILE`, the first start creates "
-        "one in `<data dir>/token`.",
+        "Tokens, comma separated. Without this and `ASTRALOG_TOKENS_FILE`, the token is in "
+        "`<data dir>/token`, which the first start creates.",
         shown="(none)",
         is_secret=True,
     )

@@ -35,13 +35,13 @@ def token(context: click.Context) -> None:
 
 
 @token.command()
-@click.option("--project", "projects", multiple=True, help="A project of the token; repeatable.")
+@click.option("--project", "projects", multiple=True, help="A project of the token. Repeatable.")
 @click.option(
     "--allow",
     type=click.Choice([scope.value for scope in Scope]),
     help="The token's grants; both by default.",
 )
-@click.option("--rate", help="How much the token may send per second, such as 5MB/s.")
+@click.option("--rate", help="Limit of the bytes that the token sends, such as 5MB/s.")
 @_file
 def add(*, projects: tuple[str, ...], allow: str | None, rate: str | None, path: Path) -> None:
     """Add a new token to the file, and print it."""
