@@ -15,8 +15,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib import metadata
 from types import FrameType
 from typing import Any
 
@@ -158,10 +156,6 @@ def append_report(text: str) -> None:
 def serve() -> None:
     """Serve as gunicorn's own command does, with a monitor in each worker once it is ready."""
     from gunicorn.app.wsgiapp import WSGIApplication  # noqa: PLC0415  # of the checkout that is run
-
-    # gevent asks for its plugins thirty times as it patches a worker, and each time the metadata of
-    # every installed package is read: a sixth of the CPU of a start with the packages of the tests.
-    metadata.entry_points = cache(metadata.entry_points)  # type: ignore[assignment]
 
     class Monitored(WSGIApplication):  # type: ignore[misc]
         def load_config(self) -> None:

@@ -14,12 +14,15 @@ PARTS = ("astralog", "gunicorn.conf.py", "wsgi.py")
 
 
 def copy_checkout(directory: Path) -> Path:
-    """Copy the files of the service into a new directory, and return it."""
+    """Copy the files of the service into a new directory, and return it.
+
+    Compiled modules are copied too, except those that another process is writing.
+    """
     directory.mkdir()
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("*.pyc.*"))
         else:
             shutil.copy(source, directory)
     return directory
