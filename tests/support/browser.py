@@ -60,6 +60,11 @@ class Browser:
         """Load a page."""
         self.driver.get(url)
 
+    def turn_into_phone(self, width: int, height: int) -> None:
+        """Change the window of the loaded page to a phone's."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript in the page and return its result."""
         return self.driver.execute_script(script, *arguments)
