@@ -133,8 +133,13 @@ class RedirectedService(Service):
             return connection.connect_ex(self.address) == 0
 
 
-@pytest.mark.parametrize("redirection", STREAMS)
-@pytest.mark.parametrize("program", ["astralog serve", "gunicorn wsgi:app"])
+@pytest.mark.parametrize(
+    ("program", "redirection"),
+    [
+        *[("gunicorn wsgi:app", redirection) for redirection in STREAMS],
+        *[("astralog serve", redirection) for redirection in (STREAMS[0], STREAMS[-1])],
+    ],
+)
 def test_the_service_needs_no_streams(tmp_path: Path, program: str, redirection: str) -> None:
     """It stores logs and stops regularly, and none of its files becomes its stderr."""
     with RedirectedService(tmp_path, program, redirection) as service:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elasticsearch import Elasticsearch, helpers
 
 from tests.support.service import TOKEN, Answer, Service
 
@@ -40,6 +39,8 @@ def test_each_of_many_documents_has_its_result(service: Service, count: int) -> 
 @pytest.mark.parametrize("kind", ["basic", "api_key", "bearer"])
 def test_the_official_client_stores_documents(service: Service, kind: str) -> None:
     """It checks the product first, and reports the invalid item."""
+    from elasticsearch import Elasticsearch, helpers  # noqa: PLC0415  # imports pyarrow: 1 s
+
     ways: dict[str, dict[str, Any]] = {
         "basic": {"basic_auth": ("any", TOKEN)},
         "api_key": {"api_key": ("any", TOKEN)},

@@ -134,25 +134,29 @@ decode_export = partial(otlp.decode, Protobuf())
 Case = tuple[Callable[..., Decoded], bytes, Options]
 
 #: Bodies whose lines are far longer, of one piece and of several.
-GROWING: dict[str, Case] = {
-    "JSON, long defaults": (decode_json, json_body(tiny_logs(1000)), LONG),
-    "NDJSON, long defaults": (decode_lines, lines_body(tiny_logs(1000)), LONG),
-    "JSON, long defaults, long": (decode_json, json_body(tiny_logs(30_000)), LONG),
-    "NDJSON, long defaults, long": (decode_lines, lines_body(tiny_logs(30_000)), LONG),
-    "OTLP, control characters": (decode_export, export_body("\x01" * 7 * MIB, 1), NO_OPTIONS),
-    "OTLP, records of control characters": (
+GROWING: dict[str, Callable[[], Case]] = {
+    "JSON, long defaults": lambda: (decode_json, json_body(tiny_logs(1000)), LONG),
+    "NDJSON, long defaults": lambda: (decode_lines, lines_body(tiny_logs(1000)), LONG),
+    "JSON, long defaults, long": lambda: (decode_json, json_body(tiny_logs(30_000)), LONG),
+    "NDJSON, long defaults, long": lambda: (decode_lines, lines_body(tiny_logs(30_000)), LONG),
+    "OTLP, control characters": lambda: (
+        decode_export,
+        export_body("\x01" * 7 * MIB, 1),
+        NO_OPTIONS,
+    ),
+    "OTLP, records of control characters": lambda: (
         decode_export,
         export_body("\x01" * 100_000, 70),
         NO_OPTIONS,
     ),
-    "OTLP, a long resource": (decode_export, export_body("m", 100, "s" * MIB), NO_OPTIONS),
+    "OTLP, a long resource": lambda: (decode_export, export_body("m", 100, "s" * MIB), NO_OPTIONS),
 }
 
 
 @pytest.mark.parametrize("name", GROWING)
 def test_a_body_that_grows_is_rejected_before_it_takes_memory(name: str) -> None:
     """Memory beyond the reservation is bounded, however much a few bytes may grow."""
-    decode, body, options = GROWING[name]
+    decode, body, options = GROWING[name]()
     room = Room(len(body) + 4 * MIB)
     context = make_context(options=options, reservation=room)
     tracemalloc.start()
