@@ -33,7 +33,7 @@ MAX_LABEL_BYTES = 64 * 1024
 MAX_LENGTH_BYTES = 5
 
 NOT_INSTALLED = (
-    "Snappy is not installed: pip install 'astralog[loki]', or send JSON with the Content-Type "
+    "Snappy is not installed: pip install cramjam, or send JSON with the Content-Type "
     "application/json"
 )
 NOT_SNAPPY = "snappy: corrupt input; JSON is sent with the Content-Type application/json"

@@ -86,7 +86,7 @@ def _import_duckdb() -> ModuleType:
     try:
         import duckdb  # noqa: PLC0415  # of an extra
     except ImportError:
-        message = "astralog sql needs DuckDB: pip install 'astralog[sql]'"
+        message = "astralog sql needs DuckDB: pip install duckdb"
         raise click.ClickException(message) from None
     return duckdb
 

@@ -121,5 +121,5 @@ def test_lost_output_is_one_line(data_dir: Path, output_format: str) -> None:
 def test_missing_duckdb_is_one_line(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "duckdb.py").write_text("raise ImportError")
     result = run("sql", data_dir, "SELECT 1", PYTHONPATH=str(tmp_path))
-    expected = "Error: astralog sql needs DuckDB: pip install 'astralog[sql]'\n"
+    expected = "Error: astralog sql needs DuckDB: pip install duckdb\n"
     assert (result.returncode, result.stdout, result.stderr) == (1, "", expected)

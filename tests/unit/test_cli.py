@@ -43,7 +43,7 @@ def test_forward_is_listed_without_its_extra(monkeypatch: pytest.MonkeyPatch) ->
     assert "forward  Deliver sealed segments to ClickHouse, each log once." in shown
     assert (result.exit_code, result.output) == (
         1,
-        "Error: Needs clickhouse-connect: install astralog[clickhouse].\n",
+        "Error: Needs clickhouse-connect: pip install clickhouse-connect\n",
     )
     monkeypatch.setitem(sys.modules, "astralog.store.reader", None)
     exception = CliRunner().invoke(cli.main, ["forward"]).exception
