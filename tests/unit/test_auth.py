@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
-import gevent
 import pytest
 
 from astralog import auth, tokens_file
@@ -21,7 +20,8 @@ from astralog.server.start import make_token_file
 from astralog.settings import InvalidSettings, Settings
 from astralog.tokens_file import MAX_TOKEN_BYTES, Scope, WatchedFile, digest_of
 from tests.support.fake_system import BreakOs
-from tests.support.service import write_tokens
+from tests.support.greenlets import wait_until
+from tests.support.service import TIMEOUT_SECONDS, write_tokens
 
 SECRET = "s3cret-Token"
 
@@ -389,9 +389,7 @@ def test_a_changed_file_is_followed_once_started(
     tokens.start()
     assert is_known(tokens, "old")
     write_tokens(path, "new\n")
-    with gevent.Timeout(10):
-        while not is_known(tokens, "new"):
-            gevent.sleep(0.01)
+    wait_until(lambda: is_known(tokens, "new"))
     assert not is_known(tokens, "old")
 
 
@@ -418,13 +416,11 @@ def test_hanging_tokens_file_blocks_nothing(
 
     def hang(file: WatchedFile) -> None:
         hanging.set()
-        answers.append(disk_is_back.wait(10))
+        answers.append(disk_is_back.wait(TIMEOUT_SECONDS))
 
     monkeypatch.setattr(WatchedFile, "read_changed", hang)
     tokens.start()
-    with gevent.Timeout(10):
-        while not hanging.is_set():
-            gevent.sleep(0.01)
+    wait_until(hanging.is_set)
     assert is_known(tokens, "old")
     assert [] == answers
     disk_is_back.set()

@@ -15,7 +15,7 @@ from astralog.tokens_file import (
     digest_of,
     parse,
 )
-from tests.support.service import write_tokens
+from tests.support.service import wait_for, write_tokens
 
 
 def grants(content: bytes) -> dict[bytes, set[str] | None]:
@@ -188,7 +188,13 @@ def test_a_file_is_read_when_it_changes(path: Path) -> None:
     assert [b"two\n", None] == [file.read_changed(), file.read_changed()]
     status = path.stat()
     path.write_bytes(b"six\n")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def has_another_ctime() -> bool:
+        """Change it until then: before Linux 6.13, its clock ticks every few milliseconds."""
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return path.stat().st_ctime_ns != status.st_ctime_ns
+
+    wait_for(has_another_ctime)
     assert [b"six\n", None] == [file.read_changed(), file.read_changed()]
 
 

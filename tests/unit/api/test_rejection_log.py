@@ -13,6 +13,7 @@ from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.settings import Settings
 from astralog.telemetry.counters import Counters
+from tests.support.greenlets import wait_until
 from tests.support.service import TOKEN
 
 NAME = hashlib.sha256(TOKEN.encode()).hexdigest()[:8]
@@ -146,16 +147,12 @@ def test_count_is_logged_without_another_rejection(
     monkeypatch.setattr(rejection_log, "LINE_SECONDS", 0.02)
     note(rejections)
     note(rejections)
-    with gevent.Timeout(10):
-        while "1 more" not in caplog.text:
-            gevent.sleep(0.01)
+    wait_until(lambda: "1 more" in caplog.text)
     gevent.sleep(0.1)
     assert 2 == len(caplog.messages)
     note(rejections)
     note(rejections)
-    with gevent.Timeout(10):
-        while caplog.text.count("1 more") < 2:
-            gevent.sleep(0.01)
+    wait_until(lambda: caplog.text.count("1 more") == 2)
 
 
 def test_many_clients_share_a_line(

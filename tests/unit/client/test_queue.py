@@ -145,6 +145,7 @@ def test_a_close_is_bounded(
     logger = make_logger(sender)
     for message in "abc":
         logger.info(message)
+    wait_for(lambda: service.requests)
     start = time.monotonic()
     sender.close()
     assert time.monotonic() - start < 30

@@ -6,6 +6,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -254,7 +255,7 @@ def test_arrived_bytes_are_reserved_before_the_next_read(
 ) -> None:
     """The last chunk is charged twice, since the parser holds it too."""
     room, arrived = Room(), 0
-    stream = Stream(*map(bytes, pieces), after=lambda: gevent.sleep(30))
+    stream = Stream(*map(bytes, pieces))
 
     def read1(size: int) -> bytes:
         nonlocal arrived
@@ -266,7 +267,8 @@ def test_arrived_bytes_are_reserved_before_the_next_read(
         return piece
 
     stream.read1 = read1  # type: ignore[method-assign]
-    assert "body_timeout" == code_of(environ(stream, length), room, 0.05)
+    with suppress(Rejection):  # one of a known length ends early
+        read(environ(stream, length), room)
     assert sum(pieces) == arrived
 
 

@@ -22,6 +22,8 @@ from astralog.server.limits import (
     ConnectionEnded,
     ConnectionLimits,
 )
+from tests.support.greenlets import wait_until
+from tests.support.service import TIMEOUT_SECONDS
 
 PEER, LOCAL = ("192.0.2.1", 40000), ("127.0.0.1", 8080)
 
@@ -85,7 +87,7 @@ class Client:
         while data := self.socket.recv(65536):
             received += data
         self.socket.close()
-        self.greenlet.join(5)
+        self.greenlet.join(TIMEOUT_SECONDS)
         return received
 
     def ask(self, request: bytes = GET) -> bytes:
@@ -112,6 +114,10 @@ class Case:
         gevent.sleep(0)
         return self.clients[-1]
 
+    def wait_for_head(self) -> None:
+        """Return when the only connection waits for its next head."""
+        wait_until(lambda: self.limits.heads or self.limits.trusted_heads)
+
 
 @pytest.fixture
 def case() -> Iterator[Case]:
@@ -134,7 +140,7 @@ def test_requests_are_served_one_after_another(case: Case) -> None:
     for _ in range(20):
         assert client.ask().endswith(b"\r\n\r\nhello")
     client.socket.close()
-    client.greenlet.join(5)
+    client.greenlet.join(TIMEOUT_SECONDS)
     assert client.greenlet.successful()
     assert ["/a"] * 20 == case.app.paths
 
@@ -163,7 +169,7 @@ def test_the_items_of_a_response_are_closed(case: Case) -> None:
     client.ask()
     client.socket.sendall(GET)
     client.socket.close()
-    client.greenlet.join(5)
+    client.greenlet.join(TIMEOUT_SECONDS)
     assert [True, True] == [items.is_closed for items in case.app.items]
 
 
@@ -209,7 +215,7 @@ def test_a_body_that_is_too_long_ends_the_connection(case: Case) -> None:
     assert b"Connection: close\r\n" in client.socket.recv(65536)
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         client.socket.sendall(bytes(100_000_000))
-    client.greenlet.join(5)
+    client.greenlet.join(TIMEOUT_SECONDS)
     assert client.greenlet.successful()
 
 
@@ -246,8 +252,7 @@ def test_head_that_waits_for_its_body_is_charged(case: Case) -> None:
     case.app._answer = lambda environ: Items([environ["wsgi.input"].read()])
     client = case.connect()
     client.socket.sendall(post("Content-Length: 10", "X: " + "x" * 8000))
-    gevent.sleep(0.01)
-    assert case.limits._held_bytes > PLAIN_BYTES + 8000
+    wait_until(lambda: case.limits._held_bytes > PLAIN_BYTES + 8000)
     assert client.ask(bytes(10)).endswith(bytes(10))
 
 
@@ -256,11 +261,10 @@ def test_head_of_a_discarded_body_is_charged(case: Case) -> None:
     case.app.status = "401 UNAUTHORIZED"
     client = case.connect()
     client.ask(post("Content-Length: 10", "X: " + "x" * 8000))
-    gevent.sleep(0.01)
-    assert case.limits._held_bytes > PLAIN_BYTES + 16_000
+    wait_until(lambda: case.limits._held_bytes > PLAIN_BYTES + 16_000)
     client.socket.sendall(bytes(10))
     assert client.ask().endswith(b"hello")
-    gevent.sleep(0.01)
+    case.wait_for_head()
     assert case.limits._held_bytes == PLAIN_BYTES
 
 
@@ -352,11 +356,12 @@ def test_malformed_head_is_rejected(case: Case, head: bytes, words: str) -> None
 
 def test_incomplete_head_ends_its_connection(case: Case) -> None:
     """An unfinished head is held only until its timeout."""
-    case.limits.heads = Deadlines(lambda: 0.2, ConnectionEnded)
+    seconds = 60.0
+    case.limits.heads = Deadlines(lambda: seconds, ConnectionEnded)
     client = case.connect()
     client.socket.sendall(GET[:-2])
-    gevent.sleep(0.05)
-    assert case.limits._held_bytes == PLAIN_BYTES + len(GET) - 2
+    wait_until(lambda: case.limits._held_bytes == PLAIN_BYTES + len(GET) - 2)
+    seconds = 0.2
     assert b"" == client.read()
 
 
@@ -366,12 +371,12 @@ def test_client_of_an_accepted_batch_is_trusted(case: Case) -> None:
     for request in (GET, post("Content-Length: 0")):
         case.app.status = "200 OK" if request == GET else "401 UNAUTHORIZED"
         client.ask(request)
-        gevent.sleep(0.01)
+        case.wait_for_head()
         assert (True, False) == (bool(case.limits.heads), bool(case.limits.trusted_heads))
         assert case.limits._held_bytes == PLAIN_BYTES
     case.app.status = "200 OK"
     client.ask(post("Content-Length: 0"))
-    gevent.sleep(0.01)
+    case.wait_for_head()
     assert (False, True) == (bool(case.limits.heads), bool(case.limits.trusted_heads))
     assert case.limits._held_bytes == 0
 
@@ -382,7 +387,7 @@ def test_client_beyond_its_rate_is_trusted_again_after_the_next_success(case: Ca
     for status, is_trusted in (("200 OK", True), ("429 TOO MANY REQUESTS", False)) * 2:
         case.app.status = status
         client.ask(post("Content-Length: 0"))
-        gevent.sleep(0.01)
+        case.wait_for_head()
         waits = (bool(case.limits.heads), bool(case.limits.trusted_heads))
         assert waits == (not is_trusted, is_trusted)
         assert case.limits._held_bytes == (0 if is_trusted else PLAIN_BYTES)

@@ -15,6 +15,7 @@ from gunicorn.http.errors import InvalidResponseHeader
 from astralog.deadlines import Deadlines
 from astralog.server.http11_response import SMALL_BYTES, Response, send
 from astralog.server.limits import ConnectionEnded, ConnectionLimits
+from tests.support.greenlets import wait_until
 from tests.support.service import TIMEOUT_SECONDS
 
 LIMITS_BYTES = 10_000_000
@@ -22,10 +23,14 @@ LIMITS_BYTES = 10_000_000
 
 @pytest.fixture
 def limits() -> ConnectionLimits:
+    return ConnectionLimits(10, lambda: 5, LIMITS_BYTES)
+
+
+@pytest.fixture
+def short_limits(limits: ConnectionLimits) -> ConnectionLimits:
     """Return limits under which a client has a moment to read a response."""
-    made = ConnectionLimits(10, lambda: 5, LIMITS_BYTES)
-    made.writes = Deadlines(lambda: 0.3, ConnectionEnded)
-    return made
+    limits.writes = Deadlines(lambda: 0.3, ConnectionEnded)
+    return limits
 
 
 @pytest.fixture
@@ -83,22 +88,22 @@ def test_all_of_it_is_sent(
 
 @pytest.mark.parametrize("size", [SMALL_BYTES, 3_000_000])
 def test_client_that_reads_nothing_is_disconnected(
-    ends: tuple[Any, socket.socket], limits: ConnectionLimits, size: int
+    ends: tuple[Any, socket.socket], short_limits: ConnectionLimits, size: int
 ) -> None:
     """Once the buffers are full, its timeout starts; nothing is held afterwards."""
     server, _ = ends
 
     def send_on() -> None:
         while True:
-            send(server, bytes(size), limits)
+            send(server, bytes(size), short_limits)
 
     with pytest.raises(ConnectionEnded):
         send_on()
-    assert limits._held_bytes == 0
+    assert short_limits._held_bytes == 0
 
 
 def test_client_that_reads_too_little_is_disconnected(
-    ends: tuple[Any, socket.socket], limits: ConnectionLimits
+    ends: tuple[Any, socket.socket], short_limits: ConnectionLimits
 ) -> None:
     """Some bytes from time to time do not extend the timeout."""
     server, client = ends
@@ -111,7 +116,7 @@ def test_client_that_reads_too_little_is_disconnected(
 
     taker = gevent.spawn(take_a_little)
     with pytest.raises(ConnectionEnded):
-        send(server, bytes(3_000_000), limits)
+        send(server, bytes(3_000_000), short_limits)
     taker.kill()
 
 
@@ -121,8 +126,7 @@ def test_unsent_bytes_are_charged(
     """A large response is charged while it is sent."""
     server, _ = ends
     sender = gevent.spawn(send, server, bytes(3_000_000), limits)
-    gevent.sleep(0.05)
-    assert limits._held_bytes == 3_000_000
+    wait_until(lambda: limits._held_bytes == 3_000_000)
     sender.kill()
     assert limits._held_bytes == 0
 

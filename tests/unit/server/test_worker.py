@@ -12,6 +12,7 @@ import gevent
 import pytest
 from flask import Flask
 from gevent import socket as gevent_socket
+from gevent.event import Event
 from gunicorn.config import Config
 
 from astralog.app import services_of
@@ -21,7 +22,8 @@ from astralog.server.master import read_state
 from astralog.server.worker import ACCEPT_RETRY_SECONDS, SPARE_FILES, MasterState, Worker
 from astralog.settings import Settings
 from tests.support.connections import is_closed
-from tests.support.service import TOKEN
+from tests.support.greenlets import wait_until
+from tests.support.service import TIMEOUT_SECONDS, TOKEN
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -58,6 +60,12 @@ class Serving:
         """Return a connection."""
         return self._clients.enter_context(gevent_socket.create_connection(self.address, 5))
 
+    def connect_idle(self, count: int) -> list[Any]:
+        """Return connections that wait for a head, the longest wait first."""
+        clients = [self.connect() for _ in range(count)]
+        wait_until(lambda: len(self.worker._shared.limits.heads._waiting) == count)
+        return clients
+
     def ask(self) -> bytes:
         """Return the response to a request on a new connection."""
         client = self.connect()
@@ -68,7 +76,7 @@ class Serving:
         """Stop the worker, and return the seconds that this took."""
         start = time.monotonic()
         self.worker.alive = False
-        self.greenlet.join(10)
+        self.greenlet.join(TIMEOUT_SECONDS)
         assert self.greenlet.successful()
         return time.monotonic() - start
 
@@ -77,7 +85,7 @@ class Serving:
         self._clients.close()
         if self.greenlet:
             self.worker.alive = False
-            self.greenlet.join(10)
+            self.greenlet.join(TIMEOUT_SECONDS)
         self.listener.close()
         self.worker.tmp.close()
 
@@ -94,10 +102,12 @@ def serving(
 
 def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
     """Idle connections do not delay the stop, and no new ones are accepted."""
+    for name in ("keepalive", "graceful_timeout"):
+        serving.worker.cfg.set(name, int(2 * TIMEOUT_SECONDS))
     serving.start()
-    idle = [serving.connect() for _ in range(5)]
+    idle = serving.connect_idle(5)
     assert serving.ask().startswith(b"HTTP/1.1 200 ")
-    assert serving.stop() < 5
+    serving.stop()
     assert all(is_closed(client) for client in idle)
     with pytest.raises(ConnectionRefusedError):
         serving.connect()
@@ -106,12 +116,18 @@ def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
 @pytest.mark.slow
 def test_stop_waits_for_a_request_for_a_limited_time(serving: Serving) -> None:
     """An application that does not respond is abandoned."""
-    serving.worker.wsgi.wsgi_app = lambda *args: gevent.sleep(60)  # type: ignore[method-assign]
+    has_begun = Event()
+
+    def hang(*args: Any) -> Any:
+        has_begun.set()
+        gevent.sleep(2 * TIMEOUT_SECONDS)
+
+    serving.worker.wsgi.wsgi_app = hang  # type: ignore[method-assign, assignment]
     serving.start()
     client = serving.connect()
     client.sendall(GET)
-    gevent.sleep(0.05)
-    assert 1 <= serving.stop() < 5
+    assert has_begun.wait(TIMEOUT_SECONDS)
+    assert serving.stop() >= 1
     assert is_closed(client)
 
 
@@ -119,8 +135,7 @@ def test_a_full_worker_ends_the_oldest_connection_for_a_new_one(serving: Serving
     """New clients are always served."""
     serving.worker.worker_connections = 5
     serving.start()
-    idle = [serving.connect() for _ in range(5)]
-    gevent.sleep(0.05)
+    idle = serving.connect_idle(5)
     assert serving.ask().startswith(b"HTTP/1.1 200 ")
     assert [True, False, False, False, False] == [is_closed(client) for client in idle]
 
@@ -150,21 +165,18 @@ class Listener:
 def test_accepting_goes_on_after_an_error(serving: Serving) -> None:
     """Too many open files end the oldest connection; one accepted by another worker is no error."""
     serving.start()
-    idle = [serving.connect() for _ in range(2)]
-    gevent.sleep(0.05)
+    idle = serving.connect_idle(2)
     assert serving.worker._accept(Listener(BlockingIOError())) == 0
-    gevent.sleep(0.05)
     assert not any(is_closed(client) for client in idle)
     assert serving.worker._accept(Listener(OSError(24, "too many"))) == ACCEPT_RETRY_SECONDS
-    gevent.sleep(0.05)
+    wait_until(lambda: is_closed(idle[0]))
     assert [True, False] == [is_closed(client) for client in idle]
 
 
 def test_a_connection_is_left_to_a_worker_with_less_load(serving: Serving) -> None:
     """It is not accepted, and checked again after a moment."""
     serving.start()
-    serving.connect()
-    gevent.sleep(0.05)
+    serving.connect_idle(1)
     listener = Listener(BlockingIOError())
     other = serving.balance.join()
     assert serving.worker._accept(listener) == POLL_SECONDS
@@ -177,13 +189,12 @@ def test_a_connection_is_left_to_a_worker_with_less_load(serving: Serving) -> No
 def test_connections_are_counted_while_they_last(serving: Serving) -> None:
     """For the other workers and for the limits."""
     serving.start()
-    clients = [serving.connect() for _ in range(3)]
-    gevent.sleep(0.05)
-    assert 3 == len(serving.worker._shared.limits.connections)
+    clients = serving.connect_idle(3)
+    connections = serving.worker._shared.limits.connections
+    assert 3 == len(connections)
     for client in clients:
         client.close()
-    gevent.sleep(0.05)
-    assert 0 == len(serving.worker._shared.limits.connections)
+    wait_until(lambda: not connections)
 
 
 # --- The app

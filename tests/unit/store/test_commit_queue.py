@@ -26,6 +26,7 @@ from astralog.store.writer import Storage
 from astralog.telemetry.counters import Counters
 from astralog.threads import DiskThreads
 from tests.support.fake_system import BreakOs, Disk
+from tests.support.greenlets import wait_until
 from tests.support.segment_files import stored
 from tests.unit.store.segments import name_of, plain
 
@@ -125,13 +126,6 @@ def result(greenlet: "gevent.Greenlet[..., Rejection | None]") -> str | None:
     """Return the code of a batch's rejection, or None if it was stored."""
     rejection = greenlet.get(timeout=TIMEOUT_SECONDS)
     return rejection.code if rejection else None
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Let other greenlets run until a condition holds."""
-    with gevent.Timeout(TIMEOUT_SECONDS):
-        while not condition():
-            gevent.sleep(0.001)
 
 
 # --- Commit

@@ -21,6 +21,7 @@ from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.queue import Batch
 from astralog.store.writer import Storage
 from astralog.telemetry.counters import Counters
+from tests.support.greenlets import wait_until
 from tests.support.segment_files import stored
 
 TIMEOUT_SECONDS = 30
@@ -190,9 +191,7 @@ def test_a_fault_in_the_maintenance_does_not_end_it(
 
     monkeypatch.setattr(IdempotencyKeys, "step", fail)
     queue.keys._note_error(OSError(errno.EIO, "failed"))
-    with gevent.Timeout(TIMEOUT_SECONDS):
-        while faults or queue.keys.error:
-            gevent.sleep(0.01)
+    wait_until(lambda: not faults and not queue.keys.error)
     assert any("maintenance of the keys failed" in message for message in caplog.messages)
 
 
