@@ -13,11 +13,19 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from astralog.store.files import regular_files
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
@@ -212,9 +220,13 @@ class Part:
         self.is_read = not has_others
 
 
+#: A line, or several lines, whose length is in bytes.
+Lines = TypeVar("Lines", bound=Sized)
+
+
 def last_first(
-    read: Callable[[], Iterable[tuple[int, bytes]]], limit: int, budget: ReadBudget
-) -> Generator[tuple[int, bytes], None, bool]:
+    read: Callable[[], Iterable[tuple[int, Lines]]], limit: int, budget: ReadBudget
+) -> Generator[tuple[int, Lines], None, bool]:
     """Yield the last `limit` lines of a reader, last first; return whether there are others.
 
     Lines of more than MAX_HELD_BYTES are read in several passes, except with a soft budget: there
@@ -224,7 +236,7 @@ def last_first(
     end: float = math.inf
     failed: Exception | None = None
     while True:
-        last: deque[tuple[int, bytes]] = deque()
+        last: deque[tuple[int, Lines]] = deque()
         held_bytes = 0
         has_others = False
         try:

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from astralog.store.merge import Arrival, last_first
 from astralog.store.names import SegmentName
@@ -25,13 +26,24 @@ class Group:
 
     def __init__(self, offset: int, before: Iterable[bytes], line: bytes, *, has_gap: bool) -> None:
         self.offset = offset
-        self.lines = [*before, line]
+        self.before = [*before]
+        self.line = line
+        self.after: list[bytes] = []
+        self.after_bytes = 0
         self.has_gap = has_gap  # whether lines before it are left out
-        self.after_bytes = 0  # of the lines after the matching one
+
+    def __len__(self) -> int:
+        """Return the bytes of the lines."""
+        return sum(map(len, self.before)) + len(self.line) + self.after_bytes
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The lines, in their order."""
+        return [*self.before, self.line, *self.after]
 
     def add(self, line: bytes) -> None:
         """Add a line after the matching one."""
-        self.lines.append(line)
+        self.after.append(line)
         self.after_bytes += len(line)
 
 
@@ -103,6 +115,65 @@ def _last_lines(lines: bytes, count: int) -> Iterator[tuple[int, bytes]]:
     return ((0, line) for line in last)
 
 
+class _Waiting(NamedTuple):
+    """A group whose lines are not yielded yet, and the lines and bytes from a gap up to them."""
+
+    group: Group
+    lines: int
+    size: int
+
+
+def with_lines_before(found: Iterable[Group], before: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset and the text of each group; the groups come last first.
+
+    A text has all lines before the matching one that are in no text yet, within the limits: also
+    the matching lines among them, and the lines that are in earlier groups.
+    """
+    groups = iter(found)
+    earlier = next(groups, None)
+    waiting: deque[_Waiting] = deque()
+    lines: deque[bytes] = deque()  # of these groups, the last one first
+    has_gap = False  # whether lines before these are left out
+    while earlier is not None or waiting:
+        if not waiting:
+            read = size = yielded = 0
+        while earlier is not None and (
+            not waiting
+            or not (
+                has_gap
+                or read >= waiting[0].lines + before
+                or size + len(earlier) > waiting[0].size + MAX_BYTES
+            )
+        ):
+            line_and_after = [earlier.line, *earlier.after]
+            waiting.append(
+                _Waiting(earlier, read + len(line_and_after), size + sum(map(len, line_and_after)))
+            )
+            lines.extend(reversed(earlier.lines))
+            read += len(earlier.lines)
+            size += len(earlier)
+            has_gap = earlier.has_gap
+            earlier = next(groups, None)
+        group, place, _ = waiting.popleft()
+        end = min(place + before, read)
+        own = [lines.popleft() for _ in range(yielded, end)][::-1]
+        index = end - place
+        is_new = index < len(own)  # it was not among the lines before a later one
+        if is_new:
+            del own[index]
+        yielded = max(yielded, end)
+        yield group.offset, _pack(group.line, index if is_new else _NO_INDEX, own, has_gap=True)
+
+
+#: Stands for the place of a matching line that an earlier text has.
+_NO_INDEX = -1
+
+
+def _pack(line: bytes, index: int, others: list[bytes], *, has_gap: bool) -> bytes:
+    """Return a text of a matching line, which comes first, and the lines around it."""
+    return b"\n".join([line, b"%d %d" % (index, has_gap), *others])
+
+
 class ContextPart(ProcessPart):
     """A part of a segment that yields texts of several lines; `unpack` separates them."""
 
@@ -116,23 +187,34 @@ class ContextPart(ProcessPart):
     def _read_backwards(
         self, limit: int, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
-        return last_first(lambda: self._read(select, budget), limit, budget)
+        # Each line before the first wanted group may be a group.
+        found = last_first(lambda: self._groups(select, budget), limit + self._before, budget)
+        groups = (group for _, group in found)
+        return islice(with_lines_before(groups, self._before), limit)
 
     def _read(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
+        for offset, group in self._groups(select, budget):
+            others = [*group.before, *group.after]
+            yield offset, _pack(group.line, len(group.before), others, has_gap=group.has_gap)
+
+    def _groups(self, select: Select, budget: ReadBudget) -> Iterator[tuple[int, Group]]:
         with self._reader() as reader:
             blocks = reader.blocks(self.begin, self.end, budget)
             for group in groups(blocks, select, self._before, self._after):
-                lines = [GAP, *group.lines] if group.has_gap else group.lines
-                yield group.offset, b"\n".join(lines)
+                yield group.offset, group
 
 
 def unpack(arrivals: Iterable[Arrival], *, marks_gaps: bool) -> Iterator[bytes]:
     """Yield the lines of a ContextPart, perhaps with GAP between those that are not neighbours."""
     last: SegmentName | None = None
     for arrival in arrivals:
-        first, *lines = arrival.line.split(b"\n")
-        has_gap = first == GAP and bool(lines)
+        line, numbers, *lines = arrival.line.split(b"\n")
+        index, has_gap = map(int, numbers.split())
+        if index != _NO_INDEX:
+            lines.insert(index, line)
+        if not lines:
+            continue
         if marks_gaps and last is not None and (has_gap or last != arrival.segment):
             yield GAP
         last = arrival.segment
-        yield from lines if has_gap else [first, *lines]
+        yield from lines

@@ -84,6 +84,7 @@ ALL = [f"{number}-{at}" for number in range(3) for at in range(10)]
         (("1-0", "-B", "2", "-A", "1"), ["1-0", "1-1"]),
         (("1-9", "-C", "2", "-B", "1"), ["1-8", "1-9"]),
         (("0-5", "-C", "1", "-n", "1"), ["0-4", "0-5", "0-6"]),
+        (("-B", "2", "-n", "2"), ["2-7", "2-8", "2-9", "2-6"]),
     ],
 )
 def test_filters_select_logs(data_dir: Path, options: tuple[str, ...], expected: list[str]) -> None:

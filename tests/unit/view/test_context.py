@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from astralog.store.merge import Arrival
+from astralog.store.names import SegmentName
 from astralog.store.reader import Block, select_if
 from astralog.view import context
-from astralog.view.context import groups
+from astralog.view.context import groups, unpack, with_lines_before
 
 
 def grouped(before: int, after: int, *blocks: bytes) -> list[tuple[bool, list[bytes]]]:
@@ -14,6 +16,16 @@ def grouped(before: int, after: int, *blocks: bytes) -> list[tuple[bool, list[by
     select = select_if(lambda line: b"x" in line)
     found = groups([Block(0, block) for block in blocks], select, before, after)
     return [(group.has_gap, group.lines) for group in found]
+
+
+def newest(before: int, after: int, count: int, block: bytes) -> bytes:
+    """Return the lines that are shown for the last `count` lines with an x, last first."""
+    select = select_if(lambda line: b"x" in line)
+    found = list(groups([Block(0, block)], select, before, after))[::-1]
+    segment = SegmentName("20261123T062500.123456Z-1")
+    texts = list(with_lines_before(found, before))[:count]
+    arrivals = [Arrival(segment, 0, offset, text) for offset, text in texts]
+    return b" ".join(unpack(arrivals, marks_gaps=True))
 
 
 def test_lines_around_are_those_next_to_a_match() -> None:
@@ -50,3 +62,22 @@ def test_lines_around_are_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> N
         (True, [b"x"]),
         (True, [b"4", b"x"]),
     ]
+
+
+def test_the_newest_logs_have_all_lines_before_them() -> None:
+    """Also matching lines, and those after an earlier match; each line is shown once."""
+    block = b"1\n2\nx3\n4\nx5\nx6\n7\nx8\n9\n"
+    assert newest(2, 1, 1, block) == b"x6 7 x8 9"
+    assert newest(2, 1, 2, block) == b"x6 7 x8 9 -- 4 x5"
+    assert newest(2, 1, 3, block) == b"x6 7 x8 9 -- 4 x5 -- x3"
+    assert newest(2, 1, 4, block) == b"x6 7 x8 9 -- 4 x5 -- x3 -- 1 2"
+    assert newest(9, 9, 1, block) == b"1 2 x3 4 x5 x6 7 x8 9"
+    assert newest(0, 1, 3, block) == b"x8 9 -- x6 7 -- x5"
+    assert newest(1, 0, 2, block) == b"7 x8 -- x5 x6"
+
+
+def test_lines_before_the_newest_logs_are_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "MAX_BYTES", 5)
+    assert newest(9, 0, 1, b"x1\nx2\nx3\nx4\nx5\n") == b"x3 x4 x5"
+    assert newest(9, 9, 1, b"1\nx22222\nx3\n") == b"x3"
+    assert newest(9, 9, 2, b"1\nx22222\nx3\n") == b"x3 -- 1 x22222"
