@@ -39,6 +39,8 @@ COMPILED_ERRORS = (ValueError, RecursionError, ValidationError)
 _plain, _incomplete, _moved = map(LogDecoders, (RawLog, IncompleteLog, Members))
 _schema = LogSchema()
 
+_NULS = bytes(8)
+
 
 def load(text: bytes, form: Format, options: Options) -> list[Any]:
     """Return the valid logs of a text; raises COMPILED_ERRORS if one may be invalid."""
@@ -49,29 +51,26 @@ def load(text: bytes, form: Format, options: Options) -> list[Any]:
         fill_in(logs, options.defaults)
     else:
         logs = form.decode(text, _plain)
-    check_utf8(text)  # of metadata, which is not decoded
     _check_metadata(logs)
     return store_timestamps(logs)
 
 
 def _check_metadata(logs: list[Any]) -> None:
-    """Remove null and line breaks from metadata; raises ValueError for any value but an object."""
-    if _is_all_plain([log.metadata for log in logs]):
+    """Remove null and line breaks from metadata; raises ValueError for any value but an object.
+
+    It is not decoded, as the other fields are. All of it is looked at as one text, whose parts
+    begin after NULs, which JSON cannot contain: to look at each would take 0.3 µs more, and to
+    search for a single NUL 0.1.
+    """
+    metadata = [log.metadata for log in logs]
+    joined = _NULS.join([b"", *metadata])
+    check_utf8(joined)
+    has_breaks = joined.find(b"\n") >= 0 or joined.find(b"\r") >= 0  # faster than `in`
+    if joined.count(_NULS + b"{") == len(metadata) and not has_breaks:
         return
     for log in logs:
         if log.metadata is not NO_METADATA:
             log.metadata = _read_metadata(bytes(log.metadata))
-
-
-def _is_all_plain(metadata: list[msgspec.Raw]) -> bool:
-    """Return whether each value is an object without line breaks.
-
-    All are looked at as one text, whose parts begin after a NUL, which JSON cannot contain: to look
-    at each would take 0.3 µs more.
-    """
-    joined = b"\0".join([b"", *metadata])
-    has_breaks = joined.find(b"\n") >= 0 or joined.find(b"\r") >= 0  # faster than `in`
-    return joined.count(b"\0{") == len(metadata) and not has_breaks
 
 
 def _read_metadata(text: bytes) -> msgspec.Raw:

@@ -189,8 +189,8 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "metadata must be an object",
-        "astralog.intake.logs:_is_all_plain",
-        'joined.count(b"\\0{") == len(metadata) and ',
+        "astralog.intake.logs:_check_metadata",
+        'joined.count(_NULS + b"{") == len(metadata) and ',
         "",
         ("tests/unit/intake/test_batch.py", "-k", "no_object"),
     ),
@@ -210,7 +210,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "metadata without line breaks",
-        "astralog.intake.logs:_is_all_plain",
+        "astralog.intake.logs:_check_metadata",
         " and not has_breaks",
         "",
         ("tests/unit/intake/test_batch.py", "-k", "byte_for_byte"),

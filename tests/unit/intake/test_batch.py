@@ -9,7 +9,7 @@ from astralog.errors import Rejection
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.options import OnInvalid, Options
-from astralog.intake.schema import LogSchema
+from astralog.intake.schema import FIELDS, LogSchema
 from astralog.intake.value_limits import LONG_BODY_COMMAS, LONG_LOG_COMMAS
 from astralog.store.queue import Batch
 from tests.support.decoding import encode_batch, make_context, marshmallow_alone
@@ -113,6 +113,7 @@ def test_deep_metadata_is_stored() -> None:
         b'"metadata": {"a": }',
         b'"metadata": {"a": 1,}',
         b'"metadata": {"a": "\xff"}',
+        *(b'"%b": "\xff"' % name.encode() for name in FIELDS if name != "metadata"),
         b'"metadata": {"\xc3\x28": 1}',
         b'"metadata": {"a": ["\xed\xa0\x80"]}',
         b'"message": "\xc0\xaf"',
