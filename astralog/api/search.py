@@ -56,8 +56,9 @@ STREAM_SECONDS = 300.0
 STREAM_POLL_SECONDS = 0.5
 STREAM_TURN_SECONDS = 0.1
 
-#: Seconds without a log after which a blank line shows that the connection lives.
-HEARTBEAT_SECONDS = 10.0
+#: Seconds without a log after which a blank line shows that the connection lives. The stream of a
+#: client that is gone ends at the second one, since the first is answered by a reset.
+HEARTBEAT_SECONDS = 2.0
 HEARTBEAT = b" \n"
 
 

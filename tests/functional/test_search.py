@@ -305,6 +305,24 @@ def test_stop_ends_streams_of_new_logs(tmp_path: Path) -> None:
         connection.close()
 
 
+def test_gone_clients_free_their_streams(tmp_path: Path) -> None:
+    """Although no log is sent to them."""
+    url, headers = "/v1/search?follow=true&q=nothing", {"Authorization": TOKEN}
+    with Service(tmp_path) as service, contextlib.ExitStack() as clients:
+
+        def follow() -> int:
+            connection = clients.enter_context(
+                contextlib.closing(service.open_connection(TIMEOUT_SECONDS))
+            )
+            connection.request("GET", url, headers=headers)
+            response = clients.enter_context(contextlib.closing(connection.getresponse()))
+            return response.status
+
+        assert [follow() for _ in range(9)] == [200] * 8 + [503]
+        clients.close()
+        wait_for(lambda: follow() == 200)
+
+
 def test_needle_is_found_once_while_segments_change(tmp_path: Path) -> None:
     """While they are sealed, compressed, removed, and recovered after a kill."""
     settings = {"segment_bytes": 10_000, "compress": "zstd", "retain_bytes": 40_000}
