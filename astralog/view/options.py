@@ -52,7 +52,7 @@ since = click.option(
     "--since",
     metavar="WHEN",
     callback=parse_when,
-    help="Only logs since a time (2024-05-31T15:30) or for a duration (10m, 1h30m, 2d).",
+    help="Only logs since a time (2024-05-31T15:30), or of the last 10m, 1h30m or 2d.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the logs as they are stored.")
 data_dir = click.option(

@@ -164,7 +164,7 @@ def test_a_first_log_at_the_very_end_does_not_keep_a_program(
 ) -> None:
     """If no thread can run any more, none is started, and the log is reported as lost."""
     errors = programs.run(url_of(service), FIRST_LOG_AT_THE_VERY_END)
-    assert "AstraLogHandler: logs dropped, they came after the end\n" == errors
+    assert "AstraLogHandler: logs dropped: they came after the end\n" == errors
     assert [] == service.logs()
 
 
@@ -313,7 +313,7 @@ def test_the_client_runs_on_python(programs: Programs, service: Service, minor: 
     errors = programs.run(
         url_of(service), FIRST_LOG_AT_THE_VERY_END, python=python, warnings="ignore"
     )
-    assert "AstraLogHandler: logs dropped, they came after the end\n" == errors
+    assert "AstraLogHandler: logs dropped: they came after the end\n" == errors
     many = {f"{name} {number}" for name in "bcde" for number in range(300)}
     assert sorted(many | {"parent ends", "child ends", "a"}) == sorted(messages(service))
 

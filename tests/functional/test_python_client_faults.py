@@ -110,7 +110,7 @@ def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> No
 def test_a_program_ends_without_the_service(programs: Programs) -> None:
     """Its exit is bounded if nothing listens, and reports why nothing was stored."""
     errors = programs.run(f"http://127.0.0.1:{free_port()}", "log('a')", exit_seconds=2)
-    assert "the service takes no logs, trying again: ConnectionRefusedError" in errors
+    assert "the service accepts no logs, retrying: ConnectionRefusedError" in errors
     assert "AstraLogHandler: logs not stored before the end: 1\n" in errors
 
 

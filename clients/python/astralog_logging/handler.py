@@ -460,7 +460,7 @@ class _Answer(NamedTuple):
     def __str__(self) -> str:
         words = [self.content.get(name) for name in ("code", "message", "errors")]
         if not any(words):
-            return f"{self.status}, without a reason that AstraLog would give"
+            return f"{self.status}, not a response of AstraLog"
         return " ".join(str(word) for word in (self.status, *words) if word)
 
 
@@ -670,7 +670,7 @@ class _Sender:
     def report_dropped(self) -> None:
         """Report a log that arrived after the end; the thread reports those that do not fit."""
         if self.queue.is_closed:
-            self._report("closed", "logs dropped, they came after the end")
+            self._report("closed", "logs dropped: they came after the end")
 
     def abandon(self) -> None:
         """Stop sending, without any lock that a thread of another process may hold.
@@ -761,7 +761,7 @@ class _Sender:
         """Wait before the batch is sent again."""
         self._tries += 1
         if self._tries > 1:  # a connection that was closed while idle is no news
-            self._report("pause", f"the service takes no logs, trying again: {reason}")
+            self._report("pause", f"the service accepts no logs, retrying: {reason}")
         backoff = FIRST_BACKOFF_SECONDS * 2 ** min(self._tries - 1, 16)
         seconds = at_least + min(backoff, LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1)  # nosec B311
         left = max(until - time.monotonic(), 0)

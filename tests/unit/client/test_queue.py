@@ -218,7 +218,7 @@ def test_log_after_close_is_reported(
         make_logger(sender).info(message)
     assert sender._sender.thread is None
     assert 3 == sender.dropped
-    said = "AstraLogHandler: logs dropped, they came after the end\n"
+    said = "AstraLogHandler: logs dropped: they came after the end\n"
     assert said == capsys.readouterr().err
     assert [] == service.messages
 

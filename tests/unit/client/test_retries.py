@@ -56,7 +56,7 @@ def test_logs_wait_for_an_unavailable_service(
             assert not sender.flush(0.1)
             said = capsys.readouterr().err
     (line,) = said.splitlines()
-    assert "AstraLogHandler: the service takes no logs, trying again" in line
+    assert "AstraLogHandler: the service accepts no logs, retrying" in line
     assert "Connection refused" in line
 
 
