@@ -80,6 +80,7 @@ test: $(VENV)/.installed-dev ## Run all tests
 	$(BIN)/pytest -m alone $$(grep -rl --include='test_*.py' mark.alone tests)
 
 # Its tests are short: xdist, which first collects all tests in each process, took a fifth of their CPU.
+# Those that start the service are for one process, whose launcher alone imports its code again.
 test-quick: export HYPOTHESIS_PROFILE = quick
 # In memory, if a gigabyte of it is free: a sync takes no time there. make test writes to the disk.
 test-quick: TESTS_TMP = $(shell df -Pk /dev/shm | awk 'NR == 2 && $$4 > 1000000 {print "-p /dev/shm"}')
@@ -88,7 +89,8 @@ test-quick: TESTS_TMP = $(shell df -Pk /dev/shm | awk 'NR == 2 && $$4 > 1000000 
 test-quick: $(VENV)/.installed-dev ## Run the unit tests, and one test of each feature of the service
 	export TMPDIR=$$(mktemp -d $(TESTS_TMP)) && trap 'rm -rf "$$TMPDIR"' EXIT INT TERM && \
 	ls -S $$(find tests/unit -name 'test_*.py') $$(grep -l mark.quick tests/functional/*.py) | \
-	awk '{share[NR % $(JOBS)] = share[NR % $(JOBS)] " " $$0} END {for (n in share) print share[n]}' | \
+	awk 'BEGIN {unit = $(JOBS) > 1 ? $(JOBS) - 1 : 1} {n = /functional/ ? 0 : NR % unit + 1; \
+		share[n] = share[n] " " $$0} END {for (n in share) print share[n]}' | \
 	xargs -P $(JOBS) -L 1 $(BIN)/pytest -q -p no:xdist -p no:cacheprovider -m "not slow and not alone"
 
 .PHONY: faults

@@ -53,6 +53,7 @@ def schema_named(document: dict[str, Any], name: str) -> dict[str, Any]:
 # --- The document
 
 
+@pytest.mark.slow
 def test_the_document_is_openapi(document: dict[str, Any]) -> None:
     """It is valid OpenAPI 3.1 and has the service's version."""
     from openapi_spec_validator import OpenAPIV31SpecValidator, validate  # noqa: PLC0415  # 0.5 s

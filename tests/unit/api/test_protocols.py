@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ assert "astralog.intake.foreign" not in loaded
 """
 
 
+@pytest.mark.slow
 def test_a_protocol_is_imported_with_its_first_request(tmp_path: object) -> None:
     """A service that receives no Splunk events needs no memory for them."""
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True, timeout=60)
