@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.browser import CHROMIUM, DRIVER, Browser
+from tests.support.browser import CHROMIUM, DRIVER, PHONE_WIDTH, Browser
 from tests.support.service import TOKEN, Service, wait_for
 
 OPERATIONS = "return [...document.querySelectorAll('.opblock-summary-path')].map(e => e.innerText)"
 
-#: On a phone, `innerWidth` grows with a page that is too wide.
 WIDTH = "return document.documentElement.scrollWidth"
 
 #: Zero-width spaces, with which Swagger UI lets long paths break.
@@ -56,10 +55,10 @@ def test_the_page_works_without_another_host(tmp_path: Path, browser: Browser) -
         assert ["User logged in"] == [log["message"] for log in service.logs()]
         assert browser.run(WIDTH) <= 1280
 
-        browser.turn_into_phone(390, 844)
-        assert browser.run(WIDTH) <= 390
-        browser.click(".execute")
-        wait_for(lambda: len(service.logs()) == 2)
+        with browser.imitate_phone():
+            assert browser.run(WIDTH) <= PHONE_WIDTH
+            browser.click(".execute")
+            wait_for(lambda: len(service.logs()) == 2)
 
         assert [] == browser.messages()
         assert {host} == browser.requested_hosts()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from tests.support.browser import Browser
+from tests.support.browser import PHONE_WIDTH, Browser
 from tests.support.service import TOKEN, Service, make_log, wait_for, write_tokens
 from tests.support.status_page import (
     CONTRASTS,
@@ -41,7 +41,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Return a window of a desktop's width."""
-    with make_browser(tmp_path_factory.mktemp("browser"), 1280, 1000) as browser:
+    with make_browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
 
 
@@ -387,16 +387,17 @@ def test_a_chart_is_read_by_its_values(page: Page) -> None:
     assert "–" in wait_for(lambda: browser.text(".reading"))
 
 
-def test_a_phone_shows_all_of_it(service: Service, tmp_path: Path) -> None:
+def test_a_phone_shows_all_of_it(page: Page) -> None:
     """Nothing is wider than the window, before and after the token."""
-    narrow = "return document.documentElement.scrollWidth <= innerWidth && innerWidth <= 390"
-    store(service, make_log(message="m" * 5000, service="s" * 300, metadata={"k" * 900: "v" * 900}))
-    with make_browser(tmp_path, 390, 844) as browser:
-        page = Page(browser, service)
+    width = "return document.documentElement.scrollWidth"
+    log = make_log(message="m" * 5000, service="s" * 300, metadata={"k" * 900: "v" * 900})
+    store(page.service, log)
+    browser = page.browser
+    with browser.imitate_phone():
         page.open()
-        assert browser.run(narrow)
+        assert browser.run(width) <= PHONE_WIDTH
         page.enter(TOKEN)
         wait_for(page.messages)
         browser.click("#logs summary")
-        assert browser.run(narrow)
+        assert browser.run(width) <= PHONE_WIDTH
         assert "Ready" in browser.text("#state")

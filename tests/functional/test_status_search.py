@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from tests.support.browser import Browser
+from tests.support.browser import PHONE_WIDTH, Browser
 from tests.support.service import TOKEN, Service, make_log, wait_for, write_tokens
 from tests.support.status_page import CONTRASTS, HOSTILE, SHOWN, Page, make_browser, store
 
@@ -81,7 +80,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Return a window of a desktop's width."""
-    with make_browser(tmp_path_factory.mktemp("browser"), 1280, 1000) as browser:
+    with make_browser(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
 
 
@@ -349,19 +348,18 @@ def test_texts_stand_out(page: SearchPage, scheme: str) -> None:
     page.prefer()
 
 
-def test_phone_shows_all_of_it(service: Service, tmp_path: Path) -> None:
+def test_phone_shows_all_of_it(page: SearchPage) -> None:
     """Nothing is wider than the window, and touch targets are large enough."""
     metadata = {"k" * 900: "v" * 900, "deep": json.loads('{"a":' * 40 + "1" + "}" * 40)}
     long = {name: name * 50 for name in ("level", "service", "project_id")}
-    store(service, make_log(message="phone" * 1000, metadata=metadata, **long))
-    with make_browser(tmp_path, 390, 844) as browser:
-        page = SearchPage(browser, service)
-        page.show()
+    store(page.service, make_log(message="phone" * 1000, metadata=metadata, **long))
+    browser = page.browser
+    with browser.imitate_phone():
         page.follow("search?q=phonephone")
         wait_for(lambda: len(page.found()) == 1)
         width = "return Math.max(...[...document.querySelectorAll('#found .log > *')]"
         width += ".map(e => e.getBoundingClientRect().right))"
-        assert browser.run(width) <= browser.run("return innerWidth - 26")
+        assert browser.run(width) <= PHONE_WIDTH - 26
         browser.click("#found summary")
         wait_for(lambda: browser.text("#found .tree"))
         for _ in range(40):
@@ -370,7 +368,7 @@ def test_phone_shows_all_of_it(service: Service, tmp_path: Path) -> None:
                 ".forEach(e => e.click())"
             )
         wait_for(lambda: "a: 1" in browser.text("#found .tree"))
-        assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.run("return document.documentElement.scrollWidth") <= PHONE_WIDTH
         sizes = browser.run(
             "return [...document.querySelectorAll('#search-view :is(button, input, select)')]"
             ".filter(e => e.checkVisibility()).map(e => e.getBoundingClientRect())"

@@ -3,8 +3,10 @@
 Debian's packages are chromium and chromium-driver.
 """
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +21,9 @@ from tests.support.service import wait_for
 DRIVER = shutil.which("chromedriver")
 CHROMIUM = shutil.which("chromium")
 
+#: Compare it with a page's `scrollWidth`: `innerWidth` grows with a page that is too wide.
+PHONE_WIDTH = 390
+
 #: Without these, Chromium asks hosts of its own.
 QUIET = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -27,7 +32,7 @@ QUIET = [
 
 
 class Browser:
-    """An empty window of a given size; a narrow one imitates a phone."""
+    """An empty window of a given size."""
 
     def __init__(self, directory: Path, width: int, height: int) -> None:
         assert DRIVER
@@ -36,11 +41,7 @@ class Browser:
         options.binary_location = CHROMIUM
         for argument in (*QUIET, f"--user-data-dir={directory / 'profile'}"):
             options.add_argument(argument)
-        if width < 500:
-            metrics = {"width": width, "height": height, "pixelRatio": 2, "mobile": True}
-            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-        else:
-            options.add_argument(f"--window-size={width},{height}")
+        options.add_argument(f"--window-size={width},{height}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         log = str(directory / "chromedriver.log")
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER, log_output=log))
@@ -60,10 +61,18 @@ class Browser:
         """Load a page."""
         self.driver.get(url)
 
-    def turn_into_phone(self, width: int, height: int) -> None:
-        """Change the window of the loaded page to a phone's."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+    @contextlib.contextmanager
+    def imitate_phone(self) -> Iterator[None]:
+        """Have the window of a phone, which is PHONE_WIDTH wide, during the block."""
+        metrics = {"width": PHONE_WIDTH, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        touch = "Emulation.setTouchEmulationEnabled"
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.execute_cdp_cmd(touch, {"enabled": True})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd(touch, {"enabled": False})
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def run(self, script: str, *arguments: object) -> Any:
         """Run JavaScript in the page and return its result."""

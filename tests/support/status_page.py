@@ -99,7 +99,8 @@ def store(service: Service, *logs: dict[str, Any]) -> None:
     assert 200 == service.drain({"logs": list(logs)}).status
 
 
-def make_browser(directory: Path, width: int, height: int) -> Browser:
+def make_browser(directory: Path) -> Browser:
+    """Return a window of a desktop's width."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("THE STATUS PAGE IS NOT TESTED: apt-get install chromium chromium-driver")
-    return Browser(directory, width, height)
+    return Browser(directory, 1280, 1000)
