@@ -25,10 +25,17 @@ from tests.support.service import (
 
 
 class Bench:
-    """The environment of a kind: a directory, a source of randomness, and a deadline."""
+    """The environment of a kind: a directory, a source of randomness, and a deadline.
 
-    def __init__(self, directory: Path, seed: int, seconds: float, quiet: bool = False) -> None:
+    `clients` post while a state lasts, such as a full disk; an instant, such as a kill, has a
+    number of its own, so that it hits some of their batches.
+    """
+
+    def __init__(
+        self, directory: Path, seed: int, seconds: float, quiet: bool = False, clients: int = 8
+    ) -> None:
         self.directory = directory
+        self.clients = clients
         self.random = random.Random(seed)
         self._deadline = time.monotonic() + seconds
         self._quiet = quiet
@@ -159,7 +166,7 @@ def under_load(
     row: Row,
     service: Service,
     *,
-    threads: int = 8,
+    threads: int | None = None,
     strays: Path | None = None,
     has_keys: bool = True,
     is_patient: bool = False,
@@ -167,12 +174,13 @@ def under_load(
 ) -> Iterator[Load]:
     """Run a service with clients that post, for the caller to break it, and `finish` it.
 
-    Half of the clients send keys, unless `has_keys` is false; `is_patient` is for those, and
-    `protocol` for the others.
+    There are `threads` clients, or else those of the bench. Half of them send keys, unless
+    `has_keys` is false; `is_patient` is for those, and `protocol` for the others.
     """
     with service:
-        keyed = threads // 2 if has_keys else 0
-        plain = threads - keyed
+        clients = threads or bench.clients
+        keyed = clients // 2 if has_keys else 0
+        plain = clients - keyed
         with Load(service, plain, keyed=keyed, is_patient=is_patient, protocol=protocol) as load:
             yield load
         finish(bench, row, service, load, strays)
