@@ -15,7 +15,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
 from astralog.api.protocols import OPTIONS, Service
-from astralog.api.responses import left_out, make_rejecter
+from astralog.api.responses import REPLAYED_HEADERS, left_out, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.body import Environ
 from astralog.intake.elasticsearch import Bulk, Item
@@ -129,10 +129,12 @@ def _render(rejection: Rejection, environ: Environ) -> Response:
 def _store(service: Service, index: str, environ: Environ) -> Response:
     started_at = time.monotonic()
     bulk = Bulk(index)
+    headers = HEADERS
     try:
         accepted = service.acceptor.accept(environ, bulk.decode, PARAMETERS)
-        invalid = accepted.decoded.invalid
-        if invalid and not accepted.is_replayed:
+        if accepted.is_replayed:
+            headers = HEADERS | REPLAYED_HEADERS
+        elif invalid := accepted.decoded.invalid:
             service.note(left_out(invalid, "documents"), environ)
     except Rejection as rejection:
         if rejection.code != "invalid_batch" or not bulk.is_complete:
@@ -143,7 +145,7 @@ def _store(service: Service, index: str, environ: Environ) -> Response:
     pieces = _encode_items(_encode(head)[:-1] + b',"items":[', bulk.items)
     is_short = len(bulk.items) <= ITEMS_PER_PIECE
     body = b"".join(pieces) if is_short else pieces  # which alone needs no chunks
-    return Response(body, content_type=_content_type(environ), headers=HEADERS)
+    return Response(body, content_type=_content_type(environ), headers=headers)
 
 
 def _encode_items(head: bytes, items: list[Item]) -> Iterator[bytes]:

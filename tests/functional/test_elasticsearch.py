@@ -137,6 +137,21 @@ def test_the_index_of_a_path_is_decoded_once(service: Service, name: str, projec
     assert project == service.logs()[-1]["project_id"]
 
 
+@pytest.mark.parametrize(
+    ("query", "headers"), [("?once=body", {}), ("", {"Idempotency-Key": "bulk"})]
+)
+def test_a_retry_has_the_same_results_and_stores_nothing(
+    service: Service, query: str, headers: dict[str, str]
+) -> None:
+    body = BODY + BODY.replace("2024-05-31T15:30:45Z", "yesterday")
+    before = len(service.logs())
+    answers = [send(service, body, BULK + query, **headers) for _ in range(2)]
+    statuses = [[item["create"]["status"] for item in each.body["items"]] for each in answers]
+    assert statuses == [[201, 400]] * 2
+    assert [each.headers["Idempotency-Replayed"] for each in answers] == [None, "true"]
+    assert len(service.logs()) == before + 1
+
+
 def test_other_paths_and_methods_have_elasticsearchs_form(service: Service) -> None:
     headers = {"Authorization": TOKEN}
     for method, path, status in [
