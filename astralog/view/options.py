@@ -74,7 +74,8 @@ def prepare(name: str, level: str | None) -> None:
     handler.setFormatter(LineFormatter(f"astralog {name}: %(message)s"))
     logging.basicConfig(handlers=[handler])
     if level is not None and known_rank(level) is None:
-        click.echo(f"astralog {name}: unknown level {level!r}: only logs of exactly it", err=True)
+        message = f"unknown level {level!r}; only logs with this level match"
+        click.echo(f"astralog {name}: {message}", err=True)
 
 
 def find_parts(directory: Path, make: MakePart = Part) -> list[Part]:
