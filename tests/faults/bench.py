@@ -128,18 +128,19 @@ def wait_for_more(load: Load, count: int, row: Row, since: float | None = None) 
 
     Note in the row how long after `since`, or after now, the first one came.
     """
-    before = len(load.acknowledged)
+    before = seen = len(load.acknowledged)
     start = time.monotonic() if since is None else since
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    noted = False
-    while len(load.acknowledged) < before + count:
+    while seen < before + count:
         if time.monotonic() > deadline:
             row.fail(f"accepted no batch for {TIMEOUT_SECONDS:g} s")
             return
         time.sleep(0.005)
-        if not noted and len(load.acknowledged) > before:
-            row.was_back_after(time.monotonic() - start)
-            noted = True
+        if len(load.acknowledged) > seen:
+            if seen == before:
+                row.was_back_after(time.monotonic() - start)
+            seen = len(load.acknowledged)
+            deadline = time.monotonic() + TIMEOUT_SECONDS
 
 
 def finish(

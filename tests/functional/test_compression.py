@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.load import Load
 from tests.support.metrics import read_samples
-from tests.support.service import Service, make_batch, process_name, wait_for
+from tests.support.processes import open_paths
+from tests.support.service import Service, make_batch, process_name, size_of, wait_for
 from tests.support.upgrade import HeldService
 
 DRAFT, LOCK = ".compressing", "compression.lock"
@@ -82,8 +83,7 @@ def test_the_process_has_the_lowest_priority_and_nothing_of_the_service(tmp_path
         wait_for((service.data_dir / LOCK).exists)
         assert SCHED_IDLE == os.sched_getscheduler(pid)
         assert 19 == os.getpriority(os.PRIO_PROCESS, pid)
-        held = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-        assert not [path for path in held if path.startswith("socket:")]
+        assert not [path for path in open_paths(pid) if path.startswith("socket:")]
 
 
 def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -> None:
@@ -92,8 +92,9 @@ def test_another_process_takes_the_place_of_one_that_is_killed(tmp_path: Path) -
         workers = service.worker_pids()
         for number in range(3):
             pid = wait_for(service.compressor_pid)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGSTOP)  # before the next one can write a draft
             (service.data_dir / DRAFT).write_bytes(b"half")
+            os.kill(pid, signal.SIGKILL)
             send(service, str(number))
             wait_for(lambda: service.compressor_pid() not in (None, pid))  # noqa: B023
         wait_until_compressed(service)
@@ -132,31 +133,33 @@ def test_the_process_ends_with_the_service(tmp_path: Path, number: signal.Signal
 def test_of_two_services_one_compresses(tmp_path: Path) -> None:
     """During an upgrade, for example; the other continues once the first has ended."""
     with Service(tmp_path, compress="zstd") as first:
-        wait_for((first.data_dir / LOCK).exists)
-        lock = (first.data_dir / LOCK).stat().st_ino
+        lock = first.data_dir / LOCK
         holder = wait_for(first.compressor_pid)
-        wait_for(lambda: lock in held_inodes(holder))
+        wait_for(lambda: holder == locking_pid(lock))
         second_path = tmp_path / "second"
         second_path.mkdir()
         with Service(second_path, compress="zstd", data_dir=first.data_dir) as second:
             waiting = wait_for(second.compressor_pid)
             time.sleep(1.5)  # more than a look
-            assert lock not in held_inodes(waiting)
-            assert lock in held_inodes(holder)
+            assert holder == locking_pid(lock)
             send(second, "a")
             second.reload()
             wait_until_compressed(second)
             assert 0 == first.stop()
-            wait_for(lambda: lock in held_inodes(waiting))
+            wait_for(lambda: waiting == locking_pid(lock))
             send(second, "b")
             second.reload()
             wait_until_compressed(second)
             assert ["a", "b"] == messages(second)
 
 
-def held_inodes(pid: int) -> set[int]:
-    """Return the open files of a process."""
-    return {os.stat(entry.path).st_ino for entry in os.scandir(f"/proc/{pid}/fd")}
+def locking_pid(path: Path) -> int | None:
+    """Return the process that has locked a file (proc_locks(5)), which others may have open."""
+    for line in Path("/proc/locks").read_text().splitlines():
+        *_, pid, place, _, _ = line.split()
+        if path.exists() and place.endswith(f":{path.stat().st_ino}"):
+            return int(pid)
+    return None
 
 
 def test_a_restart_under_load_goes_on_compressing(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_compressed_segments_are_removed_by_the_retention(tmp_path: Path) -> Non
         service.reload()
         wait_until_compressed(service)
         wait_for(lambda: "removed segments up to" in service.log())
-        wait_for(lambda: sum(path.stat().st_size for path in service.files()) <= 60_000)
+        wait_for(lambda: sum(map(size_of, service.files())) <= 60_000)
         last = service.log().rpartition("removed segments up to ")[2].partition(":")[0]
         # The open segment of each worker is not removed, however old it is.
         assert sum(path.name <= last for path in service.files()) <= 2

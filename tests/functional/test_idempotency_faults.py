@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.support.workers import connect_to
 
 pytestmark = pytest.mark.skipif(not shim.is_available(), reason="needs gcc")
 
-STALL_MS = 5000
+STALL_SECONDS = 5
 
 
 @pytest.fixture
@@ -63,29 +64,41 @@ def warm_up(service: Service) -> None:
     keys = 0
     for number in range(2):  # at the second count, the copy after the first one is done
         for pid in service.worker_pids():
-            body = json.dumps(make_batch("first")).encode()
-            key = f"Idempotency-Key: first-{number}-{pid}"
-            with connect_to(service, pid) as connection:
-                connection.sendall(make_head(key, f"Content-Length: {len(body)}") + body)
-                assert 200 == read_answer(connection).status
+            wait_for(partial(is_stored_by, service, pid, f"first-{number}-{pid}"))
             keys += 1
         wait_for(partial(has_counted, service, keys))
 
 
-def send_into_stall(service: ShimmedService, stalled: str, message: str) -> None:
-    """Send a batch with its message as key; its first or second sync stalls."""
+def is_stored_by(service: Service, pid: int, key: str) -> bool:
+    """Send a batch to a worker, and return whether the disk was fast enough to store it."""
+    body = json.dumps(make_batch("first")).encode()
+    head = make_head(f"Idempotency-Key: {key}", f"Content-Length: {len(body)}")
+    with connect_to(service, pid) as connection:
+        connection.sendall(head + body)
+        return read_answer(connection).status == 200
+
+
+def send_into_stall(service: ShimmedService, stalled: str, message: str) -> float:
+    """Send a batch with its message as key; its first or second sync stalls.
+
+    Return the monotonic time until which it stalls at least.
+    """
     warm_up(service)
-    service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_MS)
+    over_at = time.monotonic() + STALL_SECONDS
+    service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_SECONDS * 1000)
     answer = send(service, message, message)
     assert (503, "commit_timeout") == (answer.status, answer.body["code"])
+    return over_at
 
 
 @pytest.mark.parametrize("stalled", ["the record", "the lines"])
 def test_stalled_batch_keeps_its_key(service: ShimmedService, stalled: str) -> None:
     """After `commit_timeout`, any worker answers that the key is in use."""
-    send_into_stall(service, stalled, "stalled")
+    over_at = send_into_stall(service, stalled, "stalled")
     for _ in range(20):
         answer = send(service, "stalled", "stalled")
+        if time.monotonic() > over_at:
+            break
         assert (409, "key_in_use", "1") == (
             answer.status,
             answer.body["code"],

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 import shutil
 import signal
@@ -23,6 +22,7 @@ from prometheus_client.openmetrics.parser import (
 )
 
 from tests.support.metrics import Samples, read_samples
+from tests.support.processes import open_paths
 from tests.support.service import ROOT, TOKEN, Service, make_batch, read_answer, wait_for
 from tests.support.workers import connect_to, kill_a_worker
 
@@ -114,7 +114,8 @@ class Storm:
     def wait_for(self, answers: int) -> None:
         """Wait until some more requests are answered."""
         start = self.answers.total()
-        wait_for(lambda: self.answers.total() >= start + answers)
+        for enough in range(start + 1, start + answers + 1):
+            wait_for(lambda: self.answers.total() >= enough)  # noqa: B023
 
 
 def kinds_of_batches(service: Service) -> list[Callable[[], Any]]:
@@ -156,7 +157,8 @@ def quiet_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]
 def test_counters_match_clients_and_files(service: Service) -> None:
     """After a storm, every response and every stored line is counted once."""
     with Storm(service) as storm:
-        wait_for(lambda: storm.answers["queue_full"] and storm.answers.total() > 500)
+        storm.wait_for(500)
+        wait_for(lambda: storm.answers["queue_full"])
     samples = scrape_idle(service)
     check_balance(samples)
     assert storm.answers.pop("accepted") == samples["accepted_batches_total"]
@@ -318,18 +320,13 @@ def test_no_metrics_are_left_by_a_stop(tmp_path: Path) -> None:
         with Service(tmp_path) as service:
             assert 200 == service.drain(make_batch("a")).status
             assert 1 == scrape(service)["stored_logs_total"]
-            links = [link for pid in service.pids() for link in links_of(pid)]
+            links = [link for pid in service.pids() for link in open_paths(pid)]
             assert any("astralog-metrics" in link for link in links)
             places = ("/dev/shm/", str(tmp_path))
             found = {link for link in links if link.startswith(places)}
             expected = {str(tmp_path / "stderr.log"), *map(str, service.files("*.open"))}
             assert expected == found - {str(service.data_dir)}  # which is locked
             assert 0 == service.stop()
-
-
-def links_of(pid: int) -> list[str]:
-    """Return the open files of a process, from /proc."""
-    return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_prometheus_finds_nothing_to_improve(quiet_service: Service) -> None:

@@ -11,8 +11,9 @@ from tests.support.service import TOKEN, Service, make_batch, make_head, make_lo
 
 NAME = hashlib.sha256(TOKEN.encode()).hexdigest()[:8]
 
-#: Requests of one kind that would each leave a line, were they not rate-limited.
-MANY = 200
+#: Requests of one kind that would each leave a line, were they not rate-limited; few enough for
+#: the minute of a line.
+MANY = 50
 
 
 @pytest.fixture

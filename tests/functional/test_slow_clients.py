@@ -202,6 +202,7 @@ def test_clients_that_vanish_leave_no_reservation(tmp_path: Path, sent: int) -> 
             connection.sendall(make_head(f"Content-Length: {BODY_BYTES}") + LARGE_BODY[:sent])
             vanish(connection)
         wait_for(lambda: not is_rejected(service))
+        wait_for(lambda: reserved_bytes(service) == 0)  # of the last ones that vanished, too
         stalled = stall(service)  # half of the queue, so that a leak of the other half shows
         for _ in range(5):
             assert 200 == service.drain(LARGE_BODY).status

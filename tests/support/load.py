@@ -97,9 +97,10 @@ class Load:
             self._may_post.set()
 
     def wait_for_acknowledged(self, count: int) -> None:
-        """Return when `count` more batches are acknowledged."""
-        enough = len(self.acknowledged) + count
-        wait_for(lambda: len(self.acknowledged) >= enough)
+        """Return when `count` more batches are acknowledged; a slow disk may take its time."""
+        before = len(self.acknowledged)
+        for enough in range(before + 1, before + count + 1):
+            wait_for(lambda: len(self.acknowledged) >= enough)  # noqa: B023
 
     def wait_for_every_worker(self) -> None:
         """Return when every worker has a segment, and so has started to serve."""

@@ -270,7 +270,7 @@ class Service:
 
         Raises AssertionError if one of its hubs was blocked.
         """
-        if self.pids():
+        with contextlib.suppress(ProcessLookupError):  # all have ended
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(TIMEOUT_SECONDS)
         wait_for(lambda: not self.pids())

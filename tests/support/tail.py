@@ -87,9 +87,9 @@ class Tail:
         return [json.loads(line) for line in self.lines()]
 
     def wait_for_lines(self, count: int) -> list[str]:
-        """Return the lines once there are enough."""
-        wait_for(lambda: len(self.lines()) >= count)
-        return self.lines()
+        """Return the lines once there are enough; the last one may be half written."""
+        wait_for(lambda: self._output.read_bytes().count(b"\n") >= count)
+        return self._output.read_bytes().decode(errors="replace").split("\n")[:-1]
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of the command so far."""
