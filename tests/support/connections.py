@@ -1,12 +1,17 @@
 """Connections of a test: whether they are closed, a free port, and many of them at once."""
 
 import contextlib
+import random
 import resource
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+#: Below it are the ports of well-known services.
+LOWEST_PORT = 10_000
 
 
 def is_closed(connection: Any) -> bool:
@@ -21,10 +26,16 @@ def is_closed(connection: Any) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that is currently free."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port that is free, and stays so until it is used.
+
+    The system gives ports from a range of their own to connections and to listeners on port 0,
+    such as those of other tests: this one is below it.
+    """
+    end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(LOWEST_PORT, max(end, 2 * LOWEST_PORT))
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextlib.contextmanager
