@@ -230,8 +230,8 @@ class Shortage(OSError):
         self.message = f"The disk has {has if kept else f'no {resource} free'}; {_REJECTED}"
 
 
-def explain(error: OSError | MemoryError) -> str:
-    """Return the reason of an error, for the log."""
+def explain(error: BaseException) -> str:
+    """Return the reason of an error, for the log: without the number and the path of an OSError."""
     return getattr(error, "strerror", None) or str(error) or "out of memory"
 
 

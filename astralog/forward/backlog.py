@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from astralog.clock import TrustedClock
+from astralog.errors import explain
 from astralog.forward.cursor import Cursor
 from astralog.log import LogOnce
 from astralog.store import files, reader
@@ -107,7 +108,7 @@ class Backlog:
     def postpone(self, name: str, error: BaseException) -> None:
         """Retry an unreadable segment later, and continue with the others."""
         if name not in self._unreadable:
-            log.error("cannot read %s: %s; retrying every minute", name, error)
+            log.error("cannot read %s: %s; retrying every minute", name, explain(error))
         self._unreadable[name] = time.monotonic() + UNREADABLE_SECONDS
         self._sent.discard(name)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from astralog.errors import explain
 from astralog.store.directory import Listing
 from astralog.store.merge import Part, make_parts, oldest_first
 from astralog.store.names import Form, SegmentName, parse_file_names
@@ -172,7 +173,7 @@ class Follower:
         except FileNotFoundError:
             log.warning("%s was removed before it was read", segment)
         except OSError as error:
-            log.warning("cannot read %s: %s", segment, error.strerror)
+            log.warning("cannot read %s: %s", segment, explain(error))
         else:
             self._followed[segment] = part
             return part

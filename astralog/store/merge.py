@@ -27,6 +27,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from astralog.errors import explain
 from astralog.store.files import regular_files
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader, Select, not_blank
@@ -158,7 +159,7 @@ class Part:
             log.warning("%s was removed before it was read", segment)
             self.is_failed = self.is_removed = True
         except READ_ERRORS as error:
-            log.warning("cannot read %s: %s", segment, error)
+            log.warning("cannot read %s: %s", segment, explain(error))
             self.is_failed = True
 
     def _lines(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from select import POLLIN, poll
 from typing import Any, BinaryIO, NoReturn
 
+from astralog.errors import explain
 from astralog.store.files import end_with_parent
 from astralog.store.merge import Part
 from astralog.store.reader import READ_ERRORS, ReadBudget, Select
@@ -195,7 +196,7 @@ class Processes:
         except FileNotFoundError as error:
             sender.send(_REMOVED, 0, str(error).encode())
         except READ_ERRORS as error:
-            sender.send(_FAILED, 0, str(error).encode())
+            sender.send(_FAILED, 0, explain(error).encode())
 
 
 class _Process:

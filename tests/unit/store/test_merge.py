@@ -1,5 +1,6 @@
 """The order of lines across segments, and the few reads that it takes."""
 
+import errno
 import os
 import random
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import islice, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -408,6 +409,18 @@ def test_a_broken_segment_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureF
     make_worker(tmp_path, 1, START + 10, [0, 1])
     assert ["1@10", "1@11"] == newest(tmp_path) == oldest(tmp_path)
     assert [f"cannot read {name}"] * 2 == [message[: 12 + len(name)] for message in caplog.messages]
+
+
+def test_an_error_of_the_system_is_logged_by_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*place: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "path")
+
+    make_worker(tmp_path, 1, START + 10, [0])
+    monkeypatch.setattr(merge, "SegmentReader", refuse)
+    assert newest(tmp_path) == []
+    assert caplog.messages == [f"cannot read {make_name(START + 10, 1)}: Permission denied"]
 
 
 def test_lines_before_a_tear_are_shown_in_both_directions(
