@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from math import inf
+from typing import NoReturn
 from unittest.mock import patch
 
 from astralog.errors import Rejection
@@ -53,10 +54,14 @@ def encode_lines(body: bytes, projects: Collection[str] | None = None) -> Batch:
     return decode_lines(body, make_context(projects)).batch
 
 
+def _reject(*args: object) -> NoReturn:
+    raise ValueError
+
+
 @contextmanager
 def marshmallow_alone() -> Iterator[None]:
     """Leave every log to marshmallow during the block, without the compiled decoder."""
     with ExitStack() as stack:
         for module in (batch, piecewise, logs):
-            stack.enter_context(patch.object(module, "load", side_effect=ValueError))
+            stack.enter_context(patch.object(module, "load", _reject))
         yield
