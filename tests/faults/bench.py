@@ -25,17 +25,10 @@ from tests.support.service import (
 
 
 class Bench:
-    """The environment of a kind: a directory, a source of randomness, and a deadline.
+    """The environment of a kind: a directory, a source of randomness, and a deadline."""
 
-    `clients` post while a state lasts, such as a full disk; an instant, such as a kill, has a
-    number of its own, so that it hits some of their batches.
-    """
-
-    def __init__(
-        self, directory: Path, seed: int, seconds: float, quiet: bool = False, clients: int = 8
-    ) -> None:
+    def __init__(self, directory: Path, seed: int, seconds: float, quiet: bool = False) -> None:
         self.directory = directory
-        self.clients = clients
         self.random = random.Random(seed)
         self._deadline = time.monotonic() + seconds
         self._quiet = quiet
@@ -167,7 +160,7 @@ def under_load(
     row: Row,
     service: Service,
     *,
-    threads: int | None = None,
+    threads: int = 8,
     strays: Path | None = None,
     has_keys: bool = True,
     is_patient: bool = False,
@@ -175,13 +168,12 @@ def under_load(
 ) -> Iterator[Load]:
     """Run a service with clients that post, for the caller to break it, and `finish` it.
 
-    There are `threads` clients, or else those of the bench. Half of them send keys, unless
-    `has_keys` is false; `is_patient` is for those, and `protocol` for the others.
+    Half of the clients send keys, unless `has_keys` is false; `is_patient` is for those, and
+    `protocol` for the others.
     """
     with service:
-        clients = threads or bench.clients
-        keyed = clients // 2 if has_keys else 0
-        plain = clients - keyed
+        keyed = threads // 2 if has_keys else 0
+        plain = threads - keyed
         with Load(service, plain, keyed=keyed, is_patient=is_patient, protocol=protocol) as load:
             yield load
         finish(bench, row, service, load, strays)

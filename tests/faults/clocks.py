@@ -67,7 +67,7 @@ def _turn_clock_back(bench: Bench, rounds: int) -> Row:
     """Set the clock back an hour and forth again, while segments are sealed every second."""
     row = Row("clock jumps an hour back and forth")
     service = ShimmedService(bench.make_directory(), workers=2, segment_seconds=1)
-    with under_load(bench, row, service, threads=bench.clients // 2) as load:
+    with under_load(bench, row, service, threads=4) as load:
         for seconds in [-3600, 0] * rounds:
             load.wait_for_acknowledged(20)
             load.wait_for_every_worker()  # one that has no segment yet starts it by the new clock
@@ -104,7 +104,7 @@ def _jump(bench: Bench, rounds: int, start: int) -> Row:
     service.control.set_clock(start)
     old = make_old_segments(service.data_dir, 64, RETAIN_BYTES // 64)
     # The keys' records are forgotten by the wall clock, as of now.
-    with under_load(bench, row, service, threads=bench.clients // 2, has_keys=False) as load:
+    with under_load(bench, row, service, threads=4, has_keys=False) as load:
         for days in [2, 0, -2, 0, 30, 0] * rounds:
             load.wait_for_acknowledged(20)
             load.wait_for_every_worker()

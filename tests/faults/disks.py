@@ -235,7 +235,7 @@ def _delete(bench: Bench, rounds: int) -> Row:
     service = Service(bench.make_directory(), workers=2, segment_bytes=100_000)
     with service:
         for number in range(rounds):
-            with Load(service, bench.clients, start=number << 32) as before:
+            with Load(service, start=number << 32) as before:
                 before.wait_for_acknowledged(20)
                 before.wait_for_every_worker()  # so that each has an open segment
                 doomed = service.data_dir.rename(service.data_dir.with_name("doomed"))
@@ -244,9 +244,7 @@ def _delete(bench: Bench, rounds: int) -> Row:
             service.data_dir.mkdir()
             row.tried += 1
             start = (number << 32) + (1 << 31)
-            with Load(
-                service, threads=bench.clients // 2, start=start, keyed=bench.clients // 2
-            ) as load:
+            with Load(service, threads=4, start=start, keyed=4) as load:
                 wait_for_more(load, 50, row)
             tally(row, load, service.files())
         service.stop()

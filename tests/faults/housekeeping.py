@@ -51,8 +51,7 @@ def _kill_housekeeper(bench: Bench, rounds: int) -> Row:
     service = Service(
         bench.make_directory(), workers=2, segment_bytes=SEGMENT_BYTES, retain_bytes=RETAIN_BYTES
     )
-    half = bench.clients // 2
-    with service, Load(service, threads=half, keyed=half, is_patient=True) as load:
+    with service, Load(service, threads=4, keyed=4, is_patient=True) as load:
         for _ in range(rounds):
             (pid, *_) = wait_for(lambda: _housekeepers(service))
             # Without a sealed segment, nothing would have to go.
@@ -103,8 +102,7 @@ def _fill(bench: Bench) -> Row:
             retain_free_bytes=FREE_BYTES,
             min_free_bytes=LEAST_FREE_BYTES,
         )
-        half = bench.clients // 2
-        with service, Load(service, threads=half, keyed=half, is_patient=True) as load:
+        with service, Load(service, threads=4, keyed=4, is_patient=True) as load:
             before = wait_for(lambda: service.files("*.ndjson"))[0]
             wait_for(lambda: not before.exists())
             wait_for_more(load, 200, row)

@@ -73,7 +73,7 @@ def _fail_background_sync(bench: Bench, rounds: int) -> Row:
     row = Row("everysec: EIO on sync, pages lost")
     service = ShimmedService(bench.make_directory(), sync="everysec", segment_bytes=200_000)
     with service:
-        with Load(service, bench.clients) as load:
+        with Load(service) as load:
             for _ in range(rounds):
                 load.wait_for_acknowledged(50)
                 service.control.fail("sync", errno.EIO, times=bench.random.choice((1, 2, 4)))

@@ -131,7 +131,7 @@ def _restart(bench: Bench, starts: int) -> Row:
         address = server.getsockname()
     service = Service(bench.make_directory(), workers=2, bind=f"{address[0]}:{address[1]}").start()
     groups = {service.process.pid}
-    load = Load(service, threads=bench.clients // 2, keyed=bench.clients // 2)
+    load = Load(service, threads=4, keyed=4)
     try:
         with load:
             wait_for_more(load, 10, row)
@@ -187,7 +187,7 @@ def _start_on_many(bench: Bench, segments: int) -> Row:
     row = Row(f"start on {segments:,} segments, {ORPHANS} orphans")
     service = Service(bench.make_directory(), workers=2)
     service.data_dir.mkdir()
-    load = Load(service, threads=bench.clients // 2, start=1 << 32, keyed=bench.clients // 2)
+    load = Load(service, threads=4, start=1 << 32, keyed=4)
     for number in range(segments + ORPHANS):
         logs = json.loads(make_body(number, 2))["logs"]
         content = "".join(json.dumps(log) + "\n" for log in logs)

@@ -26,7 +26,7 @@ def _restart_behind_socket(bench: Bench, rounds: int) -> Row:
     directory = bench.make_directory()
     root = copy_checkout(directory / "checkout")
     service = HeldService(directory, root, workers=2)
-    with service, Load(service, threads=bench.clients // 2, keyed=bench.clients // 2) as load:
+    with service, Load(service, threads=4, keyed=4) as load:
         for number in range(rounds):
             load.wait_for_every_worker()
             set_version(root, f"{number}.0.0")
@@ -50,7 +50,7 @@ def _start_second_masters(bench: Bench, rounds: int) -> Row:
         root = copy_checkout(directory / "checkout")
         service = Service(directory, workers=2)
         service.root = root
-        with service, Load(service, threads=bench.clients // 2, keyed=bench.clients // 2) as load:
+        with service, Load(service, threads=4, keyed=4) as load:
             load.wait_for_every_worker()
             processes = len(service.pids())
             set_version(root, f"{number}.0.0")

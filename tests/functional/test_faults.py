@@ -44,9 +44,6 @@ pytestmark = pytest.mark.timeout(900)
 SECONDS = 600
 SEED = 1
 
-#: Half of those of `make faults`: the time under load is most of the CPU.
-CLIENTS = 4
-
 FAULTS = [
     fault
     for fault in writes.FAULTS
@@ -66,7 +63,7 @@ needs_shim = pytest.mark.skipif(
 
 def check(tmp_path: Path, inject: Callable[[Bench], Iterator[Row]]) -> None:
     """Run a kind, and check that it did something and that no promise was broken."""
-    rows = list(inject(Bench(tmp_path, SEED, SECONDS, quiet=True, clients=CLIENTS)))
+    rows = list(inject(Bench(tmp_path, SEED, SECONDS, quiet=True)))
     assert rows
     assert all(row.tried for row in rows)
     assert [] == [(row.cells(), row.remarks) for row in rows if row.is_bad]
