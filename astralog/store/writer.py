@@ -10,7 +10,7 @@ from pathlib import Path
 from gevent.monkey import get_original
 
 from astralog.clock import TrustedClock
-from astralog.errors import DISK_FULL, Cause, Shortage, storage_error
+from astralog.errors import DISK_FULL, Cause, Shortage, explain, storage_error
 from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store import files
@@ -233,7 +233,7 @@ class SegmentWriter:
             self.sealed_segments += bool(segment.size)
             self._sealing.end("segments are sealed again")
         except Exception as error:
-            text = str(error)
+            text = explain(error)
             self._sealing.fail(text, "cannot seal %s yet: %s", segment.path.name, text)
         finally:
             segment.close()
@@ -361,14 +361,21 @@ class Storage(SegmentWriter):
         space.check(self._min_free_bytes, size, held_inodes=self._segment is not None)
 
     def _note_error(self, error: OSError | MemoryError) -> None:
-        if storage_error(error) == DISK_FULL and self._is_out_of_inodes():
+        if storage_error(error) == DISK_FULL and self._lacks_inode(error):
             error = Shortage("inodes", 0, 0)
         self.error = cause = storage_error(error)
         self._failed_with = cause.code
         text = str(error) or "out of memory"
         self._failure.fail(cause, "%s: %s; batches are rejected", cause.code, text)
 
-    def _is_out_of_inodes(self) -> bool:
+    def _lacks_inode(self, error: OSError | MemoryError) -> bool:
+        """Return whether no file could be created on a full disk, which was checked for free bytes.
+
+        The error of a write has no file name. The number of free inodes decides nothing: others may
+        have freed some since.
+        """
+        if getattr(error, "filename", None) is None:
+            return False
         with contextlib.suppress(OSError):
-            return files.space(self._directory).free_inodes == 0
+            return files.space(self._directory).free_inodes is not None
         return False

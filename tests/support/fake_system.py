@@ -22,7 +22,8 @@ class Fault:
     def __call__(self, target: Any, *args: Any) -> Any:
         self.calls.append(_identity(target))
         if len(self.calls) <= self.times:
-            raise OSError(self._number, os.strerror(self._number))
+            name = [] if isinstance(target, int) else [os.fspath(target)]  # as the system's errors
+            raise OSError(self._number, os.strerror(self._number), *name)
         return self._function(target, *args)
 
 

@@ -168,7 +168,7 @@ class IdempotencyKeys:
             stored = next(filter(self._is_stored, entries), None)
         except READ_ERRORS as error:
             self._unreadable.fail(
-                str(error), "cannot find out whether a batch with a key is stored: %s", error
+                explain(error), "cannot find out whether a batch with a key is stored: %s", error
             )
             claim.reject(storage_error(error))
             return

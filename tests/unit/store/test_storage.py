@@ -126,14 +126,31 @@ def test_batches_are_rejected_before_the_inodes_run_out(
     storage.close()
 
 
-@pytest.mark.parametrize(("inodes", "words"), [(64, "no inodes free"), (0, "disk is full")])
+@pytest.mark.parametrize(
+    ("call", "inodes", "words"),
+    [
+        ("open", 64, "no inodes free"),
+        ("open", 0, "disk is full"),
+        ("writev", 64, "disk is full"),
+    ],
+)
+@pytest.mark.parametrize("free_inodes", [0, 5])
 def test_without_a_floor_the_systems_error_is_explained(
-    settings: Settings, disk: Disk, break_os: BreakOs, inodes: int, words: str
+    settings: Settings,
+    disk: Disk,
+    break_os: BreakOs,
+    call: str,
+    inodes: int,
+    words: str,
+    free_inodes: int,
 ) -> None:
-    """A file cannot be created for lack of an inode, although bytes are free."""
+    """A file cannot be created for lack of an inode, although bytes are free.
+
+    By the time that they are counted, another process may have freed an inode.
+    """
     storage = Storage(settings)
-    disk.inodes = inodes
-    break_os("open", errno.ENOSPC)
+    disk.inodes, disk.free_inodes = inodes, free_inodes
+    break_os(call, errno.ENOSPC)
     assert code_of(storage.store([A])) == "storage_full"
     assert storage.error
     assert words in storage.error.message
