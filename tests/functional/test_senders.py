@@ -185,7 +185,7 @@ def test_recipes_store_complete_logs(service: Service) -> None:
         assert ("org-xyz", "info", "paid") == (log["project_id"], log["level"], log["message"])
         assert log["metadata"]
     queries = set(re.findall(r"/v1/logs(\?[^\s\"`]+)", RECIPES))
-    assert 4 == len(queries)
+    assert 5 == len(queries)
     for query in queries:
         body = encode(make_export(make_record(), resource={}), PROTOBUF)
         headers = {"Authorization": TOKEN, "Content-Type": PROTOBUF}
