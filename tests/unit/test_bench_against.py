@@ -105,6 +105,7 @@ def plans(calls: list[str]) -> Iterator[list[load.Plan]]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_loads_run_one_at_a_time(plans: list[load.Plan], calls: list[str]) -> None:
     """No load sends while the other has its turn; each continues at its last request."""
     outcomes = run_in_turns(plans, [0, 1, 1, 0])

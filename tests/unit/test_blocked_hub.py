@@ -110,6 +110,7 @@ def test_time_without_cpu_is_not_reported(monitor: HubMonitor, reports: list[str
     assert [] == reports
 
 
+@pytest.mark.slow
 def test_the_exempt_greenlet_is_counted_on_request(monitor: HubMonitor, reports: list[str]) -> None:
     """A test's own work is not the service's."""
     burn()
@@ -125,6 +126,7 @@ def test_the_exempt_greenlet_is_counted_on_request(monitor: HubMonitor, reports:
     assert "burn_until_sampled" in report
 
 
+@pytest.mark.slow
 def test_a_view_that_blocks_is_reported(
     make_app: Callable[[Settings], Flask],
     settings: Settings,

@@ -209,6 +209,7 @@ def test_work_yields_after_its_time_slice(monkeypatch: pytest.MonkeyPatch) -> No
     assert [6, 7] == pauses
 
 
+@pytest.mark.slow
 def test_greenlets_share_their_time() -> None:
     """A hundred greenlets with short computations do not delay a socket by their sum."""
     reader, writer = gevent.socket.socketpair()

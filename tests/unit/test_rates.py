@@ -172,6 +172,7 @@ def test_fullest_bucket_is_replaced(clock: Clock) -> None:
     assert BUCKETS > NEIGHBOURS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_processes_share_a_rate_exactly(clock: Clock, processes: int) -> None:
     """Over a minute, the admitted bytes are the burst and the rate, to one body's size."""
@@ -206,6 +207,7 @@ class Interrupted(Rates):
         return found
 
 
+@pytest.mark.slow
 def test_concurrent_charges_all_count(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that charges a bucket waits for another one that is charging it."""
     shared = Interrupted()

@@ -138,6 +138,7 @@ def add_many(path: Path) -> None:
         assert run("add", path=path).exit_code == 0
 
 
+@pytest.mark.slow
 def test_concurrent_adds_all_count(path: Path) -> None:
     """No process replaces the file by one without another process's token."""
     context = multiprocessing.get_context("fork")

@@ -128,6 +128,7 @@ def quiet_app(make_app: MakeApp, settings: Settings, tmp_path: Path) -> Callable
     return make
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_another_tenant(quiet_app: Callable[[str], Flask]) -> None:
     """Neither its keys, bodies, logs, rejections nor searches show in any of them."""
     alone = Tenant(quiet_app("alone").test_client(), "quiet", "org-quiet")

@@ -79,6 +79,7 @@ def test_unresponsive_service_times_out(service: FakeService, make_handler: Make
     assert 2 == len({sent.peer for sent in service.requests})
 
 
+@pytest.mark.slow
 def test_a_certificate_is_checked(make_handler: MakeHandler, tmp_path: Path) -> None:
     """Logs are sent only to a service with a known certificate."""
     if not can_make_certificate():
@@ -153,6 +154,7 @@ def test_child_closes_only_the_connection(service: FakeService, make_handler: Ma
         os.close(number)
 
 
+@pytest.mark.slow
 def test_a_connection_that_fails_leaves_no_descriptor(
     make_handler: MakeHandler, tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ def mix(chance: random.Random, camel: Any, snake: Any, hexadecimal: bool) -> Any
     return mixed
 
 
+@pytest.mark.slow
 @given(exports(), st.randoms(use_true_random=False), st.booleans(), st.booleans())
 def test_an_export_is_the_same_in_protobuf_and_in_json_of_either_names(
     made: ExportLogsServiceRequest,

@@ -284,6 +284,7 @@ class Flood:
         return bytes(size)
 
 
+@pytest.mark.slow
 def test_endless_client_delays_no_other(case: Case) -> None:
     """While its connection lingers, others are served."""
     flood = Flood()

@@ -136,6 +136,7 @@ def test_a_batch_that_a_writer_has_keeps_its_key(
     assert A == stored(tmp_path)
 
 
+@pytest.mark.slow
 def test_batch_that_no_writer_took_releases_its_key(
     queue: CommitQueue, stall: Callable[[type, str], Stall], tmp_path: Path
 ) -> None:
