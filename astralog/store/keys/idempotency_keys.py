@@ -307,8 +307,9 @@ BLOCK_BYTES = 1024 * 1024
 #: Open segments whose checked length is remembered.
 MAX_SEGMENTS = 1000
 
-#: Attempts for a segment that is recovered or renamed meanwhile, and the seconds between them.
-ATTEMPTS = 5
+#: Attempts for a segment that is recovered or renamed meanwhile, which takes a sync or two, and the
+#: seconds between them.
+ATTEMPTS = 50
 PAUSE_SECONDS = 0.01
 
 # Blocks the thread; gevent's own would run a second event loop in it.
