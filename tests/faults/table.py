@@ -68,8 +68,8 @@ class Row:
         self.remark(remark)
 
     def remark(self, text: str) -> None:
-        """Keep a text that explains a count, up to five."""
-        if len(self.remarks) < 5:
+        """Keep a text that explains a count: five different ones at most."""
+        if len(self.remarks) < 5 and text not in self.remarks:
             self.remarks.append(text)
 
     def cells(self) -> list[str]:
