@@ -14,7 +14,7 @@ from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
-from astralog.api.protocols import OPTIONS, Service
+from astralog.api.protocols import OPTIONS, Service, decode_wsgi
 from astralog.api.responses import REPLAYED_HEADERS, left_out, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.body import Environ
@@ -104,8 +104,7 @@ def create_view(service: Service) -> PlainView:
         if name == "_bulk" and "/" not in index:
             if environ["REQUEST_METHOD"] not in ("POST", "PUT"):
                 raise MethodNotAllowed(["POST", "PUT"])
-            # WSGI hands the bytes of the decoded path on as latin-1.
-            return _store(service, index.encode("latin-1").decode(errors="replace"), environ)
+            return _store(service, decode_wsgi(index), environ)
         service.authorize(environ)
         first = path.partition("/")[0]
         if first == "_cluster" and service.unavailable():  # winston-elasticsearch waits while red

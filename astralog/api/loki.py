@@ -10,7 +10,7 @@ from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import PlainView
-from astralog.api.protocols import OPTIONS, Service, without_parameters
+from astralog.api.protocols import OPTIONS, Service, decode_wsgi, without_parameters
 from astralog.api.responses import REPLAYED_HEADERS, make_rejecter
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Inflate
@@ -55,7 +55,7 @@ def _find_decoder(environ: Environ, max_body_bytes: int) -> tuple[Decoder, Infla
     As in Loki, a body without a JSON Content-Type is protobuf, compressed with Snappy.
     """
     sent: str = environ.get("HTTP_X_SCOPE_ORGID", "")
-    tenant = sent.strip().encode("latin-1").decode(errors="replace")
+    tenant = decode_wsgi(sent.strip())
     if len(tenant) > MAX_TENANT_CHARACTERS:
         limit = f"max {MAX_TENANT_CHARACTERS} characters"
         raise Rejection("bad_request", f"X-Scope-OrgID: tenant ID is too long: {limit}")

@@ -39,6 +39,11 @@ def create_views(service: Service) -> Mapping[str, Callable[[], PlainView]]:
     return {name: cache(partial(load, module)) for name, module in modules.items()}
 
 
+def decode_wsgi(text: str) -> str:
+    """Return the text of bytes that WSGI hands on as latin-1, with U+FFFD for invalid UTF-8."""
+    return text.encode("latin-1").decode(errors="replace")
+
+
 def without_parameters(header: str) -> str:
     """Return the value of a header in lower case, without the parameters that follow it."""
     return header.partition(";")[0].strip().lower()

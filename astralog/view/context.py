@@ -155,9 +155,7 @@ def unpack(arrivals: Iterable[Arrival], *, marks_gaps: bool) -> Iterator[bytes]:
 
     The groups of a segment come in their order, or last first.
     """
-    shown: dict[
-        SegmentName, tuple[int, int]
-    ] = {}  # the start of the first line, the end of the last
+    shown: dict[SegmentName, tuple[int, int]] = {}  # the offsets around all shown lines
     last: tuple[SegmentName, int] | None = None
     for arrival in arrivals:
         segment = arrival.segment

@@ -23,7 +23,15 @@ from prometheus_client.openmetrics.parser import (
 
 from tests.support.metrics import Samples, read_samples
 from tests.support.processes import open_paths
-from tests.support.service import ROOT, TOKEN, Service, make_batch, read_answer, wait_for
+from tests.support.service import (
+    ROOT,
+    TOKEN,
+    Service,
+    make_batch,
+    read_answer,
+    wait_for,
+    wait_for_growth,
+)
 from tests.support.workers import connect_to, kill_a_worker
 
 #: Limits that the storm runs into.
@@ -113,9 +121,7 @@ class Storm:
 
     def wait_for(self, answers: int) -> None:
         """Wait until some more requests are answered."""
-        start = self.answers.total()
-        for enough in range(start + 1, start + answers + 1):
-            wait_for(lambda: self.answers.total() >= enough)  # noqa: B023
+        wait_for_growth(self.answers.total, answers)
 
 
 def kinds_of_batches(service: Service) -> list[Callable[[], Any]]:

@@ -13,7 +13,13 @@ from typing import Any, Self
 from tests.support.keyed_load import KEYED_START, PACE_SECONDS, PAUSE_SECONDS, KeyedLoad
 from tests.support.numbered_batches import count_lines
 from tests.support.protocols import DRAIN, Protocol
-from tests.support.service import TIMEOUT_SECONDS, Service, segment_pid, wait_for
+from tests.support.service import (
+    TIMEOUT_SECONDS,
+    Service,
+    segment_pid,
+    wait_for,
+    wait_for_growth,
+)
 
 #: Batches after which a client takes a new connection, which another worker may get.
 KEPT_BATCHES = 20
@@ -98,9 +104,7 @@ class Load:
 
     def wait_for_acknowledged(self, count: int) -> None:
         """Return when `count` more batches are acknowledged; a slow disk may take its time."""
-        before = len(self.acknowledged)
-        for enough in range(before + 1, before + count + 1):
-            wait_for(lambda: len(self.acknowledged) >= enough)  # noqa: B023
+        wait_for_growth(lambda: len(self.acknowledged), count)
 
     def wait_for_every_worker(self) -> None:
         """Return when every worker has a segment, and so has started to serve."""

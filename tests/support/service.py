@@ -416,6 +416,13 @@ def process_group(pid: int) -> int | None:
     return None if state in "ZX" else int(group)
 
 
+def wait_for_growth(count: Callable[[], int], growth: int) -> None:
+    """Return when a count has grown so much; each step of 1 may take TIMEOUT_SECONDS."""
+    start = count()
+    for enough in range(start + 1, start + growth + 1):
+        wait_for(lambda: count() >= enough)  # noqa: B023  # called at once
+
+
 def wait_for(condition: Callable[[], T | None], timeout: float = TIMEOUT_SECONDS) -> T:
     """Return the result of `condition` once it is true; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
