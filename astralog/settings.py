@@ -14,7 +14,7 @@ from environs import Env, EnvValidationError
 from marshmallow import ValidationError
 from marshmallow.validate import OneOf, Range, Regexp
 
-from astralog.cores import count_cores
+from astralog.resources import count_cores
 
 PREFIX = "ASTRALOG_"
 

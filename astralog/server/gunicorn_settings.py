@@ -4,12 +4,14 @@ import sys
 from typing import Any, NoReturn
 
 from gunicorn.glogging import Logger
+from gunicorn.workers import base
 
 from astralog.log import LOG_FORMAT, LOG_TIME_FORMAT, configure_logging
-from astralog.server import start, tuning
+from astralog.resources import raise_open_files_limit
+from astralog.server import start
 from astralog.server.http11_request import MAX_HEADER_BYTES, MAX_HEADERS
 from astralog.server.master import Master, end_booting_workers_at_stops, read_state
-from astralog.server.worker import STOP_SECONDS, Worker
+from astralog.server.worker import STOP_SECONDS, Heartbeat, Worker
 from astralog.settings import InvalidSettings, Settings
 from astralog.standard_streams import print_errors, reopen_closed_streams
 
@@ -61,8 +63,8 @@ secure_scheme_headers: dict[str, str] = {}
 forwarded_allow_ips = "*"
 
 configure_logging(_settings.log_level)
-tuning.raise_open_files_limit()
-tuning.keep_heartbeats_in_memory()
+raise_open_files_limit()
+base.WorkerTmp = Heartbeat
 
 
 def on_starting(server: Any) -> None:

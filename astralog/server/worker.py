@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import resource
 import time
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import gevent
 from flask import Flask
 from gevent.socket import wait_read
 from gunicorn.workers.ggevent import GeventWorker
+from gunicorn.workers.workertmp import WorkerTmp
 
 from astralog.app import Services, create_app, services_of
 from astralog.auth import Tokens
-from astralog.heap import keep_freed_heap
-from astralog.server import tuning
+from astralog.memory_file import make_memory_file
+from astralog.resources import keep_freed_heap
 from astralog.server.balance import POLL_SECONDS, TICK_SECONDS, Balance, Share
 from astralog.server.connection import Connection, Shared
 from astralog.server.limits import ConnectionLimits
@@ -62,6 +64,20 @@ class MasterState:
     started_at: float  #: The start of the service, in seconds since 1970.
 
 
+class Heartbeat(WorkerTmp):
+    """A heartbeat file in memory, whose time a worker sets and the master reads.
+
+    gunicorn creates it in `worker_tmp_dir`, and its master ends if it cannot: any local user can
+    fill /dev/shm or /tmp.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        """Create the file for the worker's user, so that the worker may set the time."""
+        fd = make_memory_file("astralog-heartbeat")
+        os.fchown(fd, cfg.uid, cfg.gid)
+        self._tmp = os.fdopen(fd, "r+b", buffering=0)
+
+
 class Worker(GeventWorker):
     """A gevent worker that accepts its share of the connections and limits their cost.
 
@@ -90,7 +106,8 @@ class Worker(GeventWorker):
         self.wsgi = create_app(self.state.settings, self.state.tokens)
         self._services = services_of(self.wsgi)
         self.cfg.set("graceful_timeout", REQUESTS_STOP_SECONDS)
-        tuning.flatten_settings(self.cfg)
+        # As plain attributes: gunicorn reads 20 for each head that it parses, 10 of 75 µs less.
+        self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         self._services.start(self.state.metrics_fd, self.state.started_at)
 
     def stop_services(self) -> None:

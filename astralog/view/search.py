@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from astralog.cores import count_cores
-from astralog.heap import keep_freed_heap
+from astralog.resources import count_cores, keep_freed_heap
 from astralog.store.merge import Arrival, Part, newest_arrivals, oldest_arrivals, parts_since
 from astralog.store.reader import ReadBudget, Select
 from astralog.view import options

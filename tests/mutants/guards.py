@@ -372,8 +372,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "heartbeats in memory",
         "astralog.server.gunicorn_settings",
-        "tuning.keep_heartbeats_in_memory()",
-        "tuning.Heartbeat",
+        "base.WorkerTmp = Heartbeat",
+        "Heartbeat",
         ("tests/functional/test_full_memory.py", "-k", "later"),
     ),
     Guard(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from astralog.cores import count_cores
+from astralog.resources import count_cores
 from astralog.settings import InvalidSettings, Settings, service_links
 
 
