@@ -28,6 +28,8 @@
 enum { WRITE, SYNC, DIRSYNC, OPEN, RENAME, UNLINK, TRUNCATE, OPERATIONS };
 enum { SKIP, TIMES, OUTCOME, ARGUMENT, HITS, CALLS, SLOTS };
 enum { SHORT = -1, STALL = -2, TORN = -3, NO_MEMORY = -4 };
+/* Milliseconds after which a stall checks whether it shall end. */
+#define STEP_MS 10
 #define CLOCK_SECONDS (OPERATIONS * SLOTS)
 #define KNOWN_FILES 65536
 #define DURABLE (CLOCK_SECONDS + 1)
@@ -88,8 +90,11 @@ static int64_t fault(int operation) {
     __atomic_add_fetch(slot + HITS, 1, __ATOMIC_SEQ_CST);
     int64_t outcome = slot[OUTCOME];
     if (outcome == STALL) {
-        struct timespec wait = {slot[ARGUMENT] / 1000, slot[ARGUMENT] % 1000 * 1000000};
-        while (nanosleep(&wait, &wait) && errno == EINTR) ;
+        for (int64_t left = slot[ARGUMENT]; left > 0; left -= STEP_MS) {
+            if (__atomic_load_n(slot + OUTCOME, __ATOMIC_SEQ_CST) != STALL) break;
+            struct timespec wait = {0, STEP_MS * 1000000};
+            while (nanosleep(&wait, &wait) && errno == EINTR) ;
+        }
         errno = saved;
         return 0;
     }

@@ -70,7 +70,7 @@ class Control:
         """Let `skip` calls pass and then let `times` calls end in `outcome`.
 
         That is an errno, SHORT (`argument` bytes are written), TORN (and ENOSPC for the rest),
-        NO_MEMORY (and no memory for the rest) or STALL (for `argument` ms).
+        NO_MEMORY (and no memory for the rest) or STALL (for `argument` ms, or until `end_stall`).
         """
         self._set(operation, "times", 0)
         self._set(operation, "skip", skip)
@@ -82,6 +82,11 @@ class Control:
         """Let every call succeed again."""
         for operation in OPERATIONS:
             self._set(operation, "times", 0)
+
+    def end_stall(self, operation: str) -> None:
+        """Let calls that stall now succeed soon, and later ones at once."""
+        self._set(operation, "times", 0)
+        self._set(operation, "outcome", 0)
 
     def left(self, operation: str) -> int:
         """Return how many calls are still to fail."""

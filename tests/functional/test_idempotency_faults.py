@@ -4,7 +4,6 @@ import errno
 import itertools
 import json
 import signal
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,8 @@ from tests.support.workers import connect_to
 
 pytestmark = pytest.mark.skipif(not shim.is_available(), reason="needs gcc")
 
-STALL_SECONDS = 5
+#: Longer than any test; a test ends its stall.
+STALL_SECONDS = 600
 
 
 @pytest.fixture
@@ -78,32 +78,26 @@ def is_stored_by(service: Service, pid: int, key: str) -> bool:
         return read_answer(connection).status == 200
 
 
-def send_into_stall(service: ShimmedService, stalled: str, message: str) -> float:
-    """Send a batch with its message as key; its first or second sync stalls.
-
-    Return the monotonic time until which it stalls at least.
-    """
+def send_into_stall(service: ShimmedService, stalled: str, message: str) -> None:
+    """Send a batch with its message as key; one of its two syncs stalls until `end_stall`."""
     warm_up(service)
-    over_at = time.monotonic() + STALL_SECONDS
     service.control.fail("sync", STALL, skip=stalled == "the lines", argument=STALL_SECONDS * 1000)
     answer = send(service, message, message)
     assert (503, "commit_timeout") == (answer.status, answer.body["code"])
-    return over_at
 
 
 @pytest.mark.parametrize("stalled", ["the record", "the lines"])
 def test_stalled_batch_keeps_its_key(service: ShimmedService, stalled: str) -> None:
     """After `commit_timeout`, any worker answers that the key is in use."""
-    over_at = send_into_stall(service, stalled, "stalled")
+    send_into_stall(service, stalled, "stalled")
     for _ in range(20):
         answer = send(service, "stalled", "stalled")
-        if time.monotonic() > over_at:
-            break
         assert (409, "key_in_use", "1") == (
             answer.status,
             answer.body["code"],
             answer.headers["Retry-After"],
         )
+    service.control.end_stall("sync")
     answer = send_until_stored(service, "stalled", "stalled")
     assert "true" == answer.headers["Idempotency-Replayed"]
     assert 1 == count(service, "stalled")
@@ -116,7 +110,7 @@ def test_a_batch_that_was_killed_in_a_stall_is_stored_once(
     """The retry stores the batch, whether or not its lines were written when the service died."""
     send_into_stall(service, stalled, "killed")
     service.kill()
-    service.control.end_faults()
+    service.control.end_stall("sync")
     service.start()
     answer = send_until_stored(service, "killed", "killed")
     assert (stalled == "the lines") == (answer.headers["Idempotency-Replayed"] == "true")

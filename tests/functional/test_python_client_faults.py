@@ -27,6 +27,15 @@ handler.flush(60)
 print(handler.stored, handler.rejected, handler.dropped, number, file=sys.stderr)
 """
 
+#: Logs, and ends once the handler has reported an error.
+LOG_UNTIL_REPORTED = """
+reported, write = threading.Event(), sys.stderr.write
+sys.stderr.write = lambda text: (write(text), reported.set())
+log("a")
+handler.flush(0.1)
+assert reported.wait(60)
+"""
+
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
@@ -109,7 +118,8 @@ def test_a_program_ends_beside_a_stall(tmp_path: Path, programs: Programs) -> No
 
 def test_a_program_ends_without_the_service(programs: Programs) -> None:
     """Its exit is bounded if nothing listens, and reports why nothing was stored."""
-    errors = programs.run(f"http://127.0.0.1:{free_port()}", "log('a')", exit_seconds=2)
+    url = f"http://127.0.0.1:{free_port()}"
+    errors = programs.run(url, LOG_UNTIL_REPORTED, exit_seconds=0.5)
     assert "the service accepts no logs, retrying: ConnectionRefusedError" in errors
     assert "AstraLogHandler: logs not stored before the end: 1\n" in errors
 
@@ -171,6 +181,6 @@ def test_logs_go_over_tls(tmp_path: Path, programs: Programs) -> None:
     with Service(tmp_path, tls_cert=cert, tls_key=key) as service:
         url = url_of(service).replace("http:", "https:")
         assert "" == programs.run(url, "log('a')", env={"SSL_CERT_FILE": str(cert)})
-        errors = programs.run(url, "log('b')", exit_seconds=2)
+        errors = programs.run(url, LOG_UNTIL_REPORTED, exit_seconds=0.5)
         assert ["a"] == messages(service)
     assert "CERTIFICATE_VERIFY_FAILED" in errors

@@ -47,6 +47,12 @@ def is_ready(service: Service) -> bool:
     return service.request("GET", "/ready").status == 200
 
 
+def drain_at_once(service: Service) -> int:
+    """Return the status of a batch whose body cannot be late, however slow this process is."""
+    body = json.dumps(make_batch("meanwhile")).encode()
+    return service.exchange(make_head(f"Content-Length: {len(body)}") + body).status
+
+
 @pytest.mark.parametrize(
     "start",
     [
@@ -59,9 +65,9 @@ def is_ready(service: Service) -> bool:
 )
 def test_a_stalled_body_is_rejected_in_time(service: Service, start: bytes) -> None:
     """A client that stops within its body gets 408, and others are served meanwhile."""
-    with service.connect(timeout=10) as connection:
+    with service.connect() as connection:
         connection.sendall(start)
-        assert 200 == service.drain(make_batch("meanwhile")).status
+        assert 200 == drain_at_once(service)
         answer = read_answer(connection)
     assert (408, "body_timeout") == (answer.status, answer.body["code"])
     assert "1 seconds" in answer.body["message"]
@@ -73,7 +79,8 @@ def test_a_trickling_body_is_rejected_in_time(service: Service) -> None:
         connection.sendall(make_head("Content-Length: 1000"))
         connection.settimeout(0.1)
         for _ in range(int(TIMEOUT_SECONDS / 0.1)):
-            connection.sendall(b" ")
+            with contextlib.suppress(OSError):  # the response may have ended the connection
+                connection.sendall(b" ")
             with contextlib.suppress(TimeoutError):
                 assert b"HTTP/1.1 408" == connection.recv(12)
                 break
@@ -99,7 +106,7 @@ def test_slow_heads_do_not_block_others(service: Service) -> None:
         for connection in slow:
             connection.sendall(request[:30])
         for _ in range(20):
-            assert 200 == service.drain(make_batch("meanwhile")).status
+            assert 200 == drain_at_once(service)
         for connection in slow:
             connection.sendall(request[30:])
         assert [200] * 100 == [read_answer(connection).status for connection in slow]
