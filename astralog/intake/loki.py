@@ -4,10 +4,10 @@ Source: https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-log
 which part becomes which field.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -15,7 +15,7 @@ from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch, valid_utf8
-from astralog.intake.lines import encode_value
+from astralog.intake.lines import encode_value, repeated_bytes
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import Log
 from astralog.intake.strict_json import name_encoding, replace_lone_surrogates
@@ -67,20 +67,6 @@ class Metadata(msgspec.Struct, omit_defaults=True, gc=False):
     structured_metadata: dict[str, str] | None = None
 
 
-class Stream(NamedTuple):
-    """The part of a log that all entries of a stream have in common."""
-
-    project_id: str
-    service: str
-    level: str
-    labels: msgspec.Raw
-
-    @property
-    def repeated_bytes(self) -> int:
-        """An upper bound of its size per line: each byte of a string may need an escape."""
-        return 6 * sum(map(len, (self.project_id, self.service, self.level))) + len(self.labels)
-
-
 _decode_push = msgspec.json.Decoder(_Push).decode
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
@@ -98,9 +84,7 @@ def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
             batch = ForeignBatch(body, text, context)
             check_streams(streams)
             for each in in_turns(streams):
-                stream = make_stream(each.stream, tenant, batch)
-                for entries in _read_entries(each.values, batch):
-                    add_entries(stream, entries, batch)
+                add_stream(each.stream, tenant, _read_entries(each.values, batch), batch)
         except RecursionError:
             raise Rejection("invalid_json", "The body is nested too deep") from None
         except ValueError as error:
@@ -126,17 +110,31 @@ def check_streams(streams: Sequence[Any]) -> None:
         raise rejection
 
 
-def make_stream(labels: Mapping[str, str], tenant: str, batch: ForeignBatch) -> Stream:
-    """Return the stream of a set of labels; raises Rejection without a project."""
+def add_stream(
+    labels: Mapping[str, str],
+    tenant: str,
+    runs: Iterable[Sequence[Entry]],
+    batch: ForeignBatch,
+) -> None:
+    """Append the logs of a stream, whose entries come in runs.
+
+    Raises Rejection without a project, and ValueError for an invalid time.
+    """
     project = batch.project or tenant
     if not project:
         raise Rejection("invalid_batch", NO_PROJECT)
-    return Stream(
-        project,
-        first_of(labels, SERVICE_LABELS) or batch.service,
-        first_of(labels, LEVEL_LABELS) or batch.level,
-        msgspec.Raw(encode_value(labels)),
-    )
+    service = first_of(labels, SERVICE_LABELS) or batch.service
+    default_level = first_of(labels, LEVEL_LABELS) or batch.level
+    encoded = msgspec.Raw(encode_value(labels))
+    common_bytes = repeated_bytes((project, service, default_level)) + len(encoded)
+    for entries in runs:
+        times = format_nanoseconds([entry.time for entry in entries])
+        own = [entry.structured_metadata or None for entry in entries]
+        levels = [(each and first_of(each, LEVEL_LABELS)) or default_level for each in own]
+        lines = [entry.line for entry in entries]
+        metadata = map(Metadata, repeat(encoded), own)
+        logs = list(map(Log, repeat(project), times, levels, repeat(service), lines, metadata))
+        batch.extend(logs, common_bytes)
 
 
 def first_of(texts: Mapping[str, str], names: Iterable[str]) -> str:
@@ -154,22 +152,17 @@ def _read_entries(values: msgspec.Raw, batch: ForeignBatch) -> Iterator[Sequence
         return
     texts = decode_list(values)
     batch.hold(RAW_BYTES * len(texts))
+    yield from read_in_runs(texts, _decode_entry, batch)
+
+
+def read_in_runs(
+    texts: Sequence[Any], read: Callable[[Any], Entry], batch: ForeignBatch
+) -> Iterator[Sequence[Entry]]:
+    """Yield the entries in texts in runs; long ones are read one by one."""
     for run in in_runs(texts):
         if sum(map(len, run)) <= AT_ONCE_BYTES:
-            yield [_decode_entry(text) for text in run]
+            yield list(map(read, run))
         else:
             for text in run:
                 batch.expect(bytes(text))
-                yield [_decode_entry(text)]
-
-
-def add_entries(stream: Stream, entries: Sequence[Any], batch: ForeignBatch) -> None:
-    """Append the logs of entries of a stream; raises ValueError for an invalid time."""
-    project, service, default_level, labels = stream
-    times = format_nanoseconds([entry.time for entry in entries])
-    own = [entry.structured_metadata or None for entry in entries]
-    levels = [(each and first_of(each, LEVEL_LABELS)) or default_level for each in own]
-    lines = [entry.line for entry in entries]
-    metadata = map(Metadata, repeat(labels), own)
-    logs = list(map(Log, repeat(project), times, levels, repeat(service), lines, metadata))
-    batch.extend(logs, stream.repeated_bytes)
+                yield [read(text)]

@@ -7,18 +7,23 @@ Import it with the first such push only: that takes 50 ms.
 """
 
 import re
-from collections.abc import Iterator, Sequence
 
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from astralog.deadlines import in_runs, in_turns
+from astralog.deadlines import in_turns
 from astralog.errors import Rejection
 from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch
-from astralog.intake.loki import AT_ONCE_BYTES, Entry, add_entries, check_streams, make_stream
+from astralog.intake.loki import (
+    AT_ONCE_BYTES,
+    Entry,
+    add_stream,
+    check_streams,
+    read_in_runs,
+)
 from astralog.intake.protobuf import check_size, define, read_varint
 
 try:
@@ -76,9 +81,8 @@ def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
             for each in in_turns(streams):
                 check_size(each)
                 found = PushStream.FromString(each)
-                stream = make_stream(_read_labels(found.labels), tenant, batch)
-                for entries in _read_entries(found.entries, batch):
-                    add_entries(stream, entries, batch)
+                runs = read_in_runs(found.entries, _read_entry, batch)
+                add_stream(_read_labels(found.labels), tenant, runs, batch)
         except DecodeError:
             raise Rejection("invalid_protobuf", "The body is not a valid push") from None
         except ValueError as error:
@@ -164,18 +168,9 @@ def _text(content: bytes) -> str:
     return content.decode(errors="replace")
 
 
-def _read_entries(entries: Sequence[bytes], batch: ForeignBatch) -> Iterator[list[Entry]]:
-    for run in in_runs(entries):
-        if sum(map(len, run)) <= AT_ONCE_BYTES:
-            yield [_read_entry(text) for text in run]
-        else:
-            for text in run:
-                batch.expect(text)
-                check_size(text)
-                yield [_read_entry(text)]
-
-
 def _read_entry(text: bytes) -> Entry:
+    if len(text) > AT_ONCE_BYTES:
+        check_size(text)
     entry = PushEntry.FromString(text)
     time = Timestamp.FromString(entry.timestamp)
     nanoseconds = time.seconds * 1_000_000_000 + time.nanos
