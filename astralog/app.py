@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from flask import Flask, Response
 
 from astralog import __version__
-from astralog.api import drain, health, otlp, pages, protocols, responses, search, status
-from astralog.api.dispatch import Api, Dispatcher, Reject
-from astralog.api.protocols import Service
+from astralog.api import drain, health, otlp, pages, responses, search, status
+from astralog.api.dispatch import Api, Dispatcher, Reject, create_protocols
 from astralog.api.rejection_log import RejectionLog
 from astralog.api.search import Streams
 from astralog.auth import Tokens
@@ -26,7 +25,6 @@ from astralog.telemetry.families import (
 )
 from astralog.telemetry.overview import Overview
 from astralog.telemetry.prometheus import Metrics
-from astralog.tokens_file import Scope
 
 
 @dataclass
@@ -99,14 +97,7 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:
         _add_status(app, settings, services)
-    service = Service(
-        acceptor,
-        rejections.note,
-        queue.unavailable,
-        settings.max_body_bytes,
-        lambda environ: tokens.authorize(environ, Scope.WRITE),
-    )
-    views = protocols.create_views(service)
+    views = create_protocols(acceptor, rejections.note)
     app.wsgi_app = Dispatcher(app, views, tokens.origins)  # type: ignore[method-assign]  # as Flask documents it
     return app
 

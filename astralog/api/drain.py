@@ -6,9 +6,8 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response
 
-from astralog.api.dispatch import FixedResponse, Reject, plain_view
-from astralog.api.protocols import without_parameters
-from astralog.api.responses import REPLAYED_HEADERS, Note, json_response, left_out
+from astralog.api.dispatch import FixedResponse, Note, Reject, plain_view, without_parameters
+from astralog.api.responses import REPLAYED_HEADERS, json_response, left_out
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Environ

@@ -13,12 +13,13 @@ import msgspec
 from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
-from astralog.api.dispatch import PlainView
-from astralog.api.protocols import OPTIONS, Service, decode_wsgi
+from astralog.api.dispatch import OPTIONS, Note, PlainView, decode_wsgi
 from astralog.api.responses import REPLAYED_HEADERS, left_out, make_rejecter
 from astralog.errors import Rejection
+from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ
 from astralog.intake.elasticsearch import Bulk, Item
+from astralog.tokens_file import Scope
 
 PREFIX = "/elasticsearch"
 
@@ -94,7 +95,7 @@ HEADERS = {"X-Elastic-Product": "Elasticsearch"}
 _encode = msgspec.json.Encoder().encode
 
 
-def create_view(service: Service) -> PlainView:
+def create_view(acceptor: Acceptor, note: Note) -> PlainView:
     """Return the view of every path below `/elasticsearch/`."""
 
     def answer(environ: Environ) -> Response:
@@ -104,17 +105,18 @@ def create_view(service: Service) -> PlainView:
         if name == "_bulk" and "/" not in index:
             if environ["REQUEST_METHOD"] not in ("POST", "PUT"):
                 raise MethodNotAllowed(["POST", "PUT"])
-            return _store(service, decode_wsgi(index), environ)
-        service.authorize(environ)
+            return _store(acceptor, note, decode_wsgi(index), environ)
+        acceptor.tokens.authorize(environ, Scope.WRITE)
         first = path.partition("/")[0]
-        if first == "_cluster" and service.unavailable():  # winston-elasticsearch waits while red
+        if first == "_cluster" and acceptor.queue.unavailable():
+            # winston-elasticsearch waits while red
             return _respond(UNHEALTHY, environ, HTTPStatus.REQUEST_TIMEOUT)
         known = HANDSHAKE.get(first)
         if known is None:
             raise NotFound
         return _respond(known, environ)
 
-    return PlainView(answer, make_rejecter(service.note, _render))
+    return PlainView(answer, make_rejecter(note, _render))
 
 
 def _render(rejection: Rejection, environ: Environ) -> Response:
@@ -125,20 +127,20 @@ def _render(rejection: Rejection, environ: Environ) -> Response:
     return _respond(body, environ, rejection.status)
 
 
-def _store(service: Service, index: str, environ: Environ) -> Response:
+def _store(acceptor: Acceptor, note: Note, index: str, environ: Environ) -> Response:
     started_at = time.monotonic()
     bulk = Bulk(index)
     headers = HEADERS
     try:
-        accepted = service.acceptor.accept(environ, bulk.decode, PARAMETERS)
+        accepted = acceptor.accept(environ, bulk.decode, PARAMETERS)
         if accepted.is_replayed:
             headers = HEADERS | REPLAYED_HEADERS
         elif invalid := accepted.decoded.invalid:
-            service.note(left_out(invalid, "documents"), environ)
+            note(left_out(invalid, "documents"), environ)
     except Rejection as rejection:
         if rejection.code != "invalid_batch" or not bulk.is_complete:
             raise
-        service.note(rejection, environ)  # no document is valid: each has its result
+        note(rejection, environ)  # no document is valid: each has its result
     took = int(1000 * (time.monotonic() - started_at))
     head = {"took": took, "errors": any(item.type for item in bulk.items)}
     pieces = _encode_items(_encode(head)[:-1] + b',"items":[', bulk.items)

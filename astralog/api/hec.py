@@ -12,8 +12,7 @@ from typing import Any
 from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
-from astralog.api.dispatch import FixedResponse, PlainView
-from astralog.api.protocols import PARTIAL_OPTIONS, Service
+from astralog.api.dispatch import PARTIAL_OPTIONS, FixedResponse, Note, PlainView
 from astralog.api.responses import (
     REPLAYED_HEADERS,
     describe_rejection,
@@ -24,6 +23,7 @@ from astralog.api.responses import (
 from astralog.auth import OTHER_SCHEME
 from astralog.browsers import QUERY_TOKEN
 from astralog.errors import RETRIED_STATUSES, Rejection
+from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.hec import (
@@ -36,6 +36,7 @@ from astralog.intake.hec import (
     decode_raw,
 )
 from astralog.intake.options import parse_query
+from astralog.tokens_file import Scope
 
 #: Parameters of the query: the service's own, and HEC's.
 DEFAULTS = ("host", "source", "sourcetype", "index", "time")
@@ -78,7 +79,7 @@ REPLY_OF_CODE = {
 ACK_DISABLED = Reply(14, "ACK is disabled")
 
 
-def create_view(service: Service) -> PlainView:
+def create_view(acceptor: Acceptor, note: Note) -> PlainView:
     """Return the view of every path below `/services/`."""
 
     def answer(environ: Environ) -> Response:
@@ -93,22 +94,22 @@ def create_view(service: Service) -> PlainView:
         if method not in allowed:
             raise MethodNotAllowed(allowed)
         if path in HEALTH_PATHS:
-            return _report_health(service)
-        return _store(service, path, environ)
+            return _report_health(acceptor)
+        return _store(acceptor, note, path, environ)
 
-    return PlainView(answer, make_rejecter(service.note, _render))
+    return PlainView(answer, make_rejecter(note, _render))
 
 
-def _store(service: Service, path: str, environ: Environ) -> Response:
+def _store(acceptor: Acceptor, note: Note, path: str, environ: Environ) -> Response:
     if path in ACK_PATHS:
-        service.authorize(environ)
+        acceptor.tokens.authorize(environ, Scope.WRITE)
         raise HecRejection("bad_request", InvalidEvent(ACK_DISABLED, "ack"))
     decode = decode_raw if path in RAW_PATHS else decode_events
-    accepted = service.acceptor.accept(environ, partial(_decode, decode, environ), PARAMETERS)
+    accepted = acceptor.accept(environ, partial(_decode, decode, environ), PARAMETERS)
     if accepted.is_replayed:
         return REPLAYED
     if invalid := accepted.decoded.invalid:
-        service.note(left_out(invalid, "events"), environ)
+        note(left_out(invalid, "events"), environ)
     return SUCCESS
 
 
@@ -123,8 +124,8 @@ def _decode(
     return decode(body, context, {name: values[name] for name in DEFAULTS if name in values})
 
 
-def _report_health(service: Service) -> Response:
-    if service.unavailable() is None:
+def _report_health(acceptor: Acceptor) -> Response:
+    if acceptor.queue.unavailable() is None:
         return json_response({"text": HEALTHY.text, "code": HEALTHY.code})
     body = {"text": UNHEALTHY.text, "code": UNHEALTHY.code}
     return json_response(body, HTTPStatus.SERVICE_UNAVAILABLE)

@@ -9,11 +9,10 @@ from http import HTTPStatus
 from flask import Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 
-from astralog.api.dispatch import PlainView
-from astralog.api.protocols import OPTIONS, Service, decode_wsgi, without_parameters
+from astralog.api.dispatch import OPTIONS, Note, PlainView, decode_wsgi, without_parameters
 from astralog.api.responses import REPLAYED_HEADERS, make_rejecter
 from astralog.errors import Rejection
-from astralog.intake.acceptor import Inflate
+from astralog.intake.acceptor import Acceptor, Inflate
 from astralog.intake.body import Environ
 from astralog.intake.decoder import Decoder
 from astralog.intake.loki import MAX_TENANT_CHARACTERS, decode_json
@@ -21,7 +20,7 @@ from astralog.intake.loki import MAX_TENANT_CHARACTERS, decode_json
 PATH = "/loki/api/v1/push"
 
 
-def create_view(service: Service) -> PlainView:
+def create_view(acceptor: Acceptor, note: Note) -> PlainView:
     """Return the view of every path below `/loki/`."""
 
     def answer(environ: Environ) -> Response:
@@ -30,17 +29,17 @@ def create_view(service: Service) -> PlainView:
             raise NotFound
         if environ["REQUEST_METHOD"] != "POST":
             raise MethodNotAllowed(["POST"])
-        decode, inflate = _find_decoder(environ, service.max_body_bytes)
+        decode, inflate = _find_decoder(environ, acceptor.bodies.max_bytes)
         coding = without_parameters(environ.get("HTTP_CONTENT_ENCODING", ""))
         if coding == "snappy":  # as some say of protobuf
             environ = {**environ, "HTTP_CONTENT_ENCODING": ""}
-        accepted = service.acceptor.accept(environ, decode, OPTIONS, inflate)
+        accepted = acceptor.accept(environ, decode, OPTIONS, inflate)
         headers = REPLAYED_HEADERS if accepted.is_replayed else None
         response = Response(status=HTTPStatus.NO_CONTENT, headers=headers)
         del response.headers["Content-Type"]  # there is no content
         return response
 
-    return PlainView(answer, make_rejecter(service.note, _render))
+    return PlainView(answer, make_rejecter(note, _render))
 
 
 def _render(rejection: Rejection, environ: Environ) -> Response:

@@ -10,9 +10,15 @@ from typing import NoReturn
 from flask import Blueprint, Response
 
 from astralog.api import responses
-from astralog.api.dispatch import FixedResponse, Reject, plain_view
-from astralog.api.protocols import PARTIAL_OPTIONS, without_parameters
-from astralog.api.responses import REPLAYED_HEADERS, Note, describe_rejection, left_out
+from astralog.api.dispatch import (
+    PARTIAL_OPTIONS,
+    FixedResponse,
+    Note,
+    Reject,
+    plain_view,
+    without_parameters,
+)
+from astralog.api.responses import REPLAYED_HEADERS, describe_rejection, left_out
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ

@@ -9,8 +9,9 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from astralog.api.dispatch import Reject
+from astralog.api.dispatch import Note, Reject
 from astralog.errors import ORIGIN_FORBIDDEN, RETRIED_STATUSES, Rejection
+from astralog.intake.body import Environ
 from astralog.intake.invalid_logs import InvalidLogs
 from astralog.log import log_exception
 
@@ -26,11 +27,8 @@ INTERNAL = HTTPStatus.INTERNAL_SERVER_ERROR
 #: Invalid logs that a message describes.
 DESCRIBED_LOGS = 3
 
-#: Records a rejected request; its second argument is WSGI's environ.
-Note = Callable[[Rejection, dict[str, Any]], None]
-
-#: Returns a rejection in the form of a protocol; its second argument is WSGI's environ.
-Render = Callable[[Rejection, dict[str, Any]], Response]
+#: Returns a rejection in the form of a protocol.
+Render = Callable[[Rejection, Environ], Response]
 
 
 def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
@@ -78,7 +76,7 @@ def make_rejecter(
     By default, `render` makes JSON; the headers are the same for every protocol.
     """
 
-    def reject_error(error: Exception, environ: dict[str, Any]) -> Response:
+    def reject_error(error: Exception, environ: Environ) -> Response:
         rejection = _as_rejection(error, environ)
         note(rejection, environ)
         response = render(rejection, environ)

@@ -8,11 +8,10 @@ from marshmallow import RAISE, fields
 from marshmallow.validate import Length
 
 from astralog import __version__
+from astralog.api.dispatch import OPTIONS, PARTIAL_OPTIONS
 from astralog.api.drain import NDJSON_TYPES, SHOWN_LOGS
-from astralog.api.openapi import NOT_OF_BATCHES
 from astralog.api.otlp import PROTOBUF_TYPES
-from astralog.api.pages import CONTENT_SECURITY_POLICY, load_assets
-from astralog.api.protocols import OPTIONS, PARTIAL_OPTIONS
+from astralog.api.pages import CONTENT_SECURITY_POLICY, NOT_OF_BATCHES, load_assets
 from astralog.errors import MEANING_OF_CODE, STATUS_OF_CODE
 from astralog.intake.body import INFLATERS
 from astralog.intake.options import (

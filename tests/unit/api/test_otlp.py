@@ -16,7 +16,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
 from astralog.api import otlp
-from astralog.api.openapi import NOT_OF_BATCHES
+from astralog.api.pages import NOT_OF_BATCHES
 from astralog.errors import STATUS_OF_CODE
 from astralog.intake.otlp_protobuf import Protobuf
 from astralog.settings import Settings
