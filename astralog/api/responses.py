@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from astralog.api.dispatch import Note, Reject
 from astralog.errors import ORIGIN_FORBIDDEN, RETRIED_STATUSES, Rejection
 from astralog.intake.body import Environ
-from astralog.intake.invalid_logs import InvalidLogs
+from astralog.intake.decoder import InvalidLogs
 from astralog.log import log_exception
 
 log = logging.getLogger(__name__)

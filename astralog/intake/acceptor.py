@@ -8,9 +8,8 @@ from typing import NamedTuple, Protocol
 
 from astralog.auth import Tokens
 from astralog.errors import KEY_IN_USE, Rejection
-from astralog.intake.body import BodyReader, Environ, Reservation
+from astralog.intake.body import BodyReader, Environ
 from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded, Decoder, Slots
-from astralog.intake.invalid_logs import reject_invalid
 from astralog.intake.options import (
     KEY_HEADER,
     NO_OPTIONS,
@@ -23,7 +22,7 @@ from astralog.intake.options import (
     require_project,
 )
 from astralog.store.commit_queue import CommitQueue
-from astralog.store.memory_budget import HEAD_BYTES_KEY
+from astralog.store.memory_budget import HEAD_BYTES_KEY, MemoryReservation
 from astralog.tokens_file import Scope, Token
 
 
@@ -63,7 +62,7 @@ class Accepted(NamedTuple):
 
 #: Decompresses a body that is compressed by its protocol rather than by a Content-Encoding, and has
 #: the memory reserved for both; raises Rejection.
-Inflate = Callable[[bytes, Reservation], bytes]
+Inflate = Callable[[bytes, MemoryReservation], bytes]
 
 
 class Acceptor:
@@ -143,7 +142,7 @@ class _Request:
             del body
             reservation.resize(len(batch.lines))  # the lines are held in place of the body
             if invalid and not batch.logs:
-                raise reject_invalid(invalid, invalid.count)
+                raise invalid.reject(invalid.count)
             if options.is_dry_run:
                 return Accepted(decoded, is_dry_run=True)
             self._logs = batch.logs

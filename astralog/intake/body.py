@@ -4,10 +4,11 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from astralog.deadlines import Deadlines, yield_if_due
 from astralog.errors import Rejection
+from astralog.store.memory_budget import MemoryReservation
 from astralog.zstd import zstd
 
 #: Bytes that are decompressed at once.
@@ -40,16 +41,6 @@ _BINARY = re.compile(r"application/(x-protobuf|protobuf|octet-stream)\b", re.IGN
 Environ = dict[str, Any]
 
 
-class Reservation(Protocol):
-    """Memory granted to a request."""
-
-    def resize(self, size: int) -> None:
-        """Reserve `size` bytes in total; raises Rejection `queue_full` or `body_too_large`."""
-
-    def check(self, size: int) -> None:
-        """Raise the Rejection that `resize` would raise."""
-
-
 class Inflater(NamedTuple):
     """A function that decompresses one Content-Encoding, and its measured memory.
 
@@ -77,7 +68,7 @@ class BodyReader:
         self._timeout_seconds = timeout_seconds
         self._deadlines = Deadlines(lambda: timeout_seconds, self._too_slow)
 
-    def read(self, environ: Environ, reservation: Reservation) -> bytes:
+    def read(self, environ: Environ, reservation: MemoryReservation) -> bytes:
         """Return the body, decompressed according to its Content-Encoding.
 
         Raises Rejection: `length_required`, `unsupported_charset`, `unsupported_encoding` or
@@ -93,20 +84,21 @@ class BodyReader:
             raise _too_large(self.max_bytes)
         if length > SHORT_BYTES:
             reservation.check(length)
+        stream = environ["wsgi.input"]
         try:
             with self._deadlines:
                 if length < 0 or inflater:
-                    return self._read_stream(environ, length, inflater, reservation)
+                    return self._read_stream(stream, length, inflater, reservation)
                 read = _read_short if length <= SHORT_BYTES else _read_long
-                return read(environ["wsgi.input"], length, reservation)
+                return read(stream, length, reservation)
         except OSError:  # the client vanished, or its chunks are malformed
             raise _ended_early() from None
 
     def _read_stream(
-        self, environ: Environ, length: int, inflater: Inflater | None, reservation: Reservation
+        self, stream: Any, length: int, inflater: Inflater | None, reservation: MemoryReservation
     ) -> bytes:
         body = _GrowingBody(reservation)
-        sent = _SentPieces(environ, length, self.max_bytes)
+        sent = _SentPieces(stream, length, self.max_bytes)
         for piece in inflater.inflate(sent) if inflater else sent:
             size = body.size + len(piece)
             if size > self.max_bytes:
@@ -121,7 +113,7 @@ class BodyReader:
         return Rejection("body_timeout", f"The body did not arrive within {seconds} seconds.")
 
 
-def _read_short(stream: Any, length: int, reservation: Reservation) -> bytes:
+def _read_short(stream: Any, length: int, reservation: MemoryReservation) -> bytes:
     """Return a body of at most SHORT_BYTES, which usually arrives at once."""
     body: bytes = stream.read1(length)
     reservation.resize(length)
@@ -134,7 +126,7 @@ def _read_short(stream: Any, length: int, reservation: Reservation) -> bytes:
     return body
 
 
-def _read_long(stream: Any, length: int, reservation: Reservation) -> bytes:
+def _read_long(stream: Any, length: int, reservation: MemoryReservation) -> bytes:
     """Return a longer body; its memory is reserved as it arrives."""
     body = _GrowingBody(reservation)
     while body.size < length:
@@ -172,7 +164,7 @@ class _GrowingBody:
     as much as the body.
     """
 
-    def __init__(self, reservation: Reservation) -> None:
+    def __init__(self, reservation: MemoryReservation) -> None:
         self._reservation = reservation
         self._pieces: list[bytes] = []
         self._joined = 0  # of these
@@ -202,13 +194,11 @@ class _SentPieces:
     of any size that decompress to nothing.
     """
 
-    def __init__(self, environ: Environ, length: int, max_bytes: int) -> None:
-        """Read a body of `length` bytes, -1 if unknown."""
-        self._stream = environ["wsgi.input"]
+    def __init__(self, stream: Any, length: int, max_bytes: int) -> None:
+        """Read a body of `length` bytes, -1 if unknown, since it comes in chunks."""
+        self._stream = stream
         self._is_length_known = length >= 0
-        self._left = length
-        if length < 0:
-            self._left = sys.maxsize  # it comes in chunks
+        self._left = length if self._is_length_known else sys.maxsize
         self._max_bytes = max_bytes
         self._size = 0
         #: Bytes of the last piece, if the parser of the chunks still holds it.

@@ -5,18 +5,18 @@ A worker decodes one body after another, as long as none takes too long: in a sl
 
 import gc
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.lock import Semaphore
 
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS, Rejection
-from astralog.intake.body import Reservation
-from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.options import Options, find_project
+from astralog.store.memory_budget import MemoryReservation
 from astralog.store.queue import Batch
 
 #: The longest text that is decoded without a slot: it takes at most 3 ms.
@@ -28,6 +28,18 @@ FAST_BYTES = 256 * 1024
 #: Maximum seconds until a body gets its last slot; with the commit's 8, the longest wait of a
 #: client. After it: 503 `queue_full`.
 SLOT_TIMEOUT_SECONDS = 2.0
+
+#: Invalid logs per batch that are described; the rest are counted.
+DESCRIBED_LOGS = 20
+
+#: Fields per invalid log that are described.
+DESCRIBED_FIELDS = 20
+
+#: Invalid logs that are counted if they reject their batch; the rest of it is not checked.
+COUNTED_LOGS = 1000
+
+#: Characters of a message, which may repeat a client's text.
+MESSAGE_CHARACTERS = 2 * SHOWN_CHARACTERS
 
 _NO_SLOT = nullcontext()
 
@@ -92,7 +104,7 @@ class Context(NamedTuple):
     options: Options
     slots: Slots
     deadline: float
-    reservation: Reservation
+    reservation: MemoryReservation
 
     @property
     def project(self) -> str:
@@ -135,6 +147,49 @@ class Context(NamedTuple):
         if self.projects is not None:
             for name in dict.fromkeys(names):
                 self.check_project(name, logs)
+
+
+class InvalidLogs:
+    """Invalid logs by their number; `seen` counts all logs that were checked.
+
+    With `are_kept`, they are stored as text (`invalid=keep`).
+    """
+
+    def __init__(self, *, are_kept: bool = False) -> None:
+        self.are_kept = are_kept
+        self.errors: dict[int, Any] = {}
+        self.count = 0
+        self.seen = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether COUNTED_LOGS were counted, the most before a batch is rejected."""
+        return self.count >= COUNTED_LOGS
+
+    @property
+    def are_described(self) -> bool:
+        """Return whether DESCRIBED_LOGS were counted, so that others need no messages."""
+        return self.count >= DESCRIBED_LOGS
+
+    def add(self, number: int, messages: Mapping[str, Any], count: int = 1) -> None:
+        """Count logs from a number on, and describe the first by the messages for their fields."""
+        described = min(count, DESCRIBED_LOGS - self.count)
+        self.errors |= {number + place: describe(messages) for place in range(described)}
+        self.count += count
+
+    def reject(self, total: int) -> Rejection:
+        """Return the rejection of a batch of `total` logs for its invalid ones."""
+        least = "" if self.seen == total else "At least "
+        message = f"{least}{self.count} of {total} logs are invalid; nothing was stored"
+        return Rejection("invalid_batch", message, {"logs": self.errors}, total)
+
+
+def describe(messages: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the messages of the first fields, shortened for a client."""
+    return {
+        name[:SHOWN_CHARACTERS]: [text[:MESSAGE_CHARACTERS] for text in texts]
+        for name, texts in islice(messages.items(), DESCRIBED_FIELDS)
+    }
 
 
 class Decoded(NamedTuple):

@@ -7,12 +7,10 @@ from typing import Any
 from astralog.deadlines import yield_if_due
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.invalid_logs import InvalidLogs
 from astralog.intake.lines import (
     RUN_BYTES,
     LineWriter,
     escaped_size,
-    finish_batch,
     project_of,
     repeated_bytes,
 )
@@ -95,9 +93,9 @@ class ForeignBatch:
         self.repeated_bytes = repeated_bytes((self.project, self.service, self.level, self.arrival))
         self._context = context
         self._projects = context.projects
-        self._invalid = InvalidLogs()
         held_bytes = len(text) if text is body else len(body) + len(text)
-        self._lines = LineWriter(context.reservation, held_bytes, MAX_REPEATED_BYTES)
+        self._lines = LineWriter(context, held_bytes, MAX_REPEATED_BYTES)
+        self._invalid = self._lines.invalid
         self._run: list[Any] = []
         self._run_bytes = 0
 
@@ -149,4 +147,4 @@ class ForeignBatch:
     def finish(self) -> Decoded:
         """Return the batch; raises Rejection if invalid logs reject it."""
         self._flush()
-        return finish_batch(self._lines, self._invalid, self._context.options)
+        return self._lines.finish()

@@ -10,7 +10,7 @@ import msgspec
 from marshmallow import ValidationError
 
 from astralog.deadlines import in_turns, yield_if_due
-from astralog.intake.invalid_logs import DESCRIBED_FIELDS, describe
+from astralog.intake.decoder import DESCRIBED_FIELDS, describe
 from astralog.intake.members import RAW_BYTES, decode_list
 from astralog.intake.schema import BatchSchema
 from astralog.intake.strict_json import parse, replace_lone_surrogates

@@ -14,10 +14,9 @@ import msgspec
 from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.columns import ALIKE_LOGS, Columns, NotAlikeError
-from astralog.intake.decoder import Context, Decoded
+from astralog.intake.decoder import Context, Decoded, describe
 from astralog.intake.foreign import ForeignBatch, read_members, valid_utf8
 from astralog.intake.formats import PIECE_BYTES, find_objects
-from astralog.intake.invalid_logs import describe
 from astralog.intake.lines import RUN_BYTES, encode_value
 from astralog.intake.members import (
     LINE_BREAKS,

@@ -7,10 +7,8 @@ from typing import Any
 import msgspec
 
 from astralog.errors import Rejection, mebibytes
-from astralog.intake.body import Reservation
-from astralog.intake.decoder import Decoded
-from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.options import OnInvalid, Options
+from astralog.intake.decoder import Context, Decoded, InvalidLogs
+from astralog.intake.options import OnInvalid
 from astralog.store.queue import Batch
 
 #: Bytes of logs that are decoded, changed and encoded at once. As objects, they take several times
@@ -42,11 +40,16 @@ project_of = attrgetter("project_id")
 
 
 class LineWriter:
-    """Encode the logs of one body, and reserve the memory of the body and of the lines."""
+    """Encode the logs of one body, and reserve the memory of the body and of the lines.
 
-    def __init__(self, reservation: Reservation, body_bytes: int, spare_bytes: int) -> None:
+    `invalid` are the logs of the body that are not among them.
+    """
+
+    def __init__(self, context: Context, body_bytes: int, spare_bytes: int) -> None:
         """Limit the lines to MAX_GROWTH times the body plus `spare_bytes`."""
-        self._reservation = reservation
+        self._reservation = context.reservation
+        self._on_invalid = context.options.on_invalid
+        self.invalid = InvalidLogs(are_kept=self._on_invalid is OnInvalid.KEEP)
         self._held_bytes = body_bytes
         self._body_bytes = body_bytes
         self._spare_bytes = spare_bytes
@@ -86,16 +89,12 @@ class LineWriter:
         check_growth(len(self._buffer), self._body_bytes, self._spare_bytes)
         self.expect(0)
 
-    def finish(self) -> Batch:
-        """Return the batch."""
-        return Batch(self._buffer, self.logs)
-
-
-def finish_batch(lines: LineWriter, invalid: InvalidLogs, options: Options) -> Decoded:
-    """Return the batch of the valid logs; raises Rejection if the invalid ones reject it."""
-    if invalid.count and options.on_invalid is OnInvalid.REJECT:
-        raise reject_invalid(invalid, invalid.seen)
-    return Decoded(lines.finish(), invalid if invalid.count else None)
+    def finish(self) -> Decoded:
+        """Return the batch of the valid logs; raises Rejection if the invalid ones reject it."""
+        invalid = self.invalid
+        if invalid.count and self._on_invalid is OnInvalid.REJECT:
+            raise invalid.reject(invalid.seen)
+        return Decoded(Batch(self._buffer, self.logs), invalid if invalid.count else None)
 
 
 def check_growth(size: int, body_bytes: int, spare_bytes: int) -> None:

@@ -10,8 +10,8 @@ import msgspec
 from marshmallow import ValidationError
 
 from astralog.intake.columns import NotAlikeError
+from astralog.intake.decoder import DESCRIBED_FIELDS
 from astralog.intake.formats import LINES, ONE_LOG, Format, LogDecoders
-from astralog.intake.invalid_logs import DESCRIBED_FIELDS
 from astralog.intake.lines import encode_value
 from astralog.intake.mapping import change_log, fill_in, move_fields, move_lines
 from astralog.intake.members import (

@@ -14,7 +14,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from astralog.deadlines import in_turns
 from astralog.errors import Rejection
-from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch
 from astralog.intake.loki import (
@@ -25,6 +24,7 @@ from astralog.intake.loki import (
     read_in_runs,
 )
 from astralog.intake.protobuf import check_size, define, read_varint
+from astralog.store.memory_budget import MemoryReservation
 
 try:
     import cramjam
@@ -91,7 +91,7 @@ def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
         return batch.finish()
 
 
-def inflate(max_bytes: int, body: bytes, reservation: Reservation) -> bytes:
+def inflate(max_bytes: int, body: bytes, reservation: MemoryReservation) -> bytes:
     """Return the message in a block of Snappy, at most `max_bytes`.
 
     Its memory is reserved first. Raises Rejection.

@@ -21,7 +21,7 @@ from astralog.intake.columns import (
     read_scalars,
     read_texts,
 )
-from astralog.intake.invalid_logs import DESCRIBED_FIELDS
+from astralog.intake.decoder import DESCRIBED_FIELDS
 from astralog.intake.lines import encode_value
 from astralog.intake.members import (
     NULL,

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from astralog.deadlines import in_runs, yield_if_due
 from astralog.errors import Rejection
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.invalid_logs import InvalidLogs, reject_invalid
-from astralog.intake.lines import STEP_BYTES, LineWriter, escaped_size, finish_batch
+from astralog.intake.lines import STEP_BYTES, LineWriter, escaped_size
 from astralog.intake.options import OnInvalid
 from astralog.intake.otlp_log import InvalidRecord, Origin, Source, make_origin
 from astralog.intake.strict_json import name_encoding
@@ -104,9 +103,9 @@ class _Decode:
         self._budget = ValueBudget()
         self._reader = encoding.make_reader(time.time_ns(), self._budget)
         self._context = context
-        self._invalid = InvalidLogs()  # counts all records
         self._scopes = 0
-        self._lines = LineWriter(context.reservation, body_bytes, MAX_REPEATED_BYTES)
+        self._lines = LineWriter(context, body_bytes, MAX_REPEATED_BYTES)
+        self._invalid = self._lines.invalid  # counts all records
 
     def run(self, body: bytes) -> Decoded:
         """Return the batch; raises Rejection, or ValueError for a body that is not an export."""
@@ -115,7 +114,7 @@ class _Decode:
             self._add_resource(text, number)
         if not self._invalid.seen:
             self._check_known(Level.EXPORT, body, place)
-        return finish_batch(self._lines, self._invalid, self._context.options)
+        return self._lines.finish()
 
     def _add_resource(self, text: Any, number: int) -> None:
         """Add the records of a resource."""
@@ -196,7 +195,7 @@ class _Decode:
         field = error.field if isinstance(error, InvalidRecord) else "_schema"
         self._invalid.add(number, {field: [_word(error)]})
         if self._invalid.is_full and self._context.options.on_invalid is OnInvalid.REJECT:
-            raise reject_invalid(self._invalid, number + 1)
+            raise self._invalid.reject(number + 1)
 
 
 def try_read(read: Callable[[], Source]) -> Source:

@@ -7,11 +7,11 @@ from typing import NoReturn
 from unittest.mock import patch
 
 from astralog.errors import Rejection
-from astralog.intake import batch, logs, piecewise
+from astralog.intake import batch, logs
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.body import Reservation
 from astralog.intake.decoder import Context, Slots
 from astralog.intake.options import NO_OPTIONS, Options
+from astralog.store.memory_budget import MemoryReservation
 from astralog.store.queue import Batch
 
 
@@ -20,13 +20,13 @@ def make_context(
     options: Options = NO_OPTIONS,
     slots: Slots | None = None,
     deadline: float = inf,
-    reservation: Reservation | None = None,
+    reservation: MemoryReservation | None = None,
 ) -> Context:
     """Return the context of a request; without `slots` or a `reservation`, it has its own."""
     return Context(projects, options, slots or Slots(), deadline, reservation or Room())
 
 
-class Room:
+class Room(MemoryReservation):
     """Memory that records its reservations, and ends at `limit`."""
 
     def __init__(self, limit: float = inf) -> None:
@@ -62,6 +62,6 @@ def _reject(*args: object) -> NoReturn:
 def marshmallow_alone() -> Iterator[None]:
     """Leave every log to marshmallow during the block, without the compiled decoder."""
     with ExitStack() as stack:
-        for module in (batch, piecewise, logs):
+        for module in (batch, logs):
             stack.enter_context(patch.object(module, "load", _reject))
         yield

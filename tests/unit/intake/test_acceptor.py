@@ -18,8 +18,7 @@ from astralog.auth import Tokens
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.body import BodyReader
-from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded
-from astralog.intake.invalid_logs import InvalidLogs
+from astralog.intake.decoder import SLOT_TIMEOUT_SECONDS, Context, Decoded, InvalidLogs
 from astralog.intake.options import Options
 from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue

@@ -9,11 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
-from astralog.intake import piecewise
 from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.decoder import Decoded
+from astralog.intake.decoder import DESCRIBED_LOGS, Decoded
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.invalid_logs import DESCRIBED_LOGS
 from astralog.intake.options import OnInvalid, Options, parse_options
 from astralog.intake.value_limits import LONG_LOG_COMMAS
 from tests.support.decoding import Room, make_context, marshmallow_alone
@@ -188,7 +186,7 @@ def test_only_so_many_logs_with_invalid_fields_are_kept(
     more: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their messages take long; text that is not JSON is not counted."""
-    monkeypatch.setattr(piecewise, "MAX_KEPT_LOGS", 3)
+    monkeypatch.setattr("astralog.intake.batch.MAX_KEPT_LOGS", 3)
     body = b"\n".join([b"text", *[b"{}"] * (3 + more), b"text", VALID])
     if not more:
         assert len(kept(decode_lines, body)) == 5

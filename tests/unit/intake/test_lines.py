@@ -33,12 +33,12 @@ def make_logs(count: int, message: str = "m") -> list[Any]:
 def test_lines_are_charged_in_addition_to_the_body() -> None:
     """The body is held until the last of its logs is encoded."""
     room = Room()
-    writer = LineWriter(room, body_bytes=1000, spare_bytes=MIB)
+    writer = LineWriter(make_context(reservation=room), body_bytes=1000, spare_bytes=MIB)
     writer.add(make_logs(10))
     writer.hold(50)
     writer.add(make_logs(10))
     writer.hold(-50)
-    batch = writer.finish()
+    batch = writer.finish().batch
     half = len(batch.lines) // 2
     assert [1000 + half, 1050 + half, 1050 + 2 * half, 1000 + 2 * half] == room.sizes
     assert (msgspec.json.Encoder().encode_lines(make_logs(20)), 20) == batch
@@ -48,12 +48,12 @@ def test_lines_are_charged_in_addition_to_the_body() -> None:
 def test_long_lines_are_held_once(logs: int) -> None:
     """Neither the encoder nor the batch has a second copy."""
     long = make_logs(1, "\1" * MIB)[0]
-    writer = LineWriter(Room(), 0, 64 * MIB)
+    writer = LineWriter(make_context(reservation=Room()), 0, 64 * MIB)
     tracemalloc.start()
     try:
         for _ in range(logs):
             writer.add([long])
-        batch = writer.finish()
+        batch = writer.finish().batch
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -62,7 +62,7 @@ def test_long_lines_are_held_once(logs: int) -> None:
 
 def test_lines_without_room_are_rejected() -> None:
     """The lines encoded so far stay within the memory."""
-    writer = LineWriter(Room(1500), body_bytes=1000, spare_bytes=MIB)
+    writer = LineWriter(make_context(reservation=Room(1500)), body_bytes=1000, spare_bytes=MIB)
     writer.add(make_logs(4))
     with pytest.raises(Rejection) as rejected:
         writer.add(make_logs(4))
@@ -71,7 +71,7 @@ def test_lines_without_room_are_rejected() -> None:
 
 def test_expected_lines_need_room_too() -> None:
     """They are rejected before they are encoded."""
-    writer = LineWriter(Room(1500), body_bytes=1000, spare_bytes=MIB)
+    writer = LineWriter(make_context(reservation=Room(1500)), body_bytes=1000, spare_bytes=MIB)
     writer.expect(500)
     with pytest.raises(Rejection, match="No room"):
         writer.expect(501)
@@ -88,11 +88,11 @@ def test_repeated_values_are_encoded_in_steps(monkeypatch: pytest.MonkeyPatch) -
         return encoded
 
     monkeypatch.setattr(lines, "encode_lines", note)
-    writer = LineWriter(Room(), 0, 64 * MIB)
+    writer = LineWriter(make_context(reservation=Room()), 0, 64 * MIB)
     writer.add(make_logs(200, "x" * 50_000), repeated_bytes=50_000)
     writer.add(make_logs(2, "x" * 2 * MIB), repeated_bytes=2 * MIB)
     assert max(sizes[:-2]) < 1.1 * STEP_BYTES
-    assert 202 == writer.finish().lines.count(b"\n")
+    assert 202 == writer.finish().batch.lines.count(b"\n")
 
 
 @given(st.text() | st.text(st.characters(max_codepoint=0x80)))

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astralog.errors import Rejection
+from astralog.intake import batch, formats, value_limits
 from astralog.intake import batch as codec
-from astralog.intake import formats, piecewise, value_limits
 from astralog.intake.formats import PIECE_BYTES, Lines
 from astralog.intake.options import OnInvalid, Options
 from astralog.intake.value_limits import LONG_LOG_COMMAS
@@ -141,7 +141,7 @@ def test_a_body_of_too_many_values_is_rejected() -> None:
 def test_a_body_of_too_many_lines_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """With partial=true an invalid line takes 10 µs or more, and may be one byte long."""
     monkeypatch.setattr(formats, "PIECE_BYTES", 100)
-    for module in (piecewise, value_limits):  # the second words the message
+    for module in (batch, value_limits):  # the second words the message
         monkeypatch.setattr(module, "LONG_BODY_COMMAS", 100)
     context = make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
     with pytest.raises(Rejection, match="more than 100 values"):

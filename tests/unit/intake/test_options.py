@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from astralog.api import elasticsearch
 from astralog.errors import Rejection
-from astralog.intake import batch, decoder, invalid_logs, piecewise
-from astralog.intake.batch import decode_json, decode_lines
-from astralog.intake.decoder import Decoded
+from astralog.intake import batch, decoder
+from astralog.intake.batch import SLOW_PIECE_BYTES, decode_json, decode_lines
+from astralog.intake.decoder import COUNTED_LOGS, DESCRIBED_LOGS, Decoded
 from astralog.intake.formats import LINES, PIECE_BYTES
-from astralog.intake.invalid_logs import COUNTED_LOGS, DESCRIBED_LOGS
 from astralog.intake.lines import RUN_BYTES
 from astralog.intake.options import (
     CONSTANTS,
@@ -26,7 +25,6 @@ from astralog.intake.options import (
     Options,
     parse_options,
 )
-from astralog.intake.piecewise import SLOW_PIECE_BYTES
 from tests.support.decoding import make_context, marshmallow_alone
 from tests.support.service import make_log
 from tests.unit.intake.test_compiled_schema import json_object, strings, timestamp_texts, values
@@ -365,10 +363,10 @@ def test_the_valid_logs_are_stored_however_many_are_invalid(
 ) -> None:
     """All invalid ones are counted and the first ones described, also in a long body."""
     for module, limit in (
-        (invalid_logs, "COUNTED_LOGS"),
+        (decoder, "COUNTED_LOGS"),
         (batch, "FAST_BYTES"),
         (decoder, "FAST_BYTES"),
-        (piecewise, "SLOW_PIECE_BYTES"),
+        (batch, "SLOW_PIECE_BYTES"),
     ):
         monkeypatch.setattr(module, limit, getattr(module, limit) // 10)
     valid = [make_log(message=str(number)) for number in range(3)]
