@@ -6,6 +6,7 @@ commits a record of the lines' position (the write-ahead record), and only then 
 """
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -307,8 +308,8 @@ BLOCK_BYTES = 1024 * 1024
 #: Open segments whose checked length is remembered.
 MAX_SEGMENTS = 1000
 
-#: Attempts for a segment that is recovered or renamed meanwhile, which takes a sync or two, and the
-#: seconds between them.
+#: Attempts for a segment that is recovered or renamed meanwhile, which takes a sync or two, or if
+#: the database is locked, and the seconds between them.
 ATTEMPTS = 50
 PAUSE_SECONDS = 0.01
 
@@ -352,8 +353,13 @@ class StoredLines:
                     return stop <= size_of_lines(self._directory, segment)
                 if not self._open_path(segment).exists():
                     return False
+            except OSError as error:
+                if (
+                    error.errno != errno.EBUSY
+                ):  # a recovery waits for the database a short time only
+                    raise
             _sleep(PAUSE_SECONDS)
-        raise BlockingIOError("the segment is being recovered")
+        raise BlockingIOError("the segment is being recovered, or the database is locked")
 
     def _open_path(self, segment: str) -> Path:
         return SegmentName(segment).path(self._directory, Form.OPEN)

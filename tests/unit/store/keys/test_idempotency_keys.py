@@ -226,6 +226,26 @@ def test_segment_under_recovery_is_not_synced(
     assert REPLAYED == two.send("a", A)
 
 
+def test_retry_waits_for_a_database_that_is_locked(
+    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other recoveries open the database again and again, longer than one of them waits for it."""
+    one, two = make_worker(), make_worker()
+    kill_at(monkeypatch, "sync")
+    kill_while_storing(one, "a", A)
+    locked = [True] * 3
+
+    def fail_at_first(directory: Path, segment: str) -> list[tuple[int, int]]:
+        if locked:
+            locked.pop()
+            raise OSError(errno.EBUSY, "keys.db is being opened for too long")
+        return ranges_in(directory, segment)
+
+    monkeypatch.setattr(recovery, "ranges_in", fail_at_first)
+    assert REPLAYED == two.send("a", A)
+    assert A == stored(tmp_path)
+
+
 # --- The disk fails
 
 
