@@ -150,24 +150,28 @@ def _cut(
                 disk.write_after_power_cut(data_dir, bench.random)
                 acknowledged = load.acknowledged_by(disk.answers)
                 again = load.batches_to_send(acknowledged, bench.random)
-                _recover(row, data_dir, again)
+                acknowledged |= _recover(row, data_dir, again)
                 _end_compression(row, data_dir)
-                _check(row, data_dir, acknowledged, dict(again), may_double)
+                _check(row, data_dir, acknowledged, may_double)
                 bench.remove(data_dir.parent)
 
 
-def _recover(row: Row, data_dir: Path, again: list[tuple[int, int]]) -> None:
-    """Let the service recover the files, now and then in a real start, and send batches again."""
+def _recover(row: Row, data_dir: Path, again: list[tuple[int, int]]) -> dict[int, int]:
+    """Let the service recover the files, now and then in a real start, and send batches again.
+
+    Return those that it acknowledges.
+    """
     row.tried += 1
     if row.tried % STATES_A_START:
-        send_again(row, data_dir, again)
+        acknowledged = send_again(row, data_dir, again)
         recover(data_dir)
-        return
+        return acknowledged
     with Service(data_dir.parent) as service:
-        send_again_for_real(row, service, again)
+        acknowledged = send_again_for_real(row, service, again)
         wait_for(lambda: not service.has_orphans())
         if service.drain({"logs": []}).status != 200 or service.stop() != 0:
             row.fail("did not serve after the power cut")
+    return acknowledged
 
 
 def _end_compression(row: Row, data_dir: Path) -> None:
@@ -190,21 +194,13 @@ def _is_same(compressed: Path, plain: Path) -> bool:
         return False
 
 
-def _check(
-    row: Row,
-    data_dir: Path,
-    acknowledged: dict[int, int],
-    again: dict[int, int],
-    may_double: bool,
-) -> None:
+def _check(row: Row, data_dir: Path, acknowledged: dict[int, int], may_double: bool) -> None:
     """Add missing and wrong lines to the row; batches without a key `may_double`."""
     lines = read_lines(sorted(data_dir.glob("*.ndjson*")), row)
     found = Counter(batch for batch, _ in lines)
-    stored = acknowledged | again
-    row.acknowledged += len(stored)
-    keyed = {number: size for number, size in stored.items() if number >= KEYED_START}
-    row.keyed += len(keyed)
-    lost = [batch for batch, size in stored.items() if found[batch] != size]
+    row.acknowledged += len(acknowledged)
+    row.keyed += sum(1 for number in acknowledged if number >= KEYED_START)
+    lost = [batch for batch, size in acknowledged.items() if found[batch] != size]
     row.lost += len(lost)
     twice = {batch for (batch, _), count in lines.items() if count > 1}
     doubled = {batch for batch in twice if batch >= KEYED_START or not may_double}

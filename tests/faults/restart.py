@@ -22,24 +22,48 @@ from tests.support.service import TOKEN, Service, wait_for
 STOP_SECONDS = 10.0
 
 
-def send_again(row: Row, data_dir: Path, batches: Iterable[tuple[int, int]]) -> None:
-    """Start on the files of a data directory, send batches by their numbers and sizes, and stop."""
-    with _started(data_dir) as client:
+class _LastError(logging.Handler):
+    """Keeps the last error that the service logged."""
+
+    text = "none"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def send_again(row: Row, data_dir: Path, batches: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Start on the files of a data directory, send batches by their numbers and sizes, and stop.
+
+    Return those that are acknowledged.
+    """
+    acknowledged = {}
+    with _started(data_dir) as (client, error):
         for number, size in batches:
             body, headers = make_body(number, size), make_headers(number)
             answer = client.post("/v1/drain", data=body, headers=headers)
             row.sent_again += 1
-            if answer.status_code != 200:
-                row.fail(f"a second try was answered {answer.status_code} {answer.get_data()!r}")
+            if answer.status_code == 200:
+                acknowledged[number] = size
+            else:
+                response = f"{answer.status_code} {answer.get_data()!r}"
+                row.fail(f"a second try was answered {response}; logged: {error.text}")
+    return acknowledged
 
 
-def send_again_for_real(row: Row, service: Service, batches: Iterable[tuple[int, int]]) -> None:
+def send_again_for_real(
+    row: Row, service: Service, batches: Iterable[tuple[int, int]]
+) -> dict[int, int]:
     """Send batches to a running service, as `send_again` does."""
+    acknowledged = {}
     for number, size in batches:
         answer = service.drain(make_body(number, size), make_headers(number))
         row.sent_again += 1
-        if answer.status != 200:
-            row.fail(f"a second try was answered {answer.status} {answer.raw!r}")
+        if answer.status == 200:
+            acknowledged[number] = size
+        else:
+            response = f"{answer.status} {answer.raw!r}"
+            row.fail(f"a second try was answered {response}; logged: {service.log()[-1000:]}")
+    return acknowledged
 
 
 def recover(data_dir: Path) -> None:
@@ -52,20 +76,25 @@ def recover(data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the log of recoveries: one line per state would be too many."""
+    """Suppress the service's log: the lines of one recovery per state would be too many."""
     logger = logging.getLogger("astralog")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    nowhere = logging.NullHandler()
+    logger.addHandler(nowhere)
+    logger.propagate = False
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.propagate = True
+        logger.removeHandler(nowhere)
 
 
 @contextlib.contextmanager
-def _started(data_dir: Path) -> Iterator[FlaskClient]:
+def _started(data_dir: Path) -> Iterator[tuple[FlaskClient, _LastError]]:
     app = create_app(Settings(data_dir=data_dir, tokens=TOKEN, min_free_bytes=0))
+    error = _LastError(logging.ERROR)
+    logging.getLogger("astralog").addHandler(error)
     try:
-        yield app.test_client()
+        yield app.test_client(), error
     finally:
         services_of(app).queue.stop(STOP_SECONDS)
+        logging.getLogger("astralog").removeHandler(error)

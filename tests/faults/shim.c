@@ -34,7 +34,8 @@ enum { SHORT = -1, STALL = -2, TORN = -3, NO_MEMORY = -4 };
 #define KNOWN_FILES 65536
 #define DURABLE (CLOCK_SECONDS + 1)
 #define FAILURES (DURABLE + KNOWN_FILES)
-#define LOCK (FAILURES + KNOWN_FILES)
+#define SYNCS (FAILURES + KNOWN_FILES)
+#define LOCK (SYNCS + KNOWN_FILES)
 #define CONTROL_BYTES ((LOCK + 1) * 8)
 
 static int64_t *control;
@@ -42,9 +43,9 @@ static const char *directory;
 static size_t directory_length;
 /* It is opened for each record: a process that closes what it inherited would close it too. */
 static const char *trace;
-/* By inode, and shared by all processes: one more than what of a file is on the disk, 0 where nobody
- * knows; and how many of its syncs have failed. */
-static int64_t *durable, *failures;
+/* By inode, and shared by all processes: one more than the bytes of the file that are on the disk, 0 if
+ * unknown; the number of its failed syncs; and of those that wrote its pages. */
+static int64_t *durable, *failures, *syncs;
 /* The failures that this process was told of: each one that has the file open is told once. */
 static int64_t told[KNOWN_FILES];
 
@@ -63,6 +64,7 @@ __attribute__((constructor)) void start_faults(void) {
     control = memory;
     durable = control + DURABLE;
     failures = control + FAILURES;
+    syncs = control + SYNCS;
 }
 
 static int is_ours(const char *path) {
@@ -146,10 +148,11 @@ void *malloc(size_t size) {
     return NULL;
 }
 
-/* What this process wrote at offsets of its choice, as a database does, and has not synced. */
+/* What this process wrote at offsets of its choice, as a database does, and has not synced. A later sync
+ * of another process writes these pages too: then `syncs` has another value than before the write. */
 struct range {
     uint64_t inode;
-    int64_t start, end;
+    int64_t start, end, syncs;
 };
 static struct range *unsynced;
 static size_t unsynced_count, unsynced_room;
@@ -163,14 +166,14 @@ static void unlock_unsynced(void) {
     __atomic_store_n(&unsynced_lock, 0, __ATOMIC_SEQ_CST);
 }
 
-static void note_unsynced(uint64_t inode, int64_t start, int64_t end) {
+static void note_unsynced(uint64_t inode, int64_t start, int64_t end, int64_t before) {
     lock_unsynced();
     if (unsynced_count == unsynced_room) {
         unsynced_room = unsynced_room ? 2 * unsynced_room : 1024;
         unsynced = realloc(unsynced, unsynced_room * sizeof *unsynced);
         if (!unsynced) abort();
     }
-    unsynced[unsynced_count++] = (struct range){inode, start, end};
+    unsynced[unsynced_count++] = (struct range){inode, start, end, before};
     unlock_unsynced();
 }
 
@@ -191,11 +194,12 @@ static ssize_t do_write(int fd, const struct iovec *data, int count, int64_t off
         data = &part;
         count = 1;
     }
+    uint64_t inode = inode_of(fd);
+    int64_t before = syncs[inode % KNOWN_FILES];
     ssize_t written = offset < 0 ? syscall(SYS_writev, fd, data, count)
                                  : syscall(SYS_pwritev, fd, data, count, offset, 0);
     if (written > 0) {
-        uint64_t inode = inode_of(fd);
-        if (offset >= 0) note_unsynced(inode, offset, offset + written);
+        if (offset >= 0) note_unsynced(inode, offset, offset + written, before);
         /* Others may append to it as well: what the file's size says is not where this went. */
         else offset = lseek(fd, 0, SEEK_CUR) - written;
         char head[96];
@@ -240,14 +244,15 @@ static void zero(int fd, uint64_t inode, int64_t position, int64_t end) {
     }
 }
 
-/* Forget what of a file was not synced; after a failed sync, it is lost up to the file's size. */
+/* Forget the unsynced ranges of a file; after a failed sync, they are lost up to the file's size. */
 static void settle(uint64_t inode, int fd, int64_t size) {
     size_t kept = 0;
     lock_unsynced();
     for (size_t i = 0; i < unsynced_count; i++) {
         struct range range = unsynced[i];
         if (range.inode != inode) unsynced[kept++] = range;
-        else if (fd >= 0) zero(fd, inode, range.start, range.end < size ? range.end : size);
+        else if (fd >= 0 && range.syncs == syncs[inode % KNOWN_FILES])
+            zero(fd, inode, range.start, range.end < size ? range.end : size);
     }
     unsynced_count = kept;
     unlock_unsynced();
@@ -293,6 +298,10 @@ static int do_sync(int fd, int number) {
     }
     int result = outcome > 0 ? -1 : syscall(number, fd);
     if (outcome <= 0) lock();
+    if (!is_directory && !result) {
+        syncs[place]++;
+        settle(status.st_ino, -1, 0);
+    }
     if (!is_directory && !result && told[place] != failures[place]) {
         result = -1;
         outcome = EIO; /* another process's sync lost its pages, which may be this one's */
@@ -302,7 +311,6 @@ static int do_sync(int fd, int number) {
         char head[64];
         snprintf(head, sizeof head, "%c %lu\n", is_directory ? 'D' : 'Y', status.st_ino);
         record(head, NULL, 0, 0);
-        if (!is_directory) settle(status.st_ino, -1, 0);
         if (!is_directory && durable[place] && durable[place] <= status.st_size)
             durable[place] = status.st_size + 1;
     }

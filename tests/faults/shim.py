@@ -21,8 +21,8 @@ OPERATIONS = ("write", "sync", "dirsync", "open", "rename", "unlink", "truncate"
 SLOTS = ("skip", "times", "outcome", "argument", "hits", "calls")
 CLOCK = len(OPERATIONS) * len(SLOTS)
 
-#: What the shim's processes share beside: two numbers a file, and a lock.
-SHARED = 2 * 65536 + 1
+#: What the shim's processes share in addition: three numbers per file, and a lock.
+SHARED = 3 * 65536 + 1
 
 #: Outcomes of a call that are no errno.
 SHORT = -1
