@@ -8,7 +8,7 @@ digits of the token's SHA-256.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from operator import attrgetter
 from typing import NamedTuple
@@ -18,7 +18,6 @@ from astralog.store.compression import CompressionCounts
 from astralog.store.forward_state import ForwardStatus
 from astralog.store.housekeeper import DiskUsage
 from astralog.telemetry.counters import (
-    ACCEPTED_BY_TOKEN,
     BOUNDS_SECONDS,
     REJECTED_BY_TOKEN,
     Counters,
@@ -39,26 +38,12 @@ STOPPING = "stopping"
 WORKERS = "astralog_workers"
 STATES = (READY, STOPPING, "queue_full", "storage_full", "storage_failed")
 
-#: Units of a replayed batch; its logs counted when it was stored.
-REPLAYED = ("batches", "bytes")
-
-#: The labels of the families of accepted batches by token.
-TOKEN = ("token",)
-
+#: The numbers of a `Volume`, each with its help.
 UNITS = {
     "batches": "Batches",
     "logs": "Logs, if counted, of batches",
     "bytes": "Decompressed bytes of the bodies of batches",
 }
-
-
-#: The numbers of the disk's space, each with its help and its field.
-SPACE = (
-    ("free_disk_bytes", "Bytes free on the data directory's disk.", "free"),
-    ("total_disk_bytes", "Bytes of the data directory's disk, free or not.", "total"),
-    ("free_disk_inodes", "Inodes free on the data directory's disk, one per file.", "free_inodes"),
-    ("total_disk_inodes", "Inodes of the data directory's disk, free or not.", "total_inodes"),
-)
 
 
 class Kind(Enum):
@@ -85,18 +70,29 @@ def counter_families(counters: Counters) -> list[Family]:
     stored = "written, and synced according to ASTRALOG_SYNC"
     replayed = "answered 200 because an earlier try with their key had stored them"
     late = "Logs stored after their client received commit_timeout or disconnected."
-    by_token, tokens = "Batches rejected, by token and code.", counters.rejected_by_token
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
         *_volumes("received", "that were answered", {(): counters.received}),
         *_volumes("accepted", "answered 200", {(): counters.accepted}),
-        *(_accepted_by_token(counters, unit) for unit in ACCEPTED_BY_TOKEN),
-        *(_volume("replayed", unit, replayed, {(): counters.replayed}, ()) for unit in REPLAYED),
+        *(
+            family._replace(name=f"{family.name}_by_token")
+            for family in _volumes(
+                "accepted", "answered 200, by token", counters.accepted_by_token, ("token",)
+            )
+        ),
+        # Replayed logs counted when they were stored.
+        *_volumes("replayed", replayed, {(): counters.replayed}, units=("batches", "bytes")),
         *_volumes("rejected", "rejected, by code", rejected, ("code",)),
-        Family(REJECTED_BY_TOKEN, by_token, Kind.COUNTER, lambda: tokens, ("token", "code")),
-        counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
-        counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
-        counter("late_logs", late, lambda: counters.late_logs),
+        Family(
+            REJECTED_BY_TOKEN,
+            "Batches rejected, by token and code.",
+            Kind.COUNTER,
+            lambda: counters.rejected_by_token,
+            ("token", "code"),
+        ),
+        _counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
+        _counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
+        _counter("late_logs", late, lambda: counters.late_logs),
         _durations("request", "Time from a batch's head to its response.", counters.requests),
         _durations("commit", "Time an accepted batch waited for its commit.", counters.commits),
     ]
@@ -104,9 +100,30 @@ def counter_families(counters: Counters) -> list[Family]:
 
 def queue_families(queue: CommitQueue) -> list[Family]:
     """Return the families of the commit queue and its storages."""
+    storages, retention = queue.storages, queue.housekeeper.retention
+    states: list[Labels] = [(state,) for state in STATES]
     return [
-        *_segment_families(queue),
-        counter(
+        _counter(
+            "sealed_segments",
+            "Segments sealed by the worker that wrote them.",
+            lambda: sum(storage.sealed_segments for storage in storages),
+        ),
+        _counter(
+            "removed_segments",
+            "Segments removed by retention.",
+            lambda: retention.removed_segments,
+        ),
+        _counter(
+            "removed_undelivered_segments",
+            "Segments removed by retention before forward had delivered them.",
+            lambda: retention.removed_undelivered_segments,
+        ),
+        _counter(
+            "possibly_lost_batches",
+            "Batches acknowledged in the mode everysec before a sync that failed.",
+            lambda: sum(storage.possibly_lost_batches for storage in storages),
+        ),
+        _counter(
             "forgotten_keys",
             "Idempotency keys forgotten before their time, to keep their number bounded.",
             lambda: queue.keys.upkeep.forgotten_keys,
@@ -126,159 +143,87 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             "astralog_last_sync_timestamp_seconds",
             "Time of the last sync of a segment.",
             Kind.TIMESTAMP,
-            lambda: {(): max(storage.synced_at for storage in queue.storages)},
+            lambda: {(): max(storage.synced_at for storage in storages)},
         ),
         Family(
             WORKERS,
             "Workers by state: ready, or the code with which they reject batches.",
             Kind.GAUGE,
-            lambda: _states(queue.unavailable() or READY),
+            lambda: dict.fromkeys(states, 0) | {(queue.unavailable() or READY,): 1},
             ("state",),
         ),
     ]
-
-
-def _segment_families(queue: CommitQueue) -> list[Family]:
-    storages = queue.storages
-    return [
-        counter(
-            "sealed_segments",
-            "Segments sealed by the worker that wrote them.",
-            lambda: sum(storage.sealed_segments for storage in storages),
-        ),
-        counter(
-            "removed_segments",
-            "Segments removed by retention.",
-            lambda: queue.housekeeper.retention.removed_segments,
-        ),
-        counter(
-            "removed_undelivered_segments",
-            "Segments removed by retention before forward had delivered them.",
-            lambda: queue.housekeeper.retention.removed_undelivered_segments,
-        ),
-        counter(
-            "possibly_lost_batches",
-            "Batches acknowledged in the mode everysec before a sync that failed.",
-            lambda: sum(storage.possibly_lost_batches for storage in storages),
-        ),
-    ]
-
-
-def _states(state: str) -> Mapping[Labels, float]:
-    """Return all states of a worker: 1 for the current state, 0 for the others."""
-    states: dict[Labels, float] = {(name,): 0 for name in STATES}
-    return states | {(state,): 1}
-
-
-def counter(name: str, help: str, read: Callable[[], float]) -> Family:
-    """Return a counter without labels; `name` lacks the prefix `astralog_`."""
-    return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): read()})
-
-
-def _gauge(name: str, help: str, read: Callable[[], float]) -> Family:
-    return Family(f"astralog_{name}", help, Kind.GAUGE, lambda: {(): read()})
-
-
-def _volumes(
-    name: str, words: str, volumes: Mapping[Labels, Volume], labels: Labels = ()
-) -> list[Family]:
-    """Return the families of batches, logs and bytes."""
-    return [_volume(name, unit, words, volumes, labels) for unit in UNITS]
-
-
-def _volume(
-    name: str, unit: str, words: str, volumes: Mapping[Labels, Volume], labels: Labels
-) -> Family:
-    return Family(
-        f"astralog_{name}_{unit}",
-        f"{UNITS[unit]} {words}.",
-        Kind.COUNTER,
-        lambda: {key: getattr(volume, unit) for key, volume in volumes.items()},
-        labels,
-    )
-
-
-def _accepted_by_token(counters: Counters, unit: str) -> Family:
-    """Return the family of accepted batches, logs or bytes by token."""
-    family = _volume("accepted", unit, "answered 200, by token", counters.accepted_by_token, TOKEN)
-    return family._replace(name=ACCEPTED_BY_TOKEN[unit])
-
-
-def _durations(name: str, help: str, durations: Durations) -> Family:
-    return Family(
-        f"astralog_{name}_duration_seconds", help, Kind.HISTOGRAM, lambda: _buckets(durations)
-    )
-
-
-def _buckets(durations: Durations) -> Mapping[Labels, float]:
-    counts = zip(BUCKETS, durations.counts, strict=True)
-    return {(bucket,): count for bucket, count in counts} | {(SUM,): durations.seconds}
 
 
 def disk_families(queue: CommitQueue) -> list[Family]:
     """Return the families that only the housekeeper's worker knows."""
+
+    def of_usage(name: str, help: str, read: Callable[[DiskUsage], float | None]) -> Family:
+        return _gauge(name, help, lambda: (usage := queue.housekeeper.disk_usage) and read(usage))
+
+    def of_states(name: str, help: str, unit: str) -> Family:
+        def read() -> Mapping[Labels, float]:
+            usage = queue.housekeeper.disk_usage
+            states = ("open", "sealed") if usage else ()
+            return {(state,): getattr(usage, f"{state}_{unit}") for state in states}
+
+        return Family(f"astralog_{name}", help, Kind.GAUGE, read, ("state",))
+
+    free, total = "free on the data directory's disk", "of the data directory's disk, free or not"
     return [
-        _disk(
-            queue,
-            "segments",
-            "Segments in the data directory.",
-            lambda usage: {("open",): usage.open_segments, ("sealed",): usage.sealed_segments},
-            ("state",),
+        of_states("segments", "Segments in the data directory.", "segments"),
+        of_states("segments_bytes", "Bytes of the segments in the data directory.", "bytes"),
+        of_usage("free_disk_bytes", f"Bytes {free}.", attrgetter("space.free")),
+        of_usage("total_disk_bytes", f"Bytes {total}.", attrgetter("space.total")),
+        of_usage(
+            "free_disk_inodes", f"Inodes {free}, one per file.", attrgetter("space.free_inodes")
         ),
-        _disk(
-            queue,
-            "segments_bytes",
-            "Bytes of the segments in the data directory.",
-            lambda usage: {("open",): usage.open_bytes, ("sealed",): usage.sealed_bytes},
-            ("state",),
-        ),
-        *(_space(queue, *row) for row in SPACE),
-        _disk(
-            queue,
+        of_usage("total_disk_inodes", f"Inodes {total}.", attrgetter("space.total_inodes")),
+        of_usage(
             "idempotency_keys",
             "Idempotency keys that are remembered.",
-            lambda usage: {(): queue.keys.upkeep.held_keys},
+            lambda usage: queue.keys.upkeep.held_keys,
         ),
     ]
-
-
-def _space(queue: CommitQueue, name: str, help: str, field: str) -> Family:
-    """Return a family of a field of the disk's space."""
-    return _disk(queue, name, help, lambda usage: _known(getattr(usage.space, field)))
-
-
-def _known(value: int | None) -> Mapping[Labels, float]:
-    """Return a value without labels, {} if it is None."""
-    return {} if value is None else {(): value}
 
 
 def compression_families(counts: CompressionCounts) -> list[Family]:
     """Return the families of the compressor; other processes have no values."""
     return [
-        counter("compressed_segments", "Sealed segments compressed.", lambda: counts.segments),
-        counter("compressed_plain_bytes", "Bytes before compression.", lambda: counts.plain_bytes),
-        counter("compressed_bytes", "Bytes after compression.", lambda: counts.compressed_bytes),
-        counter(
+        _counter("compressed_segments", "Sealed segments compressed.", lambda: counts.segments),
+        _counter("compressed_plain_bytes", "Bytes before compression.", lambda: counts.plain_bytes),
+        _counter("compressed_bytes", "Bytes after compression.", lambda: counts.compressed_bytes),
+        _counter(
             "compression_failures",
             "Failed attempts to compress a segment.",
             lambda: counts.failures,
         ),
-        counter(
-            "compression_cpu_seconds",
-            "CPU seconds of the compressor.",
-            lambda: counts.cpu_seconds,
+        _counter(
+            "compression_cpu_seconds", "CPU seconds of the compressor.", lambda: counts.cpu_seconds
         ),
-        Family(
-            "astralog_compression_waiting_segments",
+        _gauge(
+            "compression_waiting_segments",
             "Sealed segments that wait to be compressed.",
-            Kind.GAUGE,
-            lambda: _known(counts.waiting_segments),
+            lambda: counts.waiting_segments,
         ),
     ]
 
 
 def forward_families(queue: CommitQueue) -> list[Family]:
     """Return the families of the last status of `astralog forward`."""
+
+    def of_status(
+        name: str, help: str, read: Callable[[ForwardStatus], float] | None = None
+    ) -> Family:
+        """Return a family of the status; by default its field of the same name."""
+        value = read or attrgetter(name)
+
+        def read_known() -> float | None:
+            usage = queue.housekeeper.disk_usage
+            return value(usage.forward) if usage and usage.forward else None
+
+        return _gauge(f"forward_{name}", help, read_known)
+
     lag = "Age of the oldest log that forward has not delivered."
     waiting = "that forward has not delivered completely"
     dead_letters = "Delivered logs that went to the dead-letter table."
@@ -286,51 +231,56 @@ def forward_families(queue: CommitQueue) -> list[Family]:
         "Segments with lines that the tables lack after two deliveries, since forward started."
     )
     doubled = "Segments with more rows in the tables than lines, since forward started."
+    updated = "Time of forward's last status report."
     return [
-        _forward(queue, "lag_seconds", lag, lambda status: status.lag_seconds(time.time())),
-        _forward(queue, "waiting_segments", f"Sealed segments {waiting}."),
-        _forward(queue, "waiting_bytes", f"Bytes of the files {waiting}."),
-        _forward(queue, "delivered_logs", "Logs that were delivered since forward started."),
-        _forward(queue, "dead_letter_logs", dead_letters),
-        _forward(queue, "incomplete_segments", incomplete),
-        _forward(queue, "doubled_segments", doubled),
-        _forward(
-            queue,
-            "updated_timestamp_seconds",
-            "Time of forward's last status report.",
-            lambda status: status.updated_at,
-        ),
+        of_status("lag_seconds", lag, lambda status: status.lag_seconds(time.time())),
+        of_status("waiting_segments", f"Sealed segments {waiting}."),
+        of_status("waiting_bytes", f"Bytes of the files {waiting}."),
+        of_status("delivered_logs", "Logs that were delivered since forward started."),
+        of_status("dead_letter_logs", dead_letters),
+        of_status("incomplete_segments", incomplete),
+        of_status("doubled_segments", doubled),
+        of_status("updated_timestamp_seconds", updated, attrgetter("updated_at")),
     ]
 
 
-def _forward(
-    queue: CommitQueue,
-    name: str,
-    help: str,
-    read: Callable[[ForwardStatus], float] | None = None,
-) -> Family:
-    """Return a family of forward's status; by default its field of the same name."""
-    value = read or attrgetter(name)
-    return _disk(
-        queue,
-        f"forward_{name}",
-        help,
-        lambda usage: {(): value(usage.forward)} if usage.forward else {},
-    )
+# --- One family; the names lack the prefix `astralog_`
 
 
-def _disk(
-    queue: CommitQueue,
-    name: str,
-    help: str,
-    read: Callable[[DiskUsage], Mapping[Labels, float]],
-    labels: Labels = (),
-) -> Family:
-    """Return a family of the disk's usage, without values while that is unknown."""
+def _counter(name: str, help: str, read: Callable[[], float]) -> Family:
+    return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): read()})
+
+
+def _gauge(name: str, help: str, read: Callable[[], float | None]) -> Family:
+    """Return a gauge without labels; `read` returns None while its value is unknown."""
     return Family(
         f"astralog_{name}",
         help,
         Kind.GAUGE,
-        lambda: read(usage) if (usage := queue.housekeeper.disk_usage) else {},
-        labels,
+        lambda: {} if (value := read()) is None else {(): value},
     )
+
+
+def _durations(name: str, help: str, durations: Durations) -> Family:
+    def read() -> Mapping[Labels, float]:
+        counts = zip(BUCKETS, durations.counts, strict=True)
+        return {(bucket,): count for bucket, count in counts} | {(SUM,): durations.seconds}
+
+    return Family(f"astralog_{name}_duration_seconds", help, Kind.HISTOGRAM, read)
+
+
+def _volumes(
+    name: str,
+    words: str,
+    volumes: Mapping[Labels, Volume],
+    labels: Labels = (),
+    units: Iterable[str] = UNITS,
+) -> Iterator[Family]:
+    """Yield the families of batches, logs and bytes."""
+    for unit in units:
+
+        def read(unit: str = unit) -> Mapping[Labels, float]:
+            return {key: getattr(volume, unit) for key, volume in volumes.items()}
+
+        help = f"{UNITS[unit]} {words}."
+        yield Family(f"astralog_{name}_{unit}", help, Kind.COUNTER, read, labels)

@@ -7,9 +7,8 @@ scraped adds them up.
 import logging
 import platform
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
-from operator import attrgetter
 
 import gevent
 from gevent.lock import Semaphore
@@ -27,7 +26,7 @@ from astralog.deadlines import PAUSE_SECONDS
 from astralog.errors import Rejection
 from astralog.log import log_exception
 from astralog.telemetry import slots
-from astralog.telemetry.counters import Counters, Snapshot, Values
+from astralog.telemetry.counters import Counters, Snapshot
 from astralog.telemetry.families import (
     BUCKETS,
     READY,
@@ -104,25 +103,19 @@ class Metrics:
         if not self._slot:
             return
         try:
-            self._slot.publish(self._take())
+            self._slot.publish(take_snapshot(self._families))
         except Exception:
             log_exception(
                 log, "publishing metrics failed; the next attempt follows in half a second"
             )
 
-    def _take(self) -> Snapshot:
-        """Return this worker's current counts."""
-        self._counters.add_up()
-        return take_snapshot(self._families)
-
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all workers' metrics in the text format that an Accept header asks for.
 
-        The second value is the Content-Type. Raises Rejection if this worker cannot read the
-        counts of the others. Scrapes go one after another, and others are served between two.
+        The second value is the Content-Type. Raises as `totals`. Scrapes go one after another, and
+        others are served between two.
         """
         with self._scraping:
-            self._balance()
             encode, content_type = choose_encoder(_keep_known(accept))
             text = encode(self)
             if self._scraping.linkcount():
@@ -130,30 +123,27 @@ class Metrics:
             return text, content_type
 
     def totals(self) -> Totals:
-        """Return the values of all families, added up across all workers; raises as `render`."""
-        self._balance()
-        return self._merge()
+        """Return the values of all families, added up across all workers.
 
-    def _balance(self) -> None:
-        """Settle this worker's numbers and publish them."""
+        Raises Rejection if this worker cannot read the counts of the others.
+        """
         if not (self._is_alone or self._slot):
-            raise Rejection(
-                "internal",
-                "The workers cannot share their metrics; see the log.",
-            )
+            raise Rejection("internal", "The workers cannot share their metrics; see the log.")
         self._settle()
         self.publish()
-
-    def _merge(self) -> Totals:
-        mine = self._take()
+        mine = take_snapshot(self._families)
         return _by_family(mine, self._slot.merge_all() if self._slot else mine)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families that workers count, all of one moment, and the versions."""
-        values = self._merge()
+        values = self.totals()
         for family in self._families:
-            yield _SHOW[family.kind](family, values[family.name])
-        yield _ready(values[WORKERS])
+            yield _show(family, values[family.name])
+        yield GaugeMetricFamily(
+            "astralog_ready",
+            "1 if all workers that are not stopping accept batches, else 0.",
+            int(is_ready(values[WORKERS])),
+        )
         versions = {"version": __version__, "python": platform.python_version()}
         yield InfoMetricFamily(
             "astralog_build", "The service's version, and Python's; always 1.", versions
@@ -169,17 +159,16 @@ def _keep_known(accept: str) -> str:
 
 
 def _is_known(media_range: str) -> bool:
-    versions = {
-        word.strip() for word in media_range.split(";") if word.strip().startswith("version=")
-    }
-    return versions <= KNOWN_VERSIONS
+    words = map(str.strip, media_range.split(";"))
+    return KNOWN_VERSIONS.issuperset(word for word in words if word.startswith("version="))
 
 
 def take_snapshot(families: Iterable[Family]) -> Snapshot:
     """Return the current counts of this process."""
     snapshot = Snapshot({}, {}, {})
+    parts = {Kind.GAUGE: snapshot.gauges, Kind.TIMESTAMP: snapshot.times}
     for family in families:
-        values = _PART[family.kind](snapshot)
+        values = parts.get(family.kind, snapshot.counts)
         values.update({(family.name, *labels): n for labels, n in family.read().items()})
     return snapshot
 
@@ -196,58 +185,21 @@ def _by_family(mine: Snapshot, merged: Snapshot) -> Totals:
     return families
 
 
-def _counter(family: Family, values: Mapping[Labels, float]) -> Metric:
-    return _fill(CounterMetricFamily(family.name, family.help, labels=family.labels), values)
-
-
-def _gauge(family: Family, values: Mapping[Labels, float]) -> Metric:
-    return _fill(GaugeMetricFamily(family.name, family.help, labels=family.labels), values)
-
-
-def _timestamp(family: Family, values: Mapping[Labels, float]) -> Metric:
-    return _gauge(family, {labels: time for labels, time in values.items() if time})
-
-
-def _fill(
-    metric: CounterMetricFamily | GaugeMetricFamily, values: Mapping[Labels, float]
-) -> Metric:
+def _show(family: Family, values: Mapping[Labels, float]) -> Metric:
+    """Return a family in the form of prometheus_client."""
+    if family.kind is Kind.HISTOGRAM:
+        counts = accumulate(values[(bucket,)] for bucket in BUCKETS)
+        buckets = list(zip(BUCKETS, counts, strict=True))
+        return HistogramMetricFamily(family.name, family.help, buckets, values[(SUM,)])
+    make = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    metric = make(family.name, family.help, labels=family.labels)
     for labels, value in values.items():
-        metric.add_metric(labels, value)
+        if value or family.kind is not Kind.TIMESTAMP:  # an unknown time is not shown
+            metric.add_metric(labels, value)
     return metric
-
-
-def _histogram(family: Family, values: Mapping[Labels, float]) -> Metric:
-    counts = accumulate(values[(bucket,)] for bucket in BUCKETS)
-    buckets = list(zip(BUCKETS, counts, strict=True))
-    return HistogramMetricFamily(family.name, family.help, buckets, values[(SUM,)])
 
 
 def is_ready(workers: Mapping[Labels, float]) -> bool:
     """Return whether each worker is ready, except workers that are stopping, as at a reload."""
     states = {state for (state,), number in workers.items() if number}
     return states - {STOPPING} == {READY}
-
-
-def _ready(workers: Mapping[Labels, float]) -> Metric:
-    return GaugeMetricFamily(
-        "astralog_ready",
-        "1 if all workers that are not stopping accept batches, else 0.",
-        int(is_ready(workers)),
-    )
-
-
-#: The function that exports each kind of family.
-_SHOW: Mapping[Kind, Callable[[Family, Mapping[Labels, float]], Metric]] = {
-    Kind.COUNTER: _counter,
-    Kind.HISTOGRAM: _histogram,
-    Kind.GAUGE: _gauge,
-    Kind.TIMESTAMP: _timestamp,
-}
-
-#: The part of a snapshot that has each kind of family.
-_PART: Mapping[Kind, Callable[[Snapshot], Values]] = {
-    Kind.COUNTER: attrgetter("counts"),
-    Kind.HISTOGRAM: attrgetter("counts"),
-    Kind.GAUGE: attrgetter("gauges"),
-    Kind.TIMESTAMP: attrgetter("times"),
-}

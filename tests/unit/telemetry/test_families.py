@@ -54,7 +54,8 @@ def test_each_code_has_its_counter_from_the_start() -> None:
 def test_durations_are_read_by_bucket() -> None:
     """The last bucket has durations beyond the longest bound; the sum is in seconds."""
     counters = Counters()
-    counters.requests.add([0.002, 0.002, 60])
+    for seconds in (0.002, 0.002, 60):
+        counters.requests.add(seconds)
     values = by_name(counter_families(counters))["request_duration_seconds"].read()
     expected = {("0.0025",): 2, ("+Inf",): 1, (SUM,): 60.004}
     assert expected == {labels: value for labels, value in values.items() if value}

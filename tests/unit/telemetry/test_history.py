@@ -180,7 +180,6 @@ EMPTY = Sample(100.0, 0, 0, 0, [0.0] * BUCKETS, {}, {}, 0, None, None)
 
 def sample_of(counters: Counters) -> Sample:
     """Return a sample of one worker's counts, without numbers of the disk."""
-    counters.add_up()
     totals = {family.name: family.read() for family in counter_families(counters)}
     return take_sample(totals | {"astralog_backlog_bytes": {(): 7}})
 
