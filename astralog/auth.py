@@ -41,9 +41,6 @@ FIRST_CHECK_SECONDS = 1.0
 #: decides, not their batches, so that no tenant's numbers depend on those of another.
 NAMED_TOKENS = 50
 
-#: Headers with a known token that are kept; one may have 8 KiB.
-KEPT_HEADERS = 500
-
 FORBIDDEN = {Scope.READ: READING_FORBIDDEN, Scope.WRITE: WRITING_FORBIDDEN}
 
 MISSING = "The Authorization header is missing."
@@ -77,12 +74,8 @@ class Tokens:
         self.secret = secrets.token_bytes(32)
         self._listed = _parse_list(settings.tokens)
         # Found by digest, so that the time of a look-up reveals nothing of a token to a guesser.
-        # The time of a look-up by header does not either: Python compares only headers of equal
-        # hashes, which are keyed.
         self._by_digest: dict[bytes, Token] = {}
         self._named: frozenset[str] = frozenset()
-        #: The tokens that headers have shown: one lookup for a client that sends many batches.
-        self._by_header: dict[str | None, Token] = {}
         self._use({token.digest: token for token in self._listed})
         self._file = _file_of(settings)
         self._problems: list[str] = []  # of the file as it was last read
@@ -92,7 +85,6 @@ class Tokens:
 
     def _use(self, by_digest: dict[bytes, Token]) -> None:
         self._by_digest = by_digest
-        self._by_header.clear()
         self._named = frozenset(token.name for token in islice(by_digest.values(), NAMED_TOKENS))
 
     @property
@@ -106,8 +98,7 @@ class Tokens:
         Every path that needs a token calls this. Raises Rejection `unauthorized` and
         `forbidden_scope`.
         """
-        header = None if QUERY_TOKEN in environ else environ.get("HTTP_AUTHORIZATION")
-        token = self._by_header.get(header) or self._identify(environ)
+        token = self._identify(environ)
         if scope not in token.scopes:
             raise Rejection(*FORBIDDEN[scope])
         if QUERY_TOKEN in environ and Scope.READ in token.scopes:
@@ -125,8 +116,6 @@ class Tokens:
         if token is None:
             in_query = QUERY_TOKEN in environ
             raise Rejection("unauthorized", UNKNOWN_IN_QUERY if in_query else _explain(text))
-        if QUERY_TOKEN not in environ and len(self._by_header) < KEPT_HEADERS:
-            self._by_header[environ["HTTP_AUTHORIZATION"]] = token
         return token
 
     def name_of(self, environ: Environ) -> str | None:
@@ -156,18 +145,16 @@ class Tokens:
         try:
             # Its disk may stall, and a long file takes time to parse: nobody else waits for it.
             changed = call_in_thread(gevent.get_hub().threadpool, self._read_changed)
-        except InvalidSettings as error:
-            self._note_failure("; ".join(error.problems))
         except Exception as error:  # of any kind: the next check may succeed
-            self._note_failure(repr(error))
+            problem = repr(error)
+            if isinstance(error, InvalidSettings):
+                problem = "; ".join(error.problems)
+            self._failures.fail(problem, "tokens not reloaded: %s", problem)
         else:
             self._failures.end("tokens are reloaded again")
             if changed is not None:
                 self._use(changed)
                 log.info("read %d tokens", len(changed))
-
-    def _note_failure(self, problem: str) -> None:
-        self._failures.fail(problem, "tokens not reloaded: %s", problem)
 
     def _read_changed(self) -> dict[bytes, Token] | None:
         """Return all tokens if the file has changed, else None; raises InvalidSettings.

@@ -49,7 +49,6 @@ class Rates:
         size = BUCKETS * _BUCKET.size
         os.posix_fallocate(self._fd, 0, size)  # now: a lack of memory would later be a SIGBUS
         self._memory = mmap.mmap(self._fd, size)
-        self._places: dict[bytes, int] = {}  # where a bucket was last, by its owner
 
     def check(self, token: bytes, rate: float) -> None:
         """Raise Rejection `rate_limited` if a bucket is empty.
@@ -85,17 +84,6 @@ class Rates:
     def _find(self, token: bytes, now: float) -> tuple[int, float]:
         """Return the offset of the token's bucket, and the time at which it is full."""
         wanted = token[:OWNER_BYTES]
-        offset = self._places.get(wanted, 0)
-        full_at, owner = _BUCKET.unpack_from(self._memory, offset)
-        if owner != wanted:
-            offset, full_at = self._search(wanted, now)
-            if len(self._places) >= BUCKETS:  # of tokens that are gone, most of them
-                self._places.clear()
-            self._places[wanted] = offset
-        return offset, full_at
-
-    def _search(self, wanted: bytes, now: float) -> tuple[int, float]:
-        """Return the same by searching all slots in which the bucket may be."""
         start = int.from_bytes(wanted)
         fullest = (float("inf"), 0)
         for place in range(start, start + NEIGHBOURS):
