@@ -96,24 +96,16 @@ def create_app(settings: Settings | None = None, tokens: Tokens | None = None) -
     has_status = settings.status == "on"
     app.register_blueprint(pages.create_blueprint(__version__, has_status=has_status))
     if has_status:
-        _add_status(app, settings, services)
+        services.overview = overview = Overview(numbers, settings.min_free_bytes)
+        app.register_blueprint(status.create_blueprint(settings, tokens, overview, queue.clock))
     views = create_protocols(acceptor, rejections.note)
     app.wsgi_app = Dispatcher(app, views, tokens.origins)  # type: ignore[method-assign]  # as Flask documents it
     return app
 
 
 def _by_path(reject_json: Reject, reject_otlp: Reject) -> Reject:
-    """Return a function that converts an error to a response of the path's protocol."""
-
     def reject_error(error: Exception, environ: Environ) -> Response:
         form = reject_otlp if otlp.is_otlp_path(environ["PATH_INFO"]) else reject_json
         return form(error, environ)
 
     return reject_error
-
-
-def _add_status(app: Flask, settings: Settings, services: Services) -> None:
-    """Add the status page, if it is enabled."""
-    services.overview = overview = Overview(services.metrics, settings.min_free_bytes)
-    clock = services.queue.clock
-    app.register_blueprint(status.create_blueprint(settings, services.tokens, overview, clock))

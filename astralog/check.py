@@ -206,9 +206,8 @@ def _encode_hec(at: datetime, project: str, message: str) -> bytes:
 
 def _encode_loki(at: datetime, project: str, message: str) -> bytes:
     labels = {"service_name": SERVICE, "level": "info"}
-    return json.dumps(
-        {"streams": [{"stream": labels, "values": [[_nanoseconds(at), message]]}]}
-    ).encode()
+    stream = {"stream": labels, "values": [[_nanoseconds(at), message]]}
+    return json.dumps({"streams": [stream]}).encode()
 
 
 def _encode_bulk(at: datetime, project: str, message: str) -> bytes:

@@ -5,10 +5,11 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def parse(content: bytes, place: str) -> list[Token]:
     tokens: list[Token] = []
     problems: list[str] = []
     for number, line in enumerate(content.splitlines(), 1):
-        if words := list(_words(line)):
+        # A comment begins with a word.
+        if words := list(takewhile(lambda word: not word.startswith(b"#"), line.split())):
             try:
                 tokens.append(make_token(words[0], f"{place}, line {number}", words[1:]))
             except InvalidSettings as error:
@@ -265,11 +267,3 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "allow": ("scopes", _parse_scopes),
     "rate": ("rate", _parse_rate),
 }
-
-
-def _words(line: bytes) -> Iterator[bytes]:
-    """Yield the words of a line up to its comment, which begins with a word."""
-    for word in line.split():
-        if word.startswith(b"#"):
-            return
-        yield word

@@ -135,14 +135,10 @@ def _separate(cfg: Any, master: int, metrics_fd: int) -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
     end_with_parent(master)
-    _close_files_except(metrics_fd)
-    _take_lowest_priority()
-
-
-def _close_files_except(metrics_fd: int) -> None:
-    """Close the sockets and all other open files of the master."""
+    # The sockets and all other open files of the master.
     os.closerange(sys.stderr.fileno() + 1, metrics_fd)
     os.closerange(metrics_fd + 1, os.sysconf("SC_OPEN_MAX"))
+    _take_lowest_priority()
 
 
 def _take_lowest_priority() -> None:

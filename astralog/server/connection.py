@@ -173,28 +173,19 @@ class Connection:
     def _update_trust(self, method: str, status_code: int) -> None:
         """Trust a client with a valid token, until it exceeds its rate.
 
-        No POST is answered 200 without a token, and none 429.
+        A trusted connection skips the fair queue, is ended last, and is not charged while it is
+        idle, only for unfinished heads and unsent responses. No POST is answered 200 without a
+        token, and none 429.
         """
         if self._cpu_time.is_trusted:
             if status_code == HTTPStatus.TOO_MANY_REQUESTS:
-                self._distrust()
+                self._cpu_time.distrust()
+                self._head_waits = self._limits.heads
+                self._memory.charge_idle()
         elif method == "POST" and status_code == HTTPStatus.OK:
-            self._trust()
-
-    def _trust(self) -> None:
-        """Skip the fair queue, end the connection last, and do not charge it while it is idle.
-
-        It is still charged for unfinished heads and unsent responses.
-        """
-        self._cpu_time.trust()
-        self._head_waits = self._limits.trusted_heads
-        self._memory.release()
-
-    def _distrust(self) -> None:
-        """Undo `_trust`."""
-        self._cpu_time.distrust()
-        self._head_waits = self._limits.heads
-        self._memory.charge_idle()
+            self._cpu_time.trust()
+            self._head_waits = self._limits.trusted_heads
+            self._memory.release()
 
     def _discard(self, request: Request) -> bool:
         """Discard the rest of an unwanted body, and return whether its end was reached.

@@ -108,7 +108,9 @@ class Receiver(unreader.SocketUnreader):
             del data  # an unfinished head is held once
             data = self._receive_rest(head, charge)
         if not self._cpu_time.try_start():
-            self._wait_for_turn(len(data), charge)
+            charge(len(data))
+            self._cpu_time.wait(len(data))
+            charge(0)
         return data
 
     def _begin_head(self) -> bytes:
@@ -144,12 +146,6 @@ class Receiver(unreader.SocketUnreader):
                 raise errors.NoMoreData(b"")
         charge(0)
         return bytes(head)
-
-    def _wait_for_turn(self, size: int, charge: Callable[[int], None]) -> None:
-        """Wait in the fair queue with a head of `size` bytes, which are charged meanwhile."""
-        charge(size)
-        self._cpu_time.wait(size)
-        charge(0)
 
     def pause(self) -> None:
         """Serve other clients before a step of long work."""

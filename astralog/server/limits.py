@@ -73,11 +73,6 @@ class ConnectionLimits:
         self._logged_at = -LOG_SECONDS
 
     @property
-    def is_full(self) -> bool:
-        """Return whether another connection would exceed the limits."""
-        return self._has_max_connections or self._held_bytes > self._max_bytes
-
-    @property
     def _has_max_connections(self) -> bool:
         return len(self.connections) >= self._max_connections
 
@@ -86,7 +81,7 @@ class ConnectionLimits:
 
         Returns False if that fails: clients that wait for an answer are never ended.
         """
-        while self.is_full:
+        while self._has_max_connections or self._held_bytes > self._max_bytes:
             if not self.end_longest():
                 return not self._has_max_connections  # else memory will be freed soon
         return True
@@ -127,21 +122,17 @@ class ConnectionLimits:
         if not waits:
             return False
         self._ended += 1
-        self._log()
+        if time.monotonic() - self._logged_at >= LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            log.warning(
+                "too many connections: %d hold %d KiB; closed the %d that waited longest",
+                len(self.connections),
+                self._held_bytes // KIB,
+                self._ended,
+            )
+            self._ended = 0
         waits.end_longest()
         return True
-
-    def _log(self) -> None:
-        if time.monotonic() - self._logged_at < LOG_SECONDS:
-            return
-        self._logged_at = time.monotonic()
-        log.warning(
-            "too many connections: %d hold %d KiB; closed the %d that waited longest",
-            len(self.connections),
-            self._held_bytes // KIB,
-            self._ended,
-        )
-        self._ended = 0
 
 
 class ConnectionMemory:

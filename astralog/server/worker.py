@@ -163,12 +163,9 @@ class Worker(GeventWorker):
                 return ACCEPT_RETRY_SECONDS
             while not self._shared.limits.make_room():
                 gevent.sleep(ACCEPT_RETRY_SECONDS)
-            self._open(sock, peer, listener.getsockname())
+            opened_at, local = self.share.opened(), listener.getsockname()
+            self._connections.add(gevent.spawn(self._serve, opened_at, sock, peer, local))
         return 0.0
-
-    def _open(self, sock: Any, peer: Any, local: Any) -> None:
-        opened_at = self.share.opened()
-        self._connections.add(gevent.spawn(self._serve, opened_at, sock, peer, local))
 
     def _serve(self, opened_at: float, sock: Any, peer: Any, local: Any) -> None:
         try:
