@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import gevent
@@ -106,39 +105,25 @@ def decode_sample(data: bytes) -> Sample:
     return Sample(*json.loads(data)[: len(Sample._fields)])
 
 
-class Interval(NamedTuple):
-    """The time between two samples."""
+class Rates(NamedTuple):
+    """The growth between two samples; the quantiles of commits are None if there were none."""
 
-    begin: Sample
-    end: Sample
+    seconds: float
+    logs_per_second: float  # accepted, as are the bytes of their batches
+    bytes_per_second: float
+    rejections_per_second: float  # of batches
+    commit_p50_seconds: float | None
+    commit_p99_seconds: float | None
 
-    @property
-    def seconds(self) -> float:
-        """The duration in seconds; the clock may have been set."""
-        return max(self.end.at - self.begin.at, 1e-3)
 
-    def rate(self, begin: float, end: float) -> float:
-        """Return the growth of a count per second."""
-        return max(end - begin, 0) / self.seconds
-
-    @property
-    def logs_per_second(self) -> float:
-        """Logs that were accepted."""
-        return self.rate(self.begin.logs, self.end.logs)
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Bytes of their batches."""
-        return self.rate(self.begin.bytes, self.end.bytes)
-
-    @property
-    def rejections_per_second(self) -> float:
-        """Batches that were rejected."""
-        return self.rate(sum(self.begin.rejected.values()), sum(self.end.rejected.values()))
-
-    def commit_seconds(self, quantile: float) -> float | None:
-        """Return a quantile of the durations of commits, None if there was none."""
-        return quantile_of(growth(self.begin.commits, self.end.commits), quantile)
+def rates_between(begin: Sample, end: Sample) -> Rates:
+    """Return the growth between two samples."""
+    seconds = max(end.at - begin.at, 1e-3)  # the clock may have been set
+    totals = ((one.logs, one.bytes, sum(one.rejected.values())) for one in (begin, end))
+    logs, size, rejections = (count / seconds for count in growth(*totals))
+    commits = growth(begin.commits, end.commits)
+    quantiles = quantile_of(commits, 0.5), quantile_of(commits, 0.99)
+    return Rates(seconds, logs, size, rejections, *quantiles)
 
 
 def growth(begin: Sequence[float], end: Sequence[float]) -> list[float]:
@@ -158,11 +143,6 @@ def quantile_of(counts: Sequence[float], quantile: float) -> float | None:
         wanted -= count
         lower = upper
     return lower
-
-
-def intervals(samples: Sequence[Sample | None]) -> list[Interval | None]:
-    """Return the intervals between neighbours, None if one of them is missing."""
-    return [Interval(one, two) if one and two else None for one, two in pairwise(samples)]
 
 
 SAMPLE_SECONDS = 10

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -12,11 +13,11 @@ from astralog.telemetry.families import WORKERS
 from astralog.telemetry.history import (
     SAMPLE_SECONDS,
     History,
-    Interval,
+    Rates,
     Sample,
     Totals,
     growth,
-    intervals,
+    rates_between,
     take_sample,
     value_of,
 )
@@ -30,10 +31,7 @@ TREND_SECONDS = 60.0
 
 SAMPLES_PER_MINUTE = 60 // SAMPLE_SECONDS
 
-#: Numbers of each interval of the history.
-_RATES = ("logs_per_second", "bytes_per_second", "rejections_per_second")
-
-#: Numbers of each moment of it.
+#: Numbers of each moment of the history.
 _LEVELS = ("backlog_bytes", "free_disk_bytes", "lag_seconds")
 
 #: Batches, logs and bytes of a token without any.
@@ -86,8 +84,8 @@ class Overview:
                 "batches_per_second": window and _rounded(window.rejections_per_second),
             },
             "commit_seconds": {
-                "p50": window and _rounded(window.commit_seconds(0.5)),
-                "p99": window and _rounded(window.commit_seconds(0.99)),
+                "p50": window and _rounded(window.commit_p50_seconds),
+                "p99": window and _rounded(window.commit_p99_seconds),
             },
             "backlog": {
                 "bytes": sample.backlog_bytes,
@@ -97,11 +95,11 @@ class Overview:
             "forward": _forward(totals),
         }
 
-    def _window(self, sample: Sample) -> Interval | None:
-        """Return the interval since the sample of `seconds` ago, None if it is missing."""
+    def _window(self, sample: Sample) -> Rates | None:
+        """Return the rates since the newest sample that is old enough, None without one."""
         for known in reversed(self.history.samples()):
             if known and known.at <= sample.at - WINDOW_SECONDS:
-                return Interval(known, sample)
+                return rates_between(known, sample)
         return None
 
     def _disk(self, totals: Totals, sample: Sample) -> Json | None:
@@ -156,13 +154,12 @@ class Overview:
         of_tokens = {"at": now.at, "rejections": rejections, "tokens": tokens}
         if token is not None:
             return of_tokens
-        spans = intervals(samples)
+        pairs = pairwise(samples)
+        rates = [rates_between(one, two) if one and two else None for one, two in pairs]
         return {
             "seconds": SAMPLE_SECONDS,
-            **{name: _values(spans, name) for name in _RATES},
+            **{name: _values(rates, name) for name in Rates._fields if name != "seconds"},
             **{name: _values(samples[1:], name) for name in _LEVELS},
-            "commit_p50_seconds": [_rounded(span and span.commit_seconds(0.5)) for span in spans],
-            "commit_p99_seconds": [_rounded(span and span.commit_seconds(0.99)) for span in spans],
             **of_tokens,
         }
 

@@ -18,12 +18,11 @@ from astralog.telemetry.history import (
     RECORD_BYTES,
     SAMPLES,
     History,
-    Interval,
     Sample,
     decode_sample,
     encode_sample,
-    intervals,
     quantile_of,
+    rates_between,
     take_sample,
 )
 from astralog.telemetry.slots import claim
@@ -232,21 +231,9 @@ def test_a_sample_fits_into_its_place() -> None:
 def test_rates_are_those_between_two_samples() -> None:
     """They are per second, and never negative."""
     later = EMPTY._replace(at=110.0, logs=50, bytes=1000, rejected={"a b": 1, "a c": 4})
-    interval = Interval(EMPTY, later)
-    rates = (
-        interval.logs_per_second,
-        interval.bytes_per_second,
-        interval.rejections_per_second,
-    )
-    assert (5, 100, 0.5) == rates
-    assert interval.commit_seconds(0.5) is None
-    backwards = Interval(later, EMPTY)
+    assert (10, 5, 100, 0.5, None, None) == rates_between(EMPTY, later)
+    backwards = rates_between(later, EMPTY)
     assert (0, 0) == (backwards.logs_per_second, backwards.rejections_per_second)
-
-
-def test_neighbours_make_intervals() -> None:
-    """An interval with a missing sample is unknown."""
-    assert [Interval(EMPTY, EMPTY), None, None] == intervals([EMPTY, EMPTY, None, EMPTY])
 
 
 @pytest.mark.parametrize(
