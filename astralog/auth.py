@@ -89,7 +89,6 @@ class Tokens:
 
     @property
     def are_several(self) -> bool:
-        """Whether more than one token is known."""
         return len(self._by_digest) > 1
 
     def authorize(self, environ: Environ, scope: Scope) -> Token:

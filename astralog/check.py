@@ -161,7 +161,6 @@ class Deployment:
 
 
 def _explain(error: Exception) -> str:
-    """Return a connection's error, and a remedy if one is known."""
     text = str(error) or type(error).__name__
     remedy = next((remedy for kind, remedy in REMEDIES if isinstance(error, kind)), "")
     return f"{text}; {remedy}" if remedy else text

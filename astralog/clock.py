@@ -42,7 +42,6 @@ class TrustedClock:
         self._changed_at = 0.0  # when that change was noticed, by CLOCK_BOOTTIME
 
     def now(self) -> float:
-        """Return the trusted time."""
         elapsed = self._elapsed()
         offset = self._wall() - elapsed
         if abs(offset - self._offset) <= STEP_SECONDS:

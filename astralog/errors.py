@@ -76,7 +76,6 @@ MEANING_OF_CODE = {code: meaning for code, (_, meaning) in _CODES.items()}
 
 
 def retry_after_seconds(code: str) -> int:
-    """Return the seconds after which a request that was rejected with a code may be retried."""
     return RETRY_AFTER_OF_CODE.get(code, RETRY_AFTER_SECONDS)
 
 
@@ -157,20 +156,17 @@ KEY_REUSED = Cause(
 
 
 def commit_timeout(seconds: float, *, may_be_stored: bool) -> Cause:
-    """Return the cause for a batch that was not stored within the commit timeout."""
     outcome = "the batch may still be stored" if may_be_stored else "the batch was not stored"
     limit = f"{seconds:g} seconds (ASTRALOG_COMMIT_TIMEOUT_SECONDS)"
     return Cause("commit_timeout", f"The disk took longer than {limit}; {outcome}; retry later.")
 
 
 def queue_full(limit_bytes: int) -> Cause:
-    """Return the cause for a batch that does not fit into the write queue now."""
     limit = f"{mebibytes(limit_bytes)}, ASTRALOG_QUEUE_BYTES"
     return Cause("queue_full", f"The write queue is full ({limit}); retry later.")
 
 
 def token_queue_full(token_bytes: int, limit_bytes: int) -> Cause:
-    """Return the cause for a batch whose token already uses its share of the queue."""
     share = f"{mebibytes(token_bytes)} of {mebibytes(limit_bytes)}, ASTRALOG_QUEUE_BYTES"
     message = (
         f"The token already uses its share of the write queue, three quarters ({share}); "
@@ -180,13 +176,11 @@ def token_queue_full(token_bytes: int, limit_bytes: int) -> Cause:
 
 
 def too_large_for_queue(size: int, most_bytes: int) -> Cause:
-    """Return the cause for a batch that exceeds the memory of a request that is alone."""
     limit = f"at most {mebibytes(most_bytes)}, three times ASTRALOG_QUEUE_BYTES"
     return _too_large(size, f"A single request may take {limit}.")
 
 
 def too_large_for_token(size: int, token_bytes: int, limit_bytes: int) -> Cause:
-    """Return the cause for a batch larger than the share of a token."""
     limit = (
         "If several tokens are configured, the batches of one token may take at most "
         f"{mebibytes(token_bytes)} of the write queue, three quarters of "
@@ -201,7 +195,6 @@ def _too_large(size: int, limit: str) -> Cause:
 
 
 def mebibytes(size: int) -> str:
-    """Return a number of bytes as text, in MiB."""
     return f"{size / 2**20:.4g} MiB"
 
 

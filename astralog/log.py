@@ -29,11 +29,9 @@ class LineFormatter(logging.Formatter):
         self._prefix = prefix
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Return the line with control characters and line ends escaped."""
         return self._prefix + escape(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
-        """Return the traceback with control characters escaped."""
         return escape(super().formatException(ei), keep="\n")
 
 

@@ -79,7 +79,6 @@ def _is_service_link(name: str) -> bool:
 
 
 def check_bind(address: str) -> None:
-    """Reject an address that is neither host:port nor a unix socket."""
     host, _, port = address.rpartition(":")
     is_port = port.isdecimal() and int(port) <= 65535
     is_host = re.fullmatch(r"\[[0-9A-Fa-f:]+\]|[^:\s]+", host)
@@ -105,7 +104,6 @@ def check_file(path: str) -> None:
 
 
 def check_networks(text: str) -> None:
-    """Reject an invalid comma-separated list of addresses and networks."""
     try:
         parse_networks(text)
     except ValueError as error:
@@ -118,7 +116,6 @@ def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 
 
 def check_origins(text: str) -> None:
-    """Reject an invalid comma-separated list of origins."""
     for origin in parse_origins(text):
         if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s*]+", origin):
             raise ValidationError("Not origins like https://app.example, comma separated.")
@@ -379,10 +376,7 @@ class Settings:
 
     @classmethod
     def from_environ(cls) -> "Settings":
-        """Read the settings from `os.environ`.
-
-        Raises InvalidSettings, with a line for each wrong value and each unknown name.
-        """
+        """Read `os.environ`; raises InvalidSettings, with a line per wrong value or name."""
         return cls(**_read())._checked()
 
     def _checked(self) -> "Settings":

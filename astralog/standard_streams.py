@@ -45,10 +45,7 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def escape(text: str, keep: str = "") -> str:
-    r"""Return the text with control characters escaped as in JSON: `\n`, `\u001b`.
-
-    Characters in `keep` stay as they are.
-    """
+    r"""Return the text with control characters except `keep` escaped as in JSON: `\n`, `\u001b`."""
     return _UNSAFE.sub(
         lambda match: match[0] if match[0] in keep else _escape_character(match[0]), text
     )

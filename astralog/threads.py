@@ -22,7 +22,6 @@ class CallOutcome(NamedTuple, Generic[Result]):
     error: Exception | None = None
 
     def get(self) -> Result:
-        """Return the result, or raise the exception."""
         if self.error is None:
             return self.result  # type: ignore[return-value]  # None if that is the result
         try:
@@ -50,10 +49,7 @@ def _call(function: Callable[..., Result], *args: Any) -> CallOutcome[Result]:
 
 
 def call_in_thread(pool: ThreadPool, function: Callable[..., Result], *args: Any) -> Result:
-    """Call the function in a thread of the pool, and return its result or raise its error.
-
-    Other greenlets run meanwhile.
-    """
+    """Return the result of a function that runs in a thread of the pool, or raise its error."""
     result: Result = spawn_in_thread(pool, function, *args).get().get()
     return result
 

@@ -84,7 +84,6 @@ def check(*, path: Path) -> None:
 
 
 def make_token() -> str:
-    """Return a strong token."""
     return secrets.token_urlsafe(32)
 
 
@@ -120,10 +119,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Replace a file's content atomically; keep its mode and its owner.
-
-    A new file is for its owner alone.
-    """
+    """Replace a file atomically; keep its mode and owner. A new file is for its owner alone."""
     fd, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with open(fd, "wb") as file:

@@ -74,15 +74,11 @@ class Token:
 
 
 def digest_of(token: bytes) -> bytes:
-    """Return the digest by which a token is found."""
     return hashlib.sha256(token).digest()
 
 
 class WatchedFile:
-    """A file that other programs write; it is read once it has stopped changing.
-
-    `place` names it to the operator.
-    """
+    """A file that is read once it has stopped changing; `place` names it to the operator."""
 
     def __init__(self, path: Path, place: str) -> None:
         self.place = place

@@ -77,7 +77,6 @@ class Balance:
         return Share(self._numbers, place)
 
     def leave(self, share: "Share") -> None:
-        """Free the place of a worker that has ended."""
         share.withdraw()
         self._taken.discard(share.place)
 
@@ -167,7 +166,6 @@ class Share:
         self._active = 0
 
     def _count_moves(self, now: float) -> int:
-        """Return how many connections must move to make the loads equal."""
         if self._rest_ticks:
             self._rest_ticks -= 1
             return 0
@@ -217,5 +215,4 @@ class Share:
 
 
 def _faded(load: float, seconds: float) -> float:
-    """Return a load after it has decayed for `seconds`."""
     return float(load * 0.5 ** (seconds / NEW_SECONDS))

@@ -97,12 +97,10 @@ class CompressorProcess:
         self._forget()
 
     def _forget(self) -> None:
-        """Close the descriptor of a process that has ended."""
         os.close(self._pidfd)
         self._pidfd = -1
 
     def _has_ended(self, seconds: float) -> bool:
-        """Return whether the process ends within `seconds`."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))

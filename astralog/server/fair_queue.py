@@ -74,12 +74,10 @@ class CpuTime:
         self.is_trusted = False
 
     def trust(self) -> None:
-        """Skip the queue, and stop counting the time."""
         self.is_trusted = True
         self._started_at = None
 
     def distrust(self) -> None:
-        """Wait in the queue again, and count the time from now on."""
         self.is_trusted = False
         self._started_at = time.monotonic()
 

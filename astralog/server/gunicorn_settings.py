@@ -24,7 +24,6 @@ class ServerLogger(Logger):
 
 
 def _exit_for(error: InvalidSettings) -> NoReturn:
-    """End the process with one line for each problem."""
     print_errors(error.problems)
     sys.exit(1)
 
@@ -88,7 +87,6 @@ def when_ready(server: Master) -> None:
 
 
 def worker_exit(server: Master, worker: Worker) -> None:
-    """Store the batches that a worker has queued."""
     worker.stop_services()
 
 

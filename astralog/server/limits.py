@@ -106,7 +106,6 @@ class ConnectionLimits:
                 break
 
     def release(self, size: int) -> None:
-        """Count fewer bytes of a connection."""
         self._held_bytes -= size
 
     def _ending_bytes(self) -> int:
@@ -143,7 +142,6 @@ class ConnectionMemory:
     """
 
     def __init__(self, limits: ConnectionLimits, idle_bytes: int) -> None:
-        """Charge nothing yet."""
         self._limits = limits
         self._idle_bytes = idle_bytes
         self._charged_idle = 0  # 0 while the client is trusted
@@ -156,7 +154,6 @@ class ConnectionMemory:
         self.charge_extra(0)
 
     def charge_extra(self, extra: int) -> None:
-        """Change the extra bytes."""
         self.extra = extra
         more = self._charged_idle + extra - self._charged
         self._charged += more

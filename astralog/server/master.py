@@ -34,13 +34,11 @@ class Application(WSGIApplication):
     """gunicorn's application for `astralog serve`, without its command line and settings file."""
 
     def load_config(self) -> None:
-        """Read the package's own settings of gunicorn."""
         self.app_uri = "astralog.app:create_app()"
         self.load_config_from_file("python:astralog.server.gunicorn_settings")
 
 
 def run() -> None:
-    """Serve until a signal ends the process."""
     Application().run()
 
 
@@ -157,7 +155,6 @@ class Master(Arbiter):
         self.note_exit(worker)
 
     def note_exit(self, worker: Worker) -> None:
-        """Free the place of a worker that has ended."""
         self.state.balance.leave(worker.share)
 
     def manage_workers(self) -> None:

@@ -116,7 +116,6 @@ class Worker(GeventWorker):
             self._services.stop(DRAIN_STOP_SECONDS)
 
     def run(self) -> None:
-        """Serve until the stop."""
         keep_freed_heap()
         limits = ConnectionLimits(self._max_connections(), self._head_seconds)
         self._shared = Shared(self.wsgi, self.cfg, limits, self.share, self.state.tls)
@@ -142,7 +141,6 @@ class Worker(GeventWorker):
         return float(self.cfg.keepalive) if self.alive else STOPPING_SECONDS
 
     def _accept_from(self, listener: Any) -> None:
-        """Accept connections until the worker stops."""
         listener.setblocking(False)
         while True:
             wait_read(listener.fileno())

@@ -37,7 +37,6 @@ class Volume:
         self.batches = self.logs = self.bytes = 0
 
     def add(self, batches: int, logs: int, size: int) -> None:
-        """Count batches."""
         self.batches += batches
         self.logs += logs
         self.bytes += size
@@ -51,7 +50,6 @@ class Durations:
         self.seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count a duration."""
         self.counts[bisect_left(BOUNDS_SECONDS, seconds)] += 1
         self.seconds += seconds
 
@@ -222,7 +220,6 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def decode_snapshot(data: bytes) -> Snapshot:
-    """Return the snapshot that was encoded."""
     return Snapshot(
         *({tuple(series): value for value, *series in rows} for rows in json.loads(data))
     )

@@ -66,7 +66,6 @@ class Family(NamedTuple):
 
 
 def counter_families(counters: Counters) -> list[Family]:
-    """Return the families of the counters."""
     stored = "written, and synced according to ASTRALOG_SYNC"
     replayed = "answered 200 because an earlier try with their key had stored them"
     late = "Logs stored after their client received commit_timeout or disconnected."
@@ -99,7 +98,6 @@ def counter_families(counters: Counters) -> list[Family]:
 
 
 def queue_families(queue: CommitQueue) -> list[Family]:
-    """Return the families of the commit queue and its storages."""
     storages, retention = queue.storages, queue.housekeeper.retention
     states: list[Labels] = [(state,) for state in STATES]
     return [

@@ -53,7 +53,6 @@ class Sample(NamedTuple):
 
 
 def take_sample(totals: Totals) -> Sample:
-    """Return the sample of this moment."""
     commits = totals["astralog_commit_duration_seconds"]
     return Sample(
         time.time(),
@@ -117,7 +116,6 @@ class Rates(NamedTuple):
 
 
 def rates_between(begin: Sample, end: Sample) -> Rates:
-    """Return the growth between two samples."""
     seconds = max(end.at - begin.at, 1e-3)  # the clock may have been set
     totals = ((one.logs, one.bytes, sum(one.rejected.values())) for one in (begin, end))
     logs, size, rejections = (count / seconds for count in growth(*totals))
@@ -127,7 +125,6 @@ def rates_between(begin: Sample, end: Sample) -> Rates:
 
 
 def growth(begin: Sequence[float], end: Sequence[float]) -> list[float]:
-    """Return the growth of each count."""
     return [max(after - before, 0) for before, after in zip(begin, end, strict=True)]
 
 
@@ -197,10 +194,7 @@ class History:
             unlock(fd, 0)
 
     def samples(self) -> list[Sample | None]:
-        """Return the samples of the last hour, oldest first, None for each that is missing.
-
-        It is kept until the next one is due.
-        """
+        """Return the samples of the last hour, oldest first, None for each that is missing."""
         number = _number()
         if number != self._read_at:
             numbers = range(number - SAMPLES + 1, number + 1)

@@ -231,5 +231,4 @@ def _growths(counts: Sequence[float | None]) -> list[float]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Return a number rounded to four digits."""
     return None if value is None else float(f"{value:.4g}")

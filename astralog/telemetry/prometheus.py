@@ -99,7 +99,6 @@ class Metrics:
             gevent.sleep(0)
 
     def publish(self) -> None:
-        """Publish this worker's counts to the others."""
         if not self._slot:
             return
         try:

@@ -34,10 +34,7 @@ READ_ATTEMPTS = 10
 
 
 def open_shared_file(environ: MutableMapping[str, str]) -> int:
-    """Return the file of the previous master at an upgrade, else a new one.
-
-    Raises OSError.
-    """
+    """Return the previous master's file at an upgrade, else a new one. Raises OSError."""
     passed = environ.pop(VARIABLE, "")
     if passed.isdecimal() and _is_shared_file(passed):
         os.set_inheritable(int(passed), False)

@@ -21,10 +21,7 @@ MAX_BYTES = 1024 * 1024
 
 
 class Group:
-    """A matching line and the lines around it, which follow each other in their segment.
-
-    `offset` is that after the matching line.
-    """
+    """A matching line with those around it in its segment; `offset` is that after the match."""
 
     def __init__(self, offset: int, before: Iterable[bytes], line: bytes) -> None:
         self.offset = offset
@@ -37,7 +34,6 @@ class Group:
         return sum(map(len, self.lines))
 
     def add(self, line: bytes) -> None:
-        """Add a line after the matching one."""
         self.lines.append(line)
         self.after_bytes += len(line)
 
@@ -50,7 +46,6 @@ class Group:
 
 
 def _size(lines: Sequence[bytes]) -> int:
-    """Return the bytes of lines with their ends."""
     return sum(map(len, lines)) + len(lines)
 
 
@@ -62,7 +57,6 @@ class _Passed:
         self.clear()
 
     def clear(self) -> None:
-        """Begin after a line that was yielded."""
         self.lines: deque[bytes] = deque()
         self._bytes = 0
 

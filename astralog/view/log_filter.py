@@ -129,7 +129,6 @@ def sort_key(timestamp: str) -> str:
 
 
 def _texts(log: StoredLog) -> Iterator[str]:
-    """Yield the texts of a log that are searched."""
     yield log.message
     metadata = log.metadata_text
     yield metadata
@@ -178,10 +177,7 @@ def _is_scalar(value: bytes, wanted: str) -> bool:
 
 
 def parse_moment(text: str) -> str:
-    """Return a time that a user enters, a duration before now or a timestamp, in the stored form.
-
-    Raises ValueError.
-    """
+    """Return the stored form of a timestamp, or of a duration before now. Raises ValueError."""
     from astralog.intake import timestamps  # noqa: PLC0415  # it takes long to import
 
     try:

@@ -105,11 +105,10 @@ class LogSearch:
         return make_parts(self._directory, parse_file_names(names()), make)
 
     def seal(self, rest: Remaining) -> str:
-        """Return a cursor as an encrypted text."""
         return self._sealer.seal_hidden(json.dumps(rest, default=sorted))
 
     def open(self, sealed: str) -> Remaining:
-        """Return the cursor in a text of `seal`; raises ValueError for any other text."""
+        """Return the cursor that was sealed; raises ValueError for any other text."""
         return _cursors.decode(self._sealer.open_hidden(sealed))
 
 
@@ -134,7 +133,6 @@ class LogStream:
         return _take(lines, MAX_STREAM_BYTES)
 
     def close(self) -> None:
-        """Close all files."""
         self._follower.close()
 
 

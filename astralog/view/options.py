@@ -87,5 +87,4 @@ def find_parts(directory: Path, make: MakePart = Part) -> list[Part]:
 
 
 def describe(directory: Path, error: OSError) -> str:
-    """Return a line about an error of reading the directory."""
     return f"{escape(str(directory))}: {error.strerror}"

@@ -70,7 +70,6 @@ class Output:
         self._reader.register(self._fd, 0)
 
     def write(self, lines: Iterable[bytes]) -> None:
-        """Write stored lines, unchanged or formatted."""
         try:
             for line in lines:
                 self._pending += self._format(line)
@@ -85,7 +84,6 @@ class Output:
             self.flush()
 
     def flush(self) -> None:
-        """Write the pending lines."""
         if self._pending:
             self.before_writing()
             self._write(self._pending)
@@ -132,7 +130,6 @@ def _quote_character(character: str) -> str:
 
 
 def format_line(line: bytes, *, colored: bool) -> str:
-    """Return a stored line in readable form."""
     log = decode(line)
     if log is None:
         return escape(line[:SHOWN_CHARACTERS].decode(errors="replace"))
@@ -143,7 +140,6 @@ def format_line(line: bytes, *, colored: bool) -> str:
 
 
 def _columns(log: StoredLog) -> list[tuple[str, str]]:
-    """Return the texts of a log's line, each with its terminal code."""
     rank = known_rank(log.level)
     return [
         (quote(log.timestamp), _DIM),

@@ -124,10 +124,7 @@ class Prefilter:
         return found[0] if len(found) == 1 else map(itemgetter(0), groupby(merge(*found)))
 
     def _has_required(self, block: bytes) -> bool:
-        """Return whether the block contains `required`.
-
-        To replace a rare letter takes less than a tenth of the time of `lower()`.
-        """
+        """Check it: to replace a rare letter takes less than a tenth of the time of `lower()`."""
         for letter in self.letters:
             block = block.replace(letter.upper(), letter)
         return _has(block, self.required)
@@ -188,10 +185,7 @@ def by_field(name: str, value: str) -> Prefilter | None:
 def by_head(
     projects: Collection[str] | None, level: str | None, services: Collection[str] | None
 ) -> Prefilter | None:
-    """Return a prefilter for the projects, the services and the level.
-
-    Return None without any of these, or if most levels match.
-    """
+    """Return a prefilter for projects, services and level, None if most or all levels match."""
     members = [
         (b'"project_id":', _one_of(projects)),
         (b'"timestamp":', None),

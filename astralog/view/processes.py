@@ -127,7 +127,6 @@ class Processes:
         self._begin_next()
 
     def close(self) -> None:
-        """End all processes."""
         self._waiting.clear()
         for process in (*self._idle, *self._busy.values()):
             process.close()
@@ -221,10 +220,7 @@ class _Process:
             theirs.close()
 
     def read(self, number: int) -> int:
-        """Send a part to the process; return the descriptor of the pipe with the results.
-
-        Raises OSError.
-        """
+        """Return the pipe with the results of a part that the process reads. Raises OSError."""
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
         try:
@@ -259,10 +255,7 @@ class _Results:
         self._data = bytearray()
 
     def lines(self, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines; raises the errors of reading, and ChildProcessError.
-
-        The budget counts the bytes of the file.
-        """
+        """Yield the lines, and count the bytes of the file; raises the READ_ERRORS."""
         while (message := self._receive()) and message[0] != _END:
             kind, number, text = message
             if kind == _LINE:
@@ -278,7 +271,6 @@ class _Results:
             raise ChildProcessError("the process that read it ended early")
 
     def close(self) -> None:
-        """Close the pipe."""
         os.close(self._fd)
 
     def _end(self) -> None:

@@ -244,7 +244,6 @@ class _Run:
             yield arrival
 
     def _watched(self, block: bytes) -> Iterator[tuple[int, bytes]]:
-        """Select the lines of a block."""
         self._update()
         yield from self._select(block)
 

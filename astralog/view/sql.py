@@ -92,7 +92,6 @@ def _import_duckdb() -> ModuleType:
 
 
 def _view(data_dir: Path, since: str | None) -> str:
-    """Return the statement that creates the view over the existing segments."""
     parts = parts_since(options.find_parts(data_dir), since)
     if not parts:
         return EMPTY_VIEW

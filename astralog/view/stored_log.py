@@ -39,7 +39,7 @@ _decoder = msgspec.json.Decoder(StoredLog)
 
 
 def decode(line: bytes) -> StoredLog | None:
-    """Return the log of a stored line, None if the line is not a log."""
+    """Return the log of a stored line, None if the line is not one."""
     try:
         return _decoder.decode(line)
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors

@@ -1262,6 +1262,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "the compressor holds no socket",
         "astralog.server.compressor:_separate",
+        "    os.closerange(sys.stderr.fileno() + 1, metrics_fd)\n"
         '    os.closerange(metrics_fd + 1, os.sysconf("SC_OPEN_MAX"))\n',
         "",
         ("tests/functional/test_compression.py", "-k", "lowest_priority"),
