@@ -13,12 +13,7 @@ from gevent.event import Event
 
 from astralog import tokens_file
 from astralog.browsers import QUERY_TOKEN, Environ, Origins
-from astralog.errors import (
-    QUERY_TOKEN_FORBIDDEN,
-    READING_FORBIDDEN,
-    WRITING_FORBIDDEN,
-    Rejection,
-)
+from astralog.errors import QUERY_TOKEN_FORBIDDEN, READING_FORBIDDEN, WRITING_FORBIDDEN, Rejection
 from astralog.log import LogOnce
 from astralog.rates import Rates
 from astralog.settings import InvalidSettings, Settings, parse_origins

@@ -361,15 +361,10 @@ def _create_tls(ca_file: Path | None) -> ssl.SSLContext:
 )
 @click.option("--project", default=SERVICE, help=f"Project to write to; {SERVICE} by default.")
 @click.option(
-    "--timeout",
-    default=10.0,
-    callback=_check_timeout,
-    help="Seconds per request; 10 by default.",
+    "--timeout", default=10.0, callback=_check_timeout, help="Seconds per request; 10 by default."
 )
 @click.option(
-    "--ca-file",
-    type=click.Path(path_type=Path),
-    help="CA certificate to trust, for https.",
+    "--ca-file", type=click.Path(path_type=Path), help="CA certificate to trust, for https."
 )
 @click.option("--token", envvar="TOKEN", hidden=True)  # in the environment: arguments are public
 def check(

@@ -253,9 +253,7 @@ class Settings:
         10 * MIB, "Largest body, decompressed. Above it: 413 `body_too_large`."
     )
     body_timeout_seconds: float = _setting(
-        10.0,
-        "Time for a client to send its body. After it: 408 `body_timeout`.",
-        _POSITIVE,
+        10.0, "Time for a client to send its body. After it: 408 `body_timeout`.", _POSITIVE
     )
     commit_timeout_seconds: float = _setting(
         8.0,
@@ -358,14 +356,10 @@ class Settings:
         "bytes on disk.",
     )
     idempotency_seconds: float = _setting(
-        86400.0,
-        "Time for which an idempotency key is remembered.",
-        _POSITIVE,
+        86400.0, "Time for which an idempotency key is remembered.", _POSITIVE
     )
     status: str = _setting(
-        "on",
-        "Serve the status page to clients with a token: `on` or `off`.",
-        OneOf(("on", "off")),
+        "on", "Serve the status page to clients with a token: `on` or `off`.", OneOf(("on", "off"))
     )
     log_level: str = _setting(
         "info",

@@ -52,10 +52,7 @@ class ConnectionLimits:
     """
 
     def __init__(
-        self,
-        max_connections: int,
-        head_seconds: Callable[[], float],
-        max_bytes: int = HELD_BYTES,
+        self, max_connections: int, head_seconds: Callable[[], float], max_bytes: int = HELD_BYTES
     ) -> None:
         """Limit the time until a head is complete to the result of `head_seconds`."""
         self._max_connections = max_connections

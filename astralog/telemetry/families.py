@@ -107,9 +107,7 @@ def queue_families(queue: CommitQueue) -> list[Family]:
             lambda: sum(storage.sealed_segments for storage in storages),
         ),
         _counter(
-            "removed_segments",
-            "Segments removed by retention.",
-            lambda: retention.removed_segments,
+            "removed_segments", "Segments removed by retention.", lambda: retention.removed_segments
         ),
         _counter(
             "removed_undelivered_segments",

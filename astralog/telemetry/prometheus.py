@@ -27,16 +27,7 @@ from astralog.errors import Rejection
 from astralog.log import log_exception
 from astralog.telemetry import slots
 from astralog.telemetry.counters import Counters, Snapshot
-from astralog.telemetry.families import (
-    BUCKETS,
-    READY,
-    STOPPING,
-    SUM,
-    WORKERS,
-    Family,
-    Kind,
-    Labels,
-)
+from astralog.telemetry.families import BUCKETS, READY, STOPPING, SUM, WORKERS, Family, Kind, Labels
 from astralog.telemetry.history import Totals
 
 log = logging.getLogger(__name__)

@@ -74,11 +74,7 @@ class RecentLogs:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        max_log_bytes: int,
-        secret: bytes,
-        clock: TrustedClock | None = None,
+        self, directory: Path, max_log_bytes: int, secret: bytes, clock: TrustedClock | None = None
     ) -> None:
         self._lines = RecentLines(directory, clock)
         self._max_bytes = max_log_bytes + READ_BYTES
