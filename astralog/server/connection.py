@@ -106,8 +106,7 @@ class Connection:
                 self._sock.do_handshake()
         self._memory.charge_extra(0)
         if is_http:
-            self._log(Rejection("bad_request", PLAIN_HTTP))
-            self._answer_bare(PLAIN_HTTP.encode() + b"\n", b"text/plain; charset=utf-8")
+            self._refuse(PLAIN_HTTP, PLAIN_HTTP.encode() + b"\n", b"text/plain; charset=utf-8")
         return not is_http
 
     def _serve_requests(self, requests: Requests) -> None:
@@ -117,7 +116,7 @@ class Connection:
                 with self._head_waits:
                     request = requests.next(self._memory.charge_extra)
             except ParseException as error:
-                rejection = Rejection("bad_request", describe(error))
+                message = describe(error)
                 break  # the error's traceback holds the head
             if request is None:
                 return
@@ -127,8 +126,8 @@ class Connection:
             finally:
                 request.body.close()
         self._memory.charge_extra(0)
-        self._log(rejection)
-        self._answer_bare(reject(rejection).data, b"application/json")
+        body = reject(Rejection("bad_request", message)).data
+        self._refuse(message, body, b"application/json")
 
     def _answer(self, request: Request) -> bool:
         """Answer a request, and return whether the connection stays open."""
@@ -209,13 +208,10 @@ class Connection:
                 left -= size
                 self._cpu_time.pause()  # this may take long, so the data is not kept
 
-    def _log(self, rejection: Rejection) -> None:
-        """Log the rejection of a client that does not speak HTTP."""
+    def _refuse(self, message: str, body: bytes, content_type: bytes) -> None:
+        """Log and answer bytes that are not a request, and end the connection."""
         peer = self._peer[0] if self._peer else "a local socket"
-        rejected = Rejected(rejection.code, peer, "no token read")
-        services_of(self._shared.app).rejections.add(rejected, rejection.message)
-
-    def _answer_bare(self, body: bytes, content_type: bytes) -> None:
-        """Answer bytes that are not a request, and end the connection."""
+        rejected = Rejected("bad_request", peer, "no token read")
+        services_of(self._shared.app).rejections.add(rejected, message)
         send(self._sock, MALFORMED_HEAD % (content_type, len(body)) + body, self._limits)
         self._linger()
