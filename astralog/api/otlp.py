@@ -123,16 +123,16 @@ def _reject_signal(signal: str) -> NoReturn:
     raise Rejection("not_found", message)
 
 
-def _find_encoding(environ: Environ) -> Encoding:
+def _find_encoding(environ: Environ) -> type[Encoding]:
     """Return the encoding of the request."""
     if without_parameters(environ.get("CONTENT_TYPE", "")) not in PROTOBUF_TYPES:
-        return Json()
+        return Json
     from astralog.intake.otlp_protobuf import Protobuf  # noqa: PLC0415  # most never need it
 
-    return Protobuf()
+    return Protobuf
 
 
-def _respond(body: bytes, encoding: Encoding, status: int = HTTPStatus.OK) -> Response:
+def _respond(body: bytes, encoding: type[Encoding], status: int = HTTPStatus.OK) -> Response:
     return Response(body, status, content_type=encoding.content_type)
 
 

@@ -45,21 +45,8 @@ class Message(NamedTuple):
     source: Source = Source()
 
 
-class Reader(Protocol):
-    """Read one export, message by message; raises Rejection `body_too_large`."""
-
-    def read(self, level: Level, text: Any, place: str) -> Message:
-        """Return a message; raises ValueError, worded for the client, which names its place."""
-
-    def find_unknown(self, level: Level, text: Any) -> str:
-        """Return a description of something in a message that OTLP does not define, or ""."""
-
-    def make_log(self, record: Any, origin: Origin) -> Any:
-        """Return the log of a record; raises InvalidRecord, and ValueError if it is none."""
-
-
 class Encoding(Protocol):
-    """An encoding of messages: protobuf or JSON.
+    """An encoding of messages: protobuf or JSON; an instance reads one export.
 
     `invalid_code` is the code for a body that is not of this encoding. `places` are the names of an
     export, a resource and a scope in errors, with the numbers of the latter.
@@ -69,17 +56,31 @@ class Encoding(Protocol):
     invalid_code: str
     places: tuple[str, str, str]
 
-    def make_reader(self, now: int, budget: ValueBudget) -> Reader:
-        """Return the reader of an export; `now`, in Unix ns, is the time of records without one."""
+    def __init__(self, now: int, budget: ValueBudget) -> None:
+        """Use `now`, in Unix ns, as the time of records without one."""
 
-    def encode_response(self, rejected: int, message: str) -> bytes:
+    def read(self, level: Level, text: bytes, place: str) -> Message:
+        """Return a message; raises ValueError, worded for the client, which names its place.
+
+        Raises Rejection `body_too_large` too, as the other readers do.
+        """
+
+    def find_unknown(self, level: Level, text: bytes) -> str:
+        """Return a description of something in a message that OTLP does not define, or ""."""
+
+    def make_log(self, record: Any, origin: Origin) -> Any:
+        """Return the log of a record; raises InvalidRecord, and ValueError if it is none."""
+
+    @staticmethod
+    def encode_response(rejected: int, message: str) -> bytes:
         """Return an ExportLogsServiceResponse with the number and the errors of rejected logs."""
 
-    def encode_status(self, code: int, message: str) -> bytes:
+    @staticmethod
+    def encode_status(code: int, message: str) -> bytes:
         """Return a google.rpc.Status."""
 
 
-def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
+def decode(encoding: type[Encoding], body: bytes, context: Context) -> Decoded:
     """Return the batch in the body of an export.
 
     Raises Rejection as a Decoder does; `invalid_protobuf` or `invalid_json` if the body is none.
@@ -98,10 +99,10 @@ def decode(encoding: Encoding, body: bytes, context: Context) -> Decoded:
 class _Decode:
     """The decode of one export, step by step."""
 
-    def __init__(self, encoding: Encoding, context: Context, body_bytes: int) -> None:
+    def __init__(self, encoding: type[Encoding], context: Context, body_bytes: int) -> None:
         self._places = encoding.places
         self._budget = ValueBudget()
-        self._reader = encoding.make_reader(time.time_ns(), self._budget)
+        self._reader = encoding(time.time_ns(), self._budget)
         self._context = context
         self._scopes = 0
         self._lines = LineWriter(context, body_bytes, MAX_REPEATED_BYTES)

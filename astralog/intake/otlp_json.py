@@ -11,11 +11,9 @@ import msgspec
 
 from astralog.intake.lines import encode_value
 from astralog.intake.members import LINE_BREAKS
-from astralog.intake.otlp import Level, Message, try_read
+from astralog.intake.otlp import Encoding, Level, Message, try_read
 from astralog.intake.otlp_json_messages import (
-    EXPORT,
-    RESOURCE_LOGS,
-    SCOPE_LOGS,
+    ENVELOPES,
     AnyValue,
     Int32,
     KeyValue,
@@ -61,48 +59,27 @@ FOREIGN = {
     "resource_metrics": "an export of metrics",
 }
 
-_ENVELOPES = {Level.EXPORT: EXPORT, Level.RESOURCE: RESOURCE_LOGS, Level.SCOPE: SCOPE_LOGS}
-
 _MAX_TIME = 2**64 - 1
 
 #: The two letters in which the alphabets of base64 differ.
 _BASE64 = bytes.maketrans(b"-_", b"+/")
 
 
-class Json:
+class Json(Encoding):
     """The encoding OTLP/JSON."""
 
     content_type = "application/json"
     invalid_code = "invalid_json"
     places = ("`$`", "`$.resourceLogs[{}]`", "`$.resourceLogs[{}].scopeLogs[{}]`")
 
-    def make_reader(self, now: int, budget: ValueBudget) -> "_Reader":
-        """Return the reader of an export."""
-        return _Reader(now, budget)
-
-    def encode_response(self, rejected: int, message: str) -> bytes:
-        """Return an ExportLogsServiceResponse."""
-        partial = {"rejectedLogRecords": str(rejected), "errorMessage": message}
-        return encode_value({"partialSuccess": partial})
-
-    def encode_status(self, code: int, message: str) -> bytes:
-        """Return a google.rpc.Status."""
-        return encode_value({"code": code, "message": message})
-
-
-class _Reader:
-    """Read one export, message by message."""
-
     def __init__(self, now: int, budget: ValueBudget) -> None:
-        reader = _ValueReader(budget)
-        self._convert, self._read_attributes = reader.convert, reader.read_attributes
         self._now = now
+        self._budget = budget
 
     def read(self, level: Level, text: bytes, place: str) -> Message:
-        """Return a message of a level."""
         if level is Level.EXPORT and text.count(b",") > LONG_BODY_COMMAS:
             raise reject_export()
-        message = _ENVELOPES[level].read(text, place)
+        message = ENVELOPES[level].read(text, place)
         if level is Level.EXPORT:
             return Message(message.resource_logs or ())
         if level is Level.RESOURCE:
@@ -113,14 +90,12 @@ class _Reader:
         return Message(parts or (), try_read(lambda: self._read_source(source, url)))
 
     def find_unknown(self, level: Level, text: bytes) -> str:
-        """Return the name of a member that OTLP does not define, or ""."""
-        name = _ENVELOPES[level].find_unknown(text)
+        name = ENVELOPES[level].find_unknown(text)
         if name is None:
             return ""
         return f"`{name}`" + (f": this is {FOREIGN[name]}" if name in FOREIGN else "")
 
     def make_log(self, text: bytes, origin: Origin) -> Any:
-        """Return the log of a record."""
         record = read_record(text)
         severity = record.severity_number
         return make_log(
@@ -147,6 +122,47 @@ class _Reader:
             source.dropped_attributes_count or 0,
             read_text(schema_url) or "",
         )
+
+    def _read_attributes(self, attributes: list[KeyValue] | None) -> dict[str, Any]:
+        """Return attributes as an object; if several have the same key, the last one counts."""
+        if not attributes:
+            return {}
+        items = self._budget.take(attributes, MAX_ATTRIBUTES)
+        return {item.key or "": self._convert(item.value) for item in items}
+
+    def _convert(self, value: AnyValue | None, depth: int = 0) -> Any:
+        """Return a value in JSON's form."""
+        if value is None or value.string_value is not None:
+            return value and value.string_value
+        if value.int_value is not None:
+            return value.int_value
+        if value.double_value is not None:
+            return number_value(value.double_value)
+        if value.bytes_value is not None:
+            return bytes_value(_base64(value.bytes_value))
+        if value.bool_value is not None:
+            return value.bool_value
+        return self._convert_nested(value, depth + 1)
+
+    def _convert_nested(self, value: AnyValue, depth: int) -> Any:
+        """Return a list or a map in JSON's form; None for a value without any content."""
+        check_depth(depth)
+        if value.array_value is not None:
+            items = self._budget.take(value.array_value.values or ())
+            return [self._convert(item, depth) for item in items]
+        if value.kvlist_value is not None:
+            members = self._budget.take(value.kvlist_value.values or ())
+            return {item.key or "": self._convert(item.value, depth) for item in members}
+        return None
+
+    @staticmethod
+    def encode_response(rejected: int, message: str) -> bytes:
+        partial = {"rejectedLogRecords": str(rejected), "errorMessage": message}
+        return encode_value({"partialSuccess": partial})
+
+    @staticmethod
+    def encode_status(code: int, message: str) -> bytes:
+        return encode_value({"code": code, "message": message})
 
 
 def _time(nanoseconds: int | None) -> int:
@@ -176,45 +192,6 @@ def _id(text: str | None, field: str) -> bytes:
         if text and text.strip("=") and text.endswith("="):
             return _base64(text)
         raise InvalidRecord(field, "Not hexadecimal.") from None
-
-
-class _ValueReader:
-    """Convert the attributes and values of one export to values of JSON."""
-
-    def __init__(self, budget: ValueBudget) -> None:
-        self._budget = budget
-
-    def read_attributes(self, attributes: list[KeyValue] | None) -> dict[str, Any]:
-        """Return attributes as an object; if several have the same key, the last one counts."""
-        if not attributes:
-            return {}
-        items = self._budget.take(attributes, MAX_ATTRIBUTES)
-        return {item.key or "": self.convert(item.value) for item in items}
-
-    def convert(self, value: AnyValue | None, depth: int = 0) -> Any:
-        """Return a value in JSON's form."""
-        if value is None or value.string_value is not None:
-            return value and value.string_value
-        if value.int_value is not None:
-            return value.int_value
-        if value.double_value is not None:
-            return number_value(value.double_value)
-        if value.bytes_value is not None:
-            return bytes_value(_base64(value.bytes_value))
-        if value.bool_value is not None:
-            return value.bool_value
-        return self._convert_nested(value, depth + 1)
-
-    def _convert_nested(self, value: AnyValue, depth: int) -> Any:
-        """Return a list or a map in JSON's form; None for a value without any content."""
-        check_depth(depth)
-        if value.array_value is not None:
-            items = self._budget.take(value.array_value.values or ())
-            return [self.convert(item, depth) for item in items]
-        if value.kvlist_value is not None:
-            members = self._budget.take(value.kvlist_value.values or ())
-            return {item.key or "": self.convert(item.value, depth) for item in members}
-        return None
 
 
 def _base64(text: str) -> bytes:

@@ -13,6 +13,7 @@ import msgspec
 from astralog.deadlines import yield_if_due
 from astralog.errors import SHOWN_CHARACTERS
 from astralog.intake.members import NULL
+from astralog.intake.otlp import Level
 from astralog.intake.strict_json import replace_lone_surrogates, to_utf8
 from astralog.intake.value_limits import LONG_LOG_COMMAS, find_excess
 
@@ -257,4 +258,8 @@ class _Envelope:
         return None
 
 
-EXPORT, RESOURCE_LOGS, SCOPE_LOGS = (_Envelope(kind) for kind in (Export, ResourceLogs, ScopeLogs))
+ENVELOPES = {
+    Level.EXPORT: _Envelope(Export),
+    Level.RESOURCE: _Envelope(ResourceLogs),
+    Level.SCOPE: _Envelope(ScopeLogs),
+}

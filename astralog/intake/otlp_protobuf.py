@@ -19,7 +19,7 @@ from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.resource.v1 import resource_pb2
 
-from astralog.intake.otlp import Level, Message, try_read
+from astralog.intake.otlp import Encoding, Level, Message, try_read
 from astralog.intake.otlp_log import Origin, Source, make_log
 from astralog.intake.otlp_protobuf_values import ValueReader
 from astralog.intake.protobuf import PACKAGE, define, find_unknown, parse, register
@@ -101,32 +101,12 @@ Status = define(
 _MESSAGES = {Level.EXPORT: Export, Level.RESOURCE: ResourceLogs, Level.SCOPE: ScopeLogs}
 
 
-class Protobuf:
+class Protobuf(Encoding):
     """The encoding OTLP/protobuf, the default of SDKs and collectors."""
 
     content_type = "application/x-protobuf"
     invalid_code = "invalid_protobuf"
     places = ("The export", "resource_logs[{}]", "resource_logs[{}].scope_logs[{}]")
-
-    def make_reader(self, now: int, budget: ValueBudget) -> "_Reader":
-        """Return the reader of an export."""
-        return _Reader(now, budget)
-
-    def encode_response(self, rejected: int, message: str) -> bytes:
-        """Return an ExportLogsServiceResponse."""
-        response = logs_service_pb2.ExportLogsServiceResponse()
-        response.partial_success.rejected_log_records = rejected
-        response.partial_success.error_message = message
-        return response.SerializeToString()
-
-    def encode_status(self, code: int, message: str) -> bytes:
-        """Return a google.rpc.Status."""
-        status: bytes = Status(code=code, message=message).SerializeToString()
-        return status
-
-
-class _Reader:
-    """Read one export, message by message."""
 
     def __init__(self, now: int, budget: ValueBudget) -> None:
         reader = ValueReader(budget)
@@ -134,7 +114,6 @@ class _Reader:
         self._now = now
 
     def read(self, level: Level, text: bytes, place: str) -> Message:
-        """Return a message of a level."""
         message = parse(_MESSAGES[level], text, place)
         if level is Level.EXPORT:
             return Message(message.resource_logs)
@@ -149,7 +128,6 @@ class _Reader:
         return Message(parts, try_read(lambda: self._read_source(kind, source, url)))
 
     def find_unknown(self, level: Level, text: bytes) -> str:
-        """Return the number of a field that OTLP does not define, or ""."""
         number = find_unknown(text, _MESSAGES[level].DESCRIPTOR.fields_by_number)
         if number is None:
             return ""
@@ -158,8 +136,7 @@ class _Reader:
         return f"field {number}{hint}"
 
     def make_log(self, record: Any, origin: Origin) -> Any:
-        """Return the log of a record, which is parsed already if its scope is short."""
-        if type(record) is bytes:
+        if type(record) is bytes:  # else it is parsed already, as part of a short scope
             record = parse(LogRecord, record, "It")
         return make_log(
             origin,
@@ -187,6 +164,18 @@ class _Reader:
             dropped_attributes_count=message.dropped_attributes_count,
             schema_url=schema_url,
         )
+
+    @staticmethod
+    def encode_response(rejected: int, message: str) -> bytes:
+        response = logs_service_pb2.ExportLogsServiceResponse()
+        response.partial_success.rejected_log_records = rejected
+        response.partial_success.error_message = message
+        return response.SerializeToString()
+
+    @staticmethod
+    def encode_status(code: int, message: str) -> bytes:
+        status: bytes = Status(code=code, message=message).SerializeToString()
+        return status
 
 
 def _is_other_signal(record: bytes) -> bool:

@@ -56,7 +56,7 @@ MAX_MIB = 500
 def run(bench: Bench, inputs: int) -> Iterator[Row]:
     """Try `inputs` mutated exports in each encoding, and bodies made to take memory."""
     chance = bench.random
-    rows = {encoding: Row(f"fuzzed {encoding.content_type}") for encoding in (Protobuf(), Json())}
+    rows = {encoding: Row(f"fuzzed {encoding.content_type}") for encoding in (Protobuf, Json)}
     yield from rows.values()  # they fill up together
     for number in range(inputs):
         if number % INPUTS_PER_LOOK == 0 and not bench.has_time:
@@ -109,7 +109,7 @@ def mutated(chance: random.Random, body: bytes) -> bytes:
     return bytes(found)
 
 
-def try_body(row: Row, encoding: Encoding, body: bytes, options: Options) -> None:
+def try_body(row: Row, encoding: type[Encoding], body: bytes, options: Options) -> None:
     """Check that an export becomes whole logs, and that the service has no error."""
     decoded = fuzz.attempt(row, body, lambda: decode(encoding, body, make_context(options=options)))
     if not decoded:
@@ -142,9 +142,9 @@ def try_bombs() -> Row:
     return row
 
 
-def bombs() -> Iterator[tuple[Encoding, bytes]]:
+def bombs() -> Iterator[tuple[type[Encoding], bytes]]:
     """Yield the bodies, one at a time."""
-    protobuf, plain = Protobuf(), Json()
+    protobuf, plain = Protobuf, Json
     yield protobuf, b"\x0a\x00" * (BODY_BYTES // 2)  # resources
     yield protobuf, wire_field(1, b"\x12\x00" * (BODY_BYTES // 2))  # scopes
     yield protobuf, wire_field(1, wire_field(2, b"\x12\x00" * (BODY_BYTES // 2)))  # records

@@ -1304,7 +1304,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "spans are not logs",
-        "astralog.intake.otlp_protobuf:_Reader.read",
+        "astralog.intake.otlp_protobuf:Protobuf.read",
         "if parts and _is_other_signal(parts[0]):",
         "if False:",
         ("tests/unit/intake/test_otlp.py", "-k", "traces_and_metrics"),

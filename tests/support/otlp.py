@@ -102,7 +102,7 @@ class Export:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.encoding: otlp.Encoding = Json() if kind == JSON else Protobuf()
+        self.encoding: type[otlp.Encoding] = Json if kind == JSON else Protobuf
 
     def decode(
         self,

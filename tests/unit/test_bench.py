@@ -69,7 +69,7 @@ def test_exports_are_the_same_logs() -> None:
         body = template.body(number)
         assert template.body_bytes == len(body)
         logs = [
-            json.loads(line) for line in decode(Protobuf(), body, context).batch.lines.splitlines()
+            json.loads(line) for line in decode(Protobuf, body, context).batch.lines.splitlines()
         ]
         ids = [bodies.place(log["metadata"]["attributes"]["log_id"]) for log in logs]
         assert [(number, index) for index in range(10)] == ids

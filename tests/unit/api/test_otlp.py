@@ -241,7 +241,7 @@ def test_an_export_without_a_length_is_rejected(client: FlaskClient, kind: str) 
 
 def test_status_message_is_googles() -> None:
     """The Status has the bytes of google.rpc's own message."""
-    sent = Protobuf().encode_status(3, "ä")
+    sent = Protobuf.encode_status(3, "ä")
     expected: Message = Status(code=3, message="ä")
     assert expected.SerializeToString() == sent
 

@@ -129,7 +129,7 @@ def export_body(message: str, records: int, service: str = "s") -> bytes:
     return bytes(made.SerializeToString())
 
 
-decode_export = partial(otlp.decode, Protobuf())
+decode_export = partial(otlp.decode, Protobuf)
 
 Case = tuple[Callable[..., Decoded], bytes, Options]
 
