@@ -26,7 +26,14 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 #: Imported before the forks: no module of them reads a setting, or starts a thread.
-SERVICE = ("gunicorn.app.wsgiapp", "astralog.app", "astralog.server.start")
+SERVICE = (
+    "gunicorn.app.wsgiapp",
+    "gunicorn.glogging",
+    "astralog.app",
+    "astralog.server.start",
+    "astralog.server.master",
+    "astralog.server.compressor",
+)
 FORWARD = ("astralog.cli", "astralog.forward.run")
 
 #: Bytes of a request, which is a command and its environment, and of an answer.

@@ -279,7 +279,7 @@ class Service:
 
     def pids(self) -> list[int]:
         """Return every running process of the service, also without its master."""
-        return [pid for pid in running_pids() if process_group(pid) == self.process.pid]
+        return running_pids(self.process.pid)
 
     def files(self, pattern: str = "*.ndjson*") -> list[Path]:
         """Return the segment files, oldest first."""
@@ -391,11 +391,19 @@ def segment_pid(path: Path) -> int:
     return int(path.name.partition("-")[2].partition(".")[0].partition("-")[0])
 
 
-def running_pids() -> list[int]:
-    """Return every process that is not a zombie."""
-    return [
-        int(entry.name) for entry in Path("/proc").glob("[1-9]*") if process_group(int(entry.name))
-    ]
+def running_pids(group: int | None = None) -> list[int]:
+    """Return every process that is not a zombie, of one process group if it is given."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    if group is not None:  # the system call takes far less CPU than the file
+        pids = [pid for pid in pids if belongs_to(pid, group)]
+    return [pid for pid in pids if process_group(pid)]
+
+
+def belongs_to(pid: int, group: int) -> bool:
+    """Return whether a process, or a zombie, belongs to a process group."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid) == group
+    return False
 
 
 def process_name(pid: int) -> str:
