@@ -255,11 +255,24 @@ def start_on_terminal(
     return process, master
 
 
+@pytest.fixture(scope="module")
+def slow_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory that SLOW_REGEX searches for many seconds, a block in a fraction of one.
+
+    Only its first log is found.
+    """
+    directory = tmp_path_factory.mktemp("slow")
+    make_segment(directory, make_name(0), make_line("y"), *[make_line("x" * 50)] * 200_000)
+    return directory
+
+
+SLOW_REGEX = "(x|y)(x?)+z|^y"
+
+
 @pytest.mark.parametrize("columns", [0, 8, 20, 40, 200])
-def test_progress_fits_on_one_line(tmp_path: Path, columns: int) -> None:
+def test_progress_fits_on_one_line(slow_dir: Path, columns: int) -> None:
     """Of any terminal; one that does not know its width gets 80 columns at most."""
-    make_segment(tmp_path, make_name(0), *[make_line("x" * 300)] * 200_000)
-    process, master = start_on_terminal(tmp_path, "(x|y)(x?)+z", "--regex", columns=columns)
+    process, master = start_on_terminal(slow_dir, SLOW_REGEX, "--regex", columns=columns)
     with process:
         shown = b""
         while b"\x1b[K" not in shown:
@@ -271,10 +284,9 @@ def test_progress_fits_on_one_line(tmp_path: Path, columns: int) -> None:
     os.close(master)
 
 
-def test_progress_is_shown_and_interruption_reported(tmp_path: Path) -> None:
+def test_progress_is_shown_and_interruption_reported(slow_dir: Path) -> None:
     """On a terminal only; results before Ctrl-C are written."""
-    make_segment(tmp_path, make_name(0), make_line("y"), *[make_line("x" * 300)] * 200_000)
-    process, master = start_on_terminal(tmp_path, "(x|y)(x?)+z|^y", "--regex", "--json")
+    process, master = start_on_terminal(slow_dir, SLOW_REGEX, "--regex", "--json")
     with process:
         shown = b""
         while b"% " not in shown:
