@@ -87,11 +87,7 @@ class Tokens:
         return len(self._by_digest) > 1
 
     def authorize(self, environ: Environ, scope: Scope) -> Token:
-        """Return the token of a request that needs a scope.
-
-        Every path that needs a token calls this. Raises Rejection `unauthorized` and
-        `forbidden_scope`.
-        """
+        """Return the token of a request; raises Rejection `unauthorized` and `forbidden_scope`."""
         token = self._identify(environ)
         if scope not in token.scopes:
             raise Rejection(*FORBIDDEN[scope])

@@ -117,10 +117,7 @@ class WatchedFile:
         return content
 
     def _read(self) -> bytes:
-        """Return the content, without waiting for another program; raises InvalidSettings.
-
-        A pipe blocks its reader until somebody writes, and a device such as /dev/zero has no end.
-        """
+        """Return the content of a regular file; a pipe may block, and a device have no end."""
         with open(self._path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -147,10 +144,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def parse(content: bytes, place: str) -> list[Token]:
-    """Return the tokens in the content of a file; `place` names it.
-
-    Raises InvalidSettings, with a line for each fault, that shows no token.
-    """
+    """Return the tokens of a file; raises InvalidSettings with a line per fault, without tokens."""
     if content.startswith(BYTE_ORDER_MARK):
         raise InvalidSettings([f"{place}: Begins with a byte order mark; remove it."])
     tokens: list[Token] = []
@@ -201,10 +195,7 @@ def _check(problems: list[str]) -> None:
 
 
 def make_token(text: bytes, place: str, words: Sequence[bytes] = ()) -> Token:
-    """Return a token with the projects and options in the words after it.
-
-    Raises InvalidSettings for a token that no header can carry, and for a faulty word.
-    """
+    """Return a token with the projects and options in `words`; raises InvalidSettings."""
     if _NOT_IN_TOKENS.search(text):
         raise InvalidSettings([f"{place}: The token has a space or a control character."])
     if len(text) > MAX_TOKEN_BYTES:

@@ -79,33 +79,34 @@ class LogFilter:
         return next(filter(None, found), None)
 
     @cached_property
-    def _wanted_text(self) -> str | None:
-        return self.text if self.text is None or self.match_case else self.text.casefold()
+    def _wanted_text(self) -> str:
+        return self._fold(self.text or "")
 
     @cached_property
-    def _since_key(self) -> str | None:
-        return None if self.since is None else sort_key(self.since)
+    def _since_key(self) -> str:
+        return sort_key(self.since or "")
 
     @cached_property
-    def _until_key(self) -> str | None:
-        return None if self.until is None else sort_key(self.until)
+    def _until_key(self) -> str:
+        return sort_key(self.until or "")
 
     def _matches(self, log: StoredLog) -> bool:
         return (
             (self.projects is None or log.project_id in self.projects)
             and (self.services is None or log.service in self.services)
             and (self.level is None or is_severe_enough(log.level, self.level))
-            and (self._since_key is None or sort_key(log.timestamp) >= self._since_key)
-            and (self._until_key is None or sort_key(log.timestamp) <= self._until_key)
-            and (self._wanted_text is None or self._contains(log, self._wanted_text))
+            and (self.since is None or sort_key(log.timestamp) >= self._since_key)
+            and (self.until is None or sort_key(log.timestamp) <= self._until_key)
+            and (self.text is None or self._contains(log))
             and (self.pattern is None or any(map(self.pattern.search, _texts(log))))
             and all(_has(bytes(log.metadata), name, value) for name, value in self.fields)
         )
 
-    def _contains(self, log: StoredLog, wanted: str) -> bool:
-        if self.match_case:
-            return any(wanted in text for text in _texts(log))
-        return any(wanted in text.casefold() for text in _texts(log))
+    def _contains(self, log: StoredLog) -> bool:
+        return any(self._wanted_text in self._fold(text) for text in _texts(log))
+
+    def _fold(self, text: str) -> str:
+        return text if self.match_case else text.casefold()
 
 
 def parse_field(text: str) -> tuple[str, str]:
