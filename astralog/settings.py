@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import Field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 from environs import Env, EnvValidationError
@@ -56,12 +56,14 @@ def _read() -> dict[str, Any]:
 def _parse(env: Env, field: Field[Any]) -> Any:
     """Return the value of a setting.
 
-    The field's metadata has `validate`, which checks it, and `convert`, which changes it then; both
-    may be None.
+    Its type may list the values. The field's metadata has `validate`, which checks it, and
+    `convert`, which changes it then; both may be None.
     """
     parsers: dict[Any, Any] = {int: env.int, float: env.float}
     parse = parsers.get(field.type, env.str)
-    value = parse(field.name.upper(), field.default, validate=field.metadata["validate"])
+    listed = OneOf(get_args(field.type)) if get_origin(field.type) is Literal else None
+    validate = listed or field.metadata["validate"]
+    value = parse(field.name.upper(), field.default, validate=validate)
     convert = field.metadata["convert"]
     return convert(value) if convert and value is not None else value  # None if it is invalid
 
@@ -144,8 +146,6 @@ MIB = 1024 * KIB
 
 T = TypeVar("T")
 SyncMode = Literal["always", "everysec", "never"]
-CompressMode = Literal["none", "zstd"]
-KeepMode = Literal["always", "until_full"]
 
 _POSITIVE = Range(min=0, min_inclusive=False)
 
@@ -171,18 +171,14 @@ def _setting(
 
     The representation of the settings leaves out secret ones.
     """
-    metadata = {
-        "help": help,
-        "validate": validate,
-        "shown": shown or str(default),
-        "convert": convert,
-    }
+    shown = shown or str(default) or "(none)"
+    metadata = {"help": help, "validate": validate, "shown": shown, "convert": convert}
     field: T = dataclasses.field(default=default, repr=not is_secret, metadata=metadata)
     return field
 
 
 def _file_setting(help: str) -> str:
-    return _setting("", help, check_file, "(none)", os.path.expanduser)
+    return _setting("", help, check_file, convert=os.path.expanduser)
 
 
 def _size_setting(default: int, help: str, minimum: int = 1) -> int:
@@ -204,7 +200,6 @@ class Settings:
         "",
         "Tokens, comma separated. Without this and `ASTRALOG_TOKENS_FILE`, the token is in "
         "`<data dir>/token`, which the first start creates.",
-        shown="(none)",
         is_secret=True,
     )
     tokens_file: str = _file_setting(
@@ -221,14 +216,12 @@ class Settings:
         "Addresses and networks of proxies, comma separated, whose `X-Forwarded-For` names the "
         "client in the service's own log.",
         check_networks,
-        shown="(none)",
     )
     cors_origins: str = _setting(
         "",
         "Origins whose pages may send from browsers, comma separated, such as "
         "`https://app.example`; they need a token with `allow=write`.",
         check_origins,
-        shown="(none)",
     )
     data_dir: Path = _setting(
         Path("data"),
@@ -247,7 +240,6 @@ class Settings:
         "always",
         "When 200 is sent: `always` once the batch is synced to the disk; `everysec` once it is "
         "written, and synced within a second; `never` once it is written; the system syncs it.",
-        OneOf(("always", "everysec", "never")),
     )
     max_body_bytes: int = _size_setting(
         10 * MIB, "Largest body, decompressed. Above it: 413 `body_too_large`."
@@ -279,11 +271,10 @@ class Settings:
     segment_seconds: float = _setting(
         3600.0, "A segment is sealed at this age, idle or not.", _POSITIVE
     )
-    compress: CompressMode = _setting(
+    compress: Literal["none", "zstd"] = _setting(
         "none",
         "Compression of sealed segments: `none`, or `zstd`, in the background and at the lowest "
         "priority.",
-        OneOf(("none", "zstd")),
     )
     min_free_bytes: int = _size_setting(
         256 * MIB,
@@ -304,19 +295,17 @@ class Settings:
         "new ones.",
         0,
     )
-    retain_undelivered: KeepMode = _setting(
+    retain_undelivered: Literal["always", "until_full"] = _setting(
         "always",
         "How long retention keeps segments that `astralog forward` has not delivered: `always`, or "
         "`until_full`, which removes the oldest, delivered or not, while the free disk is below "
         "`ASTRALOG_RETAIN_FREE_BYTES` or `ASTRALOG_MIN_FREE_BYTES`.",
-        OneOf(("always", "until_full")),
     )
     clickhouse_url: str = _setting(
         "",
         "ClickHouse of `astralog forward`, over HTTP: `https://user:password@host:8443/database`; "
         "after `?`, options of clickhouse-connect such as `ca_cert=/path`.",
         check_clickhouse_url,
-        "(none)",
         is_secret=True,
     )
     clickhouse_table: str = _setting(
@@ -358,14 +347,13 @@ class Settings:
     idempotency_seconds: float = _setting(
         86400.0, "Time for which an idempotency key is remembered.", _POSITIVE
     )
-    status: str = _setting(
-        "on", "Serve the status page to clients with a token: `on` or `off`.", OneOf(("on", "off"))
+    status: Literal["on", "off"] = _setting(
+        "on", "Serve the status page to clients with a token: `on` or `off`."
     )
-    log_level: str = _setting(
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info",
         "Lowest level of the lines in the service's own log on stderr: `debug`, `info`, `warning` "
         "or `error`.",
-        OneOf(("debug", "info", "warning", "error")),
     )
 
     @classmethod
