@@ -73,7 +73,7 @@ class Receiver(unreader.SocketUnreader):
     def __init__(self, sock: Any, cpu_time: CpuTime, is_tls: bool = False) -> None:
         """Receive from a socket; `cpu_time` schedules the work."""
         super().__init__(sock, RECEIVE_BYTES)
-        self._cpu_time = cpu_time
+        self.cpu_time = cpu_time
         self._hub = gevent.get_hub()
         self._readable = self._hub.loop.io(sock.fileno(), READ)
         self._is_tls = is_tls
@@ -95,7 +95,7 @@ class Receiver(unreader.SocketUnreader):
         ParseException for bytes that cannot become a head, and NoMoreData if the connection ends
         within one.
         """
-        self._cpu_time.stop()
+        self.cpu_time.stop()
         self._limit = sys.maxsize
         data: bytes = self.take_buffered()
         if data:
@@ -107,9 +107,9 @@ class Receiver(unreader.SocketUnreader):
             head = bytearray(data)
             del data  # an unfinished head is held once
             data = self._receive_rest(head, charge)
-        if not self._cpu_time.try_start():
+        if not self.cpu_time.try_start():
             charge(len(data))
-            self._cpu_time.wait(len(data))
+            self.cpu_time.wait(len(data))
             charge(0)
         return data
 
@@ -146,10 +146,6 @@ class Receiver(unreader.SocketUnreader):
                 raise errors.NoMoreData(b"")
         charge(0)
         return bytes(head)
-
-    def pause(self) -> None:
-        """Serve other clients before a step of long work."""
-        self._cpu_time.pause()
 
     def bound(self, size: int) -> None:
         """Limit the bytes that `chunk` returns from now on."""
@@ -265,11 +261,11 @@ class Body:
     def discard(self, limit: int) -> bool:
         """Discard at most `limit` bytes; return whether it ends there. Raises like `read1`."""
         self.is_awaited = False  # the client is never asked for it
-        self._receiver.pause()
+        self._receiver.cpu_time.pause()
         while limit > 0 and not (self.is_finished or self._failed):
             size = len(self.read1(DISCARD_STEP_BYTES))
             if not size:
                 break
             limit -= size
-            self._receiver.pause()
+            self._receiver.cpu_time.pause()
         return self.is_finished
