@@ -8,7 +8,6 @@ Import it with the first such push only: that takes 50 ms.
 
 import re
 
-from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -43,19 +42,11 @@ NOT_INSTALLED = (
 )
 NOT_SNAPPY = "snappy: corrupt input; JSON is sent with the Content-Type application/json"
 
-_Field = descriptor_pb2.FieldDescriptorProto
-
 # Strings and submessages are bytes, to be parsed only when they are reached.
-_ONE, _MANY, _BYTES = _Field.LABEL_OPTIONAL, _Field.LABEL_REPEATED, _Field.TYPE_BYTES
-Push = define("LokiPush", ("streams", 1, _MANY, _BYTES))
-PushStream = define("LokiStream", ("labels", 1, _ONE, _BYTES), ("entries", 2, _MANY, _BYTES))
-PushEntry = define(
-    "LokiEntry",
-    ("timestamp", 1, _ONE, _BYTES),
-    ("line", 2, _ONE, _BYTES),
-    ("metadata", 3, _MANY, _BYTES),
-)
-LabelPair = define("LokiLabelPair", ("name", 1, _ONE, _BYTES), ("value", 2, _ONE, _BYTES))
+Push = define("LokiPush", "repeated bytes streams = 1;")
+PushStream = define("LokiStream", "bytes labels = 1; repeated bytes entries = 2;")
+PushEntry = define("LokiEntry", "bytes timestamp = 1; bytes line = 2; repeated bytes metadata = 3;")
+LabelPair = define("LokiLabelPair", "bytes name = 1; bytes value = 2;")
 
 _LABEL = re.compile(
     r"""\s*+([^\s={},"]++)\s*+=\s*+(?:"((?:[^"\\]++|\\.)*+)"|`([^`]*+)`)\s*+(,?)""", re.DOTALL

@@ -157,26 +157,25 @@ def _find_texts(message: Descriptor) -> dict[int, Descriptor | None]:
     }
 
 
-def define(name: str, *fields: tuple[str, int, int, int]) -> Any:
-    """Register a message with fields, each of a name, number, label and type; return its class."""
-    message = descriptor_pb2.DescriptorProto(name=name)
-    for field, number, label, kind in fields:
-        message.field.add(name=field, number=number, label=label, type=kind)
-    return register(message)
-
-
-def register(message: descriptor_pb2.DescriptorProto, parts: Collection[str] = ()) -> Any:
+def define(name: str, fields: str) -> Any:
     """Register a message under a unique name, and return its class.
 
-    `parts` are the names of the registered messages that it consists of.
+    The fields are written as in a .proto file; a type in upper case is a message defined before.
     """
+    message = descriptor_pb2.DescriptorProto(name=name)
     file = descriptor_pb2.FileDescriptorProto(
-        name=f"{message.name}.proto",
-        package=PACKAGE,
-        syntax="proto3",
-        message_type=[message],
-        dependency=[f"{name}.proto" for name in parts],
+        name=f"{name}.proto", package=PACKAGE, syntax="proto3"
     )
+    for field in fields.split(";")[:-1]:
+        *repeated, kind, field_name, _, number = field.split()
+        added = message.field.add(name=field_name, number=int(number))
+        added.label = added.LABEL_REPEATED if repeated else added.LABEL_OPTIONAL
+        if kind[0].isupper():
+            added.type, added.type_name = added.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
+            file.dependency.append(f"{kind}.proto")
+        else:
+            added.type = added.Type.Value(f"TYPE_{kind.upper()}")
+    file.message_type.append(message)
     _pool.AddSerializedFile(file.SerializeToString())
-    found = _pool.FindMessageTypeByName(f"{PACKAGE}.{message.name}")
+    found = _pool.FindMessageTypeByName(f"{PACKAGE}.{name}")
     return message_factory.GetMessageClass(found)
