@@ -16,13 +16,7 @@ from flask import Flask, Request, Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import MapAdapter
 
-from astralog.browsers import (
-    Origins,
-    answer_preflight,
-    hide_query_token,
-    is_preflight,
-    permit,
-)
+from astralog.browsers import Origins, answer_preflight, hide_query_token, is_preflight, permit
 from astralog.errors import Rejection
 from astralog.intake.acceptor import Acceptor
 from astralog.intake.body import Environ

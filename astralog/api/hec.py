@@ -40,11 +40,7 @@ from astralog.tokens_file import Scope
 
 #: Parameters of the query: the service's own, and HEC's.
 DEFAULTS = ("host", "source", "sourcetype", "index", "time")
-PARAMETERS = (
-    *PARTIAL_OPTIONS,
-    *("channel", "auto_extract_timestamp"),
-    *DEFAULTS,
-)
+PARAMETERS = (*PARTIAL_OPTIONS, "channel", "auto_extract_timestamp", *DEFAULTS)
 
 PREFIX = "/services/collector"
 EVENT_PATHS = ("", "/event", "/event/1.0")
@@ -57,26 +53,26 @@ POST_METHODS, HEALTH_METHODS = ("OPTIONS", "POST"), ("GET", "HEAD", "OPTIONS")
 
 SUCCESS = FixedResponse(b'{"text":"Success","code":0}')
 REPLAYED = FixedResponse(b'{"text":"Success","code":0}', headers=REPLAYED_HEADERS)
-HEALTHY = Reply(17, "HEC is healthy")
-UNHEALTHY = Reply(18, "HEC is unhealthy, queues are full")
+HEALTHY = Reply("HEC is healthy", 17)
+UNHEALTHY = Reply("HEC is unhealthy, queues are full", 18)
 
-TOKEN_REQUIRED = Reply(2, "Token is required")
-INVALID_AUTHORIZATION = Reply(3, "Invalid authorization")
-INVALID_TOKEN = Reply(4, "Invalid token")
-SERVER_ERROR = Reply(8, "Internal server error")
-BUSY = Reply(9, "Server is busy")
+TOKEN_REQUIRED = Reply("Token is required", 2)
+INVALID_AUTHORIZATION = Reply("Invalid authorization", 3)
+INVALID_TOKEN = Reply("Invalid token", 4)
+SERVER_ERROR = Reply("Internal server error", 8)
+BUSY = Reply("Server is busy", 9)
 
 #: Replies of one code each; any other is answered by its status.
 REPLY_OF_CODE = {
-    "forbidden_scope": Reply(1, "Token disabled"),
-    "stopping": Reply(23, "Server is shutting down"),
-    "body_too_large": Reply(27, "Request entity too large"),
-    "not_found": Reply(404, "The requested URL was not found on this server."),
-    "method_not_allowed": Reply(405, "Method not allowed"),
+    "forbidden_scope": Reply("Token disabled", 1),
+    "stopping": Reply("Server is shutting down", 23),
+    "body_too_large": Reply("Request entity too large", 27),
+    "not_found": Reply("The requested URL was not found on this server.", 404),
+    "method_not_allowed": Reply("Method not allowed", 405),
     "internal": SERVER_ERROR,
 }
 
-ACK_DISABLED = Reply(14, "ACK is disabled")
+ACK_DISABLED = Reply("ACK is disabled", 14)
 
 
 def create_view(acceptor: Acceptor, note: Note) -> PlainView:
@@ -126,15 +122,14 @@ def _decode(
 
 def _report_health(acceptor: Acceptor) -> Response:
     if acceptor.queue.unavailable() is None:
-        return json_response({"text": HEALTHY.text, "code": HEALTHY.code})
-    body = {"text": UNHEALTHY.text, "code": UNHEALTHY.code}
-    return json_response(body, HTTPStatus.SERVICE_UNAVAILABLE)
+        return json_response(HEALTHY._asdict())
+    return json_response(UNHEALTHY._asdict(), HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def _render(rejection: Rejection, environ: Environ) -> Response:
     """Return a rejection in HEC's form, with the service's own code and message in `detail`."""
     status, reply = _find_reply(rejection, environ)
-    body: dict[str, Any] = {"text": reply.text, "code": reply.code}
+    body: dict[str, Any] = reply._asdict()
     if isinstance(rejection, HecRejection):
         if rejection.event is not None:
             body["invalid-event-number"] = rejection.event

@@ -53,15 +53,9 @@ CODE_OF_STATUS = {
 }
 
 #: The response to an export that is stored, in each encoding: an empty ExportLogsServiceResponse.
-ACCEPTED = {
-    "application/json": FixedResponse(b"{}"),
-    "application/x-protobuf": FixedResponse(b"", "application/x-protobuf"),
-}
-
-REPLAYED = {
-    "application/json": FixedResponse(b"{}", headers=REPLAYED_HEADERS),
-    "application/x-protobuf": FixedResponse(b"", "application/x-protobuf", REPLAYED_HEADERS),
-}
+EMPTY = {"application/json": b"{}", "application/x-protobuf": b""}
+ACCEPTED = {kind: FixedResponse(body, kind) for kind, body in EMPTY.items()}
+REPLAYED = {kind: FixedResponse(body, kind, REPLAYED_HEADERS) for kind, body in EMPTY.items()}
 
 
 def is_otlp_path(path: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from astralog.api.dispatch import Note, Reject
 from astralog.errors import ORIGIN_FORBIDDEN, RETRIED_STATUSES, Rejection
@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 REPLAYED_HEADERS = {"Idempotency-Replayed": "true"}
 
 WHERE_LOGS_GO = "logs go to POST /v1/drain, those of OpenTelemetry to POST /v1/logs"
-
-INTERNAL = HTTPStatus.INTERNAL_SERVER_ERROR
 
 #: Invalid logs that a message describes.
 DESCRIBED_LOGS = 3
@@ -62,8 +60,12 @@ def _as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
     """
     if isinstance(error, Rejection):
         return error
-    if isinstance(error, HTTPException) and error.code and error.code < INTERNAL:
-        return _rejection_of(error, environ)
+    if isinstance(error, MethodNotAllowed):
+        return Rejection("method_not_allowed", _explain_method(error, environ))
+    if isinstance(error, NotFound):
+        return Rejection("not_found", f"This path does not exist; {WHERE_LOGS_GO}.")
+    if isinstance(error, HTTPException) and error.code and error.code < 500:
+        return Rejection("bad_request")
     log_exception(log, "request failed")
     return Rejection("internal")
 
@@ -119,14 +121,6 @@ def init_app(app: Flask, reject_error: Reject) -> None:
     """Turn every error, also those of the framework, into a response."""
     for kind in (HTTPException, Exception):
         app.register_error_handler(kind, lambda error: reject_error(error, request.environ))
-
-
-def _rejection_of(error: HTTPException, environ: Mapping[str, Any]) -> Rejection:
-    if isinstance(error, MethodNotAllowed):
-        return Rejection("method_not_allowed", _explain_method(error, environ))
-    if error.code == HTTPStatus.NOT_FOUND:
-        return Rejection("not_found", f"This path does not exist; {WHERE_LOGS_GO}.")
-    return Rejection("bad_request")
 
 
 def _explain_method(error: MethodNotAllowed, environ: Mapping[str, Any]) -> str:

@@ -74,11 +74,7 @@ class Streams:
         self.is_stopping.set()
 
     def open(
-        self,
-        turns: OneAtATime,
-        directory: Path,
-        wanted: LogFilter,
-        is_granted: Callable[[], bool],
+        self, turns: OneAtATime, directory: Path, wanted: LogFilter, is_granted: Callable[[], bool]
     ) -> Response:
         """Return the response that streams while it is granted; raises Rejection and OSError."""
         if self.count >= MAX_STREAMS:
@@ -183,20 +179,16 @@ def filter_of(token: Token, query: dict[str, str]) -> LogFilter:
 
 
 def _parse_moment(query: dict[str, str], name: str) -> str | None:
-    if name not in query:
-        return None
     try:
-        return parse_moment(query[name])
+        return parse_moment(query[name]) if name in query else None
     except ValueError as error:
         hint = " In a URL, + is written as %2B." if " " in query[name] else ""
         raise Rejection("bad_request", f"{name}: {error}{hint}") from None
 
 
 def _parse_field(query: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    if "field" not in query:
-        return ()
     try:
-        return (parse_field(query["field"]),)
+        return (parse_field(query["field"]),) if "field" in query else ()
     except ValueError as error:
         raise bad_parameter("field", str(error)) from None
 
@@ -218,10 +210,8 @@ def _parse_number(query: dict[str, str]) -> int:
 
 
 def _parse_cursor(logs: LogSearch, query: dict[str, str]) -> Remaining | None:
-    if "before" not in query:
-        return None
     try:
-        return logs.open(query["before"])
+        return logs.open(query["before"]) if "before" in query else None
     except ValueError:
         raise bad_parameter("before", INVALID_CURSOR) from None
 

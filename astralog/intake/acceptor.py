@@ -17,9 +17,9 @@ from astralog.intake.options import (
     OnInvalid,
     Options,
     digest,
+    find_project,
     parse_key,
     parse_options,
-    require_project,
 )
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.memory_budget import HEAD_BYTES_KEY, MemoryReservation
@@ -194,6 +194,7 @@ def _read_options(environ: Environ, parameters: tuple[str, ...], token: Token) -
     if not query:
         return NO_OPTIONS
     options = parse_options(query, parameters)
-    if options.on_invalid is OnInvalid.KEEP:
-        require_project(options, token.projects)
+    if options.on_invalid is OnInvalid.KEEP and not find_project(options, token.projects):
+        message = "invalid=keep needs project_id=, or a token that is bound to one project."
+        raise Rejection("bad_request", message)
     return options

@@ -97,7 +97,8 @@ class Context(NamedTuple):
     """The parts of a request that a decoder uses in addition to its body.
 
     `projects` are those that the token may write, None for all. `reservation` holds the body; a
-    decoder that holds more than that over a pause has it reserved, as `LineWriter` does.
+    decoder that holds more than that over a pause has it reserved, as `LineWriter` does. Slots
+    raise Rejection `queue_full` if others take too long.
     """
 
     projects: Collection[str] | None
@@ -112,24 +113,15 @@ class Context(NamedTuple):
         return find_project(self.options, self.projects)
 
     def fast_slot(self, size: int) -> AbstractContextManager[None]:
-        """Return the context for decoding `size` bytes in at most 100 ms.
-
-        Raises Rejection `queue_full` if others take too long.
-        """
+        """Return the context for decoding `size` bytes in at most 100 ms."""
         return self.slots.fast.use(size, self.deadline)
 
     def slow_slot(self, size: int) -> AbstractContextManager[None]:
-        """Return the context for decoding `size` bytes in any time; others are served meanwhile.
-
-        Raises Rejection `queue_full` if others take too long.
-        """
+        """Return the context for decoding `size` bytes in any time; others are served meanwhile."""
         return self.slots.slow.use(size, self.deadline)
 
     def slot(self, size: int) -> AbstractContextManager[None]:
-        """Return the context for decoding a whole body of `size` bytes.
-
-        Raises Rejection `queue_full` if others take too long.
-        """
+        """Return the context for decoding a whole body of `size` bytes."""
         return self.fast_slot(size) if size <= FAST_BYTES else self.slow_slot(size)
 
     def check_project(self, name: str, logs: int) -> None:

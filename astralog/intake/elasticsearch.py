@@ -16,12 +16,7 @@ from astralog.deadlines import in_runs, in_turns
 from astralog.errors import Rejection
 from astralog.intake.columns import Columns, NotAlikeError, TextColumns
 from astralog.intake.decoder import Context, Decoded
-from astralog.intake.foreign import (
-    ForeignBatch,
-    read_line,
-    read_members,
-    read_usual_lines,
-)
+from astralog.intake.foreign import ForeignBatch, read_line, read_members, read_usual_lines
 from astralog.intake.lines import RUN_BYTES
 from astralog.intake.members import NULL, Members, as_text, decode_text, take_name
 from astralog.intake.options import OnInvalid
@@ -254,14 +249,12 @@ def _take_timestamp(document: Members) -> str | None:
     """Remove @timestamp, and return it, in the stored form if it is a Unix time."""
     raw = document.pop("@timestamp", NULL)
     text = as_text(raw)
-    if not text and raw == NULL:
-        return None
-    if not (text.isdecimal() or bytes(raw)[:1].isdigit()):
-        return text
-    try:
-        return parse_time(text)
-    except ValueError:
-        raise _reject_timestamp(text) from None
+    if text.isdecimal() or bytes(raw)[:1].isdigit():
+        try:
+            return parse_time(text)
+        except ValueError:
+            raise _reject_timestamp(text) from None
+    return None if raw == NULL else text
 
 
 def _store_timestamp(log: Any) -> None:

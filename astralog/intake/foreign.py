@@ -7,13 +7,7 @@ from typing import Any
 from astralog.deadlines import yield_if_due
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.formats import PIECE_BYTES
-from astralog.intake.lines import (
-    RUN_BYTES,
-    LineWriter,
-    escaped_size,
-    project_of,
-    repeated_bytes,
-)
+from astralog.intake.lines import RUN_BYTES, LineWriter, escaped_size, project_of, repeated_bytes
 from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import MAX_REPEATED_BYTES

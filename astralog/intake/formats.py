@@ -112,24 +112,20 @@ class JsonBatch(Format):
     _wrapped = b'{"logs":[%s]}'
 
     def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
-        """Return pieces that are batches."""
         first, text = piece
         logs = self._split(text)
         hold(RAW_BYTES * len(logs))
         return self._cut(logs, first, size)
 
     def decode(self, text: bytes, decoders: LogDecoders) -> list[Any]:
-        """Decode all logs in one call."""
         logs: list[Any] = decoders.decode_batch(text).logs
         return logs
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
-        """Yield each log."""
         first, text = piece
         return ((number, bytes(log)) for number, log in enumerate(self._split(text), first))
 
     def count(self, body: bytes) -> int:
-        """Return the number of logs."""
         return len(self._split(body))
 
     def hint(self, body: bytes) -> str:
@@ -197,7 +193,6 @@ class JsonArray(JsonBatch):
     _wrapped = b"[%s]"
 
     def decode(self, text: bytes, decoders: LogDecoders) -> list[Any]:
-        """Decode all logs in one call."""
         return decoders.decode_array(text)
 
     def _decode(self, text: bytes) -> list[msgspec.Raw]:
@@ -208,7 +203,6 @@ class JsonObjects(Format):
     """A log, or several logs one after another, with or without white space between them."""
 
     def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
-        """Yield pieces that are logs in a row."""
         number, text = piece
         hold(2 * len(text))  # a long log with escapes is copied to count its quotes
         start = end = count = 0
@@ -230,7 +224,6 @@ class JsonObjects(Format):
         return list(map(decoders.decode_log, parts))
 
     def texts(self, piece: Piece) -> Iterator[Piece]:
-        """Yield each log on demand."""
         first, text = piece
         text = replace_lone_surrogates(text)
         return (
@@ -239,7 +232,6 @@ class JsonObjects(Format):
         )
 
     def count(self, body: bytes) -> int:
-        """Return the number of logs."""
         return sum(1 for _ in find_objects(body))
 
 
@@ -247,7 +239,6 @@ class OneLog(JsonObjects):
     """A single log: an item of a batch or of an array, an object in a row, or a line."""
 
     def decode(self, text: bytes, decoders: LogDecoders) -> list[Any]:
-        """Decode the log."""
         return [decoders.decode_log(text)]
 
 
@@ -294,7 +285,6 @@ class Lines(Format):
     is_sequence = True
 
     def split(self, piece: Piece, size: int, hold: Hold = hold_nothing) -> Iterable[Piece]:
-        """Yield pieces of at most `size` bytes, except for a line that is longer."""
         number, body = piece
         start = 0
         while start < len(body):

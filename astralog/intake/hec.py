@@ -53,18 +53,18 @@ _LAST_END = re.compile(rb".*\}(?=[ \t\r\n]*\{)", re.DOTALL)
 
 
 class Reply(NamedTuple):
-    """A code of HEC, and its text."""
+    """A text of HEC, and its code."""
 
-    code: int
     text: str
+    code: int
 
 
-NO_DATA = Reply(5, "No data")
-INVALID_FORMAT = Reply(6, "Invalid data format")
-INCORRECT_INDEX = Reply(7, "Incorrect index")
-NO_EVENT = Reply(12, "Event field is required")
-BLANK_EVENT = Reply(13, "Event field cannot be blank")
-INVALID_FIELDS = Reply(15, "Error in handling indexed fields")
+NO_DATA = Reply("No data", 5)
+INVALID_FORMAT = Reply("Invalid data format", 6)
+INCORRECT_INDEX = Reply("Incorrect index", 7)
+NO_EVENT = Reply("Event field is required", 12)
+BLANK_EVENT = Reply("Event field cannot be blank", 13)
+INVALID_FIELDS = Reply("Error in handling indexed fields", 15)
 
 NO_PROJECT = (
     "No project: set the event's index, or put ?project_id=… into the URL, or use a token bound "

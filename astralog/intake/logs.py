@@ -22,14 +22,7 @@ from astralog.intake.members import (
     without_line_breaks,
 )
 from astralog.intake.options import Options
-from astralog.intake.schema import (
-    FIELDS,
-    NO_METADATA,
-    IncompleteLog,
-    Log,
-    LogSchema,
-    RawLog,
-)
+from astralog.intake.schema import FIELDS, NO_METADATA, IncompleteLog, Log, LogSchema, RawLog
 from astralog.intake.strict_json import check_utf8, parse
 from astralog.intake.timestamps import store_timestamps
 

@@ -15,13 +15,7 @@ from astralog.deadlines import in_turns
 from astralog.errors import Rejection
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch
-from astralog.intake.loki import (
-    AT_ONCE_BYTES,
-    Entry,
-    add_stream,
-    check_streams,
-    read_in_runs,
-)
+from astralog.intake.loki import AT_ONCE_BYTES, Entry, add_stream, check_streams, read_in_runs
 from astralog.intake.protobuf import check_size, define, read_varint
 from astralog.store.memory_budget import MemoryReservation
 

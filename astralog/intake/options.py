@@ -184,12 +184,6 @@ def find_project(options: Options, projects: Collection[str] | None) -> str:
     return options.defaults.get("project_id") or only
 
 
-def require_project(options: Options, projects: Collection[str] | None) -> None:
-    """Raise Rejection `bad_request` if there is no project for invalid logs that are kept."""
-    if not find_project(options, projects):
-        raise _bad("invalid=keep needs project_id=, or a token that is bound to one project.")
-
-
 def parse_query(query: str, parameters: Collection[str]) -> dict[str, str]:
     """Return the values of a query's parameters; raises Rejection `bad_request` for others."""
     try:

@@ -23,12 +23,7 @@ from math import isfinite
 from struct import Struct
 from typing import Any
 
-from opentelemetry.proto.common.v1.common_pb2 import (
-    AnyValue,
-    ArrayValue,
-    KeyValue,
-    KeyValueList,
-)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 from astralog.deadlines import in_turns
 from astralog.intake.otlp_log import bytes_value, number_value
