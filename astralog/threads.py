@@ -1,5 +1,6 @@
 """Calls in threads while other greenlets run: exceptions reach the caller and are not printed."""
 
+import errno
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -30,14 +31,23 @@ class CallOutcome(NamedTuple, Generic[Result]):
             del self  # or the exception holds this frame, which holds the exception
 
 
+#: The system's limit of processes counts threads too.
+NO_THREAD = "No thread can be started: too many processes, or too little memory"
+
+
 def spawn_in_thread(
     pool: ThreadPool, function: Callable[..., Result], *args: Any
 ) -> "AsyncResult[CallOutcome[Result]]":
     """Start the function in a thread of the pool, and return an event for its outcome.
 
     gevent prints the traceback of each exception that leaves a function in its pool, also if the
-    caller handles it.
+    caller handles it. Raises OSError if no thread can be started, before the call is queued.
     """
+    if not pool.size:
+        try:
+            pool.size = 1
+        except RuntimeError:
+            raise OSError(errno.ENOMEM, NO_THREAD) from None
     return pool.spawn(_call, function, *args)
 
 
@@ -90,6 +100,9 @@ class OneAtATime:
             if self._line[0] is not turn:
                 raise Rejection(self._busy)
             result = spawn_in_thread(self._thread, function, *arguments)
+        except OSError as error:
+            self._leave(turn)
+            raise Rejection(self._busy, f"{error.strerror}; retry later.") from error
         except BaseException:
             self._leave(turn)
             raise

@@ -4,6 +4,7 @@ A drain stores all queued batches in one write and one sync (group commit), in a
 block on the disk.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -145,9 +146,10 @@ class CommitQueue:
         if len(self._drains):
             log.error("stopped before all queued batches were stored; the others are rejected")
         self._helpers.kill(block=False)
-        spawn_in_thread(self._housekeeping_thread, self._close_housekeeper)
-        # The last process to close the database of the keys leaves all of them in one file.
-        spawn_in_thread(self._housekeeping_thread, self.keys.stand_aside).wait(CLOSE_SECONDS)
+        with contextlib.suppress(OSError):  # without a thread; the end of the process closes all
+            spawn_in_thread(self._housekeeping_thread, self._close_housekeeper)
+            # The last process to close the database of the keys leaves all of them in one file.
+            spawn_in_thread(self._housekeeping_thread, self.keys.stand_aside).wait(CLOSE_SECONDS)
 
     def _drain(self, storage: Storage) -> None:
         """Drain until the queue ends; an exception is logged and does not end it."""

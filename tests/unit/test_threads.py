@@ -56,6 +56,38 @@ def test_an_exception_leaves_no_cycle_behind() -> None:
         gc.enable()
 
 
+class FullSystem(ThreadPool):  # type: ignore[misc]  # it has no types
+    """A pool of a process that may start no thread for now."""
+
+    is_full = True
+
+    def _add_thread(self) -> None:
+        if self.is_full:
+            raise RuntimeError("can't start new thread")
+        super()._add_thread()
+
+
+def test_a_call_without_a_thread_is_not_queued() -> None:
+    """The pool of gevent would run it later, although its caller has been told that it failed."""
+    pool = FullSystem(1)
+    with pytest.raises(OSError, match="No thread can be started"):
+        spawn_in_thread(pool, len, "")
+    assert len(pool) == 0
+    pool.is_full = False
+    assert call_in_thread(pool, len, "abc") == 3
+
+
+def test_reader_is_rejected_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place in the line is free again."""
+    monkeypatch.setattr(threads, "ThreadPool", FullSystem)
+    calls = OneAtATime("search_busy")
+    with pytest.raises(Rejection, match="No thread can be started") as rejected:
+        calls.run(len, "")
+    assert rejected.value.code == "search_busy"
+    monkeypatch.setattr(FullSystem, "is_full", False)
+    assert calls.run(len, "abc") == 3
+
+
 def test_a_call_is_rejected_after_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later ones run once the slot is free."""
     monkeypatch.setattr(threads, "WAIT_SECONDS", 0.01)

@@ -37,6 +37,7 @@ from astralog.store.names import Form, SegmentName
 from astralog.store.reader import READ_ERRORS, size_of_lines
 from astralog.store.recovery import RECOVERY_BYTE, recover_file
 from astralog.store.writer import Storage
+from astralog.threads import CallOutcome, call_in_thread, spawn_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class IdempotencyKeys:
         self._mutex = get_original("threading", "Lock")()  # of the database and the lists above
         self._groups = 0  # that are being stored
         self._thread = ThreadPool(1)
-        self._opening: AsyncResult[None] | None = None
+        self._opening: AsyncResult[CallOutcome[None]] | None = None
         self._is_open = False
 
     # --- Claim: called by the hub
@@ -108,7 +109,10 @@ class IdempotencyKeys:
     def _wait_until_open(self) -> None:
         if not self._is_open and not self.error:
             if self._opening is None or self._opening.ready():
-                self._opening = self._thread.spawn(self.open)
+                try:
+                    self._opening = spawn_in_thread(self._thread, self.open)
+                except OSError as error:
+                    raise Rejection(*storage_error(error)) from error
             self._opening.wait(self._timeout_seconds)
         if self.error:
             raise Rejection(*self.error)
@@ -247,7 +251,7 @@ class IdempotencyKeys:
     def maintain(self, has_failed: Callable[[], bool]) -> float:
         """Run one step of maintenance in a thread; return the seconds until the next call."""
         step = self.stand_aside if has_failed() else self.step
-        self._thread.spawn(step).get()
+        call_in_thread(self._thread, step)
         return MAINTENANCE_SECONDS
 
     def step(self) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent.threadpool import ThreadPool
 
-from astralog.errors import STORAGE_FAILED
+from astralog.errors import STORAGE_FAILED, Rejection
 from astralog.settings import Settings
 from astralog.store import recovery, writer
+from astralog.store.keys.claims import make_key
 from astralog.store.keys.database import Database, ranges_in
+from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.recovery import recover_file
 from tests.support.fake_system import BreakOs
 from tests.support.segment_files import stored
@@ -24,6 +27,7 @@ from tests.unit.store.keys.workers import (
     IN_USE,
     REPLAYED,
     STORED,
+    TOKEN,
     Batch,
     Killed,
     Worker,
@@ -246,7 +250,25 @@ def test_retry_waits_for_a_database_that_is_locked(
     assert A == stored(tmp_path)
 
 
-# --- The disk fails
+# --- The system or the disk fails
+
+
+def test_first_batch_is_rejected_if_no_thread_can_be_started(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is opened in a thread, with the first batch that has a key."""
+
+    def fail(pool: ThreadPool) -> None:
+        raise RuntimeError("can't start new thread")
+
+    keys = IdempotencyKeys(settings)
+    key = make_key(TOKEN, "00000000", "a", A, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadPool, "_add_thread", fail)
+        with pytest.raises(Rejection) as rejected:
+            keys.claim(key)
+    assert rejected.value.code == "storage_failed"
+    keys.claim(key).release()
 
 
 def fail_to_add(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int = 1) -> None:
