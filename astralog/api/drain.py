@@ -1,6 +1,5 @@
 """POST /v1/drain: accept a batch, and respond once it is stored."""
 
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -11,7 +10,6 @@ from astralog.api.responses import REPLAYED_HEADERS, json_response, left_out
 from astralog.intake.acceptor import Accepted, Acceptor
 from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.body import Environ
-from astralog.store.queue import Batch
 
 ACCEPTED = FixedResponse(b'{"status":"accepted"}')
 REPLAYED = FixedResponse(b'{"status":"accepted"}', headers=REPLAYED_HEADERS)
@@ -34,7 +32,7 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
     @plain_view(reject)
     def drain(environ: Environ) -> Response:
         """Store a batch; 200 means that every line of it is in a segment file."""
-        is_ndjson = _is_ndjson(environ.get("CONTENT_TYPE", ""))
+        is_ndjson = without_parameters(environ.get("CONTENT_TYPE", "")) in NDJSON_TYPES
         accepted = acceptor.accept(environ, decode_lines if is_ndjson else decode_json)
         invalid = accepted.decoded.invalid
         if invalid and not (invalid.are_kept or accepted.is_dry_run or accepted.is_replayed):
@@ -46,17 +44,13 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
     return blueprint
 
 
-@lru_cache(maxsize=64)
-def _is_ndjson(content_type: str) -> bool:
-    return without_parameters(content_type) in NDJSON_TYPES
-
-
 def _respond(accepted: Accepted) -> Response:
     """Return the 200 for a batch; that of a dry run shows its first logs in their stored form."""
     batch, invalid = accepted.decoded
     body: dict[str, Any] = {"status": "accepted"}
     if accepted.is_dry_run:
-        body = {"status": "valid", "logs": _shown_logs(batch)}
+        shown = batch.lines.split(b"\n", SHOWN_LOGS)[: min(SHOWN_LOGS, batch.logs)]
+        body = {"status": "valid", "logs": list(map(msgspec.Raw, shown))}
     if invalid:
         outcome = "kept" if invalid.are_kept else "rejected"
         body |= {outcome: invalid.count, "errors": {"logs": invalid.errors}}
@@ -64,8 +58,3 @@ def _respond(accepted: Accepted) -> Response:
     if accepted.is_replayed:
         response.headers.update(REPLAYED_HEADERS)
     return response
-
-
-def _shown_logs(batch: Batch) -> list[msgspec.Raw]:
-    lines = batch.lines.split(b"\n", SHOWN_LOGS)[: min(SHOWN_LOGS, batch.logs)]
-    return list(map(msgspec.Raw, lines))

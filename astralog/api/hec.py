@@ -90,7 +90,9 @@ def create_view(acceptor: Acceptor, note: Note) -> PlainView:
         if method not in allowed:
             raise MethodNotAllowed(allowed)
         if path in HEALTH_PATHS:
-            return _report_health(acceptor)
+            if acceptor.queue.unavailable() is None:
+                return json_response(HEALTHY._asdict())
+            return json_response(UNHEALTHY._asdict(), HTTPStatus.SERVICE_UNAVAILABLE)
         return _store(acceptor, note, path, environ)
 
     return PlainView(answer, make_rejecter(note, _render))
@@ -118,12 +120,6 @@ def _decode(
     """Return the batch in a body; the query's members apply to events that lack them."""
     values = parse_query(environ.get("QUERY_STRING", ""), PARAMETERS)
     return decode(body, context, {name: values[name] for name in DEFAULTS if name in values})
-
-
-def _report_health(acceptor: Acceptor) -> Response:
-    if acceptor.queue.unavailable() is None:
-        return json_response(HEALTHY._asdict())
-    return json_response(UNHEALTHY._asdict(), HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def _render(rejection: Rejection, environ: Environ) -> Response:

@@ -24,7 +24,7 @@ from astralog.intake.lines import (
     project_of,
     repeated_bytes,
 )
-from astralog.intake.logs import COMPILED_ERRORS, load, load_log, load_valid_log
+from astralog.intake.logs import COMPILED_ERRORS, load, load_log
 from astralog.intake.options import NO_SERVICE, OnInvalid
 from astralog.intake.schema import FIELDS, Log
 from astralog.intake.strict_json import name_encoding, to_utf8
@@ -264,17 +264,17 @@ class PiecewiseDecode:
 
     def _load(self, number: int, text: bytes) -> list[Any]:
         """Return the log in a text; count an invalid one, and return the log in its place."""
+        leaves_out = self._on_invalid is OnInvalid.LEAVE_OUT
+        is_described = not (leaves_out and self._invalid.are_described)
         try:
-            if self._invalid.are_described and self._on_invalid is OnInvalid.LEAVE_OUT:
-                log = load_valid_log(text, self._options)
-                return self._set_aside(number, text, {}) if log is None else [log]
-            return [load_log(text, self._options)]
+            log = load_log(text, self._options, is_described=is_described)
+            return self._set_aside(number, text, {}) if log is None else [log]
         except ValidationError as error:
             if self._keeper:
                 self._keeper.count_described()
             return self._set_aside(number, text, error.messages_dict)
         except ValueError as error:
-            is_alone = self._form.is_sequence and self._on_invalid is OnInvalid.LEAVE_OUT
+            is_alone = self._form.is_sequence and leaves_out
             if not (is_alone or (self._invalid.are_kept and text.strip())):
                 raise ValueError(f"{self._form.noun} {number}: {error}") from None
             return self._set_aside(number, text, {"_schema": [f"Not valid JSON: {error}"]})

@@ -4,6 +4,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from astralog.deadlines import Deadlines, yield_if_due
@@ -268,13 +269,9 @@ def _inflate_zlib(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) 
         raise Rejection("invalid_encoding", "The compressed body ends early.")
 
 
-def _inflate_gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    return _inflate_zlib(chunks, lambda start: 16 + zlib.MAX_WBITS)
-
-
-def _inflate_deflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress zlib's format, as the standard requires, or bare deflate, as some clients send."""
-    return _inflate_zlib(chunks, lambda start: zlib.MAX_WBITS * (1 if start[0] & 0x0F == 8 else -1))
+def _find_window_bits(start: bytes) -> int:
+    """Return those of zlib's format, as the standard requires, or of bare deflate, as some send."""
+    return zlib.MAX_WBITS if start[0] & 0x0F == 8 else -zlib.MAX_WBITS
 
 
 def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -297,11 +294,15 @@ def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise Rejection("invalid_encoding", "The compressed body ends early.")
 
 
-_GZIP = Inflater(_inflate_gzip, state_bytes=48 * 1024, window_bytes=0)
+_GZIP = Inflater(
+    partial(_inflate_zlib, window_bits=lambda start: 16 + zlib.MAX_WBITS),
+    state_bytes=48 * 1024,
+    window_bytes=0,
+)
 
 INFLATERS: dict[str, Inflater] = {
     "gzip": _GZIP,
     "x-gzip": _GZIP,
-    "deflate": _GZIP._replace(inflate=_inflate_deflate),
+    "deflate": _GZIP._replace(inflate=partial(_inflate_zlib, window_bits=_find_window_bits)),
     "zstd": Inflater(_inflate_zstd, state_bytes=256 * 1024, window_bytes=1 << ZSTD_WINDOW_LOG),
 }

@@ -88,10 +88,11 @@ def _load_moved(text: bytes, form: Format, options: Options) -> list[Any]:
     return move_fields(logs, options)
 
 
-def load_log(text: bytes, options: Options) -> Any:
+def load_log(text: bytes, options: Options, *, is_described: bool = True) -> Any:
     """Return the log in a JSON text without lone surrogates.
 
-    Raises ValidationError, worded for the client, and ValueError for invalid JSON.
+    Raises ValidationError, worded for the client, and ValueError for invalid JSON. Words take most
+    of the time: unless an invalid log `is_described`, None may be returned in place of its error.
     """
     try:
         return load(text, ONE_LOG, options)[0]
@@ -102,26 +103,12 @@ def load_log(text: bytes, options: Options) -> Any:
         log = change_log(log, options)
         if len(log) > len(FIELDS) + DESCRIBED_FIELDS:
             log = _without_most_unknown(log)
+    if not is_described:
+        try:
+            msgspec.convert(log, Log)  # rejects no log that the schema accepts
+        except COMPILED_ERRORS:
+            return None
     return _load_by_schema(log)
-
-
-def load_valid_log(text: bytes, options: Options) -> Any:
-    """Return the log in a JSON text, or None if it is invalid; raises ValueError for invalid JSON.
-
-    As `load_log`, but without messages, which take most of the time.
-    """
-    try:
-        return load(text, ONE_LOG, options)[0]
-    except COMPILED_ERRORS:
-        pass
-    log = _read_log(text)
-    try:
-        if isinstance(log, dict):
-            log = change_log(log, options)
-        msgspec.convert(log, Log)  # rejects no log that the schema accepts
-        return _load_by_schema(log)
-    except COMPILED_ERRORS:
-        return None
 
 
 def _read_log(text: bytes) -> Any:

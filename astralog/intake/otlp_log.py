@@ -19,6 +19,11 @@ from astralog.intake.unix_time import format_time
 #: Levels by severity number; the numbers 1 to 4 are trace, and so on.
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal")
 NUMBERS_PER_LEVEL = 4
+_LEVEL_OF_NUMBER = {
+    NUMBERS_PER_LEVEL * place + step: level
+    for place, level in enumerate(LEVELS)
+    for step in range(1, NUMBERS_PER_LEVEL + 1)
+}
 
 #: Severity numbers of which the level's name says all: the first of each level, and none.
 PLAIN_NUMBERS = frozenset((0, *range(1, NUMBERS_PER_LEVEL * len(LEVELS), NUMBERS_PER_LEVEL)))
@@ -133,12 +138,14 @@ def make_log(  # noqa: PLR0917  # called by position: names would take 0.3 µs a
         raise _invalid_id("trace_id", _TRACE_BYTES)
     if span_id and len(span_id) != _SPAN_BYTES:
         raise _invalid_id("span_id", _SPAN_BYTES)
+    if type(body) is not str:
+        body = "" if body is None else encode_value(body).decode()
     return Log(
         origin.project_id,
         format_time(time),
-        severity_text or _level(severity_number) or origin.level,
+        severity_text or _LEVEL_OF_NUMBER.get(severity_number) or origin.level,
         origin.service,
-        body if type(body) is str else _encode_body(body),
+        body,
         Metadata(
             attributes,
             trace_id.hex() if trace_id != _NO_TRACE else "",
@@ -151,18 +158,6 @@ def make_log(  # noqa: PLR0917  # called by position: names would take 0.3 µs a
             origin.scope,
         ),
     )
-
-
-def _level(number: int) -> str:
-    """Return the level of a severity number; empty if there is none."""
-    if 0 < number <= NUMBERS_PER_LEVEL * len(LEVELS):
-        return LEVELS[(number - 1) // NUMBERS_PER_LEVEL]
-    return ""
-
-
-def _encode_body(body: Any) -> str:
-    """Return a body other than text as a message: in JSON, empty for none."""
-    return "" if body is None else encode_value(body).decode()
 
 
 def _invalid_id(field: str, size: int) -> InvalidRecord:

@@ -28,6 +28,9 @@ MAX_PARSED_RECORDS = 4096
 #: Parts that a resource or a scope may be sent in. Beyond it, the logs are invalid.
 MAX_PARTS = 1000
 
+#: The beginnings of spans, metrics and profiles: a field 1 or 2 of bytes, which no log record has.
+OTHER_SIGNALS = (b"\x0a", b"\x12")
+
 #: The field of a resource's logs that held those of a scope before OTLP 1.0.
 INSTRUMENTATION_LIBRARY_LOGS = 1000
 
@@ -96,7 +99,7 @@ class Protobuf(Encoding):
             parts, kind, source = message.scope_logs, Resource, message.resource
         else:
             parts, kind, source = message.log_records, Scope, message.scope
-            if parts and _is_other_signal(parts[0]):
+            if parts and parts[0].startswith(OTHER_SIGNALS):
                 raise ValueError(f"{place} contains spans, metrics or profiles, not log records.")
             parts = _parse_records(text, len(parts)) or parts
         url = message.schema_url
@@ -151,14 +154,6 @@ class Protobuf(Encoding):
     def encode_status(code: int, message: str) -> bytes:
         status: bytes = Status(code=code, message=message).SerializeToString()
         return status
-
-
-def _is_other_signal(record: bytes) -> bool:
-    """Return whether a record is a span, a metric or a profile: its first field is of bytes.
-
-    No log record begins with the field 1 or 2 of this type.
-    """
-    return record.startswith((b"\x0a", b"\x12"))
 
 
 def _parse_records(text: bytes, count: int) -> Sequence[Any]:

@@ -1305,7 +1305,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "spans are not logs",
         "astralog.intake.otlp_protobuf:Protobuf.read",
-        "if parts and _is_other_signal(parts[0]):",
+        "if parts and parts[0].startswith(OTHER_SIGNALS):",
         "if False:",
         ("tests/unit/intake/test_otlp.py", "-k", "traces_and_metrics"),
     ),
