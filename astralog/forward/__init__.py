@@ -13,7 +13,7 @@ def forward(once: bool) -> None:
     ASTRALOG_CLICKHOUSE_URL is the address of ClickHouse.
     """
     try:
-        from astralog.forward.run import run  # noqa: PLC0415  # needs the extra
+        from astralog.forward.forwarder import run  # noqa: PLC0415  # needs the extra
     except ModuleNotFoundError as error:
         if error.name != "clickhouse_connect":
             raise

@@ -1,25 +1,26 @@
 """Deliver the sealed segments of a data directory, oldest first, chunk by chunk."""
 
 import contextlib
+import dataclasses
 import logging
 import os
+import signal
+import sys
 import time
 from typing import TextIO
 
+from astralog.errors import explain
 from astralog.forward.backlog import Backlog, find_sealed
 from astralog.forward.chunks import Chunk, ChunkReader
 from astralog.forward.clickhouse import Tables, Unavailable
-from astralog.forward.cursor import Cursor, Position, save_node
-from astralog.forward.delivery import (
-    Delivered,
-    Delivery,
-    Doubts,
-    Miscounted,
-    Sent,
-    Verifier,
-)
+from astralog.forward.cursor import Cursor, NodeNameError, Position, resolve_node, save_node
+from astralog.forward.delivery import Delivered, Delivery, Doubts, Miscounted, Sent, Verifier
 from astralog.forward.progress import Failures, Progress
-from astralog.settings import Settings
+from astralog.log import ERASE_LINE, configure_logging
+from astralog.settings import PREFIX, InvalidSettings, Settings
+from astralog.standard_streams import print_errors
+from astralog.store.files import Lease
+from astralog.store.forward_state import LOCK_NAME
 from astralog.store.reader import READ_ERRORS
 
 log = logging.getLogger(__name__)
@@ -251,3 +252,62 @@ class Forwarder:
         if self._reader:
             self._reader.close()
             self._reader = None
+
+
+# --- The command: settings, signals, one process per directory, exit status
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run(once: bool) -> int:
+    """Deliver until a signal, or `once` the segments sealed now; return the exit status."""
+    try:
+        settings = Settings.from_environ()
+        if not settings.clickhouse_url:
+            raise InvalidSettings(
+                [f"{PREFIX}CLICKHOUSE_URL: Needed to forward; see docs/scaling.md."]
+            )
+    except InvalidSettings as error:
+        print_errors(error.problems)
+        return 1
+    configure_logging(settings.log_level, ERASE_LINE if sys.stderr.isatty() else "")
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # its errors are logged here
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        return _run_alone(settings, once)
+    except OSError as error:
+        log.error("%s: %s", settings.data_dir, explain(error))
+    except (DirectoryReplaced, NodeNameError) as error:
+        log.error("%s", error)
+    return 1
+
+
+def _stop(number: int, frame: object) -> None:
+    """Exit at once; the next start checks in the tables for the lines in progress."""
+    sys.exit(0)
+
+
+def _run_alone(settings: Settings, once: bool) -> int:
+    """Deliver, unless another process delivers from the same directory.
+
+    Raises OSError, NodeNameError and DirectoryReplaced.
+    """
+    lease = Lease.acquire(settings.data_dir, LOCK_NAME)
+    if lease is None:
+        log.error("%s: another forward delivers from here", settings.data_dir.absolute())
+        return 1
+    with contextlib.closing(lease):
+        node = resolve_node(settings.data_dir, settings.node)
+        settings = dataclasses.replace(settings, node=node)
+        tables = Tables(settings)
+        place = settings.data_dir.absolute()
+        log.info("delivering from %s to %s as node %s", place, tables.name, node)
+        forwarder = Forwarder(settings, tables, sys.stderr)
+        try:
+            if once:
+                return 0 if forwarder.run_once() else 1
+            forwarder.run()
+        finally:
+            forwarder.close()
+    return 0

@@ -20,7 +20,6 @@ from astralog.errors import FULL_ERRNOS, explain
 from astralog.log import LogOnce
 from astralog.store import files
 from astralog.store.directory import WatchedDirectory
-from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
 from astralog.zstd import zstd
 
@@ -271,7 +270,7 @@ class Compressor:
         self._steps.close()
 
     def _compress_all(self) -> Generator[float, None, None]:
-        while (lease := Lease.acquire(self._directory, LOCK_NAME)) is None:
+        while (lease := files.Lease.acquire(self._directory, LOCK_NAME)) is None:
             yield POLL_SECONDS
         try:
             with contextlib.closing(lease):

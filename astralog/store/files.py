@@ -16,7 +16,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from astralog.errors import Shortage
 from astralog.store.names import MAX_NUMBER, SEALED_FORMS, Form, SegmentName
@@ -291,6 +291,55 @@ def unlock_byte(fd: int, offset: int) -> None:
 
 def _set_lock(fd: int, kind: int, offset: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+
+
+# --- One process per directory
+
+
+class Lease:
+    """The exclusive `flock` of the one process that is the housekeeper, the compressor or forward.
+
+    It is on the directory itself or on a lock file in it. `close` releases it, or the kernel when
+    the process ends, so that another process can take over.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+
+    @classmethod
+    def acquire(cls, directory: Path, lock_name: str = "") -> Self | None:
+        """Lock a directory, or a lock file in it, which is created if it is missing.
+
+        Return None if another process holds the lock. Raises OSError as `check` does, and if there
+        is no such directory.
+        """
+        flags = os.O_CREAT | os.O_RDWR if lock_name else os.O_RDONLY | os.O_DIRECTORY
+        path = directory / lock_name
+        lease = cls(path, os.open(path, flags, FILE_MODE))
+        try:
+            lease.check()
+            fcntl.flock(lease._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lease.close()
+            return None
+        except BaseException:
+            lease.close()
+            raise
+        return lease
+
+    def check(self) -> None:
+        """Raise OSError if the directory was replaced or is read-only.
+
+        The holder closes the lease then, so that the disk can be unmounted.
+        """
+        if not os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
+            raise OSError(errno.ESTALE, "the directory was replaced")
+        if space(self._path).is_read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 # --- Calls of the C library that Python does not offer

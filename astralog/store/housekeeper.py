@@ -21,9 +21,8 @@ from astralog.store import files
 from astralog.store.directory import Inventory, SegmentIndex
 from astralog.store.forward_state import ForwardStatus, read_status
 from astralog.store.keys.upkeep import KeyUpkeep
-from astralog.store.lease import Lease
 from astralog.store.names import Form, SegmentName
-from astralog.store.recovery import recover_file
+from astralog.store.segment import recover_file
 
 log = logging.getLogger(__name__)
 
@@ -354,7 +353,7 @@ class Housekeeper:
 
     def _keep_house(self) -> Generator[float, None, None]:
         """Yield the seconds until the next step, 0 if it may follow at once."""
-        while (lease := Lease.acquire(self._directory)) is None:
+        while (lease := files.Lease.acquire(self._directory)) is None:
             yield POLL_SECONDS
         try:
             with (

@@ -16,8 +16,7 @@ from astralog.settings import Settings
 from astralog.store import files
 from astralog.store.keys.database import record_size
 from astralog.store.names import is_ahead
-from astralog.store.recovery import recover_file
-from astralog.store.segment import EndState, Segment, SegmentLost
+from astralog.store.segment import EndState, Segment, SegmentLost, recover_file
 
 log = logging.getLogger(__name__)
 

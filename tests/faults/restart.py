@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from astralog.app import create_app, services_of
 from astralog.settings import Settings
-from astralog.store import recovery
+from astralog.store import segment
 from tests.faults.table import Row
 from tests.support.keyed_client import make_headers
 from tests.support.numbered_batches import make_body
@@ -70,7 +70,7 @@ def recover(data_dir: Path) -> None:
     """Run the service's own recovery on open segments, unless it is about to run."""
     for path in data_dir.glob("*.open"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            recovery.recover_file(path)
+            segment.recover_file(path)
     wait_for(lambda: not list(data_dir.glob("*.open")))
 
 

@@ -498,14 +498,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "search for holes at a recovery",
-        "astralog.store.recovery:_end_of_lines",
+        "astralog.store.segment:_end_of_lines",
         'hole = block.find(b"\\0")',
         "hole = -1",
         ("tests/unit/store/test_recovery.py",),
     ),
     Guard(
         "a recovery skips locked segments",
-        "astralog.store.recovery:recover_file",
+        "astralog.store.segment:recover_file",
         "        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "",
         ("tests/unit/store/test_recovery.py",),
@@ -619,7 +619,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "a directory that was replaced is another",
-        "astralog.store.lease:Lease.check",
+        "astralog.store.files:Lease.check",
         '            raise OSError(errno.ESTALE, "the directory was replaced")',
         "            return",
         (
@@ -1114,7 +1114,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "one forward delivers from a directory",
-        "astralog.store.lease:Lease.acquire",
+        "astralog.store.files:Lease.acquire",
         "fcntl.flock(lease._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         ("tests/functional/test_forward.py", "-k", "second_forward"),
@@ -1240,7 +1240,7 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "one process compresses",
-        "astralog.store.lease:Lease.acquire",
+        "astralog.store.files:Lease.acquire",
         "fcntl.flock(lease._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         ("tests/unit/store/test_compressor.py", "-k", "one_process"),
@@ -1853,14 +1853,14 @@ GUARDS: tuple[Guard, ...] = (
     ),
     Guard(
         "the size of a segment before its recovery",
-        "astralog.store.recovery:recover_file",
+        "astralog.store.segment:recover_file",
         "        if ranges:\n",
         "        if False:\n",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "recovery_records"),
     ),
     Guard(
         "no part of a batch with a key after a recovery",
-        "astralog.store.recovery:recover_file.after",
+        "astralog.store.segment:recover_file.after",
         "after = _end_of_batches(_end_of_lines(fd, before), ranges)",
         "after = _end_of_lines(fd, before)",
         (f"{KEYS}/test_idempotency_keys.py", "-k", "no_part or incomplete_lines"),

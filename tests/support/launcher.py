@@ -34,7 +34,7 @@ SERVICE = (
     "astralog.server.master",
     "astralog.server.compressor",
 )
-FORWARD = ("astralog.cli", "astralog.forward.run")
+FORWARD = ("astralog.cli", "astralog.forward.forwarder")
 
 #: Bytes of a request, which is a command and its environment, and of an answer.
 REQUEST_BYTES = 1 << 17

@@ -35,7 +35,7 @@ from astralog.store.keys.database import Database, Entry, Record
 from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.names import Form, SegmentName
 from astralog.store.reader import READ_ERRORS, size_of_lines
-from astralog.store.recovery import RECOVERY_BYTE, recover_file
+from astralog.store.segment import RECOVERY_BYTE, recover_file
 from astralog.store.writer import Storage
 from astralog.threads import CallOutcome, call_in_thread, spawn_in_thread
 

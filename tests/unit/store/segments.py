@@ -8,7 +8,7 @@ from pathlib import Path
 from astralog.clock import TrustedClock
 from astralog.errors import Cause
 from astralog.settings import Settings, SyncMode
-from astralog.store import recovery
+from astralog.store import segment
 from astralog.store.names import Form, SegmentName
 from astralog.store.writer import SegmentWriter, Starts
 
@@ -67,7 +67,7 @@ def recover(path: Path) -> None:
     """Recover the segments without a writer, as another process does at any time."""
     for file in sorted(path.glob("*.ndjson.open")):
         with contextlib.suppress(BlockingIOError):
-            recovery.recover_file(file)
+            segment.recover_file(file)
 
 
 def descriptors() -> set[str]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store.lease import Lease
+from astralog.store.files import Lease
 from tests.support.fake_system import Disk
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from astralog.store import recovery
-from astralog.store.recovery import BLOCK_BYTES
+from astralog.store import segment
+from astralog.store.segment import BLOCK_BYTES
 from tests.support import foreign
 from tests.support.fake_system import BreakOs
 from tests.support.segment_files import NAME, contents, write_open
@@ -60,14 +60,14 @@ def test_orphaned_segment_is_sealed_after_its_last_complete_line(
     tmp_path: Path, content: bytes, kept: bytes
 ) -> None:
     """A torn tail and everything after a hole are truncated; all lines before stay."""
-    assert len(kept) == recovery.recover_file(write_open(tmp_path, content))
+    assert len(kept) == segment.recover_file(write_open(tmp_path, content))
     assert {f"{NAME}.ndjson": kept} == contents(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 10, b"\0\n" + LINE])
 def test_segment_without_a_complete_line_is_removed(tmp_path: Path, content: bytes) -> None:
     """A file that is empty after truncation is removed."""
-    assert 0 == recovery.recover_file(write_open(tmp_path, content))
+    assert 0 == segment.recover_file(write_open(tmp_path, content))
     assert {} == contents(tmp_path)
 
 
@@ -76,9 +76,9 @@ def test_segment_of_another_writer_is_not_recovered(tmp_path: Path) -> None:
     path = write_open(tmp_path, LINE + b"half a li")
     with held_by_another_process(path):
         with pytest.raises(BlockingIOError):
-            recovery.recover_file(path)
+            segment.recover_file(path)
         assert {path.name: LINE + b"half a li"} == contents(tmp_path)
-    recovery.recover_file(path)
+    segment.recover_file(path)
     assert {f"{NAME}.ndjson": LINE} == contents(tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_segment_is_locked_while_it_is_recovered(
         truncate(fd, size)
 
     monkeypatch.setattr(os, "ftruncate", watch)
-    recovery.recover_file(path)
+    segment.recover_file(path)
     assert [True] == held
 
 
@@ -117,10 +117,10 @@ def test_segment_sealed_by_another_process_is_not_recovered(
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", flock_too_late)
         with pytest.raises(FileNotFoundError):
-            recovery.recover_file(path)
+            segment.recover_file(path)
     assert {"moved": LINE + b"tail"} == contents(tmp_path)
     with pytest.raises(FileNotFoundError):
-        recovery.recover_file(path)
+        segment.recover_file(path)
     assert {"moved": LINE + b"tail"} == contents(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_replaced_segment_is_not_recovered(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(fcntl, "flock", flock_too_late)
     with pytest.raises(FileNotFoundError):
-        recovery.recover_file(path)
+        segment.recover_file(path)
     assert {"moved": LINE + b"tail", path.name: b"new"} == contents(tmp_path)
 
 
@@ -147,13 +147,13 @@ def test_a_recovered_segment_is_synced_before_it_has_its_name(
     path = write_open(tmp_path, LINE)
     break_os("fsync", errno.EIO, times=1)
     with pytest.raises(OSError, match="Input/output error"):
-        recovery.recover_file(path)
+        segment.recover_file(path)
     assert {path.name: LINE} == contents(tmp_path)
 
 
 def test_a_recovery_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The line has the kept and the truncated bytes."""
-    recovery.recover_file(write_open(tmp_path, LINE + b"torn"))
+    segment.recover_file(write_open(tmp_path, LINE + b"torn"))
     assert [f"recovered {NAME}.ndjson.open: kept {len(LINE)} bytes, truncated 4"] == caplog.messages
 
 
@@ -162,5 +162,5 @@ def test_other_files_are_not_recovered(tmp_path: Path) -> None:
     before = foreign.make_all(tmp_path)
     for path in tmp_path.glob("20240101T*.open"):
         with pytest.raises(FileNotFoundError):
-            recovery.recover_file(path)
+            segment.recover_file(path)
     assert before == foreign.seen(tmp_path)

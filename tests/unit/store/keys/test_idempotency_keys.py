@@ -16,11 +16,11 @@ from gevent.threadpool import ThreadPool
 
 from astralog.errors import STORAGE_FAILED, Rejection
 from astralog.settings import Settings
-from astralog.store import recovery, writer
+from astralog.store import segment, writer
 from astralog.store.keys.claims import make_key
 from astralog.store.keys.database import Database, ranges_in
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
-from astralog.store.recovery import recover_file
+from astralog.store.segment import recover_file
 from tests.support.fake_system import BreakOs
 from tests.support.segment_files import stored
 from tests.unit.store.keys.workers import (
@@ -222,7 +222,7 @@ def test_segment_under_recovery_is_not_synced(
         outcomes.append(two.send("a", A))
         return ranges_in(directory, segment)
 
-    monkeypatch.setattr(recovery, "ranges_in", look_meanwhile)
+    monkeypatch.setattr(segment, "ranges_in", look_meanwhile)
     (path,) = tmp_path.glob("*.open")
     assert len(A) == recover_file(path)
     assert ["storage_failed"] == outcomes
@@ -245,7 +245,7 @@ def test_retry_waits_for_a_database_that_is_locked(
             raise OSError(errno.EBUSY, "keys.db is being opened for too long")
         return ranges_in(directory, segment)
 
-    monkeypatch.setattr(recovery, "ranges_in", fail_at_first)
+    monkeypatch.setattr(segment, "ranges_in", fail_at_first)
     assert REPLAYED == two.send("a", A)
     assert A == stored(tmp_path)
 
@@ -395,7 +395,7 @@ def test_a_segment_stays_open_until_its_size_is_recorded(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        for module in (writer, recovery):
+        for module in (writer, segment):
             patch.setattr(module, "record_size", fail)
         one.storage.close()
         assert [] == list(tmp_path.glob("*.ndjson"))
@@ -451,7 +451,7 @@ def test_a_retry_is_rejected_while_its_segment_cannot_be_recovered(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "record_size", fail)
+        patch.setattr(segment, "record_size", fail)
         assert code == two.send("a", A)
     assert REPLAYED == two.send("a", A)
 
