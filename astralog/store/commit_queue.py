@@ -8,7 +8,6 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 from typing import NoReturn
 
 import gevent
@@ -38,8 +37,6 @@ NAMES_ADOPT_SECONDS = 60.0
 
 #: Seconds until the next step of a loop after one that failed.
 FAILED_SECONDS = 1.0
-
-_claim_of = attrgetter("claim")
 
 
 class CommitQueue:
@@ -171,7 +168,7 @@ class CommitQueue:
         cause: Cause | None = STORAGE_FAILED
         try:
             is_last = self._batches.dequeue_group(group, MAINTENANCE_SECONDS)
-            if any(map(_claim_of, group)):
+            if any(queued.claim for queued in group):
                 cause = self._drain_threads.call(self.keys.store, storage, group)
             elif group:
                 buffers = [queued.lines for queued in group]

@@ -166,10 +166,10 @@ class Retention:
     def _remove_oldest(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
         """Remove the oldest removable segments until there is no excess."""
         kept = 0
-        with closing(index.oldest_first()) as oldest:
-            while (reason := this.reason()) and (name := next(oldest, None)):
-                kept += not self._take(name, reason, index, this)
-                yield
+        oldest = index.oldest_first()
+        while (reason := this.reason()) and (name := next(oldest, None)):
+            kept += not self._take(name, reason, index, this)
+            yield
         self._oldest_due_at = self._next_pass_at(kept)
 
     def _next_pass_at(self, kept: int) -> float:
@@ -326,7 +326,7 @@ class Housekeeper:
         """Work for a slice of time, and return the seconds until the next step."""
         self._clock.now()  # also without the lease: it notices changes of the wall clock
         end = time.monotonic() + SLICE_SECONDS
-        pause = 0.0
+        pause: float | None = None
         try:
             while not pause and time.monotonic() < end:
                 pause = next(self._steps)
@@ -351,8 +351,8 @@ class Housekeeper:
         """Release the directory to another process."""
         self._steps.close()
 
-    def _keep_house(self) -> Generator[float, None, None]:
-        """Yield the seconds until the next step, 0 if it may follow at once."""
+    def _keep_house(self) -> Generator[float | None, None, None]:
+        """Yield the seconds until the next step, None if it may follow at once."""
         while (lease := files.Lease.acquire(self._directory)) is None:
             yield POLL_SECONDS
         try:
@@ -363,29 +363,36 @@ class Housekeeper:
             ):
                 while True:
                     yield from self._work_once(inventory)
-                    yield from _at_once(self._keys.step())
+                    yield from self._keys.step()
                     self._failure.end("housekeeping of %s works again", self._directory)
                     lease.check()
                     yield POLL_SECONDS
         finally:
             self._usage = None
 
-    def _work_once(self, inventory: Inventory) -> Iterator[float]:
+    def _work_once(self, inventory: Inventory) -> Iterator[None]:
         known = set(inventory.open)
         if inventory.is_scan_due:
-            yield from _at_once(inventory.list_names())
+            yield from inventory.list_names()
             yield from self._recover(inventory, inventory.open)
-            yield from _at_once(inventory.measure())
-        yield from _at_once(inventory.follow())
+            yield from inventory.measure()
+        yield from inventory.follow()
         # A writer may not have locked a file that it has just created.
         yield from self._recover(inventory, inventory.open & known)
+        open_bytes = inventory.open_bytes()
         space = files.space(self._directory)
-        self._usage = usage = self._measure(inventory, space)
-        total = usage.open_bytes + usage.sealed_bytes
-        remove = self.retention.remove_excess(inventory.sealed, total, space)
-        yield from _at_once(remove)
+        self._usage = DiskUsage(
+            open_segments=len(inventory.open),
+            open_bytes=open_bytes,
+            sealed_segments=len(inventory.sealed),
+            sealed_bytes=inventory.sealed.bytes,
+            space=space,
+            forward=read_status(self._directory) if self._is_forwarded else None,
+        )
+        total = open_bytes + inventory.sealed.bytes
+        yield from self.retention.remove_excess(inventory.sealed, total, space)
 
-    def _recover(self, inventory: Inventory, segments: Iterable[SegmentName]) -> Iterator[float]:
+    def _recover(self, inventory: Inventory, segments: Iterable[SegmentName]) -> Iterator[None]:
         """Seal the open segments without a living writer."""
         for segment in sorted(segments):
             try:
@@ -400,21 +407,4 @@ class Housekeeper:
                     self._failed.add(segment)
                     name = segment.file(Form.OPEN)
                     log.error("cannot recover %s yet: %s", name, error.strerror)
-            yield 0.0
-
-    def _measure(self, inventory: Inventory, space: files.Space) -> DiskUsage:
-        open_bytes = inventory.open_bytes()
-        return DiskUsage(
-            open_segments=len(inventory.open),
-            open_bytes=open_bytes,
-            sealed_segments=len(inventory.sealed),
-            sealed_bytes=inventory.sealed.bytes,
-            space=space,
-            forward=read_status(self._directory) if self._is_forwarded else None,
-        )
-
-
-def _at_once(steps: Iterator[None]) -> Iterator[float]:
-    """Yield 0 after each step, so that the next step may follow at once."""
-    for _ in steps:
-        yield 0.0
+            yield
