@@ -1,7 +1,7 @@
 """Cut a sealed segment into chunks of whole lines, and turn their lines into table rows.
 
-At most one chunk is in memory. Lines are not decoded: a row is the line with node, segment and
-line number inserted after its opening brace.
+At most one chunk and one block of the reader are in memory. Lines are not decoded: a row is the
+line with node, segment and line number inserted after its opening brace.
 """
 
 import json
@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from astralog.store.reader import open_sealed
+from astralog.store.names import SEALED_FORMS, SegmentName
+from astralog.store.reader import ReadBudget, SegmentReader
 
 #: Bytes per piece: small enough to stay in the CPU cache from here to the socket.
 BLOCK_BYTES = 64 * 1024
@@ -81,10 +82,11 @@ class ChunkReader:
         self.name = name
         self._offset = offset
         self._chunk_bytes = chunk_bytes
-        self._buffer = bytearray(min(BLOCK_BYTES, chunk_bytes))
+        self._buffer = bytearray()
         self._filled = 0  # bytes at the buffer's start that are read
         self._end = 0  # of these, the bytes of the last chunk
-        self._file = open_sealed(directory, name, offset)
+        self._file = SegmentReader(directory, SegmentName(name), SEALED_FORMS)
+        self._blocks = self._file.data(offset, None, ReadBudget())
         self._is_read = False
 
     @property
@@ -126,30 +128,20 @@ class ChunkReader:
     def _read_up_to(self, size: int) -> None:
         """Read until the buffer has `size` bytes or the segment ends."""
         while self._filled < size and not self._is_read:
-            if self._filled == len(self._buffer):
-                self._buffer.extend(bytes(min(len(self._buffer), size - self._filled)))
-            with memoryview(self._buffer) as view:
-                count = self._file.readinto(view[self._filled : size])
-            self._is_read = not count
-            self._filled += count
+            block = next(self._blocks, b"")
+            self._buffer[self._filled : self._filled + len(block)] = block
+            self._is_read = not block
+            self._filled += len(block)
 
     def close(self) -> None:
         """Close the segment's file."""
         self._file.close()
 
 
-COLUMNS = (
-    "node",
-    "segment",
-    "line",
-    "project_id",
-    "timestamp",
-    "level",
-    "service",
-    "message",
-    "metadata",
-)
-DEAD_LETTER_COLUMNS = ("node", "segment", "line", "raw", "error")
+#: The columns that tell where a row comes from, and those of the two tables.
+PLACE = ("node", "segment", "line")
+COLUMNS = (*PLACE, "project_id", "timestamp", "level", "service", "message", "metadata")
+DEAD_LETTER_COLUMNS = (*PLACE, "raw", "error")
 
 #: Matches unless the timestamp surely fits DateTime64(9): the years 1900 to 2199, and nine digits
 #: of fraction. A negated pattern costs a fifth less, since the common case makes no match object.

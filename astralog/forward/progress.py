@@ -66,19 +66,16 @@ class Progress:
         now = time.monotonic()
         if is_due or now - self._status_at >= STATUS_SECONDS:
             self._status_at = now
-            self._update()
+            status, backlog = self.status, self._backlog
+            status.updated_at = time.time()
+            status.waiting_segments = backlog.waiting_segments
+            status.waiting_bytes = backlog.waiting_bytes
+            status.oldest_at = backlog.oldest_at
             with contextlib.suppress(OSError):  # the disk may be full; metrics may lag
-                write_status(self._directory, self.status)
+                write_status(self._directory, status)
         if is_due or now - self._line_at >= self._line_seconds:
             self._show_line(self.line(now))
             self._line_at, self._line_logs = now, self.status.delivered_logs
-
-    def _update(self) -> None:
-        status, backlog = self.status, self._backlog
-        status.updated_at = time.time()
-        status.waiting_segments = backlog.waiting_segments
-        status.waiting_bytes = backlog.waiting_bytes
-        status.oldest_at = backlog.oldest_at
 
     def line(self, now: float) -> str:
         """Return the line: deliveries, rate since the last line, backlog and lag."""

@@ -51,13 +51,10 @@ class MemoryBudget:
 
     def reserve(self, token: bytes, old_size: int, new_size: int) -> None:
         """Grow a request of a token from `old_size` to `new_size` bytes; raises as `check` does."""
+        self.check(token, old_size, new_size)
         more = new_size - old_size
-        new_total = self.reserved + more
-        new_token_total = self._reserved_by.get(token, 0) + more
-        if new_total > self.limit or new_token_total > self.token_limit:
-            self.check(token, old_size, new_size)  # returns if that limit does not apply
-        self.reserved = new_total
-        self._reserved_by[token] = new_token_total
+        self.reserved += more
+        self._reserved_by[token] = self._reserved_by.get(token, 0) + more
 
     def check(self, token: bytes, old_size: int, new_size: int) -> None:
         """Raise Rejection if a request of a token may not grow to `new_size` bytes.
@@ -65,16 +62,15 @@ class MemoryBudget:
         Its code is `queue_full` if they do not fit now, `body_too_large` if they never will.
         """
         more = new_size - old_size
-        alone_limit = ALONE_SHARE * self.limit
         exceeds_share = self._reserved_by.get(token, 0) + more > self.token_limit
-        fits = self.reserved + more <= self.limit
-        is_alone = self.reserved <= old_size
         if exceeds_share and self._are_tokens_several():
             raise self._exceeds_share(new_size)
-        if fits:
+        if self.reserved + more <= self.limit:
             return
+        alone_limit = ALONE_SHARE * self.limit
         if new_size > alone_limit + OVERHEAD_BYTES:
             raise Rejection(*errors.too_large_for_queue(new_size, alone_limit))
+        is_alone = self.reserved <= old_size
         if not is_alone:
             raise self._full()
 

@@ -39,12 +39,11 @@ MAX_NUMBER = 99
 _START_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 
 # Python takes 24:00 for the next day's midnight, and `\d` takes the digits of any script.
-_NAME = (
+_FILE = re.compile(
     r"([0-9]{8}T(?:[01][0-9]|2[0-3])[0-9]{4}\.[0-9]{6}Z)"  # the start
     r"-[1-9][0-9]{0,9}(?:-[1-9][0-9]?)?"  # the process, and perhaps a number
+    r"(\.ndjson(?:\.open|\.zst)?)"
 )
-_SEGMENT = re.compile(_NAME)
-_FILE = re.compile(rf"{_NAME}(\.ndjson(?:\.open|\.zst)?)")
 
 _FORMS = {form.value: form for form in Form}
 
@@ -62,11 +61,11 @@ class SegmentName(str):
         """Return the name of a new segment of a process; `start` is an aware datetime in UTC."""
         return cls(f"{start:{_START_FORMAT}}-{pid}")
 
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
+    @staticmethod
+    def parse(text: str) -> "SegmentName | None":
         """Return the text as a name, None if it is not a name."""
-        match = _SEGMENT.fullmatch(text)
-        return cls(text) if match and _is_moment(match[1]) else None
+        file = parse_file_name(text + Form.PLAIN.value)
+        return file.segment if file else None
 
     @classmethod
     def of_open_file(cls, path: Path) -> Self:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -46,37 +47,19 @@ class BatchState(Enum):
     FINISHED = "it is stored, or rejected, or was dropped before a writer dequeued it"
 
 
+@dataclass(slots=True, eq=False)
 class QueuedBatch:
     """A batch in the queue, with the reservation of its memory and the claim of its key."""
 
-    __slots__ = (
-        "claim",
-        "deadline",
-        "is_waited_for",
-        "lines",
-        "logs",
-        "reservation",
-        "state",
-        "waiter",
-    )
-
-    def __init__(
-        self,
-        batch: Batch,
-        reservation: MemoryReservation,
-        deadline: float,
-        claim: Claim | None = None,
-    ) -> None:
-        self.state = BatchState.QUEUED
-        self.claim = claim
-        self.lines = batch.lines
-        self.logs = batch.logs
-        self.reservation = reservation
-        self.deadline = deadline
-        #: Whether its client still waits for the outcome.
-        self.is_waited_for = True
-        #: Returns the outcome: None if the batch is stored, else why it is rejected.
-        self.waiter: Waiter[Cause | None] = Waiter()
+    lines: bytes | bytearray
+    logs: int
+    reservation: MemoryReservation
+    deadline: float
+    claim: Claim | None
+    state: BatchState = BatchState.QUEUED
+    is_waited_for: bool = True  #: whether its client still waits for the outcome
+    #: Returns the outcome: None if the batch is stored, else why it is rejected.
+    waiter: "Waiter[Cause | None]" = field(default_factory=Waiter)
 
     def answer(self, cause: Cause | None) -> None:
         """Set the outcome unless it is set: the cause of a rejection, None if the batch is stored.
@@ -108,7 +91,7 @@ class BatchQueue:
         """
         reservation.detach()
         deadline = time.monotonic() + self._timeout_seconds
-        queued = QueuedBatch(batch, reservation, deadline, claim)
+        queued = QueuedBatch(*batch, reservation, deadline, claim)
         if claim:
             claim.add_holder()
         self._queue.put(queued)

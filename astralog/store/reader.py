@@ -6,7 +6,6 @@ and then the plain one goes. Offsets are those of the uncompressed lines, in eit
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import time
@@ -99,10 +98,6 @@ class ReadBudget:
         is_late = self.bytes_read > 0 and time.monotonic() >= self._end
         return is_late or self.bytes_read >= self._max_bytes
 
-    def for_whole_segment(self) -> "ReadBudget":
-        """Return the budget for a compressed segment, which can only be read from its beginning."""
-        return ReadBudget() if self.is_soft else self
-
 
 class SegmentReader:
     """A reader of one segment; offsets count decompressed bytes.
@@ -110,9 +105,11 @@ class SegmentReader:
     The file stays open, and so readable, when it is renamed, compressed or removed.
     """
 
-    def __init__(self, directory: Path, segment: SegmentName) -> None:
-        """Open the file; raises OSError, FileNotFoundError if no form of it exists."""
-        self._fd, form = _open(directory, segment)
+    def __init__(
+        self, directory: Path, segment: SegmentName, forms: Iterable[Form] = tuple(Form)
+    ) -> None:
+        """Open the file; raises OSError, FileNotFoundError if none of its `forms` exists."""
+        self._fd, form = _open(directory, segment, forms)
         self._segment = segment
         self.is_compressed = form is Form.COMPRESSED
 
@@ -137,7 +134,7 @@ class SegmentReader:
         rest: list[bytes] = []
         start = position = begin
         is_skipping = False
-        for data in self._blocks(begin, end, budget):
+        for data in self.data(begin, end, budget):
             budget.bytes_read += len(data)
             position += len(data)
             block = data
@@ -205,7 +202,8 @@ class SegmentReader:
             for offset, line in reversed(list(every_line(block))):
                 yield start + offset, line
 
-    def _blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[bytes]:
+    def data(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[bytes]:
+        """Yield the bytes between two offsets, or to the end, in blocks; raises READ_ERRORS."""
         if self.is_compressed:
             yield from self._inflated_blocks(begin, end, budget)
             return
@@ -262,9 +260,9 @@ class SegmentReader:
             raise EOFError("the compressed file ends early")
 
 
-def _open(directory: Path, segment: SegmentName) -> tuple[int, Form]:
+def _open(directory: Path, segment: SegmentName, forms: Iterable[Form]) -> tuple[int, Form]:
     """Open the file in its first existing form; the order of the attempts misses no rename."""
-    for form in Form:
+    for form in forms:
         with contextlib.suppress(FileNotFoundError):
             return open_regular(segment.path(directory, form), os.O_RDONLY), form
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), segment)
@@ -319,26 +317,3 @@ def size_of_lines(directory: Path, name: str) -> int:
             with zstd.ZstdFile(raw) as file:
                 size = file.seek(0, os.SEEK_END)
     return size
-
-
-def open_sealed(directory: Path, name: str, offset: int = 0) -> io.FileIO | zstd.ZstdFile:
-    """Open a sealed segment's lines from `offset` on, unbuffered; raises OSError.
-
-    If they are compressed, all lines before `offset` are decompressed and dropped.
-    """
-    file: io.FileIO | zstd.ZstdFile
-    segment = SegmentName(name)
-    try:
-        path = segment.path(directory, Form.PLAIN)
-        status_of(path)
-        file = io.FileIO(path)
-    except FileNotFoundError:
-        path = segment.path(directory, Form.COMPRESSED)
-        status_of(path)
-        file = zstd.ZstdFile(path)
-    try:
-        file.seek(offset)
-    except BaseException:
-        file.close()
-        raise
-    return file

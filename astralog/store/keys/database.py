@@ -101,8 +101,8 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 #: Bytes that SQLite needs at once at most: an index of its log, or a part of it, takes 32 KiB.
 _PROBE_BYTES = 64 * 1024
 
-# Blocks the thread; gevent's own would run a second event loop in it.
-_sleep: Callable[[float], None] = get_original("time", "sleep")
+#: Sleeps; gevent's own would run a second event loop in the thread.
+block_thread: Callable[[float], None] = get_original("time", "sleep")
 
 
 class DamagedDatabase(OSError):
@@ -278,7 +278,7 @@ class Database:
             deadline = deadline or now + self._lock_seconds
             if now >= deadline:
                 raise OSError(errno.EBUSY, f"{NAME} is locked by another process")
-            _sleep(POLL_SECONDS)
+            block_thread(POLL_SECONDS)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -417,7 +417,7 @@ def _opening(directory: Path, lock_seconds: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise OSError(errno.EBUSY, f"{NAME} is being opened for too long") from None
-            _sleep(POLL_SECONDS)
+            block_thread(POLL_SECONDS)
         yield
     finally:
         os.close(fd)

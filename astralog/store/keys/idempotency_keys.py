@@ -31,7 +31,7 @@ from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store.files import lock_byte
 from astralog.store.keys.claims import Claim, Key, KeyedBatch, KeyLocks, Outcome
-from astralog.store.keys.database import Database, Entry, Record
+from astralog.store.keys.database import Database, Entry, Record, block_thread
 from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.names import Form, SegmentName
 from astralog.store.reader import READ_ERRORS, size_of_lines
@@ -317,9 +317,6 @@ MAX_SEGMENTS = 1000
 ATTEMPTS = 50
 PAUSE_SECONDS = 0.01
 
-# Blocks the thread; gevent's own would run a second event loop in it.
-_sleep: Callable[[float], None] = get_original("time", "sleep")
-
 
 class StoredLines:
     """A reader of a directory's segments; one thread at a time may use it.
@@ -362,7 +359,7 @@ class StoredLines:
                     error.errno != errno.EBUSY
                 ):  # a recovery waits for the database a short time only
                     raise
-            _sleep(PAUSE_SECONDS)
+            block_thread(PAUSE_SECONDS)
         raise BlockingIOError("the segment is being recovered, or the database is locked")
 
     def _open_path(self, segment: str) -> Path:

@@ -22,7 +22,9 @@ from astralog.forward import forwarder as forwarders
 from astralog.forward.chunks import ChunkReader
 from astralog.forward.forwarder import DirectoryReplaced, Forwarder
 from astralog.settings import Settings
-from astralog.store import forward_state, reader
+from astralog.store import forward_state
+from astralog.store.names import SegmentName
+from astralog.store.reader import SegmentReader
 from tests.support.clickhouse import make_line, write_segment
 from tests.unit.forward.fakes import FakeServer, stored
 
@@ -143,12 +145,12 @@ def test_a_segment_that_cannot_be_read(
     content = bad.read_bytes()
     if damage == "unreadable":
 
-        def fail(directory: Path, name: str, offset: int) -> Any:
+        def fail(directory: Path, name: str, forms: Any) -> Any:
             if name == bad.stem:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return reader.open_sealed(directory, name, offset)
+            return SegmentReader(directory, SegmentName(name), forms)
 
-        monkeypatch.setattr("astralog.forward.chunks.open_sealed", fail)
+        monkeypatch.setattr(chunks, "SegmentReader", fail)
     else:
         bad.unlink()
         bad.with_name(bad.name + ".zst").write_bytes(b"no zstd")
@@ -243,6 +245,7 @@ def run_until_delivered(forwarder: Forwarder) -> None:
     """Run a forwarder without pauses until no segment waits."""
     for _ in range(200):
         forwarder._scan_at = forwarder._attempt_at = 0.0
+        forwarder._backlog._unreadable.clear()
         forwarder.tick()
         if not forwarder._backlog.waiting_segments:
             break
@@ -406,17 +409,16 @@ def test_segment_that_cannot_be_read_is_sent_again_later(
     server.faults = ["", "lie"]
     while not forwarder._verifier:
         forwarder.tick()
-    open_sealed = reader.open_sealed
 
     def fail(*args: Any) -> Any:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(chunks, "open_sealed", fail)
-    for _ in range(5):
-        forwarder.tick()
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "SegmentReader", fail)
+        for _ in range(5):
+            forwarder.tick()
     assert path.stem in forwarder._backlog
     assert not forwarder._verifier
-    monkeypatch.setattr(chunks, "open_sealed", open_sealed)
     forwarder._backlog._unreadable.clear()
     run_until_delivered(forwarder)
     assert server.lines() == stored(settings.data_dir)

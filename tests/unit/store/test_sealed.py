@@ -1,5 +1,6 @@
 """Sealed segments are found once and read alike, compressed or not."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from astralog.store import reader
 from astralog.store.files import seal_file
-from astralog.store.reader import READ_ERRORS
+from astralog.store.names import SEALED_FORMS, SegmentName
+from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader
 from tests.support import foreign
 
 if sys.version_info >= (3, 14):
@@ -25,6 +27,13 @@ def write(directory: Path, name: str, content: bytes = LINES) -> Path:
     path = directory / name
     path.write_bytes(zstd.compress(content) if name.endswith(".zst") else content)
     return path
+
+
+def read_sealed(directory: Path, offset: int = 0) -> bytes:
+    """Return the lines of a sealed segment from an offset on."""
+    segment = SegmentReader(directory, SegmentName(FIRST), SEALED_FORMS)
+    with contextlib.closing(segment):
+        return b"".join(segment.data(offset, None, ReadBudget()))
 
 
 def test_each_segment_is_listed_once(tmp_path: Path) -> None:
@@ -54,16 +63,16 @@ def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
 def test_lines_are_read_from_an_offset(tmp_path: Path, suffix: str, offset: int) -> None:
     """An offset counts uncompressed bytes, in either form."""
     write(tmp_path, FIRST + suffix)
-    with reader.open_sealed(tmp_path, FIRST, offset) as file:
-        assert LINES[offset:] == file.read()
+    assert LINES[offset:] == read_sealed(tmp_path, offset)
 
 
 def test_the_plain_form_is_preferred(tmp_path: Path) -> None:
     """If both exist, the one is read that takes less work."""
     write(tmp_path, FIRST + ".ndjson")
     (tmp_path / (FIRST + ".ndjson.zst")).write_bytes(b"not read")
-    with reader.open_sealed(tmp_path, FIRST) as file:
-        assert LINES == file.read()
+    assert LINES == read_sealed(tmp_path)
+    write(tmp_path, FIRST + ".ndjson.open", b"of another segment\n")  # its name was taken
+    assert LINES == read_sealed(tmp_path)
     status = reader.sealed_status(tmp_path, FIRST)
     assert status
     assert status.st_size == len(LINES)
@@ -73,19 +82,20 @@ def test_missing_segment_is_an_error(tmp_path: Path) -> None:
     """It has neither file."""
     assert not reader.sealed_status(tmp_path, FIRST)
     with pytest.raises(FileNotFoundError):
-        reader.open_sealed(tmp_path, FIRST)
+        read_sealed(tmp_path)
     write(tmp_path, FIRST + ".ndjson.zst")
     assert reader.sealed_status(tmp_path, FIRST)
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbled"])
+@pytest.mark.parametrize("damage", ["cut", "garbled", "emptied"])
 def test_a_damaged_segment_is_an_error(tmp_path: Path, damage: str) -> None:
     """Data that cannot be decompressed is an error, and not the end of the file."""
     path = write(tmp_path, FIRST + ".ndjson.zst", LINES * 1000)
     content = path.read_bytes()
-    path.write_bytes(content[:-5] if damage == "cut" else content[:10] + b"xx" + content[12:])
-    with reader.open_sealed(tmp_path, FIRST) as file, pytest.raises(READ_ERRORS):
-        file.read()
+    damaged = {"cut": content[:-5], "garbled": content[:10] + b"xx" + content[12:], "emptied": b""}
+    path.write_bytes(damaged[damage])
+    with pytest.raises(READ_ERRORS):
+        read_sealed(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".ndjson.zst"])

@@ -360,7 +360,7 @@ def test_wait_for_a_lock_is_bounded(
             if len(waits) == 3:
                 other.execute("ROLLBACK")
 
-        monkeypatch.setattr(database, "_sleep", wait)
+        monkeypatch.setattr(database, "block_thread", wait)
         records.add(SEGMENT, NOW, [make_record(2)])
         assert 3 == len(waits)
         other.execute("BEGIN IMMEDIATE")
