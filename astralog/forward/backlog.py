@@ -60,7 +60,6 @@ class Backlog:
         self._queue = sorted(filter(self._is_ready, self._sizes), reverse=True)
 
     def _is_ready(self, name: str) -> bool:
-        """Return whether a segment may be delivered now."""
         if name not in self._sizes or name in self._sent:
             return False
         tried_again_at = self._unreadable.get(name)
@@ -75,7 +74,6 @@ class Backlog:
             self._cursor.forget(names)
 
     def __contains__(self, name: str) -> bool:
-        """Return whether a segment waits."""
         return name in self._sizes
 
     def oldest(self, but: str | None = None) -> str | None:
@@ -114,7 +112,6 @@ class Backlog:
 
     @property
     def waiting_segments(self) -> int:
-        """Number of sealed segments that wait."""
         return len(self._sizes)
 
     @property

@@ -134,7 +134,6 @@ class ChunkReader:
             self._filled += len(block)
 
     def close(self) -> None:
-        """Close the segment's file."""
         self._file.close()
 
 

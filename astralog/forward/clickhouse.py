@@ -89,6 +89,10 @@ DATA_ERRORS = frozenset(
 )
 
 
+#: The response is not ClickHouse's to this query; it is a proxy's page, for example.
+NOT_CLICKHOUSE = "the response has no X-ClickHouse-Query-Id of this query; a proxy may have sent it"
+
+
 class Unavailable(Exception):
     """A request failed; the rows that were sent may be stored or not."""
 
@@ -100,15 +104,6 @@ class Unavailable(Exception):
 
 class Unacceptable(Exception):
     """The table cannot hold at least one row of an insert; no row was stored."""
-
-
-class NotClickHouse(Exception):
-    """The response is not ClickHouse's to this query; a proxy's page, for example."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the response has no X-ClickHouse-Query-Id of this query; a proxy may have sent it"
-        )
 
 
 class Held(NamedTuple):
@@ -195,7 +190,7 @@ class Tables:
                 table.name, table.columns, pieces, settings, table.row_format
             )
             if answer.query_id() != query_id:
-                raise NotClickHouse
+                raise ValueError(NOT_CLICKHOUSE)
             return answer.written_rows
 
         return self._ask(ask)
@@ -251,7 +246,7 @@ class Tables:
             )
             try:
                 if response.headers.get("X-ClickHouse-Query-Id") != query_id:
-                    raise NotClickHouse
+                    raise ValueError(NOT_CLICKHOUSE)
                 content = json.loads(response.read())
             finally:
                 response.close()

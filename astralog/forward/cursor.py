@@ -64,7 +64,6 @@ class Cursor:
         self._read()
 
     def known(self) -> set[str]:
-        """Return the segments that have facts."""
         return self.delivered | self._positions.keys()
 
     def open(self, sealed: Collection[str]) -> None:
@@ -135,13 +134,11 @@ class Cursor:
             self._positions.pop(name, None)
 
     def close(self) -> None:
-        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def _read(self) -> None:
-        """Read the facts from the file."""
         try:
             with self._path.open("rb") as file:
                 head = self._head(file.fileno())

@@ -39,10 +39,7 @@ class Delivery:
     """Delivers one chunk; after an error, a new Delivery in doubt sends the rest."""
 
     def __init__(self, tables: Tables, node: str, again: bool = False) -> None:
-        """Send lines under a second token if `again`, since the tables may remember the first.
-
-        That is for lines that are missing although they were delivered.
-        """
+        """If `again`, send missing lines under a second token: the first may be remembered."""
         self._tables = tables
         self._node = node
         self._again = again
@@ -217,7 +214,6 @@ class Verifier:
         self._sent: dict[str, Sent] = {}
 
     def __bool__(self) -> bool:
-        """Return whether there are any."""
         return bool(self._sent)
 
     def add(self, name: str, lines: int, is_repeated: bool) -> None:

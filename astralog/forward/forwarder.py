@@ -289,10 +289,7 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _run_alone(settings: Settings, once: bool) -> int:
-    """Deliver, unless another process delivers from the same directory.
-
-    Raises OSError, NodeNameError and DirectoryReplaced.
-    """
+    """Deliver, unless another process delivers from the same directory."""
     lease = Lease.acquire(settings.data_dir, LOCK_NAME)
     if lease is None:
         log.error("%s: another forward delivers from here", settings.data_dir.absolute())

@@ -37,7 +37,6 @@ class Progress:
         self.status = ForwardStatus(pid=os.getpid())
 
     def count(self, delivered: Delivered) -> None:
-        """Count a chunk that was delivered."""
         self.status.delivered_logs += delivered.lines
         self.status.dead_letter_logs += delivered.dead_letters
 
@@ -135,7 +134,6 @@ class Failures:
         return random.uniform(longest / 2, longest)  # nosec B311  # no secret
 
     def end(self) -> None:
-        """End the episode: an attempt succeeded."""
         seconds = time.time() - self.since
         self._log.end("delivering again after %.0f s, %d attempts", seconds, self.attempts)
         self.attempts = 0

@@ -93,10 +93,7 @@ class CommitQueue:
         return MemoryReservation(self.budget, token, head_bytes)
 
     def claim(self, key: Key) -> Claim:
-        """Claim a key: no other request can store it until the claim is released.
-
-        Raises Rejection as `IdempotencyKeys.claim` does.
-        """
+        """Claim a key, as `IdempotencyKeys.claim` does; raises Rejection."""
         self.start()
         return self.keys.claim(key)
 
@@ -159,10 +156,7 @@ class CommitQueue:
                 gevent.sleep(MAINTENANCE_SECONDS)
 
     def drain_once(self, storage: Storage) -> bool:
-        """Store a commit group, or maintain the storage if no batch waits; return whether to end.
-
-        Calls that may block on the disk run outside the hub's thread.
-        """
+        """Store a commit group, or maintain the storage if none waits; return whether to end."""
         # Filled in place, so that `finally` answers all that was dequeued before an error.
         group: list[QueuedBatch] = []
         cause: Cause | None = STORAGE_FAILED
@@ -182,10 +176,7 @@ class CommitQueue:
         return is_last
 
     def keep_house_once(self) -> float:
-        """Run the next step of the housekeeping; return the seconds until the step after it.
-
-        Raises any exception of the step.
-        """
+        """Run the next step of the housekeeping; return the seconds until the step after it."""
         keeper = self.housekeeper
         step = keeper.stand_aside if self._has_failed() else keeper.step
         return call_in_thread(self._housekeeping_thread, step)

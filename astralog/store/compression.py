@@ -97,10 +97,7 @@ def _make(source: BufferedReader, plain: Path, compressed: Path) -> int | None:
 
 
 def _write(source: BufferedReader, draft: Path) -> int:
-    """Compress a file to a draft, sync it, and check the size of its decompressed content.
-
-    Return the size of the draft.
-    """
+    """Compress a file to a draft, sync it and check its content's size; return the draft's size."""
     remove_draft(draft.parent)
     status = os.fstat(source.fileno())
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
@@ -266,7 +263,6 @@ class Compressor:
             return self._back_off()
 
     def close(self) -> None:
-        """Release the directory to another process."""
         self._steps.close()
 
     def _compress_all(self) -> Generator[float, None, None]:

@@ -80,7 +80,6 @@ class DirectoryWatch:
         return names
 
     def close(self) -> None:
-        """End the watch."""
         os.close(self._fd)
 
 
@@ -110,7 +109,6 @@ class WatchedDirectory:
 
     @property
     def is_scan_due(self) -> bool:
-        """Whether the next scan of the directory is due."""
         return time.monotonic() >= self._next_scan_at
 
     def _changed_files(self) -> Iterator[Iterable[SegmentFile]]:
@@ -130,7 +128,6 @@ class WatchedDirectory:
         self._next_scan_at = time.monotonic() + max(pause, min_pause)
 
     def close(self) -> None:
-        """End the watch."""
         if self._watch:
             self._watch.close()
 
@@ -190,7 +187,6 @@ class Eras:
         self.note_name(segment)
 
     def note_name(self, segment: SegmentName) -> None:
-        """Add a name to the current era."""
         self._last = max(self._last, segment)
 
     def note_open(self, segment: SegmentName) -> None:
@@ -257,11 +253,9 @@ class SegmentIndex:
         return len(self._entries)
 
     def get(self, name: SegmentName) -> Entry | None:
-        """Return the entry of a segment, None if it is unknown."""
         return self._entries.get(name)
 
     def items(self) -> list[tuple[SegmentName, Entry]]:
-        """Return all segments, in no order."""
         return list(self._entries.items())
 
     def add(self, name: SegmentName, entry: Entry) -> None:
@@ -379,7 +373,6 @@ class Inventory(WatchedDirectory):
             self._changed.add(changed.segment)
 
     def _refresh(self, segment: SegmentName) -> None:
-        """Read the state of a sealed segment's files again."""
         found = [self._status(segment, form) for form in SEALED_FORMS]
         statuses = [status for status in found if status]
         if not statuses:
@@ -408,5 +401,4 @@ class Inventory(WatchedDirectory):
         return FIRST_ERA if min(start, modified_at) >= self._started_at else FOUND_ERA
 
     def _status(self, segment: SegmentName, form: Form) -> os.stat_result | None:
-        """Return the status of a file, None if it is gone."""
         return files.find_status(f"{self._directory}/{segment.file(form)}")

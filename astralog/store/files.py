@@ -138,10 +138,7 @@ def space(path: Path) -> Space:
 
 
 def is_in_place(fd: int, path: Path) -> bool:
-    """Return whether the open file is still at `path`, neither replaced nor removed.
-
-    Raises OSError.
-    """
+    """Return whether the open file is still at `path`, not replaced or removed; raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), os.stat(path))
     return False
@@ -285,7 +282,6 @@ def lock_byte(fd: int, offset: int) -> None:
 
 
 def unlock_byte(fd: int, offset: int) -> None:
-    """Unlock one byte; raises OSError."""
     _set_lock(fd, fcntl.F_UNLCK, offset)
 
 

@@ -53,10 +53,7 @@ class FollowedPart(Part):
                 yield reader
 
     def skip(self) -> int | None:
-        """Skip the stored lines; return the offset after them, None for the file's end.
-
-        Raises OSError.
-        """
+        """Skip the stored lines; return the offset after them, None for the end; raises OSError."""
         if self._held is None or self._held.is_compressed:
             self.is_read = True
             return None
@@ -78,7 +75,6 @@ class FollowedPart(Part):
         return self.is_failed or (self.is_read and self.state is not State.OPEN)
 
     def close(self) -> None:
-        """Close the file."""
         if self._held:
             self._held.close()
 
@@ -127,7 +123,6 @@ class Follower:
                 self._finish(part)
 
     def close(self) -> None:
-        """Close all files."""
         for part in self._followed.values():
             part.close()
         self._followed.clear()

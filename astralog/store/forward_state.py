@@ -57,10 +57,7 @@ def encode_word(text: str) -> str:
 
 
 def read_node(directory: Path) -> str | None:
-    """Return the node's name, None before the first delivery.
-
-    Raises ValueError if the file is damaged, and OSError.
-    """
+    """Return the saved node name, None if there is none; raises ValueError if it is damaged."""
     try:
         content = (directory / NODE_NAME).read_bytes()
     except FileNotFoundError:

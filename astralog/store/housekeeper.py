@@ -75,7 +75,6 @@ class _Pass:
         return next((reason for reason, left in self.excess.items() if left > 0), None)
 
     def is_disk_short(self) -> bool:
-        """Return whether the disk has too few free bytes or inodes."""
         return any(self.excess.get(reason, 0) > 0 for reason in DISK_REASONS)
 
     def note(self, name: SegmentName, reason: Reason, size: int, files: int) -> None:
@@ -197,7 +196,6 @@ class Retention:
         return True
 
     def _describe_shortage(self, this: _Pass) -> str:
-        """Describe the resource of the disk that is short, for the log."""
         if this.excess.get(Reason.FREE_BYTES, 0) > 0:
             return f"less than {self._free_bytes} bytes of disk were free"
         return f"fewer than {this.kept_inodes} inodes were free"
@@ -242,13 +240,11 @@ class UndeliveredLog:
         self._next_at = time.monotonic()
 
     def note(self, name: str, size: int, why: str) -> None:
-        """Add a segment to the next line."""
         self._count += 1
         self._bytes += size
         self._last, self._why = name, why
 
     def show(self) -> None:
-        """Log the line when it is due."""
         if not self._count or time.monotonic() < self._next_at:
             return
         log.error(
@@ -338,17 +334,13 @@ class Housekeeper:
         return pause or PAUSE_SECONDS
 
     def stand_aside(self) -> float:
-        """Close all files on a failing disk, so that it can be unmounted and repaired.
-
-        Return the seconds until the next step.
-        """
+        """As `step`, but close all files, so that a failing disk can be unmounted and repaired."""
         self._clock.now()
         self.close()
         self._steps = self._keep_house()
         return POLL_SECONDS
 
     def close(self) -> None:
-        """Release the directory to another process."""
         self._steps.close()
 
     def _keep_house(self) -> Generator[float | None, None, None]:

@@ -141,7 +141,6 @@ class MemoryReservation:
         self._is_detached = True
 
     def release(self) -> None:
-        """Release all bytes."""
         size, self._size = self._size, 0
         self._budget.release(self._token, size)
 

@@ -86,7 +86,6 @@ class Part:
 
     @property
     def since(self) -> float:
-        """The start of the segment."""
         return self.segment.start
 
     @property
@@ -116,7 +115,6 @@ class Part:
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[SegmentReader]:
-        """Open the file, and close it after the block."""
         with contextlib.closing(SegmentReader(self.directory, self.segment)) as reader:
             yield reader
 

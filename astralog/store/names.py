@@ -83,11 +83,9 @@ class SegmentName(str):
         return SegmentName(f"{start}-{pid}-{number}")
 
     def file(self, form: Form) -> str:
-        """Return the name of the segment's file in a form."""
         return self + form.value
 
     def path(self, directory: Path, form: Form) -> Path:
-        """Return the path of the segment's file in a form."""
         return directory / self.file(form)
 
 
@@ -127,7 +125,6 @@ def last_change(start: float, modified_at: float, now: float) -> float:
 
 
 def _is_moment(text: str) -> bool:
-    """Return whether the text is an existing date and time."""
     try:
         datetime.fromisoformat(text)
     except ValueError:

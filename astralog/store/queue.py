@@ -150,7 +150,6 @@ class BatchQueue:
             self._count_stored(batches, size, logs, late_logs)
 
     def reject_all(self, cause: Cause) -> None:
-        """Reject all queued batches."""
         while not self._queue.empty():
             queued = self._queue.get()
             if queued is not None and queued.state is BatchState.QUEUED:

@@ -94,7 +94,6 @@ class ReadBudget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the budget is spent."""
         is_late = self.bytes_read > 0 and time.monotonic() >= self._end
         return is_late or self.bytes_read >= self._max_bytes
 
@@ -114,7 +113,6 @@ class SegmentReader:
         self.is_compressed = form is Form.COMPRESSED
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._fd)
 
     def size(self) -> int:
@@ -123,7 +121,8 @@ class SegmentReader:
 
     def end_of_lines(self) -> int:
         """Return the end of the last whole line of a file that is not compressed."""
-        return next(self.lines_backwards(None, ReadBudget()), (0, b""))[0]
+        last = next(self.blocks_backwards(None, ReadBudget()), Block(0, b""))
+        return last.start + len(last.lines)
 
     def blocks(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[Block]:
         """Yield the whole lines between two offsets, or to the end, in blocks.
@@ -189,18 +188,6 @@ class SegmentReader:
             if lines:
                 yield Block(position + cut, lines)
                 is_enough = budget.is_spent
-
-    def lines(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield each line of `blocks`, and the offset after it."""
-        for start, block in self.blocks(begin, end, budget):
-            for offset, line in every_line(block):
-                yield start + offset, line
-
-    def lines_backwards(self, end: int | None, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield each line of `blocks_backwards`, newest first, and the offset after it."""
-        for start, block in self.blocks_backwards(end, budget):
-            for offset, line in reversed(list(every_line(block))):
-                yield start + offset, line
 
     def data(self, begin: int, end: int | None, budget: ReadBudget) -> Iterator[bytes]:
         """Yield the bytes between two offsets, or to the end, in blocks; raises READ_ERRORS."""

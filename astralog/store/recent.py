@@ -9,6 +9,7 @@ import contextlib
 import heapq
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from astralog.store.merge import (
     remaining,
 )
 from astralog.store.names import Form, SegmentFile, SegmentName, parse_file_names
-from astralog.store.reader import ReadBudget, SegmentReader, Select
+from astralog.store.reader import Block, ReadBudget, SegmentReader, Select
 
 #: Segments that are read, and those that are followed; a cursor has 40 bytes for each followed one.
 MAX_SEGMENTS = 256
@@ -225,9 +226,12 @@ class RecentLines:
             return None
         with contextlib.closing(reader):
             if reader.is_compressed:
-                return dict(reader.lines(0, offset, budget)).get(offset)
-            end, line = next(reader.lines_backwards(offset, budget), (0, b""))
-            return line if end == offset > 0 else None
+                blocks = iter(deque(reader.blocks(0, offset, budget), maxlen=1))
+            else:
+                blocks = reader.blocks_backwards(offset, budget)
+            start, lines = next(blocks, Block(0, b""))
+        is_end = start + len(lines) == offset > 0
+        return lines[:-1].rpartition(b"\n")[2] if is_end else None
 
 
 def _started_at(segment: str) -> int:

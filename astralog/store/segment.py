@@ -63,14 +63,12 @@ class Segment:
 
     def lock(self) -> None:
         """Lock the new file for this process, and make its name durable."""
-        self._status = os.fstat(self._fd)
         os.fchmod(self._fd, files.FILE_MODE)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.check_in_place()
         files.sync_directory(self.path.parent)
 
     def age(self) -> float:
-        """Return the seconds since the file was created."""
         return time.monotonic() - self._started_at
 
     def write(self, buffers: Sequence[bytes]) -> None:
@@ -115,11 +113,7 @@ class Segment:
 
     def check_in_place(self) -> None:
         """Raise SegmentLost if the file was removed or replaced."""
-        try:
-            in_place = os.path.samestat(self._status, os.stat(self.path))
-        except FileNotFoundError:
-            in_place = False
-        if not in_place:
+        if not files.is_in_place(self._fd, self.path):
             raise SegmentLost("removed from its directory")
 
     def seal(self) -> None:

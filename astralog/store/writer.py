@@ -155,7 +155,6 @@ class SegmentWriter:
     # --- Create
 
     def _create(self) -> Segment:
-        """Create a segment with a name that is not taken."""
         for _ in range(CREATE_ATTEMPTS - 1):
             # The name may be taken, and a recovery may have taken the new file for an orphan.
             with contextlib.suppress(FileExistsError, BlockingIOError, SegmentLost):

@@ -79,16 +79,13 @@ class Claim:
 
     @property
     def is_replayed(self) -> bool:
-        """Whether an earlier try stored the batch."""
         return self.outcome is Outcome.REPLAYED
 
     def reject(self, cause: Cause) -> None:
-        """Reject the batch."""
         self.outcome = Outcome.REJECTED
         self.cause = cause
 
     def add_holder(self) -> None:
-        """Add a holder."""
         with _mutex:
             self._holders += 1
 

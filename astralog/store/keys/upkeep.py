@@ -67,10 +67,7 @@ class KeyUpkeep:
         self._database.close()
 
     def step(self) -> Iterator[None]:
-        """Do the due work in small steps; an error is logged, and ends it until the next call.
-
-        Without a database it does nothing.
-        """
+        """Do the due work in small steps; an error is logged, and ends it until the next call."""
         try:
             was_in_place = self._database.is_in_place()
             if not self._database.open_existing():
@@ -91,7 +88,6 @@ class KeyUpkeep:
             )
 
     def _count(self) -> Iterator[None]:
-        """Count the keys added since the last call."""
         ((newest,),) = self._database.execute("SELECT coalesce(max(id), 0) FROM keys")
         while self._counted_id < newest:
             last = min(self._counted_id + COUNTED_ROWS, newest)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from astralog.store import reader as reader_module
 from astralog.store.names import Form
-from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader
+from astralog.store.reader import READ_ERRORS, ReadBudget, SegmentReader, every_line
 from astralog.zstd import zstd
 from tests.support.tail import compress, make_segment
 from tests.unit.store.segments import name_of
@@ -26,12 +27,29 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "LAST_BLOCK_BYTES", 4)
 
 
+Lines = Iterator[tuple[int, bytes]]
+
+
+def lines_of(reader: SegmentReader, begin: int, end: int | None, budget: ReadBudget) -> Lines:
+    """Yield each line, and the offset after it."""
+    for start, block in reader.blocks(begin, end, budget):
+        for offset, line in every_line(block):
+            yield start + offset, line
+
+
+def lines_backwards(reader: SegmentReader, end: int | None, budget: ReadBudget) -> Lines:
+    """Yield each line, newest first, and the offset after it."""
+    for start, block in reader.blocks_backwards(end, budget):
+        for offset, line in reversed(list(every_line(block))):
+            yield start + offset, line
+
+
 def forwards(reader: SegmentReader, begin: int = 0, end: int | None = None) -> list[bytes]:
-    return [line for _, line in reader.lines(begin, end, ReadBudget())]
+    return [line for _, line in lines_of(reader, begin, end, ReadBudget())]
 
 
 def backwards(reader: SegmentReader, end: int | None = None) -> list[bytes]:
-    return [line for _, line in reader.lines_backwards(end, ReadBudget())]
+    return [line for _, line in lines_backwards(reader, end, ReadBudget())]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -42,7 +60,7 @@ def test_each_name_is_read(tmp_path: Path, suffix: str) -> None:
     assert [b"one", b"", b"three"] == forwards(reader)
     assert [b"", b"three"] == forwards(reader, begin=4)
     assert [b"one", b""] == forwards(reader, end=5)
-    assert [(4, b"one"), (5, b""), (11, b"three")] == list(reader.lines(0, None, ReadBudget()))
+    assert [(4, b"one"), (5, b""), (11, b"three")] == list(lines_of(reader, 0, None, ReadBudget()))
     reader.close()
 
 
@@ -77,14 +95,14 @@ def test_backwards_is_forwards_reversed(
         make_segment(directory, NAME, content)
         reader = SegmentReader(directory, NAME)
         whole = content[: content.rfind(b"\n") + 1]
-        lines = list(reader.lines(0, None, ReadBudget()))
+        lines = list(lines_of(reader, 0, None, ReadBudget()))
         assert whole == b"".join(line + b"\n" for _, line in lines)
-        assert lines == list(reader.lines_backwards(None, ReadBudget()))[::-1]
+        assert lines == list(lines_backwards(reader, None, ReadBudget()))[::-1]
         assert len(whole) == reader.end_of_lines()
         for end in range(len(content) + 1):
-            until = list(reader.lines_backwards(end, ReadBudget()))[::-1]
+            until = list(lines_backwards(reader, end, ReadBudget()))[::-1]
             assert [line for line in lines if line[0] <= end] == until
-            assert until == list(reader.lines(0, end, ReadBudget()))
+            assert until == list(lines_of(reader, 0, end, ReadBudget()))
         reader.close()
 
 
@@ -105,7 +123,7 @@ def test_file_truncated_while_read_ends_there(tmp_path: Path) -> None:
     """Reading backwards continues before the new end; no line is torn."""
     path = make_segment(tmp_path, NAME, *(b"line %d\n" % number for number in range(9)))
     reader = SegmentReader(tmp_path, NAME)
-    lines = reader.lines_backwards(None, ReadBudget())
+    lines = lines_backwards(reader, None, ReadBudget())
     assert (63, b"line 8") == next(lines)
     os.truncate(path, 24)
     rest = list(lines)
@@ -122,12 +140,12 @@ def test_budget_bounds_the_read_bytes(tmp_path: Path, suffix: str) -> None:
     make_segment(tmp_path, NAME, *(b"line %d\n" % number for number in range(9)), suffix=suffix)
     reader = SegmentReader(tmp_path, NAME)
     budget = ReadBudget(20)
-    assert 3 == len(list(reader.lines(0, None, budget)))
+    assert 3 == len(list(lines_of(reader, 0, None, budget)))
     assert budget.is_spent
     assert 24 == budget.bytes_read
     if suffix != ".ndjson.zst":
         budget = ReadBudget(20)
-        assert 2 == len(list(reader.lines_backwards(None, budget)))
+        assert 2 == len(list(lines_backwards(reader, None, budget)))
         assert 20 <= budget.bytes_read <= 28
     reader.close()
 
@@ -137,8 +155,8 @@ def test_a_line_longer_than_the_budget_is_read(tmp_path: Path) -> None:
     """Otherwise reading piece by piece would never get past it."""
     make_segment(tmp_path, NAME, b"x" * 100 + b"\n", b"one\n")
     reader = SegmentReader(tmp_path, NAME)
-    assert [b"x" * 100] == [line for _, line in reader.lines(0, None, ReadBudget(1))][:1]
-    assert [b"x" * 100] == [line for _, line in reader.lines_backwards(101, ReadBudget(1))]
+    assert [b"x" * 100] == [line for _, line in lines_of(reader, 0, None, ReadBudget(1))][:1]
+    assert [b"x" * 100] == [line for _, line in lines_backwards(reader, 101, ReadBudget(1))]
     reader.close()
 
 
@@ -157,10 +175,10 @@ def test_a_line_beyond_the_limit_is_skipped(
     make_segment(tmp_path, NAME, b"one\n", b"x" * size, b"\n", b"two\n", suffix=suffix)
     reader = SegmentReader(tmp_path, NAME)
     after = [(size + 5, b""), (size + 9, b"two")]
-    assert [(4, b"one"), *after] == list(reader.lines(0, None, ReadBudget()))
-    assert after[:1] == list(reader.lines(4, None, ReadBudget(1)))[:1]
+    assert [(4, b"one"), *after] == list(lines_of(reader, 0, None, ReadBudget()))
+    assert after[:1] == list(lines_of(reader, 4, None, ReadBudget(1)))[:1]
     if suffix != ".ndjson.zst":
-        lines = list(reader.lines_backwards(None, ReadBudget()))
+        lines = list(lines_backwards(reader, None, ReadBudget()))
         assert [after[1], (4, b"one")] == [item for item in lines if item[1]]
     assert f"{NAME}: skipped a line of over 0 MiB" in caplog.messages
     reader.close()
@@ -174,7 +192,7 @@ def test_frames_may_follow_one_another(tmp_path: Path) -> None:
     path.write_bytes(b"".join(map(zstd.compress, pieces)))
     reader = SegmentReader(tmp_path, NAME)
     budget = ReadBudget()
-    lines = [line for _, line in reader.lines(0, None, budget)]
+    lines = [line for _, line in lines_of(reader, 0, None, budget)]
     assert [b"one", b"two", *[b"three"] * 500] == lines
     assert path.stat().st_size == budget.file_bytes
     reader.close()
@@ -186,7 +204,7 @@ def test_lines_before_a_damage_are_read(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / NAME.file(Form.COMPRESSED)
     path.write_bytes(zstd.compress(b"one\ntwo\n") + damage)
     reader = SegmentReader(tmp_path, NAME)
-    lines = reader.lines(0, None, ReadBudget())
+    lines = lines_of(reader, 0, None, ReadBudget())
     assert [b"one", b"two"] == [line for _, line in itertools.islice(lines, 2)]
     with pytest.raises(READ_ERRORS):
         next(lines)
