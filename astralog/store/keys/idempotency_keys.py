@@ -355,9 +355,7 @@ class StoredLines:
                 if not self._open_path(segment).exists():
                     return False
             except OSError as error:
-                if (
-                    error.errno != errno.EBUSY
-                ):  # a recovery waits for the database a short time only
+                if error.errno != errno.EBUSY:  # it waits for the database a short time only
                     raise
             block_thread(PAUSE_SECONDS)
         raise BlockingIOError("the segment is being recovered, or the database is locked")
