@@ -118,7 +118,6 @@ class Dispatcher:
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
-        """Answer as any WSGI application does."""
         if "HTTP_ORIGIN" in environ and self._origins.is_listed(environ):
             start_response = permit(environ, start_response)
             if is_preflight(environ):
@@ -175,6 +174,5 @@ class FixedResponse(Response):
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
-        """Answer as any WSGI application does."""
         start_response("200 OK", self._wsgi_headers)
         return self._body if environ["REQUEST_METHOD"] != "HEAD" else []

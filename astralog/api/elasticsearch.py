@@ -120,7 +120,6 @@ def create_view(acceptor: Acceptor, note: Note) -> PlainView:
 
 
 def _render(rejection: Rejection, environ: Environ) -> Response:
-    """Return a rejection in Elasticsearch's form."""
     kind = TYPE_OF_CODE.get(rejection.code, "illegal_argument_exception")
     cause = {"type": kind, "reason": f"{rejection.code}: {rejection.message}"}
     body = {"error": {"root_cause": [cause], **cause}, "status": int(rejection.status)}

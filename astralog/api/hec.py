@@ -136,7 +136,6 @@ def _render(rejection: Rejection, environ: Environ) -> Response:
 
 
 def _find_reply(rejection: Rejection, environ: Environ) -> tuple[int, Reply]:
-    """Return the status and the reply of HEC for a rejection."""
     if isinstance(rejection, HecRejection):
         return rejection.status, rejection.reply
     if rejection.code == "unauthorized":

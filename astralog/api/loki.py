@@ -43,7 +43,6 @@ def create_view(acceptor: Acceptor, note: Note) -> PlainView:
 
 
 def _render(rejection: Rejection, environ: Environ) -> Response:
-    """Return a rejection as one line of text."""
     text = f"{rejection.code}: {rejection.message}\n"
     return Response(text, rejection.status, content_type="text/plain; charset=utf-8")
 

@@ -75,10 +75,7 @@ def make_rejecter(note: Note) -> Reject:
 
 
 def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
-    """Return the blueprint of OTLP.
-
-    `note` logs the logs that are left out, and `reject` answers every error.
-    """
+    """Return the blueprint of OTLP."""
     blueprint = Blueprint("otlp", __name__)
 
     @blueprint.post("/v1/logs")
@@ -109,7 +106,6 @@ def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprin
 
 
 def _reject_signal(signal: str) -> NoReturn:
-    """Reject a signal that is not supported."""
     message = (
         f"AstraLog accepts logs at /v1/logs, but no {signal}; "
         f"set {OTHER_SIGNALS[signal]}=none to stop an SDK from sending them."
@@ -118,7 +114,6 @@ def _reject_signal(signal: str) -> NoReturn:
 
 
 def _find_encoding(environ: Environ) -> type[Encoding]:
-    """Return the encoding of the request."""
     if without_parameters(environ.get("CONTENT_TYPE", "")) not in PROTOBUF_TYPES:
         return Json
     from astralog.intake.otlp_protobuf import Protobuf  # noqa: PLC0415  # most never need it

@@ -264,17 +264,14 @@ def create_blueprint(version: str, *, has_status: bool) -> Blueprint:
 
     @blueprint.get("/docs")
     def show_docs() -> Response:
-        """Show the page of the API."""
         return send_page(page)
 
     @blueprint.get("/docs/<asset>")
     def show_asset(asset: str) -> Response:
-        """Return a file of the page."""
         return send_one_of(files_of_page, asset, request.environ)
 
     @blueprint.get("/openapi.json")
     def show_document() -> Response:
-        """Return the description of the API in OpenAPI."""
         return Response(document(), content_type="application/json")
 
     return blueprint

@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from astralog.api.responses import make_private
 from astralog.auth import Tokens
-from astralog.errors import Rejection
+from astralog.errors import Cause, Rejection
 from astralog.intake.body import Environ
 from astralog.intake.options import bad_parameter, parse_query
 from astralog.settings import Settings
@@ -42,6 +42,9 @@ ANSWER_SECONDS = 5.0
 INVALID_CURSOR = (
     "is not a valid cursor. Cursors expire when the service restarts or reloads; omit the parameter"
 )
+
+#: The cause of a rejection for a disk that fails while logs are read.
+UNREADABLE = Cause("storage_failed", "The logs cannot be read now; retry later.")
 
 
 # --- Streams of new logs
@@ -137,7 +140,7 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
                 return _as_ndjson(streams.open(turns, settings.data_dir, wanted, is_granted))
             found = _collect(turns, logs, wanted, _parse_number(query), _parse_cursor(logs, query))
         except OSError:
-            raise unreadable() from None
+            raise Rejection(*UNREADABLE) from None
         response = _as_ndjson(Response(b"".join(line + b"\n" for line in found.lines)))
         if found.rest is not None:
             following = urlencode(query | {"before": logs.seal(found.rest)})
@@ -248,8 +251,3 @@ def _collect(
 def _as_ndjson(response: Response) -> Response:
     response.content_type = "application/x-ndjson"
     return make_private(response)
-
-
-def unreadable() -> Rejection:
-    """Return the rejection for a disk that fails while logs are read."""
-    return Rejection("storage_failed", "The logs cannot be read now; retry later.")

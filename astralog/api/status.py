@@ -22,7 +22,7 @@ from astralog.api.pages import (
     send_page,
 )
 from astralog.api.responses import make_private
-from astralog.api.search import INVALID_CURSOR, filter_of, unreadable
+from astralog.api.search import INVALID_CURSOR, UNREADABLE, filter_of
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
 from astralog.errors import Rejection
@@ -103,7 +103,6 @@ def _add_page(blueprint: Blueprint) -> None:
 
     @blueprint.get("/status/<asset>")
     def show_asset(asset: str) -> Response:
-        """Return a file of the page."""
         return send_one_of(files, asset, request.environ)
 
 
@@ -117,7 +116,6 @@ def _add_numbers(
 
     @blueprint.get("/status/data")
     def show_numbers() -> Response:
-        """Return the current numbers."""
         token = authenticate()
         is_bound = token.projects is not None
         numbers = readiness.get() if is_bound else now.get()
@@ -125,7 +123,6 @@ def _add_numbers(
 
     @blueprint.get("/status/history")
     def show_history() -> Response:
-        """Return the numbers of the last hour."""
         token = authenticate()
         if token.projects is None:
             return _json(last_hour.get())
@@ -157,7 +154,7 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
         except ValueError:
             raise bad_parameter("after", INVALID_CURSOR) from None
         except OSError:
-            raise unreadable() from None
+            raise Rejection(*UNREADABLE) from None
 
     @blueprint.get("/status/log")
     def show_log() -> Response:

@@ -27,15 +27,16 @@ from astralog.tokens_file import Scope, Token
 
 
 class BatchCounters(Protocol):
-    """Count batches when they are answered; times are those of perf_counter."""
+    """Count batches when they are answered; times are those of perf_counter.
+
+    A `size` is that of a decompressed body; it and `logs` are 0 if unknown. `token` is the name of
+    the client's token, None if it is unknown.
+    """
 
     def accept(
         self, size: int, logs: int, started_at: float, committing_at: float, token: str
     ) -> None:
-        """Count a stored batch of `logs` from the token with this name.
-
-        `size` is that of its decompressed body.
-        """
+        """Count a stored batch."""
 
     def replay(self, size: int, started_at: float) -> None:
         """Count a batch that an earlier try with the same key has stored."""
@@ -43,10 +44,7 @@ class BatchCounters(Protocol):
     def reject(
         self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
     ) -> None:
-        """Count a batch that is rejected with an error; `size` and `logs` are 0 if unknown.
-
-        `token` is the name of the client's token, None if it is unknown.
-        """
+        """Count a batch that is rejected with an error."""
 
     def reject_logs(self, code: str, logs: int) -> None:
         """Count logs that were left out of a stored batch."""

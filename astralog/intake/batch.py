@@ -29,7 +29,7 @@ from astralog.intake.options import NO_SERVICE, OnInvalid
 from astralog.intake.schema import FIELDS, Log
 from astralog.intake.strict_json import name_encoding, to_utf8
 from astralog.intake.unix_time import format_time
-from astralog.intake.value_limits import LONG_BODY_COMMAS, check_values, find_excess, reject_values
+from astralog.intake.value_limits import MAX_VALUES, check_values, find_excess, reject_values
 from astralog.store.queue import Batch
 
 #: Fields of an OTLP export in JSON.
@@ -196,9 +196,9 @@ class PiecewiseDecode:
         Each `}` may be the end of a log; blank lines hold none.
         """
         if self._form is OBJECTS:
-            return self._body.count(b"}") > LONG_BODY_COMMAS
-        is_long = self._form is LINES and self._body.count(b"\n") > LONG_BODY_COMMAS
-        return is_long and LINES.count(self._body) > LONG_BODY_COMMAS
+            return self._body.count(b"}") > MAX_VALUES
+        is_long = self._form is LINES and self._body.count(b"\n") > MAX_VALUES
+        return is_long and LINES.count(self._body) > MAX_VALUES
 
     def _add(self, piece: Piece) -> None:
         """Add the valid logs of a piece to the lines, and count the others."""

@@ -50,7 +50,6 @@ class Columns:
         self.found: list[str] = []
 
     def __len__(self) -> int:
-        """Return the number of logs."""
         return len(self._logs)
 
     def is_in_any(self, name: str) -> bool:
@@ -153,15 +152,12 @@ class TextColumns(Columns):
         return list(map(b"".join, zip(*parts, strict=True))) if names else [texts[0]] * count
 
     def __len__(self) -> int:
-        """Return the number of logs."""
         return len(self._rest)
 
     def is_in_any(self, name: str) -> bool:
-        """Return whether the logs have a known member."""
         return name in self._columns
 
     def take_rest(self) -> list[Any]:
-        """Return each log's members that are not known."""
         if self._columns.keys() != set(self.found):
             raise NotAlikeError
         return self._rest

@@ -62,10 +62,7 @@ class LineWriter:
         self.expect(0)
 
     def expect(self, size: int) -> None:
-        """Charge `size` bytes for the next lines, in place of the last such charge.
-
-        Raises Rejection if there is no memory for them.
-        """
+        """Charge `size` bytes for the next lines, in place of the last charge; raises Rejection."""
         self._reservation.resize(self._held_bytes + len(self._buffer) + size)
 
     def add(self, logs: Sequence[Any], repeated_bytes: int = 0) -> None:

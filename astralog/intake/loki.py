@@ -73,10 +73,7 @@ _decode_entry = msgspec.json.Decoder(Entry).decode
 
 
 def decode_json(tenant: str, body: bytes, context: Context) -> Decoded:
-    """Return the batch in a push in JSON; `tenant` is the value of its header.
-
-    Raises Rejection as a Decoder does.
-    """
+    """Return the batch in a push in JSON; raises Rejection. `tenant` is the value of its header."""
     check_values(body)
     with context.slot(len(body)):
         try:

@@ -49,7 +49,8 @@ class Encoding(Protocol):
     """An encoding of messages: protobuf or JSON; an instance reads one export.
 
     `invalid_code` is the code for a body that is not of this encoding. `places` are the names of an
-    export, a resource and a scope in errors, with the numbers of the latter.
+    export, a resource and a scope in errors, with the numbers of the latter. Each method that reads
+    raises Rejection `body_too_large` too.
     """
 
     content_type: str
@@ -60,10 +61,7 @@ class Encoding(Protocol):
         """Use `now`, in Unix ns, as the time of records without one."""
 
     def read(self, level: Level, text: bytes, place: str) -> Message:
-        """Return a message; raises ValueError, worded for the client, which names its place.
-
-        Raises Rejection `body_too_large` too, as the other readers do.
-        """
+        """Return a message; raises ValueError, worded for the client, which names its place."""
 
     def find_unknown(self, level: Level, text: bytes) -> str:
         """Return a description of something in a message that OTLP does not define, or ""."""
@@ -118,7 +116,6 @@ class _Decode:
         return self._lines.finish()
 
     def _add_resource(self, text: Any, number: int) -> None:
-        """Add the records of a resource."""
         place = self._places[1].format(number)
         logs = self._reader.read(Level.RESOURCE, text, place)
         records_before = self._invalid.seen

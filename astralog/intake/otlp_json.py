@@ -33,11 +33,11 @@ from astralog.intake.otlp_log import (
     number_value,
 )
 from astralog.intake.value_limits import (
-    LONG_BODY_COMMAS,
     MAX_ATTRIBUTES,
+    MAX_VALUES,
     ValueBudget,
     check_depth,
-    reject_export,
+    reject_values,
 )
 
 #: Severity numbers by their names in protobuf, such as SEVERITY_NUMBER_WARN2.
@@ -77,8 +77,8 @@ class Json(Encoding):
         self._budget = budget
 
     def read(self, level: Level, text: bytes, place: str) -> Message:
-        if level is Level.EXPORT and text.count(b",") > LONG_BODY_COMMAS:
-            raise reject_export()
+        if level is Level.EXPORT and text.count(b",") > MAX_VALUES:
+            raise reject_values("export", "exports")
         message = ENVELOPES[level].read(text, place)
         if level is Level.EXPORT:
             return Message(message.resource_logs or ())
@@ -113,7 +113,6 @@ class Json(Encoding):
         )
 
     def _read_source(self, text: bytes, schema_url: bytes) -> Source:
-        """Return a resource or a scope; raises ValueError."""
         source = read_source(text) or MessageSource()
         return Source(
             source.name or "",
@@ -131,7 +130,6 @@ class Json(Encoding):
         return {item.key or "": self._convert(item.value) for item in items}
 
     def _convert(self, value: AnyValue | None, depth: int = 0) -> Any:
-        """Return a value in JSON's form."""
         if value is None or value.string_value is not None:
             return value and value.string_value
         if value.int_value is not None:

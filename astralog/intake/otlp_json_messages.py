@@ -98,15 +98,11 @@ class ScopeLogs(JsonMessage):
 
 
 def _decoder(kind: Any) -> Any:
-    """Return the decoder of a kind of values."""
     return msgspec.json.Decoder(kind, strict=False)  # takes numbers in strings
 
 
 def _reader(kind: type[JsonMessage] | None, result: Any) -> Callable[[bytes], Any]:
-    """Return the function that reads texts of a kind as `result`.
-
-    It raises ValueError and RecursionError.
-    """
+    """Return a function that reads a text of a kind; it raises ValueError and RecursionError."""
     decoder = _decoder(result)
     decode = decoder.decode
 

@@ -7,9 +7,11 @@ from typing import TypeVar
 from astralog.deadlines import in_turns, yield_if_due
 from astralog.errors import Rejection
 
-#: Commas that a body longer than a piece may hold, and a log longer than a piece: they limit the
-#: values, and with them the cost of the body as objects.
-LONG_BODY_COMMAS = 750_000
+#: Values that a body longer than a piece may hold, each of which has a comma, and records,
+#: attributes and values within values that an export may hold. Beyond it: 413 `body_too_large`.
+MAX_VALUES = 750_000
+
+#: Commas, and so values, that a log longer than a piece may hold.
 LONG_LOG_COMMAS = 100_000
 
 #: Integers of so many digits that a log longer than a piece may hold; each takes up to 0.5 ms.
@@ -25,10 +27,6 @@ MAX_DEPTH = 30
 #: resource or scope.
 MAX_ATTRIBUTES = 10_000
 
-#: Records, attributes and values within values that an export may hold: as many as JSON may have
-#: commas. Beyond it: 413 `body_too_large`.
-MAX_VALUES = LONG_BODY_COMMAS
-
 #: Values between two checks of the clock; they take half a millisecond.
 VALUES_PER_CHECK = 256
 
@@ -36,20 +34,14 @@ Item = TypeVar("Item")
 
 
 def check_values(body: bytes) -> None:
-    """Raise Rejection `body_too_large` for a body that holds more than LONG_BODY_COMMAS values."""
-    if body.count(b",") > LONG_BODY_COMMAS:
+    """Raise Rejection `body_too_large` for a body that holds more than MAX_VALUES values."""
+    if body.count(b",") > MAX_VALUES:
         raise reject_values()
 
 
-def reject_values() -> Rejection:
-    """Return the rejection of a body that holds more than LONG_BODY_COMMAS values."""
-    message = f"The body holds more than {LONG_BODY_COMMAS} values; send smaller batches."
-    return Rejection("body_too_large", message)
-
-
-def reject_export() -> Rejection:
-    """Return the rejection of an export that holds more than MAX_VALUES values."""
-    message = f"The export holds more than {MAX_VALUES} values; send smaller exports."
+def reject_values(body: str = "body", batches: str = "batches") -> Rejection:
+    """Return the rejection of a body that holds more than MAX_VALUES values."""
+    message = f"The {body} holds more than {MAX_VALUES} values; send smaller {batches}."
     return Rejection("body_too_large", message)
 
 
@@ -95,7 +87,7 @@ class ValueBudget:
     def _check(self) -> None:
         """Serve other clients if it is time; raises Rejection if no value is left."""
         if self._left < 0:
-            raise reject_export()
+            raise reject_values("export", "exports")
         self._next_check = max(self._left - VALUES_PER_CHECK, 0)
         yield_if_due()
 

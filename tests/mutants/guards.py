@@ -316,7 +316,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "bound on the number of lines of a body",
         "astralog.intake.batch:PiecewiseDecode._has_too_many_logs",
-        "return is_long and LINES.count(self._body) > LONG_BODY_COMMAS",
+        "return is_long and LINES.count(self._body) > MAX_VALUES",
         "return False",
         ("tests/unit/intake/test_ndjson.py", "-k", "too_many_lines"),
     ),

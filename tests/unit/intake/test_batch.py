@@ -10,7 +10,7 @@ from astralog.intake.batch import decode_json, decode_lines
 from astralog.intake.formats import PIECE_BYTES
 from astralog.intake.options import OnInvalid, Options
 from astralog.intake.schema import FIELDS, LogSchema
-from astralog.intake.value_limits import LONG_BODY_COMMAS, LONG_LOG_COMMAS
+from astralog.intake.value_limits import LONG_LOG_COMMAS, MAX_VALUES
 from astralog.store.queue import Batch
 from tests.support.decoding import encode_batch, make_context, marshmallow_alone
 from tests.support.service import make_log
@@ -381,7 +381,7 @@ def test_a_body_of_too_many_values_is_rejected() -> None:
     logs = [make_log(metadata={"a": [0] * 9_000})] * 90
     rejection = rejection_of(body_of(*logs))
     assert "body_too_large" == rejection.code
-    assert str(LONG_BODY_COMMAS) in rejection.message
+    assert str(MAX_VALUES) in rejection.message
 
 
 def test_rejection_states_that_counting_stopped() -> None:

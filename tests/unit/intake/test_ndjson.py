@@ -142,7 +142,7 @@ def test_a_body_of_too_many_lines_is_rejected(monkeypatch: pytest.MonkeyPatch) -
     """With partial=true an invalid line takes 10 µs or more, and may be one byte long."""
     monkeypatch.setattr(formats, "PIECE_BYTES", 100)
     for module in (batch, value_limits):  # the second words the message
-        monkeypatch.setattr(module, "LONG_BODY_COMMAS", 100)
+        monkeypatch.setattr(module, "MAX_VALUES", 100)
     context = make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT))
     with pytest.raises(Rejection, match="more than 100 values"):
         codec.decode_lines(b"x\n" * 101, context)

@@ -461,7 +461,7 @@ def test_malformed_export_is_rejected_in_json(body: bytes) -> None:
 
 def test_json_of_too_many_values_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take many times their bytes."""
-    monkeypatch.setattr("astralog.intake.otlp_json.LONG_BODY_COMMAS", 3)
+    monkeypatch.setattr("astralog.intake.otlp_json.MAX_VALUES", 3)
     export.decode_body(json_export('{"attributes":[]}'))
     assert "body_too_large" == rejection_of(json_export("{},{},{},{}")).code
     monkeypatch.undo()
