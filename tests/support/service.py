@@ -57,6 +57,11 @@ def heed_signals() -> None:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
+#: Seconds between two checks of a condition that is waited for.
+SHORTEST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.2
+
+
 class Answer(NamedTuple):
     """A response: `body` is its parsed JSON, or None."""
 
@@ -433,10 +438,12 @@ def wait_for_growth(count: Callable[[], int], growth: int) -> None:
 
 def wait_for(condition: Callable[[], T | None], timeout: float = TIMEOUT_SECONDS) -> T:
     """Return the result of `condition` once it is true; AssertionError after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    start = time.monotonic()
     while True:
         result = condition()
         if result:
             return result
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        waited = time.monotonic() - start
+        assert waited < timeout, "waited in vain"
+        # A condition may take CPU of the service: a long wait asks less often.
+        time.sleep(min(max(SHORTEST_PAUSE_SECONDS, waited / 10), LONGEST_PAUSE_SECONDS))
