@@ -74,13 +74,19 @@ test test-quick: export PYTHONDONTWRITEBYTECODE =
 # A third of a second per process: the plugins of trio and others, which no test uses.
 test test-quick: export HYPOTHESIS_NO_PLUGINS = 1
 
+# Unit tests are short: xdist, which collects all tests in each process, took a fifth of their CPU. Their
+# files, largest first, are divided among processes instead; $(1) is the number of shares.
+UNIT_FILES := ls -S $$(find tests/unit -name 'test_*.py')
+DIVIDE = awk '{n = NR % $(1); share[n] = share[n] " " $$0} END {for (n in share) print share[n]}'
+RUN_SHARES := xargs -P $(JOBS) -L 1 $(BIN)/pytest -q -p no:xdist -p no:cacheprovider
+
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run all tests
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone"
+	$(UNIT_FILES) | $(call DIVIDE,$(JOBS)) | $(RUN_SHARES) -m "not alone"
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone" tests/functional
 	$(BIN)/pytest -m alone $$(grep -rl --include='test_*.py' mark.alone tests)
 
-# Its tests are short: xdist, which first collects all tests in each process, took a fifth of their CPU.
-# Those that start the service are for one process, whose launcher alone imports its code again.
+# The tests that start the service are for one process, whose launcher alone imports its code again.
 test-quick: export HYPOTHESIS_PROFILE = quick
 # In memory, if a gigabyte of it is free: a sync takes no time there. make test writes to the disk.
 test-quick: TESTS_TMP = $(shell df -Pk /dev/shm | awk 'NR == 2 && $$4 > 1000000 {print "-p /dev/shm"}')
@@ -88,10 +94,9 @@ test-quick: TESTS_TMP = $(shell df -Pk /dev/shm | awk 'NR == 2 && $$4 > 1000000 
 .PHONY: test-quick
 test-quick: $(VENV)/.installed-dev ## Run the unit tests, and one test of each feature of the service
 	export TMPDIR=$$(mktemp -d $(TESTS_TMP)) && trap 'rm -rf "$$TMPDIR"' EXIT INT TERM && \
-	ls -S $$(find tests/unit -name 'test_*.py') $$(grep -l mark.quick tests/functional/*.py) | \
-	awk 'BEGIN {unit = $(JOBS) > 1 ? $(JOBS) - 1 : 1} {n = /functional/ ? 0 : NR % unit + 1; \
-		share[n] = share[n] " " $$0} END {for (n in share) print share[n]}' | \
-	xargs -P $(JOBS) -L 1 $(BIN)/pytest -q -p no:xdist -p no:cacheprovider -m "not slow and not alone"
+	(echo $$(grep -l mark.quick tests/functional/*.py) && \
+	$(UNIT_FILES) | $(call DIVIDE,$(or $(filter-out 0,$(shell expr $(JOBS) - 1)),1))) | \
+	$(RUN_SHARES) -m "not slow and not alone"
 
 .PHONY: faults
 faults: $(VENV)/.installed-dev ## Inject faults for half an hour, or SECONDS, and count lost logs
