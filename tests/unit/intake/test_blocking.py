@@ -92,8 +92,8 @@ PROTOBUF_BODIES: dict[str, Callable[[], bytes]] = {
         ]
         * 10
     ),
-    "resources": lambda: fill(b"\x0a\x00"),
-    "scopes": lambda: wire_field(1, fill(b"\x12\x00")),
+    "resources": lambda: fill(b"\x0a\x00", parts=2),
+    "scopes": lambda: wire_field(1, fill(b"\x12\x00", parts=2)),
     "records": lambda: of_records() + wire_field(1, wire_field(2, fill(b"\x12\x00"))),
     "attributes": lambda: of_records(fill(b"\x32\x00")),
     "values": lambda: of_records(wire_field(5, fill(b"\x18\x01", parts=3))),
@@ -206,7 +206,7 @@ ANY_JSON_BODIES: dict[str, Callable[[], bytes]] = {
     # Blanks make the body longer than FAST_BYTES.
     "an array of empty objects": lambda: b"[%s]" % b",".join([b"{%s}" % (b" " * 100)] * 3000),
     "boundaries in a string": lambda: log(b'"a":"%s"' % fill(b"}{")),
-    "boundaries and escapes in a string": lambda: log(b'"a":"%s"' % fill(b'}{\\"\\\\')),
+    "boundaries and escapes in a string": lambda: log(b'"a":"%s"' % fill(b'}{\\"\\\\', parts=2)),
     "a string that does not end": lambda: b'{"a":"' + fill(b"}{"),
     "braces": lambda: fill(b"}"),
     "white space": lambda: b"{}" + fill(b" "),
@@ -238,7 +238,7 @@ def event(members: bytes) -> bytes:
 
 #: Events of HEC, each body with nothing but copies of one, or one that is long.
 EVENT_BODIES: dict[str, Callable[[], bytes]] = {
-    "empty objects": lambda: fill(b"{}"),
+    "empty objects": lambda: fill(b"{}", parts=2),
     "tiny events": lambda: fill(event(b'"event":1'), parts=3),
     "tiny events on lines": lambda: fill(event(b'"event":{"message":"m"}'), b"\r\n", parts=3),
     "an array of tiny events": lambda: b"[%s]" % fill(b'{"event":1}', b",", parts=3),
