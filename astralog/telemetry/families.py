@@ -89,9 +89,9 @@ def counter_families(counters: Counters) -> list[Family]:
             lambda: counters.rejected_by_token,
             ("token", "code"),
         ),
-        _counter("stored_logs", f"Logs {stored}.", lambda: counters.stored.logs),
-        _counter("stored_bytes", f"Bytes of lines {stored}.", lambda: counters.stored.bytes),
-        _counter("late_logs", late, lambda: counters.late_logs),
+        _counter("stored_logs", f"Logs {stored}.", counters, field="stored.logs"),
+        _counter("stored_bytes", f"Bytes of lines {stored}.", counters, field="stored.bytes"),
+        _counter("late_logs", late, counters),
         _durations("request", "Time from a batch's head to its response.", counters.requests),
         _durations("commit", "Time an accepted batch waited for its commit.", counters.commits),
     ]
@@ -100,30 +100,15 @@ def counter_families(counters: Counters) -> list[Family]:
 def queue_families(queue: CommitQueue) -> list[Family]:
     storages, retention = queue.storages, queue.housekeeper.retention
     states: list[Labels] = [(state,) for state in STATES]
+    undelivered = "Segments removed by retention before forward had delivered them."
+    lost = "Batches acknowledged in the mode everysec before a sync that failed."
+    forgotten = "Idempotency keys forgotten before their time, to keep their number bounded."
     return [
-        _counter(
-            "sealed_segments",
-            "Segments sealed by the worker that wrote them.",
-            lambda: sum(storage.sealed_segments for storage in storages),
-        ),
-        _counter(
-            "removed_segments", "Segments removed by retention.", lambda: retention.removed_segments
-        ),
-        _counter(
-            "removed_undelivered_segments",
-            "Segments removed by retention before forward had delivered them.",
-            lambda: retention.removed_undelivered_segments,
-        ),
-        _counter(
-            "possibly_lost_batches",
-            "Batches acknowledged in the mode everysec before a sync that failed.",
-            lambda: sum(storage.possibly_lost_batches for storage in storages),
-        ),
-        _counter(
-            "forgotten_keys",
-            "Idempotency keys forgotten before their time, to keep their number bounded.",
-            lambda: queue.keys.upkeep.forgotten_keys,
-        ),
+        _counter("sealed_segments", "Segments sealed by the worker that wrote them.", *storages),
+        _counter("removed_segments", "Segments removed by retention.", retention),
+        _counter("removed_undelivered_segments", undelivered, retention),
+        _counter("possibly_lost_batches", lost, *storages),
+        _counter("forgotten_keys", forgotten, queue.keys.upkeep),
         _gauge(
             "backlog_bytes",
             "Memory of bodies, of the buffers that decompress and split them, and of lines that "
@@ -185,18 +170,15 @@ def disk_families(queue: CommitQueue) -> list[Family]:
 
 def compression_families(counts: CompressionCounts) -> list[Family]:
     """Return the families of the compressor; other processes have no values."""
+    failures, seconds = "Failed attempts to compress a segment.", "CPU seconds of the compressor."
     return [
-        _counter("compressed_segments", "Sealed segments compressed.", lambda: counts.segments),
-        _counter("compressed_plain_bytes", "Bytes before compression.", lambda: counts.plain_bytes),
-        _counter("compressed_bytes", "Bytes after compression.", lambda: counts.compressed_bytes),
+        _counter("compressed_segments", "Sealed segments compressed.", counts, field="segments"),
         _counter(
-            "compression_failures",
-            "Failed attempts to compress a segment.",
-            lambda: counts.failures,
+            "compressed_plain_bytes", "Bytes before compression.", counts, field="plain_bytes"
         ),
-        _counter(
-            "compression_cpu_seconds", "CPU seconds of the compressor.", lambda: counts.cpu_seconds
-        ),
+        _counter("compressed_bytes", "Bytes after compression.", counts),
+        _counter("compression_failures", failures, counts, field="failures"),
+        _counter("compression_cpu_seconds", seconds, counts, field="cpu_seconds"),
         _gauge(
             "compression_waiting_segments",
             "Sealed segments that wait to be compressed.",
@@ -243,8 +225,10 @@ def forward_families(queue: CommitQueue) -> list[Family]:
 # --- One family; the names lack the prefix `astralog_`
 
 
-def _counter(name: str, help: str, read: Callable[[], float]) -> Family:
-    return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): read()})
+def _counter(name: str, help: str, *sources: object, field: str = "") -> Family:
+    """Return a counter without labels: the sum of a field, by default of the same name."""
+    read: Callable[[object], float] = attrgetter(field or name)
+    return Family(f"astralog_{name}", help, Kind.COUNTER, lambda: {(): sum(map(read, sources))})
 
 
 def _gauge(name: str, help: str, read: Callable[[], float | None]) -> Family:
