@@ -1,22 +1,24 @@
 """Read segments in several processes at once, ahead of the merge that asks for their lines.
 
-A process gets one segment at a time, with a pipe to which it writes the matches: always the next
-one that the merge will ask for. It gets another one when it is done, even if its matches are not
-read yet. The merge reads a segment that no process has itself, so that it never waits for a process
-that waits for the merge.
+A process takes one segment after the other, always the next one that the merge will ask for, and
+writes the matches to its pipe. The merge reads a segment that no process has taken itself, so that
+it never waits for a process that waits for the merge.
 """
 
+import contextlib
+import fcntl
 import os
 import signal
-import socket
 import struct
 import time
 import traceback
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from select import POLLIN, poll
-from typing import Any, BinaryIO, NoReturn
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from astralog.errors import explain
+from astralog.memory_file import make_memory_file
 from astralog.store.files import end_with_parent
 from astralog.store.merge import Part
 from astralog.store.reader import READ_ERRORS, ReadBudget, Select
@@ -24,27 +26,24 @@ from astralog.store.reader import READ_ERRORS, ReadBudget, Select
 #: Maximum number of processes, one per core; each needs some 10 MiB in addition to shared memory.
 MAX_PROCESSES = 8
 
-#: Bytes of a file below which reading it takes hardly more time than giving it to a process.
+#: Bytes of a file below which reading it takes hardly more time than the messages about it.
 MIN_FILE_BYTES = 256 * 1024
-
-#: Segments that processes have begun to read, and the merge has not read completely. Each has a
-#: pipe of 64 KiB.
-MAX_AHEAD = 64
-
-#: Bytes that are read at once of a pipe.
-PIPE_BYTES = 64 * 1024
 
 #: Seconds that a found line, or a progress, waits for others.
 PIPE_SECONDS = 0.05
 
-_MESSAGE = struct.Struct("<BQI")  # its kind, a number, and the bytes of the text after it
+#: The numbers of the part and of the kind, a number, and the bytes of the text after it.
+_HEADER = struct.Struct("<IBQI")
 _LINE, _PROGRESS, _END, _FAILED, _REMOVED = range(5)
 
-_NUMBER = struct.Struct("<I")  # of the segment that a process reads next
-_DONE = b"."
+#: Who reads a part: nobody yet, this process, or else a process by its number.
+_NOBODY, _HERE, _FIRST_PROCESS = range(3)
 
-#: Reads a part by its number, and writes the results.
-Work = Callable[[int, BinaryIO], None]
+
+class _Message(NamedTuple):
+    kind: int
+    number: int
+    text: bytes
 
 
 class ProcessPart(Part):
@@ -65,11 +64,8 @@ class ProcessPart(Part):
     def _lines(
         self, limit: int | None, select: Select, budget: ReadBudget
     ) -> Iterator[tuple[int, bytes]]:
-        results = self.processes and self.processes.take(self)
-        if not results:
-            yield from self.read_here(limit, select, budget)
-        else:
-            yield from results.lines(budget)
+        lines = self.processes and self.processes.lines(self, budget)
+        yield from lines or self.read_here(limit, select, budget)
 
 
 class Processes:
@@ -86,8 +82,7 @@ class Processes:
         """Read backwards if there is a limit; with a count of one, read all parts here."""
         self._select = select
         self._limit = limit
-        self._count = min(count, MAX_PROCESSES) if count > 1 else 0
-        self.on_progress = on_progress
+        self._on_progress = on_progress
         self._parts = sorted(
             (
                 part
@@ -97,84 +92,77 @@ class Processes:
             key=lambda part: part.name,
             reverse=limit is not None,
         )
-        self._waiting = {part: number for number, part in enumerate(self._parts)}
-        self._begun: dict[ProcessPart, _Results] = {}
-        self._idle: list[_Process] = []
-        self._busy: dict[int, _Process] = {}  # by the descriptors of their sockets
-        self._poll = poll()  # for the ends of their work
+        self._numbers = {part: number for number, part in enumerate(self._parts)}
+        self._unstarted = min(count, MAX_PROCESSES, len(self._parts)) if count > 1 else 0
+        self._processes: dict[int, _Process] = {}  # by their numbers as readers
+        self._readers_fd = -1  # of a file with one byte per part: who reads it
         for part in self._parts:
             part.processes = self
 
-    def take(self, part: ProcessPart) -> "_Results | None":
-        """Return the results of the process that reads a part, None if the caller must read it."""
-        if part in self._waiting:
-            self._begin(part)
-            self._waiting.pop(part, None)
-        self._begin_next()
-        return self._begun.get(part)
-
-    def wait_for(self, pipe_fd: int) -> None:
-        """Wait for data in a pipe, and assign the next parts to idle processes."""
-        self._poll.register(pipe_fd, POLLIN)
-        ready = {fd for fd, _ in self._poll.poll()}
-        self._poll.unregister(pipe_fd)
-        self._free(ready - {pipe_fd})
-        self._begin_next()
-
-    def end(self, part: ProcessPart) -> None:
-        """Forget the results of a part, which were read."""
-        del self._begun[part]
-        self._begin_next()
+    def lines(self, part: ProcessPart, budget: ReadBudget) -> Iterator[tuple[int, bytes]] | None:
+        """Return the lines that a process finds in a part, None if the caller must read it."""
+        number = self._numbers[part]
+        if self._unstarted:
+            self._start(number)
+        reader = self._take(number, _HERE) if self._processes else _HERE
+        return None if reader == _HERE else self._found(number, self._processes[reader], budget)
 
     def close(self) -> None:
-        self._waiting.clear()
-        for process in (*self._idle, *self._busy.values()):
+        for process in self._processes.values():
             process.close()
-        for results in self._begun.values():
-            results.close()
-        self._idle.clear()
-        self._busy.clear()
-        self._begun.clear()
+        self._processes.clear()
+        if self._readers_fd >= 0:
+            os.close(self._readers_fd)
+            self._readers_fd = -1
 
-    def _begin_next(self) -> None:
-        self._free({fd for fd, _ in self._poll.poll(0)})
-        while self._waiting and self._begin(next(iter(self._waiting))):
-            pass
+    def _start(self, number: int) -> None:
+        """Start the processes, and let the first one read a part."""
+        count, self._unstarted = self._unstarted, 0
+        with contextlib.suppress(OSError):  # too many processes or open files: those there go on
+            self._readers_fd = make_memory_file("astralog-search")
+            for reader in range(_FIRST_PROCESS, _FIRST_PROCESS + count):
+                self._processes[reader] = _Process(partial(self._read_parts, reader))
+        if self._processes:
+            self._take(number, _FIRST_PROCESS)
 
-    def _free(self, sockets: Iterable[int]) -> None:
-        """Record processes that are done, or dead."""
-        for fd in sockets:
-            process = self._busy.pop(fd)
-            self._poll.unregister(fd)
-            if process.is_alive():
-                self._idle.append(process)
-            else:
-                process.close()
-
-    def _begin(self, part: ProcessPart) -> bool:
-        """Assign a part to an idle or a new process; return False if there is none."""
-        if len(self._begun) >= MAX_AHEAD:
-            return False
-        if not self._idle and len(self._busy) >= self._count:
-            return False
+    def _take(self, number: int, reader: int) -> int:
+        """Let a reader take a part unless another one has; return who reads it."""
+        fcntl.lockf(self._readers_fd, fcntl.LOCK_EX, 1, number)
         try:
-            if not self._idle:
-                self._idle.append(_Process(self._search))
-            pipe_fd = self._idle[-1].read(self._waiting[part])
-        except OSError:  # too many processes or open files: those that there are go on
-            return False
-        process = self._idle.pop()
-        del self._waiting[part]
-        self._begun[part] = _Results(self, part, pipe_fd)
-        self._busy[process.fd] = process
-        self._poll.register(process.fd, POLLIN)
-        return True
+            if (taken := os.pread(self._readers_fd, 1, number)) > b"\0":
+                return taken[0]
+            os.pwrite(self._readers_fd, bytes([reader]), number)
+            return reader
+        finally:
+            fcntl.lockf(self._readers_fd, fcntl.LOCK_UN, 1, number)
 
-    def _search(self, number: int, pipe: BinaryIO) -> None:
-        """Write the lines of a part, its progress, and how it ended."""
-        part = self._parts[number]
+    def _found(
+        self, number: int, process: "_Process", budget: ReadBudget
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield the lines of a part, and count the bytes of its file.
+
+        Raises the errors of reading, and ChildProcessError if the process ended.
+        """
+        for kind, value, text in process.messages(number):
+            if kind == _LINE:
+                yield value, text
+            elif kind == _PROGRESS:
+                budget.file_bytes += value
+                self._on_progress()
+            else:
+                raise (FileNotFoundError if kind == _REMOVED else OSError)(text.decode())
+
+    # --- In a process
+
+    def _read_parts(self, reader: int, pipe: BinaryIO) -> None:
+        for number, part in enumerate(self._parts):
+            if self._take(number, reader) == reader:
+                self._read(part, _Sender(pipe, number))
+                pipe.flush()
+
+    def _read(self, part: ProcessPart, sender: "_Sender") -> None:
+        """Send the lines of a part, its progress, and how it ended."""
         budget = ReadBudget()
-        sender = _Sender(pipe)
         sent_bytes = 0
 
         def send_progress() -> None:
@@ -199,125 +187,67 @@ class Processes:
 
 
 class _Process:
-    """The parent's view of a process that reads parts by their numbers."""
+    """The parent's view of a process, and the messages that it has sent."""
 
-    def __init__(self, work: Work) -> None:
-        """Fork; raises OSError."""
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.fd = self._socket.fileno()
+    def __init__(self, work: Callable[[BinaryIO], None]) -> None:
+        """Fork, and let the process write to its pipe; raises OSError."""
+        read_fd, write_fd = os.pipe()
         parent = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:
             self._pid = os.fork()
             if not self._pid:
-                self._socket.close()
-                _run_child(work, parent, theirs)
+                os.close(read_fd)
+                _run_child(work, parent, write_fd)
         except OSError:
-            self._socket.close()
+            os.close(read_fd)
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
-            theirs.close()
-
-    def read(self, number: int) -> int:
-        """Return the pipe with the results of a part that the process reads. Raises OSError."""
-        read_fd, write_fd = os.pipe()
-        os.set_blocking(read_fd, False)
-        try:
-            socket.send_fds(self._socket, [_NUMBER.pack(number)], [write_fd])
-        except OSError:  # it is dead: nothing comes
-            pass
-        finally:
             os.close(write_fd)
-        return read_fd
+        self._pipe = os.fdopen(read_fd, "rb")
+        #: By the numbers of their parts. The process ends a part before it takes the next one, so
+        #: that these are no more than a pipe holds.
+        self._waiting: defaultdict[int, deque[_Message]] = defaultdict(deque)
 
-    def is_alive(self) -> bool:
-        """Receive the message that the process is done; return False if it ended instead."""
-        try:
-            return self._socket.recv(1) == _DONE
-        except OSError:
-            return False
+    def messages(self, number: int) -> Iterator[_Message]:
+        """Yield the messages about a part up to its end; raises ChildProcessError."""
+        waiting = self._waiting[number]
+        while True:
+            while not waiting:
+                self._receive()
+            message = waiting.popleft()
+            if message.kind == _END:
+                del self._waiting[number]
+                return
+            yield message
+
+    def _receive(self) -> None:
+        header = self._pipe.read(_HEADER.size)
+        if len(header) == _HEADER.size:
+            part, kind, number, size = _HEADER.unpack(header)
+            text = self._pipe.read(size)
+            if len(text) == size:
+                self._waiting[part].append(_Message(kind, number, text))
+                return
+        raise ChildProcessError("the process that read it ended early")
 
     def close(self) -> None:
-        """End the process, before its socket is closed."""
+        """End the process."""
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
-        self._socket.close()
+        self._pipe.close()
 
 
-class _Results:
-    """The lines of a part that a process reads, and its progress."""
-
-    def __init__(self, processes: Processes, part: ProcessPart, pipe_fd: int) -> None:
-        self._processes = processes
-        self._part = part
-        self._fd = pipe_fd
-        self._data = bytearray()
-
-    def lines(self, budget: ReadBudget) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines, and count the bytes of the file; raises the READ_ERRORS."""
-        while (message := self._receive()) and message[0] != _END:
-            kind, number, text = message
-            if kind == _LINE:
-                yield number, text
-            elif kind == _PROGRESS:
-                budget.file_bytes += number
-                self._processes.on_progress()
-            else:
-                self._end()
-                raise (FileNotFoundError if kind == _REMOVED else OSError)(text.decode())
-        self._end()
-        if not message:
-            raise ChildProcessError("the process that read it ended early")
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def _end(self) -> None:
-        self.close()
-        self._processes.end(self._part)
-
-    def _receive(self) -> tuple[int, int, bytes] | None:
-        """Return the next message, None if the process ended."""
-        if not self._read(_MESSAGE.size):
-            return None
-        kind, number, length = _MESSAGE.unpack_from(self._data)
-        if not self._read(_MESSAGE.size + length):
-            return None
-        with memoryview(self._data) as data:
-            text = bytes(data[_MESSAGE.size : _MESSAGE.size + length])
-        del self._data[: _MESSAGE.size + length]
-        return kind, number, text
-
-    def _read(self, count: int) -> bool:
-        """Read until `count` bytes are there; return False if the process ended."""
-        while len(self._data) < count:
-            try:
-                data = os.read(self._fd, PIPE_BYTES)
-            except BlockingIOError:
-                self._processes.wait_for(self._fd)
-                continue
-            if not data:
-                return False
-            self._data += data
-        return True
-
-
-def _run_child(work: Work, parent: int, parent_socket: socket.socket) -> NoReturn:
-    """Read parts in this process, which was forked for it, until the parent ends it."""
+def _run_child(work: Callable[[BinaryIO], None], parent: int, pipe_fd: int) -> NoReturn:
+    """Work in this process, which was forked for it; the parent may end it."""
     try:
         end_with_parent(parent)
         # The terminal sends SIGINT to all processes; the parent ends them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
-        while True:
-            data, fds, _, _ = socket.recv_fds(parent_socket, _NUMBER.size, 1)
-            if not data:
-                break
-            (number,) = _NUMBER.unpack(data)
-            with open(fds[0], "wb") as pipe:
-                work(number, pipe)
-            parent_socket.send(_DONE)
+        with open(pipe_fd, "wb") as pipe:
+            work(pipe)
     except ConnectionError:  # the parent ended
         pass
     except Exception:
@@ -327,10 +257,11 @@ def _run_child(work: Work, parent: int, parent_socket: socket.socket) -> NoRetur
 
 
 class _Sender:
-    """The write end of a pipe; it is flushed when that is due."""
+    """Writes the messages about a part to a pipe, and flushes it when that is due."""
 
-    def __init__(self, pipe: BinaryIO) -> None:
+    def __init__(self, pipe: BinaryIO, part: int) -> None:
         self._pipe = pipe
+        self._part = part
         self._flushed_at = time.monotonic()
 
     @property
@@ -339,7 +270,7 @@ class _Sender:
         return time.monotonic() - self._flushed_at > PIPE_SECONDS
 
     def send(self, kind: int, number: int, text: bytes = b"") -> None:
-        self._pipe.write(_MESSAGE.pack(kind, number, len(text)))
+        self._pipe.write(_HEADER.pack(self._part, kind, number, len(text)))
         self._pipe.write(text)
         if self.is_due:
             self._flushed_at = time.monotonic()

@@ -1666,13 +1666,6 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/unit/view/test_context.py", "-k", "limited_in_bytes"),
     ),
     Guard(
-        "the pipes of the processes of a search",
-        "astralog.view.processes:Processes._begin",
-        "if len(self._begun) >= MAX_AHEAD:",
-        "if False:",
-        ("tests/unit/view/test_processes.py", "-k", "few_pipes"),
-    ),
-    Guard(
         "a search writes what it has found",
         "astralog.view.output:Output.flush_if_due",
         "if len(self._pending) >= OUTPUT_BYTES or waited > OUTPUT_SECONDS:",
@@ -1743,10 +1736,17 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/functional/test_search.py", "-k", "processes_end"),
     ),
     Guard(
+        "the lines of the processes of a search in memory",
+        "astralog.view.processes:Processes.lines.reader",
+        "self._take(number, _HERE)",
+        "self._take(number, _FIRST_PROCESS)",
+        ("tests/unit/view/test_processes.py", "-k", "bounded_memory"),
+    ),
+    Guard(
         "a process that ends early is an error",
-        "astralog.view.processes:_Results.lines",
+        "astralog.view.processes:_Process._receive",
         'raise ChildProcessError("the process that read it ended early")',
-        "return",
+        'self._waiting[min(self._waiting)].append(_Message(_END, 0, b""))',
         ("tests/unit/view/test_processes.py", "-k", "killed_process"),
     ),
     Guard(

@@ -5,9 +5,9 @@ import itertools
 import logging
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -17,7 +17,6 @@ from astralog.view import processes as processes_module
 from astralog.view.context import ContextPart
 from astralog.view.log_filter import LogFilter
 from astralog.view.processes import Processes, ProcessPart
-from tests.support.service import TIMEOUT_SECONDS
 from tests.support.tail import make_line, make_name, make_segment
 
 WANTED = LogFilter(text="m1")
@@ -113,7 +112,7 @@ def test_close_ends_all_processes(data_dir: Path) -> None:
     parts = find_parts(data_dir, ProcessPart)
     running = Processes(parts, stuck, None, 3, lambda: None)
     assert isinstance(parts[0], ProcessPart)
-    running.take(parts[0])
+    running.lines(parts[0], ReadBudget())
     assert len(children()) == len(before) + 3
     running.close()
     assert children() == before
@@ -132,27 +131,35 @@ def test_processes_read_one_segment_after_the_other(data_dir: Path) -> None:
     assert children() == before
 
 
-def test_few_pipes_are_open(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_one_pipe(data_dir: Path) -> None:
     """However many segments there are, and however fast the processes read them."""
-    monkeypatch.setattr(processes_module, "MAX_AHEAD", 2)
     parts = find_parts(data_dir, ProcessPart)
     before = len(os.listdir("/proc/self/fd"))
     running = Processes(parts, not_blank, None, 2, lambda: None)
-    assert isinstance(parts[0], ProcessPart)
-    running.take(parts[0])
-    while running._busy:
-        assert running._poll.poll(1000 * TIMEOUT_SECONDS)
-        running._begin_next()
-    assert len(os.listdir("/proc/self/fd")) - before <= 2 + 2  # pipes, and sockets of processes
+    list(oldest_arrivals(parts, not_blank))
+    assert len(os.listdir("/proc/self/fd")) - before == 2 + 1  # with the file of the readers
     running.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 64])
-def test_full_pipes_do_not_stop_the_merge(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
-) -> None:
+def test_lines_that_wait_for_others_take_bounded_memory(data_dir: Path) -> None:
+    """The merge waits for no process that still has to send the lines of another segment."""
+    for number in range(8):
+        lines = [make_line(f"m1 {'x' * 5000}", 500 + at) for at in range(50)]
+        make_segment(data_dir, make_name(500, 100 + number), *lines, changed=600)
+    parts = find_parts(data_dir, ProcessPart)
+    running = Processes(parts, WANTED.select, None, 2, lambda: None)
+    most = 0
+    for _ in oldest_arrivals(parts, WANTED.select):
+        for process in running._processes.values():
+            waiting = itertools.chain.from_iterable(process._waiting.values())
+            most = max(most, sum(len(message.text) for message in waiting))
+    running.close()
+    assert most < 128 * 1024
+
+
+def test_full_pipes_do_not_stop_the_merge(data_dir: Path) -> None:
     """Segments that are not begun are read by the merge while all processes wait for it."""
-    monkeypatch.setattr(processes_module, "MAX_AHEAD", ahead)
     for number in range(8):
         lines = [make_line(f"m1 {'x' * 5000}", 500 + at) for at in range(50)]
         make_segment(data_dir, make_name(500, 100 + number), *lines, changed=600)
@@ -180,16 +187,19 @@ def test_without_processes_or_pipes_all_is_read_here(
 
 
 def test_process_ends_quietly_after_its_parent(capfd: pytest.CaptureFixture[str]) -> None:
-    """Also if the parent has not received that the last segment was done."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    theirs.send(b".")
-    ours.close()
+    """Also if the parent has not received its last lines."""
+
+    def write(pipe: BinaryIO) -> None:
+        pipe.write(b"line")
+
+    ours, theirs = os.pipe()
+    os.close(ours)
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        processes_module._run_child(lambda number, pipe: None, parent, theirs)
+        processes_module._run_child(write, parent, theirs)
     os.waitpid(pid, 0)
-    theirs.close()
+    os.close(theirs)
     assert capfd.readouterr().err == ""
 
 
