@@ -165,10 +165,10 @@ class Retention:
     def _remove_oldest(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
         """Remove the oldest removable segments until there is no excess."""
         kept = 0
-        oldest = index.oldest_first()
-        while (reason := this.reason()) and (name := next(oldest, None)):
-            kept += not self._take(name, reason, index, this)
-            yield
+        with closing(index.oldest_first()) as oldest:
+            while (reason := this.reason()) and (name := next(oldest, None)):
+                kept += not self._take(name, reason, index, this)
+                yield
         self._oldest_due_at = self._next_pass_at(kept)
 
     def _next_pass_at(self, kept: int) -> float:

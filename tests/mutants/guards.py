@@ -549,8 +549,9 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "kept segments do not protect younger ones",
         "astralog.store.housekeeper:Retention._remove_oldest",
-        "            kept += not self._take(name, reason, index, this)\n",
-        "            if not self._take(name, reason, index, this):\n                break\n",
+        "                kept += not self._take(name, reason, index, this)\n",
+        "                if not self._take(name, reason, index, this):\n"
+        "                    break\n",
         ("tests/unit/store/test_retention.py", "-k", "does_not_keep"),
     ),
     Guard(
@@ -570,8 +571,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a segment named ahead of the clock is the oldest",
         "astralog.store.directory:SegmentIndex.oldest_first",
-        "for era in sorted(self._names):",
-        "for era in sorted(self._names, reverse=True):",
+        "for era in sorted(self._heaps):",
+        "for era in sorted(self._heaps, reverse=True):",
         ("tests/unit/store/test_retention.py", "-k", "ahead"),
     ),
     Guard(

@@ -15,7 +15,10 @@ def entry(size: int, era: int = FIRST_ERA) -> Entry:
 
 
 def first(index: SegmentIndex) -> SegmentName | None:
-    return next(index.oldest_first(), None)
+    order = index.oldest_first()
+    name = next(order, None)
+    order.close()
+    return name
 
 
 def test_the_oldest_segment_is_the_first_by_name() -> None:
@@ -50,9 +53,11 @@ def test_skipped_segments_stay_in_order(count: int) -> None:
     index = SegmentIndex()
     for number in range(2 * count):
         index.put(name_of(number), entry(1, era=number % 2))
-    for name in islice(index.oldest_first(), count + count // 2):
+    order = index.oldest_first()
+    for name in islice(order, count + count // 2):
         if name in (name_of(2), name_of(1)):
             index.remove(name)
+    order.close()
     ahead = [n for n in range(0, 2 * count, 2) if n != 2]
     others = [n for n in range(1, 2 * count, 2) if n != 1]
     assert [name_of(n) for n in (*ahead, *others)] == list(index.oldest_first())
@@ -99,7 +104,7 @@ def test_removed_names_are_freed() -> None:
         if number >= 10:
             index.remove(name_of(number - 10))
     assert 10 == len(index)
-    assert 10 == sum(map(len, index._names.values()))
+    assert 10 == sum(map(len, index._heaps.values()))
 
 
 def test_an_index_is_right_after_any_changes() -> None:
