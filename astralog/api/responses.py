@@ -1,7 +1,7 @@
 """The responses of the API: JSON, and one shape for every rejection."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -34,8 +34,9 @@ def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Respo
     return Response(msgspec.json.encode(body), status=status, content_type="application/json")
 
 
-def make_private(response: Response) -> Response:
+def private_response(body: bytes | Iterable[bytes], content_type: str) -> Response:
     """Return a response with logs or numbers: not cached, and never rendered as a page."""
+    response = Response(body, content_type=content_type)
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.cache_control.no_store = True
     return response

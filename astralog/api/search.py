@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, request
 from gevent.event import Event
 
-from astralog.api.responses import make_private
+from astralog.api.responses import private_response
 from astralog.auth import Tokens
 from astralog.errors import Cause, Rejection
 from astralog.intake.body import Environ
@@ -23,6 +23,7 @@ from astralog.view.log_filter import LogFilter, is_empty_range, parse_field, par
 from astralog.view.log_search import MAX_PAGE_BYTES, Found, LogSearch, LogStream
 
 PATH = "/v1/search"
+NDJSON = "application/x-ndjson"
 
 #: The parameters of the query.
 PARAMETERS = (
@@ -89,7 +90,7 @@ class Streams:
             at_end.callback(self._forget)
             at_end.callback(turns.run_later, logs.close)  # once no slot uses the files
             turns.run(logs.start)
-            response = Response(self._items(turns, logs, is_granted))
+            response = private_response(self._items(turns, logs, is_granted), NDJSON)
             response.call_on_close(at_end.pop_all().close)
         return response
 
@@ -137,11 +138,11 @@ def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Bl
         try:
             if _is_following(query):
                 is_granted = partial(_has_token, tokens, request.environ, token)
-                return _as_ndjson(streams.open(turns, settings.data_dir, wanted, is_granted))
+                return streams.open(turns, settings.data_dir, wanted, is_granted)
             found = _collect(turns, logs, wanted, _parse_number(query), _parse_cursor(logs, query))
         except OSError:
             raise Rejection(*UNREADABLE) from None
-        response = _as_ndjson(Response(b"".join(line + b"\n" for line in found.lines)))
+        response = private_response(b"".join(line + b"\n" for line in found.lines), NDJSON)
         if found.rest is not None:
             following = urlencode(query | {"before": logs.seal(found.rest)})
             response.headers["Link"] = f'<{PATH}?{following}>; rel="next"'
@@ -246,8 +247,3 @@ def _collect(
             return found._replace(rest=NOTHING)
         if found.rest is None or is_enough or time.monotonic() >= end:
             return found
-
-
-def _as_ndjson(response: Response) -> Response:
-    response.content_type = "application/x-ndjson"
-    return make_private(response)

@@ -21,7 +21,7 @@ from astralog.api.pages import (
     send_one_of,
     send_page,
 )
-from astralog.api.responses import make_private
+from astralog.api.responses import private_response
 from astralog.api.search import INVALID_CURSOR, UNREADABLE, filter_of
 from astralog.auth import Tokens
 from astralog.clock import TrustedClock
@@ -168,4 +168,4 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
 
 
 def _json(body: bytes) -> Response:
-    return make_private(Response(body, content_type="application/json"))
+    return private_response(body, "application/json")

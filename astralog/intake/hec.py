@@ -151,8 +151,8 @@ class _Events:
     def add(self, text: bytes) -> None:
         """Append the events of a body; raises Rejection."""
         if text.startswith(b"["):
-            for part, event in _read_list(text, self._batch):
-                self._add(part, event)
+            for part in _read_list(text, self._batch):
+                self._add(part)
             return
         end = 0
         while end < len(text):
@@ -161,8 +161,7 @@ class _Events:
                 end = cut
                 continue
             for begin, end in find_objects(text, start):
-                part = text[begin:end].strip(_BLANKS)
-                self._add(part, _read_fast(part))
+                self._add(text[begin:end].strip(_BLANKS))
                 if end >= cut:
                     break
 
@@ -187,13 +186,14 @@ class _Events:
         self._batch.extend(logs, self._batch.repeated_bytes + self._repeated_bytes)
         return True
 
-    def _add(self, part: bytes, event: Event | None) -> None:
+    def _add(self, part: bytes) -> None:
         """Append one event of any form; raises Rejection."""
         batch = self._batch
         if batch.number >= MAX_EVENTS:
             message = f"The body has more than {MAX_EVENTS} events; send smaller batches."
             raise Rejection("body_too_large", message)
         try:
+            event = _read_fast(part)
             known, others = (event, None) if event else _read_slowly(part)
             log = self._make_log(known, others)
         except InvalidEvent as error:
@@ -306,7 +306,7 @@ def _find_cut(text: bytes, start: int) -> int:
     return match.end() if match else start
 
 
-def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event | None]]:
+def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[bytes]:
     check_values(text)
     try:
         parts = decode_list(text)
@@ -318,7 +318,7 @@ def _read_list(text: bytes, batch: ForeignBatch) -> Iterator[tuple[bytes, Event 
         except (ValueError, RecursionError):
             parts = [msgspec.Raw(text)]  # whose error is of the event
     batch.hold(RAW_BYTES * len(parts))
-    return ((part, _read_fast(part)) for part in map(bytes, parts))
+    return map(bytes, parts)
 
 
 def _read_fast(part: bytes) -> Event | None:

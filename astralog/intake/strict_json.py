@@ -4,6 +4,7 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from astralog.deadlines import in_turns, yield_if_due
@@ -98,12 +99,9 @@ def is_utf8(text: bytes) -> bool:
     """Return whether a text of any length is valid UTF-8."""
     if text.isascii():
         return True
-    decoder = _new_utf8_decoder()
     try:
-        for start in range(0, len(text), UTF8_STEP_BYTES):
-            decoder.decode(text[start : start + UTF8_STEP_BYTES])
-            yield_if_due()
-        decoder.decode(b"", final=True)
+        for _ in _decode_in_steps(text, "strict"):
+            pass
     except UnicodeDecodeError:
         return False
     return True
@@ -111,9 +109,12 @@ def is_utf8(text: bytes) -> bool:
 
 def to_utf8(text: bytes) -> bytes:
     """Return the text with U+FFFD for invalid UTF-8; it may need three times the bytes."""
-    decoder = _new_utf8_decoder(errors="replace")
-    pieces = []
+    return b"".join([piece.encode() for piece in _decode_in_steps(text, "replace")])
+
+
+def _decode_in_steps(text: bytes, errors: str) -> Iterator[str]:
+    decoder = _new_utf8_decoder(errors)
     for start in range(0, len(text), UTF8_STEP_BYTES):
-        pieces.append(decoder.decode(text[start : start + UTF8_STEP_BYTES]).encode())
+        yield decoder.decode(text[start : start + UTF8_STEP_BYTES])
         yield_if_due()
-    return b"".join([*pieces, decoder.decode(b"", final=True).encode()])
+    yield decoder.decode(b"", final=True)
