@@ -151,11 +151,9 @@ class Backlog:
             self._cursor.forget(removed)
 
     def _is_older(self, name: str, seconds: float, now: float) -> bool:
-        """Return whether a segment last changed more than `seconds` ago, or is gone.
-
-        A young start in the name settles it without a stat.
-        """
+        """Return whether a segment last changed more than `seconds` ago, or is gone."""
         start = SegmentName(name).start
+        # A young start settles it without a stat.
         if 0 <= now - start <= seconds:
             return False
         status = reader.sealed_status(self._directory, name)

@@ -46,10 +46,7 @@ class Delivery:
         self._rejected_inserts = 0
 
     def deliver(self, chunk: Chunk, in_doubt: bool) -> Delivered:
-        """Return once the tables hold every line; raises Unavailable if they may not.
-
-        If the chunk is `in_doubt`, the tables are queried first.
-        """
+        """Return once the tables, queried first if `in_doubt`, hold all; raises Unavailable."""
         held: Collection[int] = self._tables.held(chunk) if in_doubt else ()
         if held and len(held) == chunk.lines:
             return Delivered(chunk.lines, 0)

@@ -18,8 +18,7 @@ from astralog.clock import TrustedClock
 from astralog.errors import STOPPING, STORAGE_FAILED, Cause, Rejection
 from astralog.log import log_exception
 from astralog.settings import Settings
-from astralog.store.forward_state import DeliveredSegments
-from astralog.store.housekeeper import Housekeeper, MayRemove
+from astralog.store.housekeeper import Housekeeper
 from astralog.store.keys.claims import Claim, Key
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
 from astralog.store.memory_budget import MemoryBudget, MemoryReservation
@@ -57,7 +56,7 @@ class CommitQueue:
         starts = Starts(self.clock)
         self.storages = tuple(Storage(settings, starts) for _ in range(settings.writers))
         self.keys = IdempotencyKeys(settings)
-        self.housekeeper = Housekeeper(settings, _may_remove(settings), self.keys.upkeep)
+        self.housekeeper = Housekeeper(settings, self.keys.upkeep)
         self.budget = MemoryBudget(settings.queue_bytes, are_tokens_several)
         self._batches = BatchQueue(count_stored, settings.commit_timeout_seconds)
         self._drains = Group()
@@ -189,12 +188,6 @@ class CommitQueue:
 
     def _has_failed(self) -> bool:
         return any(s.error and s.error.code == STORAGE_FAILED.code for s in self.storages)
-
-
-def _may_remove(settings: Settings) -> MayRemove:
-    """Return a filter that keeps undelivered segments if forwarding is configured."""
-    delivered = DeliveredSegments(settings.data_dir)
-    return lambda name: not settings.clickhouse_url or name in delivered
 
 
 def _run_forever(step: Callable[[], float], message: str) -> NoReturn:

@@ -9,7 +9,7 @@ import errno
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from heapq import heapify, heappop
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from astralog.log import LogOnce
 from astralog.settings import PREFIX, Settings
 from astralog.store import files
 from astralog.store.directory import Inventory, SegmentIndex
-from astralog.store.forward_state import ForwardStatus, read_status
+from astralog.store.forward_state import DeliveredSegments, ForwardStatus, read_status
 from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.names import Form, SegmentName
 from astralog.store.segment import recover_file
@@ -43,9 +43,6 @@ FAILED_SECONDS = 0.005
 
 #: Segments whose ages are compared in one step.
 STEP_SEGMENTS = 100
-
-#: Return whether a sealed segment may be removed, by its name.
-MayRemove = Callable[[SegmentName], bool]
 
 
 class Reason(enum.Enum):
@@ -88,11 +85,11 @@ class _Pass:
 class Retention:
     """Remove the sealed segments that exceed the settings: by age, size and free disk.
 
-    A segment that `may_remove` spares is kept, unless the disk is short and a setting allows its
-    removal. Spared segments, and those that cannot be removed, do not protect younger ones.
+    With forwarding, undelivered segments are spared, unless the disk is short and a setting allows
+    their removal. Spared segments, and those that cannot be removed, do not protect younger ones.
     """
 
-    def __init__(self, settings: Settings, may_remove: MayRemove, clock: TrustedClock) -> None:
+    def __init__(self, settings: Settings, clock: TrustedClock) -> None:
         self._directory = settings.data_dir
         self._clock = clock
         self._bytes = settings.retain_bytes
@@ -102,7 +99,8 @@ class Retention:
         self._takes_spared = is_forwarded and settings.retain_undelivered == "until_full"
         if self._takes_spared:
             self._free_bytes = max(self._free_bytes, settings.min_free_bytes)
-        self._may_remove = may_remove
+        #: None if each segment may be removed.
+        self._delivered = DeliveredSegments(settings.data_dir) if is_forwarded else None
         self._is_above_floor = self._free_bytes > settings.min_free_bytes
         self._min_free_bytes = settings.min_free_bytes
         self._settled_at = dict.fromkeys(DISK_REASONS, 0.0)
@@ -177,7 +175,7 @@ class Retention:
 
     def _take(self, name: SegmentName, reason: Reason, index: SegmentIndex, this: _Pass) -> bool:
         """Remove a segment if that is allowed and possible; return whether it is gone."""
-        is_spared = not self._may_remove(name)
+        is_spared = self._delivered is not None and name not in self._delivered
         if is_spared and not (self._takes_spared and this.is_disk_short()):
             return False
         before = files.space(self._directory) if reason in DISK_REASONS else None
@@ -290,18 +288,12 @@ class Housekeeper:
     read its properties.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        may_remove: MayRemove = lambda name: True,
-        keys: KeyUpkeep | None = None,
-    ) -> None:
-        """Apply the settings; `may_remove` returns whether a segment may be removed."""
+    def __init__(self, settings: Settings, keys: KeyUpkeep | None = None) -> None:
         self._directory = settings.data_dir
         self._clock = TrustedClock()
         self._keys = keys or KeyUpkeep(settings, self._clock)
         self._started_at = time.time()
-        self.retention = Retention(settings, may_remove, self._clock)
+        self.retention = Retention(settings, self._clock)
         self._is_forwarded = bool(settings.clickhouse_url)
         self._usage: DiskUsage | None = None
         self._failed: set[SegmentName] = set()  # segments whose failed recovery is logged

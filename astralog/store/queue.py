@@ -85,10 +85,7 @@ class BatchQueue:
     def enqueue(
         self, batch: Batch, reservation: MemoryReservation, claim: Claim | None = None
     ) -> None:
-        """Enqueue a batch and wait until it is stored; raises Rejection if it is not.
-
-        Its key stays claimed until no writer can store the batch any more.
-        """
+        """Enqueue a batch and wait until it is stored; raises Rejection if it is not."""
         reservation.detach()
         deadline = time.monotonic() + self._timeout_seconds
         queued = QueuedBatch(*batch, reservation, deadline, claim)

@@ -140,10 +140,7 @@ class Database:
     def __init__(
         self, directory: Path, *, is_synced: bool, lock_seconds: float = LOCK_SECONDS
     ) -> None:
-        """Sync each commit if `is_synced`; a power cut loses unsynced commits and nothing else.
-
-        Wait up to `lock_seconds` for other processes.
-        """
+        """Sync each commit if `is_synced`; wait up to `lock_seconds` for other processes."""
         self._directory = directory
         self._is_synced = is_synced
         self._lock_seconds = lock_seconds

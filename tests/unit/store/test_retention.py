@@ -2,6 +2,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from astralog.settings import Settings
 from astralog.store import files, housekeeper
 from astralog.store.directory import AHEAD_ERA, Entry, SegmentIndex
 from astralog.store.files import Space
+from astralog.store.forward_state import DeliveredSegments
 from astralog.store.housekeeper import (
     KEPT_SECONDS,
     SETTLE_SECONDS,
     STEP_SEGMENTS,
     UNDELIVERED_LOG_SECONDS,
-    MayRemove,
     Retention,
 )
 from astralog.store.names import Form
@@ -24,6 +25,16 @@ from tests.support.fake_system import Disk
 from tests.unit.store.segments import name_of, plain
 
 Caplog = pytest.LogCaptureFixture
+
+
+class Delivered(DeliveredSegments):
+    """The delivered segments by a function."""
+
+    def __init__(self, is_delivered: Callable[[str], bool]) -> None:
+        self._is_delivered = is_delivered
+
+    def __contains__(self, name: str) -> bool:
+        return self._is_delivered(name)
 
 
 class Directory:
@@ -39,9 +50,13 @@ class Directory:
         name.path(self.path, form).write_bytes(b"x" * size)
         self.sealed.add(name, Entry(size, changed_at=time.time() - age))
 
-    def retention(self, may_remove: MayRemove = lambda name: True, **values: object) -> Retention:
+    def retention(
+        self, is_delivered: Callable[[str], bool] | None = None, **values: object
+    ) -> Retention:
         settings = Settings(data_dir=self.path, tokens="x", **values)  # type: ignore[arg-type]
-        return Retention(settings, may_remove, TrustedClock())
+        made = Retention(settings, TrustedClock())
+        made._delivered = Delivered(is_delivered) if is_delivered else None
+        return made
 
     def apply(
         self,
@@ -402,7 +417,7 @@ def test_clock_that_jumps_makes_nothing_older(
     monkeypatch.setattr(time, "time", lambda: start + elapsed + wall)
     clock = TrustedClock(time.time, lambda: elapsed)
     settings = Settings(data_dir=directory.path, tokens="x", retain_seconds=3600)
-    applied = Retention(settings, lambda name: True, clock)
+    applied = Retention(settings, clock)
     wall = 2 * 86_400.0
     assert names("abc") == directory.apply(applied)
     wall, elapsed = 0.0, 86_400.0
