@@ -272,7 +272,9 @@ class Compressor:
                     while True:
                         lease.check()
                         plain.poll()
-                        yield self._compress_next(plain)
+                        pause = self._compress_next(plain)
+                        self.counts.waiting_segments = len(plain.names) + len(self._failed)
+                        yield pause
         finally:
             self.counts.waiting_segments = None
 
@@ -283,7 +285,6 @@ class Compressor:
         """
         now = time.monotonic()
         due = sorted(name for name, due_at in self._failed.items() if due_at <= now)
-        self._count_waiting(plain)
         names = plain.names or due
         if not names:
             return POLL_SECONDS
@@ -292,20 +293,13 @@ class Compressor:
         except (OSError, MemoryError) as error:
             return self._note_failure(names, error)
         self._failed.pop(names.pop(0), None)
-        self._count_waiting(plain)
-        self._note_success(saving)
-        return 0.0
-
-    def _count_waiting(self, plain: PlainSegments) -> None:
-        self.counts.waiting_segments = len(plain.names) + len(self._failed)
-
-    def _note_success(self, saving: Saving | None) -> None:
         self._retry_seconds = RETRY_SECONDS
         self._failure.end("segments are compressed again")
         if saving:
             self.counts.segments += 1
             self.counts.plain_bytes += saving.plain
             self.counts.compressed_bytes += saving.compressed
+        return 0.0
 
     def _note_failure(self, names: list[SegmentName], error: OSError | MemoryError) -> float:
         """Postpone the first of the names, unless the disk is full."""

@@ -101,7 +101,6 @@ class Retention:
             self._free_bytes = max(self._free_bytes, settings.min_free_bytes)
         #: None if each segment may be removed.
         self._delivered = DeliveredSegments(settings.data_dir) if is_forwarded else None
-        self._is_above_floor = self._free_bytes > settings.min_free_bytes
         self._min_free_bytes = settings.min_free_bytes
         self._settled_at = dict.fromkeys(DISK_REASONS, 0.0)
         self._unseen_inodes = 0  # removals in a row after which no more inodes were free
@@ -142,8 +141,10 @@ class Retention:
 
     def _kept_inodes(self, space: files.Space) -> int:
         """Return the inodes to keep free: more than the limit below which batches are rejected."""
-        least = space.kept_inodes(self._min_free_bytes) + 1 if self._is_above_floor else 0
-        return max(space.kept_inodes(self._free_bytes), least)
+        kept = space.kept_inodes(self._free_bytes)
+        if self._free_bytes > self._min_free_bytes:
+            kept = max(kept, space.kept_inodes(self._min_free_bytes) + 1)
+        return kept
 
     def _remove_expired(self, index: SegmentIndex, this: _Pass) -> Iterator[None]:
         """Remove segments older than the setting, in any position of the order of names."""
