@@ -169,7 +169,6 @@ class Tables:
             raise
 
     def insert_dead_letters(self, chunk: Chunk, lines: list[DeadLetter], again: bool) -> int:
-        """Insert lines of a chunk into the dead-letter table, raw, with their errors."""
         rows = dead_letter_rows(chunk.segment, self._node, lines)
         return self._insert(chunk, self._dead_letters, rows, again)
 
@@ -197,11 +196,8 @@ class Tables:
 
     def held(self, chunk: Chunk) -> set[int]:
         """Return the numbers of a chunk's lines that the tables hold."""
-        values = {
-            "segment": chunk.segment,
-            "first": chunk.first_line,
-            "last": chunk.first_line + chunk.lines - 1,
-        }
+        last = chunk.first_line + chunk.lines - 1
+        values = {"segment": chunk.segment, "first": chunk.first_line, "last": last}
 
         def read(rows: list[list[Any]]) -> set[int]:
             [[lines]] = rows

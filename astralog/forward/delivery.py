@@ -123,7 +123,6 @@ class Doubts:
         return not is_asked and self._cursor.may_be_held(name)
 
     def holds(self, chunk: Chunk) -> bool:
-        """Return whether the tables hold all of a chunk."""
         held = self._held.get(chunk.segment, NOTHING)
         if not held.is_whole or held.last < chunk.first_line:
             return False  # without counting the chunk's lines
@@ -218,7 +217,6 @@ class Verifier:
         self._sent[name] = Sent(name, lines, is_repeated, time.monotonic() + GATHER_SECONDS)
 
     def remove(self, name: str) -> None:
-        """Remove a segment that is delivered, or whose lines are sent again."""
         del self._sent[name]
 
     def next_at(self, is_idle: bool) -> float:

@@ -46,15 +46,10 @@ class Progress:
         for outcome in (Outcome.DOUBLED, Outcome.INCOMPLETE):
             of_it = [sent for sent in segments if sent.outcome is outcome]
             if of_it:
-                log.error(
-                    "%d segments were sent, but %s. The first is %s: "
-                    "%d rows and %d distinct lines, expected %d",
-                    len(of_it),
-                    outcome.value,
-                    of_it[0].name,
-                    *of_it[0].held[:2],
-                    of_it[0].lines,
-                )
+                name, held, expected = of_it[0].name, of_it[0].held, of_it[0].lines
+                first = f"{name}: {held.rows} rows and {held.lines} distinct lines"
+                text = "%d segments were sent, but %s. The first is %s, expected %d"
+                log.error(text, len(of_it), outcome.value, first, expected)
             if outcome is Outcome.DOUBLED:
                 self.status.doubled_segments += len(of_it)
             else:

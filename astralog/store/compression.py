@@ -116,12 +116,9 @@ def _write(source: BufferedReader, draft: Path) -> int:
 
 def _compress(source: BufferedReader, target: BinaryIO, size: int) -> None:
     """Write one frame, with the size and a checksum of its content."""
-    compressor = zstd.ZstdCompressor(
-        options={
-            zstd.CompressionParameter.compression_level: LEVEL,
-            zstd.CompressionParameter.checksum_flag: 1,
-        }
-    )
+    parameter = zstd.CompressionParameter
+    options: dict[int, int] = {parameter.compression_level: LEVEL, parameter.checksum_flag: 1}
+    compressor = zstd.ZstdCompressor(options=options)
     compressor.set_pledged_input_size(size)
     for block in _blocks(source):
         target.write(compressor.compress(block))

@@ -99,12 +99,8 @@ class WatchedDirectory:
         try:
             self._watch = DirectoryWatch(directory)
         except OSError as error:
-            log.warning(
-                "cannot watch %s (%s): it is scanned for new segments every %g seconds",
-                directory,
-                error.strerror,
-                UNWATCHED_SCAN_SECONDS,
-            )
+            text = "cannot watch %s (%s): it is scanned for new segments every %g seconds"
+            log.warning(text, directory, error.strerror, UNWATCHED_SCAN_SECONDS)
         self._next_scan_at = time.monotonic()
 
     @property

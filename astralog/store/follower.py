@@ -136,7 +136,6 @@ class Follower:
         return names
 
     def _scan(self) -> None:
-        """Record new, sealed and removed segments."""
         names = self._list()
         if names is None:
             return

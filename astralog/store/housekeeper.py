@@ -246,15 +246,9 @@ class UndeliveredLog:
     def show(self) -> None:
         if not self._count or time.monotonic() < self._next_at:
             return
-        log.error(
-            "removed %d segments, %d bytes, up to %s BEFORE THEY WERE DELIVERED "
-            "(%sRETAIN_UNDELIVERED): %s",
-            self._count,
-            self._bytes,
-            self._last,
-            PREFIX,
-            self._why,
-        )
+        removed = f"{self._count} segments, {self._bytes} bytes, up to {self._last}"
+        why = f"({PREFIX}RETAIN_UNDELIVERED): {self._why}"
+        log.error("removed %s BEFORE THEY WERE DELIVERED %s", removed, why)
         self._count = self._bytes = 0
         self._next_at = time.monotonic() + UNDELIVERED_LOG_SECONDS
 

@@ -69,7 +69,6 @@ class SegmentName(str):
 
     @classmethod
     def of_open_file(cls, path: Path) -> Self:
-        """Return the name of the segment with this open file."""
         return cls(path.name.removesuffix(Form.OPEN.value))
 
     @property

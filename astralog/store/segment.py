@@ -117,7 +117,6 @@ class Segment:
             raise SegmentLost("removed from its directory")
 
     def seal(self) -> None:
-        """Rename the file to its final name."""
         files.seal_file(self.path, self.size)
         log.debug("sealed %s: %d bytes", self.path.name, self.size)
 

@@ -338,7 +338,6 @@ class Storage(SegmentWriter):
         return None
 
     def is_maintenance_due(self) -> bool:
-        """Return whether `maintain` was last called long enough ago."""
         return time.monotonic() - self._maintained_at >= MAINTENANCE_SECONDS
 
     def maintain(self) -> None:

@@ -238,11 +238,9 @@ class Database:
                 self._path(suffix).replace(self._directory / (DAMAGED_NAME + suffix))
         files.sync_directory(self._directory)
         log.error(
-            "idempotency keys: %s is now %s, since %s; the keys in it are FORGOTTEN: a batch that "
-            "was stored before and is sent again is stored twice",
-            NAME,
-            DAMAGED_NAME,
-            reason,
+            "idempotency keys: %s; the keys in it are FORGOTTEN: a batch that was stored before "
+            "and is sent again is stored twice",
+            f"{NAME} is now {DAMAGED_NAME}, since {reason}",
         )
 
     def close(self) -> None:

@@ -210,11 +210,7 @@ class IdempotencyKeys:
         return cause
 
     def _record(
-        self,
-        batches: Sequence[KeyedBatch],
-        ends: list[tuple[str, int]],
-        segment: str,
-        start: int,
+        self, batches: Sequence[KeyedBatch], ends: list[tuple[str, int]], segment: str, start: int
     ) -> None:
         """Commit the records of batches that begin at an offset; raises NotRecorded."""
         records = []

@@ -138,14 +138,9 @@ class KeyUpkeep:
                 self._delete([(number, token) for (number,) in rows])
                 self._evicted_id[token] = rows[-1][0]
                 self.forgotten_keys += len(rows)
-                self._forgetting.fail(
-                    "full",
-                    "forgetting idempotency keys before their time: token %s has more than %d "
-                    "(%sIDEMPOTENCY_KEYS)",
-                    token,
-                    self._max_keys,
-                    PREFIX,
-                )
+                why = f"token {token} has more than {self._max_keys} ({PREFIX}IDEMPOTENCY_KEYS)"
+                text = "forgetting idempotency keys before their time: %s"
+                self._forgetting.fail("full", text, why)
                 yield
         if max(self._counts.values(), default=0) <= self._max_keys * CALM_SHARE:
             self._forgetting.end()
