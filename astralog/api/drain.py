@@ -22,7 +22,6 @@ SHOWN_LOGS = 20
 
 
 def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
-    """Return the blueprint of POST /v1/drain."""
     blueprint = Blueprint("drain", __name__)
 
     @blueprint.post("/v1/drain")

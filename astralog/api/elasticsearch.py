@@ -96,8 +96,6 @@ _encode = msgspec.json.Encoder().encode
 
 
 def create_view(acceptor: Acceptor, note: Note) -> PlainView:
-    """Return the view of every path below `/elasticsearch/`."""
-
     def answer(environ: Environ) -> Response:
         """Store the documents of a bulk request, or answer a handshake."""
         path = environ["PATH_INFO"].removeprefix(PREFIX).strip("/")

@@ -76,8 +76,6 @@ ACK_DISABLED = Reply("ACK is disabled", 14)
 
 
 def create_view(acceptor: Acceptor, note: Note) -> PlainView:
-    """Return the view of every path below `/services/`."""
-
     def answer(environ: Environ) -> Response:
         """Store events or lines; 200 with code 0 means that all of them are in a segment file."""
         path = environ["PATH_INFO"].removeprefix(PREFIX)

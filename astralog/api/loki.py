@@ -21,8 +21,6 @@ PATH = "/loki/api/v1/push"
 
 
 def create_view(acceptor: Acceptor, note: Note) -> PlainView:
-    """Return the view of every path below `/loki/`."""
-
     def answer(environ: Environ) -> Response:
         """Store a push; 204 means that every entry of it is in a segment file."""
         if environ["PATH_INFO"] != PATH:

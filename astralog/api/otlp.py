@@ -75,7 +75,6 @@ def make_rejecter(note: Note) -> Reject:
 
 
 def create_blueprint(acceptor: Acceptor, note: Note, reject: Reject) -> Blueprint:
-    """Return the blueprint of OTLP."""
     blueprint = Blueprint("otlp", __name__)
 
     @blueprint.post("/v1/logs")

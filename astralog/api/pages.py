@@ -59,7 +59,6 @@ class Asset(NamedTuple):
 
 
 def load(path: Traversable) -> Asset:
-    """Read a file."""
     return make_asset(path.name, path.read_bytes())
 
 
@@ -70,7 +69,6 @@ def make_asset(name: str, content: bytes) -> Asset:
 
 
 def send(asset: Asset) -> Response:
-    """Return a response with a file."""
     response = Response(asset.content, content_type=asset.kind)
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.set_etag(asset.etag)
@@ -78,7 +76,6 @@ def send(asset: Asset) -> Response:
 
 
 def send_page(page: Asset, policy: str = CONTENT_SECURITY_POLICY) -> Response:
-    """Return a response with a page."""
     response = send(page)
     response.headers["Content-Security-Policy"] = policy
     response.headers["Referrer-Policy"] = "no-referrer"
@@ -188,7 +185,6 @@ def describe(template: bytes, version: str, *, has_status: bool = True) -> Json:
 
 
 def _join_lines(value: Json) -> Json:
-    """Join the lines of a text in an object of the file."""
     for name in ("description", "example"):
         if isinstance(lines := value.get(name), list):
             value[name] = "".join(f"{line}\n" for line in lines)
@@ -228,14 +224,12 @@ def _describe_rejection(status: HTTPStatus, codes: list[str], body: Json | None)
 
 
 def load_assets() -> dict[str, Asset]:
-    """Return the files of the page, by name."""
     others = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
     paths = [OWN / "docs.css", OWN / "docs.js", *(SWAGGER_UI / name for name in others)]
     return {path.name: load(path) for path in paths}
 
 
 def create_blueprint(version: str, *, has_status: bool) -> Blueprint:
-    """Return the blueprint of the routes that describe the API."""
     blueprint = Blueprint("docs", __name__)
     page, files_of_page = load(OWN / "docs.html"), load_assets()
     template = (OWN / "openapi.json").read_bytes()

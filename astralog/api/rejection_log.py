@@ -185,7 +185,6 @@ def _is_in(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> boo
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is an IP address."""
     return parse_address(text) is not None
 
 

@@ -30,7 +30,6 @@ Render = Callable[[Rejection, Environ], Response]
 
 
 def json_response(body: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response:
-    """Return `body` as a JSON response."""
     return Response(msgspec.json.encode(body), status=status, content_type="application/json")
 
 

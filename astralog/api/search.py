@@ -124,14 +124,12 @@ class Streams:
 
 
 def create_blueprint(settings: Settings, tokens: Tokens, streams: Streams) -> Blueprint:
-    """Return the blueprint of the search."""
     blueprint = Blueprint("search", __name__)
     logs = LogSearch(settings.data_dir, tokens.secret)
     turns = OneAtATime("search_busy")
 
     @blueprint.get(PATH)
     def search() -> Response:
-        """Return the newest logs that match, or stream new ones."""
         token = tokens.authorize(request.environ, Scope.READ)
         query = parse_query(request.environ["QUERY_STRING"], PARAMETERS)
         wanted = filter_of(token, query)

@@ -64,7 +64,6 @@ class Kept(Generic[T]):
         self._until = 0.0
 
     def get(self) -> T:
-        """Return the value; errors of its function propagate."""
         with self._lock:
             if self._value is None or time.monotonic() >= self._until:
                 self._value = self._make()
@@ -75,7 +74,6 @@ class Kept(Generic[T]):
 def create_blueprint(
     settings: Settings, tokens: Tokens, overview: Overview, clock: TrustedClock
 ) -> Blueprint:
-    """Return the blueprint of the page and of its requests."""
     blueprint = Blueprint("status", __name__)
 
     def authenticate() -> Token:
@@ -144,7 +142,6 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
 
     @blueprint.get("/status/logs")
     def show_logs() -> Response:
-        """Return the newest logs, or those stored since the cursor."""
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], (*FILTERS, "after"))
         try:
@@ -158,7 +155,6 @@ def _add_logs(blueprint: Blueprint, authenticate: Callable[[], Token], logs: Rec
 
     @blueprint.get("/status/log")
     def show_log() -> Response:
-        """Return one log, not shortened."""
         token = authenticate()
         query = parse_query(request.environ["QUERY_STRING"], ("id",))
         line = disk.run(logs.find, filter_of(token, {}), query.get("id", ""))

@@ -269,14 +269,12 @@ def decode_raw(body: bytes, context: Context, defaults: Mapping[str, str]) -> De
 
 
 def _make_event(defaults: Mapping[str, str]) -> Event:
-    """Return an event with the members of the query."""
     host, source, sourcetype, index = map(defaults.get, NAMES)
     time = msgspec.Raw(encode_value(defaults.get("time")))
     return Event("-", time, host, source, sourcetype, index)
 
 
 def _fill(event: Event, template: Event) -> None:
-    """Set the members that an event lacks."""
     event.time = template.time if event.time == NULL else event.time
     for name in NAMES:
         setattr(event, name, getattr(event, name) or getattr(template, name))

@@ -40,8 +40,6 @@ NO_STREAMS = "error at least one valid stream is required for ingestion"
 
 
 class Entry(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """An entry in JSON."""
-
     time: str
     line: str
     structured_metadata: dict[str, str] | None = None
@@ -55,8 +53,6 @@ class _Stream(msgspec.Struct, gc=False):
 
 
 class _Push(msgspec.Struct):
-    """A push in JSON."""
-
     streams: list[_Stream]
 
 

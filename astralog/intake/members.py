@@ -33,7 +33,6 @@ def decode_object(text: bytes) -> Members:
 
 
 def has_line_breaks(text: bytes) -> bool:
-    """Return whether a text has a CR or an LF."""
     return b"\n" in text or b"\r" in text
 
 

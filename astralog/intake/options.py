@@ -100,7 +100,6 @@ class Options:
 
     @cached_property
     def changes_logs(self) -> bool:
-        """Whether a log is changed before it is checked."""
         return bool(self.defaults or self.moves_unknown or self.sources)
 
     @cached_property
@@ -114,7 +113,6 @@ class Options:
         return bool(self.moves_unknown or self.stamps_arrival or self.sources)
 
     def stamp(self, arrival: str) -> "Options":
-        """Return the options with the arrival as the default timestamp."""
         return replace(self, defaults={**self.defaults, "timestamp": arrival})
 
 
@@ -208,7 +206,6 @@ def _parse_flag(values: Mapping[str, str], name: str) -> bool:
 
 
 def bad_parameter(name: str, problem: str) -> Rejection:
-    """Return the rejection for a query parameter with an invalid value."""
     return _bad(f"The query parameter {name!r} {problem}.")
 
 

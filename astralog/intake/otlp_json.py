@@ -66,8 +66,6 @@ _BASE64 = bytes.maketrans(b"-_", b"+/")
 
 
 class Json(Encoding):
-    """The encoding OTLP/JSON."""
-
     content_type = "application/json"
     invalid_code = "invalid_json"
     places = ("`$`", "`$.resourceLogs[{}]`", "`$.resourceLogs[{}].scopeLogs[{}]`")

@@ -172,5 +172,4 @@ def number_value(number: float) -> float | str:
 
 
 def bytes_value(content: bytes) -> str:
-    """Return bytes in base64, as in JSON."""
     return b64encode(content).decode()

@@ -104,7 +104,6 @@ class ValueReader:
         return attributes
 
     def _add_reader(self, head: bytes) -> WireReader:
-        """Return the reader of attributes with a head, and keep it."""
         read = _make_reader(head)
         if len(self._readers) < CACHED_HEADS:
             self._readers[head] = read
@@ -130,7 +129,6 @@ class ValueReader:
         return self._convert(parse(AnyValue, text, "The body"))
 
     def _convert(self, value: AnyValue, depth: int = 0) -> Any:
-        """Return a parsed value in JSON's form."""
         kind = value.WhichOneof("value")
         if kind == "int_value":
             return value.int_value

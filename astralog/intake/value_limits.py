@@ -93,6 +93,5 @@ class ValueBudget:
 
 
 def check_depth(depth: int) -> None:
-    """Raise ValueError for a value that is nested too deep."""
     if depth > MAX_DEPTH:
         raise ValueError(f"A value is nested in more than {MAX_DEPTH} others.")
