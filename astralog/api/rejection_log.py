@@ -63,7 +63,7 @@ class RejectionLog:
         self._counters = counters
         self._trusted_proxies = trusted_proxies
         self._silences: dict[Rejected, Silence] = {}
-        self._is_waiting = False
+        self._flusher: gevent.Greenlet | None = None  # false once it has ended
 
     def note(self, rejection: Rejection, environ: Mapping[str, Any]) -> None:
         """Log a rejected request; `environ` is WSGI's.
@@ -99,20 +99,16 @@ class RejectionLog:
         else:
             self._silences[rejected] = Silence()
             log.warning("rejected %s from %s, %s: %s", *rejected, _escape(words))
-            self._wait()
+            if not self._flusher:
+                self._flusher = gevent.spawn(self._flush_until_idle)
 
     def _is_crowded(self, code: str) -> bool:
         return sum(rejected.code == code for rejected in self._silences) >= MAX_CLIENTS
 
-    def _wait(self) -> None:
-        if self._silences and not self._is_waiting:
-            self._is_waiting = True
-            gevent.spawn_later(LINE_SECONDS, self._end_silence)
-
-    def _end_silence(self) -> None:
-        self._is_waiting = False
-        self.flush()
-        self._wait()
+    def _flush_until_idle(self) -> None:
+        while self._silences:
+            gevent.sleep(LINE_SECONDS)
+            self.flush()
 
     def flush(self) -> None:
         """Log the rejections of each client since its last line; forget idle clients."""
@@ -120,12 +116,8 @@ class RejectionLog:
         for rejected, silence in silences.items():
             if silence.count:
                 words = _escape(silence.last_words)
-                log.warning(
-                    "rejected %s from %s, %s: %d more, the last: %s",
-                    *rejected,
-                    silence.count,
-                    words,
-                )
+                message = "rejected %s from %s, %s: %d more, the last: %s"
+                log.warning(message, *rejected, silence.count, words)
                 self._silences[rejected] = Silence()
 
 
