@@ -11,7 +11,7 @@ from astralog.intake.lines import RUN_BYTES, LineWriter, escaped_size, project_o
 from astralog.intake.members import Members, decode_members, decode_object
 from astralog.intake.options import NO_LEVEL, NO_SERVICE
 from astralog.intake.otlp import MAX_REPEATED_BYTES
-from astralog.intake.strict_json import is_utf8, parse, replace_lone_surrogates, to_utf8
+from astralog.intake.strict_json import check_utf8, is_utf8, parse, replace_lone_surrogates, to_utf8
 from astralog.intake.unix_time import format_time
 from astralog.intake.value_limits import find_excess
 
@@ -28,8 +28,7 @@ def read_line(line: bytes) -> Members:
     """
     if len(line) <= PIECE_BYTES and b"\r" not in line:  # a usual one, in one call
         try:
-            if not line.isascii():
-                line.decode()
+            check_utf8(line)
             return decode_members(line)
         except (ValueError, RecursionError):
             pass
@@ -43,8 +42,7 @@ def read_usual_lines(lines: Sequence[bytes]) -> list[Members]:
     text = b"".join(lines)
     if b"\r" in text:
         raise ValueError("A line break within a line")
-    if not text.isascii():
-        text.decode()
+    check_utf8(text)
     try:
         return list(map(decode_members, lines))
     except RecursionError:
