@@ -77,15 +77,12 @@ class Delivery:
         """
         self._rejected_inserts += 1
         if chunk.lines == 1 or self._rejected_inserts > SEARCH_INSERTS:
-            return self._give_up(chunk, error)
+            lines = as_dead_letters(chunk, self._tables.held(chunk), error)
+            self._insert_dead_letters(chunk, lines)
+            return Delivered(chunk.lines, len(lines))
         # In doubt: the rejection may come from a view, with the rows stored in the table.
         first, second = (self.deliver(half, in_doubt=True) for half in chunk.halves())
         return Delivered(first.lines + second.lines, first.dead_letters + second.dead_letters)
-
-    def _give_up(self, chunk: Chunk, error: str) -> Delivered:
-        lines = as_dead_letters(chunk, self._tables.held(chunk), error)
-        self._insert_dead_letters(chunk, lines)
-        return Delivered(chunk.lines, len(lines))
 
 
 def _check_count(written: int, sent: int) -> None:

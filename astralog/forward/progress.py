@@ -68,7 +68,11 @@ class Progress:
             with contextlib.suppress(OSError):  # the disk may be full; metrics may lag
                 write_status(self._directory, status)
         if is_due or now - self._line_at >= self._line_seconds:
-            self._show_line(self.line(now))
+            line = self.line(now)
+            if self._terminal:
+                self._write(self._terminal, ERASE_LINE + line)
+            else:
+                log.info(line)
             self._line_at, self._line_logs = now, self.status.delivered_logs
 
     def line(self, now: float) -> str:
@@ -84,12 +88,6 @@ class Progress:
         if status.dead_letter_logs:
             parts.insert(1, f"{status.dead_letter_logs:,} of them dead letters")
         return ", ".join(parts)
-
-    def _show_line(self, line: str) -> None:
-        if self._terminal:
-            self._write(self._terminal, ERASE_LINE + line)
-        else:
-            log.info(line)
 
     def close(self) -> None:
         """End the line on the terminal."""

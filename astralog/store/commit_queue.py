@@ -191,11 +191,7 @@ class CommitQueue:
 
 
 def _run_forever(step: Callable[[], float], message: str) -> NoReturn:
-    """Call `step` forever, each time after the seconds that it returned.
-
-    An exception is logged with `message`, which names the loop, and the loop goes on after
-    FAILED_SECONDS. Only GreenletExit and other exceptions that are no Exception end it.
-    """
+    """Call `step` forever after the seconds that it returned; log its exceptions by `message`."""
     while True:
         try:
             pause = step()

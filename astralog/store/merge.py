@@ -247,21 +247,16 @@ def last_first(
 MakePart = Callable[[Path, str, Form, str | None], Part]
 
 
-def event_time(line: bytes) -> float:
-    """Return a stored line's timestamp in seconds since 1970, NaN if it has none."""
+def _arrival_time(line: bytes, since: float, until: float, otherwise: float) -> float:
+    """Return the line's timestamp, clamped, if it is near its arrival, else `otherwise`."""
     match = _TIMESTAMP.search(line)
     if match is None:
-        return math.nan
+        return otherwise
     try:
         second = datetime.fromisoformat(match[1].decode())
     except ValueError:
-        return math.nan
-    return second.replace(tzinfo=UTC).timestamp() + float(match[2] or 0)
-
-
-def _arrival_time(line: bytes, since: float, until: float, otherwise: float) -> float:
-    """Return the line's timestamp, clamped, if it is near its arrival, else `otherwise`."""
-    time = event_time(line)
+        return otherwise
+    time = second.replace(tzinfo=UTC).timestamp() + float(match[2] or 0)
     if since - CLOCK_SECONDS <= time <= until + CLOCK_SECONDS:
         return min(max(time, since), until)
     return otherwise

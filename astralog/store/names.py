@@ -30,7 +30,7 @@ class Form(enum.Enum):
 #: The forms of a sealed segment; both exist while it is being compressed.
 SEALED_FORMS = (Form.PLAIN, Form.COMPRESSED)
 
-#: Seconds ahead of the clock above which a segment was named by a wrong clock.
+#: Seconds ahead of the clock above which a time is of a wrong clock.
 AHEAD_SECONDS = 86_400.0
 
 #: The highest number that is appended to a taken name; the first is 1.
@@ -108,9 +108,9 @@ def parse_file_names(texts: Iterable[str]) -> Iterator[SegmentFile]:
     return filter(None, map(parse_file_name, texts))
 
 
-def is_ahead(start: float, now: float) -> bool:
-    """Return whether a segment's name is from a wrong clock; both times are seconds since 1970."""
-    return start > now + AHEAD_SECONDS
+def is_ahead(at: float, now: float) -> bool:
+    """Return whether a time is of a wrong clock; both times are seconds since 1970."""
+    return at > now + AHEAD_SECONDS
 
 
 def last_change(start: float, modified_at: float, now: float) -> float:

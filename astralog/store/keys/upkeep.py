@@ -10,6 +10,7 @@ from astralog.clock import TrustedClock
 from astralog.log import LogOnce
 from astralog.settings import PREFIX, Settings
 from astralog.store.keys.database import NAME, Database, repeat
+from astralog.store.names import is_ahead
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,6 @@ LOG_BYTES = 1024 * 1024
 
 #: Milliseconds that a checkpoint waits for other processes, while they wait for it.
 WAIT_MS = 100
-
-#: Seconds by which a record may be ahead of the clock before its time counts as wrong.
-AHEAD_SECONDS = 86400.0
 
 #: Share of the limit below which a token no longer counts as one with too many keys.
 CALM_SHARE = 0.9
@@ -114,7 +112,7 @@ class KeyUpkeep:
                 [DELETED_ROWS],
             )
             for number, _, at in rows:
-                if at > now + AHEAD_SECONDS:
+                if is_ahead(at, now):
                     self._database.execute(
                         "UPDATE keys SET time = ? WHERE id = ?", [int(now), number]
                     )
