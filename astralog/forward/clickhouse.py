@@ -4,18 +4,18 @@ A server drops a repeated insert with the same token while it remembers that tok
 (26.1 on) do not for `INSERT ... SELECT`, so rows are inserted directly.
 """
 
+import contextlib
 import json
 import math
 import signal
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from urllib3 import BaseHTTPResponse
 
 from astralog.forward.chunks import (
     COLUMNS,
@@ -231,21 +231,16 @@ class Tables:
         query_id = f"astralog/{uuid.uuid4()}"
 
         def ask(client: Client) -> Answer:
-            response = cast(
-                BaseHTTPResponse,
-                client.raw_stream(
-                    query.format(lines=lines),
-                    {"node": self._node, **values},
-                    {"query_id": query_id, "wait_end_of_query": 1},
-                    "JSONCompact",  # a part of it is not valid JSON
-                ),
+            response: Any = client.raw_stream(  # a response of urllib3
+                query.format(lines=lines),
+                {"node": self._node, **values},
+                {"query_id": query_id, "wait_end_of_query": 1},
+                "JSONCompact",  # a part of it is not valid JSON
             )
-            try:
+            with contextlib.closing(response):
                 if response.headers.get("X-ClickHouse-Query-Id") != query_id:
                     raise ValueError(NOT_CLICKHOUSE)
                 content = json.loads(response.read())
-            finally:
-                response.close()
             if "exception" in content or len(content["data"]) != content["rows"]:
                 raise ValueError(content.get("exception", "rows are missing in the response"))
             return read(content["data"])
@@ -290,8 +285,6 @@ def _unavailable(error: Exception) -> Unavailable:
     return Unavailable(cause, code)
 
 
-Result = TypeVar("Result")
-
 #: Seconds until the signal is repeated: an exception raised inside a finalizer is lost.
 REPEAT_SECONDS = 1.0
 
@@ -310,7 +303,7 @@ class _Alarm:
             raise _Expired
 
 
-def call_within(seconds: float, call: Callable[[], Result]) -> Result:
+def call_within(seconds: float, call: Callable[[], Answer]) -> Answer:
     """Return the result of `call`; raises TimeoutError if it takes longer than `seconds`.
 
     A socket timeout restarts with every byte, so a dripping response never reaches it. Main

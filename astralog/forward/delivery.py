@@ -24,9 +24,6 @@ SEARCH_INSERTS = 500
 class Miscounted(Unavailable):
     """ClickHouse reports fewer written rows than were sent."""
 
-    def __init__(self, written: int, sent: int) -> None:
-        super().__init__(ValueError(f"{sent} rows were sent, {written} were written"), None)
-
 
 class Delivered(NamedTuple):
     """Number of delivered lines of a chunk, and of the dead letters among them."""
@@ -87,7 +84,7 @@ class Delivery:
 
 def _check_count(written: int, sent: int) -> None:
     if written < sent:
-        raise Miscounted(written, sent)
+        raise Miscounted(ValueError(f"{sent} rows were sent, {written} were written"), None)
 
 
 #: File bytes of the segments per query about doubts: the server counts their distinct lines in
