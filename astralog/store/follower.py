@@ -142,7 +142,9 @@ class Follower:
         for segment, form in parse_file_names(sorted(names - self._names)):
             self._note_new(segment, form)
         for segment, form in parse_file_names(self._names - names):
-            self._note_gone(segment, form)
+            part = self._followed.get(segment)
+            if part and form is Form.OPEN and part.state is State.OPEN:
+                part.state = State.GONE
         self._names = names
         self._forget()
 
@@ -152,11 +154,6 @@ class Follower:
             part.state = State.OPEN if form is Form.OPEN else State.SEALED
         elif segment not in self._done:
             self._follow(segment, form, self._left.pop(segment, 0))
-
-    def _note_gone(self, segment: SegmentName, form: Form) -> None:
-        part = self._followed.get(segment)
-        if part and form is Form.OPEN and part.state is State.OPEN:
-            part.state = State.GONE
 
     def _follow(self, segment: SegmentName, form: Form, begin: int = 0) -> FollowedPart | None:
         try:

@@ -116,7 +116,9 @@ class Retention:
 
         Yield after each small step. `total` is the number of bytes of all segments.
         """
-        self._forget_failures(index)
+        self._unremovable = {name for name in self._unremovable if index.get(name)}
+        if not self._unremovable:
+            self._failure.end("segments can be removed again")
         this = _Pass(self._excess(total, space), self._kept_inodes(space))
         if self._seconds and time.monotonic() >= self._expired_due_at:
             yield from self._remove_expired(index, this)
@@ -222,12 +224,6 @@ class Retention:
             why = "removal is retried"
             self._failure.fail("removal", "cannot remove %s: %s; %s", name, error.strerror, why)
             return None
-
-    def _forget_failures(self, index: SegmentIndex) -> None:
-        """Forget unremovable segments that no longer exist."""
-        self._unremovable = {name for name in self._unremovable if index.get(name)}
-        if not self._unremovable:
-            self._failure.end("segments can be removed again")
 
 
 class UndeliveredLog:

@@ -64,7 +64,11 @@ class MemoryBudget:
         more = new_size - old_size
         exceeds_share = self._reserved_by.get(token, 0) + more > self.token_limit
         if exceeds_share and self._are_tokens_several():
-            raise self._exceeds_share(new_size)
+            if new_size > self.token_limit:
+                cause = errors.too_large_for_token(new_size, self.token_limit, self.limit)
+            else:
+                cause = errors.token_queue_full(self.token_limit, self.limit)
+            raise Rejection(*cause)
         if self.reserved + more <= self.limit:
             return
         alone_limit = ALONE_SHARE * self.limit
@@ -85,12 +89,6 @@ class MemoryBudget:
         if self._rejected and self.reserved <= self.limit // 2:
             log.warning("write queue has room again: %d requests were rejected", self._rejected)
             self._rejected = 0
-
-    def _exceeds_share(self, size: int) -> Rejection:
-        """Return the rejection of a request of `size` bytes whose token exceeds its share."""
-        if size > self.token_limit:
-            return Rejection(*errors.too_large_for_token(size, self.token_limit, self.limit))
-        return Rejection(*errors.token_queue_full(self.token_limit, self.limit))
 
     def _full(self) -> Rejection:
         if not self._rejected:

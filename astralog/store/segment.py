@@ -91,19 +91,16 @@ class Segment:
             try:
                 os.fdatasync(self._fd)
             except OSError as error:
-                raise SegmentLost(error.errno, self._describe_loss(error)) from error
+                text = f"sync failed: {error.strerror}"
+                if self.unsynced_batches:
+                    text += f"; acknowledged batches that may be lost: {self.unsynced_batches}"
+                raise SegmentLost(error.errno, text) from error
             self.is_dirty = False
             self.unsynced_batches = 0
             if self.size - self._dropped_bytes >= 2 * CACHED_BYTES:
                 self._dropped_bytes = self.size - CACHED_BYTES
                 files.drop_from_page_cache(self._fd, self._dropped_bytes)
         self.synced_at = time.monotonic()
-
-    def _describe_loss(self, error: OSError) -> str:
-        text = f"sync failed: {error.strerror}"
-        if self.unsynced_batches:
-            text += f"; acknowledged batches that may be lost: {self.unsynced_batches}"
-        return text
 
     def accept(self, size: int, batches: int) -> None:
         """Accept the last commit group, written and synced as the mode requires."""
@@ -155,7 +152,9 @@ def recover_file(path: Path) -> int:
         before = os.fstat(fd).st_size
         segment = SegmentName.of_open_file(path)
         ranges = ranges_in(path.parent, segment)
-        after = _end_of_batches(_end_of_lines(fd, before), ranges)
+        end = _end_of_lines(fd, before)
+        # A batch with a key that crosses the end is not kept.
+        after = min((start for start, stop in ranges if start < end < stop), default=end)
         if after < before:
             os.ftruncate(fd, after)
         os.fsync(fd)
@@ -166,11 +165,6 @@ def recover_file(path: Path) -> int:
         return after
     finally:
         os.close(fd)
-
-
-def _end_of_batches(end: int, ranges: list[tuple[int, int]]) -> int:
-    """Return `end`, or the start of the batch in `ranges` that crosses it."""
-    return min((start for start, stop in ranges if start < end < stop), default=end)
 
 
 def _end_of_lines(fd: int, size: int) -> int:
