@@ -20,9 +20,11 @@ from astralog.app import create_app, services_of
 from astralog.settings import Settings
 from tests.support.blocked_hub import LIMIT_SECONDS, HubMonitor, monitored_hub
 from tests.support.fake_system import BreakOs, Disk, Fault
+from tests.support.launcher import defer_url_builders
 from tests.support.service import TOKEN, heed_signals
 
 heed_signals()
+defer_url_builders()
 
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None)
 hypothesis.settings.register_profile("quick", max_examples=20, deadline=None)

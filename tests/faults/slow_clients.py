@@ -62,8 +62,13 @@ def run(
     connections: int = CONNECTIONS,
     readers: int = READERS,
     sizes: Sequence[int] = HEAD_SIZES,
+    paths: Sequence[str] = PATHS,
+    tls_connections: int = TLS_CONNECTIONS,
 ) -> Iterator[Row]:
-    """Run each kind, with thousands of connections if it is about connections and memory."""
+    """Run each kind, with thousands of connections if it is about connections and memory.
+
+    Bodies without end go to `paths`. A kind without `readers` or `tls_connections` is left out.
+    """
     raise_open_files_limit()
     kinds: list[tuple[str, Callable[[Bench, Row], None]]] = [
         (
@@ -73,15 +78,15 @@ def run(
         for size in sizes
     ]
     kinds += [
-        ("bodies without end behind every answer", _send_on),
+        ("bodies without end behind every answer", partial(_send_on, paths)),
         ("chunks of little but extensions, sizes and trailers", _chop),
     ]
     if readers:
         what = f"{readers} connections: scripts asked for, and not taken"
         kinds.append((what, partial(_read_not, readers)))
-    if can_make_certificate():
-        what = f"{TLS_CONNECTIONS:,} TLS connections: silent after the hello"
-        kinds.append((what, _shake_no_hands))
+    if tls_connections and can_make_certificate():
+        what = f"{tls_connections:,} TLS connections: silent after the hello"
+        kinds.append((what, partial(_shake_no_hands, tls_connections)))
     for what, hog in kinds:
         row = Row(what)
         if bench.has_time:
@@ -107,13 +112,13 @@ def _flood_of_heads(connections: int, size: int, bench: Bench, row: Row) -> None
             visit(row, service, arrivals, stay_seconds=1.0, others_seconds=others_seconds)
 
 
-def _shake_no_hands(bench: Bench, row: Row) -> None:
+def _shake_no_hands(connections: int, bench: Bench, row: Row) -> None:
     directory = bench.make_directory()
     with TlsService(directory) as service:
         flood = Flood(service, bench.random)
-        arrivals = (flood.send_a_hello() for _ in range(TLS_CONNECTIONS))
+        arrivals = (flood.send_a_hello() for _ in range(connections))
         seconds = _seconds_each(service, flood.send_a_hello)
-        others_seconds = OTHERS_SECONDS + TLS_CONNECTIONS * seconds / 2
+        others_seconds = OTHERS_SECONDS + connections * seconds / 2
         with _bounded_memory(row, service):
             visit(row, service, arrivals, stay_seconds=1.0, others_seconds=others_seconds)
 
@@ -157,13 +162,13 @@ def _long_head(size: int) -> bytes:
     return (b"POST /v1/drain HTTP/1.1\r\nHost: x\r\n" + lines)[:size]
 
 
-def _send_on(bench: Bench, row: Row) -> None:
+def _send_on(paths: Sequence[str], bench: Bench, row: Row) -> None:
     """Send a body without end behind every answer, in one piece and in chunks."""
     chunk = b"100000\r\n" + bytes(MIB) + b"\r\n"
     with Service(bench.make_directory()) as service, watch_health(service, row):
         workers = service.worker_pids()
         for method in ("GET", "HEAD", "POST"):
-            for path in PATHS:
+            for path in paths:
                 for framing, piece in (
                     ("Content-Length: 99999999999", bytes(MIB)),
                     ("Transfer-Encoding: chunked", chunk),

@@ -689,8 +689,9 @@ def test_memory_is_bounded_for_any_segment(
     peaks = [0.0]
     with forward.start("--once"):
         while forward.process.poll() is None:
-            status = Path(f"/proc/{forward.process.pid}/status").read_text()
-            peaks += [int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status)]
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                status = Path(f"/proc/{forward.process.pid}/status").read_text()
+                peaks += [int(kib) / 1024 for kib in re.findall(r"VmHWM:\s+(\d+)", status)]
             time.sleep(0.02)
     assert forward.process.returncode == 0
     assert 30 < max(peaks) < 150

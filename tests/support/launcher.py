@@ -2,13 +2,14 @@
 
 The import takes at least half of the CPU of a start, and the tests start hundreds of both. A
 process of the launcher is in the same state as one of `python blocked_hub.py wsgi:app`, or of
-`astralog forward`.
+`astralog forward`, except that the garbage collector leaves the imported objects alone.
 """
 
 import atexit
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -18,12 +19,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 #: Imported before the forks: no module of them reads a setting, or starts a thread.
 SERVICE = (
@@ -33,6 +34,10 @@ SERVICE = (
     "astralog.server.start",
     "astralog.server.master",
     "astralog.server.compressor",
+    "gevent.local",
+    "gevent.select",
+    "gevent.selectors",
+    "gevent.subprocess",
 )
 FORWARD = ("astralog.cli", "astralog.forward.forwarder")
 
@@ -192,6 +197,24 @@ def cache_plugins() -> None:
         metadata.entry_points(group=group)
 
 
+def defer_url_builders() -> None:
+    """Let werkzeug compile the two functions that build a rule's URLs when they are called.
+
+    The service calls none of them, and they take more than half of the CPU of `create_app`.
+    """
+    rule = importlib.import_module("werkzeug.routing.rules").Rule
+    compile_builder = rule._compile_builder
+
+    def compile_later(rule: Any, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        def build(self: Any, **values: Any) -> tuple[str, str]:
+            built: tuple[str, str] = compile_builder(rule, append_unknown)(self, **values)
+            return built
+
+        return build
+
+    rule._compile_builder = compile_later
+
+
 def answer(connection: socket.socket, pid: int, status: int | None) -> None:
     """Tell the tests that a process has started, or its exit status; they may have ended."""
     with contextlib.suppress(OSError):
@@ -204,7 +227,12 @@ if __name__ == "__main__":
         importlib.import_module(name)
     if "gevent" in sys.modules:
         cache_plugins()
+    if "werkzeug" in sys.modules:
+        defer_url_builders()
+    gc.collect()
+    gc.freeze()  # gevent looks for held locks in each worker, which here takes half of its start
     sys.argv = fork_for_requests(socket.socket(fileno=int(sys.argv[1])))
+    atexit.register(gc.unfreeze)  # the interpreter's end collects imported objects first, as usual
     if "PYTHONFAULTHANDLER" in os.environ:
         faulthandler.enable()
     if "FAULTS_CONTROL" in os.environ:  # of the preloaded tests/faults/shim.c
