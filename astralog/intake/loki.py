@@ -104,10 +104,7 @@ def check_streams(streams: Sequence[Any]) -> None:
 
 
 def add_stream(
-    labels: Mapping[str, str],
-    tenant: str,
-    runs: Iterable[Sequence[Entry]],
-    batch: ForeignBatch,
+    labels: Mapping[str, str], tenant: str, runs: Iterable[Sequence[Entry]], batch: ForeignBatch
 ) -> None:
     """Append the logs of a stream, whose entries come in runs.
 
