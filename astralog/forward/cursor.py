@@ -222,10 +222,7 @@ class NodeNameError(Exception):
 
 
 def resolve_node(directory: Path, wanted: str) -> str:
-    """Return the node's name for a directory; `wanted` is the setting, empty if unset.
-
-    Raises OSError, and NodeNameError with one line that says what to do.
-    """
+    """Return a directory's node name; `wanted` is the setting. Raises OSError, NodeNameError."""
     path = directory / forward_state.NODE_NAME
     noted = forward_state.read_node_of_cursor(directory)
     try:

@@ -128,10 +128,7 @@ class CommitQueue:
         self._helpers.spawn(_run_forever, maintain_keys, "maintenance of the keys failed")
 
     def stop(self, timeout_seconds: float) -> None:
-        """Store the queued batches, seal the segments and end the drain pool.
-
-        Batches that cannot be stored in time are rejected.
-        """
+        """Store the queued batches, or reject them after the timeout; seal the segments."""
         self._is_stopping = True
         self._batches.end_drains(len(self._drains))
         self._drains.join(timeout_seconds)

@@ -161,9 +161,6 @@ def read_status(directory: Path) -> ForwardStatus | None:
 
 
 def write_status(directory: Path, status: ForwardStatus) -> None:
-    """Replace the status file; raises OSError.
-
-    It is not synced: after a power cut there may be none.
-    """
+    """Replace the status file, without a sync; raises OSError."""
     lines = [f"{name} {value}\n" for name, value in dataclasses.asdict(status).items()]
     replace_file(directory / STATUS_NAME, "".join(lines).encode(), is_synced=False)

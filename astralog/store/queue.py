@@ -106,10 +106,7 @@ class BatchQueue:
             self._queue.put(None)
 
     def dequeue_group(self, group: list[QueuedBatch], timeout_seconds: float) -> bool:
-        """Move queued batches to a commit group; return whether the calling drain must end.
-
-        If no batch is queued within the timeout, the group stays empty.
-        """
+        """Move batches that come within the timeout to a group; return whether the drain ends."""
         size = 0
         with TimeLimit(timeout_seconds):
             self._queue.peek()

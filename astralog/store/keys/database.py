@@ -152,10 +152,7 @@ class Database:
     # --- The connection
 
     def open(self) -> None:
-        """Connect, unless a valid connection exists; create the database if it is missing.
-
-        A database that is damaged or whose log was removed is moved aside.
-        """
+        """Connect, unless connected; move a damaged database aside, and create a missing one."""
         if not self.is_in_place():
             with _opening(self._directory, self._lock_seconds):
                 self._reopen()
