@@ -17,6 +17,7 @@ from astralog.store.merge import oldest_first
 from astralog.store.reader import ReadBudget, select_if
 from tests.support import foreign
 from tests.support.fake_system import BreakOs
+from tests.support.processes import open_paths
 from tests.support.tail import compress, make_name, make_segment
 
 Caplog = pytest.LogCaptureFixture
@@ -34,12 +35,11 @@ def data_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def follower(data_dir: Path) -> Iterator[Follower]:
     """Return a follower of an empty directory, which must close all files at its end."""
-    before = len(os.listdir("/proc/self/fd"))
     follower = Follower(data_dir)
     assert [] == follower.start()
     yield follower
     follower.close()
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert [] == [path for path in open_paths(os.getpid()) if path.startswith(str(data_dir))]
 
 
 class Writer:
