@@ -42,6 +42,13 @@ class Volume:
         self.bytes += size
 
 
+def total(volumes: Iterable[Volume]) -> Volume:
+    result = Volume()
+    for volume in volumes:
+        result.add(volume.batches, volume.logs, volume.bytes)
+    return result
+
+
 class Durations:
     """A histogram of durations: `counts` has one number per bucket, the last one for the rest."""
 
@@ -66,8 +73,6 @@ class Counters:
         """Count tokens by name if `is_named` returns True for the name."""
         self._is_named = is_named
         self._named: set[str] = set()  # of these, the ones that were counted
-        self.received = Volume()
-        self.accepted = Volume()
         self.replayed = Volume()
         self.rejected = {code: Volume() for code in STATUS_OF_CODE}
         self.accepted_by_token: dict[tuple[str, ...], Volume] = {}
@@ -77,6 +82,14 @@ class Counters:
         self.requests = Durations()
         self.commits = Durations()
 
+    @property
+    def accepted(self) -> Volume:
+        return total(self.accepted_by_token.values())
+
+    @property
+    def received(self) -> Volume:
+        return total((self.accepted, self.replayed, *self.rejected.values()))
+
     def accept(
         self, size: int, logs: int, started_at: float, committing_at: float, token: str
     ) -> None:
@@ -85,17 +98,18 @@ class Counters:
         `size` is that of its decompressed body; the times are perf_counter's, at the request's
         start and the commit's; `token` is the name of the client's token.
         """
-        of_token = self.accepted_by_token.setdefault((self._label(token),), Volume())
-        for volume in (self.received, self.accepted, of_token):
-            volume.add(1, logs, size)
+        label = (self._label(token),)
+        volume = self.accepted_by_token.get(label)
+        if volume is None:
+            volume = self.accepted_by_token[label] = Volume()
+        volume.add(1, logs, size)
         now = perf_counter()
         self.requests.add(now - started_at)
         self.commits.add(now - committing_at)
 
     def replay(self, size: int, started_at: float) -> None:
         """Count a batch that an earlier try with its key has stored; its logs count there."""
-        for volume in (self.received, self.replayed):
-            volume.add(1, 0, size)
+        self.replayed.add(1, 0, size)
         self.requests.add(perf_counter() - started_at)
 
     def reject(
@@ -104,7 +118,6 @@ class Counters:
         """Count a rejected batch; `size` and `logs` are 0 and `token`, a name, None if unknown."""
         logs = logs or getattr(error, "logs", 0)
         code = _code(error)
-        self.received.add(1, logs, size)
         self.rejected[code].add(1, logs, size)
         series = self._label(token) if token else UNKNOWN_TOKEN, code
         self.rejected_by_token[series] = self.rejected_by_token.get(series, 0) + 1
@@ -120,8 +133,7 @@ class Counters:
 
     def reject_logs(self, code: str, logs: int) -> None:
         """Count logs that were left out of a batch which was accepted."""
-        for volume in (self.received, self.rejected[code]):
-            volume.add(0, logs, 0)
+        self.rejected[code].add(0, logs, 0)
 
     def store(self, batches: int, size: int, logs: int, late_logs: int) -> None:
         """Count batches that are written; `size` is that of their lines."""

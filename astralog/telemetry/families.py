@@ -69,19 +69,18 @@ def counter_families(counters: Counters) -> list[Family]:
     stored = "written, and synced according to ASTRALOG_SYNC"
     replayed = "answered 200 because an earlier try with their key had stored them"
     late = "Logs stored after their client received commit_timeout or disconnected."
+    words = "answered 200, by token"
+    by_token = _volumes("accepted", words, lambda: counters.accepted_by_token, ("token",))
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
-        *_volumes("received", "that were answered", {(): counters.received}),
-        *_volumes("accepted", "answered 200", {(): counters.accepted}),
-        *(
-            family._replace(name=f"{family.name}_by_token")
-            for family in _volumes(
-                "accepted", "answered 200, by token", counters.accepted_by_token, ("token",)
-            )
-        ),
+        *_volumes("received", "that were answered", lambda: {(): counters.received}),
+        *_volumes("accepted", "answered 200", lambda: {(): counters.accepted}),
+        *(family._replace(name=f"{family.name}_by_token") for family in by_token),
         # Replayed logs counted when they were stored.
-        *_volumes("replayed", replayed, {(): counters.replayed}, units=("batches", "bytes")),
-        *_volumes("rejected", "rejected, by code", rejected, ("code",)),
+        *_volumes(
+            "replayed", replayed, lambda: {(): counters.replayed}, units=("batches", "bytes")
+        ),
+        *_volumes("rejected", "rejected, by code", lambda: rejected, ("code",)),
         Family(
             REJECTED_BY_TOKEN,
             "Batches rejected, by token and code.",
@@ -252,7 +251,7 @@ def _durations(name: str, help: str, durations: Durations) -> Family:
 def _volumes(
     name: str,
     words: str,
-    volumes: Mapping[Labels, Volume],
+    volumes: Callable[[], Mapping[Labels, Volume]],
     labels: Labels = (),
     units: Iterable[str] = UNITS,
 ) -> Iterator[Family]:
@@ -260,7 +259,7 @@ def _volumes(
     for unit in units:
 
         def read(unit: str = unit) -> Mapping[Labels, float]:
-            return {key: getattr(volume, unit) for key, volume in volumes.items()}
+            return {key: getattr(volume, unit) for key, volume in volumes().items()}
 
         help = f"{UNITS[unit]} {words}."
         yield Family(f"astralog_{name}_{unit}", help, Kind.COUNTER, read, labels)
