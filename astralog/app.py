@@ -39,7 +39,11 @@ class Services:
     overview: Overview | None = None
 
     def start(self, metrics_fd: int, started_at: float) -> None:
-        """Start a worker's background work; `started_at` is the service's start, in Unix time."""
+        """Start the background work of a worker.
+
+        The workers share their metrics in the file `metrics_fd`; the service has run since
+        `started_at`, in seconds since 1970.
+        """
         self.queue.start()
         self.tokens.start()
         self.metrics.start(metrics_fd)

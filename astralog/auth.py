@@ -96,7 +96,11 @@ class Tokens:
         return len(self._by_digest) > 1
 
     def authorize(self, environ: Environ, scope: Scope) -> Token:
-        """Return the token of a request; raises Rejection `unauthorized` and `forbidden_scope`."""
+        """Return the token of a request that needs a scope.
+
+        Every path that needs a token calls this. Raises Rejection `unauthorized` and
+        `forbidden_scope`.
+        """
         header = None if QUERY_TOKEN in environ else environ.get("HTTP_AUTHORIZATION")
         token = self._by_header.get(header) or self._identify(environ)
         if scope not in token.scopes:

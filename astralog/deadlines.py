@@ -75,7 +75,10 @@ def in_turns(items: Iterable[Item]) -> Iterator[Item]:
 
 
 class Deadlines:
-    """Time-limited contexts, one at a time per greenlet: 0.5 µs each; gevent.Timeout takes 4."""
+    """Contexts with a time limit; a greenlet is in at most one of them at a time.
+
+    Measured, a context takes 0.5 µs; gevent.Timeout takes 4.
+    """
 
     def __init__(self, seconds: Callable[[], float], error: Callable[[], BaseException]) -> None:
         """End a context after `seconds()`, with the exception that `error()` returns."""
@@ -111,7 +114,10 @@ class Deadlines:
         return len(self._ending)
 
     def end_longest(self) -> None:
-        """End the longest wait, unless it succeeds in the next poll of the hub; return then."""
+        """End the longest wait, unless it succeeds in the next poll of the hub; return afterwards.
+
+        Another call meanwhile ends another wait.
+        """
         waiting, since = next(iter(self._waiting.items()))
         self._ending[waiting] = self._waiting.pop(waiting)
         loop = gevent.get_hub().loop

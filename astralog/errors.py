@@ -211,7 +211,10 @@ STORAGE_FAILED = Cause("storage_failed", f"The disk failed; {_REJECTED}")
 
 
 class Shortage(OSError):
-    """An ENOSPC: the disk has less than ASTRALOG_MIN_FREE_BYTES; `strerror` says how much."""
+    """Fewer bytes or inodes of the disk are free than ASTRALOG_MIN_FREE_BYTES keeps free.
+
+    An ENOSPC whose `strerror`, for the log, also says how many are free.
+    """
 
     def __init__(self, resource: Literal["bytes", "inodes"], free: int, kept: int) -> None:
         limit = f"ASTRALOG_MIN_FREE_BYTES keeps {kept}"

@@ -29,7 +29,10 @@ def make_memory_file(name: str) -> int:
 
 
 def write_record(fd: int, offset: int, number: int, data: bytes, max_bytes: int) -> bool:
-    """Write a record; return whether it is whole. Raises OSError, at once if it is too large."""
+    """Write a record of at most `max_bytes`; return whether it is whole.
+
+    Raises OSError, for a larger record before anything is written.
+    """
     record = _HEADER.pack(number, len(data), _checksum(number, data)) + data
     if len(record) > max_bytes:
         raise OSError(f"a record takes {len(record)} bytes of at most {max_bytes}")
@@ -52,7 +55,10 @@ def _checksum(number: int, data: bytes) -> int:
 
 
 def try_lock(fd: int, offset: int, operation: int) -> bool:
-    """Lock a byte until the process ends; return False if another one has. Raises OSError."""
+    """Lock a byte by LOCK_EX or LOCK_SH until the process ends or `unlock`s it.
+
+    Return whether no other process has locked it; raises OSError.
+    """
     try:
         fcntl.lockf(fd, operation | fcntl.LOCK_NB, 1, offset)
     except (BlockingIOError, PermissionError):  # POSIX leaves open which of the two it is

@@ -51,7 +51,10 @@ class Rates:
         self._memory = mmap.mmap(self._fd, size)
 
     def check(self, token: bytes, rate: float) -> None:
-        """Raise Rejection `rate_limited` if the bucket of a token's digest is empty."""
+        """Raise Rejection `rate_limited` if a bucket is empty.
+
+        It is that of the token with this digest; `rate` is in bytes per second.
+        """
         now = time.monotonic()
         _check(rate, self._find(token, now)[1] - now)
 

@@ -358,7 +358,10 @@ class Settings:
 
     @classmethod
     def from_environ(cls) -> "Settings":
-        """Read `os.environ`; raises InvalidSettings, with a line per wrong value or name."""
+        """Read the settings from `os.environ`.
+
+        Raises InvalidSettings, with a line for each wrong value and each unknown name.
+        """
         return cls(**_read())._checked()
 
     def _checked(self) -> "Settings":

@@ -78,7 +78,10 @@ def digest_of(token: bytes) -> bytes:
 
 
 class WatchedFile:
-    """A file that is read once it has stopped changing; `place` names it to the operator."""
+    """A file that other programs write; it is read once it has stopped changing.
+
+    `place` names it to the operator.
+    """
 
     def __init__(self, path: Path, place: str) -> None:
         self.place = place
@@ -117,7 +120,10 @@ class WatchedFile:
         return content
 
     def _read(self) -> bytes:
-        """Return the content of a regular file; a pipe may block, and a device have no end."""
+        """Return the content, without waiting for another program; raises InvalidSettings.
+
+        A pipe blocks its reader until somebody writes, and a device such as /dev/zero has no end.
+        """
         with open(self._path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):

@@ -54,7 +54,10 @@ def reject(rejection: Rejection) -> Response:
 
 
 def _as_rejection(error: Exception, environ: Mapping[str, Any]) -> Rejection:
-    """Return the rejection for an error; an unexpected one is logged, and is `internal`."""
+    """Return the rejection for an error of a request with WSGI's `environ`.
+
+    An error that nobody expected is logged, and becomes `internal`.
+    """
     if isinstance(error, Rejection):
         return error
     if isinstance(error, MethodNotAllowed):
@@ -91,7 +94,10 @@ def make_rejecter(
 
 
 def describe_rejection(rejection: Rejection) -> str:
-    """Return the code, the message and the errors of the first logs, counted from 0, as text."""
+    """Return the code, the message and the errors of the first logs as one text.
+
+    The index of a log counts from 0.
+    """
     text = f"{rejection.code}: {rejection.message}"
     errors = (rejection.errors or {}).get("logs", {})
     first = list(errors.items())[:DESCRIBED_LOGS]

@@ -222,7 +222,10 @@ class NodeNameError(Exception):
 
 
 def resolve_node(directory: Path, wanted: str) -> str:
-    """Return a directory's node name; `wanted` is the setting. Raises OSError, NodeNameError."""
+    """Return the node's name for a directory; `wanted` is the setting, empty if unset.
+
+    Raises OSError, and NodeNameError with one line that says what to do.
+    """
     path = directory / forward_state.NODE_NAME
     noted = forward_state.read_node_of_cursor(directory)
     try:

@@ -36,14 +36,20 @@ class Delivery:
     """Delivers one chunk; after an error, a new Delivery in doubt sends the rest."""
 
     def __init__(self, tables: Tables, node: str, again: bool = False) -> None:
-        """If `again`, send missing lines under a second token: the first may be remembered."""
+        """Send lines under a second token if `again`, since the tables may remember the first.
+
+        That is for lines that are missing although they were delivered.
+        """
         self._tables = tables
         self._node = node
         self._again = again
         self._rejected_inserts = 0
 
     def deliver(self, chunk: Chunk, in_doubt: bool) -> Delivered:
-        """Return once the tables, queried first if `in_doubt`, hold all; raises Unavailable."""
+        """Return once the tables hold every line; raises Unavailable if they may not.
+
+        If the chunk is `in_doubt`, the tables are queried first.
+        """
         held: Collection[int] = self._tables.held(chunk) if in_doubt else ()
         if held and len(held) == chunk.lines:
             return Delivered(chunk.lines, 0)

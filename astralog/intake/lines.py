@@ -62,7 +62,10 @@ class LineWriter:
         self.expect(0)
 
     def expect(self, size: int) -> None:
-        """Charge `size` bytes for the next lines, in place of the last charge; raises Rejection."""
+        """Charge `size` bytes for the next lines, in place of the last such charge.
+
+        Raises Rejection if there is no memory for them.
+        """
         self._reservation.resize(self._held_bytes + len(self._buffer) + size)
 
     def add(self, logs: Sequence[Any], repeated_bytes: int = 0) -> None:

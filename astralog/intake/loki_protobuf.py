@@ -74,7 +74,10 @@ def decode_protobuf(tenant: str, body: bytes, context: Context) -> Decoded:
 
 
 def inflate(max_bytes: int, body: bytes, reservation: MemoryReservation) -> bytes:
-    """Return the message in a block of Snappy, whose memory is reserved first; raises Rejection."""
+    """Return the message in a block of Snappy, at most `max_bytes`.
+
+    Its memory is reserved first. Raises Rejection.
+    """
     if cramjam is None:
         raise Rejection("unsupported_encoding", NOT_INSTALLED)
     length = _read_length(body)
@@ -111,7 +114,10 @@ def _read_labels(text: bytes) -> dict[str, str]:
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """Return the labels in a selector as `{app="shop"}`, with Go's strings; raises ValueError."""
+    """Return the labels in a selector such as `{app="shop"}`; its strings are Go's.
+
+    Raises ValueError, worded for the client.
+    """
     inner = text.strip()
     if not (inner.startswith("{") and inner.endswith("}")):
         raise ValueError(f"error parsing labels {text[:100]!r}")

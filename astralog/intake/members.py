@@ -37,7 +37,10 @@ def has_line_breaks(text: bytes) -> bool:
 
 
 def without_line_breaks(members: Members) -> Members:
-    """Return members without the line breaks in their values, which are between tokens alone."""
+    """Return the members of a valid object with no line breaks in their values.
+
+    They are between tokens alone: strings have none.
+    """
     return {
         name: msgspec.Raw(bytes(value).translate(None, LINE_BREAKS))
         for name, value in members.items()

@@ -121,7 +121,10 @@ NO_OPTIONS = Options()
 
 @lru_cache(CACHED_QUERIES)  # a trick for speed: a query takes 6 to 12 µs
 def parse_options(query: str, parameters: tuple[str, ...] = PARAMETERS) -> Options:
-    """Return the options in WSGI's query string, of `parameters` alone; raises Rejection."""
+    """Return the options in WSGI's query string; only `parameters` are allowed.
+
+    Raises Rejection `bad_request`, which names the parameter.
+    """
     values = parse_query(query, parameters)
     for name, value in CONSTANTS.items():
         if values.get(name, value) != value:

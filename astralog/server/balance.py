@@ -143,7 +143,10 @@ class Share:
         return True
 
     def is_moved(self) -> bool:
-        """Return whether a connection must move; called once per tick in which it is used."""
+        """Count a connection used in this tick; return whether it must move to another worker.
+
+        A connection calls this at most once per tick.
+        """
         self._active += 1
         if self._moves:
             self._moves -= 1

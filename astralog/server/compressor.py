@@ -59,7 +59,10 @@ class CompressorProcess:
         self._failures = LogOnce(log)
 
     def start_missing(self) -> None:
-        """Start the process unless it runs; called at each tick. A failure is only logged."""
+        """Start the process unless it runs; the master calls this at each tick.
+
+        A failure is logged; the service also runs without the process.
+        """
         if self._pidfd >= 0 and self._has_ended(0):
             log.error("the compressor died; starting another one")
             self._forget()

@@ -259,7 +259,10 @@ class Body:
         return data
 
     def discard(self, limit: int) -> bool:
-        """Discard at most `limit` bytes; return whether it ends there. Raises like `read1`."""
+        """Discard at most `limit` bytes of the rest; return whether the end was reached.
+
+        Raises like `read1`.
+        """
         self.is_awaited = False  # the client is never asked for it
         self._receiver.cpu_time.pause()
         while limit > 0 and not (self.is_finished or self._failed):

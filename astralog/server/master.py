@@ -46,7 +46,10 @@ def run() -> None:
 
 
 def read_state(settings: Settings) -> MasterState:
-    """Read tokens and certificate, and open the shared memory; raises InvalidSettings."""
+    """Read the tokens and the certificate, and open the workers' shared memory.
+
+    Raises InvalidSettings if the tokens or the certificate are unusable.
+    """
     return MasterState(
         settings=settings,
         tokens=Tokens(settings),
@@ -58,7 +61,10 @@ def read_state(settings: Settings) -> MasterState:
 
 
 def read_certificate(settings: Settings) -> Any | None:
-    """Return the TLS context, None without a certificate; raises InvalidSettings."""
+    """Return the TLS context of the settings' certificate, None without a certificate.
+
+    Raises InvalidSettings if the certificate or its key is unusable.
+    """
     if not settings.tls_cert:
         return None
     for name, path in (("TLS_CERT", settings.tls_cert), ("TLS_KEY", settings.tls_key)):

@@ -325,7 +325,10 @@ def _url(settings: Settings, address: Address, host: str | None = None) -> str:
 
 
 def _first_steps(settings: Settings, address: Address) -> str:
-    """Return commands that send a log, find it and show the token, which stays in its file."""
+    """Return commands that send a log, find it and show the token for the status page.
+
+    The token is read from its file, so that it is not printed.
+    """
     data_dir = settings.data_dir.absolute()
     token = shlex.quote(str(data_dir / TOKEN_FILE_NAME))
     if isinstance(address, str):

@@ -128,7 +128,10 @@ class CommitQueue:
         self._helpers.spawn(_run_forever, maintain_keys, "maintenance of the keys failed")
 
     def stop(self, timeout_seconds: float) -> None:
-        """Store the queued batches, or reject them after the timeout; seal the segments."""
+        """Store the queued batches, seal the segments and end the drain pool.
+
+        Batches that cannot be stored in time are rejected.
+        """
         self._is_stopping = True
         self._batches.end_drains(len(self._drains))
         self._drains.join(timeout_seconds)
@@ -152,7 +155,10 @@ class CommitQueue:
                 gevent.sleep(MAINTENANCE_SECONDS)
 
     def drain_once(self, storage: Storage) -> bool:
-        """Store a commit group, or maintain the storage if none waits; return whether to end."""
+        """Store a commit group, or maintain the storage if no batch waits; return whether to end.
+
+        Calls that may block on the disk run outside the hub's thread.
+        """
         # Filled in place, so that `finally` answers all that was dequeued before an error.
         group: list[QueuedBatch] = []
         cause: Cause | None = STORAGE_FAILED
@@ -188,7 +194,11 @@ class CommitQueue:
 
 
 def _run_forever(step: Callable[[], float], message: str) -> NoReturn:
-    """Call `step` forever after the seconds that it returned; log its exceptions by `message`."""
+    """Call `step` forever, each time after the seconds that it returned.
+
+    An exception is logged with `message`, which names the loop, and the loop goes on after
+    FAILED_SECONDS. Only GreenletExit and other exceptions that are no Exception end it.
+    """
     while True:
         try:
             pause = step()

@@ -134,7 +134,10 @@ def _blocks(source: BufferedReader | zstd.ZstdFile) -> Iterator[memoryview]:
 
 
 def _decompressed(target: BinaryIO) -> Iterator[memoryview]:
-    """Yield a file's decompressed blocks; raises Damaged, also if the checksum differs."""
+    """Yield the decompressed blocks of a file; raises Damaged if it is incomplete.
+
+    zstd compares the frame's checksum, which is that of the original.
+    """
     target.seek(0)
     try:
         with zstd.ZstdFile(target) as file:

@@ -108,7 +108,10 @@ class WatchedDirectory:
         return time.monotonic() >= self._next_scan_at
 
     def _changed_files(self) -> Iterator[Iterable[SegmentFile]]:
-        """Yield changed files of segments; if some changes are unknown, a scan is due."""
+        """Yield files of segments that were created, removed or changed since the last call.
+
+        If some are unknown, a scan is due.
+        """
         try:
             while self._watch and (names := self._watch.changes()):
                 yield parse_file_names(sorted(names))
@@ -202,7 +205,10 @@ class Eras:
             self._writing.pop(segment, None)
 
     def seal(self, segment: SegmentName) -> tuple[float, int] | None:
-        """Record that a segment is sealed; return the CLOCK_BOOTTIME and its era if it was open."""
+        """Record that an open segment is sealed; return the time (CLOCK_BOOTTIME) and its era.
+
+        Return None if the segment is not open.
+        """
         era = self._writing.pop(segment, None)
         return None if era is None else (boot_time(), era)
 
@@ -310,7 +316,10 @@ SCAN_SHARE = 0.002
 
 
 class Inventory(WatchedDirectory):
-    """The open and the sealed segments; long operations yield after each small step."""
+    """The open and the sealed segments of a directory.
+
+    Long operations are iterators that yield after each small step.
+    """
 
     def __init__(self, directory: Path, clock: TrustedClock, started_at: float) -> None:
         """Measure ages by the clock; `started_at` is the wall time of the process's start."""

@@ -151,7 +151,10 @@ def drop_from_page_cache(fd: int, size: int) -> None:
 
 
 def regular_files(directory: Path | str) -> Iterator[str]:
-    """Yield the names of a directory's regular files; raises OSError."""
+    """Yield the names of a directory's regular files; raises OSError.
+
+    Other entries, such as a link to a segment, are no segments, whatever their names.
+    """
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False):
@@ -224,7 +227,10 @@ def _remove(path: Path) -> bool:
 
 
 def seal_file(path: Path, size: int) -> None:
-    """Rename a synced segment to a free final name, or remove an empty one; raises OSError."""
+    """Rename a complete, synced segment to its final name, or remove it if it is empty.
+
+    If that name is taken, it gets another one. Raises OSError.
+    """
     if size:
         _rename_to_free_name(path)
     else:

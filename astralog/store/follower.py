@@ -96,7 +96,10 @@ class Follower:
         self._left: dict[SegmentName, int] = {}  # how far those were read that are gone
 
     def start(self) -> list[Part]:
-        """Follow from now on, and return the stored parts, none if the directory is missing."""
+        """Follow from now on, and return the stored parts; `oldest_first` reads them.
+
+        If the directory is missing, there are none, and all its later segments are new.
+        """
         self._names = self._list() or set()
         stored = make_parts(self._directory, parse_file_names(self._names))
         for part in stored:

@@ -57,7 +57,10 @@ def encode_word(text: str) -> str:
 
 
 def read_node(directory: Path) -> str | None:
-    """Return the saved node name, None if there is none; raises ValueError if it is damaged."""
+    """Return the node's name, None before the first delivery.
+
+    Raises ValueError if the file is damaged, and OSError.
+    """
     try:
         content = (directory / NODE_NAME).read_bytes()
     except FileNotFoundError:
@@ -161,6 +164,9 @@ def read_status(directory: Path) -> ForwardStatus | None:
 
 
 def write_status(directory: Path, status: ForwardStatus) -> None:
-    """Replace the status file, without a sync; raises OSError."""
+    """Replace the status file; raises OSError.
+
+    It is not synced: after a power cut there may be none.
+    """
     lines = [f"{name} {value}\n" for name, value in dataclasses.asdict(status).items()]
     replace_file(directory / STATUS_NAME, "".join(lines).encode(), is_synced=False)

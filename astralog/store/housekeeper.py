@@ -317,7 +317,10 @@ class Housekeeper:
         return pause or PAUSE_SECONDS
 
     def stand_aside(self) -> float:
-        """As `step`, but close all files, so that a failing disk can be unmounted and repaired."""
+        """Close all files on a failing disk, so that it can be unmounted and repaired.
+
+        Return the seconds until the next step.
+        """
         self._clock.now()
         self.close()
         self._steps = self._keep_house()

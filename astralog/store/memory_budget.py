@@ -116,7 +116,11 @@ class MemoryReservation:
         budget.reserve(token, 0, self._size)
 
     def resize(self, size: int) -> None:
-        """Reserve `size` bytes in addition to the overhead; raises as `MemoryBudget.check`."""
+        """Change the reservation to `size` bytes in addition to the overhead.
+
+        If they do not fit, it is left as it was and raises Rejection: `queue_full`, or
+        `body_too_large` if they would not fit into an empty queue either.
+        """
         old_size, new_size = self._size, self._overhead + size
         if new_size > old_size:
             self._budget.reserve(self._token, old_size, new_size)

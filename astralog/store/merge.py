@@ -270,7 +270,10 @@ def find_parts(directory: Path, make: MakePart = Part) -> list[Part]:
 def newest_lines(
     parts: Sequence[Part], limit: int, select: Select = not_blank, budget: ReadBudget | None = None
 ) -> list[bytes]:
-    """Return the newest `limit` matching lines, fewer if the budget is spent, newest last."""
+    """Return the newest `limit` lines that match, in the order of their arrival.
+
+    If the budget is spent, they are fewer, and older ones were not searched.
+    """
     return [arrival.line for arrival in newest_arrivals(parts, limit, select, budget)][::-1]
 
 

@@ -85,7 +85,10 @@ class BatchQueue:
     def enqueue(
         self, batch: Batch, reservation: MemoryReservation, claim: Claim | None = None
     ) -> None:
-        """Enqueue a batch and wait until it is stored; raises Rejection if it is not."""
+        """Enqueue a batch and wait until it is stored; raises Rejection if it is not.
+
+        Its key stays claimed until no writer can store the batch any more.
+        """
         reservation.detach()
         deadline = time.monotonic() + self._timeout_seconds
         queued = QueuedBatch(*batch, reservation, deadline, claim)
@@ -106,7 +109,10 @@ class BatchQueue:
             self._queue.put(None)
 
     def dequeue_group(self, group: list[QueuedBatch], timeout_seconds: float) -> bool:
-        """Move batches that come within the timeout to a group; return whether the drain ends."""
+        """Move queued batches to a commit group; return whether the calling drain must end.
+
+        If no batch is queued within the timeout, the group stays empty.
+        """
         size = 0
         with TimeLimit(timeout_seconds):
             self._queue.peek()

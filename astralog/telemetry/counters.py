@@ -115,7 +115,10 @@ class Counters:
     def reject(
         self, error: BaseException, size: int, logs: int, started_at: float, token: str | None
     ) -> None:
-        """Count a rejected batch; `size` and `logs` are 0 and `token`, a name, None if unknown."""
+        """Count a batch that is rejected with an error; `size` and `logs` are 0 if not known.
+
+        `token` is the name of the client's token, None if it is unknown.
+        """
         logs = logs or getattr(error, "logs", 0)
         code = _code(error)
         self.rejected[code].add(1, logs, size)
@@ -217,7 +220,10 @@ def _add(sums: dict[T, float], values: Mapping[T, float]) -> None:
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """Return JSON without zero counts and times. Zero gauges stay: a missing one is not known."""
+    """Return the snapshot as JSON, without the counts and times that are zero.
+
+    A gauge that is zero stays: one that is missing is not known.
+    """
     parts = [
         [[value, *series] for series, value in values.items() if value or values is snapshot.gauges]
         for values in snapshot

@@ -194,7 +194,10 @@ class History:
             unlock(fd, 0)
 
     def samples(self) -> list[Sample | None]:
-        """Return the samples of the last hour, oldest first, None for each that is missing."""
+        """Return the samples of the last hour, oldest first, None for each that is missing.
+
+        It is kept until the next one is due.
+        """
         number = _number()
         if number != self._read_at:
             numbers = range(number - SAMPLES + 1, number + 1)

@@ -21,7 +21,10 @@ MAX_BYTES = 1024 * 1024
 
 
 class Group:
-    """A matching line with those around it in its segment; `offset` is that after the match."""
+    """A matching line and the lines around it, which follow each other in their segment.
+
+    `offset` is that after the matching line.
+    """
 
     def __init__(self, offset: int, before: Iterable[bytes], line: bytes) -> None:
         self.offset = offset

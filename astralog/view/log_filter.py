@@ -178,7 +178,10 @@ def _is_scalar(value: bytes, wanted: str) -> bool:
 
 
 def parse_moment(text: str) -> str:
-    """Return the stored form of a timestamp, or of a duration before now. Raises ValueError."""
+    """Return a time that a user enters, a duration before now or a timestamp, in the stored form.
+
+    Raises ValueError.
+    """
     from astralog.intake import timestamps  # noqa: PLC0415  # it takes long to import
 
     try:

@@ -140,7 +140,10 @@ class Database:
     def __init__(
         self, directory: Path, *, is_synced: bool, lock_seconds: float = LOCK_SECONDS
     ) -> None:
-        """Sync each commit if `is_synced`; wait up to `lock_seconds` for other processes."""
+        """Sync each commit if `is_synced`; a power cut loses unsynced commits and nothing else.
+
+        Wait up to `lock_seconds` for other processes.
+        """
         self._directory = directory
         self._is_synced = is_synced
         self._lock_seconds = lock_seconds
@@ -152,7 +155,10 @@ class Database:
     # --- The connection
 
     def open(self) -> None:
-        """Connect, unless connected; move a damaged database aside, and create a missing one."""
+        """Connect, unless a valid connection exists; create the database if it is missing.
+
+        A database that is damaged or whose log was removed is moved aside.
+        """
         if not self.is_in_place():
             with _opening(self._directory, self._lock_seconds):
                 self._reopen()

@@ -65,7 +65,10 @@ class KeyUpkeep:
         self._database.close()
 
     def step(self) -> Iterator[None]:
-        """Do the due work in small steps; an error is logged, and ends it until the next call."""
+        """Do the due work in small steps; an error is logged, and ends it until the next call.
+
+        Without a database it does nothing.
+        """
         try:
             was_in_place = self._database.is_in_place()
             if not self._database.open_existing():
