@@ -139,9 +139,15 @@ def space(path: Path) -> Space:
 
 def is_in_place(fd: int, path: Path) -> bool:
     """Return whether the open file is still at `path`, not replaced or removed; raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    return False
+    return has_status(path, os.fstat(fd))
+
+
+def has_status(path: Path, status: os.stat_result) -> bool:
+    """Return whether the file with a status is still at `path`; raises OSError."""
+    try:
+        return os.path.samestat(status, os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def drop_from_page_cache(fd: int, size: int) -> None:

@@ -75,7 +75,7 @@ class Counters:
         self._named: set[str] = set()  # of these, the ones that were counted
         self.replayed = Volume()
         self.rejected = {code: Volume() for code in STATUS_OF_CODE}
-        self.accepted_by_token: dict[tuple[str, ...], Volume] = {}
+        self.accepted_by_token: dict[str, Volume] = {}
         self.rejected_by_token: dict[tuple[str, ...], float] = {}  # batches, by token and code
         self.stored = Volume()
         self.late_logs = 0
@@ -98,10 +98,9 @@ class Counters:
         `size` is that of its decompressed body; the times are perf_counter's, at the request's
         start and the commit's; `token` is the name of the client's token.
         """
-        label = (self._label(token),)
-        volume = self.accepted_by_token.get(label)
+        volume = self.accepted_by_token.get(token)
         if volume is None:
-            volume = self.accepted_by_token[label] = Volume()
+            volume = self.accepted_by_token.setdefault(self._label(token), Volume())
         volume.add(1, logs, size)
         now = perf_counter()
         self.requests.add(now - started_at)

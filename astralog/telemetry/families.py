@@ -69,8 +69,12 @@ def counter_families(counters: Counters) -> list[Family]:
     stored = "written, and synced according to ASTRALOG_SYNC"
     replayed = "answered 200 because an earlier try with their key had stored them"
     late = "Logs stored after their client received commit_timeout or disconnected."
-    words = "answered 200, by token"
-    by_token = _volumes("accepted", words, lambda: counters.accepted_by_token, ("token",))
+    by_token = _volumes(
+        "accepted",
+        "answered 200, by token",
+        lambda: {(token,): volume for token, volume in counters.accepted_by_token.items()},
+        ("token",),
+    )
     rejected: dict[Labels, Volume] = {(code,): volume for code, volume in counters.rejected.items()}
     return [
         *_volumes("received", "that were answered", lambda: {(): counters.received}),

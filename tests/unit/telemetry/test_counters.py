@@ -87,7 +87,7 @@ def test_accepted_batches_are_counted_per_token() -> None:
     )
     assert 6 == sum(counters.commits.counts) == sum(counters.requests.counts)
     counts = {
-        label: (n.batches, n.logs, n.bytes) for (label,), n in counters.accepted_by_token.items()
+        label: (n.batches, n.logs, n.bytes) for label, n in counters.accepted_by_token.items()
     }
     assert counts == {"a": (2, 4, 20), "b": (1, 2, 10), "c": (1, 2, 10), OTHER_TOKENS: (2, 4, 20)}
 

@@ -210,7 +210,7 @@ def test_a_sample_fits_into_its_place() -> None:
         token = f"{number:08x}"
         for code in STATUS_OF_CODE:
             counters.rejected_by_token[token, code] = 10**12 + number
-        counters.accepted_by_token[token,] = volume = Volume()
+        counters.accepted_by_token[token] = volume = Volume()
         volume.add(10**12 + number, 10**15 + number, 10**18 + number)
     sample = sample_of(counters)
     assert (MAX_TOKENS + 1) * len(STATUS_OF_CODE) == len(sample.rejected)
