@@ -209,6 +209,10 @@ _REJECTED = "nothing was stored; retry later."
 DISK_FULL = Cause("storage_full", f"The disk is full; {_REJECTED}")
 STORAGE_FAILED = Cause("storage_failed", f"The disk failed; {_REJECTED}")
 
+#: The system's limit of processes counts threads too.
+NO_THREAD = "No thread can be started: too many processes, or too little memory"
+KEYS_NEED_THREAD = Cause("storage_failed", f"{NO_THREAD}; {_REJECTED}")
+
 
 class Shortage(OSError):
     """Fewer bytes or inodes of the disk are free than ASTRALOG_MIN_FREE_BYTES keeps free.

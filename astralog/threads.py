@@ -11,7 +11,7 @@ from gevent.hub import Waiter
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
-from astralog.errors import Rejection
+from astralog.errors import NO_THREAD, Rejection
 
 Result = TypeVar("Result")
 
@@ -29,10 +29,6 @@ class CallOutcome(NamedTuple, Generic[Result]):
             raise self.error
         finally:
             del self  # or the exception holds this frame, which holds the exception
-
-
-#: The system's limit of processes counts threads too.
-NO_THREAD = "No thread can be started: too many processes, or too little memory"
 
 
 def spawn_in_thread(

@@ -21,6 +21,7 @@ from astralog.clock import TrustedClock
 from astralog.errors import (
     KEY_IN_USE,
     KEY_REUSED,
+    KEYS_NEED_THREAD,
     Cause,
     Rejection,
     commit_timeout,
@@ -112,7 +113,7 @@ class IdempotencyKeys:
                 try:
                     self._opening = spawn_in_thread(self._thread, self.open)
                 except OSError as error:
-                    raise Rejection(*storage_error(error)) from error
+                    raise Rejection(*KEYS_NEED_THREAD) from error
             self._opening.wait(self._timeout_seconds)
         if self.error:
             raise Rejection(*self.error)

@@ -265,7 +265,7 @@ def test_first_batch_is_rejected_if_no_thread_can_be_started(
     key = make_key(TOKEN, "00000000", "a", A, "")
     with monkeypatch.context() as patch:
         patch.setattr(ThreadPool, "_add_thread", fail)
-        with pytest.raises(Rejection) as rejected:
+        with pytest.raises(Rejection, match="No thread can be started") as rejected:
             keys.claim(key)
     assert rejected.value.code == "storage_failed"
     keys.claim(key).release()
