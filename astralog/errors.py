@@ -144,6 +144,16 @@ def rate_limited(rate: float) -> Cause:
     return Cause("rate_limited", message)
 
 
+# --- The messages of bodies
+
+DAMAGED_ENCODING = Cause("invalid_encoding", "The body is not valid compressed data.")
+UNFINISHED_ENCODING = Cause("invalid_encoding", "The compressed body ends early.")
+
+
+def body_too_large(max_bytes: int) -> Cause:
+    return Cause("body_too_large", f"The body is larger than {max_bytes} bytes.")
+
+
 # --- The messages of the write queue and of idempotency keys
 
 STOPPING = Cause("stopping", MEANING_OF_CODE["stopping"])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from astralog.deadlines import Deadlines, yield_if_due
-from astralog.errors import Rejection
+from astralog.errors import DAMAGED_ENCODING, UNFINISHED_ENCODING, Rejection, body_too_large
 from astralog.store.memory_budget import MemoryReservation
 from astralog.zstd import zstd
 
@@ -82,7 +82,7 @@ class BodyReader:
         inflater = find_inflater(encoding) if encoding else None
         length = int(environ.get("CONTENT_LENGTH") or -1)
         if length > self.max_bytes:
-            raise _too_large(self.max_bytes)
+            raise Rejection(*body_too_large(self.max_bytes))
         if length > SHORT_BYTES:
             reservation.check(length)
         stream = environ["wsgi.input"]
@@ -103,7 +103,7 @@ class BodyReader:
         for piece in inflater.inflate(sent) if inflater else sent:
             size = body.size + len(piece)
             if size > self.max_bytes:
-                raise _too_large(self.max_bytes)
+                raise Rejection(*body_too_large(self.max_bytes))
             body.add(piece, sent.held_bytes + (inflater.held_bytes(size) if inflater else 0))
             del piece  # during the wait for the client, only charged memory is held
             yield_if_due()
@@ -135,10 +135,6 @@ def _read_long(stream: Any, length: int, reservation: MemoryReservation) -> byte
             raise _ended_early()
         yield_if_due()
     return body.finish()
-
-
-def _too_large(max_bytes: int) -> Rejection:
-    return Rejection("body_too_large", f"The body is larger than {max_bytes} bytes.")
 
 
 def _check_headers(environ: Environ) -> None:
@@ -218,7 +214,7 @@ class _SentPieces:
         self._left -= len(piece)
         self._size += len(piece)
         if self._size > self._max_bytes:
-            raise _too_large(self._max_bytes)
+            raise Rejection(*body_too_large(self._max_bytes))
         self.held_bytes = 0 if self._is_length_known else len(piece)
         return piece
 
@@ -264,9 +260,9 @@ def _inflate_zlib(chunks: Iterator[bytes], window_bits: Callable[[bytes], int]) 
         if stream is not None:
             yield stream.flush()  # at most one match of 258 bytes
     except zlib.error:
-        raise Rejection("invalid_encoding", "The body is not valid compressed data.") from None
+        raise Rejection(*DAMAGED_ENCODING) from None
     if stream is None or not stream.eof:
-        raise Rejection("invalid_encoding", "The compressed body ends early.")
+        raise Rejection(*UNFINISHED_ENCODING)
 
 
 def _find_window_bits(start: bytes) -> int:
@@ -289,9 +285,9 @@ def _inflate_zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
                     yield stream.decompress(b"", INFLATE_STEP_BYTES)
                 rest = stream.unused_data if stream.eof else b""
     except zstd.ZstdError:
-        raise Rejection("invalid_encoding", "The body is not valid compressed data.") from None
+        raise Rejection(*DAMAGED_ENCODING) from None
     if stream is None or not stream.eof:
-        raise Rejection("invalid_encoding", "The compressed body ends early.")
+        raise Rejection(*UNFINISHED_ENCODING)
 
 
 _GZIP = Inflater(

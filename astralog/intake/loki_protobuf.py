@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from astralog.deadlines import in_turns
-from astralog.errors import Rejection
+from astralog.errors import Rejection, body_too_large
 from astralog.intake.decoder import Context, Decoded
 from astralog.intake.foreign import ForeignBatch
 from astralog.intake.loki import AT_ONCE_BYTES, Entry, add_stream, check_streams, read_in_runs
@@ -82,7 +82,7 @@ def inflate(max_bytes: int, body: bytes, reservation: MemoryReservation) -> byte
         raise Rejection("unsupported_encoding", NOT_INSTALLED)
     length = _read_length(body)
     if length > max_bytes:
-        raise Rejection("body_too_large", f"The body is larger than {max_bytes} bytes.")
+        raise Rejection(*body_too_large(max_bytes))
     reservation.resize(len(body) + 2 * length)
     output = bytearray(length)
     try:

@@ -99,6 +99,7 @@ MIB = 1024 * 1024
 #: Every message of `errors` without parameters, and the others with those of the default settings.
 CAUSES = [
     *(value for value in vars(errors).values() if isinstance(value, Cause)),
+    errors.body_too_large(10 * MIB),
     errors.commit_timeout(8.0, may_be_stored=False),
     errors.commit_timeout(8.0, may_be_stored=True),
     errors.queue_full(64 * MIB),
