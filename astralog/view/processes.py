@@ -116,20 +116,20 @@ class Processes:
             self._readers_fd = -1
 
     def _start(self, number: int) -> None:
-        """Start the processes, and let the first one read a part."""
+        """Start the processes; the first one begins with the part of this number."""
         count, self._unstarted = self._unstarted, 0
         with contextlib.suppress(OSError):  # too many processes or open files: those there go on
             self._readers_fd = make_memory_file("astralog-search")
-            for reader in range(_FIRST_PROCESS, _FIRST_PROCESS + count):
-                self._processes[reader] = _Process(partial(self._read_parts, reader))
-        if self._processes:
             self._take(number, _FIRST_PROCESS)
+            for reader in range(_FIRST_PROCESS, _FIRST_PROCESS + count):
+                self._processes[reader] = _Process(partial(self._read_parts, reader, number))
 
     def _take(self, number: int, reader: int) -> int:
         """Let a reader take a part unless another one has; return who reads it."""
         fcntl.lockf(self._readers_fd, fcntl.LOCK_EX, 1, number)
         try:
-            if (taken := os.pread(self._readers_fd, 1, number)) > b"\0":
+            taken = os.pread(self._readers_fd, 1, number).strip(bytes([_NOBODY]))
+            if taken:  # the file grows with each part that is taken
                 return taken[0]
             os.pwrite(self._readers_fd, bytes([reader]), number)
             return reader
@@ -154,10 +154,11 @@ class Processes:
 
     # --- In a process
 
-    def _read_parts(self, reader: int, pipe: BinaryIO) -> None:
-        for number, part in enumerate(self._parts):
+    def _read_parts(self, reader: int, first: int, pipe: BinaryIO) -> None:
+        """Read the parts that no other reader has taken, in the order of the merge."""
+        for number in sorted(range(len(self._parts)), key=lambda number: number != first):
             if self._take(number, reader) == reader:
-                self._read(part, _Sender(pipe, number))
+                self._read(self._parts[number], _Sender(pipe, number))
                 pipe.flush()
 
     def _read(self, part: ProcessPart, sender: "_Sender") -> None:

@@ -158,6 +158,26 @@ def test_lines_that_wait_for_others_take_bounded_memory(data_dir: Path) -> None:
     assert most < 128 * 1024
 
 
+def test_the_first_lines_of_a_limited_search_wait_for_no_other_segment(data_dir: Path) -> None:
+    """The segment that was changed last is read first, although others have later names."""
+    lines = [make_line(f"m1 {'x' * 5000}", 500 + at) for at in range(50)]
+    for number in range(8):
+        make_segment(data_dir, make_name(500, 101 + number), *lines, changed=600)
+    oldest = make_name(500, 100)
+    make_segment(data_dir, oldest, *lines, suffix=".ndjson.open", changed=9999)
+    parts = find_parts(data_dir, ProcessPart)
+    running = Processes(parts, WANTED.select, 20, 2, lambda: None)
+    next(newest_arrivals(parts, 20, WANTED.select))
+    waiting = [
+        message
+        for process in running._processes.values()
+        for messages in process._waiting.values()
+        for message in messages
+    ]
+    running.close()
+    assert waiting == []
+
+
 def test_full_pipes_do_not_stop_the_merge(data_dir: Path) -> None:
     """Segments that are not begun are read by the merge while all processes wait for it."""
     for number in range(8):
