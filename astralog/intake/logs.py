@@ -99,16 +99,18 @@ def load_log(text: bytes, options: Options, *, is_described: bool = True) -> Any
     except COMPILED_ERRORS:
         pass
     log = _read_log(text)
-    if isinstance(log, dict):
-        log = change_log(log, options)
-        if len(log) > len(FIELDS) + DESCRIBED_FIELDS:
-            log = _without_most_unknown(log)
-    if not is_described:
-        try:
+    try:
+        if isinstance(log, dict):
+            log = change_log(log, options)
+            if is_described and len(log) > len(FIELDS) + DESCRIBED_FIELDS:
+                log = _without_most_unknown(log)
+        if not is_described:
             msgspec.convert(log, Log)  # rejects no log that the schema accepts
-        except COMPILED_ERRORS:
-            return None
-    return _load_by_schema(log)
+        return _load_by_schema(log)
+    except COMPILED_ERRORS:
+        if is_described:
+            raise
+        return None
 
 
 def _read_log(text: bytes) -> Any:

@@ -380,6 +380,20 @@ def test_the_valid_logs_are_stored_however_many_are_invalid(
     assert all(decoded.invalid.errors.values())
 
 
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize("number", ["1e999", "9" * 5001], ids=["1e999", "5001 digits"])
+def test_a_number_out_of_range_after_many_invalid_logs_is_one_more(
+    decode: Any, number: str
+) -> None:
+    """Where logs are only counted, nothing but invalid JSON rejects the body."""
+    invalid = [{"x": 1}] * (DESCRIBED_LOGS + 5)
+    last = make_log(metadata=[0])
+    body = body_of(decode, *invalid, make_log(), last).replace(b"[0]", b"[%b]" % number.encode())
+    decoded = decode(body, make_context(options=Options(on_invalid=OnInvalid.LEAVE_OUT)))
+    assert stored(decoded) == [make_log()]
+    assert decoded.invalid.count == len(invalid) + 1
+
+
 def test_the_valid_lines_are_stored_however_many_are_no_json() -> None:
     """Such lines are counted like other invalid logs."""
     lines = [b"{", json.dumps(make_log()).encode(), b"\xff", b'{"a":'] * COUNTED_LOGS
