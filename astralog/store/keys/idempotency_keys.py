@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,8 @@ class IdempotencyKeys:
                 except OSError as error:
                     raise Rejection(*KEYS_NEED_THREAD) from error
             self._opening.wait(self._timeout_seconds)
+            if self._opening.ready():
+                self._opening.get().get()  # raises what `open` did not expect
         if self.error:
             raise Rejection(*self.error)
         if not self._is_open:
@@ -156,8 +159,9 @@ class IdempotencyKeys:
                 self._open()
                 digests = [claim.key.digest for claim in claims]
                 found = self._database.find(digests, self._clock.now() - self._seconds)
+                deadline = time.monotonic() + WAIT_SECONDS
                 for claim in claims:
-                    self._decide_one(claim, found.get(claim.key.digest, ()))
+                    self._decide_one(claim, found.get(claim.key.digest, ()), deadline)
         except (OSError, MemoryError) as error:
             self._reject(claims, error)
 
@@ -166,12 +170,12 @@ class IdempotencyKeys:
         for claim in claims:
             claim.reject(cause)
 
-    def _decide_one(self, claim: Claim, entries: Sequence[Entry]) -> None:
+    def _decide_one(self, claim: Claim, entries: Sequence[Entry], deadline: float) -> None:
         if claim.epoch != self._locks.epoch:  # another process may have the key by now
             claim.reject(KEY_IN_USE)
             return
         try:
-            stored = next(filter(self._is_stored, entries), None)
+            stored = next((entry for entry in entries if self._is_stored(entry, deadline)), None)
         except READ_ERRORS as error:
             self._unreadable.fail(
                 explain(error), "cannot find out whether a batch with a key is stored: %s", error
@@ -184,14 +188,14 @@ class IdempotencyKeys:
         elif stored:
             claim.reject(KEY_REUSED)
 
-    def _is_stored(self, entry: Entry) -> bool:
+    def _is_stored(self, entry: Entry, deadline: float) -> bool:
         """Return whether the lines of an earlier try are stored, or were removed by retention.
 
         A segment that a dead process left open is recovered first, so that the answer is final.
         """
         if entry.size is not None:
             return entry.stop <= entry.size
-        return self._lines.recover_and_check(entry.segment, entry.stop)
+        return self._lines.recover_and_check(entry.segment, entry.stop, deadline)
 
     def _store_keyed(
         self, storage: Storage, batches: Sequence[KeyedBatch], claims: Sequence[Claim]
@@ -309,9 +313,11 @@ BLOCK_BYTES = 1024 * 1024
 #: Open segments whose checked length is remembered.
 MAX_SEGMENTS = 1000
 
-#: Attempts for a segment that is recovered or renamed meanwhile, which takes a sync or two, or if
-#: the database is locked, and the seconds between them.
-ATTEMPTS = 50
+#: Seconds that the earlier tries of a commit group are waited for: their segments may be recovered
+#: or renamed meanwhile, which takes a sync or two, or the database be locked. Then 503.
+WAIT_SECONDS = 1.0
+
+#: Seconds between two attempts.
 PAUSE_SECONDS = 0.01
 
 
@@ -332,15 +338,17 @@ class StoredLines:
             self._whole.clear()  # they are read again on the next check
         self._whole[segment] = stop
 
-    def recover_and_check(self, segment: str, stop: int) -> bool:
+    def recover_and_check(self, segment: str, stop: int, deadline: float) -> bool:
         """Recover a segment without a recorded size; return whether it has the lines up to `stop`.
 
         A segment that a dead process left open is truncated and sealed first. A segment that is
-        gone without a record of its size never had a line. Raises OSError if the answer is unknown.
+        gone without a record of its size never had a line. Raises OSError if the answer is unknown
+        at the deadline, by time.monotonic().
         """
         if stop <= self._whole.get(segment, 0):
             return True
-        for _ in range(ATTEMPTS):
+        while True:
+            is_last = time.monotonic() >= deadline
             try:
                 return stop <= recover_file(self._open_path(segment))
             except BlockingIOError:
@@ -352,10 +360,12 @@ class StoredLines:
                 if not self._open_path(segment).exists():
                     return False
             except OSError as error:
-                if error.errno != errno.EBUSY:  # it waits for the database a short time only
+                # A recovery itself waits SEAL_LOCK_SECONDS for the database.
+                if is_last or error.errno != errno.EBUSY:
                     raise
+            if is_last:
+                raise BlockingIOError("the segment is being recovered")
             block_thread(PAUSE_SECONDS)
-        raise BlockingIOError("the segment is being recovered, or the database is locked")
 
     def _open_path(self, segment: str) -> Path:
         return SegmentName(segment).path(self._directory, Form.OPEN)

@@ -17,6 +17,7 @@ from gevent.threadpool import ThreadPool
 from astralog.errors import STORAGE_FAILED, Rejection
 from astralog.settings import Settings
 from astralog.store import segment, writer
+from astralog.store.keys import idempotency_keys
 from astralog.store.keys.claims import make_key
 from astralog.store.keys.database import Database, ranges_in
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
@@ -222,6 +223,7 @@ def test_segment_under_recovery_is_not_synced(
         outcomes.append(two.send("a", A))
         return ranges_in(directory, segment)
 
+    monkeypatch.setattr(idempotency_keys, "WAIT_SECONDS", 0.05)
     monkeypatch.setattr(segment, "ranges_in", look_meanwhile)
     (path,) = tmp_path.glob("*.open")
     assert len(A) == recover_file(path)
@@ -269,6 +271,19 @@ def test_first_batch_is_rejected_if_no_thread_can_be_started(
             keys.claim(key)
     assert rejected.value.code == "storage_failed"
     keys.claim(key).release()
+
+
+def test_unexpected_error_of_the_opening_is_raised(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged as a failure of the request, and is no timeout of the disk."""
+
+    def fail(database: Database) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Database, "open", fail)
+    with pytest.raises(ZeroDivisionError):
+        IdempotencyKeys(settings).claim(make_key(TOKEN, "00000000", "a", A, ""))
 
 
 def fail_to_add(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int = 1) -> None:
