@@ -95,10 +95,10 @@ class OneAtATime:
                 turn.wait(WAIT_SECONDS)
             if self._line[0] is not turn:
                 raise Rejection(self._busy)
-            result = spawn_in_thread(self._thread, function, *arguments)
-        except OSError as error:
-            self._leave(turn)
-            raise Rejection(self._busy, f"{error.strerror}; retry later.") from error
+            try:
+                result = spawn_in_thread(self._thread, function, *arguments)
+            except OSError as error:
+                raise Rejection(self._busy, f"{error.strerror}; retry later.") from error
         except BaseException:
             self._leave(turn)
             raise

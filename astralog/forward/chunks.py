@@ -47,11 +47,12 @@ class Chunk:
     def blocks(self) -> Iterator[bytes]:
         """Yield the lines in pieces, each of whole lines."""
         position = self.begin
-        with memoryview(self.buffer) as view:
-            while position < self.end:
-                end = self._end_of_line(position, min(position + BLOCK_BYTES, self.end))
-                yield bytes(view[position:end])
-                position = end
+        while position < self.end:
+            end = self._end_of_line(position, min(position + BLOCK_BYTES, self.end))
+            with memoryview(self.buffer) as view:  # none may be left when the reader goes on
+                block = bytes(view[position:end])
+            yield block
+            position = end
 
     def _end_of_line(self, start: int, wanted: int) -> int:
         """Return the last end of a line up to `wanted`, or the next one if there is none."""
@@ -129,6 +130,7 @@ class ChunkReader:
         """Read until the buffer has `size` bytes or the segment ends."""
         while self._filled < size and not self._is_read:
             block = next(self._blocks, b"")
+            # Overwrites old bytes, and extends the buffer at its end.
             self._buffer[self._filled : self._filled + len(block)] = block
             self._is_read = not block
             self._filled += len(block)

@@ -66,6 +66,8 @@ _BASE64 = bytes.maketrans(b"-_", b"+/")
 
 
 class Json(Encoding):
+    """OTLP/JSON, with names in camelCase or snake_case."""
+
     content_type = "application/json"
     invalid_code = "invalid_json"
     places = ("`$`", "`$.resourceLogs[{}]`", "`$.resourceLogs[{}].scopeLogs[{}]`")

@@ -166,7 +166,7 @@ def define(name: str, fields: str) -> Any:
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{name}.proto", package=PACKAGE, syntax="proto3"
     )
-    for field in fields.split(";")[:-1]:
+    for field in filter(str.strip, fields.split(";")):
         *repeated, kind, field_name, _, number = field.split()
         added = message.field.add(name=field_name, number=int(number))
         added.label = added.LABEL_REPEATED if repeated else added.LABEL_OPTIONAL

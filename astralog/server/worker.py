@@ -107,6 +107,7 @@ class Worker(GeventWorker):
         self._services = services_of(self.wsgi)
         self.cfg.set("graceful_timeout", REQUESTS_STOP_SECONDS)
         # As plain attributes: gunicorn reads 20 for each head that it parses, 10 of 75 µs less.
+        # Later calls of `cfg.set` have no effect.
         self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         self._services.start(self.state.metrics_fd, self.state.started_at)
 
@@ -161,7 +162,8 @@ class Worker(GeventWorker):
                 return ACCEPT_RETRY_SECONDS
             while not self._shared.limits.make_room():
                 gevent.sleep(ACCEPT_RETRY_SECONDS)
-            opened_at, local = self.share.opened(), listener.getsockname()
+            local = listener.getsockname()
+            opened_at = self.share.opened()
             self._connections.add(gevent.spawn(self._serve, opened_at, sock, peer, local))
         return 0.0
 

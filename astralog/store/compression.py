@@ -272,11 +272,15 @@ class Compressor:
                     while True:
                         lease.check()
                         plain.poll()
+                        self._count_waiting(plain)
                         pause = self._compress_next(plain)
-                        self.counts.waiting_segments = len(plain.names) + len(self._failed)
+                        self._count_waiting(plain)
                         yield pause
         finally:
             self.counts.waiting_segments = None
+
+    def _count_waiting(self, plain: PlainSegments) -> None:
+        self.counts.waiting_segments = len(plain.names) + len(self._failed)
 
     def _compress_next(self, plain: PlainSegments) -> float:
         """Compress the oldest segment, or else one that failed; return the seconds until the next.

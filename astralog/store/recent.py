@@ -225,7 +225,7 @@ class RecentLines:
         except FileNotFoundError:
             return None
         with contextlib.closing(reader):
-            if reader.is_compressed:
+            if reader.is_compressed:  # its last block, since it is read forwards only
                 blocks = iter(deque(reader.blocks(0, offset, budget), maxlen=1))
             else:
                 blocks = reader.blocks_backwards(offset, budget)

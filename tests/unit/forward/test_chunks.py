@@ -94,6 +94,24 @@ def test_chunks_join_to_the_segment(
     ]
 
 
+def test_chunk_is_read_although_blocks_of_the_last_one_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An insert may end before it has taken all of them."""
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 4)
+    monkeypatch.setattr(chunks, "BLOCK_BYTES", 1)
+    write(tmp_path, b"a\nb\n" + b"c" * 100 + b"\n")
+    reader = ChunkReader(tmp_path, NAME, 0, 4)
+    first = reader.read(1)
+    assert first
+    left = first.blocks()
+    assert next(left) == b"a\n"
+    second = reader.read(3)
+    reader.close()
+    assert second
+    assert b"".join(second.blocks()) == b"c" * 100 + b"\n"
+
+
 def test_blocks_are_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk is passed on in blocks that end with a line."""
     monkeypatch.setattr(chunks, "BLOCK_BYTES", 100)
