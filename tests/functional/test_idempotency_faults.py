@@ -13,7 +13,6 @@ import pytest
 from tests.faults import shim
 from tests.faults.diskmodel import read_trace
 from tests.faults.shim import ALWAYS, STALL, ShimmedService
-from tests.support.metrics import read_samples
 from tests.support.service import Answer, Service, make_batch, make_head, read_answer, wait_for
 from tests.support.workers import connect_to
 
@@ -50,23 +49,16 @@ def send_until_stored(service: Service, key: str, message: str) -> Answer:
     return wait_for(stored)
 
 
-def has_counted(service: Service, keys: int) -> bool:
-    """Return whether the housekeeper has counted the keys; then it copies the log, the first time.
-
-    Otherwise it copies only a long log.
-    """
-    samples = read_samples(service.request("GET", "/metrics").raw.decode())
-    return samples.get("idempotency_keys") == keys
-
-
 def warm_up(service: Service) -> None:
-    """Store batches with keys in each worker, and return once the housekeeper is idle."""
-    keys = 0
-    for number in range(2):  # at the second count, the copy after the first one is done
-        for pid in service.worker_pids():
-            wait_for(partial(is_stored_by, service, pid, f"first-{number}-{pid}"))
-            keys += 1
-        wait_for(partial(has_counted, service, keys))
+    """Store a batch with a key in each worker, and return when the housekeeper writes no more.
+
+    Once there is a database, it copies its log and empties it; later on, it copies only a long one.
+    """
+    pids = service.worker_pids()
+    wait_for(partial(is_stored_by, service, pids[0], "first"))
+    wait_for(lambda: (service.data_dir / "keys.db-wal").stat().st_size == 0)
+    for pid in pids:
+        wait_for(partial(is_stored_by, service, pid, f"next-{pid}"))
 
 
 def is_stored_by(service: Service, pid: int, key: str) -> bool:
