@@ -63,7 +63,7 @@ class Segment:
 
     def lock(self) -> None:
         """Lock the new file for this process, and make its name durable."""
-        self._status = os.fstat(self._fd)  # once: it saves 1.5 µs per commit group
+        self._status = os.fstat(self._fd)  # once: it saves 0.8 µs per commit group
         os.fchmod(self._fd, files.FILE_MODE)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.check_in_place()

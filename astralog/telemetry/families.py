@@ -10,6 +10,7 @@ digits of the token's SHA-256.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from astralog.store.compression import CompressionCounts
 from astralog.store.forward_state import ForwardStatus
 from astralog.store.housekeeper import DiskUsage
 from astralog.telemetry.counters import (
+    ACCEPTED_BY_TOKEN,
     BOUNDS_SECONDS,
     REJECTED_BY_TOKEN,
     Counters,
@@ -79,7 +81,10 @@ def counter_families(counters: Counters) -> list[Family]:
     return [
         *_volumes("received", "that were answered", lambda: {(): counters.received}),
         *_volumes("accepted", "answered 200", lambda: {(): counters.accepted}),
-        *(family._replace(name=f"{family.name}_by_token") for family in by_token),
+        *(
+            family._replace(name=ACCEPTED_BY_TOKEN[unit])
+            for unit, family in zip(UNITS, by_token, strict=True)
+        ),
         # Replayed logs counted when they were stored.
         *_volumes(
             "replayed", replayed, lambda: {(): counters.replayed}, units=("batches", "bytes")
@@ -261,9 +266,11 @@ def _volumes(
 ) -> Iterator[Family]:
     """Yield the families of batches, logs and bytes."""
     for unit in units:
-
-        def read(unit: str = unit) -> Mapping[Labels, float]:
-            return {key: getattr(volume, unit) for key, volume in volumes().items()}
-
-        help = f"{UNITS[unit]} {words}."
+        help, read = f"{UNITS[unit]} {words}.", partial(_read_volumes, volumes, unit)
         yield Family(f"astralog_{name}_{unit}", help, Kind.COUNTER, read, labels)
+
+
+def _read_volumes(
+    volumes: Callable[[], Mapping[Labels, Volume]], unit: str
+) -> Mapping[Labels, float]:
+    return {key: getattr(volume, unit) for key, volume in volumes().items()}

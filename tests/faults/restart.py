@@ -5,7 +5,7 @@ Without gunicorn, and with one worker; the store is the same.
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from flask.testing import FlaskClient
@@ -36,33 +36,42 @@ def send_again(row: Row, data_dir: Path, batches: Iterable[tuple[int, int]]) -> 
 
     Return those that are acknowledged.
     """
-    acknowledged = {}
     with _started(data_dir) as (client, error):
-        for number, size in batches:
-            body, headers = make_body(number, size), make_headers(number)
+
+        def post(body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
             answer = client.post("/v1/drain", data=body, headers=headers)
-            row.sent_again += 1
-            if answer.status_code == 200:
-                acknowledged[number] = size
-            else:
-                response = f"{answer.status_code} {answer.get_data()!r}"
-                row.fail(f"a second try was answered {response}; logged: {error.text}")
-    return acknowledged
+            return answer.status_code, answer.get_data()
+
+        return _send(row, batches, post, lambda: error.text)
 
 
 def send_again_for_real(
     row: Row, service: Service, batches: Iterable[tuple[int, int]]
 ) -> dict[int, int]:
     """Send batches to a running service, as `send_again` does."""
+
+    def post(body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        answer = service.drain(body, headers)
+        return answer.status, answer.raw
+
+    return _send(row, batches, post, lambda: service.log()[-1000:])
+
+
+def _send(
+    row: Row,
+    batches: Iterable[tuple[int, int]],
+    post: Callable[[bytes, dict[str, str]], tuple[int, bytes]],
+    log: Callable[[], str],
+) -> dict[int, int]:
+    """Post batches, and return the acknowledged ones; the row gets the others with the log."""
     acknowledged = {}
     for number, size in batches:
-        answer = service.drain(make_body(number, size), make_headers(number))
+        status, response = post(make_body(number, size), make_headers(number))
         row.sent_again += 1
-        if answer.status == 200:
+        if status == 200:
             acknowledged[number] = size
         else:
-            response = f"{answer.status} {answer.raw!r}"
-            row.fail(f"a second try was answered {response}; logged: {service.log()[-1000:]}")
+            row.fail(f"a second try was answered {status} {response!r}; logged: {log()}")
     return acknowledged
 
 
