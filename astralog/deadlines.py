@@ -41,6 +41,10 @@ class Yielding:
             self._pause(worked)
             self._since = time.monotonic()
 
+    def end(self) -> None:
+        """Let the next check pause, for work that has just arrived; any thread may call it."""
+        self._since -= self.work_seconds
+
 
 #: The time that the greenlets of this process share: a hundred of them, each with little to
 #: compute, block the others as much as a single one does.

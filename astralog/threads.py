@@ -11,6 +11,7 @@ from gevent.hub import Waiter
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
+from astralog.deadlines import hub_time
 from astralog.errors import NO_THREAD, Rejection
 
 Result = TypeVar("Result")
@@ -161,6 +162,7 @@ class DiskThreads:
         else:
             self._answers.append((waiter.switch, result))
         self._answered.send()
+        hub_time.end()  # or clients whose batches are stored wait for the rest of the slice
 
     def _hand_out(self) -> None:
         """Resume the greenlets whose calls are done; the hub calls this."""

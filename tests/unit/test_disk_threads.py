@@ -1,10 +1,12 @@
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 
 import gevent
 import pytest
 
+from astralog.deadlines import hub_time, yield_if_due
 from astralog.threads import DiskThreads
 
 #: Seconds to wait for what should come at once; an upper bound that a slow machine needs.
@@ -70,3 +72,18 @@ def test_finished_call_is_freed(threads: DiskThreads) -> None:
     del buffer
     while held():  # the thread may be about to
         gevent.sleep(0.001)
+
+
+def test_a_finished_call_interrupts_long_work(
+    threads: DiskThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller, a client whose batch is stored, does not wait for the end of a time slice."""
+    monkeypatch.setattr(hub_time, "work_seconds", 60 * TIMEOUT_SECONDS)
+    opened = threading.Event()
+    caller = gevent.spawn(threads.call, opened.wait, TIMEOUT_SECONDS)
+    gevent.sleep(0.01)
+    opened.set()
+    end = time.monotonic() + TIMEOUT_SECONDS / 2
+    while not caller.ready() and time.monotonic() < end:
+        yield_if_due()
+    assert caller.ready()

@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from gevent.event import Event
 from gunicorn.config import Config
 
 from astralog.app import services_of
+from astralog.deadlines import TIME_SLICE_SECONDS
 from astralog.server import worker as worker_module
 from astralog.server.balance import POLL_SECONDS
 from astralog.server.master import read_state
@@ -96,8 +98,10 @@ def serving(
 ) -> Iterator[Serving]:
     """Return a worker that is not serving yet."""
     made = Serving(make_app(settings), read_state(settings), tmp_path)
+    switch_seconds = sys.getswitchinterval()
     yield made
     made.close()
+    sys.setswitchinterval(switch_seconds)
 
 
 def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
@@ -111,6 +115,12 @@ def test_a_worker_serves_until_it_is_stopped(serving: Serving) -> None:
     assert all(is_closed(client) for client in idle)
     with pytest.raises(ConnectionRefusedError):
         serving.connect()
+
+
+def test_a_thread_that_stores_waits_less_than_a_time_slice(serving: Serving) -> None:
+    """It needs the interpreter several times per commit, while requests are decoded."""
+    serving.start()
+    assert 10 * sys.getswitchinterval() < TIME_SLICE_SECONDS
 
 
 @pytest.mark.slow
