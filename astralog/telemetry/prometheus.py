@@ -26,7 +26,7 @@ from astralog.deadlines import PAUSE_SECONDS
 from astralog.errors import Rejection
 from astralog.log import log_exception
 from astralog.telemetry import slots
-from astralog.telemetry.counters import Counters, Snapshot
+from astralog.telemetry.counters import TOKEN_FAMILIES, Counters, Snapshot
 from astralog.telemetry.families import BUCKETS, READY, STOPPING, SUM, WORKERS, Family, Kind, Labels
 from astralog.telemetry.history import Totals
 
@@ -164,11 +164,16 @@ def take_snapshot(families: Iterable[Family]) -> Snapshot:
 
 
 def _by_family(mine: Snapshot, merged: Snapshot) -> Totals:
-    """Return the merged values by family and labels; series without a value are zero."""
+    """Return the merged values by family and labels; series without a value are zero.
+
+    Those of a token without a value are left out: another worker may not know the token, and a
+    series would come and go with the worker that is scraped.
+    """
     families: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
     for known in mine:
         for name, *labels in known:
-            families[name][tuple(labels)] = 0
+            if name not in TOKEN_FAMILIES:
+                families[name][tuple(labels)] = 0
     for values in merged:
         for (name, *labels), value in values.items():
             families[name][tuple(labels)] = value

@@ -12,7 +12,16 @@ from astralog import __version__
 from astralog.errors import Rejection
 from astralog.telemetry import prometheus
 from astralog.telemetry.counters import Counters, Snapshot, Values
-from astralog.telemetry.families import BUCKETS, STATES, SUM, WORKERS, Family, Kind, Labels
+from astralog.telemetry.families import (
+    BUCKETS,
+    STATES,
+    SUM,
+    WORKERS,
+    Family,
+    Kind,
+    Labels,
+    counter_families,
+)
 from astralog.telemetry.prometheus import Metrics
 from astralog.telemetry.slots import Slot
 from tests.support.fake_system import BreakOs
@@ -89,6 +98,21 @@ def test_unset_time_is_not_shown(metrics: Metrics, part: Part) -> None:
     assert "x_time_seconds" not in scrape(metrics)
     part.time = 1
     assert 1 == scrape(metrics)["x_time_seconds"]
+
+
+def test_every_worker_shows_the_same_series_of_a_token(fd: int) -> None:
+    """A token's only batch was empty, so it has no logs, and one worker does not know it."""
+    workers = Counters(), Counters()
+    workers[0].accept(12, 0, 0, 0, "token-1")
+    shown: list[Samples] = []
+    for counters in workers:
+        metrics = Metrics(counters)
+        metrics.add(counter_families(counters))
+        metrics._slot = Slot(fd, len(shown))
+        metrics._is_alone = False
+        shown.append(scrape(metrics))
+    assert 1 == shown[0]["accepted_batches_by_token_total token-1"]
+    assert shown[0] == shown[1]
 
 
 def test_workers_are_added_up(metrics: Metrics, part: Part, fd: int) -> None:
