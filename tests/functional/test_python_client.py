@@ -218,6 +218,23 @@ def test_processes_that_a_pool_terminates_lose_nothing_if_asked(
     assert sorted("abcd") == sorted(messages(service))
 
 
+def test_a_process_that_is_terminated_while_it_starts_ends(programs: Programs) -> None:
+    """As the processes of a pool that has nothing left to do."""
+    code = """
+import signal
+for number in range(100):
+    if not (child := os.fork()):
+        time.sleep(600)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitpid(child, 0)[1] == signal.SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+if os.fork():
+    assert os.wait()[1] == 0
+assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+"""
+    assert "" == programs.run("http://127.0.0.1:1", code, flush_at_sigterm=True)
+
+
 def test_an_error_that_ends_a_program_may_be_logged(programs: Programs, service: Service) -> None:
     """The last log before the exit is stored, with its traceback."""
     code = "try:\n  1 / 0\nexcept ZeroDivisionError:\n  logging.exception('failed'); raise"

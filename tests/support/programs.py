@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +31,7 @@ log = logging.getLogger("shop").info
 
 
 class Programs:
-    """The programs of a test; those still running at its end are killed."""
+    """The programs of a test; they and their processes are killed at its end."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -54,6 +56,7 @@ class Programs:
             env={**os.environ, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # with a group of its own, which is killed
         )
         self._running.append(process)
         return process
@@ -78,7 +81,8 @@ class Programs:
         trace: TracebackType | None,
     ) -> None:
         for process in self._running:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
 

@@ -30,7 +30,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 __version__ = "0.1.0"
@@ -216,6 +216,29 @@ def _flush_at_sigterm() -> None:
     if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         with suppress(ValueError):  # a subinterpreter may have no handlers
             signal.signal(signal.SIGTERM, _flush_and_end)
+            _hold_sigterm_in_forks()
+
+
+@cache
+def _hold_sigterm_in_forks() -> None:
+    """Block SIGTERM during each fork: a new process starts by dropping the signals it has received.
+
+    Without that, a pool that ends its processes as soon as it has started them waits forever for
+    those that have dropped the signal.
+    """
+    if not hasattr(os, "register_at_fork"):
+        return
+    forking = threading.local()
+
+    def hold() -> None:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        forking.was_blocked = signal.SIGTERM in blocked
+
+    def release() -> None:
+        if not forking.was_blocked:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    os.register_at_fork(before=hold, after_in_child=release, after_in_parent=release)
 
 
 def _flush_and_end(number: int, frame: object) -> None:
