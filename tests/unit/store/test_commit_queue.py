@@ -122,6 +122,13 @@ def commit_later(queue: CommitQueue, lines: bytes) -> "gevent.Greenlet[..., Reje
     return gevent.spawn(commit, queue, lines)
 
 
+def limit_waits(queue: CommitQueue, seconds: float) -> None:
+    """Limit the waits for a commit, from now on, of all batches."""
+    queue._batches._timeout_seconds = seconds
+    for queued in queue._batches._waiting:
+        queued.deadline = time.monotonic() + seconds
+
+
 def result(greenlet: "gevent.Greenlet[..., Rejection | None]") -> str | None:
     """Return the code of a batch's rejection, or None if it was stored."""
     rejection = greenlet.get(timeout=TIMEOUT_SECONDS)
@@ -301,13 +308,13 @@ def test_a_fault_of_the_storage_does_not_kill_the_drain(
 
 
 def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
-    make_queue: Callable[..., CommitQueue], gate: Gate, tmp_path: Path
+    queue: CommitQueue, gate: Gate, tmp_path: Path
 ) -> None:
     """Its client may send it again: it is never stored afterwards."""
-    queue = make_queue(commit_timeout_seconds=0.1)
     gate.close()
     taken = commit_later(queue, line(1))
     wait_until(lambda: gate.groups)
+    limit_waits(queue, 0.1)
     waiting = [commit_later(queue, line(2)), commit_later(queue, line(3))]
     for greenlet in waiting:
         rejection = greenlet.get(timeout=TIMEOUT_SECONDS)
@@ -319,6 +326,7 @@ def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
     assert rejection is not None
     assert "commit_timeout" == rejection.code
     assert "the batch may still be stored" in rejection.message
+    limit_waits(queue, TIMEOUT_SECONDS)
     gate.open()
     assert result(commit_later(queue, line(4))) is None
     queue.stop(TIMEOUT_SECONDS)
@@ -327,17 +335,17 @@ def test_a_batch_that_no_writer_took_is_dropped_at_the_timeout(
 
 
 def test_timed_out_batch_is_dropped_before_its_response(
-    make_queue: Callable[..., CommitQueue],
+    queue: CommitQueue,
     settings: Settings,
     gate: Gate,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A writer that runs between the decision and the response does not store it."""
-    queue = make_queue(commit_timeout_seconds=0.5)
     gate.close()
     commit_later(queue, line(1))
     wait_until(lambda: gate.groups)
+    limit_waits(queue, 0.5)
     waiting = commit_later(queue, line(2))
     gevent.sleep(0)
     time.sleep(0.6)  # nothing else runs, so that the timer is late
@@ -369,13 +377,13 @@ def test_a_clock_that_jumps_ends_no_wait(
 
 
 def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
-    make_queue: Callable[..., CommitQueue], gate: Gate
+    queue: CommitQueue, gate: Gate
 ) -> None:
     """Its bytes are in memory after its client left; those of a dropped batch are not."""
-    queue = make_queue(commit_timeout_seconds=0.05)
     gate.close()
     taken = commit_later(queue, line(1, 10_000))
     wait_until(lambda: gate.groups)
+    limit_waits(queue, 0.05)
     dropped = commit_later(queue, line(2, 50_000))
     assert ["commit_timeout"] * 2 == [result(taken), result(dropped)]
     assert 10_000 < reserved(queue) < 20_000
@@ -384,14 +392,12 @@ def test_a_batch_that_a_writer_took_is_charged_until_it_is_stored(
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
-def test_dropped_batch_is_freed(
-    make_queue: Callable[..., CommitQueue], gate: Gate, is_killed: bool
-) -> None:
+def test_dropped_batch_is_freed(queue: CommitQueue, gate: Gate, is_killed: bool) -> None:
     """While the disk hangs, the batch of a disconnected client uses no memory."""
-    queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.1)
     gate.close()
     commit_later(queue, line(1))
     wait_until(lambda: gate.groups)
+    limit_waits(queue, TIMEOUT_SECONDS if is_killed else 0.1)
     lines = line(2, 50_000)
     held = sys.getrefcount(lines)
     greenlet = commit_later(queue, lines)
@@ -431,7 +437,7 @@ def test_a_client_that_is_gone_leaves_nothing_behind(
 
 @pytest.mark.parametrize("is_killed", [True, False])
 def test_dropped_batch_releases_its_key_once(
-    make_queue: Callable[..., CommitQueue],
+    queue: CommitQueue,
     gate: Gate,
     monkeypatch: pytest.MonkeyPatch,
     is_killed: bool,
@@ -441,10 +447,10 @@ def test_dropped_batch_releases_its_key_once(
         monkeypatch.setattr("astralog.store.queue.OVERDUE_SECONDS", TIMEOUT_SECONDS)
     unlocked: list[Key] = []
     claim = Claim(Key("name", b"", b""), 0, unlocked.append)
-    queue = make_queue(commit_timeout_seconds=TIMEOUT_SECONDS if is_killed else 0.05)
     gate.close()
     commit_later(queue, line(1, 100))
     wait_until(lambda: gate.groups)
+    limit_waits(queue, TIMEOUT_SECONDS if is_killed else 0.05)
     reserved_by_first = reserved(queue)
     dropped = gevent.spawn(commit, queue, line(2, 50_000), claim)
     gevent.sleep(0.01)
@@ -461,14 +467,12 @@ def test_dropped_batch_releases_its_key_once(
     wait_until(lambda: not reserved(queue))
 
 
-def test_batches_that_are_dropped_do_not_pile_up(
-    make_queue: Callable[..., CommitQueue], gate: Gate
-) -> None:
+def test_batches_that_are_dropped_do_not_pile_up(queue: CommitQueue, gate: Gate) -> None:
     """While the disk hangs, clients may retry again and again: the queue keeps none of them."""
-    queue = make_queue(commit_timeout_seconds=0.05)
     gate.close()
     commit_later(queue, line(0))
     wait_until(lambda: gate.groups)
+    limit_waits(queue, 0.05)
     for number in range(6):
         assert "commit_timeout" == result(commit_later(queue, line(number)))
     gc.collect()
