@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -23,10 +24,11 @@ from astralog.settings import Settings
 from astralog.store.commit_queue import CommitQueue
 from astralog.store.housekeeper import POLL_SECONDS, Housekeeper
 from tests.support.fake_system import BreakOs, Disk
+from tests.support.greenlets import wait_until
 from tests.support.metrics import Samples, read_samples
 from tests.support.service import TOKEN, make_batch, make_log, write_tokens
 from tests.unit.store.segments import plain
-from tests.unit.store.test_commit_queue import Gate, gate
+from tests.unit.store.test_commit_queue import Gate, gate, limit_waits
 
 __all__ = ["gate"]
 
@@ -152,12 +154,15 @@ def test_requests_without_a_batch_are_not_counted(client: FlaskClient) -> None:
 
 def test_late_batch_is_counted_as_late(make_app: MakeApp, settings: Settings, gate: Gate) -> None:
     """A batch stored after its `commit_timeout` counts as stored, as late and as rejected."""
-    app = make_app(replace(settings, commit_timeout_seconds=0.05))
-    client = app.test_client()
+    app = make_app(settings)
+    client, queue = app.test_client(), services_of(app).queue
     gate.close()
-    assert 503 == drain(client, make_batch("a", "b"))
+    status = gevent.spawn(drain, client, make_batch("a", "b"))
+    wait_until(lambda: gate.groups)
+    limit_waits(queue, 0.05)
+    assert 503 == status.get(timeout=10)
     gate.open()
-    services_of(app).queue.stop(10)
+    queue.stop(10)
     samples = scrape(client)
     assert (2, 2) == (samples["stored_logs_total"], samples["late_logs_total"])
     assert 2 == samples["rejected_logs_total commit_timeout"]
