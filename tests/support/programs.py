@@ -56,7 +56,7 @@ class Programs:
             env={**os.environ, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # with a group of its own, which is killed
+            start_new_session=True,  # so that its own processes can be killed with it
         )
         self._running.append(process)
         return process
