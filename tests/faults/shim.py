@@ -96,6 +96,10 @@ class Control:
         """Return how many calls failed since the beginning."""
         return self._get(operation, "hits")
 
+    def calls(self, operation: str) -> int:
+        """Return how many calls there were since the beginning."""
+        return self._get(operation, "calls")
+
     def set_clock(self, seconds: int) -> None:
         """Set the services' wall clock this far from the true one."""
         struct.pack_into("q", self._memory, 8 * CLOCK, seconds)

@@ -27,10 +27,11 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Try(NamedTuple):
-    """The outcome of a request: `code` is "accepted" if it was."""
+    """The outcome of a request: `code` is "accepted" and `message` empty if it was."""
 
     status: int
     code: str
+    message: str
     is_replayed: bool
     retry_after: str | None
 
@@ -164,7 +165,8 @@ def _read(connection: http.client.HTTPConnection) -> Try:
     content = json.loads(response.read())
     is_replayed = response.headers["Idempotency-Replayed"] == "true"
     code = content.get("code", content.get("status"))
-    return Try(response.status, code, is_replayed, response.headers["Retry-After"])
+    message = content.get("message", "")
+    return Try(response.status, code, message, is_replayed, response.headers["Retry-After"])
 
 
 def make_headers(number: int) -> dict[str, str]:

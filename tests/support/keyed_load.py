@@ -59,6 +59,7 @@ class KeyedLoad:
         self.tries = 0
         self.replayed = 0  # 200 with Idempotency-Replayed
         self.codes: Counter[str] = Counter()  # of the rejections
+        self.messages: set[str] = set()  # the same
         self.faults: Counter[str] = Counter()  # what the contract does not allow
         self.slowest_seconds = 0.0  # until an answer
         self._threads = [
@@ -143,6 +144,7 @@ class KeyedLoad:
             self.replayed += answer.is_replayed
             if answer.status != 200:
                 self.codes[answer.code] += 1
+                self.messages.add(answer.message)
         if answer.fault:
             self.note_fault(answer.fault)
 
