@@ -209,13 +209,14 @@ class SegmentWriter:
 
     def close(self) -> None:
         """Seal the open segment, and retry those that could not be sealed before."""
-        self.seal()
+        self.seal(is_last=True)
         self._finish_ended()
 
-    def seal(self) -> None:
+    def seal(self, *, is_last: bool = False) -> None:
         """Seal the open segment, if any; a failure is logged, and retried by `maintain`.
 
-        It raises nothing: appended lines are stored under either name.
+        It raises nothing: appended lines are stored under either name. The last seal of a process,
+        for which no batch waits, waits longer for the database of the keys.
         """
         segment, self._segment = self._segment, None
         if segment is None:
@@ -225,7 +226,7 @@ class SegmentWriter:
             if self._sync_mode != "never":
                 self._sync(segment)
             if segment.has_keys and segment.size:
-                record_size(self._directory, segment.name, segment.size)
+                record_size(self._directory, segment.name, segment.size, is_last=is_last)
             segment.seal()
             del self._ended[segment.path]
             self.sealed_segments += bool(segment.size)

@@ -42,7 +42,7 @@ SUFFIXES = ("", "-wal", "-shm")
 LOCK_SECONDS = 1.0
 POLL_SECONDS = 0.0005
 
-#: The same for seals, during which batches without a key wait too, and which are retried anyway.
+#: The same for seals under load: batches without a key wait too, and a seal is retried anyway.
 SEAL_LOCK_SECONDS = 0.05
 
 #: Rows of one statement: SQLite before 3.32 takes 999 parameters.
@@ -383,17 +383,22 @@ def ranges_in(directory: Path, segment: str) -> list[tuple[int, int]]:
         return database.execute(_RANGES, [segment]) if database else []
 
 
-def record_size(directory: Path, segment: str, size: int) -> None:
-    """Commit the final size of a segment that has keys; raises OSError."""
-    with _existing(directory) as database:
+def record_size(directory: Path, segment: str, size: int, *, is_last: bool = False) -> None:
+    """Commit the final size of a segment that has keys; raises OSError.
+
+    If it `is_last`, at a stop, other processes that stop and commit too are waited for longer.
+    """
+    with _existing(directory, LOCK_SECONDS if is_last else SEAL_LOCK_SECONDS) as database:
         if database:
             database.execute("UPDATE segments SET size = ? WHERE name = ?", [size, segment])
 
 
 @contextlib.contextmanager
-def _existing(directory: Path) -> Iterator[Database | None]:
+def _existing(
+    directory: Path, lock_seconds: float = SEAL_LOCK_SECONDS
+) -> Iterator[Database | None]:
     """Connect to the database of a directory; yield None if this service has none there."""
-    database = Database(directory, is_synced=True, lock_seconds=SEAL_LOCK_SECONDS)
+    database = Database(directory, is_synced=True, lock_seconds=lock_seconds)
     with contextlib.closing(database):
         try:
             is_there = database.open_existing()

@@ -17,7 +17,7 @@ from gevent.threadpool import ThreadPool
 from astralog.errors import STORAGE_FAILED, Rejection
 from astralog.settings import Settings
 from astralog.store import segment, writer
-from astralog.store.keys import idempotency_keys
+from astralog.store.keys import database, idempotency_keys
 from astralog.store.keys.claims import make_key
 from astralog.store.keys.database import Database, ranges_in
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
@@ -406,7 +406,7 @@ def test_a_segment_stays_open_until_its_size_is_recorded(
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
 
-    def fail(directory: Path, segment: str, size: int) -> None:
+    def fail(directory: Path, segment: str, size: int, *, is_last: bool = False) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
@@ -418,6 +418,23 @@ def test_a_segment_stays_open_until_its_size_is_recorded(
     (path,) = tmp_path.glob("*.ndjson")
     path.unlink()
     assert REPLAYED == two.send("a", A)
+
+
+def test_a_stop_waits_for_the_commits_of_others(
+    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its seal is the last one; any other seal is retried, and waits shorter."""
+    one, two = make_worker(), make_worker()
+    assert STORED == one.send("a", A)
+    assert STORED == two.send("b", B)
+    monkeypatch.setattr(database, "SEAL_LOCK_SECONDS", 0)
+    with closing(sqlite3.connect(tmp_path / "keys.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(database, "block_thread", lambda seconds: other.rollback())
+        one.storage.seal()
+        assert 2 == len(list(tmp_path.glob("*.open")))
+        two.storage.close()
+    assert 1 == len(list(tmp_path.glob("*.open")))
 
 
 def test_lines_that_cannot_be_truncated_keep_their_key(
