@@ -73,6 +73,8 @@ sql: $(VENV)/.installed-sql ## Query all logs with DuckDB; SQL="SELECT count(*) 
 test test-quick: export PYTHONDONTWRITEBYTECODE =
 # A third of a second per process: the plugins of trio and others, which no test uses.
 test test-quick: export HYPOTHESIS_NO_PLUGINS = 1
+# Tests that run make read its output, which -k or -j would change.
+test test-quick: export MAKEFLAGS =
 
 # Unit tests are short: xdist, which collects all tests in each process, took a fifth of their CPU. Their
 # files, largest first, are divided among processes instead; $(1) is the number of shares.

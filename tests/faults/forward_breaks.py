@@ -158,8 +158,9 @@ def _wait_for_a_delivery(world: World) -> None:
 
 def damage_cursor(world: World) -> None:
     node = world.any_node()
-    node.forward.kill()
     path = node.service.data_dir / "forward.cursor"
+    wait_for(path.exists, RECOVERY_SECONDS)  # the forward may have just been started
+    node.forward.kill()
     spoil_cursor(path, world.random.choice(("lost", "torn", "garbled", "copied", "empty")))
     node.restart_forward()
 

@@ -178,7 +178,6 @@ def test_forwarding(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.alone
 def test_status_page_load(tmp_path: Path) -> None:
     """Readers delay no sender."""
     check(tmp_path, lambda bench: status_page_load.run(bench, 50, segments=500, seconds=3))

@@ -48,7 +48,11 @@ class Programs:
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.Popen[str]:
-        """Start a program that logs with `log` to `url`, with the handler's options."""
+        """Start a program that logs with `log` to `url`, with the handler's options.
+
+        Unless they say otherwise, its exit waits as long as a slow disk may take.
+        """
+        options = {"exit_seconds": TIMEOUT_SECONDS / 2} | options
         path = self._directory / f"program_{len(self._running)}.py"
         path.write_text(before + _START.format(url=url, token=TOKEN, options=options) + code)
         process = subprocess.Popen(
