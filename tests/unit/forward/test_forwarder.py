@@ -42,6 +42,12 @@ def server() -> FakeServer:
     return FakeServer()
 
 
+@pytest.fixture(autouse=True)
+def gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let segments share a query, however long a slow disk takes to note them."""
+    monkeypatch.setattr(verifiers, "GATHER_SECONDS", 3600.0)
+
+
 def start(settings: Settings, server: FakeServer) -> Forwarder:
     """Start a forwarder without a terminal."""
     return Forwarder(settings, server, io.StringIO())
