@@ -44,10 +44,33 @@ class DirectoryReplaced(Exception):
     """The data directory's path leads to another directory."""
 
 
+class Stop:
+    """Signal handler that exits at once; the next start checks the last lines in the tables.
+
+    Python drops an exception that is raised while it finalizes an object, such as a response: then
+    `check` exits, before the next step.
+    """
+
+    def __init__(self) -> None:
+        self._is_requested = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self._is_requested = True
+        sys.exit(0)
+
+    def check(self) -> None:
+        """Exit if a signal has come."""
+        if self._is_requested:
+            sys.exit(0)
+
+
 class Forwarder:
     """Delivers from a data directory that no other forwarder uses; may raise OSError."""
 
-    def __init__(self, settings: Settings, tables: Tables, stream: TextIO) -> None:
+    def __init__(
+        self, settings: Settings, tables: Tables, stream: TextIO, stop: Stop | None = None
+    ) -> None:
+        self._stop = stop or Stop()
         self._directory = settings.data_dir
         self._inode = os.stat(self._directory).st_ino
         self._tables = tables
@@ -85,6 +108,7 @@ class Forwarder:
 
     def tick(self) -> float:
         """Run the steps that are due; return the seconds until the next one."""
+        self._stop.check()
         try:
             if time.monotonic() >= self._scan_at:
                 self._scan()
@@ -272,10 +296,11 @@ def run(once: bool) -> int:
         return 1
     configure_logging(settings.log_level, ERASE_LINE if sys.stderr.isatty() else "")
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # its errors are logged here
+    stop = Stop()
     for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
+        signal.signal(number, stop)
     try:
-        return _run_alone(settings, once)
+        return _run_alone(settings, once, stop)
     except OSError as error:
         log.error("%s: %s", settings.data_dir, explain(error))
     except (DirectoryReplaced, NodeNameError) as error:
@@ -283,12 +308,7 @@ def run(once: bool) -> int:
     return 1
 
 
-def _stop(number: int, frame: object) -> None:
-    """Exit at once; the next start checks in the tables for the lines in progress."""
-    sys.exit(0)
-
-
-def _run_alone(settings: Settings, once: bool) -> int:
+def _run_alone(settings: Settings, once: bool, stop: Stop) -> int:
     """Deliver, unless another process delivers from the same directory."""
     lease = Lease.acquire(settings.data_dir, LOCK_NAME)
     if lease is None:
@@ -300,7 +320,7 @@ def _run_alone(settings: Settings, once: bool) -> int:
         tables = Tables(settings)
         place = settings.data_dir.absolute()
         log.info("delivering from %s to %s as node %s", place, tables.name, node)
-        forwarder = Forwarder(settings, tables, sys.stderr)
+        forwarder = Forwarder(settings, tables, sys.stderr, stop)
         try:
             if once:
                 return 0 if forwarder.run_once() else 1

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -491,6 +492,25 @@ def test_answers_with_too_few_rows_cause_no_loop(
     run_until_delivered(start(settings, server))
     assert server.calls.count("insert") == forwarders.MISCOUNTS
     assert status_of(settings).incomplete_segments == 1
+
+
+def test_a_stop_in_a_finalizer_is_not_lost(settings: Settings, server: FakeServer) -> None:
+    """Python drops what is raised while it finalizes a file or a response."""
+    stop = forwarders.Stop()
+
+    class Response(io.IOBase):
+        def close(self) -> None:
+            if not self.closed:
+                super().close()
+                stop(signal.SIGTERM, None)
+
+    forwarder = Forwarder(settings, server, io.StringIO(), stop)
+    forwarder.tick()
+    Response()
+    with pytest.raises(SystemExit) as raised:
+        forwarder.tick()
+    assert raised.value.code == 0
+    forwarder.close()
 
 
 def test_node_is_fixed_before_the_first_insert(
