@@ -20,6 +20,7 @@ from astralog.settings import PREFIX, Settings
 from astralog.store import files
 from astralog.store.directory import Inventory, SegmentIndex
 from astralog.store.forward_state import DeliveredSegments, ForwardStatus, read_status
+from astralog.store.keys.database import LOCK_SECONDS
 from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.names import Form, SegmentName
 from astralog.store.segment import recover_file
@@ -374,7 +375,7 @@ class Housekeeper:
         """Seal the open segments without a living writer."""
         for segment in sorted(segments):
             try:
-                recover_file(segment.path(self._directory, Form.OPEN))
+                recover_file(segment.path(self._directory, Form.OPEN), LOCK_SECONDS)
                 inventory.eras.note_recovered(segment)
             except (BlockingIOError, FileNotFoundError):
                 self._failed.discard(segment)

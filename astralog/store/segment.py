@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from astralog.store import files
-from astralog.store.keys.database import ranges_in, record_size
+from astralog.store.keys.database import SEAL_LOCK_SECONDS, ranges_in, record_size
 from astralog.store.names import Form, SegmentName
 
 log = logging.getLogger(__name__)
@@ -138,11 +138,12 @@ RECOVERY_BYTE = 0
 BLOCK_BYTES = 1024 * 1024
 
 
-def recover_file(path: Path) -> int:
+def recover_file(path: Path, lock_seconds: float = SEAL_LOCK_SECONDS) -> int:
     """Seal the segment at `path`, truncated after its last complete line; return the bytes kept.
 
-    It keeps all lines of a batch with an idempotency key or none. Raises OSError: BlockingIOError
-    if a process has it open, FileNotFoundError if it is gone.
+    It keeps all lines of a batch with an idempotency key or none. Each access to the database of
+    the keys waits up to `lock_seconds` for other processes. Raises OSError: BlockingIOError if a
+    process has the segment open, FileNotFoundError if it is gone.
     """
     fd = files.open_regular(path, os.O_RDWR)
     try:
@@ -152,7 +153,7 @@ def recover_file(path: Path) -> int:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         before = os.fstat(fd).st_size
         segment = SegmentName.of_open_file(path)
-        ranges = ranges_in(path.parent, segment)
+        ranges = ranges_in(path.parent, segment, lock_seconds)
         end = _end_of_lines(fd, before)
         # A batch with a key that crosses the end is not kept.
         after = min((start for start, stop in ranges if start < end < stop), default=end)
@@ -160,7 +161,7 @@ def recover_file(path: Path) -> int:
             os.ftruncate(fd, after)
         os.fsync(fd)
         if ranges:
-            record_size(path.parent, segment, after)
+            record_size(path.parent, segment, after, lock_seconds)
         files.seal_file(path, after)
         log.warning("recovered %s: kept %d bytes, truncated %d", path.name, after, before - after)
         return after

@@ -14,7 +14,7 @@ from astralog.errors import DISK_FULL, Cause, Shortage, explain, storage_error
 from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store import files
-from astralog.store.keys.database import record_size
+from astralog.store.keys.database import LOCK_SECONDS, SEAL_LOCK_SECONDS, record_size
 from astralog.store.names import is_ahead
 from astralog.store.segment import EndState, Segment, SegmentLost, recover_file
 
@@ -32,6 +32,9 @@ SYNC_SECONDS = 1.0
 
 #: Segments that this process will seal later; beyond it, the oldest is left to the next recovery.
 MAX_UNSEALED = 100
+
+#: Seconds after which no further seal is retried until the next maintenance, since batches wait.
+RETRY_SECONDS = 1.0
 
 #: Seconds between two checks of the free disk, the segment's age and the last sync.
 MAINTENANCE_SECONDS = 1.0
@@ -210,7 +213,7 @@ class SegmentWriter:
     def close(self) -> None:
         """Seal the open segment, and retry those that could not be sealed before."""
         self.seal(is_last=True)
-        self._finish_ended()
+        self._finish_ended(is_last=True)
 
     def seal(self, *, is_last: bool = False) -> None:
         """Seal the open segment, if any; a failure is logged, and retried by `maintain`.
@@ -226,7 +229,7 @@ class SegmentWriter:
             if self._sync_mode != "never":
                 self._sync(segment)
             if segment.has_keys and segment.size:
-                record_size(self._directory, segment.name, segment.size, is_last=is_last)
+                record_size(self._directory, segment.name, segment.size, _lock_seconds(is_last))
             segment.seal()
             del self._ended[segment.path]
             self.sealed_segments += bool(segment.size)
@@ -276,25 +279,31 @@ class SegmentWriter:
             if is_left and not (ended.has_rejected_keys and path.exists()):
                 del self._ended[path]
 
-    def _finish_ended(self) -> None:
-        """Truncate and seal the ended segments as far as possible now."""
+    def _finish_ended(self, *, is_last: bool = False) -> None:
+        """Truncate and seal the ended segments as far as possible now.
+
+        All of them if it `is_last`; else batches wait, and the rest follows later.
+        """
+        deadline = time.monotonic() + RETRY_SECONDS
         for ended in list(self._ended.values()):
             if ended.end_state is EndState.UNTRUNCATED:
                 self._truncate(ended)
         if not self.has_untruncated:
             self._truncation.end("all segments are truncated")
         for ended in list(self._ended.values()):
+            if not is_last and time.monotonic() >= deadline:
+                break
             if ended.end_state is EndState.UNSEALED:
-                self._recover(ended)
+                self._recover(ended, is_last=is_last)
         self._forget_left()
 
-    def _recover(self, segment: Segment) -> None:
+    def _recover(self, segment: Segment, *, is_last: bool = False) -> None:
         """Seal a segment through a new descriptor; the old one has reported its errors.
 
         One that is gone may come back with its directory, unless it is empty.
         """
         try:
-            self.sealed_segments += bool(recover_file(segment.path))
+            self.sealed_segments += bool(recover_file(segment.path, _lock_seconds(is_last)))
         except FileNotFoundError:
             was_sealed = files.is_taken(self._directory, segment.name)
             self.sealed_segments += was_sealed
@@ -304,6 +313,11 @@ class SegmentWriter:
             log.debug("cannot seal %s yet: %s", segment.path.name, error.strerror)
             return
         del self._ended[segment.path]
+
+
+def _lock_seconds(is_last: bool) -> float:
+    """Return the seconds to wait for the database of the keys; batches wait unless it `is_last`."""
+    return LOCK_SECONDS if is_last else SEAL_LOCK_SECONDS
 
 
 class Storage(SegmentWriter):

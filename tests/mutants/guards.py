@@ -1966,7 +1966,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a commit before each checkpoint",
         "astralog.store.keys.upkeep:KeyUpkeep._copy_log",
-        "            self._database.commit_nothing()\n",
+        "                self._database.commit_nothing()\n",
         "",
         (f"{KEYS}/test_upkeep.py", "-k", "never_complete"),
     ),

@@ -37,13 +37,17 @@ DAMAGED_NAME = "keys.db.damaged"
 #: The files of an open database: the database, its log, and the index of the log, which is mapped.
 SUFFIXES = ("", "-wal", "-shm")
 
-#: Seconds that a statement waits while another process has locked the database, and between tries.
-#: SQLite's own waits are longer: 1 ms at first and 100 ms later, while a commit takes 0.5 ms.
-LOCK_SECONDS = 1.0
-POLL_SECONDS = 0.0005
+#: Seconds that a statement waits while another process has locked the database: on a slow disk, a
+#: commit takes as long as a sync, a checkpoint as two, and all workers wait for each other. Less
+#: than a commit may take, so that the other batches of a commit group are stored in time.
+LOCK_SECONDS = 5.0
 
 #: The same for seals under load: batches without a key wait too, and a seal is retried anyway.
-SEAL_LOCK_SECONDS = 0.05
+SEAL_LOCK_SECONDS = 1.0
+
+#: Seconds between two tries. SQLite's own waits are longer: 1 ms at first and 100 ms later, while a
+#: commit takes 0.5 ms.
+POLL_SECONDS = 0.0005
 
 #: Rows of one statement: SQLite before 3.32 takes 999 parameters.
 ROWS = 100
@@ -377,26 +381,25 @@ def repeat(statement: str, marks: str, count: int) -> str:
     return statement.replace(marks, ", ".join([marks] * count), 1)
 
 
-def ranges_in(directory: Path, segment: str) -> list[tuple[int, int]]:
+def ranges_in(
+    directory: Path, segment: str, lock_seconds: float = SEAL_LOCK_SECONDS
+) -> list[tuple[int, int]]:
     """Return the ranges of a segment's batches with keys, stored or not; raises OSError."""
-    with _existing(directory) as database:
+    with _existing(directory, lock_seconds) as database:
         return database.execute(_RANGES, [segment]) if database else []
 
 
-def record_size(directory: Path, segment: str, size: int, *, is_last: bool = False) -> None:
-    """Commit the final size of a segment that has keys; raises OSError.
-
-    If it `is_last`, at a stop, other processes that stop and commit too are waited for longer.
-    """
-    with _existing(directory, LOCK_SECONDS if is_last else SEAL_LOCK_SECONDS) as database:
+def record_size(
+    directory: Path, segment: str, size: int, lock_seconds: float = SEAL_LOCK_SECONDS
+) -> None:
+    """Commit the final size of a segment that has keys; raises OSError."""
+    with _existing(directory, lock_seconds) as database:
         if database:
             database.execute("UPDATE segments SET size = ? WHERE name = ?", [size, segment])
 
 
 @contextlib.contextmanager
-def _existing(
-    directory: Path, lock_seconds: float = SEAL_LOCK_SECONDS
-) -> Iterator[Database | None]:
+def _existing(directory: Path, lock_seconds: float) -> Iterator[Database | None]:
     """Connect to the database of a directory; yield None if this service has none there."""
     database = Database(directory, is_synced=True, lock_seconds=lock_seconds)
     with contextlib.closing(database):

@@ -23,8 +23,9 @@ COUNTED_ROWS = 50_000
 #: Bytes of the log above which it is copied into the database.
 LOG_BYTES = 1024 * 1024
 
-#: Milliseconds that a checkpoint waits for other processes, while they wait for it.
-WAIT_MS = 100
+#: Milliseconds that a checkpoint waits for other processes, while they wait for it: their commit
+#: takes a sync, and a checkpoint that waits in vain is repeated, with all of its own syncs.
+WAIT_MS = 1000
 
 #: Share of the limit below which a token no longer counts as one with too many keys.
 CALM_SHARE = 0.9
@@ -76,7 +77,6 @@ class KeyUpkeep:
                 return
             if not was_in_place:
                 self._begin()
-                self._database.execute(f"PRAGMA busy_timeout = {WAIT_MS}")
             yield from self._count()
             yield from self._forget_expired()
             yield from self._forget_excess()
@@ -170,10 +170,17 @@ class KeyUpkeep:
         read, but may not be on the disk. The first checkpoint lets others commit; the second one,
         which empties the log, does not, and has little left to copy. Each follows a commit of this
         process, so that the log is never complete in the database when a checkpoint begins.
+
+        SQLite's own wait is for the second checkpoint only: while other processes poll more often,
+        a statement that uses it waits in vain.
         """
         if self._is_log_known and os.stat(f"{self._path}-wal").st_size < LOG_BYTES:
             return
-        for mode in ("PASSIVE", "TRUNCATE"):
-            self._database.commit_nothing()
-            ((is_busy, _, _),) = self._database.execute(f"PRAGMA wal_checkpoint({mode})")
-        self._is_log_known |= not is_busy
+        try:
+            for mode, wait_ms in (("PASSIVE", 0), ("TRUNCATE", WAIT_MS)):
+                self._database.commit_nothing()
+                self._database.execute(f"PRAGMA busy_timeout = {wait_ms}")
+                ((is_busy, _, _),) = self._database.execute(f"PRAGMA wal_checkpoint({mode})")
+            self._is_log_known |= not is_busy
+        finally:
+            self._database.execute("PRAGMA busy_timeout = 0")

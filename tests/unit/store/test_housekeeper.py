@@ -21,6 +21,7 @@ from astralog.store.housekeeper import (
     DiskUsage,
     Housekeeper,
 )
+from astralog.store.keys.database import LOCK_SECONDS
 from tests.support import foreign
 from tests.support.fake_system import BreakOs, Disk
 from tests.unit.store.segments import opened, plain
@@ -255,6 +256,18 @@ def test_a_recovery_that_fails_is_tried_again(
     cuts.times = 0
     settle(one)
     assert [plain("a"), plain("b")] == names(tmp_path)
+
+
+def test_recovery_waits_for_the_keys_like_a_batch(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No batch waits for it, unlike for a seal."""
+    path = tmp_path / opened("a")
+    path.write_bytes(LINE)
+    recovered = []
+    monkeypatch.setattr(housekeeper, "recover_file", lambda *arguments: recovered.append(arguments))
+    settle(make())
+    assert (path, LOCK_SECONDS) in recovered
 
 
 def test_disk_that_became_read_only_is_released(

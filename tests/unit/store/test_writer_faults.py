@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -13,7 +14,8 @@ import pytest
 
 from astralog.settings import SyncMode
 from astralog.store import files
-from astralog.store.segment import WRITEV_BUFFERS, SegmentLost
+from astralog.store import writer as writer_module
+from astralog.store.segment import WRITEV_BUFFERS, SegmentLost, recover_file
 from astralog.store.writer import MAX_UNSEALED
 from tests.support.fake_system import BreakOs
 from tests.unit.store.segments import (
@@ -330,6 +332,33 @@ def test_stop_retries_failed_seals(tmp_path: Path, break_os: BreakOs) -> None:
     assert [A] == still_open(tmp_path)
     writer.close()
     assert ([A], []) == (sealed(tmp_path), still_open(tmp_path))
+
+
+def test_retried_seals_do_not_keep_batches_waiting(
+    tmp_path: Path, break_os: BreakOs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk each takes several syncs: after a second, the others follow later."""
+    writer = make_writer(tmp_path)
+    break_os("rename_new", errno.EIO, times=4, module=files)
+    for _ in range(4):
+        writer.append([A])
+        writer.seal()
+    now = 0.0
+
+    def recover_slowly(*arguments: Any) -> int:
+        nonlocal now
+        now += 0.6
+        return recover_file(*arguments)
+
+    clock = SimpleNamespace(monotonic=lambda: now, time=time.time)
+    monkeypatch.setattr(writer_module, "time", clock)
+    monkeypatch.setattr(writer_module, "recover_file", recover_slowly)
+    writer.maintain()
+    assert [A] * 2 == still_open(tmp_path)
+    now = 0.0
+    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.0)
+    writer.close()
+    assert [] == still_open(tmp_path)
 
 
 # --- Whatever comes between

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,9 +220,9 @@ def test_segment_under_recovery_is_not_synced(
     syncs = break_os("fdatasync", errno.EIO, times=0)
     outcomes = []
 
-    def look_meanwhile(directory: Path, segment: str) -> list[tuple[int, int]]:
+    def look_meanwhile(directory: Path, segment: str, lock_seconds: float) -> list[tuple[int, int]]:
         outcomes.append(two.send("a", A))
-        return ranges_in(directory, segment)
+        return ranges_in(directory, segment, lock_seconds)
 
     monkeypatch.setattr(idempotency_keys, "WAIT_SECONDS", 0.05)
     monkeypatch.setattr(segment, "ranges_in", look_meanwhile)
@@ -241,11 +242,11 @@ def test_retry_waits_for_a_database_that_is_locked(
     kill_while_storing(one, "a", A)
     locked = [True] * 3
 
-    def fail_at_first(directory: Path, segment: str) -> list[tuple[int, int]]:
+    def fail_at_first(directory: Path, segment: str, lock_seconds: float) -> list[tuple[int, int]]:
         if locked:
             locked.pop()
             raise OSError(errno.EBUSY, "keys.db is being opened for too long")
-        return ranges_in(directory, segment)
+        return ranges_in(directory, segment, lock_seconds)
 
     monkeypatch.setattr(segment, "ranges_in", fail_at_first)
     assert REPLAYED == two.send("a", A)
@@ -406,7 +407,7 @@ def test_a_segment_stays_open_until_its_size_is_recorded(
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
 
-    def fail(directory: Path, segment: str, size: int, *, is_last: bool = False) -> None:
+    def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
@@ -427,14 +428,47 @@ def test_a_stop_waits_for_the_commits_of_others(
     one, two = make_worker(), make_worker()
     assert STORED == one.send("a", A)
     assert STORED == two.send("b", B)
-    monkeypatch.setattr(database, "SEAL_LOCK_SECONDS", 0)
+    monkeypatch.setattr(writer, "SEAL_LOCK_SECONDS", 0)
     with closing(sqlite3.connect(tmp_path / "keys.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         monkeypatch.setattr(database, "block_thread", lambda seconds: other.rollback())
         one.storage.seal()
         assert 2 == len(list(tmp_path.glob("*.open")))
         two.storage.close()
-    assert 1 == len(list(tmp_path.glob("*.open")))
+        assert 1 == len(list(tmp_path.glob("*.open")))
+        other.execute("BEGIN IMMEDIATE")
+        one.storage.close()
+    assert [] == list(tmp_path.glob("*.open"))
+
+
+@pytest.mark.parametrize("wait_seconds", [0.8, 4.0])
+def test_batches_and_seals_wait_for_the_syncs_of_others(
+    make_worker: Callable[..., Worker],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_seconds: float,
+) -> None:
+    """On a slow disk, another worker's commit takes as long as a sync; a seal waits shorter."""
+    worker = make_worker()
+    assert STORED == worker.send("a", A)
+    with closing(sqlite3.connect(tmp_path / "keys.db", isolation_level=None)) as other:
+        slept = 0.0
+
+        def sleep(seconds: float) -> None:
+            nonlocal slept
+            slept += seconds
+            if slept >= wait_seconds and other.in_transaction:
+                other.rollback()
+
+        clock = SimpleNamespace(monotonic=lambda: slept)
+        monkeypatch.setattr(database, "time", clock)
+        monkeypatch.setattr(database, "block_thread", sleep)
+        other.execute("BEGIN IMMEDIATE")
+        assert STORED == worker.send("b", B)
+        slept = 0.0
+        other.execute("BEGIN IMMEDIATE")
+        worker.storage.seal()
+    assert (wait_seconds > 1) == bool(list(tmp_path.glob("*.open")))
 
 
 def test_lines_that_cannot_be_truncated_keep_their_key(
@@ -479,7 +513,7 @@ def test_a_retry_is_rejected_while_its_segment_cannot_be_recovered(
     kill_at(monkeypatch, "sync")
     kill_while_storing(one, "a", A)
 
-    def fail(directory: Path, segment: str, size: int) -> None:
+    def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
