@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import sys
@@ -29,9 +30,13 @@ log = logging.getLogger(__name__)
 #: The master kills a worker that takes longer to stop.
 STOP_SECONDS = 9
 
-#: The parts of it for open requests, and then for the drain.
+#: The parts of it for open requests, and then at least for the drain and its seals, which may use
+#: all that is left: on a slow disk, all workers wait for each other's syncs.
 REQUESTS_STOP_SECONDS = 4
 DRAIN_STOP_SECONDS = 3
+
+#: The part of it for everything else: to notice the stop, and to close the last files.
+OTHER_STOP_SECONDS = 2
 
 #: Seconds that a connection waits for a head during the stop.
 STOPPING_SECONDS = 0.5
@@ -97,6 +102,9 @@ class Worker(GeventWorker):
     is_told_to_stop = False
     _services: Services | None = None
 
+    #: The time by which the queue shall be stored and its segments sealed.
+    _drain_deadline = -math.inf
+
     def inherit(self, state: MasterState) -> None:
         """Take over the master's state; called in the master, before the fork."""
         self.state = state
@@ -119,7 +127,8 @@ class Worker(GeventWorker):
     def stop_services(self) -> None:
         """Store the queued batches; gunicorn also calls this in the master, without effect."""
         if self._services is not None:
-            self._services.stop(DRAIN_STOP_SECONDS)
+            left = self._drain_deadline - time.monotonic()
+            self._services.stop(max(left, DRAIN_STOP_SECONDS))
 
     def run(self) -> None:
         keep_freed_heap()
@@ -133,6 +142,7 @@ class Worker(GeventWorker):
             self.notify()
             gevent.sleep(TICK_SECONDS)
             self.share.tick()
+        self._drain_deadline = time.monotonic() + STOP_SECONDS - OTHER_STOP_SECONDS
         self.share.withdraw()
         gevent.killall(acceptors)
         for listener in self.sockets:

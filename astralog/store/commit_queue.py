@@ -65,6 +65,7 @@ class CommitQueue:
         self._housekeeping_thread = ThreadPool(1)
         self._is_started = False
         self._is_stopping = False
+        self._sealing = 0  # drains that have stored the queue and seal their segments
 
     def unavailable(self) -> str | None:
         """Return the code with which batches are rejected now, None if they are accepted."""
@@ -130,14 +131,17 @@ class CommitQueue:
     def stop(self, timeout_seconds: float) -> None:
         """Store the queued batches, seal the segments and end the drain pool.
 
-        Batches that cannot be stored in time are rejected.
+        Batches that cannot be stored in time are rejected, and segments that cannot be sealed in
+        time are left to the next start.
         """
         self._is_stopping = True
         self._batches.end_drains(len(self._drains))
         self._drains.join(timeout_seconds)
         self._batches.reject_all(STOPPING)
-        if len(self._drains):
+        if len(self._drains) > self._sealing:
             log.error("stopped before all queued batches were stored; the others are rejected")
+        elif self._sealing:
+            log.warning("stopped before all segments were sealed; the next start seals them")
         self._helpers.kill(block=False)
         with contextlib.suppress(OSError):  # without a thread; the end of the process closes all
             spawn_in_thread(self._housekeeping_thread, self._close_housekeeper)
@@ -172,7 +176,11 @@ class CommitQueue:
         finally:
             self._batches.finish(group, cause)
         if is_last:
-            self._drain_threads.call(storage.close)
+            self._sealing += 1
+            try:
+                self._drain_threads.call(storage.close)
+            finally:
+                self._sealing -= 1
         elif storage.is_maintenance_due():
             self._drain_threads.call(storage.maintain)
         return is_last

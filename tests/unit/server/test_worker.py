@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -227,3 +228,22 @@ def test_worker_uses_the_masters_settings_and_tokens(serving: Serving) -> None:
 def test_worker_stops_before_the_master_kills_it() -> None:
     parts = worker_module.REQUESTS_STOP_SECONDS + worker_module.DRAIN_STOP_SECONDS
     assert parts + 1 < worker_module.STOP_SECONDS
+
+
+@pytest.mark.parametrize(("requests_seconds", "drain_seconds"), [(0.5, 6.5), (4.5, 3.0)])
+def test_drain_and_seals_may_use_what_is_left_of_the_stop(
+    serving: Serving,
+    monkeypatch: pytest.MonkeyPatch,
+    requests_seconds: float,
+    drain_seconds: float,
+) -> None:
+    """On a slow disk, the seals of several workers take their time one after another."""
+    now = 1000.0
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now))
+    stops: list[float] = []
+    serving.worker._services = SimpleNamespace(stop=stops.append)  # type: ignore[assignment]
+    serving.start()
+    serving.stop()
+    now += requests_seconds
+    serving.worker.stop_services()
+    assert [drain_seconds] == stops

@@ -672,11 +672,30 @@ def test_remaining_batches_are_rejected_at_the_stop(
     gevent.sleep(0.01)
     queue.stop(0.05)
     assert "stopping" == result(waiting)
-    assert any(message.startswith("stopped before") for message in caplog.messages)
+    assert any(message.startswith("stopped before all queued") for message in caplog.messages)
     gate.open()
     assert result(taken) is None
     assert line(1) == stored(tmp_path)
     assert 0 == reserved(queue)
+
+
+def test_stop_logs_segments_that_are_not_sealed_in_time(
+    queue: CommitQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All batches are stored then, and none is said to be rejected."""
+    may_close = threading.Event()
+    close = Storage.close
+
+    def close_late(storage: Storage) -> None:
+        assert may_close.wait(TIMEOUT_SECONDS)
+        close(storage)
+
+    monkeypatch.setattr(Storage, "close", close_late)
+    assert commit(queue, line(1)) is None
+    queue.stop(0.05)
+    may_close.set()
+    expected = "stopped before all segments were sealed; the next start seals them"
+    assert [expected] == [text for text in caplog.messages if text.startswith("stopped")]
 
 
 @pytest.mark.parametrize(("url", "kept"), [("", []), ("http://127.0.0.1/logs", [plain("b")])])
