@@ -164,7 +164,7 @@ def _check_port(address: tuple[str, int]) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
-    except (socket.gaierror, UnicodeError):
+    except (socket.gaierror, UnicodeError, TypeError):  # a TypeError for a name that IDNA rejects
         raise ValueError("Unknown host; use an address of this machine, or 0.0.0.0.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:

@@ -91,6 +91,7 @@ def test_foreign_address_and_unknown_host_are_rejected() -> None:
     assert "Not an address of this machine" in problem_of(("192.0.2.1", 8080))
     assert "Unknown host" in problem_of(("no-such-host.invalid", 8080))
     assert "Unknown host" in problem_of(("a..b", 8080))
+    assert "Unknown host" in problem_of(("ä..b", 8080))
 
 
 def test_address_that_becomes_free_is_accepted(
