@@ -49,7 +49,8 @@ def add(*, projects: tuple[str, ...], allow: str | None, rate: str | None, path:
     options = [f"allow={allow}"] if allow else []
     options += [f"rate={rate}"] if rate else []
     line = " ".join([new, *projects, *options])
-    made = _parse(line.encode(), "the new token")
+    encoded = line.encode(errors="surrogateescape")  # invalid UTF-8 as it was typed, to be rejected
+    made = _parse(encoded, "the new token")
     if (made[0].projects or frozenset()) != frozenset(projects):
         raise click.UsageError("A project's name has no spaces and no =, and begins without #.")
     path = _real(path)
@@ -57,7 +58,7 @@ def add(*, projects: tuple[str, ...], allow: str | None, rate: str | None, path:
         content = path.read_bytes() if path.exists() else b""
         if content and not content.endswith((b"\n", b"\r")):
             content += b"\n"
-        content += line.encode() + b"\n"
+        content += encoded + b"\n"
         _parse(content, str(path))
         _replace(path, content)
     click.echo(new)

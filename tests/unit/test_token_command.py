@@ -103,6 +103,15 @@ def test_add_of_a_faulty_option_changes_nothing(path: Path, arguments: tuple[str
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("option", ["--project", "--rate"])
+def test_add_of_an_option_in_invalid_utf8_is_rejected(path: Path, option: str) -> None:
+    """Python passes the bytes of such an argument as lone surrogates."""
+    result = run("add", option, "caf\udce9", path=path)
+    assert result.exit_code == 1
+    assert "Error: the new token, line 1: " in result.output
+    assert path.read_bytes() == CONTENT
+
+
 def test_add_to_a_faulty_file_changes_nothing(path: Path) -> None:
     """A running service would reject the file, so the new token would not work."""
     path.write_bytes(b"one alow=write\n")
