@@ -55,7 +55,7 @@ def add(*, projects: tuple[str, ...], allow: str | None, rate: str | None, path:
         raise click.UsageError("A project's name has no spaces and no =, and begins without #.")
     path = _real(path)
     with _locked(path):
-        content = path.read_bytes() if path.exists() else b""
+        content = _read(path) if path.exists() else b""
         if content and not content.endswith((b"\n", b"\r")):
             content += b"\n"
         content += encoded + b"\n"
@@ -68,7 +68,7 @@ def add(*, projects: tuple[str, ...], allow: str | None, rate: str | None, path:
 @_file
 def list_tokens(*, path: Path) -> None:
     """List the names and grants of the tokens, never the tokens."""
-    tokens = _parse(_real(path).read_bytes(), str(path))
+    tokens = _parse(_read(path), str(path))
     rows = [("name", "projects", "allow", "rate"), *map(_row, tokens)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -80,7 +80,7 @@ def list_tokens(*, path: Path) -> None:
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 def check(*, path: Path) -> None:
     """Check a tokens file, and name each faulty line by its number."""
-    number = len(_parse(_real(path).read_bytes(), str(path)))
+    number = len(_parse(_read(path), str(path)))
     click.echo(f"{path}: {number} {'token' if number == 1 else 'tokens'}")
 
 
@@ -88,10 +88,22 @@ def make_token() -> str:
     return secrets.token_urlsafe(32)
 
 
+def _read(path: Path) -> bytes:
+    """Return the content of a file that the service would read; else end the command."""
+    with _faults_shown():
+        return tokens_file.read_file(Path(os.path.expanduser(path)), str(path))
+
+
 def _parse(content: bytes, place: str) -> list[Token]:
-    """Return the tokens of a file; end the command with one line for each fault."""
-    try:
+    with _faults_shown():
         return list(tokens_file.by_digest(tokens_file.parse(content, place)).values())
+
+
+@contextlib.contextmanager
+def _faults_shown() -> Iterator[None]:
+    """End the command with one line for each fault."""
+    try:
+        yield
     except InvalidSettings as error:
         raise click.ClickException("\n".join(error.problems)) from None
 

@@ -77,6 +77,25 @@ def digest_of(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
+def read_file(path: Path, place: str) -> bytes:
+    """Return the content of a tokens file, without waiting for another program.
+
+    A pipe would block its reader until somebody writes, and a device such as /dev/zero has no end.
+    Raises OSError, and InvalidSettings if it is no regular file or too large.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidSettings([f"{place}: Is not a file, but a pipe or a device."])
+        if status.st_size > MAX_FILE_BYTES:
+            raise InvalidSettings([f"{place}: Is larger than {MAX_FILE_BYTES} bytes."])
+        return file.read(MAX_FILE_BYTES)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 class WatchedFile:
     """A file that other programs write; it is read once it has stopped changing.
 
@@ -111,26 +130,13 @@ class WatchedFile:
                 return None
             if version != self._seen:
                 self._seen, self._seen_at = version, time.monotonic()
-            content = self._read()
+            content = read_file(self._path, self.place)
             if not self._is_at_rest(content) or self._version() != version:
                 return None
         except OSError as error:
             raise InvalidSettings([f"{self.place}: {error.strerror}."]) from None
         self._taken = version
         return content
-
-    def _read(self) -> bytes:
-        """Return the content, without waiting for another program; raises InvalidSettings.
-
-        A pipe blocks its reader until somebody writes, and a device such as /dev/zero has no end.
-        """
-        with open(self._path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidSettings([f"{self.place}: Is not a file, but a pipe or a device."])
-            if status.st_size > MAX_FILE_BYTES:
-                raise InvalidSettings([f"{self.place}: Is larger than {MAX_FILE_BYTES} bytes."])
-            return file.read(MAX_FILE_BYTES)
 
     def _is_at_rest(self, content: bytes) -> bool:
         is_finished = content.endswith((b"\n", b"\r"))
@@ -143,10 +149,6 @@ class WatchedFile:
         status = self._path.stat()
         times = status.st_mtime_ns, status.st_ctime_ns  # rsync and others set the first one back
         return status.st_dev, status.st_ino, status.st_size, *times
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse(content: bytes, place: str) -> list[Token]:

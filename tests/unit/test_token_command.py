@@ -10,7 +10,7 @@ import click.testing
 import pytest
 from click.testing import CliRunner
 
-from astralog import token_command
+from astralog import token_command, tokens_file
 from astralog.tokens_file import ALL_SCOPES, Token, parse
 
 CONTENT = b"# senders\none org-xyz allow=write rate=0.5MB/s # shop\n\ntwo"
@@ -196,6 +196,28 @@ def test_check_counts_the_tokens_or_names_the_lines(path: Path) -> None:
     assert "secret" not in result.output
     path.write_bytes(b"one\none\n")
     assert "line 2: The token of" in run("check", path).output
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("list", "--file"), ("add", "--file")])
+def test_file_that_the_service_does_not_read_is_rejected(
+    path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_file, "MAX_FILE_BYTES", 3)
+    result = run(*arguments, path)
+    assert (result.exit_code, result.output) == (1, f"Error: {path}: Is larger than 3 bytes.\n")
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("list", "--file")])
+def test_device_or_pipe_is_no_tokens_file(arguments: tuple[str, ...]) -> None:
+    """The second path leads to a pipe without a name, as /dev/stdin may."""
+    reading, writing = os.pipe()
+    os.close(writing)
+    with open(reading):
+        for path in ("/dev/null", f"/proc/self/fd/{reading}"):
+            result = run(*arguments, path)
+            expected = f"Error: {path}: Is not a file, but a pipe or a device.\n"
+            assert (result.exit_code, result.output) == (1, expected)
 
 
 @pytest.mark.parametrize("command", ["add", "list"])

@@ -238,15 +238,15 @@ def test_file_that_changes_during_its_read_is_read_again(
     """The content may be half old and half new, so the next check reads it again."""
     write_tokens(path, "one\n")
     file = WatchedFile(path, "file")
-    read = WatchedFile._read
+    read = tokens_file.read_file
 
-    def read_and_write(watched: WatchedFile) -> bytes:
-        content = read(watched)
+    def read_and_write(path: Path, place: str) -> bytes:
+        content = read(path, place)
         write_tokens(path, "longer\n")
         return content
 
     with monkeypatch.context() as patch:
-        patch.setattr(WatchedFile, "_read", read_and_write)
+        patch.setattr(tokens_file, "read_file", read_and_write)
         assert file.read_changed() is None
     assert b"longer\n" == file.read_changed()
 
