@@ -23,13 +23,13 @@ $(VENV)/.installed: requirements/base.lock setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo 'make: $(PYTHON) cannot make a virtual environment; on Debian: sudo apt-get install python3-venv'; exit 1; }
 	@mkdir -p $(VENV) 2>/dev/null && test -w $(VENV) || \
-		{ echo 'make: $(CURDIR) is read-only, or not yours; use a directory that you may write to'; exit 1; }
+		{ echo "make: $$PWD is read-only, or not yours; use a directory that you may write to"; exit 1; }
 	@test "$$(df -Pk $(VENV) | awk 'NR == 2 {print int($$4 / 1024)}')" -ge $(INSTALL_MB) || \
-		{ echo 'make: less than $(INSTALL_MB) MB are free for $(CURDIR)/$(VENV); free some space'; exit 1; }
+		{ echo "make: less than $(INSTALL_MB) MB are free for $$PWD/$(VENV); free some space"; exit 1; }
 	$(PYTHON) -m venv $(if $(IS_MOVED),--clear) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/base.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	echo '$(CURDIR)' > $@
+	pwd -P > $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock

@@ -57,6 +57,15 @@ def test_missing_python_is_named(tmp_path: Path) -> None:
     assert "is not Python 3.11 or later" in fail_to_run(tmp_path, "/missing/python3")
 
 
+def test_directory_with_a_quote_is_none_of_the_shell(tmp_path: Path) -> None:
+    """Its name reaches each check, and the line of a failure, as it is."""
+    clone = tmp_path / """Ann's "clone" `false` $HOME"""
+    clone.mkdir()
+    copy_inputs(clone)
+    (clone / ".venv").touch()  # in the place of a directory
+    assert f"make: {clone} is read-only, or not yours" in fail_to_run(clone)
+
+
 def test_missing_venv_is_named(tmp_path: Path) -> None:
     """Debian's Python alone cannot make a virtual environment."""
     copy_inputs(tmp_path)
@@ -89,12 +98,13 @@ def planned(directory: Path) -> str:
 
 def test_environment_of_a_moved_clone_is_made_anew(tmp_path: Path) -> None:
     """The scripts of an environment hold its path."""
-    clone, moved = tmp_path / "a clone", tmp_path / "another place"
+    clone, moved = tmp_path / "Ann's clone", tmp_path / "another place"
     (clone / ".venv").mkdir(parents=True)
     copy_inputs(clone)
     command = planned(clone).splitlines()[-1]
-    assert f"echo '{clone}' > .venv/.installed" == command
+    assert "pwd -P > .venv/.installed" == command
     subprocess.run(command, cwd=clone, shell=True, check=True)
+    assert f"{clone}\n" == (clone / ".venv/.installed").read_text()
     assert "Nothing to be done" in planned(clone)
     clone.rename(moved)
     assert "venv --clear .venv" in planned(moved)
