@@ -1,5 +1,6 @@
 """Standard streams that are closed or whose device is full, and untrusted text for them."""
 
+import atexit
 import contextlib
 import os
 import re
@@ -26,6 +27,7 @@ def reopen_closed_streams() -> None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    atexit.register(_discard_unwritten_errors)
 
 
 def print_errors(lines: Iterable[str]) -> None:
@@ -35,8 +37,16 @@ def print_errors(lines: Iterable[str]) -> None:
 
 
 def discard_output() -> None:
-    """Discard unwritten output, which Python would try to write again when it ends."""
+    """Discard unwritten output; else Python tries to write it again when it ends, and exits 120."""
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _discard_unwritten_errors() -> None:
+    """Discard lines that stderr did not accept, so that the exit status stays as it is."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 # Control characters, line ends, and characters that change the direction of writing.

@@ -23,6 +23,9 @@ from tests.support.fake_system import BreakOs, Disk, Fault
 from tests.support.launcher import defer_url_builders
 from tests.support.service import TOKEN, heed_signals
 
+# Set as in many containers, it hides the output that Python fails to write as it ends.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 heed_signals()
 defer_url_builders()
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from astralog.resources import count_cores, keep_freed_heap
+from astralog.standard_streams import discard_output
 from astralog.store.merge import Arrival, Part, newest_arrivals, oldest_arrivals, parts_since
 from astralog.store.reader import ReadBudget, Select
 from astralog.view import options
@@ -57,6 +58,7 @@ class _Command(click.Command):
         except click.ClickException as error:
             raise Failed(error.message) from None
         except OSError as error:
+            discard_output()
             raise Failed(f"cannot write: {error.strerror}") from None
 
 

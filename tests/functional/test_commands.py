@@ -161,7 +161,7 @@ def test_the_service_outlives_the_reader_of_its_log(tmp_path: Path) -> None:
         RedirectedService(tmp_path, "astralog serve", f"2>&{writing}", writing) as service,
     ):
         assert 200 == service.drain(make_batch("a")).status
-        service.stop()
+        assert 0 == service.stop()
     assert ["a"] == [log["message"] for log in service.logs()]
 
 
