@@ -65,9 +65,12 @@ $(VENV)/.installed-sql: $(VENV)/.installed requirements/sql.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sql.lock
 	touch $@
 
+# In the environment, neither make nor the shell changes a query: $ and quotes stay.
+sql: export QUERY := $(value SQL)
+
 .PHONY: sql
 sql: $(VENV)/.installed-sql ## Query all logs with DuckDB; SQL="SELECT count(*) FROM logs"
-	@$(BIN)/astralog sql "$(SQL)"
+	@$(BIN)/astralog sql "$$QUERY"
 
 # Hundreds of tests start the service, so its code is compiled first.
 test test-quick: export PYTHONDONTWRITEBYTECODE =

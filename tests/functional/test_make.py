@@ -108,3 +108,19 @@ def test_environment_of_a_moved_clone_is_made_anew(tmp_path: Path) -> None:
     assert "Nothing to be done" in planned(clone)
     clone.rename(moved)
     assert "venv --clear .venv" in planned(moved)
+
+
+def test_query_reaches_the_command_unchanged(tmp_path: Path) -> None:
+    """Names in double quotes and paths in JSON are usual in SQL."""
+    copy_inputs(tmp_path)
+    binaries = tmp_path / ".venv/bin"
+    binaries.mkdir(parents=True)
+    (tmp_path / ".venv/.installed").write_text(f"{tmp_path}\n")
+    (tmp_path / ".venv/.installed-sql").touch()
+    (binaries / "astralog").write_text('#!/bin/sh\nprintf %s "$2"\n')
+    (binaries / "astralog").chmod(0o755)
+    query = """SELECT "a b", metadata->>'$.user_id' FROM logs -- `id` $(id) #\\n"""
+    command = ["make", "--no-print-directory", "sql", "VENV=.venv", f"SQL={query}"]
+    assert query == subprocess.check_output(
+        command, cwd=tmp_path, text=True, timeout=TIMEOUT_SECONDS
+    )
