@@ -130,7 +130,7 @@ def test_second_service_names_the_process_that_has_the_port(tmp_path: Path) -> N
 
 
 def test_socket_in_use_stays_with_its_process(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as taken, tempfile.TemporaryDirectory() as short:
+    with socket.socket(socket.AF_UNIX) as taken, tempfile.TemporaryDirectory(dir="/tmp") as short:
         taken.bind(f"{short}/socket")
         taken.listen()
         line = start_line(Service(tmp_path, bind=f"unix:{short}/socket"))
@@ -146,7 +146,7 @@ def test_socket_in_use_stays_with_its_process(tmp_path: Path) -> None:
 def test_path_of_something_else_is_no_socket(
     tmp_path: Path, make: Callable[[Path], None], kind: str
 ) -> None:
-    with tempfile.TemporaryDirectory() as short:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
         path = Path(short, "socket")
         make(path)
         line = start_line(Service(tmp_path, bind=f"unix:{path}"))

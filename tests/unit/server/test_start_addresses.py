@@ -22,7 +22,7 @@ def _try_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """Return a directory with a path short enough for sockets."""
-    with tempfile.TemporaryDirectory(prefix="astralog-") as made:
+    with tempfile.TemporaryDirectory(prefix="astralog-", dir="/tmp") as made:
         yield Path(made)
 
 
