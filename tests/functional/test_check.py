@@ -1,6 +1,7 @@
 """`astralog check` with the service, and with other servers."""
 
 import os
+import shlex
 import ssl
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_make_smoke_checks_a_deployment(tmp_path: Path) -> None:
         arguments = [
             f"URL={url_of(service)}",
             f"TOKEN={TOKEN}",
-            f"BIN={Path(sys.executable).parent}",
+            f"BIN={shlex.quote(str(Path(sys.executable).parent))}",
         ]
         command = ["make", "--no-print-directory", "-o", "install", "smoke", *arguments]
         output = subprocess.run(

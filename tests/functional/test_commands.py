@@ -1,6 +1,7 @@
 """Commands with closed, broken or full standard streams, or an unusable directory."""
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import pytest
 
 from tests.support.connections import free_port
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
-from tests.support.tail import COMMAND, make_line, make_name, make_segment
+from tests.support.tail import COMMAND, QUOTED_COMMAND, make_line, make_name, make_segment
 
 PRINTING = ["token", "--help", "--version", "tail --help", "forward --help", "tail", "tail -f"]
 
@@ -42,7 +43,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a shell with redirected streams."""
     return subprocess.run(
-        ["bash", "-c", f"exec {COMMAND} {arguments} {redirection}"],
+        ["bash", "-c", f"exec {QUOTED_COMMAND} {arguments} {redirection}"],
         env=os.environ
         | {"ASTRALOG_DATA_DIR": str(data_dir), "ASTRALOG_CLICKHOUSE_URL": clickhouse_url},
         stdout=stdout,
@@ -116,7 +117,7 @@ class RedirectedService(Service):
         self.inherited = inherited
         self.address = ("127.0.0.1", port)
         self.workers = 1
-        self._line = f"exec {Path(COMMAND).parent}/{program} {redirection}"
+        self._line = f"exec {shlex.quote(str(COMMAND.parent))}/{program} {redirection}"
 
     def command(self) -> list[str]:
         """Return the command that starts the service."""

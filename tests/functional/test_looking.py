@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from tests.support.service import ROOT, Service, make_log, wait_for
-from tests.support.tail import COMMAND, make_line, make_name, make_segment, tail
+from tests.support.tail import QUOTED_COMMAND, make_line, make_name, make_segment, tail
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
 LNAV_FORMAT = ROOT / "deploy" / "lnav" / "astralog.json"
@@ -193,7 +193,9 @@ def test_lnav_shows_times_with_and_without_a_fraction(
         r"^.venv/bin/astralog (tail .* sed .*) > /tmp/logs.ndjson$", DOCUMENT, re.M
     )
     result = tmp_path / "logs.ndjson"
-    subprocess.run(["bash", "-ec", f"{COMMAND} {command} > {result}"], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["bash", "-ec", f"{QUOTED_COMMAND} {command} > {result}"], cwd=tmp_path, check=True
+    )
     stored = [json.loads(line) for line in result.read_text().splitlines()]
     assert times == [log["metadata"]["timestamp"] for log in stored]
     rows = query_lnav(lnav_environ, result, "log_time, log_body")

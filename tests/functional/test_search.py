@@ -15,6 +15,7 @@ import pytest
 from tests.support.service import TIMEOUT_SECONDS, TOKEN, Service, make_batch, wait_for
 from tests.support.tail import (
     COMMAND,
+    QUOTED_COMMAND,
     make_line,
     make_name,
     make_segment,
@@ -155,14 +156,14 @@ def test_unreadable_segment_exits_2_after_the_rest(tmp_path: Path) -> None:
     [("> /dev/full", "No space left on device"), (">&-", "stdout is closed")],
 )
 def test_lost_output_exits_2(data_dir: Path, options: str, redirection: str, reason: str) -> None:
-    command = f"{COMMAND} search {options} --data-dir {data_dir} {redirection}"
+    command = f"{QUOTED_COMMAND} search {options} --data-dir {data_dir} {redirection}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (2, f"Error: cannot write: {reason}\n")
 
 
 def test_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
     make_segment(tmp_path, make_name(0), *[make_line("x" * 1000)] * 2000)
-    command = f"{COMMAND} search --data-dir {tmp_path} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{QUOTED_COMMAND} search --data-dir {tmp_path} | head -n 1; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "" == result.stderr
     assert result.stdout.splitlines()[1] == str(128 + signal.SIGPIPE)

@@ -9,7 +9,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tests.support.tail import COMMAND, compress, make_line, make_name, make_segment, run
+from tests.support.tail import (
+    COMMAND,
+    QUOTED_COMMAND,
+    compress,
+    make_line,
+    make_name,
+    make_segment,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +118,8 @@ def test_damaged_segment_is_explained(tmp_path: Path) -> None:
 def test_lost_output_is_one_line(data_dir: Path, output_format: str) -> None:
     """Also if the query has more rows, which DuckDB still writes."""
     query = "FROM range(100000)"
-    command = (
-        f"{COMMAND} sql --data-dir \"{data_dir}\" --format {output_format} '{query}' > /dev/full"
-    )
+    options = f'--data-dir "{data_dir}" --format {output_format}'
+    command = f"{QUOTED_COMMAND} sql {options} '{query}' > /dev/full"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     expected = (1, "Error: cannot write: No space left on device\n")
     assert (result.returncode, result.stderr) == expected

@@ -14,6 +14,7 @@ from tests.support.load import Load
 from tests.support.service import ROOT, TIMEOUT_SECONDS, Service, make_batch, wait_for
 from tests.support.tail import (
     COMMAND,
+    QUOTED_COMMAND,
     Tail,
     make_line,
     make_name,
@@ -257,9 +258,8 @@ def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("options", ["-n all", "-f", "-f -n 1"])
 def test_closed_pipe_ends_it(data_dir: Path, options: str) -> None:
     """At once and silently, also while no log arrives."""
-    result = run_in_shell(
-        f"{COMMAND} tail --data-dir {data_dir} {options} | head -n 1; echo ${{PIPESTATUS[0]}}"
-    )
+    command = f"{QUOTED_COMMAND} tail --data-dir {data_dir} {options}"
+    result = run_in_shell(f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}")
     assert "" == result.stderr
     log, status = result.stdout.splitlines()
     assert log.startswith("2")
@@ -287,7 +287,7 @@ def test_closed_pipe_ends_it_with_sigpipe_blocked(data_dir: Path) -> None:
 
 def test_an_output_that_is_full_is_an_error(data_dir: Path) -> None:
     """It is one line on stderr."""
-    result = run_in_shell(f"{COMMAND} tail --data-dir {data_dir} > /dev/full")
+    result = run_in_shell(f"{QUOTED_COMMAND} tail --data-dir {data_dir} > /dev/full")
     assert (1, "Error: cannot write: No space left on device\n") == (
         result.returncode,
         result.stderr,

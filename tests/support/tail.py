@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ else:
     from backports import zstd
 
 COMMAND = Path(sys.executable).parent / "astralog"
+
+#: The command as a word of a shell, since the path of the checkout may have spaces.
+QUOTED_COMMAND = shlex.quote(str(COMMAND))
 
 
 def tail(data_dir: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
