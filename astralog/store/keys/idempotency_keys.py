@@ -314,8 +314,9 @@ BLOCK_BYTES = 1024 * 1024
 MAX_SEGMENTS = 1000
 
 #: Seconds that the earlier tries of a commit group are waited for: their segments may be recovered
-#: or renamed meanwhile, which takes a sync or two, or the database be locked. Then 503.
-WAIT_SECONDS = 1.0
+#: or renamed meanwhile, which takes five syncs of a slow disk, or the database be locked. Then 503.
+#: Less than a commit may take, so that the other batches of the group are stored in time.
+WAIT_SECONDS = 5.0
 
 #: Seconds between two attempts.
 PAUSE_SECONDS = 0.01

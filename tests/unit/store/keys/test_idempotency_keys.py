@@ -1,6 +1,7 @@
 """Batches with keys, with failures of processes, disks and machines at every step."""
 
 import errno
+import fcntl
 import itertools
 import os
 import sqlite3
@@ -18,11 +19,12 @@ from gevent.threadpool import ThreadPool
 from astralog.errors import STORAGE_FAILED, Rejection
 from astralog.settings import Settings
 from astralog.store import segment, writer
+from astralog.store.files import lock_byte
 from astralog.store.keys import database, idempotency_keys
 from astralog.store.keys.claims import make_key
 from astralog.store.keys.database import Database, ranges_in
 from astralog.store.keys.idempotency_keys import IdempotencyKeys
-from astralog.store.segment import recover_file
+from astralog.store.segment import RECOVERY_BYTE, recover_file
 from tests.support.fake_system import BreakOs
 from tests.support.segment_files import stored
 from tests.unit.store.keys.workers import (
@@ -231,6 +233,33 @@ def test_segment_under_recovery_is_not_synced(
     assert ["storage_failed"] == outcomes
     assert [] == [file for file in syncs.calls if ".ndjson" in file]
     assert REPLAYED == two.send("a", A)
+
+
+def test_retry_waits_for_a_recovery_on_a_slow_disk(
+    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process recovers the segment with five syncs, of 0.7 s each."""
+    one, two = make_worker(), make_worker()
+    kill_at(monkeypatch, "sync")
+    kill_while_storing(one, "a", A)
+    (path,) = tmp_path.glob("*.open")
+    slept = 0.0
+    fd = os.open(path, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    lock_byte(fd, RECOVERY_BYTE)
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept, fd
+        slept += seconds
+        if slept >= 5 * 0.7 and fd >= 0:
+            os.close(fd)
+            fd = -1
+            recover_file(path)
+
+    monkeypatch.setattr(idempotency_keys, "time", SimpleNamespace(monotonic=lambda: slept))
+    monkeypatch.setattr(idempotency_keys, "block_thread", sleep)
+    assert REPLAYED == two.send("a", A)
+    assert A == stored(tmp_path)
 
 
 def test_retry_waits_for_a_database_that_is_locked(
