@@ -61,7 +61,8 @@ export class Search {
     });
     this.more.addEventListener("click", () => (this.running ? this.stop() : this.goOn()));
     byId("search-view").addEventListener("keydown", (event) => event.key === "Escape" && this.stop());
-    new IntersectionObserver(([seen]) => seen.isIntersecting && this.goesOnAlone && this.goOn()).observe(this.more);
+    this.observer = new IntersectionObserver(([seen]) => seen.isIntersecting && this.goesOnAlone && this.goOn());
+    this.observer.observe(this.more);
     this.forget();
   }
 
@@ -134,6 +135,7 @@ export class Search {
     try {
       await this.collect(running.signal);
       if (running !== this.running) return;
+      this.observer.takeRecords(); // that the button was in view before these logs were above it
       this.goesOnAlone = this.before !== null;
       this.end(this.before === null ? "All stored logs were searched" : "There may be older logs");
     } catch (error) {
