@@ -33,7 +33,7 @@ from astralog.log import LogOnce
 from astralog.settings import Settings
 from astralog.store.files import lock_byte
 from astralog.store.keys.claims import Claim, Key, KeyedBatch, KeyLocks, Outcome
-from astralog.store.keys.database import Database, Entry, Record, block_thread
+from astralog.store.keys.database import LOCK_SECONDS, Database, Entry, Record, block_thread
 from astralog.store.keys.upkeep import KeyUpkeep
 from astralog.store.names import Form, SegmentName
 from astralog.store.reader import READ_ERRORS, size_of_lines
@@ -315,8 +315,8 @@ MAX_SEGMENTS = 1000
 
 #: Seconds that the earlier tries of a commit group are waited for: their segments may be recovered
 #: or renamed meanwhile, which takes five syncs of a slow disk, or the database be locked. Then 503.
-#: Less than a commit may take, so that the other batches of the group are stored in time.
-WAIT_SECONDS = 5.0
+#: As long as for the database itself, and for the same reason.
+WAIT_SECONDS = LOCK_SECONDS
 
 #: Seconds between two attempts.
 PAUSE_SECONDS = 0.01

@@ -23,8 +23,8 @@ COUNTED_ROWS = 50_000
 #: Bytes of the log above which it is copied into the database.
 LOG_BYTES = 1024 * 1024
 
-#: Milliseconds that a checkpoint waits for other processes, while they wait for it: their commit
-#: takes a sync, and a checkpoint that waits in vain is repeated, with all of its own syncs.
+#: Milliseconds that a checkpoint waits for other processes, while they wait for it. A commit of
+#: theirs takes a sync. After a wait in vain, the whole checkpoint is repeated with its syncs.
 WAIT_MS = 1000
 
 #: Share of the limit below which a token no longer counts as one with too many keys.

@@ -495,7 +495,7 @@ def test_answers_with_too_few_rows_cause_no_loop(
 
 
 def test_a_stop_in_a_finalizer_is_not_lost(settings: Settings, server: FakeServer) -> None:
-    """Python drops what is raised while it finalizes a file or a response."""
+    """Python drops an exception that a finalizer of a file or response raises."""
     stop = forwarders.Stop()
 
     class Response(io.IOBase):
